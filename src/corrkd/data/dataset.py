@@ -1,0 +1,170 @@
+"""The one shape in which samples travel: every reader makes a `MultimodalDataset`, everything else takes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from corrkd.errors import CorrKDError
+
+FloatArray = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
+StrArray = npt.NDArray[np.str_]
+
+SPLITS = ("train", "valid", "test")
+
+Posterior = Callable[[str, Mapping[str, BoolArray]], npt.NDArray[np.float64]]
+"""(split name, which frames are visible per modality, each (N, T_m)) -> exact class probabilities (N, K)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """The samples of one split. N samples; modality m has up to T_m frames of width d_m.
+
+    Three things are told apart: *padding* (frames beyond a sample's length: they never were there), *naturally missing*
+    (inside the length, absent in the data: `present` is False) and *dropped* (by us; never stored here).
+
+    Attributes:
+        frames: per modality (N, T_m, d_m) float32, right-padded: the frames that exist come first. Finite everywhere, zero in the
+            padding. May be memory-mapped, so take rows, not the whole. One vector per sample is T_m = 1.
+        lengths: per modality (N,) how many frames exist, 1 <= length <= T_m.
+        present: per modality (N, T_m), True where a frame exists and is not naturally missing.
+        ids: (N,) one string per sample, unique within the dataset.
+        scores: (N,) float64 sentiment scores, or None where the data has classes only.
+        labels: (N,) integer classes as given, or (N, Q) yes/no answers in {0, 1}, or None where the data has scores only.
+        groups: who or what the sample belongs to, by name ("video", "session", "person", "speaker"): (N,) strings each.
+        order: (N,) position within the sample's video or session, or None where unknown.
+    """
+
+    frames: Mapping[str, FloatArray]
+    lengths: Mapping[str, IntArray]
+    present: Mapping[str, BoolArray]
+    ids: StrArray
+    scores: npt.NDArray[np.float64] | None = None
+    labels: IntArray | None = None
+    groups: Mapping[str, StrArray] = field(default_factory=dict)
+    order: IntArray | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def exists(self, modality: str) -> BoolArray:
+        """Which frames are not padding: (N, T_m)."""
+        return np.arange(self.frames[modality].shape[1])[None, :] < self.lengths[modality][:, None]
+
+    def naturally_incomplete(self) -> BoolArray:
+        """Which samples the data itself leaves incomplete: (N,), True where an existing frame of any modality is absent."""
+        missing = [(self.exists(m) & ~self.present[m]).any(1) for m in self.frames]
+        return np.any(missing, axis=0)
+
+    def take(self, rows: IntArray | BoolArray) -> Split:
+        """The samples at `rows` (indices or a mask), in that order. Copies the frames taken."""
+        return Split(
+            frames={m: np.asarray(x[rows]) for m, x in self.frames.items()},
+            lengths={m: x[rows] for m, x in self.lengths.items()},
+            present={m: x[rows] for m, x in self.present.items()},
+            ids=self.ids[rows],
+            scores=None if self.scores is None else self.scores[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            groups={g: x[rows] for g, x in self.groups.items()},
+            order=None if self.order is None else self.order[rows],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultimodalDataset:
+    """Named splits of samples with the same modalities.
+
+    Attributes:
+        name: what reports call it.
+        splits: from "train", "valid", "test"; a dataset may lack some.
+        class_names: names of the classes in `labels`, where the data names them: K of them, or () where it does not.
+        question_names: names of the yes/no questions, for labels of shape (N, Q); else ().
+        score_range: (lowest, highest) score that annotators could give, where known (MOSI: (-3, 3)); else None.
+        layout: the reader that made it, for people ("MMSA aligned", "npz arrays", ...).
+        missing_rule: how naturally missing frames were found, in words, by modality.
+        notes: what a reader repaired or assumed, in words, a line each.
+        sha256: of the source file; "" for data made in memory. For a folder: of its files' sums.
+        posterior: the exact class posterior given what is visible, for data whose law is known (the built-in one); else None.
+        extra: small JSON-able facts a reader wants to hand on to `inspect`.
+    """
+
+    name: str
+    splits: Mapping[str, Split]
+    class_names: tuple[str, ...] = ()
+    question_names: tuple[str, ...] = ()
+    score_range: tuple[float, float] | None = None
+    layout: str = "in memory"
+    missing_rule: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    sha256: str = ""
+    posterior: Posterior | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.splits:
+            raise CorrKDError(f"dataset {self.name}: no split; expected some of {', '.join(SPLITS)}")
+        shapes = {name: split_shape(split) for name, split in self.splits.items()}
+        first = next(iter(shapes.values()))
+        for name, shape in shapes.items():
+            if shape != first:
+                raise CorrKDError(f"dataset {self.name}: split {name} has modalities {shape}, another split has {first}")
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities, in the dataset's own order."""
+        return tuple(next(iter(self.splits.values())).frames)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Feature width d_m by modality."""
+        return {m: int(x.shape[2]) for m, x in next(iter(self.splits.values())).frames.items()}
+
+    def split(self, name: str) -> Split:
+        """One split by name. Raises CorrKDError where the dataset has no such split."""
+        if name not in self.splits:
+            raise CorrKDError(f"dataset {self.name}: has no split {name!r}; it has {', '.join(self.splits)}")
+        return self.splits[name]
+
+
+def split_shape(split: Split) -> dict[str, int]:
+    """Feature width by modality: what all splits of a dataset must agree on (lengths may differ)."""
+    return {m: int(x.shape[2]) for m, x in split.frames.items()}
+
+
+def check_split(name: str, split: Split) -> None:
+    """What every reader's result must satisfy. `name` says where, as in "mosi.pkl, train". Raises CorrKDError with one line."""
+    count = len(split.ids)
+    if count == 0:
+        raise CorrKDError(f"{name}: no samples")
+    if not split.frames:
+        raise CorrKDError(f"{name}: no modality found")
+    if len(np.unique(split.ids)) != count:
+        raise CorrKDError(f"{name}: sample ids are not unique")
+    for modality, frames in split.frames.items():
+        where = f"{name}, modality {modality}"
+        if frames.ndim != 3 or len(frames) != count:
+            raise CorrKDError(f"{where}: shape {frames.shape}, expected ({count}, frames, width)")
+        if frames.shape[2] == 0 or frames.shape[1] == 0:
+            raise CorrKDError(f"{where}: zero width or no frames (shape {frames.shape}); leave the modality out")
+        lengths = split.lengths[modality]
+        if lengths.shape != (count,) or lengths.min() < 1 or lengths.max() > frames.shape[1]:
+            raise CorrKDError(
+                f"{where}: lengths run from {lengths.min()} to {lengths.max()}, but the array holds 1 to {frames.shape[1]} frames"
+            )
+        if split.present[modality].shape != frames.shape[:2]:
+            raise CorrKDError(f"{where}: `present` has shape {split.present[modality].shape}, expected {frames.shape[:2]}")
+        if not split.present[modality].any():
+            raise CorrKDError(f"{where}: no frame of it is present in any sample; leave the modality out")
+    if split.scores is None and split.labels is None:
+        raise CorrKDError(f"{name}: neither scores nor labels")
+    if split.scores is not None and (split.scores.shape != (count,) or not np.isfinite(split.scores).all()):
+        bad = "shape " + str(split.scores.shape) if split.scores.shape != (count,) else "NaN or infinite values"
+        raise CorrKDError(f"{name}: scores have {bad}; expected ({count},) finite numbers")
+    if split.labels is not None and (len(split.labels) != count or split.labels.min() < 0):
+        raise CorrKDError(f"{name}: labels must be {count} classes from 0 up; found {split.labels.shape}, lowest {split.labels.min()}")

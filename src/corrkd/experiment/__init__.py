@@ -1,0 +1,1 @@
+"""corrkd.experiment."""
