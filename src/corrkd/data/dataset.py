@@ -113,7 +113,9 @@ class MultimodalDataset:
         first = next(iter(shapes.values()))
         for name, shape in shapes.items():
             if shape != first:
-                raise CorrKDError(f"dataset {self.name}: split {name} has modalities {shape}, another split has {first}")
+                raise CorrKDError(
+                    f"dataset {self.name}: split {name} has modalities {shape}, another split has {first}"
+                )
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -158,7 +160,9 @@ def check_split(name: str, split: Split) -> None:
                 f"{where}: lengths run from {lengths.min()} to {lengths.max()}, but the array holds 1 to {frames.shape[1]} frames"
             )
         if split.present[modality].shape != frames.shape[:2]:
-            raise CorrKDError(f"{where}: `present` has shape {split.present[modality].shape}, expected {frames.shape[:2]}")
+            raise CorrKDError(
+                f"{where}: `present` has shape {split.present[modality].shape}, expected {frames.shape[:2]}"
+            )
         if not split.present[modality].any():
             raise CorrKDError(f"{where}: no frame of it is present in any sample; leave the modality out")
     if split.scores is None and split.labels is None:
@@ -167,4 +171,6 @@ def check_split(name: str, split: Split) -> None:
         bad = "shape " + str(split.scores.shape) if split.scores.shape != (count,) else "NaN or infinite values"
         raise CorrKDError(f"{name}: scores have {bad}; expected ({count},) finite numbers")
     if split.labels is not None and (len(split.labels) != count or split.labels.min() < 0):
-        raise CorrKDError(f"{name}: labels must be {count} classes from 0 up; found {split.labels.shape}, lowest {split.labels.min()}")
+        raise CorrKDError(
+            f"{name}: labels must be {count} classes from 0 up; found {split.labels.shape}, lowest {split.labels.min()}"
+        )

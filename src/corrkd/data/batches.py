@@ -1,0 +1,123 @@
+"""A split as tensors: on the device whole where it fits, else read batch by batch. The only way from a dataset to a network."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from corrkd.data.dataset import Split
+from corrkd.data.normalise import Normalisation
+from corrkd.data.targets import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """N samples on the device.
+
+    Attributes:
+        frames: per modality (N, T_m, d_m), normalised; zero in the padding.
+        exists: per modality (N, T_m) booleans: not padding.
+        present: per modality (N, T_m) booleans: exists and is not naturally missing.
+        targets: (N,) int64 classes, (N, Q) int64 yes/no answers, or (N,) float scores.
+        keys: (N,) int64 hash of each sample's id, from which its masks are drawn.
+        rows: (N,) int64 position of each sample in its source.
+    """
+
+    frames: Mapping[str, Tensor]
+    exists: Mapping[str, Tensor]
+    present: Mapping[str, Tensor]
+    targets: Tensor
+    keys: Tensor
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def sample_key(sample_id: str) -> int:
+    """A sample's id as a signed 64-bit number, the same everywhere."""
+    return int.from_bytes(hashlib.blake2b(sample_id.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+class Samples:
+    """The samples of a split that count for a target, ready to be taken in batches.
+
+    Args:
+        split: the raw samples.
+        target: what is predicted; samples that do not count for it are left out.
+        normalisation: fitted on the training split.
+        device: where batches are wanted.
+        resident_bytes: up to this size the normalised split is held on the device, so that a batch costs no copy.
+        where: opens error lines.
+        dtype: of frames and scores.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        target: Target,
+        normalisation: Normalisation,
+        *,
+        device: torch.device,
+        resident_bytes: float = 4e9,
+        where: str = "split",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        values, keep = target.of(split, where)
+        self.kept = np.flatnonzero(keep)
+        self.target = target
+        self.modalities = tuple(split.frames)
+        self.widths = {m: int(x.shape[2]) for m, x in split.frames.items()}
+        self.ids = split.ids[self.kept]
+        self.device = device
+        self._dtype = dtype
+        self._normalisation = normalisation
+        self._split = split
+        kind = torch.int64 if target.kind != "score" else dtype
+        self.targets = torch.as_tensor(values[self.kept]).to(kind).to(device)
+        self.keys = torch.tensor([sample_key(str(i)) for i in self.ids], dtype=torch.int64, device=device)
+        self.exists = {m: torch.as_tensor(split.exists(m)[self.kept]).to(device) for m in self.modalities}
+        self.present = {m: torch.as_tensor(split.present[m][self.kept]).to(device) for m in self.modalities}
+        size = sum(len(self.kept) * x.shape[1] * x.shape[2] * dtype.itemsize for x in split.frames.values())
+        self.resident = size <= resident_bytes
+        self._frames = {m: self._load(m, np.arange(len(self.kept))) for m in self.modalities} if self.resident else {}
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    @property
+    def incomplete(self) -> Tensor:
+        """(N,) booleans: samples that the data itself leaves incomplete."""
+        return torch.stack([(self.exists[m] & ~self.present[m]).any(1) for m in self.modalities]).any(0)
+
+    def take(self, rows: Tensor) -> Batch:
+        """The samples at `rows` (int64 on the device). Without copies between host and device where the split is resident."""
+        if self.resident:
+            frames = {m: x[rows] for m, x in self._frames.items()}
+        else:
+            host = rows.cpu().numpy()
+            frames = {m: self._load(m, host) for m in self.modalities}
+        return Batch(
+            frames=frames,
+            exists={m: x[rows] for m, x in self.exists.items()},
+            present={m: x[rows] for m, x in self.present.items()},
+            targets=self.targets[rows],
+            keys=self.keys[rows],
+            rows=rows,
+        )
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All samples in order, `size` at a time."""
+        for rows in torch.arange(len(self), device=self.device).split(size):
+            yield self.take(rows)
+
+    def _load(self, modality: str, rows: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Tensor:
+        raw = np.asarray(self._split.frames[modality][self.kept[rows]], np.float32)
+        frames = torch.as_tensor(raw).to(self.device).to(self._dtype)
+        place = torch.as_tensor(rows, device=self.device)
+        return self._normalisation.apply(modality, frames).mul_(self.exists[modality][place][..., None])

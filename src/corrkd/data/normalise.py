@@ -1,0 +1,80 @@
+"""Feature normalisation: statistics from the training split's present frames only, stored with the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from corrkd.data.dataset import FloatArray, Split
+
+Method = Literal["robust", "standard", "scale", "none"]
+MOST_FRAMES = 200_000  # quantiles of so many frames are those of all, and a memory-mapped set is not read whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalisation:
+    """`(x - center) / scale`, bounded by +-clip, for each feature of each modality.
+
+    Attributes:
+        center, scale: per modality (d_m,) float32; scale > 0.
+        clip: the bound, in units of scale, or None.
+    """
+
+    center: Mapping[str, FloatArray]
+    scale: Mapping[str, FloatArray]
+    clip: float | None
+
+    def apply(self, modality: str, frames: torch.Tensor) -> torch.Tensor:
+        """Normalised frames, of shape (..., d_m) and dtype as given."""
+        center = torch.as_tensor(self.center[modality], dtype=frames.dtype, device=frames.device)
+        scale = torch.as_tensor(self.scale[modality], dtype=frames.dtype, device=frames.device)
+        out = (frames - center).div_(scale)
+        return out if self.clip is None else out.clamp_(-self.clip, self.clip)
+
+
+def fit_normalisation(train: Split, method: Method = "robust", clip: float | None = 5.0) -> Normalisation:
+    """Statistics of the training split; padding and naturally missing frames do not count.
+
+    "robust" centres on the median and divides by the interquartile range over 1.349 (which estimates the deviation of a normal law), so
+    that a few values of 5e4 do not set the scale; where more than half the values are equal it takes the deviation instead. "scale"
+    divides likewise but does not centre: a zero stays a zero. A constant feature is only centred.
+    """
+    center: dict[str, FloatArray] = {}
+    scale: dict[str, FloatArray] = {}
+    for modality in train.frames:
+        rows = _some_frames(train, modality)
+        center[modality], scale[modality] = _statistics(rows, method)
+    return Normalisation(center=center, scale=scale, clip=clip if method != "none" else None)
+
+
+def _some_frames(train: Split, modality: str) -> FloatArray:
+    frames, present = train.frames[modality], train.present[modality]
+    samples = np.arange(len(train))
+    total = int(present.sum())
+    if total > MOST_FRAMES:
+        count = max(1, int(len(train) * MOST_FRAMES / total))
+        samples = np.unique(np.linspace(0, len(train) - 1, count).astype(np.int64))
+    taken: FloatArray = np.asarray(frames[samples])[present[samples]]
+    return taken
+
+
+def _statistics(rows: FloatArray, method: Method) -> tuple[FloatArray, FloatArray]:
+    width = rows.shape[1]
+    if method == "none":
+        return np.zeros(width, np.float32), np.ones(width, np.float32)
+    # In float64: values of 1e4 squared and summed over 1e5 frames do not fit float32's precision.
+    deviation = rows.std(0, dtype=np.float64)
+    if method == "standard":
+        center, scale = rows.mean(0, dtype=np.float64), deviation
+    else:
+        low, middle, high = np.quantile(rows, [0.25, 0.5, 0.75], axis=0)
+        spread = (high - low) / 1.349
+        center, scale = middle, np.where(spread > 0, spread, deviation)
+    if method == "scale":
+        center = np.zeros(width)
+    negligible = scale <= 1e-6 * np.maximum(1.0, np.abs(center))
+    return center.astype(np.float32), np.where(negligible, 1.0, scale).astype(np.float32)

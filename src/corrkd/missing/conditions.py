@@ -1,0 +1,120 @@
+"""What is tested: both protocols of the paper, and more, as named conditions (docs/missingness.md)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from corrkd.data.batches import Batch
+from corrkd.errors import CorrKDError
+from corrkd.missing import masks
+from corrkd.settings import EvaluationSettings
+
+Kind = Literal["modalities", "ratio", "burst", "late", "noise", "natural"]
+COMPLETE = "complete"
+NATURAL = "natural"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """One way in which test samples are incomplete.
+
+    Attributes:
+        name: "complete", the available modalities joined by "+", or "ratio-0.3", "burst-0.5", "late-0.5", "noise-0.5", "natural".
+        kind: "modalities" (inter-modality: only `available` ones are there), "ratio" (intra-modality: frames dropped from every modality),
+            "burst" (a contiguous gap in every modality), "late" (the first frames of every modality), "noise" (as "ratio", but noise
+            stands in the frames' place and the network is not told), "natural" (nothing dropped; only the samples that the data itself
+            leaves incomplete).
+        available: modalities that are there.
+        ratio: share of frames concerned, 0 to 1, or None.
+        draws: how many random draws are averaged; 1 where nothing is random.
+    """
+
+    name: str
+    kind: Kind
+    available: tuple[str, ...]
+    ratio: float | None = None
+    draws: int = 1
+
+    def dropped(self, batch: Batch, *, seed: int, draw: int) -> dict[str, Tensor]:
+        """The mask: per modality (N, T_m) booleans, True where dropped (for "noise": replaced). All is dropped at a ratio of 1."""
+        return {m: self._dropped(batch, m, seed, draw) for m in batch.frames}
+
+    def _dropped(self, batch: Batch, modality: str, seed: int, draw: int) -> Tensor:
+        exists = batch.exists[modality]
+        count = exists.shape[1]
+        if self.kind in ("modalities", "natural"):
+            return torch.full_like(exists, modality not in self.available)
+        assert self.ratio is not None
+        if self.kind == "late":
+            return masks.drop_start(self.ratio, exists.sum(1), count)
+        if self.kind == "burst":
+            number = masks.uniform(batch.keys, 1, seed=seed, purpose="burst", modality=modality, draw=draw)
+            return masks.drop_burst(number, self.ratio, exists.sum(1), count)
+        numbers = masks.uniform(batch.keys, count, seed=seed, purpose="frame", modality=modality, draw=draw)
+        return masks.drop_frames(numbers, self.ratio)
+
+
+def subsets(modalities: Sequence[str]) -> list[Condition]:
+    """Every non-empty subset of the modalities, smallest first; the last is "complete"."""
+    out = []
+    for size in range(1, len(modalities) + 1):
+        for chosen in itertools.combinations(modalities, size):
+            name = COMPLETE if size == len(modalities) else "+".join(chosen)
+            out.append(Condition(name=name, kind="modalities", available=chosen))
+    return out
+
+
+def missing_subsets(modalities: Sequence[str]) -> list[Condition]:
+    """All subsets but the complete one: what "Avg." is the mean of. With one modality: that one, complete."""
+    return subsets(modalities)[:-1] or subsets(modalities)
+
+
+def condition(name: str, modalities: Sequence[str], draws: int = 1) -> Condition:
+    """The condition of that name. Raises CorrKDError with what is allowed for an unknown one."""
+    for known in subsets(modalities):
+        if name == known.name or sorted(name.split("+")) == sorted(known.available):
+            return known
+    everything = tuple(modalities)
+    if name == NATURAL:
+        return Condition(name=name, kind="natural", available=everything)
+    kind, dash, number = name.rpartition("-")
+    try:
+        ratio = float(number)
+    except ValueError:
+        ratio = -1.0
+    if not dash or kind not in ("ratio", "burst", "late", "noise") or not 0.0 <= ratio <= 1.0:
+        raise CorrKDError(
+            f"condition {name!r} is unknown; there are complete, {', '.join(modalities)} and their sums as {'+'.join(modalities[:2])}, "
+            f"natural, and ratio-R, burst-R, late-R, noise-R with R from 0 to 1"
+        )
+    random = 0.0 < ratio < 1.0 and kind != "late"
+    name = f"{kind}-{ratio:.1f}" if round(ratio, 1) == ratio else f"{kind}-{ratio:g}"
+    return Condition(name=name, kind=kind, available=everything, ratio=ratio, draws=draws if random else 1)  # type: ignore[arg-type]
+
+
+def standard_conditions(
+    modalities: Sequence[str], settings: EvaluationSettings, *, naturally_incomplete: bool
+) -> list[Condition]:
+    """What an evaluation runs: every subset, then ratios, bursts, late starts and noise as set, then "natural" where the data has any."""
+    out = subsets(modalities)
+    for kind, ratios in (
+        ("ratio", settings.ratios),
+        ("burst", settings.bursts),
+        ("late", settings.late),
+        ("noise", settings.noise),
+    ):
+        out += named_conditions((f"{kind}-{ratio:g}" for ratio in ratios), modalities, settings.draws)
+    if settings.natural and naturally_incomplete:
+        out.append(condition(NATURAL, modalities))
+    return out
+
+
+def named_conditions(names: Iterable[str], modalities: Sequence[str], draws: int) -> list[Condition]:
+    """Several by name, each once, in the order given."""
+    return list({c.name: c for c in (condition(name, modalities, draws) for name in names)}.values())

@@ -1,0 +1,146 @@
+"""What is dropped: one uniform number per (seed, sample, modality, epoch, draw, frame), by a counter-based hash.
+
+So a mask does not depend on batch size, order, workers or device, and what is dropped at a ratio of 0.3 is among what is dropped
+at 0.4. True means dropped. Padding may be marked dropped too: whoever reads a mask looks only at frames that exist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from corrkd.data.batches import Batch
+from corrkd.settings import MissingSettings
+
+# SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), as signed 64-bit numbers: products wrap, and shifts are made logical by a mask.
+_GOLDEN = 0x9E3779B97F4A7C15
+_FIRST = 0xBF58476D1CE4E5B9
+_SECOND = 0x94D049BB133111EB
+_WORD = (1 << 64) - 1
+
+
+def _signed(value: int) -> int:
+    value &= _WORD
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    x = (x ^ _shifted(x, 30)) * _signed(_FIRST)
+    x = (x ^ _shifted(x, 27)) * _signed(_SECOND)
+    return x ^ _shifted(x, 31)
+
+
+@lru_cache(maxsize=4096)
+def _stream(seed: int, purpose: str, modality: str, epoch: int, draw: int) -> int:
+    text = f"{seed}|{purpose}|{modality}|{epoch}|{draw}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def uniform(
+    keys: Tensor, count: int, *, seed: int, purpose: str, modality: str = "", epoch: int = 0, draw: int = 0
+) -> Tensor:
+    """Numbers in [0, 1), `count` for each sample: (N, count) float32, the same bits on any device.
+
+    Args:
+        keys: (N,) int64 hash of each sample's id.
+        count: how many numbers a sample needs: its frames, or 1.
+        seed, purpose, modality, epoch, draw: what tells one stream of numbers from another.
+    """
+    state = _mixed(keys ^ _stream(seed, purpose, modality, epoch, draw))
+    steps = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device) * _signed(_GOLDEN)
+    bits = _mixed(state[:, None] + steps)
+    return _shifted(bits, 40).to(torch.float32) * 2.0**-24  # 24 bits fill a float32 exactly
+
+
+def drop_frames(numbers: Tensor, ratio: float | Tensor) -> Tensor:
+    """Intra-modality missingness: each frame with probability `ratio`, a float or (N, 1). (N, T) -> (N, T) booleans."""
+    return numbers < ratio
+
+
+def drop_burst(number: Tensor, ratio: float, lengths: Tensor, frames: int) -> Tensor:
+    """One contiguous gap of round(ratio x length) frames in each sample, at a random place; nested across ratios.
+
+    Args:
+        number: (N, 1) uniform: where the gap lies. The gap at a larger ratio contains the one at a smaller.
+        lengths: (N,) frames that exist.
+        frames: T.
+    """
+    gap = _gap(ratio, lengths)
+    # floor(u (L - k + 1)) moves by at most one when k grows by one: that nests the gaps.
+    start = (number[:, 0].double() * (lengths - gap + 1)).long()
+    place = torch.arange(frames, device=number.device)[None, :]
+    return (place >= start[:, None]) & (place < (start + gap)[:, None])
+
+
+def drop_start(ratio: float, lengths: Tensor, frames: int) -> Tensor:
+    """Late start: the first round(ratio x length) frames of each sample. (N, T) booleans."""
+    return torch.arange(frames, device=lengths.device)[None, :] < _gap(ratio, lengths)[:, None]
+
+
+def _gap(ratio: float, lengths: Tensor) -> Tensor:
+    # Exact halves of a decimal ratio must round alike at any ratio, or the gaps would not be nested.
+    return torch.floor(lengths.double() * ratio + 0.5 + 1e-9).long().clamp(max=lengths)
+
+
+def noise(keys: Tensor, frames: int, width: int, *, seed: int, modality: str, draw: int = 0) -> Tensor:
+    """Noise of mean 0 and variance 1 to stand in place of frames: (N, T, d) float32, uniform, so the same bits on any device."""
+    numbers = uniform(keys, frames * width, seed=seed, purpose="noise", modality=modality, draw=draw)
+    return ((numbers - 0.5) * 12.0**0.5).view(len(keys), frames, width)
+
+
+def modality_random_missing(batch: Batch, settings: MissingSettings, *, seed: int, epoch: int) -> dict[str, Tensor]:
+    """MRM: whole modalities and single frames at once, drawn per sample and epoch (method, Missingness).
+
+    Each modality is lost with probability `settings.modality`; of the others, frames are dropped at a ratio drawn uniformly between
+    `frames_low` and `frames_high` for each sample and modality; with probability `complete` a sample is left whole. At least one present
+    frame stays visible: a sample that would lose all modalities keeps the one with the largest number, and one that would lose all
+    frames keeps the frame with the largest number.
+
+    Returns:
+        Per modality (N, T_m) booleans, True where dropped.
+    """
+    modalities = list(batch.frames)
+
+    def numbers(purpose: str, modality: str, count: int) -> Tensor:
+        return uniform(batch.keys, count, seed=seed, purpose=purpose, modality=modality, epoch=epoch)
+
+    # A modality that is naturally absent altogether cannot be the one that is kept.
+    there = torch.stack([batch.present[m].any(1) for m in modalities], 1)
+    number = torch.cat([numbers("modality", m, 1) for m in modalities], 1)
+    lost = drop_frames(number, settings.modality) | ~there
+    kept = _one_hot(torch.where(there, number, -1.0))
+    lost &= ~(kept & lost.all(1, keepdim=True))
+
+    frame = {m: numbers("frame", m, batch.present[m].shape[1]) for m in modalities}
+    span = settings.frames_high - settings.frames_low
+    dropped = {}
+    for place, m in enumerate(modalities):
+        ratio = settings.frames_low + span * numbers("ratio", m, 1)
+        dropped[m] = drop_frames(frame[m], ratio) | lost[:, place : place + 1]
+    whole = drop_frames(numbers("complete", "", 1), settings.complete)
+    return _keep_one_frame({m: d & ~whole for m, d in dropped.items()}, batch.present, frame, lost)
+
+
+def _keep_one_frame(
+    dropped: Mapping[str, Tensor], present: Mapping[str, Tensor], frame: Mapping[str, Tensor], lost: Tensor
+) -> dict[str, Tensor]:
+    modalities = list(dropped)
+    gone = torch.cat([dropped[m] for m in modalities], 1)
+    there = torch.cat([present[m] & ~lost[:, p : p + 1] for p, m in enumerate(modalities)], 1)
+    number = torch.cat([frame[m] for m in modalities], 1)
+    blind = ~(there & ~gone).any(1, keepdim=True)
+    gone &= ~(_one_hot(torch.where(there, number, -1.0)) & blind)
+    return dict(zip(modalities, gone.split([dropped[m].shape[1] for m in modalities], 1), strict=True))
+
+
+def _one_hot(numbers: Tensor) -> Tensor:
+    """True at the largest number of each row."""
+    return torch.zeros_like(numbers, dtype=torch.bool).scatter(1, numbers.argmax(1, keepdim=True), True)

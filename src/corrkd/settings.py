@@ -1,0 +1,322 @@
+"""Typed settings: one YAML file, or a named preset, describes an experiment whole.
+
+A file holds only what differs from the defaults below; `preset: NAME` in it starts from a preset instead. Every key and value is
+checked, and a wrong one is a single line that names it and what is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from corrkd.errors import CorrKDError
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+TargetName = Literal[
+    "auto",
+    "classes",
+    "tertiles",
+    "binary-has-zero",
+    "binary-nonzero",
+    "ternary",
+    "five",
+    "seven",
+    "sims-binary",
+    "sims-ternary",
+    "sims-five",
+    "questions",
+    "score",
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataSettings(_Strict):
+    """Which samples, which target, how features are normalised."""
+
+    path: str = Field("synthetic", description="a dataset file or folder, or `synthetic` for the built-in dataset")
+    name: str | None = Field(None, description="what reports call it; default: the file's name")
+    glove: Path | None = Field(None, description="GloVe text file, for layouts that hold words (MAG style)")
+    folds: Path | None = Field(
+        None, description="JSON file {split: [video ids]}, for .csd folders without standard folds"
+    )
+    modalities: tuple[str, ...] | None = Field(None, description="use only these modalities; default: all")
+    target: TargetName = Field(
+        "auto", description="auto: questions, classes or tertiles of the score, whichever the data has first"
+    )
+    normalise: Literal["robust", "standard", "scale", "none"] = Field(
+        "robust",
+        description="robust: median and interquartile range; standard: mean and deviation; scale: robust, not centred",
+    )
+    clip: Positive | None = Field(5.0, description="bound on normalised features; null for none")
+    resident_gigabytes: NonNegative = Field(
+        4.0, description="a split up to this size is held on the device whole; a larger one is read batch by batch"
+    )
+    synthetic: dict[str, Any] = Field(
+        default_factory=dict, description="what to change in the built-in dataset (docs/synthetic.md)"
+    )
+
+
+class NetworkSettings(_Strict):
+    """The structure that teacher and student share (method, Network). What the paper leaves open has its default here."""
+
+    width: Count = Field(40, description="d, the embedding size of each modality [paper: 40]")
+    heads: Count = Field(10, description="attention heads; must divide width")
+    layers: Count = Field(2, description="encoder depth [open]")
+    feedforward: Count = Field(160, description="width of the feed-forward block [open: 4 d]")
+    kernel: Annotated[int, Field(ge=1)] = Field(3, description="kernel of the temporal convolution, odd [paper: 3]")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.1, description="after embedding, attention, feed-forward and on H [open]"
+    )
+    classifier: tuple[Count, ...] = Field((64,), description="hidden widths of the classifier [open]")
+    norm: Literal["pre", "post"] = Field("pre", description="layer norm before or after each block [open]")
+    positions: Literal["sinusoidal", "learned", "none"] = Field("sinusoidal", description="positional encoding [open]")
+    fill: Literal["zeros", "mean", "learned"] = Field(
+        "zeros", description="what stands for a missing frame [paper: zeros]"
+    )
+    exclude_missing: bool = Field(
+        False, description="leave missing frames out of attention and pooling [open: they are seen as fill]"
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> NetworkSettings:
+        if self.width % self.heads:
+            raise ValueError(f"heads = {self.heads} must divide width = {self.width}")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel = {self.kernel} must be odd")
+        return self
+
+
+class MissingSettings(_Strict):
+    """Modality random missing (MRM) in training: both kinds at once, drawn anew for every sample and epoch."""
+
+    modality: Probability = Field(0.3, description="probability that a modality is lost whole, each on its own [open]")
+    frames_low: Probability = Field(
+        0.0, description="lowest ratio of dropped frames, drawn per sample and modality [open]"
+    )
+    frames_high: Probability = Field(0.7, description="highest such ratio [open]")
+    complete: Probability = Field(0.1, description="probability that a sample is left complete [open]")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MissingSettings:
+        if self.frames_low > self.frames_high:
+            raise ValueError(f"frames_low = {self.frames_low} must not exceed frames_high = {self.frames_high}")
+        return self
+
+
+class StageSettings(_Strict):
+    """How one network is trained."""
+
+    epochs: Count = 30
+    batch_size: Count = 64
+    lr: Positive = 1e-3
+    optimizer: Literal["adam", "adamw"] = "adam"
+    weight_decay: NonNegative = 0.0
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup: Probability = Field(0.0, description="share of the steps over which the learning rate rises to lr")
+    clip_norm: Positive | None = Field(1.0, description="bound on the gradient's norm; null for none")
+    patience: Count | None = Field(None, description="stop after so many epochs without a better validation score")
+    class_weights: Literal["none", "balanced"] = "none"
+
+
+class DistillationSettings(_Strict):
+    """The student's loss terms (method, Objective): a weight each, and the choices the paper leaves open."""
+
+    task: NonNegative = 1.0
+    scd: NonNegative = Field(1.0, description="sample-level contrastive distillation")
+    cpd: NonNegative = Field(1.0, description="category-guided prototype distillation")
+    rcd: NonNegative = Field(1.0, description="response-disentangled consistency distillation")
+    boundary: Positive = Field(
+        1.2, description="eta, the distance boundary of SCD [paper: 1.2 MOSI, 1.0 MOSEI, 1.4 IEMOCAP]"
+    )
+    normalize: bool = Field(True, description="SCD on unit vectors [open]")
+    reduction: Literal["mean", "sum"] = Field(
+        "mean", description="SCD's double sum as it is, or divided by N (N - 1) [open]"
+    )
+    critic_hidden: Count = Field(64, description="hidden width of RCD's statistics networks [open]")
+    renormalize: bool = Field(
+        False, description="RCD's non-target responses renormalised over the K - 1 classes [open]"
+    )
+
+
+class StudentSettings(StageSettings):
+    """The student's training, which the no-distillation control shares but for the loss terms."""
+
+    distillation: DistillationSettings = Field(default_factory=DistillationSettings)
+
+
+class EvaluationSettings(_Strict):
+    """What the networks are tested under. Every non-empty subset of the modalities is always in."""
+
+    split: Literal["train", "valid", "test"] = "test"
+    ratios: tuple[Probability, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    bursts: tuple[Probability, ...] = (0.3, 0.5, 0.7)
+    late: tuple[Probability, ...] = ()
+    noise: tuple[Probability, ...] = ()
+    natural: bool = Field(
+        True, description="also on the samples that the data itself leaves incomplete, where there are any"
+    )
+    draws: Count = Field(3, description="random draws of each ratio and burst")
+    mask_seed: Annotated[int, Field(ge=0)] = Field(
+        2024, description="seed of the masks: the same for every method and training seed"
+    )
+    batch_size: Count = 256
+    projection: str | None = Field(
+        None, description="the condition whose representations are shown; default: the first modality alone"
+    )
+
+
+class Settings(_Strict):
+    """An experiment: data -> teacher -> student and control -> evaluation -> run folder."""
+
+    data: DataSettings = Field(default_factory=DataSettings)
+    network: NetworkSettings = Field(default_factory=NetworkSettings)
+    missing: MissingSettings = Field(default_factory=MissingSettings)
+    teacher: StageSettings = Field(default_factory=StageSettings)
+    student: StudentSettings = Field(default_factory=StudentSettings)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,), description="a number n on the command line means 0 to n - 1"
+    )
+    threads: Count = Field(1, description="CPU threads of each process; part of what a result depends on")
+    jobs: Count = Field(1, description="seeds trained at once, a process each; changes no result")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU where there is one")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
+
+    @field_validator("seeds", mode="after")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds or len(set(seeds)) != len(seeds):
+            raise ValueError("needs at least one seed, each once")
+        return seeds
+
+    def to_yaml(self) -> str:
+        """The settings whole, as a file that runs the same experiment again."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names of the presets that come with the package, sorted."""
+    folder = resources.files("corrkd") / "presets"
+    return tuple(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))
+
+
+def preset_text(name: str) -> str:
+    """A preset's YAML as it is written. Raises CorrKDError for an unknown name."""
+    if name not in preset_names():
+        raise CorrKDError(f"preset {name!r} is unknown; there are {', '.join(preset_names())}")
+    return (resources.files("corrkd") / "presets" / f"{name}.yaml").read_text("utf-8")
+
+
+def load_settings(
+    source: str | Path | None = None, *, preset: str | None = None, overrides: Iterable[str] = (), **changes: Any
+) -> Settings:
+    """Settings from a preset and/or a YAML file, with changes on top.
+
+    Args:
+        source: a YAML file.
+        preset: a preset's name; where a file is given too, the file is laid over the preset.
+        overrides: `key.sub=value` lines as on the command line; values are read as YAML.
+        **changes: the same from Python, as nested mappings: `data={"path": "mosi.pkl"}`.
+
+    Raises:
+        CorrKDError: for an unknown preset, key or value, or a file that is not YAML; one line each.
+    """
+    tree: dict[str, Any] = {}
+    if source is not None:
+        tree = _read_yaml(Path(source))
+        preset = tree.pop("preset", None) if preset is None else preset
+    if preset is not None:
+        base = yaml.safe_load(preset_text(preset)) or {}
+        tree = _merged(base, tree)
+    for line in overrides:
+        tree = _merged(tree, _override(line))
+    tree = _merged(tree, changes)
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise CorrKDError(f"settings: {_first_line(error)}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise CorrKDError(f"settings file {path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CorrKDError(f"settings file {path}: not YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise CorrKDError(f"settings file {path}: holds a {type(tree).__name__}, expected keys and values")
+    return tree
+
+
+def _override(line: str) -> dict[str, Any]:
+    key, equals, text = line.partition("=")
+    if not equals or not key.strip():
+        raise CorrKDError(f"--set {line!r}: expected key=value, as in student.lr=1e-3")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise CorrKDError(f"--set {line!r}: the value is not YAML") from None
+    if isinstance(value, str):
+        value = _number(value)
+    tree: Any = value
+    for part in reversed(key.strip().split(".")):
+        tree = {part: tree}
+    assert isinstance(tree, dict)
+    return tree
+
+
+def _number(text: str) -> str | float:
+    # YAML 1.1 reads 1e-3 as text; people mean the number.
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(below)
+    for key, value in above.items():
+        old = out.get(key)
+        out[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return out
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the whole"
+    if first["type"] == "extra_forbidden":
+        parents = first["loc"][:-1]
+        return f"{where} is unknown; allowed there: {', '.join(_keys(parents))}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = first["input"]
+    shown = "" if isinstance(given, Mapping | BaseModel) else f" (given: {given!r})"
+    more = f"; and {error.error_count() - 1} more" if error.error_count() > 1 else ""
+    return f"{where}: {message[:1].lower()}{message[1:]}{shown}{more}"
+
+
+def _keys(path: tuple[int | str, ...]) -> list[str]:
+    model: Any = Settings
+    for part in path:
+        field = model.model_fields.get(part)
+        if field is None:
+            return []
+        options = [field.annotation, *get_args(field.annotation)]
+        model = next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+        if model is None:
+            return []
+    return list(model.model_fields)
