@@ -13,7 +13,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from corrkd.data.batches import Batch
 from corrkd.settings import MissingSettings
 
 # SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), as signed 64-bit numbers: products wrap, and shifts are made logical by a mask.
@@ -96,7 +95,9 @@ def noise(keys: Tensor, frames: int, width: int, *, seed: int, modality: str, dr
     return ((numbers - 0.5) * 12.0**0.5).view(len(keys), frames, width)
 
 
-def modality_random_missing(batch: Batch, settings: MissingSettings, *, seed: int, epoch: int) -> dict[str, Tensor]:
+def modality_random_missing(
+    keys: Tensor, present: Mapping[str, Tensor], settings: MissingSettings, *, seed: int, epoch: int
+) -> dict[str, Tensor]:
     """MRM: whole modalities and single frames at once, drawn per sample and epoch (method, Missingness).
 
     Each modality is lost with probability `settings.modality`; of the others, frames are dropped at a ratio drawn uniformly between
@@ -104,29 +105,36 @@ def modality_random_missing(batch: Batch, settings: MissingSettings, *, seed: in
     frame stays visible: a sample that would lose all modalities keeps the one with the largest number, and one that would lose all
     frames keeps the frame with the largest number.
 
+    Args:
+        keys: (N,) int64 hash of each sample's id.
+        present: per modality (N, T_m) booleans: exists and is not naturally missing.
+        settings: the distribution.
+        seed: the training's seed.
+        epoch: each has masks of its own.
+
     Returns:
         Per modality (N, T_m) booleans, True where dropped.
     """
-    modalities = list(batch.frames)
+    modalities = list(present)
 
     def numbers(purpose: str, modality: str, count: int) -> Tensor:
-        return uniform(batch.keys, count, seed=seed, purpose=purpose, modality=modality, epoch=epoch)
+        return uniform(keys, count, seed=seed, purpose=purpose, modality=modality, epoch=epoch)
 
     # A modality that is naturally absent altogether cannot be the one that is kept.
-    there = torch.stack([batch.present[m].any(1) for m in modalities], 1)
+    there = torch.stack([present[m].any(1) for m in modalities], 1)
     number = torch.cat([numbers("modality", m, 1) for m in modalities], 1)
     lost = drop_frames(number, settings.modality) | ~there
     kept = _one_hot(torch.where(there, number, -1.0))
     lost &= ~(kept & lost.all(1, keepdim=True))
 
-    frame = {m: numbers("frame", m, batch.present[m].shape[1]) for m in modalities}
+    frame = {m: numbers("frame", m, present[m].shape[1]) for m in modalities}
     span = settings.frames_high - settings.frames_low
     dropped = {}
     for place, m in enumerate(modalities):
         ratio = settings.frames_low + span * numbers("ratio", m, 1)
         dropped[m] = drop_frames(frame[m], ratio) | lost[:, place : place + 1]
     whole = drop_frames(numbers("complete", "", 1), settings.complete)
-    return _keep_one_frame({m: d & ~whole for m, d in dropped.items()}, batch.present, frame, lost)
+    return _keep_one_frame({m: d & ~whole for m, d in dropped.items()}, present, frame, lost)
 
 
 def _keep_one_frame(

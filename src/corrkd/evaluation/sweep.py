@@ -1,0 +1,172 @@
+"""All conditions of a split in one pass over the data.
+
+A modality's encoder depends on no other modality, so its vector for "present" and for "absent" serve every subset: a batch of three
+modalities costs six encodings instead of the twenty-one of one pass per subset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from corrkd.data.batches import Batch, Samples
+from corrkd.evaluation import metrics
+from corrkd.missing.conditions import Condition, missing_subsets
+from corrkd.missing.masks import noise
+
+MaskSource = Callable[[Condition, int, Batch], Mapping[str, Tensor]]
+"""(condition, draw, batch) -> per modality (N, T_m), True where dropped."""
+
+
+class ModalityWise(Protocol):
+    """A network whose encoders do not see each other's modality."""
+
+    modalities: tuple[str, ...]
+
+    def encode(self, modality: str, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
+        """(N, T, d_m) and two (N, T) masks -> (N, width)."""
+
+    def classify(self, representation: Tensor) -> Tensor:
+        """(N, M x width) -> logits."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A network's answers under one condition and draw.
+
+    Attributes:
+        condition, draw: which.
+        rows: (n,) rows of the samples, in the split's order; all N but for "natural".
+        response: probabilities (n, K) or (n, Q, 2), or scores (n, 1); float32.
+        representation: H (n, D) float16 where it was asked for, else None.
+    """
+
+    condition: Condition
+    draw: int
+    rows: npt.NDArray[np.int64]
+    response: npt.NDArray[np.float32]
+    representation: npt.NDArray[np.float16] | None = None
+
+
+@dataclass
+class _Collected:
+    responses: list[Tensor] = field(default_factory=list)
+    representations: list[Tensor] = field(default_factory=list)
+
+
+def hashed_masks(seed: int) -> MaskSource:
+    """The masks of the hash, by the evaluation's own seed: the same for every method and training seed."""
+
+    def source(condition: Condition, draw: int, batch: Batch) -> Mapping[str, Tensor]:
+        return condition.dropped(batch, seed=seed, draw=draw)
+
+    return source
+
+
+@torch.no_grad()
+def sweep(
+    network: ModalityWise,
+    samples: Samples,
+    conditions: Sequence[Condition],
+    *,
+    masks: MaskSource | None = None,
+    mask_seed: int = 2024,
+    batch_size: int = 256,
+    keep_representations: Sequence[str] = (),
+    on_batch: Callable[[int], None] | None = None,
+) -> list[Result]:
+    """The network's answers under every condition, each condition once per draw.
+
+    Args:
+        network: in any mode; it is put into eval mode and back.
+        samples: a split.
+        conditions: what is missing.
+        masks: where masks come from; default: the hash with `mask_seed`, which is also the seed of "noise".
+        mask_seed: see `masks`.
+        batch_size: changes nothing but memory and, in the last bits, rounding.
+        keep_representations: names of conditions whose H is kept (its first draw).
+        on_batch: called with the number of samples done.
+    """
+    module = network if isinstance(network, torch.nn.Module) else None
+    training = module.training if module else False
+    if module:
+        module.eval()
+    masks = masks or hashed_masks(mask_seed)
+    runs = [(condition, draw) for condition in conditions for draw in range(condition.draws)]
+    collected = [_Collected() for _ in runs]
+    for batch in samples.batches(batch_size):
+        cache: dict[tuple[str, bool], Tensor] = {}
+        for (condition, draw), out in zip(runs, collected, strict=True):
+            representation = _represent(network, batch, condition, draw, masks, mask_seed, cache)
+            out.responses.append(respond(network.classify(representation), samples.target.kind))
+            if condition.name in keep_representations and draw == 0:
+                out.representations.append(representation)
+        if on_batch:
+            on_batch(len(batch))
+    if module:
+        module.train(training)
+    incomplete = samples.incomplete.cpu().numpy()
+    return [_result(*run, out, incomplete) for run, out in zip(runs, collected, strict=True)]
+
+
+def respond(logits: Tensor, kind: str) -> Tensor:
+    """R: softmax of the logits; a score is its own response."""
+    return logits.float() if kind == "score" else torch.softmax(logits.float(), -1)
+
+
+def mean_missing_f1(network: ModalityWise, samples: Samples, *, batch_size: int = 256) -> float:
+    """The weighted F1 averaged over the missing subsets ("Avg."): what every student's epoch is chosen by."""
+    return mean_f1(network, samples, missing_subsets(network.modalities), batch_size=batch_size)
+
+
+def mean_f1(
+    network: ModalityWise, samples: Samples, conditions: Sequence[Condition], *, batch_size: int = 256
+) -> float:
+    """The weighted F1 averaged over conditions in which nothing is random."""
+    results = sweep(network, samples, conditions, batch_size=batch_size)
+    truth = samples.targets.cpu().numpy()
+    return float(np.mean([metrics.main_score(samples.target, truth, result.response) for result in results]))
+
+
+def _represent(
+    network: ModalityWise,
+    batch: Batch,
+    condition: Condition,
+    draw: int,
+    masks: MaskSource,
+    seed: int,
+    cache: dict[tuple[str, bool], Tensor],
+) -> Tensor:
+    """H of a batch under a condition. Vectors of modalities that are wholly there or wholly absent are made once."""
+    whole = condition.kind in ("modalities", "natural") or (condition.ratio in (0.0, 1.0) and condition.kind != "noise")
+    dropped = {} if whole else masks(condition, draw, batch)
+    parts = []
+    for m in network.modalities:
+        frames, exists, present = batch.frames[m], batch.exists[m], batch.present[m]
+        if whole:
+            there = m in condition.available and condition.ratio != 1.0
+            if (m, there) not in cache:
+                cache[m, there] = network.encode(m, frames, exists, present if there else torch.zeros_like(present))
+            parts.append(cache[m, there])
+        elif condition.kind == "noise":
+            heard = noise(batch.keys, *frames.shape[1:], seed=seed, modality=m, draw=draw).to(frames.dtype)
+            mixed = torch.where((dropped[m] & present)[..., None], heard, frames)
+            parts.append(network.encode(m, mixed, exists, present))
+        else:
+            parts.append(network.encode(m, frames, exists, present & ~dropped[m]))
+    return torch.cat(parts, 1)
+
+
+def _result(condition: Condition, draw: int, out: _Collected, incomplete: npt.NDArray[np.bool_]) -> Result:
+    response = torch.cat(out.responses).cpu().numpy()
+    rows = np.flatnonzero(incomplete) if condition.kind == "natural" else np.arange(len(response))
+    representation = None
+    if out.representations:
+        representation = torch.cat(out.representations).to(torch.float16).cpu().numpy()[rows]
+    return Result(condition, draw, rows, response[rows].astype(np.float32), representation)

@@ -1,0 +1,55 @@
+"""Writing files so that a reader finds the old one or the new one, never half of either."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from corrkd.errors import CorrKDError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, which takes its place when the block ends well and vanishes when it does not.
+
+    Raises:
+        CorrKDError: where the disk is full or the folder cannot be written, in one line.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        make_folder(path.parent)
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise CorrKDError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all."""
+    with replacing(path) as part:
+        part.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all, as UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_with(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets a library write to a path of its own, whole or not at all."""
+    with replacing(path) as part:
+        write(part)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and its parents. Raises CorrKDError where a parent is a file or may not be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CorrKDError(f"{path}: the folder cannot be made: {error.strerror or error}") from None

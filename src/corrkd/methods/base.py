@@ -1,0 +1,86 @@
+"""What every method is: a network, and the terms of its objective by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, l1_loss
+
+from corrkd.data.targets import Target
+from corrkd.networks.corrkd import CorrKDNetwork, Output
+
+Gather = Callable[[Tensor], Tensor]
+"""Rows of all processes, differentiably; the identity in a single process."""
+
+
+@dataclass(frozen=True)
+class TeacherOutput:
+    """What the frozen teacher says of the complete samples: representation (N, D) and logits as the network's."""
+
+    representation: Tensor
+    logits: Tensor
+
+
+class Method(nn.Module):
+    """A network in training. A subclass adds loss terms; the loop adds them up by their weights.
+
+    Every process computes its terms on the rows of all processes (`gather`), so that a loss over pairs or classes sees the whole batch
+    however it is shared out.
+
+    Args:
+        network: what is trained, and alone used afterwards.
+        target: what it predicts.
+        class_weights: (K,) weights of the classes in the task loss, or None.
+        gather: see `Gather`.
+    """
+
+    needs_teacher: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        network: CorrKDNetwork,
+        target: Target,
+        *,
+        class_weights: Tensor | None = None,
+        gather: Gather | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.target = target
+        self.gather: Gather = gather or (lambda x: x)
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def forward(
+        self,
+        frames: Mapping[str, Tensor],
+        exists: Mapping[str, Tensor],
+        visible: Mapping[str, Tensor],
+        targets: Tensor,
+        teacher: tuple[Tensor, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """The loss terms of a batch by name, each a scalar. `teacher` is its (representation, logits) of the same samples, complete."""
+        local = self.network(frames, exists, visible)
+        output = Output(self.gather(local.representation), self.gather(local.logits))
+        whole = None if teacher is None else TeacherOutput(self.gather(teacher[0]), self.gather(teacher[1]))
+        return self.terms(output, self.gather(targets), whole)
+
+    def terms(self, output: Output, targets: Tensor, teacher: TeacherOutput | None) -> dict[str, Tensor]:
+        """The loss terms by name. The base method has the task loss alone."""
+        return {"task": task_loss(output.logits, targets, self.class_weights)}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each term."""
+        return {"task": 1.0}
+
+
+def task_loss(logits: Tensor, targets: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy of classes (N, K) or, averaged over the questions, of answers (N, Q, 2); L1 of scores (N, 1) [paper: cross-entropy]."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    if targets.is_floating_point():
+        return l1_loss(logits[:, 0], targets)
+    return cross_entropy(logits.flatten(0, -2), targets.flatten(), weight=class_weights)

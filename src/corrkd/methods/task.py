@@ -1,0 +1,7 @@
+"""The task loss alone: the teacher on complete samples, and the no-distillation control on what is left of them."""
+
+from corrkd.methods.base import Method
+
+
+class TaskOnly(Method):
+    """No distillation. Trained on complete samples it is the teacher; under MRM it is the control that a distillation has to beat."""

@@ -1,0 +1,37 @@
+"""The last state of a training, to resume from: written whole or not at all, read without trusting it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from corrkd.errors import CorrKDError
+from corrkd.files import write_bytes
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Writes tensors, numbers, strings and containers of them."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
+    """The state, or None where there is no file.
+
+    Raises:
+        CorrKDError: where the file is damaged, or holds more than tensors and plain values.
+    """
+    if not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CorrKDError(
+            f"{path}: not a readable checkpoint ({reason}); delete it to train this stage again"
+        ) from None
+    return state

@@ -1,0 +1,245 @@
+"""One loop for every stage of every method. It is never given the test split."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from corrkd.data.batches import Samples
+from corrkd.errors import CorrKDError
+from corrkd.methods.base import Method, TeacherOutput
+from corrkd.missing.masks import modality_random_missing
+from corrkd.networks.corrkd import CorrKDNetwork
+from corrkd.settings import MissingSettings, StageSettings
+from corrkd.training.checkpoint import load_checkpoint, save_checkpoint
+
+VALID = "valid/weighted_f1"
+Record = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a stage leaves.
+
+    Attributes:
+        state: the network's parameters after the epoch that validation chose.
+        epoch: that epoch, from 1.
+        score: its validation score.
+        history: a record per epoch: epoch, lr, loss/total, loss/<term>, valid/weighted_f1.
+    """
+
+    state: dict[str, Tensor]
+    epoch: int
+    score: float
+    history: list[Record]
+
+
+def derived_seed(*parts: object) -> int:
+    """A seed of its own for each purpose: 63 bits from the parts' text."""
+    digest = hashlib.blake2b("|".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def train(
+    method: Method,
+    samples: Samples,
+    *,
+    settings: StageSettings,
+    validate: Callable[[CorrKDNetwork], float],
+    seed: int,
+    fabric: Fabric,
+    missing: MissingSettings | None = None,
+    teacher: TeacherOutput | None = None,
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[Record], None] | None = None,
+) -> Trained:
+    """Trains a method's network and keeps the parameters of the epoch with the highest validation score, the earliest on ties.
+
+    Args:
+        method: a network and its loss terms.
+        samples: the training split.
+        settings: epochs, batch size, optimiser. A batch larger than the data is the data.
+        validate: the score of the network on the validation split; higher is better.
+        seed: of batch order, masks and dropout. Trainings with the same seed see the same batches and masks.
+        fabric: device, precision and processes; launched.
+        missing: modality random missing; None: samples as they are.
+        teacher: its outputs for all training samples, in their order.
+        checkpoint: where the state after each epoch goes, and from where an interrupted training goes on to the same bits.
+        on_epoch: called with each epoch's record, on the first process.
+
+    Raises:
+        CorrKDError: where the loss is no longer finite, or the checkpoint does not fit.
+    """
+    batch_size = min(settings.batch_size, len(samples))
+    optimizer = make_optimizer(method, settings)
+    wrapped, fabric_optimizer = fabric.setup(method, optimizer)
+    steps = math.ceil(len(samples) / batch_size)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(settings, steps * settings.epochs))
+    progress = _Progress()
+    if checkpoint is not None:
+        progress = _resume(checkpoint, method, optimizer, scheduler, fabric.device)
+    names = [name for name, weight in method.weights.items() if weight]
+    with torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []):
+        for epoch in range(progress.epoch + 1, settings.epochs + 1):
+            if settings.patience and epoch - max(progress.best_epoch, 1) > settings.patience:
+                break
+            rate = float(optimizer.param_groups[0]["lr"])
+            # Everything random in an epoch hangs on (seed, epoch) alone, so a resumed training repeats it exactly.
+            torch.manual_seed(derived_seed(seed, "dropout", epoch, fabric.global_rank))
+            order = torch.randperm(
+                len(samples), generator=torch.Generator().manual_seed(derived_seed(seed, "order", epoch))
+            )
+            visible = _visible(samples, missing, seed, epoch)
+            totals = torch.zeros(len(names) + 1, device=fabric.device)
+            wrapped.train()
+            for rows in order.to(fabric.device).split(batch_size):
+                values = _step(
+                    wrapped, fabric_optimizer, fabric, samples, rows, visible, teacher, method.weights, settings
+                )
+                totals += values * (len(rows) / len(samples))
+                scheduler.step()
+            record = _record(epoch, rate, names, totals.tolist())
+            if not math.isfinite(record["loss/total"]):
+                raise CorrKDError(
+                    f"the loss is no longer finite in epoch {epoch} of {settings.epochs}; lower lr or clip_norm"
+                )
+            record[VALID] = validate(method.network)
+            progress = progress.after(record, method.network)
+            if on_epoch and fabric.is_global_zero:
+                on_epoch(record)
+            if checkpoint is not None:
+                _save(checkpoint, progress, method, optimizer, scheduler, fabric)
+    assert progress.best is not None
+    return Trained(progress.best, progress.best_epoch, progress.best_score, progress.history)
+
+
+@torch.no_grad()
+def teacher_outputs(network: CorrKDNetwork, samples: Samples, *, batch_size: int = 256) -> TeacherOutput:
+    """The frozen teacher's outputs for all samples, complete, once: they never change, so no step computes them again."""
+    network.eval()
+    outputs = [network(b.frames, b.exists, b.present) for b in samples.batches(batch_size)]
+    return TeacherOutput(torch.cat([o.representation for o in outputs]), torch.cat([o.logits for o in outputs]))
+
+
+def balanced_class_weights(samples: Samples) -> Tensor:
+    """Weights inverse to the classes' frequency in training, of mean 1 over the samples: (K,)."""
+    counts = torch.bincount(samples.targets.flatten(), minlength=len(samples.target.classes)).float()
+    return counts.sum() / (len(counts) * counts.clamp(min=1.0))
+
+
+def make_optimizer(method: nn.Module, settings: StageSettings) -> torch.optim.Optimizer:
+    """Adam [paper] or AdamW."""
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+    return kind(method.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+@dataclass(frozen=True)
+class _Progress:
+    epoch: int = 0
+    best: dict[str, Tensor] | None = None
+    best_epoch: int = 0
+    best_score: float = -math.inf
+    history: list[Record] | Any = ()
+
+    def after(self, record: Record, network: nn.Module) -> _Progress:
+        epoch, score = int(record["epoch"]), record[VALID]
+        history = [*self.history, record]
+        if self.best is not None and not score > self.best_score:
+            return _Progress(epoch, self.best, self.best_epoch, self.best_score, history)
+        best = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+        return _Progress(epoch, best, epoch, score, history)
+
+
+def _step(
+    wrapped: Any,
+    optimizer: Any,
+    fabric: Fabric,
+    samples: Samples,
+    rows: Tensor,
+    visible: Mapping[str, Tensor],
+    teacher: TeacherOutput | None,
+    weights: Mapping[str, float],
+    settings: StageSettings,
+) -> Tensor:
+    """One step; returns (total, term, ...) on the device: nothing is read back."""
+    rows = rows[fabric.global_rank :: fabric.world_size]
+    batch = samples.take(rows)
+    known = None if teacher is None else (teacher.representation[rows], teacher.logits[rows])
+    terms = wrapped(batch.frames, batch.exists, {m: v[rows] for m, v in visible.items()}, batch.targets, known)
+    total = sum((weights[name] * value for name, value in terms.items()), torch.zeros((), device=rows.device))
+    optimizer.zero_grad(set_to_none=True)
+    fabric.backward(total)
+    if settings.clip_norm:
+        fabric.clip_gradients(wrapped, optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False)
+    optimizer.step()
+    return torch.stack([total, *terms.values()]).detach()
+
+
+def _visible(samples: Samples, missing: MissingSettings | None, seed: int, epoch: int) -> Mapping[str, Tensor]:
+    """Which frames all samples show in this epoch: one call an epoch, rows taken at each step."""
+    if missing is None:
+        return samples.present
+    dropped = modality_random_missing(samples.keys, samples.present, missing, seed=seed, epoch=epoch)
+    return {m: present & ~dropped[m] for m, present in samples.present.items()}
+
+
+def _record(epoch: int, rate: float, names: list[str], values: list[float]) -> Record:
+    return {
+        "epoch": epoch,
+        "lr": rate,
+        "loss/total": values[0],
+        **{f"loss/{n}": v for n, v in zip(names, values[1:], strict=True)},
+    }
+
+
+def _schedule(settings: StageSettings, steps: int) -> Callable[[int], float]:
+    warmup = round(settings.warmup * steps)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        done = (step - warmup) / max(1, steps - warmup)
+        if settings.schedule == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * done))
+        return 1.0 - done if settings.schedule == "linear" else 1.0
+
+    return factor
+
+
+def _save(path: Path, progress: _Progress, method: Method, optimizer: Any, scheduler: Any, fabric: Fabric) -> None:
+    if fabric.is_global_zero:
+        state = {
+            "progress": {**progress.__dict__},
+            "method": method.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+        }
+        save_checkpoint(path, state)
+    fabric.barrier()
+
+
+def _resume(path: Path, method: Method, optimizer: Any, scheduler: Any, device: torch.device) -> _Progress:
+    state = load_checkpoint(path, device)
+    if state is None:
+        return _Progress()
+    try:
+        method.load_state_dict(state["method"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        progress = _Progress(**state["progress"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CorrKDError(
+            f"{path}: the checkpoint is of another network or version ({reason}); delete it to train anew"
+        ) from None
+    assert progress.best is not None
+    best = {name: value.cpu() for name, value in progress.best.items()}
+    return _Progress(progress.epoch, best, progress.best_epoch, progress.best_score, progress.history)
