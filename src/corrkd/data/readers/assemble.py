@@ -1,0 +1,402 @@
+"""From raw arrays of a file to a checked `Split`: what all readers share.
+
+Three questions are settled here, once, and their answers are recorded: on which side a modality is padded, how long each
+sample is, and which frames inside the length are naturally missing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from corrkd.data.dataset import SPLITS, BoolArray, FloatArray, IntArray, MultimodalDataset, Split, StrArray, check_split
+from corrkd.errors import CorrKDError
+
+Array = npt.NDArray[Any]
+
+GROUPS = ("person", "speaker", "session", "video")
+SPLIT_NAMES = {"train": "train", "valid": "valid", "dev": "valid", "val": "valid", "test": "test"}
+ZERO_RULE = "all-zero frames inside the length"
+VIDEO_CLIP = re.compile(r"(?P<video>.+?)(?:\$_\$(?P<clip>.+)|\[(?P<index>\d+)\])")
+
+
+@dataclass(kw_only=True)
+class RawSplit:
+    """One split as a file has it, before repair. N samples; whatever a layout lacks is left empty.
+
+    Attributes:
+        frames: per modality (N, T, d) padded on either side, or (N, d).
+        lengths: per modality (N,), only where the file carries lengths of that modality.
+        present: per modality (N, T), only where the file carries a mask of its own.
+        ids: (N,) strings, or None.
+        scores, labels, groups, order: as in `Split`, unchecked.
+    """
+
+    frames: dict[str, Array]
+    lengths: dict[str, Any] = field(default_factory=dict)
+    present: dict[str, Any] = field(default_factory=dict)
+    ids: Any = None
+    scores: Any = None
+    labels: Any = None
+    groups: dict[str, Any] = field(default_factory=dict)
+    order: Any = None
+
+
+def strings(values: Any) -> StrArray:
+    """(N,) text of strings, bytes (UTF-8, else latin-1) or numbers."""
+    return np.array([_text(value) for value in np.asarray(values, object).ravel()], dtype=np.str_)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value.decode("latin-1")
+    if isinstance(value, np.ndarray):
+        return _text(value.item()) if value.size == 1 else " ".join(strings(value))
+    return str(value).encode("utf-8", "replace").decode()
+
+
+def integers(where: str, values: Any, what: str) -> IntArray:
+    """(N,) or (N, Q) integers of anything that holds whole numbers. Raises CorrKDError for NaN, fractions and text."""
+    numbers = numeric(where, values, what)
+    if not np.isfinite(numbers).all():
+        raise CorrKDError(f"{where}: {what} contain NaN or infinite values")
+    if (numbers != np.round(numbers)).any():
+        raise CorrKDError(
+            f"{where}: {what} are not whole numbers; real-valued labels belong in an array named `scores`"
+        )
+    return numbers.astype(np.int64)
+
+
+def numeric(where: str, values: Any, what: str) -> npt.NDArray[np.float64]:
+    """A float64 array of anything that holds numbers. Raises CorrKDError where it does not."""
+    try:
+        return np.asarray(values, np.float64)
+    except (ValueError, TypeError):
+        raise CorrKDError(f"{where}: {what} are not numbers") from None
+
+
+def column(where: str, values: Any, what: str, count: int) -> npt.NDArray[np.float64]:
+    """(N,) numbers of (N,), (N, 1) or (N, 1, 1)."""
+    numbers = numeric(where, values, what)
+    if numbers.size != count:
+        raise CorrKDError(f"{where}: {what} have shape {numbers.shape}, expected one for each of {count} samples")
+    return numbers.reshape(count)
+
+
+def clean(where: str, array: Any) -> tuple[FloatArray, int, int]:
+    """(N, T, d) finite float32 in memory of its own, and how many NaN and infinite values became zero."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+        raise CorrKDError(f"{where}: not an array of numbers")
+    if array.ndim not in (2, 3):
+        raise CorrKDError(f"{where}: shape {array.shape}, expected (samples, frames, width) or (samples, width)")
+    if 0 in array.shape[1:]:
+        raise CorrKDError(f"{where}: zero width or no frames (shape {array.shape}); leave the modality out")
+    with np.errstate(over="ignore"):
+        frames = np.array(array, np.float32, order="C", copy=True)
+    nan, inf = int(np.isnan(frames).sum()), int(np.isinf(frames).sum())
+    if frames.size and nan == frames.size:
+        raise CorrKDError(f"{where}: every value is NaN; leave the modality out")
+    if nan or inf:
+        np.nan_to_num(frames, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+    return frames if frames.ndim == 3 else frames[:, None, :], nan, inf
+
+
+def groups_from_ids(ids: Sequence[str]) -> tuple[StrArray, IntArray] | None:
+    """(videos, clip numbers) where every id reads `video$_$clip` or `video[index]`; None where one does not.
+
+    Clips are ordered as numbers ("10" after "9"); clips that are no numbers by their text within their video.
+    """
+    found = [VIDEO_CLIP.fullmatch(name) for name in ids]
+    if not ids or any(match is None for match in found):
+        return None
+    videos = [match["video"] for match in found if match]
+    clips = [match["clip"] or match["index"] for match in found if match]
+    if all(re.fullmatch(r"-?\d{1,18}", clip) for clip in clips):
+        return np.array(videos), np.array([int(clip) for clip in clips], np.int64)
+    place = {pair: rank for rank, pair in enumerate(sorted(set(zip(videos, clips, strict=True))))}
+    return np.array(videos), np.array([place[pair] for pair in zip(videos, clips, strict=True)], np.int64)
+
+
+def unique_ids(names: StrArray) -> tuple[StrArray, int]:
+    """The ids with `#2`, `#3` ... after the second, third ... of the same name, and how many were changed."""
+    seen: dict[str, int] = {}
+    taken = set(names.tolist())
+    result = []
+    for name in names.tolist():
+        seen[name] = seen.get(name, 0) + 1
+        fresh = name
+        while seen[name] > 1 and fresh in taken:
+            fresh = f"{name}#{seen[name]}"
+            seen[name] += fresh in taken
+        taken.add(fresh)
+        result.append(fresh)
+    made = np.array(result, dtype=np.str_)
+    return made, int((made != names).sum()) if len(names) else 0
+
+
+def _occupied(frames: FloatArray) -> BoolArray:
+    """(N, T) frames that hold anything but zeros, taken a few samples at a time."""
+    return np.concatenate(
+        [frames[start : start + 256].any(2) for start in range(0, len(frames), 256)] or [np.zeros((0, 0), bool)]
+    )
+
+
+def _margins(occupied: BoolArray) -> tuple[IntArray, IntArray]:
+    """(N,) empty frames before the first and after the last occupied one; an empty sample has T of both."""
+    frames = occupied.shape[1]
+    some = occupied.any(1)
+    return np.where(some, occupied.argmax(1), frames), np.where(some, occupied[:, ::-1].argmax(1), frames)
+
+
+def _left_padded(margins: Iterable[tuple[IntArray, IntArray]]) -> bool:
+    """More samples are empty at their start alone than at their end alone."""
+    balance = 0
+    for before, after in margins:
+        balance += int(((before > 0) & (after == 0)).sum()) - int(((after > 0) & (before == 0)).sum())
+    return balance > 0
+
+
+def _to_the_left(frames: Array, lengths: IntArray) -> Array:
+    """Left-padded rows moved so that the last `length` frames come first; the rest zero."""
+    total = frames.shape[1]
+    source = (np.arange(total)[None, :] - lengths[:, None]) % total
+    source = source.reshape(source.shape + (1,) * (frames.ndim - 2))
+    return np.take_along_axis(frames, source, 1)
+
+
+def assemble(
+    name: str,
+    raw: Mapping[str, RawSplit],
+    *,
+    layout: str,
+    lengths_note: str = "",
+    notes: Sequence[str] = (),
+    class_names: tuple[str, ...] = (),
+    question_names: tuple[str, ...] = (),
+    score_range: tuple[float, float] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> MultimodalDataset:
+    """A checked dataset of raw splits.
+
+    Args:
+        name: of the dataset, in errors and reports.
+        raw: splits by "train", "valid", "test".
+        layout: the reader's name for people.
+        lengths_note: where the lengths in `raw` come from, if not from arrays named for their modality.
+        notes: the reader's own notes.
+        class_names, question_names, score_range, extra: as in `MultimodalDataset`.
+
+    Raises:
+        CorrKDError: a line that names the split and modality and what is wrong with it.
+    """
+    notes = list(notes)
+    parts = {split: raw[split] for split in SPLITS if split in raw}
+    if not parts:
+        raise CorrKDError(f"{name}: no split found; expected some of train, valid (dev), test")
+    modalities = list(next(iter(parts.values())).frames)
+    frames: dict[str, dict[str, FloatArray]] = {split: {} for split in parts}
+    counts: dict[str, dict[str, int]] = {m: {"nan": 0, "inf": 0} for m in modalities}
+    for split, part in parts.items():
+        if list(part.frames) != modalities:
+            raise CorrKDError(
+                f"{name}, {split}: modalities {', '.join(part.frames)}; another split has {', '.join(modalities)}"
+            )
+        samples = {m: len(x) for m, x in part.frames.items() if isinstance(x, np.ndarray)}
+        if len(set(samples.values())) > 1:
+            raise CorrKDError(f"{name}, {split}: modalities differ in their number of samples: {samples}")
+        for m in modalities:
+            frames[split][m], nan, inf = clean(f"{name}, {split}, modality {m}", part.frames[m])
+            part.frames[m] = np.zeros(0)  # the copy is what counts from here on
+            counts[m]["nan"] += nan
+            counts[m]["inf"] += inf
+    for m, found in counts.items():
+        notes += [f"{m}: {count} {what} values set to 0" for what, count in found.items() if count]
+
+    lengths, sides, how = _lengths(name, parts, frames, modalities)
+    if lengths_note:
+        how |= {m: lengths_note for m in how if m in next(iter(parts.values())).lengths}
+    splits, rules = {}, dict.fromkeys(modalities, ZERO_RULE)
+    for split, part in parts.items():
+        where = f"{name}, {split}"
+        count = len(next(iter(frames[split].values())))
+        present: dict[str, BoolArray] = {}
+        for m in modalities:
+            x, length = frames[split][m], lengths[split][m]
+            if m in part.present:
+                mask = np.asarray(part.present[m]).astype(bool)
+                mask = mask[:, None] if mask.ndim == 1 else mask
+                if mask.shape != x.shape[:2]:
+                    raise CorrKDError(f"{where}: array {m}_present has shape {mask.shape}, expected {x.shape[:2]}")
+                rules[m] = f"array {m}_present"
+            else:
+                mask = _occupied(x)
+            if sides[m] == "left":
+                x, mask = _to_the_left(x, length), _to_the_left(mask, length)
+            inside = np.arange(x.shape[1])[None, :] < length[:, None]
+            beyond = int((_occupied(x) & ~inside).sum())
+            if beyond:
+                notes.append(f"{split}, {m}: {beyond} frames beyond the lengths were not zero; set to 0")
+                x[~inside] = 0
+            empty = length == 0
+            if empty.any():
+                notes.append(f"{split}, {m}: {int(empty.sum())} samples of length 0 became one absent frame")
+            frames[split][m] = x
+            lengths[split][m] = np.maximum(length, 1)
+            present[m] = mask & inside
+            x[~present[m]] = 0
+        splits[split] = _split(where, part, split, count, frames[split], lengths[split], present, notes)
+        check_split(where, splits[split])
+    return MultimodalDataset(
+        name=name,
+        splits=splits,
+        class_names=class_names,
+        question_names=question_names,
+        score_range=score_range,
+        layout=layout,
+        missing_rule=rules,
+        notes=tuple(notes),
+        extra={"padding": sides, "lengths": how, "nonfinite": counts, **(extra or {})},
+    )
+
+
+def _split(
+    where: str,
+    part: RawSplit,
+    split: str,
+    count: int,
+    frames: dict[str, FloatArray],
+    lengths: dict[str, IntArray],
+    present: dict[str, BoolArray],
+    notes: list[str],
+) -> Split:
+    ids = np.array([f"{split}-{row}" for row in range(count)]) if part.ids is None else strings(part.ids)
+    if len(ids) != count:
+        raise CorrKDError(f"{where}: {len(ids)} ids for {count} samples")
+    groups = {g: strings(values) for g, values in part.groups.items()}
+    order = None if part.order is None else column(where, part.order, "order", count).astype(np.int64)
+    parsed = groups_from_ids(ids.tolist())
+    if parsed:
+        groups.setdefault("video", parsed[0])
+        order = parsed[1] if order is None else order
+    for group, values in groups.items():
+        if len(values) != count:
+            raise CorrKDError(f"{where}: group {group} has {len(values)} entries for {count} samples")
+    ids, renamed = unique_ids(ids)
+    if renamed:
+        notes.append(f"{split}: {renamed} ids were used before; numbered with #2, #3, ...")
+    labels = None if part.labels is None else integers(where, part.labels, "labels")
+    if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels is not None and (labels.ndim not in (1, 2) or len(labels) != count):
+        raise CorrKDError(f"{where}: labels have shape {labels.shape}, expected ({count},) or ({count}, questions)")
+    if labels is not None and labels.ndim == 2 and not np.isin(labels, (0, 1)).all():
+        raise CorrKDError(f"{where}: labels of shape {labels.shape} are yes/no answers and must be 0 or 1")
+    scores = None if part.scores is None else column(where, part.scores, "scores", count)
+    return Split(
+        frames=frames,
+        lengths=lengths,
+        present=present,
+        ids=ids,
+        scores=scores,
+        labels=labels,
+        groups=groups,
+        order=order,
+    )
+
+
+def _lengths(
+    name: str, parts: Mapping[str, RawSplit], frames: Mapping[str, Mapping[str, FloatArray]], modalities: Sequence[str]
+) -> tuple[dict[str, dict[str, IntArray]], dict[str, str], dict[str, str]]:
+    """Lengths by split and modality, padding side by modality, and the rule each length came from.
+
+    A modality's own lengths come first; then, where all sequences have the same number of frames (an aligned file), those of the
+    others; then the zeros at the padded side, jointly over aligned modalities: a frame is padding where all of them are empty.
+    """
+    own = {m for m in modalities if all(m in part.lengths for part in parts.values())}
+    sequences = [m for m in modalities if any(frames[split][m].shape[1] > 1 for split in parts)]
+    aligned = len(sequences) > 1 and all(len({frames[split][m].shape[1] for m in sequences}) == 1 for split in parts)
+    lenders = [m for m in sequences if m in own] if aligned else []
+    lengths: dict[str, dict[str, IntArray]] = {split: {} for split in parts}
+    sides: dict[str, str] = {}
+    how: dict[str, str] = {}
+    occupied = {split: {m: _occupied(frames[split][m]) for m in modalities} for split in parts}
+
+    for m in modalities:
+        if m in own:
+            for split, part in parts.items():
+                lengths[split][m] = _own_lengths(f"{name}, {split}, modality {m}", part.lengths[m], occupied[split][m])
+            sides[m] = _side_of_given([(occupied[split][m], lengths[split][m]) for split in parts])
+            how[m] = "given in the file"
+    for m in modalities:
+        if m in own:
+            continue
+        if m not in sequences:
+            for split in parts:
+                lengths[split][m] = np.ones(len(frames[split][m]), np.int64)
+            sides[m], how[m] = "none", "one vector per sample"
+        elif lenders:
+            sides[m] = sides[lenders[0]]
+            how[m] = f"lengths of {' and '.join(lenders)} (aligned)"
+            for split in parts:
+                before, after = _margins(occupied[split][m])
+                content = occupied[split][m].shape[1] - (before if sides[m] == "left" else after)
+                lengths[split][m] = np.maximum.reduce([lengths[split][other] for other in lenders] + [content])
+        else:
+            together = sequences if aligned else [m]
+            joint = {split: np.logical_or.reduce([occupied[split][other] for other in together]) for split in parts}
+            margins = {split: _margins(joint[split]) for split in parts}
+            left = _left_padded(margins.values())
+            padded = any((before + after > 0).any() for before, after in margins.values())
+            sides[m] = "left" if left else "right" if padded else "none"
+            how[m] = f"inferred from zeros at the {'left' if left else 'right'} of {', '.join(together)}"
+            for split in parts:
+                lengths[split][m] = joint[split].shape[1] - margins[split][0 if left else 1]
+    return lengths, sides, how
+
+
+def _own_lengths(where: str, values: Any, occupied: BoolArray) -> IntArray:
+    count, longest = occupied.shape
+    lengths = integers(where, values, "lengths").reshape(-1)
+    if len(lengths) != count:
+        raise CorrKDError(f"{where}: {len(lengths)} lengths for {count} samples")
+    if count and (lengths.min() < 0 or lengths.max() > longest):
+        raise CorrKDError(
+            f"{where}: lengths run from {lengths.min()} to {lengths.max()}, but the array holds {longest} frames"
+        )
+    return lengths
+
+
+def _side_of_given(pairs: Sequence[tuple[BoolArray, IntArray]]) -> str:
+    """Left where given lengths fit content at the end of the array and do not fit content at its start."""
+    place = [np.arange(occupied.shape[1])[None, :] for occupied, _ in pairs]
+    outside_right = sum(int((o & (p >= n[:, None])).sum()) for p, (o, n) in zip(place, pairs, strict=True))
+    outside_left = sum(int((o & (p < o.shape[1] - n[:, None])).sum()) for p, (o, n) in zip(place, pairs, strict=True))
+    if outside_left < outside_right:
+        return "left"
+    return "right" if any((n < o.shape[1]).any() for o, n in pairs) else "none"
+
+
+def sign_class_names(splits: Mapping[str, RawSplit]) -> tuple[str, ...]:
+    """("negative", "neutral", "positive") where every class is the sign of its score plus one; else ()."""
+    for part in splits.values():
+        if part.scores is None or part.labels is None:
+            return ()
+        scores, labels = np.asarray(part.scores, np.float64).ravel(), np.asarray(part.labels).ravel()
+        if scores.shape != labels.shape or not np.array_equal(np.sign(scores) + 1, labels):
+            return ()
+    return ("negative", "neutral", "positive")
+
+
+def likert_range(splits: Mapping[str, RawSplit]) -> tuple[float, float] | None:
+    """MOSI's and MOSEI's (-3, 3) where all scores lie in it and some are negative; else None."""
+    scores = [np.asarray(part.scores, np.float64).ravel() for part in splits.values() if part.scores is not None]
+    every = np.concatenate(scores) if scores else np.zeros(0)
+    return (-3.0, 3.0) if every.size and every.min() < 0 and np.abs(every).max() <= 3 else None
