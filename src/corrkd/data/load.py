@@ -3,38 +3,115 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from corrkd.data import safe_pickle
-from corrkd.data.dataset import MultimodalDataset, Split
+from corrkd.data.dataset import SPLITS, MultimodalDataset
 from corrkd.data.known_files import KNOWN_FILES
-from corrkd.data.readers import mmsa
+from corrkd.data.readers import arrays, converted, csd, mag, mmsa, mult
 from corrkd.errors import CorrKDError
+
+SYNTHETIC = "synthetic"
 
 
 def load_dataset(
     path: str | Path, *, glove: Path | None = None, folds: Path | None = None, name: str | None = None
 ) -> MultimodalDataset:
-    """The dataset at `path`."""
-    path = Path(path)
-    if str(path) == "synthetic":
-        from corrkd.data import synthetic
+    """The dataset at `path`; its layout is recognised from what is in it, not from its name.
+
+    Args:
+        path: a pickle in MMSA's, MulT's or MAG's layout, a folder of `.csd` files, arrays in `.npz`, `.h5` or `.safetensors`, a file
+            that `corrkd data convert` wrote, or "synthetic" for the built-in dataset.
+        glove: a GloVe text file, for layouts that hold words instead of vectors.
+        folds: a JSON file {split: [video, ...]}, for `.csd` folders other than CMU-MOSI's.
+        name: of the dataset, in reports; else the published name of a known file, else the file's name.
+
+    Raises:
+        CorrKDError: the file is missing, truncated, of an unknown layout, or holds what cannot be learned from; one line says which.
+    """
+    if str(path) == SYNTHETIC:
+        from corrkd.data import synthetic  # its law and Bayes rule are needed by nobody else
 
         return synthetic.make(synthetic.SyntheticSpec())
-    digest = sha256_of(path)
-    data = safe_pickle.load(path)
-    title = name or path.stem
-    if mmsa.recognises(data):
-        dataset = mmsa.read(data, title)
-    else:
-        raise CorrKDError(f"{path.name}: an unknown layout")
+    path = Path(path)
+    if not path.exists():
+        raise CorrKDError(f"{path}: no such file; give a dataset file or folder, or `{SYNTHETIC}` for the built-in one")
+    try:
+        if path.is_dir():
+            if not csd.recognises(path):
+                raise CorrKDError(
+                    f"{path}: a folder without .csd files; give a dataset file, or a folder of .csd files"
+                )
+            digest = _sha256_of_folder(path)
+            dataset = csd.read(path, name or path.name, folds)
+        else:
+            if converted.recognises(path):  # checked when it was converted
+                dataset = converted.read(path)
+                return replace(dataset, name=name or dataset.name)
+            digest = sha256_of(path)
+            known = KNOWN_FILES.get(digest)
+            dataset = _read_file(path, name or (known.name if known else path.stem), glove)
+            if known:
+                names = dataset.class_names or known.class_names
+                layout = f"{dataset.layout} (known file: {known.name} {known.file})"
+                dataset = replace(dataset, score_range=known.score_range, class_names=names, layout=layout)
+    except OSError as error:
+        raise CorrKDError(f"{path}: cannot be read: {error.strerror or error}") from None
+    check_training(dataset)
     return replace(dataset, sha256=digest)
+
+
+def _read_file(path: Path, title: str, glove: Path | None) -> MultimodalDataset:
+    if zipfile.is_zipfile(path):
+        return arrays.read(arrays.read_npz(path), title, "npz")
+    if h5py.is_hdf5(path):
+        return arrays.read(arrays.read_h5(path), title, "h5")
+    if converted.is_safetensors(path):
+        return arrays.read(arrays.read_safetensors(path), title, "safetensors")
+    data = safe_pickle.load(path)
+    if mmsa.recognises(data):
+        return mmsa.read(data, title)
+    if mult.recognises(data):
+        return mult.read(data, title)
+    if mag.recognises(data):
+        return mag.read(data, title, glove)
+    shape = (
+        f"a dict of {', '.join(map(str, list(data)[:8]))[:120]}"
+        if isinstance(data, dict)
+        else f"a {type(data).__name__}"
+    )
+    raise CorrKDError(
+        f"{path.name}: {shape}, in no layout that is known here (MMSA, MulT, MAG, .csd folder, named arrays)"
+    )
+
+
+def check_training(dataset: MultimodalDataset) -> None:
+    """Raises CorrKDError where a modality is the same in every frame of the training split: nothing can be learned from it."""
+    if SPLITS[0] not in dataset.splits:
+        return
+    train = dataset.splits[SPLITS[0]]
+    for modality, frames in train.frames.items():
+        exists = train.exists(modality)
+        first = frames[0, 0]
+        if exists.sum() > 1 and all(
+            (np.asarray(frames[row : row + 256])[exists[row : row + 256]] == first).all()
+            for row in range(0, len(train), 256)
+        ):
+            raise CorrKDError(f"{dataset.name}: modality {modality} is constant in the training split; leave it out")
 
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256_of_folder(folder: Path) -> str:
+    """SHA-256 of the sums and names of a folder's `.csd` files, a line each, as `sha256sum *.csd | sha256sum` prints it."""
+    lines = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(folder.glob("*.csd"))]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -91,6 +91,17 @@ def column(where: str, values: Any, what: str, count: int) -> npt.NDArray[np.flo
     return numbers.reshape(count)
 
 
+def is_modality(values: Any, count: int) -> bool:
+    """An array of real numbers, (count, T, d) or (count, d), that nothing else claims by its name."""
+    return (
+        isinstance(values, np.ndarray)
+        and values.dtype.kind == "f"
+        and values.ndim in (2, 3)
+        and len(values) == count
+        and values.shape[1:] not in ((1,), (1, 1))
+    )
+
+
 def clean(where: str, array: Any) -> tuple[FloatArray, int, int]:
     """(N, T, d) finite float32 in memory of its own, and how many NaN and infinite values became zero."""
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":

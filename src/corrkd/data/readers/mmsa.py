@@ -14,6 +14,7 @@ from corrkd.data.readers.assemble import (
     RawSplit,
     assemble,
     integers,
+    is_modality,
     likert_range,
     numeric,
     sign_class_names,
@@ -23,7 +24,6 @@ from corrkd.errors import CorrKDError
 
 MODALITIES = {"text": "language", "audio": "audio", "vision": "vision"}
 TARGETS = ("regression_labels", "classification_labels")
-NOT_FRAMES = ("text_bert", *TARGETS)
 
 
 def recognises(data: Any) -> bool:
@@ -66,17 +66,11 @@ def _read_split(where: str, part: Mapping[str, Any]) -> tuple[RawSplit, set[str]
     count = len(np.atleast_1d(target))
     frames = {m: part[key] for key, m in MODALITIES.items() if key in part}
     known = {*MODALITIES, *TARGETS, "id", "raw_text", "annotations", "text_bert"}
-    for key, values in part.items():
-        if key not in known and isinstance(values, np.ndarray) and values.dtype.kind == "f" and values.ndim in (2, 3):
-            if len(values) == count and values.shape[1:] != (1,):
-                frames[key] = values
+    frames |= {key: values for key, values in part.items() if key not in known and is_modality(values, count)}
     lengths = {m: part[f"{key}_lengths"] for key, m in _keys(frames).items() if f"{key}_lengths" in part}
     mask = part.get("text_bert")
-    if "language" in frames and "language" not in lengths and isinstance(mask, np.ndarray):
-        if mask.ndim == 3 and mask.shape[1] == 3 and frames["language"].ndim == 3:
-            lengths["language"] = np.minimum(
-                numeric(where, mask[:, 1], "text_bert").sum(1), frames["language"].shape[1]
-            )
+    if "language" not in lengths and mask is not None and np.ndim(mask) == 3 and np.ndim(frames.get("language")) == 3:
+        lengths["language"] = np.minimum(numeric(where, mask, "text_bert")[:, 1].sum(1), frames["language"].shape[1])
     groups = {g: strings(part[g]) for g in GROUPS if g in part}
     used = {*known, *_keys(frames), *(f"{key}_lengths" for key in _keys(frames)), *groups, "order"}
     raw = RawSplit(

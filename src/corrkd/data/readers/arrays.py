@@ -1,0 +1,223 @@
+"""Anyone's own data: named arrays in one `.npz`, `.h5` or `.safetensors` file. N samples; the first axis of every array is N.
+
+    any name                      (N, T, d) or (N, d) real numbers: a modality of that name, padded on the right
+    <modality>_lengths, lengths   (N,) how many frames exist
+    <modality>_present            (N, T) or (N,) booleans: False where a frame is missing in the data
+    scores (score, sentiment)     (N,) real numbers
+    labels (label)                (N,) classes from 0 up, or (N, Q) yes/no answers
+    ids (id)                      (N,) strings, best as video$_$clip
+    split                         (N,) "train", "valid" (or "dev"), "test"; or 0, 1, 2
+    person, speaker, session, video   (N,) groups
+    order                         (N,) position within the video or session
+    class_names, question_names   strings, not N of them
+
+Without `split`, the first group found in the order above, else each sample by itself, is dealt to 70/10/20 % by a hash of its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import h5py
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from corrkd.data.dataset import SPLITS, IntArray, MultimodalDataset, StrArray
+from corrkd.data.readers.assemble import GROUPS, SPLIT_NAMES, Array, RawSplit, assemble, column, likert_range, strings
+from corrkd.errors import CorrKDError
+
+SCORES = ("scores", "score", "sentiment")
+LABELS = ("labels", "label")
+IDS = ("ids", "id")
+RESERVED = {*SCORES, *LABELS, *IDS, *GROUPS, "split", "order", "lengths", "class_names", "question_names"}
+SHARES = (0.7, 0.1, 0.2)
+
+# Deflate packs at most 1032:1 and padding packs well; beyond this the file is a bomb.
+EXPANSION = 300
+SLACK = 256 << 20
+
+
+def read_npz(path: Path) -> dict[str, Array]:
+    """The arrays of an `.npz`, never unpickling. Raises CorrKDError where it is damaged or unpacks to far more than its size."""
+    arrays = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+            _check_expansion(path, sum(info.file_size for info in members))
+            for info in members:
+                with archive.open(info) as member:
+                    # The header's shape is checked against the member's size before NumPy allocates for it.
+                    version = np.lib.format.read_magic(member)
+                    read_header = (
+                        np.lib.format.read_array_header_1_0
+                        if version == (1, 0)
+                        else np.lib.format.read_array_header_2_0
+                    )
+                    shape, fortran, dtype = read_header(member)
+                    if dtype.hasobject:
+                        raise CorrKDError(
+                            f"{path.name}: array {info.filename} holds pickled objects; save plain numbers or strings"
+                        )
+                    data = member.read(info.file_size)
+                arrays[info.filename.removesuffix(".npy")] = np.frombuffer(data, dtype).reshape(
+                    shape, order="F" if fortran else "C"
+                )
+    except (
+        zipfile.BadZipFile,
+        ValueError,
+        EOFError,
+        OSError,
+        NotImplementedError,
+        RuntimeError,
+        zlib.error,
+    ) as error:
+        raise CorrKDError(f"{path.name}: a damaged .npz file ({str(error)[:120]})") from None
+    return arrays
+
+
+def read_h5(path: Path) -> dict[str, Array]:
+    """The datasets at the root of an HDF5 file. Raises CorrKDError where it is damaged or unpacks to far more than its size."""
+    arrays = {}
+    try:
+        with h5py.File(path, "r") as file:
+            datasets = {key: item for key, item in file.items() if isinstance(item, h5py.Dataset)}
+            _check_expansion(path, sum(item.nbytes for item in datasets.values()))
+            for key, item in datasets.items():
+                arrays[key] = item.asstr()[()] if h5py.check_string_dtype(item.dtype) else np.asarray(item)
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise CorrKDError(f"{path.name}: a damaged HDF5 file ({str(error)[:120]})") from None
+    return arrays
+
+
+def read_safetensors(path: Path) -> dict[str, Array]:
+    """The tensors of a `.safetensors` file. Raises CorrKDError where it is damaged."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CorrKDError(f"{path.name}: a damaged .safetensors file ({str(error)[:120]})") from None
+
+
+FILES: dict[str, Callable[[Path], dict[str, Array]]] = {"npz": read_npz, "h5": read_h5, "safetensors": read_safetensors}
+
+
+def _check_expansion(path: Path, declared: int) -> None:
+    size = path.stat().st_size
+    if declared > EXPANSION * size + SLACK:
+        raise CorrKDError(
+            f"{path.name}: declares {declared:,} bytes of arrays in a file of {size:,}; refused as a decompression bomb"
+        )
+
+
+def read(arrays: Mapping[str, Array], name: str, kind: str) -> MultimodalDataset:
+    """The dataset in named arrays (see the top of this file for the names).
+
+    Args:
+        arrays: by name.
+        name: of the dataset.
+        kind: "npz", "h5" or "safetensors", for people.
+
+    Raises:
+        CorrKDError: no target, no modality, or arrays that do not fit one another.
+    """
+    target = next((arrays[key] for key in (*SCORES, *LABELS) if key in arrays), None)
+    if target is None or np.ndim(target) == 0:
+        raise CorrKDError(f"{name}: holds {', '.join(arrays) or 'no arrays'}; an array `scores` or `labels` is needed")
+    count = len(target)
+    for key in (*SCORES, *LABELS, *IDS, *GROUPS, "split", "order", "lengths"):
+        if key in arrays and (np.ndim(arrays[key]) == 0 or len(arrays[key]) != count):
+            raise CorrKDError(f"{name}: array {key} has shape {np.shape(arrays[key])}, expected {count} samples first")
+    modalities = _modalities(arrays, count)
+    if not modalities:
+        raise CorrKDError(f"{name}: no modality: no (N, T, d) or (N, d) array of real numbers with N = {count}")
+    used = {*RESERVED, *modalities, *(f"{m}_{what}" for m in modalities for what in ("lengths", "present"))}
+    unused = sorted(set(arrays) - used)
+    notes = [f"left out: {', '.join(unused)}"] if unused else []
+    ids = next(
+        (strings(arrays[key]) for key in IDS if key in arrays), np.array([f"sample-{row}" for row in range(count)])
+    )
+    groups = {g: strings(arrays[g]) for g in GROUPS if g in arrays}
+    if "split" in arrays:
+        place = _given_split(name, arrays["split"])
+    else:
+        by = next(iter(groups), "")
+        place = dealt_split(groups[by] if by else ids)
+        notes.append(f"no array `split`: dealt to train/valid/test as 70/10/20 % by a hash of each {by or 'sample id'}")
+    raw = {}
+    for split in SPLITS:
+        rows = np.flatnonzero(place == split)
+        if len(rows):
+            raw[split] = RawSplit(
+                frames={m: arrays[m][rows] for m in modalities},
+                lengths={m: arrays[key][rows] for m in modalities for key in _length_keys(arrays, m)},
+                present={m: arrays[f"{m}_present"][rows] for m in modalities if f"{m}_present" in arrays},
+                ids=ids[rows],
+                scores=next((column(name, arrays[key], key, count)[rows] for key in SCORES if key in arrays), None),
+                labels=next((arrays[key][rows] for key in LABELS if key in arrays), None),
+                groups={g: values[rows] for g, values in groups.items()},
+                order=arrays["order"][rows] if "order" in arrays else None,
+            )
+    return assemble(
+        name,
+        raw,
+        layout=f"{kind} arrays",
+        notes=notes,
+        class_names=tuple(strings(arrays.get("class_names", ())).tolist()),
+        question_names=tuple(strings(arrays.get("question_names", ())).tolist()),
+        score_range=likert_range(raw),
+    )
+
+
+def _modalities(arrays: Mapping[str, Array], count: int) -> list[str]:
+    """Names of the arrays that are modalities: language, audio and vision first, the others as the file has them."""
+    suffixes = ("_lengths", "_present")
+    found = [
+        key
+        for key, x in arrays.items()
+        if key not in RESERVED
+        and not key.endswith(suffixes)
+        and x.dtype.kind == "f"
+        and x.ndim in (2, 3)
+        and len(x) == count
+    ]
+    usual = [m for m in ("language", "audio", "vision") if m in found]
+    return usual + [m for m in found if m not in usual]
+
+
+def _length_keys(arrays: Mapping[str, Array], modality: str) -> list[str]:
+    """The array that gives a modality's lengths, if any: its own, else the common one for sequences."""
+    if f"{modality}_lengths" in arrays:
+        return [f"{modality}_lengths"]
+    return ["lengths"] if "lengths" in arrays and arrays[modality].ndim == 3 else []
+
+
+def _given_split(name: str, values: Array) -> StrArray:
+    by_number = dict(zip("012", SPLITS, strict=True))
+    words = strings(values).tolist()
+    for word in words:
+        if word not in SPLIT_NAMES and word not in by_number:
+            raise CorrKDError(
+                f"{name}: array split holds {word[:40]!r}; allowed are train, valid (dev, val), test, or 0, 1, 2"
+            )
+    return np.array([SPLIT_NAMES.get(word) or by_number[word] for word in words])
+
+
+def dealt_split(names: Iterable[str]) -> StrArray:
+    """(N,) split of each sample: its name's place in the order of all names' SHA-256 sums, cut at 70 and 80 %.
+
+    The same name always falls together, so a group is never in two splits.
+    """
+    names = list(names)
+    order = sorted(set(names), key=lambda text: hashlib.sha256(text.encode()).digest())
+    if len(order) < len(SPLITS):
+        raise CorrKDError(
+            f"{len(order)} groups or samples cannot be dealt to {len(SPLITS)} splits; give an array `split`"
+        )
+    valid, test = (max(1, round(share * len(order))) for share in SHARES[1:])
+    counts: IntArray = np.array([len(order) - valid - test, valid, test])
+    place = dict(zip(order, np.repeat(SPLITS, counts).tolist(), strict=True))
+    return np.array([place[text] for text in names])
