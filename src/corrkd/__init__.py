@@ -1,1 +1,61 @@
-"""corrkd."""
+"""CorrKD: sentiment models that stay accurate when language, audio or vision goes missing.
+
+The names below are stable. They are loaded when first used, so that `import corrkd.losses` loads neither lightning nor pandas.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from corrkd._version import __version__
+
+if TYPE_CHECKING:
+    from corrkd.data.dataset import MultimodalDataset, Split
+    from corrkd.data.load import load_dataset
+    from corrkd.errors import CorrKDError
+    from corrkd.evaluation.judge import evaluate
+    from corrkd.experiment.run import Run, resume, run
+    from corrkd.networks.saved import SavedNetwork, load_student
+    from corrkd.settings import Settings, load_settings
+
+_HOMES = {
+    "CorrKDError": "corrkd.errors",
+    "MultimodalDataset": "corrkd.data.dataset",
+    "Run": "corrkd.experiment.run",
+    "SavedNetwork": "corrkd.networks.saved",
+    "Settings": "corrkd.settings",
+    "Split": "corrkd.data.dataset",
+    "evaluate": "corrkd.evaluation.judge",
+    "load_dataset": "corrkd.data.load",
+    "load_settings": "corrkd.settings",
+    "load_student": "corrkd.networks.saved",
+    "resume": "corrkd.experiment.run",
+    "run": "corrkd.experiment.run",
+}
+
+__all__ = [
+    "CorrKDError",
+    "MultimodalDataset",
+    "Run",
+    "SavedNetwork",
+    "Settings",
+    "Split",
+    "__version__",
+    "evaluate",
+    "load_dataset",
+    "load_settings",
+    "load_student",
+    "resume",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'corrkd' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

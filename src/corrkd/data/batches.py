@@ -95,6 +95,14 @@ class Samples:
         """(N,) booleans: samples that the data itself leaves incomplete."""
         return torch.stack([(self.exists[m] & ~self.present[m]).any(1) for m in self.modalities]).any(0)
 
+    def mean_frames(self) -> dict[str, Tensor]:
+        """Mean of the normalised present frames, (d_m,) by modality, on the CPU: what `fill: mean` shows for a missing frame."""
+        totals = {m: torch.zeros(width, dtype=torch.float64) for m, width in self.widths.items()}
+        for batch in self.batches(1024):
+            for m, total in totals.items():
+                total += batch.frames[m][batch.present[m]].double().sum(0).cpu()
+        return {m: total / self.present[m].sum().clamp(min=1).cpu() for m, total in totals.items()}
+
     def take(self, rows: Tensor) -> Batch:
         """The samples at `rows` (int64 on the device). Without copies between host and device where the split is resident."""
         if self.resident:

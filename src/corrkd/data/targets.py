@@ -55,8 +55,8 @@ class Target:
 
     @property
     def num_outputs(self) -> int:
-        """Numbers that the classifier puts out for a sample: K, 2 Q, or 1."""
-        return {"classes": len(self.classes), "questions": 2 * len(self.questions), "score": 1}[self.kind]
+        """What the classifier answers for a sample: K classes, Q questions, or 1 score."""
+        return {"classes": len(self.classes), "questions": len(self.questions), "score": 1}[self.kind]
 
     def of(self, split: Split, where: str) -> tuple[npt.NDArray[Any], BoolArray]:
         """Targets of a split, and which samples count: zeros leave "binary-nonzero", nothing leaves the others.

@@ -39,6 +39,7 @@ class Method(nn.Module):
     """
 
     needs_teacher: ClassVar[bool] = False
+    class_weights: Tensor | None
 
     def __init__(
         self,

@@ -1,0 +1,283 @@
+"""Commands: parse, call one function, print."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from corrkd._version import __version__
+from corrkd.errors import CorrKDError
+
+app = typer.Typer(
+    help="Multimodal sentiment analysis that stays accurate when modalities go missing (CorrKD, CVPR 2024).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data_app = typer.Typer(
+    help="Look at a dataset file, or convert it once to a file that carries no code.", no_args_is_help=True
+)
+app.add_typer(data_app, name="data")
+
+DataOption = Annotated[
+    str | None, typer.Option("--data", help="A dataset file or folder; `synthetic`: the built-in dataset.")
+]
+PresetOption = Annotated[str | None, typer.Option("--preset", help="A named preset; `corrkd presets` lists them.")]
+SettingsOption = Annotated[Path | None, typer.Option("--settings", help="A YAML file with settings.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting, as student.lr=1e-3; repeatable.")
+]
+SeedsOption = Annotated[
+    str | None, typer.Option("--seeds", help="How many seeds (5 means 0 to 4), or which, as 0,3,7.")
+]
+JobsOption = Annotated[
+    int | None, typer.Option("--jobs", help="Seeds trained at once, a process each; changes no result.")
+]
+TargetOption = Annotated[
+    str | None, typer.Option("--target", help="What is predicted, as binary-nonzero, tertiles, score.")
+]
+OutOption = Annotated[Path | None, typer.Option("--out", help="The run folder; default: runs/<preset or dataset>.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")]
+GloveOption = Annotated[Path | None, typer.Option("--glove", help="GloVe text file, for layouts that hold words.")]
+FoldsOption = Annotated[Path | None, typer.Option("--folds", help="JSON file {split: [video ids]} for .csd folders.")]
+
+
+@app.callback()
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        print(f"corrkd {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    data: DataOption = None,
+    preset: PresetOption = None,
+    settings: SettingsOption = None,
+    seeds: SeedsOption = None,
+    target: TargetOption = None,
+    jobs: JobsOption = None,
+    changes: SetOption = None,
+    out: OutOption = None,
+    overwrite: OverwriteOption = False,
+    glove: GloveOption = None,
+    folds: FoldsOption = None,
+) -> None:
+    """Train teacher, student and control, test them under every missing condition, write the report."""
+    _run(
+        _settings(data, preset, settings, seeds, target, jobs, changes, glove, folds),
+        _folder(out, preset),
+        overwrite,
+        evaluate=True,
+    )
+
+
+@app.command()
+def train(
+    data: DataOption = None,
+    preset: PresetOption = None,
+    settings: SettingsOption = None,
+    seeds: SeedsOption = None,
+    target: TargetOption = None,
+    jobs: JobsOption = None,
+    changes: SetOption = None,
+    out: OutOption = None,
+    overwrite: OverwriteOption = False,
+    glove: GloveOption = None,
+    folds: FoldsOption = None,
+) -> None:
+    """Train only; `corrkd resume` goes on to the evaluation."""
+    _run(
+        _settings(data, preset, settings, seeds, target, jobs, changes, glove, folds),
+        _folder(out, preset),
+        overwrite,
+        evaluate=False,
+    )
+
+
+@app.command()
+def resume(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Go on with a run that was stopped, to the same bits as one never stopped."""
+    from corrkd.experiment.progress import Reporter
+    from corrkd.experiment.run import resume as resume_run
+
+    _announce(resume_run(folder, reporter=Reporter()).folder)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A run folder, a seed's folder, or a model's file.")],
+    data: Annotated[str, typer.Option("--data", help="A dataset file or folder; `synthetic`: the built-in dataset.")],
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    conditions: Annotated[
+        str | None, typer.Option(help="Which, as complete,language,ratio-0.3; default: the standard ones.")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Random draws of each ratio and burst.")] = 3,
+    mask_seed: Annotated[int, typer.Option(min=0, help="Seed of the masks.")] = 2024,
+    masks: Annotated[Path | None, typer.Option(help="Replay the masks of this manifest.")] = None,
+    export_masks: Annotated[
+        Path | None, typer.Option(help="Write the masks that are applied to this manifest.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the results to this CSV file.")] = None,
+    glove: GloveOption = None,
+    folds: FoldsOption = None,
+) -> None:
+    """Test a trained student on a dataset under missing conditions."""
+    from corrkd.data.load import load_dataset
+    from corrkd.evaluation.judge import evaluate as judge
+    from corrkd.evaluation.judge import masks_of
+    from corrkd.experiment.progress import Reporter
+    from corrkd.files import write_with
+    from corrkd.missing.manifest import load_manifest, save_manifest
+    from corrkd.networks.saved import load_student
+
+    names = None if conditions is None else [name.strip() for name in conditions.split(",") if name.strip()]
+    student, dataset = load_student(model), load_dataset(data, glove=glove, folds=folds)
+    manifest = None if masks is None else load_manifest(masks)
+    if export_masks is not None:
+        save_manifest(
+            export_masks, masks_of(student, dataset, split=split, conditions=names, draws=draws, mask_seed=mask_seed)
+        )
+    with Reporter().task("evaluation", len(dataset.split(split))) as task:
+        table = judge(
+            student,
+            dataset,
+            split=split,
+            conditions=names,
+            draws=draws,
+            mask_seed=mask_seed,
+            masks=manifest,
+            on_batch=task.step,
+        )
+    if out is not None:
+        write_with(out, lambda part: table.to_csv(part, index=False))
+    mean = table.groupby(["condition", "metric"], sort=False)["value"].mean().unstack()
+    print((100 * mean[[c for c in ("weighted_f1", "accuracy", "ece") if c in mean]]).round(2).to_string())
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Make the report again from a run folder alone."""
+    from corrkd.report.page import write_report
+
+    print(write_report(folder))
+
+
+@app.command()
+def presets(name: Annotated[str | None, typer.Argument(help="Print this one.")] = None) -> None:
+    """List the presets, or print one."""
+    from corrkd.settings import preset_names, preset_text
+
+    if name is not None:
+        print(preset_text(name), end="")
+        return
+    for known in preset_names():
+        first = next((line for line in preset_text(known).splitlines() if line.startswith("#")), "#")
+        print(f"{known:16}{first.lstrip('# ')}")
+
+
+@data_app.command()
+def inspect(
+    file: Annotated[str, typer.Argument(help="A dataset file or folder.")],
+    glove: GloveOption = None,
+    folds: FoldsOption = None,
+) -> None:
+    """Say what is in a dataset: layout, shapes, labels, what is missing, what is suspicious."""
+    from corrkd.data.inspect import describe
+    from corrkd.data.inspect import inspect as look
+    from corrkd.data.load import load_dataset
+
+    print(describe(look(load_dataset(file, glove=glove, folds=folds))))
+
+
+@data_app.command()
+def convert(
+    file: Annotated[str, typer.Argument(help="A dataset file or folder.")],
+    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    glove: GloveOption = None,
+    folds: FoldsOption = None,
+) -> None:
+    """Write a dataset to one file that carries no code and opens by memory map."""
+    from corrkd.data.convert import convert as write
+    from corrkd.data.load import load_dataset
+
+    write(load_dataset(file, glove=glove, folds=folds), out)
+    print(out)
+
+
+def _settings(
+    data: str | None,
+    preset: str | None,
+    file: Path | None,
+    seeds: str | None,
+    target: str | None,
+    jobs: int | None,
+    changes: list[str] | None,
+    glove: Path | None,
+    folds: Path | None,
+) -> Any:
+    from corrkd.settings import load_settings
+
+    tree: dict[str, Any] = {}
+    paths = {"path": data, "target": target, "glove": glove and str(glove), "folds": folds and str(folds)}
+    if any(value is not None for value in paths.values()):
+        tree["data"] = {key: value for key, value in paths.items() if value is not None}
+    if seeds is not None:
+        tree["seeds"] = _seeds(seeds)
+    if jobs is not None:
+        tree["jobs"] = jobs
+    return load_settings(file, preset=preset, overrides=changes or (), **tree)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise CorrKDError(f"--seeds {text!r}: expected a number of seeds, or seeds as 0,3,7") from None
+    if len(numbers) == 1 and numbers[0] < 1:
+        raise CorrKDError(f"--seeds {text!r}: at least one seed is needed")
+    return list(range(numbers[0])) if len(numbers) == 1 else numbers
+
+
+def _folder(out: Path | None, preset: str | None) -> Path | None:
+    return out if out is not None or preset is None else Path("runs") / preset
+
+
+def _run(settings: Any, out: Path | None, overwrite: bool, *, evaluate: bool) -> None:
+    from corrkd.experiment.progress import Reporter
+    from corrkd.experiment.run import run as run_experiment
+
+    done = run_experiment(settings, out, overwrite=overwrite, evaluate=evaluate, reporter=Reporter())
+    if evaluate:
+        _announce(done.folder)
+    else:
+        print(f"trained: {done.folder}; `corrkd resume {done.folder}` evaluates it")
+
+
+def _announce(folder: Path) -> None:
+    from corrkd.report.tables import plain_table
+
+    print(plain_table(folder))
+    print(f"\nreport: {folder / 'report.html'}")
+
+
+def main() -> None:
+    """The command line. Errors of the user's are one line and exit code 2; Ctrl-C is 130."""
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        app()
+    except CorrKDError as error:
+        errors.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("interrupted; `corrkd resume FOLDER` goes on with a run")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

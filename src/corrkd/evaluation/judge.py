@@ -1,0 +1,176 @@
+"""A network's metrics under every condition, as tidy rows: the one way from predictions to results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from corrkd.data.batches import Samples
+from corrkd.data.dataset import MultimodalDataset
+from corrkd.data.targets import Target
+from corrkd.errors import CorrKDError
+from corrkd.evaluation import metrics
+from corrkd.evaluation.bayes import best_expected_weighted_f1
+from corrkd.evaluation.sweep import Result, sweep
+from corrkd.missing.conditions import Condition, missing_subsets, named_conditions, standard_conditions
+from corrkd.missing.manifest import Manifest, make_manifest
+from corrkd.networks.saved import SavedNetwork
+from corrkd.settings import EvaluationSettings
+
+AVERAGE = "average"
+RATIOS = "ratios"
+COLUMNS = ["condition", "draw", "metric", "value"]
+
+
+def evaluate(
+    student: SavedNetwork,
+    dataset: MultimodalDataset,
+    *,
+    split: str = "test",
+    conditions: Sequence[str] | None = None,
+    draws: int = 3,
+    mask_seed: int = 2024,
+    masks: Manifest | None = None,
+    batch_size: int = 256,
+    on_batch: Callable[[int], None] | None = None,
+) -> pd.DataFrame:
+    """Metrics of a trained network on a dataset, under every missing condition or under those named.
+
+    Args:
+        student: from `load_student`; its own normalisation and thresholds are applied.
+        dataset: raw features, with the student's modalities.
+        split: which samples.
+        conditions: names as in `corrkd.missing.conditions`; default: the standard ones, or the manifest's.
+        draws: random draws of each ratio and burst.
+        mask_seed: seed of the masks; the default is the one of every run.
+        masks: masks to replay in place of drawn ones.
+        batch_size: changes memory only.
+        on_batch: called with the number of samples done.
+
+    Returns:
+        Tidy rows: condition, draw, metric, value (a fraction of 1; NaN where a metric is undefined). "average" is the mean over the missing
+        subsets, "ratios" the area under the curve over missing ratios.
+
+    Raises:
+        CorrKDError: where the split, a modality or a condition is unknown, a width differs, or the manifest is of other samples.
+    """
+    samples = samples_of(student, student.fit(dataset), split, device=next(student.network.parameters()).device)
+    chosen = masks.conditions if masks and conditions is None else conditions_of(samples, conditions, draws)
+    results = sweep(
+        student.network,
+        samples,
+        chosen,
+        masks=masks.replay(samples) if masks else None,
+        mask_seed=masks.seed if masks else mask_seed,
+        batch_size=batch_size,
+        on_batch=on_batch,
+    )
+    return tabulate(results, samples.target, samples.targets.cpu().numpy(), student.modalities)
+
+
+def masks_of(
+    student: SavedNetwork,
+    dataset: MultimodalDataset,
+    *,
+    split: str = "test",
+    conditions: Sequence[str] | None = None,
+    draws: int = 3,
+    mask_seed: int = 2024,
+) -> Manifest:
+    """The masks that `evaluate` with the same arguments applies, to be saved and replayed."""
+    samples = samples_of(student, student.fit(dataset), split, device=torch.device("cpu"))
+    return make_manifest(samples, conditions_of(samples, conditions, draws), seed=mask_seed)
+
+
+def conditions_of(samples: Samples, names: Sequence[str] | None, draws: int) -> Sequence[Condition]:
+    """The conditions of those names, or the standard ones."""
+    if names is not None:
+        return named_conditions(names, samples.modalities, draws)
+    incomplete = bool(samples.incomplete.any())
+    return standard_conditions(samples.modalities, EvaluationSettings(draws=draws), naturally_incomplete=incomplete)
+
+
+def samples_of(
+    student: SavedNetwork, dataset: MultimodalDataset, split: str, *, device: torch.device, resident_bytes: float = 4e9
+) -> Samples:
+    """A split as the network wants it."""
+    chosen = dataset.split(split)
+    where = f"dataset {dataset.name}, {split}"
+    if not len(chosen):
+        raise CorrKDError(f"{where}: no samples")
+    return Samples(
+        chosen, student.target, student.normalisation, device=device, where=where, resident_bytes=resident_bytes
+    )
+
+
+def tabulate(
+    results: Sequence[Result], target: Target, truth: npt.NDArray[Any], modalities: Sequence[str]
+) -> pd.DataFrame:
+    """Tidy rows of a sweep's metrics, with "average" and "ratios" where their conditions are there."""
+    return _table(results, modalities, lambda r: metrics.measure(target, truth[r.rows], r.response))
+
+
+def tabulate_majority(
+    results: Sequence[Result],
+    target: Target,
+    train: npt.NDArray[Any],
+    truth: npt.NDArray[Any],
+    modalities: Sequence[str],
+) -> pd.DataFrame:
+    """The same of the majority-class floor: its answers do not depend on what is visible, but its samples may."""
+    return _table(results, modalities, lambda r: metrics.majority_floor(target, train, truth[r.rows]))
+
+
+def tabulate_bayes(results: Sequence[Result], modalities: Sequence[str]) -> pd.DataFrame:
+    """The ceiling, from exact posteriors as responses: the Bayes accuracy, and the weighted F1 of the decision that maximises it.
+
+    Both are expectations under the exact posteriors, not values on the labels drawn: what the best possible classifier scores on average.
+    """
+
+    def ceiling(result: Result) -> dict[str, float]:
+        posterior = result.response.astype(np.float64)
+        return {metrics.F1: best_expected_weighted_f1(posterior)[1], "accuracy": float(posterior.max(1).mean())}
+
+    return _table(results, modalities, ceiling)
+
+
+def _table(
+    results: Sequence[Result], modalities: Sequence[str], measure: Callable[[Result], dict[str, float]]
+) -> pd.DataFrame:
+    rows = [
+        (result.condition.name, result.draw, metric, value)
+        for result in results
+        for metric, value in measure(result).items()
+    ]
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    return pd.concat(
+        [table, _average(table, modalities), _area(table, [r.condition for r in results])], ignore_index=True
+    )
+
+
+def _average(table: pd.DataFrame, modalities: Sequence[str]) -> pd.DataFrame:
+    names = [c.name for c in missing_subsets(modalities)]
+    inside = table[table["condition"].isin(names)]
+    if inside["condition"].nunique() < len(names):
+        return pd.DataFrame(columns=COLUMNS).astype(table.dtypes)
+    # A metric undefined under one condition (a correlation) is undefined on average.
+    means = inside.groupby("metric", sort=False)["value"].agg(lambda values: values.mean(skipna=False))
+    return pd.DataFrame([(AVERAGE, 0, metric, value) for metric, value in means.items()], columns=COLUMNS)
+
+
+def _area(table: pd.DataFrame, conditions: Sequence[Condition]) -> pd.DataFrame:
+    ratios = {c.name: c.ratio for c in conditions if c.kind == "ratio" and c.ratio is not None}
+    if len(ratios) < 2:
+        return pd.DataFrame(columns=COLUMNS).astype(table.dtypes)
+    rows = []
+    for metric in (metrics.F1, "accuracy"):
+        inside = table[table["condition"].isin(ratios) & (table["metric"] == metric)]
+        mean = inside.groupby("condition", sort=False)["value"].mean()
+        area = metrics.area_under_ratios([ratios[str(name)] for name in mean.index], list(mean))
+        rows.append((RATIOS, 0, f"auc_{metric}", area))
+    return pd.DataFrame(rows, columns=COLUMNS)

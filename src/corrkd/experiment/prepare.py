@@ -1,0 +1,186 @@
+"""From settings to what every seed of an experiment shares: data, target, normalisation, conditions."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from corrkd._version import __version__
+from corrkd.data.batches import Samples
+from corrkd.data.dataset import SPLITS, MultimodalDataset
+from corrkd.data.load import load_dataset
+from corrkd.data.normalise import Normalisation, fit_normalisation
+from corrkd.data.synthetic import SyntheticSpec, make
+from corrkd.data.targets import Target, make_target
+from corrkd.errors import CorrKDError
+from corrkd.missing.conditions import Condition, condition, standard_conditions
+from corrkd.networks.saved import with_modalities
+from corrkd.settings import DataSettings, Settings
+
+SYNTHETIC = "synthetic"
+BY_MISSING = "highest weighted F1 averaged over the missing subsets of the validation split, earliest on ties"
+BY_COMPLETE = "highest weighted F1 on the complete validation split, earliest on ties"
+TITLES = {"teacher": "Teacher", "student": "CorrKD student", "control": "No-distillation control"}
+SELECTION = {"teacher": BY_COMPLETE, "student": BY_MISSING, "control": BY_MISSING}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment ready to run: nothing here depends on a seed."""
+
+    settings: Settings
+    dataset: MultimodalDataset
+    target: Target
+    normalisation: Normalisation
+    device: torch.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of parameters and frames; half precision is autocast's affair."""
+        return torch.float64 if self.settings.precision == "64-true" else torch.float32
+
+    def samples(self, split: str) -> Samples:
+        """A split on the device, or read batch by batch where it is larger than the settings allow."""
+        return Samples(
+            self.dataset.split(split),
+            self.target,
+            self.normalisation,
+            device=self.device,
+            resident_bytes=self.settings.data.resident_gigabytes * 1e9,
+            where=f"dataset {self.dataset.name}, {split}",
+            dtype=self.dtype,
+        )
+
+    @cached_property
+    def frames(self) -> dict[str, int]:
+        """The most frames T_m by modality over the splits."""
+        return {m: max(s.frames[m].shape[1] for s in self.dataset.splits.values()) for m in self.dataset.modalities}
+
+    def conditions(self) -> list[Condition]:
+        """What the evaluation runs."""
+        split = self.dataset.split(self.settings.evaluation.split)
+        incomplete = bool(split.naturally_incomplete().any())
+        return standard_conditions(self.dataset.modalities, self.settings.evaluation, naturally_incomplete=incomplete)
+
+    def projection(self) -> str:
+        """The condition whose representations the report shows beside the complete ones."""
+        name = self.settings.evaluation.projection or self.dataset.modalities[0]
+        return condition(name, self.dataset.modalities).name
+
+    def notes(self) -> list[str]:
+        """What a reader of the results has to know."""
+        out = list(self.dataset.notes)
+        count = len(self.samples_kept("train"))
+        for stage in ("teacher", "student"):
+            size = getattr(self.settings, stage).batch_size
+            if size > count:
+                out.append(
+                    f"{stage}.batch_size = {size} is more than the {count} training samples; one batch holds all of them"
+                )
+        if self.target.kind == "score" and self.settings.student.distillation.rcd:
+            out.append("RCD splits a response by class and is left out for the target `score`")
+        return out
+
+    def samples_kept(self, split: str) -> Any:
+        """Targets of the samples that count for the target, (n,) or (n, Q)."""
+        values, keep = self.target.of(self.dataset.split(split), f"dataset {self.dataset.name}, {split}")
+        return values[keep]
+
+    def facts(self) -> dict[str, Any]:
+        """What run.json says."""
+        dataset, target = self.dataset, self.target
+        return {
+            "corrkd": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "dataset": {
+                "name": dataset.name,
+                "layout": dataset.layout,
+                "sha256": dataset.sha256,
+                "modalities": {m: {"width": w, "frames": self.frames[m]} for m, w in dataset.widths.items()},
+                "splits": {name: len(self.samples_kept(name)) for name in dataset.splits},
+                "labels": {name: self._histogram(name) for name in dataset.splits},
+                "missing_rule": dict(dataset.missing_rule),
+            },
+            "target": {
+                "name": target.name,
+                "kind": target.kind,
+                "classes": list(target.classes),
+                "questions": list(target.questions),
+                "cuts": list(target.cuts),
+            },
+            "split": self.settings.evaluation.split,
+            "conditions": [
+                {"name": c.name, "kind": c.kind, "available": list(c.available), "ratio": c.ratio, "draws": c.draws}
+                for c in self.conditions()
+            ],
+            "projection": self.projection(),
+            "methods": [
+                {"name": m, "title": TITLES[m], "selection": SELECTION[m]} for m in ("student", "teacher", "control")
+            ],
+            "seeds": list(self.settings.seeds),
+            "notes": self.notes(),
+        }
+
+    def _histogram(self, split: str) -> Mapping[str, int]:
+        values = self.samples_kept(split)
+        if self.target.kind == "questions":
+            return {q: int(values[:, place].sum()) for place, q in enumerate(self.target.questions)}
+        labels = self.target.categories(values) if self.target.kind == "score" else values
+        counts = np.bincount(labels, minlength=len(self.target.classes))
+        return {name: int(count) for name, count in zip(self.target.classes, counts, strict=True)}
+
+
+def prepare(settings: Settings) -> Experiment:
+    """Reads the data and fits on its training split what depends on it.
+
+    Raises:
+        CorrKDError: for anything wrong with data or settings, before any training.
+    """
+    dataset = read(settings.data)
+    for split in {*SPLITS[:2], settings.evaluation.split}:
+        dataset.split(split)
+    target = make_target(settings.data.target, dataset)
+    normalisation = fit_normalisation(dataset.split("train"), settings.data.normalise, settings.data.clip)
+    experiment = Experiment(settings, dataset, target, normalisation, pick_device(settings.device))
+    experiment.conditions(), experiment.projection()  # a wrong name is said now, not after the training
+    return experiment
+
+
+def read(settings: DataSettings) -> MultimodalDataset:
+    """The dataset that the settings name, with the modalities they ask for."""
+    if settings.path == SYNTHETIC:
+        dataset = make(synthetic_spec(settings.synthetic))
+    else:
+        dataset = load_dataset(settings.path, glove=settings.glove, folds=settings.folds, name=settings.name)
+    return dataset if settings.modalities is None else with_modalities(dataset, settings.modalities)
+
+
+def synthetic_spec(changes: Mapping[str, Any]) -> SyntheticSpec:
+    """The built-in dataset's law with changes. Raises CorrKDError for an unknown key."""
+    known = SyntheticSpec.__dataclass_fields__
+    for key in changes:
+        if key not in known:
+            raise CorrKDError(f"settings: data.synthetic.{key} is unknown; allowed there: {', '.join(known)}")
+    try:
+        return SyntheticSpec(**changes)
+    except (TypeError, ValueError) as error:
+        raise CorrKDError(f"settings: data.synthetic: {error}") from None
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; `auto` is a GPU where there is one. Raises CorrKDError where the machine lacks it."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[name]:
+        raise CorrKDError(
+            f"settings: device {name!r} is not there; use {', '.join(n for n, there in available.items() if there)}"
+        )
+    return torch.device(name)

@@ -1,0 +1,74 @@
+"""What a run says while it works: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_SECONDS = 5.0
+
+
+class Reporter:
+    """Where messages and progress go.
+
+    Args:
+        quiet: say nothing (the Python interface's default).
+        plain: lines even on a terminal, as several processes at once need.
+    """
+
+    def __init__(self, *, quiet: bool = False, plain: bool = False) -> None:
+        self.quiet = quiet
+        self.plain = plain
+        self._console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+
+    def say(self, message: str) -> None:
+        """One line."""
+        self._console.print(message, markup=False)
+
+    @contextmanager
+    def task(self, title: str, total: int, done: int = 0) -> Iterator[Task]:
+        """A piece of work of `total` steps: a bar, or a plain line at its start and every few seconds."""
+        if self.quiet or self.plain or not self._console.is_terminal:
+            yield _Plain(self, title, total, done)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self._console) as bars:
+            yield _Bar(bars, title, total, done)
+
+
+class Task:
+    """A piece of work under way."""
+
+    def step(self, count: int = 1, note: str = "") -> None:
+        """So many steps are done; `note` is a word on how it goes."""
+
+
+class _Plain(Task):
+    def __init__(self, reporter: Reporter, title: str, total: int, done: int) -> None:
+        self._reporter, self._title, self._total, self._done = reporter, title, total, done
+        self._said = time.monotonic()
+
+    def step(self, count: int = 1, note: str = "") -> None:
+        self._done += count
+        if time.monotonic() - self._said >= PLAIN_SECONDS or self._done == self._total:
+            self._said = time.monotonic()
+            self._reporter.say(f"{self._title}: {self._done}/{self._total}{'  ' + note if note else ''}")
+
+
+class _Bar(Task):
+    def __init__(self, bars: Progress, title: str, total: int, done: int) -> None:
+        self._bars = bars
+        self._task = bars.add_task(title, total=total, completed=done, note="")
+
+    def step(self, count: int = 1, note: str = "") -> None:
+        self._bars.update(self._task, advance=count, note=note)

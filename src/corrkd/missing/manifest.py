@@ -1,0 +1,120 @@
+"""Masks as a file: what was missing in a test, exported once and replayed by anybody, with this code or another.
+
+One safetensors file: per random condition, draw and modality `condition/draw/modality`, (N, ceil(T / 8)) bytes, bit set where dropped, the first
+frame in the highest bit (numpy.packbits); in its metadata a JSON text with the ids, frames per modality, conditions and seed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from torch import Tensor
+
+from corrkd.data.batches import Batch, Samples
+from corrkd.errors import CorrKDError
+from corrkd.files import write_bytes
+from corrkd.missing.conditions import Condition, condition
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Masks of some samples under some conditions.
+
+    Attributes:
+        ids: (N,) the samples, in the masks' order.
+        conditions: what is missing; of those in which nothing is random there is no mask to keep.
+        masks: (condition's name, draw, modality) -> (N, T_m) booleans, True where dropped.
+        seed: the masks' seed.
+    """
+
+    ids: tuple[str, ...]
+    conditions: tuple[Condition, ...]
+    masks: Mapping[tuple[str, int, str], np.ndarray[tuple[int, ...], np.dtype[np.bool_]]]
+    seed: int
+
+    def replay(self, samples: Samples) -> Callable[[Condition, int, Batch], dict[str, Tensor]]:
+        """A source of masks for a sweep over `samples`. Raises CorrKDError where the manifest lacks a sample, or frames differ."""
+        places = {name: place for place, name in enumerate(self.ids)}
+        absent = [str(i) for i in samples.ids if str(i) not in places]
+        if absent:
+            raise CorrKDError(
+                f"masks: {len(absent)} samples are not in the manifest, as {absent[0]!r}; it was made for other samples"
+            )
+        order = np.array([places[str(i)] for i in samples.ids])
+        masks = {}
+        for (name, draw, m), mask in self.masks.items():
+            if m not in samples.exists or mask.shape[1] != samples.exists[m].shape[1]:
+                raise CorrKDError(
+                    f"masks: modality {m} has {mask.shape[1]} frames in the manifest, but not in the data"
+                )
+            masks[name, draw, m] = torch.as_tensor(mask[order]).to(samples.device)
+
+        def source(chosen: Condition, draw: int, batch: Batch) -> dict[str, Tensor]:
+            try:
+                return {m: masks[chosen.name, draw, m][batch.rows] for m in batch.frames}
+            except KeyError:
+                raise CorrKDError(f"masks: the manifest has no condition {chosen.name!r}, draw {draw}") from None
+
+        return source
+
+
+def make_manifest(samples: Samples, conditions: Sequence[Condition], *, seed: int) -> Manifest:
+    """The masks that a sweep with this seed applies to these samples."""
+    everything = Batch(
+        frames=dict.fromkeys(samples.modalities, samples.keys),  # masks need the names alone
+        exists=samples.exists,
+        present=samples.present,
+        targets=samples.targets,
+        keys=samples.keys,
+        rows=torch.arange(len(samples), device=samples.device),
+    )
+    masks = {
+        (c.name, draw, m): mask.cpu().numpy()
+        for c in conditions
+        if c.kind not in ("modalities", "natural")
+        for draw in range(c.draws)
+        for m, mask in c.dropped(everything, seed=seed, draw=draw).items()
+    }
+    return Manifest(tuple(map(str, samples.ids)), tuple(conditions), masks, seed)
+
+
+def save_manifest(path: Path, manifest: Manifest) -> None:
+    """Writes the manifest whole or not at all."""
+    modalities = {m: mask.shape[1] for (_, _, m), mask in manifest.masks.items()}
+    about = {
+        "corrkd_masks": 1,
+        "ids": manifest.ids,
+        "modalities": modalities,
+        "conditions": [{"name": c.name, "draws": c.draws} for c in manifest.conditions],
+        "available": list(manifest.conditions[-1].available),
+        "seed": manifest.seed,
+    }
+    tensors = {f"{name}/{draw}/{m}": np.packbits(mask, axis=1) for (name, draw, m), mask in manifest.masks.items()}
+    write_bytes(path, save(tensors, {"masks": json.dumps(about)}))
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Reads a manifest. Raises CorrKDError where it is missing, damaged or something else."""
+    try:
+        with safe_open(path, "numpy") as file:
+            about = json.loads((file.metadata() or {})["masks"])
+            modalities: dict[str, int] = about["modalities"]
+            names = tuple(about["available"])
+            conditions = tuple(condition(c["name"], names, c["draws"]) for c in about["conditions"])
+            masks = {}
+            for key in file.keys():  # noqa: SIM118  (the file is not a mapping)
+                name, draw, m = key.split("/", 2)
+                bits = np.unpackbits(file.get_tensor(key), axis=1, count=modalities[m])
+                masks[name, int(draw), m] = bits.astype(bool)
+            return Manifest(tuple(about["ids"]), conditions, masks, int(about["seed"]))
+    except OSError as error:
+        raise CorrKDError(f"{path}: {error.strerror or error}") from None
+    except (SafetensorError, KeyError, ValueError, TypeError):
+        raise CorrKDError(f"{path}: not a manifest of masks, or damaged") from None
