@@ -167,18 +167,21 @@ def _margins(occupied: BoolArray) -> tuple[IntArray, IntArray]:
     return np.where(some, occupied.argmax(1), frames), np.where(some, occupied[:, ::-1].argmax(1), frames)
 
 
-def _left_padded(margins: Iterable[tuple[IntArray, IntArray]]) -> bool:
-    """More samples are empty at their start alone than at their end alone."""
-    balance = 0
+def _side(margins: Iterable[tuple[IntArray, IntArray]]) -> str:
+    """Where the empty margins lie: "left", "right", "none", or "mixed" with the number of samples of each."""
+    left = right = 0
     for before, after in margins:
-        balance += int(((before > 0) & (after == 0)).sum()) - int(((after > 0) & (before == 0)).sum())
-    return balance > 0
+        left += int(((before > 0) & (after == 0)).sum())
+        right += int(((after > 0) & (before == 0)).sum())
+    if left and right:
+        return f"mixed: left in {left} samples, right in {right}"
+    return "left" if left else "right" if right else "none"
 
 
-def _to_the_left(frames: Array, lengths: IntArray) -> Array:
-    """Left-padded rows moved so that the last `length` frames come first; the rest zero."""
+def _to_the_left(frames: Array, start: IntArray) -> Array:
+    """Rows moved so that frame `start` comes first. What wraps around is padding, and is zeroed by the caller."""
     total = frames.shape[1]
-    source = (np.arange(total)[None, :] - lengths[:, None]) % total
+    source = (np.arange(total)[None, :] + start[:, None]) % total
     source = source.reshape(source.shape + (1,) * (frames.ndim - 2))
     return np.take_along_axis(frames, source, 1)
 
@@ -231,7 +234,7 @@ def assemble(
     for m, found in counts.items():
         notes += [f"{m}: {count} {what} values set to 0" for what, count in found.items() if count]
 
-    lengths, sides, how = _lengths(name, parts, frames, modalities)
+    lengths, starts, sides, how = _lengths(name, parts, frames, modalities)
     if lengths_note:
         how |= {m: lengths_note for m in how if m in next(iter(parts.values())).lengths}
     splits, rules = {}, dict.fromkeys(modalities, ZERO_RULE)
@@ -249,8 +252,8 @@ def assemble(
                 rules[m] = f"array {m}_present"
             else:
                 mask = _occupied(x)
-            if sides[m] == "left":
-                x, mask = _to_the_left(x, length), _to_the_left(mask, length)
+            if starts[split][m].any():
+                x, mask = _to_the_left(x, starts[split][m]), _to_the_left(mask, starts[split][m])
             inside = np.arange(x.shape[1])[None, :] < length[:, None]
             beyond = int((_occupied(x) & ~inside).sum())
             if beyond:
@@ -325,52 +328,55 @@ def _split(
 
 def _lengths(
     name: str, parts: Mapping[str, RawSplit], frames: Mapping[str, Mapping[str, FloatArray]], modalities: Sequence[str]
-) -> tuple[dict[str, dict[str, IntArray]], dict[str, str], dict[str, str]]:
-    """Lengths by split and modality, padding side by modality, and the rule each length came from.
+) -> tuple[dict[str, dict[str, IntArray]], dict[str, dict[str, IntArray]], dict[str, str], dict[str, str]]:
+    """(lengths, first frames) by split and modality; (padding side, the rule the lengths came from) by modality.
 
     A modality's own lengths come first; then, where all sequences have the same number of frames (an aligned file), those of the
-    others; then the zeros at the padded side, jointly over aligned modalities: a frame is padding where all of them are empty.
+    others; then the empty margins, jointly over aligned modalities: a frame is padding where all of them are empty. Some public
+    files pad a few samples on the other side, so the margins are judged sample by sample.
     """
     own = {m for m in modalities if all(m in part.lengths for part in parts.values())}
     sequences = [m for m in modalities if any(frames[split][m].shape[1] > 1 for split in parts)]
     aligned = len(sequences) > 1 and all(len({frames[split][m].shape[1] for m in sequences}) == 1 for split in parts)
     lenders = [m for m in sequences if m in own] if aligned else []
     lengths: dict[str, dict[str, IntArray]] = {split: {} for split in parts}
+    starts: dict[str, dict[str, IntArray]] = {split: {} for split in parts}
     sides: dict[str, str] = {}
     how: dict[str, str] = {}
     occupied = {split: {m: _occupied(frames[split][m]) for m in modalities} for split in parts}
 
-    for m in modalities:
-        if m in own:
-            for split, part in parts.items():
-                lengths[split][m] = _own_lengths(f"{name}, {split}, modality {m}", part.lengths[m], occupied[split][m])
-            sides[m] = _side_of_given([(occupied[split][m], lengths[split][m]) for split in parts])
-            how[m] = "given in the file"
-    for m in modalities:
-        if m in own:
-            continue
+    for m in [m for m in modalities if m in own]:
+        for split, part in parts.items():
+            lengths[split][m] = _own_lengths(f"{name}, {split}, modality {m}", part.lengths[m], occupied[split][m])
+        sides[m] = _side_of_given([(occupied[split][m], lengths[split][m]) for split in parts])
+        how[m] = "given in the file"
+    for m in [m for m in modalities if m not in own]:
+        together = sequences if aligned else [m]
+        joint = {split: np.logical_or.reduce([occupied[split][other] for other in together]) for split in parts}
+        margins = {split: _margins(joint[split]) for split in parts}
         if m not in sequences:
-            for split in parts:
-                lengths[split][m] = np.ones(len(frames[split][m]), np.int64)
+            lengths |= {split: {**lengths[split], m: np.ones(len(frames[split][m]), np.int64)} for split in parts}
             sides[m], how[m] = "none", "one vector per sample"
         elif lenders:
-            sides[m] = sides[lenders[0]]
-            how[m] = f"lengths of {' and '.join(lenders)} (aligned)"
+            sides[m], how[m] = sides[lenders[0]], f"lengths of {' and '.join(lenders)} (aligned)"
             for split in parts:
                 before, after = _margins(occupied[split][m])
                 content = occupied[split][m].shape[1] - (before if sides[m] == "left" else after)
                 lengths[split][m] = np.maximum.reduce([lengths[split][other] for other in lenders] + [content])
         else:
-            together = sequences if aligned else [m]
-            joint = {split: np.logical_or.reduce([occupied[split][other] for other in together]) for split in parts}
-            margins = {split: _margins(joint[split]) for split in parts}
-            left = _left_padded(margins.values())
-            padded = any((before + after > 0).any() for before, after in margins.values())
-            sides[m] = "left" if left else "right" if padded else "none"
-            how[m] = f"inferred from zeros at the {'left' if left else 'right'} of {', '.join(together)}"
-            for split in parts:
-                lengths[split][m] = joint[split].shape[1] - margins[split][0 if left else 1]
-    return lengths, sides, how
+            sides[m], how[m] = _side(margins.values()), f"inferred from all-zero margins of {', '.join(together)}"
+            for split, (before, after) in margins.items():
+                lengths[split][m] = np.maximum(joint[split].shape[1] - before - after, 0)
+                starts[split][m] = np.where(lengths[split][m] > 0, before, 0)
+    for split in parts:
+        for m in modalities:
+            shift = (
+                frames[split][m].shape[1] - lengths[split][m]
+                if sides[m] == "left"
+                else np.zeros_like(lengths[split][m])
+            )
+            starts[split].setdefault(m, shift)
+    return lengths, starts, sides, how
 
 
 def _own_lengths(where: str, values: Any, occupied: BoolArray) -> IntArray:

@@ -68,9 +68,10 @@ def _read_split(where: str, part: Mapping[str, Any]) -> tuple[RawSplit, set[str]
     known = {*MODALITIES, *TARGETS, "id", "raw_text", "annotations", "text_bert"}
     frames |= {key: values for key, values in part.items() if key not in known and is_modality(values, count)}
     lengths = {m: part[f"{key}_lengths"] for key, m in _keys(frames).items() if f"{key}_lengths" in part}
-    mask = part.get("text_bert")
-    if "language" not in lengths and mask is not None and np.ndim(mask) == 3 and np.ndim(frames.get("language")) == 3:
-        lengths["language"] = np.minimum(numeric(where, mask, "text_bert")[:, 1].sum(1), frames["language"].shape[1])
+    mask, language = part.get("text_bert"), frames.get("language")
+    if "language" not in lengths and isinstance(mask, np.ndarray) and isinstance(language, np.ndarray):
+        if mask.ndim == language.ndim == 3 and mask.shape[1:] == (3, language.shape[1]):
+            lengths["language"] = numeric(where, mask[:, 1], "text_bert").sum(1)  # ids, mask, segment
     groups = {g: strings(part[g]) for g in GROUPS if g in part}
     used = {*known, *_keys(frames), *(f"{key}_lengths" for key in _keys(frames)), *groups, "order"}
     raw = RawSplit(

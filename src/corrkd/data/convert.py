@@ -1,0 +1,101 @@
+"""`convert`: a dataset to one file that carries no code and opens by memory map. Its layout is described in readers/converted.py."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from corrkd.data.dataset import MultimodalDataset, Split, StrArray
+from corrkd.data.readers.assemble import Array
+from corrkd.data.readers.converted import DTYPES, FORMAT, KEY
+from corrkd.errors import CorrKDError
+from corrkd.files import replacing
+
+ROWS = 256  # samples copied at a time
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    name: str
+    dtype: str
+    values: Array
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.values.shape) * DTYPES[self.dtype].itemsize
+
+
+def convert(dataset: MultimodalDataset, path: str | Path) -> None:
+    """Writes a dataset to `path` (`.safetensors`), whole or not at all, a few samples at a time.
+
+    The exact posterior of the built-in dataset is a function and is not written; a note in the file says so.
+
+    Raises:
+        CorrKDError: `path` has another ending, or cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise CorrKDError(f"{path}: the converted file's name must end in .safetensors")
+    tensors = [tensor for name, split in dataset.splits.items() for tensor in _tensors(name, split)]
+    tensors.sort(
+        key=lambda tensor: -DTYPES[tensor.dtype].itemsize
+    )  # so that each starts at a multiple of its item size
+    with replacing(path) as part, part.open("wb") as file:
+        file.write(_header(dataset, tensors))
+        for tensor in tensors:
+            for start in range(0, len(tensor.values), ROWS):
+                rows = np.ascontiguousarray(tensor.values[start : start + ROWS], DTYPES[tensor.dtype])
+                file.write(rows.reshape(-1).view(np.uint8).data)
+
+
+def _tensors(name: str, split: Split) -> Iterator[_Tensor]:
+    for m, frames in split.frames.items():
+        yield _Tensor(f"{name}/frames/{m}", "F32", frames)
+        yield _Tensor(f"{name}/lengths/{m}", "I64", split.lengths[m])
+        yield _Tensor(f"{name}/present/{m}", "BOOL", split.present[m])
+    for key, dtype, values in (
+        ("scores", "F64", split.scores),
+        ("labels", "I64", split.labels),
+        ("order", "I64", split.order),
+    ):
+        if values is not None:
+            yield _Tensor(f"{name}/{key}", dtype, values)
+    yield _Tensor(f"{name}/ids", "U8", _json_bytes(split.ids))
+    for group, names in split.groups.items():
+        yield _Tensor(f"{name}/groups/{group}", "U8", _json_bytes(names))
+
+
+def _json_bytes(names: StrArray) -> Array:
+    return np.frombuffer(json.dumps(names.tolist()).encode(), np.uint8)
+
+
+def _header(dataset: MultimodalDataset, tensors: list[_Tensor]) -> bytes:
+    """Eight bytes of length, then JSON padded with spaces to a multiple of eight, as the safetensors format has it."""
+    lost = ("the exact posterior is not part of a converted file",) if dataset.posterior else ()
+    about = {
+        "format": FORMAT,
+        "name": dataset.name,
+        "splits": list(dataset.splits),
+        "modalities": list(dataset.modalities),
+        "class_names": dataset.class_names,
+        "question_names": dataset.question_names,
+        "score_range": dataset.score_range,
+        "layout": dataset.layout,
+        "missing_rule": dict(dataset.missing_rule),
+        "notes": dataset.notes + lost,
+        "sha256": dataset.sha256,
+        "extra": dict(dataset.extra),
+    }
+    header: dict[str, object] = {"__metadata__": {KEY: json.dumps(about)}}
+    end = 0
+    for tensor in tensors:
+        begin, end = end, end + tensor.size
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.values.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
