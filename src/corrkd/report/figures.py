@@ -1,0 +1,394 @@
+"""The figures of a report, each as SVG and PNG. The same run folder gives the same bytes."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from corrkd.missing.conditions import COMPLETE, missing_subsets
+from corrkd.report import tables
+from corrkd.report.run_folder import AbsentError, RunFolder
+
+# Okabe and Ito's palette, told apart by every kind of colour vision; methods and classes differ in line or marker as well.
+BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, GREY = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#E69F00",
+    "#56B4E9",
+    "#CC79A7",
+    "#6B6B6B",
+)
+PALETTE = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY, "#000000")
+MARKERS = "os^Dv*PX"
+LINES: dict[str, dict[str, Any]] = {
+    "student": {"color": BLUE, "linestyle": "-", "marker": "o"},
+    "control": {"color": VERMILION, "linestyle": "--", "marker": "s"},
+    "teacher": {"color": GREEN, "linestyle": "-.", "marker": "^"},
+    tables.FLOOR: {"color": GREY, "linestyle": ":"},
+    tables.CEILING: {"color": "#222222", "linestyle": (0, (6, 2))},
+}
+WIDTH = 8.4  # inches, of the figures that span the page
+POINTS = 600  # of a projection: enough to see the clusters, few enough for t-SNE to take a second
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure, ready to be written. `alt` says what it shows to who cannot see it."""
+
+    name: str
+    caption: str
+    alt: str
+    svg: bytes
+    png: bytes
+
+
+def style(name: str) -> AbstractContextManager[None]:
+    """Matplotlib's defaults (whatever the user's own are), calm, with ids in the SVG that depend on `name` alone."""
+    settings = {
+        "axes.axisbelow": True,
+        "axes.edgecolor": "#888888",
+        "axes.grid": True,
+        "axes.linewidth": 0.6,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlelocation": "left",
+        "axes.titlesize": 9,
+        "figure.constrained_layout.use": True,
+        "font.size": 8.5,
+        "grid.color": "#E4E4E4",
+        "grid.linewidth": 0.6,
+        "legend.frameon": False,
+        "lines.linewidth": 1.4,
+        "lines.markersize": 3.5,
+        "savefig.dpi": 200,
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "text.parse_math": False,  # a class may be called "$"
+        "xtick.color": "#444444",
+        "xtick.major.width": 0.6,
+        "ytick.color": "#444444",
+        "ytick.major.width": 0.6,
+    }
+    return matplotlib.style.context(["default", settings])
+
+
+def picture(name: str, caption: str, alt: str, figure: Figure) -> Picture:
+    """The figure as bytes, without date or version in them."""
+    svg, png = io.BytesIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(png, format="png", metadata={"Software": None})
+    return Picture(name, caption, alt, svg.getvalue(), png.getvalue())
+
+
+def line(method: str, number: int = 0) -> dict[str, Any]:
+    """How a method's curve looks; a method without a look of its own gets the palette's next by its number."""
+    return LINES.get(
+        method, {"color": PALETTE[(4 + number) % 8], "linestyle": "-", "marker": MARKERS[(3 + number) % 8]}
+    )
+
+
+def wrapped(text: str, width: int = 22) -> str:
+    """A label on lines of at most `width` characters."""
+    return "\n".join(textwrap.wrap(text, width)) or " "
+
+
+def legend(figure: Figure, handles: Sequence[Any], labels: Iterable[str], **place: Any) -> None:
+    """A legend beside the axes. A leading underscore would make matplotlib drop an entry."""
+    figure.legend(
+        handles, [f"\u2009{wrapped(label, 26)}" for label in labels], **({"loc": "outside right upper"} | place)
+    )
+
+
+def ratio_curves(run: RunFolder) -> Picture:
+    """Weighted F1 against the share of missing frames, mean and 95 % band, with floor and ceiling."""
+    how, headings = tables.FRACTION, tables.ratio_headings(run)
+    frame = tables.compared(run, "weighted_f1", headings, how)
+    titles = tables.method_titles(run)
+    with style("missing-ratios"):
+        figure = Figure(figsize=(WIDTH, 3.6))
+        axes = figure.subplots()
+        drawn = {}
+        for place, (method, cells) in enumerate(frame.iterrows()):
+            points = [(float(x), c.mean, c.half) for x, c in cells.items() if c is not None]  # type: ignore[arg-type]
+            ratio, mean, half = (np.array(v, float) for v in zip(*points, strict=True))
+            look = line(str(method), place)
+            drawn[str(method)] = axes.plot(ratio, mean, **look, zorder=3)[0]
+            half = np.nan_to_num(half)
+            axes.fill_between(ratio, mean - half, mean + half, color=look["color"], alpha=0.15, linewidth=0)
+        axes.set(xlabel="Share of frames missing from every modality", ylabel=how.title, xlim=(-0.02, 1.02))
+        legend(figure, list(drawn.values())[::-1], [titles[m] for m in drawn][::-1])
+        caption = f"Intra-modality missingness on the {run.card.split} split: weighted F1 against the share of missing frames."
+        if frame.map(lambda c: c is not None and c.half is not None and c.half > 0).to_numpy().any():
+            caption += " Bands: Student-t 95 % interval over seeds."
+        ends = [
+            f"{titles[str(m)]} from {row.iloc[0].mean:.1f} to {row.iloc[-1].mean:.1f}"
+            for m, row in frame.iterrows()
+            if row.iloc[0] is not None and row.iloc[-1] is not None
+        ]
+        alt = f"Line chart, missing share {frame.columns[0]} to {frame.columns[-1]}: {'; '.join(ends)}."
+        return picture("missing-ratios", caption, alt, figure)
+
+
+def training(run: RunFolder) -> Picture:
+    """Loss terms and the validation score by epoch for every method, the chosen epoch of each seed marked."""
+    history = run.history()
+    titles = {m: t for m, t in tables.method_titles(run).items() if m in set(history["method"])}
+    if not titles:
+        raise AbsentError("history.csv holds none of the run's methods.")
+    terms = [c for c in map(str, history) if c.startswith("loss/") and history[c].notna().any()]
+    with style("training"):
+        figure = Figure(figsize=(WIDTH, 5.0))
+        grid = figure.subplots(2, len(titles), sharex="col", sharey="row", squeeze=False)
+        drawn: dict[str, Any] = {}
+        for place, (method, title) in enumerate(titles.items()):
+            own = history[history["method"] == method]
+            mean = own.groupby("epoch")[terms].mean()
+            for number, term in enumerate(terms):
+                if mean[term].notna().any():
+                    total = term == "loss/total"
+                    look = {
+                        "color": "#222222" if total else PALETTE[number % 7 - 1],
+                        "linestyle": "-" if total else "--",
+                    }
+                    drawn[term] = grid[0, place].plot(mean.index, mean[term], **look)[0]
+            grid[0, place].set_title(wrapped(title, 26))
+            validation(grid[1, place], own, line(method, place)["color"])
+        positive = history[terms].min().min() > 0
+        grid[0, 0].set(ylabel="Loss, mean over seeds", yscale="log" if positive else "linear")
+        grid[0, 0].yaxis.set_major_formatter("{x:g}")
+        grid[1, 0].set_ylabel("Validation weighted F1 × 100")
+        legend(figure, [drawn[t] for t in terms], [t.removeprefix("loss/") for t in terms])
+    chosen = "; ".join(f"{titles[m]}: {', '.join(map(str, e))}" for m, e in chosen_epochs(history, titles).items())
+    caption = (
+        "Loss by term on the training split (top), and the weighted F1 on the validation split that chooses the epoch (bottom), a line "
+        f"a seed; the dot is the chosen epoch, the highest and of equals the earliest. Chosen epochs by seed: {chosen}."
+    )
+    alt = f"Line charts by epoch for {', '.join(titles.values())}: loss terms falling or not, and the validation score with a dot per seed."
+    with style("training"):
+        return picture("training", caption, alt, figure)
+
+
+def chosen_epochs(history: pd.DataFrame, methods: Iterable[str]) -> dict[str, list[int]]:
+    """Per method, each seed's epoch of the highest valid/weighted_f1, the earliest on ties."""
+    scored = history.dropna(subset=["valid/weighted_f1"]).sort_values("epoch", kind="stable").reset_index(drop=True)
+    best = scored.loc[scored.groupby(["method", "seed"])["valid/weighted_f1"].idxmax()]
+    return {m: best.loc[best["method"] == m, "epoch"].astype(int).tolist() for m in methods}
+
+
+def validation(axes: Axes, history: pd.DataFrame, color: str) -> None:
+    """One method's validation curves with the chosen epochs."""
+    for _, own in history.groupby("seed"):
+        own = own.sort_values("epoch").reset_index(drop=True)
+        score = own["valid/weighted_f1"] * 100
+        axes.plot(own["epoch"], score, color=color, alpha=0.55, linewidth=1)
+        if score.notna().any():
+            best = score.argmax()
+            axes.plot(
+                own["epoch"][best], score[best], "o", color=color, markersize=5, markeredgecolor="white", zorder=4
+            )
+    axes.set_xlabel("Epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def confusion(run: RunFolder) -> Picture:
+    """The student's confusion matrices at complete and at the hardest single modality."""
+    conditions = list(dict.fromkeys([COMPLETE, tables.hardest(run)]))
+    matrices = {c: tables.confusion(run, c) for c in conditions}
+    questions = list(matrices[COMPLETE])
+    by_question = questions != [""]
+    shape = (len(conditions), len(questions)) if by_question else (1, len(conditions))
+    size = max(1.5, 0.62 * max(len(m) for by in matrices.values() for m in by.values())) + 0.75
+    with style("confusion"):
+        figure = Figure(figsize=(min(size * shape[1] + 0.6, 12), size * shape[0] + 0.3))
+        panels = figure.subplots(*shape, squeeze=False).ravel()
+        for axes, (condition, question) in zip(panels, ((c, q) for c in conditions for q in questions), strict=True):
+            matrix(axes, matrices[condition][question])
+            axes.set_title(wrapped(f"{question}, {condition}" if question else f"Available: {condition}", 30))
+        caption = (
+            f"Confusion matrices of the student on the {run.card.split} split, summed over {len(run.seeds())} seed(s): all modalities "
+            f"available, and {conditions[-1]} alone, the single modality with the lowest weighted F1. Share of the true class, and samples."
+        )
+        return picture("confusion", caption, "Confusion matrices; the same counts stand in the tables below.", figure)
+
+
+def matrix(axes: Axes, counts: pd.DataFrame) -> None:
+    """One confusion matrix: rows normalised, counts in small."""
+    number = counts.to_numpy(int)
+    share = number / np.maximum(number.sum(1, keepdims=True), 1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), value in np.ndenumerate(share):
+        text = f"{100 * value:.0f} %\n{number[row, column]}"
+        axes.text(
+            column, row, text, ha="center", va="center", fontsize=7.5, color="white" if value > 0.55 else "#222222"
+        )
+    names = [wrapped(str(n), 12) for n in counts.index]
+    axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 4 else 0)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="Predicted", ylabel="True")
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+
+
+def scores(run: RunFolder) -> Picture:
+    """Predicted against true score of the student, for score targets: the place of the confusion matrix."""
+    conditions = list(dict.fromkeys([COMPLETE, tables.hardest(run)]))
+    rows = run.predictions(conditions).query("method == 'student'")
+    rows = rows[rows["seed"] == rows["seed"].min()]
+    if rows.empty:
+        raise AbsentError("predictions.parquet holds nothing of the student under these conditions.")
+    with style("scores"):
+        figure = Figure(figsize=(3.2 * len(conditions) + 0.4, 3.2))
+        for axes, condition in zip(
+            figure.subplots(1, len(conditions), squeeze=False, sharey=True)[0], conditions, strict=True
+        ):
+            own = rows[rows["condition"] == condition]
+            axes.scatter(own["target"], own["prediction"], s=7, color=BLUE, alpha=0.4, linewidth=0)
+            low, high = rows["target"].min(), rows["target"].max()
+            axes.plot([low, high], [low, high], color=GREY, linewidth=0.8)
+            axes.set(xlabel="True score", title=wrapped(f"Available: {condition}", 30))
+            axes.set_ylabel("Predicted score" if condition == COMPLETE else "")
+        caption = (
+            f"Predicted against true score of the student on the {run.card.split} split, seed {rows['seed'].min()}; the line is "
+            "the identity."
+        )
+        return picture("scores", caption, "Scatter plots of predicted against true scores.", figure)
+
+
+def reliability(run: RunFolder) -> Picture:
+    """Accuracy against confidence in ten bins, at complete and at the hardest single modality, all seeds together."""
+    if run.card.target.kind == "score":
+        raise AbsentError("The target is a score: there are no probabilities to calibrate.")
+    conditions = list(dict.fromkeys([COMPLETE, tables.hardest(run)]))
+    rows = run.predictions(conditions)
+    rows = rows.assign(confidence=rows.filter(regex=r"^p_\d+$").max(axis=1), right=rows["target"] == rows["prediction"])
+    rows = rows.assign(bin=np.minimum((rows["confidence"] * 10).astype(int), 9))
+    titles = {m: t for m, t in tables.method_titles(run).items() if m in set(rows["method"])}
+    with style("reliability"):
+        figure = Figure(figsize=(WIDTH, 3.2))
+        drawn: dict[str, Any] = {}
+        for axes, condition in zip(
+            figure.subplots(1, len(conditions), squeeze=False, sharey=True)[0], conditions, strict=True
+        ):
+            axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
+            for place, method in enumerate(titles):
+                own = rows[(rows["method"] == method) & (rows["condition"] == condition)]
+                bins = own.groupby("bin")[["confidence", "right"]].mean()
+                share = own.groupby("bin").size() / max(len(own), 1)
+                look = line(method, place)
+                drawn[method] = axes.plot(
+                    bins["confidence"], bins["right"], color=look["color"], linestyle=look["linestyle"]
+                )[0]
+                axes.scatter(
+                    bins["confidence"], bins["right"], s=8 + 90 * share, color=look["color"], zorder=3, linewidth=0
+                )
+            axes.set(
+                xlabel="Confidence",
+                xlim=(0, 1),
+                ylim=(0, 1),
+                aspect="equal",
+                xticks=[0, 0.5, 1],
+                yticks=[0, 0.5, 1],
+                title=wrapped(f"Available: {condition}", 30),
+            )
+            axes.set_ylabel("Accuracy" if condition == COMPLETE else "")
+        legend(figure, list(drawn.values()), [titles[m] for m in drawn])
+        caption = (
+            f"Reliability on the {run.card.split} split, all seeds together: accuracy against the "
+            "confidence of the answers, in ten bins; a dot's area is its share of samples. Below the diagonal, confidence is too high."
+        )
+        return picture(
+            "reliability", caption, "Reliability diagrams; the calibration errors stand in the table.", figure
+        )
+
+
+def projection(run: RunFolder, condition: str | None = None) -> Picture:
+    """t-SNE of the teacher's complete representations and of teacher's and student's under `condition`, coloured by target.
+
+    `condition`: any that the run stored; default: the first missing subset in the paper's order that it stored for both.
+    """
+    asked = [condition] if condition else [c.name for c in missing_subsets(run.modalities)]
+    keys = [f"{method}/{c}" for c in (COMPLETE, *asked) for method in ("teacher", "student")]
+    seed, arrays = run.representations([*keys, "targets"])
+    chosen = next((c for c in asked if f"teacher/{c}" in arrays and f"student/{c}" in arrays), None)
+    if chosen is None or "targets" not in arrays:
+        raise AbsentError(
+            f"The representations hold no targets, or not both teacher and student under {condition or 'a missing subset'}."
+        )
+    panels = dict.fromkeys([f"teacher/{COMPLETE}", f"teacher/{chosen}", f"student/{chosen}"])
+    shown = [key for key in panels if key in arrays]
+    count = len(arrays["targets"])
+    sample = np.unique(np.linspace(0, count - 1, min(count, POINTS)).astype(int))
+    titles = tables.method_titles(run)
+    with style("projection"):
+        figure = Figure(figsize=(WIDTH, 3.6))
+        grid = figure.subplots(1, len(shown), squeeze=False)[0]
+        for axes, key in zip(grid, shown, strict=True):
+            method, _, available = key.partition("/")
+            handles, labels = coloured(axes, embedded(arrays[key][sample]), arrays["targets"][sample], run)
+            axes.set_title(wrapped(f"{titles[method]}, {available}", 26))
+            axes.set(xticks=[], yticks=[])
+            axes.grid(False)
+            axes.spines[:].set_visible(True)
+            axes.set_box_aspect(1)
+        if handles:
+            legend(figure, handles, labels, loc="outside lower center", ncols=min(len(labels), 5))
+        else:
+            figure.colorbar(axes.collections[0], ax=list(grid), label="True score", shrink=0.7)
+        caption = (
+            f"Representations of {len(sample)} samples of the {run.card.split} split (seed {seed}) in two dimensions: PCA, "
+            "then t-SNE, each panel by itself: read what lies together within a panel, not distances across panels."
+        )
+        return picture("projection", caption, f"Scatter plots of {', '.join(shown)}, coloured by target.", figure)
+
+
+def embedded(representations: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """(N, D) -> (N, 2) by PCA to at most 30 dimensions, then t-SNE started from PCA. One thread: the same bits each time."""
+    values = representations.astype(np.float64)
+    if len(values) < 4 or not np.ptp(values, axis=0).any():
+        return np.zeros((len(values), 2))  # all in one place: nothing to tell apart
+    with threadpool_limits(limits=1):
+        reduced = PCA(min(30, *values.shape), svd_solver="full").fit_transform(values)
+        if reduced.shape[1] < 2:
+            reduced = np.pad(reduced, ((0, 0), (0, 1)))
+        perplexity = min(30.0, (len(values) - 1) / 3)
+        result = TSNE(2, init="pca", random_state=0, perplexity=perplexity).fit_transform(reduced)
+    return np.asarray(result, np.float64)
+
+
+def coloured(
+    axes: Axes, points: npt.NDArray[np.float64], targets: npt.NDArray[Any], run: RunFolder
+) -> tuple[list[Any], list[str]]:
+    """Scatter by class, by the one question answered yes, or by score (then without handles); handles and labels for the legend."""
+    target = run.card.target
+    look: dict[str, Any] = {"s": 8, "alpha": 0.75, "linewidth": 0}
+    if target.kind == "score":
+        axes.scatter(points[:, 0], points[:, 1], c=targets, cmap="cividis", **look)
+        return [], []
+    names = target.classes
+    if target.kind == "questions":
+        names = [*target.questions, "none or several"]
+        targets = np.where(targets.sum(1) == 1, targets.argmax(1), len(target.questions))
+    handles = [
+        axes.scatter(
+            points[targets == k, 0], points[targets == k, 1], color=PALETTE[k % 8], marker=MARKERS[k % 8], **look
+        )
+        for k in range(len(names))
+    ]
+    return handles, names

@@ -1,0 +1,298 @@
+"""The report: its sections in order, and the files they become (report.html, report.md, tables/, figures/)."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from corrkd.errors import CorrKDError
+from corrkd.missing.conditions import COMPLETE, missing_subsets
+from corrkd.report import figures, tables
+from corrkd.report.figures import Picture
+from corrkd.report.run_folder import AbsentError, RunFolder
+from corrkd.report.tables import Cell, Table, number
+
+Item = str | Table | Picture | AbsentError
+"""A paragraph, a table, a figure, or why one of them is not there."""
+
+WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+FILES = {
+    "settings.yaml": "every setting; `corrkd run` takes it to make the run again",
+    "run.json": "what was run: data, target, conditions, methods, versions",
+    "results.csv": "every number: dataset, method, seed, condition, draw, metric, value",
+    "seed-N/history.csv": "loss terms, validation score and learning rate by epoch",
+    "seed-N/predictions.parquet": "every prediction with its probabilities",
+    "seed-N/representations.safetensors": "the representations that the classifier reads",
+    "seed-N/timings.csv": "seconds spent, apart from what is reproducible",
+    "seed-N/teacher.safetensors": "the trained teacher",
+    "seed-N/control.safetensors": "the trained no-distillation control",
+    "seed-N/student.safetensors": "the trained student",
+}
+READING = (
+    "The majority floor always answers the commonest class of the training split. The Bayes ceiling, where there is one, is what "
+    "the exact law of the data allows under the same condition. The control is the student without distillation: the same network, "
+    "initialisation and missingness in training, the task loss alone. Intervals are over seeds: they hold the chance in training, "
+    "not in drawing test samples."
+)
+OWN = ("report.html", "report.md", "tables", "figures")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it."""
+
+    title: str
+    items: list[Item]
+
+
+def write_report(folder: Path, *, condition: str | None = None) -> Path:
+    """Make report.html, report.md, tables/ (CSV, LaTeX) and figures/ (SVG, PNG) in a run folder, from that folder alone.
+
+    The same folder gives the same bytes. Each file appears whole or not at all. What the folder lacks is said in the report.
+
+    Args:
+        folder: the folder that a run wrote.
+        condition: under which the representations are projected; default: the first missing subset that the run stored.
+
+    Returns:
+        The path of report.html, which needs no other file.
+
+    Raises:
+        CorrKDError: where it is not a run folder, a file in it cannot be read, or the report cannot be written.
+    """
+    run = RunFolder.open(folder)
+    for name, content in built(run, condition).items():
+        write_whole(run.path / name, content)
+    return run.path / "report.html"
+
+
+def built(run: RunFolder, condition: str | None = None) -> dict[str, bytes]:
+    """Every file of the report by its path in the run folder."""
+    parts = sections(run, condition)
+    pages = {"report.html": html(run, parts), "report.md": markdown(run, parts)}
+    files = {name: text.encode() for name, text in pages.items()}
+    for item in (item for section in parts for item in section.items):
+        if isinstance(item, Table):
+            files[f"tables/{item.name}.csv"] = tables.to_csv(item).encode()
+            files[f"tables/{item.name}.tex"] = tables.to_latex(item).encode()
+        elif isinstance(item, Picture):
+            files[f"figures/{item.name}.svg"] = item.svg
+            files[f"figures/{item.name}.png"] = item.png
+    return files
+
+
+def sections(run: RunFolder, condition: str | None = None) -> list[Section]:
+    """All of the report but its head and the settings. A part that the folder lacks leaves a line behind."""
+
+    def part(make: Callable[..., Item], *args: Any) -> Item:
+        try:
+            return make(run, *args)
+        except AbsentError as error:
+            return error
+
+    score = run.card.target.kind == "score"
+    inter = ["weighted_f1", "accuracy", *(["mae", "corr"] if score else [])]
+    confusion: list[Item] = [part(figures.scores)] if score else [part(figures.confusion)]
+    if isinstance(confusion[0], Picture) and not score:
+        shown = {"complete": COMPLETE, "hardest": tables.hardest(run)}
+        confusion += [tables.confusion_table(run, name, c) for name, c in shown.items() if name == c or c != COMPLETE]
+    others = [part(tables.others, "weighted_f1")] if tables.other_headings(run) else []
+    return [
+        Section("Data", [part(tables.data)]),
+        Section("Missing modalities", [READING, *(part(tables.inter_modality, metric) for metric in inter)]),
+        Section("Missing frames", [part(figures.ratio_curves), part(tables.by_ratio), *others]),
+        Section("Classes", [part(tables.per_class), *confusion]),
+        Section("Calibration", [part(tables.calibration), part(figures.reliability)]),
+        Section("Training", [part(figures.training)]),
+        Section("Representations", [part(figures.projection, condition)]),
+    ]
+
+
+def findings(run: RunFolder) -> list[str]:
+    """What the numbers say, a sentence each: student against control over the missing subsets, then teacher, floor, ceiling."""
+    try:
+        values = tables.seed_values(run, "weighted_f1")
+    except AbsentError as error:
+        return [f"No finding: {error}"]
+    how = tables.FRACTION
+    means = {m: tables.cell(tables.of(values, m, tables.AVERAGE), how) for m in tables.method_titles(run)}
+    student, control = means.get("student"), means.get("control")
+    out = []
+    if student and control:
+        count = len(missing_subsets(run.modalities))
+        difference = tables.paired(values, tables.AVERAGE, how, "student", "control")
+        seeds = len(tables.of(values, "student", tables.AVERAGE))
+        words = WORDS[count] if count < len(WORDS) else count
+        out.append(
+            f"Averaged over the {words} missing subsets, the student reaches a weighted F1 of "
+            f"{number(student.mean, 2)}, the no-distillation control {number(control.mean, 2)}: {verdict(difference, seeds)}."
+        )
+    known = {m: c for m, c in means.items() if c}
+    beside = {
+        "teacher": "the teacher, tested in the same way",
+        tables.FLOOR: "always answering the commonest class",
+        tables.CEILING: "the Bayes ceiling",
+    }
+    told = [f"{text} {number(known[m].mean, 2)}" for m, text in beside.items() if m in known]
+    if told:
+        out.append(f"For comparison, on the same average: {'; '.join(told)}.")
+    whole = [tables.cell(tables.of(values, m, COMPLETE), how) for m in ("student", "teacher")]
+    if whole[0] and whole[1]:
+        out.append(
+            f"With all modalities available the student reaches {number(whole[0].mean, 2)}, the teacher {number(whole[1].mean, 2)}."
+        )
+    return out
+
+
+def verdict(difference: Cell | None, seeds: int) -> str:
+    """Student minus control in words: shown only where the 95 % interval leaves zero out."""
+    if difference is None:
+        return "no seed has both"
+    text = number(difference.mean, 2, signed=True)
+    half = difference.half
+    if half is None or half != half:
+        return f"difference {text} with one seed, which has no interval, so nothing is shown"
+    low, high = difference.mean - half, difference.mean + half
+    interval = f"{text}, 95 % interval {number(low, 2)} to {number(high, 2)}, paired over {seeds} seeds"
+    if low > 0:
+        return f"the student is better ({interval})"
+    return f"the control is better ({interval})" if high < 0 else f"no difference shown ({interval})"
+
+
+def head(run: RunFolder) -> dict[str, str]:
+    """What was run, as term and description."""
+    card = run.card
+    modalities = "; ".join(f"{m} ({c.frames} × {c.width})" for m, c in card.dataset.modalities.items())
+    rules: dict[str, list[str]] = {}
+    for method in card.methods:
+        rules.setdefault(method.selection or "not recorded", []).append(method.title)
+    target = {"classes": card.target.classes, "questions": card.target.questions}.get(card.target.kind, [])
+    return {
+        "Dataset": card.dataset.name + (f", {card.dataset.layout}" if card.dataset.layout else ""),
+        "Modalities": f"{modalities} (frames × features)",
+        "Target": card.target.name + (f": {', '.join(target)}" if target else ""),
+        "Samples": ", ".join(f"{name} {count}" for name, count in card.dataset.splits.items())
+        + f"; results are on {card.split}",
+        "Seeds": ", ".join(map(str, card.seeds)),
+        "Epoch chosen by": "; ".join(f"{rule} ({', '.join(titles)})" for rule, titles in rules.items()),
+        "Versions": f"corrkd {card.corrkd}, torch {card.torch}",
+        **({"Data SHA-256": card.dataset.sha256} if card.dataset.sha256 else {}),
+    }
+
+
+def settings_text(run: RunFolder) -> str:
+    """settings.yaml, or the line that it is not there."""
+    try:
+        return run.settings()
+    except AbsentError as error:
+        return str(error)
+
+
+def file_list(run: RunFolder) -> dict[str, str]:
+    """The folder's files with what is in them, the seeds' folded into one; without the report's own and tensorboard's."""
+    top = [p.name for p in run.path.iterdir() if p.is_file()]
+    seeds = [f"seed-N/{p.name}" for _, folder in run.seeds() for p in folder.iterdir() if p.is_file()]
+    found = {n for n in (*top, *seeds) if not n.rpartition("/")[2].startswith((".", "events.")) and n not in OWN}
+    ordered = [n for n in FILES if n in found] + sorted(found - FILES.keys())
+    return {name: FILES.get(name, "") for name in ordered}
+
+
+def numbered(parts: list[Section]) -> list[tuple[Section, list[tuple[str, Item]]]]:
+    """Each section with its items and their labels ("Table 1", "Figure 1", "" for the rest)."""
+    counts = {Table: 0, Picture: 0}
+    out = []
+    for section in parts:
+        items: list[tuple[str, Item]] = []
+        for item in section.items:
+            label = ""
+            if isinstance(item, Table | Picture):
+                counts[type(item)] += 1
+                label = f"{'Table' if isinstance(item, Table) else 'Figure'} {counts[type(item)]}"
+            items.append((label, item))
+        out.append((section, items))
+    return out
+
+
+def html(run: RunFolder, parts: list[Section]) -> str:
+    """The whole page: inline style, inline SVG, no script, no address."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("corrkd.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.tests["table"] = lambda item: isinstance(item, Table)
+    environment.tests["picture"] = lambda item: isinstance(item, Picture)
+    environment.filters |= {"table": tables.to_html, "svg": inline_svg}
+    return environment.get_template("template.html.j2").render(
+        run=run,
+        head=head(run),
+        findings=findings(run),
+        sections=numbered(parts),
+        settings=settings_text(run),
+        notes=run.card.notes,
+        files=file_list(run),
+    )
+
+
+def inline_svg(picture: Picture) -> Markup:
+    """The figure's <svg> for a page: named for readers, without namespaces, its ids apart from the other figures'."""
+    svg = picture.svg.decode()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{picture.name}-", svg)
+    return Markup(svg.replace("<svg", str(Markup('<svg role="img" aria-label="{}"').format(picture.alt)), 1))
+
+
+def markdown(run: RunFolder, parts: list[Section]) -> str:
+    """The report as Markdown, its figures linked."""
+    text = tables.markdown_text
+    lines = [f"# {text(run.card.dataset.name)}: missing modalities", *[text(f) for f in findings(run)]]
+    lines.append("\n".join(f"- **{text(term)}**: {text(value)}" for term, value in head(run).items()))
+    for section, items in numbered(parts):
+        lines.append(f"## {section.title}")
+        for label, item in items:
+            if isinstance(item, Table):
+                lines += [f"**{label}.** {text(item.caption)}", tables.to_markdown(item).rstrip()]
+            elif isinstance(item, Picture):
+                lines += [f"![{text(item.alt)}](figures/{item.name}.svg)", f"**{label}.** {text(item.caption)}"]
+            else:
+                lines.append(f"*{text(str(item))}*")
+    lines.append("## How it was made")
+    lines += [f"- {text(note)}" for note in run.card.notes]
+    settings = settings_text(run).rstrip()
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", settings)), default=0))
+    lines += [f"{fence}yaml\n{settings}\n{fence}"]
+    lines.append(
+        "\n".join(f"- {text(name)}" + (f": {text(what)}" if what else "") for name, what in file_list(run).items())
+    )
+    return "\n\n".join(lines) + "\n"
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all. Raises CorrKDError where the disk refuses."""
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's own is for the owner alone
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        raise CorrKDError(
+            f"{path}: cannot be written ({error.strerror}); see that the disk has room and the folder is yours"
+        ) from None

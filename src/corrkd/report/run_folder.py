@@ -1,0 +1,182 @@
+"""What a run left on disk, read and nothing else: run.json, results.csv and, for each seed, history, predictions, representations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pydantic import BaseModel, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from corrkd.errors import CorrKDError
+
+T = TypeVar("T")
+
+
+class AbsentError(Exception):
+    """What a part of the report needs is not in the folder. The message is the line that stands in its place."""
+
+
+class ModalityCard(BaseModel):
+    """Feature width and the most frames of one modality."""
+
+    width: int
+    frames: int
+
+
+class DatasetCard(BaseModel):
+    """What the run was trained and tested on. `labels`: per split, samples by class (or "yes" answers by question)."""
+
+    name: str
+    layout: str = ""
+    sha256: str = ""
+    modalities: dict[str, ModalityCard]
+    splits: dict[str, int]
+    labels: dict[str, dict[str, int]] = Field(default_factory=dict)
+
+
+class TargetCard(BaseModel):
+    """What is predicted. `kind` is "classes", "questions" or "score"."""
+
+    name: str
+    kind: str
+    classes: list[str] = Field(default_factory=list)
+    questions: list[str] = Field(default_factory=list)
+
+
+class ConditionCard(BaseModel):
+    """One test condition; `kind` as in corrkd.missing.conditions.Condition."""
+
+    name: str
+    kind: str
+    ratio: float | None = None
+
+
+class MethodCard(BaseModel):
+    """One trained method: its name in the files, its title in the report, the rule that chose its epoch."""
+
+    name: str
+    title: str
+    selection: str = ""
+
+
+class Card(BaseModel):
+    """run.json."""
+
+    corrkd: str
+    torch: str
+    dataset: DatasetCard
+    target: TargetCard
+    split: str
+    conditions: list[ConditionCard]
+    methods: list[MethodCard]
+    seeds: list[int]
+    notes: list[str] = Field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """An opened run folder. Attributes: its path and its run.json. The other files are read on demand and may be absent."""
+
+    path: Path
+    card: Card
+
+    @staticmethod
+    def open(path: Path) -> RunFolder:
+        """Raises CorrKDError where `path` is not a folder that a run wrote."""
+        file = Path(path) / "run.json"
+        if not file.is_file():
+            raise CorrKDError(f"{path}: not a run folder (it holds no run.json); give a folder that `corrkd run` wrote")
+        try:
+            card = Card.model_validate_json(file.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the file"
+            raise CorrKDError(f"{file}: not written by a run: {place}: {first['msg']}") from None
+        return RunFolder(Path(path), card)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities, in the dataset's order."""
+        return tuple(self.card.dataset.modalities)
+
+    def settings(self) -> str:
+        """The text of settings.yaml."""
+        return self._read("settings.yaml", lambda file: file.read_text(encoding="utf-8"))
+
+    @cached_property
+    def results(self) -> pd.DataFrame:
+        """results.csv: dataset, method, seed (-1 where empty), condition, draw (0 where empty), metric, value (NaN: undefined)."""
+        # A class or modality may be called "NA": only numbers may be empty.
+        frame = self._read(
+            "results.csv",
+            lambda file: pd.read_csv(
+                file,
+                dtype={"method": str, "condition": str, "metric": str, "value": float, "seed": float, "draw": float},
+                keep_default_na=False,
+                na_values={"seed": [""], "draw": [""], "value": ["", "nan"]},
+            ),
+        )
+        lacking = {"method", "seed", "condition", "draw", "metric", "value"} - set(frame)
+        if lacking:
+            raise CorrKDError(f"{self.path / 'results.csv'}: no column {', '.join(sorted(lacking))}")
+        return frame.assign(seed=frame["seed"].fillna(-1).astype(int), draw=frame["draw"].fillna(0).astype(int))
+
+    def history(self) -> pd.DataFrame:
+        """Every seed's history.csv under one another, with a column `seed`."""
+        return self._per_seed("history.csv", pd.read_csv)
+
+    def predictions(self, conditions: Sequence[str]) -> pd.DataFrame:
+        """Every seed's predictions under these conditions, with a column `seed`."""
+        chosen = [("condition", "in", list(conditions))]
+        return self._per_seed("predictions.parquet", lambda file: pd.read_parquet(file, filters=chosen))
+
+    def representations(self, keys: Sequence[str]) -> tuple[int, dict[str, npt.NDArray[Any]]]:
+        """The first seed that has them, and its arrays by key ("<method>/<condition>" (N, D), "targets"); unknown keys are left out."""
+
+        def arrays(file: Path) -> dict[str, npt.NDArray[Any]]:
+            with safe_open(file, framework="numpy") as stored:
+                return {key: np.asarray(stored.get_tensor(key)) for key in keys if key in stored.keys()}  # noqa: SIM118
+
+        name = "representations.safetensors"
+        for seed, folder in self.seeds():
+            if (folder / name).is_file():
+                return seed, self._read(f"{folder.name}/{name}", arrays)
+        raise AbsentError(f"No seed's folder holds {name}.")
+
+    def seeds(self) -> list[tuple[int, Path]]:
+        """Numbers and folders of the seeds that are there, in order."""
+        folders = [p for p in self.path.glob("seed-*") if p.is_dir() and p.name[5:].isdigit()]
+        return sorted((int(p.name[5:]), p) for p in folders)
+
+    def _per_seed(self, name: str, reader: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
+        frames = [
+            self._read(f"{folder.name}/{name}", reader).assign(seed=seed)
+            for seed, folder in self.seeds()
+            if (folder / name).is_file()
+        ]
+        if not frames:
+            raise AbsentError(f"No seed's folder holds {name}.")
+        return pd.concat(frames, ignore_index=True)
+
+    def _read(self, name: str, reader: Callable[[Path], T]) -> T:
+        """One file of the folder. Raises AbsentError where it is not there, CorrKDError where it cannot be read."""
+        file = self.path / name
+        if not file.is_file():
+            raise AbsentError(f"The run folder holds no {name}.")
+        try:
+            return reader(file)
+        except (
+            ValueError,
+            OSError,
+            KeyError,
+            SafetensorError,
+        ) as error:  # pyarrow's and pandas' errors are ValueErrors
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CorrKDError(f"{file}: cannot be read ({reason}); run the seed again") from None
