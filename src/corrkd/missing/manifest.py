@@ -1,6 +1,6 @@
 """Masks as a file: what was missing in a test, exported once and replayed by anybody, with this code or another.
 
-One safetensors file: per random condition, draw and modality `condition/draw/modality`, (N, ceil(T / 8)) bytes, bit set where dropped, the first
+One safetensors file. Per random condition, draw and modality `condition/draw/modality`, (N, ceil(T / 8)) bytes, bit set where dropped, the first
 frame in the highest bit (numpy.packbits); in its metadata a JSON text with the ids, frames per modality, conditions and seed.
 """
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +12,7 @@ from corrkd.networks.encoder import Dropout, Encoder
 from corrkd.settings import NetworkSettings
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(NamedTuple):
     """What a network says of N samples.
 
     Attributes:

@@ -1,0 +1,103 @@
+"""What several rooms' tests share: small datasets made on the spot, and the folder of real data."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from corrkd.data.batches import Samples
+from corrkd.data.dataset import MultimodalDataset, Split
+from corrkd.data.normalise import fit_normalisation
+from corrkd.data.targets import make_target
+
+torch.set_num_threads(1)
+
+
+def make_split(
+    count: int, widths: dict[str, int], *, frames: int = 6, seed: int = 0, name: str = "train", classes: int = 3
+) -> Split:
+    """Random samples of unequal lengths; the class moves the features, so that there is something to learn."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(count) % classes).astype(np.int64)
+    features, lengths, present = {}, {}, {}
+    for m, width in widths.items():
+        lengths[m] = rng.integers(1, frames + 1, count)
+        there = np.arange(frames)[None, :] < lengths[m][:, None]
+        present[m] = there
+        shift = (labels[:, None, None] - (classes - 1) / 2) * np.linspace(0.5, 1.5, width)
+        features[m] = ((rng.normal(size=(count, frames, width)) + shift) * there[..., None]).astype(np.float32)
+    return Split(
+        frames=features,
+        lengths=lengths,
+        present=present,
+        ids=np.array([f"{name}-{place}" for place in range(count)]),
+        labels=labels,
+        scores=labels - (classes - 1) / 2 + rng.normal(size=count) * 0.1,
+    )
+
+
+def make_dataset(
+    widths: dict[str, int] | None = None, sizes: tuple[int, int, int] = (48, 30, 36), **options: int
+) -> MultimodalDataset:
+    """Three small splits."""
+    widths = widths or {"language": 5, "audio": 3, "vision": 4}
+    names = ("train", "valid", "test")
+    return MultimodalDataset(
+        name="tiny",
+        splits={
+            n: make_split(size, widths, seed=place, name=n, **options)
+            for place, (n, size) in enumerate(zip(names, sizes, strict=True))
+        },
+        sha256="0" * 64,
+    )
+
+
+def make_samples(
+    dataset: MultimodalDataset, split: str = "train", target: str = "classes", **options: object
+) -> Samples:
+    """A split of a dataset as a network takes it."""
+    normalisation = fit_normalisation(dataset.split("train"))
+    return Samples(
+        dataset.split(split), make_target(target, dataset), normalisation, device=torch.device("cpu"), **options
+    )  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def dataset() -> MultimodalDataset:
+    return make_dataset()
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data."""
+    folder = os.environ.get("CORRKD_DATA")
+    if not folder:
+        pytest.skip("CORRKD_DATA is not set")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def hazumi_pickle(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Hazumi set in MMSA's layout."""
+    return build_real(real_data, tmp_path_factory, "hazumi")
+
+
+@pytest.fixture(scope="session")
+def mosi_pickle(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CMU-MOSI's language and audio in MMSA's layout."""
+    return build_real(real_data, tmp_path_factory, "mosi")
+
+
+def build_real(real_data: Path, factory: pytest.TempPathFactory, name: str, *options: str) -> Path:
+    """One of the real sets, written by the script beside it."""
+    out = factory.mktemp("real") / f"{name}.pkl"
+    subprocess.run(
+        [sys.executable, str(real_data / "build.py"), name, str(out), *options], check=True, capture_output=True
+    )
+    return out

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from corrkd.data.dataset import MultimodalDataset, Split
+from corrkd.data.targets import Target, make_target
+from corrkd.errors import CorrKDError
+
+
+def dataset_of(scores: list[float] | None = None, labels: object = None) -> MultimodalDataset:
+    count = len(scores) if scores is not None else len(labels)  # type: ignore[arg-type]
+    split = Split(
+        frames={"a": np.ones((count, 1, 1), np.float32)},
+        lengths={"a": np.ones(count, np.int64)},
+        present={"a": np.ones((count, 1), bool)},
+        ids=np.array([str(i) for i in range(count)]),
+        scores=None if scores is None else np.array(scores, np.float64),
+        labels=None if labels is None else np.asarray(labels, np.int64),
+    )
+    return MultimodalDataset(name="d", splits={"train": split, "test": split})
+
+
+SCORES = [-3.0, -2.5, -1.5, -0.5, -0.2, 0.0, 0.5, 0.6, 1.5, 2.0, 2.5, 3.0]
+
+
+def classes(name: str, scores: list[float] = SCORES) -> list[int]:
+    data = dataset_of(scores)
+    values, keep = make_target(name, data).of(data.split("train"), "d")
+    return list(values[keep])
+
+
+def test_binary_has_zero_counts_zero_as_non_negative() -> None:
+    assert classes("binary-has-zero") == [int(s >= 0) for s in SCORES]
+
+
+def test_binary_nonzero_leaves_zeros_out() -> None:
+    assert classes("binary-nonzero") == [int(s > 0) for s in SCORES if s != 0]
+
+
+@pytest.mark.parametrize(("name", "bound"), [("ternary", 1), ("five", 2), ("seven", 3)])
+def test_rounded_classes_clip_and_round_half_to_even(name: str, bound: int) -> None:
+    everything = [float(k) for k in range(-3, 4)] + SCORES
+    # Python's round, too, rounds halves to even.
+    assert classes(name, everything) == [round(max(-bound, min(bound, s))) + bound for s in everything]
+
+
+def test_sims_thresholds() -> None:
+    scores = [-1.0, -0.8, -0.7, -0.4, -0.1, 0.0, 0.05, 0.1, 0.4, 0.7, 0.9]
+    assert classes("sims-binary", scores) == [int(s > 0) for s in scores]
+    assert classes("sims-ternary", scores) == [0 if s <= -0.1 else 1 if s <= 0.1 else 2 for s in scores]
+    assert classes("sims-five", scores) == [
+        0 if s <= -0.7 else 1 if s <= -0.1 else 2 if s <= 0.1 else 3 if s <= 0.7 else 4 for s in scores
+    ]
+
+
+def test_tertiles_come_from_the_training_split_alone() -> None:
+    train, other = dataset_of(list(np.arange(9.0))), dataset_of([100.0, 200.0])
+    both = MultimodalDataset(name="d", splits={"train": train.split("train"), "test": other.split("test")})
+    target = make_target("tertiles", both)
+    assert np.bincount(target.of(both.split("train"), "d")[0]).tolist() == [3, 3, 3]
+    assert target.of(both.split("test"), "d")[0].tolist() == [2, 2]
+
+
+def test_auto_takes_what_the_data_has() -> None:
+    assert make_target("auto", dataset_of([1.0, 2.0, 3.0])).name == "tertiles"
+    assert make_target("auto", dataset_of([1.0, 2.0, 3.0], [0, 1, 2])).name == "classes"
+    assert make_target("auto", dataset_of(None, [[0, 1], [1, 0]])).kind == "questions"
+
+
+def test_a_score_target_has_categories_for_f1_and_prototypes() -> None:
+    data = dataset_of(SCORES)
+    target = make_target("score", data)
+    assert target.of(data.split("train"), "d")[0].tolist() == SCORES
+    assert target.categories(np.array([-0.1, 0.0, 0.1])).tolist() == [0, 1, 1]
+    assert len(make_target("score", dataset_of([1.0, 2.0, 3.0, 6.0])).classes) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("ternary", dataset_of([1.0, 2.0]), "no sample of class 'negative'"),
+        ("classes", dataset_of([1.0, 2.0]), "needs labels"),
+        ("seven", dataset_of(None, [0, 1]), "needs scores"),
+        ("classes", dataset_of(None, [[0, 1], [1, 0]]), "use target `questions`"),
+        ("questions", dataset_of(None, [0, 1]), "needs yes/no labels"),
+        ("questions", dataset_of(None, [[0, 1], [1, 1]]), "no sample of class 'no' to question question 1"),
+        ("binary-nonzero", dataset_of([0.0, 0.0]), "no sample is left"),
+    ],
+)
+def test_what_does_not_fit_is_one_clear_line(name: str, data: MultimodalDataset, message: str) -> None:
+    with pytest.raises(CorrKDError, match=message) as caught:
+        make_target(name, data)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_label_beyond_training_is_refused() -> None:
+    both = MultimodalDataset(
+        name="d",
+        splits={"train": dataset_of(None, [0, 1]).split("train"), "test": dataset_of(None, [0, 2]).split("test")},
+    )
+    with pytest.raises(CorrKDError, match=r"d, test: label 2 is outside the 2 classes"):
+        make_target("classes", both)
+
+
+@given(st.sampled_from(["tertiles", "ternary", "five", "binary-nonzero", "score"]))
+@settings(deadline=None)
+def test_a_target_survives_its_json(name: str) -> None:
+    target = make_target(name, dataset_of([float(k) for k in range(-3, 4)]))
+    assert Target.from_json(target.to_json()) == target

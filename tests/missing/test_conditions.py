@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from corrkd.errors import CorrKDError
+from corrkd.missing.conditions import condition, missing_subsets, standard_conditions, subsets
+from corrkd.settings import EvaluationSettings
+from tests.conftest import make_dataset, make_samples
+
+NAMES = ("language", "audio", "vision")
+
+
+def test_subsets_are_the_papers_columns() -> None:
+    expected = ["language", "audio", "vision", "language+audio", "language+vision", "audio+vision", "complete"]
+    assert [c.name for c in subsets(NAMES)] == expected
+    assert [c.name for c in missing_subsets(NAMES)] == expected[:-1]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_any_number_of_modalities(count: int) -> None:
+    names = [f"m{k}" for k in range(count)]
+    assert len(subsets(names)) == 2**count - 1
+    assert len(missing_subsets(names)) == max(1, 2**count - 2)
+
+
+def test_names_are_read_back() -> None:
+    for known in standard_conditions(NAMES, EvaluationSettings(late=(0.5,), noise=(0.25,)), naturally_incomplete=True):
+        assert condition(known.name, NAMES, draws=3) == known
+    assert condition("vision+language", NAMES).name == "language+vision"
+
+
+@pytest.mark.parametrize(
+    "name", ["", "speech", "ratio-1.5", "ratio-x", "ratio-nan", "language+speech", "burst", "blur-0.5"]
+)
+def test_an_unknown_name_says_what_is_allowed(name: str) -> None:
+    with pytest.raises(CorrKDError, match="unknown; there are complete, language, audio, vision"):
+        condition(name, NAMES)
+
+
+def test_nothing_random_is_drawn_once() -> None:
+    chosen = {
+        c.name: c
+        for c in standard_conditions(NAMES, EvaluationSettings(draws=4, late=(0.5,)), naturally_incomplete=False)
+    }
+    assert (
+        chosen["ratio-0.0"].draws
+        == chosen["ratio-1.0"].draws
+        == chosen["complete"].draws
+        == chosen["late-0.5"].draws
+        == 1
+    )
+    assert chosen["ratio-0.5"].draws == chosen["burst-0.5"].draws == 4
+    assert "natural" not in chosen
+
+
+def test_all_is_dropped_at_one_and_nothing_at_zero() -> None:
+    samples = make_samples(make_dataset())
+    batch = samples.take(torch.arange(len(samples)))
+    for kind in ("ratio", "burst", "late"):
+        everything = condition(f"{kind}-1.0", NAMES).dropped(batch, seed=0, draw=0)
+        nothing = condition(f"{kind}-0.0", NAMES).dropped(batch, seed=0, draw=0)
+        for m in NAMES:
+            assert everything[m][batch.exists[m]].all()
+            assert not nothing[m][batch.exists[m]].any()
+
+
+def test_draws_differ_and_ratios_are_nested() -> None:
+    samples = make_samples(make_dataset())
+    batch = samples.take(torch.arange(len(samples)))
+    for kind in ("ratio", "burst"):
+        low, high = condition(f"{kind}-0.3", NAMES, 2), condition(f"{kind}-0.6", NAMES, 2)
+        for m in NAMES:
+            exists = batch.exists[m]
+            inner, outer = low.dropped(batch, seed=0, draw=0)[m], high.dropped(batch, seed=0, draw=0)[m]
+            assert not (inner & ~outer & exists).any()
+            assert not torch.equal(outer & exists, high.dropped(batch, seed=0, draw=1)[m] & exists)

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from corrkd.networks.corrkd import CorrKDNetwork
+from corrkd.networks.encoder import Dropout, EncoderLayer, TemporalConvolution, pool, sinusoids
+from corrkd.settings import NetworkSettings
+
+WIDTHS = {"language": 7, "audio": 3, "vision": 5}
+FRAMES = {"language": 6, "audio": 9, "vision": 1}
+
+
+def network(kind: str = "classes", outputs: int = 3, **changes: object) -> CorrKDNetwork:
+    torch.manual_seed(0)
+    chosen = NetworkSettings(**{"width": 8, "heads": 4, "feedforward": 16, "layers": 2, "classifier": (5,), **changes})  # type: ignore[arg-type]
+    return CorrKDNetwork(WIDTHS, FRAMES, outputs=outputs, kind=kind, settings=chosen).eval()  # type: ignore[arg-type]
+
+
+def inputs(count: int = 4, seed: int = 0, extra: int = 0) -> tuple[dict[str, torch.Tensor], ...]:
+    generator = torch.Generator().manual_seed(seed)
+    frames = {m: torch.randn(count, FRAMES[m] + extra, width, generator=generator) for m, width in WIDTHS.items()}
+    exists = {}
+    for m in WIDTHS:
+        lengths = torch.randint(1, FRAMES[m] + 1, (count, 1), generator=generator)
+        exists[m] = torch.arange(FRAMES[m] + extra)[None] < lengths
+    visible = {m: exists[m] & (torch.rand(exists[m].shape, generator=generator) < 0.6) for m in WIDTHS}
+    return frames, exists, visible
+
+
+@pytest.mark.parametrize(
+    ("kind", "outputs", "shape"), [("classes", 3, (4, 3)), ("questions", 4, (4, 4, 2)), ("score", 1, (4, 1))]
+)
+def test_shapes(kind: str, outputs: int, shape: tuple[int, ...]) -> None:
+    out = network(kind, outputs)(*inputs())
+    assert out.logits.shape == shape
+    assert out.representation.shape == (4, 24)
+
+
+@pytest.mark.parametrize("fill", ["zeros", "mean", "learned"])
+@pytest.mark.parametrize("exclude", [False, True])
+def test_padding_and_what_is_invisible_change_nothing(fill: str, exclude: bool) -> None:
+    net = network(fill=fill, exclude_missing=exclude)
+    if fill != "zeros":
+        net.set_fill({m: torch.randn(w) for m, w in WIDTHS.items()})
+    frames, exists, visible = inputs()
+    first = net(frames, exists, visible)
+    other = {m: torch.where(visible[m][..., None], x, torch.full_like(x, 1e6)) for m, x in frames.items()}
+    assert torch.equal(net(other, exists, visible).logits, first.logits)
+
+    # Two more frames of padding.
+    def longer(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, torch.ones_like(x[:, :1]).repeat_interleave(2, 1) * (x.dtype != torch.bool)], 1)
+
+    padded = net(
+        {m: longer(x) for m, x in frames.items()},
+        {m: longer(x) for m, x in exists.items()},
+        {m: longer(x) for m, x in visible.items()},
+    )
+    assert torch.allclose(padded.logits, first.logits, atol=1e-5)
+
+
+def test_a_sample_does_not_see_its_batch() -> None:
+    net = network()
+    frames, exists, visible = inputs(6)
+    whole = net(frames, exists, visible).logits
+    rows = torch.tensor([4, 1])
+    part = net(*({m: x[rows] for m, x in side.items()} for side in (frames, exists, visible))).logits
+    assert torch.allclose(part, whole[rows], atol=1e-5)
+
+
+def test_missing_differs_from_padding() -> None:
+    """A missing frame is seen as its fill (the paper's zeros); padding is not seen."""
+    net = network()
+    frames, exists, _ = inputs()
+    seen = {m: e.clone() for m, e in exists.items()}
+    exists = {m: torch.ones_like(e) for m, e in exists.items()}
+    shorter = net(frames, seen, seen).logits
+    missing = net(frames, exists, seen).logits
+    assert not torch.allclose(shorter, missing, atol=1e-3)
+
+
+def test_excluded_missing_frames_are_like_frames_that_never_were() -> None:
+    """At the end of a sample, without the convolution's reach and positions, they are the same."""
+    net = network(exclude_missing=True, kernel=1)
+    frames, exists, _ = inputs()
+    everything = {m: torch.ones_like(e) for m, e in exists.items()}
+    assert torch.allclose(net(frames, everything, exists).logits, net(frames, exists, exists).logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("exclude", [False, True])
+def test_everything_missing_is_finite(exclude: bool) -> None:
+    net = network(exclude_missing=exclude)
+    frames, exists, _ = inputs()
+    nothing = {m: torch.zeros_like(e) for m, e in exists.items()}
+    out = net(frames, exists, nothing)
+    out.logits.sum().backward()
+    assert torch.isfinite(out.logits).all()
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
+    if exclude:
+        assert out.representation.abs().max() == 0
+
+
+def test_a_modality_alone_decides_its_part_of_the_representation() -> None:
+    net = network()
+    frames, exists, visible = inputs()
+    first = net(frames, exists, visible).representation
+    changed = net({**frames, "audio": frames["audio"] + 1}, exists, visible).representation
+    assert torch.equal(first[:, :8], changed[:, :8])
+    assert torch.equal(first[:, 16:], changed[:, 16:])
+    assert not torch.equal(first[:, 8:16], changed[:, 8:16])
+
+
+@given(st.integers(1, 4), st.integers(1, 7), st.sampled_from([1, 3, 5]))
+@settings(deadline=None, max_examples=25)
+def test_the_convolution_is_torchs(count: int, frames: int, kernel: int) -> None:
+    torch.manual_seed(count)
+    ours, torchs = TemporalConvolution(3, 4, kernel), nn.Conv1d(3, 4, kernel, padding=kernel // 2)
+    with torch.no_grad():
+        torchs.weight.copy_(ours.weight.permute(2, 1, 0))
+        torchs.bias.copy_(ours.bias)
+    x = torch.randn(count, frames, 3)
+    assert torch.allclose(ours(x), torchs(x.transpose(1, 2)).transpose(1, 2), atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_the_layer_is_torchs(norm: str) -> None:
+    torch.manual_seed(0)
+    chosen = NetworkSettings(width=8, heads=4, feedforward=16, norm=norm, dropout=0.0)  # type: ignore[arg-type]
+    ours = EncoderLayer(chosen)
+    torchs = nn.TransformerEncoderLayer(8, 4, 16, 0.0, batch_first=True, norm_first=norm == "pre")
+    pairs = {
+        "self_attn.in_proj_weight": ours.projection.weight, "self_attn.in_proj_bias": ours.projection.bias,
+        "self_attn.out_proj.weight": ours.output.weight, "self_attn.out_proj.bias": ours.output.bias,
+        "linear1.weight": ours.expand.weight, "linear1.bias": ours.expand.bias,
+        "linear2.weight": ours.contract.weight, "linear2.bias": ours.contract.bias,
+    }  # fmt: skip
+    torchs.load_state_dict({**torchs.state_dict(), **{name: p.detach() for name, p in pairs.items()}})
+    x = torch.randn(3, 5, 8)
+    exists = torch.arange(5)[None] < torch.tensor([[5], [3], [1]])
+    bias = torch.where(exists, 0.0, -1e4)[:, None, None, :]
+    expected = torchs(x, src_key_padding_mask=~exists)
+    assert torch.allclose(ours(x, bias)[exists], expected[exists], atol=1e-5)
+
+
+def test_pooling_is_the_mean_over_what_counts() -> None:
+    x, counts = torch.randn(2, 3, 4), torch.tensor([[True, True, False], [False, False, False]])
+    assert torch.allclose(pool(x, counts)[0], x[0, :2].mean(0))
+    assert pool(x, counts)[1].abs().max() == 0
+
+
+def test_positions_are_the_published_ones_and_reach_beyond_training() -> None:
+    table = sinusoids(5, 8)
+    for place in range(5):
+        for k in range(4):
+            angle = place / 10_000 ** (2 * k / 8)
+            assert math.isclose(table[place, 2 * k], math.sin(angle), abs_tol=1e-6)
+            assert math.isclose(table[place, 2 * k + 1], math.cos(angle), abs_tol=1e-6)
+    frames, exists, visible = inputs(extra=5)
+    assert network()(frames, exists, visible).logits.shape == (4, 3)
+    with pytest.raises(ValueError, match="learned positions reach"):
+        network(positions="learned")(frames, exists, visible)
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    layer = Dropout(0.3).train()
+    x = torch.ones(500, 401)
+    out = layer(x)
+    share = (out == 0).double().mean().item()
+    assert abs(share - 0.3) < 4 * (0.21 / x.numel()) ** 0.5 + 1e-5
+    assert np.allclose(out[out != 0], 1 / 0.7, rtol=1e-4)
+    assert torch.equal(layer.eval()(x), x)
+    neighbours = (out[:, 1:] == 0) & (out[:, :-1] == 0)
+    assert abs(neighbours.double().mean().item() - 0.09) < 0.005
+
+
+def test_it_can_be_traced_whole() -> None:
+    """No data-dependent control flow: torch.export accepts it."""
+    net, args = network(), inputs()
+    exported = torch.export.export(net, args, strict=False).module()
+    assert torch.allclose(exported(*args).logits, net(*args).logits, atol=1e-5)
