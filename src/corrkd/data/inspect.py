@@ -42,7 +42,7 @@ class SplitFacts:
         samples: N.
         modalities: by name.
         histogram: samples per class (by its name, or number); for yes/no questions the number of yes by question; for scores without
-            classes the number below, at and above zero.
+            classes the number below, at and above zero, or, where none is negative, per score rounded to a whole number.
         majority: share of the most frequent answer, 0 to 1; for questions the mean over questions.
         scores: lowest, mean and highest score, or None.
         incomplete: share of samples that the data leaves incomplete, 0 to 1.
@@ -177,6 +177,8 @@ def _histogram(dataset: MultimodalDataset, split: Split) -> tuple[dict[str, int]
         named = dict(enumerate(dataset.class_names))
         found = Counter(split.labels.tolist())
         counts = {named.get(k, str(k)): found[k] for k in range(max(max(found) + 1, len(named)))}
+    elif split.scores is not None and split.scores.min() >= 0:
+        counts = {f"{score:g}": n for score, n in sorted(Counter(np.round(split.scores).tolist()).items())}
     else:
         assert split.scores is not None
         sign = np.sign(split.scores)
@@ -210,24 +212,22 @@ def describe(inspection: Inspection) -> str:
     for name, split in inspection.splits.items():
         for m, facts in split.modalities.items():
             low, median, high = facts.lengths
-            rows.append(
-                [name, m, *map(str, facts.shape), f"{low}-{high} ({median:g})", _percent(facts.missing_frames)]
-                + [_percent(facts.missing_samples), f"{facts.constant_columns} of {facts.shape[2]}"]
-            )
+            shares = _percent(facts.missing_frames), _percent(facts.missing_samples)
+            constant = f"{facts.constant_columns} of {facts.shape[2]}"
+            rows.append([name, m, *map(str, facts.shape), f"{low}-{high} ({median:g})", *shares, constant])
     lines += ["", *_table(rows)]
     rows = [["modality", "padding", "lengths", "NaN", "infinite", "naturally missing means"]]
     for m in inspection.missing_rule:
         found = inspection.nonfinite.get(m, {})
-        rows.append(
-            [m, inspection.padding.get(m, "?"), inspection.lengths_rule.get(m, "?")]
-            + [str(found.get("nan", "?")), str(found.get("inf", "?")), inspection.missing_rule[m]]
-        )
+        counts = str(found.get("nan", "?")), str(found.get("inf", "?"))
+        side, how = inspection.padding.get(m, "?"), inspection.lengths_rule.get(m, "?")
+        rows.append([m, side, how, *counts, inspection.missing_rule[m]])
     lines += ["", *_table(rows)]
     rows = [["split", "labels", "majority", "scores (mean)", "incomplete samples"]]
     for name, split in inspection.splits.items():
-        counts = ", ".join(f"{answer}: {count}" for answer, count in split.histogram.items())
+        answers = ", ".join(f"{answer}: {count}" for answer, count in split.histogram.items())
         scores = "none" if split.scores is None else "{0:.3g} to {2:.3g} ({1:.3g})".format(*split.scores)
-        rows.append([name, counts, _percent(split.majority), scores, _percent(split.incomplete)])
+        rows.append([name, answers, _percent(split.majority), scores, _percent(split.incomplete)])
     lines += ["", *_table(rows)]
     lines += ["", *_table([["in two splits", *(f"{a}, {b}" for a, b in inspection.same_ids)], *_overlaps(inspection)])]
     if inspection.notes:

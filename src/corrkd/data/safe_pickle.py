@@ -104,10 +104,16 @@ def load(path: str | Path) -> Any:
         raise CorrKDError(f"{path}: cannot be read: {error.strerror or error}") from None
     except EOFError:
         raise CorrKDError(f"{path.name}: truncated pickle: the file ends before its end mark; fetch it again") from None
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, struct.error) as error:
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, struct.error, Warning) as error:
         raise CorrKDError(f"{path.name}: not a pickle, or a damaged one ({_short(error)})") from None
     except MemoryError:
         raise CorrKDError(f"{path.name}: the pickle needs more memory than there is") from None
+
+
+def _kind(value: Any) -> str:
+    """A value's type as the file's author would call it."""
+    inner = {_Token: "name", _DType: "dtype", object: "mark"}
+    return inner.get(type(value), type(value).__name__)
 
 
 class _Machine:
@@ -194,7 +200,7 @@ class _Machine:
 
     def top(self, kind: type, doing: str) -> Any:
         if type(self.stack[-1]) is not kind:
-            raise _Refused(f"{doing} a {type(self.stack[-1]).__name__.strip('_')}")
+            raise _Refused(f"{doing} a {_kind(self.stack[-1])}")
         return self.stack[-1]
 
     def new_dict(self, items: list[Any]) -> None:
@@ -222,7 +228,7 @@ class _Machine:
 
     def call(self, function: Any, arguments: Any) -> None:
         if not isinstance(function, _Token) or type(arguments) is not tuple:
-            raise _Refused(f"calls a {type(function).__name__}")
+            raise _Refused(f"calls a {_kind(function)}")
         self.stack.append(self.result(function.meaning, arguments))
 
     def result(self, meaning: str, arguments: tuple[Any, ...]) -> Any:
@@ -289,7 +295,7 @@ class _Machine:
                 # In place, because the memo already holds the array; every part of the state has been checked.
                 target.__setstate__((1, shape, kind, bool(fortran), data))
             case _:
-                raise _Refused(f"sets the state of a {type(target).__name__.strip('_')}")
+                raise _Refused(f"sets the state of a {_kind(target)}")
 
     def checked(self, dtype: _DType, shape: tuple[Any, ...], raw: Any) -> tuple[np.dtype[Any], bytes | list[Any]]:
         """An array's dtype and contents: bytes, or a list of objects; exactly as many as the shape needs."""
@@ -314,7 +320,7 @@ def _key(value: Any) -> Any:
     """A dictionary key or set member. Strings and small integers only: others can be made to hash slowly or alike."""
     if isinstance(value, str | bytes) or value is None or (isinstance(value, int) and abs(value) < 1 << 60):
         return value
-    raise _Refused(f"uses a {type(value).__name__} as a key; keys are strings and small integers")
+    raise _Refused(f"uses a {_kind(value)} as a key; keys are strings and small integers")
 
 
 def _integer(machine: _Machine, value: int) -> None:
@@ -440,4 +446,4 @@ def _short(value: Any) -> str:
         return str(value)[:MESSAGE]
     if isinstance(value, str | int | Exception):
         return ascii(str(value))[1:-1][:MESSAGE]
-    return f"({type(value).__name__.strip('_')})"
+    return f"({_kind(value)})"

@@ -70,8 +70,9 @@ def _read_split(where: str, part: Mapping[str, Any]) -> tuple[RawSplit, set[str]
     lengths = {m: part[f"{key}_lengths"] for key, m in _keys(frames).items() if f"{key}_lengths" in part}
     mask, language = part.get("text_bert"), frames.get("language")
     if "language" not in lengths and isinstance(mask, np.ndarray) and isinstance(language, np.ndarray):
-        if mask.ndim == language.ndim == 3 and mask.shape[1:] == (3, language.shape[1]):
-            lengths["language"] = numeric(where, mask[:, 1], "text_bert").sum(1)  # ids, mask, segment
+        rows = mask[:, 1:2] if mask.ndim == 3 else mask  # ids, mask, segment
+        if language.ndim == 3 and rows.shape == (count, 1, language.shape[1]):
+            lengths["language"] = numeric(where, rows, "text_bert").sum((1, 2))
     groups = {g: strings(part[g]) for g in GROUPS if g in part}
     used = {*known, *_keys(frames), *(f"{key}_lengths" for key in _keys(frames)), *groups, "order"}
     raw = RawSplit(
