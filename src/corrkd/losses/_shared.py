@@ -1,0 +1,51 @@
+"""What all three losses need: checks of shapes, full precision, the direction of a vector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+# A vector shorter than this has no direction: dividing by its length would blow its gradient up.
+SHORTEST = 1e-12
+
+
+def check_pair(student: Tensor, teacher: Tensor, shapes: str, ndims: Sequence[int]) -> None:
+    """Raises ValueError unless both are floating, of one shape, with as many axes as allowed and at least one sample."""
+    if student.shape != teacher.shape or student.ndim not in ndims or student.numel() == 0:
+        raise ValueError(
+            f"student and teacher must both be {shapes} with N >= 1, "
+            f"but they are {tuple(student.shape)} and {tuple(teacher.shape)}"
+        )
+    if not (student.is_floating_point() and teacher.is_floating_point()):
+        raise ValueError(
+            f"student and teacher must be floating point, but they are {student.dtype} and {teacher.dtype}"
+        )
+
+
+def check_labels(labels: Tensor, expected: tuple[int, ...]) -> None:
+    """Raises ValueError unless labels are integers of the expected shape. Their range is not read: that would wait for the device."""
+    if labels.shape != expected or labels.is_floating_point() or labels.is_complex():
+        raise ValueError(
+            f"labels must be integers of shape {expected}, but they are {labels.dtype} of {tuple(labels.shape)}"
+        )
+
+
+def full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in one dtype: float32, or float64 where any of them is float64."""
+    wide = any(x.dtype == torch.float64 for x in tensors)
+    return tuple(x.to(torch.float64 if wide else torch.float32) for x in tensors)
+
+
+def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """A context without autocast on the tensor's device: the losses compute in full precision wherever they are called."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors along the last axis divided by their length. A zero vector stays zero, and its gradient is zero."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    short = length < SHORTEST
+    return (x / length.masked_fill(short, 1.0)).masked_fill(short, 0.0)

@@ -1,0 +1,82 @@
+"""Category-guided prototype distillation (CPD): each sample's similarity to each class is the same for student and teacher."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from corrkd.losses._shared import check_labels, check_pair, full_precision, no_autocast, unit
+
+
+def category_prototype_distillation(student: Tensor, teacher: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    r"""CPD of a batch (Li et al., CVPR 2024, "Category-guided Prototype Distillation").
+
+    .. math:: L = \frac{1}{N K} \sum_i \sum_k (M^s_k(i) - M^t_k(i))^2, \quad M_k(i) = \cos(H_i, c_k)
+
+    where the prototype c_k is the mean of H over the batch's samples of class k, the student's from H^s and the
+    teacher's from H^t. Gradients flow through the student's prototypes too. Only angles count: rotating or scaling either
+    side's representations changes nothing.
+
+    Args:
+        student: (N, D) representations H^s of the incomplete samples, N >= 1.
+        teacher: (N, D) representations H^t of the same samples, complete. Not detached: gradients flow wherever they are
+            required.
+        labels: (N,) classes in 0 ... num_classes - 1, or (N, Q) answers to Q questions, for which the loss is the mean over
+            the questions of its form for one. The range is not checked, since that would wait for the device: a sample
+            whose label lies outside is in no prototype, and still compared with all.
+        num_classes: K >= 1; 2 for yes/no questions.
+
+    Returns:
+        A scalar in [0, 4], float32 (float64 where an input is): computed in full precision also under autocast. A class that
+        is absent from the batch has no prototype: it is left out, and K counts the classes present [open]. The cosine of a
+        zero vector is 0.
+
+    Raises:
+        ValueError: for shapes or dtypes that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from corrkd.losses import category_prototype_distillation
+        >>> teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> category_prototype_distillation(torch.ones(2, 2), teacher, torch.tensor([0, 1]), 2)  # the student mixes the classes up
+        tensor(0.5000)
+    """
+    check_pair(student, teacher, "(N, D)", [2])
+    check_labels(labels, (len(student), *labels.shape[1:2]))
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, not {num_classes}")
+    with no_autocast(student):
+        student, teacher = full_precision(student, teacher)
+        # (N, Q, K); classes are one question. Comparing, unlike one_hot, needs no look at the largest label.
+        member = labels.reshape(len(labels), -1, 1) == torch.arange(num_classes, device=labels.device)
+        present = member.any(0).to(student.dtype)
+        difference = _similarity(student, member) - _similarity(teacher, member)
+        per_question = (difference.square().mean(0) * present).sum(-1) / present.sum(-1).clamp(min=1.0)
+        return per_question.mean()
+
+
+def _similarity(h: Tensor, member: Tensor) -> Tensor:
+    """Cosine of every sample with every prototype: (N, D) and membership (N, Q, K) -> (N, Q, K)."""
+    of_class = member.flatten(1).to(h.dtype)
+    prototypes = of_class.T @ h / of_class.sum(0).clamp(min=1.0).unsqueeze(-1)
+    return (unit(h) @ unit(prototypes).T).view(member.shape)
+
+
+class CategoryPrototypeDistillation(nn.Module):
+    """CPD as a Module; see `category_prototype_distillation`. It has no parameters.
+
+    Args:
+        num_classes: K; 2 for yes/no questions.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """The loss, a scalar, of representations (N, D) and labels (N,) or (N, Q)."""
+        return category_prototype_distillation(student, teacher, labels, self.num_classes)
+
+    def extra_repr(self) -> str:
+        """The options, for print()."""
+        return f"num_classes={self.num_classes}"

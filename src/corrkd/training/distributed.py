@@ -1,0 +1,60 @@
+"""Tensors across processes: a loss over pairs or classes sees the whole batch, however it is shared out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """The rows of all processes, in the order of their ranks; differentiable. In a single process, the tensor itself.
+
+    Every process must call it, the same number of times. Each then computes the *same full loss* on what it got. Backward
+    sums the gradient over the processes and cuts out one's own rows, so each process's gradient of a network's parameters is
+    the number of processes times its true contribution, and the average that DistributedDataParallel takes over them is
+    exact. Parameters that are used after the gathering (RCD's critics) get the full gradient in each process, which the
+    average leaves as it is.
+
+    Args:
+        tensor: (n, ...) of any dtype; n may differ between processes and may be 0, the other sizes must agree. Integers are gathered too.
+
+    Returns:
+        (sum of all n, ...), on the tensor's device.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return tensor
+    gathered: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        counts = _counts(tensor)
+        start = sum(counts[: dist.get_rank()])
+        ctx.own = slice(start, start + len(tensor))
+        # Processes can exchange equal shapes only: pad to the largest shard, cut afterwards.
+        padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        shards = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(shards, padded)
+        return torch.cat([shard[:count] for shard, count in zip(shards, counts, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total[ctx.own]
+
+
+def _counts(tensor: Tensor) -> list[int]:
+    """How many rows each process has."""
+    own = torch.tensor([len(tensor)], device=tensor.device)
+    counts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, own)
+    return torch.cat(counts).tolist()
