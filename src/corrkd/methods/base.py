@@ -75,7 +75,7 @@ class Method(nn.Module):
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weight of each term."""
+        """Weight of each term, in the order of `terms`."""
         return {"task": 1.0}
 
 

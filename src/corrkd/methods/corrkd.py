@@ -73,6 +73,7 @@ class CorrKD(Method):
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weight of each term [open: the paper reports none; 1 each]."""
-        s = self.settings
-        return {"task": s.task, "scd": s.scd, "cpd": s.cpd, "rcd": s.rcd}
+        """Weight of each term that is computed [open: the paper reports none; 1 each]."""
+        terms = {"scd": self.scd, "cpd": self.cpd, "rcd": self.rcd}
+        computed = [name for name, module in terms.items() if module is not None]
+        return {"task": self.settings.task, **{name: getattr(self.settings, name) for name in computed}}

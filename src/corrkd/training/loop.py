@@ -86,7 +86,7 @@ def train(
     progress = _Progress()
     if checkpoint is not None:
         progress = _resume(checkpoint, method, optimizer, scheduler, fabric.device)
-    names = [name for name, weight in method.weights.items() if weight]
+    names = list(method.weights)
     with torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []):
         for epoch in range(progress.epoch + 1, settings.epochs + 1):
             if settings.patience and epoch - max(progress.best_epoch, 1) > settings.patience:

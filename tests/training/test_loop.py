@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from corrkd.data.batches import Samples
+from corrkd.errors import CorrKDError
+from corrkd.evaluation.sweep import mean_missing_f1
+from corrkd.methods.base import Method, task_loss
+from corrkd.methods.corrkd import CorrKD
+from corrkd.methods.task import TaskOnly
+from corrkd.networks.corrkd import CorrKDNetwork
+from corrkd.networks.saved import build_network
+from corrkd.settings import DistillationSettings, MissingSettings, NetworkSettings, StageSettings
+from corrkd.training.loop import VALID, Record, Trained, balanced_class_weights, teacher_outputs, train
+from tests.conftest import make_dataset, make_samples
+
+SMALL = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6,), dropout=0.2)
+STAGE = StageSettings(epochs=4, batch_size=16, lr=1e-2)
+
+
+class StoppedError(Exception):
+    pass
+
+
+def fresh(samples: Samples, seed: int = 0) -> CorrKDNetwork:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_network(samples.target, samples.widths, {m: x.shape[1] for m, x in samples.exists.items()}, SMALL)
+
+
+def corrkd(samples: Samples) -> CorrKD:
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return CorrKD(fresh(samples), samples.target, DistillationSettings())
+
+
+def fit(method: Method, samples: Samples, stage: StageSettings = STAGE, **options: object) -> Trained:
+    valid = make_samples(make_dataset(), "valid", samples.target.name)
+    teacher = teacher_outputs(fresh(samples, 1), samples) if method.needs_teacher else None
+    return train(
+        method,
+        samples,
+        settings=stage,
+        seed=3,
+        fabric=Fabric(accelerator="cpu", devices=1),
+        teacher=teacher,
+        **{"missing": MissingSettings(), "validate": lambda network: mean_missing_f1(network, valid), **options},  # type: ignore[arg-type]
+    )
+
+
+def same(first: Trained, second: Trained) -> bool:
+    return (
+        all(torch.equal(first.state[name], second.state[name]) for name in first.state)
+        and first.history == second.history
+        and (first.epoch, first.score) == (second.epoch, second.score)
+    )
+
+
+def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_generator_alone() -> None:
+    samples = make_samples(make_dataset())
+    first = fit(corrkd(samples), samples)
+    torch.manual_seed(77)
+    before = torch.random.get_rng_state()
+    assert same(first, fit(corrkd(samples), samples))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("stopped", [1, 2, 3])
+def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path: Path, stopped: int) -> None:
+    samples = make_samples(make_dataset())
+    whole = fit(corrkd(samples), samples)
+
+    def stop(record: Record) -> None:
+        if record["epoch"] == stopped:
+            raise StoppedError
+
+    path = tmp_path / "last.ckpt"
+    with pytest.raises(StoppedError):
+        fit(corrkd(samples), samples, checkpoint=path, on_epoch=stop)
+    assert path.exists() == (stopped > 1)
+    seen: list[float] = []
+    again = fit(corrkd(samples), samples, checkpoint=path, on_epoch=lambda record: seen.append(record["epoch"]))
+    assert same(whole, again)
+    assert seen == list(range(stopped, 5))
+
+
+def test_what_a_batch_reads_changes_nothing() -> None:
+    dataset = make_dataset()
+    assert same(
+        fit(corrkd(make_samples(dataset)), make_samples(dataset)),
+        fit(corrkd(make_samples(dataset)), make_samples(dataset, resident_bytes=0)),
+    )
+
+
+def test_the_epoch_with_the_highest_score_is_kept_and_the_earliest_on_ties() -> None:
+    samples = make_samples(make_dataset())
+    scores = iter([0.2, 0.5, 0.5, 0.4])
+    states = []
+
+    def validate(network: CorrKDNetwork) -> float:
+        states.append({name: value.clone() for name, value in network.state_dict().items()})
+        return next(scores)
+
+    trained = fit(TaskOnly(fresh(samples), samples.target), samples, validate=validate)
+    assert (trained.epoch, trained.score) == (2, 0.5)
+    assert all(torch.equal(trained.state[name], states[1][name]) for name in trained.state)
+    assert [record[VALID] for record in trained.history] == [0.2, 0.5, 0.5, 0.4]
+
+
+def test_patience_stops_early() -> None:
+    samples = make_samples(make_dataset())
+    trained = fit(
+        TaskOnly(fresh(samples), samples.target),
+        samples,
+        STAGE.model_copy(update={"epochs": 50, "patience": 3}),
+        validate=lambda _: 0.5,
+    )
+    assert len(trained.history) == 4
+
+
+def test_student_and_control_see_the_same_batches_and_masks() -> None:
+    """With all distillation weights at zero the student is the control, bit for bit."""
+    samples = make_samples(make_dataset())
+    nothing = DistillationSettings(scd=0, cpd=0, rcd=0)
+    student = fit(CorrKD(fresh(samples), samples.target, nothing), samples)
+    control = fit(TaskOnly(fresh(samples), samples.target), samples)
+    assert same(student, control)
+
+
+@pytest.mark.parametrize("target", ["classes", "binary-nonzero", "score"])
+def test_every_kind_of_target_learns(target: str) -> None:
+    samples = make_samples(make_dataset(), target=target)
+    trained = fit(corrkd(samples), samples, STAGE.model_copy(update={"epochs": 12}))
+    assert trained.history[-1]["loss/task"] < 0.8 * trained.history[0]["loss/task"]
+    assert set(trained.history[0]) == {"epoch", "lr", "loss/total", "loss/task", "loss/scd", "loss/cpd", VALID} | (
+        {"loss/rcd"} if target != "score" else set()
+    )
+
+
+def test_a_batch_larger_than_the_data_is_the_data() -> None:
+    samples = make_samples(make_dataset())
+    big, all_of_it = (
+        fit(TaskOnly(fresh(samples), samples.target), samples, STAGE.model_copy(update={"batch_size": n}))
+        for n in (9999, 48)
+    )
+    assert same(big, all_of_it)
+
+
+def test_a_loss_that_is_no_longer_finite_is_one_clear_line() -> None:
+    samples = make_samples(make_dataset())
+    method = TaskOnly(fresh(samples), samples.target)
+    with torch.no_grad():
+        method.network.classifier[-1].bias.fill_(math.nan)
+    with pytest.raises(CorrKDError, match="no longer finite in epoch 1 of 4; lower lr"):
+        fit(method, samples)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "garbage", "shape"])
+def test_a_damaged_checkpoint_is_one_clear_line(tmp_path: Path, damage: str) -> None:
+    samples = make_samples(make_dataset())
+    path = tmp_path / "last.ckpt"
+    fit(corrkd(samples), samples, checkpoint=path)
+    content = path.read_bytes()
+    if damage == "truncate":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "garbage":
+        path.write_bytes(b"cos\nsystem\n(S'touch /tmp/never'\ntR.")
+    method: Method = TaskOnly(fresh(samples), samples.target) if damage == "shape" else corrkd(samples)
+    with pytest.raises(CorrKDError, match=r"last\.ckpt.*delete it to train") as caught:
+        fit(method, samples, checkpoint=path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("schedule", "last"), [("constant", 1e-2), ("cosine", 1.5e-3), ("linear", 2.5e-3)])
+def test_schedules(schedule: str, last: float) -> None:
+    samples = make_samples(make_dataset())
+    trained = fit(TaskOnly(fresh(samples), samples.target), samples, STAGE.model_copy(update={"schedule": schedule}))
+    rates = [record["lr"] for record in trained.history]
+    assert rates[0] == 1e-2
+    assert rates[-1] == pytest.approx(last, rel=0.03)
+    warm = fit(TaskOnly(fresh(samples), samples.target), samples, STAGE.model_copy(update={"warmup": 0.5}))
+    assert [record["lr"] for record in warm.history] == pytest.approx([1e-2 / 6, 1e-2 * 4 / 6, 1e-2, 1e-2])
+
+
+def test_balanced_class_weights_are_inverse_to_frequency() -> None:
+    samples = make_samples(make_dataset())
+    counts = torch.bincount(samples.targets).float()
+    weights = balanced_class_weights(samples)
+    assert torch.allclose(weights * counts, (weights * counts)[0].expand(3))
+    assert (weights[samples.targets]).mean() == pytest.approx(1.0)
+
+
+def test_task_losses_by_hand() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0])
+    expected = -sum(float(torch.log_softmax(row, -1)[k]) for row, k in zip(logits, labels.tolist(), strict=True)) / 5
+    assert float(task_loss(logits, labels)) == pytest.approx(expected)
+    asked, answers = torch.randn(5, 4, 2, dtype=torch.float64), torch.randint(0, 2, (5, 4))
+    each = [float(task_loss(asked[:, q], answers[:, q])) for q in range(4)]
+    assert float(task_loss(asked, answers)) == pytest.approx(sum(each) / 4)
+    scores = torch.randn(5, dtype=torch.float64)
+    assert float(task_loss(logits[:, :1], scores)) == pytest.approx(float((logits[:, 0] - scores).abs().mean()))
