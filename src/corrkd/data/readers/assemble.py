@@ -22,7 +22,7 @@ Array = npt.NDArray[Any]
 GROUPS = ("person", "speaker", "session", "video")
 SPLIT_NAMES = {"train": "train", "valid": "valid", "dev": "valid", "val": "valid", "test": "test"}
 ZERO_RULE = "all-zero frames inside the length"
-VIDEO_CLIP = re.compile(r"(?P<video>.+?)(?:\$_\$(?P<clip>.+)|\[(?P<index>\d+)\])")
+VIDEO_CLIP = re.compile(r"(?P<video>.+)(?:\$_\$(?P<clip>.+)|\[(?P<index>\d+)\])")
 
 
 @dataclass(kw_only=True)

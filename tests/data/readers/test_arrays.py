@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import io
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from corrkd.data.load import load_dataset
+from corrkd.data.readers.arrays import dealt_split
+from corrkd.errors import CorrKDError
+
+from .samples import sequences
+
+
+def arrays(count: int = 20) -> dict[str, np.ndarray]:
+    """Four modalities of any name: two sequences with lengths, one without, one vector."""
+    speech, speech_lengths = sequences(count, 6, 3, 0)
+    gaze, gaze_lengths = sequences(count, 4, 2, 1)
+    pulse, _ = sequences(count, 5, 2, 2)
+    rng = np.random.default_rng(3)
+    return {
+        "speech": speech,
+        "speech_lengths": speech_lengths,
+        "gaze": gaze.astype(np.float64),
+        "gaze_lengths": gaze_lengths,
+        "pulse": pulse,
+        "personality": rng.normal(size=(count, 5)),
+        "labels": np.arange(count) % 3,
+        "scores": np.linspace(-1, 1, count),
+        "split": np.array([0] * (count - 10) + [1] * 4 + [2] * 6),
+        "person": np.arange(count) // 2,
+        "order": np.arange(count) % 2,
+    }
+
+
+def write(path: Path, data: dict[str, np.ndarray]) -> Path:
+    if path.suffix == ".npz":
+        np.savez_compressed(path, **data)
+    elif path.suffix == ".h5":
+        with h5py.File(path, "w") as file:
+            for key, x in data.items():
+                file[key] = x.astype(object) if x.dtype.kind == "U" else x
+    else:
+        save_file({key: np.ascontiguousarray(x) for key, x in data.items() if x.dtype.kind != "U"}, path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5", ".safetensors"])
+def test_named_arrays(tmp_path: Path, suffix: str) -> None:
+    data = arrays()
+    dataset = load_dataset(write(tmp_path / f"mine{suffix}", data))
+    assert dataset.layout == f"{suffix[1:]} arrays"
+    assert set(dataset.modalities) == {"speech", "gaze", "pulse", "personality"}
+    train = dataset.split("train")
+    assert {s: len(p) for s, p in dataset.splits.items()} == {"train": 10, "valid": 4, "test": 6}
+    np.testing.assert_array_equal(train.frames["speech"], data["speech"][:10])
+    np.testing.assert_array_equal(train.lengths["gaze"], data["gaze_lengths"][:10])
+    assert train.frames["personality"].shape == (10, 1, 5)
+    assert train.groups["person"].tolist() == [str(row // 2) for row in range(10)]
+    assert train.order.tolist() == [0, 1] * 5
+    assert train.labels.tolist() == (np.arange(10) % 3).tolist()
+    np.testing.assert_array_equal(train.scores, data["scores"][:10])
+    np.testing.assert_array_equal(dataset.split("test").frames["speech"], data["speech"][14:])
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5"])
+def test_strings(tmp_path: Path, suffix: str) -> None:
+    data = arrays()
+    data["ids"] = np.array([f"é{row // 4}$_${row % 4}" for row in range(20)])
+    data["split"] = np.array(["train"] * 10 + ["dev"] * 4 + ["test"] * 6)
+    data["class_names"] = np.array(["low", "middle", "high"])
+    dataset = load_dataset(write(tmp_path / f"mine{suffix}", data))
+    assert dataset.class_names == ("low", "middle", "high")
+    assert dataset.split("valid").ids.tolist() == ["é2$_$2", "é2$_$3", "é3$_$0", "é3$_$1"]
+    assert dataset.split("valid").groups["video"].tolist() == ["é2", "é2", "é3", "é3"]
+
+
+def test_a_mask_of_its_own_decides(tmp_path: Path) -> None:
+    data = arrays()
+    mask = np.ones((20, 6), bool)
+    mask[0, 2] = False
+    data["speech_present"] = mask
+    data["speech"][1, 0] = 0  # zeros that the mask calls present
+    data["speech_lengths"][:2] = 6
+    data["personality_present"] = np.arange(20) > 0
+    dataset = load_dataset(write(tmp_path / "mine.npz", data))
+    train = dataset.split("train")
+    assert dataset.missing_rule["speech"] == "array speech_present"
+    assert dataset.missing_rule["gaze"] == "all-zero frames inside the length"
+    assert train.present["speech"][:2].tolist() == [[True, True, False, True, True, True], [True] * 6]
+    assert train.present["personality"].ravel().tolist() == [False] + [True] * 9
+    assert not train.frames["speech"][0, 2].any()
+
+
+def test_questions(tmp_path: Path) -> None:
+    data = arrays()
+    data["labels"] = np.stack([np.arange(20) % 2, np.ones(20, int)], 1)
+    data["question_names"] = np.array(["happy", "calm"])
+    dataset = load_dataset(write(tmp_path / "mine.npz", data))
+    assert dataset.question_names == ("happy", "calm")
+    assert dataset.split("train").labels.shape == (10, 2)
+
+
+def test_without_a_split_groups_stay_together(tmp_path: Path) -> None:
+    data = arrays(60)
+    del data["split"]
+    dataset = load_dataset(write(tmp_path / "mine.npz", data))
+    assert any("hash of each person" in note for note in dataset.notes)
+    people = {split: set(part.groups["person"]) for split, part in dataset.splits.items()}
+    assert {split: len(names) for split, names in people.items()} == {"train": 21, "valid": 3, "test": 6}
+    assert not people["train"] & people["valid"] | people["train"] & people["test"] | people["valid"] & people["test"]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.text(max_size=3), min_size=1, max_size=60))
+def test_dealt_splits(names: list[str]) -> None:
+    if len(set(names)) < 3:
+        with pytest.raises(CorrKDError):
+            dealt_split(names)
+        return
+    place = dealt_split(names)
+    by_name = dict(zip(names, place, strict=True))
+    assert [by_name[name] for name in names] == place.tolist()
+    assert set(place) == {"train", "valid", "test"}
+    assert dict(zip(reversed(names), dealt_split(list(reversed(names))), strict=True)) == by_name
+    assert Counter(by_name.values())["test"] == max(1, round(0.2 * len(by_name)))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: [d.pop("labels"), d.pop("scores")], "an array `scores` or `labels` is needed"),
+        (lambda d: [d.pop(k) for k in ("speech", "gaze", "pulse", "personality")], "no modality"),
+        (lambda d: d.update(split=np.array(["train"] * 19 + ["later"])), "array split holds 'later'"),
+        (lambda d: d.update(person=np.arange(5)), r"array person has shape \(5,\)"),
+        (lambda d: d.update(labels=np.full(20, 0.5)), "whole numbers"),
+        (lambda d: d.update(labels=np.array([[0, 2]] * 20)), "must be 0 or 1"),
+        (lambda d: d.update(scores=np.full(20, np.nan)), "NaN"),
+        (lambda d: d.update(speech_lengths=np.full(20, 7)), "lengths run from 7 to 7, but the array holds 6"),
+        (lambda d: d.update(speech_present=np.ones((20, 3))), "speech_present has shape"),
+        (lambda d: d.update(personality=np.ones((20, 5))), "constant"),
+        (lambda d: d.update(personality=np.full((20, 5), np.nan)), "every value is NaN"),
+        (lambda d: d.update(personality=np.zeros((20, 0))), "zero width"),
+        (
+            lambda d: d.update(split=np.array([0] * 20), ids=np.array(["a"] * 20), labels=np.array(-np.ones(20))),
+            "labels must be",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path: Path, change, words: str) -> None:
+    data = arrays()
+    change(data)
+    with pytest.raises(CorrKDError, match=words) as caught:
+        load_dataset(write(tmp_path / "mine.npz", data))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5", ".safetensors"])
+def test_truncated_files_are_one_line(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"mine{suffix}", arrays())
+    whole = path.read_bytes()
+    for share in (0.02, 0.3, 0.6, 0.95):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(CorrKDError) as caught:
+            load_dataset(path)
+        assert "\n" not in str(caught.value)
+
+
+def npy(shape: tuple[int, ...], kind: str, data: bytes) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
+    return file.getvalue() + data
+
+
+def test_an_npz_never_unpickles_and_never_explodes(tmp_path: Path) -> None:
+    path = tmp_path / "mine.npz"
+    np.savez(path, scores=np.array([{}], object))
+    with pytest.raises(CorrKDError, match="pickled objects"):
+        load_dataset(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("scores.npy", npy((10**12,), "<f8", b""))
+    with pytest.raises(CorrKDError, match="damaged .npz"):
+        load_dataset(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("scores.npy", npy((2**29,), "|u1", bytes(2**29)))
+    with pytest.raises(CorrKDError, match="decompression bomb"):
+        load_dataset(path)
+
+
+def test_an_h5_never_explodes(tmp_path: Path) -> None:
+    path = tmp_path / "mine.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("scores", (10**12,), "f8", chunks=(1024,))
+    with pytest.raises(CorrKDError, match="decompression bomb"):
+        load_dataset(path)

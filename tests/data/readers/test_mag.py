@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from corrkd.data.load import load_dataset
+from corrkd.data.readers.mag import read_glove
+from corrkd.errors import CorrKDError
+
+from .samples import COUNTS, glove, mag, write_pickle
+
+VECTORS = {"good": [1, 0, 0, 0.5], "bad": [0, 1, 0, 0.5], "Film": [0, 0, 1, 0.5]}
+
+
+@pytest.mark.parametrize("words", ["strings", "misa"])
+def test_words_become_vectors(tmp_path: Path, words: str) -> None:
+    data = mag(words)
+    dataset = load_dataset(write_pickle(tmp_path / "mosi.pkl", data), glove=glove(tmp_path / "glove.txt"))
+    assert dataset.layout == "MAG"
+    assert tuple(dataset.splits) == ("train", "valid", "test")
+    assert any("no vector in glove.txt" in note for note in dataset.notes)
+    for split, count in COUNTS.items():
+        part, source = dataset.split(split), data["dev" if split == "valid" else split]
+        assert len(part) == count
+        for row, ((language, visual, acoustic, *raw), label, segment) in enumerate(source):
+            sentence = raw[0] if raw else language
+            n = len(sentence)
+            assert {m: x[row] for m, x in part.lengths.items()} == dict.fromkeys(part.frames, n)
+            np.testing.assert_array_equal(part.frames["language"][row, :n], [VECTORS.get(w, [0] * 4) for w in sentence])
+            assert part.present["language"][row, :n].tolist() == [w in VECTORS for w in sentence]
+            np.testing.assert_array_equal(part.frames["vision"][row, :n], visual.astype(np.float32))
+            np.testing.assert_array_equal(part.frames["audio"][row, :n], acoustic.astype(np.float32))
+            assert part.scores[row] == label[0, 0]
+            assert part.ids[row] == segment
+        assert part.groups["video"][0] == source[0][2].split("[")[0]
+        assert part.order[1] == 1
+
+
+def test_vectors_need_no_glove(tmp_path: Path) -> None:
+    data = mag("vectors")
+    train = load_dataset(write_pickle(tmp_path / "mosi.pkl", data)).split("train")
+    first = data["train"][0][0][0].astype(np.float32)
+    np.testing.assert_array_equal(train.frames["language"][0, : len(first)], first)
+
+
+@pytest.mark.parametrize("words", ["strings", "misa"])
+def test_words_without_glove_say_what_to_pass(tmp_path: Path, words: str) -> None:
+    with pytest.raises(CorrKDError, match="pass --glove FILE"):
+        load_dataset(write_pickle(tmp_path / "mosi.pkl", mag(words)))
+
+
+def test_word_ids_without_words(tmp_path: Path) -> None:
+    with pytest.raises(CorrKDError, match="word ids.*--glove FILE"):
+        load_dataset(write_pickle(tmp_path / "mosi.pkl", mag("ids")), glove=glove(tmp_path / "glove.txt"))
+
+
+def test_glove_reads_only_what_is_needed_and_tokens_with_spaces(tmp_path: Path) -> None:
+    vectors = read_glove(glove(tmp_path / "glove.txt"), ["Film", "at name@domain.com", "unknown"])
+    assert {word: v.tolist() for word, v in vectors.items()} == {"Film": [0, 0, 1, 0.5], "at name@domain.com": [9] * 4}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("good 1 2 3\nbad 1 two 3\n", "line 2 is not a word and 3 numbers"),
+        ("good 1 2 3\nbad 1\n", "line 2 is not a word"),
+        ("", "has none of the 2 words"),
+        ("other 1 2 3\n", "has none of the 2 words"),
+    ],
+)
+def test_a_bad_glove_file_is_one_line(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "glove.txt"
+    path.write_text(content)
+    with pytest.raises(CorrKDError, match=words):
+        read_glove(path, ["good", "bad"])
+    with pytest.raises(CorrKDError, match="cannot be read"):
+        read_glove(tmp_path / "none.txt", ["good"])
+
+
+def test_mosei_labels_of_seven_columns_use_the_first(tmp_path: Path) -> None:
+    data = mag("vectors")
+    data["train"] = [(x, np.array([[y[0, 0], 1, 0, 0, 0, 0, 0]]), s) for x, y, s in data["train"]]
+    dataset = load_dataset(write_pickle(tmp_path / "mosei.pkl", data))
+    assert dataset.split("train").scores.tolist() == [y[0, 0] for _, y, _ in data["train"]]
+    assert any("the first (sentiment) is used" in note for note in dataset.notes)
+
+
+@pytest.mark.parametrize(
+    ("sample", "words"),
+    [
+        ((("a", "b"), [1], "s"), "a sample is not"),
+        (((np.ones((2, 4)), np.ones((2, 2)), np.ones((2, 9))), [1.0], "s"), "different widths"),
+        (((np.ones((2, 4)), np.ones(2), np.ones((2, 3))), [1.0], "s"), "expected .frames, width"),
+        (((np.ones((2, 4)), np.ones((2, 2)), np.ones((2, 3))), [], "s"), "no label"),
+        (((np.ones((2, 4)), np.ones((2, 2)), np.ones((2, 3))), "x", "s"), "not numbers"),
+    ],
+)
+def test_a_damaged_sample_is_one_line(tmp_path: Path, sample, words: str) -> None:
+    data = mag("vectors")
+    data["train"][3] = sample
+    with pytest.raises(CorrKDError, match=words):
+        load_dataset(write_pickle(tmp_path / "mosi.pkl", data))
