@@ -45,7 +45,9 @@ def write_fake_run(
     rng = np.random.default_rng(7)
     conditions = conditions_of(modalities, natural)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "settings.yaml").write_text("preset: synthetic\nseeds: [0, 1, 2]\nstudent:\n  lr: 0.001\n", encoding="utf-8")
+    (folder / "settings.yaml").write_text(
+        "preset: synthetic\nseeds: [0, 1, 2]\nstudent:\n  lr: 0.001\n", encoding="utf-8"
+    )
     labels = questions or classes
     card = {
         "corrkd": "0.1.0",
@@ -81,7 +83,8 @@ def selection(method: str) -> str:
 def conditions_of(modalities: Sequence[str], natural: bool) -> list[dict[str, Any]]:
     every = list(modalities)
     out = [
-        {"name": n, "kind": "modalities", "available": available(n, modalities), "ratio": None} for n in subsets(modalities)
+        {"name": n, "kind": "modalities", "available": available(n, modalities), "ratio": None}
+        for n in subsets(modalities)
     ]
     ratios = [("ratio", r / 10) for r in range(11)] + [("burst", 0.3), ("burst", 0.6), ("late", 0.5), ("noise", 0.5)]
     out += [{"name": f"{k}-{r:.1f}", "kind": k, "available": every, "ratio": r} for k, r in ratios]
@@ -92,7 +95,12 @@ def results(
     rng: np.random.Generator, card: dict[str, Any], seeds: Sequence[int], draws: int, bayes: bool
 ) -> pd.DataFrame:
     modalities, target = list(card["dataset"]["modalities"]), card["target"]
-    metrics = ["weighted_f1", "accuracy", "ece", *(f"f1/{c}" for c in target["classes"] if target["kind"] != "questions")]
+    metrics = [
+        "weighted_f1",
+        "accuracy",
+        "ece",
+        *(f"f1/{c}" for c in target["classes"] if target["kind"] != "questions"),
+    ]
     metrics += [f"weighted_f1/{q}" for q in target["questions"]]
     metrics += ["mae", "corr"] if target["kind"] == "score" else []
     runs = [(m, s) for m in METHODS for s in seeds] + [("majority", None)] + ([("bayes", None)] if bayes else [])
@@ -109,7 +117,7 @@ def results(
                     value = math.nan
                 kept[condition["name"], metric] = value
                 rows.append((method, seed, condition["name"], draw, metric, value))
-        missing = subsets(modalities)[:-1]
+        missing = subsets(modalities)[:-1] or ["complete"]
         rows += [(method, seed, "average", 0, m, float(np.mean([kept[c, m] for c in missing]))) for m in own]
         if method != "bayes":
             area = np.mean([kept[c["name"], "weighted_f1"] for c in card["conditions"] if c["kind"] == "ratio"])

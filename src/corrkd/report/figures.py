@@ -76,6 +76,7 @@ def style(name: str) -> AbstractContextManager[None]:
         "legend.frameon": False,
         "lines.linewidth": 1.4,
         "lines.markersize": 3.5,
+        "savefig.bbox": "tight",
         "savefig.dpi": 200,
         "svg.fonttype": "none",
         "svg.hashsalt": name,
@@ -108,11 +109,10 @@ def wrapped(text: str, width: int = 22) -> str:
     return "\n".join(textwrap.wrap(text, width)) or " "
 
 
-def legend(figure: Figure, handles: Sequence[Any], labels: Iterable[str], **place: Any) -> None:
-    """A legend beside the axes. A leading underscore would make matplotlib drop an entry."""
-    figure.legend(
-        handles, [f"\u2009{wrapped(label, 26)}" for label in labels], **({"loc": "outside right upper"} | place)
-    )
+def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], **place: Any) -> None:
+    """A legend above the axes. A leading underscore would make matplotlib drop an entry."""
+    options: dict[str, Any] = {"loc": "outside upper left", "ncols": min(len(labels), 5)} | place
+    figure.legend(handles, [f"\u2009{wrapped(label, 26)}" for label in labels], **options)
 
 
 def ratio_curves(run: RunFolder) -> Picture:
@@ -121,7 +121,7 @@ def ratio_curves(run: RunFolder) -> Picture:
     frame = tables.compared(run, "weighted_f1", headings, how)
     titles = tables.method_titles(run)
     with style("missing-ratios"):
-        figure = Figure(figsize=(WIDTH, 3.6))
+        figure = Figure(figsize=(WIDTH, 3.7))
         axes = figure.subplots()
         drawn = {}
         for place, (method, cells) in enumerate(frame.iterrows()):
@@ -208,7 +208,7 @@ def validation(axes: Axes, history: pd.DataFrame, color: str) -> None:
 
 def confusion(run: RunFolder) -> Picture:
     """The student's confusion matrices at complete and at the hardest single modality."""
-    conditions = list(dict.fromkeys([COMPLETE, tables.hardest(run)]))
+    conditions = tables.shown_conditions(run)
     matrices = {c: tables.confusion(run, c) for c in conditions}
     questions = list(matrices[COMPLETE])
     by_question = questions != [""]
@@ -220,9 +220,10 @@ def confusion(run: RunFolder) -> Picture:
         for axes, (condition, question) in zip(panels, ((c, q) for c in conditions for q in questions), strict=True):
             matrix(axes, matrices[condition][question])
             axes.set_title(wrapped(f"{question}, {condition}" if question else f"Available: {condition}", 30))
+        seeds = ", ".join(str(seed) for seed, _ in run.seeds())
         caption = (
-            f"Confusion matrices of the student on the {run.card.split} split, summed over {len(run.seeds())} seed(s): all modalities "
-            f"available, and {conditions[-1]} alone, the single modality with the lowest weighted F1. Share of the true class, and samples."
+            f"Confusion matrices of the student on the {run.card.split} split, summed over its seeds ({seeds}): all modalities available, "
+            f"and {conditions[-1]} alone, the single modality with the lowest weighted F1. Share of the true class, and samples."
         )
         return picture("confusion", caption, "Confusion matrices; the same counts stand in the tables below.", figure)
 
@@ -231,7 +232,9 @@ def matrix(axes: Axes, counts: pd.DataFrame) -> None:
     """One confusion matrix: rows normalised, counts in small."""
     number = counts.to_numpy(int)
     share = number / np.maximum(number.sum(1, keepdims=True), 1)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    edges = np.arange(len(share) + 1) - 0.5
+    axes.pcolormesh(edges, edges, share, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1)
+    axes.set(aspect="equal", ylim=(edges[-1], edges[0]))
     for (row, column), value in np.ndenumerate(share):
         text = f"{100 * value:.0f} %\n{number[row, column]}"
         axes.text(
@@ -248,7 +251,7 @@ def matrix(axes: Axes, counts: pd.DataFrame) -> None:
 
 def scores(run: RunFolder) -> Picture:
     """Predicted against true score of the student, for score targets: the place of the confusion matrix."""
-    conditions = list(dict.fromkeys([COMPLETE, tables.hardest(run)]))
+    conditions = tables.shown_conditions(run)
     rows = run.predictions(conditions).query("method == 'student'")
     rows = rows[rows["seed"] == rows["seed"].min()]
     if rows.empty:
@@ -275,13 +278,13 @@ def reliability(run: RunFolder) -> Picture:
     """Accuracy against confidence in ten bins, at complete and at the hardest single modality, all seeds together."""
     if run.card.target.kind == "score":
         raise AbsentError("The target is a score: there are no probabilities to calibrate.")
-    conditions = list(dict.fromkeys([COMPLETE, tables.hardest(run)]))
+    conditions = tables.shown_conditions(run)
     rows = run.predictions(conditions)
     rows = rows.assign(confidence=rows.filter(regex=r"^p_\d+$").max(axis=1), right=rows["target"] == rows["prediction"])
     rows = rows.assign(bin=np.minimum((rows["confidence"] * 10).astype(int), 9))
     titles = {m: t for m, t in tables.method_titles(run).items() if m in set(rows["method"])}
     with style("reliability"):
-        figure = Figure(figsize=(WIDTH, 3.2))
+        figure = Figure(figsize=(6.8, 3.6))
         drawn: dict[str, Any] = {}
         for axes, condition in zip(
             figure.subplots(1, len(conditions), squeeze=False, sharey=True)[0], conditions, strict=True
@@ -348,7 +351,7 @@ def projection(run: RunFolder, condition: str | None = None) -> Picture:
             axes.spines[:].set_visible(True)
             axes.set_box_aspect(1)
         if handles:
-            legend(figure, handles, labels, loc="outside lower center", ncols=min(len(labels), 5))
+            legend(figure, handles, labels, loc="outside lower center", ncols=min(len(labels), 5), markerscale=2)
         else:
             figure.colorbar(axes.collections[0], ax=list(grid), label="True score", shrink=0.7)
         caption = (
@@ -381,13 +384,18 @@ def coloured(
     if target.kind == "score":
         axes.scatter(points[:, 0], points[:, 1], c=targets, cmap="cividis", **look)
         return [], []
-    names = target.classes
+    names, colors = target.classes, list(PALETTE)
     if target.kind == "questions":
         names = [*target.questions, "none or several"]
+        colors = [*PALETTE[: len(target.questions)], "#BBBBBB"]
         targets = np.where(targets.sum(1) == 1, targets.argmax(1), len(target.questions))
     handles = [
         axes.scatter(
-            points[targets == k, 0], points[targets == k, 1], color=PALETTE[k % 8], marker=MARKERS[k % 8], **look
+            points[targets == k, 0],
+            points[targets == k, 1],
+            color=colors[k % len(colors)],
+            marker=MARKERS[k % 8],
+            **look,
         )
         for k in range(len(names))
     ]

@@ -25,7 +25,7 @@ Item = str | Table | Picture | AbsentError
 
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 FILES = {
-    "settings.yaml": "every setting; `corrkd run` takes it to make the run again",
+    "settings.yaml": "every setting, enough to make the run again",
     "run.json": "what was run: data, target, conditions, methods, versions",
     "results.csv": "every number: dataset, method, seed, condition, draw, metric, value",
     "seed-N/history.csv": "loss terms, validation score and learning rate by epoch",
@@ -100,16 +100,16 @@ def sections(run: RunFolder, condition: str | None = None) -> list[Section]:
 
     score = run.card.target.kind == "score"
     inter = ["weighted_f1", "accuracy", *(["mae", "corr"] if score else [])]
-    confusion: list[Item] = [part(figures.scores)] if score else [part(figures.confusion)]
-    if isinstance(confusion[0], Picture) and not score:
-        shown = {"complete": COMPLETE, "hardest": tables.hardest(run)}
-        confusion += [tables.confusion_table(run, name, c) for name, c in shown.items() if name == c or c != COMPLETE]
+    matrices = [part(figures.scores if score else figures.confusion)]
+    if isinstance(matrices[0], Picture) and not score:
+        named = zip(("complete", "hardest"), tables.shown_conditions(run), strict=False)
+        matrices += [tables.confusion_table(run, name, shown) for name, shown in named]
     others = [part(tables.others, "weighted_f1")] if tables.other_headings(run) else []
     return [
         Section("Data", [part(tables.data)]),
         Section("Missing modalities", [READING, *(part(tables.inter_modality, metric) for metric in inter)]),
         Section("Missing frames", [part(figures.ratio_curves), part(tables.by_ratio), *others]),
-        Section("Classes", [part(tables.per_class), *confusion]),
+        Section("Classes", [part(tables.per_class), *matrices]),
         Section("Calibration", [part(tables.calibration), part(figures.reliability)]),
         Section("Training", [part(figures.training)]),
         Section("Representations", [part(figures.projection, condition)]),

@@ -39,8 +39,8 @@ class Metric:
 METRICS = {
     "weighted_f1": Metric("Weighted F1 × 100"),
     "accuracy": Metric("Accuracy × 100"),
-    "ece": Metric("Expected calibration error × 100", sign=-1),
-    "mae": Metric("Mean absolute error", scale=1.0, digits=3, sign=-1),
+    "ece": Metric("Expected calibration error × 100 (less is better)", sign=-1),
+    "mae": Metric("Mean absolute error (less is better)", scale=1.0, digits=3, sign=-1),
     "corr": Metric("Pearson correlation", scale=1.0, digits=3),
 }
 FRACTION = METRICS["weighted_f1"]
@@ -192,10 +192,7 @@ def inter_modality(run: RunFolder, metric: str) -> Table:
     differences = {headings[c]: paired(values, c, how, "student", "control") for c in headings}
     if not any(differences.values()):
         return table
-    titles = method_titles(run)
-    difference = pd.DataFrame(differences, index=[f"{titles['student']} − {titles['control']}"], dtype=object)[
-        table.columns
-    ]
+    difference = pd.DataFrame(differences, index=["Student − control"], dtype=object)[table.columns]
     return replace(table, blocks={**table.blocks, "Difference, paired over seeds": difference})
 
 
@@ -262,7 +259,7 @@ def per_class(run: RunFolder) -> Table:
 
 def calibration(run: RunFolder) -> Table:
     """Expected calibration error under the inter-modality conditions."""
-    caption = f"Expected calibration error × 100 on the {run.card.split} split, less is better. {subset_legend(run)} {reading(run)}"
+    caption = f"{METRICS['ece'].title} on the {run.card.split} split. {subset_legend(run)} {reading(run)}"
     return conditions_table(run, "calibration", "ece", subset_headings(run), caption)
 
 
@@ -275,12 +272,12 @@ def data(run: RunFolder) -> Table:
     return Table("data", f"Samples in each split, and {what}.", "Split", {"": frame.where(frame.notna(), None)})
 
 
-def hardest(run: RunFolder) -> str:
-    """The single modality with which the student's mean weighted F1 is lowest (of equals the first); with one modality: complete."""
+def shown_conditions(run: RunFolder) -> list[str]:
+    """Complete, and the single modality with which the student's mean weighted F1 is lowest (of equals the first)."""
     values = seed_values(run, "weighted_f1")
     means = {m: of(values, "student", m).mean() for m in run.modalities}
-    known = {m: v for m, v in means.items() if not math.isnan(v)}
-    return min(known, key=lambda m: known[m]) if known else COMPLETE
+    known = [m for m, mean in means.items() if not math.isnan(mean)]
+    return [COMPLETE, min(known, key=lambda m: means[m])] if known else [COMPLETE]
 
 
 def confusion(run: RunFolder, condition: str) -> dict[str, pd.DataFrame]:
@@ -319,12 +316,12 @@ def number(value: float, digits: int, signed: bool = False) -> str:
 
 
 def parts(entry: Any, digits: int) -> tuple[str, str, Mark]:
-    """Text, half-width ("" for none) and mark of an entry."""
+    """Text, interval ("" where there are no seeds, a dash with one) and mark of an entry."""
     if not isinstance(entry, Cell):
         return ("n/a" if entry is None or pd.isna(entry) else str(entry)), "", ""
     if entry.half is None or math.isnan(entry.mean):
         return number(entry.mean, digits, entry.signed), "", entry.mark
-    half = "—" if math.isnan(entry.half) else number(entry.half, digits)
+    half = "—" if math.isnan(entry.half) else f"± {number(entry.half, digits)}"
     return number(entry.mean, digits, entry.signed), half, entry.mark
 
 
@@ -347,7 +344,7 @@ def to_html(table: Table) -> Markup:
         for heading, entries in rows(frame):
             body += Markup('<tr><th scope="row">{}</th>').format(heading)
             for text, half, mark in (parts(entry, table.digits) for entry in entries):
-                interval = Markup(' <span class="half">± {}</span>').format(half) if half else ""
+                interval = Markup(' <span class="half">{}</span>').format(half) if half else ""
                 body += Markup("<td>{}{}</td>").format(tags[mark].format(text), interval)
             body += Markup("</tr>")
         body += Markup("</tbody>\n")
@@ -374,7 +371,7 @@ def to_markdown(table: Table) -> str:
             lines.append([f"*{markdown_text(title)}*", *[""] * len(table.columns)])
         for heading, entries in rows(frame):
             shown = [parts(entry, table.digits) for entry in entries]
-            lines.append([markdown_text(heading), *(tags[m].format(t) + (f" ± {h}" if h else "") for t, h, m in shown)])
+            lines.append([markdown_text(heading), *(tags[m].format(t) + (f" {h}" if h else "") for t, h, m in shown)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
@@ -407,7 +404,7 @@ def to_latex(table: Table) -> str:
         for heading, entries in rows(frame):
             cells = [latex_text(heading)]
             for text, half, mark in (parts(entry, table.digits) for entry in entries):
-                interval = rf" {{\scriptsize $\pm$ {latex_text(half)}}}" if half else ""
+                interval = rf" {{\scriptsize {latex_text(half)}}}" if half else ""
                 cells.append(tags[mark] % latex_text(text) + interval)
             lines.append(" & ".join(cells) + r" \\")
         blocks.append("\n".join(lines))
@@ -452,7 +449,7 @@ def to_text(table: Table) -> str:
     grid = [["", *map(str, frame.index)]]
     for name in names:
         shown = (parts(entry, table.digits) for entry in frame[name])
-        grid.append([name, *(text + (f" ± {half}" if half else "") for text, half, _ in shown)])
+        grid.append([name, *(text + (f" {half}" if half else "") for text, half, _ in shown)])
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in grid]
     return "\n".join(lines)

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from corrkd.report import write_report
+from tests.report.fake_run import write_fake_run
+
+NASTY = ('<b>"x"</b>', "a&b|c", "50% $_{^~}\\")
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A usual run folder with its report: three modalities, three classes, three seeds. Not to be changed."""
+    folder = write_fake_run(tmp_path_factory.mktemp("runs") / "usual")
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def nasty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reported run whose modality and class names hold what HTML, Markdown, LaTeX, CSV and matplotlib would trip over."""
+    folder = write_fake_run(
+        tmp_path_factory.mktemp("runs") / "nasty", modalities=NASTY, classes=("_low", "$mid$", "=1+<i>", "NA")
+    )
+    write_report(folder)
+    return folder
