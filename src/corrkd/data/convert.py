@@ -14,7 +14,7 @@ from corrkd.data.dataset import MultimodalDataset, Split, StrArray
 from corrkd.data.readers.assemble import Array
 from corrkd.data.readers.converted import DTYPES, FORMAT, KEY
 from corrkd.errors import CorrKDError
-from corrkd.files import replacing
+from corrkd.files import make_folder, replacing
 
 ROWS = 256  # samples copied at a time
 
@@ -45,6 +45,7 @@ def convert(dataset: MultimodalDataset, path: str | Path) -> None:
     tensors.sort(
         key=lambda tensor: -DTYPES[tensor.dtype].itemsize
     )  # so that each starts at a multiple of its item size
+    make_folder(path.parent)
     with replacing(path) as part, part.open("wb") as file:
         file.write(_header(dataset, tensors))
         for tensor in tensors:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from corrkd.data import safe_pickle
@@ -17,6 +15,7 @@ from corrkd.data.readers import arrays, converted, csd, mag, mmsa, mult
 from corrkd.errors import CorrKDError
 
 SYNTHETIC = "synthetic"
+ZIP, HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"  # how such files begin, whole or truncated
 
 
 def load_dataset(
@@ -67,9 +66,11 @@ def load_dataset(
 
 
 def _read_file(path: Path, title: str, glove: Path | None) -> MultimodalDataset:
-    if zipfile.is_zipfile(path):
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start.startswith(ZIP):
         return arrays.read(arrays.read_npz(path), title, "npz")
-    if h5py.is_hdf5(path):
+    if start == HDF5:
         return arrays.read(arrays.read_h5(path), title, "h5")
     if converted.is_safetensors(path):
         return arrays.read(arrays.read_safetensors(path), title, "safetensors")

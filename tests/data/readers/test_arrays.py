@@ -186,7 +186,7 @@ def test_an_npz_never_unpickles_and_never_explodes(tmp_path: Path) -> None:
         load_dataset(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("scores.npy", npy((10**12,), "<f8", b""))
-    with pytest.raises(CorrKDError, match="damaged .npz"):
+    with pytest.raises(CorrKDError, match=r"damaged \.npz"):
         load_dataset(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("scores.npy", npy((2**29,), "|u1", bytes(2**29)))

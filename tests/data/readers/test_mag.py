@@ -52,7 +52,7 @@ def test_words_without_glove_say_what_to_pass(tmp_path: Path, words: str) -> Non
 
 
 def test_word_ids_without_words(tmp_path: Path) -> None:
-    with pytest.raises(CorrKDError, match="word ids.*--glove FILE"):
+    with pytest.raises(CorrKDError, match=r"word ids.*--glove FILE"):
         load_dataset(write_pickle(tmp_path / "mosi.pkl", mag("ids")), glove=glove(tmp_path / "glove.txt"))
 
 

@@ -85,6 +85,10 @@ def read_h5(path: Path) -> dict[str, Array]:
     try:
         with h5py.File(path, "r") as file:
             datasets = {key: item for key, item in file.items() if isinstance(item, h5py.Dataset)}
+            if not datasets:
+                raise CorrKDError(
+                    f"{path.name}: no arrays at its root; of .csd files, give the folder that holds them all"
+                )
             _check_expansion(path, sum(item.nbytes for item in datasets.values()))
             for key, item in datasets.items():
                 arrays[key] = item.asstr()[()] if h5py.check_string_dtype(item.dtype) else np.asarray(item)

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from corrkd.data.convert import convert
+from corrkd.data.dataset import MultimodalDataset, Split
+from corrkd.data.load import load_dataset
+from corrkd.errors import CorrKDError
+
+from ..conftest import make_dataset
+from .readers.samples import mmsa, mult, write_pickle
+
+
+def assert_same(a: MultimodalDataset, b: MultimodalDataset) -> None:
+    for field in (
+        "name",
+        "class_names",
+        "question_names",
+        "score_range",
+        "layout",
+        "missing_rule",
+        "notes",
+        "sha256",
+        "extra",
+    ):
+        assert getattr(a, field) == getattr(b, field), field
+    assert a.modalities == b.modalities
+    assert list(a.splits) == list(b.splits)
+    for name, part in a.splits.items():
+        other = b.splits[name]
+        for m in a.modalities:
+            np.testing.assert_array_equal(part.frames[m], other.frames[m])
+            np.testing.assert_array_equal(part.lengths[m], other.lengths[m])
+            np.testing.assert_array_equal(part.present[m], other.present[m])
+            assert (other.frames[m].dtype, other.lengths[m].dtype, other.present[m].dtype) == (
+                np.float32,
+                np.int64,
+                np.bool_,
+            )
+        for field in ("ids", "scores", "labels", "order"):
+            x, y = getattr(part, field), getattr(other, field)
+            assert (x is None) == (y is None)
+            assert x is None or (np.array_equal(x, y) and x.dtype.kind == y.dtype.kind)
+        assert list(part.groups) == list(other.groups)
+        for group, names in part.groups.items():
+            np.testing.assert_array_equal(names, other.groups[group])
+
+
+@pytest.mark.parametrize("data", [mmsa(), mmsa(aligned=True), mult(), mult(left=True, questions=True)])
+def test_round_trip(tmp_path: Path, data: object) -> None:
+    dataset = load_dataset(write_pickle(tmp_path / "set.pkl", data))
+    convert(dataset, tmp_path / "set.safetensors")
+    again = load_dataset(tmp_path / "set.safetensors")
+    assert_same(dataset, again)
+    assert all(isinstance(x, np.memmap) for part in again.splits.values() for x in part.frames.values())
+    assert_same(load_dataset(tmp_path / "set.safetensors", name="other"), replace(again, name="other"))
+    convert(again, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "set.safetensors").read_bytes()
+
+
+def test_ids_of_any_script_survive(tmp_path: Path) -> None:
+    dataset = make_dataset()
+    train = dataset.split("train")
+    train.ids[0], train.ids[1], train.ids[2] = "日本", 'a"\\\n', ""
+    convert(dataset, tmp_path / "x.safetensors")
+    assert_same(dataset, load_dataset(tmp_path / "x.safetensors"))
+
+
+def test_other_software_can_open_it(tmp_path: Path) -> None:
+    dataset = make_dataset()
+    convert(dataset, tmp_path / "x.safetensors")
+    with safe_open(tmp_path / "x.safetensors", framework="numpy") as file:
+        np.testing.assert_array_equal(file.get_tensor("train/frames/audio"), dataset.split("train").frames["audio"])
+        assert json.loads(file.metadata()["corrkd"])["modalities"] == ["language", "audio", "vision"]
+
+
+def test_nothing_half_written_remains(tmp_path: Path) -> None:
+    dataset = make_dataset()
+    code = (
+        "import resource, sys\n"
+        "from tests.conftest import make_dataset\n"
+        "from corrkd.data.convert import convert\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "convert(make_dataset(), sys.argv[1])\n"
+    )
+    target = tmp_path / "x.safetensors"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(target)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "CorrKDError" in done.stderr
+    assert "cannot be written" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CorrKDError):
+        convert(dataset, tmp_path / "file" / "x.safetensors")
+    with pytest.raises(CorrKDError, match=r"must end in .safetensors"):
+        convert(dataset, tmp_path / "x.pkl")
+
+
+OPEN_AND_TAKE = """
+import resource, sys
+import numpy as np
+from corrkd.data.load import load_dataset
+
+def anonymous():  # memory of one's own, in MiB: mapped files do not count
+    return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]) / 1024
+
+before = anonymous()
+dataset = load_dataset(sys.argv[1])
+limit = 64 << 20
+used = int(next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (used + limit, used + limit))
+train = dataset.split("train")
+total = 0.0
+for start in range(0, len(train), 64):
+    rows = np.arange(start, min(start + 64, len(train)))
+    total += float(train.take(rows).frames["language"][:, 0, 0].sum())
+print(total, anonymous() - before)
+"""
+
+
+def test_a_large_set_opens_in_little_memory(tmp_path: Path) -> None:
+    """200 MB of frames, read whole in batches by a process that may have 64 MB more than it has when it starts to read."""
+    count, frames, width = 2000, 50, 500
+    rng = np.random.default_rng(0)
+    large = np.broadcast_to(rng.normal(size=(1, frames, width)).astype(np.float32), (count, frames, width))
+    split = Split(
+        frames={"language": large},
+        lengths={"language": np.full(count, frames)},
+        present={"language": np.ones((count, frames), bool)},
+        ids=np.array([f"s{row}" for row in range(count)]),
+        scores=np.zeros(count),
+    )
+    path = tmp_path / "large.safetensors"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    convert(MultimodalDataset(name="large", splits={"train": split}), path)
+    assert path.stat().st_size > 200e6
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "writing held a second copy"
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN_AND_TAKE, str(path)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-500:]
+    total, grown = map(float, done.stdout.split())
+    assert total == pytest.approx(count * float(large[0, 0, 0]), rel=1e-4)
+    assert grown < 64
+
+
+def header_of(path: Path) -> tuple[dict, bytes]:
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def with_header(path: Path, header: dict, body: bytes) -> None:
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda h: h["train/frames/audio"].update(shape=[10**9, 6, 3]),
+        lambda h: h["train/frames/audio"].update(data_offsets=[0, 10**12]),
+        lambda h: h["train/frames/audio"].update(data_offsets=[-4, 10]),
+        lambda h: h["train/frames/audio"].update(dtype="F128"),
+        lambda h: h["train/frames/audio"].update(shape="x"),
+        lambda h: h["train/frames/audio"].pop("shape"),
+        lambda h: h.pop("train/ids"),
+        lambda h: h.pop("valid/lengths/audio"),
+        lambda h: h.update({"train/ids": []}),
+        lambda h: h["__metadata__"].update(corrkd="{}"),
+        lambda h: h["__metadata__"].update(corrkd="no json"),
+        lambda h: h["__metadata__"].update(corrkd="[" * 100_000),
+        lambda h: h["__metadata__"].update(corrkd=h["__metadata__"]["corrkd"].replace('"format": 1', '"format": 99')),
+    ],
+)
+def test_a_damaged_header_is_one_line(tmp_path: Path, change) -> None:
+    path = tmp_path / "x.safetensors"
+    convert(make_dataset(), path)
+    header, body = header_of(path)
+    change(header)
+    with_header(path, header, body)
+    with pytest.raises(CorrKDError, match=r"^[^\n]*x.safetensors[^\n]*$"):
+        load_dataset(path)
+
+
+def test_a_truncated_file_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    convert(make_dataset(), path)
+    whole = path.read_bytes()
+    for length in (5, 9, 200, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CorrKDError, match=r"^[^\n]*x.safetensors[^\n]*$"):
+            load_dataset(path)
