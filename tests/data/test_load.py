@@ -7,15 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from corrkd.data import load
 from corrkd.data.dataset import MultimodalDataset
+from corrkd.data.inspect import describe, inspect
 from corrkd.data.known_files import KnownFile
 from corrkd.data.load import check_training, load_dataset
 from corrkd.errors import CorrKDError
 
 from ..conftest import make_dataset, make_split
-from .readers.samples import mag, mmsa, mult, write_pickle
+from .readers.samples import glove, mag, mmsa, mult, write_pickle
 
 
 def test_the_layout_is_recognised_whatever_the_name(tmp_path: Path) -> None:
@@ -97,3 +100,37 @@ def test_one_constant_column_is_no_constant_modality() -> None:
     dataset = make_dataset()
     dataset.split("train").frames["audio"][..., 0] = 0.0
     check_training(dataset)
+
+
+PLAIN = [None, "x", b"x", 7, -1.5, float("nan"), 10**30, [], {}, (), ["a", 1], [[1], [2, 3]], {"train": {}}]
+ARRAYS = [np.zeros(0), np.zeros((3, 0)), np.array(5.0), np.array(["a", "b"]), np.array([None, {}], object)]
+SHAPED = [np.full((12, 2, 2), np.inf), np.arange(12), np.zeros((12, 3, 4, 5))]
+ODD = st.sampled_from([*PLAIN, *ARRAYS, *SHAPED])
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_stands_in_a_file_ends_in_a_dataset_or_one_line(tmp_path: Path, data: st.DataObject) -> None:
+    made = data.draw(st.sampled_from([mmsa, mult, lambda: mag("vectors"), lambda: mag("misa")]))()
+    for _ in range(data.draw(st.integers(1, 3))):
+        part = made[data.draw(st.sampled_from(sorted(made)))]
+        odd = data.draw(ODD)
+        if isinstance(part, dict) and part:
+            part[data.draw(st.sampled_from(sorted(part)))] = odd
+        elif isinstance(part, list):
+            (inputs, label, segment), place = part[0], data.draw(st.integers(0, 4))
+            inputs = tuple(odd if place == n else x for n, x in enumerate(inputs))
+            part[data.draw(st.integers(0, len(part) - 1))] = (
+                inputs,
+                odd if place == 3 else label,
+                odd if place == 4 else segment,
+            )
+    path = write_pickle(tmp_path / "odd.pkl", made)
+    try:
+        dataset = load_dataset(path, glove=glove(tmp_path / "glove.txt"))
+    except CorrKDError as error:
+        message = str(error)
+    else:
+        message = describe(inspect(dataset)).splitlines()[0]
+    assert "odd" in message
+    assert "\n" not in message

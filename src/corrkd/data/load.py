@@ -61,6 +61,10 @@ def load_dataset(
                 dataset = replace(dataset, score_range=known.score_range, class_names=names, layout=layout)
     except OSError as error:
         raise CorrKDError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError) as error:
+        # What the readers foresee has a line of its own; the rest of what a file can hold ends here.
+        text = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+        raise CorrKDError(f"{path.name}: damaged, or not quite in the layout that it seems to have ({text})") from error
     check_training(dataset)
     return replace(dataset, sha256=digest)
 

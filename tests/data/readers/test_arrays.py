@@ -143,6 +143,7 @@ def test_dealt_splits(names: list[str]) -> None:
         (lambda d: d.update(labels=np.full(20, 0.5)), "whole numbers"),
         (lambda d: d.update(labels=np.array([[0, 2]] * 20)), "must be 0 or 1"),
         (lambda d: d.update(scores=np.full(20, np.nan)), "NaN"),
+        (lambda d: d.update(class_names=np.array(["low", "high"])), "label 2 is out of range"),
         (lambda d: d.update(speech_lengths=np.full(20, 7)), "lengths run from 7 to 7, but the array holds 6"),
         (lambda d: d.update(speech_present=np.ones((20, 3))), "speech_present has shape"),
         (lambda d: d.update(personality=np.ones((20, 5))), "constant"),

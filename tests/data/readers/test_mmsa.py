@@ -152,6 +152,8 @@ def test_classes_without_names_stay_unnamed(tmp_path: Path) -> None:
         (lambda p: p["classification_labels"].__setitem__(0, np.nan), "NaN"),
         (lambda p: p["classification_labels"].__setitem__(0, -1), "labels must be"),
         (lambda p: p["classification_labels"].__setitem__(0, 0.5), "whole numbers"),
+        (lambda p: p["classification_labels"].__setitem__(0, 10**9), "out of range"),
+        (lambda p: p.update(regression_labels_T=p["regression_labels"]), "scores run from -3 to 3, beyond -1 to 1"),
         (lambda p: p["audio"].fill(np.nan), "every value is NaN"),
         (lambda p: p["audio"].fill(3.0), "constant"),
         (lambda p: p["audio"].fill(0.0), "no frame of it is present"),

@@ -27,7 +27,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from corrkd.data.dataset import SPLITS, IntArray, MultimodalDataset, StrArray
-from corrkd.data.readers.assemble import GROUPS, SPLIT_NAMES, Array, RawSplit, assemble, column, likert_range, strings
+from corrkd.data.readers.assemble import GROUPS, SPLIT_NAMES, Array, RawSplit, assemble, column, strings
 from corrkd.errors import CorrKDError
 
 SCORES = ("scores", "score", "sentiment")
@@ -47,7 +47,7 @@ def read_npz(path: Path) -> dict[str, Array]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-            _check_expansion(path, sum(info.file_size for info in members))
+            check_expansion(path, sum(info.file_size for info in members))
             for info in members:
                 with archive.open(info) as member:
                     # The header's shape is checked against the member's size before NumPy allocates for it.
@@ -89,7 +89,7 @@ def read_h5(path: Path) -> dict[str, Array]:
                 raise CorrKDError(
                     f"{path.name}: no arrays at its root; of .csd files, give the folder that holds them all"
                 )
-            _check_expansion(path, sum(item.nbytes for item in datasets.values()))
+            check_expansion(path, sum(item.nbytes for item in datasets.values()))
             for key, item in datasets.items():
                 arrays[key] = item.asstr()[()] if h5py.check_string_dtype(item.dtype) else np.asarray(item)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
@@ -109,7 +109,8 @@ def read_safetensors(path: Path) -> dict[str, Array]:
 FILES: dict[str, Callable[[Path], dict[str, Array]]] = {"npz": read_npz, "h5": read_h5, "safetensors": read_safetensors}
 
 
-def _check_expansion(path: Path, declared: int) -> None:
+def check_expansion(path: Path, declared: int) -> None:
+    """Raises CorrKDError where a file declares far more bytes of arrays than it could hold."""
     size = path.stat().st_size
     if declared > EXPANSION * size + SLACK:
         raise CorrKDError(
@@ -172,7 +173,6 @@ def read(arrays: Mapping[str, Array], name: str, kind: str) -> MultimodalDataset
         notes=notes,
         class_names=tuple(strings(arrays.get("class_names", ())).tolist()),
         question_names=tuple(strings(arrays.get("question_names", ())).tolist()),
-        score_range=likert_range(raw),
     )
 
 

@@ -21,6 +21,7 @@ Array = npt.NDArray[Any]
 
 GROUPS = ("person", "speaker", "session", "video")
 SPLIT_NAMES = {"train": "train", "valid": "valid", "dev": "valid", "val": "valid", "test": "test"}
+MOST_CLASSES = 1000  # a label beyond it is a mistake, not a class
 ZERO_RULE = "all-zero frames inside the length"
 VIDEO_CLIP = re.compile(r"(?P<video>.+)(?:\$_\$(?P<clip>.+)|\[(?P<index>\d+)\])")
 
@@ -49,7 +50,8 @@ class RawSplit:
 
 def strings(values: Any) -> StrArray:
     """(N,) text of strings, bytes (UTF-8, else latin-1) or numbers."""
-    return np.array([_text(value) for value in np.asarray(values, object).ravel()], dtype=np.str_)
+    items = values if isinstance(values, list) else np.asarray(values, object).ravel()
+    return np.array([_text(value) for value in items], dtype=np.str_)
 
 
 def _text(value: Any) -> str:
@@ -196,17 +198,16 @@ def assemble(
     class_names: tuple[str, ...] = (),
     question_names: tuple[str, ...] = (),
     score_range: tuple[float, float] | None = None,
-    extra: Mapping[str, Any] | None = None,
 ) -> MultimodalDataset:
     """A checked dataset of raw splits.
 
     Args:
         name: of the dataset, in errors and reports.
-        raw: splits by "train", "valid", "test".
+        raw: splits by "train", "valid", "test"; their frames are taken out of them.
         layout: the reader's name for people.
         lengths_note: where the lengths in `raw` come from, if not from arrays named for their modality.
         notes: the reader's own notes.
-        class_names, question_names, score_range, extra: as in `MultimodalDataset`.
+        class_names, question_names, score_range: as in `MultimodalDataset`.
 
     Raises:
         CorrKDError: a line that names the split and modality and what is wrong with it.
@@ -215,6 +216,43 @@ def assemble(
     parts = {split: raw[split] for split in SPLITS if split in raw}
     if not parts:
         raise CorrKDError(f"{name}: no split found; expected some of train, valid (dev), test")
+    frames, counts = _clean_all(name, parts)
+    for m, found in counts.items():
+        notes += [f"{m}: {count} {what} values set to 0" for what, count in found.items() if count]
+    lengths, starts, sides, how = _lengths(name, parts, frames, list(counts))
+    if lengths_note:
+        how |= {m: lengths_note for m in how if m in next(iter(parts.values())).lengths}
+    splits = {}
+    for split, part in parts.items():
+        where = f"{name}, {split}"
+        present: dict[str, BoolArray] = {}
+        for m in counts:
+            mask = _given_mask(where, part, m, frames[split][m])
+            frames[split][m], lengths[split][m], present[m], found_notes = _in_place(
+                frames[split][m], mask, lengths[split][m], starts[split][m]
+            )
+            notes += [f"{split}, {m}: {note}" for note in found_notes]
+        splits[split] = _split(where, part, split, frames[split], lengths[split], present, notes)
+        check_split(where, splits[split])
+        _check_targets(where, splits[split], class_names, score_range)
+    masked = {m for part in parts.values() for m in part.present}
+    return MultimodalDataset(
+        name=name,
+        splits=splits,
+        class_names=class_names,
+        question_names=question_names,
+        score_range=score_range,
+        layout=layout,
+        missing_rule={m: f"array {m}_present" if m in masked else ZERO_RULE for m in counts},
+        notes=tuple(notes),
+        extra={"padding": {m: sides[m] for m in counts}, "lengths": {m: how[m] for m in counts}, "nonfinite": counts},
+    )
+
+
+def _clean_all(
+    name: str, parts: Mapping[str, RawSplit]
+) -> tuple[dict[str, dict[str, FloatArray]], dict[str, dict[str, int]]]:
+    """Clean frames by split and modality; how many NaN and infinite values each modality held. Takes the raw frames away."""
     modalities = list(next(iter(parts.values())).frames)
     frames: dict[str, dict[str, FloatArray]] = {split: {} for split in parts}
     counts: dict[str, dict[str, int]] = {m: {"nan": 0, "inf": 0} for m in modalities}
@@ -223,74 +261,73 @@ def assemble(
             raise CorrKDError(
                 f"{name}, {split}: modalities {', '.join(part.frames)}; another split has {', '.join(modalities)}"
             )
-        samples = {m: len(x) for m, x in part.frames.items() if isinstance(x, np.ndarray)}
+        samples = {m: len(x) for m, x in part.frames.items() if isinstance(x, np.ndarray) and x.ndim}
         if len(set(samples.values())) > 1:
             raise CorrKDError(f"{name}, {split}: modalities differ in their number of samples: {samples}")
         for m in modalities:
-            frames[split][m], nan, inf = clean(f"{name}, {split}, modality {m}", part.frames[m])
-            part.frames[m] = np.zeros(0)  # the copy is what counts from here on
+            frames[split][m], nan, inf = clean(f"{name}, {split}, modality {m}", part.frames.pop(m))
             counts[m]["nan"] += nan
             counts[m]["inf"] += inf
-    for m, found in counts.items():
-        notes += [f"{m}: {count} {what} values set to 0" for what, count in found.items() if count]
+    return frames, counts
 
-    lengths, starts, sides, how = _lengths(name, parts, frames, modalities)
-    if lengths_note:
-        how |= {m: lengths_note for m in how if m in next(iter(parts.values())).lengths}
-    splits, rules = {}, dict.fromkeys(modalities, ZERO_RULE)
-    for split, part in parts.items():
-        where = f"{name}, {split}"
-        count = len(next(iter(frames[split].values())))
-        present: dict[str, BoolArray] = {}
-        for m in modalities:
-            x, length = frames[split][m], lengths[split][m]
-            if m in part.present:
-                mask = np.asarray(part.present[m]).astype(bool)
-                mask = mask[:, None] if mask.ndim == 1 else mask
-                if mask.shape != x.shape[:2]:
-                    raise CorrKDError(f"{where}: array {m}_present has shape {mask.shape}, expected {x.shape[:2]}")
-                rules[m] = f"array {m}_present"
-            else:
-                mask = _occupied(x)
-            if starts[split][m].any():
-                x, mask = _to_the_left(x, starts[split][m]), _to_the_left(mask, starts[split][m])
-            inside = np.arange(x.shape[1])[None, :] < length[:, None]
-            beyond = int((_occupied(x) & ~inside).sum())
-            if beyond:
-                notes.append(f"{split}, {m}: {beyond} frames beyond the lengths were not zero; set to 0")
-                x[~inside] = 0
-            empty = length == 0
-            if empty.any():
-                notes.append(f"{split}, {m}: {int(empty.sum())} samples of length 0 became one absent frame")
-            frames[split][m] = x
-            lengths[split][m] = np.maximum(length, 1)
-            present[m] = mask & inside
-            x[~present[m]] = 0
-        splits[split] = _split(where, part, split, count, frames[split], lengths[split], present, notes)
-        check_split(where, splits[split])
-    return MultimodalDataset(
-        name=name,
-        splits=splits,
-        class_names=class_names,
-        question_names=question_names,
-        score_range=score_range,
-        layout=layout,
-        missing_rule=rules,
-        notes=tuple(notes),
-        extra={"padding": sides, "lengths": how, "nonfinite": counts, **(extra or {})},
-    )
+
+def _given_mask(where: str, part: RawSplit, m: str, frames: FloatArray) -> BoolArray:
+    """(N, T) which frames are present: by the file's own mask, else those that hold anything but zeros."""
+    if m not in part.present:
+        return _occupied(frames)
+    mask = np.asarray(part.present[m]).astype(bool)
+    mask = mask[:, None] if mask.ndim == 1 else mask
+    if mask.shape != frames.shape[:2]:
+        raise CorrKDError(f"{where}: array {m}_present has shape {mask.shape}, expected {frames.shape[:2]}")
+    return mask
+
+
+def _in_place(
+    frames: FloatArray, mask: BoolArray, lengths: IntArray, starts: IntArray
+) -> tuple[FloatArray, IntArray, BoolArray, list[str]]:
+    """(frames, lengths, present, notes) with each sample's frames first and zeros wherever nothing is present."""
+    notes = []
+    inside = np.arange(frames.shape[1])[None, :] < lengths[:, None]
+    if starts.any():
+        frames, mask = _to_the_left(frames, starts), _to_the_left(mask, starts)
+    beyond = int((_occupied(frames) & ~inside).sum())
+    if beyond:
+        notes.append(f"{beyond} frames beyond the lengths were not zero; set to 0")
+    if (lengths == 0).any():
+        notes.append(f"{int((lengths == 0).sum())} samples of length 0 became one absent frame")
+    present = mask & inside
+    frames[~present] = 0
+    return frames, np.maximum(lengths, 1), present, notes
+
+
+def _check_targets(
+    where: str, split: Split, class_names: tuple[str, ...], score_range: tuple[float, float] | None
+) -> None:
+    """Raises CorrKDError for classes without a name where names are known, and for scores out of their range."""
+    if split.labels is not None and split.labels.ndim == 1:
+        classes = len(class_names) or MOST_CLASSES
+        if split.labels.max() >= classes:
+            raise CorrKDError(
+                f"{where}: label {split.labels.max()} is out of range; there are at most {classes} classes, from 0"
+            )
+    if split.scores is not None and score_range is not None:
+        low, high = float(split.scores.min()), float(split.scores.max())
+        if low < score_range[0] or high > score_range[1]:
+            raise CorrKDError(
+                f"{where}: scores run from {low:g} to {high:g}, beyond {score_range[0]:g} to {score_range[1]:g}"
+            )
 
 
 def _split(
     where: str,
     part: RawSplit,
     split: str,
-    count: int,
     frames: dict[str, FloatArray],
     lengths: dict[str, IntArray],
     present: dict[str, BoolArray],
     notes: list[str],
 ) -> Split:
+    count = len(next(iter(frames.values())))
     ids = np.array([f"{split}-{row}" for row in range(count)]) if part.ids is None else strings(part.ids)
     if len(ids) != count:
         raise CorrKDError(f"{where}: {len(ids)} ids for {count} samples")
@@ -413,7 +450,7 @@ def sign_class_names(splits: Mapping[str, RawSplit]) -> tuple[str, ...]:
 
 
 def likert_range(splits: Mapping[str, RawSplit]) -> tuple[float, float] | None:
-    """MOSI's and MOSEI's (-3, 3) where all scores lie in it and some are negative; else None."""
+    """MOSI's and MOSEI's (-3, 3) where scores of both signs lie in it and not all in [-1, 1]; else None."""
     scores = [np.asarray(part.scores, np.float64).ravel() for part in splits.values() if part.scores is not None]
     every = np.concatenate(scores) if scores else np.zeros(0)
-    return (-3.0, 3.0) if every.size and every.min() < 0 and np.abs(every).max() <= 3 else None
+    return (-3.0, 3.0) if every.size and every.min() < 0 and 1 < np.abs(every).max() <= 3 else None

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from corrkd.data.dataset import SPLITS, FloatArray, MultimodalDataset
+from corrkd.data.readers.arrays import check_expansion
 from corrkd.data.readers.assemble import SPLIT_NAMES, RawSplit, assemble, likert_range
 from corrkd.data.readers.mag import pad
 from corrkd.errors import CorrKDError
@@ -116,19 +117,24 @@ def read_sequence(path: Path) -> Sequence | None:
             roots = [key for key in file if isinstance(file[key], h5py.Group) and "data" in file[key]]
             if len(roots) != 1:
                 raise CorrKDError(f"{path.name}: not a computational sequence: expected one group with `data` inside")
+            sizes: list[int] = []
+            file[roots[0]]["data"].visititems(lambda _, item: sizes.append(getattr(item, "nbytes", 0)))
+            check_expansion(path, sum(sizes))
             data, nonfinite = {}, 0
             for key, entry in file[roots[0]]["data"].items():
                 if entry["features"].dtype.kind not in "fiu":
                     return None
                 features = np.asarray(entry["features"], np.float32)
                 intervals = np.asarray(entry["intervals"], np.float64)
-                if features.ndim != 2 or intervals.shape != (len(features), 2):
+                if features.ndim != 2 or features.shape[1] == 0 or intervals.shape != (len(features), 2):
                     raise CorrKDError(
                         f"{path.name}, {key}: features {features.shape} and intervals {intervals.shape} do not fit"
                     )
                 order = np.argsort(intervals[:, 0], kind="stable")
                 nonfinite += int((~np.isfinite(features)).sum())
                 data[key] = (np.nan_to_num(features[order], nan=0.0, posinf=0.0, neginf=0.0), intervals[order])
+            if not data:
+                raise CorrKDError(f"{path.name}: a computational sequence without any video")
             return Sequence(roots[0], nonfinite, data)
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CorrKDError(f"{path.name}: not a computational sequence, or a damaged one ({str(error)[:120]})") from None

@@ -91,7 +91,7 @@ def _read_split(where: str, part: Sequence[Any], language: Sequence[Any], notes:
         notes.append(f"{where}: labels have several columns; the first (sentiment) is used")
     raw.scores = np.array([label[0] for label in labels])
     if all(len(sample) > 2 for sample in part):
-        raw.ids = strings([np.asarray(sample[2]) for sample in part])
+        raw.ids = strings([sample[2] for sample in part])
     return raw
 
 

@@ -79,7 +79,7 @@ def _read_split(where: str, part: Mapping[str, Any]) -> tuple[RawSplit, set[str]
         frames=frames,
         lengths=lengths,
         ids=part.get("id"),
-        scores=part.get("regression_labels"),
+        scores=numeric(where, part["regression_labels"], "regression_labels") if "regression_labels" in part else None,
         labels=None
         if part.get("classification_labels") is None
         else integers(where, part["classification_labels"], "labels"),

@@ -77,9 +77,12 @@ def _answers(where: str, labels: Array) -> IntArray:
 
 def _ids(values: Any) -> tuple[StrArray | None, dict[str, Any], IntArray | None]:
     """(ids, groups, order) of (N, 3) fields video, start, end; of plain ids, themselves."""
-    if values is None or np.ndim(values) != 2 or np.shape(values)[1] < 3:
-        return (None if values is None else strings([np.asarray(v) for v in values])), {}, None
-    fields = strings(values).reshape(np.shape(values))
+    if values is None:
+        return None, {}, None
+    table = np.asarray(values, object)
+    if table.ndim != 2 or table.shape[1] < 3:
+        return strings(list(table)), {}, None
+    fields = strings(table).reshape(table.shape)
     video, start, end = fields[:, 0], fields[:, 1], fields[:, 2]
     ids = np.array([f"{v}@{s}-{e}" for v, s, e in zip(video, start, end, strict=True)])
     try:
