@@ -43,6 +43,8 @@ def category_prototype_distillation(student: Tensor, teacher: Tensor, labels: Te
     """
     check_pair(student, teacher, "(N, D)", [2])
     check_labels(labels, (len(student), *labels.shape[1:2]))
+    if labels.numel() == 0:
+        raise ValueError(f"labels must hold at least one question, but they are {tuple(labels.shape)}")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
     with no_autocast(student):

@@ -1,0 +1,150 @@
+"""What holds for all three losses: finite everywhere, full precision, no look at the data, torch alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from corrkd.losses import (
+    CategoryPrototypeDistillation,
+    ResponseDisentangledConsistency,
+    SampleContrastiveDistillation,
+)
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+WIDTH = {"scd": 12, "scd-raw": 12, "cpd": 12, "rcd": 3, "rcd-renormalized": 3}
+
+
+def make(name: str) -> Loss:
+    """A loss of (student, teacher, labels); K = 3."""
+    generator = torch.Generator().manual_seed(0)
+    modules: dict[str, torch.nn.Module] = {
+        "scd": SampleContrastiveDistillation(),
+        "scd-raw": SampleContrastiveDistillation(normalize=False),
+        "cpd": CategoryPrototypeDistillation(3),
+        "rcd": ResponseDisentangledConsistency(3, generator=generator),
+        "rcd-renormalized": ResponseDisentangledConsistency(3, renormalize=True, generator=generator),
+    }
+    module = modules[name]
+    return (lambda s, t, y: module(s, t)) if name.startswith("scd") else module
+
+
+def inputs(width: int, kind: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Student, teacher, labels that a loss may stumble over."""
+    random = torch.Generator().manual_seed(4)
+    n = 1 if kind == "one sample" else 6
+    student, teacher = (torch.randn(n, width, generator=random) for _ in range(2))
+    labels = torch.arange(n) % 3
+    if kind == "large":
+        student, teacher = 1e4 * student.sign(), 1e4 * teacher.sign()
+    elif kind == "large and small":
+        student = student * torch.tensor([1e4, 1e-4, 1.0, 1e4, 1e-4, 1.0])[:, None]
+        teacher = teacher * torch.tensor([1e4, 1e4, 1e4, 1e-4, 1e-4, 1.0])[:, None]
+    elif kind == "tiny":
+        student, teacher = 1e-30 * student, 1e-12 * teacher
+    elif kind == "zero":
+        student, teacher = torch.zeros_like(student), torch.zeros_like(teacher)
+    elif kind == "zero student":
+        student = torch.zeros_like(student)
+    elif kind == "identical samples":
+        student = teacher = student[:1].expand(n, -1).clone()
+    elif kind == "student is teacher":
+        student = teacher.clone()
+    elif kind == "one class":
+        labels = torch.ones_like(labels)
+    elif kind == "absent class":
+        labels = labels.clamp(max=1)
+    return student, teacher, labels
+
+
+KINDS = [
+    "plain",
+    "one sample",
+    "large",
+    "large and small",
+    "tiny",
+    "zero",
+    "zero student",
+    "identical samples",
+    "student is teacher",
+    "one class",
+    "absent class",
+]
+
+
+@pytest.mark.parametrize("name", WIDTH)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("half_inputs", [False, True])
+def test_values_and_gradients_are_finite(name: str, kind: str, autocast: torch.dtype | None, half_inputs: bool) -> None:
+    student, teacher, labels = inputs(WIDTH[name], kind)
+    if half_inputs:
+        half = autocast or torch.bfloat16
+        student, teacher = student.to(half), teacher.to(half)
+    student.requires_grad_()
+    teacher.requires_grad_()
+    with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+        loss = make(name)(student, teacher, labels)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+    for side in (student, teacher):
+        assert side.grad is not None
+        assert side.grad.isfinite().all()
+    # No gradient is blown up by a division by almost nothing.
+    if kind.startswith("zero") and student.grad is not None:
+        assert student.grad.abs().max() < 10
+
+
+@pytest.mark.parametrize("name", WIDTH)
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
+def test_autocast_changes_nothing(name: str, autocast: torch.dtype) -> None:
+    student, teacher, labels = inputs(WIDTH[name], "plain")
+    expected = make(name)(student, teacher, labels)
+    with torch.autocast("cpu", dtype=autocast):
+        assert torch.equal(make(name)(student, teacher, labels), expected)
+
+
+@pytest.mark.parametrize("name", WIDTH)
+def test_float64_stays_and_agrees(name: str) -> None:
+    student, teacher, labels = inputs(WIDTH[name], "plain")
+    wide = make(name)(student.double(), teacher.double(), labels)
+    assert wide.dtype == torch.float64
+    torch.testing.assert_close(make(name)(student, teacher, labels), wide.float())
+    # A teacher kept in another precision meets the student's.
+    assert make(name)(student.double(), teacher, labels).dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", WIDTH)
+def test_several_batches_at_once(name: str) -> None:
+    # vmap refuses whatever reads values back, so this also shows that no step waits for the device.
+    loss = make(name)
+    random = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(3, 5, WIDTH[name], generator=random) for _ in range(2))
+    labels = torch.randint(3, (3, 5), generator=random)
+    each = torch.stack([loss(*batch) for batch in zip(student, teacher, labels, strict=True)])
+    torch.testing.assert_close(torch.vmap(loss)(student, teacher, labels), each)
+
+
+def test_the_losses_load_torch_alone() -> None:
+    # What torch itself loads is its own affair.
+    code = """if True:
+        import sys, torch
+        before = set(sys.modules)
+        import corrkd.losses
+        for name in sorted({name.split(".")[0] for name in set(sys.modules) - before}):
+            print(name)
+        for name in sorted(name for name in sys.modules if name.startswith("corrkd.")):
+            print(name)
+    """
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    for room in ("corrkd.data", "corrkd.settings", "lightning_fabric", "pandas", "pydantic", "scipy", "sklearn"):
+        assert room not in loaded
+    own = [name for name in loaded if name.startswith("corrkd.")]
+    assert "corrkd.losses.critics" in own
+    assert all(name.startswith(("corrkd.losses", "corrkd._version")) for name in own)
