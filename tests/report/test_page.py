@@ -142,7 +142,8 @@ def test_one_seed(tmp_path: Path) -> None:
     write_report(folder)
     words = "".join(read(folder).words)
     assert "One seed, hence no interval (—)" in words
-    assert "with one seed, which has no interval" in words
+    assert "no difference shown (" in words
+    assert "one seed has no interval" in words
     assert "±" not in words
     assert "nan" not in words.lower().split()
 
@@ -215,7 +216,7 @@ def test_not_a_run_folder(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["results.csv", "seed-0/predictions.parquet", "seed-0/representations.safetensors"])
+@pytest.mark.parametrize("name", ["results.csv", "seed-0/predictions.parquet"])
 def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     folder = write_fake_run(tmp_path / "run", samples=5, seeds=(0,))
     (folder / name).write_bytes(b"\xff\x00 broken")
@@ -223,6 +224,13 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
         write_report(folder)
     assert "\n" not in str(caught.value)
     assert not (folder / "report.html").exists()
+
+
+def test_damaged_representations_are_named(tmp_path: Path) -> None:
+    folder = write_fake_run(tmp_path / "run", samples=5, seeds=(0,))
+    (folder / "seed-0" / "representations.safetensors").write_bytes(b"short")
+    with pytest.raises(CorrKDError, match=r"seed-0/representations\.safetensors: cannot be read"):
+        RunFolder.open(folder).representations(["targets"])
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:

@@ -187,6 +187,16 @@ def test_undefined_is_said(tmp_path: Path) -> None:
     assert best == [min(means, key=means.get)]
 
 
+def test_undefined_in_one_draw_is_undefined(tmp_path: Path) -> None:
+    folder = write_fake_run(tmp_path / "run", samples=5)
+    results = pd.read_csv(folder / "results.csv")
+    hit = (results.method == "student") & (results.seed == 0) & (results.condition == "ratio-0.3") & (results.draw == 1)
+    results.loc[hit, "value"] = math.nan
+    results.to_csv(folder / "results.csv", index=False)
+    values = tables.of(tables.seed_values(RunFolder.open(folder), "weighted_f1"), "student", "ratio-0.3")
+    assert values.isna().to_dict() == {0: True, 1: False, 2: False}
+
+
 def test_confusion_counts(reported: Path) -> None:
     run = RunFolder.open(reported)
     condition = tables.shown_conditions(run)[1]

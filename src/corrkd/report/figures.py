@@ -292,8 +292,9 @@ def reliability(run: RunFolder) -> Picture:
             axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
             for place, method in enumerate(titles):
                 own = rows[(rows["method"] == method) & (rows["condition"] == condition)]
-                bins = own.groupby("bin")[["confidence", "right"]].mean()
                 share = own.groupby("bin").size() / max(len(own), 1)
+                share = share[share >= 0.01]
+                bins = own.groupby("bin")[["confidence", "right"]].mean().loc[share.index]
                 look = line(method, place)
                 drawn[method] = axes.plot(
                     bins["confidence"], bins["right"], color=look["color"], linestyle=look["linestyle"]
@@ -314,7 +315,8 @@ def reliability(run: RunFolder) -> Picture:
         legend(figure, list(drawn.values()), [titles[m] for m in drawn])
         caption = (
             f"Reliability on the {run.card.split} split, all seeds together: accuracy against the "
-            "confidence of the answers, in ten bins; a dot's area is its share of samples. Below the diagonal, confidence is too high."
+            "confidence of the answers, in ten bins; a dot's area is its share of samples, at least 1 %. Below the "
+            "diagonal, confidence is too high."
         )
         return picture(
             "reliability", caption, "Reliability diagrams; the calibration errors stand in the table.", figure

@@ -32,9 +32,8 @@ FILES = {
     "seed-N/predictions.parquet": "every prediction with its probabilities",
     "seed-N/representations.safetensors": "the representations that the classifier reads",
     "seed-N/timings.csv": "seconds spent, apart from what is reproducible",
-    "seed-N/teacher.safetensors": "the trained teacher",
-    "seed-N/control.safetensors": "the trained no-distillation control",
-    "seed-N/student.safetensors": "the trained student",
+    "seed-N/results.csv": "this seed's part of results.csv",
+    **{f"seed-N/{m}.safetensors": f"the trained {m}; its card is {m}.json" for m in ("teacher", "control", "student")},
 }
 READING = (
     "The majority floor always answers the commonest class of the training split. The Bayes ceiling, where there is one, is what "
@@ -159,7 +158,7 @@ def verdict(difference: Cell | None, seeds: int) -> str:
     text = number(difference.mean, 2, signed=True)
     half = difference.half
     if half is None or half != half:
-        return f"difference {text} with one seed, which has no interval, so nothing is shown"
+        return f"no difference shown ({text}; one seed has no interval)"
     low, high = difference.mean - half, difference.mean + half
     interval = f"{text}, 95 % interval {number(low, 2)} to {number(high, 2)}, paired over {seeds} seeds"
     if low > 0:

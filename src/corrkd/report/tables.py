@@ -231,10 +231,15 @@ def by_ratio(run: RunFolder) -> Table:
 
 def others(run: RunFolder, metric: str) -> Table:
     """Bursts, late starts, noise, and the samples that the data itself leaves incomplete."""
-    caption = (
-        f"{METRICS[metric].title} under the other conditions: a contiguous gap of that share (burst), a late start, noise in place of "
-        f"frames, and only the samples that are incomplete by nature (natural), as far as tested. {reading(run)}"
-    )
+    meanings = {
+        "burst": "a contiguous gap of that share (burst)",
+        "late": "that share of the first frames lost (late)",
+        "noise": "noise in place of that share of the frames (noise)",
+        "natural": "the samples alone that the data itself leaves incomplete (natural)",
+    }
+    kinds = dict.fromkeys(c.kind for c in run.card.conditions)
+    told = ", ".join(meanings[kind] for kind in kinds if kind in meanings)
+    caption = f"{METRICS[metric].title} on the {run.card.split} split under other conditions: {told}. {reading(run)}"
     return conditions_table(run, f"other-conditions-{metric.replace('_', '-')}", metric, other_headings(run), caption)
 
 
@@ -348,7 +353,9 @@ def to_html(table: Table) -> Markup:
                 body += Markup("<td>{}{}</td>").format(tags[mark].format(text), interval)
             body += Markup("</tr>")
         body += Markup("</tbody>\n")
-    wide = Markup(' class="wide"') if len(table.columns) > 9 else ""
+    intervals = [parts(entry, table.digits)[1] for frame in table.blocks.values() for entry in frame.to_numpy().ravel()]
+    stacked = len(table.columns) > 9 and any(interval not in ("", "—") for interval in intervals)
+    wide = Markup(' class="wide"') if stacked else ""
     return Markup('<table{}><thead><tr><th scope="col">{}</th>{}</tr></thead>\n{}</table>').format(
         wide, table.corner, head, body
     )
