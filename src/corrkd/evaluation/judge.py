@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,21 +10,25 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from corrkd.data.batches import Samples
-from corrkd.data.dataset import MultimodalDataset
+from corrkd.data.batches import Batch, Samples
+from corrkd.data.dataset import BoolArray, FloatArray, MultimodalDataset
 from corrkd.data.targets import Target
 from corrkd.errors import CorrKDError
 from corrkd.evaluation import metrics
 from corrkd.evaluation.bayes import best_expected_weighted_f1
-from corrkd.evaluation.sweep import Result, sweep
+from corrkd.evaluation.sweep import MaskSource, Result, hashed_masks, sweep
 from corrkd.missing.conditions import Condition, missing_subsets, named_conditions, standard_conditions
 from corrkd.missing.manifest import Manifest, make_manifest
+from corrkd.missing.masks import noise
 from corrkd.networks.saved import SavedNetwork
 from corrkd.settings import EvaluationSettings
 
 AVERAGE = "average"
 RATIOS = "ratios"
 COLUMNS = ["condition", "draw", "metric", "value"]
+
+Predictor = Callable[[Mapping[str, FloatArray], Mapping[str, BoolArray], Mapping[str, BoolArray]], npt.ArrayLike]
+"""(frames, exists, visible) of N samples, each by modality as a network's -> probabilities (N, K) or (N, Q, 2), or scores (N, 1)."""
 
 
 def evaluate(
@@ -71,6 +75,86 @@ def evaluate(
         on_batch=on_batch,
     )
     return tabulate(results, samples.target, samples.targets.cpu().numpy(), student.modalities)
+
+
+def judge_predictor(
+    predict: Predictor,
+    samples: Samples,
+    *,
+    conditions: Sequence[str] | None = None,
+    draws: int = 3,
+    mask_seed: int = 2024,
+    masks: Manifest | None = None,
+    batch_size: int = 256,
+    on_batch: Callable[[int], None] | None = None,
+) -> pd.DataFrame:
+    """What `evaluate` does, for any classifier: the same conditions, masks and metrics.
+
+    Args:
+        predict: is given, for a batch and by modality, frames (N, T_m, d_m) normalised as in `samples` and zero where not visible, and two
+            boolean masks (N, T_m): `exists` (not padding) and `visible` (exists, not naturally missing, not dropped). Under "noise" the
+            frames concerned hold noise and count as visible.
+        samples: a split.
+        conditions, draws, mask_seed, masks, on_batch: as for `evaluate`.
+        batch_size: samples in each call of `predict`.
+
+    Returns:
+        Tidy rows as from `evaluate`.
+
+    Raises:
+        CorrKDError: where a condition is unknown, the manifest is of other samples, or an answer has another shape or is no probability.
+    """
+    chosen = masks.conditions if masks and conditions is None else conditions_of(samples, conditions, draws)
+    source = masks.replay(samples) if masks else hashed_masks(mask_seed)
+    seed = masks.seed if masks else mask_seed
+    runs = [(condition, draw) for condition in chosen for draw in range(condition.draws)]
+    answers: list[list[npt.NDArray[np.float32]]] = [[] for _ in runs]
+    for batch in samples.batches(batch_size):
+        exists = {m: mask.cpu().numpy() for m, mask in batch.exists.items()}
+        for (condition, draw), out in zip(runs, answers, strict=True):
+            out.append(
+                _answer(predict(*_shown(batch, condition, draw, source, seed, exists)), len(batch), samples.target)
+            )
+        if on_batch:
+            on_batch(len(batch))
+    incomplete = samples.incomplete.cpu().numpy()
+    results = []
+    for (condition, draw), parts in zip(runs, answers, strict=True):
+        rows = np.flatnonzero(incomplete) if condition.kind == "natural" else np.arange(len(samples))
+        results.append(Result(condition, draw, rows, np.concatenate(parts)[rows]))
+    return tabulate(results, samples.target, samples.targets.cpu().numpy(), samples.modalities)
+
+
+def _shown(
+    batch: Batch, condition: Condition, draw: int, source: MaskSource, seed: int, exists: Mapping[str, BoolArray]
+) -> tuple[dict[str, FloatArray], Mapping[str, BoolArray], dict[str, BoolArray]]:
+    """What a predictor sees of a batch."""
+    fixed = condition.kind in ("modalities", "natural")  # of these a manifest keeps no mask
+    dropped = condition.dropped(batch, seed=seed, draw=draw) if fixed else source(condition, draw, batch)
+    frames, visible = {}, {}
+    for m, present in batch.present.items():
+        shown, x = present & ~dropped[m], batch.frames[m]
+        if condition.kind == "noise":
+            heard = noise(batch.keys, *x.shape[1:], seed=seed, modality=m, draw=draw).to(x.dtype)
+            shown, x = present, torch.where((present & dropped[m])[..., None], heard, x)
+        frames[m] = torch.where(shown[..., None], x, 0.0).cpu().numpy()
+        visible[m] = shown.cpu().numpy()
+    return frames, exists, visible
+
+
+def _answer(given: npt.ArrayLike, count: int, target: Target) -> npt.NDArray[np.float32]:
+    answer = np.asarray(given, np.float32)
+    outputs = target.num_outputs
+    expected = (count, outputs, 2) if target.kind == "questions" else (count, outputs)
+    if answer.shape != expected:
+        raise CorrKDError(
+            f"predictor: answered with shape {answer.shape}, expected {expected} for target `{target.name}`"
+        )
+    if not np.isfinite(answer).all():
+        raise CorrKDError("predictor: answered with NaN or infinite values")
+    if target.kind != "score" and ((answer < 0).any() or (np.abs(answer.sum(-1) - 1) > 1e-3).any()):
+        raise CorrKDError("predictor: expected probabilities, not negative and summing to 1 over the classes")
+    return answer
 
 
 def masks_of(

@@ -27,7 +27,7 @@ class Encoder(nn.Module):
         self.settings = settings
         width = settings.width
         self.embed = TemporalConvolution(inputs, width, settings.kernel)
-        # The vector that stands for a missing frame: zeros, the training mean (set by `set_mean`), or learned from zeros on.
+        # The vector that stands for a missing frame: zeros, the training mean (`CorrKDNetwork.set_fill`), or learned from zeros on.
         fill = torch.zeros(inputs)
         if settings.fill == "learned":
             self.fill = nn.Parameter(fill)
