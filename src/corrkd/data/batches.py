@@ -119,6 +119,13 @@ class Samples:
             rows=rows,
         )
 
+    def without_frames(self) -> Batch:
+        """All samples as one batch without their frames: all that masks need, however large the split is."""
+        rows = torch.arange(len(self), device=self.device)
+        return Batch(
+            frames={}, exists=self.exists, present=self.present, targets=self.targets, keys=self.keys, rows=rows
+        )
+
     def batches(self, size: int) -> Iterator[Batch]:
         """All samples in order, `size` at a time."""
         for rows in torch.arange(len(self), device=self.device).split(size):

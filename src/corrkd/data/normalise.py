@@ -12,7 +12,7 @@ import torch
 from corrkd.data.dataset import FloatArray, Split
 
 Method = Literal["robust", "standard", "scale", "none"]
-MOST_FRAMES = 200_000  # quantiles of so many frames are those of all, and a memory-mapped set is not read whole
+MOST_FRAMES = 100_000  # quantiles of so many frames are those of all, and a memory-mapped set is not read whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,8 +39,9 @@ class Target:
 
     Attributes:
         name: as in the settings ("binary-nonzero", "tertiles", "classes", "questions", "score", ...).
-        kind: "classes": targets (N,) int64 and logits (N, K); "questions": (N, Q) in {0, 1} and (N, Q, 2); "score": (N,) float64 and (N, 1).
-        classes: K names; for questions ("no", "yes"); for scores the names of the categories below.
+        kind: "classes": targets (N,) int64 and logits (N, K); "questions": (N, Q) in {0, 1} and (N, Q, 2); "score": (N,) float64
+            and (N, 1).
+        classes: K names; for questions ("no", "yes"); for scores the names of the categories.
         questions: Q names, else ().
         cuts: thresholds between classes, where the rule has any; for scores: of the categories that F1 and the prototypes use.
         upward: whether a score equal to a threshold belongs to the class above it.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import torch
 
 from corrkd.data.batches import Samples
 from corrkd.data.dataset import Posterior
@@ -51,8 +50,7 @@ def _exact(
     seed: int,
     incomplete: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
 ) -> Result:
-    everything = samples.take(torch.arange(len(samples), device=samples.device))
-    dropped = chosen.dropped(everything, seed=seed, draw=draw)
+    dropped = chosen.dropped(samples.without_frames(), seed=seed, draw=draw)
     visible = {m: (samples.present[m] & ~dropped[m]).cpu().numpy() for m in samples.modalities}
     rows = _rows(chosen, incomplete)
     return Result(chosen, draw, rows, posterior(split, visible)[rows].astype(np.float32))

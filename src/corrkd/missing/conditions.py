@@ -43,7 +43,7 @@ class Condition:
 
     def dropped(self, batch: Batch, *, seed: int, draw: int) -> dict[str, Tensor]:
         """The mask: per modality (N, T_m) booleans, True where dropped (for "noise": replaced). All is dropped at a ratio of 1."""
-        return {m: self._dropped(batch, m, seed, draw) for m in batch.frames}
+        return {m: self._dropped(batch, m, seed, draw) for m in batch.exists}
 
     def _dropped(self, batch: Batch, modality: str, seed: int, draw: int) -> Tensor:
         exists = batch.exists[modality]

@@ -1,7 +1,7 @@
 """Masks as a file: what was missing in a test, exported once and replayed by anybody, with this code or another.
 
-One safetensors file. Per random condition, draw and modality `condition/draw/modality`, (N, ceil(T / 8)) bytes, bit set where dropped, the first
-frame in the highest bit (numpy.packbits); in its metadata a JSON text with the ids, frames per modality, conditions and seed.
+One safetensors file. Per random condition, draw and modality `condition/draw/modality`, (N, ceil(T / 8)) bytes, a bit set where dropped, the
+first frame in the highest bit (numpy.packbits); in its metadata a JSON text with the ids, frames per modality, conditions and seed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Manifest:
 
         def source(chosen: Condition, draw: int, batch: Batch) -> dict[str, Tensor]:
             try:
-                return {m: masks[chosen.name, draw, m][batch.rows] for m in batch.frames}
+                return {m: masks[chosen.name, draw, m][batch.rows] for m in batch.exists}
             except KeyError:
                 raise CorrKDError(f"masks: the manifest has no condition {chosen.name!r}, draw {draw}") from None
 
@@ -67,14 +67,7 @@ class Manifest:
 
 def make_manifest(samples: Samples, conditions: Sequence[Condition], *, seed: int) -> Manifest:
     """The masks that a sweep with this seed applies to these samples."""
-    everything = Batch(
-        frames=dict.fromkeys(samples.modalities, samples.keys),  # masks need the names alone
-        exists=samples.exists,
-        present=samples.present,
-        targets=samples.targets,
-        keys=samples.keys,
-        rows=torch.arange(len(samples), device=samples.device),
-    )
+    everything = samples.without_frames()
     masks = {
         (c.name, draw, m): mask.cpu().numpy()
         for c in conditions
