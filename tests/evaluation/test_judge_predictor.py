@@ -20,7 +20,17 @@ from corrkd.networks.saved import SavedNetwork, build_network
 from corrkd.settings import NetworkSettings
 from tests.conftest import make_dataset, make_samples
 
-CONDITIONS = "complete language audio+vision ratio-0.5 ratio-1.0 burst-0.3 late-0.5 noise-0.4 natural".split()
+CONDITIONS = [
+    "complete",
+    "language",
+    "audio+vision",
+    "ratio-0.5",
+    "ratio-1.0",
+    "burst-0.3",
+    "late-0.5",
+    "noise-0.4",
+    "natural",
+]
 SMALL = NetworkSettings(width=8, heads=2, layers=1, feedforward=8)
 Arrays = Mapping[str, np.ndarray]
 
