@@ -1,0 +1,134 @@
+"""Two processes must be one: the same loss and gradients as a single process with the joint batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from corrkd.losses import (
+    CategoryPrototypeDistillation,
+    ResponseDisentangledConsistency,
+    SampleContrastiveDistillation,
+)
+from corrkd.training.distributed import gather
+
+N, FEATURES, WIDTH, CLASSES = 10, 5, 6, 3
+# Which rows of the joint batch each of the two processes holds.
+SHARDS: dict[str, list[list[int]]] = {
+    "equal": [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]],
+    "unequal": [[0, 1, 2], [3, 4, 5, 6, 7, 8, 9]],
+    "interleaved": [[0, 2, 4, 6, 8, 9], [1, 3, 5, 7]],
+    "one of them empty": [[*range(N)], []],
+}
+
+
+class Training(nn.Module):
+    """A small student in float64 with all four terms of the objective."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Linear(8, WIDTH))
+        self.classifier = nn.Linear(WIDTH, CLASSES)
+        self.scd = SampleContrastiveDistillation(1.2)
+        self.cpd = CategoryPrototypeDistillation(CLASSES)
+        self.rcd = ResponseDisentangledConsistency(CLASSES, hidden=8)
+
+    def forward(self, x: Tensor, teacher: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
+        representation = self.encoder(x)
+        logits = gather(self.classifier(representation))
+        representation, labels = gather(representation), gather(labels)
+        teacher_representation, teacher_logits = map(gather, teacher)
+        return (
+            cross_entropy(logits, labels)
+            + self.scd(representation, teacher_representation)
+            + self.cpd(representation, teacher_representation, labels)
+            + self.rcd(logits, teacher_logits, labels)
+        )
+
+
+def make_training() -> Training:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Training().double()
+
+
+def take(rows: list[int]) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+    """Rows of the joint batch: features, teacher's (representation, logits), labels."""
+    random = torch.Generator().manual_seed(1)
+    x, representation, logits = (
+        torch.randn(N, width, generator=random, dtype=torch.float64) for width in (FEATURES, WIDTH, CLASSES)
+    )
+    labels = torch.randint(CLASSES, (N,), generator=random)
+    return x[rows], (representation[rows], logits[rows]), labels[rows]
+
+
+def measure(model: nn.Module, training: Training, rows: list[int]) -> dict[str, Any]:
+    loss = model(*take(rows))
+    loss.backward()
+    return {"loss": loss.detach(), "gradients": {name: p.grad for name, p in training.named_parameters()}}
+
+
+def work(rank: int, folder: str) -> None:
+    """What each of the two processes does; its findings go to a file."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-point", rank=rank, world_size=2)
+    found: dict[str, Any] = {}
+    for name, shards in SHARDS.items():
+        training = make_training()
+        found[name] = measure(DistributedDataParallel(training), training, shards[rank])
+    # Process 0 has rows 0 and 1, process 1 has row 10; each weighs the gathered rows by powers of two of its own.
+    own = torch.arange(2 - rank).reshape(-1, 1) + 10 * rank
+    found["integers"], found["booleans"] = gather(own), gather(own > 0)
+    leaf = own.double().requires_grad_()
+    gathered = gather(leaf)
+    (gathered[:, 0] * torch.tensor([1.0, 2.0, 4.0]) * 8.0**rank).sum().backward()
+    found["gathered"], found["leaf gradient"] = gathered.detach(), leaf.grad
+    torch.save(found, f"{folder}/found-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the two processes found, by rank."""
+    folder = tmp_path_factory.mktemp("two-processes")
+    mp.spawn(work, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / f"found-{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("shards", SHARDS)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_processes_are_one(found: list[dict[str, Any]], shards: str, rank: int) -> None:
+    training = make_training()
+    expected = measure(training, training, list(range(N)))
+    torch.testing.assert_close(found[rank][shards]["loss"], expected["loss"], rtol=1e-6, atol=0)
+    gradients = found[rank][shards]["gradients"]
+    assert gradients.keys() == expected["gradients"].keys()
+    for name, gradient in expected["gradients"].items():
+        assert gradient.any()
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-6, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_rows_come_in_the_order_of_ranks(found: list[dict[str, Any]], rank: int) -> None:
+    rows = torch.tensor([[0], [1], [10]])
+    assert torch.equal(found[rank]["integers"], rows)
+    assert torch.equal(found[rank]["booleans"], rows > 0)
+    assert torch.equal(found[rank]["gathered"], rows.double())
+
+
+def test_backward_adds_up_what_the_processes_want(found: list[dict[str, Any]]) -> None:
+    # Row k is wanted 2^k by process 0 and 8 * 2^k by process 1.
+    assert found[0]["leaf gradient"].flatten().tolist() == [9.0, 18.0]
+    assert found[1]["leaf gradient"].flatten().tolist() == [36.0]
+
+
+def test_a_single_process_keeps_its_tensor() -> None:
+    rows = torch.ones(3, 2, requires_grad=True)
+    assert gather(rows) is rows
