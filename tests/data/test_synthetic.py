@@ -230,6 +230,15 @@ def test_same_spec_same_samples_and_another_seed_others():
     assert not np.isclose(default.split("test").scores[:400], default.split("valid").scores).any()
 
 
+def test_splits_are_independent():
+    dataset = make(SyntheticSpec(train=400, test=400))
+    for one, two in itertools.combinations(dataset.splits.values(), 2):
+        pairs = [(one.scores, two.scores)]
+        pairs += [(one.frames[m].mean(1)[:, 0], two.frames[m].mean(1)[:, 0]) for m in dataset.modalities]
+        for left, right in pairs:
+            assert abs(np.corrcoef(left, right)[0, 1]) < 4.5 / np.sqrt(400)
+
+
 def test_a_sample_depends_on_no_splits_size():
     sizes = {"shortest": 4, "natural_missing": 0.3}
     small = make(SyntheticSpec(train=5, valid=4, test=3, **sizes))
