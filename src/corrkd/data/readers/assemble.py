@@ -70,6 +70,8 @@ def integers(where: str, values: Any, what: str) -> IntArray:
     numbers = numeric(where, values, what)
     if not np.isfinite(numbers).all():
         raise CorrKDError(f"{where}: {what} contain NaN or infinite values")
+    if (np.abs(numbers) >= 2**53).any():
+        raise CorrKDError(f"{where}: {what} are out of range")
     if (numbers != np.round(numbers)).any():
         raise CorrKDError(
             f"{where}: {what} are not whole numbers; real-valued labels belong in an array named `scores`"
