@@ -15,13 +15,16 @@ rng = np.random.default_rng(0)
 count, frames = 240, 8
 labels = rng.integers(2, size=count)
 lengths = rng.integers(4, frames + 1, size=count)
-level = {
-    m: clear * (2 * labels - 1) + rng.normal(size=count)
-    for m, clear in {"speech": 1.0, "gaze": 0.6, "form": 0.8}.items()
-}
-speech = level["speech"][:, None, None] + rng.normal(size=(count, frames, 12))
-gaze = level["gaze"][:, None, None] + rng.normal(size=(count, frames, 6))
-form = level["form"][:, None] + rng.normal(size=(count, 5))
+
+
+def hint(strength):
+    """What all frames of a recording say of its label."""
+    return strength * (2 * labels - 1) + rng.normal(size=count)
+
+
+speech = hint(1.0)[:, None, None] + rng.normal(size=(count, frames, 12))
+gaze = hint(0.6)[:, None, None] + rng.normal(size=(count, frames, 6))
+form = hint(0.8)[:, None] + rng.normal(size=(count, 5))
 
 np.savez(
     "mine.npz",
