@@ -328,6 +328,7 @@ BOMBS = {
     "array of zero-width items": (array_of(b"(I1000000000\nt", b"U0", b"S''\n"), "shape"),
     "array of many dimensions": (array_of(b"(" + b"I1\n" * 40 + b"t", b"f8", b"S'12345678'\n"), "shape"),
     "array of a negative shape": (array_of(b"(I-1\nt", b"f8", b"S'12345678'\n"), "shape"),
+    "fewer bytes than the shape": (array_of(b"(I2\nt", b"f8", b"S'1234'\n"), "without giving its bytes"),
     "objects without their list": (array_of(b"(I1000000000\nt", b"O8", b"(l"), "shape"),
     "huge item": (array_of(b"(I1\nt", b"U999999999", b"S''\n"), "damaged"),
     "bytearray of a size": (b"c__builtin__\nbytearray\n(L1000000000000L\ntR.", "calls bytearray"),
