@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import doctest
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 
 import pytest
 import torch
@@ -148,3 +150,10 @@ def test_the_losses_load_torch_alone() -> None:
     own = [name for name in loaded if name.startswith("corrkd.")]
     assert "corrkd.losses.critics" in own
     assert all(name.startswith(("corrkd.losses", "corrkd._version")) for name in own)
+
+
+@pytest.mark.parametrize("name", ["sample_contrastive", "category_prototype", "response_disentangled"])
+def test_examples_in_the_docstrings(name: str) -> None:
+    failed, tried = doctest.testmod(import_module(f"corrkd.losses.{name}"))
+    assert tried > 0
+    assert failed == 0

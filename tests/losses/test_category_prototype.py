@@ -100,7 +100,7 @@ def test_one_class_and_one_sample() -> None:
 
 
 def test_gradient_flows_through_the_prototypes() -> None:
-    # Sample 0 is compared with the prototype of class 1, which sample 1 alone makes up: moving sample 1 must count twice.
+    # Sample 0 is compared with the prototype of class 1, which is sample 1: moving sample 1 must count twice.
     teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     student = torch.tensor([[1.0, 0.2], [0.3, 1.0]], requires_grad=True)
     category_prototype_distillation(student, teacher, torch.tensor([0, 1]), 2).backward()

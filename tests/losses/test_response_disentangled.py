@@ -175,8 +175,8 @@ def test_best_critic_gives_the_jensen_shannon_divergence(repeats: int) -> None:
 
     j = jensen_shannon_information(table_critic(best), *exact_pairs(repeats))
 
-    # All N^2 pairs would be the product exactly. Leaving out the N matched ones, which follow the joint, moves the second
-    # expectation from E_product to (N E_product - E_joint) / (N - 1).
+    # All N^2 pairs would be the product exactly. Leaving out the N matched ones, which follow the joint, moves the
+    # second expectation from E_product to (N E_product - E_joint) / (N - 1).
     penalty = -torch.nn.functional.softplus(best)
     left_out = ((product - joint) * penalty).sum() / (n - 1)
     torch.testing.assert_close(j, 2 * divergence - math.log(4) + left_out, rtol=1e-12, atol=0)

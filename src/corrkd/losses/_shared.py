@@ -13,7 +13,7 @@ SHORTEST = 1e-12
 
 
 def check_pair(student: Tensor, teacher: Tensor, shapes: str, ndims: Sequence[int]) -> None:
-    """Raises ValueError unless both are floating, of one shape, with as many axes as allowed and at least one sample."""
+    """Raises ValueError unless both are floating, of one shape, with an allowed number of axes and N >= 1."""
     if student.shape != teacher.shape or student.ndim not in ndims or student.numel() == 0:
         raise ValueError(
             f"student and teacher must both be {shapes} with N >= 1, "
@@ -26,7 +26,7 @@ def check_pair(student: Tensor, teacher: Tensor, shapes: str, ndims: Sequence[in
 
 
 def check_labels(labels: Tensor, expected: tuple[int, ...]) -> None:
-    """Raises ValueError unless labels are integers of the expected shape. Their range is not read: that would wait for the device."""
+    """Raises ValueError unless they are integers of that shape. Their range is not read: that awaits the device."""
     if labels.shape != expected or labels.is_floating_point() or labels.is_complex():
         raise ValueError(
             f"labels must be integers of shape {expected}, but they are {labels.dtype} of {tuple(labels.shape)}"
@@ -40,7 +40,7 @@ def full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """A context without autocast on the tensor's device: the losses compute in full precision wherever they are called."""
+    """No autocast on the tensor's device: the losses compute in full precision wherever they are called."""
     return torch.autocast(tensor.device.type, enabled=False)
 
 

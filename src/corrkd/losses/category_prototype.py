@@ -1,4 +1,4 @@
-"""Category-guided prototype distillation (CPD): each sample's similarity to each class is the same for student and teacher."""
+"""Category-guided prototype distillation (CPD): the student's samples are as similar to each class as the teacher's."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ def category_prototype_distillation(student: Tensor, teacher: Tensor, labels: Te
     .. math:: L = \frac{1}{N K} \sum_i \sum_k (M^s_k(i) - M^t_k(i))^2, \quad M_k(i) = \cos(H_i, c_k)
 
     where the prototype c_k is the mean of H over the batch's samples of class k, the student's from H^s and the
-    teacher's from H^t. Gradients flow through the student's prototypes too. Only angles count: rotating or scaling either
-    side's representations changes nothing.
+    teacher's from H^t. Gradients flow through the student's prototypes too. Only angles count: rotating or scaling
+    either side's representations changes nothing.
 
     Args:
         student: (N, D) representations H^s of the incomplete samples, N >= 1.
-        teacher: (N, D) representations H^t of the same samples, complete. Not detached: gradients flow wherever they are
-            required.
-        labels: (N,) classes in 0 ... num_classes - 1, or (N, Q) answers to Q questions, for which the loss is the mean over
-            the questions of its form for one. The range is not checked, since that would wait for the device: a sample
-            whose label lies outside is in no prototype, and still compared with all.
+        teacher: (N, D) representations H^t of the same samples, complete. Not detached: gradients flow wherever they
+            are required.
+        labels: (N,) classes in 0 ... num_classes - 1, or (N, Q) answers to Q questions, for which the loss is the mean
+            over the questions of its form for one. The range is not checked, since that would wait for the device: a
+            sample whose label lies outside is in no prototype, and still compared with all; if all lie outside, the loss is NaN.
         num_classes: K >= 1; 2 for yes/no questions.
 
     Returns:
-        A scalar in [0, 4], float32 (float64 where an input is): computed in full precision also under autocast. A class that
-        is absent from the batch has no prototype: it is left out, and K counts the classes present [open]. The cosine of a
-        zero vector is 0.
+        A scalar in [0, 4], float32 (float64 where an input is): computed in full precision also under autocast. A class
+        that is absent from the batch has no prototype: it is left out, and K counts the classes present [open]. The
+        cosine of a zero vector is 0.
 
     Raises:
         ValueError: for shapes or dtypes that do not fit.
@@ -38,7 +38,7 @@ def category_prototype_distillation(student: Tensor, teacher: Tensor, labels: Te
         >>> import torch
         >>> from corrkd.losses import category_prototype_distillation
         >>> teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-        >>> category_prototype_distillation(torch.ones(2, 2), teacher, torch.tensor([0, 1]), 2)  # the student mixes the classes up
+        >>> category_prototype_distillation(torch.ones(2, 2), teacher, torch.tensor([0, 1]), 2)  # classes mixed up
         tensor(0.5000)
     """
     check_pair(student, teacher, "(N, D)", [2])
@@ -51,9 +51,9 @@ def category_prototype_distillation(student: Tensor, teacher: Tensor, labels: Te
         student, teacher = full_precision(student, teacher)
         # (N, Q, K); classes are one question. Comparing, unlike one_hot, needs no look at the largest label.
         member = labels.reshape(len(labels), -1, 1) == torch.arange(num_classes, device=labels.device)
-        present = member.any(0).to(student.dtype)
         difference = _similarity(student, member) - _similarity(teacher, member)
-        per_question = (difference.square().mean(0) * present).sum(-1) / present.sum(-1).clamp(min=1.0)
+        # The prototype of an absent class is the zero vector, similar to nothing on either side: it adds 0.
+        per_question = difference.square().mean(0).sum(-1) / member.any(0).sum(-1)
         return per_question.mean()
 
 

@@ -14,7 +14,7 @@ Critic = Callable[[Tensor, Tensor], Tensor]
 
 
 class ConcatCritic(nn.Module):
-    """A perceptron with one hidden layer on the two parts side by side [open: the paper leaves the statistics network's shape out].
+    """A perceptron with one hidden layer on the two parts side by side [open: the paper leaves its shape out].
 
     Its parameters start uniform in +-1/sqrt(inputs), as those of `nn.Linear`.
 
@@ -22,7 +22,8 @@ class ConcatCritic(nn.Module):
         teacher_width: a, width of the teacher's part.
         student_width: b, width of the student's part.
         hidden: units of the hidden layer.
-        generator: where the starting values come from; None: torch's global generator, so seed that (`torch.manual_seed`).
+        generator: where the starting values come from; None: torch's global generator, so seed that
+            (`torch.manual_seed`).
     """
 
     def __init__(

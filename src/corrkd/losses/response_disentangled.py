@@ -1,4 +1,4 @@
-"""Response-disentangled consistency distillation (RCD): student's and teacher's responses tell as much of each other as can be."""
+"""Response-disentangled consistency distillation (RCD): the student's responses tell all they can of the teacher's."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from corrkd.losses.critics import ConcatCritic, Critic
 
 
 def jensen_shannon_information(critic: Critic, q: Tensor, u: Tensor) -> Tensor:
-    r"""The Jensen-Shannon estimator of mutual information (Hjelm et al., "Deep InfoMax", ICLR 2019), up to a monotone map.
+    r"""Jensen-Shannon estimator of mutual information, up to a monotone map (Hjelm et al., "Deep InfoMax", ICLR 2019).
 
     .. math:: J(Q; U) = E_{joint}[-\mathrm{softplus}(-F(Q, U))] - E_{product}[\mathrm{softplus}(F(Q, U))]
 
     The joint are the N pairs (q_i, u_i), the product of marginals all N(N-1) pairs (q_i, u_j) with i != j [open: the
-    lowest-variance choice]. Its maximum over critics is 2 JSD(joint, product) - log 4, at F = log p(q, u) / (p(q) p(u)).
+    lowest-variance choice]. Its maximum over critics is 2 JSD(joint, product) - log 4, at
+    F = log p(q, u) / (p(q) p(u)).
 
     Args:
         critic: F, called once with (M, a) and (M, b), M = N^2; returns (M,).
@@ -24,8 +25,8 @@ def jensen_shannon_information(critic: Critic, q: Tensor, u: Tensor) -> Tensor:
         u: (N, b), row i from the same sample as row i of q.
 
     Returns:
-        A scalar <= 0, float32 (float64 where an input is): computed in full precision also under autocast. At N = 1 there is
-        no mismatched pair, and it is 0, with gradients of zero.
+        A scalar <= 0, float32 (float64 where an input is): computed in full precision also under autocast. At N = 1
+        there is no mismatched pair, and it is 0, with gradients of zero.
 
     Raises:
         ValueError: for shapes or dtypes that do not fit, of the inputs or of what the critic returns.
@@ -54,25 +55,26 @@ def response_disentangled_consistency(
 
     .. math:: L = -J(T^t; T^s) - J(NT^t; NT^s)
 
-    where J is `jensen_shannon_information`, the response R is softmax(logits), the target response T_i = R_i[y_i] is one
-    number and the non-target response NT_i the other K - 1, in the order of the classes. The mismatched pairs are teacher i
-    with student j.
+    where J is `jensen_shannon_information`, the response R is softmax(logits), the target response T_i = R_i[y_i] is
+    one number and the non-target response NT_i the other K - 1, in the order of the classes. The mismatched pairs are
+    teacher i with student j.
 
     Args:
-        student_logits: (N, K), K >= 2, N >= 1; or (N, Q, 2) for Q yes/no questions, for which the loss is the mean over the
-            questions of its form for one, all questions sharing the two critics [open].
+        student_logits: (N, K), K >= 2, N >= 1; or (N, Q, 2) for Q yes/no questions, for which the loss is the mean over
+            the questions of its form for one, all questions sharing the two critics [open].
         teacher_logits: of the same shape. Not detached: gradients flow wherever they are required.
-        labels: (N,) classes y in 0 ... K - 1, or (N, Q) answers. The range is not checked here, since that would wait for
-            the device.
+        labels: (N,) classes y in 0 ... K - 1, or (N, Q) answers. The range is not checked here, since that would wait
+            for the device.
         target_critic: takes (teacher's T, student's T) of shape (M, 1) each, returns (M,).
         nontarget_critic: takes (teacher's NT, student's NT) of shape (M, K - 1) each, returns (M,).
         renormalize: divide NT by its sum, so that it says how the rest is shared out whatever T is [open: default raw
-            probabilities]. With K = 2 nothing is left then but a constant 1; raw, NT is 1 - T, and the second term repeats
-            the first.
+            probabilities]. With K = 2 nothing is left then but a constant 1; raw, NT is 1 - T, and the second term
+            repeats the first.
 
     Returns:
-        A scalar >= 0, float32 (float64 where an input is): computed in full precision also under autocast. 2 log 4 = 2.77 is
-        the value of critics that tell nothing. At N = 1 there is no mismatched pair, and it is 0, with gradients of zero.
+        A scalar >= 0, float32 (float64 where an input is): computed in full precision also under autocast. 2 log 4 =
+        2.77 is the value of critics that tell nothing. At N = 1 there is no mismatched pair, and it is 0, with
+        gradients of zero.
 
     Raises:
         ValueError: for shapes or dtypes that do not fit, of the inputs or of what a critic returns.
@@ -99,7 +101,7 @@ def response_disentangled_consistency(
 
 
 def _disentangle(logits: Tensor, labels: Tensor, renormalize: bool) -> tuple[Tensor, Tensor]:
-    """Logits (N, K) or (N, Q, K) -> target response (Q, N, 1) and non-target response (Q, N, K - 1); classes are one question."""
+    """Logits (N, K) or (N, Q, K) -> target response (Q, N, 1), non-target (Q, N, K - 1); classes are one question."""
     n, k = len(logits), logits.shape[-1]
     logits = logits.reshape(n, -1, k).transpose(0, 1)
     label = labels.reshape(n, -1, 1).transpose(0, 1).long()
@@ -130,7 +132,7 @@ def _information(critic: Critic, q: Tensor, u: Tensor) -> Tensor:
 
 
 class ResponseDisentangledConsistency(nn.Module):
-    """RCD as a Module with its two critics, to be trained along with the student; see `response_disentangled_consistency`.
+    """RCD as a Module with its two critics, trained along with the student; see `response_disentangled_consistency`.
 
     Args:
         num_classes: K >= 2; 2 for yes/no questions.

@@ -1,4 +1,4 @@
-"""Sample-level contrastive distillation (SCD): pull a sample's student and teacher together, push different samples apart."""
+"""Sample-level contrastive distillation (SCD): same sample, pull together; different samples, push apart."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ def sample_contrastive_distillation(
     .. math:: L = \sum_i \sum_{j \ne i} D(H^s_i, H^t_i)^2 + \max(0, \eta - D(H^s_i, H^t_j))^2,
         \quad D(a, b) = \|a - b\|_2
 
-    Each student representation is pulled to the teacher's of the same sample, and pushed from the teacher's of every other
-    sample until it is at least the boundary away. Where two representations coincide the distance has no slope: its
-    gradient is taken to be zero.
+    Each student representation is pulled to the teacher's of the same sample, and pushed from the teacher's of every
+    other sample until it is at least the boundary away. Where two representations coincide the distance has no slope:
+    its gradient is taken to be zero.
 
     Args:
         student: (N, D) representations H^s of the incomplete samples, N >= 1.
-        teacher: (N, D) representations H^t of the same samples, complete. Not detached: gradients flow wherever they are
-            required.
+        teacher: (N, D) representations H^t of the same samples, complete. Not detached: gradients flow wherever they
+            are required.
         boundary: eta > 0, the distance beyond which different samples are left alone. Unit vectors are at most 2 apart.
         normalize: divide each representation by its length first [open: with raw features the paper's eta of 1.0 to 1.4
             seldom bites]. A zero vector stays zero.
         reduction: "sum" is the formula; "mean" divides it by its N(N-1) pairs [open: the sum grows with N^2].
 
     Returns:
-        A scalar >= 0, float32 (float64 where an input is): computed in full precision also under autocast. At N = 1 there is
-        no other sample: "mean" is the pull alone, "sum" is 0.
+        A scalar >= 0, float32 (float64 where an input is): computed in full precision also under autocast. At N = 1
+        there is no other sample: "mean" is the pull alone, "sum" is 0.
 
     Raises:
         ValueError: for shapes or dtypes that do not fit, a boundary that is not positive, an unknown reduction.
