@@ -13,14 +13,16 @@ from rich.markup import escape
 from corrkd._version import __version__
 from corrkd.errors import CorrKDError
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     help="Multimodal sentiment analysis that stays accurate when modalities go missing (CorrKD, CVPR 2024).",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 data_app = typer.Typer(
-    help="Look at a dataset file, or convert it once to a file that carries no code.", no_args_is_help=True
+    help="Look at a dataset file, or convert it once to a file that carries no code.", invoke_without_command=True
 )
 app.add_typer(data_app, name="data")
 
@@ -48,10 +50,20 @@ FoldsOption = Annotated[Path | None, typer.Option("--folds", help="JSON file {sp
 
 
 @app.callback()
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+def _corrkd(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
     if version:
         print(f"corrkd {__version__}")
         raise typer.Exit
+    _help(context)
+
+
+@data_app.callback()
+def _help(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
@@ -106,7 +118,7 @@ def resume(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> Non
     from corrkd.experiment.progress import Reporter
     from corrkd.experiment.run import resume as resume_run
 
-    _announce(resume_run(folder, reporter=Reporter()).folder)
+    _announce(resume_run(folder, reporter=Reporter()))
 
 
 @app.command()
@@ -254,29 +266,38 @@ def _run(settings: Any, out: Path | None, overwrite: bool, *, evaluate: bool) ->
 
     done = run_experiment(settings, out, overwrite=overwrite, evaluate=evaluate, reporter=Reporter())
     if evaluate:
-        _announce(done.folder)
+        _announce(done)
     else:
         print(f"trained: {done.folder}; `corrkd resume {done.folder}` evaluates it")
 
 
-def _announce(folder: Path) -> None:
+def _announce(done: Any) -> None:
     from corrkd.report.tables import plain_table
 
-    print(plain_table(folder))
-    print(f"\nreport: {folder / 'report.html'}")
+    if done.results.empty:  # one of several processes; the first has the results
+        return
+    print(plain_table(done.folder))
+    print(f"\nreport: {done.folder / 'report.html'}")
 
 
 def main() -> None:
     """The command line. Errors of the user's are one line and exit code 2; Ctrl-C is 130."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        app()
-    except CorrKDError as error:
-        errors.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}")
-        sys.exit(2)
-    except KeyboardInterrupt:
+        code = app(standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception as error:
+        message = str(error)
+        if hasattr(error, "format_message"):  # of usage, from click, which typer carries inside or beside it
+            message = f"{error.format_message().rstrip('.')}; see `corrkd --help`"
+        elif not isinstance(error, CorrKDError):
+            raise
+        errors.print(f"[bold red]error:[/] {escape(' '.join(message.split()))}")
+        code = 2
+    if code == INTERRUPTED:
         errors.print("interrupted; `corrkd resume FOLDER` goes on with a run")
-        sys.exit(130)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

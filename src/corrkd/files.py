@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from corrkd.errors import CorrKDError
@@ -27,7 +27,8 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise CorrKDError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # gone, or its folder is none
+            part.unlink()
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -45,6 +46,13 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
     """Lets a library write to a path of its own, whole or not at all."""
     with replacing(path) as part:
         write(part)
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes what processes that were killed left half-written in a folder. For the one process that writes there."""
+    for part in folder.rglob(".*.part"):
+        with suppress(OSError):
+            part.unlink()
 
 
 def make_folder(path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pandas as pd
@@ -20,7 +22,8 @@ from corrkd.experiment.memory import keep_freed_memory
 from corrkd.experiment.prepare import SYNTHETIC, Experiment, pick_device, prepare
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.references import references
-from corrkd.experiment.seed import evaluate_seed, train_seed, write_table
+from corrkd.experiment.seed import evaluate_seed, read_table, train_seed, write_table
+from corrkd.files import remove_parts
 from corrkd.report.page import write_report
 from corrkd.settings import Settings, load_settings
 
@@ -70,6 +73,8 @@ def run(
     reporter = reporter or Reporter(quiet=True)
     experiment = prepare(settings)
     folder = Path(out) if out is not None else Path("runs") / experiment.dataset.name
+    if _first_process():
+        run_folder.check(folder, overwrite=overwrite)  # before anything is made there
     with _writing(folder):
         if _first_process():
             run_folder.begin(folder, settings, overwrite=overwrite)
@@ -90,7 +95,10 @@ def resume(folder: str | Path, *, evaluate: bool = True, reporter: Reporter | No
 
 def _carry_out(experiment: Experiment, folder: Path, evaluate: bool, reporter: Reporter) -> Run:
     settings = experiment.settings
-    if _first_process():
+    if not _first_process():
+        reporter = Reporter(quiet=True)
+    else:
+        remove_parts(folder)
         run_folder.write_facts(folder, experiment.facts())
         for note in experiment.notes():
             reporter.say(f"note: {note}")
@@ -107,10 +115,8 @@ def _carry_out(experiment: Experiment, folder: Path, evaluate: bool, reporter: R
         _seeds(experiment, folder, evaluate, reporter)
     if not evaluate or not _first_process():
         return Run(folder, pd.DataFrame())
-    parts = [pd.read_csv(_seed_folder(folder, seed) / "results.csv") for seed in settings.seeds]
-    table = pd.concat(
-        [*(part.assign(seed=part["seed"].astype(str)) for part in parts), references(experiment)], ignore_index=True
-    )
+    parts = [read_table(_seed_folder(folder, seed) / "results.csv") for seed in settings.seeds]
+    table = pd.concat([*parts, references(experiment)], ignore_index=True)
     write_table(folder / run_folder.RESULTS, table)
     write_report(folder)
     return Run(folder, table)
@@ -130,8 +136,16 @@ def _seeds(experiment: Experiment, folder: Path, evaluate: bool, reporter: Repor
 
 
 def _seed_process(settings: Settings, seed: int, folder: Path, evaluate: bool, quiet: bool) -> None:
+    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     one = settings.model_copy(update={"seeds": (seed,)})
     _seeds(prepare(one), folder, evaluate, Reporter(quiet=quiet, plain=True))
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process soon after the one that started it: a run that was killed writes no more."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
 
 
 def make_fabric(settings: Settings) -> Fabric:

@@ -17,51 +17,62 @@ from corrkd.settings import Settings, load_settings
 SETTINGS = "settings.yaml"
 RUN = "run.json"
 RESULTS = "results.csv"
+# All that a run and its report write; the first two say what a folder is, so they go last.
+OURS = (SETTINGS, RUN, RESULTS, "report.html", "report.md", "figures", "tables", "seed-*")
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Only one process writes a run at a time. The lock goes with the process, however it ends."""
     make_folder(folder)
-    with (folder / ".lock").open("w") as file:
+    try:
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise CorrKDError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise CorrKDError(
                 f"{folder}: another process is writing this run; wait for it or choose another folder"
             ) from None
+        except OSError as error:
+            raise CorrKDError(f"{folder}: cannot be locked: {error.strerror or error}") from None
         yield
 
 
-def begin(folder: Path, settings: Settings, *, overwrite: bool) -> None:
-    """Makes the folder a run of these settings.
-
-    Raises:
-        CorrKDError: where it already holds a run (unless `overwrite`) or other files.
-    """
+def check(folder: Path, *, overwrite: bool) -> None:
+    """Raises CorrKDError where a run cannot begin in the folder: it holds a run (unless `overwrite`) or other files."""
     if folder.exists() and not folder.is_dir():
         raise CorrKDError(f"{folder}: is a file; choose another folder")
-    inside = {p.name for p in folder.iterdir()} - {".lock"} if folder.is_dir() else set()
-    if inside and SETTINGS not in inside:
+    inside = [p for p in folder.iterdir() if p.name != ".lock" and p.suffix != ".part"] if folder.is_dir() else []
+    known = not inside or (folder / RUN).is_file()
+    if not known and any(not any(p.match(ours) for ours in OURS) for p in inside):
         raise CorrKDError(f"{folder}: holds other files and no run; choose another folder")
     if inside and not overwrite:
         raise CorrKDError(
             f"{folder}: holds a run already; go on with `corrkd resume {folder}`, or start anew with --overwrite"
         )
-    if inside:
+
+
+def begin(folder: Path, settings: Settings, *, overwrite: bool) -> None:
+    """Makes the folder a run of these settings. Raises CorrKDError as `check` does."""
+    check(folder, overwrite=overwrite)
+    try:
         empty(folder)
+    except OSError as error:
+        raise CorrKDError(f"{error.filename}: cannot be removed: {error.strerror}") from None
     write_text(folder / SETTINGS, settings.to_yaml())
 
 
 def empty(folder: Path) -> None:
-    """Removes what a run left; settings.yaml last, so that an interruption leaves a folder that is still known as a run."""
-    for path in sorted(folder.iterdir(), key=lambda p: p.name == SETTINGS):
-        if path.name == ".lock":
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    """Removes what a run wrote, and nothing else."""
+    for pattern in reversed(OURS):
+        for path in folder.glob(pattern):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def settings_of(folder: Path) -> Settings:

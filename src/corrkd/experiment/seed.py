@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from corrkd._version import __version__
 from corrkd.data.batches import Samples
+from corrkd.errors import CorrKDError
 from corrkd.evaluation.judge import tabulate
 from corrkd.evaluation.sweep import Result, mean_f1, mean_missing_f1, sweep
 from corrkd.experiment.prepare import SELECTION, Experiment
@@ -42,13 +43,23 @@ ROLES = ("teacher", "student", "control")
 
 def train_seed(experiment: Experiment, seed: int, folder: Path, fabric: Fabric, reporter: Reporter) -> None:
     """Trains what is not there yet: the teacher on complete samples, then student and control under MRM."""
-    missing_roles = [role for role in ROLES if not (folder / f"{role}.json").is_file()]
-    if not missing_roles:
-        return
     make_folder(folder)
+    missing_roles = [role for role in ROLES if not (folder / f"{role}.json").is_file()]
+    if missing_roles:
+        _train_roles(missing_roles, experiment, seed, folder, fabric, reporter)
+    if fabric.is_global_zero:
+        for role in ROLES:  # of a run that was killed between the model and this line
+            (folder / f"{role}.ckpt").unlink(missing_ok=True)
+        if not (folder / "history.csv").is_file():
+            _write_history(folder)
+
+
+def _train_roles(
+    roles: Sequence[str], experiment: Experiment, seed: int, folder: Path, fabric: Fabric, reporter: Reporter
+) -> None:
     train_samples, valid = experiment.samples("train"), experiment.samples("valid")
     outputs: TeacherOutput | None = None
-    for role in missing_roles:
+    for role in roles:
         if role == "student":
             teacher = load_network(folder / "teacher").network.to(fabric.device, experiment.dtype)
             outputs = teacher_outputs(teacher, train_samples)
@@ -63,8 +74,6 @@ def train_seed(experiment: Experiment, seed: int, folder: Path, fabric: Fabric, 
             outputs if role == "student" else None,
             reporter,
         )
-    if fabric.is_global_zero:
-        _write_history(folder)
 
 
 def _train_role(
@@ -121,7 +130,6 @@ def _train_role(
         )
         save_network(folder / role, saved)
         _write_timing(folder, role, time.monotonic() - began, len(trained.history) * len(samples))
-        checkpoint.unlink(missing_ok=True)
     fabric.barrier()
 
 
@@ -195,6 +203,17 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     """results.csv: tidy, in the columns' agreed order, with all digits of a float64."""
     columns = ["dataset", "method", "seed", "condition", "draw", "metric", "value"]
     write_with(path, lambda part: table[columns].to_csv(part, index=False))
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """What `write_table` wrote, to the last bit; seeds as text. Raises CorrKDError where it is damaged."""
+    try:
+        # As text first: a modality may be called "NA", and pandas' own reading of numbers is not exact everywhere.
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        return table.assign(draw=table["draw"].astype(int), value=[float(text or "nan") for text in table["value"]])
+    except (ValueError, KeyError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CorrKDError(f"{path}: damaged ({reason}); delete it to evaluate again") from None
 
 
 def _predictions(

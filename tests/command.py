@@ -1,0 +1,113 @@
+"""The command line in processes of their own, forked from one that has imported everything once: a second each, not six."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+PRELOAD = ["corrkd.cli", "corrkd.experiment.run", "corrkd.data.inspect", "corrkd.data.convert", "tests.command"]
+LIMIT = 300.0
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(PRELOAD)
+
+# Settings of a run that takes a second, and still has two seeds' worth of everything.
+TINY: dict[str, Any] = {
+    "data": {
+        "synthetic": {"train": 30, "valid": 18, "test": 18, "frames": 4, "widths": 8, "noise": 0.3},
+        "target": "classes",
+    },
+    "network": {"width": 8, "heads": 2, "layers": 1, "feedforward": 16, "classifier": [8]},
+    "teacher": {"epochs": 3, "batch_size": 6, "lr": 3e-2},
+    "student": {"epochs": 3, "batch_size": 6, "lr": 3e-2},
+    "evaluation": {"ratios": [0.0, 0.5, 1.0], "bursts": [0.5], "draws": 2},
+    "device": "cpu",
+}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command left: exit code (minus the signal's number where one killed it), what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def line(self) -> str:
+        """The one line of an error of the user's."""
+        assert self.code == 2, f"exit code {self.code}\n{self.out}\n{self.err}"
+        assert self.err.startswith("error: "), self.err
+        assert self.err.count("\n") == 1, self.err
+        return self.err.strip()
+
+
+class Started:
+    """A command under way."""
+
+    def __init__(self, *words: object, first: Callable[[], object] | None = None, cwd: Path | None = None) -> None:
+        self._files = [Path(tempfile.mkstemp()[1]) for _ in range(2)]
+        arguments = ([str(word) for word in words], self._files, first, cwd)
+        self.process: BaseProcess = _processes.Process(target=_child, args=arguments)
+        self.process.start()
+
+    def end(self, limit: float = LIMIT) -> Ended:
+        """Waits for the end of it."""
+        self.process.join(limit)
+        assert self.process.exitcode is not None, "the command hangs"
+        out, err = (file.read_text() for file in self._files)
+        for file in self._files:
+            file.unlink()
+        return Ended(self.process.exitcode, out, err)
+
+
+def corrkd(*words: object, first: Callable[[], object] | None = None, cwd: Path | None = None) -> Ended:
+    """Runs `corrkd` with these words; `first` is called in its process before."""
+    return Started(*words, first=first, cwd=cwd).end()
+
+
+def _child(words: list[str], files: list[Path], first: Callable[[], object] | None, cwd: Path | None) -> None:
+    for descriptor, file in enumerate(files, start=1):
+        os.dup2(os.open(file, os.O_WRONLY), descriptor)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(cwd or Path.cwd())
+    sys.argv = ["corrkd", *words]
+    if first is not None:
+        first()
+    from corrkd.cli import main
+
+    main()
+
+
+def ends_at(owner: str, name: str, call: int, signals: int = signal.SIGKILL) -> Callable[[], None]:
+    """Something for `first`: the process gets a signal at the call of that number of `owner.name`, halfway where it writes."""
+    return partial(_end_at, owner, name, call, signals)
+
+
+def _end_at(owner: str, name: str, call: int, number: int) -> None:
+    import importlib
+
+    module, _, attribute = owner.partition(":")
+    home: Any = importlib.import_module(module)
+    home = getattr(home, attribute) if attribute else home
+    original = getattr(home, name)
+    calls = 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            if name == "write_bytes":
+                original(args[0], args[1][: len(args[1]) // 2])
+            os.kill(os.getpid(), number)
+        return original(*args, **kwargs)
+
+    setattr(home, name, wrapped)

@@ -1,0 +1,67 @@
+"""A finished run that many tests look at, and what they compare runs by."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import corrkd
+from corrkd.experiment import run as run_module
+from tests.command import TINY
+
+# Seconds and dates: what two equal runs may differ in.
+APART = ("timings.csv", "tfevents", ".lock")
+
+
+def tiny(**changes: Any) -> dict[str, Any]:
+    """The tiny settings with changes, a level deep."""
+    tree = copy.deepcopy(TINY)
+    for key, value in changes.items():
+        tree[key] = {**tree[key], **value} if isinstance(tree.get(key), dict) else value
+    return tree
+
+
+def contents(folder: Path, pattern: str = "**/*") -> dict[str, bytes]:
+    """The bytes of all that must be reproducible, by path."""
+    files = {str(p.relative_to(folder)): p for p in folder.glob(pattern) if p.is_file()}
+    return {name: p.read_bytes() for name, p in sorted(files.items()) if not any(word in name for word in APART)}
+
+
+def assert_same(one: dict[str, bytes], other: dict[str, bytes]) -> None:
+    """Byte for byte; says which files differ."""
+    assert one.keys() == other.keys()
+    assert one
+    assert not [name for name in one if one[name] != other[name]]
+
+
+def write_npz(path: Path, widths: dict[str, int], count: int = 60, seed: int = 0, **more: Any) -> Path:
+    """A learnable dataset of named arrays: modalities of any number, three classes, splits of 30, 15 and 15."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    arrays: dict[str, Any] = {
+        m: (rng.normal(size=(count, 4, width)) + (labels - 1)[:, None, None]).astype(np.float32)
+        for m, width in widths.items()
+    }
+    split = np.repeat(["train", "valid", "test"], [count // 2, count // 4, count // 4])
+    arrays |= {"labels": labels, "scores": labels - 1 + 0.1 * rng.normal(size=count), "split": split}
+    np.savez(path, **{**arrays, **more})
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds on the built-in dataset, some samples naturally incomplete, with its report."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    synthetic = {**TINY["data"]["synthetic"], "natural_missing": 0.4}
+    corrkd.run(tiny(data={"synthetic": synthetic}, seeds=[0, 1]), folder)
+    return folder
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the report, which takes longer than a tiny run."""
+    monkeypatch.setattr(run_module, "write_report", lambda folder: folder)

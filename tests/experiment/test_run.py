@@ -1,0 +1,303 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.numpy import load_file
+from sklearn.metrics import accuracy_score, f1_score
+
+import corrkd
+from corrkd.errors import CorrKDError
+from corrkd.experiment.prepare import prepare
+from corrkd.missing.conditions import missing_subsets, standard_conditions
+from tests.experiment.conftest import assert_same, contents, tiny, write_npz
+
+ROLES = ("teacher", "student", "control")
+COLUMNS = ["dataset", "method", "seed", "condition", "draw", "metric", "value"]
+
+
+def read(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "results.csv", dtype={"seed": str}, keep_default_na=False, na_values={"value": [""]})
+
+
+def tensors(folder: Path, role: str) -> dict[str, np.ndarray]:
+    return load_file(folder / f"{role}.safetensors")
+
+
+def assert_equal_tensors(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+def test_what_a_run_leaves(finished: Path) -> None:
+    top = {"settings.yaml", "run.json", "results.csv", "report.html", "report.md", "tables", "figures"}
+    assert top | {"seed-0", "seed-1"} == {p.name for p in finished.iterdir()} - {".lock"}
+    models = {f"{role}.{ending}" for role in ROLES for ending in ("safetensors", "json")}
+    others = {"history.csv", "predictions.parquet", "representations.safetensors", "results.csv", "timings.csv"}
+    for seed in ("seed-0", "seed-1"):
+        assert {p.name for p in (finished / seed).iterdir()} == models | others | {"tfevents"}
+        assert all(list((finished / seed / "tfevents" / role).glob("events.*")) for role in ROLES)
+    assert corrkd.load_settings(finished / "settings.yaml").seeds == (0, 1)
+    facts = json.loads((finished / "run.json").read_text())
+    assert [m["name"] for m in facts["methods"]] == ["student", "teacher", "control"]
+    assert all("validation split" in m["selection"] for m in facts["methods"])
+
+
+def test_results_are_tidy_and_complete(finished: Path) -> None:
+    table = read(finished)
+    assert list(table) == COLUMNS
+    assert not table.duplicated(COLUMNS[:-1]).any()
+    experiment = prepare(corrkd.load_settings(finished / "settings.yaml"))
+    expected = {(c.name, draw) for c in experiment.conditions() for draw in range(c.draws)}
+    assert ("natural", 0) in expected
+    assert ("ratio-0.5", 1) in expected
+    metrics = {"weighted_f1", "accuracy", "ece", "f1/negative", "f1/neutral", "f1/positive"}
+    for role in ROLES:
+        for seed in ("0", "1"):
+            rows = table[(table["method"] == role) & (table["seed"] == seed)]
+            found = rows.groupby(["condition", "draw"])["metric"].agg(set).to_dict()
+            assert found.pop(("average", 0)) == metrics
+            assert found.pop(("ratios", 0)) == {"auc_weighted_f1", "auc_accuracy"}
+            assert found == dict.fromkeys(expected, metrics)
+            assert rows["value"].between(0, 1).all()
+    for reference in ("majority", "bayes"):
+        rows = table[table["method"] == reference]
+        assert set(rows["seed"]) == {""}
+        assert set(rows["condition"]) == {c for c, _ in expected} | {"average", "ratios"}
+    assert set(table["method"]) == {*ROLES, "majority", "bayes"}
+
+
+def test_results_are_those_of_the_predictions(finished: Path) -> None:
+    results = read(finished).set_index(["method", "seed", "condition", "draw", "metric"])["value"]
+    predictions = pd.read_parquet(finished / "seed-1" / "predictions.parquet")
+    groups = predictions.groupby(["method", "condition", "draw"])
+    assert len(groups) == 3 * 14
+    for (method, condition, draw), rows in groups:
+        key = (method, "1", condition, draw)
+        expected = f1_score(rows["target"], rows["prediction"], average="weighted", zero_division=0)
+        assert results[(*key, "weighted_f1")] == pytest.approx(expected, abs=1e-12)
+        assert results[(*key, "accuracy")] == pytest.approx(accuracy_score(rows["target"], rows["prediction"]))
+    subsets = [c.name for c in missing_subsets(("language", "audio", "vision"))]
+    mean = np.mean([results["student", "1", name, 0, "weighted_f1"] for name in subsets])
+    assert results["student", "1", "average", 0, "weighted_f1"] == pytest.approx(mean, abs=1e-12)
+
+
+def test_natural_is_the_samples_that_the_data_leaves_incomplete(finished: Path) -> None:
+    dataset = prepare(corrkd.load_settings(finished / "settings.yaml")).dataset
+    test = dataset.split("test")
+    incomplete = set(test.ids[test.naturally_incomplete()])
+    assert 0 < len(incomplete) < len(test)
+    predictions = pd.read_parquet(finished / "seed-0" / "predictions.parquet")
+    assert set(predictions[predictions["condition"] == "natural"]["id"]) == incomplete
+    assert set(predictions[predictions["condition"] == "complete"]["id"]) == set(test.ids)
+
+
+def test_the_saved_epoch_is_the_best_on_validation_the_earliest_on_ties(finished: Path) -> None:
+    history = pd.read_csv(finished / "seed-0" / "history.csv")
+    for role in ROLES:
+        rows = history[history["method"] == role].reset_index()
+        assert list(rows["epoch"]) == list(range(1, len(rows) + 1))
+        about = json.loads((finished / "seed-0" / f"{role}.json").read_text())["about"]
+        best = rows["valid/weighted_f1"].idxmax()
+        assert about["epoch"] == rows["epoch"][best]
+        assert about["valid/weighted_f1"] == rows["valid/weighted_f1"][best]
+    terms = history[history["method"] == "student"][["loss/task", "loss/scd", "loss/cpd", "loss/rcd"]]
+    total = history[history["method"] == "student"]["loss/total"]
+    np.testing.assert_allclose(terms.sum(axis=1), total, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_seed_alone_is_the_seed_among_others_to_the_bit(finished: Path, tmp_path: Path) -> None:
+    """Two runs of the same settings agree; nothing hangs on the other seeds or on the caller's random state."""
+    torch.manual_seed(99)
+    np.random.seed(99)  # noqa: NPY002  (the state that a caller may have left)
+    state = torch.get_rng_state()
+    settings = corrkd.load_settings(finished / "settings.yaml", overrides=["seeds=[1]"])
+    corrkd.run(settings, tmp_path / "run")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_same(contents(tmp_path / "run" / "seed-1"), contents(finished / "seed-1"))
+    one, both = read(tmp_path / "run"), read(finished)
+    pd.testing.assert_frame_equal(one, both[both["seed"].isin(["1", ""])].reset_index(drop=True), check_exact=True)
+
+
+def test_seeds_differ(finished: Path) -> None:
+    for role in ROLES:
+        one, other = tensors(finished / "seed-0", role), tensors(finished / "seed-1", role)
+        assert any(not np.array_equal(one[name], other[name]) for name in one if name.startswith("network."))
+        np.testing.assert_array_equal(one["center.audio"], other["center.audio"])
+
+
+@pytest.mark.usefixtures("no_report")
+def test_student_and_control_share_initialisation_batches_and_masks(tmp_path: Path) -> None:
+    """Without distillation the student is the control; with it, it is not."""
+    for name, weight in (("without", 0.0), ("with", 1.0)):
+        student = {"distillation": {"scd": weight, "cpd": weight, "rcd": weight}}
+        corrkd.run(tiny(student=student), tmp_path / name, evaluate=False)
+    folder = tmp_path / "without" / "seed-0"
+    assert_equal_tensors(tensors(folder, "student"), tensors(folder, "control"))
+    history = pd.read_csv(folder / "history.csv").set_index("method").drop(columns=["loss/total"])
+    assert history.loc["student", "loss/task"].tolist() == history.loc["control", "loss/task"].tolist()
+    distilled = tensors(tmp_path / "with" / "seed-0", "student")
+    assert any(not np.array_equal(x, distilled[name]) for name, x in tensors(folder, "control").items())
+    assert_equal_tensors(tensors(folder, "control"), tensors(tmp_path / "with" / "seed-0", "control"))
+
+
+@pytest.mark.usefixtures("no_report")
+def test_the_evaluations_batch_size_changes_rounding_alone(tmp_path: Path) -> None:
+    tables, representations = [], []
+    for size in (256, 5):
+        folder = tmp_path / str(size)
+        corrkd.run(tiny(evaluation={"batch_size": size}), folder)
+        tables.append(pd.read_parquet(folder / "seed-0" / "predictions.parquet"))
+        representations.append(load_file(folder / "seed-0" / "representations.safetensors"))
+    pd.testing.assert_frame_equal(tables[0], tables[1], check_exact=False, rtol=1e-4, atol=1e-5)
+    for name, x in representations[0].items():
+        np.testing.assert_allclose(x, representations[1][name], atol=5e-3)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_set_too_large_for_memory_gives_the_same_bits(tmp_path: Path) -> None:
+    data = write_npz(tmp_path / "d.npz", {"language": 5, "audio": 3})
+    for name, size in (("resident", 4.0), ("batchwise", 0.0)):
+        corrkd.run(tiny(data={"path": str(data), "resident_gigabytes": size}), tmp_path / name)
+    assert_same(*(contents(tmp_path / name, "seed-0/*") for name in ("resident", "batchwise")))
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize(
+    ("widths", "target"),
+    [
+        ({"speech": 6}, "classes"),
+        ({"language": 5, "audio": 3}, "binary-has-zero"),
+        ({"language": 5, "audio": 3}, "score"),
+        ({"speech": 4, "gaze": 2, "NA": 3, "touch": 5}, "tertiles"),
+    ],
+)
+def test_any_number_of_modalities_and_any_target(tmp_path: Path, widths: dict[str, int], target: str) -> None:
+    data = write_npz(tmp_path / "d.npz", widths)
+    run = corrkd.run(tiny(data={"path": str(data), "target": target}), tmp_path / "run")
+    expected = {
+        c.name for c in standard_conditions(tuple(widths), prepare_settings(run.folder), naturally_incomplete=False)
+    }
+    assert set(read(run.folder)["condition"]) == expected | {"average", "ratios"}
+    student = run.results[run.results["method"] == "student"]
+    assert {"mae", "corr"} <= set(student["metric"]) if target == "score" else "ece" in set(student["metric"])
+    assert student[student["metric"] != "corr"]["value"].notna().all()
+    assert len(student[(student["condition"] == "complete") & (student["metric"] == "weighted_f1")]) == 1
+    pd.testing.assert_frame_equal(read(run.folder), run.results[COLUMNS], check_exact=True)
+    history = pd.read_csv(run.folder / "seed-0" / "history.csv", keep_default_na=False)
+    assert ("loss/rcd" in history) == (target != "score")
+
+
+def prepare_settings(folder: Path) -> Any:
+    return corrkd.load_settings(folder / "settings.yaml").evaluation
+
+
+@pytest.mark.usefixtures("no_report")
+def test_yes_no_questions(tmp_path: Path) -> None:
+    answers = np.random.default_rng(0).integers(0, 2, (60, 2))
+    data = write_npz(
+        tmp_path / "d.npz", {"language": 5, "audio": 3}, labels=answers, question_names=np.array(["happy", "sad"])
+    )
+    run = corrkd.run(tiny(data={"path": str(data), "target": "auto"}), tmp_path / "run")
+    student = run.results[(run.results["method"] == "student") & (run.results["condition"] == "audio")]
+    values = student.set_index("metric")["value"]
+    assert values["weighted_f1"] == pytest.approx((values["weighted_f1/happy"] + values["weighted_f1/sad"]) / 2)
+    predictions = pd.read_parquet(run.folder / "seed-0" / "predictions.parquet")
+    assert set(predictions["question"]) == {"happy", "sad"}
+    assert len(predictions[(predictions["method"] == "student") & (predictions["condition"] == "audio")]) == 2 * 15
+
+
+@pytest.mark.usefixtures("no_report")
+def test_the_test_split_cannot_influence_training(tmp_path: Path) -> None:
+    widths = {"language": 5, "audio": 3}
+    data = write_npz(tmp_path / "d.npz", widths)
+    arrays = dict(np.load(data))
+    test = arrays["split"] == "test"
+    rng = np.random.default_rng(7)
+    for m in widths:
+        arrays[m][test] = 50 * rng.normal(size=arrays[m][test].shape)
+    arrays["labels"][test] = rng.integers(0, 3, test.sum())
+    np.savez(tmp_path / "other.npz", **arrays)
+    for name in ("d", "other"):
+        corrkd.run(tiny(data={"path": str(tmp_path / f"{name}.npz"), "name": "same"}), tmp_path / name)
+    for role in ROLES:
+        assert_equal_tensors(*(tensors(tmp_path / name / "seed-0", role) for name in ("d", "other")))
+    assert contents(tmp_path / "d" / "seed-0", "history.csv") == contents(tmp_path / "other" / "seed-0", "history.csv")
+    assert not read(tmp_path / "d").equals(read(tmp_path / "other"))
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_batch_larger_than_the_data_is_clipped_and_said(tmp_path: Path) -> None:
+    for size in (30, 1000):
+        corrkd.run(tiny(student={"batch_size": size}), tmp_path / str(size), evaluate=False)
+    notes = json.loads((tmp_path / "1000" / "run.json").read_text())["notes"]
+    assert any("student.batch_size = 1000 is more than the 30 training samples" in note for note in notes)
+    assert not json.loads((tmp_path / "30" / "run.json").read_text())["notes"]
+    models = [contents(tmp_path / size / "seed-0", "*.safetensors") for size in ("30", "1000")]
+    assert_same(*models)
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_other_precisions(tmp_path: Path, precision: str) -> None:
+    run = corrkd.run(tiny(precision=precision), tmp_path / "run")
+    assert run.results[run.results["method"] == "student"]["value"].notna().all()
+
+
+@pytest.mark.usefixtures("no_report")
+def test_early_stopping(tmp_path: Path) -> None:
+    corrkd.run(tiny(teacher={"epochs": 50, "patience": 2, "lr": 1e-9}), tmp_path / "run", evaluate=False)
+    history = pd.read_csv(tmp_path / "run" / "seed-0" / "history.csv")
+    teacher = history[history["method"] == "teacher"]
+    best = teacher["epoch"][teacher["valid/weighted_f1"].idxmax()]
+    assert teacher["epoch"].max() == best + 2
+
+
+@pytest.mark.usefixtures("no_report")
+def test_what_is_trained_can_be_evaluated_later(finished: Path, tmp_path: Path) -> None:
+    settings = corrkd.load_settings(finished / "settings.yaml", overrides=["seeds=[0]"])
+    trained = corrkd.run(settings, tmp_path / "run", evaluate=False)
+    assert trained.results.empty
+    assert not (tmp_path / "run" / "results.csv").exists()
+    corrkd.resume(tmp_path / "run")
+    assert_same(contents(tmp_path / "run" / "seed-0"), contents(finished / "seed-0"))
+
+
+@pytest.mark.usefixtures("no_report")
+def test_the_folder_of_a_run(tmp_path: Path) -> None:
+    settings = tiny(data={"synthetic": {"train": 6, "valid": 6, "test": 6, "frames": 2}}, teacher={"epochs": 1})
+    out = tmp_path / "run"
+    corrkd.run(settings, out, evaluate=False)
+    before = contents(out)
+    with pytest.raises(CorrKDError, match="holds a run already"):
+        corrkd.run(settings, out)
+    assert contents(out) == before
+    (out / "my notes.txt").write_text("mine")
+    corrkd.run({**settings, "seeds": [4]}, out, evaluate=False, overwrite=True)
+    assert not (out / "seed-0").exists()
+    assert (out / "my notes.txt").read_text() == "mine"
+    other = tmp_path / "project"
+    (other / "figures").mkdir(parents=True)
+    (other / "settings.yaml").write_text("seeds: [0]\n")
+    (other / "thesis.tex").write_text("mine")
+    with pytest.raises(CorrKDError, match="holds other files and no run"):
+        corrkd.run(settings, other, overwrite=True)
+    assert {p.name for p in other.iterdir()} == {"figures", "settings.yaml", "thesis.tex"}
+
+
+@pytest.mark.slow
+def test_several_seeds_at_once_change_nothing(finished: Path, tmp_path: Path) -> None:
+    settings = corrkd.load_settings(finished / "settings.yaml", overrides=["jobs=2"])
+    corrkd.run(settings, tmp_path / "run")
+    one, other = contents(finished), contents(tmp_path / "run")
+    assert one.pop("settings.yaml") != other.pop("settings.yaml")  # jobs
+    for name in ("report.html", "report.md"):  # they show the settings
+        one.pop(name), other.pop(name)
+    assert_same(one, other)
