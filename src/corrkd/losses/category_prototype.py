@@ -23,7 +23,7 @@ def category_prototype_distillation(student: Tensor, teacher: Tensor, labels: Te
             are required.
         labels: (N,) classes in 0 ... num_classes - 1, or (N, Q) answers to Q questions, for which the loss is the mean
             over the questions of its form for one. The range is not checked, since that would wait for the device: a
-            sample whose label lies outside is in no prototype, and still compared with all; if all lie outside, the loss is NaN.
+            sample whose label lies outside is in no prototype, but is compared with all; if all lie outside, it is NaN.
         num_classes: K >= 1; 2 for yes/no questions.
 
     Returns:
