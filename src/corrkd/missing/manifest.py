@@ -1,7 +1,8 @@
 """Masks as a file: what was missing in a test, exported once and replayed by anybody, with this code or another.
 
-One safetensors file. Per random condition, draw and modality `condition/draw/modality`, (N, ceil(T / 8)) bytes, a bit set where dropped, the
-first frame in the highest bit (numpy.packbits); in its metadata a JSON text with the ids, frames per modality, conditions and seed.
+One safetensors file. Per random condition, draw and modality a tensor `condition/draw/modality` of (N, ceil(T / 8)) bytes: a bit is
+set where a frame is dropped, the first frame in the highest bit (numpy.packbits). In the metadata, a JSON text with ids, frames per
+modality, conditions and seed.
 """
 
 from __future__ import annotations
