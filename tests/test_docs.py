@@ -1,0 +1,243 @@
+"""What the documents say exists, exists; what they show as code runs."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+import yaml
+from pydantic import BaseModel
+
+from corrkd.cli import app
+from corrkd.data.batches import sample_key
+from corrkd.errors import CorrKDError
+from corrkd.missing.masks import uniform
+from corrkd.settings import Settings, load_settings, preset_names
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+RUNNABLE = [
+    "README.md",
+    "docs/extending.md",
+    "docs/metrics.md",
+    "docs/missingness.md",
+    "docs/running.md",
+    "docs/synthetic.md",
+]
+FILE_ENDINGS = {"safetensors", "json", "ckpt", "yaml", "csv"}
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def prose(text: str) -> str:
+    """The text without its fenced and indented blocks."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"^ {4}.*$", "", text, flags=re.MULTILINE)
+
+
+def inline_code(text: str) -> list[str]:
+    """What stands between single backticks, on one line."""
+    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose(text))]
+
+
+def anchors(text: str) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pages
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", prose(page.read_text("utf-8"))):
+        if re.match(r"\w+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), f"{page.name}: {target}"
+        assert ROOT in linked.parents, f"{page.name}: {target}"
+        if anchor:
+            assert anchor in anchors(linked.read_text("utf-8")), f"{page.name}: {target}"
+
+
+@pages
+def test_names_and_files_exist(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for name in set(re.findall(r"(?<![\w/.])corrkd(?:\.[A-Za-z_]\w*)+", text)):
+        assert resolve(name) is not None, f"{page.name}: {name}"
+    for code in inline_code(text):
+        if re.fullmatch(r"(src|docs|examples|tests|benchmarks)/[\w./-]*", code):
+            assert (ROOT / code).exists(), f"{page.name}: {code}"
+
+
+def resolve(name: str) -> Any:
+    """The module, class, function or attribute of that dotted name. Raises AttributeError where there is none."""
+    parts = name.split(".")
+    found: Any = importlib.import_module(parts[0])
+    for place, part in enumerate(parts[1:], 2):
+        try:
+            found = importlib.import_module(".".join(parts[:place]))
+        except ModuleNotFoundError:
+            found = getattr(found, part)
+    return found
+
+
+@pages
+def test_settings_exist(page: Path) -> None:
+    rooms = "|".join(name for name, field in Settings.model_fields.items() if is_model(field.annotation))
+    for code in inline_code(page.read_text("utf-8")):
+        match = re.fullmatch(rf"((?:{rooms})(?:\.\w+)+)(?:=(.*))?", code)
+        if not match or match[1].rsplit(".")[-1] in FILE_ENDINGS or match[1].startswith("data.synthetic."):
+            continue
+        assert match[1] in dict(leaves(Settings())), f"{page.name}: {code}"
+        if match[2] is not None:
+            load_settings(overrides=[code])
+
+
+def is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def leaves(model: BaseModel, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting by its dotted key, with its value."""
+    for name, value in model:
+        if isinstance(value, BaseModel):
+            yield from leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
+def test_every_setting_is_listed_with_its_default() -> None:
+    text = (ROOT / "docs" / "running.md").read_text("utf-8")
+    listed = {
+        key: yaml.safe_load(value) for key, value in re.findall(r"^\| `([\w.]+)` \| `([^`]+)` \|", text, re.MULTILINE)
+    }
+    defaults = yaml.safe_load(Settings().to_yaml())
+    shared = set(defaults["teacher"])
+    expected = {}
+    for key, _ in leaves(Settings()):
+        value: Any = defaults
+        for part in key.split("."):
+            value = value[part]
+        room, _, last = key.rpartition(".")
+        if room == "student" and last in shared:
+            assert value == listed[f"teacher.{last}"]
+        else:
+            expected[key] = value
+    assert listed == expected
+
+
+@pages
+def test_commands_are_understood(page: Path) -> None:
+    for line in commands(page.read_text("utf-8")):
+        check_command(line)
+
+
+def commands(text: str) -> list[str]:
+    """Every `corrkd ...` that a page shows, in blocks, comments of blocks, and inline code."""
+    lines = [line.strip().removeprefix("# ") for line in text.splitlines() if line.startswith("    ")]
+    lines += [line.strip() for block in blocks(text, r"\w*") for line in block.splitlines()]
+    lines += re.findall(r"# (corrkd .*)$", "\n".join(blocks(text, "python")), re.MULTILINE)
+    shown = [code for code in inline_code(text) if not re.search(r"\.\.\.|\|", code)]
+    return [
+        line[line.index("corrkd ") :]
+        for line in [*lines, *shown]
+        if line.startswith("corrkd ") or "--no-python corrkd " in line
+    ]
+
+
+def check_command(line: str) -> None:
+    """Parses a command line as the program would, and its settings with it."""
+    words = shlex.split(line, comments=True)[1:]
+    command: Any = typer.main.get_command(app)
+    while words and hasattr(command, "commands"):
+        if words[0].startswith("-"):
+            break
+        assert words[0] in command.commands, f"{line}: no such command"
+        command, words = command.commands[words[0]], words[1:]
+    if hasattr(command, "commands") or not words:
+        return  # a group, or a command named in passing
+    try:
+        given = command.make_context(command.name, words).params
+    except Exception as error:
+        pytest.fail(f"{line}: {error}")
+    for preset in (given.get("preset"), given.get("name")):
+        assert preset in (None, "NAME", *preset_names()), line
+    if "KEY=VALUE" not in (given.get("changes") or ()):
+        load_settings(preset=given.get("preset"), overrides=given.get("changes") or ())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "corrkd rum",
+        "corrkd run --presets mosi",
+        "corrkd run --preset nope",
+        "corrkd run --set student.eta=1",
+        "corrkd data look x",
+    ],
+)
+def test_a_wrong_command_is_noticed(line: str) -> None:
+    with pytest.raises((AssertionError, pytest.fail.Exception, CorrKDError)):
+        check_command(line)
+
+
+def test_presets_and_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        assert set(re.findall(r'preset="([\w-]+)"', text)) <= set(preset_names())
+        assert set(re.findall(r"(?:`|^    )make ([\w-]+)", text, re.MULTILINE)) <= targets
+    running = (ROOT / "docs" / "running.md").read_text("utf-8")
+    assert all(f"`{name}`" in running for name in preset_names())
+
+
+@pages
+def test_yaml_is_settings(page: Path, tmp_path: Path) -> None:
+    for block in blocks(page.read_text("utf-8"), "yaml"):
+        (tmp_path / "settings.yaml").write_text(block)
+        load_settings(tmp_path / "settings.yaml")
+
+
+@pages
+def test_python_is_python(page: Path) -> None:
+    for block in blocks(page.read_text("utf-8"), "python"):
+        compile(block, str(page), "exec")
+
+
+def run_blocks(name: str) -> dict[str, Any]:
+    """Runs a page's Python from top to bottom; what it defines."""
+    scope: dict[str, Any] = {"__name__": "page"}
+    for block in blocks((ROOT / name).read_text("utf-8"), "python"):
+        exec(compile(block, name, "exec"), scope)
+    return scope
+
+
+@pytest.mark.parametrize("name", [name for name in RUNNABLE if name != "docs/missingness.md"])
+def test_code_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_blocks(name)
+
+
+def test_masks_can_be_made_and_read_without_this_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scope = run_blocks("docs/missingness.md")
+    samples = scope["samples"]
+    assert set(scope["row"]) == set(samples.ids)
+    for sample_id in samples.ids[:20]:
+        keys = torch.tensor([sample_key(str(sample_id))])
+        ours = uniform(keys, 12, seed=2024, purpose="frame", modality="audio")[0].numpy()
+        theirs = scope["numbers"](str(sample_id), "audio", 12)
+        assert np.array_equal(ours, theirs)
+        assert np.array_equal(scope["row"][str(sample_id)], theirs < 0.3)
