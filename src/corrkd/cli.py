@@ -149,7 +149,9 @@ def evaluate(
     from corrkd.networks.saved import load_student
 
     names = None if conditions is None else [name.strip() for name in conditions.split(",") if name.strip()]
-    student, dataset = load_student(model), load_dataset(data, glove=glove, folds=folds)
+    student = load_student(model)
+    with Reporter().busy(f"reading {data}"):
+        dataset = load_dataset(data, glove=glove, folds=folds)
     manifest = None if masks is None else load_manifest(masks)
     if export_masks is not None:
         save_manifest(
@@ -175,9 +177,12 @@ def evaluate(
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Make the report again from a run folder alone."""
+    from corrkd.experiment.progress import Reporter
     from corrkd.report.page import write_report
 
-    print(write_report(folder))
+    with Reporter().busy("writing the report"):
+        page = write_report(folder)
+    print(page)
 
 
 @app.command()
@@ -203,8 +208,11 @@ def inspect(
     from corrkd.data.inspect import describe
     from corrkd.data.inspect import inspect as look
     from corrkd.data.load import load_dataset
+    from corrkd.experiment.progress import Reporter
 
-    print(describe(look(load_dataset(file, glove=glove, folds=folds))))
+    with Reporter().busy(f"reading {file}"):
+        found = look(load_dataset(file, glove=glove, folds=folds))
+    print(describe(found))
 
 
 @data_app.command()
@@ -217,8 +225,10 @@ def convert(
     """Write a dataset to one file that carries no code and opens by memory map."""
     from corrkd.data.convert import convert as write
     from corrkd.data.load import load_dataset
+    from corrkd.experiment.progress import Reporter
 
-    write(load_dataset(file, glove=glove, folds=folds), out)
+    with Reporter().busy(f"converting {file}"):
+        write(load_dataset(file, glove=glove, folds=folds), out)
     print(out)
 
 

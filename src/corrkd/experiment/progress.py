@@ -30,6 +30,16 @@ class Reporter:
         self._console.print(message, markup=False)
 
     @contextmanager
+    def busy(self, title: str) -> Iterator[None]:
+        """A piece of work whose length is not known before: a spinner, or a plain line."""
+        if self._console.is_terminal and not (self.quiet or self.plain):
+            with self._console.status(title):
+                yield
+        else:
+            self.say(title)
+            yield
+
+    @contextmanager
     def task(self, title: str, total: int, done: int = 0) -> Iterator[Task]:
         """A piece of work of `total` steps: a bar, or a plain line at its start and every few seconds."""
         if self.quiet or self.plain or not self._console.is_terminal:

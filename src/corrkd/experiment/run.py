@@ -71,7 +71,8 @@ def run(
     elif not isinstance(settings, Settings):
         settings = load_settings(**settings)
     reporter = reporter or Reporter(quiet=True)
-    experiment = prepare(settings)
+    with reporter.busy(f"reading {settings.data.path}"):
+        experiment = prepare(settings)
     folder = Path(out) if out is not None else Path("runs") / experiment.dataset.name
     if _first_process():
         run_folder.check(folder, overwrite=overwrite)  # before anything is made there
@@ -89,8 +90,11 @@ def resume(folder: str | Path, *, evaluate: bool = True, reporter: Reporter | No
     """
     folder = Path(folder)
     settings = run_folder.settings_of(folder)
+    reporter = reporter or Reporter(quiet=True)
     with _writing(folder):
-        return _carry_out(prepare(settings), folder, evaluate, reporter or Reporter(quiet=True))
+        with reporter.busy(f"reading {settings.data.path}"):
+            experiment = prepare(settings)
+        return _carry_out(experiment, folder, evaluate, reporter)
 
 
 def _carry_out(experiment: Experiment, folder: Path, evaluate: bool, reporter: Reporter) -> Run:
@@ -118,7 +122,8 @@ def _carry_out(experiment: Experiment, folder: Path, evaluate: bool, reporter: R
     parts = [read_table(_seed_folder(folder, seed) / "results.csv") for seed in settings.seeds]
     table = pd.concat([*parts, references(experiment)], ignore_index=True)
     write_table(folder / run_folder.RESULTS, table)
-    write_report(folder)
+    with reporter.busy("writing the report"):
+        write_report(folder)
     return Run(folder, table)
 
 
