@@ -43,11 +43,14 @@ class Ended:
 
     @property
     def line(self) -> str:
-        """The one line of an error of the user's."""
+        """The one line of an error of the user's, after what is said of progress."""
         assert self.code == 2, f"exit code {self.code}\n{self.out}\n{self.err}"
-        assert self.err.startswith("error: "), self.err
-        assert self.err.count("\n") == 1, self.err
-        return self.err.strip()
+        *before, last = self.err.splitlines()
+        assert last.startswith("error: "), self.err
+        assert all(line.startswith(("reading ", "note: ", "seed ", "writing ", "converting ")) for line in before), (
+            self.err
+        )
+        return last
 
 
 class Started:

@@ -1,0 +1,195 @@
+"""A run that is stopped at any moment and resumed ends as one that never was."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import corrkd as package
+from corrkd.experiment import run_folder
+from tests.command import corrkd, ends_at
+from tests.experiment.conftest import assert_same, contents, tiny, write_npz
+
+WRITE = ("pathlib:Path", "write_bytes")  # dies with half of the file written
+SYNC = ("os", "fsync")  # dies with the file written beside its place
+REPLACE = ("os", "replace")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("settings") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a run that nobody stopped leaves."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert corrkd("run", "--settings", settings, "--out", out).code == 0
+    return contents(out)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob("*") if p.name.endswith((".part", ".ckpt"))]
+
+
+def killed_again_and_again(settings: Path, out: Path, owner: str, name: str, calls: int) -> int:
+    """Begins a run and resumes it, each process killed at a call, until all results are there; how often that was.
+
+    Of `calls` at first, of one more after each six processes: an evaluation is done whole or not at all.
+    """
+    times = 0
+    while not (out / "results.csv").exists():
+        words = ("resume", out) if (out / "settings.yaml").exists() else ("run", "--settings", settings, "--out", out)
+        ended = corrkd(*words, first=ends_at(owner, name, calls + times // 6))
+        assert ended.code in (0, -signal.SIGKILL), ended
+        times += ended.code != 0
+        assert times < 60, "no progress"
+    return times
+
+
+@pytest.mark.parametrize(("hook", "calls", "least"), [(WRITE, 4, 4), (REPLACE, 5, 4)])
+def test_killed_again_and_again(
+    settings: Path, whole: dict[str, bytes], tmp_path: Path, hook: tuple[str, str], calls: int, least: int
+) -> None:
+    out = tmp_path / "run"
+    assert killed_again_and_again(settings, out, *hook, calls) >= least
+    assert corrkd("resume", out).code == 0
+    assert_same(contents(out), whole)
+    assert not leftovers(out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hook", [WRITE, SYNC, REPLACE])
+def test_killed_at_every_write(settings: Path, whole: dict[str, bytes], tmp_path: Path, hook: tuple[str, str]) -> None:
+    """The first write of each process is run.json: at the second, each gets one file further."""
+    out = tmp_path / "run"
+    assert killed_again_and_again(settings, out, *hook, 2) >= 12
+    assert corrkd("resume", out).code == 0
+    assert_same(contents(out), whole)
+    assert not leftovers(out)
+
+
+def test_killed_at_its_very_first_write(settings: Path, tmp_path: Path) -> None:
+    """There is no run yet, and the folder is no obstacle to one."""
+    out = tmp_path / "run"
+    assert corrkd("train", "--settings", settings, "--out", out, first=ends_at(*WRITE, 1)).code == -signal.SIGKILL
+    assert "not a run folder" in corrkd("resume", out).line
+    assert corrkd("train", "--settings", settings, "--out", out).code == 0
+    assert not leftovers(out)
+
+
+def test_killed_between_the_last_model_and_the_history(settings: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first = ends_at("corrkd.experiment.seed", "_write_history", 1)
+    assert corrkd("train", "--settings", settings, "--out", out, first=first).code == -signal.SIGKILL
+    assert (out / "seed-0" / "control.json").exists()
+    assert not (out / "seed-0" / "history.csv").exists()
+    assert corrkd("resume", out).code == 0
+    assert_same(contents(out), whole)
+    assert not leftovers(out)
+
+
+def test_killed_from_outside(settings: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    """The command as users start it, with the student in training."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "corrkd.cli", "run", "--settings", str(settings), "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        try:
+            wait_for(out / "seed-0" / "student.ckpt")
+        finally:
+            process.kill()
+    assert not (out / "results.csv").exists()
+    assert corrkd("resume", out).code == 0
+    assert_same(contents(out), whole)
+    assert not leftovers(out)
+
+
+@pytest.mark.parametrize(("hook", "calls"), [(SYNC, 7), (("corrkd.experiment.seed", "sweep"), 2)])
+def test_control_c(settings: Path, whole: dict[str, bytes], tmp_path: Path, hook: tuple[str, str], calls: int) -> None:
+    """In training, in the middle of a write; and in the evaluation."""
+    out = tmp_path / "run"
+    ended = corrkd("run", "--settings", settings, "--out", out, first=ends_at(*hook, calls, signal.SIGINT))
+    assert ended.code == 130
+    said = ended.err.splitlines()
+    assert said[-1].startswith("interrupted; `corrkd resume")
+    assert not any("Traceback" in line or "interrupted" in line for line in said[:-1])
+    assert not [p for p in leftovers(out) if p.suffix == ".part"]
+    assert corrkd("resume", out).code == 0
+    assert_same(contents(out), whole)
+
+
+def test_resuming_a_finished_run_changes_nothing(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    before = contents(out)
+    results = package.resume(out).results
+    assert_same(contents(out), before)
+    assert set(results["seed"]) == {"0", "1", ""}
+
+
+def test_data_that_changed_in_between(tmp_path: Path) -> None:
+    data, out = write_npz(tmp_path / "d.npz", {"language": 5, "audio": 3}), tmp_path / "run"
+    package.run(tiny(data={"path": str(data)}), out, evaluate=False)
+    before = contents(out)
+    write_npz(data, {"language": 5, "audio": 3}, seed=1)
+    assert "the data has changed since the run began" in corrkd("resume", out).line
+    assert contents(out) == before
+    data.unlink()
+    assert "no such file" in corrkd("resume", out).line
+
+
+def test_one_process_at_a_time(settings: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with run_folder.locked(out):
+        assert "another process is writing this run" in corrkd("train", "--settings", settings, "--out", out).line
+        assert not (out / "settings.yaml").exists()
+    (out / "settings.yaml").write_text(settings.read_text())
+    with run_folder.locked(out):
+        assert "another process is writing this run" in corrkd("resume", out).line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_several_seeds_at_once_are_stopped_together(tmp_path: Path, number: int) -> None:
+    path, out, straight = tmp_path / "s.yaml", tmp_path / "run", tmp_path / "straight"
+    path.write_text(yaml.safe_dump(tiny(seeds=[0, 1], student={"epochs": 20})))
+    corrkd("run", "--settings", path, "--out", straight)
+    # Not by fork: joblib's workers are left behind by processes of multiprocessing.
+    command = [sys.executable, "-m", "corrkd.cli"]
+    with subprocess.Popen(
+        [*command, "run", "--settings", path, "--jobs", "2", "--out", out], stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            wait_for(out / "seed-1" / "student.ckpt")
+            process.send_signal(number)
+            said = process.communicate(timeout=120)[1]
+        finally:
+            process.kill()
+    assert process.returncode == (-number if number == signal.SIGKILL else 130)
+    assert "Traceback" not in said
+    time.sleep(1)  # longer than a worker without its parent may live
+    state = contents(out)
+    time.sleep(2)
+    assert contents(out) == state
+    subprocess.run([*command, "resume", out], check=True, capture_output=True)
+    one, other = contents(out), contents(straight)
+    for name in ("settings.yaml", "report.html", "report.md"):  # jobs
+        assert one.pop(name) != other.pop(name)
+    assert_same(one, other)
+    assert not leftovers(out)
+
+
+def wait_for(path: Path, seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} does not appear"
+        time.sleep(0.005)

@@ -1,0 +1,225 @@
+"""Every command, as a user types it."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+import corrkd as package
+from corrkd.settings import preset_names
+from tests.command import corrkd
+from tests.experiment.conftest import contents, finished, tiny, write_npz  # noqa: F401  (a fixture)
+
+FAST = {"teacher": {"epochs": 1, "batch_size": 30}, "student": {"epochs": 1, "batch_size": 30}}
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("settings") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny(**FAST)))
+    return path
+
+
+def test_version_and_help() -> None:
+    done = subprocess.run([sys.executable, "-m", "corrkd.cli", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"corrkd {package.__version__}\n"
+    assert done.stderr == ""
+    pages = {words: corrkd(*words) for words in ((), ("--help",), ("data",), ("data", "--help"), ("run", "--help"))}
+    assert all(page.code == 0 and not page.err for page in pages.values())
+    for command in ("run", "train", "evaluate", "report", "resume", "presets", "data"):
+        assert command in pages[()].out
+    assert "inspect" in pages["data",].out
+    assert "convert" in pages["data", "--help"].out
+    assert "--set" in pages["run", "--help"].out
+
+
+def test_run_says_how_it_goes_in_plain_lines(settings: Path, tmp_path: Path) -> None:
+    done = corrkd("run", "--settings", settings, "--seeds", "1,3", "--set", "evaluation.bursts=[]", cwd=tmp_path)
+    assert done.code == 0, done.err
+    out = tmp_path / "runs" / "synthetic"
+    chosen = package.load_settings(out / "settings.yaml")
+    assert (chosen.seeds, chosen.evaluation.bursts) == ((1, 3), ())
+    assert {"seed-1", "seed-3", "report.html"} <= {p.name for p in out.iterdir()}
+    assert "CorrKD student" in done.out
+    assert "runs/synthetic/report.html" in done.out
+    for line in ("seed 1  teacher: 1/1", "seed 3  student: 1/1", "seed 3  control: 1/1", "seed 1  evaluation: 54/54"):
+        assert line in done.err
+    assert "\x1b" not in done.out + done.err
+    assert "\r" not in done.err
+
+
+def test_a_terminal_gets_bars(settings: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "corrkd.cli", "train", "--settings", str(settings), "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(command, stderr=theirs, stdout=subprocess.DEVNULL, env=environment) as process:
+        os.close(theirs)
+        said = b""
+        try:
+            while part := os.read(ours, 65536):
+                said += part
+        except OSError:  # the terminal closes with the process
+            pass
+        os.close(ours)
+    assert process.returncode == 0
+    assert "seed 0  student" in said.decode()
+    assert "━" in said.decode()
+
+
+def test_train_then_resume(settings: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = corrkd("train", "--settings", settings, "--out", out, "--seeds", 1)
+    assert done.code == 0, done.err
+    assert f"corrkd resume {out}" in done.out
+    assert not (out / "results.csv").exists()
+    assert corrkd("resume", out).code == 0
+    assert (out / "results.csv").exists()
+    assert (out / "report.html").exists()
+
+
+def test_overwrite(settings: Path, tmp_path: Path) -> None:
+    words = ("train", "--settings", settings, "--out", tmp_path / "run")
+    assert corrkd(*words).code == 0
+    assert "holds a run already; go on with `corrkd resume" in corrkd(*words).line
+    assert corrkd(*words, "--overwrite", "--seeds", "5").code == 0
+    assert (tmp_path / "run" / "seed-4").exists()
+
+
+def test_target_jobs_and_preset(tmp_path: Path) -> None:
+    data = write_npz(tmp_path / "d.npz", {"language": 5, "audio": 3})
+    words = [
+        "--set",
+        "teacher.epochs=1",
+        "--set",
+        "student.epochs=1",
+        "--set",
+        "network.layers=1",
+        "--set",
+        "device=cpu",
+    ]
+    done = corrkd("train", "--preset", "mosi", "--data", data, "--target", "five", "--seeds", 1, *words, cwd=tmp_path)
+    assert done.code == 2
+    assert "no sample of class '-2'" in done.line
+    done = corrkd("train", "--preset", "mosi", "--data", data, "--target", "score", "--seeds", 1, *words, cwd=tmp_path)
+    assert done.code == 0, done.err
+    chosen = package.load_settings(tmp_path / "runs" / "mosi" / "settings.yaml")
+    assert (chosen.data.target, chosen.seeds, chosen.student.epochs) == ("score", (0,), 1)
+    assert chosen.student.batch_size == package.load_settings(preset="mosi").student.batch_size
+
+
+def test_evaluate(finished: Path, tmp_path: Path) -> None:  # noqa: F811
+    inspected = package.load_settings(finished / "settings.yaml").data.synthetic
+    from corrkd.data.convert import convert
+    from corrkd.experiment.prepare import read
+
+    data = tmp_path / "set.safetensors"
+    convert(read(package.Settings(data={"synthetic": inspected}).data), data)
+    model, csv, masks = finished / "seed-1", tmp_path / "out" / "results.csv", tmp_path / "masks.safetensors"
+    names = "complete,audio,vision+audio,ratio-0.5,burst-0.5,natural"
+    words = ("evaluate", model, "--data", data, "--conditions", names, "--draws", 2)
+    done = corrkd(*words, "--out", csv, "--export-masks", masks)
+    assert done.code == 0, done.err
+    assert "weighted_f1" in done.out
+    assert "audio+vision" in done.out
+    table = pd.read_csv(csv)
+    assert set(table["condition"]) == {"complete", "audio", "audio+vision", "ratio-0.5", "burst-0.5", "natural"}
+    results = pd.read_csv(finished / "seed-1" / "results.csv")
+    both = table.merge(results[results["method"] == "student"], on=["condition", "draw", "metric"])
+    assert len(both) == len(table)
+    np.testing.assert_allclose(both["value_x"], both["value_y"], atol=1e-6)
+    # Replayed masks give the same whatever the mask seed; another seed does not.
+    replayed = corrkd(*words, "--masks", masks, "--mask-seed", 5, "--out", tmp_path / "replayed.csv")
+    assert replayed.code == 0, replayed.err
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "replayed.csv"), table)
+    assert corrkd(*words, "--mask-seed", 5, "--out", tmp_path / "other.csv").code == 0
+    assert not pd.read_csv(tmp_path / "other.csv").equals(table)
+    # A model's file, a run's first seed, another split.
+    whole = corrkd("evaluate", finished, "--data", data, "--split", "valid", "--out", tmp_path / "valid.csv")
+    assert whole.code == 0, whole.err
+    assert "average" in set(pd.read_csv(tmp_path / "valid.csv")["condition"])
+
+
+def test_report_again(finished: Path) -> None:  # noqa: F811
+    before = contents(finished)
+    (finished / "report.html").unlink()
+    done = corrkd("report", finished)
+    assert done.code == 0
+    assert done.out.strip() == str(finished / "report.html")
+    assert contents(finished) == before
+
+
+def test_data_inspect_and_convert(tmp_path: Path) -> None:
+    data, out = write_npz(tmp_path / "d.npz", {"language": 5, "gaze": 3}), tmp_path / "new" / "d.safetensors"
+    shown = corrkd("data", "inspect", data)
+    assert shown.code == 0, shown.err
+    assert "npz arrays" in shown.out
+    assert "gaze" in shown.out
+    done = corrkd("data", "convert", data, out)
+    assert (done.code, done.out.strip()) == (0, str(out)), done.err
+    np.testing.assert_array_equal(
+        package.load_dataset(out).split("test").frames["gaze"], package.load_dataset(data).split("test").frames["gaze"]
+    )
+    assert "must end in .safetensors" in corrkd("data", "convert", data, tmp_path / "d.pkl").line
+
+
+def test_presets() -> None:
+    listed = corrkd("presets")
+    assert listed.code == 0
+    assert [line.split()[0] for line in listed.out.splitlines()] == list(preset_names())
+    shown = corrkd("presets", "paper-mosi")
+    assert yaml.safe_load(shown.out)["student"]["batch_size"] == 64
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("dance",), ["No such command 'dance'"]),
+        (("run", "--fast"), ["No such option", "--fast"]),
+        (("run", "--jobs", "many"), ["--jobs"]),
+        (("resume",), ["Missing argument"]),
+        (("evaluate", "run"), ["Missing option '--data'"]),
+        (("evaluate", "run", "--data", "synthetic", "--draws", "0"), ["--draws", "greater than or equal to 1"]),
+        (("run", "--set", "student.lrr=1"), ["student.lrr is unknown", "lr"]),
+        (("run", "--set", "student.lr"), ["expected key=value"]),
+        (("run", "--set", "network.heads=7"), ["heads = 7"]),
+        (("run", "--set", "data.synthetic={trian: 3}"), ["data.synthetic.trian is unknown", "train"]),
+        (("run", "--preset", "nope"), ["preset 'nope' is unknown", "paper-mosi"]),
+        (("presets", "nope"), ["preset 'nope' is unknown"]),
+        (("run", "--settings", "absent.yaml"), ["absent.yaml", "No such file"]),
+        (("run", "--seeds", "x"), ["--seeds 'x'"]),
+        (("run", "--seeds", "0"), ["--seeds '0'", "at least one"]),
+        (("run", "--seeds", "1,1"), ["seeds", "each once"]),
+        (("run", "--target", "octiles"), ["data.target", "tertiles"]),
+        (("run", "--set", "device=cuda"), ["device 'cuda' is not there"]),
+        (("run", "--set", "evaluation.projection=smell"), ["condition 'smell' is unknown"]),
+        (("run", "--set", "data.modalities=[smell]"), ["no modality 'smell'", "language"]),
+        (("resume", "nowhere"), ["nowhere: not a run folder"]),
+        (("report", "nowhere"), ["nowhere"]),
+        (("evaluate", "nowhere", "--data", "synthetic"), ["nowhere: no trained student"]),
+        (("data", "inspect", "nowhere"), ["nowhere: no such file"]),
+    ],
+)
+def test_errors_are_one_line(words: tuple[str, ...], parts: list[str], tmp_path: Path) -> None:
+    done = corrkd(*words, cwd=tmp_path)
+    for part in parts:
+        assert part in done.line
+    assert done.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluates_errors_are_one_line(finished: Path, tmp_path: Path) -> None:  # noqa: F811
+    words = ("evaluate", finished, "--data")
+    data = write_npz(tmp_path / "d.npz", {"language": 8, "audio": 8})
+    assert "has no modality 'vision'; it has language, audio" in corrkd(*words, data).line
+    assert "condition 'smell' is unknown; there are" in corrkd(*words, "synthetic", "--conditions", "smell").line
+    assert "has no split 'later'" in corrkd(*words, "synthetic", "--split", "later").line
+    assert "language is 24 wide, but the model was trained on 8" in corrkd(*words, "synthetic").line
+    assert "not a manifest of masks" in corrkd(*words, "synthetic", "--masks", finished / "run.json").line
