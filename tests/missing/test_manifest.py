@@ -16,7 +16,7 @@ NAMES = ("language", "audio", "vision")
 def test_masks_are_replayed_for_any_order_of_samples(tmp_path: Path) -> None:
     dataset = make_dataset()
     samples = make_samples(dataset, "test")
-    conditions = [condition("audio", NAMES), condition("ratio-0.4", NAMES, 2), condition("burst-0.5", NAMES, 2)]
+    conditions = [condition("ratio-0.4", NAMES, 2), condition("burst-0.5", NAMES, 2), condition("audio", NAMES)]
     save_manifest(tmp_path / "masks.safetensors", make_manifest(samples, conditions, seed=9))
     manifest = load_manifest(tmp_path / "masks.safetensors")
     assert manifest.conditions == tuple(conditions)
@@ -24,7 +24,7 @@ def test_masks_are_replayed_for_any_order_of_samples(tmp_path: Path) -> None:
     replay = manifest.replay(samples)
     rows = torch.arange(len(samples)).flip(0)[:11]
     batch = samples.take(rows)
-    for chosen in conditions[1:]:
+    for chosen in conditions[:2]:
         for draw in (0, 1):
             drawn, replayed = chosen.dropped(batch, seed=9, draw=draw), replay(chosen, draw, batch)
             for m in NAMES:

@@ -30,12 +30,14 @@ class Manifest:
 
     Attributes:
         ids: (N,) the samples, in the masks' order.
+        frames: T_m by modality, all of the samples' modalities in their order.
         conditions: what is missing; of those in which nothing is random there is no mask to keep.
         masks: (condition's name, draw, modality) -> (N, T_m) booleans, True where dropped.
         seed: the masks' seed.
     """
 
     ids: tuple[str, ...]
+    frames: Mapping[str, int]
     conditions: tuple[Condition, ...]
     masks: Mapping[tuple[str, int, str], np.ndarray[tuple[int, ...], np.dtype[np.bool_]]]
     seed: int
@@ -76,18 +78,17 @@ def make_manifest(samples: Samples, conditions: Sequence[Condition], *, seed: in
         for draw in range(c.draws)
         for m, mask in c.dropped(everything, seed=seed, draw=draw).items()
     }
-    return Manifest(tuple(map(str, samples.ids)), tuple(conditions), masks, seed)
+    frames = {m: exists.shape[1] for m, exists in samples.exists.items()}
+    return Manifest(tuple(map(str, samples.ids)), frames, tuple(conditions), masks, seed)
 
 
 def save_manifest(path: Path, manifest: Manifest) -> None:
     """Writes the manifest whole or not at all."""
-    modalities = {m: mask.shape[1] for (_, _, m), mask in manifest.masks.items()}
     about = {
         "corrkd_masks": 1,
         "ids": manifest.ids,
-        "modalities": modalities,
+        "modalities": dict(manifest.frames),
         "conditions": [{"name": c.name, "draws": c.draws} for c in manifest.conditions],
-        "available": list(manifest.conditions[-1].available),
         "seed": manifest.seed,
     }
     tensors = {f"{name}/{draw}/{m}": np.packbits(mask, axis=1) for (name, draw, m), mask in manifest.masks.items()}
@@ -100,14 +101,13 @@ def load_manifest(path: Path) -> Manifest:
         with safe_open(path, "numpy") as file:
             about = json.loads((file.metadata() or {})["masks"])
             modalities: dict[str, int] = about["modalities"]
-            names = tuple(about["available"])
-            conditions = tuple(condition(c["name"], names, c["draws"]) for c in about["conditions"])
+            conditions = tuple(condition(c["name"], tuple(modalities), c["draws"]) for c in about["conditions"])
             masks = {}
             for key in file.keys():  # noqa: SIM118  (the file is not a mapping)
                 name, draw, m = key.split("/", 2)
                 bits = np.unpackbits(file.get_tensor(key), axis=1, count=modalities[m])
                 masks[name, int(draw), m] = bits.astype(bool)
-            return Manifest(tuple(about["ids"]), conditions, masks, int(about["seed"]))
+            return Manifest(tuple(about["ids"]), modalities, conditions, masks, int(about["seed"]))
     except OSError as error:
         raise CorrKDError(f"{path}: {error.strerror or error}") from None
     except (SafetensorError, KeyError, ValueError, TypeError):
