@@ -47,9 +47,10 @@ class Ended:
         assert self.code == 2, f"exit code {self.code}\n{self.out}\n{self.err}"
         *before, last = self.err.splitlines()
         assert last.startswith("error: "), self.err
-        assert all(line.startswith(("reading ", "note: ", "seed ", "writing ", "converting ")) for line in before), (
-            self.err
-        )
+        assert all(
+            line.startswith(("reading ", "note: ", "seed ", "writing ", "converting ", "evaluation: "))
+            for line in before
+        ), self.err
         return last
 
 

@@ -219,7 +219,8 @@ def test_evaluates_errors_are_one_line(finished: Path, tmp_path: Path) -> None: 
     words = ("evaluate", finished, "--data")
     data = write_npz(tmp_path / "d.npz", {"language": 8, "audio": 8})
     assert "has no modality 'vision'; it has language, audio" in corrkd(*words, data).line
-    assert "condition 'smell' is unknown; there are" in corrkd(*words, "synthetic", "--conditions", "smell").line
-    assert "has no split 'later'" in corrkd(*words, "synthetic", "--split", "later").line
+    whole = write_npz(tmp_path / "whole.npz", {"language": 8, "audio": 8, "vision": 8})
+    assert "condition 'smell' is unknown; there are" in corrkd(*words, whole, "--conditions", "smell").line
+    assert "has no split 'later'" in corrkd(*words, whole, "--split", "later").line
     assert "language is 24 wide, but the model was trained on 8" in corrkd(*words, "synthetic").line
-    assert "not a manifest of masks" in corrkd(*words, "synthetic", "--masks", finished / "run.json").line
+    assert "not a manifest of masks" in corrkd(*words, whole, "--masks", finished / "run.json").line

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -71,8 +72,12 @@ def with_modalities(
     """The dataset with these modalities only, in this order.
 
     Raises:
-        CorrKDError: where a modality is unknown, or of another width than `widths` says.
+        CorrKDError: where there is none, one is named twice, is unknown, or of another width than `widths` says.
     """
+    if not modalities or len(set(modalities)) < len(modalities):
+        raise CorrKDError(
+            f"dataset {dataset.name}: modalities {', '.join(modalities) or '(none)'}: name at least one, each once"
+        )
     for m in modalities:
         if m not in dataset.modalities:
             raise CorrKDError(f"dataset {dataset.name}: has no modality {m!r}; it has {', '.join(dataset.modalities)}")
@@ -140,9 +145,11 @@ def load_network(stem: Path) -> SavedNetwork:
     try:
         tensors = load_tensors(data)
         return _assemble(card, tensors)
+    except CorrKDError as error:
+        raise CorrKDError(f"{stem}.json: {error}") from None
     except ValidationError as error:
-        raise CorrKDError(f"{stem.name}.json: network: {error.errors()[0]['msg']}") from None
-    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError, struct.error) as error:
+        raise CorrKDError(f"{stem}.json: network: {error.errors()[0]['msg']}") from None
+    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, struct.error) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise CorrKDError(f"{path}: does not fit its card: {' '.join(lines[-1:]) or type(error).__name__}") from None
 
@@ -181,6 +188,8 @@ def _read_card(path: Path) -> dict[str, Any]:
     missing = {"sha256", "network", "modalities", "clip", "target", "about"} - set(card)
     if missing:
         raise CorrKDError(f"{path}: the card lacks {', '.join(sorted(missing))}")
+    if not isinstance(card["about"], dict):
+        raise CorrKDError(f"{path}: the card's `about` holds no facts")
     return card
 
 
@@ -192,10 +201,17 @@ def _assemble(card: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> S
         network = build_network(target, widths, frames, NetworkSettings.model_validate(card["network"]))
     network.load_state_dict({n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")})
     normalisation = Normalisation(
-        center={m: tensors[f"center.{m}"].numpy() for m in widths},
-        scale={m: tensors[f"scale.{m}"].numpy() for m in widths},
+        center={m: _statistic(tensors, f"center.{m}", width) for m, width in widths.items()},
+        scale={m: _statistic(tensors, f"scale.{m}", width) for m, width in widths.items()},
         clip=None if card["clip"] is None else float(card["clip"]),
     )
     return SavedNetwork(
         network=network.eval(), normalisation=normalisation, target=target, frames=frames, about=card["about"]
     )
+
+
+def _statistic(tensors: Mapping[str, torch.Tensor], name: str, width: int) -> npt.NDArray[np.float32]:
+    found = tensors[name]
+    if found.shape != (width,) or not torch.isfinite(found).all():
+        raise ValueError(f"{name} has shape {tuple(found.shape)}, expected {width} finite numbers")
+    return found.numpy()

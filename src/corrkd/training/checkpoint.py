@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,8 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CorrKDError(
-            f"{path}: not a readable checkpoint ({reason}); delete it to train this stage again"
-        ) from None
+        with warnings.catch_warnings(action="ignore"):
+            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except Exception:  # torch raises many kinds for a damaged file, and advises to run what is in it
+        raise CorrKDError(f"{path}: damaged, or no checkpoint; delete it to train this stage again") from None
     return state

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from corrkd.data.normalise import fit_normalisation
+from corrkd.data.targets import make_target
+from corrkd.errors import CorrKDError
+from corrkd.networks.saved import SavedNetwork, build_network, load_network, load_student, save_network
+from corrkd.settings import NetworkSettings
+from tests.conftest import make_dataset
+
+SMALL = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6,), fill="learned")
+
+
+def saved(target: str = "classes") -> SavedNetwork:
+    dataset = make_dataset()
+    chosen = make_target(target, dataset)
+    frames = {"language": 6, "audio": 6, "vision": 6}
+    torch.manual_seed(1)
+    network = build_network(chosen, dataset.widths, frames, SMALL)
+    return SavedNetwork(
+        network=network.eval(),
+        normalisation=fit_normalisation(dataset.split("train")),
+        target=chosen,
+        frames=frames,
+        about={"seed": 3, "note": "é"},
+    )
+
+
+@pytest.fixture
+def stem(tmp_path: Path) -> Path:
+    save_network(tmp_path / "student", saved())
+    return tmp_path / "student"
+
+
+def change_card(stem: Path, **changes: Any) -> None:
+    card = json.loads(stem.with_suffix(".json").read_text())
+    stem.with_suffix(".json").write_text(json.dumps({**card, **changes}))
+
+
+@pytest.mark.parametrize("target", ["classes", "score", "tertiles"])
+def test_round_trip(tmp_path: Path, target: str) -> None:
+    before = saved(target)
+    save_network(tmp_path / "deep" / "student", before)
+    after = load_network(tmp_path / "deep" / "student.safetensors")
+    assert after.target == before.target
+    assert (after.frames, after.widths, after.modalities) == (before.frames, before.widths, before.modalities)
+    assert after.about == before.about
+    assert after.network.settings == before.network.settings
+    assert not after.network.training
+    frames = {m: torch.randn(4, 6, width) for m, width in before.widths.items()}
+    there = {m: torch.ones(4, 6, dtype=torch.bool) for m in frames}
+    assert torch.equal(after.network(frames, there, there).logits, before.network(frames, there, there).logits)
+    for m, x in frames.items():
+        assert torch.equal(after.normalisation.apply(m, x), before.normalisation.apply(m, x))
+
+
+def test_loading_leaves_the_callers_random_state(stem: Path) -> None:
+    state = torch.get_rng_state()
+    load_network(stem)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_where_a_student_is_found(stem: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for seed in (10, 9):
+        save_network(run / f"seed-{seed}" / "student", saved())
+        change_card(run / f"seed-{seed}" / "student", about={"seed": seed})
+    assert load_student(run).about["seed"] == 9  # by number, not by text
+    assert load_student(str(run / "seed-10")).about["seed"] == 10
+    for path in (stem, stem.with_suffix(".json"), stem.with_suffix(".safetensors"), tmp_path):
+        assert load_student(path).about["seed"] == 3
+    with pytest.raises(CorrKDError, match="no trained student"):
+        load_student(tmp_path / "nowhere")
+
+
+def one_line(stem: Path, words: str) -> None:
+    with pytest.raises(CorrKDError, match=words) as caught:
+        load_network(stem)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_parameters(stem: Path) -> None:
+    path = stem.with_suffix(".safetensors")
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole[: len(whole) // 2], b"", whole[:-4] + b"\0\0\0\1", pickle.dumps({})):
+        path.write_bytes(damaged)
+        one_line(stem, "damaged: its SHA-256 is not the one in student.json")
+    path.unlink()
+    one_line(stem, "No such file")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "not JSON"),
+        ("{", "not JSON"),
+        ("[]", "not a model card"),
+        ('{"format": 99}', "not a model card"),
+        ('{"format": 1}', "the card lacks about"),
+    ],
+)
+def test_damaged_cards(stem: Path, text: str, words: str) -> None:
+    stem.with_suffix(".json").write_text(text)
+    one_line(stem, words)
+
+
+def test_a_card_that_is_no_text(stem: Path) -> None:
+    stem.with_suffix(".json").write_bytes(b"\xff\xfe\x00")
+    one_line(stem, "not JSON")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"modalities": {"language": {"width": 9, "frames": 6}}},
+        {"modalities": {"smell": {"width": 5, "frames": 6}}},
+        {"modalities": []},
+        {"modalities": {"language": 3}},
+        {"modalities": {"language": {"width": "wide", "frames": 6}}},
+        {"modalities": {"language": {"width": -1, "frames": 6}}},
+        {"network": {**SMALL.model_dump(mode="json"), "width": 16}},
+        {"network": {**SMALL.model_dump(mode="json"), "layers": 2}},
+        {"network": {**SMALL.model_dump(mode="json"), "heads": 3}},
+        {"network": {"unknown": 1}},
+        {"network": None},
+        {"target": {}},
+        {"target": None},
+        {"target": {"name": "classes", "kind": "dance", "classes": ["a"], "questions": [], "cuts": [], "upward": True}},
+        {"target": {"name": "x", "kind": "classes", "classes": ["a"], "questions": [], "cuts": [], "upward": True}},
+        {"clip": "far"},
+        {"sha256": 3},
+        {"about": None},
+    ],
+)
+def test_cards_that_do_not_fit(stem: Path, changes: dict[str, Any]) -> None:
+    change_card(stem, **changes)
+    one_line(stem, "student")
+
+
+def test_other_shapes_and_missing_tensors(stem: Path) -> None:
+    import hashlib
+
+    path = stem.with_suffix(".safetensors")
+    tensors = load_file(path)
+    without = {name: x for name, x in tensors.items() if name != "center.audio"}
+    wider = {**tensors, "scale.audio": torch.ones(99)}
+    nan = {**tensors, "center.audio": torch.full_like(tensors["center.audio"], float("nan"))}
+    strange = {**tensors, "network.more": torch.ones(1)}
+    for changed in (without, wider, nan, strange):
+        save_file(changed, path)
+        change_card(stem, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+        one_line(stem, "student")
+
+
+def test_no_code_in_the_files(stem: Path) -> None:
+    """Readable by the safetensors format and JSON alone: nothing that an unpickler would take."""
+    tensors = load_file(stem.with_suffix(".safetensors"))
+    assert {name.split(".")[0] for name in tensors} == {"network", "center", "scale"}
+    json.loads(stem.with_suffix(".json").read_text())
+    for ending in (".safetensors", ".json"):
+        with pytest.raises(Exception, match=r".*"):
+            np.load(stem.with_suffix(ending), allow_pickle=True)
+
+
+def test_a_failed_save_leaves_the_older_model(stem: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {p.name: p.read_bytes() for p in stem.parent.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(CorrKDError, match="No space left on device"):
+        save_network(stem, saved("score"))
+    assert {p.name: p.read_bytes() for p in stem.parent.iterdir()} == before

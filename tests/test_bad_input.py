@@ -1,0 +1,267 @@
+"""Bad input through the command line: one line, no traceback, nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+import corrkd as package
+from corrkd.networks.saved import load_network
+from tests.command import corrkd
+from tests.experiment.conftest import contents, finished, tiny, write_npz  # noqa: F401  (a fixture)
+
+WIDTHS = {"language": 5, "audio": 3}
+FAST = {"teacher": {"epochs": 1, "batch_size": 30}, "student": {"epochs": 1, "batch_size": 30}}
+Arrays = dict[str, Any]
+
+
+def settings_file(folder: Path, **changes: Any) -> Path:
+    path = folder / "settings.yaml"
+    path.write_text(yaml.safe_dump(tiny(**{**FAST, **changes})))
+    return path
+
+
+def damaged_npz(path: Path, change: Callable[[Arrays], object]) -> Path:
+    arrays = dict(np.load(write_npz(path, WIDTHS)))
+    change(arrays)
+    np.savez(path, **arrays)
+    return path
+
+
+def of_split(arrays: Arrays, name: str) -> Any:
+    return arrays["split"] == name
+
+
+def set_rows(key: str, split: str, value: Any) -> Callable[[Arrays], None]:
+    def change(arrays: Arrays) -> None:
+        arrays[key] = arrays[key].astype(np.float64)
+        arrays[key][of_split(arrays, split)] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "target", "words"),
+    [
+        (lambda a: a.update(split=np.where(of_split(a, "valid"), "train", a["split"])), "classes", "no split 'valid'"),
+        (lambda a: a.update(split=np.where(of_split(a, "test"), "train", a["split"])), "classes", "no split 'test'"),
+        (lambda a: a.update(audio_lengths=np.full(60, 5)), "classes", "lengths run from 5 to 5, but the array holds"),
+        (set_rows("labels", "train", np.nan), "classes", "labels contain NaN"),
+        (set_rows("scores", "test", np.nan), "score", "NaN"),
+        (set_rows("labels", "test", 7), "classes", "label 7 is outside the 3 classes"),
+        (set_rows("labels", "valid", -1), "classes", "labels must be"),
+        (lambda a: a.update(labels=np.where(a["labels"] == 1, 0, a["labels"])), "classes", "no sample of class '1'"),
+        (set_rows("scores", "train", 1.0), "binary-nonzero", "no sample of class 'negative'"),
+        (set_rows("scores", "train", 0.0), "binary-nonzero", "no sample is left"),
+        (set_rows("audio", "train", 2.0), "classes", "modality audio is constant"),
+        (lambda a: a.update(audio=np.full((60, 4, 3), np.nan)), "classes", "every value is NaN"),
+        (lambda a: a.update(audio=np.zeros((60, 4, 0))), "classes", "zero width"),
+        (lambda a: a.update(audio=np.zeros((60, 4, 3))), "classes", "audio"),
+        (lambda a: a.update(audio_lengths=np.arange(59)), "classes", "lengths"),
+        (lambda a: [a.pop("labels"), a.pop("scores")], "classes", "`scores` or `labels` is needed"),
+        (lambda a: a.pop("labels"), "classes", "needs labels"),
+        (lambda a: a.pop("scores"), "tertiles", "needs scores"),
+        (lambda a: a.pop("scores"), "questions", "yes/no labels"),
+    ],
+)
+def test_data_that_cannot_be_learned_from(
+    tmp_path: Path, change: Callable[[Arrays], object], target: str, words: str
+) -> None:
+    data, out = damaged_npz(tmp_path / "d.npz", change), tmp_path / "out" / "run"
+    done = corrkd("run", "--settings", settings_file(tmp_path), "--data", data, "--target", target, "--out", out)
+    assert words in done.line
+    assert not out.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("d.npz", None, "no such file"),
+        ("d.npz", b"", "d.npz"),
+        ("d.pkl", b"\x80\x04 no pickle", "d.pkl"),
+        ("d.csv", b"a,b\n1,2\n", "d.csv"),
+        ("d.pkl", pickle.dumps(os.system), "d.pkl"),
+        ("d.pkl", pickle.dumps({"train": {"text": [1]}}), "d.pkl"),
+    ],
+)
+def test_files_of_another_kind(tmp_path: Path, name: str, content: bytes | None, words: str) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    for command in (("run", "--out", tmp_path / "run", "--data", path), ("data", "inspect", path)):
+        assert words in corrkd(*command).line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors", "converted"])
+def test_truncated_files(tmp_path: Path, kind: str) -> None:
+    path = write_npz(tmp_path / "d.npz", WIDTHS)
+    if kind == "safetensors":
+        from safetensors.numpy import save_file
+
+        arrays = {k: np.ascontiguousarray(x) for k, x in np.load(path).items() if k != "split"}
+        path = tmp_path / "d.safetensors"
+        save_file(arrays, path)
+    elif kind == "converted":
+        from corrkd.data.convert import convert
+
+        path = tmp_path / "c.safetensors"
+        convert(package.load_dataset(tmp_path / "d.npz"), path)
+    whole = path.read_bytes()
+    for share in (0.1, 0.9):
+        path.write_bytes(whole[: int(share * len(whole))])
+        assert path.name in corrkd("data", "convert", path, tmp_path / "out.safetensors").line
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_unknown_modalities_and_conditions(tmp_path: Path) -> None:
+    data, out = write_npz(tmp_path / "d.npz", WIDTHS), tmp_path / "run"
+    words = ("run", "--settings", settings_file(tmp_path), "--data", data, "--out", out)
+    line = corrkd(*words, "--set", "data.modalities=[language, vision]").line
+    assert "has no modality 'vision'; it has language, audio" in line
+    assert "condition 'vision' is unknown" in corrkd(*words, "--set", "evaluation.projection=vision").line
+    for none_or_twice in ("[]", "[audio, audio]"):
+        assert "at least one, each once" in corrkd(*words, "--set", f"data.modalities={none_or_twice}").line
+    assert not out.exists()
+
+
+def trained(folder: Path, **changes: Any) -> Path:
+    """A run whose student is at its first epoch."""
+    from tests.command import ends_at
+
+    out = folder / "run"
+    first = ends_at("corrkd.training.loop", "save_checkpoint", 3)
+    settings = settings_file(folder, student={"epochs": 3, "batch_size": 30}, **changes)
+    assert corrkd("train", "--settings", settings, "--out", out, first=first).code == -9
+    assert (out / "seed-0" / "student.ckpt").exists()
+    return out
+
+
+def test_damaged_checkpoints(tmp_path: Path) -> None:
+    out = trained(tmp_path)
+    path = out / "seed-0" / "student.ckpt"
+    whole = path.read_bytes()
+    import torch
+
+    strange = tmp_path / "strange.ckpt"
+    torch.save({"method": {}, "progress": {}, "optimizer": {}, "scheduler": {}}, strange)
+    for content in (
+        b"",
+        whole[:100],
+        whole[: len(whole) // 2],
+        b"x" + whole,
+        pickle.dumps(os.system),
+        strange.read_bytes(),
+    ):
+        path.write_bytes(content)
+        line = corrkd("resume", out).line
+        assert "student.ckpt" in line
+        assert "delete it to train" in line
+        assert path.read_bytes() == content
+    path.unlink()
+    assert corrkd("resume", out).code == 0
+
+
+def test_a_checkpoint_of_another_shape(tmp_path: Path) -> None:
+    out = trained(tmp_path)
+    text = (out / "settings.yaml").read_text()
+    (out / "settings.yaml").write_text(text.replace("width: 8", "width: 16"))
+    assert "student.ckpt: the checkpoint is of another network" in corrkd("resume", out).line
+
+
+def test_a_damaged_run(finished: Path, tmp_path: Path) -> None:  # noqa: F811
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    student = out / "seed-0" / "student.safetensors"
+    whole = student.read_bytes()
+    student.write_bytes(whole[:-8])
+    line = corrkd("evaluate", out, "--data", "synthetic", "--out", tmp_path / "r.csv").line
+    assert "student.safetensors: damaged" in line
+    assert not (tmp_path / "r.csv").exists()
+    (out / "seed-0" / "results.csv").write_bytes(b"")
+    assert "results.csv: damaged" in corrkd("resume", out).line
+    (out / "seed-0" / "results.csv").unlink()
+    assert "student.safetensors: damaged" in corrkd("resume", out).line
+    assert not (out / "seed-0" / "results.csv").exists()
+    (out / "run.json").write_text("{")
+    assert "run.json: damaged" in corrkd("resume", out).line
+    (out / "settings.yaml").write_text("a: [")
+    assert "settings.yaml: not YAML" in corrkd("resume", out).line
+
+
+def limited(size: int) -> None:
+    """A disk that takes no file beyond this size."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+@pytest.mark.parametrize("size", [800, 3000, 6000, 16000])
+def test_a_full_disk(tmp_path: Path, size: int) -> None:
+    """Whatever the file at which the disk is full: one line; a run that is resumed when there is room."""
+    settings, out = settings_file(tmp_path), tmp_path / "run"
+    assert "File too large" in corrkd("run", "--settings", settings, "--out", out, first=partial(limited, size)).line
+    assert not list(out.rglob("*.part"))
+    for path in out.rglob("*.json"):
+        if path.name != "run.json":
+            load_network(path)
+    again = ("resume", out) if (out / "settings.yaml").exists() else ("run", "--settings", settings, "--out", out)
+    assert corrkd(*again).code == 0
+
+
+def test_a_full_disk_leaves_older_files_as_they_were(finished: Path, tmp_path: Path) -> None:  # noqa: F811
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    before = contents(out)
+    for size in (900, 5000):
+        for command in ("resume", "report"):
+            assert "File too large" in corrkd(command, out, first=partial(limited, size)).line
+    assert contents(out).keys() == before.keys()
+    assert not list(out.rglob("*.part"))
+    csv, masks, data = (
+        tmp_path / "r.csv",
+        tmp_path / "m.safetensors",
+        write_npz(tmp_path / "d.npz", {"language": 8, "audio": 8, "vision": 8}),
+    )
+    for path in (csv, masks, tmp_path / "d.safetensors"):
+        path.write_text("older")
+    full = partial(limited, 800)
+    words = ("evaluate", out, "--data", data, "--conditions", "complete,ratio-0.5")
+    assert "File too large" in corrkd(*words, "--out", csv, first=full).line
+    assert "File too large" in corrkd(*words, "--export-masks", masks, first=full).line
+    assert "File too large" in corrkd("data", "convert", data, tmp_path / "d.safetensors", first=full).line
+    assert all(path.read_text() == "older" for path in (csv, masks, tmp_path / "d.safetensors"))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_folders_that_cannot_be(finished: Path, tmp_path: Path) -> None:  # noqa: F811
+    file = tmp_path / "file"
+    file.write_text("mine")
+    settings = settings_file(tmp_path)
+    data = write_npz(tmp_path / "d.npz", {"language": 8, "audio": 8, "vision": 8})
+    for out in (file, file / "run", file / "deep" / "run"):
+        assert str(out) in corrkd("run", "--settings", settings, "--out", out).line
+        assert str(out) in corrkd("run", "--settings", settings, "--out", out, "--overwrite").line
+    words = ("evaluate", finished, "--data", data, "--conditions", "complete,ratio-0.5")
+    assert "cannot be made" in corrkd(*words, "--out", file / "r.csv").line
+    assert "cannot be made" in corrkd(*words, "--export-masks", file / "m.safetensors").line
+    assert "cannot be made" in corrkd("data", "convert", data, file / "d.safetensors").line
+    assert file.read_text() == "mine"
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "settings.yaml", "d.npz"}
+
+
+def test_a_folder_with_other_files(tmp_path: Path) -> None:
+    settings, out = settings_file(tmp_path), tmp_path / "mine"
+    out.mkdir()
+    (out / "thesis.tex").write_text("mine")
+    for words in ((), ("--overwrite",)):
+        assert "holds other files and no run" in corrkd("run", "--settings", settings, "--out", out, *words).line
+    assert [p.name for p in out.iterdir()] == ["thesis.tex"]

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from corrkd.errors import CorrKDError
+from corrkd.files import make_folder, remove_parts, replacing, write_bytes, write_text, write_with
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.rglob("*"))
+
+
+def test_files_are_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    write_text(path, "é")
+    assert path.read_bytes() == "é".encode()
+    write_bytes(path, b"other")
+    assert path.read_bytes() == b"other"
+    write_with(path, lambda part: part.write_text("third"))
+    assert path.read_text() == "third"
+    assert names(tmp_path) == ["a.txt", "new"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_interrupted_write_leaves_the_old_file_alone(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(error), replacing(path) as part:  # noqa: PT012
+        part.write_text("half")
+        assert part.parent == tmp_path  # the same disk: the replacement is one step
+        raise error
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file" / "a.txt", tmp_path / "file" / "deep" / "a.txt"):
+        with pytest.raises(CorrKDError, match="the folder cannot be made"):
+            write_text(path, "x")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(CorrKDError, match="cannot be written: Is a directory"):
+        write_text(tmp_path / "folder", "x")
+    with pytest.raises(CorrKDError, match="cannot be made"):
+        make_folder(tmp_path / "file")
+    with pytest.raises(CorrKDError, match="cannot be written: File name too long"):
+        write_text(tmp_path / ("x" * 300), "x")
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_parts_of_killed_processes_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    kept = [tmp_path / "a.part", tmp_path / ".hidden", tmp_path / "seed-0" / "model.json"]
+    parts = [tmp_path / ".a.json.12.part", tmp_path / "seed-0" / "deep" / ".b.1.part"]
+    for path in kept + parts:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    remove_parts(tmp_path)
+    assert all(path.exists() for path in kept)
+    assert not any(path.exists() for path in parts)
