@@ -133,13 +133,14 @@ def read(arrays: Mapping[str, Array], name: str, kind: str) -> MultimodalDataset
     if target is None or np.ndim(target) == 0:
         raise CorrKDError(f"{name}: holds {', '.join(arrays) or 'no arrays'}; an array `scores` or `labels` is needed")
     count = len(target)
-    for key in (*SCORES, *LABELS, *IDS, *GROUPS, "split", "order", "lengths"):
+    modalities = _modalities(arrays, count)
+    of_modalities = [f"{m}_{what}" for m in modalities for what in ("lengths", "present")]
+    for key in (*SCORES, *LABELS, *IDS, *GROUPS, "split", "order", "lengths", *of_modalities):
         if key in arrays and (np.ndim(arrays[key]) == 0 or len(arrays[key]) != count):
             raise CorrKDError(f"{name}: array {key} has shape {np.shape(arrays[key])}, expected {count} samples first")
-    modalities = _modalities(arrays, count)
     if not modalities:
         raise CorrKDError(f"{name}: no modality: no (N, T, d) or (N, d) array of real numbers with N = {count}")
-    used = {*RESERVED, *modalities, *(f"{m}_{what}" for m in modalities for what in ("lengths", "present"))}
+    used = {*RESERVED, *modalities, *of_modalities}
     unused = sorted(set(arrays) - used)
     notes = [f"left out: {', '.join(unused)}"] if unused else []
     ids = next(

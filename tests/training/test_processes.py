@@ -1,0 +1,70 @@
+"""Several processes train what one does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from tests.command import corrkd
+from tests.experiment.conftest import tiny, write_npz
+
+ROLES = ("teacher", "student", "control")
+
+
+def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return subprocess.run(
+        [*command, "-m", "corrkd.cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["classes", "score"])
+def test_two_processes_give_the_models_of_one(tmp_path: Path, target: str) -> None:
+    """31 samples in batches of 6: the last batch has one, so that one process has none."""
+    labels = np.arange(62) % 3
+    split = np.repeat(["train", "valid", "test"], [31, 16, 15])
+    data = write_npz(tmp_path / "d.npz", {"language": 5, "audio": 3}, 62, labels=labels, split=split)
+    path = tmp_path / "s.yaml"
+    changes = {"data": {"path": str(data), "target": target}, "network": {"dropout": 0.0}, "precision": "64-true"}
+    path.write_text(yaml.safe_dump(tiny(**changes, seeds=[0, 1])))
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert corrkd("run", "--settings", path, "--out", one).code == 0
+    done = torchrun("run", "--settings", path, "--out", two)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report: ") == 1
+    assert done.stderr.count("seed 1  student: 3/3") == 1
+    for seed in ("seed-0", "seed-1"):
+        for role in ROLES:
+            expected = load_file(one / seed / f"{role}.safetensors")
+            found = load_file(two / seed / f"{role}.safetensors")
+            assert expected.keys() == found.keys()
+            for name, value in expected.items():
+                np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5, err_msg=f"{role} {name}")
+        histories = [pd.read_csv(folder / seed / "history.csv").drop(columns="method") for folder in (one, two)]
+        pd.testing.assert_frame_equal(*histories, rtol=1e-5)
+    results = [pd.read_csv(folder / "results.csv") for folder in (one, two)]
+    pd.testing.assert_frame_equal(*results, check_exact=False, rtol=1e-4)
+    assert {p.relative_to(one) for p in one.rglob("*.csv")} == {p.relative_to(two) for p in two.rglob("*.csv")}
+
+
+@pytest.mark.slow
+def test_an_error_in_several_processes_ends_them_all(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("mine")
+    done = torchrun("run", "--set", "device=cpu", "--out", tmp_path / "run")
+    assert done.returncode != 0
+    assert "holds other files and no run" in done.stderr
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["mine.txt"]
