@@ -70,7 +70,7 @@ def run(
         settings = load_settings(preset=settings)
     elif not isinstance(settings, Settings):
         settings = load_settings(**settings)
-    reporter = reporter or Reporter(quiet=True)
+    reporter = _speaker(reporter)
     with reporter.busy(f"reading {settings.data.path}"):
         experiment = prepare(settings)
     folder = Path(out) if out is not None else Path("runs") / experiment.dataset.name
@@ -90,7 +90,7 @@ def resume(folder: str | Path, *, evaluate: bool = True, reporter: Reporter | No
     """
     folder = Path(folder)
     settings = run_folder.settings_of(folder)
-    reporter = reporter or Reporter(quiet=True)
+    reporter = _speaker(reporter)
     with _writing(folder):
         with reporter.busy(f"reading {settings.data.path}"):
             experiment = prepare(settings)
@@ -99,9 +99,7 @@ def resume(folder: str | Path, *, evaluate: bool = True, reporter: Reporter | No
 
 def _carry_out(experiment: Experiment, folder: Path, evaluate: bool, reporter: Reporter) -> Run:
     settings = experiment.settings
-    if not _first_process():
-        reporter = Reporter(quiet=True)
-    else:
+    if _first_process():
         remove_parts(folder)
         run_folder.write_facts(folder, experiment.facts())
         for note in experiment.notes():
@@ -179,6 +177,11 @@ def _world_size() -> int:
 
 def _first_process() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
+
+
+def _speaker(reporter: Reporter | None) -> Reporter:
+    """Of several processes only the first speaks."""
+    return reporter if reporter and _first_process() else Reporter(quiet=True)
 
 
 def _writing(folder: Path) -> Any:
