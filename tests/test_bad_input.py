@@ -217,6 +217,23 @@ def test_a_full_disk(tmp_path: Path, size: int) -> None:
     assert corrkd(*again).code == 0
 
 
+def no_room_for_events() -> None:
+    """The disk is full where TensorBoard's own thread writes."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def write(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    RecordWriter.write = write
+
+
+def test_a_full_disk_where_a_library_writes(tmp_path: Path) -> None:
+    settings, out = settings_file(tmp_path), tmp_path / "run"
+    done = corrkd("train", "--settings", settings, "--out", out, first=no_room_for_events)
+    assert "No space left on device" in done.line
+    assert corrkd("resume", out).code == 0
+
+
 def test_a_full_disk_leaves_older_files_as_they_were(finished: Path, tmp_path: Path) -> None:  # noqa: F811
     out = tmp_path / "run"
     shutil.copytree(finished, out)

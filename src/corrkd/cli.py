@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -290,9 +291,16 @@ def _announce(done: Any) -> None:
     print(f"\nreport: {done.folder / 'report.html'}")
 
 
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes in a thread, and raises a full disk's error again where the next line is asked of it: once is enough."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
+
+
 def main() -> None:
     """The command line. Errors of the user's are one line and exit code 2; Ctrl-C is 130."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    threading.excepthook = _thread_failed
     try:
         code = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
@@ -301,6 +309,8 @@ def main() -> None:
         message = str(error)
         if hasattr(error, "format_message"):  # of usage, from click, which typer carries inside or beside it
             message = f"{error.format_message().rstrip('.')}; see `corrkd --help`"
+        elif isinstance(error, OSError):  # a disk that is full where a library writes
+            message = f"{error.filename or 'a file'}: {error.strerror or error}"
         elif not isinstance(error, CorrKDError):
             raise
         errors.print(f"[bold red]error:[/] {escape(' '.join(message.split()))}")

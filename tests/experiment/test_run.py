@@ -271,6 +271,17 @@ def test_what_is_trained_can_be_evaluated_later(finished: Path, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("no_report")
+def test_a_set_without_a_test_split_can_be_judged_on_another(tmp_path: Path) -> None:
+    split = np.repeat(["train", "valid"], [40, 20])
+    data = write_npz(tmp_path / "d.npz", {"language": 5, "audio": 3}, split=split)
+    settings = tiny(data={"path": str(data)})
+    with pytest.raises(CorrKDError, match="has no split 'test'"):
+        corrkd.run(settings, tmp_path / "run")
+    corrkd.run({**settings, "evaluation": {**settings["evaluation"], "split": "valid"}}, tmp_path / "run")
+    assert len(load_file(tmp_path / "run" / "seed-0" / "representations.safetensors")["targets"]) == 20
+
+
+@pytest.mark.usefixtures("no_report")
 def test_the_folder_of_a_run(tmp_path: Path) -> None:
     settings = tiny(data={"synthetic": {"train": 6, "valid": 6, "test": 6, "frames": 2}}, teacher={"epochs": 1})
     out = tmp_path / "run"

@@ -70,6 +70,8 @@ def run(
         settings = load_settings(preset=settings)
     elif not isinstance(settings, Settings):
         settings = load_settings(**settings)
+    if settings.jobs > 1 and _world_size() > 1:
+        raise CorrKDError("settings: jobs > 1 does not go with several processes of one training; set jobs to 1")
     reporter = _speaker(reporter)
     with reporter.busy(f"reading {settings.data.path}"):
         experiment = prepare(settings)
@@ -105,10 +107,6 @@ def _carry_out(experiment: Experiment, folder: Path, evaluate: bool, reporter: R
         for note in experiment.notes():
             reporter.say(f"note: {note}")
     if settings.jobs > 1 and len(settings.seeds) > 1:
-        if _world_size() > 1:
-            raise CorrKDError(
-                "settings: jobs > 1 does not go together with several processes of one training; set jobs to 1"
-            )
         quiet = reporter.quiet
         Parallel(n_jobs=min(settings.jobs, len(settings.seeds)))(
             delayed(_seed_process)(settings, seed, folder, evaluate, quiet) for seed in settings.seeds
