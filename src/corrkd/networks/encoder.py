@@ -134,7 +134,8 @@ class EncoderLayer(nn.Module):
         count, frames, width = hidden.shape
         batch = count * self.heads
         parts = self.projection(hidden).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 4, 1)
-        query, key, value = parts.reshape(3, batch, width // self.heads, frames).unbind(0)  # no -1: a process may have no sample
+        # Sizes in full instead of -1: one of several processes may have no sample.
+        query, key, value = parts.reshape(3, batch, width // self.heads, frames).unbind(0)
         query = query * query.shape[1] ** -0.5
         bias = bias.to(query.dtype).expand(count, self.heads, 1, frames).reshape(batch, frames, 1)
         weights = torch.softmax(torch.baddbmm(bias, key.transpose(1, 2), query), 1)  # (batch, keys, queries)
