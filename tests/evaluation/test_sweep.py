@@ -66,6 +66,22 @@ def test_encoders_run_once_for_present_and_once_for_absent(monkeypatch: pytest.M
     assert sorted(calls) == ["audio"] * 2 + ["language"] * 2 + ["vision"] * 2
 
 
+def test_an_absent_modality_is_encoded_once_for_each_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = make_samples(make_dataset(), "test")
+    network = fresh(samples)
+    counts: dict[str, int] = {}
+    encode = network.encode
+
+    def counted(m: str, frames: torch.Tensor, exists: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        if not visible.any():
+            counts[m] = len(frames)
+        return encode(m, frames, exists, visible)
+
+    monkeypatch.setattr(network, "encode", counted)
+    sweep(network, samples, subsets(samples.modalities), batch_size=1000)
+    assert counts == {m: len(set(x.sum(1).tolist())) for m, x in samples.exists.items()}
+
+
 def test_batch_size_changes_only_rounding_and_mode_is_kept() -> None:
     samples = make_samples(make_dataset(), "test")
     network = fresh(samples).train()

@@ -1,0 +1,90 @@
+"""Measuring two programs side by side: a process each, turns taken, so that a busy machine slows both alike."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from corrkd.experiment.prepare import Experiment, prepare
+from corrkd.settings import load_settings
+
+Program = Callable[[], Any]
+
+# CMU-MOSI's splits, frames and widths, filled with the built-in dataset's samples.
+MOSI = {
+    "train": 1284,
+    "valid": 229,
+    "test": 686,
+    "frames": 50,
+    "shortest": 5,
+    "widths": {"language": 300, "audio": 74, "vision": 35},
+    "classes": 2,
+}
+
+
+def mosi_experiment(*, dropout: float = 0.1, device: str = "cpu", precision: str = "32-true") -> Experiment:
+    """Data of MOSI's shapes and the network of the paper's sizes."""
+    network = {"width": 40, "heads": 10, "layers": 2, "feedforward": 160, "dropout": dropout}
+    data = {"synthetic": MOSI, "target": "classes"}
+    return prepare(load_settings(data=data, network=network, device=device, precision=precision))
+
+
+def _serve(make: Callable[..., Program], options: Mapping[str, Any], threads: int, line: Connection) -> None:
+    torch.set_num_threads(threads)
+    program = make(**options)
+    program()  # whatever happens once only
+    line.send("ready")
+    while line.recv():
+        began = time.perf_counter()
+        program()
+        line.send(time.perf_counter() - began)
+
+
+def measure(
+    makers: Mapping[str, Callable[..., Program]], options: Mapping[str, Any], *, threads: int, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of each program in each round.
+
+    Args:
+        makers: by name, what makes a program in its own process: a function of a module, called with `options`. A program is complete
+            when it returns: on a GPU it waits for the device.
+        options: what the makers are called with.
+        threads: CPU threads of each process; the other waits meanwhile.
+        rounds: turns each takes.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    lines, processes = {}, []
+    for name, make in makers.items():
+        lines[name], end = spawn.Pipe()
+        processes.append(spawn.Process(target=_serve, args=(make, options, threads, end), daemon=True))
+        processes[-1].start()
+        end.close()  # so that a process that died is an EOFError here and no endless wait
+        lines[name].recv()
+    seconds: dict[str, list[float]] = {name: [] for name in makers}
+    for _ in range(rounds):
+        for name, line in lines.items():
+            line.send(True)
+            seconds[name].append(line.recv())
+    for line in lines.values():
+        line.send(False)
+    for process in processes:
+        process.join()
+    return seconds
+
+
+def speeds(samples: int, seconds: list[float]) -> str:
+    """Samples per second: median (lowest to highest)."""
+    rates = sorted(samples / s for s in seconds)
+    return f"{statistics.median(rates):8,.0f} ({rates[0]:,.0f} to {rates[-1]:,.0f})"
+
+
+def times_as_fast(slow: list[float], fast: list[float]) -> str:
+    """How many times as fast: median (lowest to highest) over the rounds, each round's two times compared with one another."""
+    ratios = sorted(a / b for a, b in zip(slow, fast, strict=True))
+    return f"{statistics.median(ratios):.2f} times as fast ({ratios[0]:.2f} to {ratios[-1]:.2f})"
