@@ -145,11 +145,13 @@ def evaluate(
     from corrkd.evaluation.judge import evaluate as judge
     from corrkd.evaluation.judge import masks_of
     from corrkd.experiment.progress import Reporter
-    from corrkd.files import write_with
+    from corrkd.files import make_folder, write_with
     from corrkd.missing.manifest import load_manifest, save_manifest
     from corrkd.networks.saved import load_student
 
     names = None if conditions is None else [name.strip() for name in conditions.split(",") if name.strip()]
+    if out is not None:
+        make_folder(out.parent)  # before the work, not after it
     student = load_student(model)
     with Reporter().busy(f"reading {data}"):
         dataset = load_dataset(data, glove=glove, folds=folds)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import html
 import json
 import re
-import resource
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -231,20 +230,6 @@ def test_damaged_representations_are_named(tmp_path: Path) -> None:
     (folder / "seed-0" / "representations.safetensors").write_bytes(b"short")
     with pytest.raises(CorrKDError, match=r"seed-0/representations\.safetensors: cannot be read"):
         RunFolder.open(folder).representations(["targets"])
-
-
-def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
-    target = tmp_path / "tables" / "x.csv"
-    page.write_whole(target, b"old")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    try:
-        with pytest.raises(CorrKDError, match="cannot be written"):
-            page.write_whole(target, b"x" * 5000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert target.read_bytes() == b"old"
-    assert [p.name for p in target.parent.iterdir()] == ["x.csv"]
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from corrkd.errors import CorrKDError
+from corrkd.files import write_bytes
 from corrkd.missing.conditions import COMPLETE, missing_subsets
 from corrkd.report import figures, tables
 from corrkd.report.figures import Picture
@@ -69,7 +67,7 @@ def write_report(folder: Path, *, condition: str | None = None) -> Path:
     """
     run = RunFolder.open(folder)
     for name, content in built(run, condition).items():
-        write_whole(run.path / name, content)
+        write_bytes(run.path / name, content)
     return run.path / "report.html"
 
 
@@ -275,23 +273,3 @@ def markdown(run: RunFolder, parts: list[Section]) -> str:
         "\n".join(f"- {text(name)}" + (f": {text(what)}" if what else "") for name, what in file_list(run).items())
     )
     return "\n\n".join(lines) + "\n"
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all. Raises CorrKDError where the disk refuses."""
-    temporary = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's own is for the owner alone
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise CorrKDError(
-            f"{path}: cannot be written ({error.strerror}); see that the disk has room and the folder is yours"
-        ) from None
