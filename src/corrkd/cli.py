@@ -137,30 +137,35 @@ def evaluate(
         Path | None, typer.Option(help="Write the masks that are applied to this manifest.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the results to this CSV file.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     glove: GloveOption = None,
     folds: FoldsOption = None,
 ) -> None:
     """Test a trained student on a dataset under missing conditions."""
-    from corrkd.data.load import load_dataset
     from corrkd.evaluation.judge import evaluate as judge
     from corrkd.evaluation.judge import masks_of
+    from corrkd.experiment.prepare import dataset_of, pick_device
     from corrkd.experiment.progress import Reporter
     from corrkd.files import make_folder, write_with
     from corrkd.missing.manifest import load_manifest, save_manifest
     from corrkd.networks.saved import load_student
 
     names = None if conditions is None else [name.strip() for name in conditions.split(",") if name.strip()]
+    if masks is not None and export_masks is not None:
+        raise CorrKDError("--masks replays a manifest and --export-masks writes one; give one of them")
     if out is not None:
         make_folder(out.parent)  # before the work, not after it
     student = load_student(model)
+    student.network.to(pick_device(device))
     with Reporter().busy(f"reading {data}"):
-        dataset = load_dataset(data, glove=glove, folds=folds)
+        dataset = dataset_of(model, data, glove=glove, folds=folds)
     manifest = None if masks is None else load_manifest(masks)
     if export_masks is not None:
         save_manifest(
             export_masks, masks_of(student, dataset, split=split, conditions=names, draws=draws, mask_seed=mask_seed)
         )
-    with Reporter().task("evaluation", len(dataset.split(split))) as task:
+    counted = student.target.of(dataset.split(split), f"dataset {dataset.name}, {split}")[1]
+    with Reporter().task("evaluation", int(counted.sum())) as task:
         table = judge(
             student,
             dataset,
@@ -174,7 +179,14 @@ def evaluate(
     if out is not None:
         write_with(out, lambda part: table.to_csv(part, index=False))
     mean = table.groupby(["condition", "metric"], sort=False)["value"].mean().unstack()
-    print((100 * mean[[c for c in ("weighted_f1", "accuracy", "ece") if c in mean]]).round(2).to_string())
+    shares = [c for c in ("weighted_f1", "accuracy", "ece") if c in mean]
+    mean[shares] *= 100
+    print(
+        mean[[*shares, *(c for c in ("mae", "corr") if c in mean)]]
+        .dropna(how="all")
+        .round(3)
+        .to_string(na_rep="undef.")
+    )
 
 
 @app.command()

@@ -110,3 +110,27 @@ def test_a_label_beyond_training_is_refused() -> None:
 def test_a_target_survives_its_json(name: str) -> None:
     target = make_target(name, dataset_of([float(k) for k in range(-3, 4)]))
     assert Target.from_json(target.to_json()) == target
+
+
+@pytest.mark.parametrize(
+    ("train", "other"),
+    [
+        ([0, 1, 2], [[0, 1], [1, 0], [1, 1]]),
+        ([[0, 1], [1, 0]], [0, 1, 1]),
+        ([[0, 1], [1, 0]], [[0], [1]]),
+        ([[0, 1], [1, 0]], [[0, 1, 1]]),
+    ],
+)
+def test_labels_of_another_shape_are_refused(train: object, other: object) -> None:
+    target = make_target("auto", dataset_of(None, train))
+    with pytest.raises(CorrKDError, match=r"here: labels have shape .* expected"):
+        target.of(dataset_of(None, other).split("train"), "here")
+
+
+def test_a_split_of_zeros_alone_is_refused_before_any_training() -> None:
+    both = MultimodalDataset(
+        name="d",
+        splits={"train": dataset_of([-1.0, 1.0]).split("train"), "valid": dataset_of([0.0, 0.0]).split("test")},
+    )
+    with pytest.raises(CorrKDError, match="d, valid: no sample is left for target `binary-nonzero`"):
+        make_target("binary-nonzero", both)

@@ -75,3 +75,19 @@ def test_draws_differ_and_ratios_are_nested() -> None:
             inner, outer = low.dropped(batch, seed=0, draw=0)[m], high.dropped(batch, seed=0, draw=0)[m]
             assert not (inner & ~outer & exists).any()
             assert not torch.equal(outer & exists, high.dropped(batch, seed=0, draw=1)[m] & exists)
+
+
+@pytest.mark.parametrize("name", ["complete", "average", "ratios", "natural", "ratio-0.3", "noise-x", "a+b", "a/b", ""])
+def test_a_modality_cannot_be_called_like_a_condition(name: str) -> None:
+    with pytest.raises(CorrKDError, match="give it another"):
+        subsets(["audio", name])
+
+
+def test_any_ratio_has_a_name_and_noise_is_always_random() -> None:
+    chosen = standard_conditions(
+        NAMES, EvaluationSettings(ratios=(0.00001, 0.25, 1.0), noise=(1.0,), draws=2), naturally_incomplete=False
+    )
+    names = {c.name: c for c in chosen if c.kind in ("ratio", "noise")}
+    assert set(names) == {"ratio-0.00001", "ratio-0.25", "ratio-1.0", "noise-1.0"}
+    assert all(condition(name, NAMES, 2) == c for name, c in names.items())
+    assert names["noise-1.0"].draws == 2

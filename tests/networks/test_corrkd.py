@@ -186,3 +186,21 @@ def test_it_can_be_traced_whole() -> None:
     net, args = network(), inputs()
     exported = torch.export.export(net, args, strict=False).module()
     assert torch.allclose(exported(*args).logits, net(*args).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_padding_stays_out_at_any_size_of_input(norm: str) -> None:
+    net = network(norm=norm, kernel=1)
+    frames, exists, visible = inputs()
+    large = {m: 1e4 * x for m, x in frames.items()}
+    longer = [{m: torch.cat([x, torch.zeros_like(x)], 1) for m, x in side.items()} for side in (large, exists, visible)]
+    assert torch.allclose(net(large, exists, visible).representation, net(*longer).representation, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_everything_excluded_is_finite_in_half_precision(dtype: torch.dtype) -> None:
+    net = network(exclude_missing=True)
+    frames, exists, _ = inputs()
+    with torch.autocast("cpu", dtype=dtype):
+        out = net(frames, exists, {m: torch.zeros_like(e) for m, e in exists.items()})
+    assert torch.isfinite(out.logits).all()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,20 @@ def test_a_failed_save_leaves_the_older_model(stem: Path, monkeypatch: pytest.Mo
     with pytest.raises(CorrKDError, match="No space left on device"):
         save_network(stem, saved("score"))
     assert {p.name: p.read_bytes() for p in stem.parent.iterdir()} == before
+
+
+def test_a_models_name_may_hold_dots(tmp_path: Path) -> None:
+    for name, target in (("m.v1", "classes"), ("m.v2", "score")):
+        save_network(tmp_path / name, saved(target))
+    for name, target in (("m.v1", "classes"), ("m.v2", "score")):
+        assert load_network(tmp_path / name).target.name == target
+        assert load_student(tmp_path / f"{name}.json").target.name == target
+
+
+def test_samples_beyond_learned_positions_are_refused() -> None:
+    one = saved()
+    settings = one.network.settings.model_copy(update={"positions": "learned"})
+    model = replace(one, network=build_network(one.target, one.widths, one.frames, settings))
+    assert model.fit(make_dataset()).modalities == model.modalities
+    with pytest.raises(CorrKDError, match="learned positions end at 6"):
+        model.fit(make_dataset(frames=7))

@@ -71,6 +71,11 @@ class Target:
         everything = np.ones(len(split), bool)
         if self.name in ("classes", "questions"):
             labels = _labels(split, where, self.name)
+            expected = (len(split), len(self.questions)) if self.questions else (len(split),)
+            if labels.shape != expected:
+                raise CorrKDError(
+                    f"{where}: labels have shape {labels.shape}, expected {expected} for target `{self.name}`"
+                )
             highest = int(labels.max())
             if highest >= len(self.classes):
                 raise CorrKDError(
@@ -124,7 +129,8 @@ def make_target(name: str, dataset: MultimodalDataset) -> Target:
     target = _make(name, dataset, train, where)
     values, keep = target.of(train, where)
     for split in dataset.splits:
-        target.of(dataset.split(split), f"dataset {dataset.name}, {split}")
+        if not target.of(dataset.split(split), f"dataset {dataset.name}, {split}")[1].any():
+            raise CorrKDError(f"dataset {dataset.name}, {split}: no sample is left for target `{target.name}`")
     _every_class_present(target, values[keep], where)
     return target
 
@@ -184,8 +190,6 @@ def _scores(split: Split, where: str, name: str) -> npt.NDArray[np.float64]:
 
 
 def _every_class_present(target: Target, values: npt.NDArray[Any], where: str) -> None:
-    if len(values) == 0:
-        raise CorrKDError(f"{where}: no sample is left for target `{target.name}`")
     if target.kind == "score":
         return
     columns = values if values.ndim == 2 else values[:, None]

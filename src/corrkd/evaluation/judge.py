@@ -173,9 +173,14 @@ def masks_of(
 
 def conditions_of(samples: Samples, names: Sequence[str] | None, draws: int) -> Sequence[Condition]:
     """The conditions of those names, or the standard ones."""
-    if names is not None:
-        return named_conditions(names, samples.modalities, draws)
     incomplete = bool(samples.incomplete.any())
+    if names is not None:
+        chosen = named_conditions(names, samples.modalities, draws)
+        if not chosen or (not incomplete and any(c.kind == "natural" for c in chosen)):
+            raise CorrKDError(
+                "conditions: none named" if not chosen else "conditions: no sample is naturally incomplete"
+            )
+        return chosen
     return standard_conditions(samples.modalities, EvaluationSettings(draws=draws), naturally_incomplete=incomplete)
 
 
@@ -185,11 +190,12 @@ def samples_of(
     """A split as the network wants it."""
     chosen = dataset.split(split)
     where = f"dataset {dataset.name}, {split}"
-    if not len(chosen):
-        raise CorrKDError(f"{where}: no samples")
-    return Samples(
+    samples = Samples(
         chosen, student.target, student.normalisation, device=device, where=where, resident_bytes=resident_bytes
     )
+    if not len(samples):
+        raise CorrKDError(f"{where}: no sample counts for target `{student.target.name}`")
+    return samples
 
 
 def tabulate(

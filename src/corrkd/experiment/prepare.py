@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from corrkd.data.normalise import Normalisation, fit_normalisation
 from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.data.targets import Target, make_target
 from corrkd.errors import CorrKDError
+from corrkd.experiment.run_folder import SETTINGS, settings_of
 from corrkd.missing.conditions import Condition, condition, standard_conditions
 from corrkd.networks.saved import with_modalities
 from corrkd.settings import DataSettings, Settings
@@ -64,8 +66,10 @@ class Experiment:
 
     def conditions(self) -> list[Condition]:
         """What the evaluation runs."""
-        split = self.dataset.split(self.settings.evaluation.split)
-        incomplete = bool(split.naturally_incomplete().any())
+        name = self.settings.evaluation.split
+        split = self.dataset.split(name)
+        counts = self.target.of(split, f"dataset {self.dataset.name}, {name}")[1]
+        incomplete = bool((split.naturally_incomplete() & counts).any())
         return standard_conditions(self.dataset.modalities, self.settings.evaluation, naturally_incomplete=incomplete)
 
     def projection(self) -> str:
@@ -76,6 +80,8 @@ class Experiment:
     def notes(self) -> list[str]:
         """What a reader of the results has to know."""
         out = list(self.dataset.notes)
+        if self.settings.data.synthetic and self.settings.data.path != SYNTHETIC:
+            out.append("data.synthetic changes the built-in dataset alone and is not used here")
         count = len(self.samples_kept("train"))
         for stage in ("teacher", "student"):
             size = getattr(self.settings, stage).batch_size
@@ -155,11 +161,22 @@ def prepare(settings: Settings) -> Experiment:
 
 def read(settings: DataSettings) -> MultimodalDataset:
     """The dataset that the settings name, with the modalities they ask for."""
+    spec = synthetic_spec(settings.synthetic)  # a wrong key is said wherever it stands
     if settings.path == SYNTHETIC:
-        dataset = make(synthetic_spec(settings.synthetic))
+        made = make(spec)
+        dataset = replace(made, name=settings.name or made.name)
     else:
         dataset = load_dataset(settings.path, glove=settings.glove, folds=settings.folds, name=settings.name)
     return dataset if settings.modalities is None else with_modalities(dataset, settings.modalities)
+
+
+def dataset_of(model: Path, data: str, *, glove: Path | None = None, folds: Path | None = None) -> MultimodalDataset:
+    """The dataset to test a model on. `synthetic` is the one of the run that the model lies in, where that had one of its own."""
+    if data == SYNTHETIC:
+        for folder in (model, *model.parents[:2]):
+            if (folder / SETTINGS).is_file() and (settings := settings_of(folder).data).path == SYNTHETIC:
+                return read(settings)
+    return load_dataset(data, glove=glove, folds=folds)
 
 
 def synthetic_spec(changes: Mapping[str, Any]) -> SyntheticSpec:

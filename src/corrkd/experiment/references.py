@@ -28,7 +28,6 @@ def references(experiment: Experiment) -> pd.DataFrame:
         exact = [
             _exact(c, draw, samples, posterior, split, experiment.settings.evaluation.mask_seed, incomplete)
             for c in conditions
-            if c.kind != "noise"
             for draw in range(c.draws)
         ]
         tables.append(tabulate_bayes(exact, samples.modalities).assign(method="bayes"))

@@ -62,7 +62,15 @@ def begin(folder: Path, settings: Settings, *, overwrite: bool) -> None:
         empty(folder)
     except OSError as error:
         raise CorrKDError(f"{error.filename}: cannot be removed: {error.strerror}") from None
-    write_text(folder / SETTINGS, settings.to_yaml())
+    write_text(folder / SETTINGS, _with_whole_paths(settings).to_yaml())
+
+
+def _with_whole_paths(settings: Settings) -> Settings:
+    """The settings with the data's paths from the root on, so that a run resumes from any folder."""
+    data = settings.data
+    whole = {name: Path(path).resolve() for name in ("glove", "folds") if (path := getattr(data, name)) is not None}
+    path = str(Path(data.path).resolve()) if Path(data.path).exists() else data.path
+    return settings.model_copy(update={"data": data.model_copy(update={"path": path, **whole})})
 
 
 def empty(folder: Path) -> None:

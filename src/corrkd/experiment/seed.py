@@ -269,7 +269,8 @@ def _write_history(folder: Path) -> None:
         history = load_network(folder / role).about["history"]
         parts.append(pd.DataFrame(history).assign(method=role))
     table = pd.concat(parts, ignore_index=True)
-    losses = [c for c in ("loss/total", "loss/task", "loss/scd", "loss/cpd", "loss/rcd") if c in table]
+    known = ("loss/total", "loss/task", "loss/scd", "loss/cpd", "loss/rcd")
+    losses = dict.fromkeys([*(c for c in known if c in table), *(str(c) for c in table if str(c).startswith("loss/"))])
     table = table[["method", "epoch", *losses, VALID, "lr"]].astype({"epoch": int})
     write_with(folder / "history.csv", lambda part: table.to_csv(part, index=False))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +19,7 @@ from corrkd.settings import EvaluationSettings
 Kind = Literal["modalities", "ratio", "burst", "late", "noise", "natural"]
 COMPLETE = "complete"
 NATURAL = "natural"
+_RESERVED = re.compile(r"complete|natural|average|ratios|(ratio|burst|late|noise)-.*|.*[+,/].*|", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,14 @@ class Condition:
 
 
 def subsets(modalities: Sequence[str]) -> list[Condition]:
-    """Every non-empty subset of the modalities, smallest first; the last is "complete"."""
+    """Every non-empty subset of the modalities, smallest first; the last is "complete".
+
+    Raises:
+        CorrKDError: where a modality has the name of a condition or of a column.
+    """
+    for m in modalities:
+        if _RESERVED.fullmatch(m):
+            raise CorrKDError(f"modality {m!r}: its name means something else in the results; give it another")
     out = []
     for size in range(1, len(modalities) + 1):
         for chosen in itertools.combinations(modalities, size):
@@ -93,9 +102,19 @@ def condition(name: str, modalities: Sequence[str], draws: int = 1) -> Condition
             f"condition {name!r} is unknown; there are complete, {', '.join(modalities)} and their sums as {'+'.join(modalities[:2])}, "
             f"natural, and ratio-R, burst-R, late-R, noise-R with R from 0 to 1"
         )
-    random = 0.0 < ratio < 1.0 and kind != "late"
-    name = f"{kind}-{ratio:.1f}" if round(ratio, 1) == ratio else f"{kind}-{ratio:g}"
-    return Condition(name=name, kind=kind, available=everything, ratio=ratio, draws=draws if random else 1)  # type: ignore[arg-type]
+    return _at(kind, ratio, everything, draws)
+
+
+def _at(kind: str, ratio: float, modalities: tuple[str, ...], draws: int) -> Condition:
+    random = ratio > 0.0 if kind == "noise" else 0.0 < ratio < 1.0 and kind != "late"
+    number = f"{ratio:.1f}" if round(ratio, 1) == ratio else f"{ratio:.12f}".rstrip("0")
+    return Condition(
+        name=f"{kind}-{number}",
+        kind=kind,  # type: ignore[arg-type]
+        available=modalities,
+        ratio=ratio,
+        draws=draws if random else 1,
+    )
 
 
 def standard_conditions(
@@ -109,7 +128,7 @@ def standard_conditions(
         ("late", settings.late),
         ("noise", settings.noise),
     ):
-        out += named_conditions((f"{kind}-{ratio:g}" for ratio in ratios), modalities, settings.draws)
+        out += [_at(kind, ratio, tuple(modalities), settings.draws) for ratio in dict.fromkeys(ratios)]
     if settings.natural and naturally_incomplete:
         out.append(condition(NATURAL, modalities))
     return out

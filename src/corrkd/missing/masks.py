@@ -91,8 +91,11 @@ def _gap(ratio: float, lengths: Tensor) -> Tensor:
 
 def noise(keys: Tensor, frames: int, width: int, *, seed: int, modality: str, draw: int = 0) -> Tensor:
     """Noise of mean 0 and variance 1 to stand in place of frames: (N, T, d) float32, uniform, so the same bits on any device."""
-    numbers = uniform(keys, frames * width, seed=seed, purpose="noise", modality=modality, draw=draw)
-    return ((numbers - 0.5) * 12.0**0.5).view(len(keys), frames, width)
+    # A few samples at a time: the hash works on 64-bit numbers.
+    parts = [
+        uniform(k, frames * width, seed=seed, purpose="noise", modality=modality, draw=draw) for k in keys.split(16)
+    ]
+    return ((torch.cat(parts) - 0.5) * 12.0**0.5).view(len(keys), frames, width)
 
 
 def modality_random_missing(

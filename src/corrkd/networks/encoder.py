@@ -58,7 +58,8 @@ class Encoder(nn.Module):
         hidden = self.embed(frames) + self.place(frames.shape[1])
         hidden = self.dropout(hidden)
         # Finite, so that a row with nothing to attend to stays finite too; zeroed by the pooling.
-        bias = torch.where(attended, 0.0, -1e4).to(hidden.dtype)[:, None, None, :]
+        lowest = torch.finfo(hidden.dtype).min / 2
+        bias = torch.zeros_like(attended, dtype=hidden.dtype).masked_fill(~attended, lowest)[:, None, None, :]
         for layer in self.layers:
             hidden = layer(hidden, bias)
         return pool(self.norm(hidden), attended)
@@ -137,7 +138,13 @@ class EncoderLayer(nn.Module):
         # Sizes in full instead of -1: one of several processes may have no sample.
         query, key, value = parts.reshape(3, batch, width // self.heads, frames).unbind(0)
         query = query * query.shape[1] ** -0.5
-        bias = bias.to(query.dtype).expand(count, self.heads, 1, frames).reshape(batch, frames, 1)
+        # Under autocast the products are of a narrower range than the bias.
+        bias = (
+            bias.clamp(min=torch.finfo(query.dtype).min / 2)
+            .to(query.dtype)
+            .expand(count, self.heads, 1, frames)
+            .reshape(batch, frames, 1)
+        )
         weights = torch.softmax(torch.baddbmm(bias, key.transpose(1, 2), query), 1)  # (batch, keys, queries)
         return self.output(torch.bmm(value, weights).view(count, width, frames).transpose(1, 2))
 

@@ -63,7 +63,16 @@ class SavedNetwork:
 
     def fit(self, dataset: MultimodalDataset) -> MultimodalDataset:
         """The dataset with this network's modalities in its order. Raises CorrKDError where one is absent or of another width."""
-        return with_modalities(dataset, self.modalities, self.widths)
+        fitting = with_modalities(dataset, self.modalities, self.widths)
+        if self.network.settings.positions == "learned":
+            for split in fitting.splits.values():
+                for m, longest in self.frames.items():
+                    if split.frames[m].shape[1] > longest:
+                        raise CorrKDError(
+                            f"dataset {dataset.name}: modality {m} has {split.frames[m].shape[1]} frames, but the model's learned "
+                            f"positions end at {longest}"
+                        )
+        return fitting
 
 
 def with_modalities(
@@ -121,8 +130,9 @@ def save_network(stem: Path, saved: SavedNetwork) -> None:
         "target": saved.target.to_json(),
         "about": dict(saved.about),
     }
-    write_bytes(stem.with_suffix(".safetensors"), data)
-    write_text(stem.with_suffix(".json"), json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    tensors_path, card_path = _files(stem)
+    write_bytes(tensors_path, data)
+    write_text(card_path, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
 
 
 def load_network(stem: Path) -> SavedNetwork:
@@ -131,9 +141,9 @@ def load_network(stem: Path) -> SavedNetwork:
     Raises:
         CorrKDError: where a file is missing, damaged, or its tensors have other shapes than the card says.
     """
-    stem = stem.with_suffix("") if stem.suffix in (".json", ".safetensors") else stem
-    card = _read_card(stem.with_suffix(".json"))
-    path = stem.with_suffix(".safetensors")
+    path, card_path = _files(stem)
+    stem = path.with_suffix("")
+    card = _read_card(card_path)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -162,12 +172,17 @@ def load_student(path: str | Path) -> SavedNetwork:
     """
     path = Path(path)
     for candidate in (path, path / "student", *(seed / "student" for seed in seed_folders(path))):
-        stem = candidate.with_suffix("") if candidate.suffix in (".json", ".safetensors") else candidate
-        if stem.with_suffix(".json").is_file():
-            return load_network(stem)
+        if _files(candidate)[1].is_file():
+            return load_network(candidate)
     raise CorrKDError(
         f"{path}: no trained student there; expected a run folder, or student.json beside student.safetensors"
     )
+
+
+def _files(stem: Path) -> tuple[Path, Path]:
+    """A model's two files; its name may hold dots."""
+    name = stem.name.removesuffix(".json").removesuffix(".safetensors")
+    return stem.with_name(f"{name}.safetensors"), stem.with_name(f"{name}.json")
 
 
 def seed_folders(run: Path) -> list[Path]:
