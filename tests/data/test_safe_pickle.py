@@ -341,7 +341,8 @@ BOMBS = {
     "huge BINBYTES8": (b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x", "truncated"),
     "huge BYTEARRAY8": (b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x", "truncated"),
     "huge frame": (b"\x80\x04\x95" + struct.pack("<Q", 2**62), "truncated"),
-    "huge memo index": (b"\x80\x02]r\xff\xff\xff\x7fcos\nsystem\n.", "os.system"),
+    "huge memo index": (b"\x80\x02]r\xff\xff\xff\x7fN.", "bomb"),
+    "empty sets": (b"\x80\x04(" + b"\x8f" * 2_000_000 + b"t.", "bomb"),
     "laughs in lists": (lots_of_laughs(), "expands"),
     "laughs in object arrays": (laughs_in_object_arrays(), "expands"),
     "deep lists": (b"]" + b"]" * 10**6 + b"a" * 10**6 + b".", "nests"),
@@ -383,6 +384,64 @@ def test_no_bomb_goes_off(tmp_path: Path, bomb: str) -> None:
     assert word in message
     assert len(message) < 300
     assert int(grown) < 400, "MiB of memory for a small file"
+
+
+CONTAINERS = {
+    "EMPTY_SET": b"\x8f",
+    "EMPTY_DICT": b"}",
+    "EMPTY_LIST": b"]",
+    "LIST": b"(l",
+    "DICT": b"(d",
+    "TUPLE": b"(Nt",
+    "TUPLE1": b"N\x85",
+    "TUPLE2": b"NN\x86",
+    "TUPLE3": b"NNN\x87",
+    "FROZENSET": b"(\x91",
+    "APPEND": b"]Na",
+    "APPENDS": b"](NNe",
+    "SETITEM": b"}NNs",
+    "SETITEMS": b"}(NNu",
+    "ADDITEMS": b"\x8f(N\x90",
+    "set": b"h\x00)R",
+    "array": b"h\x01(h\x02NNtR",
+}
+
+
+@pytest.mark.parametrize("name", list(CONTAINERS))
+@pytest.mark.parametrize("kept", [True, False])
+def test_containers_count_with_their_real_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kept: bool
+) -> None:
+    monkeypatch.setattr(safe_pickle, "SLACK", 1 << 16)
+    names = b"c__builtin__\nset\nq\x000cnumpy.core.multiarray\n_reconstruct\nq\x010cnumpy\nndarray\nq\x020"
+    many = CONTAINERS[name] * 20_000
+    # Either the tuple holds them, or they lie on the stack beneath a small value.
+    data = names + (b"(" + many + b"t." if kept else many + b"N.")
+    assert "bomb" in refusal(write(tmp_path, data))
+
+
+def test_a_memo_takes_eight_bytes_a_place(tmp_path: Path) -> None:
+    data = b"\x80\x04(" + b"N\x94" * 50_000 + b"tq\x00."
+    assert safe_pickle.load(write(tmp_path, data)) == (None,) * 50_000
+    for skipped in (b"]q\x05h\x02.", b"]q\x05h\x06.", b"]q\x05g-1\n.", b"]p-1\n."):
+        assert "damaged" in refusal(write(tmp_path, skipped))
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_real_files_stay_well_within_their_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int
+) -> None:
+    """MAG's busiest kind of file, a list of words and short frames a sample, without the slack that forgives small files."""
+    monkeypatch.setattr(safe_pickle, "SLACK", 0)
+    rng = np.random.default_rng(0)
+    samples = [
+        ([f"word{n}" for n in range(9)], rng.normal(size=(9, 4)), rng.normal(size=(9, 2)), np.float64(row), f"id{row}")
+        for row in range(400)
+    ]
+    read = safe_pickle.load(write(tmp_path, pickle.dumps([((a, b, c), d, e) for a, b, c, d, e in samples], protocol)))
+    assert [((words, len(v)), label, name) for (words, v, _), label, name in read] == [
+        ((words, len(v)), label, name) for words, v, _, label, name in samples
+    ]
 
 
 # -- what is no pickle -----------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ splits the file into opcodes, and each opcode is carried out here on plain value
 short table (`CALLS`) and stays an inert token; no attribute of a foreign object is ever read, set or called. What the
 table does not hold is refused by name: functions, classes, extension codes, persistent ids, out-of-band buffers.
 
-Bombs: an array's bytes have to be in the file; what calls copy and what memo references expand to is bounded by the
-file's size; dictionary keys are strings and small integers, so hashing takes no time; nesting is bounded.
+Bombs: an array's bytes have to be in the file; the real size of containers, what calls copy and what memo references
+expand to is bounded by the file's size; dictionary keys are strings and small integers, so hashing takes no time; nesting is bounded.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ MESSAGE = 80  # characters of the file's own text in an error
 EXPANSION = 8  # what is built may weigh this many times the file ...
 SLACK = 64 << 20  # ... plus this many bytes
 MARK = object()
+UNSET = object()  # a place of the memo that was skipped
+EMPTY: tuple[()] = ()  # one object, however often it is made
+ARRAY = 112  # bytes of an array object beside its data
 
 _OPCODES = {ord(op.code): op for op in pickletools.opcodes}
 _DTYPE = re.compile(r"b1|[iu][1248]|f[248]|[SU]\d{1,9}|O[48]?")
@@ -125,7 +128,7 @@ class _Machine:
         self.limit = EXPANSION * self.size + SLACK
         self.spent = 0
         self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
+        self.memo: list[Any] = []  # a list, because a dictionary would take 80 bytes for a MEMOIZE of one
         self.unbuilt: dict[int, Any] = {}  # arrays that wait for their one BUILD, by identity
 
     def run(self) -> Any:
@@ -171,7 +174,7 @@ class _Machine:
         return codecs.escape_decode(line[1:-1])[0].decode("latin-1")
 
     def charge(self, count: int) -> None:
-        """Every copy that a call makes counts: otherwise ten bytes of file could copy a large string again and again."""
+        """Every container and every copy counts: a byte of file makes a set of 216, ten bytes copy a large string again."""
         self.spent += count
         if self.spent > self.limit:
             raise _Refused("builds far more than its file holds (a memory bomb)")
@@ -189,8 +192,25 @@ class _Machine:
             raise _Refused(f"asks for {_short(module)}.{_short(name)}")
         self.stack.append(_Token(CALLS[module, name]))
 
+    def push(self, made: Any) -> None:
+        """What the file has made, charged with its real size."""
+        if made is not EMPTY:
+            self.charge(sys.getsizeof(made))
+        self.stack.append(made)
+
     def put(self, key: int) -> None:
-        self.memo[key] = self.stack[-1]
+        if key < 0:
+            raise IndexError("negative memo index")
+        value, new = self.stack[-1], key + 1 - len(self.memo)
+        if new > 0:
+            self.charge(8 * new)
+            self.memo.extend([UNSET] * new)
+        self.memo[key] = value
+
+    def get(self, key: int) -> None:
+        if not 0 <= key < len(self.memo) or self.memo[key] is UNSET:
+            raise KeyError(key)
+        self.stack.append(self.memo[key])
 
     def drop(self) -> None:
         self.stack.pop()
@@ -204,19 +224,27 @@ class _Machine:
         return self.stack[-1]
 
     def new_dict(self, items: list[Any]) -> None:
-        self.stack.append({})
+        self.push({})
         self.set_items(items)
 
     def set_items(self, items: list[Any]) -> None:
         target = self.top(dict, "sets items of")
+        before = sys.getsizeof(target)
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[_key(key)] = value
+        self.charge(sys.getsizeof(target) - before)
 
     def append(self, items: list[Any]) -> None:
-        self.top(list, "appends to").extend(items)
+        target = self.top(list, "appends to")
+        before = sys.getsizeof(target)
+        target.extend(items)
+        self.charge(sys.getsizeof(target) - before)
 
     def add(self, items: list[Any]) -> None:
-        self.top(set, "adds items to").update(_key(item) for item in items)
+        target = self.top(set, "adds items to")
+        before = sys.getsizeof(target)
+        target.update(_key(item) for item in items)
+        self.charge(sys.getsizeof(target) - before)
 
     def push_stacked_name(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
@@ -229,7 +257,7 @@ class _Machine:
     def call(self, function: Any, arguments: Any) -> None:
         if not isinstance(function, _Token) or type(arguments) is not tuple:
             raise _Refused(f"calls a {_kind(function)}")
-        self.stack.append(self.result(function.meaning, arguments))
+        self.push(self.result(function.meaning, arguments))
 
     def result(self, meaning: str, arguments: tuple[Any, ...]) -> Any:
         """What the file's call of an allowed name gives. Only the forms that pickling itself writes are known."""
@@ -269,13 +297,10 @@ class _Machine:
                 self.charge(len(text))
                 return text.encode("latin-1")
             case ("set" | "frozenset", ([*items],)):
-                self.charge(64 * len(items))
                 return {_key(item) for item in items} if meaning == "set" else frozenset(_key(item) for item in items)
             case ("list" | "tuple", ([*items],)):
-                self.charge(8 * len(items))
                 return items if meaning == "list" else tuple(items)
             case ("dict", ([*pairs],)):  # OrderedDict as Python 2 wrote it
-                self.charge(64 * len(pairs))
                 return {_key(key): value for key, value in pairs}
             case ("defaultdict", () | (_Token() | None,)):
                 return {}
@@ -348,7 +373,9 @@ def _call_obj(machine: _Machine) -> None:
 def _tuple(machine: _Machine, count: int) -> None:
     if len(machine.stack) < count:
         raise IndexError("stack too short")
-    machine.stack[-count:] = [tuple(machine.stack[-count:])]
+    items = tuple(machine.stack[-count:])
+    del machine.stack[-count:]
+    machine.push(items)
 
 
 def _set_one(machine: _Machine) -> None:
@@ -363,7 +390,7 @@ def _protocol(_: _Machine, version: int) -> None:
 
 _NOTHING: Callable[[_Machine, Any], None] = lambda m, a: None  # noqa: E731
 _VALUE: Callable[[_Machine, Any], None] = lambda m, a: m.stack.append(a)  # noqa: E731
-_GET: Callable[[_Machine, Any], None] = lambda m, a: m.stack.append(m.memo[a])  # noqa: E731
+_GET: Callable[[_Machine, Any], None] = lambda m, a: m.get(a)  # noqa: E731
 _PUT: Callable[[_Machine, Any], None] = lambda m, a: m.put(a)  # noqa: E731
 
 # What each opcode does. Those that are not here are refused: extension codes, persistent ids, out-of-band buffers, NEWOBJ_EX.
@@ -386,17 +413,17 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _GET),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _PUT),
     "MEMOIZE": lambda m, a: m.put(len(m.memo)),
-    "EMPTY_LIST": lambda m, a: m.stack.append([]),
-    "EMPTY_DICT": lambda m, a: m.stack.append({}),
-    "EMPTY_SET": lambda m, a: m.stack.append(set()),
-    "EMPTY_TUPLE": lambda m, a: m.stack.append(()),
-    "LIST": lambda m, a: m.stack.append(m.since_mark()),
-    "TUPLE": lambda m, a: m.stack.append(tuple(m.since_mark())),
+    "EMPTY_LIST": lambda m, a: m.push([]),
+    "EMPTY_DICT": lambda m, a: m.push({}),
+    "EMPTY_SET": lambda m, a: m.push(set()),
+    "EMPTY_TUPLE": lambda m, a: m.push(()),
+    "LIST": lambda m, a: m.push(m.since_mark()),
+    "TUPLE": lambda m, a: m.push(tuple(m.since_mark())),
     "TUPLE1": lambda m, a: _tuple(m, 1),
     "TUPLE2": lambda m, a: _tuple(m, 2),
     "TUPLE3": lambda m, a: _tuple(m, 3),
     "DICT": lambda m, a: m.new_dict(m.since_mark()),
-    "FROZENSET": lambda m, a: m.stack.append(frozenset(_key(item) for item in m.since_mark())),
+    "FROZENSET": lambda m, a: m.push(frozenset(_key(item) for item in m.since_mark())),
     "APPEND": lambda m, a: m.append([m.stack.pop()]),
     "APPENDS": lambda m, a: m.append(m.since_mark()),
     "SETITEM": lambda m, a: _set_one(m),
@@ -413,21 +440,25 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
 
 
 def _weigh(value: Any, known: dict[int, tuple[int, int]], depth: int, limit: int) -> tuple[int, int]:
-    """(bytes, nesting) of a value if every shared part were written out: memo references can make a small file explode later."""
+    """(bytes, nesting) of a value if every shared part were written out: memo references can make a small file explode later.
+
+    Containers weigh their real size, as they were charged; it holds the eight bytes that each of their items takes.
+    """
     if isinstance(value, str | bytes):
-        return 8 + len(value), 0
-    if value is None or isinstance(value, int | float | complex | np.generic):
-        return 8, 0
+        return len(value), 0
+    if value is None or value is EMPTY or isinstance(value, int | float | complex | np.generic):
+        return 0, 0
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
-        return 8 + value.nbytes, 0
+        return ARRAY + value.nbytes, 0
     if not isinstance(value, list | tuple | dict | set | frozenset | np.ndarray):
         raise _Refused("holds a bare name or mark in place of a value")
     if id(value) not in known:
         if depth > MAX_DEPTH:
             raise _Refused(f"nests containers more than {MAX_DEPTH} deep, or in themselves")
         parts = value.ravel().tolist() if isinstance(value, np.ndarray) else value
-        keys = sum(8 + len(key) for key in value if isinstance(key, str | bytes)) if isinstance(value, dict) else 0
-        total, height = 8 + keys, 0
+        keys = sum(len(key) for key in value if isinstance(key, str | bytes)) if isinstance(value, dict) else 0
+        own = ARRAY + value.nbytes if isinstance(value, np.ndarray) else sys.getsizeof(value)
+        total, height = own + keys, 0
         for part in parts.values() if isinstance(parts, dict) else parts:
             weight, inner = _weigh(part, known, depth + 1, limit)
             total, height = total + weight, max(height, inner)
