@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from corrkd.data.convert import convert
 from corrkd.data.dataset import MultimodalDataset, Split
+from corrkd.data.inspect import describe, inspect
 from corrkd.data.load import load_dataset
 from corrkd.errors import CorrKDError
 
@@ -28,9 +29,6 @@ def assert_same(a: MultimodalDataset, b: MultimodalDataset) -> None:
         "score_range",
         "layout",
         "missing_rule",
-        "notes",
-        "sha256",
-        "extra",
     ):
         assert getattr(a, field) == getattr(b, field), field
     assert a.modalities == b.modalities
@@ -61,10 +59,36 @@ def test_round_trip(tmp_path: Path, data: object) -> None:
     convert(dataset, tmp_path / "set.safetensors")
     again = load_dataset(tmp_path / "set.safetensors")
     assert_same(dataset, again)
+    assert again.extra == {**dataset.extra, "source_sha256": dataset.sha256}
+    assert again.notes == (*dataset.notes, f"converted from a file or folder with sha256 {dataset.sha256}")
     assert all(isinstance(x, np.memmap) for part in again.splits.values() for x in part.frames.values())
     assert_same(load_dataset(tmp_path / "set.safetensors", name="other"), replace(again, name="other"))
     convert(again, tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "set.safetensors").read_bytes()
+
+
+def test_the_sum_is_that_of_the_contents(tmp_path: Path) -> None:
+    """A run that is resumed tells by it whether its file was replaced, also for data made in memory."""
+    path = tmp_path / "x.safetensors"
+
+    def converted(dataset: MultimodalDataset) -> MultimodalDataset:
+        convert(dataset, path)
+        return load_dataset(path)
+
+    dataset = make_dataset()
+    first = converted(dataset).sha256
+    assert len(first) == 64
+    assert int(first, 16) > 0
+    assert first in describe(inspect(converted(dataset)))
+    same = replace(dataset, name="other", sha256="f" * 64, notes=("a note",))
+    assert converted(same).sha256 == first
+    assert converted(replace(dataset, class_names=("a", "b", "c"))).sha256 != first
+    dataset.split("test").frames["audio"][-1, 0, 0] += 1
+    second = converted(dataset).sha256
+    dataset.split("train").ids[0] = "renamed"
+    third = converted(dataset).sha256
+    dataset.split("train").labels[0] ^= 1
+    assert len({first, second, third, converted(dataset).sha256}) == 4
 
 
 def test_ids_of_any_script_survive(tmp_path: Path) -> None:
@@ -181,7 +205,7 @@ def with_header(path: Path, header: dict, body: bytes) -> None:
         lambda h: h["__metadata__"].update(corrkd="{}"),
         lambda h: h["__metadata__"].update(corrkd="no json"),
         lambda h: h["__metadata__"].update(corrkd="[" * 100_000),
-        lambda h: h["__metadata__"].update(corrkd=h["__metadata__"]["corrkd"].replace('"format": 1', '"format": 99')),
+        lambda h: h["__metadata__"].update(corrkd=h["__metadata__"]["corrkd"].replace('"format": 2', '"format": 99')),
     ],
 )
 def test_a_damaged_header_is_one_line(tmp_path: Path, change) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import numpy as np
 
 from corrkd.data.dataset import MultimodalDataset, Split, StrArray
 from corrkd.data.readers.assemble import Array
-from corrkd.data.readers.converted import DTYPES, FORMAT, KEY
+from corrkd.data.readers.converted import DTYPES, FORMAT, KEY, SOURCE
 from corrkd.errors import CorrKDError
 from corrkd.files import make_folder, replacing
 
@@ -33,7 +34,9 @@ class _Tensor:
 def convert(dataset: MultimodalDataset, path: str | Path) -> None:
     """Writes a dataset to `path` (`.safetensors`), whole or not at all, a few samples at a time.
 
-    The exact posterior of the built-in dataset is a function and is not written; a note in the file says so.
+    The file's `sha256` is a digest of its contents: of the tensors' names, types, shapes and bytes, and of what the targets depend on
+    (class and question names, score range). The source's own sum stays in `extra` and in a note. The exact posterior of the built-in
+    dataset is a function and is not written; a note in the file says so.
 
     Raises:
         CorrKDError: `path` has another ending, or cannot be written.
@@ -47,11 +50,22 @@ def convert(dataset: MultimodalDataset, path: str | Path) -> None:
     )  # so that each starts at a multiple of its item size
     make_folder(path.parent)
     with replacing(path) as part, part.open("wb") as file:
-        file.write(_header(dataset, tensors))
+        file.write(_header(dataset, tensors, "0" * 64))  # room for the digest, known when all is written
+        digest = hashlib.sha256(_facts(dataset).encode())
         for tensor in tensors:
+            digest.update(f"{tensor.name} {tensor.dtype} {tensor.values.shape}\n".encode())
             for start in range(0, len(tensor.values), ROWS):
                 rows = np.ascontiguousarray(tensor.values[start : start + ROWS], DTYPES[tensor.dtype])
-                file.write(rows.reshape(-1).view(np.uint8).data)
+                content = rows.reshape(-1).view(np.uint8).data
+                file.write(content)
+                digest.update(content)
+        file.seek(0)
+        file.write(_header(dataset, tensors, digest.hexdigest()))
+
+
+def _facts(dataset: MultimodalDataset) -> str:
+    """What the targets depend on beside the tensors. Names, notes and the layout may differ between equal contents."""
+    return json.dumps([list(dataset.class_names), list(dataset.question_names), dataset.score_range]) + "\n"
 
 
 def _tensors(name: str, split: Split) -> Iterator[_Tensor]:
@@ -75,9 +89,14 @@ def _json_bytes(names: StrArray) -> Array:
     return np.frombuffer(json.dumps(names.tolist()).encode(), np.uint8)
 
 
-def _header(dataset: MultimodalDataset, tensors: list[_Tensor]) -> bytes:
+def _header(dataset: MultimodalDataset, tensors: list[_Tensor], digest: str) -> bytes:
     """Eight bytes of length, then JSON padded with spaces to a multiple of eight, as the safetensors format has it."""
-    lost = ("the exact posterior is not part of a converted file",) if dataset.posterior else ()
+    notes, extra = list(dataset.notes), dict(dataset.extra)
+    if dataset.posterior:
+        notes.append("the exact posterior is not part of a converted file")
+    if dataset.sha256 and SOURCE not in extra:  # a file converted again keeps its first source
+        extra[SOURCE] = dataset.sha256
+        notes.append(f"converted from a file or folder with sha256 {dataset.sha256}")
     about = {
         "format": FORMAT,
         "name": dataset.name,
@@ -88,9 +107,9 @@ def _header(dataset: MultimodalDataset, tensors: list[_Tensor]) -> bytes:
         "score_range": dataset.score_range,
         "layout": dataset.layout,
         "missing_rule": dict(dataset.missing_rule),
-        "notes": dataset.notes + lost,
-        "sha256": dataset.sha256,
-        "extra": dict(dataset.extra),
+        "notes": notes,
+        "sha256": digest,
+        "extra": extra,
     }
     header: dict[str, object] = {"__metadata__": {KEY: json.dumps(about)}}
     end = 0

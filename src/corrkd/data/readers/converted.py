@@ -2,7 +2,8 @@
 
 Tensors `<split>/frames/<modality>` float32 (N, T, d), `<split>/lengths/<modality>` int64 (N,), `<split>/present/<modality>` bool (N, T),
 `<split>/scores` float64, `<split>/labels` int64, `<split>/order` int64, and strings as UTF-8 JSON lists in uint8:
-`<split>/ids`, `<split>/groups/<name>`. What concerns the whole dataset is JSON in the header's metadata under `corrkd`.
+`<split>/ids`, `<split>/groups/<name>`. What concerns the whole dataset is JSON in the header's metadata under `corrkd`; its
+`sha256` is the digest of the contents, which conversion takes while it writes: opening stays cheap, and trusts it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from corrkd.data.dataset import MultimodalDataset, Split, StrArray, check_split
 from corrkd.data.readers.assemble import Array
 from corrkd.errors import CorrKDError
 
-FORMAT = 1
+FORMAT = 2
+SOURCE = "source_sha256"  # in `extra`: the sum of the file that was converted
 KEY = "corrkd"
 LONGEST_HEADER = 100_000_000  # the bound of the safetensors format
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -66,14 +68,14 @@ def read(path: Path) -> MultimodalDataset:
     """The dataset in a converted file. Frames are memory-mapped: rows are read when they are taken.
 
     Raises:
-        CorrKDError: the file is truncated or damaged, or of a later format.
+        CorrKDError: the file is truncated or damaged, or of another format.
     """
     header, start = _header(path)
     try:
         about = json.loads(_metadata(header)[KEY])
         if about["format"] != FORMAT:
             raise CorrKDError(
-                f"{path.name}: written by a later corrkd (format {about['format']}); convert it again or upgrade"
+                f"{path.name}: written by another corrkd (format {about['format']}, here {FORMAT}); convert it again or upgrade"
             )
         tensors = _map(path, header, start)
         splits = {name: _split(tensors, name, about["modalities"]) for name in about["splits"]}
