@@ -96,6 +96,16 @@ def test_a_modality_constant_in_training_is_refused_wherever_it_varies_elsewhere
     check_training(only_test)
 
 
+def test_a_missing_frame_does_not_hide_a_constant_modality() -> None:
+    dataset = make_dataset()
+    train = dataset.split("train")
+    train.frames["audio"][train.exists("audio")] = 3.0
+    for row in (0, 3):  # missing frames are zeros, also where they come first
+        train.frames["audio"][row, 0], train.present["audio"][row, 0] = 0.0, False
+    with pytest.raises(CorrKDError, match="modality audio is constant in the training split"):
+        check_training(dataset)
+
+
 def test_one_constant_column_is_no_constant_modality() -> None:
     dataset = make_dataset()
     dataset.split("train").frames["audio"][..., 0] = 0.0

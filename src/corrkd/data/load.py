@@ -96,15 +96,18 @@ def _read_file(path: Path, title: str, glove: Path | None) -> MultimodalDataset:
 
 
 def check_training(dataset: MultimodalDataset) -> None:
-    """Raises CorrKDError where a modality is the same in every frame of the training split: nothing can be learned from it."""
+    """Raises CorrKDError where a modality is the same in every present frame of the training split: nothing is to be learned."""
     if SPLITS[0] not in dataset.splits:
         return
     train = dataset.splits[SPLITS[0]]
     for modality, frames in train.frames.items():
-        exists = train.exists(modality)
-        first = frames[0, 0]
-        if exists.sum() > 1 and all(
-            (np.asarray(frames[row : row + 256])[exists[row : row + 256]] == first).all()
+        present = train.present[modality]  # a missing frame is stored as zeros and says nothing about the others
+        if present.sum() < 2:
+            continue
+        sample, frame = np.unravel_index(present.argmax(), present.shape)
+        first = frames[sample, frame]
+        if all(
+            (np.asarray(frames[row : row + 256])[present[row : row + 256]] == first).all()
             for row in range(0, len(train), 256)
         ):
             raise CorrKDError(f"{dataset.name}: modality {modality} is constant in the training split; leave it out")
