@@ -108,6 +108,30 @@ def test_questions(tmp_path: Path) -> None:
     assert dataset.split("train").labels.shape == (10, 2)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int64])
+@pytest.mark.parametrize("suffix", [".npz", ".h5", ".safetensors"])
+def test_sequences_of_integers_are_a_modality(tmp_path: Path, kind: type, suffix: str) -> None:
+    data = arrays()
+    data["pixels"] = np.random.default_rng(5).integers(1, 100, (20, 4, 3)).astype(kind)
+    data["codes"] = np.arange(40).reshape(20, 2).astype(kind)
+    dataset = load_dataset(write(tmp_path / f"mine{suffix}", data))
+    assert set(dataset.modalities) == {"speech", "gaze", "pulse", "personality", "pixels"}
+    np.testing.assert_array_equal(dataset.split("train").frames["pixels"], data["pixels"][:10].astype(np.float32))
+    assert "left out: codes" in dataset.notes
+
+
+def test_one_hot_labels_are_noted(tmp_path: Path) -> None:
+    data = arrays()
+    data["labels"] = np.eye(3, dtype=int)[np.arange(20) % 3]
+    noted = load_dataset(write(tmp_path / "mine.npz", data))
+    assert noted.split("train").labels.shape == (10, 3)
+    assert [note for note in noted.notes if "yes/no answers" in note and "labels.argmax(1)" in note]
+    data["labels"][0] = 1  # real questions: two answers of one sample are yes
+    assert not any("argmax" in note for note in load_dataset(write(tmp_path / "mine.npz", data)).notes)
+    data["labels"] = np.eye(2, dtype=int)[np.arange(20) % 2]
+    assert not any("argmax" in note for note in load_dataset(write(tmp_path / "mine.npz", data)).notes)
+
+
 def test_without_a_split_groups_stay_together(tmp_path: Path) -> None:
     data = arrays(60)
     del data["split"]

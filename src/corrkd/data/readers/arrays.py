@@ -1,6 +1,7 @@
 """Anyone's own data: named arrays in one `.npz`, `.h5` or `.safetensors` file. N samples; the first axis of every array is N.
 
-    any name                      (N, T, d) or (N, d) real numbers: a modality of that name, padded on the right
+    any name                      (N, T, d) or (N, d) real numbers, or (N, T, d) integers: a modality of that name, padded on
+                                  the right. Integers of one or two axes may be ids or labels: left out, with a note
     <modality>_lengths, lengths   (N,) how many frames exist
     <modality>_present            (N, T) or (N,) booleans: False where a frame is missing in the data
     scores (score, sentiment)     (N,) real numbers
@@ -35,6 +36,7 @@ LABELS = ("labels", "label")
 IDS = ("ids", "id")
 RESERVED = {*SCORES, *LABELS, *IDS, *GROUPS, "split", "order", "lengths", "class_names", "question_names"}
 SHARES = (0.7, 0.1, 0.2)
+ONE_HOT = "{key}: every row has a single 1 and is read as yes/no answers, a question each; if they are classes, save {key}.argmax(1)"
 
 # Deflate packs at most 1032:1 and padding packs well; beyond this the file is a bomb.
 EXPANSION = 300
@@ -139,10 +141,13 @@ def read(arrays: Mapping[str, Array], name: str, kind: str) -> MultimodalDataset
         if key in arrays and (np.ndim(arrays[key]) == 0 or len(arrays[key]) != count):
             raise CorrKDError(f"{name}: array {key} has shape {np.shape(arrays[key])}, expected {count} samples first")
     if not modalities:
-        raise CorrKDError(f"{name}: no modality: no (N, T, d) or (N, d) array of real numbers with N = {count}")
+        raise CorrKDError(
+            f"{name}: no modality: no (N, T, d) array of numbers or (N, d) array of real ones with N = {count}"
+        )
     used = {*RESERVED, *modalities, *of_modalities}
     unused = sorted(set(arrays) - used)
     notes = [f"left out: {', '.join(unused)}"] if unused else []
+    notes += [ONE_HOT.format(key=key) for key in LABELS if key in arrays and _is_one_hot(arrays[key])]
     ids = next(
         (strings(arrays[key]) for key in IDS if key in arrays), np.array([f"sample-{row}" for row in range(count)])
     )
@@ -185,12 +190,22 @@ def _modalities(arrays: Mapping[str, Array], count: int) -> list[str]:
         for key, x in arrays.items()
         if key not in RESERVED
         and not key.endswith(suffixes)
-        and x.dtype.kind == "f"
         and x.ndim in (2, 3)
+        and x.dtype.kind in ("f" if x.ndim == 2 else "fiu")
         and len(x) == count
     ]
     usual = [m for m in ("language", "audio", "vision") if m in found]
     return usual + [m for m in found if m not in usual]
+
+
+def _is_one_hot(labels: Array) -> bool:
+    """Whether (N, K) labels, K > 2, hold a single 1 in every row: classes written out, more often than answers."""
+    return (
+        labels.ndim == 2
+        and labels.shape[1] > 2
+        and labels.dtype.kind in "fiub"
+        and bool(np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all())
+    )
 
 
 def _length_keys(arrays: Mapping[str, Array], modality: str) -> list[str]:
