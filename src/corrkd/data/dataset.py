@@ -34,7 +34,7 @@ class Split:
             padding. May be memory-mapped, so take rows, not the whole. One vector per sample is T_m = 1.
         lengths: per modality (N,) how many frames exist, 1 <= length <= T_m.
         present: per modality (N, T_m), True where a frame exists and is not naturally missing.
-        ids: (N,) one string per sample, unique within the dataset.
+        ids: (N,) one string per sample, unique within the split. Two splits may share ids; `inspect` counts those that do.
         scores: (N,) float64 sentiment scores, or None where the data has classes only.
         labels: (N,) integer classes as given, or (N, Q) yes/no answers in {0, 1}, or None where the data has scores only.
         groups: who or what the sample belongs to, by name ("video", "session", "person", "speaker"): (N,) strings each.
@@ -89,7 +89,8 @@ class MultimodalDataset:
         layout: the reader that made it, for people ("MMSA aligned", "npz arrays", ...).
         missing_rule: how naturally missing frames were found, in words, by modality.
         notes: what a reader repaired or assumed, in words, a line each.
-        sha256: of the source file; "" for data made in memory. For a folder: of its files' sums.
+        sha256: of the source file; "" for data made in memory. For a folder: of its files' sums. For a converted file: of its
+            contents, as they were written.
         posterior: the exact class posterior given what is visible, for data whose law is known (the built-in one); else None.
         extra: small JSON-able facts a reader wants to hand on to `inspect`.
     """
