@@ -52,6 +52,32 @@ def test_aligned_borrows_the_lengths_of_text_bert(tmp_path: Path) -> None:
     assert train.naturally_incomplete().tolist() == [row == 3 for row in range(12)]
 
 
+def test_frames_under_cls_and_sep_are_not_missing(tmp_path: Path) -> None:
+    data = mmsa(aligned=True)
+    for part in data.values():
+        for row, n in enumerate(part["text_bert"][:, 1].sum(1).astype(int)):
+            for key in ("audio", "vision"):
+                part[key][row, [0, n - 1]] = 0
+    lengths = data["train"]["text_bert"][:, 1].sum(1).astype(int)
+    row = next(row for row in range(12) if lengths[row] >= 5)
+    data["train"]["audio"][row, 2] = 0  # missing, in the middle
+    data["train"]["vision"][row, 0] = 1  # so the audio at the first token could have been there
+    other = next(r for r in range(12) if lengths[r] >= 5 and r != row)
+    data["train"]["audio"][other] = data["train"]["vision"][other] = 0  # nothing at all: missing from end to end
+    dataset = load(tmp_path, data)
+    train = dataset.split("train")
+    assert train.present["audio"][row].tolist()[: lengths[row]] == [False, True, False, *[True] * (lengths[row] - 3)]
+    assert not train.present["audio"][other].any()
+    short = lengths < 3  # nothing but the two special tokens
+    assert train.naturally_incomplete().tolist() == [r in (row, other) or short[r] for r in range(12)]
+    assert not train.frames["audio"][~short, 0].any()
+    for m in ("audio", "vision"):
+        assert (train.present[m] <= train.exists(m)).all()
+        assert dataset.missing_rule[m] == "all-zero frames inside the length, but under [CLS] and [SEP]"
+    assert dataset.missing_rule["language"] == "all-zero frames inside the length"
+    assert any(note.startswith("train: ") and "[CLS] or [SEP]" in note for note in dataset.notes)
+
+
 def test_a_zero_first_channel_is_no_padding(tmp_path: Path) -> None:
     data = mmsa()
     for part in data.values():

@@ -23,6 +23,7 @@ GROUPS = ("person", "speaker", "session", "video")
 SPLIT_NAMES = {"train": "train", "valid": "valid", "dev": "valid", "val": "valid", "test": "test"}
 MOST_CLASSES = 1000  # a label beyond it is a mistake, not a class
 ZERO_RULE = "all-zero frames inside the length"
+ALIGNED = "(aligned)"  # how `_lengths` ends its words on lengths that another modality lends
 VIDEO_CLIP = re.compile(r"(?P<video>.+)(?:\$_\$(?P<clip>.+)|\[(?P<index>\d+)\])")
 
 
@@ -196,6 +197,7 @@ def assemble(
     *,
     layout: str,
     lengths_note: str = "",
+    special_tokens: bool = False,
     notes: Sequence[str] = (),
     class_names: tuple[str, ...] = (),
     question_names: tuple[str, ...] = (),
@@ -208,6 +210,7 @@ def assemble(
         raw: splits by "train", "valid", "test"; their frames are taken out of them.
         layout: the reader's name for people.
         lengths_note: where the lengths in `raw` come from, if not from arrays named for their modality.
+        special_tokens: whether the lengths in `raw` count [CLS] and [SEP], under which other modalities have no frames.
         notes: the reader's own notes.
         class_names, question_names, score_range: as in `MultimodalDataset`.
 
@@ -224,6 +227,8 @@ def assemble(
     lengths, starts, sides, how = _lengths(name, parts, frames, list(counts))
     if lengths_note:
         how |= {m: lengths_note for m in how if m in next(iter(parts.values())).lengths}
+    masked = {m for part in parts.values() for m in part.present}
+    spared = [m for m in how if special_tokens and how[m].endswith(ALIGNED) and m not in masked]
     splits = {}
     for split, part in parts.items():
         where = f"{name}, {split}"
@@ -234,10 +239,14 @@ def assemble(
                 frames[split][m], mask, lengths[split][m], starts[split][m]
             )
             notes += [f"{split}, {m}: {note}" for note in found_notes]
+        if len(spared) > 1:  # of one alone nobody can say whether its frame is missing
+            notes += [f"{split}: {note}" for note in _under_special_tokens(lengths[split], present, spared)]
         splits[split] = _split(where, part, split, frames[split], lengths[split], present, notes)
         check_split(where, splits[split])
         _check_targets(where, splits[split], class_names, score_range)
-    masked = {m for part in parts.values() for m in part.present}
+    rules = {m: f"array {m}_present" if m in masked else ZERO_RULE for m in counts}
+    if len(spared) > 1:
+        rules |= dict.fromkeys(spared, f"{ZERO_RULE}, but under [CLS] and [SEP]")
     return MultimodalDataset(
         name=name,
         splits=splits,
@@ -245,7 +254,7 @@ def assemble(
         question_names=question_names,
         score_range=score_range,
         layout=layout,
-        missing_rule={m: f"array {m}_present" if m in masked else ZERO_RULE for m in counts},
+        missing_rule=rules,
         notes=tuple(notes),
         extra={"padding": {m: sides[m] for m in counts}, "lengths": {m: how[m] for m in counts}, "nonfinite": counts},
     )
@@ -300,6 +309,25 @@ def _in_place(
     present = mask & inside
     frames[~present] = 0
     return frames, np.maximum(lengths, 1), present, notes
+
+
+def _under_special_tokens(
+    lengths: Mapping[str, IntArray], present: Mapping[str, BoolArray], modalities: Sequence[str]
+) -> list[str]:
+    """Marks first and last frames present that are empty in all of `modalities` at once: they never were there. Gives a note.
+
+    A sample in which the modalities have no frame at all keeps them as missing.
+    """
+    together = np.logical_or.reduce([present[m] for m in modalities])
+    rows = np.flatnonzero(together.any(1))
+    marked = np.zeros_like(together)
+    for place in (np.zeros_like(rows), lengths[modalities[0]][rows] - 1):
+        marked[rows, place] = ~together[rows, place]
+    for m in modalities:
+        present[m][marked] = True
+    count = int(marked.any(1).sum())
+    names = ", ".join(modalities)
+    return [f"{count} samples have no {names} under [CLS] or [SEP]; zero vectors there, not missing"] if count else []
 
 
 def _check_targets(
@@ -397,7 +425,7 @@ def _lengths(
             lengths |= {split: {**lengths[split], m: np.ones(len(frames[split][m]), np.int64)} for split in parts}
             sides[m], how[m] = "none", "one vector per sample"
         elif lenders:
-            sides[m], how[m] = sides[lenders[0]], f"lengths of {' and '.join(lenders)} (aligned)"
+            sides[m], how[m] = sides[lenders[0]], f"lengths of {' and '.join(lenders)} {ALIGNED}"
             for split in parts:
                 before, after = _margins(occupied[split][m])
                 content = occupied[split][m].shape[1] - (before if sides[m] == "left" else after)

@@ -39,7 +39,8 @@ def recognises(data: Any) -> bool:
 def read(data: Mapping[str, Mapping[str, Any]], name: str) -> MultimodalDataset:
     """The dataset in MMSA's dict: `text`, `audio`, `vision` and any further (N, T, d) or (N, d) float array.
 
-    Lengths are taken from `<modality>_lengths`, those of `text` also from the mask in `text_bert`. CH-SIMS's labels of single
+    Lengths are taken from `<modality>_lengths`, those of `text` also from the mask in `text_bert`; it counts [CLS] and [SEP], where
+    aligned files hold no audio and vision, and that is not counted as missing. CH-SIMS's labels of single
     modalities (`regression_labels_T` ...) stay out; a note says so.
     """
     raw, unused = {}, set()
@@ -53,6 +54,7 @@ def read(data: Mapping[str, Mapping[str, Any]], name: str) -> MultimodalDataset:
         name,
         raw,
         layout=f"MMSA {'aligned' if len(sequences) <= 1 else 'unaligned'}{', CH-SIMS' if sims else ''}",
+        special_tokens=all("text_bert" in part and "text_lengths" not in part for part in data.values()),
         notes=notes,
         class_names=_class_names(data) or sign_class_names(raw),
         score_range=(-1.0, 1.0) if sims else likert_range(raw),
