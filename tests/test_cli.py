@@ -226,10 +226,10 @@ def test_evaluates_errors_are_one_line(finished: Path, tmp_path: Path) -> None: 
     assert "language is 24 wide, but the model was trained on 8" in corrkd(*words, wide).line
     assert "conditions: none named" in corrkd(*words, whole, "--conditions", "").line
     assert "no sample is naturally incomplete" in corrkd(*words, whole, "--conditions", "natural").line
+    assert "not a manifest of masks" in corrkd(*words, whole, "--masks", finished / "run.json").line
     assert "give one of them" in corrkd(*words, whole, "--masks", "a", "--export-masks", "b").line
 
 
 def test_synthetic_is_the_runs_own(finished: Path) -> None:  # noqa: F811
     """Its widths are not the default ones, with which the model could not be tested at all."""
     assert corrkd("evaluate", finished, "--data", "synthetic", "--conditions", "complete").code == 0
-    assert "not a manifest of masks" in corrkd(*words, whole, "--masks", finished / "run.json").line
