@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from corrkd.data.batches import Samples
+from corrkd.data.batches import Context, Samples
 from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.data.targets import Target
 from corrkd.evaluation.bayes import bayes_accuracy
@@ -43,7 +43,7 @@ def test_the_offset_is_the_published_one_where_fused_representation_and_label_ag
     """y_s = y_m + (alpha_s - alpha_m)/2 (y_m + alpha_m)/alpha_m, clipped to the range of the labels."""
     truth = size if fused > 0 else -size
     published = truth + (own - fused) / 2 * (truth + fused) / fused
-    label = float(shifted_labels(tensor(own), tensor(fused), tensor(truth), 3.0 * ONE))
+    label = float(shifted_labels(tensor(own), tensor(fused), tensor(truth), 3.0 * ONE, ONE))
     assert label == pytest.approx(min(max(published, -3.0), 3.0), abs=1e-9)
 
 
@@ -53,7 +53,7 @@ def test_the_nearer_a_modality_lies_to_a_class_the_more_its_label_says_so(
     first: float, second: float, fused: float, truth: float
 ) -> None:
     low, high = sorted((first, second))
-    labels = shifted_labels(tensor(low, high, fused), tensor(fused).expand(3), tensor(truth).expand(3), ONE)
+    labels = shifted_labels(tensor(low, high, fused), tensor(fused).expand(3), tensor(truth).expand(3), ONE, ONE)
     assert labels[0] <= labels[1]
     assert labels[2] == pytest.approx(truth)
     assert labels.abs().max() <= 1.0
@@ -63,10 +63,9 @@ def test_a_label_without_centres_stays_the_samples_own() -> None:
     features = torch.randn(4, 2)
     nobody = centres(features, torch.zeros(4, 1, dtype=torch.bool))
     assert nobody.isinf().all()
-    for bounded in (True, False):
-        for positive, negative in ((torch.inf, 1.0), (1.0, torch.inf), (torch.inf, torch.inf)):
-            alpha = relative_distance(tensor(positive), tensor(negative), bounded=bounded)
-            assert shifted_labels(alpha, tensor(0.3), tensor(1.0), ONE) == 1.0
+    for positive, negative in ((torch.inf, 1.0), (1.0, torch.inf), (torch.inf, torch.inf)):
+        alpha = relative_distance(tensor(positive), tensor(negative))
+        assert shifted_labels(alpha, tensor(0.3), tensor(1.0), ONE, ONE) == 1.0
 
 
 def test_centres_and_alpha_by_hand() -> None:
@@ -79,7 +78,7 @@ def test_centres_and_alpha_by_hand() -> None:
     near = float(((sample[0] - (memory[2] + memory[4]) / 2) ** 2).sum()) / 2
     far = float(((sample[0] - (memory[0] + memory[1]) / 2) ** 2).sum()) / 2
     alpha = labels.alpha(sample, memory, labels.truth, counted)
-    assert float(alpha) == pytest.approx((far - near) / near, rel=1e-4)
+    assert float(alpha) == pytest.approx((far - near) / (far + near), rel=1e-4)
     labels = LabelGeneration(CLASSES)
     labels.start(torch.tensor([0, 0, 1, 1, 2]), [4], 4)
     own = [float(((sample[0] - x) ** 2).sum()) for x in (memory[:2].mean(0), memory[2], memory[4])]
@@ -148,6 +147,21 @@ def test_scores_are_taken_from_a_neutral_point() -> None:
         assert labels.bound == labels.truth.abs().max()
 
 
+def test_the_unit_of_a_score_does_not_matter() -> None:
+    truth = torch.randn(30, generator=torch.Generator().manual_seed(0))
+    found = []
+    for unit in (1.0, 100.0):
+        torch.manual_seed(0)
+        labels = LabelGeneration(SCORE)
+        labels.start(unit * truth, [2], 2)
+        for _ in range(4):
+            own, fused = truth[:, None] + torch.randn(30, 2), truth[:, None] + torch.randn(30, 2)
+            labels.update(torch.arange(30), fused, [own], [torch.ones(30, dtype=torch.bool)])
+        found.append(labels.of(0, torch.arange(30)) / unit)
+    assert torch.allclose(*found, atol=1e-5)
+    assert not torch.allclose(found[0][:, 0], truth, atol=1e-2)
+
+
 def test_momentum_is_the_published_one() -> None:
     """From the second epoch i on: (i - 1)/(i + 1) of the old label, 2/(i + 1) of the new."""
     torch.manual_seed(0)
@@ -160,7 +174,7 @@ def test_momentum_is_the_published_one() -> None:
         own, fused = at_classes(truth.roll(1), 1.0), at_classes(truth, 1.0)
         whole = labels.alpha(fused, labels.fused, labels.truth, labels.seen[0] > 0)
         alpha = labels.alpha(own, labels.memory_0, labels.unimodal[0], labels.seen[0] > 0)
-        new = shifted_labels(alpha, whole, labels.truth, ONE)
+        new = shifted_labels(alpha, whole, labels.truth, ONE, ONE)
         labels.update(rows, fused, [own], shown)
         expected = old if epoch == 1 else (epoch - 1) / (epoch + 1) * old + 2 / (epoch + 1) * new
         assert torch.allclose(labels.of(0, rows), expected, atol=1e-6)
@@ -252,6 +266,39 @@ def test_the_unimodal_tasks_teach_the_encoders() -> None:
     assert all(p.grad is None for p in method.network.head.parameters())
 
 
+@pytest.mark.parametrize("target", [CLASSES, QUESTIONS, SCORE])
+def test_the_unimodal_loss_by_hand(target: Target) -> None:
+    torch.manual_seed(0)
+    network = SelfMMNetwork({"a": 3, "b": 2}, {"a": 4, "b": 4}, outputs=target.num_outputs, kind=target.kind)
+    method = SelfMM(network, target)
+    shapes = {"classes": (6,), "questions": (6, 2), "score": (6,)}
+    targets = torch.randn(6) if target is SCORE else torch.randint(0, 2, shapes[target.kind])
+    method.labels.start(targets, [32, 32], 64)
+    method.labels.unimodal.copy_(method.labels.truth * torch.rand(2, 6, 1))
+    frames = {m: torch.randn(6, 4, d) for m, d in (("a", 3), ("b", 2))}
+    exists = {m: torch.ones(6, 4, dtype=torch.bool) for m in frames}
+    visible = {"a": exists["a"], "b": torch.arange(6)[:, None].expand(6, 4) < 4}
+    rows = torch.arange(6)
+    method.eval()
+    terms = method(frames, exists, visible, targets, None, Context(rows, rows, rows, rows))
+    expected = 0.0
+    for place, output in enumerate(network.tasks(frames, exists, visible)[1]):
+        for i in range(6 if place == 0 else 4):
+            label, truth = method.labels.unimodal[place, i], method.labels.truth[i]
+            weight = torch.tanh((label - truth).abs())
+            if target is SCORE:
+                loss = weight[0] * (output.logits[i, 0] - method.labels.neutral - label[0]).abs()
+            elif target is CLASSES:
+                p = (label + 1) / 2
+                loss = -weight.max() * (p / p.sum() * torch.log_softmax(output.logits[i], -1)).sum()
+            else:
+                p = torch.stack([1 - (label + 1) / 2, (label + 1) / 2], -1)
+                loss = -(weight * (p * torch.log_softmax(output.logits[i], -1)).sum(-1)).mean()
+            expected += float(loss.detach()) / 6
+    assert float(terms["unimodal"]) == pytest.approx(expected, rel=1e-3)
+    assert torch.equal(method.labels.seen, torch.zeros(2, 6, dtype=torch.int64))  # evaluation leaves the memory alone
+
+
 def test_an_interrupted_training_goes_on_with_its_memory(tmp_path: Path) -> None:
     samples = make_samples(make_dataset())
 
@@ -289,3 +336,23 @@ def test_on_the_built_in_dataset_it_comes_at_least_half_way_from_the_floor_to_ba
     bayes = bayes_accuracy(dataset.posterior("test", {m: x.numpy() for m, x in test.present.items()}))
     reached = accuracy(method.network, test)
     assert reached >= (floor + bayes) / 2, f"floor {floor:.3f}, reached {reached:.3f}, Bayes {bayes:.3f}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["classes", "score"])
+def test_generated_labels_come_closer_to_what_each_modality_exactly_says_than_the_samples_own(target: str) -> None:
+    dataset = make(SyntheticSpec())
+    samples = make_samples(dataset, target=target)
+    method = fresh(samples)
+    fit(method, samples, epochs=8)
+    labels = method.labels
+    for place, m in enumerate(method.network.modalities):
+        generated, own = labels.of(place, torch.arange(len(samples))), labels.truth
+        shown = {m: samples.present[m].numpy()}
+        if target == "classes":
+            generated, own = labels.distribution(generated), labels.distribution(own)
+            exact = dataset.posterior("train", shown)
+        else:
+            exact = dataset.posterior.score("train", shown)[0]
+        agreement = [np.corrcoef(x.numpy().ravel(), exact.ravel())[0, 1] for x in (generated, own)]
+        assert agreement[0] > agreement[1], (m, agreement)

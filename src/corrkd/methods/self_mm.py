@@ -36,12 +36,13 @@ class SelfMM(Method):
       question as +1 or -1. A generated signed label is read as the probability (y + 1)/2, for classes divided by its sum: unimodal labels
       are soft distributions, learned by cross-entropy. The negative centre of a class is the nearest centre of another; with two classes
       it is the original's.
-    - For classes and questions alpha is (D_n - D_p)/(D_n + D_p), a monotone function of the original's (D_n - D_p)/D_p that stays in
-      [-1, 1] like the labels: the original's has no upper bound, and where the fused classes are far apart would deny a modality's class
-      to samples that lie close to it. Scores keep the original's.
+    - Alpha is (D_n - D_p)/(D_n + D_p), a monotone function of the original's (D_n - D_p)/D_p that stays in [-1, 1]: the original's has
+      no upper bound, and where the fused classes are far apart it denies a modality's class to samples that lie close to it (on the
+      built-in dataset, labels of scores then run against the scores).
     - Where the fused representation lies on the other side than the label, the ratio would turn the offset round: there the difference
       alone is used.
-    - Scores are taken from a neutral point: 0 where the training scores have both signs, else their mean. Labels stay in the scores' range.
+    - Scores are taken from a neutral point, 0 where the training scores have both signs, else their mean, and differences of alpha
+      counted in their mean size, so that their unit does not matter. Labels stay in the scores' range.
     - A modality of which nothing is visible leaves its memory and labels as they are and has no unimodal loss; epochs are counted by
       sample and modality. A complete-modality method: it is trained on complete samples.
     """
@@ -123,7 +124,7 @@ class LabelGeneration(nn.Module):
         truth: (N, C) the multimodal labels y_m.
         unimodal: (M, N, C) the generated labels y_s.
         seen: (M, N) how often each sample showed each modality.
-        neutral, bound: of scores: the neutral point, and the largest distance from it.
+        neutral, bound, unit: of scores: the neutral point, and the largest and the mean distance from it; else 0, 1, 1.
     """
 
     truth: Tensor
@@ -131,6 +132,7 @@ class LabelGeneration(nn.Module):
     seen: Tensor
     neutral: Tensor
     bound: Tensor
+    unit: Tensor
     fused: Tensor
 
     def __init__(self, target: Target) -> None:
@@ -140,22 +142,20 @@ class LabelGeneration(nn.Module):
 
     def start(self, targets: Tensor, widths: Sequence[int], fusion: int) -> None:
         """Makes an empty memory for N samples with representations of these widths. Buffers, so that a checkpoint holds it."""
-        neutral, bound = torch.zeros(2, device=targets.device)
+        neutral = torch.zeros((), device=targets.device)
         if self.kind == "classes":
             truth = 2.0 * one_hot(targets, self.classes) - 1.0
-            bound = bound + 1.0
         elif self.kind == "questions":
             truth = 2.0 * targets - 1.0
-            bound = bound + 1.0
         else:
             truth = targets.float()[:, None]
             both = (truth.amin() < 0) & (truth.amax() > 0)
             neutral = torch.where(both, neutral, truth.mean())
             truth = truth - neutral
-            bound = truth.abs().amax()
         count, modalities = len(targets), len(widths)
         self.register_buffer("neutral", neutral)
-        self.register_buffer("bound", bound)
+        self.register_buffer("bound", truth.abs().amax())
+        self.register_buffer("unit", truth.abs().mean())
         self.register_buffer("truth", truth)
         self.register_buffer("unimodal", truth.expand(modalities, -1, -1).clone())
         self.register_buffer("seen", torch.zeros(modalities, count, dtype=torch.int64, device=targets.device))
@@ -185,7 +185,7 @@ class LabelGeneration(nn.Module):
             memory = self.get_buffer(f"memory_{place}")
             seen = self.seen[place]
             alpha = self.alpha(features.float(), memory, self.unimodal[place], seen > 0)
-            new = shifted_labels(alpha, whole, truth, self.bound)
+            new = shifted_labels(alpha, whole, truth, self.bound, self.unit)
             old = self.unimodal[place, rows]
             epoch = (seen[rows] + 1)[:, None].to(old.dtype)
             moved = (epoch - 1) / (epoch + 1) * old + 2 / (epoch + 1) * new
@@ -204,7 +204,7 @@ class LabelGeneration(nn.Module):
             negative = others.masked_fill(itself, torch.inf).amin(2)
         else:
             negative = distances(features, centres(memory, (labels < 0) & counted[:, None]))
-        return relative_distance(positive, negative, bounded=self.kind != "score")
+        return relative_distance(positive, negative)
 
 
 def centres(memory: Tensor, members: Tensor) -> Tensor:
@@ -219,19 +219,19 @@ def distances(features: Tensor, centre: Tensor) -> Tensor:
     return (features[:, None] - centre).square().sum(2) / features.shape[1] ** 0.5
 
 
-def relative_distance(positive: Tensor, negative: Tensor, *, bounded: bool) -> Tensor:
-    """Relative distance (D_n - D_p) / (D_p + eps), or bounded: over D_n + D_p. Not finite where a centre is missing."""
-    difference = negative - positive
-    return difference / (positive + EPSILON + (negative if bounded else 0.0))
+def relative_distance(positive: Tensor, negative: Tensor) -> Tensor:
+    """Relative distance alpha = (D_n - D_p) / (D_n + D_p), in [-1, 1]; not finite where a centre is missing."""
+    return (negative - positive) / (positive + negative + EPSILON)
 
 
-def shifted_labels(own: Tensor, fused: Tensor, truth: Tensor, bound: Tensor) -> Tensor:
+def shifted_labels(own: Tensor, fused: Tensor, truth: Tensor, bound: Tensor, unit: Tensor) -> Tensor:
     """y_s from alpha_s, alpha_m and y_m (n, C): the mean of y_m alpha_s / alpha_m and y_m + alpha_s - alpha_m, within the bound.
 
-    It rises with alpha_s, and is y_m where alpha_s = alpha_m or one of them is not known.
+    It rises with alpha_s, and is y_m where alpha_s = alpha_m or one of them is not known. The difference counts in `unit`.
     """
-    difference = truth + own - fused
-    ratio = truth * own / torch.where(fused.abs() < EPSILON, EPSILON * torch.where(fused < 0, -1.0, 1.0), fused)
-    labels = torch.where(truth * fused > 0, (ratio + difference) / 2.0, difference)
+    difference = truth + unit * (own - fused)
+    agree = truth * fused > 0
+    ratio = truth * own / torch.where(agree, fused, 1.0)
+    labels = torch.where(agree, (ratio + difference) / 2.0, difference)
     labels = torch.maximum(torch.minimum(labels, bound), -bound)
     return torch.where(own.isfinite() & fused.isfinite(), labels, truth)
