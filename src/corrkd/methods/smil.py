@@ -91,11 +91,12 @@ class SMIL(Method):
 
     def _loss(self, logits: Tensor, targets: Tensor, chosen: Tensor) -> Tensor:
         """The task loss over the chosen rows alone; 0 where there is none."""
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         if targets.is_floating_point():
-            each = (logits.float()[:, 0] - targets).abs()
+            each = (logits[:, 0] - targets).abs()
             return (each * chosen).sum() / chosen.sum().clamp(min=1)
         rows = chosen.view(-1, *[1] * (targets.dim() - 1)).expand_as(targets).flatten()
-        flat, labels = logits.float().flatten(0, -2), targets.flatten()
+        flat, labels = logits.flatten(0, -2), targets.flatten()
         each = cross_entropy(flat, labels, weight=self.class_weights, reduction="none")
         weight = rows.to(each.dtype) if self.class_weights is None else rows * self.class_weights[labels]
         return (each * rows).sum() / torch.where(rows.any(), weight.sum(), torch.ones_like(each[0]))
