@@ -295,7 +295,7 @@ def test_the_unimodal_loss_by_hand(target: Target) -> None:
                 p = torch.stack([1 - (label + 1) / 2, (label + 1) / 2], -1)
                 loss = -(weight * (p * torch.log_softmax(output.logits[i], -1)).sum(-1)).mean()
             expected += float(loss.detach()) / 6
-    assert float(terms["unimodal"]) == pytest.approx(expected, rel=1e-3)
+    assert float(terms["unimodal"].detach()) == pytest.approx(expected, rel=1e-3)
     assert torch.equal(method.labels.seen, torch.zeros(2, 6, dtype=torch.int64))  # evaluation leaves the memory alone
 
 

@@ -100,7 +100,7 @@ class SelfMM(Method):
         """Distance from the generated labels, by tanh|y_s - y_m|: mean over the samples, 0 for those that do not show the modality."""
         labels, truth = self.labels.of(place, rows), self.labels.truth[rows]
         weight = torch.tanh((labels - truth).abs())
-        logits = logits.float()
+        logits = logits.to(labels.dtype)
         if self.target.kind == "score":
             loss = weight[:, 0] * (logits[:, 0] - self.labels.neutral - labels[:, 0]).abs()
         elif self.target.kind == "classes":
@@ -180,20 +180,20 @@ class LabelGeneration(nn.Module):
         """Labels of the samples at `rows` by momentum, from the second time a modality is seen on; then their place in the memory."""
         truth = self.truth[rows]
         everyone = (self.seen > 0).any(0)
-        whole = self.alpha(fused.float(), self.fused, self.truth, everyone)
+        whole = self.alpha(fused.to(self.fused.dtype), self.fused, self.truth, everyone)
         for place, features in enumerate(own):
             memory = self.get_buffer(f"memory_{place}")
             seen = self.seen[place]
-            alpha = self.alpha(features.float(), memory, self.unimodal[place], seen > 0)
+            alpha = self.alpha(features.to(self.fused.dtype), memory, self.unimodal[place], seen > 0)
             new = shifted_labels(alpha, whole, truth, self.bound, self.unit)
             old = self.unimodal[place, rows]
             epoch = (seen[rows] + 1)[:, None].to(old.dtype)
             moved = (epoch - 1) / (epoch + 1) * old + 2 / (epoch + 1) * new
             here = shown[place][:, None]
             self.unimodal[place, rows] = torch.where(here & (epoch > 1), moved, old)
-            memory[rows] = torch.where(here, features.float(), memory[rows])
+            memory[rows] = torch.where(here, features.to(self.fused.dtype), memory[rows])
             seen[rows] += shown[place].to(seen.dtype)
-        self.fused[rows] = fused.float()
+        self.fused[rows] = fused.to(self.fused.dtype)
 
     def alpha(self, features: Tensor, memory: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
         """Relative distances (n, C) of features (n, d) to the positive and negative centres in a memory; see `relative_distance`."""

@@ -24,9 +24,9 @@ class FrameLSTM(nn.Module):
     def forward(self, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
         """(N, T, d_m) and two (N, T) masks -> states (N, T, width), zero in the padding."""
         shown = torch.where((exists & visible)[..., None], frames, 0.0)
-        if not len(shown):  # one of several processes may have no sample, which an LSTM refuses
-            return shown.new_zeros(*shown.shape[:2], self.width)
-        states: Tensor = self.lstm(shown)[0]
+        # One of several processes may have no sample, which an LSTM refuses: it reads one of zeros, of which nothing is kept.
+        batch = shown if len(shown) else shown.new_zeros(1, *shown.shape[1:])
+        states: Tensor = self.lstm(batch)[0][: len(shown)]
         return states * exists[..., None]
 
     def last(self, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
