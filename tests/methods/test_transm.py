@@ -71,6 +71,17 @@ def test_an_unknown_centre_and_a_single_modality_are_one_clear_line() -> None:
         network({"language": 7})
 
 
+def test_a_process_without_a_sample_still_uses_every_parameter() -> None:
+    """Otherwise the other processes would wait for its gradients."""
+    net = network(TWO)
+    ways = net.translate(*({m: x[:0] for m, x in side.items()} for side in inputs(TWO)))
+    assert [way.back.shape[0] for way in ways] == [0, 0]
+    (
+        sum(way.back.sum() for way in ways) + net.fuse(ways, {m: x[:0] for m, x in inputs(TWO)[1].items()}).logits.sum()
+    ).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
+
+
 def test_what_training_fuses_is_what_the_network_answers() -> None:
     net, given = network(FOUR), inputs(FOUR)
     assert torch.equal(net.fuse(net.translate(*given), given[1]).logits, net(*given).logits)

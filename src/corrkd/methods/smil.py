@@ -99,7 +99,7 @@ class SMIL(Method):
         flat, labels = logits.flatten(0, -2), targets.flatten()
         each = cross_entropy(flat, labels, weight=self.class_weights, reduction="none")
         weight = rows.to(each.dtype) if self.class_weights is None else rows * self.class_weights[labels]
-        return (each * rows).sum() / torch.where(rows.any(), weight.sum(), torch.ones_like(each[0]))
+        return (each * rows).sum() / torch.where(rows.any(), weight.sum(), 1.0)
 
     @property
     def weights(self) -> dict[str, float]:
