@@ -133,3 +133,9 @@ def test_no_component_of_the_answer_is_idle(name: str) -> None:
         for parameter in net.get_submodule(name).parameters():
             parameter.zero_()
     assert not torch.allclose(net(*inputs).logits, before)
+
+
+def test_a_process_may_have_no_sample() -> None:
+    details = network().details(*({m: x[:0] for m, x in part.items()} for part in batch()))
+    assert details.output.logits.shape == (0, 3)
+    assert details.private.edges.shape == (0, 3, 3)

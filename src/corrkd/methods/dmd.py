@@ -37,7 +37,8 @@ class DMD(Method):
 
     - Features take the place of a fine-tuned text encoder. Any number of modalities from two on, of different lengths: shared parts are
       compared by their means over visible frames, where the original compares sequences of one length.
-    - Classes of L_mar: for yes/no questions samples that agree in all answers, for scores the target's categories. The mean over all
+    - Classes of L_mar: for yes/no questions samples that agree in all answers, for scores the target's categories.
+      The released code's margin is 0.15 times the distance of two labels; classes have no distance, so it is 0.15. The mean over all
       triples is estimated by one positive and one negative for each anchor, which costs n^2 instead of n^3.
     - The cosine of L_ort counts where it is above 0: below, it would have the parts become opposites, not independent.
     - Edges are held to even weights on average, where the original favours language: names of modalities are the reader's own here. Without
@@ -141,7 +142,8 @@ def orthogonality_loss(part: Decoupled) -> Tensor:
 def margin_loss(shared: Tensor, same_class: Tensor, seen: Tensor, margin: float) -> Tensor:
     """L_mar: another modality of the same class is to be closer than another class of the same modality, by the margin.
 
-    For each anchor that has both, one of either is drawn evenly from torch's generator; 0 where no anchor has.
+    For each anchor that has both, one of either is drawn evenly from torch's generator; 0 where no anchor has. Each of several processes
+    draws its own.
 
     Args:
         shared: (N, M, D).

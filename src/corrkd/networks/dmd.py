@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from corrkd.networks.corrkd import Output, fully_connected
 from corrkd.networks.encoder import Dropout, EncoderLayer, TemporalConvolution, pool, sinusoids
@@ -243,7 +244,10 @@ class CrossmodalAttention(nn.Module):
     def __init__(self, settings: DMDSettings) -> None:
         super().__init__()
         width = settings.width
-        self.attention = nn.MultiheadAttention(width, settings.heads, batch_first=True)
+        self.heads = settings.heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, width)
         self.expand = nn.Linear(width, 4 * width)
         self.contract = nn.Linear(4 * width, width)
         self.norm_query = nn.LayerNorm(width)
@@ -253,12 +257,17 @@ class CrossmodalAttention(nn.Module):
 
     def forward(self, hidden: Tensor, keys: Tensor, seen: Tensor) -> Tensor:
         """(N, T, d), (N, T', d) and which keys may be seen (N, T') -> (N, T, d). Where none may, nothing is added."""
-        key = self.norm_key(keys)
-        bias = torch.where(seen, 0.0, OUT_OF_REACH).to(hidden.dtype)
-        found = self.attention(self.norm_query(hidden), key, key, key_padding_mask=bias, need_weights=False)[0]
+        found = self.attend(self.norm_query(hidden), self.norm_key(keys), seen)
         hidden = hidden + self.dropout(found) * seen.any(1)[:, None, None]
         wide = torch.relu(self.expand(self.norm_feedforward(hidden)))
         return hidden + self.dropout(self.contract(self.dropout(wide)))
+
+    def attend(self, hidden: Tensor, keys: Tensor, seen: Tensor) -> Tensor:
+        """Multi-head attention. Shapes as above."""
+        query = self.query(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        key, value = self.key_value(keys).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        found = scaled_dot_product_attention(query, key, value, reach(seen).to(query.dtype))
+        return self.output(found.transpose(1, 2).flatten(2))
 
 
 class GraphDistillation(nn.Module):
