@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -189,8 +191,13 @@ def test_batches_hold_whole_conversations(numbers: list[int], size: int, seed: i
     assert torch.cat(list(batches)).sort().values.tolist() == list(range(len(numbers)))
     held = [set(conversation[rows].tolist()) for rows in batches]
     assert sum(map(len, held)) == len(set(numbers))
-    for rows, talks in zip(batches, held, strict=True):
-        assert len(rows) <= size or len(talks) == 1
+    longest = int(torch.bincount(conversation).max())
+    assert all(len(rows) < size + longest for rows in batches)
+    assert len(batches) <= math.ceil(len(numbers) / size)
+
+
+def test_single_samples_are_batches_of_the_size() -> None:
+    assert [len(rows) for rows in whole_conversations(torch.arange(10), 4)] == [4, 4, 2]
 
 
 def test_every_parameter_learns() -> None:

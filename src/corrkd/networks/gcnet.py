@@ -292,11 +292,14 @@ def by_appearance(speaker: Tensor, exists: Tensor) -> Tensor:
 
 
 def whole_conversations(conversation: Tensor, size: int, generator: torch.Generator | None = None) -> Sequence[Tensor]:
-    """Rows in batches of whole conversations, on the CPU: as many as fit into `size`, one alone where it is longer.
+    """Rows in batches of whole conversations, on the CPU.
+
+    One after the other they are cut where `size` rows are reached, so a batch is longer by up to a conversation, and there are never more
+    than ceil(N / size) of them: the steps that a learning rate's schedule counts on.
 
     Args:
         conversation: (N,) number of each row's conversation.
-        size: the most rows of a batch of several conversations.
+        size: from how many rows on a batch is full.
         generator: shuffles the conversations; None: by their numbers.
     """
     numbers = conversation.cpu()
@@ -304,12 +307,9 @@ def whole_conversations(conversation: Tensor, size: int, generator: torch.Genera
     parts = list(rows.split(torch.unique_consecutive(numbers[rows], return_counts=True)[1].tolist()))
     if generator is not None:
         parts = [parts[place] for place in torch.randperm(len(parts), generator=generator).tolist()]
-    batches: list[list[Tensor]] = []
-    room = 0
+    batches: dict[int, list[Tensor]] = {}
+    start = 0
     for part in parts:
-        if len(part) > room:
-            batches.append([])
-            room = size
-        batches[-1].append(part)
-        room -= len(part)
-    return [torch.cat(batch) for batch in batches]
+        batches.setdefault(start // size, []).append(part)
+        start += len(part)
+    return [torch.cat(batch) for batch in batches.values()]
