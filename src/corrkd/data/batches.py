@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +43,22 @@ class Batch:
 def sample_key(sample_id: str) -> int:
     """A sample's id as a signed 64-bit number, the same everywhere."""
     return int.from_bytes(hashlib.blake2b(sample_id.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+class Context(NamedTuple):
+    """Where the samples of a batch stand in the data, for methods that look beyond a single sample.
+
+    Attributes:
+        rows: (N,) position of each sample in its source.
+        conversation: (N,) number of the sample's video or session; each sample its own where the data names none.
+        position: (N,) order within the conversation; 0 where unknown.
+        speaker: (N,) number of the sample's speaker or person; 0 for all where the data names none.
+    """
+
+    rows: Tensor
+    conversation: Tensor
+    position: Tensor
+    speaker: Tensor
 
 
 class Samples:
@@ -83,6 +100,7 @@ class Samples:
         self.keys = torch.tensor([sample_key(str(i)) for i in self.ids], dtype=torch.int64, device=device)
         self.exists = {m: torch.as_tensor(split.exists(m)[self.kept]).to(device) for m in self.modalities}
         self.present = {m: torch.as_tensor(split.present[m][self.kept]).to(device) for m in self.modalities}
+        self._context = _context(split, self.kept, device)
         size = sum(len(self.kept) * x.shape[1] * x.shape[2] * dtype.itemsize for x in split.frames.values())
         self.resident = size <= resident_bytes
         self._frames = {m: self._load(m, np.arange(len(self.kept))) for m in self.modalities} if self.resident else {}
@@ -94,6 +112,10 @@ class Samples:
     def incomplete(self) -> Tensor:
         """(N,) booleans: samples that the data itself leaves incomplete."""
         return torch.stack([(self.exists[m] & ~self.present[m]).any(1) for m in self.modalities]).any(0)
+
+    def context(self, rows: Tensor) -> Context:
+        """Where the samples at `rows` stand in the data."""
+        return Context(*(x[rows] for x in self._context))
 
     def mean_frames(self) -> dict[str, Tensor]:
         """Mean of the normalised present frames, (d_m,) by modality, on the CPU: what `fill: mean` shows for a missing frame."""
@@ -136,3 +158,19 @@ class Samples:
         frames = torch.as_tensor(raw).to(self.device).to(self._dtype)
         place = torch.as_tensor(rows, device=self.device)
         return self._normalisation.apply(modality, frames).mul_(self.exists[modality][place][..., None])
+
+
+def _context(split: Split, kept: np.ndarray[tuple[int, ...], np.dtype[np.int64]], device: torch.device) -> Context:
+    def numbers(names: tuple[str, ...], otherwise: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Tensor:
+        group = next((split.groups[name] for name in names if name in split.groups), None)
+        values = otherwise if group is None else np.unique(group, return_inverse=True)[1]
+        return torch.as_tensor(values[kept].astype(np.int64)).to(device)
+
+    alone, zero = np.arange(len(split)), np.zeros(len(split), np.int64)
+    order = zero if split.order is None else split.order
+    return Context(
+        rows=torch.arange(len(kept), device=device),
+        conversation=numbers(("video", "session"), alone),
+        position=torch.as_tensor(np.asarray(order)[kept].astype(np.int64)).to(device),
+        speaker=numbers(("speaker", "person"), zero),
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, l1_loss
 
+from corrkd.data.batches import Context, Samples
 from corrkd.data.targets import Target
 from corrkd.networks.corrkd import CorrKDNetwork, Output
 
@@ -55,6 +56,13 @@ class Method(nn.Module):
         self.gather: Gather = gather or (lambda x: x)
         self.register_buffer("class_weights", class_weights, persistent=False)
 
+    def start(self, samples: Samples) -> None:
+        """Takes what the method needs of the whole training split (priors, a memory), before the first epoch. Here: nothing."""
+
+    def batches(self, samples: Samples, size: int, generator: torch.Generator) -> Sequence[Tensor]:
+        """Rows of each batch of an epoch, on the CPU. Here: all samples, shuffled."""
+        return torch.randperm(len(samples), generator=generator).split(size)
+
     def forward(
         self,
         frames: Mapping[str, Tensor],
@@ -62,8 +70,12 @@ class Method(nn.Module):
         visible: Mapping[str, Tensor],
         targets: Tensor,
         teacher: tuple[Tensor, Tensor] | None = None,
+        context: Context | None = None,
     ) -> dict[str, Tensor]:
-        """The loss terms of a batch by name, each a scalar. `teacher` is its (representation, logits) of the same samples, complete."""
+        """The loss terms of a batch by name, each a scalar.
+
+        `teacher` is its (representation, logits) of the same samples, complete; `context` is where they stand in the data.
+        """
         local = self.network(frames, exists, visible)
         output = Output(self.gather(local.representation), self.gather(local.logits))
         whole = None if teacher is None else TeacherOutput(self.gather(teacher[0]), self.gather(teacher[1]))

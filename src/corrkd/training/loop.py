@@ -79,6 +79,7 @@ def train(
         CorrKDError: where the loss is no longer finite, or the checkpoint does not fit.
     """
     batch_size = min(settings.batch_size, len(samples))
+    method.start(samples)
     # Half precision scales the loss, and Fabric does not clip scaled gradients for a fused optimiser.
     scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
     optimizer = make_optimizer(method, settings, fused=not scaled)
@@ -96,13 +97,13 @@ def train(
             rate = float(optimizer.param_groups[0]["lr"])
             # Everything random in an epoch hangs on (seed, epoch) alone, so a resumed training repeats it exactly.
             torch.manual_seed(derived_seed(seed, "dropout", epoch, fabric.global_rank))
-            order = torch.randperm(
-                len(samples), generator=torch.Generator().manual_seed(derived_seed(seed, "order", epoch))
-            )
+            shuffle = torch.Generator().manual_seed(derived_seed(seed, "order", epoch))
+            batches = method.batches(samples, batch_size, shuffle)
             visible = _visible(samples, missing, seed, epoch)
             totals = torch.zeros(len(names) + 1, device=fabric.device)
             wrapped.train()
-            for rows in order.to(fabric.device).split(batch_size):
+            order = torch.cat(list(batches)).to(fabric.device)  # one copy an epoch
+            for rows in order.split([len(rows) for rows in batches]):
                 values = _step(
                     wrapped, fabric_optimizer, fabric, samples, rows, visible, teacher, method.weights, settings
                 )
@@ -175,7 +176,7 @@ def _step(
     rows = rows[fabric.global_rank :: fabric.world_size]
     batch = samples.take(rows)
     known = None if teacher is None else (teacher.representation[rows], teacher.logits[rows])
-    terms = wrapped(batch.frames, batch.exists, {m: v[rows] for m, v in visible.items()}, batch.targets, known)
+    terms = wrapped(batch.frames, batch.exists, {m: v[rows] for m, v in visible.items()}, batch.targets, known, samples.context(rows))
     total = sum((weights[name] * value for name, value in terms.items()), torch.zeros((), device=rows.device))
     optimizer.zero_grad(set_to_none=True)
     fabric.backward(total)

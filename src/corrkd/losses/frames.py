@@ -1,0 +1,26 @@
+"""How far restored or translated frames are from the true ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def frame_errors(made: Tensor, frames: Tensor, counted: Tensor) -> Tensor:
+    """Squared errors of each sample, so that processes can add theirs up before dividing.
+
+    Args:
+        made, frames: (N, T, d); what stands in `frames` at places that do not count does not matter.
+        counted: (N, T) booleans.
+
+    Returns:
+        (N, 2): the sum over the counted frames of the error's mean over features, and the number of counted frames.
+    """
+    errors = (made - torch.where(counted[..., None], frames, made.detach())).square().mean(-1)
+    return torch.stack([(errors * counted).sum(1), counted.sum(1).to(errors.dtype)], 1)
+
+
+def mean_error(errors: Tensor) -> Tensor:
+    """Mean over the counted frames of all samples, from (N, 2) of `frame_errors`; 0 where none counts."""
+    total, count = errors.sum(0).unbind(0)
+    return total / count.clamp(min=1.0)

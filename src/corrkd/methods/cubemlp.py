@@ -1,0 +1,28 @@
+"""CubeMLP: the task loss of a network that mixes along sequence, modality and channel."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from corrkd.methods.base import Method
+
+
+class CubeMLP(Method):
+    """CubeMLP (Sun et al., ACM MM 2022, "CubeMLP: An MLP-based Model for Multimodal Sentiment Analysis and Depression Estimation").
+
+    Components of the original, and where they are:
+
+    - feature extraction to sequences of one length and channels, by LSTMs for audio and vision: `CubeMLPNetwork.encoders`, `cube`;
+    - blocks of three units, each two affine maps with an activation between, along the sequence, the modalities and the channels:
+      `CubeMLPBlock`, `MixingUnit`;
+    - shortcuts around the units, linear where the size changes, and layer norms: `MixingUnit.shortcut`, `norm`;
+    - the mixed cube read flat by a classifier: `CubeMLPNetwork.classifier`;
+    - the task loss alone: `Method.terms`.
+
+    Adapted: language has an LSTM too, in place of a BERT trained along, since datasets come as features. Any number of modalities.
+    Cross-entropy for classes and answers where the original regresses a score. No norm along an axis of three or fewer, such as the
+    modalities: it would leave hardly more than an order. Widths are scaled to short sequences. A complete-modality method: it is trained
+    on complete samples.
+    """
+
+    trains_on: ClassVar[Literal["complete", "missing"]] = "complete"

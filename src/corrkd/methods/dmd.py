@@ -1,0 +1,181 @@
+"""DMD (Li et al., CVPR 2023): decoupled multimodal distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+from corrkd.data.batches import Context
+from corrkd.data.targets import Target
+from corrkd.methods.base import Gather, Method, task_loss
+from corrkd.networks.dmd import Decoupled, DMDNetwork, Graph, as_answers
+from corrkd.networks.encoder import pool
+
+
+class DMD(Method):
+    """Trained on complete samples; no teacher but the modalities themselves.
+
+    Components of the original, and where they are:
+
+    - a convolution per modality to a common width: `Decoupler.embed`;
+    - one encoder for the shared parts of all modalities, one each for the private parts: `DMDNetwork.shared_encoder`,
+      `Decoupler.private_encoder`;
+    - self-regression, L_rec: `Decoupler.decoder`, `reconstruction_loss`; L_cyc, the private part again from the decoded: `cycle_loss`;
+    - L_mar, a class is closer across modalities than a modality across classes: `margin_loss`;
+    - L_ort, both parts at right angles: `orthogonality_loss`;
+    - HomoGD, a GD-Unit over the shared parts: `DMDNetwork.homogeneous`;
+    - HeteroGD, crossmodal attention between private parts, then a GD-Unit: `DMDNetwork.crossmodal`, `DMDNetwork.heterogeneous`;
+    - a GD-Unit's edges g([f(X_i), X_i], [f(X_j), X_j]), softmax over the graph, and |W x E|_1: `GraphDistillation`, `distillation_loss`;
+    - fusion of both: `DMDNetwork.fuse`, `DMDNetwork.classify`;
+    - total: task + lambda_1 (L_rec + L_cyc + gamma (L_mar + L_ort)) + lambda_2 (HomoGD + HeteroGD): `weights`.
+
+    Adapted:
+
+    - Features take the place of a fine-tuned text encoder. Any number of modalities from two on, of different lengths: shared parts are
+      compared by their means over visible frames, where the original compares sequences of one length.
+    - Classes of L_mar: for yes/no questions samples that agree in all answers, for scores the target's categories.
+      The released code's margin is 0.15 times the distance of two labels; classes have no distance, so it is 0.15. The mean over all
+      triples is estimated by one positive and one negative for each anchor, which costs n^2 instead of n^3.
+    - The cosine of L_ort counts where it is above 0: below, it would have the parts become opposites, not independent.
+    - Edges are held to even weights on average, where the original favours language: names of modalities are the reader's own here. Without
+      it a graph would put all weight where there is least to learn.
+    - A start of an edge is the teacher and gets no gradient. A discrepancy is the mean absolute difference of logits, as a regression's
+      logit differs; f learns the task itself (term "unimodal").
+    - A modality that is not visible has no edges, no attention and no loss.
+    """
+
+    trains_on: ClassVar[Literal["complete", "missing"]] = "complete"
+    network: DMDNetwork  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        network: DMDNetwork,
+        target: Target,
+        *,
+        class_weights: Tensor | None = None,
+        gather: Gather | None = None,
+    ) -> None:
+        super().__init__(network, target, class_weights=class_weights, gather=gather)  # type: ignore[arg-type]
+
+    def forward(
+        self,
+        frames: Mapping[str, Tensor],
+        exists: Mapping[str, Tensor],
+        visible: Mapping[str, Tensor],
+        targets: Tensor,
+        teacher: tuple[Tensor, Tensor] | None = None,
+        context: Context | None = None,
+    ) -> dict[str, Tensor]:
+        """The terms of `weights`."""
+        details = self.network.details(frames, exists, visible)
+        targets, seen = self.gather(targets), self.gather(details.seen)
+        parts = list(details.parts.values())
+        homogeneous, heterogeneous = (
+            Graph(*(self.gather(x) for x in graph)) for graph in (details.shared, details.private)
+        )
+        settings = self.network.settings
+        return {
+            "task": task_loss(self.gather(details.output.logits), targets, self.class_weights),
+            "unimodal": self.unimodal_loss(homogeneous, targets) + self.unimodal_loss(heterogeneous, targets),
+            "reconstruction": self.over_seen([reconstruction_loss(part) for part in parts], seen),
+            "cycle": self.over_seen([cycle_loss(part) for part in parts], seen),
+            "orthogonality": self.over_seen([orthogonality_loss(part) for part in parts], seen),
+            "margin": margin_loss(homogeneous.vectors, self.same_class(targets), seen, settings.margin),
+            "distillation": distillation_loss(homogeneous, settings.prior)
+            + distillation_loss(heterogeneous, settings.prior),
+        }
+
+    def over_seen(self, values: list[Tensor], seen: Tensor) -> Tensor:
+        """Mean over the visible modalities of all samples, from this process's values, (N,) each by modality."""
+        total = self.gather(torch.stack(values, 1)) * seen
+        return total.sum() / seen.sum().clamp(min=1)
+
+    def unimodal_loss(self, graph: Graph, targets: Tensor) -> Tensor:
+        """Task loss of what f says of each modality by itself."""
+        logits = as_answers(graph.logits, self.target.kind).flatten(0, 1)
+        return task_loss(logits, targets.repeat_interleave(graph.logits.shape[1], 0), self.class_weights)
+
+    def same_class(self, targets: Tensor) -> Tensor:
+        """(N, N) booleans."""
+        if targets.is_floating_point():
+            cuts = torch.tensor(self.target.cuts, dtype=targets.dtype, device=targets.device)
+            targets = torch.bucketize(targets, cuts, right=self.target.upward)
+        rows = targets.reshape(len(targets), -1)
+        return (rows[:, None] == rows[None]).all(-1)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The paper's weights; 1 for what f learns."""
+        s = self.network.settings
+        weak = s.decoupling * s.gamma
+        return {
+            "task": 1.0,
+            "unimodal": 1.0,
+            "reconstruction": s.decoupling,
+            "cycle": s.decoupling,
+            "orthogonality": weak,
+            "margin": weak,
+            "distillation": s.distillation,
+        }
+
+
+def reconstruction_loss(part: Decoupled) -> Tensor:
+    """L_rec: squared error of the decoded frames, (N,)."""
+    return pool((part.decoded - part.embedded).square(), part.seen).mean(1)
+
+
+def cycle_loss(part: Decoupled) -> Tensor:
+    """L_cyc: squared error of the private part recovered from the decoded frames, (N,)."""
+    return pool((part.recovered - part.private).square(), part.seen).mean(1)
+
+
+def orthogonality_loss(part: Decoupled) -> Tensor:
+    """L_ort: cosine between a frame's shared and private part, where above 0, (N,)."""
+    cosine = cosine_similarity(part.shared, part.private, dim=-1).clamp(min=0.0)
+    return pool(cosine[..., None], part.seen)[:, 0]
+
+
+def margin_loss(shared: Tensor, same_class: Tensor, seen: Tensor, margin: float) -> Tensor:
+    """L_mar: another modality of the same class is to be closer than another class of the same modality, by the margin.
+
+    For each anchor that has both, one of either is drawn evenly from torch's generator; 0 where no anchor has. Each of several processes
+    draws its own.
+
+    Args:
+        shared: (N, M, D).
+        same_class: (N, N) booleans.
+        seen: (N, M) booleans: visible.
+        margin: alpha, of cosines.
+    """
+    count = shared.shape[1]
+    vectors = normalize(shared, dim=-1).flatten(0, 1)
+    cosines = vectors @ vectors.T
+    modality = torch.arange(count, device=shared.device).repeat(len(shared))
+    same_modality = modality[:, None] == modality
+    alike = same_class.repeat_interleave(count, 0).repeat_interleave(count, 1)
+    both_seen = seen.flatten()[:, None] & seen.flatten()
+    positive = alike & ~same_modality & both_seen
+    negative = ~alike & same_modality & both_seen
+    hinge = torch.relu(margin - one_of(cosines, positive) + one_of(cosines, negative))
+    anchors = positive.any(1) & negative.any(1)
+    return (hinge * anchors).sum() / anchors.sum().clamp(min=1)
+
+
+def one_of(values: Tensor, choice: Tensor) -> Tensor:
+    """One of each row's values, drawn evenly from where `choice` is true: two (n, n') -> (n,)."""
+    drawn = torch.rand(values.shape, device=values.device).masked_fill(~choice, -1.0).argmax(1)
+    return values.gather(1, drawn[:, None])[:, 0]
+
+
+def distillation_loss(graph: Graph, prior: float) -> Tensor:
+    """Discrepancies of logits by the graph's weights, a start's logits taken as given; and how far mean weights are from even ones."""
+    logits = graph.logits
+    discrepancy = (logits.detach()[:, :, None] - logits[:, None]).abs().mean(-1)
+    count = logits.shape[1]
+    others = ~torch.eye(count, dtype=torch.bool, device=logits.device)
+    uneven = (graph.edges.mean(0) - 1.0 / (count * (count - 1)))[others].square().sum()
+    return (graph.edges * discrepancy).sum((1, 2)).mean() + prior * uneven

@@ -1,0 +1,237 @@
+"""Self-MM: one task per modality beside the multimodal one, on labels the training generates (Yu et al., AAAI 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import log_softmax, one_hot
+
+from corrkd.data.batches import Context, Samples
+from corrkd.data.targets import Target
+from corrkd.methods.base import Gather, Method, task_loss
+from corrkd.networks.self_mm import SelfMMNetwork
+
+EPSILON = 1e-6
+
+
+class SelfMM(Method):
+    """Self-MM (Yu et al., AAAI 2021, "Learning Modality-Specific Representations with Self-Supervised Multi-Task Learning ...").
+
+    Components of the original, and where they are:
+
+    - sLSTM encoders, shared by all tasks; a multimodal task on their concatenation, a task per modality on its own: `SelfMMNetwork`;
+    - the unimodal label generation module, `LabelGeneration`: a memory of every training sample's representations, the centres of
+      positive and negative samples in it (`centres`), relative distances alpha to them (`relative_distance`), and from those the offset
+      of a unimodal label from the multimodal one, by their ratio and their difference (`shifted_labels`);
+    - the momentum update of the labels, with weights (i - 1)/(i + 1) and 2/(i + 1) in epoch i: `LabelGeneration.update`;
+    - the weights tanh|y_s - y_m| of the unimodal losses: `unimodal_loss`.
+
+    Adapted, and why:
+
+    - Language has an LSTM too, in place of a BERT trained along, since datasets come as features.
+    - The original needs a signed score. A class target is written as signed labels, +1 for its class and -1 for each other; a yes/no
+      question as +1 or -1. A generated signed label is read as the probability (y + 1)/2, for classes divided by its sum: unimodal labels
+      are soft distributions, learned by cross-entropy. The negative centre of a class is the nearest centre of another; with two classes
+      it is the original's.
+    - Alpha is (D_n - D_p)/(D_n + D_p), a monotone function of the original's (D_n - D_p)/D_p that stays in [-1, 1]: the original's has
+      no upper bound, and where the fused classes are far apart it denies a modality's class to samples that lie close to it (on the
+      built-in dataset, labels of scores then run against the scores).
+    - Where the fused representation lies on the other side than the label, the ratio would turn the offset round: there the difference
+      alone is used.
+    - Scores are taken from a neutral point, 0 where the training scores have both signs, else their mean, and differences of alpha
+      counted in their mean size, so that their unit does not matter. Labels stay in the scores' range.
+    - A modality of which nothing is visible leaves its memory and labels as they are and has no unimodal loss; epochs are counted by
+      sample and modality. A complete-modality method: it is trained on complete samples.
+    """
+
+    trains_on: ClassVar[Literal["complete", "missing"]] = "complete"
+    network: SelfMMNetwork  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        network: SelfMMNetwork,
+        target: Target,
+        *,
+        class_weights: Tensor | None = None,
+        gather: Gather | None = None,
+    ) -> None:
+        super().__init__(network, target, class_weights=class_weights, gather=gather)  # type: ignore[arg-type]
+        self.labels = LabelGeneration(target)
+
+    def start(self, samples: Samples) -> None:
+        """Makes the memory: all unimodal labels start as the sample's own."""
+        settings = self.network.settings
+        self.labels.start(samples.targets, [settings.unimodal] * len(self.network.modalities), settings.fusion)
+
+    def forward(
+        self,
+        frames: Mapping[str, Tensor],
+        exists: Mapping[str, Tensor],
+        visible: Mapping[str, Tensor],
+        targets: Tensor,
+        teacher: tuple[Tensor, Tensor] | None = None,
+        context: Context | None = None,
+    ) -> dict[str, Tensor]:
+        """task, and unimodal: the sum over modalities. In training the memory and the labels of these samples move on."""
+        assert context is not None, "Self-MM keeps a memory of each sample"
+        fused, parts = self.network.tasks(frames, exists, visible)
+        rows = self.gather(context.rows)
+        shown = [self.gather((exists[m] & visible[m]).any(1).to(targets.dtype)) > 0 for m in self.network.modalities]
+        representation = self.gather(fused.representation)
+        own = [self.gather(part.representation) for part in parts]
+        unimodal = sum(
+            (
+                self.unimodal_loss(place, self.gather(part.logits), rows, shown[place])
+                for place, part in enumerate(parts)
+            ),
+            torch.zeros((), device=rows.device),
+        )
+        if self.training:
+            self.labels.update(rows, representation, own, shown)
+        return {
+            "task": task_loss(self.gather(fused.logits), self.gather(targets), self.class_weights),
+            "unimodal": unimodal,
+        }
+
+    def unimodal_loss(self, place: int, logits: Tensor, rows: Tensor, shown: Tensor) -> Tensor:
+        """Distance from the generated labels, by tanh|y_s - y_m|: mean over the samples, 0 for those that do not show the modality."""
+        labels, truth = self.labels.of(place, rows), self.labels.truth[rows]
+        weight = torch.tanh((labels - truth).abs())
+        logits = logits.to(labels.dtype)
+        if self.target.kind == "score":
+            loss = weight[:, 0] * (logits[:, 0] - self.labels.neutral - labels[:, 0]).abs()
+        elif self.target.kind == "classes":
+            loss = -weight.amax(1) * (self.labels.distribution(labels) * log_softmax(logits, -1)).sum(1)
+        else:
+            loss = -(weight * (self.labels.distribution(labels) * log_softmax(logits, -1)).sum(2)).mean(1)
+        return (loss * shown).sum() / max(len(rows), 1)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """1 each, as the original adds its tasks."""
+        return {"task": 1.0, "unimodal": 1.0}
+
+
+class LabelGeneration(nn.Module):
+    """The unimodal label generation module (ULGM), with its memory over the training split. All labels are signed, (N, C) columns.
+
+    C is K for classes, Q for questions, 1 for a score.
+
+    Attributes:
+        truth: (N, C) the multimodal labels y_m.
+        unimodal: (M, N, C) the generated labels y_s.
+        seen: (M, N) how often each sample showed each modality.
+        neutral, bound, unit: of scores: the neutral point, and the largest and the mean distance from it; else 0, 1, 1.
+    """
+
+    truth: Tensor
+    unimodal: Tensor
+    seen: Tensor
+    neutral: Tensor
+    bound: Tensor
+    unit: Tensor
+    fused: Tensor
+
+    def __init__(self, target: Target) -> None:
+        super().__init__()
+        self.kind = target.kind
+        self.classes = len(target.classes)
+
+    def start(self, targets: Tensor, widths: Sequence[int], fusion: int) -> None:
+        """Makes an empty memory for N samples with representations of these widths. Buffers, so that a checkpoint holds it."""
+        neutral = torch.zeros((), device=targets.device)
+        if self.kind == "classes":
+            truth = 2.0 * one_hot(targets, self.classes) - 1.0
+        elif self.kind == "questions":
+            truth = 2.0 * targets - 1.0
+        else:
+            truth = targets.float()[:, None]
+            both = (truth.amin() < 0) & (truth.amax() > 0)
+            neutral = torch.where(both, neutral, truth.mean())
+            truth = truth - neutral
+        count, modalities = len(targets), len(widths)
+        self.register_buffer("neutral", neutral)
+        self.register_buffer("bound", truth.abs().amax())
+        self.register_buffer("unit", truth.abs().mean())
+        self.register_buffer("truth", truth)
+        self.register_buffer("unimodal", truth.expand(modalities, -1, -1).clone())
+        self.register_buffer("seen", torch.zeros(modalities, count, dtype=torch.int64, device=targets.device))
+        self.register_buffer("fused", torch.zeros(count, fusion, device=targets.device))
+        for place, width in enumerate(widths):
+            self.register_buffer(f"memory_{place}", torch.zeros(count, width, device=targets.device))
+
+    def of(self, place: int, rows: Tensor) -> Tensor:
+        """Generated signed labels of the modality at `place`, (n, C)."""
+        return self.unimodal[place, rows]
+
+    def distribution(self, labels: Tensor) -> Tensor:
+        """Signed labels as probabilities: (n, K) of classes, or (n, Q, 2) of no and yes."""
+        yes = (labels + 1.0) / 2.0
+        if self.kind == "questions":
+            return torch.stack([1.0 - yes, yes], -1)
+        yes = yes.clamp(min=EPSILON)
+        return yes / yes.sum(1, keepdim=True)
+
+    @torch.no_grad()
+    def update(self, rows: Tensor, fused: Tensor, own: Sequence[Tensor], shown: Sequence[Tensor]) -> None:
+        """Labels of the samples at `rows` by momentum, from the second time a modality is seen on; then their place in the memory."""
+        truth = self.truth[rows]
+        everyone = (self.seen > 0).any(0)
+        whole = self.alpha(fused.to(self.fused.dtype), self.fused, self.truth, everyone)
+        for place, features in enumerate(own):
+            memory = self.get_buffer(f"memory_{place}")
+            seen = self.seen[place]
+            alpha = self.alpha(features.to(self.fused.dtype), memory, self.unimodal[place], seen > 0)
+            new = shifted_labels(alpha, whole, truth, self.bound, self.unit)
+            old = self.unimodal[place, rows]
+            epoch = (seen[rows] + 1)[:, None].to(old.dtype)
+            moved = (epoch - 1) / (epoch + 1) * old + 2 / (epoch + 1) * new
+            here = shown[place][:, None]
+            self.unimodal[place, rows] = torch.where(here & (epoch > 1), moved, old)
+            memory[rows] = torch.where(here, features.to(self.fused.dtype), memory[rows])
+            seen[rows] += shown[place].to(seen.dtype)
+        self.fused[rows] = fused.to(self.fused.dtype)
+
+    def alpha(self, features: Tensor, memory: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
+        """Relative distances (n, C) of features (n, d) to the positive and negative centres in a memory; see `relative_distance`."""
+        positive = distances(features, centres(memory, (labels > 0) & counted[:, None]))
+        if self.kind == "classes":
+            others = positive[:, None, :].expand(-1, self.classes, -1)
+            itself = torch.eye(self.classes, dtype=torch.bool, device=features.device)
+            negative = others.masked_fill(itself, torch.inf).amin(2)
+        else:
+            negative = distances(features, centres(memory, (labels < 0) & counted[:, None]))
+        return relative_distance(positive, negative)
+
+
+def centres(memory: Tensor, members: Tensor) -> Tensor:
+    """Means of the representations (N, d) over the members (N, C) of each column: (C, d); infinite where there are none."""
+    weight = members.to(memory.dtype)
+    count = weight.sum(0)[:, None]
+    return torch.where(count > 0, weight.T @ memory / count.clamp(min=1.0), torch.inf)
+
+
+def distances(features: Tensor, centre: Tensor) -> Tensor:
+    """D = |F - C|^2 / sqrt(d): (n, d) and (C, d) -> (n, C)."""
+    return (features[:, None] - centre).square().sum(2) / features.shape[1] ** 0.5
+
+
+def relative_distance(positive: Tensor, negative: Tensor) -> Tensor:
+    """Relative distance alpha = (D_n - D_p) / (D_n + D_p), in [-1, 1]; not finite where a centre is missing."""
+    return (negative - positive) / (positive + negative + EPSILON)
+
+
+def shifted_labels(own: Tensor, fused: Tensor, truth: Tensor, bound: Tensor, unit: Tensor) -> Tensor:
+    """y_s from alpha_s, alpha_m and y_m (n, C): the mean of y_m alpha_s / alpha_m and y_m + alpha_s - alpha_m, within the bound.
+
+    It rises with alpha_s, and is y_m where alpha_s = alpha_m or one of them is not known. The difference counts in `unit`.
+    """
+    difference = truth + unit * (own - fused)
+    agree = truth * fused > 0
+    ratio = truth * own / torch.where(agree, fused, 1.0)
+    labels = torch.where(agree, (ratio + difference) / 2.0, difference)
+    labels = torch.maximum(torch.minimum(labels, bound), -bound)
+    return torch.where(own.isfinite() & fused.isfinite(), labels, truth)

@@ -1,0 +1,138 @@
+"""SMIL: Bayesian meta-learning for severely missing modalities (Ma et al., AAAI 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal, cast
+
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+
+from corrkd.data.batches import Context, Samples
+from corrkd.losses.frames import frame_errors, mean_error
+from corrkd.methods.base import Method
+from corrkd.networks.smil import NEUTRAL, SMILNetwork, SMILOutput
+
+
+class SMIL(Method):
+    """Severely Missing modality learning: D^m are a batch's incomplete samples, D^f its complete ones.
+
+    Components of the original, and where they are:
+
+    - Modality priors: k-means centres of the training features of each modality; `start`.
+    - Missing modality reconstruction: the missing features are the priors' sum under normally distributed weights, whose law a network
+      gives from what is visible (phi_c): `reconstruction` of the network. Its likelihood is term `reconstruction`.
+    - Uncertainty-guided feature regularisation: features are multiplied by softplus of a normal perturbation whose law a network gives
+      (phi_r): `regularisation`; its divergence from the prior, of the variational bound, is term `divergence`.
+    - Meta-learning: an inner gradient step on D^m (`adapted`), with reconstruction and regularisation, and an outer loss on D^f under the
+      adapted parameters, terms `inner` and `outer`.
+
+    Adapted: sequences of different lengths have no common centres, so the priors are of features averaged over time, and the
+    reconstruction stands at every missing frame; hence single missing frames are filled as well, and any subset of any number of
+    modalities may be missing. The weights' mean is predicted too, as it is what reconstructs at test, where the original's fixed mean
+    and Monte-Carlo draws would give every sample the same expectation. The reconstruction is learned on all visible frames of a modality,
+    from the other modalities. The meta-gradient is of first order; as it then passes nothing on to phi_c and phi_r, the inner loss itself
+    is minimised too. A step's D^m and D^f come from one batch, and each process adapts to its own share of it.
+    """
+
+    trains_on: ClassVar[Literal["complete", "missing"]] = "missing"
+
+    def start(self, samples: Samples) -> None:
+        """Sets the priors. Samples in which a modality is wholly missing do not count for it."""
+        cast(SMILNetwork, self.network).set_priors(centres(samples, cast(SMILNetwork, self.network).settings.priors))
+
+    def forward(
+        self,
+        frames: Mapping[str, Tensor],
+        exists: Mapping[str, Tensor],
+        visible: Mapping[str, Tensor],
+        targets: Tensor,
+        teacher: tuple[Tensor, Tensor] | None = None,
+        context: Context | None = None,
+    ) -> dict[str, Tensor]:
+        """Terms inner (incomplete samples), outer (complete samples, adapted parameters), reconstruction, divergence."""
+        network = cast(SMILNetwork, self.network)
+        complete = torch.stack([(visible[m] | ~exists[m]).all(1) for m in network.modalities]).all(0)
+        given = (frames, exists, visible)
+        before = network.respond(*given)
+        inner = self._loss(before.logits, targets, ~complete)
+        after: SMILOutput = functional_call(_Responding(network), self.adapted(inner), args=given, strict=False)
+        everyone, whole = self.gather(targets), self.gather(complete)
+        divergence = before.perturbation.divergence(NEUTRAL, network.settings.deviation)
+        return {
+            "inner": self._loss(self.gather(before.logits), everyone, ~whole),
+            "outer": self._loss(self.gather(after.logits), everyone, whole),
+            "reconstruction": self._reconstruction(frames, exists, visible),
+            "divergence": self.gather(divergence).mean(),
+        }
+
+    def adapted(self, loss: Tensor) -> dict[str, Tensor]:
+        """Parameters theta - alpha d loss / d theta, by name; the gradient counts as a constant (first order)."""
+        network = cast(SMILNetwork, self.network)
+        parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        gradients = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
+        rate = network.settings.inner_lr
+        pairs = zip(parameters.items(), gradients, strict=True)
+        return {f"network.{name}": p if g is None else p - rate * g.detach() for (name, p), g in pairs}
+
+    def _reconstruction(
+        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
+    ) -> Tensor:
+        network = cast(SMILNetwork, self.network)
+        shown = network.look(frames, exists, visible)
+        errors = []
+        for m in network.modalities:
+            made = network.reconstruct(m, network.without(m, shown))[:, None].expand_as(frames[m])
+            errors.append(mean_error(self.gather(frame_errors(made, frames[m], exists[m] & visible[m]))))
+        return torch.stack(errors).mean()
+
+    def _loss(self, logits: Tensor, targets: Tensor, chosen: Tensor) -> Tensor:
+        """The task loss over the chosen rows alone; 0 where there is none."""
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if targets.is_floating_point():
+            each = (logits[:, 0] - targets).abs()
+            return (each * chosen).sum() / chosen.sum().clamp(min=1)
+        rows = chosen.view(-1, *[1] * (targets.dim() - 1)).expand_as(targets).flatten()
+        flat, labels = logits.flatten(0, -2), targets.flatten()
+        each = cross_entropy(flat, labels, weight=self.class_weights, reduction="none")
+        weight = rows.to(each.dtype) if self.class_weights is None else rows * self.class_weights[labels]
+        return (each * rows).sum() / torch.where(rows.any(), weight.sum(), 1.0)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """As in the settings."""
+        settings = cast(SMILNetwork, self.network).settings
+        return {name: getattr(settings, name) for name in ("inner", "outer", "reconstruction", "divergence")}
+
+
+class _Responding(nn.Module):
+    """`respond` as a forward pass, which is what `functional_call` calls."""
+
+    def __init__(self, network: SMILNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
+    ) -> SMILOutput:
+        return self.network.respond(frames, exists, visible)
+
+
+@torch.no_grad()
+def centres(samples: Samples, count: int) -> dict[str, Tensor]:
+    """k-means centres of the samples' features averaged over time, (up to `count`, d_m) by modality, on the CPU."""
+    sums: dict[str, list[Tensor]] = {m: [] for m in samples.modalities}
+    for batch in samples.batches(1024):
+        for m, rows in sums.items():
+            there = batch.present[m].to(batch.frames[m].dtype)
+            mean = torch.einsum("nt,ntd->nd", there, batch.frames[m]) / there.sum(1, keepdim=True).clamp(min=1.0)
+            rows.append(mean[batch.present[m].any(1)].cpu())
+    out = {}
+    for m, rows in sums.items():
+        points = torch.cat(rows).double().numpy()
+        found = KMeans(min(count, len(points)), n_init=4, random_state=0).fit(points)
+        out[m] = torch.as_tensor(found.cluster_centers_)
+    return out

@@ -1,0 +1,67 @@
+"""TransModality: joint features from translation with Transformers (Wang et al., WWW 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal, cast
+
+import torch
+from torch import Tensor
+
+from corrkd.data.batches import Context
+from corrkd.losses.frames import frame_errors, mean_error
+from corrkd.methods.base import Method, task_loss
+from corrkd.networks.transm import TransMNetwork
+
+
+class TransM(Method):
+    """TransModality: the task loss plus the errors of the translations forth and back.
+
+    Components of the original, and where they are:
+
+    - Modality fusion cell: a Transformer encoder and decoder translate one modality of a pair into the other; the encoder's output, made
+      to hold what both say, is the pair's joint feature: `FusionCell`.
+    - Forward translation: squared error of the translated target; term `forward`.
+    - Backward translation: what was translated goes through the other translator back to its source; term `backward`.
+    - Both ways for each pair, and a cell for text with each other modality, side by side so that they do not disturb each other: `cells`.
+    - Classification of the cells' joint features, concatenated: `classifier`; term `task`, trained together with the rest.
+
+    Adapted: the original translates the sequence of a video's utterances, a vector each, of one length in all modalities. Here a sequence
+    is a sample's frames, of a length of its own in each modality, and a joint feature is the mean over them. The decoder writes all
+    frames at once from learned queries with positions, since reading the target's true frames, as in translating words, would let a
+    continuous target be copied from the frame before it. Text becomes the first modality, or the one that is set as the centre. Classes and
+    yes/no questions take cross-entropy, scores L1. The errors are means over frames that are there and visible, and over all ways.
+    A missing frame of a source is zero.
+    """
+
+    trains_on: ClassVar[Literal["complete", "missing"]] = "complete"
+
+    def forward(
+        self,
+        frames: Mapping[str, Tensor],
+        exists: Mapping[str, Tensor],
+        visible: Mapping[str, Tensor],
+        targets: Tensor,
+        teacher: tuple[Tensor, Tensor] | None = None,
+        context: Context | None = None,
+    ) -> dict[str, Tensor]:
+        """Terms task, forward and backward."""
+        network = cast(TransMNetwork, self.network)
+        ways = network.translate(frames, exists, visible)
+        logits = network.fuse(ways, exists).logits
+        seen = {m: exists[m] & visible[m] for m in network.modalities}
+
+        def error(made: Tensor, m: str) -> Tensor:
+            return mean_error(self.gather(frame_errors(made, frames[m], seen[m])))
+
+        return {
+            "task": task_loss(self.gather(logits), self.gather(targets), self.class_weights),
+            "forward": torch.stack([error(way.there, way.target) for way in ways]).mean(),
+            "backward": torch.stack([error(way.back, way.source) for way in ways]).mean(),
+        }
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """As in the settings."""
+        settings = cast(TransMNetwork, self.network).settings
+        return {"task": 1.0, "forward": settings.forward, "backward": settings.backward}

@@ -1,0 +1,136 @@
+"""CubeMLP's network: all modalities as one cube, mixed along its three axes by MLPs (Sun et al., ACM MM 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn.functional import gelu, pad
+
+from corrkd.networks.corrkd import Output, fully_connected
+from corrkd.networks.encoder import Dropout
+from corrkd.networks.recurrent import FrameLSTM
+from corrkd.settings import Count
+
+Shape = tuple[Count, Count, Count]
+MIN_NORMED = 3  # sizes up to this are not normed
+
+
+class CubeMLPSettings(BaseModel):
+    """CubeMLP's structure. The original's blocks on sequences of 50 or more frames with 128 channels, scaled down to short sequences."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    channels: Count = Field(32, description="D, the channels all modalities are brought to")
+    hidden: tuple[Shape, ...] = Field(
+        ((12, 2, 32), (6, 2, 16)), description="hidden widths of each block's units: sequence, modality, channel"
+    )
+    shapes: tuple[Shape, ...] = Field(
+        ((12, 3, 32), (6, 3, 16)), description="the cube each block leaves: frames, modalities, channels"
+    )
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="in the units and before the classifier")
+
+
+class CubeMLPNetwork(nn.Module):
+    """An LSTM per modality brings its frames to D channels; the cube (L, M, D) goes through the blocks and is read flat.
+
+    L is the longest T_m: shorter sequences end in zeros, as the original pads them; longer ones than in training are cut.
+
+    Args:
+        widths: d_m by modality.
+        frames: the most frames T_m by modality.
+        outputs: K classes, Q questions, or 1.
+        kind: "classes", "questions" or "score".
+        settings: the structure.
+    """
+
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        frames: Mapping[str, int],
+        *,
+        outputs: int,
+        kind: Literal["classes", "questions", "score"] = "classes",
+        settings: CubeMLPSettings | None = None,
+    ) -> None:
+        super().__init__()
+        settings = settings or CubeMLPSettings()
+        self.modalities = tuple(widths)
+        self.kind = kind
+        self.settings = settings
+        self.length = max(frames.values())
+        self.encoders = nn.ModuleList(FrameLSTM(widths[m], settings.channels) for m in self.modalities)
+        shape = (self.length, len(self.modalities), settings.channels)
+        blocks = []
+        for hidden, out in zip(settings.hidden, settings.shapes, strict=True):
+            blocks.append(CubeMLPBlock(shape, hidden, out, settings.dropout))
+            shape = out
+        self.blocks = nn.Sequential(*blocks)
+        self.dropout = Dropout(settings.dropout)
+        flat = shape[0] * shape[1] * shape[2]
+        self.classifier = fully_connected([flat, 2 * outputs if kind == "questions" else outputs], settings.dropout)
+
+    def forward(
+        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
+    ) -> Output:
+        """Frames (N, T_m, d_m) and two masks (N, T_m) by modality -> the mixed cube, flat, and logits."""
+        representation = self.blocks(self.cube(frames, exists, visible)).flatten(1)
+        logits: Tensor = self.classifier(self.dropout(representation))
+        return Output(representation, logits.unflatten(-1, (-1, 2)) if self.kind == "questions" else logits)
+
+    def cube(self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]) -> Tensor:
+        """The modalities side by side, (N, L, M, D); zero in the padding."""
+        parts = []
+        for m, encoder in zip(self.modalities, self.encoders, strict=True):
+            states = encoder(frames[m], exists[m], visible[m])[:, : self.length]
+            parts.append(pad(states, (0, 0, 0, self.length - states.shape[1])))
+        return torch.stack(parts, 2)
+
+
+class CubeMLPBlock(nn.Module):
+    """Three units in turn: along the sequence, the modalities and the channels of a cube (N, L, M, D)."""
+
+    def __init__(self, shape: Shape, hidden: Shape, out: Shape, dropout: float) -> None:
+        super().__init__()
+        self.sequence, self.modality, self.channel = (
+            MixingUnit(axis, shape[axis - 1], hidden[axis - 1], out[axis - 1], dropout) for axis in (1, 2, 3)
+        )
+
+    def forward(self, cube: Tensor) -> Tensor:
+        """(N, L, M, D) -> (N, L', M', D')."""
+        mixed: Tensor = self.channel(self.modality(self.sequence(cube)))
+        return mixed
+
+
+class MixingUnit(nn.Module):
+    """Two affine maps along one axis, GELU between, a shortcut around both, and a layer norm along that axis.
+
+    Args:
+        axis: of (N, L, M, D) that is mixed: 1, 2 or 3.
+        size, hidden, out: that axis before, between and after the maps. The shortcut is a linear map where `out` differs from `size`.
+        dropout: after the second map.
+    """
+
+    def __init__(self, axis: int, size: int, hidden: int, out: int, dropout: float) -> None:
+        super().__init__()
+        self.axis = axis
+        self.first = nn.Linear(size, hidden)
+        self.second = nn.Linear(hidden, out)
+        self.shortcut = nn.Identity() if size == out else nn.Linear(size, out, bias=False)
+        # A norm over so few numbers leaves hardly more than their order.
+        self.norm = nn.LayerNorm(out) if out > MIN_NORMED else nn.Identity()
+        self.dropout = Dropout(dropout)
+
+    def forward(self, cube: Tensor) -> Tensor:
+        """The cube with its axis mixed; the other two are untouched."""
+        x = cube.movedim(self.axis, -1)
+        mixed = self.norm(self.shortcut(x) + self.dropout(self.mix(x)))
+        return mixed.movedim(-1, self.axis)
+
+    def mix(self, x: Tensor) -> Tensor:
+        """W2 gelu(W1 x + b1) + b2 along the last axis."""
+        mixed: Tensor = self.second(gelu(self.first(x)))
+        return mixed

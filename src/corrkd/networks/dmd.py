@@ -1,0 +1,319 @@
+"""DMD's network (Li et al., CVPR 2023): each modality split into what all share and what it alone has, and a graph over each part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from corrkd.networks.corrkd import Output, fully_connected
+from corrkd.networks.encoder import Dropout, EncoderLayer, TemporalConvolution, pool, sinusoids
+from corrkd.settings import NetworkSettings
+
+OUT_OF_REACH = -1e4  # finite, so that a row with nothing to attend to stays finite
+
+
+class DMDSettings(BaseModel):
+    """Structure and loss weights.
+
+    The original's: width 50 with 10 heads (MOSI), 4 attention levels, graph width 32, lambda_1 = 0.1, lambda_2 = 0.05, gamma = 0.1,
+    energies scaled by 1/8. Width and levels are smaller here, for sets of some thousand samples.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    width: int = Field(40, ge=1, description="of each part of a modality")
+    heads: int = Field(10, ge=1, description="attention heads; divides the width")
+    levels: int = Field(1, ge=1, description="layers of each crossmodal attention")
+    kernel: int = Field(5, ge=1, description="of the first convolution")
+    graph: int = Field(32, ge=1, description="width of the graph's view of a modality's logits and representation")
+    scale: float = Field(0.125, gt=0.0, description="of the edges' energies ahead of the softmax")
+    dropout: float = Field(0.1, ge=0.0, lt=1.0)
+    decoupling: float = Field(0.1, ge=0.0, description="lambda_1: weight of reconstruction and cycle")
+    distillation: float = Field(0.05, ge=0.0, description="lambda_2: weight of the graphs' distillation")
+    gamma: float = Field(0.1, ge=0.0, description="weight of margin and orthogonality within the decoupling")
+    margin: float = Field(
+        0.2, ge=0.0, description="alpha: by how much the same class is to be closer than the same modality"
+    )
+    prior: float = Field(
+        10.0, ge=0.0, description="how strongly a graph's mean weights are held to even ones, within its distillation"
+    )
+
+
+class Decoupled(NamedTuple):
+    """A modality's frames, (N, T, width) each, and which of them are visible, (N, T).
+
+    Attributes:
+        embedded: after the first convolution.
+        shared: modality-irrelevant part.
+        private: modality-exclusive part.
+        decoded: `embedded` again, from both parts.
+        recovered: the private part of `decoded`.
+        seen: booleans.
+    """
+
+    embedded: Tensor
+    shared: Tensor
+    private: Tensor
+    decoded: Tensor
+    recovered: Tensor
+    seen: Tensor
+
+
+class Graph(NamedTuple):
+    """A distillation graph over the modalities.
+
+    Attributes:
+        vectors: (N, M, D) representations.
+        logits: (N, M, O) of each modality by itself.
+        edges: (N, M, M) weight of the edge from the second to the third axis' modality; 0 on the diagonal.
+    """
+
+    vectors: Tensor
+    logits: Tensor
+    edges: Tensor
+
+
+class Details(NamedTuple):
+    """All that the loss terms look at.
+
+    Attributes:
+        output: representation and logits.
+        parts: by modality.
+        shared, private: the homogeneous and the heterogeneous graph.
+        seen: (N, M) booleans: a frame of the modality is visible.
+    """
+
+    output: Output
+    parts: dict[str, Decoupled]
+    shared: Graph
+    private: Graph
+    seen: Tensor
+
+
+class DMDNetwork(nn.Module):
+    """Decoupling, the two graphs, and a classifier of both parts.
+
+    Args:
+        widths: d_m by modality; two or more.
+        frames: the most frames T_m by modality; nothing is bound to them.
+        outputs: K classes, Q questions, or 1.
+        kind: "classes", "questions" or "score".
+        settings: the structure.
+    """
+
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        frames: Mapping[str, int],
+        *,
+        outputs: int,
+        kind: Literal["classes", "questions", "score"] = "classes",
+        settings: DMDSettings | None = None,
+    ) -> None:
+        super().__init__()
+        settings = settings or DMDSettings()
+        self.modalities = tuple(widths)
+        if len(self.modalities) < 2:
+            raise ValueError("DMD distils between modalities: it needs two or more")
+        self.kind = kind
+        self.settings = settings
+        width, count = settings.width, len(self.modalities)
+        answers = 2 * outputs if kind == "questions" else outputs
+        self.decouplers = nn.ModuleList(Decoupler(d, width, settings.kernel) for d in widths.values())
+        self.shared_encoder = TemporalConvolution(width, width, 1)
+        self.crossmodal = nn.ModuleList(Reinforcement(count - 1, settings) for _ in self.modalities)
+        self.homogeneous = GraphDistillation(width, answers, settings)
+        self.heterogeneous = GraphDistillation((count - 1) * width, answers, settings)
+        self.shared_attention = EncoderLayer(_layer(width, settings))
+        self.gate = nn.Linear(width, width)
+        self.dropout = Dropout(settings.dropout)
+        self.classifier = fully_connected(
+            [self.representation_width, self.representation_width, answers], settings.dropout
+        )
+
+    @property
+    def representation_width(self) -> int:
+        """Fused shared parts, and each modality's reinforced private part."""
+        count = len(self.modalities)
+        return self.settings.width * (1 + count * (count - 1))
+
+    def forward(
+        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
+    ) -> Output:
+        """Representation (N, `representation_width`) and logits.
+
+        Args:
+            frames: per modality (N, T_m, d_m), normalised.
+            exists: per modality (N, T_m) booleans: not padding.
+            visible: per modality (N, T_m) booleans: present in the data and not dropped.
+        """
+        return self.details(frames, exists, visible).output
+
+    def details(
+        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
+    ) -> Details:
+        """The output with all it was made of. Arguments as above."""
+        parts = {
+            m: decouple(frames[m], exists[m] & visible[m], self.shared_encoder)
+            for m, decouple in zip(self.modalities, self.decouplers, strict=True)
+        }
+        seen = torch.stack([part.seen.any(1) for part in parts.values()], 1)
+        shared = torch.stack([pool(part.shared, part.seen) for part in parts.values()], 1)
+        reinforced = [
+            reinforce(parts[m], [parts[other] for other in self.modalities if other != m])
+            for m, reinforce in zip(self.modalities, self.crossmodal, strict=True)
+        ]
+        private = torch.stack(reinforced, 1)
+        representation = torch.cat([self.fuse(shared, seen), private.flatten(1)], 1)
+        return Details(
+            Output(representation, self.classify(representation)),
+            parts,
+            self.homogeneous(shared, seen),
+            self.heterogeneous(private, seen),
+            seen,
+        )
+
+    def fuse(self, shared: Tensor, seen: Tensor) -> Tensor:
+        """The shared parts of the visible modalities, having attended to each other, gated and averaged: (N, M, D) -> (N, D)."""
+        mixed = self.shared_attention(shared, reach(seen))
+        return pool(torch.sigmoid(self.gate(mixed)) * mixed, seen)
+
+    def classify(self, representation: Tensor) -> Tensor:
+        """Logits of the representation."""
+        return as_answers(self.classifier(self.dropout(representation)), self.kind)
+
+
+class Decoupler(nn.Module):
+    """What belongs to one modality: its first convolution, its private encoder and its decoder."""
+
+    def __init__(self, inputs: int, width: int, kernel: int) -> None:
+        super().__init__()
+        self.embed = TemporalConvolution(inputs, width, kernel)
+        self.private_encoder = TemporalConvolution(width, width, 1)
+        self.decoder = TemporalConvolution(2 * width, width, 1)
+
+    def forward(self, frames: Tensor, seen: Tensor, shared_encoder: nn.Module) -> Decoupled:
+        """(N, T, d_m), what may be seen of it (N, T), and the encoder that all modalities share."""
+        embedded = self.embed(frames.masked_fill(~seen[..., None], 0.0))
+        shared, private = shared_encoder(embedded), self.private_encoder(embedded)
+        decoded = self.decoder(torch.cat([shared, private], -1))
+        return Decoupled(embedded, shared, private, decoded, self.private_encoder(decoded), seen)
+
+
+class Reinforcement(nn.Module):
+    """A modality's private part looks at each other one's; what it found is put side by side and pooled (Tsai et al., 2019)."""
+
+    def __init__(self, others: int, settings: DMDSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.crossmodal = nn.ModuleList(CrossmodalTransformer(settings) for _ in range(others))
+        self.memory = EncoderLayer(_layer(others * settings.width, settings))
+
+    def forward(self, own: Decoupled, others: list[Decoupled]) -> Tensor:
+        """-> (N, others x width); zeros where the modality itself is not seen."""
+        queries = placed(own.private)
+        found = [
+            look(queries, placed(other.private), other.seen)
+            for look, other in zip(self.crossmodal, others, strict=True)
+        ]
+        return pool(self.memory(torch.cat(found, -1), reach(own.seen)), own.seen)
+
+
+class CrossmodalTransformer(nn.Module):
+    """From one modality to another: `levels` times crossmodal attention, to the same keys."""
+
+    def __init__(self, settings: DMDSettings) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(CrossmodalAttention(settings) for _ in range(settings.levels))
+
+    def forward(self, hidden: Tensor, keys: Tensor, seen: Tensor) -> Tensor:
+        """(N, T, d), (N, T', d) and which keys may be seen (N, T') -> (N, T, d)."""
+        for layer in self.layers:
+            hidden = layer(hidden, keys, seen)
+        return hidden
+
+
+class CrossmodalAttention(nn.Module):
+    """Queries of one modality, keys and values of another; then a feed-forward block. Pre-norm, with residuals."""
+
+    def __init__(self, settings: DMDSettings) -> None:
+        super().__init__()
+        width = settings.width
+        self.heads = settings.heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, width)
+        self.expand = nn.Linear(width, 4 * width)
+        self.contract = nn.Linear(4 * width, width)
+        self.norm_query = nn.LayerNorm(width)
+        self.norm_key = nn.LayerNorm(width)
+        self.norm_feedforward = nn.LayerNorm(width)
+        self.dropout = Dropout(settings.dropout)
+
+    def forward(self, hidden: Tensor, keys: Tensor, seen: Tensor) -> Tensor:
+        """(N, T, d), (N, T', d) and which keys may be seen (N, T') -> (N, T, d). Where none may, nothing is added."""
+        found = self.attend(self.norm_query(hidden), self.norm_key(keys), seen)
+        hidden = hidden + self.dropout(found) * seen.any(1)[:, None, None]
+        wide = torch.relu(self.expand(self.norm_feedforward(hidden)))
+        return hidden + self.dropout(self.contract(self.dropout(wide)))
+
+    def attend(self, hidden: Tensor, keys: Tensor, seen: Tensor) -> Tensor:
+        """Multi-head attention. Shapes as above."""
+        query = self.query(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        key, value = self.key_value(keys).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        found = scaled_dot_product_attention(query, key, value, reach(seen).to(query.dtype))
+        return self.output(found.transpose(1, 2).flatten(2))
+
+
+class GraphDistillation(nn.Module):
+    """GD-Unit: modalities are vertices, an edge says how much its end is to learn from its start.
+
+    Args:
+        width: D of the representations.
+        outputs: O of the logits.
+        settings: the network's.
+    """
+
+    def __init__(self, width: int, outputs: int, settings: DMDSettings) -> None:
+        super().__init__()
+        self.scale = settings.scale
+        self.predict = nn.Linear(width, outputs)  # the paper's f
+        self.view_logits = nn.Linear(outputs, settings.graph)
+        self.view_vectors = nn.Linear(width, settings.graph)
+        self.energy = nn.Linear(4 * settings.graph, 1)  # the paper's g
+
+    def forward(self, vectors: Tensor, seen: Tensor) -> Graph:
+        """(N, M, D), (N, M) -> the graph. Its weights sum to 1 over the edges between visible modalities, and are 0 if none are."""
+        logits = self.predict(vectors)
+        view = torch.cat([self.view_logits(logits), self.view_vectors(vectors)], -1)
+        count = view.shape[1]
+        ends = torch.cat([view[:, :, None].expand(-1, -1, count, -1), view[:, None].expand(-1, count, -1, -1)], -1)
+        energies = self.scale * self.energy(ends)[..., 0]
+        open_edges = seen[:, :, None] & seen[:, None, :] & ~torch.eye(count, dtype=torch.bool, device=seen.device)
+        energies = torch.where(open_edges, energies, OUT_OF_REACH).flatten(1)
+        edges = torch.softmax(energies, 1).view_as(open_edges) * open_edges
+        return Graph(vectors, logits, edges)
+
+
+def as_answers(logits: Tensor, kind: str) -> Tensor:
+    """Logits (..., O) as the kind of target has them."""
+    return logits.unflatten(-1, (-1, 2)) if kind == "questions" else logits
+
+
+def placed(hidden: Tensor) -> Tensor:
+    """Frames with sinusoidal positions added: (N, T, d)."""
+    return hidden + sinusoids(hidden.shape[1], hidden.shape[2]).to(hidden)
+
+
+def reach(seen: Tensor) -> Tensor:
+    """(N, T) booleans -> additive bias on the keys, (N, 1, 1, T)."""
+    return torch.where(seen, 0.0, OUT_OF_REACH)[:, None, None, :]
+
+
+def _layer(width: int, settings: DMDSettings) -> NetworkSettings:
+    return NetworkSettings(width=width, heads=settings.heads, feedforward=4 * width, dropout=settings.dropout)

@@ -1,0 +1,315 @@
+"""GCNet's network (Lian et al., TPAMI 2023): two graphs over a conversation's utterances, that complete and classify together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from corrkd.data.batches import Context
+from corrkd.networks.corrkd import Output, fully_connected
+from corrkd.networks.encoder import Dropout, Encoder, shifted
+from corrkd.settings import NetworkSettings
+
+
+class GCNetSettings(BaseModel):
+    """The structure and the loss weight. The original's: hidden 200, windows of 2 both ways, dropout 0.5, loss weights 1.
+
+    Width and dropout are smaller here, for features of tens instead of a thousand numbers and encoders that are trained as well.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    width: int = Field(
+        40, ge=2, multiple_of=2, description="hidden width of LSTMs and graphs; even: half for each direction"
+    )
+    heads: int = Field(10, ge=1, description="heads of the utterance encoders; divides the width")
+    layers: int = Field(1, ge=1, description="layers of the utterance encoders")
+    past: int = Field(2, ge=0, description="how many utterances back an edge reaches")
+    future: int = Field(2, ge=0, description="how many utterances ahead an edge reaches")
+    speakers: int = Field(2, ge=1, description="speakers of a conversation told apart; later ones count as the last")
+    dropout: float = Field(0.2, ge=0.0, lt=1.0)
+    reconstruction: float = Field(1.0, ge=0.0, description="weight of the reconstruction of dropped features")
+
+
+class Layout(NamedTuple):
+    """A batch as conversations, C of them with at most L utterances each.
+
+    Attributes:
+        place: (N,) row of each sample in the flattened (C x L) grid.
+        lengths: (C,) utterances of each conversation, on the CPU.
+        exists: (C, L) booleans: an utterance, not padding.
+        speaker: (C, L) number of the speaker by first appearance in the conversation, from 0.
+    """
+
+    place: Tensor
+    lengths: Tensor
+    exists: Tensor
+    speaker: Tensor
+
+    def grid(self, rows: Tensor) -> Tensor:
+        """(N, d) -> (C, L, d), zeros in the padding."""
+        flat = rows.new_zeros(self.exists.numel(), rows.shape[1])
+        return flat.index_copy(0, self.place, rows).view(*self.exists.shape, -1)
+
+    def rows(self, grid: Tensor) -> Tensor:
+        """(C, L, d) -> (N, d), in the batch's order."""
+        return grid.flatten(0, 1)[self.place]
+
+
+class GCNetwork(nn.Module):
+    """An utterance encoder per modality, the speaker and the temporal branch, and from their sum the classes and the features.
+
+    Args:
+        widths: d_m by modality.
+        frames: the most frames T_m by modality.
+        outputs: K classes, Q questions, or 1.
+        kind: "classes", "questions" or "score".
+        settings: the structure.
+    """
+
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        frames: Mapping[str, int],
+        *,
+        outputs: int,
+        kind: Literal["classes", "questions", "score"] = "classes",
+        settings: GCNetSettings | None = None,
+    ) -> None:
+        super().__init__()
+        settings = settings or GCNetSettings()
+        self.modalities = tuple(widths)
+        self.kind = kind
+        self.settings = settings
+        width = settings.width
+        # Missing frames take no part, so that an absent modality is zeros among the utterance's features, as in the original.
+        encoder = NetworkSettings(
+            width=width,
+            heads=settings.heads,
+            feedforward=2 * width,
+            layers=settings.layers,
+            dropout=settings.dropout,
+            exclude_missing=True,
+        )
+        self.encoders = nn.ModuleList(Encoder(widths[m], frames[m], encoder) for m in self.modalities)
+        inputs = len(self.modalities) * width
+        self.speaker = Branch(inputs, settings, relations=settings.speakers**2)
+        self.temporal = Branch(inputs, settings, relations=3)
+        self.dropout = Dropout(settings.dropout)
+        self.classifier = fully_connected([width, 2 * outputs if kind == "questions" else outputs], settings.dropout)
+        self.reconstructors = nn.ModuleList(nn.Linear(width, widths[m]) for m in self.modalities)
+
+    def forward(
+        self,
+        frames: Mapping[str, Tensor],
+        exists: Mapping[str, Tensor],
+        visible: Mapping[str, Tensor],
+        context: Context | None = None,
+    ) -> Output:
+        """Representation (N, width) and logits; without a context every sample is its own conversation.
+
+        Args:
+            frames: per modality (N, T_m, d_m), normalised.
+            exists: per modality (N, T_m) booleans: not padding.
+            visible: per modality (N, T_m) booleans: present in the data and not dropped.
+            context: where the samples stand. Only what is in the batch is seen of a conversation.
+        """
+        representation = self.complete(self.utterances(frames, exists, visible), context)
+        return Output(representation, self.classify(representation))
+
+    def utterances(
+        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The modalities' vectors side by side, (N, M x width); zeros for what is absent."""
+        return torch.cat(
+            [
+                encode(frames[m], exists[m], visible[m])
+                for m, encode in zip(self.modalities, self.encoders, strict=True)
+            ],
+            1,
+        )
+
+    def complete(self, utterances: Tensor, context: Context | None = None) -> Tensor:
+        """What both branches make of the conversations, summed: (N, M x width) -> (N, width)."""
+        layout = arrange(context or alone(utterances))
+        grid = layout.grid(utterances)
+        speaker = self.speaker(grid, layout, speaker_relations(layout, self.settings))
+        temporal = self.temporal(grid, layout, temporal_relations(layout, self.settings))
+        return layout.rows(speaker + temporal)
+
+    def classify(self, representation: Tensor) -> Tensor:
+        """Logits of the representation."""
+        logits: Tensor = self.classifier(self.dropout(representation))
+        return logits.unflatten(-1, (-1, 2)) if self.kind == "questions" else logits
+
+    def restore(self, representation: Tensor) -> dict[str, Tensor]:
+        """Each modality's utterance features, (N, d_m), in units of their deviation in training around their mean."""
+        return {m: restore(representation) for m, restore in zip(self.modalities, self.reconstructors, strict=True)}
+
+
+class Branch(nn.Module):
+    """Speaker GNN or Temporal GNN: the conversation read by an LSTM, the graph, and an LSTM over both.
+
+    Args:
+        inputs: width of the utterances.
+        settings: the network's.
+        relations: R, kinds of edges.
+    """
+
+    def __init__(self, inputs: int, settings: GCNetSettings, *, relations: int) -> None:
+        super().__init__()
+        width = settings.width
+        self.settings = settings
+        self.before = ConversationLSTM(inputs, width)
+        self.relational = RelationalConvolution(width, relations)
+        self.convolution = GraphConvolution(width)
+        self.after = ConversationLSTM(2 * width, width)
+        self.dropout = Dropout(settings.dropout)
+
+    def forward(self, grid: Tensor, layout: Layout, relations: Tensor) -> Tensor:
+        """(C, L, inputs) and edges (C, L, W, R) -> (C, L, width)."""
+        read = self.dropout(self.before(grid, layout))
+        known = torch.relu(self.relational(read, neighbours(read, self.settings), relations))
+        known = torch.relu(self.convolution(known, neighbours(known, self.settings), relations))
+        return self.after(torch.cat([read, self.dropout(known)], -1), layout)
+
+
+class ConversationLSTM(nn.Module):
+    """A bidirectional LSTM over the utterances of each conversation; its padding takes no part."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(inputs, width // 2, batch_first=True, bidirectional=True)
+
+    def forward(self, grid: Tensor, layout: Layout) -> Tensor:
+        """(C, L, inputs) -> (C, L, width)."""
+        packed = pack_padded_sequence(grid, layout.lengths, batch_first=True, enforce_sorted=False)
+        return pad_packed_sequence(self.lstm(packed)[0], batch_first=True)[0]
+
+
+class RelationalConvolution(nn.Module):
+    """Neighbours averaged for each kind of edge, with weights of its own, and the utterance itself (Schlichtkrull et al., 2018)."""
+
+    def __init__(self, width: int, relations: int) -> None:
+        super().__init__()
+        self.own = nn.Linear(width, width)
+        bound = width**-0.5
+        self.weight = nn.Parameter(torch.empty(relations, width, width).uniform_(-bound, bound))
+
+    def forward(self, hidden: Tensor, around: Tensor, relations: Tensor) -> Tensor:
+        """(C, L, d), neighbours (C, L, W, d), edges (C, L, W, R) -> (C, L, d)."""
+        edges = relations.to(around.dtype)
+        edges = edges / edges.sum(2, keepdim=True).clamp(min=1.0)
+        means = torch.einsum("clwr,clwd->clrd", edges, around)
+        return self.own(hidden) + torch.einsum("clrd,rde->cle", means, self.weight)
+
+
+class GraphConvolution(nn.Module):
+    """Neighbours summed over all kinds of edges, and the utterance itself (Morris et al., 2019)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.own = nn.Linear(width, width)
+        self.others = nn.Linear(width, width, bias=False)
+
+    def forward(self, hidden: Tensor, around: Tensor, relations: Tensor) -> Tensor:
+        """(C, L, d), neighbours (C, L, W, d), edges (C, L, W, R) -> (C, L, d)."""
+        total = torch.einsum("clw,clwd->cld", relations.any(-1).to(around.dtype), around)
+        return self.own(hidden) + self.others(total)
+
+
+def offsets(settings: GCNetSettings) -> range:
+    """The W places around an utterance that its edges reach, itself among them."""
+    return range(-settings.past, settings.future + 1)
+
+
+def neighbours(grid: Tensor, settings: GCNetSettings) -> Tensor:
+    """(C, L, d) -> (C, L, W, d): what stands at each offset, zeros beyond the ends."""
+    return torch.stack([shifted(grid, offset) if offset else grid for offset in offsets(settings)], 2)
+
+
+def edges(layout: Layout, settings: GCNetSettings) -> Tensor:
+    """(C, L, W) booleans: both ends are utterances of the conversation."""
+    there = layout.exists[..., None]
+    return neighbours(there.float(), settings)[..., 0].bool() & there
+
+
+def temporal_relations(layout: Layout, settings: GCNetSettings) -> Tensor:
+    """(C, L, W, 3) booleans: edges from the past, the present, the future."""
+    sign = torch.tensor([1 + (offset > 0) - (offset < 0) for offset in offsets(settings)], device=layout.exists.device)
+    return edges(layout, settings)[..., None] & (sign[:, None] == torch.arange(3, device=sign.device))
+
+
+def speaker_relations(layout: Layout, settings: GCNetSettings) -> Tensor:
+    """(C, L, W, S x S) booleans: an edge's kind is the pair of who speaks at its two ends."""
+    speaker = layout.speaker.clamp(max=settings.speakers - 1)
+    source = neighbours(speaker[..., None].float(), settings)[..., 0].long()
+    pair = source * settings.speakers + speaker[..., None]
+    kinds = torch.arange(settings.speakers**2, device=pair.device)
+    return edges(layout, settings)[..., None] & (pair[..., None] == kinds)
+
+
+def alone(rows: Tensor) -> Context:
+    """The context of samples of which nothing is known: each its own conversation, one speaker."""
+    number = torch.arange(len(rows), device=rows.device)
+    zero = torch.zeros_like(number)
+    return Context(rows=number, conversation=number, position=zero, speaker=zero)
+
+
+def arrange(context: Context) -> Layout:
+    """The batch's conversations side by side, each in the order of its positions (of the rows, where those are unknown).
+
+    Sizes of conversations are read back from the device: a sequence's length shapes the tensors.
+    """
+    order = context.rows.argsort(stable=True)
+    order = order[context.position[order].argsort(stable=True)]
+    order = order[context.conversation[order].argsort(stable=True)]
+    _, number, counts = torch.unique_consecutive(context.conversation[order], return_inverse=True, return_counts=True)
+    lengths = counts.cpu()
+    longest = int(lengths.max())
+    within = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[number]
+    place = torch.empty_like(order).index_copy(0, order, number * longest + within)
+    exists = torch.arange(longest, device=order.device) < counts[:, None]
+    speaker = torch.full((exists.numel(),), -1, device=order.device).index_copy(0, place, context.speaker)
+    return Layout(place, lengths, exists, by_appearance(speaker.view_as(exists), exists))
+
+
+def by_appearance(speaker: Tensor, exists: Tensor) -> Tensor:
+    """Speakers of each conversation numbered as they first appear, so that the numbers mean the same in unseen conversations.
+
+    (C, L) any numbers -> (C, L) from 0; 0 in the padding.
+    """
+    same = (speaker[:, :, None] == speaker[:, None, :]) & exists[:, :, None] & exists[:, None, :]
+    first = same.int().argmax(-1)  # where the speaker of each utterance is first heard
+    opens = (first == torch.arange(speaker.shape[1], device=speaker.device)) & exists
+    number = opens.cumsum(-1) - 1
+    return torch.where(exists, number.gather(1, first), 0)
+
+
+def whole_conversations(conversation: Tensor, size: int, generator: torch.Generator | None = None) -> Sequence[Tensor]:
+    """Rows in batches of whole conversations, on the CPU.
+
+    One after the other they are cut where `size` rows are reached, so a batch is longer by up to a conversation, and there are never more
+    than ceil(N / size) of them: the steps that a learning rate's schedule counts on.
+
+    Args:
+        conversation: (N,) number of each row's conversation.
+        size: from how many rows on a batch is full.
+        generator: shuffles the conversations; None: by their numbers.
+    """
+    numbers = conversation.cpu()
+    rows = numbers.argsort(stable=True)
+    parts = list(rows.split(torch.unique_consecutive(numbers[rows], return_counts=True)[1].tolist()))
+    if generator is not None:
+        parts = [parts[place] for place in torch.randperm(len(parts), generator=generator).tolist()]
+    batches: dict[int, list[Tensor]] = {}
+    start = 0
+    for part in parts:
+        batches.setdefault(start // size, []).append(part)
+        start += len(part)
+    return [torch.cat(batch) for batch in batches.values()]

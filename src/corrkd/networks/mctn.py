@@ -1,0 +1,161 @@
+"""MCTN's network: from one source modality to a joint embedding by cyclic translation (Pham et al., AAAI 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from corrkd.errors import CorrKDError
+from corrkd.networks.corrkd import Output, fully_connected
+from corrkd.networks.encoder import Dropout
+
+
+class MCTNSettings(BaseModel):
+    """MCTN's hyper-parameters. The original searches them for each dataset; these are of a size for sets of a few thousand samples."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    source: str | None = Field(None, description="the only modality that is needed at test; default: the first")
+    width: Annotated[int, Field(ge=1)] = Field(
+        40, description="hidden size of the recurrent networks, and of a frame's embedding"
+    )
+    classifier: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (64,), description="hidden widths of the predictor's head"
+    )
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="on embedded frames and in the head")
+    translation: Annotated[float, Field(ge=0.0)] = Field(
+        0.1, description="lambda_t, weight of each translation to a target"
+    )
+    cycle: Annotated[float, Field(ge=0.0)] = Field(
+        0.1, description="lambda_c, weight of the translation back to the source"
+    )
+
+
+class Translations(NamedTuple):
+    """What the translators made of a batch.
+
+    Attributes:
+        targets: frames (N, T_m, d_m) of each modality but the source, by name.
+        back: the source's frames, translated back from the first target's translation; None where there is no target.
+    """
+
+    targets: dict[str, Tensor]
+    back: Tensor | None
+
+
+class MCTNNetwork(nn.Module):
+    """One level per target: the first is the cyclic translation source <-> target, each further one translates the joint embedding on.
+
+    The arguments are those of `CorrKDNetwork`. `forward` looks at the source alone; `translate` is for training.
+
+    Raises:
+        CorrKDError: where the source is none of the modalities.
+    """
+
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        frames: Mapping[str, int],
+        *,
+        outputs: int,
+        kind: Literal["classes", "questions", "score"] = "classes",
+        settings: MCTNSettings | None = None,
+    ) -> None:
+        super().__init__()
+        settings = settings or MCTNSettings()
+        self.modalities = tuple(widths)
+        self.kind = kind
+        self.settings = settings
+        self.source = settings.source or self.modalities[0]
+        if self.source not in widths:
+            raise CorrKDError(f"MCTN: source {self.source!r} is none of the modalities {', '.join(widths)}")
+        self.targets = tuple(m for m in self.modalities if m != self.source)
+        width = settings.width
+        self.embed = nn.ModuleList(nn.Linear(widths[m], width) for m in self.modalities)
+        self.project = nn.ModuleList(nn.Linear(2 * width, widths[m]) for m in self.modalities)
+        self.encoders = nn.ModuleList(nn.LSTM(width, width, batch_first=True) for _ in self.targets or (self.source,))
+        self.decoders = nn.ModuleList(AttentiveDecoder(width) for _ in self.targets)
+        self.dropout = Dropout(settings.dropout)
+        self.predictor = nn.LSTM(width, width, batch_first=True)
+        self.head = fully_connected(
+            [width, *settings.classifier, 2 * outputs if kind == "questions" else outputs], settings.dropout
+        )
+
+    def forward(
+        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
+    ) -> Output:
+        """Logits from the source alone; arguments as of `CorrKDNetwork.forward`. The representation is (N, width)."""
+        return self.predict(self.join(frames, exists, visible)[-1], exists[self.source])
+
+    def predict(self, embedding: Tensor, exists: Tensor) -> Output:
+        """The predictor reads the joint embedding (N, T, width) to its last frame."""
+        hidden, _ = self.predictor(embedding)
+        representation = last(hidden, exists)
+        logits: Tensor = self.head(self.dropout(representation))
+        return Output(representation, logits.unflatten(-1, (-1, 2)) if self.kind == "questions" else logits)
+
+    def join(
+        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
+    ) -> list[Tensor]:
+        """The joint embedding of each level, (N, T_source, width): the last has passed through all translations."""
+        seen = exists[self.source]
+        hidden = self._embedded(self.source, frames[self.source], seen & visible[self.source])
+        levels = []
+        for encoder in self.encoders:
+            hidden = encoder(hidden)[0] * seen[..., None]
+            levels.append(hidden)
+        return levels
+
+    def translate(self, levels: list[Tensor], exists: Mapping[str, Tensor]) -> Translations:
+        """Frames of the targets from the joint embeddings of `join`, and the source's from the first target's translation."""
+        seen = exists[self.source]
+        made = {m: self._decoded(place, levels[place], seen, m, exists[m]) for place, m in enumerate(self.targets)}
+        if not self.targets:
+            return Translations(made, None)
+        first = self.targets[0]
+        # The way back is the same translator: source and target come to share one embedding.
+        back, _ = self.encoders[0](self._embedded(first, made[first], exists[first]))
+        return Translations(made, self._decoded(0, back, exists[first], self.source, seen))
+
+    def _embedded(self, modality: str, frames: Tensor, seen: Tensor) -> Tensor:
+        frames = torch.where(seen[..., None], frames, torch.zeros_like(frames))
+        out: Tensor = self.dropout(self.embed[self.modalities.index(modality)](frames))
+        return out
+
+    def _decoded(self, level: int, memory: Tensor, attended: Tensor, modality: str, exists: Tensor) -> Tensor:
+        place = self.modalities.index(modality)
+        out: Tensor = self.decoders[level](memory, attended, exists.shape[1], self.embed[place], self.project[place])
+        return out
+
+
+class AttentiveDecoder(nn.Module):
+    """LSTM that writes frame after frame, each from the one it wrote before and from what it attends to (Luong et al., 2015)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(width, width)
+        self.key = nn.Linear(width, width, bias=False)
+
+    def forward(self, memory: Tensor, attended: Tensor, frames: int, embed: nn.Module, project: nn.Module) -> Tensor:
+        """(N, T, width) and (N, T) booleans -> (N, frames, d): `project` makes a frame of state and context, `embed` reads it again."""
+        bias = torch.where(attended, 0.0, -1e4).to(memory.dtype)
+        keys = self.key(memory)
+        state = (last(memory, attended), torch.zeros_like(memory[:, 0]))
+        step, out = torch.zeros_like(memory[:, 0]), []
+        for _ in range(frames):
+            state = self.cell(step, state)
+            weights = torch.softmax(torch.einsum("ntd,nd->nt", keys, state[0]) + bias, 1)
+            context = torch.einsum("nt,ntd->nd", weights, memory)
+            out.append(project(torch.cat([state[0], context], 1)))
+            step = embed(out[-1])
+        return torch.stack(out, 1)
+
+
+def last(hidden: Tensor, exists: Tensor) -> Tensor:
+    """State at the last frame that is not padding: (N, T, d) -> (N, d)."""
+    place = (exists.sum(1) - 1).clamp(min=0)
+    return hidden.gather(1, place[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]

@@ -1,0 +1,98 @@
+"""Self-MM's network: one multimodal task and one task per modality on shared encoders (Yu et al., AAAI 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from corrkd.networks.corrkd import Output
+from corrkd.networks.encoder import Dropout
+from corrkd.networks.recurrent import FrameLSTM
+from corrkd.settings import Count
+
+
+class SelfMMSettings(BaseModel):
+    """Self-MM's structure. The original's widths (16 to 32 a modality beside BERT's 768, 128 fused) without BERT."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    width: Count = Field(32, description="of each modality's LSTM, whose last state is F_s")
+    unimodal: Count = Field(32, description="width of each modality's own representation F*_s")
+    fusion: Count = Field(64, description="width of the fused representation F*_m")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="before each projection")
+
+
+class SelfMMNetwork(nn.Module):
+    """Encoders F_s, shared by all tasks; a fused representation F*_m with its head, and F*_s with its head for each modality.
+
+    Only the multimodal head answers; the unimodal ones shape the encoders in training.
+
+    Args:
+        widths: d_m by modality.
+        frames: the most frames T_m by modality; not needed here.
+        outputs: K classes, Q questions, or 1.
+        kind: "classes", "questions" or "score".
+        settings: the structure.
+    """
+
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        frames: Mapping[str, int],
+        *,
+        outputs: int,
+        kind: Literal["classes", "questions", "score"] = "classes",
+        settings: SelfMMSettings | None = None,
+    ) -> None:
+        super().__init__()
+        settings = settings or SelfMMSettings()
+        self.modalities = tuple(widths)
+        self.kind = kind
+        self.settings = settings
+        answers = 2 * outputs if kind == "questions" else outputs
+        self.encoders = nn.ModuleList(FrameLSTM(widths[m], settings.width) for m in self.modalities)
+        self.fuse = nn.Linear(len(self.modalities) * settings.width, settings.fusion)
+        self.head = nn.Linear(settings.fusion, answers)
+        self.projections = nn.ModuleList(nn.Linear(settings.width, settings.unimodal) for _ in self.modalities)
+        self.unimodal_heads = nn.ModuleList(nn.Linear(settings.unimodal, answers) for _ in self.modalities)
+        self.dropout = Dropout(settings.dropout)
+
+    def forward(
+        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
+    ) -> Output:
+        """Frames (N, T_m, d_m) and two masks (N, T_m) by modality -> F*_m and the multimodal answer."""
+        return self.fused(self.encode(frames, exists, visible))
+
+    def tasks(
+        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
+    ) -> tuple[Output, list[Output]]:
+        """All tasks of one pass: the multimodal output, and one per modality in the order of `modalities`."""
+        encoded = self.encode(frames, exists, visible)
+        return self.fused(encoded), [self.unimodal(place, x) for place, x in enumerate(encoded)]
+
+    def encode(
+        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
+    ) -> list[Tensor]:
+        """F_s of each modality, (N, width)."""
+        return [
+            encoder.last(frames[m], exists[m], visible[m])  # type: ignore[operator]
+            for m, encoder in zip(self.modalities, self.encoders, strict=True)
+        ]
+
+    def fused(self, encoded: list[Tensor]) -> Output:
+        """F*_m = relu(W [F_1; ...; F_M] + b) and its answer."""
+        representation = torch.relu(self.fuse(self.dropout(torch.cat(encoded, 1))))
+        return Output(representation, self.answer(self.head(representation)))
+
+    def unimodal(self, place: int, encoded: Tensor) -> Output:
+        """F*_s = relu(W_s F_s + b_s) of the modality at `place`, and its answer."""
+        representation = torch.relu(self.projections[place](self.dropout(encoded)))
+        return Output(representation, self.answer(self.unimodal_heads[place](representation)))
+
+    def answer(self, logits: Tensor) -> Tensor:
+        """Logits in the target's shape."""
+        return logits.unflatten(-1, (-1, 2)) if self.kind == "questions" else logits

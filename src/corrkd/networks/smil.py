@@ -1,0 +1,176 @@
+"""SMIL's network: reconstruction of missing modalities from priors, and features under learned perturbation (Ma et al., AAAI 2021)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from corrkd.networks.corrkd import Output, fully_connected
+from corrkd.networks.encoder import Dropout, Encoder
+from corrkd.settings import NetworkSettings
+
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+
+NEUTRAL = math.log(math.e - 1.0)  # softplus of it is 1: no perturbation
+
+
+class SMILSettings(BaseModel):
+    """SMIL's hyper-parameters. Sizes, rates and weights are for sets of a few thousand samples, unlike the original's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    network: NetworkSettings = Field(
+        default_factory=lambda: NetworkSettings(layers=1, exclude_missing=True), description="the encoders and the head"
+    )
+    priors: Annotated[int, Field(ge=1)] = Field(10, description="K, centres of each modality")
+    inner_lr: NonNegative = Field(0.01, description="alpha, step of the adaptation to the incomplete samples")
+    deviation: Positive = Field(0.5, description="of the perturbation's prior, around the one that changes nothing")
+    inner: NonNegative = Field(1.0, description="weight of the loss on incomplete samples, before the adaptation")
+    outer: NonNegative = Field(1.0, description="weight of the loss on complete samples, after it")
+    reconstruction: NonNegative = Field(0.1, description="weight of the reconstruction of what is visible")
+    divergence: NonNegative = Field(0.01, description="weight of the perturbation's divergence from its prior")
+
+
+class Gaussian(NamedTuple):
+    """A normal law with independent coordinates: mean and standard deviation, of equal shape."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def drawn(self, training: bool) -> Tensor:
+        """A draw in training, differentiable in both; the mean otherwise."""
+        return self.mean + self.deviation * torch.randn_like(self.mean) if training else self.mean
+
+    def divergence(self, mean: float, deviation: float) -> Tensor:
+        """KL divergence from a normal prior, summed over coordinates: (N,)."""
+        ratio = (self.deviation / deviation).square()
+        return 0.5 * (ratio + ((self.mean - mean) / deviation).square() - 1.0 - ratio.log()).sum(-1)
+
+
+class GaussianLayer(nn.Module):
+    """A linear layer whose outputs are normal: mean and deviation are both linear in the input, the latter through softplus."""
+
+    def __init__(self, inputs: int, outputs: int, mean: float, deviation: float) -> None:
+        super().__init__()
+        self.mean = nn.Linear(inputs, outputs)
+        self.deviation = nn.Linear(inputs, outputs)
+        with torch.no_grad():
+            self.mean.bias.fill_(mean)
+            self.deviation.bias.fill_(math.log(math.expm1(deviation)))
+
+    def forward(self, x: Tensor) -> Gaussian:
+        """(N, inputs) -> a law of (N, outputs)."""
+        return Gaussian(self.mean(x), softplus(self.deviation(x)))
+
+
+class SMILOutput(NamedTuple):
+    """What training needs beyond `Output`.
+
+    Attributes:
+        representation: (N, M x width), perturbed.
+        logits: as the network's.
+        perturbation: the law of the perturbation, (N, M x width).
+    """
+
+    representation: Tensor
+    logits: Tensor
+    perturbation: Gaussian
+
+
+class SMILNetwork(nn.Module):
+    """Encoders see frames that are visible; at the others stands a sum of the modality's priors, weighted by what all modalities show.
+
+    The arguments are those of `CorrKDNetwork`. `set_priors` comes before training.
+    """
+
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        frames: Mapping[str, int],
+        *,
+        outputs: int,
+        kind: Literal["classes", "questions", "score"] = "classes",
+        settings: SMILSettings | None = None,
+    ) -> None:
+        super().__init__()
+        settings = settings or SMILSettings()
+        self.modalities = tuple(widths)
+        self.kind = kind
+        self.settings = settings
+        structure = settings.network
+        whole = len(widths) * structure.width
+        self.encoders = nn.ModuleList(Encoder(widths[m], frames[m], structure) for m in self.modalities)
+        # Each modality's (K, d_m) under its place, since a buffer's name may not hold a dot and a modality's may.
+        for place, m in enumerate(self.modalities):
+            self.register_buffer(f"priors{place}", torch.zeros(settings.priors, widths[m]))
+        self.reconstruction = nn.ModuleList(
+            GaussianLayer(whole, settings.priors, 1.0 / settings.priors, 0.05) for _ in self.modalities
+        )
+        self.regularisation = GaussianLayer(whole, whole, NEUTRAL, settings.deviation / 5)
+        self.dropout = Dropout(structure.dropout)
+        self.classifier = fully_connected(
+            [whole, *structure.classifier, 2 * outputs if kind == "questions" else outputs], structure.dropout
+        )
+
+    @torch.no_grad()
+    def set_priors(self, centres: Mapping[str, Tensor]) -> None:
+        """Sets the priors, (K, d_m) by modality; fewer than K are completed by zeros."""
+        for m in self.modalities:
+            priors = self.priors(m)
+            priors.zero_()
+            priors[: len(centres[m])] = centres[m].to(priors)
+
+    def priors(self, modality: str) -> Tensor:
+        """(K, d_m)."""
+        out: Tensor = getattr(self, f"priors{self.modalities.index(modality)}")
+        return out
+
+    def forward(
+        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
+    ) -> Output:
+        """As `CorrKDNetwork.forward`."""
+        out = self.respond(frames, exists, visible)
+        return Output(out.representation, out.logits)
+
+    def respond(
+        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
+    ) -> SMILOutput:
+        """`forward`, with the law of the perturbation."""
+        shown = self.look(frames, exists, visible)
+        parts = []
+        for m, encoder in zip(self.modalities, self.encoders, strict=True):
+            seen = (exists[m] & visible[m])[..., None]
+            filled = torch.where(seen, frames[m], self.reconstruct(m, shown)[:, None].to(frames[m].dtype))
+            parts.append(encoder(filled, exists[m], exists[m]))
+        features = torch.cat(parts, 1)
+        perturbation: Gaussian = self.regularisation(features)
+        representation = features * softplus(perturbation.drawn(self.training))
+        logits: Tensor = self.classifier(self.dropout(representation))
+        logits = logits.unflatten(-1, (-1, 2)) if self.kind == "questions" else logits
+        return SMILOutput(representation, logits, perturbation)
+
+    def look(self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]) -> Tensor:
+        """What the visible frames alone show, (N, M x width): zeros for a modality that is wholly missing."""
+        both = zip(self.modalities, self.encoders, strict=True)
+        parts = [
+            encoder(frames[m], exists[m], visible[m]) * (exists[m] & visible[m]).any(1)[:, None] for m, encoder in both
+        ]
+        return torch.cat(parts, 1)
+
+    def reconstruct(self, modality: str, shown: Tensor) -> Tensor:
+        """The frame that stands for the modality's missing ones, (N, d_m): its priors, weighted by a draw (in training) or its mean."""
+        law: Gaussian = self.reconstruction[self.modalities.index(modality)](shown)
+        return law.drawn(self.training) @ self.priors(modality)
+
+    def without(self, modality: str, shown: Tensor) -> Tensor:
+        """`look` as if that modality were wholly missing."""
+        place, width = self.modalities.index(modality), self.settings.network.width
+        kept = torch.arange(shown.shape[1], device=shown.device) // width != place
+        return shown * kept

@@ -1,0 +1,194 @@
+"""TransModality's network: Transformers that translate between modalities, forth and back (Wang et al., WWW 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal, NamedTuple, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from corrkd.errors import CorrKDError
+from corrkd.networks.corrkd import Output, fully_connected
+from corrkd.networks.encoder import Dropout, EncoderLayer, TemporalConvolution, pool, sinusoids
+from corrkd.settings import NetworkSettings
+
+
+class TransMSettings(BaseModel):
+    """TransModality's hyper-parameters, of a size for sets of a few thousand samples."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    centre: str | None = Field(None, description="the modality that is paired with each other one; default: the first")
+    network: NetworkSettings = Field(
+        default_factory=lambda: NetworkSettings(layers=1), description="width, heads, layers, ... of every Transformer"
+    )
+    forward: Annotated[float, Field(ge=0.0)] = Field(0.1, description="weight of each translation forth")
+    backward: Annotated[float, Field(ge=0.0)] = Field(0.1, description="weight of each translation back")
+
+
+class Translation(NamedTuple):
+    """One way through a cell: from `source` to `target`, and back.
+
+    Attributes:
+        source, target: names.
+        joint: what the encoder makes of the source, (N, T_source, width): the joint features.
+        there: the target's frames, (N, T_target, d_target).
+        back: the source's frames from `there`, (N, T_source, d_source).
+    """
+
+    source: str
+    target: str
+    joint: Tensor
+    there: Tensor
+    back: Tensor
+
+
+class TransMNetwork(nn.Module):
+    """A fusion cell for each pair (centre, other); the cells' joint features, pooled, side by side; fully connected layers on top.
+
+    The arguments are those of `CorrKDNetwork`.
+
+    Raises:
+        CorrKDError: where there are fewer than two modalities, or the centre is none of them.
+    """
+
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        frames: Mapping[str, int],
+        *,
+        outputs: int,
+        kind: Literal["classes", "questions", "score"] = "classes",
+        settings: TransMSettings | None = None,
+    ) -> None:
+        super().__init__()
+        settings = settings or TransMSettings()
+        structure = settings.network
+        self.modalities = tuple(widths)
+        self.kind = kind
+        self.settings = settings
+        self.centre = settings.centre or self.modalities[0]
+        if self.centre not in widths:
+            raise CorrKDError(f"TransM: centre {self.centre!r} is none of the modalities {', '.join(widths)}")
+        if len(widths) < 2:
+            raise CorrKDError(f"TransM: translates between modalities, but there is only {self.centre}")
+        self.others = tuple(m for m in self.modalities if m != self.centre)
+        self.cells = nn.ModuleList(FusionCell(widths[self.centre], widths[m], structure) for m in self.others)
+        self.dropout = Dropout(structure.dropout)
+        self.classifier = fully_connected(
+            [
+                2 * len(self.others) * structure.width,
+                *structure.classifier,
+                2 * outputs if kind == "questions" else outputs,
+            ],
+            structure.dropout,
+        )
+
+    def forward(
+        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
+    ) -> Output:
+        """As `CorrKDNetwork.forward`; the representation is (N, 2 x cells x width). Nothing is decoded."""
+        parts = []
+        for m, cell in self.pairs():
+            for way, source in enumerate((self.centre, m)):
+                parts.append(pool(cell.encode(way, frames[source], exists[source], visible[source]), exists[source]))
+        return self.predict(torch.cat(parts, 1))
+
+    def pairs(self) -> Iterator[tuple[str, FusionCell]]:
+        """The cells, each with the modality that it pairs with the centre."""
+        return zip(self.others, (cast(FusionCell, cell) for cell in self.cells), strict=True)
+
+    def predict(self, representation: Tensor) -> Output:
+        """Representation and logits."""
+        logits: Tensor = self.classifier(self.dropout(representation))
+        return Output(representation, logits.unflatten(-1, (-1, 2)) if self.kind == "questions" else logits)
+
+    def translate(
+        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
+    ) -> list[Translation]:
+        """Both ways through every cell, in the order of the representation."""
+        out = []
+        for m, cell in self.pairs():
+            for way, (source, target) in enumerate(((self.centre, m), (m, self.centre))):
+                joint = cell.encode(way, frames[source], exists[source], visible[source])
+                there = cell.decode(way, joint, exists[source], exists[target])
+                # Back goes what was translated, through the translator of the other way.
+                again = cell.encode(1 - way, there, exists[target], exists[target])
+                back = cell.decode(1 - way, again, exists[target], exists[source])
+                out.append(Translation(source, target, joint, there, back))
+        return out
+
+    def fuse(self, translations: list[Translation], exists: Mapping[str, Tensor]) -> Output:
+        """`forward` from what `translate` has encoded already."""
+        return self.predict(torch.cat([pool(t.joint, exists[t.source]) for t in translations], 1))
+
+
+class FusionCell(nn.Module):
+    """Two translators between a pair of modalities, one for each way; what one writes, the other reads back."""
+
+    def __init__(self, first: int, second: int, settings: NetworkSettings) -> None:
+        super().__init__()
+        ways = ((first, second), (second, first))
+        self.encoders = nn.ModuleList(TranslationEncoder(source, settings) for source, _ in ways)
+        self.decoders = nn.ModuleList(TranslationDecoder(target, settings) for _, target in ways)
+
+    def encode(self, way: int, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
+        """Joint features (N, T, width) of the first (way 0) or second (way 1) modality's frames."""
+        out: Tensor = self.encoders[way](frames, exists, visible)
+        return out
+
+    def decode(self, way: int, joint: Tensor, attended: Tensor, exists: Tensor) -> Tensor:
+        """Frames of the second (way 0) or first (way 1) modality, (N, T_target, d_target)."""
+        out: Tensor = self.decoders[way](joint, attended, exists)
+        return out
+
+
+class TranslationEncoder(nn.Module):
+    """Convolution, positions and self-attention, frame by frame."""
+
+    def __init__(self, inputs: int, settings: NetworkSettings) -> None:
+        super().__init__()
+        self.embed = TemporalConvolution(inputs, settings.width, settings.kernel)
+        self.dropout = Dropout(settings.dropout)
+        self.layers = nn.ModuleList(EncoderLayer(settings) for _ in range(settings.layers))
+        self.norm = nn.LayerNorm(settings.width)
+
+    def forward(self, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
+        """(N, T, d) and two masks -> (N, T, width). A frame that is missing is zero."""
+        frames = torch.where((exists & visible)[..., None], frames, torch.zeros_like(frames))
+        hidden = self.embed(frames)
+        hidden = self.dropout(hidden + sinusoids(hidden.shape[1], hidden.shape[2]).to(hidden))
+        bias = torch.where(exists, 0.0, -1e4).to(hidden.dtype)[:, None, None, :]
+        for layer in self.layers:
+            hidden = layer(hidden, bias)
+        out: Tensor = self.norm(hidden)
+        return out
+
+
+class TranslationDecoder(nn.Module):
+    """A query for each frame of the target attends to its fellows and to the source, and becomes that frame."""
+
+    def __init__(self, outputs: int, settings: NetworkSettings) -> None:
+        super().__init__()
+        width = settings.width
+        self.query = nn.Parameter(torch.randn(width) * 0.02)
+        layer = nn.TransformerDecoderLayer(
+            width, settings.heads, settings.feedforward, settings.dropout, batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerDecoder(layer, settings.layers, nn.LayerNorm(width))
+        self.project = nn.Linear(width, outputs)
+
+    def forward(self, joint: Tensor, attended: Tensor, exists: Tensor) -> Tensor:
+        """(N, T_source, width), its mask and the target's -> (N, T_target, outputs)."""
+        count = len(joint)
+        if not count:  # one of several processes may have no sample, which torch's attention does not take
+            joint, attended, exists = (x.new_zeros(1, *x.shape[1:]) for x in (joint, attended, exists))
+        place = sinusoids(exists.shape[1], joint.shape[2]).to(joint)
+        queries = (self.query + place).expand(len(joint), -1, -1)
+        # Finite, so that a sample without a frame stays finite too.
+        source, target = (torch.where(mask, 0.0, -1e4).to(joint.dtype) for mask in (attended, exists))
+        hidden = self.layers(queries, joint, tgt_key_padding_mask=target, memory_key_padding_mask=source)
+        out: Tensor = self.project(hidden)[:count]
+        return out

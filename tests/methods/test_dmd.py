@@ -1,0 +1,209 @@
+"""DMD in training: its terms by hand, and what each of them does to the network."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from corrkd.data.batches import Samples
+from corrkd.data.synthetic import make
+from corrkd.evaluation.bayes import bayes_accuracy
+from corrkd.methods.dmd import DMD, distillation_loss, margin_loss, one_of, orthogonality_loss
+from corrkd.networks.dmd import Decoupled, DMDNetwork, DMDSettings, Graph
+from corrkd.settings import StageSettings
+from corrkd.training.loop import train
+from tests.conftest import make_dataset, make_samples
+
+SMALL = {"width": 8, "heads": 2, "graph": 5, "dropout": 0.0}
+
+
+def fresh(samples: Samples, **options: float) -> DMD:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        frames = {m: x.shape[1] for m, x in samples.exists.items()}
+        target, chosen = samples.target, DMDSettings(**options)  # type: ignore[arg-type]
+        net = DMDNetwork(samples.widths, frames, outputs=target.num_outputs, kind=target.kind, settings=chosen)
+        return DMD(net, target)
+
+
+def fit(method: DMD, samples: Samples, *, epochs: int = 12, lr: float = 1e-2) -> list:
+    stage = StageSettings(epochs=epochs, batch_size=32, lr=lr, schedule="cosine")
+    fabric = Fabric(accelerator="cpu", devices=1)
+    return train(method, samples, settings=stage, validate=lambda _: 0.0, seed=1, fabric=fabric).history
+
+
+def terms(method: DMD, samples: Samples) -> dict[str, float]:
+    batch = samples.take(torch.arange(len(samples)))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        out = method.eval()(batch.frames, batch.exists, batch.present, batch.targets)
+    return {name: float(value) for name, value in out.items()}
+
+
+@pytest.mark.parametrize("target", ["classes", "binary-nonzero", "score"])
+def test_every_kind_of_target_learns(target: str) -> None:
+    samples = make_samples(make_dataset(), target=target)
+    method = fresh(samples, **SMALL)
+    history = fit(method, samples)
+    assert history[-1]["loss/task"] < 0.8 * history[0]["loss/task"]
+    assert {f"loss/{name}" for name in method.weights} < set(history[0])
+    for name in ("unimodal", "reconstruction", "cycle", "margin"):
+        assert history[-1][f"loss/{name}"] < history[0][f"loss/{name}"], name
+
+
+def test_shared_and_private_parts_are_kept_apart() -> None:
+    """By the cosine on unseen samples; without its term the parts stay as close as chance has them or come closer."""
+    dataset = make_dataset()
+    samples, unseen = make_samples(dataset), make_samples(dataset, "test")
+    apart, free = fresh(samples, **SMALL, decoupling=1.0, gamma=1.0), fresh(samples, **SMALL, decoupling=1.0, gamma=0.0)
+    fit(apart, samples), fit(free, samples)
+    kept = terms(apart, unseen)["orthogonality"]
+    assert kept < 0.05
+    assert terms(free, unseen)["orthogonality"] > 2 * kept
+
+
+def test_classes_come_closer_across_modalities_than_modalities_across_classes() -> None:
+    dataset = make_dataset()
+    samples, unseen = make_samples(dataset), make_samples(dataset, "test")
+    with_margin, without = (fresh(samples, **SMALL, decoupling=1.0, gamma=gamma) for gamma in (1.0, 0.0))
+    fit(with_margin, samples), fit(without, samples)
+    assert terms(with_margin, unseen)["margin"] < 0.7 * terms(without, unseen)["margin"]
+
+
+def test_both_parts_together_hold_the_modality() -> None:
+    samples = make_samples(make_dataset())
+    method = fresh(samples, **SMALL, decoupling=1.0)
+    before = terms(method, samples)
+    fit(method, samples, epochs=20)
+    after = terms(method, samples)
+    assert after["reconstruction"] < 0.3 * before["reconstruction"]
+    assert after["cycle"] < 0.5 * before["cycle"]
+
+
+def test_margin_loss_is_the_mean_over_the_triples() -> None:
+    torch.manual_seed(0)
+    shared, label = torch.randn(5, 2, 3, dtype=torch.float64), torch.tensor([0, 1, 0, 1, 1])
+    seen = torch.ones(5, 2, dtype=torch.bool)
+    seen[4, 1] = False
+    unit = shared / shared.norm(dim=-1, keepdim=True)
+    nodes = [(n, m) for n in range(5) for m in range(2) if seen[n, m]]
+    means = []
+    for i in nodes:
+        positive = [j for j in nodes if j[1] != i[1] and label[j[0]] == label[i[0]]]
+        negative = [k for k in nodes if k[1] == i[1] and label[k[0]] != label[i[0]]]
+        hinges = [
+            max(0.0, 0.4 - float(unit[i] @ unit[j]) + float(unit[i] @ unit[k]))
+            for j, k in itertools.product(positive, negative)
+        ]
+        means.append(sum(hinges) / len(hinges))
+    same = label[:, None] == label
+    drawn = torch.stack([margin_loss(shared, same, seen, 0.4) for _ in range(3000)])
+    assert float(drawn.mean()) == pytest.approx(sum(means) / len(means), abs=5 * float(drawn.std()) / 3000**0.5)
+    assert float(margin_loss(shared, same | True, seen, 0.4)) == 0.0  # one class: there is no triple
+
+
+def test_one_of_draws_evenly_from_what_it_may() -> None:
+    torch.manual_seed(0)
+    values = torch.arange(4.0).expand(8000, 4)
+    drawn = one_of(values, torch.tensor([True, False, True, True]).expand(8000, 4))
+    counts = torch.bincount(drawn.long(), minlength=4)
+    assert counts[1] == 0
+    assert (counts[[0, 2, 3]] - 8000 / 3).abs().max() < 220  # five deviations
+
+
+def test_orthogonality_is_the_cosine_where_it_is_positive_over_visible_frames() -> None:
+    shared = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]])
+    private = torch.tensor([[[0.0, 2.0], [3.0, 3.0], [5.0, 0.0]]])
+    seen = torch.tensor([[True, True, False]])
+    part = Decoupled(shared, shared, private, shared, private, seen)
+    assert float(orthogonality_loss(part)) == pytest.approx(0.5**0.5 / 2)
+    assert float(orthogonality_loss(part._replace(private=-private))) == 0.0
+
+
+def test_distillation_moves_the_end_of_an_edge_and_not_its_start() -> None:
+    logits = torch.tensor([[[0.0, 0.0], [1.0, 3.0]]], requires_grad=True)
+    edges = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])  # modality 0 teaches modality 1
+    loss = distillation_loss(Graph(logits, logits, edges), 0.0)
+    assert float(loss.detach()) == pytest.approx(2.0)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient[0].tolist() == [[0.0, 0.0], [0.5, 0.5]]
+    uneven = distillation_loss(Graph(logits, torch.zeros(1, 2, 2), edges), 10.0)
+    assert float(uneven) == pytest.approx(10 * 2 * 0.25)
+
+
+def test_distillation_brings_the_modalities_logits_together() -> None:
+    samples = make_samples(make_dataset())
+    batch = samples.take(torch.arange(len(samples)))
+
+    def spread(weight: float) -> float:
+        method = fresh(samples, **SMALL, distillation=weight)
+        fit(method, samples)
+        with torch.no_grad():
+            logits = method.eval().network.details(batch.frames, batch.exists, batch.present).shared.logits
+        return float(logits.std(1).mean())
+
+    assert spread(3.0) < 0.7 * spread(0.0)
+
+
+def test_agreement_in_all_answers_makes_a_class_and_scores_have_their_categories() -> None:
+    samples = make_samples(make_dataset(), target="score")
+    method = fresh(samples, **SMALL)
+    same = method.same_class(torch.tensor([-2.0, -0.5, 3.0]))
+    assert same.tolist() == [[True, True, False], [True, True, False], [False, False, True]]
+    answers = torch.tensor([[0, 1], [0, 1], [1, 1]])
+    assert method.same_class(answers).tolist() == same.tolist()
+
+
+@pytest.mark.parametrize(
+    ("component", "term"),
+    [
+        ("decouplers.0.decoder", "reconstruction"),
+        ("decouplers.0.decoder", "cycle"),
+        ("decouplers.1.private_encoder", "orthogonality"),
+        ("shared_encoder", "margin"),
+        ("homogeneous.predict", "unimodal"),
+        ("heterogeneous.predict", "unimodal"),
+        ("homogeneous.energy", "distillation"),
+        ("heterogeneous.view_logits", "distillation"),
+        ("homogeneous.view_vectors", "distillation"),
+    ],
+)
+def test_no_component_of_the_loss_is_idle(component: str, term: str) -> None:
+    samples = make_samples(make_dataset())
+    method = fresh(samples, **SMALL)
+    before = terms(method, samples)[term]
+    with torch.no_grad():
+        for parameter in method.network.get_submodule(component).parameters():
+            parameter.zero_()
+    assert terms(method, samples)[term] != pytest.approx(before, rel=1e-6)
+
+
+def test_every_parameter_learns() -> None:
+    samples = make_samples(make_dataset())
+    method = fresh(samples, **SMALL)
+    batch = samples.take(torch.arange(len(samples)))
+    out = method(batch.frames, batch.exists, batch.present, batch.targets)
+    sum(method.weights[name] * value for name, value in out.items()).backward()
+    # A key's bias moves all of a query's energies alike, and so does the energy's own bias.
+    idle = [name for name, p in method.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    assert [name for name in idle if not name.endswith("energy.bias")] == []
+
+
+@pytest.mark.slow
+def test_it_comes_half_way_from_the_floor_to_the_bayes_accuracy() -> None:
+    dataset = make()
+    samples, test = make_samples(dataset), make_samples(dataset, "test")
+    method = fresh(samples)
+    fit(method, samples, epochs=8, lr=3e-3)
+    batch = test.take(torch.arange(len(test)))
+    method.eval()
+    with torch.no_grad():
+        answers = method.network(batch.frames, batch.exists, batch.present).logits.argmax(1)
+    accuracy = float((answers == test.targets).float().mean())
+    floor = float(torch.bincount(test.targets).max() / len(test))
+    assert dataset.posterior is not None
+    best = bayes_accuracy(dataset.posterior("test", {m: x.numpy() for m, x in test.present.items()}))
+    assert accuracy > (floor + best) / 2

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from corrkd.errors import CorrKDError
+from corrkd.losses.frames import frame_errors, mean_error
+from corrkd.methods.mctn import MCTN
+from corrkd.networks.mctn import MCTNNetwork, MCTNSettings
+from tests.conftest import make_dataset, make_samples
+from tests.methods.translating import (
+    FOUR,
+    KINDS,
+    TWO,
+    check_nothing_visible_is_finite,
+    check_only_the_visible_counts,
+    fit,
+    frames_of,
+    inputs,
+    network_for,
+    share_of_the_way,
+)
+
+SMALL = MCTNSettings(width=8, classifier=(6,))
+
+
+def network(
+    widths: dict[str, int], kind: str = "classes", outputs: int = 3, settings: MCTNSettings = SMALL
+) -> MCTNNetwork:
+    torch.manual_seed(0)
+    return MCTNNetwork(widths, frames_of(widths), outputs=outputs, kind=kind, settings=settings).eval()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("widths", [{"language": 7}, TWO, FOUR])
+@pytest.mark.parametrize(("kind", "outputs", "shape"), KINDS)
+def test_shapes(widths: dict[str, int], kind: str, outputs: int, shape: tuple[int, ...]) -> None:
+    net, given = network(widths, kind, outputs), inputs(widths)
+    assert net(*given).logits.shape == shape
+    assert net(*given).representation.shape == (4, 8)
+    made = net.translate(net.join(*given), given[1])
+    first = next(iter(widths))
+    assert {m: x.shape for m, x in made.targets.items()} == {m: x.shape for m, x in given[0].items() if m != first}
+    assert (made.back is None) if len(widths) == 1 else (made.back.shape == given[0][first].shape)
+
+
+@pytest.mark.parametrize("widths", [TWO, FOUR])
+def test_padding_and_what_is_invisible_change_nothing(widths: dict[str, int]) -> None:
+    check_only_the_visible_counts(network(widths), inputs(widths))
+    check_nothing_visible_is_finite(network(widths), inputs(widths))
+
+
+@pytest.mark.parametrize("source", list(FOUR))
+def test_only_the_source_is_needed_at_test(source: str) -> None:
+    """All else may be missing, to the bit; the source may not."""
+    net = network(FOUR, settings=MCTNSettings(width=8, source=source))
+    frames, exists, visible = inputs(FOUR, share=1.0)
+    whole = net(frames, exists, visible).logits
+    alone = {m: v if m == source else torch.zeros_like(v) for m, v in visible.items()}
+    assert torch.equal(net(frames, exists, alone).logits, whole)
+    without = {m: torch.zeros_like(v) if m == source else v for m, v in visible.items()}
+    assert not torch.equal(net(frames, exists, without).logits, whole)
+
+
+def test_an_unknown_source_is_one_clear_line() -> None:
+    with pytest.raises(CorrKDError, match="source 'smell' is none of the modalities language, audio"):
+        network(TWO, settings=MCTNSettings(source="smell"))
+
+
+def test_the_hierarchy_goes_through_every_translator() -> None:
+    """Each level's encoder changes its own embedding, those above it and the prediction, and nothing below."""
+    given = inputs(FOUR)
+    before, logits = (net := network(FOUR)).join(*given), net(*given).logits
+    for level in range(3):
+        changed = network(FOUR)
+        with torch.no_grad():
+            for parameter in changed.encoders[level].parameters():
+                parameter.mul_(2.0)
+        after = changed.join(*given)
+        assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [n < level for n in range(3)]
+        assert not torch.equal(changed(*given).logits, logits)
+
+
+def test_the_way_back_is_the_same_translator_fed_with_its_own_translation() -> None:
+    given = inputs(TWO)
+    net = network(TWO)
+    first = net.translate(net.join(*given), given[1])
+    with torch.no_grad():
+        net.project[1].bias.add_(1.0)  # another translation to audio ...
+    second = net.translate(net.join(*given), given[1])
+    assert not torch.allclose(first.back, second.back, atol=1e-5)  # ... comes back as another language
+    assert len(net.encoders) == len(net.decoders) == 1
+
+
+def test_attention_is_a_weighted_mean_of_what_is_not_padding() -> None:
+    net, given = network(TWO), inputs(TWO)
+    levels, exists = net.join(*given), given[1]
+    made = net.translate(levels, exists).targets["audio"]
+    noisy = [torch.where(exists["language"][..., None], levels[0], torch.full_like(levels[0], 9.0))]
+    assert torch.allclose(net.translate(noisy, exists).targets["audio"], made, atol=1e-5)
+    with torch.no_grad():
+        net.decoders[0].key.weight.zero_()
+    assert not torch.allclose(net.translate(levels, exists).targets["audio"], made, atol=1e-6)
+
+
+def test_every_term_reaches_the_joint_embedding() -> None:
+    samples = make_samples(make_dataset())
+    method = MCTN(network_for(MCTNNetwork, samples, SMALL), samples.target)
+    batch = samples.take(torch.arange(16))
+    terms = method(batch.frames, batch.exists, batch.present, batch.targets)
+    assert list(terms) == list(method.weights) == ["task", "translation", "cycle"]
+    weight = method.network.encoders[0].weight_ih_l0
+    for term in terms.values():
+        (gradient,) = torch.autograd.grad(term, weight, retain_graph=True)
+        assert gradient.abs().max() > 0
+
+
+def test_the_error_is_the_mean_over_counted_frames() -> None:
+    torch.manual_seed(0)
+    made, frames = torch.randn(3, 4, 2), torch.randn(3, 4, 2)
+    counted = torch.tensor([[True, False, True, False], [False] * 4, [True] * 4])
+    expected = (made - frames)[counted].square().mean()
+    frames[~counted] = torch.nan
+    assert torch.allclose(mean_error(frame_errors(made, frames, counted)), expected)
+    assert mean_error(frame_errors(made, frames, torch.zeros_like(counted))) == 0
+
+
+@pytest.mark.parametrize("target", ["classes", "score"])
+def test_it_learns_to_predict_and_to_translate(target: str) -> None:
+    samples = make_samples(make_dataset(), target=target)
+    history = fit(MCTN(network_for(MCTNNetwork, samples, SMALL), samples.target), samples).history
+    assert history[-1]["loss/task"] < 0.8 * history[0]["loss/task"]
+    assert history[-1]["loss/translation"] < 0.9 * history[0]["loss/translation"]
+    assert history[-1]["loss/cycle"] < 0.9 * history[0]["loss/cycle"]
+
+
+@pytest.mark.slow
+def test_on_the_built_in_dataset_it_gets_at_least_half_of_the_way_to_the_bayes_rule() -> None:
+    assert share_of_the_way(MCTNNetwork, MCTN, epochs=6) > 0.5

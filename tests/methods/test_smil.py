@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from corrkd.data.batches import Batch
+from corrkd.methods.base import task_loss
+from corrkd.methods.smil import SMIL, centres
+from corrkd.networks.smil import Gaussian, SMILNetwork, SMILSettings
+from corrkd.settings import NetworkSettings
+from tests.conftest import make_dataset, make_samples
+from tests.methods.translating import (
+    FOUR,
+    KINDS,
+    TWO,
+    check_nothing_visible_is_finite,
+    check_only_the_visible_counts,
+    fit,
+    frames_of,
+    inputs,
+    network_for,
+    share_of_the_way,
+)
+
+TINY = NetworkSettings(
+    width=8, heads=2, feedforward=16, layers=1, classifier=(6,), dropout=0.0, exclude_missing=True, kernel=3
+)
+SMALL = SMILSettings(network=TINY, priors=2)
+
+
+def network(
+    widths: dict[str, int], kind: str = "classes", outputs: int = 3, settings: SMILSettings = SMALL
+) -> SMILNetwork:
+    torch.manual_seed(0)
+    net = SMILNetwork(widths, frames_of(widths), outputs=outputs, kind=kind, settings=settings).eval()  # type: ignore[arg-type]
+    net.set_priors({m: torch.randn(settings.priors, width) for m, width in widths.items()})
+    return net
+
+
+def started(target: str = "classes", **changes: Any) -> tuple[SMIL, Batch]:
+    """A method before its first step, without draws, and a batch of 16 whose last 8 samples lack audio."""
+    samples = make_samples(make_dataset(), target=target)
+    method = SMIL(network_for(SMILNetwork, samples, SMALL.model_copy(update=changes)), samples.target)
+    method.start(samples)
+    method.eval()
+    batch = samples.take(torch.arange(16))
+    audio = batch.present["audio"].clone()
+    audio[8:] = False
+    return method, Batch(**{**batch.__dict__, "present": {**batch.present, "audio": audio}})
+
+
+def terms(method: SMIL, batch: Batch, targets: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    return method(batch.frames, batch.exists, batch.present, batch.targets if targets is None else targets)
+
+
+@pytest.mark.parametrize("widths", [TWO, FOUR])
+@pytest.mark.parametrize(("kind", "outputs", "shape"), KINDS)
+def test_shapes(widths: dict[str, int], kind: str, outputs: int, shape: tuple[int, ...]) -> None:
+    out = network(widths, kind, outputs)(*inputs(widths))
+    assert out.logits.shape == shape
+    assert out.representation.shape == (4, 8 * len(widths))
+
+
+@pytest.mark.parametrize("widths", [TWO, FOUR])
+def test_padding_and_what_is_invisible_change_nothing(widths: dict[str, int]) -> None:
+    check_only_the_visible_counts(network(widths), inputs(widths))
+    check_nothing_visible_is_finite(network(widths), inputs(widths))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_reconstruction_lies_in_the_span_of_the_priors_and_depends_on_what_is_visible(training: bool) -> None:
+    net = network(FOUR).train(training)
+    shown = net.look(*inputs(FOUR))
+    for m, width in FOUR.items():
+        made, priors = net.reconstruct(m, shown), net.priors(m)
+        assert made.shape == (4, width)
+        weights = torch.linalg.lstsq(priors.T, made.T).solution
+        assert torch.allclose(priors.T @ weights, made.T, atol=1e-4)
+        assert not torch.allclose(made[0], made[1], atol=1e-4)
+        assert torch.equal(net.reconstruct(m, shown), made) != training
+
+
+def test_the_reconstruction_stands_at_missing_frames_and_nowhere_else() -> None:
+    net = network(FOUR)
+    frames, exists, visible = inputs(FOUR, share=1.0)
+    visible = {m: v.clone() for m, v in visible.items()}
+    visible["audio"][2:] = False
+    before = net(frames, exists, visible).logits
+    shown = net.look(frames, exists, visible)
+    by_hand = frames["audio"].clone()
+    by_hand[2:] = net.reconstruct("audio", shown)[2:, None]
+    made = net(frames | {"audio": by_hand}, exists, exists).representation
+    assert torch.allclose(made, net(frames, exists, visible).representation, atol=1e-5)
+    with torch.no_grad():
+        net.priors("audio").mul_(-3.0)
+    after = net(frames, exists, visible).logits
+    assert torch.equal(after[:2], before[:2])
+    assert not torch.allclose(after[2:], before[2:], atol=1e-5)
+
+
+def test_features_are_multiplied_by_the_perturbation() -> None:
+    net, given = network(TWO), inputs(TWO)
+    out = net.respond(*given)
+    factor = torch.nn.functional.softplus(out.perturbation.mean)
+    with torch.no_grad():
+        net.regularisation.mean.weight.zero_()
+    plain = net.respond(*given)
+    assert torch.allclose(plain.representation * factor, out.representation, atol=1e-5)
+    assert not torch.allclose(plain.logits, out.logits, atol=1e-6)
+    torch.manual_seed(1)
+    net.train()
+    assert not torch.equal(net(*given).logits, net(*given).logits)
+
+
+def test_divergence_is_torchs() -> None:
+    torch.manual_seed(0)
+    mean, deviation = torch.randn(3, 4), torch.rand(3, 4) + 0.1
+    expected = kl_divergence(Normal(mean, deviation), Normal(0.5, 0.7)).sum(1)
+    assert torch.allclose(Gaussian(mean, deviation).divergence(0.5, 0.7), expected, atol=1e-5)
+
+
+def test_priors_are_the_centres_of_what_is_present() -> None:
+    """Features that sit in three places; samples without the modality pull none of them."""
+    dataset = make_dataset()
+    split = dataset.split("train")
+    places = np.array([[-3.0, 0, 0], [0, 4.0, 0], [0, 0, 5.0]], np.float32)
+    split.frames["audio"][:] = places[np.arange(48) % 3][:, None] * split.present["audio"][..., None]
+    split.present["audio"][:10] = False
+    split.frames["audio"][:10] = 99.0
+    samples = make_samples(dataset)
+    expected = samples.take(torch.arange(12, 15)).frames["audio"][:, 0]
+    found = centres(samples, 3)["audio"].float()
+    assert torch.cdist(expected, found).min(1).values.max() < 1e-4
+    assert centres(make_samples(make_dataset()), 1000)["vision"].shape == (48, 4)
+
+
+def test_priors_are_part_of_the_checkpoint() -> None:
+    method, _ = started()
+    restored, _ = started()
+    restored.network.set_priors({m: torch.zeros(2, w) for m, w in {"language": 5, "audio": 3, "vision": 4}.items()})
+    restored.load_state_dict(method.state_dict())
+    assert torch.equal(restored.network.priors("audio"), method.network.priors("audio"))
+    assert method.network.priors("audio").abs().max() > 0
+
+
+@pytest.mark.parametrize("target", ["classes", "score"])
+def test_without_adaptation_each_loss_is_of_its_own_samples(target: str) -> None:
+    method, batch = started(target, inner_lr=0.0)
+    out = terms(method, batch)
+    logits = method.network(batch.frames, batch.exists, batch.present).logits
+    assert torch.allclose(out["inner"], task_loss(logits[8:], batch.targets[8:]), atol=1e-6)
+    assert torch.allclose(out["outer"], task_loss(logits[:8], batch.targets[:8]), atol=1e-6)
+
+
+def test_the_outer_loss_is_of_parameters_adapted_to_the_incomplete_samples() -> None:
+    method, batch = started(inner_lr=0.5)
+    out = terms(method, batch)
+    before = {name: p.detach().clone() for name, p in method.network.named_parameters()}
+    parameters = list(method.network.parameters())
+    gradients = torch.autograd.grad(out["inner"], parameters, retain_graph=True, allow_unused=True)
+    with torch.no_grad():
+        for p, g in zip(parameters, gradients, strict=True):
+            p -= 0.5 * (0.0 if g is None else g)
+        logits = method.network(batch.frames, batch.exists, batch.present).logits
+        by_hand = task_loss(logits[:8], batch.targets[:8])
+        for name, p in method.network.named_parameters():
+            p.copy_(before[name])
+    assert torch.allclose(out["outer"], by_hand, atol=1e-5)
+    other = batch.targets.clone()
+    other[8:] = (other[8:] + 1) % 3
+    assert not torch.allclose(terms(method, batch, other)["outer"], by_hand, atol=1e-4)
+    out["outer"].backward()
+    assert method.network.encoders[0].embed.weight.grad.abs().max() > 0
+
+
+def test_a_batch_without_complete_or_without_incomplete_samples_has_finite_terms() -> None:
+    method, batch = started()
+    for missing in (True, False):
+        present = {m: torch.zeros_like(x) if missing else x for m, x in batch.exists.items()}
+        out = terms(method, Batch(**{**batch.__dict__, "present": present}))
+        assert out["outer" if missing else "inner"] == 0
+        assert out["inner" if missing else "outer"] > 0
+        sum(out.values()).backward()
+        assert all(torch.isfinite(p.grad).all() for p in method.network.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("kind", ["classes", "questions", "score"])
+def test_the_loss_of_chosen_rows_is_the_task_loss_of_them(kind: str) -> None:
+    method, _ = started()
+    torch.manual_seed(0)
+    logits = {"classes": torch.randn(6, 3), "questions": torch.randn(6, 4, 2), "score": torch.randn(6, 1)}[kind]
+    targets = {
+        "classes": torch.arange(6) % 3, "questions": torch.randint(0, 2, (6, 4)), "score": torch.randn(6)
+    }[kind]  # fmt: skip
+    chosen = torch.tensor([True, False, True, True, False, False])
+    for weights in (None, torch.tensor([0.5, 2.0, 1.0])[: logits.shape[-1]]):
+        method.class_weights = weights
+        expected = task_loss(logits[chosen], targets[chosen], weights)
+        assert torch.allclose(method._loss(logits, targets, chosen), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["classes", "score"])
+def test_it_learns_to_predict_and_to_reconstruct(target: str) -> None:
+    samples = make_samples(make_dataset(), target=target)
+    method = SMIL(network_for(SMILNetwork, samples, SMALL), samples.target)
+    history = fit(method, samples, missing=True, epochs=20).history
+    assert history[-1]["loss/inner"] < 0.8 * history[0]["loss/inner"]
+    assert history[-1]["loss/reconstruction"] < 0.95 * history[0]["loss/reconstruction"]
+
+
+@pytest.mark.slow
+def test_on_the_built_in_dataset_it_gets_at_least_half_of_the_way_to_the_bayes_rule() -> None:
+    assert share_of_the_way(SMILNetwork, SMIL, epochs=4) > 0.5

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from corrkd.errors import CorrKDError
+from corrkd.losses.frames import frame_errors, mean_error
+from corrkd.methods.transm import TransM
+from corrkd.networks.transm import TransMNetwork, TransMSettings
+from corrkd.settings import NetworkSettings
+from tests.conftest import make_dataset, make_samples
+from tests.methods.translating import (
+    FOUR,
+    KINDS,
+    TWO,
+    check_nothing_visible_is_finite,
+    check_only_the_visible_counts,
+    fit,
+    frames_of,
+    inputs,
+    network_for,
+    share_of_the_way,
+)
+
+TINY = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6,), dropout=0.0)
+SMALL = TransMSettings(network=TINY)
+
+
+def network(
+    widths: dict[str, int], kind: str = "classes", outputs: int = 3, settings: TransMSettings = SMALL
+) -> TransMNetwork:
+    torch.manual_seed(0)
+    return TransMNetwork(widths, frames_of(widths), outputs=outputs, kind=kind, settings=settings).eval()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("widths", [TWO, FOUR])
+@pytest.mark.parametrize(("kind", "outputs", "shape"), KINDS)
+def test_shapes(widths: dict[str, int], kind: str, outputs: int, shape: tuple[int, ...]) -> None:
+    net, given = network(widths, kind, outputs), inputs(widths)
+    assert net(*given).logits.shape == shape
+    assert net(*given).representation.shape == (4, 2 * (len(widths) - 1) * 8)
+    ways = net.translate(*given)
+    assert len(ways) == 2 * (len(widths) - 1)
+    assert all(way.there.shape == given[0][way.target].shape for way in ways)
+    assert all(way.back.shape == given[0][way.source].shape for way in ways)
+
+
+@pytest.mark.parametrize("widths", [TWO, FOUR])
+def test_padding_and_what_is_invisible_change_nothing(widths: dict[str, int]) -> None:
+    net, given = network(widths), inputs(widths)
+    check_only_the_visible_counts(net, given)
+    check_nothing_visible_is_finite(net, given)
+    frames, exists, visible = given
+    other = {m: torch.where(visible[m][..., None], x, torch.full_like(x, 1e6)) for m, x in frames.items()}
+    for before, after in zip(net.translate(*given), net.translate(other, exists, visible), strict=True):
+        assert torch.equal(before.there, after.there)
+        assert torch.equal(before.back, after.back)
+
+
+@pytest.mark.parametrize("centre", list(FOUR))
+def test_every_other_modality_is_paired_with_the_centre_both_ways(centre: str) -> None:
+    net = network(FOUR, settings=TransMSettings(network=TINY, centre=centre))
+    ways = [(way.source, way.target) for way in net.translate(*inputs(FOUR))]
+    assert set(ways) == {(centre, m) for m in FOUR if m != centre} | {(m, centre) for m in FOUR if m != centre}
+
+
+def test_an_unknown_centre_and_a_single_modality_are_one_clear_line() -> None:
+    with pytest.raises(CorrKDError, match="centre 'smell' is none of the modalities language, audio"):
+        network(TWO, settings=TransMSettings(centre="smell"))
+    with pytest.raises(CorrKDError, match="translates between modalities, but there is only language"):
+        network({"language": 7})
+
+
+def test_a_process_without_a_sample_still_uses_every_parameter() -> None:
+    """Otherwise the other processes would wait for its gradients."""
+    net = network(TWO)
+    ways = net.translate(*({m: x[:0] for m, x in side.items()} for side in inputs(TWO)))
+    assert [way.back.shape[0] for way in ways] == [0, 0]
+    (
+        sum(way.back.sum() for way in ways) + net.fuse(ways, {m: x[:0] for m, x in inputs(TWO)[1].items()}).logits.sum()
+    ).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
+
+
+def test_what_training_fuses_is_what_the_network_answers() -> None:
+    net, given = network(FOUR), inputs(FOUR)
+    assert torch.equal(net.fuse(net.translate(*given), given[1]).logits, net(*given).logits)
+
+
+def test_the_way_back_reads_what_was_translated_not_the_target() -> None:
+    net = network(TWO)
+    frames, exists, visible = inputs(TWO, share=1.0)
+    before = net.translate(frames, exists, visible)[0]
+    other = net.translate(frames | {"audio": frames["audio"] + 5.0}, exists, visible)[0]
+    assert torch.equal(before.there, other.there)  # a translation does not see the true target
+    assert torch.equal(before.back, other.back)
+    with torch.no_grad():
+        net.cells[0].decoders[0].project.bias.copy_(torch.tensor([1.0, -2.0, 3.0]))
+    after = net.translate(frames, exists, visible)[0]
+    assert not torch.allclose(after.back, before.back, atol=1e-5)
+
+
+def test_a_translation_attends_to_its_source_frame_by_frame() -> None:
+    """Another order of the source's frames gives another translation; another sample of the batch gives the same."""
+    net = network(TWO)
+    frames, exists, _ = inputs(TWO)
+    whole = {m: torch.ones_like(e) for m, e in exists.items()}
+    there = net.translate(frames, whole, whole)[0].there
+    turned = net.translate(frames | {"language": frames["language"].flip(1)}, whole, whole)[0].there
+    assert not torch.allclose(turned, there, atol=1e-6)
+    assert not torch.allclose(there[:, 0], there[:, 1], atol=1e-6)
+    first = net.translate(*({m: x[:1] for m, x in side.items()} for side in (frames, whole, whole)))[0].there
+    assert torch.allclose(first, there[:1], atol=1e-5)
+
+
+@pytest.mark.parametrize("cell", [0, 1, 2])
+@pytest.mark.parametrize("way", [0, 1])
+def test_every_cell_and_way_feeds_the_prediction_and_a_part_of_the_representation_alone(cell: int, way: int) -> None:
+    given = inputs(FOUR)
+    before = network(FOUR)(*given)
+    changed = network(FOUR)
+    with torch.no_grad():
+        changed.cells[cell].encoders[way].embed.weight.mul_(2.0)
+    after = changed(*given)
+    same = (after.representation == before.representation).view(4, 6, 8).all(2).all(0)
+    assert same.tolist() == [place != 2 * cell + way for place in range(6)]
+    assert not torch.equal(after.logits, before.logits)
+
+
+def test_both_translations_reach_the_joint_features() -> None:
+    samples = make_samples(make_dataset())
+    method = TransM(network_for(TransMNetwork, samples, SMALL), samples.target)
+    batch = samples.take(torch.arange(16))
+    terms = method(batch.frames, batch.exists, batch.present, batch.targets)
+    assert list(terms) == list(method.weights) == ["task", "forward", "backward"]
+    for encoder in (e for cell in method.network.cells for e in cell.encoders):
+        for term in terms.values():
+            (gradient,) = torch.autograd.grad(term, encoder.embed.weight, retain_graph=True)
+            assert gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("target", ["classes", "score"])
+def test_trained_it_predicts_and_its_cycle_restores_unseen_samples_better_than_a_constant(target: str) -> None:
+    dataset = make_dataset(sizes=(96, 48, 12))
+    samples, unseen = make_samples(dataset, target=target), make_samples(dataset, "valid", target)
+    settings = TransMSettings(network=TINY, forward=1.0, backward=1.0)
+    network = network_for(TransMNetwork, samples, settings)
+    history = fit(TransM(network, samples.target), samples, epochs=12).history
+    assert history[-1]["loss/task"] < 0.8 * history[0]["loss/task"]
+    network.eval()
+    batch = unseen.take(torch.arange(len(unseen)))
+    means = samples.mean_frames()
+    with torch.no_grad():
+        ways = network.translate(batch.frames, batch.exists, batch.present)
+    for way in ways:
+        true, there = batch.frames[way.source], batch.present[way.source]
+        constant = mean_error(frame_errors(means[way.source].float().expand_as(true), true, there))
+        assert mean_error(frame_errors(way.back, true, there)) < 0.9 * constant
+
+
+@pytest.mark.slow
+def test_on_the_built_in_dataset_it_gets_at_least_half_of_the_way_to_the_bayes_rule() -> None:
+    assert share_of_the_way(TransMNetwork, TransM, epochs=5) > 0.5

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+from corrkd.networks.cubemlp import CubeMLPBlock, CubeMLPNetwork, CubeMLPSettings, MixingUnit
+from corrkd.networks.recurrent import FrameLSTM
+
+AXES = {1: "nlmd,hl->nhmd", 2: "nlmd,hm->nlhd", 3: "nlmd,hd->nlmh"}
+FOUR = {"language": 7, "audio": 3, "vision": 5, "heart.rate": 2}
+
+
+def network(names: int = 4, kind: str = "classes", outputs: int = 3) -> CubeMLPNetwork:
+    torch.manual_seed(0)
+    widths = dict(list(FOUR.items())[:names])
+    lengths = {m: 4 + place for place, m in enumerate(widths)}
+    chosen = CubeMLPSettings(channels=6, hidden=((5, 2, 8), (3, 2, 4)), shapes=((7, 3, 6), (4, 4, 5)))
+    return CubeMLPNetwork(widths, lengths, outputs=outputs, kind=kind, settings=chosen).eval()  # type: ignore[arg-type]
+
+
+def inputs(model: CubeMLPNetwork, count: int = 5) -> tuple[dict[str, Tensor], ...]:
+    generator = torch.Generator().manual_seed(1)
+    frames, exists, visible = {}, {}, {}
+    for place, m in enumerate(model.modalities):
+        T = 4 + place
+        frames[m] = torch.randn(count, T, FOUR[m], generator=generator)
+        exists[m] = torch.arange(T)[None] < torch.randint(1, T + 1, (count, 1), generator=generator)
+        visible[m] = exists[m] & (torch.rand(count, T, generator=generator) < 0.7)
+    return frames, exists, visible
+
+
+def by_einsum(unit: MixingUnit, cube: Tensor) -> Tensor:
+    """The unit's affine maps and shortcut, with no layer: tensors and einsum alone."""
+    spec = AXES[unit.axis]
+    shape = [1, 1, 1, 1]
+    shape[unit.axis] = -1
+    hidden = gelu(torch.einsum(spec, cube, unit.first.weight) + unit.first.bias.view(shape))
+    mixed = torch.einsum(spec, hidden, unit.second.weight) + unit.second.bias.view(shape)
+    linear = isinstance(unit.shortcut, nn.Linear)
+    mixed = mixed + (torch.einsum(spec, cube, unit.shortcut.weight) if linear else cube)
+    if isinstance(unit.norm, nn.LayerNorm):
+        mean, variance = mixed.mean(unit.axis, True), mixed.var(unit.axis, False, True)
+        mixed = (mixed - mean) / (variance + 1e-5).sqrt() * unit.norm.weight.view(shape) + unit.norm.bias.view(shape)
+    return mixed
+
+
+@given(st.tuples(*[st.integers(1, 6)] * 9), st.integers(0, 99))
+@settings(deadline=None, max_examples=40)
+def test_the_mixing_is_an_explicit_einsum_along_each_axis(sizes: tuple[int, ...], seed: int) -> None:
+    torch.manual_seed(seed)
+    block = CubeMLPBlock(sizes[:3], sizes[3:6], sizes[6:], dropout=0.0).double()
+    cube = torch.randn(2, *sizes[:3], dtype=torch.float64)
+    expected = cube
+    for unit in (block.sequence, block.modality, block.channel):
+        for parameter in unit.parameters():
+            nn.init.normal_(parameter)
+        expected = by_einsum(unit, expected)
+    # Norms of nearly equal numbers magnify rounding.
+    assert torch.allclose(block(cube), expected, rtol=1e-5, atol=1e-6)
+    assert block(cube).shape == (2, *sizes[6:])
+
+
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_a_unit_mixes_its_own_axis_and_no_other(axis: int) -> None:
+    torch.manual_seed(0)
+    unit = MixingUnit(axis, 4, 5, 4, 0.0)
+    cube = torch.randn(2, 4, 4, 4)
+    other = cube.clone()
+    other[0, 1, 2, 3] += 1.0
+    changed = (unit(cube) != unit(other)).nonzero()
+    lines = {1: (2, 3), 2: (1, 3), 3: (1, 2)}[axis]
+    at = (0, 1, 2, 3)
+    assert len(changed) == 4
+    assert all(row[0] == 0 and all(row[a] == at[a] for a in lines) for row in changed)
+
+
+@pytest.mark.parametrize("unit", ["sequence", "modality", "channel"])
+@pytest.mark.parametrize("part", ["first", "second"])
+def test_without_any_one_unit_the_output_is_another(unit: str, part: str) -> None:
+    model = network()
+    data = inputs(model)
+    before = model(*data).logits
+    for parameter in getattr(getattr(model.blocks[0], unit), part).parameters():
+        nn.init.zeros_(parameter)
+    assert not torch.allclose(before, model(*data).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["shortcut", "norm"])
+def test_shortcuts_and_norms_count(part: str) -> None:
+    model = network()
+    data = inputs(model)
+    before = model(*data).logits
+
+    class Zero(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if part == "norm" else torch.zeros(*x.shape[:-1], model.blocks[1].sequence.second.out_features)
+
+    setattr(model.blocks[1].sequence, part, Zero())
+    assert not torch.allclose(before, model(*data).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("names", [2, 4])
+@pytest.mark.parametrize(
+    ("kind", "outputs", "shape"), [("classes", 3, (3,)), ("questions", 4, (4, 2)), ("score", 1, (1,))]
+)
+def test_shapes(names: int, kind: str, outputs: int, shape: tuple[int, ...]) -> None:
+    model = network(names, kind, outputs)
+    output = model(*inputs(model))
+    assert output.representation.shape == (5, 4 * 4 * 5)
+    assert output.logits.shape == (5, *shape)
+    assert output.logits.isfinite().all()
+    nobody = [{m: x[:0] for m, x in part.items()} for part in inputs(model)]
+    assert model(*nobody).logits.shape == (0, *shape)
+
+
+def test_padding_and_invisible_frames_change_nothing_and_visible_ones_do() -> None:
+    model = network()
+    frames, exists, visible = inputs(model)
+    before = model(frames, exists, visible).logits
+    noise = {
+        m: torch.where((visible[m] & exists[m])[..., None], x, torch.full_like(x, torch.nan)) for m, x in frames.items()
+    }
+    assert torch.equal(before, model(noise, exists, visible).logits)
+    longer = [
+        {m: torch.nn.functional.pad(x, (0, 0, 0, 5) if x.ndim == 3 else (0, 5)) for m, x in part.items()}
+        for part in (frames, exists, visible)
+    ]
+    assert torch.allclose(before, model(*longer).logits, atol=1e-6)
+    for m in model.modalities:
+        assert not torch.allclose(before, model({**frames, m: frames[m] + 1.0}, exists, visible).logits, atol=1e-5)
+
+
+def test_the_last_state_is_that_of_each_samples_last_frame() -> None:
+    torch.manual_seed(0)
+    lstm = FrameLSTM(3, 4)
+    frames, exists = torch.randn(3, 5, 3), torch.arange(5)[None] < torch.tensor([[5], [2], [0]])
+    last = lstm.last(frames, exists, exists)
+    assert torch.allclose(last[1], lstm.lstm(frames[1:2, :2])[0][0, -1], atol=1e-6)
+    assert torch.allclose(last[0], lstm.lstm(frames[:1])[0][0, -1], atol=1e-6)
+    assert not last[2].any()

@@ -1,0 +1,141 @@
+"""DMD's network: the graph, the decoupling, the attention across modalities."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from corrkd.networks.dmd import CrossmodalAttention, DMDNetwork, DMDSettings, GraphDistillation
+
+SMALL = DMDSettings(width=8, heads=2, graph=5, dropout=0.0)
+THREE = {"language": (5, 6), "audio": (3, 4), "vision": (4, 5)}
+TWO = {"a": (3, 2), "b.c": (2, 7)}
+FOUR = {**TWO, "d": (4, 1), "e": (1, 3)}
+Batch = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
+
+
+def network(shapes: dict[str, tuple[int, int]] = THREE, outputs: int = 3, kind: str = "classes") -> DMDNetwork:
+    torch.manual_seed(0)
+    widths, frames = {m: w for m, (w, _) in shapes.items()}, {m: t for m, (_, t) in shapes.items()}
+    return DMDNetwork(widths, frames, outputs=outputs, kind=kind, settings=SMALL).eval()  # type: ignore[arg-type]
+
+
+def batch(shapes: dict[str, tuple[int, int]] = THREE, count: int = 7, seed: int = 1) -> Batch:
+    torch.manual_seed(seed)
+    frames = {m: torch.randn(count, t, w) for m, (w, t) in shapes.items()}
+    exists = {m: torch.arange(t) < torch.randint(1, t + 1, (count, 1)) for m, (_, t) in shapes.items()}
+    return frames, exists, {m: e & (torch.rand(e.shape) < 0.7) for m, e in exists.items()}
+
+
+@pytest.mark.parametrize("shapes", [TWO, FOUR], ids=["two", "four"])
+@pytest.mark.parametrize(
+    ("kind", "outputs", "shape"), [("classes", 3, (3,)), ("questions", 2, (2, 2)), ("score", 1, (1,))]
+)
+def test_shapes(shapes: dict[str, tuple[int, int]], kind: str, outputs: int, shape: tuple[int, ...]) -> None:
+    net = network(shapes, outputs, kind)
+    representation, logits = net(*batch(shapes))
+    assert representation.shape == (7, net.representation_width)
+    assert logits.shape == (7, *shape)
+
+
+def test_one_modality_alone_is_refused() -> None:
+    with pytest.raises(ValueError, match="two or more"):
+        network({"a": (3, 2)})
+
+
+def test_what_is_padding_or_invisible_changes_nothing() -> None:
+    net, (frames, exists, visible) = network(), batch()
+    other = {m: torch.where(visible[m][..., None], x, torch.full_like(x, 1e3)) for m, x in frames.items()}
+    longer = {m: torch.cat([x, torch.randn(7, 3, x.shape[2])], 1) for m, x in other.items()}
+    no = torch.zeros(7, 3, dtype=torch.bool)
+    expected = net(frames, exists, visible)
+    assert torch.equal(net(other, exists, visible).logits, expected.logits)
+    grown = ({m: torch.cat([x, no], 1) for m, x in masks.items()} for masks in (exists, visible))
+    torch.testing.assert_close(net(longer, *grown).representation, expected.representation)
+    nothing = {m: v & False for m, v in visible.items()}
+    assert net(frames, exists, nothing).logits.isfinite().all()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(2, 5), st.integers(0, 999))
+def test_the_graph_s_weights_sum_to_one_over_the_edges_between_visible_modalities(count: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    unit = GraphDistillation(6, 3, SMALL)
+    seen = torch.rand(20, count) < 0.7
+    edges = unit(10 * torch.randn(20, count, 6), seen).edges
+    enough = seen.sum(1) > 1
+    torch.testing.assert_close(edges.sum((1, 2)), enough.float())
+    possible = seen[:, :, None] & seen[:, None] & ~torch.eye(count, dtype=torch.bool)
+    assert torch.equal(edges > 0, possible)
+
+
+def test_an_edge_s_weight_is_the_softmax_of_g_by_hand() -> None:
+    torch.manual_seed(0)
+    unit, vectors = GraphDistillation(6, 2, SMALL), 5 * torch.randn(1, 3, 6)
+    graph = unit(vectors, torch.ones(1, 3, dtype=torch.bool))
+    views = [torch.cat([unit.view_logits(unit.predict(x)), unit.view_vectors(x)]) for x in vectors[0]]
+    pairs = [(i, j) for i in range(3) for j in range(3) if i != j]
+    weights = torch.softmax(
+        torch.cat([SMALL.scale * unit.energy(torch.cat([views[i], views[j]])) for i, j in pairs]), 0
+    )
+    torch.testing.assert_close(torch.stack([graph.edges[0, i, j] for i, j in pairs]), weights)
+    assert not torch.allclose(graph.edges, graph.edges.transpose(1, 2))
+
+
+def test_crossmodal_attention_looks_at_visible_keys_alone() -> None:
+    torch.manual_seed(0)
+    attention = CrossmodalAttention(SMALL).eval()
+    hidden, keys = torch.randn(2, 4, 8), torch.randn(2, 5, 8)
+    seen = torch.tensor([[True, True, False, True, False], [False] * 5])
+    out = attention(hidden, keys, seen)
+    shorter = attention(hidden[:1], keys[:1, seen[0]], torch.ones(1, 3, dtype=torch.bool))
+    torch.testing.assert_close(out[:1], shorter)
+    assert torch.equal(out[1], attention(hidden, -keys, seen)[1])
+    assert not torch.allclose(out[0], attention(hidden, -keys, seen)[0])
+
+
+def test_one_shared_encoder_serves_all_modalities_and_a_private_one_each() -> None:
+    net, inputs = network(), batch()
+    before = net.details(*inputs).parts
+    with torch.no_grad():
+        net.decouplers[0].private_encoder.weight.zero_()
+    after = net.details(*inputs).parts
+    assert not torch.allclose(after["language"].private, before["language"].private)
+    assert all(torch.equal(after[m].private, before[m].private) for m in ("audio", "vision"))
+    assert all(torch.equal(after[m].shared, before[m].shared) for m in THREE)
+    with torch.no_grad():
+        net.shared_encoder.weight.zero_()
+    last = net.details(*inputs).parts
+    assert not any(torch.allclose(last[m].shared, before[m].shared) for m in THREE)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "decouplers.0.embed",
+        "decouplers.1.private_encoder",
+        "shared_encoder",
+        "crossmodal.0",
+        "crossmodal.1.memory",
+        "crossmodal.2.crossmodal.0",
+        "shared_attention",
+        "gate",
+        "classifier",
+    ],
+)
+def test_no_component_of_the_answer_is_idle(name: str) -> None:
+    net, inputs = network(), batch()
+    before = net(*inputs).logits
+    with torch.no_grad():
+        for parameter in net.get_submodule(name).parameters():
+            parameter.zero_()
+    assert not torch.allclose(net(*inputs).logits, before)
+
+
+def test_a_process_may_have_no_sample() -> None:
+    details = network().details(*({m: x[:0] for m, x in part.items()} for part in batch()))
+    assert details.output.logits.shape == (0, 3)
+    assert details.private.edges.shape == (0, 3, 3)

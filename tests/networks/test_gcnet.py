@@ -1,0 +1,209 @@
+"""GCNet's graphs, against what is written by hand for small conversations."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from corrkd.data.batches import Context
+from corrkd.networks.gcnet import (
+    GCNetSettings,
+    GCNetwork,
+    RelationalConvolution,
+    arrange,
+    neighbours,
+    speaker_relations,
+    temporal_relations,
+    whole_conversations,
+)
+
+SMALL = GCNetSettings(width=8, heads=2, dropout=0.0)
+THREE = {"language": (5, 6), "audio": (3, 4), "vision": (4, 5)}
+TWO = {"a": (3, 2), "b.c": (2, 7)}
+FOUR = {**TWO, "d": (4, 1), "e": (1, 3)}
+Batch = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
+
+
+def network(shapes: dict[str, tuple[int, int]] = THREE, outputs: int = 3, kind: str = "classes") -> GCNetwork:
+    torch.manual_seed(0)
+    widths, frames = {m: w for m, (w, _) in shapes.items()}, {m: t for m, (_, t) in shapes.items()}
+    return GCNetwork(widths, frames, outputs=outputs, kind=kind, settings=SMALL).eval()  # type: ignore[arg-type]
+
+
+def batch(shapes: dict[str, tuple[int, int]] = THREE, count: int = 7, seed: int = 1) -> Batch:
+    torch.manual_seed(seed)
+    frames = {m: torch.randn(count, t, w) for m, (w, t) in shapes.items()}
+    exists = {m: torch.arange(t) < torch.randint(1, t + 1, (count, 1)) for m, (_, t) in shapes.items()}
+    return frames, exists, {m: e & (torch.rand(e.shape) < 0.7) for m, e in exists.items()}
+
+
+def context(conversation: list[int], position: list[int] | None = None, speaker: list[int] | None = None) -> Context:
+    count = len(conversation)
+    return Context(
+        torch.arange(count),
+        torch.tensor(conversation),
+        torch.tensor(position or [0] * count),
+        torch.tensor(speaker or [0] * count),
+    )
+
+
+TALK = context([4, 9, 4, 4, 9, 4, 2], [3, 1, 0, 1, 0, 2, 5], [7, 7, 7, 3, 7, 3, 1])
+
+
+@pytest.mark.parametrize("shapes", [TWO, FOUR], ids=["two", "four"])
+@pytest.mark.parametrize(
+    ("kind", "outputs", "shape"), [("classes", 3, (3,)), ("questions", 2, (2, 2)), ("score", 1, (1,))]
+)
+def test_shapes(shapes: dict[str, tuple[int, int]], kind: str, outputs: int, shape: tuple[int, ...]) -> None:
+    net = network(shapes, outputs, kind)
+    representation, logits = net(*batch(shapes), TALK)
+    assert representation.shape == (7, 8)
+    assert logits.shape == (7, *shape)
+    assert {m: tuple(x.shape) for m, x in net.restore(representation).items()} == {
+        m: (7, w) for m, (w, _) in shapes.items()
+    }
+
+
+def test_what_is_padding_or_invisible_changes_nothing() -> None:
+    net, (frames, exists, visible) = network(), batch()
+    other = {m: torch.where(visible[m][..., None], x, torch.full_like(x, 1e3)) for m, x in frames.items()}
+    longer = {m: torch.cat([x, torch.randn(7, 3, x.shape[2])], 1) for m, x in other.items()}
+    no = torch.zeros(7, 3, dtype=torch.bool)
+    expected = net(frames, exists, visible, TALK).logits
+    assert torch.equal(net(other, exists, visible, TALK).logits, expected)
+    grown = ({m: torch.cat([x, no], 1) for m, x in masks.items()} for masks in (exists, visible))
+    torch.testing.assert_close(net(longer, *grown, TALK).logits, expected)
+
+
+def test_everything_invisible_is_finite() -> None:
+    frames, exists, visible = batch()
+    nothing = {m: v & False for m, v in visible.items()}
+    assert network()(frames, exists, nothing, TALK).logits.isfinite().all()
+
+
+def test_without_context_every_sample_is_its_own_conversation() -> None:
+    net, inputs = network(), batch()
+    whole = net(*inputs).logits
+    torch.testing.assert_close(whole, net(*inputs, context(list(range(7)))).logits)
+    for i in range(7):
+        one = tuple({m: x[i : i + 1] for m, x in part.items()} for part in inputs)
+        torch.testing.assert_close(net(*one).logits, whole[i : i + 1])
+
+
+def test_conversations_do_not_see_each_other_but_utterances_of_one_do() -> None:
+    net, (frames, exists, visible) = network(), batch()
+    changed = {m: x.index_fill(0, torch.tensor([3]), 2.0) for m, x in frames.items()}
+    differs = (
+        net(changed, exists, exists | visible, TALK).logits - net(frames, exists, exists | visible, TALK).logits
+    ).abs()
+    same = torch.tensor(TALK.conversation.tolist()) == 4
+    assert (differs.sum(1)[same] > 1e-6).all()
+    assert (differs.sum(1)[~same] == 0).all()
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.permutations(range(7)))
+def test_the_order_of_the_batch_does_not_matter(order: list[int]) -> None:
+    net, inputs, place = network(), batch(), torch.tensor(order)
+    moved = tuple({m: x[place] for m, x in part.items()} for part in inputs)
+    shuffled = net(*moved, Context(*(x[place] for x in TALK))).logits
+    torch.testing.assert_close(shuffled, net(*inputs, TALK).logits[place], atol=1e-6, rtol=1e-5)
+
+
+def test_layout_sorts_by_position_and_numbers_speakers_by_appearance() -> None:
+    layout = arrange(TALK)
+    assert layout.lengths.tolist() == [1, 4, 2]
+    grid = layout.grid(torch.arange(7.0)[:, None])
+    assert grid[1, :, 0].tolist() == [2, 3, 5, 0]  # rows of conversation 4 in the order of their positions
+    assert grid[2, :2, 0].tolist() == [4, 1]
+    assert layout.speaker[1].tolist() == [0, 1, 1, 0]  # 7, 3, 3, 7
+    assert layout.rows(grid)[:, 0].tolist() == list(range(7))
+
+
+def test_edges_are_within_the_window_and_of_the_right_kind() -> None:
+    options = GCNetSettings(past=1, future=2, width=8, heads=2)
+    layout = arrange(context([0] * 4 + [1], [0, 1, 2, 3, 0], [5, 6, 6, 5, 5]))
+    temporal = temporal_relations(layout, options)
+    speaker = speaker_relations(layout, options)
+    who = [0, 1, 1, 0]
+    for i in range(4):
+        for place, offset in enumerate(range(-1, 3)):
+            there = 0 <= i + offset < 4
+            kind = 0 if offset < 0 else 1 if offset == 0 else 2
+            assert temporal[0, i, place].tolist() == [there and k == kind for k in range(3)]
+            pair = who[i + offset] * 2 + who[i] if there else -1
+            assert speaker[0, i, place].tolist() == [k == pair for k in range(4)]
+    assert temporal[1, 0].sum() == 1  # alone in its conversation: itself
+    assert not temporal[1, 1:].any()
+
+
+def test_relational_convolution_is_its_sum_by_hand() -> None:
+    torch.manual_seed(3)
+    layout, hidden = arrange(context([0] * 5, list(range(5)))), torch.randn(1, 5, 8)
+    relations = temporal_relations(layout, SMALL)
+    convolution = RelationalConvolution(8, 3)
+    out = convolution(hidden, neighbours(hidden, SMALL), relations)
+    for i in range(5):
+        expected = convolution.own(hidden[0, i])
+        for kind, where in enumerate([range(max(0, i - 2), i), [i], range(i + 1, min(5, i + 3))]):
+            if len(where):
+                expected = expected + hidden[0, list(where)].mean(0) @ convolution.weight[kind]
+        torch.testing.assert_close(out[0, i], expected)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{branch}.{part}"
+        for branch in ("speaker", "temporal")
+        for part in ("before", "relational", "convolution", "after")
+    ]
+    + ["encoders.0", "encoders.2", "speaker", "temporal", "classifier"],
+)
+def test_no_component_is_idle(name: str) -> None:
+    net, inputs = network(), batch()
+    before = net(*inputs, TALK).logits
+    with torch.no_grad():
+        for parameter in net.get_submodule(name).parameters():
+            parameter.zero_()
+    assert not torch.allclose(net(*inputs, TALK).logits, before)
+
+
+def test_who_speaks_and_when_matter() -> None:
+    net, inputs = network(), batch()
+    before = net(*inputs, TALK).logits
+    assert not torch.allclose(net(*inputs, TALK._replace(speaker=torch.zeros(7, dtype=torch.int64))).logits, before)
+    assert not torch.allclose(net(*inputs, TALK._replace(position=-TALK.position)).logits, before)
+    renamed = torch.where(TALK.speaker == 7, 70, TALK.speaker)
+    assert torch.equal(net(*inputs, TALK._replace(speaker=renamed)).logits, before)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.integers(1, 12), st.integers(0, 99))
+def test_batches_hold_whole_conversations(numbers: list[int], size: int, seed: int) -> None:
+    conversation = torch.tensor(numbers)
+    batches = whole_conversations(conversation, size, torch.Generator().manual_seed(seed))
+    assert torch.cat(list(batches)).sort().values.tolist() == list(range(len(numbers)))
+    held = [set(conversation[rows].tolist()) for rows in batches]
+    assert sum(map(len, held)) == len(set(numbers))
+    longest = int(torch.bincount(conversation).max())
+    assert all(len(rows) < size + longest for rows in batches)
+    assert len(batches) <= math.ceil(len(numbers) / size)
+
+
+def test_single_samples_are_batches_of_the_size() -> None:
+    assert [len(rows) for rows in whole_conversations(torch.arange(10), 4)] == [4, 4, 2]
+
+
+def test_every_parameter_learns() -> None:
+    net, inputs = network().train(), batch()
+    output = net(*inputs, TALK)
+    total = output.logits.square().sum() + sum(x.square().sum() for x in net.restore(output.representation).values())
+    total.backward()
+    missing = [name for name, p in net.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    assert [name for name in missing if not name.endswith("projection.bias")] == []
