@@ -176,7 +176,14 @@ def _step(
     rows = rows[fabric.global_rank :: fabric.world_size]
     batch = samples.take(rows)
     known = None if teacher is None else (teacher.representation[rows], teacher.logits[rows])
-    terms = wrapped(batch.frames, batch.exists, {m: v[rows] for m, v in visible.items()}, batch.targets, known, samples.context(rows))
+    terms = wrapped(
+        batch.frames,
+        batch.exists,
+        {m: v[rows] for m, v in visible.items()},
+        batch.targets,
+        known,
+        samples.context(rows),
+    )
     total = sum((weights[name] * value for name, value in terms.items()), torch.zeros((), device=rows.device))
     optimizer.zero_grad(set_to_none=True)
     fabric.backward(total)
@@ -209,7 +216,7 @@ def _schedule(settings: StageSettings, steps: int) -> Callable[[int], float]:
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        done = (step - warmup) / max(1, steps - warmup)
+        done = min(1.0, (step - warmup) / max(1, steps - warmup))
         if settings.schedule == "cosine":
             return 0.5 * (1.0 + math.cos(math.pi * done))
         return 1.0 - done if settings.schedule == "linear" else 1.0
