@@ -19,7 +19,7 @@ from corrkd.settings import EvaluationSettings
 Kind = Literal["modalities", "ratio", "burst", "late", "noise", "natural"]
 COMPLETE = "complete"
 NATURAL = "natural"
-_RESERVED = re.compile(r"complete|natural|average|ratios|(ratio|burst|late|noise)-.*|.*[+,/].*|", re.DOTALL)
+_RESERVED = re.compile(r"complete|natural|average|ratios|(ratio|burst|late|noise)-.*|.*[+,].*|", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
