@@ -16,7 +16,7 @@ from corrkd.data.targets import Target
 from corrkd.errors import CorrKDError
 from corrkd.evaluation import metrics
 from corrkd.evaluation.bayes import best_expected_weighted_f1
-from corrkd.evaluation.sweep import MaskSource, Result, hashed_masks, sweep
+from corrkd.evaluation.sweep import MaskSource, Result, hashed_masks, sweep, tested_rows
 from corrkd.missing.conditions import Condition, missing_subsets, named_conditions, standard_conditions
 from corrkd.missing.manifest import Manifest, make_manifest
 from corrkd.missing.masks import noise
@@ -120,7 +120,7 @@ def judge_predictor(
     incomplete = samples.incomplete.cpu().numpy()
     results = []
     for (condition, draw), parts in zip(runs, answers, strict=True):
-        rows = np.flatnonzero(incomplete) if condition.kind == "natural" else np.arange(len(samples))
+        rows = tested_rows(condition, incomplete)
         results.append(Result(condition, draw, rows, np.concatenate(parts)[rows]))
     return tabulate(results, samples.target, samples.targets.cpu().numpy(), samples.modalities)
 

@@ -116,6 +116,11 @@ def sweep(
     return [_result(*run, out, incomplete) for run, out in zip(runs, collected, strict=True)]
 
 
+def tested_rows(condition: Condition, incomplete: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Rows of the samples that a condition is tested on: all, but for "natural" those that the data itself leaves incomplete."""
+    return np.flatnonzero(incomplete) if condition.kind == "natural" else np.arange(len(incomplete))
+
+
 def respond(logits: Tensor, kind: str) -> Tensor:
     """R: softmax of the logits; a score is its own response."""
     return logits.float() if kind == "score" else torch.softmax(logits.float(), -1)
@@ -175,7 +180,7 @@ def _absent(network: ModalityWise, modality: str, frames: Tensor, exists: Tensor
 
 def _result(condition: Condition, draw: int, out: _Collected, incomplete: npt.NDArray[np.bool_]) -> Result:
     response = torch.cat(out.responses).cpu().numpy()
-    rows = np.flatnonzero(incomplete) if condition.kind == "natural" else np.arange(len(response))
+    rows = tested_rows(condition, incomplete)
     representation = None
     if out.representations:
         representation = torch.cat(out.representations).to(torch.float16).cpu().numpy()[rows]

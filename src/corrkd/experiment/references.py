@@ -8,7 +8,7 @@ import pandas as pd
 from corrkd.data.batches import Samples
 from corrkd.data.dataset import Posterior
 from corrkd.evaluation.judge import tabulate_bayes, tabulate_majority
-from corrkd.evaluation.sweep import Result
+from corrkd.evaluation.sweep import Result, tested_rows
 from corrkd.experiment.prepare import Experiment
 from corrkd.missing.conditions import Condition
 
@@ -21,7 +21,7 @@ def references(experiment: Experiment) -> pd.DataFrame:
     truth, train = samples.targets.cpu().numpy(), experiment.samples_kept("train")
     nothing = np.empty((len(samples), 0), np.float32)
     incomplete = samples.incomplete.cpu().numpy()
-    floor = [Result(c, 0, _rows(c, incomplete), nothing) for c in conditions]
+    floor = [Result(c, 0, tested_rows(c, incomplete), nothing) for c in conditions]
     tables = [tabulate_majority(floor, experiment.target, train, truth, samples.modalities).assign(method="majority")]
     posterior = experiment.dataset.posterior
     if posterior is not None and experiment.target.name == "classes":
@@ -32,12 +32,6 @@ def references(experiment: Experiment) -> pd.DataFrame:
         ]
         tables.append(tabulate_bayes(exact, samples.modalities).assign(method="bayes"))
     return pd.concat(tables, ignore_index=True).assign(dataset=experiment.dataset.name, seed="")
-
-
-def _rows(
-    chosen: Condition, incomplete: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
-) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    return np.flatnonzero(incomplete) if chosen.kind == "natural" else np.arange(len(incomplete))
 
 
 def _exact(
@@ -51,5 +45,5 @@ def _exact(
 ) -> Result:
     dropped = chosen.dropped(samples.without_frames(), seed=seed, draw=draw)
     visible = {m: (samples.present[m] & ~dropped[m]).cpu().numpy() for m in samples.modalities}
-    rows = _rows(chosen, incomplete)
+    rows = tested_rows(chosen, incomplete)
     return Result(chosen, draw, rows, posterior(split, visible)[rows].astype(np.float32))
