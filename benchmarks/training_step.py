@@ -56,9 +56,10 @@ def make_ours(dropout: float, device: str, precision: str) -> Program:
     fabric = make_fabric(device, precision)
     samples = experiment.samples("train")
     stage = StageSettings(epochs=1, batch_size=BATCH)
-    teacher_network = make_method("teacher", experiment, 0, samples, stage).network.to(fabric.device)
+    arms = {arm.name: arm for arm in experiment.arms}
+    teacher_network = make_method(arms["teacher"], experiment, 0, samples).network.to(fabric.device)
     teacher = teacher_outputs(teacher_network, samples)
-    method = make_method("student", experiment, 0, samples, stage)
+    method = make_method(arms["student"], experiment, 0, samples)
 
     def epoch() -> None:
         train(

@@ -137,6 +137,9 @@ class DistillationSettings(_Strict):
     scd: NonNegative = Field(1.0, description="sample-level contrastive distillation")
     cpd: NonNegative = Field(1.0, description="category-guided prototype distillation")
     rcd: NonNegative = Field(1.0, description="response-disentangled consistency distillation")
+    kl: NonNegative = Field(
+        0.0, description="plain KL divergence of the responses; with rcd = 0 the paper's ablation of RCD"
+    )
     boundary: Positive = Field(
         1.2, description="eta, the distance boundary of SCD [paper: 1.2 MOSI, 1.0 MOSEI, 1.4 IEMOCAP]"
     )
@@ -154,6 +157,21 @@ class StudentSettings(StageSettings):
     """The student's training, which the no-distillation control shares but for the loss terms."""
 
     distillation: DistillationSettings = Field(default_factory=DistillationSettings)
+
+
+class ArmSettings(_Strict):
+    """One method in a comparison: which, and what differs from its defaults."""
+
+    method: str | None = Field(None, description="the method's name; default: the arm's own")
+    title: str | None = Field(None, description="in tables; default: the method's")
+    trains_on: Literal["method", "complete", "missing"] = Field(
+        "method", description="complete samples, or what modality random missing leaves; method: as its paper does"
+    )
+    network: dict[str, Any] = Field(default_factory=dict, description="laid over the method's network settings")
+    options: dict[str, Any] = Field(default_factory=dict, description="laid over the method's options")
+    stage: dict[str, Any] = Field(
+        default_factory=dict, description="laid over the run's `student` settings: lr, epochs, ..."
+    )
 
 
 class EvaluationSettings(_Strict):
@@ -239,10 +257,10 @@ def load_settings(
         preset = tree.pop("preset", None) if preset is None else preset
     if preset is not None:
         base = yaml.safe_load(preset_text(preset)) or {}
-        tree = _merged(base, tree)
+        tree = merged(base, tree)
     for line in overrides:
-        tree = _merged(tree, _override(line))
-    tree = _merged(tree, changes)
+        tree = merged(tree, _override(line))
+    tree = merged(tree, changes)
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
@@ -288,11 +306,12 @@ def _number(text: str) -> str | float:
         return text
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested keys and values of both; those of `above` where both have one."""
     out = dict(below)
     for key, value in above.items():
         old = out.get(key)
-        out[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        out[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return out
 
 

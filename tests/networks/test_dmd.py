@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from corrkd.errors import CorrKDError
 from corrkd.networks.dmd import CrossmodalAttention, DMDNetwork, DMDSettings, GraphDistillation
 
 SMALL = DMDSettings(width=8, heads=2, graph=5, dropout=0.0)
@@ -42,7 +43,7 @@ def test_shapes(shapes: dict[str, tuple[int, int]], kind: str, outputs: int, sha
 
 
 def test_one_modality_alone_is_refused() -> None:
-    with pytest.raises(ValueError, match="two or more"):
+    with pytest.raises(CorrKDError, match="only a"):
         network({"a": (3, 2)})
 
 

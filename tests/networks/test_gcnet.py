@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from corrkd.data.batches import Context
+from corrkd.data.batches import Context, whole_conversations
 from corrkd.networks.gcnet import (
     GCNetSettings,
     GCNetwork,
@@ -19,7 +19,6 @@ from corrkd.networks.gcnet import (
     neighbours,
     speaker_relations,
     temporal_relations,
-    whole_conversations,
 )
 
 SMALL = GCNetSettings(width=8, heads=2, dropout=0.0)

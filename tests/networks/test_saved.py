@@ -197,5 +197,5 @@ def test_samples_beyond_learned_positions_are_refused() -> None:
     settings = one.network.settings.model_copy(update={"positions": "learned"})
     model = replace(one, network=build_network(one.target, one.widths, one.frames, settings))
     assert model.fit(make_dataset()).modalities == model.modalities
-    with pytest.raises(CorrKDError, match="learned positions end at 6"):
+    with pytest.raises(CorrKDError, match="reads no more than 6"):
         model.fit(make_dataset(frames=7))

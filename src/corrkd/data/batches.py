@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -148,10 +148,17 @@ class Samples:
             frames={}, exists=self.exists, present=self.present, targets=self.targets, keys=self.keys, rows=rows
         )
 
-    def batches(self, size: int) -> Iterator[Batch]:
-        """All samples in order, `size` at a time."""
-        for rows in torch.arange(len(self), device=self.device).split(size):
-            yield self.take(rows)
+    def batches(self, size: int, *, conversations: bool = False) -> Iterator[Batch]:
+        """All samples, `size` at a time, in order; `conversations`: whole conversations together, one after the other."""
+        order = torch.arange(len(self)).split(size)
+        for rows in whole_conversations(self._context.conversation, size) if conversations else order:
+            yield self.take(rows.to(self.device))
+
+    def shuffled(self, size: int, generator: torch.Generator, *, conversations: bool = False) -> Sequence[Tensor]:
+        """Rows of each batch of an epoch, on the CPU."""
+        if conversations:
+            return whole_conversations(self._context.conversation, size, generator)
+        return torch.randperm(len(self), generator=generator).split(size)
 
     def _load(self, modality: str, rows: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Tensor:
         raw = np.asarray(self._split.frames[modality][self.kept[rows]], np.float32)
@@ -174,3 +181,27 @@ def _context(split: Split, kept: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
         position=torch.as_tensor(np.asarray(order)[kept].astype(np.int64)).to(device),
         speaker=numbers(("speaker", "person"), zero),
     )
+
+
+def whole_conversations(conversation: Tensor, size: int, generator: torch.Generator | None = None) -> Sequence[Tensor]:
+    """Rows in batches of whole conversations, on the CPU.
+
+    One after the other they are cut where `size` rows are reached, so a batch is longer by up to a conversation, and there are never more
+    than ceil(N / size) of them: the steps that a learning rate's schedule counts on.
+
+    Args:
+        conversation: (N,) number of each row's conversation.
+        size: from how many rows on a batch is full.
+        generator: shuffles the conversations; None: by their numbers.
+    """
+    numbers = conversation.cpu()
+    rows = numbers.argsort(stable=True)
+    parts = list(rows.split(torch.unique_consecutive(numbers[rows], return_counts=True)[1].tolist()))
+    if generator is not None:
+        parts = [parts[place] for place in torch.randperm(len(parts), generator=generator).tolist()]
+    batches: dict[int, list[Tensor]] = {}
+    start = 0
+    for part in parts:
+        batches.setdefault(start // size, []).append(part)
+        start += len(part)
+    return [torch.cat(batch) for batch in batches.values()]

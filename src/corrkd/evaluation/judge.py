@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from torch import Tensor
 
 from corrkd.data.batches import Batch, Samples
 from corrkd.data.dataset import BoolArray, FloatArray, MultimodalDataset
@@ -16,10 +17,9 @@ from corrkd.data.targets import Target
 from corrkd.errors import CorrKDError
 from corrkd.evaluation import metrics
 from corrkd.evaluation.bayes import best_expected_weighted_f1
-from corrkd.evaluation.sweep import MaskSource, Result, hashed_masks, sweep, tested_rows
+from corrkd.evaluation.sweep import MaskSource, Result, hashed_masks, is_whole, shown, sweep, tested_rows
 from corrkd.missing.conditions import Condition, missing_subsets, named_conditions, standard_conditions
 from corrkd.missing.manifest import Manifest, make_manifest
-from corrkd.missing.masks import noise
 from corrkd.networks.saved import SavedNetwork
 from corrkd.settings import EvaluationSettings
 
@@ -110,11 +110,8 @@ def judge_predictor(
     runs = [(condition, draw) for condition in chosen for draw in range(condition.draws)]
     answers: list[list[npt.NDArray[np.float32]]] = [[] for _ in runs]
     for batch in samples.batches(batch_size):
-        exists = {m: mask.cpu().numpy() for m, mask in batch.exists.items()}
         for (condition, draw), out in zip(runs, answers, strict=True):
-            out.append(
-                _answer(predict(*_shown(batch, condition, draw, source, seed, exists)), len(batch), samples.target)
-            )
+            out.append(_answer(predict(*_given(batch, condition, draw, source, seed)), len(batch), samples.target))
         if on_batch:
             on_batch(len(batch))
     incomplete = samples.incomplete.cpu().numpy()
@@ -125,21 +122,18 @@ def judge_predictor(
     return tabulate(results, samples.target, samples.targets.cpu().numpy(), samples.modalities)
 
 
-def _shown(
-    batch: Batch, condition: Condition, draw: int, source: MaskSource, seed: int, exists: Mapping[str, BoolArray]
-) -> tuple[dict[str, FloatArray], Mapping[str, BoolArray], dict[str, BoolArray]]:
-    """What a predictor sees of a batch."""
-    fixed = condition.kind in ("modalities", "natural")  # of these a manifest keeps no mask
-    dropped = condition.dropped(batch, seed=seed, draw=draw) if fixed else source(condition, draw, batch)
-    frames, visible = {}, {}
-    for m, present in batch.present.items():
-        shown, x = present & ~dropped[m], batch.frames[m]
-        if condition.kind == "noise":
-            heard = noise(batch.keys, *x.shape[1:], seed=seed, modality=m, draw=draw).to(x.dtype)
-            shown, x = present, torch.where((present & dropped[m])[..., None], heard, x)
-        frames[m] = torch.where(shown[..., None], x, 0.0).cpu().numpy()
-        visible[m] = shown.cpu().numpy()
-    return frames, exists, visible
+def _given(
+    batch: Batch, condition: Condition, draw: int, source: MaskSource, seed: int
+) -> tuple[dict[str, FloatArray], dict[str, BoolArray], dict[str, BoolArray]]:
+    """What a predictor sees of a batch: nothing stands at invisible places."""
+    dropped = {} if is_whole(condition) else source(condition, draw, batch)
+    frames, exists, visible = shown(batch, condition, draw, dropped, seed)
+    hidden = {m: torch.where(visible[m][..., None], x, 0.0) for m, x in frames.items()}
+    return _arrays(hidden), _arrays(exists), _arrays(visible)
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {m: x.cpu().numpy() for m, x in tensors.items()}
 
 
 def _answer(given: npt.ArrayLike, count: int, target: Target) -> npt.NDArray[np.float32]:

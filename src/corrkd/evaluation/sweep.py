@@ -1,15 +1,15 @@
 """All conditions of a split in one pass over the data.
 
-A modality's encoder depends on no other modality, so its vector for "present" and for "absent" serve every subset; and absent, all samples
-of a length look alike. A batch of three modalities costs three encodings, and three of a sample of each length, instead of the
-twenty-one of one pass per subset.
+In CorrKD's network a modality's encoder depends on no other modality, so its vector for "present" and for "absent" serve every subset; and
+absent, all samples of a length look alike. A batch of three modalities costs three encodings, and three of a sample of each length, instead
+of the twenty-one of one pass per subset. Any other network passes once per condition.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from corrkd.data.batches import Batch, Samples
 from corrkd.evaluation import metrics
 from corrkd.missing.conditions import Condition, missing_subsets
 from corrkd.missing.masks import noise
+from corrkd.networks.base import AnyNetwork, Output
 
 MaskSource = Callable[[Condition, int, Batch], Mapping[str, Tensor]]
 """(condition, draw, batch) -> per modality (N, T_m), True where dropped."""
@@ -57,6 +58,7 @@ class Result:
 
 @dataclass
 class _Collected:
+    rows: list[Tensor] = field(default_factory=list)
     responses: list[Tensor] = field(default_factory=list)
     representations: list[Tensor] = field(default_factory=list)
 
@@ -72,7 +74,7 @@ def hashed_masks(seed: int) -> MaskSource:
 
 @torch.no_grad()
 def sweep(
-    network: ModalityWise,
+    network: AnyNetwork,
     samples: Samples,
     conditions: Sequence[Condition],
     *,
@@ -90,28 +92,33 @@ def sweep(
         conditions: what is missing.
         masks: where masks come from; default: the hash with `mask_seed`, which is also the seed of "noise".
         mask_seed: see `masks`.
-        batch_size: changes nothing but memory and, in the last bits, rounding.
+        batch_size: changes nothing but memory and, in the last bits, rounding. Conversations are kept whole for a network that reads them.
         keep_representations: names of conditions whose H is kept (its first draw).
         on_batch: called with the number of samples done.
     """
-    module = network if isinstance(network, torch.nn.Module) else None
-    training = module.training if module else False
-    if module:
-        module.eval()
+    training = network.training
+    network.eval()
     masks = masks or hashed_masks(mask_seed)
     runs = [(condition, draw) for condition in conditions for draw in range(condition.draws)]
     collected = [_Collected() for _ in runs]
-    for batch in samples.batches(batch_size):
+    for batch in samples.batches(batch_size, conversations=network.reads_conversations):
         cache: dict[tuple[str, bool], Tensor] = {}
+        context = samples.context(batch.rows)
         for (condition, draw), out in zip(runs, collected, strict=True):
-            representation = _represent(network, batch, condition, draw, masks, mask_seed, cache)
-            out.responses.append(respond(network.classify(representation), samples.target.kind))
+            dropped = {} if is_whole(condition) else masks(condition, draw, batch)
+            if network.modality_wise:
+                parted = cast(ModalityWise, network)
+                representation = _represent(parted, batch, condition, draw, dropped, mask_seed, cache)
+                answer = Output(representation, parted.classify(representation))
+            else:
+                answer = network.in_context(*shown(batch, condition, draw, dropped, mask_seed), context)
+            out.rows.append(batch.rows)
+            out.responses.append(respond(answer.logits, samples.target.kind))
             if condition.name in keep_representations and draw == 0:
-                out.representations.append(representation)
+                out.representations.append(answer.representation)
         if on_batch:
             on_batch(len(batch))
-    if module:
-        module.train(training)
+    network.train(training)
     incomplete = samples.incomplete.cpu().numpy()
     return [_result(*run, out, incomplete) for run, out in zip(runs, collected, strict=True)]
 
@@ -126,14 +133,12 @@ def respond(logits: Tensor, kind: str) -> Tensor:
     return logits.float() if kind == "score" else torch.softmax(logits.float(), -1)
 
 
-def mean_missing_f1(network: ModalityWise, samples: Samples, *, batch_size: int = 256) -> float:
+def mean_missing_f1(network: AnyNetwork, samples: Samples, *, batch_size: int = 256) -> float:
     """The weighted F1 averaged over the missing subsets ("Avg."): what every student's epoch is chosen by."""
     return mean_f1(network, samples, missing_subsets(network.modalities), batch_size=batch_size)
 
 
-def mean_f1(
-    network: ModalityWise, samples: Samples, conditions: Sequence[Condition], *, batch_size: int = 256
-) -> float:
+def mean_f1(network: AnyNetwork, samples: Samples, conditions: Sequence[Condition], *, batch_size: int = 256) -> float:
     """The weighted F1 averaged over conditions in which nothing is random."""
     results = sweep(network, samples, conditions, batch_size=batch_size)
     truth = samples.targets.cpu().numpy()
@@ -145,30 +150,47 @@ def _represent(
     batch: Batch,
     condition: Condition,
     draw: int,
-    masks: MaskSource,
+    dropped: Mapping[str, Tensor],
     seed: int,
     cache: dict[tuple[str, bool], Tensor],
 ) -> Tensor:
     """H of a batch under a condition. Vectors of modalities that are wholly there or wholly absent are made once."""
-    whole = condition.kind in ("modalities", "natural") or (condition.ratio in (0.0, 1.0) and condition.kind != "noise")
-    dropped = {} if whole else masks(condition, draw, batch)
-    parts = []
+    if not is_whole(condition):
+        given = shown(batch, condition, draw, dropped, seed)
+        return torch.cat([network.encode(m, *(part[m] for part in given)) for m in network.modalities], 1)
     for m in network.modalities:
-        frames, exists, present = batch.frames[m], batch.exists[m], batch.present[m]
-        if whole:
-            there = m in condition.available and condition.ratio != 1.0
-            if (m, there) not in cache:
-                cache[m, there] = (
-                    network.encode(m, frames, exists, present) if there else _absent(network, m, frames, exists)
-                )
-            parts.append(cache[m, there])
+        frames, exists, there = batch.frames[m], batch.exists[m], _there(condition, m)
+        if (m, there) not in cache:
+            cache[m, there] = (
+                network.encode(m, frames, exists, batch.present[m]) if there else _absent(network, m, frames, exists)
+            )
+    return torch.cat([cache[m, _there(condition, m)] for m in network.modalities], 1)
+
+
+def shown(
+    batch: Batch, condition: Condition, draw: int, dropped: Mapping[str, Tensor], seed: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """What a network is given of a batch under a condition: frames, exists, visible, each by modality."""
+    frames, visible = dict(batch.frames), dict(batch.present)
+    for m, present in batch.present.items():
+        if is_whole(condition):
+            visible[m] = present if _there(condition, m) else torch.zeros_like(present)
         elif condition.kind == "noise":
-            heard = noise(batch.keys, *frames.shape[1:], seed=seed, modality=m, draw=draw).to(frames.dtype)
-            mixed = torch.where((dropped[m] & present)[..., None], heard, frames)
-            parts.append(network.encode(m, mixed, exists, present))
+            heard = noise(batch.keys, *frames[m].shape[1:], seed=seed, modality=m, draw=draw).to(frames[m].dtype)
+            frames[m] = torch.where((dropped[m] & present)[..., None], heard, frames[m])
         else:
-            parts.append(network.encode(m, frames, exists, present & ~dropped[m]))
-    return torch.cat(parts, 1)
+            visible[m] = present & ~dropped[m]
+    return frames, dict(batch.exists), visible
+
+
+def is_whole(condition: Condition) -> bool:
+    """Whether each modality is wholly there or wholly absent."""
+    return condition.kind in ("modalities", "natural") or (condition.ratio in (0.0, 1.0) and condition.kind != "noise")
+
+
+def _there(condition: Condition, modality: str) -> bool:
+    """Whether a modality is wholly there, under a condition that is `is_whole`."""
+    return modality in condition.available and condition.ratio != 1.0
 
 
 def _absent(network: ModalityWise, modality: str, frames: Tensor, exists: Tensor) -> Tensor:
@@ -179,9 +201,10 @@ def _absent(network: ModalityWise, modality: str, frames: Tensor, exists: Tensor
 
 
 def _result(condition: Condition, draw: int, out: _Collected, incomplete: npt.NDArray[np.bool_]) -> Result:
-    response = torch.cat(out.responses).cpu().numpy()
+    order = torch.cat(out.rows).argsort()  # back to the split's
+    response = torch.cat(out.responses)[order].cpu().numpy()
     rows = tested_rows(condition, incomplete)
     representation = None
     if out.representations:
-        representation = torch.cat(out.representations).to(torch.float16).cpu().numpy()[rows]
+        representation = torch.cat(out.representations)[order].to(torch.float16).cpu().numpy()[rows]
     return Result(condition, draw, rows, response[rows].astype(np.float32), representation)

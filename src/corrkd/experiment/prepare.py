@@ -20,16 +20,18 @@ from corrkd.data.normalise import Normalisation, fit_normalisation
 from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.data.targets import Target, make_target
 from corrkd.errors import CorrKDError
+from corrkd.experiment.arm import TEACHER, Arm, resolve
 from corrkd.experiment.run_folder import SETTINGS, settings_of
 from corrkd.missing.conditions import Condition, condition, standard_conditions
 from corrkd.networks.saved import with_modalities
-from corrkd.settings import DataSettings, Settings
+from corrkd.settings import ArmSettings, DataSettings, Settings
 
 SYNTHETIC = "synthetic"
-BY_MISSING = "highest weighted F1 averaged over the missing subsets of the validation split, earliest on ties"
-BY_COMPLETE = "highest weighted F1 on the complete validation split, earliest on ties"
-TITLES = {"teacher": "Teacher", "student": "CorrKD student", "control": "No-distillation control"}
-SELECTION = {"teacher": BY_COMPLETE, "student": BY_MISSING, "control": BY_MISSING}
+RUN_ARMS = {
+    TEACHER: ArmSettings(),
+    "student": ArmSettings(method="corrkd", title="CorrKD student"),
+    "control": ArmSettings(method="no-distillation", title="No-distillation control"),
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Experiment:
     target: Target
     normalisation: Normalisation
     device: torch.device
+    arms: tuple[Arm, ...]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -128,7 +131,15 @@ class Experiment:
             ],
             "projection": self.projection(),
             "methods": [
-                {"name": m, "title": TITLES[m], "selection": SELECTION[m]} for m in ("student", "teacher", "control")
+                {
+                    "name": arm.name,
+                    "title": arm.title,
+                    "selection": arm.selection,
+                    "method": arm.base,
+                    "kind": arm.kind,
+                    "trains_on": "complete" if arm.complete else "missing",
+                }
+                for arm in self.arms
             ],
             "seeds": list(self.settings.seeds),
             "notes": self.notes(),
@@ -143,18 +154,23 @@ class Experiment:
         return {name: int(count) for name, count in zip(self.target.classes, counts, strict=True)}
 
 
-def prepare(settings: Settings) -> Experiment:
+def prepare(settings: Settings, arms: Mapping[str, ArmSettings] = RUN_ARMS) -> Experiment:
     """Reads the data and fits on its training split what depends on it.
+
+    Args:
+        settings: of the experiment.
+        arms: what is trained, by name; a teacher comes before those it teaches.
 
     Raises:
         CorrKDError: for anything wrong with data or settings, before any training.
     """
+    resolved = tuple(resolve(name, changes, settings) for name, changes in arms.items())
     dataset = read(settings.data)
     for split in {*SPLITS[:2], settings.evaluation.split}:
         dataset.split(split)
     target = make_target(settings.data.target, dataset)
     normalisation = fit_normalisation(dataset.split("train"), settings.data.normalise, settings.data.clip)
-    experiment = Experiment(settings, dataset, target, normalisation, pick_device(settings.device))
+    experiment = Experiment(settings, dataset, target, normalisation, pick_device(settings.device), resolved)
     experiment.conditions(), experiment.projection()  # a wrong name is said now, not after the training
     return experiment
 

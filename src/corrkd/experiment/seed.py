@@ -1,12 +1,15 @@
-"""One seed of an experiment: teacher, student and control in its folder, each once, then their evaluation."""
+"""One seed of an experiment: each arm trained once in the seed's folder, then its evaluation."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
@@ -18,16 +21,14 @@ from corrkd.data.batches import Samples
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.judge import tabulate
 from corrkd.evaluation.sweep import Result, mean_f1, mean_missing_f1, sweep
-from corrkd.experiment.prepare import SELECTION, Experiment
+from corrkd.experiment.arm import BY_COMPLETE, TEACHER, Arm
+from corrkd.experiment.prepare import Experiment
 from corrkd.experiment.progress import Reporter, Task
 from corrkd.files import make_folder, write_bytes, write_with
-from corrkd.methods.base import Method, TeacherOutput
-from corrkd.methods.corrkd import CorrKD
-from corrkd.methods.task import TaskOnly
+from corrkd.methods.base import AnyMethod, TeacherOutput
 from corrkd.missing.conditions import COMPLETE, condition
-from corrkd.networks.corrkd import CorrKDNetwork
+from corrkd.networks.base import AnyNetwork
 from corrkd.networks.saved import SavedNetwork, build_network, load_network, save_network
-from corrkd.settings import StageSettings
 from corrkd.training.distributed import gather
 from corrkd.training.loop import (
     VALID,
@@ -38,46 +39,37 @@ from corrkd.training.loop import (
     train,
 )
 
-ROLES = ("teacher", "student", "control")
-
 
 def train_seed(experiment: Experiment, seed: int, folder: Path, fabric: Fabric, reporter: Reporter) -> None:
     """Trains what is not there yet: the teacher on complete samples, then student and control under MRM."""
-    make_folder(folder)
-    missing_roles = [role for role in ROLES if not (folder / f"{role}.json").is_file()]
-    if missing_roles:
-        _train_roles(missing_roles, experiment, seed, folder, fabric, reporter)
-    if fabric.is_global_zero:
-        for role in ROLES:  # of a run that was killed between the model and this line
-            (folder / f"{role}.ckpt").unlink(missing_ok=True)
-        if not (folder / "history.csv").is_file():
-            _write_history(folder)
+    train_arms(experiment, experiment.arms, seed, folder, fabric, reporter)
+    if fabric.is_global_zero and not (folder / "history.csv").is_file():
+        _write_history(folder, experiment.arms)
 
 
-def _train_roles(
-    roles: Sequence[str], experiment: Experiment, seed: int, folder: Path, fabric: Fabric, reporter: Reporter
+def train_arms(
+    experiment: Experiment, arms: Iterable[Arm], seed: int, folder: Path, fabric: Fabric, reporter: Reporter
 ) -> None:
-    train_samples, valid = experiment.samples("train"), experiment.samples("valid")
-    outputs: TeacherOutput | None = None
-    for role in roles:
-        if role == "student":
-            teacher = load_network(folder / "teacher").network.to(fabric.device, experiment.dtype)
-            outputs = teacher_outputs(teacher, train_samples)
-        _train_role(
-            role,
-            experiment,
-            seed,
-            folder,
-            fabric,
-            train_samples,
-            valid,
-            outputs if role == "student" else None,
-            reporter,
-        )
+    """Trains the arms that the folder does not hold yet. A teacher is taken from there, and so comes first."""
+    make_folder(folder)
+    arms = tuple(arms)
+    left = [arm for arm in arms if not (folder / f"{arm.name}.json").is_file()]
+    if left:
+        samples, valid = experiment.samples("train"), experiment.samples("valid")
+        outputs: TeacherOutput | None = None
+        for arm in left:
+            if arm.method.needs_teacher and outputs is None:
+                teacher = load_network(folder / TEACHER).network.to(fabric.device, experiment.dtype)
+                outputs = teacher_outputs(teacher, samples)
+            known = outputs if arm.method.needs_teacher else None
+            _train_arm(arm, experiment, seed, folder, fabric, samples, valid, known, reporter)
+    if fabric.is_global_zero:
+        for arm in arms:  # of a run that was killed between the model and this line
+            (folder / f"{arm.name}.ckpt").unlink(missing_ok=True)
 
 
-def _train_role(
-    role: str,
+def _train_arm(
+    arm: Arm,
     experiment: Experiment,
     seed: int,
     folder: Path,
@@ -87,24 +79,20 @@ def _train_role(
     teacher: TeacherOutput | None,
     reporter: Reporter,
 ) -> None:
-    settings = experiment.settings
-    stage: StageSettings = settings.teacher if role == "teacher" else settings.student
-    method = make_method(role, experiment, seed, samples, stage)
-    validate = _validation(role, experiment, valid)
-    checkpoint = folder / f"{role}.ckpt"
+    method = make_method(arm, experiment, seed, samples)
     began = time.monotonic()
-    with reporter.task(f"seed {seed}  {role}", stage.epochs) as task:
-        writer = _Watch(folder / "tfevents" / role, task) if fabric.is_global_zero else None
+    with reporter.task(f"seed {seed}  {arm.name}", arm.stage.epochs) as task:
+        writer = _Watch(folder / "tfevents" / arm.name, task) if fabric.is_global_zero else None
         trained = train(
             method,
             samples,
-            settings=stage,
-            validate=validate,
+            settings=arm.stage,
+            validate=_validation(arm, experiment, valid),
             seed=seed,
             fabric=fabric,
-            missing=None if role == "teacher" else settings.missing,
+            missing=None if arm.complete else experiment.settings.missing,
             teacher=teacher,
-            checkpoint=checkpoint,
+            checkpoint=folder / f"{arm.name}.ckpt",
             on_epoch=writer,
         )
         if writer:
@@ -112,11 +100,11 @@ def _train_role(
     method.network.load_state_dict(trained.state)
     if fabric.is_global_zero:
         about = {
-            "role": role,
+            "role": arm.name,
             "seed": seed,
             "epoch": trained.epoch,
             VALID: trained.score,
-            "selection": SELECTION[role],
+            "selection": arm.selection,
             "data": {"name": experiment.dataset.name, "sha256": experiment.dataset.sha256},
             "versions": {"corrkd": __version__, "torch": torch.__version__},
             "history": trained.history,
@@ -128,75 +116,91 @@ def _train_role(
             frames=experiment.frames,
             about=about,
         )
-        save_network(folder / role, saved)
-        _write_timing(folder, role, time.monotonic() - began, len(trained.history) * len(samples))
+        save_network(folder / arm.name, saved)
+        _write_timing(folder, arm.name, time.monotonic() - began, len(trained.history) * len(samples))
     fabric.barrier()
 
 
-def make_method(role: str, experiment: Experiment, seed: int, samples: Samples, stage: StageSettings) -> Method:
-    """The method of a role. Student and control begin with the same parameters; the teacher's are its own."""
-    settings = experiment.settings
+def make_method(arm: Arm, experiment: Experiment, seed: int, samples: Samples) -> AnyMethod:
+    """An arm's method. All arms but the teacher begin with the same parameters, where their networks agree."""
     weights = None
-    if stage.class_weights == "balanced" and experiment.target.kind != "score":
+    if arm.stage.class_weights == "balanced" and experiment.target.kind != "score":
         weights = balanced_class_weights(samples).to(experiment.device, experiment.dtype)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(seed, "init", "teacher" if role == "teacher" else "student"))
-        network = build_network(experiment.target, samples.widths, experiment.frames, settings.network)
-        if settings.network.fill == "mean":
+        torch.manual_seed(derived_seed(seed, "init", arm.start))
+        network = build_network(
+            experiment.target, samples.widths, experiment.frames, arm.network, arm.method.network_type
+        )
+        if getattr(arm.network, "fill", None) == "mean":
             network.set_fill(samples.mean_frames())
-        method: Method
-        if role == "student":
-            method = CorrKD(
-                network, experiment.target, settings.student.distillation, class_weights=weights, gather=gather
-            )
-        else:
-            method = TaskOnly(network, experiment.target, class_weights=weights, gather=gather)
+        method = arm.method(network, experiment.target, arm.options, class_weights=weights, gather=gather)
     return method.to(experiment.dtype)
 
 
-def _validation(role: str, experiment: Experiment, valid: Samples) -> Callable[[CorrKDNetwork], float]:
+def _validation(arm: Arm, experiment: Experiment, valid: Samples) -> Callable[[AnyNetwork], float]:
     size = experiment.settings.evaluation.batch_size
-    if role == "teacher":
+    if arm.selection == BY_COMPLETE:
         complete = [condition(COMPLETE, experiment.dataset.modalities)]
         return lambda network: mean_f1(network, valid, complete, batch_size=size)
     return lambda network: mean_missing_f1(network, valid, batch_size=size)
 
 
+@dataclass(frozen=True)
+class Tested:
+    """What the evaluation of one arm gives: metrics, every prediction, and representations by "<arm>/<condition>"."""
+
+    table: pd.DataFrame
+    predictions: pd.DataFrame
+    representations: Mapping[str, npt.NDArray[Any]]
+
+
 def evaluate_seed(experiment: Experiment, seed: int, folder: Path, reporter: Reporter) -> None:
-    """Tests the three networks under every condition and writes what a report needs; results.csv last."""
+    """Tests the arms under every condition and writes what a report needs; results.csv last."""
     if (folder / "results.csv").is_file():
         return
     samples = experiment.samples(experiment.settings.evaluation.split)
-    truth = samples.targets.cpu().numpy()
-    conditions = experiment.conditions()
-    kept = tuple(dict.fromkeys((COMPLETE, experiment.projection())))
-    tables, predictions, arrays = [], [], {}
-    with reporter.task(f"seed {seed}  evaluation", len(samples) * len(ROLES)) as task:
-        for role in ROLES:
+    tested = []
+    with reporter.task(f"seed {seed}  evaluation", len(samples) * len(experiment.arms)) as task:
+        for arm in experiment.arms:
             began = time.monotonic()
-            network = load_network(folder / role).network.to(experiment.device, experiment.dtype)
-            results = sweep(
-                network,
-                samples,
-                conditions,
-                mask_seed=experiment.settings.evaluation.mask_seed,
-                batch_size=experiment.settings.evaluation.batch_size,
-                keep_representations=kept,
-                on_batch=task.step,
-            )
-            table = tabulate(results, experiment.target, truth, samples.modalities)
-            tables.append(table.assign(method=role))
-            predictions += [_predictions(role, result, samples, truth) for result in results]
-            arrays.update(
-                {f"{role}/{r.condition.name}": r.representation for r in results if r.representation is not None}
-            )
-            _write_timing(folder, f"{role} evaluation", time.monotonic() - began, len(samples) * len(results))
-    arrays["targets"] = truth
-    write_bytes(folder / "representations.safetensors", save_arrays(arrays))
-    frame = pd.concat(predictions, ignore_index=True)
+            tested.append(evaluate_arm(arm, experiment, samples, folder, task.step))
+            answers = tested[-1].predictions[["id", "condition", "draw"]]
+            _write_timing(folder, f"{arm.name} evaluation", time.monotonic() - began, len(answers.drop_duplicates()))
+    write_tested(folder, tested, experiment, seed)
+
+
+def evaluate_arm(
+    arm: Arm, experiment: Experiment, samples: Samples, folder: Path, on_batch: Callable[[int], None]
+) -> Tested:
+    """Tests one arm under every condition. Its model is read from the folder."""
+    truth = samples.targets.cpu().numpy()
+    network = load_network(folder / arm.name).network.to(experiment.device, experiment.dtype)
+    evaluation = experiment.settings.evaluation
+    results = sweep(
+        network,
+        samples,
+        experiment.conditions(),
+        mask_seed=evaluation.mask_seed,
+        batch_size=evaluation.batch_size,
+        keep_representations=tuple(dict.fromkeys((COMPLETE, experiment.projection()))),
+        on_batch=on_batch,
+    )
+    return Tested(
+        tabulate(results, experiment.target, truth, samples.modalities).assign(method=arm.name),
+        pd.concat([_predictions(arm.name, result, samples, truth) for result in results], ignore_index=True),
+        {f"{arm.name}/{r.condition.name}": r.representation for r in results if r.representation is not None},
+    )
+
+
+def write_tested(folder: Path, tested: Sequence[Tested], experiment: Experiment, seed: int) -> None:
+    """representations.safetensors, predictions.parquet and, last, results.csv."""
+    truth = experiment.samples_kept(experiment.settings.evaluation.split)
+    arrays = {key: array for part in tested for key, array in part.representations.items()}
+    write_bytes(folder / "representations.safetensors", save_arrays({**arrays, "targets": np.ascontiguousarray(truth)}))
+    frame = pd.concat([part.predictions for part in tested], ignore_index=True)
     write_with(folder / "predictions.parquet", lambda path: frame.to_parquet(path, index=False))
-    results_table = pd.concat(tables, ignore_index=True).assign(dataset=experiment.dataset.name, seed=seed)
-    write_table(folder / "results.csv", results_table)
+    table = pd.concat([part.table for part in tested], ignore_index=True)
+    write_table(folder / "results.csv", table.assign(dataset=experiment.dataset.name, seed=seed))
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -263,11 +267,11 @@ class _Watch:
             self._writer.close()
 
 
-def _write_history(folder: Path) -> None:
+def _write_history(folder: Path, arms: Sequence[Arm]) -> None:
     parts = []
-    for role in ROLES:
-        history = load_network(folder / role).about["history"]
-        parts.append(pd.DataFrame(history).assign(method=role))
+    for arm in arms:
+        history = load_network(folder / arm.name).about["history"]
+        parts.append(pd.DataFrame(history).assign(method=arm.name))
     table = pd.concat(parts, ignore_index=True)
     known = ("loss/total", "loss/task", "loss/scd", "loss/cpd", "loss/rcd")
     losses = dict.fromkeys([*(c for c in known if c in table), *(str(c) for c in table if str(c).startswith("loss/"))])

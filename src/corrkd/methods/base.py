@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, l1_loss
 
 from corrkd.data.batches import Context, Samples
 from corrkd.data.targets import Target
-from corrkd.networks.corrkd import CorrKDNetwork, Output
+from corrkd.networks.base import AnyNetwork, Output
+from corrkd.networks.corrkd import CorrKDNetwork
 
 Gather = Callable[[Tensor], Tensor]
 """Rows of all processes, differentiably; the identity in a single process."""
+
+N = TypeVar("N", bound=AnyNetwork)
+
+
+class NoOptions(BaseModel):
+    """Of a method that has none beside its network's settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True)
@@ -26,7 +36,7 @@ class TeacherOutput:
     logits: Tensor
 
 
-class Method(nn.Module):
+class Method(nn.Module, Generic[N]):
     """A network in training. A subclass adds loss terms; the loop adds them up by their weights.
 
     Every process computes its terms on the rows of all processes (`gather`), so that a loss over pairs or classes sees the whole batch
@@ -35,17 +45,31 @@ class Method(nn.Module):
     Args:
         network: what is trained, and alone used afterwards.
         target: what it predicts.
+        options: of `options_type`, for a method that has options; None: their defaults.
         class_weights: (K,) weights of the classes in the task loss, or None.
         gather: see `Gather`.
+
+    Attributes:
+        title: in tables.
+        network_type: of the network.
+        options_type: of the options.
+        trains_on: "complete" samples, or those that modality random missing leaves ("missing").
+        needs_teacher: `terms` look at a teacher's outputs; the network is then of the teacher's structure.
     """
 
+    title: ClassVar[str] = ""
+    network_type: ClassVar[type[AnyNetwork]] = CorrKDNetwork
+    options_type: ClassVar[type[BaseModel]] = NoOptions
+    trains_on: ClassVar[Literal["complete", "missing"]] = "missing"
     needs_teacher: ClassVar[bool] = False
+    network: N
     class_weights: Tensor | None
 
     def __init__(
         self,
-        network: CorrKDNetwork,
+        network: N,
         target: Target,
+        options: Any = None,
         *,
         class_weights: Tensor | None = None,
         gather: Gather | None = None,
@@ -53,15 +77,20 @@ class Method(nn.Module):
         super().__init__()
         self.network = network
         self.target = target
+        self.options: Any = options if options is not None else self.options_type()
         self.gather: Gather = gather or (lambda x: x)
         self.register_buffer("class_weights", class_weights, persistent=False)
+        self.build()
+
+    def build(self) -> None:
+        """Makes what the method needs beside the network (critics, a memory). Here: nothing."""
 
     def start(self, samples: Samples) -> None:
         """Takes what the method needs of the whole training split (priors, a memory), before the first epoch. Here: nothing."""
 
     def batches(self, samples: Samples, size: int, generator: torch.Generator) -> Sequence[Tensor]:
-        """Rows of each batch of an epoch, on the CPU. Here: all samples, shuffled."""
-        return torch.randperm(len(samples), generator=generator).split(size)
+        """Rows of each batch of an epoch, on the CPU. Here: all samples, shuffled; whole conversations, where the network reads them."""
+        return samples.shuffled(size, generator, conversations=self.network.reads_conversations)
 
     def forward(
         self,
@@ -91,9 +120,24 @@ class Method(nn.Module):
         return {"task": 1.0}
 
 
+AnyMethod = Method[Any]
+
+
 def task_loss(logits: Tensor, targets: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Cross-entropy of classes (N, K) or, averaged over the questions, of answers (N, Q, 2); L1 of scores (N, 1) [paper: cross-entropy]."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if targets.is_floating_point():
         return l1_loss(logits[:, 0], targets)
     return cross_entropy(logits.flatten(0, -2), targets.flatten(), weight=class_weights)
+
+
+def chosen_task_loss(logits: Tensor, targets: Tensor, chosen: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """`task_loss` over the chosen rows alone, (N,) booleans; 0 where there is none. Nothing is read back from the device."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    if targets.is_floating_point():
+        return ((logits[:, 0] - targets).abs() * chosen).sum() / chosen.sum().clamp(min=1)
+    rows = chosen.view(-1, *[1] * (targets.dim() - 1)).expand_as(targets).flatten()
+    flat, labels = logits.flatten(0, -2), targets.flatten()
+    each = cross_entropy(flat, labels, weight=class_weights, reduction="none")
+    weight = rows.to(each.dtype) if class_weights is None else rows * class_weights[labels]
+    return (each * rows).sum() / torch.where(rows.any(), weight.sum(), 1.0)

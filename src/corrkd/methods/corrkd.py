@@ -7,52 +7,47 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from corrkd.data.targets import Target
 from corrkd.losses import (
     CategoryPrototypeDistillation,
     ResponseDisentangledConsistency,
     SampleContrastiveDistillation,
 )
-from corrkd.methods.base import Gather, Method, TeacherOutput
-from corrkd.networks.corrkd import CorrKDNetwork, Output
+from corrkd.methods.base import Method, TeacherOutput
+from corrkd.methods.response_kl import response_divergence
+from corrkd.networks.base import Output
+from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.settings import DistillationSettings
 
 
-class CorrKD(Method):
+class CorrKD(Method[CorrKDNetwork]):
     """The student under MRM, with what the teacher knows of the complete sample.
 
     A term of weight 0 is not computed. For a score there are no classes: CPD takes the target's categories (sign, or tertiles), and RCD,
     which splits a response by class, is left out.
     """
 
+    title: ClassVar[str] = "CorrKD"
+    options_type = DistillationSettings
     needs_teacher: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        network: CorrKDNetwork,
-        target: Target,
-        settings: DistillationSettings,
-        *,
-        class_weights: Tensor | None = None,
-        gather: Gather | None = None,
-    ) -> None:
-        super().__init__(network, target, class_weights=class_weights, gather=gather)
-        self.settings = settings
-        classes = len(target.classes)
+    def build(self) -> None:
+        """The losses, of which RCD has parameters."""
+        options: DistillationSettings = self.options
+        classes = len(self.target.classes)
         self.scd = (
-            SampleContrastiveDistillation(settings.boundary, settings.normalize, settings.reduction)
-            if settings.scd
+            SampleContrastiveDistillation(options.boundary, options.normalize, options.reduction)
+            if options.scd
             else None
         )
-        self.cpd = CategoryPrototypeDistillation(classes) if settings.cpd else None
+        self.cpd = CategoryPrototypeDistillation(classes) if options.cpd else None
         self.rcd = (
-            ResponseDisentangledConsistency(classes, hidden=settings.critic_hidden, renormalize=settings.renormalize)
-            if settings.rcd and target.kind != "score"
+            ResponseDisentangledConsistency(classes, hidden=options.critic_hidden, renormalize=options.renormalize)
+            if options.rcd and self.target.kind != "score"
             else None
         )
 
     def terms(self, output: Output, targets: Tensor, teacher: TeacherOutput | None) -> dict[str, Tensor]:
-        """task, and scd, cpd, rcd where their weight is not 0."""
+        """task, and scd, cpd, rcd, kl where their weight is not 0."""
         assert teacher is not None, "CorrKD is trained with a teacher"
         out = super().terms(output, targets, teacher)
         classes = self.classes_of(targets)
@@ -62,6 +57,8 @@ class CorrKD(Method):
             out["cpd"] = self.cpd(output.representation, teacher.representation, classes)
         if self.rcd is not None:
             out["rcd"] = self.rcd(output.logits, teacher.logits, classes)
+        if self.options.kl:
+            out["kl"] = response_divergence(output.logits, teacher.logits, self.target.kind)
         return out
 
     def classes_of(self, targets: Tensor) -> Tensor:
@@ -74,6 +71,6 @@ class CorrKD(Method):
     @property
     def weights(self) -> dict[str, float]:
         """Weight of each term that is computed [open: the paper reports none; 1 each]."""
-        terms = {"scd": self.scd, "cpd": self.cpd, "rcd": self.rcd}
-        computed = [name for name, module in terms.items() if module is not None]
-        return {"task": self.settings.task, **{name: getattr(self.settings, name) for name in computed}}
+        terms = {"scd": self.scd, "cpd": self.cpd, "rcd": self.rcd, "kl": self.options.kl or None}
+        computed = [name for name, term in terms.items() if term is not None]
+        return {"task": self.options.task, **{name: getattr(self.options, name) for name in computed}}

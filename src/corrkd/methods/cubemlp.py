@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from corrkd.methods.base import Method
+from corrkd.networks.cubemlp import CubeMLPNetwork
 
 
-class CubeMLP(Method):
+class CubeMLP(Method[CubeMLPNetwork]):
     """CubeMLP (Sun et al., ACM MM 2022, "CubeMLP: An MLP-based Model for Multimodal Sentiment Analysis and Depression Estimation").
 
     Components of the original, and where they are:
@@ -25,4 +26,6 @@ class CubeMLP(Method):
     on complete samples.
     """
 
+    title: ClassVar[str] = "CubeMLP"
+    network_type = CubeMLPNetwork
     trains_on: ClassVar[Literal["complete", "missing"]] = "complete"

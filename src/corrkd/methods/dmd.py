@@ -10,13 +10,12 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from corrkd.data.batches import Context
-from corrkd.data.targets import Target
-from corrkd.methods.base import Gather, Method, task_loss
-from corrkd.networks.dmd import Decoupled, DMDNetwork, Graph, as_answers
+from corrkd.methods.base import Method, task_loss
+from corrkd.networks.dmd import Decoupled, DMDNetwork, Graph
 from corrkd.networks.encoder import pool
 
 
-class DMD(Method):
+class DMD(Method[DMDNetwork]):
     """Trained on complete samples; no teacher but the modalities themselves.
 
     Components of the original, and where they are:
@@ -48,18 +47,9 @@ class DMD(Method):
     - A modality that is not visible has no edges, no attention and no loss.
     """
 
+    title: ClassVar[str] = "DMD"
+    network_type = DMDNetwork
     trains_on: ClassVar[Literal["complete", "missing"]] = "complete"
-    network: DMDNetwork  # type: ignore[assignment]
-
-    def __init__(
-        self,
-        network: DMDNetwork,
-        target: Target,
-        *,
-        class_weights: Tensor | None = None,
-        gather: Gather | None = None,
-    ) -> None:
-        super().__init__(network, target, class_weights=class_weights, gather=gather)  # type: ignore[arg-type]
 
     def forward(
         self,
@@ -96,7 +86,7 @@ class DMD(Method):
 
     def unimodal_loss(self, graph: Graph, targets: Tensor) -> Tensor:
         """Task loss of what f says of each modality by itself."""
-        logits = as_answers(graph.logits, self.target.kind).flatten(0, 1)
+        logits = self.network.as_answers(graph.logits).flatten(0, 1)
         return task_loss(logits, targets.repeat_interleave(graph.logits.shape[1], 0), self.class_weights)
 
     def same_class(self, targets: Tensor) -> Tensor:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from corrkd.data.batches import Context, Samples
-from corrkd.data.targets import Target
-from corrkd.methods.base import Gather, Method, task_loss
+from corrkd.methods.base import Method, task_loss
 from corrkd.networks.encoder import pool
-from corrkd.networks.gcnet import GCNetwork, whole_conversations
+from corrkd.networks.gcnet import GCNetwork
 
 
-class GCNet(Method):
+class GCNet(Method[GCNetwork]):
     """Trained under missing modalities to classify each utterance and to restore what was dropped of it.
 
     Components of the original, and where they are:
@@ -41,18 +40,12 @@ class GCNet(Method):
     - Classes, yes/no questions and scores have this package's task loss.
     """
 
+    title: ClassVar[str] = "GCNet"
+    network_type = GCNetwork
     trains_on: ClassVar[Literal["complete", "missing"]] = "missing"
-    network: GCNetwork  # type: ignore[assignment]
 
-    def __init__(
-        self,
-        network: GCNetwork,
-        target: Target,
-        *,
-        class_weights: Tensor | None = None,
-        gather: Gather | None = None,
-    ) -> None:
-        super().__init__(network, target, class_weights=class_weights, gather=gather)  # type: ignore[arg-type]
+    def build(self) -> None:
+        """What `start` fills."""
         self._truth: dict[str, Tensor] = {}
         self._present: dict[str, Tensor] = {}
 
@@ -64,11 +57,6 @@ class GCNet(Method):
             for m, means in utterance_means(batch.frames, batch.present).items():
                 parts[m].append(means)
         self._truth = {m: standardised(torch.cat(means), samples.present[m].any(1)) for m, means in parts.items()}
-
-    def batches(self, samples: Samples, size: int, generator: torch.Generator) -> Sequence[Tensor]:
-        """Whole conversations, shuffled."""
-        rows = torch.arange(len(samples), device=samples.device)
-        return whole_conversations(samples.context(rows).conversation, size, generator)
 
     def forward(
         self,

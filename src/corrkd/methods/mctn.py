@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from corrkd.methods.base import Method, task_loss
 from corrkd.networks.mctn import MCTNNetwork
 
 
-class MCTN(Method):
+class MCTN(Method[MCTNNetwork]):
     """Multimodal Cyclic Translation Network, with its coupled objective L_p + lambda_t L_t + lambda_c L_c.
 
     Components of the original, and where they are:
@@ -32,6 +32,8 @@ class MCTN(Method):
     mean the same for every length. A frame that is missing in the source is zero. Nothing stands in for a missing source.
     """
 
+    title: ClassVar[str] = "MCTN"
+    network_type = MCTNNetwork
     trains_on: ClassVar[Literal["complete", "missing"]] = "complete"
 
     def forward(
@@ -44,7 +46,7 @@ class MCTN(Method):
         context: Context | None = None,
     ) -> dict[str, Tensor]:
         """task, and translation and cycle where there is more than one modality."""
-        network = cast(MCTNNetwork, self.network)
+        network = self.network
         levels = network.join(frames, exists, visible)
         logits = network.predict(levels[-1], exists[network.source]).logits
         out = {"task": task_loss(self.gather(logits), self.gather(targets), self.class_weights)}
@@ -62,6 +64,6 @@ class MCTN(Method):
     @property
     def weights(self) -> dict[str, float]:
         """1, lambda_t and lambda_c."""
-        network = cast(MCTNNetwork, self.network)
+        network = self.network
         more = {"translation": network.settings.translation, "cycle": network.settings.cycle}
         return {"task": 1.0, **(more if network.targets else {})}

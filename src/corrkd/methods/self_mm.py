@@ -11,13 +11,13 @@ from torch.nn.functional import log_softmax, one_hot
 
 from corrkd.data.batches import Context, Samples
 from corrkd.data.targets import Target
-from corrkd.methods.base import Gather, Method, task_loss
+from corrkd.methods.base import Method, task_loss
 from corrkd.networks.self_mm import SelfMMNetwork
 
 EPSILON = 1e-6
 
 
-class SelfMM(Method):
+class SelfMM(Method[SelfMMNetwork]):
     """Self-MM (Yu et al., AAAI 2021, "Learning Modality-Specific Representations with Self-Supervised Multi-Task Learning ...").
 
     Components of the original, and where they are:
@@ -47,19 +47,13 @@ class SelfMM(Method):
       sample and modality. A complete-modality method: it is trained on complete samples.
     """
 
+    title: ClassVar[str] = "Self-MM"
+    network_type = SelfMMNetwork
     trains_on: ClassVar[Literal["complete", "missing"]] = "complete"
-    network: SelfMMNetwork  # type: ignore[assignment]
 
-    def __init__(
-        self,
-        network: SelfMMNetwork,
-        target: Target,
-        *,
-        class_weights: Tensor | None = None,
-        gather: Gather | None = None,
-    ) -> None:
-        super().__init__(network, target, class_weights=class_weights, gather=gather)  # type: ignore[arg-type]
-        self.labels = LabelGeneration(target)
+    def build(self) -> None:
+        """The labels."""
+        self.labels = LabelGeneration(self.target)
 
     def start(self, samples: Samples) -> None:
         """Makes the memory: all unimodal labels start as the sample's own."""

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy
 
 from corrkd.data.batches import Context, Samples
 from corrkd.losses.frames import frame_errors, mean_error
-from corrkd.methods.base import Method
+from corrkd.methods.base import Method, chosen_task_loss
 from corrkd.networks.smil import NEUTRAL, SMILNetwork, SMILOutput
 
 
-class SMIL(Method):
+class SMIL(Method[SMILNetwork]):
     """Severely Missing modality learning: D^m are a batch's incomplete samples, D^f its complete ones.
 
     Components of the original, and where they are:
@@ -38,11 +37,13 @@ class SMIL(Method):
     is minimised too. A step's D^m and D^f come from one batch, and each process adapts to its own share of it.
     """
 
+    title: ClassVar[str] = "SMIL"
+    network_type = SMILNetwork
     trains_on: ClassVar[Literal["complete", "missing"]] = "missing"
 
     def start(self, samples: Samples) -> None:
         """Sets the priors. Samples in which a modality is wholly missing do not count for it."""
-        cast(SMILNetwork, self.network).set_priors(centres(samples, cast(SMILNetwork, self.network).settings.priors))
+        self.network.set_priors(centres(samples, self.network.settings.priors))
 
     def forward(
         self,
@@ -54,24 +55,24 @@ class SMIL(Method):
         context: Context | None = None,
     ) -> dict[str, Tensor]:
         """Terms inner (incomplete samples), outer (complete samples, adapted parameters), reconstruction, divergence."""
-        network = cast(SMILNetwork, self.network)
+        network = self.network
         complete = torch.stack([(visible[m] | ~exists[m]).all(1) for m in network.modalities]).all(0)
         given = (frames, exists, visible)
         before = network.respond(*given)
-        inner = self._loss(before.logits, targets, ~complete)
+        inner = chosen_task_loss(before.logits, targets, ~complete, self.class_weights)
         after: SMILOutput = functional_call(_Responding(network), self.adapted(inner), args=given, strict=False)
         everyone, whole = self.gather(targets), self.gather(complete)
         divergence = before.perturbation.divergence(NEUTRAL, network.settings.deviation)
         return {
-            "inner": self._loss(self.gather(before.logits), everyone, ~whole),
-            "outer": self._loss(self.gather(after.logits), everyone, whole),
+            "inner": chosen_task_loss(self.gather(before.logits), everyone, ~whole, self.class_weights),
+            "outer": chosen_task_loss(self.gather(after.logits), everyone, whole, self.class_weights),
             "reconstruction": self._reconstruction(frames, exists, visible),
             "divergence": self.gather(divergence).mean(),
         }
 
     def adapted(self, loss: Tensor) -> dict[str, Tensor]:
         """Parameters theta - alpha d loss / d theta, by name; the gradient counts as a constant (first order)."""
-        network = cast(SMILNetwork, self.network)
+        network = self.network
         parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         gradients = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
         rate = network.settings.inner_lr
@@ -81,7 +82,7 @@ class SMIL(Method):
     def _reconstruction(
         self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
     ) -> Tensor:
-        network = cast(SMILNetwork, self.network)
+        network = self.network
         shown = network.look(frames, exists, visible)
         errors = []
         for m in network.modalities:
@@ -89,22 +90,10 @@ class SMIL(Method):
             errors.append(mean_error(self.gather(frame_errors(made, frames[m], exists[m] & visible[m]))))
         return torch.stack(errors).mean()
 
-    def _loss(self, logits: Tensor, targets: Tensor, chosen: Tensor) -> Tensor:
-        """The task loss over the chosen rows alone; 0 where there is none."""
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        if targets.is_floating_point():
-            each = (logits[:, 0] - targets).abs()
-            return (each * chosen).sum() / chosen.sum().clamp(min=1)
-        rows = chosen.view(-1, *[1] * (targets.dim() - 1)).expand_as(targets).flatten()
-        flat, labels = logits.flatten(0, -2), targets.flatten()
-        each = cross_entropy(flat, labels, weight=self.class_weights, reduction="none")
-        weight = rows.to(each.dtype) if self.class_weights is None else rows * self.class_weights[labels]
-        return (each * rows).sum() / torch.where(rows.any(), weight.sum(), 1.0)
-
     @property
     def weights(self) -> dict[str, float]:
         """As in the settings."""
-        settings = cast(SMILNetwork, self.network).settings
+        settings = self.network.settings
         return {name: getattr(settings, name) for name in ("inner", "outer", "reconstruction", "divergence")}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from corrkd.methods.base import Method, task_loss
 from corrkd.networks.transm import TransMNetwork
 
 
-class TransM(Method):
+class TransM(Method[TransMNetwork]):
     """TransModality: the task loss plus the errors of the translations forth and back.
 
     Components of the original, and where they are:
@@ -34,6 +34,8 @@ class TransM(Method):
     A missing frame of a source is zero.
     """
 
+    title: ClassVar[str] = "TransM"
+    network_type = TransMNetwork
     trains_on: ClassVar[Literal["complete", "missing"]] = "complete"
 
     def forward(
@@ -46,7 +48,7 @@ class TransM(Method):
         context: Context | None = None,
     ) -> dict[str, Tensor]:
         """Terms task, forward and backward."""
-        network = cast(TransMNetwork, self.network)
+        network = self.network
         ways = network.translate(frames, exists, visible)
         logits = network.fuse(ways, exists).logits
         seen = {m: exists[m] & visible[m] for m in network.modalities}
@@ -63,5 +65,5 @@ class TransM(Method):
     @property
     def weights(self) -> dict[str, float]:
         """As in the settings."""
-        settings = cast(TransMNetwork, self.network).settings
+        settings = self.network.settings
         return {"task": 1.0, "forward": settings.forward, "backward": settings.backward}

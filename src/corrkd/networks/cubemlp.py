@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.functional import gelu, pad
 
-from corrkd.networks.corrkd import Output, fully_connected
+from corrkd.networks.base import Network, Output, fully_connected
 from corrkd.networks.encoder import Dropout
 from corrkd.networks.recurrent import FrameLSTM
 from corrkd.settings import Count
@@ -34,33 +34,18 @@ class CubeMLPSettings(BaseModel):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="in the units and before the classifier")
 
 
-class CubeMLPNetwork(nn.Module):
+class CubeMLPNetwork(Network[CubeMLPSettings]):
     """An LSTM per modality brings its frames to D channels; the cube (L, M, D) goes through the blocks and is read flat.
 
     L is the longest T_m: shorter sequences end in zeros, as the original pads them; longer ones than in training are cut.
-
-    Args:
-        widths: d_m by modality.
-        frames: the most frames T_m by modality.
-        outputs: K classes, Q questions, or 1.
-        kind: "classes", "questions" or "score".
-        settings: the structure.
     """
 
-    def __init__(
-        self,
-        widths: Mapping[str, int],
-        frames: Mapping[str, int],
-        *,
-        outputs: int,
-        kind: Literal["classes", "questions", "score"] = "classes",
-        settings: CubeMLPSettings | None = None,
-    ) -> None:
-        super().__init__()
-        settings = settings or CubeMLPSettings()
-        self.modalities = tuple(widths)
-        self.kind = kind
-        self.settings = settings
+    name = "cubemlp"
+    settings_type = CubeMLPSettings
+
+    def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
+        """The modules."""
+        settings = self.settings
         self.length = max(frames.values())
         self.encoders = nn.ModuleList(FrameLSTM(widths[m], settings.channels) for m in self.modalities)
         shape = (self.length, len(self.modalities), settings.channels)
@@ -71,7 +56,7 @@ class CubeMLPNetwork(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.dropout = Dropout(settings.dropout)
         flat = shape[0] * shape[1] * shape[2]
-        self.classifier = fully_connected([flat, 2 * outputs if kind == "questions" else outputs], settings.dropout)
+        self.classifier = fully_connected([flat, self.answers], settings.dropout)
 
     def forward(
         self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
@@ -79,7 +64,7 @@ class CubeMLPNetwork(nn.Module):
         """Frames (N, T_m, d_m) and two masks (N, T_m) by modality -> the mixed cube, flat, and logits."""
         representation = self.blocks(self.cube(frames, exists, visible)).flatten(1)
         logits: Tensor = self.classifier(self.dropout(representation))
-        return Output(representation, logits.unflatten(-1, (-1, 2)) if self.kind == "questions" else logits)
+        return Output(representation, self.as_answers(logits))
 
     def cube(self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]) -> Tensor:
         """The modalities side by side, (N, L, M, D); zero in the padding."""

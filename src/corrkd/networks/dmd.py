@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from corrkd.networks.corrkd import Output, fully_connected
+from corrkd.errors import CorrKDError
+from corrkd.networks.base import Network, Output, fully_connected
 from corrkd.networks.encoder import Dropout, EncoderLayer, TemporalConvolution, pool, sinusoids
 from corrkd.settings import NetworkSettings
 
@@ -95,45 +96,28 @@ class Details(NamedTuple):
     seen: Tensor
 
 
-class DMDNetwork(nn.Module):
-    """Decoupling, the two graphs, and a classifier of both parts.
+class DMDNetwork(Network[DMDSettings]):
+    """Decoupling, the two graphs, and a classifier of both parts."""
 
-    Args:
-        widths: d_m by modality; two or more.
-        frames: the most frames T_m by modality; nothing is bound to them.
-        outputs: K classes, Q questions, or 1.
-        kind: "classes", "questions" or "score".
-        settings: the structure.
-    """
+    name = "dmd"
+    settings_type = DMDSettings
 
-    def __init__(
-        self,
-        widths: Mapping[str, int],
-        frames: Mapping[str, int],
-        *,
-        outputs: int,
-        kind: Literal["classes", "questions", "score"] = "classes",
-        settings: DMDSettings | None = None,
-    ) -> None:
-        super().__init__()
-        settings = settings or DMDSettings()
-        self.modalities = tuple(widths)
+    def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
+        """The modules."""
+        settings = self.settings
         if len(self.modalities) < 2:
-            raise ValueError("DMD distils between modalities: it needs two or more")
-        self.kind = kind
-        self.settings = settings
+            raise CorrKDError(f"DMD: distils between modalities, but there is only {self.modalities[0]}")
         width, count = settings.width, len(self.modalities)
-        answers = 2 * outputs if kind == "questions" else outputs
         self.decouplers = nn.ModuleList(Decoupler(d, width, settings.kernel) for d in widths.values())
         self.shared_encoder = TemporalConvolution(width, width, 1)
         self.crossmodal = nn.ModuleList(Reinforcement(count - 1, settings) for _ in self.modalities)
-        self.homogeneous = GraphDistillation(width, answers, settings)
-        self.heterogeneous = GraphDistillation((count - 1) * width, answers, settings)
+        self.homogeneous = GraphDistillation(width, self.answers, settings)
+        self.heterogeneous = GraphDistillation((count - 1) * width, self.answers, settings)
         self.shared_attention = EncoderLayer(_layer(width, settings))
         self.gate = nn.Linear(width, width)
         self.dropout = Dropout(settings.dropout)
         self.classifier = fully_connected(
-            [self.representation_width, self.representation_width, answers], settings.dropout
+            [self.representation_width, self.representation_width, self.answers], settings.dropout
         )
 
     @property
@@ -145,13 +129,7 @@ class DMDNetwork(nn.Module):
     def forward(
         self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
     ) -> Output:
-        """Representation (N, `representation_width`) and logits.
-
-        Args:
-            frames: per modality (N, T_m, d_m), normalised.
-            exists: per modality (N, T_m) booleans: not padding.
-            visible: per modality (N, T_m) booleans: present in the data and not dropped.
-        """
+        """Representation (N, `representation_width`) and logits."""
         return self.details(frames, exists, visible).output
 
     def details(
@@ -185,7 +163,7 @@ class DMDNetwork(nn.Module):
 
     def classify(self, representation: Tensor) -> Tensor:
         """Logits of the representation."""
-        return as_answers(self.classifier(self.dropout(representation)), self.kind)
+        return self.as_answers(self.classifier(self.dropout(representation)))
 
 
 class Decoupler(nn.Module):
@@ -298,11 +276,6 @@ class GraphDistillation(nn.Module):
         energies = torch.where(open_edges, energies, OUT_OF_REACH).flatten(1)
         edges = torch.softmax(energies, 1).view_as(open_edges) * open_edges
         return Graph(vectors, logits, edges)
-
-
-def as_answers(logits: Tensor, kind: str) -> Tensor:
-    """Logits (..., O) as the kind of target has them."""
-    return logits.unflatten(-1, (-1, 2)) if kind == "questions" else logits
 
 
 def placed(hidden: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from corrkd.data.batches import Context
-from corrkd.networks.corrkd import Output, fully_connected
+from corrkd.networks.base import Network, Output, fully_connected
 from corrkd.networks.encoder import Dropout, Encoder, shifted
 from corrkd.settings import NetworkSettings
 
@@ -61,31 +61,16 @@ class Layout(NamedTuple):
         return grid.flatten(0, 1)[self.place]
 
 
-class GCNetwork(nn.Module):
-    """An utterance encoder per modality, the speaker and the temporal branch, and from their sum the classes and the features.
+class GCNetwork(Network[GCNetSettings]):
+    """An utterance encoder per modality, the speaker and the temporal branch, and from their sum the classes and the features."""
 
-    Args:
-        widths: d_m by modality.
-        frames: the most frames T_m by modality.
-        outputs: K classes, Q questions, or 1.
-        kind: "classes", "questions" or "score".
-        settings: the structure.
-    """
+    name = "gcnet"
+    settings_type = GCNetSettings
+    reads_conversations = True
 
-    def __init__(
-        self,
-        widths: Mapping[str, int],
-        frames: Mapping[str, int],
-        *,
-        outputs: int,
-        kind: Literal["classes", "questions", "score"] = "classes",
-        settings: GCNetSettings | None = None,
-    ) -> None:
-        super().__init__()
-        settings = settings or GCNetSettings()
-        self.modalities = tuple(widths)
-        self.kind = kind
-        self.settings = settings
+    def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
+        """The modules."""
+        settings = self.settings
         width = settings.width
         # Missing frames take no part, so that an absent modality is zeros among the utterance's features, as in the original.
         encoder = NetworkSettings(
@@ -101,7 +86,7 @@ class GCNetwork(nn.Module):
         self.speaker = Branch(inputs, settings, relations=settings.speakers**2)
         self.temporal = Branch(inputs, settings, relations=3)
         self.dropout = Dropout(settings.dropout)
-        self.classifier = fully_connected([width, 2 * outputs if kind == "questions" else outputs], settings.dropout)
+        self.classifier = fully_connected([width, self.answers], settings.dropout)
         self.reconstructors = nn.ModuleList(nn.Linear(width, widths[m]) for m in self.modalities)
 
     def forward(
@@ -113,14 +98,20 @@ class GCNetwork(nn.Module):
     ) -> Output:
         """Representation (N, width) and logits; without a context every sample is its own conversation.
 
-        Args:
-            frames: per modality (N, T_m, d_m), normalised.
-            exists: per modality (N, T_m) booleans: not padding.
-            visible: per modality (N, T_m) booleans: present in the data and not dropped.
-            context: where the samples stand. Only what is in the batch is seen of a conversation.
+        Only what is in the batch is seen of a conversation.
         """
         representation = self.complete(self.utterances(frames, exists, visible), context)
         return Output(representation, self.classify(representation))
+
+    def in_context(
+        self,
+        frames: Mapping[str, Tensor],
+        exists: Mapping[str, Tensor],
+        visible: Mapping[str, Tensor],
+        context: Context,
+    ) -> Output:
+        """`forward` with the context."""
+        return self(frames, exists, visible, context)
 
     def utterances(
         self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
@@ -145,7 +136,7 @@ class GCNetwork(nn.Module):
     def classify(self, representation: Tensor) -> Tensor:
         """Logits of the representation."""
         logits: Tensor = self.classifier(self.dropout(representation))
-        return logits.unflatten(-1, (-1, 2)) if self.kind == "questions" else logits
+        return self.as_answers(logits)
 
     def restore(self, representation: Tensor) -> dict[str, Tensor]:
         """Each modality's utterance features, (N, d_m), in units of their deviation in training around their mean."""
@@ -289,27 +280,3 @@ def by_appearance(speaker: Tensor, exists: Tensor) -> Tensor:
     opens = (first == torch.arange(speaker.shape[1], device=speaker.device)) & exists
     number = opens.cumsum(-1) - 1
     return torch.where(exists, number.gather(1, first), 0)
-
-
-def whole_conversations(conversation: Tensor, size: int, generator: torch.Generator | None = None) -> Sequence[Tensor]:
-    """Rows in batches of whole conversations, on the CPU.
-
-    One after the other they are cut where `size` rows are reached, so a batch is longer by up to a conversation, and there are never more
-    than ceil(N / size) of them: the steps that a learning rate's schedule counts on.
-
-    Args:
-        conversation: (N,) number of each row's conversation.
-        size: from how many rows on a batch is full.
-        generator: shuffles the conversations; None: by their numbers.
-    """
-    numbers = conversation.cpu()
-    rows = numbers.argsort(stable=True)
-    parts = list(rows.split(torch.unique_consecutive(numbers[rows], return_counts=True)[1].tolist()))
-    if generator is not None:
-        parts = [parts[place] for place in torch.randperm(len(parts), generator=generator).tolist()]
-    batches: dict[int, list[Tensor]] = {}
-    start = 0
-    for part in parts:
-        batches.setdefault(start // size, []).append(part)
-        start += len(part)
-    return [torch.cat(batch) for batch in batches.values()]

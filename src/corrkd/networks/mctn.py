@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from corrkd.errors import CorrKDError
-from corrkd.networks.corrkd import Output, fully_connected
+from corrkd.networks.base import Network, Output, fully_connected
 from corrkd.networks.encoder import Dropout
 
 
@@ -47,29 +47,21 @@ class Translations(NamedTuple):
     back: Tensor | None
 
 
-class MCTNNetwork(nn.Module):
+class MCTNNetwork(Network[MCTNSettings]):
     """One level per target: the first is the cyclic translation source <-> target, each further one translates the joint embedding on.
 
-    The arguments are those of `CorrKDNetwork`. `forward` looks at the source alone; `translate` is for training.
+    `forward` looks at the source alone; `translate` is for training.
 
     Raises:
         CorrKDError: where the source is none of the modalities.
     """
 
-    def __init__(
-        self,
-        widths: Mapping[str, int],
-        frames: Mapping[str, int],
-        *,
-        outputs: int,
-        kind: Literal["classes", "questions", "score"] = "classes",
-        settings: MCTNSettings | None = None,
-    ) -> None:
-        super().__init__()
-        settings = settings or MCTNSettings()
-        self.modalities = tuple(widths)
-        self.kind = kind
-        self.settings = settings
+    name = "mctn"
+    settings_type = MCTNSettings
+
+    def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
+        """The modules."""
+        settings = self.settings
         self.source = settings.source or self.modalities[0]
         if self.source not in widths:
             raise CorrKDError(f"MCTN: source {self.source!r} is none of the modalities {', '.join(widths)}")
@@ -81,9 +73,7 @@ class MCTNNetwork(nn.Module):
         self.decoders = nn.ModuleList(AttentiveDecoder(width) for _ in self.targets)
         self.dropout = Dropout(settings.dropout)
         self.predictor = nn.LSTM(width, width, batch_first=True)
-        self.head = fully_connected(
-            [width, *settings.classifier, 2 * outputs if kind == "questions" else outputs], settings.dropout
-        )
+        self.head = fully_connected([width, *settings.classifier, self.answers], settings.dropout)
 
     def forward(
         self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
@@ -96,7 +86,7 @@ class MCTNNetwork(nn.Module):
         hidden, _ = self.predictor(embedding)
         representation = last(hidden, exists)
         logits: Tensor = self.head(self.dropout(representation))
-        return Output(representation, logits.unflatten(-1, (-1, 2)) if self.kind == "questions" else logits)
+        return Output(representation, self.as_answers(logits))
 
     def join(
         self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]

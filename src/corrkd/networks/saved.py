@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -27,8 +27,9 @@ from corrkd.data.normalise import Normalisation
 from corrkd.data.targets import Target
 from corrkd.errors import CorrKDError
 from corrkd.files import write_bytes, write_text
+from corrkd.networks.base import AnyNetwork
 from corrkd.networks.corrkd import CorrKDNetwork
-from corrkd.settings import NetworkSettings
+from corrkd.networks.registry import network_class
 
 FORMAT = 1
 
@@ -45,7 +46,7 @@ class SavedNetwork:
         about: plain facts: role, seed, epoch, selection rule, data's name and SHA-256, versions, history.
     """
 
-    network: CorrKDNetwork
+    network: AnyNetwork
     normalisation: Normalisation
     target: Target
     frames: Mapping[str, int]
@@ -64,14 +65,13 @@ class SavedNetwork:
     def fit(self, dataset: MultimodalDataset) -> MultimodalDataset:
         """The dataset with this network's modalities in its order. Raises CorrKDError where one is absent or of another width."""
         fitting = with_modalities(dataset, self.modalities, self.widths)
-        if self.network.settings.positions == "learned":
-            for split in fitting.splits.values():
-                for m, longest in self.frames.items():
-                    if split.frames[m].shape[1] > longest:
-                        raise CorrKDError(
-                            f"dataset {dataset.name}: modality {m} has {split.frames[m].shape[1]} frames, but the model's learned "
-                            f"positions end at {longest}"
-                        )
+        for split in fitting.splits.values():
+            for m, longest in self.network.longest(self.frames).items():
+                if split.frames[m].shape[1] > longest:
+                    raise CorrKDError(
+                        f"dataset {dataset.name}: modality {m} has {split.frames[m].shape[1]} frames, but the model reads no more "
+                        f"than {longest}"
+                    )
         return fitting
 
 
@@ -107,10 +107,18 @@ def with_modalities(
 
 
 def build_network(
-    target: Target, widths: Mapping[str, int], frames: Mapping[str, int], settings: NetworkSettings
-) -> CorrKDNetwork:
-    """An untrained network for a target; its initialisation follows torch's global seed."""
-    return CorrKDNetwork(widths, frames, outputs=target.num_outputs, kind=target.kind, settings=settings)
+    target: Target,
+    widths: Mapping[str, int],
+    frames: Mapping[str, int],
+    settings: BaseModel,
+    kind: type[AnyNetwork] = CorrKDNetwork,
+) -> AnyNetwork:
+    """An untrained network for a target; its initialisation follows torch's global seed.
+
+    Raises:
+        CorrKDError: where the network cannot be made for these modalities.
+    """
+    return kind(widths, frames, outputs=target.num_outputs, kind=target.kind, settings=settings)
 
 
 def save_network(stem: Path, saved: SavedNetwork) -> None:
@@ -124,6 +132,7 @@ def save_network(stem: Path, saved: SavedNetwork) -> None:
         "format": FORMAT,
         "corrkd": __version__,
         "sha256": hashlib.sha256(data).hexdigest(),
+        "architecture": saved.network.name,
         "network": saved.network.settings.model_dump(mode="json"),
         "modalities": {m: {"width": saved.widths[m], "frames": saved.frames[m]} for m in saved.modalities},
         "clip": saved.normalisation.clip,
@@ -213,7 +222,8 @@ def _assemble(card: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> S
     widths = {m: int(size["width"]) for m, size in card["modalities"].items()}
     frames = {m: int(size["frames"]) for m, size in card["modalities"].items()}
     with torch.random.fork_rng(devices=[]):
-        network = build_network(target, widths, frames, NetworkSettings.model_validate(card["network"]))
+        kind = network_class(str(card.get("architecture", CorrKDNetwork.name)))
+        network = build_network(target, widths, frames, kind.settings_type.model_validate(card["network"]), kind)
     network.load_state_dict({n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")})
     normalisation = Normalisation(
         center={m: _statistic(tensors, f"center.{m}", width) for m, width in widths.items()},

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from corrkd.networks.corrkd import Output
+from corrkd.networks.base import Network, Output
 from corrkd.networks.encoder import Dropout
 from corrkd.networks.recurrent import FrameLSTM
 from corrkd.settings import Count
@@ -26,39 +26,23 @@ class SelfMMSettings(BaseModel):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="before each projection")
 
 
-class SelfMMNetwork(nn.Module):
+class SelfMMNetwork(Network[SelfMMSettings]):
     """Encoders F_s, shared by all tasks; a fused representation F*_m with its head, and F*_s with its head for each modality.
 
     Only the multimodal head answers; the unimodal ones shape the encoders in training.
-
-    Args:
-        widths: d_m by modality.
-        frames: the most frames T_m by modality; not needed here.
-        outputs: K classes, Q questions, or 1.
-        kind: "classes", "questions" or "score".
-        settings: the structure.
     """
 
-    def __init__(
-        self,
-        widths: Mapping[str, int],
-        frames: Mapping[str, int],
-        *,
-        outputs: int,
-        kind: Literal["classes", "questions", "score"] = "classes",
-        settings: SelfMMSettings | None = None,
-    ) -> None:
-        super().__init__()
-        settings = settings or SelfMMSettings()
-        self.modalities = tuple(widths)
-        self.kind = kind
-        self.settings = settings
-        answers = 2 * outputs if kind == "questions" else outputs
+    name = "self-mm"
+    settings_type = SelfMMSettings
+
+    def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
+        """The modules."""
+        settings = self.settings
         self.encoders = nn.ModuleList(FrameLSTM(widths[m], settings.width) for m in self.modalities)
         self.fuse = nn.Linear(len(self.modalities) * settings.width, settings.fusion)
-        self.head = nn.Linear(settings.fusion, answers)
+        self.head = nn.Linear(settings.fusion, self.answers)
         self.projections = nn.ModuleList(nn.Linear(settings.width, settings.unimodal) for _ in self.modalities)
-        self.unimodal_heads = nn.ModuleList(nn.Linear(settings.unimodal, answers) for _ in self.modalities)
+        self.unimodal_heads = nn.ModuleList(nn.Linear(settings.unimodal, self.answers) for _ in self.modalities)
         self.dropout = Dropout(settings.dropout)
 
     def forward(
@@ -86,13 +70,9 @@ class SelfMMNetwork(nn.Module):
     def fused(self, encoded: list[Tensor]) -> Output:
         """F*_m = relu(W [F_1; ...; F_M] + b) and its answer."""
         representation = torch.relu(self.fuse(self.dropout(torch.cat(encoded, 1))))
-        return Output(representation, self.answer(self.head(representation)))
+        return Output(representation, self.as_answers(self.head(representation)))
 
     def unimodal(self, place: int, encoded: Tensor) -> Output:
         """F*_s = relu(W_s F_s + b_s) of the modality at `place`, and its answer."""
         representation = torch.relu(self.projections[place](self.dropout(encoded)))
-        return Output(representation, self.answer(self.unimodal_heads[place](representation)))
-
-    def answer(self, logits: Tensor) -> Tensor:
-        """Logits in the target's shape."""
-        return logits.unflatten(-1, (-1, 2)) if self.kind == "questions" else logits
+        return Output(representation, self.as_answers(self.unimodal_heads[place](representation)))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from corrkd.networks.corrkd import Output, fully_connected
+from corrkd.networks.base import Network, Output, fully_connected
 from corrkd.networks.encoder import Dropout, Encoder
 from corrkd.settings import NetworkSettings
 
@@ -84,26 +84,18 @@ class SMILOutput(NamedTuple):
     perturbation: Gaussian
 
 
-class SMILNetwork(nn.Module):
+class SMILNetwork(Network[SMILSettings]):
     """Encoders see frames that are visible; at the others stands a sum of the modality's priors, weighted by what all modalities show.
 
-    The arguments are those of `CorrKDNetwork`. `set_priors` comes before training.
+    `set_priors` comes before training.
     """
 
-    def __init__(
-        self,
-        widths: Mapping[str, int],
-        frames: Mapping[str, int],
-        *,
-        outputs: int,
-        kind: Literal["classes", "questions", "score"] = "classes",
-        settings: SMILSettings | None = None,
-    ) -> None:
-        super().__init__()
-        settings = settings or SMILSettings()
-        self.modalities = tuple(widths)
-        self.kind = kind
-        self.settings = settings
+    name = "smil"
+    settings_type = SMILSettings
+
+    def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
+        """The modules."""
+        settings = self.settings
         structure = settings.network
         whole = len(widths) * structure.width
         self.encoders = nn.ModuleList(Encoder(widths[m], frames[m], structure) for m in self.modalities)
@@ -115,9 +107,7 @@ class SMILNetwork(nn.Module):
         )
         self.regularisation = GaussianLayer(whole, whole, NEUTRAL, settings.deviation / 5)
         self.dropout = Dropout(structure.dropout)
-        self.classifier = fully_connected(
-            [whole, *structure.classifier, 2 * outputs if kind == "questions" else outputs], structure.dropout
-        )
+        self.classifier = fully_connected([whole, *structure.classifier, self.answers], structure.dropout)
 
     @torch.no_grad()
     def set_priors(self, centres: Mapping[str, Tensor]) -> None:
@@ -153,7 +143,7 @@ class SMILNetwork(nn.Module):
         perturbation: Gaussian = self.regularisation(features)
         representation = features * softplus(perturbation.drawn(self.training))
         logits: Tensor = self.classifier(self.dropout(representation))
-        logits = logits.unflatten(-1, (-1, 2)) if self.kind == "questions" else logits
+        logits = self.as_answers(logits)
         return SMILOutput(representation, logits, perturbation)
 
     def look(self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]) -> Tensor:

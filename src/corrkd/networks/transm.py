@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal, NamedTuple, cast
+from typing import Annotated, NamedTuple, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from corrkd.errors import CorrKDError
-from corrkd.networks.corrkd import Output, fully_connected
+from corrkd.networks.base import Network, Output, fully_connected
 from corrkd.networks.encoder import Dropout, EncoderLayer, TemporalConvolution, pool, sinusoids
 from corrkd.settings import NetworkSettings
 
@@ -45,30 +45,20 @@ class Translation(NamedTuple):
     back: Tensor
 
 
-class TransMNetwork(nn.Module):
+class TransMNetwork(Network[TransMSettings]):
     """A fusion cell for each pair (centre, other); the cells' joint features, pooled, side by side; fully connected layers on top.
-
-    The arguments are those of `CorrKDNetwork`.
 
     Raises:
         CorrKDError: where there are fewer than two modalities, or the centre is none of them.
     """
 
-    def __init__(
-        self,
-        widths: Mapping[str, int],
-        frames: Mapping[str, int],
-        *,
-        outputs: int,
-        kind: Literal["classes", "questions", "score"] = "classes",
-        settings: TransMSettings | None = None,
-    ) -> None:
-        super().__init__()
-        settings = settings or TransMSettings()
+    name = "transm"
+    settings_type = TransMSettings
+
+    def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
+        """The modules."""
+        settings = self.settings
         structure = settings.network
-        self.modalities = tuple(widths)
-        self.kind = kind
-        self.settings = settings
         self.centre = settings.centre or self.modalities[0]
         if self.centre not in widths:
             raise CorrKDError(f"TransM: centre {self.centre!r} is none of the modalities {', '.join(widths)}")
@@ -81,7 +71,7 @@ class TransMNetwork(nn.Module):
             [
                 2 * len(self.others) * structure.width,
                 *structure.classifier,
-                2 * outputs if kind == "questions" else outputs,
+                self.answers,
             ],
             structure.dropout,
         )
@@ -103,7 +93,7 @@ class TransMNetwork(nn.Module):
     def predict(self, representation: Tensor) -> Output:
         """Representation and logits."""
         logits: Tensor = self.classifier(self.dropout(representation))
-        return Output(representation, logits.unflatten(-1, (-1, 2)) if self.kind == "questions" else logits)
+        return Output(representation, self.as_answers(logits))
 
     def translate(
         self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]

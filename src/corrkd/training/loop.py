@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from corrkd.data.batches import Samples
 from corrkd.errors import CorrKDError
-from corrkd.methods.base import Method, TeacherOutput
+from corrkd.methods.base import AnyMethod, TeacherOutput
 from corrkd.missing.masks import modality_random_missing
-from corrkd.networks.corrkd import CorrKDNetwork
+from corrkd.networks.base import AnyNetwork
 from corrkd.settings import MissingSettings, StageSettings
 from corrkd.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -49,11 +49,11 @@ def derived_seed(*parts: object) -> int:
 
 
 def train(
-    method: Method,
+    method: AnyMethod,
     samples: Samples,
     *,
     settings: StageSettings,
-    validate: Callable[[CorrKDNetwork], float],
+    validate: Callable[[AnyNetwork], float],
     seed: int,
     fabric: Fabric,
     missing: MissingSettings | None = None,
@@ -125,7 +125,7 @@ def train(
 
 
 @torch.no_grad()
-def teacher_outputs(network: CorrKDNetwork, samples: Samples, *, batch_size: int = 256) -> TeacherOutput:
+def teacher_outputs(network: AnyNetwork, samples: Samples, *, batch_size: int = 256) -> TeacherOutput:
     """The frozen teacher's outputs for all samples, complete, once: they never change, so no step computes them again."""
     network.eval()
     outputs = [network(b.frames, b.exists, b.present) for b in samples.batches(batch_size)]
@@ -224,7 +224,7 @@ def _schedule(settings: StageSettings, steps: int) -> Callable[[int], float]:
     return factor
 
 
-def _save(path: Path, progress: _Progress, method: Method, optimizer: Any, scheduler: Any, fabric: Fabric) -> None:
+def _save(path: Path, progress: _Progress, method: AnyMethod, optimizer: Any, scheduler: Any, fabric: Fabric) -> None:
     if fabric.is_global_zero:
         state = {
             "progress": {**progress.__dict__},
@@ -236,7 +236,7 @@ def _save(path: Path, progress: _Progress, method: Method, optimizer: Any, sched
     fabric.barrier()
 
 
-def _resume(path: Path, method: Method, optimizer: Any, scheduler: Any, device: torch.device) -> _Progress:
+def _resume(path: Path, method: AnyMethod, optimizer: Any, scheduler: Any, device: torch.device) -> _Progress:
     state = load_checkpoint(path, device)
     if state is None:
         return _Progress()

@@ -1,0 +1,146 @@
+"""An arm of an experiment: a method with its settings resolved, and how it is trained and chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from corrkd.errors import CorrKDError
+from corrkd.methods.base import AnyMethod
+from corrkd.methods.registry import method_class, method_names
+from corrkd.settings import ArmSettings, DistillationSettings, NetworkSettings, Settings, StageSettings, merged
+
+TEACHER = "teacher"
+BY_MISSING = "highest weighted F1 averaged over the missing subsets of the validation split, earliest on ties"
+BY_COMPLETE = "highest weighted F1 on the complete validation split, earliest on ties"
+
+# The paper's ablation (its Table 3): a loss left out, or RCD replaced by the plain divergence of the responses.
+ABLATION = {
+    "corrkd-without-scd": ArmSettings(method="corrkd", title="CorrKD without SCD", options={"scd": 0.0}),
+    "corrkd-without-cpd": ArmSettings(method="corrkd", title="CorrKD without CPD", options={"cpd": 0.0}),
+    "corrkd-without-rcd": ArmSettings(method="corrkd", title="CorrKD without RCD", options={"rcd": 0.0}),
+    "corrkd-kl": ArmSettings(method="corrkd", title="CorrKD, RCD → KL", options={"rcd": 0.0, "kl": 1.0}),
+}
+BASELINES = ("self-mm", "cubemlp", "dmd", "mctn", "transm", "smil", "gcnet")
+CONTROLS = ("late-fusion", TEACHER, "no-distillation", "kl", "feature-mse")
+GROUPS = {
+    "paper": (*BASELINES, "corrkd"),
+    "controls": CONTROLS,
+    "ablation": ("corrkd", *ABLATION, "no-distillation"),
+    "all": (*BASELINES, *CONTROLS, *ABLATION, "corrkd"),
+}
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method ready to be trained.
+
+    Attributes:
+        name: of its files and rows.
+        title: in tables.
+        method: the class.
+        base: the method's name.
+        network, options: settings of the network and of the method.
+        stage: epochs, batch size, optimiser.
+        complete: trained on complete samples, else on what modality random missing leaves.
+        selection: the rule by which its epoch is chosen.
+    """
+
+    name: str
+    title: str
+    method: type[AnyMethod]
+    base: str
+    network: BaseModel
+    options: BaseModel
+    stage: StageSettings
+    complete: bool
+    selection: str = BY_MISSING
+
+    @property
+    def start(self) -> str:
+        """What the initial parameters follow from beside the seed: the teacher has its own, all others agree where networks agree."""
+        return TEACHER if self.name == TEACHER else "student"
+
+    @property
+    def kind(self) -> str:
+        """Where it stands in tables: "baseline", "control", "ablation" or "method"."""
+        kinds = {"baseline": BASELINES, "control": CONTROLS, "ablation": tuple(ABLATION)}
+        return next((kind for kind, names in kinds.items() if self.name in names), "method")
+
+    def to_json(self) -> dict[str, Any]:
+        """All that its training depends on beside data and seed."""
+        return {
+            "method": self.base,
+            "network": self.network.model_dump(mode="json"),
+            "options": self.options.model_dump(mode="json"),
+            "stage": self.stage.model_dump(mode="json"),
+            "complete": self.complete,
+            "selection": self.selection,
+        }
+
+
+def arm_names() -> tuple[str, ...]:
+    """All arms that can be asked for by name: methods, the teacher alone, the ablation."""
+    return (*method_names(), TEACHER, *ABLATION)
+
+
+def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
+    """The arm of that name within a run's settings.
+
+    The network's settings are the run's where the method uses CorrKD's structure, else the method's own defaults; the options are the
+    run's distillation where they are CorrKD's; the stage is the run's `student`, for the teacher its `teacher`.
+
+    Raises:
+        CorrKDError: for an unknown method, or a setting that it does not have.
+    """
+    known = ABLATION.get(name)
+    if known is not None:
+        settings = laid_over(known, settings)
+    teacher = name == TEACHER
+    base = settings.method or ("no-distillation" if teacher else name)
+    method = method_class(base)
+    kind = method.network_type.settings_type
+    network = run.network if kind is NetworkSettings else kind()
+    options = run.student.distillation if method.options_type is DistillationSettings else method.options_type()
+    stage = run.teacher if teacher else StageSettings(**run.student.model_dump(exclude={"distillation"}))
+    trains_on = "complete" if teacher else method.trains_on if settings.trains_on == "method" else settings.trains_on
+    where = f"settings: methods.{name}"
+    arm = Arm(
+        name=name,
+        title=settings.title or ("Teacher" if teacher else method.title or name),
+        method=method,
+        base=base,
+        network=_changed(network, settings.network, f"{where}.network"),
+        options=_changed(options, settings.options, f"{where}.options"),
+        stage=_changed(stage, settings.stage, f"{where}.stage"),
+        complete=trains_on == "complete",
+        selection=BY_COMPLETE if teacher else BY_MISSING,
+    )
+    width = getattr(arm.network, "width", None)
+    if method.needs_teacher and width != run.network.width:
+        raise CorrKDError(
+            f"{where}.network.width = {width}: must be the teacher's, network.width = {run.network.width}"
+        )
+    return arm
+
+
+def laid_over(below: ArmSettings, above: ArmSettings) -> ArmSettings:
+    """`above` where it says something, else `below`."""
+    said = above.model_dump(exclude_unset=True)
+    return ArmSettings.model_validate(merged(below.model_dump(exclude_unset=True), said))
+
+
+def _changed(settings: M, changes: Mapping[str, Any], where: str) -> M:
+    try:
+        return type(settings).model_validate(merged(settings.model_dump(), changes))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join([where, *map(str, first["loc"])])
+        if first["type"] == "extra_forbidden":
+            raise CorrKDError(f"{key} is unknown; allowed there: {', '.join(type(settings).model_fields)}") from None
+        raise CorrKDError(f"{key}: {first['msg'].removeprefix('Value error, ')} (given: {first['input']!r})") from None

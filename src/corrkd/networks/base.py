@@ -1,0 +1,118 @@
+"""What every network is: built from widths and lengths by modality, it makes of N samples a representation and logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from corrkd.data.batches import Context
+from corrkd.networks.encoder import Dropout
+
+Kind = Literal["classes", "questions", "score"]
+S = TypeVar("S", bound=BaseModel)
+
+
+class Output(NamedTuple):
+    """What a network says of N samples.
+
+    Attributes:
+        representation: H, (N, D); for CorrKD D = M x width with M modalities.
+        logits: (N, K) for classes, (N, Q, 2) for yes/no questions, (N, 1) for a score.
+    """
+
+    representation: Tensor
+    logits: Tensor
+
+
+class Network(nn.Module, Generic[S]):
+    """A pure function of parameters and inputs. A subclass makes its modules in `build` and answers in `forward`.
+
+    Args:
+        widths: d_m by modality; their order is kept.
+        frames: the most frames T_m by modality.
+        outputs: K classes, Q questions, or 1.
+        kind: "classes", "questions" or "score".
+        settings: the structure; default: that of `settings_type`.
+
+    Attributes:
+        name: by which a saved model's card knows the class.
+        settings_type: of `settings`.
+        modality_wise: `encode` and `classify` are as `corrkd.evaluation.sweep.ModalityWise` says, so that many conditions share encodings.
+        reads_conversations: a sample is understood among the others of its conversation, which therefore come in one batch, with `context`.
+    """
+
+    name: ClassVar[str]
+    settings_type: ClassVar[type[BaseModel]]
+    modality_wise: ClassVar[bool] = False
+    reads_conversations: ClassVar[bool] = False
+    settings: S
+
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        frames: Mapping[str, int],
+        *,
+        outputs: int,
+        kind: Kind = "classes",
+        settings: S | None = None,
+    ) -> None:
+        super().__init__()
+        self.modalities = tuple(widths)
+        self.kind = kind
+        self.settings = settings if settings is not None else self.settings_type()  # type: ignore[assignment]
+        self.answers = 2 * outputs if kind == "questions" else outputs  # width of the last layer
+        self.build(dict(widths), dict(frames))
+
+    def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
+        """Makes the modules; everything else is set."""
+        raise NotImplementedError
+
+    def forward(
+        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
+    ) -> Output:
+        """All modalities at once.
+
+        Args:
+            frames: per modality (N, T_m, d_m), normalised.
+            exists: per modality (N, T_m) booleans: not padding.
+            visible: per modality (N, T_m) booleans: present in the data and not dropped.
+        """
+        raise NotImplementedError
+
+    def in_context(
+        self,
+        frames: Mapping[str, Tensor],
+        exists: Mapping[str, Tensor],
+        visible: Mapping[str, Tensor],
+        context: Context,
+    ) -> Output:
+        """`forward` of samples whose place in the data is known; only a network that reads conversations looks at it."""
+        out: Output = self(frames, exists, visible)
+        return out
+
+    def as_answers(self, logits: Tensor) -> Tensor:
+        """(N, `answers`) in the target's shape."""
+        return logits.unflatten(-1, (-1, 2)) if self.kind == "questions" else logits
+
+    def set_fill(self, means: Mapping[str, Sequence[float] | Tensor]) -> None:
+        """Takes the mean frame of each modality in training, (d_m,). Here: nothing is filled with it."""
+
+    def longest(self, frames: Mapping[str, int]) -> dict[str, int]:
+        """Most frames that can be read, by modality, of a network built for `frames`; a modality without a bound is left out."""
+        return {}
+
+
+AnyNetwork = Network[Any]
+
+
+def fully_connected(widths: Sequence[int], dropout: float) -> nn.Sequential:
+    """Linear layers of those widths, with ReLU and dropout between."""
+    layers: list[nn.Module] = []
+    for place in range(len(widths) - 1):
+        if place:
+            layers += [nn.ReLU(), Dropout(dropout)]
+        layers.append(nn.Linear(widths[place], widths[place + 1]))
+    return nn.Sequential(*layers)

@@ -1,0 +1,75 @@
+"""Late fusion's network: CorrKD's encoder with a classifier for each modality; the answer is the mean vote of those that are visible."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from corrkd.networks.base import Network, Output, fully_connected
+from corrkd.networks.encoder import Dropout, Encoder
+from corrkd.settings import NetworkSettings
+
+
+class LateFusionNetwork(Network[NetworkSettings]):
+    """The vote of a modality is its log-probabilities (a score: itself); votes are averaged as responses, not as logits.
+
+    Where nothing at all is visible, all modalities vote on what stands for missing frames.
+    """
+
+    name = "late-fusion"
+    settings_type = NetworkSettings
+
+    def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
+        """The modules."""
+        settings = self.settings
+        self.encoders = nn.ModuleList(Encoder(widths[m], frames[m], settings) for m in self.modalities)
+        self.dropout = Dropout(settings.dropout)
+        self.classifiers = nn.ModuleList(
+            fully_connected([settings.width, *settings.classifier, self.answers], settings.dropout)
+            for _ in self.modalities
+        )
+
+    def forward(
+        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
+    ) -> Output:
+        """The representation is the vectors of all modalities side by side; logits are the log of the mean response."""
+        vectors = self.encode(frames, exists, visible)
+        counted = shown(self.modalities, exists, visible)
+        weight = torch.where(counted.any(1, keepdim=True), counted, True).to(vectors[0].dtype)
+        weight = weight / weight.sum(1, keepdim=True)
+        votes = torch.stack([self.vote(place, vector) for place, vector in enumerate(vectors)], 1)
+        weight = weight.view(*weight.shape, *[1] * (votes.dim() - 2))
+        if self.kind == "score":
+            return Output(torch.cat(vectors, 1), (weight * votes).sum(1))
+        mean = (torch.log_softmax(votes, -1) + weight.log()).logsumexp(1)
+        return Output(torch.cat(vectors, 1), mean)
+
+    def votes(
+        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Logits of each modality by itself, and which modalities a sample shows, (N, M) booleans."""
+        vectors = self.encode(frames, exists, visible)
+        return [self.vote(place, x) for place, x in enumerate(vectors)], shown(self.modalities, exists, visible)
+
+    def encode(
+        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
+    ) -> list[Tensor]:
+        """The pooled vector of each modality, (N, width)."""
+        return [
+            encoder(frames[m], exists[m], visible[m]) for m, encoder in zip(self.modalities, self.encoders, strict=True)
+        ]
+
+    def vote(self, place: int, vector: Tensor) -> Tensor:
+        """Logits of the modality at `place`, in the target's shape."""
+        return self.as_answers(self.classifiers[place](self.dropout(vector)))
+
+    def longest(self, frames: Mapping[str, int]) -> dict[str, int]:
+        """Learned positions end where the training's do."""
+        return dict(frames) if self.settings.positions == "learned" else {}
+
+
+def shown(modalities: tuple[str, ...], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]) -> Tensor:
+    """Which modalities show a frame at all: (N, M) booleans."""
+    return torch.stack([(exists[m] & visible[m]).any(1) for m in modalities], 1)

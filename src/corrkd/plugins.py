@@ -1,0 +1,44 @@
+"""Finding classes by name: those of the package, and those that other installed packages offer through an entry point."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module, metadata
+from typing import Any
+
+from corrkd.errors import CorrKDError
+
+
+def names(built_in: Mapping[str, str], group: str) -> tuple[str, ...]:
+    """All names there are, the package's own first."""
+    others = sorted({point.name for point in metadata.entry_points(group=group)} - set(built_in))
+    return (*built_in, *others)
+
+
+def find(name: str, built_in: Mapping[str, str], group: str, base: type[Any], what: str) -> Any:
+    """The class of that name, a subclass of `base`.
+
+    Args:
+        name: the package's own names come first, so none can be taken over.
+        built_in: "module:Class" by name.
+        group: of the entry points.
+        base: what it has to be.
+        what: a word for it in errors.
+
+    Raises:
+        CorrKDError: where the name is unknown, or an entry point cannot be loaded or is no such class.
+    """
+    if name in built_in:
+        module, _, attribute = built_in[name].partition(":")
+        return getattr(import_module(module), attribute)
+    points = list(metadata.entry_points(group=group, name=name))
+    if not points:
+        raise CorrKDError(f"{what} {name!r} is unknown; there are {', '.join(names(built_in, group))}")
+    where = f"{what} {name!r} (entry point {points[0].value})"
+    try:
+        found = points[0].load()
+    except Exception as error:  # another package's code
+        raise CorrKDError(f"{where}: cannot be loaded: {type(error).__name__}: {error}") from None
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise CorrKDError(f"{where}: is no subclass of {base.__module__}.{base.__name__}")
+    return found
