@@ -190,6 +190,69 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="A dataset file or folder, or `synthetic`; repeatable.")
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Names as corrkd,self-mm, and groups: paper, controls, ablation, all. Default: all, or the file's."
+        ),
+    ] = None,
+    preset: PresetOption = None,
+    settings: Annotated[
+        Path | None, typer.Option("--settings", help="A YAML file with datasets, methods, seeds (docs/comparing.md).")
+    ] = None,
+    seeds: SeedsOption = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Runs at once, a process each.")] = None,
+    changes: SetOption = None,
+    out: Annotated[Path, typer.Option("--out", help="The comparison's folder; one that is there goes on.")] = Path(
+        "runs/compare"
+    ),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
+    reported: Annotated[
+        Path | None, typer.Option("--reported", help="CSV file with a paper's numbers, shown beside ours and marked.")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="joblib: this machine; ray: a cluster.")] = "joblib",
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; default: one of this machine's own.")] = None,
+) -> None:
+    """Train and test methods on datasets with several seeds, under one protocol. Started again, it does what is missing."""
+    from corrkd.experiment.compare import compare as run_comparison
+    from corrkd.experiment.compare_settings import load_plan
+    from corrkd.experiment.progress import Reporter
+    from corrkd.report.comparison_page import plain_comparison
+
+    if backend not in ("joblib", "ray"):
+        raise CorrKDError(f"--backend {backend!r}: expected joblib or ray")
+    names = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+    plan = load_plan(
+        settings,
+        data=data or (),
+        preset=preset,
+        methods=["all"] if names is None and settings is None else names,
+        seeds=None if seeds is None else _seeds(seeds),
+        jobs=jobs,
+        overrides=changes or (),
+    )
+    done = run_comparison(
+        plan,
+        out,
+        overwrite=overwrite,
+        backend=backend,  # type: ignore[arg-type]
+        address=address,
+        reported=reported,
+        reporter=Reporter(),
+    )
+    print(plain_comparison(done.folder))
+    print(f"\nreport: {done.folder / 'report.html'}")
+    if done.failures:
+        lines = "\n".join(f"  {f.job.dataset}, {f.job.arm}, seed {f.job.seed}: {f.error}" for f in done.failures)
+        print(f"{len(done.failures)} runs failed; started again, they are tried again:\n{lines}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Make the report again from a run folder alone."""
     from corrkd.experiment.progress import Reporter

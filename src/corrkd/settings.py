@@ -253,7 +253,7 @@ def load_settings(
     """
     tree: dict[str, Any] = {}
     if source is not None:
-        tree = _read_yaml(Path(source))
+        tree = read_yaml(Path(source))
         preset = tree.pop("preset", None) if preset is None else preset
     if preset is not None:
         base = yaml.safe_load(preset_text(preset)) or {}
@@ -264,10 +264,11 @@ def load_settings(
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        raise CorrKDError(f"settings: {_first_line(error)}") from None
+        raise CorrKDError(f"settings: {first_line(error)}") from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Keys and values of a YAML file. Raises CorrKDError where it cannot be read or holds something else."""
     try:
         tree = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
@@ -315,12 +316,13 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return out
 
 
-def _first_line(error: ValidationError) -> str:
+def first_line(error: ValidationError, model: type[BaseModel] = Settings) -> str:
+    """A validation's first error in a line that names the key, and what is allowed; `model` is what was validated."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "the whole"
     if first["type"] == "extra_forbidden":
         parents = first["loc"][:-1]
-        return f"{where} is unknown; allowed there: {', '.join(_keys(parents))}"
+        return f"{where} is unknown; allowed there: {', '.join(_keys(parents, model))}"
     message = first["msg"].removeprefix("Value error, ")
     given = first["input"]
     shown = "" if isinstance(given, Mapping | BaseModel) else f" (given: {given!r})"
@@ -328,8 +330,8 @@ def _first_line(error: ValidationError) -> str:
     return f"{where}: {message[:1].lower()}{message[1:]}{shown}{more}"
 
 
-def _keys(path: tuple[int | str, ...]) -> list[str]:
-    model: Any = Settings
+def _keys(path: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:
+    model: Any = root
     for part in path:
         field = model.model_fields.get(part)
         if field is None:

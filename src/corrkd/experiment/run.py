@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pandas as pd
 import torch
 from joblib import Parallel, delayed
-from lightning_fabric import Fabric
 
 from corrkd.errors import CorrKDError
 from corrkd.experiment import run_folder
 from corrkd.experiment.memory import keep_freed_memory
-from corrkd.experiment.prepare import SYNTHETIC, Experiment, pick_device, prepare
+from corrkd.experiment.prepare import SYNTHETIC, Experiment, prepare
+from corrkd.experiment.processes import end_with_parent, is_first_process, make_fabric, world_size
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.references import references
 from corrkd.experiment.seed import evaluate_seed, read_table, train_seed, write_table
@@ -70,16 +67,16 @@ def run(
         settings = load_settings(preset=settings)
     elif not isinstance(settings, Settings):
         settings = load_settings(**settings)
-    if settings.jobs > 1 and _world_size() > 1:
+    if settings.jobs > 1 and world_size() > 1:
         raise CorrKDError("settings: jobs > 1 does not go with several processes of one training; set jobs to 1")
     reporter = _speaker(reporter)
     with reporter.busy(f"reading {settings.data.path}"):
         experiment = prepare(settings)
     folder = Path(out) if out is not None else Path("runs") / experiment.dataset.name
-    if _first_process():
+    if is_first_process():
         run_folder.check(folder, overwrite=overwrite)  # before anything is made there
     with _writing(folder):
-        if _first_process():
+        if is_first_process():
             run_folder.begin(folder, settings, overwrite=overwrite)
         return _carry_out(experiment, folder, evaluate, reporter)
 
@@ -101,7 +98,7 @@ def resume(folder: str | Path, *, evaluate: bool = True, reporter: Reporter | No
 
 def _carry_out(experiment: Experiment, folder: Path, evaluate: bool, reporter: Reporter) -> Run:
     settings = experiment.settings
-    if _first_process():
+    if is_first_process():
         remove_parts(folder)
         run_folder.write_facts(folder, experiment.facts())
         for note in experiment.notes():
@@ -113,7 +110,7 @@ def _carry_out(experiment: Experiment, folder: Path, evaluate: bool, reporter: R
         )
     else:
         _seeds(experiment, folder, evaluate, reporter)
-    if not evaluate or not _first_process():
+    if not evaluate or not is_first_process():
         return Run(folder, pd.DataFrame())
     parts = [read_table(_seed_folder(folder, seed) / "results.csv") for seed in settings.seeds]
     table = pd.concat([*parts, references(experiment)], ignore_index=True)
@@ -137,50 +134,19 @@ def _seeds(experiment: Experiment, folder: Path, evaluate: bool, reporter: Repor
 
 
 def _seed_process(settings: Settings, seed: int, folder: Path, evaluate: bool, quiet: bool) -> None:
-    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
     one = settings.model_copy(update={"seeds": (seed,)})
     _seeds(prepare(one), folder, evaluate, Reporter(quiet=quiet, plain=True))
-
-
-def _end_with(parent: int) -> None:
-    """Ends this process soon after the one that started it: a run that was killed writes no more."""
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os._exit(1)
-
-
-def make_fabric(settings: Settings) -> Fabric:
-    """Device, precision, and the processes that torchrun or SLURM started, where there are several."""
-    device = pick_device(settings.device)
-    world = _world_size()
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    fabric = Fabric(
-        accelerator=device.type,
-        devices=here,
-        num_nodes=max(1, world // here),
-        strategy="ddp" if world > 1 else "auto",
-        precision=settings.precision,
-    )
-    fabric.launch()
-    return fabric
 
 
 def _seed_folder(folder: Path, seed: int) -> Path:
     return folder / f"seed-{seed}"
 
 
-def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def _first_process() -> bool:
-    return int(os.environ.get("RANK", 0)) == 0
-
-
 def _speaker(reporter: Reporter | None) -> Reporter:
     """Of several processes only the first speaks."""
-    return reporter if reporter and _first_process() else Reporter(quiet=True)
+    return reporter if reporter and is_first_process() else Reporter(quiet=True)
 
 
 def _writing(folder: Path) -> Any:
-    return run_folder.locked(folder) if _first_process() else nullcontext()
+    return run_folder.locked(folder) if is_first_process() else nullcontext()

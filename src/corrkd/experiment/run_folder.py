@@ -62,10 +62,10 @@ def begin(folder: Path, settings: Settings, *, overwrite: bool) -> None:
         empty(folder)
     except OSError as error:
         raise CorrKDError(f"{error.filename}: cannot be removed: {error.strerror}") from None
-    write_text(folder / SETTINGS, _with_whole_paths(settings).to_yaml())
+    write_text(folder / SETTINGS, with_whole_paths(settings).to_yaml())
 
 
-def _with_whole_paths(settings: Settings) -> Settings:
+def with_whole_paths(settings: Settings) -> Settings:
     """The settings with the data's paths from the root on, so that a run resumes from any folder."""
     data = settings.data
     whole = {name: Path(path).resolve() for name in ("glove", "folds") if (path := getattr(data, name)) is not None}

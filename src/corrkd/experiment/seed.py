@@ -48,9 +48,15 @@ def train_seed(experiment: Experiment, seed: int, folder: Path, fabric: Fabric, 
 
 
 def train_arms(
-    experiment: Experiment, arms: Iterable[Arm], seed: int, folder: Path, fabric: Fabric, reporter: Reporter
+    experiment: Experiment,
+    arms: Iterable[Arm],
+    seed: int,
+    folder: Path,
+    fabric: Fabric,
+    reporter: Reporter,
+    teacher: Path | None = None,
 ) -> None:
-    """Trains the arms that the folder does not hold yet. A teacher is taken from there, and so comes first."""
+    """Trains the arms that the folder does not hold yet. `teacher` is its model; default: the folder's own, which comes first."""
     make_folder(folder)
     arms = tuple(arms)
     left = [arm for arm in arms if not (folder / f"{arm.name}.json").is_file()]
@@ -59,8 +65,8 @@ def train_arms(
         outputs: TeacherOutput | None = None
         for arm in left:
             if arm.method.needs_teacher and outputs is None:
-                teacher = load_network(folder / TEACHER).network.to(fabric.device, experiment.dtype)
-                outputs = teacher_outputs(teacher, samples)
+                taught = load_network(teacher or folder / TEACHER).network.to(fabric.device, experiment.dtype)
+                outputs = teacher_outputs(taught, samples)
             known = outputs if arm.method.needs_teacher else None
             _train_arm(arm, experiment, seed, folder, fabric, samples, valid, known, reporter)
     if fabric.is_global_zero:

@@ -1,0 +1,279 @@
+"""Every method on every dataset with every seed, under one protocol: the grid, then its tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from pydantic import ValidationError
+
+from corrkd.errors import CorrKDError
+from corrkd.experiment import run_folder
+from corrkd.experiment.arm import BY_COMPLETE, TEACHER, Arm
+from corrkd.experiment.compare_settings import ComparePlan, DatasetPlan
+from corrkd.experiment.grid import Backend, Failure, Job, run_grid
+from corrkd.experiment.job import COST, PLAN
+from corrkd.experiment.prepare import Experiment, prepare
+from corrkd.experiment.progress import Reporter
+from corrkd.experiment.references import references
+from corrkd.experiment.seed import make_method, read_table, write_table
+from corrkd.files import make_folder, remove_parts, write_text, write_with
+from corrkd.settings import first_line
+
+FAILURES = "failures.csv"
+GROUPS = ("person", "speaker", "video", "session")  # the widest first: what repeats over splits is not independent
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison left.
+
+    Attributes:
+        folder: with report.html and a run folder for each dataset.
+        results: tidy rows of all datasets: dataset, method, seed, condition, draw, metric, value.
+        failures: runs without results.
+    """
+
+    folder: Path
+    results: pd.DataFrame
+    failures: list[Failure]
+
+
+def compare(
+    plan: ComparePlan,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    backend: Backend = "joblib",
+    address: str | None = None,
+    reported: str | Path | None = None,
+    reporter: Reporter | None = None,
+) -> Comparison:
+    """Runs what is missing of a comparison and writes its report.
+
+    Args:
+        plan: from `load_plan`.
+        out: its folder. One that holds a comparison goes on with it.
+        overwrite: start anew.
+        backend, address: as of `run_grid`.
+        reported: CSV file with numbers from papers, shown beside ours and marked.
+        reporter: where progress is said; default: nowhere.
+
+    Raises:
+        CorrKDError: for anything wrong with data, methods or the folder; where the folder's comparison has other settings for a method.
+    """
+    out, reporter = Path(out).resolve(), reporter or Reporter(quiet=True)
+    with run_folder.locked(out):
+        if overwrite:
+            _empty(out)
+        _check_folder(out)
+        experiments = {name: _prepared(name, part, reporter) for name, part in plan.datasets.items()}
+        _begin(out, plan, experiments)
+        jobs = [
+            Job(out, name, arm, seed)
+            for name, part in plan.datasets.items()
+            for arm in part.methods
+            for seed in part.settings.seeds
+        ]
+        failures = run_grid(jobs, at_once=plan.jobs, reporter=reporter, backend=backend, address=address)
+        return _collect(out, jobs, experiments, failures, reported, reporter)
+
+
+def read_plan(out: Path) -> ComparePlan:
+    """The plan that a comparison's folder keeps. Raises CorrKDError where there is none, or it is damaged."""
+    path = out / PLAN
+    try:
+        return ComparePlan.model_validate(yaml.safe_load(path.read_text("utf-8")))
+    except OSError as error:
+        raise CorrKDError(f"{path}: {error.strerror or error}") from None
+    except yaml.YAMLError:
+        raise CorrKDError(f"{path}: damaged: not YAML") from None
+    except ValidationError as error:
+        raise CorrKDError(f"{path}: damaged: {first_line(error, ComparePlan)}") from None
+
+
+def _prepared(name: str, part: DatasetPlan, reporter: Reporter) -> Experiment:
+    """A dataset read and every method made once, so that what cannot work is said before anything is trained."""
+    with reporter.busy(f"reading {part.settings.data.path}"):
+        experiment = prepare(part.settings, part.methods)
+    samples = experiment.samples("train")
+    for arm in experiment.arms:
+        try:
+            make_method(arm, experiment, 0, samples)
+        except CorrKDError as error:
+            raise CorrKDError(f"dataset {name}, method {arm.name}: {error}") from None
+    return experiment
+
+
+def _check_folder(out: Path) -> None:
+    inside = [p.name for p in out.iterdir() if p.name != ".lock" and p.suffix != ".part"]
+    if inside and PLAN not in inside:
+        raise CorrKDError(f"{out}: holds other files and no comparison; choose another folder")
+
+
+def _empty(out: Path) -> None:
+    """Removes a comparison that is there, and nothing else."""
+    if not (out / PLAN).is_file():
+        return
+    for name in read_plan(out).datasets:
+        folder = out / name
+        if folder.is_dir():
+            run_folder.empty(folder)
+            for file in ("costs.csv", "groups.csv"):
+                (folder / file).unlink(missing_ok=True)
+    run_folder.empty(out)
+    for file in (FAILURES, PLAN):
+        (out / file).unlink(missing_ok=True)
+
+
+def _begin(out: Path, plan: ComparePlan, experiments: Mapping[str, Experiment]) -> None:
+    """Writes what the grid's processes read. What was trained with other settings is not gone on with."""
+    remove_parts(out)
+    before = read_plan(out) if (out / PLAN).is_file() else None
+    for name, part in plan.datasets.items():
+        if before is not None and name in before.datasets:
+            _check_same(out, name, before.datasets[name], part, experiments[name])
+    for name, experiment in experiments.items():
+        make_folder(out / name)
+        run_folder.write_facts(out / name, {**experiment.facts(), **_protocol(experiment, plan.search)})
+        write_text(out / name / run_folder.SETTINGS, run_folder.with_whole_paths(experiment.settings).to_yaml())
+        groups = _groups(experiment)[1]
+        write_with(out / name / "groups.csv", lambda path, groups=groups: groups.to_csv(path, index=False))  # type: ignore[misc]
+    whole = {
+        name: part.model_copy(update={"settings": run_folder.with_whole_paths(part.settings)})
+        for name, part in plan.datasets.items()
+    }
+    write_text(out / PLAN, plan.model_copy(update={"datasets": whole}).to_yaml())
+
+
+def _check_same(out: Path, name: str, before: DatasetPlan, now: DatasetPlan, experiment: Experiment) -> None:
+    from corrkd.experiment.arm import resolve
+
+    old, new = (_flat(_lasting(part)) for part in (before, now))
+    changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    where = f"{out}: holds a comparison with other settings: dataset {name}"
+    advice = "choose another folder, or start anew with --overwrite"
+    if changed:
+        raise CorrKDError(f"{where}, {changed[0]} was {old.get(changed[0])}, is {new.get(changed[0])}; {advice}")
+    for arm in experiment.arms:
+        if arm.name in before.methods:
+            was, is_ = (
+                _flat(resolve(arm.name, before.methods[arm.name], before.settings).to_json()),
+                _flat(arm.to_json()),
+            )
+            changed = sorted(key for key in {*was, *is_} if was.get(key) != is_.get(key))
+            if changed:
+                key = changed[0]
+                raise CorrKDError(f"{where}, method {arm.name}, {key} was {was.get(key)}, is {is_.get(key)}; {advice}")
+
+
+def _lasting(part: DatasetPlan) -> dict[str, Any]:
+    """Settings that every run of a dataset depends on; those of the arms are compared by arm."""
+    whole = run_folder.with_whole_paths(part.settings).model_dump(mode="json")
+    return {key: whole[key] for key in ("data", "missing", "evaluation", "threads", "device", "precision")}
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    return {k: v for key, part in tree.items() for k, v in _flat(part, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def _groups(experiment: Experiment) -> tuple[str, pd.DataFrame]:
+    """What the tested samples are clustered by, and each sample's group."""
+    name = experiment.settings.evaluation.split
+    split = experiment.dataset.split(name)
+    keep = experiment.target.of(split, f"dataset {experiment.dataset.name}, {name}")[1]
+    group = next((g for g in GROUPS if g in split.groups), "sample")
+    members = split.ids if group == "sample" else split.groups[group]
+    return group, pd.DataFrame({"id": split.ids[keep], "group": members[keep]})
+
+
+def _protocol(experiment: Experiment, search: str) -> dict[str, Any]:
+    group, table = _groups(experiment)
+    return {
+        "groups": {"name": group, "count": int(table["group"].nunique())},
+        "comparison": {"stated": stated(experiment, search)},
+    }
+
+
+def stated(experiment: Experiment, search: str) -> list[str]:
+    """What was the same for every method, in sentences."""
+    settings, arms = experiment.settings, experiment.arms
+    missing = settings.missing
+    students = [arm for arm in arms if arm.name != TEACHER]
+    epochs = _shared("epochs", students)
+    lines = [
+        f"Test masks: the same for every method and training seed (mask seed {settings.evaluation.mask_seed}, "
+        f"{settings.evaluation.draws} draws of what is random).",
+        "Training masks: drawn anew in every epoch from seed, sample and modality, so the same for every method that trains on incomplete "
+        f"samples (a modality is lost with probability {missing.modality:g}, {missing.frames_low:g} to {missing.frames_high:g} of "
+        f"the frames, {missing.complete:g} of the samples stay complete). Trained on complete samples, as in their papers: "
+        f"{', '.join(arm.title for arm in arms if arm.complete) or 'none'}.",
+        "Initialisation: networks of one structure begin with the same parameters for a seed; the teacher has its own.",
+        f"Selection: the epoch with the {next((a.selection for a in students), BY_COMPLETE)}; the teacher's is the one with the "
+        f"{BY_COMPLETE}. Nothing is chosen on the {settings.evaluation.split} split.",
+        f"Epochs: {epochs}; the teacher: {settings.teacher.epochs}.",
+        f"Batch size: {_shared('batch_size', students)}; learning rate: {_shared('lr', students)}.",
+        f"Search budget: {search}.",
+    ]
+    readers = [arm.title for arm in arms if arm.method.network_type.reads_conversations]
+    if readers:
+        lines.append(
+            f"{', '.join(readers)} reads a sample among the others of its conversation, those after it too, all with the same part missing."
+        )
+    return lines
+
+
+def _shared(key: str, arms: Sequence[Arm]) -> str:
+    values = [getattr(arm.stage, key) for arm in arms]
+    common = max(set(values), key=values.count) if values else None
+    others = [f"{arm.title} {value:g}" for arm, value in zip(arms, values, strict=True) if value != common]
+    return f"{common:g} for every method" + (f" but {', '.join(others)}" if others else "") if values else "none"
+
+
+def _collect(
+    out: Path,
+    jobs: Sequence[Job],
+    experiments: Mapping[str, Experiment],
+    failures: list[Failure],
+    reported: str | Path | None,
+    reporter: Reporter,
+) -> Comparison:
+    """Results and costs of all that is done, the failures, and the report."""
+    tables = []
+    for name, experiment in experiments.items():
+        done = [job for job in jobs if job.dataset == name and job.done]
+        parts = [read_table(job.folder / "results.csv") for job in done]
+        table = pd.concat([*parts, references(experiment)], ignore_index=True)
+        write_table(out / name / run_folder.RESULTS, table)
+        costs = pd.DataFrame([_cost(job) for job in done], columns=["method", "seed", *_COSTS])
+        write_with(out / name / "costs.csv", lambda path, costs=costs: costs.to_csv(path, index=False))  # type: ignore[misc]
+        tables.append(table.assign(dataset=name))
+    rows = [(f.job.dataset, f.job.arm, f.job.seed, f.error) for f in failures]
+    failed = pd.DataFrame(rows, columns=["dataset", "method", "seed", "error"])
+    (out / FAILURES).unlink(missing_ok=True)
+    if rows:
+        write_with(out / FAILURES, lambda path: failed.to_csv(path, index=False))
+    from corrkd.report.comparison_page import write_comparison
+
+    with reporter.busy("writing the report"):
+        write_comparison(out, reported=None if reported is None else Path(reported))
+    return Comparison(out, pd.concat(tables, ignore_index=True), failures)
+
+
+_COSTS = ["parameters", "epochs", "train_seconds", "peak_memory_bytes"]
+
+
+def _cost(job: Job) -> dict[str, Any]:
+    try:
+        cost = json.loads((job.folder / COST).read_text("utf-8"))
+        return {"method": job.arm, "seed": job.seed, **{key: cost.get(key) for key in _COSTS}}
+    except (OSError, ValueError, AttributeError):
+        return {"method": job.arm, "seed": job.seed, **dict.fromkeys(_COSTS, np.nan)}

@@ -1,0 +1,151 @@
+"""A comparison whole: datasets, methods, seeds. One YAML file describes it, and the folder keeps it as it was resolved."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from corrkd.errors import CorrKDError
+from corrkd.experiment.arm import GROUPS, TEACHER, laid_over, resolve
+from corrkd.settings import ArmSettings, Settings, first_line, load_settings, merged, read_yaml
+
+_FOLDER = re.compile(r"[\w][\w.-]*")
+NO_SEARCH = "none: every method has its default settings"
+
+
+class DatasetPlan(BaseModel):
+    """One dataset of a comparison: its run's settings, and the arms with what differs from their defaults there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    settings: Settings
+    methods: dict[str, ArmSettings]
+
+
+class ComparePlan(BaseModel):
+    """A comparison resolved.
+
+    Attributes:
+        datasets: by the name of their folder.
+        search: what was searched, for the report.
+        jobs: runs at once, a process each.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    datasets: dict[str, DatasetPlan]
+    search: str = NO_SEARCH
+    jobs: int = Field(1, ge=1)
+
+    def to_yaml(self) -> str:
+        """The file that `load_plan` reads."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_plan(
+    source: str | Path | None = None,
+    *,
+    data: Sequence[str] = (),
+    preset: str | None = None,
+    methods: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    jobs: int | None = None,
+    overrides: Iterable[str] = (),
+) -> ComparePlan:
+    """A comparison from a YAML file and/or the command line, which lies over the file.
+
+    The file's keys: `datasets`, by name {settings: as of a run, methods: changes there}; `methods`, a list of names or {name: changes};
+    `seeds`, `jobs`, `search`.
+
+    Args:
+        source: the file.
+        data: dataset files, in place of the file's datasets.
+        preset: their preset.
+        methods: names; the groups paper, controls, ablation, all.
+        seeds: of every run.
+        jobs: runs at once.
+        overrides: `key=value` settings of every dataset.
+
+    Raises:
+        CorrKDError: for an unknown key, value or method, or a name that no folder can have.
+    """
+    tree = read_yaml(Path(source)) if source is not None else {}
+    unknown = set(tree) - {"datasets", "methods", "seeds", "jobs", "search"}
+    if unknown:
+        raise CorrKDError(
+            f"comparison {source}: {sorted(unknown)[0]} is unknown; allowed: datasets, methods, seeds, jobs, search"
+        )
+    common = _named(tree.get("methods"), "methods")
+    if methods is not None:
+        common = {name: common.get(name, {}) for name in _expanded(methods)}
+    found = {_name_of(path): {"settings": {"preset": preset, "data": {"path": path}}} for path in data}
+    if len(found) < len(data):
+        raise CorrKDError("comparison: two datasets have one name; name them in a file under `datasets`")
+    datasets = found or tree.get("datasets") or {"synthetic": {"settings": {"preset": preset or "synthetic"}}}
+    if not isinstance(datasets, Mapping):
+        raise CorrKDError(f"comparison {source}: datasets: expected {{name: {{settings: ..., methods: ...}}}}")
+    given = seeds if seeds is not None else tree.get("seeds")
+    shared = {} if given is None else {"seeds": list(range(given)) if isinstance(given, int) else list(given)}
+    plans = {
+        str(name): _dataset(str(name), part or {}, common, shared, list(overrides)) for name, part in datasets.items()
+    }
+    chosen = jobs if jobs is not None else tree.get("jobs", 1)
+    try:
+        return ComparePlan(datasets=plans, search=tree.get("search", NO_SEARCH), jobs=chosen)
+    except ValidationError as error:
+        raise CorrKDError(f"comparison: {first_line(error)}") from None
+
+
+def _dataset(
+    name: str, part: Mapping[str, Any], common: Mapping[str, Any], shared: Mapping[str, Any], overrides: list[str]
+) -> DatasetPlan:
+    where = f"comparison: datasets.{name}"
+    if not _FOLDER.fullmatch(name):
+        raise CorrKDError(f"{where}: a dataset's name is that of its folder: letters, digits, ., - and _")
+    if not isinstance(part, Mapping) or set(part) - {"settings", "methods"}:
+        raise CorrKDError(f"{where}: expected {{settings: ..., methods: ...}}")
+    own = _named(part.get("methods"), f"datasets.{name}.methods")
+    tree = merged(part.get("settings") or {}, {"jobs": 1, **shared})
+    settings = load_settings(preset=tree.pop("preset", None), overrides=overrides, **tree)
+    arms = {arm: laid_over(_arm(arm, common.get(arm)), _arm(arm, own.get(arm))) for arm in (common or own)}
+    if not arms:
+        raise CorrKDError(f"{where}: no method; name some under `methods`, or give --methods")
+    stray = set(own) - set(arms)
+    if stray:
+        raise CorrKDError(f"{where}.methods.{sorted(stray)[0]}: is not among the comparison's methods")
+    resolved = [resolve(arm, changes, settings) for arm, changes in arms.items()]
+    if TEACHER not in arms and any(arm.method.needs_teacher for arm in resolved):
+        arms = {TEACHER: ArmSettings(), **arms}
+    return DatasetPlan(settings=settings, methods=arms)
+
+
+def _arm(name: str, changes: Any) -> ArmSettings:
+    try:
+        return ArmSettings.model_validate(changes or {})
+    except ValidationError as error:
+        raise CorrKDError(f"comparison: methods.{name}: {first_line(error, ArmSettings)}") from None
+
+
+def _named(methods: Any, where: str) -> dict[str, Any]:
+    """{name: changes} of a list of names, a group's name, or a mapping; groups spelled out."""
+    if methods is None:
+        return {}
+    if isinstance(methods, Mapping):
+        return {str(name): changes for name, changes in methods.items()}
+    names = [methods] if isinstance(methods, str) else methods
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CorrKDError(f"comparison: {where}: expected a list of names, or {{name: changes}}")
+    return {name: {} for name in _expanded(names)}
+
+
+def _expanded(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(one for name in names for one in GROUPS.get(name, (name,))))
+
+
+def _name_of(path: str) -> str:
+    return re.sub(r"[^\w.-]", "-", Path(path).name.split(".")[0]) or "data"

@@ -1,0 +1,121 @@
+"""One run of a comparison, in a process of its own: an arm trained with one seed on one dataset, then tested.
+
+python -m corrkd.experiment.job FOLDER DATASET ARM SEED
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from corrkd.errors import CorrKDError
+from corrkd.experiment.arm import TEACHER
+from corrkd.experiment.compare_settings import DatasetPlan
+from corrkd.experiment.memory import keep_freed_memory
+from corrkd.experiment.prepare import prepare
+from corrkd.experiment.processes import end_with_parent, make_fabric
+from corrkd.experiment.progress import Reporter, Task
+from corrkd.experiment.seed import evaluate_arm, train_arms, write_tested
+from corrkd.files import make_folder, write_text
+from corrkd.networks.saved import load_network
+
+COST = "cost.json"
+PROGRESS = "progress"
+PLAN = "compare.yaml"
+
+
+def run_job(plan: DatasetPlan, dataset: Path, arm: str, seed: int) -> None:
+    """Trains and tests one arm in `dataset`/seed-N/<arm>; what is there already is not done again."""
+    folder = dataset / f"seed-{seed}" / arm
+    make_folder(folder)
+    settings = plan.settings.model_copy(update={"seeds": (seed,)})
+    torch.set_num_threads(settings.threads)
+    keep_freed_memory()
+    experiment = prepare(settings, {arm: plan.methods[arm]})
+    fabric = make_fabric(settings)
+    reporter = FileReporter(folder / PROGRESS)
+    resumed = (folder / f"{arm}.ckpt").is_file()
+    train_arms(experiment, experiment.arms, seed, folder, fabric, reporter, teacher=folder.parent / TEACHER / TEACHER)
+    if not (folder / COST).is_file():
+        write_text(folder / COST, json.dumps(_cost(folder, arm, fabric.device, resumed)) + "\n")
+    samples = experiment.samples(settings.evaluation.split)
+    with reporter.task("testing", len(samples)) as task:
+        tested = evaluate_arm(experiment.arms[0], experiment, samples, folder, task.step)
+    write_tested(folder, [tested], experiment, seed)
+
+
+def _cost(folder: Path, arm: str, device: torch.device, resumed: bool) -> dict[str, float | None]:
+    """What the training took. Of one that was stopped and resumed, seconds and memory are not known whole."""
+    timings = pd.read_csv(folder / "timings.csv").set_index("stage")["seconds"]
+    saved = load_network(folder / arm)
+    return {
+        "parameters": sum(p.numel() for p in saved.network.parameters()),
+        "epochs": len(saved.about["history"]),
+        "train_seconds": None if resumed or arm not in timings else float(timings[arm]),
+        "peak_memory_bytes": None if resumed else _peak_memory(device),
+    }
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    """Most memory held so far: of the GPU that trained, else resident in this process; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform not in ("linux", "darwin"):
+        return None
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if sys.platform == "linux" else 1)
+
+
+class FileReporter(Reporter):
+    """Progress as a line in a file, for the process that waits."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(quiet=True)
+        self._path = path
+
+    @contextmanager
+    def task(self, title: str, total: int, done: int = 0) -> Iterator[Task]:
+        """A piece of work whose state the file holds."""
+        yield _Line(self._path, title.split()[-1], total, done)
+
+
+class _Line(Task):
+    def __init__(self, path: Path, title: str, total: int, done: int) -> None:
+        self._path, self._title, self._total, self._done = path, title, total, done
+        self.step(0)
+
+    def step(self, count: int = 1, note: str = "") -> None:
+        self._done += count
+        self._path.write_text(f"{self._title} {self._done}/{self._total}\n", "utf-8")
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the job that the arguments name; its last line on stderr is the reason where it fails."""
+    from corrkd.experiment.compare import read_plan
+
+    out, dataset, arm, seed = Path(arguments[0]), arguments[1], arguments[2], int(arguments[3])
+    end_with_parent()
+    try:
+        run_job(read_plan(out).datasets[dataset], out / dataset, arm, seed)
+    except CorrKDError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:  # whatever a method does, the others go on
+        traceback.print_exc()
+        print(f"error: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    finally:
+        (out / dataset / f"seed-{seed}" / arm / PROGRESS).unlink(missing_ok=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
