@@ -253,6 +253,32 @@ def compare(
 
 
 @app.command()
+def tune(
+    data: DataOption = None,
+    methods: Annotated[str, typer.Option(help="Names as corrkd,self-mm, and groups: paper, controls, all.")] = "corrkd",
+    trials: Annotated[int, typer.Option(min=1, help="Of each method; the first is its defaults.")] = 8,
+    preset: PresetOption = None,
+    settings: SettingsOption = None,
+    seeds: SeedsOption = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Methods at once, a process each.")] = 1,
+    changes: SetOption = None,
+    out: Annotated[Path, typer.Option("--out", help="The search's folder; one that is there goes on.")] = Path(
+        "runs/tune"
+    ),
+) -> None:
+    """Search hyper-parameters on the validation split, with equal budgets; writes a file for `corrkd compare`."""
+    from corrkd.experiment.compare_settings import expanded
+    from corrkd.experiment.progress import Reporter
+    from corrkd.experiment.tune import TUNED, named, table_text
+    from corrkd.experiment.tune import tune as search
+
+    chosen = [name for name in expanded(part.strip() for part in methods.split(",")) if name]
+    made = _settings(data, preset, settings, seeds, None, None, changes, None, None)
+    print(table_text(search(made, named(chosen), out, trials=trials, jobs=jobs, reporter=Reporter())))
+    print(f"\n`corrkd compare --settings {out / TUNED} --data FILE` takes what was found")
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Make the report again from a run folder alone."""
     from corrkd.experiment.progress import Reporter

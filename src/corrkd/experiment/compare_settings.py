@@ -82,7 +82,7 @@ def load_plan(
         )
     common = _named(tree.get("methods"), "methods")
     if methods is not None:
-        common = {name: common.get(name, {}) for name in _expanded(methods)}
+        common = {name: common.get(name, {}) for name in expanded(methods)}
     found = {_name_of(path): {"settings": {"preset": preset, "data": {"path": path}}} for path in data}
     if len(found) < len(data):
         raise CorrKDError("comparison: two datasets have one name; name them in a file under `datasets`")
@@ -140,10 +140,11 @@ def _named(methods: Any, where: str) -> dict[str, Any]:
     names = [methods] if isinstance(methods, str) else methods
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CorrKDError(f"comparison: {where}: expected a list of names, or {{name: changes}}")
-    return {name: {} for name in _expanded(names)}
+    return {name: {} for name in expanded(names)}
 
 
-def _expanded(names: Iterable[str]) -> list[str]:
+def expanded(names: Iterable[str]) -> list[str]:
+    """Names with the groups (paper, controls, ablation, all) spelled out, each once."""
     return list(dict.fromkeys(one for name in names for one in GROUPS.get(name, (name,))))
 
 

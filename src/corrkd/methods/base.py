@@ -54,6 +54,8 @@ class Method(nn.Module, Generic[N]):
         network_type: of the network.
         options_type: of the options.
         trains_on: "complete" samples, or those that modality random missing leaves ("missing").
+        search: what a search over hyper-parameters tries beside learning rate and dropout: lowest and highest value, on a log scale, by
+            a key as "options.kl" or "network.reconstruction".
         needs_teacher: `terms` look at a teacher's outputs; the network is then of the teacher's structure.
     """
 
@@ -62,6 +64,7 @@ class Method(nn.Module, Generic[N]):
     options_type: ClassVar[type[BaseModel]] = NoOptions
     trains_on: ClassVar[Literal["complete", "missing"]] = "missing"
     needs_teacher: ClassVar[bool] = False
+    search: ClassVar[Mapping[str, tuple[float, float]]] = {}
     network: N
     class_weights: Tensor | None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -29,6 +30,9 @@ class CorrKD(Method[CorrKDNetwork]):
     title: ClassVar[str] = "CorrKD"
     options_type = DistillationSettings
     needs_teacher: ClassVar[bool] = True
+    search: ClassVar[Mapping[str, tuple[float, float]]] = {
+        f"options.{term}": (0.1, 4.0) for term in ("scd", "cpd", "rcd")
+    }
 
     def build(self) -> None:
         """The losses, of which RCD has parameters."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,6 +28,7 @@ class FeatureMSE(Method[CorrKDNetwork]):
     title: ClassVar[str] = "Feature-MSE distillation"
     options_type = FeatureMSEOptions
     needs_teacher: ClassVar[bool] = True
+    search: ClassVar[Mapping[str, tuple[float, float]]] = {"options.mse": (0.1, 4.0)}
 
     def terms(self, output: Output, targets: Tensor, teacher: TeacherOutput | None) -> dict[str, Tensor]:
         """Task and mse."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import torch
@@ -29,6 +30,7 @@ class ResponseKL(Method[CorrKDNetwork]):
     title: ClassVar[str] = "Plain KL distillation"
     options_type = ResponseKLOptions
     needs_teacher: ClassVar[bool] = True
+    search: ClassVar[Mapping[str, tuple[float, float]]] = {"options.kl": (0.1, 4.0)}
 
     def terms(self, output: Output, targets: Tensor, teacher: TeacherOutput | None) -> dict[str, Tensor]:
         """Task and kl."""
