@@ -45,7 +45,7 @@ def test_what_a_run_leaves(finished: Path) -> None:
         assert all(list((finished / seed / "tfevents" / role).glob("events.*")) for role in ROLES)
     assert corrkd.load_settings(finished / "settings.yaml").seeds == (0, 1)
     facts = json.loads((finished / "run.json").read_text())
-    assert [m["name"] for m in facts["methods"]] == ["student", "teacher", "control"]
+    assert [m["name"] for m in facts["methods"]] == ["teacher", "student", "control"]
     assert all("validation split" in m["selection"] for m in facts["methods"])
 
 

@@ -135,15 +135,15 @@ def _search(
 ) -> tuple[Change, pd.DataFrame]:
     """One method's trials, in their order; the best change, and a row for each."""
     import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
 
     end_with_parent()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     reporter = Reporter(quiet=quiet, plain=True)
     ranges = space(resolve(name, fixed, settings))
     make_folder(out / name)
-    storage = optuna.storages.JournalStorage(
-        optuna.storages.journal.JournalFileBackend(str(out / name / "journal.log"))
-    )
+    storage = JournalStorage(JournalFileBackend(str(out / name / "journal.log")))
     study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
     while (number := _next(study, trials)) is not None:
         # A sampler of its own for each trial: what it draws does not depend on where a search was stopped.

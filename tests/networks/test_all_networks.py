@@ -1,0 +1,133 @@
+"""What holds for every network there is, whatever it makes of a sample."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from corrkd.data.batches import Samples
+from corrkd.data.dataset import MultimodalDataset
+from corrkd.errors import CorrKDError
+from corrkd.evaluation.sweep import sweep
+from corrkd.missing.conditions import standard_conditions
+from corrkd.networks.base import AnyNetwork
+from corrkd.networks.registry import BUILT_IN, network_class
+from corrkd.networks.saved import SavedNetwork, build_network, load_network, save_network
+from corrkd.settings import EvaluationSettings
+from tests.conftest import make_dataset, make_samples
+
+NAMES = list(BUILT_IN)
+
+
+def in_conversations(dataset: MultimodalDataset, size: int = 5) -> MultimodalDataset:
+    """Every `size` samples that follow are a video, in which they are ordered backwards."""
+    splits = {}
+    for name, split in dataset.splits.items():
+        place = np.arange(len(split))
+        video = np.array([f"{name}-{p // size}" for p in place])
+        splits[name] = replace(split, groups={"video": video}, order=-place)
+    return replace(dataset, splits=splits)
+
+
+def fresh(name: str, samples: Samples) -> AnyNetwork:
+    kind = network_class(name)
+    torch.manual_seed(0)
+    frames = {m: x.shape[1] for m, x in samples.exists.items()}
+    network = build_network(samples.target, samples.widths, frames, kind.settings_type(), kind).eval()
+    assert network.name == name
+    return network
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sweep_is_the_conditions_one_by_one(name: str) -> None:
+    samples = make_samples(in_conversations(make_dataset()), "test")
+    network = fresh(name, samples)
+    conditions = standard_conditions(
+        samples.modalities,
+        EvaluationSettings(ratios=(0.0, 0.4, 1.0), noise=(0.5,), draws=2),
+        naturally_incomplete=False,
+    )
+    everything = samples.take(torch.arange(len(samples)))
+    for result in sweep(network, samples, conditions, mask_seed=5, batch_size=7):
+        if result.condition.kind == "noise":
+            continue
+        dropped = result.condition.dropped(everything, seed=5, draw=result.draw)
+        visible = {m: everything.present[m] & ~dropped[m] for m in samples.modalities}
+        with torch.no_grad():
+            context = samples.context(everything.rows)
+            logits = network.in_context(everything.frames, everything.exists, visible, context).logits
+        np.testing.assert_allclose(result.response, torch.softmax(logits, -1).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_test_hides_cannot_be_seen(name: str) -> None:
+    """Under {language}, other audio and vision give the same answers: nothing leaks round the mask."""
+    dataset = in_conversations(make_dataset())
+    split = dataset.split("test")
+    frames = {m: x if m == "language" else x[::-1].copy() for m, x in split.frames.items()}
+    one = make_samples(dataset, "test")
+    chosen = standard_conditions(one.modalities, EvaluationSettings(ratios=()), naturally_incomplete=False)[:1]
+    assert chosen[0].name == "language"
+    network = fresh(name, one)
+    answer = sweep(network, one, chosen)[0].response
+    # The same lengths everywhere, so that only features differ.
+    other = make_samples(replace(dataset, splits={**dataset.splits, "test": replace(split, frames=frames)}), "test")
+    np.testing.assert_array_equal(sweep(network, other, chosen)[0].response, answer)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saved_and_read_again(name: str, tmp_path: Path) -> None:
+    dataset = make_dataset()
+    samples = make_samples(dataset, "test")
+    network = fresh(name, samples)
+    frames = {m: x.shape[1] for m, x in samples.exists.items()}
+    made = SavedNetwork(network=network, normalisation=samples._normalisation, target=samples.target, frames=frames)
+    save_network(tmp_path / "one", made)
+    again = load_network(tmp_path / "one")
+    assert type(again.network) is type(network)
+    assert again.network.settings == network.settings
+    batch = samples.take(torch.arange(8))
+    given = (batch.frames, batch.exists, batch.present)
+    with torch.no_grad():
+        assert torch.equal(again.network(*given).logits, network(*given).logits)
+
+
+def test_a_network_that_is_not_there_is_said(tmp_path: Path) -> None:
+    dataset = make_dataset()
+    samples = make_samples(dataset, "test")
+    frames = {m: x.shape[1] for m, x in samples.exists.items()}
+    made = SavedNetwork(
+        network=fresh("corrkd", samples), normalisation=samples._normalisation, target=samples.target, frames=frames
+    )
+    save_network(tmp_path / "one", made)
+    card = (tmp_path / "one.json").read_text().replace('"architecture": "corrkd"', '"architecture": "unheard-of"')
+    (tmp_path / "one.json").write_text(card)
+    with pytest.raises(CorrKDError, match=r"one\.json: network 'unheard-of' is unknown; there are corrkd, "):
+        load_network(tmp_path / "one")
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "gcnet"])
+def test_a_sample_is_judged_by_itself(name: str) -> None:
+    """Alone or among others, a sample gets the same answer."""
+    samples = make_samples(make_dataset(), "test")
+    network = fresh(name, samples)
+    together = samples.take(torch.arange(len(samples)))
+    with torch.no_grad():
+        all_logits = network(together.frames, together.exists, together.present).logits
+        for row in (0, 11):
+            one = samples.take(torch.tensor([row]))
+            alone = network(one.frames, one.exists, one.present).logits
+            torch.testing.assert_close(alone[0], all_logits[row], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("kind", "outputs", "shape"), [("questions", 4, (3, 4, 2)), ("score", 1, (3, 1))])
+def test_logits_have_the_targets_shape(name: str, kind: str, outputs: int, shape: tuple[int, ...]) -> None:
+    dataset = make_dataset()
+    network = network_class(name)(dataset.widths, dict.fromkeys(dataset.widths, 6), outputs=outputs, kind=kind)  # type: ignore[arg-type]
+    batch = make_samples(dataset, "test").take(torch.arange(3))
+    assert network.eval()(batch.frames, batch.exists, batch.present).logits.shape == shape
