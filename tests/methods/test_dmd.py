@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from lightning_fabric import Fabric
+from torch.nn.functional import cross_entropy
 
 from corrkd.data.batches import Samples
 from corrkd.data.synthetic import make
@@ -127,9 +128,9 @@ def test_distillation_moves_the_end_of_an_edge_and_not_its_start() -> None:
     logits = torch.tensor([[[0.0, 0.0], [1.0, 3.0]]], requires_grad=True)
     edges = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])  # modality 0 teaches modality 1
     loss = distillation_loss(Graph(logits, logits, edges), 0.0)
-    assert float(loss.detach()) == pytest.approx(2.0)
+    assert float(loss.detach()) == pytest.approx(1.5 * 2.0)  # the weight and an even share, of the one edge there is
     (gradient,) = torch.autograd.grad(loss, logits)
-    assert gradient[0].tolist() == [[0.0, 0.0], [0.5, 0.5]]
+    assert gradient[0].tolist() == [[0.0, 0.0], [0.75, 0.75]]
     uneven = distillation_loss(Graph(logits, torch.zeros(1, 2, 2), edges), 10.0)
     assert float(uneven) == pytest.approx(10 * 2 * 0.25)
 
@@ -155,6 +156,18 @@ def test_agreement_in_all_answers_makes_a_class_and_scores_have_their_categories
     assert same.tolist() == [[True, True, False], [True, True, False], [False, False, True]]
     answers = torch.tensor([[0, 1], [0, 1], [1, 1]])
     assert method.same_class(answers).tolist() == same.tolist()
+
+
+def test_modalities_add_up_each_by_the_mean_over_the_samples_that_show_it() -> None:
+    samples = make_samples(make_dataset())
+    method = fresh(samples, **SMALL)
+    seen = torch.tensor([[True, True, False], [True, False, False]])
+    values = [torch.tensor([1.0, 3.0]), torch.tensor([5.0, 99.0]), torch.tensor([99.0, 99.0])]
+    assert float(method.over_seen(values, seen)) == 2.0 + 5.0
+    logits, targets = torch.randn(2, 3, 3), torch.tensor([0, 2])
+    graph = Graph(logits, logits, torch.zeros(2, 3, 3))
+    expected = cross_entropy(logits[:, 0], targets) + cross_entropy(logits[:1, 1], targets[:1])
+    torch.testing.assert_close(method.unimodal_loss(graph, targets, seen), expected)
 
 
 @pytest.mark.parametrize(

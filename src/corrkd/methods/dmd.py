@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from corrkd.data.batches import Context
-from corrkd.methods.base import Method, task_loss
+from corrkd.methods.base import Method, chosen_task_loss, task_loss
 from corrkd.networks.dmd import Decoupled, DMDNetwork, Graph
 from corrkd.networks.encoder import pool
 
@@ -25,10 +25,11 @@ class DMD(Method[DMDNetwork]):
       `Decoupler.private_encoder`;
     - self-regression, L_rec: `Decoupler.decoder`, `reconstruction_loss`; L_cyc, the private part again from the decoded: `cycle_loss`;
     - L_mar, a class is closer across modalities than a modality across classes: `margin_loss`;
-    - L_ort, both parts at right angles: `orthogonality_loss`;
+    - L_ort, the cosine of both parts where it is above 0: `orthogonality_loss`;
     - HomoGD, a GD-Unit over the shared parts: `DMDNetwork.homogeneous`;
     - HeteroGD, crossmodal attention between private parts, then a GD-Unit: `DMDNetwork.crossmodal`, `DMDNetwork.heterogeneous`;
-    - a GD-Unit's edges g([f(X_i), X_i], [f(X_j), X_j]), softmax over the graph, and |W x E|_1: `GraphDistillation`, `distillation_loss`;
+    - a GD-Unit's edges g([f(X_i), X_i], [f(X_j), X_j]), softmax over the graph, and |W x E|_1 with W the softmax plus a
+      prior, to which W is also held on average: `GraphDistillation`, `distillation_loss`;
     - fusion of both: `DMDNetwork.fuse`, `DMDNetwork.classify`;
     - total: task + lambda_1 (L_rec + L_cyc + gamma (L_mar + L_ort)) + lambda_2 (HomoGD + HeteroGD): `weights`.
 
@@ -39,11 +40,14 @@ class DMD(Method[DMDNetwork]):
     - Classes of L_mar: for yes/no questions samples that agree in all answers, for scores the target's categories.
       The released code's margin is 0.15 times the distance of two labels; classes have no distance, so it is 0.15. The mean over all
       triples is estimated by one positive and one negative for each anchor, which costs n^2 instead of n^3.
-    - The cosine of L_ort counts where it is above 0: below, it would have the parts become opposites, not independent.
-    - Edges are held to even weights on average, where the original favours language: names of modalities are the reader's own here. Without
-      it a graph would put all weight where there is least to learn.
+    - The prior of the edges is even, where the original's favours language: names of modalities are the reader's own here.
     - A start of an edge is the teacher and gets no gradient. A discrepancy is the mean absolute difference of logits, as a regression's
-      logit differs; f learns the task itself (term "unimodal").
+      logit differs.
+    - f is one linear layer that all vertices of a graph share, where the original has a residual MLP per modality: the samples are fewer.
+      It learns the task (term "unimodal"); the fused shared part has no task loss of its own beside the final one.
+    - The shared parts attend to each other across modalities, are gated and averaged, so that a missing one drops out. The original runs a
+      Transformer over time per modality, takes the last steps, and gates them concatenated.
+    - The attention between private parts has no causal mask, since a sample is known as a whole, and one layer of memory.
     - A modality that is not visible has no edges, no attention and no loss.
     """
 
@@ -70,7 +74,8 @@ class DMD(Method[DMDNetwork]):
         settings = self.network.settings
         return {
             "task": task_loss(self.gather(details.output.logits), targets, self.class_weights),
-            "unimodal": self.unimodal_loss(homogeneous, targets) + self.unimodal_loss(heterogeneous, targets),
+            "unimodal": self.unimodal_loss(homogeneous, targets, seen)
+            + self.unimodal_loss(heterogeneous, targets, seen),
             "reconstruction": self.over_seen([reconstruction_loss(part) for part in parts], seen),
             "cycle": self.over_seen([cycle_loss(part) for part in parts], seen),
             "orthogonality": self.over_seen([orthogonality_loss(part) for part in parts], seen),
@@ -80,14 +85,17 @@ class DMD(Method[DMDNetwork]):
         }
 
     def over_seen(self, values: list[Tensor], seen: Tensor) -> Tensor:
-        """Mean over the visible modalities of all samples, from this process's values, (N,) each by modality."""
+        """Sum over modalities of the mean over the samples that show it, from this process's values, (N,) each by modality."""
         total = self.gather(torch.stack(values, 1)) * seen
-        return total.sum() / seen.sum().clamp(min=1)
+        return (total.sum(0) / seen.sum(0).clamp(min=1)).sum()
 
-    def unimodal_loss(self, graph: Graph, targets: Tensor) -> Tensor:
-        """Task loss of what f says of each modality by itself."""
-        logits = self.network.as_answers(graph.logits).flatten(0, 1)
-        return task_loss(logits, targets.repeat_interleave(graph.logits.shape[1], 0), self.class_weights)
+    def unimodal_loss(self, graph: Graph, targets: Tensor, seen: Tensor) -> Tensor:
+        """Sum over modalities of the task loss of what f says of it by itself, where it is visible."""
+        logits = self.network.as_answers(graph.logits).unbind(1)
+        losses = [
+            chosen_task_loss(x, targets, s, self.class_weights) for x, s in zip(logits, seen.unbind(1), strict=True)
+        ]
+        return torch.stack(losses).sum()
 
     def same_class(self, targets: Tensor) -> Tensor:
         """(N, N) booleans."""
@@ -162,10 +170,17 @@ def one_of(values: Tensor, choice: Tensor) -> Tensor:
 
 
 def distillation_loss(graph: Graph, prior: float) -> Tensor:
-    """Discrepancies of logits by the graph's weights, a start's logits taken as given; and how far mean weights are from even ones."""
+    """Discrepancies of logits by the graph's weights plus even ones, a start's logits taken as given; and how uneven mean weights are.
+
+    Args:
+        graph: of N samples.
+        prior: weight of the squared distance of the mean weights from even ones.
+    """
     logits = graph.logits
     discrepancy = (logits.detach()[:, :, None] - logits[:, None]).abs().mean(-1)
     count = logits.shape[1]
     others = ~torch.eye(count, dtype=torch.bool, device=logits.device)
-    uneven = (graph.edges.mean(0) - 1.0 / (count * (count - 1)))[others].square().sum()
-    return (graph.edges * discrepancy).sum((1, 2)).mean() + prior * uneven
+    even = 1.0 / (count * (count - 1))
+    uneven = (graph.edges.mean(0) - even)[others].square().sum()
+    weights = graph.edges + even * (graph.edges > 0)
+    return (weights * discrepancy).sum((1, 2)).mean() + prior * uneven
