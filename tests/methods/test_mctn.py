@@ -6,7 +6,7 @@ import torch
 from corrkd.errors import CorrKDError
 from corrkd.losses.frames import frame_errors, mean_error
 from corrkd.methods.mctn import MCTN
-from corrkd.networks.mctn import MCTNNetwork, MCTNSettings
+from corrkd.networks.mctn import MCTNNetwork, MCTNSettings, SummedLSTM
 from tests.conftest import make_dataset, make_samples
 from tests.methods.translating import (
     FOUR,
@@ -21,7 +21,7 @@ from tests.methods.translating import (
     share_of_the_way,
 )
 
-SMALL = MCTNSettings(width=8, classifier=(6,))
+SMALL = MCTNSettings(width=8)
 
 
 def network(
@@ -102,13 +102,40 @@ def test_attention_is_a_weighted_mean_of_what_is_not_padding() -> None:
     assert not torch.allclose(net.translate(levels, exists).targets["audio"], made, atol=1e-6)
 
 
+def test_the_encoder_reads_both_ways_and_ends_with_the_sample() -> None:
+    torch.manual_seed(0)
+    encoder, exists = SummedLSTM(4), torch.arange(5)[None] < torch.tensor([[5], [3], [0]])
+    hidden = torch.randn(3, 5, 4)
+    states = encoder(hidden, exists)
+    alone, _ = encoder.lstm(hidden[1:2, :3])
+    torch.testing.assert_close(states[1, :3], alone[0, :, :4] + alone[0, :, 4:])
+    assert not states[~exists].any()
+
+
+def test_the_prediction_is_a_convex_sum_of_states_that_are_not_padding() -> None:
+    net, given = network(TWO), inputs(TWO)
+    embedding, exists = net.join(*given)[-1], given[1]["language"].clone()
+    exists[0] = False
+    with torch.no_grad():
+        net.attention.weight.zero_()
+    states, _ = net.predictor(embedding)
+    representation = net.predict(embedding, exists).representation
+    assert not representation[0].any()
+    for i in range(1, 4):  # even energies: the mean
+        torch.testing.assert_close(representation[i], states[i, exists[i]].mean(0))
+    with torch.no_grad():
+        net.attention.weight.copy_(50 * states[1, :1])
+    after = net.predict(embedding, exists).representation[1]
+    torch.testing.assert_close(after, torch.softmax(50 * states[1, exists[1]] @ states[1, 0], 0) @ states[1, exists[1]])
+
+
 def test_every_term_reaches_the_joint_embedding() -> None:
     samples = make_samples(make_dataset())
     method = MCTN(network_for(MCTNNetwork, samples, SMALL), samples.target)
     batch = samples.take(torch.arange(16))
     terms = method(batch.frames, batch.exists, batch.present, batch.targets)
     assert list(terms) == list(method.weights) == ["task", "translation", "cycle"]
-    weight = method.network.encoders[0].weight_ih_l0
+    weight = method.network.encoders[0].lstm.weight_ih_l0_reverse
     for term in terms.values():
         (gradient,) = torch.autograd.grad(term, weight, retain_graph=True)
         assert gradient.abs().max() > 0

@@ -21,13 +21,15 @@ class MCTN(Method[MCTNNetwork]):
     - Seq2Seq translation with attention from the source to a target: `encoders`, `decoders` of the network; term `translation`,
       squared error.
     - Cyclic translation: the translated target goes through the same encoder and decoder back to the source; term `cycle`.
-    - Joint embedding: the encoder's states, for which the source alone is needed: `join`.
+    - Joint embedding: the states of the encoder, a bidirectional LSTM whose directions are added; the source alone is needed: `join`.
     - Hierarchy for more than two modalities: the joint embedding is translated on to the next target by a translator of its own, forth
       only, since an embedding has no true value to come back to; its error joins `translation`.
-    - Prediction: a recurrent network over the joint embedding: `predictor` and `head`; term `task`, trained together with the rest.
+    - Prediction: an LSTM over the joint embedding, softmax attention over its states, one linear layer: `predictor`, `attention`, `head`;
+      term `task`, trained together with the rest.
 
-    Adapted: modalities of different widths and lengths, which the original pads or aligns, are embedded and projected by a linear layer
-    each around the shared translator, and the decoder writes as many frames as the target has. Classes and yes/no questions take
+    Adapted: targets come in the order of the dataset's modalities. Modalities of different widths and lengths, which the original pads or
+    aligns, are embedded and projected by a linear layer each around the shared translator, and the decoder writes as many frames as the
+    target has. Classes and yes/no questions take
     cross-entropy in place of the score's L1. The errors are means over frames that are there and visible, not sums, so that weights
     mean the same for every length. A frame that is missing in the source is zero. Nothing stands in for a missing source.
     """

@@ -8,25 +8,25 @@ from typing import Annotated, NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from corrkd.errors import CorrKDError
-from corrkd.networks.base import Network, Output, fully_connected
+from corrkd.networks.base import Network, Output
 from corrkd.networks.encoder import Dropout
 
 
 class MCTNSettings(BaseModel):
-    """MCTN's hyper-parameters. The original searches them for each dataset; these are of a size for sets of a few thousand samples."""
+    """MCTN's hyper-parameters: width and loss weights of the original."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     source: str | None = Field(None, description="the only modality that is needed at test; default: the first")
     width: Annotated[int, Field(ge=1)] = Field(
-        40, description="hidden size of the recurrent networks, and of a frame's embedding"
+        32, description="hidden size of the recurrent networks, and of a frame's embedding"
     )
-    classifier: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (64,), description="hidden widths of the predictor's head"
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.1, description="on embedded frames and before the answer"
     )
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="on embedded frames and in the head")
     translation: Annotated[float, Field(ge=0.0)] = Field(
         0.1, description="lambda_t, weight of each translation to a target"
     )
@@ -50,6 +50,7 @@ class Translations(NamedTuple):
 class MCTNNetwork(Network[MCTNSettings]):
     """One level per target: the first is the cyclic translation source <-> target, each further one translates the joint embedding on.
 
+    Targets come in the order of the dataset's modalities.
     `forward` looks at the source alone; `translate` is for training.
 
     Raises:
@@ -69,11 +70,12 @@ class MCTNNetwork(Network[MCTNSettings]):
         width = settings.width
         self.embed = nn.ModuleList(nn.Linear(widths[m], width) for m in self.modalities)
         self.project = nn.ModuleList(nn.Linear(2 * width, widths[m]) for m in self.modalities)
-        self.encoders = nn.ModuleList(nn.LSTM(width, width, batch_first=True) for _ in self.targets or (self.source,))
+        self.encoders = nn.ModuleList(SummedLSTM(width) for _ in self.targets or (self.source,))
         self.decoders = nn.ModuleList(AttentiveDecoder(width) for _ in self.targets)
         self.dropout = Dropout(settings.dropout)
         self.predictor = nn.LSTM(width, width, batch_first=True)
-        self.head = fully_connected([width, *settings.classifier, self.answers], settings.dropout)
+        self.attention = nn.Linear(width, 1)
+        self.head = nn.Linear(width, self.answers)
 
     def forward(
         self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
@@ -82,9 +84,11 @@ class MCTNNetwork(Network[MCTNSettings]):
         return self.predict(self.join(frames, exists, visible)[-1], exists[self.source])
 
     def predict(self, embedding: Tensor, exists: Tensor) -> Output:
-        """The predictor reads the joint embedding (N, T, width) to its last frame."""
+        """The predictor reads the joint embedding (N, T, width); attention over its states that exist makes them one."""
         hidden, _ = self.predictor(embedding)
-        representation = last(hidden, exists)
+        energies = self.attention(hidden)[..., 0].masked_fill(~exists, -1e4)  # finite, for a sample without frames
+        weights = torch.softmax(energies, 1) * exists
+        representation = torch.einsum("nt,ntd->nd", weights, hidden)
         logits: Tensor = self.head(self.dropout(representation))
         return Output(representation, self.as_answers(logits))
 
@@ -96,7 +100,7 @@ class MCTNNetwork(Network[MCTNSettings]):
         hidden = self._embedded(self.source, frames[self.source], seen & visible[self.source])
         levels = []
         for encoder in self.encoders:
-            hidden = encoder(hidden)[0] * seen[..., None]
+            hidden = encoder(hidden, seen)
             levels.append(hidden)
         return levels
 
@@ -108,7 +112,7 @@ class MCTNNetwork(Network[MCTNSettings]):
             return Translations(made, None)
         first = self.targets[0]
         # The way back is the same translator: source and target come to share one embedding.
-        back, _ = self.encoders[0](self._embedded(first, made[first], exists[first]))
+        back = self.encoders[0](self._embedded(first, made[first], exists[first]), exists[first])
         return Translations(made, self._decoded(0, back, exists[first], self.source, seen))
 
     def _embedded(self, modality: str, frames: Tensor, seen: Tensor) -> Tensor:
@@ -120,6 +124,21 @@ class MCTNNetwork(Network[MCTNSettings]):
         place = self.modalities.index(modality)
         out: Tensor = self.decoders[level](memory, attended, exists.shape[1], self.embed[place], self.project[place])
         return out
+
+
+class SummedLSTM(nn.Module):
+    """A bidirectional LSTM whose directions are added; padding, which comes last, takes no part."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(width, width, batch_first=True, bidirectional=True)
+
+    def forward(self, hidden: Tensor, exists: Tensor) -> Tensor:
+        """(N, T, width) and (N, T) booleans -> (N, T, width), zero in the padding."""
+        lengths = exists.sum(1).clamp(min=1).cpu()
+        packed = pack_padded_sequence(hidden, lengths, batch_first=True, enforce_sorted=False)
+        states, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=exists.shape[1])
+        return states.unflatten(-1, (2, -1)).sum(2) * exists[..., None]
 
 
 class AttentiveDecoder(nn.Module):
