@@ -112,6 +112,13 @@ def test_the_encoder_reads_both_ways_and_ends_with_the_sample() -> None:
     assert not states[~exists].any()
 
 
+def test_a_process_may_have_no_sample() -> None:
+    net, nobody = network(TWO), tuple({m: x[:0] for m, x in side.items()} for side in inputs(TWO))
+    made = net.translate(net.join(*nobody), nobody[1])
+    (net(*nobody).logits.sum() + made.targets["audio"].sum() + made.back.sum()).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
+
+
 def test_the_prediction_is_a_convex_sum_of_states_that_are_not_padding() -> None:
     net, given = network(TWO), inputs(TWO)
     embedding, exists = net.join(*given)[-1], given[1]["language"].clone()

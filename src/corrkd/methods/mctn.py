@@ -29,9 +29,9 @@ class MCTN(Method[MCTNNetwork]):
 
     Adapted: targets come in the order of the dataset's modalities. Modalities of different widths and lengths, which the original pads or
     aligns, are embedded and projected by a linear layer each around the shared translator, and the decoder writes as many frames as the
-    target has. Classes and yes/no questions take
-    cross-entropy in place of the score's L1. The errors are means over frames that are there and visible, not sums, so that weights
-    mean the same for every length. A frame that is missing in the source is zero. Nothing stands in for a missing source.
+    target has. Classes and yes/no questions take cross-entropy in place of the score's L1. The errors are means over frames that are there
+    and visible, not sums, so that weights mean the same for every length. A frame that is missing in the source is zero. Nothing stands in
+    for a missing source.
     """
 
     title: ClassVar[str] = "MCTN"

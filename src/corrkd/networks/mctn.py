@@ -135,10 +135,12 @@ class SummedLSTM(nn.Module):
 
     def forward(self, hidden: Tensor, exists: Tensor) -> Tensor:
         """(N, T, width) and (N, T) booleans -> (N, T, width), zero in the padding."""
-        lengths = exists.sum(1).clamp(min=1).cpu()
+        count, lengths = len(hidden), exists.sum(1).clamp(min=1).cpu()
+        if not count:  # one of several processes may have no sample, which cannot be packed
+            hidden, lengths = hidden.new_zeros(1, *hidden.shape[1:]), torch.ones(1, dtype=torch.int64)
         packed = pack_padded_sequence(hidden, lengths, batch_first=True, enforce_sorted=False)
         states, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=exists.shape[1])
-        return states.unflatten(-1, (2, -1)).sum(2) * exists[..., None]
+        return states[:count].unflatten(-1, (2, -1)).sum(2) * exists[..., None]
 
 
 class AttentiveDecoder(nn.Module):
