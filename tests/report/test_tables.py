@@ -20,8 +20,6 @@ from corrkd.report.run_folder import AbsentError, RunFolder
 from corrkd.report.tables import Cell, Metric
 from tests.report.fake_run import METHODS, TITLES, subsets, write_fake_run
 
-numbers = st.floats(-1e3, 1e3, allow_nan=False)
-
 
 def from_file(folder: Path, method: str, condition: str, metric: str) -> list[float]:
     """The seeds' values read with the csv module, draws averaged: an independent way to the tables' numbers."""
@@ -127,18 +125,6 @@ def test_questions_are_the_blocks(tmp_path: Path) -> None:
     expected = 100 * np.mean(from_file(run.path, "student", "vision", "weighted_f1/sad"))
     assert blocks["sad"].loc["CorrKD student", "{v}"].mean == pytest.approx(expected)
     assert list(tables.confusion(run, "complete")) == ["happy", "sad"]
-
-
-@given(st.lists(numbers, min_size=2, max_size=8))
-@settings(deadline=None, max_examples=50)
-def test_half_width_is_scipys_interval(values: list[float]) -> None:
-    array = np.array(values)
-    low, high = stats.ttest_1samp(array, 0.0).confidence_interval(0.95) if np.ptp(array) else (array[0], array[0])
-    assert 2 * tables.half_width(array) == pytest.approx(high - low, abs=1e-9)
-
-
-def test_half_width_of_one_seed_is_undefined() -> None:
-    assert math.isnan(tables.half_width(np.array([3.0])))
 
 
 @given(

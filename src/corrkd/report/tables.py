@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from markupsafe import Markup
-from scipy import stats
 
 from corrkd.errors import CorrKDError
+from corrkd.evaluation.comparison import half_width
 from corrkd.missing.conditions import COMPLETE, missing_subsets
 from corrkd.report.run_folder import AbsentError, RunFolder
 
@@ -78,13 +77,6 @@ class Table:
 
 
 # ------------------------------------------------------------------------------------------------------------------ statistics
-
-
-def half_width(values: npt.NDArray[np.float64]) -> float:
-    """Half-width of the Student-t 95 % interval of the mean of (S,) values; NaN for fewer than two."""
-    if len(values) < 2:
-        return math.nan
-    return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def seed_values(run: RunFolder, metric: str) -> pd.Series[float]:

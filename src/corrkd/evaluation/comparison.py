@@ -1,0 +1,257 @@
+"""The statistics of a comparison between methods: intervals and tests from confusion counts per group of samples.
+
+Samples of a group (a person, a video) are not independent, groups are taken to be. The layout of counts is (..., G, Q, K, K) throughout:
+G groups, Q questions (1 where classes are predicted), rows true, columns predicted. A method's are (S, C, G, Q, K, K), with S seeds and C
+conditions; its Avg. is the mean of weighted F1 over seeds and conditions. One condition alone is `counts[:, [c]]`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from corrkd.errors import CorrKDError
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.integer[Any]]
+
+LEVEL = 0.95
+CHUNK = 2**21  # numbers held at once in a draw's largest array; changes memory only
+TIE = 1e-10  # differences this close are equal but for rounding
+
+
+class Interval(NamedTuple):
+    """An estimate and the ends of its 95 % interval, fractions of 1."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def half_width(values: FloatArray) -> float:
+    """Half-width of the Student-t 95 % interval of the mean of (S,) values; NaN for fewer than two."""
+    if len(values) < 2:
+        return math.nan
+    quantile = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)
+    return float(quantile * values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def confusion_counts(
+    truth: npt.ArrayLike, prediction: npt.ArrayLike, groups: npt.ArrayLike, classes: int
+) -> npt.NDArray[np.int32]:
+    """Confusion counts of each group.
+
+    Args:
+        truth: (N,) classes 0 to K - 1, or (N, Q) answers to questions.
+        prediction: (..., N) or (..., N, Q) likewise, `...` being for example seeds and conditions.
+        groups: (N,) labels of any kind.
+        classes: K, 2 for questions.
+
+    Returns:
+        (..., G, Q, K, K), groups in the order of their sorted labels, Q = 1 for classes.
+
+    Raises:
+        CorrKDError: where shapes do not fit or a class is not among the K.
+    """
+    true, predicted = np.asarray(truth), np.asarray(prediction)
+    labels, group = np.unique(np.asarray(groups), return_inverse=True)
+    if true.ndim not in (1, 2) or predicted.shape[-true.ndim :] != true.shape or group.shape != true.shape[:1]:
+        raise CorrKDError(
+            f"confusion counts: truth {true.shape}, predictions {predicted.shape} and groups {group.shape} do not fit together; "
+            "expected (N,) or (N, Q), the same after any leading axes, and (N,)"
+        )
+    for name, side in (("truth", true), ("predictions", predicted)):
+        if side.dtype.kind not in "biu" or (side.size and not 0 <= side.min() <= side.max() < classes):
+            raise CorrKDError(f"confusion counts: {name} must be whole numbers from 0 to {classes - 1}")
+    leading = predicted.shape[: predicted.ndim - true.ndim]
+    true = true.reshape(len(true), -1).astype(np.int64)
+    shape = (len(labels), true.shape[1], classes, classes)
+    cell = (group[:, None] * shape[1] + np.arange(shape[1])) * classes + true
+    rows = predicted.reshape(-1, *cell.shape)
+    counts = [np.bincount((cell * classes + row).ravel(), minlength=math.prod(shape)).astype(np.int32) for row in rows]
+    return np.array(counts, np.int32).reshape(*leading, *shape)
+
+
+def weighted_f1(counts: npt.ArrayLike) -> FloatArray:
+    """Weighted F1 from confusion counts (..., Q, K, K), averaged over the questions: (...). NaN where there is no sample.
+
+    The same as scikit-learn's `f1_score(truth, prediction, average="weighted", zero_division=0)`.
+    """
+    return _f1(_margins(np.asarray(counts)))
+
+
+def group_interval(counts: npt.ArrayLike, *, seed: int, draws: int = 10_000) -> Interval:
+    """Avg. of one method and its 95 % interval over test groups and seeds: a percentile bootstrap.
+
+    Each draw takes G groups and, independently, S seeds, both with replacement; a drawn group counts in all drawn seeds (Owen, The
+    pigeonhole bootstrap, Annals of Applied Statistics 2007). With one seed it holds the chance in the groups alone. Few groups or few
+    seeds make it too narrow.
+
+    Args:
+        counts: (S, C, G, Q, K, K).
+        seed: of the resampling.
+        draws: resamples.
+
+    Raises:
+        CorrKDError: where the counts have another shape.
+    """
+    methods = _methods(counts)
+    return _interval(_estimates(methods)[0], _resampled(methods, seed, draws)[:, 0])
+
+
+def paired_group_interval(first: npt.ArrayLike, second: npt.ArrayLike, *, seed: int, draws: int = 10_000) -> Interval:
+    """Avg. of `first` minus that of `second`, with `group_interval`'s bootstrap: the same groups and seeds drawn for both.
+
+    Args:
+        first, second: (S, C, G, Q, K, K), seed s of one paired with seed s of the other.
+        seed: of the resampling.
+        draws: resamples.
+
+    Raises:
+        CorrKDError: where the shapes differ or the two were not tested on the same samples.
+    """
+    methods = _methods(first, second)
+    estimates, resampled = _estimates(methods), _resampled(methods, seed, draws)
+    return _interval(estimates[0] - estimates[1], resampled[:, 0] - resampled[:, 1])
+
+
+def sign_flip_test(first: npt.ArrayLike, second: npt.ArrayLike, *, seed: int, draws: int = 10_000) -> float:
+    """Two-sided p value of the difference of two methods' Avg., by swapping the methods within groups.
+
+    Where the methods do not differ, their counts within a group are exchangeable. Each assignment swaps or keeps every group's counts, of
+    all seeds and conditions together, and recomputes the difference from the totals, F1 being no sum over groups. All 2^G assignments are
+    counted where they are no more than `draws`; else random ones, p = (1 + hits) / (1 + draws) (Phipson and Smyth 2010).
+
+    The test is about these trained networks on other groups: it does not hold the chance in training. The smallest p is 2 / 2^G, so with
+    five groups or fewer it cannot fall below 0.05.
+
+    Args:
+        first, second: (S, C, G, Q, K, K).
+        seed: of the random assignments.
+        draws: how many at most.
+
+    Raises:
+        CorrKDError: where the shapes differ or the two were not tested on the same samples.
+    """
+    methods = _methods(first, second)
+    margins = _by_group(methods)
+    groups, total, change = len(margins), margins.sum(0), margins[:, 1] - margins[:, 0]
+    least = abs(np.subtract(*_estimates(methods))) - TIE
+    exact = 2**groups <= draws
+    assignments = _all_swaps(groups) if exact else np.random.default_rng(seed).integers(0, 2, (draws, groups), np.int8)
+    hits = 0
+    for start in range(0, len(assignments), _chunk(margins)):
+        swaps = assignments[start : start + _chunk(margins)].astype(np.float64)
+        swapped = total[0] + np.tensordot(swaps, change, 1)
+        difference = _f1(swapped) - _f1(total.sum(0) - swapped)
+        hits += int((np.abs(difference.mean((-2, -1))) >= least).sum())
+    return hits / len(assignments) if exact else (1 + hits) / (1 + draws)
+
+
+def holm(p_values: Sequence[float] | FloatArray) -> FloatArray:
+    """P values adjusted for their number (Holm, Scandinavian Journal of Statistics 1979), in the order given.
+
+    Raises:
+        CorrKDError: where one is not from 0 to 1.
+    """
+    p = np.asarray(p_values, np.float64)
+    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
+        raise CorrKDError("holm: expected a list of p values from 0 to 1")
+    order = np.argsort(p)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return adjusted
+
+
+def ranks(values: npt.ArrayLike) -> FloatArray:
+    """Mean rank (M,) of each of M methods over C conditions, from scores (M, C): 1 is the highest score, ties share their mean rank.
+
+    A method with a NaN score has rank NaN and the others are ranked without it.
+    """
+    scores = np.asarray(values, np.float64)
+    known = ~np.isnan(scores).any(1)
+    out = np.full(len(scores), math.nan)
+    if known.any():
+        out[known] = stats.rankdata(-scores[known], axis=0).mean(1)
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------------------- internals
+
+
+def _methods(*counts: npt.ArrayLike) -> IntArray:
+    """(M, S, C, G, Q, K, K) of methods that may be compared."""
+    arrays = [np.asarray(c) for c in counts]
+    for array in arrays:
+        if array.ndim != 6 or 0 in array.shape or array.shape[-1] != array.shape[-2]:
+            raise CorrKDError(
+                f"comparison: counts have shape {array.shape}, expected (seeds, conditions, groups, questions, K, K)"
+            )
+        if array.shape != arrays[0].shape:
+            raise CorrKDError(
+                f"comparison: counts of shapes {arrays[0].shape} and {array.shape}; pair the same seeds, conditions and groups"
+            )
+        if (array.sum(-1) != arrays[0].sum(-1)).any():
+            raise CorrKDError("comparison: the methods were not tested on the same samples: their true classes differ")
+    if not arrays[0].sum((2, 4, 5)).all():
+        raise CorrKDError("comparison: a condition without any sample has no score")
+    return np.stack(arrays)
+
+
+def _margins(counts: IntArray) -> IntArray:
+    """(..., K, K) -> (..., 3, K): right, true and predicted samples of each class, all that F1 needs."""
+    return np.stack([np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1), counts.sum(-2)], axis=-2)
+
+
+def _f1(margins: IntArray | FloatArray) -> FloatArray:
+    """(..., Q, 3, K) -> (...)."""
+    right, true, predicted = np.moveaxis(margins, -2, 0)
+    each = true * 2.0 * right / np.maximum(true + predicted, 1)
+    with np.errstate(invalid="ignore"):
+        score: FloatArray = (each.sum(-1) / true.sum(-1)).mean(-1)
+    return score
+
+
+def _by_group(methods: IntArray) -> FloatArray:
+    """(M, S, C, G, Q, K, K) -> margins (G, M, S, C, Q, 3, K), as floats: whole numbers are exact and products fast."""
+    return np.ascontiguousarray(np.moveaxis(_margins(methods), 3, 0), np.float64)
+
+
+def _estimates(methods: IntArray) -> FloatArray:
+    """Avg. of each method: (M,)."""
+    return weighted_f1(methods.sum(3)).mean((-2, -1))
+
+
+def _chunk(margins: FloatArray) -> int:
+    """How many draws at once, for margins (G, ...)."""
+    return max(1, CHUNK // max(len(margins), margins[0].size))
+
+
+def _resampled(methods: IntArray, seed: int, draws: int) -> FloatArray:
+    """Avg. of each method in each draw: (draws, M)."""
+    margins = _by_group(methods)
+    groups, seeds = len(margins), margins.shape[2]
+    of_groups, of_seeds = np.random.default_rng(seed).spawn(2)
+    out = np.empty((draws, margins.shape[1]))
+    for start in range(0, draws, _chunk(margins)):
+        part = out[start : start + _chunk(margins)]
+        group_weight = of_groups.multinomial(groups, np.full(groups, 1 / groups), len(part)).astype(np.float64)
+        seed_weight = of_seeds.multinomial(seeds, np.full(seeds, 1 / seeds), len(part)) / seeds
+        scores = _f1(np.tensordot(group_weight, margins, 1)).mean(-1)
+        part[:] = np.einsum("nms,ns->nm", scores, seed_weight)
+    return out
+
+
+def _interval(estimate: float, drawn: FloatArray) -> Interval:
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(estimate), float(low), float(high))
+
+
+def _all_swaps(groups: int) -> npt.NDArray[np.int64]:
+    """All assignments of swaps to groups, 1 or 0: (2^G, G)."""
+    return (np.arange(2**groups)[:, None] >> np.arange(groups)) & 1
