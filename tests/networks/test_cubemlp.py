@@ -38,14 +38,14 @@ def by_einsum(unit: MixingUnit, cube: Tensor) -> Tensor:
     spec = AXES[unit.axis]
     shape = [1, 1, 1, 1]
     shape[unit.axis] = -1
-    hidden = gelu(torch.einsum(spec, cube, unit.first.weight) + unit.first.bias.view(shape))
+    normed = cube
+    if cube.shape[unit.axis] > 3:
+        mean, variance = cube.mean(unit.axis, True), cube.var(unit.axis, False, True)
+        normed = (cube - mean) / (variance + 1e-5).sqrt() * unit.norm.weight.view(shape) + unit.norm.bias.view(shape)
+    hidden = gelu(torch.einsum(spec, normed, unit.first.weight) + unit.first.bias.view(shape))
     mixed = torch.einsum(spec, hidden, unit.second.weight) + unit.second.bias.view(shape)
     linear = isinstance(unit.shortcut, nn.Linear)
-    mixed = mixed + (torch.einsum(spec, cube, unit.shortcut.weight) if linear else cube)
-    if isinstance(unit.norm, nn.LayerNorm):
-        mean, variance = mixed.mean(unit.axis, True), mixed.var(unit.axis, False, True)
-        mixed = (mixed - mean) / (variance + 1e-5).sqrt() * unit.norm.weight.view(shape) + unit.norm.bias.view(shape)
-    return mixed
+    return mixed + (torch.einsum(spec, cube, unit.shortcut.weight) if linear else cube)
 
 
 @given(st.tuples(*[st.integers(1, 6)] * 9), st.integers(0, 99))
@@ -101,6 +101,24 @@ def test_shortcuts_and_norms_count(part: str) -> None:
 
     setattr(model.blocks[1].sequence, part, Zero())
     assert not torch.allclose(before, model(*data).logits, atol=1e-4)
+
+
+def test_frames_enter_the_cube_normed_and_rectified_and_padding_as_zeros() -> None:
+    model = network()
+    data = inputs(model)
+    cube = model.cube(*data)
+    for place, m in enumerate(model.modalities):
+        states = model.encoders[place](data[0][m], data[1][m], data[2][m])
+        expected = (states - states.mean(-1, True)) / (states.var(-1, False, True) + 1e-5).sqrt()
+        expected = expected.clamp(min=0) * data[1][m][..., None]
+        assert torch.allclose(cube[:, : states.shape[1], place], expected, atol=1e-5)
+        assert not cube[:, states.shape[1] :, place].any()
+
+
+def test_a_wide_cube_is_read_through_a_hidden_layer() -> None:
+    wide = CubeMLPNetwork({"a": 3, "b": 2}, {"a": 4, "b": 4}, outputs=3)
+    assert [x.weight.shape for x in wide.classifier if isinstance(x, nn.Linear)] == [(128, 6 * 3 * 16), (3, 128)]
+    assert [x.weight.shape for x in network().classifier if isinstance(x, nn.Linear)] == [(3, 4 * 4 * 5)]
 
 
 @pytest.mark.parametrize("names", [2, 4])

@@ -13,14 +13,16 @@ class CubeMLP(Method[CubeMLPNetwork]):
 
     Components of the original, and where they are:
 
-    - feature extraction to sequences of one length and channels, by LSTMs for audio and vision: `CubeMLPNetwork.encoders`, `cube`;
+    - feature extraction to sequences of one length and channels, by LSTMs for audio and vision, each with a layer norm, ReLU and dropout:
+      `CubeMLPNetwork.encoders`, `norms`, `cube`;
     - blocks of three units, each two affine maps with an activation between, along the sequence, the modalities and the channels:
       `CubeMLPBlock`, `MixingUnit`;
-    - shortcuts around the units, linear where the size changes, and layer norms: `MixingUnit.shortcut`, `norm`;
-    - the mixed cube read flat by a classifier: `CubeMLPNetwork.classifier`;
+    - shortcuts around the units, linear where the size changes, and a layer norm ahead of the first map: `MixingUnit.shortcut`, `norm`;
+    - the mixed cube read flat by a classifier, with a hidden layer of 128 where it is wider than that: `CubeMLPNetwork.classifier`;
     - the task loss alone: `Method.terms`.
 
-    Adapted: language has an LSTM too, in place of a BERT trained along, since datasets come as features. Any number of modalities.
+    Adapted: language has an LSTM too, in place of a BERT trained along, since datasets come as features. LSTMs read forth only, where the
+    original adds both directions, so that padding, which comes last, changes no state. Any number of modalities.
     Cross-entropy for classes and answers where the original regresses a score. No norm along an axis of three or fewer, such as the
     modalities: it would leave hardly more than an order. Widths are scaled to short sequences. A complete-modality method: it is trained
     on complete samples.

@@ -17,6 +17,7 @@ from corrkd.settings import Count
 
 Shape = tuple[Count, Count, Count]
 MIN_NORMED = 3  # sizes up to this are not normed
+READ_OUT = 128  # a wider cube is read through a hidden layer of this width
 
 
 class CubeMLPSettings(BaseModel):
@@ -31,7 +32,9 @@ class CubeMLPSettings(BaseModel):
     shapes: tuple[Shape, ...] = Field(
         ((12, 3, 32), (6, 3, 16)), description="the cube each block leaves: frames, modalities, channels"
     )
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="in the units and before the classifier")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.1, description="after the LSTMs, in the units and around the classifier"
+    )
 
 
 class CubeMLPNetwork(Network[CubeMLPSettings]):
@@ -48,6 +51,7 @@ class CubeMLPNetwork(Network[CubeMLPSettings]):
         settings = self.settings
         self.length = max(frames.values())
         self.encoders = nn.ModuleList(FrameLSTM(widths[m], settings.channels) for m in self.modalities)
+        self.norms = nn.ModuleList(nn.LayerNorm(settings.channels) for _ in self.modalities)
         shape = (self.length, len(self.modalities), settings.channels)
         blocks = []
         for hidden, out in zip(settings.hidden, settings.shapes, strict=True):
@@ -56,7 +60,8 @@ class CubeMLPNetwork(Network[CubeMLPSettings]):
         self.blocks = nn.Sequential(*blocks)
         self.dropout = Dropout(settings.dropout)
         flat = shape[0] * shape[1] * shape[2]
-        self.classifier = fully_connected([flat, self.answers], settings.dropout)
+        hidden = [READ_OUT] if flat > READ_OUT else []
+        self.classifier = fully_connected([flat, *hidden, self.answers], settings.dropout)
 
     def forward(
         self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
@@ -69,8 +74,9 @@ class CubeMLPNetwork(Network[CubeMLPSettings]):
     def cube(self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]) -> Tensor:
         """The modalities side by side, (N, L, M, D); zero in the padding."""
         parts = []
-        for m, encoder in zip(self.modalities, self.encoders, strict=True):
-            states = encoder(frames[m], exists[m], visible[m])[:, : self.length]
+        for m, encoder, norm in zip(self.modalities, self.encoders, self.norms, strict=True):
+            states = self.dropout(torch.relu(norm(encoder(frames[m], exists[m], visible[m]))))
+            states = (states * exists[m][..., None])[:, : self.length]
             parts.append(pad(states, (0, 0, 0, self.length - states.shape[1])))
         return torch.stack(parts, 2)
 
@@ -91,7 +97,7 @@ class CubeMLPBlock(nn.Module):
 
 
 class MixingUnit(nn.Module):
-    """Two affine maps along one axis, GELU between, a shortcut around both, and a layer norm along that axis.
+    """A layer norm along one axis, two affine maps with GELU between, and a shortcut around all of it.
 
     Args:
         axis: of (N, L, M, D) that is mixed: 1, 2 or 3.
@@ -106,13 +112,13 @@ class MixingUnit(nn.Module):
         self.second = nn.Linear(hidden, out)
         self.shortcut = nn.Identity() if size == out else nn.Linear(size, out, bias=False)
         # A norm over so few numbers leaves hardly more than their order.
-        self.norm = nn.LayerNorm(out) if out > MIN_NORMED else nn.Identity()
+        self.norm = nn.LayerNorm(size) if size > MIN_NORMED else nn.Identity()
         self.dropout = Dropout(dropout)
 
     def forward(self, cube: Tensor) -> Tensor:
         """The cube with its axis mixed; the other two are untouched."""
         x = cube.movedim(self.axis, -1)
-        mixed = self.norm(self.shortcut(x) + self.dropout(self.mix(x)))
+        mixed: Tensor = self.shortcut(x) + self.dropout(self.mix(self.norm(x)))
         return mixed.movedim(-1, self.axis)
 
     def mix(self, x: Tensor) -> Tensor:
