@@ -1,0 +1,91 @@
+"""Gated fusion: a mean vector for each modality, and a gate that shares out the weight among those that are visible."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from corrkd.methods.base import Method, task_loss
+from corrkd.networks.base import Network, Output
+from corrkd.networks.encoder import pool
+
+ByModality = Mapping[str, Tensor]
+
+
+class GatedFusionSettings(BaseModel):
+    """Structure of the network, saved with the model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)  # a key that is not here is an error
+
+    width: int = Field(32, ge=1, description="of each modality's vector")
+    dropout: float = Field(0.1, ge=0.0, lt=1.0, description="on the fused vector")
+
+
+class GatedFusionNetwork(Network[GatedFusionSettings]):
+    """Takes any modalities, for classes, questions and scores. Frames that `exists` or `visible` denies are not looked at."""
+
+    name = "gated-fusion"
+    settings_type = GatedFusionSettings
+
+    def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
+        """The modules."""
+        width = self.settings.width
+        self.embed = nn.ModuleList(nn.Sequential(nn.Linear(widths[m], width), nn.ReLU()) for m in self.modalities)
+        self.gate = nn.ModuleList(nn.Linear(width, 1) for _ in self.modalities)
+        self.dropout = nn.Dropout(self.settings.dropout)
+        self.classifier = nn.Linear(width, self.answers)
+
+    def forward(self, frames: ByModality, exists: ByModality, visible: ByModality) -> Output:
+        """The representation is the fused vector, (N, width)."""
+        return self.gated(frames, exists, visible)[0]
+
+    def gated(self, frames: ByModality, exists: ByModality, visible: ByModality) -> tuple[Output, Tensor]:
+        """`forward`, and the weight of each modality, (N, M): 0 where it is missing; a row's sum is 1."""
+        counted = [exists[m] & visible[m] for m in self.modalities]
+        inputs = zip(self.modalities, self.embed, counted, strict=True)
+        vectors = [pool(embed(frames[m]), seen) for m, embed, seen in inputs]
+        scores = torch.cat([gate(vector) for gate, vector in zip(self.gate, vectors, strict=True)], 1)
+        shown = torch.stack([seen.any(1) for seen in counted], 1)
+        # The lowest number and not -inf: where nothing is visible, all modalities weigh the same instead of NaN.
+        weights = torch.softmax(scores.masked_fill(~shown, torch.finfo(scores.dtype).min), 1)
+        fused = self.dropout((weights[..., None] * torch.stack(vectors, 1)).sum(1))
+        return Output(fused, self.as_answers(self.classifier(fused))), weights
+
+
+class GatedFusionOptions(BaseModel):
+    """What the training alone needs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    concentration: float = Field(0.1, ge=0.0, description="weight of the term that keeps the gate from one modality")
+
+
+class GatedFusion(Method[GatedFusionNetwork]):
+    """The task loss, and the sum of the gate's squared weights: 1 where one modality decides, 1/M where all M weigh the same.
+
+    A method that looks at the network's output alone leaves `forward` as it is and adds to `terms`.
+    """
+
+    title = "Gated fusion"
+    network_type = GatedFusionNetwork
+    options_type = GatedFusionOptions
+    search: ClassVar = {"options.concentration": (0.01, 1.0)}
+
+    def forward(
+        self, frames: ByModality, exists: ByModality, visible: ByModality, targets: Tensor, *_: Any, **__: Any
+    ) -> dict[str, Tensor]:
+        """The terms task and concentration, over the rows of all processes."""
+        output, weights = self.network.gated(frames, exists, visible)
+        return {
+            "task": task_loss(self.gather(output.logits), self.gather(targets), self.class_weights),
+            "concentration": self.gather(weights).square().sum(1).mean(),
+        }
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of each term."""
+        return {"task": 1.0, "concentration": self.options.concentration}

@@ -1,0 +1,103 @@
+"""The example plug-in, installed as its README says and used from another process, as a comparison's runs do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PLUGIN = Path(__file__).parents[2] / "examples" / "plugin"
+
+# Trains, saves, loads and tests; then asks the network about samples of which a modality, or everything, is hidden.
+USE = """
+import json, sys
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from corrkd.experiment.compare_settings import load_plan
+from corrkd.experiment.job import run_job
+from corrkd.methods.registry import method_names
+from corrkd.networks.saved import load_network
+
+said = {"names": method_names()}
+for target in ("classes", "score"):
+    overrides = [
+        "data.synthetic={train: 120, valid: 60, test: 60, frames: 4, noise: 0.3}", f"data.target={target}", "device=cpu",
+        "student.epochs=6", "student.batch_size=12", "student.lr=0.02",
+        "evaluation.draws=1", "evaluation.ratios=[0.0, 1.0]", "evaluation.bursts=[]",
+    ]
+    plan = load_plan(methods=["gated-fusion"], overrides=overrides).datasets["synthetic"]
+    out = Path(target)
+    run_job(plan, out, "gated-fusion", 0)
+    saved = load_network(out / "seed-0" / "gated-fusion" / "gated-fusion")
+    results = pd.read_csv(out / "seed-0" / "gated-fusion" / "results.csv")
+    f1 = results[results["metric"] == "weighted_f1"].groupby("condition")["value"].mean()
+    said[target] = {"history": saved.about["history"], "f1": f1.to_dict()}
+
+network = load_network(Path("classes") / "seed-0" / "gated-fusion" / "gated-fusion").network
+torch.manual_seed(0)
+frames = {m: torch.randn(5, 4, saved.widths[m]) for m in network.modalities}
+there = {m: torch.ones(5, 4, dtype=torch.bool) for m in network.modalities}
+hidden = {m: torch.zeros_like(x) for m, x in there.items()}
+first = network.modalities[0]
+without_first = {**there, first: hidden[first]}
+said["class"] = type(network).__module__
+said["of_hidden"] = network.gated(frames, there, without_first)[1][:, 0].tolist()
+other = {**frames, first: frames[first] + 1.0}
+for key, visible in {"moved_by_hidden": without_first, "moved_by_shown": there}.items():
+    moved = network(other, there, visible).logits - network(frames, there, visible).logits
+    said[key] = moved.abs().max().item()
+said["of_nothing"] = network.gated(frames, there, hidden)[1].tolist()
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `USE` prints where the plug-in is installed."""
+    folder = tmp_path_factory.mktemp("plugin")
+    source = shutil.copytree(PLUGIN, folder / "source")  # a build leaves files beside what it builds
+    flags = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--quiet"]
+    install = [sys.executable, "-m", "pip", "install", *flags, "--target", str(folder / "site"), str(source)]
+    subprocess.run(install, check=True)
+    environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", USE]
+    run = subprocess.run(command, check=True, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return found
+
+
+def test_stands_beside_the_built_in_methods(said: dict[str, Any]) -> None:
+    assert {"gated-fusion", "corrkd", "no-distillation"} <= set(said["names"])
+
+
+@pytest.mark.parametrize("target", ["classes", "score"])
+def test_learns_and_loses_with_what_is_missing(said: dict[str, Any], target: str) -> None:
+    f1 = said[target]["f1"]
+    assert f1["complete"] == f1["ratio-0.0"] > f1["ratio-1.0"] + 0.1
+    first, *_, last = said[target]["history"]
+    assert last["loss/task"] < 0.9 * first["loss/task"]
+
+
+def test_its_own_term_is_in_the_objective(said: dict[str, Any]) -> None:
+    for record in said["classes"]["history"]:
+        assert 1 / 3 <= record["loss/concentration"] <= 1
+        assert record["loss/total"] == pytest.approx(record["loss/task"] + 0.1 * record["loss/concentration"], rel=1e-4)
+
+
+def test_a_saved_model_is_loaded_as_the_plug_in_s_class(said: dict[str, Any]) -> None:
+    assert said["class"] == "corrkd_gated_fusion"
+
+
+def test_the_gate_shares_the_weight_among_visible_modalities(said: dict[str, Any]) -> None:
+    assert said["of_hidden"] == [0.0] * 5
+    assert said["moved_by_hidden"] == 0.0 < said["moved_by_shown"]
+    assert all(row == pytest.approx([1 / 3] * 3) for row in said["of_nothing"])

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import pytest
+
+from corrkd.errors import CorrKDError
+from corrkd.methods.base import Method
+from corrkd.methods.corrkd import CorrKD
+from corrkd.methods.registry import BUILT_IN, method_class, method_names
+from corrkd.networks.late_fusion import LateFusionNetwork
+from corrkd.networks.registry import network_class
+
+Offer = Callable[..., None]
+
+
+class Mine(Method[Any]):
+    """What another package offers."""
+
+
+@pytest.fixture
+def offer(monkeypatch: pytest.MonkeyPatch) -> Offer:
+    """Entry points as if packages with them were installed: offer(group, name="module:Class")."""
+    points: list[metadata.EntryPoint] = []
+    monkeypatch.setattr(metadata, "entry_points", lambda **which: metadata.EntryPoints(points).select(**which))
+
+    def add(group: str, **offered: str) -> None:
+        points.extend(metadata.EntryPoint(name, value, group) for name, value in offered.items())
+
+    return add
+
+
+def refused(find: Callable[[str], Any], name: str) -> str:
+    """The one line with which a name is refused."""
+    with pytest.raises(CorrKDError) as caught:
+        find(name)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def test_a_method_of_another_package_is_found_after_the_built_in_ones(offer: Offer) -> None:
+    offer("corrkd.methods", zeta=f"{__name__}:Mine", alpha=f"{__name__}:Mine")
+    assert method_names() == (*BUILT_IN, "alpha", "zeta")
+    assert method_class("zeta") is Mine
+
+
+def test_an_unknown_name_is_told_what_there_is(offer: Offer) -> None:
+    offer("corrkd.methods", mine=f"{__name__}:Mine")
+    line = refused(method_class, "mime")
+    assert line.startswith("method 'mime' is unknown")
+    assert {*BUILT_IN, "mine"} <= set(line.rpartition("there are ")[2].split(", "))
+    assert "mine" not in refused(network_class, "mime").split("there are")[1]  # another group
+
+
+def test_a_built_in_name_cannot_be_taken_over(offer: Offer) -> None:
+    offer("corrkd.methods", corrkd=f"{__name__}:Mine")
+    offer("corrkd.networks", **{"late-fusion": f"{__name__}:Mine"})
+    assert method_class("corrkd") is CorrKD
+    assert network_class("late-fusion") is LateFusionNetwork
+    assert method_names() == tuple(BUILT_IN)
+
+
+@pytest.mark.parametrize("value", ["corrkd_no_such_module:Mine", f"{__name__}:NoSuchClass"])
+def test_what_cannot_be_loaded_is_one_line_that_says_where_it_comes_from(offer: Offer, value: str) -> None:
+    offer("corrkd.methods", mine=value)
+    line = refused(method_class, "mine")
+    assert line.startswith(f"method 'mine' (entry point {value}): cannot be loaded: ")
+    assert value.replace(f"{__name__}:", "").removesuffix(":Mine") in line.rpartition("cannot be loaded: ")[2]
+
+
+@pytest.mark.parametrize("value", ["json:loads", "fractions:Fraction", "corrkd.networks.late_fusion:LateFusionNetwork"])
+def test_what_is_no_method_is_refused(offer: Offer, value: str) -> None:
+    offer("corrkd.methods", mine=value)
+    assert refused(method_class, "mine").endswith(
+        f"(entry point {value}): is no subclass of corrkd.methods.base.Method"
+    )
+
+
+def test_a_method_is_no_network(offer: Offer) -> None:
+    offer("corrkd.networks", mine=f"{__name__}:Mine")
+    assert refused(network_class, "mine").endswith("is no subclass of corrkd.networks.base.Network")
+
+
+@pytest.mark.parametrize("name", list(BUILT_IN))
+def test_every_built_in_name_leads_to_a_method_whose_network_is_found_by_its_name(name: str) -> None:
+    kind = method_class(name)
+    assert issubclass(kind, Method)
+    assert network_class(kind.network_type.name) is kind.network_type
