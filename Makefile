@@ -23,6 +23,7 @@ test: lint
 	$(BIN)/pytest -m 'not slow'
 
 test-all: lint
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,cluster]'
 	$(BIN)/pytest
 
 clean:

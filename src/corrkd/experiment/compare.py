@@ -127,6 +127,8 @@ def _empty(out: Path) -> None:
             run_folder.empty(folder)
             for file in ("costs.csv", "groups.csv"):
                 (folder / file).unlink(missing_ok=True)
+            if not any(folder.iterdir()):
+                folder.rmdir()
     run_folder.empty(out)
     for file in (FAILURES, PLAN):
         (out / file).unlink(missing_ok=True)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from threading import Event, Thread
 from typing import Literal
@@ -110,14 +111,15 @@ def _backend(name: Backend, address: str | None) -> Iterator[None]:
         return
     try:
         import ray
-        from ray.util.joblib import register_ray
+
+        register_ray = import_module("ray.util.joblib").register_ray
     except ImportError:
         raise CorrKDError("--backend ray needs Ray: pip install 'corrkd[cluster]'") from None
     try:
         ray.init(address=address, log_to_driver=False, include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise CorrKDError(f"--address {address}: no Ray cluster there: {' '.join(str(error).split())}") from None
-    register_ray()  # type: ignore[no-untyped-call]
+    register_ray()
     try:
         with parallel_config(backend="ray"):
             yield

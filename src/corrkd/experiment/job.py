@@ -35,6 +35,13 @@ def run_job(plan: DatasetPlan, dataset: Path, arm: str, seed: int) -> None:
     """Trains and tests one arm in `dataset`/seed-N/<arm>; what is there already is not done again."""
     folder = dataset / f"seed-{seed}" / arm
     make_folder(folder)
+    try:
+        _train_and_test(plan, folder, arm, seed)
+    finally:
+        (folder / PROGRESS).unlink(missing_ok=True)
+
+
+def _train_and_test(plan: DatasetPlan, folder: Path, arm: str, seed: int) -> None:
     settings = plan.settings.model_copy(update={"seeds": (seed,)})
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
@@ -112,8 +119,6 @@ def main(arguments: list[str]) -> int:
         traceback.print_exc()
         print(f"error: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    finally:
-        (out / dataset / f"seed-{seed}" / arm / PROGRESS).unlink(missing_ok=True)
     return 0
 
 

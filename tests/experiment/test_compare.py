@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+
+import corrkd
+from corrkd.errors import CorrKDError
+from corrkd.experiment import grid
+from corrkd.experiment.compare import Comparison, compare, read_plan
+from corrkd.experiment.compare_settings import ComparePlan, load_plan
+from corrkd.experiment.grid import Job, state_table
+from corrkd.experiment.job import run_job
+from corrkd.report import comparison_page
+from tests.experiment.conftest import assert_same, contents, tiny, write_npz
+
+METHODS = ["late-fusion", "kl", "no-distillation"]
+
+
+def plan_of(methods: Any = METHODS, seeds: int = 1, tmp: Path | None = None, **changes: Any) -> ComparePlan:
+    """A comparison on the tiny built-in dataset, through a file as a user writes it."""
+    settings = {key: value for key, value in tiny(**changes).items() if key != "seeds"}
+    tree = {"datasets": {"built-in": {"settings": settings}}, "methods": methods, "seeds": seeds}
+    assert tmp is not None
+    (tmp / "plan.yaml").write_text(json.dumps(tree))  # JSON is YAML
+    return load_plan(tmp / "plan.yaml")
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """Jobs run in this process, which saves the start of theirs; the list tells which ran. The report is left out."""
+    ran: list[Job] = []
+
+    def run_here(job: Job) -> str | None:
+        ran.append(job)
+        try:
+            run_job(read_plan(job.out).datasets[job.dataset], job.out / job.dataset, job.arm, job.seed)
+        except CorrKDError as error:
+            return str(error)
+        return None
+
+    monkeypatch.setattr(grid, "run_apart", run_here)
+    monkeypatch.setattr(comparison_page, "write_comparison", lambda out, reported=None: out)
+    return ran
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    """A real one: a process for each run, two at once, and the report."""
+    tmp = tmp_path_factory.mktemp("compared")
+    plan = plan_of(tmp=tmp).model_copy(update={"jobs": 2})
+    return compare(plan, tmp / "out")
+
+
+def test_what_a_comparison_leaves(compared: Comparison) -> None:
+    assert compared.failures == []
+    assert (compared.folder / "report.html").is_file()
+    folder = compared.folder / "built-in"
+    table = pd.read_csv(folder / "results.csv", dtype={"seed": str}, keep_default_na=False)
+    arms = {"teacher", *METHODS}  # the teacher comes along, since `kl` is taught
+    assert set(table["method"]) == {*arms, "majority", "bayes"}
+    costs = pd.read_csv(folder / "costs.csv").set_index("method")
+    assert set(costs.index) == arms
+    assert (costs["train_seconds"] > 0).all()
+    assert (costs["peak_memory_bytes"] > 1e7).all()
+    for arm in arms:
+        tensors = load_file(folder / "seed-0" / arm / f"{arm}.safetensors")
+        size = sum(x.size for name, x in tensors.items() if name.startswith("network.") and "fill" not in name)
+        assert costs.loc[arm, "parameters"] == size
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["groups"]["count"] == len(set(pd.read_csv(folder / "groups.csv", dtype=str)["group"]))
+    assert {m["name"]: m["kind"] for m in facts["methods"]}["kl"] == "control"
+    assert any("mask seed" in line for line in facts["comparison"]["stated"])
+
+
+def test_a_method_is_the_same_in_a_comparison_as_in_a_run(compared: Comparison, tmp_path: Path) -> None:
+    """Same initialisation, batches, masks, selection: to the bit."""
+    corrkd.run(tiny(seeds=[0]), tmp_path / "run")
+    for arm, role in (("teacher", "teacher"), ("no-distillation", "control")):
+        ours = load_file(compared.folder / "built-in" / "seed-0" / arm / f"{arm}.safetensors")
+        other = load_file(tmp_path / "run" / "seed-0" / f"{role}.safetensors")
+        assert ours.keys() == other.keys()
+        for name, value in ours.items():
+            np.testing.assert_array_equal(value, other[name], err_msg=name)
+    results = pd.read_csv(tmp_path / "run" / "results.csv", keep_default_na=False)
+    mine = compared.results
+    one = mine[mine["method"] == "no-distillation"]["value"].to_numpy(float)
+    np.testing.assert_array_equal(one, results[results["method"] == "control"]["value"].to_numpy(float))
+
+
+def test_only_what_is_missing_is_done(here: list[Job], tmp_path: Path) -> None:
+    plan, out = plan_of(tmp=tmp_path), tmp_path / "out"
+    compare(plan, out)
+    assert [job.arm for job in here] == ["teacher", *METHODS]  # the teacher first
+    before = contents(out)
+    here.clear()
+    compare(plan, out)
+    assert here == []
+    assert_same(before, contents(out))
+    (out / "built-in" / "seed-0" / "kl" / "results.csv").unlink()
+    (out / "built-in" / "seed-0" / "kl" / "progress").write_text("kl 1/2")  # as a killed process leaves it
+    compare(plan, out)
+    assert [job.arm for job in here] == ["kl"]
+    assert_same(before, contents(out))
+    here.clear()
+    compare(plan_of([*METHODS, "feature-mse"], seeds=2, tmp=tmp_path), out)
+    assert {(job.arm, job.seed) for job in here} == {
+        ("feature-mse", 0), *((arm, 1) for arm in ("teacher", *METHODS, "feature-mse")),
+    }  # fmt: skip
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(here: list[Job], tmp_path: Path) -> None:
+    plan = plan_of({"late-fusion": {"stage": {"lr": 1e30, "clip_norm": None}}, "no-distillation": {}}, tmp=tmp_path)
+    done = compare(plan, tmp_path / "out")
+    assert [(f.job.arm, "no longer finite" in f.error) for f in done.failures] == [("late-fusion", True)]
+    assert set(done.results["method"]) == {"no-distillation", "majority", "bayes"}
+    listed = pd.read_csv(tmp_path / "out" / "failures.csv")
+    assert list(listed["method"]) == ["late-fusion"]
+    here.clear()
+    assert len(compare(plan, tmp_path / "out").failures) == 1
+    assert [job.arm for job in here] == ["late-fusion"]
+
+
+def test_a_process_that_dies_is_a_failure_with_its_last_line(tmp_path: Path) -> None:
+    job = Job(tmp_path, "nowhere", "kl", 0)
+    error = grid.run_apart(job)
+    assert error is not None
+    assert "compare.yaml" in error
+    assert not job.done
+
+
+def test_a_method_begun_with_other_settings_is_not_gone_on_with(here: list[Job], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    compare(plan_of(["no-distillation"], tmp=tmp_path), out)
+    before = contents(out)
+    other = plan_of({"no-distillation": {"stage": {"lr": 0.5}}}, tmp=tmp_path)
+    with pytest.raises(CorrKDError, match=r"method no-distillation, stage\.lr was .*, is 0\.5; .*--overwrite"):
+        compare(other, out)
+    with pytest.raises(CorrKDError, match=r"dataset built-in, missing\.modality was 0\.3, is 0\.9"):
+        compare(plan_of(["no-distillation"], tmp=tmp_path, missing={"modality": 0.9}), out)
+    assert_same(before, contents(out))
+    here.clear()
+    compare(other, out, overwrite=True)
+    assert [job.arm for job in here] == ["no-distillation"]
+
+
+def test_a_folder_of_others_is_left_alone(here: list[Job], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(CorrKDError, match="holds other files and no comparison"):
+            compare(plan_of(tmp=tmp_path), tmp_path / "out", overwrite=overwrite)
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
+    assert here == []
+
+
+def test_what_a_method_cannot_do_is_said_before_any_training(here: list[Job], tmp_path: Path) -> None:
+    data = write_npz(tmp_path / "one.npz", {"speech": 4})
+    plan = load_plan(data=[str(data)], methods=["no-distillation", "dmd"], overrides=["student.epochs=1"])
+    with pytest.raises(
+        CorrKDError, match=r"dataset one, method dmd: DMD: distils between modalities, but .* only speech"
+    ):
+        compare(plan, tmp_path / "out")
+    assert here == []
+
+
+def test_the_live_table_counts(tmp_path: Path) -> None:
+    jobs = [Job(tmp_path, "set", "kl", seed) for seed in range(3)]
+    for job in jobs:
+        job.folder.mkdir(parents=True)
+    (jobs[0].folder / "results.csv").write_text("")
+    (jobs[1].folder / "progress").write_text("kl 3/16\n")
+    table = state_table(jobs)
+    columns = {str(column.header): list(column.cells) for column in table.columns}
+    assert columns["done"] == ["1", "1"]
+    assert columns["running"][0] == "seed 1: 3/16"
+    assert columns["left"] == ["1", "1"]
+
+
+@pytest.mark.parametrize(
+    ("tree", "line"),
+    [
+        ({"method": ["kl"]}, "method is unknown; allowed: datasets, methods, seeds, jobs, search"),
+        ({"methods": {"kl": {"lr": 1}}}, r"methods\.kl: lr is unknown; allowed there: method, title, trains_on"),
+        ({"methods": 3}, "expected a list of names"),
+        ({"methods": ["klx"]}, "method 'klx' is unknown; there are self-mm, "),
+        ({"methods": ["kl"], "datasets": {"a/b": {}}}, "a dataset's name is that of its folder"),
+        ({"methods": ["kl"], "datasets": {"a": {"data": 1}}}, r"datasets\.a: expected \{settings"),
+        ({"methods": ["kl"], "datasets": {"a": {"methods": {"gcnet": {}}}}}, "gcnet: is not among the comparison's"),
+        ({"datasets": {"a": {}}}, "no method"),
+        ({"methods": ["kl"], "jobs": 0}, "jobs"),
+    ],
+)
+def test_a_wrong_plan_is_one_line(tree: dict[str, Any], line: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(json.dumps(tree))
+    with pytest.raises(CorrKDError, match=line) as error:
+        load_plan(tmp_path / "plan.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_a_plan_keeps_what_a_dataset_changes(tmp_path: Path) -> None:
+    tree = {
+        "methods": {"kl": {"options": {"kl": 2.0}}, "gcnet": {}},
+        "seeds": [3, 4],
+        "datasets": {"a": {}, "b": {"methods": {"kl": {"stage": {"lr": 0.1}}}, "settings": {"preset": "synthetic"}}},
+    }
+    (tmp_path / "plan.yaml").write_text(json.dumps(tree))
+    plan = load_plan(tmp_path / "plan.yaml", overrides=["student.epochs=9"], jobs=2)
+    assert list(plan.datasets["a"].methods) == ["teacher", "kl", "gcnet"]
+    assert plan.datasets["a"].methods["kl"].stage == {}
+    assert plan.datasets["b"].methods["kl"].model_dump(exclude_unset=True) == {
+        "options": {"kl": 2.0}, "stage": {"lr": 0.1},
+    }  # fmt: skip
+    assert all(part.settings.seeds == (3, 4) and part.settings.student.epochs == 9 for part in plan.datasets.values())
+    assert plan.datasets["b"].settings.student.lr == corrkd.load_settings(preset="synthetic").student.lr
+    (tmp_path / "again.yaml").write_text(plan.to_yaml())
+    assert ComparePlan.model_validate(corrkd.settings.read_yaml(tmp_path / "again.yaml")) == plan
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_gives_the_same(tmp_path: Path) -> None:
+    """On a real Ray of this machine: the same bits as through joblib."""
+    plan = plan_of(["no-distillation", "kl"], tmp=tmp_path).model_copy(update={"jobs": 2})
+    compare(plan, tmp_path / "joblib")
+    compare(plan, tmp_path / "ray", backend="ray")
+    one, other = (contents(tmp_path / name, "built-in/seed-0/*/*.safetensors") for name in ("joblib", "ray"))
+    assert_same(one, other)
+
+
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(CorrKDError, match=r"--backend ray needs Ray: pip install 'corrkd\[cluster\]'"):
+        compare(plan_of(["no-distillation"], tmp=tmp_path), tmp_path / "out", backend="ray")
