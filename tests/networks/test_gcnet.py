@@ -157,12 +157,8 @@ def test_relational_convolution_is_its_sum_by_hand() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        f"{branch}.{part}"
-        for branch in ("speaker", "temporal")
-        for part in ("before", "relational", "convolution", "after")
-    ]
-    + ["encoders.0", "encoders.2", "speaker", "temporal", "classifier"],
+    [f"{branch}.{part}" for branch in ("speaker", "temporal") for part in ("relational", "convolution", "after")]
+    + ["encoders.0", "encoders.2", "before", "speaker", "temporal", "classifier"],
 )
 def test_no_component_is_idle(name: str) -> None:
     net, inputs = network(), batch()
@@ -171,6 +167,17 @@ def test_no_component_is_idle(name: str) -> None:
         for parameter in net.get_submodule(name).parameters():
             parameter.zero_()
     assert not torch.allclose(net(*inputs, TALK).logits, before)
+
+
+def test_between_and_after_the_convolutions_there_is_no_activation() -> None:
+    """What the graph gives the last LSTM is linear in what it reads: halves add up, but for the biases."""
+    net, layout, seen = network(), arrange(TALK), []
+    net.temporal.after.register_forward_pre_hook(lambda _, given: seen.append(given[0][..., 8:]))
+    read, edges = torch.randn(*layout.exists.shape, 8), temporal_relations(layout, SMALL)
+    for factor in (0.0, 1.0, -1.0):
+        net.temporal(factor * read, layout, edges)
+    torch.testing.assert_close(seen[1] - seen[0], seen[0] - seen[2])
+    assert not torch.allclose(seen[1], seen[0])
 
 
 def test_who_speaks_and_when_matter() -> None:

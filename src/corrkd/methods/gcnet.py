@@ -20,13 +20,14 @@ class GCNet(Method[GCNetwork]):
     Components of the original, and where they are:
 
     - utterance features, missing ones zero: `GCNetwork.utterances`;
-    - bidirectional LSTM over the conversation ahead of each graph: `Branch.before`;
+    - bidirectional LSTM over the conversation ahead of both graphs: `GCNetwork.before`;
     - Speaker GNN, edges by the pair of speakers: `GCNetwork.speaker` with `speaker_relations`;
     - Temporal GNN, edges from past, present and future: `GCNetwork.temporal` with `temporal_relations`;
     - both graphs within a window, a relational convolution and a graph convolution: `Branch.relational`, `Branch.convolution`;
     - bidirectional LSTM over read and aggregated utterances: `Branch.after`; the branches' sum: `GCNetwork.complete`;
     - classification: `GCNetwork.classifier`; reconstruction of each modality: `GCNetwork.reconstructors`;
-    - squared error on missing features alone, and whole conversations in a batch: `restoration_loss`, `GCNet.batches`.
+    - squared error on missing features alone, by the number of utterances, and whole conversations in a batch: `restoration_loss`,
+      `GCNet.batches`.
 
     Adapted:
 
@@ -37,7 +38,8 @@ class GCNet(Method[GCNetwork]):
     - Frames that the data itself lacks have no truth, and are not asked for.
     - Speakers are numbered by appearance in the conversation: their names would say nothing of unseen ones. Where they are unknown, there
       is one; where no conversation is known, each sample is one, and the graph has its "present" edge alone.
-    - Classes, yes/no questions and scores have this package's task loss.
+    - LSTMs have one layer instead of two, and after the last no attention over the conversation and no further layer: samples are fewer.
+    - Classes, yes/no questions and scores have this package's task loss: a score's is the absolute error, the original's the squared one.
     """
 
     title: ClassVar[str] = "GCNet"
@@ -108,7 +110,7 @@ def dropped_share(present: Tensor, visible: Tensor) -> Tensor:
 def restoration_loss(
     restored: Mapping[str, Tensor], truth: Mapping[str, Tensor], dropped: Mapping[str, Tensor]
 ) -> Tensor:
-    """Squared error of the dropped features, a scalar; 0 where nothing was dropped.
+    """Squared error of the dropped features, summed over modalities, mean over all samples; 0 where nothing was dropped.
 
     Args:
         restored: (N, d_m) by modality.
@@ -117,4 +119,4 @@ def restoration_loss(
     """
     errors = torch.stack([(restored[m] - truth[m]).square().mean(1) for m in restored])
     weights = torch.stack([dropped[m] for m in restored]).to(errors.dtype)
-    return (weights * errors).sum() / weights.sum().clamp(min=1.0)
+    return (weights * errors).sum() / max(errors.shape[1], 1)

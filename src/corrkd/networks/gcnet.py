@@ -62,7 +62,7 @@ class Layout(NamedTuple):
 
 
 class GCNetwork(Network[GCNetSettings]):
-    """An utterance encoder per modality, the speaker and the temporal branch, and from their sum the classes and the features."""
+    """An utterance encoder per modality, an LSTM, the speaker and the temporal branch, and from their sum the classes and the features."""
 
     name = "gcnet"
     settings_type = GCNetSettings
@@ -82,9 +82,9 @@ class GCNetwork(Network[GCNetSettings]):
             exclude_missing=True,
         )
         self.encoders = nn.ModuleList(Encoder(widths[m], frames[m], encoder) for m in self.modalities)
-        inputs = len(self.modalities) * width
-        self.speaker = Branch(inputs, settings, relations=settings.speakers**2)
-        self.temporal = Branch(inputs, settings, relations=3)
+        self.before = ConversationLSTM(len(self.modalities) * width, width)
+        self.speaker = Branch(settings, relations=settings.speakers**2)
+        self.temporal = Branch(settings, relations=3)
         self.dropout = Dropout(settings.dropout)
         self.classifier = fully_connected([width, self.answers], settings.dropout)
         self.reconstructors = nn.ModuleList(nn.Linear(width, widths[m]) for m in self.modalities)
@@ -128,9 +128,9 @@ class GCNetwork(Network[GCNetSettings]):
     def complete(self, utterances: Tensor, context: Context | None = None) -> Tensor:
         """What both branches make of the conversations, summed: (N, M x width) -> (N, width)."""
         layout = arrange(context or alone(utterances))
-        grid = layout.grid(utterances)
-        speaker = self.speaker(grid, layout, speaker_relations(layout, self.settings))
-        temporal = self.temporal(grid, layout, temporal_relations(layout, self.settings))
+        read = self.dropout(self.before(layout.grid(utterances), layout))
+        speaker = self.speaker(read, layout, speaker_relations(layout, self.settings))
+        temporal = self.temporal(read, layout, temporal_relations(layout, self.settings))
         return layout.rows(speaker + temporal)
 
     def classify(self, representation: Tensor) -> Tensor:
@@ -144,29 +144,26 @@ class GCNetwork(Network[GCNetSettings]):
 
 
 class Branch(nn.Module):
-    """Speaker GNN or Temporal GNN: the conversation read by an LSTM, the graph, and an LSTM over both.
+    """Speaker GNN or Temporal GNN: the graph over the conversation as it was read, and an LSTM over both.
 
     Args:
-        inputs: width of the utterances.
         settings: the network's.
         relations: R, kinds of edges.
     """
 
-    def __init__(self, inputs: int, settings: GCNetSettings, *, relations: int) -> None:
+    def __init__(self, settings: GCNetSettings, *, relations: int) -> None:
         super().__init__()
         width = settings.width
         self.settings = settings
-        self.before = ConversationLSTM(inputs, width)
         self.relational = RelationalConvolution(width, relations)
         self.convolution = GraphConvolution(width)
         self.after = ConversationLSTM(2 * width, width)
         self.dropout = Dropout(settings.dropout)
 
-    def forward(self, grid: Tensor, layout: Layout, relations: Tensor) -> Tensor:
-        """(C, L, inputs) and edges (C, L, W, R) -> (C, L, width)."""
-        read = self.dropout(self.before(grid, layout))
-        known = torch.relu(self.relational(read, neighbours(read, self.settings), relations))
-        known = torch.relu(self.convolution(known, neighbours(known, self.settings), relations))
+    def forward(self, read: Tensor, layout: Layout, relations: Tensor) -> Tensor:
+        """(C, L, width) and edges (C, L, W, R) -> (C, L, width)."""
+        known = self.relational(read, neighbours(read, self.settings), relations)
+        known = self.convolution(known, neighbours(known, self.settings), relations)
         return self.after(torch.cat([read, self.dropout(known)], -1), layout)
 
 
