@@ -139,6 +139,20 @@ def test_both_translations_reach_the_joint_features() -> None:
             assert gradient.abs().max() > 0
 
 
+def test_the_terms_are_mean_absolute_errors_of_what_is_visible() -> None:
+    samples = make_samples(make_dataset())
+    method = TransM(network_for(TransMNetwork, samples, SMALL), samples.target).eval()
+    batch = samples.take(torch.arange(16))
+    terms = method(batch.frames, batch.exists, batch.present, batch.targets)
+    ways = method.network.translate(batch.frames, batch.exists, batch.present)
+
+    def error(made: torch.Tensor, m: str) -> torch.Tensor:
+        return (made - batch.frames[m])[batch.present[m]].abs().mean()
+
+    torch.testing.assert_close(terms["forward"], sum(error(way.there, way.target) for way in ways) / len(ways))
+    torch.testing.assert_close(terms["backward"], sum(error(way.back, way.source) for way in ways) / len(ways))
+
+
 @pytest.mark.parametrize("target", ["classes", "score"])
 def test_trained_it_predicts_and_its_cycle_restores_unseen_samples_better_than_a_constant(target: str) -> None:
     dataset = make_dataset(sizes=(96, 48, 12))

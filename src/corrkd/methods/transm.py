@@ -21,17 +21,19 @@ class TransM(Method[TransMNetwork]):
 
     - Modality fusion cell: a Transformer encoder and decoder translate one modality of a pair into the other; the encoder's output, made
       to hold what both say, is the pair's joint feature: `FusionCell`.
-    - Forward translation: squared error of the translated target; term `forward`.
+    - Forward translation: error of the translated target; term `forward`.
     - Backward translation: what was translated goes through the other translator back to its source; term `backward`.
     - Both ways for each pair, and a cell for text with each other modality, side by side so that they do not disturb each other: `cells`.
     - Classification of the cells' joint features, concatenated: `classifier`; term `task`, trained together with the rest.
 
-    Adapted: the original translates the sequence of a video's utterances, a vector each, of one length in all modalities. Here a sequence
-    is a sample's frames, of a length of its own in each modality, and a joint feature is the mean over them. The decoder writes all
-    frames at once from learned queries with positions, since reading the target's true frames, as in translating words, would let a
-    continuous target be copied from the frame before it. Text becomes the first modality, or the one that is set as the centre. Classes and
-    yes/no questions take cross-entropy, scores L1. The errors are means over frames that are there and visible, and over all ways.
-    A missing frame of a source is zero.
+    Adapted: no code of the authors was found. Errors are absolute, as in public re-implementations; the terms' weights are this package's
+    own. Both ways of a pair start from real frames, where the original starts at text alone. The classifier reads the joint features alone,
+    without the original's separate contextual streams of each modality. The original translates the sequence of a video's utterances, a
+    vector each, of one length in all modalities. Here a sequence is a sample's frames, of a length of its own in each modality, and a joint
+    feature is the mean over them. The decoder writes all frames at once from learned queries with positions, since reading the target's
+    true frames, as in translating words, would let a continuous target be copied from the frame before it. Text becomes the first modality,
+    or the one that is set as the centre. Classes and yes/no questions take cross-entropy, scores L1. The errors are means over frames that
+    are there and visible, and over all ways. A missing frame of a source is zero.
     """
 
     title: ClassVar[str] = "TransM"
@@ -54,7 +56,7 @@ class TransM(Method[TransMNetwork]):
         seen = {m: exists[m] & visible[m] for m in network.modalities}
 
         def error(made: Tensor, m: str) -> Tensor:
-            return mean_error(self.gather(frame_errors(made, frames[m], seen[m])))
+            return mean_error(self.gather(frame_errors(made, frames[m], seen[m], absolute=True)))
 
         return {
             "task": task_loss(self.gather(logits), self.gather(targets), self.class_weights),
