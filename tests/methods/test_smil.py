@@ -72,16 +72,26 @@ def test_padding_and_what_is_invisible_change_nothing(widths: dict[str, int]) ->
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_the_reconstruction_lies_in_the_span_of_the_priors_and_depends_on_what_is_visible(training: bool) -> None:
+def test_the_reconstruction_lies_in_the_hull_of_the_priors_and_depends_on_what_is_visible(training: bool) -> None:
     net = network(FOUR).train(training)
     shown = net.look(*inputs(FOUR))
     for m, width in FOUR.items():
         made, priors = net.reconstruct(m, shown), net.priors(m)
         assert made.shape == (4, width)
-        weights = torch.linalg.lstsq(priors.T, made.T).solution
-        assert torch.allclose(priors.T @ weights, made.T, atol=1e-4)
+        with_ones = torch.cat([priors.T, torch.ones(1, len(priors))])  # the weights are to sum to 1
+        wanted = torch.cat([made.T, torch.ones(1, 4)])
+        weights = torch.linalg.lstsq(with_ones, wanted).solution
+        assert torch.allclose(with_ones @ weights, wanted, atol=1e-4)
+        assert (weights > 0).all()
         assert not torch.allclose(made[0], made[1], atol=1e-4)
         assert torch.equal(net.reconstruct(m, shown), made) != training
+
+
+def test_fewer_priors_than_asked_for_leave_the_hull_as_it_is() -> None:
+    net, given = network(TWO, settings=SMALL.model_copy(update={"priors": 5})), inputs(TWO)
+    net.set_priors({m: torch.full((1, width), 3.0) for m, width in TWO.items()})
+    for m in TWO:
+        torch.testing.assert_close(net.reconstruct(m, net.look(*given)), torch.full((4, TWO[m]), 3.0))
 
 
 def test_the_reconstruction_stands_at_missing_frames_and_nowhere_else() -> None:

@@ -22,19 +22,22 @@ class SMIL(Method[SMILNetwork]):
     Components of the original, and where they are:
 
     - Modality priors: k-means centres of the training features of each modality; `start`.
-    - Missing modality reconstruction: the missing features are the priors' sum under normally distributed weights, whose law a network
-      gives from what is visible (phi_c): `reconstruction` of the network. Its likelihood is term `reconstruction`.
+    - Missing modality reconstruction: the missing features are a convex combination of the priors, as in the released code: softplus of
+      normally distributed weights, divided by their sum; a network gives their law from what is visible (phi_c): `reconstruction` of the
+      network. Its likelihood is term `reconstruction`.
     - Uncertainty-guided feature regularisation: features are multiplied by softplus of a normal perturbation whose law a network gives
-      (phi_r): `regularisation`; its divergence from the prior, of the variational bound, is term `divergence`.
+      (phi_r): `regularisation`; its divergence from the prior, of the paper's variational bound (the released code has none), is term
+      `divergence`.
     - Meta-learning: an inner gradient step on D^m (`adapted`), with reconstruction and regularisation, and an outer loss on D^f under the
-      adapted parameters, terms `inner` and `outer`.
+      adapted parameters, terms `inner` and `outer`; both are minimised.
 
-    Adapted: sequences of different lengths have no common centres, so the priors are of features averaged over time, and the
-    reconstruction stands at every missing frame; hence single missing frames are filled as well, and any subset of any number of
-    modalities may be missing. The weights' mean is predicted too, as it is what reconstructs at test, where the original's fixed mean
-    and Monte-Carlo draws would give every sample the same expectation. The reconstruction is learned on all visible frames of a modality,
-    from the other modalities. The meta-gradient is of first order; as it then passes nothing on to phi_c and phi_r, the inner loss itself
-    is minimised too. A step's D^m and D^f come from one batch, and each process adapts to its own share of it.
+    Adapted: the original's priors are of encoders' features, and it starts from pretrained networks. Here nothing is pretrained and the
+    encoders move, so the priors are of the data's features, averaged over time as sequences of different lengths have no common centres;
+    the reconstruction stands at every missing frame; hence single missing frames are filled as well, and any subset of any number of
+    modalities may be missing. The weights' mean is predicted too, as it is what reconstructs at test, where the original's fixed mean and
+    Monte-Carlo draws would give every sample the same expectation. The reconstruction is learned on all visible frames of a modality, from
+    the other modalities; the original hides a modality of D^f in the outer loss as well, and matches features there with weight 0.01. The
+    meta-gradient is of first order. A step's D^m and D^f come from one batch, and each process adapts to its own share of it.
     """
 
     title: ClassVar[str] = "SMIL"

@@ -18,6 +18,7 @@ from corrkd.settings import NetworkSettings
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 
+TINY = 1e-8  # of a sum of weights, to divide by
 NEUTRAL = math.log(math.e - 1.0)  # softplus of it is 1: no perturbation
 
 
@@ -85,7 +86,7 @@ class SMILOutput(NamedTuple):
 
 
 class SMILNetwork(Network[SMILSettings]):
-    """Encoders see frames that are visible; at the others stands a sum of the modality's priors, weighted by what all modalities show.
+    """Encoders see frames that are visible; at the others stands a mean of the modality's priors, weighted by what all modalities show.
 
     `set_priors` comes before training.
     """
@@ -103,7 +104,7 @@ class SMILNetwork(Network[SMILSettings]):
         for place, m in enumerate(self.modalities):
             self.register_buffer(f"priors{place}", torch.zeros(settings.priors, widths[m]))
         self.reconstruction = nn.ModuleList(
-            GaussianLayer(whole, settings.priors, 1.0 / settings.priors, 0.05) for _ in self.modalities
+            GaussianLayer(whole, settings.priors, NEUTRAL, 0.5) for _ in self.modalities
         )
         self.regularisation = GaussianLayer(whole, whole, NEUTRAL, settings.deviation / 5)
         self.dropout = Dropout(structure.dropout)
@@ -111,11 +112,10 @@ class SMILNetwork(Network[SMILSettings]):
 
     @torch.no_grad()
     def set_priors(self, centres: Mapping[str, Tensor]) -> None:
-        """Sets the priors, (K, d_m) by modality; fewer than K are completed by zeros."""
+        """Sets the priors, (K, d_m) by modality; fewer than K stand more than once."""
         for m in self.modalities:
             priors = self.priors(m)
-            priors.zero_()
-            priors[: len(centres[m])] = centres[m].to(priors)
+            priors.copy_(centres[m][torch.arange(len(priors)) % len(centres[m])])
 
     def priors(self, modality: str) -> Tensor:
         """(K, d_m)."""
@@ -155,9 +155,13 @@ class SMILNetwork(Network[SMILSettings]):
         return torch.cat(parts, 1)
 
     def reconstruct(self, modality: str, shown: Tensor) -> Tensor:
-        """The frame that stands for the modality's missing ones, (N, d_m): its priors, weighted by a draw (in training) or its mean."""
+        """The frame that stands for the modality's missing ones, (N, d_m): a convex combination of its priors.
+
+        The weights are softplus of a draw (in training) or of its mean, divided by their sum.
+        """
         law: Gaussian = self.reconstruction[self.modalities.index(modality)](shown)
-        return law.drawn(self.training) @ self.priors(modality)
+        weights = softplus(law.drawn(self.training))
+        return weights / weights.sum(1, keepdim=True).clamp(min=TINY) @ self.priors(modality)
 
     def without(self, modality: str, shown: Tensor) -> Tensor:
         """`look` as if that modality were wholly missing."""
