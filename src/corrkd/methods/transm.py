@@ -23,7 +23,7 @@ class TransM(Method[TransMNetwork]):
       to hold what both say, is the pair's joint feature: `FusionCell`.
     - Forward translation: error of the translated target; term `forward`.
     - Backward translation: what was translated goes through the other translator back to its source; term `backward`.
-    - Both ways for each pair, and a cell for text with each other modality, side by side so that they do not disturb each other: `cells`.
+    - A cell for text with each other modality, side by side so that they do not disturb each other: `cells`.
     - Classification of the cells' joint features, concatenated: `classifier`; term `task`, trained together with the rest.
 
     Adapted: no code of the authors was found. Errors are absolute, as in public re-implementations; the terms' weights are this package's
