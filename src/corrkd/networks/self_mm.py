@@ -16,7 +16,7 @@ from corrkd.settings import Count
 
 
 class SelfMMSettings(BaseModel):
-    """Self-MM's structure. The original's widths (16 to 32 a modality beside BERT's 768, 128 fused) without BERT."""
+    """Self-MM's structure. The original's: LSTMs of 16 to 64 with outputs of 16 or 32 a modality, BERT's 768, 128 fused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
