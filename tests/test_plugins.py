@@ -2,16 +2,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from corrkd.errors import CorrKDError
+from corrkd.experiment.arm import resolve
 from corrkd.methods.base import Method
 from corrkd.methods.corrkd import CorrKD
 from corrkd.methods.registry import BUILT_IN, method_class, method_names
+from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.networks.late_fusion import LateFusionNetwork
 from corrkd.networks.registry import network_class
+from corrkd.settings import ArmSettings, Settings
 
 Offer = Callable[..., None]
 
@@ -79,6 +83,12 @@ def test_what_is_no_method_is_refused(offer: Offer, value: str) -> None:
     )
 
 
+def test_two_packages_with_one_name_are_refused(offer: Offer) -> None:
+    offer("corrkd.methods", mine=f"{__name__}:Mine")
+    offer("corrkd.methods", mine="another.package:Mine")
+    assert "another.package:Mine has the same name" in refused(method_class, "mine")
+
+
 def test_a_method_is_no_network(offer: Offer) -> None:
     offer("corrkd.networks", mine=f"{__name__}:Mine")
     assert refused(network_class, "mine").endswith("is no subclass of corrkd.networks.base.Network")
@@ -89,3 +99,25 @@ def test_every_built_in_name_leads_to_a_method_whose_network_is_found_by_its_nam
     kind = method_class(name)
     assert issubclass(kind, Method)
     assert network_class(kind.network_type.name) is kind.network_type
+
+
+class Unnamed(CorrKDNetwork):
+    """Forgets a name of its own, so a saved model of it would be read as another network."""
+
+
+class WithUnnamed(Method[Unnamed]):
+    title = "With an unnamed network"
+    network_type = Unnamed
+
+
+def test_a_network_without_a_name_of_its_own_is_refused_before_training(offer: Offer) -> None:
+    offer("corrkd.methods", mine=f"{__name__}:WithUnnamed")
+    with pytest.raises(CorrKDError, match="its network's name 'corrkd' leads to another class"):
+        resolve("mine", ArmSettings(), Settings())
+
+
+def test_an_error_of_several_lines_becomes_one(offer: Offer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "corrkd_broken_here.py").write_text('raise ImportError("first\\n  second")\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    offer("corrkd.methods", mine="corrkd_broken_here:Mine")
+    assert refused(method_class, "mine").endswith("ImportError: first second")

@@ -35,10 +35,14 @@ def find(name: str, built_in: Mapping[str, str], group: str, base: type[Any], wh
     if not points:
         raise CorrKDError(f"{what} {name!r} is unknown; there are {', '.join(names(built_in, group))}")
     where = f"{what} {name!r} (entry point {points[0].value})"
+    if len({point.value for point in points}) > 1:
+        raise CorrKDError(f"{where}: {points[1].value} has the same name; uninstall one of the two packages")
     try:
         found = points[0].load()
     except Exception as error:  # another package's code
-        raise CorrKDError(f"{where}: cannot be loaded: {type(error).__name__}: {error}") from None
+        raise CorrKDError(
+            f"{where}: cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from None
     if not (isinstance(found, type) and issubclass(found, base)):
         raise CorrKDError(f"{where}: is no subclass of {base.__module__}.{base.__name__}")
     return found

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from corrkd.errors import CorrKDError
 from corrkd.methods.base import AnyMethod
 from corrkd.methods.registry import method_class, method_names
+from corrkd.networks.registry import network_class
 from corrkd.settings import ArmSettings, DistillationSettings, NetworkSettings, Settings, StageSettings, merged
 
 TEACHER = "teacher"
@@ -104,6 +105,12 @@ def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
     teacher = name == TEACHER
     base = settings.method or ("no-distillation" if teacher else name)
     method = method_class(base)
+    # A saved model is read again by its network's name.
+    if network_class(method.network_type.name) is not method.network_type:
+        raise CorrKDError(
+            f"method {base!r}: its network's name {method.network_type.name!r} leads to another class; give it a name of its own and an "
+            "entry point in corrkd.networks"
+        )
     kind = method.network_type.settings_type
     network = run.network if kind is NetworkSettings else kind()
     options = run.student.distillation if method.options_type is DistillationSettings else method.options_type()

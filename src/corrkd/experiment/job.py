@@ -113,7 +113,7 @@ def main(arguments: list[str]) -> int:
     try:
         run_job(read_plan(out).datasets[dataset], out / dataset, arm, seed)
     except CorrKDError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except Exception as error:  # whatever a method does, the others go on
         traceback.print_exc()
