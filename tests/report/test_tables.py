@@ -56,7 +56,7 @@ def test_inter_modality_numbers(reported: Path, metric: str) -> None:
 
 
 def test_difference_is_paired_within_seeds(reported: Path) -> None:
-    table = tables.inter_modality(RunFolder.open(reported), "weighted_f1")
+    table = tables.with_difference(RunFolder.open(reported), "weighted_f1")
     shown = table.blocks["Difference, paired over seeds"].iloc[0]["Avg."]
     student, control = (
         np.array(from_file(reported, m, "average", "weighted_f1")) * 100 for m in ("student", "control")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -37,12 +37,22 @@ BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, GREY = (
 PALETTE = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY, "#000000")
 MARKERS = "os^Dv*PX"
 LINES: dict[str, dict[str, Any]] = {
-    "student": {"color": BLUE, "linestyle": "-", "marker": "o"},
-    "control": {"color": VERMILION, "linestyle": "--", "marker": "s"},
+    **{name: {"color": BLUE, "linestyle": "-", "marker": "o", "linewidth": 2.2} for name in tables.REFERENCES},
+    **{name: {"color": VERMILION, "linestyle": "--", "marker": "s"} for name in ("control", "no-distillation")},
     "teacher": {"color": GREEN, "linestyle": "-.", "marker": "^"},
     tables.FLOOR: {"color": GREY, "linestyle": ":"},
     tables.CEILING: {"color": "#222222", "linestyle": (0, (6, 2))},
 }
+OTHERS = (
+    ORANGE,
+    PURPLE,
+    SKY,
+    "#8B4513",
+    "#000000",
+    "#999933",
+    GREEN,
+    VERMILION,
+)  # of methods without a look of their own
 WIDTH = 8.4  # inches, of the figures that span the page
 POINTS = 600  # of a projection: enough to see the clusters, few enough for t-SNE to take a second
 
@@ -97,11 +107,15 @@ def picture(name: str, caption: str, alt: str, figure: Figure) -> Picture:
     return Picture(name, caption, alt, svg.getvalue(), png.getvalue())
 
 
-def line(method: str, number: int = 0) -> dict[str, Any]:
-    """How a method's curve looks; a method without a look of its own gets the palette's next by its number."""
-    return LINES.get(
-        method, {"color": PALETTE[(4 + number) % 8], "linestyle": "-", "marker": MARKERS[(3 + number) % 8]}
-    )
+def looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """How each method's curve looks; methods without a look of their own take colours and markers in turn."""
+    names = list(methods)
+    others = [m for m in names if m not in LINES]
+    taken = {
+        m: {"color": OTHERS[k % 8], "linestyle": ("-", "--", "-.")[k % 3], "marker": "Dv*PX^s<"[k % 8]}
+        for k, m in enumerate(others)
+    }
+    return {m: LINES.get(m) or taken[m] for m in names}
 
 
 def wrapped(text: str, width: int = 22) -> str:
@@ -115,27 +129,39 @@ def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], **plac
     figure.legend(handles, [f"\u2009{wrapped(label, 26)}" for label in labels], **options)
 
 
-def ratio_curves(run: RunFolder) -> Picture:
-    """Weighted F1 against the share of missing frames, mean and 95 % band, with floor and ceiling."""
+def ratio_curves(run: RunFolder, methods: Sequence[str] | None = None) -> Picture:
+    """Weighted F1 against the share of missing frames with floor and ceiling: means, and 95 % bands where these can be told apart.
+
+    `methods`: the trained ones to show; default: all.
+    """
     how, headings = tables.FRACTION, tables.ratio_headings(run)
-    frame = tables.compared(run, "weighted_f1", headings, how)
-    titles = tables.method_titles(run)
+    frame = tables.compared(run, "weighted_f1", headings, how, methods)
+    titles, look = tables.method_titles(run), looks(map(str, frame.index))
+    trained = [m for m in look if m not in (tables.FLOOR, tables.CEILING)]
+    banded = [m for m in trained if len(trained) <= 4 or m in tables.REFERENCES]
     with style("missing-ratios"):
-        figure = Figure(figsize=(WIDTH, 3.7))
+        figure = Figure(figsize=(WIDTH, 3.7 if len(trained) <= 4 else 4.8))
         axes = figure.subplots()
         drawn = {}
-        for place, (method, cells) in enumerate(frame.iterrows()):
+        bands = []
+        for method, cells in frame.iterrows():
             points = [(float(x), c.mean, c.half) for x, c in cells.items() if c is not None]  # type: ignore[arg-type]
             ratio, mean, half = (np.array(v, float) for v in zip(*points, strict=True))
-            look = line(str(method), place)
-            drawn[str(method)] = axes.plot(ratio, mean, **look, zorder=3)[0]
-            half = np.nan_to_num(half)
-            axes.fill_between(ratio, mean - half, mean + half, color=look["color"], alpha=0.15, linewidth=0)
+            drawn[str(method)] = axes.plot(ratio, mean, **look[str(method)], zorder=3)[0]
+            if method in banded and (half > 0).any():
+                bands.append(titles[str(method)])
+                half, color = np.nan_to_num(half), look[str(method)]["color"]
+                axes.fill_between(ratio, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
         axes.set(xlabel="Share of frames missing from every modality", ylabel=how.title, xlim=(-0.02, 1.02))
         legend(figure, list(drawn.values())[::-1], [titles[m] for m in drawn][::-1])
         caption = f"Intra-modality missingness on the {run.card.split} split: weighted F1 against the share of missing frames."
-        if frame.map(lambda c: c is not None and c.half is not None and c.half > 0).to_numpy().any():
-            caption += " Bands: Student-t 95 % interval over seeds."
+        if bands:
+            of = (
+                ""
+                if len(bands) == len(trained)
+                else f" of {', '.join(bands)}; the others' intervals stand in the table"
+            )
+            caption += f" Band{'s' if len(bands) > 1 else ''}: Student-t 95 % interval over seeds{of}."
         ends = [
             f"{titles[str(m)]} from {row.iloc[0].mean:.1f} to {row.iloc[-1].mean:.1f}"
             for m, row in frame.iterrows()
@@ -168,7 +194,7 @@ def training(run: RunFolder) -> Picture:
                     }
                     drawn[term] = grid[0, place].plot(mean.index, mean[term], **look)[0]
             grid[0, place].set_title(wrapped(title, 26))
-            validation(grid[1, place], own, line(method, place)["color"])
+            validation(grid[1, place], own, looks(titles)[method]["color"])
         positive = history[terms].min().min() > 0
         grid[0, 0].set(ylabel="Loss, mean over seeds", yscale="log" if positive else "linear")
         grid[0, 0].yaxis.set_major_formatter("{x:g}")
@@ -290,12 +316,11 @@ def reliability(run: RunFolder) -> Picture:
             figure.subplots(1, len(conditions), squeeze=False, sharey=True)[0], conditions, strict=True
         ):
             axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
-            for place, method in enumerate(titles):
+            for method, look in looks(titles).items():
                 own = rows[(rows["method"] == method) & (rows["condition"] == condition)]
                 share = own.groupby("bin").size() / max(len(own), 1)
                 share = share[share >= 0.01]
                 bins = own.groupby("bin")[["confidence", "right"]].mean().loc[share.index]
-                look = line(method, place)
                 drawn[method] = axes.plot(
                     bins["confidence"], bins["right"], color=look["color"], linestyle=look["linestyle"]
                 )[0]
@@ -337,16 +362,33 @@ def projection(run: RunFolder, condition: str | None = None) -> Picture:
             f"The representations hold no targets, or not both teacher and student under {condition or 'a missing subset'}."
         )
     panels = dict.fromkeys([f"teacher/{COMPLETE}", f"teacher/{chosen}", f"student/{chosen}"])
-    shown = [key for key in panels if key in arrays]
-    count = len(arrays["targets"])
+    return projected(run, seed, {key: arrays[key] for key in panels if key in arrays}, arrays["targets"])
+
+
+def compared_projection(run: RunFolder) -> Picture:
+    """As `projection`: the teacher's complete representations, and under one missing condition CorrKD's and those without distillation."""
+    asked = dict.fromkeys(c for c in (run.card.projection, *(c.name for c in missing_subsets(run.modalities))) if c)
+    methods = ("corrkd", "no-distillation")
+    keys = [f"teacher/{COMPLETE}", *(f"{method}/{c}" for c in asked for method in methods)]
+    seed, arrays = run.representations([*keys, "targets"])
+    chosen = next((c for c in asked if f"corrkd/{c}" in arrays), None)
+    if chosen is None or "targets" not in arrays:
+        raise AbsentError("The representations hold no targets, or none of corrkd under a missing subset.")
+    panels = [f"teacher/{COMPLETE}", *(f"{method}/{chosen}" for method in methods)]
+    return projected(run, seed, {key: arrays[key] for key in panels if key in arrays}, arrays["targets"])
+
+
+def projected(run: RunFolder, seed: int, panels: Mapping[str, npt.NDArray[Any]], targets: npt.NDArray[Any]) -> Picture:
+    """A panel for each of the representations (N, D) by "<method>/<condition>", coloured by target."""
+    count = len(targets)
     sample = np.unique(np.linspace(0, count - 1, min(count, POINTS)).astype(int))
     titles = tables.method_titles(run)
     with style("projection"):
         figure = Figure(figsize=(WIDTH, 3.6))
-        grid = figure.subplots(1, len(shown), squeeze=False)[0]
-        for axes, key in zip(grid, shown, strict=True):
+        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (key, values) in zip(grid, panels.items(), strict=True):
             method, _, available = key.partition("/")
-            handles, labels = coloured(axes, embedded(arrays[key][sample]), arrays["targets"][sample], run)
+            handles, labels = coloured(axes, embedded(values[sample]), targets[sample], run)
             axes.set_title(wrapped(f"{titles[method]}, {available}", 26))
             axes.set(xticks=[], yticks=[])
             axes.grid(False)
@@ -360,7 +402,7 @@ def projection(run: RunFolder, condition: str | None = None) -> Picture:
             f"Representations of {len(sample)} samples of the {run.card.split} split (seed {seed}) in two dimensions: PCA, "
             "then t-SNE, each panel by itself: read what lies together within a panel, not distances across panels."
         )
-        return picture("projection", caption, f"Scatter plots of {', '.join(shown)}, coloured by target.", figure)
+        return picture("projection", caption, f"Scatter plots of {', '.join(panels)}, coloured by target.", figure)
 
 
 def embedded(representations: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -1,15 +1,15 @@
-"""The report: its sections in order, and the files they become (report.html, report.md, tables/, figures/)."""
+"""The report of a run: its sections in order; and the files that any report becomes (report.html, report.md, tables/, figures/)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from corrkd.files import write_bytes
 from corrkd.missing.conditions import COMPLETE, missing_subsets
@@ -44,10 +44,41 @@ OWN = ("report.html", "report.md", "tables", "figures")
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading and what stands below it. `level` 3: part of the section before it."""
 
     title: str
     items: list[Item]
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that a report says, before it is HTML or Markdown.
+
+    Attributes:
+        title: of the document.
+        heading, subtitle: at its top.
+        findings: what the numbers say, a sentence each.
+        head: what was run, as term and description.
+        stated: what was the same for all that is compared, a line each.
+        sections: in order.
+        notes: how it was made, a line each.
+        settings: text of a settings file by its heading.
+        files: what is in each file of the folder.
+        made: the first sentence of the footer.
+    """
+
+    title: str
+    heading: str
+    subtitle: str
+    findings: list[str]
+    head: Mapping[str, str]
+    sections: list[Section]
+    notes: list[str]
+    settings: Mapping[str, str]
+    files: Mapping[str, str]
+    made: str
+    stated: list[str] = field(default_factory=list)
 
 
 def write_report(folder: Path, *, condition: str | None = None) -> Path:
@@ -66,50 +97,71 @@ def write_report(folder: Path, *, condition: str | None = None) -> Path:
         CorrKDError: where it is not a run folder, a file in it cannot be read, or the report cannot be written.
     """
     run = RunFolder.open(folder)
-    for name, content in built(run, condition).items():
-        write_bytes(run.path / name, content)
-    return run.path / "report.html"
+    return write_page(run.path, run_page(run, condition))
 
 
-def built(run: RunFolder, condition: str | None = None) -> dict[str, bytes]:
-    """Every file of the report by its path in the run folder."""
-    parts = sections(run, condition)
-    pages = {"report.html": html(run, parts), "report.md": markdown(run, parts)}
-    files = {name: text.encode() for name, text in pages.items()}
-    for item in (item for section in parts for item in section.items):
+def run_page(run: RunFolder, condition: str | None = None) -> Page:
+    """The report of a run."""
+    card = run.card
+    return Page(
+        title=f"{card.dataset.name}: missing modalities",
+        heading=f"{card.dataset.name}: sentiment when modalities are missing",
+        subtitle="Correlation-decoupled knowledge distillation (CorrKD) against its teacher and a student without distillation",
+        findings=findings(run),
+        head=head(run),
+        sections=sections(run, condition),
+        notes=card.notes,
+        settings={"Settings of this run (settings.yaml)": settings_text(run)},
+        files=file_list(run),
+        made=f"Made by corrkd {card.corrkd} from this run's folder alone; `corrkd report` makes it again.",
+    )
+
+
+def write_page(folder: Path, page: Page) -> Path:
+    """Writes every file of a report, and returns the path of report.html."""
+    for name, content in built(page).items():
+        write_bytes(folder / name, content)
+    return folder / "report.html"
+
+
+def built(page: Page) -> dict[str, bytes]:
+    """Every file of the report by its path in the folder; the page itself goes last."""
+    files: dict[str, bytes] = {}
+    for item in (item for section in page.sections for item in section.items):
         if isinstance(item, Table):
             files[f"tables/{item.name}.csv"] = tables.to_csv(item).encode()
             files[f"tables/{item.name}.tex"] = tables.to_latex(item).encode()
         elif isinstance(item, Picture):
             files[f"figures/{item.name}.svg"] = item.svg
             files[f"figures/{item.name}.png"] = item.png
-    return files
+    return files | {"report.md": markdown(page).encode(), "report.html": html(page).encode()}
+
+
+def part(make: Callable[..., Item], *args: Any) -> Item:
+    """A table or figure, or why it is not there."""
+    try:
+        return make(*args)
+    except AbsentError as error:
+        return error
 
 
 def sections(run: RunFolder, condition: str | None = None) -> list[Section]:
     """All of the report but its head and the settings. A part that the folder lacks leaves a line behind."""
-
-    def part(make: Callable[..., Item], *args: Any) -> Item:
-        try:
-            return make(run, *args)
-        except AbsentError as error:
-            return error
-
     score = run.card.target.kind == "score"
     inter = ["weighted_f1", "accuracy", *(["mae", "corr"] if score else [])]
-    matrices = [part(figures.scores if score else figures.confusion)]
+    matrices = [part(figures.scores if score else figures.confusion, run)]
     if isinstance(matrices[0], Picture) and not score:
         named = zip(("complete", "hardest"), tables.shown_conditions(run), strict=False)
         matrices += [tables.confusion_table(run, name, shown) for name, shown in named]
-    others = [part(tables.others, "weighted_f1")] if tables.other_headings(run) else []
+    others = [part(tables.others, run, "weighted_f1")] if tables.other_headings(run) else []
     return [
-        Section("Data", [part(tables.data)]),
-        Section("Missing modalities", [READING, *(part(tables.inter_modality, metric) for metric in inter)]),
-        Section("Missing frames", [part(figures.ratio_curves), part(tables.by_ratio), *others]),
-        Section("Classes", [part(tables.per_class), *matrices]),
-        Section("Calibration", [part(tables.calibration), part(figures.reliability)]),
-        Section("Training", [part(figures.training)]),
-        Section("Representations", [part(figures.projection, condition)]),
+        Section("Data", [part(tables.data, run)]),
+        Section("Missing modalities", [READING, *(part(tables.with_difference, run, metric) for metric in inter)]),
+        Section("Missing frames", [part(figures.ratio_curves, run), part(tables.by_ratio, run), *others]),
+        Section("Classes", [part(tables.per_class, run), *matrices]),
+        Section("Calibration", [part(tables.calibration, run), part(figures.reliability, run)]),
+        Section("Training", [part(figures.training, run)]),
+        Section("Representations", [part(figures.projection, run, condition)]),
     ]
 
 
@@ -218,7 +270,7 @@ def numbered(parts: list[Section]) -> list[tuple[Section, list[tuple[str, Item]]
     return out
 
 
-def html(run: RunFolder, parts: list[Section]) -> str:
+def html(page: Page) -> str:
     """The whole page: inline style, inline SVG, no script, no address."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("corrkd.report", "."),
@@ -229,16 +281,13 @@ def html(run: RunFolder, parts: list[Section]) -> str:
     )
     environment.tests["table"] = lambda item: isinstance(item, Table)
     environment.tests["picture"] = lambda item: isinstance(item, Picture)
-    environment.filters |= {"table": tables.to_html, "svg": inline_svg}
-    return environment.get_template("template.html.j2").render(
-        run=run,
-        head=head(run),
-        findings=findings(run),
-        sections=numbered(parts),
-        settings=settings_text(run),
-        notes=run.card.notes,
-        files=file_list(run),
-    )
+    environment.filters |= {"table": tables.to_html, "svg": inline_svg, "code": code}
+    return environment.get_template("template.html.j2").render(page=page, sections=numbered(page.sections))
+
+
+def code(text: str) -> Markup:
+    """Escaped, with what stands between backticks as code."""
+    return Markup(re.sub("`(.*?)`", r"<code>\1</code>", str(escape(text))))
 
 
 def inline_svg(picture: Picture) -> Markup:
@@ -250,13 +299,15 @@ def inline_svg(picture: Picture) -> Markup:
     return Markup(svg.replace("<svg", str(Markup('<svg role="img" aria-label="{}"').format(picture.alt)), 1))
 
 
-def markdown(run: RunFolder, parts: list[Section]) -> str:
+def markdown(page: Page) -> str:
     """The report as Markdown, its figures linked."""
     text = tables.markdown_text
-    lines = [f"# {text(run.card.dataset.name)}: missing modalities", *[text(f) for f in findings(run)]]
-    lines.append("\n".join(f"- **{text(term)}**: {text(value)}" for term, value in head(run).items()))
-    for section, items in numbered(parts):
-        lines.append(f"## {section.title}")
+    lines = [f"# {text(page.title)}", *[text(f) for f in page.findings]]
+    if page.stated:
+        lines += ["What was the same for every method:", "\n".join(f"- {text(line)}" for line in page.stated)]
+    lines.append("\n".join(f"- **{text(term)}**: {text(value)}" for term, value in page.head.items()))
+    for section, items in numbered(page.sections):
+        lines.append(f"{'#' * section.level} {text(section.title)}")
         for label, item in items:
             if isinstance(item, Table):
                 lines += [f"**{label}.** {text(item.caption)}", tables.to_markdown(item).rstrip()]
@@ -265,11 +316,11 @@ def markdown(run: RunFolder, parts: list[Section]) -> str:
             else:
                 lines.append(f"*{text(str(item))}*")
     lines.append("## How it was made")
-    lines += [f"- {text(note)}" for note in run.card.notes]
-    settings = settings_text(run).rstrip()
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", settings)), default=0))
-    lines += [f"{fence}yaml\n{settings}\n{fence}"]
+    lines += [f"- {text(note)}" for note in page.notes]
+    for settings in map(str.rstrip, page.settings.values()):
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", settings)), default=0))
+        lines += [f"{fence}yaml\n{settings}\n{fence}"]
     lines.append(
-        "\n".join(f"- {text(name)}" + (f": {text(what)}" if what else "") for name, what in file_list(run).items())
+        "\n".join(f"- {text(name)}" + (f": {text(what)}" if what else "") for name, what in page.files.items())
     )
     return "\n\n".join(lines) + "\n"

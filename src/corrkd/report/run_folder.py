@@ -1,8 +1,11 @@
-"""What a run left on disk, read and nothing else: run.json, results.csv and, for each seed, history, predictions, representations."""
+"""What a run left on disk, read and nothing else: run.json, results.csv and, for each seed, history, predictions, representations.
+
+A dataset of a comparison is a run too; its methods have a folder each in their seed's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +51,7 @@ class TargetCard(BaseModel):
     kind: str
     classes: list[str] = Field(default_factory=list)
     questions: list[str] = Field(default_factory=list)
+    cuts: list[float] = Field(default_factory=list)
 
 
 class ConditionCard(BaseModel):
@@ -59,11 +63,28 @@ class ConditionCard(BaseModel):
 
 
 class MethodCard(BaseModel):
-    """One trained method: its name in the files, its title in the report, the rule that chose its epoch."""
+    """One trained method: its name in the files, its title in the report, the rule that chose its epoch.
+
+    `kind` is "baseline", "control", "ablation" or "method"; `trains_on` "complete" or "missing".
+    """
 
     name: str
     title: str
     selection: str = ""
+    kind: str = "method"
+    trains_on: str = ""
+
+
+class GroupCard(BaseModel):
+    """Which samples are not independent of each other: those of one `name` ("person"; "sample": each stands for itself)."""
+
+    name: str = "sample"
+
+
+class ComparisonCard(BaseModel):
+    """What was the same for every method, a line each."""
+
+    stated: list[str] = Field(default_factory=list)
 
 
 class Card(BaseModel):
@@ -78,6 +99,9 @@ class Card(BaseModel):
     methods: list[MethodCard]
     seeds: list[int]
     notes: list[str] = Field(default_factory=list)
+    projection: str = ""
+    groups: GroupCard = Field(default_factory=GroupCard)
+    comparison: ComparisonCard = Field(default_factory=ComparisonCard)
 
 
 @dataclass(frozen=True)
@@ -128,42 +152,79 @@ class RunFolder:
             raise CorrKDError(f"{self.path / 'results.csv'}: no column {', '.join(sorted(lacking))}")
         return frame.assign(seed=frame["seed"].fillna(-1).astype(int), draw=frame["draw"].fillna(0).astype(int))
 
+    @cached_property
+    def groups(self) -> pd.Series[str]:
+        """groups.csv: each tested sample's group by its id."""
+        frame = self._read("groups.csv", lambda file: pd.read_csv(file, dtype=str, keep_default_na=False))
+        if not {"id", "group"} <= set(frame):
+            raise CorrKDError(f"{self.path / 'groups.csv'}: the columns must be id and group")
+        groups: pd.Series[str] = frame.drop_duplicates("id").set_index("id")["group"]
+        return groups
+
+    def costs(self) -> pd.DataFrame:
+        """costs.csv: method, seed, parameters, epochs, train_seconds, peak_memory_bytes; NaN where nothing was measured."""
+        numbers = dict.fromkeys(("parameters", "epochs", "train_seconds", "peak_memory_bytes"), float)
+        return self._read(
+            "costs.csv",
+            lambda file: pd.read_csv(
+                file,
+                dtype={"method": str, **numbers},
+                keep_default_na=False,
+                na_values={name: ["", "nan"] for name in numbers},
+            )[["method", "seed", *numbers]],
+        )
+
     def history(self) -> pd.DataFrame:
         """Every seed's history.csv under one another, with a column `seed`."""
-        return self._per_seed("history.csv", pd.read_csv)
+        files = self._seed_files("history.csv")
+        return pd.concat([self._read(file, pd.read_csv).assign(seed=seed) for seed, file in files], ignore_index=True)
 
     def predictions(self, conditions: Sequence[str]) -> pd.DataFrame:
         """Every seed's predictions under these conditions, with a column `seed`."""
-        chosen = [("condition", "in", list(conditions))]
-        return self._per_seed("predictions.parquet", lambda file: pd.read_parquet(file, filters=chosen))
+        return pd.concat(self.prediction_parts(conditions), ignore_index=True)
+
+    def prediction_parts(
+        self, conditions: Sequence[str], columns: Sequence[str] | None = None
+    ) -> Iterator[pd.DataFrame]:
+        """`predictions` file by file; of `columns` alone where given."""
+        chosen, wanted = [("condition", "in", list(conditions))], list(columns) if columns else None
+        for seed, file in self._seed_files("predictions.parquet"):
+            yield self._read(file, lambda path: pd.read_parquet(path, columns=wanted, filters=chosen)).assign(seed=seed)
 
     def representations(self, keys: Sequence[str]) -> tuple[int, dict[str, npt.NDArray[Any]]]:
-        """The first seed that has them, and its arrays by key ("<method>/<condition>" (N, D), "targets"); unknown keys are left out."""
+        """The seed that has most of them (of equals the first), and its arrays by key ("<method>/<condition>" (N, D), "targets").
+
+        Unknown keys are left out.
+        """
 
         def arrays(file: Path) -> dict[str, npt.NDArray[Any]]:
             with safe_open(file, framework="numpy") as stored:
                 return {key: np.asarray(stored.get_tensor(key)) for key in keys if key in stored.keys()}  # noqa: SIM118
 
-        name = "representations.safetensors"
-        for seed, folder in self.seeds():
-            if (folder / name).is_file():
-                return seed, self._read(f"{folder.name}/{name}", arrays)
-        raise AbsentError(f"No seed's folder holds {name}.")
+        by_seed: dict[int, dict[str, npt.NDArray[Any]]] = {}
+        for seed, file in self._seed_files("representations.safetensors"):
+            if len(max(by_seed.values(), key=len, default={})) == len(keys):
+                break
+            by_seed[seed] = by_seed.get(seed, {}) | self._read(file, arrays)
+        best = max(by_seed, key=lambda seed: len(by_seed[seed]))
+        return best, by_seed[best]
 
     def seeds(self) -> list[tuple[int, Path]]:
         """Numbers and folders of the seeds that are there, in order."""
         folders = [p for p in self.path.glob("seed-*") if p.is_dir() and p.name[5:].isdigit()]
         return sorted((int(p.name[5:]), p) for p in folders)
 
-    def _per_seed(self, name: str, reader: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
-        frames = [
-            self._read(f"{folder.name}/{name}", reader).assign(seed=seed)
+    def _seed_files(self, name: str) -> list[tuple[int, str]]:
+        """Seeds and paths in the run folder of the files of that name, in the seeds' folders or the methods' folders in them."""
+        files = [
+            (seed, str(file.relative_to(self.path)))
             for seed, folder in self.seeds()
-            if (folder / name).is_file()
+            for file in (folder / name, *sorted(folder.glob(f"*/{name}")))
+            if file.is_file()
         ]
-        if not frames:
+        if not files:
             raise AbsentError(f"No seed's folder holds {name}.")
-        return pd.concat(frames, ignore_index=True)
+        return files
 
     def _read(self, name: str, reader: Callable[[Path], T]) -> T:
         """One file of the folder. Raises AbsentError where it is not there, CorrKDError where it cannot be read."""

@@ -18,9 +18,10 @@ from markupsafe import Markup
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.comparison import half_width
 from corrkd.missing.conditions import COMPLETE, missing_subsets
-from corrkd.report.run_folder import AbsentError, RunFolder
+from corrkd.report.run_folder import AbsentError, MethodCard, RunFolder
 
 FLOOR, CEILING = "majority", "bayes"
+REFERENCES = ("student", "corrkd")  # what the others are compared with: its name in a run and in a comparison
 AVERAGE = "average"
 Mark = Literal["", "best", "second"]
 
@@ -47,20 +48,29 @@ FRACTION = METRICS["weighted_f1"]
 
 @dataclass(frozen=True)
 class Cell:
-    """A mean over seeds, scaled as shown; NaN where the metric is undefined. `half`: half-width of its 95 % interval, NaN with one
-    seed, None where there are no seeds (floor, ceiling). `signed`: a difference, shown with its sign.
+    """A number as shown; NaN where it is undefined.
+
+    Attributes:
+        mean: over seeds, scaled.
+        half: half-width of its 95 % interval, NaN with one seed, None where there are no seeds (floor, ceiling).
+        ends: in place of `half`, the ends of an interval that is not symmetric.
+        mark: the best or second of its column.
+        signed: a difference, shown with its sign.
+        digits: decimals, where they are not the table's.
     """
 
     mean: float
     half: float | None = None
     mark: Mark = ""
     signed: bool = False
+    ends: tuple[float, float] | None = None
+    digits: int | None = None
 
 
 @dataclass(frozen=True)
 class Table:
     """One table. `blocks`: frames with the same columns, one below the other, by the heading above each ("" for none). Entries are
-    `Cell`, int, or None where nothing was measured; the index holds the row headings, `corner` stands above it.
+    `Cell`, int, text, or None where nothing was measured; the index holds the row headings, `corner` stands above it.
     """
 
     name: str
@@ -121,18 +131,39 @@ def marked(column: Mapping[str, Cell | None], trained: Sequence[str], how: Metri
 # ---------------------------------------------------------------------------------------------------------------------- frames
 
 
+def rows_of(run: RunFolder) -> list[MethodCard]:
+    """The trained methods in the order of the rows: baselines, teacher, controls, any other, CorrKD, its ablation."""
+
+    def place(method: MethodCard) -> int:
+        named = {"teacher": 1, "control": 2, **dict.fromkeys(REFERENCES, 4)}
+        return named.get(method.name, {"baseline": 0, "control": 2, "ablation": 5}.get(method.kind, 3))
+
+    return sorted(run.card.methods, key=place)
+
+
 def method_titles(run: RunFolder) -> dict[str, str]:
-    """Titles by method in the order of the rows: floor, teacher, control, any other, student, ceiling."""
-    place = {"teacher": 0, "control": 1, "student": 3}
-    trained = sorted(run.card.methods, key=lambda m: place.get(m.name, 2))
-    return {FLOOR: "Majority floor", **{m.name: m.title for m in trained}, CEILING: "Bayes ceiling"}
+    """Titles by method in the order of the rows: floor, trained methods, ceiling."""
+    return {FLOOR: "Majority floor", **{m.name: m.title for m in rows_of(run)}, CEILING: "Bayes ceiling"}
+
+
+def seed_counts(run: RunFolder, methods: Iterable[str] | None = None) -> dict[str, int]:
+    """How many seeds of each trained method are in results.csv; those without any are left out."""
+    chosen = set(methods if methods is not None else (m.name for m in run.card.methods))
+    results = run.results
+    counts = results[(results["seed"] >= 0) & results["method"].isin(chosen)].groupby("method")["seed"].nunique()
+    return {str(method): int(count) for method, count in counts.items()}
+
+
+def letters(run: RunFolder) -> dict[str, str]:
+    """The initial of each modality; its whole name where two begin alike."""
+    initials = {m: m[:1] for m in run.modalities}
+    unique = len({i.casefold() for i in initials.values()} - {""}) == len(initials)
+    return initials if unique else {m: m for m in run.modalities}
 
 
 def subset_headings(run: RunFolder) -> dict[str, str]:
     """Column heading by condition, in the paper's order: the missing subsets as {l,a}, their average, complete."""
-    initials = {m: m[:1] for m in run.modalities}
-    if len({i.casefold() for i in initials.values()} - {""}) < len(initials):
-        initials = {m: m for m in run.modalities}
+    initials = letters(run)
     subsets = [c for c in missing_subsets(run.modalities) if c.name != COMPLETE]
     headings = {c.name: "{" + ",".join(initials[m] for m in c.available) + "}" for c in subsets}
     return {**headings, AVERAGE: "Avg.", COMPLETE: "complete"}
@@ -150,73 +181,95 @@ def other_headings(run: RunFolder) -> dict[str, str]:
     return {c.name: c.name if c.ratio is None else f"{c.kind} {c.ratio:g}" for c in others}
 
 
-def compared(run: RunFolder, metric: str, headings: Mapping[str, str], how: Metric) -> pd.DataFrame:
-    """Methods (rows, by name) against conditions (columns, by heading): marked cells; what was not measured at all is left out."""
+def compared(
+    run: RunFolder, metric: str, headings: Mapping[str, str], how: Metric, methods: Iterable[str] | None = None
+) -> pd.DataFrame:
+    """Methods (rows, by name) against conditions (columns, by heading): marked cells; what was not measured at all is left out.
+
+    `methods`: the trained ones to show; default: all.
+    """
     values = seed_values(run, metric)
-    titles = method_titles(run)
-    trained = [m for m in titles if m not in (FLOOR, CEILING)]
+    trained = [m.name for m in rows_of(run) if methods is None or m.name in methods]
+    shown = [FLOOR, *trained, CEILING]
     columns = {}
     for condition, heading in headings.items():
-        cells = {m: cell(of(values, m, condition), how, seeded=m in trained) for m in titles}
+        cells = {m: cell(of(values, m, condition), how, seeded=m in trained) for m in shown}
         columns[heading] = marked(cells, trained, how)
-    frame = pd.DataFrame(columns, index=list(titles), dtype=object).dropna(how="all").dropna(how="all", axis=1)
+    frame = pd.DataFrame(columns, index=shown, dtype=object).dropna(how="all").dropna(how="all", axis=1)
     if frame.empty:
         raise AbsentError(f"results.csv holds no {metric} under these conditions.")
     return frame.astype(object).where(frame.notna(), None)
 
 
 def titled(run: RunFolder, frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with the methods' titles as row headings."""
+    """The frame with the methods' titles as row headings, and with their numbers of seeds where these differ."""
+    counts = seed_counts(run, frame.index)
+    if len(set(counts.values())) > 1:
+        frame = frame.assign(Seeds=pd.Series([counts.get(m) for m in frame.index], frame.index, dtype=object))
     return frame.rename(index=method_titles(run))
 
 
-def conditions_table(run: RunFolder, name: str, metric: str, headings: Mapping[str, str], caption: str) -> Table:
+def conditions_table(
+    run: RunFolder,
+    name: str,
+    metric: str,
+    headings: Mapping[str, str],
+    caption: str,
+    methods: Iterable[str] | None = None,
+) -> Table:
     """Methods against conditions in one metric."""
     how = METRICS[metric]
-    return Table(name, caption, "Method", {"": titled(run, compared(run, metric, headings, how))}, how.digits)
+    frame = titled(run, compared(run, metric, headings, how, methods))
+    return Table(name, f"{caption} {reading(run, methods)}", "Method", {"": frame}, how.digits)
 
 
-def inter_modality(run: RunFolder, metric: str) -> Table:
-    """The paper's inter-modality table, and below it student minus control, paired over seeds."""
+def inter_modality(run: RunFolder, metric: str, methods: Iterable[str] | None = None) -> Table:
+    """The paper's inter-modality table."""
+    name, headings = f"inter-modality-{metric.replace('_', '-')}", subset_headings(run)
+    caption = f"{METRICS[metric].title} on the {run.card.split} split with only some modalities available. {subset_legend(run)}"
+    return conditions_table(run, name, metric, headings, caption, methods)
+
+
+def with_difference(run: RunFolder, metric: str) -> Table:
+    """The inter-modality table, and below it student minus control, paired over seeds."""
     how, headings, values = METRICS[metric], subset_headings(run), seed_values(run, metric)
-    caption = f"{how.title} on the {run.card.split} split with only some modalities available. {subset_legend(run)} {reading(run)}"
-    table = conditions_table(run, f"inter-modality-{metric.replace('_', '-')}", metric, headings, caption)
+    table = inter_modality(run, metric)
     differences = {headings[c]: paired(values, c, how, "student", "control") for c in headings}
     if not any(differences.values()):
         return table
-    difference = pd.DataFrame(differences, index=["Student − control"], dtype=object)[table.columns]
+    difference = pd.DataFrame(differences, index=["Student − control"], dtype=object).reindex(columns=table.columns)
     return replace(table, blocks={**table.blocks, "Difference, paired over seeds": difference})
 
 
 def subset_legend(run: RunFolder) -> str:
     """What the headings' letters stand for, as a sentence."""
-    headings = subset_headings(run)
-    letters = [
-        f"{headings[m][1:-1]}\u00a0=\u00a0{m}" for m in run.modalities if m in headings and headings[m] != "{" + m + "}"
+    stood = [
+        f"{letter}\u00a0=\u00a0{m}" for m, letter in letters(run).items() if letter != m and len(run.modalities) > 1
     ]
-    return "Braces name the modalities that are available" + (f" ({', '.join(letters)})." if letters else ".")
+    return "Braces name the modalities that are available" + (f" ({', '.join(stood)})." if stood else ".")
 
 
-def reading(run: RunFolder) -> str:
+def reading(run: RunFolder, methods: Iterable[str] | None = None) -> str:
     """How to read a cell, as sentences."""
-    seeds = run.results.loc[run.results["seed"] >= 0, "seed"].nunique()
+    counts = set(seed_counts(run, methods).values())
+    seeds = f"{max(counts, default=0)} seeds" if len(counts) < 2 else "each method's seeds (their number: last column)"
     interval = (
-        f"Mean ± half-width of the Student-t 95 % interval over {seeds} seeds."
-        if seeds > 1
+        f"Mean ± half-width of the Student-t 95 % interval over {seeds}."
+        if max(counts, default=0) > 1
         else "One seed, hence no interval (—)."
     )
     return f"{interval} Best trained method in bold, second underlined."
 
 
-def by_ratio(run: RunFolder) -> Table:
+def by_ratio(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
     """Weighted F1 by share of dropped frames, and the area under that curve."""
-    frames = [compared(run, "weighted_f1", ratio_headings(run), FRACTION)]
+    frames = [compared(run, "weighted_f1", ratio_headings(run), FRACTION, methods)]
     with contextlib.suppress(AbsentError):
-        frames.append(compared(run, "auc_weighted_f1", {"ratios": "AUC"}, FRACTION))
+        frames.append(compared(run, "auc_weighted_f1", {"ratios": "AUC"}, FRACTION, methods))
     frame = pd.concat(frames, axis=1).astype(object)
     caption = (
         f"Weighted F1 × 100 on the {run.card.split} split by the share of frames that every modality has lost; AUC is the area under that "
-        f"curve over the ratios, × 100. {reading(run)}"
+        f"curve over the ratios, × 100. {reading(run, methods)}"
     )
     return Table("missing-ratios", caption, "Method", {"": titled(run, frame.where(frame.notna(), None))})
 
@@ -231,18 +284,20 @@ def others(run: RunFolder, metric: str) -> Table:
     }
     kinds = dict.fromkeys(c.kind for c in run.card.conditions)
     told = ", ".join(meanings[kind] for kind in kinds if kind in meanings)
-    caption = f"{METRICS[metric].title} on the {run.card.split} split under other conditions: {told}. {reading(run)}"
+    caption = f"{METRICS[metric].title} on the {run.card.split} split under other conditions: {told}."
     return conditions_table(run, f"other-conditions-{metric.replace('_', '-')}", metric, other_headings(run), caption)
 
 
-def per_class(run: RunFolder) -> Table:
+def per_class(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
     """F1 of each class, or weighted F1 of each yes/no question, under the inter-modality conditions."""
     questions = run.card.target.kind == "questions"
     names = run.card.target.questions if questions else run.card.target.classes
     blocks = {}
     for name in names:
         try:
-            frame = compared(run, f"{'weighted_f1' if questions else 'f1'}/{name}", subset_headings(run), FRACTION)
+            frame = compared(
+                run, f"{'weighted_f1' if questions else 'f1'}/{name}", subset_headings(run), FRACTION, methods
+            )
         except AbsentError:
             continue
         blocks[name] = titled(run, frame)
@@ -250,13 +305,13 @@ def per_class(run: RunFolder) -> Table:
         raise AbsentError(f"results.csv holds no F1 by {'question' if questions else 'class'}.")
     columns = next(iter(blocks.values())).columns
     what = "Weighted F1 × 100 of each question" if questions else "F1 × 100 of each class"
-    caption = f"{what} on the {run.card.split} split. {subset_legend(run)} {reading(run)}"
+    caption = f"{what} on the {run.card.split} split. {subset_legend(run)} {reading(run, methods)}"
     return Table("per-class", caption, "Method", {n: f.reindex(columns=columns) for n, f in blocks.items()})
 
 
 def calibration(run: RunFolder) -> Table:
     """Expected calibration error under the inter-modality conditions."""
-    caption = f"{METRICS['ece'].title} on the {run.card.split} split. {subset_legend(run)} {reading(run)}"
+    caption = f"{METRICS['ece'].title} on the {run.card.split} split. {subset_legend(run)}"
     return conditions_table(run, "calibration", "ece", subset_headings(run), caption)
 
 
@@ -314,12 +369,17 @@ def number(value: float, digits: int, signed: bool = False) -> str:
 
 def parts(entry: Any, digits: int) -> tuple[str, str, Mark]:
     """Text, interval ("" where there are no seeds, a dash with one) and mark of an entry."""
+    if isinstance(entry, int | np.integer):
+        return f"{entry:,}", "", ""
     if not isinstance(entry, Cell):
         return ("n/a" if entry is None or pd.isna(entry) else str(entry)), "", ""
-    if entry.half is None or math.isnan(entry.mean):
-        return number(entry.mean, digits, entry.signed), "", entry.mark
-    half = "—" if math.isnan(entry.half) else f"± {number(entry.half, digits)}"
-    return number(entry.mean, digits, entry.signed), half, entry.mark
+    digits = digits if entry.digits is None else entry.digits
+    text = number(entry.mean, digits, entry.signed)
+    if math.isnan(entry.mean) or (entry.half is None and entry.ends is None):
+        return text, "", entry.mark
+    if entry.ends is not None:
+        return text, f"[{', '.join(number(end, digits, entry.signed) for end in entry.ends)}]", entry.mark
+    return text, "—" if math.isnan(entry.half or 0.0) else f"± {number(entry.half or 0.0, digits)}", entry.mark
 
 
 def rows(frame: pd.DataFrame) -> Iterator[tuple[str, list[Any]]]:
@@ -346,7 +406,9 @@ def to_html(table: Table) -> Markup:
             body += Markup("</tr>")
         body += Markup("</tbody>\n")
     intervals = [parts(entry, table.digits)[1] for frame in table.blocks.values() for entry in frame.to_numpy().ravel()]
-    stacked = len(table.columns) > 9 and any(interval not in ("", "—") for interval in intervals)
+    stacked = (len(table.columns) > 9 or any(i.startswith("[") for i in intervals)) and any(
+        interval not in ("", "—") for interval in intervals
+    )
     wide = Markup(' class="wide"') if stacked else ""
     return Markup('<table{}><thead><tr><th scope="col">{}</th>{}</tr></thead>\n{}</table>').format(
         wide, table.corner, head, body
@@ -429,14 +491,26 @@ def to_latex(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Unrounded numbers as scaled in the table, each column with its half-width beside it; undefined and unmeasured are empty."""
+    """Unrounded numbers as scaled in the table, each column with its half-width, or the ends of its interval, beside it.
+
+    Undefined and unmeasured are empty.
+    """
+    entries = {c: [e for f in table.blocks.values() for e in f[c]] for c in table.columns}
+    asymmetric = {c: any(isinstance(e, Cell) and e.ends is not None for e in entries[c]) for c in entries}
+    headings = [h for c in table.columns for h in ((c, f"{c} low", f"{c} high") if asymmetric[c] else (c, f"{c} ±"))]
+
+    def written(column: str, entry: Any) -> list[Any]:
+        if not isinstance(entry, Cell):
+            return [entry, *([None] * (1 + asymmetric[column]))]
+        return [entry.mean, *(entry.ends or (None, None))] if asymmetric[column] else [entry.mean, entry.half]
+
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["block", table.corner, *(f"{c}{suffix}" for c in table.columns for suffix in ("", " ±"))])
+    writer.writerow(["block", table.corner, *headings])
     for title, frame in table.blocks.items():
-        for heading, entries in rows(frame):
-            pairs = [(e.mean, e.half) if isinstance(e, Cell) else (e, None) for e in entries]
-            writer.writerow([title, heading, *("" if v is None or pd.isna(v) else v for pair in pairs for v in pair)])
+        for heading, row in rows(frame):
+            values = [v for c, e in zip(table.columns, row, strict=True) for v in written(c, e)]
+            writer.writerow([title, heading, *("" if v is None or pd.isna(v) else v for v in values)])
     return file.getvalue()
 
 
@@ -445,10 +519,17 @@ def to_text(table: Table) -> str:
     frame = next(iter(table.blocks.values()))
     first = [c for c in ("Avg.", "complete") if c in table.columns]
     names = [*first, *(c for c in table.columns if c not in first)]
-    grid = [["", *map(str, frame.index)]]
-    for name in names:
-        shown = (parts(entry, table.digits) for entry in frame[name])
-        grid.append([name, *(text + (f" {half}" if half else "") for text, half, _ in shown)])
+    return aligned([["", *map(str, frame.index)], *([n, *(plain(e, table.digits) for e in frame[n])] for n in names)])
+
+
+def plain(entry: Any, digits: int) -> str:
+    """An entry with its interval as text."""
+    text, half, _ = parts(entry, digits)
+    return text + (f" {half}" if half else "")
+
+
+def aligned(grid: Sequence[Sequence[str]]) -> str:
+    """Rows of text in columns, the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in grid]
     return "\n".join(lines)

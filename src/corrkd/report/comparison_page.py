@@ -1,0 +1,307 @@
+"""The report of a comparison, from its folder alone: what was the same, who is best, and by how much that can be told."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from corrkd.errors import CorrKDError
+from corrkd.report import comparison_tables as own
+from corrkd.report import figures, tables
+from corrkd.report.comparison_tables import Clusters
+from corrkd.report.figures import Picture
+from corrkd.report.page import Item, Page, Section, part, write_page
+from corrkd.report.reported import Reported, read_reported, shown_metrics
+from corrkd.report.run_folder import AbsentError, RunFolder
+from corrkd.report.standings import REFERENCE, Standing, least_p, method_counts, standings
+from corrkd.report.tables import AVERAGE, FRACTION, Cell, Table, number
+
+DRAWS = 10_000
+LEVEL = 0.05
+PLAN, FAILURES = "compare.yaml", "failures.csv"
+FILES = {
+    PLAN: "the whole specification, enough to make the comparison again",
+    FAILURES: "runs without results: dataset, method, seed, error",
+    "DATASET/run.json": "what was compared: data, target, conditions, methods, what was the same",
+    "DATASET/settings.yaml": "settings of every run on that dataset",
+    "DATASET/results.csv": "every number: dataset, method, seed, condition, draw, metric, value",
+    "DATASET/costs.csv": "parameters, epochs, seconds and peak memory by method and seed",
+    "DATASET/groups.csv": "the group of each tested sample",
+    "DATASET/seed-N/METHOD/": "the trained network, its history, every prediction, the representations",
+}
+READING = (
+    "Intervals are 95 % intervals of two kinds, and every table says which it shows. Student-t over seeds: how much the mean moves when "
+    "training begins from other seeds, on these very test samples. Percentile bootstrap over groups crossed with seeds: also how much it "
+    "moves with the people or samples that happen to be in the test split. Few groups or few seeds make the bootstrap too narrow.",
+    "p values are of a sign-flip test: where two methods do not differ, their answers within a group may be swapped. It is about these "
+    "trained networks on other groups, not about training them again. Each method is compared with CorrKD on Avg. alone and adjusted by "
+    "Holm; the ablation's arms are a family of their own. Bold and underline only order the means: they are no test.",
+    "The majority floor always answers the commonest class of the training split. The Bayes ceiling, where there is one, is what the exact "
+    "law of the data allows under the same condition. Neither is trained or marked. Avg. is the mean over the missing subsets, without "
+    "complete.",
+)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What is known of one dataset beside its folder.
+
+    Attributes:
+        name: of its folder, which opens the names of its tables and figures.
+        run: its folder.
+        main, ablation: standings of the two families on Avg., or why there are none.
+        clusters: what was resampled.
+    """
+
+    name: str
+    run: RunFolder
+    main: dict[str, Standing] | AbsentError
+    ablation: dict[str, Standing] | AbsentError
+    clusters: Clusters
+
+
+def write_comparison(out: Path, *, reported: Path | None = None, draws: int = DRAWS) -> Path:
+    """Make report.html, report.md, tables/ (CSV, LaTeX) and figures/ (SVG, PNG) in a comparison's folder, from that folder alone.
+
+    The same folder gives the same bytes. A method or seed that is not there is left out, and said.
+
+    Args:
+        out: the folder that `corrkd compare` wrote.
+        reported: CSV file with papers' numbers, shown beside ours (`corrkd.report.reported.read_reported`).
+        draws: of the group bootstrap and the sign-flip test.
+
+    Returns:
+        The path of report.html, which needs no other file.
+
+    Raises:
+        CorrKDError: where it is no comparison's folder, a file in it or `reported` cannot be read, or the report cannot be written.
+    """
+    runs = open_comparison(out)
+    papers = read_reported(reported, runs) if reported is not None else {}
+    return write_page(Path(out), comparison_page(Path(out), runs, papers, draws))
+
+
+def plain_comparison(out: Path) -> str:
+    """Weighted F1 on Avg. and complete of every method as plain text for a terminal, a table for each dataset.
+
+    Raises:
+        CorrKDError: where it is no comparison's folder.
+    """
+    blocks = []
+    for name, run in open_comparison(out).items():
+        headings = {c: h for c, h in tables.subset_headings(run).items() if h in ("Avg.", "complete")}
+        table = part(tables.conditions_table, run, name, "weighted_f1", headings, "")
+        if not isinstance(table, Table):
+            blocks.append(f"{name}: {table}")
+            continue
+        frame = table.blocks[""]
+        grid = [
+            [name, *table.columns],
+            *([row, *(tables.plain(e, 2) for e in cells)] for row, cells in tables.rows(frame)),
+        ]
+        blocks.append(tables.aligned(grid))
+    return f"{FRACTION.title}, mean ± half-width of the 95 % interval over seeds\n\n" + "\n\n".join(blocks)
+
+
+def open_comparison(out: Path) -> dict[str, RunFolder]:
+    """The datasets of a comparison by folder, in the order of compare.yaml. Raises CorrKDError where there is none."""
+    out = Path(out)
+    try:
+        plan = yaml.safe_load((out / PLAN).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        raise CorrKDError(
+            f"{out}: no comparison ({PLAN} is not there or damaged); give what `corrkd compare` wrote"
+        ) from None
+    listed = list(map(str, plan.get("datasets") or [])) if isinstance(plan, Mapping) else []
+    found = {p.parent.name for p in out.glob("*/run.json")}
+    names = [n for n in listed if n in found] or sorted(found)
+    if not names:
+        raise CorrKDError(f"{out}: the comparison has no dataset yet (no folder in it holds run.json)")
+    return {name: RunFolder.open(out / name) for name in names}
+
+
+def comparison_page(out: Path, runs: Mapping[str, RunFolder], reported: Reported, draws: int) -> Page:
+    """The whole report."""
+    analyses = [analysed(name, run, draws) for name, run in runs.items()]
+    stated = [run.card.comparison.stated for run in runs.values()]
+    common = [line for line in stated[0] if all(line in lines for lines in stated)]
+    failures = read_failures(out)
+    sections = [Section("How to read the intervals", list(READING))]
+    if failures:
+        sections.insert(0, Section("Runs that failed", [*map(str, failures)]))
+    for analysis in analyses:
+        sections += dataset_sections(analysis, common, reported)
+    lost = [f"Runs that failed, and are left out: {len(failures)}."] if failures else []
+    notes = {f"{name}: {note}": None for name, run in runs.items() for note in run.card.notes}
+    return Page(
+        title="Comparison: missing modalities",
+        heading="Methods compared when modalities are missing",
+        subtitle=f"{', '.join(runs)}: CorrKD, published methods and controls, trained and tested under one protocol",
+        findings=[sentence for analysis in analyses for sentence in findings(analysis)] + lost,
+        head=head(runs),
+        sections=sections,
+        notes=list(notes),
+        settings={f"The whole specification ({PLAN})": (out / PLAN).read_text(encoding="utf-8")},
+        files={name: what for name, what in FILES.items() if name != FAILURES or failures},
+        made=f"Made by corrkd {next(iter(runs.values())).card.corrkd} from the comparison's folder alone.",
+        stated=common,
+    )
+
+
+def analysed(name: str, run: RunFolder, draws: int) -> Analysis:
+    """The statistics of a dataset: seconds of work."""
+    try:
+        counts = method_counts(run)
+        groups = next(iter(next(iter(counts.values())).values())).shape[1]
+    except AbsentError as error:
+        return Analysis(name, run, error, error, Clusters(run.card.groups.name, 0, draws))
+    main = standings(counts, own.main_methods(run), draws)
+    ablation = standings(counts, own.ablation_methods(run), draws)
+    clusters = Clusters(run.card.groups.name, groups, draws)
+    none = AbsentError("The comparison has no ablation.")
+    return Analysis(name, run, main, ablation or none, clusters)
+
+
+def dataset_sections(analysis: Analysis, common: list[str], reported: Reported) -> list[Section]:
+    """All of one dataset."""
+    run, name = analysis.run, analysis.name
+    main = own.main_methods(run)
+    beside = [f"On this dataset, for every method: {line}" for line in run.card.comparison.stated if line not in common]
+    inter = [
+        part(own.inter_modality, run, metric, own.of_dataset(reported, name, metric)) for metric in shown_metrics(run)
+    ]
+    curves = [part(curves_of, run, which, chosen) for which, chosen in own.curve_families(run).items()]
+    sections = [
+        Section(name, [data_line(run), *beside]),
+        Section("Missing modalities", inter, 3),
+        Section("Against CorrKD on Avg.", [part(standings_of, analysis, "main")], 3),
+        Section("Missing frames", [*curves, part(tables.by_ratio, run, main)], 3),
+        Section("Classes", [part(tables.per_class, run, main)], 3),
+        Section("Ranks", [part(own.ranks_table, run)], 3),
+        Section("Representations", [part(figures.compared_projection, run)], 3),
+        Section("Cost", [part(own.costs_table, run)], 3),
+    ]
+    if own.ablation_methods(run):
+        items = [part(own.ablation_table, run), part(standings_of, analysis, "ablation")]
+        sections.insert(5, Section("Ablation", items, 3))
+    return [replace(s, items=[named(item, name) for item in s.items]) for s in sections]
+
+
+def curves_of(run: RunFolder, which: str, methods: Sequence[str]) -> Picture:
+    """The curves of one family of methods with CorrKD."""
+    drawn = figures.ratio_curves(run, methods)
+    return replace(
+        drawn, name=f"{drawn.name}-{which.replace(' ', '-')}", caption=f"{which.capitalize()}. {drawn.caption}"
+    )
+
+
+def standings_of(analysis: Analysis, family: str) -> Table:
+    """The table of one family; that of the ablation has no ranks."""
+    standing = analysis.main if family == "main" else analysis.ablation
+    if isinstance(standing, AbsentError):
+        raise standing
+    subsets, ratios = own.ranked_conditions(analysis.run)
+    ranked = own.mean_ranks(analysis.run, [*subsets, *ratios]) if family == "main" else {}
+    name = "against-corrkd" if family == "main" else "ablation-against-corrkd"
+    return own.standings_table(analysis.run, name, standing, analysis.clusters, ranked)
+
+
+def named(item: Item, dataset: str) -> Item:
+    """A table or figure with the dataset's name before its own."""
+    return replace(item, name=f"{dataset}-{item.name}") if isinstance(item, Table | Picture) else item
+
+
+def data_line(run: RunFolder) -> str:
+    """What is predicted from what, in a sentence."""
+    card = run.card
+    modalities = ", ".join(f"{m} ({c.frames} × {c.width})" for m, c in card.dataset.modalities.items())
+    wanted = {"classes": card.target.classes, "questions": card.target.questions}.get(card.target.kind, [])
+    counts = ", ".join(f"{name} {count:,}" for name, count in card.dataset.splits.items())
+    target = card.target.name + (f" ({', '.join(wanted)})" if wanted else "")
+    return f"Target {target} from {modalities}, frames × features. Samples: {counts}; results are on {card.split}."
+
+
+def head(runs: Mapping[str, RunFolder]) -> dict[str, str]:
+    """What was compared, as term and description."""
+    titles = {m.name: m.title for run in runs.values() for m in tables.rows_of(run)}
+    kinds = {m.name: m.kind for run in runs.values() for m in run.card.methods}
+    groups = {"Baselines": "baseline", "Controls": "control", "Methods": "method", "Ablation": "ablation"}
+    listed = {term: [titles[m] for m in titles if kinds[m] == kind] for term, kind in groups.items()}
+    seeds = {name: ", ".join(map(str, run.card.seeds)) for name, run in runs.items()}
+    card = next(iter(runs.values())).card
+    return {
+        "Datasets": ", ".join(runs),
+        **{term: ", ".join(names) for term, names in listed.items() if names},
+        "Seeds": next(iter(seeds.values()))
+        if len(set(seeds.values())) == 1
+        else "; ".join(f"{name}: {given}" for name, given in seeds.items()),
+        "Versions": f"corrkd {card.corrkd}, torch {card.torch}",
+    }
+
+
+def findings(analysis: Analysis) -> list[str]:
+    """Who is best on Avg., where CorrKD stands, and what can be told from it after Holm, in sentences."""
+    run, titles = analysis.run, tables.method_titles(analysis.run)
+    try:
+        values = tables.seed_values(run, "weighted_f1")
+    except AbsentError as error:
+        return [f"{analysis.name}: no finding: {error}"]
+    cells = {m: tables.cell(tables.of(values, m, AVERAGE), FRACTION) for m in own.main_methods(run)}
+    means = {m: c.mean for m, c in cells.items() if isinstance(c, Cell) and c.mean == c.mean}
+    order = sorted(means, key=lambda m: -means[m])
+    if len(order) < 2:
+        return [f"{analysis.name}: fewer than two methods have results."]
+    told = [f"{titles[m]} {number(means[m], 2)}" for m in order]
+    text = f"{analysis.name}: the highest Avg. of {len(order)} methods is that of {told[0]}, then {told[1]}"
+    if REFERENCE in order[2:]:
+        text += f"; {told[order.index(REFERENCE)]} is number {order.index(REFERENCE) + 1}"
+    out = [f"{text} (weighted F1 × 100)."]
+    out += verdicts(analysis.name, analysis.main, analysis.clusters, titles)
+    if own.ablation_methods(run):
+        out += verdicts(f"{analysis.name}, ablation", analysis.ablation, analysis.clusters, titles)
+    return out
+
+
+def verdicts(
+    about: str, standing: Mapping[str, Standing] | AbsentError, clusters: Clusters, titles: Mapping[str, str]
+) -> list[str]:
+    """Which differences to CorrKD the test tells from none."""
+    if isinstance(standing, AbsentError):
+        return [f"{about}: no test: {standing}"]
+    groups: dict[str, list[str]] = {"below CorrKD": [], "above CorrKD": [], "not told from it": []}
+    for method, s in standing.items():
+        if s.difference is not None and s.adjusted is not None:
+            side = "below CorrKD" if s.difference.mean < 0 else "above CorrKD"
+            groups[side if s.adjusted < LEVEL else "not told from it"].append(titles[method])
+    tested = sum(map(len, groups.values()))
+    if not tested:
+        return [f"{about}: no method shares a seed with CorrKD, so nothing is tested."]
+    told = "; ".join(f"{what}: {', '.join(names)}" for what, names in groups.items() if names)
+    out = [
+        f"{about}: differences to CorrKD on Avg. by the sign-flip test over {clusters.words}, p < {LEVEL} after Holm "
+        f"({tested} tests): {told}."
+    ]
+    least = tested * least_p(clusters.count, clusters.draws)
+    if least >= LEVEL:
+        out.append(
+            f"{about}: with {clusters.words} and {tested} tests the smallest p is {min(1.0, least):.3f} after Holm, whatever the "
+            "numbers: it can tell no difference here."
+        )
+    return out
+
+
+def read_failures(out: Path) -> list[str]:
+    """failures.csv, a line each; empty where there is none."""
+    file = out / FAILURES
+    if not file.is_file():
+        return []
+    try:
+        with file.open(newline="", encoding="utf-8") as text:
+            rows = [(r["dataset"], r["method"], r["seed"], r["error"]) for r in csv.DictReader(text)]
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
+        raise CorrKDError(f"{file}: cannot be read ({error!r})") from None
+    return [f"{dataset}, {method}, seed {seed}: {error}" for dataset, method, seed, error in rows]

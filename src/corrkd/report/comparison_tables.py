@@ -1,0 +1,206 @@
+"""The tables that only a comparison has: standings, ranks, ablation, costs, and the inter-modality table with papers' numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from corrkd.evaluation.comparison import Interval, ranks
+from corrkd.missing.conditions import COMPLETE, missing_subsets
+from corrkd.report import tables
+from corrkd.report.reported import Reported
+from corrkd.report.run_folder import AbsentError, RunFolder
+from corrkd.report.standings import REFERENCE, Standing
+from corrkd.report.tables import AVERAGE, FRACTION, Cell, Table
+
+CONTROL = "no-distillation"
+BLOCK = "Reported elsewhere, not run here"
+
+
+def main_methods(run: RunFolder) -> list[str]:
+    """All but the ablation's arms, in the order of the rows."""
+    return [m.name for m in tables.rows_of(run) if m.kind != "ablation"]
+
+
+def ablation_methods(run: RunFolder) -> list[str]:
+    """The ablation's arms alone."""
+    return [m.name for m in tables.rows_of(run) if m.kind == "ablation"]
+
+
+def inter_modality(run: RunFolder, metric: str, reported: Mapping[str, Mapping[str, float]]) -> Table:
+    """The paper's inter-modality table of all but the ablation's arms; below it what papers report, by row heading and condition."""
+    table = tables.inter_modality(run, metric, main_methods(run))
+    complete = [m.title for m in tables.rows_of(run) if m.trains_on == "complete" and m.name in main_methods(run)]
+    caption = table.caption + (f" Trained on complete samples alone: {', '.join(complete)}." if complete else "")
+    if not reported:
+        return replace(table, caption=caption)
+    headings = tables.subset_headings(run)
+    cells = {row: {headings[c]: Cell(v) for c, v in values.items()} for row, values in reported.items()}
+    frame = pd.DataFrame.from_dict(cells, orient="index", dtype=object).reindex(columns=table.columns)
+    below = {BLOCK: frame.astype(object).where(frame.notna(), None)}
+    said = " Reported rows are papers' own numbers, under their own protocols: in no statistic, never marked."
+    return replace(table, caption=caption + said, blocks={**table.blocks, **below})
+
+
+def of_dataset(reported: Reported, dataset: str, metric: str) -> Mapping[str, Mapping[str, float]]:
+    """What papers report of one dataset in one metric."""
+    return reported.get((dataset, metric), {})
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """By what the tested samples are resampled: a name in the singular, how many, and how often."""
+
+    name: str
+    count: int
+    draws: int
+
+    @property
+    def words(self) -> str:
+        """Number and name, as in 15 persons."""
+        return f"{self.count:,} {self.name}{'' if self.count == 1 else 's'}"
+
+
+def standings_table(
+    run: RunFolder, name: str, standing: Mapping[str, Standing], clusters: Clusters, ranked: Mapping[str, float]
+) -> Table:
+    """Avg. with both its intervals, the difference to CorrKD with its own, and p; `ranked`: a last column, where there is any."""
+    values = tables.seed_values(run, "weighted_f1")
+    over = f"{clusters.name}s × seeds"
+    frame = pd.DataFrame(index=list(standing), dtype=object)
+    columns: dict[str, list[Any]] = {
+        "Seeds": [s.seeds for s in standing.values()],
+        "Avg., t over seeds": [tables.cell(tables.of(values, m, AVERAGE), FRACTION) for m in standing],
+        f"Avg., {over}": [_percentile(s.average) for s in standing.values()],
+        f"minus CorrKD, {over}": [_percentile(s.difference, signed=True) for s in standing.values()],
+        "p": [_p(s.p) for s in standing.values()],
+        "p, Holm": [_p(s.adjusted) for s in standing.values()],
+    }
+    if ranked:
+        columns["Mean rank"] = [Cell(ranked[m]) if m in ranked else None for m in standing]
+    for heading, entries in columns.items():
+        frame[heading] = pd.Series(entries, frame.index, dtype=object)
+    tested = sum(s.p is not None for s in standing.values())
+    title = tables.method_titles(run).get(REFERENCE, "CorrKD")
+    caption = (
+        f"Avg. of weighted F1 × 100 over the missing subsets, {run.card.split} split. “t over seeds”: mean ± half-width of the "
+        f"Student-t 95 % interval over seeds. “{over}”: mean and 95 % percentile bootstrap interval, {clusters.words} of the split "
+        f"crossed with seeds, {clusters.draws:,} draws. “minus CorrKD”: the method minus {title}, the same {clusters.name}s and seeds "
+        f"drawn for both. p: two-sided sign-flip test by {clusters.name}; adjusted by Holm for this table's {tested} tests."
+    )
+    caption += " Mean rank: by weighted F1 over the conditions of the table of ranks." if ranked else ""
+    return Table(name, caption, "Method", {"": frame.rename(index=tables.method_titles(run))})
+
+
+def _percentile(interval: Interval | None, signed: bool = False) -> Cell | None:
+    if interval is None:
+        return None
+    mean, low, high = (FRACTION.scale * v for v in interval)
+    return Cell(mean, ends=(low, high), signed=signed)
+
+
+def _p(value: float | None) -> Cell | None:
+    return None if value is None else Cell(value, digits=4)
+
+
+def ranked_conditions(run: RunFolder) -> tuple[list[str], list[str]]:
+    """Missing subsets with complete, and ratios: no condition twice, a ratio of 0 being complete."""
+    subsets = dict.fromkeys([*(c.name for c in missing_subsets(run.modalities)), COMPLETE])
+    ratios = [name for name, ratio in tables.ratio_headings(run).items() if float(ratio) > 0]
+    return list(subsets), ratios
+
+
+def mean_ranks(run: RunFolder, conditions: Sequence[str]) -> dict[str, float]:
+    """Mean rank of all but the ablation's arms, by weighted F1 averaged over seeds; those measured under no condition are left out."""
+    values = tables.seed_values(run, "weighted_f1").groupby(["method", "condition"]).mean().unstack()
+    known = [m for m in main_methods(run) if m in values.index]
+    scores = values.reindex(index=known, columns=list(conditions)).dropna(axis=1, how="all")
+    return dict(zip(known, map(float, ranks(scores.to_numpy())), strict=True)) if scores.shape[1] else {}
+
+
+def ranks_table(run: RunFolder) -> Table:
+    """Rank by condition, and mean ranks over the ratios and over all."""
+    subsets, ratios = ranked_conditions(run)
+    headings = tables.subset_headings(run)
+    groups = {**{headings[c]: [c] for c in subsets}, "ratios": ratios, "all": [*subsets, *ratios]}
+    columns = {h: mean_ranks(run, conditions) for h, conditions in groups.items() if conditions}
+    cells = {
+        h: {m: Cell(rank, digits=2 if h in ("ratios", "all") else 1) for m, rank in c.items()}
+        for h, c in columns.items()
+    }
+    frame = pd.DataFrame(
+        cells, index=[m for m in main_methods(run) if any(m in c for c in cells.values())], dtype=object
+    )
+    frame = frame.dropna(axis=1, how="all")
+    if frame.empty:
+        raise AbsentError("results.csv holds nothing to rank.")
+    caption = (
+        f"Ranks by weighted F1, averaged over seeds, on the {run.card.split} split; 1 is the best, equals share their mean. “ratios”: "
+        f"mean rank over {len(ratios)} missing ratios above 0; “all”: over these, the subsets and complete. No interval. "
+        f"{tables.subset_legend(run)}"
+    )
+    return Table("ranks", caption, "Method", {"": frame.rename(index=tables.method_titles(run))})
+
+
+def ablation_table(run: RunFolder) -> Table:
+    """CorrKD, its losses left out or replaced, and no distillation, under the missing subsets."""
+    arms = ablation_methods(run)
+    if not arms:
+        raise AbsentError("The comparison has no ablation.")
+    order = [REFERENCE, *arms, CONTROL]
+    frame = tables.compared(run, "weighted_f1", tables.subset_headings(run), FRACTION, order)
+    frame = frame.loc[[m for m in order if m in frame.index]]
+    caption = (
+        f"Ablation: weighted F1 × 100 on the {run.card.split} split with a loss left out or replaced. {tables.subset_legend(run)} "
+        f"{tables.reading(run, order)}"
+    )
+    return Table("ablation", caption, "Method", {"": tables.titled(run, frame)})
+
+
+def costs_table(run: RunFolder) -> Table:
+    """What each method took: mean over seeds with the least and most."""
+    costs = run.costs()
+    known = [m for m in tables.method_titles(run) if m in set(costs["method"])]
+    if not known:
+        raise AbsentError("costs.csv holds none of the methods.")
+    shown = {
+        "Parameters": ("parameters", 1.0, 0),
+        "Epochs": ("epochs", 1.0, 1),
+        "Training, seconds": ("train_seconds", 1.0, 1),
+        "Peak memory, MB": ("peak_memory_bytes", 1e-6, 0),
+    }
+    frame = pd.DataFrame(index=known, dtype=object)
+    for heading, (column, scale, digits) in shown.items():
+        own = {m: costs.loc[costs["method"] == m, column].dropna() * scale for m in known}
+        frame[heading] = pd.Series([_spread(own[m].to_numpy(), digits) for m in known], frame.index, dtype=object)
+    caption = (
+        "Cost of one training: mean over seeds, with the least and the most where seeds differ (no confidence interval). Peak memory is "
+        "what was allocated on the GPU where one was used, else the most resident memory of the run's own process, data and libraries "
+        "included; 1 MB is 10⁶ bytes. Seconds compare only where the runs had the machine in the same way."
+    )
+    return Table("costs", caption, "Method", {"": tables.titled(run, frame)})
+
+
+def _spread(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]], digits: int) -> Cell | int | None:
+    if not len(values):
+        return None
+    low, high = float(values.min()), float(values.max())
+    if low == high and low.is_integer():
+        return int(low)
+    return Cell(float(values.mean()), ends=(low, high) if low < high else None, digits=digits)
+
+
+def curve_families(run: RunFolder) -> dict[str, list[str]]:
+    """The methods of each figure of curves, by its name: the baselines with CorrKD, and all others with it."""
+    kinds = {m.name: m.kind for m in tables.rows_of(run) if m.kind != "ablation"}
+    families = {
+        "published methods": [m for m, kind in kinds.items() if kind == "baseline" or m == REFERENCE],
+        "controls": [m for m, kind in kinds.items() if kind != "baseline"],
+    }
+    return {name: methods for name, methods in families.items() if set(methods) - {REFERENCE}} or {
+        "methods": list(kinds)
+    }

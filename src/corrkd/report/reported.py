@@ -1,0 +1,109 @@
+"""Numbers that papers report, from a CSV file of the user's: shown beside ours, never in a statistic."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from corrkd.errors import CorrKDError
+from corrkd.missing.conditions import COMPLETE
+from corrkd.report.run_folder import RunFolder
+from corrkd.report.tables import AVERAGE, METRICS, letters, subset_headings
+
+COLUMNS = ("method", "condition", "metric", "value")
+
+Reported = dict[tuple[str, str], dict[str, dict[str, float]]]
+"""By (dataset's folder, metric): row heading -> condition -> value as shown."""
+
+
+def shown_metrics(run: RunFolder) -> list[str]:
+    """Metrics that have an inter-modality table."""
+    return ["weighted_f1", "accuracy", *(["mae", "corr"] if run.card.target.kind == "score" else [])]
+
+
+def read_reported(file: Path, runs: Mapping[str, RunFolder]) -> Reported:
+    """Reads columns method, condition, metric, value and, where given, dataset and source.
+
+    Args:
+        file: a condition is one of our names or a table's heading ("average", "Avg.", "{l,a}"); values are in the table's scale.
+        runs: the comparison's datasets by folder; `dataset` names a folder or the dataset in it, and is needed where there are several.
+
+    Raises:
+        CorrKDError: with the row, the column and what is allowed there, for the first thing wrong.
+    """
+    out: Reported = {}
+    try:
+        with Path(file).open(newline="", encoding="utf-8-sig") as text:
+            reader = csv.DictReader(text, strict=True)
+            lacking = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
+            if lacking:
+                raise CorrKDError(f"{file}: no column {lacking[0]}; expected {', '.join(COLUMNS)}, and dataset, source")
+            for row in reader:
+                where = f"{file}: row {reader.line_num}"
+                if None in row or None in row.values():
+                    raise CorrKDError(f"{where}: expected {len(reader.fieldnames or [])} columns")
+                _take({k: v.strip() for k, v in row.items()}, runs, out, where)
+    except OSError as error:
+        raise CorrKDError(f"{file}: cannot be read: {error.strerror or error}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise CorrKDError(f"{file}: not a CSV file in UTF-8 ({error})") from None
+    return out
+
+
+def _take(row: Mapping[str, str], runs: Mapping[str, RunFolder], out: Reported, where: str) -> None:
+    dataset = _dataset(row.get("dataset", ""), runs, where)
+    run = runs[dataset]
+    if not row["method"]:
+        raise CorrKDError(f"{where}: method is empty")
+    condition = _conditions(run).get(_spelled(row["condition"]))
+    if condition is None:
+        allowed = ", ".join(subset_headings(run).values())
+        raise CorrKDError(f"{where}: condition {row['condition']!r} is unknown; expected one of {allowed}")
+    metric = row["metric"]
+    if metric not in shown_metrics(run):
+        raise CorrKDError(f"{where}: metric {metric!r} is unknown; expected {' or '.join(shown_metrics(run))}")
+    source = f"reported: {row['source']}" if row.get("source") else "reported"
+    values = out.setdefault((dataset, metric), {}).setdefault(f"{row['method']} ({source})", {})
+    if condition in values:
+        raise CorrKDError(f"{where}: condition {row['condition']!r} of {row['method']} is there twice")
+    values[condition] = _value(row["value"], metric, where)
+
+
+def _dataset(given: str, runs: Mapping[str, RunFolder], where: str) -> str:
+    found = [name for name, run in runs.items() if given in (name, run.card.dataset.name) or not given]
+    if len(found) == 1:
+        return found[0]
+    said = f"dataset {given!r} is unknown" if given else "dataset is empty, and there are several"
+    raise CorrKDError(
+        f"{where}: {said if not found or not given else f'dataset {given!r} is several'}; expected {' or '.join(runs)}"
+    )
+
+
+def _value(text: str, metric: str, where: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise CorrKDError(f"{where}: value {text!r} is not a number")
+    if METRICS[metric].scale == 100.0 and not (value == 0.0 or 1.0 < value <= 100.0):
+        raise CorrKDError(f"{where}: value {text} is not in the table's scale, {METRICS[metric].title}")
+    return value
+
+
+def _conditions(run: RunFolder) -> dict[str, str]:
+    """Conditions by every spelling that is understood."""
+    headings = subset_headings(run)
+    known = {_spelled(text): name for name, heading in headings.items() for text in (name, heading)}
+    everything = {_spelled("{" + ",".join(letters(run).values()) + "}"): COMPLETE, "avg": AVERAGE}
+    return everything | known
+
+
+def _spelled(condition: str) -> str:
+    """One spelling of "{a, l}" and "{l,a}", of "audio+language" and "language+audio"."""
+    text = condition.strip().casefold()
+    if text.startswith("{") and text.endswith("}"):
+        return "{" + ",".join(sorted(part.strip() for part in text[1:-1].split(","))) + "}"
+    return "+".join(sorted(text.split("+")))

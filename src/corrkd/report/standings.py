@@ -1,0 +1,118 @@
+"""Where each method of a comparison stands on Avg., and whether its difference to CorrKD can be told from none: from stored predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from corrkd.errors import CorrKDError
+from corrkd.evaluation.comparison import (
+    Interval,
+    confusion_counts,
+    group_interval,
+    holm,
+    paired_group_interval,
+    sign_flip_test,
+)
+from corrkd.missing.conditions import missing_subsets
+from corrkd.report.run_folder import AbsentError, RunFolder
+
+REFERENCE = "corrkd"
+SEED = 0  # of the resampling: the same folder gives the same numbers
+
+Counts = Mapping[str, Mapping[int, npt.NDArray[np.int32]]]
+"""By method and seed: (C, G, Q, K, K) under the missing subsets, as in corrkd.evaluation.comparison."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One method on Avg. of weighted F1, fractions of 1.
+
+    Attributes:
+        seeds: how many it has.
+        average: with its interval over groups and seeds.
+        difference: to CorrKD, over the seeds that both have; None for CorrKD itself, or without such a seed.
+        p, adjusted: of the sign-flip test of that difference, and adjusted for the family by Holm.
+    """
+
+    seeds: int
+    average: Interval
+    difference: Interval | None = None
+    p: float | None = None
+    adjusted: float | None = None
+
+
+def method_counts(run: RunFolder) -> Counts:
+    """Confusion counts of every method and seed under the missing subsets.
+
+    Raises:
+        AbsentError: where predictions or groups.csv are not there.
+        CorrKDError: where they do not fit together.
+    """
+    conditions = [c.name for c in missing_subsets(run.modalities)]
+    columns = ["method", "condition", "draw", "id", "question", "target", "prediction"]
+    counts: dict[str, dict[int, npt.NDArray[np.int32]]] = {}
+    for part in run.prediction_parts(conditions, columns):
+        for method, own in part[part["draw"] == 0].groupby("method"):
+            seed = int(own["seed"].iloc[0])
+            counts.setdefault(str(method), {})[seed] = _counted(run, own, conditions, f"{method}, seed {seed}")
+    if not counts:
+        raise AbsentError("The stored predictions hold none under the missing subsets.")
+    return counts
+
+
+def _counted(run: RunFolder, rows: pd.DataFrame, conditions: Sequence[str], who: str) -> npt.NDArray[np.int32]:
+    """One method's and seed's counts."""
+    target = run.card.target
+    questions = target.questions if target.kind == "questions" else [""]
+    order = pd.MultiIndex.from_product([conditions, questions])
+    sides = []
+    for side in ("target", "prediction"):
+        try:
+            wide = rows.pivot(index="id", columns=["condition", "question"], values=side).reindex(columns=order)
+        except ValueError:
+            raise CorrKDError(f"{run.path}: the predictions of {who} name a sample twice") from None
+        found = wide.to_numpy(np.float64).reshape(len(wide), len(conditions), len(questions))
+        if np.isnan(found).any():
+            raise CorrKDError(f"{run.path}: the predictions of {who} are not all there; run it again")
+        categories = np.digitize(found, target.cuts) if target.kind == "score" else found.astype(np.int64)
+        sides.append(np.moveaxis(categories, 1, 0))
+    groups = run.groups.reindex(wide.index)
+    if groups.isna().any():
+        raise CorrKDError(f"{run.path / 'groups.csv'}: sample {groups.index[groups.isna()][0]!r} has no group")
+    return confusion_counts(sides[0][0], sides[1], groups.to_numpy(str), len(target.classes))
+
+
+def standings(counts: Counts, methods: Sequence[str], draws: int) -> dict[str, Standing]:
+    """Of those among `methods` that have predictions; all but CorrKD itself are one family of tests.
+
+    Args:
+        counts: from `method_counts`.
+        methods: names.
+        draws: of the bootstrap and the test.
+    """
+    out = {m: _standing(m, counts, draws) for m in methods if m in counts}
+    tested = [m for m, standing in out.items() if standing.p is not None]
+    adjusted = holm([out[m].p or 0.0 for m in tested])
+    return out | {m: replace(out[m], adjusted=float(p)) for m, p in zip(tested, adjusted, strict=True)}
+
+
+def _standing(method: str, counts: Counts, draws: int) -> Standing:
+    own, reference = counts[method], counts.get(REFERENCE, {})
+    chance: dict[str, Any] = {"seed": SEED, "draws": draws}
+    average = group_interval(np.stack([own[seed] for seed in sorted(own)]), **chance)
+    common = sorted(own.keys() & reference.keys())
+    if method == REFERENCE or not common:
+        return Standing(len(own), average)
+    pair = [np.stack([side[seed] for seed in common]) for side in (own, reference)]
+    return Standing(len(own), average, paired_group_interval(*pair, **chance), sign_flip_test(*pair, **chance))
+
+
+def least_p(groups: int, draws: int) -> float:
+    """The smallest p value that the sign-flip test can give."""
+    return 2 / 2**groups if 2**groups <= draws else 1 / (1 + draws)
