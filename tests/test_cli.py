@@ -34,7 +34,7 @@ def test_version_and_help() -> None:
     assert done.stderr == ""
     pages = {words: corrkd(*words) for words in ((), ("--help",), ("data",), ("data", "--help"), ("run", "--help"))}
     assert all(page.code == 0 and not page.err for page in pages.values())
-    for command in ("run", "train", "evaluate", "report", "resume", "presets", "data"):
+    for command in ("run", "train", "evaluate", "compare", "tune", "report", "resume", "presets", "data"):
         assert command in pages[()].out
     assert "inspect" in pages["data",].out
     assert "convert" in pages["data", "--help"].out
@@ -233,3 +233,39 @@ def test_evaluates_errors_are_one_line(finished: Path, tmp_path: Path) -> None: 
 def test_synthetic_is_the_runs_own(finished: Path) -> None:  # noqa: F811
     """Its widths are not the default ones, with which the model could not be tested at all."""
     assert corrkd("evaluate", finished, "--data", "synthetic", "--conditions", "complete").code == 0
+
+
+def test_compare_tells_what_failed_and_exits_with_1(tmp_path: Path) -> None:
+    plan = {
+        "datasets": {"built-in": {"settings": {k: v for k, v in tiny(**FAST).items() if k != "seeds"}}},
+        "methods": {"no-distillation": {}, "late-fusion": {"stage": {"lr": 1e30, "clip_norm": None, "epochs": 3}}},
+    }
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    done = corrkd("compare", "--settings", tmp_path / "plan.yaml", "--jobs", 2, "--out", tmp_path / "out")
+    assert done.code == 1
+    assert "1/2  built-in  no-distillation  seed 0" in done.err
+    assert "failed, and tried again when the command is started again:" in done.err
+    assert "built-in, late-fusion, seed 0: the loss is no longer finite" in done.err
+    assert "No distillation" in done.out
+    assert "Late fusion" not in done.out
+    assert str(tmp_path / "out" / "report.html") in done.out
+
+
+def test_compare_and_tune_refuse_what_cannot_be(tmp_path: Path) -> None:
+    wrong = corrkd("compare", "--backend", "slurm", "--out", tmp_path / "a")
+    assert wrong.line == "error: --backend 'slurm': expected joblib or ray"
+    unknown = corrkd("compare", "--methods", "corrkd,unheard-of", "--out", tmp_path / "a")
+    assert "method 'unheard-of' is unknown; there are self-mm, " in unknown.line
+    absent = corrkd("tune", "--data", tmp_path / "no.pkl", "--out", tmp_path / "b")
+    assert "no.pkl" in absent.line
+    assert not (tmp_path / "a").exists()
+
+
+def test_tune_writes_a_plan_and_says_how_to_use_it(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny(**FAST)))
+    words = ("--settings", tmp_path / "tiny.yaml", "--seeds", 1, "--methods", "no-distillation", "--trials", 2)
+    done = corrkd("tune", *words, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "no-distillation  trial 2/2: " in done.err
+    assert f"corrkd compare --settings {tmp_path / 'out' / 'tuned.yaml'}" in done.out
+    assert set(yaml.safe_load((tmp_path / "out" / "tuned.yaml").read_text())) == {"search", "methods"}

@@ -248,7 +248,7 @@ def compare(
     print(f"\nreport: {done.folder / 'report.html'}")
     if done.failures:
         lines = "\n".join(f"  {f.job.dataset}, {f.job.arm}, seed {f.job.seed}: {f.error}" for f in done.failures)
-        print(f"{len(done.failures)} runs failed; started again, they are tried again:\n{lines}", file=sys.stderr)
+        print(f"failed, and tried again when the command is started again:\n{lines}", file=sys.stderr)
         raise typer.Exit(1)
 
 
