@@ -445,6 +445,7 @@ _LATEX = str.maketrans(
         "−": "$-$",
         "×": r"$\times$",
         "±": r"$\pm$",
+        "→": r"\textrightarrow{}",
         "<": r"\textless{}",
         ">": r"\textgreater{}",
     }

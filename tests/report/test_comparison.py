@@ -1,0 +1,399 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from corrkd.errors import CorrKDError
+from corrkd.evaluation import comparison
+from corrkd.report import comparison_page as page
+from corrkd.report import comparison_tables as tables
+from corrkd.report import plain_comparison, write_comparison
+from corrkd.report.reported import read_reported
+from corrkd.report.run_folder import AbsentError, RunFolder
+from corrkd.report.standings import REFERENCE, SEED, method_counts, standings
+from corrkd.report.tables import Table
+from tests.report.fake_comparison import FEW, MODALITIES, TITLES, write_fake_comparison
+from tests.report.fake_run import subsets
+from tests.report.test_page import read
+
+DRAWS = 300
+MAIN = [m for m in FEW if m != "corrkd-without-scd"]
+
+
+@pytest.fixture(scope="session")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison's folder without its report: two baselines, two controls, one ablation. Not to be changed."""
+    return write_fake_comparison(tmp_path_factory.mktemp("comparisons") / "usual")
+
+
+@pytest.fixture
+def out(compared: Path, tmp_path: Path) -> Path:
+    """A copy to be changed."""
+    return shutil.copytree(compared, tmp_path / "out")
+
+
+def dataset(out: Path) -> RunFolder:
+    return RunFolder.open(out / "invented")
+
+
+def from_file(out: Path, method: str, condition: str, metric: str = "weighted_f1") -> list[float]:
+    with open(out / "invented" / "results.csv", newline="", encoding="utf-8") as file:
+        wanted = (method, condition, metric)
+        return [
+            100 * float(r["value"])
+            for r in csv.DictReader(file)
+            if (r["method"], r["condition"], r["metric"]) == wanted
+        ]
+
+
+def edit_results(out: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    file = out / "invented" / "results.csv"
+    change(pd.read_csv(file, dtype={"seed": "Int64"})).to_csv(file, index=False)
+
+
+def arrays(out: Path, method: str) -> np.ndarray[Any, Any]:
+    """(S, C, G, 1, K, K), counted row by row."""
+    run = out / "invented"
+    groups = dict(pd.read_csv(run / "groups.csv").itertuples(index=False))
+    places = {g: i for i, g in enumerate(sorted(set(groups.values())))}
+    conditions = subsets(MODALITIES)[:-1]
+    counts = np.zeros((3, len(conditions), len(places), 1, 3, 3), int)
+    for seed in range(3):
+        rows = pd.read_parquet(run / f"seed-{seed}" / method / "predictions.parquet")
+        for row in rows[rows["condition"].isin(conditions)].itertuples():
+            counts[seed, conditions.index(row.condition), places[groups[row.id]], 0, row.target, row.prediction] += 1
+    return counts
+
+
+def become_corrkd(out: Path, method: str) -> None:
+    """Gives a method CorrKD's answers and scores."""
+    for folder in (out / "invented").glob("seed-*"):
+        rows = pd.read_parquet(folder / REFERENCE / "predictions.parquet").assign(method=method)
+        rows.to_parquet(folder / method / "predictions.parquet", index=False)
+    edit_results(
+        out,
+        lambda r: pd.concat([r[r["method"] != method], r[r["method"] == REFERENCE].assign(method=method)]),
+    )
+
+
+def forget(out: Path, method: str, *seeds: int) -> None:
+    """As if these runs had failed."""
+    for seed in seeds:
+        shutil.rmtree(out / "invented" / f"seed-{seed}" / method)
+    edit_results(out, lambda r: r[(r["method"] != method) | ~r["seed"].isin(seeds)])
+
+
+def test_inter_modality_is_what_the_file_says(compared: Path) -> None:
+    table = tables.inter_modality(dataset(compared), "weighted_f1", {})
+    frame = table.blocks[""]
+    assert list(frame.index) == ["Majority floor", *(TITLES[m] for m in MAIN)]
+    assert table.columns == ["{l}", "{a}", "{v}", "{l,a}", "{l,v}", "{a,v}", "Avg.", "complete"]
+    for condition, column in zip([*subsets(MODALITIES)[:-1], "average", "complete"], table.columns, strict=True):
+        means = {m: float(np.mean(from_file(compared, m, condition))) for m in MAIN}
+        for method, mean in means.items():
+            assert frame.loc[TITLES[method], column].mean == pytest.approx(mean)
+        best, second = sorted(means, key=lambda m: -means[m])[:2]
+        marks = {title: cell.mark for title, cell in frame[column].items() if cell.mark}
+        assert marks == {TITLES[best]: "best", TITLES[second]: "second"}
+    assert "Trained on complete samples alone: SELF-MM, Teacher." in table.caption
+
+
+def test_statistics_are_those_of_the_counts(compared: Path) -> None:
+    found = standings(method_counts(dataset(compared)), MAIN, DRAWS)
+    reference, own = arrays(compared, REFERENCE), arrays(compared, "gcnet")
+    standing, chance = found["gcnet"], {"seed": SEED, "draws": DRAWS}
+    assert standing.seeds == 3
+    assert standing.average == comparison.group_interval(own, **chance)
+    assert standing.difference == comparison.paired_group_interval(own, reference, **chance)
+    assert standing.p == comparison.sign_flip_test(own, reference, **chance)
+    others = [m for m in MAIN if m != REFERENCE]
+    assert [found[m].adjusted for m in others] == pytest.approx(comparison.holm([found[m].p for m in others]))
+    assert (found[REFERENCE].difference, found[REFERENCE].p) == (None, None)
+
+
+@pytest.mark.parametrize("kind", ["classes", "questions", "score"])
+def test_average_by_counts_is_that_of_the_scores(tmp_path: Path, kind: str) -> None:
+    out = write_fake_comparison(tmp_path / "out", methods=("gcnet", "corrkd"), seeds=(0, 1), samples=30, kind=kind)
+    for method, standing in standings(method_counts(dataset(out)), ("gcnet", "corrkd"), 20).items():
+        assert 100 * standing.average.mean == pytest.approx(np.mean(from_file(out, method, "average")))
+
+
+def test_the_same_answers_cannot_be_told_apart(out: Path) -> None:
+    become_corrkd(out, "gcnet")
+    analysis = page.analysed("invented", dataset(out), DRAWS)
+    assert isinstance(analysis.main, dict)
+    same = analysis.main["gcnet"]
+    assert same.difference == (0.0, 0.0, 0.0)
+    assert (same.p, same.adjusted) == (1.0, 1.0)
+    assert re.search(r"not told from it:[^.]*GCNET", " ".join(page.findings(analysis)))
+    frame = page.standings_of(analysis, "main").blocks[""]
+    assert frame.loc["GCNET", "Mean rank"].mean == frame.loc["CorrKD", "Mean rank"].mean
+
+
+def test_standings_table_shows_both_intervals(compared: Path) -> None:
+    analysis = page.analysed("invented", dataset(compared), DRAWS)
+    table = page.standings_of(analysis, "main")
+    assert isinstance(analysis.main, dict)
+    row, standing = table.blocks[""].loc["Teacher"], analysis.main["teacher"]
+    values = np.array(from_file(compared, "teacher", "average"))
+    assert row["Avg., t over seeds"].half == pytest.approx(comparison.half_width(values))
+    assert row["Avg., persons × seeds"].ends == pytest.approx((100 * standing.average.low, 100 * standing.average.high))
+    assert row["minus CorrKD, persons × seeds"].mean == pytest.approx(100 * standing.difference.mean)
+    assert "8 persons" in table.caption
+    assert f"{DRAWS:,} draws" in table.caption
+    header = next(csv.reader(page.tables.to_csv(table).splitlines()))
+    assert {"Avg., persons × seeds low", "Avg., persons × seeds high", "Avg., t over seeds ±"} <= set(header)
+    ablation = page.standings_of(analysis, "ablation").blocks[""]
+    assert list(ablation.index) == ["CORRKD-WITHOUT-SCD"]
+    assert ablation.iloc[0]["p"].mean == ablation.iloc[0]["p, Holm"].mean  # a family of one
+
+
+def test_a_seed_that_failed_is_absent_and_counted(out: Path) -> None:
+    forget(out, "gcnet", 1)
+    frame = tables.inter_modality(dataset(out), "weighted_f1", {}).blocks[""]
+    assert frame["Seeds"].to_dict() == {t: {"GCNET": 2, "Majority floor": None}.get(t, 3) for t in frame.index}
+    found = standings(method_counts(dataset(out)), MAIN, DRAWS)["gcnet"]
+    both = [arrays_of[[0, 2]] for arrays_of in (arrays_with(out, "gcnet"), arrays(out, REFERENCE))]
+    assert found.seeds == 2
+    assert found.difference == comparison.paired_group_interval(*both, seed=SEED, draws=DRAWS)
+
+
+def arrays_with(out: Path, method: str) -> np.ndarray[Any, Any]:
+    """`arrays` where seed 1 is not there."""
+    shutil.copytree(out / "invented" / "seed-0" / method, out / "invented" / "seed-1" / method)
+    counts = arrays(out, method)
+    shutil.rmtree(out / "invented" / "seed-1" / method)
+    return counts
+
+
+def test_without_corrkd_nothing_is_tested(out: Path) -> None:
+    forget(out, REFERENCE, 0, 1, 2)
+    analysis = page.analysed("invented", dataset(out), DRAWS)
+    assert "CorrKD" not in tables.inter_modality(dataset(out), "weighted_f1", {}).blocks[""].index
+    assert isinstance(analysis.main, dict)
+    assert {s.p for s in analysis.main.values()} == {None}
+    assert "nothing is tested" in " ".join(page.findings(analysis))
+
+
+def test_few_groups_are_said(tmp_path: Path) -> None:
+    out = write_fake_comparison(tmp_path / "out", methods=("gcnet", "corrkd"), seeds=(0, 1), persons=4)
+    sentences = " ".join(page.findings(page.analysed("invented", dataset(out), DRAWS)))
+    assert "not told from it: GCNET" in sentences
+    assert "the smallest p is 0.125 after Holm" in sentences  # 2 / 2^4
+
+
+def test_ranks(compared: Path) -> None:
+    frame = tables.ranks_table(dataset(compared)).blocks[""]
+    means = {m: np.mean(from_file(compared, m, "audio")) for m in MAIN}
+    assert {t: c.mean for t, c in frame["{a}"].items()} == {
+        TITLES[m]: 1 + sum(other > mean for other in means.values()) for m, mean in means.items()
+    }
+    shown = [*subsets(MODALITIES), *(f"ratio-{r / 10:.1f}" for r in range(1, 11))]
+    ranks = [
+        1 + sum(np.mean(from_file(compared, other, c)) > np.mean(from_file(compared, "corrkd", c)) for other in MAIN)
+        for c in shown
+    ]
+    assert frame.loc["CorrKD", "all"].mean == pytest.approx(np.mean(ranks))
+
+
+def test_ablation_rows(compared: Path) -> None:
+    frame = tables.ablation_table(dataset(compared)).blocks[""]
+    assert list(frame.index) == ["CorrKD", "CORRKD-WITHOUT-SCD", "NO-DISTILLATION"]
+    with pytest.raises(AbsentError):
+        tables.ablation_table(without_ablation(dataset(compared)))
+
+
+def without_ablation(run: RunFolder) -> RunFolder:
+    methods = [m for m in run.card.methods if m.kind != "ablation"]
+    return RunFolder(run.path, run.card.model_copy(update={"methods": methods}))
+
+
+def test_costs(out: Path) -> None:
+    costs = pd.read_csv(out / "invented" / "costs.csv").astype({"train_seconds": float})
+    costs.loc[costs["method"] == "gcnet", "peak_memory_bytes"] = math.nan
+    costs.to_csv(out / "invented" / "costs.csv", index=False)
+    frame = tables.costs_table(dataset(out)).blocks[""]
+    assert frame.loc["GCNET", "Parameters"] == 2000
+    assert (frame.loc["GCNET", "Epochs"].mean, frame.loc["GCNET", "Epochs"].ends) == (11.0, (10.0, 12.0))
+    assert frame.loc["GCNET", "Peak memory, MB"] is None
+    assert frame.loc["Teacher", "Peak memory, MB"] == 300
+
+
+HEAD = "method,condition,metric,value,source\n"
+
+
+def test_reported_rows_are_marked_and_change_nothing(compared: Path, tmp_path: Path) -> None:
+    file = tmp_path / "reported.csv"
+    rows = [
+        "DMD,Avg.,weighted_f1,99.9,Someone 2024",
+        'DMD,"{v, a}",weighted_f1,98,Someone 2024',
+        "X,complete,accuracy,7,",
+    ]
+    rows += ['DMD,"{l,a,v}",weighted_f1,97,Someone 2024', "DMD,audio+language,weighted_f1,96,Someone 2024"]
+    file.write_text(HEAD + "\n".join(rows), encoding="utf-8")
+    run = dataset(compared)
+    papers = read_reported(file, {"invented": run})
+    plain, table = (
+        tables.inter_modality(run, "weighted_f1", given)
+        for given in ({}, tables.of_dataset(papers, "invented", "weighted_f1"))
+    )
+    assert plain.blocks[""].equals(table.blocks[""])
+    frame = table.blocks[tables.BLOCK]
+    assert list(frame.index) == ["DMD (reported: Someone 2024)"]
+    shown = {c: (e.mean, e.half, e.mark) for c, e in frame.iloc[0].items() if e is not None}
+    assert shown == {
+        "Avg.": (99.9, None, ""),
+        "{a,v}": (98.0, None, ""),
+        "complete": (97.0, None, ""),
+        "{l,a}": (96.0, None, ""),
+    }
+    assert list(tables.of_dataset(papers, "invented", "accuracy")) == ["X (reported)"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("method,condition,value\n", "no column metric"),
+        ("", "no column method"),
+        (HEAD + "a,average,weighted_f1,50,s\nb,{l,weighted_f1,50,s\n", "row 3: condition '{l' is unknown"),
+        (HEAD + "a,average,f2,50,s\n", "row 2: metric 'f2' is unknown"),
+        (HEAD + "a,average,mae,0.7,s\n", "row 2: metric 'mae' is unknown"),
+        (HEAD + "a,average,accuracy,many,s\n", "row 2: value 'many' is not a number"),
+        (HEAD + "a,average,accuracy,nan,s\n", "row 2: value 'nan' is not a number"),
+        (HEAD + "a,average,accuracy,0.61,s\n", "row 2: value 0.61 is not in the table's scale"),
+        (HEAD + ",average,accuracy,61,s\n", "row 2: method is empty"),
+        (HEAD + "a,average,accuracy\n", "row 2: expected 5 columns"),
+        (HEAD + "a,{l,a},accuracy,61,s\n", "row 2: expected 5 columns"),
+        (HEAD + "a,average,accuracy,61,s\na,Avg.,accuracy,62,s\n", "row 3: condition 'Avg.' of a is there twice"),
+        ("dataset," + HEAD + "mosi,a,average,accuracy,61,s\n", "row 2: dataset 'mosi' is unknown; expected invented"),
+    ],
+)
+def test_bad_reported_files(compared: Path, tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "reported.csv"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(CorrKDError, match=re.escape(said)) as caught:
+        write_comparison(compared, reported=file)
+    assert "\n" not in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_reported_files_that_cannot_be_read(compared: Path, tmp_path: Path) -> None:
+    with pytest.raises(CorrKDError, match="nowhere"):
+        write_comparison(compared, reported=tmp_path / "nowhere.csv")
+    (tmp_path / "latin.csv").write_bytes("method\u00e9".encode("latin-1"))
+    with pytest.raises(CorrKDError, match="not a CSV file in UTF-8"):
+        write_comparison(compared, reported=tmp_path / "latin.csv")
+
+
+def test_reported_needs_the_dataset_where_there_are_several(compared: Path, tmp_path: Path) -> None:
+    runs = {"invented": dataset(compared), "other": dataset(compared)}
+    (tmp_path / "reported.csv").write_text(HEAD + "a,average,accuracy,61,s\n", encoding="utf-8")
+    with pytest.raises(CorrKDError, match="dataset is empty, and there are several; expected invented or other"):
+        read_reported(tmp_path / "reported.csv", runs)
+
+
+def test_plain_comparison(compared: Path) -> None:
+    lines = plain_comparison(compared).splitlines()
+    row = next(line for line in lines if line.startswith("GCNET"))
+    assert [float(v) for v in re.findall(r"([\d.]+) ±", row)] == [
+        round(float(np.mean(from_file(compared, "gcnet", c))), 2) for c in ("average", "complete")
+    ]
+    assert "CORRKD-WITHOUT-SCD" in "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda rows: pd.concat([rows, rows.iloc[:1]]), "name a sample twice"),
+        (lambda rows: rows[(rows["condition"] != "audio") | (rows["id"] != "s003")], "are not all there"),
+        (lambda rows: rows.assign(id="x" + rows["id"]), "groups.csv: sample 'xs000' has no group"),
+    ],
+)
+def test_predictions_that_do_not_fit(out: Path, damage: Callable[[pd.DataFrame], pd.DataFrame], said: str) -> None:
+    file = out / "invented" / "seed-0" / "corrkd" / "predictions.parquet"
+    rows = pd.read_parquet(file)
+    damage(rows.sort_values(["condition", "id"], key=lambda c: c.where(c != "language", ""))).to_parquet(
+        file, index=False
+    )
+    with pytest.raises(CorrKDError, match=re.escape(said)):
+        method_counts(dataset(out))
+
+
+def test_not_a_comparison(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(CorrKDError, match="no comparison"):
+            write_comparison(folder)
+    (tmp_path / "compare.yaml").write_text("datasets: {a: {}}\n")
+    with pytest.raises(CorrKDError, match="no dataset yet"):
+        write_comparison(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two datasets with names that HTML would trip over, a failed run, and the report. Not to be changed."""
+    out = write_fake_comparison(
+        tmp_path_factory.mktemp("comparisons") / "two", datasets=("z.first", "a_second"), seeds=(0, 1), samples=24
+    )
+    card = json.loads((out / "z.first" / "run.json").read_text())
+    next(m for m in card["methods"] if m["name"] == "gcnet")["title"] = '<b>"G"&N</b>'
+    (out / "z.first" / "run.json").write_text(json.dumps(card))
+    (out / "failures.csv").write_text("dataset,method,seed,error\nz.first,dmd,1,no <i>memory</i>\n", encoding="utf-8")
+    write_comparison(out, draws=30)
+    return out
+
+
+def test_page_of_two_datasets(written: Path) -> None:
+    reader = read(written)
+    words = "".join(reader.words)
+    ids = [v for _, a, v in reader.attributes if a == "id"]
+    assert len(ids) == len(set(ids))
+    assert '<b>"G"&N</b>' in words
+    assert "z.first, dmd, seed 1: no <i>memory</i>" in words
+    assert words.count("Masks: the same for all.") == 1
+    assert words.count("Epochs of a_second: 20.") == 1
+    headings = re.findall(r"<h2>(.*?)</h2>", (written / "report.html").read_text(encoding="utf-8"))
+    assert headings.index("z.first") < headings.index("a_second")  # as in compare.yaml
+    assert not [value for _, name, value in reader.attributes if (name, value) == ("class", "absent")]
+
+
+def test_files_bear_the_dataset(written: Path) -> None:
+    for name in ("z.first", "a_second"):
+        for table in (
+            "inter-modality-weighted-f1",
+            "against-corrkd",
+            "missing-ratios",
+            "per-class",
+            "ablation",
+            "ranks",
+            "costs",
+        ):
+            assert {".csv", ".tex"} == {p.suffix for p in (written / "tables").glob(f"{name}-{table}.*")}
+        for figure in ("missing-ratios-published-methods", "missing-ratios-controls", "projection"):
+            assert {".svg", ".png"} == {p.suffix for p in (written / "figures").glob(f"{name}-{figure}.*")}
+    linked = set(re.findall(r"\]\(figures/([^)]+)\)", (written / "report.md").read_text(encoding="utf-8")))
+    assert linked == {p.name for p in (written / "figures").glob("*.svg")}
+
+
+def test_projection_is_of_teacher_corrkd_and_no_distillation(written: Path) -> None:
+    text = (written / "report.html").read_text(encoding="utf-8")
+    assert "Scatter plots of teacher/complete, corrkd/language, no-distillation/language" in text
+
+
+def test_without_predictions_the_rest_stands(out: Path) -> None:
+    for file in (out / "invented").glob("seed-*/*/predictions.parquet"):
+        file.unlink()
+    analysis = page.analysed("invented", dataset(out), DRAWS)
+    assert isinstance(analysis.main, AbsentError)
+    assert isinstance(page.part(page.standings_of, analysis, "main"), AbsentError)
+    assert isinstance(page.part(tables.inter_modality, dataset(out), "weighted_f1", {}), Table)
+    assert "no test: No seed's folder holds predictions.parquet." in " ".join(page.findings(analysis))
