@@ -43,7 +43,7 @@ class DMD(Method[DMDNetwork]):
     - The prior of the edges is even, where the original's favours language: names of modalities are the reader's own here.
     - A start of an edge is the teacher and gets no gradient. A discrepancy is the mean absolute difference of logits, as a regression's
       logit differs.
-    - f is one linear layer that all vertices of a graph share, where the original has a residual MLP per modality: the samples are fewer.
+    - f is one linear layer that all vertices of a graph share, where the original has a residual MLP per modality, to keep it small.
       It learns the task (term "unimodal"); the fused shared part has no task loss of its own beside the final one.
     - The shared parts attend to each other across modalities, are gated and averaged, so that a missing one drops out. The original runs a
       Transformer over time per modality, takes the last steps, and gates them concatenated.

@@ -32,7 +32,7 @@ class SelfMM(Method[SelfMMNetwork]):
     Adapted, and why:
 
     - Language has an LSTM too, in place of a BERT trained along, since datasets come as features.
-    - An LSTM's last state is F_s itself, with no linear layer after it, and each head has one hidden layer less: samples are fewer.
+    - An LSTM's last state is F_s itself, with no linear layer after it, and each head has one hidden layer less, to keep it small.
     - The original needs a signed score. A class target is written as signed labels, +1 for its class and -1 for each other; a yes/no
       question as +1 or -1. A generated signed label is read as the probability (y + 1)/2, for classes divided by its sum: unimodal labels
       are soft distributions, learned by cross-entropy. The negative centre of a class is the nearest centre of another; with two classes

@@ -60,8 +60,8 @@ class CubeMLPNetwork(Network[CubeMLPSettings]):
         self.blocks = nn.Sequential(*blocks)
         self.dropout = Dropout(settings.dropout)
         flat = shape[0] * shape[1] * shape[2]
-        hidden = [READ_OUT] if flat > READ_OUT else []
-        self.classifier = fully_connected([flat, *hidden, self.answers], settings.dropout)
+        between = [READ_OUT] if flat > READ_OUT else []
+        self.classifier = fully_connected([flat, *between, self.answers], settings.dropout)
 
     def forward(
         self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
