@@ -47,6 +47,9 @@ TargetOption = Annotated[
 OutOption = Annotated[Path | None, typer.Option("--out", help="The run folder; default: runs/<preset or dataset>.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")]
 GloveOption = Annotated[Path | None, typer.Option("--glove", help="GloVe text file, for layouts that hold words.")]
+ReportedOption = Annotated[
+    Path | None, typer.Option("--reported", help="CSV file with a paper's numbers, shown beside ours and marked.")
+]
 FoldsOption = Annotated[Path | None, typer.Option("--folds", help="JSON file {split: [video ids]} for .csd folders.")]
 
 
@@ -211,9 +214,7 @@ def compare(
         "runs/compare"
     ),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
-    reported: Annotated[
-        Path | None, typer.Option("--reported", help="CSV file with a paper's numbers, shown beside ours and marked.")
-    ] = None,
+    reported: ReportedOption = None,
     backend: Annotated[str, typer.Option(help="joblib: this machine; ray: a cluster.")] = "joblib",
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster; default: one of this machine's own.")] = None,
 ) -> None:
@@ -279,13 +280,20 @@ def tune(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Make the report again from a run folder alone."""
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run or a comparison.")],
+    reported: ReportedOption = None,
+) -> None:
+    """Make the report again from a folder alone."""
     from corrkd.experiment.progress import Reporter
+    from corrkd.report.comparison_page import PLAN, write_comparison
     from corrkd.report.page import write_report
 
+    is_comparison = (folder / PLAN).is_file()
+    if reported is not None and not is_comparison:
+        raise CorrKDError(f"--reported goes with a comparison; {folder} holds no {PLAN}")
     with Reporter().busy("writing the report"):
-        page = write_report(folder)
+        page = write_comparison(folder, reported=reported) if is_comparison else write_report(folder)
     print(page)
 
 
