@@ -162,7 +162,7 @@ def analysed(name: str, run: RunFolder, draws: int) -> Analysis:
     main = standings(counts, own.main_methods(run), draws)
     ablation = standings(counts, own.ablation_methods(run), draws)
     clusters = Clusters(run.card.groups.name, groups, draws)
-    none = AbsentError("The comparison has no ablation.")
+    none = AbsentError("No arm of the ablation has predictions.")
     return Analysis(name, run, main, ablation or none, clusters)
 
 
@@ -282,7 +282,7 @@ def verdicts(
         return [f"{about}: no method shares a seed with CorrKD, so nothing is tested."]
     told = "; ".join(f"{what}: {', '.join(names)}" for what, names in groups.items() if names)
     out = [
-        f"{about}: differences to CorrKD on Avg. by the sign-flip test over {clusters.words}, p < {LEVEL} after Holm "
+        f"{about}: differences to CorrKD on Avg. by the sign-flip test over {clusters.words}, p\u00a0<\u00a0{LEVEL} after Holm "
         f"({tested} tests): {told}."
     ]
     least = tested * least_p(clusters.count, clusters.draws)

@@ -149,8 +149,8 @@ def ranks_table(run: RunFolder) -> Table:
 def ablation_table(run: RunFolder) -> Table:
     """CorrKD, its losses left out or replaced, and no distillation, under the missing subsets."""
     arms = ablation_methods(run)
-    if not arms:
-        raise AbsentError("The comparison has no ablation.")
+    if not tables.seed_counts(run, arms):
+        raise AbsentError("No arm of the ablation has results.")
     order = [REFERENCE, *arms, CONTROL]
     frame = tables.compared(run, "weighted_f1", tables.subset_headings(run), FRACTION, order)
     frame = frame.loc[[m for m in order if m in frame.index]]

@@ -152,7 +152,9 @@ def ratio_curves(run: RunFolder, methods: Sequence[str] | None = None) -> Pictur
                 bands.append(titles[str(method)])
                 half, color = np.nan_to_num(half), look[str(method)]["color"]
                 axes.fill_between(ratio, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
+        low, high = axes.get_ylim()  # a band of two seeds may go far beyond what F1 can be
         axes.set(xlabel="Share of frames missing from every modality", ylabel=how.title, xlim=(-0.02, 1.02))
+        axes.set_ylim(max(low, 0.0), min(high, how.scale))
         legend(figure, list(drawn.values())[::-1], [titles[m] for m in drawn][::-1])
         caption = f"Intra-modality missingness on the {run.card.split} split: weighted F1 against the share of missing frames."
         if bands:
