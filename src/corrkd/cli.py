@@ -285,15 +285,18 @@ def report(
     reported: ReportedOption = None,
 ) -> None:
     """Make the report again from a folder alone."""
+    from corrkd.experiment.compare import keep_reported, kept_reported
     from corrkd.experiment.progress import Reporter
     from corrkd.report.comparison_page import PLAN, write_comparison
     from corrkd.report.page import write_report
 
     is_comparison = (folder / PLAN).is_file()
-    if reported is not None and not is_comparison:
-        raise CorrKDError(f"--reported goes with a comparison; {folder} holds no {PLAN}")
+    if reported is not None:
+        if not is_comparison:
+            raise CorrKDError(f"--reported goes with a comparison; {folder} holds no {PLAN}")
+        keep_reported(folder, reported)
     with Reporter().busy("writing the report"):
-        page = write_comparison(folder, reported=reported) if is_comparison else write_report(folder)
+        page = write_comparison(folder, reported=kept_reported(folder)) if is_comparison else write_report(folder)
     print(page)
 
 

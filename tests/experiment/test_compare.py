@@ -19,7 +19,7 @@ from corrkd.experiment.job import run_job
 from corrkd.report import comparison_page
 from tests.experiment.conftest import assert_same, contents, tiny, write_npz
 
-METHODS = ["late-fusion", "kl", "no-distillation"]
+METHODS = ["late-fusion", "corrkd-kl", "no-distillation"]
 
 
 def plan_of(methods: Any = METHODS, seeds: int = 1, tmp: Path | None = None, **changes: Any) -> ComparePlan:
@@ -62,7 +62,7 @@ def test_what_a_comparison_leaves(compared: Comparison) -> None:
     assert (compared.folder / "report.html").is_file()
     folder = compared.folder / "built-in"
     table = pd.read_csv(folder / "results.csv", dtype={"seed": str}, keep_default_na=False)
-    arms = {"teacher", *METHODS}  # the teacher comes along, since `kl` is taught
+    arms = {"teacher", *METHODS}  # the teacher comes along, since `corrkd-kl` is taught
     assert set(table["method"]) == {*arms, "majority", "bayes"}
     costs = pd.read_csv(folder / "costs.csv").set_index("method")
     assert set(costs.index) == arms
@@ -74,7 +74,7 @@ def test_what_a_comparison_leaves(compared: Comparison) -> None:
         assert costs.loc[arm, "parameters"] == size
     facts = json.loads((folder / "run.json").read_text())
     assert facts["groups"]["count"] == len(set(pd.read_csv(folder / "groups.csv", dtype=str)["group"]))
-    assert {m["name"]: m["kind"] for m in facts["methods"]}["kl"] == "control"
+    assert {m["name"]: m["kind"] for m in facts["methods"]}["corrkd-kl"] == "ablation"
     assert any("mask seed" in line for line in facts["comparison"]["stated"])
 
 
@@ -102,10 +102,12 @@ def test_only_what_is_missing_is_done(here: list[Job], tmp_path: Path) -> None:
     compare(plan, out)
     assert here == []
     assert_same(before, contents(out))
-    (out / "built-in" / "seed-0" / "kl" / "results.csv").unlink()
-    (out / "built-in" / "seed-0" / "kl" / "progress").write_text("kl 1/2")  # as a killed process leaves it
+    (out / "built-in" / "seed-0" / "corrkd-kl" / "results.csv").unlink()
+    (out / "built-in" / "seed-0" / "corrkd-kl" / "progress").write_text(
+        "corrkd-kl 1/2"
+    )  # as a killed process leaves it
     compare(plan, out)
-    assert [job.arm for job in here] == ["kl"]
+    assert [job.arm for job in here] == ["corrkd-kl"]
     assert_same(before, contents(out))
     here.clear()
     compare(plan_of([*METHODS, "feature-mse"], seeds=2, tmp=tmp_path), out)
@@ -220,6 +222,17 @@ def test_a_plan_keeps_what_a_dataset_changes(tmp_path: Path) -> None:
     assert plan.datasets["b"].settings.student.lr == corrkd.load_settings(preset="synthetic").student.lr
     (tmp_path / "again.yaml").write_text(plan.to_yaml())
     assert ComparePlan.model_validate(corrkd.settings.read_yaml(tmp_path / "again.yaml")) == plan
+
+
+def test_the_numbers_of_papers_are_checked_first_and_kept(here: list[Job], tmp_path: Path) -> None:
+    paper, plan = tmp_path / "paper.csv", plan_of(["no-distillation"], tmp=tmp_path)
+    paper.write_text("method,condition,metric,value\nTheirs,nowhere,weighted_f1,61.2\n")
+    with pytest.raises(CorrKDError, match="nowhere"):
+        compare(plan, tmp_path / "out", reported=paper)
+    assert here == []
+    paper.write_text("method,condition,metric,value\nTheirs,Avg.,weighted_f1,61.2\n")
+    compare(plan, tmp_path / "out", reported=paper)
+    assert (tmp_path / "out" / "reported.csv").read_bytes() == paper.read_bytes()
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from corrkd.errors import CorrKDError
 from corrkd.experiment import run_folder
-from corrkd.experiment.arm import BY_COMPLETE, TEACHER, Arm
+from corrkd.experiment.arm import BY_COMPLETE, TEACHER, Arm, resolve
 from corrkd.experiment.compare_settings import ComparePlan, DatasetPlan
 from corrkd.experiment.grid import Backend, Failure, Job, run_grid
 from corrkd.experiment.job import COST, PLAN
@@ -23,10 +23,13 @@ from corrkd.experiment.prepare import Experiment, prepare
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.references import references
 from corrkd.experiment.seed import make_method, read_table, write_table
-from corrkd.files import make_folder, remove_parts, write_text, write_with
+from corrkd.files import make_folder, remove_parts, write_bytes, write_text, write_with
+from corrkd.report import comparison_page
+from corrkd.report.reported import read_reported
 from corrkd.settings import first_line
 
 FAILURES = "failures.csv"
+REPORTED = "reported.csv"
 GROUPS = ("person", "speaker", "video", "session")  # the widest first: what repeats over splits is not independent
 
 
@@ -75,6 +78,8 @@ def compare(
         _check_folder(out)
         experiments = {name: _prepared(name, part, reporter) for name, part in plan.datasets.items()}
         _begin(out, plan, experiments)
+        if reported is not None:
+            keep_reported(out, Path(reported))
         jobs = [
             Job(out, name, arm, seed)
             for name, part in plan.datasets.items()
@@ -82,7 +87,18 @@ def compare(
             for seed in part.settings.seeds
         ]
         failures = run_grid(jobs, at_once=plan.jobs, reporter=reporter, backend=backend, address=address)
-        return _collect(out, jobs, experiments, failures, reported, reporter)
+        return _collect(out, jobs, experiments, failures, reporter)
+
+
+def keep_reported(out: Path, reported: Path) -> None:
+    """Copies a papers' numbers file into the comparison's folder. Raises CorrKDError where it is wrong, before anything is trained."""
+    read_reported(reported, comparison_page.open_comparison(out))
+    write_bytes(out / REPORTED, reported.read_bytes())
+
+
+def kept_reported(out: Path) -> Path | None:
+    """The file that the folder keeps, if any."""
+    return out / REPORTED if (out / REPORTED).is_file() else None
 
 
 def read_plan(out: Path) -> ComparePlan:
@@ -130,7 +146,7 @@ def _empty(out: Path) -> None:
             if not any(folder.iterdir()):
                 folder.rmdir()
     run_folder.empty(out)
-    for file in (FAILURES, PLAN):
+    for file in (FAILURES, REPORTED, PLAN):
         (out / file).unlink(missing_ok=True)
 
 
@@ -155,8 +171,6 @@ def _begin(out: Path, plan: ComparePlan, experiments: Mapping[str, Experiment]) 
 
 
 def _check_same(out: Path, name: str, before: DatasetPlan, now: DatasetPlan, experiment: Experiment) -> None:
-    from corrkd.experiment.arm import resolve
-
     old, new = (_flat(_lasting(part)) for part in (before, now))
     changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
     where = f"{out}: holds a comparison with other settings: dataset {name}"
@@ -245,7 +259,6 @@ def _collect(
     jobs: Sequence[Job],
     experiments: Mapping[str, Experiment],
     failures: list[Failure],
-    reported: str | Path | None,
     reporter: Reporter,
 ) -> Comparison:
     """Results and costs of all that is done, the failures, and the report."""
@@ -263,10 +276,8 @@ def _collect(
     (out / FAILURES).unlink(missing_ok=True)
     if rows:
         write_with(out / FAILURES, lambda path: failed.to_csv(path, index=False))
-    from corrkd.report.comparison_page import write_comparison
-
     with reporter.busy("writing the report"):
-        write_comparison(out, reported=None if reported is None else Path(reported))
+        comparison_page.write_comparison(out, reported=kept_reported(out))
     return Comparison(out, pd.concat(tables, ignore_index=True), failures)
 
 

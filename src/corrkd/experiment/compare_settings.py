@@ -44,7 +44,13 @@ class ComparePlan(BaseModel):
 
     def to_yaml(self) -> str:
         """The file that `load_plan` reads."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        tree = self.model_dump(mode="json")
+        for name, part in self.datasets.items():
+            # Only what was said: what an arm leaves open is its method's, or the ablation's.
+            tree["datasets"][name]["methods"] = {
+                arm: changes.model_dump(mode="json", exclude_unset=True) for arm, changes in part.methods.items()
+            }
+        return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def load_plan(

@@ -269,21 +269,22 @@ def findings(analysis: Analysis) -> list[str]:
 def verdicts(
     about: str, standing: Mapping[str, Standing] | AbsentError, clusters: Clusters, titles: Mapping[str, str]
 ) -> list[str]:
-    """Which differences to CorrKD the test tells from none."""
+    """Which differences to CorrKD are told from none: the test conditions on the trained networks, so the interval has to agree."""
     if isinstance(standing, AbsentError):
         return [f"{about}: no test: {standing}"]
     groups: dict[str, list[str]] = {"below CorrKD": [], "above CorrKD": [], "not told from it": []}
     for method, s in standing.items():
         if s.difference is not None and s.adjusted is not None:
             side = "below CorrKD" if s.difference.mean < 0 else "above CorrKD"
-            groups[side if s.adjusted < LEVEL else "not told from it"].append(titles[method])
+            excluded = s.difference.low > 0 or s.difference.high < 0
+            groups[side if s.adjusted < LEVEL and excluded else "not told from it"].append(titles[method])
     tested = sum(map(len, groups.values()))
     if not tested:
         return [f"{about}: no method shares a seed with CorrKD, so nothing is tested."]
     told = "; ".join(f"{what}: {', '.join(names)}" for what, names in groups.items() if names)
     out = [
         f"{about}: differences to CorrKD on Avg. by the sign-flip test over {clusters.words}, p\u00a0<\u00a0{LEVEL} after Holm "
-        f"({tested} tests): {told}."
+        f"({tested} tests) with an interval over {clusters.name}s and seeds without zero: {told}."
     ]
     least = tested * least_p(clusters.count, clusters.draws)
     if least >= LEVEL:
