@@ -96,8 +96,10 @@ def tune(
             with reporter.busy("training the teacher"):
                 _teachers(settings, out)
         quiet = reporter.quiet
-        found = Parallel(n_jobs=min(jobs, len(methods)))(
-            delayed(_search)(settings, name, changes, out, trials, quiet) for name, changes in methods.items()
+        workers = min(jobs, len(methods))
+        search = _search if workers == 1 else _search_apart
+        found = Parallel(n_jobs=workers)(
+            delayed(search)(settings, name, changes, out, trials, quiet) for name, changes in methods.items()
         )
         table = pd.concat([rows for _, rows in found], ignore_index=True)
         best = {name: change for name, (change, _) in zip(methods, found, strict=True)}
@@ -138,7 +140,6 @@ def _search(
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    end_with_parent()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     reporter = Reporter(quiet=quiet, plain=True)
     ranges = space(resolve(name, fixed, settings))
@@ -159,6 +160,12 @@ def _search(
     rows = [{"method": name, "trial": t.number, "score": t.value, "changes": _line(t.params)} for t in done]
     best = max(done, key=lambda t: -math.inf if t.value is None else t.value)
     return nested(best.params), pd.DataFrame(rows)
+
+
+def _search_apart(*given: Any) -> tuple[Change, pd.DataFrame]:
+    """`_search` in a worker's process, which ends with the one that started it."""
+    end_with_parent()
+    return _search(*given)
 
 
 def _next(study: Any, trials: int) -> int | None:
