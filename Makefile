@@ -20,7 +20,7 @@ lint: $(VENV)/.made
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow'
 
 test-all: lint
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,cluster]'
