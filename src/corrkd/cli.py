@@ -287,7 +287,8 @@ def report(
     """Make the report again from a folder alone."""
     from corrkd.experiment.compare import keep_reported, kept_reported
     from corrkd.experiment.progress import Reporter
-    from corrkd.report.comparison_page import PLAN, write_comparison
+    from corrkd.files import PLAN
+    from corrkd.report.comparison_page import write_comparison
     from corrkd.report.page import write_report
 
     is_comparison = (folder / PLAN).is_file()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from corrkd.errors import CorrKDError
 
+PLAN, FAILURES = "compare.yaml", "failures.csv"  # of a comparison's folder, which one room writes and another reads
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 import corrkd
 from corrkd.errors import CorrKDError
 from corrkd.experiment import grid
-from corrkd.experiment.compare import Comparison, compare, read_plan
-from corrkd.experiment.compare_settings import ComparePlan, load_plan
+from corrkd.experiment.compare import Comparison, compare
+from corrkd.experiment.compare_settings import ComparePlan, load_plan, read_plan
 from corrkd.experiment.grid import Job, state_table
 from corrkd.experiment.job import run_job
 from corrkd.report import comparison_page

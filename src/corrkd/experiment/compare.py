@@ -10,25 +10,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
-from pydantic import ValidationError
 
 from corrkd.errors import CorrKDError
 from corrkd.experiment import run_folder
 from corrkd.experiment.arm import BY_COMPLETE, TEACHER, Arm, resolve
-from corrkd.experiment.compare_settings import ComparePlan, DatasetPlan
+from corrkd.experiment.compare_settings import ComparePlan, DatasetPlan, read_plan
 from corrkd.experiment.grid import Backend, Failure, Job, run_grid
-from corrkd.experiment.job import COST, PLAN
+from corrkd.experiment.job import COST
 from corrkd.experiment.prepare import Experiment, prepare
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.references import references
 from corrkd.experiment.seed import make_method, read_table, write_table
-from corrkd.files import make_folder, remove_parts, write_bytes, write_text, write_with
+from corrkd.files import FAILURES, PLAN, make_folder, remove_parts, write_bytes, write_text, write_with
 from corrkd.report import comparison_page
 from corrkd.report.reported import read_reported
-from corrkd.settings import first_line
 
-FAILURES = "failures.csv"
 REPORTED = "reported.csv"
 GROUPS = ("person", "speaker", "video", "session")  # the widest first: what repeats over splits is not independent
 
@@ -99,19 +95,6 @@ def keep_reported(out: Path, reported: Path) -> None:
 def kept_reported(out: Path) -> Path | None:
     """The file that the folder keeps, if any."""
     return out / REPORTED if (out / REPORTED).is_file() else None
-
-
-def read_plan(out: Path) -> ComparePlan:
-    """The plan that a comparison's folder keeps. Raises CorrKDError where there is none, or it is damaged."""
-    path = out / PLAN
-    try:
-        return ComparePlan.model_validate(yaml.safe_load(path.read_text("utf-8")))
-    except OSError as error:
-        raise CorrKDError(f"{path}: {error.strerror or error}") from None
-    except yaml.YAMLError:
-        raise CorrKDError(f"{path}: damaged: not YAML") from None
-    except ValidationError as error:
-        raise CorrKDError(f"{path}: damaged: {first_line(error, ComparePlan)}") from None
 
 
 def _prepared(name: str, part: DatasetPlan, reporter: Reporter) -> Experiment:

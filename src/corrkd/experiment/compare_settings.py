@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import GROUPS, TEACHER, laid_over, resolve
+from corrkd.files import PLAN
 from corrkd.settings import ArmSettings, Settings, first_line, load_settings, merged, read_yaml
 
 _FOLDER = re.compile(r"[\w][\w.-]*")
@@ -105,6 +106,19 @@ def load_plan(
         return ComparePlan(datasets=plans, search=tree.get("search", NO_SEARCH), jobs=chosen)
     except ValidationError as error:
         raise CorrKDError(f"comparison: {first_line(error)}") from None
+
+
+def read_plan(out: Path) -> ComparePlan:
+    """The plan that a comparison's folder keeps. Raises CorrKDError where there is none, or it is damaged."""
+    path = out / PLAN
+    try:
+        return ComparePlan.model_validate(yaml.safe_load(path.read_text("utf-8")))
+    except OSError as error:
+        raise CorrKDError(f"{path}: {error.strerror or error}") from None
+    except yaml.YAMLError:
+        raise CorrKDError(f"{path}: damaged: not YAML") from None
+    except ValidationError as error:
+        raise CorrKDError(f"{path}: damaged: {first_line(error, ComparePlan)}") from None
 
 
 def _dataset(

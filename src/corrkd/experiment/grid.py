@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from threading import Event, Thread
@@ -130,19 +131,17 @@ def _backend(name: Backend, address: str | None) -> Iterator[None]:
 @contextmanager
 def watched(jobs: Sequence[Job], failures: Sequence[Failure], reporter: Reporter) -> Iterator[None]:
     """While the grid runs: a live table on a terminal, elsewhere a line for each run that ends."""
-    stop = Event()
-    console = Console(stderr=True)
-    follow: Callable[[], None]
     if reporter.quiet:
         yield
         return
+    console = Console(stderr=True)
     if console.is_terminal and not reporter.plain:
         live = Live(console=console, get_renderable=lambda: state_table(jobs, failures), refresh_per_second=2)
         with live:
             yield
         return
     known = {job for job in jobs if job.done}
-    follow = lambda: _say_ended(jobs, known, reporter)  # noqa: E731
+    follow, stop = partial(_say_ended, jobs, known, reporter), Event()
     thread = Thread(target=_every, args=(stop, 1.0, follow), daemon=True)
     thread.start()
     try:

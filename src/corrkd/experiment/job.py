@@ -17,7 +17,7 @@ import torch
 
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import TEACHER
-from corrkd.experiment.compare_settings import DatasetPlan
+from corrkd.experiment.compare_settings import DatasetPlan, read_plan
 from corrkd.experiment.memory import keep_freed_memory
 from corrkd.experiment.prepare import prepare
 from corrkd.experiment.processes import end_with_parent, make_fabric
@@ -28,7 +28,6 @@ from corrkd.networks.saved import load_network
 
 COST = "cost.json"
 PROGRESS = "progress"
-PLAN = "compare.yaml"
 
 
 def run_job(plan: DatasetPlan, dataset: Path, arm: str, seed: int) -> None:
@@ -106,8 +105,6 @@ class _Line(Task):
 
 def main(arguments: list[str]) -> int:
     """Runs the job that the arguments name; its last line on stderr is the reason where it fails."""
-    from corrkd.experiment.compare import read_plan
-
     out, dataset, arm, seed = Path(arguments[0]), arguments[1], arguments[2], int(arguments[3])
     end_with_parent()
     try:

@@ -17,7 +17,7 @@ from corrkd.errors import CorrKDError
 from corrkd.experiment import run_folder
 from corrkd.experiment.arm import TEACHER, Arm, laid_over, resolve
 from corrkd.experiment.memory import keep_freed_memory
-from corrkd.experiment.prepare import prepare
+from corrkd.experiment.prepare import Experiment, prepare
 from corrkd.experiment.processes import end_with_parent, make_fabric
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.seed import train_arms
@@ -91,10 +91,10 @@ def tune(
     settings = run_folder.with_whole_paths(_on_validation(settings))
     with run_folder.locked(out):
         _begin(out, settings)
-        prepare(settings, methods)  # what is wrong is said before anything is trained
-        if any(resolve(name, changes, settings).method.needs_teacher for name, changes in methods.items()):
+        experiment = prepare(settings, methods)  # what is wrong is said before anything is trained
+        if any(arm.method.needs_teacher for arm in experiment.arms):
             with reporter.busy("training the teacher"):
-                _teachers(settings, out)
+                _train(experiment, resolve(TEACHER, ArmSettings(), settings), out / TEACHER, None)
         quiet = reporter.quiet
         workers = min(jobs, len(methods))
         search = _search if workers == 1 else _search_apart
@@ -104,7 +104,7 @@ def tune(
         table = pd.concat([rows for _, rows in found], ignore_index=True)
         best = {name: change for name, (change, _) in zip(methods, found, strict=True)}
         write_with(out / TRIALS, lambda path: table.to_csv(path, index=False))
-        said = f"{trials} trials a method by Optuna on the validation split of {prepare(settings).dataset.name}, the first its defaults"
+        said = f"{trials} trials a method by Optuna on the validation split of {experiment.dataset.name}, the first its defaults"
         tree = {"search": said, "methods": {n: _whole(methods[n], change) for n, change in best.items()}}
         write_text(out / TUNED, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     return Search(best, table)
@@ -128,10 +128,6 @@ def _begin(out: Path, settings: Settings) -> None:
     write_text(path, text)
 
 
-def _teachers(settings: Settings, out: Path) -> None:
-    _train(settings, {TEACHER: ArmSettings()}, out / TEACHER, None)
-
-
 def _search(
     settings: Settings, name: str, fixed: ArmSettings, out: Path, trials: int, quiet: bool
 ) -> tuple[Change, pd.DataFrame]:
@@ -142,7 +138,8 @@ def _search(
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     reporter = Reporter(quiet=quiet, plain=True)
-    ranges = space(resolve(name, fixed, settings))
+    experiment = prepare(settings, {name: fixed})
+    ranges = space(experiment.arms[0])
     make_folder(out / name)
     storage = JournalStorage(JournalFileBackend(str(out / name / "journal.log")))
     study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
@@ -151,9 +148,8 @@ def _search(
         study.sampler = optuna.samplers.TPESampler(seed=derived_seed(name, number) % 2**32, n_startup_trials=4)
         trial = study.trials[number] if number < len(study.trials) else _asked(study, ranges, number)
         change = nested(trial.params)
-        score = _train(
-            settings, {name: laid_over(fixed, ArmSettings.model_validate(change))}, out / name / f"trial-{number}", out
-        )
+        arm = resolve(name, laid_over(fixed, ArmSettings.model_validate(change)), settings)
+        score = _train(experiment, arm, out / name / f"trial-{number}", out)
         study.tell(number, score)
         reporter.say(f"{name}  trial {number + 1}/{trials}: {100 * score:.2f}  {trial.params or 'defaults'}")
     done = study.trials[:trials]
@@ -184,12 +180,11 @@ def _asked(study: Any, ranges: Mapping[str, Range], number: int) -> Any:
     return trial
 
 
-def _train(settings: Settings, arms: Mapping[str, ArmSettings], folder: Path, out: Path | None) -> float:
+def _train(experiment: Experiment, arm: Arm, folder: Path, out: Path | None) -> float:
     """Trains an arm with every seed and gives its mean validation score."""
+    settings, scores = experiment.settings, []
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
-    experiment, scores = prepare(settings, arms), []
-    (arm,) = experiment.arms
     fabric = make_fabric(settings)
     for seed in settings.seeds:
         teacher = None if out is None else out / TEACHER / f"seed-{seed}" / TEACHER

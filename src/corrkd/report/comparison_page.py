@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from corrkd.errors import CorrKDError
+from corrkd.files import FAILURES, PLAN
 from corrkd.report import comparison_tables as own
 from corrkd.report import figures, tables
 from corrkd.report.comparison_tables import Clusters
@@ -22,7 +23,6 @@ from corrkd.report.tables import AVERAGE, FRACTION, Cell, Table, number
 
 DRAWS = 10_000
 LEVEL = 0.05
-PLAN, FAILURES = "compare.yaml", "failures.csv"
 FILES = {
     PLAN: "the whole specification, enough to make the comparison again",
     FAILURES: "runs without results: dataset, method, seed, error",
