@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +250,11 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(CorrKDError, match=r"--backend ray needs Ray: pip install 'corrkd\[cluster\]'"):
         compare(plan_of(["no-distillation"], tmp=tmp_path), tmp_path / "out", backend="ray")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system's own figure is used")
+def test_peak_memory_is_the_run_s_own() -> None:
+    run = "import torch; from corrkd.experiment.job import _peak_memory as peak; print(peak(torch.device('cpu')))"
+    large = f"import subprocess, sys; held = b'x' * 2**30; subprocess.run([sys.executable, '-c', {run!r}], check=True)"
+    peak = int(subprocess.run([sys.executable, "-c", large], check=True, capture_output=True).stdout)
+    assert 1e8 < peak < 2**30

@@ -73,11 +73,15 @@ def _peak_memory(device: torch.device) -> int | None:
     """Most memory held so far: of the GPU that trained, else resident in this process; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if sys.platform not in ("linux", "darwin"):
+    if sys.platform == "linux":
+        # Not getrusage: its figure begins with what the process that started this one held.
+        status = Path("/proc/self/status").read_text("utf-8")
+        return next((1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), None)
+    if sys.platform != "darwin":
         return None
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if sys.platform == "linux" else 1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class FileReporter(Reporter):
