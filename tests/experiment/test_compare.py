@@ -247,7 +247,7 @@ def test_a_ray_cluster_gives_the_same(tmp_path: Path) -> None:
 
 
 def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(CorrKDError, match=r"--backend ray needs Ray: pip install 'corrkd\[cluster\]'"):
         compare(plan_of(["no-distillation"], tmp=tmp_path), tmp_path / "out", backend="ray")
 
