@@ -128,6 +128,20 @@ class StageSettings(_Strict):
     clip_norm: Positive | None = Field(1.0, description="bound on the gradient's norm; null for none")
     patience: Count | None = Field(None, description="stop after so many epochs without a better validation score")
     class_weights: Literal["none", "balanced"] = "none"
+    average: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0,
+        description="decay of a running average of the weights over the steps, which is what is validated and kept; 0: none",
+    )
+    keep: Literal["best", "last"] = Field(
+        "best",
+        description="the epoch that is kept: the best on validation, or the last, for which validation is only watched",
+    )
+
+    @model_validator(mode="after")
+    def _last_is_not_stopped(self) -> StageSettings:
+        if self.keep == "last" and self.patience is not None:
+            raise ValueError("patience stops by the validation score and does not go with keep = last")
+        return self
 
 
 class DistillationSettings(_Strict):

@@ -259,7 +259,7 @@ def test_verdict_without_pairs() -> None:
 
 
 def test_head_names_every_rule_once(reported: Path) -> None:
-    rule = page.head(RunFolder.open(reported))["Epoch chosen by"]
+    rule = page.head(RunFolder.open(reported))["Epoch kept"]
     assert rule.count("highest mean weighted F1 over the missing subsets") == 1
     assert "(CorrKD student, No-distillation control)" in rule
     assert "(Teacher)" in rule

@@ -70,10 +70,12 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_generator_alone
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("average", [0.0, 0.9])
 @pytest.mark.parametrize("stopped", [1, 2, 3])
-def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path: Path, stopped: int) -> None:
+def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path: Path, stopped: int, average: float) -> None:
     samples = make_samples(make_dataset())
-    whole = fit(corrkd(samples), samples)
+    stage = STAGE.model_copy(update={"average": average})
+    whole = fit(corrkd(samples), samples, stage)
 
     def stop(record: Record) -> None:
         if record["epoch"] == stopped:
@@ -81,10 +83,10 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path: Path, stoppe
 
     path = tmp_path / "last.ckpt"
     with pytest.raises(StoppedError):
-        fit(corrkd(samples), samples, checkpoint=path, on_epoch=stop)
+        fit(corrkd(samples), samples, stage, checkpoint=path, on_epoch=stop)
     assert path.exists() == (stopped > 1)
     seen: list[float] = []
-    again = fit(corrkd(samples), samples, checkpoint=path, on_epoch=lambda record: seen.append(record["epoch"]))
+    again = fit(corrkd(samples), samples, stage, checkpoint=path, on_epoch=lambda record: seen.append(record["epoch"]))
     assert same(whole, again)
     assert seen == list(range(stopped, 5))
 
@@ -110,6 +112,51 @@ def test_the_epoch_with_the_highest_score_is_kept_and_the_earliest_on_ties() -> 
     assert (trained.epoch, trained.score) == (2, 0.5)
     assert all(torch.equal(trained.state[name], states[1][name]) for name in trained.state)
     assert [record[VALID] for record in trained.history] == [0.2, 0.5, 0.5, 0.4]
+
+
+def test_the_last_epoch_is_kept_where_that_is_asked_for() -> None:
+    samples = make_samples(make_dataset())
+    scores = iter([0.2, 0.5, 0.5, 0.4])
+    stage = STAGE.model_copy(update={"keep": "last"})
+    trained = fit(TaskOnly(fresh(samples), samples.target), samples, stage, validate=lambda network: next(scores))
+    assert (trained.epoch, trained.score) == (4, 0.4)
+    chosen = fit(TaskOnly(fresh(samples), samples.target), samples, stage, validate=lambda network: 0.0)
+    assert all(torch.equal(trained.state[name], chosen.state[name]) for name in trained.state)
+
+
+def test_averaged_weights_are_the_running_average_of_the_steps_and_leave_the_training_as_it_is() -> None:
+    samples = make_samples(make_dataset())
+
+    def steps(average: float) -> tuple[list[torch.Tensor], Trained, list[torch.Tensor]]:
+        """Parameters after every step, what is kept, and what validation saw."""
+        method, after, validated = TaskOnly(fresh(samples), samples.target), [], []
+        watched = method.network.classifier[-1].weight
+
+        def hook(*_: object) -> None:
+            after.append(watched.detach().clone())
+
+        # The network's next forward pass begins with the parameters of the step before.
+        handle = method.register_forward_pre_hook(hook)
+
+        def validate(network: CorrKDNetwork) -> float:
+            validated.append(watched.detach().clone())
+            return 0.0
+
+        stage = STAGE.model_copy(update={"average": average, "keep": "last"})
+        trained = fit(method, samples, stage, validate=validate)
+        handle.remove()
+        return [*after[1:], watched.detach().clone()], trained, validated
+
+    plain, _, _ = steps(0.0)
+    after, trained, validated = steps(0.9)
+    assert all(torch.equal(a, b) for a, b in zip(plain, after, strict=True))
+    expected = fresh(samples).classifier[-1].weight.detach().double()
+    for step, weight in enumerate(after, 1):
+        decay = min(0.9, step / (step + 9))
+        expected = decay * expected + (1 - decay) * weight.double()
+    name = next(key for key, value in trained.state.items() if torch.equal(value, validated[-1]))
+    torch.testing.assert_close(trained.state[name].double(), expected, atol=1e-6, rtol=1e-5)
+    assert not torch.equal(trained.state[name], after[-1])
 
 
 def test_patience_stops_early() -> None:

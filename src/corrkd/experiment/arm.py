@@ -15,8 +15,11 @@ from corrkd.networks.registry import network_class
 from corrkd.settings import ArmSettings, DistillationSettings, NetworkSettings, Settings, StageSettings, merged
 
 TEACHER = "teacher"
-BY_MISSING = "highest weighted F1 averaged over the missing subsets of the validation split, earliest on ties"
-BY_COMPLETE = "highest weighted F1 on the complete validation split, earliest on ties"
+BY_MISSING = (
+    "the epoch with the highest weighted F1 averaged over the missing subsets of the validation split, earliest on ties"
+)
+BY_COMPLETE = "the epoch with the highest weighted F1 on the complete validation split, earliest on ties"
+BY_LAST = "the last epoch"
 
 # The paper's ablation (its Table 3): a loss left out, or RCD replaced by the plain divergence of the responses.
 ABLATION = {
@@ -117,6 +120,7 @@ def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
     stage = run.teacher if teacher else StageSettings(**run.student.model_dump(exclude={"distillation"}))
     trains_on = "complete" if teacher else method.trains_on if settings.trains_on == "method" else settings.trains_on
     where = f"settings: methods.{name}"
+    stage = _changed(stage, settings.stage, f"{where}.stage")
     arm = Arm(
         name=name,
         title=settings.title or ("Teacher" if teacher else method.title or name),
@@ -124,9 +128,9 @@ def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
         base=base,
         network=_changed(network, settings.network, f"{where}.network"),
         options=_changed(options, settings.options, f"{where}.options"),
-        stage=_changed(stage, settings.stage, f"{where}.stage"),
+        stage=stage,
         complete=trains_on == "complete",
-        selection=BY_COMPLETE if teacher else BY_MISSING,
+        selection=BY_LAST if stage.keep == "last" else BY_COMPLETE if teacher else BY_MISSING,
     )
     width = getattr(arm.network, "width", None)
     if method.needs_teacher and width != run.network.width:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from corrkd.errors import CorrKDError
 from corrkd.experiment import run_folder
-from corrkd.experiment.arm import BY_COMPLETE, TEACHER, Arm, resolve
+from corrkd.experiment.arm import TEACHER, Arm, resolve
 from corrkd.experiment.compare_settings import ComparePlan, DatasetPlan, read_plan
 from corrkd.experiment.grid import Backend, Failure, Job, run_grid
 from corrkd.experiment.job import COST
@@ -216,8 +216,7 @@ def stated(experiment: Experiment, search: str) -> list[str]:
         f"the frames, {missing.complete:g} of the samples stay complete). Trained on complete samples, as in their papers: "
         f"{', '.join(arm.title for arm in arms if arm.complete) or 'none'}.",
         "Initialisation: networks of one structure begin with the same parameters for a seed; the teacher has its own.",
-        f"Selection: the epoch with the {next((a.selection for a in students), BY_COMPLETE)}; the teacher's is the one with the "
-        f"{BY_COMPLETE}. Nothing is chosen on the {settings.evaluation.split} split.",
+        f"Selection: {'; '.join(_selections(arms))}. Nothing is chosen on the {settings.evaluation.split} split.",
         f"Epochs: {epochs}; the teacher: {settings.teacher.epochs}.",
         f"Batch size: {_shared('batch_size', students)}; learning rate: {_shared('lr', students)}.",
         f"Search budget: {search}.",
@@ -228,6 +227,15 @@ def stated(experiment: Experiment, search: str) -> list[str]:
             f"{', '.join(readers)} reads a sample among the others of its conversation, those after it too, all with the same part missing."
         )
     return lines
+
+
+def _selections(arms: Sequence[Arm]) -> list[str]:
+    """The rule by which an epoch is kept, with whose it is where there are several."""
+    rules: dict[str, list[str]] = {}
+    for arm in arms:
+        rules.setdefault(arm.selection, []).append(arm.title)
+    common = max(rules, key=lambda rule: len(rules[rule]))
+    return [common, *(f"{', '.join(titles)}: {rule}" for rule, titles in rules.items() if rule != common)]
 
 
 def _shared(key: str, arms: Sequence[Arm]) -> str:

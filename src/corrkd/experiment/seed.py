@@ -21,7 +21,7 @@ from corrkd.data.batches import Samples
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.judge import tabulate
 from corrkd.evaluation.sweep import Result, mean_f1, mean_missing_f1, sweep
-from corrkd.experiment.arm import BY_COMPLETE, TEACHER, Arm
+from corrkd.experiment.arm import TEACHER, Arm
 from corrkd.experiment.prepare import Experiment
 from corrkd.experiment.progress import Reporter, Task
 from corrkd.files import make_folder, write_bytes, write_with
@@ -145,7 +145,7 @@ def make_method(arm: Arm, experiment: Experiment, seed: int, samples: Samples) -
 
 def _validation(arm: Arm, experiment: Experiment, valid: Samples) -> Callable[[AnyNetwork], float]:
     size = experiment.settings.evaluation.batch_size
-    if arm.selection == BY_COMPLETE:
+    if arm.name == TEACHER:
         complete = [condition(COMPLETE, experiment.dataset.modalities)]
         return lambda network: mean_f1(network, valid, complete, batch_size=size)
     return lambda network: mean_missing_f1(network, valid, batch_size=size)

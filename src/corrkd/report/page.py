@@ -231,7 +231,7 @@ def head(run: RunFolder) -> dict[str, str]:
         "Samples": ", ".join(f"{name} {count}" for name, count in card.dataset.splits.items())
         + f"; results are on {card.split}",
         "Seeds": ", ".join(map(str, card.seeds)),
-        "Epoch chosen by": "; ".join(f"{rule} ({', '.join(titles)})" for rule, titles in rules.items()),
+        "Epoch kept": "; ".join(f"{rule} ({', '.join(titles)})" for rule, titles in rules.items()),
         "Versions": f"corrkd {card.corrkd}, torch {card.torch}",
         **({"Data SHA-256": card.dataset.sha256} if card.dataset.sha256 else {}),
     }

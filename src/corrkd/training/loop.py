@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class Trained:
     """What a stage leaves.
 
     Attributes:
-        state: the network's parameters after the epoch that validation chose.
+        state: the network's parameters after the epoch that is kept; where the settings ask for it, their average.
         epoch: that epoch, from 1.
         score: its validation score.
         history: a record per epoch: epoch, lr, loss/total, loss/<term>, valid/weighted_f1.
@@ -61,7 +62,8 @@ def train(
     checkpoint: Path | None = None,
     on_epoch: Callable[[Record], None] | None = None,
 ) -> Trained:
-    """Trains a method's network and keeps the parameters of the epoch with the highest validation score, the earliest on ties.
+    """Trains a method's network and keeps the parameters of the epoch with the highest validation score, the earliest on ties;
+    or of the last, where the settings say so.
 
     Args:
         method: a network and its loss terms.
@@ -87,8 +89,9 @@ def train(
     steps = math.ceil(len(samples) / batch_size)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(settings, steps * settings.epochs))
     progress = _Progress()
+    averaged = _Average(method.network, settings.average)
     if checkpoint is not None:
-        progress = _resume(checkpoint, method, optimizer, scheduler, fabric.device)
+        progress = _resume(checkpoint, method, optimizer, scheduler, averaged, fabric.device)
     names = list(method.weights)
     with torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []):
         for epoch in range(progress.epoch + 1, settings.epochs + 1):
@@ -109,17 +112,19 @@ def train(
                 )
                 totals += values * (len(rows) / len(samples))
                 scheduler.step()
+                averaged.update()
             record = _record(epoch, rate, names, totals.tolist())
             if not math.isfinite(record["loss/total"]):
                 raise CorrKDError(
                     f"the loss is no longer finite in epoch {epoch} of {settings.epochs}; lower lr or clip_norm"
                 )
-            record[VALID] = validate(method.network)
-            progress = progress.after(record, method.network)
+            with averaged.in_place():
+                record[VALID] = validate(method.network)
+                progress = progress.after(record, method.network, settings.keep)
             if on_epoch and fabric.is_global_zero:
                 on_epoch(record)
             if checkpoint is not None:
-                _save(checkpoint, progress, method, optimizer, scheduler, fabric)
+                _save(checkpoint, progress, method, optimizer, scheduler, averaged, fabric)
     assert progress.best is not None
     return Trained(progress.best, progress.best_epoch, progress.best_score, progress.history)
 
@@ -144,6 +149,50 @@ def make_optimizer(method: nn.Module, settings: StageSettings, *, fused: bool = 
     return kind(method.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
 
 
+class _Average:
+    """A running average of a network's parameters over the steps; with decay 0 the parameters themselves.
+
+    The decay grows from 0 to its value over the first steps, so that the average forgets where the training began.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay, self.step = decay, 0
+        self.parameters = list(network.parameters()) if decay else []
+        self.values = [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes in the parameters after a step."""
+        if self.values:
+            self.step += 1
+            decay = min(self.decay, self.step / (self.step + 9))
+            torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], 1.0 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The network with the averaged parameters, for as long as it lasts."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for parameter, value in zip(self.parameters, self.values, strict=True):
+            held = parameter.detach().clone()
+            parameter.copy_(value)
+            value.copy_(held)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "values": self.values}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.step = state["step"]
+        for value, saved in zip(self.values, state["values"], strict=True):
+            value.copy_(saved)
+
+
 @dataclass(frozen=True)
 class _Progress:
     epoch: int = 0
@@ -152,10 +201,10 @@ class _Progress:
     best_score: float = -math.inf
     history: list[Record] | Any = ()
 
-    def after(self, record: Record, network: nn.Module) -> _Progress:
+    def after(self, record: Record, network: nn.Module, keep: str) -> _Progress:
         epoch, score = int(record["epoch"]), record[VALID]
         history = [*self.history, record]
-        if self.best is not None and not score > self.best_score:
+        if keep == "best" and self.best is not None and not score > self.best_score:
             return _Progress(epoch, self.best, self.best_epoch, self.best_score, history)
         best = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
         return _Progress(epoch, best, epoch, score, history)
@@ -224,19 +273,30 @@ def _schedule(settings: StageSettings, steps: int) -> Callable[[int], float]:
     return factor
 
 
-def _save(path: Path, progress: _Progress, method: AnyMethod, optimizer: Any, scheduler: Any, fabric: Fabric) -> None:
+def _save(
+    path: Path,
+    progress: _Progress,
+    method: AnyMethod,
+    optimizer: Any,
+    scheduler: Any,
+    averaged: _Average,
+    fabric: Fabric,
+) -> None:
     if fabric.is_global_zero:
         state = {
             "progress": {**progress.__dict__},
             "method": method.state_dict(),
             "optimizer": optimizer.state_dict(),
             "scheduler": scheduler.state_dict(),
+            "average": averaged.state_dict(),
         }
         save_checkpoint(path, state)
     fabric.barrier()
 
 
-def _resume(path: Path, method: AnyMethod, optimizer: Any, scheduler: Any, device: torch.device) -> _Progress:
+def _resume(
+    path: Path, method: AnyMethod, optimizer: Any, scheduler: Any, averaged: _Average, device: torch.device
+) -> _Progress:
     state = load_checkpoint(path, device)
     if state is None:
         return _Progress()
@@ -244,6 +304,7 @@ def _resume(path: Path, method: AnyMethod, optimizer: Any, scheduler: Any, devic
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
+        averaged.load_state_dict(state["average"])
         progress = _Progress(**state["progress"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
