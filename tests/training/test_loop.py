@@ -126,35 +126,31 @@ def test_the_last_epoch_is_kept_where_that_is_asked_for() -> None:
 
 def test_averaged_weights_are_the_running_average_of_the_steps_and_leave_the_training_as_it_is() -> None:
     samples = make_samples(make_dataset())
+    name = [key for key, _ in fresh(samples).named_parameters()][-2]  # the last layer's weight
 
     def steps(average: float) -> tuple[list[torch.Tensor], Trained, list[torch.Tensor]]:
         """Parameters after every step, what is kept, and what validation saw."""
         method, after, validated = TaskOnly(fresh(samples), samples.target), [], []
-        watched = method.network.classifier[-1].weight
-
-        def hook(*_: object) -> None:
-            after.append(watched.detach().clone())
-
-        # The network's next forward pass begins with the parameters of the step before.
-        handle = method.register_forward_pre_hook(hook)
+        watched = dict(method.network.named_parameters())[name]
 
         def validate(network: CorrKDNetwork) -> float:
             validated.append(watched.detach().clone())
             return 0.0
 
+        # A forward pass begins with the parameters of the step before.
+        method.register_forward_pre_hook(lambda *_: after.append(watched.detach().clone()))
         stage = STAGE.model_copy(update={"average": average, "keep": "last"})
         trained = fit(method, samples, stage, validate=validate)
-        handle.remove()
         return [*after[1:], watched.detach().clone()], trained, validated
 
     plain, _, _ = steps(0.0)
     after, trained, validated = steps(0.9)
     assert all(torch.equal(a, b) for a, b in zip(plain, after, strict=True))
-    expected = fresh(samples).classifier[-1].weight.detach().double()
+    expected = fresh(samples).state_dict()[name].double()
     for step, weight in enumerate(after, 1):
         decay = min(0.9, step / (step + 9))
         expected = decay * expected + (1 - decay) * weight.double()
-    name = next(key for key, value in trained.state.items() if torch.equal(value, validated[-1]))
+    assert torch.equal(trained.state[name], validated[-1])
     torch.testing.assert_close(trained.state[name].double(), expected, atol=1e-6, rtol=1e-5)
     assert not torch.equal(trained.state[name], after[-1])
 

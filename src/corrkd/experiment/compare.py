@@ -24,6 +24,7 @@ from corrkd.experiment.seed import make_method, read_table, write_table
 from corrkd.files import FAILURES, PLAN, make_folder, remove_parts, write_bytes, write_text, write_with
 from corrkd.report import comparison_page
 from corrkd.report.reported import read_reported
+from corrkd.report.run_folder import selection_rules
 
 REPORTED = "reported.csv"
 GROUPS = ("person", "speaker", "video", "session")  # the widest first: what repeats over splits is not independent
@@ -216,7 +217,7 @@ def stated(experiment: Experiment, search: str) -> list[str]:
         f"the frames, {missing.complete:g} of the samples stay complete). Trained on complete samples, as in their papers: "
         f"{', '.join(arm.title for arm in arms if arm.complete) or 'none'}.",
         "Initialisation: networks of one structure begin with the same parameters for a seed; the teacher has its own.",
-        f"Selection: {'; '.join(_selections(arms))}. Nothing is chosen on the {settings.evaluation.split} split.",
+        f"Selection: {selection_rules((arm.selection, arm.title) for arm in arms)}. Nothing is chosen on the {settings.evaluation.split} split.",
         f"Epochs: {epochs}; the teacher: {settings.teacher.epochs}.",
         f"Batch size: {_shared('batch_size', students)}; learning rate: {_shared('lr', students)}.",
         f"Search budget: {search}.",
@@ -227,15 +228,6 @@ def stated(experiment: Experiment, search: str) -> list[str]:
             f"{', '.join(readers)} reads a sample among the others of its conversation, those after it too, all with the same part missing."
         )
     return lines
-
-
-def _selections(arms: Sequence[Arm]) -> list[str]:
-    """The rule by which an epoch is kept, with whose it is where there are several."""
-    rules: dict[str, list[str]] = {}
-    for arm in arms:
-        rules.setdefault(arm.selection, []).append(arm.title)
-    common = max(rules, key=lambda rule: len(rules[rule]))
-    return [common, *(f"{', '.join(titles)}: {rule}" for rule, titles in rules.items() if rule != common)]
 
 
 def _shared(key: str, arms: Sequence[Arm]) -> str:

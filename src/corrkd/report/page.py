@@ -15,7 +15,7 @@ from corrkd.files import write_bytes
 from corrkd.missing.conditions import COMPLETE, missing_subsets
 from corrkd.report import figures, tables
 from corrkd.report.figures import Picture
-from corrkd.report.run_folder import AbsentError, RunFolder
+from corrkd.report.run_folder import AbsentError, RunFolder, selection_rules
 from corrkd.report.tables import Cell, Table, number
 
 Item = str | Table | Picture | AbsentError
@@ -220,9 +220,6 @@ def head(run: RunFolder) -> dict[str, str]:
     """What was run, as term and description."""
     card = run.card
     modalities = "; ".join(f"{m} ({c.frames} × {c.width})" for m, c in card.dataset.modalities.items())
-    rules: dict[str, list[str]] = {}
-    for method in card.methods:
-        rules.setdefault(method.selection or "not recorded", []).append(method.title)
     target = {"classes": card.target.classes, "questions": card.target.questions}.get(card.target.kind, [])
     return {
         "Dataset": card.dataset.name + (f", {card.dataset.layout}" if card.dataset.layout else ""),
@@ -231,7 +228,7 @@ def head(run: RunFolder) -> dict[str, str]:
         "Samples": ", ".join(f"{name} {count}" for name, count in card.dataset.splits.items())
         + f"; results are on {card.split}",
         "Seeds": ", ".join(map(str, card.seeds)),
-        "Epoch kept": "; ".join(f"{rule} ({', '.join(titles)})" for rule, titles in rules.items()),
+        "Epoch kept": selection_rules((method.selection, method.title) for method in card.methods),
         "Versions": f"corrkd {card.corrkd}, torch {card.torch}",
         **({"Data SHA-256": card.dataset.sha256} if card.dataset.sha256 else {}),
     }

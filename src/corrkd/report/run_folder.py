@@ -104,6 +104,14 @@ class Card(BaseModel):
     comparison: ComparisonCard = Field(default_factory=ComparisonCard)
 
 
+def selection_rules(kept: Iterable[tuple[str, str]]) -> str:
+    """By which rule an epoch is kept, and whose rule it is, of pairs (rule, title); each rule once."""
+    rules: dict[str, list[str]] = {}
+    for rule, title in kept:
+        rules.setdefault(rule or "not recorded", []).append(title)
+    return "; ".join(f"{rule} ({', '.join(titles)})" for rule, titles in rules.items())
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """An opened run folder. Attributes: its path and its run.json. The other files are read on demand and may be absent."""

@@ -88,10 +88,9 @@ def train(
     wrapped, fabric_optimizer = fabric.setup(method, optimizer)
     steps = math.ceil(len(samples) / batch_size)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(settings, steps * settings.epochs))
-    progress = _Progress()
     averaged = _Average(method.network, settings.average)
-    if checkpoint is not None:
-        progress = _resume(checkpoint, method, optimizer, scheduler, averaged, fabric.device)
+    parts = {"method": method, "optimizer": optimizer, "scheduler": scheduler, "average": averaged}
+    progress = _Progress() if checkpoint is None else _resume(checkpoint, parts, fabric.device)
     names = list(method.weights)
     with torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []):
         for epoch in range(progress.epoch + 1, settings.epochs + 1):
@@ -124,7 +123,7 @@ def train(
             if on_epoch and fabric.is_global_zero:
                 on_epoch(record)
             if checkpoint is not None:
-                _save(checkpoint, progress, method, optimizer, scheduler, averaged, fabric)
+                _save(checkpoint, progress, parts, fabric)
     assert progress.best is not None
     return Trained(progress.best, progress.best_epoch, progress.best_score, progress.history)
 
@@ -273,38 +272,20 @@ def _schedule(settings: StageSettings, steps: int) -> Callable[[int], float]:
     return factor
 
 
-def _save(
-    path: Path,
-    progress: _Progress,
-    method: AnyMethod,
-    optimizer: Any,
-    scheduler: Any,
-    averaged: _Average,
-    fabric: Fabric,
-) -> None:
+def _save(path: Path, progress: _Progress, parts: Mapping[str, Any], fabric: Fabric) -> None:
     if fabric.is_global_zero:
-        state = {
-            "progress": {**progress.__dict__},
-            "method": method.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scheduler": scheduler.state_dict(),
-            "average": averaged.state_dict(),
-        }
+        state = {"progress": {**progress.__dict__}, **{name: part.state_dict() for name, part in parts.items()}}
         save_checkpoint(path, state)
     fabric.barrier()
 
 
-def _resume(
-    path: Path, method: AnyMethod, optimizer: Any, scheduler: Any, averaged: _Average, device: torch.device
-) -> _Progress:
+def _resume(path: Path, parts: Mapping[str, Any], device: torch.device) -> _Progress:
     state = load_checkpoint(path, device)
     if state is None:
         return _Progress()
     try:
-        method.load_state_dict(state["method"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        averaged.load_state_dict(state["average"])
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
         progress = _Progress(**state["progress"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
