@@ -42,6 +42,17 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class ResampleSettings(_Strict):
+    """Splits of its own for every seed, made of the data's train and valid; the test split stays as it is."""
+
+    folds: Annotated[int, Field(ge=2)] | None = Field(
+        None,
+        description="cross-validation: train and valid together fall into so many folds, which keep people (speakers, videos, sessions) "
+        "together; seed s validates on fold s mod folds and trains on the others",
+    )
+    train: Count | None = Field(None, description="so many training samples, drawn anew for every seed; null: all")
+
+
 class DataSettings(_Strict):
     """Which samples, which target, how features are normalised."""
 
@@ -63,6 +74,7 @@ class DataSettings(_Strict):
     resident_gigabytes: NonNegative = Field(
         4.0, description="a split up to this size is held on the device whole; a larger one is read batch by batch"
     )
+    resample: ResampleSettings = Field(default_factory=ResampleSettings)
     synthetic: dict[str, Any] = Field(
         default_factory=dict, description="what to change in the built-in dataset (docs/synthetic.md)"
     )
@@ -144,6 +156,27 @@ class StageSettings(_Strict):
         return self
 
 
+class TeacherSettings(StageSettings):
+    """The teacher's training, and by how many teachers the student is taught."""
+
+    folds: Annotated[int, Field(ge=2)] | None = Field(
+        None,
+        description="out of fold: so many teachers, each trained without one fold of the people (speakers, videos, sessions) and answering "
+        "for that fold alone; null: teachers trained on all, which answer for what they have learned by heart",
+    )
+    repeats: Count = Field(1, description="how often over, from other starts and folds; responses are averaged")
+    temperature: Positive | Literal["fit"] = Field(
+        1.0,
+        description="by which the teachers' logits are divided; fit: by what makes the training labels most likely (out of fold)",
+    )
+
+    @model_validator(mode="after")
+    def _fitted_out_of_fold(self) -> TeacherSettings:
+        if self.temperature == "fit" and self.folds is None:
+            raise ValueError("temperature = fit needs folds: a teacher is sure of the labels that it was trained on")
+        return self
+
+
 class DistillationSettings(_Strict):
     """The student's loss terms (method, Objective): a weight each, and the choices the paper leaves open."""
 
@@ -154,6 +187,26 @@ class DistillationSettings(_Strict):
     kl: NonNegative = Field(
         0.0, description="plain KL divergence of the responses; with rcd = 0 the paper's ablation of RCD"
     )
+    projection: Count | None = Field(
+        None,
+        description="width of a linear map on the student's H ahead of SCD and CPD, dropped afterwards [ours]; for scd_form: relations",
+    )
+    center: bool = Field(
+        False, description="SCD's relations and CPD on representations without their common part [ours]"
+    )
+    scd_form: Literal["contrast", "relations"] = Field(
+        "contrast",
+        description="contrast: distances from the teacher's samples [paper]; relations: cosines within each side [ours]",
+    )
+    cpd_prototypes: Literal["batch", "all"] = Field(
+        "batch",
+        description="the teacher's prototypes: of the batch [paper], or of the whole training split [ours]",
+    )
+    rcd_form: Literal["information", "divergence"] = Field(
+        "information",
+        description="information: mutual information by critics [paper]; divergence: of both parts of the response, apart [ours]",
+    )
+    nontarget: NonNegative = Field(1.0, description="weight of the non-target part in rcd_form: divergence [ours]")
     boundary: Positive = Field(
         1.2, description="eta, the distance boundary of SCD [paper: 1.2 MOSI, 1.0 MOSEI, 1.4 IEMOCAP]"
     )
@@ -165,6 +218,14 @@ class DistillationSettings(_Strict):
     renormalize: bool = Field(
         False, description="RCD's non-target responses renormalised over the K - 1 classes [open]"
     )
+
+    @model_validator(mode="after")
+    def _one_space(self) -> DistillationSettings:
+        if self.scd and self.scd_form == "contrast" and self.projection is not None:
+            raise ValueError(
+                "projection leads out of the teacher's space, where scd_form = contrast compares; set relations"
+            )
+        return self
 
 
 class StudentSettings(StageSettings):
@@ -215,7 +276,7 @@ class Settings(_Strict):
     data: DataSettings = Field(default_factory=DataSettings)
     network: NetworkSettings = Field(default_factory=NetworkSettings)
     missing: MissingSettings = Field(default_factory=MissingSettings)
-    teacher: StageSettings = Field(default_factory=StageSettings)
+    teacher: TeacherSettings = Field(default_factory=TeacherSettings)
     student: StudentSettings = Field(default_factory=StudentSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -107,6 +108,18 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.kept)
+
+    def subset(self, rows: Tensor) -> Samples:
+        """The samples at `rows` alone, in that order, normalised as these are."""
+        part = copy(self)
+        part.kept, part.ids = self.kept[rows.cpu().numpy()], self.ids[rows.cpu().numpy()]
+        part.targets, part.keys = self.targets[rows], self.keys[rows]
+        part.exists = {m: x[rows] for m, x in self.exists.items()}
+        part.present = {m: x[rows] for m, x in self.present.items()}
+        part._frames = {m: x[rows] for m, x in self._frames.items()}
+        numbers = torch.arange(len(rows), device=self.device)
+        part._context = Context(numbers, *(x[rows] for x in self._context[1:]))
+        return part
 
     @property
     def incomplete(self) -> Tensor:

@@ -243,7 +243,12 @@ def _resampled(methods: IntArray, seed: int, draws: int) -> FloatArray:
         group_weight = of_groups.multinomial(groups, np.full(groups, 1 / groups), len(part)).astype(np.float64)
         seed_weight = of_seeds.multinomial(seeds, np.full(seeds, 1 / seeds), len(part)) / seeds
         scores = _f1(np.tensordot(group_weight, margins, 1)).mean(-1)
-        part[:] = np.einsum("nms,ns->nm", scores, seed_weight)
+        # A seed that tests a fold of its own has no score where none of the fold's groups was drawn: the other seeds stand for it.
+        scored = np.isfinite(scores).all(1)
+        seed_weight = np.where(scored, seed_weight, 0.0)
+        total = seed_weight.sum(1, keepdims=True)
+        seed_weight = np.divide(seed_weight, total, out=np.full_like(seed_weight, np.nan), where=total > 0)
+        part[:] = np.einsum("nms,ns->nm", np.nan_to_num(scores), seed_weight)
     return out
 
 

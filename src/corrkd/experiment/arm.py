@@ -15,6 +15,7 @@ from corrkd.networks.registry import network_class
 from corrkd.settings import ArmSettings, DistillationSettings, NetworkSettings, Settings, StageSettings, merged
 
 TEACHER = "teacher"
+STUDENT = "student"
 BY_MISSING = (
     "the epoch with the highest weighted F1 averaged over the missing subsets of the validation split, earliest on ties"
 )
@@ -53,6 +54,7 @@ class Arm:
         stage: epochs, batch size, optimiser.
         complete: trained on complete samples, else on what modality random missing leaves.
         selection: the rule by which its epoch is chosen.
+        start: what the initial parameters follow from beside the seed: each teacher has its own, all others agree where networks agree.
     """
 
     name: str
@@ -64,11 +66,12 @@ class Arm:
     stage: StageSettings
     complete: bool
     selection: str = BY_MISSING
+    start: str = STUDENT
 
     @property
-    def start(self) -> str:
-        """What the initial parameters follow from beside the seed: the teacher has its own, all others agree where networks agree."""
-        return TEACHER if self.name == TEACHER else "student"
+    def teaches(self) -> bool:
+        """Whether it is a teacher."""
+        return self.start != STUDENT
 
     @property
     def kind(self) -> str:
@@ -117,7 +120,8 @@ def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
     kind = method.network_type.settings_type
     network = run.network if kind is NetworkSettings else kind()
     options = run.student.distillation if method.options_type is DistillationSettings else method.options_type()
-    stage = run.teacher if teacher else StageSettings(**run.student.model_dump(exclude={"distillation"}))
+    whole = run.teacher if teacher else run.student
+    stage = StageSettings(**{name: getattr(whole, name) for name in StageSettings.model_fields})
     trains_on = "complete" if teacher else method.trains_on if settings.trains_on == "method" else settings.trains_on
     where = f"settings: methods.{name}"
     stage = _changed(stage, settings.stage, f"{where}.stage")
@@ -131,6 +135,7 @@ def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
         stage=stage,
         complete=trains_on == "complete",
         selection=BY_LAST if stage.keep == "last" else BY_COMPLETE if teacher else BY_MISSING,
+        start=TEACHER if teacher else STUDENT,
     )
     width = getattr(arm.network, "width", None)
     if method.needs_teacher and width != run.network.width:

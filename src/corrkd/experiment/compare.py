@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from corrkd.data.resample import widest_group
 from corrkd.errors import CorrKDError
 from corrkd.experiment import run_folder
 from corrkd.experiment.arm import TEACHER, Arm, resolve
@@ -27,7 +28,6 @@ from corrkd.report.reported import read_reported
 from corrkd.report.run_folder import selection_rules
 
 REPORTED = "reported.csv"
-GROUPS = ("person", "speaker", "video", "session")  # the widest first: what repeats over splits is not independent
 
 
 @dataclass(frozen=True)
@@ -186,13 +186,16 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _groups(experiment: Experiment) -> tuple[str, pd.DataFrame]:
-    """What the tested samples are clustered by, and each sample's group."""
+    """What the tested samples are clustered by, and each sample's group; of all folds, where seeds test one each."""
     name = experiment.settings.evaluation.split
-    split = experiment.dataset.split(name)
-    keep = experiment.target.of(split, f"dataset {experiment.dataset.name}, {name}")[1]
-    group = next((g for g in GROUPS if g in split.groups), "sample")
-    members = split.ids if group == "sample" else split.groups[group]
-    return group, pd.DataFrame({"id": split.ids[keep], "group": members[keep]})
+    tables = []
+    for seed in experiment.settings.seeds if experiment.cross_validated else experiment.settings.seeds[:1]:
+        dataset = experiment.at(seed).dataset
+        split = dataset.split(name)
+        keep = experiment.target.of(split, f"dataset {dataset.name}, {name}")[1]
+        group, members = widest_group(split)
+        tables.append(pd.DataFrame({"id": split.ids[keep], "group": members[keep]}))
+    return group, pd.concat(tables).drop_duplicates("id")
 
 
 def _protocol(experiment: Experiment, search: str) -> dict[str, Any]:
@@ -217,7 +220,8 @@ def stated(experiment: Experiment, search: str) -> list[str]:
         f"the frames, {missing.complete:g} of the samples stay complete). Trained on complete samples, as in their papers: "
         f"{', '.join(arm.title for arm in arms if arm.complete) or 'none'}.",
         "Initialisation: networks of one structure begin with the same parameters for a seed; the teacher has its own.",
-        f"Selection: {selection_rules((arm.selection, arm.title) for arm in arms)}. Nothing is chosen on the {settings.evaluation.split} split.",
+        f"Selection: {selection_rules((arm.selection, arm.title) for arm in arms)}. Nothing is chosen on the "
+        f"{settings.evaluation.split} split.",
         f"Epochs: {epochs}; the teacher: {settings.teacher.epochs}.",
         f"Batch size: {_shared('batch_size', students)}; learning rate: {_shared('lr', students)}.",
         f"Search budget: {search}.",

@@ -44,11 +44,11 @@ def _train_and_test(plan: DatasetPlan, folder: Path, arm: str, seed: int) -> Non
     settings = plan.settings.model_copy(update={"seeds": (seed,)})
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
-    experiment = prepare(settings, {arm: plan.methods[arm]})
+    experiment = prepare(settings, {arm: plan.methods[arm]}).at(seed)
     fabric = make_fabric(settings)
     reporter = FileReporter(folder / PROGRESS)
     resumed = (folder / f"{arm}.ckpt").is_file()
-    train_arms(experiment, experiment.arms, seed, folder, fabric, reporter, teacher=folder.parent / TEACHER / TEACHER)
+    train_arms(experiment, experiment.arms, seed, folder, fabric, reporter, taught_in=folder.parent / TEACHER)
     if not (folder / COST).is_file():
         write_text(folder / COST, json.dumps(_cost(folder, arm, fabric.device, resumed)) + "\n")
     samples = experiment.samples(settings.evaluation.split)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from corrkd.data.batches import Samples
 from corrkd.data.dataset import SPLITS, MultimodalDataset
 from corrkd.data.load import load_dataset
 from corrkd.data.normalise import Normalisation, fit_normalisation
+from corrkd.data.resample import resampled
 from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.data.targets import Target, make_target
 from corrkd.errors import CorrKDError
@@ -24,7 +25,7 @@ from corrkd.experiment.arm import TEACHER, Arm, resolve
 from corrkd.experiment.run_folder import SETTINGS, settings_of
 from corrkd.missing.conditions import Condition, condition, standard_conditions
 from corrkd.networks.saved import with_modalities
-from corrkd.settings import ArmSettings, DataSettings, Settings
+from corrkd.settings import ArmSettings, DataSettings, ResampleSettings, Settings
 
 SYNTHETIC = "synthetic"
 RUN_ARMS = {
@@ -36,7 +37,7 @@ RUN_ARMS = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment ready to run: nothing here depends on a seed."""
+    """An experiment ready to run. Nothing here depends on a seed but what `at` gives."""
 
     settings: Settings
     dataset: MultimodalDataset
@@ -66,6 +67,19 @@ class Experiment:
     def frames(self) -> dict[str, int]:
         """The most frames T_m by modality over the splits."""
         return {m: max(s.frames[m].shape[1] for s in self.dataset.splits.values()) for m in self.dataset.modalities}
+
+    def at(self, seed: int) -> Experiment:
+        """The experiment of a seed: with the splits that are its own, where the settings ask for such; the target stays the same."""
+        resample = self.settings.data.resample
+        if resample == ResampleSettings():
+            return self
+        dataset = resampled(self.dataset, resample, seed)
+        return replace(self, dataset=dataset, normalisation=_normalisation(dataset, self.settings.data))
+
+    @property
+    def cross_validated(self) -> bool:
+        """Whether each seed tests other samples: its own fold."""
+        return self.settings.data.resample.folds is not None and self.settings.evaluation.split == "valid"
 
     def conditions(self) -> list[Condition]:
         """What the evaluation runs."""
@@ -169,10 +183,26 @@ def prepare(settings: Settings, arms: Mapping[str, ArmSettings] = RUN_ARMS) -> E
     for split in {*SPLITS[:2], settings.evaluation.split}:
         dataset.split(split)
     target = make_target(settings.data.target, dataset)
-    normalisation = fit_normalisation(dataset.split("train"), settings.data.normalise, settings.data.clip)
+    normalisation = _normalisation(dataset, settings.data)
     experiment = Experiment(settings, dataset, target, normalisation, pick_device(settings.device), resolved)
-    experiment.conditions(), experiment.projection()  # a wrong name is said now, not after the training
+    if experiment.cross_validated:
+        _check_kept(resolved)
+    experiment.at(0).conditions(), experiment.projection()  # what is wrong is said now, not after the training
     return experiment
+
+
+def _normalisation(dataset: MultimodalDataset, settings: DataSettings) -> Normalisation:
+    return fit_normalisation(dataset.split("train"), settings.normalise, settings.clip)
+
+
+def _check_kept(arms: Sequence[Arm]) -> None:
+    """Raises CorrKDError where an epoch would be chosen on the fold that it is judged on."""
+    for arm in arms:
+        if arm.stage.keep != "last":
+            raise CorrKDError(
+                f"settings: {arm.name}: keep = {arm.stage.keep} would choose an epoch on the fold that is judged; with "
+                "data.resample.folds and evaluation.split = valid set teacher.keep and student.keep to last"
+            )
 
 
 def read(settings: DataSettings) -> MultimodalDataset:

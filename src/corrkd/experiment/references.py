@@ -14,7 +14,13 @@ from corrkd.missing.conditions import Condition
 
 
 def references(experiment: Experiment) -> pd.DataFrame:
-    """Tidy rows of "majority" and, on the built-in dataset, "bayes"; their seed is empty."""
+    """Tidy rows of "majority" and, on the built-in dataset, "bayes"; their seed is empty, but where each seed tests a fold of its own."""
+    if not experiment.cross_validated:
+        return _references(experiment)
+    return pd.concat([_references(experiment.at(seed), seed) for seed in experiment.settings.seeds], ignore_index=True)
+
+
+def _references(experiment: Experiment, seed: int | str = "") -> pd.DataFrame:
     split = experiment.settings.evaluation.split
     samples = experiment.samples(split)
     conditions = experiment.conditions()
@@ -31,7 +37,7 @@ def references(experiment: Experiment) -> pd.DataFrame:
             for draw in range(c.draws)
         ]
         tables.append(tabulate_bayes(exact, samples.modalities).assign(method="bayes"))
-    return pd.concat(tables, ignore_index=True).assign(dataset=experiment.dataset.name, seed="")
+    return pd.concat(tables, ignore_index=True).assign(dataset=experiment.dataset.name, seed=str(seed))
 
 
 def _exact(

@@ -125,11 +125,11 @@ def _seeds(experiment: Experiment, folder: Path, evaluate: bool, reporter: Repor
     keep_freed_memory()
     fabric = make_fabric(experiment.settings)
     for seed in experiment.settings.seeds:
-        train_seed(experiment, seed, _seed_folder(folder, seed), fabric, reporter)
+        train_seed(experiment.at(seed), seed, _seed_folder(folder, seed), fabric, reporter)
     # The test split is touched when nothing is left to be trained.
     if evaluate and fabric.is_global_zero:
         for seed in experiment.settings.seeds:
-            evaluate_seed(experiment, seed, _seed_folder(folder, seed), reporter)
+            evaluate_seed(experiment.at(seed), seed, _seed_folder(folder, seed), reporter)
     fabric.barrier()
 
 

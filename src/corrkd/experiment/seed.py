@@ -24,6 +24,7 @@ from corrkd.evaluation.sweep import Result, mean_f1, mean_missing_f1, sweep
 from corrkd.experiment.arm import TEACHER, Arm
 from corrkd.experiment.prepare import Experiment
 from corrkd.experiment.progress import Reporter, Task
+from corrkd.experiment.teachers import Member, answers, members, rows_of
 from corrkd.files import make_folder, write_bytes, write_with
 from corrkd.methods.base import AnyMethod, TeacherOutput
 from corrkd.missing.conditions import COMPLETE, condition
@@ -35,7 +36,6 @@ from corrkd.training.loop import (
     Record,
     balanced_class_weights,
     derived_seed,
-    teacher_outputs,
     train,
 )
 
@@ -54,24 +54,35 @@ def train_arms(
     folder: Path,
     fabric: Fabric,
     reporter: Reporter,
-    teacher: Path | None = None,
+    taught_in: Path | None = None,
 ) -> None:
-    """Trains the arms that the folder does not hold yet. `teacher` is its model; default: the folder's own, which comes first."""
+    """Trains the arms that the folder does not hold yet, with the teacher those who teach beside it.
+
+    `experiment` is the seed's. `taught_in` is the folder of the teachers; default: the folder itself, whose teacher comes first.
+    """
     make_folder(folder)
-    arms = tuple(arms)
-    left = [arm for arm in arms if not (folder / f"{arm.name}.json").is_file()]
+    trained = [one for arm in arms for one in _with_members(arm, experiment)]
+    left = [one for one in trained if not (folder / f"{one[0].name}.json").is_file()]
     if left:
         samples, valid = experiment.samples("train"), experiment.samples("valid")
         outputs: TeacherOutput | None = None
-        for arm in left:
+        for arm, member in left:
             if arm.method.needs_teacher and outputs is None:
-                taught = load_network(teacher or folder / TEACHER).network.to(fabric.device, experiment.dtype)
-                outputs = teacher_outputs(taught, samples)
+                outputs = answers(experiment, samples, seed, taught_in or folder)
             known = outputs if arm.method.needs_teacher else None
-            _train_arm(arm, experiment, seed, folder, fabric, samples, valid, known, reporter)
+            own = samples if member is None else samples.subset(rows_of(member, experiment, samples, seed)[0])
+            _train_arm(arm, experiment, seed, folder, fabric, own, valid, known, reporter)
     if fabric.is_global_zero:
-        for arm in arms:  # of a run that was killed between the model and this line
+        for arm, _ in trained:  # of a run that was killed between the model and this line
             (folder / f"{arm.name}.ckpt").unlink(missing_ok=True)
+
+
+def _with_members(arm: Arm, experiment: Experiment) -> list[tuple[Arm, Member | None]]:
+    """An arm; after the teacher those others who teach."""
+    if arm.name != TEACHER:
+        return [(arm, None)]
+    others = [member for member in members(experiment.settings.teacher) if member.name != TEACHER]
+    return [(arm, None), *((member.arm(arm), member) for member in others)]
 
 
 def _train_arm(
@@ -145,7 +156,7 @@ def make_method(arm: Arm, experiment: Experiment, seed: int, samples: Samples) -
 
 def _validation(arm: Arm, experiment: Experiment, valid: Samples) -> Callable[[AnyNetwork], float]:
     size = experiment.settings.evaluation.batch_size
-    if arm.name == TEACHER:
+    if arm.teaches:
         complete = [condition(COMPLETE, experiment.dataset.modalities)]
         return lambda network: mean_f1(network, valid, complete, batch_size=size)
     return lambda network: mean_missing_f1(network, valid, batch_size=size)

@@ -187,9 +187,9 @@ def _train(experiment: Experiment, arm: Arm, folder: Path, out: Path | None) -> 
     keep_freed_memory()
     fabric = make_fabric(settings)
     for seed in settings.seeds:
-        teacher = None if out is None else out / TEACHER / f"seed-{seed}" / TEACHER
+        taught_in = None if out is None else out / TEACHER / f"seed-{seed}"
         place = folder / f"seed-{seed}"
-        train_arms(experiment, [arm], seed, place, fabric, Reporter(quiet=True), teacher=teacher)
+        train_arms(experiment.at(seed), [arm], seed, place, fabric, Reporter(quiet=True), taught_in=taught_in)
         scores.append(float(load_network(place / arm.name).about[VALID]))
     return sum(scores) / len(scores)
 

@@ -25,6 +25,16 @@ def check_pair(student: Tensor, teacher: Tensor, shapes: str, ndims: Sequence[in
         )
 
 
+def check_rows(student: Tensor, teacher: Tensor) -> None:
+    """Raises ValueError unless both are floating, (N, D) and (N, E) with N >= 1: of a width each, where only angles within a side count."""
+    if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher) or not student.numel() * teacher.numel():
+        raise ValueError(
+            "student and teacher must be (N, D) and (N, E) with N >= 1, "
+            f"but they are {tuple(student.shape)} and {tuple(teacher.shape)}"
+        )
+    check_pair(student, student.to(teacher.dtype), "(N, D)", [2])
+
+
 def check_labels(labels: Tensor, expected: tuple[int, ...]) -> None:
     """Raises ValueError unless they are integers of that shape. Their range is not read: that awaits the device."""
     if labels.shape != expected or labels.is_floating_point() or labels.is_complex():

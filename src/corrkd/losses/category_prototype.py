@@ -5,10 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from corrkd.losses._shared import check_labels, check_pair, full_precision, no_autocast, unit
+from corrkd.losses._shared import check_labels, check_rows, full_precision, no_autocast, unit
 
 
-def category_prototype_distillation(student: Tensor, teacher: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+def category_prototype_distillation(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    center: bool = False,
+    teacher_prototypes: Tensor | None = None,
+) -> Tensor:
     r"""CPD of a batch (Li et al., CVPR 2024, "Category-guided Prototype Distillation").
 
     .. math:: L = \frac{1}{N K} \sum_i \sum_k (M^s_k(i) - M^t_k(i))^2, \quad M_k(i) = \cos(H_i, c_k)
@@ -19,12 +27,17 @@ def category_prototype_distillation(student: Tensor, teacher: Tensor, labels: Te
 
     Args:
         student: (N, D) representations H^s of the incomplete samples, N >= 1.
-        teacher: (N, D) representations H^t of the same samples, complete. Not detached: gradients flow wherever they
+        teacher: (N, E) representations H^t of the same samples, complete. Not detached: gradients flow wherever they
             are required.
         labels: (N,) classes in 0 ... num_classes - 1, or (N, Q) answers to Q questions, for which the loss is the mean
             over the questions of its form for one. The range is not checked, since that would wait for the device: a
             sample whose label lies outside is in no prototype, but is compared with all; if all lie outside, it is NaN.
         num_classes: K >= 1; 2 for yes/no questions.
+        center: subtract each side's mean over the batch first [ours: pooled, normed representations have one large part
+            in common, and their cosines are all near 1].
+        teacher_prototypes: (N, Q, K, E), Q = 1 for classes: the teacher's prototypes from elsewhere, as from the whole
+            training split, each row those of the teacher that made its representation [ours: those of a batch are noisy].
+            They and `teacher` are then taken as they are, so center both by one mean before.
 
     Returns:
         A scalar in [0, 4], float32 (float64 where an input is): computed in full precision also under autocast. A class
@@ -41,24 +54,35 @@ def category_prototype_distillation(student: Tensor, teacher: Tensor, labels: Te
         >>> category_prototype_distillation(torch.ones(2, 2), teacher, torch.tensor([0, 1]), 2)  # classes mixed up
         tensor(0.5000)
     """
-    check_pair(student, teacher, "(N, D)", [2])
+    check_rows(student, teacher)
     check_labels(labels, (len(student), *labels.shape[1:2]))
     if labels.numel() == 0:
         raise ValueError(f"labels must hold at least one question, but they are {tuple(labels.shape)}")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
+    asked = labels[0].numel()
+    if teacher_prototypes is not None and teacher_prototypes.shape != (
+        expected := (len(teacher), asked, num_classes, teacher.shape[1])
+    ):
+        raise ValueError(f"teacher_prototypes must be {expected}, but they are {tuple(teacher_prototypes.shape)}")
     with no_autocast(student):
         student, teacher = full_precision(student, teacher)
         # (N, Q, K); classes are one question. Comparing, unlike one_hot, needs no look at the largest label.
         member = labels.reshape(len(labels), -1, 1) == torch.arange(num_classes, device=labels.device)
-        difference = _similarity(student, member) - _similarity(teacher, member)
-        # The prototype of an absent class is the zero vector, similar to nothing on either side: it adds 0.
+        known = (
+            _similarity(teacher, member, center)
+            if teacher_prototypes is None
+            else torch.einsum("nd,nqkd->nqk", unit(teacher), unit(teacher_prototypes.to(teacher.dtype)))
+        )
+        # An absent class has no prototype: it adds 0.
+        difference = (_similarity(student, member, center) - known).masked_fill(~member.any(0), 0.0)
         per_question = difference.square().mean(0).sum(-1) / member.any(0).sum(-1)
         return per_question.mean()
 
 
-def _similarity(h: Tensor, member: Tensor) -> Tensor:
+def _similarity(h: Tensor, member: Tensor, center: bool) -> Tensor:
     """Cosine of every sample with every prototype: (N, D) and membership (N, Q, K) -> (N, Q, K)."""
+    h = h - h.mean(0) if center else h
     of_class = member.flatten(1).to(h.dtype)
     prototypes = of_class.T @ h / of_class.sum(0).clamp(min=1.0).unsqueeze(-1)
     return (unit(h) @ unit(prototypes).T).view(member.shape)
@@ -69,16 +93,22 @@ class CategoryPrototypeDistillation(nn.Module):
 
     Args:
         num_classes: K; 2 for yes/no questions.
+        center: subtract each side's mean first.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, *, center: bool = False) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.center = center
 
-    def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        """The loss, a scalar, of representations (N, D) and labels (N,) or (N, Q)."""
-        return category_prototype_distillation(student, teacher, labels, self.num_classes)
+    def forward(
+        self, student: Tensor, teacher: Tensor, labels: Tensor, teacher_prototypes: Tensor | None = None
+    ) -> Tensor:
+        """The loss, a scalar, of representations (N, D) and (N, E), labels (N,) or (N, Q), and prototypes from elsewhere."""
+        return category_prototype_distillation(
+            student, teacher, labels, self.num_classes, center=self.center, teacher_prototypes=teacher_prototypes
+        )
 
     def extra_repr(self) -> str:
         """The options, for print()."""
-        return f"num_classes={self.num_classes}"
+        return f"num_classes={self.num_classes}, center={self.center}"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -28,12 +27,24 @@ class NoOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-@dataclass(frozen=True)
-class TeacherOutput:
-    """What the frozen teacher says of the complete samples: representation (N, D) and logits as the network's."""
+class TeacherOutput(NamedTuple):
+    """What the frozen teacher, or several, say of the complete samples.
+
+    Attributes:
+        representation: (N, D), of one teacher, so in one space.
+        logits: as the network's; put together from all teachers.
+        out_of_fold: (N, D), each sample's by a teacher that was not trained on it; None where there are no such teachers.
+        answered_by: (N,) integers: whose `out_of_fold` is, since representations of two teachers have no common axes.
+    """
 
     representation: Tensor
     logits: Tensor
+    out_of_fold: Tensor | None = None
+    answered_by: Tensor | None = None
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> TeacherOutput:
+        """The same with each tensor changed: rows taken, or gathered."""
+        return TeacherOutput(*(None if x is None else change(x) for x in self))  # type: ignore[arg-type]
 
 
 class Method(nn.Module, Generic[N]):
@@ -91,6 +102,9 @@ class Method(nn.Module, Generic[N]):
     def start(self, samples: Samples) -> None:
         """Takes what the method needs of the whole training split (priors, a memory), before the first epoch. Here: nothing."""
 
+    def taught(self, teacher: TeacherOutput, targets: Tensor) -> None:
+        """Takes what the method needs of the teacher's word on the whole training split, before the first epoch. Here: nothing."""
+
     def batches(self, samples: Samples, size: int, generator: torch.Generator) -> Sequence[Tensor]:
         """Rows of each batch of an epoch, on the CPU. Here: all samples, shuffled; whole conversations, where the network reads them."""
         return samples.shuffled(size, generator, conversations=self.network.reads_conversations)
@@ -101,16 +115,16 @@ class Method(nn.Module, Generic[N]):
         exists: Mapping[str, Tensor],
         visible: Mapping[str, Tensor],
         targets: Tensor,
-        teacher: tuple[Tensor, Tensor] | None = None,
+        teacher: TeacherOutput | None = None,
         context: Context | None = None,
     ) -> dict[str, Tensor]:
         """The loss terms of a batch by name, each a scalar.
 
-        `teacher` is its (representation, logits) of the same samples, complete; `context` is where they stand in the data.
+        `teacher` is what it says of the same samples, complete; `context` is where they stand in the data.
         """
         local = self.network(frames, exists, visible)
         output = Output(self.gather(local.representation), self.gather(local.logits))
-        whole = None if teacher is None else TeacherOutput(self.gather(teacher[0]), self.gather(teacher[1]))
+        whole = None if teacher is None else teacher.apply(self.gather)
         return self.terms(output, self.gather(targets), whole)
 
     def terms(self, output: Output, targets: Tensor, teacher: TeacherOutput | None) -> dict[str, Tensor]:

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from corrkd.losses import (
     CategoryPrototypeDistillation,
+    DecoupledDivergence,
     ResponseDisentangledConsistency,
     SampleContrastiveDistillation,
+    SampleRelationDistillation,
 )
 from corrkd.methods.base import Method, TeacherOutput
 from corrkd.methods.response_kl import response_divergence
@@ -23,8 +26,9 @@ from corrkd.settings import DistillationSettings
 class CorrKD(Method[CorrKDNetwork]):
     """The student under MRM, with what the teacher knows of the complete sample.
 
-    A term of weight 0 is not computed. For a score there are no classes: CPD takes the target's categories (sign, or tertiles), and RCD,
-    which splits a response by class, is left out.
+    The losses are the paper's, or the mended forms of docs/corrkd-plus.md where the options say so. A term of weight 0 is not computed.
+    For a score there are no classes: CPD takes the target's categories (sign, or tertiles), and RCD, which splits a response by class, is
+    left out.
     """
 
     title: ClassVar[str] = "CorrKD"
@@ -33,32 +37,46 @@ class CorrKD(Method[CorrKDNetwork]):
     search: ClassVar[Mapping[str, tuple[float, float]]] = {
         f"options.{term}": (0.1, 4.0) for term in ("scd", "cpd", "rcd")
     }
+    means: Tensor  # (F, D) of the F teachers' representations; 0 where nothing is centred
+    prototypes: Tensor  # (F, Q, K, D) of those less their mean
 
     def build(self) -> None:
-        """The losses, of which RCD has parameters."""
+        """The losses, of which RCD has parameters, and the projection, if any."""
         options: DistillationSettings = self.options
         classes = len(self.target.classes)
-        self.scd = (
-            SampleContrastiveDistillation(options.boundary, options.normalize, options.reduction)
-            if options.scd
-            else None
-        )
-        self.cpd = CategoryPrototypeDistillation(classes) if options.cpd else None
-        self.rcd = (
-            ResponseDisentangledConsistency(classes, hidden=options.critic_hidden, renormalize=options.renormalize)
-            if options.rcd and self.target.kind != "score"
-            else None
-        )
+        self.scd = _scd(options) if options.scd else None
+        self.cpd = CategoryPrototypeDistillation(classes, center=options.center) if options.cpd else None
+        self.rcd = _rcd(options, classes) if options.rcd and self.target.kind != "score" else None
+        width = options.projection if options.scd or options.cpd else None
+        self.projection = nn.Linear(self.network.representation_width, width) if width else nn.Identity()
+
+    def taught(self, teacher: TeacherOutput, targets: Tensor) -> None:
+        """Mean and prototypes of each teacher's representations, over all samples that it answers for."""
+        known, by = _apart(teacher)
+        whose = one_hot(by).to(known.dtype)  # (n, F)
+        means = whose.T @ known / whose.sum(0)[:, None] * self.options.center
+        labels = self.classes_of(targets).reshape(len(targets), -1)
+        member = one_hot(labels, len(self.target.classes)).to(known.dtype)  # (n, Q, K)
+        totals = torch.einsum("nf,nqk,nd->fqkd", whose, member, known - means[by])
+        counts = torch.einsum("nf,nqk->fqk", whose, member)
+        self.means, self.prototypes = means, totals / counts.clamp(min=1.0)[..., None]
 
     def terms(self, output: Output, targets: Tensor, teacher: TeacherOutput | None) -> dict[str, Tensor]:
         """task, and scd, cpd, rcd, kl where their weight is not 0."""
         assert teacher is not None, "CorrKD is trained with a teacher"
         out = super().terms(output, targets, teacher)
         classes = self.classes_of(targets)
-        if self.scd is not None:
+        own = self.projection(output.representation)
+        if isinstance(self.scd, SampleContrastiveDistillation):
             out["scd"] = self.scd(output.representation, teacher.representation)
-        if self.cpd is not None:
-            out["cpd"] = self.cpd(output.representation, teacher.representation, classes)
+        elif self.scd is not None:
+            known, by = _apart(teacher)
+            out["scd"] = self.scd(own, known - self.means[by], by)
+        if self.cpd is not None and self.options.cpd_prototypes == "all":
+            known, by = _apart(teacher)
+            out["cpd"] = self.cpd(own, known - self.means[by], classes, self.prototypes[by])
+        elif self.cpd is not None:
+            out["cpd"] = self.cpd(own, teacher.representation, classes)
         if self.rcd is not None:
             out["rcd"] = self.rcd(output.logits, teacher.logits, classes)
         if self.options.kl:
@@ -78,3 +96,22 @@ class CorrKD(Method[CorrKDNetwork]):
         terms = {"scd": self.scd, "cpd": self.cpd, "rcd": self.rcd, "kl": self.options.kl or None}
         computed = [name for name, term in terms.items() if term is not None]
         return {"task": self.options.task, **{name: getattr(self.options, name) for name in computed}}
+
+
+def _scd(options: DistillationSettings) -> SampleContrastiveDistillation | SampleRelationDistillation:
+    if options.scd_form == "relations":
+        return SampleRelationDistillation(center=options.center)
+    return SampleContrastiveDistillation(options.boundary, options.normalize, options.reduction)
+
+
+def _rcd(options: DistillationSettings, classes: int) -> ResponseDisentangledConsistency | DecoupledDivergence:
+    if options.rcd_form == "divergence":
+        return DecoupledDivergence(options.nontarget)
+    return ResponseDisentangledConsistency(classes, hidden=options.critic_hidden, renormalize=options.renormalize)
+
+
+def _apart(teacher: TeacherOutput) -> tuple[Tensor, Tensor]:
+    """Representations for losses that compare within a teacher, out of fold where there are such, and whose they are: (N, D), (N,)."""
+    if teacher.out_of_fold is None or teacher.answered_by is None:
+        return teacher.representation, torch.zeros_like(teacher.representation[:, 0], dtype=torch.int64)
+    return teacher.out_of_fold, teacher.answered_by

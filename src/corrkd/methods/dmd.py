@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from corrkd.data.batches import Context
-from corrkd.methods.base import Method, chosen_task_loss, task_loss
+from corrkd.methods.base import Method, TeacherOutput, chosen_task_loss, task_loss
 from corrkd.networks.dmd import Decoupled, DMDNetwork, Graph
 from corrkd.networks.encoder import pool
 
@@ -61,7 +61,7 @@ class DMD(Method[DMDNetwork]):
         exists: Mapping[str, Tensor],
         visible: Mapping[str, Tensor],
         targets: Tensor,
-        teacher: tuple[Tensor, Tensor] | None = None,
+        teacher: TeacherOutput | None = None,
         context: Context | None = None,
     ) -> dict[str, Tensor]:
         """The terms of `weights`."""

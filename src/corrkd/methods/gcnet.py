@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from corrkd.data.batches import Context, Samples
-from corrkd.methods.base import Method, task_loss
+from corrkd.methods.base import Method, TeacherOutput, task_loss
 from corrkd.networks.encoder import pool
 from corrkd.networks.gcnet import GCNetwork
 
@@ -66,7 +66,7 @@ class GCNet(Method[GCNetwork]):
         exists: Mapping[str, Tensor],
         visible: Mapping[str, Tensor],
         targets: Tensor,
-        teacher: tuple[Tensor, Tensor] | None = None,
+        teacher: TeacherOutput | None = None,
         context: Context | None = None,
     ) -> dict[str, Tensor]:
         """Terms task and reconstruction. The graphs span the rows of all processes, among which a conversation may be shared out."""

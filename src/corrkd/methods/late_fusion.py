@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from corrkd.data.batches import Context
-from corrkd.methods.base import Method, chosen_task_loss
+from corrkd.methods.base import Method, TeacherOutput, chosen_task_loss
 from corrkd.networks.late_fusion import LateFusionNetwork
 
 
@@ -28,7 +28,7 @@ class LateFusion(Method[LateFusionNetwork]):
         exists: Mapping[str, Tensor],
         visible: Mapping[str, Tensor],
         targets: Tensor,
-        teacher: tuple[Tensor, Tensor] | None = None,
+        teacher: TeacherOutput | None = None,
         context: Context | None = None,
     ) -> dict[str, Tensor]:
         """The term task."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from corrkd.data.batches import Context
 from corrkd.losses.frames import frame_errors, mean_error
-from corrkd.methods.base import Method, task_loss
+from corrkd.methods.base import Method, TeacherOutput, task_loss
 from corrkd.networks.mctn import MCTNNetwork
 
 
@@ -44,7 +44,7 @@ class MCTN(Method[MCTNNetwork]):
         exists: Mapping[str, Tensor],
         visible: Mapping[str, Tensor],
         targets: Tensor,
-        teacher: tuple[Tensor, Tensor] | None = None,
+        teacher: TeacherOutput | None = None,
         context: Context | None = None,
     ) -> dict[str, Tensor]:
         """task, and translation and cycle where there is more than one modality."""

@@ -11,7 +11,7 @@ from torch.nn.functional import log_softmax, one_hot
 
 from corrkd.data.batches import Context, Samples
 from corrkd.data.targets import Target
-from corrkd.methods.base import Method, task_loss
+from corrkd.methods.base import Method, TeacherOutput, task_loss
 from corrkd.networks.self_mm import SelfMMNetwork
 
 EPSILON = 1e-6
@@ -67,7 +67,7 @@ class SelfMM(Method[SelfMMNetwork]):
         exists: Mapping[str, Tensor],
         visible: Mapping[str, Tensor],
         targets: Tensor,
-        teacher: tuple[Tensor, Tensor] | None = None,
+        teacher: TeacherOutput | None = None,
         context: Context | None = None,
     ) -> dict[str, Tensor]:
         """task, and unimodal: the sum over modalities. In training the memory and the labels of these samples move on."""

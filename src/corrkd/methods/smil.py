@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from corrkd.data.batches import Context, Samples
 from corrkd.losses.frames import frame_errors, mean_error
-from corrkd.methods.base import Method, chosen_task_loss
+from corrkd.methods.base import Method, TeacherOutput, chosen_task_loss
 from corrkd.networks.smil import NEUTRAL, SMILNetwork, SMILOutput
 
 
@@ -54,7 +54,7 @@ class SMIL(Method[SMILNetwork]):
         exists: Mapping[str, Tensor],
         visible: Mapping[str, Tensor],
         targets: Tensor,
-        teacher: tuple[Tensor, Tensor] | None = None,
+        teacher: TeacherOutput | None = None,
         context: Context | None = None,
     ) -> dict[str, Tensor]:
         """Terms inner (incomplete samples), outer (complete samples, adapted parameters), reconstruction, divergence."""

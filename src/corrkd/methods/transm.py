@@ -10,7 +10,7 @@ from torch import Tensor
 
 from corrkd.data.batches import Context
 from corrkd.losses.frames import frame_errors, mean_error
-from corrkd.methods.base import Method, task_loss
+from corrkd.methods.base import Method, TeacherOutput, task_loss
 from corrkd.networks.transm import TransMNetwork
 
 
@@ -46,7 +46,7 @@ class TransM(Method[TransMNetwork]):
         exists: Mapping[str, Tensor],
         visible: Mapping[str, Tensor],
         targets: Tensor,
-        teacher: tuple[Tensor, Tensor] | None = None,
+        teacher: TeacherOutput | None = None,
         context: Context | None = None,
     ) -> dict[str, Tensor]:
         """Terms task, forward and backward."""

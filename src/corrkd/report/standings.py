@@ -85,7 +85,12 @@ def _counted(run: RunFolder, rows: pd.DataFrame, conditions: Sequence[str], who:
     groups = run.groups.reindex(wide.index)
     if groups.isna().any():
         raise CorrKDError(f"{run.path / 'groups.csv'}: sample {groups.index[groups.isna()][0]!r} has no group")
-    return confusion_counts(sides[0][0], sides[1], groups.to_numpy(str), len(target.classes))
+    counts = confusion_counts(sides[0][0], sides[1], groups.to_numpy(str), len(target.classes))
+    # A fold holds some groups only; the others have counts of zero, so that seeds with other folds stack.
+    everyone = np.unique(run.groups.to_numpy(str))
+    whole = np.zeros((counts.shape[0], len(everyone), *counts.shape[2:]), counts.dtype)
+    whole[:, np.searchsorted(everyone, np.unique(groups.to_numpy(str)))] = counts
+    return whole
 
 
 def standings(counts: Counts, methods: Sequence[str], draws: int) -> dict[str, Standing]:

@@ -82,6 +82,8 @@ def train(
     """
     batch_size = min(settings.batch_size, len(samples))
     method.start(samples)
+    if teacher is not None:
+        method.taught(teacher, samples.targets)
     # Half precision scales the loss, and Fabric does not clip scaled gradients for a fused optimiser.
     scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
     optimizer = make_optimizer(method, settings, fused=not scaled)
@@ -223,7 +225,7 @@ def _step(
     """One step; returns (total, term, ...) on the device: nothing is read back."""
     rows = rows[fabric.global_rank :: fabric.world_size]
     batch = samples.take(rows)
-    known = None if teacher is None else (teacher.representation[rows], teacher.logits[rows])
+    known = None if teacher is None else teacher.apply(lambda x: x[rows])
     terms = wrapped(
         batch.frames,
         batch.exists,

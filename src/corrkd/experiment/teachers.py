@@ -1,0 +1,115 @@
+"""By whom the student is taught: the teacher itself, or several teachers whose answers are put together (method, The teachers)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from corrkd.data.batches import Samples
+from corrkd.data.resample import group_folds, widest_group
+from corrkd.evaluation.calibration import fit_temperature
+from corrkd.evaluation.sweep import respond
+from corrkd.experiment.arm import TEACHER, Arm
+from corrkd.experiment.prepare import Experiment
+from corrkd.methods.base import TeacherOutput
+from corrkd.networks.saved import load_network
+from corrkd.settings import TeacherSettings
+from corrkd.training.loop import derived_seed, teacher_outputs
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of several teachers: of which repeat, and the fold that it was not trained on and answers for; None: it answers for all."""
+
+    repeat: int
+    fold: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its files. The first of those trained on all samples is the teacher itself."""
+        if self.fold is None:
+            return TEACHER if self.repeat == 0 else f"{TEACHER}-{self.repeat}"
+        return f"{TEACHER}-{self.repeat}-{self.fold}"
+
+    def arm(self, teacher: Arm) -> Arm:
+        """How it is trained: as the teacher, from a start of its own."""
+        return replace(teacher, name=self.name, start=self.name)
+
+
+def members(settings: TeacherSettings) -> list[Member]:
+    """All that a student is taught by."""
+    folds: list[int | None] = [None] if settings.folds is None else list(range(settings.folds))
+    return [Member(repeat, fold) for repeat in range(settings.repeats) for fold in folds]
+
+
+def rows_of(member: Member, experiment: Experiment, samples: Samples, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows that a teacher is trained on, and rows that it answers for."""
+    everything = torch.arange(len(samples), device=samples.device)
+    folds = experiment.settings.teacher.folds
+    if member.fold is None or folds is None:
+        return everything, everything
+    split = experiment.dataset.split("train")
+    fold = torch.as_tensor(
+        group_folds(
+            widest_group(split)[1][samples.kept],
+            folds,
+            seed=derived_seed(seed, "folds", member.repeat),
+            where=f"dataset {experiment.dataset.name}, teacher.folds",
+        ),
+        device=samples.device,
+    )
+    return everything[fold != member.fold], everything[fold == member.fold]
+
+
+def answers(experiment: Experiment, samples: Samples, seed: int, folder: Path) -> TeacherOutput:
+    """What the teachers in `folder` say of the training split: responses of all, representations of the first repeat."""
+    settings = experiment.settings.teacher
+    repeats: dict[int, list[tuple[Tensor, TeacherOutput]]] = {}
+    for member in members(settings):
+        rows = rows_of(member, experiment, samples, seed)[1]
+        said = _said(member.name, experiment, samples.subset(rows), folder)
+        repeats.setdefault(member.repeat, []).append((rows, said))
+    whole = [_joined(parts) for parts in repeats.values()]
+    logits = _together([output.logits for output in whole], settings.temperature, samples)
+    if settings.folds is None:
+        return TeacherOutput(whole[0].representation, logits)
+    itself = _said(TEACHER, experiment, samples, folder)
+    return TeacherOutput(itself.representation, logits, whole[0].representation, whole[0].answered_by)
+
+
+def _said(name: str, experiment: Experiment, samples: Samples, folder: Path) -> TeacherOutput:
+    network = load_network(folder / name).network.to(experiment.device, experiment.dtype)
+    return teacher_outputs(network, samples)
+
+
+def _joined(parts: list[tuple[Tensor, TeacherOutput]]) -> TeacherOutput:
+    """The outputs of teachers that answer for different rows, in the samples' order, with whose each is."""
+    order = torch.cat([rows for rows, _ in parts]).argsort()
+    return TeacherOutput(
+        torch.cat([said.representation for _, said in parts])[order],
+        torch.cat([said.logits for _, said in parts])[order],
+        answered_by=torch.cat([torch.full_like(rows, place) for place, (rows, _) in enumerate(parts)])[order],
+    )
+
+
+def _together(logits: list[Tensor], temperature: float | Literal["fit"], samples: Samples) -> Tensor:
+    """One answer of several teachers, each tempered: the mean response as logits, or the mean score."""
+    tempered = torch.stack([_tempered(one, temperature, samples) for one in logits])
+    if len(tempered) == 1:
+        return tempered[0]
+    if samples.target.kind == "score":
+        return tempered.mean(0)
+    mean = respond(tempered, samples.target.kind).mean(0).clamp(min=torch.finfo(torch.float32).tiny).log()
+    # A mean of responses is less sure than each of them: fitted anew.
+    return _tempered(mean.to(tempered.dtype), "fit" if temperature == "fit" else 1.0, samples)
+
+
+def _tempered(logits: Tensor, temperature: float | Literal["fit"], samples: Samples) -> Tensor:
+    """Logits divided by the temperature that the settings ask for; a score has none."""
+    if samples.target.kind == "score":
+        return logits
+    return logits / (fit_temperature(logits, samples.targets) if temperature == "fit" else temperature)
