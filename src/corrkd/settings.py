@@ -189,7 +189,7 @@ class DistillationSettings(_Strict):
     )
     projection: Count | None = Field(
         None,
-        description="width of a linear map on the student's H ahead of SCD and CPD, dropped afterwards [ours]; for scd_form: relations",
+        description="width of a linear map on the student's H ahead of SCD and CPD, dropped afterwards [ours]",
     )
     center: bool = Field(
         False, description="SCD's relations and CPD on representations without their common part [ours]"

@@ -1,4 +1,4 @@
-"""What holds for all three losses: finite everywhere, full precision, no look at the data, torch alone."""
+"""What holds for all losses: finite everywhere, full precision, no look at the data, torch alone."""
 
 from __future__ import annotations
 
@@ -14,12 +14,24 @@ from torch import Tensor
 
 from corrkd.losses import (
     CategoryPrototypeDistillation,
+    DecoupledDivergence,
     ResponseDisentangledConsistency,
     SampleContrastiveDistillation,
+    SampleRelationDistillation,
 )
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-WIDTH = {"scd": 12, "scd-raw": 12, "cpd": 12, "rcd": 3, "rcd-renormalized": 3}
+WIDTH = {
+    "scd": 12,
+    "scd-raw": 12,
+    "scd-relations": 12,
+    "cpd": 12,
+    "cpd-centred": 12,
+    "cpd-prototypes": 12,
+    "rcd": 3,
+    "rcd-renormalized": 3,
+    "rcd-divergence": 3,
+}
 
 
 def make(name: str) -> Loss:
@@ -30,9 +42,16 @@ def make(name: str) -> Loss:
         "scd-raw": SampleContrastiveDistillation(normalize=False),
         "cpd": CategoryPrototypeDistillation(3),
         "rcd": ResponseDisentangledConsistency(3, generator=generator),
+        "scd-relations": SampleRelationDistillation(),
+        "cpd-centred": CategoryPrototypeDistillation(3, center=True),
+        "cpd-prototypes": CategoryPrototypeDistillation(3),
+        "rcd-divergence": DecoupledDivergence(),
         "rcd-renormalized": ResponseDisentangledConsistency(3, renormalize=True, generator=generator),
     }
     module = modules[name]
+    if name == "cpd-prototypes":
+        far = torch.randn(1, 1, 3, 12, generator=generator)
+        return lambda s, t, y: module(s, t, y, far.expand(len(t), -1, -1, -1))
     return (lambda s, t, y: module(s, t)) if name.startswith("scd") else module
 
 
@@ -152,7 +171,16 @@ def test_the_losses_load_torch_alone() -> None:
     assert all(name.startswith(("corrkd.losses", "corrkd._version")) for name in own)
 
 
-@pytest.mark.parametrize("name", ["sample_contrastive", "category_prototype", "response_disentangled"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sample_contrastive",
+        "sample_relations",
+        "category_prototype",
+        "response_disentangled",
+        "decoupled_divergence",
+    ],
+)
 def test_examples_in_the_docstrings(name: str) -> None:
     failed, tried = doctest.testmod(import_module(f"corrkd.losses.{name}"))
     assert tried > 0

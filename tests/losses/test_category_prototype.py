@@ -39,6 +39,45 @@ def test_is_the_mean_over_samples_and_classes_present(batch: Batch) -> None:
 
 
 @few
+@given(batches(min_size=2))
+def test_centred_it_is_the_same_of_representations_less_their_mean(batch: Batch) -> None:
+    loss = CategoryPrototypeDistillation(batch.classes, center=True)(batch.student, batch.teacher, batch.labels)
+    if len(batch.labels.unique()) == 1:  # the mean of all, less the mean: no direction
+        assert loss.item() == 0.0
+        return
+    less = [side - side.mean(0) for side in (batch.student, batch.teacher)]
+    assert loss.item() == pytest.approx(by_loops(*less, batch.labels.tolist()), abs=1e-9)
+
+
+@few
+@given(st.one_of(batches(), batches(questions=True)), st.booleans())
+def test_the_teacher_s_prototypes_may_come_from_elsewhere(batch: Batch, center: bool) -> None:
+    n, width = batch.teacher.shape
+    labels = batch.labels.reshape(n, -1)
+    random = torch.Generator().manual_seed(3)
+    prototypes = torch.randn(n, labels.shape[1], batch.classes, width, generator=random, dtype=torch.float64)
+    own = batch.student - batch.student.mean(0) if center else batch.student
+    expected = []
+    for q, answers in enumerate(labels.T.tolist()):
+        total, present = 0.0, sorted(set(answers))
+        for k in present:
+            rows = [i for i in range(n) if answers[i] == k]
+            prototype = (own[rows].mean(0) * (not center or len(rows) < n)).tolist()
+            for i in range(n):
+                known = _cosine(batch.teacher[i].tolist(), prototypes[i, q, k].tolist())
+                total += (_cosine(own[i].tolist(), prototype) - known) ** 2
+        expected.append(total / (n * len(present)))
+    loss = CategoryPrototypeDistillation(batch.classes, center=center)(
+        batch.student, batch.teacher, batch.labels, prototypes
+    )
+    assert loss.item() == pytest.approx(sum(expected) / len(expected), abs=1e-9)
+    with pytest.raises(ValueError, match="teacher_prototypes must be"):
+        category_prototype_distillation(
+            batch.student, batch.teacher, batch.labels, batch.classes, teacher_prototypes=prototypes[:, :, :, :0]
+        )
+
+
+@few
 @given(batches(questions=True))
 def test_questions_are_averaged(batch: Batch) -> None:
     loss = category_prototype_distillation(batch.student, batch.teacher, batch.labels, 2)

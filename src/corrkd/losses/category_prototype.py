@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from corrkd.losses._shared import check_labels, check_rows, full_precision, no_autocast, unit
+from corrkd.losses._shared import check_labels, check_pair, check_rows, full_precision, no_autocast, unit
 
 
 def category_prototype_distillation(
@@ -27,8 +27,8 @@ def category_prototype_distillation(
 
     Args:
         student: (N, D) representations H^s of the incomplete samples, N >= 1.
-        teacher: (N, E) representations H^t of the same samples, complete. Not detached: gradients flow wherever they
-            are required.
+        teacher: (N, D) representations H^t of the same samples, complete; with `teacher_prototypes` (N, E), of a width of
+            their own. Not detached: gradients flow wherever they are required.
         labels: (N,) classes in 0 ... num_classes - 1, or (N, Q) answers to Q questions, for which the loss is the mean
             over the questions of its form for one. The range is not checked, since that would wait for the device: a
             sample whose label lies outside is in no prototype, but is compared with all; if all lie outside, it is NaN.
@@ -54,6 +54,8 @@ def category_prototype_distillation(
         >>> category_prototype_distillation(torch.ones(2, 2), teacher, torch.tensor([0, 1]), 2)  # classes mixed up
         tensor(0.5000)
     """
+    if teacher_prototypes is None:
+        check_pair(student, teacher, "(N, D)", [2])
     check_rows(student, teacher)
     check_labels(labels, (len(student), *labels.shape[1:2]))
     if labels.numel() == 0:
@@ -82,8 +84,11 @@ def category_prototype_distillation(
 
 def _similarity(h: Tensor, member: Tensor, center: bool) -> Tensor:
     """Cosine of every sample with every prototype: (N, D) and membership (N, Q, K) -> (N, Q, K)."""
-    h = h - h.mean(0) if center else h
     of_class = member.flatten(1).to(h.dtype)
+    if center:
+        h = h - h.mean(0)
+        # The mean of a class that holds the whole batch is zero but for rounding, which has no direction.
+        of_class = of_class * ~member.flatten(1).all(0)
     prototypes = of_class.T @ h / of_class.sum(0).clamp(min=1.0).unsqueeze(-1)
     return (unit(h) @ unit(prototypes).T).view(member.shape)
 

@@ -37,8 +37,8 @@ def decoupled_divergence(
         >>> import torch
         >>> from corrkd.losses import decoupled_divergence
         >>> teacher, labels = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0])
-        >>> decoupled_divergence(torch.tensor([[2.0, 0.5, 0.5]]), teacher, labels)  # alike but for how the rest is shared out
-        tensor(0.1201)
+        >>> decoupled_divergence(torch.tensor([[2.0, 0.5, 0.5]]), teacher, labels)  # nearly as sure, but the rest shared out evenly
+        tensor(0.1125)
     """
     check_pair(student_logits, teacher_logits, "(N, K), or (N, Q, 2),", [2, 3])
     check_labels(labels, tuple(student_logits.shape[:-1]))
