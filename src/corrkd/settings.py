@@ -221,10 +221,11 @@ class DistillationSettings(_Strict):
 
     @model_validator(mode="after")
     def _one_space(self) -> DistillationSettings:
-        if self.scd and self.scd_form == "contrast" and self.projection is not None:
-            raise ValueError(
-                "projection leads out of the teacher's space, where scd_form = contrast compares; set relations"
-            )
+        if self.projection is not None:
+            if self.scd and self.scd_form == "contrast":
+                raise ValueError("projection leads out of the teacher's space; set scd_form to relations")
+            if self.cpd and self.cpd_prototypes == "batch":
+                raise ValueError("projection leads out of the teacher's space; set cpd_prototypes to all")
         return self
 
 

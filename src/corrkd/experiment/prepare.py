@@ -14,10 +14,10 @@ import torch
 
 from corrkd._version import __version__
 from corrkd.data.batches import Samples
-from corrkd.data.dataset import SPLITS, MultimodalDataset
+from corrkd.data.dataset import SPLITS, IntArray, MultimodalDataset
 from corrkd.data.load import load_dataset
 from corrkd.data.normalise import Normalisation, fit_normalisation
-from corrkd.data.resample import resampled
+from corrkd.data.resample import group_folds, resampled, widest_group
 from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.data.targets import Target, make_target
 from corrkd.errors import CorrKDError
@@ -75,6 +75,14 @@ class Experiment:
             return self
         dataset = resampled(self.dataset, resample, seed)
         return replace(self, dataset=dataset, normalisation=_normalisation(dataset, self.settings.data))
+
+    def teacher_folds(self, seed: int) -> IntArray:
+        """A fold for each training sample that counts, (n,), none dividing the widest group: which teacher was not trained on it."""
+        split = self.dataset.split("train")
+        kept = self.target.of(split, f"dataset {self.dataset.name}, train")[1]
+        folds, where = self.settings.teacher.folds, f"dataset {self.dataset.name}, teacher.folds"
+        assert folds is not None
+        return group_folds(widest_group(split)[1][kept], folds, seed=seed, where=where)
 
     @property
     def cross_validated(self) -> bool:
@@ -187,7 +195,11 @@ def prepare(settings: Settings, arms: Mapping[str, ArmSettings] = RUN_ARMS) -> E
     experiment = Experiment(settings, dataset, target, normalisation, pick_device(settings.device), resolved)
     if experiment.cross_validated:
         _check_kept(resolved)
-    experiment.at(0).conditions(), experiment.projection()  # what is wrong is said now, not after the training
+    # What is wrong is said now, not after the training.
+    first = experiment.at(settings.seeds[0])
+    first.conditions(), first.projection()
+    if settings.teacher.folds is not None:
+        first.teacher_folds(0)
     return experiment
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from corrkd.data.batches import Samples
-from corrkd.data.resample import group_folds, widest_group
 from corrkd.evaluation.calibration import fit_temperature
 from corrkd.evaluation.sweep import respond
 from corrkd.experiment.arm import TEACHER, Arm
@@ -49,19 +48,9 @@ def members(settings: TeacherSettings) -> list[Member]:
 def rows_of(member: Member, experiment: Experiment, samples: Samples, seed: int) -> tuple[Tensor, Tensor]:
     """Rows that a teacher is trained on, and rows that it answers for."""
     everything = torch.arange(len(samples), device=samples.device)
-    folds = experiment.settings.teacher.folds
-    if member.fold is None or folds is None:
+    if member.fold is None:
         return everything, everything
-    split = experiment.dataset.split("train")
-    fold = torch.as_tensor(
-        group_folds(
-            widest_group(split)[1][samples.kept],
-            folds,
-            seed=derived_seed(seed, "folds", member.repeat),
-            where=f"dataset {experiment.dataset.name}, teacher.folds",
-        ),
-        device=samples.device,
-    )
+    fold = torch.as_tensor(experiment.teacher_folds(derived_seed(seed, "folds", member.repeat)), device=samples.device)
     return everything[fold != member.fold], everything[fold == member.fold]
 
 

@@ -1,0 +1,171 @@
+"""Several teachers: who is trained on whom, and what their answers together are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import corrkd
+from corrkd.errors import CorrKDError
+from corrkd.evaluation.calibration import fit_temperature
+from corrkd.experiment.arm import TEACHER
+from corrkd.experiment.prepare import RUN_ARMS, Experiment, prepare
+from corrkd.experiment.run import resume
+from corrkd.experiment.teachers import answers, members, rows_of
+from corrkd.networks.saved import load_network
+from corrkd.settings import load_settings
+from corrkd.training.loop import teacher_outputs
+from tests.experiment.conftest import assert_same, contents, tiny, write_npz
+
+OUT_OF_FOLD = {"folds": 3, "repeats": 2, "temperature": "fit", "epochs": 1}
+MENDED = {"scd_form": "relations", "cpd_prototypes": "all", "rcd_form": "divergence", "center": True, "projection": 4}
+
+
+def people(path: Path) -> Path:
+    """Thirty training samples of ten people."""
+    person = np.array([f"p{place // 3}" for place in range(60)])
+    return write_npz(path, {"language": 5, "audio": 3}, person=person)
+
+
+def experiment_of(tmp_path: Path, **teacher: object) -> Experiment:
+    tree = tiny(teacher=teacher, data={"path": str(people(tmp_path / "people.npz")), "synthetic": {}})
+    return prepare(load_settings(**tree))
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Path]:
+    """A run of one seed with six teachers out of fold."""
+    tmp = tmp_path_factory.mktemp("taught")
+    tree = tiny(teacher=OUT_OF_FOLD, data={"path": str(people(tmp / "people.npz")), "synthetic": {}})
+    tree["student"] = {**tree["student"], "epochs": 2, "distillation": MENDED}
+    corrkd.run(tree, tmp / "run", evaluate=False)
+    return prepare(load_settings(**tree)), tmp / "run"
+
+
+def test_nobody_answers_for_people_that_it_was_trained_on(taught: tuple[Experiment, Path]) -> None:
+    experiment, _ = taught
+    samples = experiment.samples("train")
+    person = experiment.dataset.split("train").groups["person"]
+    divisions = []
+    for repeat in range(2):
+        answered = []
+        for member in [m for m in members(experiment.settings.teacher) if m.repeat == repeat]:
+            trained, answers_for = (rows.tolist() for rows in rows_of(member, experiment, samples, seed=0))
+            assert not set(person[trained]) & set(person[answers_for])
+            assert sorted(trained + answers_for) == list(range(30))
+            answered.append(answers_for)
+        assert sorted(row for rows in answered for row in rows) == list(range(30))
+        divisions.append(sorted(answered))
+    assert divisions[0] != divisions[1]
+
+
+def test_a_teacher_out_of_fold_is_trained_on_its_rows_alone(taught: tuple[Experiment, Path]) -> None:
+    """Its parameters are those of a training that was given no other sample."""
+    experiment, folder = taught
+    names = {m.name for m in members(experiment.settings.teacher)}
+    assert names == {f"teacher-{repeat}-{fold}" for repeat in range(2) for fold in range(3)}
+    histories = {}
+    for name in names:
+        saved = load_network(folder / "seed-0" / name)
+        histories[name] = saved.about["history"]
+        assert saved.about["role"] == name
+    assert len({str(h) for h in histories.values()}) == 6  # other samples, other starts
+    assert not list((folder / "seed-0").glob("*.ckpt"))
+
+
+def test_the_answer_is_the_mean_response_of_those_who_have_not_met_the_person(taught: tuple[Experiment, Path]) -> None:
+    experiment, folder = taught
+    samples, folder = experiment.samples("train"), folder / "seed-0"
+    said = answers(experiment, samples, 0, folder)
+    responses = torch.zeros(2, 30, 3)
+    own, by = torch.zeros_like(said.representation), torch.zeros(30, dtype=torch.int64)
+    for repeat in range(2):
+        logits = torch.zeros(30, 3)
+        for member in [m for m in members(experiment.settings.teacher) if m.repeat == repeat]:
+            rows = rows_of(member, experiment, samples, 0)[1]
+            output = teacher_outputs(load_network(folder / member.name).network, samples)
+            logits[rows] = output.logits[rows]
+            if repeat == 0:
+                own[rows], by[rows] = output.representation[rows], member.fold or 0
+        responses[repeat] = (logits / fit_temperature(logits, samples.targets)).softmax(-1)
+    mean = responses.mean(0).log()
+    expected = mean / fit_temperature(mean, samples.targets)
+    torch.testing.assert_close(said.logits.softmax(-1), expected.softmax(-1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(said.out_of_fold, own, atol=1e-5, rtol=1e-4)
+    assert said.answered_by is not None
+    assert torch.equal(said.answered_by, by)
+    whole = teacher_outputs(load_network(folder / TEACHER).network, samples)
+    torch.testing.assert_close(said.representation, whole.representation)
+
+
+def test_one_teacher_is_what_it_was(tmp_path: Path) -> None:
+    experiment = experiment_of(tmp_path, epochs=1)
+    assert [m.name for m in members(experiment.settings.teacher)] == [TEACHER]
+    corrkd.run(experiment.settings, tmp_path / "run", evaluate=False)
+    samples = experiment.samples("train")
+    said = answers(experiment, samples, 0, tmp_path / "run" / "seed-0")
+    alone = teacher_outputs(load_network(tmp_path / "run" / "seed-0" / TEACHER).network, samples)
+    assert torch.equal(said.logits, alone.logits)
+    assert torch.equal(said.representation, alone.representation)
+    assert said.out_of_fold is None
+
+
+def test_several_on_all_samples_begin_with_the_teacher_and_a_fixed_temperature_divides(tmp_path: Path) -> None:
+    experiment = experiment_of(tmp_path, epochs=1, repeats=3, temperature=2.0)
+    assert [m.name for m in members(experiment.settings.teacher)] == [TEACHER, "teacher-1", "teacher-2"]
+    corrkd.run(experiment.settings, tmp_path / "run", evaluate=False)
+    folder, samples = tmp_path / "run" / "seed-0", experiment.samples("train")
+    each = [
+        teacher_outputs(load_network(folder / m.name).network, samples).logits
+        for m in members(experiment.settings.teacher)
+    ]
+    expected = torch.stack([(logits / 2).softmax(-1) for logits in each]).mean(0)
+    said = answers(experiment, samples, 0, folder)
+    torch.testing.assert_close(said.logits.softmax(-1), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_killed_run_goes_on_with_the_teachers_that_are_left(taught: tuple[Experiment, Path], tmp_path: Path) -> None:
+    experiment, whole = taught
+    corrkd.run(experiment.settings, tmp_path / "run", evaluate=False)
+    for name in ("teacher-1-2", "student"):
+        for kind in ("json", "safetensors"):
+            (tmp_path / "run" / "seed-0" / f"{name}.{kind}").unlink()
+    resume(tmp_path / "run", evaluate=False)
+    assert_same(contents(whole, "seed-0/*.safetensors"), contents(tmp_path / "run", "seed-0/*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "line"),
+    [
+        ({"temperature": "fit"}, "temperature = fit needs folds"),
+        ({"folds": 1}, r"teacher\.folds: .*greater than or equal to 2"),
+        ({"temperature": 0.0}, r"teacher\.temperature"),
+        ({"folds": 11}, r"teacher\.folds: 11 folds of 10 groups; ask for at most 10 folds"),
+    ],
+)
+def test_what_cannot_be_is_one_line(teacher: dict[str, object], line: str, tmp_path: Path) -> None:
+    with pytest.raises(CorrKDError, match=line) as error:
+        experiment_of(tmp_path, **teacher)
+    assert "\n" not in str(error.value)
+
+
+def test_a_fold_that_is_judged_chooses_no_epoch(tmp_path: Path) -> None:
+    data = {"path": str(people(tmp_path / "people.npz")), "synthetic": {}, "resample": {"folds": 2}}
+    last = {"keep": "last"}
+    tree = tiny(data=data, evaluation={"split": "valid"}, teacher=last, student=last)
+    assert prepare(load_settings(**tree)).cross_validated
+    with pytest.raises(CorrKDError, match=r"student: keep = best would choose an epoch on the fold that is judged"):
+        prepare(load_settings(**tiny(data=data, evaluation={"split": "valid"}, teacher=last)), RUN_ARMS)
+
+
+def test_a_seed_normalises_by_its_own_training_split_and_keeps_the_target(tmp_path: Path) -> None:
+    data = {"path": str(people(tmp_path / "people.npz")), "synthetic": {}, "resample": {"folds": 5}}
+    experiment = prepare(load_settings(**tiny(data=data)))
+    one, other = experiment.at(0), experiment.at(1)
+    assert one.target is other.target is experiment.target
+    assert not np.array_equal(one.normalisation.center["audio"], other.normalisation.center["audio"])
+    assert len(one.samples("train")) + len(one.samples("valid")) == 45
+    assert prepare(load_settings(**tiny())).at(3).dataset.name == "synthetic"

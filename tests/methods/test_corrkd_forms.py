@@ -1,0 +1,158 @@
+"""CorrKD's mended forms: what they compare, and whose representations they take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from corrkd.data.targets import Target
+from corrkd.errors import CorrKDError
+from corrkd.losses import decoupled_divergence, sample_relation_distillation
+from corrkd.methods.base import TeacherOutput
+from corrkd.methods.corrkd import CorrKD
+from corrkd.networks.base import Output
+from corrkd.networks.corrkd import CorrKDNetwork
+from corrkd.settings import DistillationSettings, NetworkSettings, load_settings
+from tests.conftest import make_dataset, make_samples
+
+SMALL = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6,), dropout=0.0)
+MENDED: dict[str, Any] = {
+    "scd_form": "relations",
+    "cpd_prototypes": "all",
+    "rcd_form": "divergence",
+    "center": True,
+    "nontarget": 2.0,
+}
+N, TRAIN = 7, 20
+
+
+def method(target: Target | None = None, **options: Any) -> CorrKD:
+    torch.manual_seed(0)
+    dataset = make_dataset()
+    target = target or make_samples(dataset).target
+    network = CorrKDNetwork(
+        dataset.widths, dict.fromkeys(dataset.widths, 6), outputs=target.num_outputs, kind=target.kind, settings=SMALL
+    )
+    return CorrKD(network.double(), target, DistillationSettings(**{**MENDED, **options})).double()
+
+
+def spoken(seed: int, count: int, teachers: int = 3) -> TeacherOutput:
+    """Of several teachers, each with a mean and a scale of its own."""
+    random = torch.Generator().manual_seed(seed)
+    by = torch.arange(count) % teachers
+
+    def draw(width: int) -> Tensor:
+        return torch.randn(count, width, generator=random, dtype=torch.float64)
+
+    return TeacherOutput(draw(24), draw(3), (draw(24) + 5 * by[:, None]) * (1 + by[:, None]), by)
+
+
+def output(seed: int = 5, logits: tuple[int, ...] = (N, 3)) -> Output:
+    random = torch.Generator().manual_seed(seed)
+    return Output(
+        torch.randn(N, 24, generator=random, dtype=torch.float64),
+        torch.randn(logits, generator=random, dtype=torch.float64),
+    )
+
+
+def test_relations_and_prototypes_are_within_each_teacher() -> None:
+    plus, whole = method(), spoken(1, TRAIN)
+    labels = torch.arange(TRAIN) // 3 % 3
+    plus.taught(whole, labels)
+    rows = torch.tensor([0, 3, 4, 7, 11, 12, 18])
+    known, own = whole.apply(lambda x: x[rows]), output()
+    terms = plus.terms(own, labels[rows], known)
+    assert list(terms) == list(plus.weights) == ["task", "scd", "cpd", "rcd"]
+    assert whole.out_of_fold is not None
+    assert whole.answered_by is not None
+    by, centred = whole.answered_by, whole.out_of_fold.clone()
+    for teacher in range(3):
+        centred[by == teacher] -= whole.out_of_fold[by == teacher].mean(0)
+    scd = sample_relation_distillation(own.representation, centred[rows], by[rows])
+    torch.testing.assert_close(terms["scd"], scd)
+    rcd = decoupled_divergence(own.logits, known.logits, labels[rows], nontarget=2.0)
+    torch.testing.assert_close(terms["rcd"], rcd)
+    # CPD by loops: the teacher's prototypes from all that it answered for, the student's from the batch.
+    student = own.representation - own.representation.mean(0)
+    total = 0.0
+    for place, row in enumerate(rows.tolist()):
+        for k in range(3):
+            mine = student[labels[rows] == k].mean(0)
+            theirs = centred[(by == by[row]) & (labels == k)].mean(0)
+            difference = cosine_similarity(student[place], mine, 0) - cosine_similarity(centred[row], theirs, 0)
+            total += difference.item() ** 2
+    assert terms["cpd"].item() == pytest.approx(total / (N * 3), rel=1e-9)
+
+
+def test_without_teachers_out_of_fold_the_one_teacher_is_compared_with() -> None:
+    plus, whole, labels = method(), spoken(1, N), torch.arange(N) % 3
+    for known in (whole._replace(out_of_fold=None, answered_by=None), whole._replace(out_of_fold=whole.representation)):
+        by = torch.zeros(N, dtype=torch.int64)
+        known = known if known.answered_by is None else known._replace(answered_by=by)
+        plus.taught(known, labels)
+        centred = whole.representation - whole.representation.mean(0)
+        scd = plus.terms(output(), labels, known)["scd"]
+        torch.testing.assert_close(scd, sample_relation_distillation(output().representation, centred))
+
+
+def test_the_paper_s_forms_take_the_one_teacher_s_space() -> None:
+    """Whatever the out-of-fold representations are: theirs is not one space."""
+    literal = method(scd_form="contrast", cpd_prototypes="batch", rcd_form="information", center=False)
+    whole, labels = spoken(1, N), torch.arange(N) % 3
+    other = whole._replace(out_of_fold=10 * spoken(2, N).representation)
+    losses = []
+    for known in (whole, other):
+        literal.taught(known, labels)
+        losses.append(literal.terms(output(), labels, known))
+    assert all(torch.equal(losses[0][name], losses[1][name]) for name in ("scd", "cpd", "rcd"))
+
+
+def test_the_projection_learns_and_is_dropped() -> None:
+    plus, whole, labels = method(projection=5), spoken(1, N), torch.arange(N) % 3
+    plus.taught(whole, labels)
+    terms = plus.terms(output(), labels, whole)
+    (terms["scd"] + terms["cpd"]).backward()
+    weight = plus.projection.weight
+    assert isinstance(weight, Tensor)
+    assert weight.shape == (5, 24)
+    assert weight.grad is not None
+    assert weight.grad.abs().sum() > 0
+    assert "projection.weight" in dict(plus.named_parameters())
+    assert not any(name.startswith("projection") for name in plus.network.state_dict())
+    # Nothing is projected where nothing would be compared.
+    assert not list(method(projection=5, scd=0.0, cpd=0.0).projection.parameters())
+
+
+def test_questions_and_scores() -> None:
+    asked = Target(name="questions", kind="questions", classes=("no", "yes"), questions=("happy", "sad"))
+    plus, whole = method(asked), spoken(1, N)
+    answers = torch.randint(2, (N, 2), generator=torch.Generator().manual_seed(0))
+    whole = whole._replace(logits=output(8, (N, 2, 2)).logits)
+    plus.taught(whole, answers)
+    assert plus.prototypes.shape == (3, 2, 2, 24)
+    assert all(value.isfinite() for value in plus.terms(output(5, (N, 2, 2)), answers, whole).values())
+    dataset = make_dataset()
+    scored = make_samples(dataset, target="score").target
+    plus, scores = method(scored), torch.linspace(-1, 1, N, dtype=torch.float64)
+    whole = whole._replace(logits=scores[:, None])
+    plus.taught(whole, scores)
+    assert list(plus.terms(output(5, (N, 1)), scores, whole)) == ["task", "scd", "cpd"]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("scd_form=contrast", "set scd_form to relations"),
+        ("cpd_prototypes=batch", "set cpd_prototypes to all"),
+        ("nontarget=-1", "greater than or equal to 0"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(change: str, line: str) -> None:
+    key, value = change.split("=")
+    with pytest.raises(CorrKDError, match=line) as error:
+        load_settings(student={"distillation": {**MENDED, "projection": 8, key: value}})
+    assert "\n" not in str(error.value)
