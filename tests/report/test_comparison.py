@@ -108,6 +108,21 @@ def test_inter_modality_is_what_the_file_says(compared: Path) -> None:
     assert "Trained on complete samples alone: SELF-MM, Teacher." in table.caption
 
 
+def test_differences_are_paired_within_seeds(out: Path) -> None:
+    forget(out, "gcnet", 1)
+    frame = tables.differences_table(dataset(out)).blocks[""]
+    assert "CorrKD" not in frame.index
+    for condition, heading in (("language", "{l}"), ("average", "Avg."), ("complete", "complete")):
+        reference = from_file(out, REFERENCE, condition)
+        for method, seeds in (("gcnet", (0, 2)), ("no-distillation", (0, 1, 2))):
+            values = dict(zip(seeds, from_file(out, method, condition), strict=True))
+            differences = [values[seed] - reference[seed] for seed in seeds]
+            cell = frame.loc[TITLES[method], heading]
+            assert cell.mean == pytest.approx(np.mean(differences))
+            assert cell.half == pytest.approx(comparison.half_width(np.array(differences)))
+    assert frame.loc["GCNET", "Seeds"] == 2
+
+
 def test_statistics_are_those_of_the_counts(compared: Path) -> None:
     found = standings(method_counts(dataset(compared)), MAIN, DRAWS)
     reference, own = arrays(compared, REFERENCE), arrays(compared, "gcnet")

@@ -178,7 +178,7 @@ def dataset_sections(analysis: Analysis, common: list[str], reported: Reported) 
     sections = [
         Section(name, [data_line(run), *beside]),
         Section("Missing modalities", inter, 3),
-        Section("Against CorrKD on Avg.", [part(standings_of, analysis, "main")], 3),
+        Section("Against CorrKD on Avg.", [part(standings_of, analysis, "main"), part(own.differences_table, run)], 3),
         Section("Missing frames", [*curves, part(tables.by_ratio, run, main)], 3),
         Section("Classes", [part(tables.per_class, run, main)], 3),
         Section("Ranks", [part(own.ranks_table, run)], 3),

@@ -96,6 +96,24 @@ def standings_table(
     return Table(name, caption, "Method", {"": frame.rename(index=tables.method_titles(run))})
 
 
+def differences_table(run: RunFolder) -> Table:
+    """Every method minus CorrKD under each subset, paired over seeds."""
+    values, titles = tables.seed_values(run, "weighted_f1"), tables.method_titles(run)
+    headings = tables.subset_headings(run)
+    cells = {
+        h: {m: tables.paired(values, c, FRACTION, m, REFERENCE) for m in titles if m != REFERENCE}
+        for c, h in headings.items()
+    }
+    frame = pd.DataFrame(cells, dtype=object).dropna(how="all")
+    if frame.empty:
+        raise AbsentError(f"No method shares a seed with {titles.get(REFERENCE, REFERENCE)}.")
+    caption = (
+        f"Weighted F1 × 100 minus that of {titles[REFERENCE]}, {run.card.split} split, paired over the seeds that both have: mean ± "
+        f"half-width of the Student-t 95 % interval over seeds. {tables.subset_legend(run)}"
+    )
+    return Table("differences", caption, "Method", {"": tables.titled(run, frame.where(frame.notna(), None))})
+
+
 def _percentile(interval: Interval | None, signed: bool = False) -> Cell | None:
     if interval is None:
         return None
