@@ -19,6 +19,8 @@ from corrkd.experiment.compare_settings import ComparePlan, load_plan, read_plan
 from corrkd.experiment.grid import Job, state_table
 from corrkd.experiment.job import run_job
 from corrkd.report import comparison_page
+from corrkd.report.run_folder import RunFolder
+from corrkd.report.standings import method_counts, standings
 from tests.experiment.conftest import assert_same, contents, tiny, write_npz
 
 METHODS = ["late-fusion", "corrkd-kl", "no-distillation"]
@@ -170,6 +172,39 @@ def test_what_a_method_cannot_do_is_said_before_any_training(here: list[Job], tm
     ):
         compare(plan, tmp_path / "out")
     assert here == []
+
+
+def test_cross_validation_tests_every_seed_on_its_fold(here: list[Job], tmp_path: Path) -> None:
+    person = np.array([f"p{place // 3}" for place in range(60)])
+    data = write_npz(tmp_path / "people.npz", {"language": 5, "audio": 3}, person=person)
+    settings = tiny(
+        data={"path": str(data), "synthetic": {}, "resample": {"folds": 3, "train": 24}},
+        evaluation={"split": "valid"},
+        teacher={"keep": "last", "folds": 2, "epochs": 1},
+        student={"keep": "last", "epochs": 1},
+    )
+    tree = {"datasets": {"cv": {"settings": {k: v for k, v in settings.items() if k != "seeds"}}}}
+    (tmp_path / "plan.yaml").write_text(json.dumps({**tree, "methods": ["no-distillation", "kl"], "seeds": 3}))
+    done = compare(load_plan(tmp_path / "plan.yaml"), tmp_path / "out")
+    assert not done.failures
+    folder = tmp_path / "out" / "cv"
+    tested = []
+    for seed in range(3):
+        teachers = sorted(path.name for path in (folder / f"seed-{seed}" / "teacher").glob("teacher*.safetensors"))
+        assert teachers == ["teacher-0-0.safetensors", "teacher-0-1.safetensors", "teacher.safetensors"]
+        rows = pd.read_parquet(folder / f"seed-{seed}" / "kl" / "predictions.parquet")
+        tested += sorted(set(rows["id"]))
+    groups = pd.read_csv(folder / "groups.csv")
+    assert sorted(tested) == sorted(groups["id"])  # each once: 30 of train and 15 of valid
+    assert len(tested) == 45
+    # Seeds that test different people stand in one table; the floor has a value of its own for each fold.
+    run = RunFolder.open(folder)
+    counts = method_counts(run)
+    assert {c.shape for by_seed in counts.values() for c in by_seed.values()} == {(2, 15, 1, 3, 3)}
+    kl = standings({**counts, "corrkd": counts["no-distillation"]}, ["kl"], 200)["kl"]
+    assert kl.difference is not None
+    assert kl.difference.low <= kl.difference.mean <= kl.difference.high
+    assert set(done.results.loc[done.results["method"] == "majority", "seed"]) == {"0", "1", "2"}
 
 
 def test_the_live_table_counts(tmp_path: Path) -> None:
