@@ -187,10 +187,6 @@ class DistillationSettings(_Strict):
     kl: NonNegative = Field(
         0.0, description="plain KL divergence of the responses; with rcd = 0 the paper's ablation of RCD"
     )
-    projection: Count | None = Field(
-        None,
-        description="width of a linear map on the student's H ahead of SCD and CPD, dropped afterwards [ours]",
-    )
     center: bool = Field(
         False, description="SCD's relations and CPD on representations without their common part [ours]"
     )
@@ -201,6 +197,9 @@ class DistillationSettings(_Strict):
     cpd_prototypes: Literal["batch", "all"] = Field(
         "batch",
         description="the teacher's prototypes: of the batch [paper], or of the whole training split [ours]",
+    )
+    cpd_parts: bool = Field(
+        False, description="CPD of each visible modality's part of H beside the whole [ours]; with cpd_prototypes: all"
     )
     rcd_form: Literal["information", "divergence"] = Field(
         "information",
@@ -220,12 +219,9 @@ class DistillationSettings(_Strict):
     )
 
     @model_validator(mode="after")
-    def _one_space(self) -> DistillationSettings:
-        if self.projection is not None:
-            if self.scd and self.scd_form == "contrast":
-                raise ValueError("projection leads out of the teacher's space; set scd_form to relations")
-            if self.cpd and self.cpd_prototypes == "batch":
-                raise ValueError("projection leads out of the teacher's space; set cpd_prototypes to all")
+    def _parts_need_prototypes(self) -> DistillationSettings:
+        if self.cpd_parts and self.cpd_prototypes == "batch":
+            raise ValueError("cpd_parts compares parts of H with the teacher's whole H; set cpd_prototypes to all")
         return self
 
 

@@ -21,7 +21,13 @@ from corrkd.training.loop import teacher_outputs
 from tests.experiment.conftest import assert_same, contents, tiny, write_npz
 
 OUT_OF_FOLD = {"folds": 3, "repeats": 2, "temperature": "fit", "epochs": 1}
-MENDED = {"scd_form": "relations", "cpd_prototypes": "all", "rcd_form": "divergence", "center": True, "projection": 4}
+MENDED = {
+    "scd_form": "relations",
+    "cpd_prototypes": "all",
+    "cpd_parts": True,
+    "rcd_form": "divergence",
+    "center": True,
+}
 
 
 def people(path: Path) -> Path:

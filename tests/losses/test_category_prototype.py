@@ -78,6 +78,25 @@ def test_the_teacher_s_prototypes_may_come_from_elsewhere(batch: Batch, center: 
 
 
 @few
+@given(st.one_of(batches(), batches(questions=True)), st.booleans(), st.booleans(), st.integers(0, 99))
+def test_who_does_not_count_is_not_there(batch: Batch, center: bool, elsewhere: bool, seed: int) -> None:
+    n, random = len(batch.student), torch.Generator().manual_seed(seed)
+    counted = torch.rand(n, generator=random) < 0.6
+    asked = batch.labels[0].numel()
+    prototypes = torch.randn(n, asked, batch.classes, batch.teacher.shape[1], generator=random, dtype=torch.float64)
+    loss = CategoryPrototypeDistillation(batch.classes, center=center)
+    given = (batch.student, batch.teacher, batch.labels, *([prototypes] if elsewhere else [None]))
+    found = loss(*given, counted)
+    if not counted.any():
+        assert found.item() == 0.0
+        return
+    left = [x if x is None else x[counted] for x in given]
+    torch.testing.assert_close(found, loss(*left), atol=1e-10, rtol=1e-9)
+    with pytest.raises(ValueError, match="counted must be"):
+        loss(*given, counted.long())
+
+
+@few
 @given(batches(questions=True))
 def test_questions_are_averaged(batch: Batch) -> None:
     loss = category_prototype_distillation(batch.student, batch.teacher, batch.labels, 2)

@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity
 
 from corrkd.data.targets import Target
 from corrkd.errors import CorrKDError
-from corrkd.losses import decoupled_divergence, sample_relation_distillation
+from corrkd.losses import category_prototype_distillation, decoupled_divergence, sample_relation_distillation
 from corrkd.methods.base import TeacherOutput
 from corrkd.methods.corrkd import CorrKD
 from corrkd.networks.base import Output
@@ -111,20 +111,50 @@ def test_the_paper_s_forms_take_the_one_teacher_s_space() -> None:
     assert all(torch.equal(losses[0][name], losses[1][name]) for name in ("scd", "cpd", "rcd"))
 
 
-def test_the_projection_learns_and_is_dropped() -> None:
-    plus, whole, labels = method(projection=5), spoken(1, N), torch.arange(N) % 3
+def test_parts_of_h_are_compared_where_their_modality_is_seen() -> None:
+    """The whole, and the mean over modalities of each one's own part among the samples that show it."""
+    plus, whole, labels = method(cpd_parts=True), spoken(1, N), torch.arange(N) % 3
     plus.taught(whole, labels)
-    terms = plus.terms(output(), labels, whole)
-    (terms["scd"] + terms["cpd"]).backward()
-    weight = plus.projection.weight
-    assert isinstance(weight, Tensor)
-    assert weight.shape == (5, 24)
-    assert weight.grad is not None
-    assert weight.grad.abs().sum() > 0
-    assert "projection.weight" in dict(plus.named_parameters())
-    assert not any(name.startswith("projection") for name in plus.network.state_dict())
-    # Nothing is projected where nothing would be compared.
-    assert not list(method(projection=5, scd=0.0, cpd=0.0).projection.parameters())
+    assert whole.out_of_fold is not None
+    assert whole.answered_by is not None
+    known = whole.out_of_fold - plus.means[whole.answered_by]
+    prototypes = plus.prototypes[whole.answered_by]
+    shown = torch.rand(N, 3, generator=torch.Generator().manual_seed(0)) < 0.6
+    shown[:, 2] = False  # nobody shows the third
+    own = output().representation
+
+    def among(rows: Tensor, part: Tensor) -> Tensor:
+        return category_prototype_distillation(
+            part[rows], known[rows], labels[rows], 3, center=True, teacher_prototypes=prototypes[rows]
+        )
+
+    everybody = torch.ones(N, dtype=torch.bool)
+    each = [among(shown[:, m], own[:, 8 * m : 8 * m + 8]).item() for m in (0, 1)]
+    expected = among(everybody, own).item() + sum(each) / 3
+    assert plus.terms(output(), labels, whole, shown)["cpd"].item() == pytest.approx(expected, rel=1e-9)
+    # Without being told, all are seen.
+    each = [among(everybody, own[:, 8 * m : 8 * m + 8]).item() for m in range(3)]
+    expected = among(everybody, own).item() + sum(each) / 3
+    assert plus.terms(output(), labels, whole)["cpd"].item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_forward_tells_what_a_sample_shows() -> None:
+    """A frame beyond a sample's length is not seen, whatever the mask says."""
+    torch.manual_seed(1)
+    samples = make_samples(make_dataset())
+    plus = method(cpd_parts=True).float().eval()
+    whole = spoken(1, len(samples)).apply(lambda x: x.float() if x.is_floating_point() else x)
+    plus.taught(whole, samples.targets)
+    rows = torch.arange(N)
+    batch, known = samples.take(rows), whole.apply(lambda x: x[rows])
+    visible = {m: x.clone() for m, x in batch.exists.items()}
+    visible["audio"][:4] = ~batch.exists["audio"][:4]
+    terms = plus(batch.frames, batch.exists, visible, batch.targets, known)
+    shown = torch.ones(N, 3, dtype=torch.bool)
+    shown[:4, 1] = False
+    answer = plus.network(batch.frames, batch.exists, visible)
+    torch.testing.assert_close(terms["cpd"], plus.terms(answer, batch.targets, known, shown)["cpd"])
+    assert not torch.equal(terms["cpd"], plus.terms(answer, batch.targets, known)["cpd"])
 
 
 def test_questions_and_scores() -> None:
@@ -146,7 +176,6 @@ def test_questions_and_scores() -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ("scd_form=contrast", "set scd_form to relations"),
         ("cpd_prototypes=batch", "set cpd_prototypes to all"),
         ("nontarget=-1", "greater than or equal to 0"),
     ],
@@ -154,5 +183,5 @@ def test_questions_and_scores() -> None:
 def test_what_does_not_go_together_is_one_line(change: str, line: str) -> None:
     key, value = change.split("=")
     with pytest.raises(CorrKDError, match=line) as error:
-        load_settings(student={"distillation": {**MENDED, "projection": 8, key: value}})
+        load_settings(student={"distillation": {**MENDED, "cpd_parts": True, key: value}})
     assert "\n" not in str(error.value)

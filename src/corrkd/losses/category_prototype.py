@@ -16,6 +16,7 @@ def category_prototype_distillation(
     *,
     center: bool = False,
     teacher_prototypes: Tensor | None = None,
+    counted: Tensor | None = None,
 ) -> Tensor:
     r"""CPD of a batch (Li et al., CVPR 2024, "Category-guided Prototype Distillation").
 
@@ -38,6 +39,7 @@ def category_prototype_distillation(
         teacher_prototypes: (N, Q, K, E), Q = 1 for classes: the teacher's prototypes from elsewhere, as from the whole
             training split, each row those of the teacher that made its representation [ours: those of a batch are noisy].
             They and `teacher` are then taken as they are, so center both by one mean before.
+        counted: (N,) booleans: samples that take part; the others are in no mean and compared with nothing. None: all.
 
     Returns:
         A scalar in [0, 4], float32 (float64 where an input is): computed in full precision also under autocast. A class
@@ -67,28 +69,36 @@ def category_prototype_distillation(
         expected := (len(teacher), asked, num_classes, teacher.shape[1])
     ):
         raise ValueError(f"teacher_prototypes must be {expected}, but they are {tuple(teacher_prototypes.shape)}")
+    if counted is not None and (counted.shape != (len(student),) or counted.dtype != torch.bool):
+        raise ValueError(
+            f"counted must be ({len(student)},) booleans, but they are {counted.dtype} of {tuple(counted.shape)}"
+        )
     with no_autocast(student):
         student, teacher = full_precision(student, teacher)
+        part = student.new_ones(len(student)) if counted is None else counted.to(student.dtype)
         # (N, Q, K); classes are one question. Comparing, unlike one_hot, needs no look at the largest label.
         member = labels.reshape(len(labels), -1, 1) == torch.arange(num_classes, device=labels.device)
+        member = member & (part > 0)[:, None, None]
         known = (
-            _similarity(teacher, member, center)
+            _similarity(teacher, member, part, center)
             if teacher_prototypes is None
             else torch.einsum("nd,nqkd->nqk", unit(teacher), unit(teacher_prototypes.to(teacher.dtype)))
         )
+        present = member.any(0)
         # An absent class has no prototype: it adds 0.
-        difference = (_similarity(student, member, center) - known).masked_fill(~member.any(0), 0.0)
-        per_question = difference.square().mean(0).sum(-1) / member.any(0).sum(-1)
-        return per_question.mean()
+        difference = (_similarity(student, member, part, center) - known).masked_fill(~present, 0.0)
+        per_question = torch.einsum("n,nqk->q", part, difference.square()) / part.sum().clamp(min=1.0)
+        classes = present.sum(-1)
+        return (per_question / (classes if counted is None else classes.clamp(min=1))).mean()
 
 
-def _similarity(h: Tensor, member: Tensor, center: bool) -> Tensor:
-    """Cosine of every sample with every prototype: (N, D) and membership (N, Q, K) -> (N, Q, K)."""
+def _similarity(h: Tensor, member: Tensor, part: Tensor, center: bool) -> Tensor:
+    """Cosine of every sample with every prototype: (N, D), membership (N, Q, K) and who takes part (N,) -> (N, Q, K)."""
     of_class = member.flatten(1).to(h.dtype)
     if center:
-        h = h - h.mean(0)
+        h = h - part @ h / part.sum().clamp(min=1.0)
         # The mean of a class that holds the whole batch is zero but for rounding, which has no direction.
-        of_class = of_class * ~member.flatten(1).all(0)
+        of_class = of_class * (of_class.sum(0) < part.sum())
     prototypes = of_class.T @ h / of_class.sum(0).clamp(min=1.0).unsqueeze(-1)
     return (unit(h) @ unit(prototypes).T).view(member.shape)
 
@@ -107,11 +117,22 @@ class CategoryPrototypeDistillation(nn.Module):
         self.center = center
 
     def forward(
-        self, student: Tensor, teacher: Tensor, labels: Tensor, teacher_prototypes: Tensor | None = None
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        labels: Tensor,
+        teacher_prototypes: Tensor | None = None,
+        counted: Tensor | None = None,
     ) -> Tensor:
-        """The loss, a scalar, of representations (N, D) and (N, E), labels (N,) or (N, Q), and prototypes from elsewhere."""
+        """The loss, a scalar, of representations (N, D) and (N, E), labels (N,) or (N, Q), prototypes from elsewhere, and who counts."""
         return category_prototype_distillation(
-            student, teacher, labels, self.num_classes, center=self.center, teacher_prototypes=teacher_prototypes
+            student,
+            teacher,
+            labels,
+            self.num_classes,
+            center=self.center,
+            teacher_prototypes=teacher_prototypes,
+            counted=counted,
         )
 
     def extra_repr(self) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import one_hot
 
+from corrkd.data.batches import Context
 from corrkd.losses import (
     CategoryPrototypeDistillation,
     DecoupledDivergence,
@@ -41,14 +42,28 @@ class CorrKD(Method[CorrKDNetwork]):
     prototypes: Tensor  # (F, Q, K, D) of those less their mean
 
     def build(self) -> None:
-        """The losses, of which RCD has parameters, and the projection, if any."""
+        """The losses, of which RCD has parameters."""
         options: DistillationSettings = self.options
         classes = len(self.target.classes)
         self.scd = _scd(options) if options.scd else None
         self.cpd = CategoryPrototypeDistillation(classes, center=options.center) if options.cpd else None
         self.rcd = _rcd(options, classes) if options.rcd and self.target.kind != "score" else None
-        width = options.projection if options.scd or options.cpd else None
-        self.projection = nn.Linear(self.network.representation_width, width) if width else nn.Identity()
+
+    def forward(
+        self,
+        frames: Mapping[str, Tensor],
+        exists: Mapping[str, Tensor],
+        visible: Mapping[str, Tensor],
+        targets: Tensor,
+        teacher: TeacherOutput | None = None,
+        context: Context | None = None,
+    ) -> dict[str, Tensor]:
+        """The loss terms of a batch by name. Beside what every method's `terms` gets, these learn which modalities a sample shows."""
+        local = self.network(frames, exists, visible)
+        output = Output(self.gather(local.representation), self.gather(local.logits))
+        shown = torch.stack([(visible[m] & exists[m]).any(1) for m in self.network.modalities], 1)
+        whole = None if teacher is None else teacher.apply(self.gather)
+        return self.terms(output, self.gather(targets), whole, self.gather(shown))
 
     def taught(self, teacher: TeacherOutput, targets: Tensor) -> None:
         """Mean and prototypes of each teacher's representations, over all samples that it answers for."""
@@ -61,27 +76,46 @@ class CorrKD(Method[CorrKDNetwork]):
         counts = torch.einsum("nf,nqk->fqk", whose, member)
         self.means, self.prototypes = means, totals / counts.clamp(min=1.0)[..., None]
 
-    def terms(self, output: Output, targets: Tensor, teacher: TeacherOutput | None) -> dict[str, Tensor]:
-        """task, and scd, cpd, rcd, kl where their weight is not 0."""
+    def terms(
+        self, output: Output, targets: Tensor, teacher: TeacherOutput | None, shown: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """task, and scd, cpd, rcd, kl where their weight is not 0. `shown`: which modalities each sample shows, (N, M); None: all."""
         assert teacher is not None, "CorrKD is trained with a teacher"
         out = super().terms(output, targets, teacher)
         classes = self.classes_of(targets)
-        own = self.projection(output.representation)
         if isinstance(self.scd, SampleContrastiveDistillation):
             out["scd"] = self.scd(output.representation, teacher.representation)
         elif self.scd is not None:
             known, by = _apart(teacher)
-            out["scd"] = self.scd(own, known - self.means[by], by)
-        if self.cpd is not None and self.options.cpd_prototypes == "all":
-            known, by = _apart(teacher)
-            out["cpd"] = self.cpd(own, known - self.means[by], classes, self.prototypes[by])
-        elif self.cpd is not None:
-            out["cpd"] = self.cpd(own, teacher.representation, classes)
+            out["scd"] = self.scd(output.representation, known - self.means[by], by)
+        if self.cpd is not None:
+            out["cpd"] = self._prototype_terms(self.cpd, output.representation, teacher, classes, shown)
         if self.rcd is not None:
             out["rcd"] = self.rcd(output.logits, teacher.logits, classes)
         if self.options.kl:
             out["kl"] = response_divergence(output.logits, teacher.logits, self.target.kind)
         return out
+
+    def _prototype_terms(
+        self,
+        cpd: CategoryPrototypeDistillation,
+        own: Tensor,
+        teacher: TeacherOutput,
+        classes: Tensor,
+        shown: Tensor | None,
+    ) -> Tensor:
+        """CPD of H and, where the options say so, the mean over its modalities' parts, each of the samples that show the modality."""
+        if self.options.cpd_prototypes == "batch":
+            return cpd(own, teacher.representation, classes)
+        known, by = _apart(teacher)
+        known, prototypes = known - self.means[by], self.prototypes[by]
+        whole = cpd(own, known, classes, prototypes)
+        if not self.options.cpd_parts:
+            return whole
+        parts = own.chunk(len(self.network.modalities), 1)
+        counts = [None] * len(parts) if shown is None else shown.unbind(1)
+        each = [cpd(part, known, classes, prototypes, count) for part, count in zip(parts, counts, strict=True)]
+        return whole + torch.stack(each).mean()
 
     def classes_of(self, targets: Tensor) -> Tensor:
         """Classes of the targets: themselves, or the categories of scores."""
