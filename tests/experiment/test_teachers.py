@@ -175,3 +175,16 @@ def test_a_seed_normalises_by_its_own_training_split_and_keeps_the_target(tmp_pa
     assert not np.array_equal(one.normalisation.center["audio"], other.normalisation.center["audio"])
     assert len(one.samples("train")) + len(one.samples("valid")) == 45
     assert prepare(load_settings(**tiny())).at(3).dataset.name == "synthetic"
+
+
+def test_who_teaches_and_which_splits_there_are_is_said(taught: tuple[Experiment, Path], tmp_path: Path) -> None:
+    experiment, _ = taught
+    said = " ".join(experiment.notes())
+    assert "taught by 6 teachers a seed, each trained without one of 3 folds by person and answering for that" in said
+    assert "responses are averaged over 2, temperature fitted to the training labels" in said
+    data = {"resample": {"folds": 5, "train": 10}}
+    notes = prepare(load_settings(**tiny(data=data, teacher={"repeats": 2}))).notes()
+    assert "Every seed draws 10 training samples of its own." in notes
+    assert any("seed s validates on fold s mod 5" in note for note in notes)
+    assert any("taught by 2 teachers a seed, each trained on all training samples" in note for note in notes)
+    assert not prepare(load_settings(**tiny())).arrangement()

@@ -104,7 +104,7 @@ class Experiment:
 
     def notes(self) -> list[str]:
         """What a reader of the results has to know."""
-        out = list(self.dataset.notes)
+        out = [*self.dataset.notes, *self.arrangement()]
         if self.settings.data.synthetic and self.settings.data.path != SYNTHETIC:
             out.append("data.synthetic changes the built-in dataset alone and is not used here")
         count = len(self.samples_kept("train"))
@@ -116,6 +116,31 @@ class Experiment:
                 )
         if self.target.kind == "score" and self.settings.student.distillation.rcd:
             out.append("RCD splits a response by class and is left out for the target `score`")
+        return out
+
+    def arrangement(self) -> list[str]:
+        """Which splits a seed has, and who teaches, in sentences, where that is not the plain way."""
+        out, resample, teacher = [], self.settings.data.resample, self.settings.teacher
+        group = widest_group(self.dataset.split("train"))[0]
+        if resample.folds is not None:
+            out.append(
+                f"Cross-validation: train and valid together fall into {resample.folds} folds by {group}; seed s validates on fold s mod "
+                f"{resample.folds} and trains on the others."
+            )
+        if resample.train is not None:
+            out.append(f"Every seed draws {resample.train} training samples of its own.")
+        number = teacher.repeats * (teacher.folds or 1)
+        if number > 1:
+            how = (
+                f"each trained without one of {teacher.folds} folds by {group} and answering for that fold alone"
+                if teacher.folds
+                else "each trained on all training samples"
+            )
+            tempered = "fitted to the training labels" if teacher.temperature == "fit" else f"{teacher.temperature:g}"
+            out.append(
+                f"Students are taught by {number} teachers a seed, {how}; responses are averaged over {teacher.repeats}, "
+                f"temperature {tempered}."
+            )
         return out
 
     def samples_kept(self, split: str) -> Any:
