@@ -295,3 +295,16 @@ def test_the_bootstrap_covers_with_a_hundred_groups() -> None:
         difference = comparison.paired_group_interval(first, second, seed=run, draws=999)
         covered += [average.low <= truly <= average.high, difference.low <= 0 <= difference.high]
     assert (covered >= stats.binom.ppf(0.001, runs, 0.95)).all()
+
+
+def test_seeds_that_test_a_group_or_two_each_have_an_interval() -> None:
+    """Of three seeds with a fold of their own and one that holds nobody tested: many draws hold no group of a drawn seed."""
+    rng = np.random.default_rng(0)
+    counts = np.zeros((3, 2, 7, 1, 3, 3), np.int32)
+    for seed in range(3):
+        counts[seed][:, 2 * seed : 2 * seed + 2] = rng.integers(1, 9, (2, 2, 1, 3, 3))
+    whole = comparison.group_interval(counts, seed=0, draws=500)
+    assert whole.low < whole.mean < whole.high
+    assert whole == comparison.group_interval(counts[:, :, :6], seed=0, draws=500)
+    none = comparison.paired_group_interval(counts, counts, seed=0, draws=500)
+    assert none == (0.0, 0.0, 0.0)

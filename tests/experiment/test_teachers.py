@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from corrkd.evaluation.calibration import fit_temperature
 from corrkd.experiment.arm import TEACHER
 from corrkd.experiment.prepare import RUN_ARMS, Experiment, prepare
 from corrkd.experiment.run import resume
-from corrkd.experiment.teachers import answers, members, rows_of
+from corrkd.experiment.teachers import Member, answers, members, rows_of
 from corrkd.networks.saved import load_network
 from corrkd.settings import load_settings
 from corrkd.training.loop import teacher_outputs
@@ -68,18 +69,25 @@ def test_nobody_answers_for_people_that_it_was_trained_on(taught: tuple[Experime
     assert divisions[0] != divisions[1]
 
 
-def test_a_teacher_out_of_fold_is_trained_on_its_rows_alone(taught: tuple[Experiment, Path]) -> None:
-    """Its parameters are those of a training that was given no other sample."""
-    experiment, folder = taught
+def test_a_teacher_out_of_fold_is_trained_on_its_rows_alone(taught: tuple[Experiment, Path], tmp_path: Path) -> None:
+    """With the labels of one fold turned round, its own teacher is the same to the bit, and the others of that repeat are not."""
+    experiment, whole = taught
     names = {m.name for m in members(experiment.settings.teacher)}
     assert names == {f"teacher-{repeat}-{fold}" for repeat in range(2) for fold in range(3)}
-    histories = {}
-    for name in names:
-        saved = load_network(folder / "seed-0" / name)
-        histories[name] = saved.about["history"]
-        assert saved.about["role"] == name
-    assert len({str(h) for h in histories.values()}) == 6  # other samples, other starts
-    assert not list((folder / "seed-0").glob("*.ckpt"))
+    samples = experiment.samples("train")
+    rows = rows_of(Member(0, 1), experiment, samples, seed=0)[1].numpy()
+    with np.load(str(experiment.settings.data.path)) as arrays:
+        changed = dict(arrays)
+    changed["labels"][rows] = (changed["labels"][rows] + 1) % 3  # the training split comes first
+    np.savez(tmp_path / "people.npz", **changed)
+    data = experiment.settings.data.model_copy(update={"path": str(tmp_path / "people.npz")})
+    corrkd.run(experiment.settings.model_copy(update={"data": data}), tmp_path / "run", evaluate=False)
+    same = {
+        name: (whole / "seed-0" / f"{name}.safetensors").read_bytes()
+        == (tmp_path / "run" / "seed-0" / f"{name}.safetensors").read_bytes()
+        for name in ("teacher-0-0", "teacher-0-1", "teacher-0-2")
+    }
+    assert same == {"teacher-0-0": False, "teacher-0-1": True, "teacher-0-2": False}
 
 
 def test_the_answer_is_the_mean_response_of_those_who_have_not_met_the_person(taught: tuple[Experiment, Path]) -> None:
@@ -149,7 +157,10 @@ def test_a_killed_run_goes_on_with_the_teachers_that_are_left(taught: tuple[Expe
         ({"temperature": "fit"}, "temperature = fit needs folds"),
         ({"folds": 1}, r"teacher\.folds: .*greater than or equal to 2"),
         ({"temperature": 0.0}, r"teacher\.temperature"),
-        ({"folds": 11}, r"teacher\.folds: 11 folds of 10 groups; ask for at most 10 folds"),
+        (
+            {"folds": 11},
+            r"settings: teacher\.folds = 11: there are 10 groups of samples to divide; set it to at most 10",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line(teacher: dict[str, object], line: str, tmp_path: Path) -> None:
@@ -163,8 +174,15 @@ def test_a_fold_that_is_judged_chooses_no_epoch(tmp_path: Path) -> None:
     last = {"keep": "last"}
     tree = tiny(data=data, evaluation={"split": "valid"}, teacher=last, student=last)
     assert prepare(load_settings(**tree)).cross_validated
-    with pytest.raises(CorrKDError, match=r"student: keep = best would choose an epoch on the fold that is judged"):
+    line = "keep = best would choose an epoch on the fold that is judged"
+    with pytest.raises(CorrKDError, match=f"student: {line}"):
         prepare(load_settings(**tiny(data=data, evaluation={"split": "valid"}, teacher=last)), RUN_ARMS)
+    # Nor does a teacher that is trained elsewhere.
+    arms = {"student": RUN_ARMS["student"]}
+    with pytest.raises(CorrKDError, match=f"teacher: {line}"):
+        prepare(load_settings(**tiny(data=data, evaluation={"split": "valid"}, student=last)), arms)
+    with pytest.raises(CorrKDError, match=r"evaluation\.split = train: with data\.resample every seed has another"):
+        prepare(load_settings(**tiny(data=data, evaluation={"split": "train"})))
 
 
 def test_a_seed_normalises_by_its_own_training_split_and_keeps_the_target(tmp_path: Path) -> None:
@@ -181,10 +199,25 @@ def test_who_teaches_and_which_splits_there_are_is_said(taught: tuple[Experiment
     experiment, _ = taught
     said = " ".join(experiment.notes())
     assert "taught by 6 teachers a seed, each trained without one of 3 folds by person and answering for that" in said
-    assert "responses are averaged over 2, temperature fitted to the training labels" in said
+    assert "responses are averaged over 2." in said
+    assert "The teachers' temperature: fitted to the training labels." in said
     data = {"resample": {"folds": 5, "train": 10}}
     notes = prepare(load_settings(**tiny(data=data, teacher={"repeats": 2}))).notes()
     assert "Every seed draws 10 training samples of its own." in notes
     assert any("seed s validates on fold s mod 5" in note for note in notes)
     assert any("taught by 2 teachers a seed, each trained on all training samples" in note for note in notes)
     assert not prepare(load_settings(**tiny())).arrangement()
+
+
+def test_what_is_said_of_the_data_is_of_the_first_seed_s_splits(tmp_path: Path) -> None:
+    data = {"path": str(people(tmp_path / "people.npz")), "synthetic": {}, "resample": {"train": 12}}
+    corrkd.run(
+        tiny(data=data, teacher={"epochs": 1}, student={"epochs": 1, "batch_size": 20}),
+        tmp_path / "run",
+        evaluate=False,
+    )
+    card = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
+    assert card["dataset"]["splits"] == {"train": 12, "valid": 15, "test": 15}
+    assert any(
+        note.startswith("student.batch_size = 20 is more than the 12 training samples") for note in card["notes"]
+    )

@@ -88,6 +88,29 @@ def test_relations_and_prototypes_are_within_each_teacher() -> None:
     assert terms["cpd"].item() == pytest.approx(total / (N * 3), rel=1e-9)
 
 
+def test_a_class_that_a_teacher_did_not_meet_or_met_alone_is_compared_with_nothing() -> None:
+    plus, whole, labels = method(), spoken(1, TRAIN), torch.arange(TRAIN) // 3 % 3
+    assert whole.answered_by is not None
+    labels[whole.answered_by == 0] = labels[whole.answered_by == 0].clamp(max=1)
+    labels[whole.answered_by == 1] = 2
+    plus.taught(whole, labels)
+    found = plus.prototypes.norm(dim=-1)[:, 0] > 0
+    assert found.tolist() == [[True, True, False], [False, False, False], [True, True, True]]
+    rows = torch.tensor([0, 1, 2, 3, 4, 5, 8])
+    own = output().representation.requires_grad_()
+    known = whole.apply(lambda x: x[rows])
+    plus.terms(Output(own, output().logits), labels[rows], known)["cpd"].backward()
+    assert own.grad is not None
+    own.grad = None
+    # Only the rows of the second teacher: nothing is known of any class.
+    one = torch.tensor([1, 4, 7, 10, 13, 16, 19])
+    mixed = torch.arange(N) % 3  # whatever the batch's labels are
+    loss = plus.terms(Output(own, output().logits), mixed, whole.apply(lambda x: x[one]))["cpd"]
+    loss.backward()
+    assert loss.item() == 0.0
+    assert own.grad is None or not own.grad.any()
+
+
 def test_without_teachers_out_of_fold_the_one_teacher_is_compared_with() -> None:
     plus, whole, labels = method(), spoken(1, N), torch.arange(N) % 3
     for known in (whole._replace(out_of_fold=None, answered_by=None), whole._replace(out_of_fold=whole.representation)):

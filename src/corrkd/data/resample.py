@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from corrkd.data.dataset import BoolArray, IntArray, MultimodalDataset, Posterior, Split
+from corrkd.data.dataset import BoolArray, IntArray, MultimodalDataset, Split
 from corrkd.errors import CorrKDError
 from corrkd.settings import ResampleSettings
 
@@ -18,10 +17,13 @@ SAMPLE = "sample"
 S = TypeVar("S", bound=np.generic)
 
 
-def widest_group(split: Split) -> tuple[str, npt.NDArray[np.str_]]:
-    """Within what samples are not independent: the widest group's name with (N,) members, or "sample" where each stands for itself."""
-    name = next((group for group in GROUPS if group in split.groups), SAMPLE)
-    return name, split.ids if name == SAMPLE else split.groups[name]
+def widest_group(*splits: Split) -> tuple[str, npt.NDArray[np.str_]]:
+    """Within what samples are not independent: the widest group that all the splits have, or "sample" where each stands for itself.
+
+    Returns its name, and whose each sample is: (N,), one split after the other.
+    """
+    name = next((group for group in GROUPS if all(group in split.groups for split in splits)), SAMPLE)
+    return name, np.concatenate([split.ids if name == SAMPLE else split.groups[name] for split in splits])
 
 
 def group_folds(members: npt.ArrayLike, folds: int, *, seed: int, where: str) -> IntArray:
@@ -31,7 +33,7 @@ def group_folds(members: npt.ArrayLike, folds: int, *, seed: int, where: str) ->
         members: (N,) group of each sample.
         folds: how many.
         seed: of the order.
-        where: opens the error line.
+        where: the setting that asks for them; opens the error line.
 
     Returns:
         (N,) numbers 0 to folds - 1, each taken by at least one group.
@@ -41,7 +43,8 @@ def group_folds(members: npt.ArrayLike, folds: int, *, seed: int, where: str) ->
     """
     names, group, counts = np.unique(np.asarray(members), return_inverse=True, return_counts=True)
     if len(names) < folds:
-        raise CorrKDError(f"{where}: {folds} folds of {len(names)} groups; ask for at most {len(names)} folds")
+        advice = f"set it to at most {len(names)}" if len(names) > 1 else "do without it (null)"
+        raise CorrKDError(f"{where} = {folds}: there are {len(names)} groups of samples to divide; {advice}")
     fold_of, sizes = np.empty(len(names), np.int64), np.zeros(folds, np.int64)
     for place in np.random.default_rng(seed).permutation(len(names)):
         smallest = int(sizes.argmin())
@@ -50,48 +53,66 @@ def group_folds(members: npt.ArrayLike, folds: int, *, seed: int, where: str) ->
     return fold_of[group]
 
 
-def resampled(dataset: MultimodalDataset, settings: ResampleSettings, seed: int) -> MultimodalDataset:
-    """The dataset with the splits of a seed; the test split is never touched.
+def seed_rows(dataset: MultimodalDataset, settings: ResampleSettings, seed: int) -> tuple[IntArray, IntArray]:
+    """Which samples a seed trains on and validates on: rows of train and valid, valid's counted on from train's. Reads no frames.
 
     With `folds`, train and valid together fall into folds by the widest group there is, the same for every seed; the fold `seed` mod
-    `folds` becomes the validation split and the rest the training split. With `train`, so many training samples are then drawn, by seed.
-    Copies the frames it takes.
+    `folds` is validated on and the rest trained on. With `train`, so many training samples are then drawn, by seed.
 
     Raises:
-        CorrKDError: where there are fewer groups than folds, or fewer training samples than asked for.
+        CorrKDError: where there are fewer groups than folds, fewer training samples than asked for, or ids in both splits.
     """
-    splits, rows = dict(dataset.splits), {}
+    train, valid = dataset.split("train"), dataset.split("valid")
+    place, own = np.arange(len(train) + len(valid)), len(train)
+    trained, validated = place[:own], place[own:]
     if settings.folds is not None:
-        pool = _joined(dataset.split("train"), dataset.split("valid"), f"dataset {dataset.name}")
-        members = widest_group(pool)[1]
-        fold = group_folds(members, settings.folds, seed=0, where=f"dataset {dataset.name}, data.resample")
+        if set(train.ids) & set(valid.ids):
+            raise CorrKDError(
+                f"dataset {dataset.name}: train and valid share sample ids, so they cannot be cross-validated together"
+            )
+        fold = group_folds(widest_group(train, valid)[1], settings.folds, seed=0, where="settings: data.resample.folds")
         held = fold == seed % settings.folds
-        splits |= {"train": pool.take(~held), "valid": pool.take(held)}
+        trained, validated = place[~held], place[held]
     if settings.train is not None:
-        count = len(splits["train"])
-        if settings.train > count:
-            raise CorrKDError(f"settings: data.resample.train = {settings.train}: there are {count} training samples")
-        rows["train"] = np.sort(np.random.default_rng(seed).choice(count, settings.train, replace=False))
-        splits["train"] = splits["train"].take(rows["train"])
-    posterior = dataset.posterior if settings.folds is None else None
-    if posterior is not None and rows:
-        posterior = _posterior_of(posterior, dataset, rows)
-    return replace(dataset, splits=splits, posterior=posterior)
+        if settings.train > len(trained):
+            raise CorrKDError(
+                f"settings: data.resample.train = {settings.train}: there are {len(trained)} training samples"
+            )
+        trained = np.sort(np.random.default_rng(seed).choice(trained, settings.train, replace=False))
+    return trained, validated
 
 
-def _joined(one: Split, other: Split, where: str) -> Split:
+def resampled(dataset: MultimodalDataset, settings: ResampleSettings, seed: int) -> MultimodalDataset:
+    """The dataset with the splits of a seed (`seed_rows`), whose frames are copied; the test split is never touched.
+
+    Raises:
+        CorrKDError: as `seed_rows`.
+    """
+    trained, validated = seed_rows(dataset, settings, seed)
+    splits = {**dataset.splits, "train": _taken(dataset, trained)}
+    if settings.folds is not None:
+        splits["valid"] = _taken(dataset, validated)
+    return replace(dataset, splits=splits, posterior=None if settings.folds else dataset.posterior)
+
+
+def _taken(dataset: MultimodalDataset, rows: IntArray) -> Split:
+    """Samples of train and, counted on, of valid."""
+    train, valid = dataset.split("train"), dataset.split("valid")
+    first, second = rows[rows < len(train)], rows[rows >= len(train)] - len(train)
+    return _joined(train.take(first), valid.take(second)) if len(second) else train.take(first)
+
+
+def _joined(one: Split, other: Split) -> Split:
     """Both splits' samples, the first's first; frames are padded to the longer."""
-    if len(np.unique(np.concatenate([one.ids, other.ids]))) < len(one) + len(other):
-        raise CorrKDError(f"{where}: train and valid share sample ids, so they cannot be cross-validated together")
 
-    def frames(m: str) -> tuple[npt.NDArray[np.float32], BoolArray]:
+    def padded(m: str) -> tuple[npt.NDArray[np.float32], BoolArray]:
         longest = max(s.frames[m].shape[1] for s in (one, other))
         wide = [longest - s.frames[m].shape[1] for s in (one, other)]
         x = [np.pad(s.frames[m], ((0, 0), (0, w), (0, 0))) for s, w in zip((one, other), wide, strict=True)]
         there = [np.pad(s.present[m], ((0, 0), (0, w))) for s, w in zip((one, other), wide, strict=True)]
         return np.concatenate(x), np.concatenate(there)
 
-    arrays = {m: frames(m) for m in one.frames}
+    arrays = {m: padded(m) for m in one.frames}
     return Split(
         frames={m: x for m, (x, _) in arrays.items()},
         present={m: there for m, (_, there) in arrays.items()},
@@ -106,17 +127,3 @@ def _joined(one: Split, other: Split, where: str) -> Split:
 
 def _both(one: npt.NDArray[S] | None, other: npt.NDArray[S] | None) -> npt.NDArray[S] | None:
     return None if one is None or other is None else np.concatenate([one, other])
-
-
-def _posterior_of(whole: Posterior, dataset: MultimodalDataset, rows: Mapping[str, IntArray]) -> Posterior:
-    """The posterior of splits of which only some rows are left; what the others show does not matter."""
-
-    def posterior(split: str, visible: Mapping[str, BoolArray]) -> npt.NDArray[np.float64]:
-        if split not in rows:
-            return whole(split, visible)
-        shown = {m: np.zeros(dataset.split(split).present[m].shape, bool) for m in visible}
-        for m, own in visible.items():
-            shown[m][rows[split]] = own
-        return whole(split, shown)[rows[split]]
-
-    return posterior

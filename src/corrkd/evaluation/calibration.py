@@ -21,7 +21,7 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
     Returns:
         T between 0.05 and 20.
     """
-    scores, labels = logits.detach().flatten(0, -2).double(), targets.flatten()
+    scores, labels = logits.detach().flatten(0, -2).cpu().double(), targets.flatten().cpu()
 
     def loss(log_temperature: float) -> float:
         return float(cross_entropy(scores / math.exp(log_temperature), labels))

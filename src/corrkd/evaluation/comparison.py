@@ -235,6 +235,7 @@ def _chunk(margins: FloatArray) -> int:
 def _resampled(methods: IntArray, seed: int, draws: int) -> FloatArray:
     """Avg. of each method in each draw: (draws, M)."""
     margins = _by_group(methods)
+    margins = margins[margins.any(tuple(range(1, margins.ndim)))]  # those that some seed tests
     groups, seeds = len(margins), margins.shape[2]
     of_groups, of_seeds = np.random.default_rng(seed).spawn(2)
     out = np.empty((draws, margins.shape[1]))
@@ -253,7 +254,8 @@ def _resampled(methods: IntArray, seed: int, draws: int) -> FloatArray:
 
 
 def _interval(estimate: float, drawn: FloatArray) -> Interval:
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    # Of seeds that test a fold each, a draw may hold no group that a drawn seed tests: it has no score.
+    low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(estimate), float(low), float(high))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from corrkd.data.dataset import SPLITS
 from corrkd.data.resample import widest_group
 from corrkd.errors import CorrKDError
 from corrkd.experiment import run_folder
@@ -143,10 +144,11 @@ def _begin(out: Path, plan: ComparePlan, experiments: Mapping[str, Experiment]) 
             _check_same(out, name, before.datasets[name], part, experiments[name])
     for name, experiment in experiments.items():
         make_folder(out / name)
-        run_folder.write_facts(out / name, {**experiment.facts(), **_protocol(experiment, plan.search)})
+        groups = _groups(experiment)
+        facts = experiment.at(experiment.settings.seeds[0]).facts()
+        run_folder.write_facts(out / name, {**facts, **_protocol(experiment, *groups, plan.search)})
         write_text(out / name / run_folder.SETTINGS, run_folder.with_whole_paths(experiment.settings).to_yaml())
-        groups = _groups(experiment)[1]
-        write_with(out / name / "groups.csv", lambda path, groups=groups: groups.to_csv(path, index=False))  # type: ignore[misc]
+        write_with(out / name / "groups.csv", lambda path, table=groups[1]: table.to_csv(path, index=False))  # type: ignore[misc]
     whole = {
         name: part.model_copy(update={"settings": run_folder.with_whole_paths(part.settings)})
         for name, part in plan.datasets.items()
@@ -176,7 +178,8 @@ def _check_same(out: Path, name: str, before: DatasetPlan, now: DatasetPlan, exp
 def _lasting(part: DatasetPlan) -> dict[str, Any]:
     """Settings that every run of a dataset depends on; those of the arms are compared by arm."""
     whole = run_folder.with_whole_paths(part.settings).model_dump(mode="json")
-    return {key: whole[key] for key in ("data", "missing", "evaluation", "threads", "device", "precision")}
+    lasting = {key: whole[key] for key in ("data", "missing", "evaluation", "threads", "device", "precision")}
+    return {**lasting, "teacher": {key: whole["teacher"][key] for key in ("folds", "repeats", "temperature")}}
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -186,20 +189,15 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _groups(experiment: Experiment) -> tuple[str, pd.DataFrame]:
-    """What the tested samples are clustered by, and each sample's group; of all folds, where seeds test one each."""
-    name = experiment.settings.evaluation.split
-    tables = []
-    for seed in experiment.settings.seeds if experiment.cross_validated else experiment.settings.seeds[:1]:
-        dataset = experiment.at(seed).dataset
-        split = dataset.split(name)
-        keep = experiment.target.of(split, f"dataset {dataset.name}, {name}")[1]
-        group, members = widest_group(split)
-        tables.append(pd.DataFrame({"id": split.ids[keep], "group": members[keep]}))
-    return group, pd.concat(tables).drop_duplicates("id")
+    """What the tested samples are clustered by, and each sample's group; those of all folds, where each seed tests its own."""
+    names = SPLITS[:2] if experiment.cross_validated else [experiment.settings.evaluation.split]
+    splits = [experiment.dataset.split(name) for name in names]
+    keep = np.concatenate([experiment.target.of(s, f"dataset {experiment.dataset.name}")[1] for s in splits])
+    group, members = widest_group(*splits)
+    return group, pd.DataFrame({"id": np.concatenate([s.ids for s in splits])[keep], "group": members[keep]})
 
 
-def _protocol(experiment: Experiment, search: str) -> dict[str, Any]:
-    group, table = _groups(experiment)
+def _protocol(experiment: Experiment, group: str, table: pd.DataFrame, search: str) -> dict[str, Any]:
     return {
         "groups": {"name": group, "count": int(table["group"].nunique())},
         "comparison": {"stated": stated(experiment, search)},

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from corrkd.errors import CorrKDError
-from corrkd.experiment.arm import TEACHER
+from corrkd.experiment.arm import TEACHER, resolve
 from corrkd.experiment.compare_settings import DatasetPlan, read_plan
 from corrkd.experiment.memory import keep_freed_memory
 from corrkd.experiment.prepare import prepare
@@ -48,7 +48,9 @@ def _train_and_test(plan: DatasetPlan, folder: Path, arm: str, seed: int) -> Non
     fabric = make_fabric(settings)
     reporter = FileReporter(folder / PROGRESS)
     resumed = (folder / f"{arm}.ckpt").is_file()
-    train_arms(experiment, experiment.arms, seed, folder, fabric, reporter, taught_in=folder.parent / TEACHER)
+    teaching = any(resolve(name, changes, settings).method.needs_teacher for name, changes in plan.methods.items())
+    taught_in = folder.parent / TEACHER
+    train_arms(experiment, experiment.arms, seed, folder, fabric, reporter, taught_in=taught_in, teaching=teaching)
     if not (folder / COST).is_file():
         write_text(folder / COST, json.dumps(_cost(folder, arm, fabric.device, resumed)) + "\n")
     samples = experiment.samples(settings.evaluation.split)

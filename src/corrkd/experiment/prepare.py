@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from corrkd._version import __version__
@@ -17,7 +18,7 @@ from corrkd.data.batches import Samples
 from corrkd.data.dataset import SPLITS, IntArray, MultimodalDataset
 from corrkd.data.load import load_dataset
 from corrkd.data.normalise import Normalisation, fit_normalisation
-from corrkd.data.resample import group_folds, resampled, widest_group
+from corrkd.data.resample import group_folds, resampled, seed_rows, widest_group
 from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.data.targets import Target, make_target
 from corrkd.errors import CorrKDError
@@ -80,9 +81,7 @@ class Experiment:
         """A fold for each training sample that counts, (n,), none dividing the widest group: which teacher was not trained on it."""
         split = self.dataset.split("train")
         kept = self.target.of(split, f"dataset {self.dataset.name}, train")[1]
-        folds, where = self.settings.teacher.folds, f"dataset {self.dataset.name}, teacher.folds"
-        assert folds is not None
-        return group_folds(widest_group(split)[1][kept], folds, seed=seed, where=where)
+        return _teacher_folds(widest_group(split)[1][kept], self.settings, seed)
 
     @property
     def cross_validated(self) -> bool:
@@ -136,11 +135,12 @@ class Experiment:
                 if teacher.folds
                 else "each trained on all training samples"
             )
-            tempered = "fitted to the training labels" if teacher.temperature == "fit" else f"{teacher.temperature:g}"
             out.append(
-                f"Students are taught by {number} teachers a seed, {how}; responses are averaged over {teacher.repeats}, "
-                f"temperature {tempered}."
+                f"Students are taught by {number} teachers a seed, {how}; responses are averaged over {teacher.repeats}."
             )
+        if teacher.temperature != 1.0 and self.target.kind != "score":
+            value = "fitted to the training labels" if teacher.temperature == "fit" else f"{teacher.temperature:g}"
+            out.append(f"The teachers' temperature: {value}.")
         return out
 
     def samples_kept(self, split: str) -> Any:
@@ -218,13 +218,8 @@ def prepare(settings: Settings, arms: Mapping[str, ArmSettings] = RUN_ARMS) -> E
     target = make_target(settings.data.target, dataset)
     normalisation = _normalisation(dataset, settings.data)
     experiment = Experiment(settings, dataset, target, normalisation, pick_device(settings.device), resolved)
-    if experiment.cross_validated:
-        _check_kept(resolved)
-    # What is wrong is said now, not after the training.
-    first = experiment.at(settings.seeds[0])
-    first.conditions(), first.projection()
-    if settings.teacher.folds is not None:
-        first.teacher_folds(0)
+    experiment.conditions(), experiment.projection()  # a wrong name is said now, not after the training
+    _check_splits(experiment)
     return experiment
 
 
@@ -232,14 +227,35 @@ def _normalisation(dataset: MultimodalDataset, settings: DataSettings) -> Normal
     return fit_normalisation(dataset.split("train"), settings.normalise, settings.clip)
 
 
-def _check_kept(arms: Sequence[Arm]) -> None:
-    """Raises CorrKDError where an epoch would be chosen on the fold that it is judged on."""
-    for arm in arms:
-        if arm.stage.keep != "last":
+def _check_splits(experiment: Experiment) -> None:
+    """Raises CorrKDError where a seed cannot have the splits or folds asked for, or would choose an epoch on the fold it is judged on."""
+    settings, dataset = experiment.settings, experiment.dataset
+    resample = settings.data.resample
+    if resample != ResampleSettings() and settings.evaluation.split == "train":
+        raise CorrKDError(
+            "settings: evaluation.split = train: with data.resample every seed has another; set valid or test"
+        )
+    stages = {arm.name: arm.stage for arm in experiment.arms}
+    if any(arm.method.needs_teacher for arm in experiment.arms):
+        stages.setdefault(TEACHER, settings.teacher)
+    for name, stage in stages.items():
+        if experiment.cross_validated and stage.keep != "last":
             raise CorrKDError(
-                f"settings: {arm.name}: keep = {arm.stage.keep} would choose an epoch on the fold that is judged; with "
-                "data.resample.folds and evaluation.split = valid set teacher.keep and student.keep to last"
+                f"settings: {name}: keep = {stage.keep} would choose an epoch on the fold that is judged; with data.resample.folds and "
+                "tests (or a search) on valid, set teacher.keep and student.keep to last"
             )
+    both = [dataset.split(name) for name in SPLITS[:2]]
+    members = widest_group(*both)[1]
+    kept = np.concatenate([experiment.target.of(split, f"dataset {dataset.name}")[1] for split in both])
+    for seed in settings.seeds:
+        rows = seed_rows(dataset, resample, seed)[0]
+        if settings.teacher.folds is not None:
+            _teacher_folds(members[rows][kept[rows]], settings, 0)
+
+
+def _teacher_folds(members: npt.ArrayLike, settings: Settings, seed: int) -> IntArray:
+    assert settings.teacher.folds is not None
+    return group_folds(members, settings.teacher.folds, seed=seed, where="settings: teacher.folds")
 
 
 def read(settings: DataSettings) -> MultimodalDataset:

@@ -100,8 +100,9 @@ def _carry_out(experiment: Experiment, folder: Path, evaluate: bool, reporter: R
     settings = experiment.settings
     if is_first_process():
         remove_parts(folder)
-        run_folder.write_facts(folder, experiment.facts())
-        for note in experiment.notes():
+        first = experiment.at(settings.seeds[0])
+        run_folder.write_facts(folder, first.facts())
+        for note in first.notes():
             reporter.say(f"note: {note}")
     if settings.jobs > 1 and len(settings.seeds) > 1:
         quiet = reporter.quiet

@@ -24,7 +24,7 @@ from corrkd.evaluation.sweep import Result, mean_f1, mean_missing_f1, sweep
 from corrkd.experiment.arm import TEACHER, Arm
 from corrkd.experiment.prepare import Experiment
 from corrkd.experiment.progress import Reporter, Task
-from corrkd.experiment.teachers import Member, answers, members, rows_of
+from corrkd.experiment.teachers import Member, answers, members, trained_on
 from corrkd.files import make_folder, write_bytes, write_with
 from corrkd.methods.base import AnyMethod, TeacherOutput
 from corrkd.missing.conditions import COMPLETE, condition
@@ -55,13 +55,15 @@ def train_arms(
     fabric: Fabric,
     reporter: Reporter,
     taught_in: Path | None = None,
+    teaching: bool = True,
 ) -> None:
-    """Trains the arms that the folder does not hold yet, with the teacher those who teach beside it.
+    """Trains the arms that the folder does not hold yet.
 
     `experiment` is the seed's. `taught_in` is the folder of the teachers; default: the folder itself, whose teacher comes first.
+    `teaching`: with the teacher, those who teach beside it, too.
     """
     make_folder(folder)
-    trained = [one for arm in arms for one in _with_members(arm, experiment)]
+    trained = [one for arm in arms for one in _with_members(arm, experiment, teaching)]
     left = [one for one in trained if not (folder / f"{one[0].name}.json").is_file()]
     if left:
         samples, valid = experiment.samples("train"), experiment.samples("valid")
@@ -70,16 +72,17 @@ def train_arms(
             if arm.method.needs_teacher and outputs is None:
                 outputs = answers(experiment, samples, seed, taught_in or folder)
             known = outputs if arm.method.needs_teacher else None
-            own = samples if member is None else samples.subset(rows_of(member, experiment, samples, seed)[0])
+            own = samples if member is None else trained_on(member, experiment, samples, seed)
             _train_arm(arm, experiment, seed, folder, fabric, own, valid, known, reporter)
+            del own  # before the next is made
     if fabric.is_global_zero:
         for arm, _ in trained:  # of a run that was killed between the model and this line
             (folder / f"{arm.name}.ckpt").unlink(missing_ok=True)
 
 
-def _with_members(arm: Arm, experiment: Experiment) -> list[tuple[Arm, Member | None]]:
+def _with_members(arm: Arm, experiment: Experiment, teaching: bool) -> list[tuple[Arm, Member | None]]:
     """An arm; after the teacher those others who teach."""
-    if arm.name != TEACHER:
+    if arm.name != TEACHER or not teaching:
         return [(arm, None)]
     others = [member for member in members(experiment.settings.teacher) if member.name != TEACHER]
     return [(arm, None), *((member.arm(arm), member) for member in others)]
@@ -135,6 +138,7 @@ def _train_arm(
         )
         save_network(folder / arm.name, saved)
         _write_timing(folder, arm.name, time.monotonic() - began, len(trained.history) * len(samples))
+        (folder / f"{arm.name}.ckpt").unlink(missing_ok=True)
     fabric.barrier()
 
 
@@ -181,8 +185,8 @@ def evaluate_seed(experiment: Experiment, seed: int, folder: Path, reporter: Rep
         for arm in experiment.arms:
             began = time.monotonic()
             tested.append(evaluate_arm(arm, experiment, samples, folder, task.step))
-            answers = tested[-1].predictions[["id", "condition", "draw"]]
-            _write_timing(folder, f"{arm.name} evaluation", time.monotonic() - began, len(answers.drop_duplicates()))
+            rows = tested[-1].predictions[["id", "condition", "draw"]]
+            _write_timing(folder, f"{arm.name} evaluation", time.monotonic() - began, len(rows.drop_duplicates()))
     write_tested(folder, tested, experiment, seed)
 
 

@@ -46,12 +46,15 @@ def members(settings: TeacherSettings) -> list[Member]:
 
 
 def rows_of(member: Member, experiment: Experiment, samples: Samples, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows that a teacher is trained on, and rows that it answers for."""
-    everything = torch.arange(len(samples), device=samples.device)
-    if member.fold is None:
-        return everything, everything
+    """Rows that a teacher out of fold is trained on, and rows that it answers for."""
     fold = torch.as_tensor(experiment.teacher_folds(derived_seed(seed, "folds", member.repeat)), device=samples.device)
-    return everything[fold != member.fold], everything[fold == member.fold]
+    rows = torch.arange(len(samples), device=samples.device)
+    return rows[fold != member.fold], rows[fold == member.fold]
+
+
+def trained_on(member: Member, experiment: Experiment, samples: Samples, seed: int) -> Samples:
+    """The training samples of one of several teachers."""
+    return samples if member.fold is None else samples.subset(rows_of(member, experiment, samples, seed)[0])
 
 
 def answers(experiment: Experiment, samples: Samples, seed: int, folder: Path) -> TeacherOutput:
@@ -59,9 +62,11 @@ def answers(experiment: Experiment, samples: Samples, seed: int, folder: Path) -
     settings = experiment.settings.teacher
     repeats: dict[int, list[tuple[Tensor, TeacherOutput]]] = {}
     for member in members(settings):
-        rows = rows_of(member, experiment, samples, seed)[1]
-        said = _said(member.name, experiment, samples.subset(rows), folder)
-        repeats.setdefault(member.repeat, []).append((rows, said))
+        rows, asked = torch.arange(len(samples), device=samples.device), samples
+        if member.fold is not None:
+            rows = rows_of(member, experiment, samples, seed)[1]
+            asked = samples.subset(rows)
+        repeats.setdefault(member.repeat, []).append((rows, _said(member.name, experiment, asked, folder)))
     whole = [_joined(parts) for parts in repeats.values()]
     logits = _together([output.logits for output in whole], settings.temperature, samples)
     if settings.folds is None:

@@ -189,7 +189,9 @@ def _train(experiment: Experiment, arm: Arm, folder: Path, out: Path | None) -> 
     for seed in settings.seeds:
         taught_in = None if out is None else out / TEACHER / f"seed-{seed}"
         place = folder / f"seed-{seed}"
-        train_arms(experiment.at(seed), [arm], seed, place, fabric, Reporter(quiet=True), taught_in=taught_in)
+        quiet = Reporter(quiet=True)
+        teaching = out is None  # a teacher that is searched itself teaches nobody
+        train_arms(experiment.at(seed), [arm], seed, place, fabric, quiet, taught_in=taught_in, teaching=teaching)
         scores.append(float(load_network(place / arm.name).about[VALID]))
     return sum(scores) / len(scores)
 

@@ -1,4 +1,4 @@
-"""What all three losses need: checks of shapes, full precision, the direction of a vector."""
+"""What all losses need: checks of shapes, full precision, the direction of a vector."""
 
 from __future__ import annotations
 

@@ -38,7 +38,8 @@ def category_prototype_distillation(
             in common, and their cosines are all near 1].
         teacher_prototypes: (N, Q, K, E), Q = 1 for classes: the teacher's prototypes from elsewhere, as from the whole
             training split, each row those of the teacher that made its representation [ours: those of a batch are noisy].
-            They and `teacher` are then taken as they are, so center both by one mean before.
+            They and `teacher` are then taken as they are, so center both by one mean before. A prototype of zeros is none: it
+            is compared with nothing.
         counted: (N,) booleans: samples that take part; the others are in no mean and compared with nothing. None: all.
 
     Returns:
@@ -85,8 +86,9 @@ def category_prototype_distillation(
             else torch.einsum("nd,nqkd->nqk", unit(teacher), unit(teacher_prototypes.to(teacher.dtype)))
         )
         present = member.any(0)
-        # An absent class has no prototype: it adds 0.
-        difference = (_similarity(student, member, part, center) - known).masked_fill(~present, 0.0)
+        # A class without a prototype on either side adds 0.
+        both = present if teacher_prototypes is None else present & teacher_prototypes.any(-1)
+        difference = (_similarity(student, member, part, center) - known).masked_fill(~both, 0.0)
         per_question = torch.einsum("n,nqk->q", part, difference.square()) / part.sum().clamp(min=1.0)
         classes = present.sum(-1)
         return (per_question / (classes if counted is None else classes.clamp(min=1))).mean()

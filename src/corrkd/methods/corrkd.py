@@ -58,7 +58,9 @@ class CorrKD(Method[CorrKDNetwork]):
         teacher: TeacherOutput | None = None,
         context: Context | None = None,
     ) -> dict[str, Tensor]:
-        """The loss terms of a batch by name. Beside what every method's `terms` gets, these learn which modalities a sample shows."""
+        """The loss terms of a batch by name. Those of `cpd_parts` also look at which modalities a sample shows."""
+        if not self.options.cpd_parts:
+            return super().forward(frames, exists, visible, targets, teacher, context)
         local = self.network(frames, exists, visible)
         output = Output(self.gather(local.representation), self.gather(local.logits))
         shown = torch.stack([(visible[m] & exists[m]).any(1) for m in self.network.modalities], 1)
@@ -74,7 +76,10 @@ class CorrKD(Method[CorrKDNetwork]):
         member = one_hot(labels, len(self.target.classes)).to(known.dtype)  # (n, Q, K)
         totals = torch.einsum("nf,nqk,nd->fqkd", whose, member, known - means[by])
         counts = torch.einsum("nf,nqk->fqk", whose, member)
-        self.means, self.prototypes = means, totals / counts.clamp(min=1.0)[..., None]
+        # No prototype of a class that a teacher did not meet; nor, without the mean, of one that is all it met: that is rounding alone.
+        none = (counts == 0) | (self.options.center & (counts == whose.sum(0)[:, None, None]))
+        prototypes = (totals / counts.clamp(min=1.0)[..., None]).masked_fill(none[..., None], 0.0)
+        self.means, self.prototypes = means, prototypes
 
     def terms(
         self, output: Output, targets: Tensor, teacher: TeacherOutput | None, shown: Tensor | None = None

@@ -198,7 +198,8 @@ def costs_table(run: RunFolder) -> Table:
     caption = (
         "Cost of one training: mean over seeds, with the least and the most where seeds differ (no confidence interval). Peak memory is "
         "what was allocated on the GPU where one was used, else the most resident memory of the run's own process, data and libraries "
-        "included; 1 MB is a million bytes. Seconds compare only where the runs had the machine in the same way."
+        "included; 1 MB is a million bytes. The teacher's seconds are of the one in the tables, not of others who teach beside it. Seconds "
+        "compare only where the runs had the machine in the same way."
     )
     return Table("costs", caption, "Method", {"": tables.titled(run, frame)})
 
