@@ -17,7 +17,12 @@ from corrkd.losses import (
     ResponseDisentangledConsistency,
     SampleContrastiveDistillation,
 )
+from corrkd.methods.base import TeacherOutput
+from corrkd.methods.corrkd import CorrKD
+from corrkd.networks.corrkd import CorrKDNetwork
+from corrkd.settings import DistillationSettings, NetworkSettings
 from corrkd.training.distributed import gather
+from tests.conftest import make_dataset, make_samples
 
 N, FEATURES, WIDTH, CLASSES = 10, 5, 6, 3
 # Which rows of the joint batch each of the two processes holds.
@@ -75,6 +80,45 @@ def measure(model: nn.Module, training: Training, rows: list[int]) -> dict[str, 
     return {"loss": loss.detach(), "gradients": {name: p.grad for name, p in training.named_parameters()}}
 
 
+class Mended(nn.Module):
+    """CorrKD's mended forms as they are trained, the terms added up: who answered and what is shown are gathered, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        samples = make_samples(make_dataset(sizes=(N, 6, 6)))
+        small = NetworkSettings(width=4, heads=2, feedforward=8, layers=1, classifier=(6,), dropout=0.0)
+        network = CorrKDNetwork(samples.widths, dict.fromkeys(samples.widths, 6), outputs=CLASSES, settings=small)
+        forms = {"scd_form": "relations", "cpd_prototypes": "all", "cpd_parts": True, "rcd_form": "divergence"}
+        self.method = CorrKD(
+            network, samples.target, DistillationSettings(**forms, center=True), gather=gather
+        ).double()
+        random = torch.Generator().manual_seed(2)
+        drawn = [torch.randn(N, width, generator=random, dtype=torch.float64) for width in (12, CLASSES, 12)]
+        self.teacher = TeacherOutput(*drawn, torch.arange(N) // 2 % 2)
+        self.samples = samples
+        self.method.taught(self.teacher, samples.targets)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        batch = self.samples.take(rows)
+        frames = {m: x.double() for m, x in batch.frames.items()}
+        visible = {m: x & (rows % 3 != place)[:, None] for place, (m, x) in enumerate(batch.exists.items())}
+        known = self.teacher.apply(lambda x: x[rows])
+        terms = self.method(frames, batch.exists, visible, batch.targets, known)
+        return torch.stack(list(terms.values())).sum()
+
+
+def make_mended() -> Mended:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Mended()
+
+
+def measure_mended(model: nn.Module, mended: Mended, rows: list[int]) -> dict[str, Any]:
+    loss = model(torch.tensor(rows, dtype=torch.int64))
+    loss.backward()
+    return {"loss": loss.detach(), "gradients": {name: p.grad for name, p in mended.named_parameters()}}
+
+
 def work(rank: int, folder: str) -> None:
     """What each of the two processes does; its findings go to a file."""
     torch.set_num_threads(1)
@@ -83,6 +127,8 @@ def work(rank: int, folder: str) -> None:
     for name, shards in SHARDS.items():
         training = make_training()
         found[name] = measure(DistributedDataParallel(training), training, shards[rank])
+        mended = make_mended()
+        found[f"mended {name}"] = measure_mended(DistributedDataParallel(mended), mended, shards[rank])
     # Process 0 has rows 0 and 1, process 1 has row 10; each weighs the gathered rows by powers of two of its own.
     own = torch.arange(2 - rank).reshape(-1, 1) + 10 * rank
     found["integers"], found["booleans"] = gather(own), gather(own > 0)
@@ -106,9 +152,19 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_two_processes_are_one(found: list[dict[str, Any]], shards: str, rank: int) -> None:
     training = make_training()
-    expected = measure(training, training, list(range(N)))
-    torch.testing.assert_close(found[rank][shards]["loss"], expected["loss"], rtol=1e-6, atol=0)
-    gradients = found[rank][shards]["gradients"]
+    agree(found[rank][shards], measure(training, training, list(range(N))))
+
+
+@pytest.mark.parametrize("shards", SHARDS)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_processes_are_one_in_the_mended_forms(found: list[dict[str, Any]], shards: str, rank: int) -> None:
+    mended = make_mended()
+    agree(found[rank][f"mended {shards}"], measure_mended(mended, mended, list(range(N))))
+
+
+def agree(ours: dict[str, Any], expected: dict[str, Any]) -> None:
+    torch.testing.assert_close(ours["loss"], expected["loss"], rtol=1e-6, atol=0)
+    gradients = ours["gradients"]
     assert gradients.keys() == expected["gradients"].keys()
     for name, gradient in expected["gradients"].items():
         assert gradient.any()
