@@ -140,7 +140,7 @@ def test_every_method_names_its_terms_as_its_weights(name: str) -> None:
     assert kind.title
     method.start(samples)
     batch = samples.take(torch.arange(12))
-    known = (torch.randn(12, 120), torch.randn(12, 3)) if kind.needs_teacher else None
+    known = TeacherOutput(torch.randn(12, 120), torch.randn(12, 3)) if kind.needs_teacher else None
     terms = method(batch.frames, batch.exists, batch.present, batch.targets, known, samples.context(batch.rows))
     assert list(terms) == list(method.weights)
     assert all(torch.isfinite(value) and value.dim() == 0 for value in terms.values())
