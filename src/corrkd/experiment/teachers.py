@@ -1,4 +1,4 @@
-"""By whom the student is taught: the teacher itself, or several teachers whose answers are put together (method, The teachers)."""
+"""By whom the student is taught: the teacher itself, or several teachers whose answers are put together (docs/corrkd-plus.md)."""
 
 from __future__ import annotations
 

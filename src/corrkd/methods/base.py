@@ -122,10 +122,16 @@ class Method(nn.Module, Generic[N]):
 
         `teacher` is what it says of the same samples, complete; `context` is where they stand in the data.
         """
-        local = self.network(frames, exists, visible)
-        output = Output(self.gather(local.representation), self.gather(local.logits))
+        output = self.answer(frames, exists, visible)
         whole = None if teacher is None else teacher.apply(self.gather)
         return self.terms(output, self.gather(targets), whole)
+
+    def answer(
+        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
+    ) -> Output:
+        """What the network says of the rows of all processes."""
+        local = self.network(frames, exists, visible)
+        return Output(self.gather(local.representation), self.gather(local.logits))
 
     def terms(self, output: Output, targets: Tensor, teacher: TeacherOutput | None) -> dict[str, Tensor]:
         """The loss terms by name. The base method has the task loss alone."""

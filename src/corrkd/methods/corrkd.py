@@ -61,8 +61,7 @@ class CorrKD(Method[CorrKDNetwork]):
         """The loss terms of a batch by name. Those of `cpd_parts` also look at which modalities a sample shows."""
         if not self.options.cpd_parts:
             return super().forward(frames, exists, visible, targets, teacher, context)
-        local = self.network(frames, exists, visible)
-        output = Output(self.gather(local.representation), self.gather(local.logits))
+        output = self.answer(frames, exists, visible)
         shown = torch.stack([(visible[m] & exists[m]).any(1) for m in self.network.modalities], 1)
         whole = None if teacher is None else teacher.apply(self.gather)
         return self.terms(output, self.gather(targets), whole, self.gather(shown))
