@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from corrkd.evaluation.judge import evaluate
     from corrkd.experiment.run import Run, resume, run
     from corrkd.networks.saved import SavedNetwork, load_student
+    from corrkd.serve.predictor import Predictor
+    from corrkd.serve.standalone import Prediction
     from corrkd.settings import Settings, load_settings
 
 _HOMES = {
     "CorrKDError": "corrkd.errors",
     "MultimodalDataset": "corrkd.data.dataset",
+    "Prediction": "corrkd.serve.standalone",
+    "Predictor": "corrkd.serve.predictor",
     "Run": "corrkd.experiment.run",
     "SavedNetwork": "corrkd.networks.saved",
     "Settings": "corrkd.settings",
@@ -37,6 +41,8 @@ _HOMES = {
 __all__ = [
     "CorrKDError",
     "MultimodalDataset",
+    "Prediction",
+    "Predictor",
     "Run",
     "SavedNetwork",
     "Settings",

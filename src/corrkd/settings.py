@@ -75,6 +75,11 @@ class DataSettings(_Strict):
         4.0, description="a split up to this size is held on the device whole; a larger one is read batch by batch"
     )
     resample: ResampleSettings = Field(default_factory=ResampleSettings)
+    calibration: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+        None,
+        description="about this share of the training samples, by whole groups (people, videos), takes part in no training and no choice: "
+        "prediction sets are made from it; null: no prediction sets",
+    )
     synthetic: dict[str, Any] = Field(
         default_factory=dict, description="what to change in the built-in dataset (docs/synthetic.md)"
     )
@@ -260,6 +265,9 @@ class EvaluationSettings(_Strict):
     draws: Count = Field(3, description="random draws of each ratio and burst")
     mask_seed: Annotated[int, Field(ge=0)] = Field(
         2024, description="seed of the masks: the same for every method and training seed"
+    )
+    coverage: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.9, description="share of samples whose true class the prediction sets are to hold (data.calibration)"
     )
     batch_size: Count = 256
     projection: str | None = Field(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corrkd.data.dataset import MultimodalDataset
-from corrkd.data.resample import group_folds, resampled, widest_group
+from corrkd.data.resample import group_folds, resampled, widest_group, with_calibration
 from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.errors import CorrKDError
 from corrkd.settings import ResampleSettings
@@ -115,3 +115,25 @@ def test_shared_ids_cannot_be_cross_validated() -> None:
     same = replace(dataset, splits={**dataset.splits, "valid": dataset.split("train")})
     with pytest.raises(CorrKDError, match="share sample ids"):
         resampled(same, ResampleSettings(folds=2), 0)
+
+
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=40), st.floats(0.05, 0.95))
+def test_whole_groups_are_held_out_for_calibration(members: list[int], share: float) -> None:
+    count = len(members)
+    dataset = make_dataset(sizes=(count, 6, 6))
+    train = dataset.split("train")
+    people = np.array([f"p{m}" for m in members])
+    dataset = replace(dataset, splits={"train": replace(train, groups={"person": people})})
+    if len(set(members)) < 2:
+        with pytest.raises(CorrKDError, match="one person in train, so none can be held out"):
+            with_calibration(dataset, share)
+        return
+    made = with_calibration(dataset, share)
+    kept, held = made.split("train"), made.split("calibration")
+    assert sorted([*kept.ids, *held.ids]) == sorted(train.ids)
+    assert len(kept)
+    assert len(held)
+    assert not set(kept.groups["person"]) & set(held.groups["person"])
+    # No more off than the largest person, who may have to be taken or left.
+    assert abs(len(held) - share * count) <= max(members.count(m) for m in members)
+    assert list(with_calibration(dataset, share).split("calibration").ids) == list(held.ids)

@@ -14,7 +14,17 @@ from safetensors.torch import load_file, save_file
 from corrkd.data.normalise import fit_normalisation
 from corrkd.data.targets import make_target
 from corrkd.errors import CorrKDError
-from corrkd.networks.saved import SavedNetwork, build_network, load_network, load_student, save_network
+from corrkd.networks.evaluated import Evaluated, EvaluatedCondition
+from corrkd.networks.saved import (
+    SavedNetwork,
+    add_evaluated,
+    build_network,
+    is_aligned,
+    load_network,
+    load_student,
+    save_network,
+    usual_lengths,
+)
 from corrkd.settings import NetworkSettings
 from tests.conftest import make_dataset
 
@@ -199,3 +209,34 @@ def test_samples_beyond_learned_positions_are_refused() -> None:
     assert model.fit(make_dataset()).modalities == model.modalities
     with pytest.raises(CorrKDError, match="reads no more than 6"):
         model.fit(make_dataset(frames=7))
+
+
+def test_what_an_evaluation_found_out_stays_with_the_model(stem: Path) -> None:
+    before = load_network(stem)
+    assert before.evaluated is None
+    condition = EvaluatedCondition(
+        name="audio", kind="modalities", available=("audio",), temperature=1.5, threshold=0.8
+    )
+    tested = Evaluated(split="test", samples=7, data="tiny", level=0.9, conditions=(condition,))
+    add_evaluated(stem, tested)
+    after = load_network(stem)
+    assert after.evaluated == tested
+    assert replace(after, network=before.network, normalisation=before.normalisation, evaluated=None) == replace(
+        before, normalisation=before.normalisation
+    )
+    save_network(stem.with_name("again"), after)
+    assert load_network(stem.with_name("again")).evaluated == tested
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"temperature": "hot"}, {"ratio": 2.0}, {"name": None}])
+def test_a_card_with_a_wrong_condition(stem: Path, wrong: dict[str, Any]) -> None:
+    condition = {"name": "audio", "kind": "modalities", "available": ["audio"]} | wrong
+    change_card(stem, evaluated={"split": "test", "samples": 7, "conditions": [condition]})
+    one_line(stem, f"student.json: evaluated.conditions.0.{next(iter(wrong))}: ")
+
+
+def test_lengths_that_the_training_had() -> None:
+    split = make_dataset().split("train")
+    assert usual_lengths(split) == {m: int(np.median(x)) for m, x in split.lengths.items()}
+    assert not is_aligned(split)
+    assert is_aligned(replace(split, lengths=dict.fromkeys(split.lengths, split.lengths["audio"])))

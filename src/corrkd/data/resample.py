@@ -14,6 +14,7 @@ from corrkd.settings import ResampleSettings
 
 GROUPS = ("person", "speaker", "video", "session")  # the widest first: what repeats over splits is not independent
 SAMPLE = "sample"
+CALIBRATION = "calibration"  # the split of those who are held out from training and every choice
 S = TypeVar("S", bound=np.generic)
 
 
@@ -51,6 +52,30 @@ def group_folds(members: npt.ArrayLike, folds: int, *, seed: int, where: str) ->
         fold_of[place] = smallest
         sizes[smallest] += counts[place]
     return fold_of[group]
+
+
+def with_calibration(dataset: MultimodalDataset, share: float) -> MultimodalDataset:
+    """The dataset with a split `calibration`: groups drawn from train until they have about this share of its samples.
+
+    Always the same groups, so that no seed trains on them.
+
+    Raises:
+        CorrKDError: where the training split has a single group.
+    """
+    train = dataset.split("train")
+    group, members = widest_group(train)
+    names, whose, counts = np.unique(members, return_inverse=True, return_counts=True)
+    if len(names) < 2:
+        raise CorrKDError(
+            f"dataset {dataset.name}: one {group} in train, so none can be held out; set data.calibration to null"
+        )
+    order = np.random.default_rng(0).permutation(len(names))
+    reached = counts[order].cumsum()
+    # As near to the share as whole groups come, at least one of them on either side.
+    number = int(np.clip(np.abs(reached - share * len(train)).argmin() + 1, 1, len(names) - 1))
+    held = np.isin(whose, order[:number])
+    splits = {**dataset.splits, "train": train.take(~held), CALIBRATION: train.take(held)}
+    return replace(dataset, splits=splits)
 
 
 def seed_rows(dataset: MultimodalDataset, settings: ResampleSettings, seed: int) -> tuple[IntArray, IntArray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from corrkd.data.targets import Target
 from corrkd.errors import CorrKDError
 from corrkd.evaluation import metrics
 from corrkd.evaluation.bayes import best_expected_weighted_f1
+from corrkd.evaluation.calibration import Calibration, calibrated, set_sizes, strangeness
 from corrkd.evaluation.sweep import MaskSource, Result, hashed_masks, is_whole, shown, sweep, tested_rows
 from corrkd.missing.conditions import Condition, missing_subsets, named_conditions, standard_conditions
 from corrkd.missing.manifest import Manifest, make_manifest
@@ -74,7 +76,22 @@ def evaluate(
         batch_size=batch_size,
         on_batch=on_batch,
     )
-    return tabulate(results, samples.target, samples.targets.cpu().numpy(), student.modalities)
+    return tabulate(
+        results, samples.target, samples.targets.cpu().numpy(), student.modalities, calibrations_of(student)
+    )
+
+
+def calibrations_of(saved: SavedNetwork) -> dict[str, Calibration]:
+    """By condition, what the model's card tells; empty where it was never evaluated."""
+    if saved.evaluated is None:
+        return {}
+
+    def threshold(given: float | None) -> float | None:
+        if saved.evaluated is None or saved.evaluated.level is None:
+            return None
+        return math.inf if given is None else given
+
+    return {c.name: Calibration(c.temperature, threshold(c.threshold)) for c in saved.evaluated.conditions}
 
 
 def judge_predictor(
@@ -193,10 +210,37 @@ def samples_of(
 
 
 def tabulate(
-    results: Sequence[Result], target: Target, truth: npt.NDArray[Any], modalities: Sequence[str]
+    results: Sequence[Result],
+    target: Target,
+    truth: npt.NDArray[Any],
+    modalities: Sequence[str],
+    calibrations: Mapping[str, Calibration] | None = None,
 ) -> pd.DataFrame:
-    """Tidy rows of a sweep's metrics, with "average" and "ratios" where their conditions are there."""
-    return _table(results, modalities, lambda r: metrics.measure(target, truth[r.rows], r.response))
+    """Tidy rows of a sweep's metrics, with "average" and "ratios" where their conditions are there.
+
+    `calibrations`: by condition; they add `ece_calibrated`, and with thresholds `coverage` and `set_size`.
+    """
+
+    def measure(result: Result) -> dict[str, float]:
+        own, known = truth[result.rows], (calibrations or {}).get(result.condition.name)
+        out = metrics.measure(target, own, result.response)
+        return out if known is None else {**out, **_calibrated(target, own, result, known)}
+
+    return _table(results, modalities, measure)
+
+
+def _calibrated(target: Target, truth: npt.NDArray[Any], result: Result, known: Calibration) -> dict[str, float]:
+    """What a condition's calibration makes of a response."""
+    response = calibrated(target, result.response, known.temperature)
+    out = (
+        {}
+        if target.kind == "score"
+        else {"ece_calibrated": metrics.response_calibration_error(target, truth, response)}
+    )
+    if known.threshold is not None:
+        out["coverage"] = float((strangeness(target, truth, response) <= known.threshold).mean())
+        out["set_size"] = float(set_sizes(target, response, known.threshold).mean())
+    return out
 
 
 def tabulate_majority(

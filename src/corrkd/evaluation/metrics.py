@@ -37,7 +37,7 @@ def measure(target: Target, truth: Array, response: Array) -> dict[str, float]:
     if target.kind == "score":
         return _scores(target, truth, response[:, 0])
     out = _classes(target.classes, truth, response.argmax(-1))
-    return {**out, "ece": calibration_error(truth, response)}
+    return {**out, "ece": response_calibration_error(target, truth, response)}
 
 
 def weighted_f1(truth: Array, prediction: Array) -> float:
@@ -77,6 +77,13 @@ def calibration_error(truth: Array, probabilities: Array) -> float:
     return float(error)
 
 
+def response_calibration_error(target: Target, truth: Array, response: Array) -> float:
+    """The same of a target's response; for questions its mean over questions."""
+    if target.kind == "questions":
+        return float(np.mean([calibration_error(truth[:, q], response[:, q]) for q in range(len(target.questions))]))
+    return calibration_error(truth, response)
+
+
 def area_under_ratios(ratios: Sequence[float], values: Sequence[float]) -> float:
     """Area under a metric's curve over missing ratios, divided by the range of ratios: 1 is a perfect metric at every ratio."""
     order = np.argsort(ratios)
@@ -112,7 +119,7 @@ def _questions(target: Target, truth: Array, response: Array) -> dict[str, float
     return {
         F1: float(np.mean(each)),
         "accuracy": float((truth == picked).mean()),
-        "ece": float(np.mean([calibration_error(truth[:, q], response[:, q]) for q in range(len(target.questions))])),
+        "ece": response_calibration_error(target, truth, response),
         **{f"{F1}/{name}": value for name, value in zip(target.questions, each, strict=True)},
         **{f"f1/{name}": value for name, value in zip(target.questions, yes, strict=True)},
     }

@@ -17,6 +17,7 @@ import torch
 
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import TEACHER, resolve
+from corrkd.experiment.calibrate import swept_samples
 from corrkd.experiment.compare_settings import DatasetPlan, read_plan
 from corrkd.experiment.memory import keep_freed_memory
 from corrkd.experiment.prepare import prepare
@@ -54,7 +55,7 @@ def _train_and_test(plan: DatasetPlan, folder: Path, arm: str, seed: int) -> Non
     if not (folder / COST).is_file():
         write_text(folder / COST, json.dumps(_cost(folder, arm, fabric.device, resumed)) + "\n")
     samples = experiment.samples(settings.evaluation.split)
-    with reporter.task("testing", len(samples)) as task:
+    with reporter.task("testing", swept_samples(experiment)) as task:
         tested = evaluate_arm(experiment.arms[0], experiment, samples, folder, task.step)
     write_tested(folder, [tested], experiment, seed)
 

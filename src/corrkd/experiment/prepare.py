@@ -18,7 +18,7 @@ from corrkd.data.batches import Samples
 from corrkd.data.dataset import SPLITS, IntArray, MultimodalDataset
 from corrkd.data.load import load_dataset
 from corrkd.data.normalise import Normalisation, fit_normalisation
-from corrkd.data.resample import group_folds, resampled, seed_rows, widest_group
+from corrkd.data.resample import CALIBRATION, group_folds, resampled, seed_rows, widest_group, with_calibration
 from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.data.targets import Target, make_target
 from corrkd.errors import CorrKDError
@@ -128,6 +128,13 @@ class Experiment:
             )
         if resample.train is not None:
             out.append(f"Every seed draws {resample.train} training samples of its own.")
+        if CALIBRATION in self.dataset.splits:
+            held, level = self.dataset.split(CALIBRATION), self.settings.evaluation.coverage
+            count = len(np.unique(widest_group(held)[1]))
+            few = "" if count >= level / (1 - level) - 1e-9 else ", too few to leave anything out of a set"
+            out.append(
+                f"Prediction sets: {len(held)} training samples of {count} groups by {group} took part in no training and no choice{few}."
+            )
         number = teacher.repeats * (teacher.folds or 1)
         if number > 1:
             how = (
@@ -215,6 +222,8 @@ def prepare(settings: Settings, arms: Mapping[str, ArmSettings] = RUN_ARMS) -> E
     dataset = read(settings.data)
     for split in {*SPLITS[:2], settings.evaluation.split}:
         dataset.split(split)
+    if settings.data.calibration is not None:
+        dataset = with_calibration(dataset, settings.data.calibration)
     target = make_target(settings.data.target, dataset)
     normalisation = _normalisation(dataset, settings.data)
     experiment = Experiment(settings, dataset, target, normalisation, pick_device(settings.device), resolved)

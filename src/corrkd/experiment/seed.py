@@ -19,9 +19,11 @@ from torch.utils.tensorboard import SummaryWriter
 from corrkd._version import __version__
 from corrkd.data.batches import Samples
 from corrkd.errors import CorrKDError
+from corrkd.evaluation.calibration import coverage_by_group
 from corrkd.evaluation.judge import tabulate
 from corrkd.evaluation.sweep import Result, mean_f1, mean_missing_f1, sweep
 from corrkd.experiment.arm import TEACHER, Arm
+from corrkd.experiment.calibrate import calibrate, found_out, groups_of, swept_samples
 from corrkd.experiment.prepare import Experiment
 from corrkd.experiment.progress import Reporter, Task
 from corrkd.experiment.teachers import Member, answers, members, trained_on
@@ -29,7 +31,15 @@ from corrkd.files import make_folder, write_bytes, write_with
 from corrkd.methods.base import AnyMethod, TeacherOutput
 from corrkd.missing.conditions import COMPLETE, condition
 from corrkd.networks.base import AnyNetwork
-from corrkd.networks.saved import SavedNetwork, build_network, load_network, save_network
+from corrkd.networks.saved import (
+    SavedNetwork,
+    add_evaluated,
+    build_network,
+    is_aligned,
+    load_network,
+    save_network,
+    usual_lengths,
+)
 from corrkd.training.distributed import gather
 from corrkd.training.loop import (
     VALID,
@@ -134,6 +144,8 @@ def _train_arm(
             normalisation=experiment.normalisation,
             target=experiment.target,
             frames=experiment.frames,
+            usual=usual_lengths(experiment.dataset.split("train")),
+            aligned=is_aligned(experiment.dataset.split("train")),
             about=about,
         )
         save_network(folder / arm.name, saved)
@@ -168,11 +180,14 @@ def _validation(arm: Arm, experiment: Experiment, valid: Samples) -> Callable[[A
 
 @dataclass(frozen=True)
 class Tested:
-    """What the evaluation of one arm gives: metrics, every prediction, and representations by "<arm>/<condition>"."""
+    """What the evaluation of one arm gives: metrics, every prediction, representations by "<arm>/<condition>", and how many of each
+    group's samples had their truth in the prediction set.
+    """
 
     table: pd.DataFrame
     predictions: pd.DataFrame
     representations: Mapping[str, npt.NDArray[Any]]
+    coverage: pd.DataFrame
 
 
 def evaluate_seed(experiment: Experiment, seed: int, folder: Path, reporter: Reporter) -> None:
@@ -181,7 +196,7 @@ def evaluate_seed(experiment: Experiment, seed: int, folder: Path, reporter: Rep
         return
     samples = experiment.samples(experiment.settings.evaluation.split)
     tested = []
-    with reporter.task(f"seed {seed}  evaluation", len(samples) * len(experiment.arms)) as task:
+    with reporter.task(f"seed {seed}  evaluation", swept_samples(experiment) * len(experiment.arms)) as task:
         for arm in experiment.arms:
             began = time.monotonic()
             tested.append(evaluate_arm(arm, experiment, samples, folder, task.step))
@@ -193,10 +208,11 @@ def evaluate_seed(experiment: Experiment, seed: int, folder: Path, reporter: Rep
 def evaluate_arm(
     arm: Arm, experiment: Experiment, samples: Samples, folder: Path, on_batch: Callable[[int], None]
 ) -> Tested:
-    """Tests one arm under every condition. Its model is read from the folder."""
+    """Calibrates one arm, then tests it under every condition. Its model is read from the folder, and its card told what was found."""
     truth = samples.targets.cpu().numpy()
     network = load_network(folder / arm.name).network.to(experiment.device, experiment.dtype)
     evaluation = experiment.settings.evaluation
+    calibrations = calibrate(network, experiment, on_batch)
     results = sweep(
         network,
         samples,
@@ -206,20 +222,27 @@ def evaluate_arm(
         keep_representations=tuple(dict.fromkeys((COMPLETE, experiment.projection()))),
         on_batch=on_batch,
     )
+    target, groups = experiment.target, groups_of(experiment, evaluation.split)
+    table = tabulate(results, target, truth, samples.modalities, calibrations)
+    add_evaluated(folder / arm.name, found_out(experiment, table, calibrations, len(samples)))
     return Tested(
-        tabulate(results, experiment.target, truth, samples.modalities).assign(method=arm.name),
+        table.assign(method=arm.name),
         pd.concat([_predictions(arm.name, result, samples, truth) for result in results], ignore_index=True),
         {f"{arm.name}/{r.condition.name}": r.representation for r in results if r.representation is not None},
+        coverage_by_group(results, target, truth, groups, calibrations).assign(method=arm.name),
     )
 
 
 def write_tested(folder: Path, tested: Sequence[Tested], experiment: Experiment, seed: int) -> None:
-    """representations.safetensors, predictions.parquet and, last, results.csv."""
+    """representations.safetensors, predictions.parquet, coverage.csv where there are prediction sets, and, last, results.csv."""
     truth = experiment.samples_kept(experiment.settings.evaluation.split)
     arrays = {key: array for part in tested for key, array in part.representations.items()}
     write_bytes(folder / "representations.safetensors", save_arrays({**arrays, "targets": np.ascontiguousarray(truth)}))
     frame = pd.concat([part.predictions for part in tested], ignore_index=True)
     write_with(folder / "predictions.parquet", lambda path: frame.to_parquet(path, index=False))
+    coverage = pd.concat([part.coverage for part in tested], ignore_index=True)
+    if len(coverage):
+        write_with(folder / "coverage.csv", lambda path: coverage.to_csv(path, index=False))
     table = pd.concat([part.table for part in tested], ignore_index=True)
     write_table(folder / "results.csv", table.assign(dataset=experiment.dataset.name, seed=seed))
 

@@ -29,6 +29,7 @@ from corrkd.errors import CorrKDError
 from corrkd.files import write_bytes, write_text
 from corrkd.networks.base import AnyNetwork
 from corrkd.networks.corrkd import CorrKDNetwork
+from corrkd.networks.evaluated import Evaluated
 from corrkd.networks.registry import network_class
 
 FORMAT = 1
@@ -42,15 +43,21 @@ class SavedNetwork:
         network: in eval mode.
         normalisation: of the raw features, from its training split.
         target: what it predicts.
-        frames: the most frames T_m by modality in training.
+        frames: the most frames T_m by modality in the data.
+        usual: frames of a training sample by modality (their median); None: not known.
+        aligned: whether every training sample has as many frames of each modality.
         about: plain facts: role, seed, epoch, selection rule, data's name and SHA-256, versions, history.
+        evaluated: what its evaluation found out; None before there was one.
     """
 
     network: AnyNetwork
     normalisation: Normalisation
     target: Target
     frames: Mapping[str, int]
+    usual: Mapping[str, int] | None = None
+    aligned: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
+    evaluated: Evaluated | None = None
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -121,8 +128,38 @@ def build_network(
     return kind(widths, frames, outputs=target.num_outputs, kind=target.kind, settings=settings)
 
 
+def usual_lengths(split: Split) -> dict[str, int]:
+    """Median number of frames of a sample, by modality."""
+    return {m: int(np.median(lengths)) for m, lengths in split.lengths.items()}
+
+
+def is_aligned(split: Split) -> bool:
+    """Whether every sample has as many frames of each modality."""
+    first, *others = split.lengths.values()
+    return all(np.array_equal(first, other) for other in others)
+
+
 def save_network(stem: Path, saved: SavedNetwork) -> None:
     """Writes `stem`.safetensors and `stem`.json."""
+    tensors_path, card_path = _files(stem)
+    data, card = packed(saved)
+    write_bytes(tensors_path, data)
+    write_card(card_path, card)
+
+
+def write_card(path: Path, card: Mapping[str, Any]) -> None:
+    """Writes a card as readable JSON."""
+    write_text(path, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+
+
+def add_evaluated(stem: Path, evaluated: Evaluated) -> None:
+    """Adds to a model's card what an evaluation found out."""
+    card_path = _files(stem)[1]
+    write_card(card_path, {**read_card(card_path), "evaluated": evaluated.model_dump(mode="json")})
+
+
+def packed(saved: SavedNetwork) -> tuple[bytes, dict[str, Any]]:
+    """The two files' contents: tensors as safetensors, and the card."""
     tensors = {f"network.{name}": value.contiguous() for name, value in saved.network.state_dict().items()}
     for m in saved.modalities:
         tensors[f"center.{m}"] = torch.as_tensor(np.asarray(saved.normalisation.center[m]))
@@ -134,14 +171,20 @@ def save_network(stem: Path, saved: SavedNetwork) -> None:
         "sha256": hashlib.sha256(data).hexdigest(),
         "architecture": saved.network.name,
         "network": saved.network.settings.model_dump(mode="json"),
-        "modalities": {m: {"width": saved.widths[m], "frames": saved.frames[m]} for m in saved.modalities},
+        "modalities": {m: _modality_card(saved, m) for m in saved.modalities},
+        "aligned": saved.aligned,
         "clip": saved.normalisation.clip,
         "target": saved.target.to_json(),
         "about": dict(saved.about),
     }
-    tensors_path, card_path = _files(stem)
-    write_bytes(tensors_path, data)
-    write_text(card_path, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    if saved.evaluated is not None:
+        card["evaluated"] = saved.evaluated.model_dump(mode="json")
+    return data, card
+
+
+def _modality_card(saved: SavedNetwork, modality: str) -> dict[str, int]:
+    card = {"width": saved.widths[modality], "frames": saved.frames[modality]}
+    return card if saved.usual is None else {**card, "usual": saved.usual[modality]}
 
 
 def load_network(stem: Path) -> SavedNetwork:
@@ -150,24 +193,29 @@ def load_network(stem: Path) -> SavedNetwork:
     Raises:
         CorrKDError: where a file is missing, damaged, or its tensors have other shapes than the card says.
     """
-    path, card_path = _files(stem)
-    stem = path.with_suffix("")
-    card = _read_card(card_path)
+    return read_network(*_files(stem))
+
+
+def read_network(path: Path, card_path: Path) -> SavedNetwork:
+    """A model of its two files. Raises CorrKDError as `load_network`."""
+    card = read_card(card_path)
     try:
         data = path.read_bytes()
     except OSError as error:
         raise CorrKDError(f"{path}: {error.strerror or error}") from None
     if hashlib.sha256(data).hexdigest() != card["sha256"]:
         raise CorrKDError(
-            f"{path}: damaged: its SHA-256 is not the one in {stem.name}.json; restore both files from one training"
+            f"{path}: damaged: its SHA-256 is not the one in {card_path.name}; restore both files from one training"
         )
     try:
         tensors = load_tensors(data)
         return _assemble(card, tensors)
     except CorrKDError as error:
-        raise CorrKDError(f"{stem}.json: {error}") from None
+        raise CorrKDError(f"{card_path}: {error}") from None
     except ValidationError as error:
-        raise CorrKDError(f"{stem}.json: network: {error.errors()[0]['msg']}") from None
+        first = error.errors()[0]
+        where = "evaluated" if error.title == Evaluated.__name__ else "network"
+        raise CorrKDError(f"{card_path}: {'.'.join([where, *map(str, first['loc'])])}: {first['msg']}") from None
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, struct.error) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise CorrKDError(f"{path}: does not fit its card: {' '.join(lines[-1:]) or type(error).__name__}") from None
@@ -200,7 +248,8 @@ def seed_folders(run: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.removeprefix("seed-")))
 
 
-def _read_card(path: Path) -> dict[str, Any]:
+def read_card(path: Path) -> dict[str, Any]:
+    """A model's card. Raises CorrKDError where it is none, or lacks something."""
     try:
         card = json.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -221,6 +270,8 @@ def _assemble(card: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> S
     target = Target.from_json(card["target"])
     widths = {m: int(size["width"]) for m, size in card["modalities"].items()}
     frames = {m: int(size["frames"]) for m, size in card["modalities"].items()}
+    usual = {m: int(size["usual"]) for m, size in card["modalities"].items() if "usual" in size}
+    evaluated = card.get("evaluated")
     with torch.random.fork_rng(devices=[]):
         kind = network_class(str(card.get("architecture", CorrKDNetwork.name)))
         network = build_network(target, widths, frames, kind.settings_type.model_validate(card["network"]), kind)
@@ -231,7 +282,14 @@ def _assemble(card: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> S
         clip=None if card["clip"] is None else float(card["clip"]),
     )
     return SavedNetwork(
-        network=network.eval(), normalisation=normalisation, target=target, frames=frames, about=card["about"]
+        network=network.eval(),
+        normalisation=normalisation,
+        target=target,
+        frames=frames,
+        usual=usual if len(usual) == len(frames) else None,
+        aligned=card.get("aligned") is True,
+        about=card["about"],
+        evaluated=None if evaluated is None else Evaluated.model_validate(evaluated),
     )
 
 

@@ -153,6 +153,10 @@ def sections(run: RunFolder, condition: str | None = None) -> list[Section]:
     if isinstance(matrices[0], Picture) and not score:
         named = zip(("complete", "hardest"), tables.shown_conditions(run), strict=False)
         matrices += [tables.confusion_table(run, name, shown) for name, shown in named]
+    made = (run.path / "results.csv").is_file() and (run.results["metric"] == "coverage").any()
+    sets: list[Section] = []
+    if made:
+        sets = [Section("Prediction sets", [part(tables.prediction_sets, run), part(tables.coverage_by_group, run)])]
     others = [part(tables.others, run, "weighted_f1")] if tables.other_headings(run) else []
     return [
         Section("Data", [part(tables.data, run)]),
@@ -160,6 +164,7 @@ def sections(run: RunFolder, condition: str | None = None) -> list[Section]:
         Section("Missing frames", [part(figures.ratio_curves, run), part(tables.by_ratio, run), *others]),
         Section("Classes", [part(tables.per_class, run), *matrices]),
         Section("Calibration", [part(tables.calibration, run), part(figures.reliability, run)]),
+        *sets,
         Section("Training", [part(figures.training, run)]),
         Section("Representations", [part(figures.projection, run, condition)]),
     ]

@@ -182,6 +182,22 @@ class RunFolder:
             )[["method", "seed", *numbers]],
         )
 
+    def coverage(self) -> pd.DataFrame:
+        """Every seed's coverage.csv under one another: condition, group, samples, coverage, set_size, method, seed."""
+        files = self._seed_files("coverage.csv")
+        return pd.concat(
+            [
+                self._read(
+                    file,
+                    lambda path: pd.read_csv(
+                        path, dtype={"condition": str, "group": str, "method": str}, keep_default_na=False
+                    ),
+                ).assign(seed=seed)
+                for seed, file in files
+            ],
+            ignore_index=True,
+        )
+
     def history(self) -> pd.DataFrame:
         """Every seed's history.csv under one another, with a column `seed`."""
         files = self._seed_files("history.csv")

@@ -24,6 +24,7 @@ FLOOR, CEILING = "majority", "bayes"
 REFERENCES = ("student", "corrkd")  # what the others are compared with: its name in a run and in a comparison
 AVERAGE = "average"
 Mark = Literal["", "best", "second"]
+QUANTILES = {"lowest": 0.0, "a quarter below": 0.25, "median": 0.5, "highest": 1.0}
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ METRICS = {
     "weighted_f1": Metric("Weighted F1 × 100"),
     "accuracy": Metric("Accuracy × 100"),
     "ece": Metric("Expected calibration error × 100 (less is better)", sign=-1),
+    "ece_calibrated": Metric("Expected calibration error × 100 after temperature scaling (less is better)", sign=-1),
+    "coverage": Metric("Samples whose truth is in the prediction set, %", digits=1),
+    "set_size": Metric("Size of the prediction set", scale=1.0),
     "mae": Metric("Mean absolute error (less is better)", scale=1.0, digits=3, sign=-1),
     "corr": Metric("Pearson correlation", scale=1.0, digits=3),
 }
@@ -310,9 +314,58 @@ def per_class(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
 
 
 def calibration(run: RunFolder) -> Table:
-    """Expected calibration error under the inter-modality conditions."""
+    """Expected calibration error under the inter-modality conditions, before and after temperature scaling."""
     caption = f"{METRICS['ece'].title} on the {run.card.split} split. {subset_legend(run)}"
-    return conditions_table(run, "calibration", "ece", subset_headings(run), caption)
+    table = conditions_table(run, "calibration", "ece", subset_headings(run), caption)
+    with contextlib.suppress(AbsentError):
+        after = titled(run, compared(run, "ece_calibrated", subset_headings(run), METRICS["ece"]))
+        caption = f"{table.caption} Below, each condition's logits are divided by a temperature fitted on the validation split."
+        blocks = {
+            "As trained": table.blocks[""],
+            "With the condition's temperature": after.reindex(columns=table.columns),
+        }
+        table = replace(table, caption=caption, blocks=blocks)
+    return table
+
+
+def prediction_sets(run: RunFolder) -> Table:
+    """How often the prediction sets hold the truth, and how large they are, under the inter-modality conditions."""
+    headings = subset_headings(run)
+    size = "Length of the interval" if run.card.target.kind == "score" else "Classes in a set"
+    blocks = {}
+    for title, metric in {"Share that holds the truth, %": "coverage", size: "set_size"}.items():
+        frame = compared(run, metric, headings, METRICS[metric])
+        blocks[title] = titled(run, frame).map(lambda c: replace(c, mark="", digits=2) if isinstance(c, Cell) else c)
+    caption = (
+        f"Prediction sets on the {run.card.split} split, made from groups that took part in no training and no choice. That they "
+        "hold the truth as often as was asked for, on average over groups, assumes that groups are exchangeable: that those tested "
+        f"are such as those held out were. {subset_legend(run)} {reading(run).split(' Best')[0]}"
+    )
+    return Table("prediction-sets", caption, "Method", blocks)
+
+
+def coverage_by_group(run: RunFolder) -> Table:
+    """How the student's coverage differs between groups: over groups, each averaged over seeds."""
+    rows = run.coverage()
+    student = rows[rows["method"].isin(REFERENCES)]
+    headings = subset_headings(run)
+    blocks = {}
+    for condition, heading in headings.items():
+        own = student[student["condition"] == condition]
+        if len(own):
+            shares = 100 * own.groupby("group")["coverage"].mean()
+            blocks[heading] = {
+                "Groups": len(shares),
+                **{name: Cell(float(shares.quantile(q))) for name, q in QUANTILES.items()},
+            }
+    if not blocks:
+        raise AbsentError("coverage.csv holds nothing of the student.")
+    frame = pd.DataFrame.from_dict(blocks, orient="index").astype(object)
+    caption = (
+        f"Share of each group's samples on the {run.card.split} split whose truth is in the student's prediction set, %, over "
+        f"groups: a set holds the truth on average, not for everyone alike. {subset_legend(run)}"
+    )
+    return Table("coverage-by-group", caption, "Available", {"": frame}, digits=1)
 
 
 def data(run: RunFolder) -> Table:

@@ -1,0 +1,103 @@
+"""What an arm learns about itself before it is tested: temperatures from the validation split, prediction sets from the people held out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from corrkd.data.batches import Samples
+from corrkd.data.resample import CALIBRATION, widest_group
+from corrkd.evaluation.calibration import Calibration, fit_temperatures, fit_thresholds
+from corrkd.evaluation.sweep import Result, sweep
+from corrkd.experiment.prepare import Experiment
+from corrkd.networks.base import AnyNetwork
+from corrkd.networks.evaluated import Evaluated, EvaluatedCondition
+
+KEPT = ("weighted_f1", "accuracy", "ece", "ece_calibrated", "coverage", "set_size", "mae", "corr")  # on a model's card
+
+
+def swept_splits(experiment: Experiment) -> tuple[str, ...]:
+    """The splits that an evaluation reads, in its order; nothing is calibrated on the split that is tested."""
+    tested = experiment.settings.evaluation.split
+    if tested == "valid":
+        return (tested,)
+    return ("valid", *(name for name in (CALIBRATION,) if name in experiment.dataset.splits), tested)
+
+
+def swept_samples(experiment: Experiment) -> int:
+    """How many samples an evaluation of one arm reads."""
+    return sum(len(experiment.samples_kept(name)) for name in swept_splits(experiment))
+
+
+def calibrate(
+    network: AnyNetwork, experiment: Experiment, on_batch: Callable[[int], None] | None = None
+) -> dict[str, Calibration]:
+    """Temperature and threshold of each condition; empty where the tests are on the validation split."""
+    before = swept_splits(experiment)[:-1]
+    if not before:
+        return {}
+    target = experiment.target
+
+    def swept(name: str) -> tuple[Samples, list[Result]]:
+        samples, evaluation = experiment.samples(name), experiment.settings.evaluation
+        return samples, sweep(
+            network,
+            samples,
+            experiment.conditions(),
+            mask_seed=evaluation.mask_seed,
+            batch_size=evaluation.batch_size,
+            on_batch=on_batch,
+        )
+
+    valid, results = swept("valid")
+    temperatures = fit_temperatures(results, target, valid.targets.cpu().numpy())
+    thresholds: Mapping[str, float] = {}
+    if CALIBRATION in before:
+        held_out, results = swept(CALIBRATION)
+        groups, level = groups_of(experiment, CALIBRATION), experiment.settings.evaluation.coverage
+        thresholds = fit_thresholds(results, target, held_out.targets.cpu().numpy(), groups, level, temperatures)
+    return {
+        condition.name: Calibration(temperatures.get(condition.name, 1.0), thresholds.get(condition.name))
+        for condition in experiment.conditions()
+    }
+
+
+def groups_of(experiment: Experiment, split: str) -> npt.NDArray[np.str_]:
+    """Whose each sample that counts is, (n,): the person, speaker, session or video, else the sample itself."""
+    chosen = experiment.dataset.split(split)
+    kept = experiment.target.of(chosen, f"dataset {experiment.dataset.name}, {split}")[1]
+    groups: npt.NDArray[np.str_] = widest_group(chosen)[1][kept]
+    return groups
+
+
+def found_out(experiment: Experiment, table: pd.DataFrame, known: Mapping[str, Calibration], samples: int) -> Evaluated:
+    """What a model's card tells of its evaluation: each condition's calibration, and its metrics averaged over draws."""
+    inside = table[table["metric"].isin(KEPT)]
+    means = inside.groupby(["condition", "metric"])["value"].agg(lambda values: values.mean(skipna=False))
+    conditions = []
+    for c in experiment.conditions():
+        own = known.get(c.name, Calibration())
+        bounded = own.threshold is not None and math.isfinite(own.threshold)
+        values = {m: float(means[c.name, m]) for m in KEPT if (c.name, m) in means.index}
+        conditions.append(
+            EvaluatedCondition(
+                name=c.name,
+                kind=c.kind,
+                available=c.available,
+                ratio=c.ratio,
+                temperature=own.temperature,
+                threshold=own.threshold if bounded else None,
+                measured={m: value for m, value in values.items() if math.isfinite(value)},
+            )
+        )
+    return Evaluated(
+        split=experiment.settings.evaluation.split,
+        samples=samples,
+        data=experiment.dataset.name,
+        level=experiment.settings.evaluation.coverage if CALIBRATION in swept_splits(experiment) else None,
+        conditions=tuple(conditions),
+    )

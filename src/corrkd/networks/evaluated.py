@@ -1,0 +1,51 @@
+"""What an evaluation found out about a model under each missing condition: it travels on the model's card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class EvaluatedCondition(_Frozen):
+    """One condition.
+
+    Attributes:
+        name, kind, available, ratio: as in corrkd.missing.conditions.Condition.
+        temperature: by which logits are divided under it, fitted on the validation split.
+        threshold: of its prediction sets (corrkd.evaluation.calibration); None: nothing is left out of them.
+        measured: metrics on the tested split, as fractions of 1; one that is undefined is left out.
+    """
+
+    name: str
+    kind: str
+    available: tuple[str, ...]
+    ratio: Share | None = None
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    threshold: Annotated[float, Field(ge=0.0)] | None = None
+    measured: Mapping[str, float] = Field(default_factory=dict)
+
+
+class Evaluated(_Frozen):
+    """All of them.
+
+    Attributes:
+        split: whose samples were tested.
+        samples: how many of them.
+        data: name of the dataset.
+        level: share of samples whose true class the prediction sets are to hold; None: there are no sets.
+        conditions: in the evaluation's order.
+    """
+
+    split: str
+    samples: int
+    data: str = ""
+    level: Share | None = None
+    conditions: tuple[EvaluatedCondition, ...] = ()

@@ -1,0 +1,1 @@
+"""A trained student in use: predictions, export, the service. Needs neither methods nor training."""

@@ -1,0 +1,195 @@
+"""A trained student that takes raw features of whatever is at hand: one sample or many, any lengths, any modalities."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from corrkd.errors import CorrKDError
+from corrkd.files import make_folder, write_bytes
+from corrkd.networks.saved import SavedNetwork, load_student, packed, read_network, write_card
+from corrkd.report.run_folder import RunFolder
+from corrkd.serve import standalone
+from corrkd.serve.model_card import model_card
+from corrkd.serve.standalone import Arrays, InputError, Prediction, Sample
+
+WEIGHTS, CARD, README = "model.safetensors", "config.json", "README.md"
+
+
+class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentiment-analysis", "missing-modalities"]):
+    """Predictions of a trained network (docs/using.md).
+
+    Args:
+        saved: the network with its normalisation and target.
+        run: the run folder it is from, whose tables a model card shows.
+        device: where it computes.
+
+    Attributes:
+        card: what the model knows of itself, as plain values.
+    """
+
+    _hub_mixin_config: dict[str, Any] = {}  # noqa: RUF012  (the mixin's; set, so that it does not copy the network)
+
+    def __init__(self, saved: SavedNetwork, *, run: Path | None = None, device: torch.device | str = "cpu") -> None:
+        if saved.network.reads_conversations:
+            raise CorrKDError(
+                f"network {saved.network.name!r} understands a sample among the others of its conversation and cannot predict single ones"
+            )
+        self.saved = saved
+        self.run = run
+        self.card: dict[str, Any] = card_of(saved)
+        self.device = torch.device(device)
+        self._readme: str | None = None
+        saved.network.to(self.device).eval()
+
+    # ------------------------------------------------------------------------------------------------------------- prediction
+
+    @overload
+    def predict(self, samples: Sample, *, batch_size: int = 256) -> Prediction: ...
+
+    @overload
+    def predict(self, samples: Sequence[Sample], *, batch_size: int = 256) -> list[Prediction]: ...
+
+    def predict(self, samples: Sample | Sequence[Sample], *, batch_size: int = 256) -> Prediction | list[Prediction]:
+        """What the student says of raw features.
+
+        Args:
+            samples: a sample, or several. A sample is a mapping with, for each modality that is there, an array of (frames, width) raw
+                features, or (width,) for a single vector. A modality that is missing is None or left out. Single frames that are
+                missing are None in a list of frames, or False in an array `<modality>_present` of (frames,) booleans.
+            batch_size: samples at once; changes memory and, in the last bits, rounding.
+
+        Returns:
+            For one sample a `Prediction`: classes, probabilities (with the temperature of the sample's condition), which modalities and
+            what share of their frames were used, and how reliable predictions under that condition were when the model was tested.
+
+        Raises:
+            CorrKDError: where a modality is unknown or has another width, a value is NaN or infinite, or nothing is given.
+        """
+        single = isinstance(samples, Mapping)
+        given = [samples] if isinstance(samples, Mapping) else list(samples)
+        try:
+            answers = standalone.predictions(given, self.card, self.logits, batch_size=batch_size)
+        except InputError as error:
+            raise CorrKDError(str(error)) from None
+        return answers[0] if single else answers
+
+    @torch.no_grad()
+    def logits(self, arrays: Mapping[str, Arrays]) -> npt.NDArray[np.float32]:
+        """Logits (N, K) or (N, Q, 2), or scores (N, 1), of raw frames. Raises CorrKDError where a sample is too long for the model."""
+        frames, exists, visible = self.tensors(arrays)
+        out: npt.NDArray[np.float32] = self.saved.network(frames, exists, visible).logits.float().cpu().numpy()
+        return out
+
+    def tensors(
+        self, arrays: Mapping[str, Arrays]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Normalised frames, and which exist and which are visible, on the device."""
+        for m, longest in self.saved.network.longest(self.saved.frames).items():
+            if (count := arrays[m].frames.shape[1]) > longest:
+                raise CorrKDError(f"sample, {m}: {count} frames, but the model reads no more than {longest}")
+        exists = {m: torch.from_numpy(a.exists).to(self.device) for m, a in arrays.items()}
+        visible = {m: torch.from_numpy(a.visible).to(self.device) for m, a in arrays.items()}
+        raw = {m: torch.from_numpy(a.frames).to(self.device) for m, a in arrays.items()}
+        frames = {m: self.saved.normalisation.apply(m, x).mul_(exists[m][..., None]) for m, x in raw.items()}
+        return frames, exists, visible
+
+    # ---------------------------------------------------------------------------------------------------------------- on disk
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, device: torch.device | str = "cpu", **hub: Any
+    ) -> Predictor:
+        """A model from a run folder (its first seed), a seed's folder, a model's file, a folder of `save_pretrained`, or the hub.
+
+        Args:
+            pretrained_model_name_or_path: a path, or "owner/name" on the Hugging Face hub.
+            device: where it computes.
+            hub: revision, token, cache_dir, force_download, local_files_only, as huggingface_hub's mixin takes them.
+
+        Raises:
+            CorrKDError: where there is no model, or it is damaged.
+        """
+        path = Path(pretrained_model_name_or_path)
+        if path.exists() or path.with_name(f"{path.name}.json").exists():
+            return cls._from_path(path, device)
+        try:
+            return super().from_pretrained(str(pretrained_model_name_or_path), device=device, **hub)
+        except HFValidationError:
+            raise CorrKDError(f"{path}: no such file or folder, and no model's name on the hub (owner/name)") from None
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CorrKDError(f"{path}: no such file or folder, and not had from the hub ({reason})") from None
+
+    @classmethod
+    def _from_path(cls, path: Path, device: torch.device | str) -> Predictor:
+        if (path / CARD).is_file():
+            made = cls(read_network(path / WEIGHTS, path / CARD), device=device)
+            if (path / README).is_file():
+                made._readme = (path / README).read_text("utf-8")
+            return made
+        run = next((folder for folder in (path, *path.parents[:2]) if (folder / "run.json").is_file()), None)
+        return cls(load_student(path), run=run, device=device)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, device: torch.device | str = "cpu", **hub: Any) -> Predictor:
+        known = {
+            k: v
+            for k, v in hub.items()
+            if k in ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        }
+        # These files alone: nothing else of a repository is looked at, and none of them can carry code.
+        return cls._from_path(
+            Path(snapshot_download(model_id, allow_patterns=[WEIGHTS, CARD, README], **known)), device
+        )
+
+    def save_pretrained(self, save_directory: str | Path, *, overwrite: bool = False, **hub: Any) -> str | None:
+        """Writes model.safetensors, config.json and a model card README.md.
+
+        Args:
+            save_directory: a new folder, or one with a model to replace.
+            overwrite: replace a model that is there.
+            hub: repo_id, push_to_hub and more, as huggingface_hub's mixin takes them.
+
+        Raises:
+            CorrKDError: where the folder holds a model already.
+        """
+        folder = Path(save_directory)
+        if not overwrite and any((folder / name).exists() for name in (WEIGHTS, CARD)):
+            raise CorrKDError(f"{folder}: holds a model already; choose another folder, or pass overwrite=True")
+        make_folder(folder)
+        # Aside first: a disk that is full leaves what was there.
+        with TemporaryDirectory(prefix=".saving-", dir=folder) as aside:
+            url = super().save_pretrained(aside, **{"repo_id": folder.name, **hub})
+            for name in (WEIGHTS, CARD, README):
+                os.replace(Path(aside) / name, folder / name)
+        return url
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        data, card = packed(self.saved)
+        write_bytes(save_directory / WEIGHTS, data)
+        write_card(save_directory / CARD, card)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The model card: what it predicts, how it was tested, with the run's own tables."""
+        if self._readme is not None and self.run is None:
+            return ModelCard(self._readme)
+        run = None if self.run is None else RunFolder.open(self.run)
+        return ModelCard(model_card(self.saved, self.card, run))
+
+
+def card_of(saved: SavedNetwork) -> dict[str, Any]:
+    """What the stand-alone code needs to know of a model, as plain values."""
+    card = json.loads(json.dumps(packed(saved)[1]))
+    card["about"].pop("history", None)
+    return dict(card)

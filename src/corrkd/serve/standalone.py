@@ -1,0 +1,352 @@
+"""Predictions of an exported student: `python predict.py SAMPLE.json` (or .npz). It needs NumPy and onnxruntime alone.
+
+This file is part of corrkd (Apache-2.0) and is copied beside model.onnx and card.json, so it imports nothing of the package.
+
+A *sample* is a mapping with, for each modality that is there, its raw features: (frames, width) numbers, or (width,) for a single vector.
+A modality that is missing is None, or left out. Single frames that are missing are None in a list of frames, or False in a boolean array
+`<modality>_present`; what stands in their place is not looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Sample = Mapping[str, Any]
+PRESENT = "_present"
+
+
+class InputError(ValueError):
+    """A sample that cannot be read: what is wrong, where, and what to do."""
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """N samples of one modality as a network takes them: raw frames (N, T, width), and which exist and which are visible (N, T)."""
+
+    frames: npt.NDArray[np.float32]
+    exists: npt.NDArray[np.bool_]
+    visible: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How good predictions were when the model was tested in a like condition.
+
+    Attributes:
+        condition: the tested condition: the modalities that were there, or "ratio-R" where a share R of all frames was missing.
+        harder: the sample misses more than this condition did, so its prediction may be less reliable than these numbers.
+        split, samples: what was tested.
+        measured: weighted_f1, accuracy, ece (calibration error) and more, as fractions of 1.
+    """
+
+    condition: str
+    harder: bool
+    split: str
+    samples: int
+    measured: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a student says of one sample.
+
+    Attributes:
+        label: the likeliest class; of yes/no questions a mapping from each to its answer; of scores the category of the score.
+        probabilities: by class, or by question and answer; None of scores.
+        score: where the target is one, else None.
+        used: share of each modality's frames that was there, 0 to 1.
+        reliability: None where no like condition was tested.
+        prediction_set: classes that cannot be ruled out (by question, for questions); None where the model has no prediction sets.
+        interval: the same of a score: lowest and highest.
+    """
+
+    label: str | dict[str, str]
+    probabilities: dict[str, Any] | None
+    score: float | None
+    used: dict[str, float]
+    reliability: Reliability | None
+    prediction_set: Any = None
+    interval: tuple[float, float] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; what the target does not have is left out."""
+        optional = ("probabilities", "score", "prediction_set", "interval")
+        values = asdict(self)
+        return {k: v for k, v in values.items() if v is not None or k not in optional}
+
+
+Run = Callable[[Mapping[str, Arrays]], Array]
+"""N samples -> logits (N, K) or (N, Q, 2), or scores (N, 1)."""
+
+
+# --------------------------------------------------------------------------------------------------------- from samples to arrays
+
+
+def read_sample(sample: Any, card: Mapping[str, Any], where: str = "sample") -> dict[str, tuple[Array, Array]]:
+    """Frames (T, width) float32 and which of them are there (T,), for each modality that is given.
+
+    Raises:
+        InputError: where a modality is unknown, has another width, no frames, or holds NaN, or nothing is given at all.
+    """
+    modalities = card["modalities"]
+    if not isinstance(sample, Mapping):
+        raise InputError(f"{where}: expected a mapping from modality to frames, found {type(sample).__name__}")
+    for key in sample:
+        if str(key).removesuffix(PRESENT) not in modalities and key not in modalities:
+            raise InputError(f"{where}: {key!r} is no modality of this model; it has {', '.join(modalities)}")
+    out = {}
+    for m, size in modalities.items():
+        if sample.get(m) is not None:
+            out[m] = _read_modality(sample[m], sample.get(f"{m}{PRESENT}"), int(size["width"]), f"{where}, {m}")
+        elif sample.get(f"{m}{PRESENT}") is not None:
+            raise InputError(f"{where}, {m}: {m}{PRESENT} without {m}; give the frames too, or leave out both")
+    if not out:
+        raise InputError(f"{where}: nothing is given; give at least one of {', '.join(modalities)}")
+    return out
+
+
+def _read_modality(given: Any, present: Any, width: int, where: str) -> tuple[Array, Array]:
+    there = None
+    if isinstance(given, Sequence) and not isinstance(given, str) and any(frame is None for frame in given):
+        there = np.array([frame is not None for frame in given])
+        given = [[0.0] * width if frame is None else frame for frame in given]
+    try:
+        frames = np.asarray(given)
+        if frames.dtype.kind == "O":  # numbers too large, or None among them
+            frames = frames.astype(np.float64)
+        if frames.dtype.kind not in "fiub":
+            raise TypeError
+    except (ValueError, TypeError, OverflowError):
+        raise InputError(f"{where}: not numbers of shape (frames, {width})") from None
+    if frames.ndim == 1 and frames.shape == (width,):
+        frames = frames[None]
+    if frames.size == 0:
+        raise InputError(f"{where}: no frames; where the modality is missing, give null or leave it out")
+    if frames.ndim != 2 or frames.shape[1] != width:
+        raise InputError(f"{where}: shape {frames.shape}, expected (frames, {width})")
+    there = np.ones(len(frames), bool) if there is None else there
+    if present is not None:
+        mask = np.asarray(present)
+        if mask.shape != (len(frames),) or not np.isin(mask, (0, 1)).all():
+            raise InputError(f"{where}: the mask must be {len(frames)} booleans, found shape {mask.shape}")
+        there &= mask.astype(bool)
+    with np.errstate(over="ignore"):
+        frames = frames.astype(np.float32)
+    bad = ~np.isfinite(frames).all(1) & there
+    if bad.any():
+        raise InputError(
+            f"{where}: NaN or infinite values in frame {int(bad.argmax())}; give null for a frame that is missing"
+        )
+    frames[~there] = 0.0
+    return frames, there
+
+
+def collate(samples: Sequence[Mapping[str, tuple[Array, Array]]], card: Mapping[str, Any]) -> dict[str, Arrays]:
+    """Samples from `read_sample` side by side, padded on the right.
+
+    A modality that is missing whole has as many invisible frames as the sample's others, where the training data is aligned, else as many
+    as a training sample usually has.
+    """
+    out = {}
+    for m, size in card["modalities"].items():
+        lengths = [len(s[m][0]) if m in s else _usual(s, size, card) for s in samples]
+        frames = np.zeros((len(samples), max(lengths), int(size["width"])), np.float32)
+        visible = np.zeros(frames.shape[:2], bool)
+        for row, sample in enumerate(samples):
+            if m in sample:
+                frames[row, : lengths[row]], visible[row, : lengths[row]] = sample[m]
+        exists = np.arange(frames.shape[1])[None] < np.array(lengths)[:, None]
+        out[m] = Arrays(frames, exists, visible)
+    return out
+
+
+def _usual(sample: Mapping[str, tuple[Array, Array]], size: Mapping[str, Any], card: Mapping[str, Any]) -> int:
+    if card.get("aligned"):
+        return max(len(frames) for frames, _ in sample.values())
+    return int(size.get("usual", size["frames"]))
+
+
+# ------------------------------------------------------------------------------------------------------------------- conditions
+
+
+def tested_condition(card: Mapping[str, Any], used: Mapping[str, float]) -> tuple[Mapping[str, Any] | None, bool]:
+    """The tested condition that a sample is like, and whether the sample misses more than it did.
+
+    Where a modality is missing whole: the condition with the others. Where only frames are missing: that of the nearest share of missing
+    frames, the larger of two. None where no such was tested.
+    """
+    conditions = (card.get("evaluated") or {}).get("conditions", ())
+    there = {m for m, share in used.items() if share > 0}
+    missing = 1.0 - sum(used.values()) / len(used)
+    if there and (len(there) < len(used) or missing == 0.0):
+        for c in conditions:
+            if c["kind"] == "modalities" and set(c["available"]) == there:
+                return c, any(used[m] < 1.0 for m in there)
+        return None, False
+    ratios = [c for c in conditions if c["kind"] == "ratio" and c["ratio"] is not None]
+    if not ratios:
+        return None, False
+    nearest = min(ratios, key=lambda c: (abs(c["ratio"] - missing), -c["ratio"]))
+    return nearest, missing > nearest["ratio"] + 1e-9
+
+
+# ------------------------------------------------------------------------------------------------------- from logits to predictions
+
+
+def predictions(
+    samples: Sequence[Any], card: Mapping[str, Any], run: Run, *, batch_size: int = 256, where: str = "sample"
+) -> list[Prediction]:
+    """Predictions of samples of any lengths, in their order.
+
+    Args:
+        samples: as at the top of this file.
+        card: of the model.
+        run: the network.
+        batch_size: samples at once; those of like length go together.
+        where: opens error lines; with several samples, their number follows.
+
+    Raises:
+        InputError: as `read_sample`.
+    """
+    read = [read_sample(s, card, where if len(samples) == 1 else f"{where} {n}") for n, s in enumerate(samples)]
+    order = sorted(range(len(read)), key=lambda n: max(len(frames) for frames, _ in read[n].values()))
+    out: list[Prediction | None] = [None] * len(read)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        arrays = collate([read[n] for n in rows], card)
+        for n, prediction in zip(rows, described(arrays, run(arrays), card), strict=True):
+            out[n] = prediction
+    return [prediction for prediction in out if prediction is not None]
+
+
+def described(arrays: Mapping[str, Arrays], logits: Array, card: Mapping[str, Any]) -> Iterator[Prediction]:
+    """What logits say, with what is known of each sample's condition. Raises InputError where they are no numbers."""
+    if not np.isfinite(logits).all():
+        raise InputError("the network answered with NaN or infinite values; are the features of the usual size?")
+    counted = {m: (a.visible.sum(1), a.exists.sum(1)) for m, a in arrays.items()}
+    for row, answer in enumerate(np.asarray(logits, np.float64)):
+        used = {m: float(visible[row] / exists[row]) for m, (visible, exists) in counted.items()}
+        condition, harder = tested_condition(card, used)
+        yield _described(answer, used, condition, harder, card)
+
+
+def _described(
+    logits: Array, used: dict[str, float], condition: Mapping[str, Any] | None, harder: bool, card: Mapping[str, Any]
+) -> Prediction:
+    tested, target, reliability = card.get("evaluated") or {}, card["target"], None
+    if condition is not None:
+        measured = dict(condition["measured"])
+        reliability = Reliability(condition["name"], harder, tested["split"], tested["samples"], measured)
+    # Sets promise something only under a condition for which they were made.
+    level = tested.get("level") if condition is not None else None
+    threshold = None if condition is None else condition["threshold"]
+    if target["kind"] == "score":
+        score = float(logits[0])
+        place = int(np.digitize(score, target["cuts"], right=not target["upward"]))
+        interval = None if level is None or threshold is None else (score - threshold, score + threshold)
+        return Prediction(target["classes"][place], None, score, used, reliability, interval=interval)
+    shares = softmax(logits / (1.0 if condition is None else condition["temperature"]))
+    names = target["classes"]
+
+    def chosen(row: Array) -> list[str]:
+        return [n for n, p in zip(names, row, strict=True) if threshold is None or 1.0 - p <= threshold]
+
+    def named(row: Array) -> dict[str, float]:
+        return dict(zip(names, map(float, row), strict=True))
+
+    if target["kind"] == "questions":
+        rows = dict(zip(target["questions"], shares, strict=True))
+        labels = {q: names[int(row.argmax())] for q, row in rows.items()}
+        held = None if level is None else {q: chosen(row) for q, row in rows.items()}
+        return Prediction(labels, {q: named(row) for q, row in rows.items()}, None, used, reliability, held)
+    held_classes = None if level is None else chosen(shares)
+    return Prediction(names[int(shares.argmax())], named(shares), None, used, reliability, held_classes)
+
+
+def softmax(logits: Array) -> Array:
+    """Probabilities over the last axis."""
+    raised = np.exp(logits - logits.max(-1, keepdims=True))
+    shares: Array = raised / raised.sum(-1, keepdims=True)
+    return shares
+
+
+# ------------------------------------------------------------------------------------------------------------- the exported model
+
+
+class ExportedStudent:
+    """A folder that `corrkd export` wrote. Raises InputError where it is not one."""
+
+    def __init__(self, folder: str | Path, *, threads: int = 0) -> None:
+        import onnxruntime
+
+        folder = Path(folder)
+        try:
+            self.card = json.loads((folder / "card.json").read_text("utf-8"))
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            self._session = onnxruntime.InferenceSession(
+                (folder / "model.onnx").read_bytes(), options, providers=["CPUExecutionProvider"]
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder}: no exported model there ({error})") from None
+        except Exception as error:  # onnxruntime's own kinds
+            raise InputError(f"{folder / 'model.onnx'}: cannot be read ({str(error)[:120]})") from None
+
+    def run(self, arrays: Mapping[str, Arrays]) -> Array:
+        """Logits of N samples."""
+        feed: dict[str, Array] = {}
+        for place, m in enumerate(self.card["modalities"]):
+            feed[f"frames_{place}"], feed[f"exists_{place}"] = arrays[m].frames, arrays[m].exists
+            feed[f"visible_{place}"] = arrays[m].visible
+        logits: Array = self._session.run(["logits"], feed)[0]
+        return logits
+
+    def predict(self, samples: Any, *, batch_size: int = 256) -> Any:
+        """A `Prediction` of one sample, or a list of them of a list. Raises InputError for a sample that cannot be read."""
+        if isinstance(samples, Mapping):
+            return predictions([samples], self.card, self.run)[0]
+        return predictions(list(samples), self.card, self.run, batch_size=batch_size)
+
+
+def load_samples(path: Path) -> Any:
+    """What a .json or .npz file holds: a sample, or in JSON a list of them. Raises InputError where it cannot be read."""
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return {key: arrays[key] for key in arrays.files}
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read: {str(error)[:120]}") from None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints a prediction for each sample, a line of JSON each."""
+    parser = argparse.ArgumentParser(description="Predict with the model in this folder.")
+    parser.add_argument("files", nargs="+", type=Path, help="a sample as .json or .npz; a .json file may hold a list")
+    parser.add_argument("--model", type=Path, default=Path(__file__).parent, help="the exported folder")
+    given = parser.parse_args(arguments)
+    try:
+        student = ExportedStudent(given.model)
+        for path in given.files:
+            found = load_samples(path)
+            for prediction in student.predict(found if isinstance(found, list) else [found]):
+                print(json.dumps(prediction.to_json(), ensure_ascii=False))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Temperatures from the validation split, prediction sets from people held out, both on the model's card and in the report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import corrkd
+from corrkd.data.resample import CALIBRATION
+from corrkd.experiment.calibrate import calibrate, swept_splits
+from corrkd.experiment.prepare import prepare
+from corrkd.networks.saved import load_network
+from tests.experiment.conftest import tiny
+
+
+@pytest.fixture(scope="module")
+def with_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sets") / "run"
+    corrkd.run(tiny(data={"calibration": 0.4}, evaluation={"coverage": 0.5}, seeds=[0, 1]), folder)
+    return folder
+
+
+def test_nobody_held_out_is_trained_on(with_sets: Path) -> None:
+    experiment = prepare(corrkd.load_settings(with_sets / "settings.yaml"))
+    splits = {name: set(experiment.dataset.split(name).groups["person"]) for name in experiment.dataset.splits}
+    assert set(splits) == {"train", "valid", "test", CALIBRATION}
+    assert not splits["train"] & splits[CALIBRATION]
+    facts = json.loads((with_sets / "run.json").read_text())
+    assert facts["dataset"]["splits"]["train"] + facts["dataset"]["splits"][CALIBRATION] == 30
+    assert any(note.startswith("Prediction sets: ") for note in facts["notes"])
+    assert swept_splits(experiment) == ("valid", CALIBRATION, "test")
+
+
+def test_the_card_tells_what_the_table_tells(with_sets: Path) -> None:
+    table = pd.read_csv(with_sets / "seed-1" / "results.csv")
+    for role in ("teacher", "student", "control"):
+        tested = load_network(with_sets / "seed-1" / role).evaluated
+        assert tested is not None
+        assert (tested.split, tested.samples, tested.level) == ("test", 18, 0.5)
+        own = table[table["method"] == role].groupby(["condition", "metric"])["value"].mean()
+        for c in tested.conditions:
+            assert c.measured == {m: pytest.approx(own[c.name, m]) for m in c.measured}
+            assert {"weighted_f1", "ece_calibrated", "coverage", "set_size"} <= set(c.measured)
+
+
+def test_calibration_reads_no_test_sample(with_sets: Path) -> None:
+    """Its numbers are the card's when all that the test split holds is another."""
+    experiment = prepare(corrkd.load_settings(with_sets / "settings.yaml"))
+    saved = load_network(with_sets / "seed-0" / "student")
+    test = experiment.dataset.split("test")
+    assert test.labels is not None
+    changed = replace(test, frames={m: x + np.nan for m, x in test.frames.items()}, labels=test.labels[::-1])
+    splits = {**experiment.dataset.splits, "test": changed}
+    experiment = replace(experiment, dataset=replace(experiment.dataset, splits=splits))
+    assert saved.evaluated is not None
+    for c in saved.evaluated.conditions:
+        found = calibrate(saved.network, experiment)[c.name]
+        assert found.temperature == c.temperature
+        assert found.threshold == (np.inf if c.threshold is None else c.threshold)
+
+
+def test_the_report_shows_before_and_after_and_coverage_by_group(with_sets: Path) -> None:
+    text = (with_sets / "report.md").read_text()
+    for words in (
+        "*As trained*",
+        "*With the condition's temperature*",
+        "## Prediction sets",
+        "groups are exchangeable",
+    ):
+        assert words in text
+    rows = pd.concat(pd.read_csv(with_sets / f"seed-{seed}" / "coverage.csv") for seed in (0, 1))
+    own = rows[(rows["method"] == "student") & (rows["condition"] == "complete")].groupby("group")["coverage"].mean()
+    line = next(
+        x for x in text.split("coverage-by-group")[0].splitlines() if x.startswith(f"| complete | {len(own)} |")
+    )
+    assert f"{100 * own.min():.1f}" in line
+
+
+def test_tests_on_the_validation_split_calibrate_nothing(tmp_path: Path) -> None:
+    settings = tiny(evaluation={"split": "valid"}, teacher={"keep": "last"}, student={"keep": "last"}, seeds=[0])
+    done = corrkd.run(settings, tmp_path / "run")
+    assert "ece_calibrated" not in set(done.results["metric"])
+    tested = load_network(tmp_path / "run" / "seed-0" / "student").evaluated
+    assert tested is not None
+    assert {c.temperature for c in tested.conditions} == {1.0}

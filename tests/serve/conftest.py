@@ -1,0 +1,86 @@
+"""A small student that was told of its evaluation, and a run to serve."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import corrkd
+from corrkd.data.dataset import MultimodalDataset, Split
+from corrkd.data.normalise import fit_normalisation
+from corrkd.data.targets import make_target
+from corrkd.missing.conditions import condition, subsets
+from corrkd.networks.evaluated import Evaluated, EvaluatedCondition
+from corrkd.networks.saved import SavedNetwork, build_network, usual_lengths
+from corrkd.settings import NetworkSettings
+from tests.conftest import make_dataset
+from tests.experiment.conftest import tiny
+
+RATIOS = ("ratio-0.0", "ratio-0.5", "ratio-1.0")
+
+
+def with_questions(dataset: MultimodalDataset) -> MultimodalDataset:
+    def asked(split: Split) -> Split:
+        assert split.labels is not None
+        return replace(split, labels=np.stack([split.labels > 0, split.labels > 1], 1).astype(np.int64))
+
+    splits = {name: asked(split) for name, split in dataset.splits.items()}
+    return replace(dataset, splits=splits, question_names=("happy", "sad"))
+
+
+def dataset_for(target: str) -> MultimodalDataset:
+    dataset = make_dataset()
+    return with_questions(dataset) if target == "questions" else dataset
+
+
+def student(target: str = "classes", *, level: float | None = None, **changes: Any) -> SavedNetwork:
+    """Untrained, with a temperature and a threshold of its own for each condition."""
+    dataset = dataset_for(target)
+    chosen = make_target(target, dataset)
+    frames = {"language": 6, "audio": 6, "vision": 6}
+    settings = NetworkSettings(**{"width": 8, "heads": 2, "feedforward": 16, "layers": 1, "classifier": (6,)} | changes)
+    torch.manual_seed(3)
+    network = build_network(chosen, dataset.widths, frames, settings)
+    with torch.no_grad():
+        for parameter in network.parameters():  # far from indifferent
+            parameter.mul_(2.0)
+    known = [*subsets(dataset.modalities), *(condition(name, dataset.modalities) for name in RATIOS)]
+    conditions = tuple(
+        EvaluatedCondition(
+            name=c.name,
+            kind=c.kind,
+            available=c.available,
+            ratio=c.ratio,
+            temperature=0.5 + 0.25 * place,
+            threshold=None if level is None else 0.3 + 0.05 * place,
+            measured={"weighted_f1": 0.5 + place / 100, "accuracy": 0.6},
+        )
+        for place, c in enumerate(known)
+    )
+    return SavedNetwork(
+        network=network.eval(),
+        normalisation=fit_normalisation(dataset.split("train")),
+        target=chosen,
+        frames=frames,
+        usual=usual_lengths(dataset.split("train")),
+        about={"role": "student", "seed": 3, "data": {"name": "tiny", "sha256": "0" * 64}},
+        evaluated=Evaluated(split="test", samples=36, data="tiny", level=level, conditions=conditions),
+    )
+
+
+def sample_of(split: Split, row: int) -> dict[str, Any]:
+    """Raw frames of a sample, without padding."""
+    return {m: np.array(x[row, : split.lengths[m][row]]) for m, x in split.frames.items()}
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with prediction sets."""
+    folder = tmp_path_factory.mktemp("served") / "run"
+    corrkd.run(tiny(data={"calibration": 0.3}, seeds=[0]), folder)
+    return folder

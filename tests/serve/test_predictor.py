@@ -1,0 +1,352 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import corrkd
+from corrkd.errors import CorrKDError
+from corrkd.evaluation.calibration import tempered
+from corrkd.evaluation.judge import samples_of
+from corrkd.evaluation.sweep import sweep
+from corrkd.missing.conditions import standard_conditions
+from corrkd.networks.saved import save_network
+from corrkd.serve import predictor as predictor_module
+from corrkd.serve.predictor import Predictor
+from corrkd.serve.standalone import Prediction
+from corrkd.settings import EvaluationSettings
+from tests.serve.conftest import dataset_for, sample_of, student
+
+WIDTHS = {"language": 5, "audio": 3, "vision": 4}
+
+
+def response_of(prediction: Prediction) -> np.ndarray:
+    if prediction.score is not None:
+        return np.array([prediction.score])
+    assert prediction.probabilities is not None
+    values = prediction.probabilities.values()
+    return np.array([list(v.values()) if isinstance(v, dict) else v for v in values])
+
+
+@pytest.mark.parametrize("target", ["classes", "questions", "score"])
+def test_predicts_what_the_evaluation_tested(target: str) -> None:
+    """Under every condition, with the dropped frames marked: the sweep's responses, with the condition's temperature."""
+    saved, dataset = student(target), dataset_for(target)
+    split, predictor = dataset.split("test"), Predictor(student(target))
+    samples = samples_of(saved, dataset, "test", device=torch.device("cpu"))
+    conditions = standard_conditions(
+        dataset.modalities, EvaluationSettings(draws=1, ratios=(0.5, 1.0)), naturally_incomplete=False
+    )
+    assert saved.evaluated is not None
+    temperatures = {c.name: c.temperature for c in saved.evaluated.conditions}
+    for result in sweep(saved.network, samples, conditions):
+        dropped = result.condition.dropped(samples.without_frames(), seed=2024, draw=0)
+        given = []
+        for row in range(len(split)):
+            sample = sample_of(split, row)
+            masks = {f"{m}_present": ~dropped[m][row, : len(x)].numpy() for m, x in sample.items()}
+            given.append(sample | masks)
+        found = predictor.predict(given, batch_size=7)
+        assert len(found) == len(split)
+        for row, prediction in enumerate(found):
+            known = prediction.reliability
+            expected = result.response[row]
+            if target != "score":
+                expected = tempered(expected, temperatures[known.condition] if known else 1.0)
+            np.testing.assert_allclose(response_of(prediction), expected, atol=2e-6)
+            if result.condition.kind == "modalities":
+                assert known is not None
+                assert (known.condition, known.harder) == (result.condition.name, False)
+                assert {m for m, share in prediction.used.items() if share} == set(result.condition.available)
+
+
+def test_one_sample_alone_and_among_others() -> None:
+    predictor, split = Predictor(student()), dataset_for("classes").split("test")
+    samples = [sample_of(split, row) for row in range(10)]
+    together = predictor.predict(samples)
+    for sample, among in zip(samples, together, strict=True):
+        alone = predictor.predict(sample)
+        assert alone.label == among.label
+        np.testing.assert_allclose(response_of(alone), response_of(among), atol=1e-6)
+    assert predictor.predict([]) == []
+
+
+def test_what_is_missing_may_be_said_in_several_ways() -> None:
+    predictor, split = Predictor(student()), dataset_for("classes").split("test")
+    row = int(split.lengths["language"].argmax())
+    sample = sample_of(split, row)
+    frames = sample["language"]
+    whole = {"audio": sample["audio"], "vision": sample["vision"]}
+    assert predictor.predict(whole) == predictor.predict({**whole, "language": None})
+    listed = [None if place % 2 else frame.tolist() for place, frame in enumerate(frames)]
+    masked = frames.copy()
+    masked[1::2] = np.nan  # what stands at a missing place is not looked at
+    present = np.arange(len(frames)) % 2 == 0
+    one = predictor.predict({**whole, "language": listed})
+    assert one == predictor.predict({**whole, "language": masked, "language_present": present})
+    assert one.used == {"language": present.mean(), "audio": 1.0, "vision": 1.0}
+    assert one.reliability is not None
+    assert one.reliability.harder is (one.reliability.condition == "ratio-0.0")
+    vector = predictor.predict({"audio": sample["audio"][0]})
+    assert vector == predictor.predict({"audio": sample["audio"][:1]})
+
+
+def test_a_missing_modality_is_as_long_as_the_others_or_as_usual() -> None:
+    saved = student()
+    assert saved.usual is not None
+    rows = {"language": np.ones((2, 5)), "audio": np.ones((4, 3))}
+    from corrkd.serve.standalone import collate, read_sample
+
+    for aligned, expected in ((True, 4), (False, saved.usual["vision"])):
+        card = Predictor(replace(saved, aligned=aligned)).card
+        arrays = collate([read_sample(rows, card)], card)
+        assert arrays["vision"].exists.sum() == expected
+        assert not arrays["vision"].visible.any()
+
+
+@pytest.mark.parametrize("target", ["classes", "questions", "score"])
+def test_sets_hold_what_cannot_be_ruled_out(target: str) -> None:
+    saved = student(target, level=0.9)
+    assert saved.evaluated is not None
+    thresholds = {c.name: c.threshold for c in saved.evaluated.conditions}
+    predictor, split = Predictor(saved), dataset_for(target).split("test")
+    for row in range(12):
+        sample = sample_of(split, row)
+        for shown, name in ((sample, "complete"), ({"audio": sample["audio"]}, "audio")):
+            prediction, threshold = predictor.predict(shown), thresholds[name]
+            assert threshold is not None
+            if target == "score":
+                assert prediction.interval == (
+                    pytest.approx(prediction.score - threshold),
+                    pytest.approx(prediction.score + threshold),
+                )
+                continue
+            assert prediction.interval is None
+            nested = prediction.probabilities if target == "questions" else {"": prediction.probabilities}
+            held = prediction.prediction_set if target == "questions" else {"": prediction.prediction_set}
+            assert held == {q: [c for c, p in shares.items() if 1 - p <= threshold] for q, shares in nested.items()}
+    assert Predictor(student(target)).predict(sample).prediction_set is None
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=40)
+def test_any_lengths_any_subset(data: st.DataObject) -> None:
+    """Probabilities sum to one, shares are those given, and the answer is JSON."""
+    predictor = Predictor(student())
+    chosen = data.draw(st.sets(st.sampled_from(sorted(WIDTHS)), min_size=1))
+    sample: dict[str, Any] = {}
+    for m in sorted(chosen):
+        length = data.draw(st.integers(1, 9))
+        sample[m] = np.random.default_rng(length).normal(size=(length, WIDTHS[m])) * data.draw(
+            st.sampled_from([1, 1e4])
+        )
+        sample[f"{m}_present"] = data.draw(st.lists(st.booleans(), min_size=length, max_size=length))
+    prediction = predictor.predict(sample)
+    assert prediction.probabilities is not None
+    assert sum(prediction.probabilities.values()) == pytest.approx(1)
+    assert prediction.probabilities[prediction.label] == max(prediction.probabilities.values())
+    for m in WIDTHS:
+        assert prediction.used[m] == (np.mean(sample[f"{m}_present"]) if m in chosen else 0.0)
+    assert json.loads(json.dumps(prediction.to_json()))["label"] == prediction.label
+
+
+BAD: list[tuple[Any, str]] = [
+    ({}, "sample: nothing is given; give at least one of language, audio, vision"),
+    ({"language": None}, "nothing is given"),
+    ({"smell": [[1.0]]}, "'smell' is no modality of this model; it has language, audio, vision"),
+    ({"language": np.zeros((2, 4))}, r"language: shape \(2, 4\), expected \(frames, 5\)"),
+    ({"language": np.zeros((1, 2, 5))}, r"language: shape \(1, 2, 5\)"),
+    ({"language": np.zeros((0, 5))}, "language: no frames; where the modality is missing, give null"),
+    ({"language": []}, "language: no frames"),
+    ({"audio": [[1.0, 2.0, math.nan]]}, "audio: NaN or infinite values in frame 0"),
+    ({"audio": [[0.0, 0.0, 0.0], [1e300, 0.0, 0.0]]}, "audio: NaN or infinite values in frame 1"),
+    ({"audio": [[10**400, 0, 0]]}, "audio: not numbers"),
+    ({"audio": [[1.0, 2.0], [1.0]]}, "audio: not numbers of shape"),
+    ({"audio": "loud"}, "audio: not numbers of shape"),
+    ({"audio": [["1", "2", "3"]]}, "audio: not numbers of shape"),
+    ({"audio": {"frames": 1}}, "audio: not numbers of shape"),
+    ({"audio": [[1.0, 2.0, 3.0]], "audio_present": [1, 0]}, r"audio: the mask must be 1 booleans, found shape \(2,\)"),
+    ({"audio": [[1.0, 2.0, 3.0]], "audio_present": ["yes"]}, "the mask must be 1 booleans"),
+    ({"audio_present": [True]}, "audio: audio_present without audio"),
+    (7, "sample 0: expected a mapping from modality to frames, found int"),
+]
+
+
+@pytest.mark.parametrize(("sample", "words"), BAD, ids=[words[:40] for _, words in BAD])
+def test_bad_samples_are_one_clear_line(sample: Any, words: str) -> None:
+    predictor = Predictor(student())
+    good = {"audio": np.zeros((2, 3))}
+    with pytest.raises(CorrKDError, match=words) as caught:
+        predictor.predict(sample if isinstance(sample, dict) else [sample, good])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CorrKDError, match=r"^sample 1"):
+        predictor.predict([good, sample])
+
+
+def test_a_sample_longer_than_learned_positions() -> None:
+    predictor = Predictor(student(positions="learned"))
+    predictor.predict({"audio": np.zeros((6, 3))})
+    with pytest.raises(CorrKDError, match="sample, audio: 7 frames, but the model reads no more than 6"):
+        predictor.predict({"audio": np.zeros((7, 3))})
+
+
+def test_conditions_that_were_not_tested_tell_nothing() -> None:
+    saved = student(level=0.9)
+    for tested in (None, replace_conditions(saved, ("complete",))):
+        prediction = Predictor(replace(saved, evaluated=tested)).predict({"audio": np.zeros((2, 3))})
+        assert prediction.reliability is None
+        assert prediction.prediction_set is None
+
+
+def replace_conditions(saved: Any, names: tuple[str, ...]) -> Any:
+    kept = tuple(c for c in saved.evaluated.conditions if c.name in names)
+    return saved.evaluated.model_copy(update={"conditions": kept})
+
+
+def test_the_nearest_share_of_missing_frames() -> None:
+    predictor = Predictor(student())
+    frames = {m: np.zeros((20, width)) for m, width in WIDTHS.items()}
+    for share, expected in ((0.1, "ratio-0.0"), (0.25, "ratio-0.5"), (0.6, "ratio-0.5"), (0.8, "ratio-1.0")):
+        masks = {f"{m}_present": np.arange(20) >= round(20 * share) for m in WIDTHS}
+        known = predictor.predict(frames | masks).reliability
+        assert known is not None
+        assert known.condition == expected
+        assert known.harder is (float(expected[-3:]) < share)
+    nothing = predictor.predict(frames | {f"{m}_present": np.zeros(20, bool) for m in WIDTHS}).reliability
+    assert nothing is not None
+    assert nothing.condition == "ratio-1.0"
+
+
+# ----------------------------------------------------------------------------------------------------------------- on disk
+
+
+def test_save_and_load_again(tmp_path: Path) -> None:
+    before = Predictor(student(level=0.9))
+    before.save_pretrained(tmp_path / "model")
+    assert {p.name for p in (tmp_path / "model").iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    after = corrkd.Predictor.from_pretrained(tmp_path / "model")
+    sample = sample_of(dataset_for("classes").split("test"), 0)
+    assert after.predict(sample) == before.predict(sample)
+    after.save_pretrained(tmp_path / "again")
+    for name in ("model.safetensors", "config.json", "README.md"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
+
+
+def test_saving_loses_nothing_that_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Predictor(student()).save_pretrained(tmp_path / "model")
+    files = {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()}
+    other = Predictor(student("score"))
+    with pytest.raises(CorrKDError, match="holds a model already; choose another folder, or pass overwrite=True"):
+        other.save_pretrained(tmp_path / "model")
+    with monkeypatch.context() as patch:
+
+        def full(*_: Any) -> None:
+            raise CorrKDError("the disk is full")
+
+        patch.setattr(predictor_module, "write_card", full)
+        with pytest.raises(CorrKDError, match="full"):
+            other.save_pretrained(tmp_path / "model", overwrite=True)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()} == files
+    other.save_pretrained(tmp_path / "model", overwrite=True)
+    assert Predictor.from_pretrained(tmp_path / "model").card["target"]["kind"] == "score"
+    assert "answers with a score" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_from_a_run_with_its_own_tables(served: Path, tmp_path: Path) -> None:
+    for path in (served, served / "seed-0", served / "seed-0" / "student.json", served / "seed-0" / "student"):
+        predictor = Predictor.from_pretrained(path)
+        assert predictor.run == served
+    predictor.save_pretrained(tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: corrkd\n")
+    report = (served / "report.md").read_text()
+    row = next(line for line in report.splitlines() if line.startswith("| CorrKD student |"))
+    assert row in card
+    tested = predictor.saved.evaluated
+    assert tested is not None
+    assert {c.name for c in tested.conditions} > {"complete", "language", "ratio-0.5", "burst-0.5"}
+    complete = next(c for c in tested.conditions if c.name == "complete")
+    assert f"| complete | {100 * complete.measured['weighted_f1']:.2f} |" in card
+
+
+def test_the_reliability_is_the_runs(served: Path) -> None:
+    import pandas as pd
+
+    table = pd.read_csv(served / "results.csv")
+    own = table[(table["method"] == "student") & (table["condition"] == "language+audio")].set_index("metric")["value"]
+    sample = {"language": np.zeros((4, 8)), "audio": np.zeros((4, 8))}
+    known = Predictor.from_pretrained(served).predict(sample).reliability
+    assert known is not None
+    assert known.measured == {m: pytest.approx(own[m]) for m in known.measured}
+    assert {"weighted_f1", "accuracy", "ece", "ece_calibrated", "coverage", "set_size"} == set(known.measured)
+
+
+def test_a_model_of_no_run(tmp_path: Path) -> None:
+    save_network(tmp_path / "student", student())
+    predictor = Predictor.from_pretrained(tmp_path / "student.safetensors")
+    assert predictor.run is None
+    predictor.save_pretrained(tmp_path / "model")
+    assert "Beside its teacher" not in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Predictor(student()).save_pretrained(tmp_path / "snapshot")
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def download(name: str, **given: Any) -> str:
+        asked.append((name, given))
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr(predictor_module, "snapshot_download", download)
+    monkeypatch.setattr(
+        "huggingface_hub.hub_mixin.hf_hub_download", lambda **_: str(tmp_path / "snapshot" / "config.json")
+    )
+    predictor = Predictor.from_pretrained("somebody/students", revision="v1")
+    assert predictor.card["about"]["seed"] == 3
+    (name, given), *others = asked
+    assert (name, given["revision"], others) == ("somebody/students", "v1", [])
+    assert given["allow_patterns"] == ["model.safetensors", "config.json", "README.md"]
+
+
+def test_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed: dict[str, bytes] = {}
+
+    class Api:
+        def __init__(self, **_: Any) -> None: ...
+
+        def create_repo(self, repo_id: str, **_: Any) -> Any:
+            return type("Url", (), {"repo_id": repo_id})
+
+        def upload_folder(self, *, folder_path: Path, **_: Any) -> str:
+            pushed.update({p.name: p.read_bytes() for p in Path(folder_path).iterdir()})
+            return "done"
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    assert Predictor(student()).push_to_hub("somebody/students") == "done"
+    assert set(pushed) == {"model.safetensors", "config.json", "README.md"}
+
+
+def test_no_model_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CorrKDError, match="no such file or folder, and no model's name on the hub"):
+        Predictor.from_pretrained(tmp_path / "nowhere" / "else")
+    with pytest.raises(CorrKDError, match="no trained student there"):
+        Predictor.from_pretrained(tmp_path)
+
+
+def test_conversations_are_not_predicted_one_by_one() -> None:
+    saved = student()
+    type(saved.network).reads_conversations = True
+    try:
+        with pytest.raises(CorrKDError, match="among the others of its conversation"):
+            Predictor(saved)
+    finally:
+        type(saved.network).reads_conversations = False
