@@ -193,6 +193,106 @@ def evaluate(
 
 
 @app.command()
+def predict(
+    model: Annotated[
+        str, typer.Argument(help="A run folder, a seed's folder, a model's file or folder, or owner/name on the hub.")
+    ],
+    data: Annotated[str, typer.Option("--data", help="A dataset file or folder; it needs no labels.")],
+    out: Annotated[Path, typer.Option("--out", help="The .csv, .parquet or .jsonl file; one half done goes on.")],
+    split: Annotated[str, typer.Option(help="train, valid or test; all: every sample.")] = "all",
+    condition: Annotated[
+        str | None, typer.Option(help="Take away what it lacks, as language+audio, ratio-0.3; default: nothing.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time; changes memory.")] = 256,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    glove: GloveOption = None,
+    folds: FoldsOption = None,
+) -> None:
+    """Write what a trained student says of every sample. Started again, it goes on."""
+    from corrkd.experiment.prepare import dataset_of, pick_device
+    from corrkd.experiment.progress import Reporter
+    from corrkd.serve.predict_file import check_output, chosen, differences, predict_file
+    from corrkd.serve.predictor import Predictor
+
+    check_output(out, overwrite=overwrite)  # before the work, not after it
+    reporter = Reporter()
+    predictor = Predictor.from_pretrained(model, device=pick_device(device))
+    with reporter.busy(f"reading {data}"):
+        dataset = dataset_of(Path(model), data, glove=glove, folds=folds, targets=False)
+    for note in differences(predictor.saved, dataset):
+        reporter.say(f"note: {note}")
+    count = sum(map(len, chosen(dataset, split).values()))
+    with reporter.task("prediction", count) as task:
+        predict_file(
+            predictor,
+            dataset,
+            out,
+            split=split,
+            condition=condition,
+            batch_size=batch_size,
+            overwrite=overwrite,
+            on_batch=task.step,
+        )
+    print(f"{out}: {count} samples")
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str, typer.Argument(help="A run folder, a seed's folder, a model's folder, or owner/name on the hub.")
+    ],
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; 0.0.0.0: every one of this machine.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the token that clients must give; else the variable CORRKD_TOKEN, else none."),
+    ] = None,
+    max_body: Annotated[float, typer.Option(min=0.001, help="Megabytes of a request.")] = 16.0,
+    max_frames: Annotated[int, typer.Option(min=1, help="Frames of a modality.")] = 4096,
+    max_samples: Annotated[int, typer.Option(min=1, help="Samples of a request.")] = 256,
+    max_requests: Annotated[int, typer.Option(min=1, help="Requests answered at once.")] = 64,
+    body_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds in which a request must have arrived.")] = 10.0,
+    wait: Annotated[float, typer.Option(min=0.0, help="Milliseconds for which a request waits for others.")] = 4.0,
+    batch: Annotated[int, typer.Option(min=1, help="Samples that go through the network together.")] = 64,
+    samples: Annotated[bool, typer.Option(help="Let the page show samples of the split that was tested.")] = True,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Put a trained student behind an address, with a page to try it."""
+    import torch
+
+    from corrkd.experiment.exhibit import exhibit_of
+    from corrkd.experiment.prepare import pick_device
+    from corrkd.experiment.progress import Reporter
+
+    try:
+        from corrkd.serve.app import Service
+        from corrkd.serve.server import run as run_server
+    except ModuleNotFoundError as error:
+        raise CorrKDError(f"{error.name} is not installed; pip install 'corrkd[serve]'") from None
+    from corrkd.serve.limits import Limits, read_token
+
+    torch.set_num_threads(threads)
+    reporter = Reporter()
+    token = read_token(token_file)
+    with reporter.busy(f"reading {model}"):
+        exhibit, notes = exhibit_of(model, samples=samples, device=pick_device(device))
+    for note in notes:
+        reporter.say(f"note: {note}")
+    if token is None and host not in ("127.0.0.1", "::1", "localhost"):
+        reporter.say(
+            f"note: no token is asked for, and anybody who reaches {host} may use the service; see --token-file"
+        )
+    limits = Limits(
+        body=int(max_body * 1e6), seconds=body_seconds, requests=max_requests, samples=max_samples, frames=max_frames
+    )
+    run_server(Service(exhibit, limits=limits, token=token, wait=wait / 1000, batch=batch), host=host, port=port)
+
+
+@app.command()
 def compare(
     data: Annotated[
         list[str] | None, typer.Option("--data", help="A dataset file or folder, or `synthetic`; repeatable.")
@@ -344,7 +444,7 @@ def convert(
     from corrkd.experiment.progress import Reporter
 
     with Reporter().busy(f"converting {file}"):
-        write(load_dataset(file, glove=glove, folds=folds), out)
+        write(load_dataset(file, glove=glove, folds=folds, targets=False), out)
     print(out)
 
 
@@ -431,7 +531,9 @@ def main() -> None:
         errors.print(f"[bold red]error:[/] {escape(' '.join(message.split()))}")
         code = 2
     if code == INTERRUPTED:
-        errors.print("interrupted; `corrkd resume FOLDER` goes on with a run")
+        errors.print(
+            "interrupted; `corrkd resume FOLDER` goes on with a run; compare, tune and predict go on when started again"
+        )
     sys.exit(code)
 
 

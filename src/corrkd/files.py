@@ -13,13 +13,17 @@ PLAN, FAILURES = "compare.yaml", "failures.csv"  # of a comparison's folder, whi
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
     """A temporary path beside `path`, which takes its place when the block ends well and vanishes when it does not.
+
+    Args:
+        path: the file.
+        aside: a folder on the same disk for the temporary file, from which somebody removes what a killed process leaves.
 
     Raises:
         CorrKDError: where the disk is full or the folder cannot be written, in one line.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = (aside or path.parent) / f".{path.name}.{os.getpid()}.part"
     try:
         make_folder(path.parent)
         yield part
@@ -48,6 +52,30 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
     """Lets a library write to a path of its own, whole or not at all."""
     with replacing(path) as part:
         write(part)
+
+
+@contextmanager
+def exclusive(folder: Path, busy: str) -> Iterator[None]:
+    """Only one process at a time is inside for a folder, which is made. The lock goes with the process, however it ends.
+
+    Raises:
+        CorrKDError: `busy`, where another process is inside; or the folder cannot be written or locked.
+    """
+    import fcntl  # not on every system, and needed for this alone
+
+    make_folder(folder)
+    try:
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise CorrKDError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CorrKDError(busy) from None
+        except OSError as error:
+            raise CorrKDError(f"{folder}: cannot be locked: {error.strerror or error}") from None
+        yield
 
 
 def remove_parts(folder: Path) -> None:

@@ -17,6 +17,7 @@ IntArray = npt.NDArray[np.int64]
 StrArray = npt.NDArray[np.str_]
 
 SPLITS = ("train", "valid", "test")
+WHOLE = "all"  # the one split of data that has neither splits nor targets
 
 Posterior = Callable[[str, Mapping[str, BoolArray]], npt.NDArray[np.float64]]
 """(split name, which frames are visible per modality, each (N, T_m)) -> exact class probabilities (N, K)."""
@@ -35,8 +36,8 @@ class Split:
         lengths: per modality (N,) how many frames exist, 1 <= length <= T_m.
         present: per modality (N, T_m), True where a frame exists and is not naturally missing.
         ids: (N,) one string per sample, unique within the split. Two splits may share ids; `inspect` counts those that do.
-        scores: (N,) float64 sentiment scores, or None where the data has classes only.
-        labels: (N,) integer classes as given, or (N, Q) yes/no answers in {0, 1}, or None where the data has scores only.
+        scores: (N,) float64 sentiment scores, or None where the data has classes only, or no targets.
+        labels: (N,) integer classes as given, or (N, Q) yes/no answers in {0, 1}, or None where the data has scores only, or no targets.
         groups: who or what the sample belongs to, by name ("video", "session", "person", "speaker"): (N,) strings each.
         order: (N,) position within the sample's video or session, or None where unknown.
     """
@@ -82,7 +83,7 @@ class MultimodalDataset:
 
     Attributes:
         name: what reports call it.
-        splits: from "train", "valid", "test"; a dataset may lack some.
+        splits: from "train", "valid", "test"; a dataset may lack some. One without targets may have the single split "all".
         class_names: names of the classes in `labels`, where the data names them: K of them, or () where it does not.
         question_names: names of the yes/no questions, for labels of shape (N, Q); else ().
         score_range: (lowest, highest) score that annotators could give, where known (MOSI: (-3, 3)); else None.
@@ -140,8 +141,14 @@ def split_shape(split: Split) -> dict[str, int]:
     return {m: int(x.shape[2]) for m, x in split.frames.items()}
 
 
-def check_split(name: str, split: Split) -> None:
-    """What every reader's result must satisfy. `name` says where, as in "mosi.pkl, train". Raises CorrKDError with one line."""
+def check_split(name: str, split: Split, *, targets: bool = True) -> None:
+    """What every reader's result must satisfy. Raises CorrKDError with one line.
+
+    Args:
+        name: says where, as in "mosi.pkl, train".
+        split: what is checked.
+        targets: whether there must be scores or labels; those that are there are checked in any case.
+    """
     count = len(split.ids)
     if count == 0:
         raise CorrKDError(f"{name}: no samples")
@@ -166,7 +173,7 @@ def check_split(name: str, split: Split) -> None:
             )
         if not split.present[modality].any():
             raise CorrKDError(f"{where}: no frame of it is present in any sample; leave the modality out")
-    if split.scores is None and split.labels is None:
+    if targets and split.scores is None and split.labels is None:
         raise CorrKDError(f"{name}: neither scores nor labels")
     if split.scores is not None and (split.scores.shape != (count,) or not np.isfinite(split.scores).all()):
         bad = "shape " + str(split.scores.shape) if split.scores.shape != (count,) else "NaN or infinite values"

@@ -19,7 +19,12 @@ ZIP, HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"  # how such files begin, whole o
 
 
 def load_dataset(
-    path: str | Path, *, glove: Path | None = None, folds: Path | None = None, name: str | None = None
+    path: str | Path,
+    *,
+    glove: Path | None = None,
+    folds: Path | None = None,
+    name: str | None = None,
+    targets: bool = True,
 ) -> MultimodalDataset:
     """The dataset at `path`; its layout is recognised from what is in it, not from its name.
 
@@ -29,6 +34,8 @@ def load_dataset(
         glove: a GloVe text file, for layouts that hold words instead of vectors.
         folds: a JSON file {split: [video, ...]}, for `.csd` folders other than CMU-MOSI's.
         name: of the dataset, in reports; else the published name of a known file, else the file's name.
+        targets: whether scores or labels are needed. If not, named arrays and converted files may lack them, as recordings to be predicted
+            do. Arrays that lack `split` as well are then the single split "all".
 
     Raises:
         CorrKDError: the file is missing, truncated, of an unknown layout, or holds what cannot be learned from; one line says which.
@@ -50,11 +57,11 @@ def load_dataset(
             dataset = csd.read(path, name or path.name, folds)
         else:
             if converted.recognises(path):  # checked when it was converted
-                dataset = converted.read(path)
+                dataset = converted.read(path, targets=targets)
                 return replace(dataset, name=name or dataset.name)
             digest = sha256_of(path)
             known = KNOWN_FILES.get(digest)
-            dataset = _read_file(path, name or (known.name if known else path.stem), glove)
+            dataset = _read_file(path, name or (known.name if known else path.stem), glove, targets)
             if known:
                 names = dataset.class_names or known.class_names
                 layout = f"{dataset.layout} (known file: {known.name} {known.file})"
@@ -69,15 +76,15 @@ def load_dataset(
     return replace(dataset, sha256=digest)
 
 
-def _read_file(path: Path, title: str, glove: Path | None) -> MultimodalDataset:
+def _read_file(path: Path, title: str, glove: Path | None, targets: bool) -> MultimodalDataset:
     with path.open("rb") as file:
         start = file.read(8)
     if start.startswith(ZIP):
-        return arrays.read(arrays.read_npz(path), title, "npz")
+        return arrays.read(arrays.read_npz(path), title, "npz", targets=targets)
     if start == HDF5:
-        return arrays.read(arrays.read_h5(path), title, "h5")
+        return arrays.read(arrays.read_h5(path), title, "h5", targets=targets)
     if converted.is_safetensors(path):
-        return arrays.read(arrays.read_safetensors(path), title, "safetensors")
+        return arrays.read(arrays.read_safetensors(path), title, "safetensors", targets=targets)
     data = safe_pickle.load(path)
     if mmsa.recognises(data):
         return mmsa.read(data, title)
@@ -96,10 +103,15 @@ def _read_file(path: Path, title: str, glove: Path | None) -> MultimodalDataset:
 
 
 def check_training(dataset: MultimodalDataset) -> None:
-    """Raises CorrKDError where a modality is the same in every present frame of the training split: nothing is to be learned."""
+    """Raises CorrKDError where a modality is the same in every present frame of the training split: nothing is to be learned.
+
+    A split without targets trains nothing and is let through.
+    """
     if SPLITS[0] not in dataset.splits:
         return
     train = dataset.splits[SPLITS[0]]
+    if train.scores is None and train.labels is None:
+        return
     for modality, frames in train.frames.items():
         present = train.present[modality]  # a missing frame is stored as zeros and says nothing about the others
         if present.sum() < 2:

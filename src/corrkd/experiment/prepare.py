@@ -278,13 +278,18 @@ def read(settings: DataSettings) -> MultimodalDataset:
     return dataset if settings.modalities is None else with_modalities(dataset, settings.modalities)
 
 
-def dataset_of(model: Path, data: str, *, glove: Path | None = None, folds: Path | None = None) -> MultimodalDataset:
-    """The dataset to test a model on. `synthetic` is the one of the run that the model lies in, where that had one of its own."""
+def dataset_of(
+    model: Path, data: str, *, glove: Path | None = None, folds: Path | None = None, targets: bool = True
+) -> MultimodalDataset:
+    """The dataset to use a model on, as from `load_dataset`.
+
+    `synthetic` is the one of the run that the model lies in, where that had one of its own.
+    """
     if data == SYNTHETIC:
         for folder in (model, *model.parents[:2]):
             if (folder / SETTINGS).is_file() and (settings := settings_of(folder).data).path == SYNTHETIC:
                 return read(settings)
-    return load_dataset(data, glove=glove, folds=folds)
+    return load_dataset(data, glove=glove, folds=folds, targets=targets)
 
 
 def synthetic_spec(changes: Mapping[str, Any]) -> SyntheticSpec:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from corrkd.errors import CorrKDError
-from corrkd.files import make_folder, write_text
+from corrkd.files import exclusive, write_text
 from corrkd.settings import Settings, load_settings
 
 SETTINGS = "settings.yaml"
@@ -21,24 +20,9 @@ RESULTS = "results.csv"
 OURS = (SETTINGS, RUN, RESULTS, "report.html", "report.md", "figures", "tables", "seed-*")
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> AbstractContextManager[None]:
     """Only one process writes a run at a time. The lock goes with the process, however it ends."""
-    make_folder(folder)
-    try:
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise CorrKDError(f"{folder}: cannot be written: {error.strerror or error}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CorrKDError(
-                f"{folder}: another process is writing this run; wait for it or choose another folder"
-            ) from None
-        except OSError as error:
-            raise CorrKDError(f"{folder}: cannot be locked: {error.strerror or error}") from None
-        yield
+    return exclusive(folder, f"{folder}: another process is writing this run; wait for it or choose another folder")
 
 
 def check(folder: Path, *, overwrite: bool) -> None:

@@ -69,12 +69,22 @@ class SavedNetwork:
         """Feature width d_m by modality."""
         return {m: len(self.normalisation.center[m]) for m in self.modalities}
 
-    def fit(self, dataset: MultimodalDataset) -> MultimodalDataset:
-        """The dataset with this network's modalities in its order. Raises CorrKDError where one is absent or of another width."""
-        fitting = with_modalities(dataset, self.modalities, self.widths)
+    def fit(self, dataset: MultimodalDataset, *, partly: bool = False) -> MultimodalDataset:
+        """The dataset with this network's modalities in its order; `partly`: those of them that it has.
+
+        Raises:
+            CorrKDError: where one is absent (if `partly`: all are), of another width, or longer than the network reads.
+        """
+        there = tuple(m for m in self.modalities if m in dataset.modalities) if partly else self.modalities
+        if not there:
+            raise CorrKDError(
+                f"dataset {dataset.name}: has none of the model's modalities {', '.join(self.modalities)}; it has "
+                f"{', '.join(dataset.modalities)}"
+            )
+        fitting = with_modalities(dataset, there, self.widths)
         for split in fitting.splits.values():
             for m, longest in self.network.longest(self.frames).items():
-                if split.frames[m].shape[1] > longest:
+                if m in there and split.frames[m].shape[1] > longest:
                     raise CorrKDError(
                         f"dataset {dataset.name}: modality {m} has {split.frames[m].shape[1]} frames, but the model reads no more "
                         f"than {longest}"

@@ -23,6 +23,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Sample = Mapping[str, Any]
+ReadSample = Mapping[str, tuple[Array, Array]]
+"""Frames (T, width) float32 and which of them are there (T,), for each modality that is given."""
 PRESENT = "_present"
 
 
@@ -93,7 +95,7 @@ Run = Callable[[Mapping[str, Arrays]], Array]
 # --------------------------------------------------------------------------------------------------------- from samples to arrays
 
 
-def read_sample(sample: Any, card: Mapping[str, Any], where: str = "sample") -> dict[str, tuple[Array, Array]]:
+def read_sample(sample: Any, card: Mapping[str, Any], where: str = "sample") -> ReadSample:
     """Frames (T, width) float32 and which of them are there (T,), for each modality that is given.
 
     Raises:
@@ -152,7 +154,7 @@ def _read_modality(given: Any, present: Any, width: int, where: str) -> tuple[Ar
     return frames, there
 
 
-def collate(samples: Sequence[Mapping[str, tuple[Array, Array]]], card: Mapping[str, Any]) -> dict[str, Arrays]:
+def collate(samples: Sequence[ReadSample], card: Mapping[str, Any]) -> dict[str, Arrays]:
     """Samples from `read_sample` side by side, padded on the right.
 
     A modality that is missing whole has as many invisible frames as the sample's others, where the training data is aligned, else as many
@@ -171,7 +173,7 @@ def collate(samples: Sequence[Mapping[str, tuple[Array, Array]]], card: Mapping[
     return out
 
 
-def _usual(sample: Mapping[str, tuple[Array, Array]], size: Mapping[str, Any], card: Mapping[str, Any]) -> int:
+def _usual(sample: ReadSample, size: Mapping[str, Any], card: Mapping[str, Any]) -> int:
     if card.get("aligned"):
         return max(len(frames) for frames, _ in sample.values())
     return int(size.get("usual", size["frames"]))
@@ -220,6 +222,13 @@ def predictions(
         InputError: as `read_sample`.
     """
     read = [read_sample(s, card, where if len(samples) == 1 else f"{where} {n}") for n, s in enumerate(samples)]
+    return predicted(read, card, run, batch_size=batch_size)
+
+
+def predicted(
+    read: Sequence[ReadSample], card: Mapping[str, Any], run: Run, *, batch_size: int = 256
+) -> list[Prediction]:
+    """Predictions of samples from `read_sample`, in their order."""
     order = sorted(range(len(read)), key=lambda n: max(len(frames) for frames, _ in read[n].values()))
     out: list[Prediction | None] = [None] * len(read)
     for start in range(0, len(order), batch_size):

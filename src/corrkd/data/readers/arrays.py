@@ -13,6 +13,7 @@
     class_names, question_names   strings, not N of them
 
 Without `split`, the first group found in the order above, else each sample by itself, is dealt to 70/10/20 % by a hash of its name.
+Where targets are not needed, as for predictions, a file with neither targets nor `split` is one split, "all".
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from corrkd.data.dataset import SPLITS, IntArray, MultimodalDataset, StrArray
+from corrkd.data.dataset import SPLITS, WHOLE, IntArray, MultimodalDataset, StrArray
 from corrkd.data.readers.assemble import GROUPS, SPLIT_NAMES, Array, RawSplit, assemble, column, strings
 from corrkd.errors import CorrKDError
 
@@ -45,11 +47,27 @@ SLACK = 256 << 20
 
 def read_npz(path: Path) -> dict[str, Array]:
     """The arrays of an `.npz`, never unpickling. Raises CorrKDError where it is damaged or unpacks to far more than its size."""
+    return unpacked_npz(path, path.name, most=EXPANSION * path.stat().st_size + SLACK)
+
+
+def unpacked_npz(file: Path | BinaryIO, name: str, *, most: int) -> dict[str, Array]:
+    """The arrays of an `.npz` file, or of its bytes, never unpickling.
+
+    Args:
+        file: a path, or an open file.
+        name: opens error lines.
+        most: bytes that the arrays may have.
+
+    Raises:
+        CorrKDError: where it is damaged, holds objects, or declares more bytes.
+    """
     arrays = {}
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-            check_expansion(path, sum(info.file_size for info in members))
+            declared = sum(info.file_size for info in members)
+            if declared > most:
+                raise CorrKDError(f"{name}: declares {declared:,} bytes of arrays; refused as a decompression bomb")
             for info in members:
                 with archive.open(info) as member:
                     # The header's shape is checked against the member's size before NumPy allocates for it.
@@ -62,7 +80,7 @@ def read_npz(path: Path) -> dict[str, Array]:
                     shape, fortran, dtype = read_header(member)
                     if dtype.hasobject:
                         raise CorrKDError(
-                            f"{path.name}: array {info.filename} holds pickled objects; save plain numbers or strings"
+                            f"{name}: array {info.filename} holds pickled objects; save plain numbers or strings"
                         )
                     data = member.read(info.file_size)
                 arrays[info.filename.removesuffix(".npy")] = np.frombuffer(data, dtype).reshape(
@@ -77,7 +95,7 @@ def read_npz(path: Path) -> dict[str, Array]:
         RuntimeError,
         zlib.error,
     ) as error:
-        raise CorrKDError(f"{path.name}: a damaged .npz file ({str(error)[:120]})") from None
+        raise CorrKDError(f"{name}: a damaged .npz file ({str(error)[:120]})") from None
     return arrays
 
 
@@ -120,21 +138,22 @@ def check_expansion(path: Path, declared: int) -> None:
         )
 
 
-def read(arrays: Mapping[str, Array], name: str, kind: str) -> MultimodalDataset:
+def read(arrays: Mapping[str, Array], name: str, kind: str, *, targets: bool = True) -> MultimodalDataset:
     """The dataset in named arrays (see the top of this file for the names).
 
     Args:
         arrays: by name.
         name: of the dataset.
         kind: "npz", "h5" or "safetensors", for people.
+        targets: whether scores or labels are needed.
 
     Raises:
         CorrKDError: no target, no modality, or arrays that do not fit one another.
     """
     target = next((arrays[key] for key in (*SCORES, *LABELS) if key in arrays), None)
-    if target is None or np.ndim(target) == 0:
+    if (target is None and targets) or (target is not None and np.ndim(target) == 0):
         raise CorrKDError(f"{name}: holds {', '.join(arrays) or 'no arrays'}; an array `scores` or `labels` is needed")
-    count = len(target)
+    count = _count(name, arrays) if target is None else len(target)
     modalities = _modalities(arrays, count)
     of_modalities = [f"{m}_{what}" for m in modalities for what in ("lengths", "present")]
     for key in (*SCORES, *LABELS, *IDS, *GROUPS, "split", "order", "lengths", *of_modalities):
@@ -154,12 +173,14 @@ def read(arrays: Mapping[str, Array], name: str, kind: str) -> MultimodalDataset
     groups = {g: strings(arrays[g]) for g in GROUPS if g in arrays}
     if "split" in arrays:
         place = _given_split(name, arrays["split"])
+    elif target is None:
+        place = np.full(count, WHOLE)
     else:
         by = next(iter(groups), "")
         place = dealt_split(groups[by] if by else ids)
         notes.append(f"no array `split`: dealt to train/valid/test as 70/10/20 % by a hash of each {by or 'sample id'}")
     raw = {}
-    for split in SPLITS:
+    for split in (*SPLITS, WHOLE):
         rows = np.flatnonzero(place == split)
         if len(rows):
             raw[split] = RawSplit(
@@ -179,23 +200,37 @@ def read(arrays: Mapping[str, Array], name: str, kind: str) -> MultimodalDataset
         notes=notes,
         class_names=tuple(strings(arrays.get("class_names", ())).tolist()),
         question_names=tuple(strings(arrays.get("question_names", ())).tolist()),
+        targets=targets,
     )
+
+
+def _count(name: str, arrays: Mapping[str, Array]) -> int:
+    """How many samples there are, where no target tells. Raises CorrKDError where the arrays tell nothing, or differ."""
+    for key in (*IDS, "split", *GROUPS, "order", "lengths"):
+        if key in arrays and np.ndim(arrays[key]):
+            return len(arrays[key])
+    sizes = {key: len(x) for key, x in arrays.items() if _may_be_modality(key, x)}
+    if not sizes:
+        raise CorrKDError(f"{name}: no modality: no (N, T, d) array of numbers or (N, d) array of real ones")
+    if len(set(sizes.values())) > 1:
+        counted = ", ".join(f"{key} {size}" for key, size in sizes.items())
+        raise CorrKDError(
+            f"{name}: modalities differ in their number of samples ({counted}); add an array `ids`, one for each sample"
+        )
+    return next(iter(sizes.values()))
 
 
 def _modalities(arrays: Mapping[str, Array], count: int) -> list[str]:
     """Names of the arrays that are modalities: language, audio and vision first, the others as the file has them."""
-    suffixes = ("_lengths", "_present")
-    found = [
-        key
-        for key, x in arrays.items()
-        if key not in RESERVED
-        and not key.endswith(suffixes)
-        and x.ndim in (2, 3)
-        and x.dtype.kind in ("f" if x.ndim == 2 else "fiu")
-        and len(x) == count
-    ]
+    found = [key for key, x in arrays.items() if _may_be_modality(key, x) and len(x) == count]
     usual = [m for m in ("language", "audio", "vision") if m in found]
     return usual + [m for m in found if m not in usual]
+
+
+def _may_be_modality(key: str, x: Array) -> bool:
+    """(N, T, d) numbers, or (N, d) real ones, that nothing else claims by its name."""
+    free = key not in RESERVED and not key.endswith(("_lengths", "_present"))
+    return free and x.ndim in (2, 3) and x.dtype.kind in ("f" if x.ndim == 2 else "fiu")
 
 
 def _is_one_hot(labels: Array) -> bool:

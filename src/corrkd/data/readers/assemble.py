@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from corrkd.data.dataset import SPLITS, BoolArray, FloatArray, IntArray, MultimodalDataset, Split, StrArray, check_split
+from corrkd.data.dataset import (
+    SPLITS,
+    WHOLE,
+    BoolArray,
+    FloatArray,
+    IntArray,
+    MultimodalDataset,
+    Split,
+    StrArray,
+    check_split,
+)
 from corrkd.errors import CorrKDError
 
 Array = npt.NDArray[Any]
@@ -202,23 +212,25 @@ def assemble(
     class_names: tuple[str, ...] = (),
     question_names: tuple[str, ...] = (),
     score_range: tuple[float, float] | None = None,
+    targets: bool = True,
 ) -> MultimodalDataset:
     """A checked dataset of raw splits.
 
     Args:
         name: of the dataset, in errors and reports.
-        raw: splits by "train", "valid", "test"; their frames are taken out of them.
+        raw: splits by "train", "valid", "test", or the single split "all"; their frames are taken out of them.
         layout: the reader's name for people.
         lengths_note: where the lengths in `raw` come from, if not from arrays named for their modality.
         special_tokens: whether the lengths in `raw` count [CLS] and [SEP], under which other modalities have no frames.
         notes: the reader's own notes.
         class_names, question_names, score_range: as in `MultimodalDataset`.
+        targets: whether there must be scores or labels.
 
     Raises:
         CorrKDError: a line that names the split and modality and what is wrong with it.
     """
     notes = list(notes)
-    parts = {split: raw[split] for split in SPLITS if split in raw}
+    parts = {split: raw[split] for split in (*SPLITS, WHOLE) if split in raw}
     if not parts:
         raise CorrKDError(f"{name}: no split found; expected some of train, valid (dev), test")
     frames, counts = _clean_all(name, parts)
@@ -242,7 +254,7 @@ def assemble(
         if len(spared) > 1:  # of one alone nobody can say whether its frame is missing
             notes += [f"{split}: {note}" for note in _under_special_tokens(lengths[split], present, spared)]
         splits[split] = _split(where, part, split, frames[split], lengths[split], present, notes)
-        check_split(where, splits[split])
+        check_split(where, splits[split], targets=targets)
         _check_targets(where, splits[split], class_names, score_range)
     rules = {m: f"array {m}_present" if m in masked else ZERO_RULE for m in counts}
     if len(spared) > 1:

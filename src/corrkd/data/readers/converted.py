@@ -64,11 +64,15 @@ def _metadata(header: dict[str, Any]) -> dict[str, Any]:
     return metadata if isinstance(metadata, dict) else {}
 
 
-def read(path: Path) -> MultimodalDataset:
+def read(path: Path, *, targets: bool = True) -> MultimodalDataset:
     """The dataset in a converted file. Frames are memory-mapped: rows are read when they are taken.
 
+    Args:
+        path: the file.
+        targets: whether it must hold scores or labels.
+
     Raises:
-        CorrKDError: the file is truncated or damaged, or of another format.
+        CorrKDError: the file is truncated or damaged, of another format, or lacks targets that it must hold.
     """
     header, start = _header(path)
     try:
@@ -80,7 +84,7 @@ def read(path: Path) -> MultimodalDataset:
         tensors = _map(path, header, start)
         splits = {name: _split(tensors, name, about["modalities"]) for name in about["splits"]}
         for name, split in splits.items():
-            check_split(f"{path.name}, {name}", split)
+            check_split(f"{path.name}, {name}", split, targets=targets)
         return MultimodalDataset(
             name=about["name"],
             splits=splits,

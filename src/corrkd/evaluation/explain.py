@@ -1,0 +1,451 @@
+"""Which modalities and which frames carried one prediction, as numbers and as a figure.
+
+What is explained of a class is its log-odds log p/(1 - p), and of a score the score itself. A logit alone would not do: all logits may rise
+together and no probability changes. Nor would a probability: near 0 and 1 hardly anything moves it.
+
+*Modalities*: each left out in turn. *Frames*: integrated gradients (Sundararajan, Taly & Yan, Axiomatic Attribution for Deep Networks,
+ICML 2017), as captum computes them. They add up to what all visible frames together change against frames that say nothing; the effects of
+the modalities add up to nothing in particular, since two may say the same.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from corrkd.data.targets import Target
+from corrkd.errors import CorrKDError
+from corrkd.networks.base import AnyNetwork
+from corrkd.networks.encoder import Encoder
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+AT_ONCE = 16  # points of the path in one pass: 64 long samples side by side would fill a small machine's memory
+ByModality = Mapping[str, Tensor]
+
+# Okabe and Ito's blue and orange: told apart by every kind of colour vision, and dark and light where there is no colour.
+FOR, AGAINST, INK, FAINT = "#0072B2", "#E69F00", "#444444", "#888888"
+GONE: dict[str, Any] = {"facecolor": "#EFEFEF", "edgecolor": "#BDBDBD", "hatch": "////", "linewidth": 0.0}
+WIDTH = 8.4  # inches, as the figures of a report
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": FAINT,
+    "axes.grid": True,
+    "axes.grid.axis": "x",
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 8.5,
+    "font.size": 8.5,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.6,
+    "hatch.color": "#BDBDBD",
+    "hatch.linewidth": 0.6,
+    "legend.frameon": False,
+    "text.parse_math": False,  # a class may be called "$"
+    "xtick.color": INK,
+    "xtick.major.width": 0.6,
+    "ytick.color": INK,
+    "ytick.major.width": 0.6,
+}
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a modality adds to a prediction: the prediction, minus the one with all frames of the modality missing.
+
+    Attributes:
+        value: of what is explained: log-odds, or the score. 0 of a modality that is missing already.
+        probability: of the explained class, -1 to 1; None of scores.
+    """
+
+    value: float
+    probability: float | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What carried one prediction.
+
+    Attributes:
+        quantity: what `value`, `baseline`, the effects' values and the frames' attributions are in: "log-odds" of the class, or "score".
+        label: the class that is explained; None of scores.
+        question: the yes/no question that `label` answers; None of other targets.
+        value: the prediction.
+        probability: of the class, 1/(1 + exp(-value)); None of scores.
+        baseline: the prediction where every visible frame is one that says nothing: what stands for a missing frame (`fill_of`).
+        gap: sum of all attributions, minus (value - baseline): 0 but for the integral's error.
+        steps: points at which the integral was evaluated.
+        modalities: effect of each.
+        frames: attribution of each frame, (T_m,) by modality; 0 where it is invisible.
+        exists: which frames are no padding, (T_m,) by modality.
+        visible: which frames are there, (T_m,) by modality; never in padding.
+    """
+
+    quantity: Literal["log-odds", "score"]
+    label: str | None
+    question: str | None
+    value: float
+    probability: float | None
+    baseline: float
+    gap: float
+    steps: int
+    modalities: dict[str, Effect]
+    frames: dict[str, tuple[float, ...]]
+    exists: dict[str, tuple[bool, ...]]
+    visible: dict[str, tuple[bool, ...]]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; what the target does not have is left out."""
+        values = _without_none(asdict(self))
+        values["modalities"] = {m: _without_none(effect) for m, effect in values["modalities"].items()}
+        for name in ("frames", "exists", "visible"):
+            values[name] = {m: list(row) for m, row in values[name].items()}
+        return values
+
+
+# ---------------------------------------------------------------------------------------------------------------------- numbers
+
+
+def explain(
+    network: AnyNetwork,
+    frames: ByModality,
+    exists: ByModality,
+    visible: ByModality,
+    *,
+    target: Target,
+    output: int | None = None,
+    question: int | None = None,
+    temperature: float = 1.0,
+    steps: int = 64,
+) -> Explanation:
+    """What carried the prediction of one sample. The network is left as it was, and nothing is random.
+
+    Args:
+        network: in any mode; it answers in eval mode.
+        frames: by modality (1, T_m, d_m), normalised; what stands at invisible places does not matter.
+        exists: by modality (1, T_m) booleans: not padding.
+        visible: by modality (1, T_m) booleans: there.
+        target: of the network.
+        output: the class to explain, 0 to K-1 (of questions 0 or 1); default: the predicted one. None for scores.
+        question: the yes/no question to explain, 0 to Q-1; needed where the target has several, None where it has none.
+        temperature: the logits are divided by it; of a prediction that is the one of its condition. Scores have none.
+        steps: points of the Gauss-Legendre quadrature along the path from the baseline to the frames, at least 1.
+
+    Raises:
+        CorrKDError: where captum is not installed, there is not exactly one sample with every modality, output, question, temperature or
+            steps are out of range, the network reads conversations, or its answer is not finite.
+    """
+    gradients = _integrated_gradients()
+    inputs, seen = _one_sample(network, frames, exists, visible)
+    if steps < 1:
+        raise CorrKDError(f"explain: steps is {steps}; it must be at least 1")
+    if not (math.isfinite(temperature) and temperature > 0.0):
+        raise CorrKDError(f"explain: temperature is {temperature}; it must be above 0")
+    score = target.kind == "score"
+    # cuDNN would refuse the backward pass of an LSTM in eval mode.
+    with _in_eval_mode(network), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
+        place, asked = _asked(network(inputs, exists, seen).logits[0], target, output, question)
+
+        def answers(given: ByModality, masks: ByModality) -> Tensor:
+            """What is explained of N samples that differ in frames alone: (N, T_m, d_m) and (1, T_m) -> (N,)."""
+            count = max(len(x) for x in given.values())
+            spread = [{m: x.expand(count, *x.shape[1:]) for m, x in part.items()} for part in (given, exists, masks)]
+            logits = network(*spread).logits
+            if score:
+                return logits[:, 0]
+            return log_odds((logits if asked is None else logits[:, asked]) / temperature, place)
+
+        value = _finite(answers(inputs, seen))
+        effects = {}
+        for m in network.modalities:
+            rest = {**seen, m: torch.zeros_like(seen[m])}
+            less = _finite(answers(inputs, rest)) if seen[m].any() else value
+            effects[m] = Effect(value - less, None if score else _probability(value) - _probability(less))
+        blank = {m: torch.where(seen[m][..., None], fill_of(network, m, x), 0.0) for m, x in inputs.items()}
+        baseline = _finite(answers(blank, seen))
+        there = [m for m in network.modalities if seen[m].any()]
+
+        def along(*moved: Tensor) -> Tensor:
+            # Autograd refuses what has no part in the answer, but a network may ignore a modality.
+            nothing = sum(0.0 * x[:, 0, 0] for x in moved)
+            return answers({**inputs, **dict(zip(there, moved, strict=True))}, seen) + nothing
+
+        found: tuple[Tensor, ...] = ()
+        if there:
+            found = gradients(along).attribute(
+                tuple(inputs[m] for m in there),
+                baselines=tuple(blank[m] for m in there),
+                n_steps=steps,
+                method="gausslegendre",
+                internal_batch_size=AT_ONCE,
+            )
+    attributions = {m: [0.0] * seen[m].shape[1] for m in network.modalities}
+    for m, part in zip(there, found, strict=True):
+        attributions[m] = torch.where(seen[m][0], part[0].double().sum(-1), 0.0).tolist()
+    total = _finite(sum(map(sum, attributions.values())))
+    return Explanation(
+        quantity="score" if score else "log-odds",
+        label=None if score else target.classes[place],
+        question=None if asked is None else target.questions[asked],
+        value=value,
+        probability=None if score else _probability(value),
+        baseline=baseline,
+        gap=total - (value - baseline),
+        steps=steps,
+        modalities=effects,
+        frames={m: tuple(row) for m, row in attributions.items()},
+        exists={m: tuple(exists[m][0].tolist()) for m in network.modalities},
+        visible={m: tuple(seen[m][0].tolist()) for m in network.modalities},
+    )
+
+
+def log_odds(logits: Tensor, place: int) -> Tensor:
+    """The log-odds log p/(1 - p) of the class at `place`, (..., K) with K at least 2 -> (...), as exact near 0 and 1 as elsewhere."""
+    others = torch.cat([logits[..., :place], logits[..., place + 1 :]], -1)
+    return logits[..., place] - others.logsumexp(-1)
+
+
+def fill_of(network: AnyNetwork, modality: str, frames: Tensor) -> Tensor:
+    """What stands for a missing frame of a modality, (d_m,): its `Encoder`'s fill; in networks without one zeros, the usual frame."""
+    encoders = getattr(network, "encoders", None)
+    if isinstance(encoders, nn.ModuleList) and len(encoders) == len(network.modalities):
+        encoder = encoders[network.modalities.index(modality)]
+        if isinstance(encoder, Encoder):
+            return encoder.fill.detach().to(frames)
+    return frames.new_zeros(frames.shape[-1])
+
+
+def _one_sample(
+    network: AnyNetwork, frames: ByModality, exists: ByModality, visible: ByModality
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Frames with zeros where nothing is visible, and what is visible and no padding."""
+    if network.reads_conversations:
+        raise CorrKDError(
+            f"network {network.name!r} understands a sample among the others of its conversation; one alone cannot be explained"
+        )
+    inputs, seen = {}, {}
+    for m in network.modalities:
+        if not all(m in part for part in (frames, exists, visible)):
+            raise CorrKDError(
+                f"explain: no {m}; give frames, exists and visible of every modality, a missing one invisible"
+            )
+        shape = tuple(frames[m].shape)
+        if len(shape) != 3 or shape[0] != 1 or any(tuple(part[m].shape) != shape[:2] for part in (exists, visible)):
+            raise CorrKDError(
+                f"explain, {m}: frames {shape} with exists {tuple(exists[m].shape)} and visible {tuple(visible[m].shape)}; "
+                "expected one sample: (1, T, width), (1, T) and (1, T)"
+            )
+        seen[m] = exists[m] & visible[m]
+        inputs[m] = torch.where(seen[m][..., None], frames[m].detach(), 0.0)
+    return inputs, seen
+
+
+def _asked(logits: Tensor, target: Target, output: int | None, question: int | None) -> tuple[int, int | None]:
+    """Which class and which question is explained, of logits (K,), (Q, 2) or (1,)."""
+    if target.kind != "questions" and question is not None:
+        raise CorrKDError(f"explain: question {question}, but the model answers no questions; leave it out")
+    if target.kind == "score":
+        if output is not None:
+            raise CorrKDError(f"explain: class {output}, but the model answers with a score; leave it out")
+        return 0, None
+    if target.kind == "questions":
+        question = 0 if question is None and len(target.questions) == 1 else question
+        if question is None or not 0 <= question < len(target.questions):
+            names = ", ".join(f"{place} {name}" for place, name in enumerate(target.questions))
+            raise CorrKDError(f"explain: question {question}; name one of {names}")
+        logits = logits[question]
+    if output is None:
+        return int(logits.argmax()), question
+    if not 0 <= output < len(target.classes):
+        names = ", ".join(f"{place} {name}" for place, name in enumerate(target.classes))
+        raise CorrKDError(f"explain: class {output}; name one of {names}")
+    return output, question
+
+
+def _finite(value: Tensor | float) -> float:
+    value = float(value)
+    if not math.isfinite(value):
+        raise CorrKDError(
+            "explain: the network answered with NaN or infinite values; are the features of the usual size?"
+        )
+    return value
+
+
+def _probability(odds: float) -> float:
+    small = math.exp(-abs(odds))  # never overflows
+    return (1.0 if odds >= 0 else small) / (1.0 + small)
+
+
+@contextmanager
+def _in_eval_mode(network: nn.Module) -> Iterator[None]:
+    """Every module in eval mode, and then each as it was."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _integrated_gradients() -> Any:
+    try:
+        from captum.attr import IntegratedGradients
+    except ImportError:
+        raise CorrKDError("explaining needs captum: pip install 'corrkd[explain]'") from None
+    return IntegratedGradients
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+# ----------------------------------------------------------------------------------------------------------------------- figure
+
+
+def draw(explanation: Explanation) -> Figure:
+    """The explanation as a figure: on the left a bar for each modality, on the right a row for each with a bar for each frame.
+
+    Its first axes hold the modalities, the others the frames of one modality each, which share one scale, as far up as down. What speaks
+    for the class (or raises the score) is blue and points right or up, what speaks against it orange; what is missing is hatched.
+    """
+    import matplotlib.style
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    count = len(explanation.modalities)
+    height = 1.55 + 0.95 * max(count, 1.7)
+    limit = 1.12 * max((abs(a) for row in explanation.frames.values() for a in row), default=0.0) or 1.0
+    with matplotlib.style.context(["default", STYLE]):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        # Room in inches for two lines above and the legend below.
+        figure.get_layout_engine().set(rect=(0.004, 0.3 / height, 0.984, 1.0 - 0.85 / height))  # type: ignore[union-attr,call-arg]
+        left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.55))[0]
+        left.suptitle("What each modality adds, against leaving it out", x=0.02, ha="left", fontsize=9)
+        right.suptitle("What each frame adds, by integrated gradients", x=0.03, ha="left", fontsize=9)
+        _draw_modalities(left.subplots(), explanation)
+        one_length = len(set(explanation.exists.values())) == 1
+        rows = right.subplots(count, 1, squeeze=False, sharex=one_length, sharey=True)[:, 0]
+        for axes, m in zip(rows, explanation.modalities, strict=True):
+            _draw_frames(axes, explanation, m, limit)
+        right.supxlabel("frame", fontsize=8.5)
+        right.supylabel(explanation.quantity, fontsize=8.5)
+        figure.text(0.012, 1.0 - 0.1 / height, _headline(explanation), va="top", fontsize=11, fontweight="bold")
+        figure.text(0.012, 1.0 - 0.34 / height, _facts(explanation), va="top", fontsize=8.5, color=INK)
+        score = explanation.quantity == "score"
+        sides = ("raises it", "lowers it") if score else ("speaks for it", "speaks against it")
+        patches = [Patch(color=FOR), Patch(color=AGAINST), Patch(**GONE)]
+        figure.legend(patches, [*sides, "missing"], loc="lower right", ncols=3, handlelength=1.2, borderaxespad=0.3)
+        figure.draw_without_rendering()  # ticks are made now, while the style holds
+    return figure
+
+
+def _draw_modalities(axes: Axes, explanation: Explanation) -> None:
+    """A bar for each modality, the first on top, with its numbers beside it."""
+    from matplotlib.ticker import MaxNLocator
+
+    effects = explanation.modalities
+    values = [effect.value for effect in effects.values()]
+    thick = min(0.5, 0.25 * len(effects))
+    axes.barh(range(len(effects)), values, height=thick, color=[_colour(value) for value in values])
+    axes.axvline(0.0, color=FAINT, linewidth=0.8)
+    axes.set_yticks(range(len(effects)), [_wrapped(m, 18) for m in effects])
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set(ylim=(len(effects) - 0.5, -0.5), xlabel=explanation.quantity)
+    low, high = min(0.0, *values), max(0.0, *values)
+    room = 0.06 * (high - low) or 1.0
+    axes.set_xlim(low - room, high + room)
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    for place, (m, effect) in enumerate(effects.items()):
+        lines = [_signed(effect.value)] if any(explanation.visible[m]) else ["missing"]
+        if effect.probability is not None and lines != ["missing"]:
+            lines.append(f"{_signed(100 * effect.probability, '+.1f')} points")
+        axes.annotate(
+            "\n".join(lines),
+            (1.03, place),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=8,
+            color=INK,
+        )
+
+
+def _draw_frames(axes: Axes, explanation: Explanation, modality: str, limit: float) -> None:
+    """A bar for each frame of a modality; frames that are missing are hatched, padding is left out."""
+    from matplotlib.ticker import MaxNLocator
+
+    rows = explanation.frames[modality], explanation.exists[modality], explanation.visible[modality]
+    bars = [(place, value, there) for place, (value, real, there) in enumerate(zip(*rows, strict=True)) if real]
+    lost = [place for place, _, there in bars if not there]
+    axes.bar(lost, [2 * limit] * len(lost), width=1.0, bottom=-limit, **GONE)
+    places, values = [place for place, _, _ in bars], [value for _, value, _ in bars]
+    axes.bar(places, values, width=min(0.8, 0.1 * len(bars)), color=[_colour(value) for value in values])
+    axes.axhline(0.0, color=FAINT, linewidth=0.8)
+    first, last = (bars[0][0], bars[-1][0]) if bars else (0, 0)
+    axes.set(xlim=(first - 0.5, last + 0.5), ylim=(-limit, limit))
+    missing = f", {len(lost)} of {len(bars)} frames missing" if 0 < len(lost) < len(bars) else ""
+    axes.set_title(_short(modality, 45) + missing, color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    tick = _round_number(limit)
+    axes.set_yticks([-tick, 0.0, tick], [_signed(-tick, "g"), "0", _signed(tick, "+g")])
+    if len(lost) == len(bars):
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 2.0}
+        axes.text(0.5, 0.5, "missing", transform=axes.transAxes, ha="center", va="center", color=INK, bbox=box)
+
+
+def _colour(value: float) -> str:
+    return AGAINST if value < 0 else FOR
+
+
+def _wrapped(text: str, width: int) -> str:
+    """On lines of at most `width` characters; underscores may end one."""
+    lines = textwrap.wrap(_short(text, 3 * width).replace("_", "_\0 "), width)
+    return "\n".join(line.replace("\0 ", "").rstrip("\0") for line in lines)
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}\u2026"
+
+
+def _round_number(limit: float) -> float:
+    """The largest of 1 to 5 times a power of ten that a limit above 0 allows."""
+    power = 10.0 ** math.floor(math.log10(limit))
+    return next((n * power for n in (5.0, 4.0, 3.0, 2.0) if n * power <= limit), power)
+
+
+def _headline(explanation: Explanation) -> str:
+    if explanation.probability is None:
+        return f"Score {_signed(explanation.value, '.2f')}"
+    asked = "" if explanation.question is None else f"{explanation.question}: "
+    return f"{_short(f'{asked}{explanation.label}', 60)}, probability {_percent(explanation.probability)}"
+
+
+def _percent(share: float) -> str:
+    if min(share, 1.0 - share) < 0.0005:
+        return "below 0.1 %" if share < 0.5 else "above 99.9 %"
+    return f"{100 * share:.1f} %"
+
+
+def _facts(explanation: Explanation) -> str:
+    """Both ends between which the frames' attributions lie, and by how much these miss the way between."""
+    value, baseline, gap = explanation.value, explanation.baseline, explanation.gap
+    facts = f"{explanation.quantity.capitalize()} {_signed(value)}, from {_signed(baseline)} where every frame is blank"
+    if abs(gap) > max(0.05 * abs(value - baseline), 0.005):
+        facts += f"; the frames' sum is off by {_signed(gap)}, so take more steps"
+    return facts
+
+
+def _signed(value: float, form: str = "+.2f") -> str:
+    return format(value, form).replace("-", "\u2212")

@@ -1,0 +1,66 @@
+"""What a run's service shows: its student, beside it teacher and control, and the samples that they were tested on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from corrkd.data.dataset import Split
+from corrkd.data.targets import Target
+from corrkd.errors import CorrKDError
+from corrkd.experiment.prepare import read
+from corrkd.experiment.run_folder import settings_of
+from corrkd.networks.saved import load_network, seed_folders
+from corrkd.serve.explore import Exhibit
+from corrkd.serve.predictor import Predictor
+
+BESIDE = ("teacher", "control")
+
+
+def exhibit_of(
+    model: str | Path, *, samples: bool = True, device: torch.device | str = "cpu"
+) -> tuple[Exhibit, list[str]]:
+    """What can be looked at of a model, and what cannot, in sentences.
+
+    Args:
+        model: as for `Predictor.from_pretrained`. Teacher, control and samples are a run's.
+        samples: whether those of the tested split may be looked at.
+        device: where the networks compute.
+
+    Raises:
+        CorrKDError: where there is no model.
+    """
+    student = Predictor.from_pretrained(model, device=device)
+    predictors = {"student": student}
+    if student.run is None:
+        return Exhibit(predictors), ["no run: there is nothing to compare with, and no samples to pick from"]
+    folder = _seed_folder(Path(model), student.run)
+    for role in BESIDE:
+        if (folder / f"{role}.json").is_file():
+            predictors[role] = Predictor(load_network(folder / role), run=student.run, device=device)
+    if not samples:
+        return Exhibit(predictors), []
+    try:
+        settings = settings_of(student.run)
+        split = student.saved.fit(read(settings.data)).split(settings.evaluation.split)
+    except CorrKDError as error:
+        return Exhibit(predictors), [f"no samples to pick from: {error}"]
+    return Exhibit(predictors, split, settings.evaluation.split, truths(split, student.saved.target)), []
+
+
+def _seed_folder(model: Path, run: Path) -> Path:
+    return next((p for p in (model, model.parent) if p in seed_folders(run)), seed_folders(run)[0])
+
+
+def truths(split: Split, target: Target) -> list[str]:
+    """What each sample's label is, in words."""
+    values, counts = target.of(split, "split")
+    if target.kind == "score":
+        return [f"{value:.2f}" for value in values]
+    if target.kind == "questions":
+        return [
+            ", ".join(f"{q} {target.classes[int(a)]}" for q, a in zip(target.questions, row, strict=True))
+            for row in values
+        ]
+    return [target.classes[int(v)] if counted else "" for v, counted in zip(values, counts, strict=True)]

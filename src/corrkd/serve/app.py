@@ -1,0 +1,380 @@
+"""The service over HTTP: predictions, what the model is, health, metrics, and the page."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from importlib import resources
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from pydantic import BaseModel, Field
+
+from corrkd._version import __version__
+from corrkd.data.readers.arrays import unpacked_npz
+from corrkd.errors import CorrKDError
+from corrkd.serve import standalone
+from corrkd.serve.batching import Batcher
+from corrkd.serve.explore import Exhibit, hidden
+from corrkd.serve.limits import Guard, Limits, Refused
+from corrkd.serve.schema import PredictAnswer, PredictionAnswer, Problem, parsed, request_type, sample_type
+from corrkd.serve.standalone import InputError, Prediction, ReadSample
+
+JSON, NPZ = "application/json", "application/x-npz"
+LARGE = 1 << 16  # bytes of a body that takes longer to read than to hand to a thread
+STATIC = {"app.js": "text/javascript", "style.css": "text/css"}
+# The page loads nothing from elsewhere and may not be framed.
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+
+
+class ModelAnswer(BaseModel):
+    """What is served."""
+
+    corrkd: str
+    sha256: str
+    modalities: dict[str, dict[str, int]] = Field(description="features a frame, and the most frames in the data")
+    target: dict[str, Any]
+    about: dict[str, Any]
+    evaluated: dict[str, Any] | None = Field(description="temperature and metrics by missing condition")
+
+
+class Listed(BaseModel):
+    """A sample of the split."""
+
+    number: int
+    id: str
+    truth: str
+
+
+class SamplesAnswer(BaseModel):
+    """Samples to look at."""
+
+    split: str
+    total: int
+    samples: list[Listed]
+
+
+class ExploreAnswer(BaseModel):
+    """A sample as student, teacher and control see it."""
+
+    id: str
+    truth: str
+    visible: dict[str, list[bool]] = Field(description="which of its frames are there")
+    answers: dict[str, PredictionAnswer]
+
+
+class Status(BaseModel):
+    """Whether it is well."""
+
+    status: str
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What a route answers when it cannot do as asked, for OpenAPI."""
+    return {status: {"model": Problem} for status in (401, 408, 413, 422, 503, *statuses)}
+
+
+Missing = Annotated[
+    float, Query(ge=0.0, le=1.0, allow_inf_nan=False, description="share of frames dropped from the others")
+]
+Draw = Annotated[int, Query(ge=0, le=1_000_000, description="which of many ways to drop them")]
+
+
+class Service:
+    """A model behind an address.
+
+    Args:
+        exhibit: the student, and who stands beside it on the page.
+        limits: what a client is granted.
+        token: that clients must give; None: none is asked for.
+        wait: seconds for which a request waits for others to go through the network with it.
+        batch: samples that go through together.
+
+    Attributes:
+        app: the ASGI application.
+    """
+
+    def __init__(
+        self,
+        exhibit: Exhibit,
+        *,
+        limits: Limits | None = None,
+        token: str | None = None,
+        wait: float = 0.004,
+        batch: int = 64,
+    ) -> None:
+        self.exhibit, self.limits = exhibit, limits or Limits()
+        self.card = exhibit.student.card
+        bounded = exhibit.student.saved.network.longest(exhibit.student.saved.frames)
+        self.longest = {m: min(bounded.get(m, self.limits.frames), self.limits.frames) for m in self.card["modalities"]}
+        self.sample = sample_type(self.card, self.longest)
+        self.request = request_type(self.sample, self.limits)
+        self.ready = False
+        self._count()
+        self.batcher: Batcher[ReadSample, Prediction] = Batcher(
+            self._predict, wait=wait, most=batch, on_batch=self.batches.observe
+        )
+        self.guard = Guard(self._routes(), limits=self.limits, token=token, on_answer=self._answered)
+        self.app = self.guard
+
+    # ---------------------------------------------------------------------------------------------------------------- prediction
+
+    def _predict(self, read: Sequence[ReadSample]) -> list[Prediction]:
+        return standalone.predicted(read, self.card, self.exhibit.student.logits)
+
+    def read(self, samples: Sequence[Any]) -> list[ReadSample]:
+        """Samples from a request. Raises Refused where one cannot be read."""
+        out = []
+        for number, sample in enumerate(samples):
+            try:
+                out.append(standalone.read_sample(sample, self.card, f"samples.{number}"))
+            except InputError as error:
+                raise Refused(422, str(error)) from None
+            for m, (frames, _) in out[-1].items():
+                if len(frames) > self.longest[m]:
+                    raise Refused(422, f"samples.{number}, {m}: {len(frames)} frames, more than {self.longest[m]}")
+        return out
+
+    async def _given(self, request: Request, *, single: bool = False) -> list[ReadSample]:
+        body, kind = await request.body(), request.headers.get("content-type", "")
+        if len(body) < LARGE:
+            return self.read_body(body, kind, single=single)
+        return await run_in_threadpool(self.read_body, body, kind, single=single)  # others need not wait for it
+
+    def read_body(self, body: bytes, content_type: str, *, single: bool = False) -> list[ReadSample]:
+        """Samples of a body. Raises Refused with a line that says what is wrong."""
+        kind = content_type.partition(";")[0].strip().lower()
+        if kind in (NPZ, "application/octet-stream"):
+            return self.read([self._npz(body)])
+        if kind != JSON:
+            raise Refused(415, f"content type {kind[:60] or '(none)'!r}: send {JSON} or {NPZ}")
+        return self.read([parsed(self.sample, body)] if single else parsed(self.request, body)["samples"])
+
+    def _npz(self, body: bytes) -> dict[str, Any]:
+        widths = [int(size["width"]) for size in self.card["modalities"].values()]
+        try:
+            # In float64, and the masks; the headers besides.
+            most = sum(8 * width * self.limits.frames for width in widths) + (1 << 20)
+            return dict(unpacked_npz(io.BytesIO(body), "body", most=most))
+        except CorrKDError as error:
+            raise Refused(422, str(error)) from None
+
+    # ------------------------------------------------------------------------------------------------------------------- metrics
+
+    def _count(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "corrkd_requests", "Requests by path and status.", ["path", "status"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "corrkd_request_seconds",
+            "Seconds from a request's whole body to its answer.",
+            ["path"],
+            registry=self.registry,
+            buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+        )
+        self.batches = Histogram(
+            "corrkd_batch_samples",
+            "Samples that went through the network together.",
+            registry=self.registry,
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+        )
+        self.conditions = Counter(
+            "corrkd_predictions",
+            "Predictions by the tested condition they are like.",
+            ["condition"],
+            registry=self.registry,
+        )
+
+    def _answered(self, path: str, status: int, seconds: float) -> None:
+        self.requests.labels(path, str(status)).inc()
+        self.seconds.labels(path).observe(seconds)
+
+    # -------------------------------------------------------------------------------------------------------------------- routes
+
+    def _routes(self) -> FastAPI:
+        @asynccontextmanager
+        async def life(_: FastAPI) -> AsyncIterator[None]:
+            self._predict([standalone.read_sample(self._example(), self.card)])  # the first is slow
+            self.ready = True
+            yield
+            self.ready = False
+            await self.batcher.close()
+
+        app = FastAPI(
+            title="corrkd",
+            version=__version__,
+            summary="Sentiment from whatever modalities are there.",
+            lifespan=life,
+            redirect_slashes=False,
+            docs_url=None,  # its pages load scripts from elsewhere
+            redoc_url=None,
+        )
+
+        @app.exception_handler(Refused)
+        async def refused(_: Request, error: Exception) -> Response:
+            assert isinstance(error, Refused)
+            return JSONResponse({"detail": error.detail}, error.status)
+
+        @app.exception_handler(RequestValidationError)
+        async def misread(_: Request, error: Exception) -> Response:
+            assert isinstance(error, RequestValidationError)
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"][1:]))
+            return JSONResponse({"detail": f"{where}: {first['msg']}"}, 422)
+
+        self._api(app)
+        self._page(app)
+        return app
+
+    def _example(self) -> dict[str, Any]:
+        return {m: [[0.0] * int(size["width"])] for m, size in list(self.card["modalities"].items())[:1]}
+
+    def _api(self, app: FastAPI) -> None:
+        @app.post(
+            "/v1/predict",
+            response_model=PredictAnswer,
+            response_model_exclude_none=True,
+            responses=problems(415),
+            openapi_extra={"requestBody": self._body(self.request, {"samples": [self._example()]})},
+            summary="Predict",
+        )
+        async def predict(request: Request) -> Response:
+            """Predictions of one or more samples, each with whatever modalities are there."""
+            read = await self._given(request)
+            try:
+                answers = await self.batcher.ask(read)
+            except InputError as error:
+                raise Refused(422, str(error)) from None
+            for answer in answers:
+                known = answer.reliability
+                self.conditions.labels(known.condition if known else "untested").inc()
+            # Already of that form, which tests check; to validate again would cost more than the network.
+            return JSONResponse({"model": self.card["sha256"], "predictions": [a.to_json() for a in answers]})
+
+        @app.get("/v1/model", response_model=ModelAnswer, responses=problems(), summary="What is served")
+        async def model() -> ModelAnswer:
+            """Modalities, target, and how reliable the model is under each missing condition."""
+            return ModelAnswer(
+                corrkd=__version__,
+                sha256=self.card["sha256"],
+                modalities=self.card["modalities"],
+                target=self.card["target"],
+                about=self.card["about"],
+                evaluated=self.card.get("evaluated"),
+            )
+
+        @app.get("/healthz", response_model=Status, summary="Whether the process is well")
+        async def healthz() -> Status:
+            return Status(status="ok")
+
+        @app.get(
+            "/readyz", response_model=Status, responses={503: {"model": Problem}}, summary="Whether it takes requests"
+        )
+        async def readyz() -> Status:
+            if not self.ready or self.guard.draining:
+                raise Refused(503, "stopping" if self.guard.draining else "starting")
+            return Status(status="ready")
+
+        @app.get(
+            "/metrics",
+            response_class=PlainTextResponse,
+            responses={401: {"model": Problem}},
+            summary="Metrics for Prometheus",
+        )
+        async def metrics() -> Response:
+            return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
+
+    def _body(self, kind: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
+        """A request's body for OpenAPI, which wants nested types in place."""
+        schema = kind.model_json_schema()
+        inside = schema.pop("$defs", {})
+        text = json.dumps(schema)
+        for name, value in inside.items():
+            text = text.replace(json.dumps({"$ref": f"#/$defs/{name}"}), json.dumps(value))
+        npz = {"schema": {"type": "string", "format": "binary"}}
+        return {"required": True, "content": {JSON: {"schema": json.loads(text), "example": example}, NPZ: npz}}
+
+    def _page(self, app: FastAPI) -> None:
+        files = resources.files("corrkd.serve") / "static"
+        items = {"type": "string", "enum": list(self.card["modalities"])}
+        switched_off: Any = Query(
+            [],
+            description="modalities that are switched off",
+            max_length=len(self.card["modalities"]),
+            json_schema_extra={"items": items},
+        )
+
+        @app.get("/", include_in_schema=False)
+        async def page() -> Response:
+            return Response((files / "index.html").read_bytes(), media_type="text/html", headers=PAGE_HEADERS)
+
+        @app.get("/static/{name}", include_in_schema=False)
+        async def static(name: str) -> Response:
+            if name not in STATIC:
+                raise Refused(404, "no such file")
+            return Response((files / name).read_bytes(), media_type=STATIC[name], headers=PAGE_HEADERS)
+
+        @app.get("/v1/samples", response_model=SamplesAnswer, responses=problems(), summary="Samples to look at")
+        async def samples(
+            search: Annotated[str, Query(max_length=200)] = "",
+            start: Annotated[int, Query(ge=0, le=10**9)] = 0,
+            count: Annotated[int, Query(ge=1, le=200)] = 50,
+        ) -> SamplesAnswer:
+            total, found = self.exhibit.listed(search, start, count)
+            return SamplesAnswer(split=self.exhibit.name, total=total, samples=[Listed(**row) for row in found])
+
+        @app.get(
+            "/v1/samples/{number}",
+            response_model=ExploreAnswer,
+            response_model_exclude_none=True,
+            responses=problems(404),
+        )
+        async def look(
+            number: int, off: list[str] = switched_off, missing: Missing = 0.0, draw: Draw = 0
+        ) -> ExploreAnswer:
+            """A sample of the split, with modalities switched off and frames dropped, as student, teacher and control see it."""
+            try:
+                name, truth, read = self.exhibit.sample(number)
+            except IndexError:
+                raise Refused(404, f"there is no sample {number}") from None
+            return await run_in_threadpool(self._explored, name, truth, read, off, missing, draw)
+
+        @app.post(
+            "/v1/explore",
+            response_model=ExploreAnswer,
+            response_model_exclude_none=True,
+            responses=problems(415),
+            openapi_extra={"requestBody": self._body(self.sample, self._example())},
+        )
+        async def explore(
+            request: Request, off: list[str] = switched_off, missing: Missing = 0.0, draw: Draw = 0
+        ) -> ExploreAnswer:
+            """The same of a sample of the visitor's own."""
+            (read,) = await self._given(request, single=True)
+            return await run_in_threadpool(self._explored, "yours", "", read, off, missing, draw)
+
+    def _explored(
+        self, name: str, truth: str, read: ReadSample, off: Sequence[str], missing: float, draw: int
+    ) -> ExploreAnswer:
+        for m in off:
+            if m not in self.card["modalities"]:
+                raise Refused(422, f"off: {m[:60]!r} is no modality of this model")
+        shown = hidden(read, name, off=off, missing=missing, draw=draw)
+        return ExploreAnswer(
+            id=name,
+            truth=truth,
+            visible={m: there.tolist() for m, (_, there) in shown.items()},
+            answers={role: PredictionAnswer(**answer) for role, answer in self.exhibit.answers(shown).items()},
+        )

@@ -1,0 +1,91 @@
+"""What the page shows: a sample with modalities switched off and frames dropped, as student, teacher and control see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from corrkd.data.batches import sample_key
+from corrkd.data.dataset import Split
+from corrkd.missing import masks
+from corrkd.serve import standalone
+from corrkd.serve.predictor import Predictor
+from corrkd.serve.standalone import ReadSample
+
+MASK_SEED = 2024  # of every evaluation, so that the page drops what the evaluation dropped
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """What can be looked at.
+
+    Attributes:
+        predictors: by role, the student first.
+        split: samples to pick from; None: only what a visitor brings.
+        name: of the split.
+        truths: what each sample's label is, in words.
+    """
+
+    predictors: Mapping[str, Predictor]
+    split: Split | None = None
+    name: str = ""
+    truths: Sequence[str] = ()
+
+    @property
+    def student(self) -> Predictor:
+        """The one that is served."""
+        return next(iter(self.predictors.values()))
+
+    def listed(self, search: str, start: int, count: int) -> tuple[int, list[dict[str, Any]]]:
+        """How many samples have `search` in their id or label, and `count` of them from `start` on."""
+        if self.split is None:
+            return 0, []
+        named = zip(self.split.ids.tolist(), self.truths, strict=True)
+        found = [
+            {"number": number, "id": name, "truth": truth}
+            for number, (name, truth) in enumerate(named)
+            if search.casefold() in f"{name} {truth}".casefold()
+        ]
+        return len(found), found[start : start + count]
+
+    def sample(self, number: int) -> tuple[str, str, ReadSample]:
+        """Id, label and frames of a sample of the split. Raises IndexError where there is none of that number."""
+        if self.split is None or not 0 <= number < len(self.split):
+            raise IndexError(number)
+        rows = {m: slice(int(lengths[number])) for m, lengths in self.split.lengths.items()}
+        read = {
+            m: (np.array(self.split.frames[m][number, rows[m]]), np.array(self.split.present[m][number, rows[m]]))
+            for m in self.student.saved.modalities
+        }
+        return str(self.split.ids[number]), self.truths[number], read
+
+    def answers(self, read: ReadSample) -> dict[str, dict[str, Any]]:
+        """What each of them says, by role."""
+        return {
+            role: standalone.predicted([read], predictor.card, predictor.logits)[0].to_json()
+            for role, predictor in self.predictors.items()
+        }
+
+
+def hidden(read: ReadSample, name: str, *, off: Sequence[str], missing: float, draw: int = 0) -> ReadSample:
+    """The sample without what is missing.
+
+    Args:
+        read: a sample.
+        name: its id, from which what is dropped follows.
+        off: modalities that are lost whole.
+        missing: share of frames dropped from the others, 0 to 1; what is dropped at a share is among what is dropped at a larger.
+        draw: which of many ways.
+    """
+    key = torch.tensor([sample_key(name)])
+    out = {}
+    for m, (frames, there) in read.items():
+        numbers = masks.uniform(key, len(frames), seed=MASK_SEED, purpose="frame", modality=m, draw=draw)
+        dropped = masks.drop_frames(numbers, missing)[0].numpy()
+        seen = there & ~dropped & (m not in off)
+        out[m] = (np.where(seen[:, None], frames, np.float32(0)), seen)
+    return out

@@ -1,0 +1,191 @@
+"""A trained student over a whole dataset: batch by batch to a table on disk, and on from the last batch after any end.
+
+While it works, batches lie as numbered files of JSON lines in a hidden folder beside the output, each written whole or not at all, with a
+note of what they belong to. At the end they become the output, and the folder goes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from corrkd._version import __version__
+from corrkd.data.batches import Batch, sample_key
+from corrkd.data.dataset import WHOLE, MultimodalDataset, Split
+from corrkd.errors import CorrKDError
+from corrkd.files import exclusive, remove_parts, replacing, write_text
+from corrkd.missing.conditions import Condition
+from corrkd.missing.conditions import condition as condition_of
+from corrkd.networks.saved import SavedNetwork
+from corrkd.serve import standalone
+from corrkd.serve.prediction_table import WRITERS, columns
+from corrkd.serve.predictor import Predictor
+from corrkd.serve.standalone import InputError, ReadSample
+
+MASK_SEED = 2024  # of every evaluation
+ABOUT, PART = "about.json", "part-{:08d}.jsonl"
+
+
+def predict_file(
+    predictor: Predictor,
+    dataset: MultimodalDataset,
+    out: Path,
+    *,
+    split: str = WHOLE,
+    condition: str | None = None,
+    batch_size: int = 256,
+    overwrite: bool = False,
+    on_batch: Callable[[int], None] | None = None,
+) -> int:
+    """Writes what the student says of every sample. Started again with the same arguments it does what is missing.
+
+    Args:
+        predictor: the student.
+        dataset: raw features; it needs no targets. Modalities that it lacks are missing, those that the student does not know are not
+            looked at: `differences` says which.
+        out: a .csv, .parquet or .jsonl file.
+        split: which samples; "all": of every split.
+        condition: what is taken away on top of what is missing, as an evaluation does (its first draw).
+        batch_size: samples at once, and lost by a kill; changes memory and, in the last bits, rounding.
+        overwrite: replace an output that is there, and batches of other arguments.
+        on_batch: called with the number of samples done; at first with those of an earlier start.
+
+    Returns:
+        How many samples there are.
+
+    Raises:
+        CorrKDError: where the output is there, another process writes it, batches of it belong to other arguments, or a split, modality or
+            condition does not fit.
+    """
+    check_output(out, overwrite=overwrite)
+    splits = chosen(predictor.saved.fit(dataset, partly=True), split)
+    taken = None if condition is None else _condition(predictor.saved, dataset, condition)
+    about = {
+        "corrkd": __version__,
+        "model": _digest(predictor.card),  # with temperatures and thresholds, which the parameters' own sum leaves out
+        "data": [dataset.sha256, _digest([[name, part.ids.tolist()] for name, part in splits.items()])],
+        "split": split,
+        "condition": taken and taken.name,
+        "batch size": batch_size,
+    }
+    batches = [(name, start) for name, part in splits.items() for start in range(0, len(part), batch_size)]
+    folder, finished = out.with_name(f".{out.name}.parts"), False
+    files = [folder / PART.format(number) for number in range(len(batches))]
+    with exclusive(folder, f"{out}: another process is writing it; wait for it or choose another file"):
+        try:
+            check_output(out, overwrite=overwrite)
+            _begin(folder, out, about, overwrite=overwrite)
+            for file, (name, start) in zip(files, batches, strict=True):
+                rows = np.arange(start, min(start + batch_size, len(splits[name])))
+                if not file.exists():
+                    more = {} if name == WHOLE else {"split": name}
+                    write_text(file, _said(predictor, splits[name].take(rows), taken, more))
+                if on_batch:
+                    on_batch(len(rows))
+            with replacing(out, aside=folder) as whole:
+                WRITERS[out.suffix](whole, files, columns(predictor.card, splits=WHOLE not in splits))
+            finished = True
+        finally:
+            if finished or not _parts(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+    return sum(map(len, splits.values()))
+
+
+def check_output(out: Path, *, overwrite: bool) -> None:
+    """Raises CorrKDError where the output's name has no known ending, or it is there and is not to be replaced."""
+    if out.suffix not in WRITERS:
+        raise CorrKDError(f"{out}: the output's name must end in {', '.join(WRITERS)}")
+    if out.is_dir():
+        raise CorrKDError(f"{out}: is a folder; name a file")
+    if out.exists() and not overwrite:
+        raise CorrKDError(f"{out}: is there already; choose another file, or replace it with --overwrite")
+
+
+def chosen(dataset: MultimodalDataset, split: str) -> dict[str, Split]:
+    """The splits that are meant, by name. Raises CorrKDError where there is none of that name."""
+    return dict(dataset.splits) if split == WHOLE else {split: dataset.split(split)}
+
+
+def differences(saved: SavedNetwork, dataset: MultimodalDataset) -> list[str]:
+    """In which modalities a dataset differs from a model's, in sentences."""
+    lacking = [m for m in saved.modalities if m not in dataset.modalities]
+    unknown = [m for m in dataset.modalities if m not in saved.modalities]
+    return [
+        *(f"the data has no {m}: it is missing in every sample" for m in lacking),
+        *(f"the model does not know {m}: left out" for m in unknown),
+    ]
+
+
+def _condition(saved: SavedNetwork, dataset: MultimodalDataset, name: str) -> Condition:
+    found = condition_of(name, saved.modalities)
+    if found.kind in ("natural", "noise"):
+        raise CorrKDError(
+            f"condition {name!r} takes nothing away; name modalities that stay, ratio-R, burst-R or late-R"
+        )
+    if not set(found.available) & set(dataset.modalities):
+        raise CorrKDError(
+            f"condition {name!r} leaves nothing of dataset {dataset.name}, which has {', '.join(dataset.modalities)}"
+        )
+    return found
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _begin(folder: Path, out: Path, about: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Makes the folder one of these arguments. Raises CorrKDError where it holds batches of others that are not to be replaced."""
+    remove_parts(folder)
+    try:
+        before = json.loads((folder / ABOUT).read_text("utf-8"))
+    except (OSError, ValueError):
+        before = {}
+    if before == about:
+        return
+    if _parts(folder) and not overwrite:
+        changed = ", ".join(key for key in about if about[key] != before.get(key))
+        raise CorrKDError(
+            f"{out}: half done with another {changed}; go on with the same, or start anew with --overwrite"
+        )
+    for part in _parts(folder):
+        part.unlink()
+    write_text(folder / ABOUT, json.dumps(about, indent=1) + "\n")
+
+
+def _parts(folder: Path) -> list[Path]:
+    return list(folder.glob("part-*.jsonl"))
+
+
+def _said(predictor: Predictor, part: Split, condition: Condition | None, more: Mapping[str, str]) -> str:
+    """A line of JSON for each sample of a batch."""
+    read = _read(part, condition)
+    try:
+        found = standalone.predicted(read, predictor.card, predictor.logits, batch_size=len(read))
+    except InputError as error:
+        raise CorrKDError(f"samples {part.ids[0]} to {part.ids[-1]}: {error}") from None
+    lines = [{"id": name, **more, **said.to_json()} for name, said in zip(part.ids.tolist(), found, strict=True)]
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def _read(part: Split, condition: Condition | None) -> list[ReadSample]:
+    """The samples without what is missing or taken away: zeros there, and marked."""
+    seen = dict(part.present)
+    if condition is not None:
+        exists = {m: torch.from_numpy(part.exists(m)) for m in part.frames}
+        keys = torch.tensor([sample_key(name) for name in part.ids.tolist()], dtype=torch.int64)
+        # Masks look at nothing else.
+        batch = Batch(frames={}, exists=exists, present={}, targets=keys, keys=keys, rows=keys)
+        dropped = condition.dropped(batch, seed=MASK_SEED, draw=0)
+        seen = {m: present & ~dropped[m].numpy() for m, present in seen.items()}
+    frames = {m: np.where(seen[m][..., None], x, np.float32(0)) for m, x in part.frames.items()}
+    return [
+        {m: (frames[m][row, : part.lengths[m][row]], seen[m][row, : part.lengths[m][row]]) for m in frames}
+        for row in range(len(part))
+    ]

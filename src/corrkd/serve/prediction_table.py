@@ -1,0 +1,98 @@
+"""From predictions as JSON lines to one table, .csv, .parquet or .jsonl, a row at a time (columns: docs/using.md)."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from corrkd.errors import CorrKDError
+
+GROUP = 8192  # rows of a Parquet row group, however many lines a file has
+
+
+def columns(card: Mapping[str, Any], *, splits: bool) -> pa.Schema:
+    """Columns with their types, in order.
+
+    Args:
+        card: of the model.
+        splits: whether lines name a split.
+    """
+    text, number, target = pa.string(), pa.float64(), card["target"]
+    out = {"id": text} | ({"split": text} if splits else {})
+    out |= {"questions": {"question": text}, "score": {"score": number}}.get(target["kind"], {}) | {"label": text}
+    if target["kind"] != "score":
+        out |= {f"p_{name}": number for name in target["classes"]}
+    out |= {f"used_{m}": number for m in card["modalities"]}
+    out |= {"condition": text, "weighted_f1": number, "harder": pa.bool_()}
+    if (card.get("evaluated") or {}).get("level") is not None:
+        out |= {"low": number, "high": number} if target["kind"] == "score" else {"in_set": text}
+    return pa.schema(list(out.items()))
+
+
+def rows(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """Rows of JSON lines: one for each sample, or for each sample and question. Raises CorrKDError for a damaged line."""
+    for path in files:
+        with path.open(encoding="utf-8") as file:
+            try:
+                for line in file:
+                    yield from _rows(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise CorrKDError(f"{path}: damaged; delete it, and its samples are predicted again") from None
+
+
+def _rows(said: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    known, held = said["reliability"] or {"measured": {}}, said.get("prediction_set")
+    common = {
+        **{key: said.get(key) for key in ("id", "split", "score")},
+        **{f"used_{m}": share for m, share in said["used"].items()},
+        **{key: known.get(key) for key in ("condition", "harder")},
+        "weighted_f1": known["measured"].get("weighted_f1"),
+        **dict(zip(("low", "high"), said.get("interval", ()), strict=False)),
+    }
+    if isinstance(said["label"], str):
+        yield {**common, "label": said["label"], **_shares(said.get("probabilities", {}), held)}
+        return
+    for question, label in said["label"].items():
+        shares = _shares(said["probabilities"][question], held and held[question])
+        yield {**common, "question": question, "label": label, **shares}
+
+
+def _shares(probabilities: Mapping[str, float], held: Sequence[str] | None) -> dict[str, Any]:
+    return {f"p_{name}": p for name, p in probabilities.items()} | {"in_set": None if held is None else "|".join(held)}
+
+
+def _write_csv(out: Path, files: Sequence[Path], schema: pa.Schema) -> None:
+    with out.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, schema.names, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows(files))
+
+
+def _write_parquet(out: Path, files: Sequence[Path], schema: pa.Schema) -> None:
+    left = rows(files)
+    with pq.ParquetWriter(out, schema) as writer:
+        while group := list(islice(left, GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+
+
+def _write_jsonl(out: Path, files: Sequence[Path], schema: pa.Schema) -> None:
+    with out.open("wb") as file:
+        for path in files:
+            with path.open("rb") as part:
+                shutil.copyfileobj(part, file)
+
+
+WRITERS: dict[str, Callable[[Path, Sequence[Path], pa.Schema], None]] = {
+    ".csv": _write_csv,
+    ".parquet": _write_parquet,
+    ".jsonl": _write_jsonl,
+}
+"""By the ending of the output's name: writes files of JSON lines there; lines are rows of `columns`."""

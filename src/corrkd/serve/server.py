@@ -1,0 +1,110 @@
+"""The service in a process of its own: a port, and an end that finishes what was accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from functools import partial
+from socket import socket
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from corrkd.serve.app import Service
+
+logger = logging.getLogger("uvicorn.error")
+SETTLE = 0.25  # seconds in which what is on its way still arrives, once no one is let in any more
+
+
+def run(
+    service: Service, *, host: str = "127.0.0.1", port: int = 8000, patience: float = 30.0, log: str = "info"
+) -> None:
+    """Serves until SIGTERM or SIGINT, then answers what was accepted and returns.
+
+    Args:
+        service: what is served.
+        host, port: where.
+        patience: most seconds between the signal and the end.
+        log: uvicorn's level.
+    """
+    config = uvicorn.Config(
+        service.app,
+        host=host,
+        port=port,
+        http=partial(_Protocol, seconds=service.limits.seconds),  # type: ignore[arg-type]
+        ws="none",
+        log_level=log,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(patience),
+    )
+    # uvicorn ends well and then raises the signal again, which is to end nothing more.
+    before = {number: signal.signal(number, _heard) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        _Server(config, service).run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _heard(*_: object) -> None:
+    """A signal that was answered already."""
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """Lets no one in, answers who is in, and tells them to go."""
+        self._service.guard.draining = True
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(SETTLE)
+        await super().shutdown(sockets)
+        guard = self._service.guard
+        logger.info("%d requests for the model were accepted, %d answered", guard.accepted, guard.answered)
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's, which ends a connection that does not bring a request's head in time."""
+
+    def __init__(self, *given: Any, seconds: float, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._seconds = seconds
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client came."""
+        super().connection_made(transport)
+        self._waiting: asyncio.TimerHandle | None = None
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Some of a request came."""
+        super().data_received(data)
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client went."""
+        super().connection_lost(exc)
+        self._stop_waiting()
+
+    def _wait(self) -> None:
+        asking: Any = self.cycle
+        if asking is not None and not asking.response_complete:
+            self._stop_waiting()
+        elif self._waiting is None:
+            self._waiting = self.loop.call_later(self._seconds, self._too_late)
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _too_late(self) -> None:
+        self._waiting = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()

@@ -1,0 +1,297 @@
+"use strict";
+
+// What is shown: a sample of the split by its number, or a visitor's own file; what is switched off; what share of frames is missing.
+const state = { number: 0, file: null, off: new Set(), missing: 0, draw: 0 };
+const titles = { student: "Student", teacher: "Teacher", control: "Control: the student without distillation" };
+const at = (id) => document.getElementById(id);
+let token = sessionStorage.getItem("token") || "";
+let pending = null; // the request under way, which a newer one replaces
+let searching = null;
+let modalities = [];
+
+function element(tag, options = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(options)) {
+    if (name in made) made[name] = value;
+    else made.setAttribute(name, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
+
+async function ask(path, options = {}) {
+  const headers = { ...(options.headers || {}), ...(token ? { Authorization: `Bearer ${token}` } : {}) };
+  const response = await fetch(path, { ...options, headers });
+  if (response.status === 401) {
+    at("token-form").hidden = false;
+    at("token").focus();
+  }
+  if (!response.ok) {
+    const body = await response.json().catch(() => ({}));
+    const detail = typeof body.detail === "string" ? body.detail : (body.detail || []).map((d) => d.msg).join("; ");
+    throw new Error(detail || `the service answered ${response.status}`);
+  }
+  return response.json();
+}
+
+function fail(error) {
+  if (error.name === "AbortError") return;
+  at("problem").textContent = error.message;
+  at("problem").hidden = false;
+}
+
+// ------------------------------------------------------------------------------------------------ what is shown
+
+function query() {
+  const parts = new URLSearchParams({ missing: (state.missing / 100).toFixed(2), draw: state.draw });
+  for (const m of state.off) parts.append("off", m);
+  return parts.toString();
+}
+
+function remember() {
+  const parts = new URLSearchParams({ sample: state.number, missing: state.missing, draw: state.draw });
+  for (const m of state.off) parts.append("off", m);
+  history.replaceState(null, "", `#${parts}`);
+}
+
+function recall() {
+  const parts = new URLSearchParams(location.hash.slice(1));
+  const whole = (name, most) => Math.min(most, Math.max(0, parseInt(parts.get(name), 10) || 0));
+  state.number = whole("sample", 1e9);
+  state.missing = 5 * Math.round(whole("missing", 100) / 5);
+  state.draw = whole("draw", 1e6);
+  state.off = new Set(parts.getAll("off").filter((m) => modalities.includes(m)));
+}
+
+async function look() {
+  if (pending) pending.abort();
+  pending = new AbortController();
+  const options = { signal: pending.signal };
+  let path = `v1/samples/${state.number}?${query()}`;
+  if (state.file) {
+    const kind = state.file.name.toLowerCase().endsWith(".npz") ? "application/x-npz" : "application/json";
+    Object.assign(options, { method: "POST", body: state.file, headers: { "Content-Type": kind } });
+    path = `v1/explore?${query()}`;
+  } else {
+    remember();
+  }
+  try {
+    const found = await ask(path, options);
+    at("problem").hidden = true;
+    show(found);
+  } catch (error) {
+    fail(error);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------------ answers
+
+function show(found) {
+  for (const m of modalities) showFrames(m, found.visible[m] || []);
+  const student = found.answers.student || Object.values(found.answers)[0];
+  const name = state.file ? state.file.name : found.id;
+  at("said").replaceChildren(
+    element("span", {}, `${name}${found.truth ? `, labelled ${found.truth}` : ""}: `),
+    element("span", { className: "verdict" }, `the student says ${said(student)}`),
+  );
+  for (const [role, answer] of Object.entries(found.answers)) showAnswer(role, answer, found.truth);
+}
+
+function said(answer) {
+  if (typeof answer.label === "string") {
+    return answer.score === undefined ? answer.label : `${answer.score.toFixed(2)} (${answer.label})`;
+  }
+  return Object.entries(answer.label).map(([q, a]) => `${q} ${a}`).join(", ");
+}
+
+function showFrames(m, visible) {
+  const strip = at(`strip-${modalities.indexOf(m)}`);
+  const there = visible.filter(Boolean).length;
+  strip.setAttribute("viewBox", `0 0 ${Math.max(1, visible.length)} 1`);
+  const drawn = visible.flatMap((seen, place) => {
+    if (!seen) return [];
+    const frame = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+    for (const [key, value] of Object.entries({ x: place + 0.04, y: 0, width: 0.92, height: 1 })) frame.setAttribute(key, value);
+    return [frame];
+  });
+  strip.replaceChildren(...drawn);
+  at(`share-${modalities.indexOf(m)}`).textContent = visible.length ? `${there} of ${visible.length} frames` : "not in the file";
+}
+
+// The card of one of them is made once; afterwards its bars move.
+function showAnswer(role, answer, truth) {
+  let card = at(`card-${role}`);
+  if (!card) {
+    card = element("article", { id: `card-${role}`, className: `card ${role}` });
+    at("cards").append(card);
+  }
+  const right = truth && typeof answer.label === "string" && answer.score === undefined ? answer.label === truth : null;
+  const verdict = element("span", { className: `verdict ${right === null ? "" : right ? "right" : "wrong"}` }, said(answer));
+  if (right !== null) verdict.append(right ? " (right)" : " (wrong)");
+  const head = element("div", { className: "head" }, element("h3", {}, titles[role] || role), verdict);
+  const bars = card.querySelector(".bars") || element("div", { className: "bars" });
+  fillBars(bars, answer, truth);
+  card.replaceChildren(head, bars, ...known(answer));
+}
+
+function rows(answer) {
+  if (!answer.probabilities) return [];
+  const first = Object.values(answer.probabilities)[0];
+  if (typeof first === "number") return Object.entries(answer.probabilities).map(([c, p]) => [c, p, c === answer.label]);
+  return Object.entries(answer.probabilities).map(([q, shares]) => [q, shares.yes, answer.label[q] === "yes"]);
+}
+
+function fillBars(bars, answer, truth) {
+  const wanted = rows(answer);
+  if (bars.childElementCount !== wanted.length) {
+    bars.replaceChildren(...wanted.map(() => element("div", { className: "group" },
+      element("span", { className: "name" }),
+      element("div", { className: "track" }, element("div", { className: "fill" })),
+      element("span", { className: "number" }))));
+  }
+  wanted.forEach(([name, share, chosen], place) => {
+    const group = bars.children[place];
+    group.className = `group ${chosen ? "chosen" : ""}`;
+    group.querySelector(".name").textContent = name;
+    group.querySelector(".name").className = `name ${name === truth ? "truth" : ""}`;
+    group.querySelector(".fill").style.width = percent(share, 2).replace(" ", "");
+    group.querySelector(".number").textContent = percent(share, 1);
+  });
+}
+
+function known(answer) {
+  const out = [];
+  if (answer.interval) out.push(element("p", { className: "known" }, `Not ruled out: ${answer.interval.map((x) => x.toFixed(2)).join(" to ")}.`));
+  if (Array.isArray(answer.prediction_set)) out.push(element("p", { className: "known" }, `Not ruled out: ${answer.prediction_set.join(", ") || "nothing"}.`));
+  const r = answer.reliability;
+  if (!r) return [...out, element("p", { className: "known" }, "No like condition was tested.")];
+  const error = r.measured.ece_calibrated ?? r.measured.ece;
+  const line = element("p", { className: "known" }, `Tested with ${conditionName(r.condition)} on ${r.samples.toLocaleString("en")} samples: F1 `,
+    element("b", {}, (100 * r.measured.weighted_f1).toFixed(1)));
+  if (error !== undefined) line.append(", calibration error ", element("b", {}, percent(error, 1)));
+  if (r.measured.mae !== undefined) line.append(", mean absolute error ", element("b", {}, r.measured.mae.toFixed(3)));
+  line.append(r.harder ? ". This sample misses more than that." : ".");
+  return [...out, line];
+}
+
+function conditionName(name) {
+  const ratio = /^ratio-([\d.]+)$/.exec(name);
+  if (ratio) return `${percent(Number(ratio[1]))} of all frames missing`;
+  return name === "complete" ? "everything there" : `${name.split("+").join(" and ")} alone`;
+}
+
+// ----------------------------------------------------------------------------------------------------- controls
+
+function makeSwitches() {
+  at("modalities").replaceChildren(...modalities.map((m, place) => {
+    const box = element("input", { type: "checkbox", checked: !state.off.has(m), id: `switch-${place}` });
+    box.addEventListener("change", () => {
+      if (box.checked) state.off.delete(m);
+      else state.off.add(m);
+      look();
+    });
+    const strip = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    strip.id = `strip-${place}`;
+    strip.setAttribute("class", "strip");
+    strip.setAttribute("preserveAspectRatio", "none");
+    strip.setAttribute("aria-hidden", "true");
+    const label = element("label", {}, box, element("span", {}, m), element("span", { className: "share", id: `share-${place}` }));
+    return element("div", { className: "modality" }, label, strip);
+  }));
+}
+
+async function list(start = 0) {
+  if (searching) searching.abort();
+  searching = new AbortController();
+  try {
+    const parts = new URLSearchParams({ search: at("search").value, start, count: 200 });
+    const found = await ask(`v1/samples?${parts}`, { signal: searching.signal });
+    at("split").textContent = found.split || "test";
+    at("samples").replaceChildren(...found.samples.map((s) =>
+      element("option", { value: s.number, selected: s.number === state.number && !state.file }, `${s.id}  ${s.truth}`)));
+    const listed = `${start + 1} to ${start + found.samples.length}`;
+    const more = found.total > found.samples.length ? `, of which ${listed} are listed` : "";
+    at("found").textContent = `${found.total.toLocaleString("en")} found${more}`;
+    return found;
+  } catch (error) {
+    fail(error);
+    return { total: 0, samples: [] };
+  }
+}
+
+function pick(number) {
+  state.number = number;
+  state.file = null;
+  at("samples").value = String(number);
+  look();
+}
+
+function bring(file) {
+  if (!file) return;
+  state.file = file;
+  at("samples").value = "";
+  look();
+}
+
+function connect() {
+  at("search").addEventListener("input", () => list());
+  at("samples").addEventListener("change", () => pick(Number(at("samples").value)));
+  at("random").addEventListener("click", async () => {
+    at("search").value = "";
+    const number = Math.floor(Math.random() * (await list()).total);
+    await list(Math.max(0, number - 3));
+    pick(number);
+  });
+  at("file").addEventListener("change", () => {
+    bring(at("file").files[0]);
+    at("file").value = "";
+  });
+  at("missing").addEventListener("input", () => {
+    state.missing = Number(at("missing").value);
+    at("share").textContent = `${state.missing} %`;
+    look();
+  });
+  at("again").addEventListener("click", () => {
+    state.draw += 1;
+    look();
+  });
+  at("token-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    token = at("token").value;
+    sessionStorage.setItem("token", token);
+    at("token-form").hidden = true;
+    at("problem").hidden = true;
+    start();
+  });
+  for (const kind of ["dragover", "dragleave", "drop"]) {
+    document.addEventListener(kind, (event) => {
+      event.preventDefault();
+      document.body.classList.toggle("dropping", kind === "dragover");
+      if (kind === "drop") bring(event.dataTransfer.files[0]);
+    });
+  }
+}
+
+async function start() {
+  try {
+    const model = await ask("v1/model");
+    modalities = Object.keys(model.modalities);
+    const data = model.about.data && model.about.data.name;
+    const asked = model.target.questions.length ? model.target.questions : model.target.classes;
+    at("about").textContent = `${asked.join(", ")}: told from ${modalities.join(", ")}${data ? `, trained on ${data}` : ""}`;
+    recall();
+    at("missing").value = state.missing;
+    at("share").textContent = `${state.missing} %`;
+    makeSwitches();
+    const found = await list(Math.max(0, state.number - 3));
+    if (found.total) look();
+    else at("said").textContent = "No samples are at hand; bring a file of your own.";
+  } catch (error) {
+    fail(error);
+  }
+}
+
+connect();
+start();

@@ -1,0 +1,214 @@
+"""The page in a real Chromium, by mouse and by keyboard."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service as Driver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.select import Select
+from selenium.webdriver.support.wait import WebDriverWait
+
+from tests.serve.running import Running, running
+
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1280,1000",
+)
+
+
+@pytest.fixture(scope="module")
+def service(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(served, tmp_path_factory.mktemp("log") / "log") as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (program and driver):
+        # Where the set-up promises a browser its absence is a failure.
+        assert "CORRKD_BROWSER" not in os.environ, "chromium and chromedriver are not installed"
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options, Driver(driver))
+    yield browser
+    browser.quit()
+
+
+class Page:
+    """What a visitor sees and does."""
+
+    def __init__(self, browser: webdriver.Chrome, url: str, where: str = "") -> None:
+        self.browser = browser
+        browser.get("about:blank")
+        browser.get(f"{url}/{where}")
+
+    def find(self, selector: str) -> WebElement:
+        return self.browser.find_element(By.CSS_SELECTOR, selector)
+
+    def wait(self, seen: Any) -> Any:
+        return WebDriverWait(self.browser, 30, 0.05).until(lambda _: seen())
+
+    @property
+    def said(self) -> str:
+        return self.find("#said").text
+
+    def answers(self) -> dict[str, list[str]]:
+        """Percentages on each card."""
+        cards = self.browser.find_elements(By.CSS_SELECTOR, ".card")
+        return {
+            (card.get_attribute("id") or "").removeprefix("card-"): [
+                number.text for number in card.find_elements(By.CSS_SELECTOR, ".number")
+            ]
+            for card in cards
+        }
+
+    def changed(self, act: Any) -> dict[str, list[str]]:
+        """The answers once something that was done has moved them."""
+        before = self.answers()
+        act()
+        self.wait(lambda: self.answers() != before)
+        return self.answers()
+
+
+@pytest.fixture
+def page(chromium: webdriver.Chrome, service: Running) -> Page:
+    opened = Page(chromium, service.url, "#sample=2")
+    opened.wait(lambda: "the student says" in opened.said)
+    return opened
+
+
+def test_shows_what_all_three_say(page: Page) -> None:
+    found = page.answers()
+    assert list(found) == ["student", "teacher", "control"]
+    for shares in found.values():
+        assert sum(float(share.split()[0]) for share in shares) == pytest.approx(100, abs=0.2)
+    assert page.said.startswith("test-2, labelled ")
+    assert "Tested with everything there on 18 samples: F1" in page.find("#card-student").text
+    assert "Not ruled out:" in page.find("#card-student").text
+
+
+def test_switching_a_modality_off_by_mouse(page: Page) -> None:
+    page.changed(lambda: page.find("#switch-0").click())
+    assert page.find("#share-0").text == "0 of 4 frames"
+    assert "Tested with audio and vision alone" in page.find("#card-teacher").text
+    assert not page.browser.find_elements(By.CSS_SELECTOR, "#strip-0 rect")
+    assert "off=language" in page.browser.current_url
+
+
+def test_by_keyboard_alone(page: Page) -> None:
+    page.browser.execute_script("document.activeElement.blur()")
+    reached: list[str] = []
+    for _ in range(12):
+        ActionChains(page.browser).send_keys(Keys.TAB).perform()
+        reached.append(page.browser.switch_to.active_element.get_attribute("id") or "")
+    wanted = ["search", "samples", "random", "file", "switch-0", "switch-1", "switch-2", "missing", "again"]
+    assert [name for name in reached if name in wanted][: len(wanted)] == wanted
+    page.find("#missing").send_keys(Keys.HOME)
+    page.changed(lambda: page.find("#missing").send_keys(*[Keys.ARROW_RIGHT] * 12))
+    assert page.find("#share").text == "60 %"
+    assert "60 % of all frames missing" not in page.find("#card-student").text  # the nearest that was tested
+    assert "50 % of all frames missing" in page.find("#card-student").text
+    page.changed(lambda: page.find("#switch-1").send_keys(Keys.SPACE))
+    page.changed(lambda: page.find("#samples").send_keys(Keys.ARROW_DOWN))
+    assert page.said.startswith("test-3, ")
+
+
+def test_everything_missing_and_back(page: Page) -> None:
+    whole = page.answers()
+    page.changed(lambda: page.find("#missing").send_keys(Keys.END))
+    assert not page.browser.find_elements(By.CSS_SELECTOR, ".strip rect")
+    assert "100 % of all frames missing" in page.find("#card-student").text
+    assert page.changed(lambda: page.find("#missing").send_keys(Keys.HOME)) == whole
+
+
+def test_searching_and_any_sample(page: Page) -> None:
+    page.find("#search").send_keys("positive")
+    page.wait(lambda: page.find("#found").text == "5 found")
+    assert all(option.text.endswith("positive") for option in Select(page.find("#samples")).options)
+    page.find("#random").click()
+    page.wait(lambda: page.find("#found").text.startswith("18 found"))
+    assert len(Select(page.find("#samples")).all_selected_options) == 1
+
+
+def test_a_file_of_ones_own(page: Page, tmp_path: Path) -> None:
+    good = tmp_path / "mine.json"
+    good.write_text(json.dumps({"audio": [[0.5] * 8, None, [1.0] * 8]}))
+    page.find("#file").send_keys(str(good))
+    page.wait(lambda: page.said.startswith("mine.json: the student says"))
+    assert page.find("#share-0").text == "not in the file"
+    assert page.find("#share-1").text == "2 of 3 frames"
+    np.savez(tmp_path / "mine.npz", vision=np.ones((2, 8)))
+    page.find("#file").send_keys(str(tmp_path / "mine.npz"))
+    page.wait(lambda: page.said.startswith("mine.npz: the student says"))
+    bad = tmp_path / "bad.json"
+    bad.write_text('{"audio": [[1, 2]]}')
+    page.find("#file").send_keys(str(bad))
+    page.wait(lambda: "List should have at least 8 items" in page.find("#problem").text)
+    page.changed(lambda: page.find("#samples").send_keys(Keys.ARROW_DOWN))
+    assert not page.find("#problem").is_displayed()
+
+
+def test_an_address_brings_back_what_was_shown(page: Page, service: Running) -> None:
+    page.find("#switch-2").click()
+    page.changed(lambda: page.find("#missing").send_keys(*[Keys.ARROW_RIGHT] * 6))
+    page.wait(lambda: "missing=30" in page.browser.current_url)
+    shown, address = page.answers(), page.browser.current_url
+    again = Page(page.browser, service.url, address.partition("/#")[2] and "#" + address.partition("/#")[2])
+    again.wait(lambda: again.answers() == shown)
+    assert not again.find("#switch-2").is_selected()
+
+
+@pytest.mark.parametrize("width", [320, 500, 1280])
+def test_it_fits_narrow_and_wide(page: Page, width: int) -> None:
+    page.browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
+    )
+    try:
+        assert page.browser.execute_script("return document.documentElement.scrollWidth") <= width
+        page.browser.execute_script("document.getElementById('missing').scrollIntoView()")
+        if width < 600:  # what is said stays in sight while one slides
+            place = page.browser.execute_script("return document.getElementById('said').getBoundingClientRect().top")
+            assert 0 <= place < 50
+    finally:
+        page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_it_asks_for_the_token(chromium: webdriver.Chrome, served: Path, tmp_path: Path) -> None:
+    with running(served, tmp_path / "log", environment={"CORRKD_TOKEN": "hush"}) as guarded:
+        page = Page(chromium, guarded.url)
+        page.wait(lambda: page.find("#token-form").is_displayed())
+        page.find("#token").send_keys("hush", Keys.ENTER)
+        page.wait(lambda: "the student says" in page.said)
+        assert not page.find("#token-form").is_displayed()
+
+
+def test_nothing_goes_wrong_in_the_console(page: Page) -> None:
+    page.browser.get_log("browser")
+    page.changed(lambda: page.find("#switch-0").click())
+    assert page.browser.get_log("browser") == []

@@ -1,0 +1,580 @@
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import signal
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+
+import corrkd as package
+from corrkd.data.convert import convert
+from corrkd.data.dataset import MultimodalDataset, Split
+from corrkd.errors import CorrKDError
+from corrkd.evaluation.calibration import tempered
+from corrkd.evaluation.judge import samples_of
+from corrkd.evaluation.sweep import sweep
+from corrkd.files import exclusive
+from corrkd.missing.conditions import condition
+from corrkd.serve import prediction_table
+from corrkd.serve.predict_file import differences, predict_file
+from corrkd.serve.predictor import Predictor
+from corrkd.serve.standalone import Prediction
+from tests.command import Ended, corrkd, ends_at
+from tests.conftest import make_split
+from tests.experiment.conftest import tiny, write_npz
+from tests.serve.conftest import dataset_for, sample_of, student
+
+FORMATS = (".csv", ".parquet", ".jsonl")
+WIDTHS = {"language": 5, "audio": 3, "vision": 4}
+
+
+def incomplete(split: Split) -> Split:
+    """Some frames and some whole modalities are missing in the data."""
+    rng = np.random.default_rng(4)
+    present = {m: p & (rng.random(p.shape) > 0.2) & (rng.random((len(p), 1)) > 0.3) for m, p in split.present.items()}
+    frames = {m: x * present[m][..., None] for m, x in split.frames.items()}
+    return replace(split, present=present, frames=frames)
+
+
+def dataset_of(target: str = "classes") -> MultimodalDataset:
+    dataset = dataset_for(target)
+    return replace(dataset, splits={name: incomplete(split) for name, split in dataset.splits.items()})
+
+
+def said_of(predictor: Predictor, split: Split, **options: Any) -> list[Prediction]:
+    """What the predictor says of samples one hands to it."""
+    samples = []
+    for row in range(len(split)):
+        sample = sample_of(split, row)
+        masks = {f"{m}_present": split.present[m][row, : len(x)] for m, x in sample.items()}
+        samples.append(sample | masks)
+    return predictor.predict(samples, **options)
+
+
+def rows_of(name: str, split: str | None, said: Prediction, level: bool) -> Iterator[dict[str, Any]]:
+    """The rows of a table, from a prediction."""
+    known = said.reliability
+    common = {
+        "id": name,
+        **({} if split is None else {"split": split}),
+        **{f"used_{m}": share for m, share in said.used.items()},
+        "condition": known and known.condition,
+        "weighted_f1": known and known.measured["weighted_f1"],
+        "harder": known and known.harder,
+    }
+    if said.score is not None:
+        low, high = said.interval or (None, None)
+        yield {**common, "score": said.score, "label": said.label, **({"low": low, "high": high} if level else {})}
+        return
+    nested = isinstance(said.label, dict)
+    for question in said.label if nested else [None]:
+        pick = (lambda values, q=question: values and values[q]) if nested else (lambda values: values)
+        row = {**common, "label": pick(said.label), **({"question": question} if nested else {})}
+        row |= {f"p_{c}": p for c, p in pick(said.probabilities).items()}
+        held = pick(said.prediction_set)
+        yield row | ({"in_set": None if held is None else "|".join(held)} if level else {})
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """A table's rows with None where nothing stands."""
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pylist()
+    text = {c: str for c in ("id", "split", "label", "question", "condition", "in_set")}
+    table = pd.read_csv(path, dtype=text, float_precision="round_trip", keep_default_na=False)
+    return [{c: None if v == "" else v for c, v in row.items()} for row in table.to_dict("records")]
+
+
+def plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With numbers and answers as a CSV file's reader leaves them."""
+    words = {"True": True, "False": False}
+    return [
+        {c: float(v) if c.startswith(("weighted", "low", "high")) and v else words.get(v, v) for c, v in row.items()}
+        for row in rows
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------- what stands in the table
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("level", [None, 0.9])
+@pytest.mark.parametrize("target", ["classes", "questions", "score"])
+def test_says_what_predict_says(target: str, level: float | None, suffix: str, tmp_path: Path) -> None:
+    predictor, dataset, out = Predictor(student(target, level=level)), dataset_of(target), tmp_path / f"p{suffix}"
+    assert predict_file(predictor, dataset, out) == 114
+    found, expected = read(out), []
+    for name, split in dataset.splits.items():
+        for sample, said in zip(split.ids.tolist(), said_of(predictor, split), strict=True):
+            rows = list(rows_of(sample, name, said, level is not None))
+            whole = {"id": sample, "split": name, **json.loads(json.dumps(said.to_json()))}
+            expected += [whole] if suffix == ".jsonl" else rows
+    if suffix == ".csv":  # a set of no class and no set look alike
+        found, expected = plain(found), [{c: None if v == "" else v for c, v in row.items()} for row in expected]
+    assert found == expected
+    if suffix != ".jsonl":
+        order = ["id", "split", "question", "score", "label", "p_0", "p_1", "p_2", "p_no", "p_yes"]
+        order += [*(f"used_{m}" for m in WIDTHS), "condition", "weighted_f1", "harder", "in_set", "low", "high"]
+        assert list(found[0]) == [c for c in order if c in expected[0]]
+    assert [p.name for p in tmp_path.iterdir()] == [out.name]
+    assert {row["harder"] for row in expected} >= {True, None} if suffix != ".jsonl" else True
+
+
+def test_samples_that_do_not_count_for_the_target_are_predicted(tmp_path: Path) -> None:
+    dataset = dataset_for("binary-nonzero")
+    scores = dataset.split("test").scores
+    assert scores is not None
+    scores[:9] = 0.0
+    assert predict_file(Predictor(student("binary-nonzero")), dataset, tmp_path / "p.csv", split="test") == 36
+    assert pd.read_csv(tmp_path / "p.csv")["id"].tolist() == dataset.split("test").ids.tolist()
+
+
+def test_strange_ids(tmp_path: Path) -> None:
+    split = dataset_for("classes").split("test")
+    names = ['a "quoted", one', "two\nlines", "three\u2028separated\x85", "é", *split.ids[4:].tolist()]
+    dataset = MultimodalDataset(name="x", splits={"test": replace(split, ids=np.array(names))})
+    for suffix in FORMATS:
+        predict_file(Predictor(student()), dataset, tmp_path / f"p{suffix}")
+    assert pd.read_csv(tmp_path / "p.csv")["id"].tolist() == names
+    assert pd.read_parquet(tmp_path / "p.parquet")["id"].tolist() == names
+    assert [json.loads(x)["id"] for x in (tmp_path / "p.jsonl").open(encoding="utf-8", newline="\n")] == names
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_batches_change_no_more_than_rounding(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction_table, "GROUP", 50)
+    predictor, dataset, tables = Predictor(student(level=0.9)), dataset_of(), []
+    for size in (1, 17, 256):
+        out = tmp_path / f"{size}{suffix}"
+        predict_file(predictor, dataset, out, batch_size=size)
+        tables.append(read(out))
+        if suffix == ".parquet":
+            about = pq.read_metadata(out)
+            assert [about.row_group(n).num_rows for n in range(about.num_row_groups)] == [50, 50, 14]
+    for table in tables[:-1]:
+        for row, other in zip(table, tables[-1], strict=True):
+            assert row.keys() == other.keys()
+            for key, value in row.items():
+                near = pytest.approx(other[key], abs=1e-5) if isinstance(other[key], float | dict) else other[key]
+                if key not in ("reliability", "prediction_set"):
+                    assert value == near, key
+
+
+# ------------------------------------------------------------------------------------------------------------------- other data
+
+
+def unlabelled(folder: Path, **changes: Any) -> Path:
+    """Recordings without targets."""
+    split = make_split(20, WIDTHS, seed=8)
+    arrays: dict[str, Any] = {**split.frames, **{f"{m}_lengths": x for m, x in split.lengths.items()}, **changes}
+    path = folder / "new.npz"
+    np.savez(path, **{key: x for key, x in arrays.items() if x is not None})
+    return path
+
+
+def test_data_without_targets(tmp_path: Path) -> None:
+    predictor, out = Predictor(student()), tmp_path / "p.csv"
+    expected = said_of(predictor, make_split(20, WIDTHS, seed=8))
+
+    def found(path: Path, **options: Any) -> pd.DataFrame:
+        predict_file(predictor, package.load_dataset(path, targets=False), out, overwrite=True, **options)
+        return pd.read_csv(out)
+
+    for ids, names in ((None, [f"sample-{n}" for n in range(20)]), (np.arange(20) + 5, list(range(5, 25)))):
+        table = found(unlabelled(tmp_path, ids=ids))
+        assert "split" not in table
+        assert table["id"].tolist() == names
+        assert table["label"].astype(str).tolist() == [said.label for said in expected]
+    convert(package.load_dataset(tmp_path / "new.npz", targets=False), tmp_path / "new.safetensors")
+    pd.testing.assert_frame_equal(found(tmp_path / "new.safetensors"), table)
+    with pytest.raises(CorrKDError, match="dataset new: has no split 'test'; it has all"):
+        found(tmp_path / "new.npz", split="test")
+    named = unlabelled(tmp_path, split=np.repeat(["test", "train"], [5, 15]))
+    assert found(named)["split"].tolist() == ["train"] * 15 + ["test"] * 5
+    part = found(named, split="test")
+    assert part["split"].tolist() == ["test"] * 5
+    assert part["label"].astype(str).tolist() == [said.label for said in expected[:5]]
+
+
+def test_other_modalities(tmp_path: Path) -> None:
+    predictor, out = Predictor(student()), tmp_path / "p.jsonl"
+    split = make_split(20, WIDTHS, seed=8)
+    path = unlabelled(tmp_path, vision=None, vision_lengths=None, gaze=np.ones((20, 3, 7)) * 0.5)
+    dataset = package.load_dataset(path, targets=False)
+    assert differences(predictor.saved, dataset) == [
+        "the data has no vision: it is missing in every sample",
+        "the model does not know gaze: left out",
+    ]
+    predict_file(predictor, dataset, out)
+    samples = [{m: x for m, x in sample_of(split, row).items() if m != "vision"} for row in range(20)]
+    lines = [json.loads(json.dumps(said.to_json())) for said in predictor.predict(samples)]
+    assert read(out) == [{"id": f"sample-{n}", **line} for n, line in enumerate(lines)]
+    assert {line["reliability"]["condition"] for line in lines} == {"language+audio"}
+    assert {line["used"]["vision"] for line in lines} == {0.0}
+
+    for changes, words in (
+        ({"audio": np.ones((20, 6, 2))}, "modality audio is 2 wide, but the model was trained on 3"),
+        (
+            {m: None for m in (*WIDTHS, *(f"{m}_lengths" for m in WIDTHS))} | {"gaze": np.ones((20, 3, 7))},
+            "has none of the model's modalities language, audio, vision; it has gaze",
+        ),
+    ):
+        with pytest.raises(CorrKDError, match=words):
+            predict_file(
+                predictor,
+                package.load_dataset(unlabelled(tmp_path, **changes), targets=False),
+                tmp_path / "q.csv",
+            )
+    assert {p.name for p in tmp_path.iterdir()} == {"p.jsonl", "new.npz"}
+
+
+@pytest.mark.parametrize("target", ["classes", "questions", "score"])
+@pytest.mark.parametrize("name", ["language+audio", "vision", "ratio-0.5", "burst-0.5", "late-0.5", "ratio-1.0"])
+def test_conditions_are_the_evaluations(name: str, target: str, tmp_path: Path) -> None:
+    saved, dataset = student(target), dataset_of(target)
+    predict_file(Predictor(saved), dataset, tmp_path / "p.jsonl", split="test", condition=name, batch_size=7)
+    samples = samples_of(saved, dataset, "test", device=torch.device("cpu"))
+    wanted = condition(name, dataset.modalities)
+    result = sweep(saved.network, samples, [wanted])[0]
+    assert saved.evaluated is not None
+    temperatures = {c.name: c.temperature for c in saved.evaluated.conditions}
+    dropped = wanted.dropped(samples.without_frames(), seed=2024, draw=0)
+    for row, line in enumerate(read(tmp_path / "p.jsonl")):
+        known, expected = line["reliability"], result.response[row]
+        if target == "score":
+            np.testing.assert_allclose([line["score"]], expected, atol=2e-6)
+        else:
+            values = line["probabilities"].values()
+            shares = np.array([list(v.values()) if isinstance(v, dict) else v for v in values])
+            expected = tempered(expected, temperatures[known["condition"]] if known else 1.0)
+            np.testing.assert_allclose(shares, expected, atol=2e-6)
+        for m, share in line["used"].items():
+            seen = samples.present[m][row] & ~dropped[m][row]
+            assert share == pytest.approx(float(seen.sum() / samples.exists[m][row].sum()))
+
+
+def test_conditions_that_take_nothing_away_or_all(tmp_path: Path) -> None:
+    predictor, out = Predictor(student()), tmp_path / "p.csv"
+    dataset = package.load_dataset(unlabelled(tmp_path, vision=None, vision_lengths=None), targets=False)
+    for name, words in (
+        ("natural", "condition 'natural' takes nothing away; name modalities that stay"),
+        ("noise-0.5", "condition 'noise-0.5' takes nothing away"),
+        ("vision", "condition 'vision' leaves nothing of dataset new, which has language, audio"),
+        ("smell", "condition 'smell' is unknown; there are complete, language"),
+    ):
+        with pytest.raises(CorrKDError, match=words):
+            predict_file(predictor, dataset, out, condition=name)
+    predict_file(predictor, dataset, out, condition="audio+vision")
+    assert set(pd.read_csv(out)["condition"]) == {"audio"}
+
+
+# ------------------------------------------------------------------------------------------------------------------- batch by batch
+
+
+class Watched:
+    """Frames that may be taken a batch at a time, the next when the last is gone."""
+
+    def __init__(self, frames: np.ndarray, most: int) -> None:
+        self.frames, self.most, self.shape, self.ndim = frames, most, frames.shape, frames.ndim
+        self.alive = 0
+        self.taken: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        import weakref
+
+        assert self.alive == 0, "the batch before is still held"
+        out = self.frames[rows].view(Kept)
+        assert len(out) <= self.most
+        self.taken += np.asarray(rows).tolist()
+        self.alive += 1
+        weakref.finalize(out, self.gone)
+        return out
+
+    def gone(self) -> None:
+        self.alive -= 1
+
+
+class Kept(np.ndarray):
+    """An array that can be watched."""
+
+
+def test_frames_are_taken_a_batch_at_a_time(tmp_path: Path) -> None:
+    split = dataset_of().split("test")
+    watched = {m: Watched(x, 5) for m, x in split.frames.items()}
+    dataset = MultimodalDataset(name="x", splits={"test": replace(split, frames=watched)})  # type: ignore[arg-type]
+    done: list[int] = []
+    predict_file(Predictor(student()), dataset, tmp_path / "p.csv", batch_size=5, on_batch=done.append)
+    assert done == [5] * 7 + [1]
+    assert all(w.taken == list(range(36)) for w in watched.values())
+    predict_file(Predictor(student()), replace(dataset, splits={"test": split}), tmp_path / "q.csv", batch_size=5)
+    assert (tmp_path / "p.csv").read_bytes() == (tmp_path / "q.csv").read_bytes()
+
+
+def test_rows_are_read_when_they_are_written(tmp_path: Path) -> None:
+    """From a file at a time, and no further than asked."""
+    line = {"id": "a", "label": "b", "used": {}, "reliability": None}
+    files = [tmp_path / f"{n}.jsonl" for n in range(2)]
+    files[0].write_text(f"{json.dumps(line)}\n" * 3)
+    rows = prediction_table.rows(files)
+    assert [next(rows)["id"] for _ in range(3)] == ["a"] * 3
+    files[1].write_text("{\n")  # not looked at before
+    with pytest.raises(CorrKDError, match=r"1.jsonl: damaged; delete it, and its samples are predicted again"):
+        next(rows)
+
+
+# ------------------------------------------------------------------------------------------------------------ stopped and started
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "model"
+    Predictor(student("questions", level=0.9)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "set.safetensors"
+    convert(dataset_of("questions"), path)
+    return path
+
+
+def command(model: Path, data: Path, out: Path, *words: object, **options: Any) -> Ended:
+    return corrkd("predict", model, "--data", data, "--out", out, "--batch-size", 16, *words, **options)
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+def stopped_after(count: int) -> Any:
+    done = 0
+
+    def step(_: int) -> None:
+        nonlocal done
+        done += 1
+        if done == count:
+            raise KeyboardInterrupt
+
+    return step
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, bytes]:
+    """What nobody stopped, by ending."""
+    folder = tmp_path_factory.mktemp("whole")
+    for suffix in FORMATS:
+        done = command(model, data, folder / f"p{suffix}")
+        assert done.code == 0, done.err
+        assert done.out == f"{folder / f'p{suffix}'}: 114 samples\n"
+        assert "prediction: 114/114" in done.err
+    assert left(folder) == ["p.csv", "p.jsonl", "p.parquet"]
+    return {p.suffix: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("hook", [("pathlib:Path", "write_bytes"), ("os", "fsync"), ("os", "replace")])
+def test_killed_again_and_again(
+    hook: tuple[str, str], suffix: str, model: Path, data: Path, whole: Mapping[str, bytes], tmp_path: Path
+) -> None:
+    """At the third write of every process: a part of two, half written, beside its place, or before it takes it."""
+    out, parts, times = tmp_path / f"p{suffix}", tmp_path / f".p{suffix}.parts", 0
+    while (ended := command(model, data, out, first=ends_at(*hook, 3))).code != 0:
+        assert ended.code == -signal.SIGKILL, ended
+        assert not out.exists()
+        times += 1
+        # The first process writes the note, too.
+        assert len(list(parts.glob("part-*"))) == 2 * times - 1
+    assert times >= 3
+    assert out.read_bytes() == whole[suffix]
+    assert left(tmp_path) == [out.name]
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor, dataset, out = Predictor(student()), dataset_of(), tmp_path / "p.csv"
+    predict_file(predictor, dataset, tmp_path / "whole.csv", batch_size=16)
+    with pytest.raises(KeyboardInterrupt):
+        predict_file(predictor, dataset, out, batch_size=16, on_batch=stopped_after(3))
+    assert len(list((tmp_path / ".p.csv.parts").glob("part-*"))) == 3
+    calls, done, logits = [], [], predictor.logits
+    monkeypatch.setattr(predictor, "logits", lambda arrays: calls.append(1) or logits(arrays))
+    predict_file(predictor, dataset, out, batch_size=16, on_batch=done.append)
+    assert (len(calls), sum(done)) == (5, 114)  # 3, 2 and 3 batches
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_control_c(model: Path, data: Path, whole: Mapping[str, bytes], tmp_path: Path) -> None:
+    out = tmp_path / "p.csv"
+    ended = command(model, data, out, first=ends_at("os", "fsync", 4, signal.SIGINT))
+    assert ended.code == 130
+    assert ended.err.splitlines()[-1].startswith("interrupted; ")
+    assert "predict go on when started again" in ended.err
+    assert "Traceback" not in ended.err
+    assert left(tmp_path / ".p.csv.parts") == [".lock", "about.json", "part-00000000.jsonl", "part-00000001.jsonl"]
+    assert command(model, data, out).code == 0
+    assert out.read_bytes() == whole[".csv"]
+    assert left(tmp_path) == ["p.csv"]
+
+
+def test_killed_with_the_output_in_place(model: Path, data: Path, whole: Mapping[str, bytes], tmp_path: Path) -> None:
+    out = tmp_path / "p.csv"
+    first = ends_at("shutil", "rmtree", 1)
+    assert command(model, data, out, first=first).code == -signal.SIGKILL
+    assert out.read_bytes() == whole[".csv"]
+    assert "is there already" in command(model, data, out).line
+    assert command(model, data, out, "--overwrite").code == 0
+    assert out.read_bytes() == whole[".csv"]
+    assert left(tmp_path) == ["p.csv"]
+
+
+def test_half_done_with_other_arguments(tmp_path: Path) -> None:
+    predictor, dataset, out = Predictor(student()), dataset_of(), tmp_path / "p.csv"
+    with pytest.raises(KeyboardInterrupt):
+        predict_file(predictor, dataset, out, batch_size=16, on_batch=stopped_after(2))
+    before = left(tmp_path)
+    hotter = student()
+    assert hotter.evaluated is not None
+    changed = tuple(c.model_copy(update={"temperature": 3.0}) for c in hotter.evaluated.conditions)
+    hotter = replace(hotter, evaluated=hotter.evaluated.model_copy(update={"conditions": changed}))
+    fewer = replace(dataset, splits={"test": dataset.split("test")})
+    for other, what in (
+        (dict(batch_size=17), "batch size"),
+        (dict(batch_size=16, split="test"), "data, split"),
+        (dict(batch_size=16, condition="audio"), "condition"),
+        (dict(batch_size=16, predictor=Predictor(student(fill="mean"))), "model"),
+        (dict(batch_size=16, predictor=Predictor(hotter)), "model"),
+        (dict(batch_size=16, dataset=replace(dataset, sha256="1" * 64)), "data"),
+        (dict(batch_size=16, dataset=fewer), "data"),
+    ):
+        with pytest.raises(CorrKDError) as caught:
+            predict_file(**{"predictor": predictor, "dataset": dataset, "out": out, **other})  # type: ignore[arg-type]
+        assert str(caught.value) == (
+            f"{out}: half done with another {what}; go on with the same, or start anew with --overwrite"
+        )
+        assert left(tmp_path) == before
+    # The same arguments go on, whether an output may be replaced or not; others start anew.
+    done: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        predict_file(predictor, dataset, out, batch_size=16, overwrite=True, on_batch=stopped_after(4))
+    assert len(list((tmp_path / ".p.csv.parts").glob("part-*"))) == 4
+    predict_file(predictor, dataset, out, batch_size=17, condition="audio", overwrite=True, on_batch=done.append)
+    predict_file(predictor, dataset, tmp_path / "q.csv", batch_size=17, condition="audio")
+    assert out.read_bytes() == (tmp_path / "q.csv").read_bytes()
+    assert left(tmp_path) == ["p.csv", "q.csv"]
+
+
+def test_an_output_that_is_there(tmp_path: Path) -> None:
+    predictor, dataset, out = Predictor(student()), dataset_of(), tmp_path / "p.csv"
+    out.write_text("mine")
+    with pytest.raises(CorrKDError, match=r"p.csv: is there already; choose another file, or replace it with --over"):
+        predict_file(predictor, dataset, out)
+    with pytest.raises(KeyboardInterrupt):
+        predict_file(predictor, dataset, out, batch_size=16, overwrite=True, on_batch=stopped_after(2))
+    assert out.read_text() == "mine"
+    predict_file(predictor, dataset, out, batch_size=16, overwrite=True)
+    assert len(pd.read_csv(out)) == 114
+    assert left(tmp_path) == ["p.csv"]
+
+
+def test_one_process_at_a_time(model: Path, data: Path, tmp_path: Path) -> None:
+    out, folder = tmp_path / "p.csv", tmp_path / ".p.csv.parts"
+    with exclusive(folder, "busy"):
+        (folder / "part-00000000.jsonl").write_text("theirs")
+        assert (
+            f"{out}: another process is writing it; wait for it or choose another file"
+            in command(model, data, out, "--overwrite").line
+        )
+        assert (folder / "part-00000000.jsonl").read_text() == "theirs"
+    assert not out.exists()
+
+
+def limited(size: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("size", [100, 2000, 12000])
+def test_a_full_disk(
+    size: int, suffix: str, model: Path, data: Path, whole: Mapping[str, bytes], tmp_path: Path
+) -> None:
+    """At the note, at a batch, at the table."""
+    out = tmp_path / f"p{suffix}"
+    line = command(model, data, out, first=partial(limited, size)).line
+    assert "cannot be written: " in line
+    assert "File too large" in line
+    assert not out.exists()
+    assert not list(tmp_path.rglob("*.part"))
+    assert command(model, data, out).code == 0
+    assert out.read_bytes() == whole[suffix]
+
+
+def test_a_network_that_answers_with_no_numbers(tmp_path: Path) -> None:
+    saved = student()
+    with torch.no_grad():
+        next(saved.network.parameters()).fill_(torch.nan)
+    with pytest.raises(CorrKDError, match=r"samples train-0 to train-15: the network answered with NaN"):
+        predict_file(Predictor(saved), dataset_of(), tmp_path / "p.csv", batch_size=16)
+    assert left(tmp_path) == []
+
+
+# --------------------------------------------------------------------------------------------------------------- as a user types it
+
+
+def test_errors_are_one_line(model: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    for out, words in (
+        ("p.txt", "p.txt: the output's name must end in .csv, .parquet, .jsonl"),
+        ("p", "p: the output's name must end in"),
+        ("folder.csv", "folder.csv: is a folder; name a file"),
+    ):
+        assert words in command(model, "nowhere", tmp_path / out).line  # before the data is looked for
+    assert "nowhere: no such file" in command(model, "nowhere", tmp_path / "p.csv").line
+    assert (
+        "has no split 'later'; it has train, valid, test"
+        in command(model, data, tmp_path / "p.csv", "--split", "later").line
+    )
+    assert "nowhere: no such file or folder" in command(tmp_path / "nowhere", data, tmp_path / "p.csv").line
+    assert "'smell' is unknown" in command(model, data, tmp_path / "p.csv", "--condition", "smell").line
+    assert "--batch-size" in command(model, data, tmp_path / "p.csv", "--batch-size", 0).line
+    assert left(tmp_path) == ["folder.csv"]
+
+
+def test_of_new_recordings(model: Path, tmp_path: Path) -> None:
+    path = unlabelled(tmp_path, vision=None, vision_lengths=None, gaze=np.ones((20, 3, 7)))
+    done = command(model, path, tmp_path / "new" / "p.csv", "--split", "all", "--condition", "audio+language")
+    assert done.code == 0, done.err
+    assert "note: the data has no vision: it is missing in every sample\n" in done.err
+    assert "note: the model does not know gaze: left out\n" in done.err
+    assert pd.read_csv(tmp_path / "new" / "p.csv").groupby("id").size().tolist() == [2] * 20
+    shutil.rmtree(tmp_path / "new")
+    # They open by memory map once they are converted, and train nothing.
+    assert corrkd("data", "convert", path, tmp_path / "new.safetensors").code == 0
+    assert command(model, tmp_path / "new.safetensors", tmp_path / "p.parquet").code == 0
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny()))
+    train = ("train", "--settings", tmp_path / "tiny.yaml", "--out", tmp_path / "run", "--data")
+    assert "an array `scores` or `labels` is needed" in corrkd(*train, path).line
+    assert "neither scores nor labels" in corrkd(*train, tmp_path / "new.safetensors").line
+    assert "an array `scores` or `labels` is needed" in corrkd("evaluate", model, "--data", path).line
+    assert not (tmp_path / "run").exists()
+
+
+def test_of_a_run_and_its_own_data(served: Path, tmp_path: Path) -> None:
+    done = corrkd("predict", served, "--data", "synthetic", "--split", "test", "--out", tmp_path / "p.csv")
+    assert done.code == 0, done.err
+    own = pd.read_parquet(served / "seed-0" / "predictions.parquet")
+    print(own.head())

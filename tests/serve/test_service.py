@@ -1,0 +1,447 @@
+"""The service as a client meets it: a process of its own, real sockets, real bodies, good and bad."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+import corrkd
+from corrkd.data.batches import sample_key
+from corrkd.data.synthetic import SyntheticSpec, make
+from corrkd.missing.masks import drop_frames, uniform
+from corrkd.serve.predictor import Predictor
+from tests.command import TINY
+from tests.serve.conftest import sample_of
+from tests.serve.running import Running, running
+
+JSON, NPZ = "application/json", "application/x-npz"
+HOLE = {"language": [[0.5] * 8, None, [1.0] * 8], "vision": None}
+
+
+@pytest.fixture(scope="module")
+def service(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(served, tmp_path_factory.mktemp("log") / "log", "--max-body", "0.2", "--body-seconds", "2") as one:
+        yield one
+
+
+def npz(**arrays: Any) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def samples(count: int) -> list[dict[str, Any]]:
+    split = make(SyntheticSpec(**TINY["data"]["synthetic"])).split("test")
+    return [sample_of(split, row % len(split)) for row in range(count)]
+
+
+def as_json(sample: dict[str, Any]) -> dict[str, Any]:
+    return {m: x.tolist() for m, x in sample.items()}
+
+
+def post(service: Running, sample: Any, **more: Any) -> httpx.Response:
+    return httpx.post(f"{service.url}/v1/predict", json={"samples": [sample]}, timeout=60, **more)
+
+
+def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Equal but for rounding, which follows from who else was in the batch."""
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key] == (pytest.approx(value, abs=1e-5) if key == "probabilities" else value)
+
+
+# ------------------------------------------------------------------------------------------------------------------- answers
+
+
+def test_predicts_as_the_predictor(service: Running, served: Path) -> None:
+    predictor, given = Predictor.from_pretrained(served), [*map(as_json, samples(5)), HOLE]
+    response = httpx.post(f"{service.url}/v1/predict", json={"samples": given})
+    assert response.status_code == 200
+    body = response.json()
+    assert body["model"] == predictor.card["sha256"]
+    assert len(body["predictions"]) == 6
+    for found, sample in zip(body["predictions"], given, strict=True):
+        same(found, json.loads(json.dumps(predictor.predict(sample).to_json())))
+
+
+@pytest.mark.parametrize("kind", [NPZ, "application/octet-stream", "Application/X-NPZ; v=1"])
+def test_takes_npz(service: Running, served: Path, kind: str) -> None:
+    sample = samples(1)[0] | {"audio_present": np.array([True, False, True, True])}
+    response = httpx.post(f"{service.url}/v1/predict", content=npz(**sample), headers={"content-type": kind})
+    expected = Predictor.from_pretrained(served).predict(sample).to_json()
+    same(response.json()["predictions"][0], json.loads(json.dumps(expected)))
+    assert expected["used"]["audio"] == 0.75
+
+
+def test_tells_what_it_serves(service: Running, served: Path) -> None:
+    body = httpx.get(f"{service.url}/v1/model").json()
+    card = Predictor.from_pretrained(served).card
+    assert body["modalities"] == card["modalities"]
+    assert body["evaluated"] == card["evaluated"]
+    assert body["corrkd"] == corrkd.__version__
+    assert httpx.get(f"{service.url}/healthz").json() == {"status": "ok"}
+    assert httpx.get(f"{service.url}/readyz").json() == {"status": "ready"}
+
+
+def metric(service: Running, name: str) -> float:
+    text = httpx.get(f"{service.url}/metrics").text
+    return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name))
+
+
+def test_counts_what_it_does(service: Running) -> None:
+    answered = 'corrkd_requests_total{path="/v1/predict",status="200"}'
+    before, alone = metric(service, answered), metric(service, 'corrkd_predictions_total{condition="audio"}')
+    post(service, {"audio": [[0.0] * 8]})
+    post(service, {"smell": []})
+    assert metric(service, answered) == before + 1
+    assert metric(service, 'corrkd_predictions_total{condition="audio"}') == alone + 1
+    assert metric(service, 'corrkd_requests_total{path="/v1/predict",status="422"}') >= 1
+
+
+def test_requests_go_through_together(service: Running, served: Path) -> None:
+    before = metric(service, "corrkd_batch_samples_count"), metric(service, "corrkd_batch_samples_sum")
+    given, found = [as_json(s) for s in samples(18)] * 4, {}
+
+    def ask(number: int) -> None:
+        found[number] = post(service, given[number]).json()["predictions"][0]
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(48)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert metric(service, "corrkd_batch_samples_sum") == before[1] + 48
+    assert metric(service, "corrkd_batch_samples_count") < before[0] + 48
+    expected = Predictor.from_pretrained(served).predict(given[:48])
+    for number, prediction in enumerate(expected):  # to each its own
+        same(found[number], json.loads(json.dumps(prediction.to_json())))
+
+
+# ---------------------------------------------------------------------------------------------------------------- bad bodies
+
+
+def bomb() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (4_000_000, 8)})
+        archive.writestr("language.npy", header.getvalue() + bytes(32_000_000))
+    return file.getvalue()
+
+
+GOOD = json.dumps({"samples": [{"audio": [[0.0] * 8]}]}).encode()
+BAD: dict[str, tuple[bytes, str, int, str]] = {
+    "empty": (b"", JSON, 422, "Invalid JSON"),
+    "no json": (b"{", JSON, 422, "Invalid JSON"),
+    "no utf-8": (b"\xff\xfe", JSON, 422, "Invalid JSON"),
+    "deep": (b"[" * 50_000, JSON, 422, "Invalid JSON"),
+    "a list": (b"[]", JSON, 422, "body: Input should be an object"),
+    "nothing in it": (b"{}", JSON, 422, "samples: Field required"),
+    "no sample": (b'{"samples": []}', JSON, 422, "samples: "),
+    "empty sample": (b'{"samples": [{}]}', JSON, 422, "samples.0: nothing is given"),
+    "all null": (b'{"samples": [{"audio": null}]}', JSON, 422, "samples.0: nothing is given"),
+    "unknown": (b'{"samples": [{"smell": [[1]]}]}', JSON, 422, "samples.0.smell: Extra inputs are not permitted"),
+    "width": (b'{"samples": [{"audio": [[1, 2]]}]}', JSON, 422, "samples.0.audio.0: List should have at least 8 items"),
+    "text": (
+        b'{"samples": [{"audio": [["1",2,3,4,5,6,7,8]]}]}',
+        JSON,
+        422,
+        "samples.0.audio.0.0: Input should be a valid number",
+    ),
+    "nan": (
+        b'{"samples": [{"audio": [[NaN,2,3,4,5,6,7,8]]}]}',
+        JSON,
+        422,
+        "samples.0.audio.0.0: Input should be a finite number",
+    ),
+    "huge": (
+        b'{"samples": [{"audio": [[1e39,2,3,4,5,6,7,8]]}]}',
+        JSON,
+        422,
+        "samples.0.audio.0.0: Input should be less than",
+    ),
+    "no frames": (b'{"samples": [{"audio": []}]}', JSON, 422, "samples.0.audio: List should have at least 1 item"),
+    "more keys": (GOOD[:-1] + b', "x": 1}', JSON, 422, "x: Extra inputs are not permitted"),
+    "other type": (GOOD, "text/plain", 415, "content type 'text/plain': send application/json or application/x-npz"),
+    "no zip": (GOOD, NPZ, 422, "body: a damaged .npz file"),
+    "cut off": (npz(audio=np.zeros((4, 8)))[:-40], NPZ, 422, "body: a damaged .npz file"),
+    "pickle": (npz(audio=np.array([{}], object)), NPZ, 422, "pickled objects"),
+    "bomb": (bomb(), NPZ, 422, "refused as a decompression bomb"),
+    "npz width": (npz(audio=np.zeros((4, 7))), NPZ, 422, r"samples.0, audio: shape (4, 7), expected (frames, 8)"),
+    "npz nan": (npz(audio=np.full((4, 8), np.nan)), NPZ, 422, "samples.0, audio: NaN or infinite values in frame 0"),
+    "npz unknown": (npz(smell=np.zeros((4, 8))), NPZ, 422, "'smell' is no modality"),
+    "npz too long": (npz(audio=np.zeros((5000, 8), np.float16)), NPZ, 422, "audio: 5000 frames, more than 4096"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_bodies_are_one_clear_line(service: Running, name: str) -> None:
+    body, kind, status, words = BAD[name]
+    response = httpx.post(f"{service.url}/v1/predict", content=body, headers={"content-type": kind})
+    assert (response.status_code, list(response.json())) == (status, ["detail"])
+    assert words in response.json()["detail"]
+    assert "\n" not in response.json()["detail"]
+    assert post(service, {"audio": [[0.0] * 8]}).status_code == 200
+
+
+def test_too_large_bodies(service: Running) -> None:
+    large = b" " * 300_000 + GOOD
+    for content in (large, (large[at : at + 10_000] for at in range(0, len(large), 10_000))):  # declared, and in chunks
+        response = httpx.post(f"{service.url}/v1/predict", content=content, headers={"content-type": JSON})
+        assert response.status_code == 413
+        assert "larger than 200,000 bytes" in response.json()["detail"]
+    small = b" " * 150_000 + GOOD
+    assert httpx.post(f"{service.url}/v1/predict", content=small, headers={"content-type": JSON}).status_code == 200
+
+
+def test_too_many_samples(service: Running) -> None:
+    response = httpx.post(f"{service.url}/v1/predict", json={"samples": [{"audio": [[0] * 8]}] * 257})
+    assert response.status_code == 422
+    assert "at most 256 items" in response.json()["detail"]
+
+
+def spoken(service: Running, *parts: bytes) -> bytes:
+    """What a client hears that says these parts and then waits."""
+    with socket.create_connection(("127.0.0.1", service.port), timeout=30) as client:
+        for part in parts:
+            client.sendall(part)
+        heard = b""
+        while part := client.recv(65536):
+            heard += part
+        return heard
+
+
+def head(length: int, *more: bytes) -> bytes:
+    lines = [
+        b"POST /v1/predict HTTP/1.1",
+        b"Host: x",
+        b"Content-Type: application/json",
+        b"Content-Length: %d" % length,
+    ]
+    return b"\r\n".join([*lines, *more, b"", b""])
+
+
+def test_slow_clients_are_ended_and_hold_up_no_one(service: Running) -> None:
+    heard: dict[str, bytes] = {}
+    slow = {"body": (head(len(GOOD)), GOOD[:10]), "head": (head(len(GOOD))[:40],), "nothing": ()}
+
+    def speak(name: str) -> None:
+        heard[name] = spoken(service, *slow[name])
+
+    threads = [threading.Thread(target=speak, args=(name,)) for name in slow]
+    for thread in threads:
+        thread.start()
+    assert post(service, {"audio": [[0.0] * 8]}).status_code == 200
+    assert len(heard) == 0  # they are still being waited for
+    for thread in threads:
+        thread.join(30)
+    assert heard["body"].startswith(b"HTTP/1.1 408 ")
+    assert b"did not arrive within 2 seconds" in heard["body"]
+    assert (heard["head"], heard["nothing"]) == (b"", b"")
+
+
+def test_malformed_http(service: Running) -> None:
+    assert spoken(service, b"NONSENSE\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    assert b" 413 " in spoken(service, head(10**12, b"Expect: 100-continue")).partition(b"\r\n")[0]
+    assert post(service, {"audio": [[0.0] * 8]}).status_code == 200
+
+
+def test_a_client_that_goes_away(service: Running) -> None:
+    with socket.create_connection(("127.0.0.1", service.port)) as client:
+        client.sendall(head(len(GOOD)) + GOOD[:10])
+    with socket.create_connection(("127.0.0.1", service.port)) as client:
+        client.sendall(head(len(GOOD)) + GOOD)
+    assert post(service, {"audio": [[0.0] * 8]}).status_code == 200
+    assert "Traceback" not in service.text
+
+
+# -------------------------------------------------------------------------------------------------------- limits and tokens
+
+
+def test_no_more_at_once_than_allowed(served: Path, tmp_path: Path) -> None:
+    with running(served, tmp_path / "log", "--max-requests", "2") as service:
+        waiting = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(2)]
+        for client in waiting:
+            client.sendall(head(len(GOOD)) + GOOD[:10])
+        end = time.monotonic() + 30
+        while (response := post(service, {"audio": [[0.0] * 8]})).status_code == 200 and time.monotonic() < end:
+            time.sleep(0.05)
+        assert response.status_code == 503
+        assert response.headers["retry-after"] == "1"
+        assert "2 requests are being answered" in response.json()["detail"]
+        assert httpx.get(f"{service.url}/healthz").status_code == 200
+        for client in waiting:  # those who were let in are answered
+            client.sendall(GOOD[10:])
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+            client.close()
+        assert post(service, {"audio": [[0.0] * 8]}).status_code == 200
+
+
+def test_a_token(served: Path, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("s3cret\n")
+    with running(served, tmp_path / "log", "--token-file", str(tmp_path / "token")) as service:
+        sample = {"audio": [[0.0] * 8]}
+        for given in (
+            None,
+            "Bearer wrong",
+            "Bearer s3cre",
+            "Bearer s3cretx",
+            "Basic s3cret",
+            "s3cret",
+            "Bearer",
+            "Bearer é",
+        ):
+            headers = {} if given is None else {"authorization": given.encode()}
+            response = post(service, sample, headers=headers)
+            assert response.status_code == 401, given
+            assert response.headers["www-authenticate"] == "Bearer"
+            assert "s3cret" not in response.text
+        for path in ("/v1/model", "/metrics", "/v1/samples"):
+            assert httpx.get(f"{service.url}{path}").status_code == 401
+        for path in ("/healthz", "/readyz", "/", "/static/app.js"):
+            assert httpx.get(f"{service.url}{path}").status_code == 200
+        assert post(service, sample, headers={"authorization": "Bearer s3cret"}).status_code == 200
+        assert post(service, sample, headers={"authorization": "bearer  s3cret"}).status_code == 200
+
+
+def test_a_token_from_the_environment(served: Path, tmp_path: Path) -> None:
+    with running(served, tmp_path / "log", environment={"CORRKD_TOKEN": "hush"}) as service:
+        assert httpx.get(f"{service.url}/v1/model").status_code == 401
+        assert httpx.get(f"{service.url}/v1/model", headers={"authorization": "Bearer hush"}).status_code == 200
+
+
+def test_it_listens_on_this_machine_alone(service: Running) -> None:
+    assert service.url.startswith("http://127.0.0.1:")
+
+
+# ------------------------------------------------------------------------------------------------------------------- the end
+
+
+def test_sigterm_under_load_loses_no_accepted_request(served: Path, tmp_path: Path) -> None:
+    """Every request that the server took was answered, and every answer reached its client whole."""
+    with running(served, tmp_path / "log") as service:
+        given = [as_json(s) for s in samples(4)]
+        answered, refused, broken = [0] * 12, [0] * 12, []
+        stopping = threading.Event()
+
+        def ask(number: int) -> None:
+            with httpx.Client() as client:
+                while True:
+                    try:
+                        response = client.post(f"{service.url}/v1/predict", json={"samples": given}, timeout=60)
+                    except httpx.TransportError as error:
+                        if not stopping.is_set():
+                            broken.append(repr(error))
+                        refused[number] += 1
+                        return
+                    if response.status_code != 200 or len(response.json()["predictions"]) != 4:
+                        broken.append(response.text)
+                    answered[number] += 1
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(12)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1.5)
+        stopping.set()
+        code = service.stop()
+        for thread in threads:
+            thread.join(60)
+        assert code == 0, service.text
+        assert not broken
+        assert refused == [1] * 12
+        counts = re.search(r"(\d+) requests for the model were accepted, (\d+) answered", service.text)
+        assert counts is not None, service.text
+        assert int(counts[1]) == int(counts[2]) == sum(answered) > 12
+        assert "Traceback" not in service.text
+
+
+# ------------------------------------------------------------------------------------------------------------------ the page
+
+
+def test_what_the_page_asks_for(service: Running, served: Path) -> None:
+    found = httpx.get(f"{service.url}/v1/samples", params={"count": 5}).json()
+    assert found["total"] == 18
+    assert len(found["samples"]) == 5
+    only = httpx.get(f"{service.url}/v1/samples", params={"search": "positive"}).json()
+    assert {s["truth"] for s in only["samples"]} == {"positive"}
+    number = only["samples"][0]["number"]
+    split = make(SyntheticSpec(**TINY["data"]["synthetic"])).split("test")
+    sample = sample_of(split, number)
+    body = httpx.get(f"{service.url}/v1/samples/{number}", params={"off": ["vision"], "missing": 0.0}).json()
+    assert body["id"] == split.ids[number]
+    assert list(body["answers"]) == ["student", "teacher", "control"]
+    sample["vision_present"] = np.zeros(len(sample["vision"]), bool)
+    for role in ("student", "teacher", "control"):
+        expected = Predictor.from_pretrained(served / "seed-0" / f"{role}.json").predict(sample).to_json()
+        same(body["answers"][role], json.loads(json.dumps(expected)))
+    assert httpx.get(f"{service.url}/v1/samples/999").status_code == 404
+    bad = httpx.get(f"{service.url}/v1/samples/0", params={"off": "smell"})
+    assert (bad.status_code, bad.json()) == (422, {"detail": "off: 'smell' is no modality of this model"})
+
+
+def test_frames_go_as_in_the_evaluation_and_the_more_the_further(service: Running) -> None:
+    seen = []
+    for share in (0.0, 0.3, 0.6, 1.0):
+        body = httpx.get(f"{service.url}/v1/samples/2", params={"missing": share}).json()
+        seen.append(
+            {(m, place) for m, there in body["visible"].items() for place, is_there in enumerate(there) if is_there}
+        )
+    assert len(seen[0]) == 12
+    assert not seen[-1]
+    assert all(later <= before for before, later in itertools.pairwise(seen))
+    numbers = uniform(torch.tensor([sample_key(body["id"])]), 4, seed=2024, purpose="frame", modality="audio")
+    expected = {place for place, dropped in enumerate(drop_frames(numbers, 0.6)[0].tolist()) if not dropped}
+    assert {place for m, place in seen[2] if m == "audio"} == expected
+
+
+def test_a_visitors_own_sample(service: Running) -> None:
+    sample = samples(1)[0]
+    by_json = httpx.post(f"{service.url}/v1/explore", json=as_json(sample), params={"off": "audio"}).json()
+    by_npz = httpx.post(
+        f"{service.url}/v1/explore", content=npz(**sample), params={"off": "audio"}, headers={"content-type": NPZ}
+    ).json()
+    assert by_json["visible"] == by_npz["visible"]
+    assert not any(by_json["visible"]["audio"])
+    same(by_json["answers"]["control"], by_npz["answers"]["control"])
+    bad = httpx.post(f"{service.url}/v1/explore", json={"audio": [[1.0]]})
+    assert bad.status_code == 422
+    assert bad.json()["detail"].startswith("audio.0: List should have at least 8 items")
+
+
+def test_the_page_needs_nothing_from_elsewhere(service: Running) -> None:
+    for path in ("/", "/static/app.js", "/static/style.css"):
+        response = httpx.get(f"{service.url}{path}")
+        assert response.status_code == 200
+        assert "default-src 'self'" in response.headers["content-security-policy"]
+        addresses = set(re.findall(r"https?://[^\s\"'<>)]+", response.text))
+        assert addresses <= {"http://www.w3.org/2000/svg"}
+    for path in ("/static/app.py", "/static/../app.py", "/static/%2e%2e/app.py", "/docs", "/nowhere"):
+        assert httpx.get(f"{service.url}{path}").status_code == 404
+
+
+def test_its_own_openapi_holds(served: Path, tmp_path: Path) -> None:
+    """schemathesis: whatever the schema allows is answered as the schema says, whatever it forbids is refused, nothing crashes."""
+    with running(served, tmp_path / "log", "--max-frames", "4", "--max-samples", "2") as service:
+        words = ["run", f"{service.url}/openapi.json", "--checks", "all", "--max-examples", "20", "--seed", "1"]
+        words += ["--generation-database", "none", "--suppress-health-check", "all", "--workers", "1", "--no-color"]
+        program = Path(sys.executable).with_name("schemathesis")
+        done = subprocess.run([str(program), *words], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+        assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+        assert re.search(r"Tested: +8", done.stdout), done.stdout
+        assert "Traceback" not in service.text
