@@ -48,7 +48,7 @@ class Ended:
         *before, last = self.err.splitlines()
         assert last.startswith("error: "), self.err
         assert all(
-            line.startswith(("reading ", "note: ", "seed ", "writing ", "converting ", "evaluation: "))
+            line.startswith(("reading ", "note: ", "seed ", "writing ", "converting ", "evaluation: ", "prediction: "))
             for line in before
         ), self.err
         return last

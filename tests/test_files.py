@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from corrkd.errors import CorrKDError
-from corrkd.files import make_folder, remove_parts, replacing, write_bytes, write_text, write_with
+from corrkd.files import exclusive, make_folder, remove_parts, replacing, write_bytes, write_text, write_with
 
 
 def names(folder: Path) -> list[str]:
@@ -59,3 +59,29 @@ def test_parts_of_killed_processes_are_removed_and_nothing_else(tmp_path: Path) 
     remove_parts(tmp_path)
     assert all(path.exists() for path in kept)
     assert not any(path.exists() for path in parts)
+
+
+def test_the_temporary_file_may_lie_aside(tmp_path: Path) -> None:
+    (tmp_path / "aside").mkdir()
+    with replacing(tmp_path / "a.txt", aside=tmp_path / "aside") as part:
+        part.write_text("whole")
+        assert part.parent == tmp_path / "aside"
+        assert names(tmp_path) == sorted(["aside", part.name])
+    assert (tmp_path / "a.txt").read_text() == "whole"
+    assert names(tmp_path) == ["a.txt", "aside"]
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    with exclusive(folder, "first"):
+        with pytest.raises(CorrKDError, match=r"^wait$"), exclusive(folder, "wait"):
+            pass
+        with pytest.raises(CorrKDError, match=r"^wait$"), exclusive(folder, "wait"):  # still
+            pass
+    with pytest.raises(ValueError), exclusive(folder, "second"):
+        raise ValueError
+    with exclusive(folder, "third"):
+        pass
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CorrKDError, match="the folder cannot be made"), exclusive(tmp_path / "file" / "x", "busy"):
+        pass

@@ -201,21 +201,25 @@ def predict(
     out: Annotated[Path, typer.Option("--out", help="The .csv, .parquet or .jsonl file; one half done goes on.")],
     split: Annotated[str, typer.Option(help="train, valid or test; all: every sample.")] = "all",
     condition: Annotated[
-        str | None, typer.Option(help="Take away what it lacks, as language+audio, ratio-0.3; default: nothing.")
+        str | None, typer.Option(help="Show the model only what is there under it, as language+audio, ratio-0.3.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time; changes memory.")] = 256,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     glove: GloveOption = None,
     folds: FoldsOption = None,
 ) -> None:
     """Write what a trained student says of every sample. Started again, it goes on."""
+    import torch
+
     from corrkd.experiment.prepare import dataset_of, pick_device
     from corrkd.experiment.progress import Reporter
     from corrkd.serve.predict_file import check_output, chosen, differences, predict_file
     from corrkd.serve.predictor import Predictor
 
     check_output(out, overwrite=overwrite)  # before the work, not after it
+    torch.set_num_threads(threads)
     reporter = Reporter()
     predictor = Predictor.from_pretrained(model, device=pick_device(device))
     with reporter.busy(f"reading {data}"):

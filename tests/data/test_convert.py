@@ -107,6 +107,17 @@ def test_other_software_can_open_it(tmp_path: Path) -> None:
         assert json.loads(file.metadata()["corrkd"])["modalities"] == ["language", "audio", "vision"]
 
 
+def test_without_targets(tmp_path: Path) -> None:
+    dataset = make_dataset()
+    bare = replace(dataset.split("test"), scores=None, labels=None)
+    for splits in ({"all": bare}, {"train": bare, "test": bare}):
+        bare_dataset = replace(dataset, splits=splits)
+        convert(bare_dataset, tmp_path / "x.safetensors")
+        assert_same(load_dataset(tmp_path / "x.safetensors", targets=False), bare_dataset)
+        with pytest.raises(CorrKDError, match=r"x.safetensors, (all|train): neither scores nor labels"):
+            load_dataset(tmp_path / "x.safetensors")
+
+
 def test_nothing_half_written_remains(tmp_path: Path) -> None:
     dataset = make_dataset()
     code = (

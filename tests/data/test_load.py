@@ -96,6 +96,11 @@ def test_a_modality_constant_in_training_is_refused_wherever_it_varies_elsewhere
     check_training(only_test)
 
 
+def test_what_has_no_targets_may_be_constant(tmp_path: Path) -> None:
+    np.savez(tmp_path / "new.npz", speech=np.ones((4, 3, 2)), split=np.array([0, 0, 0, 2]))
+    assert list(load_dataset(tmp_path / "new.npz", targets=False).splits) == ["train", "test"]
+
+
 def test_a_missing_frame_does_not_hide_a_constant_modality() -> None:
     dataset = make_dataset()
     train = dataset.split("train")

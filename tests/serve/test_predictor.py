@@ -225,6 +225,39 @@ def test_the_nearest_share_of_missing_frames() -> None:
     assert nothing.condition == "ratio-1.0"
 
 
+@pytest.mark.parametrize("target", ["classes", "questions", "score"])
+def test_explains_what_it_predicts(target: str) -> None:
+    """Its probability, or score, is the prediction's, under that condition's temperature."""
+    predictor, split = Predictor(student(target)), dataset_for(target).split("test")
+    sample = sample_of(split, 1)
+    question = "sad" if target == "questions" else None
+    for given in (sample, {"audio": sample["audio"]}):
+        prediction, why = predictor.predict(given), predictor.explain(given, question=question)
+        if target == "score":
+            assert why.value == pytest.approx(prediction.score, abs=1e-5)
+            continue
+        assert prediction.probabilities is not None
+        shares = prediction.probabilities[question] if question else prediction.probabilities
+        assert why.label == max(shares, key=lambda name: shares[name])
+        assert why.probability == pytest.approx(shares[why.label], abs=1e-5)
+        other = predictor.explain(given, question=question, label=predictor.saved.target.classes[0])
+        assert other.probability == pytest.approx(shares[predictor.saved.target.classes[0]], abs=1e-5)
+        if len(given) == 1:
+            assert {m for m, effect in why.modalities.items() if effect.value} == {"audio"}
+
+
+def test_explains_nothing_that_the_model_does_not_say() -> None:
+    sample = {"audio": np.zeros((2, 3))}
+    with pytest.raises(CorrKDError, match="class 'purple' is none of this model's; it has 0, 1, 2"):
+        Predictor(student()).explain(sample, label="purple")
+    with pytest.raises(CorrKDError, match="question 'sad' is none of this model's; it has no question"):
+        Predictor(student()).explain(sample, question="sad")
+    with pytest.raises(CorrKDError, match="class 'high' is none of this model's; it has no class"):
+        Predictor(student("score")).explain(sample, label="high")
+    with pytest.raises(CorrKDError, match="nothing is given"):
+        Predictor(student()).explain({})
+
+
 # ----------------------------------------------------------------------------------------------------------------- on disk
 
 

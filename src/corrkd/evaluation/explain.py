@@ -169,8 +169,10 @@ def explain(
         value = _finite(answers(inputs, seen))
         effects = {}
         for m in network.modalities:
-            rest = {**seen, m: torch.zeros_like(seen[m])}
-            less = _finite(answers(inputs, rest)) if seen[m].any() else value
+            less = value
+            if seen[m].any():
+                without = [{**part, m: torch.zeros_like(part[m])} for part in (inputs, seen)]
+                less = _finite(answers(*without))
             effects[m] = Effect(value - less, None if score else _probability(value) - _probability(less))
         blank = {m: torch.where(seen[m][..., None], fill_of(network, m, x), 0.0) for m, x in inputs.items()}
         baseline = _finite(answers(blank, seen))
@@ -247,7 +249,7 @@ def _one_sample(
                 "expected one sample: (1, T, width), (1, T) and (1, T)"
             )
         seen[m] = exists[m] & visible[m]
-        inputs[m] = torch.where(seen[m][..., None], frames[m].detach(), 0.0)
+        inputs[m] = torch.where(seen[m][..., None], frames[m], 0.0)
     return inputs, seen
 
 
@@ -396,7 +398,7 @@ def _draw_frames(axes: Axes, explanation: Explanation, modality: str, limit: flo
     first, last = (bars[0][0], bars[-1][0]) if bars else (0, 0)
     axes.set(xlim=(first - 0.5, last + 0.5), ylim=(-limit, limit))
     missing = f", {len(lost)} of {len(bars)} frames missing" if 0 < len(lost) < len(bars) else ""
-    axes.set_title(_short(modality, 45) + missing, color=INK)
+    axes.set_title(_short(modality, 34) + missing, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     tick = _round_number(limit)
     axes.set_yticks([-tick, 0.0, tick], [_signed(-tick, "g"), "0", _signed(tick, "+g")])

@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from corrkd.errors import CorrKDError
+from corrkd.evaluation.explain import Explanation, explain
 from corrkd.files import make_folder, write_bytes
 from corrkd.networks.saved import SavedNetwork, load_student, packed, read_network, write_card
 from corrkd.report.run_folder import RunFolder
@@ -103,6 +104,40 @@ class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentimen
         raw = {m: torch.from_numpy(a.frames).to(self.device) for m, a in arrays.items()}
         frames = {m: self.saved.normalisation.apply(m, x).mul_(exists[m][..., None]) for m, x in raw.items()}
         return frames, exists, visible
+
+    def explain(
+        self, sample: Sample, *, label: str | None = None, question: str | None = None, steps: int = 64
+    ) -> Explanation:
+        """Which modalities and which frames carried the prediction of one sample (corrkd.evaluation.explain).
+
+        Args:
+            sample: as for `predict`.
+            label: the class to explain; default: the predicted one. None for scores.
+            question: the yes/no question to explain; needed where the model answers several.
+            steps: points at which integrated gradients are evaluated; more make the frames' sum more exact, and take as much longer.
+
+        Returns:
+            An `Explanation`: of the probability that `predict` gives (the same temperature), in log-odds, or of the score.
+
+        Raises:
+            CorrKDError: as `predict`, where class or question is unknown, or where captum is not installed.
+        """
+        try:
+            arrays = standalone.collate([standalone.read_sample(sample, self.card)], self.card)
+        except InputError as error:
+            raise CorrKDError(str(error)) from None
+        target = self.saved.target
+        used = {m: float(a.visible.sum() / a.exists.sum()) for m, a in arrays.items()}
+        condition, _ = standalone.tested_condition(self.card, used)
+        return explain(
+            self.saved.network,
+            *self.tensors(arrays),
+            target=target,
+            output=_place(label, () if target.kind == "score" else target.classes, "class"),
+            question=_place(question, target.questions, "question"),
+            temperature=1.0 if condition is None else condition["temperature"],
+            steps=steps,
+        )
 
     # ---------------------------------------------------------------------------------------------------------------- on disk
 
@@ -193,3 +228,12 @@ def card_of(saved: SavedNetwork) -> dict[str, Any]:
     card = json.loads(json.dumps(packed(saved)[1]))
     card["about"].pop("history", None)
     return dict(card)
+
+
+def _place(name: str | None, names: Sequence[str], what: str) -> int | None:
+    """Where a class or question stands; None of None."""
+    if name is None:
+        return None
+    if name not in names:
+        raise CorrKDError(f"{what} {name!r} is none of this model's; it has {', '.join(names) or f'no {what}'}")
+    return names.index(name)

@@ -10,6 +10,7 @@ A modality that is missing is None, or left out. Single frames that are missing 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import zipfile
@@ -99,7 +100,7 @@ def read_sample(sample: Any, card: Mapping[str, Any], where: str = "sample") -> 
     """Frames (T, width) float32 and which of them are there (T,), for each modality that is given.
 
     Raises:
-        InputError: where a modality is unknown, has another width, no frames, or holds NaN, or nothing is given at all.
+        InputError: where a modality is unknown, has another width, no frames, too many, or holds NaN, or nothing is given at all.
     """
     modalities = card["modalities"]
     if not isinstance(sample, Mapping):
@@ -111,6 +112,9 @@ def read_sample(sample: Any, card: Mapping[str, Any], where: str = "sample") -> 
     for m, size in modalities.items():
         if sample.get(m) is not None:
             out[m] = _read_modality(sample[m], sample.get(f"{m}{PRESENT}"), int(size["width"]), f"{where}, {m}")
+            longest = card.get("longest", {}).get(m)
+            if longest is not None and len(out[m][0]) > longest:
+                raise InputError(f"{where}, {m}: {len(out[m][0])} frames, but the model reads no more than {longest}")
         elif sample.get(f"{m}{PRESENT}") is not None:
             raise InputError(f"{where}, {m}: {m}{PRESENT} without {m}; give the frames too, or leave out both")
     if not out:
@@ -162,7 +166,8 @@ def collate(samples: Sequence[ReadSample], card: Mapping[str, Any]) -> dict[str,
     """
     out = {}
     for m, size in card["modalities"].items():
-        lengths = [len(s[m][0]) if m in s else _usual(s, size, card) for s in samples]
+        longest = card.get("longest", {}).get(m, sys.maxsize)
+        lengths = [len(s[m][0]) if m in s else min(_usual(s, size, card), longest) for s in samples]
         frames = np.zeros((len(samples), max(lengths), int(size["width"])), np.float32)
         visible = np.zeros(frames.shape[:2], bool)
         for row, sample in enumerate(samples):
@@ -302,12 +307,13 @@ class ExportedStudent:
         folder = Path(folder)
         try:
             self.card = json.loads((folder / "card.json").read_text("utf-8"))
+            model = (folder / "model.onnx").read_bytes()
+            if hashlib.sha256(model).hexdigest() != self.card["exported"]["sha256"]:
+                raise ValueError("model.onnx is damaged, or not the one that card.json is of; export it again")
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
-            self._session = onnxruntime.InferenceSession(
-                (folder / "model.onnx").read_bytes(), options, providers=["CPUExecutionProvider"]
-            )
-        except (OSError, ValueError) as error:
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{folder}: no exported model there ({error})") from None
         except Exception as error:  # onnxruntime's own kinds
             raise InputError(f"{folder / 'model.onnx'}: cannot be read ({str(error)[:120]})") from None

@@ -142,6 +142,54 @@ def test_without_a_split_groups_stay_together(tmp_path: Path) -> None:
     assert not people["train"] & people["valid"] | people["train"] & people["test"] | people["valid"] & people["test"]
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".h5", ".safetensors"])
+def test_without_targets(tmp_path: Path, suffix: str) -> None:
+    """All samples are together where there is no `split` either; what there is besides is read as ever."""
+    data = arrays()
+    for key in ("labels", "scores", "split"):
+        del data[key]
+    with pytest.raises(CorrKDError, match="an array `scores` or `labels` is needed"):
+        load_dataset(write(tmp_path / f"mine{suffix}", data))
+    dataset = load_dataset(tmp_path / f"mine{suffix}", targets=False)
+    (whole,) = (dataset.split("all"),)
+    assert list(dataset.splits) == ["all"]
+    assert (whole.scores, whole.labels, len(whole)) == (None, None, 20)
+    np.testing.assert_array_equal(whole.frames["speech"], data["speech"])
+    np.testing.assert_array_equal(whole.lengths["gaze"], data["gaze_lengths"])
+    assert whole.groups["person"].tolist() == [str(row // 2) for row in range(20)]
+    assert not any("dealt" in note for note in dataset.notes)
+    data["split"] = np.repeat([0, 2], [8, 12])
+    parts = load_dataset(write(tmp_path / f"mine{suffix}", data), targets=False).splits
+    assert {name: len(part) for name, part in parts.items()} == {"train": 8, "test": 12}
+
+
+def test_targets_that_are_not_needed_are_read_all_the_same(tmp_path: Path) -> None:
+    data = arrays()
+    path = write(tmp_path / "mine.npz", data)
+    one, other = load_dataset(path), load_dataset(path, targets=False)
+    assert list(one.splits) == list(other.splits)
+    np.testing.assert_array_equal(one.split("test").labels, other.split("test").labels)
+    data["labels"] = np.full(20, 0.5)
+    with pytest.raises(CorrKDError, match="whole numbers"):
+        load_dataset(write(path, data), targets=False)
+
+
+def test_the_number_of_samples_where_no_target_tells(tmp_path: Path) -> None:
+    path = tmp_path / "mine.npz"
+    speech, face = np.ones((5, 3, 2)), np.ones((4, 2))
+    for data, words in (
+        ({"speech": speech, "face": face}, r"\(speech 5, face 4\); add an array `ids`, one for each sample"),
+        ({"ids": np.arange(5), "speech": speech, "lengths": np.ones(4)}, r"array lengths has shape \(4,\), expected 5"),
+        ({"ids": np.arange(3), "speech": speech}, "no modality: .* with N = 3"),
+        ({"codes": np.arange(4)}, "no modality: no "),
+        ({"labels": np.int64(3), "speech": speech}, "an array `scores` or `labels` is needed"),
+    ):
+        with pytest.raises(CorrKDError, match=words):
+            load_dataset(write(path, data), targets=False)
+    told = load_dataset(write(path, {"ids": np.arange(5), "speech": speech, "face": face}), targets=False)
+    assert (told.modalities, told.notes) == (("speech",), ("left out: face",))
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.text(max_size=3), min_size=1, max_size=60))
 def test_dealt_splits(names: list[str]) -> None:

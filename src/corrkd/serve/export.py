@@ -1,0 +1,386 @@
+"""A trained student as one ONNX file with a card and a script to use it: no PyTorch and nothing of ours is needed there."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from importlib import import_module, resources
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from corrkd.data.batches import Batch, sample_key
+from corrkd.data.dataset import MultimodalDataset, Split
+from corrkd.data.normalise import Normalisation
+from corrkd.errors import CorrKDError
+from corrkd.evaluation.sweep import tested_rows
+from corrkd.files import make_folder, write_bytes, write_text
+from corrkd.missing.conditions import COMPLETE, Condition, standard_conditions
+from corrkd.networks.base import AnyNetwork
+from corrkd.networks.encoder import Encoder, sinusoids
+from corrkd.networks.saved import SavedNetwork
+from corrkd.serve.predictor import Predictor
+from corrkd.serve.standalone import Arrays, ExportedStudent, InputError
+from corrkd.settings import EvaluationSettings
+
+MODEL, CARD, SCRIPT = "model.onnx", "card.json", "predict.py"
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+OPSET = 18  # what the exporter writes without converting, and what onnxruntime 1.18 reads
+TOLERANCE = 1e-4
+BATCH, ALONE = 32, 4  # samples compared side by side, and how many of them once more one by one
+UNBOUND = 1024
+
+Compare = Callable[[Mapping[str, Arrays]], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """What was exported, and how near it is to PyTorch.
+
+    Attributes:
+        folder: with model.onnx, card.json and predict.py.
+        differences: by condition, the largest |logit - PyTorch's| / max(1, |PyTorch's|). With "complete, one frame" and
+            "complete, N frames": samples cut to one frame, and one repeated to twice the length of training where the model reads it.
+        samples: how many of the dataset's samples were compared.
+        longest: the most frames that the model reads, by modality.
+        opset: of ONNX.
+    """
+
+    folder: Path
+    differences: Mapping[str, float]
+    samples: int
+    longest: Mapping[str, int]
+    opset: int
+
+    @property
+    def largest(self) -> float:
+        """The largest difference under any condition."""
+        return max(self.differences.values())
+
+
+def export(
+    predictor: Predictor,
+    folder: str | Path,
+    *,
+    dataset: MultimodalDataset,
+    split: str = "test",
+    max_frames: int | None = None,
+    samples: int = 64,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Writes model.onnx, card.json and predict.py, once onnxruntime has given PyTorch's logits under every standard condition.
+
+    The model takes, for modality i in its order, `frames_i` (N, T_i, d_i) raw, `exists_i` and `visible_i` (N, T_i) booleans, any N and
+    any T_i; it gives `logits` (N, K), (N, Q, 2) or (N, 1). The predictor stays as it is.
+
+    Args:
+        predictor: the student.
+        folder: a new or an empty one.
+        dataset: raw features to compare on, with the student's modalities; targets are not looked at.
+        split: which of its samples.
+        max_frames: the most frames of a modality that the exported model shall read; default: 1024, or four times the longest in the
+            training data, or the longest in the split, whichever is most. Learned positions end where the training's do in any case.
+        samples: how many are compared under each condition.
+        overwrite: replace an exported model that is there. Other files in the folder stay.
+
+    Raises:
+        CorrKDError: where a package is not installed, the folder is not empty, the dataset does not fit, the network cannot be exported, or
+            its logits are not PyTorch's. Then nothing is left behind, and what was there before stays.
+    """
+    folder = Path(folder)
+    _check_installed()
+    _check_folder(folder, overwrite)
+    if samples < 1:
+        raise CorrKDError(f"samples = {samples}: at least one is needed to compare")
+    saved = predictor.saved
+    where = f"dataset {dataset.name}, {split}"
+    chosen = saved.fit(dataset).split(split)
+    if not len(chosen):
+        raise CorrKDError(f"{where}: no samples to compare on")
+    longest = _longest(saved, chosen, max_frames, where)
+    reference = Predictor(replace(saved, network=deepcopy(saved.network)))
+    with _arriving(folder) as aside:
+        model, opset = _exported(reference.saved, longest)
+        facts = {"sha256": hashlib.sha256(model).hexdigest(), "opset": opset}
+        card = {**predictor.card, "longest": longest, "exported": facts}
+        write_bytes(aside / MODEL, model)
+        _write_card(aside / CARD, card)
+        compare = _comparison(aside, reference)
+        differences, count = _compared(compare, chosen, longest, saved.frames, samples)
+        name = max(differences, key=lambda name: differences[name])
+        if differences[name] > TOLERANCE:
+            raise CorrKDError(
+                f"{folder}: nothing written: under condition {name!r} the exported model's logits differ from PyTorch's by "
+                f"{differences[name]:.2g} (allowed: {TOLERANCE:g}); try other versions of torch, onnxscript and onnxruntime"
+            )
+        told = {"data": dataset.name, "split": split, "samples": count, "largest_difference": differences[name]}
+        versions = {"torch": torch.__version__, "onnxruntime": import_module("onnxruntime").__version__}
+        _write_card(aside / CARD, card | {"exported": {**facts, **told, "differences": differences, **versions}})
+        write_bytes(aside / SCRIPT, (resources.files("corrkd") / "serve" / "standalone.py").read_bytes())
+    return ExportReport(folder=folder, differences=differences, samples=count, longest=longest, opset=opset)
+
+
+def _check_installed() -> None:
+    for name in NEEDED:
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise CorrKDError(f"{error.name or name} is not installed; pip install 'corrkd[export]'") from None
+
+
+def _longest(saved: SavedNetwork, split: Split, max_frames: int | None, where: str) -> dict[str, int]:
+    """The most frames that the exported model reads, by modality."""
+    bounds, out = saved.network.longest(saved.frames), {}
+    for m in saved.modalities:
+        seen, trained = int(split.lengths[m].max()), saved.frames[m]
+        if max_frames is not None and max_frames < max(seen, trained):
+            raise CorrKDError(
+                f"max_frames = {max_frames}: the training data or {where} has {max(seen, trained)} frames of {m}; give as many"
+            )
+        unbound = max(UNBOUND, 4 * trained, seen) if max_frames is None else max_frames
+        out[m] = min(unbound, bounds.get(m, unbound))
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------------------------- the graph
+
+
+class _Graph(nn.Module):
+    """The network with its normalisation inside, on inputs in a row: frames, exists, visible of the first modality, and so on."""
+
+    def __init__(self, network: AnyNetwork, normalisation: Normalisation) -> None:
+        super().__init__()
+        self.network, self.clip = network, normalisation.clip
+        for place, m in enumerate(network.modalities):
+            self.register_buffer(f"center_{place}", torch.tensor(normalisation.center[m]))
+            self.register_buffer(f"scale_{place}", torch.tensor(normalisation.scale[m]))
+
+    def forward(self, *given: Tensor) -> Tensor:
+        """Logits in the target's shape."""
+        frames, exists, visible = {}, {}, {}
+        for place, m in enumerate(self.network.modalities):
+            raw, exists[m], visible[m] = given[3 * place : 3 * place + 3]
+            scaled = (raw - self.get_buffer(f"center_{place}")) / self.get_buffer(f"scale_{place}")
+            frames[m] = (scaled if self.clip is None else scaled.clamp(-self.clip, self.clip)) * exists[m][..., None]
+        logits: Tensor = self.network(frames, exists, visible).logits
+        return logits
+
+
+def _exported(saved: SavedNetwork, longest: Mapping[str, int]) -> tuple[bytes, int]:
+    """The ONNX file, and its opset. Raises CorrKDError where the exporter cannot read the network's code."""
+    network = deepcopy(saved.network)
+    for module in network.modules():
+        if isinstance(module, Encoder):
+            _lengthen(module, max(longest.values()))
+    graph = _Graph(network, saved.normalisation).eval()
+    given: list[Tensor] = []
+    shapes: list[dict[int, Any]] = []
+    batch = torch.export.Dim("batch", min=1)
+    for place, m in enumerate(saved.modalities):
+        # Sizes of 0 and 1, and equal ones, would be taken for constants of the graph.
+        count = min(3 + place, longest[m])
+        given.append(torch.zeros(2, count, saved.widths[m]))
+        given += [torch.ones(2, count, dtype=torch.bool) for _ in range(2)]  # one tensor twice would be one input
+        length = {} if longest[m] == 1 else {1: torch.export.Dim(f"length_{place}", min=1, max=longest[m])}
+        shapes += [{0: batch, **length}] * 3
+    names = [f"{part}_{place}" for place in range(len(longest)) for part in ("frames", "exists", "visible")]
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.export.export(graph, tuple(given), dynamic_shapes=(tuple(shapes),), strict=False)
+            done = torch.onnx.export(
+                program,
+                (),
+                input_names=names,
+                output_names=["logits"],
+                opset_version=OPSET,
+                dynamo=True,
+                dynamic_shapes=(tuple(shapes),),  # once more, for the names of the axes
+                verbose=False,
+            )
+            assert done is not None
+            model = done.model_proto
+    except Exception as error:  # of many kinds: the exporter's, and those of the network's code
+        raise _not_exportable(saved.network.name, error) from None
+    # Where this machine keeps its code is nobody's business.
+    for described in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        described.ClearField("metadata_props")
+    return model.SerializeToString(), next(entry.version for entry in model.opset_import if not entry.domain)
+
+
+def _lengthen(encoder: Encoder, frames: int) -> None:
+    """Makes its table of positions long enough, for a graph cannot compute more of it; learned ones stay."""
+    width, kind = encoder.settings.width, encoder.settings.positions
+    if kind != "learned":
+        table = sinusoids(frames, width) if kind == "sinusoidal" else torch.zeros(frames, width)
+        encoder.register_buffer("positions", table, persistent=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing that a library says inside is shown."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _not_exportable(name: str, error: Exception) -> CorrKDError:
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return CorrKDError(f"network {name!r} cannot be exported: {first[:200]}")
+
+
+# ----------------------------------------------------------------------------------------------------------------- the comparison
+
+
+def _comparison(folder: Path, reference: Predictor) -> Compare:
+    """The largest difference between the logits of an exported folder and the reference's, on given arrays."""
+    name = reference.saved.network.name
+    try:
+        exported = ExportedStudent(folder, threads=1)
+    except InputError as error:
+        raise _not_exportable(name, InputError(str(error).replace(f"{folder}{os.sep}", ""))) from None
+
+    def compare(arrays: Mapping[str, Arrays]) -> float:
+        expected = reference.logits(arrays).astype(np.float64)
+        try:
+            found = exported.run(arrays)
+        except Exception as error:  # onnxruntime's own kinds
+            raise _not_exportable(name, error) from None
+        if found.shape != expected.shape:
+            return math.inf
+        gap = np.abs(found - expected) / np.maximum(1.0, np.abs(expected))
+        return float(np.where(np.isnan(gap), math.inf, gap).max())
+
+    return compare
+
+
+def _compared(
+    compare: Compare, split: Split, longest: Mapping[str, int], trained: Mapping[str, int], samples: int
+) -> tuple[dict[str, float], int]:
+    """The largest difference by condition, and how many samples were looked at."""
+    settings, incomplete = EvaluationSettings(draws=1), split.naturally_incomplete()
+    conditions = standard_conditions(tuple(split.frames), settings, naturally_incomplete=bool(incomplete.any()))
+    out: dict[str, float] = {}
+    seen: set[int] = set()
+    for condition in conditions:
+        rows = _spread(tested_rows(condition, incomplete), samples)
+        seen.update(rows.tolist())
+        parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+        parts += list(rows[:ALONE, None])
+        out[condition.name] = max(compare(_arrays(split.take(part), condition, settings.mask_seed)) for part in parts)
+    complete = next(c for c in conditions if c.name == COMPLETE)
+    rows = _spread(np.arange(len(split)), BATCH)
+    whole = _arrays(split.take(rows), complete, settings.mask_seed)
+    out[f"{COMPLETE}, one frame"] = max(
+        compare({m: _resized(a, count, 1) for m, a in whole.items()}) for count in (1, len(rows))
+    )
+    twice = {m: min(longest[m], 2 * trained[m]) for m in whole}
+    name = f"{COMPLETE}, {' and '.join(str(count) for count in sorted(set(twice.values())))} frames"
+    out[name] = compare({m: _resized(a, 1, twice[m]) for m, a in whole.items()})
+    return out, len(seen)
+
+
+def _spread(rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """At most `count` of the rows, evenly from first to last."""
+    chosen: npt.NDArray[np.int64] = rows[np.unique(np.linspace(0, len(rows) - 1, count).round().astype(np.int64))]
+    return chosen
+
+
+def _arrays(part: Split, condition: Condition, seed: int) -> dict[str, Arrays]:
+    """Samples as a network is given them under a condition: raw, and no longer than the longest of them."""
+    dropped = condition.dropped(_for_masks(part), seed=seed, draw=0)
+    out = {}
+    for m, frames in part.frames.items():
+        count = int(part.lengths[m].max())
+        visible = part.present[m] & ~dropped[m].numpy()
+        out[m] = Arrays(np.array(frames[:, :count], np.float32), part.exists(m)[:, :count], visible[:, :count])
+    return out
+
+
+def _for_masks(part: Split) -> Batch:
+    """What masks are drawn from."""
+    rows = torch.arange(len(part))
+    return Batch(
+        frames={},
+        exists={m: torch.from_numpy(part.exists(m)) for m in part.frames},
+        present={m: torch.from_numpy(np.array(there)) for m, there in part.present.items()},
+        targets=rows,
+        keys=torch.tensor([sample_key(str(i)) for i in part.ids], dtype=torch.int64),
+        rows=rows,
+    )
+
+
+def _resized(arrays: Arrays, samples: int, frames: int) -> Arrays:
+    """The first samples at another length, of which everything exists: frames of each are cut off or repeated."""
+    chosen = np.arange(frames) % arrays.frames.shape[1]
+    everything = np.ones((samples, frames), bool)
+    return Arrays(np.ascontiguousarray(arrays.frames[:samples, chosen]), everything, everything)
+
+
+# -------------------------------------------------------------------------------------------------------------------- the folder
+
+
+def _check_folder(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise CorrKDError(f"{folder}: is a file; name a folder")
+    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+        raise CorrKDError(f"{folder}: is not empty; choose another folder, or replace the model in it with --overwrite")
+
+
+@contextmanager
+def _arriving(folder: Path) -> Iterator[Path]:
+    """A temporary folder on the same disk, whose files are moved to `folder` when the block ends well, and vanish when it does not."""
+    there = folder.is_dir()
+    parent = folder if there else folder.parent
+    make_folder(parent)
+    try:
+        private = Path(mkdtemp(prefix=".exporting-", dir=parent))
+    except OSError as error:
+        raise CorrKDError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    try:
+        aside = private / "new"  # with the permissions of a usual folder
+        make_folder(aside)
+        yield aside
+        try:
+            if there:
+                # The card last: its checksum tells whether the model beside it is its own.
+                for name in (MODEL, SCRIPT, CARD):
+                    os.replace(aside / name, folder / name)
+            else:
+                os.rename(aside, folder)
+        except OSError as error:
+            raise CorrKDError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+
+
+def _write_card(path: Path, card: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(_plain(card), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """The value with null for numbers that are not finite, which JSON does not know."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,711 @@
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from corrkd.data.targets import Target
+from corrkd.errors import CorrKDError
+from corrkd.evaluation.explain import AGAINST, FOR, Effect, Explanation, draw, explain, fill_of, log_odds
+from corrkd.networks.base import AnyNetwork, Network, Output
+from corrkd.networks.registry import BUILT_IN, network_class
+from corrkd.networks.saved import build_network
+from corrkd.settings import NetworkSettings
+
+
+WIDTHS = {"language": 5, "audio": 3, "vision": 4}
+FRAMES = 6
+TARGETS = {
+    "classes": Target(name="classes", kind="classes", classes=("negative", "neutral", "positive")),
+    "questions": Target(name="questions", kind="questions", classes=("no", "yes"), questions=("happy", "sad")),
+    "score": Target(name="score", kind="score", classes=("low", "high"), cuts=(0.0,)),
+}
+TINY = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6,))
+Sample = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
+
+
+def tiny(kind: str = "classes", *, scale: float = 2.0, **changes: Any) -> AnyNetwork:
+    """CorrKD's network in float64, far from indifferent, with a fill of its own for each modality where it has one."""
+    torch.manual_seed(3)
+    network = build_network(TARGETS[kind], WIDTHS, dict.fromkeys(WIDTHS, FRAMES), TINY.model_copy(update=changes))
+    network.set_fill({m: torch.linspace(-0.5, 0.5, width) for m, width in WIDTHS.items()})
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(scale)
+        for encoder in network.encoders:
+            if isinstance(encoder.fill, nn.Parameter):
+                encoder.fill.copy_(torch.randn(encoder.fill.shape))
+    return network.double().eval()
+
+
+def sample(
+    seed: int = 0, widths: Mapping[str, int] = WIDTHS, *, gaps: bool = True, missing: tuple[str, ...] = ()
+) -> Sample:
+    """Padding at the end of every modality but the first, and frames that are missing from each but the last."""
+    random = torch.Generator().manual_seed(seed)
+    frames, exists, visible = {}, {}, {}
+    for place, (m, width) in enumerate(widths.items()):
+        exists[m] = (torch.arange(FRAMES) < FRAMES - place)[None]
+        visible[m] = exists[m].clone() if m not in missing else torch.zeros_like(exists[m])
+        if gaps and place < len(widths) - 1:
+            visible[m][0, 1 + place] = False
+        frames[m] = torch.randn(1, FRAMES, width, generator=random, dtype=torch.float64)
+    return frames, exists, visible
+
+
+def answer_of(kind: str, output: int | None, question: int | None) -> Callable[[Tensor], Tensor]:
+    """What is explained, the plain way: of logits (1, K), (1, Q, 2) or (1, 1)."""
+
+    def answer(logits: Tensor) -> Tensor:
+        if kind == "score":
+            return logits[0, 0]
+        row = logits[0] if question is None else logits[0, question]
+        share = torch.softmax(row, -1)[output]
+        return torch.log(share / (1 - share))
+
+    return answer
+
+
+def plain_gradients(
+    network: AnyNetwork, given: Sample, answer: Callable[[Tensor], Tensor], fills: Mapping[str, Tensor], steps: int
+) -> dict[str, list[float]]:
+    """Integrated gradients by a loop over the points of the quadrature, one at a time, and over the frames."""
+    frames, exists, visible = given
+    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    total = {m: torch.zeros_like(x) for m, x in frames.items()}
+    for node, weight in zip(nodes, weights, strict=True):
+        share = (node + 1) / 2
+        moved = {m: (fills[m] + share * (x - fills[m])).requires_grad_() for m, x in frames.items()}
+        answer(network(moved, exists, visible).logits).backward(inputs=list(moved.values()))
+        for m, x in moved.items():
+            assert x.grad is not None
+            total[m] += weight / 2 * x.grad
+    out = {}
+    for m, x in frames.items():
+        out[m] = []
+        for t in range(FRAMES):
+            there = bool(exists[m][0, t] and visible[m][0, t])
+            out[m].append(float(((x[0, t] - fills[m]) * total[m][0, t]).sum()) if there else 0.0)
+    return out
+
+
+# ----------------------------------------------------------------------------------------------------------------------- frames
+
+
+@pytest.mark.parametrize(
+    ("kind", "output", "question"),
+    [("classes", 0, None), ("classes", 2, None), ("questions", 1, 0), ("questions", 0, 1), ("score", None, None)],
+)
+@pytest.mark.parametrize("fill", ["zeros", "mean", "learned"])
+def test_integrated_gradients_by_a_plain_loop(kind: str, output: int | None, question: int | None, fill: str) -> None:
+    network, given = tiny(kind, fill=fill), sample()
+    found = explain(network, *given, target=TARGETS[kind], output=output, question=question, steps=9)
+    fills = {m: encoder.fill.detach() for m, encoder in zip(WIDTHS, network.encoders, strict=True)}
+    assert all(bool(f.any()) is (fill != "zeros") for f in fills.values())
+    expected = plain_gradients(network, given, answer_of(kind, output, question), fills, 9)
+    assert found.steps == 9
+    assert list(found.frames) == list(WIDTHS)
+    for m in WIDTHS:
+        assert np.abs(expected[m]).max() > 1e-3
+        np.testing.assert_allclose(found.frames[m], expected[m], rtol=1e-5, atol=1e-7)  # captum's weights are float32
+
+
+@pytest.mark.parametrize("kind", ["classes", "questions", "score"])
+@pytest.mark.parametrize("changes", [{"fill": "mean"}, {"fill": "learned"}, {"exclude_missing": True}])
+def test_attributions_add_up_to_the_way_from_the_baseline(kind: str, changes: dict[str, Any]) -> None:
+    network, target = tiny(kind, scale=1.3, **changes), TARGETS[kind]
+    question = 1 if kind == "questions" else None
+    missed: dict[int, list[float]] = {2: [], 128: []}
+    for seed in range(4):
+        given = sample(seed)
+        for steps, gaps in missed.items():
+            found = explain(network, *given, target=target, question=question, steps=steps)
+            total = sum(sum(row) for row in found.frames.values())
+            assert found.gap == pytest.approx(total - (found.value - found.baseline), abs=1e-12)
+            gaps.append(abs(found.gap))
+        if "fill" in changes:  # the baseline is what the network says where everything is missing
+            nothing = {m: torch.zeros_like(x) for m, x in given[2].items()}
+            output = None if kind == "score" else target.classes.index(str(found.label))
+            expected = answer_of(kind, output, question)(network(given[0], given[1], nothing).logits)
+            assert found.baseline == pytest.approx(expected.item(), abs=1e-9)
+            assert found.baseline != found.value
+    assert max(missed[128]) < min(0.01, 0.1 * max(missed[2]))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.data())
+def test_what_is_invisible_gets_nothing_whatever_stands_there(data: st.DataObject) -> None:
+    network, (frames, _, _) = tiny(), sample(data.draw(st.integers(0, 99)))
+    masks = st.lists(st.booleans(), min_size=FRAMES, max_size=FRAMES).map(lambda row: torch.tensor([row]))
+    exists, visible = ({m: data.draw(masks) for m in WIDTHS} for _ in range(2))
+    found = explain(network, frames, exists, visible, target=TARGETS["classes"], steps=3)
+    junk = data.draw(st.sampled_from([math.nan, math.inf, -7.0, 1e300]))
+    spoilt = {m: torch.where((exists[m] & visible[m])[..., None], x, junk) for m, x in frames.items()}
+    assert explain(network, spoilt, exists, visible, target=TARGETS["classes"], steps=3) == found
+    for m in WIDTHS:
+        seen = (exists[m] & visible[m])[0].tolist()
+        assert (found.exists[m], found.visible[m]) == (tuple(exists[m][0].tolist()), tuple(seen))
+        assert [a for a, there in zip(found.frames[m], seen, strict=True) if not there] == [0.0] * seen.count(False)
+        assert any(seen) or found.modalities[m] == Effect(0.0, 0.0)
+
+
+# ------------------------------------------------------------------------------------------------------ networks known in full
+
+
+class Nothing(BaseModel):
+    """No settings."""
+
+
+class Linear(Network[Nothing]):
+    """Logits are linear in the visible frames; each frame's place has weights of its own."""
+
+    name = "linear"
+    settings_type = Nothing
+
+    def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
+        torch.manual_seed(1)
+        self.weights = nn.ParameterList(torch.randn(frames[m], widths[m], self.answers) for m in self.modalities)
+        self.bias = nn.Parameter(torch.randn(self.answers))
+
+    def forward(
+        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
+    ) -> Output:
+        shown = [torch.where((exists[m] & visible[m])[..., None], frames[m], 0.0) for m in self.modalities]
+        parts = [torch.einsum("ntd,tdk->nk", x, w) for x, w in zip(shown, self.weights, strict=True)]
+        logits = self.bias + torch.stack(parts).sum(0)
+        return Output(logits, self.as_answers(self.shifted(logits, shown)))
+
+    def shifted(self, logits: Tensor, shown: list[Tensor]) -> Tensor:
+        return logits
+
+
+class Shifted(Linear):
+    """All logits rise together with the audio's frames, which no probability shows."""
+
+    def shifted(self, logits: Tensor, shown: list[Tensor]) -> Tensor:
+        return logits + (shown[1] ** 3).sum((1, 2))[:, None]
+
+
+class Careless(Linear):
+    """It looks at frames that are invisible as well."""
+
+    def forward(
+        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
+    ) -> Output:
+        everything = {m: torch.ones_like(x) for m, x in exists.items()}
+        return super().forward(frames, everything, everything)
+
+
+def linear(target: Target, kind: type[AnyNetwork] = Linear, widths: Mapping[str, int] = WIDTHS) -> AnyNetwork:
+    network = build_network(target, widths, dict.fromkeys(widths, FRAMES), Nothing(), kind)
+    return network.double().eval()
+
+
+TWO = Target(name="binary", kind="classes", classes=("negative", "positive"))
+
+
+@pytest.mark.parametrize("target", [TWO, TARGETS["questions"], TARGETS["score"]], ids=lambda t: t.name)
+@pytest.mark.parametrize("steps", [1, 5])
+def test_a_linear_network_is_explained_exactly(target: Target, steps: int) -> None:
+    network, (frames, exists, visible) = linear(target), sample()
+    question = 1 if target.kind == "questions" else None
+    output = None if target.kind == "score" else 1
+    found = explain(network, frames, exists, visible, target=target, output=output, question=question, steps=steps)
+    first = 2 if question else 0
+
+    def slope(x: Tensor) -> Tensor:
+        """Of log-odds of two classes, the second against the first."""
+        return x[..., 0] if target.kind == "score" else x[..., first + 1] - x[..., first]
+
+    value = slope(network.bias).item()
+    assert found.baseline == pytest.approx(value)
+    for m, weight in zip(WIDTHS, network.weights, strict=True):
+        expected = (slope(weight) * frames[m][0]).sum(-1) * (exists[m] & visible[m])[0]
+        np.testing.assert_allclose(found.frames[m], expected.detach().numpy(), rtol=1e-5, atol=1e-7)
+        assert found.modalities[m].value == pytest.approx(expected.sum().item())
+        value += expected.sum().item()
+    assert found.value == pytest.approx(value)
+    assert abs(found.gap) < 1e-5
+    assert found.quantity == ("score" if target.kind == "score" else "log-odds")
+    assert found.question == ("sad" if question else None)
+    assert found.label == (None if output is None else target.classes[1])
+
+
+def test_what_raises_all_logits_alike_speaks_for_no_class() -> None:
+    given, target = sample(), TARGETS["classes"]
+    plain, shifted = (explain(linear(target, kind), *given, target=target) for kind in (Linear, Shifted))
+    assert shifted.modalities["audio"].value == pytest.approx(plain.modalities["audio"].value)
+    for m in WIDTHS:
+        np.testing.assert_allclose(shifted.frames[m], plain.frames[m], atol=1e-5)
+
+
+def test_nothing_invisible_is_shown_even_to_a_careless_network() -> None:
+    frames, exists, visible = sample(missing=("vision",))
+    spoilt = {m: torch.where(visible[m][..., None], x, math.nan) for m, x in frames.items()}
+    careful, careless = (explain(linear(TWO, kind), spoilt, exists, visible, target=TWO) for kind in (Linear, Careless))
+    assert careless == careful
+    assert careless.frames["vision"] == (0.0,) * FRAMES
+
+
+def test_the_other_class_is_the_same_with_its_sign_turned() -> None:
+    given, network = sample(), linear(TWO)
+    one, other = (explain(network, *given, target=TWO, output=k) for k in (0, 1))
+    assert other.value == pytest.approx(-one.value)
+    assert one.probability is not None
+    assert other.probability is not None
+    assert one.probability + other.probability == pytest.approx(1.0)
+    for m in WIDTHS:
+        np.testing.assert_allclose(other.frames[m], -np.array(one.frames[m]), atol=1e-12)
+        assert other.modalities[m].probability == pytest.approx(-float(one.modalities[m].probability or 0.0))
+
+
+@given(st.lists(st.floats(-300, 300), min_size=2, max_size=5), st.data())
+def test_log_odds(logits: list[float], data: st.DataObject) -> None:
+    """What exp, not softmax, says of them, in logarithms; and no infinity where a probability rounds to 1."""
+    place = data.draw(st.integers(0, len(logits) - 1))
+    others = [x for k, x in enumerate(logits) if k != place]
+    highest = max(others)
+    expected = logits[place] - highest - math.log(sum(math.exp(x - highest) for x in others))
+    found = log_odds(torch.tensor([logits], dtype=torch.float64), place)
+    assert found.shape == (1,)
+    assert found.item() == pytest.approx(expected, abs=1e-9)
+
+
+# ------------------------------------------------------------------------------------------------------------------- modalities
+
+
+@pytest.mark.parametrize("kind", ["classes", "questions", "score"])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_leaving_a_modality_out_by_hand(kind: str, temperature: float) -> None:
+    network, (frames, exists, visible) = tiny(kind), sample()
+    question = 0 if kind == "questions" else None
+    found = explain(
+        network, frames, exists, visible, target=TARGETS[kind], question=question, temperature=temperature, steps=1
+    )
+
+    def asked(shown: Mapping[str, Tensor]) -> tuple[float, float | None]:
+        logits = network(frames, exists, shown).logits.detach()
+        if kind == "score":
+            return logits.item(), None
+        row = torch.softmax((logits[0] if question is None else logits[0, question]) / temperature, -1)
+        share = row[TARGETS[kind].classes.index(str(found.label))].item()
+        return math.log(share / (1 - share)), share
+
+    value, share = asked(visible)
+    assert found.value == pytest.approx(value)
+    assert found.probability == (None if share is None else pytest.approx(share))
+    for m in WIDTHS:
+        less, smaller = asked({**visible, m: torch.zeros_like(visible[m])})
+        effect = found.modalities[m]
+        assert effect.value == pytest.approx(value - less)
+        assert abs(effect.value) > 1e-3
+        if share is None or smaller is None:
+            assert effect.probability is None
+        else:
+            assert effect.probability == pytest.approx(share - smaller)
+
+
+def test_the_predicted_class_is_explained_unless_another_is_asked_for() -> None:
+    network = tiny()
+    labels = set()
+    for seed in range(12):
+        given = sample(seed)
+        logits = network(*given).logits[0]
+        found = explain(network, *given, target=TARGETS["classes"], steps=1)
+        assert found.label == TARGETS["classes"].classes[int(logits.argmax())]
+        labels.add(found.label)
+        shares = torch.softmax(logits, -1).tolist()
+        for k, name in enumerate(TARGETS["classes"].classes):
+            asked = explain(network, *given, target=TARGETS["classes"], output=k, steps=1)
+            assert (asked.label, asked.probability) == (name, pytest.approx(shares[k]))
+    assert len(labels) > 1
+
+
+def test_questions_are_explained_one_by_one() -> None:
+    network, given, target = tiny("questions"), sample(), TARGETS["questions"]
+    shares = torch.softmax(network(*given).logits[0], -1)
+    for place, name in enumerate(target.questions):
+        found = explain(network, *given, target=target, question=place, steps=1)
+        assert (found.question, found.label) == (name, target.classes[int(shares[place].argmax())])
+        assert found.probability == pytest.approx(shares[place].max().item())
+    only = replace(target, questions=("happy",))
+    assert explain(linear(only), *given, target=only, steps=1).question == "happy"
+
+
+def test_a_modality_that_is_missing_has_no_effect() -> None:
+    network, given = tiny(), sample(missing=("audio", "vision"))
+    found = explain(network, *given, target=TARGETS["classes"])
+    for m in ("audio", "vision"):
+        assert found.modalities[m] == Effect(0.0, 0.0)
+        assert found.frames[m] == (0.0,) * FRAMES
+    # Leaving the only one out leaves nothing, which is the baseline where missing frames take part.
+    assert found.modalities["language"].value == pytest.approx(found.value - found.baseline)
+    assert found.modalities["language"].value != 0.0
+
+
+def test_where_nothing_is_there_nothing_carried() -> None:
+    found = explain(tiny("score"), *sample(missing=tuple(WIDTHS)), target=TARGETS["score"])
+    assert found.value == found.baseline
+    assert found.gap == 0.0
+    assert set(found.modalities.values()) == {Effect(0.0, None)}
+    assert all(row == (0.0,) * FRAMES for row in found.frames.values())
+
+
+def test_the_temperature_divides() -> None:
+    given, network = sample(), linear(TWO)
+    one, half = (explain(network, *given, target=TWO, temperature=t) for t in (1.0, 2.0))
+    assert half.label == one.label
+    assert half.value == pytest.approx(one.value / 2)
+    for m in WIDTHS:
+        np.testing.assert_allclose(half.frames[m], np.array(one.frames[m]) / 2, atol=1e-7)
+
+
+# --------------------------------------------------------------------------------------------------------------- every network
+
+
+@pytest.mark.parametrize("name", [n for n in BUILT_IN if n != "gcnet"])
+def test_every_network_can_be_explained(name: str) -> None:
+    """In its own precision, in training mode, with a modality missing and gaps in another."""
+    kind = network_class(name)
+    torch.manual_seed(0)
+    frames = dict.fromkeys(WIDTHS, FRAMES)
+    network = build_network(TARGETS["classes"], WIDTHS, frames, kind.settings_type(), kind).train()
+    given = sample(missing=("vision",))
+    given = ({m: x.float() for m, x in given[0].items()}, *given[1:])
+    found = explain(network, *given, target=TARGETS["classes"], steps=128)
+    assert abs(found.gap) < 0.02
+    assert found.value != found.baseline
+    for m in WIDTHS:
+        for attribution, there in zip(found.frames[m], found.visible[m], strict=True):
+            assert there or attribution == 0.0
+    with torch.no_grad():
+        logits = network.eval()(*given).logits[0]
+    assert found.probability == pytest.approx(torch.softmax(logits, -1).max().item(), abs=1e-5)
+    if name == "mctn":  # it reads its source alone
+        assert found.modalities["audio"].value == 0.0
+        assert found.frames["audio"] == (0.0,) * FRAMES
+    elif name != "self-mm":
+        assert any(found.frames["audio"])
+
+
+def test_few_points_of_the_path_are_in_memory_at_once() -> None:
+    network, counts = tiny(), []
+    network.register_forward_pre_hook(lambda _, given: counts.append({len(x) for part in given for x in part.values()}))
+    explain(network, *sample(), target=TARGETS["classes"], steps=64)
+    assert (
+        sum(count for (count,) in counts) == 1 + 1 + len(WIDTHS) + 1 + 64
+    )  # class, value, without each, baseline, path
+    assert max(count for (count,) in counts) <= 16
+
+
+def test_the_fill_is_the_encoders_or_zeros() -> None:
+    x = torch.zeros(1, FRAMES, 3)
+    learned = tiny(fill="learned")
+    assert torch.equal(fill_of(learned, "audio", x), learned.encoders[1].fill.detach().float())
+    assert not fill_of(learned, "audio", x).requires_grad
+    assert torch.equal(fill_of(linear(TWO), "audio", x), torch.zeros(3))
+
+
+def test_conversations_are_not_explained_sample_by_sample() -> None:
+    kind = network_class("gcnet")
+    network = build_network(TARGETS["classes"], WIDTHS, dict.fromkeys(WIDTHS, FRAMES), kind.settings_type(), kind)
+    with pytest.raises(CorrKDError, match="'gcnet' understands a sample among the others of its conversation"):
+        explain(network, *sample(), target=TARGETS["classes"])
+
+
+# ------------------------------------------------------------------------------------------------------------ nothing is changed
+
+
+def test_network_inputs_and_the_worlds_randomness_are_left_alone() -> None:
+    network, given = tiny(fill="learned"), sample()
+    network.train()
+    network.encoders[1].eval()
+    first, *others = network.parameters()
+    first.requires_grad_(False)
+    others[0].grad = torch.full_like(others[0], 3.0)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    modes = [module.training for module in network.modules()]
+    kept = {m: x.clone() for m, x in given[0].items()}
+    cudnn = (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic)
+    torch.manual_seed(11)
+    random = torch.random.get_rng_state()
+    numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
+    one = explain(network, *given, target=TARGETS["classes"])
+    assert torch.equal(torch.random.get_rng_state(), random)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+    assert [module.training for module in network.modules()] == modes
+    assert [p.requires_grad for p in network.parameters()] == [False] + [True] * len(others)
+    assert torch.equal(others[0].grad, torch.full_like(others[0], 3.0))
+    assert all(p.grad is None for p in (first, *others[1:]))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(torch.equal(x, kept[m]) and not x.requires_grad for m, x in given[0].items())
+    assert torch.is_grad_enabled()
+    now = (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic)
+    assert now == cudnn
+    torch.manual_seed(99)
+    with torch.no_grad():
+        assert explain(network, *given, target=TARGETS["classes"]) == one
+    watched = {m: x.clone().requires_grad_() for m, x in given[0].items()}
+    assert explain(network.eval(), watched, *given[1:], target=TARGETS["classes"]) == one
+    assert all(x.grad is None for x in watched.values())
+
+
+def test_modes_come_back_after_an_error() -> None:
+    network, (frames, exists, visible) = tiny().train(), sample()
+    frames["audio"][0, 0, 0] = math.nan
+    with pytest.raises(CorrKDError, match="the network answered with NaN or infinite values"):
+        explain(network, frames, exists, visible, target=TARGETS["classes"])
+    assert all(module.training for module in network.modules())
+
+
+# ----------------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "words"),
+    [
+        ("classes", {"output": 3}, "class 3; name one of 0 negative, 1 neutral, 2 positive"),
+        ("classes", {"output": -1}, "class -1"),
+        ("classes", {"question": 0}, "question 0, but the model answers no questions"),
+        ("questions", {}, "question None; name one of 0 happy, 1 sad"),
+        ("questions", {"question": 2}, "question 2; name one of 0 happy, 1 sad"),
+        ("questions", {"question": 0, "output": 2}, "class 2; name one of 0 no, 1 yes"),
+        ("score", {"output": 0}, "class 0, but the model answers with a score"),
+        ("score", {"question": 0}, "question 0, but the model answers no questions"),
+        ("classes", {"steps": 0}, "steps is 0; it must be at least 1"),
+        ("classes", {"temperature": 0.0}, "temperature is 0.0; it must be above 0"),
+        ("classes", {"temperature": math.nan}, "temperature is nan"),
+    ],
+)
+def test_what_is_asked_wrongly_is_one_clear_line(kind: str, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(CorrKDError, match=words) as caught:
+        explain(tiny(kind), *sample(), target=TARGETS[kind], **given)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_sample_with_every_modality() -> None:
+    frames, exists, visible = sample()
+    twice = tuple({m: torch.cat([x, x]) for m, x in part.items()} for part in (frames, exists, visible))
+    with pytest.raises(CorrKDError, match=r"explain, language: frames \(2, 6, 5\) .*; expected one sample"):
+        explain(tiny(), *twice, target=TARGETS["classes"])
+    with pytest.raises(CorrKDError, match=r"explain, audio: .* and visible \(1, 5\)"):
+        explain(tiny(), frames, exists, {**visible, "audio": visible["audio"][:, 1:]}, target=TARGETS["classes"])
+    del visible["vision"]
+    with pytest.raises(CorrKDError, match="explain: no vision; give frames, exists and visible of every modality"):
+        explain(tiny(), frames, exists, visible, target=TARGETS["classes"])
+
+
+def test_without_captum_the_line_tells_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    with pytest.raises(CorrKDError, match=r"explaining needs captum: pip install 'corrkd\[explain\]'"):
+        explain(tiny(), *sample(), target=TARGETS["classes"])
+
+
+def test_captum_and_matplotlib_are_loaded_when_they_are_needed(tmp_path: Path) -> None:
+    """And pyplot, which keeps figures and opens windows, never."""
+    code = """
+import sys
+from corrkd.evaluation.explain import Effect, Explanation, draw
+assert not {"captum", "matplotlib.figure"} & set(sys.modules)
+row = {"a": (True,)}
+shown = Explanation("score", None, None, 1.0, None, 0.0, 0.0, 8, {"a": Effect(1.0, None)}, {"a": (1.0,)}, row, row)
+draw(shown).savefig(sys.argv[1])
+assert "matplotlib.figure" in sys.modules
+assert not {"captum", "matplotlib.pyplot"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], check=True)
+
+
+@pytest.mark.parametrize("kind", ["classes", "questions", "score"])
+def test_as_json(kind: str) -> None:
+    question = 1 if kind == "questions" else None
+    found = explain(tiny(kind), *sample(), target=TARGETS[kind], question=question, steps=2)
+    again = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert again == found.to_json()
+    assert again["frames"] == {m: list(row) for m, row in found.frames.items()}
+    assert again["visible"]["language"] == [True, False, True, True, True, True]
+    assert again["exists"]["vision"] == [True, True, True, True, False, False]
+    assert again["modalities"]["audio"]["value"] == found.modalities["audio"].value
+    assert again["gap"] == found.gap
+    assert ("probability" in again["modalities"]["audio"]) is ("probability" in again) is (kind != "score")
+    assert ("question" in again) is (kind == "questions")
+    assert ("label" in again) is (kind != "score")
+
+
+# ----------------------------------------------------------------------------------------------------------------------- figure
+
+
+def made(lengths: Mapping[str, int], *, missing: tuple[str, ...] = (), **changes: Any) -> Explanation:
+    """Of one frame in five missing, the last one padding where there are more than two."""
+    frames, exists, visible, effects = {}, {}, {}, {}
+    for place, (m, length) in enumerate(lengths.items()):
+        exists[m] = tuple(t < length - 1 or length < 3 for t in range(length))
+        visible[m] = tuple(e and t % 5 != 2 and m not in missing for t, e in enumerate(exists[m]))
+        frames[m] = tuple(math.sin(t + place) if there else 0.0 for t, there in enumerate(visible[m]))
+        value = sum(frames[m])
+        effects[m] = Effect(value, math.tanh(value) / 2)
+    standard: dict[str, Any] = {
+        "quantity": "log-odds",
+        "label": "positive",
+        "question": None,
+        "value": 0.7,
+        "probability": 0.668,
+        "baseline": -0.4,
+        "gap": 0.0,
+        "steps": 64,
+        "modalities": effects,
+        "frames": frames,
+        "exists": exists,
+        "visible": visible,
+    }
+    return Explanation(**standard | changes)
+
+
+def bars(axes: Axes, *, hatched: bool = False) -> list[Any]:
+    return [p for p in axes.patches if bool(p.get_hatch()) is hatched]
+
+
+def texts(figure: Figure) -> list[str]:
+    return [t.get_text() for t in figure.findobj(mpl.text.Text)]
+
+
+def test_bars_are_the_numbers() -> None:
+    shown = made({"language": 7, "audio": 12, "vision": 5}, missing=("vision",))
+    figure = draw(shown)
+    left, *rows = figure.axes
+    assert len(rows) == 3
+    for place, (bar, effect) in enumerate(zip(bars(left), shown.modalities.values(), strict=True)):
+        assert bar.get_width() == pytest.approx(effect.value)
+        assert bar.get_y() + bar.get_height() / 2 == pytest.approx(place)
+    assert left.yaxis_inverted()  # the first on top
+    assert [label.get_text() for label in left.get_yticklabels()] == list(shown.modalities)
+    for axes, (m, attributions) in zip(rows, shown.frames.items(), strict=True):
+        there = [t for t, real in enumerate(shown.exists[m]) if real]
+        lost = [t for t in there if not shown.visible[m][t]]
+        assert [bar.get_height() for bar in bars(axes)] == pytest.approx([attributions[t] for t in there])
+        assert [bar.get_x() + bar.get_width() / 2 for bar in bars(axes)] == pytest.approx(there)
+        assert [bar.get_x() + 0.5 for bar in bars(axes, hatched=True)] == pytest.approx(lost)
+        assert axes.get_xlim() == (-0.5, there[-1] + 0.5)
+        assert axes.get_title("left").startswith(m)
+    assert rows[1].get_title("left") == "audio, 2 of 11 frames missing"
+    assert ["missing" in [t.get_text() for t in axes.texts] for axes in rows] == [False, False, True]
+
+
+def test_one_scale_for_all_rows_as_far_up_as_down() -> None:
+    shown = made({"a": 9, "b": 3})
+    rows = draw(shown).axes[1:]
+    assert len({axes.get_ylim() for axes in rows}) == 1
+    low, high = rows[0].get_ylim()
+    assert low == -high
+    assert high > max(abs(x) for row in shown.frames.values() for x in row)
+    for axes in rows:
+        below, middle, above = axes.get_yticks()
+        assert (middle, below) == (0.0, -above)
+        assert 0 < above <= high
+
+
+def test_colours_tell_the_sign() -> None:
+    for place, axes in enumerate(draw(made({"a": 9, "b": 6, "c": 4})).axes):
+        for bar in bars(axes):
+            size = bar.get_height() if place else bar.get_width()
+            assert to_hex(bar.get_facecolor()).upper() == (AGAINST if size < 0 else FOR)
+    dark, light = (np.dot(mpl.colors.to_rgb(colour), (0.3, 0.59, 0.11)) for colour in (FOR, AGAINST))
+    assert light - dark > 0.25  # in grey, too
+
+
+@pytest.mark.parametrize(
+    ("changes", "title", "legend"),
+    [
+        ({}, "positive, probability 66.8 %", "speaks for it"),
+        ({"label": "yes", "question": "happy"}, "happy: yes, probability 66.8 %", "speaks against it"),
+        ({"probability": 0.99999}, "positive, probability above 99.9 %", "missing"),
+        ({"probability": 1e-9}, "positive, probability below 0.1 %", "missing"),
+        ({"label": "$x^2", "value": -0.7}, "$x^2, probability 66.8 %", "missing"),
+        ({"quantity": "score", "label": None, "probability": None, "value": -1.25}, "Score −1.25", "raises it"),
+    ],
+)
+def test_the_title_says_what_is_explained(changes: dict[str, Any], title: str, legend: str) -> None:
+    figure = draw(made({"a": 4, "b": 3}, **changes))
+    found = texts(figure)
+    assert title in found
+    assert legend in found
+    assert any(t.endswith("from −0.40 where every frame is blank") for t in found)
+    assert not any("take more steps" in t for t in found)
+
+
+def test_a_sum_that_misses_is_said() -> None:
+    found = texts(draw(made({"a": 4}, gap=-0.2)))
+    assert any(t.endswith("the frames' sum is off by −0.20, so take more steps") for t in found)
+
+
+def test_the_users_own_look_is_left_alone() -> None:
+    def now() -> dict[str, Any]:
+        return {key: mpl.rcParams[key] for key in mpl.rcParams if not key.startswith("backend")}
+
+    with mpl.rc_context({"axes.facecolor": "black", "font.size": 30, "axes.grid": False}):
+        before = now()
+        figure = draw(made({"a": 4}))
+        assert now() == before
+    assert to_hex(figure.axes[0].get_facecolor()) == "#ffffff"
+    assert max(text.get_fontsize() for text in figure.findobj(mpl.text.Text)) <= 11
+
+
+def test_numbers_stand_beside_the_bars() -> None:
+    effects = {"a": Effect(1.234, 0.2567), "b": Effect(-0.5, -0.031)}
+    found = texts(draw(made({"a": 4, "b": 4}, modalities=effects)))
+    assert {"+1.23\n+25.7 points", "−0.50\n−3.1 points"} <= set(found)
+    score = {m: replace(e, probability=None) for m, e in effects.items()}
+    changes = {"quantity": "score", "label": None, "probability": None}
+    assert {"+1.23", "−0.50"} <= set(texts(draw(made({"a": 4, "b": 4}, modalities=score, **changes))))
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        made({"a": 1}),
+        made({"a": 200, "b": 1}),
+        made({"a": 2, "b": 2}, missing=("a", "b")),
+        made({"a_very_long_name_of_a_modality_that_goes_on_for_a_line_or_more" * 2: 50, "b" * 90: 9}, label="x" * 300),
+        made({m: 30 + place for place, m in enumerate("vwxyz")}, missing=("w",)),
+    ],
+    ids=["one frame", "200 frames", "nothing", "long names", "five"],
+)
+def test_all_of_it_is_within_the_picture(shown: Explanation) -> None:
+    figure = draw(shown)
+    width, height = figure.bbox.size
+    panels = [axes.get_tightbbox() for axes in figure.axes]
+    lines = [text.get_window_extent() for part in (figure, *figure.subfigs) for text in part.texts]
+    for box in (*panels, *lines, figure.legends[0].get_window_extent()):
+        assert box is not None
+        assert -1 <= box.x0 < box.x1 <= width + 1
+        assert -1 <= box.y0 < box.y1 <= height + 1
+    for one, other in itertools.combinations(panels, 2):
+        assert not one.overlaps(other)
+    left, *rows = figure.axes
+    for axes in rows:
+        assert axes.get_window_extent().width > 0.4 * width
+        assert axes.get_window_extent().height > 30
+    assert left.get_window_extent().width > 0.1 * width
+    for ending, start in (("svg", b"<?xml"), ("png", b"\x89PNG")):
+        file = io.BytesIO()
+        figure.savefig(file, format=ending)
+        assert file.getvalue().startswith(start)
