@@ -297,6 +297,46 @@ def serve(
 
 
 @app.command()
+def export(
+    model: Annotated[
+        str, typer.Argument(help="A run folder, a seed's folder, a model's folder, or owner/name on the hub.")
+    ],
+    folder: Annotated[Path, typer.Argument(help="A new folder, for model.onnx, card.json and predict.py.")],
+    data: Annotated[
+        str, typer.Option("--data", help="Dataset file or folder to compare on; `synthetic`: the built-in dataset.")
+    ],
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    samples: Annotated[int, typer.Option(min=1, help="Samples compared under each condition.")] = 64,
+    max_frames: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most frames of a modality; default: four times the training's, 1024 at least."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an exported model that is there.")] = False,
+    glove: GloveOption = None,
+    folds: FoldsOption = None,
+) -> None:
+    """Write a trained student as ONNX, for use without PyTorch, once its answers have been compared with PyTorch's."""
+    from corrkd.experiment.prepare import dataset_of
+    from corrkd.experiment.progress import Reporter
+    from corrkd.serve.export import export as write
+    from corrkd.serve.predictor import Predictor
+
+    reporter = Reporter()
+    with reporter.busy(f"reading {model}"):
+        predictor = Predictor.from_pretrained(model)
+    with reporter.busy(f"reading {data}"):
+        dataset = dataset_of(Path(model), data, glove=glove, folds=folds)
+    with reporter.busy("exporting, and comparing with PyTorch"):
+        done = write(
+            predictor, folder, dataset=dataset, split=split, max_frames=max_frames, samples=samples, overwrite=overwrite
+        )
+    print(
+        f"{done.folder}: {done.samples} samples, {len(done.differences)} conditions; logits differ from PyTorch's by "
+        f"{done.largest:.1e} at most"
+    )
+
+
+@app.command()
 def compare(
     data: Annotated[
         list[str] | None, typer.Option("--data", help="A dataset file or folder, or `synthetic`; repeatable.")

@@ -31,7 +31,6 @@ from corrkd.networks.registry import BUILT_IN, network_class
 from corrkd.networks.saved import build_network
 from corrkd.settings import NetworkSettings
 
-
 WIDTHS = {"language": 5, "audio": 3, "vision": 4}
 FRAMES = 6
 TARGETS = {

@@ -231,8 +231,8 @@ def test_explains_what_it_predicts(target: str) -> None:
     predictor, split = Predictor(student(target)), dataset_for(target).split("test")
     sample = sample_of(split, 1)
     question = "sad" if target == "questions" else None
-    for given in (sample, {"audio": sample["audio"]}):
-        prediction, why = predictor.predict(given), predictor.explain(given, question=question)
+    for shown in (sample, {"audio": sample["audio"]}):
+        prediction, why = predictor.predict(shown), predictor.explain(shown, question=question)
         if target == "score":
             assert why.value == pytest.approx(prediction.score, abs=1e-5)
             continue
@@ -240,9 +240,9 @@ def test_explains_what_it_predicts(target: str) -> None:
         shares = prediction.probabilities[question] if question else prediction.probabilities
         assert why.label == max(shares, key=lambda name: shares[name])
         assert why.probability == pytest.approx(shares[why.label], abs=1e-5)
-        other = predictor.explain(given, question=question, label=predictor.saved.target.classes[0])
+        other = predictor.explain(shown, question=question, label=predictor.saved.target.classes[0])
         assert other.probability == pytest.approx(shares[predictor.saved.target.classes[0]], abs=1e-5)
-        if len(given) == 1:
+        if len(shown) == 1:
             assert {m for m, effect in why.modalities.items() if effect.value} == {"audio"}
 
 

@@ -37,7 +37,7 @@ class LateFusionNetwork(Network[NetworkSettings]):
         """The representation is the vectors of all modalities side by side; logits are the log of the mean response."""
         vectors = self.encode(frames, exists, visible)
         counted = shown(self.modalities, exists, visible)
-        weight = torch.where(counted.any(1, keepdim=True), counted, True).to(vectors[0].dtype)
+        weight = (counted | ~counted.any(1, keepdim=True)).to(vectors[0].dtype)
         weight = weight / weight.sum(1, keepdim=True)
         votes = torch.stack([self.vote(place, vector) for place, vector in enumerate(vectors)], 1)
         weight = weight.view(*weight.shape, *[1] * (votes.dim() - 2))
