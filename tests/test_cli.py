@@ -50,7 +50,7 @@ def test_run_says_how_it_goes_in_plain_lines(settings: Path, tmp_path: Path) -> 
     assert {"seed-1", "seed-3", "report.html"} <= {p.name for p in out.iterdir()}
     assert "CorrKD student" in done.out
     assert "runs/synthetic/report.html" in done.out
-    for line in ("seed 1  teacher: 1/1", "seed 3  student: 1/1", "seed 3  control: 1/1", "seed 1  evaluation: 54/54"):
+    for line in ("seed 1  teacher: 1/1", "seed 3  student: 1/1", "seed 3  control: 1/1", "seed 1  evaluation: 108/108"):
         assert line in done.err
     assert "\x1b" not in done.out + done.err
     assert "\r" not in done.err
