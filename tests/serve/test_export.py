@@ -100,7 +100,10 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return exported_as("plain", tmp_path_factory)
 
 
-@pytest.fixture(scope="module", params=STUDENTS)
+@pytest.fixture(
+    scope="module",
+    params=["plain", pytest.param("other", marks=pytest.mark.slow), pytest.param("learned", marks=pytest.mark.slow)],
+)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     if request.param == "plain":
         return request.getfixturevalue("plain")
@@ -205,6 +208,7 @@ def test_a_missing_modality_is_no_longer_than_it_may_be() -> None:
         assert arrays["audio"].exists.sum() == arrays["language"].exists.sum() == 6
 
 
+@pytest.mark.slow
 def test_one_vector_each_of_modalities_with_any_name_and_in_silence(tmp_path: Path) -> None:
     """Learned positions of one frame leave the graph no length. In a process of its own, for pytest would catch what is said."""
     dataset = make_dataset({"face.v2/x": 4, "声 δ": 3}, frames=1)
