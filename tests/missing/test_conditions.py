@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from corrkd.data.batches import for_masks
 from corrkd.errors import CorrKDError
 from corrkd.missing.conditions import condition, missing_subsets, standard_conditions, subsets
 from corrkd.settings import EvaluationSettings
@@ -91,3 +92,15 @@ def test_any_ratio_has_a_name_and_noise_is_always_random() -> None:
     assert set(names) == {"ratio-0.00001", "ratio-0.25", "ratio-1.0", "noise-1.0"}
     assert all(condition(name, NAMES, 2) == c for name, c in names.items())
     assert names["noise-1.0"].draws == 2
+
+
+@pytest.mark.parametrize("name", ["audio", "ratio-0.5", "burst-0.5", "late-0.5"])
+def test_a_raw_split_loses_what_its_samples_lose(name: str) -> None:
+    """Masks need no network's samples, only ids and lengths."""
+    dataset = make_dataset()
+    samples = make_samples(dataset, "test")
+    chosen = condition(name, samples.modalities)
+    raw = chosen.dropped(for_masks(dataset.split("test")), seed=5, draw=0)
+    for m, dropped in chosen.dropped(samples.without_frames(), seed=5, draw=0).items():
+        assert torch.equal(raw[m], dropped)
+        assert dropped.any()

@@ -46,6 +46,19 @@ def sample_key(sample_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(sample_id.encode(), digest_size=8).digest(), "little", signed=True)
 
 
+def for_masks(split: Split) -> Batch:
+    """A raw split as one batch on the CPU without frames and targets: all that masks are drawn from."""
+    keys = torch.tensor([sample_key(str(name)) for name in split.ids], dtype=torch.int64)
+    return Batch(
+        frames={},
+        exists={m: torch.from_numpy(split.exists(m)) for m in split.frames},
+        present={m: torch.from_numpy(np.array(there)) for m, there in split.present.items()},
+        targets=torch.zeros(len(keys)),
+        keys=keys,
+        rows=torch.arange(len(keys)),
+    )
+
+
 class Context(NamedTuple):
     """Where the samples of a batch stand in the data, for methods that look beyond a single sample.
 

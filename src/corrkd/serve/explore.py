@@ -15,8 +15,9 @@ from corrkd.missing import masks
 from corrkd.serve import standalone
 from corrkd.serve.predictor import Predictor
 from corrkd.serve.standalone import ReadSample
+from corrkd.settings import EvaluationSettings
 
-MASK_SEED = 2024  # of every evaluation, so that the page drops what the evaluation dropped
+MASK_SEED = EvaluationSettings().mask_seed  # so that the page drops what the evaluation dropped
 
 
 @dataclass(frozen=True)

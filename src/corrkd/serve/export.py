@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from corrkd.data.batches import Batch, sample_key
+from corrkd.data.batches import for_masks
 from corrkd.data.dataset import MultimodalDataset, Split
 from corrkd.data.normalise import Normalisation
 from corrkd.errors import CorrKDError
@@ -307,26 +307,13 @@ def _spread(rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
 
 def _arrays(part: Split, condition: Condition, seed: int) -> dict[str, Arrays]:
     """Samples as a network is given them under a condition: raw, and no longer than the longest of them."""
-    dropped = condition.dropped(_for_masks(part), seed=seed, draw=0)
+    dropped = condition.dropped(for_masks(part), seed=seed, draw=0)
     out = {}
     for m, frames in part.frames.items():
         count = int(part.lengths[m].max())
         visible = part.present[m] & ~dropped[m].numpy()
         out[m] = Arrays(np.array(frames[:, :count], np.float32), part.exists(m)[:, :count], visible[:, :count])
     return out
-
-
-def _for_masks(part: Split) -> Batch:
-    """What masks are drawn from."""
-    rows = torch.arange(len(part))
-    return Batch(
-        frames={},
-        exists={m: torch.from_numpy(part.exists(m)) for m in part.frames},
-        present={m: torch.from_numpy(np.array(there)) for m, there in part.present.items()},
-        targets=rows,
-        keys=torch.tensor([sample_key(str(i)) for i in part.ids], dtype=torch.int64),
-        rows=rows,
-    )
 
 
 def _resized(arrays: Arrays, samples: int, frames: int) -> Arrays:

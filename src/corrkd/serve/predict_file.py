@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from corrkd._version import __version__
-from corrkd.data.batches import Batch, sample_key
+from corrkd.data.batches import for_masks
 from corrkd.data.dataset import WHOLE, MultimodalDataset, Split
 from corrkd.errors import CorrKDError
 from corrkd.files import exclusive, remove_parts, replacing, write_text
@@ -28,8 +27,8 @@ from corrkd.serve import standalone
 from corrkd.serve.prediction_table import WRITERS, columns
 from corrkd.serve.predictor import Predictor
 from corrkd.serve.standalone import InputError, ReadSample
+from corrkd.settings import EvaluationSettings
 
-MASK_SEED = 2024  # of every evaluation
 ABOUT, PART = "about.json", "part-{:08d}.jsonl"
 
 
@@ -178,11 +177,7 @@ def _read(part: Split, condition: Condition | None) -> list[ReadSample]:
     """The samples without what is missing or taken away: zeros there, and marked."""
     seen = dict(part.present)
     if condition is not None:
-        exists = {m: torch.from_numpy(part.exists(m)) for m in part.frames}
-        keys = torch.tensor([sample_key(name) for name in part.ids.tolist()], dtype=torch.int64)
-        # Masks look at nothing else.
-        batch = Batch(frames={}, exists=exists, present={}, targets=keys, keys=keys, rows=keys)
-        dropped = condition.dropped(batch, seed=MASK_SEED, draw=0)
+        dropped = condition.dropped(for_masks(part), seed=EvaluationSettings().mask_seed, draw=0)
         seen = {m: present & ~dropped[m].numpy() for m, present in seen.items()}
     frames = {m: np.where(seen[m][..., None], x, np.float32(0)) for m, x in part.frames.items()}
     return [
