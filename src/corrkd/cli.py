@@ -255,7 +255,7 @@ def serve(
         typer.Option(help="File with the token that clients must give; else the variable CORRKD_TOKEN, else none."),
     ] = None,
     max_body: Annotated[float, typer.Option(min=0.001, help="Megabytes of a request.")] = 16.0,
-    max_frames: Annotated[int, typer.Option(min=1, help="Frames of a modality.")] = 4096,
+    max_frames: Annotated[int, typer.Option(min=1, help="Frames of a modality.")] = 1024,
     max_samples: Annotated[int, typer.Option(min=1, help="Samples of a request.")] = 256,
     max_requests: Annotated[int, typer.Option(min=1, help="Requests answered at once.")] = 64,
     body_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds in which a request must have arrived.")] = 10.0,

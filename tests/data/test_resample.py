@@ -137,3 +137,16 @@ def test_whole_groups_are_held_out_for_calibration(members: list[int], share: fl
     # No more off than the largest person, who may have to be taken or left.
     assert abs(len(held) - share * count) <= max(members.count(m) for m in members)
     assert list(with_calibration(dataset, share).split("calibration").ids) == list(held.ids)
+
+
+def test_nobody_is_held_out_who_helps_to_choose() -> None:
+    dataset = with_people(make_dataset())
+    train, valid = dataset.split("train"), dataset.split("valid")
+    people = train.groups["person"]
+    half = people[: len(valid)]  # in valid, too
+    splits = {**dataset.splits, "valid": replace(valid, groups={**valid.groups, "person": half})}
+    made = with_calibration(replace(dataset, splits=splits), 0.9)
+    assert set(made.split("calibration").groups["person"]) == set(people) - set(half)
+    everyone = replace(valid, groups={**valid.groups, "person": np.resize(np.unique(people), len(valid))})
+    with pytest.raises(CorrKDError, match="every person of train is in another split too, so none can be held out"):
+        with_calibration(replace(dataset, splits={**dataset.splits, "valid": everyone}), 0.2)

@@ -12,6 +12,7 @@ import pytest
 
 import corrkd
 from corrkd.data.resample import CALIBRATION
+from corrkd.errors import CorrKDError
 from corrkd.experiment.calibrate import calibrate, swept_splits
 from corrkd.experiment.prepare import prepare
 from corrkd.networks.saved import load_network
@@ -88,3 +89,9 @@ def test_tests_on_the_validation_split_calibrate_nothing(tmp_path: Path) -> None
     tested = load_network(tmp_path / "run" / "seed-0" / "student").evaluated
     assert tested is not None
     assert {c.temperature for c in tested.conditions} == {1.0}
+
+
+def test_sets_are_for_the_test_split_alone(tmp_path: Path) -> None:
+    with pytest.raises(CorrKDError, match="data.calibration makes prediction sets for the test split alone"):
+        corrkd.run(tiny(data={"calibration": 0.4}, evaluation={"split": "valid"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -21,7 +21,7 @@ from corrkd.missing.conditions import standard_conditions
 from corrkd.networks.saved import save_network
 from corrkd.serve import predictor as predictor_module
 from corrkd.serve.predictor import Predictor
-from corrkd.serve.standalone import Prediction
+from corrkd.serve.standalone import Prediction, predictions
 from corrkd.settings import EvaluationSettings
 from tests.serve.conftest import dataset_for, sample_of, student
 
@@ -383,3 +383,36 @@ def test_conversations_are_not_predicted_one_by_one() -> None:
             Predictor(saved)
     finally:
         type(saved.network).reads_conversations = False
+
+
+def test_one_surviving_frame_is_harder_and_has_no_set() -> None:
+    saved = student(level=0.9)
+    frames = {m: np.zeros((12, width)) for m, width in WIDTHS.items()}
+    alone = np.arange(12) == 0
+    little = Predictor(saved).predict(frames | {"language_present": alone})
+    assert little.reliability is not None
+    assert little.reliability.harder
+    assert little.prediction_set is None
+    evenly = {f"{m}_present": np.arange(12) % 2 == 0 for m in WIDTHS}
+    half = Predictor(saved).predict(frames | evenly)
+    assert half.reliability is not None
+    assert (half.reliability.condition, half.reliability.harder) == ("ratio-0.5", False)
+    assert half.prediction_set is not None
+
+
+def test_long_samples_go_few_at_a_time() -> None:
+    """Attention's memory grows with the square of the longest."""
+    predictor = Predictor(student())
+    given = [{"audio": np.zeros((length, 3))} for length in (900, 2, 1100, 3, 700, 700, 2)]
+    seen: list[tuple[int, int]] = []
+
+    def run(arrays: Any) -> Any:
+        seen.append((len(arrays["audio"].frames), arrays["audio"].frames.shape[1]))
+        return predictor.logits(arrays)
+
+    found = predictions(given, predictor.card, run)
+    assert sum(rows for rows, _ in seen) == 7
+    assert all(rows == 1 or rows * longest**2 <= 1 << 20 for rows, longest in seen)
+    assert max(rows for rows, _ in seen) >= 3
+    for sample, prediction in zip(given, found, strict=True):
+        np.testing.assert_allclose(response_of(prediction), response_of(predictor.predict(sample)), atol=1e-6)

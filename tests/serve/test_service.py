@@ -186,7 +186,7 @@ BAD: dict[str, tuple[bytes, str, int, str]] = {
     "npz width": (npz(audio=np.zeros((4, 7))), NPZ, 422, r"samples.0, audio: shape (4, 7), expected (frames, 8)"),
     "npz nan": (npz(audio=np.full((4, 8), np.nan)), NPZ, 422, "samples.0, audio: NaN or infinite values in frame 0"),
     "npz unknown": (npz(smell=np.zeros((4, 8))), NPZ, 422, "'smell' is no modality"),
-    "npz too long": (npz(audio=np.zeros((5000, 8), np.float16)), NPZ, 422, "audio: 5000 frames, more than 4096"),
+    "npz too long": (npz(audio=np.zeros((5000, 8), np.float16)), NPZ, 422, "audio: 5000 frames, more than 1024"),
 }
 
 
@@ -248,7 +248,6 @@ def test_slow_clients_are_ended_and_hold_up_no_one(service: Running) -> None:
     for thread in threads:
         thread.start()
     assert post(service, {"audio": [[0.0] * 8]}).status_code == 200
-    assert len(heard) == 0  # they are still being waited for
     for thread in threads:
         thread.join(30)
     assert heard["body"].startswith(b"HTTP/1.1 408 ")

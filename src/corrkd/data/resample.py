@@ -57,19 +57,24 @@ def group_folds(members: npt.ArrayLike, folds: int, *, seed: int, where: str) ->
 def with_calibration(dataset: MultimodalDataset, share: float) -> MultimodalDataset:
     """The dataset with a split `calibration`: groups drawn from train until they have about this share of its samples.
 
-    Always the same groups, so that no seed trains on them.
+    Always the same groups, so that no seed trains on them; and none that stands in another split too, where it would help to choose.
 
     Raises:
-        CorrKDError: where the training split has a single group.
+        CorrKDError: where the training split has a single group, or none of its own.
     """
-    train = dataset.split("train")
+    train, others = dataset.split("train"), [split for name, split in dataset.splits.items() if name != "train"]
     group, members = widest_group(train)
     names, whose, counts = np.unique(members, return_inverse=True, return_counts=True)
-    if len(names) < 2:
-        raise CorrKDError(
-            f"dataset {dataset.name}: one {group} in train, so none can be held out; set data.calibration to null"
-        )
-    order = np.random.default_rng(0).permutation(len(names))
+    shared = widest_group(train, *others)[0]
+    known = (
+        np.concatenate([split.groups[shared] for split in others]) if others and shared != SAMPLE else np.array([], str)
+    )
+    elsewhere = np.isin(train.groups[shared], known) if len(known) else np.zeros(len(train), bool)
+    free = np.setdiff1d(np.arange(len(names)), whose[elsewhere])
+    if len(names) < 2 or not len(free):
+        reason = f"one {group} in train" if len(names) < 2 else f"every {shared} of train is in another split too"
+        raise CorrKDError(f"dataset {dataset.name}: {reason}, so none can be held out; set data.calibration to null")
+    order = np.random.default_rng(0).permutation(free)
     reached = counts[order].cumsum()
     # As near to the share as whole groups come, at least one of them on either side.
     number = int(np.clip(np.abs(reached - share * len(train)).argmin() + 1, 1, len(names) - 1))

@@ -147,7 +147,7 @@ def group_quantile(values: npt.NDArray[Any], groups: npt.NDArray[Any], level: fl
     whose, counts = np.unique(groups, return_inverse=True, return_counts=True)[1:]
     order = np.argsort(values, kind="stable")
     weight = (1.0 / (len(counts) + 1) / counts)[whose][order].cumsum()
-    place = int(np.searchsorted(weight, level - 1e-12))
+    place = int(np.searchsorted(weight, level - 1e-9))
     return float(values[order][place]) if place < len(values) else math.inf
 
 

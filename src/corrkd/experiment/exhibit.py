@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from corrkd.data.dataset import Split
+from corrkd.data.resample import resampled
 from corrkd.data.targets import Target
 from corrkd.errors import CorrKDError
 from corrkd.experiment.prepare import read
@@ -43,7 +44,9 @@ def exhibit_of(
         return Exhibit(predictors), []
     try:
         settings = settings_of(student.run)
-        split = student.saved.fit(read(settings.data)).split(settings.evaluation.split)
+        seed = int(student.saved.about["seed"])  # which may have splits of its own
+        dataset = resampled(read(settings.data), settings.data.resample, seed)
+        split = student.saved.fit(dataset).split(settings.evaluation.split)
     except CorrKDError as error:
         return Exhibit(predictors), [f"no samples to pick from: {error}"]
     return Exhibit(predictors, split, settings.evaluation.split, truths(split, student.saved.target)), []

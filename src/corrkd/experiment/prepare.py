@@ -244,6 +244,11 @@ def _check_splits(experiment: Experiment) -> None:
         raise CorrKDError(
             "settings: evaluation.split = train: with data.resample every seed has another; set valid or test"
         )
+    if settings.data.calibration is not None and settings.evaluation.split != "test":
+        raise CorrKDError(
+            f"settings: data.calibration makes prediction sets for the test split alone; with evaluation.split = "
+            f"{settings.evaluation.split} set it to null"
+        )
     stages = {arm.name: arm.stage for arm in experiment.arms}
     if any(arm.method.needs_teacher for arm in experiment.arms):
         stages.setdefault(TEACHER, settings.teacher)

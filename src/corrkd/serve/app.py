@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
+from threading import Lock
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
@@ -121,6 +122,7 @@ class Service:
         self.sample = sample_type(self.card, self.longest)
         self.request = request_type(self.sample, self.limits)
         self.ready = False
+        self._looking = Lock()  # one visitor at a time: each look is three networks
         self._count()
         self.batcher: Batcher[ReadSample, Prediction] = Batcher(
             self._predict, wait=wait, most=batch, on_batch=self.batches.observe
@@ -255,7 +257,7 @@ class Service:
             read = await self._given(request)
             try:
                 answers = await self.batcher.ask(read)
-            except InputError as error:
+            except (InputError, CorrKDError) as error:
                 raise Refused(422, str(error)) from None
             for answer in answers:
                 known = answer.reliability
@@ -372,9 +374,14 @@ class Service:
             if m not in self.card["modalities"]:
                 raise Refused(422, f"off: {m[:60]!r} is no modality of this model")
         shown = hidden(read, name, off=off, missing=missing, draw=draw)
+        try:
+            with self._looking:
+                answers = self.exhibit.answers(shown)
+        except (InputError, CorrKDError) as error:
+            raise Refused(422, str(error)) from None
         return ExploreAnswer(
             id=name,
             truth=truth,
             visible={m: there.tolist() for m, (_, there) in shown.items()},
-            answers={role: PredictionAnswer(**answer) for role, answer in self.exhibit.answers(shown).items()},
+            answers={role: PredictionAnswer(**answer) for role, answer in answers.items()},
         )

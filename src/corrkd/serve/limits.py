@@ -21,6 +21,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+ELSEWHERE = 1 << 16  # bytes of a body where none is wanted
 READ_ON = 4  # a body is read up to so many times its limit before the connection is closed
 
 
@@ -40,19 +41,20 @@ class Limits:
     seconds: float = 10.0
     requests: int = 64
     samples: int = 256
-    frames: int = 4096
+    frames: int = 1024
 
 
 def read_token(path: Path | None) -> str | None:
-    """The token in a file, else that of the variable CORRKD_TOKEN, else None. Raises CorrKDError where the file holds none."""
-    if path is None:
-        return os.environ.get("CORRKD_TOKEN") or None
+    """The token in a file, else that of the variable CORRKD_TOKEN, else None. Raises CorrKDError where that is no token."""
+    given = os.environ.get("CORRKD_TOKEN")
+    if path is None and given is None:
+        return None
     try:
-        token = path.read_text("utf-8").strip()
+        token = (path.read_text("utf-8") if path is not None else given or "").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise CorrKDError(f"{path}: the token cannot be read: {error}") from None
     if not token or not token.isascii() or len(token.split()) != 1:
-        raise CorrKDError(f"{path}: expected one token of plain characters, without blanks")
+        raise CorrKDError(f"{path or 'CORRKD_TOKEN'}: expected one token of plain characters, without blanks")
     return token
 
 
@@ -110,7 +112,7 @@ class Guard:
         try:
             if private:
                 self._check_token(scope)
-            body = await self._body(scope, receive)
+            body = await self._body(scope, receive, self.limits.body if counted else ELSEWHERE)
             self.accepted += counted
             await self._answer(scope, _replay(body, receive), send)
             self.answered += counted
@@ -129,10 +131,13 @@ class Guard:
                 status = message["status"]
                 if self.draining:  # clients that stay connected are to go elsewhere
                     message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
-            await send(message)
+            async with asyncio.timeout(self.limits.seconds):  # a client that does not read holds up no one
+                await send(message)
 
         try:
             await self.app(scope, receive, watched)
+        except TimeoutError:
+            return
         finally:
             route = scope.get("route")
             self._on_answer(getattr(route, "path", "other"), status, time.perf_counter() - began)
@@ -147,27 +152,27 @@ class Guard:
         if scheme.lower() != b"bearer" or not same:
             raise Refused(401, "give the service's token in the header `Authorization: Bearer TOKEN`")
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+    async def _body(self, scope: Scope, receive: Receive, most: int) -> bytes:
         headers = dict(scope["headers"])
         declared = headers.get(b"content-length", b"0")
-        too_large = Refused(413, f"the body is larger than {self.limits.body:,} bytes; send fewer samples")
-        if declared.isdigit() and int(declared) > self.limits.body and b"expect" in headers:
+        too_large = Refused(413, f"the body is larger than {most:,} bytes; send fewer samples")
+        if declared.isdigit() and int(declared) > most and b"expect" in headers:
             raise too_large  # this client waits to be told before it sends
         parts, size, more = [], 0, True
         try:
             async with asyncio.timeout(self.limits.seconds):
                 # A body that is too large is read on, but not kept: a client that still sends does not hear an answer.
-                while more and size <= READ_ON * self.limits.body:
+                while more and size <= READ_ON * most:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise Refused(400, "the body ended early")
                     part, more = message.get("body", b""), message.get("more_body", False)
                     size += len(part)
-                    if size <= self.limits.body:
+                    if size <= most:
                         parts.append(part)
         except TimeoutError:
             raise Refused(408, f"the body did not arrive within {self.limits.seconds:g} seconds") from None
-        if size > self.limits.body:
+        if size > most:
             raise too_large
         return b"".join(parts)
 

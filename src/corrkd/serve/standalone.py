@@ -14,6 +14,7 @@ import hashlib
 import json
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ Sample = Mapping[str, Any]
 ReadSample = Mapping[str, tuple[Array, Array]]
 """Frames (T, width) float32 and which of them are there (T,), for each modality that is given."""
 PRESENT = "_present"
+SQUARES = 1 << 20  # of frames, over the rows of a batch
+CLEARLY = 0.3  # by so much more of a modality than of all frames may be missing, which in a short sample chance does
 
 
 class InputError(ValueError):
@@ -143,7 +146,10 @@ def _read_modality(given: Any, present: Any, width: int, where: str) -> tuple[Ar
         raise InputError(f"{where}: shape {frames.shape}, expected (frames, {width})")
     there = np.ones(len(frames), bool) if there is None else there
     if present is not None:
-        mask = np.asarray(present)
+        try:
+            mask = np.asarray(present)
+        except ValueError:
+            mask = np.empty(0)
         if mask.shape != (len(frames),) or not np.isin(mask, (0, 1)).all():
             raise InputError(f"{where}: the mask must be {len(frames)} booleans, found shape {mask.shape}")
         there &= mask.astype(bool)
@@ -205,7 +211,8 @@ def tested_condition(card: Mapping[str, Any], used: Mapping[str, float]) -> tupl
     if not ratios:
         return None, False
     nearest = min(ratios, key=lambda c: (abs(c["ratio"] - missing), -c["ratio"]))
-    return nearest, missing > nearest["ratio"] + 1e-9
+    most = max(1.0 - share for share in used.values())
+    return nearest, missing > nearest["ratio"] + 1e-9 or most > nearest["ratio"] + CLEARLY
 
 
 # ------------------------------------------------------------------------------------------------------- from logits to predictions
@@ -236,12 +243,23 @@ def predicted(
     """Predictions of samples from `read_sample`, in their order."""
     order = sorted(range(len(read)), key=lambda n: max(len(frames) for frames, _ in read[n].values()))
     out: list[Prediction | None] = [None] * len(read)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    for rows in _cut(order, [max(len(frames) for frames, _ in sample.values()) for sample in read], batch_size):
         arrays = collate([read[n] for n in rows], card)
         for n, prediction in zip(rows, described(arrays, run(arrays), card), strict=True):
             out[n] = prediction
     return [prediction for prediction in out if prediction is not None]
+
+
+def _cut(order: Sequence[int], lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """The rows in batches of `most`, of fewer where samples are long: attention's memory grows with rows times the longest squared."""
+    rows: list[int] = []
+    for n in order:  # rising in length
+        if rows and (len(rows) == most or (len(rows) + 1) * lengths[n] ** 2 > SQUARES):
+            yield rows
+            rows = []
+        rows.append(n)
+    if rows:
+        yield rows
 
 
 def described(arrays: Mapping[str, Arrays], logits: Array, card: Mapping[str, Any]) -> Iterator[Prediction]:
@@ -263,7 +281,7 @@ def _described(
         measured = dict(condition["measured"])
         reliability = Reliability(condition["name"], harder, tested["split"], tested["samples"], measured)
     # Sets promise something only under a condition for which they were made.
-    level = tested.get("level") if condition is not None else None
+    level = None if condition is None or harder else tested.get("level")
     threshold = None if condition is None else condition["threshold"]
     if target["kind"] == "score":
         score = float(logits[0])
@@ -341,7 +359,7 @@ def load_samples(path: Path) -> Any:
             with np.load(path, allow_pickle=False) as arrays:
                 return {key: arrays[key] for key in arrays.files}
         return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, RecursionError) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, RecursionError) as error:
         raise InputError(f"{path}: cannot be read: {str(error)[:120]}") from None
 
 
