@@ -92,6 +92,6 @@ def test_tests_on_the_validation_split_calibrate_nothing(tmp_path: Path) -> None
 
 
 def test_sets_are_for_the_test_split_alone(tmp_path: Path) -> None:
-    with pytest.raises(CorrKDError, match="data.calibration makes prediction sets for the test split alone"):
+    with pytest.raises(CorrKDError, match=r"data\.calibration makes prediction sets for the test split alone"):
         corrkd.run(tiny(data={"calibration": 0.4}, evaluation={"split": "valid"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
