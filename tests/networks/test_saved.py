@@ -114,6 +114,7 @@ def test_damaged_parameters(stem: Path) -> None:
     [
         ("", "not JSON"),
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("[]", "not a model card"),
         ('{"format": 99}', "not a model card"),
         ('{"format": 1}', "the card lacks about"),
@@ -138,6 +139,8 @@ def test_a_card_that_is_no_text(stem: Path) -> None:
         {"modalities": {"language": 3}},
         {"modalities": {"language": {"width": "wide", "frames": 6}}},
         {"modalities": {"language": {"width": -1, "frames": 6}}},
+        {"modalities": {"language": {"width": 5, "frames": 10**9}}},
+        {"modalities": {"language": {"width": 5, "frames": 6, "usual": 0}}},
         {"network": {**SMALL.model_dump(mode="json"), "width": 16}},
         {"network": {**SMALL.model_dump(mode="json"), "layers": 2}},
         {"network": {**SMALL.model_dump(mode="json"), "heads": 3}},
@@ -228,7 +231,9 @@ def test_what_an_evaluation_found_out_stays_with_the_model(stem: Path) -> None:
     assert load_network(stem.with_name("again")).evaluated == tested
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"temperature": "hot"}, {"ratio": 2.0}, {"name": None}])
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": 0.0}, {"temperature": 1e-310}, {"temperature": "hot"}, {"ratio": 2.0}, {"name": None}]
+)
 def test_a_card_with_a_wrong_condition(stem: Path, wrong: dict[str, Any]) -> None:
     condition = {"name": "audio", "kind": "modalities", "available": ["audio"]} | wrong
     change_card(stem, evaluated={"split": "test", "samples": 7, "conditions": [condition]})

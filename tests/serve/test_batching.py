@@ -89,6 +89,27 @@ def test_closing_answers_what_was_asked() -> None:
     assert asyncio.run(ask()) == [[2 * number] for number in range(20)]
 
 
+def test_closing_waits_no_longer_than_it_may() -> None:
+    go = threading.Event()
+
+    def stuck(numbers: Sequence[int]) -> list[int]:
+        go.wait(60)
+        return doubled(numbers)
+
+    async def ask() -> bool:
+        batcher = Batcher(stuck, wait=0.0)
+        task = asyncio.create_task(batcher.ask([1]))
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(30):
+            await batcher.close(patience=0.05)
+        done = task.done()
+        task.cancel()
+        go.set()
+        return done
+
+    assert not asyncio.run(ask())
+
+
 def test_a_caller_that_went_away_harms_no_one() -> None:
     async def ask() -> None:
         batcher = Batcher(doubled, wait=0.02)

@@ -261,13 +261,16 @@ def test_malformed_http(service: Running) -> None:
     assert post(service, {"audio": [[0.0] * 8]}).status_code == 200
 
 
-def test_a_client_that_goes_away(service: Running) -> None:
-    with socket.create_connection(("127.0.0.1", service.port)) as client:
-        client.sendall(head(len(GOOD)) + GOOD[:10])
-    with socket.create_connection(("127.0.0.1", service.port)) as client:
-        client.sendall(head(len(GOOD)) + GOOD)
-    assert post(service, {"audio": [[0.0] * 8]}).status_code == 200
-    assert "Traceback" not in service.text
+def test_clients_that_go_away_keep_no_place(served: Path, tmp_path: Path) -> None:
+    with running(served, tmp_path / "log", "--max-requests", "1") as service:
+        for body in (GOOD[:10], GOOD) * 2:  # while it is read, and while it is answered
+            with socket.create_connection(("127.0.0.1", service.port)) as client:
+                client.sendall(head(len(GOOD)) + body)
+        end = time.monotonic() + 60
+        while (status := post(service, {"audio": [[0.0] * 8]}).status_code) == 503 and time.monotonic() < end:
+            time.sleep(0.05)
+        assert status == 200
+        assert "Traceback" not in service.text
 
 
 # -------------------------------------------------------------------------------------------------------- limits and tokens

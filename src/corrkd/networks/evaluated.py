@@ -28,7 +28,7 @@ class EvaluatedCondition(_Frozen):
     kind: str
     available: tuple[str, ...]
     ratio: Share | None = None
-    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    temperature: Annotated[float, Field(ge=0.01, le=100.0)] = 1.0
     threshold: Annotated[float, Field(ge=0.0)] | None = None
     measured: Mapping[str, float] = Field(default_factory=dict)
 

@@ -33,6 +33,7 @@ from corrkd.networks.evaluated import Evaluated
 from corrkd.networks.registry import network_class
 
 FORMAT = 1
+LARGEST = 100_000  # width or frames of a modality
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +265,7 @@ def read_card(path: Path) -> dict[str, Any]:
         card = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise CorrKDError(f"{path}: {error.strerror or error}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CorrKDError(f"{path}: damaged: not JSON") from None
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise CorrKDError(f"{path}: not a model card of this version (format {FORMAT})")
@@ -278,9 +279,9 @@ def read_card(path: Path) -> dict[str, Any]:
 
 def _assemble(card: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> SavedNetwork:
     target = Target.from_json(card["target"])
-    widths = {m: int(size["width"]) for m, size in card["modalities"].items()}
-    frames = {m: int(size["frames"]) for m, size in card["modalities"].items()}
-    usual = {m: int(size["usual"]) for m, size in card["modalities"].items() if "usual" in size}
+    widths = {m: _size(m, size, "width") for m, size in card["modalities"].items()}
+    frames = {m: _size(m, size, "frames") for m, size in card["modalities"].items()}
+    usual = {m: _size(m, size, "usual") for m, size in card["modalities"].items() if "usual" in size}
     evaluated = card.get("evaluated")
     with torch.random.fork_rng(devices=[]):
         kind = network_class(str(card.get("architecture", CorrKDNetwork.name)))
@@ -301,6 +302,14 @@ def _assemble(card: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> S
         about=card["about"],
         evaluated=None if evaluated is None else Evaluated.model_validate(evaluated),
     )
+
+
+def _size(modality: str, sizes: Mapping[str, Any], name: str) -> int:
+    """A size on a card, from which memory is taken before any tensor is looked at."""
+    value = int(sizes[name])
+    if not 1 <= value <= LARGEST:
+        raise CorrKDError(f"modalities.{modality}.{name} is {value}, expected 1 to {LARGEST}")
+    return value
 
 
 def _statistic(tensors: Mapping[str, torch.Tensor], name: str, width: int) -> npt.NDArray[np.float32]:

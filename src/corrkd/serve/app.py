@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -28,7 +29,7 @@ from corrkd.serve.schema import PredictAnswer, PredictionAnswer, Problem, parsed
 from corrkd.serve.standalone import InputError, Prediction, ReadSample
 
 JSON, NPZ = "application/json", "application/x-npz"
-LARGE = 1 << 16  # bytes of a body that takes longer to read than to hand to a thread
+LARGE = 1 << 16  # bytes of a body that is read in a thread, one at a time
 STATIC = {"app.js": "text/javascript", "style.css": "text/css"}
 # The page loads nothing from elsewhere and may not be framed.
 PAGE_HEADERS = {
@@ -122,6 +123,7 @@ class Service:
         self.sample = sample_type(self.card, self.longest)
         self.request = request_type(self.sample, self.limits)
         self.ready = False
+        self._parsing = asyncio.Semaphore(1)  # a large body becomes several times its size
         self._looking = Lock()  # one visitor at a time: each look is three networks
         self._count()
         self.batcher: Batcher[ReadSample, Prediction] = Batcher(
@@ -152,7 +154,8 @@ class Service:
         body, kind = await request.body(), request.headers.get("content-type", "")
         if len(body) < LARGE:
             return self.read_body(body, kind, single=single)
-        return await run_in_threadpool(self.read_body, body, kind, single=single)  # others need not wait for it
+        async with self._parsing:
+            return await run_in_threadpool(self.read_body, body, kind, single=single)
 
     def read_body(self, body: bytes, content_type: str, *, single: bool = False) -> list[ReadSample]:
         """Samples of a body. Raises Refused with a line that says what is wrong."""

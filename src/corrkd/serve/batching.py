@@ -45,14 +45,16 @@ class Batcher(Generic[Q, A]):
         self._asked.put_nowait((questions, future))
         return await future
 
-    async def close(self) -> None:
-        """Answers what was asked, and stops."""
-        await self._asked.join()
+    async def close(self, patience: float = 30.0) -> None:
+        """Answers what was asked, as far as that takes no more than so many seconds, and stops."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self._asked.join()
         if self._worker is not None:
             self._worker.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._worker
-        self._thread.shutdown()
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _work(self) -> None:
         while True:

@@ -165,6 +165,10 @@ function known(answer) {
   const out = [];
   if (answer.interval) out.push(element("p", { className: "known" }, `Not ruled out: ${answer.interval.map((x) => x.toFixed(2)).join(" to ")}.`));
   if (Array.isArray(answer.prediction_set)) out.push(element("p", { className: "known" }, `Not ruled out: ${answer.prediction_set.join(", ") || "nothing"}.`));
+  else if (answer.prediction_set) {
+    const open = Object.entries(answer.prediction_set).filter(([, held]) => held.length > 1).map(([q]) => q);
+    out.push(element("p", { className: "known" }, open.length ? `Left open: ${open.join(", ")}.` : "Nothing is left open."));
+  }
   const r = answer.reliability;
   if (!r) return [...out, element("p", { className: "known" }, "No like condition was tested.")];
   const error = r.measured.ece_calibrated ?? r.measured.ece;
