@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 
 from corrkd.errors import CorrKDError
-from corrkd.files import exclusive, make_folder, remove_parts, replacing, write_bytes, write_text, write_with
+from corrkd.files import (
+    exclusive,
+    make_folder,
+    remove_parts,
+    replacing,
+    replacing_all,
+    write_bytes,
+    write_text,
+    write_with,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -69,6 +78,31 @@ def test_the_temporary_file_may_lie_aside(tmp_path: Path) -> None:
         assert names(tmp_path) == sorted(["aside", part.name])
     assert (tmp_path / "a.txt").read_text() == "whole"
     assert names(tmp_path) == ["a.txt", "aside"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_of_files_arrives_whole_or_not_at_all(tmp_path: Path, there: bool) -> None:
+    folder = tmp_path / "deep" / "model"
+    if there:
+        folder.mkdir(parents=True)
+        for name in ("a", "card", "other"):
+            (folder / name).write_text("old")
+    before = {p.name: p.read_text() for p in folder.glob("*")}
+    for error in (KeyboardInterrupt, CorrKDError):
+        with pytest.raises(error), replacing_all(folder, ("a", "card")) as aside:  # noqa: PT012
+            (aside / "a").write_text("new")
+            raise error
+        assert folder.exists() is there
+        assert {p.name: p.read_text() for p in folder.glob("*")} == before
+    with replacing_all(folder, ("a", "card")) as aside:
+        for name in ("a", "card"):
+            (aside / name).write_text("new")
+        assert {p.name: p.read_text() for p in folder.glob("*") if p.is_file()} == before
+    assert {p.name: p.read_text() for p in folder.glob("*")} == {**before, "a": "new", "card": "new"}
+    assert [p.name for p in folder.parent.iterdir()] == ["model"]
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CorrKDError, match="the folder cannot be made"), replacing_all(tmp_path / "file" / "x", ("a",)):
+        pass
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:

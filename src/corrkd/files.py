@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import mkdtemp
 
 from corrkd.errors import CorrKDError
 
@@ -52,6 +54,40 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
     """Lets a library write to a path of its own, whole or not at all."""
     with replacing(path) as part:
         write(part)
+
+
+@contextmanager
+def replacing_all(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """A temporary folder, whose files take their places in `folder` when the block ends well, and vanish when it does not.
+
+    Args:
+        folder: new or not; other files in it stay.
+        names: the files, in the order in which they are moved where the folder is there: last the one by which a reader knows the others.
+
+    Raises:
+        CorrKDError: where the disk is full or the folder cannot be written, in one line.
+    """
+    there = folder.is_dir()
+    parent = folder if there else folder.parent
+    make_folder(parent)
+    try:
+        private = Path(mkdtemp(prefix=".writing-", dir=parent))  # on the same disk
+    except OSError as error:
+        raise CorrKDError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    try:
+        aside = private / "new"  # with the permissions of a usual folder
+        make_folder(aside)
+        yield aside
+        try:
+            if there:
+                for name in names:
+                    os.replace(aside / name, folder / name)
+            else:
+                os.rename(aside, folder)
+        except OSError as error:
+            raise CorrKDError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
 
 
 @contextmanager

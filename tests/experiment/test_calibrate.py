@@ -13,7 +13,7 @@ import pytest
 import corrkd
 from corrkd.data.resample import CALIBRATION
 from corrkd.errors import CorrKDError
-from corrkd.experiment.calibrate import calibrate, swept_splits
+from corrkd.experiment.calibrate import calibrate, swept_samples, swept_splits
 from corrkd.experiment.prepare import prepare
 from corrkd.networks.saved import load_network
 from tests.experiment.conftest import tiny
@@ -59,8 +59,9 @@ def test_calibration_reads_no_test_sample(with_sets: Path) -> None:
     splits = {**experiment.dataset.splits, "test": changed}
     experiment = replace(experiment, dataset=replace(experiment.dataset, splits=splits))
     assert saved.evaluated is not None
+    known = calibrate(saved.network, experiment, swept_samples(experiment))
     for c in saved.evaluated.conditions:
-        found = calibrate(saved.network, experiment)[c.name]
+        found = known[c.name]
         assert found.temperature == c.temperature
         assert found.threshold == (np.inf if c.threshold is None else c.threshold)
 

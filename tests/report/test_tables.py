@@ -206,6 +206,7 @@ def test_confusion_counts(reported: Path) -> None:
         (-1.5, 2, False, "−1.50"),
         (0.5, 2, True, "+0.50"),
         (math.nan, 2, True, "undef."),
+        (math.inf, 2, False, "∞"),
     ],
 )
 def test_number(value: float, digits: int, signed: bool, text: str) -> None:

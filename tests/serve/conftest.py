@@ -16,6 +16,7 @@ from corrkd.data.normalise import fit_normalisation
 from corrkd.data.targets import make_target
 from corrkd.missing.conditions import condition, subsets
 from corrkd.networks.evaluated import Evaluated, EvaluatedCondition
+from corrkd.networks.registry import network_class
 from corrkd.networks.saved import SavedNetwork, build_network, usual_lengths
 from corrkd.settings import NetworkSettings
 from tests.conftest import make_dataset
@@ -71,6 +72,14 @@ def student(target: str = "classes", *, level: float | None = None, **changes: A
         about={"role": "student", "seed": 3, "data": {"name": "tiny", "sha256": "0" * 64}},
         evaluated=Evaluated(split="test", samples=36, data="tiny", level=level, conditions=conditions),
     )
+
+
+def baseline(name: str) -> SavedNetwork:
+    """A network of any kind, untrained and untested, in the student's place."""
+    saved, kind = student(), network_class(name)
+    torch.manual_seed(0)
+    network = build_network(saved.target, saved.widths, saved.frames, kind.settings_type(), kind)
+    return replace(saved, network=network.eval(), evaluated=None)
 
 
 def sample_of(split: Split, row: int) -> dict[str, Any]:

@@ -17,13 +17,14 @@ from corrkd.errors import CorrKDError
 from corrkd.evaluation.calibration import tempered
 from corrkd.evaluation.judge import samples_of
 from corrkd.evaluation.sweep import sweep
-from corrkd.missing.conditions import standard_conditions
-from corrkd.networks.saved import save_network
+from corrkd.missing.conditions import standard_conditions, subsets
+from corrkd.networks.registry import BUILT_IN
+from corrkd.networks.saved import build_network, save_network
 from corrkd.serve import predictor as predictor_module
 from corrkd.serve.predictor import Predictor
 from corrkd.serve.standalone import Prediction, predictions
 from corrkd.settings import EvaluationSettings
-from tests.serve.conftest import dataset_for, sample_of, student
+from tests.serve.conftest import baseline, dataset_for, sample_of, student
 
 WIDTHS = {"language": 5, "audio": 3, "vision": 4}
 
@@ -79,6 +80,27 @@ def test_one_sample_alone_and_among_others() -> None:
     assert predictor.predict([]) == []
 
 
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_network_predicts_what_was_tested(name: str) -> None:
+    """Whatever the network, batches and lengths: what it says of a sample with the same frames dropped in an evaluation."""
+    saved, dataset = baseline(name), dataset_for("classes")
+    if saved.network.reads_conversations:
+        with pytest.raises(CorrKDError, match="among the others of its conversation and cannot predict single ones"):
+            Predictor(saved)
+        return
+    predictor, split = Predictor(saved), dataset.split("test")
+    tested = samples_of(saved, dataset, "test", device=torch.device("cpu"))
+    for result in sweep(saved.network, tested, subsets(dataset.modalities)):
+        dropped = result.condition.dropped(tested.without_frames(), seed=2024, draw=0)
+        given = []
+        for row in range(len(split)):
+            sample = sample_of(split, row)
+            given.append(sample | {f"{m}_present": ~dropped[m][row, : len(x)].numpy() for m, x in sample.items()})
+        for size in (1, 7):
+            found = np.stack([response_of(p) for p in predictor.predict(given, batch_size=size)])
+            np.testing.assert_allclose(found, result.response, atol=1e-5)
+
+
 def test_what_is_missing_may_be_said_in_several_ways() -> None:
     predictor, split = Predictor(student()), dataset_for("classes").split("test")
     row = int(split.lengths["language"].argmax())
@@ -110,6 +132,16 @@ def test_a_missing_modality_is_as_long_as_the_others_or_as_usual() -> None:
         arrays = collate([read_sample(rows, card)], card)
         assert arrays["vision"].exists.sum() == expected
         assert not arrays["vision"].visible.any()
+
+
+def test_a_missing_modality_is_no_longer_than_the_model_reads() -> None:
+    saved = student(positions="learned")
+    frames = {"language": 6, "audio": 6, "vision": 2}
+    network = build_network(saved.target, saved.widths, frames, saved.network.settings)
+    predictor = Predictor(replace(saved, network=network.eval(), frames=frames, aligned=True))
+    assert predictor.predict({"language": np.ones((5, 5))}).used == {"language": 1.0, "audio": 0.0, "vision": 0.0}
+    with pytest.raises(CorrKDError, match="sample, vision: 3 frames, but the model reads no more than 2"):
+        predictor.predict({"vision": np.ones((3, 4))})
 
 
 @pytest.mark.parametrize("target", ["classes", "questions", "score"])
@@ -339,14 +371,27 @@ def test_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return str(tmp_path / "snapshot")
 
     monkeypatch.setattr(predictor_module, "snapshot_download", download)
-    monkeypatch.setattr(
-        "huggingface_hub.hub_mixin.hf_hub_download", lambda **_: str(tmp_path / "snapshot" / "config.json")
-    )
     predictor = Predictor.from_pretrained("somebody/students", revision="v1")
     assert predictor.card["about"]["seed"] == 3
     (name, given), *others = asked
     assert (name, given["revision"], others) == ("somebody/students", "v1", [])
     assert given["allow_patterns"] == ["model.safetensors", "config.json", "README.md"]
+
+
+@pytest.mark.parametrize("text", [b"no JSON", b"[1]", b"\xff\xfe", b'{"format": 1}'])
+def test_damaged_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: bytes) -> None:
+    Predictor(student()).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes(text)
+    monkeypatch.setattr(predictor_module, "snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(CorrKDError, match=r"config\.json: (damaged|not a model card|the card lacks)"):
+        Predictor.from_pretrained("somebody/students")
+
+
+def test_a_readme_of_any_bytes(tmp_path: Path) -> None:
+    Predictor(student()).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_bytes(b"caf\xe9")
+    Predictor.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "README.md").read_text().endswith("caf\ufffd")
 
 
 def test_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,38 +28,38 @@ def swept_splits(experiment: Experiment) -> tuple[str, ...]:
     return ("valid", *(name for name in (CALIBRATION,) if name in experiment.dataset.splits), tested)
 
 
-def swept_samples(experiment: Experiment) -> int:
-    """How many samples an evaluation of one arm reads."""
-    return sum(len(experiment.samples_kept(name)) for name in swept_splits(experiment))
+def swept_samples(experiment: Experiment) -> dict[str, Samples]:
+    """The samples that an evaluation of an arm reads, by split."""
+    return {name: experiment.samples(name) for name in swept_splits(experiment)}
 
 
 def calibrate(
-    network: AnyNetwork, experiment: Experiment, on_batch: Callable[[int], None] | None = None
+    network: AnyNetwork,
+    experiment: Experiment,
+    samples: Mapping[str, Samples],
+    on_batch: Callable[[int], None] | None = None,
 ) -> dict[str, Calibration]:
-    """Temperature and threshold of each condition; empty where the tests are on the validation split."""
-    before = swept_splits(experiment)[:-1]
-    if not before:
+    """Temperature and threshold of each condition, from `swept_samples`; empty where the tests are on the validation split."""
+    evaluation = experiment.settings.evaluation
+    if evaluation.split == "valid":
         return {}
-    target = experiment.target
 
-    def swept(name: str) -> tuple[Samples, list[Result]]:
-        samples, evaluation = experiment.samples(name), experiment.settings.evaluation
-        return samples, sweep(
+    def swept(name: str) -> list[Result]:
+        return sweep(
             network,
-            samples,
+            samples[name],
             experiment.conditions(),
             mask_seed=evaluation.mask_seed,
             batch_size=evaluation.batch_size,
             on_batch=on_batch,
         )
 
-    valid, results = swept("valid")
-    temperatures = fit_temperatures(results, target, valid.targets.cpu().numpy())
+    target = experiment.target
+    temperatures = fit_temperatures(swept("valid"), target, samples["valid"].targets.cpu().numpy())
     thresholds: Mapping[str, float] = {}
-    if CALIBRATION in before:
-        held_out, results = swept(CALIBRATION)
-        groups, level = groups_of(experiment, CALIBRATION), experiment.settings.evaluation.coverage
-        thresholds = fit_thresholds(results, target, held_out.targets.cpu().numpy(), groups, level, temperatures)
+    if CALIBRATION in samples:
+        groups, truth = groups_of(experiment, CALIBRATION), samples[CALIBRATION].targets.cpu().numpy()
+        thresholds = fit_thresholds(swept(CALIBRATION), target, truth, groups, evaluation.coverage, temperatures)
     return {
         condition.name: Calibration(temperatures.get(condition.name, 1.0), thresholds.get(condition.name))
         for condition in experiment.conditions()

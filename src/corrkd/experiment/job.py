@@ -54,8 +54,8 @@ def _train_and_test(plan: DatasetPlan, folder: Path, arm: str, seed: int) -> Non
     train_arms(experiment, experiment.arms, seed, folder, fabric, reporter, taught_in=taught_in, teaching=teaching)
     if not (folder / COST).is_file():
         write_text(folder / COST, json.dumps(_cost(folder, arm, fabric.device, resumed)) + "\n")
-    samples = experiment.samples(settings.evaluation.split)
-    with reporter.task("testing", swept_samples(experiment)) as task:
+    samples = swept_samples(experiment)
+    with reporter.task("testing", sum(map(len, samples.values()))) as task:
         tested = evaluate_arm(experiment.arms[0], experiment, samples, folder, task.step)
     write_tested(folder, [tested], experiment, seed)
 

@@ -194,9 +194,9 @@ def evaluate_seed(experiment: Experiment, seed: int, folder: Path, reporter: Rep
     """Tests the arms under every condition and writes what a report needs; results.csv last."""
     if (folder / "results.csv").is_file():
         return
-    samples = experiment.samples(experiment.settings.evaluation.split)
-    tested = []
-    with reporter.task(f"seed {seed}  evaluation", swept_samples(experiment) * len(experiment.arms)) as task:
+    samples, tested = swept_samples(experiment), []
+    total = sum(map(len, samples.values())) * len(experiment.arms)
+    with reporter.task(f"seed {seed}  evaluation", total) as task:
         for arm in experiment.arms:
             began = time.monotonic()
             tested.append(evaluate_arm(arm, experiment, samples, folder, task.step))
@@ -206,16 +206,20 @@ def evaluate_seed(experiment: Experiment, seed: int, folder: Path, reporter: Rep
 
 
 def evaluate_arm(
-    arm: Arm, experiment: Experiment, samples: Samples, folder: Path, on_batch: Callable[[int], None]
+    arm: Arm, experiment: Experiment, samples: Mapping[str, Samples], folder: Path, on_batch: Callable[[int], None]
 ) -> Tested:
-    """Calibrates one arm, then tests it under every condition. Its model is read from the folder, and its card told what was found."""
-    truth = samples.targets.cpu().numpy()
-    network = load_network(folder / arm.name).network.to(experiment.device, experiment.dtype)
+    """Calibrates one arm, then tests it under every condition. Its model is read from the folder, and its card told what was found.
+
+    `samples`: from `swept_samples`.
+    """
     evaluation = experiment.settings.evaluation
-    calibrations = calibrate(network, experiment, on_batch)
+    network = load_network(folder / arm.name).network.to(experiment.device, experiment.dtype)
+    calibrations = calibrate(network, experiment, samples, on_batch)
+    tested = samples[evaluation.split]
+    truth = tested.targets.cpu().numpy()
     results = sweep(
         network,
-        samples,
+        tested,
         experiment.conditions(),
         mask_seed=evaluation.mask_seed,
         batch_size=evaluation.batch_size,
@@ -223,11 +227,11 @@ def evaluate_arm(
         on_batch=on_batch,
     )
     target, groups = experiment.target, groups_of(experiment, evaluation.split)
-    table = tabulate(results, target, truth, samples.modalities, calibrations)
-    add_evaluated(folder / arm.name, found_out(experiment, table, calibrations, len(samples)))
+    table = tabulate(results, target, truth, tested.modalities, calibrations)
+    add_evaluated(folder / arm.name, found_out(experiment, table, calibrations, len(tested)))
     return Tested(
         table.assign(method=arm.name),
-        pd.concat([_predictions(arm.name, result, samples, truth) for result in results], ignore_index=True),
+        pd.concat([_predictions(arm.name, result, tested, truth) for result in results], ignore_index=True),
         {f"{arm.name}/{r.condition.name}": r.representation for r in results if r.representation is not None},
         coverage_by_group(results, target, truth, groups, calibrations).assign(method=arm.name),
     )

@@ -356,6 +356,7 @@ def coverage_by_group(run: RunFolder) -> Table:
             shares = 100 * own.groupby("group")["coverage"].mean()
             blocks[heading] = {
                 "Groups": len(shares),
+                "Mean": Cell(float(shares.mean())),
                 **{name: Cell(float(shares.quantile(q))) for name, q in QUANTILES.items()},
             }
     if not blocks:
@@ -363,7 +364,7 @@ def coverage_by_group(run: RunFolder) -> Table:
     frame = pd.DataFrame.from_dict(blocks, orient="index").astype(object)
     caption = (
         f"Share of each group's samples on the {run.card.split} split whose truth is in the student's prediction set, %, over "
-        f"groups: a set holds the truth on average, not for everyone alike. {subset_legend(run)}"
+        f"groups. What was asked for is promised of the mean, where each group weighs the same, not of everyone. {subset_legend(run)}"
     )
     return Table("coverage-by-group", caption, "Available", {"": frame}, digits=1)
 
@@ -416,6 +417,8 @@ def number(value: float, digits: int, signed: bool = False) -> str:
     """As shown: a true minus sign, no negative zero; "undef." for NaN."""
     if math.isnan(value):
         return "undef."
+    if math.isinf(value):  # of an interval that leaves nothing out
+        return "∞" if value > 0 else "−∞"
     value = round(value, digits) + 0.0
     return f"{value:{'+' if signed and value else ''}.{digits}f}".replace("-", "−")
 
@@ -498,6 +501,7 @@ _LATEX = str.maketrans(
         "−": "$-$",
         "×": r"$\times$",
         "±": r"$\pm$",
+        "∞": r"$\infty$",
         "→": r"\textrightarrow{}",
         "<": r"\textless{}",
         ">": r"\textgreater{}",

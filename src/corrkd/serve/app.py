@@ -118,8 +118,8 @@ class Service:
     ) -> None:
         self.exhibit, self.limits = exhibit, limits or Limits()
         self.card = exhibit.student.card
-        bounded = exhibit.student.saved.network.longest(exhibit.student.saved.frames)
-        self.longest = {m: min(bounded.get(m, self.limits.frames), self.limits.frames) for m in self.card["modalities"]}
+        bounds, most = self.card["longest"], self.limits.frames
+        self.longest = {m: min(bounds.get(m, most), most) for m in self.card["modalities"]}
         self.sample = sample_type(self.card, self.longest)
         self.request = request_type(self.sample, self.limits)
         self.ready = False

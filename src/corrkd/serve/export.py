@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -16,7 +15,6 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib import import_module, resources
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -29,7 +27,7 @@ from corrkd.data.dataset import MultimodalDataset, Split
 from corrkd.data.normalise import Normalisation
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.sweep import tested_rows
-from corrkd.files import make_folder, write_bytes, write_text
+from corrkd.files import replacing_all, write_bytes, write_text
 from corrkd.missing.conditions import COMPLETE, Condition, standard_conditions
 from corrkd.networks.base import AnyNetwork
 from corrkd.networks.encoder import Encoder, sinusoids
@@ -114,7 +112,8 @@ def export(
         raise CorrKDError(f"{where}: no samples to compare on")
     longest = _longest(saved, chosen, max_frames, where)
     reference = Predictor(replace(saved, network=deepcopy(saved.network)))
-    with _arriving(folder) as aside:
+    # The card last: its checksum tells whether the model beside it is its own.
+    with replacing_all(folder, (MODEL, SCRIPT, CARD)) as aside:
         model, opset = _exported(reference.saved, longest)
         facts = {"sha256": hashlib.sha256(model).hexdigest(), "opset": opset}
         card = {**predictor.card, "longest": longest, "exported": facts}
@@ -331,33 +330,6 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
         raise CorrKDError(f"{folder}: is a file; name a folder")
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
         raise CorrKDError(f"{folder}: is not empty; choose another folder, or replace the model in it with --overwrite")
-
-
-@contextmanager
-def _arriving(folder: Path) -> Iterator[Path]:
-    """A temporary folder on the same disk, whose files are moved to `folder` when the block ends well, and vanish when it does not."""
-    there = folder.is_dir()
-    parent = folder if there else folder.parent
-    make_folder(parent)
-    try:
-        private = Path(mkdtemp(prefix=".exporting-", dir=parent))
-    except OSError as error:
-        raise CorrKDError(f"{folder}: cannot be written: {error.strerror or error}") from None
-    try:
-        aside = private / "new"  # with the permissions of a usual folder
-        make_folder(aside)
-        yield aside
-        try:
-            if there:
-                # The card last: its checksum tells whether the model beside it is its own.
-                for name in (MODEL, SCRIPT, CARD):
-                    os.replace(aside / name, folder / name)
-            else:
-                os.rename(aside, folder)
-        except OSError as error:
-            raise CorrKDError(f"{folder}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(private, ignore_errors=True)
 
 
 def _write_card(path: Path, card: Mapping[str, Any]) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, overload
 
 import numpy as np
@@ -17,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.explain import Explanation, explain
-from corrkd.files import make_folder, write_bytes
+from corrkd.files import replacing_all, write_bytes
 from corrkd.networks.saved import SavedNetwork, load_student, packed, read_network, write_card
 from corrkd.report.run_folder import RunFolder
 from corrkd.serve import standalone
@@ -96,7 +94,7 @@ class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentimen
         self, arrays: Mapping[str, Arrays]
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Normalised frames, and which exist and which are visible, on the device."""
-        for m, longest in self.saved.network.longest(self.saved.frames).items():
+        for m, longest in self.card["longest"].items():
             if (count := arrays[m].frames.shape[1]) > longest:
                 raise CorrKDError(f"sample, {m}: {count} frames, but the model reads no more than {longest}")
         exists = {m: torch.from_numpy(a.exists).to(self.device) for m, a in arrays.items()}
@@ -150,7 +148,7 @@ class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentimen
         Args:
             pretrained_model_name_or_path: a path, or "owner/name" on the Hugging Face hub.
             device: where it computes.
-            hub: revision, token, cache_dir, force_download, local_files_only, as huggingface_hub's mixin takes them.
+            hub: revision, token, cache_dir, force_download, local_files_only, as huggingface_hub.snapshot_download takes them.
 
         Raises:
             CorrKDError: where there is no model, or it is damaged.
@@ -159,34 +157,24 @@ class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentimen
         if path.exists() or path.with_name(f"{path.name}.json").exists():
             return cls._from_path(path, device)
         try:
-            return super().from_pretrained(str(pretrained_model_name_or_path), device=device, **hub)
+            # These files alone: nothing else of a repository is looked at, and none of them can carry code.
+            found = snapshot_download(str(pretrained_model_name_or_path), allow_patterns=[WEIGHTS, CARD, README], **hub)
         except HFValidationError:
             raise CorrKDError(f"{path}: no such file or folder, and no model's name on the hub (owner/name)") from None
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CorrKDError(f"{path}: no such file or folder, and not had from the hub ({reason})") from None
+        return cls._from_path(Path(found), device)
 
     @classmethod
     def _from_path(cls, path: Path, device: torch.device | str) -> Predictor:
         if (path / CARD).is_file():
             made = cls(read_network(path / WEIGHTS, path / CARD), device=device)
             if (path / README).is_file():
-                made._readme = (path / README).read_text("utf-8")
+                made._readme = (path / README).read_text("utf-8", errors="replace")
             return made
         run = next((folder for folder in (path, *path.parents[:2]) if (folder / "run.json").is_file()), None)
         return cls(load_student(path), run=run, device=device)
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, device: torch.device | str = "cpu", **hub: Any) -> Predictor:
-        known = {
-            k: v
-            for k, v in hub.items()
-            if k in ("revision", "cache_dir", "force_download", "local_files_only", "token")
-        }
-        # These files alone: nothing else of a repository is looked at, and none of them can carry code.
-        return cls._from_path(
-            Path(snapshot_download(model_id, allow_patterns=[WEIGHTS, CARD, README], **known)), device
-        )
 
     def save_pretrained(self, save_directory: str | Path, *, overwrite: bool = False, **hub: Any) -> str | None:
         """Writes model.safetensors, config.json and a model card README.md.
@@ -202,13 +190,8 @@ class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentimen
         folder = Path(save_directory)
         if not overwrite and any((folder / name).exists() for name in (WEIGHTS, CARD)):
             raise CorrKDError(f"{folder}: holds a model already; choose another folder, or pass overwrite=True")
-        make_folder(folder)
-        # Aside first: a disk that is full leaves what was there.
-        with TemporaryDirectory(prefix=".saving-", dir=folder) as aside:
-            url = super().save_pretrained(aside, **{"repo_id": folder.name, **hub})
-            for name in (WEIGHTS, CARD, README):
-                os.replace(Path(aside) / name, folder / name)
-        return url
+        with replacing_all(folder, (README, WEIGHTS, CARD)) as aside:
+            return super().save_pretrained(aside, **{"repo_id": folder.name, **hub})
 
     def _save_pretrained(self, save_directory: Path) -> None:
         data, card = packed(self.saved)
@@ -225,9 +208,9 @@ class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentimen
 
 def card_of(saved: SavedNetwork) -> dict[str, Any]:
     """What the stand-alone code needs to know of a model, as plain values."""
-    card = json.loads(json.dumps(packed(saved)[1]))
+    card: dict[str, Any] = json.loads(json.dumps(packed(saved)[1]))
     card["about"].pop("history", None)
-    return dict(card)
+    return card | {"longest": saved.network.longest(saved.frames)}
 
 
 def _place(name: str | None, names: Sequence[str], what: str) -> int | None:

@@ -47,7 +47,7 @@ SLACK = 256 << 20
 
 def read_npz(path: Path) -> dict[str, Array]:
     """The arrays of an `.npz`, never unpickling. Raises CorrKDError where it is damaged or unpacks to far more than its size."""
-    return unpacked_npz(path, path.name, most=EXPANSION * path.stat().st_size + SLACK)
+    return unpacked_npz(path, path.name, most=most_unpacked(path))
 
 
 def unpacked_npz(file: Path | BinaryIO, name: str, *, most: int) -> dict[str, Array]:
@@ -65,9 +65,7 @@ def unpacked_npz(file: Path | BinaryIO, name: str, *, most: int) -> dict[str, Ar
     try:
         with zipfile.ZipFile(file) as archive:
             members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-            declared = sum(info.file_size for info in members)
-            if declared > most:
-                raise CorrKDError(f"{name}: declares {declared:,} bytes of arrays; refused as a decompression bomb")
+            refuse_bomb(name, sum(info.file_size for info in members), most)
             for info in members:
                 with archive.open(info) as member:
                     # The header's shape is checked against the member's size before NumPy allocates for it.
@@ -109,7 +107,7 @@ def read_h5(path: Path) -> dict[str, Array]:
                 raise CorrKDError(
                     f"{path.name}: no arrays at its root; of .csd files, give the folder that holds them all"
                 )
-            check_expansion(path, sum(item.nbytes for item in datasets.values()))
+            refuse_bomb(path.name, sum(item.nbytes for item in datasets.values()), most_unpacked(path))
             for key, item in datasets.items():
                 arrays[key] = item.asstr()[()] if h5py.check_string_dtype(item.dtype) else np.asarray(item)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
@@ -129,12 +127,16 @@ def read_safetensors(path: Path) -> dict[str, Array]:
 FILES: dict[str, Callable[[Path], dict[str, Array]]] = {"npz": read_npz, "h5": read_h5, "safetensors": read_safetensors}
 
 
-def check_expansion(path: Path, declared: int) -> None:
-    """Raises CorrKDError where a file declares far more bytes of arrays than it could hold."""
-    size = path.stat().st_size
-    if declared > EXPANSION * size + SLACK:
+def most_unpacked(path: Path) -> int:
+    """How many bytes of arrays a file of its size may hold."""
+    return EXPANSION * path.stat().st_size + SLACK
+
+
+def refuse_bomb(name: str, declared: int, most: int) -> None:
+    """Raises CorrKDError where a file declares more bytes of arrays than it may hold."""
+    if declared > most:
         raise CorrKDError(
-            f"{path.name}: declares {declared:,} bytes of arrays in a file of {size:,}; refused as a decompression bomb"
+            f"{name}: declares {declared:,} bytes of arrays where {most:,} are allowed; refused as a decompression bomb"
         )
 
 

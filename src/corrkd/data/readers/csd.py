@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from corrkd.data.dataset import SPLITS, FloatArray, MultimodalDataset
-from corrkd.data.readers.arrays import check_expansion
+from corrkd.data.readers.arrays import most_unpacked, refuse_bomb
 from corrkd.data.readers.assemble import SPLIT_NAMES, RawSplit, assemble, likert_range
 from corrkd.data.readers.mag import pad
 from corrkd.errors import CorrKDError
@@ -119,7 +119,7 @@ def read_sequence(path: Path) -> Sequence | None:
                 raise CorrKDError(f"{path.name}: not a computational sequence: expected one group with `data` inside")
             sizes: list[int] = []
             file[roots[0]]["data"].visititems(lambda _, item: sizes.append(getattr(item, "nbytes", 0)))
-            check_expansion(path, sum(sizes))
+            refuse_bomb(path.name, sum(sizes), most_unpacked(path))
             data, nonfinite = {}, 0
             for key, entry in file[roots[0]]["data"].items():
                 if entry["features"].dtype.kind not in "fiu":
