@@ -255,10 +255,14 @@ def serve(
         typer.Option(help="File with the token that clients must give; else the variable CORRKD_TOKEN, else none."),
     ] = None,
     max_body: Annotated[float, typer.Option(min=0.001, help="Megabytes of a request.")] = 16.0,
-    max_frames: Annotated[int, typer.Option(min=1, help="Frames of a modality.")] = 1024,
+    max_frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames of a modality; default: as many as the training's, 1024 at least.")
+    ] = None,
     max_samples: Annotated[int, typer.Option(min=1, help="Samples of a request.")] = 256,
     max_requests: Annotated[int, typer.Option(min=1, help="Requests answered at once.")] = 64,
-    body_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds in which a request must have arrived.")] = 10.0,
+    body_seconds: Annotated[
+        float, typer.Option(min=0.1, help="Seconds for a request to arrive, and for its answer to be taken.")
+    ] = 10.0,
     wait: Annotated[float, typer.Option(min=0.0, help="Milliseconds for which a request waits for others.")] = 4.0,
     batch: Annotated[int, typer.Option(min=1, help="Samples that go through the network together.")] = 64,
     samples: Annotated[bool, typer.Option(help="Let the page show samples of the split that was tested.")] = True,

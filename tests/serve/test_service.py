@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -253,6 +254,44 @@ def test_slow_clients_are_ended_and_hold_up_no_one(service: Running) -> None:
     assert heard["body"].startswith(b"HTTP/1.1 408 ")
     assert b"did not arrive within 2 seconds" in heard["body"]
     assert (heard["head"], heard["nothing"]) == (b"", b"")
+
+
+def test_clients_that_do_not_read_are_ended_and_hold_up_no_one(served: Path, tmp_path: Path) -> None:
+    """While the service runs, and when it is to end."""
+    asked = 3000
+    with running(served, tmp_path / "log", "--body-seconds", "1") as service:
+        answer = len(httpx.get(f"{service.url}/openapi.json").content)
+        clients = [deaf(service, b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * asked) for _ in range(2)]
+        assert post(service, {"audio": [[0.0] * 8]}).status_code == 200
+        time.sleep(3)
+        assert len(everything(clients[0])) < answer * asked / 2
+        clients.append(deaf(service, b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * asked))
+        assert service.stop() == 0
+        for client in clients:
+            client.close()
+        assert "timeout graceful shutdown exceeded" not in service.text
+        assert "Traceback" not in service.text
+
+
+def deaf(service: Running, said: bytes) -> socket.socket:
+    """A client that has said something, as far as it was listened to, and reads nothing."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(("127.0.0.1", service.port))
+    client.settimeout(0.5)
+    with contextlib.suppress(TimeoutError):
+        client.sendall(said)
+    return client
+
+
+def everything(client: socket.socket) -> bytes:
+    """What is left to hear, until the other side ends it."""
+    heard = b""
+    client.settimeout(30)
+    with contextlib.suppress(ConnectionResetError):
+        while part := client.recv(65536):
+            heard += part
+    return heard
 
 
 def test_malformed_http(service: Running) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
 from threading import Lock
@@ -29,6 +29,7 @@ from corrkd.serve.schema import PredictAnswer, PredictionAnswer, Problem, parsed
 from corrkd.serve.standalone import InputError, Prediction, ReadSample
 
 JSON, NPZ = "application/json", "application/x-npz"
+FRAMES = 1024  # of a modality that are read in any case
 LARGE = 1 << 16  # bytes of a body that is read in a thread, one at a time
 STATIC = {"app.js": "text/javascript", "style.css": "text/css"}
 # The page loads nothing from elsewhere and may not be framed.
@@ -118,8 +119,7 @@ class Service:
     ) -> None:
         self.exhibit, self.limits = exhibit, limits or Limits()
         self.card = exhibit.student.card
-        bounds, most = self.card["longest"], self.limits.frames
-        self.longest = {m: min(bounds.get(m, most), most) for m in self.card["modalities"]}
+        self.longest = {m: self._most_frames(m, size) for m, size in self.card["modalities"].items()}
         self.sample = sample_type(self.card, self.longest)
         self.request = request_type(self.sample, self.limits)
         self.ready = False
@@ -166,11 +166,15 @@ class Service:
             raise Refused(415, f"content type {kind[:60] or '(none)'!r}: send {JSON} or {NPZ}")
         return self.read([parsed(self.sample, body)] if single else parsed(self.request, body)["samples"])
 
+    def _most_frames(self, modality: str, size: Mapping[str, Any]) -> int:
+        most = self.limits.frames or max(FRAMES, int(size["frames"]))
+        return min(most, self.card["longest"].get(modality, most))
+
     def _npz(self, body: bytes) -> dict[str, Any]:
-        widths = [int(size["width"]) for size in self.card["modalities"].values()]
         try:
             # In float64, and the masks; the headers besides.
-            most = sum(8 * width * self.limits.frames for width in widths) + (1 << 20)
+            numbers = sum(int(size["width"]) * self.longest[m] for m, size in self.card["modalities"].items())
+            most = 8 * numbers + (1 << 20)
             return dict(unpacked_npz(io.BytesIO(body), "body", most=most))
         except CorrKDError as error:
             raise Refused(422, str(error)) from None

@@ -70,7 +70,7 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's, which ends a connection that does not bring a request's head in time."""
+    """uvicorn's, which ends a connection that does not bring a request's head in time, or does not take its answer."""
 
     def __init__(self, *given: Any, seconds: float, **named: Any) -> None:
         super().__init__(*given, **named)
@@ -79,7 +79,11 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client came."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(
+            high=0
+        )  # writing pauses as soon as something is left that the client does not take
         self._waiting: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
         self._wait()
 
     def data_received(self, data: bytes) -> None:
@@ -91,6 +95,22 @@ class _Protocol(H11Protocol):
         """The client went."""
         super().connection_lost(exc)
         self._stop_waiting()
+        self._taken()
+
+    def pause_writing(self) -> None:
+        """The client is behind."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(self._seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client has taken everything."""
+        super().resume_writing()
+        self._taken()
+
+    def _taken(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _wait(self) -> None:
         asking: Any = self.cycle
