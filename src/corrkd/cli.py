@@ -50,6 +50,7 @@ GloveOption = Annotated[Path | None, typer.Option("--glove", help="GloVe text fi
 ReportedOption = Annotated[
     Path | None, typer.Option("--reported", help="CSV file with a paper's numbers, shown beside ours and marked.")
 ]
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="CPU threads; part of what a result depends on.")]
 FoldsOption = Annotated[Path | None, typer.Option("--folds", help="JSON file {split: [video ids]} for .csd folders.")]
 
 
@@ -140,11 +141,14 @@ def evaluate(
         Path | None, typer.Option(help="Write the masks that are applied to this manifest.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the results to this CSV file.")] = None,
+    threads: ThreadsOption = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     glove: GloveOption = None,
     folds: FoldsOption = None,
 ) -> None:
     """Test a trained student on a dataset under missing conditions."""
+    import torch
+
     from corrkd.evaluation.judge import evaluate as judge
     from corrkd.evaluation.judge import masks_of
     from corrkd.experiment.prepare import dataset_of, pick_device
@@ -158,6 +162,7 @@ def evaluate(
         raise CorrKDError("--masks replays a manifest and --export-masks writes one; give one of them")
     if out is not None:
         make_folder(out.parent)  # before the work, not after it
+    torch.set_num_threads(threads)
     student = load_student(model)
     student.network.to(pick_device(device))
     with Reporter().busy(f"reading {data}"):
@@ -205,7 +210,7 @@ def predict(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time; changes memory.")] = 256,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    threads: ThreadsOption = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     glove: GloveOption = None,
     folds: FoldsOption = None,
@@ -266,7 +271,7 @@ def serve(
     wait: Annotated[float, typer.Option(min=0.0, help="Milliseconds for which a request waits for others.")] = 4.0,
     batch: Annotated[int, typer.Option(min=1, help="Samples that go through the network together.")] = 64,
     samples: Annotated[bool, typer.Option(help="Let the page show samples of the split that was tested.")] = True,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    threads: ThreadsOption = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Put a trained student behind an address, with a page to try it."""
@@ -475,7 +480,7 @@ def inspect(
     from corrkd.experiment.progress import Reporter
 
     with Reporter().busy(f"reading {file}"):
-        found = look(load_dataset(file, glove=glove, folds=folds))
+        found = look(load_dataset(file, glove=glove, folds=folds, targets=False))
     print(describe(found))
 
 

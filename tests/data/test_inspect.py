@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +74,16 @@ def test_scores_alone() -> None:
         "2": 12,
         "3": 24,
     }
+
+
+def test_neither_labels_nor_scores(tmp_path: Path) -> None:
+    """Recordings that are to be predicted: their facts, and no table of what two splits share."""
+    np.savez(tmp_path / "mine.npz", audio=np.random.default_rng(0).normal(size=(6, 4, 3)))
+    found = inspect(load_dataset(tmp_path / "mine.npz", targets=False))
+    facts = found.splits["all"]
+    assert (facts.samples, facts.histogram, facts.majority, facts.scores) == (6, {}, None, None)
+    assert re.search(r"^all +none +none +none +0.0 %$", describe(found), re.MULTILINE)
+    assert "in two splits" not in describe(found)
 
 
 def test_duplicates_and_shared_groups() -> None:

@@ -42,8 +42,9 @@ class SplitFacts:
         samples: N.
         modalities: by name.
         histogram: samples per class (by its name, or number); for yes/no questions the number of yes by question; for scores without
-            classes the number below, at and above zero, or, where none is negative, per score rounded to a whole number.
-        majority: share of the most frequent answer, 0 to 1; for questions the mean over questions.
+            classes the number below, at and above zero, or, where none is negative, per score rounded to a whole number. Empty where
+            there are neither labels nor scores.
+        majority: share of the most frequent answer, 0 to 1; for questions the mean over questions; None where there are none.
         scores: lowest, mean and highest score, or None.
         incomplete: share of samples that the data leaves incomplete, 0 to 1.
     """
@@ -51,7 +52,7 @@ class SplitFacts:
     samples: int
     modalities: dict[str, ModalityFacts]
     histogram: dict[str, int]
-    majority: float
+    majority: float | None
     scores: tuple[float, float, float] | None
     incomplete: float
 
@@ -166,7 +167,7 @@ def _modality_facts(split: Split, m: str) -> ModalityFacts:
     )
 
 
-def _histogram(dataset: MultimodalDataset, split: Split) -> tuple[dict[str, int], float]:
+def _histogram(dataset: MultimodalDataset, split: Split) -> tuple[dict[str, int], float | None]:
     """Counts by answer, and the share of the most frequent one."""
     if split.labels is not None and split.labels.ndim == 2:
         yes = split.labels.mean(0)
@@ -177,10 +178,11 @@ def _histogram(dataset: MultimodalDataset, split: Split) -> tuple[dict[str, int]
         named = dict(enumerate(dataset.class_names))
         found = Counter(split.labels.tolist())
         counts = {named.get(k, str(k)): found[k] for k in range(max(max(found) + 1, len(named)))}
-    elif split.scores is not None and split.scores.min() >= 0:
+    elif split.scores is None:
+        return {}, None
+    elif split.scores.min() >= 0:
         counts = {f"{score:g}": n for score, n in sorted(Counter(np.round(split.scores).tolist()).items())}
     else:
-        assert split.scores is not None
         sign = np.sign(split.scores)
         counts = {"below 0": int((sign < 0).sum()), "at 0": int((sign == 0).sum()), "above 0": int((sign > 0).sum())}
     return counts, max(counts.values()) / len(split)
@@ -227,9 +229,14 @@ def describe(inspection: Inspection) -> str:
     for name, split in inspection.splits.items():
         answers = ", ".join(f"{answer}: {count}" for answer, count in split.histogram.items())
         scores = "none" if split.scores is None else "{0:.3g} to {2:.3g} ({1:.3g})".format(*split.scores)
-        rows.append([name, answers, _percent(split.majority), scores, _percent(split.incomplete)])
+        majority = "none" if split.majority is None else _percent(split.majority)
+        rows.append([name, answers or "none", majority, scores, _percent(split.incomplete)])
     lines += ["", *_table(rows)]
-    lines += ["", *_table([["in two splits", *(f"{a}, {b}" for a, b in inspection.same_ids)], *_overlaps(inspection)])]
+    if inspection.same_ids:
+        lines += [
+            "",
+            *_table([["in two splits", *(f"{a}, {b}" for a, b in inspection.same_ids)], *_overlaps(inspection)]),
+        ]
     if inspection.notes:
         lines += ["", "notes", *(f"  {note}" for note in inspection.notes)]
     return "\n".join(lines)

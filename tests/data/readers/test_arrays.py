@@ -212,6 +212,10 @@ def test_dealt_splits(names: list[str]) -> None:
         (lambda d: [d.pop(k) for k in ("speech", "gaze", "pulse", "personality")], "no modality"),
         (lambda d: d.update(split=np.array(["train"] * 19 + ["later"])), "array split holds 'later'"),
         (lambda d: d.update(person=np.arange(5)), r"array person has shape \(5,\)"),
+        (
+            lambda d: d.update(video=np.ones((20, 4, 2))),
+            r"array video has shape \(20, 4, 2\), but `video` holds one value",
+        ),
         (lambda d: d.update(labels=np.full(20, 0.5)), "whole numbers"),
         (lambda d: d.update(labels=np.array([[0, 2]] * 20)), "must be 0 or 1"),
         (lambda d: d.update(scores=np.full(20, np.nan)), "NaN"),

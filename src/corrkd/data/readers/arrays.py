@@ -161,6 +161,12 @@ def read(arrays: Mapping[str, Array], name: str, kind: str, *, targets: bool = T
     for key in (*SCORES, *LABELS, *IDS, *GROUPS, "split", "order", "lengths", *of_modalities):
         if key in arrays and (np.ndim(arrays[key]) == 0 or len(arrays[key]) != count):
             raise CorrKDError(f"{name}: array {key} has shape {np.shape(arrays[key])}, expected {count} samples first")
+    for key in (*IDS, *GROUPS, "split", "order"):
+        if key in arrays and np.size(arrays[key]) != count:
+            raise CorrKDError(
+                f"{name}: array {key} has shape {np.shape(arrays[key])}, but `{key}` holds one value for each sample; "
+                "a modality needs another name, as `vision`"
+            )
     if not modalities:
         raise CorrKDError(
             f"{name}: no modality: no (N, T, d) array of numbers or (N, d) array of real ones with N = {count}"
