@@ -24,6 +24,7 @@ from corrkd.networks.saved import (
     load_student,
     save_network,
     usual_lengths,
+    usual_missing,
 )
 from corrkd.settings import NetworkSettings
 from tests.conftest import make_dataset
@@ -141,6 +142,7 @@ def test_a_card_that_is_no_text(stem: Path) -> None:
         {"modalities": {"language": {"width": -1, "frames": 6}}},
         {"modalities": {"language": {"width": 5, "frames": 10**9}}},
         {"modalities": {"language": {"width": 5, "frames": 6, "usual": 0}}},
+        {"modalities": {"language": {"width": 5, "frames": 6, "missing": 1.5}}},
         {"network": {**SMALL.model_dump(mode="json"), "width": 16}},
         {"network": {**SMALL.model_dump(mode="json"), "layers": 2}},
         {"network": {**SMALL.model_dump(mode="json"), "heads": 3}},
@@ -212,6 +214,23 @@ def test_samples_beyond_learned_positions_are_refused() -> None:
     assert model.fit(make_dataset()).modalities == model.modalities
     with pytest.raises(CorrKDError, match="reads no more than 6"):
         model.fit(make_dataset(frames=7))
+
+
+def test_how_much_training_samples_lack() -> None:
+    """Of those that show a modality at all, all but one in a hundred lack no more."""
+    split = make_dataset().split("train")
+    rng = np.random.default_rng(0)
+    present = {m: split.exists(m) & (rng.random(split.present[m].shape) > 0.2) for m in split.present}
+    present["audio"][:5] = False
+    found = usual_missing(replace(split, present=present))
+    for m in split.present:
+        shares = sorted(
+            1 - present[m][row].sum() / split.lengths[m][row] for row in range(len(split)) if present[m][row].any()
+        )
+        assert found[m] in shares
+        assert sum(share <= found[m] for share in shares) >= 0.99 * len(shares)
+        assert sum(share < found[m] for share in shares) < 0.99 * len(shares)
+    assert usual_missing(split) == dict.fromkeys(split.present, 0.0)
 
 
 def test_what_an_evaluation_found_out_stays_with_the_model(stem: Path) -> None:

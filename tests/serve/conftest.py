@@ -69,6 +69,7 @@ def student(target: str = "classes", *, level: float | None = None, **changes: A
         target=chosen,
         frames=frames,
         usual=usual_lengths(dataset.split("train")),
+        missing=dict.fromkeys(frames, 0.0),
         about={"role": "student", "seed": 3, "data": {"name": "tiny", "sha256": "0" * 64}},
         evaluated=Evaluated(split="test", samples=36, data="tiny", level=level, conditions=conditions),
     )

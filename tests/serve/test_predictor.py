@@ -257,6 +257,26 @@ def test_the_nearest_share_of_missing_frames() -> None:
     assert nothing.condition == "ratio-1.0"
 
 
+def test_what_the_training_data_lacks_anyway_is_no_harder() -> None:
+    saved = replace(student(level=0.9), missing={"language": 0.3, "audio": 0.0, "vision": 0.0})
+    predictor = Predictor(saved)
+    frames = {m: np.zeros((20, width)) for m, width in WIDTHS.items()}
+    for lost, missed, expected in (
+        (0.3, {}, ("complete", False)),
+        (0.35, {}, ("ratio-0.0", True)),
+        (0.0, {"audio": 0.05}, ("ratio-0.0", True)),
+        (0.3, {"audio": 1.0}, ("language+vision", False)),
+        (0.35, {"audio": 1.0}, ("language+vision", True)),
+        (0.0, {"audio": 1.0, "vision": 0.05}, ("language+vision", True)),
+    ):
+        shares = {"language": lost, **missed}
+        masks = {f"{m}_present": np.arange(20) >= round(20 * share) for m, share in shares.items()}
+        found = predictor.predict(frames | masks)
+        assert found.reliability is not None
+        assert (found.reliability.condition, found.reliability.harder) == expected
+        assert (found.prediction_set is None) == expected[1]
+
+
 @pytest.mark.parametrize("target", ["classes", "questions", "score"])
 def test_explains_what_it_predicts(target: str) -> None:
     """Its probability, or score, is the prediction's, under that condition's temperature."""

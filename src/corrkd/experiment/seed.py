@@ -39,6 +39,7 @@ from corrkd.networks.saved import (
     load_network,
     save_network,
     usual_lengths,
+    usual_missing,
 )
 from corrkd.training.distributed import gather
 from corrkd.training.loop import (
@@ -145,6 +146,7 @@ def _train_arm(
             target=experiment.target,
             frames=experiment.frames,
             usual=usual_lengths(experiment.dataset.split("train")),
+            missing=usual_missing(experiment.dataset.split("train")),
             aligned=is_aligned(experiment.dataset.split("train")),
             about=about,
         )

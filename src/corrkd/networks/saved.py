@@ -46,6 +46,7 @@ class SavedNetwork:
         target: what it predicts.
         frames: the most frames T_m by modality in the data.
         usual: frames of a training sample by modality (their median); None: not known.
+        missing: share of frames, by modality, of which no more is missing in 99 of 100 training samples that have any; None: not known.
         aligned: whether every training sample has as many frames of each modality.
         about: plain facts: role, seed, epoch, selection rule, data's name and SHA-256, versions, history.
         evaluated: what its evaluation found out; None before there was one.
@@ -56,6 +57,7 @@ class SavedNetwork:
     target: Target
     frames: Mapping[str, int]
     usual: Mapping[str, int] | None = None
+    missing: Mapping[str, float] | None = None
     aligned: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
     evaluated: Evaluated | None = None
@@ -144,6 +146,16 @@ def usual_lengths(split: Split) -> dict[str, int]:
     return {m: int(np.median(lengths)) for m, lengths in split.lengths.items()}
 
 
+def usual_missing(split: Split) -> dict[str, float]:
+    """Share of a sample's frames, by modality, of which no more is missing in 99 of 100 samples that show any, 0 to 1."""
+    out = {}
+    for m, present in split.present.items():
+        there = present.sum(1)
+        shares = (1.0 - there / split.exists(m).sum(1))[there > 0]
+        out[m] = float(np.quantile(shares, 0.99, method="inverted_cdf")) if len(shares) else 0.0
+    return out
+
+
 def is_aligned(split: Split) -> bool:
     """Whether every sample has as many frames of each modality."""
     first, *others = split.lengths.values()
@@ -193,9 +205,13 @@ def packed(saved: SavedNetwork) -> tuple[bytes, dict[str, Any]]:
     return data, card
 
 
-def _modality_card(saved: SavedNetwork, modality: str) -> dict[str, int]:
-    card = {"width": saved.widths[modality], "frames": saved.frames[modality]}
-    return card if saved.usual is None else {**card, "usual": saved.usual[modality]}
+def _modality_card(saved: SavedNetwork, modality: str) -> dict[str, float]:
+    card: dict[str, float] = {"width": saved.widths[modality], "frames": saved.frames[modality]}
+    if saved.usual is not None:
+        card["usual"] = saved.usual[modality]
+    if saved.missing is not None:
+        card["missing"] = saved.missing[modality]
+    return card
 
 
 def load_network(stem: Path) -> SavedNetwork:
@@ -282,6 +298,7 @@ def _assemble(card: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> S
     widths = {m: _size(m, size, "width") for m, size in card["modalities"].items()}
     frames = {m: _size(m, size, "frames") for m, size in card["modalities"].items()}
     usual = {m: _size(m, size, "usual") for m, size in card["modalities"].items() if "usual" in size}
+    missing = {m: _share(m, float(size["missing"])) for m, size in card["modalities"].items() if "missing" in size}
     evaluated = card.get("evaluated")
     with torch.random.fork_rng(devices=[]):
         kind = network_class(str(card.get("architecture", CorrKDNetwork.name)))
@@ -298,6 +315,7 @@ def _assemble(card: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> S
         target=target,
         frames=frames,
         usual=usual if len(usual) == len(frames) else None,
+        missing=missing if len(missing) == len(frames) else None,
         aligned=card.get("aligned") is True,
         about=card["about"],
         evaluated=None if evaluated is None else Evaluated.model_validate(evaluated),
@@ -309,6 +327,12 @@ def _size(modality: str, sizes: Mapping[str, Any], name: str) -> int:
     value = int(sizes[name])
     if not 1 <= value <= LARGEST:
         raise CorrKDError(f"modalities.{modality}.{name} is {value}, expected 1 to {LARGEST}")
+    return value
+
+
+def _share(modality: str, value: float) -> float:
+    if not 0.0 <= value <= 1.0:
+        raise CorrKDError(f"modalities.{modality}.missing is {value}, expected 0 to 1")
     return value
 
 

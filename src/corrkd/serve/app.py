@@ -46,7 +46,10 @@ class ModelAnswer(BaseModel):
 
     corrkd: str
     sha256: str
-    modalities: dict[str, dict[str, int]] = Field(description="features a frame, and the most frames in the data")
+    modalities: dict[str, dict[str, float]] = Field(
+        description="width: features of a frame; frames: the most in the training data; usual: their median; missing: the share of "
+        "frames of which 99 of 100 training samples miss no more"
+    )
     target: dict[str, Any]
     about: dict[str, Any]
     evaluated: dict[str, Any] | None = Field(description="temperature and metrics by missing condition")

@@ -196,16 +196,18 @@ def _usual(sample: ReadSample, size: Mapping[str, Any], card: Mapping[str, Any])
 def tested_condition(card: Mapping[str, Any], used: Mapping[str, float]) -> tuple[Mapping[str, Any] | None, bool]:
     """The tested condition that a sample is like, and whether the sample misses more than it did.
 
-    Where a modality is missing whole: the condition with the others. Where only frames are missing: that of the nearest share of missing
+    Where a modality is missing whole: the condition with the others. Where frames are missing, but no more than data as the model was
+    trained on lack anyway: the complete one, in whose test they lacked too. Where more are missing: that of the nearest share of missing
     frames, the larger of two. None where no such was tested.
     """
     conditions = (card.get("evaluated") or {}).get("conditions", ())
     there = {m for m, share in used.items() if share > 0}
     missing = 1.0 - sum(used.values()) / len(used)
-    if there and (len(there) < len(used) or missing == 0.0):
+    usual = all(1.0 - used[m] <= card["modalities"][m].get("missing", 0.0) + 1e-9 for m in there)
+    if there and (len(there) < len(used) or usual):
         for c in conditions:
             if c["kind"] == "modalities" and set(c["available"]) == there:
-                return c, any(used[m] < 1.0 for m in there)
+                return c, not usual
         return None, False
     ratios = [c for c in conditions if c["kind"] == "ratio" and c["ratio"] is not None]
     if not ratios:
