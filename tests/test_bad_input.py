@@ -252,9 +252,14 @@ def test_a_full_disk_leaves_older_files_as_they_were(finished: Path, tmp_path: P
         path.write_text("older")
     full = partial(limited, 800)
     words = ("evaluate", out, "--data", data, "--conditions", "complete,ratio-0.5")
-    assert "File too large" in corrkd(*words, "--out", csv, first=full).line
-    assert "File too large" in corrkd(*words, "--export-masks", masks, first=full).line
-    assert "File too large" in corrkd("data", "convert", data, tmp_path / "d.safetensors", first=full).line
+    into = (
+        (*words, "--out", csv),
+        (*words, "--export-masks", masks),
+        ("data", "convert", data, tmp_path / "d.safetensors"),
+    )
+    for command in into:
+        assert "is there already; choose another file, or replace it with --overwrite" in corrkd(*command).line
+        assert "File too large" in corrkd(*command, "--overwrite", first=full).line
     assert all(path.read_text() == "older" for path in (csv, masks, tmp_path / "d.safetensors"))
     assert not list(tmp_path.glob(".*"))
 

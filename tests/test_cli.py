@@ -168,6 +168,8 @@ def test_data_inspect_and_convert(tmp_path: Path) -> None:
         package.load_dataset(out).split("test").frames["gaze"], package.load_dataset(data).split("test").frames["gaze"]
     )
     assert "must end in .safetensors" in corrkd("data", "convert", data, tmp_path / "d.pkl").line
+    assert "is there already; choose another file" in corrkd("data", "convert", data, out).line
+    assert corrkd("data", "convert", data, out, "--overwrite").code == 0
 
 
 def test_presets() -> None:
@@ -228,6 +230,10 @@ def test_evaluates_errors_are_one_line(finished: Path, tmp_path: Path) -> None: 
     assert "no sample is naturally incomplete" in corrkd(*words, whole, "--conditions", "natural").line
     assert "not a manifest of masks" in corrkd(*words, whole, "--masks", finished / "run.json").line
     assert "give one of them" in corrkd(*words, whole, "--masks", "a", "--export-masks", "b").line
+    assert "device 'gpu' is not there; use " in corrkd(*words, whole, "--device", "gpu").line
+    assert (
+        "r.parquet: the output's name must end in .csv" in corrkd(*words, whole, "--out", tmp_path / "r.parquet").line
+    )
 
 
 def test_synthetic_is_the_runs_own(finished: Path) -> None:  # noqa: F811

@@ -140,7 +140,8 @@ def evaluate(
     export_masks: Annotated[
         Path | None, typer.Option(help="Write the masks that are applied to this manifest.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the results to this CSV file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the results to this .csv file.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     threads: ThreadsOption = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     glove: GloveOption = None,
@@ -153,15 +154,19 @@ def evaluate(
     from corrkd.evaluation.judge import masks_of
     from corrkd.experiment.prepare import dataset_of, pick_device
     from corrkd.experiment.progress import Reporter
-    from corrkd.files import make_folder, write_with
+    from corrkd.files import check_new, make_folder, write_with
     from corrkd.missing.manifest import load_manifest, save_manifest
     from corrkd.networks.saved import load_student
 
     names = None if conditions is None else [name.strip() for name in conditions.split(",") if name.strip()]
     if masks is not None and export_masks is not None:
         raise CorrKDError("--masks replays a manifest and --export-masks writes one; give one of them")
-    if out is not None:
-        make_folder(out.parent)  # before the work, not after it
+    if out is not None and out.suffix != ".csv":
+        raise CorrKDError(f"{out}: the output's name must end in .csv")
+    for path in (out, export_masks):
+        if path is not None:  # before the work, not after it
+            check_new(path, overwrite=overwrite)
+            make_folder(path.parent)
     torch.set_num_threads(threads)
     student = load_student(model)
     student.network.to(pick_device(device))
@@ -229,7 +234,7 @@ def predict(
     predictor = Predictor.from_pretrained(model, device=pick_device(device))
     with reporter.busy(f"reading {data}"):
         dataset = dataset_of(Path(model), data, glove=glove, folds=folds, targets=False)
-    for note in differences(predictor.saved, dataset):
+    for note in (*dataset.notes, *differences(predictor.saved, dataset)):
         reporter.say(f"note: {note}")
     count = sum(map(len, chosen(dataset, split).values()))
     with reporter.task("prediction", count) as task:
@@ -283,6 +288,7 @@ def serve(
 
     try:
         from corrkd.serve.app import Service
+        from corrkd.serve.server import bound
         from corrkd.serve.server import run as run_server
     except ModuleNotFoundError as error:
         raise CorrKDError(f"{error.name} is not installed; pip install 'corrkd[serve]'") from None
@@ -291,6 +297,7 @@ def serve(
     torch.set_num_threads(threads)
     reporter = Reporter()
     token = read_token(token_file)
+    place = bound(host, port)  # before the work, not after it
     with reporter.busy(f"reading {model}"):
         exhibit, notes = exhibit_of(model, samples=samples, device=pick_device(device))
     for note in notes:
@@ -302,7 +309,7 @@ def serve(
     limits = Limits(
         body=int(max_body * 1e6), seconds=body_seconds, requests=max_requests, samples=max_samples, frames=max_frames
     )
-    run_server(Service(exhibit, limits=limits, token=token, wait=wait / 1000, batch=batch), host=host, port=port)
+    run_server(Service(exhibit, limits=limits, token=token, wait=wait / 1000, batch=batch), place)
 
 
 @app.command()
@@ -314,8 +321,10 @@ def export(
     data: Annotated[
         str, typer.Option("--data", help="Dataset file or folder to compare on; `synthetic`: the built-in dataset.")
     ],
-    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
-    samples: Annotated[int, typer.Option(min=1, help="Samples compared under each condition.")] = 64,
+    split: Annotated[str, typer.Option(help="train, valid or test; all: of a file without splits.")] = "test",
+    samples: Annotated[
+        int, typer.Option(min=1, help="Samples compared under each condition, not the same under all.")
+    ] = 64,
     max_frames: Annotated[
         int | None,
         typer.Option(min=1, help="Most frames of a modality; default: four times the training's, 1024 at least."),
@@ -327,20 +336,22 @@ def export(
     """Write a trained student as ONNX, for use without PyTorch, once its answers have been compared with PyTorch's."""
     from corrkd.experiment.prepare import dataset_of
     from corrkd.experiment.progress import Reporter
+    from corrkd.serve.export import check_folder
     from corrkd.serve.export import export as write
     from corrkd.serve.predictor import Predictor
 
+    check_folder(folder, overwrite=overwrite)  # before the work, not after it
     reporter = Reporter()
     with reporter.busy(f"reading {model}"):
         predictor = Predictor.from_pretrained(model)
     with reporter.busy(f"reading {data}"):
-        dataset = dataset_of(Path(model), data, glove=glove, folds=folds)
+        dataset = dataset_of(Path(model), data, glove=glove, folds=folds, targets=False)
     with reporter.busy("exporting, and comparing with PyTorch"):
         done = write(
             predictor, folder, dataset=dataset, split=split, max_frames=max_frames, samples=samples, overwrite=overwrite
         )
     print(
-        f"{done.folder}: {done.samples} samples, {len(done.differences)} conditions; logits differ from PyTorch's by "
+        f"{done.folder}: {done.samples} samples under {len(done.differences)} conditions; logits differ from PyTorch's by "
         f"{done.largest:.1e} at most"
     )
 
@@ -488,6 +499,7 @@ def inspect(
 def convert(
     file: Annotated[str, typer.Argument(help="A dataset file or folder.")],
     out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     glove: GloveOption = None,
     folds: FoldsOption = None,
 ) -> None:
@@ -495,7 +507,9 @@ def convert(
     from corrkd.data.convert import convert as write
     from corrkd.data.load import load_dataset
     from corrkd.experiment.progress import Reporter
+    from corrkd.files import check_new
 
+    check_new(out, overwrite=overwrite)
     with Reporter().busy(f"converting {file}"):
         write(load_dataset(file, glove=glove, folds=folds, targets=False), out)
     print(out)

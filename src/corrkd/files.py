@@ -14,6 +14,14 @@ from corrkd.errors import CorrKDError
 PLAN, FAILURES = "compare.yaml", "failures.csv"  # of a comparison's folder, which one room writes and another reads
 
 
+def check_new(path: Path, *, overwrite: bool) -> None:
+    """Raises CorrKDError where a file to write is there already and is not to be replaced, or is a folder."""
+    if path.is_dir():
+        raise CorrKDError(f"{path}: is a folder; name a file")
+    if path.exists() and not overwrite:
+        raise CorrKDError(f"{path}: is there already; choose another file, or replace it with --overwrite")
+
+
 @contextmanager
 def replacing(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
     """A temporary path beside `path`, which takes its place when the block ends well and vanishes when it does not.

@@ -460,10 +460,14 @@ def test_what_is_refused_before_any_work(plain: Exported, tmp_path: Path, monkey
     full.mkdir()
     (full / "notes.txt").write_text("mine")
     file.write_text("mine")
+    (before := tmp_path / "before").mkdir()
+    (before / "model.onnx").write_text("mine")
     unlike = make_dataset({"language": 5, "audio": 3, "vision": 9})
     longer = make_dataset(frames=50)
     for folder, options, words in (
-        (full, {}, "full: is not empty; choose another folder, or replace the model in it with --overwrite"),
+        (full, {}, "full: is not empty, and holds no exported model; choose another folder"),
+        (full, {"overwrite": True}, "full: is not empty, and holds no exported model; choose another folder"),
+        (before, {}, "before: holds an exported model; choose another folder, or replace it with --overwrite"),
         (file, {}, "file: is a file; name a folder"),
         (file / "model", {}, "the folder cannot be made"),
         (tmp_path / "new", {"samples": 0}, "samples = 0: at least one is needed"),
@@ -479,7 +483,7 @@ def test_what_is_refused_before_any_work(plain: Exported, tmp_path: Path, monkey
         with pytest.raises(CorrKDError, match=words) as caught:
             export(plain.predictor, folder, **{"dataset": plain.dataset, **options})
         assert "\n" not in str(caught.value)
-    assert contents(tmp_path) == {"full/notes.txt": b"mine", "file": b"mine"}
+    assert contents(tmp_path) == {"full/notes.txt": b"mine", "file": b"mine", "before/model.onnx": b"mine"}
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])

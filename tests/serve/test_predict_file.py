@@ -472,7 +472,7 @@ def test_half_done_with_other_arguments(tmp_path: Path) -> None:
     frames = {m: x + np.float32(1) for m, x in dataset.split("test").frames.items()}
     moved = replace(dataset, splits={**dataset.splits, "test": replace(dataset.split("test"), frames=frames)})
     for other, what in (
-        ({"batch_size": 17}, "batch size"),
+        ({"batch_size": 17}, "samples at a time"),
         ({"batch_size": 16, "split": "test"}, "data, split"),
         ({"batch_size": 16, "condition": "audio"}, "condition"),
         ({"batch_size": 16, "predictor": Predictor(student(fill="mean"))}, "model"),
@@ -484,7 +484,7 @@ def test_half_done_with_other_arguments(tmp_path: Path) -> None:
         with pytest.raises(CorrKDError) as caught:
             predict_file(**{"predictor": predictor, "dataset": dataset, "out": out, **other})  # type: ignore[arg-type]
         assert str(caught.value) == (
-            f"{out}: half done with another {what}; go on with the same, or start anew with --overwrite"
+            f"{out}: half done, but with other {what}; go on with the same, or start anew with --overwrite"
         )
         assert left(tmp_path) == before
     # The same arguments go on, whether an output may be replaced or not; others start anew.
@@ -571,14 +571,18 @@ def test_errors_are_one_line(model: Path, data: Path, tmp_path: Path) -> None:
     )
     assert "nowhere: no such file or folder" in command(tmp_path / "nowhere", data, tmp_path / "p.csv").line
     assert "'smell' is unknown" in command(model, data, tmp_path / "p.csv", "--condition", "smell").line
+    assert "device 'gpu' is not there; use " in command(model, data, tmp_path / "p.csv", "--device", "gpu").line
     assert "--batch-size" in command(model, data, tmp_path / "p.csv", "--batch-size", 0).line
     assert left(tmp_path) == ["folder.csv"]
 
 
 def test_of_new_recordings(model: Path, served: Path, tmp_path: Path) -> None:
-    path = unlabelled(tmp_path, vision=None, vision_lengths=None, gaze=np.ones((20, 3, 7)))
+    gaze = np.ones((20, 3, 7))
+    gaze[4, 1, 2] = np.nan
+    path = unlabelled(tmp_path, vision=None, vision_lengths=None, gaze=gaze)
     done = command(model, path, tmp_path / "new" / "p.csv", "--split", "all", "--condition", "audio+language")
     assert done.code == 0, done.err
+    assert "note: gaze: 1 nan values set to 0\n" in done.err
     assert "note: the data has no vision: it is missing in every sample\n" in done.err
     assert "note: the model does not know gaze: left out\n" in done.err
     assert pd.read_csv(tmp_path / "new" / "p.csv").groupby("id").size().tolist() == [2] * 20

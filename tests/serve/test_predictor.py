@@ -320,6 +320,12 @@ def test_save_and_load_again(tmp_path: Path) -> None:
     after = corrkd.Predictor.from_pretrained(tmp_path / "model")
     sample = sample_of(dataset_for("classes").split("test"), 0)
     assert after.predict(sample) == before.predict(sample)
+    for name in ("", "model.safetensors", "config.json"):  # as a network alone, for `corrkd evaluate`
+        assert corrkd.load_student(tmp_path / "model" / name).about == before.saved.about
+    for name in ("model.safetensors", "config.json"):
+        assert Predictor.from_pretrained(tmp_path / "model" / name).predict(sample) == before.predict(sample)
+    with pytest.raises(CorrKDError, match="no trained student there"):
+        corrkd.load_student(tmp_path / "model" / "other")
     after.save_pretrained(tmp_path / "again")
     for name in ("model.safetensors", "config.json", "README.md"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
@@ -438,6 +444,19 @@ def test_no_model_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         Predictor.from_pretrained(tmp_path / "nowhere" / "else")
     with pytest.raises(CorrKDError, match="no trained student there"):
         Predictor.from_pretrained(tmp_path)
+
+
+def test_a_device_that_is_not_there() -> None:
+    for name in ("gpu", "xpu", "cuda:99"):
+        with pytest.raises(CorrKDError, match=f"device '{name}' cannot be used: .") as caught:
+            Predictor(student(), device=name)
+        assert "\n" not in str(caught.value)
+
+
+def test_samples_that_are_none() -> None:
+    for wrong in (None, 5, np.zeros((4, 3))):
+        with pytest.raises(CorrKDError, match="samples: expected a mapping, or a list of them, found "):
+            Predictor(student()).predict(wrong)  # type: ignore[call-overload]
 
 
 def test_conversations_are_not_predicted_one_by_one() -> None:

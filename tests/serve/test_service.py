@@ -28,6 +28,7 @@ from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.missing.masks import drop_frames, uniform
 from corrkd.serve.predictor import Predictor
 from tests.command import TINY
+from tests.command import corrkd as corrkd_command
 from tests.serve.conftest import sample_of
 from tests.serve.running import Running, running
 
@@ -369,6 +370,14 @@ def test_a_token_from_the_environment(served: Path, tmp_path: Path) -> None:
 
 def test_it_listens_on_this_machine_alone(service: Running) -> None:
     assert service.url.startswith("http://127.0.0.1:")
+
+
+def test_where_it_cannot_listen(service: Running, served: Path, tmp_path: Path) -> None:
+    for words in (("--port", service.port), ("--host", "300.1.1.1"), ("--host", "."), ("--host", "192.0.2.1")):
+        assert corrkd_command("serve", served, *words).line.startswith("error: cannot listen on ")
+    with running(served, tmp_path / "log", "--host", "localhost") as other:  # and by name
+        assert httpx.get(f"{other.url}/readyz").status_code == 200
+        assert other.stop() == 0
 
 
 # ------------------------------------------------------------------------------------------------------------------- the end

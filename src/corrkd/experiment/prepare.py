@@ -101,6 +101,13 @@ class Experiment:
         name = self.settings.evaluation.projection or self.dataset.modalities[0]
         return condition(name, self.dataset.modalities).name
 
+    def sets(self) -> dict[str, float] | None:
+        """The share of samples whose truth prediction sets are to hold, and how many groups they are made from; None: there are no sets."""
+        if CALIBRATION not in self.dataset.splits:
+            return None
+        groups = widest_group(self.dataset.split(CALIBRATION))[1]
+        return {"level": self.settings.evaluation.coverage, "groups": len(np.unique(groups))}
+
     def notes(self) -> list[str]:
         """What a reader of the results has to know."""
         out = [*self.dataset.notes, *self.arrangement()]
@@ -128,12 +135,10 @@ class Experiment:
             )
         if resample.train is not None:
             out.append(f"Every seed draws {resample.train} training samples of its own.")
-        if CALIBRATION in self.dataset.splits:
-            held, level = self.dataset.split(CALIBRATION), self.settings.evaluation.coverage
-            count = len(np.unique(widest_group(held)[1]))
-            few = "" if count >= level / (1 - level) - 1e-9 else ", too few to leave anything out of a set"
+        if sets := self.sets():
+            held, count = len(self.dataset.split(CALIBRATION)), sets["groups"]
             out.append(
-                f"Prediction sets: {len(held)} training samples of {count} groups by {group} took part in no training and no choice{few}."
+                f"Prediction sets: {held} training samples of {count} groups by {group} took part in no training and no choice."
             )
         number = teacher.repeats * (teacher.folds or 1)
         if number > 1:
@@ -184,6 +189,7 @@ class Experiment:
                 for c in self.conditions()
             ],
             "projection": self.projection(),
+            "sets": self.sets(),
             "methods": [
                 {
                     "name": arm.name,
@@ -314,8 +320,8 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available[name]:
+    if not available.get(name):
         raise CorrKDError(
-            f"settings: device {name!r} is not there; use {', '.join(n for n, there in available.items() if there)}"
+            f"device {name!r} is not there; use {', '.join(n for n, there in available.items() if there)}"
         )
     return torch.device(name)

@@ -32,6 +32,7 @@ from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.networks.evaluated import Evaluated
 from corrkd.networks.registry import network_class
 
+WEIGHTS, CARD = "model.safetensors", "config.json"  # of a model by itself, as on the hub
 FORMAT = 1
 LARGEST = 100_000  # width or frames of a modality
 
@@ -249,17 +250,21 @@ def read_network(path: Path, card_path: Path) -> SavedNetwork:
 
 
 def load_student(path: str | Path) -> SavedNetwork:
-    """A trained student, from a run folder (its first seed), a seed's folder, or the model's file.
+    """A trained student, from a run folder (its first seed), a seed's folder, the model's file, or a folder of `save_pretrained`.
 
     Raises:
         CorrKDError: where there is none, or it is damaged.
     """
     path = Path(path)
+    for folder in (path, path.parent):
+        if (folder / CARD).is_file() and path in (folder, folder / CARD, folder / WEIGHTS):
+            return read_network(folder / WEIGHTS, folder / CARD)
     for candidate in (path, path / "student", *(seed / "student" for seed in seed_folders(path))):
         if _files(candidate)[1].is_file():
             return load_network(candidate)
     raise CorrKDError(
-        f"{path}: no trained student there; expected a run folder, or student.json beside student.safetensors"
+        f"{path}: no trained student there; expected a run folder, student.json beside student.safetensors, or a folder with "
+        f"{WEIGHTS} and {CARD}"
     )
 
 

@@ -29,6 +29,7 @@ FILES = {
     "seed-N/history.csv": "loss terms, validation score and learning rate by epoch",
     "seed-N/predictions.parquet": "every prediction with its probabilities",
     "seed-N/representations.safetensors": "the representations that the classifier reads",
+    "seed-N/coverage.csv": "how often prediction sets held the truth, by condition and group",
     "seed-N/timings.csv": "seconds spent, apart from what is reproducible",
     "seed-N/results.csv": "this seed's part of results.csv",
     **{f"seed-N/{m}.safetensors": f"the trained {m}; its card is {m}.json" for m in ("teacher", "control", "student")},

@@ -81,6 +81,13 @@ class GroupCard(BaseModel):
     name: str = "sample"
 
 
+class SetsCard(BaseModel):
+    """What prediction sets were asked for: the share that is to hold the truth, and from how many groups they are made."""
+
+    level: float
+    groups: int
+
+
 class ComparisonCard(BaseModel):
     """What was the same for every method, a line each."""
 
@@ -101,6 +108,7 @@ class Card(BaseModel):
     notes: list[str] = Field(default_factory=list)
     projection: str = ""
     groups: GroupCard = Field(default_factory=GroupCard)
+    sets: SetsCard | None = None
     comparison: ComparisonCard = Field(default_factory=ComparisonCard)
 
 

@@ -337,11 +337,23 @@ def prediction_sets(run: RunFolder) -> Table:
         frame = compared(run, metric, headings, METRICS[metric])
         blocks[title] = titled(run, frame).map(lambda c: replace(c, mark="", digits=2) if isinstance(c, Cell) else c)
     caption = (
-        f"Prediction sets on the {run.card.split} split, made from groups that took part in no training and no choice. That they "
-        "hold the truth as often as was asked for, on average over groups, assumes that groups are exchangeable: that those tested "
+        f"Prediction sets on the {run.card.split} split, made from groups that took part in no training and no choice.{_asked(run)} That "
+        "they hold the truth as often as was asked for, on average over groups, assumes that groups are exchangeable: that those tested "
         f"are such as those held out were. {subset_legend(run)} {reading(run).split(' Best')[0]}"
     )
     return Table("prediction-sets", caption, "Method", blocks)
+
+
+def _asked(run: RunFolder) -> str:
+    """Which share the sets were to hold, and why they hold more."""
+    if run.card.sets is None:
+        return ""
+    level, groups = run.card.sets.level, run.card.sets.groups
+    asked = f" They were to hold the truth of {100 * level:g} % of the samples of a new group."
+    if level * (groups + 1) / groups > 1.0 + 1e-9:
+        return f"{asked} For that, {groups} groups are too few to leave anything out of a set."
+    share = f"{100 * level * (groups + 1) / groups:.1f} %"
+    return f"{asked} To be sure of that with {groups} groups, sets were made that hold it of {share} of theirs."
 
 
 def coverage_by_group(run: RunFolder) -> Table:

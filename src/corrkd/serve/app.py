@@ -46,7 +46,7 @@ class ModelAnswer(BaseModel):
 
     corrkd: str
     sha256: str
-    modalities: dict[str, dict[str, float]] = Field(
+    modalities: dict[str, dict[str, int | float]] = Field(
         description="width: features of a frame; frames: the most in the training data; usual: their median; missing: the share of "
         "frames of which 99 of 100 training samples miss no more"
     )

@@ -102,7 +102,7 @@ def export(
     """
     folder = Path(folder)
     _check_installed()
-    _check_folder(folder, overwrite)
+    check_folder(folder, overwrite=overwrite)
     if samples < 1:
         raise CorrKDError(f"samples = {samples}: at least one is needed to compare")
     saved = predictor.saved
@@ -325,11 +325,16 @@ def _resized(arrays: Arrays, samples: int, frames: int) -> Arrays:
 # -------------------------------------------------------------------------------------------------------------------- the folder
 
 
-def _check_folder(folder: Path, overwrite: bool) -> None:
+def check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Raises CorrKDError where a folder holds anything; with `overwrite` where that is no exported model."""
     if folder.exists() and not folder.is_dir():
         raise CorrKDError(f"{folder}: is a file; name a folder")
-    if not overwrite and folder.is_dir() and any(folder.iterdir()):
-        raise CorrKDError(f"{folder}: is not empty; choose another folder, or replace the model in it with --overwrite")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / MODEL).is_file():
+        raise CorrKDError(f"{folder}: is not empty, and holds no exported model; choose another folder")
+    if not overwrite:
+        raise CorrKDError(f"{folder}: holds an exported model; choose another folder, or replace it with --overwrite")
 
 
 def _write_card(path: Path, card: Mapping[str, Any]) -> None:

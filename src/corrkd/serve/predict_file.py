@@ -19,7 +19,7 @@ from corrkd._version import __version__
 from corrkd.data.batches import for_masks
 from corrkd.data.dataset import WHOLE, MultimodalDataset, Split
 from corrkd.errors import CorrKDError
-from corrkd.files import exclusive, remove_parts, replacing, write_text
+from corrkd.files import check_new, exclusive, remove_parts, replacing, write_text
 from corrkd.missing.conditions import Condition
 from corrkd.missing.conditions import condition as condition_of
 from corrkd.networks.saved import SavedNetwork
@@ -73,7 +73,7 @@ def predict_file(
         "data": [dataset.sha256, _digest([[name, part.ids.tolist(), _glimpse(part)] for name, part in splits.items()])],
         "split": split,
         "condition": taken and taken.name,
-        "batch size": batch_size,
+        "samples at a time": batch_size,
     }
     batches = [(name, start) for name, part in splits.items() for start in range(0, len(part), batch_size)]
     folder, finished = out.with_name(f".{out.name}.parts"), False
@@ -102,10 +102,7 @@ def check_output(out: Path, *, overwrite: bool) -> None:
     """Raises CorrKDError where the output's name has no known ending, or it is there and is not to be replaced."""
     if out.suffix not in WRITERS:
         raise CorrKDError(f"{out}: the output's name must end in {', '.join(WRITERS)}")
-    if out.is_dir():
-        raise CorrKDError(f"{out}: is a folder; name a file")
-    if out.exists() and not overwrite:
-        raise CorrKDError(f"{out}: is there already; choose another file, or replace it with --overwrite")
+    check_new(out, overwrite=overwrite)
 
 
 def chosen(dataset: MultimodalDataset, split: str) -> dict[str, Split]:
@@ -161,7 +158,7 @@ def _begin(folder: Path, out: Path, about: Mapping[str, Any], *, overwrite: bool
     if _parts(folder) and not overwrite:
         changed = ", ".join(key for key in about if about[key] != before.get(key))
         raise CorrKDError(
-            f"{out}: half done with another {changed}; go on with the same, or start anew with --overwrite"
+            f"{out}: half done, but with other {changed}; go on with the same, or start anew with --overwrite"
         )
     for part in _parts(folder):
         part.unlink()

@@ -16,13 +16,13 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.explain import Explanation, explain
 from corrkd.files import replacing_all, write_bytes
-from corrkd.networks.saved import SavedNetwork, load_student, packed, read_network, write_card
+from corrkd.networks.saved import CARD, WEIGHTS, SavedNetwork, load_student, packed, write_card
 from corrkd.report.run_folder import RunFolder
 from corrkd.serve import standalone
 from corrkd.serve.model_card import model_card
 from corrkd.serve.standalone import Arrays, InputError, Prediction, Sample
 
-WEIGHTS, CARD, README = "model.safetensors", "config.json", "README.md"
+README = "README.md"
 
 
 class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentiment-analysis", "missing-modalities"]):
@@ -32,6 +32,9 @@ class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentimen
         saved: the network with its normalisation and target.
         run: the run folder it is from, whose tables a model card shows.
         device: where it computes.
+
+    Raises:
+        CorrKDError: where the network cannot be used so, or the device is not there.
 
     Attributes:
         card: what the model knows of itself, as plain values.
@@ -47,9 +50,12 @@ class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentimen
         self.saved = saved
         self.run = run
         self.card: dict[str, Any] = card_of(saved)
-        self.device = torch.device(device)
         self._readme: str | None = None
-        saved.network.to(self.device).eval()
+        try:
+            self.device = torch.device(device)
+            saved.network.to(self.device).eval()
+        except (RuntimeError, AssertionError) as error:  # no such kind, none here, or torch built without it
+            raise CorrKDError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
 
     # ------------------------------------------------------------------------------------------------------------- prediction
 
@@ -73,9 +79,12 @@ class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentimen
             what share of their frames were used, and how reliable predictions under that condition were when the model was tested.
 
         Raises:
-            CorrKDError: where a modality is unknown or has another width, a value is NaN or infinite, or nothing is given.
+            CorrKDError: where samples are none, a modality is unknown or has another width, a value is NaN or infinite, or nothing is
+                given.
         """
         single = isinstance(samples, Mapping)
+        if not isinstance(samples, Mapping | Sequence):
+            raise CorrKDError(f"samples: expected a mapping, or a list of them, found {type(samples).__name__}")
         given = [samples] if isinstance(samples, Mapping) else list(samples)
         try:
             answers = standalone.predictions(given, self.card, self.logits, batch_size=batch_size)
@@ -168,13 +177,12 @@ class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentimen
 
     @classmethod
     def _from_path(cls, path: Path, device: torch.device | str) -> Predictor:
-        if (path / CARD).is_file():
-            made = cls(read_network(path / WEIGHTS, path / CARD), device=device)
-            if (path / README).is_file():
-                made._readme = (path / README).read_text("utf-8", errors="replace")
-            return made
         run = next((folder for folder in (path, *path.parents[:2]) if (folder / "run.json").is_file()), None)
-        return cls(load_student(path), run=run, device=device)
+        made = cls(load_student(path), run=run, device=device)
+        readme = (path if path.is_dir() else path.parent) / README
+        if run is None and readme.with_name(CARD).is_file() and readme.is_file():
+            made._readme = readme.read_text("utf-8", errors="replace")
+        return made
 
     def save_pretrained(self, save_directory: str | Path, *, overwrite: bool = False, **hub: Any) -> str | None:
         """Writes model.safetensors, config.json and a model card README.md.

@@ -5,34 +5,48 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 from functools import partial
-from socket import socket
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from corrkd.errors import CorrKDError
 from corrkd.serve.app import Service
 
 logger = logging.getLogger("uvicorn.error")
 SETTLE = 0.25  # seconds in which what is on its way still arrives, once no one is let in any more
 
 
-def run(
-    service: Service, *, host: str = "127.0.0.1", port: int = 8000, patience: float = 30.0, log: str = "info"
-) -> None:
+def bound(host: str, port: int) -> socket.socket:
+    """A socket at an address, to which no one can connect yet. Port 0: a free one. Raises CorrKDError where that is not possible."""
+    made = None
+    try:
+        flags = socket.AI_PASSIVE | socket.AI_ADDRCONFIG
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)[0]
+        made = socket.socket(family, kind)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+    except (OSError, UnicodeError) as error:
+        if made is not None:
+            made.close()
+        reason = getattr(error, "strerror", None) or error
+        raise CorrKDError(f"cannot listen on {host}, port {port}: {reason}; choose another --host or --port") from None
+    return made
+
+
+def run(service: Service, place: socket.socket, *, patience: float = 30.0, log: str = "info") -> None:
     """Serves until SIGTERM or SIGINT, then answers what was accepted and returns.
 
     Args:
         service: what is served.
-        host, port: where.
+        place: from `bound`; it is closed at the end.
         patience: most seconds between the signal and the end.
         log: uvicorn's level.
     """
     config = uvicorn.Config(
         service.app,
-        host=host,
-        port=port,
         http=partial(_Protocol, seconds=service.limits.seconds),  # type: ignore[arg-type]
         ws="none",
         log_level=log,
@@ -43,7 +57,7 @@ def run(
     # uvicorn ends well and then raises the signal again, which is to end nothing more.
     before = {number: signal.signal(number, _heard) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        _Server(config, service).run()
+        _Server(config, service).run([place])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -58,7 +72,14 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._service = service
 
-    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins, and says where."""
+        await super().startup(sockets)
+        for place in sockets or []:
+            host, port = place.getsockname()[:2]
+            logger.info("running on http://%s:%d (Ctrl-C ends it)", f"[{host}]" if ":" in host else host, port)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Lets no one in, answers who is in, and tells them to go."""
         self._service.guard.draining = True
         for server in self.servers:

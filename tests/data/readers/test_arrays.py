@@ -239,6 +239,12 @@ def test_bad_input_is_one_line(tmp_path: Path, change, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_no_samples(tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", audio=np.zeros((0, 4, 3)))
+    with pytest.raises(CorrKDError, match="mine: holds no samples"):
+        load_dataset(tmp_path / "mine.npz", targets=False)
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".h5", ".safetensors"])
 def test_truncated_files_are_one_line(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"mine{suffix}", arrays())

@@ -156,6 +156,8 @@ def read(arrays: Mapping[str, Array], name: str, kind: str, *, targets: bool = T
     if (target is None and targets) or (target is not None and np.ndim(target) == 0):
         raise CorrKDError(f"{name}: holds {', '.join(arrays) or 'no arrays'}; an array `scores` or `labels` is needed")
     count = _count(name, arrays) if target is None else len(target)
+    if not count:
+        raise CorrKDError(f"{name}: holds no samples")
     modalities = _modalities(arrays, count)
     of_modalities = [f"{m}_{what}" for m in modalities for what in ("lengths", "present")]
     for key in (*SCORES, *LABELS, *IDS, *GROUPS, "split", "order", "lengths", *of_modalities):

@@ -82,6 +82,7 @@ async function look() {
     at("problem").hidden = true;
     show(found);
   } catch (error) {
+    if (error.name !== "AbortError") clear();
     fail(error);
   }
 }
@@ -97,6 +98,13 @@ function show(found) {
     element("span", { className: "verdict" }, `the student says ${said(student)}`),
   );
   for (const [role, answer] of Object.entries(found.answers)) showAnswer(role, answer, found.truth);
+}
+
+// Under an error nothing is left of what was shown before.
+function clear() {
+  for (const m of modalities) showFrames(m, []);
+  at("said").replaceChildren();
+  at("cards").replaceChildren();
 }
 
 function said(answer) {
@@ -117,7 +125,7 @@ function showFrames(m, visible) {
     return [frame];
   });
   strip.replaceChildren(...drawn);
-  at(`share-${modalities.indexOf(m)}`).textContent = visible.length ? `${there} of ${visible.length} frames` : "not in the file";
+  at(`share-${modalities.indexOf(m)}`).textContent = visible.length ? `${there} of ${visible.length} frames` : "not there";
 }
 
 // The card of one of them is made once; afterwards its bars move.
