@@ -100,6 +100,8 @@ def test_a_folder_of_files_arrives_whole_or_not_at_all(tmp_path: Path, there: bo
         assert {p.name: p.read_text() for p in folder.glob("*") if p.is_file()} == before
     assert {p.name: p.read_text() for p in folder.glob("*")} == {**before, "a": "new", "card": "new"}
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
+    with pytest.raises(CorrKDError, match="model: cannot be written: no room"), replacing_all(folder, ("a",)):
+        raise OSError(28, "no room")
     (tmp_path / "file").write_text("x")
     with pytest.raises(CorrKDError, match="the folder cannot be made"), replacing_all(tmp_path / "file" / "x", ("a",)):
         pass

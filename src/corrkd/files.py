@@ -64,6 +64,9 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
         write(part)
 
 
+WRITING = ".writing-"  # begins the name of what a killed process leaves
+
+
 @contextmanager
 def replacing_all(folder: Path, names: Sequence[str]) -> Iterator[Path]:
     """A temporary folder, whose files take their places in `folder` when the block ends well, and vanish when it does not.
@@ -79,21 +82,20 @@ def replacing_all(folder: Path, names: Sequence[str]) -> Iterator[Path]:
     parent = folder if there else folder.parent
     make_folder(parent)
     try:
-        private = Path(mkdtemp(prefix=".writing-", dir=parent))  # on the same disk
+        private = Path(mkdtemp(prefix=WRITING, dir=parent))  # on the same disk
     except OSError as error:
         raise CorrKDError(f"{folder}: cannot be written: {error.strerror or error}") from None
     try:
         aside = private / "new"  # with the permissions of a usual folder
         make_folder(aside)
         yield aside
-        try:
-            if there:
-                for name in names:
-                    os.replace(aside / name, folder / name)
-            else:
-                os.rename(aside, folder)
-        except OSError as error:
-            raise CorrKDError(f"{folder}: cannot be written: {error.strerror or error}") from None
+        if there:
+            for name in names:
+                os.replace(aside / name, folder / name)
+        else:
+            os.rename(aside, folder)
+    except OSError as error:
+        raise CorrKDError(f"{folder}: cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(private, ignore_errors=True)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -110,6 +112,28 @@ def test_a_label_beyond_training_is_refused() -> None:
 def test_a_target_survives_its_json(name: str) -> None:
     target = make_target(name, dataset_of([float(k) for k in range(-3, 4)]))
     assert Target.from_json(target.to_json()) == target
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "dance"},
+        {"classes": []},
+        {"classes": ["a"], "kind": "classes"},
+        {"classes": ["a", "b", "c"], "kind": "questions", "questions": ["q"]},
+        {"kind": "questions", "questions": []},
+        {"cuts": [0.0, 1.0]},
+        {"classes": ["a", "b", "c"], "cuts": [1.0, 0.0]},
+        {"cuts": [float("nan")]},
+        {"cuts": [10**400]},
+        {"cuts": 3},
+    ],
+)
+def test_a_card_whose_target_does_not_fit_itself(changes: dict[str, Any]) -> None:
+    good = {"name": "score", "kind": "score", "classes": ["a", "b"], "questions": [], "cuts": [0.0], "upward": True}
+    assert Target.from_json(good).cuts == (0.0,)
+    with pytest.raises(CorrKDError, match="the card's target is not readable"):
+        Target.from_json({**good, **changes})
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from corrkd.networks.registry import BUILT_IN
 from corrkd.networks.saved import SavedNetwork, build_network, save_network
 from corrkd.serve import export as export_module
 from corrkd.serve import standalone
-from corrkd.serve.export import ExportReport, export
+from corrkd.serve.export import ExportReport, check_folder, export
 from corrkd.serve.predictor import Predictor
 from corrkd.serve.standalone import Arrays, ExportedStudent, InputError
 from corrkd.settings import EvaluationSettings, NetworkSettings
@@ -484,6 +484,8 @@ def test_what_is_refused_before_any_work(plain: Exported, tmp_path: Path, monkey
             export(plain.predictor, folder, **{"dataset": plain.dataset, **options})
         assert "\n" not in str(caught.value)
     assert contents(tmp_path) == {"full/notes.txt": b"mine", "file": b"mine", "before/model.onnx": b"mine"}
+    (tmp_path / "killed" / ".writing-x").mkdir(parents=True)  # what an export left that was killed
+    check_folder(tmp_path / "killed", overwrite=False)
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])

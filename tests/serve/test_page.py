@@ -155,7 +155,9 @@ def test_everything_missing_and_back(page: Page) -> None:
 def test_searching_and_any_sample(page: Page) -> None:
     page.find("#search").send_keys("positive")
     page.wait(lambda: page.find("#found").text == "5 found")
-    assert all(text.endswith("positive") for text in page.texts("#samples option"))
+    listed = page.texts("#samples option")
+    assert len(listed) == 5
+    assert all(text.endswith("positive") for text in listed)
     page.find("#random").click()
     page.wait(lambda: page.find("#found").text.startswith("18 found"))
     page.wait(lambda: len(page.texts("#samples option:checked")) == 1)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from corrkd.evaluation.judge import samples_of
 from corrkd.evaluation.sweep import sweep
 from corrkd.missing.conditions import standard_conditions, subsets
 from corrkd.networks.registry import BUILT_IN
-from corrkd.networks.saved import build_network, save_network
+from corrkd.networks.saved import UsualMissing, build_network, save_network
 from corrkd.serve import predictor as predictor_module
 from corrkd.serve.predictor import Predictor
 from corrkd.serve.standalone import Prediction, predictions
@@ -258,14 +259,18 @@ def test_the_nearest_share_of_missing_frames() -> None:
 
 
 def test_what_the_training_data_lacks_anyway_is_no_harder() -> None:
-    saved = replace(student(level=0.9), missing={"language": 0.3, "audio": 0.0, "vision": 0.0})
+    missing = UsualMissing({"language": 0.3, "audio": 0.1, "vision": 0.0}, 0.15)
+    saved = replace(student(level=0.9), missing=missing)
     predictor = Predictor(saved)
     frames = {m: np.zeros((20, width)) for m, width in WIDTHS.items()}
     for lost, missed, expected in (
         (0.3, {}, ("complete", False)),
         (0.35, {}, ("ratio-0.0", True)),
-        (0.0, {"audio": 0.05}, ("ratio-0.0", True)),
+        (0.0, {"audio": 0.1}, ("complete", False)),
+        (0.0, {"audio": 0.15}, ("ratio-0.0", True)),
+        (0.3, {"audio": 0.1}, ("complete", False)),
         (0.3, {"audio": 1.0}, ("language+vision", False)),
+        (0.3, {"audio": 0.1, "vision": 1.0}, ("language+audio", True)),  # too much together
         (0.35, {"audio": 1.0}, ("language+vision", True)),
         (0.0, {"audio": 1.0, "vision": 0.05}, ("language+vision", True)),
     ):
@@ -335,7 +340,9 @@ def test_saving_loses_nothing_that_was_saved(tmp_path: Path, monkeypatch: pytest
     Predictor(student()).save_pretrained(tmp_path / "model")
     files = {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()}
     other = Predictor(student("score"))
-    with pytest.raises(CorrKDError, match="holds a model already; choose another folder, or pass overwrite=True"):
+    with pytest.raises(
+        CorrKDError, match=r"holds model\.safetensors already; choose another folder, or pass overwrite=True"
+    ):
         other.save_pretrained(tmp_path / "model")
     with monkeypatch.context() as patch:
 
@@ -413,6 +420,33 @@ def test_damaged_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tex
         Predictor.from_pretrained("somebody/students")
 
 
+def test_the_hub_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the proxy says no\nand more")
+
+    monkeypatch.setattr(predictor_module, "snapshot_download", broken)
+    with pytest.raises(CorrKDError, match=r"not had from the hub \(the proxy says no\)$"):
+        Predictor.from_pretrained("somebody/students")
+
+
+def test_a_model_saved_inside_a_run_is_not_that_runs(served: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(served, tmp_path / "run"))
+    Predictor(student("score")).save_pretrained(run / "other")
+    for path in (run / "other", run / "other" / "config.json"):
+        found = Predictor.from_pretrained(path)
+        assert found.run is None
+        assert found.card["target"]["kind"] == "score"
+    found.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "README.md").read_bytes() == (run / "other" / "README.md").read_bytes()
+
+
+def test_a_readme_that_is_there_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(CorrKDError, match=r"holds README\.md already; choose another folder"):
+        Predictor(student()).save_pretrained(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["README.md"]
+
+
 def test_a_readme_of_any_bytes(tmp_path: Path) -> None:
     Predictor(student()).save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "README.md").write_bytes(b"caf\xe9")
@@ -455,7 +489,7 @@ def test_a_device_that_is_not_there() -> None:
 
 def test_samples_that_are_none() -> None:
     for wrong in (None, 5, np.zeros((4, 3))):
-        with pytest.raises(CorrKDError, match="samples: expected a mapping, or a list of them, found "):
+        with pytest.raises(CorrKDError, match=r"expected a mapping(, or several,| from modality to frames,) found "):
             Predictor(student()).predict(wrong)  # type: ignore[call-overload]
 
 

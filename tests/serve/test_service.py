@@ -25,8 +25,10 @@ import torch
 import corrkd
 from corrkd.data.batches import sample_key
 from corrkd.data.synthetic import SyntheticSpec, make
+from corrkd.errors import CorrKDError
 from corrkd.missing.masks import drop_frames, uniform
 from corrkd.serve.predictor import Predictor
+from corrkd.serve.server import bound
 from tests.command import TINY
 from tests.command import corrkd as corrkd_command
 from tests.serve.conftest import sample_of
@@ -147,6 +149,26 @@ def bomb() -> bytes:
     return file.getvalue()
 
 
+def strange(header: bytes = b"", method: int = zipfile.ZIP_STORED) -> bytes:
+    """An archive whose one array begins with such a header, or whose packed bytes are cut about."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        if header:
+            archive.writestr("audio.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(96))
+        else:
+            archive.writestr("audio.npy", npy(np.arange(8000.0).reshape(-1, 8)))
+    out = bytearray(file.getvalue())
+    if not header:
+        out[100:160] = b"\xff" * 60
+    return bytes(out)
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
 GOOD = json.dumps({"samples": [{"audio": [[0.0] * 8]}]}).encode()
 BAD: dict[str, tuple[bytes, str, int, str]] = {
     "empty": (b"", JSON, 422, "Invalid JSON"),
@@ -184,6 +206,20 @@ BAD: dict[str, tuple[bytes, str, int, str]] = {
     "no zip": (GOOD, NPZ, 422, "body: a damaged .npz file"),
     "cut off": (npz(audio=np.zeros((4, 8)))[:-40], NPZ, 422, "body: a damaged .npz file"),
     "pickle": (npz(audio=np.array([{}], object)), NPZ, 422, "pickled objects"),
+    "lzma": (strange(method=zipfile.ZIP_LZMA), NPZ, 422, "body: a damaged .npz file"),
+    "bzip2": (strange(method=zipfile.ZIP_BZIP2), NPZ, 422, "body: a damaged .npz file"),
+    "half a header": (
+        strange(b"{'descr': '<f4', 'fortran_order': False, 'shape': (3,8"),
+        NPZ,
+        422,
+        "a damaged .npz file",
+    ),
+    "no type": (
+        strange(b"{'descr': [], 'fortran_order': False, 'shape': (3,8)}".ljust(117) + b"\n"),
+        NPZ,
+        422,
+        "body",
+    ),
     "bomb": (bomb(), NPZ, 422, "refused as a decompression bomb"),
     "npz width": (npz(audio=np.zeros((4, 7))), NPZ, 422, r"samples.0, audio: shape (4, 7), expected (frames, 8)"),
     "npz nan": (npz(audio=np.full((4, 8), np.nan)), NPZ, 422, "samples.0, audio: NaN or infinite values in frame 0"),
@@ -375,6 +411,10 @@ def test_it_listens_on_this_machine_alone(service: Running) -> None:
 def test_where_it_cannot_listen(service: Running, served: Path, tmp_path: Path) -> None:
     for words in (("--port", service.port), ("--host", "300.1.1.1"), ("--host", "."), ("--host", "192.0.2.1")):
         assert corrkd_command("serve", served, *words).line.startswith("error: cannot listen on ")
+    with contextlib.closing(bound("127.0.0.1", 0)) as place:  # before anybody serves there
+        port = place.getsockname()[1]
+        with pytest.raises(CorrKDError, match=f"cannot listen on 127.0.0.1, port {port}: Address already in use"):
+            bound("127.0.0.1", port)
     with running(served, tmp_path / "log", "--host", "localhost") as other:  # and by name
         assert httpx.get(f"{other.url}/readyz").status_code == 200
         assert other.stop() == 0

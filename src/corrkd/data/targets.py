@@ -104,7 +104,7 @@ class Target:
     def from_json(values: dict[str, Any]) -> Target:
         """Back from `to_json`. Raises CorrKDError where keys or types are not a target's."""
         try:
-            return Target(
+            found = Target(
                 name=str(values["name"]),
                 kind=values["kind"],
                 classes=tuple(map(str, values["classes"])),
@@ -112,8 +112,18 @@ class Target:
                 cuts=tuple(map(float, values["cuts"])),
                 upward=bool(values["upward"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CorrKDError(f"the card's target is not readable: {error!r}") from None
+        fits = {
+            "classes": len(found.classes) >= 2,
+            "questions": len(found.classes) == 2 and len(found.questions) >= 1,
+            "score": len(found.classes) == len(found.cuts) + 1 and bool((np.diff(found.cuts) > 0).all()),
+        }
+        if not fits.get(found.kind) or not np.isfinite(found.cuts).all():
+            raise CorrKDError(
+                f"the card's target is not readable: its classes, questions or cuts are not those of kind {found.kind!r}"
+            )
+        return found
 
 
 def make_target(name: str, dataset: MultimodalDataset) -> Target:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from corrkd.data.batches import Samples
-from corrkd.data.resample import CALIBRATION, widest_group
+from corrkd.data.resample import CALIBRATION
 from corrkd.evaluation.calibration import Calibration, fit_temperatures, fit_thresholds
 from corrkd.evaluation.sweep import Result, sweep
 from corrkd.experiment.prepare import Experiment
@@ -58,20 +56,12 @@ def calibrate(
     temperatures = fit_temperatures(swept("valid"), target, samples["valid"].targets.cpu().numpy())
     thresholds: Mapping[str, float] = {}
     if CALIBRATION in samples:
-        groups, truth = groups_of(experiment, CALIBRATION), samples[CALIBRATION].targets.cpu().numpy()
+        groups, truth = experiment.groups(CALIBRATION), samples[CALIBRATION].targets.cpu().numpy()
         thresholds = fit_thresholds(swept(CALIBRATION), target, truth, groups, evaluation.coverage, temperatures)
     return {
         condition.name: Calibration(temperatures.get(condition.name, 1.0), thresholds.get(condition.name))
         for condition in experiment.conditions()
     }
-
-
-def groups_of(experiment: Experiment, split: str) -> npt.NDArray[np.str_]:
-    """Whose each sample that counts is, (n,): the person, speaker, session or video, else the sample itself."""
-    chosen = experiment.dataset.split(split)
-    kept = experiment.target.of(chosen, f"dataset {experiment.dataset.name}, {split}")[1]
-    groups: npt.NDArray[np.str_] = widest_group(chosen)[1][kept]
-    return groups
 
 
 def found_out(experiment: Experiment, table: pd.DataFrame, known: Mapping[str, Calibration], samples: int) -> Evaluated:

@@ -79,9 +79,7 @@ class Experiment:
 
     def teacher_folds(self, seed: int) -> IntArray:
         """A fold for each training sample that counts, (n,), none dividing the widest group: which teacher was not trained on it."""
-        split = self.dataset.split("train")
-        kept = self.target.of(split, f"dataset {self.dataset.name}, train")[1]
-        return _teacher_folds(widest_group(split)[1][kept], self.settings, seed)
+        return _teacher_folds(self.groups("train"), self.settings, seed)
 
     @property
     def cross_validated(self) -> bool:
@@ -101,12 +99,18 @@ class Experiment:
         name = self.settings.evaluation.projection or self.dataset.modalities[0]
         return condition(name, self.dataset.modalities).name
 
+    def groups(self, split: str) -> npt.NDArray[np.str_]:
+        """Whose each sample that counts is, (n,): the person, speaker, session or video, else the sample itself."""
+        chosen = self.dataset.split(split)
+        kept = self.target.of(chosen, f"dataset {self.dataset.name}, {split}")[1]
+        found: npt.NDArray[np.str_] = widest_group(chosen)[1][kept]
+        return found
+
     def sets(self) -> dict[str, float] | None:
         """The share of samples whose truth prediction sets are to hold, and how many groups they are made from; None: there are no sets."""
         if CALIBRATION not in self.dataset.splits:
             return None
-        groups = widest_group(self.dataset.split(CALIBRATION))[1]
-        return {"level": self.settings.evaluation.coverage, "groups": len(np.unique(groups))}
+        return {"level": self.settings.evaluation.coverage, "groups": len(np.unique(self.groups(CALIBRATION)))}
 
     def notes(self) -> list[str]:
         """What a reader of the results has to know."""
@@ -136,7 +140,7 @@ class Experiment:
         if resample.train is not None:
             out.append(f"Every seed draws {resample.train} training samples of its own.")
         if sets := self.sets():
-            held, count = len(self.dataset.split(CALIBRATION)), sets["groups"]
+            held, count = len(self.samples_kept(CALIBRATION)), sets["groups"]
             out.append(
                 f"Prediction sets: {held} training samples of {count} groups by {group} took part in no training and no choice."
             )

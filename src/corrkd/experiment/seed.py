@@ -23,7 +23,7 @@ from corrkd.evaluation.calibration import coverage_by_group
 from corrkd.evaluation.judge import tabulate
 from corrkd.evaluation.sweep import Result, mean_f1, mean_missing_f1, sweep
 from corrkd.experiment.arm import TEACHER, Arm
-from corrkd.experiment.calibrate import calibrate, found_out, groups_of, swept_samples
+from corrkd.experiment.calibrate import calibrate, found_out, swept_samples
 from corrkd.experiment.prepare import Experiment
 from corrkd.experiment.progress import Reporter, Task
 from corrkd.experiment.teachers import Member, answers, members, trained_on
@@ -228,7 +228,7 @@ def evaluate_arm(
         keep_representations=tuple(dict.fromkeys((COMPLETE, experiment.projection()))),
         on_batch=on_batch,
     )
-    target, groups = experiment.target, groups_of(experiment, evaluation.split)
+    target, groups = experiment.target, experiment.groups(evaluation.split)
     table = tabulate(results, target, truth, tested.modalities, calibrations)
     add_evaluated(folder / arm.name, found_out(experiment, table, calibrations, len(tested)))
     return Tested(

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,13 @@ FORMAT = 1
 LARGEST = 100_000  # width or frames of a modality
 
 
+class UsualMissing(NamedTuple):
+    """Shares of missing frames, 0 to 1: by modality, and the mean over those that are there."""
+
+    by_modality: Mapping[str, float]
+    together: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class SavedNetwork:
     """A trained network with what it needs to be used: raw features in, classes out.
@@ -47,7 +54,8 @@ class SavedNetwork:
         target: what it predicts.
         frames: the most frames T_m by modality in the data.
         usual: frames of a training sample by modality (their median); None: not known.
-        missing: share of frames, by modality, of which no more is missing in 99 of 100 training samples that have any; None: not known.
+        missing: what training samples lack anyway: a share of frames, by modality, and over the modalities that a sample has, of which no
+            more is missing in 19 of 20 samples; None: not known.
         aligned: whether every training sample has as many frames of each modality.
         about: plain facts: role, seed, epoch, selection rule, data's name and SHA-256, versions, history.
         evaluated: what its evaluation found out; None before there was one.
@@ -58,7 +66,7 @@ class SavedNetwork:
     target: Target
     frames: Mapping[str, int]
     usual: Mapping[str, int] | None = None
-    missing: Mapping[str, float] | None = None
+    missing: UsualMissing | None = None
     aligned: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
     evaluated: Evaluated | None = None
@@ -147,14 +155,19 @@ def usual_lengths(split: Split) -> dict[str, int]:
     return {m: int(np.median(lengths)) for m, lengths in split.lengths.items()}
 
 
-def usual_missing(split: Split) -> dict[str, float]:
-    """Share of a sample's frames, by modality, of which no more is missing in 99 of 100 samples that show any, 0 to 1."""
-    out = {}
-    for m, present in split.present.items():
-        there = present.sum(1)
-        shares = (1.0 - there / split.exists(m).sum(1))[there > 0]
-        out[m] = float(np.quantile(shares, 0.99, method="inverted_cdf")) if len(shares) else 0.0
-    return out
+def usual_missing(split: Split) -> UsualMissing:
+    """What 19 of 20 samples lack no more of, among those that show any of it."""
+    lost = np.stack([1.0 - split.present[m].sum(1) / split.exists(m).sum(1) for m in split.frames], 1)
+    shares = np.where(lost < 1.0, lost, np.nan)  # of a modality that is there
+
+    def most(values: npt.NDArray[np.float64]) -> float:
+        known = values[~np.isnan(values)]
+        return float(np.quantile(known, 0.95, method="inverted_cdf")) if len(known) else 0.0
+
+    some = shares[~np.isnan(shares).all(1)]
+    return UsualMissing(
+        {m: most(shares[:, place]) for place, m in enumerate(split.frames)}, most(np.nanmean(some, axis=1))
+    )
 
 
 def is_aligned(split: Split) -> bool:
@@ -201,6 +214,8 @@ def packed(saved: SavedNetwork) -> tuple[bytes, dict[str, Any]]:
         "target": saved.target.to_json(),
         "about": dict(saved.about),
     }
+    if saved.missing is not None:
+        card["missing"] = saved.missing.together
     if saved.evaluated is not None:
         card["evaluated"] = saved.evaluated.model_dump(mode="json")
     return data, card
@@ -211,7 +226,7 @@ def _modality_card(saved: SavedNetwork, modality: str) -> dict[str, float]:
     if saved.usual is not None:
         card["usual"] = saved.usual[modality]
     if saved.missing is not None:
-        card["missing"] = saved.missing[modality]
+        card["missing"] = saved.missing.by_modality[modality]
     return card
 
 
@@ -244,7 +259,16 @@ def read_network(path: Path, card_path: Path) -> SavedNetwork:
         first = error.errors()[0]
         where = "evaluated" if error.title == Evaluated.__name__ else "network"
         raise CorrKDError(f"{card_path}: {'.'.join([where, *map(str, first['loc'])])}: {first['msg']}") from None
-    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, struct.error) as error:
+    except (
+        OverflowError,
+        SafetensorError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        struct.error,
+    ) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise CorrKDError(f"{path}: does not fit its card: {' '.join(lines[-1:]) or type(error).__name__}") from None
 
@@ -255,10 +279,9 @@ def load_student(path: str | Path) -> SavedNetwork:
     Raises:
         CorrKDError: where there is none, or it is damaged.
     """
-    path = Path(path)
-    for folder in (path, path.parent):
-        if (folder / CARD).is_file() and path in (folder, folder / CARD, folder / WEIGHTS):
-            return read_network(folder / WEIGHTS, folder / CARD)
+    path = Path(path).absolute()  # "." has no name
+    if (folder := folder_alone(path)) is not None:
+        return read_network(folder / WEIGHTS, folder / CARD)
     for candidate in (path, path / "student", *(seed / "student" for seed in seed_folders(path))):
         if _files(candidate)[1].is_file():
             return load_network(candidate)
@@ -266,6 +289,13 @@ def load_student(path: str | Path) -> SavedNetwork:
         f"{path}: no trained student there; expected a run folder, student.json beside student.safetensors, or a folder with "
         f"{WEIGHTS} and {CARD}"
     )
+
+
+def folder_alone(path: Path) -> Path | None:
+    """The folder of a model by itself, of which a path is the folder or a file; None of anything else."""
+    folder = path if path.is_dir() else path.parent
+    known = (folder / CARD).is_file() and not (folder / "run.json").exists()
+    return folder if known and path in (folder, folder / CARD, folder / WEIGHTS) else None
 
 
 def _files(stem: Path) -> tuple[Path, Path]:
@@ -303,12 +333,21 @@ def _assemble(card: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> S
     widths = {m: _size(m, size, "width") for m, size in card["modalities"].items()}
     frames = {m: _size(m, size, "frames") for m, size in card["modalities"].items()}
     usual = {m: _size(m, size, "usual") for m, size in card["modalities"].items() if "usual" in size}
-    missing = {m: _share(m, float(size["missing"])) for m, size in card["modalities"].items() if "missing" in size}
+    missing = None
+    if "missing" in card:
+        shares = {m: _share(size["missing"], f"modalities.{m}.missing") for m, size in card["modalities"].items()}
+        missing = UsualMissing(shares, _share(card["missing"], "missing"))
     evaluated = card.get("evaluated")
+    kind = network_class(str(card.get("architecture", CorrKDNetwork.name)))
+    settings = kind.settings_type.model_validate(card["network"])
+    state = {n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")}
+    with torch.device("meta"):  # takes no memory, whatever the card says
+        planned = build_network(target, widths, frames, settings, kind).state_dict()
+    if {n: t.shape for n, t in planned.items()} != {n: t.shape for n, t in state.items()}:
+        raise ValueError("the tensors are not those of the network that it describes")
     with torch.random.fork_rng(devices=[]):
-        kind = network_class(str(card.get("architecture", CorrKDNetwork.name)))
-        network = build_network(target, widths, frames, kind.settings_type.model_validate(card["network"]), kind)
-    network.load_state_dict({n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")})
+        network = build_network(target, widths, frames, settings, kind)
+    network.load_state_dict(state)
     normalisation = Normalisation(
         center={m: _statistic(tensors, f"center.{m}", width) for m, width in widths.items()},
         scale={m: _statistic(tensors, f"scale.{m}", width) for m, width in widths.items()},
@@ -320,7 +359,7 @@ def _assemble(card: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> S
         target=target,
         frames=frames,
         usual=usual if len(usual) == len(frames) else None,
-        missing=missing if len(missing) == len(frames) else None,
+        missing=missing,
         aligned=card.get("aligned") is True,
         about=card["about"],
         evaluated=None if evaluated is None else Evaluated.model_validate(evaluated),
@@ -335,10 +374,10 @@ def _size(modality: str, sizes: Mapping[str, Any], name: str) -> int:
     return value
 
 
-def _share(modality: str, value: float) -> float:
+def _share(value: float, where: str) -> float:
     if not 0.0 <= value <= 1.0:
-        raise CorrKDError(f"modalities.{modality}.missing is {value}, expected 0 to 1")
-    return value
+        raise CorrKDError(f"{where} is {value}, expected 0 to 1")
+    return float(value)
 
 
 def _statistic(tensors: Mapping[str, torch.Tensor], name: str, width: int) -> npt.NDArray[np.float32]:

@@ -27,7 +27,7 @@ from corrkd.data.dataset import MultimodalDataset, Split
 from corrkd.data.normalise import Normalisation
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.sweep import tested_rows
-from corrkd.files import replacing_all, write_bytes, write_text
+from corrkd.files import WRITING, replacing_all, write_bytes, write_text
 from corrkd.missing.conditions import COMPLETE, Condition, standard_conditions
 from corrkd.networks.base import AnyNetwork
 from corrkd.networks.encoder import Encoder, sinusoids
@@ -98,7 +98,7 @@ def export(
 
     Raises:
         CorrKDError: where a package is not installed, the folder is not empty, the dataset does not fit, the network cannot be exported, or
-            its logits are not PyTorch's. Then nothing is left behind, and what was there before stays.
+            its logits are not PyTorch's. Then no part of a model is left behind, and what was there before stays.
     """
     folder = Path(folder)
     _check_installed()
@@ -329,7 +329,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     """Raises CorrKDError where a folder holds anything; with `overwrite` where that is no exported model."""
     if folder.exists() and not folder.is_dir():
         raise CorrKDError(f"{folder}: is a file; name a folder")
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or all(path.name.startswith(WRITING) for path in folder.iterdir()):
         return
     if not (folder / MODEL).is_file():
         raise CorrKDError(f"{folder}: is not empty, and holds no exported model; choose another folder")

@@ -82,7 +82,8 @@ def _shapes(saved: SavedNetwork) -> str:
         "questions": f"yes or no to each of {', '.join(target.questions)}",
         "score": "a score",
     }[target.kind]
-    return "\n".join(rows) + f"\n\nIt answers with {text(gives)} (target `{target.name}`), probabilities included."
+    also = "" if target.kind == "score" else ", probabilities included"
+    return "\n".join(rows) + f"\n\nIt answers with {text(gives)} (target `{target.name}`){also}."
 
 
 def _training(about: Mapping[str, Any]) -> str:

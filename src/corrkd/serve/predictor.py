@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError
 
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.explain import Explanation, explain
 from corrkd.files import replacing_all, write_bytes
-from corrkd.networks.saved import CARD, WEIGHTS, SavedNetwork, load_student, packed, write_card
+from corrkd.networks.saved import CARD, WEIGHTS, SavedNetwork, folder_alone, load_student, packed, write_card
 from corrkd.report.run_folder import RunFolder
 from corrkd.serve import standalone
 from corrkd.serve.model_card import model_card
@@ -83,9 +83,10 @@ class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentimen
                 given.
         """
         single = isinstance(samples, Mapping)
-        if not isinstance(samples, Mapping | Sequence):
-            raise CorrKDError(f"samples: expected a mapping, or a list of them, found {type(samples).__name__}")
-        given = [samples] if isinstance(samples, Mapping) else list(samples)
+        try:
+            given = [samples] if isinstance(samples, Mapping) else list(samples)
+        except TypeError:
+            raise CorrKDError(f"samples: expected a mapping, or several, found {type(samples).__name__}") from None
         try:
             answers = standalone.predictions(given, self.card, self.logits, batch_size=batch_size)
         except InputError as error:
@@ -170,19 +171,21 @@ class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentimen
             found = snapshot_download(str(pretrained_model_name_or_path), allow_patterns=[WEIGHTS, CARD, README], **hub)
         except HFValidationError:
             raise CorrKDError(f"{path}: no such file or folder, and no model's name on the hub (owner/name)") from None
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        except Exception as error:  # of huggingface_hub's own kinds, and of what it sends requests with
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CorrKDError(f"{path}: no such file or folder, and not had from the hub ({reason})") from None
         return cls._from_path(Path(found), device)
 
     @classmethod
     def _from_path(cls, path: Path, device: torch.device | str) -> Predictor:
+        path = path.absolute()
+        if (folder := folder_alone(path)) is not None:
+            made = cls(load_student(path), device=device)
+            if (folder / README).is_file():
+                made._readme = (folder / README).read_text("utf-8", errors="replace")
+            return made
         run = next((folder for folder in (path, *path.parents[:2]) if (folder / "run.json").is_file()), None)
-        made = cls(load_student(path), run=run, device=device)
-        readme = (path if path.is_dir() else path.parent) / README
-        if run is None and readme.with_name(CARD).is_file() and readme.is_file():
-            made._readme = readme.read_text("utf-8", errors="replace")
-        return made
+        return cls(load_student(path), run=run, device=device)
 
     def save_pretrained(self, save_directory: str | Path, *, overwrite: bool = False, **hub: Any) -> str | None:
         """Writes model.safetensors, config.json and a model card README.md.
@@ -196,8 +199,9 @@ class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentimen
             CorrKDError: where the folder holds a model already.
         """
         folder = Path(save_directory)
-        if not overwrite and any((folder / name).exists() for name in (WEIGHTS, CARD)):
-            raise CorrKDError(f"{folder}: holds a model already; choose another folder, or pass overwrite=True")
+        there = next((name for name in (WEIGHTS, CARD, README) if (folder / name).exists()), None)
+        if there and not overwrite:
+            raise CorrKDError(f"{folder}: holds {there} already; choose another folder, or pass overwrite=True")
         with replacing_all(folder, (README, WEIGHTS, CARD)) as aside:
             return super().save_pretrained(aside, **{"repo_id": folder.name, **hub})
 

@@ -20,7 +20,7 @@ SETTLE = 0.25  # seconds in which what is on its way still arrives, once no one 
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket at an address, to which no one can connect yet. Port 0: a free one. Raises CorrKDError where that is not possible."""
+    """A socket at an address, where clients wait until `run`. Port 0: a free one. Raises CorrKDError where that is not possible."""
     made = None
     try:
         flags = socket.AI_PASSIVE | socket.AI_ADDRCONFIG
@@ -28,6 +28,7 @@ def bound(host: str, port: int) -> socket.socket:
         made = socket.socket(family, kind)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
+        made.listen()  # else a second service could bind it too
     except (OSError, UnicodeError) as error:
         if made is not None:
             made.close()

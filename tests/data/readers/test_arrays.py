@@ -239,6 +239,15 @@ def test_bad_input_is_one_line(tmp_path: Path, change, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_few_samples_with_labels_that_are_to_be_predicted(tmp_path: Path) -> None:
+    """Nothing can be dealt, and nothing has to be."""
+    frames = np.random.default_rng(0).normal(size=(6, 4, 3))
+    np.savez(tmp_path / "mine.npz", audio=frames, labels=np.arange(6) % 2, person=np.zeros(6))
+    assert list(load_dataset(tmp_path / "mine.npz", targets=False).splits) == ["all"]
+    with pytest.raises(CorrKDError, match="1 groups or samples cannot be dealt to 3 splits"):
+        load_dataset(tmp_path / "mine.npz")
+
+
 def test_no_samples(tmp_path: Path) -> None:
     np.savez(tmp_path / "mine.npz", audio=np.zeros((0, 4, 3)))
     with pytest.raises(CorrKDError, match="mine: holds no samples"):
