@@ -161,7 +161,7 @@ def test_one_process_at_a_time(settings: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_several_seeds_at_once_are_stopped_together(tmp_path: Path, number: int) -> None:
     path, out, straight = tmp_path / "s.yaml", tmp_path / "run", tmp_path / "straight"
-    path.write_text(yaml.safe_dump(tiny(seeds=[0, 1], student={"epochs": 20})))
+    path.write_text(yaml.safe_dump(tiny(seeds=[0, 1], student={"epochs": 60})))
     corrkd("run", "--settings", path, "--out", straight)
     # Not by fork: joblib's workers are left behind by processes of multiprocessing.
     command = [sys.executable, "-m", "corrkd.cli"]
@@ -174,7 +174,7 @@ def test_several_seeds_at_once_are_stopped_together(tmp_path: Path, number: int)
             said = process.communicate(timeout=120)[1]
         finally:
             process.kill()
-    assert process.returncode == (-number if number == signal.SIGKILL else 130)
+    assert process.returncode == (-number if number == signal.SIGKILL else 130), said
     assert "Traceback" not in said
     time.sleep(1)  # longer than a worker without its parent may live
     state = contents(out)
