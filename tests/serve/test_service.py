@@ -180,7 +180,12 @@ BAD: dict[str, tuple[bytes, str, int, str]] = {
     "no sample": (b'{"samples": []}', JSON, 422, "samples: "),
     "empty sample": (b'{"samples": [{}]}', JSON, 422, "samples.0: nothing is given"),
     "all null": (b'{"samples": [{"audio": null}]}', JSON, 422, "samples.0: nothing is given"),
-    "unknown": (b'{"samples": [{"smell": [[1]]}]}', JSON, 422, "samples.0.smell: Extra inputs are not permitted"),
+    "unknown": (
+        b'{"samples": [{"smell": [[1]]}]}',
+        JSON,
+        422,
+        "samples.0.smell: no modality of this model; it has lang",
+    ),
     "width": (b'{"samples": [{"audio": [[1, 2]]}]}', JSON, 422, "samples.0.audio.0: List should have at least 8 items"),
     "text": (
         b'{"samples": [{"audio": [["1",2,3,4,5,6,7,8]]}]}',

@@ -167,7 +167,8 @@ class Service:
             return self.read([self._npz(body)])
         if kind != JSON:
             raise Refused(415, f"content type {kind[:60] or '(none)'!r}: send {JSON} or {NPZ}")
-        return self.read([parsed(self.sample, body)] if single else parsed(self.request, body)["samples"])
+        given = parsed(self.sample if single else self.request, body, self.card["modalities"])
+        return self.read([given] if single else given["samples"])
 
     def _most_frames(self, modality: str, size: Mapping[str, Any]) -> int:
         most = self.limits.frames or max(FRAMES, int(size["frames"]))

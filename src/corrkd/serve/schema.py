@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -81,12 +81,15 @@ def request_type(sample: type[BaseModel], limits: Limits) -> type[BaseModel]:
     return made
 
 
-def parsed(kind: type[BaseModel], body: bytes) -> Any:
-    """A body as that type, as plain values. Raises Refused with one line that says where it is wrong."""
+def parsed(kind: type[BaseModel], body: bytes, modalities: Iterable[str]) -> Any:
+    """A body as that type, as plain values. Raises Refused with one line that says where it is wrong. `modalities`: of a sample."""
     try:
         made = kind.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function"))
-        raise Refused(422, f"{place or 'body'}: {first['msg']}") from None
+        message, in_sample = first["msg"], len(first["loc"]) == 3 or "samples" not in kind.model_fields
+        if first["type"] == "extra_forbidden" and in_sample:
+            message = f"no modality of this model; it has {', '.join(modalities)}"
+        raise Refused(422, f"{place or 'body'}: {message}") from None
     return made.model_dump(by_alias=True)
