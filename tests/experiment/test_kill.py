@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -165,9 +166,10 @@ def test_several_seeds_at_once_are_stopped_together(tmp_path: Path, number: int)
     corrkd("run", "--settings", path, "--out", straight)
     # Not by fork: joblib's workers are left behind by processes of multiprocessing.
     command = [sys.executable, "-m", "corrkd.cli"]
-    with subprocess.Popen(
-        [*command, "run", "--settings", path, "--jobs", "2", "--out", out], stderr=subprocess.PIPE, text=True
-    ) as process:
+    words = [*command, "run", "--settings", path, "--jobs", "2", "--out", out]
+    # What starts this test may ignore SIGINT, as a shell's background does, and its children with it.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=heard) as process:
         try:
             wait_for(out / "seed-1" / "student.ckpt")
             process.send_signal(number)
