@@ -67,7 +67,10 @@ class Network(nn.Module, Generic[S]):
         self.build(dict(widths), dict(frames))
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
-        """Makes the modules; everything else is set."""
+        """Makes the modules; everything else is set.
+
+        Called on torch's meta device as well, where tensors have no values, when a model is loaded.
+        """
         raise NotImplementedError
 
     def forward(
