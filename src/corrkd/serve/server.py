@@ -24,8 +24,8 @@ def bound(host: str, port: int) -> socket.socket:
     made = None
     try:
         flags = socket.AI_PASSIVE | socket.AI_ADDRCONFIG
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)[0]
-        made = socket.socket(family, kind)
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)[0]
+        made = socket.socket(family, kind, protocol)  # asyncio sends at once only where it sees that this is TCP
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
         made.listen()  # else a second service could bind it too
