@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 from corrkd.errors import CorrKDError
 
 PLAN, FAILURES = "compare.yaml", "failures.csv"  # of a comparison's folder, which one room writes and another reads
+WRITING = ".writing-"  # begins the name of the folder that `replacing_all` leaves where it is killed
 
 
 def check_new(path: Path, *, overwrite: bool) -> None:
@@ -64,9 +64,6 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
         write(part)
 
 
-WRITING = ".writing-"  # begins the name of what a killed process leaves
-
-
 @contextmanager
 def replacing_all(folder: Path, names: Sequence[str]) -> Iterator[Path]:
     """A temporary folder, whose files take their places in `folder` when the block ends well, and vanish when it does not.
@@ -82,22 +79,17 @@ def replacing_all(folder: Path, names: Sequence[str]) -> Iterator[Path]:
     parent = folder if there else folder.parent
     make_folder(parent)
     try:
-        private = Path(mkdtemp(prefix=WRITING, dir=parent))  # on the same disk
+        with TemporaryDirectory(prefix=WRITING, dir=parent, ignore_cleanup_errors=True) as private:  # on the same disk
+            aside = Path(private) / "new"  # with the permissions of a usual folder
+            make_folder(aside)
+            yield aside
+            if there:
+                for name in names:
+                    os.replace(aside / name, folder / name)
+            else:
+                os.rename(aside, folder)
     except OSError as error:
         raise CorrKDError(f"{folder}: cannot be written: {error.strerror or error}") from None
-    try:
-        aside = private / "new"  # with the permissions of a usual folder
-        make_folder(aside)
-        yield aside
-        if there:
-            for name in names:
-                os.replace(aside / name, folder / name)
-        else:
-            os.rename(aside, folder)
-    except OSError as error:
-        raise CorrKDError(f"{folder}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(private, ignore_errors=True)
 
 
 @contextmanager

@@ -25,11 +25,11 @@ from corrkd.serve import standalone
 from corrkd.serve.batching import Batcher
 from corrkd.serve.explore import Exhibit, hidden
 from corrkd.serve.limits import Guard, Limits, Refused
+from corrkd.serve.predictor import FRAMES
 from corrkd.serve.schema import PredictAnswer, PredictionAnswer, Problem, parsed, request_type, sample_type
 from corrkd.serve.standalone import InputError, Prediction, ReadSample
 
 JSON, NPZ = "application/json", "application/x-npz"
-FRAMES = 1024  # of a modality that are read in any case
 LARGE = 1 << 16  # bytes of a body that is read in a thread, one at a time
 STATIC = {"app.js": "text/javascript", "style.css": "text/css"}
 # The page loads nothing from elsewhere and may not be framed.
@@ -48,7 +48,7 @@ class ModelAnswer(BaseModel):
     sha256: str
     modalities: dict[str, dict[str, int | float]] = Field(
         description="width: features of a frame; frames: the most in the training data; usual: their median; missing: the share of "
-        "frames of which 99 of 100 training samples miss no more"
+        "frames of which 19 of 20 training samples miss no more"
     )
     target: dict[str, Any]
     about: dict[str, Any]

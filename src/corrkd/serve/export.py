@@ -32,7 +32,7 @@ from corrkd.missing.conditions import COMPLETE, Condition, standard_conditions
 from corrkd.networks.base import AnyNetwork
 from corrkd.networks.encoder import Encoder, sinusoids
 from corrkd.networks.saved import SavedNetwork
-from corrkd.serve.predictor import Predictor
+from corrkd.serve.predictor import FRAMES, Predictor
 from corrkd.serve.standalone import Arrays, ExportedStudent, InputError
 from corrkd.settings import EvaluationSettings
 
@@ -41,7 +41,6 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18  # what the exporter writes without converting, and what onnxruntime 1.18 reads
 TOLERANCE = 1e-4
 BATCH, ALONE = 32, 4  # samples compared side by side, and how many of them once more one by one
-UNBOUND = 1024
 
 Compare = Callable[[Mapping[str, Arrays]], float]
 
@@ -151,7 +150,7 @@ def _longest(saved: SavedNetwork, split: Split, max_frames: int | None, where: s
             raise CorrKDError(
                 f"max_frames = {max_frames}: the training data or {where} has {max(seen, trained)} frames of {m}; give as many"
             )
-        unbound = max(UNBOUND, 4 * trained, seen) if max_frames is None else max_frames
+        unbound = max(FRAMES, 4 * trained, seen) if max_frames is None else max_frames
         out[m] = min(unbound, bounds.get(m, unbound))
     return out
 

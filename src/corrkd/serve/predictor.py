@@ -23,6 +23,7 @@ from corrkd.serve.model_card import model_card
 from corrkd.serve.standalone import Arrays, InputError, Prediction, Sample
 
 README = "README.md"
+FRAMES = 1024  # of a modality that are read in any case, where nothing says otherwise
 
 
 class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentiment-analysis", "missing-modalities"]):

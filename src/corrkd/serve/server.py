@@ -101,9 +101,8 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client came."""
         super().connection_made(transport)
-        transport.set_write_buffer_limits(
-            high=0
-        )  # writing pauses as soon as something is left that the client does not take
+        # Writing pauses as soon as something is left that the client does not take.
+        transport.set_write_buffer_limits(high=0)
         self._waiting: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
         self._wait()

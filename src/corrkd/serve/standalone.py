@@ -338,6 +338,7 @@ class ExportedStudent:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            # What predictions read of the card, so that a damaged one is told here.
             tested_condition(self.card, dict.fromkeys(self.card["modalities"], 1.0))
             [int(size["width"]) for size in self.card["modalities"].values()]
             self.card["target"]["kind"], self.card["target"]["classes"]

@@ -174,20 +174,16 @@ def read(arrays: Mapping[str, Array], name: str, kind: str, *, targets: bool = T
         (strings(arrays[key]) for key in IDS if key in arrays), np.array([f"sample-{row}" for row in range(count)])
     )
     groups = {g: strings(arrays[g]) for g in GROUPS if g in arrays}
+    by = next(iter(groups), "")
+    names = groups[by] if by else ids
+    too_few = len(set(names.tolist())) < len(SPLITS)
     if "split" in arrays:
         place = _given_split(name, arrays["split"])
-    elif target is None:
+    elif target is None or (too_few and not targets):
         place = np.full(count, WHOLE)
     else:
-        by = next(iter(groups), "")
-        names = groups[by] if by else ids
-        if not targets and len(set(names.tolist())) < len(SPLITS):
-            place = np.full(count, WHOLE)
-        else:
-            place = dealt_split(names)
-            notes.append(
-                f"no array `split`: dealt to train/valid/test as 70/10/20 % by a hash of each {by or 'sample id'}"
-            )
+        place = dealt_split(names)
+        notes.append(f"no array `split`: dealt to train/valid/test as 70/10/20 % by a hash of each {by or 'sample id'}")
     raw = {}
     for split in (*SPLITS, WHOLE):
         rows = np.flatnonzero(place == split)
