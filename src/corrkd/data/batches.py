@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from corrkd.data.dataset import Split
+from corrkd.data.dataset import IntArray, Split, StrArray
+from corrkd.data.inputs import Inputs
 from corrkd.data.normalise import Normalisation
 from corrkd.data.targets import Target
 
@@ -28,6 +29,8 @@ class Batch:
         targets: (N,) int64 classes, (N, Q) int64 yes/no answers, or (N,) float scores.
         keys: (N,) int64 hash of each sample's id, from which its masks are drawn.
         rows: (N,) int64 position of each sample in its source.
+        frame_keys: per modality (N, T_m) int64 hash of each frame's recording and number, of modalities whose frames the data number.
+        lengths: canonical number of frames by modality, of `corrkd.data.normalise.Normalisation`.
     """
 
     frames: Mapping[str, Tensor]
@@ -36,14 +39,45 @@ class Batch:
     targets: Tensor
     keys: Tensor
     rows: Tensor
+    frame_keys: Mapping[str, Tensor]
+    lengths: Mapping[str, int]
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def visible(self, dropped: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return which frames are present and not dropped: (N, T_m) booleans by modality. `dropped`: likewise; None: nothing is."""
+        if dropped is None:
+            return dict(self.present)
+        return {m: present & ~dropped[m] for m, present in self.present.items()}
+
+    def inputs(
+        self, dropped: Mapping[str, Tensor] | None = None, *, frames: Mapping[str, Tensor] | None = None
+    ) -> Inputs:
+        """Return what a network sees of these samples: a modality without a visible frame has its canonical length.
+
+        Args:
+            dropped: (N, T_m) booleans by modality, True where a frame is dropped; None: nothing is.
+            frames: in place of the batch's own, as for noise.
+        """
+        own = self.frames if frames is None else frames
+        return Inputs(own, self.exists, self.visible(dropped)).with_lengths(self.lengths)
 
 
 def sample_key(sample_id: str) -> int:
     """A sample's id as a signed 64-bit number, the same everywhere."""
     return int.from_bytes(hashlib.blake2b(sample_id.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def frame_keys(split: Split) -> dict[str, Tensor]:
+    """Return a hash of each frame's recording and number, (N, T_m) int64, of modalities whose frames the data number."""
+    if not split.frame_ids:
+        return {}
+    recordings = split.recordings()
+    names = np.full(len(split), "") if recordings is None else recordings
+    keys = torch.tensor([sample_key(str(name)) for name in names], dtype=torch.int64)
+    # Odd, so that no two numbers of a recording share a key.
+    return {m: keys[:, None] + torch.from_numpy(np.asarray(x)) * 0x9E3779B1 for m, x in split.frame_ids.items()}
 
 
 def for_masks(split: Split) -> Batch:
@@ -56,6 +90,8 @@ def for_masks(split: Split) -> Batch:
         targets=torch.zeros(len(keys)),
         keys=keys,
         rows=torch.arange(len(keys)),
+        frame_keys=frame_keys(split),
+        lengths={},
     )
 
 
@@ -105,6 +141,7 @@ class Samples:
         self.modalities = tuple(split.frames)
         self.widths = {m: int(x.shape[2]) for m, x in split.frames.items()}
         self.ids = split.ids[self.kept]
+        self.lengths = normalisation.lengths
         self.device = device
         self._dtype = dtype
         self._normalisation = normalisation
@@ -114,6 +151,7 @@ class Samples:
         self.keys = torch.tensor([sample_key(str(i)) for i in self.ids], dtype=torch.int64, device=device)
         self.exists = {m: torch.as_tensor(split.exists(m)[self.kept]).to(device) for m in self.modalities}
         self.present = {m: torch.as_tensor(split.present[m][self.kept]).to(device) for m in self.modalities}
+        self.frame_keys = {m: x[self.kept].to(device) for m, x in frame_keys(split).items()}
         self._context = _context(split, self.kept, device)
         size = sum(len(self.kept) * x.shape[1] * x.shape[2] * dtype.itemsize for x in split.frames.values())
         self.resident = size <= resident_bytes
@@ -129,6 +167,7 @@ class Samples:
         part.targets, part.keys = self.targets[rows], self.keys[rows]
         part.exists = {m: x[rows] for m, x in self.exists.items()}
         part.present = {m: x[rows] for m, x in self.present.items()}
+        part.frame_keys = {m: x[rows] for m, x in self.frame_keys.items()}
         part._frames = {m: x[rows] for m, x in self._frames.items()}
         numbers = torch.arange(len(rows), device=self.device)
         part._context = Context(numbers, *(x[rows] for x in self._context[1:]))
@@ -165,13 +204,22 @@ class Samples:
             targets=self.targets[rows],
             keys=self.keys[rows],
             rows=rows,
+            frame_keys={m: x[rows] for m, x in self.frame_keys.items()},
+            lengths=self.lengths,
         )
 
     def without_frames(self) -> Batch:
         """All samples as one batch without their frames: all that masks need, however large the split is."""
         rows = torch.arange(len(self), device=self.device)
         return Batch(
-            frames={}, exists=self.exists, present=self.present, targets=self.targets, keys=self.keys, rows=rows
+            frames={},
+            exists=self.exists,
+            present=self.present,
+            targets=self.targets,
+            keys=self.keys,
+            rows=rows,
+            frame_keys=self.frame_keys,
+            lengths=self.lengths,
         )
 
     def batches(self, size: int, *, conversations: bool = False) -> Iterator[Batch]:
@@ -193,19 +241,19 @@ class Samples:
         return self._normalisation.apply(modality, frames).mul_(self.exists[modality][place][..., None])
 
 
-def _context(split: Split, kept: np.ndarray[tuple[int, ...], np.dtype[np.int64]], device: torch.device) -> Context:
-    def numbers(names: tuple[str, ...], otherwise: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Tensor:
-        group = next((split.groups[name] for name in names if name in split.groups), None)
+def _context(split: Split, kept: IntArray, device: torch.device) -> Context:
+    def numbers(group: StrArray | None, otherwise: IntArray) -> Tensor:
         values = otherwise if group is None else np.unique(group, return_inverse=True)[1]
         return torch.as_tensor(values[kept].astype(np.int64)).to(device)
 
     alone, zero = np.arange(len(split)), np.zeros(len(split), np.int64)
     order = zero if split.order is None else split.order
+    speaker = next((split.groups[name] for name in ("speaker", "person") if name in split.groups), None)
     return Context(
         rows=torch.arange(len(kept), device=device),
-        conversation=numbers(("video", "session"), alone),
+        conversation=numbers(split.recordings(), alone),
         position=torch.as_tensor(np.asarray(order)[kept].astype(np.int64)).to(device),
-        speaker=numbers(("speaker", "person"), zero),
+        speaker=numbers(speaker, zero),
     )
 
 

@@ -73,6 +73,8 @@ def _tensors(name: str, split: Split) -> Iterator[_Tensor]:
         yield _Tensor(f"{name}/frames/{m}", "F32", frames)
         yield _Tensor(f"{name}/lengths/{m}", "I64", split.lengths[m])
         yield _Tensor(f"{name}/present/{m}", "BOOL", split.present[m])
+        if m in split.frame_ids:
+            yield _Tensor(f"{name}/frame_ids/{m}", "I64", split.frame_ids[m])
     for key, dtype, values in (
         ("scores", "F64", split.scores),
         ("labels", "I64", split.labels),

@@ -40,6 +40,8 @@ class Split:
         labels: (N,) integer classes as given, or (N, Q) yes/no answers in {0, 1}, or None where the data has scores only, or no targets.
         groups: who or what the sample belongs to, by name ("video", "session", "person", "speaker"): (N,) strings each.
         order: (N,) position within the sample's video or session, or None where unknown.
+        frame_ids: per modality (N, T_m) integers: which frame of its recording (its video, else its session) a frame is, so that the same
+            frame in overlapping samples is known to be one. -1 in the padding. Modalities whose frames the data do not number are left out.
     """
 
     frames: Mapping[str, FloatArray]
@@ -50,6 +52,7 @@ class Split:
     labels: IntArray | None = None
     groups: Mapping[str, StrArray] = field(default_factory=dict)
     order: IntArray | None = None
+    frame_ids: Mapping[str, IntArray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -57,6 +60,10 @@ class Split:
     def exists(self, modality: str) -> BoolArray:
         """Which frames are not padding: (N, T_m)."""
         return np.arange(self.frames[modality].shape[1])[None, :] < self.lengths[modality][:, None]
+
+    def recordings(self) -> StrArray | None:
+        """Return the video, else the session, of each sample, (N,); None where the data name neither."""
+        return next((self.groups[name] for name in ("video", "session") if name in self.groups), None)
 
     def naturally_incomplete(self) -> BoolArray:
         """Which samples the data itself leaves incomplete: (N,), True where an existing frame of any modality is absent."""
@@ -74,6 +81,7 @@ class Split:
             labels=None if self.labels is None else self.labels[rows],
             groups={g: x[rows] for g, x in self.groups.items()},
             order=None if self.order is None else self.order[rows],
+            frame_ids={m: x[rows] for m, x in self.frame_ids.items()},
         )
 
 
@@ -170,6 +178,10 @@ def check_split(name: str, split: Split, *, targets: bool = True) -> None:
         if split.present[modality].shape != frames.shape[:2]:
             raise CorrKDError(
                 f"{where}: `present` has shape {split.present[modality].shape}, expected {frames.shape[:2]}"
+            )
+        if modality in split.frame_ids and split.frame_ids[modality].shape != frames.shape[:2]:
+            raise CorrKDError(
+                f"{where}: frame_ids have shape {split.frame_ids[modality].shape}, expected {frames.shape[:2]}"
             )
         if not split.present[modality].any():
             raise CorrKDError(f"{where}: no frame of it is present in any sample; leave the modality out")

@@ -1,4 +1,4 @@
-"""Feature normalisation: statistics from the training split's present frames only, stored with the model."""
+"""What the training split alone says about features: their scale, and how long a modality usually is. Stored with the model."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ MOST_FRAMES = 100_000  # quantiles of so many frames are those of all, and a mem
 
 @dataclass(frozen=True, kw_only=True)
 class Normalisation:
-    """`(x - center) / scale`, bounded by +-clip, for each feature of each modality.
+    """`(x - center) / scale`, bounded by +-clip, for each feature of each modality; and the modalities' canonical lengths.
 
     Attributes:
         center, scale: per modality (d_m,) float32; scale > 0.
+        lengths: canonical number of frames by modality, at least 1: what a modality without a visible frame has
+            (`corrkd.data.inputs.Inputs.with_lengths`).
         clip: the bound, in units of scale, or None.
     """
 
     center: Mapping[str, FloatArray]
     scale: Mapping[str, FloatArray]
+    lengths: Mapping[str, int]
     clip: float | None
 
     def apply(self, modality: str, frames: torch.Tensor) -> torch.Tensor:
@@ -48,7 +51,18 @@ def fit_normalisation(train: Split, method: Method = "robust", clip: float | Non
     for modality in train.frames:
         rows = _some_frames(train, modality)
         center[modality], scale[modality] = _statistics(rows, method)
-    return Normalisation(center=center, scale=scale, clip=clip if method != "none" else None)
+    return Normalisation(
+        center=center, scale=scale, lengths=canonical_lengths(train), clip=clip if method != "none" else None
+    )
+
+
+def canonical_lengths(train: Split) -> dict[str, int]:
+    """Return the median number of frames over the training samples that show a modality, at least 1, by modality."""
+    out = {}
+    for m, lengths in train.lengths.items():
+        shown = train.present[m].any(1)
+        out[m] = int(np.median(lengths[shown])) if shown.any() else 1
+    return out
 
 
 def _some_frames(train: Split, modality: str) -> FloatArray:

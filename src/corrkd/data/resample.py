@@ -142,6 +142,14 @@ def _joined(one: Split, other: Split) -> Split:
         there = [np.pad(s.present[m], ((0, 0), (0, w))) for s, w in zip((one, other), wide, strict=True)]
         return np.concatenate(x), np.concatenate(there)
 
+    def padded_ids(m: str) -> IntArray:
+        longest = arrays[m][0].shape[1]
+        parts = [
+            np.pad(x, ((0, 0), (0, longest - x.shape[1])), constant_values=-1)
+            for x in (one.frame_ids[m], other.frame_ids[m])
+        ]
+        return np.concatenate(parts)
+
     arrays = {m: padded(m) for m in one.frames}
     return Split(
         frames={m: x for m, (x, _) in arrays.items()},
@@ -152,6 +160,7 @@ def _joined(one: Split, other: Split) -> Split:
         labels=_both(one.labels, other.labels),
         groups={g: np.concatenate([x, other.groups[g]]) for g, x in one.groups.items() if g in other.groups},
         order=_both(one.order, other.order),
+        frame_ids={m: padded_ids(m) for m in one.frame_ids if m in other.frame_ids},
     )
 
 

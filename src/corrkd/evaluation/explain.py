@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from corrkd.data.inputs import Inputs
 from corrkd.data.targets import Target
 from corrkd.errors import CorrKDError
 from corrkd.networks.base import AnyNetwork
@@ -119,11 +120,10 @@ class Explanation:
 
 def explain(
     network: AnyNetwork,
-    frames: ByModality,
-    exists: ByModality,
-    visible: ByModality,
+    inputs: Inputs,
     *,
     target: Target,
+    lengths: Mapping[str, int],
     output: int | None = None,
     question: int | None = None,
     temperature: float = 1.0,
@@ -133,10 +133,9 @@ def explain(
 
     Args:
         network: in any mode; it answers in eval mode.
-        frames: by modality (1, T_m, d_m), normalised; what stands at invisible places does not matter.
-        exists: by modality (1, T_m) booleans: not padding.
-        visible: by modality (1, T_m) booleans: there.
+        inputs: of one sample.
         target: of the network.
+        lengths: canonical number of frames by modality (`Normalisation.lengths`), which a modality that is left out has.
         output: the class to explain, 0 to K-1 (of questions 0 or 1); default: the predicted one. None for scores.
         question: the yes/no question to explain, 0 to Q-1; needed where the target has several, None where it has none.
         temperature: the logits are divided by it; of a prediction that is the one of its condition. Scores have none.
@@ -147,7 +146,8 @@ def explain(
             steps are out of range, the network reads conversations, or its answer is not finite.
     """
     gradients = _integrated_gradients()
-    inputs, seen = _one_sample(network, frames, exists, visible)
+    inputs = _one_sample(network, inputs)
+    seen = inputs.visible
     if steps < 1:
         raise CorrKDError(f"explain: steps is {steps}; it must be at least 1")
     if not (math.isfinite(temperature) and temperature > 0.0):
@@ -155,38 +155,39 @@ def explain(
     score = target.kind == "score"
     # cuDNN would refuse the backward pass of an LSTM in eval mode.
     with _in_eval_mode(network), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
-        place, asked = _asked(network(inputs, exists, seen).logits[0], target, output, question)
+        place, asked = _asked(network(inputs).logits[0], target, output, question)
 
-        def answers(given: ByModality, masks: ByModality) -> Tensor:
-            """What is explained of N samples that differ in frames alone: (N, T_m, d_m) and (1, T_m) -> (N,)."""
-            count = max(len(x) for x in given.values())
-            spread = [{m: x.expand(count, *x.shape[1:]) for m, x in part.items()} for part in (given, exists, masks)]
-            logits = network(*spread).logits
+        def answers(frames: ByModality, inputs: Inputs = inputs) -> Tensor:
+            """What is explained of N samples that differ from `inputs` in frames (N, T_m, d_m) alone: (N,)."""
+            count = max(len(x) for x in frames.values())
+            parts = (frames, inputs.exists, inputs.visible)
+            spread = [{m: x.expand(count, *x.shape[1:]) for m, x in part.items()} for part in parts]
+            logits = network(Inputs(*spread)).logits
             if score:
                 return logits[:, 0]
             return log_odds((logits if asked is None else logits[:, asked]) / temperature, place)
 
-        value = _finite(answers(inputs, seen))
+        value = _finite(answers(inputs.frames))
         effects = {}
         for m in network.modalities:
             less = value
             if seen[m].any():
-                without = [{**part, m: torch.zeros_like(part[m])} for part in (inputs, seen)]
-                less = _finite(answers(*without))
+                without = inputs.without(m).with_lengths(lengths)
+                less = _finite(answers(without.frames, without))
             effects[m] = Effect(value - less, None if score else _probability(value) - _probability(less))
-        blank = {m: torch.where(seen[m][..., None], fill_of(network, m, x), 0.0) for m, x in inputs.items()}
-        baseline = _finite(answers(blank, seen))
+        blank = {m: torch.where(seen[m][..., None], fill_of(network, m, x), 0.0) for m, x in inputs.frames.items()}
+        baseline = _finite(answers(blank))
         there = [m for m in network.modalities if seen[m].any()]
 
         def along(*moved: Tensor) -> Tensor:
             # Autograd refuses what has no part in the answer, but a network may ignore a modality.
             nothing = sum(0.0 * x[:, 0, 0] for x in moved)
-            return answers({**inputs, **dict(zip(there, moved, strict=True))}, seen) + nothing
+            return answers({**inputs.frames, **dict(zip(there, moved, strict=True))}) + nothing
 
         found: tuple[Tensor, ...] = ()
         if there:
             found = gradients(along).attribute(
-                tuple(inputs[m] for m in there),
+                tuple(inputs.frames[m] for m in there),
                 baselines=tuple(blank[m] for m in there),
                 n_steps=steps,
                 method="gausslegendre",
@@ -207,7 +208,7 @@ def explain(
         steps=steps,
         modalities=effects,
         frames={m: tuple(row) for m, row in attributions.items()},
-        exists={m: tuple(exists[m][0].tolist()) for m in network.modalities},
+        exists={m: tuple(inputs.exists[m][0].tolist()) for m in network.modalities},
         visible={m: tuple(seen[m][0].tolist()) for m in network.modalities},
     )
 
@@ -228,29 +229,27 @@ def fill_of(network: AnyNetwork, modality: str, frames: Tensor) -> Tensor:
     return frames.new_zeros(frames.shape[-1])
 
 
-def _one_sample(
-    network: AnyNetwork, frames: ByModality, exists: ByModality, visible: ByModality
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Frames with zeros where nothing is visible, and what is visible and no padding."""
+def _one_sample(network: AnyNetwork, inputs: Inputs) -> Inputs:
+    """The inputs of one sample, checked, with zeros in place of invisible frames."""
     if network.reads_conversations:
         raise CorrKDError(
             f"network {network.name!r} understands a sample among the others of its conversation; one alone cannot be explained"
         )
-    inputs, seen = {}, {}
+    frames = {}
     for m in network.modalities:
-        if not all(m in part for part in (frames, exists, visible)):
+        if not all(m in part for part in inputs):
             raise CorrKDError(
                 f"explain: no {m}; give frames, exists and visible of every modality, a missing one invisible"
             )
-        shape = tuple(frames[m].shape)
-        if len(shape) != 3 or shape[0] != 1 or any(tuple(part[m].shape) != shape[:2] for part in (exists, visible)):
+        x, exists, visible = inputs.of(m)
+        shape = tuple(x.shape)
+        if len(shape) != 3 or shape[0] != 1 or any(tuple(mask.shape) != shape[:2] for mask in (exists, visible)):
             raise CorrKDError(
-                f"explain, {m}: frames {shape} with exists {tuple(exists[m].shape)} and visible {tuple(visible[m].shape)}; "
+                f"explain, {m}: frames {shape} with exists {tuple(exists.shape)} and visible {tuple(visible.shape)}; "
                 "expected one sample: (1, T, width), (1, T) and (1, T)"
             )
-        seen[m] = exists[m] & visible[m]
-        inputs[m] = torch.where(seen[m][..., None], frames[m], 0.0)
-    return inputs, seen
+        frames[m] = torch.where(visible[..., None], x, 0.0)
+    return inputs._replace(frames=frames)
 
 
 def _asked(logits: Tensor, target: Target, output: int | None, question: int | None) -> tuple[int, int | None]:

@@ -19,7 +19,7 @@ from corrkd.errors import CorrKDError
 from corrkd.evaluation import metrics
 from corrkd.evaluation.bayes import best_expected_weighted_f1
 from corrkd.evaluation.calibration import Calibration, calibrated, set_sizes, strangeness
-from corrkd.evaluation.sweep import MaskSource, Result, hashed_masks, is_whole, shown, sweep, tested_rows
+from corrkd.evaluation.sweep import MaskSource, Result, hashed_masks, sweep, tested_rows
 from corrkd.missing.conditions import Condition, missing_subsets, named_conditions, standard_conditions
 from corrkd.missing.manifest import Manifest, make_manifest
 from corrkd.networks.saved import SavedNetwork
@@ -143,10 +143,10 @@ def _given(
     batch: Batch, condition: Condition, draw: int, source: MaskSource, seed: int
 ) -> tuple[dict[str, FloatArray], dict[str, BoolArray], dict[str, BoolArray]]:
     """What a predictor sees of a batch: nothing stands at invisible places."""
-    dropped = {} if is_whole(condition) else source(condition, draw, batch)
-    frames, exists, visible = shown(batch, condition, draw, dropped, seed)
-    hidden = {m: torch.where(visible[m][..., None], x, 0.0) for m, x in frames.items()}
-    return _arrays(hidden), _arrays(exists), _arrays(visible)
+    dropped = None if condition.is_whole else source(condition, draw, batch)
+    inputs = condition.inputs(batch, seed=seed, draw=draw, dropped=dropped)
+    hidden = {m: torch.where(inputs.visible[m][..., None], x, 0.0) for m, x in inputs.frames.items()}
+    return _arrays(hidden), _arrays(inputs.exists), _arrays(inputs.visible)
 
 
 def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -243,15 +243,20 @@ def _calibrated(target: Target, truth: npt.NDArray[Any], result: Result, known: 
     return out
 
 
-def tabulate_majority(
+def tabulate_predictions(
+    predictions: Mapping[tuple[str, int], npt.NDArray[Any]],
     results: Sequence[Result],
     target: Target,
-    train: npt.NDArray[Any],
     truth: npt.NDArray[Any],
     modalities: Sequence[str],
 ) -> pd.DataFrame:
-    """The same of the majority-class floor: its answers do not depend on what is visible, but its samples may."""
-    return _table(results, modalities, lambda r: metrics.majority_floor(target, train, truth[r.rows]))
+    """The same of predictions without probabilities, (N,) or (N, Q) of the whole split by condition and draw."""
+
+    def measure(result: Result) -> dict[str, float]:
+        made = predictions[result.condition.name, result.draw]
+        return metrics.measure_predictions(target, truth[result.rows], made[result.rows])
+
+    return _table(results, modalities, measure)
 
 
 def tabulate_bayes(results: Sequence[Result], modalities: Sequence[str]) -> pd.DataFrame:

@@ -55,15 +55,19 @@ def main_score(target: Target, truth: Array, response: Array) -> float:
     return weighted_f1(truth, response.argmax(-1))
 
 
-def majority_floor(target: Target, train: Array, truth: Array) -> dict[str, float]:
-    """Metrics of always answering the class most frequent in training; for scores, of the training median."""
+def measure_predictions(target: Target, truth: Array, predictions: Array) -> dict[str, float]:
+    """The metrics of `measure` that need no probabilities.
+
+    Args:
+        target: what is predicted.
+        truth: (N,) classes, (N, Q) answers, or (N,) scores.
+        predictions: likewise.
+    """
     if target.kind == "score":
-        return _scores(target, truth, np.full(len(truth), np.median(train)))
+        return _scores(target, truth, predictions)
     if target.kind == "questions":
-        answers = np.stack([_one_hot(_most_frequent(column, 2), len(truth), 2) for column in train.T], 1)
-        return {k: v for k, v in _questions(target, truth, answers).items() if k != "ece"}
-    answer = _most_frequent(train, len(target.classes))
-    return _classes(target.classes, truth, np.full(len(truth), answer))
+        return {k: v for k, v in _questions(target, truth, np.eye(2)[predictions]).items() if k != "ece"}
+    return _classes(target.classes, truth, predictions)
 
 
 def calibration_error(truth: Array, probabilities: Array) -> float:
@@ -131,11 +135,3 @@ def _scores(target: Target, truth: Array, prediction: Array) -> dict[str, float]
         "mae": float(np.abs(truth - prediction).mean()),
         "corr": correlation(truth, prediction),
     }
-
-
-def _most_frequent(labels: Array, classes: int) -> int:
-    return int(np.bincount(labels, minlength=classes).argmax())
-
-
-def _one_hot(answer: int, count: int, classes: int) -> Array:
-    return np.broadcast_to(np.eye(classes)[answer], (count, classes))

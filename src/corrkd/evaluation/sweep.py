@@ -1,8 +1,8 @@
 """All conditions of a split in one pass over the data.
 
-In CorrKD's network a modality's encoder depends on no other modality, so its vector for "present" and for "absent" serve every subset; and
-absent, all samples of a length look alike. A batch of three modalities costs three encodings, and three of a sample of each length, instead
-of the twenty-one of one pass per subset. Any other network passes once per condition.
+In CorrKD's network a modality's encoder depends on no other modality, so its vector serves every subset that has it; and a missing modality
+has one vector for all samples. A batch of three modalities costs three encodings instead of the twenty-one of one pass per subset. Any
+other network passes once per condition.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from corrkd.data.batches import Batch, Samples
+from corrkd.data.inputs import Inputs
 from corrkd.evaluation import metrics
 from corrkd.missing.conditions import Condition, missing_subsets
-from corrkd.missing.masks import noise
 from corrkd.networks.base import AnyNetwork, Output
 
 MaskSource = Callable[[Condition, int, Batch], Mapping[str, Tensor]]
@@ -31,8 +31,8 @@ class ModalityWise(Protocol):
 
     modalities: tuple[str, ...]
 
-    def encode(self, modality: str, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
-        """(N, T, d_m) and two (N, T) masks, exists and visible, -> (N, width). What stands at invisible places does not matter."""
+    def encode(self, modality: str, inputs: Inputs) -> Tensor:
+        """Return the modality's part of H, (N, width). It depends on no other modality of the inputs."""
 
     def classify(self, representation: Tensor) -> Tensor:
         """(N, M x width) -> logits."""
@@ -101,17 +101,26 @@ def sweep(
     masks = masks or hashed_masks(mask_seed)
     runs = [(condition, draw) for condition in conditions for draw in range(condition.draws)]
     collected = [_Collected() for _ in runs]
+    missing: dict[str, Tensor] = {}
     for batch in samples.batches(batch_size, conversations=network.reads_conversations):
-        cache: dict[tuple[str, bool], Tensor] = {}
+        present: dict[str, Tensor] = {}
         context = samples.context(batch.rows)
+
+        def inputs_of(condition: Condition, draw: int, batch: Batch = batch) -> Inputs:
+            dropped = None if condition.is_whole else masks(condition, draw, batch)
+            return condition.inputs(batch, seed=mask_seed, draw=draw, dropped=dropped)
+
         for (condition, draw), out in zip(runs, collected, strict=True):
-            dropped = {} if is_whole(condition) else masks(condition, draw, batch)
             if network.modality_wise:
                 parted = cast(ModalityWise, network)
-                representation = _represent(parted, batch, condition, draw, dropped, mask_seed, cache)
+                if condition.is_whole:
+                    representation = _represent_whole(parted, batch, condition, present, missing)
+                else:
+                    inputs = inputs_of(condition, draw)
+                    representation = torch.cat([parted.encode(m, inputs) for m in network.modalities], 1)
                 answer = Output(representation, parted.classify(representation))
             else:
-                answer = network.in_context(*shown(batch, condition, draw, dropped, mask_seed), context)
+                answer = network.in_context(inputs_of(condition, draw), context)
             out.rows.append(batch.rows)
             out.responses.append(respond(answer.logits, samples.target.kind))
             if condition.name in keep_representations and draw == 0:
@@ -145,59 +154,32 @@ def mean_f1(network: AnyNetwork, samples: Samples, conditions: Sequence[Conditio
     return float(np.mean([metrics.main_score(samples.target, truth, result.response) for result in results]))
 
 
-def _represent(
-    network: ModalityWise,
-    batch: Batch,
-    condition: Condition,
-    draw: int,
-    dropped: Mapping[str, Tensor],
-    seed: int,
-    cache: dict[tuple[str, bool], Tensor],
+def _represent_whole(
+    network: ModalityWise, batch: Batch, condition: Condition, present: dict[str, Tensor], missing: dict[str, Tensor]
 ) -> Tensor:
-    """H of a batch under a condition. Vectors of modalities that are wholly there or wholly absent are made once."""
-    if not is_whole(condition):
-        given = shown(batch, condition, draw, dropped, seed)
-        return torch.cat([network.encode(m, *(part[m] for part in given)) for m in network.modalities], 1)
+    """H of a batch under a condition that is whole.
+
+    `present` keeps the vectors of the batch's modalities, (N, width); `missing` those of missing modalities, (1, width), for all batches.
+    """
+    parts = []
     for m in network.modalities:
-        frames, exists, there = batch.frames[m], batch.exists[m], _there(condition, m)
-        if (m, there) not in cache:
-            cache[m, there] = (
-                network.encode(m, frames, exists, batch.present[m]) if there else _absent(network, m, frames, exists)
-            )
-    return torch.cat([cache[m, _there(condition, m)] for m in network.modalities], 1)
-
-
-def shown(
-    batch: Batch, condition: Condition, draw: int, dropped: Mapping[str, Tensor], seed: int
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """What a network is given of a batch under a condition: frames, exists, visible, each by modality."""
-    frames, visible = dict(batch.frames), dict(batch.present)
-    for m, present in batch.present.items():
-        if is_whole(condition):
-            visible[m] = present if _there(condition, m) else torch.zeros_like(present)
-        elif condition.kind == "noise":
-            heard = noise(batch.keys, *frames[m].shape[1:], seed=seed, modality=m, draw=draw).to(frames[m].dtype)
-            frames[m] = torch.where((dropped[m] & present)[..., None], heard, frames[m])
+        if condition.shows(m):
+            if m not in present:
+                present[m] = network.encode(m, batch.inputs())
+            parts.append(present[m])
         else:
-            visible[m] = present & ~dropped[m]
-    return frames, dict(batch.exists), visible
+            if m not in missing:
+                missing[m] = network.encode(m, _nothing(m, batch))
+            parts.append(missing[m].expand(len(batch), -1))
+    return torch.cat(parts, 1)
 
 
-def is_whole(condition: Condition) -> bool:
-    """Whether each modality is wholly there or wholly absent."""
-    return condition.kind in ("modalities", "natural") or (condition.ratio in (0.0, 1.0) and condition.kind != "noise")
-
-
-def _there(condition: Condition, modality: str) -> bool:
-    """Whether a modality is wholly there, under a condition that is `is_whole`."""
-    return modality in condition.available and condition.ratio != 1.0
-
-
-def _absent(network: ModalityWise, modality: str, frames: Tensor, exists: Tensor) -> Tensor:
-    """Vectors of a modality that is wholly absent, (N, width): one for each length there is."""
-    lengths, place = torch.unique(exists, dim=0, return_inverse=True)
-    nothing = frames.new_zeros(len(lengths), *frames.shape[1:])
-    return network.encode(modality, nothing, lengths, torch.zeros_like(lengths))[place]
+def _nothing(modality: str, batch: Batch) -> Inputs:
+    """A missing modality, which looks the same in every sample."""
+    shape = (1, batch.lengths[modality])
+    exists = torch.ones(shape, dtype=torch.bool, device=batch.rows.device)
+    frames = batch.frames[modality].new_zeros(*shape, batch.frames[modality].shape[2])
+    return Inputs({modality: frames}, {modality: exists}, {modality: ~exists})
 
 
 def _result(condition: Condition, draw: int, out: _Collected, incomplete: npt.NDArray[np.bool_]) -> Result:

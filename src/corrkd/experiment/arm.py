@@ -69,11 +69,6 @@ class Arm:
     start: str = STUDENT
 
     @property
-    def teaches(self) -> bool:
-        """Whether it is a teacher."""
-        return self.start != STUDENT
-
-    @property
     def kind(self) -> str:
         """Where it stands in tables: "baseline", "control", "ablation" or "method"."""
         kinds = {"baseline": BASELINES, "control": CONTROLS, "ablation": tuple(ABLATION)}
@@ -134,7 +129,7 @@ def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
         options=_changed(options, settings.options, f"{where}.options"),
         stage=stage,
         complete=trains_on == "complete",
-        selection=BY_LAST if stage.keep == "last" else BY_COMPLETE if teacher else BY_MISSING,
+        selection=BY_LAST if stage.keep == "last" else BY_COMPLETE if trains_on == "complete" else BY_MISSING,
         start=TEACHER if teacher else STUDENT,
     )
     width = getattr(arm.network, "width", None)

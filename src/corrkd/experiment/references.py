@@ -1,55 +1,82 @@
-"""What every table is read against, and no training changes: the majority-class floor and, where the data's law is known, the ceiling."""
+"""What every table is read against, and no training changes: the floors and, where the data's law is known, the ceiling."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from corrkd.data.batches import Samples
-from corrkd.data.dataset import Posterior
-from corrkd.evaluation.judge import tabulate_bayes, tabulate_majority
+from corrkd.data.dataset import BoolArray, IntArray
+from corrkd.evaluation.floors import LengthFloor, lengths_vary, majority
+from corrkd.evaluation.judge import tabulate_bayes, tabulate_predictions
 from corrkd.evaluation.sweep import Result, tested_rows
 from corrkd.experiment.prepare import Experiment
 from corrkd.missing.conditions import Condition
 
+MAJORITY, BY_LENGTH, BAYES = "majority", "by-length", "bayes"
+Visible = Mapping[str, BoolArray]
+
 
 def references(experiment: Experiment) -> pd.DataFrame:
-    """Tidy rows of "majority" and, on the built-in dataset, "bayes"; their seed is empty, but where each seed tests a fold of its own."""
+    """Return the rows of the floors and the ceiling: "majority", "by-length" where lengths vary, "bayes" on the built-in dataset.
+
+    Their seed is empty, but where each seed tests a fold of its own.
+    """
     if not experiment.cross_validated:
         return _references(experiment)
     return pd.concat([_references(experiment.at(seed), seed) for seed in experiment.settings.seeds], ignore_index=True)
 
 
 def _references(experiment: Experiment, seed: int | str = "") -> pd.DataFrame:
-    split = experiment.settings.evaluation.split
-    samples = experiment.samples(split)
-    conditions = experiment.conditions()
-    truth, train = samples.targets.cpu().numpy(), experiment.samples_kept("train")
-    nothing = np.empty((len(samples), 0), np.float32)
+    evaluation, target = experiment.settings.evaluation, experiment.target
+    samples, train = experiment.samples(evaluation.split), experiment.samples("train")
+    truth, labels = samples.targets.cpu().numpy(), train.targets.cpu().numpy()
     incomplete = samples.incomplete.cpu().numpy()
-    floor = [Result(c, 0, tested_rows(c, incomplete), nothing) for c in conditions]
-    tables = [tabulate_majority(floor, experiment.target, train, truth, samples.modalities).assign(method="majority")]
+    runs = [(c, draw) for c in experiment.conditions() for draw in range(c.draws)]
+    nothing = np.empty((len(samples), 0), np.float32)
+    results = [Result(c, draw, tested_rows(c, incomplete), nothing) for c, draw in runs]
+    first = [result for result in results if result.draw == 0]
+
+    def floor(name: str, predictions: Mapping[tuple[str, int], npt.NDArray[Any]], of: list[Result]) -> pd.DataFrame:
+        return tabulate_predictions(predictions, of, target, truth, samples.modalities).assign(method=name)
+
+    constant = np.broadcast_to(majority(target, labels), truth.shape)
+    tables = [floor(MAJORITY, {(r.condition.name, 0): constant for r in first}, first)]
+    lengths = _lengths(train)
+    if lengths_vary(lengths):
+        by_length = LengthFloor(target, labels, lengths, _shown({m: x.cpu().numpy() for m, x in train.present.items()}))
+        predictions = {
+            (c.name, draw): by_length.predict(
+                _lengths(samples), _shown(_visible(c, draw, samples, evaluation.mask_seed))
+            )
+            for c, draw in runs
+        }
+        tables.append(floor(BY_LENGTH, predictions, results))
     posterior = experiment.dataset.posterior
-    if posterior is not None and experiment.target.name == "classes":
-        exact = [
-            _exact(c, draw, samples, posterior, split, experiment.settings.evaluation.mask_seed, incomplete)
-            for c in conditions
-            for draw in range(c.draws)
-        ]
-        tables.append(tabulate_bayes(exact, samples.modalities).assign(method="bayes"))
+    if posterior is not None and target.name == "classes":
+        exact = []
+        for result in results:
+            visible = _visible(result.condition, result.draw, samples, evaluation.mask_seed, noise_is_seen=False)
+            response = posterior(evaluation.split, visible)[result.rows].astype(np.float32)
+            exact.append(Result(result.condition, result.draw, result.rows, response))
+        tables.append(tabulate_bayes(exact, samples.modalities).assign(method=BAYES))
     return pd.concat(tables, ignore_index=True).assign(dataset=experiment.dataset.name, seed=str(seed))
 
 
-def _exact(
-    chosen: Condition,
-    draw: int,
-    samples: Samples,
-    posterior: Posterior,
-    split: str,
-    seed: int,
-    incomplete: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
-) -> Result:
-    dropped = chosen.dropped(samples.without_frames(), seed=seed, draw=draw)
-    visible = {m: (samples.present[m] & ~dropped[m]).cpu().numpy() for m in samples.modalities}
-    rows = tested_rows(chosen, incomplete)
-    return Result(chosen, draw, rows, posterior(split, visible)[rows].astype(np.float32))
+def _visible(c: Condition, draw: int, samples: Samples, mask_seed: int, *, noise_is_seen: bool = True) -> Visible:
+    """Which frames are visible under a condition, (N, T_m) by modality; those that noise replaces are, unless told otherwise."""
+    batch = samples.without_frames()
+    dropped = None if noise_is_seen and c.kind == "noise" else c.dropped(batch, seed=mask_seed, draw=draw)
+    return {m: mask.cpu().numpy() for m, mask in batch.visible(dropped).items()}
+
+
+def _shown(visible: Visible) -> dict[str, BoolArray]:
+    return {m: np.asarray(mask.any(1)) for m, mask in visible.items()}
+
+
+def _lengths(samples: Samples) -> dict[str, IntArray]:
+    return {m: exists.sum(1).cpu().numpy() for m, exists in samples.exists.items()}

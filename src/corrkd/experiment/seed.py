@@ -35,10 +35,8 @@ from corrkd.networks.saved import (
     SavedNetwork,
     add_evaluated,
     build_network,
-    is_aligned,
     load_network,
     save_network,
-    usual_lengths,
     usual_missing,
 )
 from corrkd.training.distributed import gather
@@ -145,9 +143,7 @@ def _train_arm(
             normalisation=experiment.normalisation,
             target=experiment.target,
             frames=experiment.frames,
-            usual=usual_lengths(experiment.dataset.split("train")),
             missing=usual_missing(experiment.dataset.split("train")),
-            aligned=is_aligned(experiment.dataset.split("train")),
             about=about,
         )
         save_network(folder / arm.name, saved)
@@ -174,7 +170,7 @@ def make_method(arm: Arm, experiment: Experiment, seed: int, samples: Samples) -
 
 def _validation(arm: Arm, experiment: Experiment, valid: Samples) -> Callable[[AnyNetwork], float]:
     size = experiment.settings.evaluation.batch_size
-    if arm.teaches:
+    if arm.complete:
         complete = [condition(COMPLETE, experiment.dataset.modalities)]
         return lambda network: mean_f1(network, valid, complete, batch_size=size)
     return lambda network: mean_missing_f1(network, valid, batch_size=size)

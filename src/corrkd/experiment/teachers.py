@@ -58,36 +58,47 @@ def trained_on(member: Member, experiment: Experiment, samples: Samples, seed: i
 
 
 def answers(experiment: Experiment, samples: Samples, seed: int, folder: Path) -> TeacherOutput:
-    """What the teachers in `folder` say of the training split: responses of all, representations of the first repeat."""
+    """Return the outputs of the teachers in `folder` for the training split: logits of all, representations of the first repeat."""
     settings = experiment.settings.teacher
-    repeats: dict[int, list[tuple[Tensor, TeacherOutput]]] = {}
-    for member in members(settings):
-        rows, asked = torch.arange(len(samples), device=samples.device), samples
-        if member.fold is not None:
-            rows = rows_of(member, experiment, samples, seed)[1]
-            asked = samples.subset(rows)
-        repeats.setdefault(member.repeat, []).append((rows, _said(member.name, experiment, asked, folder)))
-    whole = [_joined(parts) for parts in repeats.values()]
-    logits = _together([output.logits for output in whole], settings.temperature, samples)
     if settings.folds is None:
-        return TeacherOutput(whole[0].representation, logits)
-    itself = _said(TEACHER, experiment, samples, folder)
-    return TeacherOutput(itself.representation, logits, whole[0].representation, whole[0].answered_by)
+        outputs = [_outputs(member.name, experiment, samples, folder) for member in members(settings)]
+        return TeacherOutput(
+            outputs[0].representation, _together([o.logits for o in outputs], settings.temperature, samples)
+        )
+    whole = _outputs(TEACHER, experiment, samples, folder)
+    representation = torch.empty_like(whole.representation)
+    answered_by = torch.empty_like(samples.keys)
+    repeats = [torch.empty_like(whole.logits) for _ in range(settings.repeats)]
+    for member in members(settings):
+        trained, held_out = rows_of(member, experiment, samples, seed)
+        output = _outputs(member.name, experiment, samples, folder)
+        repeats[member.repeat][held_out] = output.logits[held_out]
+        if member.repeat == 0:
+            rotation = procrustes(output.representation[trained], whole.representation[trained])
+            representation[held_out] = output.representation[held_out] @ rotation
+            answered_by[held_out] = member.fold or 0
+    return TeacherOutput(representation, _together(repeats, settings.temperature, samples), answered_by)
 
 
-def _said(name: str, experiment: Experiment, samples: Samples, folder: Path) -> TeacherOutput:
+def procrustes(source: Tensor, target: Tensor) -> Tensor:
+    """Return the orthogonal R that minimises ||source R - target|| (Schoenemann, Psychometrika 1966).
+
+    Two networks have no axes in common. R brings one's representations near the other's and keeps all distances and angles.
+
+    Args:
+        source: (N, D).
+        target: (N, D), of the same samples.
+
+    Returns:
+        (D, D), computed in float64.
+    """
+    left, _, right = torch.linalg.svd(source.double().T @ target.double())
+    return (left @ right).to(source.dtype)
+
+
+def _outputs(name: str, experiment: Experiment, samples: Samples, folder: Path) -> TeacherOutput:
     network = load_network(folder / name).network.to(experiment.device, experiment.dtype)
     return teacher_outputs(network, samples)
-
-
-def _joined(parts: list[tuple[Tensor, TeacherOutput]]) -> TeacherOutput:
-    """The outputs of teachers that answer for different rows, in the samples' order, with whose each is."""
-    order = torch.cat([rows for rows, _ in parts]).argsort()
-    return TeacherOutput(
-        torch.cat([said.representation for _, said in parts])[order],
-        torch.cat([said.logits for _, said in parts])[order],
-        answered_by=torch.cat([torch.full_like(rows, place) for place, (rows, _) in enumerate(parts)])[order],
-    )
 
 
 def _together(logits: list[Tensor], temperature: float | Literal["fit"], samples: Samples) -> Tensor:

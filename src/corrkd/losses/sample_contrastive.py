@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from corrkd.losses._shared import check_pair, full_precision, no_autocast, unit
 
 REDUCTIONS = ("mean", "sum")
+BLOCK = 1 << 24  # numbers in a block of the N x N x D differences: 64 MB in float32
 
 
 def sample_contrastive_distillation(
@@ -20,7 +22,8 @@ def sample_contrastive_distillation(
 
     Each student representation is pulled to the teacher's of the same sample, and pushed from the teacher's of every
     other sample until it is at least the boundary away. Where two representations coincide the distance has no slope:
-    its gradient is taken to be zero.
+    its gradient is taken to be zero. Twice differentiable. Memory is bounded: of more than 2^24 differences, blocks
+    are computed one after the other, and again in the backward pass.
 
     Args:
         student: (N, D) representations H^s of the incomplete samples, N >= 1.
@@ -54,10 +57,7 @@ def sample_contrastive_distillation(
         n = len(student)
         pairs = n * (n - 1)
         pull = (student - teacher).square().sum(-1).mean()
-        # Without the product form a^2 - 2ab + b^2, whose cancellation would spoil short distances.
-        distance = torch.cdist(student, teacher, compute_mode="donot_use_mm_for_euclid_dist")
-        same = torch.eye(n, dtype=torch.bool, device=student.device)
-        push = (boundary - distance).relu().square().masked_fill(same, 0.0).sum() / max(pairs, 1)
+        push = _push(student, teacher, boundary) / max(pairs, 1)
         return pull + push if reduction == "mean" else (pull + push) * pairs
 
 
@@ -86,6 +86,26 @@ class SampleContrastiveDistillation(nn.Module):
     def extra_repr(self) -> str:
         """The options, for print()."""
         return f"boundary={self.boundary}, normalize={self.normalize}, reduction={self.reduction!r}"
+
+
+def _push(student: Tensor, teacher: Tensor, boundary: float) -> Tensor:
+    """The sum over i and j != i of max(0, boundary - D(student_i, teacher_j))^2, in blocks of rows."""
+    rows = torch.arange(len(student), device=student.device)
+    count = max(1, BLOCK // teacher.numel())
+    if count >= len(student):
+        return _push_of_rows(student, teacher, rows, boundary)
+    blocks = zip(student.split(count), rows.split(count), strict=True)
+    sums = [checkpoint(_push_of_rows, s, teacher, r, boundary, use_reentrant=False) for s, r in blocks]
+    return torch.stack(sums).sum()
+
+
+def _push_of_rows(student: Tensor, teacher: Tensor, rows: Tensor, boundary: float) -> Tensor:
+    # Without the product form a^2 - 2ab + b^2, whose cancellation would spoil short distances.
+    squared = (student[:, None] - teacher).square().sum(-1)
+    coincide = squared == 0
+    distance = squared.masked_fill(coincide, 1.0).sqrt().masked_fill(coincide, 0.0)
+    same = rows[:, None] == torch.arange(len(teacher), device=rows.device)
+    return (boundary - distance).relu().square().masked_fill(same, 0.0).sum()
 
 
 def _check_options(boundary: float, reduction: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, l1_loss
 
 from corrkd.data.batches import Context, Samples
+from corrkd.data.inputs import Inputs
 from corrkd.data.targets import Target
 from corrkd.networks.base import AnyNetwork, Output
 from corrkd.networks.corrkd import CorrKDNetwork
@@ -28,18 +29,17 @@ class NoOptions(BaseModel):
 
 
 class TeacherOutput(NamedTuple):
-    """What the frozen teacher, or several, say of the complete samples.
+    """Outputs of the frozen teachers for the complete samples. All loss terms see the same teachers.
 
     Attributes:
-        representation: (N, D), of one teacher, so in one space.
-        logits: as the network's; put together from all teachers.
-        out_of_fold: (N, D), each sample's by a teacher that was not trained on it; None where there are no such teachers.
-        answered_by: (N,) integers: whose `out_of_fold` is, since representations of two teachers have no common axes.
+        representation: (N, D). With out-of-fold teachers each sample's is by one that was not trained on it, rotated towards the axes of
+            the teacher of all samples (`corrkd.experiment.teachers.procrustes`).
+        logits: as the network's; combined from all teachers.
+        answered_by: (N,) integers: which teacher `representation` is of; None: one teacher's, all of them.
     """
 
     representation: Tensor
     logits: Tensor
-    out_of_fold: Tensor | None = None
     answered_by: Tensor | None = None
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> TeacherOutput:
@@ -111,9 +111,7 @@ class Method(nn.Module, Generic[N]):
 
     def forward(
         self,
-        frames: Mapping[str, Tensor],
-        exists: Mapping[str, Tensor],
-        visible: Mapping[str, Tensor],
+        inputs: Inputs,
         targets: Tensor,
         teacher: TeacherOutput | None = None,
         context: Context | None = None,
@@ -122,15 +120,13 @@ class Method(nn.Module, Generic[N]):
 
         `teacher` is what it says of the same samples, complete; `context` is where they stand in the data.
         """
-        output = self.answer(frames, exists, visible)
+        output = self.answer(inputs)
         whole = None if teacher is None else teacher.apply(self.gather)
         return self.terms(output, self.gather(targets), whole)
 
-    def answer(
-        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
-    ) -> Output:
+    def answer(self, inputs: Inputs) -> Output:
         """What the network says of the rows of all processes."""
-        local = self.network(frames, exists, visible)
+        local: Output = self.network(inputs)
         return Output(self.gather(local.representation), self.gather(local.logits))
 
     def terms(self, output: Output, targets: Tensor, teacher: TeacherOutput | None) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from corrkd.data.batches import Context
+from corrkd.data.inputs import Inputs
 from corrkd.losses import (
     CategoryPrototypeDistillation,
     DecoupledDivergence,
@@ -51,24 +52,22 @@ class CorrKD(Method[CorrKDNetwork]):
 
     def forward(
         self,
-        frames: Mapping[str, Tensor],
-        exists: Mapping[str, Tensor],
-        visible: Mapping[str, Tensor],
+        inputs: Inputs,
         targets: Tensor,
         teacher: TeacherOutput | None = None,
         context: Context | None = None,
     ) -> dict[str, Tensor]:
         """The loss terms of a batch by name. Those of `cpd_parts` also look at which modalities a sample shows."""
         if not self.options.cpd_parts:
-            return super().forward(frames, exists, visible, targets, teacher, context)
-        output = self.answer(frames, exists, visible)
-        shown = torch.stack([(visible[m] & exists[m]).any(1) for m in self.network.modalities], 1)
+            return super().forward(inputs, targets, teacher, context)
+        output = self.answer(inputs)
+        shown = inputs.shown(self.network.modalities)
         whole = None if teacher is None else teacher.apply(self.gather)
         return self.terms(output, self.gather(targets), whole, self.gather(shown))
 
     def taught(self, teacher: TeacherOutput, targets: Tensor) -> None:
         """Mean and prototypes of each teacher's representations, over all samples that it answers for."""
-        known, by = _apart(teacher)
+        known, by = teacher.representation, _fold(teacher)
         whose = one_hot(by).to(known.dtype)  # (n, F)
         means = whose.T @ known / whose.sum(0)[:, None] * self.options.center
         labels = self.classes_of(targets).reshape(len(targets), -1)
@@ -90,8 +89,8 @@ class CorrKD(Method[CorrKDNetwork]):
         if isinstance(self.scd, SampleContrastiveDistillation):
             out["scd"] = self.scd(output.representation, teacher.representation)
         elif self.scd is not None:
-            known, by = _apart(teacher)
-            out["scd"] = self.scd(output.representation, known - self.means[by], by)
+            by = _fold(teacher)
+            out["scd"] = self.scd(output.representation, teacher.representation - self.means[by], by)
         if self.cpd is not None:
             out["cpd"] = self._prototype_terms(self.cpd, output.representation, teacher, classes, shown)
         if self.rcd is not None:
@@ -111,8 +110,8 @@ class CorrKD(Method[CorrKDNetwork]):
         """CPD of H and, where the options say so, the mean over its modalities' parts, each of the samples that show the modality."""
         if self.options.cpd_prototypes == "batch":
             return cpd(own, teacher.representation, classes)
-        known, by = _apart(teacher)
-        known, prototypes = known - self.means[by], self.prototypes[by]
+        by = _fold(teacher)
+        known, prototypes = teacher.representation - self.means[by], self.prototypes[by]
         whole = cpd(own, known, classes, prototypes)
         if not self.options.cpd_parts:
             return whole
@@ -148,8 +147,8 @@ def _rcd(options: DistillationSettings, classes: int) -> ResponseDisentangledCon
     return ResponseDisentangledConsistency(classes, hidden=options.critic_hidden, renormalize=options.renormalize)
 
 
-def _apart(teacher: TeacherOutput) -> tuple[Tensor, Tensor]:
-    """Representations for losses that compare within a teacher, out of fold where there are such, and whose they are: (N, D), (N,)."""
-    if teacher.out_of_fold is None or teacher.answered_by is None:
-        return teacher.representation, torch.zeros_like(teacher.representation[:, 0], dtype=torch.int64)
-    return teacher.out_of_fold, teacher.answered_by
+def _fold(teacher: TeacherOutput) -> Tensor:
+    """Which teacher each row is of, (N,), for losses that compare within a teacher."""
+    if teacher.answered_by is None:
+        return torch.zeros_like(teacher.representation[:, 0], dtype=torch.int64)
+    return teacher.answered_by

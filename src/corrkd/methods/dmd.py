@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from corrkd.data.batches import Context
+from corrkd.data.inputs import Inputs
 from corrkd.methods.base import Method, TeacherOutput, chosen_task_loss, task_loss
 from corrkd.networks.dmd import Decoupled, DMDNetwork, Graph
 from corrkd.networks.encoder import pool
@@ -57,15 +57,13 @@ class DMD(Method[DMDNetwork]):
 
     def forward(
         self,
-        frames: Mapping[str, Tensor],
-        exists: Mapping[str, Tensor],
-        visible: Mapping[str, Tensor],
+        inputs: Inputs,
         targets: Tensor,
         teacher: TeacherOutput | None = None,
         context: Context | None = None,
     ) -> dict[str, Tensor]:
         """The terms of `weights`."""
-        details = self.network.details(frames, exists, visible)
+        details = self.network.details(inputs)
         targets, seen = self.gather(targets), self.gather(details.seen)
         parts = list(details.parts.values())
         homogeneous, heterogeneous = (

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from corrkd.data.batches import Context, Samples
+from corrkd.data.inputs import Inputs
 from corrkd.methods.base import Method, TeacherOutput, task_loss
 from corrkd.networks.encoder import pool
 from corrkd.networks.gcnet import GCNetwork
@@ -62,9 +63,7 @@ class GCNet(Method[GCNetwork]):
 
     def forward(
         self,
-        frames: Mapping[str, Tensor],
-        exists: Mapping[str, Tensor],
-        visible: Mapping[str, Tensor],
+        inputs: Inputs,
         targets: Tensor,
         teacher: TeacherOutput | None = None,
         context: Context | None = None,
@@ -72,9 +71,11 @@ class GCNet(Method[GCNetwork]):
         """Terms task and reconstruction. The graphs span the rows of all processes, among which a conversation may be shared out."""
         assert context is not None, "GCNet is trained on samples whose place in the data is known"
         assert self._truth, "start() comes before training"
-        utterances = self.gather(self.network.utterances(frames, exists, visible))
+        utterances = self.gather(self.network.utterances(inputs))
         rows = context.rows
-        dropped = {m: self.gather(dropped_share(self._present[m][rows], visible[m])) for m in self.network.modalities}
+        dropped = {
+            m: self.gather(dropped_share(self._present[m][rows], inputs.visible[m])) for m in self.network.modalities
+        }
         truth = {m: self.gather(self._truth[m][rows]) for m in self.network.modalities}
         representation = self.network.complete(utterances, Context(*(self.gather(x) for x in context)))
         return {

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from corrkd.data.batches import Context
+from corrkd.data.inputs import Inputs
 from corrkd.methods.base import Method, TeacherOutput, chosen_task_loss
 from corrkd.networks.late_fusion import LateFusionNetwork
 
@@ -24,15 +24,13 @@ class LateFusion(Method[LateFusionNetwork]):
 
     def forward(
         self,
-        frames: Mapping[str, Tensor],
-        exists: Mapping[str, Tensor],
-        visible: Mapping[str, Tensor],
+        inputs: Inputs,
         targets: Tensor,
         teacher: TeacherOutput | None = None,
         context: Context | None = None,
     ) -> dict[str, Tensor]:
         """The term task."""
-        votes, shown = self.network.votes(frames, exists, visible)
+        votes, shown = self.network.votes(inputs)
         targets, shown = self.gather(targets), self.gather(shown)
         losses = [
             chosen_task_loss(self.gather(vote), targets, shown[:, place], self.class_weights)

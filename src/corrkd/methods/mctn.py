@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from corrkd.data.batches import Context
+from corrkd.data.inputs import Inputs
 from corrkd.losses.frames import frame_errors, mean_error
 from corrkd.methods.base import Method, TeacherOutput, task_loss
 from corrkd.networks.mctn import MCTNNetwork
@@ -40,21 +40,19 @@ class MCTN(Method[MCTNNetwork]):
 
     def forward(
         self,
-        frames: Mapping[str, Tensor],
-        exists: Mapping[str, Tensor],
-        visible: Mapping[str, Tensor],
+        inputs: Inputs,
         targets: Tensor,
         teacher: TeacherOutput | None = None,
         context: Context | None = None,
     ) -> dict[str, Tensor]:
         """task, and translation and cycle where there is more than one modality."""
         network = self.network
-        levels = network.join(frames, exists, visible)
-        logits = network.predict(levels[-1], exists[network.source]).logits
+        levels = network.join(inputs)
+        logits = network.predict(levels[-1], inputs.exists[network.source]).logits
         out = {"task": task_loss(self.gather(logits), self.gather(targets), self.class_weights)}
-        made = network.translate(levels, exists)
+        made = network.translate(levels, inputs.exists)
         if made.back is not None:
-            seen = {m: exists[m] & visible[m] for m in network.modalities}
+            frames, seen = inputs.frames, inputs.visible
             errors = [self._error(made.targets[m], frames[m], seen[m]) for m in network.targets]
             out["translation"] = sum(errors[1:], errors[0])
             out["cycle"] = self._error(made.back, frames[network.source], seen[network.source])

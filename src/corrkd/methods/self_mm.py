@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax, one_hot
 
 from corrkd.data.batches import Context, Samples
+from corrkd.data.inputs import Inputs
 from corrkd.data.targets import Target
 from corrkd.methods.base import Method, TeacherOutput, task_loss
 from corrkd.networks.self_mm import SelfMMNetwork
@@ -63,18 +64,16 @@ class SelfMM(Method[SelfMMNetwork]):
 
     def forward(
         self,
-        frames: Mapping[str, Tensor],
-        exists: Mapping[str, Tensor],
-        visible: Mapping[str, Tensor],
+        inputs: Inputs,
         targets: Tensor,
         teacher: TeacherOutput | None = None,
         context: Context | None = None,
     ) -> dict[str, Tensor]:
         """task, and unimodal: the sum over modalities. In training the memory and the labels of these samples move on."""
         assert context is not None, "Self-MM keeps a memory of each sample"
-        fused, parts = self.network.tasks(frames, exists, visible)
+        fused, parts = self.network.tasks(inputs)
         rows = self.gather(context.rows)
-        shown = [self.gather((exists[m] & visible[m]).any(1).to(targets.dtype)) > 0 for m in self.network.modalities]
+        shown = [self.gather(inputs.visible[m].any(1).to(targets.dtype)) > 0 for m in self.network.modalities]
         representation = self.gather(fused.representation)
         own = [self.gather(part.representation) for part in parts]
         unimodal = sum(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from corrkd.data.batches import Context, Samples
+from corrkd.data.inputs import Inputs
 from corrkd.losses.frames import frame_errors, mean_error
 from corrkd.methods.base import Method, TeacherOutput, chosen_task_loss
 from corrkd.networks.smil import NEUTRAL, SMILNetwork, SMILOutput
@@ -50,26 +50,23 @@ class SMIL(Method[SMILNetwork]):
 
     def forward(
         self,
-        frames: Mapping[str, Tensor],
-        exists: Mapping[str, Tensor],
-        visible: Mapping[str, Tensor],
+        inputs: Inputs,
         targets: Tensor,
         teacher: TeacherOutput | None = None,
         context: Context | None = None,
     ) -> dict[str, Tensor]:
         """Terms inner (incomplete samples), outer (complete samples, adapted parameters), reconstruction, divergence."""
         network = self.network
-        complete = torch.stack([(visible[m] | ~exists[m]).all(1) for m in network.modalities]).all(0)
-        given = (frames, exists, visible)
-        before = network.respond(*given)
+        complete = torch.stack([(inputs.visible[m] | ~inputs.exists[m]).all(1) for m in network.modalities]).all(0)
+        before = network.respond(inputs)
         inner = chosen_task_loss(before.logits, targets, ~complete, self.class_weights)
-        after: SMILOutput = functional_call(_Responding(network), self.adapted(inner), args=given, strict=False)
+        after: SMILOutput = functional_call(_Responding(network), self.adapted(inner), args=(inputs,), strict=False)
         everyone, whole = self.gather(targets), self.gather(complete)
         divergence = before.perturbation.divergence(NEUTRAL, network.settings.deviation)
         return {
             "inner": chosen_task_loss(self.gather(before.logits), everyone, ~whole, self.class_weights),
             "outer": chosen_task_loss(self.gather(after.logits), everyone, whole, self.class_weights),
-            "reconstruction": self._reconstruction(frames, exists, visible),
+            "reconstruction": self._reconstruction(inputs),
             "divergence": self.gather(divergence).mean(),
         }
 
@@ -82,15 +79,13 @@ class SMIL(Method[SMILNetwork]):
         pairs = zip(parameters.items(), gradients, strict=True)
         return {f"network.{name}": p if g is None else p - rate * g.detach() for (name, p), g in pairs}
 
-    def _reconstruction(
-        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
-    ) -> Tensor:
+    def _reconstruction(self, inputs: Inputs) -> Tensor:
         network = self.network
-        shown = network.look(frames, exists, visible)
+        shown = network.look(inputs)
         errors = []
         for m in network.modalities:
-            made = network.reconstruct(m, network.without(m, shown))[:, None].expand_as(frames[m])
-            errors.append(mean_error(self.gather(frame_errors(made, frames[m], exists[m] & visible[m]))))
+            made = network.reconstruct(m, network.without(m, shown))[:, None].expand_as(inputs.frames[m])
+            errors.append(mean_error(self.gather(frame_errors(made, inputs.frames[m], inputs.visible[m]))))
         return torch.stack(errors).mean()
 
     @property
@@ -107,10 +102,8 @@ class _Responding(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(
-        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
-    ) -> SMILOutput:
-        return self.network.respond(frames, exists, visible)
+    def forward(self, inputs: Inputs) -> SMILOutput:
+        return self.network.respond(inputs)
 
 
 @torch.no_grad()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from corrkd.data.batches import Context
+from corrkd.data.inputs import Inputs
 from corrkd.losses.frames import frame_errors, mean_error
 from corrkd.methods.base import Method, TeacherOutput, task_loss
 from corrkd.networks.transm import TransMNetwork
@@ -42,21 +42,18 @@ class TransM(Method[TransMNetwork]):
 
     def forward(
         self,
-        frames: Mapping[str, Tensor],
-        exists: Mapping[str, Tensor],
-        visible: Mapping[str, Tensor],
+        inputs: Inputs,
         targets: Tensor,
         teacher: TeacherOutput | None = None,
         context: Context | None = None,
     ) -> dict[str, Tensor]:
         """Terms task, forward and backward."""
         network = self.network
-        ways = network.translate(frames, exists, visible)
-        logits = network.fuse(ways, exists).logits
-        seen = {m: exists[m] & visible[m] for m in network.modalities}
+        ways = network.translate(inputs)
+        logits = network.fuse(ways, inputs.exists).logits
 
         def error(made: Tensor, m: str) -> Tensor:
-            return mean_error(self.gather(frame_errors(made, frames[m], seen[m], absolute=True)))
+            return mean_error(self.gather(frame_errors(made, inputs.frames[m], inputs.visible[m], absolute=True)))
 
         return {
             "task": task_loss(self.gather(logits), self.gather(targets), self.class_weights),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from corrkd.data.batches import Batch
+from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.missing import masks
 from corrkd.settings import EvaluationSettings
@@ -43,6 +44,34 @@ class Condition:
     ratio: float | None = None
     draws: int = 1
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether each modality is wholly there or wholly missing."""
+        return self.kind in ("modalities", "natural") or (self.ratio in (0.0, 1.0) and self.kind != "noise")
+
+    def shows(self, modality: str) -> bool:
+        """Whether a modality is wholly there, under a condition that is `is_whole`."""
+        return modality in self.available and self.ratio != 1.0
+
+    def inputs(self, batch: Batch, *, seed: int, draw: int, dropped: Mapping[str, Tensor] | None = None) -> Inputs:
+        """Return what a network sees of a batch under this condition.
+
+        Args:
+            batch: the samples, as the data have them.
+            seed: of masks and noise.
+            draw: number of the random draw.
+            dropped: a mask to apply, as from `dropped`; default: that one.
+        """
+        if dropped is None:
+            dropped = self.dropped(batch, seed=seed, draw=draw)
+        if self.kind != "noise":
+            return batch.inputs(dropped)
+        frames = {}
+        for m, x in batch.frames.items():
+            heard = masks.noise(batch.keys, *x.shape[1:], seed=seed, modality=m, draw=draw).to(x.dtype)
+            frames[m] = torch.where((dropped[m] & batch.present[m])[..., None], heard, x)
+        return batch.inputs(frames=frames)
+
     def dropped(self, batch: Batch, *, seed: int, draw: int) -> dict[str, Tensor]:
         """The mask: per modality (N, T_m) booleans, True where dropped (for "noise": replaced). All is dropped at a ratio of 1."""
         return {m: self._dropped(batch, m, seed, draw) for m in batch.exists}
@@ -50,15 +79,16 @@ class Condition:
     def _dropped(self, batch: Batch, modality: str, seed: int, draw: int) -> Tensor:
         exists = batch.exists[modality]
         count = exists.shape[1]
-        if self.kind in ("modalities", "natural"):
-            return torch.full_like(exists, modality not in self.available)
+        if self.is_whole:
+            return torch.full_like(exists, not self.shows(modality))
         assert self.ratio is not None
         if self.kind == "late":
             return masks.drop_start(self.ratio, exists.sum(1), count)
         if self.kind == "burst":
             number = masks.uniform(batch.keys, 1, seed=seed, purpose="burst", modality=modality, draw=draw)
             return masks.drop_burst(number, self.ratio, exists.sum(1), count)
-        numbers = masks.uniform(batch.keys, count, seed=seed, purpose="frame", modality=modality, draw=draw)
+        keys = batch.frame_keys.get(modality)
+        numbers = masks.frame_numbers(batch.keys, count, keys, seed=seed, modality=modality, draw=draw)
         return masks.drop_frames(numbers, self.ratio)
 
 

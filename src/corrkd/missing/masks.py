@@ -59,6 +59,31 @@ def uniform(
     return _shifted(bits, 40).to(torch.float32) * 2.0**-24  # 24 bits fill a float32 exactly
 
 
+def frame_numbers(
+    keys: Tensor,
+    count: int,
+    frame_keys: Tensor | None,
+    *,
+    seed: int,
+    modality: str,
+    epoch: int = 0,
+    draw: int = 0,
+) -> Tensor:
+    """Numbers in [0, 1) by which frames are dropped: (N, T) float32.
+
+    Args:
+        keys: (N,) int64 hash of each sample's id.
+        count: T.
+        frame_keys: (N, T) int64 hash of each frame's recording and number. A frame then has one number in all samples that hold it, so
+            that what is dropped in one cannot be seen in its neighbour. None: each sample's frames have numbers of their own.
+        seed, modality, epoch, draw: what tells one stream of numbers from another.
+    """
+    if frame_keys is None:
+        return uniform(keys, count, seed=seed, purpose="frame", modality=modality, epoch=epoch, draw=draw)
+    flat = uniform(frame_keys.reshape(-1), 1, seed=seed, purpose="frame", modality=modality, epoch=epoch, draw=draw)
+    return flat.view(frame_keys.shape)
+
+
 def drop_frames(numbers: Tensor, ratio: float | Tensor) -> Tensor:
     """Intra-modality missingness: each frame with probability `ratio`, a float or (N, 1). (N, T) -> (N, T) booleans."""
     return numbers < ratio
@@ -99,7 +124,13 @@ def noise(keys: Tensor, frames: int, width: int, *, seed: int, modality: str, dr
 
 
 def modality_random_missing(
-    keys: Tensor, present: Mapping[str, Tensor], settings: MissingSettings, *, seed: int, epoch: int
+    keys: Tensor,
+    present: Mapping[str, Tensor],
+    settings: MissingSettings,
+    *,
+    seed: int,
+    epoch: int,
+    frame_keys: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """MRM: whole modalities and single frames at once, drawn per sample and epoch (method, Missingness).
 
@@ -114,6 +145,7 @@ def modality_random_missing(
         settings: the distribution.
         seed: the training's seed.
         epoch: each has masks of its own.
+        frame_keys: as of `frame_numbers`, by modality; None: the data number no frames.
 
     Returns:
         Per modality (N, T_m) booleans, True where dropped.
@@ -130,7 +162,11 @@ def modality_random_missing(
     kept = _one_hot(torch.where(there, number, -1.0))
     lost &= ~(kept & lost.all(1, keepdim=True))
 
-    frame = {m: numbers("frame", m, present[m].shape[1]) for m in modalities}
+    named = frame_keys or {}
+    frame = {
+        m: frame_numbers(keys, present[m].shape[1], named.get(m), seed=seed, modality=m, epoch=epoch)
+        for m in modalities
+    }
     span = settings.frames_high - settings.frames_low
     dropped = {}
     for place, m in enumerate(modalities):

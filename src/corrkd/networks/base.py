@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from corrkd.data.batches import Context
+from corrkd.data.inputs import Inputs
 from corrkd.networks.encoder import Dropout
 
 Kind = Literal["classes", "questions", "score"]
@@ -73,27 +74,13 @@ class Network(nn.Module, Generic[S]):
         """
         raise NotImplementedError
 
-    def forward(
-        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
-    ) -> Output:
-        """All modalities at once.
-
-        Args:
-            frames: per modality (N, T_m, d_m), normalised.
-            exists: per modality (N, T_m) booleans: not padding.
-            visible: per modality (N, T_m) booleans: present in the data and not dropped.
-        """
+    def forward(self, inputs: Inputs) -> Output:
+        """All modalities at once."""
         raise NotImplementedError
 
-    def in_context(
-        self,
-        frames: Mapping[str, Tensor],
-        exists: Mapping[str, Tensor],
-        visible: Mapping[str, Tensor],
-        context: Context,
-    ) -> Output:
+    def in_context(self, inputs: Inputs, context: Context) -> Output:
         """`forward` of samples whose place in the data is known; only a network that reads conversations looks at it."""
-        out: Output = self(frames, exists, visible)
+        out: Output = self(inputs)
         return out
 
     def as_answers(self, logits: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from corrkd.data.inputs import Inputs
 from corrkd.networks.base import Network, Output, fully_connected
 from corrkd.networks.encoder import Dropout, Encoder
 from corrkd.settings import NetworkSettings
@@ -34,17 +35,15 @@ class CorrKDNetwork(Network[NetworkSettings]):
         """Width of H."""
         return len(self.modalities) * self.settings.width
 
-    def forward(
-        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
-    ) -> Output:
+    def forward(self, inputs: Inputs) -> Output:
         """All modalities at once: H is (N, M x width)."""
-        parts = [self.encode(m, frames[m], exists[m], visible[m]) for m in self.modalities]
+        parts = [self.encode(m, inputs) for m in self.modalities]
         representation = torch.cat(parts, 1)
         return Output(representation, self.classify(representation))
 
-    def encode(self, modality: str, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
+    def encode(self, modality: str, inputs: Inputs) -> Tensor:
         """E_m pooled: (N, width). It depends on no other modality, so an evaluation computes it once for many subsets."""
-        out: Tensor = self.encoders[self.modalities.index(modality)](frames, exists, visible)
+        out: Tensor = self.encoders[self.modalities.index(modality)](*inputs.of(modality))
         return out
 
     def classify(self, representation: Tensor) -> Tensor:

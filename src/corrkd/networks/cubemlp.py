@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.functional import gelu, pad
 
+from corrkd.data.inputs import Inputs
 from corrkd.networks.base import Network, Output, fully_connected
 from corrkd.networks.encoder import Dropout
 from corrkd.networks.recurrent import FrameLSTM
@@ -63,20 +64,18 @@ class CubeMLPNetwork(Network[CubeMLPSettings]):
         between = [READ_OUT] if flat > READ_OUT else []
         self.classifier = fully_connected([flat, *between, self.answers], settings.dropout)
 
-    def forward(
-        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
-    ) -> Output:
-        """Frames (N, T_m, d_m) and two masks (N, T_m) by modality -> the mixed cube, flat, and logits."""
-        representation = self.blocks(self.cube(frames, exists, visible)).flatten(1)
+    def forward(self, inputs: Inputs) -> Output:
+        """The mixed cube, flat, and logits."""
+        representation = self.blocks(self.cube(inputs)).flatten(1)
         logits: Tensor = self.classifier(self.dropout(representation))
         return Output(representation, self.as_answers(logits))
 
-    def cube(self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]) -> Tensor:
+    def cube(self, inputs: Inputs) -> Tensor:
         """The modalities side by side, (N, L, M, D); zero in the padding."""
         parts = []
         for m, encoder, norm in zip(self.modalities, self.encoders, self.norms, strict=True):
-            states = self.dropout(torch.relu(norm(encoder(frames[m], exists[m], visible[m]))))
-            states = (states * exists[m][..., None])[:, : self.length]
+            states = self.dropout(torch.relu(norm(encoder(*inputs.of(m)))))
+            states = (states * inputs.exists[m][..., None])[:, : self.length]
             parts.append(pad(states, (0, 0, 0, self.length - states.shape[1])))
         return torch.stack(parts, 2)
 

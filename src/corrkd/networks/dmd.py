@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.networks.base import Network, Output, fully_connected
 from corrkd.networks.encoder import Dropout, EncoderLayer, TemporalConvolution, pool, sinusoids
@@ -127,21 +128,17 @@ class DMDNetwork(Network[DMDSettings]):
         count = len(self.modalities)
         return self.settings.width * (1 + count * (count - 1))
 
-    def forward(
-        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
-    ) -> Output:
+    def forward(self, inputs: Inputs) -> Output:
         """Representation (N, `representation_width`) and logits."""
-        return self.details(frames, exists, visible).output
+        return self.details(inputs).output
 
-    def details(
-        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
-    ) -> Details:
-        """The output with all it was made of. Arguments as above."""
+    def details(self, inputs: Inputs) -> Details:
+        """The output with all it was made of."""
         parts = {
-            m: decouple(frames[m], exists[m] & visible[m], self.shared_encoder)
+            m: decouple(inputs.frames[m], inputs.visible[m], self.shared_encoder)
             for m, decouple in zip(self.modalities, self.decouplers, strict=True)
         }
-        seen = torch.stack([part.seen.any(1) for part in parts.values()], 1)
+        seen = inputs.shown(self.modalities)
         shared = torch.stack([pool(part.shared, part.seen) for part in parts.values()], 1)
         reinforced = [
             reinforce(parts[m], [parts[other] for other in self.modalities if other != m])

@@ -48,13 +48,13 @@ class Encoder(nn.Module):
         Args:
             frames: (N, T, d_m); what stands at invisible places does not matter.
             exists: (N, T) booleans: not padding.
-            visible: (N, T) booleans: present in the data and not dropped.
+            visible: (N, T) booleans: present in the data and not dropped; within `exists`.
 
         Returns:
             (N, width). A sample of which nothing may be attended (all missing, `exclude_missing`) gives zeros.
         """
-        frames = torch.where((visible & exists)[..., None], frames, self.fill.to(frames.dtype) * exists[..., None])
-        attended = exists & visible if self.settings.exclude_missing else exists
+        frames = torch.where(visible[..., None], frames, self.fill.to(frames.dtype) * exists[..., None])
+        attended = visible if self.settings.exclude_missing else exists
         hidden = self.embed(frames) + self.place(frames.shape[1])
         hidden = self.dropout(hidden)
         # Finite, so that a row with nothing to attend to stays finite too; zeroed by the pooling.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from corrkd.data.batches import Context
+from corrkd.data.inputs import Inputs
 from corrkd.networks.base import Network, Output, fully_connected
 from corrkd.networks.encoder import Dropout, Encoder, shifted
 from corrkd.settings import NetworkSettings
@@ -89,41 +90,21 @@ class GCNetwork(Network[GCNetSettings]):
         self.classifier = fully_connected([width, self.answers], settings.dropout)
         self.reconstructors = nn.ModuleList(nn.Linear(width, widths[m]) for m in self.modalities)
 
-    def forward(
-        self,
-        frames: Mapping[str, Tensor],
-        exists: Mapping[str, Tensor],
-        visible: Mapping[str, Tensor],
-        context: Context | None = None,
-    ) -> Output:
+    def forward(self, inputs: Inputs, context: Context | None = None) -> Output:
         """Representation (N, width) and logits; without a context every sample is its own conversation.
 
         Only what is in the batch is seen of a conversation.
         """
-        representation = self.complete(self.utterances(frames, exists, visible), context)
+        representation = self.complete(self.utterances(inputs), context)
         return Output(representation, self.classify(representation))
 
-    def in_context(
-        self,
-        frames: Mapping[str, Tensor],
-        exists: Mapping[str, Tensor],
-        visible: Mapping[str, Tensor],
-        context: Context,
-    ) -> Output:
+    def in_context(self, inputs: Inputs, context: Context) -> Output:
         """`forward` with the context."""
-        return self(frames, exists, visible, context)
+        return self(inputs, context)
 
-    def utterances(
-        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
-    ) -> Tensor:
+    def utterances(self, inputs: Inputs) -> Tensor:
         """The modalities' vectors side by side, (N, M x width); zeros for what is absent."""
-        return torch.cat(
-            [
-                encode(frames[m], exists[m], visible[m])
-                for m, encode in zip(self.modalities, self.encoders, strict=True)
-            ],
-            1,
-        )
+        return torch.cat([encode(*inputs.of(m)) for m, encode in zip(self.modalities, self.encoders, strict=True)], 1)
 
     def complete(self, utterances: Tensor, context: Context | None = None) -> Tensor:
         """What both branches make of the conversations, summed: (N, M x width) -> (N, width)."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from corrkd.data.inputs import Inputs
 from corrkd.networks.base import Network, Output, fully_connected
 from corrkd.networks.encoder import Dropout, Encoder
 from corrkd.settings import NetworkSettings
@@ -31,12 +32,10 @@ class LateFusionNetwork(Network[NetworkSettings]):
             for _ in self.modalities
         )
 
-    def forward(
-        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
-    ) -> Output:
+    def forward(self, inputs: Inputs) -> Output:
         """The representation is the vectors of all modalities side by side; logits are the log of the mean response."""
-        vectors = self.encode(frames, exists, visible)
-        counted = shown(self.modalities, exists, visible)
+        vectors = self.encode(inputs)
+        counted = inputs.shown(self.modalities)
         weight = (counted | ~counted.any(1, keepdim=True)).to(vectors[0].dtype)
         weight = weight / weight.sum(1, keepdim=True)
         votes = torch.stack([self.vote(place, vector) for place, vector in enumerate(vectors)], 1)
@@ -46,20 +45,14 @@ class LateFusionNetwork(Network[NetworkSettings]):
         mean = (torch.log_softmax(votes, -1) + weight.log()).logsumexp(1)
         return Output(torch.cat(vectors, 1), mean)
 
-    def votes(
-        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
-    ) -> tuple[list[Tensor], Tensor]:
+    def votes(self, inputs: Inputs) -> tuple[list[Tensor], Tensor]:
         """Logits of each modality by itself, and which modalities a sample shows, (N, M) booleans."""
-        vectors = self.encode(frames, exists, visible)
-        return [self.vote(place, x) for place, x in enumerate(vectors)], shown(self.modalities, exists, visible)
+        vectors = self.encode(inputs)
+        return [self.vote(place, x) for place, x in enumerate(vectors)], inputs.shown(self.modalities)
 
-    def encode(
-        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
-    ) -> list[Tensor]:
+    def encode(self, inputs: Inputs) -> list[Tensor]:
         """The pooled vector of each modality, (N, width)."""
-        return [
-            encoder(frames[m], exists[m], visible[m]) for m, encoder in zip(self.modalities, self.encoders, strict=True)
-        ]
+        return [encoder(*inputs.of(m)) for m, encoder in zip(self.modalities, self.encoders, strict=True)]
 
     def vote(self, place: int, vector: Tensor) -> Tensor:
         """Logits of the modality at `place`, in the target's shape."""
@@ -68,8 +61,3 @@ class LateFusionNetwork(Network[NetworkSettings]):
     def longest(self, frames: Mapping[str, int]) -> dict[str, int]:
         """Learned positions end where the training's do."""
         return dict(frames) if self.settings.positions == "learned" else {}
-
-
-def shown(modalities: tuple[str, ...], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]) -> Tensor:
-    """Which modalities show a frame at all: (N, M) booleans."""
-    return torch.stack([(exists[m] & visible[m]).any(1) for m in modalities], 1)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.networks.base import Network, Output
 from corrkd.networks.encoder import Dropout
@@ -77,11 +78,9 @@ class MCTNNetwork(Network[MCTNSettings]):
         self.attention = nn.Linear(width, 1)
         self.head = nn.Linear(width, self.answers)
 
-    def forward(
-        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
-    ) -> Output:
-        """Logits from the source alone; arguments as of `CorrKDNetwork.forward`. The representation is (N, width)."""
-        return self.predict(self.join(frames, exists, visible)[-1], exists[self.source])
+    def forward(self, inputs: Inputs) -> Output:
+        """Logits from the source alone. The representation is (N, width)."""
+        return self.predict(self.join(inputs)[-1], inputs.exists[self.source])
 
     def predict(self, embedding: Tensor, exists: Tensor) -> Output:
         """The predictor reads the joint embedding (N, T, width); attention over its states that exist makes them one."""
@@ -92,12 +91,10 @@ class MCTNNetwork(Network[MCTNSettings]):
         logits: Tensor = self.head(self.dropout(representation))
         return Output(representation, self.as_answers(logits))
 
-    def join(
-        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
-    ) -> list[Tensor]:
+    def join(self, inputs: Inputs) -> list[Tensor]:
         """The joint embedding of each level, (N, T_source, width): the last has passed through all translations."""
-        seen = exists[self.source]
-        hidden = self._embedded(self.source, frames[self.source], seen & visible[self.source])
+        frames, seen, visible = inputs.of(self.source)
+        hidden = self._embedded(self.source, frames, visible)
         levels = []
         for encoder in self.encoders:
             hidden = encoder(hidden, seen)

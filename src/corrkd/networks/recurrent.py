@@ -22,8 +22,8 @@ class FrameLSTM(nn.Module):
         self.lstm = nn.LSTM(inputs, width, batch_first=True)
 
     def forward(self, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
-        """(N, T, d_m) and two (N, T) masks -> states (N, T, width), zero in the padding."""
-        shown = torch.where((exists & visible)[..., None], frames, 0.0)
+        """(N, T, d_m) and two (N, T) masks, visible within exists -> states (N, T, width), zero in the padding."""
+        shown = torch.where(visible[..., None], frames, 0.0)
         # One of several processes may have no sample, which an LSTM refuses: it reads one of zeros, of which nothing is kept.
         batch = shown if len(shown) else shown.new_zeros(1, *shown.shape[1:])
         states: Tensor = self.lstm(batch)[0][: len(shown)]

@@ -53,10 +53,8 @@ class SavedNetwork:
         normalisation: of the raw features, from its training split.
         target: what it predicts.
         frames: the most frames T_m by modality in the data.
-        usual: frames of a training sample by modality (their median); None: not known.
         missing: what training samples lack anyway: a share of frames, by modality, and over the modalities that a sample has, of which no
             more is missing in 19 of 20 samples; None: not known.
-        aligned: whether every training sample has as many frames of each modality.
         about: plain facts: role, seed, epoch, selection rule, data's name and SHA-256, versions, history.
         evaluated: what its evaluation found out; None before there was one.
     """
@@ -65,9 +63,7 @@ class SavedNetwork:
     normalisation: Normalisation
     target: Target
     frames: Mapping[str, int]
-    usual: Mapping[str, int] | None = None
     missing: UsualMissing | None = None
-    aligned: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
     evaluated: Evaluated | None = None
 
@@ -128,7 +124,8 @@ def with_modalities(
 
     def chosen(split: Split) -> Split:
         parts = {name: {m: getattr(split, name)[m] for m in modalities} for name in ("frames", "lengths", "present")}
-        return Split(**{**split.__dict__, **parts})
+        frame_ids = {m: split.frame_ids[m] for m in modalities if m in split.frame_ids}
+        return Split(**{**split.__dict__, **parts, "frame_ids": frame_ids})
 
     return MultimodalDataset(
         **{**dataset.__dict__, "splits": {name: chosen(split) for name, split in dataset.splits.items()}}
@@ -150,11 +147,6 @@ def build_network(
     return kind(widths, frames, outputs=target.num_outputs, kind=target.kind, settings=settings)
 
 
-def usual_lengths(split: Split) -> dict[str, int]:
-    """Median number of frames of a sample, by modality."""
-    return {m: int(np.median(lengths)) for m, lengths in split.lengths.items()}
-
-
 def usual_missing(split: Split) -> UsualMissing:
     """What 19 of 20 samples lack no more of, among those that show any of it."""
     lost = np.stack([1.0 - split.present[m].sum(1) / split.exists(m).sum(1) for m in split.frames], 1)
@@ -168,12 +160,6 @@ def usual_missing(split: Split) -> UsualMissing:
     return UsualMissing(
         {m: most(shares[:, place]) for place, m in enumerate(split.frames)}, most(np.nanmean(some, axis=1))
     )
-
-
-def is_aligned(split: Split) -> bool:
-    """Whether every sample has as many frames of each modality."""
-    first, *others = split.lengths.values()
-    return all(np.array_equal(first, other) for other in others)
 
 
 def save_network(stem: Path, saved: SavedNetwork) -> None:
@@ -209,7 +195,6 @@ def packed(saved: SavedNetwork) -> tuple[bytes, dict[str, Any]]:
         "architecture": saved.network.name,
         "network": saved.network.settings.model_dump(mode="json"),
         "modalities": {m: _modality_card(saved, m) for m in saved.modalities},
-        "aligned": saved.aligned,
         "clip": saved.normalisation.clip,
         "target": saved.target.to_json(),
         "about": dict(saved.about),
@@ -222,9 +207,11 @@ def packed(saved: SavedNetwork) -> tuple[bytes, dict[str, Any]]:
 
 
 def _modality_card(saved: SavedNetwork, modality: str) -> dict[str, float]:
-    card: dict[str, float] = {"width": saved.widths[modality], "frames": saved.frames[modality]}
-    if saved.usual is not None:
-        card["usual"] = saved.usual[modality]
+    card: dict[str, float] = {
+        "width": saved.widths[modality],
+        "frames": saved.frames[modality],
+        "usual": saved.normalisation.lengths[modality],
+    }
     if saved.missing is not None:
         card["missing"] = saved.missing.by_modality[modality]
     return card
@@ -332,7 +319,7 @@ def _assemble(card: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> S
     target = Target.from_json(card["target"])
     widths = {m: _size(m, size, "width") for m, size in card["modalities"].items()}
     frames = {m: _size(m, size, "frames") for m, size in card["modalities"].items()}
-    usual = {m: _size(m, size, "usual") for m, size in card["modalities"].items() if "usual" in size}
+    lengths = {m: _size(m, size, "usual" if "usual" in size else "frames") for m, size in card["modalities"].items()}
     missing = None
     if "missing" in card:
         shares = {m: _share(size["missing"], f"modalities.{m}.missing") for m, size in card["modalities"].items()}
@@ -351,6 +338,8 @@ def _assemble(card: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> S
     normalisation = Normalisation(
         center={m: _statistic(tensors, f"center.{m}", width) for m, width in widths.items()},
         scale={m: _statistic(tensors, f"scale.{m}", width) for m, width in widths.items()},
+        # No more than the data's longest, which is as far as learned positions reach.
+        lengths={m: min(length, frames[m]) for m, length in lengths.items()},
         clip=None if card["clip"] is None else float(card["clip"]),
     )
     return SavedNetwork(
@@ -358,9 +347,7 @@ def _assemble(card: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> S
         normalisation=normalisation,
         target=target,
         frames=frames,
-        usual=usual if len(usual) == len(frames) else None,
         missing=missing,
-        aligned=card.get("aligned") is True,
         about=card["about"],
         evaluated=None if evaluated is None else Evaluated.model_validate(evaluated),
     )

@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from corrkd.data.inputs import Inputs
 from corrkd.networks.base import Network, Output
 from corrkd.networks.encoder import Dropout
 from corrkd.networks.recurrent import FrameLSTM
@@ -45,25 +46,19 @@ class SelfMMNetwork(Network[SelfMMSettings]):
         self.unimodal_heads = nn.ModuleList(nn.Linear(settings.unimodal, self.answers) for _ in self.modalities)
         self.dropout = Dropout(settings.dropout)
 
-    def forward(
-        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
-    ) -> Output:
-        """Frames (N, T_m, d_m) and two masks (N, T_m) by modality -> F*_m and the multimodal answer."""
-        return self.fused(self.encode(frames, exists, visible))
+    def forward(self, inputs: Inputs) -> Output:
+        """F*_m and the multimodal logits."""
+        return self.fused(self.encode(inputs))
 
-    def tasks(
-        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
-    ) -> tuple[Output, list[Output]]:
+    def tasks(self, inputs: Inputs) -> tuple[Output, list[Output]]:
         """All tasks of one pass: the multimodal output, and one per modality in the order of `modalities`."""
-        encoded = self.encode(frames, exists, visible)
+        encoded = self.encode(inputs)
         return self.fused(encoded), [self.unimodal(place, x) for place, x in enumerate(encoded)]
 
-    def encode(
-        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
-    ) -> list[Tensor]:
+    def encode(self, inputs: Inputs) -> list[Tensor]:
         """F_s of each modality, (N, width)."""
         return [
-            encoder.last(frames[m], exists[m], visible[m])  # type: ignore[operator]
+            encoder.last(*inputs.of(m))  # type: ignore[operator]
             for m, encoder in zip(self.modalities, self.encoders, strict=True)
         ]
 

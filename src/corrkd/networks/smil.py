@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from corrkd.data.inputs import Inputs
 from corrkd.networks.base import Network, Output, fully_connected
 from corrkd.networks.encoder import Dropout, Encoder
 from corrkd.settings import NetworkSettings
@@ -122,23 +123,19 @@ class SMILNetwork(Network[SMILSettings]):
         out: Tensor = getattr(self, f"priors{self.modalities.index(modality)}")
         return out
 
-    def forward(
-        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
-    ) -> Output:
-        """As `CorrKDNetwork.forward`."""
-        out = self.respond(frames, exists, visible)
+    def forward(self, inputs: Inputs) -> Output:
+        """Representation and logits."""
+        out = self.respond(inputs)
         return Output(out.representation, out.logits)
 
-    def respond(
-        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
-    ) -> SMILOutput:
+    def respond(self, inputs: Inputs) -> SMILOutput:
         """`forward`, with the law of the perturbation."""
-        shown = self.look(frames, exists, visible)
+        shown = self.look(inputs)
         parts = []
         for m, encoder in zip(self.modalities, self.encoders, strict=True):
-            seen = (exists[m] & visible[m])[..., None]
-            filled = torch.where(seen, frames[m], self.reconstruct(m, shown)[:, None].to(frames[m].dtype))
-            parts.append(encoder(filled, exists[m], exists[m]))
+            frames, exists, visible = inputs.of(m)
+            filled = torch.where(visible[..., None], frames, self.reconstruct(m, shown)[:, None].to(frames.dtype))
+            parts.append(encoder(filled, exists, exists))
         features = torch.cat(parts, 1)
         perturbation: Gaussian = self.regularisation(features)
         representation = features * softplus(perturbation.drawn(self.training))
@@ -146,12 +143,10 @@ class SMILNetwork(Network[SMILSettings]):
         logits = self.as_answers(logits)
         return SMILOutput(representation, logits, perturbation)
 
-    def look(self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]) -> Tensor:
+    def look(self, inputs: Inputs) -> Tensor:
         """What the visible frames alone show, (N, M x width): zeros for a modality that is wholly missing."""
         both = zip(self.modalities, self.encoders, strict=True)
-        parts = [
-            encoder(frames[m], exists[m], visible[m]) * (exists[m] & visible[m]).any(1)[:, None] for m, encoder in both
-        ]
+        parts = [encoder(*inputs.of(m)) * inputs.visible[m].any(1)[:, None] for m, encoder in both]
         return torch.cat(parts, 1)
 
     def reconstruct(self, modality: str, shown: Tensor) -> Tensor:

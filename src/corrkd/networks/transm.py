@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.networks.base import Network, Output, fully_connected
 from corrkd.networks.encoder import Dropout, EncoderLayer, TemporalConvolution, pool, sinusoids
@@ -76,14 +77,12 @@ class TransMNetwork(Network[TransMSettings]):
             structure.dropout,
         )
 
-    def forward(
-        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
-    ) -> Output:
+    def forward(self, inputs: Inputs) -> Output:
         """As `CorrKDNetwork.forward`; the representation is (N, 2 x cells x width). Nothing is decoded."""
         parts = []
         for m, cell in self.pairs():
             for way, source in enumerate((self.centre, m)):
-                parts.append(pool(cell.encode(way, frames[source], exists[source], visible[source]), exists[source]))
+                parts.append(pool(cell.encode(way, *inputs.of(source)), inputs.exists[source]))
         return self.predict(torch.cat(parts, 1))
 
     def pairs(self) -> Iterator[tuple[str, FusionCell]]:
@@ -95,14 +94,12 @@ class TransMNetwork(Network[TransMSettings]):
         logits: Tensor = self.classifier(self.dropout(representation))
         return Output(representation, self.as_answers(logits))
 
-    def translate(
-        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
-    ) -> list[Translation]:
+    def translate(self, inputs: Inputs) -> list[Translation]:
         """Both ways through every cell, in the order of the representation."""
-        out = []
+        out, exists = [], inputs.exists
         for m, cell in self.pairs():
             for way, (source, target) in enumerate(((self.centre, m), (m, self.centre))):
-                joint = cell.encode(way, frames[source], exists[source], visible[source])
+                joint = cell.encode(way, *inputs.of(source))
                 there = cell.decode(way, joint, exists[source], exists[target])
                 # Back goes what was translated, through the translator of the other way.
                 again = cell.encode(1 - way, there, exists[target], exists[target])
@@ -147,7 +144,7 @@ class TranslationEncoder(nn.Module):
 
     def forward(self, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
         """(N, T, d) and two masks -> (N, T, width). A frame that is missing is zero."""
-        frames = torch.where((exists & visible)[..., None], frames, torch.zeros_like(frames))
+        frames = torch.where(visible[..., None], frames, torch.zeros_like(frames))
         hidden = self.embed(frames)
         hidden = self.dropout(hidden + sinusoids(hidden.shape[1], hidden.shape[2]).to(hidden))
         bias = torch.where(exists, 0.0, -1e4).to(hidden.dtype)[:, None, None, :]

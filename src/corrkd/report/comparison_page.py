@@ -40,9 +40,10 @@ READING = (
     "p values are of a sign-flip test: where two methods do not differ, their answers within a group may be swapped. It is about these "
     "trained networks on other groups, not about training them again. Each method is compared with CorrKD on Avg. alone and adjusted by "
     "Holm; the ablation's arms are a family of their own. Bold and underline only order the means: they are no test.",
-    "The majority floor always answers the commonest class of the training split. The Bayes ceiling, where there is one, is what the exact "
-    "law of the data allows under the same condition. Neither is trained or marked. Avg. is the mean over the missing subsets, without "
-    "complete.",
+    "The majority floor always predicts the commonest class of the training split; the by-length floor, shown where lengths vary, the "
+    "commonest class among training samples whose visible modalities are about as long. The Bayes ceiling, where there is one, is what "
+    "the exact law of the data allows under the same condition. None of them is trained or marked. Avg. is the mean over the missing "
+    "subsets, without complete.",
 )
 
 

@@ -40,7 +40,8 @@ LINES: dict[str, dict[str, Any]] = {
     **{name: {"color": BLUE, "linestyle": "-", "marker": "o", "linewidth": 2.2} for name in tables.REFERENCES},
     **{name: {"color": VERMILION, "linestyle": "--", "marker": "s"} for name in ("control", "no-distillation")},
     "teacher": {"color": GREEN, "linestyle": "-.", "marker": "^"},
-    tables.FLOOR: {"color": GREY, "linestyle": ":"},
+    "majority": {"color": GREY, "linestyle": ":"},
+    "by-length": {"color": GREY, "linestyle": (0, (1, 3))},
     tables.CEILING: {"color": "#222222", "linestyle": (0, (6, 2))},
 }
 OTHERS = (
@@ -130,14 +131,14 @@ def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], **plac
 
 
 def ratio_curves(run: RunFolder, methods: Sequence[str] | None = None) -> Picture:
-    """Weighted F1 against the share of missing frames with floor and ceiling: means, and 95 % bands where these can be told apart.
+    """Weighted F1 against the share of missing frames with floors and ceiling: means, and 95 % bands where these can be told apart.
 
     `methods`: the trained ones to show; default: all.
     """
     how, headings = tables.FRACTION, tables.ratio_headings(run)
     frame = tables.compared(run, "weighted_f1", headings, how, methods)
     titles, look = tables.method_titles(run), looks(map(str, frame.index))
-    trained = [m for m in look if m not in (tables.FLOOR, tables.CEILING)]
+    trained = [m for m in look if m not in (*tables.FLOORS, tables.CEILING)]
     banded = [m for m in trained if len(trained) <= 4 or m in tables.REFERENCES]
     with style("missing-ratios"):
         figure = Figure(figsize=(WIDTH, 3.7 if len(trained) <= 4 else 4.8))

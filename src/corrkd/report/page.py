@@ -35,7 +35,8 @@ FILES = {
     **{f"seed-N/{m}.safetensors": f"the trained {m}; its card is {m}.json" for m in ("teacher", "control", "student")},
 }
 READING = (
-    "The majority floor always answers the commonest class of the training split. The Bayes ceiling, where there is one, is what "
+    "The majority floor always predicts the commonest class of the training split; the by-length floor, shown where lengths vary, the "
+    "commonest class among training samples whose visible modalities are about as long. The Bayes ceiling, where there is one, is what "
     "the exact law of the data allows under the same condition. The control is the student without distillation: the same network, "
     "initialisation and missingness in training, the task loss alone. Intervals are over seeds: they hold the chance in training, "
     "not in drawing test samples."
@@ -193,7 +194,8 @@ def findings(run: RunFolder) -> list[str]:
     known = {m: c for m, c in means.items() if c}
     beside = {
         "teacher": "the teacher, tested in the same way",
-        tables.FLOOR: "always answering the commonest class",
+        "majority": "always answering the commonest class",
+        "by-length": "answering by the lengths of what is visible",
         tables.CEILING: "the Bayes ceiling",
     }
     told = [f"{text} {number(known[m].mean, 2)}" for m, text in beside.items() if m in known]

@@ -20,7 +20,8 @@ from corrkd.evaluation.comparison import half_width
 from corrkd.missing.conditions import COMPLETE, missing_subsets
 from corrkd.report.run_folder import AbsentError, MethodCard, RunFolder
 
-FLOOR, CEILING = "majority", "bayes"
+FLOORS = {"majority": "Majority floor", "by-length": "By-length floor"}
+CEILING = "bayes"
 REFERENCES = ("student", "corrkd")  # what the others are compared with: its name in a run and in a comparison
 AVERAGE = "average"
 Mark = Literal["", "best", "second"]
@@ -146,8 +147,8 @@ def rows_of(run: RunFolder) -> list[MethodCard]:
 
 
 def method_titles(run: RunFolder) -> dict[str, str]:
-    """Titles by method in the order of the rows: floor, trained methods, ceiling."""
-    return {FLOOR: "Majority floor", **{m.name: m.title for m in rows_of(run)}, CEILING: "Bayes ceiling"}
+    """Titles by method in the order of the rows: floors, trained methods, ceiling."""
+    return {**FLOORS, **{m.name: m.title for m in rows_of(run)}, CEILING: "Bayes ceiling"}
 
 
 def seed_counts(run: RunFolder, methods: Iterable[str] | None = None) -> dict[str, int]:
@@ -194,7 +195,7 @@ def compared(
     """
     values = seed_values(run, metric)
     trained = [m.name for m in rows_of(run) if methods is None or m.name in methods]
-    shown = [FLOOR, *trained, CEILING]
+    shown = [*FLOORS, *trained, CEILING]
     columns = {}
     for condition, heading in headings.items():
         cells = {m: cell(of(values, m, condition), how, seeded=m in trained) for m in shown}

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from corrkd.data.batches import for_masks
 from corrkd.data.dataset import MultimodalDataset, Split
+from corrkd.data.inputs import Inputs
 from corrkd.data.normalise import Normalisation
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.sweep import tested_rows
@@ -33,7 +34,7 @@ from corrkd.networks.base import AnyNetwork
 from corrkd.networks.encoder import Encoder, sinusoids
 from corrkd.networks.saved import SavedNetwork
 from corrkd.serve.predictor import FRAMES, Predictor
-from corrkd.serve.standalone import Arrays, ExportedStudent, InputError
+from corrkd.serve.standalone import Arrays, ExportedStudent, InputError, ReadSample, collate
 from corrkd.settings import EvaluationSettings
 
 MODEL, CARD, SCRIPT = "model.onnx", "card.json", "predict.py"
@@ -119,7 +120,7 @@ def export(
         write_bytes(aside / MODEL, model)
         _write_card(aside / CARD, card)
         compare = _comparison(aside, reference)
-        differences, count = _compared(compare, chosen, longest, saved.frames, samples)
+        differences, count = _compared(compare, chosen, card, longest, saved.frames, samples)
         name = max(differences, key=lambda name: differences[name])
         if differences[name] > TOLERANCE:
             raise CorrKDError(
@@ -175,7 +176,7 @@ class _Graph(nn.Module):
             raw, exists[m], visible[m] = given[3 * place : 3 * place + 3]
             scaled = (raw - self.get_buffer(f"center_{place}")) / self.get_buffer(f"scale_{place}")
             frames[m] = (scaled if self.clip is None else scaled.clamp(-self.clip, self.clip)) * exists[m][..., None]
-        logits: Tensor = self.network(frames, exists, visible).logits
+        logits: Tensor = self.network(Inputs(frames, exists, visible)).logits
         return logits
 
 
@@ -272,7 +273,12 @@ def _comparison(folder: Path, reference: Predictor) -> Compare:
 
 
 def _compared(
-    compare: Compare, split: Split, longest: Mapping[str, int], trained: Mapping[str, int], samples: int
+    compare: Compare,
+    split: Split,
+    card: Mapping[str, Any],
+    longest: Mapping[str, int],
+    trained: Mapping[str, int],
+    samples: int,
 ) -> tuple[dict[str, float], int]:
     """The largest difference by condition, and how many samples were looked at."""
     settings, incomplete = EvaluationSettings(draws=1), split.naturally_incomplete()
@@ -284,10 +290,12 @@ def _compared(
         seen.update(rows.tolist())
         parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
         parts += list(rows[:ALONE, None])
-        out[condition.name] = max(compare(_arrays(split.take(part), condition, settings.mask_seed)) for part in parts)
+        out[condition.name] = max(
+            compare(_arrays(split.take(part), condition, settings.mask_seed, card)) for part in parts
+        )
     complete = next(c for c in conditions if c.name == COMPLETE)
     rows = _spread(np.arange(len(split)), BATCH)
-    whole = _arrays(split.take(rows), complete, settings.mask_seed)
+    whole = _arrays(split.take(rows), complete, settings.mask_seed, card)
     out[f"{COMPLETE}, one frame"] = max(
         compare({m: _resized(a, count, 1) for m, a in whole.items()}) for count in (1, len(rows))
     )
@@ -303,15 +311,18 @@ def _spread(rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
     return chosen
 
 
-def _arrays(part: Split, condition: Condition, seed: int) -> dict[str, Arrays]:
-    """Samples as a network is given them under a condition: raw, and no longer than the longest of them."""
-    dropped = condition.dropped(for_masks(part), seed=seed, draw=0)
-    out = {}
-    for m, frames in part.frames.items():
-        count = int(part.lengths[m].max())
-        visible = part.present[m] & ~dropped[m].numpy()
-        out[m] = Arrays(np.array(frames[:, :count], np.float32), part.exists(m)[:, :count], visible[:, :count])
-    return out
+def _arrays(part: Split, condition: Condition, seed: int, card: Mapping[str, Any]) -> dict[str, Arrays]:
+    """Raw samples as a network is given them under a condition."""
+    batch = for_masks(part)
+    visible = {m: mask.numpy() for m, mask in batch.visible(condition.dropped(batch, seed=seed, draw=0)).items()}
+
+    def sample(row: int) -> ReadSample:
+        count = {m: int(lengths[row]) for m, lengths in part.lengths.items()}
+        return {
+            m: (np.asarray(x[row, : count[m]], np.float32), visible[m][row, : count[m]]) for m, x in part.frames.items()
+        }
+
+    return collate([sample(row) for row in range(len(part))], card)
 
 
 def _resized(arrays: Arrays, samples: int, frames: int) -> Arrays:

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
+from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.explain import Explanation, explain
 from corrkd.files import replacing_all, write_bytes
@@ -97,14 +98,11 @@ class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentimen
     @torch.no_grad()
     def logits(self, arrays: Mapping[str, Arrays]) -> npt.NDArray[np.float32]:
         """Logits (N, K) or (N, Q, 2), or scores (N, 1), of raw frames. Raises CorrKDError where a sample is too long for the model."""
-        frames, exists, visible = self.tensors(arrays)
-        out: npt.NDArray[np.float32] = self.saved.network(frames, exists, visible).logits.float().cpu().numpy()
+        out: npt.NDArray[np.float32] = self.saved.network(self.inputs(arrays)).logits.float().cpu().numpy()
         return out
 
-    def tensors(
-        self, arrays: Mapping[str, Arrays]
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Normalised frames, and which exist and which are visible, on the device."""
+    def inputs(self, arrays: Mapping[str, Arrays]) -> Inputs:
+        """Return what the network sees of raw frames, on the device. Raises CorrKDError where a sample is too long for the model."""
         for m, longest in self.card["longest"].items():
             if (count := arrays[m].frames.shape[1]) > longest:
                 raise CorrKDError(f"sample, {m}: {count} frames, but the model reads no more than {longest}")
@@ -112,7 +110,7 @@ class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentimen
         visible = {m: torch.from_numpy(a.visible).to(self.device) for m, a in arrays.items()}
         raw = {m: torch.from_numpy(a.frames).to(self.device) for m, a in arrays.items()}
         frames = {m: self.saved.normalisation.apply(m, x).mul_(exists[m][..., None]) for m, x in raw.items()}
-        return frames, exists, visible
+        return Inputs(frames, exists, visible).with_lengths(self.saved.normalisation.lengths)
 
     def explain(
         self, sample: Sample, *, label: str | None = None, question: str | None = None, steps: int = 64
@@ -140,8 +138,9 @@ class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentimen
         condition, _ = standalone.tested_condition(self.card, used)
         return explain(
             self.saved.network,
-            *self.tensors(arrays),
+            self.inputs(arrays),
             target=target,
+            lengths=self.saved.normalisation.lengths,
             output=_place(label, () if target.kind == "score" else target.classes, "class"),
             question=_place(question, target.questions, "question"),
             temperature=1.0 if condition is None else condition["temperature"],

@@ -165,27 +165,22 @@ def _read_modality(given: Any, present: Any, width: int, where: str) -> tuple[Ar
 def collate(samples: Sequence[ReadSample], card: Mapping[str, Any]) -> dict[str, Arrays]:
     """Samples from `read_sample` side by side, padded on the right.
 
-    A modality that is missing whole has as many invisible frames as the sample's others, where the training data is aligned, else as many
-    as a training sample usually has.
+    A modality without a frame that is there has as many invisible frames as a training sample usually has, however many were given.
     """
     out = {}
     for m, size in card["modalities"].items():
         longest = card.get("longest", {}).get(m, sys.maxsize)
-        lengths = [len(s[m][0]) if m in s else min(_usual(s, size, card), longest) for s in samples]
+        usual = min(int(size.get("usual", size["frames"])), longest)
+        there = [m in sample and bool(sample[m][1].any()) for sample in samples]
+        lengths = [len(sample[m][0]) if is_there else usual for sample, is_there in zip(samples, there, strict=True)]
         frames = np.zeros((len(samples), max(lengths), int(size["width"])), np.float32)
         visible = np.zeros(frames.shape[:2], bool)
         for row, sample in enumerate(samples):
-            if m in sample:
+            if there[row]:
                 frames[row, : lengths[row]], visible[row, : lengths[row]] = sample[m]
         exists = np.arange(frames.shape[1])[None] < np.array(lengths)[:, None]
         out[m] = Arrays(frames, exists, visible)
     return out
-
-
-def _usual(sample: ReadSample, size: Mapping[str, Any], card: Mapping[str, Any]) -> int:
-    if card.get("aligned"):
-        return max(len(frames) for frames, _ in sample.values())
-    return int(size.get("usual", size["frames"]))
 
 
 # ------------------------------------------------------------------------------------------------------------------- conditions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,8 +88,9 @@ def train(
     scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
     optimizer = make_optimizer(method, settings, fused=not scaled)
     wrapped, fabric_optimizer = fabric.setup(method, optimizer)
-    steps = math.ceil(len(samples) / batch_size)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(settings, steps * settings.epochs))
+    epochs = range(1, settings.epochs + 1)
+    steps = sum(len(_batches(method, samples, batch_size, seed, epoch)) for epoch in epochs)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(settings, steps))
     averaged = _Average(method.network, settings.average)
     parts = {"method": method, "optimizer": optimizer, "scheduler": scheduler, "average": averaged}
     progress = _Progress() if checkpoint is None else _resume(checkpoint, parts, fabric.device)
@@ -101,15 +102,18 @@ def train(
             rate = float(optimizer.param_groups[0]["lr"])
             # Everything random in an epoch hangs on (seed, epoch) alone, so a resumed training repeats it exactly.
             torch.manual_seed(derived_seed(seed, "dropout", epoch, fabric.global_rank))
-            shuffle = torch.Generator().manual_seed(derived_seed(seed, "order", epoch))
-            batches = method.batches(samples, batch_size, shuffle)
-            visible = _visible(samples, missing, seed, epoch)
+            batches = _batches(method, samples, batch_size, seed, epoch)
+            dropped = None
+            if missing is not None:  # one call an epoch, rows taken at each step
+                dropped = modality_random_missing(
+                    samples.keys, samples.present, missing, seed=seed, epoch=epoch, frame_keys=samples.frame_keys
+                )
             totals = torch.zeros(len(names) + 1, device=fabric.device)
             wrapped.train()
             order = torch.cat(list(batches)).to(fabric.device)  # one copy an epoch
             for rows in order.split([len(rows) for rows in batches]):
                 values = _step(
-                    wrapped, fabric_optimizer, fabric, samples, rows, visible, teacher, method.weights, settings
+                    wrapped, fabric_optimizer, fabric, samples, rows, dropped, teacher, method.weights, settings
                 )
                 totals += values * (len(rows) / len(samples))
                 scheduler.step()
@@ -134,7 +138,7 @@ def train(
 def teacher_outputs(network: AnyNetwork, samples: Samples, *, batch_size: int = 256) -> TeacherOutput:
     """The frozen teacher's outputs for all samples, complete, once: they never change, so no step computes them again."""
     network.eval()
-    outputs = [network(b.frames, b.exists, b.present) for b in samples.batches(batch_size)]
+    outputs = [network(b.inputs()) for b in samples.batches(batch_size)]
     return TeacherOutput(torch.cat([o.representation for o in outputs]), torch.cat([o.logits for o in outputs]))
 
 
@@ -217,7 +221,7 @@ def _step(
     fabric: Fabric,
     samples: Samples,
     rows: Tensor,
-    visible: Mapping[str, Tensor],
+    dropped: Mapping[str, Tensor] | None,
     teacher: TeacherOutput | None,
     weights: Mapping[str, float],
     settings: StageSettings,
@@ -226,14 +230,8 @@ def _step(
     rows = rows[fabric.global_rank :: fabric.world_size]
     batch = samples.take(rows)
     known = None if teacher is None else teacher.apply(lambda x: x[rows])
-    terms = wrapped(
-        batch.frames,
-        batch.exists,
-        {m: v[rows] for m, v in visible.items()},
-        batch.targets,
-        known,
-        samples.context(rows),
-    )
+    inputs = batch.inputs(None if dropped is None else {m: mask[rows] for m, mask in dropped.items()})
+    terms = wrapped(inputs, batch.targets, known, samples.context(rows))
     total = sum((weights[name] * value for name, value in terms.items()), torch.zeros((), device=rows.device))
     optimizer.zero_grad(set_to_none=True)
     fabric.backward(total)
@@ -243,12 +241,10 @@ def _step(
     return torch.stack([total, *terms.values()]).detach()
 
 
-def _visible(samples: Samples, missing: MissingSettings | None, seed: int, epoch: int) -> Mapping[str, Tensor]:
-    """Which frames all samples show in this epoch: one call an epoch, rows taken at each step."""
-    if missing is None:
-        return samples.present
-    dropped = modality_random_missing(samples.keys, samples.present, missing, seed=seed, epoch=epoch)
-    return {m: present & ~dropped[m] for m, present in samples.present.items()}
+def _batches(method: AnyMethod, samples: Samples, batch_size: int, seed: int, epoch: int) -> Sequence[Tensor]:
+    """Rows of each batch of an epoch. Where conversations are kept whole, their number differs between epochs."""
+    shuffle = torch.Generator().manual_seed(derived_seed(seed, "order", epoch))
+    return method.batches(samples, batch_size, shuffle)
 
 
 def _record(epoch: int, rate: float, names: list[str], values: list[float]) -> Record:

@@ -10,6 +10,7 @@
     split                         (N,) "train", "valid" (or "dev"), "test"; or 0, 1, 2
     person, speaker, session, video   (N,) groups
     order                         (N,) position within the video or session
+    <modality>_frame_ids, frame_ids   (N, T) integers: which frame of the video or session a frame is, where samples overlap
     class_names, question_names   strings, not N of them
 
 Without `split`, the first group found in the order above, else each sample by itself, is dealt to 70/10/20 % by a hash of its name.
@@ -35,7 +36,7 @@ from corrkd.errors import CorrKDError
 SCORES = ("scores", "score", "sentiment")
 LABELS = ("labels", "label")
 IDS = ("ids", "id")
-RESERVED = {*SCORES, *LABELS, *IDS, *GROUPS, "split", "order", "lengths", "class_names", "question_names"}
+RESERVED = {*SCORES, *LABELS, *IDS, *GROUPS, "split", "order", "lengths", "frame_ids", "class_names", "question_names"}
 SHARES = (0.7, 0.1, 0.2)
 ONE_HOT = "{key}: every row has a single 1 and is read as yes/no answers, a question each; if they are classes, save {key}.argmax(1)"
 
@@ -152,8 +153,8 @@ def read(arrays: Mapping[str, Array], name: str, kind: str, *, targets: bool = T
     if not count:
         raise CorrKDError(f"{name}: holds no samples")
     modalities = _modalities(arrays, count)
-    of_modalities = [f"{m}_{what}" for m in modalities for what in ("lengths", "present")]
-    for key in (*SCORES, *LABELS, *IDS, *GROUPS, "split", "order", "lengths", *of_modalities):
+    of_modalities = [f"{m}_{what}" for m in modalities for what in ("lengths", "present", "frame_ids")]
+    for key in (*SCORES, *LABELS, *IDS, *GROUPS, "split", "order", "lengths", "frame_ids", *of_modalities):
         if key in arrays and (np.ndim(arrays[key]) == 0 or len(arrays[key]) != count):
             raise CorrKDError(f"{name}: array {key} has shape {np.shape(arrays[key])}, expected {count} samples first")
     for key in (*IDS, *GROUPS, "split", "order"):
@@ -190,13 +191,14 @@ def read(arrays: Mapping[str, Array], name: str, kind: str, *, targets: bool = T
         if len(rows):
             raw[split] = RawSplit(
                 frames={m: arrays[m][rows] for m in modalities},
-                lengths={m: arrays[key][rows] for m in modalities for key in _length_keys(arrays, m)},
+                lengths={m: arrays[key][rows] for m in modalities for key in _keys_of(arrays, m, "lengths")},
                 present={m: arrays[f"{m}_present"][rows] for m in modalities if f"{m}_present" in arrays},
                 ids=ids[rows],
                 scores=next((column(name, arrays[key], key, count)[rows] for key in SCORES if key in arrays), None),
                 labels=next((arrays[key][rows] for key in LABELS if key in arrays), None),
                 groups={g: values[rows] for g, values in groups.items()},
                 order=arrays["order"][rows] if "order" in arrays else None,
+                frame_ids={m: arrays[key][rows] for m in modalities for key in _keys_of(arrays, m, "frame_ids")},
             )
     return assemble(
         name,
@@ -234,7 +236,7 @@ def _modalities(arrays: Mapping[str, Array], count: int) -> list[str]:
 
 def _may_be_modality(key: str, x: Array) -> bool:
     """(N, T, d) numbers, or (N, d) real ones, that nothing else claims by its name."""
-    free = key not in RESERVED and not key.endswith(("_lengths", "_present"))
+    free = key not in RESERVED and not key.endswith(("_lengths", "_present", "_frame_ids"))
     return free and x.ndim in (2, 3) and x.dtype.kind in ("f" if x.ndim == 2 else "fiu")
 
 
@@ -248,11 +250,11 @@ def _is_one_hot(labels: Array) -> bool:
     )
 
 
-def _length_keys(arrays: Mapping[str, Array], modality: str) -> list[str]:
-    """The array that gives a modality's lengths, if any: its own, else the common one for sequences."""
-    if f"{modality}_lengths" in arrays:
-        return [f"{modality}_lengths"]
-    return ["lengths"] if "lengths" in arrays and arrays[modality].ndim == 3 else []
+def _keys_of(arrays: Mapping[str, Array], modality: str, what: str) -> list[str]:
+    """The array that gives a modality's lengths or frame_ids, if any: its own, else the common one for sequences."""
+    if f"{modality}_{what}" in arrays:
+        return [f"{modality}_{what}"]
+    return [what] if what in arrays and arrays[modality].ndim == 3 else []
 
 
 def _given_split(name: str, values: Array) -> StrArray:

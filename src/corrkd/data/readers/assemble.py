@@ -47,6 +47,7 @@ class RawSplit:
         present: per modality (N, T), only where the file carries a mask of its own.
         ids: (N,) strings, or None.
         scores, labels, groups, order: as in `Split`, unchecked.
+        frame_ids: per modality (N, T), only where the file numbers the frames of that modality.
     """
 
     frames: dict[str, Array]
@@ -57,6 +58,7 @@ class RawSplit:
     labels: Any = None
     groups: dict[str, Any] = field(default_factory=dict)
     order: Any = None
+    frame_ids: dict[str, Any] = field(default_factory=dict)
 
 
 def strings(values: Any) -> StrArray:
@@ -242,18 +244,21 @@ def assemble(
     masked = {m for part in parts.values() for m in part.present}
     spared = [m for m in how if special_tokens and how[m].endswith(ALIGNED) and m not in masked]
     splits = {}
+    frame_ids: dict[str, dict[str, IntArray]] = {split: {} for split in parts}
     for split, part in parts.items():
         where = f"{name}, {split}"
         present: dict[str, BoolArray] = {}
         for m in counts:
             mask = _given_mask(where, part, m, frames[split][m])
+            if m in part.frame_ids:
+                frame_ids[split][m] = _frame_ids(where, part, m, frames[split][m], lengths[split][m], starts[split][m])
             frames[split][m], lengths[split][m], present[m], found_notes = _in_place(
                 frames[split][m], mask, lengths[split][m], starts[split][m]
             )
             notes += [f"{split}, {m}: {note}" for note in found_notes]
         if len(spared) > 1:  # of one alone nobody can say whether its frame is missing
             notes += [f"{split}: {note}" for note in _under_special_tokens(lengths[split], present, spared)]
-        splits[split] = _split(where, part, split, frames[split], lengths[split], present, notes)
+        splits[split] = _split(where, part, split, frames[split], lengths[split], present, frame_ids[split], notes)
         check_split(where, splits[split], targets=targets)
         _check_targets(where, splits[split], class_names, score_range)
     rules = {m: f"array {m}_present" if m in masked else ZERO_RULE for m in counts}
@@ -303,6 +308,16 @@ def _given_mask(where: str, part: RawSplit, m: str, frames: FloatArray) -> BoolA
     if mask.shape != frames.shape[:2]:
         raise CorrKDError(f"{where}: array {m}_present has shape {mask.shape}, expected {frames.shape[:2]}")
     return mask
+
+
+def _frame_ids(where: str, part: RawSplit, m: str, frames: FloatArray, lengths: IntArray, starts: IntArray) -> IntArray:
+    """(N, T) numbers of the frames in their recordings, the first frame first; -1 in the padding."""
+    ids = integers(where, part.frame_ids[m], f"frame_ids of {m}")
+    if ids.shape != frames.shape[:2]:
+        raise CorrKDError(f"{where}: frame_ids of {m} have shape {ids.shape}, expected {frames.shape[:2]}")
+    ids = _to_the_left(ids, starts) if starts.any() else ids
+    inside = np.arange(ids.shape[1])[None, :] < np.maximum(lengths, 1)[:, None]
+    return np.where(inside, ids, -1)
 
 
 def _in_place(
@@ -367,6 +382,7 @@ def _split(
     frames: dict[str, FloatArray],
     lengths: dict[str, IntArray],
     present: dict[str, BoolArray],
+    frame_ids: dict[str, IntArray],
     notes: list[str],
 ) -> Split:
     count = len(next(iter(frames.values())))
@@ -402,6 +418,7 @@ def _split(
         labels=labels,
         groups=groups,
         order=order,
+        frame_ids=frame_ids,
     )
 
 

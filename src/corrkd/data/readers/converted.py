@@ -1,6 +1,7 @@
 """corrkd's own layout: one `.safetensors` file that `corrkd data convert` writes, opened by memory map.
 
 Tensors `<split>/frames/<modality>` float32 (N, T, d), `<split>/lengths/<modality>` int64 (N,), `<split>/present/<modality>` bool (N, T),
+`<split>/frame_ids/<modality>` int64 (N, T) where frames are numbered,
 `<split>/scores` float64, `<split>/labels` int64, `<split>/order` int64, and strings as UTF-8 JSON lists in uint8:
 `<split>/ids`, `<split>/groups/<name>`. What concerns the whole dataset is JSON in the header's metadata under `corrkd`; its
 `sha256` is the digest of the contents, which conversion takes while it writes: opening stays cheap, and trusts it.
@@ -136,6 +137,7 @@ def _split(tensors: dict[str, Array], name: str, modalities: list[str]) -> Split
         labels=small("labels"),
         groups={key.removeprefix(prefix): _strings(x) for key, x in tensors.items() if key.startswith(prefix)},
         order=small("order"),
+        frame_ids={m: np.array(tensors[key]) for m in modalities if (key := f"{name}/frame_ids/{m}") in tensors},
     )
 
 

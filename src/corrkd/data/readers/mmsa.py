@@ -76,7 +76,15 @@ def _read_split(where: str, part: Mapping[str, Any]) -> tuple[RawSplit, set[str]
         if language.ndim == 3 and rows.shape == (count, 1, language.shape[1]):
             lengths["language"] = numeric(where, rows, "text_bert").sum((1, 2))
     groups = {g: strings(part[g]) for g in GROUPS if g in part}
-    used = {*known, *_keys(frames), *(f"{key}_lengths" for key in _keys(frames)), *groups, "order"}
+    used = {
+        *known,
+        *_keys(frames),
+        *(f"{key}_lengths" for key in _keys(frames)),
+        *(f"{key}_frame_ids" for key in _keys(frames)),
+        *groups,
+        "order",
+        "frame_ids",
+    }
     raw = RawSplit(
         frames=frames,
         lengths=lengths,
@@ -87,6 +95,12 @@ def _read_split(where: str, part: Mapping[str, Any]) -> tuple[RawSplit, set[str]
         else integers(where, part["classification_labels"], "labels"),
         groups=groups,
         order=part.get("order"),
+        frame_ids={
+            m: part[name]
+            for key, m in _keys(frames).items()
+            for name in (f"{key}_frame_ids", "frame_ids")
+            if name in part and np.ndim(frames[m]) == 3
+        },
     )
     return raw, set(map(str, part)) - used
 

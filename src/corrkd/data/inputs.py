@@ -1,0 +1,71 @@
+"""What a network sees of N samples: frames, which of them exist, and which of those are visible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+class _Fields(NamedTuple):
+    frames: Mapping[str, Tensor]
+    exists: Mapping[str, Tensor]
+    visible: Mapping[str, Tensor]
+
+
+class Inputs(_Fields):
+    """The inputs of a network, by modality. The only place where padding, missing and visible frames are told apart.
+
+    `Batch.inputs` and `Condition.inputs` make them, with missing modalities at their canonical length (`with_lengths`).
+
+    Args:
+        frames: (N, T_m, d_m), normalised. The values of invisible frames do not matter.
+        exists: (N, T_m) booleans: not padding.
+        visible: (N, T_m) booleans: present in the data and not dropped. Padding is made invisible here, so that `visible` is within
+            `exists` wherever inputs are read.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
+    ) -> Inputs:
+        """Makes the inputs, with `visible` restricted to `exists`."""
+        return super().__new__(cls, frames, exists, {m: mask & exists[m] for m, mask in visible.items()})
+
+    @classmethod
+    def _make(cls, iterable: Iterable[Any]) -> Inputs:  # type: ignore[override]  # what `_replace` calls
+        return cls(*iterable)
+
+    def of(self, modality: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Return frames, exists and visible of one modality."""
+        return self.frames[modality], self.exists[modality], self.visible[modality]
+
+    def without(self, modality: str) -> Inputs:
+        """Return the inputs with no frame of a modality visible."""
+        return self._replace(visible={**self.visible, modality: torch.zeros_like(self.visible[modality])})
+
+    def with_lengths(self, lengths: Mapping[str, int]) -> Inputs:
+        """Return the inputs with each modality that shows no frame at its canonical length.
+
+        What is missing takes its length with it: how many frames a missing modality would have had says something about the sample.
+        Where the canonical length exceeds T_m, the modality is padded to it.
+
+        Args:
+            lengths: canonical number of frames by modality, at least 1.
+        """
+        frames, exists, visible = dict(self.frames), dict(self.exists), dict(self.visible)
+        for m, length in lengths.items():
+            if (more := length - exists[m].shape[1]) > 0:
+                frames[m] = pad(frames[m], (0, 0, 0, more))
+                exists[m], visible[m] = (pad(mask, (0, more)) for mask in (exists[m], visible[m]))
+            canonical = torch.arange(exists[m].shape[1], device=exists[m].device) < length
+            exists[m] = torch.where(visible[m].any(1, keepdim=True), exists[m], canonical)
+        return Inputs(frames, exists, visible)
+
+    def shown(self, modalities: Sequence[str]) -> Tensor:
+        """Return which of the modalities show at least one frame: (N, M) booleans, in their order."""
+        return torch.stack([self.visible[m].any(1) for m in modalities], 1)
