@@ -373,6 +373,13 @@ def compare(
     ] = None,
     seeds: SeedsOption = None,
     jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Runs at once, a process each.")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="doubling: a method's epochs are doubled until its validation score gains little; fixed: as in the settings. "
+            "Default: doubling, or the file's."
+        ),
+    ] = None,
     changes: SetOption = None,
     out: Annotated[Path, typer.Option("--out", help="The comparison's folder; one that is there goes on.")] = Path(
         "runs/compare"
@@ -399,6 +406,7 @@ def compare(
         seeds=None if seeds is None else _seeds(seeds),
         jobs=jobs,
         overrides=changes or (),
+        budget=budget,
     )
     done = run_comparison(
         plan,

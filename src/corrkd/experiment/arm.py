@@ -29,13 +29,27 @@ ABLATION = {
     "corrkd-without-rcd": ArmSettings(method="corrkd", title="CorrKD without RCD", options={"rcd": 0.0}),
     "corrkd-kl": ArmSettings(method="corrkd", title="CorrKD, RCD → KL", options={"rcd": 0.0, "kl": 1.0}),
 }
+# Other sizes or forms of a baseline, as public code has them.
+VARIANTS = {
+    "transm-original": ArmSettings(
+        method="transm",
+        title="TransM, original sizes",
+        network={
+            "network": {"width": 100, "heads": 5, "feedforward": 200, "layers": 10, "dropout": 0.5},
+            "decoder_layers": 5,
+            "unimodal": True,
+            "forward": 10.0,
+            "backward": 10.0,
+        },
+    ),
+}
 BASELINES = ("self-mm", "cubemlp", "dmd", "mctn", "transm", "smil", "gcnet")
 CONTROLS = ("late-fusion", TEACHER, "no-distillation", "kl", "feature-mse")
 GROUPS = {
     "paper": (*BASELINES, "corrkd"),
     "controls": CONTROLS,
     "ablation": ("corrkd", *ABLATION, "no-distillation"),
-    "all": (*BASELINES, *CONTROLS, *ABLATION, "corrkd"),
+    "all": (*BASELINES, "mctn-per-source", *CONTROLS, *ABLATION, "corrkd"),
 }
 
 M = TypeVar("M", bound=BaseModel)
@@ -71,7 +85,11 @@ class Arm:
     @property
     def kind(self) -> str:
         """Where it stands in tables: "baseline", "control", "ablation" or "method"."""
-        kinds = {"baseline": BASELINES, "control": CONTROLS, "ablation": tuple(ABLATION)}
+        kinds = {
+            "baseline": (*BASELINES, "mctn-per-source", *VARIANTS),
+            "control": CONTROLS,
+            "ablation": tuple(ABLATION),
+        }
         return next((kind for kind, names in kinds.items() if self.name in names), "method")
 
     def to_json(self) -> dict[str, Any]:
@@ -87,8 +105,8 @@ class Arm:
 
 
 def arm_names() -> tuple[str, ...]:
-    """All arms that can be asked for by name: methods, the teacher alone, the ablation."""
-    return (*method_names(), TEACHER, *ABLATION)
+    """All arms that can be asked for by name: methods, the teacher alone, the ablation, other forms of the baselines."""
+    return (*method_names(), TEACHER, *ABLATION, *VARIANTS)
 
 
 def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
@@ -100,7 +118,7 @@ def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
     Raises:
         CorrKDError: for an unknown method, or a setting that it does not have.
     """
-    known = ABLATION.get(name)
+    known = {**ABLATION, **VARIANTS}.get(name)
     if known is not None:
         settings = laid_over(known, settings)
     teacher = name == TEACHER

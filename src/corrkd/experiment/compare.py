@@ -16,6 +16,7 @@ from corrkd.data.resample import widest_group
 from corrkd.errors import CorrKDError
 from corrkd.experiment import run_folder
 from corrkd.experiment.arm import TEACHER, Arm, resolve
+from corrkd.experiment.budget import read_budget, with_epochs
 from corrkd.experiment.compare_settings import ComparePlan, DatasetPlan, read_plan
 from corrkd.experiment.grid import Backend, Failure, Job, run_grid
 from corrkd.experiment.job import COST
@@ -75,17 +76,17 @@ def compare(
             _empty(out)
         _check_folder(out)
         experiments = {name: _prepared(name, part, reporter) for name, part in plan.datasets.items()}
-        _begin(out, plan, experiments)
+        plan = _begin(out, plan, experiments)
         if reported is not None:
             keep_reported(out, Path(reported))
         jobs = [
-            Job(out, name, arm, seed)
+            Job(out, name, arm, seed, leads=part.chooses(arm) and seed == part.settings.seeds[0])
             for name, part in plan.datasets.items()
             for arm in part.methods
             for seed in part.settings.seeds
         ]
         failures = run_grid(jobs, at_once=plan.jobs, reporter=reporter, backend=backend, address=address)
-        return _collect(out, jobs, experiments, failures, reporter)
+        return _collect(out, plan, jobs, experiments, failures, reporter)
 
 
 def keep_reported(out: Path, reported: Path) -> None:
@@ -135,8 +136,8 @@ def _empty(out: Path) -> None:
         (out / file).unlink(missing_ok=True)
 
 
-def _begin(out: Path, plan: ComparePlan, experiments: Mapping[str, Experiment]) -> None:
-    """Writes what the grid's processes read. What was trained with other settings is not gone on with."""
+def _begin(out: Path, plan: ComparePlan, experiments: Mapping[str, Experiment]) -> ComparePlan:
+    """Writes what the grid's processes read, and returns the plan as written. What was trained with other settings is not gone on with."""
     remove_parts(out)
     before = read_plan(out) if (out / PLAN).is_file() else None
     for name, part in plan.datasets.items():
@@ -144,16 +145,41 @@ def _begin(out: Path, plan: ComparePlan, experiments: Mapping[str, Experiment]) 
             _check_same(out, name, before.datasets[name], part, experiments[name])
     for name, experiment in experiments.items():
         make_folder(out / name)
-        groups = _groups(experiment)
-        facts = experiment.at(experiment.settings.seeds[0]).facts()
-        run_folder.write_facts(out / name, {**facts, **_protocol(experiment, *groups, plan.search)})
+        _write_facts(out, name, experiment, plan)
         write_text(out / name / run_folder.SETTINGS, run_folder.with_whole_paths(experiment.settings).to_yaml())
-        write_with(out / name / "groups.csv", lambda path, table=groups[1]: table.to_csv(path, index=False))  # type: ignore[misc]
     whole = {
         name: part.model_copy(update={"settings": run_folder.with_whole_paths(part.settings)})
         for name, part in plan.datasets.items()
     }
-    write_text(out / PLAN, plan.model_copy(update={"datasets": whole}).to_yaml())
+    plan = plan.model_copy(update={"datasets": whole})
+    write_text(out / PLAN, plan.to_yaml())
+    return plan
+
+
+def _write_facts(out: Path, name: str, experiment: Experiment, plan: ComparePlan) -> None:
+    facts = experiment.at(experiment.settings.seeds[0]).facts()
+    group, table = _groups(experiment)
+    about = {
+        "groups": {"name": group, "count": int(table["group"].nunique())},
+        "comparison": {"stated": stated(experiment, plan.search, plan.datasets[name])},
+    }
+    run_folder.write_facts(out / name, {**facts, **about})
+    write_with(out / name / "groups.csv", lambda path: table.to_csv(path, index=False))
+
+
+def _with_budgets(out: Path, plan: ComparePlan) -> ComparePlan:
+    """The plan with the budgets that were chosen."""
+    datasets = {
+        name: part.model_copy(update={"epochs": _chosen(out / name, part)}) for name, part in plan.datasets.items()
+    }
+    return plan.model_copy(update={"datasets": datasets})
+
+
+def _chosen(folder: Path, part: DatasetPlan) -> dict[str, int]:
+    """By arm, the number of epochs that the plan names or that was chosen in the dataset's folder."""
+    first = folder / f"seed-{part.settings.seeds[0]}"
+    made = {arm: read_budget(first / arm) for arm in part.methods if part.chooses(arm)}
+    return {**part.epochs, **{arm: budget.epochs for arm, budget in made.items() if budget is not None}}
 
 
 def _check_same(out: Path, name: str, before: DatasetPlan, now: DatasetPlan, experiment: Experiment) -> None:
@@ -163,7 +189,11 @@ def _check_same(out: Path, name: str, before: DatasetPlan, now: DatasetPlan, exp
     advice = "choose another folder, or start anew with --overwrite"
     if changed:
         raise CorrKDError(f"{where}, {changed[0]} was {old.get(changed[0])}, is {new.get(changed[0])}; {advice}")
+    chosen = _chosen(out / name, before)
     for arm in experiment.arms:
+        old_epochs, new_epochs = chosen.get(arm.name), now.epochs.get(arm.name)
+        if None not in (old_epochs, new_epochs) and old_epochs != new_epochs:
+            raise CorrKDError(f"{where}, method {arm.name}, epochs was {old_epochs}, is {new_epochs}; {advice}")
         if arm.name in before.methods:
             was, is_ = (
                 _flat(resolve(arm.name, before.methods[arm.name], before.settings).to_json()),
@@ -179,6 +209,7 @@ def _lasting(part: DatasetPlan) -> dict[str, Any]:
     """Settings that every run of a dataset depends on; those of the arms are compared by arm."""
     whole = run_folder.with_whole_paths(part.settings).model_dump(mode="json")
     lasting = {key: whole[key] for key in ("data", "missing", "evaluation", "threads", "device", "precision")}
+    lasting["budget"] = None if part.budget is None else part.budget.model_dump(mode="json")
     return {**lasting, "teacher": {key: whole["teacher"][key] for key in ("folds", "repeats", "temperature")}}
 
 
@@ -197,19 +228,11 @@ def _groups(experiment: Experiment) -> tuple[str, pd.DataFrame]:
     return group, pd.DataFrame({"id": np.concatenate([s.ids for s in splits])[keep], "group": members[keep]})
 
 
-def _protocol(experiment: Experiment, group: str, table: pd.DataFrame, search: str) -> dict[str, Any]:
-    return {
-        "groups": {"name": group, "count": int(table["group"].nunique())},
-        "comparison": {"stated": stated(experiment, search)},
-    }
-
-
-def stated(experiment: Experiment, search: str) -> list[str]:
+def stated(experiment: Experiment, search: str, part: DatasetPlan) -> list[str]:
     """What was the same for every method, in sentences."""
     settings, arms = experiment.settings, experiment.arms
     missing = settings.missing
     students = [arm for arm in arms if arm.name != TEACHER]
-    epochs = _shared("epochs", students)
     lines = [
         f"Test masks: the same for every method and training seed (mask seed {settings.evaluation.mask_seed}, "
         f"{settings.evaluation.draws} draws of what is random).",
@@ -220,16 +243,49 @@ def stated(experiment: Experiment, search: str) -> list[str]:
         "Initialisation: networks of one structure begin with the same parameters for a seed; the teacher has its own.",
         f"Selection: {selection_rules((arm.selection, arm.title) for arm in arms)}. Nothing is chosen on the "
         f"{settings.evaluation.split} split.",
-        f"Epochs: {epochs}; the teacher: {settings.teacher.epochs}.",
+        _epochs_stated(arms, part),
         f"Batch size: {_shared('batch_size', students)}; learning rate: {_shared('lr', students)}.",
         f"Search budget: {search}.",
     ]
     readers = [arm.title for arm in arms if arm.method.network_type.reads_conversations]
     if readers:
-        lines.append(
-            f"{', '.join(readers)} reads a sample among the others of its conversation, those after it too, all with the same part missing."
-        )
+        lines.append(f"{', '.join(readers)} {_neighbours(experiment)}")
     return lines
+
+
+def _neighbours(experiment: Experiment) -> str:
+    """What a network that reads conversations sees of a sample's neighbours."""
+    split = experiment.dataset.split(experiment.settings.evaluation.split)
+    if split.recordings() is None:
+        return "reads a sample among the others of its conversation, but there are no neighbours: each sample is its own conversation."
+    text = "reads a sample among the others of its conversation, those after it too, all with the same part missing."
+    if all(frames.shape[1] == 1 for frames in split.frames.values()):
+        return text
+    if set(split.frame_ids) == set(split.frames):
+        return (
+            f"{text} A share of missing frames is dropped by recording: a dropped frame is dropped in all samples that hold it. Bursts and "
+            "late starts are each sample's own."
+        )
+    return (
+        f"{text} The data do not number their frames: where samples overlap, it can see a frame that one sample has lost in a "
+        "neighbour that holds it too."
+    )
+
+
+def _epochs_stated(arms: Sequence[Arm], part: DatasetPlan) -> str:
+    """How long each arm trains, and by which rule."""
+    trained = [with_epochs(arm, part.epochs.get(arm.name, arm.stage.epochs)) for arm in arms]
+    students = _shared("epochs", [arm for arm in trained if arm.name != TEACHER])
+    teachers = "".join(f"; the teacher: {arm.stage.epochs}" for arm in trained if arm.name == TEACHER)
+    if part.budget is None:
+        return f"Epochs: {students}{teachers}."
+    rule = (
+        f"each method's first budget is doubled, its schedule laid over the whole, until its validation score gains less than "
+        f"{part.budget.gain:g} points (seed {part.settings.seeds[0]} decides; at most {part.budget.doublings} doublings)"
+    )
+    if any(part.chooses(arm.name) for arm in arms):
+        return f"Epochs: {rule}; not all are chosen yet."
+    return f"Epochs: {rule}. Chosen: {students}{teachers}."
 
 
 def _shared(key: str, arms: Sequence[Arm]) -> str:
@@ -241,6 +297,7 @@ def _shared(key: str, arms: Sequence[Arm]) -> str:
 
 def _collect(
     out: Path,
+    plan: ComparePlan,
     jobs: Sequence[Job],
     experiments: Mapping[str, Experiment],
     failures: list[Failure],
@@ -248,7 +305,10 @@ def _collect(
 ) -> Comparison:
     """Results and costs of all that is done, the failures, and the report."""
     tables = []
+    plan = _with_budgets(out, plan)
+    write_text(out / PLAN, plan.to_yaml())
     for name, experiment in experiments.items():
+        _write_facts(out, name, experiment, plan)
         done = [job for job in jobs if job.dataset == name and job.done]
         parts = [read_table(job.folder / "results.csv") for job in done]
         table = pd.concat([*parts, references(experiment)], ignore_index=True)

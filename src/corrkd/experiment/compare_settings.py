@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import GROUPS, TEACHER, laid_over, resolve
+from corrkd.experiment.budget import BudgetRule
 from corrkd.files import PLAN
 from corrkd.settings import ArmSettings, Settings, first_line, load_settings, merged, read_yaml
 
@@ -20,12 +21,25 @@ NO_SEARCH = "none: every method has its default settings"
 
 
 class DatasetPlan(BaseModel):
-    """One dataset of a comparison: its run's settings, and the arms with what differs from their defaults there."""
+    """One dataset of a comparison.
+
+    Attributes:
+        settings: of its runs.
+        methods: the arms, with what differs from their defaults.
+        budget: the rule by which each arm's number of epochs is chosen; None: the arms' own.
+        epochs: by arm, what was chosen; such an arm's budget is not chosen again.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     settings: Settings
     methods: dict[str, ArmSettings]
+    budget: BudgetRule | None = None
+    epochs: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+
+    def chooses(self, arm: str) -> bool:
+        """Whether the arm's number of epochs is chosen by the rule."""
+        return self.budget is not None and arm not in self.epochs
 
 
 class ComparePlan(BaseModel):
@@ -63,11 +77,12 @@ def load_plan(
     seeds: Sequence[int] | None = None,
     jobs: int | None = None,
     overrides: Iterable[str] = (),
+    budget: str | None = None,
 ) -> ComparePlan:
     """A comparison from a YAML file and/or the command line, which lies over the file.
 
     The file's keys: `datasets`, by name {settings: as of a run, methods: changes there}; `methods`, a list of names or {name: changes};
-    `seeds`, `jobs`, `search`.
+    `seeds`, `jobs`, `search`; `budget`, "doubling" (the default), "fixed", or the rule's own keys.
 
     Args:
         source: the file.
@@ -77,16 +92,19 @@ def load_plan(
         seeds: of every run.
         jobs: runs at once.
         overrides: `key=value` settings of every dataset.
+        budget: "doubling": an arm's number of epochs is doubled until its validation score gains little (`corrkd.experiment.budget`);
+            "fixed": it is the settings'.
 
     Raises:
         CorrKDError: for an unknown key, value or method, or a name that no folder can have.
     """
     tree = read_yaml(Path(source)) if source is not None else {}
-    unknown = set(tree) - {"datasets", "methods", "seeds", "jobs", "search"}
+    unknown = set(tree) - {"datasets", "methods", "seeds", "jobs", "search", "budget"}
     if unknown:
         raise CorrKDError(
-            f"comparison {source}: {sorted(unknown)[0]} is unknown; allowed: datasets, methods, seeds, jobs, search"
+            f"comparison {source}: {sorted(unknown)[0]} is unknown; allowed: datasets, methods, seeds, jobs, search, budget"
         )
+    rule = _budget(tree.get("budget", "doubling") if budget is None else budget)
     common = _named(tree.get("methods"), "methods")
     if methods is not None:
         common = {name: common.get(name, {}) for name in expanded(methods)}
@@ -99,7 +117,8 @@ def load_plan(
     given = seeds if seeds is not None else tree.get("seeds")
     shared = {} if given is None else {"seeds": list(range(given)) if isinstance(given, int) else list(given)}
     plans = {
-        str(name): _dataset(str(name), part or {}, common, shared, list(overrides)) for name, part in datasets.items()
+        str(name): _dataset(str(name), part or {}, common, shared, list(overrides), rule)
+        for name, part in datasets.items()
     }
     chosen = jobs if jobs is not None else tree.get("jobs", 1)
     try:
@@ -122,13 +141,19 @@ def read_plan(out: Path) -> ComparePlan:
 
 
 def _dataset(
-    name: str, part: Mapping[str, Any], common: Mapping[str, Any], shared: Mapping[str, Any], overrides: list[str]
+    name: str,
+    part: Mapping[str, Any],
+    common: Mapping[str, Any],
+    shared: Mapping[str, Any],
+    overrides: list[str],
+    rule: BudgetRule | None,
 ) -> DatasetPlan:
     where = f"comparison: datasets.{name}"
     if not _FOLDER.fullmatch(name):
         raise CorrKDError(f"{where}: a dataset's name is that of its folder: letters, digits, ., - and _")
-    if not isinstance(part, Mapping) or set(part) - {"settings", "methods"}:
-        raise CorrKDError(f"{where}: expected {{settings: ..., methods: ...}}")
+    if not isinstance(part, Mapping) or set(part) - {"settings", "methods", "budget", "epochs"}:
+        raise CorrKDError(f"{where}: expected {{settings: ..., methods: ..., budget: ..., epochs: ...}}")
+    rule = _budget(part["budget"], where) if "budget" in part else rule
     own = _named(part.get("methods"), f"datasets.{name}.methods")
     tree = merged(part.get("settings") or {}, {"jobs": 1, **shared})
     settings = load_settings(preset=tree.pop("preset", None), overrides=overrides, **tree)
@@ -141,7 +166,28 @@ def _dataset(
     resolved = [resolve(arm, changes, settings) for arm, changes in arms.items()]
     if TEACHER not in arms and any(arm.method.needs_teacher for arm in resolved):
         arms = {TEACHER: ArmSettings(), **arms}
-    return DatasetPlan(settings=settings, methods=arms)
+    if settings.evaluation.split == "valid" and rule is not None:
+        raise CorrKDError(
+            f"{where}: tests on the validation split, by which budgets are chosen; set budget: fixed (or --budget fixed)"
+        )
+    try:
+        return DatasetPlan(settings=settings, methods=arms, budget=rule, epochs=part.get("epochs") or {})
+    except ValidationError as error:
+        raise CorrKDError(f"{where}: {first_line(error, DatasetPlan)}") from None
+
+
+def _budget(value: Any, where: str = "comparison") -> BudgetRule | None:
+    """The rule that a plan asks for: by name, or by its keys."""
+    if value == "doubling":
+        return BudgetRule()
+    if value is None or value == "fixed":
+        return None
+    if not isinstance(value, Mapping):
+        raise CorrKDError(f"{where}: budget: expected doubling, fixed, or {{gain: 0.3, doublings: 5}}")
+    try:
+        return BudgetRule.model_validate(value)
+    except ValidationError as error:
+        raise CorrKDError(f"{where}: budget: {first_line(error, BudgetRule)}") from None
 
 
 def _arm(name: str, changes: Any) -> ArmSettings:

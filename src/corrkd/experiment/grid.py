@@ -30,12 +30,13 @@ LOG = "log.txt"
 
 @dataclass(frozen=True)
 class Job:
-    """One run: `arm` with `seed` on `dataset`, in the comparison's folder `out`."""
+    """One run: `arm` with `seed` on `dataset`, in the comparison's folder `out`. `leads`: it chooses the budget of the other seeds."""
 
     out: Path
     dataset: str
     arm: str
     seed: int
+    leads: bool = False
 
     @property
     def folder(self) -> Path:
@@ -67,7 +68,7 @@ class Failure:
 def run_grid(
     jobs: Sequence[Job], *, at_once: int, reporter: Reporter, backend: Backend = "joblib", address: str | None = None
 ) -> list[Failure]:
-    """Runs what is left of the jobs, the teachers first. A run that fails is told and stops no other.
+    """Runs what is left of the jobs: the teachers first, and of either those that lead. A run that fails is reported and stops no other.
 
     Args:
         jobs: the whole grid.
@@ -83,8 +84,8 @@ def run_grid(
         (job.folder / PROGRESS).unlink(missing_ok=True)  # of a comparison that was killed
     failures: list[Failure] = []
     with _backend(backend, address), watched(jobs, failures, reporter):
-        for teachers in (True, False):
-            left = [job for job in jobs if (job.arm == TEACHER) == teachers and not job.done]
+        for phase in ((True, True), (True, False), (False, True), (False, False)):
+            left = [job for job in jobs if (job.arm == TEACHER, job.leads) == phase and not job.done]
             if left:
                 errors = Parallel(n_jobs=max(1, min(at_once, len(left))))(delayed(run_apart)(job) for job in left)
                 failures += [Failure(job, error) for job, error in zip(left, errors, strict=True) if error]

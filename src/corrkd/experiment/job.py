@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,8 @@ import pandas as pd
 import torch
 
 from corrkd.errors import CorrKDError
-from corrkd.experiment.arm import TEACHER, resolve
+from corrkd.experiment.arm import TEACHER, Arm, resolve
+from corrkd.experiment.budget import choose_budget, read_budget, with_epochs
 from corrkd.experiment.calibrate import swept_samples
 from corrkd.experiment.compare_settings import DatasetPlan, read_plan
 from corrkd.experiment.memory import keep_freed_memory
@@ -48,16 +49,34 @@ def _train_and_test(plan: DatasetPlan, folder: Path, arm: str, seed: int) -> Non
     experiment = prepare(settings, {arm: plan.methods[arm]}).at(seed)
     fabric = make_fabric(settings)
     reporter = FileReporter(folder / PROGRESS)
-    resumed = (folder / f"{arm}.ckpt").is_file()
+    resumed = any(folder.rglob(f"{arm}.ckpt"))
     teaching = any(resolve(name, changes, settings).method.needs_teacher for name, changes in plan.methods.items())
-    taught_in = folder.parent / TEACHER
-    train_arms(experiment, experiment.arms, seed, folder, fabric, reporter, taught_in=taught_in, teaching=teaching)
+
+    def train(one: Arm, place: Path, teaching: bool = False) -> None:
+        taught_in = folder.parent / TEACHER
+        train_arms(experiment, [one], seed, place, fabric, reporter, taught_in=taught_in, teaching=teaching)
+
+    planned = experiment.arms[0]
+    train(with_epochs(planned, _epochs(plan, planned, folder, seed, train)), folder, teaching)
     if not (folder / COST).is_file():
         write_text(folder / COST, json.dumps(_cost(folder, arm, fabric.device, resumed)) + "\n")
     samples = swept_samples(experiment)
     with reporter.task("testing", sum(map(len, samples.values()))) as task:
         tested = evaluate_arm(experiment.arms[0], experiment, samples, folder, task.step)
     write_tested(folder, [tested], experiment, seed)
+
+
+def _epochs(plan: DatasetPlan, arm: Arm, folder: Path, seed: int, train: Callable[[Arm, Path], None]) -> int:
+    """For how many epochs an arm trains: as chosen with the plan's first seed, or as planned."""
+    if not plan.chooses(arm.name) or plan.budget is None:
+        return plan.epochs.get(arm.name, arm.stage.epochs)
+    first = plan.settings.seeds[0]
+    if seed == first:
+        return choose_budget(arm, plan.budget, seed, folder, train).epochs
+    made = read_budget(folder.parent.parent / f"seed-{first}" / arm.name)
+    if made is None:
+        raise CorrKDError(f"no budget was chosen: the training with seed {first}, which chooses it, has not ended")
+    return made.epochs
 
 
 def _cost(folder: Path, arm: str, device: torch.device, resumed: bool) -> dict[str, float | None]:

@@ -11,6 +11,7 @@ from torch.nn.functional import one_hot
 
 from corrkd.data.batches import Context
 from corrkd.data.inputs import Inputs
+from corrkd.errors import CorrKDError
 from corrkd.losses import (
     CategoryPrototypeDistillation,
     DecoupledDivergence,
@@ -46,6 +47,11 @@ class CorrKD(Method[CorrKDNetwork]):
         """The losses, of which RCD has parameters."""
         options: DistillationSettings = self.options
         classes = len(self.target.classes)
+        if options.cpd_parts and self.network.part_widths is None:
+            raise CorrKDError(
+                f"options.cpd_parts: network {self.network.name!r} declares no parts of its representation by modality "
+                "(Network.part_widths); set cpd_parts to false"
+            )
         self.scd = _scd(options) if options.scd else None
         self.cpd = CategoryPrototypeDistillation(classes, center=options.center) if options.cpd else None
         self.rcd = _rcd(options, classes) if options.rcd and self.target.kind != "score" else None
@@ -115,7 +121,9 @@ class CorrKD(Method[CorrKDNetwork]):
         whole = cpd(own, known, classes, prototypes)
         if not self.options.cpd_parts:
             return whole
-        parts = own.chunk(len(self.network.modalities), 1)
+        widths = self.network.part_widths
+        assert widths is not None, "checked when the method was made"
+        parts = own.split(list(widths.values()), 1)
         counts = [None] * len(parts) if shown is None else shown.unbind(1)
         each = [cpd(part, known, classes, prototypes, count) for part, count in zip(parts, counts, strict=True)]
         return whole + torch.stack(each).mean()

@@ -17,13 +17,14 @@ class CubeMLP(Method[CubeMLPNetwork]):
       `CubeMLPNetwork.encoders`, `norms`, `cube`;
     - blocks of three units, each two affine maps with an activation between, along the sequence, the modalities and the channels:
       `CubeMLPBlock`, `MixingUnit`;
-    - shortcuts around the units, linear where the size changes, and a layer norm ahead of the first map: `MixingUnit.shortcut`, `norm`;
+    - shortcuts around the units and a layer norm ahead of the first map: `MixingUnit.shortcut`, `norm`;
     - the mixed cube read flat by a classifier, with a hidden layer of 128 where it is wider than that: `CubeMLPNetwork.classifier`;
     - the task loss alone: `Method.terms`.
 
     Adapted: language has an LSTM too, in place of a BERT trained along, since datasets come as features. LSTMs read forth only, where the
     original adds both directions, so that padding, which comes last, changes no state. Any number of modalities.
-    Cross-entropy for classes and answers where the original regresses a score. No norm along an axis of three or fewer, such as the
+    Where a unit
+    changes the size of its axis, its shortcut is a linear map, which the original does not have. Cross-entropy for classes and answers where the original regresses a score. No norm along an axis of three or fewer, such as the
     modalities: it would leave hardly more than an order. Widths are scaled to short sequences. A complete-modality method: it is trained
     on complete samples.
     """

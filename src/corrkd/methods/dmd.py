@@ -30,6 +30,8 @@ class DMD(Method[DMDNetwork]):
     - HeteroGD, crossmodal attention between private parts, then a GD-Unit: `DMDNetwork.crossmodal`, `DMDNetwork.heterogeneous`;
     - a GD-Unit's edges g([f(X_i), X_i], [f(X_j), X_j]), softmax over the graph, and |W x E|_1 with W the softmax plus a
       prior, to which W is also held on average: `GraphDistillation`, `distillation_loss`;
+    - the heterogeneous graph's loss on representations, ten times that on logits: the released code minimises the cosines, where above 0,
+      between the reinforced private parts at an edge's ends: `distillation_loss`;
     - fusion of both: `DMDNetwork.fuse`, `DMDNetwork.classify`;
     - total: task + lambda_1 (L_rec + L_cyc + gamma (L_mar + L_ort)) + lambda_2 (HomoGD + HeteroGD): `weights`.
 
@@ -79,7 +81,7 @@ class DMD(Method[DMDNetwork]):
             "orthogonality": self.over_seen([orthogonality_loss(part) for part in parts], seen),
             "margin": margin_loss(homogeneous.vectors, self.same_class(targets), seen, settings.margin),
             "distillation": distillation_loss(homogeneous, settings.prior)
-            + distillation_loss(heterogeneous, settings.prior),
+            + distillation_loss(heterogeneous, settings.prior, settings.representation),
         }
 
     def over_seen(self, values: list[Tensor], seen: Tensor) -> Tensor:
@@ -167,15 +169,21 @@ def one_of(values: Tensor, choice: Tensor) -> Tensor:
     return values.gather(1, drawn[:, None])[:, 0]
 
 
-def distillation_loss(graph: Graph, prior: float) -> Tensor:
-    """Discrepancies of logits by the graph's weights plus even ones, a start's logits taken as given; and how uneven mean weights are.
+def distillation_loss(graph: Graph, prior: float, representation: float = 0.0) -> Tensor:
+    """Return the discrepancies along the edges, weighted by the graph plus evenly, and how uneven the mean weights are.
+
+    The start of an edge is the teacher and gets no gradient.
 
     Args:
         graph: of N samples.
         prior: weight of the squared distance of the mean weights from even ones.
+        representation: weight of the cosines, where above 0, between the representations at an edge's ends, beside the logits.
     """
-    logits = graph.logits
+    logits, vectors = graph.logits, normalize(graph.vectors, dim=-1)
     discrepancy = (logits.detach()[:, :, None] - logits[:, None]).abs().mean(-1)
+    if representation:
+        cosine = torch.einsum("nid,njd->nij", vectors.detach(), vectors)
+        discrepancy = discrepancy + representation * cosine.clamp(min=0.0)
     count = logits.shape[1]
     others = ~torch.eye(count, dtype=torch.bool, device=logits.device)
     even = 1.0 / (count * (count - 1))

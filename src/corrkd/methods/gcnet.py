@@ -39,6 +39,7 @@ class GCNet(Method[GCNetwork]):
     - Frames that the data itself lacks have no truth, and are not asked for.
     - Speakers are numbered by appearance in the conversation: their names would say nothing of unseen ones. Where they are unknown, there
       is one; where no conversation is known, each sample is one, and the graph has its "present" edge alone.
+    - A batch is filled with whole conversations up to the batch size in utterances; the original takes 32 conversations.
     - LSTMs have one layer instead of two, and after the last no attention over the conversation and no further layer, to keep it small.
     - Classes, yes/no questions and scores have this package's task loss: a score's is the absolute error, the original's the squared one.
     """

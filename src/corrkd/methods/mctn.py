@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, cast
 
+import torch
 from torch import Tensor
 
 from corrkd.data.batches import Context
 from corrkd.data.inputs import Inputs
 from corrkd.losses.frames import frame_errors, mean_error
 from corrkd.methods.base import Method, TeacherOutput, task_loss
-from corrkd.networks.mctn import MCTNNetwork
+from corrkd.networks.mctn import MCTNNetwork, MCTNPerSourceNetwork, MCTNSettings
 
 
 class MCTN(Method[MCTNNetwork]):
@@ -24,8 +26,8 @@ class MCTN(Method[MCTNNetwork]):
     - Joint embedding: the states of the encoder, a bidirectional LSTM whose directions are added; the source alone is needed: `join`.
     - Hierarchy for more than two modalities: the joint embedding is translated on to the next target by a translator of its own, forth
       only, since an embedding has no true value to come back to; its error joins `translation`.
-    - Prediction: an LSTM over the joint embedding, softmax attention over its states, one linear layer: `predictor`, `attention`, `head`;
-      term `task`, trained together with the rest.
+    - Prediction: an LSTM over the joint embedding, softmax attention over the tanh of its states' energies, one linear layer: `predictor`,
+      `attention`, `head`; term `task`, trained together with the rest. The head's squared weights are term `l2`, weight 0.01 as released.
 
     Adapted: targets come in the order of the dataset's modalities. Modalities of different widths and lengths, which the original pads or
     aligns, are embedded and projected by a linear layer each around the shared translator, and the decoder writes as many frames as the
@@ -45,25 +47,65 @@ class MCTN(Method[MCTNNetwork]):
         teacher: TeacherOutput | None = None,
         context: Context | None = None,
     ) -> dict[str, Tensor]:
-        """task, and translation and cycle where there is more than one modality."""
-        network = self.network
-        levels = network.join(inputs)
-        logits = network.predict(levels[-1], inputs.exists[network.source]).logits
-        out = {"task": task_loss(self.gather(logits), self.gather(targets), self.class_weights)}
-        made = network.translate(levels, inputs.exists)
-        if made.back is not None:
-            frames, seen = inputs.frames, inputs.visible
-            errors = [self._error(made.targets[m], frames[m], seen[m]) for m in network.targets]
-            out["translation"] = sum(errors[1:], errors[0])
-            out["cycle"] = self._error(made.back, frames[network.source], seen[network.source])
-        return out
-
-    def _error(self, made: Tensor, frames: Tensor, seen: Tensor) -> Tensor:
-        return mean_error(self.gather(frame_errors(made, frames, seen)))
+        """task, l2, and translation and cycle where there is more than one modality."""
+        return mctn_losses(self, self.network, inputs, targets)
 
     @property
     def weights(self) -> dict[str, float]:
-        """1, lambda_t and lambda_c."""
-        network = self.network
-        more = {"translation": network.settings.translation, "cycle": network.settings.cycle}
-        return {"task": 1.0, **(more if network.targets else {})}
+        """1, the head's decay, lambda_t and lambda_c."""
+        return mctn_weights(self.network.settings, more=bool(self.network.targets))
+
+
+class MCTNPerSource(Method[MCTNPerSourceNetwork]):
+    """One MCTN for each source modality, trained side by side: nothing is shared, so each learns as if it were alone.
+
+    The original answers from its one source, and knows nothing where that is missing. This is its fair rival under missing modalities:
+    whatever is visible is a source, and the responses of several are averaged.
+    """
+
+    title: ClassVar[str] = "MCTN per source"
+    network_type = MCTNPerSourceNetwork
+    trains_on: ClassVar[Literal["complete", "missing"]] = "complete"
+
+    def forward(
+        self,
+        inputs: Inputs,
+        targets: Tensor,
+        teacher: TeacherOutput | None = None,
+        context: Context | None = None,
+    ) -> dict[str, Tensor]:
+        """The terms of `MCTN`, each summed over the sources."""
+        models = cast(Sequence[MCTNNetwork], self.network.models)
+        losses = [mctn_losses(self, model, inputs, targets) for model in models]
+        return {name: torch.stack([each[name] for each in losses]).sum() for name in losses[0]}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """As of `MCTN`."""
+        return mctn_weights(self.network.settings, more=len(self.network.modalities) > 1)
+
+
+def mctn_losses(method: Method[Any], network: MCTNNetwork, inputs: Inputs, targets: Tensor) -> dict[str, Tensor]:
+    """Return MCTN's loss terms by name, of the rows of all processes."""
+    levels = network.join(inputs)
+    logits = network.predict(levels[-1], inputs.exists[network.source]).logits
+    out = {
+        "task": task_loss(method.gather(logits), method.gather(targets), method.class_weights),
+        "l2": network.head.weight.square().sum(),
+    }
+    made = network.translate(levels, inputs.exists)
+
+    def error(written: Tensor, modality: str) -> Tensor:
+        errors = frame_errors(written, inputs.frames[modality], inputs.visible[modality])
+        return mean_error(method.gather(errors))
+
+    if made.back is not None:
+        out["translation"] = torch.stack([error(made.targets[m], m) for m in network.targets]).sum()
+        out["cycle"] = error(made.back, network.source)
+    return out
+
+
+def mctn_weights(settings: MCTNSettings, *, more: bool) -> dict[str, float]:
+    """Return the weights of MCTN's terms; `more`: there is more than one modality."""
+    translating = {"translation": settings.translation, "cycle": settings.cycle}
+    return {"task": 1.0, "l2": settings.l2, **(translating if more else {})}

@@ -11,6 +11,7 @@ BUILT_IN = {
     "cubemlp": "corrkd.methods.cubemlp:CubeMLP",
     "dmd": "corrkd.methods.dmd:DMD",
     "mctn": "corrkd.methods.mctn:MCTN",
+    "mctn-per-source": "corrkd.methods.mctn:MCTNPerSource",
     "transm": "corrkd.methods.transm:TransM",
     "smil": "corrkd.methods.smil:SMIL",
     "gcnet": "corrkd.methods.gcnet:GCNet",

@@ -26,9 +26,14 @@ class TransM(Method[TransMNetwork]):
     - A cell for text with each other modality, side by side so that they do not disturb each other: `cells`.
     - Classification of the cells' joint features, concatenated: `classifier`; term `task`, trained together with the rest.
 
-    Adapted: no code of the authors was found. Errors are absolute, as in public re-implementations; the terms' weights are this package's
-    own. Both ways of a pair start from real frames, where the original starts at text alone. The classifier reads the joint features alone,
-    without the original's separate contextual streams of each modality. The original translates the sequence of a video's utterances, a
+    A Keras implementation is public (hyeonJeongByeon/TransModality), which calls itself the paper's source code. It has 10 encoder and 5
+    decoder layers of 5 heads, width 100, feed-forward blocks of 200 (vision) and 120 (audio), dropout 0.5, absolute errors with weight 10
+    each beside the task's 1, and the classifier reads each modality's own stream beside the joint features. The arm `transm-original` has
+    those sizes and weights.
+
+    Adapted: by default the network and the terms' weights are smaller, for sets of a few thousand samples, and the classifier reads the
+    joint features alone; `unimodal` adds the streams, an encoder each in place of a bidirectional GRU. Errors are absolute. Both ways of a
+    pair start from real frames, where the original starts at text alone. The original translates the sequence of a video's utterances, a
     vector each, of one length in all modalities. Here a sequence is a sample's frames, of a length of its own in each modality, and a joint
     feature is the mean over them. The decoder writes all frames at once from learned queries with positions, since reading the target's
     true frames, as in translating words, would let a continuous target be copied from the frame before it. Text becomes the first modality,
@@ -50,7 +55,7 @@ class TransM(Method[TransMNetwork]):
         """Terms task, forward and backward."""
         network = self.network
         ways = network.translate(inputs)
-        logits = network.fuse(ways, inputs.exists).logits
+        logits = network.fuse(ways, inputs).logits
 
         def error(made: Tensor, m: str) -> Tensor:
             return mean_error(self.gather(frame_errors(made, inputs.frames[m], inputs.visible[m], absolute=True)))

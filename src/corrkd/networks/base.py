@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
+import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
@@ -83,6 +84,11 @@ class Network(nn.Module, Generic[S]):
         out: Output = self(inputs)
         return out
 
+    @property
+    def part_widths(self) -> dict[str, int] | None:
+        """Width of each modality's part of the representation, which holds them in this order; None: there are no such parts."""
+        return None
+
     def as_answers(self, logits: Tensor) -> Tensor:
         """(N, `answers`) in the target's shape."""
         return logits.unflatten(-1, (-1, 2)) if self.kind == "questions" else logits
@@ -96,6 +102,23 @@ class Network(nn.Module, Generic[S]):
 
 
 AnyNetwork = Network[Any]
+
+
+def mean_response(votes: Sequence[Tensor], counted: Tensor, kind: Kind) -> Tensor:
+    """Return the mean response of several logits as logits: the log of mean probabilities, or the mean score.
+
+    Args:
+        votes: M logits, each (N, K), (N, Q, 2), or (N, 1).
+        counted: (N, M) booleans: which votes count; where none does, all do.
+        kind: of the target.
+    """
+    stacked = torch.stack(list(votes), 1)
+    weight = (counted | ~counted.any(1, keepdim=True)).to(stacked.dtype)
+    weight = weight / weight.sum(1, keepdim=True)
+    weight = weight.view(*weight.shape, *[1] * (stacked.dim() - 2))
+    if kind == "score":
+        return (weight * stacked).sum(1)
+    return (torch.log_softmax(stacked, -1) + weight.log()).logsumexp(1)
 
 
 def fully_connected(widths: Sequence[int], dropout: float) -> nn.Sequential:

@@ -35,6 +35,11 @@ class CorrKDNetwork(Network[NetworkSettings]):
         """Width of H."""
         return len(self.modalities) * self.settings.width
 
+    @property
+    def part_widths(self) -> dict[str, int]:
+        """H is the modalities' pooled vectors side by side."""
+        return dict.fromkeys(self.modalities, self.settings.width)
+
     def forward(self, inputs: Inputs) -> Output:
         """All modalities at once: H is (N, M x width)."""
         parts = [self.encode(m, inputs) for m in self.modalities]

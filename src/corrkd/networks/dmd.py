@@ -23,8 +23,8 @@ class DMDSettings(BaseModel):
     """Structure and loss weights.
 
     The original's on MOSI: width 50 with 10 heads, 4 attention levels, kernel 5, graph width 64 over the shared parts and 32 over the
-    private ones, lambda_1 = 0.1, lambda_2 = 0.05, gamma = 0.1, energies scaled by 1/8. Width and levels are smaller here, for sets of
-    some thousand samples, and both graphs have one width.
+    private ones, lambda_1 = 0.1, lambda_2 = 0.05, gamma = 0.1, energies scaled by 1/8, heterogeneous representations 10. Width and
+    levels are smaller here, for sets of some thousand samples, and both graphs have one width.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -41,6 +41,11 @@ class DMDSettings(BaseModel):
     gamma: float = Field(0.1, ge=0.0, description="weight of margin and orthogonality within the decoupling")
     margin: float = Field(
         0.15, ge=0.0, description="alpha: by how much the same class is to be closer than the same modality"
+    )
+    representation: float = Field(
+        10.0,
+        ge=0.0,
+        description="weight of the cosines between the representations at an edge's ends, within the heterogeneous graph's distillation",
     )
     prior: float = Field(
         10.0, ge=0.0, description="how strongly a graph's mean weights are held to even ones, within its distillation"

@@ -30,8 +30,8 @@ class GCNetSettings(BaseModel):
     )
     heads: int = Field(10, ge=1, description="heads of the utterance encoders; divides the width")
     layers: int = Field(1, ge=1, description="layers of the utterance encoders")
-    past: int = Field(2, ge=0, description="how many utterances back an edge reaches")
-    future: int = Field(2, ge=0, description="how many utterances ahead an edge reaches")
+    past: int = Field(2, ge=0, description="how many utterances before it hear an utterance, as in the released code")
+    future: int = Field(2, ge=0, description="how many utterances after it hear an utterance")
     speakers: int = Field(2, ge=1, description="speakers of a conversation told apart; later ones count as the last")
     dropout: float = Field(0.2, ge=0.0, lt=1.0)
     reconstruction: float = Field(1.0, ge=0.0, description="weight of the reconstruction of dropped features")
@@ -193,8 +193,11 @@ class GraphConvolution(nn.Module):
 
 
 def offsets(settings: GCNetSettings) -> range:
-    """The W places around an utterance that its edges reach, itself among them."""
-    return range(-settings.past, settings.future + 1)
+    """The W offsets from an utterance to those that it hears, itself among them.
+
+    The windows are of the edges that leave an utterance, as in the released code, so those that arrive come from `future` back.
+    """
+    return range(-settings.future, settings.past + 1)
 
 
 def neighbours(grid: Tensor, settings: GCNetSettings) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from corrkd.data.inputs import Inputs
-from corrkd.networks.base import Network, Output, fully_connected
+from corrkd.networks.base import Network, Output, fully_connected, mean_response
 from corrkd.networks.encoder import Dropout, Encoder
 from corrkd.settings import NetworkSettings
 
@@ -35,15 +35,8 @@ class LateFusionNetwork(Network[NetworkSettings]):
     def forward(self, inputs: Inputs) -> Output:
         """The representation is the vectors of all modalities side by side; logits are the log of the mean response."""
         vectors = self.encode(inputs)
-        counted = inputs.shown(self.modalities)
-        weight = (counted | ~counted.any(1, keepdim=True)).to(vectors[0].dtype)
-        weight = weight / weight.sum(1, keepdim=True)
-        votes = torch.stack([self.vote(place, vector) for place, vector in enumerate(vectors)], 1)
-        weight = weight.view(*weight.shape, *[1] * (votes.dim() - 2))
-        if self.kind == "score":
-            return Output(torch.cat(vectors, 1), (weight * votes).sum(1))
-        mean = (torch.log_softmax(votes, -1) + weight.log()).logsumexp(1)
-        return Output(torch.cat(vectors, 1), mean)
+        votes = [self.vote(index, vector) for index, vector in enumerate(vectors)]
+        return Output(torch.cat(vectors, 1), mean_response(votes, inputs.shown(self.modalities), self.kind))
 
     def votes(self, inputs: Inputs) -> tuple[list[Tensor], Tensor]:
         """Logits of each modality by itself, and which modalities a sample shows, (N, M) booleans."""

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
-from corrkd.networks.base import Network, Output
+from corrkd.networks.base import Network, Output, mean_response
 from corrkd.networks.encoder import Dropout
 
 
@@ -34,6 +34,7 @@ class MCTNSettings(BaseModel):
     cycle: Annotated[float, Field(ge=0.0)] = Field(
         0.1, description="lambda_c, weight of the translation back to the source"
     )
+    l2: Annotated[float, Field(ge=0.0)] = Field(0.01, description="weight of the head's squared weights")
 
 
 class Translations(NamedTuple):
@@ -85,7 +86,9 @@ class MCTNNetwork(Network[MCTNSettings]):
     def predict(self, embedding: Tensor, exists: Tensor) -> Output:
         """The predictor reads the joint embedding (N, T, width); attention over its states that exist makes them one."""
         hidden, _ = self.predictor(embedding)
-        energies = self.attention(hidden)[..., 0].masked_fill(~exists, -1e4)  # finite, for a sample without frames
+        energies = torch.tanh(self.attention(hidden)[..., 0]).masked_fill(
+            ~exists, -1e4
+        )  # finite, for a sample without frames
         weights = torch.softmax(energies, 1) * exists
         representation = torch.einsum("nt,ntd->nd", weights, hidden)
         logits: Tensor = self.head(self.dropout(representation))
@@ -121,6 +124,37 @@ class MCTNNetwork(Network[MCTNSettings]):
         place = self.modalities.index(modality)
         out: Tensor = self.decoders[level](memory, attended, exists.shape[1], self.embed[place], self.project[place])
         return out
+
+
+class MCTNPerSourceNetwork(Network[MCTNSettings]):
+    """One MCTN for each modality as its source; the mean response of those whose source is visible, of all where none is.
+
+    Raises:
+        CorrKDError: where the settings name a source.
+    """
+
+    name = "mctn-per-source"
+    settings_type = MCTNSettings
+
+    def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
+        """The modules."""
+        if self.settings.source is not None:
+            raise CorrKDError(
+                f"MCTN per source: every modality is one; leave out network.source = {self.settings.source}"
+            )
+        outputs = self.answers // 2 if self.kind == "questions" else self.answers
+        self.models = nn.ModuleList(
+            MCTNNetwork(
+                widths, frames, outputs=outputs, kind=self.kind, settings=self.settings.model_copy(update={"source": m})
+            )
+            for m in self.modalities
+        )
+
+    def forward(self, inputs: Inputs) -> Output:
+        """The models' representations side by side, (N, M x width), and the log of their mean response."""
+        outputs: list[Output] = [model(inputs) for model in self.models]
+        logits = mean_response([output.logits for output in outputs], inputs.shown(self.modalities), self.kind)
+        return Output(torch.cat([output.representation for output in outputs], 1), logits)
 
 
 class SummedLSTM(nn.Module):

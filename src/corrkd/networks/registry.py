@@ -13,6 +13,7 @@ BUILT_IN = {
     "cubemlp": "corrkd.networks.cubemlp:CubeMLPNetwork",
     "dmd": "corrkd.networks.dmd:DMDNetwork",
     "mctn": "corrkd.networks.mctn:MCTNNetwork",
+    "mctn-per-source": "corrkd.networks.mctn:MCTNPerSourceNetwork",
     "transm": "corrkd.networks.transm:TransMNetwork",
     "smil": "corrkd.networks.smil:SMILNetwork",
     "gcnet": "corrkd.networks.gcnet:GCNetwork",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.networks.base import Network, Output, fully_connected
-from corrkd.networks.encoder import Dropout, EncoderLayer, TemporalConvolution, pool, sinusoids
+from corrkd.networks.encoder import Dropout, Encoder, EncoderLayer, TemporalConvolution, pool, sinusoids
 from corrkd.settings import NetworkSettings
 
 
@@ -25,6 +25,10 @@ class TransMSettings(BaseModel):
     network: NetworkSettings = Field(
         default_factory=lambda: NetworkSettings(layers=1), description="width, heads, layers, ... of every Transformer"
     )
+    decoder_layers: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="layers of every decoder; default: as many as of an encoder"
+    )
+    unimodal: bool = Field(False, description="the classifier also reads a stream of each modality by itself")
     forward: Annotated[float, Field(ge=0.0)] = Field(0.1, description="weight of each translation forth")
     backward: Annotated[float, Field(ge=0.0)] = Field(0.1, description="weight of each translation back")
 
@@ -66,11 +70,15 @@ class TransMNetwork(Network[TransMSettings]):
         if len(widths) < 2:
             raise CorrKDError(f"TransM: translates between modalities, but there is only {self.centre}")
         self.others = tuple(m for m in self.modalities if m != self.centre)
-        self.cells = nn.ModuleList(FusionCell(widths[self.centre], widths[m], structure) for m in self.others)
+        decoder = structure.model_copy(update={"layers": settings.decoder_layers or structure.layers})
+        self.cells = nn.ModuleList(FusionCell(widths[self.centre], widths[m], structure, decoder) for m in self.others)
+        streams = self.modalities if settings.unimodal else ()
+        stream = structure.model_copy(update={"layers": 1})
+        self.streams = nn.ModuleList(Encoder(widths[m], frames[m], stream) for m in streams)
         self.dropout = Dropout(structure.dropout)
         self.classifier = fully_connected(
             [
-                2 * len(self.others) * structure.width,
+                (2 * len(self.others) + len(streams)) * structure.width,
                 *structure.classifier,
                 self.answers,
             ],
@@ -78,16 +86,20 @@ class TransMNetwork(Network[TransMSettings]):
         )
 
     def forward(self, inputs: Inputs) -> Output:
-        """As `CorrKDNetwork.forward`; the representation is (N, 2 x cells x width). Nothing is decoded."""
+        """The representation is (N, 2 x cells x width), with the streams M x width more. Nothing is decoded."""
         parts = []
         for m, cell in self.pairs():
             for way, source in enumerate((self.centre, m)):
                 parts.append(pool(cell.encode(way, *inputs.of(source)), inputs.exists[source]))
-        return self.predict(torch.cat(parts, 1))
+        return self.predict(torch.cat([*parts, *self.unimodal(inputs)], 1))
 
     def pairs(self) -> Iterator[tuple[str, FusionCell]]:
         """The cells, each with the modality that it pairs with the centre."""
         return zip(self.others, (cast(FusionCell, cell) for cell in self.cells), strict=True)
+
+    def unimodal(self, inputs: Inputs) -> list[Tensor]:
+        """A vector (N, width) of each modality by itself; none where the settings ask for no such streams."""
+        return [stream(*inputs.of(m)) for m, stream in zip(self.modalities, self.streams, strict=False)]
 
     def predict(self, representation: Tensor) -> Output:
         """Representation and logits."""
@@ -107,19 +119,20 @@ class TransMNetwork(Network[TransMSettings]):
                 out.append(Translation(source, target, joint, there, back))
         return out
 
-    def fuse(self, translations: list[Translation], exists: Mapping[str, Tensor]) -> Output:
+    def fuse(self, translations: list[Translation], inputs: Inputs) -> Output:
         """`forward` from what `translate` has encoded already."""
-        return self.predict(torch.cat([pool(t.joint, exists[t.source]) for t in translations], 1))
+        joint = [pool(t.joint, inputs.exists[t.source]) for t in translations]
+        return self.predict(torch.cat([*joint, *self.unimodal(inputs)], 1))
 
 
 class FusionCell(nn.Module):
     """Two translators between a pair of modalities, one for each way; what one writes, the other reads back."""
 
-    def __init__(self, first: int, second: int, settings: NetworkSettings) -> None:
+    def __init__(self, first: int, second: int, encoder: NetworkSettings, decoder: NetworkSettings) -> None:
         super().__init__()
         ways = ((first, second), (second, first))
-        self.encoders = nn.ModuleList(TranslationEncoder(source, settings) for source, _ in ways)
-        self.decoders = nn.ModuleList(TranslationDecoder(target, settings) for _, target in ways)
+        self.encoders = nn.ModuleList(TranslationEncoder(source, encoder) for source, _ in ways)
+        self.decoders = nn.ModuleList(TranslationDecoder(target, decoder) for _, target in ways)
 
     def encode(self, way: int, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
         """Joint features (N, T, width) of the first (way 0) or second (way 1) modality's frames."""

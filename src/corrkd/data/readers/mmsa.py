@@ -98,7 +98,7 @@ def _read_split(where: str, part: Mapping[str, Any]) -> tuple[RawSplit, set[str]
         frame_ids={
             m: part[name]
             for key, m in _keys(frames).items()
-            for name in (f"{key}_frame_ids", "frame_ids")
+            for name in ("frame_ids", f"{key}_frame_ids")
             if name in part and np.ndim(frames[m]) == 3
         },
     )

@@ -1,0 +1,110 @@
+"""How many epochs a method trains for in a comparison: the budget is doubled until the validation score gains little."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from corrkd.errors import CorrKDError
+from corrkd.experiment.arm import Arm
+from corrkd.files import write_text
+from corrkd.networks.saved import load_network
+from corrkd.training.loop import VALID
+
+FILE = "budget.json"
+
+
+class BudgetRule(BaseModel):
+    """When to stop doubling a budget."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    gain: float = Field(
+        0.3, ge=0.0, description="points of the validation score (0 to 100) by which a doubled budget has to be better"
+    )
+    doublings: int = Field(5, ge=1, description="at most so many: 5 end at 32 times the first budget")
+
+
+class Budget(BaseModel):
+    """A budget that was chosen for an arm on a dataset.
+
+    Attributes:
+        epochs: the choice.
+        scores: validation score, 0 to 1, by budget tried, rising.
+        seed: whose training decided.
+    """
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    epochs: int = Field(ge=1)
+    scores: dict[int, float] = Field(default_factory=dict)
+    seed: int = 0
+
+
+def with_epochs(arm: Arm, epochs: int) -> Arm:
+    """Return the arm trained for so many epochs, with its schedule laid over them."""
+    return replace(arm, stage=arm.stage.model_copy(update={"epochs": epochs}))
+
+
+def choose_budget(arm: Arm, rule: BudgetRule, seed: int, folder: Path, train: Callable[[Arm, Path], None]) -> Budget:
+    """Choose an arm's budget with one seed, and leave the training of that budget in the folder.
+
+    The first budget is the arm's own number of epochs. It is doubled until the validation score gains less than `rule.gain` points over
+    half the budget, which is then the choice. Stopped and started again, it goes on.
+
+    Args:
+        arm: as in the plan.
+        rule: when to stop.
+        seed: of the trainings.
+        folder: of the arm and seed.
+        train: trains an arm in a folder of its own, unless it is there already.
+    """
+    made = read_budget(folder)
+    if made is None:
+        scores: dict[int, float] = {}
+        epochs = arm.stage.epochs
+        for number in range(rule.doublings + 1):
+            epochs = arm.stage.epochs * 2**number
+            train(with_epochs(arm, epochs), _trial(folder, epochs))
+            scores[epochs] = float(load_network(_trial(folder, epochs) / arm.name).about[VALID])
+            if number and 100 * (scores[epochs] - scores[epochs // 2]) < rule.gain:
+                epochs //= 2
+                break
+        made = Budget(epochs=epochs, scores=scores, seed=seed)
+        write_text(folder / FILE, made.model_dump_json(indent=1) + "\n")
+    _keep(_trial(folder, made.epochs), folder, arm.name)
+    for epochs in made.scores:
+        shutil.rmtree(_trial(folder, epochs), ignore_errors=True)
+    return made
+
+
+def read_budget(folder: Path) -> Budget | None:
+    """Return the budget chosen in an arm's folder; None where there is none. Raises CorrKDError where it is damaged."""
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        return Budget.model_validate(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, ValidationError):
+        raise CorrKDError(f"{path}: damaged; delete the folder to choose the budget again") from None
+
+
+def _trial(folder: Path, epochs: int) -> Path:
+    return folder / f"epochs-{epochs}"
+
+
+def _keep(trial: Path, folder: Path, name: str) -> None:
+    """Moves a finished training up; its card last, which says that the training is whole."""
+    if not (trial / f"{name}.json").is_file():
+        return
+    for path in sorted(trial.iterdir(), key=lambda path: path.name == f"{name}.json"):
+        target = folder / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(path, target)
