@@ -29,7 +29,7 @@ METHODS = ["late-fusion", "corrkd-kl", "no-distillation"]
 def plan_of(methods: Any = METHODS, seeds: int = 1, tmp: Path | None = None, **changes: Any) -> ComparePlan:
     """A comparison on the tiny built-in dataset, through a file as a user writes it."""
     settings = {key: value for key, value in tiny(**changes).items() if key != "seeds"}
-    tree = {"datasets": {"built-in": {"settings": settings}}, "methods": methods, "seeds": seeds}
+    tree = {"datasets": {"built-in": {"settings": settings}}, "methods": methods, "seeds": seeds, "budget": "fixed"}
     assert tmp is not None
     (tmp / "plan.yaml").write_text(json.dumps(tree))  # JSON is YAML
     return load_plan(tmp / "plan.yaml")
@@ -185,7 +185,7 @@ def test_cross_validation_tests_every_seed_on_its_fold(here: list[Job], tmp_path
     )
     tree = {"datasets": {"cv": {"settings": {k: v for k, v in settings.items() if k != "seeds"}}}}
     (tmp_path / "plan.yaml").write_text(json.dumps({**tree, "methods": ["no-distillation", "kl"], "seeds": 3}))
-    done = compare(load_plan(tmp_path / "plan.yaml"), tmp_path / "out")
+    done = compare(load_plan(tmp_path / "plan.yaml", budget="fixed"), tmp_path / "out")
     assert not done.failures
     folder = tmp_path / "out" / "cv"
     tested = []

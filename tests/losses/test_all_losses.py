@@ -185,3 +185,13 @@ def test_examples_in_the_docstrings(name: str) -> None:
     failed, tried = doctest.testmod(import_module(f"corrkd.losses.{name}"))
     assert tried > 0
     assert failed == 0
+
+
+@pytest.mark.parametrize("name", WIDTH)
+@pytest.mark.parametrize("kind", KINDS)
+def test_second_derivatives_are_finite(name: str, kind: str) -> None:
+    student, teacher, labels = inputs(WIDTH[name], kind)
+    student.requires_grad_()
+    (first,) = torch.autograd.grad(make(name)(student, teacher, labels), student, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum() + 0.0 * student.sum(), student)
+    assert second.isfinite().all()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from corrkd.losses import SampleContrastiveDistillation, sample_contrastive_distillation
+from corrkd.losses import SampleContrastiveDistillation, sample_contrastive, sample_contrastive_distillation
 from tests.losses.strategies import Batch, batches, few
 
 
@@ -116,3 +116,52 @@ def test_module_refuses_what_the_function_refuses() -> None:
         SampleContrastiveDistillation(-1.0)
     with pytest.raises(ValueError, match="reduction"):
         SampleContrastiveDistillation(reduction="none")
+
+
+@few
+@given(batches(min_size=2, min_width=2), st.booleans())
+def test_second_derivatives(batch: Batch, normalize: bool) -> None:
+    loss = SampleContrastiveDistillation(1.3, normalize)
+    assert torch.autograd.gradgradcheck(loss, (batch.student.requires_grad_(), batch.teacher.requires_grad_()))
+
+
+def test_second_derivatives_are_finite_where_points_coincide() -> None:
+    student = torch.zeros(3, 4, requires_grad=True)
+    for normalize in (True, False):
+        loss = sample_contrastive_distillation(student, torch.zeros(3, 4), boundary=1.2, normalize=normalize)
+        (first,) = torch.autograd.grad(loss, student, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), student)
+        assert first.isfinite().all()
+        assert second.isfinite().all()
+
+
+@pytest.mark.parametrize("block", [1, 7 * 5, 2 * 7 * 5, 3 * 7 * 5])
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    """One row at a time, or several, the last block smaller: the same loss and derivatives."""
+    torch.manual_seed(0)
+    student = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+
+    def derivatives() -> list[Tensor]:
+        loss = sample_contrastive_distillation(student, teacher, boundary=4.0, normalize=False)
+        first = torch.autograd.grad(loss, (student, teacher), create_graph=True)
+        return [loss, *first, *torch.autograd.grad(sum(x.square().sum() for x in first), (student, teacher))]
+
+    expected = derivatives()
+    monkeypatch.setattr(sample_contrastive, "BLOCK", block)
+    for found, value in zip(derivatives(), expected, strict=True):
+        torch.testing.assert_close(found, value)
+
+
+def test_no_more_than_a_block_is_kept_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample_contrastive, "BLOCK", 4 * 64 * 8)
+    student, teacher = torch.randn(64, 8, requires_grad=True), torch.randn(64, 8)
+    kept: list[int] = []
+
+    def keep(x: Tensor) -> Tensor:
+        kept.append(x.numel())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        sample_contrastive_distillation(student, teacher, boundary=1.2)
+    assert max(kept) <= 64 * 8  # all N x N x D differences would be 64 times that

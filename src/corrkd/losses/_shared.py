@@ -54,8 +54,14 @@ def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
+def safe_sqrt(x: Tensor, smallest: float = 0.0) -> Tensor:
+    """Square root of x >= 0. At x <= smallest it is 0, and all its derivatives are 0, where those of the root would blow up."""
+    small = x <= smallest
+    return x.masked_fill(small, 1.0).sqrt().masked_fill(small, 0.0)
+
+
 def unit(x: Tensor) -> Tensor:
     """Vectors along the last axis divided by their length. A zero vector stays zero, and its gradient is zero."""
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    short = length < SHORTEST
+    length = safe_sqrt(x.square().sum(-1, keepdim=True), SHORTEST**2)
+    short = length == 0
     return (x / length.masked_fill(short, 1.0)).masked_fill(short, 0.0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from corrkd.losses._shared import check_pair, full_precision, no_autocast, unit
+from corrkd.losses._shared import check_pair, full_precision, no_autocast, safe_sqrt, unit
 
 REDUCTIONS = ("mean", "sum")
 BLOCK = 1 << 24  # numbers in a block of the N x N x D differences: 64 MB in float32
@@ -101,9 +101,7 @@ def _push(student: Tensor, teacher: Tensor, boundary: float) -> Tensor:
 
 def _push_of_rows(student: Tensor, teacher: Tensor, rows: Tensor, boundary: float) -> Tensor:
     # Without the product form a^2 - 2ab + b^2, whose cancellation would spoil short distances.
-    squared = (student[:, None] - teacher).square().sum(-1)
-    coincide = squared == 0
-    distance = squared.masked_fill(coincide, 1.0).sqrt().masked_fill(coincide, 0.0)
+    distance = safe_sqrt((student[:, None] - teacher).square().sum(-1))
     same = rows[:, None] == torch.arange(len(teacher), device=rows.device)
     return (boundary - distance).relu().square().masked_fill(same, 0.0).sum()
 

@@ -22,11 +22,10 @@ class CubeMLP(Method[CubeMLPNetwork]):
     - the task loss alone: `Method.terms`.
 
     Adapted: language has an LSTM too, in place of a BERT trained along, since datasets come as features. LSTMs read forth only, where the
-    original adds both directions, so that padding, which comes last, changes no state. Any number of modalities.
-    Where a unit
-    changes the size of its axis, its shortcut is a linear map, which the original does not have. Cross-entropy for classes and answers where the original regresses a score. No norm along an axis of three or fewer, such as the
-    modalities: it would leave hardly more than an order. Widths are scaled to short sequences. A complete-modality method: it is trained
-    on complete samples.
+    original adds both directions, so that padding, which comes last, changes no state. Any number of modalities. Where a unit changes the
+    size of its axis, its shortcut is a linear map, which the original does not have. Cross-entropy for classes and answers where the
+    original regresses a score. No norm along an axis of three or fewer, such as the modalities: it would leave hardly more than an order.
+    Widths are scaled to short sequences. A complete-modality method: it is trained on complete samples.
     """
 
     title: ClassVar[str] = "CubeMLP"

@@ -1,0 +1,186 @@
+"""The rule for epochs: doubled until validation gains little, decided with one seed, written into the plan."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from corrkd.errors import CorrKDError
+from corrkd.experiment import budget as module
+from corrkd.experiment.arm import Arm, resolve
+from corrkd.experiment.budget import Budget, BudgetRule, choose_budget, read_budget
+from corrkd.experiment.compare import compare
+from corrkd.experiment.compare_settings import load_plan, read_plan
+from corrkd.experiment.grid import Job
+from corrkd.networks.saved import load_network
+from corrkd.settings import ArmSettings, load_settings
+from corrkd.training.loop import VALID
+from tests.experiment.conftest import tiny
+from tests.experiment.test_compare import here  # noqa: F401  (a fixture)
+
+
+def arm_of(epochs: int) -> Arm:
+    arm = resolve("no-distillation", ArmSettings(), load_settings())
+    return replace(arm, stage=arm.stage.model_copy(update={"epochs": epochs}))
+
+
+class Trainer:
+    """Trains nothing: leaves files as a training does, whose validation score follows from the budget."""
+
+    def __init__(self, scores: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ran: list[int] = []
+        self.scores = scores
+        monkeypatch.setattr(
+            module,
+            "load_network",
+            lambda stem: SimpleNamespace(about=json.loads(stem.with_suffix(".json").read_text())),
+        )
+
+    def __call__(self, arm: Arm, folder: Path) -> None:
+        card = folder / f"{arm.name}.json"
+        if card.is_file():
+            return
+        self.ran.append(arm.stage.epochs)
+        (folder / "tfevents").mkdir(parents=True)
+        (folder / f"{arm.name}.safetensors").write_text(str(arm.stage.epochs))
+        card.write_text(json.dumps({VALID: self.scores[arm.stage.epochs], "epochs": arm.stage.epochs}))
+
+
+@pytest.mark.parametrize(
+    ("scores", "chosen", "ran"),
+    [
+        ({4: 0.5, 8: 0.502}, 4, [4, 8]),  # 0.2 points are too little
+        ({4: 0.5, 8: 0.504, 16: 0.6, 32: 0.59}, 16, [4, 8, 16, 32]),
+        ({4: 0.5, 8: 0.6, 16: 0.7, 32: 0.8}, 32, [4, 8, 16, 32]),  # no further doubling is allowed
+    ],
+)
+def test_a_budget_is_doubled_until_it_gains_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: dict[int, float], chosen: int, ran: list[int]
+) -> None:
+    train = Trainer(scores, monkeypatch)
+    made = choose_budget(arm_of(4), BudgetRule(gain=0.3, doublings=3), 7, tmp_path, train)
+    assert (made.epochs, made.seed, made.scores) == (chosen, 7, scores)
+    assert train.ran == ran
+    # The training of the choice is kept, and nothing of the others.
+    assert json.loads((tmp_path / "no-distillation.json").read_text())["epochs"] == chosen
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "budget.json",
+        "no-distillation.json",
+        "no-distillation.safetensors",
+        "tfevents",
+    ]
+    assert read_budget(tmp_path) == made
+
+
+def test_a_choice_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = Trainer({4: 0.5, 8: 0.6, 16: 0.6}, monkeypatch)
+    train(arm_of(4), tmp_path / "epochs-4")
+    train(arm_of(8), tmp_path / "epochs-8")
+    train.ran.clear()
+    assert choose_budget(arm_of(4), BudgetRule(), 0, tmp_path, train).epochs == 8
+    assert train.ran == [16]
+    # Stopped between the choice and the move of its files.
+    for name in ("no-distillation.json", "no-distillation.safetensors"):
+        (tmp_path / "epochs-8").mkdir(exist_ok=True)
+        (tmp_path / name).rename(tmp_path / "epochs-8" / name)
+    train.ran.clear()
+    assert choose_budget(arm_of(4), BudgetRule(), 0, tmp_path, train).epochs == 8
+    assert train.ran == []
+    assert (tmp_path / "no-distillation.json").is_file()
+
+
+def test_a_damaged_choice_is_one_line(tmp_path: Path) -> None:
+    assert read_budget(tmp_path) is None
+    (tmp_path / "budget.json").write_text("{}")
+    with pytest.raises(CorrKDError, match="damaged; delete"):
+        read_budget(tmp_path)
+
+
+def plan_file(tmp_path: Path, **more: Any) -> Path:
+    settings = {key: value for key, value in tiny().items() if key != "seeds"}
+    settings["student"] = {**settings["student"], "epochs": 1}
+    settings["teacher"] = {**settings["teacher"], "epochs": 1}
+    tree = {"datasets": {"built-in": {"settings": settings}}, "methods": ["kl"], "seeds": 2, **more}
+    path = tmp_path / "plan.yaml"
+    path.write_text(json.dumps(tree))
+    return path
+
+
+def test_all_seeds_train_for_what_the_first_chose_and_the_plan_says_it(tmp_path: Path, here: list[Job]) -> None:  # noqa: F811
+    plan = load_plan(plan_file(tmp_path, budget={"gain": 0.0, "doublings": 2}))
+    out = tmp_path / "out"
+    assert not compare(plan, out).failures
+    chosen = read_plan(out).datasets["built-in"].epochs
+    assert set(chosen) == {"teacher", "kl"}
+    for arm, epochs in chosen.items():
+        assert read_budget(out / "built-in" / "seed-0" / arm) is not None
+        assert read_budget(out / "built-in" / "seed-1" / arm) is None
+        for seed in (0, 1):
+            about = load_network(out / "built-in" / f"seed-{seed}" / arm / arm).about
+            assert len(about["history"]) == epochs
+    stated = json.loads((out / "built-in" / "run.json").read_text())["comparison"]["stated"]
+    line = next(line for line in stated if line.startswith("Epochs"))
+    assert f"Chosen: {chosen['kl']} for every method; the teacher: {chosen['teacher']}." in line
+    assert "less than 0 points (seed 0 decides; at most 2 doublings)" in line
+    # The folder's own plan chooses nothing again: one training for each run.
+    again = load_plan(out / "compare.yaml")
+    assert again.datasets["built-in"].epochs == chosen
+    here.clear()
+    done = compare(again, tmp_path / "again")
+    assert not any((tmp_path / "again").rglob("budget.json"))
+    assert done.results.equals(compare(plan, out).results)
+
+
+def test_teachers_are_chosen_first_and_those_that_lead_before_the_rest(tmp_path: Path, here: list[Job]) -> None:  # noqa: F811
+    compare(load_plan(plan_file(tmp_path, budget={"gain": 100.0})), tmp_path / "out")
+    assert [(job.arm, job.seed, job.leads) for job in here] == [
+        ("teacher", 0, True),
+        ("teacher", 1, False),
+        ("kl", 0, True),
+        ("kl", 1, False),
+    ]
+
+
+def test_other_epochs_than_those_that_were_chosen_are_refused(tmp_path: Path, here: list[Job]) -> None:  # noqa: F811
+    plan = load_plan(plan_file(tmp_path, budget={"gain": 100.0}, seeds=1))
+    compare(plan, tmp_path / "out")
+    part = plan.datasets["built-in"].model_copy(update={"epochs": {"kl": 9}})
+    with pytest.raises(CorrKDError, match=r"method kl, epochs was 1, is 9"):
+        compare(plan.model_copy(update={"datasets": {"built-in": part}}), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"budget": "half"}, "expected doubling, fixed, or"),
+        ({"budget": {"gain": -1}}, "budget: gain"),
+        ({"budget": {"points": 1}}, "points is unknown; allowed there: gain, doublings"),
+    ],
+)
+def test_a_wrong_rule_is_one_line(tmp_path: Path, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(CorrKDError, match=message):
+        load_plan(plan_file(tmp_path, **more))
+
+
+def test_a_rule_is_the_default_but_not_where_validation_is_judged(tmp_path: Path) -> None:
+    path = plan_file(tmp_path)
+    assert load_plan(path).datasets["built-in"].budget == BudgetRule()
+    assert load_plan(path, budget="fixed").datasets["built-in"].budget is None
+    assert load_plan(plan_file(tmp_path, budget=None)).datasets["built-in"].budget is None
+    tree = yaml.safe_load(path.read_text())
+    tree["datasets"]["built-in"]["settings"]["evaluation"]["split"] = "valid"
+    tree["budget"] = "doubling"
+    path.write_text(json.dumps(tree))
+    with pytest.raises(CorrKDError, match=r"validation split, by which budgets are chosen; set budget: fixed"):
+        load_plan(path)
+
+
+def test_a_budget_says_how_it_was_chosen() -> None:
+    made = Budget(epochs=8, scores={4: 0.5, 8: 0.6}, seed=3)
+    assert Budget.model_validate_json(made.model_dump_json()) == made

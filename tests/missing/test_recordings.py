@@ -1,0 +1,209 @@
+"""Frames that the data number are dropped by recording: what one window has lost, its neighbours have lost too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import corrkd
+from corrkd.data.convert import convert
+from corrkd.data.dataset import MultimodalDataset, Split
+from corrkd.data.resample import resampled
+from corrkd.errors import CorrKDError
+from corrkd.experiment.compare import stated
+from corrkd.experiment.compare_settings import load_plan
+from corrkd.experiment.prepare import prepare
+from corrkd.missing.conditions import condition
+from corrkd.missing.manifest import make_manifest
+from corrkd.missing.masks import modality_random_missing
+from corrkd.networks.saved import with_modalities
+from corrkd.settings import MissingSettings, ResampleSettings
+from tests.conftest import make_samples
+from tests.data.readers.samples import write_pickle
+
+WINDOW, RECORDINGS, LENGTH = 4, 5, 9
+
+
+def windows(name: str, seed: int, *, numbered: bool = True) -> Split:
+    """Windows of four frames, shifted by one, of recordings of nine frames; padded on the right at the start of a recording."""
+    rng = np.random.default_rng(seed)
+    recordings = rng.normal(size=(RECORDINGS, LENGTH, 3)).astype(np.float32)
+    frames, ids, lengths, videos = [], [], [], []
+    for recording in range(RECORDINGS):
+        for end in range(LENGTH):
+            first = max(0, end - WINDOW + 1)
+            count = end - first + 1
+            row = np.zeros((WINDOW, 3), np.float32)
+            row[:count] = recordings[recording, first : end + 1]
+            numbers = np.full(WINDOW, -1)
+            numbers[:count] = np.arange(first, end + 1)
+            frames.append(row), ids.append(numbers), lengths.append(count), videos.append(f"{name}{recording}")
+    exists = np.arange(WINDOW) < np.array(lengths)[:, None]
+    return Split(
+        frames=dict.fromkeys(("a", "b"), np.stack(frames)),
+        lengths=dict.fromkeys(("a", "b"), np.array(lengths)),
+        present=dict.fromkeys(("a", "b"), exists),
+        ids=np.array([f"{name}-{row}" for row in range(len(frames))]),
+        labels=np.arange(len(frames)) % 2,
+        groups={"video": np.array(videos)},
+        order=np.tile(np.arange(LENGTH), RECORDINGS),
+        frame_ids=dict.fromkeys(("a", "b"), np.stack(ids)) if numbered else {},
+    )
+
+
+def dataset(**options: bool) -> MultimodalDataset:
+    splits = {name: windows(name, seed, **options) for seed, name in enumerate(("train", "valid", "test"))}
+    return MultimodalDataset(name="windows", splits=splits, sha256="0" * 64)
+
+
+def states(split: Split, dropped: np.ndarray, modality: str) -> dict[tuple[str, int], set[bool]]:
+    """Whether each frame of a recording is dropped, in all windows that hold it."""
+    out: dict[tuple[str, int], set[bool]] = {}
+    for row, column in zip(*np.nonzero(split.exists(modality)), strict=True):
+        key = (str(split.groups["video"][row]), int(split.frame_ids[modality][row, column]))
+        out.setdefault(key, set()).add(bool(dropped[row, column]))
+    return out
+
+
+@pytest.mark.parametrize("name", ["ratio-0.4", "noise-0.4"])
+def test_a_frame_is_dropped_in_every_window_that_holds_it(name: str) -> None:
+    data = dataset()
+    samples = make_samples(data, "test")
+    manifest = make_manifest(samples, [condition(name, data.modalities, draws=2)], seed=3)
+    found = {}
+    for (_, draw, m), mask in manifest.masks.items():
+        found[draw, m] = states(data.split("test"), mask, m)
+        assert all(len(both) == 1 for both in found[draw, m].values())
+        assert 0.2 < np.mean([True in both for both in found[draw, m].values()]) < 0.6
+    assert found[0, "a"] != found[0, "b"]
+    assert found[0, "a"] != found[1, "a"]
+
+
+def test_without_numbers_each_window_loses_its_own() -> None:
+    data = dataset(numbered=False)
+    samples = make_samples(data, "test")
+    mask = condition("ratio-0.4", data.modalities).dropped(samples.without_frames(), seed=3, draw=0)["a"].numpy()
+    assert any(len(both) > 1 for both in states(windows("test", 2), mask, "a").values())
+
+
+def test_in_training_a_frame_has_one_number_too() -> None:
+    """With one ratio for all samples, what is dropped in a window is dropped in its neighbours."""
+    samples, split = make_samples(dataset()), windows("train", 0)
+    even = MissingSettings(modality=0.0, frames_low=0.3, frames_high=0.3, complete=0.0)
+    given: dict[str, Any] = {"seed": 1, "epoch": 2}
+    dropped = modality_random_missing(samples.keys, samples.present, even, **given, frame_keys=samples.frame_keys)
+    for m in ("a", "b"):
+        # But for windows that would show nothing, which keep a frame.
+        kept = (samples.present["a"] & ~dropped["a"]).sum(1) + (samples.present["b"] & ~dropped["b"]).sum(1) > 1
+        rows = kept.numpy()
+        part = replace(split, groups={"video": split.groups["video"]})
+        both = states(part.take(rows), dropped[m].numpy()[rows], m)
+        assert all(len(values) == 1 for values in both.values())
+    other = modality_random_missing(samples.keys, samples.present, even, **given)
+    assert not torch.equal(other["a"], dropped["a"])
+
+
+def test_order_and_batches_change_nothing() -> None:
+    data = dataset()
+    samples, chosen = make_samples(data, "test"), condition("ratio-0.5", data.modalities)
+    whole = chosen.dropped(samples.without_frames(), seed=0, draw=0)["a"]
+    rows = torch.tensor([7, 3, 30])
+    for part in (
+        chosen.dropped(samples.take(rows), seed=0, draw=0),
+        chosen.dropped(samples.subset(rows).without_frames(), seed=0, draw=0),
+    ):
+        assert torch.equal(part["a"], whole[rows])
+
+
+def arrays(data: MultimodalDataset, *, left: bool = False) -> dict[str, Any]:
+    """The dataset as one set of named arrays, on request padded on the left."""
+    parts = [data.split(name) for name in ("train", "valid", "test")]
+
+    def joined(pick: Any) -> np.ndarray:
+        return np.concatenate([pick(part) for part in parts])
+
+    lengths = joined(lambda part: part.lengths["a"])
+    out = {
+        "a": joined(lambda part: part.frames["a"]),
+        "frame_ids": joined(lambda part: part.frame_ids["a"]),
+        "labels": joined(lambda part: part.labels),
+        "ids": joined(lambda part: part.ids),
+        "video": joined(lambda part: part.groups["video"]),
+        "split": np.repeat(["train", "valid", "test"], [len(part) for part in parts]),
+    }
+    if left:
+        for key in ("a", "frame_ids"):
+            out[key] = np.stack([np.roll(row, WINDOW - n, axis=0) for row, n in zip(out[key], lengths, strict=True)])
+    return {**out, "b": out["a"]}
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_numbers_are_read_from_arrays_and_kept_by_conversion(tmp_path: Path, left: bool) -> None:
+    np.savez(tmp_path / "windows.npz", **arrays(dataset(), left=left))
+    read = corrkd.load_dataset(tmp_path / "windows.npz")
+    convert(read, tmp_path / "windows.safetensors")
+    again = corrkd.load_dataset(tmp_path / "windows.safetensors")
+    for data in (read, again, with_modalities(read, ("b", "a"))):
+        assert data.modalities in (("a", "b"), ("b", "a"))
+        for name in ("train", "valid", "test"):
+            for m in ("a", "b"):
+                np.testing.assert_array_equal(data.split(name).frame_ids[m], dataset().split(name).frame_ids["a"])
+
+
+def test_numbers_are_read_from_mmsa_pickles(tmp_path: Path) -> None:
+    parts = {}
+    for name, split in dataset().splits.items():
+        parts[name] = {
+            "id": split.ids,
+            "text": split.frames["a"],
+            "audio": split.frames["b"],
+            "audio_frame_ids": split.frame_ids["b"],
+            "classification_labels": split.labels,
+            "regression_labels": split.labels * 2.0 - 1,
+            "audio_lengths": split.lengths["b"].tolist(),
+            "text_lengths": split.lengths["a"].tolist(),
+        }
+    write_pickle(tmp_path / "mosi.pkl", parts)
+    read = corrkd.load_dataset(tmp_path / "mosi.pkl").split("test")
+    assert set(read.frame_ids) == {"audio"}
+    np.testing.assert_array_equal(read.frame_ids["audio"], windows("test", 2).frame_ids["b"])
+
+
+def test_numbers_go_along_where_splits_are_drawn_anew() -> None:
+    parts = [windows(name, seed) for seed, name in enumerate(("train", "valid"))]
+    numbers = {i: row for part in parts for i, row in zip(part.ids, part.frame_ids["a"], strict=True)}
+    drawn = resampled(dataset(), ResampleSettings(folds=3, train=20), seed=1)
+    for name in ("train", "valid"):
+        split = drawn.split(name)
+        np.testing.assert_array_equal(split.frame_ids["a"], [numbers[i] for i in split.ids])
+
+
+def test_numbers_of_another_shape_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "windows.npz", **{**arrays(dataset()), "frame_ids": np.zeros((135, 3), int)})
+    with pytest.raises(CorrKDError, match=r"frame_ids of a have shape \(45, 3\), expected \(45, 4\)"):
+        corrkd.load_dataset(tmp_path / "windows.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, "dropped by recording"),
+        ({"frame_ids": None}, "it can see a frame that one sample has lost"),
+        ({"frame_ids": None, "video": None}, "there are no neighbours"),
+    ],
+)
+def test_a_comparison_says_what_a_network_of_conversations_sees(
+    tmp_path: Path, change: dict[str, None], expected: str
+) -> None:
+    kept = {key: x for key, x in arrays(dataset()).items() if key not in change}
+    np.savez(tmp_path / "windows.npz", **kept)
+    plan = load_plan(data=[str(tmp_path / "windows.npz")], methods=["gcnet"])
+    part = plan.datasets["windows"]
+    lines = stated(prepare(part.settings, part.methods), plan.search, part)
+    assert expected in lines[-1]
+    assert lines[-1].startswith("GCNet reads a sample among the others of its conversation")
