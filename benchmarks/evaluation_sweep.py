@@ -15,6 +15,7 @@ from side_by_side import MOSI, Program, measure, mosi_experiment, speeds, times_
 from torch import Tensor
 
 from corrkd.data.batches import Samples
+from corrkd.data.inputs import Inputs
 from corrkd.evaluation.sweep import sweep
 from corrkd.experiment.memory import keep_freed_memory
 from corrkd.missing.conditions import Condition, subsets
@@ -43,7 +44,8 @@ def one_by_one(network: CorrKDNetwork, samples: Samples, conditions: list[Condit
         parts = []
         for batch in samples.batches(BATCH):
             visible = {m: x if m in condition.available else torch.zeros_like(x) for m, x in batch.present.items()}
-            parts.append(torch.softmax(network(batch.frames, batch.exists, visible).logits, -1))
+            inputs = Inputs(batch.frames, batch.exists, visible).with_lengths(batch.lengths)
+            parts.append(torch.softmax(network(inputs).logits, -1))
         answers.append(torch.cat(parts).cpu())
     return answers
 

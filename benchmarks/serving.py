@@ -28,7 +28,8 @@ import torch
 from side_by_side import Program, measure, mosi_experiment, speeds, times_as_fast
 
 from corrkd.data.dataset import Split
-from corrkd.networks.saved import SavedNetwork, build_network, load_network, save_network, usual_lengths
+from corrkd.data.inputs import Inputs
+from corrkd.networks.saved import SavedNetwork, build_network, load_network, save_network
 from corrkd.serve.export import export
 from corrkd.serve.predictor import Predictor
 from corrkd.serve.standalone import ExportedStudent
@@ -43,13 +44,11 @@ def make_model(folder: Path) -> Split:
     network = build_network(
         experiment.target, experiment.dataset.widths, experiment.frames, experiment.settings.network
     )
-    train = experiment.dataset.split("train")
     saved = SavedNetwork(
         network=network.eval(),
         normalisation=experiment.normalisation,
         target=experiment.target,
         frames=experiment.frames,
-        usual=usual_lengths(train),
     )
     save_network(folder / "student", saved)
     export(Predictor(load_network(folder / "student")), folder / "exported", dataset=experiment.dataset)
@@ -85,18 +84,18 @@ def of(samples: list[dict[str, Any]], single: bool) -> list[dict[str, Any]]:
 def naive(folder: str, single: bool) -> Program:
     """Sample by sample through the saved network, by hand."""
     saved, given = load_network(Path(folder) / "student"), of(samples(folder), single)
-    norm, usual = saved.normalisation, saved.usual or saved.frames
+    norm = saved.normalisation
 
     def predict() -> list[list[float]]:
         out = []
         for sample in given:
             frames, exists, visible = {}, {}, {}
             for m, width in saved.widths.items():
-                x = torch.tensor(np.array(sample[m])) if m in sample else torch.zeros(usual[m], width)
+                x = torch.tensor(np.array(sample[m])) if m in sample else torch.zeros(norm.lengths[m], width)
                 frames[m] = norm.apply(m, x[None])
                 exists[m] = torch.ones(1, len(x), dtype=torch.bool)
                 visible[m] = exists[m] if m in sample else torch.zeros_like(exists[m])
-            logits = saved.network(frames, exists, visible).logits
+            logits = saved.network(Inputs(frames, exists, visible)).logits
             out.append(torch.softmax(logits[0], -1).tolist())
         return out
 
