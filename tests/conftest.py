@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from corrkd.data.batches import Samples
 from corrkd.data.dataset import MultimodalDataset, Split
+from corrkd.data.inputs import Inputs
 from corrkd.data.normalise import fit_normalisation
 from corrkd.data.targets import make_target
 
@@ -66,6 +69,17 @@ def make_samples(
     return Samples(
         dataset.split(split), make_target(target, dataset), normalisation, device=torch.device("cpu"), **options
     )  # type: ignore[arg-type]
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
+    """The inputs with the same change made to every tensor."""
+    return Inputs(*({m: change(x) for m, x in part.items()} for part in inputs))
+
+
+def overwrite_invisible(inputs: Inputs, value: float) -> Inputs:
+    """The inputs with `value` in place of everything that is not visible, padding included."""
+    frames, _, visible = inputs
+    return inputs._replace(frames={m: torch.where(visible[m][..., None], x, value) for m, x in frames.items()})
 
 
 @pytest.fixture

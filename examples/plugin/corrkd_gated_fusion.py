@@ -9,11 +9,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from corrkd.data.inputs import Inputs
 from corrkd.methods.base import Method, task_loss
 from corrkd.networks.base import Network, Output
 from corrkd.networks.encoder import pool
-
-ByModality = Mapping[str, Tensor]
 
 
 class GatedFusionSettings(BaseModel):
@@ -26,7 +25,7 @@ class GatedFusionSettings(BaseModel):
 
 
 class GatedFusionNetwork(Network[GatedFusionSettings]):
-    """Takes any modalities, for classes, questions and scores. Frames that `exists` or `visible` denies are not looked at."""
+    """Takes any modalities, for classes, questions and scores. Frames that are not visible are not looked at."""
 
     name = "gated-fusion"
     settings_type = GatedFusionSettings
@@ -39,17 +38,16 @@ class GatedFusionNetwork(Network[GatedFusionSettings]):
         self.dropout = nn.Dropout(self.settings.dropout)
         self.classifier = nn.Linear(width, self.answers)
 
-    def forward(self, frames: ByModality, exists: ByModality, visible: ByModality) -> Output:
+    def forward(self, inputs: Inputs) -> Output:
         """The representation is the fused vector, (N, width)."""
-        return self.gated(frames, exists, visible)[0]
+        return self.gated(inputs)[0]
 
-    def gated(self, frames: ByModality, exists: ByModality, visible: ByModality) -> tuple[Output, Tensor]:
+    def gated(self, inputs: Inputs) -> tuple[Output, Tensor]:
         """`forward`, and the weight of each modality, (N, M): 0 where it is missing; a row's sum is 1."""
-        counted = [exists[m] & visible[m] for m in self.modalities]
-        inputs = zip(self.modalities, self.embed, counted, strict=True)
-        vectors = [pool(embed(frames[m]), seen) for m, embed, seen in inputs]
+        both = zip(self.modalities, self.embed, strict=True)
+        vectors = [pool(embed(inputs.frames[m]), inputs.visible[m]) for m, embed in both]
         scores = torch.cat([gate(vector) for gate, vector in zip(self.gate, vectors, strict=True)], 1)
-        shown = torch.stack([seen.any(1) for seen in counted], 1)
+        shown = inputs.shown(self.modalities)
         # The lowest number and not -inf: where nothing is visible, all modalities weigh the same instead of NaN.
         weights = torch.softmax(scores.masked_fill(~shown, torch.finfo(scores.dtype).min), 1)
         fused = self.dropout((weights[..., None] * torch.stack(vectors, 1)).sum(1))
@@ -75,11 +73,9 @@ class GatedFusion(Method[GatedFusionNetwork]):
     options_type = GatedFusionOptions
     search: ClassVar = {"options.concentration": (0.01, 1.0)}
 
-    def forward(
-        self, frames: ByModality, exists: ByModality, visible: ByModality, targets: Tensor, *_: Any, **__: Any
-    ) -> dict[str, Tensor]:
+    def forward(self, inputs: Inputs, targets: Tensor, *_: Any, **__: Any) -> dict[str, Tensor]:
         """The terms task and concentration, over the rows of all processes."""
-        output, weights = self.network.gated(frames, exists, visible)
+        output, weights = self.network.gated(inputs)
         return {
             "task": task_loss(self.gather(output.logits), self.gather(targets), self.class_weights),
             "concentration": self.gather(weights).square().sum(1).mean(),

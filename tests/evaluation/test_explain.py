@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from corrkd.data.inputs import Inputs
 from corrkd.data.targets import Target
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.explain import AGAINST, FOR, Effect, Explanation, draw, explain, fill_of, log_odds
@@ -30,16 +31,17 @@ from corrkd.networks.base import AnyNetwork, Network, Output
 from corrkd.networks.registry import BUILT_IN, network_class
 from corrkd.networks.saved import build_network
 from corrkd.settings import NetworkSettings
+from tests.conftest import map_tensors, overwrite_invisible
 
 WIDTHS = {"language": 5, "audio": 3, "vision": 4}
 FRAMES = 6
+LENGTHS = {"language": 6, "audio": 3, "vision": 5}
 TARGETS = {
     "classes": Target(name="classes", kind="classes", classes=("negative", "neutral", "positive")),
     "questions": Target(name="questions", kind="questions", classes=("no", "yes"), questions=("happy", "sad")),
     "score": Target(name="score", kind="score", classes=("low", "high"), cuts=(0.0,)),
 }
 TINY = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6,))
-Sample = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 
 
 def tiny(kind: str = "classes", *, scale: float = 2.0, **changes: Any) -> AnyNetwork:
@@ -58,7 +60,7 @@ def tiny(kind: str = "classes", *, scale: float = 2.0, **changes: Any) -> AnyNet
 
 def sample(
     seed: int = 0, widths: Mapping[str, int] = WIDTHS, *, gaps: bool = True, missing: tuple[str, ...] = ()
-) -> Sample:
+) -> Inputs:
     """Padding at the end of every modality but the first, and frames that are missing from each but the last."""
     random = torch.Generator().manual_seed(seed)
     frames, exists, visible = {}, {}, {}
@@ -68,7 +70,12 @@ def sample(
         if gaps and place < len(widths) - 1:
             visible[m][0, 1 + place] = False
         frames[m] = torch.randn(1, FRAMES, width, generator=random, dtype=torch.float64)
-    return frames, exists, visible
+    return Inputs(frames, exists, visible)
+
+
+def explained(network: AnyNetwork, inputs: Inputs, **options: Any) -> Explanation:
+    """`explain` with the canonical lengths of these tests."""
+    return explain(network, inputs, lengths=LENGTHS, **options)
 
 
 def answer_of(kind: str, output: int | None, question: int | None) -> Callable[[Tensor], Tensor]:
@@ -85,16 +92,16 @@ def answer_of(kind: str, output: int | None, question: int | None) -> Callable[[
 
 
 def plain_gradients(
-    network: AnyNetwork, given: Sample, answer: Callable[[Tensor], Tensor], fills: Mapping[str, Tensor], steps: int
+    network: AnyNetwork, given: Inputs, answer: Callable[[Tensor], Tensor], fills: Mapping[str, Tensor], steps: int
 ) -> dict[str, list[float]]:
     """Integrated gradients by a loop over the points of the quadrature, one at a time, and over the frames."""
-    frames, exists, visible = given
+    frames, _, visible = given
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     total = {m: torch.zeros_like(x) for m, x in frames.items()}
     for node, weight in zip(nodes, weights, strict=True):
         share = (node + 1) / 2
         moved = {m: (fills[m] + share * (x - fills[m])).requires_grad_() for m, x in frames.items()}
-        answer(network(moved, exists, visible).logits).backward(inputs=list(moved.values()))
+        answer(network(given._replace(frames=moved)).logits).backward(inputs=list(moved.values()))
         for m, x in moved.items():
             assert x.grad is not None
             total[m] += weight / 2 * x.grad
@@ -102,8 +109,7 @@ def plain_gradients(
     for m, x in frames.items():
         out[m] = []
         for t in range(FRAMES):
-            there = bool(exists[m][0, t] and visible[m][0, t])
-            out[m].append(float(((x[0, t] - fills[m]) * total[m][0, t]).sum()) if there else 0.0)
+            out[m].append(float(((x[0, t] - fills[m]) * total[m][0, t]).sum()) if visible[m][0, t] else 0.0)
     return out
 
 
@@ -117,7 +123,7 @@ def plain_gradients(
 @pytest.mark.parametrize("fill", ["zeros", "mean", "learned"])
 def test_integrated_gradients_by_a_plain_loop(kind: str, output: int | None, question: int | None, fill: str) -> None:
     network, given = tiny(kind, fill=fill), sample()
-    found = explain(network, *given, target=TARGETS[kind], output=output, question=question, steps=9)
+    found = explained(network, given, target=TARGETS[kind], output=output, question=question, steps=9)
     fills = {m: encoder.fill.detach() for m, encoder in zip(WIDTHS, network.encoders, strict=True)}
     assert all(bool(f.any()) is (fill != "zeros") for f in fills.values())
     expected = plain_gradients(network, given, answer_of(kind, output, question), fills, 9)
@@ -137,14 +143,14 @@ def test_attributions_add_up_to_the_way_from_the_baseline(kind: str, changes: di
     for seed in range(4):
         given = sample(seed)
         for steps, gaps in missed.items():
-            found = explain(network, *given, target=target, question=question, steps=steps)
+            found = explained(network, given, target=target, question=question, steps=steps)
             total = sum(sum(row) for row in found.frames.values())
             assert found.gap == pytest.approx(total - (found.value - found.baseline), abs=1e-12)
             gaps.append(abs(found.gap))
         if "fill" in changes:  # the baseline is what the network says where everything is missing
-            nothing = {m: torch.zeros_like(x) for m, x in given[2].items()}
+            nothing = {m: torch.zeros_like(x) for m, x in given.visible.items()}
             output = None if kind == "score" else target.classes.index(str(found.label))
-            expected = answer_of(kind, output, question)(network(given[0], given[1], nothing).logits)
+            expected = answer_of(kind, output, question)(network(given._replace(visible=nothing)).logits)
             assert found.baseline == pytest.approx(expected.item(), abs=1e-9)
             assert found.baseline != found.value
     assert max(missed[128]) < min(0.01, 0.1 * max(missed[2]))
@@ -153,13 +159,14 @@ def test_attributions_add_up_to_the_way_from_the_baseline(kind: str, changes: di
 @settings(deadline=None, max_examples=25)
 @given(st.data())
 def test_what_is_invisible_gets_nothing_whatever_stands_there(data: st.DataObject) -> None:
-    network, (frames, _, _) = tiny(), sample(data.draw(st.integers(0, 99)))
+    network, frames = tiny(), sample(data.draw(st.integers(0, 99))).frames
     masks = st.lists(st.booleans(), min_size=FRAMES, max_size=FRAMES).map(lambda row: torch.tensor([row]))
     exists, visible = ({m: data.draw(masks) for m in WIDTHS} for _ in range(2))
-    found = explain(network, frames, exists, visible, target=TARGETS["classes"], steps=3)
+    inputs = Inputs(frames, exists, visible)
+    found = explained(network, inputs, target=TARGETS["classes"], steps=3)
     junk = data.draw(st.sampled_from([math.nan, math.inf, -7.0, 1e300]))
     spoilt = {m: torch.where((exists[m] & visible[m])[..., None], x, junk) for m, x in frames.items()}
-    assert explain(network, spoilt, exists, visible, target=TARGETS["classes"], steps=3) == found
+    assert explained(network, inputs._replace(frames=spoilt), target=TARGETS["classes"], steps=3) == found
     for m in WIDTHS:
         seen = (exists[m] & visible[m])[0].tolist()
         assert (found.exists[m], found.visible[m]) == (tuple(exists[m][0].tolist()), tuple(seen))
@@ -185,10 +192,8 @@ class Linear(Network[Nothing]):
         self.weights = nn.ParameterList(torch.randn(frames[m], widths[m], self.answers) for m in self.modalities)
         self.bias = nn.Parameter(torch.randn(self.answers))
 
-    def forward(
-        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
-    ) -> Output:
-        shown = [torch.where((exists[m] & visible[m])[..., None], frames[m], 0.0) for m in self.modalities]
+    def forward(self, inputs: Inputs) -> Output:
+        shown = [torch.where(inputs.visible[m][..., None], inputs.frames[m], 0.0) for m in self.modalities]
         parts = [torch.einsum("ntd,tdk->nk", x, w) for x, w in zip(shown, self.weights, strict=True)]
         logits = self.bias + torch.stack(parts).sum(0)
         return Output(logits, self.as_answers(self.shifted(logits, shown)))
@@ -207,11 +212,9 @@ class Shifted(Linear):
 class Careless(Linear):
     """It looks at frames that are invisible as well."""
 
-    def forward(
-        self, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
-    ) -> Output:
-        everything = {m: torch.ones_like(x) for m, x in exists.items()}
-        return super().forward(frames, everything, everything)
+    def forward(self, inputs: Inputs) -> Output:
+        everything = {m: torch.ones_like(x) for m, x in inputs.exists.items()}
+        return super().forward(Inputs(inputs.frames, everything, everything))
 
 
 def linear(target: Target, kind: type[AnyNetwork] = Linear, widths: Mapping[str, int] = WIDTHS) -> AnyNetwork:
@@ -225,10 +228,10 @@ TWO = Target(name="binary", kind="classes", classes=("negative", "positive"))
 @pytest.mark.parametrize("target", [TWO, TARGETS["questions"], TARGETS["score"]], ids=lambda t: t.name)
 @pytest.mark.parametrize("steps", [1, 5])
 def test_a_linear_network_is_explained_exactly(target: Target, steps: int) -> None:
-    network, (frames, exists, visible) = linear(target), sample()
+    network, given = linear(target), sample()
     question = 1 if target.kind == "questions" else None
     output = None if target.kind == "score" else 1
-    found = explain(network, frames, exists, visible, target=target, output=output, question=question, steps=steps)
+    found = explained(network, given, target=target, output=output, question=question, steps=steps)
     first = 2 if question else 0
 
     def slope(x: Tensor) -> Tensor:
@@ -238,7 +241,7 @@ def test_a_linear_network_is_explained_exactly(target: Target, steps: int) -> No
     value = slope(network.bias).item()
     assert found.baseline == pytest.approx(value)
     for m, weight in zip(WIDTHS, network.weights, strict=True):
-        expected = (slope(weight) * frames[m][0]).sum(-1) * (exists[m] & visible[m])[0]
+        expected = (slope(weight) * given.frames[m][0]).sum(-1) * given.visible[m][0]
         np.testing.assert_allclose(found.frames[m], expected.detach().numpy(), rtol=1e-5, atol=1e-7)
         assert found.modalities[m].value == pytest.approx(expected.sum().item())
         value += expected.sum().item()
@@ -251,23 +254,22 @@ def test_a_linear_network_is_explained_exactly(target: Target, steps: int) -> No
 
 def test_what_raises_all_logits_alike_speaks_for_no_class() -> None:
     given, target = sample(), TARGETS["classes"]
-    plain, shifted = (explain(linear(target, kind), *given, target=target) for kind in (Linear, Shifted))
+    plain, shifted = (explained(linear(target, kind), given, target=target) for kind in (Linear, Shifted))
     assert shifted.modalities["audio"].value == pytest.approx(plain.modalities["audio"].value)
     for m in WIDTHS:
         np.testing.assert_allclose(shifted.frames[m], plain.frames[m], atol=1e-5)
 
 
 def test_nothing_invisible_is_shown_even_to_a_careless_network() -> None:
-    frames, exists, visible = sample(missing=("vision",))
-    spoilt = {m: torch.where(visible[m][..., None], x, math.nan) for m, x in frames.items()}
-    careful, careless = (explain(linear(TWO, kind), spoilt, exists, visible, target=TWO) for kind in (Linear, Careless))
+    spoilt = overwrite_invisible(sample(missing=("vision",)), math.nan)
+    careful, careless = (explained(linear(TWO, kind), spoilt, target=TWO) for kind in (Linear, Careless))
     assert careless == careful
     assert careless.frames["vision"] == (0.0,) * FRAMES
 
 
 def test_the_other_class_is_the_same_with_its_sign_turned() -> None:
     given, network = sample(), linear(TWO)
-    one, other = (explain(network, *given, target=TWO, output=k) for k in (0, 1))
+    one, other = (explained(network, given, target=TWO, output=k) for k in (0, 1))
     assert other.value == pytest.approx(-one.value)
     assert one.probability is not None
     assert other.probability is not None
@@ -295,25 +297,23 @@ def test_log_odds(logits: list[float], data: st.DataObject) -> None:
 @pytest.mark.parametrize("kind", ["classes", "questions", "score"])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_leaving_a_modality_out_by_hand(kind: str, temperature: float) -> None:
-    network, (frames, exists, visible) = tiny(kind), sample()
+    network, given = tiny(kind), sample()
     question = 0 if kind == "questions" else None
-    found = explain(
-        network, frames, exists, visible, target=TARGETS[kind], question=question, temperature=temperature, steps=1
-    )
+    found = explained(network, given, target=TARGETS[kind], question=question, temperature=temperature, steps=1)
 
     def asked(shown: Mapping[str, Tensor]) -> tuple[float, float | None]:
-        logits = network(frames, exists, shown).logits.detach()
+        logits = network(given._replace(visible=shown).with_lengths(LENGTHS)).logits.detach()
         if kind == "score":
             return logits.item(), None
         row = torch.softmax((logits[0] if question is None else logits[0, question]) / temperature, -1)
         share = row[TARGETS[kind].classes.index(str(found.label))].item()
         return math.log(share / (1 - share)), share
 
-    value, share = asked(visible)
+    value, share = asked(given.visible)
     assert found.value == pytest.approx(value)
     assert found.probability == (None if share is None else pytest.approx(share))
     for m in WIDTHS:
-        less, smaller = asked({**visible, m: torch.zeros_like(visible[m])})
+        less, smaller = asked({**given.visible, m: torch.zeros_like(given.visible[m])})
         effect = found.modalities[m]
         assert effect.value == pytest.approx(value - less)
         assert abs(effect.value) > 1e-3
@@ -328,31 +328,31 @@ def test_the_predicted_class_is_explained_unless_another_is_asked_for() -> None:
     labels = set()
     for seed in range(12):
         given = sample(seed)
-        logits = network(*given).logits[0]
-        found = explain(network, *given, target=TARGETS["classes"], steps=1)
+        logits = network(given).logits[0]
+        found = explained(network, given, target=TARGETS["classes"], steps=1)
         assert found.label == TARGETS["classes"].classes[int(logits.argmax())]
         labels.add(found.label)
         shares = torch.softmax(logits, -1).tolist()
         for k, name in enumerate(TARGETS["classes"].classes):
-            asked = explain(network, *given, target=TARGETS["classes"], output=k, steps=1)
+            asked = explained(network, given, target=TARGETS["classes"], output=k, steps=1)
             assert (asked.label, asked.probability) == (name, pytest.approx(shares[k]))
     assert len(labels) > 1
 
 
 def test_questions_are_explained_one_by_one() -> None:
     network, given, target = tiny("questions"), sample(), TARGETS["questions"]
-    shares = torch.softmax(network(*given).logits[0], -1)
+    shares = torch.softmax(network(given).logits[0], -1)
     for place, name in enumerate(target.questions):
-        found = explain(network, *given, target=target, question=place, steps=1)
+        found = explained(network, given, target=target, question=place, steps=1)
         assert (found.question, found.label) == (name, target.classes[int(shares[place].argmax())])
         assert found.probability == pytest.approx(shares[place].max().item())
     only = replace(target, questions=("happy",))
-    assert explain(linear(only), *given, target=only, steps=1).question == "happy"
+    assert explained(linear(only), given, target=only, steps=1).question == "happy"
 
 
 def test_a_modality_that_is_missing_has_no_effect() -> None:
-    network, given = tiny(), sample(missing=("audio", "vision"))
-    found = explain(network, *given, target=TARGETS["classes"])
+    network, given = tiny(), sample(missing=("audio", "vision")).with_lengths(LENGTHS)
+    found = explained(network, given, target=TARGETS["classes"])
     for m in ("audio", "vision"):
         assert found.modalities[m] == Effect(0.0, 0.0)
         assert found.frames[m] == (0.0,) * FRAMES
@@ -362,7 +362,7 @@ def test_a_modality_that_is_missing_has_no_effect() -> None:
 
 
 def test_where_nothing_is_there_nothing_carried() -> None:
-    found = explain(tiny("score"), *sample(missing=tuple(WIDTHS)), target=TARGETS["score"])
+    found = explained(tiny("score"), sample(missing=tuple(WIDTHS)), target=TARGETS["score"])
     assert found.value == found.baseline
     assert found.gap == 0.0
     assert set(found.modalities.values()) == {Effect(0.0, None)}
@@ -371,7 +371,7 @@ def test_where_nothing_is_there_nothing_carried() -> None:
 
 def test_the_temperature_divides() -> None:
     given, network = sample(), linear(TWO)
-    one, half = (explain(network, *given, target=TWO, temperature=t) for t in (1.0, 2.0))
+    one, half = (explained(network, given, target=TWO, temperature=t) for t in (1.0, 2.0))
     assert half.label == one.label
     assert half.value == pytest.approx(one.value / 2)
     for m in WIDTHS:
@@ -389,15 +389,15 @@ def test_every_network_can_be_explained(name: str) -> None:
     frames = dict.fromkeys(WIDTHS, FRAMES)
     network = build_network(TARGETS["classes"], WIDTHS, frames, kind.settings_type(), kind).train()
     given = sample(missing=("vision",))
-    given = ({m: x.float() for m, x in given[0].items()}, *given[1:])
-    found = explain(network, *given, target=TARGETS["classes"], steps=128)
+    given = given._replace(frames={m: x.float() for m, x in given.frames.items()})
+    found = explained(network, given, target=TARGETS["classes"], steps=128)
     assert abs(found.gap) < 0.02
     assert found.value != found.baseline
     for m in WIDTHS:
         for attribution, there in zip(found.frames[m], found.visible[m], strict=True):
             assert there or attribution == 0.0
     with torch.no_grad():
-        logits = network.eval()(*given).logits[0]
+        logits = network.eval()(given).logits[0]
     assert found.probability == pytest.approx(torch.softmax(logits, -1).max().item(), abs=1e-5)
     if name == "mctn":  # it reads its source alone
         assert found.modalities["audio"].value == 0.0
@@ -408,8 +408,10 @@ def test_every_network_can_be_explained(name: str) -> None:
 
 def test_few_points_of_the_path_are_in_memory_at_once() -> None:
     network, counts = tiny(), []
-    network.register_forward_pre_hook(lambda _, given: counts.append({len(x) for part in given for x in part.values()}))
-    explain(network, *sample(), target=TARGETS["classes"], steps=64)
+    network.register_forward_pre_hook(
+        lambda _, given: counts.append({len(x) for part in given[0] for x in part.values()})
+    )
+    explained(network, sample(), target=TARGETS["classes"], steps=64)
     assert (
         sum(count for (count,) in counts) == 1 + 1 + len(WIDTHS) + 1 + 64
     )  # class, value, without each, baseline, path
@@ -428,7 +430,7 @@ def test_conversations_are_not_explained_sample_by_sample() -> None:
     kind = network_class("gcnet")
     network = build_network(TARGETS["classes"], WIDTHS, dict.fromkeys(WIDTHS, FRAMES), kind.settings_type(), kind)
     with pytest.raises(CorrKDError, match="'gcnet' understands a sample among the others of its conversation"):
-        explain(network, *sample(), target=TARGETS["classes"])
+        explained(network, sample(), target=TARGETS["classes"])
 
 
 # ------------------------------------------------------------------------------------------------------------ nothing is changed
@@ -443,12 +445,12 @@ def test_network_inputs_and_the_worlds_randomness_are_left_alone() -> None:
     others[0].grad = torch.full_like(others[0], 3.0)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     modes = [module.training for module in network.modules()]
-    kept = {m: x.clone() for m, x in given[0].items()}
+    kept = {m: x.clone() for m, x in given.frames.items()}
     cudnn = (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic)
     torch.manual_seed(11)
     random = torch.random.get_rng_state()
     numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
-    one = explain(network, *given, target=TARGETS["classes"])
+    one = explained(network, given, target=TARGETS["classes"])
     assert torch.equal(torch.random.get_rng_state(), random)
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
     assert [module.training for module in network.modules()] == modes
@@ -456,23 +458,23 @@ def test_network_inputs_and_the_worlds_randomness_are_left_alone() -> None:
     assert torch.equal(others[0].grad, torch.full_like(others[0], 3.0))
     assert all(p.grad is None for p in (first, *others[1:]))
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    assert all(torch.equal(x, kept[m]) and not x.requires_grad for m, x in given[0].items())
+    assert all(torch.equal(x, kept[m]) and not x.requires_grad for m, x in given.frames.items())
     assert torch.is_grad_enabled()
     now = (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic)
     assert now == cudnn
     torch.manual_seed(99)
     with torch.no_grad():
-        assert explain(network, *given, target=TARGETS["classes"]) == one
-    watched = {m: x.clone().requires_grad_() for m, x in given[0].items()}
-    assert explain(network.eval(), watched, *given[1:], target=TARGETS["classes"]) == one
+        assert explained(network, given, target=TARGETS["classes"]) == one
+    watched = {m: x.clone().requires_grad_() for m, x in given.frames.items()}
+    assert explained(network.eval(), given._replace(frames=watched), target=TARGETS["classes"]) == one
     assert all(x.grad is None for x in watched.values())
 
 
 def test_modes_come_back_after_an_error() -> None:
-    network, (frames, exists, visible) = tiny().train(), sample()
-    frames["audio"][0, 0, 0] = math.nan
+    network, given = tiny().train(), sample()
+    given.frames["audio"][0, 0, 0] = math.nan
     with pytest.raises(CorrKDError, match="the network answered with NaN or infinite values"):
-        explain(network, frames, exists, visible, target=TARGETS["classes"])
+        explained(network, given, target=TARGETS["classes"])
     assert all(module.training for module in network.modules())
 
 
@@ -497,26 +499,27 @@ def test_modes_come_back_after_an_error() -> None:
 )
 def test_what_is_asked_wrongly_is_one_clear_line(kind: str, given: dict[str, Any], words: str) -> None:
     with pytest.raises(CorrKDError, match=words) as caught:
-        explain(tiny(kind), *sample(), target=TARGETS[kind], **given)
+        explained(tiny(kind), sample(), target=TARGETS[kind], **given)
     assert "\n" not in str(caught.value)
 
 
 def test_one_sample_with_every_modality() -> None:
-    frames, exists, visible = sample()
-    twice = tuple({m: torch.cat([x, x]) for m, x in part.items()} for part in (frames, exists, visible))
+    given = sample()
+    twice = map_tensors(lambda x: torch.cat([x, x]), given)
     with pytest.raises(CorrKDError, match=r"explain, language: frames \(2, 6, 5\) .*; expected one sample"):
-        explain(tiny(), *twice, target=TARGETS["classes"])
+        explained(tiny(), twice, target=TARGETS["classes"])
+    exists, visible = ({**masks, "audio": masks["audio"][:, 1:]} for masks in given[1:])
     with pytest.raises(CorrKDError, match=r"explain, audio: .* and visible \(1, 5\)"):
-        explain(tiny(), frames, exists, {**visible, "audio": visible["audio"][:, 1:]}, target=TARGETS["classes"])
-    del visible["vision"]
+        explained(tiny(), Inputs(given.frames, exists, visible), target=TARGETS["classes"])
+    without = {m: mask for m, mask in given.visible.items() if m != "vision"}
     with pytest.raises(CorrKDError, match="explain: no vision; give frames, exists and visible of every modality"):
-        explain(tiny(), frames, exists, visible, target=TARGETS["classes"])
+        explained(tiny(), given._replace(visible=without), target=TARGETS["classes"])
 
 
 def test_without_captum_the_line_tells_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     with pytest.raises(CorrKDError, match=r"explaining needs captum: pip install 'corrkd\[explain\]'"):
-        explain(tiny(), *sample(), target=TARGETS["classes"])
+        explained(tiny(), sample(), target=TARGETS["classes"])
 
 
 def test_captum_and_matplotlib_are_loaded_when_they_are_needed(tmp_path: Path) -> None:
@@ -537,7 +540,7 @@ assert not {"captum", "matplotlib.pyplot"} & set(sys.modules)
 @pytest.mark.parametrize("kind", ["classes", "questions", "score"])
 def test_as_json(kind: str) -> None:
     question = 1 if kind == "questions" else None
-    found = explain(tiny(kind), *sample(), target=TARGETS[kind], question=question, steps=2)
+    found = explained(tiny(kind), sample(), target=TARGETS[kind], question=question, steps=2)
     again = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert again == found.to_json()
     assert again["frames"] == {m: list(row) for m, row in found.frames.items()}

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from corrkd.data.dataset import MultimodalDataset
+from corrkd.data.inputs import Inputs
 from corrkd.data.normalise import fit_normalisation
 from corrkd.data.targets import make_target
 from corrkd.errors import CorrKDError
@@ -62,7 +63,7 @@ def test_a_network_is_judged_as_by_evaluate(target: str) -> None:
     @torch.no_grad()
     def predict(frames: Arrays, exists: Arrays, visible: Arrays) -> np.ndarray:
         parts = ({m: torch.as_tensor(x) for m, x in given.items()} for given in (frames, exists, visible))
-        logits = saved.network(*parts).logits
+        logits = saved.network(Inputs(*parts)).logits
         return (logits if target == "score" else logits.softmax(-1)).numpy()
 
     samples = make_samples(dataset, "test", target)

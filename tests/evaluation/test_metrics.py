@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from corrkd.data.targets import Target
 from corrkd.evaluation import metrics
+from corrkd.evaluation.floors import majority
 
 CLASSES = Target(name="classes", kind="classes", classes=("a", "b", "c"))
 SCORE = Target(name="score", kind="score", classes=("negative", "non-negative"), cuts=(0.0,))
@@ -64,7 +65,7 @@ def test_calibration_error_by_hand() -> None:
 
 def test_the_floor_answers_what_is_most_frequent_in_training() -> None:
     train, truth = np.array([1, 1, 0]), np.array([0, 0, 0, 1])
-    out = metrics.majority_floor(CLASSES, train, truth)
+    out = metrics.measure_predictions(CLASSES, truth, np.broadcast_to(majority(CLASSES, train), truth.shape))
     assert out["accuracy"] == 0.25
     assert math.isclose(out["weighted_f1"], by_hand([0, 0, 0, 1], [1, 1, 1, 1]))
 
@@ -72,7 +73,8 @@ def test_the_floor_answers_what_is_most_frequent_in_training() -> None:
 def test_always_absent_scores_78_at_15_percent_prevalence() -> None:
     truth = np.zeros((100, 2), np.int64)
     truth[:15] = 1
-    out = metrics.majority_floor(QUESTIONS, truth, truth)
+    out = metrics.measure_predictions(QUESTIONS, truth, np.broadcast_to(majority(QUESTIONS, truth), truth.shape))
+    assert "ece" not in out  # there are no probabilities
     assert math.isclose(out["weighted_f1/happy"], 0.85 * 2 * 0.85 / 1.85)
     assert round(100 * out["weighted_f1"]) == 78
 

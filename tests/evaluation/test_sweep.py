@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from corrkd.data.batches import Samples
+from corrkd.data.inputs import Inputs
 from corrkd.evaluation.sweep import mean_missing_f1, sweep
 from corrkd.missing.conditions import Condition, condition, standard_conditions, subsets
 from corrkd.missing.masks import noise
@@ -33,8 +34,9 @@ def one_pass(network: CorrKDNetwork, samples: Samples, chosen: Condition, draw: 
         for m, x in frames.items():
             heard = noise(batch.keys, *x.shape[1:], seed=seed, modality=m, draw=draw)
             frames[m] = torch.where((dropped[m] & batch.present[m])[..., None], heard, x)
+    inputs = Inputs(frames, batch.exists, visible).with_lengths(samples.lengths)
     with torch.no_grad():
-        return torch.softmax(network(frames, batch.exists, visible).logits, -1).numpy()
+        return torch.softmax(network(inputs).logits, -1).numpy()
 
 
 @pytest.mark.parametrize("changes", [{}, {"fill": "learned"}, {"exclude_missing": True}])
@@ -61,25 +63,26 @@ def test_encoders_run_once_for_present_and_once_for_absent(monkeypatch: pytest.M
     network = fresh(samples)
     calls: list[str] = []
     encode = network.encode
-    monkeypatch.setattr(network, "encode", lambda m, *rest: (calls.append(m), encode(m, *rest))[1])
+    monkeypatch.setattr(network, "encode", lambda m, inputs: (calls.append(m), encode(m, inputs))[1])
     sweep(network, samples, subsets(samples.modalities), batch_size=1000)
     assert sorted(calls) == ["audio"] * 2 + ["language"] * 2 + ["vision"] * 2
 
 
-def test_an_absent_modality_is_encoded_once_for_each_length(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_modality_is_encoded_once_for_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     samples = make_samples(make_dataset(), "test")
     network = fresh(samples)
-    counts: dict[str, int] = {}
+    shapes: dict[str, list[tuple[int, ...]]] = {m: [] for m in samples.modalities}
     encode = network.encode
 
-    def counted(m: str, frames: torch.Tensor, exists: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        if not visible.any():
-            counts[m] = len(frames)
-        return encode(m, frames, exists, visible)
+    def counted(m: str, inputs: Inputs) -> torch.Tensor:
+        if not inputs.visible[m].any():
+            assert inputs.exists[m].all()
+            shapes[m].append(tuple(inputs.exists[m].shape))
+        return encode(m, inputs)
 
     monkeypatch.setattr(network, "encode", counted)
-    sweep(network, samples, subsets(samples.modalities), batch_size=1000)
-    assert counts == {m: len(set(x.sum(1).tolist())) for m, x in samples.exists.items()}
+    sweep(network, samples, subsets(samples.modalities), batch_size=7)
+    assert shapes == {m: [(1, samples.lengths[m])] for m in samples.modalities}
 
 
 def test_batch_size_changes_only_rounding_and_mode_is_kept() -> None:

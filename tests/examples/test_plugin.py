@@ -22,6 +22,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from corrkd.data.inputs import Inputs
 from corrkd.experiment.compare_settings import load_plan
 from corrkd.experiment.job import run_job
 from corrkd.methods.registry import method_names
@@ -47,15 +48,14 @@ torch.manual_seed(0)
 frames = {m: torch.randn(5, 4, saved.widths[m]) for m in network.modalities}
 there = {m: torch.ones(5, 4, dtype=torch.bool) for m in network.modalities}
 hidden = {m: torch.zeros_like(x) for m, x in there.items()}
-first = network.modalities[0]
-without_first = {**there, first: hidden[first]}
+whole, first = Inputs(frames, there, there), network.modalities[0]
 said["class"] = type(network).__module__
-said["of_hidden"] = network.gated(frames, there, without_first)[1][:, 0].tolist()
+said["of_hidden"] = network.gated(whole.without(first))[1][:, 0].tolist()
 other = {**frames, first: frames[first] + 1.0}
-for key, visible in {"moved_by_hidden": without_first, "moved_by_shown": there}.items():
-    moved = network(other, there, visible).logits - network(frames, there, visible).logits
+for key, inputs in {"moved_by_hidden": whole.without(first), "moved_by_shown": whole}.items():
+    moved = network(inputs._replace(frames=other)).logits - network(inputs).logits
     said[key] = moved.abs().max().item()
-said["of_nothing"] = network.gated(frames, there, hidden)[1].tolist()
+said["of_nothing"] = network.gated(whole._replace(visible=hidden))[1].tolist()
 print(json.dumps(said))
 """
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import orthogonal_procrustes
 
 import corrkd
 from corrkd.errors import CorrKDError
@@ -15,7 +16,7 @@ from corrkd.evaluation.calibration import fit_temperature
 from corrkd.experiment.arm import TEACHER
 from corrkd.experiment.prepare import RUN_ARMS, Experiment, prepare
 from corrkd.experiment.run import resume
-from corrkd.experiment.teachers import Member, answers, members, rows_of
+from corrkd.experiment.teachers import Member, answers, members, procrustes, rows_of
 from corrkd.networks.saved import load_network
 from corrkd.settings import load_settings
 from corrkd.training.loop import teacher_outputs
@@ -90,29 +91,41 @@ def test_a_teacher_out_of_fold_is_trained_on_its_rows_alone(taught: tuple[Experi
     assert same == {"teacher-0-0": False, "teacher-0-1": True, "teacher-0-2": False}
 
 
-def test_the_answer_is_the_mean_response_of_those_who_have_not_met_the_person(taught: tuple[Experiment, Path]) -> None:
+def test_the_outputs_are_of_teachers_that_have_not_met_the_person(taught: tuple[Experiment, Path]) -> None:
+    """Logits: the mean response. Representations: the first repeat's, rotated towards the teacher's axes."""
     experiment, folder = taught
     samples, folder = experiment.samples("train"), folder / "seed-0"
-    said = answers(experiment, samples, 0, folder)
+    made = answers(experiment, samples, 0, folder)
+    whole = teacher_outputs(load_network(folder / TEACHER).network, samples).representation
     responses = torch.zeros(2, 30, 3)
-    own, by = torch.zeros_like(said.representation), torch.zeros(30, dtype=torch.int64)
+    by = torch.zeros(30, dtype=torch.int64)
     for repeat in range(2):
         logits = torch.zeros(30, 3)
         for member in [m for m in members(experiment.settings.teacher) if m.repeat == repeat]:
-            rows = rows_of(member, experiment, samples, 0)[1]
+            trained, rows = rows_of(member, experiment, samples, 0)
             output = teacher_outputs(load_network(folder / member.name).network, samples)
             logits[rows] = output.logits[rows]
             if repeat == 0:
-                own[rows], by[rows] = output.representation[rows], member.fold or 0
+                by[rows] = member.fold or 0
+                raw, rotated = output.representation[rows], made.representation[rows]
+                torch.testing.assert_close(raw @ raw.T, rotated @ rotated.T, atol=1e-3, rtol=1e-3)
+                rotation, _ = orthogonal_procrustes(output.representation[trained].numpy(), whole[trained].numpy())
+                torch.testing.assert_close(rotated, raw @ torch.tensor(rotation), atol=1e-3, rtol=1e-3)
         responses[repeat] = (logits / fit_temperature(logits, samples.targets)).softmax(-1)
     mean = responses.mean(0).log()
     expected = mean / fit_temperature(mean, samples.targets)
-    torch.testing.assert_close(said.logits.softmax(-1), expected.softmax(-1), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(said.out_of_fold, own, atol=1e-5, rtol=1e-4)
-    assert said.answered_by is not None
-    assert torch.equal(said.answered_by, by)
-    whole = teacher_outputs(load_network(folder / TEACHER).network, samples)
-    torch.testing.assert_close(said.representation, whole.representation)
+    torch.testing.assert_close(made.logits.softmax(-1), expected.softmax(-1), atol=1e-5, rtol=1e-4)
+    assert made.answered_by is not None
+    assert torch.equal(made.answered_by, by)
+
+
+def test_a_rotation_brings_one_space_onto_another() -> None:
+    random = torch.Generator().manual_seed(0)
+    target = torch.randn(40, 6, generator=random)
+    turn = torch.linalg.qr(torch.randn(6, 6, generator=random))[0]
+    torch.testing.assert_close(target @ turn.T @ procrustes(target @ turn.T, target), target, atol=1e-4, rtol=1e-4)
+    rotation = procrustes(torch.randn(40, 6, generator=random), target)
+    torch.testing.assert_close(rotation @ rotation.T, torch.eye(6), atol=1e-5, rtol=1e-5)
 
 
 def test_one_teacher_is_what_it_was(tmp_path: Path) -> None:
@@ -124,7 +137,7 @@ def test_one_teacher_is_what_it_was(tmp_path: Path) -> None:
     alone = teacher_outputs(load_network(tmp_path / "run" / "seed-0" / TEACHER).network, samples)
     assert torch.equal(said.logits, alone.logits)
     assert torch.equal(said.representation, alone.representation)
-    assert said.out_of_fold is None
+    assert said.answered_by is None
 
 
 def test_several_on_all_samples_begin_with_the_teacher_and_a_fixed_temperature_divides(tmp_path: Path) -> None:

@@ -103,11 +103,10 @@ def test_late_fusion_averages_the_responses_of_what_is_visible() -> None:
     dataset = make_dataset()
     net = LateFusionNetwork(dataset.widths, dict.fromkeys(dataset.widths, 6), outputs=3, settings=SMALL).eval()
     batch = make_samples(dataset).take(torch.arange(5))
-    visible = dict(batch.present)
-    visible["audio"] = torch.zeros_like(visible["audio"])
+    inputs = batch.inputs().without("audio")
     with torch.no_grad():
-        votes, shown = net.votes(batch.frames, batch.exists, visible)
-        response = torch.softmax(net(batch.frames, batch.exists, visible).logits, -1)
+        votes, shown = net.votes(inputs)
+        response = torch.softmax(net(inputs).logits, -1)
     assert shown.tolist() == [[True, False, True]] * 5
     mean = (torch.softmax(votes[0], -1) + torch.softmax(votes[2], -1)) / 2
     torch.testing.assert_close(response, mean)
@@ -118,9 +117,9 @@ def test_late_fusion_learns_nothing_of_a_modality_from_samples_without_it() -> N
     net = LateFusionNetwork(dataset.widths, dict.fromkeys(dataset.widths, 6), outputs=3, settings=SMALL)
     method = LateFusion(net, target())
     batch = make_samples(dataset).take(torch.arange(5))
-    visible = {m: x if m == "language" else torch.zeros_like(x) for m, x in batch.present.items()}
-    loss = method(batch.frames, batch.exists, visible, batch.targets)["task"]
-    votes, _ = net.votes(batch.frames, batch.exists, visible)
+    inputs = batch.inputs().without("audio").without("vision")
+    loss = method(inputs, batch.targets)["task"]
+    votes, _ = net.votes(inputs)
     assert loss.item() == pytest.approx(task_loss(votes[0], batch.targets).item(), rel=1e-5)
     loss.backward()
     for place, used in enumerate((True, False, False)):
@@ -141,7 +140,7 @@ def test_every_method_names_its_terms_as_its_weights(name: str) -> None:
     method.start(samples)
     batch = samples.take(torch.arange(12))
     known = TeacherOutput(torch.randn(12, 120), torch.randn(12, 3)) if kind.needs_teacher else None
-    terms = method(batch.frames, batch.exists, batch.present, batch.targets, known, samples.context(batch.rows))
+    terms = method(batch.inputs(), batch.targets, known, samples.context(batch.rows))
     assert list(terms) == list(method.weights)
     assert all(torch.isfinite(value) and value.dim() == 0 for value in terms.values())
     assert {key.split(".")[0] for key in kind.search} <= {"options", "network", "stage"}

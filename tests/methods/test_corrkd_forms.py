@@ -9,9 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from corrkd.data.inputs import Inputs
 from corrkd.data.targets import Target
 from corrkd.errors import CorrKDError
-from corrkd.losses import category_prototype_distillation, decoupled_divergence, sample_relation_distillation
+from corrkd.losses import (
+    SampleContrastiveDistillation,
+    category_prototype_distillation,
+    decoupled_divergence,
+    sample_relation_distillation,
+)
 from corrkd.methods.base import TeacherOutput
 from corrkd.methods.corrkd import CorrKD
 from corrkd.networks.base import Output
@@ -48,7 +54,7 @@ def spoken(seed: int, count: int, teachers: int = 3) -> TeacherOutput:
     def draw(width: int) -> Tensor:
         return torch.randn(count, width, generator=random, dtype=torch.float64)
 
-    return TeacherOutput(draw(24), draw(3), (draw(24) + 5 * by[:, None]) * (1 + by[:, None]), by)
+    return TeacherOutput((draw(24) + 5 * by[:, None]) * (1 + by[:, None]), draw(3), by)
 
 
 def output(seed: int = 5, logits: tuple[int, ...] = (N, 3)) -> Output:
@@ -67,11 +73,10 @@ def test_relations_and_prototypes_are_within_each_teacher() -> None:
     known, own = whole.apply(lambda x: x[rows]), output()
     terms = plus.terms(own, labels[rows], known)
     assert list(terms) == list(plus.weights) == ["task", "scd", "cpd", "rcd"]
-    assert whole.out_of_fold is not None
     assert whole.answered_by is not None
-    by, centred = whole.answered_by, whole.out_of_fold.clone()
+    by, centred = whole.answered_by, whole.representation.clone()
     for teacher in range(3):
-        centred[by == teacher] -= whole.out_of_fold[by == teacher].mean(0)
+        centred[by == teacher] -= whole.representation[by == teacher].mean(0)
     scd = sample_relation_distillation(own.representation, centred[rows], by[rows])
     torch.testing.assert_close(terms["scd"], scd)
     rcd = decoupled_divergence(own.logits, known.logits, labels[rows], nontarget=2.0)
@@ -111,36 +116,42 @@ def test_a_class_that_a_teacher_did_not_meet_or_met_alone_is_compared_with_nothi
     assert own.grad is None or not own.grad.any()
 
 
-def test_without_teachers_out_of_fold_the_one_teacher_is_compared_with() -> None:
+def test_one_teacher_is_compared_with_whole() -> None:
     plus, whole, labels = method(), spoken(1, N), torch.arange(N) % 3
-    for known in (whole._replace(out_of_fold=None, answered_by=None), whole._replace(out_of_fold=whole.representation)):
-        by = torch.zeros(N, dtype=torch.int64)
-        known = known if known.answered_by is None else known._replace(answered_by=by)
+    for known in (whole._replace(answered_by=None), whole._replace(answered_by=torch.zeros(N, dtype=torch.int64))):
         plus.taught(known, labels)
         centred = whole.representation - whole.representation.mean(0)
         scd = plus.terms(output(), labels, known)["scd"]
         torch.testing.assert_close(scd, sample_relation_distillation(output().representation, centred))
 
 
-def test_the_paper_s_forms_take_the_one_teacher_s_space() -> None:
-    """Whatever the out-of-fold representations are: theirs is not one space."""
+def test_the_papers_three_losses_hear_the_same_teachers() -> None:
+    """SCD, CPD and RCD are of one set of teacher outputs, out of fold or not."""
     literal = method(scd_form="contrast", cpd_prototypes="batch", rcd_form="information", center=False)
-    whole, labels = spoken(1, N), torch.arange(N) % 3
-    other = whole._replace(out_of_fold=10 * spoken(2, N).representation)
-    losses = []
-    for known in (whole, other):
-        literal.taught(known, labels)
-        losses.append(literal.terms(output(), labels, known))
-    assert all(torch.equal(losses[0][name], losses[1][name]) for name in ("scd", "cpd", "rcd"))
+    assert isinstance(literal.scd, SampleContrastiveDistillation)
+    teacher, labels, own = spoken(1, N), torch.arange(N) % 3, output()
+    for given in (teacher, teacher._replace(answered_by=None)):
+        literal.taught(given, labels)
+        terms = literal.terms(own, labels, given)
+        torch.testing.assert_close(terms["scd"], literal.scd(own.representation, teacher.representation))
+        cpd = category_prototype_distillation(own.representation, teacher.representation, labels, num_classes=3)
+        torch.testing.assert_close(terms["cpd"], cpd)
+        torch.testing.assert_close(terms["rcd"], literal.rcd(own.logits, teacher.logits, labels))  # type: ignore[misc]
+
+
+def test_parts_of_a_network_that_declares_none_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert method(cpd_parts=True).network.part_widths == dict.fromkeys(method().network.modalities, 8)
+    monkeypatch.setattr(CorrKDNetwork, "part_widths", None)
+    with pytest.raises(CorrKDError, match=r"network 'corrkd' declares no parts .* set cpd_parts to false"):
+        method(cpd_parts=True)
 
 
 def test_parts_of_h_are_compared_where_their_modality_is_seen() -> None:
     """The whole, and the mean over modalities of each one's own part among the samples that show it."""
     plus, whole, labels = method(cpd_parts=True), spoken(1, N), torch.arange(N) % 3
     plus.taught(whole, labels)
-    assert whole.out_of_fold is not None
     assert whole.answered_by is not None
-    known = whole.out_of_fold - plus.means[whole.answered_by]
+    known = whole.representation - plus.means[whole.answered_by]
     prototypes = plus.prototypes[whole.answered_by]
     shown = torch.rand(N, 3, generator=torch.Generator().manual_seed(0)) < 0.6
     shown[:, 2] = False  # nobody shows the third
@@ -172,10 +183,11 @@ def test_forward_tells_what_a_sample_shows() -> None:
     batch, known = samples.take(rows), whole.apply(lambda x: x[rows])
     visible = {m: x.clone() for m, x in batch.exists.items()}
     visible["audio"][:4] = ~batch.exists["audio"][:4]
-    terms = plus(batch.frames, batch.exists, visible, batch.targets, known)
+    inputs = Inputs(batch.frames, batch.exists, visible)
+    terms = plus(inputs, batch.targets, known)
     shown = torch.ones(N, 3, dtype=torch.bool)
     shown[:4, 1] = False
-    answer = plus.network(batch.frames, batch.exists, visible)
+    answer = plus.network(inputs)
     torch.testing.assert_close(terms["cpd"], plus.terms(answer, batch.targets, known, shown)["cpd"])
     assert not torch.equal(terms["cpd"], plus.terms(answer, batch.targets, known)["cpd"])
 

@@ -40,7 +40,7 @@ def terms(method: DMD, samples: Samples) -> dict[str, float]:
     batch = samples.take(torch.arange(len(samples)))
     torch.manual_seed(0)
     with torch.no_grad():
-        out = method.eval()(batch.frames, batch.exists, batch.present, batch.targets)
+        out = method.eval()(batch.inputs(), batch.targets)
     return {name: float(value) for name, value in out.items()}
 
 
@@ -143,10 +143,33 @@ def test_distillation_brings_the_modalities_logits_together() -> None:
         method = fresh(samples, **SMALL, distillation=weight)
         fit(method, samples)
         with torch.no_grad():
-            logits = method.eval().network.details(batch.frames, batch.exists, batch.present).shared.logits
+            logits = method.eval().network.details(batch.inputs()).shared.logits
         return float(logits.std(1).mean())
 
     assert spread(3.0) < 0.7 * spread(0.0)
+
+
+def test_representations_of_the_heterogeneous_graph_are_told_apart() -> None:
+    """By loops: ten times the cosine, where above 0, between the ends of each edge; its start gets no gradient."""
+    torch.manual_seed(0)
+    vectors = torch.randn(4, 3, 5, requires_grad=True)
+    edges = torch.rand(4, 3, 3) * ~torch.eye(3, dtype=torch.bool)
+    edges[1, 0], edges[1, :, 0] = 0.0, 0.0  # the first modality of the second sample is not visible
+    graph = Graph(vectors, torch.zeros(4, 3, 2), edges)
+    total = 0.0
+    for n in range(4):
+        for start in range(3):
+            for end in range(3):
+                if edges[n, start, end] > 0:
+                    cosine = torch.cosine_similarity(vectors[n, start].detach(), vectors[n, end], 0).clamp(min=0)
+                    total = total + (edges[n, start, end] + 1 / 6) * 10.0 * cosine
+    loss = distillation_loss(graph, 0.0, 10.0)
+    torch.testing.assert_close(loss, total / 4)
+    (found,) = torch.autograd.grad(loss, vectors, retain_graph=True)
+    (expected,) = torch.autograd.grad(total / 4, vectors)
+    torch.testing.assert_close(found, expected)
+    assert not found[1, 0].any()
+    assert float(distillation_loss(graph, 0.0)) == 0.0  # the homogeneous graph has no such term
 
 
 def test_agreement_in_all_answers_makes_a_class_and_scores_have_their_categories() -> None:
@@ -182,6 +205,7 @@ def test_modalities_add_up_each_by_the_mean_over_the_samples_that_show_it() -> N
         ("homogeneous.energy", "distillation"),
         ("heterogeneous.view_logits", "distillation"),
         ("homogeneous.view_vectors", "distillation"),
+        ("crossmodal.0.memory", "distillation"),
     ],
 )
 def test_no_component_of_the_loss_is_idle(component: str, term: str) -> None:
@@ -198,7 +222,7 @@ def test_every_parameter_learns() -> None:
     samples = make_samples(make_dataset())
     method = fresh(samples, **SMALL)
     batch = samples.take(torch.arange(len(samples)))
-    out = method(batch.frames, batch.exists, batch.present, batch.targets)
+    out = method(batch.inputs(), batch.targets)
     sum(method.weights[name] * value for name, value in out.items()).backward()
     # A key's bias moves all of a query's energies alike, and so does the energy's own bias.
     idle = [name for name, p in method.named_parameters() if p.grad is None or not bool(p.grad.any())]
@@ -214,7 +238,7 @@ def test_it_comes_half_way_from_the_floor_to_the_bayes_accuracy() -> None:
     batch = test.take(torch.arange(len(test)))
     method.eval()
     with torch.no_grad():
-        answers = method.network(batch.frames, batch.exists, batch.present).logits.argmax(1)
+        answers = method.network(batch.inputs()).logits.argmax(1)
     accuracy = float((answers == test.targets).float().mean())
     floor = float(torch.bincount(test.targets).max() / len(test))
     assert dataset.posterior is not None

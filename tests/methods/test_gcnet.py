@@ -9,6 +9,7 @@ from lightning_fabric import Fabric
 
 from corrkd.data.batches import Samples
 from corrkd.data.dataset import MultimodalDataset, Split
+from corrkd.data.inputs import Inputs
 from corrkd.data.synthetic import make
 from corrkd.evaluation.bayes import bayes_accuracy
 from corrkd.methods.gcnet import GCNet, dropped_share, restoration_loss, standardised, utterance_means
@@ -90,7 +91,9 @@ def test_it_restores_dropped_features_better_than_the_mean() -> None:
 def restoration_error(method, batch, visible, context, truth, rows):  # type: ignore[no-untyped-def]
     method.eval()
     with torch.no_grad():
-        restored = method.network.restore(method.network(batch.frames, batch.exists, visible, context).representation)
+        restored = method.network.restore(
+            method.network(Inputs(batch.frames, batch.exists, visible), context).representation
+        )
     return {m: float((restored[m] - truth[m])[rows].square().mean()) for m in truth}
 
 
@@ -152,7 +155,7 @@ def test_it_comes_half_way_from_the_floor_to_the_bayes_accuracy() -> None:
     batch = test.take(torch.arange(len(test)))
     method.eval()
     with torch.no_grad():
-        answers = method.network(batch.frames, batch.exists, batch.present, test.context(batch.rows)).logits.argmax(1)
+        answers = method.network(batch.inputs(), test.context(batch.rows)).logits.argmax(1)
     accuracy = float((answers == test.targets).float().mean())
     floor = float(torch.bincount(test.targets).max() / len(test))
     assert dataset.posterior is not None

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from corrkd.errors import CorrKDError
 from corrkd.losses.frames import frame_errors, mean_error
-from corrkd.methods.mctn import MCTN
-from corrkd.networks.mctn import MCTNNetwork, MCTNSettings, SummedLSTM
-from tests.conftest import make_dataset, make_samples
+from corrkd.methods.mctn import MCTN, MCTNPerSource
+from corrkd.networks.mctn import MCTNNetwork, MCTNPerSourceNetwork, MCTNSettings, SummedLSTM
+from tests.conftest import make_dataset, make_samples, map_tensors
 from tests.methods.translating import (
     FOUR,
     KINDS,
@@ -35,12 +37,12 @@ def network(
 @pytest.mark.parametrize(("kind", "outputs", "shape"), KINDS)
 def test_shapes(widths: dict[str, int], kind: str, outputs: int, shape: tuple[int, ...]) -> None:
     net, given = network(widths, kind, outputs), inputs(widths)
-    assert net(*given).logits.shape == shape
-    assert net(*given).representation.shape == (4, 8)
-    made = net.translate(net.join(*given), given[1])
+    assert net(given).logits.shape == shape
+    assert net(given).representation.shape == (4, 8)
+    made = net.translate(net.join(given), given.exists)
     first = next(iter(widths))
-    assert {m: x.shape for m, x in made.targets.items()} == {m: x.shape for m, x in given[0].items() if m != first}
-    assert (made.back is None) if len(widths) == 1 else (made.back.shape == given[0][first].shape)
+    assert {m: x.shape for m, x in made.targets.items()} == {m: x.shape for m, x in given.frames.items() if m != first}
+    assert (made.back is None) if len(widths) == 1 else (made.back.shape == given.frames[first].shape)
 
 
 @pytest.mark.parametrize("widths", [TWO, FOUR])
@@ -53,12 +55,11 @@ def test_padding_and_what_is_invisible_change_nothing(widths: dict[str, int]) ->
 def test_only_the_source_is_needed_at_test(source: str) -> None:
     """All else may be missing, to the bit; the source may not."""
     net = network(FOUR, settings=MCTNSettings(width=8, source=source))
-    frames, exists, visible = inputs(FOUR, share=1.0)
-    whole = net(frames, exists, visible).logits
-    alone = {m: v if m == source else torch.zeros_like(v) for m, v in visible.items()}
-    assert torch.equal(net(frames, exists, alone).logits, whole)
-    without = {m: torch.zeros_like(v) if m == source else v for m, v in visible.items()}
-    assert not torch.equal(net(frames, exists, without).logits, whole)
+    given = inputs(FOUR, share=1.0)
+    whole = net(given).logits
+    alone = {m: v if m == source else torch.zeros_like(v) for m, v in given.visible.items()}
+    assert torch.equal(net(given._replace(visible=alone)).logits, whole)
+    assert not torch.equal(net(given.without(source)).logits, whole)
 
 
 def test_an_unknown_source_is_one_clear_line() -> None:
@@ -69,31 +70,31 @@ def test_an_unknown_source_is_one_clear_line() -> None:
 def test_the_hierarchy_goes_through_every_translator() -> None:
     """Each level's encoder changes its own embedding, those above it and the prediction, and nothing below."""
     given = inputs(FOUR)
-    before, logits = (net := network(FOUR)).join(*given), net(*given).logits
+    before, logits = (net := network(FOUR)).join(given), net(given).logits
     for level in range(3):
         changed = network(FOUR)
         with torch.no_grad():
             for parameter in changed.encoders[level].parameters():
                 parameter.mul_(2.0)
-        after = changed.join(*given)
+        after = changed.join(given)
         assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [n < level for n in range(3)]
-        assert not torch.equal(changed(*given).logits, logits)
+        assert not torch.equal(changed(given).logits, logits)
 
 
 def test_the_way_back_is_the_same_translator_fed_with_its_own_translation() -> None:
     given = inputs(TWO)
     net = network(TWO)
-    first = net.translate(net.join(*given), given[1])
+    first = net.translate(net.join(given), given.exists)
     with torch.no_grad():
         net.project[1].bias.add_(1.0)  # another translation to audio ...
-    second = net.translate(net.join(*given), given[1])
+    second = net.translate(net.join(given), given.exists)
     assert not torch.allclose(first.back, second.back, atol=1e-5)  # ... comes back as another language
     assert len(net.encoders) == len(net.decoders) == 1
 
 
 def test_attention_is_a_weighted_mean_of_what_is_not_padding() -> None:
     net, given = network(TWO), inputs(TWO)
-    levels, exists = net.join(*given), given[1]
+    levels, exists = net.join(given), given.exists
     made = net.translate(levels, exists).targets["audio"]
     noisy = [torch.where(exists["language"][..., None], levels[0], torch.full_like(levels[0], 9.0))]
     assert torch.allclose(net.translate(noisy, exists).targets["audio"], made, atol=1e-5)
@@ -113,15 +114,15 @@ def test_the_encoder_reads_both_ways_and_ends_with_the_sample() -> None:
 
 
 def test_a_process_may_have_no_sample() -> None:
-    net, nobody = network(TWO), tuple({m: x[:0] for m, x in side.items()} for side in inputs(TWO))
-    made = net.translate(net.join(*nobody), nobody[1])
-    (net(*nobody).logits.sum() + made.targets["audio"].sum() + made.back.sum()).backward()
+    net, nobody = network(TWO), map_tensors(lambda x: x[:0], inputs(TWO))
+    made = net.translate(net.join(nobody), nobody.exists)
+    (net(nobody).logits.sum() + made.targets["audio"].sum() + made.back.sum()).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
 
 
 def test_the_prediction_is_a_convex_sum_of_states_that_are_not_padding() -> None:
     net, given = network(TWO), inputs(TWO)
-    embedding, exists = net.join(*given)[-1], given[1]["language"].clone()
+    embedding, exists = net.join(given)[-1], given.exists["language"].clone()
     exists[0] = False
     with torch.no_grad():
         net.attention.weight.zero_()
@@ -132,20 +133,75 @@ def test_the_prediction_is_a_convex_sum_of_states_that_are_not_padding() -> None
         torch.testing.assert_close(representation[i], states[i, exists[i]].mean(0))
     with torch.no_grad():
         net.attention.weight.copy_(50 * states[1, :1])
+        net.attention.bias.zero_()
     after = net.predict(embedding, exists).representation[1]
-    torch.testing.assert_close(after, torch.softmax(50 * states[1, exists[1]] @ states[1, 0], 0) @ states[1, exists[1]])
+    energies = torch.tanh(50 * states[1, exists[1]] @ states[1, 0])  # bounded, as in the released code
+    torch.testing.assert_close(after, torch.softmax(energies, 0) @ states[1, exists[1]])
 
 
 def test_every_term_reaches_the_joint_embedding() -> None:
     samples = make_samples(make_dataset())
     method = MCTN(network_for(MCTNNetwork, samples, SMALL), samples.target)
     batch = samples.take(torch.arange(16))
-    terms = method(batch.frames, batch.exists, batch.present, batch.targets)
-    assert list(terms) == list(method.weights) == ["task", "translation", "cycle"]
+    terms = method(batch.inputs(), batch.targets)
+    assert list(terms) == list(method.weights) == ["task", "l2", "translation", "cycle"]
     weight = method.network.encoders[0].lstm.weight_ih_l0_reverse
-    for term in terms.values():
-        (gradient,) = torch.autograd.grad(term, weight, retain_graph=True)
+    for name in ("task", "translation", "cycle"):
+        (gradient,) = torch.autograd.grad(terms[name], weight, retain_graph=True)
         assert gradient.abs().max() > 0
+    # The released code's regularizer: 0.01 times the squared weights of the last layer, without its bias.
+    assert method.weights["l2"] == 0.01
+    torch.testing.assert_close(terms["l2"], method.network.head.weight.square().sum())
+
+
+def per_source(widths: dict[str, int], kind: str = "classes", outputs: int = 3) -> MCTNPerSourceNetwork:
+    torch.manual_seed(0)
+    return MCTNPerSourceNetwork(widths, frames_of(widths), outputs=outputs, kind=kind, settings=SMALL).eval()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("widths", [{"language": 7}, TWO, FOUR])
+@pytest.mark.parametrize(("kind", "outputs", "shape"), KINDS)
+def test_per_source_the_visible_sources_are_averaged(
+    widths: dict[str, int], kind: str, outputs: int, shape: tuple[int, ...]
+) -> None:
+    net, given = per_source(widths, kind, outputs), inputs(widths, share=1.0)
+    assert [model.source for model in net.models] == list(widths)
+    assert net(given).logits.shape == shape
+    assert net(given).representation.shape == (4, 8 * len(widths))
+    for number, source in enumerate(widths):
+        alone = given
+        for other in widths:
+            alone = alone if other == source else alone.without(other)
+        single = net.models[number](given).logits
+        if kind != "score":
+            single = single.log_softmax(-1)
+        torch.testing.assert_close(net(alone).logits, single)
+    if kind != "score":
+        mean = torch.stack([model(given).logits.softmax(-1) for model in net.models]).mean(0)
+        torch.testing.assert_close(net(given).logits.softmax(-1), mean)
+
+
+def test_per_source_models_learn_as_if_they_were_alone() -> None:
+    samples = make_samples(make_dataset())
+    method = MCTNPerSource(
+        network_for(MCTNPerSourceNetwork, samples, MCTNSettings(width=8, dropout=0.0)), samples.target
+    )
+    batch = samples.take(torch.arange(16))
+    terms = method(batch.inputs(), batch.targets)
+    assert list(terms) == list(method.weights) == ["task", "l2", "translation", "cycle"]
+    sum(method.weights[name] * value for name, value in terms.items()).backward()
+    for model in method.network.models:
+        alone = MCTN(copy.deepcopy(model), samples.target)
+        alone.zero_grad()
+        single = alone(batch.inputs(), batch.targets)
+        sum(alone.weights[name] * value for name, value in single.items()).backward()
+        for mine, theirs in zip(model.parameters(), alone.network.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+def test_per_source_a_named_source_is_refused() -> None:
+    with pytest.raises(CorrKDError, match=r"every modality is one; leave out network.source = audio"):
+        MCTNPerSourceNetwork(TWO, frames_of(TWO), outputs=3, settings=MCTNSettings(source="audio"))
 
 
 def test_the_error_is_the_mean_over_counted_frames() -> None:

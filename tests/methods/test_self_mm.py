@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from corrkd.data.batches import Context, Samples
+from corrkd.data.inputs import Inputs
 from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.data.targets import Target
 from corrkd.evaluation.bayes import bayes_accuracy
@@ -220,9 +221,7 @@ def fit(method: SelfMM, samples: Samples, epochs: int = 12, **options: object) -
 @torch.no_grad()
 def accuracy(network: torch.nn.Module, samples: Samples) -> float:
     network.eval()
-    right = [
-        (network(b.frames, b.exists, b.present).logits.argmax(-1) == b.targets).float() for b in samples.batches(256)
-    ]
+    right = [(network(b.inputs()).logits.argmax(-1) == b.targets).float() for b in samples.batches(256)]
     return float(torch.cat(right).mean())
 
 
@@ -259,7 +258,7 @@ def test_the_unimodal_tasks_teach_the_encoders() -> None:
     method.labels.unimodal.mul_(0.5)
     rows = torch.arange(8)
     batch = samples.take(rows)
-    terms = method(batch.frames, batch.exists, batch.present, batch.targets, None, samples.context(rows))
+    terms = method(batch.inputs(), batch.targets, None, samples.context(rows))
     terms["unimodal"].backward()
     assert all(p.grad is not None and p.grad.any() for p in method.network.encoders.parameters())
     assert all(p.grad is not None and p.grad.any() for p in method.network.projections.parameters())
@@ -278,11 +277,11 @@ def test_the_unimodal_loss_by_hand(target: Target) -> None:
     frames = {m: torch.randn(6, 4, d) for m, d in (("a", 3), ("b", 2))}
     exists = {m: torch.ones(6, 4, dtype=torch.bool) for m in frames}
     visible = {"a": exists["a"], "b": torch.arange(6)[:, None].expand(6, 4) < 4}
-    rows = torch.arange(6)
+    inputs, rows = Inputs(frames, exists, visible), torch.arange(6)
     method.eval()
-    terms = method(frames, exists, visible, targets, None, Context(rows, rows, rows, rows))
+    terms = method(inputs, targets, None, Context(rows, rows, rows, rows))
     expected = 0.0
-    for place, output in enumerate(network.tasks(frames, exists, visible)[1]):
+    for place, output in enumerate(network.tasks(inputs)[1]):
         for i in range(6 if place == 0 else 4):
             label, truth = method.labels.unimodal[place, i], method.labels.truth[i]
             weight = torch.tanh((label - truth).abs())

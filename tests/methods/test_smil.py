@@ -8,6 +8,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from corrkd.data.batches import Batch
+from corrkd.data.inputs import Inputs
 from corrkd.methods.base import chosen_task_loss, task_loss
 from corrkd.methods.smil import SMIL, centres
 from corrkd.networks.smil import Gaussian, SMILNetwork, SMILSettings
@@ -54,13 +55,13 @@ def started(target: str = "classes", **changes: Any) -> tuple[SMIL, Batch]:
 
 
 def terms(method: SMIL, batch: Batch, targets: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-    return method(batch.frames, batch.exists, batch.present, batch.targets if targets is None else targets)
+    return method(batch.inputs(), batch.targets if targets is None else targets)
 
 
 @pytest.mark.parametrize("widths", [TWO, FOUR])
 @pytest.mark.parametrize(("kind", "outputs", "shape"), KINDS)
 def test_shapes(widths: dict[str, int], kind: str, outputs: int, shape: tuple[int, ...]) -> None:
-    out = network(widths, kind, outputs)(*inputs(widths))
+    out = network(widths, kind, outputs)(inputs(widths))
     assert out.logits.shape == shape
     assert out.representation.shape == (4, 8 * len(widths))
 
@@ -74,7 +75,7 @@ def test_padding_and_what_is_invisible_change_nothing(widths: dict[str, int]) ->
 @pytest.mark.parametrize("training", [False, True])
 def test_the_reconstruction_lies_in_the_hull_of_the_priors_and_depends_on_what_is_visible(training: bool) -> None:
     net = network(FOUR).train(training)
-    shown = net.look(*inputs(FOUR))
+    shown = net.look(inputs(FOUR))
     for m, width in FOUR.items():
         made, priors = net.reconstruct(m, shown), net.priors(m)
         assert made.shape == (4, width)
@@ -91,39 +92,39 @@ def test_fewer_priors_than_asked_for_leave_the_hull_as_it_is() -> None:
     net, given = network(TWO, settings=SMALL.model_copy(update={"priors": 5})), inputs(TWO)
     net.set_priors({m: torch.full((1, width), 3.0) for m, width in TWO.items()})
     for m in TWO:
-        torch.testing.assert_close(net.reconstruct(m, net.look(*given)), torch.full((4, TWO[m]), 3.0))
+        torch.testing.assert_close(net.reconstruct(m, net.look(given)), torch.full((4, TWO[m]), 3.0))
 
 
 def test_the_reconstruction_stands_at_missing_frames_and_nowhere_else() -> None:
     net = network(FOUR)
     frames, exists, visible = inputs(FOUR, share=1.0)
-    visible = {m: v.clone() for m, v in visible.items()}
-    visible["audio"][2:] = False
-    before = net(frames, exists, visible).logits
-    shown = net.look(frames, exists, visible)
+    audio = visible["audio"].clone()
+    audio[2:] = False
+    given = Inputs(frames, exists, {**visible, "audio": audio})
+    before = net(given).logits
     by_hand = frames["audio"].clone()
-    by_hand[2:] = net.reconstruct("audio", shown)[2:, None]
-    made = net(frames | {"audio": by_hand}, exists, exists).representation
-    assert torch.allclose(made, net(frames, exists, visible).representation, atol=1e-5)
+    by_hand[2:] = net.reconstruct("audio", net.look(given))[2:, None]
+    made = net(Inputs({**frames, "audio": by_hand}, exists, exists)).representation
+    assert torch.allclose(made, net(given).representation, atol=1e-5)
     with torch.no_grad():
         net.priors("audio").mul_(-3.0)
-    after = net(frames, exists, visible).logits
+    after = net(given).logits
     assert torch.equal(after[:2], before[:2])
     assert not torch.allclose(after[2:], before[2:], atol=1e-5)
 
 
 def test_features_are_multiplied_by_the_perturbation() -> None:
     net, given = network(TWO), inputs(TWO)
-    out = net.respond(*given)
+    out = net.respond(given)
     factor = torch.nn.functional.softplus(out.perturbation.mean)
     with torch.no_grad():
         net.regularisation.mean.weight.zero_()
-    plain = net.respond(*given)
+    plain = net.respond(given)
     assert torch.allclose(plain.representation * factor, out.representation, atol=1e-5)
     assert not torch.allclose(plain.logits, out.logits, atol=1e-6)
     torch.manual_seed(1)
     net.train()
-    assert not torch.equal(net(*given).logits, net(*given).logits)
+    assert not torch.equal(net(given).logits, net(given).logits)
 
 
 def test_divergence_is_torchs() -> None:
@@ -161,7 +162,7 @@ def test_priors_are_part_of_the_checkpoint() -> None:
 def test_without_adaptation_each_loss_is_of_its_own_samples(target: str) -> None:
     method, batch = started(target, inner_lr=0.0)
     out = terms(method, batch)
-    logits = method.network(batch.frames, batch.exists, batch.present).logits
+    logits = method.network(batch.inputs()).logits
     assert torch.allclose(out["inner"], task_loss(logits[8:], batch.targets[8:]), atol=1e-6)
     assert torch.allclose(out["outer"], task_loss(logits[:8], batch.targets[:8]), atol=1e-6)
 
@@ -175,7 +176,7 @@ def test_the_outer_loss_is_of_parameters_adapted_to_the_incomplete_samples() -> 
     with torch.no_grad():
         for p, g in zip(parameters, gradients, strict=True):
             p -= 0.5 * (0.0 if g is None else g)
-        logits = method.network(batch.frames, batch.exists, batch.present).logits
+        logits = method.network(batch.inputs()).logits
         by_hand = task_loss(logits[:8], batch.targets[:8])
         for name, p in method.network.named_parameters():
             p.copy_(before[name])

@@ -10,19 +10,18 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from corrkd.data.batches import Samples
+from corrkd.data.inputs import Inputs
 from corrkd.data.synthetic import make
 from corrkd.evaluation.bayes import bayes_accuracy
 from corrkd.methods.base import Method
 from corrkd.settings import MissingSettings, StageSettings
 from corrkd.training.loop import Trained, train
-from tests.conftest import make_samples
+from tests.conftest import make_samples, map_tensors, overwrite_invisible
 
 KINDS = [("classes", 3, (4, 3)), ("questions", 4, (4, 4, 2)), ("score", 1, (4, 1))]
 TWO = {"language": 7, "audio": 3}
 FOUR = {"lan.guage": 7, "audio": 3, "vision": 5, "pulse": 2}
 LENGTHS = (6, 9, 1, 4)
-
-Inputs = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 
 
 def frames_of(widths: Mapping[str, int]) -> dict[str, int]:
@@ -30,34 +29,31 @@ def frames_of(widths: Mapping[str, int]) -> dict[str, int]:
 
 
 def inputs(widths: Mapping[str, int], count: int = 4, share: float = 0.6) -> Inputs:
-    """Frames, exists and visible; a `share` of the frames is visible."""
+    """Random inputs, of which a `share` of the frames is visible."""
     generator = torch.Generator().manual_seed(0)
     most = frames_of(widths)
     frames = {m: torch.randn(count, most[m], width, generator=generator) for m, width in widths.items()}
     lengths = {m: torch.randint(1, most[m] + 1, (count, 1), generator=generator) for m in widths}
     exists = {m: torch.arange(most[m])[None] < lengths[m] for m in widths}
     visible = {m: e & (torch.rand(e.shape, generator=generator) < share) for m, e in exists.items()}
-    return frames, exists, visible
+    return Inputs(frames, exists, visible)
 
 
 def check_only_the_visible_counts(network: nn.Module, given: Inputs) -> None:
     """Other values at invisible places, and two more frames of padding, change nothing."""
-    frames, exists, visible = given
-    first = network(*given).logits
-    other = {m: torch.where(visible[m][..., None], x, torch.full_like(x, 1e6)) for m, x in frames.items()}
-    assert torch.equal(network(other, exists, visible).logits, first)
+    first = network(given).logits
+    assert torch.equal(network(overwrite_invisible(given, 1e6)).logits, first)
 
     def longer(x: Tensor) -> Tensor:
         more = torch.zeros_like(x[:, :1]) if x.dtype == torch.bool else torch.ones_like(x[:, :1])
         return torch.cat([x, more, more], 1)
 
-    padded = network(*({m: longer(x) for m, x in side.items()} for side in given)).logits
-    assert torch.allclose(padded, first, atol=1e-5)
+    assert torch.allclose(network(map_tensors(longer, given)).logits, first, atol=1e-5)
 
 
 def check_nothing_visible_is_finite(network: nn.Module, given: Inputs) -> None:
-    frames, exists, _ = given
-    logits = network(frames, exists, {m: torch.zeros_like(e) for m, e in exists.items()}).logits
+    nothing = {m: torch.zeros_like(e) for m, e in given.exists.items()}
+    logits = network(given._replace(visible=nothing)).logits
     logits.sum().backward()
     assert torch.isfinite(logits).all()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
@@ -74,7 +70,7 @@ def accuracy(network: nn.Module, samples: Samples) -> float:
     network.eval()
     batch = samples.take(torch.arange(len(samples)))
     with torch.no_grad():
-        answers = network(batch.frames, batch.exists, batch.present).logits.argmax(-1)
+        answers = network(batch.inputs()).logits.argmax(-1)
     return float((answers == batch.targets).double().mean())
 
 

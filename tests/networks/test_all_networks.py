@@ -11,6 +11,7 @@ import torch
 
 from corrkd.data.batches import Samples
 from corrkd.data.dataset import MultimodalDataset
+from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.sweep import sweep
 from corrkd.missing.conditions import standard_conditions
@@ -59,7 +60,8 @@ def test_a_sweep_is_the_conditions_one_by_one(name: str) -> None:
         visible = {m: everything.present[m] & ~dropped[m] for m in samples.modalities}
         with torch.no_grad():
             context = samples.context(everything.rows)
-            logits = network.in_context(everything.frames, everything.exists, visible, context).logits
+            inputs = Inputs(everything.frames, everything.exists, visible).with_lengths(samples.lengths)
+            logits = network.in_context(inputs, context).logits
         np.testing.assert_allclose(result.response, torch.softmax(logits, -1).numpy(), atol=1e-5)
 
 
@@ -91,9 +93,8 @@ def test_saved_and_read_again(name: str, tmp_path: Path) -> None:
     assert type(again.network) is type(network)
     assert again.network.settings == network.settings
     batch = samples.take(torch.arange(8))
-    given = (batch.frames, batch.exists, batch.present)
     with torch.no_grad():
-        assert torch.equal(again.network(*given).logits, network(*given).logits)
+        assert torch.equal(again.network(batch.inputs()).logits, network(batch.inputs()).logits)
 
 
 def test_a_network_that_is_not_there_is_said(tmp_path: Path) -> None:
@@ -117,10 +118,10 @@ def test_a_sample_is_judged_by_itself(name: str) -> None:
     network = fresh(name, samples)
     together = samples.take(torch.arange(len(samples)))
     with torch.no_grad():
-        all_logits = network(together.frames, together.exists, together.present).logits
+        all_logits = network(together.inputs()).logits
         for row in (0, 11):
             one = samples.take(torch.tensor([row]))
-            alone = network(one.frames, one.exists, one.present).logits
+            alone = network(one.inputs()).logits
             torch.testing.assert_close(alone[0], all_logits[row], atol=1e-5, rtol=1e-4)
 
 
@@ -130,4 +131,4 @@ def test_logits_have_the_targets_shape(name: str, kind: str, outputs: int, shape
     dataset = make_dataset()
     network = network_class(name)(dataset.widths, dict.fromkeys(dataset.widths, 6), outputs=outputs, kind=kind)  # type: ignore[arg-type]
     batch = make_samples(dataset, "test").take(torch.arange(3))
-    assert network.eval()(batch.frames, batch.exists, batch.present).logits.shape == shape
+    assert network.eval()(batch.inputs()).logits.shape == shape

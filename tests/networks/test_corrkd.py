@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from corrkd.data.inputs import Inputs
 from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.networks.encoder import Dropout, EncoderLayer, TemporalConvolution, pool, sinusoids
 from corrkd.settings import NetworkSettings
+from tests.conftest import map_tensors, overwrite_invisible
 
 WIDTHS = {"language": 7, "audio": 3, "vision": 5}
 FRAMES = {"language": 6, "audio": 9, "vision": 1}
@@ -23,7 +25,7 @@ def network(kind: str = "classes", outputs: int = 3, **changes: object) -> CorrK
     return CorrKDNetwork(WIDTHS, FRAMES, outputs=outputs, kind=kind, settings=chosen).eval()  # type: ignore[arg-type]
 
 
-def inputs(count: int = 4, seed: int = 0, extra: int = 0) -> tuple[dict[str, torch.Tensor], ...]:
+def inputs(count: int = 4, seed: int = 0, extra: int = 0) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
     frames = {m: torch.randn(count, FRAMES[m] + extra, width, generator=generator) for m, width in WIDTHS.items()}
     exists = {}
@@ -31,14 +33,14 @@ def inputs(count: int = 4, seed: int = 0, extra: int = 0) -> tuple[dict[str, tor
         lengths = torch.randint(1, FRAMES[m] + 1, (count, 1), generator=generator)
         exists[m] = torch.arange(FRAMES[m] + extra)[None] < lengths
     visible = {m: exists[m] & (torch.rand(exists[m].shape, generator=generator) < 0.6) for m in WIDTHS}
-    return frames, exists, visible
+    return Inputs(frames, exists, visible)
 
 
 @pytest.mark.parametrize(
     ("kind", "outputs", "shape"), [("classes", 3, (4, 3)), ("questions", 4, (4, 4, 2)), ("score", 1, (4, 1))]
 )
 def test_shapes(kind: str, outputs: int, shape: tuple[int, ...]) -> None:
-    out = network(kind, outputs)(*inputs())
+    out = network(kind, outputs)(inputs())
     assert out.logits.shape == shape
     assert out.representation.shape == (4, 24)
 
@@ -49,29 +51,23 @@ def test_padding_and_what_is_invisible_change_nothing(fill: str, exclude: bool) 
     net = network(fill=fill, exclude_missing=exclude)
     if fill != "zeros":
         net.set_fill({m: torch.randn(w) for m, w in WIDTHS.items()})
-    frames, exists, visible = inputs()
-    first = net(frames, exists, visible)
-    other = {m: torch.where(visible[m][..., None], x, torch.full_like(x, 1e6)) for m, x in frames.items()}
-    assert torch.equal(net(other, exists, visible).logits, first.logits)
+    given = inputs()
+    first = net(given)
+    assert torch.equal(net(overwrite_invisible(given, 1e6)).logits, first.logits)
 
     # Two more frames of padding.
     def longer(x: torch.Tensor) -> torch.Tensor:
         return torch.cat([x, torch.ones_like(x[:, :1]).repeat_interleave(2, 1) * (x.dtype != torch.bool)], 1)
 
-    padded = net(
-        {m: longer(x) for m, x in frames.items()},
-        {m: longer(x) for m, x in exists.items()},
-        {m: longer(x) for m, x in visible.items()},
-    )
-    assert torch.allclose(padded.logits, first.logits, atol=1e-5)
+    assert torch.allclose(net(map_tensors(longer, given)).logits, first.logits, atol=1e-5)
 
 
 def test_a_sample_does_not_see_its_batch() -> None:
     net = network()
-    frames, exists, visible = inputs(6)
-    whole = net(frames, exists, visible).logits
+    given = inputs(6)
+    whole = net(given).logits
     rows = torch.tensor([4, 1])
-    part = net(*({m: x[rows] for m, x in side.items()} for side in (frames, exists, visible))).logits
+    part = net(map_tensors(lambda x: x[rows], given)).logits
     assert torch.allclose(part, whole[rows], atol=1e-5)
 
 
@@ -81,8 +77,8 @@ def test_missing_differs_from_padding() -> None:
     frames, exists, _ = inputs()
     seen = {m: e.clone() for m, e in exists.items()}
     exists = {m: torch.ones_like(e) for m, e in exists.items()}
-    shorter = net(frames, seen, seen).logits
-    missing = net(frames, exists, seen).logits
+    shorter = net(Inputs(frames, seen, seen)).logits
+    missing = net(Inputs(frames, exists, seen)).logits
     assert not torch.allclose(shorter, missing, atol=1e-3)
 
 
@@ -91,7 +87,8 @@ def test_excluded_missing_frames_are_like_frames_that_never_were() -> None:
     net = network(exclude_missing=True, kernel=1)
     frames, exists, _ = inputs()
     everything = {m: torch.ones_like(e) for m, e in exists.items()}
-    assert torch.allclose(net(frames, everything, exists).logits, net(frames, exists, exists).logits, atol=1e-6)
+    excluded, never = (net(Inputs(frames, e, exists)).logits for e in (everything, exists))
+    assert torch.allclose(excluded, never, atol=1e-6)
 
 
 @pytest.mark.parametrize("exclude", [False, True])
@@ -99,7 +96,7 @@ def test_everything_missing_is_finite(exclude: bool) -> None:
     net = network(exclude_missing=exclude)
     frames, exists, _ = inputs()
     nothing = {m: torch.zeros_like(e) for m, e in exists.items()}
-    out = net(frames, exists, nothing)
+    out = net(Inputs(frames, exists, nothing))
     out.logits.sum().backward()
     assert torch.isfinite(out.logits).all()
     assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
@@ -109,9 +106,9 @@ def test_everything_missing_is_finite(exclude: bool) -> None:
 
 def test_a_modality_alone_decides_its_part_of_the_representation() -> None:
     net = network()
-    frames, exists, visible = inputs()
-    first = net(frames, exists, visible).representation
-    changed = net({**frames, "audio": frames["audio"] + 1}, exists, visible).representation
+    given = inputs()
+    first = net(given).representation
+    changed = net(given._replace(frames={**given.frames, "audio": given.frames["audio"] + 1})).representation
     assert torch.equal(first[:, :8], changed[:, :8])
     assert torch.equal(first[:, 16:], changed[:, 16:])
     assert not torch.equal(first[:, 8:16], changed[:, 8:16])
@@ -162,10 +159,10 @@ def test_positions_are_the_published_ones_and_reach_beyond_training() -> None:
             angle = place / 10_000 ** (2 * k / 8)
             assert math.isclose(table[place, 2 * k], math.sin(angle), abs_tol=1e-6)
             assert math.isclose(table[place, 2 * k + 1], math.cos(angle), abs_tol=1e-6)
-    frames, exists, visible = inputs(extra=5)
-    assert network()(frames, exists, visible).logits.shape == (4, 3)
+    long = inputs(extra=5)
+    assert network()(long).logits.shape == (4, 3)
     with pytest.raises(ValueError, match="learned positions reach"):
-        network(positions="learned")(frames, exists, visible)
+        network(positions="learned")(long)
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
@@ -183,18 +180,18 @@ def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
 
 def test_it_can_be_traced_whole() -> None:
     """No data-dependent control flow: torch.export accepts it."""
-    net, args = network(), inputs()
-    exported = torch.export.export(net, args, strict=False).module()
-    assert torch.allclose(exported(*args).logits, net(*args).logits, atol=1e-5)
+    net, given = network(), inputs()
+    exported = torch.export.export(net, (given,), strict=False).module()
+    assert torch.allclose(exported(given).logits, net(given).logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_padding_stays_out_at_any_size_of_input(norm: str) -> None:
     net = network(norm=norm, kernel=1)
     frames, exists, visible = inputs()
-    large = {m: 1e4 * x for m, x in frames.items()}
-    longer = [{m: torch.cat([x, torch.zeros_like(x)], 1) for m, x in side.items()} for side in (large, exists, visible)]
-    assert torch.allclose(net(large, exists, visible).representation, net(*longer).representation, atol=1e-4)
+    large = Inputs({m: 1e4 * x for m, x in frames.items()}, exists, visible)
+    longer = map_tensors(lambda x: torch.cat([x, torch.zeros_like(x)], 1), large)
+    assert torch.allclose(net(large).representation, net(longer).representation, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -202,5 +199,5 @@ def test_everything_excluded_is_finite_in_half_precision(dtype: torch.dtype) -> 
     net = network(exclude_missing=True)
     frames, exists, _ = inputs()
     with torch.autocast("cpu", dtype=dtype):
-        out = net(frames, exists, {m: torch.zeros_like(e) for m, e in exists.items()})
+        out = net(Inputs(frames, exists, {m: torch.zeros_like(e) for m, e in exists.items()}))
     assert torch.isfinite(out.logits).all()

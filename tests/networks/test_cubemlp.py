@@ -5,10 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn.functional import gelu
+from torch.nn.functional import gelu, pad
 
+from corrkd.data.inputs import Inputs
 from corrkd.networks.cubemlp import CubeMLPBlock, CubeMLPNetwork, CubeMLPSettings, MixingUnit
 from corrkd.networks.recurrent import FrameLSTM
+from tests.conftest import map_tensors, overwrite_invisible
 
 AXES = {1: "nlmd,hl->nhmd", 2: "nlmd,hm->nlhd", 3: "nlmd,hd->nlmh"}
 FOUR = {"language": 7, "audio": 3, "vision": 5, "heart.rate": 2}
@@ -22,7 +24,7 @@ def network(names: int = 4, kind: str = "classes", outputs: int = 3) -> CubeMLPN
     return CubeMLPNetwork(widths, lengths, outputs=outputs, kind=kind, settings=chosen).eval()  # type: ignore[arg-type]
 
 
-def inputs(model: CubeMLPNetwork, count: int = 5) -> tuple[dict[str, Tensor], ...]:
+def inputs(model: CubeMLPNetwork, count: int = 5) -> Inputs:
     generator = torch.Generator().manual_seed(1)
     frames, exists, visible = {}, {}, {}
     for place, m in enumerate(model.modalities):
@@ -30,7 +32,7 @@ def inputs(model: CubeMLPNetwork, count: int = 5) -> tuple[dict[str, Tensor], ..
         frames[m] = torch.randn(count, T, FOUR[m], generator=generator)
         exists[m] = torch.arange(T)[None] < torch.randint(1, T + 1, (count, 1), generator=generator)
         visible[m] = exists[m] & (torch.rand(count, T, generator=generator) < 0.7)
-    return frames, exists, visible
+    return Inputs(frames, exists, visible)
 
 
 def by_einsum(unit: MixingUnit, cube: Tensor) -> Tensor:
@@ -83,34 +85,34 @@ def test_a_unit_mixes_its_own_axis_and_no_other(axis: int) -> None:
 def test_without_any_one_unit_the_output_is_another(unit: str, part: str) -> None:
     model = network()
     data = inputs(model)
-    before = model(*data).logits
+    before = model(data).logits
     for parameter in getattr(getattr(model.blocks[0], unit), part).parameters():
         nn.init.zeros_(parameter)
-    assert not torch.allclose(before, model(*data).logits, atol=1e-4)
+    assert not torch.allclose(before, model(data).logits, atol=1e-4)
 
 
 @pytest.mark.parametrize("part", ["shortcut", "norm"])
 def test_shortcuts_and_norms_count(part: str) -> None:
     model = network()
     data = inputs(model)
-    before = model(*data).logits
+    before = model(data).logits
 
     class Zero(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x if part == "norm" else torch.zeros(*x.shape[:-1], model.blocks[1].sequence.second.out_features)
 
     setattr(model.blocks[1].sequence, part, Zero())
-    assert not torch.allclose(before, model(*data).logits, atol=1e-4)
+    assert not torch.allclose(before, model(data).logits, atol=1e-4)
 
 
 def test_frames_enter_the_cube_normed_and_rectified_and_padding_as_zeros() -> None:
     model = network()
     data = inputs(model)
-    cube = model.cube(*data)
+    cube = model.cube(data)
     for place, m in enumerate(model.modalities):
-        states = model.encoders[place](data[0][m], data[1][m], data[2][m])
+        states = model.encoders[place](*data.of(m))
         expected = (states - states.mean(-1, True)) / (states.var(-1, False, True) + 1e-5).sqrt()
-        expected = expected.clamp(min=0) * data[1][m][..., None]
+        expected = expected.clamp(min=0) * data.exists[m][..., None]
         assert torch.allclose(cube[:, : states.shape[1], place], expected, atol=1e-5)
         assert not cube[:, states.shape[1] :, place].any()
 
@@ -127,29 +129,24 @@ def test_a_wide_cube_is_read_through_a_hidden_layer() -> None:
 )
 def test_shapes(names: int, kind: str, outputs: int, shape: tuple[int, ...]) -> None:
     model = network(names, kind, outputs)
-    output = model(*inputs(model))
+    output = model(inputs(model))
     assert output.representation.shape == (5, 4 * 4 * 5)
     assert output.logits.shape == (5, *shape)
     assert output.logits.isfinite().all()
-    nobody = [{m: x[:0] for m, x in part.items()} for part in inputs(model)]
-    assert model(*nobody).logits.shape == (0, *shape)
+    nobody = map_tensors(lambda x: x[:0], inputs(model))
+    assert model(nobody).logits.shape == (0, *shape)
 
 
 def test_padding_and_invisible_frames_change_nothing_and_visible_ones_do() -> None:
     model = network()
-    frames, exists, visible = inputs(model)
-    before = model(frames, exists, visible).logits
-    noise = {
-        m: torch.where((visible[m] & exists[m])[..., None], x, torch.full_like(x, torch.nan)) for m, x in frames.items()
-    }
-    assert torch.equal(before, model(noise, exists, visible).logits)
-    longer = [
-        {m: torch.nn.functional.pad(x, (0, 0, 0, 5) if x.ndim == 3 else (0, 5)) for m, x in part.items()}
-        for part in (frames, exists, visible)
-    ]
-    assert torch.allclose(before, model(*longer).logits, atol=1e-6)
+    data = inputs(model)
+    before = model(data).logits
+    assert torch.equal(before, model(overwrite_invisible(data, torch.nan)).logits)
+    longer = map_tensors(lambda x: pad(x, (0, 0, 0, 5) if x.ndim == 3 else (0, 5)), data)
+    assert torch.allclose(before, model(longer).logits, atol=1e-6)
     for m in model.modalities:
-        assert not torch.allclose(before, model({**frames, m: frames[m] + 1.0}, exists, visible).logits, atol=1e-5)
+        changed = data._replace(frames={**data.frames, m: data.frames[m] + 1.0})
+        assert not torch.allclose(before, model(changed).logits, atol=1e-5)
 
 
 def test_the_last_state_is_that_of_each_samples_last_frame() -> None:

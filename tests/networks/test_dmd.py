@@ -8,14 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.networks.dmd import CrossmodalAttention, DMDNetwork, DMDSettings, GraphDistillation
+from tests.conftest import map_tensors, overwrite_invisible
 
 SMALL = DMDSettings(width=8, heads=2, graph=5, dropout=0.0)
 THREE = {"language": (5, 6), "audio": (3, 4), "vision": (4, 5)}
 TWO = {"a": (3, 2), "b.c": (2, 7)}
 FOUR = {**TWO, "d": (4, 1), "e": (1, 3)}
-Batch = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 
 
 def network(shapes: dict[str, tuple[int, int]] = THREE, outputs: int = 3, kind: str = "classes") -> DMDNetwork:
@@ -24,11 +25,11 @@ def network(shapes: dict[str, tuple[int, int]] = THREE, outputs: int = 3, kind: 
     return DMDNetwork(widths, frames, outputs=outputs, kind=kind, settings=SMALL).eval()  # type: ignore[arg-type]
 
 
-def batch(shapes: dict[str, tuple[int, int]] = THREE, count: int = 7, seed: int = 1) -> Batch:
+def batch(shapes: dict[str, tuple[int, int]] = THREE, count: int = 7, seed: int = 1) -> Inputs:
     torch.manual_seed(seed)
     frames = {m: torch.randn(count, t, w) for m, (w, t) in shapes.items()}
     exists = {m: torch.arange(t) < torch.randint(1, t + 1, (count, 1)) for m, (_, t) in shapes.items()}
-    return frames, exists, {m: e & (torch.rand(e.shape) < 0.7) for m, e in exists.items()}
+    return Inputs(frames, exists, {m: e & (torch.rand(e.shape) < 0.7) for m, e in exists.items()})
 
 
 @pytest.mark.parametrize("shapes", [TWO, FOUR], ids=["two", "four"])
@@ -37,7 +38,7 @@ def batch(shapes: dict[str, tuple[int, int]] = THREE, count: int = 7, seed: int 
 )
 def test_shapes(shapes: dict[str, tuple[int, int]], kind: str, outputs: int, shape: tuple[int, ...]) -> None:
     net = network(shapes, outputs, kind)
-    representation, logits = net(*batch(shapes))
+    representation, logits = net(batch(shapes))
     assert representation.shape == (7, net.representation_width)
     assert logits.shape == (7, *shape)
 
@@ -48,16 +49,17 @@ def test_one_modality_alone_is_refused() -> None:
 
 
 def test_what_is_padding_or_invisible_changes_nothing() -> None:
-    net, (frames, exists, visible) = network(), batch()
-    other = {m: torch.where(visible[m][..., None], x, torch.full_like(x, 1e3)) for m, x in frames.items()}
-    longer = {m: torch.cat([x, torch.randn(7, 3, x.shape[2])], 1) for m, x in other.items()}
-    no = torch.zeros(7, 3, dtype=torch.bool)
-    expected = net(frames, exists, visible)
-    assert torch.equal(net(other, exists, visible).logits, expected.logits)
-    grown = ({m: torch.cat([x, no], 1) for m, x in masks.items()} for masks in (exists, visible))
-    torch.testing.assert_close(net(longer, *grown).representation, expected.representation)
-    nothing = {m: v & False for m, v in visible.items()}
-    assert net(frames, exists, nothing).logits.isfinite().all()
+    net, inputs = network(), batch()
+    other = overwrite_invisible(inputs, 1e3)
+    expected = net(inputs)
+    assert torch.equal(net(other).logits, expected.logits)
+
+    def longer(x: Tensor) -> Tensor:
+        return torch.cat([x, torch.zeros(7, 3, dtype=x.dtype) if x.ndim == 2 else torch.randn(7, 3, x.shape[2])], 1)
+
+    torch.testing.assert_close(net(map_tensors(longer, other)).representation, expected.representation)
+    nothing = {m: v & False for m, v in inputs.visible.items()}
+    assert net(inputs._replace(visible=nothing)).logits.isfinite().all()
 
 
 @settings(deadline=None, max_examples=25)
@@ -100,16 +102,16 @@ def test_crossmodal_attention_looks_at_visible_keys_alone() -> None:
 
 def test_one_shared_encoder_serves_all_modalities_and_a_private_one_each() -> None:
     net, inputs = network(), batch()
-    before = net.details(*inputs).parts
+    before = net.details(inputs).parts
     with torch.no_grad():
         net.decouplers[0].private_encoder.weight.zero_()
-    after = net.details(*inputs).parts
+    after = net.details(inputs).parts
     assert not torch.allclose(after["language"].private, before["language"].private)
     assert all(torch.equal(after[m].private, before[m].private) for m in ("audio", "vision"))
     assert all(torch.equal(after[m].shared, before[m].shared) for m in THREE)
     with torch.no_grad():
         net.shared_encoder.weight.zero_()
-    last = net.details(*inputs).parts
+    last = net.details(inputs).parts
     assert not any(torch.allclose(last[m].shared, before[m].shared) for m in THREE)
 
 
@@ -129,14 +131,14 @@ def test_one_shared_encoder_serves_all_modalities_and_a_private_one_each() -> No
 )
 def test_no_component_of_the_answer_is_idle(name: str) -> None:
     net, inputs = network(), batch()
-    before = net(*inputs).logits
+    before = net(inputs).logits
     with torch.no_grad():
         for parameter in net.get_submodule(name).parameters():
             parameter.zero_()
-    assert not torch.allclose(net(*inputs).logits, before)
+    assert not torch.allclose(net(inputs).logits, before)
 
 
 def test_a_process_may_have_no_sample() -> None:
-    details = network().details(*({m: x[:0] for m, x in part.items()} for part in batch()))
+    details = network().details(map_tensors(lambda x: x[:0], batch()))
     assert details.output.logits.shape == (0, 3)
     assert details.private.edges.shape == (0, 3, 3)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from corrkd.data.batches import Context, whole_conversations
+from corrkd.data.inputs import Inputs
 from corrkd.networks.gcnet import (
     GCNetSettings,
     GCNetwork,
@@ -20,12 +21,12 @@ from corrkd.networks.gcnet import (
     speaker_relations,
     temporal_relations,
 )
+from tests.conftest import map_tensors, overwrite_invisible
 
 SMALL = GCNetSettings(width=8, heads=2, dropout=0.0)
 THREE = {"language": (5, 6), "audio": (3, 4), "vision": (4, 5)}
 TWO = {"a": (3, 2), "b.c": (2, 7)}
 FOUR = {**TWO, "d": (4, 1), "e": (1, 3)}
-Batch = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 
 
 def network(shapes: dict[str, tuple[int, int]] = THREE, outputs: int = 3, kind: str = "classes") -> GCNetwork:
@@ -34,11 +35,11 @@ def network(shapes: dict[str, tuple[int, int]] = THREE, outputs: int = 3, kind: 
     return GCNetwork(widths, frames, outputs=outputs, kind=kind, settings=SMALL).eval()  # type: ignore[arg-type]
 
 
-def batch(shapes: dict[str, tuple[int, int]] = THREE, count: int = 7, seed: int = 1) -> Batch:
+def batch(shapes: dict[str, tuple[int, int]] = THREE, count: int = 7, seed: int = 1) -> Inputs:
     torch.manual_seed(seed)
     frames = {m: torch.randn(count, t, w) for m, (w, t) in shapes.items()}
     exists = {m: torch.arange(t) < torch.randint(1, t + 1, (count, 1)) for m, (_, t) in shapes.items()}
-    return frames, exists, {m: e & (torch.rand(e.shape) < 0.7) for m, e in exists.items()}
+    return Inputs(frames, exists, {m: e & (torch.rand(e.shape) < 0.7) for m, e in exists.items()})
 
 
 def context(conversation: list[int], position: list[int] | None = None, speaker: list[int] | None = None) -> Context:
@@ -60,7 +61,7 @@ TALK = context([4, 9, 4, 4, 9, 4, 2], [3, 1, 0, 1, 0, 2, 5], [7, 7, 7, 3, 7, 3, 
 )
 def test_shapes(shapes: dict[str, tuple[int, int]], kind: str, outputs: int, shape: tuple[int, ...]) -> None:
     net = network(shapes, outputs, kind)
-    representation, logits = net(*batch(shapes), TALK)
+    representation, logits = net(batch(shapes), TALK)
     assert representation.shape == (7, 8)
     assert logits.shape == (7, *shape)
     assert {m: tuple(x.shape) for m, x in net.restore(representation).items()} == {
@@ -69,37 +70,37 @@ def test_shapes(shapes: dict[str, tuple[int, int]], kind: str, outputs: int, sha
 
 
 def test_what_is_padding_or_invisible_changes_nothing() -> None:
-    net, (frames, exists, visible) = network(), batch()
-    other = {m: torch.where(visible[m][..., None], x, torch.full_like(x, 1e3)) for m, x in frames.items()}
-    longer = {m: torch.cat([x, torch.randn(7, 3, x.shape[2])], 1) for m, x in other.items()}
-    no = torch.zeros(7, 3, dtype=torch.bool)
-    expected = net(frames, exists, visible, TALK).logits
-    assert torch.equal(net(other, exists, visible, TALK).logits, expected)
-    grown = ({m: torch.cat([x, no], 1) for m, x in masks.items()} for masks in (exists, visible))
-    torch.testing.assert_close(net(longer, *grown, TALK).logits, expected)
+    net, inputs = network(), batch()
+    other = overwrite_invisible(inputs, 1e3)
+    expected = net(inputs, TALK).logits
+    assert torch.equal(net(other, TALK).logits, expected)
+
+    def longer(x: Tensor) -> Tensor:
+        return torch.cat([x, torch.zeros(7, 3, dtype=x.dtype) if x.ndim == 2 else torch.randn(7, 3, x.shape[2])], 1)
+
+    torch.testing.assert_close(net(map_tensors(longer, other), TALK).logits, expected)
 
 
 def test_everything_invisible_is_finite() -> None:
-    frames, exists, visible = batch()
-    nothing = {m: v & False for m, v in visible.items()}
-    assert network()(frames, exists, nothing, TALK).logits.isfinite().all()
+    inputs = batch()
+    nothing = {m: v & False for m, v in inputs.visible.items()}
+    assert network()(inputs._replace(visible=nothing), TALK).logits.isfinite().all()
 
 
 def test_without_context_every_sample_is_its_own_conversation() -> None:
     net, inputs = network(), batch()
-    whole = net(*inputs).logits
-    torch.testing.assert_close(whole, net(*inputs, context(list(range(7)))).logits)
+    whole = net(inputs).logits
+    torch.testing.assert_close(whole, net(inputs, context(list(range(7)))).logits)
     for i in range(7):
-        one = tuple({m: x[i : i + 1] for m, x in part.items()} for part in inputs)
-        torch.testing.assert_close(net(*one).logits, whole[i : i + 1])
+        one = map_tensors(lambda x, i=i: x[i : i + 1], inputs)
+        torch.testing.assert_close(net(one).logits, whole[i : i + 1])
 
 
 def test_conversations_do_not_see_each_other_but_utterances_of_one_do() -> None:
-    net, (frames, exists, visible) = network(), batch()
-    changed = {m: x.index_fill(0, torch.tensor([3]), 2.0) for m, x in frames.items()}
-    differs = (
-        net(changed, exists, exists | visible, TALK).logits - net(frames, exists, exists | visible, TALK).logits
-    ).abs()
+    net, inputs = network(), batch()
+    whole = inputs._replace(visible=inputs.exists)
+    changed = {m: x.index_fill(0, torch.tensor([3]), 2.0) for m, x in whole.frames.items()}
+    differs = (net(whole._replace(frames=changed), TALK).logits - net(whole, TALK).logits).abs()
     same = torch.tensor(TALK.conversation.tolist()) == 4
     assert (differs.sum(1)[same] > 1e-6).all()
     assert (differs.sum(1)[~same] == 0).all()
@@ -109,9 +110,9 @@ def test_conversations_do_not_see_each_other_but_utterances_of_one_do() -> None:
 @given(st.permutations(range(7)))
 def test_the_order_of_the_batch_does_not_matter(order: list[int]) -> None:
     net, inputs, place = network(), batch(), torch.tensor(order)
-    moved = tuple({m: x[place] for m, x in part.items()} for part in inputs)
-    shuffled = net(*moved, Context(*(x[place] for x in TALK))).logits
-    torch.testing.assert_close(shuffled, net(*inputs, TALK).logits[place], atol=1e-6, rtol=1e-5)
+    moved = map_tensors(lambda x: x[place], inputs)
+    shuffled = net(moved, Context(*(x[place] for x in TALK))).logits
+    torch.testing.assert_close(shuffled, net(inputs, TALK).logits[place], atol=1e-6, rtol=1e-5)
 
 
 def test_layout_sorts_by_position_and_numbers_speakers_by_appearance() -> None:
@@ -125,13 +126,14 @@ def test_layout_sorts_by_position_and_numbers_speakers_by_appearance() -> None:
 
 
 def test_edges_are_within_the_window_and_of_the_right_kind() -> None:
+    """An utterance is heard by one before it and by two after it, so it hears two before it and one after."""
     options = GCNetSettings(past=1, future=2, width=8, heads=2)
     layout = arrange(context([0] * 4 + [1], [0, 1, 2, 3, 0], [5, 6, 6, 5, 5]))
     temporal = temporal_relations(layout, options)
     speaker = speaker_relations(layout, options)
     who = [0, 1, 1, 0]
     for i in range(4):
-        for place, offset in enumerate(range(-1, 3)):
+        for place, offset in enumerate(range(-2, 2)):
             there = 0 <= i + offset < 4
             kind = 0 if offset < 0 else 1 if offset == 0 else 2
             assert temporal[0, i, place].tolist() == [there and k == kind for k in range(3)]
@@ -162,11 +164,11 @@ def test_relational_convolution_is_its_sum_by_hand() -> None:
 )
 def test_no_component_is_idle(name: str) -> None:
     net, inputs = network(), batch()
-    before = net(*inputs, TALK).logits
+    before = net(inputs, TALK).logits
     with torch.no_grad():
         for parameter in net.get_submodule(name).parameters():
             parameter.zero_()
-    assert not torch.allclose(net(*inputs, TALK).logits, before)
+    assert not torch.allclose(net(inputs, TALK).logits, before)
 
 
 def test_between_and_after_the_convolutions_there_is_no_activation() -> None:
@@ -182,11 +184,11 @@ def test_between_and_after_the_convolutions_there_is_no_activation() -> None:
 
 def test_who_speaks_and_when_matter() -> None:
     net, inputs = network(), batch()
-    before = net(*inputs, TALK).logits
-    assert not torch.allclose(net(*inputs, TALK._replace(speaker=torch.zeros(7, dtype=torch.int64))).logits, before)
-    assert not torch.allclose(net(*inputs, TALK._replace(position=-TALK.position)).logits, before)
+    before = net(inputs, TALK).logits
+    assert not torch.allclose(net(inputs, TALK._replace(speaker=torch.zeros(7, dtype=torch.int64))).logits, before)
+    assert not torch.allclose(net(inputs, TALK._replace(position=-TALK.position)).logits, before)
     renamed = torch.where(TALK.speaker == 7, 70, TALK.speaker)
-    assert torch.equal(net(*inputs, TALK._replace(speaker=renamed)).logits, before)
+    assert torch.equal(net(inputs, TALK._replace(speaker=renamed)).logits, before)
 
 
 @settings(deadline=None, max_examples=30)
@@ -208,7 +210,7 @@ def test_single_samples_are_batches_of_the_size() -> None:
 
 def test_every_parameter_learns() -> None:
     net, inputs = network().train(), batch()
-    output = net(*inputs, TALK)
+    output = net(inputs, TALK)
     total = output.logits.square().sum() + sum(x.square().sum() for x in net.restore(output.representation).values())
     total.backward()
     missing = [name for name, p in net.named_parameters() if p.grad is None or not bool(p.grad.any())]

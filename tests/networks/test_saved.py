@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from corrkd.data.normalise import fit_normalisation
+from corrkd.data.inputs import Inputs
+from corrkd.data.normalise import canonical_lengths, fit_normalisation
 from corrkd.data.targets import make_target
 from corrkd.errors import CorrKDError
 from corrkd.networks.evaluated import Evaluated, EvaluatedCondition
@@ -19,11 +20,9 @@ from corrkd.networks.saved import (
     SavedNetwork,
     add_evaluated,
     build_network,
-    is_aligned,
     load_network,
     load_student,
     save_network,
-    usual_lengths,
     usual_missing,
 )
 from corrkd.settings import NetworkSettings
@@ -65,12 +64,14 @@ def test_round_trip(tmp_path: Path, target: str) -> None:
     after = load_network(tmp_path / "deep" / "student.safetensors")
     assert after.target == before.target
     assert (after.frames, after.widths, after.modalities) == (before.frames, before.widths, before.modalities)
+    assert after.normalisation.lengths == before.normalisation.lengths
     assert after.about == before.about
     assert after.network.settings == before.network.settings
     assert not after.network.training
     frames = {m: torch.randn(4, 6, width) for m, width in before.widths.items()}
     there = {m: torch.ones(4, 6, dtype=torch.bool) for m in frames}
-    assert torch.equal(after.network(frames, there, there).logits, before.network(frames, there, there).logits)
+    inputs = Inputs(frames, there, there)
+    assert torch.equal(after.network(inputs).logits, before.network(inputs).logits)
     for m, x in frames.items():
         assert torch.equal(after.normalisation.apply(m, x), before.normalisation.apply(m, x))
 
@@ -304,6 +305,4 @@ def test_a_card_with_a_wrong_condition(stem: Path, wrong: dict[str, Any]) -> Non
 
 def test_lengths_that_the_training_had() -> None:
     split = make_dataset().split("train")
-    assert usual_lengths(split) == {m: int(np.median(x)) for m, x in split.lengths.items()}
-    assert not is_aligned(split)
-    assert is_aligned(replace(split, lengths=dict.fromkeys(split.lengths, split.lengths["audio"])))
+    assert canonical_lengths(split) == {m: int(np.median(x)) for m, x in split.lengths.items()}

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import pad
 
+from corrkd.data.inputs import Inputs
 from corrkd.networks.self_mm import SelfMMNetwork, SelfMMSettings
+from tests.conftest import map_tensors, overwrite_invisible
 
 FOUR = {"language": 7, "audio": 3, "vision": 5, "heart.rate": 2}
 KINDS = [("classes", 3, (3,)), ("questions", 4, (4, 2)), ("score", 1, (1,))]
@@ -19,7 +21,7 @@ def network(names: int = 4, kind: str = "classes", outputs: int = 3) -> SelfMMNe
     return SelfMMNetwork(widths, lengths, outputs=outputs, kind=kind, settings=chosen).eval()  # type: ignore[arg-type]
 
 
-def inputs(model: SelfMMNetwork, count: int = 5) -> tuple[dict[str, Tensor], ...]:
+def inputs(model: SelfMMNetwork, count: int = 5) -> Inputs:
     generator = torch.Generator().manual_seed(1)
     frames, exists, visible = {}, {}, {}
     for place, m in enumerate(model.modalities):
@@ -27,43 +29,40 @@ def inputs(model: SelfMMNetwork, count: int = 5) -> tuple[dict[str, Tensor], ...
         frames[m] = torch.randn(count, T, FOUR[m], generator=generator)
         exists[m] = torch.arange(T)[None] < torch.randint(1, T + 1, (count, 1), generator=generator)
         visible[m] = exists[m] & (torch.rand(count, T, generator=generator) < 0.7)
-    return frames, exists, visible
+    return Inputs(frames, exists, visible)
 
 
 @pytest.mark.parametrize("names", [2, 4])
 @pytest.mark.parametrize(("kind", "outputs", "shape"), KINDS)
 def test_shapes(names: int, kind: str, outputs: int, shape: tuple[int, ...]) -> None:
     model = network(names, kind, outputs)
-    fused, parts = model.tasks(*inputs(model))
+    fused, parts = model.tasks(inputs(model))
     assert fused.representation.shape == (5, 8)
     assert len(parts) == names
     assert all(part.representation.shape == (5, 5) and part.logits.shape == (5, *shape) for part in parts)
     assert fused.logits.shape == (5, *shape)
-    assert torch.equal(fused.logits, model(*inputs(model)).logits)
-    nobody = [{m: x[:0] for m, x in part.items()} for part in inputs(model)]
-    assert model(*nobody).logits.shape == (0, *shape)
+    assert torch.equal(fused.logits, model(inputs(model)).logits)
+    nobody = map_tensors(lambda x: x[:0], inputs(model))
+    assert model(nobody).logits.shape == (0, *shape)
 
 
 def test_padding_and_invisible_frames_change_nothing_and_visible_ones_do() -> None:
     model = network()
-    frames, exists, visible = inputs(model)
-    before = model(frames, exists, visible).logits
-    noise = {m: torch.where((visible[m] & exists[m])[..., None], x, torch.nan) for m, x in frames.items()}
-    assert torch.equal(before, model(noise, exists, visible).logits)
-    longer = [
-        {m: pad(x, (0, 0, 0, 5) if x.ndim == 3 else (0, 5)) for m, x in part.items()}
-        for part in (frames, exists, visible)
-    ]
-    assert torch.allclose(before, model(*longer).logits, atol=1e-6)
+    data = inputs(model)
+    before = model(data).logits
+    assert torch.equal(before, model(overwrite_invisible(data, torch.nan)).logits)
+    longer = map_tensors(lambda x: pad(x, (0, 0, 0, 5) if x.ndim == 3 else (0, 5)), data)
+    assert torch.allclose(before, model(longer).logits, atol=1e-6)
     for m in model.modalities:
-        assert not torch.allclose(before, model({**frames, m: frames[m] + 1.0}, exists, visible).logits, atol=1e-5)
+        changed = data._replace(frames={**data.frames, m: data.frames[m] + 1.0})
+        assert not torch.allclose(before, model(changed).logits, atol=1e-5)
 
 
 def test_a_unimodal_task_sees_its_own_modality_alone() -> None:
     model = network()
-    frames, exists, visible = inputs(model)
-    _, before = model.tasks(frames, exists, visible)
-    _, after = model.tasks({**frames, "audio": frames["audio"] + 1.0}, exists, visible)
+    data = inputs(model)
+    _, before = model.tasks(data)
+    _, after = model.tasks(data._replace(frames={**data.frames, "audio": data.frames["audio"] + 1.0}))
     same = [torch.equal(a.logits, b.logits) for a, b in zip(before, after, strict=True)]
     assert same == [True, False, True, True]
 
@@ -72,10 +71,10 @@ def test_a_unimodal_task_sees_its_own_modality_alone() -> None:
 def test_each_component_changes_the_output(part: str) -> None:
     model = network()
     data = inputs(model)
-    fused, parts = model.tasks(*data)
+    fused, parts = model.tasks(data)
     for parameter in getattr(model, part).parameters():
         nn.init.zeros_(parameter)
-    fused_after, parts_after = model.tasks(*data)
+    fused_after, parts_after = model.tasks(data)
     multimodal = not torch.allclose(fused.logits, fused_after.logits, atol=1e-4)
     unimodal = not all(torch.allclose(a.logits, b.logits, atol=1e-4) for a, b in zip(parts, parts_after, strict=True))
     assert multimodal == (part in ("fuse", "head", "encoders"))

@@ -17,7 +17,7 @@ from corrkd.data.targets import make_target
 from corrkd.missing.conditions import condition, subsets
 from corrkd.networks.evaluated import Evaluated, EvaluatedCondition
 from corrkd.networks.registry import network_class
-from corrkd.networks.saved import SavedNetwork, build_network, usual_lengths, usual_missing
+from corrkd.networks.saved import SavedNetwork, build_network, usual_missing
 from corrkd.settings import NetworkSettings
 from tests.conftest import make_dataset
 from tests.experiment.conftest import tiny
@@ -68,7 +68,6 @@ def student(target: str = "classes", *, level: float | None = None, **changes: A
         normalisation=fit_normalisation(dataset.split("train")),
         target=chosen,
         frames=frames,
-        usual=usual_lengths(dataset.split("train")),
         missing=usual_missing(dataset.split("train")),
         about={"role": "student", "seed": 3, "data": {"name": "tiny", "sha256": "0" * 64}},
         evaluated=Evaluated(split="test", samples=36, data="tiny", level=level, conditions=conditions),

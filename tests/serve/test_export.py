@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corrkd.data.dataset import MultimodalDataset
+from corrkd.data.inputs import Inputs
 from corrkd.data.normalise import fit_normalisation
 from corrkd.data.targets import make_target
 from corrkd.errors import CorrKDError
@@ -200,7 +201,7 @@ def test_as_long_as_the_card_says_and_no_longer(exported: Exported) -> None:
 
 
 def test_a_missing_modality_is_no_longer_than_it_may_be() -> None:
-    card = {"modalities": {m: {"width": w, "frames": 6} for m, w in WIDTHS.items()}, "aligned": True}
+    card = {"modalities": {m: {"width": w, "frames": 6} for m, w in WIDTHS.items()}}
     read = standalone.read_sample({"audio": np.zeros((6, 3))}, card)
     for longest, expected in (({}, 6), ({"vision": 4, "audio": 6}, 4)):
         arrays = standalone.collate([read], {**card, "longest": longest})
@@ -239,27 +240,31 @@ export(Predictor.from_pretrained({str(tmp_path / "student")!r}), {str(tmp_path /
 
 
 def test_the_graph_gives_the_network_what_the_predictor_gives_it(plain: Exported) -> None:
-    """To the bit, where something exists and in the padding, beyond the bound and within."""
+    """To the bit, where something exists and in the padding, beyond the bound and within, and where a modality is missing."""
 
     class Looks(torch.nn.Module):
         modalities = tuple(WIDTHS)
 
-        def forward(self, *given: Mapping[str, torch.Tensor]) -> Output:
-            self.given = given
+        def forward(self, inputs: Inputs) -> Output:
+            self.inputs = inputs
             return Output(*[torch.zeros(1)] * 2)
 
     looks, saved = Looks(), plain.predictor.saved
     rng = np.random.default_rng(0)
     arrays = {}
     for m, width in WIDTHS.items():
-        exists = np.arange(5) < np.array([5, 2, 1])[:, None]
-        raw = (rng.normal(size=(3, 5, width)) * 10).astype(np.float32)
-        arrays[m] = Arrays(raw, exists, exists & (rng.random((3, 5)) < 0.5))
+        exists = np.arange(6) < np.array([5, 2, 1, saved.normalisation.lengths[m]])[:, None]
+        raw = (rng.normal(size=(4, 6, width)) * 10).astype(np.float32)
+        visible = exists & (rng.random((4, 6)) < 0.5)
+        visible[:, 0] = True
+        visible[3] = False  # as long as `collate` makes it
+        arrays[m] = Arrays(raw, exists, visible)
     flat = [torch.from_numpy(x) for a in arrays.values() for x in (a.frames, a.exists, a.visible)]
     export_module._Graph(looks, saved.normalisation)(*flat)  # type: ignore[arg-type]
-    for found, expected in zip(looks.given, plain.predictor.tensors(arrays), strict=True):
+    for found, expected in zip(looks.inputs, plain.predictor.inputs(arrays), strict=True):
         assert all(torch.equal(found[m], expected[m]) for m in WIDTHS)
-    assert looks.given[0]["audio"].abs().max() == saved.normalisation.clip
+    assert looks.inputs.shown(tuple(WIDTHS)).tolist() == [[True] * 3] * 3 + [[False] * 3]
+    assert looks.inputs.frames["audio"].abs().max() == saved.normalisation.clip
 
 
 # ---------------------------------------------------------------------------------------------------------------- the three files

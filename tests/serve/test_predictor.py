@@ -20,7 +20,7 @@ from corrkd.evaluation.judge import samples_of
 from corrkd.evaluation.sweep import sweep
 from corrkd.missing.conditions import standard_conditions, subsets
 from corrkd.networks.registry import BUILT_IN
-from corrkd.networks.saved import UsualMissing, build_network, save_network
+from corrkd.networks.saved import UsualMissing, build_network, load_network, save_network
 from corrkd.serve import predictor as predictor_module
 from corrkd.serve.predictor import Predictor
 from corrkd.serve.standalone import Prediction, predictions
@@ -122,24 +122,26 @@ def test_what_is_missing_may_be_said_in_several_ways() -> None:
     assert vector == predictor.predict({"audio": sample["audio"][:1]})
 
 
-def test_a_missing_modality_is_as_long_as_the_others_or_as_usual() -> None:
-    saved = student()
-    assert saved.usual is not None
-    rows = {"language": np.ones((2, 5)), "audio": np.ones((4, 3))}
+@pytest.mark.parametrize("given", [{}, {"vision": None}, {"vision": [None]}, {"vision": [None] * 6}])
+def test_a_missing_modality_is_as_long_as_usual(given: dict[str, Any]) -> None:
     from corrkd.serve.standalone import collate, read_sample
 
-    for aligned, expected in ((True, 4), (False, saved.usual["vision"])):
-        card = Predictor(replace(saved, aligned=aligned)).card
-        arrays = collate([read_sample(rows, card)], card)
-        assert arrays["vision"].exists.sum() == expected
-        assert not arrays["vision"].visible.any()
+    predictor = Predictor(student())
+    rows = {"language": np.ones((2, 5)), "audio": np.ones((4, 3)), **given}
+    arrays = collate([read_sample(rows, predictor.card)], predictor.card)
+    usual = predictor.saved.normalisation.lengths["vision"]
+    assert usual not in (1, 2, 4, 6)
+    assert arrays["vision"].exists.sum() == predictor.inputs(arrays).exists["vision"].sum() == usual
+    assert not arrays["vision"].visible.any()
 
 
-def test_a_missing_modality_is_no_longer_than_the_model_reads() -> None:
+def test_a_missing_modality_is_no_longer_than_the_model_reads(tmp_path: Path) -> None:
     saved = student(positions="learned")
+    assert saved.normalisation.lengths["vision"] > 2
     frames = {"language": 6, "audio": 6, "vision": 2}
     network = build_network(saved.target, saved.widths, frames, saved.network.settings)
-    predictor = Predictor(replace(saved, network=network.eval(), frames=frames, aligned=True))
+    save_network(tmp_path / "student", replace(saved, network=network.eval(), frames=frames))
+    predictor = Predictor(load_network(tmp_path / "student"))
     assert predictor.predict({"language": np.ones((5, 5))}).used == {"language": 1.0, "audio": 0.0, "vision": 0.0}
     with pytest.raises(CorrKDError, match="sample, vision: 3 frames, but the model reads no more than 2"):
         predictor.predict({"vision": np.ones((3, 4))})

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
+from corrkd.data.inputs import Inputs
 from corrkd.losses import (
     CategoryPrototypeDistillation,
     ResponseDisentangledConsistency,
@@ -93,7 +94,7 @@ class Mended(nn.Module):
             network, samples.target, DistillationSettings(**forms, center=True), gather=gather
         ).double()
         random = torch.Generator().manual_seed(2)
-        drawn = [torch.randn(N, width, generator=random, dtype=torch.float64) for width in (12, CLASSES, 12)]
+        drawn = [torch.randn(N, width, generator=random, dtype=torch.float64) for width in (12, CLASSES)]
         self.teacher = TeacherOutput(*drawn, torch.arange(N) // 2 % 2)
         self.samples = samples
         self.method.taught(self.teacher, samples.targets)
@@ -103,7 +104,7 @@ class Mended(nn.Module):
         frames = {m: x.double() for m, x in batch.frames.items()}
         visible = {m: x & (rows % 3 != place)[:, None] for place, (m, x) in enumerate(batch.exists.items())}
         known = self.teacher.apply(lambda x: x[rows])
-        terms = self.method(frames, batch.exists, visible, batch.targets, known)
+        terms = self.method(Inputs(frames, batch.exists, visible), batch.targets, known)
         return torch.stack(list(terms.values())).sum()
 
 

@@ -45,8 +45,9 @@ class Inputs(_Fields):
         return self.frames[modality], self.exists[modality], self.visible[modality]
 
     def without(self, modality: str) -> Inputs:
-        """Return the inputs with no frame of a modality visible."""
-        return self._replace(visible={**self.visible, modality: torch.zeros_like(self.visible[modality])})
+        """Return the inputs with no frame of a modality visible, and zeros in their place."""
+        frames = {**self.frames, modality: torch.zeros_like(self.frames[modality])}
+        return Inputs(frames, self.exists, {**self.visible, modality: torch.zeros_like(self.visible[modality])})
 
     def with_lengths(self, lengths: Mapping[str, int]) -> Inputs:
         """Return the inputs with each modality that shows no frame at its canonical length.
