@@ -48,9 +48,14 @@ def test_the_ablation_leaves_out_what_it_names() -> None:
 
 
 def test_what_papers_train_on_complete_samples_can_be_trained_on_incomplete_ones() -> None:
-    assert resolve("cubemlp", ArmSettings(), RUN).complete
-    assert not resolve("cubemlp", ArmSettings(trains_on="missing"), RUN).complete
-    assert resolve("gcnet", ArmSettings(trains_on="complete"), RUN).complete
+    """And each is chosen by what it is trained on."""
+    for name, settings, complete in (
+        ("cubemlp", ArmSettings(), True),
+        ("cubemlp", ArmSettings(trains_on="missing"), False),
+        ("gcnet", ArmSettings(trains_on="complete"), True),
+    ):
+        arm = resolve(name, settings, RUN)
+        assert (arm.complete, arm.selection) == (complete, BY_COMPLETE if complete else BY_MISSING)
 
 
 def test_every_name_there_is_resolves() -> None:

@@ -13,14 +13,19 @@ from safetensors.numpy import load_file
 
 import corrkd
 from corrkd.errors import CorrKDError
+from corrkd.evaluation.sweep import mean_f1
 from corrkd.experiment import grid
 from corrkd.experiment.compare import Comparison, compare
 from corrkd.experiment.compare_settings import ComparePlan, load_plan, read_plan
 from corrkd.experiment.grid import Job, state_table
 from corrkd.experiment.job import run_job
+from corrkd.experiment.prepare import prepare
+from corrkd.missing.conditions import missing_subsets, subsets
+from corrkd.networks.saved import load_network
 from corrkd.report import comparison_page
 from corrkd.report.run_folder import RunFolder
 from corrkd.report.standings import method_counts, standings
+from corrkd.training.loop import VALID
 from tests.experiment.conftest import assert_same, contents, tiny, write_npz
 
 METHODS = ["late-fusion", "corrkd-kl", "no-distillation"]
@@ -293,3 +298,16 @@ def test_peak_memory_is_the_run_s_own() -> None:
     large = f"import subprocess, sys; held = b'x' * 2**30; subprocess.run([sys.executable, '-c', {run!r}], check=True)"
     peak = int(subprocess.run([sys.executable, "-c", large], check=True, capture_output=True).stdout)
     assert 1e8 < peak < 2**30
+
+
+@pytest.mark.parametrize(("trains_on", "conditions"), [("complete", subsets), ("missing", missing_subsets)])
+def test_a_method_is_chosen_by_what_it_is_trained_on(
+    here: list[Job], tmp_path: Path, trains_on: str, conditions: Any
+) -> None:
+    plan = plan_of({"cubemlp": {"trains_on": trains_on}}, tmp=tmp_path, student={"epochs": 1})
+    compare(plan, tmp_path / "out")
+    saved = load_network(tmp_path / "out" / "built-in" / "seed-0" / "cubemlp" / "cubemlp")
+    valid = prepare(plan.datasets["built-in"].settings).samples("valid")
+    chosen = conditions(valid.modalities)
+    chosen = chosen[-1:] if trains_on == "complete" else chosen
+    assert saved.about[VALID] == pytest.approx(mean_f1(saved.network, valid, chosen))

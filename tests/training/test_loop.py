@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
@@ -12,12 +14,15 @@ from corrkd.errors import CorrKDError
 from corrkd.evaluation.sweep import mean_missing_f1
 from corrkd.methods.base import Method, task_loss
 from corrkd.methods.corrkd import CorrKD
+from corrkd.methods.gcnet import GCNet
 from corrkd.methods.task import TaskOnly
 from corrkd.networks.corrkd import CorrKDNetwork
+from corrkd.networks.registry import network_class
 from corrkd.networks.saved import build_network
 from corrkd.settings import DistillationSettings, MissingSettings, NetworkSettings, StageSettings
 from corrkd.training.loop import VALID, Record, Trained, balanced_class_weights, teacher_outputs, train
 from tests.conftest import make_dataset, make_samples
+from tests.networks.test_all_networks import in_conversations
 
 SMALL = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6,), dropout=0.2)
 STAGE = StageSettings(epochs=4, batch_size=16, lr=1e-2)
@@ -248,3 +253,26 @@ def test_task_losses_by_hand() -> None:
     assert float(task_loss(asked, answers)) == pytest.approx(sum(each) / 4)
     scores = torch.randn(5, dtype=torch.float64)
     assert float(task_loss(logits[:, :1], scores)) == pytest.approx(float((logits[:, 0] - scores).abs().mean()))
+
+
+def test_the_schedule_is_laid_over_the_steps_that_are_run() -> None:
+    """Whole conversations, longer than a batch, make fewer steps than ceil(N / batch)."""
+    samples = make_samples(in_conversations(make_dataset(), size=5))
+    kind = network_class("gcnet")
+    frames = {m: x.shape[1] for m, x in samples.exists.items()}
+    method = GCNet(build_network(samples.target, samples.widths, frames, kind.settings_type(), kind), samples.target)
+    counts: list[int] = []
+    batches = method.batches
+
+    def counted(*given: Any, **options: Any) -> Any:
+        counts.append(len(batches(*given, **options)))
+        return batches(*given, **options)
+
+    method.batches = counted  # type: ignore[method-assign]
+    stage = STAGE.model_copy(update={"schedule": "linear", "batch_size": 3})
+    history = fit(method, samples, stage, validate=lambda network: 0.0).history
+    planned, run = counts[: stage.epochs], counts[stage.epochs :]
+    assert planned == run
+    assert sum(run) < stage.epochs * math.ceil(len(samples) / 3)
+    for record, done in zip(history, np.cumsum([0, *run]), strict=False):
+        assert record["lr"] == pytest.approx(stage.lr * (1 - done / sum(run)))
