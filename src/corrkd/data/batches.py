@@ -60,8 +60,8 @@ class Batch:
             dropped: (N, T_m) booleans by modality, True where a frame is dropped; None: nothing is.
             frames: in place of the batch's own, as for noise.
         """
-        own = self.frames if frames is None else frames
-        return Inputs(own, self.exists, self.visible(dropped)).with_lengths(self.lengths)
+        frames = self.frames if frames is None else frames
+        return Inputs(frames, self.exists, self.visible(dropped)).with_lengths(self.lengths)
 
 
 def sample_key(sample_id: str) -> int:

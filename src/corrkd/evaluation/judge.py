@@ -253,8 +253,8 @@ def tabulate_predictions(
     """The same of predictions without probabilities, (N,) or (N, Q) of the whole split by condition and draw."""
 
     def measure(result: Result) -> dict[str, float]:
-        made = predictions[result.condition.name, result.draw]
-        return metrics.measure_predictions(target, truth[result.rows], made[result.rows])
+        values = predictions[result.condition.name, result.draw]
+        return metrics.measure_predictions(target, truth[result.rows], values[result.rows])
 
     return _table(results, modalities, measure)
 

@@ -118,9 +118,9 @@ def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
     Raises:
         CorrKDError: for an unknown method, or a setting that it does not have.
     """
-    known = {**ABLATION, **VARIANTS}.get(name)
-    if known is not None:
-        settings = laid_over(known, settings)
+    preset = {**ABLATION, **VARIANTS}.get(name)
+    if preset is not None:
+        settings = laid_over(preset, settings)
     teacher = name == TEACHER
     base = settings.method or ("no-distillation" if teacher else name)
     method = method_class(base)

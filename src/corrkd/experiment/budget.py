@@ -65,8 +65,8 @@ def choose_budget(arm: Arm, rule: BudgetRule, seed: int, folder: Path, train: Ca
         folder: of the arm and seed.
         train: trains an arm in a folder of its own, unless it is there already.
     """
-    made = read_budget(folder)
-    if made is None:
+    budget = read_budget(folder)
+    if budget is None:
         scores: dict[int, float] = {}
         epochs = arm.stage.epochs
         for number in range(rule.doublings + 1):
@@ -76,12 +76,12 @@ def choose_budget(arm: Arm, rule: BudgetRule, seed: int, folder: Path, train: Ca
             if number and 100 * (scores[epochs] - scores[epochs // 2]) < rule.gain:
                 epochs //= 2
                 break
-        made = Budget(epochs=epochs, scores=scores, seed=seed)
-        write_text(folder / FILE, made.model_dump_json(indent=1) + "\n")
-    _keep(_trial(folder, made.epochs), folder, arm.name)
-    for epochs in made.scores:
+        budget = Budget(epochs=epochs, scores=scores, seed=seed)
+        write_text(folder / FILE, budget.model_dump_json(indent=1) + "\n")
+    _keep(_trial(folder, budget.epochs), folder, arm.name)
+    for epochs in budget.scores:
         shutil.rmtree(_trial(folder, epochs), ignore_errors=True)
-    return made
+    return budget
 
 
 def read_budget(folder: Path) -> Budget | None:

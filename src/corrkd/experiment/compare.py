@@ -178,8 +178,8 @@ def _with_budgets(out: Path, plan: ComparePlan) -> ComparePlan:
 def _chosen(folder: Path, part: DatasetPlan) -> dict[str, int]:
     """By arm, the number of epochs that the plan names or that was chosen in the dataset's folder."""
     first = folder / f"seed-{part.settings.seeds[0]}"
-    made = {arm: read_budget(first / arm) for arm in part.methods if part.chooses(arm)}
-    return {**part.epochs, **{arm: budget.epochs for arm, budget in made.items() if budget is not None}}
+    budgets = {arm: read_budget(first / arm) for arm in part.methods if part.chooses(arm)}
+    return {**part.epochs, **{arm: budget.epochs for arm, budget in budgets.items() if budget is not None}}
 
 
 def _check_same(out: Path, name: str, before: DatasetPlan, now: DatasetPlan, experiment: Experiment) -> None:
@@ -189,9 +189,9 @@ def _check_same(out: Path, name: str, before: DatasetPlan, now: DatasetPlan, exp
     advice = "choose another folder, or start anew with --overwrite"
     if changed:
         raise CorrKDError(f"{where}, {changed[0]} was {old.get(changed[0])}, is {new.get(changed[0])}; {advice}")
-    chosen = _chosen(out / name, before)
+    epochs_before = _chosen(out / name, before)
     for arm in experiment.arms:
-        old_epochs, new_epochs = chosen.get(arm.name), now.epochs.get(arm.name)
+        old_epochs, new_epochs = epochs_before.get(arm.name), now.epochs.get(arm.name)
         if None not in (old_epochs, new_epochs) and old_epochs != new_epochs:
             raise CorrKDError(f"{where}, method {arm.name}, epochs was {old_epochs}, is {new_epochs}; {advice}")
         if arm.name in before.methods:

@@ -52,9 +52,9 @@ def _train_and_test(plan: DatasetPlan, folder: Path, arm: str, seed: int) -> Non
     resumed = any(folder.rglob(f"{arm}.ckpt"))
     teaching = any(resolve(name, changes, settings).method.needs_teacher for name, changes in plan.methods.items())
 
-    def train(one: Arm, place: Path, teaching: bool = False) -> None:
+    def train(variant: Arm, target: Path, teaching: bool = False) -> None:
         taught_in = folder.parent / TEACHER
-        train_arms(experiment, [one], seed, place, fabric, reporter, taught_in=taught_in, teaching=teaching)
+        train_arms(experiment, [variant], seed, target, fabric, reporter, taught_in=taught_in, teaching=teaching)
 
     planned = experiment.arms[0]
     train(with_epochs(planned, _epochs(plan, planned, folder, seed, train)), folder, teaching)
@@ -73,10 +73,10 @@ def _epochs(plan: DatasetPlan, arm: Arm, folder: Path, seed: int, train: Callabl
     first = plan.settings.seeds[0]
     if seed == first:
         return choose_budget(arm, plan.budget, seed, folder, train).epochs
-    made = read_budget(folder.parent.parent / f"seed-{first}" / arm.name)
-    if made is None:
+    budget = read_budget(folder.parent.parent / f"seed-{first}" / arm.name)
+    if budget is None:
         raise CorrKDError(f"no budget was chosen: the training with seed {first}, which chooses it, has not ended")
-    return made.epochs
+    return budget.epochs
 
 
 def _cost(folder: Path, arm: str, device: torch.device, resumed: bool) -> dict[str, float | None]:

@@ -68,8 +68,8 @@ class Condition:
             return batch.inputs(dropped)
         frames = {}
         for m, x in batch.frames.items():
-            heard = masks.noise(batch.keys, *x.shape[1:], seed=seed, modality=m, draw=draw).to(x.dtype)
-            frames[m] = torch.where((dropped[m] & batch.present[m])[..., None], heard, x)
+            replacement = masks.noise(batch.keys, *x.shape[1:], seed=seed, modality=m, draw=draw).to(x.dtype)
+            frames[m] = torch.where((dropped[m] & batch.present[m])[..., None], replacement, x)
         return batch.inputs(frames=frames)
 
     def dropped(self, batch: Batch, *, seed: int, draw: int) -> dict[str, Tensor]:

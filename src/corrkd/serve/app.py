@@ -47,7 +47,7 @@ class ModelAnswer(BaseModel):
     corrkd: str
     sha256: str
     modalities: dict[str, dict[str, int | float]] = Field(
-        description="width: features of a frame; frames: the most in the training data; usual: their median; missing: the share of "
+        description="width: features of a frame; frames: the most in the training data; usual: their median, which a missing modality has; missing: the share of "
         "frames of which 19 of 20 training samples miss no more"
     )
     target: dict[str, Any]

@@ -171,12 +171,12 @@ def collate(samples: Sequence[ReadSample], card: Mapping[str, Any]) -> dict[str,
     for m, size in card["modalities"].items():
         longest = card.get("longest", {}).get(m, sys.maxsize)
         usual = min(int(size.get("usual", size["frames"])), longest)
-        there = [m in sample and bool(sample[m][1].any()) for sample in samples]
-        lengths = [len(sample[m][0]) if is_there else usual for sample, is_there in zip(samples, there, strict=True)]
+        visible_at_all = [m in sample and bool(sample[m][1].any()) for sample in samples]
+        lengths = [len(sample[m][0]) if shows else usual for sample, shows in zip(samples, visible_at_all, strict=True)]
         frames = np.zeros((len(samples), max(lengths), int(size["width"])), np.float32)
         visible = np.zeros(frames.shape[:2], bool)
         for row, sample in enumerate(samples):
-            if there[row]:
+            if visible_at_all[row]:
                 frames[row, : lengths[row]], visible[row, : lengths[row]] = sample[m]
         exists = np.arange(frames.shape[1])[None] < np.array(lengths)[:, None]
         out[m] = Arrays(frames, exists, visible)
