@@ -103,7 +103,8 @@ def test_late_fusion_averages_the_responses_of_what_is_visible() -> None:
     dataset = make_dataset()
     net = LateFusionNetwork(dataset.widths, dict.fromkeys(dataset.widths, 6), outputs=3, settings=SMALL).eval()
     batch = make_samples(dataset).take(torch.arange(5))
-    inputs = batch.inputs().without("audio")
+    visible = {**batch.present, "audio": torch.zeros_like(batch.present["audio"])}
+    inputs = batch.inputs()._replace(visible=visible)
     with torch.no_grad():
         votes, shown = net.votes(inputs)
         response = torch.softmax(net(inputs).logits, -1)
@@ -117,7 +118,8 @@ def test_late_fusion_learns_nothing_of_a_modality_from_samples_without_it() -> N
     net = LateFusionNetwork(dataset.widths, dict.fromkeys(dataset.widths, 6), outputs=3, settings=SMALL)
     method = LateFusion(net, target())
     batch = make_samples(dataset).take(torch.arange(5))
-    inputs = batch.inputs().without("audio").without("vision")
+    visible = {m: x if m == "language" else torch.zeros_like(x) for m, x in batch.present.items()}
+    inputs = batch.inputs()._replace(visible=visible)
     loss = method(inputs, batch.targets)["task"]
     votes, _ = net.votes(inputs)
     assert loss.item() == pytest.approx(task_loss(votes[0], batch.targets).item(), rel=1e-5)
