@@ -16,7 +16,7 @@ from corrkd.experiment import budget as module
 from corrkd.experiment.arm import Arm, resolve
 from corrkd.experiment.budget import Budget, BudgetRule, choose_budget, read_budget
 from corrkd.experiment.compare import compare
-from corrkd.experiment.compare_settings import load_plan, read_plan
+from corrkd.experiment.compare_settings import ComparePlan, load_plan, read_plan
 from corrkd.experiment.grid import Job
 from corrkd.networks.saved import load_network
 from corrkd.settings import ArmSettings, load_settings
@@ -126,7 +126,7 @@ def test_all_seeds_train_for_what_the_first_chose_and_the_plan_says_it(tmp_path:
             assert len(about["history"]) == epochs
     stated = json.loads((out / "built-in" / "run.json").read_text())["comparison"]["stated"]
     line = next(line for line in stated if line.startswith("Epochs"))
-    assert f"Chosen: {chosen['kl']} for every method; the teacher: {chosen['teacher']}." in line
+    assert line.startswith(f"Epochs: {chosen['kl']} for every method; the teacher: {chosen['teacher']}. Where")
     assert "less than 0 points (seed 0 decides; at most 2 doublings)" in line
     # The folder's own plan chooses nothing again: one training for each run.
     again = load_plan(out / "compare.yaml")
@@ -147,12 +147,82 @@ def test_teachers_are_chosen_first_and_those_that_lead_before_the_rest(tmp_path:
     ]
 
 
-def test_other_epochs_than_those_that_were_chosen_are_refused(tmp_path: Path, here: list[Job]) -> None:  # noqa: F811
+def with_part(plan: ComparePlan, **changes: Any) -> ComparePlan:
+    part = plan.datasets["built-in"].model_copy(update=changes)
+    return plan.model_copy(update={"datasets": {"built-in": part}})
+
+
+def with_seeds(plan: ComparePlan, *seeds: int) -> ComparePlan:
+    return with_part(plan, settings=plan.datasets["built-in"].settings.model_copy(update={"seeds": seeds}))
+
+
+@pytest.mark.parametrize(
+    ("budget", "first", "then", "message"),
+    [
+        ({"gain": 100.0}, {}, {"kl": 9}, "epochs was 1, is 9"),
+        ("fixed", {}, {"kl": 9}, "epochs was 1, is 9"),
+        ("fixed", {"kl": 2}, {}, "epochs was 2, is 1"),
+    ],
+)
+def test_seeds_of_one_arm_with_other_epochs_are_refused(
+    tmp_path: Path,
+    here: list[Job],  # noqa: F811
+    budget: Any,
+    first: dict[str, int],
+    then: dict[str, int],
+    message: str,
+) -> None:
+    plan = load_plan(plan_file(tmp_path, budget=budget, seeds=1))
+    compare(with_part(plan, epochs=first), tmp_path / "out")
+    with pytest.raises(CorrKDError, match=message):
+        compare(with_part(plan, epochs=then), tmp_path / "out")
+
+
+def test_a_choice_stays_whatever_seeds_are_added(tmp_path: Path, here: list[Job]) -> None:  # noqa: F811
+    """Another first seed, or the deciding one left out: the budget is the one that was chosen."""
+    plan = load_plan(plan_file(tmp_path, budget={"gain": 0.0, "doublings": 1}))
+    out = tmp_path / "out"
+    compare(with_seeds(plan, 1, 0), out)
+    chosen = read_plan(out).datasets["built-in"].epochs
+    for seeds in ((0, 1, 2), (2, 3)):
+        assert not compare(with_seeds(plan, *seeds), out).failures
+        assert read_plan(out).datasets["built-in"].epochs == chosen
+    for seed in range(4):
+        folder = out / "built-in" / f"seed-{seed}"
+        assert {a: len(load_network(folder / a / a).about["history"]) for a in chosen} == chosen
+
+
+def test_epochs_that_were_named_stay_where_the_plan_no_longer_names_them(tmp_path: Path, here: list[Job]) -> None:  # noqa: F811
     plan = load_plan(plan_file(tmp_path, budget={"gain": 100.0}, seeds=1))
-    compare(plan, tmp_path / "out")
-    part = plan.datasets["built-in"].model_copy(update={"epochs": {"kl": 9}})
-    with pytest.raises(CorrKDError, match=r"method kl, epochs was 1, is 9"):
-        compare(plan.model_copy(update={"datasets": {"built-in": part}}), tmp_path / "out")
+    compare(with_part(plan, epochs={"kl": 2}), tmp_path / "out")
+    assert not compare(with_seeds(plan, 0, 1), tmp_path / "out").failures
+    assert len(load_network(tmp_path / "out" / "built-in" / "seed-1" / "kl" / "kl").about["history"]) == 2
+
+
+def test_a_longer_budget_that_fails_leaves_the_shorter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = Trainer({4: 0.5, 8: 0.6}, monkeypatch)
+
+    def diverging(arm: Arm, folder: Path) -> None:
+        if arm.stage.epochs > 8:
+            raise CorrKDError("the loss is no longer finite")
+        train(arm, folder)
+
+    assert choose_budget(arm_of(4), BudgetRule(), 0, tmp_path, diverging).epochs == 8
+    with pytest.raises(CorrKDError, match="no longer finite"):
+        choose_budget(arm_of(16), BudgetRule(), 0, tmp_path / "other", diverging)
+
+
+def test_the_command_lines_rule_lies_over_the_files(tmp_path: Path, here: list[Job]) -> None:  # noqa: F811
+    compare(load_plan(plan_file(tmp_path, budget={"gain": 100.0}, seeds=1)), tmp_path / "out")
+    assert load_plan(tmp_path / "out" / "compare.yaml", budget="fixed").datasets["built-in"].budget is None
+
+
+def test_epochs_of_no_arm_are_refused(tmp_path: Path) -> None:
+    tree = json.loads(plan_file(tmp_path).read_text())
+    tree["datasets"]["built-in"]["epochs"] = {"kI": 3}
+    (tmp_path / "plan.yaml").write_text(json.dumps(tree))
+    with pytest.raises(CorrKDError, match=r"epochs\.kI: is not among the comparison's methods"):
+        load_plan(tmp_path / "plan.yaml")
 
 
 @pytest.mark.parametrize(

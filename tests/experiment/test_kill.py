@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -146,6 +147,17 @@ def test_data_that_changed_in_between(tmp_path: Path) -> None:
     assert contents(out) == before
     data.unlink()
     assert "no such file" in corrkd("resume", out).line
+
+
+def test_another_version_does_not_go_on(tmp_path: Path) -> None:
+    """What it trained would stand beside what this version trains."""
+    out = tmp_path / "run"
+    package.run(tiny(), out, evaluate=False)
+    facts = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**facts, "corrkd": "0.1.0"}))
+    before = contents(out)
+    assert f"was begun with corrkd 0.1.0, and this is {facts['corrkd']}" in corrkd("resume", out).line
+    assert contents(out) == before
 
 
 def test_one_process_at_a_time(settings: Path, tmp_path: Path) -> None:

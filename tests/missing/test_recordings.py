@@ -12,7 +12,7 @@ import torch
 
 import corrkd
 from corrkd.data.convert import convert
-from corrkd.data.dataset import MultimodalDataset, Split
+from corrkd.data.dataset import MultimodalDataset, Split, check_split
 from corrkd.data.resample import resampled
 from corrkd.errors import CorrKDError
 from corrkd.experiment.compare import stated
@@ -207,3 +207,10 @@ def test_a_comparison_says_what_a_network_of_conversations_sees(
     lines = stated(prepare(part.settings, part.methods), plan.search, part)
     assert expected in lines[-1]
     assert lines[-1].startswith("GCNet reads a sample among the others of its conversation")
+
+
+def test_numbers_that_are_no_integers_are_refused() -> None:
+    split = windows("train", 0)
+    split = replace(split, frame_ids={m: x.astype(np.float64) for m, x in split.frame_ids.items()})
+    with pytest.raises(CorrKDError, match=r"frame_ids are float64 of shape \(45, 4\), expected integers"):
+        check_split("here", split)

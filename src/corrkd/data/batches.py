@@ -260,8 +260,7 @@ def _context(split: Split, kept: IntArray, device: torch.device) -> Context:
 def whole_conversations(conversation: Tensor, size: int, generator: torch.Generator | None = None) -> Sequence[Tensor]:
     """Rows in batches of whole conversations, on the CPU.
 
-    One after the other they are cut where `size` rows are reached, so a batch is longer by up to a conversation, and there are never more
-    than ceil(N / size) of them: the steps that a learning rate's schedule counts on.
+    One after the other they are cut where `size` rows are reached, so a batch is longer by up to a conversation.
 
     Args:
         conversation: (N,) number of each row's conversation.

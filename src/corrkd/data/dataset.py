@@ -179,9 +179,10 @@ def check_split(name: str, split: Split, *, targets: bool = True) -> None:
             raise CorrKDError(
                 f"{where}: `present` has shape {split.present[modality].shape}, expected {frames.shape[:2]}"
             )
-        if modality in split.frame_ids and split.frame_ids[modality].shape != frames.shape[:2]:
+        ids = split.frame_ids.get(modality)
+        if ids is not None and (ids.shape != frames.shape[:2] or ids.dtype.kind != "i"):
             raise CorrKDError(
-                f"{where}: frame_ids have shape {split.frame_ids[modality].shape}, expected {frames.shape[:2]}"
+                f"{where}: frame_ids are {ids.dtype} of shape {ids.shape}, expected integers of {frames.shape[:2]}"
             )
         if not split.present[modality].any():
             raise CorrKDError(f"{where}: no frame of it is present in any sample; leave the modality out")

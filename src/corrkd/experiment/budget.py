@@ -56,7 +56,7 @@ def choose_budget(arm: Arm, rule: BudgetRule, seed: int, folder: Path, train: Ca
     """Choose an arm's budget with one seed, and leave the training of that budget in the folder.
 
     The first budget is the arm's own number of epochs. It is doubled until the validation score gains less than `rule.gain` points over
-    half the budget, which is then the choice. Stopped and started again, it goes on.
+    half the budget, or fails; half is then the choice. Stopped and started again, it goes on.
 
     Args:
         arm: as in the plan.
@@ -71,7 +71,13 @@ def choose_budget(arm: Arm, rule: BudgetRule, seed: int, folder: Path, train: Ca
         epochs = arm.stage.epochs
         for number in range(rule.doublings + 1):
             epochs = arm.stage.epochs * 2**number
-            train(with_epochs(arm, epochs), _trial(folder, epochs))
+            try:
+                train(with_epochs(arm, epochs), _trial(folder, epochs))
+            except CorrKDError:  # the loss was no longer finite
+                if not number:
+                    raise
+                epochs //= 2
+                break
             scores[epochs] = float(load_network(_trial(folder, epochs) / arm.name).about[VALID])
             if number and 100 * (scores[epochs] - scores[epochs // 2]) < rule.gain:
                 epochs //= 2
@@ -79,8 +85,8 @@ def choose_budget(arm: Arm, rule: BudgetRule, seed: int, folder: Path, train: Ca
         budget = Budget(epochs=epochs, scores=scores, seed=seed)
         write_text(folder / FILE, budget.model_dump_json(indent=1) + "\n")
     _keep(_trial(folder, budget.epochs), folder, arm.name)
-    for epochs in budget.scores:
-        shutil.rmtree(_trial(folder, epochs), ignore_errors=True)
+    for trial in folder.glob("epochs-*"):
+        shutil.rmtree(trial, ignore_errors=True)
     return budget
 
 

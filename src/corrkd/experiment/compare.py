@@ -25,6 +25,7 @@ from corrkd.experiment.progress import Reporter
 from corrkd.experiment.references import references
 from corrkd.experiment.seed import make_method, read_table, write_table
 from corrkd.files import FAILURES, PLAN, make_folder, remove_parts, write_bytes, write_text, write_with
+from corrkd.networks.saved import seed_folders
 from corrkd.report import comparison_page
 from corrkd.report.reported import read_reported
 from corrkd.report.run_folder import selection_rules
@@ -85,7 +86,14 @@ def compare(
             for arm in part.methods
             for seed in part.settings.seeds
         ]
-        failures = run_grid(jobs, at_once=plan.jobs, reporter=reporter, backend=backend, address=address)
+        failures = run_grid(
+            jobs,
+            at_once=plan.jobs,
+            reporter=reporter,
+            backend=backend,
+            address=address,
+            after_leading=lambda: write_text(out / PLAN, _with_budgets(out, plan).to_yaml()),
+        )
         return _collect(out, plan, jobs, experiments, failures, reporter)
 
 
@@ -140,9 +148,13 @@ def _begin(out: Path, plan: ComparePlan, experiments: Mapping[str, Experiment]) 
     """Writes what the grid's processes read, and returns the plan as written. What was trained with other settings is not gone on with."""
     remove_parts(out)
     before = read_plan(out) if (out / PLAN).is_file() else None
+    datasets = dict(plan.datasets)
     for name, part in plan.datasets.items():
         if before is not None and name in before.datasets:
             _check_same(out, name, before.datasets[name], part, experiments[name])
+            known = {arm: n for arm, n in _chosen(out / name, before.datasets[name]).items() if part.chooses(arm)}
+            datasets[name] = part.model_copy(update={"epochs": {**part.epochs, **known}})
+    plan = plan.model_copy(update={"datasets": datasets})
     for name, experiment in experiments.items():
         make_folder(out / name)
         _write_facts(out, name, experiment, plan)
@@ -176,10 +188,15 @@ def _with_budgets(out: Path, plan: ComparePlan) -> ComparePlan:
 
 
 def _chosen(folder: Path, part: DatasetPlan) -> dict[str, int]:
-    """By arm, the number of epochs that the plan names or that was chosen in the dataset's folder."""
-    first = folder / f"seed-{part.settings.seeds[0]}"
-    budgets = {arm: read_budget(first / arm) for arm in part.methods if part.chooses(arm)}
-    return {**part.epochs, **{arm: budget.epochs for arm, budget in budgets.items() if budget is not None}}
+    """By arm, the number of epochs that the plan names or that was chosen in the dataset's folder, with whichever seed."""
+    budgets = {
+        arm: budget.epochs
+        for arm in part.methods
+        if part.chooses(arm)
+        for seed in reversed(seed_folders(folder))  # the lowest counts
+        if (budget := read_budget(seed / arm)) is not None
+    }
+    return {**budgets, **part.epochs}
 
 
 def _check_same(out: Path, name: str, before: DatasetPlan, now: DatasetPlan, experiment: Experiment) -> None:
@@ -189,12 +206,15 @@ def _check_same(out: Path, name: str, before: DatasetPlan, now: DatasetPlan, exp
     advice = "choose another folder, or start anew with --overwrite"
     if changed:
         raise CorrKDError(f"{where}, {changed[0]} was {old.get(changed[0])}, is {new.get(changed[0])}; {advice}")
-    epochs_before = _chosen(out / name, before)
+    chosen = before.model_copy(update={"epochs": _chosen(out / name, before)})
     for arm in experiment.arms:
-        old_epochs, new_epochs = epochs_before.get(arm.name), now.epochs.get(arm.name)
-        if None not in (old_epochs, new_epochs) and old_epochs != new_epochs:
-            raise CorrKDError(f"{where}, method {arm.name}, epochs was {old_epochs}, is {new_epochs}; {advice}")
         if arm.name in before.methods:
+            epochs = [
+                None if part.chooses(arm.name) else part.epochs.get(arm.name, arm.stage.epochs)
+                for part in (chosen, now)
+            ]
+            if None not in epochs and epochs[0] != epochs[1]:
+                raise CorrKDError(f"{where}, method {arm.name}, epochs was {epochs[0]}, is {epochs[1]}; {advice}")
             was, is_ = (
                 _flat(resolve(arm.name, before.methods[arm.name], before.settings).to_json()),
                 _flat(arm.to_json()),
@@ -280,12 +300,13 @@ def _epochs_stated(arms: Sequence[Arm], part: DatasetPlan) -> str:
     if part.budget is None:
         return f"Epochs: {students}{teachers}."
     rule = (
-        f"each method's first budget is doubled, its schedule laid over the whole, until its validation score gains less than "
-        f"{part.budget.gain:g} points (seed {part.settings.seeds[0]} decides; at most {part.budget.doublings} doublings)"
+        f"Where the plan does not name them, a method's first budget is doubled, its schedule laid over the whole, until its validation "
+        f"score gains less than {part.budget.gain:g} points (seed {part.settings.seeds[0]} decides; at most {part.budget.doublings} "
+        "doublings)."
     )
     if any(part.chooses(arm.name) for arm in arms):
-        return f"Epochs: {rule}; not all are chosen yet."
-    return f"Epochs: {rule}. Chosen: {students}{teachers}."
+        return f"Epochs: not all are chosen yet. {rule}"
+    return f"Epochs: {students}{teachers}. {rule}"
 
 
 def _shared(key: str, arms: Sequence[Arm]) -> str:

@@ -104,7 +104,7 @@ def load_plan(
         raise CorrKDError(
             f"comparison {source}: {sorted(unknown)[0]} is unknown; allowed: datasets, methods, seeds, jobs, search, budget"
         )
-    rule = _budget(tree.get("budget", "doubling") if budget is None else budget)
+    common_budget = tree.get("budget", "doubling")
     common = _named(tree.get("methods"), "methods")
     if methods is not None:
         common = {name: common.get(name, {}) for name in expanded(methods)}
@@ -117,7 +117,7 @@ def load_plan(
     given = seeds if seeds is not None else tree.get("seeds")
     shared = {} if given is None else {"seeds": list(range(given)) if isinstance(given, int) else list(given)}
     plans = {
-        str(name): _dataset(str(name), part or {}, common, shared, list(overrides), rule)
+        str(name): _dataset(str(name), part or {}, common, shared, list(overrides), common_budget, budget)
         for name, part in datasets.items()
     }
     chosen = jobs if jobs is not None else tree.get("jobs", 1)
@@ -146,14 +146,15 @@ def _dataset(
     common: Mapping[str, Any],
     shared: Mapping[str, Any],
     overrides: list[str],
-    rule: BudgetRule | None,
+    common_budget: Any,
+    budget: str | None,
 ) -> DatasetPlan:
     where = f"comparison: datasets.{name}"
     if not _FOLDER.fullmatch(name):
         raise CorrKDError(f"{where}: a dataset's name is that of its folder: letters, digits, ., - and _")
     if not isinstance(part, Mapping) or set(part) - {"settings", "methods", "budget", "epochs"}:
         raise CorrKDError(f"{where}: expected {{settings: ..., methods: ..., budget: ..., epochs: ...}}")
-    rule = _budget(part["budget"], where) if "budget" in part else rule
+    rule = _budget(part.get("budget", common_budget) if budget is None else budget, where)
     own = _named(part.get("methods"), f"datasets.{name}.methods")
     tree = merged(part.get("settings") or {}, {"jobs": 1, **shared})
     settings = load_settings(preset=tree.pop("preset", None), overrides=overrides, **tree)
@@ -163,6 +164,9 @@ def _dataset(
     stray = set(own) - set(arms)
     if stray:
         raise CorrKDError(f"{where}.methods.{sorted(stray)[0]}: is not among the comparison's methods")
+    stray = set(part.get("epochs") or {}) - {TEACHER, *arms}
+    if stray:
+        raise CorrKDError(f"{where}.epochs.{sorted(stray)[0]}: is not among the comparison's methods")
     resolved = [resolve(arm, changes, settings) for arm, changes in arms.items()]
     if TEACHER not in arms and any(arm.method.needs_teacher for arm in resolved):
         arms = {TEACHER: ArmSettings(), **arms}

@@ -66,7 +66,13 @@ class Failure:
 
 
 def run_grid(
-    jobs: Sequence[Job], *, at_once: int, reporter: Reporter, backend: Backend = "joblib", address: str | None = None
+    jobs: Sequence[Job],
+    *,
+    at_once: int,
+    reporter: Reporter,
+    backend: Backend = "joblib",
+    address: str | None = None,
+    after_leading: Callable[[], None] = lambda: None,
 ) -> list[Failure]:
     """Runs what is left of the jobs: the teachers first, and of either those that lead. A run that fails is reported and stops no other.
 
@@ -76,6 +82,7 @@ def run_grid(
         reporter: where the state is said.
         backend: "joblib", or "ray" for a cluster whose machines share the folder.
         address: of the cluster; None: a Ray of this machine's own.
+        after_leading: called when jobs that lead have ended, before others of theirs begin.
 
     Raises:
         CorrKDError: where Ray is asked for and not installed, or cannot be reached.
@@ -89,6 +96,8 @@ def run_grid(
             if left:
                 errors = Parallel(n_jobs=max(1, min(at_once, len(left))))(delayed(run_apart)(job) for job in left)
                 failures += [Failure(job, error) for job, error in zip(left, errors, strict=True) if error]
+                if left[0].leads:
+                    after_leading()
     return failures
 
 

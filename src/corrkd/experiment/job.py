@@ -17,7 +17,7 @@ import torch
 
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import TEACHER, Arm, resolve
-from corrkd.experiment.budget import choose_budget, read_budget, with_epochs
+from corrkd.experiment.budget import BudgetRule, choose_budget, read_budget, with_epochs
 from corrkd.experiment.calibrate import swept_samples
 from corrkd.experiment.compare_settings import DatasetPlan, read_plan
 from corrkd.experiment.memory import keep_freed_memory
@@ -67,21 +67,19 @@ def _train_and_test(plan: DatasetPlan, folder: Path, arm: str, seed: int) -> Non
 
 
 def _epochs(plan: DatasetPlan, arm: Arm, folder: Path, seed: int, train: Callable[[Arm, Path], None]) -> int:
-    """For how many epochs an arm trains: as chosen with the plan's first seed, or as planned."""
-    if not plan.chooses(arm.name) or plan.budget is None:
-        return plan.epochs.get(arm.name, arm.stage.epochs)
+    """For how many epochs an arm trains: as the plan says, or as chosen here with its first seed."""
     first = plan.settings.seeds[0]
-    if seed == first:
-        return choose_budget(arm, plan.budget, seed, folder, train).epochs
-    budget = read_budget(folder.parent.parent / f"seed-{first}" / arm.name)
-    if budget is None:
-        raise CorrKDError(f"no budget was chosen: the training with seed {first}, which chooses it, has not ended")
-    return budget.epochs
+    if read_budget(folder) is not None or (plan.chooses(arm.name) and seed == first):
+        return choose_budget(arm, plan.budget or BudgetRule(), seed, folder, train).epochs
+    if plan.chooses(arm.name):
+        raise CorrKDError(f"no budget was chosen: the training with seed {first}, which chooses it, has failed")
+    return plan.epochs.get(arm.name, arm.stage.epochs)
 
 
 def _cost(folder: Path, arm: str, device: torch.device, resumed: bool) -> dict[str, float | None]:
     """What the training took. Of one that was stopped and resumed, seconds and memory are not known whole."""
-    timings = pd.read_csv(folder / "timings.csv").set_index("stage")["seconds"]
+    path = folder / "timings.csv"  # absent where a kill came between the model and its timing
+    timings = pd.read_csv(path).set_index("stage")["seconds"] if path.is_file() else pd.Series(dtype=float)
     saved = load_network(folder / arm)
     return {
         "parameters": sum(p.numel() for p in saved.network.parameters()),

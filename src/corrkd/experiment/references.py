@@ -33,8 +33,9 @@ def references(experiment: Experiment) -> pd.DataFrame:
 
 def _references(experiment: Experiment, seed: int | str = "") -> pd.DataFrame:
     evaluation, target = experiment.settings.evaluation, experiment.target
-    samples, train = experiment.samples(evaluation.split), experiment.samples("train")
-    truth, labels = samples.targets.cpu().numpy(), train.targets.cpu().numpy()
+    samples, train = experiment.samples(evaluation.split), experiment.dataset.split("train")
+    truth, labels = samples.targets.cpu().numpy(), experiment.samples_kept("train")
+    counted = experiment.target.of(train, f"dataset {experiment.dataset.name}, train")[1]
     incomplete = samples.incomplete.cpu().numpy()
     runs = [(c, draw) for c in experiment.conditions() for draw in range(c.draws)]
     nothing = np.empty((len(samples), 0), np.float32)
@@ -46,9 +47,9 @@ def _references(experiment: Experiment, seed: int | str = "") -> pd.DataFrame:
 
     constant = np.broadcast_to(majority(target, labels), truth.shape)
     tables = [floor(MAJORITY, {(r.condition.name, 0): constant for r in first}, first)]
-    lengths = _lengths(train)
+    lengths = {m: x[counted] for m, x in train.lengths.items()}
     if lengths_vary(lengths):
-        by_length = LengthFloor(target, labels, lengths, _shown({m: x.cpu().numpy() for m, x in train.present.items()}))
+        by_length = LengthFloor(target, labels, lengths, _shown({m: x[counted] for m, x in train.present.items()}))
         predictions = {
             (c.name, draw): by_length.predict(
                 _lengths(samples), _shown(_visible(c, draw, samples, evaluation.mask_seed))

@@ -75,17 +75,23 @@ def settings_of(folder: Path) -> Settings:
 
 
 def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Writes run.json; where there is one, the data must be the same.
+    """Writes run.json; where there is one, data and version must be the same.
 
     Raises:
-        CorrKDError: where the run began with other data.
+        CorrKDError: where the run began with other data, or with another version.
     """
     path = folder / RUN
     if path.is_file():
         try:
-            before = json.loads(path.read_text("utf-8"))["dataset"]["sha256"]
+            facts_before = json.loads(path.read_text("utf-8"))
+            before, version = facts_before["dataset"]["sha256"], facts_before["corrkd"]
         except (ValueError, KeyError, TypeError):
             raise CorrKDError(f"{path}: damaged; delete it to go on") from None
+        if version != facts["corrkd"]:
+            raise CorrKDError(
+                f"{folder}: was begun with corrkd {version}, and this is {facts['corrkd']}, whose numbers may differ; choose another "
+                "folder, or go on with that version"
+            )
         if before != facts["dataset"]["sha256"]:
             raise CorrKDError(
                 f"{folder}: the data has changed since the run began (SHA-256 was {before[:12]}...); start a new run"

@@ -90,10 +90,10 @@ def procrustes(source: Tensor, target: Tensor) -> Tensor:
         target: (N, D), of the same samples.
 
     Returns:
-        (D, D), computed in float64.
+        (D, D), computed on the CPU in float64.
     """
-    left, _, right = torch.linalg.svd(source.double().T @ target.double())
-    return (left @ right).to(source.dtype)
+    left, _, right = torch.linalg.svd(source.cpu().double().T @ target.cpu().double())
+    return (left @ right).to(source)
 
 
 def _outputs(name: str, experiment: Experiment, samples: Samples, folder: Path) -> TeacherOutput:

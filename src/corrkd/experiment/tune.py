@@ -68,7 +68,7 @@ def tune(
     jobs: int = 1,
     reporter: Reporter | None = None,
 ) -> Search:
-    """Searches each method's hyper-parameters by the weighted F1 averaged over the missing subsets of the validation split.
+    """Searches each method's hyper-parameters by the validation score by which its epoch is chosen.
 
     The first trial of every method is its defaults. The test split is not read. Stopped and started again, it goes on.
 

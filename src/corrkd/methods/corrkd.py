@@ -47,7 +47,7 @@ class CorrKD(Method[CorrKDNetwork]):
         """The losses, of which RCD has parameters."""
         options: DistillationSettings = self.options
         classes = len(self.target.classes)
-        if options.cpd_parts and self.network.part_widths is None:
+        if options.cpd and options.cpd_parts and self.network.part_widths is None:
             raise CorrKDError(
                 f"options.cpd_parts: network {self.network.name!r} declares no parts of its representation by modality "
                 "(Network.part_widths); set cpd_parts to false"

@@ -143,6 +143,10 @@ class SMILNetwork(Network[SMILSettings]):
         logits = self.as_answers(logits)
         return SMILOutput(representation, logits, perturbation)
 
+    def longest(self, frames: Mapping[str, int]) -> dict[str, int]:
+        """Learned positions end where the training's do."""
+        return dict(frames) if self.settings.network.positions == "learned" else {}
+
     def look(self, inputs: Inputs) -> Tensor:
         """What the visible frames alone show, (N, M x width): zeros for a modality that is wholly missing."""
         both = zip(self.modalities, self.encoders, strict=True)

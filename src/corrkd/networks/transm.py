@@ -119,6 +119,10 @@ class TransMNetwork(Network[TransMSettings]):
                 out.append(Translation(source, target, joint, there, back))
         return out
 
+    def longest(self, frames: Mapping[str, int]) -> dict[str, int]:
+        """Learned positions of the streams end where the training's do."""
+        return dict(frames) if self.streams and self.settings.network.positions == "learned" else {}
+
     def fuse(self, translations: list[Translation], inputs: Inputs) -> Output:
         """`forward` from what `translate` has encoded already."""
         joint = [pool(t.joint, inputs.exists[t.source]) for t in translations]
