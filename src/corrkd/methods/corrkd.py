@@ -73,16 +73,16 @@ class CorrKD(Method[CorrKDNetwork]):
 
     def taught(self, teacher: TeacherOutput, targets: Tensor) -> None:
         """Mean and prototypes of each teacher's representations, over all samples that it answers for."""
-        known, by = teacher.representation, _fold(teacher)
-        whose = one_hot(by).to(known.dtype)  # (n, F)
-        means = whose.T @ known / whose.sum(0)[:, None] * self.options.center
+        representation, fold = teacher.representation, _fold(teacher)
+        of_fold = one_hot(fold).to(representation.dtype)  # (n, F)
+        means = of_fold.T @ representation / of_fold.sum(0)[:, None] * self.options.center
         labels = self.classes_of(targets).reshape(len(targets), -1)
-        member = one_hot(labels, len(self.target.classes)).to(known.dtype)  # (n, Q, K)
-        totals = torch.einsum("nf,nqk,nd->fqkd", whose, member, known - means[by])
-        counts = torch.einsum("nf,nqk->fqk", whose, member)
+        member = one_hot(labels, len(self.target.classes)).to(representation.dtype)  # (n, Q, K)
+        totals = torch.einsum("nf,nqk,nd->fqkd", of_fold, member, representation - means[fold])
+        counts = torch.einsum("nf,nqk->fqk", of_fold, member)
         # No prototype of a class that a teacher did not meet; nor, without the mean, of one that is all it met: that is rounding alone.
-        none = (counts == 0) | (self.options.center & (counts == whose.sum(0)[:, None, None]))
-        prototypes = (totals / counts.clamp(min=1.0)[..., None]).masked_fill(none[..., None], 0.0)
+        undefined = (counts == 0) | (self.options.center & (counts == of_fold.sum(0)[:, None, None]))
+        prototypes = (totals / counts.clamp(min=1.0)[..., None]).masked_fill(undefined[..., None], 0.0)
         self.means, self.prototypes = means, prototypes
 
     def terms(
@@ -95,8 +95,8 @@ class CorrKD(Method[CorrKDNetwork]):
         if isinstance(self.scd, SampleContrastiveDistillation):
             out["scd"] = self.scd(output.representation, teacher.representation)
         elif self.scd is not None:
-            by = _fold(teacher)
-            out["scd"] = self.scd(output.representation, teacher.representation - self.means[by], by)
+            fold = _fold(teacher)
+            out["scd"] = self.scd(output.representation, teacher.representation - self.means[fold], fold)
         if self.cpd is not None:
             out["cpd"] = self._prototype_terms(self.cpd, output.representation, teacher, classes, shown)
         if self.rcd is not None:
@@ -108,24 +108,26 @@ class CorrKD(Method[CorrKDNetwork]):
     def _prototype_terms(
         self,
         cpd: CategoryPrototypeDistillation,
-        own: Tensor,
+        student: Tensor,
         teacher: TeacherOutput,
         classes: Tensor,
         shown: Tensor | None,
     ) -> Tensor:
         """CPD of H and, where the options say so, the mean over its modalities' parts, each of the samples that show the modality."""
         if self.options.cpd_prototypes == "batch":
-            return cpd(own, teacher.representation, classes)
-        by = _fold(teacher)
-        known, prototypes = teacher.representation - self.means[by], self.prototypes[by]
-        whole = cpd(own, known, classes, prototypes)
+            return cpd(student, teacher.representation, classes)
+        fold = _fold(teacher)
+        representation, prototypes = teacher.representation - self.means[fold], self.prototypes[fold]
+        whole = cpd(student, representation, classes, prototypes)
         if not self.options.cpd_parts:
             return whole
         widths = self.network.part_widths
         assert widths is not None, "checked when the method was made"
-        parts = own.split(list(widths.values()), 1)
+        parts = student.split(list(widths.values()), 1)
         counts = [None] * len(parts) if shown is None else shown.unbind(1)
-        each = [cpd(part, known, classes, prototypes, count) for part, count in zip(parts, counts, strict=True)]
+        each = [
+            cpd(part, representation, classes, prototypes, count) for part, count in zip(parts, counts, strict=True)
+        ]
         return whole + torch.stack(each).mean()
 
     def classes_of(self, targets: Tensor) -> Tensor:
