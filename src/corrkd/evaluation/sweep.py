@@ -103,6 +103,7 @@ def sweep(
     collected = [_Collected() for _ in runs]
     missing: dict[str, Tensor] = {}
     for batch in samples.batches(batch_size, conversations=network.reads_conversations):
+        complete = batch.inputs()
         present: dict[str, Tensor] = {}
         context = samples.context(batch.rows)
 
@@ -114,7 +115,7 @@ def sweep(
             if network.modality_wise:
                 parted = cast(ModalityWise, network)
                 if condition.is_whole:
-                    representation = _represent_whole(parted, batch, condition, present, missing)
+                    representation = _represent_whole(parted, batch, complete, condition, present, missing)
                 else:
                     inputs = inputs_of(condition, draw)
                     representation = torch.cat([parted.encode(m, inputs) for m in network.modalities], 1)
@@ -155,9 +156,14 @@ def mean_f1(network: AnyNetwork, samples: Samples, conditions: Sequence[Conditio
 
 
 def _represent_whole(
-    network: ModalityWise, batch: Batch, condition: Condition, present: dict[str, Tensor], missing: dict[str, Tensor]
+    network: ModalityWise,
+    batch: Batch,
+    complete: Inputs,
+    condition: Condition,
+    present: dict[str, Tensor],
+    missing: dict[str, Tensor],
 ) -> Tensor:
-    """H of a batch under a condition that is whole.
+    """H of a batch, whose inputs are `complete` where nothing is dropped, under a condition that is whole.
 
     `present` keeps the vectors of the batch's modalities, (N, width); `missing` those of missing modalities, (1, width), for all batches.
     """
@@ -165,7 +171,7 @@ def _represent_whole(
     for m in network.modalities:
         if condition.shows(m):
             if m not in present:
-                present[m] = network.encode(m, batch.inputs())
+                present[m] = network.encode(m, complete)
             parts.append(present[m])
         else:
             if m not in missing:

@@ -50,10 +50,9 @@ def _references(experiment: Experiment, seed: int | str = "") -> pd.DataFrame:
     lengths = {m: x[counted] for m, x in train.lengths.items()}
     if lengths_vary(lengths):
         by_length = LengthFloor(target, labels, lengths, _shown({m: x[counted] for m, x in train.present.items()}))
+        tested = _lengths(samples)
         predictions = {
-            (c.name, draw): by_length.predict(
-                _lengths(samples), _shown(_visible(c, draw, samples, evaluation.mask_seed))
-            )
+            (c.name, draw): by_length.predict(tested, _shown(_visible(c, draw, samples, evaluation.mask_seed)))
             for c, draw in runs
         }
         tables.append(floor(BY_LENGTH, predictions, results))
