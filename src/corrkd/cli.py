@@ -52,6 +52,12 @@ ReportedOption = Annotated[
 ]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="CPU threads; part of what a result depends on.")]
 FoldsOption = Annotated[Path | None, typer.Option("--folds", help="JSON file {split: [video ids]} for .csd folders.")]
+LabelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--label", help="Which label column to read, as happy, or questions:happy,sad; default: the usual one."
+    ),
+]
 
 
 @app.callback()
@@ -84,10 +90,11 @@ def run(
     overwrite: OverwriteOption = False,
     glove: GloveOption = None,
     folds: FoldsOption = None,
+    label: LabelOption = None,
 ) -> None:
     """Train teacher, student and control, test them under every missing condition, write the report."""
     _run(
-        _settings(data, preset, settings, seeds, target, jobs, changes, glove, folds),
+        _settings(data, preset, settings, seeds, target, jobs, changes, glove, folds, label),
         _folder(out, preset),
         overwrite,
         evaluate=True,
@@ -107,10 +114,11 @@ def train(
     overwrite: OverwriteOption = False,
     glove: GloveOption = None,
     folds: FoldsOption = None,
+    label: LabelOption = None,
 ) -> None:
     """Train only; `corrkd resume` goes on to the evaluation."""
     _run(
-        _settings(data, preset, settings, seeds, target, jobs, changes, glove, folds),
+        _settings(data, preset, settings, seeds, target, jobs, changes, glove, folds, label),
         _folder(out, preset),
         overwrite,
         evaluate=False,
@@ -146,6 +154,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     glove: GloveOption = None,
     folds: FoldsOption = None,
+    label: LabelOption = None,
 ) -> None:
     """Test a trained student on a dataset under missing conditions."""
     import torch
@@ -171,7 +180,7 @@ def evaluate(
     student = load_student(model)
     student.network.to(pick_device(device))
     with Reporter().busy(f"reading {data}"):
-        dataset = dataset_of(model, data, glove=glove, folds=folds)
+        dataset = dataset_of(model, data, glove=glove, folds=folds, label=label)
     manifest = None if masks is None else load_manifest(masks)
     if export_masks is not None:
         save_manifest(
@@ -219,6 +228,7 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     glove: GloveOption = None,
     folds: FoldsOption = None,
+    label: LabelOption = None,
 ) -> None:
     """Write what a trained student says of every sample. Started again, it goes on."""
     import torch
@@ -233,7 +243,7 @@ def predict(
     reporter = Reporter()
     predictor = Predictor.from_pretrained(model, device=pick_device(device))
     with reporter.busy(f"reading {data}"):
-        dataset = dataset_of(Path(model), data, glove=glove, folds=folds, targets=False)
+        dataset = dataset_of(Path(model), data, glove=glove, folds=folds, label=label, targets=False)
     for note in (*dataset.notes, *differences(predictor.saved, dataset)):
         reporter.say(f"note: {note}")
     count = sum(map(len, chosen(dataset, split).values()))
@@ -332,6 +342,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an exported model that is there.")] = False,
     glove: GloveOption = None,
     folds: FoldsOption = None,
+    label: LabelOption = None,
 ) -> None:
     """Write a trained student as ONNX, for use without PyTorch, once its answers have been compared with PyTorch's."""
     from corrkd.experiment.prepare import dataset_of
@@ -345,7 +356,7 @@ def export(
     with reporter.busy(f"reading {model}"):
         predictor = Predictor.from_pretrained(model)
     with reporter.busy(f"reading {data}"):
-        dataset = dataset_of(Path(model), data, glove=glove, folds=folds, targets=False)
+        dataset = dataset_of(Path(model), data, glove=glove, folds=folds, label=label, targets=False)
     with reporter.busy("exporting, and comparing with PyTorch"):
         done = write(
             predictor, folder, dataset=dataset, split=split, max_frames=max_frames, samples=samples, overwrite=overwrite
@@ -446,7 +457,7 @@ def tune(
     from corrkd.experiment.tune import tune as search
 
     chosen = [name for name in expanded(part.strip() for part in methods.split(",")) if name]
-    made = _settings(data, preset, settings, seeds, None, None, changes, None, None)
+    made = _settings(data, preset, settings, seeds, None, None, changes, None, None, None)
     print(table_text(search(made, named(chosen), out, trials=trials, jobs=jobs, reporter=Reporter())))
     print(f"\n`corrkd compare --settings {out / TUNED} --data FILE` takes what was found")
 
@@ -491,6 +502,7 @@ def inspect(
     file: Annotated[str, typer.Argument(help="A dataset file or folder.")],
     glove: GloveOption = None,
     folds: FoldsOption = None,
+    label: LabelOption = None,
 ) -> None:
     """Say what is in a dataset: layout, shapes, labels, what is missing, what is suspicious."""
     from corrkd.data.inspect import describe
@@ -499,7 +511,7 @@ def inspect(
     from corrkd.experiment.progress import Reporter
 
     with Reporter().busy(f"reading {file}"):
-        found = look(load_dataset(file, glove=glove, folds=folds, targets=False))
+        found = look(load_dataset(file, glove=glove, folds=folds, label=label, targets=False))
     print(describe(found))
 
 
@@ -510,6 +522,7 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     glove: GloveOption = None,
     folds: FoldsOption = None,
+    label: LabelOption = None,
 ) -> None:
     """Write a dataset to one file that carries no code and opens by memory map."""
     from corrkd.data.convert import convert as write
@@ -519,7 +532,7 @@ def convert(
 
     check_new(out, overwrite=overwrite)
     with Reporter().busy(f"converting {file}"):
-        write(load_dataset(file, glove=glove, folds=folds, targets=False), out)
+        write(load_dataset(file, glove=glove, folds=folds, label=label, targets=False), out)
     print(out)
 
 
@@ -533,11 +546,18 @@ def _settings(
     changes: list[str] | None,
     glove: Path | None,
     folds: Path | None,
+    label: str | None,
 ) -> Any:
     from corrkd.settings import load_settings
 
     tree: dict[str, Any] = {}
-    paths = {"path": data, "target": target, "glove": glove and str(glove), "folds": folds and str(folds)}
+    paths = {
+        "path": data,
+        "target": target,
+        "glove": glove and str(glove),
+        "folds": folds and str(folds),
+        "label": label,
+    }
     if any(value is not None for value in paths.values()):
         tree["data"] = {key: value for key, value in paths.items() if value is not None}
     if seeds is not None:

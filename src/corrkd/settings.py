@@ -58,9 +58,13 @@ class DataSettings(_Strict):
 
     path: str = Field("synthetic", description="a dataset file or folder, or `synthetic` for the built-in dataset")
     name: str | None = Field(None, description="what reports call it; default: the file's name")
-    glove: Path | None = Field(None, description="GloVe text file, for layouts that hold words (MAG style)")
+    glove: Path | None = Field(None, description="GloVe text file, for layouts that hold words")
     folds: Path | None = Field(
         None, description="JSON file {split: [video ids]}, for .csd folders without standard folds"
+    )
+    label: str | None = Field(
+        None,
+        description="which label column, as `happy`, `questions:happy,sad` ; default: the layout's usual one (docs/data.md)",
     )
     modalities: tuple[str, ...] | None = Field(None, description="use only these modalities; default: all")
     target: TargetName = Field(

@@ -80,7 +80,7 @@ def test_wrong_formats_are_one_line(tmp_path: Path, data: bytes) -> None:
 def test_missing_file_and_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(CorrKDError, match="no such file"):
         load_dataset(tmp_path / "none.pkl")
-    with pytest.raises(CorrKDError, match=r"without \.csd files"):
+    with pytest.raises(CorrKDError, match=r"no dataset in this folder"):
         load_dataset(tmp_path)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corrkd.data.dataset import MultimodalDataset
-from corrkd.data.resample import group_folds, resampled, widest_group, with_calibration
+from corrkd.data.resample import group_folds, resampled, dependence_groups, with_calibration
 from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.errors import CorrKDError
 from corrkd.settings import ResampleSettings
@@ -99,13 +99,15 @@ def test_the_exact_posterior_goes_with_the_folds() -> None:
     assert resampled(dataset, ResampleSettings(folds=2), 0).posterior is None
 
 
-def test_the_widest_group_is_found() -> None:
+def test_samples_are_grouped_by_what_connects_them() -> None:
     dataset = with_people(make_dataset())
-    assert widest_group(dataset.split("train"))[0] == "person"
+    assert dependence_groups(dataset.split("train"))[0] == "person"
     alone = make_dataset().split("train")
-    assert widest_group(dataset.split("train"), alone)[0] == "sample"
-    assert len(widest_group(dataset.split("train"), dataset.split("valid"))[1]) == 78
-    name, members = widest_group(alone)
+    both = dependence_groups(dataset.split("train"), alone)
+    assert both[0] == "person"
+    assert len(set(both[1][-len(alone) :])) == len(alone)  # those without a person stand alone
+    assert len(dependence_groups(dataset.split("train"), dataset.split("valid"))[1]) == 78
+    name, members = dependence_groups(alone)
     assert name == "sample"
     assert len(set(members)) == 48
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from corrkd.data.dataset import MultimodalDataset, Split, StrArray
-from corrkd.data.readers.assemble import Array
 from corrkd.data.readers.converted import DTYPES, FORMAT, KEY, SOURCE
+from corrkd.data.readers.raw import Array
 from corrkd.errors import CorrKDError
 from corrkd.files import make_folder, replacing
 

@@ -149,13 +149,14 @@ def split_shape(split: Split) -> dict[str, int]:
     return {m: int(x.shape[2]) for m, x in split.frames.items()}
 
 
-def check_split(name: str, split: Split, *, targets: bool = True) -> None:
+def check_split(name: str, split: Split, *, targets: bool = True, trains: bool = False) -> None:
     """What every reader's result must satisfy. Raises CorrKDError with one line.
 
     Args:
         name: says where, as in "mosi.pkl, train".
         split: what is checked.
         targets: whether there must be scores or labels; those that are there are checked in any case.
+        trains: whether a network is trained on it: a modality that is missing in all samples cannot be learned.
     """
     count = len(split.ids)
     if count == 0:
@@ -184,7 +185,7 @@ def check_split(name: str, split: Split, *, targets: bool = True) -> None:
             raise CorrKDError(
                 f"{where}: frame_ids are {ids.dtype} of shape {ids.shape}, expected integers of {frames.shape[:2]}"
             )
-        if not split.present[modality].any():
+        if trains and not split.present[modality].any():
             raise CorrKDError(f"{where}: no frame of it is present in any sample; leave the modality out")
     if targets and split.scores is None and split.labels is None:
         raise CorrKDError(f"{name}: neither scores nor labels")

@@ -5,17 +5,23 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from corrkd.data import safe_pickle
 from corrkd.data.dataset import SPLITS, MultimodalDataset
 from corrkd.data.known_files import KNOWN_FILES
-from corrkd.data.readers import arrays, converted, csd, mag, mmsa, mult
+from corrkd.data.readers import arrays, converted, csd, folders, mag, mmsa, mult, split_dicts, utterances
+from corrkd.data.readers.containers import read_h5, read_npz, read_safetensors
+from corrkd.data.readers.options import ReadOptions
+from corrkd.data.readers.sniff import what_it_is
 from corrkd.errors import CorrKDError
 
 SYNTHETIC = "synthetic"
 ZIP, HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"  # how such files begin, whole or truncated
+FOLDER = "a folder of .csd files, or of train.pkl, dev.pkl and test.pkl"
+LAYOUTS = "MMSA, MulT, MAG, GCNet, MERBench, .csd folder, named arrays"
 
 
 def load_dataset(
@@ -23,19 +29,22 @@ def load_dataset(
     *,
     glove: Path | None = None,
     folds: Path | None = None,
+    label: str | None = None,
     name: str | None = None,
     targets: bool = True,
 ) -> MultimodalDataset:
     """The dataset at `path`; its layout is recognised from what is in it, not from its name.
 
     Args:
-        path: a pickle in MMSA's, MulT's or MAG's layout, a folder of `.csd` files, arrays in `.npz`, `.h5` or `.safetensors`, a file
-            that `corrkd data convert` wrote, or "synthetic" for the built-in dataset.
+        path: a pickle in MMSA's, MulT's, MAG's or GCNet's layout, a MERBench label file, a folder of `.csd` files or of one file a split,
+            arrays in `.npz`, `.h5`, `.safetensors` or a pickle, a file that `corrkd data convert` wrote, or "synthetic" for the built-in
+            dataset.
         glove: a GloVe text file, for layouts that hold words instead of vectors.
         folds: a JSON file {split: [video, ...]}, for `.csd` folders other than CMU-MOSI's.
+        label: which label column to read, `[scores:|questions:]COLUMN[@THRESHOLD][,COLUMN...]` (docs/data.md); default: the layout's usual.
         name: of the dataset, in reports; else the published name of a known file, else the file's name.
-        targets: whether scores or labels are needed. If not, named arrays and converted files may lack them, as recordings to be predicted
-            do. Arrays that lack `split` as well are then the single split "all".
+        targets: whether scores or labels are needed. If not, data may lack them, as recordings to be predicted do. Arrays that lack
+            `split` as well are then the single split "all".
 
     Raises:
         CorrKDError: the file is missing, truncated, of an unknown layout, or holds what cannot be learned from; one line says which.
@@ -44,28 +53,23 @@ def load_dataset(
         from corrkd.data import synthetic  # its law and Bayes rule are needed by nobody else
 
         return synthetic.make(synthetic.SyntheticSpec())
-    path = Path(path)
+    path, options = Path(path), ReadOptions(glove=glove, folds=folds, label=label, targets=targets)
     if not path.exists():
         raise CorrKDError(f"{path}: no such file; give a dataset file or folder, or `{SYNTHETIC}` for the built-in one")
+    if not path.is_dir() and not path.is_file():
+        raise CorrKDError(f"{path}: neither a file nor a folder (a device or a pipe); give a dataset file")
     try:
         if path.is_dir():
-            if not csd.recognises(path):
+            dataset = _read_folder(path, name or path.name, options)
+        elif converted.recognises(path):  # checked when it was converted
+            if label is not None:
                 raise CorrKDError(
-                    f"{path}: a folder without .csd files; give a dataset file, or a folder of .csd files"
+                    f"{path.name}: a converted file holds one label; choose it with `corrkd data convert --label`"
                 )
-            digest = _sha256_of_folder(path)
-            dataset = csd.read(path, name or path.name, folds)
+            dataset = converted.read(path, targets=targets)
+            return replace(dataset, name=name or dataset.name)
         else:
-            if converted.recognises(path):  # checked when it was converted
-                dataset = converted.read(path, targets=targets)
-                return replace(dataset, name=name or dataset.name)
-            digest = sha256_of(path)
-            known = KNOWN_FILES.get(digest)
-            dataset = _read_file(path, name or (known.name if known else path.stem), glove, targets)
-            if known:
-                names = dataset.class_names or known.class_names
-                layout = f"{dataset.layout} (known file: {known.name} {known.file})"
-                dataset = replace(dataset, score_range=known.score_range, class_names=names, layout=layout)
+            dataset = _read_known(path, name, options)
     except OSError as error:
         raise CorrKDError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError) as error:
@@ -73,33 +77,74 @@ def load_dataset(
         text = f"{type(error).__name__}: {error}".splitlines()[0][:120]
         raise CorrKDError(f"{path.name}: damaged, or not quite in the layout that it seems to have ({text})") from error
     check_training(dataset)
-    return replace(dataset, sha256=digest)
+    return dataset
 
 
-def _read_file(path: Path, title: str, glove: Path | None, targets: bool) -> MultimodalDataset:
+def _read_folder(path: Path, title: str, options: ReadOptions) -> MultimodalDataset:
+    if csd.recognises(path):
+        return replace(csd.read(path, title, options), sha256=_sha256_of_files(sorted(path.glob("*.csd"))))
+    files = folders.split_files(path)
+    if not files:
+        raise CorrKDError(f"{path}: no dataset in this folder; give a dataset file, or {FOLDER}")
+    dataset = _read_data(folders.read_data(files), path, title, options)
+    return replace(dataset, sha256=_sha256_of_files(list(files.values())))
+
+
+def _read_known(path: Path, name: str | None, options: ReadOptions) -> MultimodalDataset:
+    """A file, and what its publisher says of it where its sum is known."""
+    digest = sha256_of(path)
+    known = KNOWN_FILES.get(digest)
+    dataset = _read_file(path, name or (known.name if known else path.stem), options)
+    if known and options.label is None:
+        names = dataset.class_names or known.class_names
+        layout = f"{dataset.layout} (known file: {known.name} {known.file})"
+        dataset = replace(dataset, score_range=known.score_range, class_names=names, layout=layout)
+    return replace(dataset, sha256=dataset.sha256 or digest)
+
+
+def _read_file(path: Path, title: str, options: ReadOptions) -> MultimodalDataset:
     with path.open("rb") as file:
         start = file.read(8)
     if start.startswith(ZIP):
-        return arrays.read(arrays.read_npz(path), title, "npz", targets=targets)
+        content = read_npz(path)
+        if utterances.recognises_merbench(content):
+            return utterances.read_merbench(content, path, title, options)
+        return arrays.read(content, title, "npz", options)
     if start == HDF5:
-        return arrays.read(arrays.read_h5(path), title, "h5", targets=targets)
+        return arrays.read(read_h5(path), title, "h5", options)
     if converted.is_safetensors(path):
-        return arrays.read(arrays.read_safetensors(path), title, "safetensors", targets=targets)
-    data = safe_pickle.load(path)
-    if mmsa.recognises(data):
-        return mmsa.read(data, title)
-    if mult.recognises(data):
-        return mult.read(data, title)
+        return arrays.read(read_safetensors(path), title, "safetensors", options)
+    if kind := what_it_is(path):
+        raise CorrKDError(f"{path.name}: {kind}")
+    return _read_data(safe_pickle.load(path), path, title, options)
+
+
+def _read_data(data: Any, path: Path, title: str, options: ReadOptions) -> MultimodalDataset:
+    """The dataset in what a pickle holds."""
+    data = split_dicts.with_text_keys(data)
     if mag.recognises(data):
-        return mag.read(data, title, glove)
+        return mag.read(data, title, options)
+    if arrays.recognises_splits(data):
+        parts, notes = split_dicts.splits_of(data, title)
+        return arrays.read_splits(parts, title, "pickled", options, notes)
+    if mult.recognises(data):
+        return mult.read(data, title, options)
+    if split_dicts.recognises(data):
+        return mmsa.read(data, title, options)
+    if mult.recognises_emotions(data):
+        return mult.read_emotion(data, title, options)
+    if utterances.recognises_gcnet(data):
+        return utterances.read_gcnet(data, path, title, options)
+    if mmsa.recognises_clip(data):
+        return mmsa.read_clip(data, title, options)
+    if arrays.recognises(data):
+        return arrays.read(data, title, "pickled", options)
     shape = (
         f"a dict of {', '.join(map(str, list(data)[:8]))[:120]}"
         if isinstance(data, dict)
         else f"a {type(data).__name__}"
     )
-    raise CorrKDError(
-        f"{path.name}: {shape}, in no layout that is known here (MMSA, MulT, MAG, .csd folder, named arrays)"
-    )
+    raise CorrKDError(f"{path.name}: {shape}, in no layout that is known here ({LAYOUTS})")
 
 
 def check_training(dataset: MultimodalDataset) -> None:
@@ -131,7 +176,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sha256_of_folder(folder: Path) -> str:
-    """SHA-256 of the sums and names of a folder's `.csd` files, a line each, as `sha256sum *.csd | sha256sum` prints it."""
-    lines = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(folder.glob("*.csd"))]
+def _sha256_of_files(files: list[Path]) -> str:
+    """SHA-256 of the files' sums and names, a line each, as `sha256sum *.csd | sha256sum` prints it."""
+    lines = [f"{sha256_of(path)}  {path.name}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

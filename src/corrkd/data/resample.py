@@ -9,22 +9,23 @@ import numpy as np
 import numpy.typing as npt
 
 from corrkd.data.dataset import BoolArray, IntArray, MultimodalDataset, Split
+from corrkd.data.groups import SAMPLE, dependent_samples
 from corrkd.errors import CorrKDError
 from corrkd.settings import ResampleSettings
 
-GROUPS = ("person", "speaker", "video", "session")  # the widest first: what repeats over splits is not independent
-SAMPLE = "sample"
 CALIBRATION = "calibration"  # the split of those who are held out from training and every choice
 S = TypeVar("S", bound=np.generic)
 
 
-def widest_group(*splits: Split) -> tuple[str, npt.NDArray[np.str_]]:
-    """Within what samples are not independent: the widest group that all the splits have, or "sample" where each stands for itself.
-
-    Returns its name, and whose each sample is: (N,), one split after the other.
-    """
-    name = next((group for group in GROUPS if all(group in split.groups for split in splits)), SAMPLE)
-    return name, np.concatenate([split.ids if name == SAMPLE else split.groups[name] for split in splits])
+def dependence_groups(*splits: Split) -> tuple[str, npt.NDArray[np.str_]]:
+    """Return what groups the samples of the splits, and the group of each, (N,), one split after the other (`dependent_samples`)."""
+    kinds = {kind for split in splits for kind in split.groups}
+    nobody = [np.full(len(split), "") for split in splits]
+    groups = {
+        kind: np.concatenate([split.groups.get(kind, none) for split, none in zip(splits, nobody, strict=True)])
+        for kind in kinds
+    }
+    return dependent_samples(np.concatenate([split.ids for split in splits]), groups)
 
 
 def group_folds(members: npt.ArrayLike, folds: int, *, seed: int, where: str) -> IntArray:
@@ -63,22 +64,18 @@ def with_calibration(dataset: MultimodalDataset, share: float) -> MultimodalData
         CorrKDError: where the training split has a single group, or none of its own.
     """
     train, others = dataset.split("train"), [split for name, split in dataset.splits.items() if name != "train"]
-    group, members = widest_group(train)
-    names, whose, counts = np.unique(members, return_inverse=True, return_counts=True)
-    shared = widest_group(train, *others)[0]
-    known = (
-        np.concatenate([split.groups[shared] for split in others]) if others and shared != SAMPLE else np.array([], str)
-    )
-    elsewhere = np.isin(train.groups[shared], known) if len(known) else np.zeros(len(train), bool)
-    free = np.setdiff1d(np.arange(len(names)), whose[elsewhere])
+    by, members = dependence_groups(train, *others)
+    names, group, counts = np.unique(members[: len(train)], return_inverse=True, return_counts=True)
+    # Ids may repeat over splits where they are mere row numbers.
+    free = np.arange(len(names)) if by == SAMPLE else np.flatnonzero(~np.isin(names, members[len(train) :]))
     if len(names) < 2 or not len(free):
-        reason = f"one {group} in train" if len(names) < 2 else f"every {shared} of train is in another split too"
+        reason = f"one {by} in train" if len(names) < 2 else f"every {by} of train is in another split too"
         raise CorrKDError(f"dataset {dataset.name}: {reason}, so none can be held out; set data.calibration to null")
     order = np.random.default_rng(0).permutation(free)
     reached = counts[order].cumsum()
     # As near to the share as whole groups come, at least one of them on either side.
     number = int(np.clip(np.abs(reached - share * len(train)).argmin() + 1, 1, len(names) - 1))
-    held = np.isin(whose, order[:number])
+    held = np.isin(group, order[:number])
     splits = {**dataset.splits, "train": train.take(~held), CALIBRATION: train.take(held)}
     return replace(dataset, splits=splits)
 
@@ -86,7 +83,7 @@ def with_calibration(dataset: MultimodalDataset, share: float) -> MultimodalData
 def seed_rows(dataset: MultimodalDataset, settings: ResampleSettings, seed: int) -> tuple[IntArray, IntArray]:
     """Which samples a seed trains on and validates on: rows of train and valid, valid's counted on from train's. Reads no frames.
 
-    With `folds`, train and valid together fall into folds by the widest group there is, the same for every seed; the fold `seed` mod
+    With `folds`, train and valid together fall into folds by the groups that samples depend on one another in, the same for every seed; the fold `seed` mod
     `folds` is validated on and the rest trained on. With `train`, so many training samples are then drawn, by seed.
 
     Raises:
@@ -100,7 +97,7 @@ def seed_rows(dataset: MultimodalDataset, settings: ResampleSettings, seed: int)
             raise CorrKDError(
                 f"dataset {dataset.name}: train and valid share sample ids, so they cannot be cross-validated together"
             )
-        fold = group_folds(widest_group(train, valid)[1], settings.folds, seed=0, where="settings: data.resample.folds")
+        fold = group_folds(dependence_groups(train, valid)[1], settings.folds, seed=0, where="settings: data.resample.folds")
         held = fold == seed % settings.folds
         trained, validated = place[~held], place[held]
     if settings.train is not None:

@@ -12,6 +12,7 @@ expand to is bounded by the file's size; dictionary keys are strings and small i
 from __future__ import annotations
 
 import codecs
+import io
 import math
 import mmap
 import pickle
@@ -98,19 +99,36 @@ def load(path: str | Path) -> Any:
         if path.stat().st_size == 0:
             raise CorrKDError(f"{path.name}: empty file")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-            return _Machine(view).run()
-    except _Refused as error:
-        raise CorrKDError(
-            f"{path.name}: refused: the pickle {error}; only arrays, numbers, strings and containers are read"
-        ) from None
+            return _run(view, path.name)
     except OSError as error:
         raise CorrKDError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def loads(data: bytes, name: str) -> Any:
+    """Return the object in a pickle's bytes, as `load` does. `name` opens error lines."""
+    return _run(_Bytes(data), name)
+
+
+class _Bytes(io.BytesIO):
+    """Bytes that are read like a memory map."""
+
+    def size(self) -> int:
+        return self.getbuffer().nbytes
+
+
+def _run(view: mmap.mmap | _Bytes, name: str) -> Any:
+    try:
+        return _Machine(view).run()
+    except _Refused as error:
+        raise CorrKDError(
+            f"{name}: refused: the pickle {error}; only arrays, numbers, strings and containers are read"
+        ) from None
     except EOFError:
-        raise CorrKDError(f"{path.name}: truncated pickle: the file ends before its end mark; fetch it again") from None
+        raise CorrKDError(f"{name}: truncated pickle: the file ends before its end mark; fetch it again") from None
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, struct.error, Warning) as error:
-        raise CorrKDError(f"{path.name}: not a pickle, or a damaged one ({_short(error)})") from None
+        raise CorrKDError(f"{name}: not a pickle, or a damaged one ({_short(error)})") from None
     except MemoryError:
-        raise CorrKDError(f"{path.name}: the pickle needs more memory than there is") from None
+        raise CorrKDError(f"{name}: the pickle needs more memory than there is") from None
 
 
 def _kind(value: Any) -> str:
@@ -122,7 +140,7 @@ def _kind(value: Any) -> str:
 class _Machine:
     """One pass over one pickle: a stack, a memo, and a budget."""
 
-    def __init__(self, view: mmap.mmap) -> None:
+    def __init__(self, view: mmap.mmap | _Bytes) -> None:
         self.view = view
         self.size = view.size()
         self.limit = EXPANSION * self.size + SLACK
@@ -150,7 +168,7 @@ class _Machine:
             raise EOFError
         opcode = _OPCODES.get(code[0])
         if opcode is None:
-            raise ValueError(f"byte {code!r} is no opcode")
+            raise ValueError(f"byte 0x{code[0]:02x} is no opcode")
         if opcode.name == "STRING":
             return opcode.name, self.python2_string()
         if opcode.arg is None:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from corrkd.data.dataset import SPLITS
-from corrkd.data.resample import widest_group
+from corrkd.data.resample import dependence_groups
 from corrkd.errors import CorrKDError
 from corrkd.experiment import run_folder
 from corrkd.experiment.arm import TEACHER, Arm, resolve
@@ -244,7 +244,7 @@ def _groups(experiment: Experiment) -> tuple[str, pd.DataFrame]:
     names = SPLITS[:2] if experiment.cross_validated else [experiment.settings.evaluation.split]
     splits = [experiment.dataset.split(name) for name in names]
     keep = np.concatenate([experiment.target.of(s, f"dataset {experiment.dataset.name}")[1] for s in splits])
-    group, members = widest_group(*splits)
+    group, members = dependence_groups(*splits)
     return group, pd.DataFrame({"id": np.concatenate([s.ids for s in splits])[keep], "group": members[keep]})
 
 

@@ -18,7 +18,7 @@ from corrkd.data.batches import Samples
 from corrkd.data.dataset import SPLITS, IntArray, MultimodalDataset
 from corrkd.data.load import load_dataset
 from corrkd.data.normalise import Normalisation, fit_normalisation
-from corrkd.data.resample import CALIBRATION, group_folds, resampled, seed_rows, widest_group, with_calibration
+from corrkd.data.resample import CALIBRATION, group_folds, resampled, seed_rows, dependence_groups, with_calibration
 from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.data.targets import Target, make_target
 from corrkd.errors import CorrKDError
@@ -78,7 +78,7 @@ class Experiment:
         return replace(self, dataset=dataset, normalisation=_normalisation(dataset, self.settings.data))
 
     def teacher_folds(self, seed: int) -> IntArray:
-        """A fold for each training sample that counts, (n,), none dividing the widest group: which teacher was not trained on it."""
+        """A fold for each training sample that counts, (n,), none dividing a group (`dependence_groups`): which teacher was not trained on it."""
         return _teacher_folds(self.groups("train"), self.settings, seed)
 
     @property
@@ -100,10 +100,10 @@ class Experiment:
         return condition(name, self.dataset.modalities).name
 
     def groups(self, split: str) -> npt.NDArray[np.str_]:
-        """Whose each sample that counts is, (n,): the person, speaker, session or video, else the sample itself."""
+        """Return the group of each sample that counts, (n,): samples that share a person, speaker, session or video depend on each other."""
         chosen = self.dataset.split(split)
         kept = self.target.of(chosen, f"dataset {self.dataset.name}, {split}")[1]
-        found: npt.NDArray[np.str_] = widest_group(chosen)[1][kept]
+        found: npt.NDArray[np.str_] = dependence_groups(chosen)[1][kept]
         return found
 
     def sets(self) -> dict[str, float] | None:
@@ -131,7 +131,7 @@ class Experiment:
     def arrangement(self) -> list[str]:
         """Which splits a seed has, and who teaches, in sentences, where that is not the plain way."""
         out, resample, teacher = [], self.settings.data.resample, self.settings.teacher
-        group = widest_group(self.dataset.split("train"))[0]
+        group = dependence_groups(self.dataset.split("train"))[0]
         if resample.folds is not None:
             out.append(
                 f"Cross-validation: train and valid together fall into {resample.folds} folds by {group}; seed s validates on fold s mod "
@@ -269,7 +269,7 @@ def _check_splits(experiment: Experiment) -> None:
                 "tests (or a search) on valid, set teacher.keep and student.keep to last"
             )
     both = [dataset.split(name) for name in SPLITS[:2]]
-    members = widest_group(*both)[1]
+    members = dependence_groups(*both)[1]
     kept = np.concatenate([experiment.target.of(split, f"dataset {dataset.name}")[1] for split in both])
     for seed in settings.seeds:
         rows = seed_rows(dataset, resample, seed)[0]
@@ -289,12 +289,20 @@ def read(settings: DataSettings) -> MultimodalDataset:
         made = make(spec)
         dataset = replace(made, name=settings.name or made.name)
     else:
-        dataset = load_dataset(settings.path, glove=settings.glove, folds=settings.folds, name=settings.name)
+        dataset = load_dataset(
+            settings.path, glove=settings.glove, folds=settings.folds, label=settings.label, name=settings.name
+        )
     return dataset if settings.modalities is None else with_modalities(dataset, settings.modalities)
 
 
 def dataset_of(
-    model: Path, data: str, *, glove: Path | None = None, folds: Path | None = None, targets: bool = True
+    model: Path,
+    data: str,
+    *,
+    glove: Path | None = None,
+    folds: Path | None = None,
+    label: str | None = None,
+    targets: bool = True,
 ) -> MultimodalDataset:
     """The dataset to use a model on, as from `load_dataset`.
 
@@ -304,7 +312,7 @@ def dataset_of(
         for folder in (model, *model.parents[:2]):
             if (folder / SETTINGS).is_file() and (settings := settings_of(folder).data).path == SYNTHETIC:
                 return read(settings)
-    return load_dataset(data, glove=glove, folds=folds, targets=targets)
+    return load_dataset(data, glove=glove, folds=folds, label=label, targets=targets)
 
 
 def synthetic_spec(changes: Mapping[str, Any]) -> SyntheticSpec:

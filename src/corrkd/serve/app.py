@@ -19,7 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from pydantic import BaseModel, Field
 
 from corrkd._version import __version__
-from corrkd.data.readers.arrays import unpacked_npz
+from corrkd.data.readers.containers import unpacked_npz
 from corrkd.errors import CorrKDError
 from corrkd.serve import standalone
 from corrkd.serve.batching import Batcher

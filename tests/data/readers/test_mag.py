@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from corrkd.data.load import load_dataset
-from corrkd.data.readers.mag import read_glove
+from corrkd.data.readers.glove import read_glove
 from corrkd.errors import CorrKDError
 
 from .samples import COUNTS, glove, mag, write_pickle
@@ -79,12 +79,21 @@ def test_a_bad_glove_file_is_one_line(tmp_path: Path, content: str, words: str) 
         read_glove(tmp_path / "none.txt", ["good"])
 
 
-def test_mosei_labels_of_seven_columns_use_the_first(tmp_path: Path) -> None:
+def test_mosei_labels_of_seven_columns(tmp_path: Path) -> None:
     data = mag("vectors")
-    data["train"] = [(x, np.array([[y[0, 0], 1, 0, 0, 0, 0, 0]]), s) for x, y, s in data["train"]]
-    dataset = load_dataset(write_pickle(tmp_path / "mosei.pkl", data))
+    for split, part in data.items():
+        data[split] = [(x, np.array([[y[0, 0], i % 3, 0, 0, 0, 0, i % 2]]), s) for i, (x, y, s) in enumerate(part)]
+    path = write_pickle(tmp_path / "mosei.pkl", data)
+    dataset = load_dataset(path)
     assert dataset.split("train").scores.tolist() == [y[0, 0] for _, y, _ in data["train"]]
-    assert any("the first (sentiment) is used" in note for note in dataset.notes)
+    assert any("label.sentiment, label.happy" in note and "choose with --label" in note for note in dataset.notes)
+    happy = load_dataset(path, label="happy").split("train")
+    assert (happy.scores.tolist(), happy.labels) == ([i % 3 for i in range(12)], None)
+    asked = load_dataset(path, label="happy,fear")
+    assert asked.question_names == ("happy", "fear")
+    assert asked.split("test").labels.tolist() == [[int(i % 3 > 0), i % 2] for i in range(6)]
+    very = load_dataset(path, label="questions:happy@1").split("train")
+    assert very.labels.tolist() == [[int(i % 3 > 1)] for i in range(12)]
 
 
 @pytest.mark.parametrize(

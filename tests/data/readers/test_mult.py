@@ -95,7 +95,7 @@ def test_without_ids(tmp_path: Path) -> None:
         (lambda p: p.update(labels=np.ones((12, 4, 2))), "not one-hot"),
         (lambda p: p.update(labels=np.full((12, 4, 2), np.nan)), "NaN"),
         (lambda p: p.update(labels="nothing"), "not numbers"),
-        (lambda p: p.update(labels=np.zeros((12, 3))), "expected one for each"),
+        (lambda p: p.update(labels=np.zeros((12, 3))), "choose with --label: labels.0, labels.1, labels.2"),
         (lambda p: p.update(text=np.zeros((12, 7, 9))), "another split has|no frame"),
     ],
 )

@@ -1,243 +1,272 @@
-"""Anyone's own data: named arrays in one `.npz`, `.h5` or `.safetensors` file. N samples; the first axis of every array is N.
+"""Anyone's own data: named arrays in one `.npz`, `.h5`, `.safetensors` or pickle. N samples; the first axis of every array is N.
 
     any name                      (N, T, d) or (N, d) real numbers, or (N, T, d) integers: a modality of that name, padded on
-                                  the right. Integers of one or two axes may be ids or labels: left out, with a note
+                                  the right; `text` is language, `acoustic` audio, `visual` vision. Integers of one or two
+                                  axes may be ids or labels: left out, with a note. Names with words as label, emotion,
+                                  rating, id are never modalities
     <modality>_lengths, lengths   (N,) how many frames exist
-    <modality>_present            (N, T) or (N,) booleans: False where a frame is missing in the data
+    <modality>_present            (N, T) or (N,) booleans: False where a frame, or the whole modality, is missing in the data
     scores (score, sentiment)     (N,) real numbers
-    labels (label)                (N,) classes from 0 up, or (N, Q) yes/no answers
+    labels (label)                (N,) classes from 0 up, or their names, or (N, Q) yes/no answers
+    emotion_labels, ratings, ...  (N,) or (N, Q) numbers: further labels, which `--label` chooses
     ids (id)                      (N,) strings, best as video$_$clip
     split                         (N,) "train", "valid" (or "dev"), "test"; or 0, 1, 2
     person, speaker, session, video   (N,) groups
     order                         (N,) position within the video or session
     <modality>_frame_ids, frame_ids   (N, T) integers: which frame of the video or session a frame is, where samples overlap
     class_names, question_names   strings, not N of them
+    <labels>_names                (Q,) names of the columns of further labels
 
-Without `split`, the first group found in the order above, else each sample by itself, is dealt to 70/10/20 % by a hash of its name.
+Without `split`, samples that share a group, else each sample by itself, are dealt to 70/10/20 % by a hash of their names.
 Where targets are not needed, as for predictions, a file with neither targets nor `split` is one split, "all".
 """
 
 from __future__ import annotations
 
 import hashlib
-import zipfile
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-import h5py
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from corrkd.data.dataset import SPLITS, WHOLE, IntArray, MultimodalDataset, StrArray
-from corrkd.data.readers.assemble import GROUPS, SPLIT_NAMES, Array, RawSplit, assemble, column, strings
+from corrkd.data.groups import GROUPS, dependent_samples
+from corrkd.data.readers.assemble import assemble
+from corrkd.data.readers.labels import are_names, columns_of
+from corrkd.data.readers.names import (
+    FRAME_IDS,
+    LENGTHS,
+    PRESENT,
+    SPLIT_NAMES,
+    feature_candidates,
+    feature_keys,
+    in_usual_order,
+    label_keys,
+    modality_names,
+)
+from corrkd.data.readers.options import ReadOptions
+from corrkd.data.readers.pad import with_lists_padded
+from corrkd.data.readers.raw import Array, Columns, RawSplit
+from corrkd.data.readers.values import column, strings
 from corrkd.errors import CorrKDError
 
 SCORES = ("scores", "score", "sentiment")
 LABELS = ("labels", "label")
 IDS = ("ids", "id")
-RESERVED = {*SCORES, *LABELS, *IDS, *GROUPS, "split", "order", "lengths", "frame_ids", "class_names", "question_names"}
+PER_SAMPLE = (*IDS, *GROUPS, "split", "order")  # one value a sample
+RESERVED = {*SCORES, *LABELS, *PER_SAMPLE, "lengths", "frame_ids", "class_names", "question_names"}
+NAMES = "_names"  # follows a label array's name
 SHARES = (0.7, 0.1, 0.2)
 ONE_HOT = "{key}: every row has a single 1 and is read as yes/no answers, a question each; if they are classes, save {key}.argmax(1)"
 
-# Deflate packs at most 1032:1 and padding packs well; beyond this the file is a bomb.
-EXPANSION = 300
-SLACK = 256 << 20
+
+def recognises(data: Any) -> bool:
+    """A dict of arrays, among them one of two or three axes: named arrays that were pickled."""
+    return (
+        isinstance(data, dict)
+        and all(isinstance(key, str) for key in data)
+        and any(isinstance(x, np.ndarray) and x.ndim in (2, 3) for x in data.values())
+    )
 
 
-def read_npz(path: Path) -> dict[str, Array]:
-    """The arrays of an `.npz`, never unpickling. Raises CorrKDError where it is damaged or unpacks to far more than its size."""
-    return unpacked_npz(path, path.name, most=most_unpacked(path))
+def recognises_splits(data: Any) -> bool:
+    """A dict of splits, each of named arrays with scores of a name that no other layout has."""
+    parts = [part for key, part in data.items() if key in SPLIT_NAMES] if isinstance(data, dict) else []
+    return bool(parts) and all(isinstance(part, dict) and any(key in part for key in SCORES) for part in parts)
 
 
-def unpacked_npz(file: Path | BinaryIO, name: str, *, most: int) -> dict[str, Array]:
-    """The arrays of an `.npz` file, or of its bytes, never unpickling.
-
-    Args:
-        file: a path, or an open file.
-        name: opens error lines.
-        most: bytes that the arrays may have.
-
-    Raises:
-        CorrKDError: where it is damaged, holds objects, or declares more bytes.
-    """
-    arrays = {}
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-            refuse_bomb(name, sum(info.file_size for info in members), most)
-            for info in members:
-                with archive.open(info) as member:
-                    # The header's shape is checked against the member's size before NumPy allocates for it.
-                    version = np.lib.format.read_magic(member)
-                    read_header = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    shape, fortran, dtype = read_header(member)
-                    if dtype.hasobject:
-                        raise CorrKDError(
-                            f"{name}: array {info.filename} holds pickled objects; save plain numbers or strings"
-                        )
-                    data = member.read(info.file_size)
-                arrays[info.filename.removesuffix(".npy")] = np.frombuffer(data, dtype).reshape(
-                    shape, order="F" if fortran else "C"
-                )
-    except CorrKDError:
-        raise
-    except Exception as error:  # whatever a file of others' makes zipfile and NumPy raise
-        raise CorrKDError(f"{name}: a damaged .npz file ({str(error)[:120] or type(error).__name__})") from None
-    return arrays
-
-
-def read_h5(path: Path) -> dict[str, Array]:
-    """The datasets at the root of an HDF5 file. Raises CorrKDError where it is damaged or unpacks to far more than its size."""
-    arrays = {}
-    try:
-        with h5py.File(path, "r") as file:
-            datasets = {key: item for key, item in file.items() if isinstance(item, h5py.Dataset)}
-            if not datasets:
-                raise CorrKDError(
-                    f"{path.name}: no arrays at its root; of .csd files, give the folder that holds them all"
-                )
-            refuse_bomb(path.name, sum(item.nbytes for item in datasets.values()), most_unpacked(path))
-            for key, item in datasets.items():
-                arrays[key] = item.asstr()[()] if h5py.check_string_dtype(item.dtype) else np.asarray(item)
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise CorrKDError(f"{path.name}: a damaged HDF5 file ({str(error)[:120]})") from None
-    return arrays
-
-
-def read_safetensors(path: Path) -> dict[str, Array]:
-    """The tensors of a `.safetensors` file. Raises CorrKDError where it is damaged."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CorrKDError(f"{path.name}: a damaged .safetensors file ({str(error)[:120]})") from None
-
-
-FILES: dict[str, Callable[[Path], dict[str, Array]]] = {"npz": read_npz, "h5": read_h5, "safetensors": read_safetensors}
-
-
-def most_unpacked(path: Path) -> int:
-    """How many bytes of arrays a file of its size may hold."""
-    return EXPANSION * path.stat().st_size + SLACK
-
-
-def refuse_bomb(name: str, declared: int, most: int) -> None:
-    """Raises CorrKDError where a file declares more bytes of arrays than it may hold."""
-    if declared > most:
-        raise CorrKDError(
-            f"{name}: declares {declared:,} bytes of arrays where {most:,} are allowed; refused as a decompression bomb"
-        )
-
-
-def read(arrays: Mapping[str, Array], name: str, kind: str, *, targets: bool = True) -> MultimodalDataset:
+def read(arrays: Mapping[str, Any], name: str, kind: str, options: ReadOptions) -> MultimodalDataset:
     """The dataset in named arrays (see the top of this file for the names).
 
     Args:
         arrays: by name.
         name: of the dataset.
-        kind: "npz", "h5" or "safetensors", for people.
-        targets: whether scores or labels are needed.
+        kind: "npz", "h5", "safetensors" or "pickled", for people.
+        options: `label` and `targets` matter.
 
     Raises:
         CorrKDError: no target, no modality, or arrays that do not fit one another.
     """
-    target = next((arrays[key] for key in (*SCORES, *LABELS) if key in arrays), None)
-    if (target is None and targets) or (target is not None and np.ndim(target) == 0):
-        raise CorrKDError(f"{name}: holds {', '.join(arrays) or 'no arrays'}; an array `scores` or `labels` is needed")
-    count = _count(name, arrays) if target is None else len(target)
-    if not count:
-        raise CorrKDError(f"{name}: holds no samples")
-    modalities = _modalities(arrays, count)
-    of_modalities = [f"{m}_{what}" for m in modalities for what in ("lengths", "present", "frame_ids")]
-    for key in (*SCORES, *LABELS, *IDS, *GROUPS, "split", "order", "lengths", "frame_ids", *of_modalities):
-        if key in arrays and (np.ndim(arrays[key]) == 0 or len(arrays[key]) != count):
-            raise CorrKDError(f"{name}: array {key} has shape {np.shape(arrays[key])}, expected {count} samples first")
-    for key in (*IDS, *GROUPS, "split", "order"):
-        if key in arrays and np.size(arrays[key]) != count:
-            raise CorrKDError(
-                f"{name}: array {key} has shape {np.shape(arrays[key])}, but `{key}` holds one value for each sample; "
-                "a modality needs another name, as `vision`"
-            )
-    if not modalities:
-        raise CorrKDError(
-            f"{name}: no modality: no (N, T, d) array of numbers or (N, d) array of real ones with N = {count}"
-        )
-    used = {*RESERVED, *modalities, *of_modalities}
-    unused = sorted(set(arrays) - used)
-    notes = [f"left out: {', '.join(unused)}"] if unused else []
-    notes += [ONE_HOT.format(key=key) for key in LABELS if key in arrays and _is_one_hot(arrays[key])]
-    ids = next(
-        (strings(arrays[key]) for key in IDS if key in arrays), np.array([f"sample-{row}" for row in range(count)])
-    )
-    groups = {g: strings(arrays[g]) for g in GROUPS if g in arrays}
-    by = next(iter(groups), "")
-    names = groups[by] if by else ids
-    too_few = len(set(names.tolist())) < len(SPLITS)
-    if "split" in arrays:
-        place = _given_split(name, arrays["split"])
-    elif target is None or (too_few and not targets):
-        place = np.full(count, WHOLE)
-    else:
-        place = dealt_split(names)
-        notes.append(f"no array `split`: dealt to train/valid/test as 70/10/20 % by a hash of each {by or 'sample id'}")
+    together, notes = _raw_split(name, arrays, options)
+    ids = np.array([f"sample-{row}" for row in range(_rows(together))]) if together.ids is None else together.ids
+    together.ids = ids
+    splits, dealt = _splits(name, arrays.get("split"), together, options)
+    raw = {
+        split: together.take(np.flatnonzero(splits == split)) for split in (*SPLITS, WHOLE) if (splits == split).any()
+    }
+    return _assembled(raw, arrays, name, kind, options, [*notes, *dealt])
+
+
+def read_splits(
+    parts: Mapping[str, Mapping[str, Any]], name: str, kind: str, options: ReadOptions, notes: list[str]
+) -> MultimodalDataset:
+    """The dataset in named arrays by split, as `read`; `class_names` and the like are looked for in the first split."""
     raw = {}
-    for split in (*SPLITS, WHOLE):
-        rows = np.flatnonzero(place == split)
-        if len(rows):
-            raw[split] = RawSplit(
-                frames={m: arrays[m][rows] for m in modalities},
-                lengths={m: arrays[key][rows] for m in modalities for key in _keys_of(arrays, m, "lengths")},
-                present={m: arrays[f"{m}_present"][rows] for m in modalities if f"{m}_present" in arrays},
-                ids=ids[rows],
-                scores=next((column(name, arrays[key], key, count)[rows] for key in SCORES if key in arrays), None),
-                labels=next((arrays[key][rows] for key in LABELS if key in arrays), None),
-                groups={g: values[rows] for g, values in groups.items()},
-                order=arrays["order"][rows] if "order" in arrays else None,
-                frame_ids={m: arrays[key][rows] for m in modalities for key in _keys_of(arrays, m, "frame_ids")},
-            )
+    for split, arrays in parts.items():
+        raw[split], more = _raw_split(f"{name}, {split}", arrays, options)
+        notes = [*notes, *(f"{split}: {note}" for note in more)]
+    return _assembled(raw, next(iter(parts.values())), name, kind, options, notes)
+
+
+def _assembled(
+    raw: Mapping[str, RawSplit],
+    arrays: Mapping[str, Any],
+    name: str,
+    kind: str,
+    options: ReadOptions,
+    notes: list[str],
+) -> MultimodalDataset:
     return assemble(
         name,
         raw,
+        options,
         layout=f"{kind} arrays",
         notes=notes,
-        class_names=tuple(strings(arrays.get("class_names", ())).tolist()),
-        question_names=tuple(strings(arrays.get("question_names", ())).tolist()),
-        targets=targets,
+        class_names=tuple(strings(arrays.get("class_names", ()), f"{name}: class_names").tolist()),
+        question_names=tuple(strings(arrays.get("question_names", ()), f"{name}: question_names").tolist()),
     )
 
 
-def _count(name: str, arrays: Mapping[str, Array]) -> int:
-    """How many samples there are, where no target tells. Raises CorrKDError where the arrays tell nothing, or differ."""
-    for key in (*IDS, "split", *GROUPS, "order", "lengths"):
-        if key in arrays and np.ndim(arrays[key]):
-            return len(arrays[key])
-    sizes = {key: len(x) for key, x in arrays.items() if _may_be_modality(key, x)}
-    if not sizes:
+def _rows(raw: RawSplit) -> int:
+    return len(next(iter(raw.frames.values())))
+
+
+def _raw_split(name: str, arrays: Mapping[str, Any], options: ReadOptions) -> tuple[RawSplit, list[str]]:
+    """Named arrays as one split, and notes."""
+    arrays = with_lists_padded(name, arrays)
+    unreadable = sorted(key for key, x in arrays.items() if not isinstance(x, np.ndarray | list | tuple))
+    arrays = {key: np.asarray(x) for key, x in arrays.items() if key not in unreadable}
+    count = _count(name, arrays, options)
+    names = modality_names(feature_keys(name, arrays, count, RESERVED | _companions(arrays), lenient=True))
+    keys = {m: key for key, m in names.items()}
+    if not keys:
+        raise CorrKDError(
+            f"{name}: no modality: no (N, T, d) array of numbers or (N, d) array of real ones with N = {count}"
+        )
+    _check_lengths_of_arrays(name, arrays, list(names), count)
+    columns = _label_columns(arrays, count)
+    scores, labels, notes = _usual_labels(name, arrays, count)
+    used = {*RESERVED, *names, *(f"{key}{what}" for key in names for what in (LENGTHS, PRESENT, FRAME_IDS))}
+    used |= {full.partition(".")[0] for full in columns} | {key for key in arrays if key.endswith(NAMES)}
+    left_out = sorted(set(arrays) - used) + unreadable
+    notes += [f"left out: {', '.join(left_out)}"] if left_out else []
+    raw = RawSplit(
+        frames={m: arrays[keys[m]] for m in in_usual_order(keys)},
+        lengths=_companion(arrays, keys, LENGTHS),
+        present={m: arrays[f"{key}{PRESENT}"] for m, key in keys.items() if f"{key}{PRESENT}" in arrays},
+        ids=next((strings(arrays[key], f"{name}: {key}") for key in IDS if key in arrays), None),
+        scores=scores,
+        labels=labels,
+        columns=columns,
+        groups={g: strings(arrays[g], f"{name}: {g}") for g in GROUPS if g in arrays},
+        order=arrays.get("order"),
+        frame_ids=_companion(arrays, keys, FRAME_IDS),
+    )
+    return raw, notes
+
+
+def _companions(arrays: Mapping[str, Array]) -> set[str]:
+    """Names that say something of another array."""
+    return {key for key in arrays if key.endswith((LENGTHS, PRESENT, FRAME_IDS, NAMES))}
+
+
+def _count(name: str, arrays: Mapping[str, Array], options: ReadOptions) -> int:
+    """How many samples there are. Raises CorrKDError where the arrays say nothing, or differ, or lack targets that are needed."""
+    target = next((key for key in (*SCORES, *LABELS) if key in arrays), None)
+    if target is not None and arrays[target].ndim == 0:
+        raise CorrKDError(f"{name}: array {target} is a single value; expected one for each sample")
+    sized = [key for key in (*SCORES, *LABELS, *PER_SAMPLE, "lengths") if key in arrays and arrays[key].ndim]
+    candidates = feature_candidates(arrays, RESERVED | _companions(arrays), lenient=True)
+    sizes = {key: len(arrays[key]) for key in candidates}
+    if sized:
+        count = len(arrays[sized[0]])
+    elif not sizes:
         raise CorrKDError(f"{name}: no modality: no (N, T, d) array of numbers or (N, d) array of real ones")
-    if len(set(sizes.values())) > 1:
+    elif len(set(sizes.values())) > 1:
         counted = ", ".join(f"{key} {size}" for key, size in sizes.items())
         raise CorrKDError(
             f"{name}: modalities differ in their number of samples ({counted}); add an array `ids`, one for each sample"
         )
-    return next(iter(sizes.values()))
+    else:
+        count = next(iter(sizes.values()))
+    if not count:
+        raise CorrKDError(f"{name}: holds no samples")
+    if target is None and options.targets and not label_keys(arrays, count, RESERVED):
+        raise CorrKDError(f"{name}: holds {', '.join(arrays) or 'no arrays'}; an array `scores` or `labels` is needed")
+    return count
 
 
-def _modalities(arrays: Mapping[str, Array], count: int) -> list[str]:
-    """Names of the arrays that are modalities: language, audio and vision first, the others as the file has them."""
-    found = [key for key, x in arrays.items() if _may_be_modality(key, x) and len(x) == count]
-    usual = [m for m in ("language", "audio", "vision") if m in found]
-    return usual + [m for m in found if m not in usual]
+def _check_lengths_of_arrays(name: str, arrays: Mapping[str, Array], features: Iterable[str], count: int) -> None:
+    """Raise CorrKDError where an array that has one value or row a sample has another number of them."""
+    companions = [f"{key}{what}" for key in features for what in (LENGTHS, PRESENT, FRAME_IDS)]
+    for key in (*SCORES, *LABELS, *PER_SAMPLE, "lengths", "frame_ids", *companions):
+        if key in arrays and (arrays[key].ndim == 0 or len(arrays[key]) != count):
+            raise CorrKDError(f"{name}: array {key} has shape {arrays[key].shape}, expected {count} samples first")
+    for key in PER_SAMPLE:
+        if key in arrays and arrays[key].size != count:
+            raise CorrKDError(
+                f"{name}: array {key} has shape {arrays[key].shape}, but `{key}` holds one value for each sample; "
+                "a modality needs another name, as `vision`"
+            )
 
 
-def _may_be_modality(key: str, x: Array) -> bool:
-    """(N, T, d) numbers, or (N, d) real ones, that nothing else claims by its name."""
-    free = key not in RESERVED and not key.endswith(("_lengths", "_present", "_frame_ids"))
-    return free and x.ndim in (2, 3) and x.dtype.kind in ("f" if x.ndim == 2 else "fiu")
+def _label_columns(arrays: Mapping[str, Array], count: int) -> Columns:
+    """Every column that can be the label, by name."""
+    keys = label_keys(arrays, count, {*PER_SAMPLE, "lengths", "frame_ids", *_companions(arrays)})
+    found: Columns = {}
+    for key in keys:
+        names = strings(arrays.get(f"{key}{NAMES}", arrays.get("question_names", ())), f"{key}{NAMES}").tolist()
+        found |= columns_of(key, arrays[key], names)
+    return found
+
+
+def _usual_labels(name: str, arrays: Mapping[str, Array], count: int) -> tuple[Array | None, Array | None, list[str]]:
+    """(scores, labels, notes) of the arrays called so; None where there is none, or it has several columns."""
+    notes: list[str] = []
+    scores: Array | None = None
+    labels: Array | None = None
+    key = next((key for key in SCORES if key in arrays and arrays[key].size == count), None)
+    if key is not None:
+        scores = column(name, arrays[key], key, count)
+    key = next((key for key in LABELS if key in arrays), None)
+    if key is not None:
+        values = arrays[key]
+        if values.ndim <= 2 and not are_names(values) and values.dtype.kind == "f" and _fractions(values):
+            if values.size == count and scores is None:
+                scores = column(name, values, key, count)
+                notes.append(f"{key} are not whole numbers: read as scores")
+        else:
+            labels = values
+            notes += [ONE_HOT.format(key=key)] if _is_one_hot(values) else []
+    return scores, labels, notes
+
+
+def _fractions(values: Array) -> bool:
+    return bool((np.isfinite(values) & (values != np.round(values))).any())
+
+
+def _splits(name: str, given: Any, raw: RawSplit, options: ReadOptions) -> tuple[StrArray, list[str]]:
+    """The split of each sample, (N,), and a note where no array says it."""
+    if given is not None:
+        return _given_split(name, np.asarray(given)), []
+    labelled = raw.scores is not None or raw.labels is not None or bool(raw.columns)
+    by, members = dependent_samples(raw.ids, raw.groups)
+    too_few = len(set(members.tolist())) < len(SPLITS)
+    if not labelled or (too_few and not options.targets):
+        return np.full(len(members), WHOLE), []
+    note = f"no array `split`: dealt to train/valid/test as 70/10/20 % by a hash of each {by}"
+    return dealt_split(members), [note]
+
+
+def _companion(arrays: Mapping[str, Array], keys: Mapping[str, str], what: str) -> dict[str, Any]:
+    """Lengths or frame ids by modality: a modality's own array, else the common one for sequences."""
+    result: dict[str, Any] = {}
+    for m, key in keys.items():
+        if f"{key}{what}" in arrays:
+            result[m] = arrays[f"{key}{what}"]
+        elif what[1:] in arrays and arrays[key].ndim == 3:
+            result[m] = arrays[what[1:]]
+    return result
 
 
 def _is_one_hot(labels: Array) -> bool:
@@ -248,13 +277,6 @@ def _is_one_hot(labels: Array) -> bool:
         and labels.dtype.kind in "fiub"
         and bool(np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all())
     )
-
-
-def _keys_of(arrays: Mapping[str, Array], modality: str, what: str) -> list[str]:
-    """The array that gives a modality's lengths or frame_ids, if any: its own, else the common one for sequences."""
-    if f"{modality}_{what}" in arrays:
-        return [f"{modality}_{what}"]
-    return [what] if what in arrays and arrays[modality].ndim == 3 else []
 
 
 def _given_split(name: str, values: Array) -> StrArray:

@@ -7,12 +7,9 @@ sample is, and which frames inside the length are naturally missing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from corrkd.data.dataset import (
     SPLITS,
@@ -25,116 +22,18 @@ from corrkd.data.dataset import (
     StrArray,
     check_split,
 )
+from corrkd.data.readers.labels import LabelFacts, settle_labels
+from corrkd.data.readers.lengths import ALIGNED, find_lengths, occupied_frames
+from corrkd.data.readers.names import in_usual_order
+from corrkd.data.readers.options import ReadOptions
+from corrkd.data.readers.raw import Array, RawSplit
+from corrkd.data.readers.values import clean, column, integers, strings
 from corrkd.errors import CorrKDError
 
-Array = npt.NDArray[Any]
-
-GROUPS = ("person", "speaker", "session", "video")
-SPLIT_NAMES = {"train": "train", "valid": "valid", "dev": "valid", "val": "valid", "test": "test"}
 MOST_CLASSES = 1000  # a label beyond it is a mistake, not a class
 ZERO_RULE = "all-zero frames inside the length"
-ALIGNED = "(aligned)"  # how `_lengths` ends its words on lengths that another modality lends
-VIDEO_CLIP = re.compile(r"(?P<video>.+)(?:\$_\$(?P<clip>.+)|\[(?P<index>\d+)\])")
-
-
-@dataclass(kw_only=True)
-class RawSplit:
-    """One split as a file has it, before repair. N samples; whatever a layout lacks is left empty.
-
-    Attributes:
-        frames: per modality (N, T, d) padded on either side, or (N, d).
-        lengths: per modality (N,), only where the file carries lengths of that modality.
-        present: per modality (N, T), only where the file carries a mask of its own.
-        ids: (N,) strings, or None.
-        scores, labels, groups, order: as in `Split`, unchecked.
-        frame_ids: per modality (N, T), only where the file numbers the frames of that modality.
-    """
-
-    frames: dict[str, Array]
-    lengths: dict[str, Any] = field(default_factory=dict)
-    present: dict[str, Any] = field(default_factory=dict)
-    ids: Any = None
-    scores: Any = None
-    labels: Any = None
-    groups: dict[str, Any] = field(default_factory=dict)
-    order: Any = None
-    frame_ids: dict[str, Any] = field(default_factory=dict)
-
-
-def strings(values: Any) -> StrArray:
-    """(N,) text of strings, bytes (UTF-8, else latin-1) or numbers."""
-    items = values if isinstance(values, list) else np.asarray(values, object).ravel()
-    return np.array([_text(value) for value in items], dtype=np.str_)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return value.decode("latin-1")
-    if isinstance(value, np.ndarray):
-        return _text(value.item()) if value.size == 1 else " ".join(strings(value))
-    return str(value).encode("utf-8", "replace").decode()
-
-
-def integers(where: str, values: Any, what: str) -> IntArray:
-    """(N,) or (N, Q) integers of anything that holds whole numbers. Raises CorrKDError for NaN, fractions and text."""
-    numbers = numeric(where, values, what)
-    if not np.isfinite(numbers).all():
-        raise CorrKDError(f"{where}: {what} contain NaN or infinite values")
-    if (np.abs(numbers) >= 2**53).any():
-        raise CorrKDError(f"{where}: {what} are out of range")
-    if (numbers != np.round(numbers)).any():
-        raise CorrKDError(
-            f"{where}: {what} are not whole numbers; real-valued labels belong in an array named `scores`"
-        )
-    return numbers.astype(np.int64)
-
-
-def numeric(where: str, values: Any, what: str) -> npt.NDArray[np.float64]:
-    """A float64 array of anything that holds numbers. Raises CorrKDError where it does not."""
-    try:
-        return np.asarray(values, np.float64)
-    except (ValueError, TypeError):
-        raise CorrKDError(f"{where}: {what} are not numbers") from None
-
-
-def column(where: str, values: Any, what: str, count: int) -> npt.NDArray[np.float64]:
-    """(N,) numbers of (N,), (N, 1) or (N, 1, 1)."""
-    numbers = numeric(where, values, what)
-    if numbers.size != count:
-        raise CorrKDError(f"{where}: {what} have shape {numbers.shape}, expected one for each of {count} samples")
-    return numbers.reshape(count)
-
-
-def is_modality(values: Any, count: int) -> bool:
-    """An array of real numbers, (count, T, d) or (count, d), that nothing else claims by its name."""
-    return (
-        isinstance(values, np.ndarray)
-        and values.dtype.kind == "f"
-        and values.ndim in (2, 3)
-        and len(values) == count
-        and values.shape[1:] not in ((1,), (1, 1))
-    )
-
-
-def clean(where: str, array: Any) -> tuple[FloatArray, int, int]:
-    """(N, T, d) finite float32 in memory of its own, and how many NaN and infinite values became zero."""
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
-        raise CorrKDError(f"{where}: not an array of numbers")
-    if array.ndim not in (2, 3):
-        raise CorrKDError(f"{where}: shape {array.shape}, expected (samples, frames, width) or (samples, width)")
-    if 0 in array.shape[1:]:
-        raise CorrKDError(f"{where}: zero width or no frames (shape {array.shape}); leave the modality out")
-    with np.errstate(over="ignore"):
-        frames = np.array(array, np.float32, order="C", copy=True)
-    nan, inf = int(np.isnan(frames).sum()), int(np.isinf(frames).sum())
-    if frames.size and nan == frames.size:
-        raise CorrKDError(f"{where}: every value is NaN; leave the modality out")
-    if nan or inf:
-        np.nan_to_num(frames, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
-    return frames if frames.ndim == 3 else frames[:, None, :], nan, inf
+CLIP = "$_$"  # between video and clip in an id
+FEWEST_FOR_LEAK = 10  # samples: a column that equals so many labels does so for a reason
 
 
 def groups_from_ids(ids: Sequence[str]) -> tuple[StrArray, IntArray] | None:
@@ -142,15 +41,23 @@ def groups_from_ids(ids: Sequence[str]) -> tuple[StrArray, IntArray] | None:
 
     Clips are ordered as numbers ("10" after "9"); clips that are no numbers by their text within their video.
     """
-    found = [VIDEO_CLIP.fullmatch(name) for name in ids]
-    if not ids or any(match is None for match in found):
+    pairs = [_video_and_clip(name) for name in ids]
+    if not pairs or any(not video or not clip for video, clip in pairs):
         return None
-    videos = [match["video"] for match in found if match]
-    clips = [match["clip"] or match["index"] for match in found if match]
-    if all(re.fullmatch(r"-?\d{1,18}", clip) for clip in clips):
-        return np.array(videos), np.array([int(clip) for clip in clips], np.int64)
-    place = {pair: rank for rank, pair in enumerate(sorted(set(zip(videos, clips, strict=True))))}
-    return np.array(videos), np.array([place[pair] for pair in zip(videos, clips, strict=True)], np.int64)
+    videos = [video for video, _ in pairs]
+    if all(re.fullmatch(r"-?\d{1,18}", clip) for _, clip in pairs):
+        return np.array(videos), np.array([int(clip) for _, clip in pairs], np.int64)
+    rank = {pair: index for index, pair in enumerate(sorted(set(pairs)))}
+    return np.array(videos), np.array([rank[pair] for pair in pairs], np.int64)
+
+
+def _video_and_clip(name: str) -> tuple[str, str]:
+    """The two halves of an id; the second is empty where there is none."""
+    video, found, clip = name.rpartition(CLIP)
+    if found:
+        return video, clip
+    video, _, index = name.rpartition("[")
+    return (video, index[:-1]) if index.endswith("]") and index[:-1].isdecimal() else (name, "")
 
 
 def unique_ids(names: StrArray) -> tuple[StrArray, int]:
@@ -170,31 +77,6 @@ def unique_ids(names: StrArray) -> tuple[StrArray, int]:
     return made, int((made != names).sum()) if len(names) else 0
 
 
-def _occupied(frames: FloatArray) -> BoolArray:
-    """(N, T) frames that hold anything but zeros, taken a few samples at a time."""
-    return np.concatenate(
-        [frames[start : start + 256].any(2) for start in range(0, len(frames), 256)] or [np.zeros((0, 0), bool)]
-    )
-
-
-def _margins(occupied: BoolArray) -> tuple[IntArray, IntArray]:
-    """(N,) empty frames before the first and after the last occupied one; an empty sample has T of both."""
-    frames = occupied.shape[1]
-    some = occupied.any(1)
-    return np.where(some, occupied.argmax(1), frames), np.where(some, occupied[:, ::-1].argmax(1), frames)
-
-
-def _side(margins: Iterable[tuple[IntArray, IntArray]]) -> str:
-    """Where the empty margins lie: "left", "right", "none", or "mixed" with the number of samples of each."""
-    left = right = 0
-    for before, after in margins:
-        left += int(((before > 0) & (after == 0)).sum())
-        right += int(((after > 0) & (before == 0)).sum())
-    if left and right:
-        return f"mixed: left in {left} samples, right in {right}"
-    return "left" if left else "right" if right else "none"
-
-
 def _to_the_left(frames: Array, start: IntArray) -> Array:
     """Rows moved so that frame `start` comes first. What wraps around is padding, and is zeroed by the caller."""
     total = frames.shape[1]
@@ -206,6 +88,7 @@ def _to_the_left(frames: Array, start: IntArray) -> Array:
 def assemble(
     name: str,
     raw: Mapping[str, RawSplit],
+    options: ReadOptions,
     *,
     layout: str,
     lengths_note: str = "",
@@ -214,19 +97,18 @@ def assemble(
     class_names: tuple[str, ...] = (),
     question_names: tuple[str, ...] = (),
     score_range: tuple[float, float] | None = None,
-    targets: bool = True,
 ) -> MultimodalDataset:
     """A checked dataset of raw splits.
 
     Args:
         name: of the dataset, in errors and reports.
         raw: splits by "train", "valid", "test", or the single split "all"; their frames are taken out of them.
+        options: which label is meant, and whether there must be one.
         layout: the reader's name for people.
         lengths_note: where the lengths in `raw` come from, if not from arrays named for their modality.
         special_tokens: whether the lengths in `raw` count [CLS] and [SEP], under which other modalities have no frames.
         notes: the reader's own notes.
-        class_names, question_names, score_range: as in `MultimodalDataset`.
-        targets: whether there must be scores or labels.
+        class_names, question_names, score_range: as in `MultimodalDataset`, of the labels that are usual in the layout.
 
     Raises:
         CorrKDError: a line that names the split and modality and what is wrong with it.
@@ -235,10 +117,13 @@ def assemble(
     parts = {split: raw[split] for split in (*SPLITS, WHOLE) if split in raw}
     if not parts:
         raise CorrKDError(f"{name}: no split found; expected some of train, valid (dev), test")
+    usual = LabelFacts(class_names=class_names, question_names=question_names, score_range=score_range)
+    facts = settle_labels(name, parts, options, usual)
+    notes += [*facts.notes, *_fill_absent(name, parts)]
     frames, counts = _clean_all(name, parts)
     for m, found in counts.items():
         notes += [f"{m}: {count} {what} values set to 0" for what, count in found.items() if count]
-    lengths, starts, sides, how = _lengths(name, parts, frames, list(counts))
+    lengths, starts, sides, how = find_lengths(name, parts, frames, list(counts))
     if lengths_note:
         how |= {m: lengths_note for m in how if m in next(iter(parts.values())).lengths}
     masked = {m for part in parts.values() for m in part.present}
@@ -259,22 +144,53 @@ def assemble(
         if len(spared) > 1:  # of one alone nobody can say whether its frame is missing
             notes += [f"{split}: {note}" for note in _under_special_tokens(lengths[split], present, spared)]
         splits[split] = _split(where, part, split, frames[split], lengths[split], present, frame_ids[split], notes)
-        check_split(where, splits[split], targets=targets)
-        _check_targets(where, splits[split], class_names, score_range)
+        check_split(where, splits[split], targets=options.targets, trains=split == SPLITS[0] and options.targets)
+        _check_targets(where, splits[split], facts.class_names, facts.score_range)
+        _refuse_leak(where, splits[split])
     rules = {m: f"array {m}_present" if m in masked else ZERO_RULE for m in counts}
     if len(spared) > 1:
         rules |= dict.fromkeys(spared, f"{ZERO_RULE}, but under [CLS] and [SEP]")
     return MultimodalDataset(
         name=name,
         splits=splits,
-        class_names=class_names,
-        question_names=question_names,
-        score_range=score_range,
+        class_names=facts.class_names,
+        question_names=facts.question_names,
+        score_range=facts.score_range,
         layout=layout,
         missing_rule=rules,
         notes=tuple(notes),
         extra={"padding": {m: sides[m] for m in counts}, "lengths": {m: how[m] for m in counts}, "nonfinite": counts},
     )
+
+
+def _fill_absent(name: str, parts: Mapping[str, RawSplit]) -> list[str]:
+    """Give each split all modalities; one that it lacks becomes frames that are missing. Returns notes.
+
+    Raises:
+        CorrKDError: the training split lacks one.
+    """
+    modalities = in_usual_order(dict.fromkeys(m for part in parts.values() for m in part.frames))
+    notes = []
+    for split, part in parts.items():
+        for m in [m for m in modalities if m not in part.frames]:
+            if split == SPLITS[0]:
+                raise CorrKDError(f"{name}, {split}: has no {m}, another split has; add it, or leave it out everywhere")
+            donor = next(other for other in parts.values() if m in other.frames)
+            part.frames[m] = _absent_frames(part, donor, m)
+            if m in donor.lengths:
+                part.lengths[m] = np.zeros(len(part.frames[m]), np.int64)
+            notes.append(f"{split}: has no {m}; missing in all of its samples")
+        part.frames = {m: part.frames[m] for m in modalities}
+    return notes
+
+
+def _absent_frames(part: RawSplit, donor: RawSplit, m: str) -> FloatArray:
+    """Zeros (N, T, d) of a modality that a split lacks, as long as a modality that is as long in the donor (an aligned file)."""
+    count = len(next(iter(part.frames.values())))
+    shape = np.shape(donor.frames[m])
+    alike = [n for n in part.frames if shape[1:2] == np.shape(donor.frames[n])[1:2] and len(shape) == 3]
+    frames = np.shape(part.frames[alike[0]])[1] if alike else 1
+    return np.zeros((count, frames, shape[-1]), np.float32)
 
 
 def _clean_all(
@@ -285,10 +201,6 @@ def _clean_all(
     frames: dict[str, dict[str, FloatArray]] = {split: {} for split in parts}
     counts: dict[str, dict[str, int]] = {m: {"nan": 0, "inf": 0} for m in modalities}
     for split, part in parts.items():
-        if list(part.frames) != modalities:
-            raise CorrKDError(
-                f"{name}, {split}: modalities {', '.join(part.frames)}; another split has {', '.join(modalities)}"
-            )
         samples = {m: len(x) for m, x in part.frames.items() if isinstance(x, np.ndarray) and x.ndim}
         if len(set(samples.values())) > 1:
             raise CorrKDError(f"{name}, {split}: modalities differ in their number of samples: {samples}")
@@ -302,11 +214,17 @@ def _clean_all(
 def _given_mask(where: str, part: RawSplit, m: str, frames: FloatArray) -> BoolArray:
     """(N, T) which frames are present: by the file's own mask, else those that hold anything but zeros."""
     if m not in part.present:
-        return _occupied(frames)
-    mask = np.asarray(part.present[m]).astype(bool)
-    mask = mask[:, None] if mask.ndim == 1 else mask
+        return occupied_frames(frames)
+    mask = np.asarray(part.present[m])
+    if mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
+        raise CorrKDError(f"{where}: array {m}_present holds values that are not true or false (1 or 0)")
+    mask = mask.astype(bool)
+    if mask.shape == frames.shape[:1]:
+        return np.repeat(mask[:, None], frames.shape[1], 1)
     if mask.shape != frames.shape[:2]:
-        raise CorrKDError(f"{where}: array {m}_present has shape {mask.shape}, expected {frames.shape[:2]}")
+        raise CorrKDError(
+            f"{where}: array {m}_present has shape {mask.shape}, expected {frames.shape[:1]} or {frames.shape[:2]}"
+        )
     return mask
 
 
@@ -328,7 +246,7 @@ def _in_place(
     inside = np.arange(frames.shape[1])[None, :] < lengths[:, None]
     if starts.any():
         frames, mask = _to_the_left(frames, starts), _to_the_left(mask, starts)
-    beyond = int((_occupied(frames) & ~inside).sum())
+    beyond = int((occupied_frames(frames) & ~inside).sum())
     if beyond:
         notes.append(f"{beyond} frames beyond the lengths were not zero; set to 0")
     if (lengths == 0).any():
@@ -375,6 +293,18 @@ def _check_targets(
             )
 
 
+def _refuse_leak(where: str, split: Split) -> None:
+    """Raise CorrKDError where a column of a modality of one vector a sample is the label itself."""
+    if len(split) < FEWEST_FOR_LEAK:
+        return
+    for label in (split.scores, split.labels):
+        if label is None or label.ndim != 1 or label.min() == label.max():
+            continue
+        for m, frames in split.frames.items():
+            if frames.shape[1] == 1 and (equal := (frames[:, 0] == label.astype(np.float32)[:, None]).all(0)).any():
+                raise CorrKDError(f"{where}, modality {m}: column {equal.argmax()} is the label itself; leave it out")
+
+
 def _split(
     where: str,
     part: RawSplit,
@@ -386,10 +316,12 @@ def _split(
     notes: list[str],
 ) -> Split:
     count = len(next(iter(frames.values())))
-    ids = np.array([f"{split}-{row}" for row in range(count)]) if part.ids is None else strings(part.ids)
+    ids = (
+        np.array([f"{split}-{row}" for row in range(count)]) if part.ids is None else strings(part.ids, f"{where}: ids")
+    )
     if len(ids) != count:
         raise CorrKDError(f"{where}: {len(ids)} ids for {count} samples")
-    groups = {g: strings(values) for g, values in part.groups.items()}
+    groups = {g: strings(values, f"{where}: {g}") for g, values in part.groups.items()}
     order = None if part.order is None else column(where, part.order, "order", count).astype(np.int64)
     parsed = groups_from_ids(ids.tolist())
     if parsed:
@@ -420,81 +352,6 @@ def _split(
         order=order,
         frame_ids=frame_ids,
     )
-
-
-def _lengths(
-    name: str, parts: Mapping[str, RawSplit], frames: Mapping[str, Mapping[str, FloatArray]], modalities: Sequence[str]
-) -> tuple[dict[str, dict[str, IntArray]], dict[str, dict[str, IntArray]], dict[str, str], dict[str, str]]:
-    """(lengths, first frames) by split and modality; (padding side, the rule the lengths came from) by modality.
-
-    A modality's own lengths come first; then, where all sequences have the same number of frames (an aligned file), those of the
-    others; then the empty margins, jointly over aligned modalities: a frame is padding where all of them are empty. Some public
-    files pad a few samples on the other side, so the margins are judged sample by sample.
-    """
-    own = {m for m in modalities if all(m in part.lengths for part in parts.values())}
-    sequences = [m for m in modalities if any(frames[split][m].shape[1] > 1 for split in parts)]
-    aligned = len(sequences) > 1 and all(len({frames[split][m].shape[1] for m in sequences}) == 1 for split in parts)
-    lenders = [m for m in sequences if m in own] if aligned else []
-    lengths: dict[str, dict[str, IntArray]] = {split: {} for split in parts}
-    starts: dict[str, dict[str, IntArray]] = {split: {} for split in parts}
-    sides: dict[str, str] = {}
-    how: dict[str, str] = {}
-    occupied = {split: {m: _occupied(frames[split][m]) for m in modalities} for split in parts}
-
-    for m in [m for m in modalities if m in own]:
-        for split, part in parts.items():
-            lengths[split][m] = _own_lengths(f"{name}, {split}, modality {m}", part.lengths[m], occupied[split][m])
-        sides[m] = _side_of_given([(occupied[split][m], lengths[split][m]) for split in parts])
-        how[m] = "given in the file"
-    for m in [m for m in modalities if m not in own]:
-        together = sequences if aligned else [m]
-        joint = {split: np.logical_or.reduce([occupied[split][other] for other in together]) for split in parts}
-        margins = {split: _margins(joint[split]) for split in parts}
-        if m not in sequences:
-            lengths |= {split: {**lengths[split], m: np.ones(len(frames[split][m]), np.int64)} for split in parts}
-            sides[m], how[m] = "none", "one vector per sample"
-        elif lenders:
-            sides[m], how[m] = sides[lenders[0]], f"lengths of {' and '.join(lenders)} {ALIGNED}"
-            for split in parts:
-                before, after = _margins(occupied[split][m])
-                content = occupied[split][m].shape[1] - (before if sides[m] == "left" else after)
-                lengths[split][m] = np.maximum.reduce([lengths[split][other] for other in lenders] + [content])
-        else:
-            sides[m], how[m] = _side(margins.values()), f"inferred from all-zero margins of {', '.join(together)}"
-            for split, (before, after) in margins.items():
-                lengths[split][m] = np.maximum(joint[split].shape[1] - before - after, 0)
-                starts[split][m] = np.where(lengths[split][m] > 0, before, 0)
-    for split in parts:
-        for m in modalities:
-            shift = (
-                frames[split][m].shape[1] - lengths[split][m]
-                if sides[m] == "left"
-                else np.zeros_like(lengths[split][m])
-            )
-            starts[split].setdefault(m, shift)
-    return lengths, starts, sides, how
-
-
-def _own_lengths(where: str, values: Any, occupied: BoolArray) -> IntArray:
-    count, longest = occupied.shape
-    lengths = integers(where, values, "lengths").reshape(-1)
-    if len(lengths) != count:
-        raise CorrKDError(f"{where}: {len(lengths)} lengths for {count} samples")
-    if count and (lengths.min() < 0 or lengths.max() > longest):
-        raise CorrKDError(
-            f"{where}: lengths run from {lengths.min()} to {lengths.max()}, but the array holds {longest} frames"
-        )
-    return lengths
-
-
-def _side_of_given(pairs: Sequence[tuple[BoolArray, IntArray]]) -> str:
-    """Left where given lengths fit content at the end of the array and do not fit content at its start."""
-    place = [np.arange(occupied.shape[1])[None, :] for occupied, _ in pairs]
-    outside_right = sum(int((o & (p >= n[:, None])).sum()) for p, (o, n) in zip(place, pairs, strict=True))
-    outside_left = sum(int((o & (p < o.shape[1] - n[:, None])).sum()) for p, (o, n) in zip(place, pairs, strict=True))
-    if outside_left < outside_right:
-        return "left"
-    return "right" if any((n < o.shape[1]).any() for o, n in pairs) else "none"
 
 
 def sign_class_names(splits: Mapping[str, RawSplit]) -> tuple[str, ...]:

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from corrkd.data.dataset import MultimodalDataset, Split, StrArray, check_split
-from corrkd.data.readers.assemble import Array
+from corrkd.data.dataset import SPLITS, MultimodalDataset, Split, StrArray, check_split
+from corrkd.data.readers.raw import Array
 from corrkd.errors import CorrKDError
 
 FORMAT = 2
@@ -85,7 +85,7 @@ def read(path: Path, *, targets: bool = True) -> MultimodalDataset:
         tensors = _map(path, header, start)
         splits = {name: _split(tensors, name, about["modalities"]) for name in about["splits"]}
         for name, split in splits.items():
-            check_split(f"{path.name}, {name}", split, targets=targets)
+            check_split(f"{path.name}, {name}", split, targets=targets, trains=name == SPLITS[0] and targets)
         return MultimodalDataset(
             name=about["name"],
             splits=splits,

@@ -18,21 +18,24 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from corrkd.data.dataset import SPLITS, FloatArray, MultimodalDataset
-from corrkd.data.readers.arrays import most_unpacked, refuse_bomb
-from corrkd.data.readers.assemble import SPLIT_NAMES, RawSplit, assemble, likert_range
-from corrkd.data.readers.mag import pad
+from corrkd.data.dataset import SPLITS, WHOLE, FloatArray, MultimodalDataset
+from corrkd.data.readers import hdf5
+from corrkd.data.readers.assemble import assemble, likert_range
+from corrkd.data.readers.bounds import Budget
+from corrkd.data.readers.glove import look_up
+from corrkd.data.readers.labels import SENTIMENT, columns_of, find_column, mosei_names, parse_choice
+from corrkd.data.readers.names import SPLIT_NAMES, feature_set_modality, in_usual_order
+from corrkd.data.readers.options import ReadOptions
+from corrkd.data.readers.pad import pad
+from corrkd.data.readers.raw import Array, Columns, RawSplit
+from corrkd.data.readers.values import ranks_within
 from corrkd.errors import CorrKDError
 
 Seconds = npt.NDArray[np.float64]
+Key = tuple[str, int]  # a video, and a clip in it
 
-# Words in a file's root name -> modality, in this order.
-NAMES = {
-    "language": ("wordvectors", "word_vectors", "glove", "bert", "text", "language", "words"),
-    "audio": ("covarep", "coavarep", "opensmile", "audio", "acoustic"),
-    "vision": ("facet", "openface", "visual", "vision", "video"),
-}
-ALIGNED_KEY = re.compile(r"(.+)\[(\d+)\]")
+ALIGNED_KEY = re.compile(r"([^\[\]]+)\[(\d{1,9})\]")
+DIMENSIONS = "dimension names"  # in the metadata
 
 # CMU-MOSI's standard folds are its 93 videos in ASCII order, cut into 52, 10 and 31. The sum is of the ordered ids, a line each.
 MOSI_FOLDS = (52, 10, 31)
@@ -41,11 +44,41 @@ MOSI_VIDEOS = "f2a31ee2c33bee039f71d7d99b560ce7b5d6ccaa5eeb9db6833e8d02ac918ae7"
 
 @dataclass(frozen=True)
 class Sequence:
-    """One computational sequence: per key its finite frames (T, d) and intervals (T, 2) in seconds, in order of time."""
+    """One computational sequence: per key its finite frames (T, d) and intervals (T, 2) in seconds, in the order of the file.
+
+    Attributes:
+        root: the sequence's name.
+        nonfinite: values that were NaN or infinite and became 0.
+        data: by key; frames of words are strings.
+        names: of the columns, where the metadata have them.
+    """
 
     root: str
-    nonfinite: int  # values that were NaN or infinite and became 0
-    data: dict[str, tuple[FloatArray, Seconds]]
+    nonfinite: int
+    data: dict[str, tuple[Array, Seconds]]
+    names: tuple[str, ...] = ()
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its frames are words."""
+        return next(iter(self.data.values()))[0].dtype.kind == "O"
+
+    def in_order_of_time(self) -> Sequence:
+        """Return the sequence with the frames of each key sorted by their start."""
+        data = {}
+        for key, (frames, spans) in self.data.items():
+            order = np.argsort(spans[:, 0], kind="stable")
+            data[key] = frames[order], spans[order]
+        return Sequence(self.root, self.nonfinite, data, self.names)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A segment: its frames by modality, its row in the label sequence and when it starts in seconds."""
+
+    frames: dict[str, Array]
+    labels: FloatArray
+    start: float
 
 
 def recognises(path: Path) -> bool:
@@ -53,56 +86,43 @@ def recognises(path: Path) -> bool:
     return path.is_dir() and any(path.glob("*.csd"))
 
 
-def read(folder: Path, name: str, folds: Path | None) -> MultimodalDataset:
+def read(folder: Path, name: str, options: ReadOptions) -> MultimodalDataset:
     """The dataset in a folder of `.csd` files.
 
     Args:
-        folder: holds the labels ("All Labels.csd", "Opinion Segment Labels.csd") and one file per modality.
+        folder: holds the labels ("All Labels.csd", "Opinion Segment Labels.csd") and one file per modality. Without labels, where targets
+            are not needed, samples are the keys of an aligned folder, or whole videos.
         name: of the dataset.
-        folds: a JSON file {"train": [video, ...], "valid": [...], "test": [...]}; not needed for CMU-MOSI.
+        options: `folds`, a JSON file {"train": [video, ...], "valid": [...], "test": [...]}, not needed for CMU-MOSI; `glove` for words;
+            `label` for one of several label columns.
 
     Raises:
-        CorrKDError: a file that is no computational sequence; no labels; no folds known for these videos.
+        CorrKDError: a file that is no computational sequence; no labels; no folds for these videos.
     """
-    notes: list[str] = []
     files = sorted(folder.glob("*.csd"))
     sequences = {path: read_sequence(path) for path in files}
-    labels = [path for path, s in sequences.items() if s and "label" in f"{s.root} {path.stem}".lower()]
-    if len(labels) != 1:
-        raise CorrKDError(
-            f"{folder.name}: {len(labels)} label sequences among {', '.join(p.name for p in files)}; expected one, named '... Labels'"
-        )
-    label = sequences.pop(labels[0])
-    assert label is not None
-    notes += [f"left out: {path.name} (text, not numbers)" for path, s in sequences.items() if s is None]
-    modalities = _by_modality({path: s for path, s in sequences.items() if s is not None})
+    labels = {path: s for path, s in sequences.items() if "label" in f"{s.root} {path.stem}".lower() and not s.is_text}
+    label, notes = _label_sequence(folder.name, labels, options)
+    features = {path: s.in_order_of_time() for path, s in sequences.items() if path not in labels}
+    modalities, more = _by_modality(folder.name, features, options)
+    notes += more
     if not modalities:
-        raise CorrKDError(f"{folder.name}: labels, but no modality")
+        raise CorrKDError(f"{folder.name}: {len(labels)} label sequences, but no modality")
     notes += [f"{m}: {s.nonfinite} NaN or infinite values set to 0" for m, s in modalities.items() if s.nonfinite]
-    aligned = all(ALIGNED_KEY.fullmatch(key) for key in label.data)
-    samples = _aligned(label, modalities) if aligned else _segments(label, modalities)
-    fold_of = _folds(folder.name, sorted({key[0] for key in samples}), folds)
-    outside = sum(key[0] not in fold_of for key in samples)
+    samples, how = _samples(label, modalities)
+    fold_of = _fold_of(folder.name, sorted({video for video, _ in samples}), options)
+    outside = sum(video not in fold_of for video, _ in samples)
     if outside:
         notes.append(f"{outside} segments belong to videos in no fold and are left out")
     raw = {}
-    for split in SPLITS:
-        chosen = sorted(key for key in samples if fold_of.get(key[0]) == split)
-        if chosen:
-            part = RawSplit(
-                frames={},
-                ids=[f"{video}$_${clip}" for video, clip in chosen],
-                scores=[samples[key][0] for key in chosen],
-            )
-            for m in modalities:
-                part.frames[m], part.lengths[m] = pad(
-                    f"{folder.name}, {split}, modality {m}", [samples[key][1][m] for key in chosen]
-                )
-            raw[split] = part
-    how = "aligned by the SDK" if aligned else "averaged over words" if "language" in modalities else "whole segments"
+    for split in (*SPLITS, WHOLE):
+        keys = sorted(key for key in samples if fold_of.get(key[0]) == split)
+        if keys:
+            raw[split] = _raw_split(f"{folder.name}, {split}", {key: samples[key] for key in keys}, modalities, label)
     return assemble(
         name,
         raw,
+        options,
         layout=f"CMU-MultimodalSDK .csd folder, {how}",
         lengths_note="number of frames in each segment",
         notes=notes,
@@ -110,67 +130,180 @@ def read(folder: Path, name: str, folds: Path | None) -> MultimodalDataset:
     )
 
 
-def read_sequence(path: Path) -> Sequence | None:
-    """One `.csd` file, or None where its features are text."""
-    try:
-        with h5py.File(path, "r") as file:
-            roots = [key for key in file if isinstance(file[key], h5py.Group) and "data" in file[key]]
+def read_sequence(path: Path) -> Sequence:
+    """One `.csd` file. Raises CorrKDError where it is none, or asks for more than it holds."""
+    if not path.is_file():
+        raise CorrKDError(f"{path.name}: not a regular file")
+    budget = Budget.of(path)
+    with hdf5.open_file(path) as file:
+        try:
+            groups = [(key, item) for key, item in hdf5.members(path.name, file) if isinstance(item, h5py.Group)]
+            roots = [(key, dict(hdf5.members(path.name, item))) for key, item in groups]
+            roots = [(key, inside) for key, inside in roots if isinstance(inside.get("data"), h5py.Group)]
             if len(roots) != 1:
                 raise CorrKDError(f"{path.name}: not a computational sequence: expected one group with `data` inside")
-            sizes: list[int] = []
-            file[roots[0]]["data"].visititems(lambda _, item: sizes.append(getattr(item, "nbytes", 0)))
-            refuse_bomb(path.name, sum(sizes), most_unpacked(path))
+            root, inside = roots[0]
             data, nonfinite = {}, 0
-            for key, entry in file[roots[0]]["data"].items():
-                if entry["features"].dtype.kind not in "fiu":
-                    return None
-                features = np.asarray(entry["features"], np.float32)
-                intervals = np.asarray(entry["intervals"], np.float64)
-                if features.ndim != 2 or features.shape[1] == 0 or intervals.shape != (len(features), 2):
-                    raise CorrKDError(
-                        f"{path.name}, {key}: features {features.shape} and intervals {intervals.shape} do not fit"
-                    )
-                order = np.argsort(intervals[:, 0], kind="stable")
-                nonfinite += int((~np.isfinite(features)).sum())
-                data[key] = (np.nan_to_num(features[order], nan=0.0, posinf=0.0, neginf=0.0), intervals[order])
-            if not data:
-                raise CorrKDError(f"{path.name}: a computational sequence without any video")
-            return Sequence(roots[0], nonfinite, data)
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CorrKDError(f"{path.name}: not a computational sequence, or a damaged one ({str(error)[:120]})") from None
+            for key, entry in hdf5.members(path.name, inside["data"]):
+                frames, spans, bad = _entry(f"{path.name}, {key}", entry, budget)
+                data[key] = frames, spans
+                nonfinite += bad
+            names = _dimension_names(path.name, inside.get("metadata"), budget)
+        except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CorrKDError(
+                f"{path.name}: not a computational sequence, or a damaged one ({str(error)[:120]})"
+            ) from None
+    if not data:
+        raise CorrKDError(f"{path.name}: a computational sequence without any video")
+    _check_widths(path.name, data)
+    return Sequence(root, nonfinite, data, names)
 
 
-def _by_modality(sequences: dict[Path, Sequence]) -> dict[str, Sequence]:
-    """Modality -> sequence, by the words in its name; a second sequence of the same modality keeps its file's name."""
-    found: dict[str, Sequence] = {}
+def _entry(where: str, entry: h5py.Group, budget: Budget) -> tuple[Array, Seconds, int]:
+    """Frames (T, d) or words (T, 1), intervals (T, 2), and how many values were NaN or infinite, of a video."""
+    items = dict(hdf5.members(where, entry)) if isinstance(entry, h5py.Group) else {}
+    if not all(isinstance(items.get(key), h5py.Dataset) for key in ("features", "intervals")):
+        raise CorrKDError(f"{where}: expected the arrays features and intervals")
+    frames, spans = (hdf5.array(where, items[key], budget) for key in ("features", "intervals"))
+    if frames.ndim != 2 or frames.shape[1] == 0 or spans.shape != (len(frames), 2) or spans.dtype.kind not in "fiu":
+        raise CorrKDError(f"{where}: features {frames.shape} and intervals {spans.shape} do not fit")
+    if frames.dtype.kind == "O":
+        return frames, np.asarray(spans, np.float64), 0
+    frames = np.asarray(frames, np.float32)
+    bad = int((~np.isfinite(frames)).sum())
+    return np.nan_to_num(frames, nan=0.0, posinf=0.0, neginf=0.0), np.asarray(spans, np.float64), bad
+
+
+def _check_widths(name: str, data: dict[str, tuple[Array, Seconds]]) -> None:
+    """Raise CorrKDError where videos have frames of different widths, or words in one and numbers in another."""
+    first, (frames, _) = next(iter(data.items()))
+    for video, (other, _) in data.items():
+        if other.shape[1] != frames.shape[1] or other.dtype.kind != frames.dtype.kind:
+            kinds = [f"{'words' if x.dtype.kind == 'O' else 'numbers'} of width {x.shape[1]}" for x in (frames, other)]
+            raise CorrKDError(f"{name}: video {first} has {kinds[0]}, video {video} has {kinds[1]}; make them alike")
+
+
+def _dimension_names(name: str, metadata: Any, budget: Budget) -> tuple[str, ...]:
+    """The columns' names in a sequence's metadata, a JSON list; () where there is none."""
+    items = dict(hdf5.members(name, metadata)) if isinstance(metadata, h5py.Group) else {}
+    if not isinstance(items.get(DIMENSIONS), h5py.Dataset):
+        return ()
+    text = hdf5.array(name, items[DIMENSIONS], budget).ravel().tolist()
+    try:
+        names = json.loads(text[0]) if text and isinstance(text[0], str | bytes) else ()
+    except (ValueError, RecursionError):
+        return ()
+    return tuple(names) if isinstance(names, list) and all(isinstance(x, str) for x in names) else ()
+
+
+def _label_sequence(name: str, labels: dict[Path, Sequence], options: ReadOptions) -> tuple[Sequence | None, list[str]]:
+    """The sequence that the label is in, and a note where there are others. Raises CorrKDError where none is, or several are meant."""
+    if not labels:
+        if options.targets:
+            raise CorrKDError(f"{name}: no label sequence; expected a file named '... Labels'")
+        return None, []
+    if len(labels) == 1:
+        return next(iter(labels.values())), []
+    if options.label is not None:
+        wanted = parse_choice(options.label).columns[0][0]
+        every = {full: path for path, s in labels.items() for full in _columns(s, next(iter(s.data.values()))[0])}
+        path = every[find_column(name, every, wanted)[0]]
+    else:
+        usual = [
+            path
+            for path, s in labels.items()
+            if any(w in f"{s.root} {path.stem}".lower() for w in (SENTIMENT, "opinion"))
+        ]
+        if len(usual) != 1:
+            files = ", ".join(path.name for path in labels)
+            raise CorrKDError(
+                f"{name}: several label sequences ({files}); choose a column with --label, or move the others away"
+            )
+        path = usual[0]
+    others = ", ".join(other.name for other in labels if other != path)
+    return labels[path], [f"labels are read from {path.name}, not from {others}"]
+
+
+def _columns(sequence: Sequence, table: Array) -> Columns:
+    """The columns of a label table, named as the sequence's metadata or CMU-MOSEI have them."""
+    names = sequence.names if len(sequence.names) == table.shape[1] else ()
+    return columns_of(sequence.root.replace(".", "_"), table, names or _mosei_names(sequence))
+
+
+def _mosei_names(sequence: Sequence) -> tuple[str, ...]:
+    return mosei_names(np.concatenate([table for table, _ in sequence.data.values()]))
+
+
+def _by_modality(
+    name: str, sequences: dict[Path, Sequence], options: ReadOptions
+) -> tuple[dict[str, Sequence], list[str]]:
+    """Modality -> sequence, by the words in its name, and notes; a second sequence of the same modality keeps its file's name."""
+    notes = []
+    modalities: dict[str, Sequence] = {}
+    words = {path: s for path, s in sequences.items() if s.is_text}
     for path, sequence in sequences.items():
-        text = f"{sequence.root} {path.stem}".lower()
-        modality = next((m for m, words in NAMES.items() if any(word in text for word in words)), path.stem)
-        found[modality if modality not in found else path.stem] = sequence
-    return {m: found[m] for m in (*[m for m in NAMES if m in found], *[m for m in found if m not in NAMES])}
+        if path not in words:
+            modality = feature_set_modality(f"{sequence.root} {path.stem}") or path.stem
+            modalities[modality if modality not in modalities else path.stem] = sequence
+    if words and "language" not in modalities and options.glove is not None:
+        path = next(iter(words))
+        modalities["language"], unknown = _word_vectors(name, words.pop(path), options)
+        if unknown:
+            notes.append(f"language: {unknown} words have no vector in {options.glove.name}; all-zero frames")
+    without = "" if "language" in modalities else "; pass --glove FILE to use them as language"
+    notes += [f"left out: {path.name} (words, not numbers{without})" for path in words]
+    return {m: modalities[m] for m in in_usual_order(modalities)}, notes
 
 
-Samples = dict[tuple[str, int], tuple[float, dict[str, FloatArray]]]
+def _word_vectors(name: str, sequence: Sequence, options: ReadOptions) -> tuple[Sequence, int]:
+    """The sequence with its words as vectors, and how many words have none."""
+    text = [[str(word) for word in frames[:, 0]] for frames, _ in sequence.data.values()]
+    vectors, unknown = look_up(name, text, options.glove)
+    data = {key: (frames, spans) for (key, (_, spans)), frames in zip(sequence.data.items(), vectors, strict=True)}
+    return Sequence(sequence.root, 0, data), unknown
 
 
-def _aligned(label: Sequence, modalities: dict[str, Sequence]) -> Samples:
-    """(video, clip) -> (score, frames by modality) of sequences that the SDK has aligned: keys `video[i]`."""
-    samples: Samples = {}
-    for key, (scores, _) in label.data.items():
+def _samples(label: Sequence | None, modalities: dict[str, Sequence]) -> tuple[dict[Key, Sample], str]:
+    """The samples by video and clip, and in words how their frames were had."""
+    keys = label.data if label is not None else {key: 0 for s in modalities.values() for key in s.data}
+    if all(ALIGNED_KEY.fullmatch(key) for key in keys):
+        return _aligned(label, list(keys), modalities), "aligned by the SDK"
+    how = "averaged over words" if "language" in modalities else "whole segments"
+    if label is None:
+        spans = {key: _span(key, modalities) for key in keys}
+        whole = Sequence("", 0, {key: (np.zeros((1, 0), np.float32), span) for key, span in spans.items()})
+        return _segments(whole, modalities), f"{how}, each video a sample"
+    return _segments(label, modalities), how
+
+
+def _span(video: str, modalities: dict[str, Sequence]) -> Seconds:
+    """(1, 2) from the first start to beyond the last end of a video's frames."""
+    spans = [s.data[video][1] for s in modalities.values() if video in s.data and len(s.data[video][1])]
+    if not spans:
+        return np.zeros((1, 2))
+    return np.array([[min(x[:, 0].min() for x in spans), np.nextafter(max(x[:, 1].max() for x in spans), np.inf)]])
+
+
+def _aligned(label: Sequence | None, keys: list[str], modalities: dict[str, Sequence]) -> dict[Key, Sample]:
+    """Samples of sequences that the SDK has aligned: keys `video[i]`."""
+    samples = {}
+    for key in keys:
         match = ALIGNED_KEY.fullmatch(key)
         assert match is not None
         frames = {m: s.data[key][0] if key in s.data else _none(s) for m, s in modalities.items()}
-        samples[match[1], int(match[2])] = float(scores[0, 0]), frames
+        rows, spans = (np.zeros((1, 0), np.float32), np.zeros((1, 2))) if label is None else label.data[key]
+        if not len(rows):
+            raise CorrKDError(f"{key}: a segment without a label")
+        samples[match[1], int(match[2])] = Sample(frames, rows[0], float(spans[0, 0]))
     return samples
 
 
-def _segments(label: Sequence, modalities: dict[str, Sequence]) -> Samples:
-    """(video, clip) -> (score, frames by modality): each label segment, aligned to its words where there is a language sequence."""
-    samples: Samples = {}
-    for video, (scores, spans) in label.data.items():
+def _segments(label: Sequence, modalities: dict[str, Sequence]) -> dict[Key, Sample]:
+    """Each label segment, aligned to its words where there is a language sequence. Clips are numbered in the order of the file."""
+    samples = {}
+    words = modalities.get("language")
+    for video, (rows, spans) in label.data.items():
         for clip, (start, end) in enumerate(spans):
-            frames: dict[str, FloatArray] = {}
-            words = modalities.get("language")
             if words is not None:
                 inside = _within(words, video, start, end)
                 frames = {m: average(s, video, inside) for m, s in modalities.items() if s is not words}
@@ -182,8 +315,24 @@ def _segments(label: Sequence, modalities: dict[str, Sequence]) -> Samples:
                     m: s.data[video][0][_rows(s, video, start, end)] if video in s.data else _none(s)
                     for m, s in modalities.items()
                 }
-            samples[video, clip] = float(scores[clip, 0]), {m: frames[m] for m in modalities}
+            samples[video, clip] = Sample({m: frames[m] for m in modalities}, rows[clip], float(start))
     return samples
+
+
+def _raw_split(
+    where: str, samples: dict[Key, Sample], modalities: dict[str, Sequence], label: Sequence | None
+) -> RawSplit:
+    """Samples as a split; their order within a video is that of time."""
+    raw = RawSplit(frames={}, ids=[f"{video}$_${clip}" for video, clip in samples])
+    for m in modalities:
+        raw.frames[m], raw.lengths[m] = pad(f"{where}, modality {m}", [sample.frames[m] for sample in samples.values()])
+    videos = np.array([video for video, _ in samples])
+    raw.order = ranks_within(videos, np.array([sample.start for sample in samples.values()]))
+    if label is not None:
+        table = np.stack([sample.labels for sample in samples.values()])
+        raw.columns = _columns(label, table)
+        raw.scores = table[:, 0]
+    return raw
 
 
 def _none(sequence: Sequence) -> FloatArray:
@@ -216,16 +365,27 @@ def average(sequence: Sequence, video: str, intervals: Seconds) -> FloatArray:
     return result
 
 
+def _fold_of(name: str, videos: list[str], options: ReadOptions) -> dict[str, str]:
+    """Video -> split; all in one where folds are neither given, nor standard, nor needed."""
+    if options.folds is None and not options.targets and not _is_mosi(videos):
+        return dict.fromkeys(videos, WHOLE)
+    return _folds(name, videos, options.folds)
+
+
+def _is_mosi(videos: list[str]) -> bool:
+    return hashlib.sha256("\n".join(videos).encode()).hexdigest() == MOSI_VIDEOS
+
+
 def _folds(name: str, videos: list[str], path: Path | None) -> dict[str, str]:
     """Video -> split, from the JSON file or, for CMU-MOSI's videos, the standard folds."""
     if path is None:
-        if hashlib.sha256("\n".join(videos).encode()).hexdigest() != MOSI_VIDEOS:
+        if not _is_mosi(videos):
             raise CorrKDError(
-                f'{name}: no standard folds are known for these videos; pass --folds FILE, JSON {{"train": [video, ...], ...}}'
+                f'{name}: these videos have no standard folds; pass --folds FILE, JSON {{"train": [video, ...], ...}}'
             )
         return dict(zip(videos, np.repeat(SPLITS, MOSI_FOLDS).tolist(), strict=True))
     try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
+        data: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError, RecursionError) as error:
         raise CorrKDError(f"{path}: not a JSON file of folds ({str(error)[:120]})") from None
     if not isinstance(data, dict) or not all(s in SPLIT_NAMES and isinstance(v, list) for s, v in data.items()):

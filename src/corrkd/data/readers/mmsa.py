@@ -1,4 +1,7 @@
-"""MMSA's layout (`aligned_50.pkl`, `unaligned_50.pkl`, CH-SIMS): a dict of splits, each a dict of arrays with `regression_labels`."""
+"""MMSA's layout (`aligned_50.pkl`, `unaligned_50.pkl`, CH-SIMS) and MMSA-FET's: a dict of splits, each a dict of arrays.
+
+MMSA-FET writes two: a dataset of clips in MMSA's layout, and a single clip's arrays.
+"""
 
 from __future__ import annotations
 
@@ -7,118 +10,144 @@ from typing import Any
 
 import numpy as np
 
-from corrkd.data.dataset import MultimodalDataset
-from corrkd.data.readers.assemble import (
-    GROUPS,
-    SPLIT_NAMES,
-    RawSplit,
-    assemble,
-    integers,
-    is_modality,
-    likert_range,
-    numeric,
-    sign_class_names,
-    strings,
+from corrkd.data.dataset import WHOLE, MultimodalDataset
+from corrkd.data.groups import GROUPS
+from corrkd.data.readers.assemble import assemble, likert_range, sign_class_names
+from corrkd.data.readers.labels import columns_of
+from corrkd.data.readers.names import (
+    ALIASES,
+    FRAME_IDS,
+    LENGTHS,
+    PRESENT,
+    USUAL,
+    feature_keys,
+    label_keys,
+    modality_names,
 )
+from corrkd.data.readers.options import ReadOptions
+from corrkd.data.readers.raw import RawSplit
+from corrkd.data.readers.split_dicts import splits_of
+from corrkd.data.readers.values import numeric, strings
 from corrkd.errors import CorrKDError
 
-MODALITIES = {"text": "language", "audio": "audio", "vision": "vision"}
-TARGETS = ("regression_labels", "classification_labels")
+SCORES, CLASSES, WORDS, TOKENS = "regression_labels", "classification_labels", "annotations", "text_bert"
+MODALITIES = ("text", "audio", "vision")
+OTHERS = ("id", "raw_text", WORDS, TOKENS, "order", "frame_ids", "mask")
 
 
-def recognises(data: Any) -> bool:
-    """A dict of split names whose values are dicts with MMSA's label arrays."""
-    return (
-        isinstance(data, dict)
-        and bool(data)
-        and all(name in SPLIT_NAMES and isinstance(part, dict) for name, part in data.items())
-        and any(target in part for part in data.values() for target in TARGETS)
-    )
+def recognises_clip(data: Any) -> bool:
+    """A flat dict of one clip's arrays, as MMSA-FET's `run_single` returns it: (T, d) by modality, `text_bert` (3, T), `config`."""
+    if not isinstance(data, dict) or not any(key in data and np.ndim(data[key]) == 2 for key in MODALITIES):
+        return False
+    return "config" in data or (TOKENS in data and np.ndim(data[TOKENS]) == 2 and len(data[TOKENS]) == 3)
 
 
-def read(data: Mapping[str, Mapping[str, Any]], name: str) -> MultimodalDataset:
+def read_clip(data: Mapping[str, Any], name: str, options: ReadOptions) -> MultimodalDataset:
+    """The single sample in a clip's dict, in the split "all". Raises CorrKDError where targets are needed."""
+    if options.targets:
+        raise CorrKDError(f"{name}: a single clip without labels; it can be inspected and predicted, not trained on")
+    names = modality_names(key for key, x in data.items() if np.ndim(x) == 2 and key not in OTHERS)
+    frames = {m: np.asarray(data[key])[None] for key, m in names.items() if np.size(data[key])}
+    notes = [f"{m} is empty: missing" for key, m in names.items() if not np.size(data[key])]
+    raw = RawSplit(frames=frames, ids=[name])
+    return assemble(name, {WHOLE: raw}, options, layout="MMSA-FET, one clip", notes=notes)
+
+
+def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> MultimodalDataset:
     """The dataset in MMSA's dict: `text`, `audio`, `vision` and any further (N, T, d) or (N, d) float array.
 
     Lengths are taken from `<modality>_lengths`, those of `text` also from the mask in `text_bert`; it counts [CLS] and [SEP], where
     aligned files hold no audio and vision, and that is not counted as missing. CH-SIMS's labels of single
-    modalities (`regression_labels_T` ...) stay out; a note says so.
+    modalities (`regression_labels_T` ...) and emotions merged into the file are label columns, not features.
+
+    Raises:
+        CorrKDError: arrays that do not fit one another; token ids where BERT states are needed.
     """
-    raw, unused = {}, set()
-    for split, part in data.items():
-        raw[SPLIT_NAMES[split]], left_out = _read_split(f"{name}, {split}", part)
-        unused |= left_out
-    sims = any("regression_labels_T" in part for part in data.values())
+    parts, notes = splits_of(data, name)
+    raw, left_out = {}, set()
+    for split, part in parts.items():
+        raw[split], unused = _read_split(f"{name}, {split}", part)
+        left_out |= unused
+    sims = any("regression_labels_T" in part for part in parts.values())
     sequences = {x.shape[1] for part in raw.values() for x in part.frames.values() if np.ndim(x) == 3}
-    notes = [f"left out: {', '.join(sorted(unused))}"] if unused else []
     return assemble(
         name,
         raw,
+        options,
         layout=f"MMSA {'aligned' if len(sequences) <= 1 else 'unaligned'}{', CH-SIMS' if sims else ''}",
-        special_tokens=all("text_bert" in part and "text_lengths" not in part for part in data.values()),
-        notes=notes,
-        class_names=_class_names(data) or sign_class_names(raw),
+        special_tokens=all(TOKENS in part and f"text{LENGTHS}" not in part for part in parts.values()),
+        notes=[*notes, *([f"left out: {', '.join(sorted(left_out))}"] if left_out else [])],
+        class_names=_class_names(parts) or sign_class_names(raw),
         score_range=(-1.0, 1.0) if sims else likert_range(raw),
     )
 
 
 def _read_split(where: str, part: Mapping[str, Any]) -> tuple[RawSplit, set[str]]:
-    target = next((part[t] for t in TARGETS if t in part), None)
-    if target is None:
-        raise CorrKDError(f"{where}: has neither regression_labels nor classification_labels")
-    count = len(np.atleast_1d(target))
-    frames = {m: part[key] for key, m in MODALITIES.items() if key in part}
-    known = {*MODALITIES, *TARGETS, "id", "raw_text", "annotations", "text_bert"}
-    frames |= {key: values for key, values in part.items() if key not in known and is_modality(values, count)}
-    lengths = {m: part[f"{key}_lengths"] for key, m in _keys(frames).items() if f"{key}_lengths" in part}
-    mask, language = part.get("text_bert"), frames.get("language")
-    if "language" not in lengths and isinstance(mask, np.ndarray) and isinstance(language, np.ndarray):
-        rows = mask[:, 1:2] if mask.ndim == 3 else mask  # ids, mask, segment
-        if language.ndim == 3 and rows.shape == (count, 1, language.shape[1]):
-            lengths["language"] = numeric(where, rows, "text_bert").sum((1, 2))
-    groups = {g: strings(part[g]) for g in GROUPS if g in part}
-    used = {
-        *known,
-        *_keys(frames),
-        *(f"{key}_lengths" for key in _keys(frames)),
-        *(f"{key}_frame_ids" for key in _keys(frames)),
-        *groups,
-        "order",
-        "frame_ids",
-    }
+    """The split, and the names of what is left out."""
+    count = _count(where, part)
+    keys = feature_keys(where, part, count, (*OTHERS, *GROUPS))
+    keys += [key for key in part if ALIASES.get(key, key) in USUAL and key not in keys]  # whatever they hold
+    empty = {key for key in keys if not np.size(part[key])}
+    names = {key: m for key, m in modality_names(keys).items() if key not in empty}
+    if TOKENS in part and "language" not in names.values():
+        raise CorrKDError(
+            f"{where}: holds {TOKENS}, the ids of BERT's tokens, but no `text`; add BERT's states as `text`, or leave "
+            f"{TOKENS} out to go on without language"
+        )
+    lengths = {m: part[f"{key}{LENGTHS}"] for key, m in names.items() if f"{key}{LENGTHS}" in part}
+    if "language" not in lengths and "language" in names.values():
+        lengths |= _lengths_of_tokens(where, part, next(key for key, m in names.items() if m == "language"))
+    groups = {g: part[g] for g in GROUPS if g in part}
+    labels = label_keys(part, count, (*OTHERS, *GROUPS))
     raw = RawSplit(
-        frames=frames,
+        frames={m: part[key] for key, m in names.items()},
         lengths=lengths,
+        present={m: part[f"{key}{PRESENT}"] for key, m in names.items() if f"{key}{PRESENT}" in part},
         ids=part.get("id"),
-        scores=numeric(where, part["regression_labels"], "regression_labels") if "regression_labels" in part else None,
-        labels=None
-        if part.get("classification_labels") is None
-        else integers(where, part["classification_labels"], "labels"),
+        scores=None if part.get(SCORES) is None else numeric(where, part[SCORES], SCORES),
+        labels=part.get(CLASSES),
+        columns={full: x for key in labels for full, x in columns_of(key, part[key]).items()},
         groups=groups,
         order=part.get("order"),
         frame_ids={
             m: part[name]
-            for key, m in _keys(frames).items()
-            for name in ("frame_ids", f"{key}_frame_ids")
-            if name in part and np.ndim(frames[m]) == 3
+            for key, m in names.items()
+            for name in ("frame_ids", f"{key}{FRAME_IDS}")
+            if name in part and np.ndim(part[key]) == 3
         },
     )
-    return raw, set(map(str, part)) - used
+    companions = {f"{key}{what}" for key in names for what in (LENGTHS, PRESENT, FRAME_IDS)}
+    return raw, {str(key) for key in part} - {*names, *companions, *OTHERS, *GROUPS, *labels, SCORES, CLASSES}
 
 
-def _keys(frames: Mapping[str, Any]) -> dict[str, str]:
-    """File key -> modality, of the modalities found."""
-    own_name = {m: key for key, m in MODALITIES.items()}
-    return {own_name.get(m, m): m for m in frames}
+def _count(where: str, part: Mapping[str, Any]) -> int:
+    """How many samples a split has: as many as labels, else ids, else rows of the first modality."""
+    for key in (SCORES, CLASSES, "id", "raw_text", *MODALITIES):
+        if part.get(key) is not None and np.size(part[key]):
+            return len(np.atleast_1d(part[key]))
+    raise CorrKDError(f"{where}: holds neither labels nor `text`, `audio` or `vision`")
 
 
-def _class_names(data: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+def _lengths_of_tokens(where: str, part: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Lengths of the language from the mask in `text_bert` (N, 3, T) of ids, mask, segment; {} where it does not fit."""
+    tokens, language = part.get(TOKENS), part[key]
+    if not isinstance(tokens, np.ndarray) or not isinstance(language, np.ndarray) or language.ndim != 3:
+        return {}
+    mask = tokens[:, 1:2] if tokens.ndim == 3 else tokens
+    if mask.shape != (len(language), 1, language.shape[1]):
+        return {}
+    return {"language": numeric(where, mask, TOKENS).sum((1, 2))}
+
+
+def _class_names(parts: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
     """Names from `annotations` ("Negative" ...) where each class goes with one of them; else ()."""
     pairs: set[tuple[int, str]] = set()
-    for part in data.values():
-        if "annotations" not in part or "classification_labels" not in part:
+    for part in parts.values():
+        classes = np.asarray(part.get(CLASSES, ()))
+        if WORDS not in part or classes.dtype.kind not in "fiub" or not np.isfinite(classes).all():
             return ()
-        words = [word.strip().lower() for word in strings(part["annotations"])]
-        pairs |= set(zip(np.asarray(part["classification_labels"]).ravel().astype(int).tolist(), words, strict=False))
+        words = [word.strip().lower() for word in strings(part[WORDS], WORDS)]
+        pairs |= set(zip(classes.ravel().astype(int).tolist(), words, strict=False))
     names = dict(pairs)
     if len(names) != len(pairs) or "" in names.values() or sorted(names) != list(range(len(names))):
         return ()

@@ -1,4 +1,7 @@
-"""MulT's layout (`mosi_data.pkl`, `mosei_senti_data.pkl`, `iemocap_data.pkl`, `*_noalign.pkl`): a dict of splits with `labels`."""
+"""MulT's layout (`mosi_data.pkl`, `mosei_senti_data.pkl`, `iemocap_data.pkl`, `*_noalign.pkl`): a dict of splits with `labels`.
+
+Low-rank Fusion's is an older relative: `label`, and `covarep`, `facet`, `glove` for the modalities; IEMOCAP's has a dict for each emotion.
+"""
 
 from __future__ import annotations
 
@@ -8,62 +11,127 @@ from typing import Any
 import numpy as np
 
 from corrkd.data.dataset import IntArray, MultimodalDataset, StrArray
-from corrkd.data.readers.assemble import (
-    GROUPS,
-    SPLIT_NAMES,
-    Array,
-    RawSplit,
-    assemble,
-    column,
-    is_modality,
-    likert_range,
-    numeric,
-    strings,
+from corrkd.data.groups import GROUPS
+from corrkd.data.readers import split_dicts
+from corrkd.data.readers.assemble import assemble, likert_range
+from corrkd.data.readers.labels import are_names, columns_of, mosei_names
+from corrkd.data.readers.names import (
+    ALIASES,
+    FRAME_IDS,
+    LENGTHS,
+    PRESENT,
+    USUAL,
+    feature_keys,
+    label_keys,
+    modality_names,
 )
+from corrkd.data.readers.options import ReadOptions
+from corrkd.data.readers.raw import Array, RawSplit
+from corrkd.data.readers.split_dicts import splits_of
+from corrkd.data.readers.values import column, numeric, ranks_within, strings
 from corrkd.errors import CorrKDError
 
-MODALITIES = {"text": "language", "audio": "audio", "vision": "vision"}
+LABELS = ("labels", "label")
+OTHERS = (*LABELS, "id", "order", "frame_ids")
 IEMOCAP_QUESTIONS = ("neutral", "happy", "sad", "angry")
 
 
 def recognises(data: Any) -> bool:
-    """A dict of split names whose values are dicts with an array `labels`."""
-    return (
-        isinstance(data, dict)
-        and bool(data)
-        and all(name in SPLIT_NAMES and isinstance(part, dict) and "labels" in part for name, part in data.items())
+    """A dict of splits in which one has an array `labels` or `label`."""
+    return split_dicts.recognises(data) and any(
+        isinstance(part, dict) and any(key in part for key in LABELS) for part in data.values()
     )
 
 
-def read(data: Mapping[str, Mapping[str, Any]], name: str) -> MultimodalDataset:
+def recognises_emotions(data: Any) -> bool:
+    """A dict of such dicts, one for each emotion."""
+    return (
+        isinstance(data, dict) and bool(data) and all(recognises(split_dicts.with_text_keys(x)) for x in data.values())
+    )
+
+
+def read_emotion(data: Mapping[str, Any], name: str, options: ReadOptions) -> MultimodalDataset:
+    """The dataset of the emotion that `--label` names. Raises CorrKDError where it names none of them."""
+    if options.label is None or options.label not in data:
+        raise CorrKDError(f"{name}: has a dataset for each of {', '.join(map(str, data))}; choose one with --label")
+    chosen = ReadOptions(targets=options.targets)
+    return read(split_dicts.with_text_keys(data[options.label]), f"{name} {options.label}", chosen)
+
+
+def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> MultimodalDataset:
     """The dataset in MulT's dict: `text`, `audio`, `vision`, any further float array, `labels` and perhaps `id`.
 
     Labels of shape (N, 1, 1) are scores; (N, Q, 2) are yes/no questions, one-hot as (absent, present); with Q = 4 they are
-    IEMOCAP's neutral, happy, sad, angry. Padding may be on either side.
+    IEMOCAP's neutral, happy, sad, angry; (N, 6) and (N, 1, 6) are CMU-MOSEI's emotions, each a question whether it is above 0. Padding
+    may be on either side.
     """
-    raw = {SPLIT_NAMES[split]: _read_split(f"{name}, {split}", part) for split, part in data.items()}
+    parts, notes = splits_of(data, name)
+    raw = {split: _read_split(f"{name}, {split}", part) for split, part in parts.items()}
     questions = next(iter(raw.values())).labels
     names: tuple[str, ...] = ()
-    if questions is not None:
+    if questions is not None and questions.ndim == 2:
         width = questions.shape[1]
-        names = IEMOCAP_QUESTIONS if width == 4 else tuple(f"question {q + 1}" for q in range(width))
-    return assemble(name, raw, layout="MulT", question_names=names, score_range=likert_range(raw))
+        columns = tuple(full.rpartition(".")[2] for full in next(iter(raw.values())).columns)
+        names = IEMOCAP_QUESTIONS if width == 4 else columns if len(columns) == width else ()
+        names = names or tuple(f"question {q + 1}" for q in range(width))
+    return assemble(name, raw, options, layout="MulT", notes=notes, question_names=names, score_range=likert_range(raw))
 
 
 def _read_split(where: str, part: Mapping[str, Any]) -> RawSplit:
-    labels = numeric(where, part["labels"], "labels")
-    count = len(labels) if labels.ndim else 0
-    frames = {m: part[key] for key, m in MODALITIES.items() if key in part}
-    known = {*MODALITIES, "labels", "id"}
-    frames |= {key: values for key, values in part.items() if key not in known and is_modality(values, count)}
-    ids, groups, order = _ids(part.get("id"))
-    groups |= {g: strings(part[g]) for g in GROUPS if g in part}
-    raw = RawSplit(frames=frames, ids=ids, groups=groups, order=order)
+    key = next((key for key in LABELS if key in part), None)
+    labels = None if key is None else np.asarray(part[key])
+    if labels is not None and not (labels.ndim and are_names(labels)):
+        labels = numeric(where, labels, "labels")
+    count = _count(where, part, labels)
+    keys = feature_keys(where, part, count, (*OTHERS, *GROUPS))
+    keys += [key for key in part if ALIASES.get(key, key) in USUAL and key not in keys]
+    modalities = modality_names(keys)
+    ids, groups, order = _ids(where, part.get("id"))
+    raw = RawSplit(
+        frames={m: part[key] for key, m in modalities.items()},
+        lengths={m: part[f"{key}{LENGTHS}"] for key, m in modalities.items() if f"{key}{LENGTHS}" in part},
+        present={m: part[f"{key}{PRESENT}"] for key, m in modalities.items() if f"{key}{PRESENT}" in part},
+        ids=ids,
+        groups=groups | {g: part[g] for g in GROUPS if g in part},
+        order=part.get("order", order),
+        frame_ids={m: part[f"{key}{FRAME_IDS}"] for key, m in modalities.items() if f"{key}{FRAME_IDS}" in part},
+    )
+    for other in label_keys(part, count, (*OTHERS, *GROUPS)):
+        raw.columns |= columns_of(other, part[other])
+    if labels is not None:
+        _set_labels(where, raw, labels, count)
+    return raw
+
+
+def _count(where: str, part: Mapping[str, Any], labels: Array | None) -> int:
+    if labels is not None and labels.ndim:
+        return len(labels)
+    for key in ("id", *USUAL, *ALIASES):
+        if key in part and np.ndim(part[key]):
+            return len(part[key])
+    raise CorrKDError(f"{where}: holds neither labels nor `text`, `audio` or `vision`")
+
+
+def _set_labels(where: str, raw: RawSplit, labels: Array, count: int) -> None:
+    """Scores, classes or yes/no answers, by the shape of the labels."""
+    if labels.dtype.kind in "SUO":
+        raw.labels = labels
+        return
     if labels.ndim == 3 and labels.shape[2] == 2:
         raw.labels = _answers(where, labels)
-    else:
+        return
+    if labels.ndim == 2 and labels.shape[1] == 2 and np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all():
+        raw.labels = labels.argmax(1)  # one emotion, one-hot as (absent, present)
+        return
+    raw.columns = columns_of("labels", labels) | raw.columns
+    table = labels.reshape(count, -1)
+    names = mosei_names(table)
+    if len(names) == 7:
+        raw.scores = table[:, 0]
+    elif names:
+        raw.labels = (table > 0).astype(np.int64)
+    elif table.shape[1] == 1:
         raw.scores = column(where, labels, "labels", count)
-    return raw
 
 
 def _answers(where: str, labels: Array) -> IntArray:
@@ -75,22 +143,18 @@ def _answers(where: str, labels: Array) -> IntArray:
     return labels.argmax(2).astype(np.int64)
 
 
-def _ids(values: Any) -> tuple[StrArray | None, dict[str, Any], IntArray | None]:
+def _ids(where: str, values: Any) -> tuple[StrArray | None, dict[str, Any], IntArray | None]:
     """(ids, groups, order) of (N, 3) fields video, start, end; of plain ids, themselves."""
     if values is None:
         return None, {}, None
     table = np.asarray(values, object)
     if table.ndim != 2 or table.shape[1] < 3:
-        return strings(list(table)), {}, None
-    fields = strings(table).reshape(table.shape)
+        return strings(list(table), f"{where}: ids"), {}, None
+    fields = strings(table, f"{where}: ids").reshape(table.shape)
     video, start, end = fields[:, 0], fields[:, 1], fields[:, 2]
     ids = np.array([f"{v}@{s}-{e}" for v, s, e in zip(video, start, end, strict=True)])
     try:
         times = start.astype(np.float64)
     except ValueError:
         return ids, {"video": video}, None
-    order = np.zeros(len(ids), np.int64)
-    for name in np.unique(video):
-        rows = np.flatnonzero(video == name)
-        order[rows[np.argsort(times[rows], kind="stable")]] = np.arange(len(rows))
-    return ids, {"video": video}, order
+    return ids, {"video": video}, ranks_within(video, times)

@@ -1,0 +1,138 @@
+"""From a file of arrays to the arrays by name: `.npz`, HDF5 and `.safetensors`, none of which may take more memory than its size allows."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from corrkd.data import safe_pickle
+from corrkd.data.readers import hdf5
+from corrkd.data.readers.bounds import Budget, most_unpacked, refused, size_text
+from corrkd.errors import CorrKDError
+
+Array = npt.NDArray[Any]
+
+LONGEST_DIRECTORY = 10 << 20  # of a zip file: of some 100,000 members
+LONGEST_HEADER = 16 << 20  # of a .safetensors file; what Python makes of JSON is ten times its size
+END, END64 = b"PK\x05\x06", b"PK\x06\x06"  # records at the end of a zip file
+END_SIZE, END64_SIZE, LONGEST_COMMENT = 22, 76, 65_535
+IN_END64 = 0xFFFFFFFF  # a size that stands in the longer record
+
+
+def read_npz(path: Path, *, objects: bool = True) -> dict[str, Array]:
+    """Return the arrays of an `.npz`.
+
+    Args:
+        path: the file.
+        objects: whether arrays of objects are read, by the reader of pickles that runs nothing.
+
+    Raises:
+        CorrKDError: it is damaged, or unpacks to far more than its size.
+    """
+    return unpacked_npz(path, path.name, most=most_unpacked(path), objects=objects)
+
+
+def unpacked_npz(file: Path | BinaryIO, name: str, *, most: int, objects: bool = False) -> dict[str, Array]:
+    """Return the arrays of an `.npz` file, or of its bytes.
+
+    Args:
+        file: a path, or an open file.
+        name: opens error lines.
+        most: bytes that the arrays may have.
+        objects: whether arrays of objects are read, by the reader of pickles that runs nothing.
+
+    Raises:
+        CorrKDError: it is damaged, holds objects where they are not read, or declares more bytes.
+    """
+    budget, arrays = Budget(name, most), {}
+    try:
+        _check_directory(file, name)
+        with zipfile.ZipFile(file) as archive:
+            members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+            if not members and any(info.filename.endswith("data.pkl") for info in archive.infolist()):
+                raise CorrKDError(
+                    f"{name}: a file of torch.save, not arrays; load it where it was made and save its arrays with numpy.savez"
+                )
+            for info in members:
+                budget.take(name, info.file_size)
+            for info in members:
+                arrays[info.filename.removesuffix(".npy")] = _member(archive, info, name, objects=objects)
+    except CorrKDError:
+        raise
+    except Exception as error:  # whatever a file of others' makes zipfile and NumPy raise
+        raise CorrKDError(f"{name}: a damaged .npz file ({str(error)[:120] or type(error).__name__})") from None
+    return arrays
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, *, objects: bool) -> Array:
+    """One array. Its shape is checked against its size before NumPy allocates for it."""
+    with archive.open(info) as member:
+        version = np.lib.format.read_magic(member)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read_header(member)
+        if dtype.hasobject and (not objects or dtype.kind != "O"):
+            raise CorrKDError(f"{name}: array {info.filename} holds pickled objects; save plain numbers or strings")
+        data = member.read(info.file_size)
+    if dtype.hasobject:
+        values = safe_pickle.loads(data, f"{name}, {info.filename}")
+        if not isinstance(values, np.ndarray):
+            raise CorrKDError(f"{name}: array {info.filename} holds a {type(values).__name__}, not an array")
+        return values
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _check_directory(file: Path | BinaryIO, name: str) -> None:
+    """Raise CorrKDError where a zip file has too many members: each becomes an object, before any of them is looked at."""
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            _check_directory(opened, name)
+        return
+    size = file.seek(0, 2)
+    file.seek(max(0, size - LONGEST_COMMENT - END_SIZE - END64_SIZE))
+    tail = file.read()
+    file.seek(0)
+    sizes = [
+        int.from_bytes(tail[at + first : at + last], "little")
+        for at, first, last in ((tail.rfind(END), 12, 16), (tail.rfind(END64), 40, 48))
+        if at >= 0
+    ]
+    directory = max([number for number in sizes if number != IN_END64], default=0)
+    if min(directory, size) > LONGEST_DIRECTORY:
+        raise refused(name, f"its list of members takes {size_text(directory)}")
+
+
+def read_h5(path: Path) -> dict[str, Array]:
+    """Return the arrays at the root of an HDF5 file.
+
+    Raises:
+        CorrKDError: it is damaged, refers to other files, or unpacks to far more than its size.
+    """
+    budget, arrays = Budget.of(path), {}
+    with hdf5.open_file(path) as file:
+        try:
+            for key, item in hdf5.members(path.name, file):
+                if isinstance(item, h5py.Dataset):
+                    arrays[key] = hdf5.array(f"{path.name}, {key}", item, budget)
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise CorrKDError(f"{path.name}: a damaged HDF5 file ({str(error)[:120]})") from None
+    if not arrays:
+        raise CorrKDError(f"{path.name}: no arrays at its root; of .csd files, give the folder that holds them all")
+    return arrays
+
+
+def read_safetensors(path: Path) -> dict[str, Array]:
+    """Return the tensors of a `.safetensors` file. Raises CorrKDError where it is damaged."""
+    with path.open("rb") as file:
+        if int.from_bytes(file.read(8), "little") > LONGEST_HEADER:
+            raise refused(path.name, f"its header is longer than {size_text(LONGEST_HEADER)}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CorrKDError(f"{path.name}: a damaged .safetensors file ({str(error)[:120]})") from None

@@ -1,0 +1,73 @@
+"""Words to vectors: a GloVe text file, of which only the words that are needed are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from corrkd.data.dataset import FloatArray
+from corrkd.errors import CorrKDError
+
+WIDEST = 10_000  # a vector file of more numbers a line is none
+
+
+def look_up(where: str, sentences: Sequence[Sequence[str]], glove: Path | None) -> tuple[list[FloatArray], int]:
+    """Return the vectors (T_i, d) of each sentence, and how many words have none: theirs are zero, as of a missing frame.
+
+    Raises:
+        CorrKDError: no `glove`, or it is no vector file, or has none of the words.
+    """
+    if glove is None:
+        raise CorrKDError(
+            f"{where}: its language is words, not vectors; pass --glove FILE, a GloVe text file such as glove.840B.300d.txt"
+        )
+    vectors = read_glove(glove, {word for sentence in sentences for word in sentence})
+    width = len(next(iter(vectors.values())))
+    blank = np.zeros(width, np.float32)
+    frames = [
+        np.array([vectors.get(word, blank) for word in sentence], np.float32).reshape(len(sentence), width)
+        for sentence in sentences
+    ]
+    return frames, sum(word not in vectors for sentence in sentences for word in sentence)
+
+
+def read_glove(path: Path, needed: Iterable[str]) -> dict[str, FloatArray]:
+    """Vectors of the needed words from a text file "word number number ..."; a word not found is looked up in lower case.
+
+    The file is read line by line; a first line "count width" (word2vec's) is passed over.
+
+    Raises:
+        CorrKDError: no such file, or a line that is no word and vector.
+    """
+    needed = set(needed)
+    wanted = needed | {word.lower() for word in needed}
+    found: dict[str, FloatArray] = {}
+    width = 0
+    try:
+        with Path(path).open(encoding="utf-8", errors="replace", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                parts = line.rstrip().split(" ")
+                if number == 1 and len(parts) == 2:
+                    continue
+                width = width or len(parts) - 1
+                if not 1 < width <= WIDEST or len(parts) <= width:
+                    raise CorrKDError(
+                        f"{path}: line {number} is not a word and {width or 'some'} numbers; pass a GloVe text file"
+                    )
+                word = " ".join(parts[:-width])
+                if word in wanted:
+                    found[word] = np.array(parts[-width:], np.float32)
+    except OSError as error:
+        raise CorrKDError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ValueError:
+        raise CorrKDError(f"{path}: line {number} is not a word and {width} numbers; pass a GloVe text file") from None
+    vectors = {
+        word: found[word] if word in found else found[word.lower()]
+        for word in needed
+        if word in found or word.lower() in found
+    }
+    if not vectors:
+        raise CorrKDError(f"{path}: has none of the {len(needed)} words of the data; is it the right vector file?")
+    return vectors

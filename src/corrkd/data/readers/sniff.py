@@ -1,0 +1,72 @@
+"""What a file is that holds no dataset, and what to do with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+START = 512  # bytes that are looked at
+ARRAYS = "numpy.savez('data.npz', audio=..., scores=...)"
+UNPACK = "unpack it and give the file inside"
+EXTRACT = "extract features first: datasets hold arrays of features"
+TABLE = f"make it arrays of features and labels, saved by {ARRAYS}"
+
+# (offset, how it begins, what it is, what to do)
+SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
+    (0, b"\x93NUMPY", "a single NumPy array without labels", f"save features and labels together: {ARRAYS}"),
+    (0, b"PAR1", "a Parquet table", TABLE),
+    (0, b"ARROW1", "an Arrow table", TABLE),
+    (0, b"SQLite format 3", "an SQLite database", TABLE),
+    (0, b"MATLAB 5.0", "a MATLAB file", f"load it with scipy.io.loadmat and save its arrays: {ARRAYS}"),
+    (8, b"WAVE", "a recording (WAV)", EXTRACT),
+    (0, b"ID3", "a recording (MP3)", EXTRACT),
+    (0, b"\xff\xfb", "a recording (MP3)", EXTRACT),
+    (0, b"fLaC", "a recording (FLAC)", EXTRACT),
+    (0, b"OggS", "a recording (Ogg)", EXTRACT),
+    (4, b"ftyp", "a video (MP4)", EXTRACT),
+    (0, b"\x1a\x45\xdf\xa3", "a video (Matroska or WebM)", EXTRACT),
+    (8, b"AVI ", "a video (AVI)", EXTRACT),
+    (0, b"\x89PNG", "an image (PNG)", EXTRACT),
+    (0, b"\xff\xd8\xff", "an image (JPEG)", EXTRACT),
+    (0, b"%PDF", "a PDF document", "give a dataset file"),
+    (0, b"\x1f\x8b", "compressed by gzip", UNPACK),
+    (0, b"BZh", "compressed by bzip2", UNPACK),
+    (0, b"\xfd7zXZ", "compressed by xz", UNPACK),
+    (0, b"\x28\xb5\x2f\xfd", "compressed by zstd", UNPACK),
+    (0, b"7z\xbc\xaf", "a 7z archive", UNPACK),
+    (0, b"Rar!", "a RAR archive", UNPACK),
+    (257, b"ustar", "a tar archive", UNPACK),
+)
+
+
+def what_it_is(path: Path) -> str | None:
+    """Return what a file is and what to do with it, in a line, where that can be seen from its start; else None."""
+    with path.open("rb") as file:
+        start = file.read(START)
+    for offset, magic, kind, advice in SIGNATURES:
+        if start[offset:].startswith(magic):
+            return f"{kind}; {advice}"
+    return _text(start) if start else None
+
+
+def _text(start: bytes) -> str | None:
+    """What a text file is; None where it is none."""
+    try:
+        text = start.decode().lstrip("\ufeff \t\r\n")
+    except UnicodeDecodeError as error:
+        if error.start < len(start) - 3:  # not just a character cut in two
+            return None
+        text = start[: error.start].decode()
+    if not all(c.isprintable() or c in "\t\r\n" for c in text):
+        return None
+    if text.startswith("version https://git-lfs"):
+        return "a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`"
+    if text[:200].lower().startswith(("<!doctype", "<html", "<head", "<?xml")):
+        return "a web page, not the file itself: a download page or a quota notice was saved in its place; fetch the file again"
+    if text.startswith(("{", "[")):
+        return f"JSON; {TABLE}"
+    lines = text.splitlines()[:3]
+    for separator, kind in ((",", "comma-separated"), ("\t", "tab-separated"), (";", "semicolon-separated")):
+        columns = {line.count(separator) for line in lines[: max(1, len(lines) - 1)]}  # the last may be cut
+        if len(lines) > 1 and len(columns) == 1 and columns != {0}:
+            return f"a table of {kind} values (CSV); {TABLE}"
+    return "text, not a dataset"

@@ -1,0 +1,75 @@
+"""A dict of splits, each a dict of arrays: what MMSA's and MulT's files and their relatives have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from corrkd.data.readers.names import SPLIT_NAMES
+from corrkd.data.readers.pad import with_lists_padded
+from corrkd.errors import CorrKDError
+
+Part = Mapping[str, Any]
+SEMI_SUPERVISED = "train_mix"  # CH-SIMS v2: labelled samples, which `mask` marks with 1, and unlabelled ones
+MOST_NAMED = 8  # keys in a message
+
+
+def with_text_keys(data: Any, depth: int = 2) -> Any:
+    """Return dicts with their bytes keys as text, as Python 2 pickled them, so many levels deep."""
+    if not isinstance(data, dict) or not depth:
+        return data
+    return {
+        key.decode("latin-1") if isinstance(key, bytes) else key: with_text_keys(value, depth - 1)
+        for key, value in data.items()
+    }
+
+
+def recognises(data: Any) -> bool:
+    """A dict in which split names stand for dicts."""
+    return isinstance(data, dict) and any(_is_split(name, part) for name, part in data.items())
+
+
+def _is_split(name: Any, part: Any) -> bool:
+    return (name in SPLIT_NAMES or name == SEMI_SUPERVISED) and isinstance(part, dict)
+
+
+def splits_of(data: Mapping[str, Any], name: str) -> tuple[dict[str, Part], list[str]]:
+    """Return the splits by their usual names, and notes on what is no split.
+
+    Raises:
+        CorrKDError: two keys stand for the same split.
+    """
+    parts: dict[str, Part] = {}
+    for key, part in data.items():
+        if key in SPLIT_NAMES and isinstance(part, dict):
+            if SPLIT_NAMES[key] in parts:
+                raise CorrKDError(f"{name}: two splits are called {SPLIT_NAMES[key]}; leave one out")
+            parts[SPLIT_NAMES[key]] = with_lists_padded(f"{name}, {key}", part)
+    notes = []
+    mixed = data.get(SEMI_SUPERVISED)
+    if isinstance(mixed, dict):
+        if "train" in parts:
+            notes.append(
+                f"left out: {SEMI_SUPERVISED} (labelled and unlabelled samples together; train has the labelled ones)"
+            )
+        else:
+            parts["train"] = _labelled(f"{name}, {SEMI_SUPERVISED}", mixed)
+            notes.append(f"train: the {len(parts['train']['mask'])} labelled samples of {SEMI_SUPERVISED}")
+    others = [str(key) for key, part in data.items() if not _is_split(key, part)]
+    if others:
+        notes.append(f"left out: {', '.join(others[:MOST_NAMED])} (beside the splits, and none)")
+    return parts, notes
+
+
+def _labelled(where: str, part: Part) -> dict[str, Any]:
+    """The samples that `mask` marks as labelled."""
+    mask = np.asarray(part.get("mask", ())).ravel()
+    if mask.dtype.kind not in "biuf" or not mask.size:
+        raise CorrKDError(f"{where}: no array `mask` says which samples are labelled")
+    rows = np.flatnonzero(mask == 1)
+    per_sample = {
+        key: np.asarray(x) for key, x in part.items() if isinstance(x, np.ndarray | list) and len(x) == len(mask)
+    }
+    return {key: values[rows] for key, values in per_sample.items()}

@@ -1,0 +1,274 @@
+"""A label file, and beside it one folder a feature set with `<utterance>.npy` for each utterance: GCNet, MERBench and successors.
+
+GCNet's label file is a pickled list: utterances, labels, speakers and sentences by video, then the videos of each split. MERBench's is an
+`.npz` of pickled dicts `{utterance: {"emo": class, "val": score}}`, one for each split. The folders lie beside the label file or in
+`features/` there; an `.npy` holds (d,) or (T, d) numbers and is memory-mapped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from corrkd.data.dataset import SPLITS, WHOLE, FloatArray, IntArray, MultimodalDataset, StrArray
+from corrkd.data.groups import dependent_samples
+from corrkd.data.readers.assemble import assemble, likert_range
+from corrkd.data.readers.bounds import check_memory
+from corrkd.data.readers.names import SPLIT_NAMES, feature_set_modality
+from corrkd.data.readers.options import ReadOptions
+from corrkd.data.readers.raw import RawSplit
+from corrkd.data.readers.values import strings
+from corrkd.errors import CorrKDError
+
+CORPUS = "_corpus"  # follows a split's name in MERBench
+VALID_SHARE = 0.1  # of the training groups, where no split is for validation
+LOOKED_AT = 50  # utterances by which a folder of features is recognised
+IEMOCAP = re.compile(r"(Ses\d\d)[FM]_")
+
+
+@dataclass(frozen=True)
+class Utterances:
+    """What a label file says of its utterances, (N,) each.
+
+    Attributes:
+        layout: for people.
+        ids: names; a feature file is called so.
+        splits: "train", "valid" or "test".
+        labels: columns by name.
+        groups: as in `Split`.
+        order: position within the video.
+        notes: on what is left out.
+    """
+
+    layout: str
+    ids: StrArray
+    splits: StrArray
+    labels: Mapping[str, Any]
+    groups: Mapping[str, StrArray]
+    order: IntArray
+    notes: tuple[str, ...] = ()
+
+
+def recognises_gcnet(data: Any) -> bool:
+    """Four dicts by video, then two or three sets of videos."""
+    return (
+        isinstance(data, list | tuple)
+        and len(data) in (6, 7)
+        and all(isinstance(x, dict) for x in data[:4])
+        and all(isinstance(x, set | frozenset | list | tuple) for x in data[4:])
+    )
+
+
+def recognises_merbench(arrays: Mapping[str, Any]) -> bool:
+    """Arrays of a single pickled dict, called `train_corpus` and the like."""
+    return any(
+        key.endswith(CORPUS) and isinstance(x, np.ndarray) and x.shape == () and isinstance(x.item(), dict)
+        for key, x in arrays.items()
+    )
+
+
+def read_gcnet(data: Sequence[Any], path: Path, name: str, options: ReadOptions) -> MultimodalDataset:
+    """The dataset of a GCNet label file and the features beside it. Raises CorrKDError where they do not fit together."""
+    of_video, labels, speakers = data[:3]
+    videos = [video for video in of_video for _ in of_video[video]]
+    for what, lists in (("labels", labels), ("speakers", speakers)):
+        for video, ids in of_video.items():
+            if video not in lists or len(lists[video]) != len(ids):
+                raise CorrKDError(
+                    f"{name}: video {str(video)[:60]} has {len(ids)} utterances and another number of {what}"
+                )
+    same = len(data) == 7 and set(data[4]) == set(data[5])  # no videos of its own for validation
+    sets = {"train": data[4], "test": data[-1]} if len(data) == 6 or same else dict(zip(SPLITS, data[4:], strict=True))
+    split_of = {str(video): split for split, members in sets.items() for video in members}
+    outside = sorted({video for video in videos if str(video) not in split_of})
+    if outside:
+        raise CorrKDError(f"{name}: video {str(outside[0])[:60]} is in no split")
+    speaker = strings([x for video in of_video for x in speakers[video]], f"{name}: speakers")
+    rooms = np.array([match[1] if (match := IEMOCAP.match(str(video))) else str(video) for video in videos])
+    groups = {"video": strings(videos, f"{name}: videos")}
+    if (rooms != groups["video"]).any():
+        groups["session"] = rooms
+    if (speaker != "").any():  # a speaker's name means somebody within a session alone
+        groups["speaker"] = np.array([f"{room} {who}" if who else "" for room, who in zip(rooms, speaker, strict=True)])
+    found = Utterances(
+        layout="GCNet",
+        ids=strings([x for video in of_video for x in of_video[video]], f"{name}: utterances"),
+        splits=np.array([split_of[str(video)] for video in videos]),
+        labels={"labels": np.asarray([x for video in of_video for x in labels[video]])},
+        groups=groups,
+        order=np.array([i for video in of_video for i in range(len(of_video[video]))], np.int64),
+    )
+    return _read(found, path, name, options)
+
+
+def read_merbench(arrays: Mapping[str, Any], path: Path, name: str, options: ReadOptions) -> MultimodalDataset:
+    """The dataset of a MERBench label file and the features beside it. Raises CorrKDError where they do not fit together."""
+    ids: list[Any] = []
+    splits: list[str] = []
+    rows: list[Mapping[str, Any]] = []
+    left_out = []
+    for key, values in arrays.items():
+        split = SPLIT_NAMES.get(key.removesuffix(CORPUS))
+        if split is None or not isinstance(values.item() if values.shape == () else None, dict):
+            left_out.append(key)
+            continue
+        for utterance, row in values.item().items():
+            if not isinstance(row, dict):
+                raise CorrKDError(
+                    f"{name}, {key}: utterance {str(utterance)[:60]} has a {type(row).__name__}, expected emo and val"
+                )
+            ids.append(utterance)
+            splits.append(split)
+            rows.append(row)
+    if not rows:
+        raise CorrKDError(f"{name}: no utterance in any of {', '.join(arrays)}")
+    columns = {key: [row.get(key) for row in rows] for key in ("emo", "val")}
+    # What a corpus has no labels of holds one value throughout, as -10.
+    labels = {key: np.asarray(x) for key, x in columns.items() if None not in x and len(set(map(str, x))) > 1}
+    names = strings(ids, f"{name}: utterances")
+    halves = [text.rpartition("_") for text in names.tolist()]
+    found = Utterances(
+        layout="MERBench",
+        ids=names,
+        splits=np.array(splits),
+        labels=labels,
+        groups={"video": np.array([video or text for (video, _, text) in halves])},
+        order=np.array(
+            [int(digits[0]) if (digits := re.findall(r"\d{1,9}$", clip)) else 0 for _, _, clip in halves], np.int64
+        ),
+        notes=(f"left out: {', '.join(left_out)}",) if left_out else (),
+    )
+    return _read(found, path, name, options)
+
+
+def _read(found: Utterances, path: Path, name: str, options: ReadOptions) -> MultimodalDataset:
+    folders = _feature_folders(name, path, found.ids)
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        digest.update(hashlib.file_digest(file, "sha256").digest())
+    splits, notes = found.splits, list(found.notes)
+    if "valid" not in splits:
+        splits, note = _with_valid(found)
+        notes.append(note)
+    frames, lengths = {}, {}
+    for m, folder in folders.items():
+        frames[m], lengths[m], absent = _features(f"{name}, {folder.name}", folder, found.ids, digest)
+        notes.append(f"{m}: {folder.name}" + (f"; {absent} utterances have no file there: missing" if absent else ""))
+    raw = {}
+    for split in (*SPLITS, WHOLE):
+        rows = np.flatnonzero(splits == split)
+        if len(rows):
+            raw[split] = _raw_split({m: x[rows] for m, x in frames.items()}, lengths, rows, found)
+    dataset = assemble(
+        name,
+        raw,
+        options,
+        layout=f"{found.layout}, a file an utterance",
+        lengths_note="number of frames in each file",
+        notes=notes,
+        score_range=likert_range(raw),
+    )
+    return replace(dataset, sha256=digest.hexdigest())
+
+
+def _raw_split(
+    frames: dict[str, FloatArray], lengths: Mapping[str, IntArray], rows: IntArray, found: Utterances
+) -> RawSplit:
+    raw = RawSplit(
+        frames=dict(frames),
+        lengths={m: x[rows] for m, x in lengths.items()},
+        ids=found.ids[rows],
+        columns={key: values[rows] for key, values in found.labels.items()},
+        groups={g: values[rows] for g, values in found.groups.items()},
+        order=found.order[rows],
+    )
+    for values in raw.columns.values():
+        if values.dtype.kind == "f":
+            raw.scores = values
+        else:
+            raw.labels = values
+    return raw
+
+
+def _feature_folders(name: str, path: Path, ids: StrArray) -> dict[str, Path]:
+    """The folders of features by modality; a second one of the same modality keeps its name."""
+    spread = ids[:: max(1, len(ids) // LOOKED_AT)].tolist()
+    places = [
+        folder for root in (path.parent, path.parent / "features") if root.is_dir() for folder in sorted(root.iterdir())
+    ]
+    folders: dict[str, Path] = {}
+    for folder in places:
+        if folder.is_dir() and any(_file_of(name, folder, utterance).is_file() for utterance in spread):
+            modality = feature_set_modality(folder.name) or folder.name
+            folders[modality if modality not in folders else folder.name] = folder
+    if not folders:
+        raise CorrKDError(
+            f"{path.name}: labels of {len(ids)} utterances, but no features: expected folders beside it, or in features/ there, "
+            f"with files such as {ids[0]}.npy"
+        )
+    return folders
+
+
+def _file_of(name: str, folder: Path, utterance: str) -> Path:
+    """The feature file of an utterance. Raises CorrKDError where its name would lead elsewhere."""
+    if re.search(r"[/\\\0]", utterance) or utterance in ("", ".", ".."):
+        raise CorrKDError(f"{name}: utterance {utterance[:60]!r} cannot be a file's name")
+    return folder / f"{utterance}.npy"
+
+
+def _features(where: str, folder: Path, ids: StrArray, digest: Any) -> tuple[FloatArray, IntArray, int]:
+    """(N, T, d) frames and (N,) lengths of a folder's files, and how many are not there. Shapes are checked before anything is read."""
+    files = [_file_of(where, folder, utterance) for utterance in ids.tolist()]
+    shapes = {row: array.shape for row, file in enumerate(files) if (array := _mapped(where, file)) is not None}
+    rows = {row: shape for row, shape in shapes.items() if shape[0]}
+    widths = {width: row for row, (_, width) in rows.items()}
+    if len(widths) != 1:
+        some = ", ".join(f"{files[row].name} {width}" for width, row in islice(widths.items(), 3))
+        raise CorrKDError(f"{where}: files of different widths, or none with frames: {some or 'none'}")
+    lengths = np.array([rows.get(row, (0,))[0] for row in range(len(files))], np.int64)
+    longest = int(lengths.argmax())
+    shape = (len(files), int(lengths[longest]), next(iter(widths)))
+    check_memory(f"{where}, {files[longest].name} of {shape[1]:,} frames", 4 * math.prod(shape))
+    frames = np.zeros(shape, np.float32)
+    for row in rows:  # one map at a time: each holds a file open
+        frames[row, : lengths[row]] = _mapped(where, files[row])
+        digest.update(f"{ids[row]}\n".encode())
+        digest.update(frames[row, : lengths[row]].data)
+    return frames, lengths, len(files) - len(rows)
+
+
+def _mapped(where: str, path: Path) -> Any:
+    """A file's (T, d) numbers as a memory map; None where there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CorrKDError(f"{where}, {path.name}: not an .npy file of numbers ({str(error)[:80]})") from None
+    if array.dtype.kind not in "fiu" or array.ndim not in (1, 2) or not array.shape[-1]:
+        raise CorrKDError(
+            f"{where}, {path.name}: shape {array.shape} of {array.dtype}; expected (width,) or (frames, width)"
+        )
+    return array if array.ndim == 2 else array[None, :]
+
+
+def _with_valid(found: Utterances) -> tuple[StrArray, str]:
+    """The splits with some training groups for validation, dealt by a hash of their names, and a note."""
+    train = found.splits == "train"
+    by, members = dependent_samples(found.ids[train], {g: x[train] for g, x in found.groups.items()})
+    order = sorted(set(members.tolist()), key=lambda text: hashlib.sha256(text.encode()).digest())
+    held = order[: max(1, round(VALID_SHARE * len(order)))]
+    splits = found.splits.astype("<U5")
+    splits[np.flatnonzero(train)[np.isin(members, held)]] = "valid"
+    return (
+        splits,
+        f"no split for validation: {len(held)} of {len(order)} groups by {by} of the training split are held out",
+    )
