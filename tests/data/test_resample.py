@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corrkd.data.dataset import MultimodalDataset
-from corrkd.data.resample import group_folds, resampled, dependence_groups, with_calibration
+from corrkd.data.resample import dependence_groups, group_folds, resampled, with_calibration
 from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.errors import CorrKDError
 from corrkd.settings import ResampleSettings

@@ -17,6 +17,7 @@ IntArray = npt.NDArray[np.int64]
 StrArray = npt.NDArray[np.str_]
 
 SPLITS = ("train", "valid", "test")
+MOST_CLASSES = 1000  # a label beyond it is a mistake, not a class
 WHOLE = "all"  # the one split of data that has neither splits nor targets
 
 Posterior = Callable[[str, Mapping[str, BoolArray]], npt.NDArray[np.float64]]
@@ -192,6 +193,10 @@ def check_split(name: str, split: Split, *, targets: bool = True, trains: bool =
     if split.scores is not None and (split.scores.shape != (count,) or not np.isfinite(split.scores).all()):
         bad = "shape " + str(split.scores.shape) if split.scores.shape != (count,) else "NaN or infinite values"
         raise CorrKDError(f"{name}: scores have {bad}; expected ({count},) finite numbers")
+    if split.labels is not None and split.labels.ndim == 1 and split.labels.max(initial=0) >= MOST_CLASSES:
+        raise CorrKDError(
+            f"{name}: label {split.labels.max()} is out of range; there are at most {MOST_CLASSES} classes, from 0"
+        )
     if split.labels is not None and (len(split.labels) != count or split.labels.min() < 0):
         raise CorrKDError(
             f"{name}: labels must be {count} classes from 0 up; found {split.labels.shape}, lowest {split.labels.min()}"

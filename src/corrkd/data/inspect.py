@@ -12,6 +12,7 @@ import numpy as np
 
 from corrkd.data.dataset import MultimodalDataset, Split
 
+MOST_BARS = 30  # scores that are counted one by one
 ROWS = 256  # samples read at a time: the dataset may be a memory map larger than memory
 
 
@@ -42,7 +43,8 @@ class SplitFacts:
         samples: N.
         modalities: by name.
         histogram: samples per class (by its name, or number); for yes/no questions the number of yes by question; for scores without
-            classes the number below, at and above zero, or, where none is negative, per score rounded to a whole number. Empty where
+            classes the number below, at and above zero, or, where none is negative, per score rounded to a whole number, or below, at and
+            above the median. Empty where
             there are neither labels nor scores.
         majority: share of the most frequent answer, 0 to 1; for questions the mean over questions; None where there are none.
         scores: lowest, mean and highest score, or None.
@@ -180,11 +182,13 @@ def _histogram(dataset: MultimodalDataset, split: Split) -> tuple[dict[str, int]
         counts = {named.get(k, str(k)): found[k] for k in range(max(max(found) + 1, len(named)))}
     elif split.scores is None:
         return {}, None
-    elif split.scores.min() >= 0:
+    elif split.scores.min() >= 0 and split.scores.max() < MOST_BARS:
         counts = {f"{score:g}": n for score, n in sorted(Counter(np.round(split.scores).tolist()).items())}
     else:
-        sign = np.sign(split.scores)
-        counts = {"below 0": int((sign < 0).sum()), "at 0": int((sign == 0).sum()), "above 0": int((sign > 0).sum())}
+        # Of scores that are never negative those around their median say more than their signs.
+        middle = 0.0 if split.scores.min() < 0 else float(np.median(split.scores))
+        sign = np.sign(split.scores - middle)
+        counts = {f"{where} {middle:g}": int((sign == i - 1).sum()) for i, where in enumerate(("below", "at", "above"))}
     return counts, max(counts.values()) / len(split)
 
 

@@ -127,10 +127,9 @@ def _read_data(data: Any, path: Path, title: str, options: ReadOptions) -> Multi
     if arrays.recognises_splits(data):
         parts, notes = split_dicts.splits_of(data, title)
         return arrays.read_splits(parts, title, "pickled", options, notes)
-    if mult.recognises(data):
-        return mult.read(data, title, options)
     if split_dicts.recognises(data):
-        return mmsa.read(data, title, options)
+        reader = mmsa if mmsa.recognises(data) else mult
+        return reader.read(data, title, options)
     if mult.recognises_emotions(data):
         return mult.read_emotion(data, title, options)
     if utterances.recognises_gcnet(data):

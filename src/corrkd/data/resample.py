@@ -83,7 +83,7 @@ def with_calibration(dataset: MultimodalDataset, share: float) -> MultimodalData
 def seed_rows(dataset: MultimodalDataset, settings: ResampleSettings, seed: int) -> tuple[IntArray, IntArray]:
     """Which samples a seed trains on and validates on: rows of train and valid, valid's counted on from train's. Reads no frames.
 
-    With `folds`, train and valid together fall into folds by the groups that samples depend on one another in, the same for every seed; the fold `seed` mod
+    With `folds`, train and valid together fall into folds that divide no group, the same for every seed; the fold `seed` mod
     `folds` is validated on and the rest trained on. With `train`, so many training samples are then drawn, by seed.
 
     Raises:
@@ -97,7 +97,9 @@ def seed_rows(dataset: MultimodalDataset, settings: ResampleSettings, seed: int)
             raise CorrKDError(
                 f"dataset {dataset.name}: train and valid share sample ids, so they cannot be cross-validated together"
             )
-        fold = group_folds(dependence_groups(train, valid)[1], settings.folds, seed=0, where="settings: data.resample.folds")
+        fold = group_folds(
+            dependence_groups(train, valid)[1], settings.folds, seed=0, where="settings: data.resample.folds"
+        )
         held = fold == seed % settings.folds
         trained, validated = place[~held], place[held]
     if settings.train is not None:

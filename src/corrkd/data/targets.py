@@ -170,17 +170,35 @@ def _make(name: str, dataset: MultimodalDataset, train: Split, where: str) -> Ta
         return Target(name=name, kind="classes", classes=("low", "middle", "high"), cuts=_tertiles(scores))
     if scores.min() < 0 < scores.max():
         return Target(name="score", kind="score", classes=("negative", "non-negative"), cuts=(0.0,))
-    return Target(name="score", kind="score", classes=("low", "middle", "high"), cuts=_tertiles(scores))
+    cuts = _distinct_tertiles(scores, where)
+    return Target(
+        name="score", kind="score", classes=("low", "middle", "high") if len(cuts) == 2 else ("low", "high"), cuts=cuts
+    )
 
 
 def _automatic(train: Split) -> str:
     if train.labels is not None:
         return "questions" if train.labels.ndim == 2 else "classes"
-    return "tertiles"
+    scores = train.scores
+    # Where more than a third of the scores are equal at an end, a tertile is empty.
+    return "tertiles" if scores is None or len(_distinct_tertiles(scores, "train")) == 2 else "score"
 
 
 def _tertiles(scores: npt.NDArray[np.float64]) -> tuple[float, ...]:
     return tuple(float(cut) for cut in np.quantile(scores, [1 / 3, 2 / 3]))
+
+
+def _distinct_tertiles(scores: npt.NDArray[np.float64], where: str) -> tuple[float, ...]:
+    """The tertiles, or, where so many scores are equal that a class would be empty, one cut: above the lowest score.
+
+    Raises:
+        CorrKDError: all scores are equal.
+    """
+    values = np.unique(scores)
+    if len(values) == 1:
+        raise CorrKDError(f"{where}: all scores are {values[0]:g}; nothing is to be learned from them")
+    cuts = tuple(cut for cut in sorted(set(_tertiles(scores))) if cut > values[0])
+    return cuts or (float(values[1]),)
 
 
 def _labels(split: Split, where: str, name: str) -> npt.NDArray[np.int64]:

@@ -18,7 +18,7 @@ from corrkd.data.batches import Samples
 from corrkd.data.dataset import SPLITS, IntArray, MultimodalDataset
 from corrkd.data.load import load_dataset
 from corrkd.data.normalise import Normalisation, fit_normalisation
-from corrkd.data.resample import CALIBRATION, group_folds, resampled, seed_rows, dependence_groups, with_calibration
+from corrkd.data.resample import CALIBRATION, dependence_groups, group_folds, resampled, seed_rows, with_calibration
 from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.data.targets import Target, make_target
 from corrkd.errors import CorrKDError
@@ -78,7 +78,7 @@ class Experiment:
         return replace(self, dataset=dataset, normalisation=_normalisation(dataset, self.settings.data))
 
     def teacher_folds(self, seed: int) -> IntArray:
-        """A fold for each training sample that counts, (n,), none dividing a group (`dependence_groups`): which teacher was not trained on it."""
+        """A fold for each training sample that counts, (n,), none dividing a group: which teacher was not trained on it."""
         return _teacher_folds(self.groups("train"), self.settings, seed)
 
     @property
@@ -100,7 +100,7 @@ class Experiment:
         return condition(name, self.dataset.modalities).name
 
     def groups(self, split: str) -> npt.NDArray[np.str_]:
-        """Return the group of each sample that counts, (n,): samples that share a person, speaker, session or video depend on each other."""
+        """Return the group of each sample that counts, (n,): samples that share a person or a video depend on each other."""
         chosen = self.dataset.split(split)
         kept = self.target.of(chosen, f"dataset {self.dataset.name}, {split}")[1]
         found: npt.NDArray[np.str_] = dependence_groups(chosen)[1][kept]

@@ -30,7 +30,6 @@ from corrkd.data.readers.raw import Array, RawSplit
 from corrkd.data.readers.values import clean, column, integers, strings
 from corrkd.errors import CorrKDError
 
-MOST_CLASSES = 1000  # a label beyond it is a mistake, not a class
 ZERO_RULE = "all-zero frames inside the length"
 CLIP = "$_$"  # between video and clip in an id
 FEWEST_FOR_LEAK = 10  # samples: a column that equals so many labels does so for a reason
@@ -279,12 +278,10 @@ def _check_targets(
     where: str, split: Split, class_names: tuple[str, ...], score_range: tuple[float, float] | None
 ) -> None:
     """Raises CorrKDError for classes without a name where names are known, and for scores out of their range."""
-    if split.labels is not None and split.labels.ndim == 1:
-        classes = len(class_names) or MOST_CLASSES
-        if split.labels.max() >= classes:
-            raise CorrKDError(
-                f"{where}: label {split.labels.max()} is out of range; there are at most {classes} classes, from 0"
-            )
+    if class_names and split.labels is not None and split.labels.ndim == 1 and split.labels.max() >= len(class_names):
+        raise CorrKDError(
+            f"{where}: label {split.labels.max()} is out of range; there are {len(class_names)} classes, from 0"
+        )
     if split.scores is not None and score_range is not None:
         low, high = float(split.scores.min()), float(split.scores.max())
         if low < score_range[0] or high > score_range[1]:

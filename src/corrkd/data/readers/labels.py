@@ -1,8 +1,9 @@
 """Which column of a file is the label: `--label COLUMN`, classes by name, and labels of two values.
 
 A choice reads `[scores:|questions:]COLUMN[@THRESHOLD][,COLUMN...]`. One column is a score, several are yes/no questions, each yes above its
-threshold (0). A column is named as the file names it (`happy`, `emotion_labels.happy`), or by its number from 0 within an array
-(`labels.3`, or `3` where only one array has columns); an array's name stands for all of its columns.
+threshold (0); of a single question, yes and no are two classes. A column is named as the file names it (`happy`,
+`emotion_labels.happy`), or by its number from 0 within an array (`labels.3`, or `3` where only one array has columns); an array's name
+stands for all of its columns.
 """
 
 from __future__ import annotations
@@ -158,12 +159,16 @@ def _choose(name: str, parts: Mapping[str, RawSplit], choice: LabelChoice, facts
             numbers = [_finite(where, full, x) for (full, _), x in zip(picked, values, strict=True)]
             answers = [x > cut for x, (_, cut) in zip(numbers, picked, strict=True)]
             part.scores, part.labels = None, np.stack(answers, 1).astype(np.int64)
+            if len(answers) == 1:
+                part.labels = part.labels[:, 0]
         elif len(picked) > 1:
             raise CorrKDError(f"{where}: scores are of one column; found {listed(full for full, _ in picked)}")
         elif are_names(values[0]):
             part.scores, part.labels = None, values[0]
         else:
             part.scores, part.labels = _finite(where, picked[0][0], values[0]), None
+    if len(questions) == 1:
+        return LabelFacts(class_names=("no", "yes"), notes=facts.notes)
     return LabelFacts(question_names=questions, notes=facts.notes)
 
 

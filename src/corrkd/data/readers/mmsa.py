@@ -32,7 +32,14 @@ from corrkd.errors import CorrKDError
 
 SCORES, CLASSES, WORDS, TOKENS = "regression_labels", "classification_labels", "annotations", "text_bert"
 MODALITIES = ("text", "audio", "vision")
+MARKS = (SCORES, CLASSES, WORDS, TOKENS, "raw_text", "audio_lengths", "vision_lengths")
 OTHERS = ("id", "raw_text", WORDS, TOKENS, "order", "frame_ids", "mask")
+
+
+def recognises(data: Any) -> bool:
+    """A dict of splits in which one has an array that MMSA alone names so, and none MulT's `labels`."""
+    parts = [part for part in data.values() if isinstance(part, dict)]
+    return any(key in part for part in parts for key in MARKS) and not any("labels" in part for part in parts)
 
 
 def recognises_clip(data: Any) -> bool:

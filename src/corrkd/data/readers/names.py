@@ -31,7 +31,7 @@ SPLIT_NAMES = {
 }
 LENGTHS, PRESENT, FRAME_IDS = "_lengths", "_present", "_frame_ids"  # what follows a modality's name
 
-WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z][a-z0-9]*")
 
 
 def _words(text: str) -> frozenset[str]:
@@ -89,7 +89,7 @@ def in_usual_order(modalities: Iterable[str]) -> list[str]:
 
 def words_of(key: str) -> set[str]:
     """Return the words in an array's name: `emotion_labels` and `EmotionLabels` are both {"emotion", "labels"}."""
-    return {word.lower() for word in WORDS.findall(key)}
+    return {word.lower().rstrip("0123456789") for word in WORDS.findall(key)}
 
 
 def is_no_feature(key: str) -> bool:
