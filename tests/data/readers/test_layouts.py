@@ -52,7 +52,7 @@ def test_a_single_clip_is_one_sample_to_be_predicted(tmp_path: Path) -> None:
 
 def test_the_semi_supervised_split_of_sims_v2(tmp_path: Path) -> None:
     data: dict[str, Any] = mmsa()
-    mixed = {key: value for key, value in data["train"].items()}
+    mixed = dict(data["train"])
     data["train_mix"] = mixed | {"mask": np.arange(12) % 3 == 0}
     path = write_pickle(tmp_path / "sims.pkl", data)
     dataset = load_dataset(path)

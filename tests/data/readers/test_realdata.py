@@ -7,11 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from corrkd.data import safe_pickle
 from corrkd.data.convert import convert
 from corrkd.data.inspect import inspect
 from corrkd.data.load import load_dataset
+from corrkd.data.readers.containers import read_npz
+from corrkd.data.readers.csd import read_sequence
+from corrkd.data.targets import make_target
+from corrkd.errors import CorrKDError
 
 from ...conftest import build_real
+from .samples import csd_file, glove
 
 pytestmark = pytest.mark.realdata
 
@@ -83,3 +89,118 @@ def test_words(real_data: Path, tmp_path_factory: pytest.TempPathFactory, source
         first = np.any([part.present[m][:, 0] for m in dataset.modalities], axis=0)
         nothing = ~np.any([raw[f"{source}_{m}"][rows].any((1, 2)) for m in dataset.modalities], axis=0)
         assert first.tolist() == (~nothing).tolist()
+
+
+def real(real_data: Path, name: str) -> Path:
+    path = real_data / "real" / name
+    if not path.exists():
+        pytest.skip(f"needs {name}")
+    return path
+
+
+def test_clips_of_csd_labels_are_numbered_in_the_order_of_the_file(real_data: Path, tmp_path: Path) -> None:
+    """As in GCNet's file, which numbers from 1: same labels at all 2,199 ids, 98 of them in videos whose rows are not sorted by time."""
+    labels = real(real_data, "CMU_MOSI_Opinion_Labels.csd")
+    ids, scores = safe_pickle.load(real(real_data, "gcnet_CMUMOSI_features_raw_2way.pkl"))[:2]
+    expected = {name: value for video in ids for name, value in zip(ids[video], scores[video], strict=True)}
+    folder = tmp_path / "mosi"
+    folder.mkdir()
+    (folder / labels.name).symlink_to(labels)
+    sequence = read_sequence(labels)
+    spans = {video: spans for video, (_, spans) in sequence.data.items()}
+    csd_file(folder / "COVAREP.csd", "COVAREP", {v: (np.ones((len(s), 2)), s) for v, s in spans.items()})
+    with_words = {video: (np.array([[b"good"], [b"bad"]])[np.arange(len(s)) % 2], s) for video, s in spans.items()}
+    csd_file(folder / "Words.csd", "words", with_words)
+    dataset = load_dataset(folder, glove=glove(tmp_path / "glove.txt"), targets=False)
+    read = {}
+    for part in dataset.splits.values():
+        for name, score in zip(part.ids.tolist(), part.scores.tolist(), strict=True):
+            video, clip = name.split("$_$")
+            read[f"{video}_{int(clip) + 1}"] = score
+    assert read.keys() == expected.keys()
+    np.testing.assert_allclose([read[k] for k in expected], list(expected.values()), atol=1e-6)
+    train = dataset.split("train")
+    video = train.groups["video"] == "VbQk4H8hgr0"  # its rows are not in the order of time, its samples' order is
+    starts = spans["VbQk4H8hgr0"][[int(name.split("$_$")[1]) for name in train.ids[video]], 0]
+    assert (np.diff(starts[np.argsort(train.order[video])]) > 0).all()
+    assert (np.diff(starts) < 0).any()
+
+
+def test_words_with_times(real_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mosi"
+    folder.mkdir()
+    for name in ("CMU_MOSI_Opinion_Labels.csd", "CMU_MOSI_ModifiedTimestampedWords.csd"):
+        (folder / name).symlink_to(real(real_data, name))
+    vectors = tmp_path / "glove.txt"
+    vectors.write_text("movie 1 0 0\nthe 0 1 0\n")
+    dataset = load_dataset(folder, glove=vectors)
+    assert {split: len(part) for split, part in dataset.splits.items()} == {"train": 1284, "valid": 229, "test": 686}
+    frames = np.concatenate([part.frames["language"][part.present["language"]] for part in dataset.splits.values()])
+    assert {tuple(frame) for frame in frames.tolist()} == {(1, 0, 0), (0, 1, 0)}
+    with pytest.raises(CorrKDError, match="no modality"):
+        load_dataset(folder)
+
+
+def test_named_arrays_of_mosei(real_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mosei"
+    folder.mkdir()
+    for split in ("val", "test"):
+        source = real(real_data, f"mosei_named_arrays_{split}.pkl")
+        (folder / source.name).symlink_to(source)
+    dataset = load_dataset(folder)
+    assert dataset.widths == {"language": 768, "audio": 40, "vision": 35}
+    assert {split: len(part) for split, part in dataset.splits.items()} == {"valid": 264, "test": 658}
+    assert dataset.extra["nonfinite"]["audio"]["inf"] == 653
+    raw = safe_pickle.load(real(real_data, "mosei_named_arrays_test.pkl"))
+    np.testing.assert_array_equal(dataset.split("test").scores, raw["labels"])
+    np.testing.assert_array_equal(dataset.split("test").frames["language"][:, 0], raw["language"])
+
+
+def test_pom(real_data: Path) -> None:
+    path = real(real_data, "pom.npz")
+    with pytest.raises(CorrKDError, match="several label columns"):
+        load_dataset(path)
+    dataset = load_dataset(path, label="0")
+    assert {split: len(part) for split, part in dataset.splits.items()} == {"train": 600, "valid": 100, "test": 203}
+    found = inspect(dataset).splits["train"]
+    assert found.modalities["vision"].missing_samples == pytest.approx(0.54, abs=0.005)
+    assert make_target("auto", dataset).kind == "classes"
+    assert make_target("auto", load_dataset(path, label="questions:scores@3")).num_outputs == 17
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test", "target"),
+    [
+        ("gcnet_CMUMOSI_features_raw_2way.pkl", 1284, 686, "tertiles"),
+        ("gcnet_IEMOCAP_features_raw_4way.pkl", None, 1241, "classes"),
+        pytest.param("merbench_cmumosei_label.npz", 16326, 4659, "tertiles", marks=pytest.mark.slow),
+        ("merbench_meld_label.npz", 9989, 2610, "classes"),
+    ],
+)
+def test_label_files_with_a_file_an_utterance(
+    real_data: Path, tmp_path: Path, name: str, train: int | None, test: int, target: str
+) -> None:
+    source = real(real_data, name)
+    (tmp_path / name).symlink_to(source)
+    folder = tmp_path / "features" / "wav2vec-large-c-UTT"
+    folder.mkdir(parents=True)
+    if source.suffix == ".npz":
+        corpora = read_npz(source)
+        ids = [key for corpus in corpora.values() for key in corpus.item()]
+    else:
+        ids = [key for names in safe_pickle.load(source)[0].values() for key in names]
+    np.save(tmp_path / "first.npy", np.ones(3, np.float32))
+    np.save(tmp_path / "other.npy", np.zeros(3, np.float32) + 2)
+    for i, key in enumerate(ids):  # links: thousands of files are slow to write
+        (folder / f"{key}.npy").symlink_to(tmp_path / ("first.npy" if i % 2 else "other.npy"))
+    dataset = load_dataset(tmp_path / name)
+    assert len(dataset.split("test")) == test
+    assert train is None or len(dataset.split("train")) == train
+    assert sum(len(part) for part in dataset.splits.values()) == len(ids)
+    assert make_target("auto", dataset).name == target
+
+
+@pytest.mark.parametrize("name", ["clip_101_movies.mp4", "README.md"])
+def test_what_is_no_dataset(real_data: Path, name: str) -> None:
+    with pytest.raises(CorrKDError, match=r"a video \(MP4\); extract features|text, not a dataset"):
+        load_dataset(real(real_data, name))

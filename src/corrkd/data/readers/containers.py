@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -73,9 +73,7 @@ def unpacked_npz(file: Path | BinaryIO, name: str, *, most: int, objects: bool =
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, *, objects: bool) -> Array:
     """One array. Its shape is checked against its size before NumPy allocates for it."""
     with archive.open(info) as member:
-        version = np.lib.format.read_magic(member)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read_header(member)
+        shape, fortran, dtype = read_npy_header(member)
         if dtype.hasobject and (not objects or dtype.kind != "O"):
             raise CorrKDError(f"{name}: array {info.filename} holds pickled objects; save plain numbers or strings")
         data = member.read(info.file_size)
@@ -85,6 +83,13 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, *, objec
             raise CorrKDError(f"{name}: array {info.filename} holds a {type(values).__name__}, not an array")
         return values
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return (shape, whether in Fortran's order, dtype) from the start of an `.npy`. Raises ValueError where it is none."""
+    if np.lib.format.read_magic(file) == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    return np.lib.format.read_array_header_2_0(file)
 
 
 def _check_directory(file: Path | BinaryIO, name: str) -> None:

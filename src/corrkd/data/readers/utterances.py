@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from corrkd.data.dataset import SPLITS, WHOLE, FloatArray, IntArray, MultimodalD
 from corrkd.data.groups import dependent_samples
 from corrkd.data.readers.assemble import assemble, likert_range
 from corrkd.data.readers.bounds import check_memory
+from corrkd.data.readers.containers import read_npy_header
 from corrkd.data.readers.names import SPLIT_NAMES, feature_set_modality
 from corrkd.data.readers.options import ReadOptions
 from corrkd.data.readers.raw import RawSplit
@@ -227,37 +228,54 @@ def _file_of(name: str, folder: Path, utterance: str) -> Path:
 def _features(where: str, folder: Path, ids: StrArray, digest: Any) -> tuple[FloatArray, IntArray, int]:
     """(N, T, d) frames and (N,) lengths of a folder's files, and how many are not there. Shapes are checked before anything is read."""
     files = [_file_of(where, folder, utterance) for utterance in ids.tolist()]
-    shapes = {row: array.shape for row, file in enumerate(files) if (array := _mapped(where, file)) is not None}
-    rows = {row: shape for row, shape in shapes.items() if shape[0]}
-    widths = {width: row for row, (_, width) in rows.items()}
+    headers = {row: header for row, file in enumerate(files) if (header := _header(where, file)) is not None}
+    rows = {row: header for row, header in headers.items() if header.frames}
+    widths = {header.width: row for row, header in rows.items()}
     if len(widths) != 1:
         some = ", ".join(f"{files[row].name} {width}" for width, row in islice(widths.items(), 3))
         raise CorrKDError(f"{where}: files of different widths, or none with frames: {some or 'none'}")
-    lengths = np.array([rows.get(row, (0,))[0] for row in range(len(files))], np.int64)
+    lengths = np.array([rows[row].frames if row in rows else 0 for row in range(len(files))], np.int64)
     longest = int(lengths.argmax())
     shape = (len(files), int(lengths[longest]), next(iter(widths)))
     check_memory(f"{where}, {files[longest].name} of {shape[1]:,} frames", 4 * math.prod(shape))
     frames = np.zeros(shape, np.float32)
-    for row in rows:  # one map at a time: each holds a file open
-        frames[row, : lengths[row]] = _mapped(where, files[row])
+    for row, header in rows.items():
+        try:  # one map at a time: each holds a file open
+            frames[row, : header.frames] = np.memmap(
+                files[row], header.dtype, "r", header.offset, (header.frames, header.width), header.order
+            )
+        except (OSError, ValueError) as error:
+            raise CorrKDError(f"{where}, {files[row].name}: a damaged .npy file ({str(error)[:80]})") from None
         digest.update(f"{ids[row]}\n".encode())
-        digest.update(frames[row, : lengths[row]].data)
+        digest.update(frames[row, : header.frames].data)
     return frames, lengths, len(files) - len(rows)
 
 
-def _mapped(where: str, path: Path) -> Any:
-    """A file's (T, d) numbers as a memory map; None where there is no such file."""
+@dataclass(frozen=True)
+class _Header:
+    """What an `.npy` file of (T, d) numbers, or of (d,), says of itself."""
+
+    frames: int
+    width: int
+    dtype: np.dtype[Any]
+    order: Literal["C", "F"]
+    offset: int
+
+
+def _header(where: str, path: Path) -> _Header | None:
+    """A feature file's header; None where there is no such file."""
     if not path.is_file():
         return None
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with path.open("rb") as file:
+            shape, fortran, dtype = read_npy_header(file)
+            offset = file.tell()
     except (OSError, ValueError, EOFError) as error:
         raise CorrKDError(f"{where}, {path.name}: not an .npy file of numbers ({str(error)[:80]})") from None
-    if array.dtype.kind not in "fiu" or array.ndim not in (1, 2) or not array.shape[-1]:
-        raise CorrKDError(
-            f"{where}, {path.name}: shape {array.shape} of {array.dtype}; expected (width,) or (frames, width)"
-        )
-    return array if array.ndim == 2 else array[None, :]
+    if dtype.kind not in "fiu" or len(shape) not in (1, 2) or not shape[-1]:
+        raise CorrKDError(f"{where}, {path.name}: shape {shape} of {dtype}; expected (width,) or (frames, width)")
+    frames = shape[0] if len(shape) == 2 else 1
+    return _Header(frames, shape[-1], dtype, "F" if fortran else "C", offset)
 
 
 def _with_valid(found: Utterances) -> tuple[StrArray, str]:
