@@ -108,7 +108,7 @@ def test_clips_of_csd_labels_are_numbered_in_the_order_of_the_file(real_data: Pa
     (folder / labels.name).symlink_to(labels)
     sequence = read_sequence(labels)
     spans = {video: spans for video, (_, spans) in sequence.data.items()}
-    csd_file(folder / "COVAREP.csd", "COVAREP", {v: (np.ones((len(s), 2)), s) for v, s in spans.items()})
+    csd_file(folder / "COVAREP.csd", "COVAREP", {v: (np.arange(2.0 * len(s)).reshape(-1, 2), s) for v, s in spans.items()})
     with_words = {video: (np.array([[b"good"], [b"bad"]])[np.arange(len(s)) % 2], s) for video, s in spans.items()}
     csd_file(folder / "Words.csd", "words", with_words)
     dataset = load_dataset(folder, glove=glove(tmp_path / "glove.txt"), targets=False)
@@ -174,7 +174,7 @@ def test_pom(real_data: Path) -> None:
         ("gcnet_CMUMOSI_features_raw_2way.pkl", 1284, 686, "tertiles"),
         ("gcnet_IEMOCAP_features_raw_4way.pkl", None, 1241, "classes"),
         pytest.param("merbench_cmumosei_label.npz", 16326, 4659, "tertiles", marks=pytest.mark.slow),
-        ("merbench_meld_label.npz", 9989, 2610, "classes"),
+        pytest.param("merbench_meld_label.npz", 9989, 2610, "classes", marks=pytest.mark.slow),
     ],
 )
 def test_label_files_with_a_file_an_utterance(

@@ -241,9 +241,9 @@ def _features(where: str, folder: Path, ids: StrArray, digest: Any) -> tuple[Flo
     frames = np.zeros(shape, np.float32)
     for row, header in rows.items():
         try:  # one map at a time: each holds a file open
-            frames[row, : header.frames] = np.memmap(
-                files[row], header.dtype, "r", header.offset, (header.frames, header.width), header.order
-            )
+            with files[row].open("rb") as file:
+                shape = header.frames, header.width
+                frames[row, : header.frames] = np.memmap(file, header.dtype, "r", header.offset, shape, header.order)
         except (OSError, ValueError) as error:
             raise CorrKDError(f"{where}, {files[row].name}: a damaged .npy file ({str(error)[:80]})") from None
         digest.update(f"{ids[row]}\n".encode())
