@@ -186,7 +186,7 @@ def test_classes_without_names_stay_unnamed(tmp_path: Path) -> None:
         (lambda p: p.update(audio=np.zeros((12, 9, 0))), "train: has no audio"),
         (lambda p: p.update(audio=p["audio"][:5]), "array audio has 5 rows for 12 samples"),
         (lambda p: p.update(audio=np.array(["x"] * 12)), "not an array of numbers"),
-        (lambda p: p.update(audio=[[1.0]] * 12), "not an array of numbers"),
+        (lambda p: p.update(audio=[[1.0]] * 12), "the array holds 1 frames"),
         (lambda p: p.update(id=p["id"][:5]), "5 ids for 12 samples"),
         (lambda p: p.pop("vision"), "another split has"),
         (lambda p: [p.pop("regression_labels"), p.pop("classification_labels")], "neither scores nor labels"),

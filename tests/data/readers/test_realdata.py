@@ -108,7 +108,9 @@ def test_clips_of_csd_labels_are_numbered_in_the_order_of_the_file(real_data: Pa
     (folder / labels.name).symlink_to(labels)
     sequence = read_sequence(labels)
     spans = {video: spans for video, (_, spans) in sequence.data.items()}
-    csd_file(folder / "COVAREP.csd", "COVAREP", {v: (np.arange(2.0 * len(s)).reshape(-1, 2), s) for v, s in spans.items()})
+    csd_file(
+        folder / "COVAREP.csd", "COVAREP", {v: (np.arange(2.0 * len(s)).reshape(-1, 2), s) for v, s in spans.items()}
+    )
     with_words = {video: (np.array([[b"good"], [b"bad"]])[np.arange(len(s)) % 2], s) for video, s in spans.items()}
     csd_file(folder / "Words.csd", "words", with_words)
     dataset = load_dataset(folder, glove=glove(tmp_path / "glove.txt"), targets=False)

@@ -45,7 +45,7 @@ from corrkd.data.readers.names import (
     modality_names,
 )
 from corrkd.data.readers.options import ReadOptions
-from corrkd.data.readers.pad import with_lists_padded
+from corrkd.data.readers.pad import with_lists_as_arrays
 from corrkd.data.readers.raw import Array, Columns, RawSplit
 from corrkd.data.readers.values import column, strings
 from corrkd.errors import CorrKDError
@@ -133,9 +133,9 @@ def _rows(raw: RawSplit) -> int:
 
 def _raw_split(name: str, arrays: Mapping[str, Any], options: ReadOptions) -> tuple[RawSplit, list[str]]:
     """Named arrays as one split, and notes."""
-    arrays = with_lists_padded(name, arrays)
-    unreadable = sorted(key for key, x in arrays.items() if not isinstance(x, np.ndarray | list | tuple))
-    arrays = {key: np.asarray(x) for key, x in arrays.items() if key not in unreadable}
+    arrays = with_lists_as_arrays(name, arrays)
+    unreadable = sorted(key for key, x in arrays.items() if not isinstance(x, np.ndarray))
+    arrays = {key: x for key, x in arrays.items() if key not in unreadable}
     count = _count(name, arrays, options)
     names = modality_names(feature_keys(name, arrays, count, RESERVED | _companions(arrays), lenient=True))
     keys = {m: key for key, m in names.items()}

@@ -18,7 +18,7 @@ from corrkd.errors import CorrKDError
 
 Array = npt.NDArray[Any]
 
-LONGEST_DIRECTORY = 10 << 20  # of a zip file: of some 100,000 members
+LONGEST_DIRECTORY = 2 << 20  # bytes, of a zip file: some 30,000 members
 LONGEST_HEADER = 16 << 20  # of a .safetensors file; what Python makes of JSON is ten times its size
 END, END64 = b"PK\x05\x06", b"PK\x06\x06"  # records at the end of a zip file
 END_SIZE, END64_SIZE, LONGEST_COMMENT = 22, 76, 65_535

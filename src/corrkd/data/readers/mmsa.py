@@ -44,17 +44,22 @@ def recognises(data: Any) -> bool:
 
 def recognises_clip(data: Any) -> bool:
     """A flat dict of one clip's arrays, as MMSA-FET's `run_single` returns it: (T, d) by modality, `text_bert` (3, T), `config`."""
-    if not isinstance(data, dict) or not any(key in data and np.ndim(data[key]) == 2 for key in MODALITIES):
+    if not isinstance(data, dict) or not any(_is_table(data.get(key)) for key in MODALITIES):
         return False
-    return "config" in data or (TOKENS in data and np.ndim(data[TOKENS]) == 2 and len(data[TOKENS]) == 3)
+    return "config" in data or (_is_table(data.get(TOKENS)) and len(data[TOKENS]) == 3)
+
+
+def _is_table(values: Any) -> bool:
+    return isinstance(values, np.ndarray) and values.ndim == 2
 
 
 def read_clip(data: Mapping[str, Any], name: str, options: ReadOptions) -> MultimodalDataset:
     """The single sample in a clip's dict, in the split "all". Raises CorrKDError where targets are needed."""
     if options.targets:
         raise CorrKDError(f"{name}: a single clip without labels; it can be inspected and predicted, not trained on")
-    names = modality_names(key for key, x in data.items() if np.ndim(x) == 2 and key not in OTHERS)
-    frames = {m: np.asarray(data[key])[None] for key, m in names.items() if np.size(data[key])}
+    arrays = {key: x for key, x in data.items() if isinstance(x, np.ndarray) and x.ndim == 2}
+    names = modality_names(key for key in arrays if key not in OTHERS)
+    frames = {m: data[key][None] for key, m in names.items() if np.size(data[key])}
     notes = [f"{m} is empty: missing" for key, m in names.items() if not np.size(data[key])]
     raw = RawSplit(frames=frames, ids=[name])
     return assemble(name, {WHOLE: raw}, options, layout="MMSA-FET, one clip", notes=notes)

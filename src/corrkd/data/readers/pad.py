@@ -9,6 +9,7 @@ import numpy as np
 
 from corrkd.data.dataset import FloatArray, IntArray
 from corrkd.data.readers.names import LENGTHS, is_no_feature
+from corrkd.data.readers.values import as_array
 from corrkd.errors import CorrKDError
 
 
@@ -35,14 +36,16 @@ def pad(where: str, samples: Sequence[Any]) -> tuple[FloatArray, IntArray]:
     return frames, lengths
 
 
-def with_lists_padded(where: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arrays, each list of (T_i, d) sequences as a padded array `key` and its `key_lengths`."""
+def with_lists_as_arrays(where: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arrays, lists among them as arrays: of (T_i, d) sequences as a padded array `key` and its `key_lengths`."""
     result = dict(arrays)
     for key, values in arrays.items():
         items = values.tolist() if isinstance(values, np.ndarray) and values.dtype.kind == "O" else values
         if not is_no_feature(key) and isinstance(items, list | tuple) and items and all(map(_is_sequence, items)):
             result[key], lengths = pad(f"{where}, {key}", items)
             result.setdefault(f"{key}{LENGTHS}", lengths)
+        elif isinstance(values, list | tuple):
+            result[key] = as_array(values)
     return result
 
 

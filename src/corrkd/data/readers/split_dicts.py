@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from corrkd.data.readers.names import SPLIT_NAMES
-from corrkd.data.readers.pad import with_lists_padded
+from corrkd.data.readers.pad import with_lists_as_arrays
 from corrkd.errors import CorrKDError
 
 Part = Mapping[str, Any]
@@ -46,7 +46,7 @@ def splits_of(data: Mapping[str, Any], name: str) -> tuple[dict[str, Part], list
         if key in SPLIT_NAMES and isinstance(part, dict):
             if SPLIT_NAMES[key] in parts:
                 raise CorrKDError(f"{name}: two splits are called {SPLIT_NAMES[key]}; leave one out")
-            parts[SPLIT_NAMES[key]] = with_lists_padded(f"{name}, {key}", part)
+            parts[SPLIT_NAMES[key]] = with_lists_as_arrays(f"{name}, {key}", part)
     notes = []
     mixed = data.get(SEMI_SUPERVISED)
     if isinstance(mixed, dict):

@@ -26,7 +26,7 @@ from corrkd.data.readers.containers import read_npy_header
 from corrkd.data.readers.names import SPLIT_NAMES, feature_set_modality
 from corrkd.data.readers.options import ReadOptions
 from corrkd.data.readers.raw import RawSplit
-from corrkd.data.readers.values import strings
+from corrkd.data.readers.values import as_array, strings
 from corrkd.errors import CorrKDError
 
 CORPUS = "_corpus"  # follows a split's name in MERBench
@@ -103,7 +103,7 @@ def read_gcnet(data: Sequence[Any], path: Path, name: str, options: ReadOptions)
         layout="GCNet",
         ids=strings([x for video in of_video for x in of_video[video]], f"{name}: utterances"),
         splits=np.array([split_of[str(video)] for video in videos]),
-        labels={"labels": np.asarray([x for video in of_video for x in labels[video]])},
+        labels={"labels": as_array([x for video in of_video for x in labels[video]])},
         groups=groups,
         order=np.array([i for video in of_video for i in range(len(of_video[video]))], np.int64),
     )
@@ -133,7 +133,7 @@ def read_merbench(arrays: Mapping[str, Any], path: Path, name: str, options: Rea
         raise CorrKDError(f"{name}: no utterance in any of {', '.join(arrays)}")
     columns = {key: [row.get(key) for row in rows] for key in ("emo", "val")}
     # What a corpus has no labels of holds one value throughout, as -10.
-    labels = {key: np.asarray(x) for key, x in columns.items() if None not in x and len(set(map(str, x))) > 1}
+    labels = {key: as_array(x) for key, x in columns.items() if None not in x and len(set(map(str, x))) > 1}
     names = strings(ids, f"{name}: utterances")
     halves = [text.rpartition("_") for text in names.tolist()]
     found = Utterances(
@@ -242,8 +242,8 @@ def _features(where: str, folder: Path, ids: StrArray, digest: Any) -> tuple[Flo
     for row, header in rows.items():
         try:  # one map at a time: each holds a file open
             with files[row].open("rb") as file:
-                shape = header.frames, header.width
-                frames[row, : header.frames] = np.memmap(file, header.dtype, "r", header.offset, shape, header.order)
+                size = header.frames, header.width
+                frames[row, : header.frames] = np.memmap(file, header.dtype, "r", header.offset, size, header.order)
         except (OSError, ValueError) as error:
             raise CorrKDError(f"{where}, {files[row].name}: a damaged .npy file ({str(error)[:80]})") from None
         digest.update(f"{ids[row]}\n".encode())

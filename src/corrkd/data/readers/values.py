@@ -14,6 +14,15 @@ LONGEST_NAME = 1000  # characters of an id, a group, a class
 MOST_TEXT = 1 << 30  # bytes of an array of names
 
 
+def as_array(values: Any) -> npt.NDArray[Any]:
+    """Return a list as an array; of text as objects, which take as much memory as they are long."""
+    if isinstance(values, np.ndarray):
+        return values
+    rows = [row if isinstance(row, list | tuple) else (row,) for row in values]
+    text = any(isinstance(value, str | bytes) for row in rows for value in row)
+    return np.array(values, object) if text else np.asarray(values)
+
+
 def strings(values: Any, what: str = "names") -> StrArray:
     """Return (N,) text of strings, bytes (UTF-8, else latin-1) or numbers.
 
