@@ -103,6 +103,7 @@ def sweep(
     collected = [_Collected() for _ in runs]
     missing: dict[str, Tensor] = {}
     for batch in samples.batches(batch_size, conversations=network.reads_conversations):
+        network.check_memory({m: x.shape[1] for m, x in batch.exists.items()}, len(batch))
         complete = batch.inputs()
         present: dict[str, Tensor] = {}
         context = samples.context(batch.rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
@@ -11,10 +12,13 @@ from torch import Tensor, nn
 
 from corrkd.data.batches import Context
 from corrkd.data.inputs import Inputs
+from corrkd.errors import CorrKDError
+from corrkd.memory import free_memory, size_text
 from corrkd.networks.encoder import Dropout
 
 Kind = Literal["classes", "questions", "score"]
 S = TypeVar("S", bound=BaseModel)
+ALWAYS_FREE = 1 << 28  # bytes for which nobody asks how much is free
 
 
 class Output(NamedTuple):
@@ -84,6 +88,31 @@ class Network(nn.Module, Generic[S]):
         out: Output = self(inputs)
         return out
 
+    def check_memory(self, frames: Mapping[str, int], samples: int, *, training: bool = False) -> None:
+        """Refuse frames whose attention maps do not fit into memory.
+
+        Args:
+            frames: the most by modality.
+            samples: that go through the network at once.
+            training: whether maps are kept for the backward pass.
+
+        Raises:
+            CorrKDError: a line with the number of frames and the largest that fits.
+        """
+        heads, layers = _attention(self.settings)
+        modality, longest = max(frames.items(), key=lambda item: item[1])
+        maps = 3 * layers if training else 2  # products, softmax, and its dropout
+        size = 4 * maps * heads * samples  # bytes for each pair of frames
+        if not heads or size * longest**2 < ALWAYS_FREE:
+            return
+        free = free_memory(next(self.parameters()).device)
+        if free is not None and size * longest**2 > free:
+            raise CorrKDError(
+                f"modality {modality}: {longest:,} frames in a sample; attention over them needs {size_text(size * longest**2)} of memory, "
+                f"{size_text(free)} are free; at most {math.isqrt(free // size):,} frames fit with {samples} samples at once: "
+                "cut samples into windows, average frames, or make batches smaller"
+            )
+
     @property
     def part_widths(self) -> dict[str, int] | None:
         """Width of each modality's part of the representation, which holds them in this order; None: there are no such parts."""
@@ -102,6 +131,12 @@ class Network(nn.Module, Generic[S]):
 
 
 AnyNetwork = Network[Any]
+
+
+def _attention(settings: BaseModel) -> tuple[int, int]:
+    """(heads, layers) of a network's attention by its settings; 0 heads where it has none."""
+    inner = getattr(settings, "network", settings)
+    return getattr(inner, "heads", 0), getattr(inner, "layers", getattr(inner, "levels", 1))
 
 
 def mean_response(votes: Sequence[Tensor], counted: Tensor, kind: Kind) -> Tensor:

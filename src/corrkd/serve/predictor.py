@@ -98,6 +98,8 @@ class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentimen
     @torch.no_grad()
     def logits(self, arrays: Mapping[str, Arrays]) -> npt.NDArray[np.float32]:
         """Logits (N, K) or (N, Q, 2), or scores (N, 1), of raw frames. Raises CorrKDError where a sample is too long for the model."""
+        frames = {m: a.exists.shape[1] for m, a in arrays.items()}
+        self.saved.network.check_memory(frames, len(next(iter(arrays.values())).exists))
         out: npt.NDArray[np.float32] = self.saved.network(self.inputs(arrays)).logits.float().cpu().numpy()
         return out
 

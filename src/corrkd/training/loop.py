@@ -81,6 +81,7 @@ def train(
         CorrKDError: where the loss is no longer finite, or the checkpoint does not fit.
     """
     batch_size = min(settings.batch_size, len(samples))
+    method.network.check_memory({m: x.shape[1] for m, x in samples.present.items()}, batch_size, training=True)
     method.start(samples)
     if teacher is not None:
         method.taught(teacher, samples.targets)

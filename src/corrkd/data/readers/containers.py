@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 
 from corrkd.data import safe_pickle
 from corrkd.data.readers import hdf5
-from corrkd.data.readers.bounds import Budget, most_unpacked, refused, size_text
+from corrkd.data.readers.bounds import Budget, most_unpacked, refused
 from corrkd.errors import CorrKDError
+from corrkd.memory import size_text
 
 Array = npt.NDArray[Any]
 

@@ -11,6 +11,7 @@ from corrkd.data.dataset import FloatArray, IntArray
 from corrkd.data.readers.names import LENGTHS, is_no_feature
 from corrkd.data.readers.values import as_array
 from corrkd.errors import CorrKDError
+from corrkd.memory import check_memory
 
 
 def pad(where: str, samples: Sequence[Any]) -> tuple[FloatArray, IntArray]:
@@ -29,7 +30,9 @@ def pad(where: str, samples: Sequence[Any]) -> tuple[FloatArray, IntArray]:
     if len(widths) != 1:
         raise CorrKDError(f"{where}: samples of different widths, or of none: {sorted(widths)[:8]}")
     lengths = np.array([len(array) for array in arrays], np.int64)
-    frames = np.zeros((len(arrays), int(lengths.max()), widths.pop()), np.float32)
+    width, longest = widths.pop(), int(lengths.max())
+    check_memory(f"{where}: {len(arrays):,} samples of up to {longest:,} frames", 4 * len(arrays) * longest * width)
+    frames = np.zeros((len(arrays), longest, width), np.float32)
     for row, array in enumerate(arrays):
         if len(array):
             frames[row, : len(array)] = array

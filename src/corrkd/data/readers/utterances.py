@@ -21,13 +21,13 @@ import numpy as np
 from corrkd.data.dataset import SPLITS, WHOLE, FloatArray, IntArray, MultimodalDataset, StrArray
 from corrkd.data.groups import dependent_samples
 from corrkd.data.readers.assemble import assemble, likert_range
-from corrkd.data.readers.bounds import check_memory
 from corrkd.data.readers.containers import read_npy_header
 from corrkd.data.readers.names import SPLIT_NAMES, feature_set_modality
 from corrkd.data.readers.options import ReadOptions
 from corrkd.data.readers.raw import RawSplit
 from corrkd.data.readers.values import as_array, strings
 from corrkd.errors import CorrKDError
+from corrkd.memory import check_memory
 
 CORPUS = "_corpus"  # follows a split's name in MERBench
 VALID_SHARE = 0.1  # of the training groups, where no split is for validation

@@ -1,0 +1,62 @@
+"""How much memory is free, and one line where something would not fit."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from corrkd.errors import CorrKDError
+
+if TYPE_CHECKING:  # slow to import, and the readers do without
+    import torch
+
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
+
+
+def size_text(count: float) -> str:
+    """Return a number of bytes as people write it: "512 bytes", "1.5 GB"."""
+    unit = 0
+    while count >= 1000 and unit < len(UNITS) - 1:
+        count, unit = count / 1000, unit + 1
+    return f"{count:.0f} {UNITS[unit]}" if unit == 0 or count >= 10 else f"{count:.1f} {UNITS[unit]}"
+
+
+def available_memory() -> int | None:
+    """Return how many bytes of memory are free for this process, or None where the system does not say."""
+    try:
+        free = _number(r"^MemAvailable:\s+(\d+) kB", MEMINFO.read_text()) * 1024
+    except (OSError, ValueError):
+        return None
+    try:  # a container may have less; what it caches of files is given back
+        limit, used, facts = ((CGROUP / f"memory.{what}").read_text() for what in ("max", "current", "stat"))
+        cached = _number(r"^active_file (\d+)", facts) + _number(r"^inactive_file (\d+)", facts)
+        return max(0, min(free, int(limit) - int(used) + cached))
+    except (OSError, ValueError):  # no container, or none with a limit
+        return free
+
+
+def _number(pattern: str, text: str) -> int:
+    match = re.search(pattern, text, re.MULTILINE)
+    if match is None:
+        raise ValueError(pattern)
+    return int(match[1])
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return how many bytes are free on a device, or None where nobody says."""
+    if device.type != "cuda":
+        return available_memory()
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def check_memory(what: str, count: int) -> None:
+    """Raise CorrKDError where so many bytes would not fit into memory. `what` says for what, and opens the line."""
+    free = available_memory()
+    if free is not None and count > free:
+        raise CorrKDError(
+            f"{what}: needs {size_text(count)} of memory, {size_text(max(free, 0))} are free; shorten or split it"
+        )
