@@ -5,11 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from corrkd.data.convert import convert
-from corrkd.data.dataset import MultimodalDataset
+from corrkd.data.dataset import MultimodalDataset, check_split
 from corrkd.data.inspect import describe, inspect
 from corrkd.data.load import load_dataset
+from corrkd.errors import CorrKDError
 
 from ..conftest import make_dataset
 from .readers.samples import mmsa, mult, write_pickle
@@ -147,3 +149,14 @@ def test_description_holds_the_facts_and_is_the_same_after_conversion(tmp_path: 
     source = f"  converted from a file or folder with sha256 {dataset.sha256}"
     lines = text.replace(dataset.sha256, again.sha256).splitlines()
     assert describe(inspect(again)).splitlines() == [*lines, source]
+
+
+@pytest.mark.parametrize("label", [2**40, 2**56])
+def test_a_huge_label_or_score_takes_no_memory(label: int) -> None:
+    dataset = make_dataset()
+    train = dataset.split("train")
+    huge = np.where(np.arange(len(train)) == 3, label, 1.0)
+    with pytest.raises(CorrKDError, match=f"label {label} is out of range"):
+        check_split("set, train", replace(train, labels=huge.astype(np.int64)))
+    only = replace(dataset, splits={"train": replace(train, labels=None, scores=huge)})
+    assert inspect(only).splits["train"].histogram == {"below 1": 0, "at 1": len(train) - 1, "above 1": 1}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from corrkd.data.dataset import MultimodalDataset, Split
 from corrkd.data.targets import Target, make_target
 from corrkd.errors import CorrKDError
+
+from ..conftest import make_dataset
 
 
 def dataset_of(scores: list[float] | None = None, labels: object = None) -> MultimodalDataset:
@@ -158,3 +161,31 @@ def test_a_split_of_zeros_alone_is_refused_before_any_training() -> None:
     )
     with pytest.raises(CorrKDError, match="d, valid: no sample is left for target `binary-nonzero`"):
         make_target("binary-nonzero", both)
+
+
+@pytest.mark.parametrize("equal", [0.4, 0.7, 0.9])
+@pytest.mark.parametrize("end", ["lowest", "highest"])
+def test_scores_of_which_most_are_equal(equal: float, end: str) -> None:
+    """The card is read again, and every category has training samples."""
+    train = make_dataset().split("train")
+    count = len(train)
+    rng = np.random.default_rng(0)
+    value = 1.0 if end == "lowest" else 5.0
+    scores = np.where(np.arange(count) < equal * count, value, rng.uniform(1.5, 4.5, count))
+    dataset = make_dataset()
+    splits = {
+        name: replace(part, scores=np.resize(scores, len(part)), labels=None) for name, part in dataset.splits.items()
+    }
+    dataset = replace(dataset, splits=splits, class_names=())
+    target = make_target("score", dataset)
+    assert Target.from_json(target.to_json()) == target
+    assert set(target.categories(scores)) == set(range(len(target.classes)))
+    automatic = make_target("auto", dataset)
+    assert automatic.name == ("tertiles" if len(target.classes) == 3 else "score")
+
+
+def test_equal_scores_teach_nothing() -> None:
+    dataset = make_dataset()
+    splits = {name: replace(part, scores=np.ones(len(part)), labels=None) for name, part in dataset.splits.items()}
+    with pytest.raises(CorrKDError, match="all scores are 1; nothing is to be learned"):
+        make_target("score", replace(dataset, splits=splits, class_names=()))

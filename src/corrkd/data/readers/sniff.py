@@ -64,9 +64,10 @@ def _text(start: bytes) -> str | None:
         return "a web page, not the file itself: a download page or a quota notice was saved in its place; fetch the file again"
     if text.startswith(("{", "[")):
         return f"JSON; {TABLE}"
-    lines = text.splitlines()[:3]
+    lines = text.splitlines()
+    lines = lines[:-1] if len(start) == START else lines  # the last is cut
     for separator, kind in ((",", "comma-separated"), ("\t", "tab-separated"), (";", "semicolon-separated")):
-        columns = {line.count(separator) for line in lines[: max(1, len(lines) - 1)]}  # the last may be cut
+        columns = {line.count(separator) for line in lines[:3]}
         if len(lines) > 1 and len(columns) == 1 and columns != {0}:
             return f"a table of {kind} values (CSV); {TABLE}"
     return "text, not a dataset"
