@@ -88,9 +88,14 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, *, objec
 
 def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Return (shape, whether in Fortran's order, dtype) from the start of an `.npy`. Raises ValueError where it is none."""
-    if np.lib.format.read_magic(file) == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
-    return np.lib.format.read_array_header_2_0(file)
+    try:
+        if np.lib.format.read_magic(file) == (1, 0):
+            return np.lib.format.read_array_header_1_0(file)
+        return np.lib.format.read_array_header_2_0(file)
+    except Exception as error:  # NumPy tokenizes the header as Python, and lets through what that makes of it
+        raise ValueError(
+            f"no header of an array: {str(error).splitlines()[0][:80] if str(error) else 'damaged'}"
+        ) from None
 
 
 def _check_directory(file: Path | BinaryIO, name: str) -> None:
