@@ -17,6 +17,7 @@ import pytest
 from corrkd.data.convert import convert
 from corrkd.data.load import load_dataset
 from corrkd.data.readers.assemble import groups_from_ids
+from corrkd.data.readers.glove import read_glove
 from corrkd.errors import CorrKDError
 
 from .samples import csd_file
@@ -160,6 +161,14 @@ def test_a_device_is_no_dataset(tmp_path: Path, name: str) -> None:
     (folder / "Labels.csd").symlink_to(path)
     with pytest.raises(CorrKDError, match=r"Labels\.csd: not a regular file"):
         load_dataset(folder)
+
+
+def test_a_vector_file_of_one_endless_line(tmp_path: Path) -> None:
+    with pytest.raises(CorrKDError, match="/dev/zero: no such file; pass --glove FILE"):
+        read_glove(Path("/dev/zero"), {"good"})
+    (tmp_path / "glove.txt").write_text("good 1 2\n" + "x" * 5_000_000)
+    with pytest.raises(CorrKDError, match="line 2 is not a word and 2 numbers"):
+        read_glove(tmp_path / "glove.txt", {"good"})
 
 
 MEMORY = """

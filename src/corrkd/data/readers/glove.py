@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from corrkd.data.dataset import FloatArray
 from corrkd.errors import CorrKDError
 
+LONGEST_LINE = 1 << 20  # characters
 WIDEST = 10_000  # a vector file of more numbers a line is none
 
 
@@ -45,9 +47,11 @@ def read_glove(path: Path, needed: Iterable[str]) -> dict[str, FloatArray]:
     wanted = needed | {word.lower() for word in needed}
     found: dict[str, FloatArray] = {}
     width = 0
+    if not Path(path).is_file():
+        raise CorrKDError(f"{path}: no such file; pass --glove FILE, a GloVe text file")
     try:
         with Path(path).open(encoding="utf-8", errors="replace", newline="\n") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE), ""), 1):
                 parts = line.rstrip().split(" ")
                 if number == 1 and len(parts) == 2:
                     continue
