@@ -217,7 +217,10 @@ def test_dealt_splits(names: list[str]) -> None:
             lambda d: d.update(video=np.ones((20, 4, 2))),
             r"array video has shape \(20, 4, 2\), but `video` holds one value",
         ),
-        (lambda d: d.update(labels=np.array([[0, 2]] * 20)), "must be 0 or 1"),
+        (
+            lambda d: [d.pop("scores"), d.update(labels=np.full((20, 2), 2))],
+            "several label columns; choose with --label: labels",
+        ),
         (lambda d: d.update(scores=np.full(20, np.nan)), "NaN"),
         (lambda d: d.update(class_names=np.array(["low", "high"])), "label 2 is out of range"),
         (lambda d: d.update(speech_lengths=np.full(20, 7)), "lengths run from 7 to 7, but the array holds 6"),

@@ -255,3 +255,11 @@ def test_a_modality_that_a_split_lacks_is_missing_there(tmp_path: Path, left_out
     data["train"].pop("audio")
     with pytest.raises(CorrKDError, match="train: has no audio"):
         load_dataset(write_pickle(tmp_path / "set.pkl", data))
+
+
+def test_a_split_without_any_modality(tmp_path: Path) -> None:
+    data = mult()
+    for key in ("text", "audio", "vision"):
+        del data["test"][key]
+    with pytest.raises(CorrKDError, match="test: no modality found"):
+        load_dataset(write_pickle(tmp_path / "set.pkl", data))

@@ -74,7 +74,7 @@ QUOTA = b"\n<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</tit
         (b"Dear all,\nthe data are on the shared drive.\n", "text, not a dataset"),
         ("Grüße, alles da\nund mehr".encode()[:6], "text, not a dataset"),
         (b'{"train": []}', "JSON; make it arrays"),
-        (gzip.compress(b"pickle"), "compressed by gzip; unpack it"),
+        (gzip.compress(b"pickle", mtime=0), "compressed by gzip; unpack it"),
         (tarball, "a tar archive; unpack it"),
         (checkpoint, "a file of torch.save, not arrays; load it where it was made"),
         (docx, "no modality|no arrays"),

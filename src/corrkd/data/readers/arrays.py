@@ -32,7 +32,7 @@ import numpy as np
 from corrkd.data.dataset import SPLITS, WHOLE, IntArray, MultimodalDataset, StrArray
 from corrkd.data.groups import GROUPS, dependent_samples
 from corrkd.data.readers.assemble import assemble
-from corrkd.data.readers.labels import are_names, columns_of
+from corrkd.data.readers.labels import columns_of
 from corrkd.data.readers.names import (
     FRAME_IDS,
     LENGTHS,
@@ -231,10 +231,11 @@ def _usual_labels(name: str, arrays: Mapping[str, Array], count: int) -> tuple[A
     key = next((key for key in LABELS if key in arrays), None)
     if key is not None:
         values = arrays[key]
-        if values.ndim <= 2 and not are_names(values) and values.dtype.kind == "f" and _fractions(values):
-            if values.size == count and scores is None:
-                scores = column(name, values, key, count)
-                notes.append(f"{key} are not whole numbers: read as scores")
+        if values.size > count and values.dtype.kind in "fiu" and not np.isin(values, (0, 1)).all():
+            pass  # several columns that are no answers: one of them has to be chosen
+        elif values.dtype.kind == "f" and _fractions(values):
+            scores = column(name, values, key, count) if scores is None else scores
+            notes.append(f"{key} are not whole numbers: read as scores")
         else:
             labels = values
             notes += [ONE_HOT.format(key=key)] if _is_one_hot(values) else []

@@ -171,6 +171,8 @@ def _fill_absent(name: str, parts: Mapping[str, RawSplit]) -> list[str]:
     modalities = in_usual_order(dict.fromkeys(m for part in parts.values() for m in part.frames))
     notes = []
     for split, part in parts.items():
+        if not part.frames:
+            raise CorrKDError(f"{name}, {split}: no modality found")
         for m in [m for m in modalities if m not in part.frames]:
             if split == SPLITS[0]:
                 raise CorrKDError(f"{name}, {split}: has no {m}, another split has; add it, or leave it out everywhere")
