@@ -61,7 +61,7 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
 
 def test_parts_of_killed_processes_are_removed_and_nothing_else(tmp_path: Path) -> None:
     kept = [tmp_path / "a.part", tmp_path / ".hidden", tmp_path / "seed-0" / "model.json"]
-    parts = [tmp_path / ".a.json.12.part", tmp_path / "seed-0" / "deep" / ".b.1.part"]
+    parts = [tmp_path / ".a.json.01234567.part", tmp_path / "seed-0" / "deep" / ".b.89abcdef.part"]
     for path in kept + parts:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")

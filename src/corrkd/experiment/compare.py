@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from corrkd.errors import CorrKDError
 from corrkd.experiment import run_folder
 from corrkd.experiment.arm import TEACHER, Arm, resolve
 from corrkd.experiment.budget import read_budget, with_epochs
-from corrkd.experiment.compare_settings import ComparePlan, DatasetPlan, read_plan
+from corrkd.experiment.compare_settings import REPORTED, ComparePlan, DatasetPlan, read_plan
 from corrkd.experiment.grid import Backend, Failure, Job, run_grid
 from corrkd.experiment.job import COST
 from corrkd.experiment.prepare import Experiment, prepare
@@ -26,11 +25,10 @@ from corrkd.experiment.references import references
 from corrkd.experiment.seed import make_method, read_table, write_table
 from corrkd.files import FAILURES, PLAN, make_folder, remove_parts, write_bytes, write_text, write_with
 from corrkd.networks.saved import seed_folders
+from corrkd.parsing import check_digest, check_yaml_digest, read_json, refusing
 from corrkd.report import comparison_page
 from corrkd.report.reported import read_reported
 from corrkd.report.run_folder import selection_rules
-
-REPORTED = "reported.csv"
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,9 @@ def _empty(out: Path) -> None:
     """Removes a comparison that is there, and nothing else."""
     if not (out / PLAN).is_file():
         return
-    for name in read_plan(out).datasets:
+    names = read_plan(out).datasets
+    _refuse_links(out, names)
+    for name in names:
         folder = out / name
         if folder.is_dir():
             run_folder.empty(folder)
@@ -144,10 +144,23 @@ def _empty(out: Path) -> None:
         (out / file).unlink(missing_ok=True)
 
 
+def _refuse_links(out: Path, names: Iterable[str]) -> None:
+    """Raises CorrKDError where a dataset's folder is a link: nothing outside the comparison's folder is written or removed."""
+    for name in names:
+        if (out / name).is_symlink():
+            raise CorrKDError(
+                f"{out / name}: is a link to another folder; remove the link, or put the folder itself there"
+            )
+
+
 def _begin(out: Path, plan: ComparePlan, experiments: Mapping[str, Experiment]) -> ComparePlan:
     """Writes what the grid's processes read, and returns the plan as written. What was trained with other settings is not gone on with."""
     remove_parts(out)
-    before = read_plan(out) if (out / PLAN).is_file() else None
+    _refuse_links(out, plan.datasets)
+    before = None
+    if (out / PLAN).is_file():
+        check_yaml_digest(out / PLAN, "put it back, choose another folder, or start anew with --overwrite")
+        before = read_plan(out)
     datasets = dict(plan.datasets)
     for name, part in plan.datasets.items():
         if before is not None and name in before.datasets:
@@ -158,7 +171,7 @@ def _begin(out: Path, plan: ComparePlan, experiments: Mapping[str, Experiment]) 
     for name, experiment in experiments.items():
         make_folder(out / name)
         _write_facts(out, name, experiment, plan)
-        write_text(out / name / run_folder.SETTINGS, run_folder.with_whole_paths(experiment.settings).to_yaml())
+        run_folder.write_settings(out / name, run_folder.with_whole_paths(experiment.settings))
     whole = {
         name: part.model_copy(update={"settings": run_folder.with_whole_paths(part.settings)})
         for name, part in plan.datasets.items()
@@ -351,8 +364,9 @@ _COSTS = ["parameters", "epochs", "train_seconds", "peak_memory_bytes"]
 
 
 def _cost(job: Job) -> dict[str, Any]:
-    try:
-        cost = json.loads((job.folder / COST).read_text("utf-8"))
-        return {"method": job.arm, "seed": job.seed, **{key: cost.get(key) for key in _COSTS}}
-    except (OSError, ValueError, AttributeError):
-        return {"method": job.arm, "seed": job.seed, **dict.fromkeys(_COSTS, np.nan)}
+    path = job.folder / COST
+    cost: dict[str, Any] = read_json(path) if path.is_file() else {}
+    with refusing(path, "damaged; delete it, and the run's cost is left out"):
+        if cost:
+            check_digest(cost, path, "delete it, and the run's cost is left out")
+        return {"method": job.arm, "seed": job.seed, **{key: cost.get(key, np.nan) for key in _COSTS}}

@@ -22,7 +22,7 @@ from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import TEACHER
 from corrkd.experiment.job import PROGRESS
 from corrkd.experiment.progress import Reporter
-from corrkd.files import make_folder
+from corrkd.files import make_folder, open_no_link
 
 Backend = Literal["joblib", "ray"]
 LOG = "log.txt"
@@ -105,7 +105,7 @@ def run_apart(job: Job) -> str | None:
     """The job in a process of its own, whose output goes to its log; the last line where it fails."""
     make_folder(job.folder)
     command = [sys.executable, "-m", "corrkd.experiment.job", str(job.out), job.dataset, job.arm, str(job.seed)]
-    with (job.folder / LOG).open("w", encoding="utf-8") as log:
+    with open_no_link(job.folder / LOG) as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
     if code == 0:
         return None

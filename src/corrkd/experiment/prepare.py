@@ -25,7 +25,7 @@ from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import TEACHER, Arm, resolve
 from corrkd.experiment.run_folder import SETTINGS, settings_of
 from corrkd.missing.conditions import Condition, condition, standard_conditions
-from corrkd.networks.saved import with_modalities
+from corrkd.networks.saved import check_distinct, with_modalities
 from corrkd.settings import ArmSettings, DataSettings, ResampleSettings, Settings
 
 SYNTHETIC = "synthetic"
@@ -235,6 +235,8 @@ def prepare(settings: Settings, arms: Mapping[str, ArmSettings] = RUN_ARMS) -> E
     if settings.data.calibration is not None:
         dataset = with_calibration(dataset, settings.data.calibration)
     target = make_target(settings.data.target, dataset)
+    check_distinct(target.classes, f"dataset {dataset.name}: classes")  # a saved model is refused otherwise
+    check_distinct(target.questions, f"dataset {dataset.name}: questions")
     normalisation = _normalisation(dataset, settings.data)
     experiment = Experiment(settings, dataset, target, normalisation, pick_device(settings.device), resolved)
     experiment.conditions(), experiment.projection()  # a wrong name is said now, not after the training

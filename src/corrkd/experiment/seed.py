@@ -36,6 +36,7 @@ from corrkd.networks.saved import (
     add_evaluated,
     build_network,
     load_network,
+    recorded,
     save_network,
     usual_missing,
 )
@@ -316,7 +317,7 @@ class _Watch:
 def _write_history(folder: Path, arms: Sequence[Arm]) -> None:
     parts = []
     for arm in arms:
-        history = load_network(folder / arm.name).about["history"]
+        history = recorded(folder / arm.name, "history")
         parts.append(pd.DataFrame(history).assign(method=arm.name))
     table = pd.concat(parts, ignore_index=True)
     known = ("loss/total", "loss/task", "loss/scd", "loss/cpd", "loss/rcd")

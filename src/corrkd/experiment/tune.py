@@ -22,7 +22,8 @@ from corrkd.experiment.processes import end_with_parent, make_fabric
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.seed import train_arms
 from corrkd.files import make_folder, write_text, write_with
-from corrkd.networks.saved import load_network
+from corrkd.networks.saved import recorded
+from corrkd.parsing import LARGEST_YAML, read_text, yaml_with_digest
 from corrkd.settings import ArmSettings, Settings
 from corrkd.training.loop import VALID, derived_seed
 
@@ -117,9 +118,9 @@ def _on_validation(settings: Settings) -> Settings:
 
 def _begin(out: Path, settings: Settings) -> None:
     path = out / run_folder.SETTINGS
-    text = settings.to_yaml()
+    text = yaml_with_digest(settings.to_yaml())
     if path.is_file():
-        if path.read_text("utf-8") != text:
+        if read_text(path, LARGEST_YAML) != text:
             raise CorrKDError(f"{out}: holds a search with other settings; choose another folder")
         return
     inside = [p.name for p in out.iterdir() if p.name != ".lock"]
@@ -192,7 +193,7 @@ def _train(experiment: Experiment, arm: Arm, folder: Path, out: Path | None) -> 
         quiet = Reporter(quiet=True)
         teaching = out is None  # a teacher that is searched itself teaches nobody
         train_arms(experiment.at(seed), [arm], seed, place, fabric, quiet, taught_in=taught_in, teaching=teaching)
-        scores.append(float(load_network(place / arm.name).about[VALID]))
+        scores.append(float(recorded(place / arm.name, VALID)))
     return sum(scores) / len(scores)
 
 
