@@ -15,7 +15,7 @@ from corrkd.data.dataset import MultimodalDataset, Split, StrArray
 from corrkd.data.readers.assemble import Array
 from corrkd.data.readers.converted import DTYPES, FORMAT, KEY, SOURCE
 from corrkd.errors import CorrKDError
-from corrkd.files import make_folder, replacing
+from corrkd.files import make_folder, remove_parts, replacing
 
 ROWS = 256  # samples copied at a time
 
@@ -49,6 +49,7 @@ def convert(dataset: MultimodalDataset, path: str | Path) -> None:
         key=lambda tensor: -DTYPES[tensor.dtype].itemsize
     )  # so that each starts at a multiple of its item size
     make_folder(path.parent)
+    remove_parts(path.parent, path.name)
     with replacing(path) as part, part.open("wb") as file:
         file.write(_header(dataset, tensors, "0" * 64))  # room for the digest, known when all is written
         digest = hashlib.sha256(_facts(dataset).encode())

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from corrkd.csv_files import write_csv
 from corrkd.data.dataset import SPLITS
 from corrkd.data.resample import widest_group
 from corrkd.errors import CorrKDError
@@ -23,7 +24,7 @@ from corrkd.experiment.prepare import Experiment, prepare
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.references import references
 from corrkd.experiment.seed import make_method, read_table, write_table
-from corrkd.files import FAILURES, PLAN, make_folder, remove_parts, write_bytes, write_text, write_with
+from corrkd.files import FAILURES, PLAN, make_folder, remove_parts, write_bytes, write_text
 from corrkd.networks.saved import seed_folders
 from corrkd.parsing import check_digest, check_yaml_digest, read_json, refusing
 from corrkd.report import comparison_page
@@ -189,7 +190,7 @@ def _write_facts(out: Path, name: str, experiment: Experiment, plan: ComparePlan
         "comparison": {"stated": stated(experiment, plan.search, plan.datasets[name])},
     }
     run_folder.write_facts(out / name, {**facts, **about})
-    write_with(out / name / "groups.csv", lambda path: table.to_csv(path, index=False))
+    write_csv(out / name / "groups.csv", table)
 
 
 def _with_budgets(out: Path, plan: ComparePlan) -> ComparePlan:
@@ -348,13 +349,13 @@ def _collect(
         table = pd.concat([*parts, references(experiment)], ignore_index=True)
         write_table(out / name / run_folder.RESULTS, table)
         costs = pd.DataFrame([_cost(job) for job in done], columns=["method", "seed", *_COSTS])
-        write_with(out / name / "costs.csv", lambda path, costs=costs: costs.to_csv(path, index=False))  # type: ignore[misc]
+        write_csv(out / name / "costs.csv", costs)
         tables.append(table.assign(dataset=name))
     rows = [(f.job.dataset, f.job.arm, f.job.seed, f.error) for f in failures]
     failed = pd.DataFrame(rows, columns=["dataset", "method", "seed", "error"])
     (out / FAILURES).unlink(missing_ok=True)
     if rows:
-        write_with(out / FAILURES, lambda path: failed.to_csv(path, index=False))
+        write_csv(out / FAILURES, failed)
     with reporter.busy("writing the report"):
         comparison_page.write_comparison(out, reported=kept_reported(out))
     return Comparison(out, pd.concat(tables, ignore_index=True), failures)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from corrkd.csv_files import read_csv
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import TEACHER, Arm, resolve
 from corrkd.experiment.budget import BudgetRule, choose_budget, read_budget, with_epochs
@@ -79,7 +80,7 @@ def _epochs(plan: DatasetPlan, arm: Arm, folder: Path, seed: int, train: Callabl
 def _cost(folder: Path, arm: str, device: torch.device, resumed: bool) -> dict[str, float | None]:
     """What the training took. Of one that was stopped and resumed, seconds and memory are not known whole."""
     path = folder / "timings.csv"  # absent where a kill came between the model and its timing
-    timings = pd.read_csv(path).set_index("stage")["seconds"] if path.is_file() else pd.Series(dtype=float)
+    timings = read_csv(path).set_index("stage")["seconds"] if path.is_file() else pd.Series(dtype=float)
     saved = load_network(folder / arm)
     return {
         "parameters": sum(p.numel() for p in saved.network.parameters()),

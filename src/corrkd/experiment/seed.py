@@ -17,6 +17,7 @@ from safetensors.numpy import save as save_arrays
 from torch.utils.tensorboard import SummaryWriter
 
 from corrkd._version import __version__
+from corrkd.csv_files import read_csv, write_csv
 from corrkd.data.batches import Samples
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.calibration import coverage_by_group
@@ -245,7 +246,7 @@ def write_tested(folder: Path, tested: Sequence[Tested], experiment: Experiment,
     write_with(folder / "predictions.parquet", lambda path: frame.to_parquet(path, index=False))
     coverage = pd.concat([part.coverage for part in tested], ignore_index=True)
     if len(coverage):
-        write_with(folder / "coverage.csv", lambda path: coverage.to_csv(path, index=False))
+        write_csv(folder / "coverage.csv", coverage)
     table = pd.concat([part.table for part in tested], ignore_index=True)
     write_table(folder / "results.csv", table.assign(dataset=experiment.dataset.name, seed=seed))
 
@@ -253,14 +254,14 @@ def write_tested(folder: Path, tested: Sequence[Tested], experiment: Experiment,
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """results.csv: tidy, in the columns' agreed order, with all digits of a float64."""
     columns = ["dataset", "method", "seed", "condition", "draw", "metric", "value"]
-    write_with(path, lambda part: table[columns].to_csv(part, index=False))
+    write_csv(path, table[columns])
 
 
 def read_table(path: Path) -> pd.DataFrame:
     """What `write_table` wrote, to the last bit; seeds as text. Raises CorrKDError where it is damaged."""
     try:
         # As text first: a modality may be called "NA", and pandas' own reading of numbers is not exact everywhere.
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = read_csv(path, dtype=str, keep_default_na=False)
         return table.assign(draw=table["draw"].astype(int), value=[float(text or "nan") for text in table["value"]])
     except (ValueError, KeyError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -323,7 +324,7 @@ def _write_history(folder: Path, arms: Sequence[Arm]) -> None:
     known = ("loss/total", "loss/task", "loss/scd", "loss/cpd", "loss/rcd")
     losses = dict.fromkeys([*(c for c in known if c in table), *(str(c) for c in table if str(c).startswith("loss/"))])
     table = table[["method", "epoch", *losses, VALID, "lr"]].astype({"epoch": int})
-    write_with(folder / "history.csv", lambda part: table.to_csv(part, index=False))
+    write_csv(folder / "history.csv", table)
 
 
 def _write_timing(folder: Path, stage: str, seconds: float, samples: int) -> None:
@@ -331,6 +332,6 @@ def _write_timing(folder: Path, stage: str, seconds: float, samples: int) -> Non
     row = pd.DataFrame(
         [{"stage": stage, "seconds": round(seconds, 3), "samples_per_second": round(samples / seconds, 1)}]
     )
-    before = pd.read_csv(path) if path.is_file() else row.iloc[:0]
+    before = read_csv(path) if path.is_file() else row.iloc[:0]
     table = pd.concat([before[before["stage"] != stage], row], ignore_index=True)
-    write_with(path, lambda part: table.to_csv(part, index=False))
+    write_csv(path, table)

@@ -13,6 +13,7 @@ import torch
 import yaml
 from joblib import Parallel, delayed
 
+from corrkd.csv_files import write_csv
 from corrkd.errors import CorrKDError
 from corrkd.experiment import run_folder
 from corrkd.experiment.arm import TEACHER, Arm, laid_over, resolve
@@ -21,7 +22,7 @@ from corrkd.experiment.prepare import Experiment, prepare
 from corrkd.experiment.processes import end_with_parent, make_fabric
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.seed import train_arms
-from corrkd.files import make_folder, write_text, write_with
+from corrkd.files import make_folder, write_text
 from corrkd.networks.saved import recorded
 from corrkd.parsing import LARGEST_YAML, read_text, yaml_with_digest
 from corrkd.settings import ArmSettings, Settings
@@ -104,7 +105,7 @@ def tune(
         )
         table = pd.concat([rows for _, rows in found], ignore_index=True)
         best = {name: change for name, (change, _) in zip(methods, found, strict=True)}
-        write_with(out / TRIALS, lambda path: table.to_csv(path, index=False))
+        write_csv(out / TRIALS, table)
         said = f"{trials} trials a method by Optuna on the validation split of {experiment.dataset.name}, the first its defaults"
         tree = {"search": said, "methods": {n: _whole(methods[n], change) for n, change in best.items()}}
         write_text(out / TUNED, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))

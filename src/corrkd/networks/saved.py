@@ -353,7 +353,9 @@ def _files(stem: Path) -> tuple[Path, Path]:
 
 def seed_folders(run: Path) -> list[Path]:
     """`seed-N` folders of a run, by number."""
-    found = [p for p in run.glob("seed-*") if p.is_dir() and re.fullmatch("[0-9]{1,20}", p.name.removeprefix("seed-"))]
+    found = [
+        p for p in run.glob("seed-*") if p.is_dir() and re.fullmatch("0|[1-9][0-9]{0,19}", p.name.removeprefix("seed-"))
+    ]
     return sorted(found, key=lambda p: int(p.name.removeprefix("seed-")))
 
 
