@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from corrkd._version import __version__
 from corrkd.errors import CorrKDError
+from corrkd.escape import one_line, terminal_text
 
 INTERRUPTED = 130
 
@@ -60,7 +61,7 @@ def _corrkd(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
     if version:
-        print(f"corrkd {__version__}")
+        _print(f"corrkd {__version__}")
         raise typer.Exit
     _help(context)
 
@@ -150,11 +151,12 @@ def evaluate(
     """Test a trained student on a dataset under missing conditions."""
     import torch
 
+    from corrkd.csv_files import write_csv
     from corrkd.evaluation.judge import evaluate as judge
     from corrkd.evaluation.judge import masks_of
     from corrkd.experiment.prepare import dataset_of, pick_device
     from corrkd.experiment.progress import Reporter
-    from corrkd.files import check_new, make_folder, write_with
+    from corrkd.files import check_new, make_folder
     from corrkd.missing.manifest import load_manifest, save_manifest
     from corrkd.networks.saved import load_student
 
@@ -190,11 +192,11 @@ def evaluate(
             on_batch=task.step,
         )
     if out is not None:
-        write_with(out, lambda part: table.to_csv(part, index=False))
+        write_csv(out, table)
     mean = table.groupby(["condition", "metric"], sort=False)["value"].mean().unstack()
     shares = [c for c in ("weighted_f1", "accuracy", "ece") if c in mean]
     mean[shares] *= 100
-    print(
+    _print(
         mean[[*shares, *(c for c in ("mae", "corr") if c in mean)]]
         .dropna(how="all")
         .round(3)
@@ -248,7 +250,7 @@ def predict(
             overwrite=overwrite,
             on_batch=task.step,
         )
-    print(f"{out}: {count} samples")
+    _print(f"{out}: {count} samples")
 
 
 @app.command()
@@ -350,7 +352,7 @@ def export(
         done = write(
             predictor, folder, dataset=dataset, split=split, max_frames=max_frames, samples=samples, overwrite=overwrite
         )
-    print(
+    _print(
         f"{done.folder}: {done.samples} samples under {len(done.differences)} conditions; logits differ from PyTorch's by "
         f"{done.largest:.1e} at most"
     )
@@ -417,11 +419,11 @@ def compare(
         reported=reported,
         reporter=Reporter(),
     )
-    print(plain_comparison(done.folder))
-    print(f"\nreport: {done.folder / 'report.html'}")
+    _print(plain_comparison(done.folder))
+    _print(f"\nreport: {done.folder / 'report.html'}")
     if done.failures:
         lines = "\n".join(f"  {f.job.dataset}, {f.job.arm}, seed {f.job.seed}: {f.error}" for f in done.failures)
-        print(f"failed, and tried again when the command is started again:\n{lines}", file=sys.stderr)
+        _print(f"failed, and tried again when the command is started again:\n{lines}", file=sys.stderr)
         raise typer.Exit(1)
 
 
@@ -447,8 +449,8 @@ def tune(
 
     chosen = [name for name in expanded(part.strip() for part in methods.split(",")) if name]
     made = _settings(data, preset, settings, seeds, None, None, changes, None, None)
-    print(table_text(search(made, named(chosen), out, trials=trials, jobs=jobs, reporter=Reporter())))
-    print(f"\n`corrkd compare --settings {out / TUNED} --data FILE` takes what was found")
+    _print(table_text(search(made, named(chosen), out, trials=trials, jobs=jobs, reporter=Reporter())))
+    _print(f"\n`corrkd compare --settings {out / TUNED} --data FILE` takes what was found")
 
 
 @app.command()
@@ -470,7 +472,7 @@ def report(
         keep_reported(folder, reported)
     with Reporter().busy("writing the report"):
         page = write_comparison(folder, reported=kept_reported(folder)) if is_comparison else write_report(folder)
-    print(page)
+    _print(page)
 
 
 @app.command()
@@ -479,11 +481,11 @@ def presets(name: Annotated[str | None, typer.Argument(help="Print this one.")] 
     from corrkd.settings import preset_names, preset_text
 
     if name is not None:
-        print(preset_text(name), end="")
+        _print(preset_text(name), end="")
         return
     for known in preset_names():
         first = next((line for line in preset_text(known).splitlines() if line.startswith("#")), "#")
-        print(f"{known:16}{first.lstrip('# ')}")
+        _print(f"{known:16}{first.lstrip('# ')}")
 
 
 @data_app.command()
@@ -500,7 +502,7 @@ def inspect(
 
     with Reporter().busy(f"reading {file}"):
         found = look(load_dataset(file, glove=glove, folds=folds, targets=False))
-    print(describe(found))
+    _print(describe(found))
 
 
 @data_app.command()
@@ -520,7 +522,7 @@ def convert(
     check_new(out, overwrite=overwrite)
     with Reporter().busy(f"converting {file}"):
         write(load_dataset(file, glove=glove, folds=folds, targets=False), out)
-    print(out)
+    _print(out)
 
 
 def _settings(
@@ -569,7 +571,7 @@ def _run(settings: Any, out: Path | None, overwrite: bool, *, evaluate: bool) ->
     if evaluate:
         _announce(done)
     else:
-        print(f"trained: {done.folder}; `corrkd resume {done.folder}` evaluates it")
+        _print(f"trained: {done.folder}; `corrkd resume {done.folder}` evaluates it")
 
 
 def _announce(done: Any) -> None:
@@ -577,8 +579,13 @@ def _announce(done: Any) -> None:
 
     if done.results.empty:  # one of several processes; the first has the results
         return
-    print(plain_table(done.folder))
-    print(f"\nreport: {done.folder / 'report.html'}")
+    _print(plain_table(done.folder))
+    _print(f"\nreport: {done.folder / 'report.html'}")
+
+
+def _print(text: object, **options: Any) -> None:
+    """Prints text in which names of others may stand: nothing in it is obeyed by a terminal."""
+    print(terminal_text(str(text)), **options)
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
@@ -603,7 +610,7 @@ def main() -> None:
             message = f"{error.filename or 'a file'}: {error.strerror or error}"
         elif not isinstance(error, CorrKDError):
             raise
-        errors.print(f"[bold red]error:[/] {escape(' '.join(message.split()))}")
+        errors.print(f"[bold red]error:[/] {escape(one_line(message))}")
         code = 2
     if code == INTERRUPTED:
         errors.print(

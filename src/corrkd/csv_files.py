@@ -9,12 +9,17 @@ from typing import Any
 import pandas as pd
 
 from corrkd.escape import csv_original, csv_text
-from corrkd.files import write_with
+from corrkd.files import write_bytes
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Write a table without its index, whole or not at all."""
-    write_with(path, lambda part: _mapped(table, csv_text).to_csv(part, index=False))
+    write_bytes(path, csv_bytes(table))
+
+
+def csv_bytes(table: pd.DataFrame) -> bytes:
+    """Return what `write_csv` writes."""
+    return _mapped(table, csv_text).to_csv(index=False, lineterminator="\n").encode()
 
 
 def read_csv(path: Path, **options: Any) -> pd.DataFrame:

@@ -38,7 +38,7 @@ def _shortened(text: str, longest: int) -> str:
     if len(text) <= longest:
         return text
     tail = longest // 3
-    return f"{text[: longest - tail - 5]} ... {text[-tail:]}"
+    return f"{text[: longest - tail - 5].rstrip()} ... {text[-tail:].lstrip()}"
 
 
 def csv_text(text: str) -> str:

@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 import reprlib
-from collections.abc import Hashable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,11 @@ def quoted(value: Any) -> str:
     if isinstance(value, int) and abs(value) >= LARGEST_INTEGER:  # Python refuses to write some
         return f"an integer of {value.bit_length()} bits"
     return _short.repr(value)
+
+
+def repeated(values: Iterable[Any]) -> Any:
+    """Return the commonest of several values: one that is there twice, where any is."""
+    return Counter(values).most_common(1)[0][0]
 
 
 @contextmanager
@@ -87,17 +93,18 @@ def read_text(path: Path, largest: int) -> str:
 # ------------------------------------------------------------------------------------------------------------------------ JSON
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, advice: str = "") -> Any:
     """Return a JSON file's value. Raises CorrKDError as `read_text` and `parse_json`."""
-    return parse_json(read_text(path, LARGEST_JSON), path)
+    return parse_json(read_text(path, LARGEST_JSON), path, advice)
 
 
-def parse_json(text: str | bytes, where: object) -> Any:
+def parse_json(text: str | bytes, where: object, advice: str = "") -> Any:
     """Return the value of a JSON text.
 
     Args:
         text: the text; bytes are UTF-8.
         where: opens the error.
+        advice: ends it.
 
     Raises:
         CorrKDError: where it is not JSON, nests too deep, has a key twice, a number beyond 64 bits or not finite, or text that is no text.
@@ -108,18 +115,18 @@ def parse_json(text: str | bytes, where: object) -> Any:
         )
         check_tree(value)
     except RecursionError:
-        raise CorrKDError(f"{where}: not JSON that can be read: nested too deep") from None
+        reason = "nested too deep"
     except ValueError as error:  # UnicodeDecodeError, JSONDecodeError and those below
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CorrKDError(f"{where}: not JSON that can be read: {reason[:160]}") from None
-    return value
+    else:
+        return value
+    raise CorrKDError("; ".join(filter(None, (f"{where}: not JSON that can be read: {reason[:160]}", advice))))
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {quoted(next(key for key in keys if keys.count(key) > 1))} is there twice")
+        raise ValueError(f"key {quoted(repeated(key for key, _ in pairs))} is there twice")
     return out
 
 
@@ -141,7 +148,7 @@ def _float(text: str) -> float:
 
 
 def check_tree(tree: Any, *, deepest: int = DEEPEST) -> None:
-    """Raise ValueError where nested values are too deep, or hold an integer beyond 64 bits or a lone surrogate. Never recurses."""
+    """Raise ValueError where nested values are too deep, or hold other than text and numbers of 64 bits. Never recurses."""
     level, depth = [tree], 0
     while level:
         if depth > deepest:
@@ -151,13 +158,15 @@ def check_tree(tree: Any, *, deepest: int = DEEPEST) -> None:
             if isinstance(value, dict):
                 below += value.keys()
                 below += value.values()
-            elif isinstance(value, list | tuple | set):
+            elif isinstance(value, list | tuple):
                 below += value
             elif isinstance(value, str):
                 if not value.isascii():
                     value.encode()  # a lone surrogate is a UnicodeEncodeError, which is a ValueError
             elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
                 raise ValueError(quoted(value))
+            elif value is not None and not isinstance(value, int | float):
+                raise ValueError(f"a value of kind {type(value).__name__}")
         level, depth = below, depth + 1
 
 
@@ -228,7 +237,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, str):
                 raise yaml.YAMLError(f"the key {quoted(key)} is not text; put it in quotes")
         if len(set(keys)) < len(keys):
-            raise yaml.YAMLError(f"key {quoted(next(key for key in keys if keys.count(key) > 1))} is there twice")
+            raise yaml.YAMLError(f"key {quoted(repeated(keys))} is there twice")
         return super().construct_mapping(node, deep)
 
 

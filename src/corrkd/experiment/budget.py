@@ -96,9 +96,10 @@ def read_budget(folder: Path) -> Budget | None:
     path = folder / FILE
     if not path.is_file():
         return None
-    tree = read_json(path)
-    with refusing(path, "damaged; delete the folder to choose the budget again"):
-        check_digest(tree, path, "delete the folder to choose the budget again")
+    advice = "delete the folder to choose the budget again"
+    tree = read_json(path, advice)
+    with refusing(path, f"damaged; {advice}"):
+        check_digest(tree, path, advice)
         return Budget.model_validate({key: value for key, value in tree.items() if key != DIGEST})
 
 

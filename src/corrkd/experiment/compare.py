@@ -23,7 +23,7 @@ from corrkd.experiment.job import COST
 from corrkd.experiment.prepare import Experiment, prepare
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.references import references
-from corrkd.experiment.seed import make_method, read_table, write_table
+from corrkd.experiment.seed import check_tested, make_method, read_table, write_table
 from corrkd.files import FAILURES, PLAN, make_folder, remove_parts, write_bytes, write_text
 from corrkd.networks.saved import seed_folders
 from corrkd.parsing import check_digest, check_yaml_digest, read_json, refusing
@@ -345,6 +345,8 @@ def _collect(
     for name, experiment in experiments.items():
         _write_facts(out, name, experiment, plan)
         done = [job for job in jobs if job.dataset == name and job.done]
+        for job in done:
+            check_tested(job.folder)
         parts = [read_table(job.folder / "results.csv") for job in done]
         table = pd.concat([*parts, references(experiment)], ignore_index=True)
         write_table(out / name / run_folder.RESULTS, table)
@@ -366,8 +368,9 @@ _COSTS = ["parameters", "epochs", "train_seconds", "peak_memory_bytes"]
 
 def _cost(job: Job) -> dict[str, Any]:
     path = job.folder / COST
-    cost: dict[str, Any] = read_json(path) if path.is_file() else {}
-    with refusing(path, "damaged; delete it, and the run's cost is left out"):
+    advice = "delete it, and the run's cost is left out"
+    cost: dict[str, Any] = read_json(path, advice) if path.is_file() else {}
+    with refusing(path, f"damaged; {advice}"):
         if cost:
-            check_digest(cost, path, "delete it, and the run's cost is left out")
+            check_digest(cost, path, advice)
         return {"method": job.arm, "seed": job.seed, **{key: cost.get(key, np.nan) for key in _COSTS}}

@@ -27,7 +27,7 @@ from corrkd.experiment.progress import Reporter, Task
 from corrkd.experiment.seed import evaluate_arm, train_arms, write_tested
 from corrkd.files import make_folder, open_no_link, write_text
 from corrkd.networks.saved import load_network, recorded
-from corrkd.parsing import json_text, with_digest
+from corrkd.parsing import json_text, refusing, with_digest
 
 COST = "cost.json"
 PROGRESS = "progress"
@@ -80,7 +80,8 @@ def _epochs(plan: DatasetPlan, arm: Arm, folder: Path, seed: int, train: Callabl
 def _cost(folder: Path, arm: str, device: torch.device, resumed: bool) -> dict[str, float | None]:
     """What the training took. Of one that was stopped and resumed, seconds and memory are not known whole."""
     path = folder / "timings.csv"  # absent where a kill came between the model and its timing
-    timings = read_csv(path).set_index("stage")["seconds"] if path.is_file() else pd.Series(dtype=float)
+    with refusing(path, "damaged; delete it to go on"):
+        timings = read_csv(path).set_index("stage")["seconds"] if path.is_file() else pd.Series(dtype=float)
     saved = load_network(folder / arm)
     return {
         "parameters": sum(p.numel() for p in saved.network.parameters()),

@@ -19,7 +19,7 @@ from corrkd.experiment.prepare import SYNTHETIC, Experiment, prepare
 from corrkd.experiment.processes import end_with_parent, is_first_process, make_fabric, world_size
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.references import references
-from corrkd.experiment.seed import evaluate_seed, read_table, train_seed, write_table
+from corrkd.experiment.seed import check_tested, evaluate_seed, read_table, train_seed, write_table
 from corrkd.files import file_names, remove_parts
 from corrkd.report.page import write_report
 from corrkd.settings import Settings, load_settings
@@ -115,6 +115,8 @@ def _carry_out(experiment: Experiment, folder: Path, evaluate: bool, reporter: R
         _seeds(experiment, folder, evaluate, reporter)
     if not evaluate or not is_first_process():
         return Run(folder, pd.DataFrame())
+    for seed in settings.seeds:
+        check_tested(_seed_folder(folder, seed))
     parts = [read_table(_seed_folder(folder, seed) / "results.csv") for seed in settings.seeds]
     table = pd.concat([*parts, references(experiment)], ignore_index=True)
     write_table(folder / run_folder.RESULTS, table)

@@ -99,7 +99,7 @@ def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
     """
     path = folder / RUN
     if path.is_file():
-        facts_before = read_json(path)
+        facts_before = read_json(path, "delete it to go on")
         with refusing(path, "damaged; delete it to go on"):
             before, version = str(facts_before["dataset"]["sha256"]), str(facts_before["corrkd"])
         if version != facts["corrkd"]:

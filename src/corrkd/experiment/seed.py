@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from safetensors.numpy import save as save_arrays
 from torch.utils.tensorboard import SummaryWriter
 
 from corrkd._version import __version__
-from corrkd.csv_files import read_csv, write_csv
+from corrkd.csv_files import csv_bytes, read_csv, write_csv
 from corrkd.data.batches import Samples
+from corrkd.data.load import sha256_of
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.calibration import coverage_by_group
 from corrkd.evaluation.judge import tabulate
@@ -28,7 +30,7 @@ from corrkd.experiment.calibrate import calibrate, found_out, swept_samples
 from corrkd.experiment.prepare import Experiment
 from corrkd.experiment.progress import Reporter, Task
 from corrkd.experiment.teachers import Member, answers, members, trained_on
-from corrkd.files import make_folder, write_bytes, write_with
+from corrkd.files import make_folder, write_bytes, write_text, write_with
 from corrkd.methods.base import AnyMethod, TeacherOutput
 from corrkd.missing.conditions import COMPLETE, condition
 from corrkd.networks.base import AnyNetwork
@@ -41,6 +43,7 @@ from corrkd.networks.saved import (
     save_network,
     usual_missing,
 )
+from corrkd.parsing import LARGEST_YAML, read_text, refusing
 from corrkd.training.distributed import gather
 from corrkd.training.loop import (
     VALID,
@@ -49,6 +52,10 @@ from corrkd.training.loop import (
     derived_seed,
     train,
 )
+
+RESULTS, SUMS = "results.csv", "SHA256SUMS"
+SUMMED = ("history.csv", "representations.safetensors", "predictions.parquet", "coverage.csv")
+COLUMNS = ["dataset", "method", "seed", "condition", "draw", "metric", "value"]
 
 
 def train_seed(experiment: Experiment, seed: int, folder: Path, fabric: Fabric, reporter: Reporter) -> None:
@@ -238,7 +245,7 @@ def evaluate_arm(
 
 
 def write_tested(folder: Path, tested: Sequence[Tested], experiment: Experiment, seed: int) -> None:
-    """representations.safetensors, predictions.parquet, coverage.csv where there are prediction sets, and, last, results.csv."""
+    """representations.safetensors, predictions.parquet, coverage.csv where there are prediction sets, SHA256SUMS and, last, results.csv."""
     truth = experiment.samples_kept(experiment.settings.evaluation.split)
     arrays = {key: array for part in tested for key, array in part.representations.items()}
     write_bytes(folder / "representations.safetensors", save_arrays({**arrays, "targets": np.ascontiguousarray(truth)}))
@@ -248,13 +255,27 @@ def write_tested(folder: Path, tested: Sequence[Tested], experiment: Experiment,
     if len(coverage):
         write_csv(folder / "coverage.csv", coverage)
     table = pd.concat([part.table for part in tested], ignore_index=True)
-    write_table(folder / "results.csv", table.assign(dataset=experiment.dataset.name, seed=seed))
+    results = csv_bytes(table.assign(dataset=experiment.dataset.name, seed=seed)[COLUMNS])
+    sums = {name: sha256_of(folder / name) for name in SUMMED if (folder / name).is_file()}
+    sums[RESULTS] = hashlib.sha256(results).hexdigest()
+    write_text(folder / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sums.items()))
+    write_bytes(folder / RESULTS, results)
+
+
+def check_tested(folder: Path) -> None:
+    """Raise CorrKDError where a file of an evaluation is not as it was written. `sha256sum -c SHA256SUMS` checks the same."""
+    advice = f"delete {folder / RESULTS} to evaluate again"
+    lines = read_text(folder / SUMS, LARGEST_YAML).splitlines() if (folder / SUMS).is_file() else []
+    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for name in (*SUMMED, RESULTS):
+        is_file = (folder / name).is_file()
+        if is_file != (name in sums) or (is_file and sha256_of(folder / name) != sums[name]):
+            raise CorrKDError(f"{folder / name}: damaged: its SHA-256 is not the one in {SUMS}; {advice}")
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """results.csv: tidy, in the columns' agreed order, with all digits of a float64."""
-    columns = ["dataset", "method", "seed", "condition", "draw", "metric", "value"]
-    write_csv(path, table[columns])
+    write_csv(path, table[COLUMNS])
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -332,6 +353,7 @@ def _write_timing(folder: Path, stage: str, seconds: float, samples: int) -> Non
     row = pd.DataFrame(
         [{"stage": stage, "seconds": round(seconds, 3), "samples_per_second": round(samples / seconds, 1)}]
     )
-    before = read_csv(path) if path.is_file() else row.iloc[:0]
-    table = pd.concat([before[before["stage"] != stage], row], ignore_index=True)
+    with refusing(path, "damaged; delete it to go on"):
+        before = read_csv(path) if path.is_file() else row.iloc[:0]
+        table = pd.concat([before[before["stage"] != stage], row], ignore_index=True)
     write_csv(path, table)

@@ -24,7 +24,7 @@ from corrkd.experiment.progress import Reporter
 from corrkd.experiment.seed import train_arms
 from corrkd.files import make_folder, write_text
 from corrkd.networks.saved import recorded
-from corrkd.parsing import LARGEST_YAML, read_text, yaml_with_digest
+from corrkd.parsing import LARGEST_YAML, read_text, refusing, yaml_with_digest
 from corrkd.settings import ArmSettings, Settings
 from corrkd.training.loop import VALID, derived_seed
 
@@ -143,8 +143,10 @@ def _search(
     experiment = prepare(settings, {name: fixed})
     ranges = space(experiment.arms[0])
     make_folder(out / name)
-    storage = JournalStorage(JournalFileBackend(str(out / name / "journal.log")))
-    study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
+    journal = out / name / "journal.log"
+    with refusing(journal, f"damaged; delete {out / name} to search again"):
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
     while (number := _next(study, trials)) is not None:
         # A sampler of its own for each trial: what it draws does not depend on where a search was stopped.
         study.sampler = optuna.samplers.TPESampler(seed=derived_seed(name, number) % 2**32, n_startup_trials=4)

@@ -31,7 +31,7 @@ from corrkd.networks.base import AnyNetwork
 from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.networks.evaluated import Evaluated, Share
 from corrkd.networks.registry import network_class
-from corrkd.parsing import Bad, check_digest, first_fault, json_text, read_json, refusing, with_digest
+from corrkd.parsing import Bad, check_digest, first_fault, json_text, read_json, refusing, repeated, with_digest
 from corrkd.settings import Positive
 
 WEIGHTS, CARD = "model.safetensors", "config.json"  # of a model by itself, as on the hub
@@ -90,8 +90,7 @@ class _Card(_Strict):
 def check_distinct(names: Sequence[str], what: str) -> None:
     """Raise CorrKDError where two of the classes or questions that are predicted have one name, or there are too many."""
     if len(set(names)) < len(names):
-        twice = next(name for name in names if list(names).count(name) > 1)
-        raise CorrKDError(f"{what}: {twice!r} is there twice; rename one")
+        raise CorrKDError(f"{what}: {repeated(names)!r} is there twice; rename one")
     if len(names) > MOST_CLASSES:
         raise CorrKDError(f"{what}: {len(names)} of them, more than {MOST_CLASSES}")
 

@@ -33,6 +33,7 @@ FILES = {
     "seed-N/coverage.csv": "how often prediction sets held the truth, by condition and group",
     "seed-N/timings.csv": "seconds spent, apart from what is reproducible",
     "seed-N/results.csv": "this seed's part of results.csv",
+    "seed-N/SHA256SUMS": "sums of what the evaluation wrote, for `sha256sum -c`",
     **{f"seed-N/{m}.safetensors": f"the trained {m}; its card is {m}.json" for m in ("teacher", "control", "student")},
 }
 READING = (
