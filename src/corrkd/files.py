@@ -231,7 +231,7 @@ def remove_parts(folder: Path, name: str | None = None) -> None:
 
     Args:
         folder: where to look.
-        name: of the file whose parts go, in `folder` alone; default: all in it and in the folders below.
+        name: of the file whose parts go, with folders of `replacing_all`, in `folder` alone; default: all in it and in the folders below.
     """
     ours = re.compile(
         rf"\.{'.+' if name is None else re.escape(name)}\.[0-9a-f]{{8}}\.part|{re.escape(WRITING)}\w{{8}}"
