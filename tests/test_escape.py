@@ -96,3 +96,44 @@ def test_the_table_that_is_written_is_not_changed(tmp_path: Path) -> None:
     write_csv(tmp_path / "t.csv", table)
     pd.testing.assert_frame_equal(table, before)
     assert (tmp_path / "t.csv").read_text() == "id,x\n'=1,-1.5\n,2.0\n"
+
+
+def test_progress_obeys_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    from corrkd.experiment.progress import Reporter
+
+    hostile = "\x1b[2J[red]x[/nothing] \u202e\nerror: a line of its own"
+    reporter = Reporter()
+    reporter.say(hostile)
+    with reporter.busy(hostile), reporter.task(hostile, 1) as task:
+        task.step(1, hostile)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert all(line.isprintable() and "[red]x[/nothing]" in line for line in lines)
+
+
+def test_bars_and_tables_read_no_markup(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    from corrkd.experiment.grid import Job, state_table
+    from corrkd.experiment.progress import Reporter
+
+    job = Job(tmp_path, "a", "b", 0)
+    job.folder.mkdir(parents=True)
+    (job.folder / "progress").write_text("x \x1b[2J[/nothing]")
+    reporter = Reporter()
+    console = Console(force_terminal=True, file=io.StringIO(), width=200, color_system=None, markup=True)
+    reporter._console = console
+    with reporter.busy("[/nothing]\x1b[2J"), reporter.task("[/nothing]\x1b[2J", 1) as task:
+        task.step(1, "[/nothing]\x1b[2J")
+    console.print(state_table([job]))
+    written = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "\x1b[2J" not in written
+    assert "[/nothing]" in written
+
+
+def test_the_command_line_s_errors_are_printed_as_text() -> None:
+    from tests.command import corrkd
+
+    line = corrkd("data", "inspect", "/no\x1b[2J[red]where\u202e").line
+    assert line.isprintable()
+    assert "[red]where" in line

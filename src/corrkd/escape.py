@@ -27,6 +27,15 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether text can be written as UTF-8: it holds no lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def one_line(text: str, longest: int = LONGEST_LINE) -> str:
     """Return `text` on one line of at most `longest` characters, fit for a terminal. What is too long loses its middle."""
     if len(text) > 4 * longest:  # before any work on it

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from corrkd.errors import CorrKDError
+from corrkd.escape import is_unicode
 
 LARGEST_JSON = 256 * 2**20  # bytes
 LARGEST_YAML = 2**20
@@ -76,7 +77,7 @@ def first_fault(error: ValidationError) -> str:
 
 
 def read_text(path: Path, largest: int) -> str:
-    """Return a file's text. Raises CorrKDError where it cannot be read, is no regular file, too large or not UTF-8."""
+    """Return a file's text. Raises CorrKDError where it cannot be read, is too large or not UTF-8."""
     try:
         with path.open("rb") as file:
             data = file.read(largest + 1)
@@ -161,8 +162,8 @@ def check_tree(tree: Any, *, deepest: int = DEEPEST) -> None:
             elif isinstance(value, list | tuple):
                 below += value
             elif isinstance(value, str):
-                if not value.isascii():
-                    value.encode()  # a lone surrogate is a UnicodeEncodeError, which is a ValueError
+                if not is_unicode(value):
+                    raise ValueError("text with lone surrogates")
             elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
                 raise ValueError(quoted(value))
             elif value is not None and not isinstance(value, int | float):

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from corrkd.errors import CorrKDError
+from corrkd.escape import is_unicode
 from corrkd.parsing import parse_yaml, quoted, read_yaml_file
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -89,6 +90,13 @@ class DataSettings(_Strict):
     synthetic: dict[str, Any] = Field(
         default_factory=dict, description="what to change in the built-in dataset (docs/synthetic.md)"
     )
+
+    @field_validator("path", "name", mode="after")
+    @classmethod
+    def _is_text(cls, value: str | None) -> str | None:
+        if not is_unicode(value or ""):
+            raise ValueError("is not UTF-8 text, which files about it have to be; rename the file")
+        return value
 
 
 class NetworkSettings(_Strict):

@@ -30,7 +30,7 @@ class Reporter:
 
     def say(self, message: str) -> None:
         """One line."""
-        self._console.print(terminal_text(message), markup=False)
+        self._console.print(terminal_text(" ".join(message.splitlines())), markup=False)
 
     @contextmanager
     def busy(self, title: str) -> Iterator[None]:

@@ -26,12 +26,13 @@ from corrkd.data.dataset import MultimodalDataset, Split
 from corrkd.data.normalise import Normalisation
 from corrkd.data.targets import Target
 from corrkd.errors import CorrKDError
+from corrkd.escape import is_unicode
 from corrkd.files import write_bytes, write_text
 from corrkd.networks.base import AnyNetwork
 from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.networks.evaluated import Evaluated, Share
 from corrkd.networks.registry import network_class
-from corrkd.parsing import Bad, check_digest, first_fault, json_text, read_json, refusing, repeated, with_digest
+from corrkd.parsing import Bad, check_digest, first_fault, json_text, quoted, read_json, refusing, repeated, with_digest
 from corrkd.settings import Positive
 
 WEIGHTS, CARD = "model.safetensors", "config.json"  # of a model by itself, as on the hub
@@ -40,7 +41,8 @@ LARGEST = 100_000  # width or frames of a modality
 LARGEST_TABLES = 2**27  # numbers in the buffers that a network makes for itself, as tables of positions
 MOST_CLASSES = 1000
 Size = Annotated[int, Field(ge=1, le=LARGEST)]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
+LONGEST_LABEL = 200  # characters
+Name = Annotated[str, Field(min_length=1, max_length=LONGEST_LABEL)]
 Names = Annotated[list[Name], Field(max_length=MOST_CLASSES)]
 
 
@@ -65,8 +67,8 @@ class _TargetCard(_Strict):
 
     @model_validator(mode="after")
     def _distinct(self) -> _TargetCard:
-        check_distinct(self.classes, "classes")
-        check_distinct(self.questions, "questions")
+        check_labels(self.classes, "classes")
+        check_labels(self.questions, "questions")
         return self
 
 
@@ -87,8 +89,11 @@ class _Card(_Strict):
     digest: str = ""
 
 
-def check_distinct(names: Sequence[str], what: str) -> None:
-    """Raise CorrKDError where two of the classes or questions that are predicted have one name, or there are too many."""
+def check_labels(names: Sequence[str], what: str) -> None:
+    """Raise CorrKDError where classes, questions or modalities have names that no card holds: one twice, one too long, or too many."""
+    for name in names:
+        if not 1 <= len(name) <= LONGEST_LABEL or not is_unicode(name):
+            raise CorrKDError(f"{what}: {quoted(name)} is no text of 1 to {LONGEST_LABEL} characters; rename it")
     if len(set(names)) < len(names):
         raise CorrKDError(f"{what}: {repeated(names)!r} is there twice; rename one")
     if len(names) > MOST_CLASSES:

@@ -612,6 +612,7 @@ def plain(entry: Any, digits: int) -> str:
 
 def aligned(grid: Sequence[Sequence[str]]) -> str:
     """Rows of text in columns, the first to the left, the others to the right."""
+    grid = [[cell.replace("\n", " ") for cell in row] for row in grid]
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in grid]
     return "\n".join(lines)

@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from corrkd.data.dataset import MultimodalDataset, Split, StrArray, check_split
 from corrkd.data.readers.assemble import Array
 from corrkd.errors import CorrKDError
-from corrkd.parsing import parse_json, refusing
+from corrkd.escape import is_unicode
+from corrkd.parsing import parse_json, quoted, refusing
 
 FORMAT = 2
 SOURCE = "source_sha256"  # in `extra`: the sum of the file that was converted
@@ -42,7 +43,7 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 Names = Annotated[list[Name], Field(max_length=1000)]
 
 
-class _About(BaseModel):
+class About(BaseModel):
     """The metadata, with everything that it may hold."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -61,12 +62,12 @@ class _About(BaseModel):
     extra: dict[str, Any]
 
     @model_validator(mode="after")
-    def _distinct(self) -> _About:
+    def _distinct(self) -> About:
         for names in (self.splits, self.modalities, self.class_names, self.question_names):
             if len(set(names)) < len(names):
                 raise ValueError("a name is there twice")
-        if self.score_range is not None and not self.score_range[0] < self.score_range[1]:
-            raise ValueError("score_range does not rise")
+        if self.score_range is not None and self.score_range[0] > self.score_range[1]:
+            raise ValueError("score_range falls")
         return self
 
 
@@ -116,7 +117,7 @@ def read(path: Path, *, targets: bool = True) -> MultimodalDataset:
             raise CorrKDError(
                 f"{path.name}: written by another corrkd (format {found['format']}, here {FORMAT}); convert it again or upgrade"
             )
-        about = _About.model_validate(found)
+        about = About.model_validate(found)
         tensors = _map(path, header, start)
         splits: dict[str, Split] = {name: _split(tensors, name, about.modalities) for name in about.splits}
         for name, split in splits.items():
@@ -179,6 +180,14 @@ def _split(tensors: dict[str, Array], name: str, modalities: list[str]) -> Split
 
 def _strings(tensor: Array) -> StrArray:
     names = parse_json(tensor.tobytes(), "its strings")
-    if not isinstance(names, list) or not all(isinstance(name, str) and len(name) <= LONGEST_ID for name in names):
-        raise ValueError(f"its strings are no list of texts of up to {LONGEST_ID} characters")
+    if not isinstance(names, list):
+        raise ValueError("its strings are no list")
+    check_strings(names)
     return np.array(names, dtype=np.str_)
+
+
+def check_strings(names: list[Any]) -> None:
+    """Raise ValueError where ids or groups are not what a converted file holds."""
+    for name in names:
+        if not isinstance(name, str) or len(name) > LONGEST_ID or not is_unicode(name):
+            raise ValueError(f"{quoted(name)} is no text of up to {LONGEST_ID} characters")
