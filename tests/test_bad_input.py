@@ -1,4 +1,4 @@
-"""Bad input through the command line: one line, no traceback, nothing half-written."""
+"""CONTENT_ERRORS input through the command line: one line, no traceback, nothing half-written."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from corrkd.escape import one_line
 
 
 class CorrKDError(Exception):
-    """Bad input from outside: a file, a setting, an array. The message is one clear line; the command line prints it bare.
+    """CONTENT_ERRORS input from outside: a file, a setting, an array. The message is one clear line; the command line prints it bare.
 
     Whatever a message quotes, it is a single line of at most 500 characters without anything that a terminal would obey.
     """

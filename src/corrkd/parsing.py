@@ -30,7 +30,7 @@ _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 80
 _short.maxlevel = 3
 
-Bad = (
+CONTENT_ERRORS = (
     *(ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, ArithmeticError),
     *(MemoryError, RecursionError, AssertionError, EOFError, NotImplementedError, RuntimeError),
 )
@@ -59,7 +59,7 @@ def refusing(where: object, advice: str = "damaged") -> Iterator[None]:
     """
     try:
         yield
-    except Bad as error:
+    except CONTENT_ERRORS as error:
         if isinstance(error, ValidationError):
             raise CorrKDError(f"{where}: {advice} ({first_fault(error)})") from None
         lines = str(error).splitlines()
@@ -261,7 +261,7 @@ def parse_yaml(text: str, where: object) -> Any:
         mark = error.problem_mark
         line = "" if mark is None else f" in line {mark.line + 1}"
         raise CorrKDError(f"{where}: not YAML{line}: {str(error.problem or error.context)[:160]}") from None
-    except (yaml.YAMLError, *Bad) as error:
+    except (yaml.YAMLError, *CONTENT_ERRORS) as error:
         raise CorrKDError(f"{where}: not YAML: {' '.join(str(error)[:300].split())}") from None
     return tree
 

@@ -22,7 +22,7 @@ from corrkd.data.batches import Batch, Samples
 from corrkd.errors import CorrKDError
 from corrkd.files import write_bytes
 from corrkd.missing.conditions import Condition, condition
-from corrkd.parsing import Bad, parse_json
+from corrkd.parsing import CONTENT_ERRORS, parse_json
 
 
 @dataclass(frozen=True)
@@ -116,5 +116,5 @@ def load_manifest(path: Path) -> Manifest:
             return Manifest(tuple(about["ids"]), modalities, conditions, masks, int(about["seed"]))
     except OSError as error:
         raise CorrKDError(f"{path}: {error.strerror or error}") from None
-    except (SafetensorError, *Bad):
+    except (SafetensorError, *CONTENT_ERRORS):
         raise CorrKDError(f"{path}: not a manifest of masks, or damaged") from None

@@ -32,7 +32,17 @@ from corrkd.networks.base import AnyNetwork
 from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.networks.evaluated import Evaluated, Share
 from corrkd.networks.registry import network_class
-from corrkd.parsing import Bad, check_digest, first_fault, json_text, quoted, read_json, refusing, repeated, with_digest
+from corrkd.parsing import (
+    CONTENT_ERRORS,
+    check_digest,
+    first_fault,
+    json_text,
+    quoted,
+    read_json,
+    refusing,
+    repeated,
+    with_digest,
+)
 from corrkd.settings import Positive
 
 WEIGHTS, CARD = "model.safetensors", "config.json"  # of a model by itself, as on the hub
@@ -317,7 +327,7 @@ def read_network(path: Path, card_path: Path) -> SavedNetwork:
     except ValidationError as error:
         where = "evaluated" if error.title == Evaluated.__name__ else "network"
         raise CorrKDError(f"{card_path}: {where}.{first_fault(error)}") from None
-    except (*Bad, SafetensorError, struct.error) as error:
+    except (*CONTENT_ERRORS, SafetensorError, struct.error) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise CorrKDError(
             f"{path}: does not fit its card: {' '.join(lines[-1:])[:200] or type(error).__name__}"

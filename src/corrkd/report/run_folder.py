@@ -21,7 +21,7 @@ from corrkd.csv_files import read_csv
 from corrkd.errors import CorrKDError
 from corrkd.missing.conditions import subsets
 from corrkd.networks.saved import seed_folders
-from corrkd.parsing import LARGEST_YAML, Bad, read_json, read_text, refusing
+from corrkd.parsing import CONTENT_ERRORS, LARGEST_YAML, read_json, read_text, refusing
 
 T = TypeVar("T")
 
@@ -268,6 +268,6 @@ class RunFolder:
             raise AbsentError(f"The run folder holds no {name}.")
         try:
             return reader(file)
-        except (*Bad, OSError, SafetensorError) as error:  # pyarrow's and pandas' errors are ValueErrors
+        except (*CONTENT_ERRORS, OSError, SafetensorError) as error:  # pyarrow's and pandas' errors are ValueErrors
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CorrKDError(f"{file}: cannot be read ({reason}); run the seed again") from None

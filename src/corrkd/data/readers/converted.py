@@ -112,12 +112,12 @@ def read(path: Path, *, targets: bool = True) -> MultimodalDataset:
     """
     header, start = _header(path)
     with refusing(path.name, "a damaged converted dataset"):
-        found = parse_json(_metadata(header)[KEY], f"{path.name}: a damaged converted dataset: its metadata")
-        if found["format"] != FORMAT:
+        metadata = parse_json(_metadata(header)[KEY], f"{path.name}: a damaged converted dataset: its metadata")
+        if metadata["format"] != FORMAT:
             raise CorrKDError(
-                f"{path.name}: written by another corrkd (format {found['format']}, here {FORMAT}); convert it again or upgrade"
+                f"{path.name}: written by another corrkd (format {metadata['format']}, here {FORMAT}); convert it again or upgrade"
             )
-        about = About.model_validate(found)
+        about = About.model_validate(metadata)
         tensors = _map(path, header, start)
         splits: dict[str, Split] = {name: _split(tensors, name, about.modalities) for name in about.splits}
         for name, split in splits.items():
