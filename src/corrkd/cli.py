@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import sys
 import threading
 from pathlib import Path
@@ -55,13 +56,18 @@ ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="CPU thread
 FoldsOption = Annotated[Path | None, typer.Option("--folds", help="JSON file {split: [video ids]} for .csd folders.")]
 
 
+def print(text: object, **options: Any) -> None:
+    """Print text in which names of others may stand: a terminal obeys nothing in it."""
+    builtins.print(terminal_text(str(text)), **options)
+
+
 @app.callback()
 def _corrkd(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
     if version:
-        _print(f"corrkd {__version__}")
+        print(f"corrkd {__version__}")
         raise typer.Exit
     _help(context)
 
@@ -196,7 +202,7 @@ def evaluate(
     mean = table.groupby(["condition", "metric"], sort=False)["value"].mean().unstack()
     shares = [c for c in ("weighted_f1", "accuracy", "ece") if c in mean]
     mean[shares] *= 100
-    _print(
+    print(
         mean[[*shares, *(c for c in ("mae", "corr") if c in mean)]]
         .dropna(how="all")
         .round(3)
@@ -250,7 +256,7 @@ def predict(
             overwrite=overwrite,
             on_batch=task.step,
         )
-    _print(f"{out}: {count} samples")
+    print(f"{out}: {count} samples")
 
 
 @app.command()
@@ -352,7 +358,7 @@ def export(
         done = write(
             predictor, folder, dataset=dataset, split=split, max_frames=max_frames, samples=samples, overwrite=overwrite
         )
-    _print(
+    print(
         f"{done.folder}: {done.samples} samples under {len(done.differences)} conditions; logits differ from PyTorch's by "
         f"{done.largest:.1e} at most"
     )
@@ -419,11 +425,11 @@ def compare(
         reported=reported,
         reporter=Reporter(),
     )
-    _print(plain_comparison(done.folder))
-    _print(f"\nreport: {done.folder / 'report.html'}")
+    print(plain_comparison(done.folder))
+    print(f"\nreport: {done.folder / 'report.html'}")
     if done.failures:
         lines = "\n".join(f"  {f.job.dataset}, {f.job.arm}, seed {f.job.seed}: {f.error}" for f in done.failures)
-        _print(f"failed, and tried again when the command is started again:\n{lines}", file=sys.stderr)
+        print(f"failed, and tried again when the command is started again:\n{lines}", file=sys.stderr)
         raise typer.Exit(1)
 
 
@@ -449,8 +455,8 @@ def tune(
 
     chosen = [name for name in expanded(part.strip() for part in methods.split(",")) if name]
     made = _settings(data, preset, settings, seeds, None, None, changes, None, None)
-    _print(table_text(search(made, named(chosen), out, trials=trials, jobs=jobs, reporter=Reporter())))
-    _print(f"\n`corrkd compare --settings {out / TUNED} --data FILE` takes what was found")
+    print(table_text(search(made, named(chosen), out, trials=trials, jobs=jobs, reporter=Reporter())))
+    print(f"\n`corrkd compare --settings {out / TUNED} --data FILE` takes what was found")
 
 
 @app.command()
@@ -472,7 +478,7 @@ def report(
         keep_reported(folder, reported)
     with Reporter().busy("writing the report"):
         page = write_comparison(folder, reported=kept_reported(folder)) if is_comparison else write_report(folder)
-    _print(page)
+    print(page)
 
 
 @app.command()
@@ -481,11 +487,11 @@ def presets(name: Annotated[str | None, typer.Argument(help="Print this one.")] 
     from corrkd.settings import preset_names, preset_text
 
     if name is not None:
-        _print(preset_text(name), end="")
+        print(preset_text(name), end="")
         return
     for known in preset_names():
         first = next((line for line in preset_text(known).splitlines() if line.startswith("#")), "#")
-        _print(f"{known:16}{first.lstrip('# ')}")
+        print(f"{known:16}{first.lstrip('# ')}")
 
 
 @data_app.command()
@@ -502,7 +508,7 @@ def inspect(
 
     with Reporter().busy(f"reading {file}"):
         found = look(load_dataset(file, glove=glove, folds=folds, targets=False))
-    _print(describe(found))
+    print(describe(found))
 
 
 @data_app.command()
@@ -522,7 +528,7 @@ def convert(
     check_new(out, overwrite=overwrite)
     with Reporter().busy(f"converting {file}"):
         write(load_dataset(file, glove=glove, folds=folds, targets=False), out)
-    _print(out)
+    print(out)
 
 
 def _settings(
@@ -571,7 +577,7 @@ def _run(settings: Any, out: Path | None, overwrite: bool, *, evaluate: bool) ->
     if evaluate:
         _announce(done)
     else:
-        _print(f"trained: {done.folder}; `corrkd resume {done.folder}` evaluates it")
+        print(f"trained: {done.folder}; `corrkd resume {done.folder}` evaluates it")
 
 
 def _announce(done: Any) -> None:
@@ -579,13 +585,8 @@ def _announce(done: Any) -> None:
 
     if done.results.empty:  # one of several processes; the first has the results
         return
-    _print(plain_table(done.folder))
-    _print(f"\nreport: {done.folder / 'report.html'}")
-
-
-def _print(text: object, **options: Any) -> None:
-    """Prints text in which names of others may stand: nothing in it is obeyed by a terminal."""
-    print(terminal_text(str(text)), **options)
+    print(plain_table(done.folder))
+    print(f"\nreport: {done.folder / 'report.html'}")
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:

@@ -190,10 +190,10 @@ class TestReports:
 def test_plain_tables_are_printed_without_what_a_terminal_obeys(
     comparisons: Any, runs: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from corrkd.cli import _print
+    from corrkd import cli
 
     for text in (plain_comparison(comparisons["classes"]["hostile"]), plain_table(runs["hostile"])):
-        _print(text)
+        cli.print(text)
         shown = capsys.readouterr().out
         assert "\\x1b[2J" in shown
         assert all(c == "\n" or c == "\xa0" or c.isprintable() for c in shown)
