@@ -1,4 +1,4 @@
-"""Bad input through the command line: one line, no traceback, nothing half-written."""
+"""CONTENT_ERRORS input through the command line: one line, no traceback, nothing half-written."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import yaml
 
 import corrkd as package
 from corrkd.networks.saved import load_network
+from corrkd.parsing import yaml_with_digest
 from tests.command import corrkd
 from tests.experiment.conftest import contents, finished, tiny, write_npz  # noqa: F401  (a fixture)
 
@@ -174,8 +175,13 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_shape(tmp_path: Path) -> None:
     out = trained(tmp_path)
-    text = (out / "settings.yaml").read_text()
-    (out / "settings.yaml").write_text(text.replace("width: 8", "width: 16"))
+    digest, text = (out / "settings.yaml").read_text().split("\n", 1)
+    text = text.replace("width: 8", "width: 16")
+    (out / "settings.yaml").write_text(f"{digest}\n{text}")
+    line = corrkd("resume", out).line
+    assert "settings.yaml: changed since it was written" in line
+    assert "put it back to go on" in line
+    (out / "settings.yaml").write_text(yaml_with_digest(text))
     assert "student.ckpt: the checkpoint is of another network" in corrkd("resume", out).line
 
 
@@ -194,9 +200,11 @@ def test_a_damaged_run(finished: Path, tmp_path: Path) -> None:  # noqa: F811
     assert "student.safetensors: damaged" in corrkd("resume", out).line
     assert not (out / "seed-0" / "results.csv").exists()
     (out / "run.json").write_text("{")
-    assert "run.json: damaged" in corrkd("resume", out).line
+    line = corrkd("resume", out).line
+    assert "run.json: not JSON" in line
+    assert "delete it to go on" in line
     (out / "settings.yaml").write_text("a: [")
-    assert "settings.yaml: not YAML" in corrkd("resume", out).line
+    assert "settings.yaml: changed since it was written" in corrkd("resume", out).line
 
 
 def limited(size: int) -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from corrkd.errors import CorrKDError
 from corrkd.files import (
+    check_new,
     exclusive,
     make_folder,
     remove_parts,
@@ -61,7 +64,7 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
 
 def test_parts_of_killed_processes_are_removed_and_nothing_else(tmp_path: Path) -> None:
     kept = [tmp_path / "a.part", tmp_path / ".hidden", tmp_path / "seed-0" / "model.json"]
-    parts = [tmp_path / ".a.json.12.part", tmp_path / "seed-0" / "deep" / ".b.1.part"]
+    parts = [tmp_path / ".a.json.01234567.part", tmp_path / "seed-0" / "deep" / ".b.89abcdef.part"]
     for path in kept + parts:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
@@ -121,3 +124,68 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(CorrKDError, match="the folder cannot be made"), exclusive(tmp_path / "file" / "x", "busy"):
         pass
+
+
+def test_a_temporary_file_is_never_one_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where somebody knows its name before, and put a link there."""
+    (tmp_path / "precious").write_text("precious")
+    names = iter(["00000000", "11111111"])
+    monkeypatch.setattr("secrets.token_hex", lambda _: next(names))
+    (tmp_path / ".a.txt.00000000.part").symlink_to(tmp_path / "precious")
+    with pytest.raises(CorrKDError, match="cannot be written: File exists"):
+        write_text(tmp_path / "a.txt", "new")
+    write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert (tmp_path / "a.txt").read_text() == "new"
+    remove_parts(tmp_path)
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_a_file_that_is_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "a.txt").symlink_to(tmp_path / "precious")
+    write_text(tmp_path / "a.txt", "new")
+    assert not (tmp_path / "a.txt").is_symlink()
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_what_is_being_written_is_not_swept(tmp_path: Path) -> None:
+    """By this process or another: a lock says that the writer lives."""
+    with replacing(tmp_path / "a.txt") as part, replacing_all(tmp_path / "new", ("b",)) as aside:
+        remove_parts(tmp_path)
+        check = "import sys; from pathlib import Path; from corrkd.files import remove_parts; remove_parts(Path(sys.argv[1]))"
+        subprocess.run([sys.executable, "-c", check, str(tmp_path)], check=True, timeout=60)
+        part.write_text("a")
+        (aside / "b").write_text("b")
+    assert names(tmp_path) == ["a.txt", "b", "new"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from corrkd.files import replacing, replacing_all
+folder = Path(sys.argv[1])
+with replacing(folder / "a.txt") as part, replacing(folder / "deep" / "b.txt") as other, replacing_all(folder / "new", ("c",)) as aside:
+    for path in (part, other, aside / "c"):
+        path.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
+    assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, timeout=60).returncode == -9
+    left = [p for p in tmp_path.rglob("*") if p.name.endswith(".part") or p.name.startswith(".writing-")]
+    assert len(left) == 3
+    check_new(tmp_path / "a.txt", overwrite=False)  # what lies beside it, at its next start
+    assert [p.parent.name for p in left if p.exists()] == ["deep"]
+    remove_parts(tmp_path)
+    assert names(tmp_path) == ["deep"]
+
+
+def test_parts_of_other_programs_stay(tmp_path: Path) -> None:
+    strangers = (".x.part", ".part", "y.12345678.part", ".writing-here", ".z.1234567g.part", ".writing-ABCDEFGHIJ")
+    for name in strangers:
+        (tmp_path / name).write_text("x")
+    remove_parts(tmp_path)
+    check_new(tmp_path / "x", overwrite=False)
+    assert names(tmp_path) == sorted(strangers)

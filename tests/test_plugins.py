@@ -121,3 +121,9 @@ def test_an_error_of_several_lines_becomes_one(offer: Offer, tmp_path: Path, mon
     monkeypatch.syspath_prepend(tmp_path)
     offer("corrkd.methods", mine="corrkd_broken_here:Mine")
     assert refused(method_class, "mine").endswith("ImportError: first second")
+
+
+@pytest.mark.parametrize("name", ["../mine", "mine/../../x", "-mine", "con", ".mine"])
+def test_a_name_that_is_no_folder_s_is_refused(offer: Offer, name: str) -> None:
+    offer("corrkd.methods", **{name: f"{__name__}:Mine"})
+    assert "a name of a folder, which" in refused(method_class, name)

@@ -89,3 +89,33 @@ def test_a_yaml_file_cannot_run_anything(tmp_path: Path) -> None:
     with pytest.raises(CorrKDError, match="not YAML"):
         load_settings(tmp_path / "evil.yaml")
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "network.width=1000000000",
+        "network.layers=1000000",
+        "network.classifier=[1000000]",
+        "student.epochs=100000000",
+        "student.batch_size=-1",
+        "teacher.repeats=100000",
+        "evaluation.draws=1000000",
+        "seeds=[-1]",
+        f"seeds=[{2**64 - 1}]",
+        "jobs=100000",
+        "data.clip=0",
+        "data.clip=.inf",
+        "missing.modality=.nan",
+        'data.path="\\ud800"',
+        "data.path=\ud800",
+        "a" * 10_000 + "=1",
+        "student.lr=" + "[" * 100_000,
+        "student.lr=" + "9" * 5_000,
+    ],
+)
+def test_settings_out_of_all_bounds_are_one_short_line(override: str) -> None:
+    with pytest.raises(CorrKDError) as caught:
+        load_settings(overrides=[override])
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) <= 500

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import sys
 import threading
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.markup import escape
 
 from corrkd._version import __version__
 from corrkd.errors import CorrKDError
+from corrkd.escape import one_line, terminal_text
 
 INTERRUPTED = 130
 
@@ -58,6 +60,11 @@ LabelOption = Annotated[
         "--label", help="Which label column to read, as happy, or questions:happy,sad; default: the usual one."
     ),
 ]
+
+
+def print(text: object, **options: Any) -> None:
+    """Print text in which names of others may stand: a terminal obeys nothing in it."""
+    builtins.print(terminal_text(str(text)), **options)
 
 
 @app.callback()
@@ -159,11 +166,12 @@ def evaluate(
     """Test a trained student on a dataset under missing conditions."""
     import torch
 
+    from corrkd.csv_files import write_csv
     from corrkd.evaluation.judge import evaluate as judge
     from corrkd.evaluation.judge import masks_of
     from corrkd.experiment.prepare import dataset_of, pick_device
     from corrkd.experiment.progress import Reporter
-    from corrkd.files import check_new, make_folder, write_with
+    from corrkd.files import check_new, make_folder
     from corrkd.missing.manifest import load_manifest, save_manifest
     from corrkd.networks.saved import load_student
 
@@ -199,7 +207,7 @@ def evaluate(
             on_batch=task.step,
         )
     if out is not None:
-        write_with(out, lambda part: table.to_csv(part, index=False))
+        write_csv(out, table)
     mean = table.groupby(["condition", "metric"], sort=False)["value"].mean().unstack()
     shares = [c for c in ("weighted_f1", "accuracy", "ece") if c in mean]
     mean[shares] *= 100
@@ -623,7 +631,7 @@ def main() -> None:
             message = f"{error.filename or 'a file'}: {error.strerror or error}"
         elif not isinstance(error, CorrKDError):
             raise
-        errors.print(f"[bold red]error:[/] {escape(' '.join(message.split()))}")
+        errors.print(f"[bold red]error:[/] {escape(one_line(message))}")
         code = 2
     if code == INTERRUPTED:
         errors.print(

@@ -1,21 +1,88 @@
-"""Writing files so that a reader finds the old one or the new one, never half of either."""
+"""Which names files may have, and writing them so that a reader finds the old one or the new one, never half of either."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+import secrets
+import shutil
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
+from typing import IO
 
 from corrkd.errors import CorrKDError
 
 PLAN, FAILURES = "compare.yaml", "failures.csv"  # of a comparison's folder, which one room writes and another reads
 WRITING = ".writing-"  # begins the name of the folder that `replacing_all` leaves where it is killed
+LONGEST_NAME = 100  # bytes: what is put before and after a name still fits into the 255 that file systems allow
+_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # of Windows, with any ending
+
+
+def name_fault(name: str) -> str | None:
+    """Return why a name is not fit to be a file's on every system; None where it is.
+
+    The one place where this is decided. A name that somebody chooses (dataset, method) and that is not fit is refused, by `check_name`, so
+    that the folder is called what its maker calls it. A name that data bring is mapped to a fit one, by `file_names`: whoever has the data
+    did not choose it, and cannot change it.
+    """
+    if not name:
+        return "is empty"
+    if len(name.encode(errors="surrogatepass")) > LONGEST_NAME:
+        return f"is longer than {LONGEST_NAME} bytes"
+    letters = "".join("a" if character.isalpha() else character for character in name)
+    if not _NAME.fullmatch(letters) or unicodedata.normalize("NFC", name) != name:
+        return "must be letters, digits, ., - and _, and begin with a letter, a digit or _"
+    if name.endswith("."):
+        return "must not end in a dot"
+    if _DEVICES.fullmatch(name):
+        return "is a device's on Windows"
+    return None
+
+
+def check_names(names: Iterable[str], what: str) -> None:
+    """Raise CorrKDError where a name that somebody chose is not fit to be a file's, or two are one where case does not count.
+
+    Args:
+        names: of files or folders side by side.
+        what: opens the error, as "comparison: dataset".
+    """
+    taken: dict[str, str] = {}
+    for name in names:
+        fault = name_fault(name)
+        if fault is not None:
+            raise CorrKDError(f"{what} {name!r}: a name of a folder, which {fault}; choose another")
+        other = taken.setdefault(name.casefold(), name)
+        if other != name:
+            raise CorrKDError(f"{what}s {other!r} and {name!r} are one folder where case does not count; rename one")
+
+
+def file_names(names: Iterable[str]) -> dict[str, str]:
+    """Return a file name for each name that data bring: the name itself where it is fit and no other differs in case alone.
+
+    Any other becomes what is legible of it, a + and the start of its SHA-256. No fit name holds a +, so that two names never share a file.
+    """
+    names = list(dict.fromkeys(names))
+    counts = Counter(name.casefold() for name in names)
+    return {n: n if name_fault(n) is None and counts[n.casefold()] == 1 else _coded(n) for n in names}
+
+
+def _coded(name: str) -> str:
+    legible = re.sub(r"[^a-z0-9]+", "-", name.lower())[:40].strip("-")
+    return f"{legible}+{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:16]}"
 
 
 def check_new(path: Path, *, overwrite: bool) -> None:
-    """Raises CorrKDError where a file to write is there already and is not to be replaced, or is a folder."""
+    """Raises CorrKDError where a file to write is there already and is not to be replaced, or is a folder.
+
+    What killed processes left half-written of it goes.
+    """
+    remove_parts(path.parent, path.name)
     if path.is_dir():
         raise CorrKDError(f"{path}: is a folder; name a file")
     if path.exists() and not overwrite:
@@ -33,18 +100,54 @@ def replacing(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
     Raises:
         CorrKDError: where the disk is full or the folder cannot be written, in one line.
     """
-    part = (aside or path.parent) / f".{path.name}.{os.getpid()}.part"
+    part: Path | None = None
     try:
         make_folder(path.parent)
-        yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        part, held = _new_part(aside or path.parent, path.name)
+        with held:
+            yield part
+            with open_no_link(part, os.O_RDWR) as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
     except OSError as error:
         raise CorrKDError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
-        with suppress(OSError):  # gone, or its folder is none
-            part.unlink()
+        if part is not None:
+            with suppress(OSError):  # gone
+                part.unlink()
+
+
+def _new_part(folder: Path, name: str) -> tuple[Path, IO[bytes]]:
+    """A new empty file that no other process had, and its handle, which holds a lock for as long as its writer lives."""
+    while True:
+        part = folder / f".{name}.{secrets.token_hex(4)}.part"
+        held = open_no_link(part, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        if _locked(held.fileno()) and part.exists():
+            return part, held
+        held.close()  # swept between its making and its lock
+
+
+def open_no_link(path: Path, flags: int = os.O_WRONLY | os.O_CREAT | os.O_TRUNC) -> IO[bytes]:
+    """Open a file to write, never through a symbolic link, which may lead out of the folder.
+
+    Raises:
+        OSError: where the path is a link, or cannot be opened.
+    """
+    mode = "r+b" if flags & os.O_RDWR else "wb"
+    return os.fdopen(os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666), mode)
+
+
+def _locked(descriptor: int) -> bool:
+    """Take the lock of an open file or folder, which goes with this process. False where another one has it."""
+    try:
+        import fcntl  # not on every system
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -78,9 +181,13 @@ def replacing_all(folder: Path, names: Sequence[str]) -> Iterator[Path]:
     there = folder.is_dir()
     parent = folder if there else folder.parent
     make_folder(parent)
+    remove_parts(parent, "")
     try:
-        with TemporaryDirectory(prefix=WRITING, dir=parent, ignore_cleanup_errors=True) as private:  # on the same disk
-            aside = Path(private) / "new"  # with the permissions of a usual folder
+        private = Path(mkdtemp(prefix=WRITING, dir=parent))  # on the same disk
+        held = os.open(private, os.O_RDONLY)
+        try:
+            _locked(held)
+            aside = private / "new"  # with the permissions of a usual folder
             make_folder(aside)
             yield aside
             if there:
@@ -88,6 +195,9 @@ def replacing_all(folder: Path, names: Sequence[str]) -> Iterator[Path]:
                     os.replace(aside / name, folder / name)
             else:
                 os.rename(aside, folder)
+        finally:
+            os.close(held)
+            shutil.rmtree(private, ignore_errors=True)
     except OSError as error:
         raise CorrKDError(f"{folder}: cannot be written: {error.strerror or error}") from None
 
@@ -103,7 +213,7 @@ def exclusive(folder: Path, busy: str) -> Iterator[None]:
 
     make_folder(folder)
     try:
-        file = (folder / ".lock").open("w")
+        file = open_no_link(folder / ".lock")
     except OSError as error:
         raise CorrKDError(f"{folder}: cannot be written: {error.strerror or error}") from None
     with file:
@@ -116,11 +226,32 @@ def exclusive(folder: Path, busy: str) -> Iterator[None]:
         yield
 
 
-def remove_parts(folder: Path) -> None:
-    """Removes what processes that were killed left half-written in a folder. For the one process that writes there."""
-    for part in folder.rglob(".*.part"):
-        with suppress(OSError):
-            part.unlink()
+def remove_parts(folder: Path, name: str | None = None) -> None:
+    """Removes what processes that are gone left half-written: their files and folders are no longer locked.
+
+    Args:
+        folder: where to look.
+        name: of the file whose parts go, with folders of `replacing_all`, in `folder` alone; default: all in it and in the folders below.
+    """
+    ours = re.compile(
+        rf"\.{'.+' if name is None else re.escape(name)}\.[0-9a-f]{{8}}\.part|{re.escape(WRITING)}\w{{8}}"
+    )
+    for path in folder.rglob(".*") if name is None else folder.glob(".*"):
+        if ours.fullmatch(path.name) and not path.is_symlink():
+            with suppress(OSError):
+                _remove_unlocked(path)
+
+
+def _remove_unlocked(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    try:
+        if _locked(descriptor):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    finally:
+        os.close(descriptor)
 
 
 def make_folder(path: Path) -> None:

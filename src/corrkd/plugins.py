@@ -7,6 +7,7 @@ from importlib import import_module, metadata
 from typing import Any
 
 from corrkd.errors import CorrKDError
+from corrkd.files import check_names
 
 
 def names(built_in: Mapping[str, str], group: str) -> tuple[str, ...]:
@@ -34,6 +35,7 @@ def find(name: str, built_in: Mapping[str, str], group: str, base: type[Any], wh
     points = list(metadata.entry_points(group=group, name=name))
     if not points:
         raise CorrKDError(f"{what} {name!r} is unknown; there are {', '.join(names(built_in, group))}")
+    check_names([name], f"{what}")  # it names folders of a comparison
     where = f"{what} {name!r} (entry point {points[0].value})"
     if len({point.value for point in points}) > 1:
         raise CorrKDError(f"{where}: {points[1].value} has the same name; uninstall one of the two packages")

@@ -15,11 +15,18 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from corrkd.errors import CorrKDError
+from corrkd.escape import is_unicode
+from corrkd.parsing import parse_yaml, quoted, read_yaml_file
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
+# Bounds far above any use, so that a file of somebody else's asks for no memory or time without end.
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Width = Annotated[int, Field(ge=1, le=16_384)]  # of a layer
+Depth = Annotated[int, Field(ge=1, le=256)]  # layers
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Ratios = Annotated[tuple[Probability, ...], Field(max_length=1000)]
 
 TargetName = Literal[
     "auto",
@@ -45,7 +52,7 @@ class _Strict(BaseModel):
 class ResampleSettings(_Strict):
     """Splits of its own for every seed, made of the data's train and valid; the test split stays as it is."""
 
-    folds: Annotated[int, Field(ge=2)] | None = Field(
+    folds: Annotated[int, Field(ge=2, le=10_000)] | None = Field(
         None,
         description="cross-validation: train and valid together fall into so many folds, which keep people (speakers, videos, sessions) "
         "together; seed s validates on fold s mod folds and trains on the others",
@@ -88,19 +95,30 @@ class DataSettings(_Strict):
         default_factory=dict, description="what to change in the built-in dataset (docs/synthetic.md)"
     )
 
+    @field_validator("path", "name", mode="after")
+    @classmethod
+    def _is_text(cls, value: str | None) -> str | None:
+        if not is_unicode(value or ""):
+            raise ValueError("is not UTF-8 text, which files about it have to be; rename the file")
+        return value
+
 
 class NetworkSettings(_Strict):
     """The structure that teacher and student share (method, Network). What the paper leaves open has its default here."""
 
-    width: Count = Field(40, description="d, the embedding size of each modality [paper: 40]")
-    heads: Count = Field(10, description="attention heads; must divide width")
-    layers: Count = Field(2, description="encoder depth [open]")
-    feedforward: Count = Field(160, description="width of the feed-forward block [open: 4 d]")
-    kernel: Annotated[int, Field(ge=1)] = Field(3, description="kernel of the temporal convolution, odd [paper: 3]")
+    width: Width = Field(40, description="d, the embedding size of each modality [paper: 40]")
+    heads: Width = Field(10, description="attention heads; must divide width")
+    layers: Depth = Field(2, description="encoder depth [open]")
+    feedforward: Width = Field(160, description="width of the feed-forward block [open: 4 d]")
+    kernel: Annotated[int, Field(ge=1, le=999)] = Field(
+        3, description="kernel of the temporal convolution, odd [paper: 3]"
+    )
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.1, description="after embedding, attention, feed-forward and on H [open]"
     )
-    classifier: tuple[Count, ...] = Field((64,), description="hidden widths of the classifier [open]")
+    classifier: Annotated[tuple[Width, ...], Field(max_length=32)] = Field(
+        (64,), description="hidden widths of the classifier [open]"
+    )
     norm: Literal["pre", "post"] = Field("pre", description="layer norm before or after each block [open]")
     positions: Literal["sinusoidal", "learned", "none"] = Field("sinusoidal", description="positional encoding [open]")
     fill: Literal["zeros", "mean", "learned"] = Field(
@@ -168,12 +186,15 @@ class StageSettings(_Strict):
 class TeacherSettings(StageSettings):
     """The teacher's training, and by how many teachers the student is taught."""
 
-    folds: Annotated[int, Field(ge=2)] | None = Field(
+    folds: Annotated[int, Field(ge=2, le=1000)] | None = Field(
         None,
         description="out of fold: so many teachers, each trained without one fold of the people (speakers, videos, sessions) and answering "
         "for that fold alone; null: teachers trained on all, which answer for what they have learned by heart",
     )
-    repeats: Count = Field(1, description="how often over, from other starts and folds; responses are averaged")
+    repeats: Annotated[int, Field(ge=1, le=1000)] = Field(
+        1,
+        description="how often over, from other starts and folds; responses are averaged",
+    )
     temperature: Positive | Literal["fit"] = Field(
         1.0,
         description="by which the teachers' logits are divided; fit: by what makes the training labels most likely (out of fold)",
@@ -222,7 +243,7 @@ class DistillationSettings(_Strict):
     reduction: Literal["mean", "sum"] = Field(
         "mean", description="SCD's double sum as it is, or divided by N (N - 1) [open]"
     )
-    critic_hidden: Count = Field(64, description="hidden width of RCD's statistics networks [open]")
+    critic_hidden: Width = Field(64, description="hidden width of RCD's statistics networks [open]")
     renormalize: bool = Field(
         False, description="RCD's non-target responses renormalised over the K - 1 classes [open]"
     )
@@ -259,17 +280,15 @@ class EvaluationSettings(_Strict):
     """What the networks are tested under. Every non-empty subset of the modalities is always in."""
 
     split: Literal["train", "valid", "test"] = "test"
-    ratios: tuple[Probability, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-    bursts: tuple[Probability, ...] = (0.3, 0.5, 0.7)
-    late: tuple[Probability, ...] = ()
-    noise: tuple[Probability, ...] = ()
+    ratios: Ratios = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    bursts: Ratios = (0.3, 0.5, 0.7)
+    late: Ratios = ()
+    noise: Ratios = ()
     natural: bool = Field(
         True, description="also on the samples that the data itself leaves incomplete, where there are any"
     )
-    draws: Count = Field(3, description="random draws of each ratio and burst")
-    mask_seed: Annotated[int, Field(ge=0)] = Field(
-        2024, description="seed of the masks: the same for every method and training seed"
-    )
+    draws: Annotated[int, Field(ge=1, le=10_000)] = Field(3, description="random draws of each ratio and burst")
+    mask_seed: Seed = Field(2024, description="seed of the masks: the same for every method and training seed")
     coverage: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.9, description="share of samples whose true class the prediction sets are to hold (data.calibration)"
     )
@@ -288,11 +307,15 @@ class Settings(_Strict):
     teacher: TeacherSettings = Field(default_factory=TeacherSettings)
     student: StudentSettings = Field(default_factory=StudentSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    seeds: Annotated[tuple[Seed, ...], Field(max_length=10_000)] = Field(
         (0,), description="a number n on the command line means 0 to n - 1"
     )
-    threads: Count = Field(1, description="CPU threads of each process; part of what a result depends on")
-    jobs: Count = Field(1, description="seeds trained at once, a process each; changes no result")
+    threads: Annotated[int, Field(ge=1, le=4096)] = Field(
+        1, description="CPU threads of each process; part of what a result depends on"
+    )
+    jobs: Annotated[int, Field(ge=1, le=4096)] = Field(
+        1, description="seeds trained at once, a process each; changes no result"
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU where there is one")
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
 
@@ -317,7 +340,7 @@ def preset_names() -> tuple[str, ...]:
 def preset_text(name: str) -> str:
     """A preset's YAML as it is written. Raises CorrKDError for an unknown name."""
     if name not in preset_names():
-        raise CorrKDError(f"preset {name!r} is unknown; there are {', '.join(preset_names())}")
+        raise CorrKDError(f"preset {quoted(name)} is unknown; there are {', '.join(preset_names())}")
     return (resources.files("corrkd") / "presets" / f"{name}.yaml").read_text("utf-8")
 
 
@@ -335,16 +358,30 @@ def load_settings(
     Raises:
         CorrKDError: for an unknown preset, key or value, or a file that is not YAML; one line each.
     """
-    tree: dict[str, Any] = {}
-    if source is not None:
-        tree = read_yaml(Path(source))
-        preset = tree.pop("preset", None) if preset is None else preset
+    tree = read_yaml(Path(source)) if source is not None else {}
+    return settings_of_tree(tree, preset=preset, overrides=overrides, changes=changes)
+
+
+def settings_of_tree(
+    tree: Mapping[str, Any],
+    *,
+    preset: str | None = None,
+    overrides: Iterable[str] = (),
+    changes: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Settings from nested keys and values as a file holds them (`preset` among them), with changes on top.
+
+    Raises:
+        CorrKDError: for an unknown preset, key or value; one line.
+    """
+    tree = dict(tree)
+    in_file = tree.pop("preset", None)
+    preset = in_file if preset is None else preset
     if preset is not None:
-        base = yaml.safe_load(preset_text(preset)) or {}
-        tree = merged(base, tree)
+        tree = merged(parse_yaml(preset_text(preset), f"preset {preset}") or {}, tree)
     for line in overrides:
         tree = merged(tree, _override(line))
-    tree = merged(tree, changes)
+    tree = merged(tree, changes or {})
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
@@ -353,16 +390,11 @@ def load_settings(
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Keys and values of a YAML file. Raises CorrKDError where it cannot be read or holds something else."""
-    try:
-        tree = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise CorrKDError(f"settings file {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CorrKDError(f"settings file {path}: not YAML: {' '.join(str(error).split())}") from None
+    tree = read_yaml_file(path)
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise CorrKDError(f"settings file {path}: holds a {type(tree).__name__}, expected keys and values")
+        raise CorrKDError(f"{path}: holds a {type(tree).__name__}, expected keys and values")
     return tree
 
 
@@ -370,10 +402,7 @@ def _override(line: str) -> dict[str, Any]:
     key, equals, text = line.partition("=")
     if not equals or not key.strip():
         raise CorrKDError(f"--set {line!r}: expected key=value, as in student.lr=1e-3")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise CorrKDError(f"--set {line!r}: the value is not YAML") from None
+    value = parse_yaml(text, f"--set {quoted(line)}")
     if isinstance(value, str):
         value = _number(value)
     tree: Any = value
@@ -402,14 +431,14 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 def first_line(error: ValidationError, model: type[BaseModel] = Settings) -> str:
     """A validation's first error in a line that names the key, and what is allowed; `model` is what was validated."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "the whole"
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])[:120] or "the whole"
     if first["type"] == "extra_forbidden":
         parents = first["loc"][:-1]
         return f"{where} is unknown; allowed there: {', '.join(_keys(parents, model))}"
     message = first["msg"].removeprefix("Value error, ")
     given = first["input"]
-    shown = "" if isinstance(given, Mapping | BaseModel) else f" (given: {given!r})"
+    shown = "" if isinstance(given, Mapping | BaseModel) else f" (given: {quoted(given)})"
     more = f"; and {error.error_count() - 1} more" if error.error_count() > 1 else ""
     return f"{where}: {message[:1].lower()}{message[1:]}{shown}{more}"
 

@@ -238,3 +238,63 @@ def test_a_truncated_file_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(CorrKDError, match=words) as caught:
             load_dataset(path)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about: about.update(splits=["train", "../x"]),
+        lambda about: about.update(splits=["train", "train", "valid", "test"]),
+        lambda about: about.update(modalities=["language", "language", "audio", "vision"]),
+        lambda about: about.update(modalities="language"),
+        lambda about: about.update(modalities=["x" * 300]),
+        lambda about: about.update(class_names=["a", "a"]),
+        lambda about: about.update(class_names="abc"),
+        lambda about: about.update(class_names=[1, 2, 3]),
+        lambda about: about.update(score_range=[3, -3]),
+        lambda about: about.update(score_range=[0]),
+        lambda about: about.update(name=3),
+        lambda about: about.update(name="\ud800"),
+        lambda about: about.update(notes="note"),
+        lambda about: about.update(sha256="0" * 63),
+        lambda about: about.update(extra=[1]),
+        lambda about: about.update(extra={"n": 10**30}),
+        lambda about: about.update(more=1),
+    ],
+)
+def test_metadata_that_no_conversion_writes_is_one_line(tmp_path: Path, change) -> None:
+    path = tmp_path / "x.safetensors"
+    convert(make_dataset(), path)
+    header, body = header_of(path)
+    about = json.loads(header["__metadata__"]["corrkd"])
+    change(about)
+    header["__metadata__"]["corrkd"] = json.dumps(about)
+    with_header(path, header, body)
+    with pytest.raises(CorrKDError, match=r"^x\.safetensors: a damaged converted dataset") as caught:
+        load_dataset(path)
+    assert len(str(caught.value)) <= 500
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("train/lengths/audio", "F64"), ("train/frames/audio", "I64"), ("train/present/audio", "U8")]
+)
+def test_tensors_of_another_type_are_one_line(tmp_path: Path, name: str, dtype: str) -> None:
+    path = tmp_path / "x.safetensors"
+    convert(make_dataset(), path)
+    header, body = header_of(path)
+    header[name]["dtype"] = dtype
+    with_header(path, header, body)
+    with pytest.raises(CorrKDError, match=rf"{name}: is {dtype}"):
+        load_dataset(path)
+
+
+def test_what_could_not_be_opened_again_is_not_converted(tmp_path: Path) -> None:
+    dataset = make_dataset()
+    split = dataset.splits["train"]
+    ids = split.ids.astype(object)
+    ids[0] = "x" * 1001
+    long_id = replace(dataset, splits={**dataset.splits, "train": replace(split, ids=ids.astype(str))})
+    for bad in (replace(dataset, class_names=("a", "a")), replace(dataset, extra={"x": float("nan")}), long_id):
+        with pytest.raises(CorrKDError, match="dataset tiny: cannot be converted"):
+            convert(bad, tmp_path / "x.safetensors")
+        assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,8 +37,8 @@ class Trainer:
         self.scores = scores
         monkeypatch.setattr(
             module,
-            "load_network",
-            lambda stem: SimpleNamespace(about=json.loads(stem.with_suffix(".json").read_text())),
+            "recorded",
+            lambda stem, fact: json.loads(stem.with_suffix(".json").read_text())[fact],
         )
 
     def __call__(self, arm: Arm, folder: Path) -> None:
@@ -98,7 +97,7 @@ def test_a_choice_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.M
 def test_a_damaged_choice_is_one_line(tmp_path: Path) -> None:
     assert read_budget(tmp_path) is None
     (tmp_path / "budget.json").write_text("{}")
-    with pytest.raises(CorrKDError, match="damaged; delete"):
+    with pytest.raises(CorrKDError, match="delete the folder to choose the budget again"):
         read_budget(tmp_path)
 
 

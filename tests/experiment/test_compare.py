@@ -228,11 +228,11 @@ def test_the_live_table_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tree", "line"),
     [
-        ({"method": ["kl"]}, "method is unknown; allowed: datasets, methods, seeds, jobs, search"),
+        ({"method": ["kl"]}, "'method' is unknown; allowed: datasets, methods, seeds, jobs, search"),
         ({"methods": {"kl": {"lr": 1}}}, r"methods\.kl: lr is unknown; allowed there: method, title, trains_on"),
         ({"methods": 3}, "expected a list of names"),
         ({"methods": ["klx"]}, "method 'klx' is unknown; there are self-mm, "),
-        ({"methods": ["kl"], "datasets": {"a/b": {}}}, "a dataset's name is that of its folder"),
+        ({"methods": ["kl"], "datasets": {"a/b": {}}}, "dataset 'a/b': a name of a folder, which must be letters"),
         ({"methods": ["kl"], "datasets": {"a": {"data": 1}}}, r"datasets\.a: expected \{settings"),
         ({"methods": ["kl"], "datasets": {"a": {"methods": {"gcnet": {}}}}}, "gcnet: is not among the comparison's"),
         ({"datasets": {"a": {}}}, "no method"),

@@ -16,6 +16,7 @@ import yaml
 
 import corrkd as package
 from corrkd.experiment import run_folder
+from corrkd.parsing import yaml_with_digest
 from tests.command import corrkd, ends_at
 from tests.experiment.conftest import assert_same, contents, tiny, write_npz
 
@@ -165,7 +166,7 @@ def test_one_process_at_a_time(settings: Path, tmp_path: Path) -> None:
     with run_folder.locked(out):
         assert "another process is writing this run" in corrkd("train", "--settings", settings, "--out", out).line
         assert not (out / "settings.yaml").exists()
-    (out / "settings.yaml").write_text(settings.read_text())
+    (out / "settings.yaml").write_text(yaml_with_digest(settings.read_text()))
     with run_folder.locked(out):
         assert "another process is writing this run" in corrkd("resume", out).line
 

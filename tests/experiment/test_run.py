@@ -39,7 +39,14 @@ def test_what_a_run_leaves(finished: Path) -> None:
     top = {"settings.yaml", "run.json", "results.csv", "report.html", "report.md", "tables", "figures"}
     assert top | {"seed-0", "seed-1"} == {p.name for p in finished.iterdir()} - {".lock"}
     models = {f"{role}.{ending}" for role in ROLES for ending in ("safetensors", "json")}
-    others = {"history.csv", "predictions.parquet", "representations.safetensors", "results.csv", "timings.csv"}
+    others = {
+        "history.csv",
+        "predictions.parquet",
+        "representations.safetensors",
+        "results.csv",
+        "timings.csv",
+        "SHA256SUMS",
+    }
     for seed in ("seed-0", "seed-1"):
         assert {p.name for p in (finished / seed).iterdir()} == models | others | {"tfevents"}
         assert all(list((finished / seed / "tfevents" / role).glob("events.*")) for role in ROLES)

@@ -15,7 +15,14 @@ from safetensors.numpy import save_file
 
 from tests.report.fake_run import conditions_of, informative, subsets
 
-MODALITIES = ("language", "audio", "vision")
+MODALITIES: tuple[str, ...] = ("language", "audio", "vision")
+QUESTIONS: tuple[str, ...] = ("happy", "sad")
+CLASSES: dict[str, list[str]] = {
+    "classes": ["low", "middle", "high"],
+    "questions": ["no", "yes"],
+    "score": ["negative", "non-negative"],
+}
+ID, GROUP = "s{:03d}", "p{}"  # of samples and persons
 KINDS = {
     **dict.fromkeys(("self-mm", "cubemlp", "dmd", "mctn", "transm", "smil", "gcnet"), "baseline"),
     **dict.fromkeys(("late-fusion", "teacher", "no-distillation", "kl", "feature-mse"), "control"),
@@ -38,7 +45,7 @@ def write_fake_comparison(
 ) -> Path:
     """A comparison's folder. Everything in it follows from the arguments."""
     out.mkdir(parents=True)
-    (out / "compare.yaml").write_text(f"datasets: {{{', '.join(f'{d}: {{}}' for d in datasets)}}}\n", encoding="utf-8")
+    (out / "compare.yaml").write_text(json.dumps({"datasets": {d: {} for d in datasets}}) + "\n", encoding="utf-8")
     for place, dataset in enumerate(datasets):
         write_dataset(out / dataset, methods, seeds, samples, persons, kind, place)
     return out
@@ -49,8 +56,7 @@ def write_dataset(
 ) -> None:
     rng = np.random.default_rng(salt)
     folder.mkdir()
-    questions = ["happy", "sad"] if kind == "questions" else []
-    classes = {"classes": ["low", "middle", "high"], "questions": ["no", "yes"], "score": ["negative", "non-negative"]}
+    questions, classes = list(QUESTIONS) if kind == "questions" else [], CLASSES
     card: dict[str, Any] = {
         "corrkd": "0.1.0",
         "torch": "2.13.0",
@@ -61,7 +67,7 @@ def write_dataset(
         },
         "target": {"name": kind, "kind": kind, "classes": classes[kind], "questions": questions, "cuts": [0.0]},
         "split": "test",
-        "projection": "language",
+        "projection": MODALITIES[0],
         "conditions": [c for c in conditions_of(MODALITIES, False) if c["kind"] in ("modalities", "ratio")],
         "methods": [
             {
@@ -81,9 +87,9 @@ def write_dataset(
     }
     (folder / "run.json").write_text(json.dumps(card), encoding="utf-8")
     (folder / "settings.yaml").write_text("seeds: [0]\n", encoding="utf-8")
-    ids = [f"s{i:03d}" for i in range(samples)]
+    ids = [ID.format(i) for i in range(samples)]
     person = np.arange(samples) % persons
-    pd.DataFrame({"id": ids, "group": [f"p{p}" for p in person]}).to_csv(folder / "groups.csv", index=False)
+    pd.DataFrame({"id": ids, "group": [GROUP.format(p) for p in person]}).to_csv(folder / "groups.csv", index=False)
     truth = rng.integers(len(classes[kind]), size=(samples, len(questions) or 1))
     rows = reference_rows(card, truth)
     costs = []
@@ -151,7 +157,7 @@ def write_run(
                 target, prediction = target - 0.5, prediction - 0.5
             about = {"method": method, "condition": condition["name"], "draw": 0, "id": ids, "question": question}
             frames.append(pd.DataFrame({**about, "target": target, "prediction": prediction}))
-        if condition["name"] in ("complete", "language"):
+        if condition["name"] in ("complete", MODALITIES[0]):
             spread = rng.normal(size=(len(truth), 12))
             stored[f"{method}/{condition['name']}"] = (centres[truth[:, 0]] + spread).astype(np.float16)
     table = pd.DataFrame(rows, columns=["method", "seed", "condition", "draw", "metric", "value"])

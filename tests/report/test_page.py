@@ -208,7 +208,7 @@ def test_not_a_run_folder(tmp_path: Path) -> None:
             write_report(folder)
         assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
-    for content, what in (("{", "the file"), ("{}", "corrkd"), ("[]", "the file")):
+    for content, what in (("{", "not JSON"), ("{}", "corrkd"), ("[]", "the file")):
         (tmp_path / "run.json").write_text(content)
         with pytest.raises(CorrKDError, match=what) as caught:
             write_report(tmp_path)

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from corrkd.data.dataset import MultimodalDataset, Split, StrArray
-from corrkd.data.readers.converted import DTYPES, FORMAT, KEY, SOURCE
+from corrkd.data.readers.converted import DTYPES, FORMAT, KEY, SOURCE, About, check_strings
 from corrkd.data.readers.raw import Array
 from corrkd.errors import CorrKDError
-from corrkd.files import make_folder, replacing
+from corrkd.files import make_folder, remove_parts, replacing
+from corrkd.parsing import parse_json, refusing
 
 ROWS = 256  # samples copied at a time
 
@@ -44,11 +45,15 @@ def convert(dataset: MultimodalDataset, path: str | Path) -> None:
     path = Path(path)
     if path.suffix != ".safetensors":
         raise CorrKDError(f"{path}: the converted file's name must end in .safetensors")
-    tensors = [tensor for name, split in dataset.splits.items() for tensor in _tensors(name, split)]
+    where = f"dataset {dataset.name}: cannot be converted"
+    with refusing(where, "not what a converted file holds"):  # rather than written and not opened again
+        tensors = [tensor for name, split in dataset.splits.items() for tensor in _tensors(name, split)]
+        About.model_validate(parse_json(_about(dataset, "0" * 64), f"{where}: its metadata"))
     tensors.sort(
         key=lambda tensor: -DTYPES[tensor.dtype].itemsize
     )  # so that each starts at a multiple of its item size
     make_folder(path.parent)
+    remove_parts(path.parent, path.name)
     with replacing(path) as part, part.open("wb") as file:
         file.write(_header(dataset, tensors, "0" * 64))  # room for the digest, known when all is written
         digest = hashlib.sha256(_facts(dataset).encode())
@@ -88,11 +93,24 @@ def _tensors(name: str, split: Split) -> Iterator[_Tensor]:
 
 
 def _json_bytes(names: StrArray) -> Array:
+    check_strings(names.tolist())
     return np.frombuffer(json.dumps(names.tolist()).encode(), np.uint8)
 
 
 def _header(dataset: MultimodalDataset, tensors: list[_Tensor], digest: str) -> bytes:
     """Eight bytes of length, then JSON padded with spaces to a multiple of eight, as the safetensors format has it."""
+    header: dict[str, object] = {"__metadata__": {KEY: _about(dataset, digest)}}
+    end = 0
+    for tensor in tensors:
+        begin, end = end, end + tensor.size
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.values.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _about(dataset: MultimodalDataset, digest: str) -> str:
+    """What concerns the dataset as a whole, as JSON."""
     notes, extra = list(dataset.notes), dict(dataset.extra)
     if dataset.posterior:
         notes.append("the exact posterior is not part of a converted file")
@@ -113,11 +131,4 @@ def _header(dataset: MultimodalDataset, tensors: list[_Tensor], digest: str) -> 
         "sha256": digest,
         "extra": extra,
     }
-    header: dict[str, object] = {"__metadata__": {KEY: json.dumps(about)}}
-    end = 0
-    for tensor in tensors:
-        begin, end = end, end + tensor.size
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.values.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    return json.dumps(about)

@@ -12,6 +12,7 @@ from corrkd.errors import CorrKDError
 from corrkd.methods.base import AnyMethod
 from corrkd.methods.registry import method_class, method_names
 from corrkd.networks.registry import network_class
+from corrkd.parsing import quoted
 from corrkd.settings import ArmSettings, DistillationSettings, NetworkSettings, Settings, StageSettings, merged
 
 TEACHER = "teacher"
@@ -172,4 +173,6 @@ def _changed(settings: M, changes: Mapping[str, Any], where: str) -> M:
         key = ".".join([where, *map(str, first["loc"])])
         if first["type"] == "extra_forbidden":
             raise CorrKDError(f"{key} is unknown; allowed there: {', '.join(type(settings).model_fields)}") from None
-        raise CorrKDError(f"{key}: {first['msg'].removeprefix('Value error, ')} (given: {first['input']!r})") from None
+        raise CorrKDError(
+            f"{key}: {first['msg'].removeprefix('Value error, ')} (given: {quoted(first['input'])})"
+        ) from None

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import Arm
 from corrkd.files import write_text
-from corrkd.networks.saved import load_network
+from corrkd.networks.saved import recorded
+from corrkd.parsing import DIGEST, check_digest, json_text, read_json, refusing, with_digest
+from corrkd.settings import Count
 from corrkd.training.loop import VALID
 
 FILE = "budget.json"
@@ -28,7 +29,7 @@ class BudgetRule(BaseModel):
     gain: float = Field(
         0.3, ge=0.0, description="points of the validation score (0 to 100) by which a doubled budget has to be better"
     )
-    doublings: int = Field(5, ge=1, description="at most so many: 5 end at 32 times the first budget")
+    doublings: int = Field(5, ge=1, le=20, description="at most so many: 5 end at 32 times the first budget")
 
 
 class Budget(BaseModel):
@@ -42,7 +43,7 @@ class Budget(BaseModel):
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
-    epochs: int = Field(ge=1)
+    epochs: Count
     scores: dict[int, float] = Field(default_factory=dict)
     seed: int = 0
 
@@ -78,12 +79,12 @@ def choose_budget(arm: Arm, rule: BudgetRule, seed: int, folder: Path, train: Ca
                     raise
                 epochs //= 2
                 break
-            scores[epochs] = float(load_network(_trial(folder, epochs) / arm.name).about[VALID])
+            scores[epochs] = float(recorded(_trial(folder, epochs) / arm.name, VALID))
             if number and 100 * (scores[epochs] - scores[epochs // 2]) < rule.gain:
                 epochs //= 2
                 break
         budget = Budget(epochs=epochs, scores=scores, seed=seed)
-        write_text(folder / FILE, budget.model_dump_json(indent=1) + "\n")
+        write_text(folder / FILE, json_text(with_digest(budget.model_dump(mode="json"))))
     _keep(_trial(folder, budget.epochs), folder, arm.name)
     for trial in folder.glob("epochs-*"):
         shutil.rmtree(trial, ignore_errors=True)
@@ -95,10 +96,11 @@ def read_budget(folder: Path) -> Budget | None:
     path = folder / FILE
     if not path.is_file():
         return None
-    try:
-        return Budget.model_validate(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, ValidationError):
-        raise CorrKDError(f"{path}: damaged; delete the folder to choose the budget again") from None
+    advice = "delete the folder to choose the budget again"
+    tree = read_json(path, advice)
+    with refusing(path, f"damaged; {advice}"):
+        check_digest(tree, path, advice)
+        return Budget.model_validate({key: value for key, value in tree.items() if key != DIGEST})
 
 
 def _trial(folder: Path, epochs: int) -> Path:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,26 +10,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from corrkd.csv_files import write_csv
 from corrkd.data.dataset import SPLITS
 from corrkd.data.resample import dependence_groups
 from corrkd.errors import CorrKDError
 from corrkd.experiment import run_folder
 from corrkd.experiment.arm import TEACHER, Arm, resolve
 from corrkd.experiment.budget import read_budget, with_epochs
-from corrkd.experiment.compare_settings import ComparePlan, DatasetPlan, read_plan
+from corrkd.experiment.compare_settings import REPORTED, ComparePlan, DatasetPlan, read_plan
 from corrkd.experiment.grid import Backend, Failure, Job, run_grid
 from corrkd.experiment.job import COST
 from corrkd.experiment.prepare import Experiment, prepare
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.references import references
-from corrkd.experiment.seed import make_method, read_table, write_table
-from corrkd.files import FAILURES, PLAN, make_folder, remove_parts, write_bytes, write_text, write_with
+from corrkd.experiment.seed import check_tested, make_method, read_table, write_table
+from corrkd.files import FAILURES, PLAN, make_folder, remove_parts, write_bytes, write_text
 from corrkd.networks.saved import seed_folders
+from corrkd.parsing import check_digest, check_yaml_digest, read_json, refusing
 from corrkd.report import comparison_page
 from corrkd.report.reported import read_reported
 from corrkd.report.run_folder import selection_rules
-
-REPORTED = "reported.csv"
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,9 @@ def _empty(out: Path) -> None:
     """Removes a comparison that is there, and nothing else."""
     if not (out / PLAN).is_file():
         return
-    for name in read_plan(out).datasets:
+    names = read_plan(out).datasets
+    _refuse_links(out, names)
+    for name in names:
         folder = out / name
         if folder.is_dir():
             run_folder.empty(folder)
@@ -144,10 +145,23 @@ def _empty(out: Path) -> None:
         (out / file).unlink(missing_ok=True)
 
 
+def _refuse_links(out: Path, names: Iterable[str]) -> None:
+    """Raises CorrKDError where a dataset's folder is a link: nothing outside the comparison's folder is written or removed."""
+    for name in names:
+        if (out / name).is_symlink():
+            raise CorrKDError(
+                f"{out / name}: is a link to another folder; remove the link, or put the folder itself there"
+            )
+
+
 def _begin(out: Path, plan: ComparePlan, experiments: Mapping[str, Experiment]) -> ComparePlan:
     """Writes what the grid's processes read, and returns the plan as written. What was trained with other settings is not gone on with."""
     remove_parts(out)
-    before = read_plan(out) if (out / PLAN).is_file() else None
+    _refuse_links(out, plan.datasets)
+    before = None
+    if (out / PLAN).is_file():
+        check_yaml_digest(out / PLAN, "put it back, choose another folder, or start anew with --overwrite")
+        before = read_plan(out)
     datasets = dict(plan.datasets)
     for name, part in plan.datasets.items():
         if before is not None and name in before.datasets:
@@ -158,7 +172,7 @@ def _begin(out: Path, plan: ComparePlan, experiments: Mapping[str, Experiment]) 
     for name, experiment in experiments.items():
         make_folder(out / name)
         _write_facts(out, name, experiment, plan)
-        write_text(out / name / run_folder.SETTINGS, run_folder.with_whole_paths(experiment.settings).to_yaml())
+        run_folder.write_settings(out / name, run_folder.with_whole_paths(experiment.settings))
     whole = {
         name: part.model_copy(update={"settings": run_folder.with_whole_paths(part.settings)})
         for name, part in plan.datasets.items()
@@ -176,7 +190,7 @@ def _write_facts(out: Path, name: str, experiment: Experiment, plan: ComparePlan
         "comparison": {"stated": stated(experiment, plan.search, plan.datasets[name])},
     }
     run_folder.write_facts(out / name, {**facts, **about})
-    write_with(out / name / "groups.csv", lambda path: table.to_csv(path, index=False))
+    write_csv(out / name / "groups.csv", table)
 
 
 def _with_budgets(out: Path, plan: ComparePlan) -> ComparePlan:
@@ -331,17 +345,19 @@ def _collect(
     for name, experiment in experiments.items():
         _write_facts(out, name, experiment, plan)
         done = [job for job in jobs if job.dataset == name and job.done]
+        for job in done:
+            check_tested(job.folder)
         parts = [read_table(job.folder / "results.csv") for job in done]
         table = pd.concat([*parts, references(experiment)], ignore_index=True)
         write_table(out / name / run_folder.RESULTS, table)
         costs = pd.DataFrame([_cost(job) for job in done], columns=["method", "seed", *_COSTS])
-        write_with(out / name / "costs.csv", lambda path, costs=costs: costs.to_csv(path, index=False))  # type: ignore[misc]
+        write_csv(out / name / "costs.csv", costs)
         tables.append(table.assign(dataset=name))
     rows = [(f.job.dataset, f.job.arm, f.job.seed, f.error) for f in failures]
     failed = pd.DataFrame(rows, columns=["dataset", "method", "seed", "error"])
     (out / FAILURES).unlink(missing_ok=True)
     if rows:
-        write_with(out / FAILURES, lambda path: failed.to_csv(path, index=False))
+        write_csv(out / FAILURES, failed)
     with reporter.busy("writing the report"):
         comparison_page.write_comparison(out, reported=kept_reported(out))
     return Comparison(out, pd.concat(tables, ignore_index=True), failures)
@@ -351,8 +367,10 @@ _COSTS = ["parameters", "epochs", "train_seconds", "peak_memory_bytes"]
 
 
 def _cost(job: Job) -> dict[str, Any]:
-    try:
-        cost = json.loads((job.folder / COST).read_text("utf-8"))
-        return {"method": job.arm, "seed": job.seed, **{key: cost.get(key) for key in _COSTS}}
-    except (OSError, ValueError, AttributeError):
-        return {"method": job.arm, "seed": job.seed, **dict.fromkeys(_COSTS, np.nan)}
+    path = job.folder / COST
+    advice = "delete it, and the run's cost is left out"
+    cost: dict[str, Any] = read_json(path, advice) if path.is_file() else {}
+    with refusing(path, f"damaged; {advice}"):
+        if cost:
+            check_digest(cost, path, advice)
+        return {"method": job.arm, "seed": job.seed, **{key: cost.get(key, np.nan) for key in _COSTS}}

@@ -5,18 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import GROUPS, TEACHER, laid_over, resolve
 from corrkd.experiment.budget import BudgetRule
-from corrkd.files import PLAN
-from corrkd.settings import ArmSettings, Settings, first_line, load_settings, merged, read_yaml
+from corrkd.experiment.run_folder import OURS
+from corrkd.files import FAILURES, PLAN, check_names, file_names
+from corrkd.parsing import quoted, read_yaml_file, yaml_with_digest
+from corrkd.settings import ArmSettings, Count, Settings, first_line, read_yaml, settings_of_tree
 
-_FOLDER = re.compile(r"[\w][\w.-]*")
+REPORTED = "reported.csv"
+# What a comparison keeps beside its datasets' folders, and an arm beside its model.
+_BESIDE_DATASETS = (*OURS, PLAN, FAILURES, REPORTED)
+_BESIDE_MODELS = ("budget", "cost")
+MOST_SEEDS = 10_000
 NO_SEARCH = "none: every method has its default settings"
 
 
@@ -35,7 +41,18 @@ class DatasetPlan(BaseModel):
     settings: Settings
     methods: dict[str, ArmSettings]
     budget: BudgetRule | None = None
-    epochs: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    epochs: dict[str, Count] = Field(default_factory=dict)
+
+    @field_validator("methods", mode="after")
+    @classmethod
+    def _names_are_folders(cls, methods: dict[str, ArmSettings]) -> dict[str, ArmSettings]:
+        check_names(methods, "comparison: method")
+        for name in _BESIDE_MODELS:
+            if name in methods:
+                raise CorrKDError(
+                    f"comparison: method {name!r}: a file of that name lies beside the model; choose another"
+                )
+        return methods
 
     def chooses(self, arm: str) -> bool:
         """Whether the arm's number of epochs is chosen by the rule."""
@@ -55,7 +72,13 @@ class ComparePlan(BaseModel):
 
     datasets: dict[str, DatasetPlan]
     search: str = NO_SEARCH
-    jobs: int = Field(1, ge=1)
+    jobs: int = Field(1, ge=1, le=4096)
+
+    @field_validator("datasets", mode="after")
+    @classmethod
+    def _names_are_folders(cls, datasets: dict[str, DatasetPlan]) -> dict[str, DatasetPlan]:
+        check_dataset_names(datasets)
+        return datasets
 
     def to_yaml(self) -> str:
         """The file that `load_plan` reads."""
@@ -65,7 +88,18 @@ class ComparePlan(BaseModel):
             tree["datasets"][name]["methods"] = {
                 arm: changes.model_dump(mode="json", exclude_unset=True) for arm, changes in part.methods.items()
             }
-        return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+        return yaml_with_digest(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+
+def check_dataset_names(names: Iterable[str]) -> None:
+    """Raise CorrKDError where a dataset's name is not fit for its folder, or is that of something else in a comparison's folder."""
+    names = list(names)
+    check_names(names, "comparison: dataset")
+    for name in names:
+        if any(Path(name).match(pattern) for pattern in _BESIDE_DATASETS):
+            raise CorrKDError(
+                f"comparison: dataset {name!r}: a comparison's folder has other use for the name; choose another"
+            )
 
 
 def load_plan(
@@ -102,7 +136,7 @@ def load_plan(
     unknown = set(tree) - {"datasets", "methods", "seeds", "jobs", "search", "budget"}
     if unknown:
         raise CorrKDError(
-            f"comparison {source}: {sorted(unknown)[0]} is unknown; allowed: datasets, methods, seeds, jobs, search, budget"
+            f"comparison {source}: {quoted(min(unknown))} is unknown; allowed: datasets, methods, seeds, jobs, search, budget"
         )
     common_budget = tree.get("budget", "doubling")
     common = _named(tree.get("methods"), "methods")
@@ -114,8 +148,8 @@ def load_plan(
     datasets = found or tree.get("datasets") or {"synthetic": {"settings": {"preset": preset or "synthetic"}}}
     if not isinstance(datasets, Mapping):
         raise CorrKDError(f"comparison {source}: datasets: expected {{name: {{settings: ..., methods: ...}}}}")
-    given = seeds if seeds is not None else tree.get("seeds")
-    shared = {} if given is None else {"seeds": list(range(given)) if isinstance(given, int) else list(given)}
+    chosen_seeds = _seeds(tree.get("seeds") if seeds is None else seeds)
+    shared = {} if chosen_seeds is None else {"seeds": chosen_seeds}
     plans = {
         str(name): _dataset(str(name), part or {}, common, shared, list(overrides), common_budget, budget)
         for name, part in datasets.items()
@@ -124,18 +158,27 @@ def load_plan(
     try:
         return ComparePlan(datasets=plans, search=tree.get("search", NO_SEARCH), jobs=chosen)
     except ValidationError as error:
-        raise CorrKDError(f"comparison: {first_line(error)}") from None
+        raise CorrKDError(f"comparison: {first_line(error, ComparePlan)}") from None
+
+
+def _seeds(value: Any) -> list[Any] | None:
+    """A list of seeds, or the first so many."""
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_SEEDS:
+        return list(range(value))
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return list(value)
+    raise CorrKDError(
+        f"comparison: seeds: expected a number from 1 to {MOST_SEEDS:,} or a list (given: {quoted(value)})"
+    )
 
 
 def read_plan(out: Path) -> ComparePlan:
     """The plan that a comparison's folder keeps. Raises CorrKDError where there is none, or it is damaged."""
     path = out / PLAN
     try:
-        return ComparePlan.model_validate(yaml.safe_load(path.read_text("utf-8")))
-    except OSError as error:
-        raise CorrKDError(f"{path}: {error.strerror or error}") from None
-    except yaml.YAMLError:
-        raise CorrKDError(f"{path}: damaged: not YAML") from None
+        return ComparePlan.model_validate(read_yaml_file(path))
     except ValidationError as error:
         raise CorrKDError(f"{path}: damaged: {first_line(error, ComparePlan)}") from None
 
@@ -150,23 +193,27 @@ def _dataset(
     budget: str | None,
 ) -> DatasetPlan:
     where = f"comparison: datasets.{name}"
-    if not _FOLDER.fullmatch(name):
-        raise CorrKDError(f"{where}: a dataset's name is that of its folder: letters, digits, ., - and _")
+    check_dataset_names([name])
     if not isinstance(part, Mapping) or set(part) - {"settings", "methods", "budget", "epochs"}:
         raise CorrKDError(f"{where}: expected {{settings: ..., methods: ..., budget: ..., epochs: ...}}")
     rule = _budget(part.get("budget", common_budget) if budget is None else budget, where)
     own = _named(part.get("methods"), f"datasets.{name}.methods")
-    tree = merged(part.get("settings") or {}, {"jobs": 1, **shared})
-    settings = load_settings(preset=tree.pop("preset", None), overrides=overrides, **tree)
+    in_file = part.get("settings") or {}
+    if not isinstance(in_file, Mapping):
+        raise CorrKDError(f"{where}: settings: expected keys and values (given: {quoted(in_file)})")
+    settings = settings_of_tree(in_file, overrides=overrides, changes={"jobs": 1, **shared})
     arms = {arm: laid_over(_arm(arm, common.get(arm)), _arm(arm, own.get(arm))) for arm in (common or own)}
     if not arms:
         raise CorrKDError(f"{where}: no method; name some under `methods`, or give --methods")
     stray = set(own) - set(arms)
     if stray:
         raise CorrKDError(f"{where}.methods.{sorted(stray)[0]}: is not among the comparison's methods")
-    stray = set(part.get("epochs") or {}) - {TEACHER, *arms}
+    epochs = part.get("epochs") or {}
+    if not isinstance(epochs, Mapping):
+        raise CorrKDError(f"{where}: epochs: expected {{method: number}} (given: {quoted(epochs)})")
+    stray = set(epochs) - {TEACHER, *arms}
     if stray:
-        raise CorrKDError(f"{where}.epochs.{sorted(stray)[0]}: is not among the comparison's methods")
+        raise CorrKDError(f"{where}.epochs.{min(stray)}: is not among the comparison's methods")
     resolved = [resolve(arm, changes, settings) for arm, changes in arms.items()]
     if TEACHER not in arms and any(arm.method.needs_teacher for arm in resolved):
         arms = {TEACHER: ArmSettings(), **arms}
@@ -175,7 +222,7 @@ def _dataset(
             f"{where}: tests on the validation split, by which budgets are chosen; set budget: fixed (or --budget fixed)"
         )
     try:
-        return DatasetPlan(settings=settings, methods=arms, budget=rule, epochs=part.get("epochs") or {})
+        return DatasetPlan(settings=settings, methods=arms, budget=rule, epochs=epochs)
     except ValidationError as error:
         raise CorrKDError(f"{where}: {first_line(error, DatasetPlan)}") from None
 
@@ -219,4 +266,5 @@ def expanded(names: Iterable[str]) -> list[str]:
 
 
 def _name_of(path: str) -> str:
-    return re.sub(r"[^\w.-]", "-", Path(path).name.split(".")[0]) or "data"
+    legible = re.sub(r"[^\w.-]", "-", Path(path).name.split(".")[0]) or "data"
+    return file_names([legible])[legible]

@@ -13,6 +13,7 @@ from corrkd.errors import CorrKDError
 from corrkd.experiment.prepare import read
 from corrkd.experiment.run_folder import settings_of
 from corrkd.networks.saved import load_network, seed_folders
+from corrkd.parsing import refusing
 from corrkd.serve.explore import Exhibit
 from corrkd.serve.predictor import Predictor
 
@@ -44,7 +45,8 @@ def exhibit_of(
         return Exhibit(predictors), []
     try:
         settings = settings_of(student.run)
-        seed = int(student.saved.about["seed"])  # which may have splits of its own
+        with refusing(folder, "its card records no seed"):
+            seed = int(student.saved.about["seed"])  # which may have splits of its own
         dataset = resampled(read(settings.data), settings.data.resample, seed)
         split = student.saved.fit(dataset).split(settings.evaluation.split)
     except CorrKDError as error:

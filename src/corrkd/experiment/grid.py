@@ -16,13 +16,15 @@ from typing import Literal
 from joblib import Parallel, delayed, parallel_config
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from corrkd.errors import CorrKDError
+from corrkd.escape import terminal_text
 from corrkd.experiment.arm import TEACHER
 from corrkd.experiment.job import PROGRESS
 from corrkd.experiment.progress import Reporter
-from corrkd.files import make_folder
+from corrkd.files import make_folder, open_no_link
 
 Backend = Literal["joblib", "ray"]
 LOG = "log.txt"
@@ -52,8 +54,9 @@ class Job:
     def progress(self) -> str | None:
         """How far it is, as "self-mm 3/16"; None where it does not run."""
         try:
-            return (self.folder / PROGRESS).read_text("utf-8").strip() or None
-        except OSError:
+            with (self.folder / PROGRESS).open("rb") as file:
+                return file.read(200).decode("utf-8").strip() or None
+        except (OSError, UnicodeDecodeError):
             return None
 
 
@@ -105,7 +108,7 @@ def run_apart(job: Job) -> str | None:
     """The job in a process of its own, whose output goes to its log; the last line where it fails."""
     make_folder(job.folder)
     command = [sys.executable, "-m", "corrkd.experiment.job", str(job.out), job.dataset, job.arm, str(job.seed)]
-    with (job.folder / LOG).open("w", encoding="utf-8") as log:
+    with open_no_link(job.folder / LOG) as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
     if code == 0:
         return None
@@ -176,7 +179,7 @@ def state_table(jobs: Sequence[Job], failures: Sequence[Failure] = ()) -> Table:
             total[state] += count
         row = (str(counts["done"]), running, str(counts["failed"] or ""), str(counts["left"] or ""))
         style = "green" if counts["done"] == len(mine) else "red" if counts["failed"] else ""
-        table.add_row(dataset, arm, *row, style=style)
+        table.add_row(*(escape(terminal_text(text)) for text in (dataset, arm, *row)), style=style)
     table.add_row("", f"all {len(jobs)}", str(total["done"]), "", str(total["failed"] or ""), str(total["left"]))
     return table
 

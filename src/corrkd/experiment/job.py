@@ -5,7 +5,6 @@ python -m corrkd.experiment.job FOLDER DATASET ARM SEED
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from corrkd.csv_files import read_csv
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import TEACHER, Arm, resolve
 from corrkd.experiment.budget import BudgetRule, choose_budget, read_budget, with_epochs
@@ -25,8 +25,9 @@ from corrkd.experiment.prepare import prepare
 from corrkd.experiment.processes import end_with_parent, make_fabric
 from corrkd.experiment.progress import Reporter, Task
 from corrkd.experiment.seed import evaluate_arm, train_arms, write_tested
-from corrkd.files import make_folder, write_text
-from corrkd.networks.saved import load_network
+from corrkd.files import make_folder, open_no_link, write_text
+from corrkd.networks.saved import load_network, recorded
+from corrkd.parsing import json_text, refusing, with_digest
 
 COST = "cost.json"
 PROGRESS = "progress"
@@ -59,7 +60,7 @@ def _train_and_test(plan: DatasetPlan, folder: Path, arm: str, seed: int) -> Non
     planned = experiment.arms[0]
     train(with_epochs(planned, _epochs(plan, planned, folder, seed, train)), folder, teaching)
     if not (folder / COST).is_file():
-        write_text(folder / COST, json.dumps(_cost(folder, arm, fabric.device, resumed)) + "\n")
+        write_text(folder / COST, json_text(with_digest(_cost(folder, arm, fabric.device, resumed))))
     samples = swept_samples(experiment)
     with reporter.task("testing", sum(map(len, samples.values()))) as task:
         tested = evaluate_arm(experiment.arms[0], experiment, samples, folder, task.step)
@@ -79,11 +80,12 @@ def _epochs(plan: DatasetPlan, arm: Arm, folder: Path, seed: int, train: Callabl
 def _cost(folder: Path, arm: str, device: torch.device, resumed: bool) -> dict[str, float | None]:
     """What the training took. Of one that was stopped and resumed, seconds and memory are not known whole."""
     path = folder / "timings.csv"  # absent where a kill came between the model and its timing
-    timings = pd.read_csv(path).set_index("stage")["seconds"] if path.is_file() else pd.Series(dtype=float)
+    with refusing(path, "damaged; delete it to go on"):
+        timings = read_csv(path).set_index("stage")["seconds"] if path.is_file() else pd.Series(dtype=float)
     saved = load_network(folder / arm)
     return {
         "parameters": sum(p.numel() for p in saved.network.parameters()),
-        "epochs": len(saved.about["history"]),
+        "epochs": len(recorded(folder / arm, "history")),
         "train_seconds": None if resumed or arm not in timings else float(timings[arm]),
         "peak_memory_bytes": None if resumed else _peak_memory(device),
     }
@@ -124,7 +126,8 @@ class _Line(Task):
 
     def step(self, count: int = 1, note: str = "") -> None:
         self._done += count
-        self._path.write_text(f"{self._title} {self._done}/{self._total}\n", "utf-8")
+        with open_no_link(self._path) as file:
+            file.write(f"{self._title} {self._done}/{self._total}\n".encode())
 
 
 def main(arguments: list[str]) -> int:

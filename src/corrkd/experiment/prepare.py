@@ -25,10 +25,11 @@ from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import TEACHER, Arm, resolve
 from corrkd.experiment.run_folder import SETTINGS, settings_of
 from corrkd.missing.conditions import Condition, condition, standard_conditions
-from corrkd.networks.saved import with_modalities
+from corrkd.networks.saved import MOST_CLASSES, check_labels, with_modalities
 from corrkd.settings import ArmSettings, DataSettings, ResampleSettings, Settings
 
 SYNTHETIC = "synthetic"
+LARGEST_SYNTHETIC = 2**31  # numbers: 8 GB
 RUN_ARMS = {
     TEACHER: ArmSettings(),
     "student": ArmSettings(method="corrkd", title="CorrKD student"),
@@ -235,6 +236,12 @@ def prepare(settings: Settings, arms: Mapping[str, ArmSettings] = RUN_ARMS) -> E
     if settings.data.calibration is not None:
         dataset = with_calibration(dataset, settings.data.calibration)
     target = make_target(settings.data.target, dataset)
+    for what, names in (
+        ("classes", target.classes),
+        ("questions", target.questions),
+        ("modalities", dataset.modalities),
+    ):
+        check_labels(names, f"dataset {dataset.name}: {what}")  # the saved model could not be read otherwise
     normalisation = _normalisation(dataset, settings.data)
     experiment = Experiment(settings, dataset, target, normalisation, pick_device(settings.device), resolved)
     experiment.conditions(), experiment.projection()  # a wrong name is said now, not after the training
@@ -322,7 +329,13 @@ def synthetic_spec(changes: Mapping[str, Any]) -> SyntheticSpec:
         if key not in known:
             raise CorrKDError(f"settings: data.synthetic.{key} is unknown; allowed there: {', '.join(known)}")
     try:
-        return SyntheticSpec(**changes)
+        spec = SyntheticSpec(**changes)
+        size = sum(law.frames * law.width for law in spec.laws().values()) * (spec.train + spec.valid + spec.test)
+        if size > LARGEST_SYNTHETIC or spec.classes > MOST_CLASSES:
+            raise ValueError(
+                f"asks for {size:.1e} numbers and {spec.classes} classes; at most {LARGEST_SYNTHETIC:.1e}, {MOST_CLASSES}"
+            )
+        return spec
     except (TypeError, ValueError) as error:
         raise CorrKDError(f"settings: data.synthetic: {error}") from None
 

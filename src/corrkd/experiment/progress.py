@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from corrkd.escape import terminal_text
 
 PLAIN_SECONDS = 5.0
 
@@ -27,13 +30,13 @@ class Reporter:
 
     def say(self, message: str) -> None:
         """One line."""
-        self._console.print(message, markup=False)
+        self._console.print(terminal_text(" ".join(message.splitlines())), markup=False)
 
     @contextmanager
     def busy(self, title: str) -> Iterator[None]:
         """A piece of work whose length is not known before: a spinner, or a plain line."""
         if self._console.is_terminal and not (self.quiet or self.plain):
-            with self._console.status(title):
+            with self._console.status(escape(terminal_text(title))):
                 yield
         else:
             self.say(title)
@@ -46,11 +49,11 @@ class Reporter:
             yield _Plain(self, title, total, done)
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=self._console) as bars:
             yield _Bar(bars, title, total, done)
@@ -78,7 +81,7 @@ class _Plain(Task):
 class _Bar(Task):
     def __init__(self, bars: Progress, title: str, total: int, done: int) -> None:
         self._bars = bars
-        self._task = bars.add_task(title, total=total, completed=done, note="")
+        self._task = bars.add_task(terminal_text(title), total=total, completed=done, note="")
 
     def step(self, count: int = 1, note: str = "") -> None:
-        self._bars.update(self._task, advance=count, note=note)
+        self._bars.update(self._task, advance=count, note=terminal_text(note))

@@ -19,8 +19,8 @@ from corrkd.experiment.prepare import SYNTHETIC, Experiment, prepare
 from corrkd.experiment.processes import end_with_parent, is_first_process, make_fabric, world_size
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.references import references
-from corrkd.experiment.seed import evaluate_seed, read_table, train_seed, write_table
-from corrkd.files import remove_parts
+from corrkd.experiment.seed import check_tested, evaluate_seed, read_table, train_seed, write_table
+from corrkd.files import file_names, remove_parts
 from corrkd.report.page import write_report
 from corrkd.settings import Settings, load_settings
 
@@ -55,7 +55,7 @@ def run(
 
     Args:
         settings: from `load_settings`, nested keys and values, or a preset's name.
-        out: the run folder; default: runs/<dataset's name>.
+        out: the run folder; default: runs/<dataset's name>, as `corrkd.files.file_names` makes a folder's name of it.
         overwrite: replace a run that is there.
         evaluate: whether to test, too.
         reporter: where progress is said; default: nowhere.
@@ -72,7 +72,9 @@ def run(
     reporter = _speaker(reporter)
     with reporter.busy(f"reading {settings.data.path}"):
         experiment = prepare(settings)
-    folder = Path(out) if out is not None else Path("runs") / experiment.dataset.name
+    folder = (
+        Path(out) if out is not None else Path("runs") / file_names([experiment.dataset.name])[experiment.dataset.name]
+    )
     if is_first_process():
         run_folder.check(folder, overwrite=overwrite)  # before anything is made there
     with _writing(folder):
@@ -88,7 +90,7 @@ def resume(folder: str | Path, *, evaluate: bool = True, reporter: Reporter | No
         CorrKDError: where the folder holds no run, or the data has changed.
     """
     folder = Path(folder)
-    settings = run_folder.settings_of(folder)
+    settings = run_folder.settings_of(folder, unchanged=True)
     reporter = _speaker(reporter)
     with _writing(folder):
         with reporter.busy(f"reading {settings.data.path}"):
@@ -113,6 +115,8 @@ def _carry_out(experiment: Experiment, folder: Path, evaluate: bool, reporter: R
         _seeds(experiment, folder, evaluate, reporter)
     if not evaluate or not is_first_process():
         return Run(folder, pd.DataFrame())
+    for seed in settings.seeds:
+        check_tested(_seed_folder(folder, seed))
     parts = [read_table(_seed_folder(folder, seed) / "results.csv") for seed in settings.seeds]
     table = pd.concat([*parts, references(experiment)], ignore_index=True)
     write_table(folder / run_folder.RESULTS, table)

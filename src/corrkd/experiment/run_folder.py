@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -11,6 +10,15 @@ from typing import Any
 
 from corrkd.errors import CorrKDError
 from corrkd.files import exclusive, write_text
+from corrkd.parsing import (
+    check_digest,
+    check_yaml_digest,
+    json_text,
+    read_json,
+    refusing,
+    with_digest,
+    yaml_with_digest,
+)
 from corrkd.settings import Settings, load_settings
 
 SETTINGS = "settings.yaml"
@@ -46,7 +54,12 @@ def begin(folder: Path, settings: Settings, *, overwrite: bool) -> None:
         empty(folder)
     except OSError as error:
         raise CorrKDError(f"{error.filename}: cannot be removed: {error.strerror}") from None
-    write_text(folder / SETTINGS, with_whole_paths(settings).to_yaml())
+    write_settings(folder, with_whole_paths(settings))
+
+
+def write_settings(folder: Path, settings: Settings) -> None:
+    """Writes settings.yaml, with its digest in the first line."""
+    write_text(folder / SETTINGS, yaml_with_digest(settings.to_yaml()))
 
 
 def with_whole_paths(settings: Settings) -> Settings:
@@ -67,26 +80,28 @@ def empty(folder: Path) -> None:
                 path.unlink()
 
 
-def settings_of(folder: Path) -> Settings:
-    """The settings of a run. Raises CorrKDError where the folder holds none."""
+def settings_of(folder: Path, *, unchanged: bool = False) -> Settings:
+    """The settings of a run. Raises CorrKDError where the folder holds none; `unchanged`: also where they were edited since."""
     if not (folder / SETTINGS).is_file():
         raise CorrKDError(f"{folder}: not a run folder (no {SETTINGS})")
+    if unchanged:
+        check_yaml_digest(
+            folder / SETTINGS, "put it back to go on, or begin another run with `corrkd run --settings` and this file"
+        )
     return load_settings(folder / SETTINGS)
 
 
 def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Writes run.json; where there is one, data and version must be the same.
+    """Writes run.json; where there is one, it must be as it was written, and data and version the same.
 
     Raises:
-        CorrKDError: where the run began with other data, or with another version.
+        CorrKDError: where the run began with other data, or with another version, or the file was changed.
     """
     path = folder / RUN
     if path.is_file():
-        try:
-            facts_before = json.loads(path.read_text("utf-8"))
-            before, version = facts_before["dataset"]["sha256"], facts_before["corrkd"]
-        except (ValueError, KeyError, TypeError):
-            raise CorrKDError(f"{path}: damaged; delete it to go on") from None
+        facts_before = read_json(path, "delete it to go on")
+        with refusing(path, "damaged; delete it to go on"):
+            before, version = str(facts_before["dataset"]["sha256"]), str(facts_before["corrkd"])
         if version != facts["corrkd"]:
             raise CorrKDError(
                 f"{folder}: was begun with corrkd {version}, and this is {facts['corrkd']}, whose numbers may differ; choose another "
@@ -96,4 +111,5 @@ def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
             raise CorrKDError(
                 f"{folder}: the data has changed since the run began (SHA-256 was {before[:12]}...); start a new run"
             )
-    write_text(path, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        check_digest(facts_before, path, "delete it to go on")
+    write_text(path, json_text(with_digest(facts)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from safetensors.numpy import save as save_arrays
 from torch.utils.tensorboard import SummaryWriter
 
 from corrkd._version import __version__
+from corrkd.csv_files import csv_bytes, read_csv, write_csv
 from corrkd.data.batches import Samples
+from corrkd.data.load import sha256_of
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.calibration import coverage_by_group
 from corrkd.evaluation.judge import tabulate
@@ -27,7 +30,7 @@ from corrkd.experiment.calibrate import calibrate, found_out, swept_samples
 from corrkd.experiment.prepare import Experiment
 from corrkd.experiment.progress import Reporter, Task
 from corrkd.experiment.teachers import Member, answers, members, trained_on
-from corrkd.files import make_folder, write_bytes, write_with
+from corrkd.files import make_folder, write_bytes, write_text, write_with
 from corrkd.methods.base import AnyMethod, TeacherOutput
 from corrkd.missing.conditions import COMPLETE, condition
 from corrkd.networks.base import AnyNetwork
@@ -36,9 +39,11 @@ from corrkd.networks.saved import (
     add_evaluated,
     build_network,
     load_network,
+    recorded,
     save_network,
     usual_missing,
 )
+from corrkd.parsing import LARGEST_YAML, read_text, refusing
 from corrkd.training.distributed import gather
 from corrkd.training.loop import (
     VALID,
@@ -47,6 +52,10 @@ from corrkd.training.loop import (
     derived_seed,
     train,
 )
+
+RESULTS, SUMS = "results.csv", "SHA256SUMS"
+SUMMED = ("history.csv", "representations.safetensors", "predictions.parquet", "coverage.csv")
+COLUMNS = ["dataset", "method", "seed", "condition", "draw", "metric", "value"]
 
 
 def train_seed(experiment: Experiment, seed: int, folder: Path, fabric: Fabric, reporter: Reporter) -> None:
@@ -236,7 +245,7 @@ def evaluate_arm(
 
 
 def write_tested(folder: Path, tested: Sequence[Tested], experiment: Experiment, seed: int) -> None:
-    """representations.safetensors, predictions.parquet, coverage.csv where there are prediction sets, and, last, results.csv."""
+    """representations.safetensors, predictions.parquet, coverage.csv where there are prediction sets, SHA256SUMS and, last, results.csv."""
     truth = experiment.samples_kept(experiment.settings.evaluation.split)
     arrays = {key: array for part in tested for key, array in part.representations.items()}
     write_bytes(folder / "representations.safetensors", save_arrays({**arrays, "targets": np.ascontiguousarray(truth)}))
@@ -244,22 +253,36 @@ def write_tested(folder: Path, tested: Sequence[Tested], experiment: Experiment,
     write_with(folder / "predictions.parquet", lambda path: frame.to_parquet(path, index=False))
     coverage = pd.concat([part.coverage for part in tested], ignore_index=True)
     if len(coverage):
-        write_with(folder / "coverage.csv", lambda path: coverage.to_csv(path, index=False))
+        write_csv(folder / "coverage.csv", coverage)
     table = pd.concat([part.table for part in tested], ignore_index=True)
-    write_table(folder / "results.csv", table.assign(dataset=experiment.dataset.name, seed=seed))
+    results = csv_bytes(table.assign(dataset=experiment.dataset.name, seed=seed)[COLUMNS])
+    sums = {name: sha256_of(folder / name) for name in SUMMED if (folder / name).is_file()}
+    sums[RESULTS] = hashlib.sha256(results).hexdigest()
+    write_text(folder / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sums.items()))
+    write_bytes(folder / RESULTS, results)
+
+
+def check_tested(folder: Path) -> None:
+    """Raise CorrKDError where a file of an evaluation is not as it was written. `sha256sum -c SHA256SUMS` checks the same."""
+    advice = f"delete {folder / RESULTS} to evaluate again"
+    lines = read_text(folder / SUMS, LARGEST_YAML).splitlines() if (folder / SUMS).is_file() else []
+    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for name in (*SUMMED, RESULTS):
+        is_file = (folder / name).is_file()
+        if is_file != (name in sums) or (is_file and sha256_of(folder / name) != sums[name]):
+            raise CorrKDError(f"{folder / name}: damaged: its SHA-256 is not the one in {SUMS}; {advice}")
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """results.csv: tidy, in the columns' agreed order, with all digits of a float64."""
-    columns = ["dataset", "method", "seed", "condition", "draw", "metric", "value"]
-    write_with(path, lambda part: table[columns].to_csv(part, index=False))
+    write_csv(path, table[COLUMNS])
 
 
 def read_table(path: Path) -> pd.DataFrame:
     """What `write_table` wrote, to the last bit; seeds as text. Raises CorrKDError where it is damaged."""
     try:
         # As text first: a modality may be called "NA", and pandas' own reading of numbers is not exact everywhere.
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = read_csv(path, dtype=str, keep_default_na=False)
         return table.assign(draw=table["draw"].astype(int), value=[float(text or "nan") for text in table["value"]])
     except (ValueError, KeyError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -316,13 +339,13 @@ class _Watch:
 def _write_history(folder: Path, arms: Sequence[Arm]) -> None:
     parts = []
     for arm in arms:
-        history = load_network(folder / arm.name).about["history"]
+        history = recorded(folder / arm.name, "history")
         parts.append(pd.DataFrame(history).assign(method=arm.name))
     table = pd.concat(parts, ignore_index=True)
     known = ("loss/total", "loss/task", "loss/scd", "loss/cpd", "loss/rcd")
     losses = dict.fromkeys([*(c for c in known if c in table), *(str(c) for c in table if str(c).startswith("loss/"))])
     table = table[["method", "epoch", *losses, VALID, "lr"]].astype({"epoch": int})
-    write_with(folder / "history.csv", lambda part: table.to_csv(part, index=False))
+    write_csv(folder / "history.csv", table)
 
 
 def _write_timing(folder: Path, stage: str, seconds: float, samples: int) -> None:
@@ -330,6 +353,7 @@ def _write_timing(folder: Path, stage: str, seconds: float, samples: int) -> Non
     row = pd.DataFrame(
         [{"stage": stage, "seconds": round(seconds, 3), "samples_per_second": round(samples / seconds, 1)}]
     )
-    before = pd.read_csv(path) if path.is_file() else row.iloc[:0]
-    table = pd.concat([before[before["stage"] != stage], row], ignore_index=True)
-    write_with(path, lambda part: table.to_csv(part, index=False))
+    with refusing(path, "damaged; delete it to go on"):
+        before = read_csv(path) if path.is_file() else row.iloc[:0]
+        table = pd.concat([before[before["stage"] != stage], row], ignore_index=True)
+    write_csv(path, table)

@@ -13,6 +13,7 @@ import torch
 import yaml
 from joblib import Parallel, delayed
 
+from corrkd.csv_files import write_csv
 from corrkd.errors import CorrKDError
 from corrkd.experiment import run_folder
 from corrkd.experiment.arm import TEACHER, Arm, laid_over, resolve
@@ -21,8 +22,9 @@ from corrkd.experiment.prepare import Experiment, prepare
 from corrkd.experiment.processes import end_with_parent, make_fabric
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.seed import train_arms
-from corrkd.files import make_folder, write_text, write_with
-from corrkd.networks.saved import load_network
+from corrkd.files import make_folder, write_text
+from corrkd.networks.saved import recorded
+from corrkd.parsing import LARGEST_YAML, read_text, refusing, yaml_with_digest
 from corrkd.settings import ArmSettings, Settings
 from corrkd.training.loop import VALID, derived_seed
 
@@ -103,7 +105,7 @@ def tune(
         )
         table = pd.concat([rows for _, rows in found], ignore_index=True)
         best = {name: change for name, (change, _) in zip(methods, found, strict=True)}
-        write_with(out / TRIALS, lambda path: table.to_csv(path, index=False))
+        write_csv(out / TRIALS, table)
         said = f"{trials} trials a method by Optuna on the validation split of {experiment.dataset.name}, the first its defaults"
         tree = {"search": said, "methods": {n: _whole(methods[n], change) for n, change in best.items()}}
         write_text(out / TUNED, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
@@ -117,9 +119,9 @@ def _on_validation(settings: Settings) -> Settings:
 
 def _begin(out: Path, settings: Settings) -> None:
     path = out / run_folder.SETTINGS
-    text = settings.to_yaml()
+    text = yaml_with_digest(settings.to_yaml())
     if path.is_file():
-        if path.read_text("utf-8") != text:
+        if read_text(path, LARGEST_YAML) != text:
             raise CorrKDError(f"{out}: holds a search with other settings; choose another folder")
         return
     inside = [p.name for p in out.iterdir() if p.name != ".lock"]
@@ -141,8 +143,10 @@ def _search(
     experiment = prepare(settings, {name: fixed})
     ranges = space(experiment.arms[0])
     make_folder(out / name)
-    storage = JournalStorage(JournalFileBackend(str(out / name / "journal.log")))
-    study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
+    journal = out / name / "journal.log"
+    with refusing(journal, f"damaged; delete {out / name} to search again"):
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
     while (number := _next(study, trials)) is not None:
         # A sampler of its own for each trial: what it draws does not depend on where a search was stopped.
         study.sampler = optuna.samplers.TPESampler(seed=derived_seed(name, number) % 2**32, n_startup_trials=4)
@@ -192,7 +196,7 @@ def _train(experiment: Experiment, arm: Arm, folder: Path, out: Path | None) -> 
         quiet = Reporter(quiet=True)
         teaching = out is None  # a teacher that is searched itself teaches nobody
         train_arms(experiment.at(seed), [arm], seed, place, fabric, quiet, taught_in=taught_in, teaching=teaching)
-        scores.append(float(load_network(place / arm.name).about[VALID]))
+        scores.append(float(recorded(place / arm.name, VALID)))
     return sum(scores) / len(scores)
 
 

@@ -15,11 +15,13 @@ from corrkd.data.batches import Batch
 from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.missing import masks
+from corrkd.parsing import quoted
 from corrkd.settings import EvaluationSettings
 
 Kind = Literal["modalities", "ratio", "burst", "late", "noise", "natural"]
 COMPLETE = "complete"
 NATURAL = "natural"
+MOST_MODALITIES = 10  # with 1,023 subsets
 _RESERVED = re.compile(r"complete|natural|average|ratios|(ratio|burst|late|noise)-.*|.*[+,].*|", re.DOTALL)
 
 
@@ -96,8 +98,10 @@ def subsets(modalities: Sequence[str]) -> list[Condition]:
     """Every non-empty subset of the modalities, smallest first; the last is "complete".
 
     Raises:
-        CorrKDError: where a modality has the name of a condition or of a column.
+        CorrKDError: where a modality has the name of a condition or of a column, or there are too many.
     """
+    if len(modalities) > MOST_MODALITIES:
+        raise CorrKDError(f"{len(modalities)} modalities have too many subsets to test; use at most {MOST_MODALITIES}")
     for m in modalities:
         if _RESERVED.fullmatch(m):
             raise CorrKDError(f"modality {m!r}: its name means something else in the results; give it another")
@@ -127,10 +131,10 @@ def condition(name: str, modalities: Sequence[str], draws: int = 1) -> Condition
         ratio = float(number)
     except ValueError:
         ratio = -1.0
-    if not dash or kind not in ("ratio", "burst", "late", "noise") or not 0.0 <= ratio <= 1.0:
+    if not dash or len(name) > 100 or kind not in ("ratio", "burst", "late", "noise") or not 0.0 <= ratio <= 1.0:
         raise CorrKDError(
-            f"condition {name!r} is unknown; there are complete, {', '.join(modalities)} and their sums as {'+'.join(modalities[:2])}, "
-            f"natural, and ratio-R, burst-R, late-R, noise-R with R from 0 to 1"
+            f"condition {quoted(name)} is unknown; there are complete, {', '.join(modalities)} and their sums as "
+            f"{'+'.join(modalities[:2])}, natural, and ratio-R, burst-R, late-R, noise-R with R from 0 to 1"
         )
     return _at(kind, ratio, everything, draws)
 

@@ -22,6 +22,7 @@ from corrkd.data.batches import Batch, Samples
 from corrkd.errors import CorrKDError
 from corrkd.files import write_bytes
 from corrkd.missing.conditions import Condition, condition
+from corrkd.parsing import CONTENT_ERRORS, parse_json
 
 
 @dataclass(frozen=True)
@@ -99,16 +100,21 @@ def load_manifest(path: Path) -> Manifest:
     """Reads a manifest. Raises CorrKDError where it is missing, damaged or something else."""
     try:
         with safe_open(path, "numpy") as file:
-            about = json.loads((file.metadata() or {})["masks"])
+            about = parse_json((file.metadata() or {})["masks"], path)
             modalities: dict[str, int] = about["modalities"]
+            if not all(isinstance(i, str) for i in about["ids"]) or len(set(about["ids"])) < len(about["ids"]):
+                raise ValueError("ids")
             conditions = tuple(condition(c["name"], tuple(modalities), c["draws"]) for c in about["conditions"])
             masks = {}
             for key in file.keys():  # noqa: SIM118  (the file is not a mapping)
                 name, draw, m = key.split("/", 2)
-                bits = np.unpackbits(file.get_tensor(key), axis=1, count=modalities[m])
+                packed = file.get_tensor(key)
+                if packed.shape != (len(about["ids"]), (modalities[m] + 7) // 8):
+                    raise ValueError(key)
+                bits = np.unpackbits(packed, axis=1, count=modalities[m])
                 masks[name, int(draw), m] = bits.astype(bool)
             return Manifest(tuple(about["ids"]), modalities, conditions, masks, int(about["seed"]))
     except OSError as error:
         raise CorrKDError(f"{path}: {error.strerror or error}") from None
-    except (SafetensorError, KeyError, ValueError, TypeError):
+    except (SafetensorError, *CONTENT_ERRORS):
         raise CorrKDError(f"{path}: not a manifest of masks, or damaged") from None

@@ -14,9 +14,9 @@ from corrkd.data.inputs import Inputs
 from corrkd.networks.base import Network, Output, fully_connected
 from corrkd.networks.encoder import Dropout
 from corrkd.networks.recurrent import FrameLSTM
-from corrkd.settings import Count
+from corrkd.settings import Width
 
-Shape = tuple[Count, Count, Count]
+Shape = tuple[Width, Width, Width]
 MIN_NORMED = 3  # sizes up to this are not normed
 READ_OUT = 128  # a wider cube is read through a hidden layer of this width
 
@@ -26,11 +26,11 @@ class CubeMLPSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    channels: Count = Field(32, description="D, the channels all modalities are brought to")
-    hidden: tuple[Shape, ...] = Field(
+    channels: Width = Field(32, description="D, the channels all modalities are brought to")
+    hidden: Annotated[tuple[Shape, ...], Field(max_length=32)] = Field(
         ((12, 2, 32), (6, 2, 16)), description="hidden widths of each block's units: sequence, modality, channel"
     )
-    shapes: tuple[Shape, ...] = Field(
+    shapes: Annotated[tuple[Shape, ...], Field(max_length=32)] = Field(
         ((12, 3, 32), (6, 3, 16)), description="the cube each block leaves: frames, modalities, channels"
     )
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(

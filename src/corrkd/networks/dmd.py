@@ -29,11 +29,13 @@ class DMDSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    width: int = Field(40, ge=1, description="of each part of a modality")
-    heads: int = Field(10, ge=1, description="attention heads; divides the width")
-    levels: int = Field(1, ge=1, description="layers of each crossmodal attention")
-    kernel: int = Field(5, ge=1, description="of the first convolution")
-    graph: int = Field(32, ge=1, description="width of the graph's view of a modality's logits and representation")
+    width: int = Field(40, ge=1, le=16_384, description="of each part of a modality")
+    heads: int = Field(10, ge=1, le=16_384, description="attention heads; divides the width")
+    levels: int = Field(1, ge=1, le=256, description="layers of each crossmodal attention")
+    kernel: int = Field(5, ge=1, le=999, description="of the first convolution")
+    graph: int = Field(
+        32, ge=1, le=16_384, description="width of the graph's view of a modality's logits and representation"
+    )
     scale: float = Field(0.125, gt=0.0, description="of the edges' energies ahead of the softmax")
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
     decoupling: float = Field(0.1, ge=0.0, description="lambda_1: weight of reconstruction and cycle")

@@ -26,13 +26,21 @@ class GCNetSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     width: int = Field(
-        40, ge=2, multiple_of=2, description="hidden width of LSTMs and graphs; even: half for each direction"
+        40,
+        ge=2,
+        le=16_384,
+        multiple_of=2,
+        description="hidden width of LSTMs and graphs; even: half for each direction",
     )
-    heads: int = Field(10, ge=1, description="heads of the utterance encoders; divides the width")
-    layers: int = Field(1, ge=1, description="layers of the utterance encoders")
-    past: int = Field(2, ge=0, description="how many utterances before it hear an utterance, as in the released code")
-    future: int = Field(2, ge=0, description="how many utterances after it hear an utterance")
-    speakers: int = Field(2, ge=1, description="speakers of a conversation told apart; later ones count as the last")
+    heads: int = Field(10, ge=1, le=16_384, description="heads of the utterance encoders; divides the width")
+    layers: int = Field(1, ge=1, le=256, description="layers of the utterance encoders")
+    past: int = Field(
+        2, ge=0, le=1000, description="how many utterances before it hear an utterance, as in the released code"
+    )
+    future: int = Field(2, ge=0, le=1000, description="how many utterances after it hear an utterance")
+    speakers: int = Field(
+        2, ge=1, le=100, description="speakers of a conversation told apart; later ones count as the last"
+    )
     dropout: float = Field(0.2, ge=0.0, lt=1.0)
     reconstruction: float = Field(1.0, ge=0.0, description="weight of the reconstruction of dropped features")
 

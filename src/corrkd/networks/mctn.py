@@ -14,6 +14,7 @@ from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.networks.base import Network, Output, mean_response
 from corrkd.networks.encoder import Dropout
+from corrkd.settings import Width
 
 
 class MCTNSettings(BaseModel):
@@ -22,9 +23,7 @@ class MCTNSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     source: str | None = Field(None, description="the only modality that is needed at test; default: the first")
-    width: Annotated[int, Field(ge=1)] = Field(
-        32, description="hidden size of the recurrent networks, and of a frame's embedding"
-    )
+    width: Width = Field(32, description="hidden size of the recurrent networks, and of a frame's embedding")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.1, description="on embedded frames and before the answer"
     )

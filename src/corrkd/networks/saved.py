@@ -6,17 +6,17 @@ Neither file can carry code. The card is written last: where it is, the model is
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -26,15 +26,88 @@ from corrkd.data.dataset import MultimodalDataset, Split
 from corrkd.data.normalise import Normalisation
 from corrkd.data.targets import Target
 from corrkd.errors import CorrKDError
+from corrkd.escape import is_unicode
 from corrkd.files import write_bytes, write_text
 from corrkd.networks.base import AnyNetwork
 from corrkd.networks.corrkd import CorrKDNetwork
-from corrkd.networks.evaluated import Evaluated
+from corrkd.networks.evaluated import Evaluated, Share
 from corrkd.networks.registry import network_class
+from corrkd.parsing import (
+    CONTENT_ERRORS,
+    check_digest,
+    first_fault,
+    json_text,
+    quoted,
+    read_json,
+    refusing,
+    repeated,
+    with_digest,
+)
+from corrkd.settings import Positive
 
 WEIGHTS, CARD = "model.safetensors", "config.json"  # of a model by itself, as on the hub
 FORMAT = 1
 LARGEST = 100_000  # width or frames of a modality
+LARGEST_TABLES = 2**27  # numbers in the buffers that a network makes for itself, as tables of positions
+MOST_CLASSES = 1000
+Size = Annotated[int, Field(ge=1, le=LARGEST)]
+LONGEST_LABEL = 200  # characters
+Name = Annotated[str, Field(min_length=1, max_length=LONGEST_LABEL)]
+Names = Annotated[list[Name], Field(max_length=MOST_CLASSES)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class _ModalityCard(_Strict):
+    width: Size
+    frames: Size
+    usual: Size | None = None
+    missing: Share | None = None
+
+
+class _TargetCard(_Strict):
+    name: Name
+    kind: Literal["classes", "questions", "score"]
+    classes: Names
+    questions: Names
+    cuts: Annotated[list[float], Field(max_length=MOST_CLASSES)]
+    upward: bool
+
+    @model_validator(mode="after")
+    def _distinct(self) -> _TargetCard:
+        check_labels(self.classes, "classes")
+        check_labels(self.questions, "questions")
+        return self
+
+
+class _Card(_Strict):
+    """What a model's card may hold; `network` and `evaluated` have types of their own."""
+
+    format: Literal[1]
+    corrkd: str = ""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    architecture: Name = CorrKDNetwork.name
+    network: dict[str, Any]
+    modalities: Annotated[dict[Name, _ModalityCard], Field(min_length=1)]
+    clip: Positive | None
+    target: _TargetCard
+    about: dict[str, Any]
+    missing: Share | None = None
+    evaluated: dict[str, Any] | None = None
+    digest: str = ""
+
+
+def check_labels(names: Sequence[str], what: str) -> None:
+    """Raise CorrKDError where classes, questions or modalities have names that no card holds: one twice, one too long, or too many."""
+    for name in names:
+        if not 1 <= len(name) <= LONGEST_LABEL or not is_unicode(name):
+            raise CorrKDError(f"{what}: {quoted(name)} is no text of 1 to {LONGEST_LABEL} characters; rename it")
+    if len(set(names)) < len(names):
+        raise CorrKDError(f"{what}: {repeated(names)!r} is there twice; rename one")
+    if len(names) > MOST_CLASSES:
+        raise CorrKDError(f"{what}: {len(names)} of them, more than {MOST_CLASSES}")
 
 
 class UsualMissing(NamedTuple):
@@ -171,14 +244,23 @@ def save_network(stem: Path, saved: SavedNetwork) -> None:
 
 
 def write_card(path: Path, card: Mapping[str, Any]) -> None:
-    """Writes a card as readable JSON."""
-    write_text(path, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    """Writes a card as readable JSON, with its digest."""
+    write_text(path, json_text(with_digest(card)))
 
 
 def add_evaluated(stem: Path, evaluated: Evaluated) -> None:
     """Adds to a model's card what an evaluation found out."""
     card_path = _files(stem)[1]
     write_card(card_path, {**read_card(card_path), "evaluated": evaluated.model_dump(mode="json")})
+
+
+def recorded(stem: Path, fact: str) -> Any:
+    """A fact that training recorded on a model's card. Raises CorrKDError where the card is damaged or lacks it."""
+    path = _files(stem)[1]
+    about = read_card(path)["about"]
+    if fact not in about:
+        raise CorrKDError(f"{path}: the card does not record {fact!r}; delete it to train this stage again")
+    return about[fact]
 
 
 def packed(saved: SavedNetwork) -> tuple[bytes, dict[str, Any]]:
@@ -243,21 +325,13 @@ def read_network(path: Path, card_path: Path) -> SavedNetwork:
     except CorrKDError as error:
         raise CorrKDError(f"{card_path}: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
         where = "evaluated" if error.title == Evaluated.__name__ else "network"
-        raise CorrKDError(f"{card_path}: {'.'.join([where, *map(str, first['loc'])])}: {first['msg']}") from None
-    except (
-        OverflowError,
-        SafetensorError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        struct.error,
-    ) as error:
+        raise CorrKDError(f"{card_path}: {where}.{first_fault(error)}") from None
+    except (*CONTENT_ERRORS, SafetensorError, struct.error) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise CorrKDError(f"{path}: does not fit its card: {' '.join(lines[-1:]) or type(error).__name__}") from None
+        raise CorrKDError(
+            f"{path}: does not fit its card: {' '.join(lines[-1:])[:200] or type(error).__name__}"
+        ) from None
 
 
 def load_student(path: str | Path) -> SavedNetwork:
@@ -293,43 +367,43 @@ def _files(stem: Path) -> tuple[Path, Path]:
 
 def seed_folders(run: Path) -> list[Path]:
     """`seed-N` folders of a run, by number."""
-    found = [p for p in run.glob("seed-*") if p.is_dir() and p.name.removeprefix("seed-").isdigit()]
+    found = [
+        p for p in run.glob("seed-*") if p.is_dir() and re.fullmatch("0|[1-9][0-9]{0,19}", p.name.removeprefix("seed-"))
+    ]
     return sorted(found, key=lambda p: int(p.name.removeprefix("seed-")))
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """A model's card. Raises CorrKDError where it is none, or lacks something."""
-    try:
-        card = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise CorrKDError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError):
-        raise CorrKDError(f"{path}: damaged: not JSON") from None
+    """A model's card. Raises CorrKDError where it is none, lacks something, or was changed since it was written."""
+    card = read_json(path)
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise CorrKDError(f"{path}: not a model card of this version (format {FORMAT})")
     missing = {"sha256", "network", "modalities", "clip", "target", "about"} - set(card)
     if missing:
         raise CorrKDError(f"{path}: the card lacks {', '.join(sorted(missing))}")
-    if not isinstance(card["about"], dict):
-        raise CorrKDError(f"{path}: the card's `about` holds no facts")
+    with refusing(path, "not a model card of this version"):
+        _Card.model_validate(card)
+    check_digest(card, path, "restore both of the model's files from one training", needed=False)
     return card
 
 
 def _assemble(card: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> SavedNetwork:
     target = Target.from_json(card["target"])
-    widths = {m: _size(m, size, "width") for m, size in card["modalities"].items()}
-    frames = {m: _size(m, size, "frames") for m, size in card["modalities"].items()}
-    lengths = {m: _size(m, size, "usual" if "usual" in size else "frames") for m, size in card["modalities"].items()}
+    widths = {m: size["width"] for m, size in card["modalities"].items()}
+    frames = {m: size["frames"] for m, size in card["modalities"].items()}
+    lengths = {m: size.get("usual") or size["frames"] for m, size in card["modalities"].items()}
     missing = None
-    if "missing" in card:
-        shares = {m: _share(size["missing"], f"modalities.{m}.missing") for m, size in card["modalities"].items()}
-        missing = UsualMissing(shares, _share(card["missing"], "missing"))
+    if card.get("missing") is not None:
+        missing = UsualMissing({m: size["missing"] for m, size in card["modalities"].items()}, card["missing"])
     evaluated = card.get("evaluated")
     kind = network_class(str(card.get("architecture", CorrKDNetwork.name)))
     settings = kind.settings_type.model_validate(card["network"])
     state = {n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")}
     with torch.device("meta"):  # takes no memory, whatever the card says
-        planned = build_network(target, widths, frames, settings, kind).state_dict()
+        plan = build_network(target, widths, frames, settings, kind)
+    if sum(table.numel() for table in plan.buffers()) > LARGEST_TABLES:
+        raise ValueError("so many frames of so many features would need a table beyond all bounds")
+    planned = plan.state_dict()
     if {n: t.shape for n, t in planned.items()} != {n: t.shape for n, t in state.items()}:
         raise ValueError("the tensors are not those of the network that it describes")
     with torch.random.fork_rng(devices=[]):
@@ -353,22 +427,12 @@ def _assemble(card: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> S
     )
 
 
-def _size(modality: str, sizes: Mapping[str, Any], name: str) -> int:
-    """A size on a card, from which memory is taken before any tensor is looked at."""
-    value = int(sizes[name])
-    if not 1 <= value <= LARGEST:
-        raise CorrKDError(f"modalities.{modality}.{name} is {value}, expected 1 to {LARGEST}")
-    return value
-
-
-def _share(value: float, where: str) -> float:
-    if not 0.0 <= value <= 1.0:
-        raise CorrKDError(f"{where} is {value}, expected 0 to 1")
-    return float(value)
-
-
 def _statistic(tensors: Mapping[str, torch.Tensor], name: str, width: int) -> npt.NDArray[np.float32]:
     found = tensors[name]
-    if found.shape != (width,) or not torch.isfinite(found).all():
-        raise ValueError(f"{name} has shape {tuple(found.shape)}, expected {width} finite numbers")
+    if (
+        found.shape != (width,)
+        or not torch.isfinite(found).all()
+        or (name.startswith("scale.") and not (found > 0).all())
+    ):
+        raise ValueError(f"{name} has shape {tuple(found.shape)}, expected {width} finite numbers, a scale above 0")
     return found.numpy()

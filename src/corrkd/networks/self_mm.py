@@ -13,7 +13,7 @@ from corrkd.data.inputs import Inputs
 from corrkd.networks.base import Network, Output
 from corrkd.networks.encoder import Dropout
 from corrkd.networks.recurrent import FrameLSTM
-from corrkd.settings import Count
+from corrkd.settings import Width
 
 
 class SelfMMSettings(BaseModel):
@@ -21,9 +21,9 @@ class SelfMMSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    width: Count = Field(32, description="of each modality's LSTM, whose last state is F_s")
-    unimodal: Count = Field(32, description="width of each modality's own representation F*_s")
-    fusion: Count = Field(64, description="width of the fused representation F*_m")
+    width: Width = Field(32, description="of each modality's LSTM, whose last state is F_s")
+    unimodal: Width = Field(32, description="width of each modality's own representation F*_s")
+    fusion: Width = Field(64, description="width of the fused representation F*_m")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="before each projection")
 
 

@@ -14,7 +14,7 @@ from torch.nn.functional import softplus
 from corrkd.data.inputs import Inputs
 from corrkd.networks.base import Network, Output, fully_connected
 from corrkd.networks.encoder import Dropout, Encoder
-from corrkd.settings import NetworkSettings
+from corrkd.settings import NetworkSettings, Width
 
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -31,7 +31,7 @@ class SMILSettings(BaseModel):
     network: NetworkSettings = Field(
         default_factory=lambda: NetworkSettings(layers=1, exclude_missing=True), description="the encoders and the head"
     )
-    priors: Annotated[int, Field(ge=1)] = Field(10, description="K, centres of each modality")
+    priors: Width = Field(10, description="K, centres of each modality")
     inner_lr: NonNegative = Field(0.01, description="alpha, step of the adaptation to the incomplete samples")
     deviation: Positive = Field(0.5, description="of the perturbation's prior, around the one that changes nothing")
     inner: NonNegative = Field(1.0, description="weight of the loss on incomplete samples, before the adaptation")

@@ -13,7 +13,7 @@ from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.networks.base import Network, Output, fully_connected
 from corrkd.networks.encoder import Dropout, Encoder, EncoderLayer, TemporalConvolution, pool, sinusoids
-from corrkd.settings import NetworkSettings
+from corrkd.settings import Depth, NetworkSettings
 
 
 class TransMSettings(BaseModel):
@@ -25,9 +25,7 @@ class TransMSettings(BaseModel):
     network: NetworkSettings = Field(
         default_factory=lambda: NetworkSettings(layers=1), description="width, heads, layers, ... of every Transformer"
     )
-    decoder_layers: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="layers of every decoder; default: as many as of an encoder"
-    )
+    decoder_layers: Depth | None = Field(None, description="layers of every decoder; default: as many as of an encoder")
     unimodal: bool = Field(False, description="the classifier also reads a stream of each modality by itself")
     forward: Annotated[float, Field(ge=0.0)] = Field(0.1, description="weight of each translation forth")
     backward: Annotated[float, Field(ge=0.0)] = Field(0.1, description="weight of each translation back")

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from corrkd.errors import CorrKDError
-from corrkd.files import FAILURES, PLAN
+from corrkd.escape import csv_original
+from corrkd.files import FAILURES, PLAN, file_names
+from corrkd.parsing import LARGEST_YAML, read_text, read_yaml_file, refusing
 from corrkd.report import comparison_tables as own
 from corrkd.report import figures, tables
 from corrkd.report.comparison_tables import Clusters
@@ -83,7 +83,9 @@ def write_comparison(out: Path, *, reported: Path | None = None, draws: int = DR
     """
     runs = open_comparison(out)
     papers = read_reported(reported, runs) if reported is not None else {}
-    return write_page(Path(out), comparison_page(Path(out), runs, papers, draws))
+    with refusing(out, "its files do not fit together; run what is damaged again"):
+        page = comparison_page(Path(out), runs, papers, draws)
+    return write_page(Path(out), page)
 
 
 def plain_comparison(out: Path) -> str:
@@ -92,32 +94,33 @@ def plain_comparison(out: Path) -> str:
     Raises:
         CorrKDError: where it is no comparison's folder.
     """
-    blocks = []
-    for name, run in open_comparison(out).items():
-        headings = {c: h for c, h in tables.subset_headings(run).items() if h in ("Avg.", "complete")}
-        table = part(tables.conditions_table, run, name, "weighted_f1", headings, "")
-        if not isinstance(table, Table):
-            blocks.append(f"{name}: {table}")
-            continue
-        frame = table.blocks[""]
-        grid = [
-            [name, *table.columns],
-            *([row, *(tables.plain(e, 2) for e in cells)] for row, cells in tables.rows(frame)),
-        ]
-        blocks.append(tables.aligned(grid))
+    runs = open_comparison(out)
+    with refusing(out, "its files do not fit together; run what is damaged again"):
+        blocks = [_plain_dataset(name, run) for name, run in runs.items()]
     return f"{FRACTION.title}, mean ± half-width of the 95 % interval over seeds\n\n" + "\n\n".join(blocks)
+
+
+def _plain_dataset(name: str, run: RunFolder) -> str:
+    headings = {c: h for c, h in tables.subset_headings(run).items() if h in ("Avg.", "complete")}
+    table = part(tables.conditions_table, run, name, "weighted_f1", headings, "")
+    if not isinstance(table, Table):
+        return f"{name}: {table}"
+    grid = [
+        [name, *table.columns],
+        *([row, *(tables.plain(e, 2) for e in cells)] for row, cells in tables.rows(table.blocks[""])),
+    ]
+    return tables.aligned(grid)
 
 
 def open_comparison(out: Path) -> dict[str, RunFolder]:
     """The datasets of a comparison by folder, in the order of compare.yaml. Raises CorrKDError where there is none."""
     out = Path(out)
     try:
-        plan = yaml.safe_load((out / PLAN).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        raise CorrKDError(
-            f"{out}: no comparison ({PLAN} is not there or damaged); give what `corrkd compare` wrote"
-        ) from None
-    listed = list(map(str, plan.get("datasets") or [])) if isinstance(plan, Mapping) else []
+        plan = read_yaml_file(out / PLAN)
+    except CorrKDError as error:
+        raise CorrKDError(f"{out}: no comparison ({error}); give what `corrkd compare` wrote") from None
+    datasets = plan.get("datasets") if isinstance(plan, Mapping) else None
+    listed = list(datasets) if isinstance(datasets, Mapping) else []
     found = {p.parent.name for p in out.glob("*/run.json")}
     names = [n for n in listed if n in found] or sorted(found)
     if not names:
@@ -128,6 +131,7 @@ def open_comparison(out: Path) -> dict[str, RunFolder]:
 def comparison_page(out: Path, runs: Mapping[str, RunFolder], reported: Reported, draws: int) -> Page:
     """The whole report."""
     analyses = [analysed(name, run, draws) for name, run in runs.items()]
+    files = file_names(runs)
     stated = [run.card.comparison.stated for run in runs.values()]
     common = [line for line in stated[0] if all(line in lines for lines in stated)]
     failures = read_failures(out)
@@ -135,7 +139,7 @@ def comparison_page(out: Path, runs: Mapping[str, RunFolder], reported: Reported
     if failures:
         sections.insert(0, Section("Runs that failed", [*map(str, failures)]))
     for analysis in analyses:
-        sections += dataset_sections(analysis, common, reported)
+        sections += dataset_sections(analysis, common, reported, files[analysis.name])
     lost = [f"Runs that failed, and are left out: {len(failures)}."] if failures else []
     notes = {f"{name}: {note}": None for name, run in runs.items() for note in run.card.notes}
     return Page(
@@ -146,7 +150,7 @@ def comparison_page(out: Path, runs: Mapping[str, RunFolder], reported: Reported
         head=head(runs),
         sections=sections,
         notes=list(notes),
-        settings={f"The whole specification ({PLAN})": (out / PLAN).read_text(encoding="utf-8")},
+        settings={f"The whole specification ({PLAN})": read_text(out / PLAN, LARGEST_YAML)},
         files={name: what for name, what in FILES.items() if name != FAILURES or failures},
         made=f"Made by corrkd {next(iter(runs.values())).card.corrkd} from the comparison's folder alone.",
         stated=common,
@@ -167,8 +171,8 @@ def analysed(name: str, run: RunFolder, draws: int) -> Analysis:
     return Analysis(name, run, main, ablation or none, clusters)
 
 
-def dataset_sections(analysis: Analysis, common: list[str], reported: Reported) -> list[Section]:
-    """All of one dataset."""
+def dataset_sections(analysis: Analysis, common: list[str], reported: Reported, file_name: str) -> list[Section]:
+    """All of one dataset, whose tables and figures are files that begin with `file_name`."""
     run, name = analysis.run, analysis.name
     main = own.main_methods(run)
     beside = [f"On this dataset, for every method: {line}" for line in run.card.comparison.stated if line not in common]
@@ -189,7 +193,7 @@ def dataset_sections(analysis: Analysis, common: list[str], reported: Reported) 
     if own.ablation_methods(run):
         items = [part(own.ablation_table, run), part(standings_of, analysis, "ablation")]
         sections.insert(5, Section("Ablation", items, 3))
-    return [replace(s, items=[named(item, name) for item in s.items]) for s in sections]
+    return [replace(s, items=[named(item, file_name) for item in s.items]) for s in sections]
 
 
 def curves_of(run: RunFolder, which: str, methods: Sequence[str]) -> Picture:
@@ -212,7 +216,7 @@ def standings_of(analysis: Analysis, family: str) -> Table:
 
 
 def named(item: Item, dataset: str) -> Item:
-    """A table or figure with the dataset's name before its own."""
+    """A table or figure with the dataset's file name before its own."""
     return replace(item, name=f"{dataset}-{item.name}") if isinstance(item, Table | Picture) else item
 
 
@@ -303,7 +307,8 @@ def read_failures(out: Path) -> list[str]:
         return []
     try:
         with file.open(newline="", encoding="utf-8") as text:
-            rows = [(r["dataset"], r["method"], r["seed"], r["error"]) for r in csv.DictReader(text)]
-    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
+            keys = ("dataset", "method", "seed", "error")
+            rows = [[csv_original(row[key]) for key in keys] for row in csv.DictReader(text)]
+    except (OSError, KeyError, TypeError, UnicodeDecodeError, csv.Error) as error:
         raise CorrKDError(f"{file}: cannot be read ({error!r})") from None
     return [f"{dataset}, {method}, seed {seed}: {error}" for dataset, method, seed, error in rows]

@@ -20,6 +20,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from corrkd.escape import terminal_text
 from corrkd.missing.conditions import COMPLETE, missing_subsets
 from corrkd.report import tables
 from corrkd.report.run_folder import AbsentError, RunFolder
@@ -121,7 +122,7 @@ def looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def wrapped(text: str, width: int = 22) -> str:
     """A label on lines of at most `width` characters."""
-    return "\n".join(textwrap.wrap(text, width)) or " "
+    return "\n".join(textwrap.wrap(terminal_text(text), width)) or " "  # XML has no control characters
 
 
 def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], **place: Any) -> None:

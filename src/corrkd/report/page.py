@@ -11,8 +11,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from corrkd.files import write_bytes
+from corrkd.files import remove_parts, write_bytes
 from corrkd.missing.conditions import COMPLETE, missing_subsets
+from corrkd.parsing import refusing
 from corrkd.report import figures, tables
 from corrkd.report.figures import Picture
 from corrkd.report.run_folder import AbsentError, RunFolder, selection_rules
@@ -32,6 +33,7 @@ FILES = {
     "seed-N/coverage.csv": "how often prediction sets held the truth, by condition and group",
     "seed-N/timings.csv": "seconds spent, apart from what is reproducible",
     "seed-N/results.csv": "this seed's part of results.csv",
+    "seed-N/SHA256SUMS": "sums of what the evaluation wrote, for `sha256sum -c`",
     **{f"seed-N/{m}.safetensors": f"the trained {m}; its card is {m}.json" for m in ("teacher", "control", "student")},
 }
 READING = (
@@ -99,7 +101,9 @@ def write_report(folder: Path, *, condition: str | None = None) -> Path:
         CorrKDError: where it is not a run folder, a file in it cannot be read, or the report cannot be written.
     """
     run = RunFolder.open(folder)
-    return write_page(run.path, run_page(run, condition))
+    with refusing(run.path, "its files do not fit together; run what is damaged again"):
+        page = run_page(run, condition)
+    return write_page(run.path, page)
 
 
 def run_page(run: RunFolder, condition: str | None = None) -> Page:
@@ -121,6 +125,7 @@ def run_page(run: RunFolder, condition: str | None = None) -> Page:
 
 def write_page(folder: Path, page: Page) -> Path:
     """Writes every file of a report, and returns the path of report.html."""
+    remove_parts(folder)
     for name, content in built(page).items():
         write_bytes(folder / name, content)
     return folder / "report.html"
@@ -299,8 +304,13 @@ def inline_svg(picture: Picture) -> Markup:
     """The figure's <svg> for a page: named for readers, without namespaces, its ids apart from the other figures'."""
     svg = picture.svg.decode()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{picture.name}-", svg)
+    prefix = str(escape(picture.name))
+
+    def renamed(tag: re.Match[str]) -> str:
+        without = re.sub(r' xmlns(:\w+)?="[^"]*"', "", tag[0])
+        return re.sub(r'( id="|href="#|url\(#)', lambda start: f"{start[0]}{prefix}-", without)
+
+    svg = re.sub(r"<[^>]*>", renamed, svg)  # matplotlib writes < and > in text and attributes as entities
     return Markup(svg.replace("<svg", str(Markup('<svg role="img" aria-label="{}"').format(picture.alt)), 1))
 
 

@@ -14,10 +14,14 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 
+from corrkd.csv_files import read_csv
 from corrkd.errors import CorrKDError
+from corrkd.missing.conditions import subsets
+from corrkd.networks.saved import seed_folders
+from corrkd.parsing import CONTENT_ERRORS, LARGEST_YAML, read_json, read_text, refusing
 
 T = TypeVar("T")
 
@@ -26,14 +30,18 @@ class AbsentError(Exception):
     """What a part of the report needs is not in the folder. The message is the line that stands in its place."""
 
 
-class ModalityCard(BaseModel):
+class _Bounded(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class ModalityCard(_Bounded):
     """Feature width and the most frames of one modality."""
 
     width: int
     frames: int
 
 
-class DatasetCard(BaseModel):
+class DatasetCard(_Bounded):
     """What the run was trained and tested on. `labels`: per split, samples by class (or "yes" answers by question)."""
 
     name: str
@@ -44,17 +52,17 @@ class DatasetCard(BaseModel):
     labels: dict[str, dict[str, int]] = Field(default_factory=dict)
 
 
-class TargetCard(BaseModel):
+class TargetCard(_Bounded):
     """What is predicted. `kind` is "classes", "questions" or "score"."""
 
     name: str
     kind: str
-    classes: list[str] = Field(default_factory=list)
-    questions: list[str] = Field(default_factory=list)
-    cuts: list[float] = Field(default_factory=list)
+    classes: list[str] = Field(default_factory=list, max_length=1000)
+    questions: list[str] = Field(default_factory=list, max_length=1000)
+    cuts: list[float] = Field(default_factory=list, max_length=1000)
 
 
-class ConditionCard(BaseModel):
+class ConditionCard(_Bounded):
     """One test condition; `kind` as in corrkd.missing.conditions.Condition."""
 
     name: str
@@ -62,7 +70,7 @@ class ConditionCard(BaseModel):
     ratio: float | None = None
 
 
-class MethodCard(BaseModel):
+class MethodCard(_Bounded):
     """One trained method: its name in the files, its title in the report, the rule that chose its epoch.
 
     `kind` is "baseline", "control", "ablation" or "method"; `trains_on` "complete" or "missing".
@@ -75,26 +83,26 @@ class MethodCard(BaseModel):
     trains_on: str = ""
 
 
-class GroupCard(BaseModel):
+class GroupCard(_Bounded):
     """Which samples are not independent of each other: those of one `name` ("person"; "sample": each stands for itself)."""
 
     name: str = "sample"
 
 
-class SetsCard(BaseModel):
+class SetsCard(_Bounded):
     """What prediction sets were asked for: the share that is to hold the truth, and from how many groups they are made."""
 
     level: float
     groups: int
 
 
-class ComparisonCard(BaseModel):
+class ComparisonCard(_Bounded):
     """What was the same for every method, a line each."""
 
     stated: list[str] = Field(default_factory=list)
 
 
-class Card(BaseModel):
+class Card(_Bounded):
     """run.json."""
 
     corrkd: str
@@ -133,12 +141,10 @@ class RunFolder:
         file = Path(path) / "run.json"
         if not file.is_file():
             raise CorrKDError(f"{path}: not a run folder (it holds no run.json); give a folder that `corrkd run` wrote")
-        try:
-            card = Card.model_validate_json(file.read_bytes())
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "the file"
-            raise CorrKDError(f"{file}: not written by a run: {place}: {first['msg']}") from None
+        tree = read_json(file)
+        with refusing(file, "not written by a run"):
+            card = Card.model_validate(tree)
+            subsets(tuple(card.dataset.modalities))  # none with a condition's name, and not too many
         return RunFolder(Path(path), card)
 
     @property
@@ -148,30 +154,28 @@ class RunFolder:
 
     def settings(self) -> str:
         """The text of settings.yaml."""
-        return self._read("settings.yaml", lambda file: file.read_text(encoding="utf-8"))
+        return self._read("settings.yaml", lambda file: read_text(file, LARGEST_YAML))
 
     @cached_property
     def results(self) -> pd.DataFrame:
         """results.csv: dataset, method, seed (-1 where empty), condition, draw (0 where empty), metric, value (NaN: undefined)."""
-        # A class or modality may be called "NA": only numbers may be empty.
-        frame = self._read(
-            "results.csv",
-            lambda file: pd.read_csv(
-                file,
-                dtype={"method": str, "condition": str, "metric": str, "value": float, "seed": float, "draw": float},
-                keep_default_na=False,
-                na_values={"seed": [""], "draw": [""], "value": ["", "nan"]},
-            ),
-        )
-        lacking = {"method", "seed", "condition", "draw", "metric", "value"} - set(frame)
-        if lacking:
-            raise CorrKDError(f"{self.path / 'results.csv'}: no column {', '.join(sorted(lacking))}")
-        return frame.assign(seed=frame["seed"].fillna(-1).astype(int), draw=frame["draw"].fillna(0).astype(int))
+        columns = {"method": str, "condition": str, "metric": str, "value": float, "seed": float, "draw": float}
+
+        def typed(file: Path) -> pd.DataFrame:
+            # A class or modality may be called "NA": only numbers may be empty.
+            empty = {"seed": [""], "draw": [""], "value": ["", "nan"]}
+            frame = read_csv(file, dtype=columns, keep_default_na=False, na_values=empty)
+            lacking = columns.keys() - set(frame)
+            if lacking:
+                raise CorrKDError(f"{self.path / 'results.csv'}: no column {', '.join(sorted(lacking))}")
+            return frame.assign(seed=frame["seed"].fillna(-1).astype(int), draw=frame["draw"].fillna(0).astype(int))
+
+        return self._read("results.csv", typed)
 
     @cached_property
     def groups(self) -> pd.Series[str]:
         """groups.csv: each tested sample's group by its id."""
-        frame = self._read("groups.csv", lambda file: pd.read_csv(file, dtype=str, keep_default_na=False))
+        frame = self._read("groups.csv", lambda file: read_csv(file, dtype=str, keep_default_na=False))
         if not {"id", "group"} <= set(frame):
             raise CorrKDError(f"{self.path / 'groups.csv'}: the columns must be id and group")
         groups: pd.Series[str] = frame.drop_duplicates("id").set_index("id")["group"]
@@ -182,7 +186,7 @@ class RunFolder:
         numbers = dict.fromkeys(("parameters", "epochs", "train_seconds", "peak_memory_bytes"), float)
         return self._read(
             "costs.csv",
-            lambda file: pd.read_csv(
+            lambda file: read_csv(
                 file,
                 dtype={"method": str, **numbers},
                 keep_default_na=False,
@@ -197,7 +201,7 @@ class RunFolder:
             [
                 self._read(
                     file,
-                    lambda path: pd.read_csv(
+                    lambda path: read_csv(
                         path, dtype={"condition": str, "group": str, "method": str}, keep_default_na=False
                     ),
                 ).assign(seed=seed)
@@ -209,7 +213,7 @@ class RunFolder:
     def history(self) -> pd.DataFrame:
         """Every seed's history.csv under one another, with a column `seed`."""
         files = self._seed_files("history.csv")
-        return pd.concat([self._read(file, pd.read_csv).assign(seed=seed) for seed, file in files], ignore_index=True)
+        return pd.concat([self._read(file, read_csv).assign(seed=seed) for seed, file in files], ignore_index=True)
 
     def predictions(self, conditions: Sequence[str]) -> pd.DataFrame:
         """Every seed's predictions under these conditions, with a column `seed`."""
@@ -243,8 +247,7 @@ class RunFolder:
 
     def seeds(self) -> list[tuple[int, Path]]:
         """Numbers and folders of the seeds that are there, in order."""
-        folders = [p for p in self.path.glob("seed-*") if p.is_dir() and p.name[5:].isdigit()]
-        return sorted((int(p.name[5:]), p) for p in folders)
+        return [(int(folder.name.removeprefix("seed-")), folder) for folder in seed_folders(self.path)]
 
     def _seed_files(self, name: str) -> list[tuple[int, str]]:
         """Seeds and paths in the run folder of the files of that name, in the seeds' folders or the methods' folders in them."""
@@ -265,11 +268,6 @@ class RunFolder:
             raise AbsentError(f"The run folder holds no {name}.")
         try:
             return reader(file)
-        except (
-            ValueError,
-            OSError,
-            KeyError,
-            SafetensorError,
-        ) as error:  # pyarrow's and pandas' errors are ValueErrors
+        except (*CONTENT_ERRORS, OSError, SafetensorError) as error:  # pyarrow's and pandas' errors are ValueErrors
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CorrKDError(f"{file}: cannot be read ({reason}); run the seed again") from None

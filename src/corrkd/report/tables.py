@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +17,10 @@ import pandas as pd
 from markupsafe import Markup
 
 from corrkd.errors import CorrKDError
+from corrkd.escape import csv_text, terminal_text
 from corrkd.evaluation.comparison import half_width
 from corrkd.missing.conditions import COMPLETE, missing_subsets
+from corrkd.parsing import refusing
 from corrkd.report.run_folder import AbsentError, MethodCard, RunFolder
 
 FLOORS = {"majority": "Majority floor", "by-length": "By-length floor"}
@@ -489,7 +492,13 @@ _MARKDOWN = str.maketrans({**{c: "\\" + c for c in "\\`*_[]|~$"}, "&": "&amp;", 
 
 def markdown_text(text: str) -> str:
     """One line of text with nothing left that Markdown would read as markup."""
-    return " ".join(text.split()).translate(_MARKDOWN)
+    line = terminal_text(" ".join(text.split())).translate(_MARKDOWN)
+    return re.sub(r"^([#+=-]|\d+(?=[.)]))", lambda start: _first_escaped(start[0]), line)
+
+
+def _first_escaped(start: str) -> str:
+    """What opens a heading, a list or a rule at the start of a line."""
+    return f"\\{start}" if not start.isdigit() else f"{start}\\"
 
 
 def to_markdown(table: Table) -> str:
@@ -524,7 +533,8 @@ _LATEX = str.maketrans(
 
 def latex_text(text: str) -> str:
     """One line of text with nothing left that LaTeX would read as a command."""
-    return " ".join(text.split()).translate(_LATEX)
+    line = terminal_text(" ".join(text.split())).translate(_LATEX)
+    return f"{{{line[0]}}}{line[1:]}" if line[:1] in ("[", "*") else line  # after \\ they would be its arguments
 
 
 def to_latex(table: Table) -> str:
@@ -577,11 +587,12 @@ def to_csv(table: Table) -> str:
 
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["block", table.corner, *headings])
+    writer.writerow(map(csv_text, ["block", table.corner, *headings]))
     for title, frame in table.blocks.items():
         for heading, row in rows(frame):
             values = [v for c, e in zip(table.columns, row, strict=True) for v in written(c, e)]
-            writer.writerow([title, heading, *("" if v is None or pd.isna(v) else v for v in values)])
+            shown = ["" if v is None or pd.isna(v) else csv_text(v) if isinstance(v, str) else v for v in values]
+            writer.writerow([csv_text(title), csv_text(heading), *shown])
     return file.getvalue()
 
 
@@ -601,6 +612,7 @@ def plain(entry: Any, digits: int) -> str:
 
 def aligned(grid: Sequence[Sequence[str]]) -> str:
     """Rows of text in columns, the first to the left, the others to the right."""
+    grid = [[cell.replace("\n", " ") for cell in row] for row in grid]
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in grid]
     return "\n".join(lines)
@@ -614,7 +626,8 @@ def plain_table(folder: Path) -> str:
     """
     run = RunFolder.open(folder)
     try:
-        table = inter_modality(run, "weighted_f1")
+        with refusing(run.path, "its files do not fit together; run what is damaged again"):
+            table = inter_modality(run, "weighted_f1")
         return METRICS["weighted_f1"].title + "\n" + to_text(table) + "\n" + subset_legend(run)
     except AbsentError as error:
         raise CorrKDError(f"{run.path}: {error}") from None

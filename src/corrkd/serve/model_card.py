@@ -64,11 +64,11 @@ def model_card(saved: SavedNetwork, card: Mapping[str, Any], run: RunFolder | No
 def _usage(card: Mapping[str, Any]) -> str:
     modalities = card["modalities"]
     first, *others = modalities
-    given = ", ".join([f'"{first}": frames', *(f'"{m}": None' for m in others)])
+    given = ", ".join([f"{json.dumps(first)}: frames", *(f"{json.dumps(m)}: None" for m in others)])
     return (
         "```python\nimport numpy as np\nimport corrkd\n\n"
         'predictor = corrkd.Predictor.from_pretrained("this folder, or owner/name")\n'
-        f"frames = np.zeros(({modalities[first].get('usual', 1)}, {modalities[first]['width']}))  # raw features of {first}\n"
+        f"frames = np.zeros(({modalities[first].get('usual', 1)}, {modalities[first]['width']}))  # raw features of {json.dumps(first)}\n"
         f"print(predictor.predict({{{given}}}))\n```"
     )
 
@@ -83,7 +83,7 @@ def _shapes(saved: SavedNetwork) -> str:
         "score": "a score",
     }[target.kind]
     also = "" if target.kind == "score" else ", probabilities included"
-    return "\n".join(rows) + f"\n\nIt answers with {text(gives)} (target `{target.name}`){also}."
+    return "\n".join(rows) + f"\n\nIt answers with {text(gives)} (target {text(target.name)}){also}."
 
 
 def _training(about: Mapping[str, Any]) -> str:
@@ -113,8 +113,8 @@ def _tested(tested: Evaluated) -> str:
         rows.append(f"| {text(c.name)} | {' | '.join(cells)} |")
     data = f" of {text(tested.data)}" if tested.data else ""
     lines = [
-        f"This model on the {tested.split} split{data} ({tested.samples} samples), in percent where not a size, score or correlation; "
-        "`ratio-R`: a share R of every modality's frames was missing, `burst-R`: a gap of that share.",
+        f"This model on the {text(tested.split)} split{data} ({tested.samples} samples), in percent where not a size, score or "
+        "correlation; `ratio-R`: a share R of every modality's frames was missing, `burst-R`: a gap of that share.",
         "\n".join(rows),
     ]
     if tested.level is not None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from corrkd.errors import CorrKDError
+from corrkd.escape import csv_text
 
 GROUP = 8192  # rows of a Parquet row group, however many lines a file has
 
@@ -71,9 +72,11 @@ def _shares(probabilities: Mapping[str, float], held: Sequence[str] | None) -> d
 
 def _write_csv(out: Path, files: Sequence[Path], schema: pa.Schema) -> None:
     with out.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, schema.names, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows(files))
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(map(csv_text, schema.names))
+        for row in rows(files):
+            values = (row.get(name) for name in schema.names)
+            writer.writerow([csv_text(value) if isinstance(value, str) else value for value in values])
 
 
 def _write_parquet(out: Path, files: Sequence[Path], schema: pa.Schema) -> None:

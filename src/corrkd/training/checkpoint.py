@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import warnings
 from pathlib import Path
@@ -12,12 +13,15 @@ import torch
 from corrkd.errors import CorrKDError
 from corrkd.files import write_bytes
 
+DIGEST = hashlib.sha256().digest_size  # bytes at the file's start: the SHA-256 of all that follows
+
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Writes tensors, numbers, strings and containers of them."""
+    """Writes tensors, numbers, strings and containers of them, below their SHA-256."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_bytes(path, buffer.getvalue())
+    data = buffer.getvalue()
+    write_bytes(path, hashlib.sha256(data).digest() + data)
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
@@ -28,9 +32,18 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
+    damaged = f"{path}: damaged, or no checkpoint; delete it to train this stage again"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CorrKDError(f"{path}: {error.strerror or error}") from None
+    if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:
+        raise CorrKDError(damaged)
     try:
         with warnings.catch_warnings(action="ignore"):
-            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+            state: dict[str, Any] = torch.load(io.BytesIO(content[DIGEST:]), map_location=device, weights_only=True)
     except Exception:  # torch raises many kinds for a damaged file, and advises to run what is in it
-        raise CorrKDError(f"{path}: damaged, or no checkpoint; delete it to train this stage again") from None
+        raise CorrKDError(damaged) from None
+    if not isinstance(state, dict):
+        raise CorrKDError(damaged)
     return state

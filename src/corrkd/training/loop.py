@@ -286,11 +286,11 @@ def _resume(path: Path, parts: Mapping[str, Any], device: torch.device) -> _Prog
         for name, part in parts.items():
             part.load_state_dict(state[name])
         progress = _Progress(**state["progress"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        assert progress.best is not None
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, AssertionError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CorrKDError(
             f"{path}: the checkpoint is of another network or version ({reason}); delete it to train anew"
         ) from None
-    assert progress.best is not None
     best = {name: value.cpu() for name, value in progress.best.items()}
     return _Progress(progress.epoch, best, progress.best_epoch, progress.best_score, progress.history)

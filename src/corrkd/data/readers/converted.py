@@ -9,21 +9,24 @@ Tensors `<split>/frames/<modality>` float32 (N, T, d), `<split>/lengths/<modalit
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from corrkd.data.dataset import SPLITS, MultimodalDataset, Split, StrArray, check_split
 from corrkd.data.readers.raw import Array
 from corrkd.errors import CorrKDError
+from corrkd.escape import is_unicode
+from corrkd.parsing import parse_json, quoted, refusing
 
 FORMAT = 2
 SOURCE = "source_sha256"  # in `extra`: the sum of the file that was converted
 KEY = "corrkd"
 LONGEST_HEADER = 100_000_000  # the bound of the safetensors format
+LONGEST_ID = 1000  # characters: NumPy gives every string of an array the room of the longest
 DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
@@ -31,6 +34,41 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
     "U8": np.dtype("u1"),
 }
+# What each tensor is, by the part of its name after the split's.
+TYPES = {
+    **{"frames": "F32", "lengths": "I64", "present": "BOOL", "frame_ids": "I64", "scores": "F64", "labels": "I64"},
+    **{"order": "I64", "ids": "U8", "groups": "U8"},
+}
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Names = Annotated[list[Name], Field(max_length=1000)]
+
+
+class About(BaseModel):
+    """The metadata, with everything that it may hold."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    format: Literal[2]
+    name: Annotated[str, Field(max_length=1000)]
+    splits: Annotated[list[Literal["train", "valid", "test", "all"]], Field(min_length=1)]
+    modalities: Annotated[list[Name], Field(min_length=1, max_length=100)]
+    class_names: Names
+    question_names: Names
+    score_range: Annotated[list[float], Field(min_length=2, max_length=2)] | None
+    layout: Annotated[str, Field(max_length=1000)]
+    missing_rule: dict[Name, str]
+    notes: list[str]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    extra: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _distinct(self) -> About:
+        for names in (self.splits, self.modalities, self.class_names, self.question_names):
+            if len(set(names)) < len(names):
+                raise ValueError("a name is there twice")
+        if self.score_range is not None and self.score_range[0] > self.score_range[1]:
+            raise ValueError("score_range falls")
+        return self
 
 
 def is_safetensors(path: Path) -> bool:
@@ -51,10 +89,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         text = file.read(length)
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError):
-        raise CorrKDError(f"{path.name}: a damaged .safetensors file: its header is not JSON") from None
+    header = parse_json(text, f"{path.name}: a damaged .safetensors file: its header")
     if not isinstance(header, dict):
         raise CorrKDError(f"{path.name}: a damaged .safetensors file: its header is no object")
     return header, 8 + length
@@ -76,32 +111,29 @@ def read(path: Path, *, targets: bool = True) -> MultimodalDataset:
         CorrKDError: the file is truncated or damaged, of another format, or lacks targets that it must hold.
     """
     header, start = _header(path)
-    try:
-        about = json.loads(_metadata(header)[KEY])
-        if about["format"] != FORMAT:
+    with refusing(path.name, "a damaged converted dataset"):
+        metadata = parse_json(_metadata(header)[KEY], f"{path.name}: a damaged converted dataset: its metadata")
+        if metadata["format"] != FORMAT:
             raise CorrKDError(
-                f"{path.name}: written by another corrkd (format {about['format']}, here {FORMAT}); convert it again or upgrade"
+                f"{path.name}: written by another corrkd (format {metadata['format']}, here {FORMAT}); convert it again or upgrade"
             )
+        about = About.model_validate(metadata)
         tensors = _map(path, header, start)
-        splits = {name: _split(tensors, name, about["modalities"]) for name in about["splits"]}
+        splits: dict[str, Split] = {name: _split(tensors, name, about.modalities) for name in about.splits}
         for name, split in splits.items():
             check_split(f"{path.name}, {name}", split, targets=targets, trains=name == SPLITS[0] and targets)
         return MultimodalDataset(
-            name=about["name"],
+            name=about.name,
             splits=splits,
-            class_names=tuple(about["class_names"]),
-            question_names=tuple(about["question_names"]),
-            score_range=None if about["score_range"] is None else (about["score_range"][0], about["score_range"][1]),
-            layout=about["layout"],
-            missing_rule=about["missing_rule"],
-            notes=tuple(about["notes"]),
-            sha256=about["sha256"],
-            extra=about["extra"],
+            class_names=tuple(about.class_names),
+            question_names=tuple(about.question_names),
+            score_range=None if about.score_range is None else (about.score_range[0], about.score_range[1]),
+            layout=about.layout,
+            missing_rule=about.missing_rule,
+            notes=tuple(about.notes),
+            sha256=about.sha256,
+            extra=about.extra,
         )
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
-        raise CorrKDError(
-            f"{path.name}: a damaged converted dataset ({type(error).__name__}: {str(error)[:120]})"
-        ) from None
 
 
 def _map(path: Path, header: dict[str, Any], start: int) -> dict[str, Array]:
@@ -113,6 +145,8 @@ def _map(path: Path, header: dict[str, Any], start: int) -> dict[str, Array]:
         if name == "__metadata__":
             continue
         dtype, shape, (begin, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+        if entry["dtype"] != TYPES.get(name.split("/")[1]):
+            raise ValueError(f"{name}: is {entry['dtype']}")
         if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
             raise ValueError(f"{name}: shape or offsets are no sizes")
         if end > size:
@@ -128,6 +162,9 @@ def _split(tensors: dict[str, Array], name: str, modalities: list[str]) -> Split
         return np.array(tensors[f"{name}/{key}"]) if f"{name}/{key}" in tensors else None
 
     prefix = f"{name}/groups/"
+    for m in modalities:
+        if tensors[f"{name}/present/{m}"].view(np.uint8).max(initial=0) > 1:
+            raise ValueError(f"{name}/present/{m}: holds more than 0 and 1")
     return Split(
         frames={m: tensors[f"{name}/frames/{m}"] for m in modalities},
         lengths={m: np.array(tensors[f"{name}/lengths/{m}"]) for m in modalities},
@@ -142,4 +179,15 @@ def _split(tensors: dict[str, Array], name: str, modalities: list[str]) -> Split
 
 
 def _strings(tensor: Array) -> StrArray:
-    return np.array(json.loads(tensor.tobytes()), dtype=np.str_)
+    names = parse_json(tensor.tobytes(), "its strings")
+    if not isinstance(names, list):
+        raise ValueError("its strings are no list")
+    check_strings(names)
+    return np.array(names, dtype=np.str_)
+
+
+def check_strings(names: list[Any]) -> None:
+    """Raise ValueError where ids or groups are not what a converted file holds."""
+    for name in names:
+        if not isinstance(name, str) or len(name) > LONGEST_ID or not is_unicode(name):
+            raise ValueError(f"{quoted(name)} is no text of up to {LONGEST_ID} characters")

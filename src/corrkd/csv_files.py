@@ -1,0 +1,38 @@
+"""CSV files whose text no spreadsheet takes for a formula (`corrkd.escape.csv_text`), and reading them back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from corrkd.escape import csv_original, csv_text
+from corrkd.files import write_bytes
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table without its index, whole or not at all."""
+    write_bytes(path, csv_bytes(table))
+
+
+def csv_bytes(table: pd.DataFrame) -> bytes:
+    """Return what `write_csv` writes."""
+    return _mapped(table, csv_text).to_csv(index=False, lineterminator="\n").encode()
+
+
+def read_csv(path: Path, **options: Any) -> pd.DataFrame:
+    """Read what `write_csv` wrote, or any CSV file; `options` are those of `pandas.read_csv`."""
+    return _mapped(pd.read_csv(path, **options), csv_original)
+
+
+def _mapped(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    """The table with its headings and its text changed; numbers stay."""
+    out = table.rename(columns=lambda name: change(name) if isinstance(name, str) else name)
+    for name, column in out.items():
+        if not pd.api.types.is_numeric_dtype(column):
+            changed = {text: change(text) for text in column.unique() if isinstance(text, str)}
+            if any(text != new for text, new in changed.items()):
+                out[name] = column.map(lambda value, changed=changed: changed.get(value, value))
+    return out

@@ -1,0 +1,121 @@
+"""Resuming reads nothing that was changed since it was written: one flipped bit is one line that says what to do."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import corrkd
+from corrkd.errors import CorrKDError
+from corrkd.experiment.budget import Budget, read_budget
+from corrkd.files import write_text
+from corrkd.parsing import json_text, with_digest
+from corrkd.training.checkpoint import load_checkpoint, save_checkpoint
+from tests.experiment.conftest import assert_same, contents, tiny
+
+FLIPS = 6  # of each file
+
+
+def flipped(data: bytes, rng: random.Random) -> bytes:
+    out = bytearray(data)
+    out[rng.randrange(len(out))] ^= 1 << rng.randrange(8)
+    return bytes(out)
+
+
+def refused(folder: Path, advice: str) -> None:
+    with pytest.raises(CorrKDError, match=advice) as caught:
+        corrkd.resume(folder)
+    assert str(caught.value).isprintable()
+
+
+@pytest.fixture(scope="module")
+def finished_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One seed with two out-of-fold teachers and prediction sets, without its report."""
+    folder = tmp_path_factory.mktemp("resumed") / "run"
+    patch = pytest.MonkeyPatch()
+    patch.setattr("corrkd.experiment.run.write_report", lambda folder: folder)
+    corrkd.run(tiny(teacher={"folds": 2}, data={"calibration": 0.3}), folder)
+    patch.undo()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("settings.yaml", r"settings\.yaml: .*(put it back|UTF-8)"),
+        ("run.json", r"run\.json: .*(delete it to go on|UTF-8|another folder|new run)"),
+        *((f"seed-0/{name}", r"seed-0/.*: damaged: its SHA-256 .* delete .*results\.csv to evaluate again|UTF-8") for name in
+          ("results.csv", "predictions.parquet", "representations.safetensors", "coverage.csv", "history.csv", "SHA256SUMS")),
+    ],
+)  # fmt: skip
+def test_a_flipped_bit_in_a_finished_run(
+    finished_alone: Path, tmp_path: Path, no_report: None, name: str, advice: str
+) -> None:
+    folder, rng = tmp_path / "run", random.Random(name)
+    shutil.copytree(finished_alone, folder)
+    whole = (folder / name).read_bytes()
+    for _ in range(FLIPS):
+        (folder / name).write_bytes(flipped(whole, rng))
+        refused(folder, advice)
+    (folder / name).write_bytes(whole)
+    corrkd.resume(folder)
+    assert_same(contents(folder), contents(finished_alone))
+
+
+@pytest.mark.parametrize("name", ["teacher", "teacher-0-0", "teacher-0-1"])
+@pytest.mark.parametrize("ending", ["json", "safetensors"])
+def test_a_flipped_bit_in_a_teacher(
+    finished_alone: Path, tmp_path: Path, no_report: None, name: str, ending: str
+) -> None:
+    folder, rng = tmp_path / "run", random.Random(name)
+    shutil.copytree(finished_alone, folder)
+    for pattern in ("student.*", "history.csv", "results.csv"):
+        for path in (folder / "seed-0").glob(pattern):
+            path.unlink()
+    path = folder / "seed-0" / f"{name}.{ending}"
+    whole = path.read_bytes()
+    for _ in range(FLIPS):
+        path.write_bytes(flipped(whole, rng))
+        refused(folder, rf"{name}\.")
+
+
+def test_what_the_evaluation_wrote_can_be_checked_by_others(finished_alone: Path) -> None:
+    command = ["sha256sum", "--strict", "-c", "SHA256SUMS"]
+    done = subprocess.run(command, cwd=finished_alone / "seed-0", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": OK") == 5
+
+
+def test_a_flipped_bit_in_a_checkpoint(tmp_path: Path) -> None:
+    path, rng = tmp_path / "student.ckpt", random.Random(0)
+    state = {"method": {"w": torch.arange(600.0)}, "progress": {"epoch": 3, "history": [{"lr": 0.1}]}}
+    save_checkpoint(path, state)
+    whole = path.read_bytes()
+    for _ in range(400):
+        path.write_bytes(flipped(whole, rng))
+        with pytest.raises(CorrKDError, match=r"student\.ckpt: damaged, or no checkpoint; delete it to train"):
+            load_checkpoint(path, torch.device("cpu"))
+    path.write_bytes(whole)
+    loaded = load_checkpoint(path, torch.device("cpu"))
+    assert loaded is not None
+    assert torch.equal(loaded["method"]["w"], state["method"]["w"])  # type: ignore[index]
+
+
+def test_a_flipped_bit_in_a_budget(tmp_path: Path) -> None:
+    path, rng = tmp_path / "budget.json", random.Random(0)
+    budget = Budget(epochs=8, scores={4: 0.5, 8: 0.625}, seed=1)
+    write_text(path, json_text(with_digest(budget.model_dump(mode="json"))))
+    assert read_budget(tmp_path) == budget
+    whole = path.read_bytes()
+    for _ in range(200):
+        changed = flipped(whole, rng)
+        path.write_bytes(changed)
+        if changed.split() == whole.split():
+            continue  # white space is none of the contents
+        with pytest.raises(CorrKDError, match=r"budget\.json"):
+            read_budget(tmp_path)

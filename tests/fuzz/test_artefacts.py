@@ -1,0 +1,211 @@
+"""Mutated files of others' making: each is read, or refused by one short line. 50 cases a target, 2,000 among the slow tests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from corrkd.data.convert import convert
+from corrkd.data.load import load_dataset
+from corrkd.errors import CorrKDError
+from corrkd.experiment.budget import Budget, read_budget
+from corrkd.experiment.compare_settings import load_plan, read_plan
+from corrkd.missing.conditions import standard_conditions
+from corrkd.missing.manifest import load_manifest, make_manifest, save_manifest
+from corrkd.networks.saved import load_network, save_network
+from corrkd.parsing import DIGEST, json_text, with_digest
+from corrkd.report import tables
+from corrkd.report.comparison_page import open_comparison, plain_comparison
+from corrkd.report.run_folder import AbsentError, RunFolder
+from corrkd.report.standings import method_counts
+from corrkd.settings import EvaluationSettings, load_settings, preset_text
+from corrkd.training.checkpoint import load_checkpoint, save_checkpoint
+from tests.conftest import make_dataset, make_samples
+from tests.experiment.conftest import tiny
+from tests.fuzz.mutate import mutate
+from tests.networks.test_saved import saved
+from tests.report.fake_comparison import write_fake_comparison
+
+
+@dataclass(frozen=True)
+class Target:
+    """Valid files by name, in a folder; what is read of the folder; and what makes a mutated file pass for whole where a sum guards it."""
+
+    files: dict[str, bytes]
+    read: Callable[[Path], object]
+    mended: Callable[[dict[str, bytes]], dict[str, bytes]] = lambda files: files
+
+
+def folder_files(folder: Path, *names: str) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def settings_target(tmp: Path) -> Target:
+    files = {"preset.yaml": preset_text("corrkd-plus").encode()}
+    files["whole.yaml"] = load_settings(**tiny()).to_yaml().encode()
+    return Target(files, lambda folder: [load_settings(path) for path in folder.glob("*.yaml")])
+
+
+def plan_target(tmp: Path) -> Target:
+    tree = {
+        "datasets": {
+            "a": {
+                "settings": {"preset": "synthetic", "student": {"lr": 0.1}},
+                "methods": {"kl": {"options": {"kl": 2.0}}},
+            },
+            "b": {"epochs": {"kl": 3}},
+        },
+        "methods": {"kl": {"stage": {"epochs": 2}}, "gcnet": {"network": {"past": 1}}},
+        "seeds": [1, 2],
+        "budget": {"gain": 0.5, "doublings": 2},
+        "jobs": 2,
+    }
+    (tmp / "plan.yaml").write_text(json.dumps(tree, indent=1))
+    (tmp / "compare.yaml").write_text(load_plan(tmp / "plan.yaml").to_yaml())
+    files = folder_files(tmp, "plan.yaml", "compare.yaml")
+
+    def read(folder: Path) -> None:
+        load_plan(folder / "plan.yaml")
+        read_plan(folder)
+
+    return Target(files, read)
+
+
+def card_target(tmp: Path) -> Target:
+    save_network(tmp / "student", saved())
+    card = json.loads((tmp / "student.json").read_text())
+    del card[DIGEST]
+    (tmp / "student.json").write_text(json_text(card))
+
+    def mended(files: dict[str, bytes]) -> dict[str, bytes]:
+        sums = (hashlib.sha256(data).hexdigest().encode() for data in (tensors, files["student.safetensors"]))
+        return {**files, "student.json": files["student.json"].replace(*sums)}
+
+    files = folder_files(tmp, "student.json", "student.safetensors")
+    tensors = files["student.safetensors"]
+    return Target(files, lambda folder: load_network(folder / "student"), mended)
+
+
+def converted_target(tmp: Path) -> Target:
+    path = tmp / "x.safetensors"
+    convert(make_dataset(), path)
+    whole = path.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8:start])
+    about = header["__metadata__"].pop("corrkd").encode()
+
+    def mended(files: dict[str, bytes]) -> dict[str, bytes]:
+        """The metadata, a text within a text, goes into the header, and the header's length before it."""
+        text = files["header"].replace(
+            b'"__metadata__": {}',
+            b'"__metadata__": {"corrkd": %s}' % json.dumps(files["about"].decode(errors="replace")).encode(),
+        )
+        return {"x.safetensors": len(text).to_bytes(8, "little") + text + files["tensors"]}
+
+    files = {"about": about, "header": json.dumps(header).encode(), "tensors": whole[start:]}
+    return Target(files, lambda folder: load_dataset(folder / "x.safetensors", targets=False), mended)
+
+
+def run_target(tmp: Path) -> Target:
+    write_fake_comparison(tmp / "out", methods=("corrkd", "kl"), seeds=(0,), samples=12)
+    names = [str(p.relative_to(tmp / "out")) for p in sorted((tmp / "out").rglob("*")) if p.is_file()]
+
+    def read(folder: Path) -> None:
+        plain_comparison(folder)
+        for run in open_comparison(folder).values():
+            for part in (
+                method_counts,
+                RunFolder.costs,
+                RunFolder.settings,
+                tables.data,
+            ):
+                try:
+                    part(run)
+                except AbsentError as error:
+                    str(error)
+
+    return Target(folder_files(tmp / "out", *names), read)
+
+
+def checkpoint_target(tmp: Path) -> Target:
+    optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]}
+    save_checkpoint(tmp / "a.ckpt", {"method": {"w": torch.arange(64.0)}, "optimizer": optimizer})
+
+    def mended(files: dict[str, bytes]) -> dict[str, bytes]:
+        return {"a.ckpt": hashlib.sha256(files["a.ckpt"][32:]).digest() + files["a.ckpt"][32:]}
+
+    return Target(
+        folder_files(tmp, "a.ckpt"), lambda folder: load_checkpoint(folder / "a.ckpt", torch.device("cpu")), mended
+    )
+
+
+def manifest_target(tmp: Path) -> Target:
+    samples = make_samples(make_dataset(), "test")
+    conditions = standard_conditions(("language", "audio", "vision"), EvaluationSettings(), naturally_incomplete=False)
+    save_manifest(tmp / "m.safetensors", make_manifest(samples, conditions, seed=1))
+    return Target(folder_files(tmp, "m.safetensors"), lambda folder: load_manifest(folder / "m.safetensors"))
+
+
+def budget_target(tmp: Path) -> Target:
+    budget = Budget(epochs=8, scores={4: 0.5, 8: 0.625}, seed=1).model_dump(mode="json")
+
+    def mended(files: dict[str, bytes]) -> dict[str, bytes]:
+        try:
+            tree = json.loads(files["budget.json"])
+            return {"budget.json": json.dumps(with_digest(tree)).encode()}
+        except (ValueError, AttributeError, RecursionError):
+            return files
+
+    return Target({"budget.json": json_text(budget).encode()}, read_budget, mended)
+
+
+TARGETS = {
+    function.__name__.removesuffix("_target"): function
+    for function in (
+        *(settings_target, plan_target, card_target, converted_target),
+        *(run_target, checkpoint_target, manifest_target, budget_target),
+    )
+}
+
+
+@pytest.mark.parametrize("cases", [50, pytest.param(2_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_mutated_file_is_read_or_refused_in_one_line(name: str, cases: int, tmp_path: Path) -> None:
+    (tmp_path / "valid").mkdir()
+    (tmp_path / "mutated").mkdir()
+    target = TARGETS[name](tmp_path / "valid")
+    write(tmp_path / "mutated", target.mended(target.files))
+    target.read(tmp_path / "mutated")
+    outcomes = {"read": 0, "refused": 0}
+    for case in range(cases):
+        rng = random.Random(f"{name} {case}")
+        changed = rng.choice(sorted(target.files))
+        mutated = mutate(target.files[changed], rng, list(target.files.values()))
+        write(tmp_path / "mutated", target.mended({**target.files, changed: mutated}))
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                target.read(tmp_path / "mutated")
+            outcomes["read"] += 1
+        except CorrKDError as error:
+            message = str(error)
+            assert message.isprintable(), (case, changed, message)
+            assert 10 < len(message) <= 500, (case, changed, message)
+            outcomes["refused"] += 1
+        except Exception as error:
+            raise AssertionError(f"case {case}, {changed}: {type(error).__name__}: {error}") from error
+    assert min(outcomes.values()) > 0, outcomes
+
+
+def write(folder: Path, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)

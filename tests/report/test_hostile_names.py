@@ -1,0 +1,255 @@
+"""Whole reports and model cards with hostile names for everything that a user or the data can name.
+
+No element, attribute, command or formula gets in: what comes out is parsed and compared with a report of honest names.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from markdown_it import MarkdownIt
+
+from corrkd.networks.saved import build_network
+from corrkd.report.comparison_page import plain_comparison, write_comparison
+from corrkd.report.page import write_report
+from corrkd.report.run_folder import RunFolder
+from corrkd.report.tables import plain_table
+from corrkd.serve.model_card import model_card
+from corrkd.serve.predictor import card_of
+from tests.conftest import make_dataset
+from tests.networks.test_saved import SMALL, saved
+from tests.report import fake_comparison, fake_run
+
+# Breaks out of attributes, elements, rows, headings, code, and of a terminal's text; without the signs that no modality's name may hold.
+HOSTILE = (
+    "=cmd|'x'!A0\\input{{secret}}$`\"'><svg onload=alert(1)><script>evil()</script>"
+    "\n# h [a](javascript:evil)\x1b[2J\u202e[red]@SUM {}"
+)
+NAMES = [HOSTILE.format(k) for k in range(8)]
+FOLDER = '=x" onload="evil()" y="<script>\n\x1b[2J'  # what a folder can be called on Linux
+
+
+class Reader(HTMLParser):
+    """Every pair of element and attribute, and the attributes' values."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.pairs: set[tuple[str, str]] = set()
+        self.values: list[tuple[str, str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.pairs |= {(tag, ""), *((tag, name) for name, _ in attrs)}
+        self.values += [(name, value or "") for name, value in attrs]
+
+
+def svg_pairs(path: Path) -> set[tuple[str, str]]:
+    out: set[tuple[str, str]] = set()
+    for element in ElementTree.parse(path).iter():
+        out |= {(element.tag, ""), *((element.tag, name) for name in element.keys())}  # noqa: SIM118
+    return out
+
+
+def markdown_pairs(text: str) -> set[tuple[str, str]]:
+    return Reader(MarkdownIt("commonmark", {"html": True}).enable("table").render(text)).pairs
+
+
+def hostile(name: str) -> str:
+    return name.replace("+", "").replace(",", "")
+
+
+@pytest.fixture(scope="module")
+def comparisons(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
+    """By kind of target, a report with honest names and one with hostile ones."""
+    out: dict[str, dict[str, Path]] = {}
+    for kind in ("classes", "questions"):
+        folder = tmp_path_factory.mktemp(kind)
+        honest = fake_comparison.write_fake_comparison(folder / "honest", kind=kind, seeds=(0, 1), samples=24)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fake_comparison, "MODALITIES", tuple(NAMES[:3]))
+            patch.setattr(fake_comparison, "QUESTIONS", tuple(NAMES[3:5]))
+            patch.setattr(fake_comparison, "CLASSES", {kind: NAMES[5 : 5 + len(fake_comparison.CLASSES[kind])]})
+            patch.setattr(fake_comparison, "TITLES", {m: HOSTILE.format(m) for m in fake_comparison.TITLES})
+            patch.setattr(fake_comparison, "ID", "=cmd|s{:03d}<script>\x1b[2J")
+            patch.setattr(fake_comparison, "GROUP", HOSTILE)
+            other = fake_comparison.write_fake_comparison(
+                folder / "hostile", datasets=[FOLDER], kind=kind, seeds=(0, 1), samples=24
+            )
+        edit_card(other / FOLDER / "run.json")
+        (other / "failures.csv").write_text(
+            f'dataset,method,seed,error\n"{NAMES[0].replace(chr(34), chr(39))}",a,0,b\n'
+        )
+        (honest / "failures.csv").write_text("dataset,method,seed,error\nx,a,0,b\n")
+        for path in (honest, other):
+            write_comparison(path, draws=50)
+        out[kind] = {"honest": honest, "hostile": other}
+    return out
+
+
+def edit_card(path: Path) -> None:
+    card = json.loads(path.read_text())
+    for place, value in {
+        "dataset": {"name": NAMES[0], "layout": NAMES[1], "sha256": NAMES[2]},
+        "groups": {"name": NAMES[3]},
+        "comparison": {"stated": [NAMES[4], NAMES[5]]},
+        "target": {"name": NAMES[6]},
+    }.items():
+        card[place] = {**card.get(place, {}), **value}
+    card |= {"notes": NAMES[:2], "split": NAMES[7], "corrkd": NAMES[0], "torch": NAMES[1]}
+    path.write_text(json.dumps(card))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    honest = fake_run.write_fake_run(folder / "honest", seeds=(0, 1), samples=24)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fake_run, "TITLES", {m: HOSTILE.format(m) for m in fake_run.TITLES})
+        other = fake_run.write_fake_run(
+            folder / "hostile", seeds=(0, 1), samples=24, modalities=NAMES[:3], classes=NAMES[3:6]
+        )
+    edit_card(other / "run.json")
+    settings = (other / "settings.yaml").read_text()
+    (other / "settings.yaml").write_text(
+        f"{settings}data: {{name: {json.dumps(NAMES[0])}}}\n# ``` </pre><script>evil()\n"
+    )
+    for path in (honest, other):
+        write_report(path)
+    return {"honest": honest, "hostile": other}
+
+
+def pair_of(kind: str, comparisons: dict[str, dict[str, Path]], runs: dict[str, Path]) -> dict[str, Path]:
+    return runs if kind == "run" else comparisons[kind]
+
+
+@pytest.mark.parametrize("kind", ["run", "classes", "questions"])
+class TestReports:
+    def test_no_element_and_no_attribute_is_added_to_the_page(self, kind: str, comparisons: Any, runs: Any) -> None:
+        pages = {k: (p / "report.html").read_text("utf-8") for k, p in pair_of(kind, comparisons, runs).items()}
+        honest, other = Reader(pages["honest"]), Reader(pages["hostile"])
+        assert other.pairs <= honest.pairs
+        assert "evil()" in pages["hostile"]  # the names are there, as text
+        for name, value in other.values:
+            if name in ("id", "href", "xlink:href"):
+                assert re.fullmatch(r"#?[\w.+-]+", value), (name, value)
+        ids = [value for name, value in other.values if name == "id"]
+        assert len(set(ids)) == len(ids)
+
+    def test_figures_are_xml_with_the_same_elements(self, kind: str, comparisons: Any, runs: Any) -> None:
+        folders = pair_of(kind, comparisons, runs)
+        known = set().union(*map(svg_pairs, (folders["honest"] / "figures").glob("*.svg")))
+        figures = list((folders["hostile"] / "figures").glob("*.svg"))
+        assert len(figures) == len(list((folders["honest"] / "figures").glob("*.svg"))) > 1
+        for path in figures:
+            assert svg_pairs(path) <= known
+
+    def test_markdown_renders_to_the_same_elements(self, kind: str, comparisons: Any, runs: Any) -> None:
+        texts = {k: (p / "report.md").read_text("utf-8") for k, p in pair_of(kind, comparisons, runs).items()}
+        assert markdown_pairs(texts["hostile"]) <= markdown_pairs(texts["honest"])
+        rows = {k: MarkdownIt("commonmark").enable("table").render(text).count("<tr>") for k, text in texts.items()}
+        assert rows["hostile"] == rows["honest"]
+
+    def test_no_cell_of_a_table_is_a_formula(self, kind: str, comparisons: Any, runs: Any) -> None:
+        files = list((pair_of(kind, comparisons, runs)["hostile"] / "tables").glob("*.csv"))
+        assert len(files) > 5
+        for path in files:
+            with path.open(newline="", encoding="utf-8") as text:
+                for cell in (cell for row in csv.reader(text) for cell in row):
+                    assert not cell.startswith(("=", "@", "\t", "\r")), (path.name, cell)
+                    if cell.startswith(("+", "-")):
+                        float(cell)
+
+    def test_latex_tables_hold_no_command_of_a_name(self, kind: str, comparisons: Any, runs: Any) -> None:
+        for path in (pair_of(kind, comparisons, runs)["hostile"] / "tables").glob("*.tex"):
+            text = path.read_text("utf-8")
+            assert "\\input" not in text
+            assert "\x1b" not in text
+            lines = text.split(r"\midrule", 1)[1].split(r"\bottomrule")[0].splitlines()
+            assert len({line.count(" & ") for line in lines if " & " in line}) == 1
+            assert re.search(r"\\label\{tab:[\w.+-]+\}", text)
+
+    def test_files_lie_where_they_belong(self, kind: str, comparisons: Any, runs: Any) -> None:
+        folder = pair_of(kind, comparisons, runs)["hostile"]
+        for path in (*(folder / "tables").rglob("*"), *(folder / "figures").rglob("*")):
+            assert re.fullmatch(r"[\w.+-]+", path.name), path
+            assert path.parent.parent == folder
+
+
+def test_plain_tables_are_printed_without_what_a_terminal_obeys(
+    comparisons: Any, runs: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from corrkd import cli
+
+    for text in (plain_comparison(comparisons["classes"]["hostile"]), plain_table(runs["hostile"])):
+        cli.print(text)
+        shown = capsys.readouterr().out
+        assert "\\x1b[2J" in shown
+        assert all(c == "\n" or c == "\xa0" or c.isprintable() for c in shown)
+
+
+def card_text(names: list[str], run: RunFolder | None) -> str:
+    """The model card of a network with these names of modalities, classes and all that a card records."""
+    dataset = make_dataset({names[0]: 5, names[1]: 3})
+    before = saved()
+    target = replace(before.target, name=names[2], classes=tuple(names[3:6]))
+    torch.manual_seed(0)
+    frames = dict.fromkeys(dataset.modalities, 6)
+    model = replace(
+        before,
+        network=build_network(target, dataset.widths, frames, SMALL).eval(),
+        normalisation=replace(
+            before.normalisation,
+            center={m: np.zeros(w, np.float32) for m, w in dataset.widths.items()},
+            scale={m: np.ones(w, np.float32) for m, w in dataset.widths.items()},
+            lengths=frames,
+        ),
+        target=target,
+        frames=frames,
+        about={
+            "role": names[6],
+            "data": {"name": names[7]},
+            "selection": names[0],
+            "versions": {names[1]: names[2]},
+            "epoch": 3,
+        },
+    )
+    return model_card(model, card_of(model), run)
+
+
+def test_a_model_card_renders_to_the_same_elements_and_its_code_to_the_same_calls(runs: dict[str, Path]) -> None:
+    honest = card_text(
+        ["language", "audio", "classes", "a", "b", "c", "student", "mosi"], RunFolder.open(runs["honest"])
+    )
+    other = card_text(NAMES, RunFolder.open(runs["hostile"]))
+    assert markdown_pairs(other) <= markdown_pairs(honest)
+    blocks = [re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE) for text in (honest, other)]
+    assert [len(found) for found in blocks] == [1, 1]
+    kinds = [[type(node) for node in ast.walk(ast.parse(found[0]))] for found in blocks]
+    assert kinds[0] == kinds[1]
+
+
+def test_groups_and_ids_survive_the_quote_that_csv_files_get(tmp_path: Path) -> None:
+    """A comparison joins predictions (Parquet) with groups.csv by id."""
+    from corrkd.csv_files import write_csv
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fake_comparison, "ID", "=s{:03d}")
+        out = fake_comparison.write_fake_comparison(tmp_path / "out", seeds=(0, 1), samples=24)
+    path = out / "invented" / "groups.csv"
+    groups = pd.read_csv(path, dtype=str)
+    before = RunFolder.open(out / "invented").groups
+    write_csv(path, groups)
+    assert path.read_text().splitlines()[1].startswith("'=s000,")
+    pd.testing.assert_series_equal(RunFolder.open(out / "invented").groups, before)

@@ -1,0 +1,159 @@
+"""JSON and YAML that somebody else wrote: read rightly, or one short line; never a lot of memory."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corrkd.errors import CorrKDError
+from corrkd.experiment.compare_settings import load_plan, read_plan
+from corrkd.parsing import check_digest, check_yaml_digest, parse_json, parse_yaml, with_digest, yaml_with_digest
+from corrkd.settings import load_settings
+
+LAUGHS = "a: &a [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+BAD_YAML = [
+    (LAUGHS, "its aliases written out"),
+    ("a: &a [*a]\n", "within what it stands for"),
+    ("[" * 100_000, "nested deeper"),
+    ("{a: " * 100_000, "nested deeper"),
+    ("- " * 5_000, "nested deeper"),
+    ("a: !!int abc", "not YAML"),
+    ("a: !!float abc", "not YAML"),
+    ("a: !!bool abc", "not YAML"),
+    ("a: !!timestamp 2026-02-30", "not YAML"),
+    ("a: !!binary aGk=", "kind bytes"),
+    ("a: !!set {x}", "kind set"),
+    ("a: !!python/object/apply:os.system [id]", "could not determine a constructor"),
+    ("a: " + "9" * 5_000, "not YAML"),
+    ("a: 0x" + "f" * 5_000, "an integer of 20000 bits"),
+    ("a: " + ":".join(["59"] * 100), "an integer of"),
+    ('a: "\\ud800"', "surrogates"),
+    ("a: 1\na: 2", "key 'a' is there twice"),
+    ("1: 2", "the key 1 is not text"),
+    ("no: 2", "the key False is not text"),
+    ("[a, b]: 2", "not YAML"),
+    ("{? {a: 1} : 2}", "not YAML"),
+    ("a: \x00", "not YAML"),
+    ("a: &x 1\nb: *y", "undefined alias"),
+    ("a" * 2**21, "more than"),
+]
+BAD_JSON = [
+    ("[" * 100_000, "nested too deep"),
+    ("[" * 60 + "]" * 60, "nested deeper than 40"),
+    ('{"a":' * 60 + "1" + "}" * 60, "nested deeper than 40"),
+    ("9" * 5_000, "an integer of 5000 digits"),
+    ("1" + "0" * 20, "an integer of 21 digits"),
+    ("1e999", "beyond any number"),
+    ("NaN", "NaN is no number"),
+    ("[-Infinity]", "-Infinity is no number"),
+    ('"\\ud800"', "surrogates"),
+    ('{"\\udfff": 1}', "surrogates"),
+    ('{"a": 1, "a": 2}', "key 'a' is there twice"),
+    (b"\xff", "utf-8"),
+    ("", "Expecting value"),
+]
+
+
+def one_short_line(call: Callable[[], object], words: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorrKDError) as caught:
+            call()
+        assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
+    finally:
+        tracemalloc.stop()
+    message = str(caught.value)
+    assert words in message
+    assert message.isprintable()
+    assert len(message) <= 500
+
+
+@pytest.mark.parametrize(("text", "words"), BAD_YAML)
+def test_bad_yaml_is_one_short_line_for_settings_plans_and_kept_plans(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "compare.yaml").write_text(text)
+    for read in (lambda: load_settings(tmp_path / "compare.yaml"), lambda: load_plan(tmp_path / "compare.yaml")):
+        one_short_line(read, words)
+    one_short_line(lambda: read_plan(tmp_path), words)
+
+
+@pytest.mark.parametrize(("text", "words"), BAD_JSON)
+def test_bad_json_is_one_short_line(text: str | bytes, words: str) -> None:
+    one_short_line(lambda: parse_json(text, "a.json"), words)
+
+
+def test_a_value_that_an_error_quotes_is_shortened(tmp_path: Path) -> None:
+    for value in (
+        "x" * 10**5,
+        ["x" * 100] * 1000,
+        [[[[["deep"]]]]] * 500,
+        {"a": ["y" * 1000] * 100},
+        "\x1b[2J\u202e" * 50,
+    ):
+        (tmp_path / "s.yaml").write_text(
+            yaml.safe_dump({"seeds": value, "student": {"lr": value}, "network": {"classifier": value}})
+        )
+        one_short_line(lambda: load_settings(tmp_path / "s.yaml"), "settings")
+
+
+def test_aliases_dates_and_merges_of_honest_files() -> None:
+    tree = parse_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: *a\nd: 2026-02-30\ne: 2026-01-01", "s")
+    assert tree == {
+        "a": {"x": 1, "y": 2},
+        "b": {"x": 3, "y": 2},
+        "c": {"x": 1, "y": 2},
+        "d": "2026-02-30",
+        "e": "2026-01-01",
+    }
+
+
+PLAIN = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(PLAIN)
+def test_what_is_written_is_read(tree: Any) -> None:
+    assert parse_json(json.dumps(tree), "x") == tree
+    assert parse_yaml(yaml.safe_dump(tree, allow_unicode=True), "x") == tree
+
+
+@given(st.dictionaries(st.text(), PLAIN, max_size=4), st.data())
+def test_a_digest_is_of_the_contents_however_they_are_written(tree: dict[str, Any], data: st.DataObject) -> None:
+    whole = with_digest(tree)
+    check_digest(json.loads(json.dumps(whole, indent=3)), "x", "y")
+    rest = {key: value for key, value in tree.items() if key != "digest"}
+    if rest:
+        key = data.draw(st.sampled_from(sorted(rest)))
+        for changed in ({**whole, key: [rest[key], 1]}, {k: v for k, v in whole.items() if k != key}):
+            with pytest.raises(CorrKDError, match=r"x: changed since it was written: .*; y"):
+                check_digest(changed, "x", "y")
+
+
+def test_every_flipped_bit_of_a_yaml_file_with_a_digest_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    whole = yaml_with_digest(load_settings().to_yaml()).encode()
+    path.write_bytes(whole)
+    check_yaml_digest(path, "put it back")
+    for place in range(0, len(whole), 7):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(bytes(changed))
+        with pytest.raises(CorrKDError):
+            check_yaml_digest(path, "put it back")
