@@ -22,6 +22,15 @@ from corrkd.errors import CorrKDError
 T = TypeVar("T")
 
 
+def read_csv(file: Path, **options: Any) -> pd.DataFrame:
+    """Read a table with its numbers to the last bit, which pandas before 3.1 rounds away unless it is told."""
+    major, minor = map(int, pd.__version__.split(".")[:2])
+    if (major, minor) < (3, 1):
+        options["float_precision"] = "round_trip"
+    table: pd.DataFrame = pd.read_csv(file, **options)
+    return table
+
+
 class AbsentError(Exception):
     """What a part of the report needs is not in the folder. The message is the line that stands in its place."""
 
@@ -156,7 +165,7 @@ class RunFolder:
         # A class or modality may be called "NA": only numbers may be empty.
         frame = self._read(
             "results.csv",
-            lambda file: pd.read_csv(
+            lambda file: read_csv(
                 file,
                 dtype={"method": str, "condition": str, "metric": str, "value": float, "seed": float, "draw": float},
                 keep_default_na=False,
@@ -171,7 +180,7 @@ class RunFolder:
     @cached_property
     def groups(self) -> pd.Series[str]:
         """groups.csv: each tested sample's group by its id."""
-        frame = self._read("groups.csv", lambda file: pd.read_csv(file, dtype=str, keep_default_na=False))
+        frame = self._read("groups.csv", lambda file: read_csv(file, dtype=str, keep_default_na=False))
         if not {"id", "group"} <= set(frame):
             raise CorrKDError(f"{self.path / 'groups.csv'}: the columns must be id and group")
         groups: pd.Series[str] = frame.drop_duplicates("id").set_index("id")["group"]
@@ -182,7 +191,7 @@ class RunFolder:
         numbers = dict.fromkeys(("parameters", "epochs", "train_seconds", "peak_memory_bytes"), float)
         return self._read(
             "costs.csv",
-            lambda file: pd.read_csv(
+            lambda file: read_csv(
                 file,
                 dtype={"method": str, **numbers},
                 keep_default_na=False,
@@ -197,7 +206,7 @@ class RunFolder:
             [
                 self._read(
                     file,
-                    lambda path: pd.read_csv(
+                    lambda path: read_csv(
                         path, dtype={"condition": str, "group": str, "method": str}, keep_default_na=False
                     ),
                 ).assign(seed=seed)
@@ -209,7 +218,7 @@ class RunFolder:
     def history(self) -> pd.DataFrame:
         """Every seed's history.csv under one another, with a column `seed`."""
         files = self._seed_files("history.csv")
-        return pd.concat([self._read(file, pd.read_csv).assign(seed=seed) for seed, file in files], ignore_index=True)
+        return pd.concat([self._read(file, read_csv).assign(seed=seed) for seed, file in files], ignore_index=True)
 
     def predictions(self, conditions: Sequence[str]) -> pd.DataFrame:
         """Every seed's predictions under these conditions, with a column `seed`."""
