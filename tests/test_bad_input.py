@@ -170,7 +170,7 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
         assert "delete it to train" in line
         assert path.read_bytes() == content
     path.unlink()
-    assert corrkd("resume", out).code == 0
+    assert corrkd("resume", out, report=False).code == 0
 
 
 def test_a_checkpoint_of_another_shape(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_full_disk(tmp_path: Path, size: int) -> None:
         if path.name != "run.json":
             load_network(path)
     again = ("resume", out) if (out / "settings.yaml").exists() else ("run", "--settings", settings, "--out", out)
-    assert corrkd(*again).code == 0
+    assert corrkd(*again, report=False).code == 0
 
 
 def no_room_for_events() -> None:
@@ -239,16 +239,15 @@ def test_a_full_disk_where_a_library_writes(tmp_path: Path) -> None:
     settings, out = settings_file(tmp_path), tmp_path / "run"
     done = corrkd("train", "--settings", settings, "--out", out, first=no_room_for_events)
     assert "No space left on device" in done.line
-    assert corrkd("resume", out).code == 0
+    assert corrkd("resume", out, report=False).code == 0
 
 
 def test_a_full_disk_leaves_older_files_as_they_were(finished: Path, tmp_path: Path) -> None:  # noqa: F811
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     before = contents(out)
-    for size in (900, 5000):
-        for command in ("resume", "report"):
-            assert "File too large" in corrkd(command, out, first=partial(limited, size)).line
+    for command, size in (("resume", 900), ("report", 5000)):
+        assert "File too large" in corrkd(command, out, first=partial(limited, size)).line
     assert contents(out).keys() == before.keys()
     assert not list(out.rglob("*.part"))
     csv, masks, data = (

@@ -19,6 +19,7 @@ from tests.command import corrkd
 from tests.experiment.conftest import contents, finished, tiny, write_npz  # noqa: F401  (a fixture)
 
 FAST = {"teacher": {"epochs": 1, "batch_size": 30}, "student": {"epochs": 1, "batch_size": 30}}
+ABSENT = "cuda" if sys.platform == "darwin" else "mps"
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +201,7 @@ def test_presets() -> None:
         (("run", "--seeds", "0"), ["--seeds '0'", "at least one"]),
         (("run", "--seeds", "1,1"), ["seeds", "each once"]),
         (("run", "--target", "octiles"), ["data.target", "tertiles"]),
-        (("run", "--set", "device=cuda"), ["device 'cuda' is not there"]),
+        (("run", "--set", f"device={ABSENT}"), [f"device '{ABSENT}' is not there"]),
         (("run", "--set", "evaluation.projection=smell"), ["condition 'smell' is unknown"]),
         (("run", "--set", "data.modalities=[smell]"), ["no modality 'smell'", "language"]),
         (("resume", "nowhere"), ["nowhere: not a run folder"]),

@@ -61,6 +61,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def run_unreported(settings: Any, folder: Path) -> corrkd.Run:
+    """A run without its report, which takes longer than a tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "write_report", lambda folder: folder)
+        return corrkd.run(settings, folder)
+
+
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the report, which takes longer than a tiny run."""

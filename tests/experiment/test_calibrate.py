@@ -16,7 +16,7 @@ from corrkd.errors import CorrKDError
 from corrkd.experiment.calibrate import calibrate, swept_samples, swept_splits
 from corrkd.experiment.prepare import prepare
 from corrkd.networks.saved import load_network
-from tests.experiment.conftest import tiny
+from tests.experiment.conftest import run_unreported, tiny
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_the_report_shows_before_and_after_and_coverage_by_group(with_sets: Path
 
 def test_tests_on_the_validation_split_calibrate_nothing(tmp_path: Path) -> None:
     settings = tiny(evaluation={"split": "valid"}, teacher={"keep": "last"}, student={"keep": "last"}, seeds=[0])
-    done = corrkd.run(settings, tmp_path / "run")
+    done = run_unreported(settings, tmp_path / "run")
     assert "ece_calibrated" not in set(done.results["metric"])
     tested = load_network(tmp_path / "run" / "seed-0" / "student").evaluated
     assert tested is not None

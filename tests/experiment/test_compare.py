@@ -23,10 +23,10 @@ from corrkd.experiment.prepare import prepare
 from corrkd.missing.conditions import missing_subsets, subsets
 from corrkd.networks.saved import load_network
 from corrkd.report import comparison_page
-from corrkd.report.run_folder import RunFolder
+from corrkd.report.run_folder import RunFolder, read_csv
 from corrkd.report.standings import method_counts, standings
 from corrkd.training.loop import VALID
-from tests.experiment.conftest import assert_same, contents, tiny, write_npz
+from tests.experiment.conftest import assert_same, contents, run_unreported, tiny, write_npz
 
 METHODS = ["late-fusion", "corrkd-kl", "no-distillation"]
 
@@ -89,14 +89,14 @@ def test_what_a_comparison_leaves(compared: Comparison) -> None:
 
 def test_a_method_is_the_same_in_a_comparison_as_in_a_run(compared: Comparison, tmp_path: Path) -> None:
     """Same initialisation, batches, masks, selection: to the bit."""
-    corrkd.run(tiny(seeds=[0]), tmp_path / "run")
+    run_unreported(tiny(seeds=[0]), tmp_path / "run")
     for arm, role in (("teacher", "teacher"), ("no-distillation", "control")):
         ours = load_file(compared.folder / "built-in" / "seed-0" / arm / f"{arm}.safetensors")
         other = load_file(tmp_path / "run" / "seed-0" / f"{role}.safetensors")
         assert ours.keys() == other.keys()
         for name, value in ours.items():
             np.testing.assert_array_equal(value, other[name], err_msg=name)
-    results = pd.read_csv(tmp_path / "run" / "results.csv", keep_default_na=False)
+    results = read_csv(tmp_path / "run" / "results.csv", keep_default_na=False)
     mine = compared.results
     one = mine[mine["method"] == "no-distillation"]["value"].to_numpy(float)
     np.testing.assert_array_equal(one, results[results["method"] == "control"]["value"].to_numpy(float))

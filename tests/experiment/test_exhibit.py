@@ -13,7 +13,7 @@ from corrkd.errors import CorrKDError
 from corrkd.experiment.exhibit import exhibit_of, truths
 from corrkd.serve.predictor import Predictor
 from tests.conftest import make_dataset
-from tests.experiment.conftest import tiny, write_npz
+from tests.experiment.conftest import run_unreported, tiny, write_npz
 from tests.serve.conftest import with_questions
 
 
@@ -22,7 +22,7 @@ def on_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two seeds on a file that may go away."""
     folder = tmp_path_factory.mktemp("exhibit")
     path = write_npz(folder / "mine.npz", {"language": 3, "audio": 2})
-    corrkd.run(tiny(data={"path": str(path), "synthetic": {}}, seeds=[0, 3]), folder / "run")
+    run_unreported(tiny(data={"path": str(path), "synthetic": {}}, seeds=[0, 3]), folder / "run")
     return folder
 
 

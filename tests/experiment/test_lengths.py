@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import corrkd
-from tests.experiment.conftest import tiny
+from tests.experiment.conftest import run_unreported, tiny
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
         student={"epochs": 12, "lr": 5e-3},
         evaluation={"ratios": [0.5, 1.0], "bursts": [1.0], "noise": [1.0]},
     )
-    results = corrkd.run(settings, folder / "run").results
+    results = run_unreported(settings, folder / "run").results
     rows = results[results["metric"] == "weighted_f1"]
     return rows.pivot_table(index="method", columns="condition", values="value")
 

@@ -15,6 +15,7 @@ import corrkd
 from corrkd.errors import CorrKDError
 from corrkd.experiment.prepare import prepare
 from corrkd.missing.conditions import missing_subsets, standard_conditions
+from corrkd.report.run_folder import read_csv
 from tests.experiment.conftest import assert_same, contents, tiny, write_npz
 
 ROLES = ("teacher", "student", "control")
@@ -22,7 +23,7 @@ COLUMNS = ["dataset", "method", "seed", "condition", "draw", "metric", "value"]
 
 
 def read(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "results.csv", dtype={"seed": str}, keep_default_na=False, na_values={"value": [""]})
+    return read_csv(folder / "results.csv", dtype={"seed": str}, keep_default_na=False, na_values={"value": [""]})
 
 
 def tensors(folder: Path, role: str) -> dict[str, np.ndarray]:
@@ -106,7 +107,7 @@ def test_natural_is_the_samples_that_the_data_leaves_incomplete(finished: Path) 
 
 
 def test_the_saved_epoch_is_the_best_on_validation_the_earliest_on_ties(finished: Path) -> None:
-    history = pd.read_csv(finished / "seed-0" / "history.csv")
+    history = read_csv(finished / "seed-0" / "history.csv")
     for role in ROLES:
         rows = history[history["method"] == role].reset_index()
         assert list(rows["epoch"]) == list(range(1, len(rows) + 1))

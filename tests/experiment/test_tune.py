@@ -12,6 +12,7 @@ from corrkd.experiment import tune as module
 from corrkd.experiment.arm import resolve
 from corrkd.experiment.compare_settings import load_plan
 from corrkd.experiment.tune import Range, nested, space, table_text, tune
+from corrkd.report.run_folder import read_csv
 from corrkd.settings import ArmSettings, load_settings
 from tests.experiment.conftest import tiny
 
@@ -58,7 +59,7 @@ def test_it_goes_on_and_comes_to_the_same(searched: Path, tmp_path: Path, monkey
     monkeypatch.setattr(module, "_train", train)
     found = tune(settings(), KL, tmp_path / "out", trials=3)
     assert (tmp_path / "out" / "tuned.yaml").read_text() == (searched / "tuned.yaml").read_text()
-    pd.testing.assert_frame_equal(found.trials, pd.read_csv(searched / "trials.csv"))
+    pd.testing.assert_frame_equal(found.trials, read_csv(searched / "trials.csv"))
     assert f"{100 * found.trials['score'].max():.2f}" in table_text(found)
 
 

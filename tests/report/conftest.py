@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from corrkd.report import write_report
+from corrkd.report import figures, write_report
 from tests.report.fake_run import write_fake_run
 
 NASTY = ('<b>"x"</b>', "a&b|c", "50% $_{^~}\\")
@@ -26,3 +26,11 @@ def nasty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     write_report(folder)
     return folder
+
+
+@pytest.fixture
+def sketches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made but not drawn, which takes longer than all else of a report."""
+    monkeypatch.setattr(
+        figures, "picture", lambda name, caption, alt, figure: figures.Picture(name, caption, alt, b"<svg/>", b"")
+    )

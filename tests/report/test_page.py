@@ -136,6 +136,7 @@ def test_files_that_come_out(reported: Path) -> None:
     assert not list(reported.rglob(".*"))  # no temporary file left
 
 
+@pytest.mark.usefixtures("sketches")
 def test_one_seed(tmp_path: Path) -> None:
     folder = write_fake_run(tmp_path / "run", seeds=(4,), samples=30)
     write_report(folder)
@@ -147,6 +148,7 @@ def test_one_seed(tmp_path: Path) -> None:
     assert "nan" not in words.lower().split()
 
 
+@pytest.mark.usefixtures("sketches")
 @pytest.mark.parametrize("kind", ["score", "questions"])
 def test_other_targets(tmp_path: Path, kind: str) -> None:
     names = {
@@ -164,6 +166,7 @@ def test_other_targets(tmp_path: Path, kind: str) -> None:
     assert "Bayes ceiling" not in re.sub("The Bayes ceiling, where there is one", "", words)
 
 
+@pytest.mark.usefixtures("sketches")
 def test_one_modality(tmp_path: Path) -> None:
     folder = write_fake_run(tmp_path / "run", modalities=("text",), samples=30)
     write_report(folder)
@@ -172,6 +175,7 @@ def test_one_modality(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("sketches")
 @pytest.mark.parametrize(
     ("lost", "kept"),
     [
@@ -265,6 +269,7 @@ def test_head_names_every_rule_once(reported: Path) -> None:
     assert "(Teacher)" in rule
 
 
+@pytest.mark.usefixtures("sketches")
 def test_card_may_hold_more_methods(tmp_path: Path) -> None:
     folder = write_fake_run(tmp_path / "run", samples=20, seeds=(0, 1))
     card = json.loads((folder / "run.json").read_text())

@@ -32,6 +32,14 @@ def from_file(folder: Path, method: str, condition: str, metric: str) -> list[fl
     return [sum(values) / len(values) for values in by_seed]
 
 
+def test_numbers_are_read_to_the_last_bit(tmp_path: Path) -> None:
+    folder = write_fake_run(tmp_path / "run", samples=5, seeds=(0,))
+    results = pd.read_csv(folder / "results.csv")
+    values = np.random.default_rng(0).random(len(results))
+    results.assign(value=values).to_csv(folder / "results.csv", index=False)
+    np.testing.assert_array_equal(RunFolder.open(folder).results["value"], values)
+
+
 @pytest.mark.parametrize("metric", ["weighted_f1", "accuracy"])
 def test_inter_modality_numbers(reported: Path, metric: str) -> None:
     frame = tables.inter_modality(RunFolder.open(reported), metric).blocks[""]
