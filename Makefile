@@ -2,12 +2,19 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# Also for what builds the package, in newer pips by the second variable.
+PINNED = PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
+INSTALL = pip install --quiet --disable-pip-version-check
+# Services under test wait more than they work: three workers keep two cores busy.
+PYTEST = python -m pytest -n 3 --dist loadfile -m 'not slow'
+.ONESHELL:
+.SHELLFLAGS = -ec
 
-.PHONY: run test test-all lint clean
+.PHONY: run test test-all test-oldest test-newest constraints lint clean
 
 $(VENV)/.made: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PINNED) $(BIN)/$(INSTALL) -e '.[dev]'
 	touch $@
 
 run: $(VENV)/.made
@@ -20,11 +27,34 @@ lint: $(VENV)/.made
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/$(PYTEST)
 
 test-all: lint
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,cluster]'
+	$(PINNED) $(BIN)/$(INSTALL) -e '.[dev,cluster]'
 	$(BIN)/pytest
+
+# What pyproject.toml names at its lowest versions, what tests it as pinned; all else at the newest that fits.
+test-oldest:
+	rm -rf build/oldest
+	$(PYTHON) -m venv build/oldest
+	$(PYTHON) .ci/lowest.py >build/oldest/lowest.txt
+	PIP_CONSTRAINT=build/oldest/lowest.txt build/oldest/bin/$(INSTALL) -e '.[test,cluster]'
+	build/oldest/bin/$(PYTEST)
+
+test-newest:
+	rm -rf build/newest
+	$(PYTHON) -m venv build/newest
+	build/newest/bin/$(INSTALL) -e '.[test,cluster]'
+	build/newest/bin/$(PYTEST)
+
+# Pins all that `make test-all` installs, and what builds the package, at the newest versions; torch stays as it is pinned.
+constraints:
+	rm -rf build/pinned
+	$(PYTHON) -m venv build/pinned
+	build/pinned/bin/$(INSTALL) "$$(grep ^torch== constraints.txt)" -e '.[dev,cluster]' hatchling editables
+	build/pinned/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' >build/pinned/constraints.txt
+	(sed -n '/^#/p' constraints.txt; cat build/pinned/constraints.txt) >build/pinned/all.txt
+	mv build/pinned/all.txt constraints.txt
 
 clean:
 	rm -rf $(VENV) build dist

@@ -189,7 +189,7 @@ def test_presets() -> None:
         (("run", "--jobs", "many"), ["--jobs"]),
         (("resume",), ["Missing argument"]),
         (("evaluate", "run"), ["Missing option '--data'"]),
-        (("evaluate", "run", "--data", "synthetic", "--draws", "0"), ["--draws", "greater than or equal to 1"]),
+        (("evaluate", "run", "--data", "synthetic", "--draws", "0"), ["--draws", "1"]),
         (("run", "--set", "student.lrr=1"), ["student.lrr is unknown", "lr"]),
         (("run", "--set", "student.lr"), ["expected key=value"]),
         (("run", "--set", "network.heads=7"), ["heads = 7"]),

@@ -259,6 +259,18 @@ def test_other_precisions(tmp_path: Path, precision: str) -> None:
     assert run.results[run.results["method"] == "student"]["value"].notna().all()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.usefixtures("no_report")
+def test_what_a_gpu_trains_a_cpu_reads(tmp_path: Path) -> None:
+    run = corrkd.run(tiny(device="cuda"), tmp_path / "run")
+    student = run.results[run.results["method"] == "student"].set_index(["condition", "draw", "metric"])["value"]
+    assert student.notna().all()
+    dataset = prepare(corrkd.load_settings(run.folder / "settings.yaml", overrides=["device=cpu"])).dataset
+    table = corrkd.evaluate(corrkd.load_student(run.folder), dataset, conditions=["complete", "ratio-0.5"], draws=2)
+    ece = table[table["metric"] == "ece"].set_index(["condition", "draw", "metric"])["value"]
+    np.testing.assert_allclose(ece, student[ece.index], atol=1e-3)
+
+
 @pytest.mark.usefixtures("no_report")
 def test_early_stopping(tmp_path: Path) -> None:
     corrkd.run(tiny(teacher={"epochs": 50, "patience": 2, "lr": 1e-9}), tmp_path / "run", evaluate=False)
