@@ -45,6 +45,14 @@ def name_fault(name: str) -> str | None:
     return None
 
 
+def leads_elsewhere(name: str) -> bool:
+    """Return whether a name, as the last part of a path that is read, could lead out of its folder.
+
+    Less is asked than of a file that is written: other people's files have names as "-3g5yACwYnA_1".
+    """
+    return name in ("", ".", "..") or bool(re.search(r"[/\\\0]", name))
+
+
 def check_names(names: Iterable[str], what: str) -> None:
     """Raise CorrKDError where a name that somebody chose is not fit to be a file's, or two are one where case does not count.
 

@@ -8,7 +8,6 @@ over the intervals of the words. After the SDK's align, keys read `video[i]` and
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from corrkd.data.readers.pad import pad
 from corrkd.data.readers.raw import Array, Columns, RawSplit
 from corrkd.data.readers.values import ranks_within
 from corrkd.errors import CorrKDError
+from corrkd.parsing import parse_json, read_json
 
 Seconds = npt.NDArray[np.float64]
 Key = tuple[str, int]  # a video, and a clip in it
@@ -190,8 +190,8 @@ def _dimension_names(name: str, metadata: Any, budget: Budget) -> tuple[str, ...
         return ()
     text = hdf5.array(name, items[DIMENSIONS], budget).ravel().tolist()
     try:
-        names = json.loads(text[0]) if text and isinstance(text[0], str | bytes) else ()
-    except (ValueError, RecursionError):
+        names = parse_json(text[0], name) if text and isinstance(text[0], str | bytes) else ()
+    except CorrKDError:  # the SDK writes it, and others write what they like
         return ()
     return tuple(names) if isinstance(names, list) and all(isinstance(x, str) for x in names) else ()
 
@@ -384,10 +384,7 @@ def _folds(name: str, videos: list[str], path: Path | None) -> dict[str, str]:
                 f'{name}: these videos have no standard folds; pass --folds FILE, JSON {{"train": [video, ...], ...}}'
             )
         return dict(zip(videos, np.repeat(SPLITS, MOSI_FOLDS).tolist(), strict=True))
-    try:
-        data: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CorrKDError(f"{path}: not a JSON file of folds ({str(error)[:120]})") from None
+    data = read_json(path, "expected folds") if path.is_file() else None
     if not isinstance(data, dict) or not all(s in SPLIT_NAMES and isinstance(v, list) for s, v in data.items()):
         raise CorrKDError(f'{path}: expected {{"train": [video, ...], "valid": [...], "test": [...]}}')
     return {str(video): SPLIT_NAMES[split] for split, fold in data.items() for video in fold}

@@ -27,6 +27,7 @@ from corrkd.data.readers.options import ReadOptions
 from corrkd.data.readers.raw import RawSplit
 from corrkd.data.readers.values import as_array, strings
 from corrkd.errors import CorrKDError
+from corrkd.files import leads_elsewhere
 from corrkd.memory import check_memory
 
 CORPUS = "_corpus"  # follows a split's name in MERBench
@@ -220,7 +221,7 @@ def _feature_folders(name: str, path: Path, ids: StrArray) -> dict[str, Path]:
 
 def _file_of(name: str, folder: Path, utterance: str) -> Path:
     """The feature file of an utterance. Raises CorrKDError where its name would lead elsewhere."""
-    if re.search(r"[/\\\0]", utterance) or utterance in ("", ".", ".."):
+    if leads_elsewhere(utterance):
         raise CorrKDError(f"{name}: utterance {utterance[:60]!r} cannot be a file's name")
     return folder / f"{utterance}.npy"
 
