@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import resource
 import shutil
 import signal
@@ -417,6 +418,20 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(predictor, "logits", lambda arrays: calls.append(1) or logits(arrays))
     predict_file(predictor, dataset, out, batch_size=16, on_batch=done.append)
     assert (len(calls), sum(done)) == (5, 114)  # 3, 2 and 3 batches
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_a_batch_that_was_changed_is_predicted_again(tmp_path: Path) -> None:
+    predictor, dataset, out = Predictor(student()), dataset_of(), tmp_path / "p.csv"
+    predict_file(predictor, dataset, tmp_path / "whole.csv", batch_size=16)
+    with pytest.raises(KeyboardInterrupt):
+        predict_file(predictor, dataset, out, batch_size=16, on_batch=stopped_after(3))
+    first = tmp_path / ".p.csv.parts" / "part-00000000.jsonl"
+    content = bytearray(first.read_bytes())
+    digit = re.search(rb'"score": .*?(\d)|: 0\.(\d)', bytes(content[100:]))
+    content[100 + digit.end() - 1] ^= 1  # another digit, and still JSON
+    first.write_bytes(content)
+    predict_file(predictor, dataset, out, batch_size=16)
     assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 

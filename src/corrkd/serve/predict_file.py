@@ -23,8 +23,9 @@ from corrkd.files import check_new, exclusive, remove_parts, replacing, write_te
 from corrkd.missing.conditions import Condition
 from corrkd.missing.conditions import condition as condition_of
 from corrkd.networks.saved import SavedNetwork
+from corrkd.parsing import read_json
 from corrkd.serve import standalone
-from corrkd.serve.prediction_table import WRITERS, columns
+from corrkd.serve.prediction_table import SUM_LINE, WRITERS, columns
 from corrkd.serve.predictor import Predictor
 from corrkd.serve.standalone import InputError, ReadSample
 from corrkd.settings import EvaluationSettings
@@ -84,9 +85,9 @@ def predict_file(
             _begin(folder, out, about, overwrite=overwrite)
             for file, (name, start) in zip(files, batches, strict=True):
                 rows = np.arange(start, min(start + batch_size, len(splits[name])))
-                if not file.exists():
+                if not _is_intact(file):
                     more = {} if name == WHOLE else {"split": name}
-                    write_text(file, _said(predictor, splits[name].take(rows), taken, more))
+                    _write_batch(file, _said(predictor, splits[name].take(rows), taken, more))
                 if on_batch:
                     on_batch(len(rows))
             with replacing(out, aside=folder) as whole:
@@ -150,9 +151,10 @@ def _begin(folder: Path, out: Path, about: Mapping[str, Any], *, overwrite: bool
     """Makes the folder one of these arguments. Raises CorrKDError where it holds batches of others that are not to be replaced."""
     remove_parts(folder)
     try:
-        before = json.loads((folder / ABOUT).read_text("utf-8"))
-    except (OSError, ValueError):
-        before = {}
+        before = read_json(folder / ABOUT)
+    except CorrKDError:  # none, or damaged
+        before = None
+    before = before if isinstance(before, dict) else {}
     if before == about:
         return
     if _parts(folder) and not overwrite:
@@ -163,6 +165,24 @@ def _begin(folder: Path, out: Path, about: Mapping[str, Any], *, overwrite: bool
     for part in _parts(folder):
         part.unlink()
     write_text(folder / ABOUT, json.dumps(about, indent=1) + "\n")
+
+
+def _write_batch(file: Path, lines: str) -> None:
+    """Write a batch under its sum, by which it is taken for done at the next start."""
+    write_text(file, f"{SUM_LINE}{_sum(lines.encode())}\n{lines}")
+
+
+def _is_intact(file: Path) -> bool:
+    """Return whether a batch is there as it was written; one that is not is predicted again."""
+    try:
+        first, _, lines = file.read_bytes().partition(b"\n")
+    except OSError:
+        return False
+    return first == f"{SUM_LINE}{_sum(lines)}".encode()
+
+
+def _sum(lines: bytes) -> str:
+    return hashlib.sha256(lines).hexdigest()
 
 
 def _parts(folder: Path) -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -38,13 +37,17 @@ def columns(card: Mapping[str, Any], *, splits: bool) -> pa.Schema:
     return pa.schema(list(out.items()))
 
 
+SUM_LINE = "# sha256 of what follows: "  # begins the line that a batch's file may have above its JSON lines
+
+
 def rows(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
     """Rows of JSON lines: one for each sample, or for each sample and question. Raises CorrKDError for a damaged line."""
     for path in files:
         with path.open(encoding="utf-8") as file:
             try:
                 for line in file:
-                    yield from _rows(json.loads(line))
+                    if not line.startswith(SUM_LINE):
+                        yield from _rows(json.loads(line))
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise CorrKDError(f"{path}: damaged; delete it, and its samples are predicted again") from None
 
@@ -90,7 +93,7 @@ def _write_jsonl(out: Path, files: Sequence[Path], schema: pa.Schema) -> None:
     with out.open("wb") as file:
         for path in files:
             with path.open("rb") as part:
-                shutil.copyfileobj(part, file)
+                file.writelines(line for line in part if not line.startswith(SUM_LINE.encode()))
 
 
 WRITERS: dict[str, Callable[[Path, Sequence[Path], pa.Schema], None]] = {
