@@ -153,8 +153,8 @@ def test_clients_that_do_not_read_are_ended() -> None:
         client.connect(("127.0.0.1", service.port))
         client.settimeout(0.5)
         asked = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
-        with pytest.raises(TimeoutError):
-            client.sendall(asked * 100_000)
+        with pytest.raises(OSError, match=r"timed out|reset|Broken pipe"):
+            client.sendall(asked * 1_000_000)
         wait_until(lambda: service.connections == 0)
         client.close()
 
