@@ -71,9 +71,9 @@ class Local:
         self._thread.join(60)
         assert not self._thread.is_alive()
 
-    def client(self, *parts: bytes) -> socket.socket:
-        """A client that has sent these parts."""
-        client = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+    def client(self, *parts: bytes, source: str = "127.0.0.1") -> socket.socket:
+        """A client at an address that has sent these parts."""
+        client = socket.create_connection(("127.0.0.1", self.port), timeout=30, source_address=(source, 0))
         for part in parts:
             client.sendall(part)
         return client

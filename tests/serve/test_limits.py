@@ -91,6 +91,17 @@ def test_idle_connections_give_way_to_new_ones() -> None:
             client.close()
 
 
+def test_an_address_with_many_connections_loses_them_first() -> None:
+    with local(connections=8) as service:
+        honest = service.client()
+        wait_until(lambda: service.connections == 1)
+        idle = [service.client(source="127.0.0.2") for _ in range(40)]
+        honest.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert heard(honest).startswith(b"HTTP/1.1 200 ")
+        for client in idle:
+            client.close()
+
+
 def test_connections_that_wait_for_an_answer_do_not_give_way() -> None:
     with local(connections=4) as service, ThreadPoolExecutor() as pool:
         service.predictor.go.clear()

@@ -7,6 +7,7 @@ import logging
 import resource
 import signal
 import socket
+from collections import Counter
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -143,21 +144,27 @@ class _Protocol(H11Protocol):
         self._most, self.since, self.half_closed = most, self.loop.time(), False
 
     @property
+    def address(self) -> str:
+        """Of the client."""
+        return self.client[0] if self.client else ""
+
+    @property
     def waits(self) -> bool:
         """Whether the service waits for the client, not the client for the service."""
         cycle: Any = self.cycle
         return cycle is None or cycle.response_complete or cycle.more_body or self.flow.write_paused
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client came. Where there are too many, the one that has kept the service waiting longest goes."""
+        """A client came. Where there are too many, one goes that keeps the service waiting: the oldest of the address with most of them."""
         super().connection_made(transport)
         # Writing pauses as soon as something is left that the client does not take.
         transport.set_write_buffer_limits(high=0)
         if len(self.connections) > self._most:
-            others = (c for c in self.connections if isinstance(c, _Protocol) and c.waits)
-            oldest = min(others, key=lambda connection: connection.since)
-            self.connections.discard(oldest)
-            oldest.transport.abort()
+            waiting = [c for c in self.connections if isinstance(c, _Protocol) and c.waits]
+            counts = Counter(c.address for c in waiting)
+            leaving = min(waiting, key=lambda c: (-counts[c.address], c.since))
+            self.connections.discard(leaving)
+            leaving.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Some of a request came."""
