@@ -105,6 +105,9 @@ def body_of(*samples: Mapping[str, Any]) -> bytes:
     return json.dumps({"samples": plain}).encode()
 
 
+GOOD = body_of(ONE_FRAME)
+
+
 def request(body: bytes, *lines: str, path: str = "/v1/predict", length: int | None = None) -> bytes:
     """The bytes of a request."""
     size = len(body) if length is None else length

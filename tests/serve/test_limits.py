@@ -23,9 +23,8 @@ from corrkd.serve.explore import Exhibit
 from corrkd.serve.predictor import Predictor
 from corrkd.serve.schema import refuse_oversized
 from tests.serve.conftest import student
-from tests.serve.local import ONE_FRAME, Local, body_of, heard, local, request, wait_until
+from tests.serve.local import GOOD, ONE_FRAME, Local, body_of, heard, local, request, wait_until
 
-GOOD = body_of(ONE_FRAME)
 LONG = {"audio": np.zeros((1000, 3))}
 
 
