@@ -38,6 +38,7 @@ from side_by_side import mosi_experiment
 from corrkd.networks.saved import SavedNetwork, build_network, save_network
 
 TRIES = 10
+ADDRESSES = 16  # of the honest clients
 HEADERS = {"content-type": "application/json"}
 WIDTHS = {"language": 300, "audio": 74, "vision": 35}
 
@@ -110,12 +111,21 @@ async def ask(client: httpx.AsyncClient, body: bytes, load: Load) -> None:
 
 
 async def honest(url: str, bodies: list[bytes], clients: int, load: Load, process: int) -> None:
-    """So many clients, with a health check each second, until they are cancelled."""
-    async with httpx.AsyncClient(
-        base_url=url, timeout=60, limits=httpx.Limits(max_connections=clients), verify=False
-    ) as client:
+    """So many clients of some addresses, with a health check each second, until they are cancelled."""
+    async with contextlib.AsyncExitStack() as stack:
+        limits = httpx.Limits(max_connections=clients)
+        sources = [
+            await stack.enter_async_context(
+                httpx.AsyncClient(
+                    base_url=url,
+                    timeout=60,
+                    transport=httpx.AsyncHTTPTransport(local_address=f"127.0.1.{number}", limits=limits, verify=False),
+                )
+            )
+            for number in range(1, ADDRESSES + 1)
+        ]
 
-        async def one() -> None:
+        async def one(client: httpx.AsyncClient) -> None:
             while True:
                 await ask(client, random.choice(bodies), load)
 
@@ -131,7 +141,7 @@ async def honest(url: str, bodies: list[bytes], clients: int, load: Load, proces
                 load.memory.append(resident(process))
                 await asyncio.sleep(1)
 
-        await asyncio.gather(check(), *(one() for _ in range(clients)))
+        await asyncio.gather(check(), *(one(sources[number % ADDRESSES]) for number in range(clients)))
 
 
 @contextlib.asynccontextmanager
