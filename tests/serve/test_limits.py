@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import socket
+import subprocess
+import sys
 import time
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,6 +29,7 @@ from corrkd.serve.schema import refuse_oversized
 from tests.serve.conftest import student
 from tests.serve.local import GOOD, ONE_FRAME, Local, body_of, heard, local, request, wait_until
 
+ROOT = Path(__file__).parents[2]
 LONG = {"audio": np.zeros((1000, 3))}
 
 
@@ -337,6 +342,46 @@ def test_the_end_comes_in_time_whatever_waits_and_everyone_is_told() -> None:
         for response in (future.result() for future in large):
             assert response.status_code == 503
             assert response.json() == {"detail": "the service is stopping; try again in a second"}
+
+
+STUCK = """
+import sys
+from corrkd.serve.app import Service
+from corrkd.serve.explore import Exhibit
+from corrkd.serve.server import bound, run
+from tests.serve.local import HeldPredictor
+
+predictor = HeldPredictor()
+service = Service(Exhibit({"student": predictor}))
+logits = predictor.logits
+def after_the_first(arrays):
+    found = logits(arrays)
+    predictor.logits, predictor.seconds = logits, 1000.0
+    return found
+predictor.logits = after_the_first
+run(service, bound("127.0.0.1", int(sys.argv[1])), patience=2)
+"""
+
+
+def test_a_network_that_never_answers_does_not_keep_the_process(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([sys.executable, "-c", STUCK, str(port)], stderr=log, cwd=ROOT)
+    try:
+        wait_until(lambda: process.poll() is not None or "running on" in (tmp_path / "log").read_text())
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            client.sendall(request(GOOD))
+            time.sleep(1)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            process.send_signal(signal.SIGTERM)  # again, which gains no time
+            assert heard(client).startswith(b"HTTP/1.1 503 ")
+        assert process.wait(30) == -signal.SIGALRM
+    finally:
+        process.kill()
+        process.wait()
 
 
 # -------------------------------------------------------------------------------------------------------- hosts and origins

@@ -94,7 +94,8 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal to end came."""
-        signal.alarm(self._patience)
+        if not self.should_exit:  # the first of them
+            signal.alarm(self._patience)
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
