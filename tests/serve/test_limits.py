@@ -359,7 +359,7 @@ def after_the_first(arrays):
     predictor.logits, predictor.seconds = logits, 1000.0
     return found
 predictor.logits = after_the_first
-run(service, bound("127.0.0.1", int(sys.argv[1])), patience=2)
+run(service, bound("127.0.0.1", int(sys.argv[1])), patience=6)
 """
 
 
