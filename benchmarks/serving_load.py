@@ -94,7 +94,8 @@ async def ask(client: httpx.AsyncClient, body: bytes, load: Load) -> None:
     for _ in range(TRIES):
         try:
             response = await client.post("/v1/predict", content=body, headers=HEADERS)
-            outcome, least = str(response.status_code), float(response.headers.get("retry-after", 0.0))
+            outcome = str(response.status_code) + (f" {response.json()['detail'][-60:]}" if response.is_error else "")
+            least = float(response.headers.get("retry-after", 0.0))
         except httpx.TransportError as error:
             outcome, least = type(error).__name__, 0.0
         if not load.counting:

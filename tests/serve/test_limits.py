@@ -161,6 +161,19 @@ def test_bodies_have_bounded_memory_and_the_oldest_unfinished_gives_way() -> Non
         wait_until(lambda: service.service.guard.held == 0)
 
 
+def test_an_address_that_sends_much_loses_its_bodies_first() -> None:
+    with local(body=100_000, together=2, seconds=20.0) as service:
+        honest = service.client(request(b" " * 10_000, length=10_000 + len(GOOD)))
+        wait_until(lambda: service.service.guard.held == 10_000)
+        slow = [service.client(request(b" " * 90_000, length=100_000), source="127.0.0.2") for _ in range(4)]
+        assert heard(slow[0]).startswith(b"HTTP/1.1 503 ")
+        assert heard(slow[1]).startswith(b"HTTP/1.1 503 ")
+        honest.sendall(GOOD)
+        assert honest.recv(65536).startswith(b"HTTP/1.1 200 ")
+        for client in (honest, *slow):
+            client.close()
+
+
 def test_clients_that_do_not_read_are_ended() -> None:
     with local(seconds=1.0) as service:
         client = socket.socket()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -57,22 +58,23 @@ class _Arrival:
     """A body that has not arrived whole."""
 
     timeout: asyncio.Timeout
+    address: str
     size: int = 0
     expelled: bool = False
 
 
 @dataclass
 class _Bodies:
-    """The bytes of all bodies. Where they are too many, the oldest that has not arrived whole gives way to the others."""
+    """The bytes of all bodies. Where they are too many, one that has not arrived whole gives way: the oldest of the address with most."""
 
     most: int
     size: int = 0
     arriving: dict[int, _Arrival] = field(default_factory=dict)  # the oldest first
 
     @contextmanager
-    def arrival(self, timeout: asyncio.Timeout) -> Iterator[_Arrival]:
+    def arrival(self, timeout: asyncio.Timeout, address: str) -> Iterator[_Arrival]:
         """A body that arrives within the block; its bytes count until `release`, or until it fails."""
-        arrival = _Arrival(timeout)
+        arrival = _Arrival(timeout, address)
         self.arriving[id(arrival)] = arrival
         try:
             yield arrival
@@ -86,10 +88,14 @@ class _Bodies:
         arrival.size += size
         self.size += size
         while self.size > self.most and self.arriving:
-            oldest = self.arriving.pop(next(iter(self.arriving)))
-            self.release(oldest)
-            oldest.expelled = True
-            oldest.timeout.reschedule(asyncio.get_running_loop().time())
+            sizes: Counter[str] = Counter()
+            for other in self.arriving.values():
+                sizes[other.address] += other.size
+            leaving = max(self.arriving.values(), key=lambda other: sizes[other.address])  # the first of them
+            del self.arriving[id(leaving)]
+            self.release(leaving)
+            leaving.expelled = True
+            leaving.timeout.reschedule(asyncio.get_running_loop().time())
 
     def release(self, arrival: _Arrival) -> None:
         self.size -= arrival.size
@@ -204,7 +210,7 @@ class Guard:
         parts, size, more, end = [], 0, True, loop.time() + self.limits.seconds
         try:
             async with asyncio.timeout_at(end) as timeout:
-                with self._bodies.arrival(timeout) as arrival:
+                with self._bodies.arrival(timeout, (scope.get("client") or ("",))[0]) as arrival:
                     # A body that is too large is read on, but not kept: a client that still sends does not hear an answer.
                     while more and size <= READ_ON * most and not arrival.expelled:
                         timeout.reschedule(min(end, loop.time() + self.limits.seconds / 2))

@@ -23,7 +23,7 @@ from corrkd.serve.app import Service
 logger = logging.getLogger("uvicorn.error")
 SETTLE = 0.25  # seconds in which what is on its way still arrives, once no one is let in any more
 GRACE = 1.0  # seconds by which a connection may outlast its time, so that a body that is late is told so
-PROBE = 0.25  # seconds between two looks whether a client that sends no more still listens
+PROBES = 0.01, 0.25  # first and longest seconds between two looks whether a client that sends no more still listens
 BACKLOG = 128  # connections that the system takes before the service does
 
 
@@ -191,10 +191,10 @@ class _Protocol(H11Protocol):
         cycle: Any = self.cycle
         self.half_closed = cycle is not None and not cycle.response_complete and not cycle.more_body
         if self.half_closed:
-            self._probe()
+            self._probe(PROBES[0])
         return self.half_closed
 
-    def _probe(self) -> None:
+    def _probe(self, wait: float) -> None:
         """Writes what a client skips that still listens; the system of one that is gone rejects it, which the next write notices.
 
         Until then TCP does not tell the two apart.
@@ -204,7 +204,7 @@ class _Protocol(H11Protocol):
         if not self.cycle.response_started and self.cycle.scope["http_version"] == "1.1":
             event = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
             self.transport.write(self.conn.send(event))
-        self.loop.call_later(PROBE, self._probe)
+        self.loop.call_later(wait, self._probe, min(2 * wait, PROBES[1]))
 
 
 class _Seldom(logging.Filter):
