@@ -278,6 +278,12 @@ def serve(
         str, typer.Option(help="The address to listen on; 0.0.0.0: every one of this machine.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name that clients may call the service by, besides localhost, --host and IP addresses; repeatable. `*`: any."
+        ),
+    ] = None,
     token_file: Annotated[
         Path | None,
         typer.Option(help="File with the token that clients must give; else the variable CORRKD_TOKEN, else none."),
@@ -287,7 +293,20 @@ def serve(
         int | None, typer.Option(min=1, help="Frames of a modality; default: as many as the training's, 1024 at least.")
     ] = None,
     max_samples: Annotated[int, typer.Option(min=1, help="Samples of a request.")] = 256,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="Millions of numbers of a request: the sum of frames x (width + frames); default: 8, or one sample's.",
+        ),
+    ] = None,
     max_requests: Annotated[int, typer.Option(min=1, help="Requests answered at once.")] = 64,
+    max_connections: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Connections open at once; half as many as the system lets a process have files, at most."
+        ),
+    ] = 512,
     body_seconds: Annotated[
         float, typer.Option(min=0.1, help="Seconds for a request to arrive, and for its answer to be taken.")
     ] = 10.0,
@@ -310,7 +329,8 @@ def serve(
         from corrkd.serve.server import run as run_server
     except ModuleNotFoundError as error:
         raise CorrKDError(f"{error.name} is not installed; pip install 'corrkd[serve]'") from None
-    from corrkd.serve.limits import Limits, read_token
+    from corrkd.serve.access import read_token
+    from corrkd.serve.limits import Limits
 
     torch.set_num_threads(threads)
     reporter = Reporter()
@@ -325,9 +345,16 @@ def serve(
             f"note: no token is asked for, and anybody who reaches {host} may use the service; see --token-file"
         )
     limits = Limits(
-        body=int(max_body * 1e6), seconds=body_seconds, requests=max_requests, samples=max_samples, frames=max_frames
+        body=int(max_body * 1e6),
+        seconds=body_seconds,
+        requests=max_requests,
+        samples=max_samples,
+        frames=max_frames,
+        cost=None if max_cost is None else int(max_cost * 1e6),
+        connections=max_connections,
     )
-    run_server(Service(exhibit, limits=limits, token=token, wait=wait / 1000, batch=batch), place)
+    hosts = [host, *(allow_host or [])]
+    run_server(Service(exhibit, limits=limits, token=token, hosts=hosts, wait=wait / 1000, batch=batch), place)
 
 
 @app.command()

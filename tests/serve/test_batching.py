@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corrkd.serve.batching import Batcher
+from corrkd.serve.batching import Batcher, Full
 
 
 def doubled(numbers: Sequence[int]) -> list[int]:
     if any(number < 0 for number in numbers):
-        raise ValueError(f"below zero among {len(numbers)}")
+        raise ValueError("below zero")
     return [2 * number for number in numbers]
 
 
@@ -34,10 +34,9 @@ def test_each_caller_gets_its_own(asked: list[list[int]], most: int, wait: float
     for numbers, found in zip(asked, asyncio.run(all_at_once()), strict=True):
         if any(number < 0 for number in numbers):
             assert isinstance(found, ValueError)
-            assert str(found) == f"below zero among {len(numbers)}"
         else:
             assert list(found) == [2 * number for number in numbers]  # type: ignore[arg-type]
-    assert all(size <= most - 1 + 4 for size in sizes)
+    assert all(size <= most for size in sizes)
 
 
 def test_what_arrives_together_goes_together_and_a_full_batch_does_not_wait() -> None:
@@ -122,3 +121,114 @@ def test_a_caller_that_went_away_harms_no_one() -> None:
         await batcher.close()
 
     asyncio.run(ask())
+
+
+class Batches:
+    """Answers batches that it keeps, one at a time, each when it is let through."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[int]] = []
+        self._go = threading.Semaphore(0)
+
+    def __call__(self, numbers: Sequence[int]) -> list[int]:
+        self.seen.append(list(numbers))
+        assert self._go.acquire(timeout=30)
+        return doubled(numbers)
+
+    async def begun(self, count: int) -> None:
+        """Waits until so many batches have begun."""
+        async with asyncio.timeout(30):
+            while len(self.seen) < count:
+                await asyncio.sleep(0.001)
+
+    def let_through(self, count: int) -> None:
+        self._go.release(count)
+
+
+def test_a_small_question_passes_large_ones() -> None:
+    """After what is being answered, whatever waits; and the others still get all their answers."""
+
+    async def ask() -> list[list[int]]:
+        batches = Batches()
+        batcher = Batcher(batches, wait=0.0, cost=float, slice_cost=100)
+        large = [asyncio.create_task(batcher.ask([100] * 5)) for _ in range(3)]
+        await batches.begun(1)
+        small = asyncio.create_task(batcher.ask([1]))
+        await asyncio.sleep(0.01)
+        batches.let_through(100)
+        assert await small == [2]
+        assert [await task for task in large] == [[200] * 5] * 3
+        await batcher.close()
+        return batches.seen
+
+    seen = asyncio.run(ask())
+    assert sorted(seen) == [[1]] + [[100]] * 15
+    assert seen.index([1]) <= 3  # after one of each that was there before
+
+
+@given(st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=6), min_size=1, max_size=8), st.integers(1, 8))
+@settings(deadline=None, max_examples=40)
+def test_batches_cost_no_more_than_a_slice_or_are_single(asked: list[list[int]], most: int) -> None:
+    batches = Batches()
+    batches.let_through(1000)
+
+    async def ask() -> list[Sequence[int]]:
+        batcher = Batcher(batches, wait=0.0, most=most, cost=float, slice_cost=20)
+        answers = await asyncio.gather(*map(batcher.ask, asked))
+        await batcher.close()
+        return answers
+
+    assert [list(answers) for answers in asyncio.run(ask())] == [[2 * n for n in numbers] for numbers in asked]
+    assert all(len(batch) <= most and (sum(batch) <= 20 or len(batch) == 1) for batch in batches.seen)
+
+
+def test_what_has_not_begun_is_not_done_for_a_caller_that_went_away() -> None:
+    async def ask() -> list[list[int]]:
+        batches = Batches()
+        batcher = Batcher(batches, wait=0.0, most=1)
+        leaving = asyncio.create_task(batcher.ask([1, 2, 3]))
+        await batches.begun(1)
+        leaving.cancel()
+        staying = asyncio.create_task(batcher.ask([4]))
+        batches.let_through(10)
+        assert await staying == [8]
+        await batcher.close()
+        return batches.seen
+
+    assert asyncio.run(ask()) == [[1], [4]]
+
+
+def test_the_queue_is_bounded_and_is_freed_by_answers_and_by_leaving() -> None:
+    async def ask() -> None:
+        batches = Batches()
+        batcher = Batcher(batches, wait=0.0, most=1, cost=float, queue_cost=10)
+        first, second = asyncio.create_task(batcher.ask([6])), asyncio.create_task(batcher.ask([4]))
+        await batches.begun(1)
+        with pytest.raises(Full):
+            await batcher.ask([1])
+        second.cancel()
+        await asyncio.sleep(0)
+        third = asyncio.create_task(batcher.ask([3]))
+        batches.let_through(10)
+        assert [await first, await third] == [[12], [6]]
+        assert await batcher.ask([10]) == [20]
+        await batcher.close()
+
+    asyncio.run(ask())
+
+
+def test_stopping_tells_all_who_wait_and_who_come() -> None:
+    async def ask() -> list[list[int]]:
+        batches = Batches()
+        batcher = Batcher(batches, wait=0.0, most=1)
+        waiting = [asyncio.create_task(batcher.ask([number])) for number in range(3)]
+        await batches.begun(1)
+        batcher.stop(RuntimeError("stopping"))
+        for task in (*waiting, asyncio.create_task(batcher.ask([9]))):
+            with pytest.raises(RuntimeError, match="stopping"):
+                await task
+        batches.let_through(10)
+        await batcher.close()
+        return batches.seen
+
+    assert asyncio.run(ask()) == [[0]]

@@ -215,6 +215,8 @@ def test_it_asks_for_the_token(chromium: webdriver.Chrome, served: Path, tmp_pat
         page.find("#token").send_keys("hush", Keys.ENTER)
         page.wait(lambda: "the student says" in page.said)
         assert not page.find("#token-form").is_displayed()
+        page.find("#interface").click()  # a link carries no token
+        page.wait(lambda: '"title": "corrkd"' in chromium.page_source)
 
 
 def test_nothing_goes_wrong_in_the_console(page: Page) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
-from threading import Lock
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import FastAPI, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
@@ -22,15 +22,27 @@ from corrkd._version import __version__
 from corrkd.data.readers.containers import unpacked_npz
 from corrkd.errors import CorrKDError
 from corrkd.serve import standalone
-from corrkd.serve.batching import Batcher
+from corrkd.serve.access import Access, Refused
+from corrkd.serve.batching import Batcher, Full
 from corrkd.serve.explore import Exhibit, hidden
-from corrkd.serve.limits import Guard, Limits, Refused
+from corrkd.serve.limits import Guard, Limits
 from corrkd.serve.predictor import FRAMES
-from corrkd.serve.schema import PredictAnswer, PredictionAnswer, Problem, parsed, request_type, sample_type
+from corrkd.serve.schema import (
+    PredictAnswer,
+    PredictionAnswer,
+    Problem,
+    parsed,
+    refuse_oversized,
+    request_type,
+    sample_type,
+)
 from corrkd.serve.standalone import InputError, Prediction, ReadSample
 
 JSON, NPZ = "application/json", "application/x-npz"
 LARGE = 1 << 16  # bytes of a body that is read in a thread, one at a time
+COST = 8 << 20  # of a request, in any case
+SLICE = 2 << 20  # cost of what goes through the network at once; a sample that costs more goes alone
+Question = tuple[str, ReadSample]  # which network is asked, and of what
 STATIC = {"app.js": "text/javascript", "style.css": "text/css"}
 # The page loads nothing from elsewhere and may not be framed.
 PAGE_HEADERS = {
@@ -88,13 +100,18 @@ class Status(BaseModel):
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What a route answers when it cannot do as asked, for OpenAPI."""
-    return {status: {"model": Problem} for status in (401, 408, 413, 422, 503, *statuses)}
+    return {status: {"model": Problem} for status in (401, 403, 408, 413, 421, 422, 503, *statuses)}
 
 
 Missing = Annotated[
     float, Query(ge=0.0, le=1.0, allow_inf_nan=False, description="share of frames dropped from the others")
 ]
 Draw = Annotated[int, Query(ge=0, le=1_000_000, description="which of many ways to drop them")]
+
+
+def num_frames(given: Any) -> int:
+    """How many frames a modality of a sample has, be it a list or an array; 1 of a single vector."""
+    return len(given) if isinstance(given, list) or np.ndim(given) == 2 else 1
 
 
 class Service:
@@ -104,6 +121,7 @@ class Service:
         exhibit: the student, and who stands beside it on the page.
         limits: what a client is granted.
         token: that clients must give; None: none is asked for.
+        hosts: names that it answers to, besides localhost and IP addresses; "*": any.
         wait: seconds for which a request waits for others to go through the network with it.
         batch: samples that go through together.
 
@@ -117,44 +135,82 @@ class Service:
         *,
         limits: Limits | None = None,
         token: str | None = None,
+        hosts: Iterable[str] = (),
         wait: float = 0.004,
         batch: int = 64,
     ) -> None:
         self.exhibit, self.limits = exhibit, limits or Limits()
-        self.card = exhibit.student.card
+        self.card, self.student = exhibit.student.card, next(iter(exhibit.predictors))
         self.longest = {m: self._most_frames(m, size) for m, size in self.card["modalities"].items()}
         self.sample = sample_type(self.card, self.longest)
         self.request = request_type(self.sample, self.limits)
         self.ready = False
+        self.usual = standalone.frames_seen({}, self.card)  # of modalities that are missing
+        longest_sample = {m: max(self.longest[m], self.usual[m]) for m in self.longest}
+        self.most_cost = self.limits.cost or max(COST, self._cost(longest_sample))
         self._parsing = asyncio.Semaphore(1)  # a large body becomes several times its size
-        self._looking = Lock()  # one visitor at a time: each look is three networks
         self._count()
-        self.batcher: Batcher[ReadSample, Prediction] = Batcher(
-            self._predict, wait=wait, most=batch, on_batch=self.batches.observe
+        self.batcher: Batcher[Question, Prediction] = Batcher(
+            self._predict,
+            wait=wait,
+            most=batch,
+            cost=lambda question: self._cost(standalone.frames_seen(question[1], self.card)),
+            slice_cost=SLICE,
+            queue_cost=self.limits.together * self.most_cost,
+            on_batch=self.batches.observe,
         )
-        self.guard = Guard(self._routes(), limits=self.limits, token=token, on_answer=self._answered)
+        access = Access(token=token, hosts=hosts)
+        self.guard = Guard(self._routes(), limits=self.limits, access=access, on_answer=self._answered)
         self.app = self.guard
 
     # ---------------------------------------------------------------------------------------------------------------- prediction
 
-    def _predict(self, read: Sequence[ReadSample]) -> list[Prediction]:
-        return standalone.predicted(read, self.card, self.exhibit.student.logits)
+    def _predict(self, questions: Sequence[Question]) -> list[Prediction]:
+        out: dict[int, Prediction] = {}
+        for role in dict.fromkeys(role for role, _ in questions):
+            rows = [row for row, question in enumerate(questions) if question[0] == role]
+            predictor = self.exhibit.predictors[role]
+            found = standalone.predicted([questions[row][1] for row in rows], predictor.card, predictor.logits)
+            out |= dict(zip(rows, found, strict=True))
+        return [out[row] for row in range(len(questions))]
 
-    def read(self, samples: Sequence[Any]) -> list[ReadSample]:
-        """Samples from a request. Raises Refused where one cannot be read."""
+    async def _answers(self, questions: Sequence[Question]) -> Sequence[Prediction]:
+        try:
+            return await self.batcher.ask(questions)
+        except Full:
+            raise Refused(503, "more waits to be predicted than there is memory for; try again in a second") from None
+        except (InputError, CorrKDError) as error:
+            raise Refused(422, str(error)) from None
+
+    def _cost(self, frames: Mapping[str, int]) -> int:
+        """Numbers of a sample's input and of its attention maps."""
+        return sum(count * (int(self.card["modalities"][m]["width"]) + count) for m, count in frames.items())
+
+    def read(self, samples: Sequence[Mapping[str, Any]]) -> list[ReadSample]:
+        """Samples from a request. Raises Refused where one cannot be read, before anything is allocated where they cost too much."""
+        cost = 0
+        for number, sample in enumerate(samples):
+            counts = {m: num_frames(sample[m]) for m in self.longest if sample.get(m) is not None}
+            for m, count in counts.items():
+                if count > self.longest[m]:
+                    raise Refused(422, f"samples.{number}, {m}: {count} frames, more than {self.longest[m]}")
+            cost += self._cost(self.usual | counts)
+            if cost > self.most_cost:
+                raise Refused(
+                    413,
+                    f"the samples cost more than {self.most_cost:,}, the sum of frames x (width + frames); send fewer, or shorter ones",
+                )
         out = []
         for number, sample in enumerate(samples):
             try:
                 out.append(standalone.read_sample(sample, self.card, f"samples.{number}"))
             except InputError as error:
                 raise Refused(422, str(error)) from None
-            for m, (frames, _) in out[-1].items():
-                if len(frames) > self.longest[m]:
-                    raise Refused(422, f"samples.{number}, {m}: {len(frames)} frames, more than {self.longest[m]}")
         return out
 
     async def _given(self, request: Request, *, single: bool = False) -> list[ReadSample]:
-        body, kind = await request.body(), request.headers.get("content-type", "")
+        kind = request.headers.get("content-type", "")
+        body = b"".join([part async for part in request.stream()])  # not `request.body()`, which would keep it
         if len(body) < LARGE:
             return self.read_body(body, kind, single=single)
         async with self._parsing:
@@ -167,8 +223,10 @@ class Service:
             return self.read([self._npz(body)])
         if kind != JSON:
             raise Refused(415, f"content type {kind[:60] or '(none)'!r}: send {JSON} or {NPZ}")
-        given = parsed(self.sample if single else self.request, body, self.card["modalities"])
-        return self.read([given] if single else given["samples"])
+        modalities = self.card["modalities"]
+        samples = 1 if single else self.limits.samples
+        refuse_oversized(body, cost=self.most_cost, samples=samples, modalities=len(modalities))
+        return self.read(parsed(self.sample if single else self.request, body, modalities))
 
     def _most_frames(self, modality: str, size: Mapping[str, Any]) -> int:
         most = self.limits.frames or max(FRAMES, int(size["frames"]))
@@ -219,11 +277,11 @@ class Service:
     def _routes(self) -> FastAPI:
         @asynccontextmanager
         async def life(_: FastAPI) -> AsyncIterator[None]:
-            self._predict([standalone.read_sample(self._example(), self.card)])  # the first is slow
+            self._predict([(self.student, standalone.read_sample(self._example(), self.card))])  # the first is slow
             self.ready = True
             yield
             self.ready = False
-            await self.batcher.close()
+            await self.batcher.close(patience=1.0)
 
         app = FastAPI(
             title="corrkd",
@@ -238,7 +296,7 @@ class Service:
         @app.exception_handler(Refused)
         async def refused(_: Request, error: Exception) -> Response:
             assert isinstance(error, Refused)
-            return JSONResponse({"detail": error.detail}, error.status)
+            return JSONResponse({"detail": error.detail}, error.status, error.headers)
 
         @app.exception_handler(RequestValidationError)
         async def misread(_: Request, error: Exception) -> Response:
@@ -265,11 +323,7 @@ class Service:
         )
         async def predict(request: Request) -> Response:
             """Predictions of one or more samples, each with whatever modalities are there."""
-            read = await self._given(request)
-            try:
-                answers = await self.batcher.ask(read)
-            except (InputError, CorrKDError) as error:
-                raise Refused(422, str(error)) from None
+            answers = await self._answers([(self.student, sample) for sample in await self._given(request)])
             for answer in answers:
                 known = answer.reliability
                 self.conditions.labels(known.condition if known else "untested").inc()
@@ -362,7 +416,7 @@ class Service:
                 name, truth, read = self.exhibit.sample(number)
             except IndexError:
                 raise Refused(404, f"there is no sample {number}") from None
-            return await run_in_threadpool(self._explored, name, truth, read, off, missing, draw)
+            return await self._explored(name, truth, read, off, missing, draw)
 
         @app.post(
             "/v1/explore",
@@ -376,23 +430,20 @@ class Service:
         ) -> ExploreAnswer:
             """The same of a sample of the visitor's own."""
             (read,) = await self._given(request, single=True)
-            return await run_in_threadpool(self._explored, "yours", "", read, off, missing, draw)
+            return await self._explored("yours", "", read, off, missing, draw)
 
-    def _explored(
+    async def _explored(
         self, name: str, truth: str, read: ReadSample, off: Sequence[str], missing: float, draw: int
     ) -> ExploreAnswer:
         for m in off:
             if m not in self.card["modalities"]:
                 raise Refused(422, f"off: {m[:60]!r} is no modality of this model")
         shown = hidden(read, name, off=off, missing=missing, draw=draw)
-        try:
-            with self._looking:
-                answers = self.exhibit.answers(shown)
-        except (InputError, CorrKDError) as error:
-            raise Refused(422, str(error)) from None
+        roles = list(self.exhibit.predictors)
+        answers = dict(zip(roles, await self._answers([(role, shown) for role in roles]), strict=True))
         return ExploreAnswer(
             id=name,
             truth=truth,
             visible={m: there.tolist() for m, (_, there) in shown.items()},
-            answers={role: PredictionAnswer(**answer) for role, answer in answers.items()},
+            answers={role: PredictionAnswer(**answer.to_json()) for role, answer in answers.items()},
         )

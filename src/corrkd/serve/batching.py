@@ -1,26 +1,48 @@
-"""Requests that arrive within a few milliseconds of each other go through the network together."""
+"""Requests that arrive within a few milliseconds of each other go through the network together, large ones in slices."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 Q = TypeVar("Q")
 A = TypeVar("A")
 
 
+class Full(Exception):  # noqa: N818
+    """More is waiting already than may."""
+
+
+@dataclass(eq=False)
+class _Caller(Generic[Q, A]):
+    questions: Sequence[Q]
+    costs: Sequence[float]
+    future: asyncio.Future[list[A]]
+    begun: int = 0  # questions that are, or were, in a batch
+    answers: list[A] = field(default_factory=list)
+
+
 class Batcher(Generic[Q, A]):
     """Gathers questions of many callers, answers them in a thread of its own, and gives each caller its answers.
 
-    While one batch is answered the next gathers, so under load batches fill without waiting.
+    While one batch is answered the next gathers, so under load batches fill without waiting. A caller's questions are divided among
+    batches, and callers share the time alike, whatever they ask (self-clocked fair queueing, Golestani, 1994): each question has a tag,
+    the tag of what was begun last before its caller came, or of its caller's question before it, plus its cost; the lowest tag is next.
+    What has not begun when its caller goes away is not answered.
 
     Args:
         answer: N questions -> N answers, in order; called in one thread.
         wait: seconds for which a question waits for others.
-        most: questions in a batch; one caller's are never divided, so a batch may be larger by those of the last.
+        most: questions in a batch.
+        cost: of a question; by default all cost 1.
+        slice_cost: most of a batch, or of its only question.
+        queue_cost: most of all questions that wait or are being answered.
         on_batch: called with the size of each batch.
     """
 
@@ -30,67 +52,121 @@ class Batcher(Generic[Q, A]):
         *,
         wait: float = 0.004,
         most: int = 64,
+        cost: Callable[[Q], float] = lambda question: 1.0,
+        slice_cost: float = float("inf"),
+        queue_cost: float = float("inf"),
         on_batch: Callable[[int], None] | None = None,
     ) -> None:
         self._answer, self._wait, self._most, self._on_batch = answer, wait, most, on_batch
-        self._asked: asyncio.Queue[tuple[Sequence[Q], asyncio.Future[Sequence[A]]]] = asyncio.Queue()
+        self._cost, self._slice_cost, self._queue_cost = cost, slice_cost, queue_cost
+        self._callers: set[_Caller[Q, A]] = set()
+        self._heap: list[tuple[float, int, _Caller[Q, A]]] = []  # of callers with questions that have not begun
+        self._numbers = itertools.count()  # between equal tags, first come, first served
+        self._clock = 0.0  # the tag of what was begun last
+        self._arrived = asyncio.Event()
+        self._stopped: Exception | None = None
         self._thread = ThreadPoolExecutor(1, "batcher")
         self._worker: asyncio.Task[None] | None = None
 
     async def ask(self, questions: Sequence[Q]) -> Sequence[A]:
-        """The answers to one caller's questions. Raises what `answer` raises for them, whoever else asked."""
+        """The answers to one caller's questions.
+
+        Raises:
+            Full: too much is waiting already.
+            Exception: what `answer` raises for them, whoever else asked, or what `stop` was called with.
+        """
+        if self._stopped is not None:
+            raise self._stopped
+        if not questions:
+            return []
+        caller: _Caller[Q, A] = _Caller(
+            questions, list(map(self._cost, questions)), asyncio.get_running_loop().create_future()
+        )
+        if sum(sum(other.costs) for other in (*self._callers, caller)) > self._queue_cost:
+            raise Full
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
-        future: asyncio.Future[Sequence[A]] = asyncio.get_running_loop().create_future()
-        self._asked.put_nowait((questions, future))
-        return await future
+        self._callers.add(caller)
+        self._push(caller, self._clock)
+        self._arrived.set()
+        try:
+            return await caller.future
+        finally:
+            self._callers.discard(caller)
+
+    def stop(self, error: Exception) -> None:
+        """Answers what is being answered, and tells all others this error, also those that come later."""
+        self._stopped = error
+        for caller in self._callers:
+            if not caller.future.done():
+                caller.future.set_exception(error)
 
     async def close(self, patience: float = 30.0) -> None:
-        """Answers what was asked, as far as that takes no more than so many seconds, and stops."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience):
-                await self._asked.join()
+        """Answers what was asked, as far as that takes no more than so many seconds, and ends."""
+        if self._callers:
+            await asyncio.wait([caller.future for caller in self._callers], timeout=patience)
         if self._worker is not None:
             self._worker.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._worker
         self._thread.shutdown(wait=False, cancel_futures=True)
 
+    def join(self) -> None:
+        """Waits, once closed, for what is still being answered."""
+        self._thread.shutdown(wait=True)
+
+    def _push(self, caller: _Caller[Q, A], tag: float) -> None:
+        heapq.heappush(self._heap, (tag + caller.costs[caller.begun], next(self._numbers), caller))
+
     async def _work(self) -> None:
         while True:
-            callers = [await self._asked.get()]
-            await self._gather(callers)
-            try:
-                await self._serve(callers)
-            finally:
-                for _ in callers:
-                    self._asked.task_done()
+            while not self._heap:
+                self._arrived.clear()
+                await self._arrived.wait()
+            await self._gather()
+            if batch := self._next_batch():
+                await self._serve(batch)
 
-    async def _gather(self, callers: list[tuple[Sequence[Q], asyncio.Future[Sequence[A]]]]) -> None:
-        """Takes others along until the batch is full or the time is over."""
-        end = asyncio.get_running_loop().time() + self._wait
-        while sum(len(questions) for questions, _ in callers) < self._most:
-            try:
-                async with asyncio.timeout_at(end):
-                    callers.append(await self._asked.get())
-            except TimeoutError:
-                return
+    async def _gather(self) -> None:
+        """Waits for others until a batch is full or the time is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._wait):
+                while sum(len(caller.questions) - caller.begun for _, _, caller in self._heap) < self._most:
+                    self._arrived.clear()
+                    await self._arrived.wait()
 
-    async def _serve(self, callers: Sequence[tuple[Sequence[Q], asyncio.Future[Sequence[A]]]]) -> None:
-        loop, together = asyncio.get_running_loop(), [q for questions, _ in callers for q in questions]
+    def _next_batch(self) -> list[tuple[_Caller[Q, A], Q]]:
+        batch: list[tuple[_Caller[Q, A], Q]] = []
+        cost = 0.0
+        while self._heap and len(batch) < self._most:
+            tag, _, caller = self._heap[0]
+            if not caller.future.done():
+                cost += caller.costs[caller.begun]
+                if batch and cost > self._slice_cost:
+                    break
+                batch.append((caller, caller.questions[caller.begun]))
+                caller.begun += 1
+                self._clock = tag
+            heapq.heappop(self._heap)
+            if caller.begun < len(caller.questions) and not caller.future.done():
+                self._push(caller, tag)
+        return batch
+
+    async def _serve(self, batch: Sequence[tuple[_Caller[Q, A], Q]]) -> None:
+        loop, questions = asyncio.get_running_loop(), [question for _, question in batch]
         if self._on_batch:
-            self._on_batch(len(together))
+            self._on_batch(len(batch))
         try:
-            answers = await loop.run_in_executor(self._thread, self._answer, together)
+            answers = await loop.run_in_executor(self._thread, self._answer, questions)
         except Exception as error:
+            callers = list(dict.fromkeys(caller for caller, _ in batch))
             if len(callers) > 1:  # one caller's trouble is not the others'
                 for caller in callers:
-                    await self._serve([caller])
-            elif not callers[0][1].done():
-                callers[0][1].set_exception(error)
+                    await self._serve([pair for pair in batch if pair[0] is caller])
+            elif not callers[0].future.done():
+                callers[0].future.set_exception(error)
             return
-        start = 0
-        for questions, future in callers:
-            if not future.done():  # a caller that went away
-                future.set_result(answers[start : start + len(questions)])
-            start += len(questions)
+        for (caller, _), answer in zip(batch, answers, strict=True):
+            caller.answers.append(answer)  # batches follow each other, so these are in order
+            if len(caller.answers) == len(caller.questions) and not caller.future.done():
+                caller.future.set_result(caller.answers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ import torch
 from corrkd.data.batches import sample_key
 from corrkd.data.dataset import Split
 from corrkd.missing import masks
-from corrkd.serve import standalone
 from corrkd.serve.predictor import Predictor
 from corrkd.serve.standalone import ReadSample
 from corrkd.settings import EvaluationSettings
@@ -45,13 +45,19 @@ class Exhibit:
         """How many samples have `search` in their id or label, and `count` of them from `start` on."""
         if self.split is None:
             return 0, []
-        named = zip(self.split.ids.tolist(), self.truths, strict=True)
-        found = [
-            {"number": number, "id": name, "truth": truth}
-            for number, (name, truth) in enumerate(named)
-            if search.casefold() in f"{name} {truth}".casefold()
+        wanted = search.casefold()
+        found = [number for number, text in enumerate(self._texts) if wanted in text]
+        listed = [
+            {"number": number, "id": str(self.split.ids[number]), "truth": self.truths[number]}
+            for number in found[start : start + count]
         ]
-        return len(found), found[start : start + count]
+        return len(found), listed
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        """What is searched, of each sample."""
+        assert self.split is not None
+        return [f"{name} {truth}".casefold() for name, truth in zip(self.split.ids, self.truths, strict=True)]
 
     def sample(self, number: int) -> tuple[str, str, ReadSample]:
         """Id, label and frames of a sample of the split. Raises IndexError where there is none of that number."""
@@ -63,13 +69,6 @@ class Exhibit:
             for m in self.student.saved.modalities
         }
         return str(self.split.ids[number]), self.truths[number], read
-
-    def answers(self, read: ReadSample) -> dict[str, dict[str, Any]]:
-        """What each of them says, by role."""
-        return {
-            role: standalone.predicted([read], predictor.card, predictor.logits)[0].to_json()
-            for role, predictor in self.predictors.items()
-        }
 
 
 def hidden(read: ReadSample, name: str, *, off: Sequence[str], missing: float, draw: int = 0) -> ReadSample:

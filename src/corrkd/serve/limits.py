@@ -1,18 +1,19 @@
-"""What a service grants a client: size and time of a body, requests at once, and a token where one is asked for. Plain ASGI."""
+"""What a service grants its clients: size and time of a body, requests at once, memory of all together. Plain ASGI."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
-import os
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
-from corrkd.errors import CorrKDError
+import anyio
+
+from corrkd.serve.access import Access, Refused
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -23,6 +24,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 ELSEWHERE = 1 << 16  # bytes of a body where none is wanted
 READ_ON = 4  # a body is read up to so many times its limit before the connection is closed
+LEFT = 499  # the status, in metrics, of a request that its client gave up (nginx's number)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +33,14 @@ class Limits:
 
     Attributes:
         body: bytes of a request's body.
-        seconds: in which it must have arrived, and its answer been taken.
+        seconds: in which it must have arrived, and its answer been taken; half of them may pass without any of it.
         requests: answered at once; more are told to come again.
         samples: in one request.
         frames: of one modality of a sample; None: 1024, or as many as the training data has, whichever is more.
+        cost: of a request: over its samples and modalities, the sum of frames x (width + frames), which are the numbers of the input and
+            of an attention map. None: 8 million, or as much as one sample of `frames` frames costs, whichever is more.
+        together: all requests at once may have so many times the bytes, and so many times the cost, of one.
+        connections: open at once.
     """
 
     body: int = 16 << 20
@@ -42,44 +48,75 @@ class Limits:
     requests: int = 64
     samples: int = 256
     frames: int | None = None
+    cost: int | None = None
+    together: int = 8
+    connections: int = 512
 
 
-def read_token(path: Path | None) -> str | None:
-    """The token in a file, else that of the variable CORRKD_TOKEN, else None. Raises CorrKDError where that is no token."""
-    given = os.environ.get("CORRKD_TOKEN")
-    if path is None and given is None:
-        return None
-    try:
-        token = (path.read_text("utf-8") if path is not None else given or "").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorrKDError(f"{path}: the token cannot be read: {error}") from None
-    if not token or not token.isascii() or len(token.split()) != 1:
-        raise CorrKDError(f"{path or 'CORRKD_TOKEN'}: expected one token of plain characters, without blanks")
-    return token
+@dataclass
+class _Arrival:
+    """A body that has not arrived whole."""
+
+    timeout: asyncio.Timeout
+    address: str
+    size: int = 0
+    expelled: bool = False
 
 
-class Refused(Exception):  # noqa: N818
-    """A request that gets no more than an error: its status and one line."""
+@dataclass
+class _Bodies:
+    """The bytes of all bodies. Where they are too many, one that has not arrived whole gives way: the oldest of the address with most."""
 
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(detail)
-        self.status, self.detail = status, detail
+    most: int
+    size: int = 0
+    arriving: dict[int, _Arrival] = field(default_factory=dict)  # the oldest first
+
+    @contextmanager
+    def arrival(self, timeout: asyncio.Timeout, address: str) -> Iterator[_Arrival]:
+        """A body that arrives within the block; its bytes count until `release`, or until it fails."""
+        arrival = _Arrival(timeout, address)
+        self.arriving[id(arrival)] = arrival
+        try:
+            yield arrival
+        except BaseException:
+            self.release(arrival)
+            raise
+        finally:
+            self.arriving.pop(id(arrival), None)
+
+    def add(self, arrival: _Arrival, size: int) -> None:
+        arrival.size += size
+        self.size += size
+        while self.size > self.most and self.arriving:
+            sizes: Counter[str] = Counter()
+            for other in self.arriving.values():
+                sizes[other.address] += other.size
+            leaving = max(self.arriving.values(), key=lambda other: sizes[other.address])  # the first of them
+            del self.arriving[id(leaving)]
+            self.release(leaving)
+            leaving.expelled = True
+            leaving.timeout.reschedule(asyncio.get_running_loop().time())
+
+    def release(self, arrival: _Arrival) -> None:
+        self.size -= arrival.size
+        arrival.size = 0
 
 
 class Guard:
     """Lets through to `app` what is within the limits.
 
-    Paths that begin with /v1/ and /metrics ask for the token; health checks and the page do not. A body is read whole before the
-    app is called, so that what reaches it is complete and was accepted.
+    A body is read whole before the app is called, so that what reaches it is complete and was accepted. Only then does the request
+    count as one of those answered at once. Where a client leaves, its request is cancelled.
 
     Args:
         app: what is guarded.
         limits: what is granted.
-        token: of the header `Authorization: Bearer TOKEN`; None: none is asked for.
+        access: checks tokens and names.
         on_answer: called with path ("refused" for what did not come through), status and seconds.
 
     Attributes:
-        accepted, answered: requests below /v1/ that came through whole, and those of them that were answered.
+        accepted, answered, given_up: requests below /v1/ that came through whole; those of them that were answered; those whose client
+            left.
         draining: whether the service is about to stop, and clients are told so.
     """
 
@@ -88,110 +125,132 @@ class Guard:
         app: App,
         *,
         limits: Limits,
-        token: str | None = None,
+        access: Access | None = None,
         on_answer: Callable[[str, int, float], None] = lambda path, status, seconds: None,
     ) -> None:
         self.app, self.limits, self._on_answer = app, limits, on_answer
-        self._token = None if token is None else token.encode()
+        self._access = access or Access()
+        self._bodies = _Bodies(limits.together * limits.body)
         self._busy = 0
-        self.accepted = self.answered = 0
+        self.accepted = self.answered = self.given_up = 0
         self.draining = False
+
+    @property
+    def held(self) -> int:
+        """Bytes of all bodies."""
+        return self._bodies.size
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        private = scope["path"].startswith(("/v1/", "/metrics"))
-        counted = scope["path"].startswith("/v1/")
-        if counted and self._busy >= self.limits.requests:
-            busy = Refused(503, f"{self.limits.requests} requests are being answered; try again in a second")
-            await self._refuse(busy, send)
-            return
-        self._busy += counted
         try:
-            if private:
-                self._check_token(scope)
-            body = await self._body(scope, receive, self.limits.body if counted else ELSEWHERE)
-            self.accepted += counted
-            await self._answer(scope, _replay(body, receive), send)
-            self.answered += counted
+            self._access.check(scope["path"], dict(scope["headers"]))
+            await self._accept(scope, receive, send)
         except Refused as refused:
             await self._refuse(refused, send)
-        finally:
-            self._busy -= counted
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Lets the app answer, and tells how that went."""
-        began, status = time.perf_counter(), 500
+    async def _accept(self, scope: Scope, receive: Receive, send: Send) -> None:
+        counted = scope["path"].startswith("/v1/")
+        body, arrival = await self._body(scope, receive, self.limits.body if counted else ELSEWHERE)
+        try:
+            if counted and self._busy >= self.limits.requests:
+                raise Refused(503, f"{self.limits.requests} requests are being answered; try again in a second")
+            self._busy += counted
+            self.accepted += counted
+            try:
+                left = await self._answer(scope, body, receive, send)
+                self.answered += counted and not left
+                self.given_up += counted and left
+            finally:
+                self._busy -= counted
+        finally:
+            self._bodies.release(arrival)
+
+    async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> bool:
+        """Lets the app answer, and tells how that went. Returns whether the client left before the end."""
+        began, status, ended, left = time.perf_counter(), 500, False, False
 
         async def watched(message: Message) -> None:
-            nonlocal status
+            nonlocal status, ended
             if message["type"] == "http.response.start":
                 status = message["status"]
                 if self.draining:  # clients that stay connected are to go elsewhere
                     message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
+            else:
+                ended = not message.get("more_body", False)
             await send(message)
 
+        async def watch() -> None:
+            nonlocal left
+            while (await receive())["type"] != "http.disconnect":  # the client is gone, or has its answer
+                pass
+            if not ended:
+                left = True
+                group.cancel_scope.cancel()
+
         try:
-            await self.app(scope, receive, watched)
+            async with anyio.create_task_group() as group:
+                group.start_soon(watch)
+                await self.app(scope, _replay(body), watched)
+                group.cancel_scope.cancel()
         finally:
             route = scope.get("route")
-            self._on_answer(getattr(route, "path", "other"), status, time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            self._on_answer(getattr(route, "path", "other"), LEFT if left else status, seconds)
+        return left
 
-    def _check_token(self, scope: Scope) -> None:
-        if self._token is None:
-            return
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        scheme, _, token = given.partition(b" ")
-        # Always compared, in a time that does not tell where they differ.
-        same = hmac.compare_digest(token.strip(), self._token)
-        if scheme.lower() != b"bearer" or not same:
-            raise Refused(401, "give the service's token in the header `Authorization: Bearer TOKEN`")
-
-    async def _body(self, scope: Scope, receive: Receive, most: int) -> bytes:
-        headers = dict(scope["headers"])
+    async def _body(self, scope: Scope, receive: Receive, most: int) -> tuple[bytes, _Arrival]:
+        headers, loop = dict(scope["headers"]), asyncio.get_running_loop()
         declared = headers.get(b"content-length", b"0")
         too_large = Refused(413, f"the body is larger than {most:,} bytes; send fewer samples")
         if declared.isdigit() and int(declared) > most and b"expect" in headers:
             raise too_large  # this client waits to be told before it sends
-        parts, size, more = [], 0, True
+        parts, size, more, end = [], 0, True, loop.time() + self.limits.seconds
         try:
-            async with asyncio.timeout(self.limits.seconds):
-                # A body that is too large is read on, but not kept: a client that still sends does not hear an answer.
-                while more and size <= READ_ON * most:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise Refused(400, "the body ended early")
-                    part, more = message.get("body", b""), message.get("more_body", False)
-                    size += len(part)
-                    if size <= most:
-                        parts.append(part)
+            async with asyncio.timeout_at(end) as timeout:
+                with self._bodies.arrival(timeout, (scope.get("client") or ("",))[0]) as arrival:
+                    # A body that is too large is read on, but not kept: a client that still sends does not hear an answer.
+                    while more and size <= READ_ON * most and not arrival.expelled:
+                        timeout.reschedule(min(end, loop.time() + self.limits.seconds / 2))
+                        message = await receive()
+                        if message["type"] == "http.disconnect":
+                            raise Refused(400, "the body ended early")
+                        part, more = message.get("body", b""), message.get("more_body", False)
+                        size += len(part)
+                        if size <= most:
+                            parts.append(part)
+                            self._bodies.add(arrival, len(part))
+                        else:
+                            parts.clear()
+                            self._bodies.release(arrival)
+                    if arrival.expelled:
+                        raise TimeoutError
+                    if size > most:
+                        raise too_large
         except TimeoutError:
+            if arrival.expelled:
+                raise Refused(503, "more is being sent than there is memory for; try again in a second") from None
             raise Refused(408, f"the body did not arrive within {self.limits.seconds:g} seconds") from None
-        if size > most:
-            raise too_large
-        return b"".join(parts)
+        return b"".join(parts), arrival
 
     async def _refuse(self, refused: Refused, send: Send) -> None:
         self._on_answer("refused", refused.status, 0.0)
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-        extra = {401: (b"www-authenticate", b"Bearer"), 503: (b"retry-after", b"1")}
-        headers += [extra[refused.status]] if refused.status in extra else []
+        headers += [(name.encode(), value.encode()) for name, value in refused.headers.items()]
         body = json.dumps({"detail": refused.detail}).encode()
         headers.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": refused.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    given = False
+def _replay(body: bytes) -> Receive:
+    parts = [body]
 
     async def replayed() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        if not parts:
+            await anyio.sleep_forever()  # the guard is who hears that a client leaves
+        return {"type": "http.request", "body": parts.pop(), "more_body": False}
 
     return replayed

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from math import isqrt
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from corrkd.serve.limits import Limits, Refused
+from corrkd.serve.access import Refused
+from corrkd.serve.limits import Limits
 
 # Beyond float32's reach a feature would be infinite.
 Feature = Annotated[float, Field(ge=-1e30, le=1e30, allow_inf_nan=False, strict=True)]
+STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 class _Strict(BaseModel):
@@ -59,8 +65,8 @@ def sample_type(card: Mapping[str, Any], longest: Mapping[str, int]) -> type[Bas
     fields: dict[str, Any] = {}
     for place, (m, size) in enumerate(card["modalities"].items()):
         width = int(size["width"])
-        frame = Annotated[list[Feature], Field(min_length=width, max_length=width)]
-        frames = Annotated[list[frame | None], Field(min_length=1, max_length=longest[m])]
+        frame = Annotated[list[Feature], Field(min_length=width, max_length=width, fail_fast=True)]
+        frames = Annotated[list[frame | None], Field(min_length=1, max_length=longest[m], fail_fast=True)]
         about = f"frames of {width} raw features; null for a frame that is missing"
         # A modality may be called anything, a field may not.
         fields[f"modality_{place}"] = (frames | None, Field(None, alias=m, description=about))
@@ -76,20 +82,55 @@ def sample_type(card: Mapping[str, Any], longest: Mapping[str, int]) -> type[Bas
 
 def request_type(sample: type[BaseModel], limits: Limits) -> type[BaseModel]:
     """The type of a request for predictions."""
-    samples = Annotated[list[sample], Field(min_length=1, max_length=limits.samples)]  # type: ignore[valid-type]
+    samples = Annotated[list[sample], Field(min_length=1, max_length=limits.samples, fail_fast=True)]  # type: ignore[valid-type]
     made: type[BaseModel] = create_model("PredictRequest", __base__=_Strict, samples=(samples, ...))
     return made
 
 
-def parsed(kind: type[BaseModel], body: bytes, modalities: Iterable[str]) -> Any:
-    """A body as that type, as plain values. Raises Refused with one line that says where it is wrong. `modalities`: of a sample."""
+def parsed(kind: type[BaseModel], body: bytes, modalities: Iterable[str]) -> list[dict[str, Any]]:
+    """The samples of a body of that type. Raises Refused with one line that says where it is wrong. `modalities`: of a sample."""
     try:
-        made = kind.model_validate_json(body)
+        read = kind.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function"))
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(str(step) for step in first["loc"] if not str(step).startswith("function"))
         message, in_sample = first["msg"], len(first["loc"]) == 3 or "samples" not in kind.model_fields
         if first["type"] == "extra_forbidden" and in_sample:
             message = f"no modality of this model; it has {', '.join(modalities)}"
         raise Refused(422, f"{place or 'body'}: {message}") from None
-    return made.model_dump(by_alias=True)
+    samples: list[BaseModel] = getattr(read, "samples", [read])
+    _refuse_repeated_keys(
+        body, sum(len(model.model_fields_set) for model in {id(m): m for m in (read, *samples)}.values())
+    )
+    return [
+        {str(info.alias): getattr(sample, name) for name, info in type(sample).model_fields.items()}
+        for sample in samples
+    ]
+
+
+def refuse_oversized(body: bytes, *, cost: int, samples: int, modalities: int) -> None:
+    """Raises Refused where a body has more values, lists or names than any request of that cost: parsing takes up to 300 bytes of each."""
+    lists = samples * modalities
+    # A request of N lists of T frames costs N T (width + T) or more, so it has no more than sqrt(N cost) frames, each a list itself.
+    most_brackets = isqrt(lists * cost) + lists + samples + 2
+    names = lists + 1
+    # An escaped quote may be in a name.
+    if (
+        body.count(b",") > cost
+        or body.count(b"[") + body.count(b"{") > most_brackets
+        or body.count(b'"') - body.count(rb"\"") > 2 * names
+    ):
+        raise Refused(413, "the body holds more values, lists or names than a request may; send fewer samples")
+
+
+def _refuse_repeated_keys(body: bytes, num_keys: int) -> None:
+    """Raises Refused where a key of a body that was read is repeated: pydantic keeps the last. All its strings are keys."""
+    if len(STRING.findall(body)) > num_keys:
+        json.loads(body, object_pairs_hook=_without_repeated)
+
+
+def _without_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
+            raise Refused(422, f"body: {key[:60]!r} is given {count} times in one object; give it once")
+    return dict(pairs)

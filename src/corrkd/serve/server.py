@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 import socket
+from collections import Counter
 from functools import partial
+from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from corrkd.errors import CorrKDError
+from corrkd.serve.access import Refused
 from corrkd.serve.app import Service
 
 logger = logging.getLogger("uvicorn.error")
 SETTLE = 0.25  # seconds in which what is on its way still arrives, once no one is let in any more
+GRACE = 1.0  # seconds by which a connection may outlast its time, so that a body that is late is told so
+PROBES = 0.01, 0.25  # first and longest seconds between two looks whether a client that sends no more still listens
+BACKLOG = 128  # connections that the system takes before the service does
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -37,31 +45,42 @@ def bound(host: str, port: int) -> socket.socket:
     return made
 
 
-def run(service: Service, place: socket.socket, *, patience: float = 30.0, log: str = "info") -> None:
+def run(service: Service, place: socket.socket, *, patience: int = 30, log: str = "info") -> None:
     """Serves until SIGTERM or SIGINT, then answers what was accepted and returns.
 
     Args:
         service: what is served.
         place: from `bound`; it is closed at the end.
-        patience: most seconds between the signal and the end.
+        patience: most seconds between the signal and the end. A process that has not come to its end by then is killed by SIGALRM.
         log: uvicorn's level.
     """
+    # uvicorn ends well and then raises the signal again, which is to end nothing more.
+    before = {number: signal.signal(number, _heard) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        server_of(service, patience=patience, log=log).run([place])
+        service.batcher.join()
+    finally:
+        signal.alarm(0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def server_of(service: Service, *, patience: int = 30, log: str = "info") -> uvicorn.Server:
+    """A server that is not running."""
+    # Of the descriptors, half are for connections; between the system and the count some four backlogs may be on their way.
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     config = uvicorn.Config(
         service.app,
-        http=partial(_Protocol, seconds=service.limits.seconds),  # type: ignore[arg-type]
+        loop="asyncio",
+        http=partial(_Protocol, most=max(1, min(service.limits.connections, descriptors // 2))),  # type: ignore[arg-type]
         ws="none",
         log_level=log,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=int(patience),
+        backlog=max(1, min(BACKLOG, descriptors // 16)),
+        timeout_graceful_shutdown=int(0.9 * patience),
     )
-    # uvicorn ends well and then raises the signal again, which is to end nothing more.
-    before = {number: signal.signal(number, _heard) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        _Server(config, service).run([place])
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return _Server(config, service, patience)
 
 
 def _heard(*_: object) -> None:
@@ -69,83 +88,135 @@ def _heard(*_: object) -> None:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, patience: int) -> None:
         super().__init__(config)
-        self._service = service
+        self._service, self._patience, self._seldom = service, patience, _Seldom()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal to end came."""
+        if not self.should_exit:  # the first of them
+            signal.alarm(self._patience)
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begins, and says where."""
         await super().startup(sockets)
+        logger.addFilter(self._seldom)
+        self._closing = asyncio.create_task(self._close_idle())
         for place in sockets or []:
             host, port = place.getsockname()[:2]
             logger.info("running on http://%s:%d (Ctrl-C ends it)", f"[{host}]" if ":" in host else host, port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Lets no one in, answers who is in, and tells them to go."""
+        """Lets no one in, answers who is in as far as there is time, and tells them to go."""
         self._service.guard.draining = True
         for server in self.servers:
             server.close()
+        stopping = Refused(503, "the service is stopping; try again in a second")
+        asyncio.get_running_loop().call_later(0.8 * self._patience, self._service.batcher.stop, stopping)
         await asyncio.sleep(SETTLE)
         await super().shutdown(sockets)
+        self._closing.cancel()
+        logger.removeFilter(self._seldom)
         guard = self._service.guard
-        logger.info("%d requests for the model were accepted, %d answered", guard.accepted, guard.answered)
+        counts = guard.accepted, guard.answered, guard.given_up
+        logger.info("%d requests for the model were accepted, %d answered, %d given up by their clients", *counts)
+
+    async def _close_idle(self) -> None:
+        """Ends connections whose client brings no request, or does not take its answer."""
+        while True:
+            await asyncio.sleep(0.5)
+            latest = asyncio.get_running_loop().time() - self._service.limits.seconds - GRACE
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, _Protocol) and connection.waits and connection.since < latest:
+                    connection.transport.abort()
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's, which ends a connection that does not bring a request's head in time, or does not take its answer."""
+    """uvicorn's, with a bound on connections, and with answers for clients that have closed their sending side.
 
-    def __init__(self, *given: Any, seconds: float, **named: Any) -> None:
+    Attributes:
+        since: since when the service waits for this client, where it does.
+        half_closed: the client sends no more.
+    """
+
+    def __init__(self, *given: Any, most: int, **named: Any) -> None:
         super().__init__(*given, **named)
-        self._seconds = seconds
+        self._most, self.since, self.half_closed = most, self.loop.time(), False
+
+    @property
+    def address(self) -> str:
+        """Of the client."""
+        return self.client[0] if self.client else ""
+
+    @property
+    def waits(self) -> bool:
+        """Whether the service waits for the client, not the client for the service."""
+        cycle: Any = self.cycle
+        return cycle is None or cycle.response_complete or cycle.more_body or self.flow.write_paused
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client came."""
+        """A client came. Where there are too many, one goes that keeps the service waiting: the oldest of the address with most of them."""
         super().connection_made(transport)
         # Writing pauses as soon as something is left that the client does not take.
         transport.set_write_buffer_limits(high=0)
-        self._waiting: asyncio.TimerHandle | None = None
-        self._unread: asyncio.TimerHandle | None = None
-        self._wait()
+        if len(self.connections) > self._most:
+            waiting = [c for c in self.connections if isinstance(c, _Protocol) and c.waits]
+            counts = Counter(c.address for c in waiting)
+            leaving = min(waiting, key=lambda c: (-counts[c.address], c.since))
+            self.connections.discard(leaving)
+            leaving.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Some of a request came."""
+        before = self.cycle
         super().data_received(data)
-        self._wait()
+        if self.cycle is not before:
+            self.since = self.loop.time()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The client went."""
-        super().connection_lost(exc)
-        self._stop_waiting()
-        self._taken()
+    def on_response_complete(self) -> None:
+        """An answer was given. After it, the next of the requests that are there already is answered."""
+        self.since = self.loop.time()
+        super().on_response_complete()
+        if self.half_closed and self.cycle.response_complete:
+            self.transport.close()
 
     def pause_writing(self) -> None:
-        """The client is behind."""
+        """The client does not take its answer."""
+        self.since = self.loop.time()
         super().pause_writing()
-        self._unread = self.loop.call_later(self._seconds, self.transport.abort)
 
-    def resume_writing(self) -> None:
-        """The client has taken everything."""
-        super().resume_writing()
-        self._taken()
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more. Where it waits for an answer it gets that, unless it turns out to be gone."""
+        cycle: Any = self.cycle
+        self.half_closed = cycle is not None and not cycle.response_complete and not cycle.more_body
+        if self.half_closed:
+            self._probe(PROBES[0])
+        return self.half_closed
 
-    def _taken(self) -> None:
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
+    def _probe(self, wait: float) -> None:
+        """Writes what a client skips that still listens; the system of one that is gone rejects it, which the next write notices.
 
-    def _wait(self) -> None:
-        asking: Any = self.cycle
-        if asking is not None and not asking.response_complete:
-            self._stop_waiting()
-        elif self._waiting is None:
-            self._waiting = self.loop.call_later(self._seconds, self._too_late)
+        Until then TCP does not tell the two apart.
+        """
+        if self.transport.is_closing() or self.cycle.response_complete:
+            return
+        if not self.cycle.response_started and self.cycle.scope["http_version"] == "1.1":
+            event = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
+            self.transport.write(self.conn.send(event))
+        self.loop.call_later(wait, self._probe, min(2 * wait, PROBES[1]))
 
-    def _stop_waiting(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
 
-    def _too_late(self) -> None:
-        self._waiting = None
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
+class _Seldom(logging.Filter):
+    """Lets a message through once a minute, so that clients cannot fill the log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is logged."""
+        seldom = record.levelno != logging.WARNING or record.created >= self._last.get(record.msg, 0.0) + 60
+        if seldom:
+            self._last[record.msg] = record.created
+        return seldom

@@ -127,7 +127,8 @@ def _read_modality(given: Any, present: Any, width: int, where: str) -> tuple[Ar
     there = None
     if isinstance(given, Sequence) and not isinstance(given, str) and any(frame is None for frame in given):
         there = np.array([frame is not None for frame in given])
-        given = [[0.0] * width if frame is None else frame for frame in given]
+        blank = [0.0] * width
+        given = [blank if frame is None else frame for frame in given]
     try:
         frames = np.asarray(given)
         if frames.dtype.kind == "O":  # numbers too large, or None among them
@@ -162,21 +163,29 @@ def _read_modality(given: Any, present: Any, width: int, where: str) -> tuple[Ar
     return frames, there
 
 
-def collate(samples: Sequence[ReadSample], card: Mapping[str, Any]) -> dict[str, Arrays]:
-    """Samples from `read_sample` side by side, padded on the right.
+def frames_seen(sample: ReadSample, card: Mapping[str, Any]) -> dict[str, int]:
+    """How many frames of each modality the network sees of a sample from `read_sample`.
 
     A modality without a frame that is there has as many invisible frames as a training sample usually has, however many were given.
     """
     out = {}
     for m, size in card["modalities"].items():
         longest = card.get("longest", {}).get(m, sys.maxsize)
-        usual = min(int(size.get("usual", size["frames"])), longest)
-        visible_at_all = [m in sample and bool(sample[m][1].any()) for sample in samples]
-        lengths = [len(sample[m][0]) if shows else usual for sample, shows in zip(samples, visible_at_all, strict=True)]
+        visible = m in sample and bool(sample[m][1].any())
+        out[m] = len(sample[m][0]) if visible else min(int(size.get("usual", size["frames"])), longest)
+    return out
+
+
+def collate(samples: Sequence[ReadSample], card: Mapping[str, Any]) -> dict[str, Arrays]:
+    """Samples from `read_sample` side by side, padded on the right."""
+    seen = [frames_seen(sample, card) for sample in samples]
+    out = {}
+    for m, size in card["modalities"].items():
+        lengths = [frames[m] for frames in seen]
         frames = np.zeros((len(samples), max(lengths), int(size["width"])), np.float32)
         visible = np.zeros(frames.shape[:2], bool)
         for row, sample in enumerate(samples):
-            if visible_at_all[row]:
+            if m in sample and sample[m][1].any():
                 frames[row, : lengths[row]], visible[row, : lengths[row]] = sample[m]
         exists = np.arange(frames.shape[1])[None] < np.array(lengths)[:, None]
         out[m] = Arrays(frames, exists, visible)
@@ -243,9 +252,10 @@ def predicted(
     read: Sequence[ReadSample], card: Mapping[str, Any], run: Run, *, batch_size: int = 256
 ) -> list[Prediction]:
     """Predictions of samples from `read_sample`, in their order."""
-    order = sorted(range(len(read)), key=lambda n: max(len(frames) for frames, _ in read[n].values()))
+    lengths = [max(frames_seen(sample, card).values()) for sample in read]
+    order = sorted(range(len(read)), key=lengths.__getitem__)
     out: list[Prediction | None] = [None] * len(read)
-    for rows in _cut(order, [max(len(frames) for frames, _ in sample.values()) for sample in read], batch_size):
+    for rows in _cut(order, lengths, batch_size):
         arrays = collate([read[n] for n in rows], card)
         for n, prediction in zip(rows, described(arrays, run(arrays), card), strict=True):
             out[n] = prediction

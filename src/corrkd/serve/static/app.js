@@ -286,6 +286,13 @@ function connect() {
   }
 }
 
+// A link cannot carry the token.
+async function linkInterface() {
+  if (!token) return;
+  const text = JSON.stringify(await ask("openapi.json"), null, 2);
+  at("interface").href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+}
+
 async function start() {
   try {
     const model = await ask("v1/model");
@@ -297,6 +304,7 @@ async function start() {
     at("missing").value = state.missing;
     at("share").textContent = `${state.missing} %`;
     makeSwitches();
+    await linkInterface();
     const found = await list(Math.max(0, state.number - 3));
     if (found.total) look();
     else at("said").textContent = "No samples are at hand; bring a file of your own.";

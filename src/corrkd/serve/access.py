@@ -1,0 +1,110 @@
+"""Who may use the service: the token, the names it answers to, and the pages that may call it."""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from corrkd.errors import CorrKDError
+
+HEALTH = ("/healthz", "/readyz")
+PUBLIC = ("/", *HEALTH)  # the page holds no data; with /static/ it needs no token
+ANY_HOST = "*"
+
+
+class Refused(Exception):  # noqa: N818
+    """A request that gets no more than an error: its status and one line."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status, self.detail = status, detail
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What its answer says besides."""
+        return {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": "1"}}.get(self.status, {})
+
+
+def read_token(path: Path | None) -> str | None:
+    """The token in a file, else that of the variable CORRKD_TOKEN, else None. Raises CorrKDError where that is no token."""
+    given = os.environ.get("CORRKD_TOKEN")
+    if path is None and given is None:
+        return None
+    try:
+        token = (path.read_text("utf-8") if path is not None else given or "").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorrKDError(f"{path}: the token cannot be read: {error}") from None
+    if not token or not token.isascii() or len(token.split()) != 1:
+        raise CorrKDError(f"{path or 'CORRKD_TOKEN'}: expected one token of plain characters, without blanks")
+    return token
+
+
+class Access:
+    """Refuses requests by their headers alone.
+
+    Args:
+        token: of the header `Authorization: Bearer TOKEN`; None: none is asked for.
+        hosts: names that the service answers to, besides localhost and every IP address; "*": any.
+    """
+
+    def __init__(self, *, token: str | None = None, hosts: Iterable[str] = ()) -> None:
+        self._token = None if token is None else token.encode()
+        self._hosts = {"localhost", *(host.lower().rstrip(".") for host in hosts)}
+
+    def check(self, path: str, headers: Mapping[bytes, bytes]) -> None:
+        """Raises Refused: 421 for another host's name, 401 without the token, 403 for a request that another site's page makes."""
+        if path not in HEALTH:
+            self._check_host(headers.get(b"host", b"").decode("latin-1"))
+        if path not in PUBLIC and not path.startswith("/static/"):
+            self._check_token(headers.get(b"authorization", b""))
+            _check_origin(headers)
+
+    def _check_host(self, host: str) -> None:
+        """Against DNS rebinding: a page whose own name was pointed at this address sends that name, never an IP address.
+
+        HTTP/1.0 has no Host, and no browser speaks it.
+        """
+        name = _hostname(host)
+        if host and ANY_HOST not in self._hosts and name not in self._hosts and not _is_address(name):
+            raise Refused(
+                421, f"host {host[:60]!r} is not a name of this service; if it is, start it with --allow-host"
+            )
+
+    def _check_token(self, authorization: bytes) -> None:
+        if self._token is None:
+            return
+        scheme, _, token = authorization.partition(b" ")
+        # Always compared, in a time that does not tell where they differ.
+        same = hmac.compare_digest(token.strip(), self._token)
+        if scheme.lower() != b"bearer" or not same:
+            raise Refused(401, "give the service's token in the header `Authorization: Bearer TOKEN`")
+
+
+def _check_origin(headers: Mapping[bytes, bytes]) -> None:
+    """Browsers say which site a request comes from; other clients say nothing."""
+    site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
+    if site is not None:
+        allowed = site in (b"same-origin", b"none")  # none: the address was typed in
+    else:
+        allowed = origin is None or origin.partition(b"://")[2].lower() == headers.get(b"host", b"").lower()
+    if not allowed:
+        raise Refused(403, "a page of another site may not use this service")
+
+
+def _hostname(host: str) -> str:
+    try:
+        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:  # brackets that do not fit
+        return ""
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
