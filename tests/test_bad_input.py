@@ -65,7 +65,7 @@ def set_rows(key: str, split: str, value: Any) -> Callable[[Arrays], None]:
         (set_rows("scores", "train", 1.0), "binary-nonzero", "no sample of class 'negative'"),
         (set_rows("scores", "train", 0.0), "binary-nonzero", "no sample is left"),
         (set_rows("audio", "train", 2.0), "classes", "modality audio is constant"),
-        (lambda a: a.update(audio=np.full((60, 4, 3), np.nan)), "classes", "every value is NaN"),
+        (lambda a: a.update(audio=np.full((60, 4, 3), np.nan)), "classes", "no frame of it is present"),
         (lambda a: a.update(audio=np.zeros((60, 4, 0))), "classes", "zero width"),
         (lambda a: a.update(audio=np.zeros((60, 4, 3))), "classes", "audio"),
         (lambda a: a.update(audio_lengths=np.arange(59)), "classes", "lengths"),
@@ -92,7 +92,7 @@ def test_data_that_cannot_be_learned_from(
         ("d.pkl", b"\x80\x04 no pickle", "d.pkl"),
         ("d.csv", b"a,b\n1,2\n", "d.csv"),
         ("d.pkl", pickle.dumps(os.system), "d.pkl"),
-        ("d.pkl", pickle.dumps({"train": {"text": [1]}}), "d.pkl"),
+        ("d.pkl", pickle.dumps({"train": {"text": [1]}}), "d, train"),
     ],
 )
 def test_files_of_another_kind(tmp_path: Path, name: str, content: bytes | None, words: str) -> None:

@@ -49,7 +49,10 @@ def test_samples_too_long_for_attention_are_refused(
     monkeypatch.setattr(corrkd.networks.base, "free_memory", lambda device: 300 << 20)
     line = r"modality audio: 5,000 frames in a sample; attention over them needs .* of memory, 315 MB are free; at most .* frames fit"
     with pytest.raises(CorrKDError, match=line):
-        corrkd.run(corrkd.load_settings(**tiny(data={"path": str(tmp_path / "long.npz"), "synthetic": {}})))
+        corrkd.run(
+            corrkd.load_settings(**tiny(data={"path": str(tmp_path / "long.npz"), "synthetic": {}})),
+            out=tmp_path / "run",
+        )
     with pytest.raises(CorrKDError, match=line):
         corrkd.evaluate(corrkd.load_student(finished), corrkd.load_dataset(tmp_path / "long.npz"))
     predictor = corrkd.Predictor.from_pretrained(finished)

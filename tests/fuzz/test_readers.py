@@ -113,6 +113,10 @@ def utterances(make: Callable[[Path], object], pattern: str) -> Target:
         victim = path if rng.random() < 0.6 else rng.choice(sorted(folder.glob(pattern)))
         if victim.suffix == ".pkl" and rng.random() < 0.6:
             victim.write_bytes(pickle.dumps(mutated(pickle.loads(victim.read_bytes()), rng)))
+        elif victim.suffix == ".npz" and rng.random() < 0.6:
+            corpora = {key: x.item() for key, x in np.load(victim, allow_pickle=True).items()}
+            corpora = mutated(corpora, rng)
+            np.savez(victim, **{str(key) or "none": np.array(x, object) for key, x in corpora.items()})
         else:
             victim.write_bytes(mutate(victim.read_bytes(), rng))
         return path
