@@ -10,7 +10,7 @@ PYTEST = python -m pytest -n 3 --dist loadfile -m 'not slow'
 .ONESHELL:
 .SHELLFLAGS = -ec
 
-.PHONY: run test test-all test-oldest test-newest constraints lint clean
+.PHONY: run test pytest test-all test-oldest test-newest constraints lint clean
 
 $(VENV)/.made: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,7 +26,9 @@ lint: $(VENV)/.made
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint
+test: lint pytest
+
+pytest: $(VENV)/.made
 	$(BIN)/$(PYTEST)
 
 test-all: lint

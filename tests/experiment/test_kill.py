@@ -59,7 +59,9 @@ def killed_again_and_again(settings: Path, out: Path, owner: str, name: str, cal
     return times
 
 
-@pytest.mark.parametrize(("hook", "calls", "least"), [(WRITE, 4, 4), (REPLACE, 5, 4)])
+@pytest.mark.parametrize(
+    ("hook", "calls", "least"), [(WRITE, 4, 4), pytest.param(REPLACE, 5, 4, marks=pytest.mark.slow)]
+)
 def test_killed_again_and_again(
     settings: Path, whole: dict[str, bytes], tmp_path: Path, hook: tuple[str, str], calls: int, least: int
 ) -> None:

@@ -20,6 +20,7 @@ def values(run: corrkd.Run, method: str = "student") -> pd.Series:
     return rows.groupby(["condition", "metric"])["value"].mean()
 
 
+@pytest.mark.slow
 def test_hazumi(hazumi_pickle: Path, tmp_path: Path) -> None:
     settings = tiny(data={"path": str(hazumi_pickle), "target": "tertiles"}, evaluation={"ratios": [0.5]}, **ONE)
     run = corrkd.run(settings, tmp_path / "run")

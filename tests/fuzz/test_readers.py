@@ -1,4 +1,4 @@
-"""Mutated datasets: each is read, or refused by one short line. 50 cases a target, 2,000 among the slow tests."""
+"""Mutated datasets: each is read, or refused by one short line. 25 cases a target, 2,000 among the slow tests."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def check(target: Target, tmp_path: Path, seed: int) -> bool:
 def test_mutated_datasets(name: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        read = sum(check(TARGETS[name], tmp_path, seed) for seed in range(50))
+        read = sum(check(TARGETS[name], tmp_path, seed) for seed in range(25))
     assert read, "no mutated dataset is read: the target starts from one that is damaged"
 
 
@@ -202,7 +202,7 @@ def test_mutated_datasets(name: str, tmp_path: Path) -> None:
 def test_many_mutated_datasets(name: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for seed in range(50, 2050):
+        for seed in range(25, 2025):
             check(TARGETS[name], tmp_path, seed)
 
 

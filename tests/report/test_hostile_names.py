@@ -9,7 +9,9 @@ import ast
 import csv
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -71,10 +73,11 @@ def hostile(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def comparisons(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
-    """By kind of target, a report with honest names and one with hostile ones."""
-    out: dict[str, dict[str, Path]] = {}
-    for kind in ("classes", "questions"):
+def comparisons(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Path]]:
+    """For a kind of target, a report with honest names and one with hostile ones."""
+
+    @cache
+    def reports(kind: str) -> dict[str, Path]:
         folder = tmp_path_factory.mktemp(kind)
         honest = fake_comparison.write_fake_comparison(folder / "honest", kind=kind, seeds=(0, 1), samples=24)
         with pytest.MonkeyPatch.context() as patch:
@@ -94,8 +97,9 @@ def comparisons(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
         (honest / "failures.csv").write_text("dataset,method,seed,error\nx,a,0,b\n")
         for path in (honest, other):
             write_comparison(path, draws=50)
-        out[kind] = {"honest": honest, "hostile": other}
-    return out
+        return {"honest": honest, "hostile": other}
+
+    return reports
 
 
 def edit_card(path: Path) -> None:
@@ -130,11 +134,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"honest": honest, "hostile": other}
 
 
-def pair_of(kind: str, comparisons: dict[str, dict[str, Path]], runs: dict[str, Path]) -> dict[str, Path]:
-    return runs if kind == "run" else comparisons[kind]
+def pair_of(kind: str, comparisons: Callable[[str], dict[str, Path]], runs: dict[str, Path]) -> dict[str, Path]:
+    return runs if kind == "run" else comparisons(kind)
 
 
-@pytest.mark.parametrize("kind", ["run", "classes", "questions"])
+@pytest.mark.parametrize("kind", ["run", "classes", pytest.param("questions", marks=pytest.mark.slow)])
 class TestReports:
     def test_no_element_and_no_attribute_is_added_to_the_page(self, kind: str, comparisons: Any, runs: Any) -> None:
         pages = {k: (p / "report.html").read_text("utf-8") for k, p in pair_of(kind, comparisons, runs).items()}
@@ -192,7 +196,7 @@ def test_plain_tables_are_printed_without_what_a_terminal_obeys(
 ) -> None:
     from corrkd import cli
 
-    for text in (plain_comparison(comparisons["classes"]["hostile"]), plain_table(runs["hostile"])):
+    for text in (plain_comparison(comparisons("classes")["hostile"]), plain_table(runs["hostile"])):
         cli.print(text)
         shown = capsys.readouterr().out
         assert "\\x1b[2J" in shown

@@ -376,6 +376,7 @@ run(service, bound("127.0.0.1", int(sys.argv[1])), patience=6)
 """
 
 
+@pytest.mark.slow
 def test_a_network_that_never_answers_does_not_keep_the_process(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

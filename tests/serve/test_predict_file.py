@@ -389,8 +389,17 @@ def whole(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return {p.suffix: p.read_bytes() for p in folder.iterdir()}
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
-@pytest.mark.parametrize("hook", [("pathlib:Path", "write_bytes"), ("os", "fsync"), ("os", "replace")])
+HOOKS = [("pathlib:Path", "write_bytes"), ("os", "fsync"), ("os", "replace")]
+
+
+@pytest.mark.parametrize(
+    ("hook", "suffix"),
+    [
+        pytest.param(hook, suffix, marks=() if i == j else pytest.mark.slow)
+        for i, hook in enumerate(HOOKS)
+        for j, suffix in enumerate(FORMATS)
+    ],
+)
 def test_killed_again_and_again(
     hook: tuple[str, str], suffix: str, model: Path, data: Path, whole: Mapping[str, bytes], tmp_path: Path
 ) -> None:
