@@ -58,7 +58,7 @@ def test_any_choice_is_read_or_one_line(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["emotion_labels", "EmotionLabels", "ratings", "annotation", "my_label", "utt_ids", "y"]
+    "key", ["emotion_labels", "EmotionLabels", "ratings", "annotation", "my_label", "utt_ids", "y", "moseiemotions"]
 )
 def test_a_label_is_never_a_feature(tmp_path: Path, key: str) -> None:
     data = with_emotions(mmsa(), key)
@@ -223,6 +223,37 @@ def test_two_label_sequences(tmp_path: Path) -> None:
     (folder / "CMU_MOSEI_LabelsSentiment.csd").rename(folder / "CMU_MOSEI_Labels.csd")
     with pytest.raises(CorrKDError, match="no label column 'joy'"):
         load_dataset(folder, folds=folds, label="joy")
+
+
+@pytest.mark.parametrize("width", [6, 7])
+def test_one_hot_classes_are_not_moseis_columns(tmp_path: Path, width: int) -> None:
+    data = mult()
+    for part in data.values():
+        part["labels"] = np.eye(width)[np.arange(len(part["id"])) % width]
+    dataset = load_dataset(write_pickle(tmp_path / "meld.pkl", data))
+    train = dataset.split("train")
+    assert (train.scores, train.labels.tolist()) == (None, [i % width for i in range(12)])
+
+
+def test_a_csd_folder_with_emotions_alone_asks_which(tmp_path: Path) -> None:
+    spans = np.array([[0.0, 1.0], [1.0, 2.0]])
+    emotions = {v: (np.array([[0, 3, 0, 1, 0, 0], [2, 0, 1, 0, 0, 3.0]]), spans) for v in "abc"}
+    csd_file(tmp_path / "COVAREP.csd", "COVAREP", {v: (np.arange(6.0).reshape(2, 3), spans) for v in "abc"})
+    csd_file(tmp_path / "CMU_MOSEI_Emotions.csd", "Emotions", emotions)
+    folds = tmp_path / "folds.json"
+    folds.write_text('{"train": ["a"], "valid": ["b"], "test": ["c"]}')
+    with pytest.raises(CorrKDError, match=r"choose with --label: Emotions\.happy"):
+        load_dataset(tmp_path, folds=folds)
+    assert load_dataset(tmp_path, folds=folds, label="sad").split("test").scores.tolist() == [3, 0]
+
+
+def test_a_column_that_equals_the_label_by_chance_is_a_feature(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels, tags = rng.integers(0, 2, 100), rng.integers(0, 2, (100, 1000)).astype(float)
+    split = np.repeat(["train", "valid", "test"], [80, 10, 10])
+    tags[80:90, 7] = labels[80:90]
+    np.savez(tmp_path / "set.npz", tags=tags, labels=labels, split=split)
+    assert load_dataset(tmp_path / "set.npz").widths == {"tags": 1000}
 
 
 def test_aliases_of_modalities() -> None:

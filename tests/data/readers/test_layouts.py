@@ -162,6 +162,32 @@ def test_words_in_csd_are_looked_up(tmp_path: Path) -> None:
     assert train.present["language"].tolist() == [[True, False], [True, True]]
 
 
+def test_phones_are_no_words(tmp_path: Path) -> None:
+    vectors = glove(tmp_path / "glove.txt")
+    folder = tmp_path / "mosei"
+    folder.mkdir()
+    spans = np.arange(2.0)[:, None] + [0.0, 1.0]
+    for name, texts in (("TimestampedPhones", [b"AH", b"SP"]), ("TimestampedWords", [b"good", b"bad"])):
+        csd_file(folder / f"{name}.csd", name, {"a": (np.array(texts)[:, None], spans)})
+    part = load_dataset(folder, glove=vectors, targets=False).split("all")
+    assert part.frames["language"][0].tolist() == [[1, 0, 0, 0.5], [0, 1, 0, 0.5]]
+
+
+def test_a_modality_that_a_fold_of_a_csd_folder_lacks(tmp_path: Path) -> None:
+    folder = tmp_path / "mosi"
+    folder.mkdir()
+    spans = np.arange(2.0)[:, None] + [0.0, 1.0]
+    rng = np.random.default_rng(0)
+    csd_file(folder / "COVAREP.csd", "COVAREP", {v: (rng.normal(size=(2, 3)), spans) for v in "abc"})
+    csd_file(folder / "FACET.csd", "FACET", {v: (rng.normal(size=(2, 4)), spans) for v in "ab"})
+    csd_file(folder / "Labels.csd", "Labels", {v: (np.array([[1.0], [-2.0]]), spans) for v in "abc"})
+    folds = tmp_path / "folds.json"
+    folds.write_text('{"train": ["a"], "valid": ["b"], "test": ["c"]}')
+    dataset = load_dataset(folder, folds=folds)
+    assert dataset.widths == {"audio": 3, "vision": 4}
+    assert not dataset.split("test").present["vision"].any()
+
+
 def test_files_without_labels_are_read_for_predictions(tmp_path: Path) -> None:
     """Every layout: the same frames as with labels, and one line where labels are needed."""
     unlabelled: dict[str, Any] = {"mmsa": mmsa(), "mult": mult(), "mag": mag("vectors")}

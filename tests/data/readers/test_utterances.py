@@ -140,6 +140,23 @@ def merbench(path: Path) -> dict[str, dict[str, Any]]:
     return corpora
 
 
+def test_ids_that_name_no_video(tmp_path: Path) -> None:
+    """As in MER2023: sample_00000001, and test1 in place of test."""
+    rng = np.random.default_rng(0)
+    corpora = {
+        f"{split}_corpus": {f"sample{split}_{i:08d}": {"emo": i % 3, "val": float(i)} for i in range(n)}
+        for split, n in (("train", 30), ("test1", 6))
+    }
+    np.savez(tmp_path / "label-6way.npz", **{k: np.array(v, object) for k, v in corpora.items()})  # type: ignore[arg-type]
+    for folder in ("chinese-hubert-large-UTT", "emotion_labels"):
+        (tmp_path / folder).mkdir()
+        for name in (name for corpus in corpora.values() for name in corpus):
+            np.save(tmp_path / folder / f"{name}.npy", rng.normal(size=3))
+    dataset = load_dataset(tmp_path / "label-6way.npz")
+    assert {split: len(part) for split, part in dataset.splits.items()} == {"train": 27, "valid": 3, "test": 6}
+    assert dataset.modalities == ("audio",)
+
+
 def test_merbench(tmp_path: Path) -> None:
     corpora = merbench(tmp_path)
     dataset = load_dataset(tmp_path / "label-6way.npz")

@@ -145,7 +145,7 @@ def assemble(
         splits[split] = _split(where, part, split, frames[split], lengths[split], present, frame_ids[split], notes)
         check_split(where, splits[split], targets=options.targets, trains=split == SPLITS[0] and options.targets)
         _check_targets(where, splits[split], facts.class_names, facts.score_range)
-        _refuse_leak(where, splits[split])
+    _refuse_leak(name, splits)
     rules = {m: f"array {m}_present" if m in masked else ZERO_RULE for m in counts}
     if len(spared) > 1:
         rules |= dict.fromkeys(spared, f"{ZERO_RULE}, but under [CLS] and [SEP]")
@@ -292,16 +292,20 @@ def _check_targets(
             )
 
 
-def _refuse_leak(where: str, split: Split) -> None:
-    """Raise CorrKDError where a column of a modality of one vector a sample is the label itself."""
-    if len(split) < FEWEST_FOR_LEAK:
-        return
-    for label in (split.scores, split.labels):
-        if label is None or label.ndim != 1 or label.min() == label.max():
-            continue
-        for m, frames in split.frames.items():
-            if frames.shape[1] == 1 and (equal := (frames[:, 0] == label.astype(np.float32)[:, None]).all(0)).any():
-                raise CorrKDError(f"{where}, modality {m}: column {equal.argmax()} is the label itself; leave it out")
+def _refuse_leak(name: str, splits: Mapping[str, Split]) -> None:
+    """Raise CorrKDError where a column of a modality of one vector a sample is the label itself, in all splits."""
+    parts = list(splits.values())
+    for m, first in parts[0].frames.items():
+        for labels in ([part.scores for part in parts], [part.labels for part in parts]):
+            if any(x is None or x.ndim != 1 for x in labels) or any(part.frames[m].shape[1] != 1 for part in parts):
+                continue
+            equal = np.ones(first.shape[2], bool)
+            for part, label in zip(parts, labels, strict=True):
+                assert label is not None
+                equal &= (part.frames[m][:, 0] == label.astype(np.float32)[:, None]).all(0)
+            distinct = np.unique(np.concatenate([x for x in labels if x is not None]))
+            if equal.any() and len(distinct) > 1 and sum(map(len, parts)) >= FEWEST_FOR_LEAK:
+                raise CorrKDError(f"{name}, modality {m}: column {equal.argmax()} is the label itself; leave it out")
 
 
 def _split(

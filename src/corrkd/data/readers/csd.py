@@ -23,7 +23,7 @@ from corrkd.data.readers.assemble import assemble, likert_range
 from corrkd.data.readers.bounds import Budget
 from corrkd.data.readers.glove import look_up
 from corrkd.data.readers.labels import SENTIMENT, columns_of, find_column, mosei_names, parse_choice
-from corrkd.data.readers.names import SPLIT_NAMES, feature_set_modality, in_usual_order
+from corrkd.data.readers.names import LABEL_STEMS, SPLIT_NAMES, feature_set_modality, in_usual_order
 from corrkd.data.readers.options import ReadOptions
 from corrkd.data.readers.pad import pad
 from corrkd.data.readers.raw import Array, Columns, RawSplit
@@ -101,7 +101,7 @@ def read(folder: Path, name: str, options: ReadOptions) -> MultimodalDataset:
     """
     files = sorted(folder.glob("*.csd"))
     sequences = {path: read_sequence(path) for path in files}
-    labels = {path: s for path, s in sequences.items() if "label" in f"{s.root} {path.stem}".lower() and not s.is_text}
+    labels = {path: s for path, s in sequences.items() if _holds_labels(f"{s.root} {path.stem}")}
     label, notes = _label_sequence(folder.name, labels, options)
     features = {path: s.in_order_of_time() for path, s in sequences.items() if path not in labels}
     modalities, more = _by_modality(folder.name, features, options)
@@ -128,6 +128,11 @@ def read(folder: Path, name: str, options: ReadOptions) -> MultimodalDataset:
         notes=notes,
         score_range=likert_range(raw),
     )
+
+
+def _holds_labels(name: str) -> bool:
+    text = name.lower()
+    return any(stem in text for stem in LABEL_STEMS)
 
 
 def read_sequence(path: Path) -> Sequence:
@@ -246,13 +251,25 @@ def _by_modality(
             modality = feature_set_modality(f"{sequence.root} {path.stem}") or path.stem
             modalities[modality if modality not in modalities else path.stem] = sequence
     if words and "language" not in modalities and options.glove is not None:
-        path = next(iter(words))
+        path = _word_file(name, words)
         modalities["language"], unknown = _word_vectors(name, words.pop(path), options)
         if unknown:
             notes.append(f"language: {unknown} words have no vector in {options.glove.name}; all-zero frames")
     without = "" if "language" in modalities else "; pass --glove FILE to use them as language"
     notes += [f"left out: {path.name} (words, not numbers{without})" for path in words]
     return {m: modalities[m] for m in in_usual_order(modalities)}, notes
+
+
+def _word_file(name: str, texts: dict[Path, Sequence]) -> Path:
+    """The sequence of words among those of text: MOSEI's folder has phones too. Raises CorrKDError where several may be meant."""
+    named = [path for path, s in texts.items() if "word" in f"{s.root} {path.stem}".lower()] or [
+        path for path, s in texts.items() if "phone" not in f"{s.root} {path.stem}".lower()
+    ]
+    if len(named) != 1:
+        raise CorrKDError(
+            f"{name}: {', '.join(path.name for path in named or texts)} hold text; leave the one with the words"
+        )
+    return named[0]
 
 
 def _word_vectors(name: str, sequence: Sequence, options: ReadOptions) -> tuple[Sequence, int]:
@@ -331,7 +348,8 @@ def _raw_split(
     if label is not None:
         table = np.stack([sample.labels for sample in samples.values()])
         raw.columns = _columns(label, table)
-        raw.scores = table[:, 0]
+        if table.shape[1] == 1 or next(iter(raw.columns)).endswith(f".{SENTIMENT}"):
+            raw.scores = table[:, 0]
     return raw
 
 

@@ -76,6 +76,8 @@ def mosei_names(table: Array) -> tuple[str, ...]:
     """Return CMU-MOSEI's column names where a label table of 6 or 7 columns can be its, else ()."""
     if table.shape[1] not in (6, 7):
         return ()
+    if np.isin(table, (0, 1)).all() and (table.sum(1) == 1).all():
+        return ()  # one-hot classes
     emotions = table[:, -6:]
     fits = bool(((emotions >= 0) & (emotions <= HIGHEST_INTENSITY)).all() and (emotions == 0).any())
     return (() if table.shape[1] == 6 else (SENTIMENT,)) + EMOTIONS if fits else ()

@@ -98,8 +98,8 @@ def _set_labels(where: str, raw: RawSplit, part: Sequence[Any]) -> None:
             f"{where}: labels have {sorted({label.size for label in labels})[:8]} columns; expected as many in each"
         )
     table = np.stack(labels)
-    raw.scores = table[:, 0]
     raw.columns = columns_of("label", table)
+    raw.scores = table[:, 0]
 
 
 def _language(where: str, part: Sequence[Any]) -> tuple[list[list[str]] | None, Sequence[Any]]:

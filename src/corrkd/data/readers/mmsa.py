@@ -21,6 +21,7 @@ from corrkd.data.readers.names import (
     PRESENT,
     USUAL,
     feature_keys,
+    is_no_feature,
     label_keys,
     modality_names,
 )
@@ -58,7 +59,7 @@ def read_clip(data: Mapping[str, Any], name: str, options: ReadOptions) -> Multi
     if options.targets:
         raise CorrKDError(f"{name}: a single clip without labels; it can be inspected and predicted, not trained on")
     arrays = {key: x for key, x in data.items() if isinstance(x, np.ndarray) and x.ndim == 2}
-    names = modality_names(key for key in arrays if key not in OTHERS)
+    names = modality_names(key for key in arrays if key not in OTHERS and not is_no_feature(key))
     frames = {m: data[key][None] for key, m in names.items() if np.size(data[key])}
     notes = [f"{m} is empty: missing" for key, m in names.items() if not np.size(data[key])]
     raw = RawSplit(frames=frames, ids=[name])

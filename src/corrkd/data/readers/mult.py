@@ -125,6 +125,9 @@ def _set_labels(where: str, raw: RawSplit, labels: Array, count: int) -> None:
         return
     raw.columns = columns_of("labels", labels) | raw.columns
     table = labels.reshape(count, -1)
+    if table.shape[1] > 2 and np.isin(table, (0, 1)).all() and (table.sum(1) == 1).all():
+        raw.labels = table.argmax(1)  # one-hot classes
+        return
     names = mosei_names(table)
     if len(names) == 7:
         raw.scores = table[:, 0]

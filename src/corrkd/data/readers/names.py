@@ -57,6 +57,7 @@ LABEL_WORDS = _words(
     "label labels emotion emotions emo annotation annotations annotator annotators rating ratings score scores target targets "
     "sentiment sentiments valence arousal dominance class classes truth gold y"
 )
+LABEL_STEMS = ("label", "emotion", "sentiment", "annotation", "rating")  # wherever they stand: `moseiemotions`
 OTHER_WORDS = _words(
     "id ids uid uids index indices idx length lengths len lens mask masks split splits fold folds "
     "transcript transcripts sentence sentences raw tokens"
@@ -94,7 +95,8 @@ def words_of(key: str) -> set[str]:
 
 def is_no_feature(key: str) -> bool:
     """Return whether an array's name says that it holds labels, ids or text."""
-    return not words_of(key).isdisjoint(LABEL_WORDS | OTHER_WORDS)
+    text = key.lower().replace("emotion2vec", "")
+    return any(stem in text for stem in LABEL_STEMS) or not words_of(key).isdisjoint(LABEL_WORDS | OTHER_WORDS)
 
 
 def feature_keys(
@@ -143,7 +145,7 @@ def label_keys(arrays: Mapping[str, Any], count: int, claimed: Iterable[str] = (
         if key not in claimed
         and isinstance(x, np.ndarray)
         and x.dtype.kind in "fiub"
-        and not words_of(key).isdisjoint(LABEL_WORDS)
+        and (any(stem in key.lower() for stem in LABEL_STEMS) or not words_of(key).isdisjoint(LABEL_WORDS))
         and words_of(key).isdisjoint(OTHER_WORDS)
         and x.ndim in (1, 2, 3)
         and len(x) == count

@@ -26,11 +26,11 @@ def pad(where: str, samples: Sequence[Any]) -> tuple[FloatArray, IntArray]:
             raise CorrKDError(
                 f"{where}: a sample has shape {array.shape} of {array.dtype}; expected (frames, width) numbers"
             )
-    widths = {array.shape[1] for array in arrays if len(array)}
+    widths = {array.shape[1] for array in arrays if len(array)} or {array.shape[1] for array in arrays}
     if len(widths) != 1:
         raise CorrKDError(f"{where}: samples of different widths, or of none: {sorted(widths)[:8]}")
     lengths = np.array([len(array) for array in arrays], np.int64)
-    width, longest = widths.pop(), int(lengths.max())
+    width, longest = widths.pop(), max(1, int(lengths.max()))
     check_memory(f"{where}: {len(arrays):,} samples of up to {longest:,} frames", 4 * len(arrays) * longest * width)
     frames = np.zeros((len(arrays), longest, width), np.float32)
     for row, array in enumerate(arrays):

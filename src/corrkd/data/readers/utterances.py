@@ -22,7 +22,7 @@ from corrkd.data.dataset import SPLITS, WHOLE, FloatArray, IntArray, MultimodalD
 from corrkd.data.groups import dependent_samples
 from corrkd.data.readers.assemble import assemble, likert_range
 from corrkd.data.readers.containers import read_npy_header
-from corrkd.data.readers.names import SPLIT_NAMES, feature_set_modality
+from corrkd.data.readers.names import SPLIT_NAMES, feature_set_modality, is_no_feature
 from corrkd.data.readers.options import ReadOptions
 from corrkd.data.readers.raw import RawSplit
 from corrkd.data.readers.values import as_array, strings
@@ -118,7 +118,8 @@ def read_merbench(arrays: Mapping[str, Any], path: Path, name: str, options: Rea
     rows: list[Mapping[str, Any]] = []
     left_out = []
     for key, values in arrays.items():
-        split = SPLIT_NAMES.get(key.removesuffix(CORPUS))
+        word = key.removesuffix(CORPUS)
+        split = "test" if word == "test1" and f"test{CORPUS}" not in arrays else SPLIT_NAMES.get(word)
         if split is None or not isinstance(values.item() if values.shape == () else None, dict):
             left_out.append(key)
             continue
@@ -209,6 +210,8 @@ def _feature_folders(name: str, path: Path, ids: StrArray) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     for folder in places:
         if folder.is_dir() and any(_file_of(name, folder, utterance).is_file() for utterance in spread):
+            if is_no_feature(folder.name.removesuffix("-UTT").removesuffix("-FRA")):
+                continue
             modality = feature_set_modality(folder.name) or folder.name
             folders[modality if modality not in folders else folder.name] = folder
     if not folders:
@@ -283,6 +286,8 @@ def _with_valid(found: Utterances) -> tuple[StrArray, str]:
     """The splits with some training groups for validation, dealt by a hash of their names, and a note."""
     train = found.splits == "train"
     by, members = dependent_samples(found.ids[train], {g: x[train] for g, x in found.groups.items()})
+    if len(set(members.tolist())) < 2:  # ids that name no video
+        by, members = "utterance", found.ids[train]
     order = sorted(set(members.tolist()), key=lambda text: hashlib.sha256(text.encode()).digest())
     held = order[: max(1, round(VALID_SHARE * len(order)))]
     splits = found.splits.astype("<U5")
