@@ -118,3 +118,8 @@ def build_real(real_data: Path, factory: pytest.TempPathFactory, name: str, *opt
         [sys.executable, str(real_data / "build.py"), name, str(out), *options], check=True, capture_output=True
     )
     return out
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests start services and runs come first, so that no worker is left alone with them at the end."""
+    items.sort(key=lambda item: item.path.parent.name not in ("serve", "experiment"))
