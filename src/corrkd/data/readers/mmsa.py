@@ -15,19 +15,16 @@ from corrkd.data.groups import GROUPS
 from corrkd.data.readers.assemble import assemble, likert_range, sign_class_names
 from corrkd.data.readers.labels import columns_of
 from corrkd.data.readers.names import (
-    ALIASES,
     FRAME_IDS,
     LENGTHS,
     PRESENT,
-    USUAL,
-    feature_keys,
     is_no_feature,
     label_keys,
     modality_names,
 )
 from corrkd.data.readers.options import ReadOptions
 from corrkd.data.readers.raw import RawSplit
-from corrkd.data.readers.split_dicts import splits_of
+from corrkd.data.readers.split_dicts import feature_names, splits_of
 from corrkd.data.readers.values import numeric, strings
 from corrkd.errors import CorrKDError
 
@@ -98,10 +95,8 @@ def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> Multimodal
 def _read_split(where: str, part: Mapping[str, Any]) -> tuple[RawSplit, set[str]]:
     """The split, and the names of what is left out."""
     count = _count(where, part)
-    keys = feature_keys(where, part, count, (*OTHERS, *GROUPS))
-    keys += [key for key in part if ALIASES.get(key, key) in USUAL and key not in keys]  # whatever they hold
-    empty = {key for key in keys if not np.size(part[key])}
-    names = {key: m for key, m in modality_names(keys).items() if key not in empty}
+    features = feature_names(where, part, count, (*OTHERS, *GROUPS))
+    names = {key: m for key, m in features.items() if np.size(part[key])}
     if TOKENS in part and "language" not in names.values():
         raise CorrKDError(
             f"{where}: holds {TOKENS}, the ids of BERT's tokens, but no `text`; add BERT's states as `text`, or leave "

@@ -21,13 +21,11 @@ from corrkd.data.readers.names import (
     LENGTHS,
     PRESENT,
     USUAL,
-    feature_keys,
     label_keys,
-    modality_names,
 )
 from corrkd.data.readers.options import ReadOptions
 from corrkd.data.readers.raw import Array, RawSplit
-from corrkd.data.readers.split_dicts import splits_of
+from corrkd.data.readers.split_dicts import feature_names, splits_of
 from corrkd.data.readers.values import column, numeric, ranks_within, strings
 from corrkd.errors import CorrKDError
 
@@ -83,9 +81,7 @@ def _read_split(where: str, part: Mapping[str, Any]) -> RawSplit:
     if labels is not None and not (labels.ndim and are_names(labels)):
         labels = numeric(where, labels, "labels")
     count = _count(where, part, labels)
-    keys = feature_keys(where, part, count, (*OTHERS, *GROUPS))
-    keys += [key for key in part if ALIASES.get(key, key) in USUAL and key not in keys]
-    modalities = modality_names(keys)
+    modalities = feature_names(where, part, count, (*OTHERS, *GROUPS))
     ids, groups, order = _ids(where, part.get("id"))
     raw = RawSplit(
         frames={m: part[key] for key, m in modalities.items()},

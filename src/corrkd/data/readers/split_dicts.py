@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from corrkd.data.readers.names import SPLIT_NAMES
+from corrkd.data.readers.names import ALIASES, SPLIT_NAMES, USUAL, feature_keys, modality_names
 from corrkd.data.readers.pad import with_lists_as_arrays
 from corrkd.errors import CorrKDError
 
@@ -61,6 +61,13 @@ def splits_of(data: Mapping[str, Any], name: str) -> tuple[dict[str, Part], list
     if others:
         notes.append(f"left out: {', '.join(others[:MOST_NAMED])} (beside the splits, and none)")
     return parts, notes
+
+
+def feature_names(where: str, part: Part, count: int, claimed: Iterable[str]) -> dict[str, str]:
+    """Return {key: modality} of a split's features: those of any name, and the usual modalities whatever they hold."""
+    keys = feature_keys(where, part, count, claimed)
+    keys += [key for key in part if ALIASES.get(key, key) in USUAL and key not in keys]
+    return modality_names(keys)
 
 
 def _labelled(where: str, part: Part) -> dict[str, Any]:
