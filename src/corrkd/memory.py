@@ -11,7 +11,7 @@ from corrkd.errors import CorrKDError
 if TYPE_CHECKING:  # slow to import, and the readers do without
     import torch
 
-MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+MEMINFO, CGROUP, OWN_CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -29,19 +29,34 @@ def available_memory() -> int | None:
         free = _number(r"^MemAvailable:\s+(\d+) kB", MEMINFO.read_text()) * 1024
     except (OSError, ValueError):
         return None
-    try:  # a container may have less; what it caches of files is given back
-        limit, used, facts = ((CGROUP / f"memory.{what}").read_text() for what in ("max", "current", "stat"))
-        cached = _number(r"^active_file (\d+)", facts) + _number(r"^inactive_file (\d+)", facts)
-        return max(0, min(free, int(limit) - int(used) + cached))
-    except (OSError, ValueError):  # no container, or none with a limit
-        return free
+    for group in _control_groups():  # a container, or what it is in, may have less
+        try:
+            limit, used, facts = ((group / f"memory.{what}").read_text() for what in ("max", "current", "stat"))
+            cached = _number(r"^active_file (\d+)", facts) + _number(r"^inactive_file (\d+)", facts)
+            free = max(0, min(free, int(limit) - int(used) + cached))  # what it caches of files is given back
+        except (OSError, ValueError):  # no container, or none with a limit
+            continue
+    return free
+
+
+def _control_groups() -> list[Path]:
+    """The control group of this process, and those around it."""
+    try:
+        group = CGROUP / _line(r"^0::/(.*)$", OWN_CGROUP.read_text())
+    except (OSError, ValueError):
+        return [CGROUP]
+    return [group, *(parent for parent in group.parents if parent.is_relative_to(CGROUP))]
 
 
 def _number(pattern: str, text: str) -> int:
+    return int(_line(pattern, text))
+
+
+def _line(pattern: str, text: str) -> str:
     match = re.search(pattern, text, re.MULTILINE)
     if match is None:
         raise ValueError(pattern)
-    return int(match[1])
+    return match[1]
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -50,7 +65,10 @@ def free_memory(device: torch.device) -> int | None:
         return available_memory()
     import torch
 
-    return torch.cuda.mem_get_info(device)[0]
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
+        device
+    )  # kept by torch for what comes next
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 def check_memory(what: str, count: int) -> None:

@@ -17,6 +17,7 @@ from corrkd.data.readers.containers import read_h5, read_npz, read_safetensors
 from corrkd.data.readers.options import ReadOptions
 from corrkd.data.readers.sniff import what_it_is
 from corrkd.errors import CorrKDError
+from corrkd.parsing import refusing
 
 SYNTHETIC = "synthetic"
 ZIP, HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"  # how such files begin, whole or truncated
@@ -58,24 +59,24 @@ def load_dataset(
         raise CorrKDError(f"{path}: no such file; give a dataset file or folder, or `{SYNTHETIC}` for the built-in one")
     if not path.is_dir() and not path.is_file():
         raise CorrKDError(f"{path}: neither a file nor a folder (a device or a pipe); give a dataset file")
-    try:
-        if path.is_dir():
-            dataset = _read_folder(path, name or path.name, options)
-        elif converted.recognises(path):  # checked when it was converted
-            if label is not None:
-                raise CorrKDError(
-                    f"{path.name}: a converted file holds one label; choose it with `corrkd data convert --label`"
-                )
-            dataset = converted.read(path, targets=targets)
-            return replace(dataset, name=name or dataset.name)
-        else:
-            dataset = _read_known(path, name, options)
+    try:  # what the readers foresee has a line of its own
+        with refusing(path.name, "damaged, or not quite in the layout that it seems to have"):
+            dataset = _read(path, name, options)
     except OSError as error:
         raise CorrKDError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError) as error:
-        # What the readers foresee has a line of its own; the rest of what a file can hold ends here.
-        text = f"{type(error).__name__}: {error}".splitlines()[0][:120]
-        raise CorrKDError(f"{path.name}: damaged, or not quite in the layout that it seems to have ({text})") from error
+    return dataset
+
+
+def _read(path: Path, name: str | None, options: ReadOptions) -> MultimodalDataset:
+    """The dataset in a file or folder."""
+    if not path.is_dir() and converted.recognises(path):  # checked when it was converted
+        if options.label is not None:
+            raise CorrKDError(
+                f"{path.name}: a converted file holds one label; choose it with `corrkd data convert --label`"
+            )
+        dataset = converted.read(path, targets=options.targets)
+        return replace(dataset, name=name or dataset.name)
+    dataset = _read_folder(path, name or path.name, options) if path.is_dir() else _read_known(path, name, options)
     check_training(dataset)
     return dataset
 

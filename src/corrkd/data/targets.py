@@ -135,7 +135,7 @@ def make_target(name: str, dataset: MultimodalDataset) -> Target:
     train = dataset.split("train")
     where = f"dataset {dataset.name}, train"
     if name == "auto":
-        name = _automatic(train)
+        name = _automatic(train, where)
     target = _make(name, dataset, train, where)
     values, keep = target.of(train, where)
     for split in dataset.splits:
@@ -176,12 +176,12 @@ def _make(name: str, dataset: MultimodalDataset, train: Split, where: str) -> Ta
     )
 
 
-def _automatic(train: Split) -> str:
+def _automatic(train: Split, where: str) -> str:
     if train.labels is not None:
         return "questions" if train.labels.ndim == 2 else "classes"
     scores = train.scores
     # Where more than a third of the scores are equal at an end, a tertile is empty.
-    return "tertiles" if scores is None or len(_distinct_tertiles(scores, "train")) == 2 else "score"
+    return "tertiles" if scores is None or len(_distinct_tertiles(scores, where)) == 2 else "score"
 
 
 def _tertiles(scores: npt.NDArray[np.float64]) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ from corrkd.data.batches import Context
 from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.memory import free_memory, size_text
-from corrkd.networks.encoder import Dropout
+from corrkd.networks.encoder import AttentionLayer, Dropout
 
 Kind = Literal["classes", "questions", "score"]
 S = TypeVar("S", bound=BaseModel)
@@ -99,18 +99,23 @@ class Network(nn.Module, Generic[S]):
         Raises:
             CorrKDError: a line with the number of frames and the largest that fits.
         """
-        heads, layers = _attention(self.settings)
+        heads = [layer.heads for layer in self.modules() if isinstance(layer, AttentionLayer)]
+        heads += [layer.num_heads for layer in self.modules() if isinstance(layer, nn.MultiheadAttention)]
+        if not heads:
+            return
         modality, longest = max(frames.items(), key=lambda item: item[1])
-        maps = 3 * layers if training else 2  # products, softmax, and its dropout
-        size = 4 * maps * heads * samples  # bytes for each pair of frames
-        if not heads or size * longest**2 < ALWAYS_FREE:
+        # Bytes for each pair of frames: products, softmax and its dropout of a modality's layers; or two maps of one layer.
+        unit = 4 * samples * (3 * math.ceil(sum(heads) / len(frames)) if training else 2 * max(heads))
+        others = sum(count**2 for m, count in frames.items() if m != modality) if training else 0
+        needed = unit * (longest**2 + others)
+        if needed < ALWAYS_FREE:
             return
         free = free_memory(next(self.parameters()).device)
-        if free is not None and size * longest**2 > free:
+        if free is not None and needed > free:
             raise CorrKDError(
-                f"modality {modality}: {longest:,} frames in a sample; attention over them needs {size_text(size * longest**2)} of memory, "
-                f"{size_text(free)} are free; at most {math.isqrt(free // size):,} frames fit with {samples} samples at once: "
-                "cut samples into windows, average frames, or make batches smaller"
+                f"modality {modality}: {longest:,} frames in a sample; attention over them needs {size_text(needed)} of memory, "
+                f"{size_text(free)} are free; at most {math.isqrt(max(0, free // unit - others)):,} frames fit with {samples} samples at "
+                "once: cut samples into windows, average frames, or make batches smaller"
             )
 
     @property
@@ -131,12 +136,6 @@ class Network(nn.Module, Generic[S]):
 
 
 AnyNetwork = Network[Any]
-
-
-def _attention(settings: BaseModel) -> tuple[int, int]:
-    """(heads, layers) of a network's attention by its settings; 0 heads where it has none."""
-    inner = getattr(settings, "network", settings)
-    return getattr(inner, "heads", 0), getattr(inner, "layers", getattr(inner, "levels", 1))
 
 
 def mean_response(votes: Sequence[Tensor], counted: Tensor, kind: Kind) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.networks.base import Network, Output, fully_connected
-from corrkd.networks.encoder import Dropout, EncoderLayer, TemporalConvolution, pool, sinusoids
+from corrkd.networks.encoder import AttentionLayer, Dropout, EncoderLayer, TemporalConvolution, pool, sinusoids
 from corrkd.settings import NetworkSettings
 
 OUT_OF_REACH = -1e4  # finite, so that a row with nothing to attend to stays finite
@@ -221,7 +221,7 @@ class CrossmodalTransformer(nn.Module):
         return hidden
 
 
-class CrossmodalAttention(nn.Module):
+class CrossmodalAttention(AttentionLayer):
     """Queries of one modality, keys and values of another; then a feed-forward block. Pre-norm, with residuals."""
 
     def __init__(self, settings: DMDSettings) -> None:

@@ -102,7 +102,13 @@ def shifted(x: Tensor, offset: int) -> Tensor:
     return pad(x, (0, 0, max(-offset, 0), max(offset, 0)))[:, max(offset, 0) : x.shape[1] + max(offset, 0)]
 
 
-class EncoderLayer(nn.Module):
+class AttentionLayer(nn.Module):
+    """A layer that makes a map of (T, T) numbers for each of its `heads`."""
+
+    heads: int
+
+
+class EncoderLayer(AttentionLayer):
     """Self-attention and a feed-forward block, each with a residual and a layer norm (Vaswani et al., 2017)."""
 
     def __init__(self, settings: NetworkSettings) -> None:

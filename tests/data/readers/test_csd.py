@@ -141,3 +141,56 @@ def test_bad_folders(tmp_path: Path) -> None:
     (data / "CMU_MOSI_Opinion_Labels.csd").unlink()
     with pytest.raises(CorrKDError, match="no label sequence; expected"):
         load_dataset(data, folds=folds)
+
+
+def test_of_nested_frames_only_those_that_overlap_are_averaged() -> None:
+    features = np.array([[1.0], [2.0], [4.0]], np.float32)
+    spans = np.array([[0, 9], [1, 2], [5, 6]], np.float64)
+    sequence = csd.Sequence("x", 0, {"v": (features, spans)})
+    assert csd.average(sequence, "v", np.array([[4, 5.5], [1.5, 3.0]])).ravel().tolist() == [2.5, 1.5]
+
+
+def test_segments_take_the_frames_whose_middle_they_hold() -> None:
+    """Also where middles are not in the order of starts."""
+    spans = np.array([[0, 10], [1, 2], [2, 3], [3, 4]], np.float64)
+    sequence = csd.Sequence("x", 0, {"v": (np.arange(4.0)[:, None], spans)})
+    middles = csd.Middles.of(sequence, "v")
+    assert middles.between(2.5, 6.0).ravel().tolist() == [0, 2, 3]
+    assert middles.intervals(0.0, 2.5).tolist() == [[1, 2]]
+    assert middles.count(np.array([[2.5, 6.0], [0.0, 2.5], [7.0, 1.0]])) == 4
+    assert csd.Middles.of(sequence, "other").between(0.0, 9.0).shape == (0, 1)
+
+
+def test_overlapping_segments_are_counted_before_they_are_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, folds = folder(tmp_path)
+    (data / "CMU_MOSI_TimestampedWordVectors_1.1.csd").unlink()
+    labels = {v: (np.zeros((5000, 1)), np.tile([[0.0, 4.0]], (5000, 1))) for v in "abcd"}
+    csd_file(data / "CMU_MOSI_Opinion_Labels.csd", "Opinion Segment Labels", labels)
+    monkeypatch.setattr("corrkd.memory.available_memory", lambda: 1_000_000)
+    with pytest.raises(CorrKDError, match=r"the segments of video a: needs 1.9 MB of memory, 1.0 MB are free"):
+        load_dataset(data, folds=folds)
+
+
+def test_pauses_among_the_words_are_left_out(tmp_path: Path) -> None:
+    data, folds = folder(tmp_path)
+    (data / "CMU_MOSI_TimestampedWordVectors_1.1.csd").unlink()
+    seconds = np.arange(4.0)
+    spans = np.stack([seconds, seconds + 1], 1)
+    words = {v: (np.array([[b"good"], [b"sp"], [b"film"], [b"sp"]]), spans) for v in "abcd"}
+    csd_file(data / "CMU_MOSI_TimestampedWords.csd", "words", words)
+    vectors = tmp_path / "glove.txt"
+    vectors.write_text("good 1 0\nfilm 0 1\nsp 5 5\n")
+    dataset = load_dataset(data, folds=folds, glove=vectors)
+    assert "language: 8 pauses (sp) among the words are left out" in dataset.notes
+    assert dataset.split("train").lengths["language"].tolist() == [1] * 4
+    assert dataset.split("train").frames["language"][0].tolist() == [[1, 0]]
+
+
+def test_intervals_that_are_no_numbers(tmp_path: Path) -> None:
+    data, folds = folder(tmp_path)
+    with h5py.File(data / "CMU_MOSI_COVAREP.csd", "r+") as file:
+        file["COVAREP/data/a/intervals"][3, 1] = np.nan
+    with pytest.raises(CorrKDError, match=r"COVAREP.csd, a: intervals contain NaN"):
+        load_dataset(data, folds=folds)

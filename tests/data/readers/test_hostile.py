@@ -235,3 +235,26 @@ def test_video_ids_take_linear_time() -> None:
     assert (list(videos), list(clips)) == (["a[2]", "b"], [3, 0])
     assert groups_from_ids(["a[1", "b"]) is None
     assert groups_from_ids(["$_$1"]) is None
+
+
+def test_ids_without_a_clip_leave_the_others_their_video() -> None:
+    videos, clips = groups_from_ids(["a$_$1", "a$_$2", "odd"]) or ((), ())
+    assert (list(videos), list(clips)) == (["a", "a", ""], [1, 2, 0])
+    assert groups_from_ids(["a$_$1", "odd", "other"]) is None
+
+
+def test_a_long_header_is_not_parsed(tmp_path: Path) -> None:
+    path = tmp_path / "set.safetensors"
+    length = 20 << 20
+    path.write_bytes(length.to_bytes(8, "little") + b"{" + b" " * (length - 2) + b"}")
+    with pytest.raises(CorrKDError, match=r"set.safetensors: refused: its header is longer than 17 MB"):
+        load_dataset(path)
+
+
+def test_numbers_that_numpy_does_not_have(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    save_file({"audio": torch.zeros(4, 3, dtype=torch.bfloat16)}, tmp_path / "set.safetensors")
+    with pytest.raises(CorrKDError, match=r"set.safetensors: tensor 'audio' is BF16; save it as float32"):
+        load_dataset(tmp_path / "set.safetensors")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corrkd.data.load import load_dataset
-from corrkd.data.readers.labels import LabelChoice, parse_choice
+from corrkd.data.readers.labels import LabelChoice, columns_of, parse_choice
 from corrkd.data.readers.names import is_no_feature, modality_names
 from corrkd.errors import CorrKDError
 
@@ -263,3 +263,9 @@ def test_aliases_of_modalities() -> None:
         "visual": "vision",
     }
     assert modality_names(["text", "language"]) == {"text": "text", "language": "language"}
+
+
+def test_columns_of_the_same_name_are_numbered() -> None:
+    table = np.array([[1.5, 2.5, 3.5]])
+    assert list(columns_of("y", table, ("a", "b", "a"))) == ["y.0", "y.1", "y.2"]
+    assert list(columns_of("y", table, ("a", "b", "c"))) == ["y.a", "y.b", "y.c"]

@@ -112,3 +112,21 @@ def test_a_damaged_sample_is_one_line(tmp_path: Path, sample, words: str) -> Non
     data["train"][3] = sample
     with pytest.raises(CorrKDError, match=words):
         load_dataset(write_pickle(tmp_path / "mosi.pkl", data))
+
+
+def test_an_empty_split_is_left_out_with_a_note(tmp_path: Path) -> None:
+    data = mag("vectors")
+    data["test"] = []
+    dataset = load_dataset(write_pickle(tmp_path / "mosi.pkl", data), targets=False)
+    assert tuple(dataset.splits) == ("train", "valid")
+    assert "left out: test, an empty list" in dataset.notes
+
+
+def test_of_several_columns_that_are_not_moseis_one_is_chosen(tmp_path: Path) -> None:
+    data = mag("vectors")
+    for split, part in data.items():
+        data[split] = [(features, np.array([[2.0, -1.5, 4.0]]), segment) for features, _, segment in part]
+    path = write_pickle(tmp_path / "set.pkl", data)
+    with pytest.raises(CorrKDError, match=r"several label columns; choose with --label: label.0, label.1, label.2"):
+        load_dataset(path)
+    assert (load_dataset(path, label="1").split("train").scores == -1.5).all()

@@ -105,3 +105,15 @@ def test_bad_input_is_one_line(tmp_path: Path, change, words: str) -> None:
     with pytest.raises(CorrKDError, match=words) as caught:
         load(tmp_path, data)
     assert "\n" not in str(caught.value)
+
+
+def test_common_frame_ids_and_what_is_left_out(tmp_path: Path) -> None:
+    data = mult()
+    for part in data.values():
+        part["frame_ids"] = np.tile(np.arange(7), (len(part["text"]), 1))
+        part["spectrum"] = np.zeros((3, 4, 5, 6))
+    dataset = load_dataset(write_pickle(tmp_path / "mosi.pkl", data))
+    train = dataset.split("train")
+    assert set(train.frame_ids) == {"language", "audio", "vision"}
+    assert train.frame_ids["audio"][0].tolist() == list(range(7))
+    assert "left out: spectrum" in dataset.notes

@@ -36,14 +36,14 @@ FEWEST_FOR_LEAK = 10  # samples: a column that equals so many labels does so for
 
 
 def groups_from_ids(ids: Sequence[str]) -> tuple[StrArray, IntArray] | None:
-    """(videos, clip numbers) where every id reads `video$_$clip` or `video[index]`; None where one does not.
+    """(videos, clip numbers) where ids read `video$_$clip` or `video[index]`; None where most do not. Others are of no video ("").
 
     Clips are ordered as numbers ("10" after "9"); clips that are no numbers by their text within their video.
     """
-    pairs = [_video_and_clip(name) for name in ids]
-    if not pairs or any(not video or not clip for video, clip in pairs):
-        return None
+    pairs = [(video, clip) if video and clip else ("", "0") for video, clip in map(_video_and_clip, ids)]
     videos = [video for video, _ in pairs]
+    if not pairs or 2 * videos.count("") > len(videos):
+        return None
     if all(re.fullmatch(r"-?\d{1,18}", clip) for _, clip in pairs):
         return np.array(videos), np.array([int(clip) for _, clip in pairs], np.int64)
     rank = {pair: index for index, pair in enumerate(sorted(set(pairs)))}

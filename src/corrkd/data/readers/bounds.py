@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from corrkd.errors import CorrKDError
-from corrkd.memory import size_text
+from corrkd.memory import check_memory, size_text
 
 # Deflate packs at most 1032:1 and padding packs well; beyond this the file is a bomb.
 EXPANSION = 300
 SLACK = 256 << 20
 OBJECT = 1 << 10  # bytes that an array or a string takes beside its values, generously
+LARGE = 64 << 20  # of smaller objects nobody asks whether they fit into memory
 
 
 def most_unpacked(path: Path) -> int:
@@ -51,3 +52,5 @@ class Budget:
                 f"{what}: declares {size_text(self.spent)} of arrays where {size_text(self.most)} are allowed; "
                 "refused as a decompression bomb"
             )
+        if count > LARGE:
+            check_memory(what, count)

@@ -16,13 +16,14 @@ from corrkd.data.readers import hdf5
 from corrkd.data.readers.bounds import Budget, most_unpacked, refused
 from corrkd.errors import CorrKDError
 from corrkd.memory import size_text
+from corrkd.parsing import quoted
 
 Array = npt.NDArray[Any]
 
 LONGEST_DIRECTORY = 2 << 20  # bytes, of a zip file: some 30,000 members
-LONGEST_HEADER = 16 << 20  # of a .safetensors file; what Python makes of JSON is ten times its size
 END, END64 = b"PK\x05\x06", b"PK\x06\x06"  # records at the end of a zip file
 END_SIZE, END64_SIZE, LONGEST_COMMENT = 22, 76, 65_535
+NUMPY_DTYPES = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}  # of .safetensors
 IN_END64 = 0xFFFFFFFF  # a size that stands in the longer record
 
 
@@ -139,11 +140,14 @@ def read_h5(path: Path) -> dict[str, Array]:
 
 def read_safetensors(path: Path) -> dict[str, Array]:
     """Return the tensors of a `.safetensors` file. Raises CorrKDError where it is damaged."""
-    with path.open("rb") as file:
-        if int.from_bytes(file.read(8), "little") > LONGEST_HEADER:
-            raise refused(path.name, f"its header is longer than {size_text(LONGEST_HEADER)}")
+    arrays = {}
     try:
         with safe_open(path, framework="numpy") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+            for key in file.keys():  # noqa: SIM118  (not a dict)
+                dtype = file.get_slice(key).get_dtype()
+                if dtype not in NUMPY_DTYPES:
+                    raise CorrKDError(f"{path.name}: tensor {quoted(key)} is {dtype}; save it as float32")
+                arrays[key] = file.get_tensor(key)
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CorrKDError(f"{path.name}: a damaged .safetensors file ({str(error)[:120]})") from None
+    return arrays

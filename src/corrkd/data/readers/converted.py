@@ -17,15 +17,18 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from corrkd.data.dataset import SPLITS, MultimodalDataset, Split, StrArray, check_split
+from corrkd.data.readers.bounds import refused
 from corrkd.data.readers.raw import Array
 from corrkd.errors import CorrKDError
 from corrkd.escape import is_unicode
+from corrkd.memory import size_text
 from corrkd.parsing import parse_json, quoted, refusing
 
 FORMAT = 2
 SOURCE = "source_sha256"  # in `extra`: the sum of the file that was converted
 KEY = "corrkd"
-LONGEST_HEADER = 100_000_000  # the bound of the safetensors format
+LONGEST_HEADER = 16 << 20  # bytes; what Python makes of JSON is ten times its size
+FORMATS_LONGEST_HEADER = 100_000_000  # the bound of the safetensors format
 LONGEST_ID = 1000  # characters: NumPy gives every string of an array the room of the longest
 DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
@@ -76,7 +79,7 @@ def is_safetensors(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(9)
     length = int.from_bytes(head[:8], "little")
-    return head[8:] == b"{" and length <= LONGEST_HEADER
+    return head[8:] == b"{" and length <= FORMATS_LONGEST_HEADER
 
 
 def recognises(path: Path) -> bool:
@@ -88,6 +91,8 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     """The header as JSON, and where the tensors start. Raises CorrKDError where it is damaged."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
+        if length > LONGEST_HEADER:
+            raise refused(path.name, f"its header is longer than {size_text(LONGEST_HEADER)}")
         text = file.read(length)
     header = parse_json(text, f"{path.name}: a damaged .safetensors file: its header")
     if not isinstance(header, dict):

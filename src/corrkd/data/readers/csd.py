@@ -29,6 +29,7 @@ from corrkd.data.readers.pad import pad
 from corrkd.data.readers.raw import Array, Columns, RawSplit
 from corrkd.data.readers.values import ranks_within
 from corrkd.errors import CorrKDError
+from corrkd.memory import check_memory
 from corrkd.parsing import parse_json, read_json
 
 Seconds = npt.NDArray[np.float64]
@@ -36,6 +37,7 @@ Key = tuple[str, int]  # a video, and a clip in it
 
 ALIGNED_KEY = re.compile(r"([^\[\]]+)\[(\d{1,9})\]")
 DIMENSIONS = "dimension names"  # in the metadata
+PAUSE = "sp"  # the aligner's mark of a short pause, among the words
 
 # CMU-MOSI's standard folds are its 93 videos in ASCII order, cut into 52, 10 and 31. The sum is of the ordered ids, a line each.
 MOSI_FOLDS = (52, 10, 31)
@@ -172,6 +174,8 @@ def _entry(where: str, entry: h5py.Group, budget: Budget) -> tuple[Array, Second
     frames, spans = (hdf5.array(where, items[key], budget) for key in ("features", "intervals"))
     if frames.ndim != 2 or frames.shape[1] == 0 or spans.shape != (len(frames), 2) or spans.dtype.kind not in "fiu":
         raise CorrKDError(f"{where}: features {frames.shape} and intervals {spans.shape} do not fit")
+    if not np.isfinite(spans).all():
+        raise CorrKDError(f"{where}: intervals contain NaN or infinite values")
     if frames.dtype.kind == "O":
         return frames, np.asarray(spans, np.float64), 0
     frames = np.asarray(frames, np.float32)
@@ -252,7 +256,10 @@ def _by_modality(
             modalities[modality if modality not in modalities else path.stem] = sequence
     if words and "language" not in modalities and options.glove is not None:
         path = _word_file(name, words)
-        modalities["language"], unknown = _word_vectors(name, words.pop(path), options)
+        sequence, pauses = _without_pauses(words.pop(path))
+        if pauses:
+            notes.append(f"language: {pauses} pauses ({PAUSE}) among the words are left out")
+        modalities["language"], unknown = _word_vectors(name, sequence, options)
         if unknown:
             notes.append(f"language: {unknown} words have no vector in {options.glove.name}; all-zero frames")
     without = "" if "language" in modalities else "; pass --glove FILE to use them as language"
@@ -270,6 +277,13 @@ def _word_file(name: str, texts: dict[Path, Sequence]) -> Path:
             f"{name}: {', '.join(path.name for path in named or texts)} hold text; leave the one with the words"
         )
     return named[0]
+
+
+def _without_pauses(words: Sequence) -> tuple[Sequence, int]:
+    """The sequence without the marks of pauses, and how many there were."""
+    keep = {key: frames[:, 0] != PAUSE for key, (frames, _) in words.data.items()}
+    data = {key: (frames[keep[key]], spans[keep[key]]) for key, (frames, spans) in words.data.items()}
+    return Sequence(words.root, 0, data), sum(int((~kept).sum()) for kept in keep.values())
 
 
 def _word_vectors(name: str, sequence: Sequence, options: ReadOptions) -> tuple[Sequence, int]:
@@ -320,20 +334,53 @@ def _segments(label: Sequence, modalities: dict[str, Sequence]) -> dict[Key, Sam
     samples = {}
     words = modalities.get("language")
     for video, (rows, spans) in label.data.items():
+        inside = {m: Middles.of(s, video) for m, s in modalities.items() if words is None or s is words}
+        counts = {m: middles.count(spans) for m, middles in inside.items()}
+        size = sum(4 * counts.get(m, counts.get("language", 0)) * _width(s) for m, s in modalities.items())
+        check_memory(f"the segments of video {video}", size)
         for clip, (start, end) in enumerate(spans):
+            frames = {m: middles.between(start, end) for m, middles in inside.items()}
             if words is not None:
-                inside = _within(words, video, start, end)
-                frames = {m: average(s, video, inside) for m, s in modalities.items() if s is not words}
-                frames["language"] = (
-                    words.data[video][0][_rows(words, video, start, end)] if video in words.data else _none(words)
-                )
-            else:
-                frames = {
-                    m: s.data[video][0][_rows(s, video, start, end)] if video in s.data else _none(s)
-                    for m, s in modalities.items()
-                }
+                frames, intervals = {"language": frames["language"]}, inside["language"].intervals(start, end)
+                frames |= {m: average(s, video, intervals) for m, s in modalities.items() if s is not words}
             samples[video, clip] = Sample({m: frames[m] for m in modalities}, rows[clip], float(start))
     return samples
+
+
+@dataclass(frozen=True)
+class Middles:
+    """The frames of a sequence in a video by the middle of their intervals, each segment's found without a look at the others."""
+
+    frames: Array
+    spans: Seconds
+    order: npt.NDArray[np.int64]
+    middle: Seconds  # (T,), rising
+
+    @classmethod
+    def of(cls, sequence: Sequence, video: str) -> Middles:
+        """Of a video that the sequence may lack."""
+        frames, spans = sequence.data.get(video, (_none(sequence), np.zeros((0, 2))))
+        middle = spans.mean(1)
+        order = np.argsort(middle, kind="stable")
+        return cls(frames, spans, order, middle[order])
+
+    def _rows(self, start: float, end: float) -> npt.NDArray[np.int64]:
+        """Rows of the frames whose middle lies in [start, end), in the order of their starts."""
+        first, last = np.searchsorted(self.middle, (start, end))
+        return np.sort(self.order[first:last])
+
+    def count(self, segments: Seconds) -> int:
+        """How many frames segments (N, 2) have in all."""
+        first, last = np.searchsorted(self.middle, segments[:, 0]), np.searchsorted(self.middle, segments[:, 1])
+        return int(np.maximum(last - first, 0).sum())
+
+    def between(self, start: float, end: float) -> Array:
+        """(T, d) frames of a segment."""
+        return self.frames[self._rows(start, end)]
+
+    def intervals(self, start: float, end: float) -> Seconds:
+        """(T, 2) their intervals."""
+        return self.spans[self._rows(start, end)]
 
 
 def _raw_split(
@@ -353,33 +400,31 @@ def _raw_split(
     return raw
 
 
+def _width(sequence: Sequence) -> int:
+    return int(next(iter(sequence.data.values()))[0].shape[1])
+
+
 def _none(sequence: Sequence) -> FloatArray:
-    return np.zeros((0, next(iter(sequence.data.values()))[0].shape[1]), np.float32)
-
-
-def _rows(sequence: Sequence, video: str, start: float, end: float) -> npt.NDArray[np.bool_]:
-    """Frames whose middle lies in [start, end)."""
-    middle = sequence.data[video][1].mean(1)
-    return (middle >= start) & (middle < end)
-
-
-def _within(words: Sequence, video: str, start: float, end: float) -> Seconds:
-    """Intervals (W, 2) of the words in a segment."""
-    return words.data[video][1][_rows(words, video, start, end)] if video in words.data else np.zeros((0, 2))
+    return np.zeros((0, _width(sequence)), np.float32)
 
 
 def average(sequence: Sequence, video: str, intervals: Seconds) -> FloatArray:
     """(W, d) mean of the frames that overlap each interval; zeros where none does."""
-    result = np.zeros((len(intervals), _none(sequence).shape[1]), np.float32)
+    result = np.zeros((len(intervals), _width(sequence)), np.float32)
     if video not in sequence.data:
         return result
     features, spans = sequence.data[video]
-    # Both ends in order, so that the frames of an interval are one slice.
-    first = np.searchsorted(np.maximum.accumulate(spans[:, 1]), intervals[:, 0], side="right")
+    # Both ends in order, so that the frames of an interval are within one slice; of nested frames some of it may end before.
+    latest = np.maximum.accumulate(spans[:, 1])
+    first = np.searchsorted(latest, intervals[:, 0], side="right")
     last = np.searchsorted(spans[:, 0], intervals[:, 1], side="left")
+    nested = (latest != spans[:, 1]).any()
     for row, (low, high) in enumerate(zip(first, last, strict=True)):
-        if low < high:
-            result[row] = features[low:high].mean(0)
+        inside = features[low:high]
+        if nested:
+            inside = inside[spans[low:high, 1] > intervals[row, 0]]
+        if len(inside):
+            result[row] = inside.mean(0)
     return result
 
 

@@ -7,6 +7,7 @@ builds.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from corrkd.data.readers.bounds import Budget, refused
 from corrkd.errors import CorrKDError
 
 Array = npt.NDArray[Any]
-ROWS = 256  # strings read at a time: their lengths are seen only afterwards
+ROWS = 16  # strings read at a time: their lengths are seen only afterwards
 
 
 def members(name: str, group: h5py.Group) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:
@@ -67,12 +68,12 @@ def _strings(name: str, dataset: h5py.Dataset, budget: Budget) -> Array:
     """Strings may all refer to one long text in the file, so they are counted as they are built, some rows at a time."""
     if dataset.ndim == 0:
         text = dataset.asstr(errors="replace")[()]
-        budget.take(name, len(text))
+        budget.take(name, sys.getsizeof(text))
         return np.array(text, object)
     pieces = []
     for start in range(0, len(dataset), ROWS):
         piece = np.asarray(dataset.asstr(errors="replace")[start : start + ROWS], object)
-        budget.take(name, sum(map(len, piece.ravel().tolist())))
+        budget.take(name, sum(map(sys.getsizeof, piece.ravel().tolist())))
         pieces.append(piece)
     return np.concatenate(pieces) if pieces else np.empty(dataset.shape, object)
 

@@ -63,12 +63,13 @@ def columns_of(key: str, values: Array, names: Sequence[str] = ()) -> Columns:
     Args:
         key: the array's name.
         values: (N,), (N, Q), (N, 1) or (N, 1, Q) numbers.
-        names: of the columns, where the file gives them; else CMU-MOSEI's where the values fit, else numbers from 0.
+        names: of the columns, where the file gives each its own; else CMU-MOSEI's where the values fit, else numbers from 0.
     """
     table = values.reshape(len(values), -1)
     if table.shape[1] == 1:
         return {key: table[:, 0]}
-    names = names if len(names) == table.shape[1] else (mosei_names(table) or [str(i) for i in range(table.shape[1])])
+    if len(set(names)) != table.shape[1]:  # none, or not one each
+        names = mosei_names(table) or [str(i) for i in range(table.shape[1])]
     return {f"{key}.{name}": table[:, i] for i, name in enumerate(names)}
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from corrkd.data.dataset import MultimodalDataset
 from corrkd.data.readers.assemble import assemble, likert_range
 from corrkd.data.readers.glove import look_up
-from corrkd.data.readers.labels import columns_of
+from corrkd.data.readers.labels import columns_of, mosei_names
 from corrkd.data.readers.names import SPLIT_NAMES
 from corrkd.data.readers.options import ReadOptions
 from corrkd.data.readers.pad import pad
@@ -24,10 +24,10 @@ from corrkd.errors import CorrKDError
 
 
 def recognises(data: Any) -> bool:
-    """A dict in which split names stand for lists of samples of three parts or more."""
+    """A dict in which split names stand for lists, some of them empty, of samples of three parts or more."""
     parts = [data[split] for split in data if split in SPLIT_NAMES] if isinstance(data, dict) else []
-    return bool(parts) and all(
-        isinstance(part, list | tuple) and len(part) > 0 and _is_sample(part[0]) for part in parts
+    return any(len(part) > 0 for part in parts if isinstance(part, list | tuple)) and all(
+        isinstance(part, list | tuple) and (not part or _is_sample(part[0])) for part in parts
     )
 
 
@@ -46,9 +46,10 @@ def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> Multimodal
     Raises:
         CorrKDError: a damaged sample; words without `glove`; word ids without their words.
     """
-    parts = {SPLIT_NAMES[split]: part for split, part in data.items() if split in SPLIT_NAMES}
+    parts = {SPLIT_NAMES[split]: part for split, part in data.items() if split in SPLIT_NAMES and part}
     others = [str(split) for split in data if split not in SPLIT_NAMES]
     notes = [f"left out: {', '.join(others)} (beside the splits, and none)"] if others else []
+    notes += [f"left out: {split}, an empty list" for split, part in data.items() if split in SPLIT_NAMES and not part]
     language = {split: _language(f"{name}, {split}", part) for split, part in parts.items()}
     sentences = {split: words for split, (words, _) in language.items() if words is not None}
     if sentences:
@@ -86,7 +87,7 @@ def _read_split(where: str, part: Sequence[Any], language: Sequence[Any]) -> Raw
 
 
 def _set_labels(where: str, raw: RawSplit, part: Sequence[Any]) -> None:
-    """The first column is the score (sentiment); the others can be chosen."""
+    """A single column is the score, and of CMU-MOSEI's seven the sentiment; of others one has to be chosen."""
     try:
         labels = [np.asarray(sample[1], np.float64).ravel() for sample in part]
     except (ValueError, TypeError, IndexError):
@@ -99,7 +100,8 @@ def _set_labels(where: str, raw: RawSplit, part: Sequence[Any]) -> None:
         )
     table = np.stack(labels)
     raw.columns = columns_of("label", table)
-    raw.scores = table[:, 0]
+    if table.shape[1] == 1 or len(mosei_names(table)) == 7:
+        raw.scores = table[:, 0]
 
 
 def _language(where: str, part: Sequence[Any]) -> tuple[list[list[str]] | None, Sequence[Any]]:

@@ -14,17 +14,10 @@ from corrkd.data.dataset import WHOLE, MultimodalDataset
 from corrkd.data.groups import GROUPS
 from corrkd.data.readers.assemble import assemble, likert_range, sign_class_names
 from corrkd.data.readers.labels import columns_of
-from corrkd.data.readers.names import (
-    FRAME_IDS,
-    LENGTHS,
-    PRESENT,
-    is_no_feature,
-    label_keys,
-    modality_names,
-)
+from corrkd.data.readers.names import LENGTHS, is_no_feature, label_keys, modality_names
 from corrkd.data.readers.options import ReadOptions
 from corrkd.data.readers.raw import RawSplit
-from corrkd.data.readers.split_dicts import feature_names, splits_of
+from corrkd.data.readers.split_dicts import feature_names, left_out, raw_split, splits_of
 from corrkd.data.readers.values import numeric, strings
 from corrkd.errors import CorrKDError
 
@@ -74,10 +67,10 @@ def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> Multimodal
         CorrKDError: arrays that do not fit one another; token ids where BERT states are needed.
     """
     parts, notes = splits_of(data, name)
-    raw, left_out = {}, set()
-    for split, part in parts.items():
-        raw[split], unused = _read_split(f"{name}, {split}", part)
-        left_out |= unused
+    features = {split: _features(f"{name}, {split}", part) for split, part in parts.items()}
+    raw = {split: _read_split(f"{name}, {split}", part, features[split]) for split, part in parts.items()}
+    columns = [full for part in raw.values() for full in part.columns]
+    notes += left_out(parts, [key for keys in features.values() for key in keys], columns, (*OTHERS, SCORES, CLASSES))
     sims = any("regression_labels_T" in part for part in parts.values())
     sequences = {x.shape[1] for part in raw.values() for x in part.frames.values() if np.ndim(x) == 3}
     return assemble(
@@ -86,46 +79,34 @@ def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> Multimodal
         options,
         layout=f"MMSA {'aligned' if len(sequences) <= 1 else 'unaligned'}{', CH-SIMS' if sims else ''}",
         special_tokens=all(TOKENS in part and f"text{LENGTHS}" not in part for part in parts.values()),
-        notes=[*notes, *([f"left out: {', '.join(sorted(left_out))}"] if left_out else [])],
+        notes=notes,
         class_names=_class_names(parts) or sign_class_names(raw),
         score_range=(-1.0, 1.0) if sims else likert_range(raw),
     )
 
 
-def _read_split(where: str, part: Mapping[str, Any]) -> tuple[RawSplit, set[str]]:
-    """The split, and the names of what is left out."""
-    count = _count(where, part)
-    features = feature_names(where, part, count, (*OTHERS, *GROUPS))
-    names = {key: m for key, m in features.items() if np.size(part[key])}
+def _features(where: str, part: Mapping[str, Any]) -> dict[str, str]:
+    """{key: modality}. Raises CorrKDError where language is there as token ids alone."""
+    names = feature_names(where, part, _count(where, part), (*OTHERS, *GROUPS))
+    names = {key: m for key, m in names.items() if np.size(part[key])}
     if TOKENS in part and "language" not in names.values():
         raise CorrKDError(
             f"{where}: holds {TOKENS}, the ids of BERT's tokens, but no `text`; add BERT's states as `text`, or leave "
             f"{TOKENS} out to go on without language"
         )
-    lengths = {m: part[f"{key}{LENGTHS}"] for key, m in names.items() if f"{key}{LENGTHS}" in part}
-    if "language" not in lengths and "language" in names.values():
-        lengths |= _lengths_of_tokens(where, part, next(key for key, m in names.items() if m == "language"))
-    groups = {g: part[g] for g in GROUPS if g in part}
-    labels = label_keys(part, count, (*OTHERS, *GROUPS))
-    raw = RawSplit(
-        frames={m: part[key] for key, m in names.items()},
-        lengths=lengths,
-        present={m: part[f"{key}{PRESENT}"] for key, m in names.items() if f"{key}{PRESENT}" in part},
-        ids=part.get("id"),
-        scores=None if part.get(SCORES) is None else numeric(where, part[SCORES], SCORES),
-        labels=part.get(CLASSES),
-        columns={full: x for key in labels for full, x in columns_of(key, part[key]).items()},
-        groups=groups,
-        order=part.get("order"),
-        frame_ids={
-            m: part[name]
-            for key, m in names.items()
-            for name in ("frame_ids", f"{key}{FRAME_IDS}")
-            if name in part and np.ndim(part[key]) == 3
-        },
-    )
-    companions = {f"{key}{what}" for key in names for what in (LENGTHS, PRESENT, FRAME_IDS)}
-    return raw, {str(key) for key in part} - {*names, *companions, *OTHERS, *GROUPS, *labels, SCORES, CLASSES}
+    return names
+
+
+def _read_split(where: str, part: Mapping[str, Any], features: Mapping[str, str]) -> RawSplit:
+    raw = raw_split(part, features)
+    if "language" not in raw.lengths and "language" in raw.frames:
+        raw.lengths |= _lengths_of_tokens(where, part, raw.frames["language"])
+    raw.ids = part.get("id")
+    raw.scores = None if part.get(SCORES) is None else numeric(where, part[SCORES], SCORES)
+    raw.labels = part.get(CLASSES)
+    for key in label_keys(part, _count(where, part), (*OTHERS, *GROUPS)):
+        raw.columns |= columns_of(key, part[key])
+    return raw
 
 
 def _count(where: str, part: Mapping[str, Any]) -> int:
@@ -136,9 +117,9 @@ def _count(where: str, part: Mapping[str, Any]) -> int:
     raise CorrKDError(f"{where}: holds neither labels nor `text`, `audio` or `vision`")
 
 
-def _lengths_of_tokens(where: str, part: Mapping[str, Any], key: str) -> dict[str, Any]:
+def _lengths_of_tokens(where: str, part: Mapping[str, Any], language: Any) -> dict[str, Any]:
     """Lengths of the language from the mask in `text_bert` (N, 3, T) of ids, mask, segment; {} where it does not fit."""
-    tokens, language = part.get(TOKENS), part[key]
+    tokens = part.get(TOKENS)
     if not isinstance(tokens, np.ndarray) or not isinstance(language, np.ndarray) or language.ndim != 3:
         return {}
     mask = tokens[:, 1:2] if tokens.ndim == 3 else tokens

@@ -15,17 +15,10 @@ from corrkd.data.groups import GROUPS
 from corrkd.data.readers import split_dicts
 from corrkd.data.readers.assemble import assemble, likert_range
 from corrkd.data.readers.labels import are_names, columns_of, mosei_names
-from corrkd.data.readers.names import (
-    ALIASES,
-    FRAME_IDS,
-    LENGTHS,
-    PRESENT,
-    USUAL,
-    label_keys,
-)
+from corrkd.data.readers.names import ALIASES, USUAL, label_keys
 from corrkd.data.readers.options import ReadOptions
 from corrkd.data.readers.raw import Array, RawSplit
-from corrkd.data.readers.split_dicts import feature_names, splits_of
+from corrkd.data.readers.split_dicts import feature_names, left_out, raw_split, splits_of
 from corrkd.data.readers.values import column, numeric, ranks_within, strings
 from corrkd.errors import CorrKDError
 
@@ -64,36 +57,42 @@ def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> Multimodal
     may be on either side.
     """
     parts, notes = splits_of(data, name)
-    raw = {split: _read_split(f"{name}, {split}", part) for split, part in parts.items()}
+    labels = {split: _labels(f"{name}, {split}", part) for split, part in parts.items()}
+    features = {split: _features(f"{name}, {split}", part, labels[split]) for split, part in parts.items()}
+    raw = {
+        split: _read_split(f"{name}, {split}", part, features[split], labels[split]) for split, part in parts.items()
+    }
+    columns = [full for part in raw.values() for full in part.columns]
+    notes += left_out(parts, [key for keys in features.values() for key in keys], columns, OTHERS)
     questions = next(iter(raw.values())).labels
     names: tuple[str, ...] = ()
     if questions is not None and questions.ndim == 2:
         width = questions.shape[1]
-        columns = tuple(full.rpartition(".")[2] for full in next(iter(raw.values())).columns)
-        names = IEMOCAP_QUESTIONS if width == 4 else columns if len(columns) == width else ()
+        named = tuple(full.rpartition(".")[2] for full in next(iter(raw.values())).columns)
+        names = IEMOCAP_QUESTIONS if width == 4 else named if len(named) == width else ()
         names = names or tuple(f"question {q + 1}" for q in range(width))
     return assemble(name, raw, options, layout="MulT", notes=notes, question_names=names, score_range=likert_range(raw))
 
 
-def _read_split(where: str, part: Mapping[str, Any]) -> RawSplit:
+def _labels(where: str, part: Mapping[str, Any]) -> Array | None:
     key = next((key for key in LABELS if key in part), None)
     labels = None if key is None else np.asarray(part[key])
-    if labels is not None and not (labels.ndim and are_names(labels)):
-        labels = numeric(where, labels, "labels")
+    return labels if labels is None or (labels.ndim and are_names(labels)) else numeric(where, labels, "labels")
+
+
+def _features(where: str, part: Mapping[str, Any], labels: Array | None) -> dict[str, str]:
+    """{key: modality}."""
+    return feature_names(where, part, _count(where, part, labels), (*OTHERS, *GROUPS))
+
+
+def _read_split(where: str, part: Mapping[str, Any], features: Mapping[str, str], labels: Array | None) -> RawSplit:
+    raw = raw_split(part, features)
+    raw.ids, groups, order = _ids(where, part.get("id"))
+    raw.groups = groups | raw.groups
+    raw.order = order if raw.order is None else raw.order
     count = _count(where, part, labels)
-    modalities = feature_names(where, part, count, (*OTHERS, *GROUPS))
-    ids, groups, order = _ids(where, part.get("id"))
-    raw = RawSplit(
-        frames={m: part[key] for key, m in modalities.items()},
-        lengths={m: part[f"{key}{LENGTHS}"] for key, m in modalities.items() if f"{key}{LENGTHS}" in part},
-        present={m: part[f"{key}{PRESENT}"] for key, m in modalities.items() if f"{key}{PRESENT}" in part},
-        ids=ids,
-        groups=groups | {g: part[g] for g in GROUPS if g in part},
-        order=part.get("order", order),
-        frame_ids={m: part[f"{key}{FRAME_IDS}"] for key, m in modalities.items() if f"{key}{FRAME_IDS}" in part},
-    )
-    for other in label_keys(part, count, (*OTHERS, *GROUPS)):
-        raw.columns |= columns_of(other, part[other])
+    for key in label_keys(part, count, (*OTHERS, *GROUPS)):
+        raw.columns |= columns_of(key, part[key])
     if labels is not None:
         _set_labels(where, raw, labels, count)
     return raw

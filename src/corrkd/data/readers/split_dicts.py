@@ -7,8 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from corrkd.data.readers.names import ALIASES, SPLIT_NAMES, USUAL, feature_keys, modality_names
+from corrkd.data.groups import GROUPS
+from corrkd.data.readers.names import (
+    ALIASES,
+    FRAME_IDS,
+    LENGTHS,
+    PRESENT,
+    SPLIT_NAMES,
+    USUAL,
+    feature_keys,
+    modality_names,
+)
 from corrkd.data.readers.pad import with_lists_as_arrays
+from corrkd.data.readers.raw import RawSplit
 from corrkd.errors import CorrKDError
 
 Part = Mapping[str, Any]
@@ -68,6 +79,41 @@ def feature_names(where: str, part: Part, count: int, claimed: Iterable[str]) ->
     keys = feature_keys(where, part, count, claimed)
     keys += [key for key in part if ALIASES.get(key, key) in USUAL and key not in keys]
     return modality_names(keys)
+
+
+def raw_split(part: Part, features: Mapping[str, str]) -> RawSplit:
+    """Return a split's features, {key: modality}, with what the file says of each, its groups and its order. No ids, no labels."""
+
+    def companions(suffix: str) -> dict[str, Any]:
+        return {m: part[f"{key}{suffix}"] for key, m in features.items() if f"{key}{suffix}" in part}
+
+    common = {m: part["frame_ids"] for key, m in features.items() if "frame_ids" in part and np.ndim(part[key]) == 3}
+    return RawSplit(
+        frames={m: part[key] for key, m in features.items()},
+        lengths=companions(LENGTHS),
+        present=companions(PRESENT),
+        groups={g: part[g] for g in GROUPS if g in part},
+        order=part.get("order"),
+        frame_ids=common | companions(FRAME_IDS),
+    )
+
+
+def left_out(
+    parts: Mapping[str, Part], features: Iterable[str], columns: Iterable[str], used: Iterable[str]
+) -> list[str]:
+    """Return a note on the arrays that nobody reads, in a list; [] where there is none.
+
+    Args:
+        parts: by split.
+        features: keys that are modalities.
+        columns: of labels, by their full names.
+        used: further names that the layout reads.
+    """
+    features = set(features)
+    companions = {f"{key}{suffix}" for key in features for suffix in (LENGTHS, PRESENT, FRAME_IDS)}
+    read = {*features, *companions, *used, *GROUPS, *(full.partition(".")[0] for full in columns)}
+    unused = sorted({str(key) for part in parts.values() for key in part} - read)
+    return [f"left out: {', '.join(unused)}"] if unused else []
 
 
 def _labelled(where: str, part: Part) -> dict[str, Any]:

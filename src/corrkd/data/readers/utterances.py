@@ -163,8 +163,8 @@ def _read(found: Utterances, path: Path, name: str, options: ReadOptions) -> Mul
         notes.append(note)
     frames, lengths = {}, {}
     for m, folder in folders.items():
-        frames[m], lengths[m], absent = _features(f"{name}, {folder.name}", folder, found.ids, digest)
-        notes.append(f"{m}: {folder.name}" + (f"; {absent} utterances have no file there: missing" if absent else ""))
+        frames[m], lengths[m], note = _features(f"{name}, {folder.name}", folder, found.ids, digest)
+        notes.append(f"{m}: {folder.name}{note}")
     raw = {}
     for split in (*SPLITS, WHOLE):
         rows = np.flatnonzero(splits == split)
@@ -229,8 +229,8 @@ def _file_of(name: str, folder: Path, utterance: str) -> Path:
     return folder / f"{utterance}.npy"
 
 
-def _features(where: str, folder: Path, ids: StrArray, digest: Any) -> tuple[FloatArray, IntArray, int]:
-    """(N, T, d) frames and (N,) lengths of a folder's files, and how many are not there. Shapes are checked before anything is read."""
+def _features(where: str, folder: Path, ids: StrArray, digest: Any) -> tuple[FloatArray, IntArray, str]:
+    """(N, T, d) frames and (N,) lengths of a folder's files, and what is missing. Shapes are checked before anything is read."""
     files = [_file_of(where, folder, utterance) for utterance in ids.tolist()]
     headers = {row: header for row, file in enumerate(files) if (header := _header(where, file)) is not None}
     rows = {row: header for row, header in headers.items() if header.frames}
@@ -252,7 +252,9 @@ def _features(where: str, folder: Path, ids: StrArray, digest: Any) -> tuple[Flo
             raise CorrKDError(f"{where}, {files[row].name}: a damaged .npy file ({str(error)[:80]})") from None
         digest.update(f"{ids[row]}\n".encode())
         digest.update(frames[row, : header.frames].data)
-    return frames, lengths, len(files) - len(rows)
+    absent, empty = len(files) - len(headers), len(headers) - len(rows)
+    note = f"; {absent} utterances have no file there: missing" if absent else ""
+    return frames, lengths, note + (f"; {empty} files have no frame: missing" if empty else "")
 
 
 @dataclass(frozen=True)
