@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from corrkd.data.load import load_dataset
     from corrkd.errors import CorrKDError
     from corrkd.evaluation.judge import evaluate
-    from corrkd.experiment.run import Run, resume, run
+    from corrkd.experiment.plan import Plan, load_plan
+    from corrkd.experiment.run import Run, compare, resume, run
     from corrkd.networks.saved import SavedNetwork, load_student
     from corrkd.serve.predictor import Predictor
     from corrkd.serve.standalone import Prediction
@@ -24,14 +25,17 @@ if TYPE_CHECKING:
 _HOMES = {
     "CorrKDError": "corrkd.errors",
     "MultimodalDataset": "corrkd.data.dataset",
+    "Plan": "corrkd.experiment.plan",
     "Prediction": "corrkd.serve.standalone",
     "Predictor": "corrkd.serve.predictor",
     "Run": "corrkd.experiment.run",
     "SavedNetwork": "corrkd.networks.saved",
     "Settings": "corrkd.settings",
     "Split": "corrkd.data.dataset",
+    "compare": "corrkd.experiment.run",
     "evaluate": "corrkd.evaluation.judge",
     "load_dataset": "corrkd.data.load",
+    "load_plan": "corrkd.experiment.plan",
     "load_settings": "corrkd.settings",
     "load_student": "corrkd.networks.saved",
     "resume": "corrkd.experiment.run",
@@ -41,6 +45,7 @@ _HOMES = {
 __all__ = [
     "CorrKDError",
     "MultimodalDataset",
+    "Plan",
     "Prediction",
     "Predictor",
     "Run",
@@ -48,8 +53,10 @@ __all__ = [
     "Settings",
     "Split",
     "__version__",
+    "compare",
     "evaluate",
     "load_dataset",
+    "load_plan",
     "load_settings",
     "load_student",
     "resume",

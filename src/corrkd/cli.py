@@ -133,11 +133,17 @@ def train(
 
 
 @app.command()
-def resume(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Go on with a run that was stopped, to the same bits as one never stopped."""
+def resume(folder: Annotated[Path, typer.Argument(help="The folder of a run or a comparison.")]) -> None:
+    """Go on with what was stopped, to the same bits as if it had never stopped."""
+    from corrkd.experiment.plan import read_plan
     from corrkd.experiment.progress import Reporter
     from corrkd.experiment.run import resume as resume_run
+    from corrkd.experiment.tune import carry_on, table_text
 
+    plan = read_plan(folder, unchanged=True)
+    if plan.trials is not None:
+        print(table_text(carry_on(plan, folder, Reporter())))
+        return
     _announce(resume_run(folder, reporter=Reporter()))
 
 
@@ -169,7 +175,7 @@ def evaluate(
     from corrkd.csv_files import write_csv
     from corrkd.evaluation.judge import evaluate as judge
     from corrkd.evaluation.judge import masks_of
-    from corrkd.experiment.prepare import dataset_of, pick_device
+    from corrkd.experiment.experiment import dataset_of, pick_device
     from corrkd.experiment.progress import Reporter
     from corrkd.files import check_new, make_folder
     from corrkd.missing.manifest import load_manifest, save_manifest
@@ -241,7 +247,7 @@ def predict(
     """Write what a trained student says of every sample. Started again, it goes on."""
     import torch
 
-    from corrkd.experiment.prepare import dataset_of, pick_device
+    from corrkd.experiment.experiment import dataset_of, pick_device
     from corrkd.experiment.progress import Reporter
     from corrkd.serve.predict_file import check_output, chosen, differences, predict_file
     from corrkd.serve.predictor import Predictor
@@ -320,7 +326,7 @@ def serve(
     import torch
 
     from corrkd.experiment.exhibit import exhibit_of
-    from corrkd.experiment.prepare import pick_device
+    from corrkd.experiment.experiment import pick_device
     from corrkd.experiment.progress import Reporter
 
     try:
@@ -380,7 +386,7 @@ def export(
     label: LabelOption = None,
 ) -> None:
     """Write a trained student as ONNX, for use without PyTorch, once its answers have been compared with PyTorch's."""
-    from corrkd.experiment.prepare import dataset_of
+    from corrkd.experiment.experiment import dataset_of
     from corrkd.experiment.progress import Reporter
     from corrkd.serve.export import check_folder
     from corrkd.serve.export import export as write
@@ -436,10 +442,9 @@ def compare(
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster; default: one of this machine's own.")] = None,
 ) -> None:
     """Train and test methods on datasets with several seeds, under one protocol. Started again, it does what is missing."""
-    from corrkd.experiment.compare import compare as run_comparison
-    from corrkd.experiment.compare_settings import load_plan
+    from corrkd.experiment.plan import load_plan
     from corrkd.experiment.progress import Reporter
-    from corrkd.report.comparison_page import plain_comparison
+    from corrkd.experiment.run import compare as run_comparison
 
     if backend not in ("joblib", "ray"):
         raise CorrKDError(f"--backend {backend!r}: expected joblib or ray")
@@ -448,7 +453,7 @@ def compare(
         settings,
         data=data or (),
         preset=preset,
-        methods=["all"] if names is None and settings is None else names,
+        arms=["all"] if names is None and settings is None else names,
         seeds=None if seeds is None else _seeds(seeds),
         jobs=jobs,
         overrides=changes or (),
@@ -463,10 +468,9 @@ def compare(
         reported=reported,
         reporter=Reporter(),
     )
-    print(plain_comparison(done.folder))
-    print(f"\nreport: {done.folder / 'report.html'}")
+    _announce(done)
     if done.failures:
-        lines = "\n".join(f"  {f.job.dataset}, {f.job.arm}, seed {f.job.seed}: {f.error}" for f in done.failures)
+        lines = "\n".join(f"  {f.job.dataset.name}, {f.job.arm}, seed {f.job.seed}: {f.error}" for f in done.failures)
         print(f"failed, and tried again when the command is started again:\n{lines}", file=sys.stderr)
         raise typer.Exit(1)
 
@@ -486,7 +490,7 @@ def tune(
     ),
 ) -> None:
     """Search hyper-parameters on the validation split, with equal budgets; writes a file for `corrkd compare`."""
-    from corrkd.experiment.compare_settings import expanded
+    from corrkd.experiment.plan import expanded
     from corrkd.experiment.progress import Reporter
     from corrkd.experiment.tune import TUNED, named, table_text
     from corrkd.experiment.tune import tune as search
@@ -503,19 +507,14 @@ def report(
     reported: ReportedOption = None,
 ) -> None:
     """Make the report again from a folder alone."""
-    from corrkd.experiment.compare import keep_reported, kept_reported
     from corrkd.experiment.progress import Reporter
-    from corrkd.files import PLAN
-    from corrkd.report.comparison_page import write_comparison
-    from corrkd.report.page import write_report
+    from corrkd.experiment.run import keep_reported
+    from corrkd.report.report import write_report
 
-    is_comparison = (folder / PLAN).is_file()
     if reported is not None:
-        if not is_comparison:
-            raise CorrKDError(f"--reported goes with a comparison; {folder} holds no {PLAN}")
         keep_reported(folder, reported)
     with Reporter().busy("writing the report"):
-        page = write_comparison(folder, reported=kept_reported(folder)) if is_comparison else write_report(folder)
+        page = write_report(folder)
     print(page)
 
 
@@ -628,11 +627,11 @@ def _run(settings: Any, out: Path | None, overwrite: bool, *, evaluate: bool) ->
 
 
 def _announce(done: Any) -> None:
-    from corrkd.report.tables import plain_table
+    from corrkd.report.report import plain_report
 
     if done.results.empty:  # one of several processes; the first has the results
         return
-    print(plain_table(done.folder))
+    print(plain_report(done.folder))
     print(f"\nreport: {done.folder / 'report.html'}")
 
 

@@ -11,7 +11,7 @@ from corrkd.data.batches import Samples
 from corrkd.data.resample import CALIBRATION
 from corrkd.evaluation.calibration import Calibration, fit_temperatures, fit_thresholds
 from corrkd.evaluation.sweep import Result, sweep
-from corrkd.experiment.prepare import Experiment
+from corrkd.experiment.experiment import Experiment
 from corrkd.networks.base import AnyNetwork
 from corrkd.networks.evaluated import Evaluated, EvaluatedCondition
 

@@ -10,14 +10,14 @@ from corrkd.data.dataset import Split
 from corrkd.data.resample import resampled
 from corrkd.data.targets import Target
 from corrkd.errors import CorrKDError
-from corrkd.experiment.prepare import read
-from corrkd.experiment.run_folder import settings_of
+from corrkd.experiment.arm import TEACHER
+from corrkd.experiment.experiment import read
+from corrkd.experiment.folder import settings_of
 from corrkd.networks.saved import load_network, seed_folders
 from corrkd.parsing import refusing
+from corrkd.report.run_folder import RunFolder
 from corrkd.serve.explore import Exhibit
 from corrkd.serve.predictor import Predictor
-
-BESIDE = ("teacher", "control")
 
 
 def exhibit_of(
@@ -37,10 +37,11 @@ def exhibit_of(
     predictors = {"student": student}
     if student.run is None:
         return Exhibit(predictors), ["no run: there is nothing to compare with, and no samples to pick from"]
-    folder = _seed_folder(Path(model), student.run)
-    for role in BESIDE:
-        if (folder / f"{role}.json").is_file():
-            predictors[role] = Predictor(load_network(folder / role), run=student.run, device=device)
+    folder = _seed_folder(Path(model).absolute(), student.run)
+    control = RunFolder.open(student.run).card.control
+    for role, arm in (("teacher", TEACHER), ("control", control)):
+        if arm is not None and (folder / arm / f"{arm}.json").is_file():
+            predictors[role] = Predictor(load_network(folder / arm / arm), run=student.run, device=device)
     if not samples:
         return Exhibit(predictors), []
     try:
@@ -55,7 +56,8 @@ def exhibit_of(
 
 
 def _seed_folder(model: Path, run: Path) -> Path:
-    return next((p for p in (model, model.parent) if p in seed_folders(run)), seed_folders(run)[0])
+    seeds = seed_folders(run)
+    return next((p for p in (model, *model.parents[:2]) if p in seeds), seeds[0])
 
 
 def truths(split: Split, target: Target) -> list[str]:

@@ -1,14 +1,13 @@
-"""One run of a comparison, in a process of its own: an arm trained with one seed on one dataset, then tested.
-
-python -m corrkd.experiment.job FOLDER DATASET ARM SEED
-"""
+"""One run: an arm trained with one seed on one dataset, then tested. What its folder holds already is not done again."""
 
 from __future__ import annotations
 
-import sys
+import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -19,91 +18,166 @@ from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import TEACHER, Arm, resolve
 from corrkd.experiment.budget import BudgetRule, choose_budget, read_budget, with_epochs
 from corrkd.experiment.calibrate import swept_samples
-from corrkd.experiment.compare_settings import DatasetPlan, read_plan
-from corrkd.experiment.memory import keep_freed_memory
-from corrkd.experiment.prepare import prepare
-from corrkd.experiment.processes import end_with_parent, make_fabric
+from corrkd.experiment.experiment import Experiment
+from corrkd.experiment.plan import DatasetPlan
+from corrkd.experiment.processes import (
+    is_first_process,
+    keep_freed_memory,
+    make_fabric,
+    peak_memory,
+    reset_peak_memory,
+)
 from corrkd.experiment.progress import Reporter, Task
-from corrkd.experiment.seed import evaluate_arm, train_arms, write_tested
+from corrkd.experiment.stages import RESULTS, evaluate_arm, train_arm, write_tested
 from corrkd.files import make_folder, open_no_link, write_text
 from corrkd.networks.saved import load_network, recorded
 from corrkd.parsing import json_text, refusing, with_digest
 
-COST = "cost.json"
-PROGRESS = "progress"
+COST, LOG, PROGRESS = "cost.json", "log.txt", "progress"
+Key = tuple[str, str, int]
 
 
-def run_job(plan: DatasetPlan, dataset: Path, arm: str, seed: int) -> None:
-    """Trains and tests one arm in `dataset`/seed-N/<arm>; what is there already is not done again."""
-    folder = dataset / f"seed-{seed}" / arm
-    make_folder(folder)
+@dataclass(frozen=True, eq=False)
+class Job:
+    """An arm with one seed on one dataset.
+
+    Attributes:
+        dataset: folder of the dataset.
+        part: the dataset's part of the plan.
+        arm, seed: which.
+        evaluate: whether the arm is tested, too.
+        teachers: the dataset's folder that holds the teachers, done before; default: its own, whose jobs train them.
+    """
+
+    dataset: Path
+    part: DatasetPlan
+    arm: str
+    seed: int
+    evaluate: bool = True
+    teachers: Path | None = None
+
+    @property
+    def key(self) -> Key:
+        """What identifies it in a plan."""
+        return self.dataset.name, self.arm, self.seed
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of it lies."""
+        return arm_folder(self.dataset, self.arm, self.seed)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do: results.csv is written last of a test, the cost last of a training."""
+        return (self.folder / (RESULTS if self.evaluate else COST)).is_file()
+
+    @property
+    def chooses_budget(self) -> bool:
+        """Whether it chooses the number of epochs of the arm's other seeds."""
+        return self.part.chooses(self.arm) and self.seed == self.part.settings.seeds[0]
+
+    @cached_property
+    def needs(self) -> tuple[Key, ...]:
+        """The jobs that have to be done before: the teacher's, and the one that chooses the number of epochs."""
+        name, part = self.dataset.name, self.part
+        needs_teacher = resolve(self.arm, part.arms[self.arm], part.settings).method.needs_teacher
+        teacher = [(name, TEACHER, self.seed)] if needs_teacher and self.teachers is None else []
+        first = part.settings.seeds[0]
+        leading = [(name, self.arm, first)] if part.chooses(self.arm) and self.seed != first else []
+        return (*teacher, *leading)
+
+    @property
+    def progress(self) -> str | None:
+        """How far it is, as "self-mm 3/16"; None where it does not run."""
+        try:
+            with (self.folder / PROGRESS).open("rb") as file:
+                return file.read(200).decode("utf-8").strip() or None
+        except (OSError, UnicodeDecodeError):
+            return None
+
+
+def arm_folder(dataset: Path, arm: str, seed: int) -> Path:
+    """Return the folder of an arm and seed in a dataset's folder."""
+    return dataset / f"seed-{seed}" / arm
+
+
+def attempt(job: Job, experiment: Experiment, reporter: Reporter | None = None) -> str | None:
+    """Carry out a job; return the line of its error, or None. An error of unknown cause leaves its traceback in the job's log.
+
+    Args:
+        job: what is to be done.
+        experiment: of the dataset.
+        reporter: where progress goes; default: a file in the job's folder, for the process that waits.
+    """
     try:
-        _train_and_test(plan, folder, arm, seed)
+        make_folder(job.folder)
+        carry_out(job, experiment, reporter or FileReporter(job.folder / PROGRESS))
+    except CorrKDError as error:
+        return " ".join(str(error).split())
+    except Exception as error:  # whatever a method does, the others go on
+        with open_no_link(job.folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as log:
+            log.write(traceback.format_exc().encode(errors="replace"))
+        return f"{type(error).__name__}: {' '.join(str(error).split())} (see {job.folder / LOG})"
     finally:
-        (folder / PROGRESS).unlink(missing_ok=True)
+        (job.folder / PROGRESS).unlink(missing_ok=True)
+    return None
 
 
-def _train_and_test(plan: DatasetPlan, folder: Path, arm: str, seed: int) -> None:
-    settings = plan.settings.model_copy(update={"seeds": (seed,)})
+def carry_out(job: Job, experiment: Experiment, reporter: Reporter) -> None:
+    """Train and test an arm. Raises CorrKDError where that is not possible."""
+    settings, seed, folder = job.part.settings, job.seed, job.folder
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
-    experiment = prepare(settings, {arm: plan.methods[arm]}).at(seed)
     fabric = make_fabric(settings)
-    reporter = FileReporter(folder / PROGRESS)
-    resumed = any(folder.rglob(f"{arm}.ckpt"))
-    teaching = any(resolve(name, changes, settings).method.needs_teacher for name, changes in plan.methods.items())
+    reset_peak_memory(fabric.device)
+    experiment = experiment.at(seed)
+    resumed = any(folder.rglob(f"{job.arm}.ckpt"))
+    planned = resolve(job.arm, job.part.arms[job.arm], settings)
+    arms = [resolve(name, changes, settings) for name, changes in job.part.arms.items()]
+    teaching = job.teachers is None and any(arm.method.needs_teacher for arm in arms)
+    taught_in = arm_folder(job.teachers or job.dataset, TEACHER, seed)
 
-    def train(variant: Arm, target: Path, teaching: bool = False) -> None:
-        taught_in = folder.parent / TEACHER
-        train_arms(experiment, [variant], seed, target, fabric, reporter, taught_in=taught_in, teaching=teaching)
+    def train(arm: Arm, target: Path, teaching: bool = False) -> None:
+        train_arm(arm, experiment, seed, target, fabric, reporter, taught_in=taught_in, teaching=teaching)
 
-    planned = experiment.arms[0]
-    train(with_epochs(planned, _epochs(plan, planned, folder, seed, train)), folder, teaching)
+    train(with_epochs(planned, _epochs(job, planned, train)), folder, teaching)
+    if not is_first_process():
+        return
     if not (folder / COST).is_file():
-        write_text(folder / COST, json_text(with_digest(_cost(folder, arm, fabric.device, resumed))))
-    samples = swept_samples(experiment)
-    with reporter.task("testing", sum(map(len, samples.values()))) as task:
-        tested = evaluate_arm(experiment.arms[0], experiment, samples, folder, task.step)
-    write_tested(folder, [tested], experiment, seed)
+        write_text(folder / COST, json_text(with_digest(_cost(job, fabric.device, resumed))))
+    if job.evaluate and not job.done:
+        samples = swept_samples(experiment)
+        with reporter.task(f"seed {seed}  {job.arm}: evaluation", sum(map(len, samples.values()))) as task:
+            tested = evaluate_arm(planned, experiment, samples, folder, task.step)
+        write_tested(folder, tested, experiment, seed)
 
 
-def _epochs(plan: DatasetPlan, arm: Arm, folder: Path, seed: int, train: Callable[[Arm, Path], None]) -> int:
-    """For how many epochs an arm trains: as the plan says, or as chosen here with its first seed."""
-    first = plan.settings.seeds[0]
-    if read_budget(folder) is not None or (plan.chooses(arm.name) and seed == first):
-        return choose_budget(arm, plan.budget or BudgetRule(), seed, folder, train).epochs
-    if plan.chooses(arm.name):
+def _epochs(job: Job, arm: Arm, train: Callable[[Arm, Path], None]) -> int:
+    """For how many epochs an arm trains: as the plan says, or as chosen here or by the job that leads."""
+    part, folder = job.part, job.folder
+    if read_budget(folder) is not None or job.chooses_budget:
+        return choose_budget(arm, part.budget or BudgetRule(), job.seed, folder, train).epochs
+    if not part.chooses(arm.name):
+        return part.epochs.get(arm.name, arm.stage.epochs)
+    first = part.settings.seeds[0]
+    budget = read_budget(arm_folder(job.dataset, job.arm, first))
+    if budget is None:
         raise CorrKDError(f"no budget was chosen: the training with seed {first}, which chooses it, has failed")
-    return plan.epochs.get(arm.name, arm.stage.epochs)
+    return budget.epochs
 
 
-def _cost(folder: Path, arm: str, device: torch.device, resumed: bool) -> dict[str, float | None]:
-    """What the training took. Of one that was stopped and resumed, seconds and memory are not known whole."""
-    path = folder / "timings.csv"  # absent where a kill came between the model and its timing
+def _cost(job: Job, device: torch.device, resumed: bool) -> dict[str, float | None]:
+    """What the training took. Seconds and memory of one that was stopped and resumed are not recorded whole."""
+    path = job.folder / "timings.csv"  # absent where a kill came between the model and its timing
     with refusing(path, "damaged; delete it to go on"):
         timings = read_csv(path).set_index("stage")["seconds"] if path.is_file() else pd.Series(dtype=float)
-    saved = load_network(folder / arm)
+    saved = load_network(job.folder / job.arm)
     return {
         "parameters": sum(p.numel() for p in saved.network.parameters()),
-        "epochs": len(recorded(folder / arm, "history")),
-        "train_seconds": None if resumed or arm not in timings else float(timings[arm]),
-        "peak_memory_bytes": None if resumed else _peak_memory(device),
+        "epochs": len(recorded(job.folder / job.arm, "history")),
+        "train_seconds": None if resumed or job.arm not in timings else float(timings[job.arm]),
+        "peak_memory_bytes": None if resumed else peak_memory(device),
     }
-
-
-def _peak_memory(device: torch.device) -> int | None:
-    """Most memory held so far: of the GPU that trained, else resident in this process; None where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "linux":
-        # Not getrusage: its figure begins with what the process that started this one held.
-        status = Path("/proc/self/status").read_text("utf-8")
-        return next((1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), None)
-    if sys.platform != "darwin":
-        return None
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class FileReporter(Reporter):
@@ -128,23 +202,3 @@ class _Line(Task):
         self._done += count
         with open_no_link(self._path) as file:
             file.write(f"{self._title} {self._done}/{self._total}\n".encode())
-
-
-def main(arguments: list[str]) -> int:
-    """Runs the job that the arguments name; its last line on stderr is the reason where it fails."""
-    out, dataset, arm, seed = Path(arguments[0]), arguments[1], arguments[2], int(arguments[3])
-    end_with_parent()
-    try:
-        run_job(read_plan(out).datasets[dataset], out / dataset, arm, seed)
-    except CorrKDError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except Exception as error:  # whatever a method does, the others go on
-        traceback.print_exc()
-        print(f"error: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

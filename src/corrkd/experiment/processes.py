@@ -1,20 +1,34 @@
-"""Processes of a run: the devices of one training, and the end of those whose parent is gone."""
+"""The processes of a run: devices, memory, and the end of those whose parent is gone."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import time
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from threading import Thread
+from typing import Any
 
+import torch
 from lightning_fabric import Fabric
 
-from corrkd.experiment.prepare import pick_device
+from corrkd.experiment.experiment import pick_device
 from corrkd.settings import Settings
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
+_LARGEST = 2**25  # the most that glibc takes for the first
 
 
 def make_fabric(settings: Settings) -> Fabric:
     """Device, precision, and the processes that torchrun or SLURM started, where there are several."""
-    device = pick_device(settings.device)
+    return _fabric(pick_device(settings.device), settings.precision)
+
+
+@cache
+def _fabric(device: torch.device, precision: Any) -> Fabric:
     world = world_size()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     fabric = Fabric(
@@ -22,10 +36,16 @@ def make_fabric(settings: Settings) -> Fabric:
         devices=here,
         num_nodes=max(1, world // here),
         strategy="ddp" if world > 1 else "auto",
-        precision=settings.precision,
+        precision=precision,
     )
     fabric.launch()
     return fabric
+
+
+def wait_for_all(settings: Settings) -> None:
+    """Wait until every process of one training is here; returns at once where there is a single one."""
+    if world_size() > 1:
+        make_fabric(settings).barrier()
 
 
 def end_with_parent() -> None:
@@ -41,6 +61,43 @@ def world_size() -> int:
 def is_first_process() -> bool:
     """Whether this one writes and speaks."""
     return int(os.environ.get("RANK", 0)) == 0
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc's allocator to reuse blocks of up to 32 MiB, which it otherwise gives back to the kernel after each step.
+
+    Does nothing elsewhere. Changes no result.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _LARGEST)
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin to measure the peak of memory anew, where the system can: a process has many jobs."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        with suppress(OSError):  # a container may forbid it; the peak is then of all jobs so far
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the most bytes held since `reset_peak_memory`, of the GPU or resident in this process; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":
+        # Not getrusage: its figure begins with what the process that started this one held.
+        status = Path("/proc/self/status").read_text("utf-8")
+        return next((1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), None)
+    if sys.platform != "darwin":
+        return None
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _end_with(parent: int) -> None:

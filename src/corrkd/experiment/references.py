@@ -14,7 +14,7 @@ from corrkd.data.dataset import BoolArray, IntArray
 from corrkd.evaluation.floors import LengthFloor, lengths_vary, majority
 from corrkd.evaluation.judge import tabulate_bayes, tabulate_predictions
 from corrkd.evaluation.sweep import Result, tested_rows
-from corrkd.experiment.prepare import Experiment
+from corrkd.experiment.experiment import Experiment
 from corrkd.missing.conditions import Condition
 
 MAJORITY, BY_LENGTH, BAYES = "majority", "by-length", "bayes"
@@ -34,7 +34,7 @@ def references(experiment: Experiment) -> pd.DataFrame:
 def _references(experiment: Experiment, seed: int | str = "") -> pd.DataFrame:
     evaluation, target = experiment.settings.evaluation, experiment.target
     samples, train = experiment.samples(evaluation.split), experiment.dataset.split("train")
-    truth, labels = samples.targets.cpu().numpy(), experiment.samples_kept("train")
+    truth, labels = samples.targets.cpu().numpy(), experiment.targets("train")
     counted = experiment.target.of(train, f"dataset {experiment.dataset.name}, train")[1]
     incomplete = samples.incomplete.cpu().numpy()
     runs = [(c, draw) for c in experiment.conditions() for draw in range(c.draws)]

@@ -1,46 +1,60 @@
-"""settings -> data -> teacher -> student and control -> evaluation -> run folder. `run` does it whole; `resume` goes on with it."""
+"""From a plan to its folder: data, teachers, students, tests, results, report. `run`, `train`, `compare` and `resume` are plans alike."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-import torch
-from joblib import Parallel, delayed
 
+from corrkd.csv_files import write_csv
 from corrkd.errors import CorrKDError
-from corrkd.experiment import run_folder
-from corrkd.experiment.memory import keep_freed_memory
-from corrkd.experiment.prepare import SYNTHETIC, Experiment, prepare
-from corrkd.experiment.processes import end_with_parent, is_first_process, make_fabric, world_size
+from corrkd.experiment import folder
+from corrkd.experiment.arm import Arm, resolve
+from corrkd.experiment.budget import read_budget
+from corrkd.experiment.card import run_card, sample_groups
+from corrkd.experiment.experiment import SYNTHETIC, Experiment, check_splits, prepare
+from corrkd.experiment.folder import COSTS, GROUPS, REPORTED, RESULTS
+from corrkd.experiment.job import COST, Job
+from corrkd.experiment.plan import DatasetPlan, Plan, plan_of_run, read_plan
+from corrkd.experiment.processes import is_first_process, wait_for_all, world_size
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.references import references
-from corrkd.experiment.seed import check_tested, evaluate_seed, read_table, train_seed, write_table
-from corrkd.files import file_names, remove_parts
-from corrkd.report.page import write_report
+from corrkd.experiment.runner import Backend, Failure, run_jobs
+from corrkd.experiment.stages import check_tested, make_method, read_table, write_table
+from corrkd.files import FAILURES, PLAN, file_names, make_folder, remove_parts, write_bytes, write_text
+from corrkd.networks.saved import seed_folders
+from corrkd.parsing import check_digest, read_json, refusing
+from corrkd.report.report import write_report
+from corrkd.report.reported import read_reported
+from corrkd.report.run_folder import open_datasets
 from corrkd.settings import Settings, load_settings
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left.
+    """What a plan left.
 
     Attributes:
-        folder: the run folder.
-        results: tidy rows: dataset, method, seed (empty for floor and ceiling), condition, draw, metric, value; empty before an evaluation.
+        folder: with report.html and a folder for each dataset.
+        results: tidy rows: dataset (its folder's name), method, seed (empty for floor and ceiling), condition, draw, metric, value; empty
+            before an evaluation.
+        failures: runs without results.
     """
 
     folder: Path
     results: pd.DataFrame
+    failures: list[Failure]
 
     def average(self, metric: str = "weighted_f1") -> pd.Series[float]:
-        """A metric's mean over the missing subsets ("Avg."), averaged over seeds, by method."""
+        """A metric's mean over the missing subsets ("Avg."), averaged over seeds, by method; of several datasets by dataset and method."""
         rows = self.results[(self.results["condition"] == "average") & (self.results["metric"] == metric)]
-        return rows.groupby("method")["value"].mean()
+        keys = ["dataset", "method"] if rows["dataset"].nunique() > 1 else "method"
+        return rows.groupby(keys)["value"].mean()
 
 
 def run(
@@ -51,17 +65,17 @@ def run(
     evaluate: bool = True,
     reporter: Reporter | None = None,
 ) -> Run:
-    """Trains teacher, student and control for every seed, tests them under every missing condition and writes the report.
+    """Train teacher, student and control for every seed, test them under every missing condition and write the report.
 
     Args:
         settings: from `load_settings`, nested keys and values, or a preset's name.
-        out: the run folder; default: runs/<dataset's name>, as `corrkd.files.file_names` makes a folder's name of it.
+        out: the folder; default: runs/<dataset's name>, as `corrkd.files.file_names` makes a folder's name of it.
         overwrite: replace a run that is there.
         evaluate: whether to test, too.
-        reporter: where progress is said; default: nowhere.
+        reporter: where progress goes; default: nowhere.
 
     Raises:
-        CorrKDError: for anything wrong with settings, data or the folder.
+        CorrKDError: for anything wrong with settings, data or the folder, or where a training has failed.
     """
     if isinstance(settings, str):
         settings = load_settings(preset=settings)
@@ -69,89 +83,287 @@ def run(
         settings = load_settings(**settings)
     if settings.jobs > 1 and world_size() > 1:
         raise CorrKDError("settings: jobs > 1 does not go with several processes of one training; set jobs to 1")
-    reporter = _speaker(reporter)
-    with reporter.busy(f"reading {settings.data.path}"):
-        experiment = prepare(settings)
-    folder = (
-        Path(out) if out is not None else Path("runs") / file_names([experiment.dataset.name])[experiment.dataset.name]
-    )
-    if is_first_process():
-        run_folder.check(folder, overwrite=overwrite)  # before anything is made there
-    with _writing(folder):
-        if is_first_process():
-            run_folder.begin(folder, settings, overwrite=overwrite)
-        return _carry_out(experiment, folder, evaluate, reporter)
+    done = execute(plan_of_run(settings), out, overwrite=overwrite, evaluate=evaluate, reporter=reporter)
+    return _without_failures(done)
 
 
-def resume(folder: str | Path, *, evaluate: bool = True, reporter: Reporter | None = None) -> Run:
-    """Goes on with a run that was stopped, wherever that was, to the same bits as one never stopped.
+def compare(
+    plan: Plan,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    backend: Backend = "joblib",
+    address: str | None = None,
+    reported: str | Path | None = None,
+    reporter: Reporter | None = None,
+) -> Run:
+    """Do what is missing of a plan and write its report.
+
+    Args:
+        plan: from `load_plan`.
+        out: its folder. One that holds a plan goes on with it.
+        overwrite: start anew.
+        backend, address: as of `run_jobs`.
+        reported: CSV file with numbers from papers, shown beside ours and marked.
+        reporter: where progress goes; default: nowhere.
+
+    Returns:
+        The results, and the runs that failed.
 
     Raises:
-        CorrKDError: where the folder holds no run, or the data has changed.
+        CorrKDError: for anything wrong with data, arms or the folder; where the folder's plan has other settings for an arm.
     """
-    folder = Path(folder)
-    settings = run_folder.settings_of(folder, unchanged=True)
-    reporter = _speaker(reporter)
-    with _writing(folder):
-        with reporter.busy(f"reading {settings.data.path}"):
-            experiment = prepare(settings)
-        return _carry_out(experiment, folder, evaluate, reporter)
+    return execute(
+        plan,
+        out,
+        overwrite=overwrite,
+        continues=True,
+        backend=backend,
+        address=address,
+        reported=reported,
+        reporter=reporter,
+    )
 
 
-def _carry_out(experiment: Experiment, folder: Path, evaluate: bool, reporter: Reporter) -> Run:
-    settings = experiment.settings
-    if is_first_process():
-        remove_parts(folder)
-        first = experiment.at(settings.seeds[0])
-        run_folder.write_facts(folder, first.facts())
-        for note in first.notes():
-            reporter.say(f"note: {note}")
-    if settings.jobs > 1 and len(settings.seeds) > 1:
-        quiet = reporter.quiet
-        Parallel(n_jobs=min(settings.jobs, len(settings.seeds)))(
-            delayed(_seed_process)(settings, seed, folder, evaluate, quiet) for seed in settings.seeds
-        )
-    else:
-        _seeds(experiment, folder, evaluate, reporter)
-    if not evaluate or not is_first_process():
-        return Run(folder, pd.DataFrame())
-    for seed in settings.seeds:
-        check_tested(_seed_folder(folder, seed))
-    parts = [read_table(_seed_folder(folder, seed) / "results.csv") for seed in settings.seeds]
-    table = pd.concat([*parts, references(experiment)], ignore_index=True)
-    write_table(folder / run_folder.RESULTS, table)
+def resume(out: str | Path, *, evaluate: bool = True, reporter: Reporter | None = None) -> Run:
+    """Go on with a run or a comparison that was stopped, wherever that was, to the same bits as one never stopped.
+
+    Raises:
+        CorrKDError: where the folder holds no plan, the data has changed, or a training has failed.
+    """
+    plan = read_plan(Path(out), unchanged=True)
+    if plan.trials is not None:
+        raise CorrKDError(f"{out}: holds a search over hyper-parameters; go on with `corrkd resume {out}`")
+    return _without_failures(execute(plan, out, continues=True, evaluate=evaluate, reporter=reporter))
+
+
+def _without_failures(done: Run) -> Run:
+    if done.failures:
+        first, *others = done.failures
+        more = f"; and {len(others)} more runs failed" if others else ""
+        raise CorrKDError(f"{first.job.arm}, seed {first.job.seed}: {first.error}{more}")
+    return done
+
+
+def execute(
+    plan: Plan,
+    out: str | Path | None,
+    *,
+    overwrite: bool = False,
+    continues: bool = False,
+    evaluate: bool = True,
+    backend: Backend = "joblib",
+    address: str | None = None,
+    reported: str | Path | None = None,
+    reporter: Reporter | None = None,
+) -> Run:
+    """Carry out a plan in its folder: what `run`, `compare` and `resume` do."""
+    reporter = (
+        reporter if reporter and is_first_process() else Reporter(quiet=True)
+    )  # of several processes the first speaks
+    if out is not None:
+        folder.check(Path(out), overwrite=overwrite, continues=continues)  # before data are read
+    experiments = {name: prepared(name, part, reporter) for name, part in plan.datasets.items()}
+    out = (_usual_folder(experiments) if out is None else Path(out)).resolve()
+    with folder.locked(out) if is_first_process() else nullcontext():
+        if is_first_process():
+            folder.check(out, overwrite=overwrite, continues=continues)
+            plan = _begin(out, plan, experiments, overwrite=overwrite)
+            if reported is not None:
+                keep_reported(out, Path(reported))
+            for name in experiments:
+                _say_notes(name, out, reporter)
+        wait_for_all(next(iter(experiments.values())).settings)
+        jobs = [
+            Job(out / name, part, arm, seed, evaluate)
+            for name, part in plan.datasets.items()
+            for seed in part.settings.seeds
+            for arm in part.arms
+        ]
+        failures = run_jobs(jobs, experiments, at_once=plan.jobs, reporter=reporter, backend=backend, address=address)
+        if not is_first_process():
+            return Run(out, pd.DataFrame(), failures)
+        return _collect(out, plan, jobs, experiments, failures, evaluate, reporter)
+
+
+def _usual_folder(experiments: Mapping[str, Experiment]) -> Path:
+    name = next(iter(experiments.values())).dataset.name
+    return Path("runs") / file_names([name])[name]
+
+
+def prepared(name: str, part: DatasetPlan, reporter: Reporter) -> Experiment:
+    """Return a dataset, read, with every method made once, so that what cannot work is an error before anything is trained."""
+    arms = arms_of(part)
+    with reporter.busy(f"reading {part.settings.data.path}"):
+        experiment = prepare(part.settings)
+    check_splits(experiment, arms)
+    samples = experiment.samples("train")
+    for arm in arms:
+        try:
+            make_method(arm, experiment, 0, samples)
+        except CorrKDError as error:
+            raise CorrKDError(f"dataset {name}, arm {arm.name}: {error}") from None
+    return experiment
+
+
+def arms_of(part: DatasetPlan) -> list[Arm]:
+    """Return a dataset's arms, resolved."""
+    return [resolve(name, changes, part.settings) for name, changes in part.arms.items()]
+
+
+def _say_notes(name: str, out: Path, reporter: Reporter) -> None:
+    for note in open_datasets(out)[name].card.notes:
+        reporter.say(f"note: {note}")
+
+
+# ------------------------------------------------------------------------------------------------------------------ the folder
+
+
+def _begin(out: Path, plan: Plan, experiments: Mapping[str, Experiment], *, overwrite: bool) -> Plan:
+    """Write what says whose folder it is; return the plan as written. What was trained with other settings is not gone on with."""
+    remove_parts(out)
+    if overwrite and (out / PLAN).is_file():
+        folder.empty(out, read_plan(out).datasets)
+    folder.refuse_links(out, plan.datasets)
+    before = read_plan(out, unchanged=True) if (out / PLAN).is_file() else None
+    datasets = {}
+    for name, part in plan.datasets.items():
+        if before is not None and name in before.datasets:
+            _check_same(out, name, before.datasets[name], part)
+            budgets = _chosen(out / name, before.datasets[name])
+            chosen = {arm: epochs for arm, epochs in budgets.items() if part.chooses(arm)}
+            part = part.model_copy(update={"epochs": {**part.epochs, **chosen}})
+        datasets[name] = part.model_copy(update={"settings": folder.with_whole_paths(part.settings)})
+    plan = plan.model_copy(update={"datasets": datasets})
+    if before is None:
+        write_text(out / PLAN, plan.to_yaml())  # what says that the folder is a plan's comes first
+    for name, experiment in experiments.items():
+        make_folder(out / name)
+        _write_facts(out / name, experiment, plan, plan.datasets[name])
+        folder.write_settings(out / name, plan.datasets[name].settings)
+    write_text(out / PLAN, plan.to_yaml())
+    return plan
+
+
+def _write_facts(dataset: Path, experiment: Experiment, plan: Plan, part: DatasetPlan) -> None:
+    folder.write_card(dataset, run_card(experiment, part, arms_of(part), plan.search))
+    write_csv(dataset / GROUPS, sample_groups(experiment)[1])
+
+
+def keep_reported(out: Path, reported: Path) -> None:
+    """Copy a file of papers' numbers into the folder. Raises CorrKDError where it is wrong, before anything is trained."""
+    read_reported(reported, open_datasets(out))
+    write_bytes(out / REPORTED, reported.read_bytes())
+
+
+def _with_budgets(out: Path, plan: Plan) -> Plan:
+    """The plan with the numbers of epochs that were chosen."""
+    datasets = {
+        name: part.model_copy(update={"epochs": _chosen(out / name, part)}) for name, part in plan.datasets.items()
+    }
+    return plan.model_copy(update={"datasets": datasets})
+
+
+def _chosen(dataset: Path, part: DatasetPlan) -> dict[str, int]:
+    """By arm, the number of epochs that the plan names or that was chosen in the dataset's folder, with whichever seed."""
+    budgets = {
+        arm: budget.epochs
+        for arm in part.arms
+        if part.chooses(arm)
+        for seed in reversed(seed_folders(dataset))  # the lowest counts
+        if (budget := read_budget(seed / arm)) is not None
+    }
+    return {**budgets, **part.epochs}
+
+
+def _check_same(out: Path, name: str, before: DatasetPlan, now: DatasetPlan) -> None:
+    """Raise CorrKDError where a dataset was begun with other settings than the plan's."""
+    old, new = (_flat(_lasting(part)) for part in (before, now))
+    changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    where = f"{out}: holds a run with other settings: dataset {name}"
+    advice = "choose another folder, or start anew with --overwrite"
+    if changed:
+        raise CorrKDError(f"{where}, {changed[0]} was {old.get(changed[0])}, is {new.get(changed[0])}; {advice}")
+    chosen = before.model_copy(update={"epochs": _chosen(out / name, before)})
+    for arm in arms_of(now):
+        if arm.name in before.arms:
+            epochs = [
+                None if part.chooses(arm.name) else part.epochs.get(arm.name, arm.stage.epochs)
+                for part in (chosen, now)
+            ]
+            if None not in epochs and epochs[0] != epochs[1]:
+                raise CorrKDError(f"{where}, arm {arm.name}, epochs was {epochs[0]}, is {epochs[1]}; {advice}")
+            was, is_ = (
+                _flat(resolve(arm.name, before.arms[arm.name], before.settings).to_json()),
+                _flat(arm.to_json()),
+            )
+            changed = sorted(key for key in {*was, *is_} if was.get(key) != is_.get(key))
+            if changed:
+                key = changed[0]
+                raise CorrKDError(f"{where}, arm {arm.name}, {key} was {was.get(key)}, is {is_.get(key)}; {advice}")
+
+
+def _lasting(part: DatasetPlan) -> dict[str, Any]:
+    """Settings that every run of a dataset depends on; those of the arms are compared by arm."""
+    tree = folder.with_whole_paths(part.settings).model_dump(mode="json")
+    lasting = {key: tree[key] for key in ("data", "missing", "evaluation", "threads", "device", "precision")}
+    lasting["budget"] = None if part.budget is None else part.budget.model_dump(mode="json")
+    return {**lasting, "teacher": {key: tree["teacher"][key] for key in ("folds", "repeats", "temperature")}}
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    return {k: v for key, part in tree.items() for k, v in _flat(part, f"{prefix}.{key}" if prefix else key).items()}
+
+
+# ----------------------------------------------------------------------------------------------------------------- the results
+
+
+def _collect(
+    out: Path,
+    plan: Plan,
+    jobs: Sequence[Job],
+    experiments: Mapping[str, Experiment],
+    failures: list[Failure],
+    evaluated: bool,
+    reporter: Reporter,
+) -> Run:
+    """Results and costs of all that is done, the failures, and the report."""
+    plan = _with_budgets(out, plan)
+    write_text(out / PLAN, plan.to_yaml())
+    rows = [(f.job.dataset.name, f.job.arm, f.job.seed, f.error) for f in failures]
+    (out / FAILURES).unlink(missing_ok=True)
+    if rows:
+        write_csv(out / FAILURES, pd.DataFrame(rows, columns=["dataset", "method", "seed", "error"]))
+    if not evaluated:
+        return Run(out, pd.DataFrame(), failures)
+    tables = []
+    for name, experiment in experiments.items():
+        _write_facts(out / name, experiment, plan, plan.datasets[name])
+        done = [job for job in jobs if job.dataset.name == name and job.done]
+        for job in done:
+            check_tested(job.folder)
+        parts = [read_table(job.folder / RESULTS) for job in done]
+        table = pd.concat([*parts, references(experiment)], ignore_index=True)
+        write_table(out / name / RESULTS, table)
+        write_csv(out / name / COSTS, pd.DataFrame([_cost(job) for job in done], columns=["method", "seed", *_COSTS]))
+        tables.append(table.assign(dataset=name))
+    results = pd.concat(tables, ignore_index=True)
+    write_table(out / RESULTS, results)
     with reporter.busy("writing the report"):
-        write_report(folder)
-    return Run(folder, table)
+        write_report(out)
+    return Run(out, results, failures)
 
 
-def _seeds(experiment: Experiment, folder: Path, evaluate: bool, reporter: Reporter) -> None:
-    torch.set_num_threads(experiment.settings.threads)
-    keep_freed_memory()
-    fabric = make_fabric(experiment.settings)
-    for seed in experiment.settings.seeds:
-        train_seed(experiment.at(seed), seed, _seed_folder(folder, seed), fabric, reporter)
-    # The test split is touched when nothing is left to be trained.
-    if evaluate and fabric.is_global_zero:
-        for seed in experiment.settings.seeds:
-            evaluate_seed(experiment.at(seed), seed, _seed_folder(folder, seed), reporter)
-    fabric.barrier()
+_COSTS = ["parameters", "epochs", "train_seconds", "peak_memory_bytes"]
 
 
-def _seed_process(settings: Settings, seed: int, folder: Path, evaluate: bool, quiet: bool) -> None:
-    end_with_parent()
-    one = settings.model_copy(update={"seeds": (seed,)})
-    _seeds(prepare(one), folder, evaluate, Reporter(quiet=quiet, plain=True))
-
-
-def _seed_folder(folder: Path, seed: int) -> Path:
-    return folder / f"seed-{seed}"
-
-
-def _speaker(reporter: Reporter | None) -> Reporter:
-    """Of several processes only the first speaks."""
-    return reporter if reporter and is_first_process() else Reporter(quiet=True)
-
-
-def _writing(folder: Path) -> Any:
-    return run_folder.locked(folder) if is_first_process() else nullcontext()
+def _cost(job: Job) -> dict[str, Any]:
+    path = job.folder / COST
+    advice = "delete it, and the run's cost is left out"
+    cost: dict[str, Any] = read_json(path, advice) if path.is_file() else {}
+    with refusing(path, f"damaged; {advice}"):
+        if cost:
+            check_digest(cost, path, advice)
+        return {"method": job.arm, "seed": job.seed, **{key: cost.get(key, np.nan) for key in _COSTS}}

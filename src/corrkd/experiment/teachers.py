@@ -13,7 +13,7 @@ from corrkd.data.batches import Samples
 from corrkd.evaluation.calibration import fit_temperature
 from corrkd.evaluation.sweep import respond
 from corrkd.experiment.arm import TEACHER, Arm
-from corrkd.experiment.prepare import Experiment
+from corrkd.experiment.experiment import Experiment
 from corrkd.methods.base import TeacherOutput
 from corrkd.networks.saved import load_network
 from corrkd.settings import TeacherSettings

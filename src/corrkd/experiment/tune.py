@@ -1,30 +1,31 @@
-"""A search over a method's hyper-parameters: Optuna, on the validation split alone, the same number of trials for every method."""
+"""A search over hyper-parameters: Optuna, on the validation split alone, the same number of trials for every arm.
+
+A search is a plan too: in each round every arm has one trial, trained with all seeds in the folder `trial-N` of the dataset's.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 import yaml
-from joblib import Parallel, delayed
 
 from corrkd.csv_files import write_csv
 from corrkd.errors import CorrKDError
-from corrkd.experiment import run_folder
-from corrkd.experiment.arm import TEACHER, Arm, laid_over, resolve
-from corrkd.experiment.memory import keep_freed_memory
-from corrkd.experiment.prepare import Experiment, prepare
-from corrkd.experiment.processes import end_with_parent, make_fabric
+from corrkd.experiment import folder
+from corrkd.experiment.arm import TEACHER, Arm, laid_over
+from corrkd.experiment.experiment import Experiment
+from corrkd.experiment.job import Job, arm_folder
+from corrkd.experiment.plan import DatasetPlan, Plan, dataset_name, read_plan
 from corrkd.experiment.progress import Reporter
-from corrkd.experiment.seed import train_arms
-from corrkd.files import make_folder, write_text
+from corrkd.experiment.run import arms_of, prepared
+from corrkd.experiment.runner import run_jobs
+from corrkd.files import PLAN, make_folder, remove_parts, write_text
 from corrkd.networks.saved import recorded
-from corrkd.parsing import LARGEST_YAML, read_text, refusing, yaml_with_digest
+from corrkd.parsing import refusing
 from corrkd.settings import ArmSettings, Settings
 from corrkd.training.loop import VALID, derived_seed
 
@@ -63,141 +64,171 @@ def space(arm: Arm) -> dict[str, Range]:
 
 def tune(
     settings: Settings,
-    methods: Mapping[str, ArmSettings],
+    arms: Mapping[str, ArmSettings],
     out: str | Path,
     *,
     trials: int = 8,
     jobs: int = 1,
     reporter: Reporter | None = None,
 ) -> Search:
-    """Searches each method's hyper-parameters by the validation score by which its epoch is chosen.
+    """Search each arm's hyper-parameters by the validation score by which its epoch is chosen.
 
-    The first trial of every method is its defaults. The test split is not read. Stopped and started again, it goes on.
+    The first trial of every arm is its defaults. The test split is not read. Stopped and started again, it goes on. A trial that fails, as
+    where the loss is no longer finite, has no score.
 
     Args:
         settings: data, epochs and seeds (a trial's score is the mean over them).
-        methods: arms by name, with what is fixed.
+        arms: by name, with what is fixed.
         out: folder of the search.
-        trials: of each method.
-        jobs: methods at once, a process each.
-        reporter: where progress is said; default: nowhere.
+        trials: of each arm.
+        jobs: trainings at once, a process each.
+        reporter: where progress goes; default: nowhere.
 
     Raises:
-        CorrKDError: for anything wrong with settings, data or the folder; where Optuna is not installed.
+        CorrKDError: for anything wrong with settings, data or the folder; where all trials of an arm fail, or Optuna is not installed.
     """
+    evaluation = settings.evaluation.model_copy(update={"split": "valid"})
+    settings = folder.with_whole_paths(settings.model_copy(update={"evaluation": evaluation, "jobs": 1}))
+    part = DatasetPlan(settings=settings, arms=dict(arms))
+    return carry_on(
+        Plan(datasets={dataset_name(settings.data): part}, jobs=jobs, trials=trials),
+        Path(out),
+        reporter or Reporter(quiet=True),
+    )
+
+
+def carry_on(plan: Plan, out: Path, reporter: Reporter) -> Search:
+    """Do what is left of a search in its folder. Raises CorrKDError as `tune`."""
     try:
-        import optuna  # noqa: F401
+        import optuna
     except ImportError:
         raise CorrKDError("tuning needs Optuna: pip install 'corrkd[tune]'") from None
-    out, reporter = Path(out), reporter or Reporter(quiet=True)
-    settings = run_folder.with_whole_paths(_on_validation(settings))
-    with run_folder.locked(out):
-        _begin(out, settings)
-        experiment = prepare(settings, methods)  # what is wrong is said before anything is trained
-        if any(arm.method.needs_teacher for arm in experiment.arms):
-            with reporter.busy("training the teacher"):
-                _train(experiment, resolve(TEACHER, ArmSettings(), settings), out / TEACHER, None)
-        quiet = reporter.quiet
-        workers = min(jobs, len(methods))
-        search = _search if workers == 1 else _search_apart
-        found = Parallel(n_jobs=workers)(
-            delayed(search)(settings, name, changes, out, trials, quiet) for name, changes in methods.items()
-        )
-        table = pd.concat([rows for _, rows in found], ignore_index=True)
-        best = {name: change for name, (change, _) in zip(methods, found, strict=True)}
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    ((name, part),) = plan.datasets.items()
+    assert plan.trials is not None
+    with folder.locked(out):
+        _begin(out, plan)
+        experiment = prepared(name, part, reporter)
+        make_folder(out / name)
+        studies = {arm.name: _study(out / name, arm, part.arms[arm.name]) for arm in arms_of(part)}
+        _train_teachers(part, out / name, experiment, plan.jobs, reporter)
+        for number in range(plan.trials):
+            _round(number, studies, plan, out / name, experiment, reporter)
+        table = pd.DataFrame([row for study in studies.values() for row in study.rows(plan.trials)])
+        best = {arm: study.best(plan.trials) for arm, study in studies.items()}
         write_csv(out / TRIALS, table)
-        said = f"{trials} trials a method by Optuna on the validation split of {experiment.dataset.name}, the first its defaults"
-        tree = {"search": said, "methods": {n: _whole(methods[n], change) for n, change in best.items()}}
+        text = f"{plan.trials} trials an arm by Optuna on the validation split of {experiment.dataset.name}, the first its defaults"
+        tree = {"search": text, "arms": {arm: _changes(part.arms[arm], change) for arm, change in best.items()}}
         write_text(out / TUNED, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     return Search(best, table)
 
 
-def _on_validation(settings: Settings) -> Settings:
-    evaluation = settings.evaluation.model_copy(update={"split": "valid"})
-    return settings.model_copy(update={"evaluation": evaluation, "jobs": 1})
-
-
-def _begin(out: Path, settings: Settings) -> None:
-    path = out / run_folder.SETTINGS
-    text = yaml_with_digest(settings.to_yaml())
-    if path.is_file():
-        if read_text(path, LARGEST_YAML) != text:
+def _begin(out: Path, plan: Plan) -> None:
+    """Write the plan. Raises CorrKDError where the folder holds another search, or something else."""
+    folder.check(out, overwrite=False, continues=True)
+    remove_parts(out)
+    if (out / PLAN).is_file():
+        before = read_plan(out, unchanged=True)
+        if before.model_copy(update={"jobs": plan.jobs, "trials": plan.trials}) != plan:
             raise CorrKDError(f"{out}: holds a search with other settings; choose another folder")
-        return
-    inside = [p.name for p in out.iterdir() if p.name != ".lock"]
-    if inside:
-        raise CorrKDError(f"{out}: holds other files and no search; choose another folder")
-    write_text(path, text)
+    write_text(out / PLAN, plan.to_yaml())
 
 
-def _search(
-    settings: Settings, name: str, fixed: ArmSettings, out: Path, trials: int, quiet: bool
-) -> tuple[Change, pd.DataFrame]:
-    """One method's trials, in their order; the best change, and a row for each."""
+@dataclass(frozen=True)
+class _Study:
+    """The trials of one arm in their order; `optuna` keeps them in a journal."""
+
+    arm: str
+    fixed: ArmSettings
+    ranges: Mapping[str, Range]
+    optuna: Any
+
+    def trial(self, number: int) -> Any:
+        """Trial `number`, asked anew or begun before; None where its score is there."""
+        from optuna.samplers import TPESampler
+
+        if number >= len(self.optuna.trials):
+            # A sampler for each trial: what it draws does not depend on where a search was stopped.
+            self.optuna.sampler = TPESampler(seed=derived_seed(self.arm, number) % 2**32, n_startup_trials=4)
+            trial = self.optuna.ask()
+            for key, tried in self.ranges.items() if number else ():  # the first is the defaults
+                trial.suggest_float(key, tried.low, tried.high, log=tried.log)
+            return trial
+        trial = self.optuna.trials[number]
+        return None if trial.state.is_finished() else trial
+
+    def tell(self, number: int, score: float | None) -> None:
+        """Record a trial's score; None: it failed."""
+        from optuna.trial import TrialState
+
+        if score is None:
+            self.optuna.tell(number, state=TrialState.FAIL)
+        else:
+            self.optuna.tell(number, score)
+
+    def rows(self, trials: int) -> list[dict[str, Any]]:
+        """A row for each trial."""
+        return [
+            {"method": self.arm, "trial": t.number, "score": t.value, "changes": _line(t.params)}
+            for t in self.optuna.trials[:trials]
+        ]
+
+    def best(self, trials: int) -> Change:
+        """The changes of the trial with the highest score. Raises CorrKDError where all have failed."""
+        scored = [t for t in self.optuna.trials[:trials] if t.value is not None]
+        if not scored:
+            raise CorrKDError(f"{self.arm}: every trial has failed")
+        return nested(max(scored, key=lambda t: t.value).params)
+
+
+def _study(dataset: Path, arm: Arm, fixed: ArmSettings) -> _Study:
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    reporter = Reporter(quiet=quiet, plain=True)
-    experiment = prepare(settings, {name: fixed})
-    ranges = space(experiment.arms[0])
-    make_folder(out / name)
-    journal = out / name / "journal.log"
-    with refusing(journal, f"damaged; delete {out / name} to search again"):
+    journal = dataset / f"{arm.name}.journal.log"
+    with refusing(journal, f"damaged; delete {journal} to search again"):
         storage = JournalStorage(JournalFileBackend(str(journal)))
-        study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
-    while (number := _next(study, trials)) is not None:
-        # A sampler of its own for each trial: what it draws does not depend on where a search was stopped.
-        study.sampler = optuna.samplers.TPESampler(seed=derived_seed(name, number) % 2**32, n_startup_trials=4)
-        trial = study.trials[number] if number < len(study.trials) else _asked(study, ranges, number)
-        change = nested(trial.params)
-        arm = resolve(name, laid_over(fixed, ArmSettings.model_validate(change)), settings)
-        score = _train(experiment, arm, out / name / f"trial-{number}", out)
-        study.tell(number, score)
-        reporter.say(f"{name}  trial {number + 1}/{trials}: {100 * score:.2f}  {trial.params or 'defaults'}")
-    done = study.trials[:trials]
-    rows = [{"method": name, "trial": t.number, "score": t.value, "changes": _line(t.params)} for t in done]
-    best = max(done, key=lambda t: -math.inf if t.value is None else t.value)
-    return nested(best.params), pd.DataFrame(rows)
+        study = optuna.create_study(study_name=arm.name, storage=storage, direction="maximize", load_if_exists=True)
+    return _Study(arm.name, fixed, space(arm), study)
 
 
-def _search_apart(*given: Any) -> tuple[Change, pd.DataFrame]:
-    """`_search` in a worker's process, which ends with the one that started it."""
-    end_with_parent()
-    return _search(*given)
+def _train_teachers(part: DatasetPlan, dataset: Path, experiment: Experiment, jobs: int, reporter: Reporter) -> None:
+    """Train the teachers of all seeds, where an arm needs them. Raises CorrKDError where one fails."""
+    if not any(arm.method.needs_teacher for arm in arms_of(part)):
+        return
+    taught = part.model_copy(update={"arms": {TEACHER: ArmSettings(), **part.arms}})
+    trainings = [Job(dataset, taught, TEACHER, seed, evaluate=False) for seed in part.settings.seeds]
+    with reporter.busy("training the teacher"):
+        failures = run_jobs(trainings, {dataset.name: experiment}, at_once=jobs, reporter=Reporter(quiet=True))
+    for failure in failures:
+        raise CorrKDError(f"teacher, seed {failure.job.seed}: {failure.error}")
 
 
-def _next(study: Any, trials: int) -> int | None:
-    """The first trial that was begun and not told, else the next one; None where all are done."""
-    open_ = [t.number for t in study.trials if not t.state.is_finished()]
-    number = open_[0] if open_ else len(study.trials)
-    return number if number < trials else None
-
-
-def _asked(study: Any, ranges: Mapping[str, Range], number: int) -> Any:
-    """A new trial. The first is left as it is: the defaults."""
-    trial = study.ask()
-    if number:
-        for key, tried in ranges.items():
-            trial.suggest_float(key, tried.low, tried.high, log=tried.log)
-    return trial
-
-
-def _train(experiment: Experiment, arm: Arm, folder: Path, out: Path | None) -> float:
-    """Trains an arm with every seed and gives its mean validation score."""
-    settings, scores = experiment.settings, []
-    torch.set_num_threads(settings.threads)
-    keep_freed_memory()
-    fabric = make_fabric(settings)
-    for seed in settings.seeds:
-        taught_in = None if out is None else out / TEACHER / f"seed-{seed}"
-        place = folder / f"seed-{seed}"
-        quiet = Reporter(quiet=True)
-        teaching = out is None  # a teacher that is searched itself teaches nobody
-        train_arms(experiment.at(seed), [arm], seed, place, fabric, quiet, taught_in=taught_in, teaching=teaching)
-        scores.append(float(recorded(place / arm.name, VALID)))
-    return sum(scores) / len(scores)
+def _round(
+    number: int, studies: Mapping[str, _Study], plan: Plan, dataset: Path, experiment: Experiment, reporter: Reporter
+) -> None:
+    """Train one trial of every arm with all seeds, and record its score."""
+    part = plan.datasets[dataset.name]
+    trials = {name: trial for name, study in studies.items() if (trial := study.trial(number)) is not None}
+    changes = {name: ArmSettings.model_validate(nested(trial.params)) for name, trial in trials.items()}
+    tried = part.model_copy(update={"arms": {name: laid_over(part.arms[name], c) for name, c in changes.items()}})
+    folder_of_round = dataset / f"trial-{number}"
+    trainings = [
+        Job(folder_of_round, tried, arm, seed, evaluate=False, teachers=dataset)
+        for arm in trials
+        for seed in part.settings.seeds
+    ]
+    quiet = Reporter(quiet=True)
+    failures = run_jobs(trainings, {folder_of_round.name: experiment}, at_once=plan.jobs, reporter=quiet)
+    for name, trial in trials.items():
+        score = None
+        if not any(failure.job.arm == name for failure in failures):
+            each = [recorded(arm_folder(folder_of_round, name, seed) / name, VALID) for seed in part.settings.seeds]
+            score = sum(map(float, each)) / len(each)
+        studies[name].tell(number, score)
+        text = "failed" if score is None else f"{100 * score:.2f}"
+        reporter.say(f"{name}  trial {number + 1}/{plan.trials}: {text}  {_line(trial.params)}")
 
 
 def nested(params: Mapping[str, Any]) -> Change:
@@ -212,7 +243,7 @@ def nested(params: Mapping[str, Any]) -> Change:
     return out
 
 
-def _whole(fixed: ArmSettings, change: Change) -> Change:
+def _changes(fixed: ArmSettings, change: Change) -> Change:
     return laid_over(fixed, ArmSettings.model_validate(change)).model_dump(mode="json", exclude_unset=True)
 
 
@@ -222,7 +253,7 @@ def _line(params: Mapping[str, float]) -> str:
 
 def table_text(search: Search) -> str:
     """Defaults and best score of each method, as plain text."""
-    lines = [f"{'method':<20}{'defaults':>10}{'best':>10}  changes"]
+    lines = [f"{'arm':<20}{'defaults':>10}{'best':>10}  changes"]
     for method, rows in search.trials.groupby("method", sort=False):
         best = rows.sort_values("score", ascending=False, kind="stable").to_dict("records")[0]
         lines.append(f"{method:<20}{100 * rows['score'].iloc[0]:>10.2f}{100 * best['score']:>10.2f}  {best['changes']}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -27,7 +27,7 @@ from corrkd.data.normalise import Normalisation
 from corrkd.data.targets import Target
 from corrkd.errors import CorrKDError
 from corrkd.escape import is_unicode
-from corrkd.files import write_bytes, write_text
+from corrkd.files import RUN, leads_elsewhere, write_bytes, write_text
 from corrkd.networks.base import AnyNetwork
 from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.networks.evaluated import Evaluated, Share
@@ -335,7 +335,11 @@ def read_network(path: Path, card_path: Path) -> SavedNetwork:
 
 
 def load_student(path: str | Path) -> SavedNetwork:
-    """A trained student, from a run folder (its first seed), a seed's folder, the model's file, or a folder of `save_pretrained`.
+    """A trained student.
+
+    Args:
+        path: a run's folder or its dataset's (the first seed's reference arm), a seed's folder, an arm's folder, the model's file, or a
+            folder of `save_pretrained`.
 
     Raises:
         CorrKDError: where there is none, or it is damaged.
@@ -343,19 +347,53 @@ def load_student(path: str | Path) -> SavedNetwork:
     path = Path(path).absolute()  # "." has no name
     if (folder := folder_alone(path)) is not None:
         return read_network(folder / WEIGHTS, folder / CARD)
-    for candidate in (path, path / "student", *(seed / "student" for seed in seed_folders(path))):
-        if _files(candidate)[1].is_file():
-            return load_network(candidate)
+    for stem in _stems(path):
+        if _files(stem)[1].is_file():
+            return load_network(stem)
     raise CorrKDError(
-        f"{path}: no trained student there; expected a run folder, student.json beside student.safetensors, or a folder with "
-        f"{WEIGHTS} and {CARD}"
+        f"{path}: no trained student there; expected a run's folder, a model's two files, or a folder with {WEIGHTS} and {CARD}"
     )
+
+
+def _stems(path: Path) -> Iterator[Path]:
+    """Where a path may lead to a student: itself, an arm's folder, or the reference arm of a seed's, a dataset's or a run's folder."""
+    yield path
+    yield path / path.name
+    dataset = dataset_folder(path)
+    if dataset is not None:
+        reference = reference_arm(dataset)
+        seeds = [path] if path.parent == dataset else seed_folders(dataset)
+        yield from (seed / reference / reference for seed in seeds)
+
+
+def dataset_folder(path: Path) -> Path | None:
+    """Return the dataset's folder that a path lies in, or that a run's folder has alone; None where there is none.
+
+    Raises:
+        CorrKDError: where the run has several datasets.
+    """
+    for folder in (path, *path.parents[:3]):
+        if (folder / RUN).is_file():
+            return folder
+    inside = sorted(file.parent for file in path.glob(f"*/{RUN}")) if path.is_dir() else []
+    if len(inside) > 1:
+        raise CorrKDError(f"{path}: has several datasets; give the folder of one: {', '.join(f.name for f in inside)}")
+    return inside[0] if inside else None
+
+
+def reference_arm(dataset: Path) -> str:
+    """Return the arm of a dataset's folder that others are compared with. Raises CorrKDError where run.json does not name it."""
+    tree = read_json(dataset / RUN)
+    name = tree.get("reference") if isinstance(tree, dict) else None
+    if not isinstance(name, str) or leads_elsewhere(name):
+        raise CorrKDError(f"{dataset / RUN}: names no reference arm; give the model's file")
+    return name
 
 
 def folder_alone(path: Path) -> Path | None:
     """The folder of a model by itself, of which a path is the folder or a file; None of anything else."""
     folder = path if path.is_dir() else path.parent
-    known = (folder / CARD).is_file() and not (folder / "run.json").exists()
+    known = (folder / CARD).is_file() and not (folder / RUN).exists()
     return folder if known and path in (folder, folder / CARD, folder / WEIGHTS) else None
 
 

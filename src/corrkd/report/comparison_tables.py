@@ -1,4 +1,4 @@
-"""The tables that only a comparison has: standings, ranks, ablation, costs, and the inter-modality table with papers' numbers."""
+"""Tables that compare arms: standings, differences, ranks, ablation, costs, and the inter-modality table with papers' numbers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from corrkd.missing.conditions import COMPLETE, missing_subsets
 from corrkd.report import tables
 from corrkd.report.reported import Reported
 from corrkd.report.run_folder import AbsentError, RunFolder
-from corrkd.report.standings import REFERENCE, Standing
+from corrkd.report.standings import Standing
 from corrkd.report.tables import AVERAGE, FRACTION, Cell, Table
 
-CONTROL = "no-distillation"
 BLOCK = "Reported elsewhere, not run here"
+ALL = "all"
 
 
 def main_methods(run: RunFolder) -> list[str]:
@@ -33,7 +33,7 @@ def ablation_methods(run: RunFolder) -> list[str]:
 
 def inter_modality(run: RunFolder, metric: str, reported: Mapping[str, Mapping[str, float]]) -> Table:
     """The paper's inter-modality table of all but the ablation's arms; below it what papers report, by row heading and condition."""
-    table = tables.inter_modality(run, metric, main_methods(run))
+    table = tables.with_difference(run, metric, main_methods(run))
     complete = [m.title for m in tables.rows_of(run) if m.trains_on == "complete" and m.name in main_methods(run)]
     caption = table.caption + (f" Trained on complete samples alone: {', '.join(complete)}." if complete else "")
     if not reported:
@@ -68,7 +68,8 @@ class Clusters:
 def standings_table(
     run: RunFolder, name: str, standing: Mapping[str, Standing], clusters: Clusters, ranked: Mapping[str, float]
 ) -> Table:
-    """Avg. with both its intervals, the difference to CorrKD with its own, and p; `ranked`: a last column, where there is any."""
+    """Avg. with both its intervals, the difference from the reference with its own, and p; `ranked`: a last column, where there is any."""
+    title = tables.method_titles(run)[run.reference]
     values = tables.seed_values(run, "weighted_f1")
     over = f"{clusters.name}s × seeds"
     frame = pd.DataFrame(index=list(standing), dtype=object)
@@ -76,7 +77,7 @@ def standings_table(
         "Seeds": [s.seeds for s in standing.values()],
         "Avg., t over seeds": [tables.cell(tables.of(values, m, AVERAGE), FRACTION) for m in standing],
         f"Avg., {over}": [_percentile(s.average) for s in standing.values()],
-        f"minus CorrKD, {over}": [_percentile(s.difference, signed=True) for s in standing.values()],
+        f"minus {title}, {over}": [_percentile(s.difference, signed=True) for s in standing.values()],
         "p": [_p(s.p) for s in standing.values()],
         "p, Holm": [_p(s.adjusted) for s in standing.values()],
     }
@@ -85,11 +86,10 @@ def standings_table(
     for heading, entries in columns.items():
         frame[heading] = pd.Series(entries, frame.index, dtype=object)
     tested = sum(s.p is not None for s in standing.values())
-    title = tables.method_titles(run).get(REFERENCE, "CorrKD")
     caption = (
         f"Avg. of weighted F1 × 100 over the missing subsets, {run.card.split} split. “t over seeds”: mean ± half-width of the "
         f"Student-t 95 % interval over seeds. “{over}”: mean and 95 % percentile bootstrap interval, {clusters.words} of the split "
-        f"crossed with seeds, {clusters.draws:,} draws. “minus CorrKD”: the method minus {title}, the same {clusters.name}s and seeds "
+        f"crossed with seeds, {clusters.draws:,} draws. “minus {title}”: the same {clusters.name}s and seeds "
         f"drawn for both. p: two-sided sign-flip test by {clusters.name}; adjusted by Holm for this table's {tested} tests."
     )
     caption += " Mean rank: by weighted F1 over the conditions of the table of ranks." if ranked else ""
@@ -97,18 +97,18 @@ def standings_table(
 
 
 def differences_table(run: RunFolder) -> Table:
-    """Every method minus CorrKD under each subset, paired over seeds."""
+    """Every method minus the reference under each subset, paired over seeds."""
     values, titles = tables.seed_values(run, "weighted_f1"), tables.method_titles(run)
     headings = tables.subset_headings(run)
     cells = {
-        h: {m: tables.paired(values, c, FRACTION, m, REFERENCE) for m in titles if m != REFERENCE}
+        h: {m: tables.paired(values, c, FRACTION, m, run.reference) for m in titles if m != run.reference}
         for c, h in headings.items()
     }
     frame = pd.DataFrame(cells, dtype=object).dropna(how="all")
     if frame.empty:
-        raise AbsentError(f"No method shares a seed with {titles.get(REFERENCE, REFERENCE)}.")
+        raise AbsentError(f"No method shares a seed with {titles[run.reference]}.")
     caption = (
-        f"Weighted F1 × 100 minus that of {titles[REFERENCE]}, {run.card.split} split, paired over the seeds that both have: mean ± "
+        f"Weighted F1 × 100 minus that of {titles[run.reference]}, {run.card.split} split, paired over the seeds that both have: mean ± "
         f"half-width of the Student-t 95 % interval over seeds. {tables.subset_legend(run)}"
     )
     return Table("differences", caption, "Method", {"": tables.titled(run, frame.where(frame.notna(), None))})
@@ -165,11 +165,11 @@ def ranks_table(run: RunFolder) -> Table:
 
 
 def ablation_table(run: RunFolder) -> Table:
-    """CorrKD, its losses left out or replaced, and no distillation, under the missing subsets."""
+    """The reference, its losses left out or replaced, and no distillation, under the missing subsets."""
     arms = ablation_methods(run)
     if not tables.seed_counts(run, arms):
         raise AbsentError("No arm of the ablation has results.")
-    order = [REFERENCE, *arms, CONTROL]
+    order = [run.reference, *arms, *filter(None, [run.card.control])]
     frame = tables.compared(run, "weighted_f1", tables.subset_headings(run), FRACTION, order)
     frame = frame.loc[[m for m in order if m in frame.index]]
     caption = (
@@ -214,12 +214,12 @@ def _spread(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]], digits: i
 
 
 def curve_families(run: RunFolder) -> dict[str, list[str]]:
-    """The methods of each figure of curves, by its name: the baselines with CorrKD, and all others with it."""
+    """The methods of each figure of curves, by its name: a few together; else the baselines with the reference, and all others with it."""
     kinds = {m.name: m.kind for m in tables.rows_of(run) if m.kind != "ablation"}
     families = {
-        "published methods": [m for m, kind in kinds.items() if kind == "baseline" or m == REFERENCE],
+        "published methods": [m for m, kind in kinds.items() if kind == "baseline" or m == run.reference],
         "controls": [m for m, kind in kinds.items() if kind != "baseline"],
     }
-    return {name: methods for name, methods in families.items() if set(methods) - {REFERENCE}} or {
-        "methods": list(kinds)
-    }
+    if any(len(methods) < 2 for methods in families.values()):
+        return {ALL: list(kinds)}
+    return families

@@ -37,9 +37,9 @@ BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, GREY = (
 )
 PALETTE = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY, "#000000")
 MARKERS = "os^Dv*PX"
+REFERENCE: dict[str, Any] = {"color": BLUE, "linestyle": "-", "marker": "o", "linewidth": 2.2}
+CONTROL: dict[str, Any] = {"color": VERMILION, "linestyle": "--", "marker": "s"}
 LINES: dict[str, dict[str, Any]] = {
-    **{name: {"color": BLUE, "linestyle": "-", "marker": "o", "linewidth": 2.2} for name in tables.REFERENCES},
-    **{name: {"color": VERMILION, "linestyle": "--", "marker": "s"} for name in ("control", "no-distillation")},
     "teacher": {"color": GREEN, "linestyle": "-.", "marker": "^"},
     "majority": {"color": GREY, "linestyle": ":"},
     "by-length": {"color": GREY, "linestyle": (0, (1, 3))},
@@ -109,15 +109,15 @@ def picture(name: str, caption: str, alt: str, figure: Figure) -> Picture:
     return Picture(name, caption, alt, svg.getvalue(), png.getvalue())
 
 
-def looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+def looks(run: RunFolder, methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     """How each method's curve looks; methods without a look of their own take colours and markers in turn."""
+    fixed: dict[Any, dict[str, Any]] = {**LINES, run.card.control: CONTROL, run.reference: REFERENCE}
     names = list(methods)
-    others = [m for m in names if m not in LINES]
-    taken = {
+    others = {
         m: {"color": OTHERS[k % 8], "linestyle": ("-", "--", "-.")[k % 3], "marker": "Dv*PX^s<"[k % 8]}
-        for k, m in enumerate(others)
+        for k, m in enumerate(m for m in names if m not in fixed)
     }
-    return {m: LINES.get(m) or taken[m] for m in names}
+    return {m: fixed.get(m) or others[m] for m in names}
 
 
 def wrapped(text: str, width: int = 22) -> str:
@@ -138,9 +138,9 @@ def ratio_curves(run: RunFolder, methods: Sequence[str] | None = None) -> Pictur
     """
     how, headings = tables.FRACTION, tables.ratio_headings(run)
     frame = tables.compared(run, "weighted_f1", headings, how, methods)
-    titles, look = tables.method_titles(run), looks(map(str, frame.index))
+    titles, look = tables.method_titles(run), looks(run, map(str, frame.index))
     trained = [m for m in look if m not in (*tables.FLOORS, tables.CEILING)]
-    banded = [m for m in trained if len(trained) <= 4 or m in tables.REFERENCES]
+    banded = [m for m in trained if len(trained) <= 4 or m == run.reference]
     with style("missing-ratios"):
         figure = Figure(figsize=(WIDTH, 3.7 if len(trained) <= 4 else 4.8))
         axes = figure.subplots()
@@ -178,7 +178,7 @@ def ratio_curves(run: RunFolder, methods: Sequence[str] | None = None) -> Pictur
 def training(run: RunFolder) -> Picture:
     """Loss terms and the validation score by epoch for every method, the chosen epoch of each seed marked."""
     history = run.history()
-    titles = {m: t for m, t in tables.method_titles(run).items() if m in set(history["method"])}
+    titles = {m: t for m, t in tables.method_titles(run).items() if m in set(history["method"]) & set(run.focus)}
     if not titles:
         raise AbsentError("history.csv holds none of the run's methods.")
     terms = [c for c in map(str, history) if c.startswith("loss/") and history[c].notna().any()]
@@ -198,46 +198,43 @@ def training(run: RunFolder) -> Picture:
                     }
                     drawn[term] = grid[0, place].plot(mean.index, mean[term], **look)[0]
             grid[0, place].set_title(wrapped(title, 26))
-            validation(grid[1, place], own, looks(titles)[method]["color"])
+            validation(grid[1, place], own, looks(run, titles)[method]["color"])
         positive = history[terms].min().min() > 0
         grid[0, 0].set(ylabel="Loss, mean over seeds", yscale="log" if positive else "linear")
         grid[0, 0].yaxis.set_major_formatter("{x:g}")
         grid[1, 0].set_ylabel("Validation weighted F1 × 100")
         legend(figure, [drawn[t] for t in terms], [t.removeprefix("loss/") for t in terms])
-    chosen = "; ".join(f"{titles[m]}: {', '.join(map(str, e))}" for m, e in chosen_epochs(history, titles).items())
+    kept = "; ".join(f"{titles[m]}: {', '.join(map(str, e))}" for m, e in kept_epochs(history, titles).items())
     caption = (
-        "Loss by term on the training split (top), and the weighted F1 on the validation split that chooses the epoch (bottom), a line "
-        f"a seed; the dot is the chosen epoch, the highest and of equals the earliest. Chosen epochs by seed: {chosen}."
+        "Loss by term on the training split (top), and the weighted F1 on the validation split (bottom), a line a seed; the dot is the "
+        f"epoch whose parameters were kept. Kept epochs by seed: {kept}."
     )
     alt = f"Line charts by epoch for {', '.join(titles.values())}: loss terms falling or not, and the validation score with a dot per seed."
     with style("training"):
         return picture("training", caption, alt, figure)
 
 
-def chosen_epochs(history: pd.DataFrame, methods: Iterable[str]) -> dict[str, list[int]]:
-    """Per method, each seed's epoch of the highest valid/weighted_f1, the earliest on ties."""
-    scored = history.dropna(subset=["valid/weighted_f1"]).sort_values("epoch", kind="stable").reset_index(drop=True)
-    best = scored.loc[scored.groupby(["method", "seed"])["valid/weighted_f1"].idxmax()]
-    return {m: best.loc[best["method"] == m, "epoch"].astype(int).tolist() for m in methods}
+def kept_epochs(history: pd.DataFrame, methods: Iterable[str]) -> dict[str, list[int]]:
+    """Per method, the epoch that each seed kept."""
+    kept = history[history["kept"] == 1].sort_values("seed", kind="stable")
+    return {m: kept.loc[kept["method"] == m, "epoch"].astype(int).tolist() for m in methods}
 
 
 def validation(axes: Axes, history: pd.DataFrame, color: str) -> None:
-    """One method's validation curves with the chosen epochs."""
-    for _, own in history.groupby("seed"):
-        own = own.sort_values("epoch").reset_index(drop=True)
-        score = own["valid/weighted_f1"] * 100
-        axes.plot(own["epoch"], score, color=color, alpha=0.55, linewidth=1)
-        if score.notna().any():
-            best = score.argmax()
-            axes.plot(
-                own["epoch"][best], score[best], "o", color=color, markersize=5, markeredgecolor="white", zorder=4
-            )
+    """One method's validation curves with the epochs that were kept."""
+    for _, rows in history.groupby("seed"):
+        rows = rows.sort_values("epoch").reset_index(drop=True)
+        score = rows["valid/weighted_f1"] * 100
+        axes.plot(rows["epoch"], score, color=color, alpha=0.55, linewidth=1)
+        kept = rows["kept"] == 1
+        dots: dict[str, Any] = {"color": color, "markersize": 5, "markeredgecolor": "white", "zorder": 4}
+        axes.plot(rows["epoch"][kept], score[kept], "o", **dots)
     axes.set_xlabel("Epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def confusion(run: RunFolder) -> Picture:
-    """The student's confusion matrices at complete and at the hardest single modality."""
+    """The reference's confusion matrices at complete and at the hardest single modality."""
     conditions = tables.shown_conditions(run)
     matrices = {c: tables.confusion(run, c) for c in conditions}
     questions = list(matrices[COMPLETE])
@@ -252,7 +249,8 @@ def confusion(run: RunFolder) -> Picture:
             axes.set_title(wrapped(f"{question}, {condition}" if question else f"Available: {condition}", 30))
         seeds = ", ".join(str(seed) for seed, _ in run.seeds())
         caption = (
-            f"Confusion matrices of the student on the {run.card.split} split, summed over its seeds ({seeds}): all modalities available, "
+            f"Confusion matrices of {tables.method_titles(run)[run.reference]} on the {run.card.split} split, summed over its seeds "
+            f"({seeds}): all modalities available, "
             f"and {conditions[-1]} alone, the single modality with the lowest weighted F1. Share of the true class, and samples."
         )
         return picture("confusion", caption, "Confusion matrices; the same counts stand in the tables below.", figure)
@@ -280,12 +278,13 @@ def matrix(axes: Axes, counts: pd.DataFrame) -> None:
 
 
 def scores(run: RunFolder) -> Picture:
-    """Predicted against true score of the student, for score targets: the place of the confusion matrix."""
+    """Predicted against true score of the reference, for score targets: the place of the confusion matrix."""
     conditions = tables.shown_conditions(run)
-    rows = run.predictions(conditions).query("method == 'student'")
+    rows = run.predictions(conditions)
+    rows = rows[rows["method"] == run.reference]
     rows = rows[rows["seed"] == rows["seed"].min()]
     if rows.empty:
-        raise AbsentError("predictions.parquet holds nothing of the student under these conditions.")
+        raise AbsentError(f"predictions.parquet holds nothing of {run.reference} under these conditions.")
     with style("scores"):
         figure = Figure(figsize=(3.2 * len(conditions) + 0.4, 3.2))
         for axes, condition in zip(
@@ -298,7 +297,8 @@ def scores(run: RunFolder) -> Picture:
             axes.set(xlabel="True score", title=wrapped(f"Available: {condition}", 30))
             axes.set_ylabel("Predicted score" if condition == COMPLETE else "")
         caption = (
-            f"Predicted against true score of the student on the {run.card.split} split, seed {rows['seed'].min()}; the line is "
+            f"Predicted against true score of {tables.method_titles(run)[run.reference]} on the {run.card.split} split, seed "
+            f"{rows['seed'].min()}; the line is "
             "the identity."
         )
         return picture("scores", caption, "Scatter plots of predicted against true scores.", figure)
@@ -312,7 +312,7 @@ def reliability(run: RunFolder) -> Picture:
     rows = run.predictions(conditions)
     rows = rows.assign(confidence=rows.filter(regex=r"^p_\d+$").max(axis=1), right=rows["target"] == rows["prediction"])
     rows = rows.assign(bin=np.minimum((rows["confidence"] * 10).astype(int), 9))
-    titles = {m: t for m, t in tables.method_titles(run).items() if m in set(rows["method"])}
+    titles = {m: t for m, t in tables.method_titles(run).items() if m in set(rows["method"]) & set(run.focus)}
     with style("reliability"):
         figure = Figure(figsize=(6.8, 3.6))
         drawn: dict[str, Any] = {}
@@ -320,7 +320,7 @@ def reliability(run: RunFolder) -> Picture:
             figure.subplots(1, len(conditions), squeeze=False, sharey=True)[0], conditions, strict=True
         ):
             axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
-            for method, look in looks(titles).items():
+            for method, look in looks(run, titles).items():
                 own = rows[(rows["method"] == method) & (rows["condition"] == condition)]
                 share = own.groupby("bin").size() / max(len(own), 1)
                 share = share[share >= 0.01]
@@ -353,32 +353,20 @@ def reliability(run: RunFolder) -> Picture:
 
 
 def projection(run: RunFolder, condition: str | None = None) -> Picture:
-    """t-SNE of the teacher's complete representations and of teacher's and student's under `condition`, coloured by target.
+    """t-SNE of the teacher's complete representations, and of reference and control under one missing condition, coloured by target.
 
-    `condition`: any that the run stored; default: the first missing subset in the paper's order that it stored for both.
+    `condition`: any that the run stored; default: the one that the run was to show, else the first missing subset that it stored.
     """
-    asked = [condition] if condition else [c.name for c in missing_subsets(run.modalities)]
-    keys = [f"{method}/{c}" for c in (COMPLETE, *asked) for method in ("teacher", "student")]
+    asked = [condition] if condition else [run.card.projection, *(c.name for c in missing_subsets(run.modalities))]
+    methods = [m for m in (run.reference, run.card.control) if m is not None]
+    keys = [f"teacher/{COMPLETE}", *(f"{method}/{c}" for c in dict.fromkeys(filter(None, asked)) for method in methods)]
     seed, arrays = run.representations([*keys, "targets"])
-    chosen = next((c for c in asked if f"teacher/{c}" in arrays and f"student/{c}" in arrays), None)
-    if chosen is None or "targets" not in arrays:
+    stored = next((c for c in asked if f"{run.reference}/{c}" in arrays), None)
+    if stored is None or "targets" not in arrays:
         raise AbsentError(
-            f"The representations hold no targets, or not both teacher and student under {condition or 'a missing subset'}."
+            f"The representations hold no targets, or none of {run.reference} under {condition or 'a missing subset'}."
         )
-    panels = dict.fromkeys([f"teacher/{COMPLETE}", f"teacher/{chosen}", f"student/{chosen}"])
-    return projected(run, seed, {key: arrays[key] for key in panels if key in arrays}, arrays["targets"])
-
-
-def compared_projection(run: RunFolder) -> Picture:
-    """As `projection`: the teacher's complete representations, and under one missing condition CorrKD's and those without distillation."""
-    asked = dict.fromkeys(c for c in (run.card.projection, *(c.name for c in missing_subsets(run.modalities))) if c)
-    methods = ("corrkd", "no-distillation")
-    keys = [f"teacher/{COMPLETE}", *(f"{method}/{c}" for c in asked for method in methods)]
-    seed, arrays = run.representations([*keys, "targets"])
-    chosen = next((c for c in asked if f"corrkd/{c}" in arrays), None)
-    if chosen is None or "targets" not in arrays:
-        raise AbsentError("The representations hold no targets, or none of corrkd under a missing subset.")
-    panels = [f"teacher/{COMPLETE}", *(f"{method}/{chosen}" for method in methods)]
+    panels = dict.fromkeys([f"teacher/{COMPLETE}", *(f"{method}/{stored}" for method in methods)])
     return projected(run, seed, {key: arrays[key] for key in panels if key in arrays}, arrays["targets"])
 
 

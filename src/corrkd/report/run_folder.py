@@ -1,15 +1,15 @@
-"""What a run left on disk, read and nothing else: run.json, results.csv and, for each seed, history, predictions, representations.
+"""A dataset's folder in that of a plan, read and nothing else: run.json, results.csv and, for each seed and arm, history, predictions, ...
 
-A dataset of a comparison is a run too; its methods have a folder each in their seed's.
+`Card` is what run.json holds: the experiment writes it, the report reads it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,10 @@ from safetensors import SafetensorError, safe_open
 
 from corrkd.csv_files import read_csv
 from corrkd.errors import CorrKDError
+from corrkd.files import PLAN, RUN, leads_elsewhere
 from corrkd.missing.conditions import subsets
 from corrkd.networks.saved import seed_folders
-from corrkd.parsing import CONTENT_ERRORS, LARGEST_YAML, read_json, read_text, refusing
+from corrkd.parsing import CONTENT_ERRORS, LARGEST_YAML, read_json, read_text, read_yaml_file, refusing
 
 T = TypeVar("T")
 
@@ -30,8 +31,12 @@ class AbsentError(Exception):
     """What a part of the report needs is not in the folder. The message is the line that stands in its place."""
 
 
+MOST_PANELS = 4
+FORMAT = 2  # of run.json; corrkd 0.1 wrote none
+
+
 class _Bounded(BaseModel):
-    model_config = ConfigDict(allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class ModalityCard(_Bounded):
@@ -50,6 +55,7 @@ class DatasetCard(_Bounded):
     modalities: dict[str, ModalityCard]
     splits: dict[str, int]
     labels: dict[str, dict[str, int]] = Field(default_factory=dict)
+    missing_rule: dict[str, str] = Field(default_factory=dict)
 
 
 class TargetCard(_Bounded):
@@ -67,7 +73,9 @@ class ConditionCard(_Bounded):
 
     name: str
     kind: str
+    available: list[str] = Field(default_factory=list, max_length=100)
     ratio: float | None = None
+    draws: int = 1
 
 
 class MethodCard(_Bounded):
@@ -79,6 +87,7 @@ class MethodCard(_Bounded):
     name: str
     title: str
     selection: str = ""
+    method: str = ""
     kind: str = "method"
     trains_on: str = ""
 
@@ -87,6 +96,7 @@ class GroupCard(_Bounded):
     """Which samples are not independent of each other: those of one `name` ("person"; "sample": each stands for itself)."""
 
     name: str = "sample"
+    count: int = 0
 
 
 class SetsCard(_Bounded):
@@ -96,17 +106,15 @@ class SetsCard(_Bounded):
     groups: int
 
 
-class ComparisonCard(_Bounded):
-    """What was the same for every method, a line each."""
-
-    stated: list[str] = Field(default_factory=list)
-
-
 class Card(_Bounded):
-    """run.json."""
+    """run.json. `reference` is the arm that others are compared with, `control` the one without distillation; `protocol` says what was the
+    same for every method, a line each.
+    """
 
+    format: Literal[2]
     corrkd: str
     torch: str
+    python: str = ""
     dataset: DatasetCard
     target: TargetCard
     split: str
@@ -117,7 +125,26 @@ class Card(_Bounded):
     projection: str = ""
     groups: GroupCard = Field(default_factory=GroupCard)
     sets: SetsCard | None = None
-    comparison: ComparisonCard = Field(default_factory=ComparisonCard)
+    reference: str
+    control: str | None = None
+    protocol: list[str] = Field(default_factory=list)
+    digest: str = ""
+
+
+def open_datasets(out: Path) -> dict[str, RunFolder]:
+    """Return the datasets' folders by name, in the plan's order. Raises CorrKDError where a folder is no plan's, or has no dataset yet."""
+    out = Path(out)
+    if not (out / PLAN).is_file():
+        if (out / RUN).is_file() or (out / "compare.yaml").is_file():
+            raise CorrKDError(f"{out}: not the folder of a run of this version; give the one that holds {PLAN}")
+        raise CorrKDError(f"{out}: holds no {PLAN}; give a folder that `corrkd run` or `corrkd compare` wrote")
+    tree = read_yaml_file(out / PLAN)
+    datasets = tree.get("datasets") if isinstance(tree, Mapping) else None
+    names = [str(name) for name in datasets] if isinstance(datasets, Mapping) else []
+    names = [name for name in names if not leads_elsewhere(name) and (out / name / RUN).is_file()]
+    if not names:
+        raise CorrKDError(f"{out}: has no dataset yet (none of the plan's has a folder with run.json)")
+    return {name: RunFolder.open(out / name) for name in names}
 
 
 def selection_rules(kept: Iterable[tuple[str, str]]) -> str:
@@ -138,14 +165,33 @@ class RunFolder:
     @staticmethod
     def open(path: Path) -> RunFolder:
         """Raises CorrKDError where `path` is not a folder that a run wrote."""
-        file = Path(path) / "run.json"
+        file = Path(path) / RUN
         if not file.is_file():
             raise CorrKDError(f"{path}: not a run folder (it holds no run.json); give a folder that `corrkd run` wrote")
         tree = read_json(file)
+        if isinstance(tree, dict) and tree.get("format") != FORMAT:
+            raise CorrKDError(
+                f"{file}: written by corrkd {str(tree.get('corrkd', ''))[:20]}, whose folders this version does not read"
+            )
         with refusing(file, "not written by a run"):
             card = Card.model_validate(tree)
             subsets(tuple(card.dataset.modalities))  # none with a condition's name, and not too many
         return RunFolder(Path(path), card)
+
+    @property
+    def reference(self) -> str:
+        """The arm that others are compared with."""
+        return self.card.reference
+
+    @property
+    def focus(self) -> list[str]:
+        """The arms of figures with a panel an arm: all of a few, else teacher, control and reference."""
+        names = [m.name for m in self.card.methods]
+        return (
+            names
+            if len(names) <= MOST_PANELS
+            else [n for n in names if n in ("teacher", self.card.control, self.reference)]
+        )
 
     @property
     def modalities(self) -> tuple[str, ...]:

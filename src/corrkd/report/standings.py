@@ -1,4 +1,4 @@
-"""Where each method of a comparison stands on Avg., and whether its difference to CorrKD can be told from none: from stored predictions."""
+"""Where each method stands on Avg., and whether its difference from the reference is significant: from stored predictions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from corrkd.evaluation.comparison import (
 from corrkd.missing.conditions import missing_subsets
 from corrkd.report.run_folder import AbsentError, RunFolder
 
-REFERENCE = "corrkd"
 SEED = 0  # of the resampling: the same folder gives the same numbers
 
 Counts = Mapping[str, Mapping[int, npt.NDArray[np.int32]]]
@@ -36,7 +35,7 @@ class Standing:
     Attributes:
         seeds: how many it has.
         average: with its interval over groups and seeds.
-        difference: to CorrKD, over the seeds that both have; None for CorrKD itself, or without such a seed.
+        difference: from the reference, over the seeds that both have; None for the reference itself, or without such a seed.
         p, adjusted: of the sign-flip test of that difference, and adjusted for the family by Holm.
     """
 
@@ -93,28 +92,29 @@ def _counted(run: RunFolder, rows: pd.DataFrame, conditions: Sequence[str], who:
     return whole
 
 
-def standings(counts: Counts, methods: Sequence[str], draws: int) -> dict[str, Standing]:
-    """Of those among `methods` that have predictions; all but CorrKD itself are one family of tests.
+def standings(counts: Counts, methods: Sequence[str], reference: str, draws: int) -> dict[str, Standing]:
+    """Of those among `methods` that have predictions; all but the reference are one family of tests.
 
     Args:
         counts: from `method_counts`.
         methods: names.
+        reference: which of them the others are compared with.
         draws: of the bootstrap and the test.
     """
-    out = {m: _standing(m, counts, draws) for m in methods if m in counts}
+    out = {m: _standing(m, counts, reference, draws) for m in methods if m in counts}
     tested = [m for m, standing in out.items() if standing.p is not None]
     adjusted = holm([out[m].p or 0.0 for m in tested])
     return out | {m: replace(out[m], adjusted=float(p)) for m, p in zip(tested, adjusted, strict=True)}
 
 
-def _standing(method: str, counts: Counts, draws: int) -> Standing:
-    own, reference = counts[method], counts.get(REFERENCE, {})
+def _standing(method: str, counts: Counts, reference: str, draws: int) -> Standing:
+    own, others = counts[method], counts.get(reference, {})
     chance: dict[str, Any] = {"seed": SEED, "draws": draws}
     average = group_interval(np.stack([own[seed] for seed in sorted(own)]), **chance)
-    common = sorted(own.keys() & reference.keys())
-    if method == REFERENCE or not common:
+    common = sorted(own.keys() & others.keys())
+    if method == reference or not common:
         return Standing(len(own), average)
-    pair = [np.stack([side[seed] for seed in common]) for side in (own, reference)]
+    pair = [np.stack([side[seed] for seed in common]) for side in (own, others)]
     return Standing(len(own), average, paired_group_interval(*pair, **chance), sign_flip_test(*pair, **chance))
 
 

@@ -9,23 +9,19 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from corrkd.errors import CorrKDError
 from corrkd.escape import csv_text, terminal_text
 from corrkd.evaluation.comparison import half_width
 from corrkd.missing.conditions import COMPLETE, missing_subsets
-from corrkd.parsing import refusing
 from corrkd.report.run_folder import AbsentError, MethodCard, RunFolder
 
 FLOORS = {"majority": "Majority floor", "by-length": "By-length floor"}
 CEILING = "bayes"
-REFERENCES = ("student", "corrkd")  # what the others are compared with: its name in a run and in a comparison
 AVERAGE = "average"
 Mark = Literal["", "best", "second"]
 QUANTILES = {"lowest": 0.0, "a quarter below": 0.25, "median": 0.5, "highest": 1.0}
@@ -140,10 +136,10 @@ def marked(column: Mapping[str, Cell | None], trained: Sequence[str], how: Metri
 
 
 def rows_of(run: RunFolder) -> list[MethodCard]:
-    """The trained methods in the order of the rows: baselines, teacher, controls, any other, CorrKD, its ablation."""
+    """The trained methods in the order of the rows: baselines, teacher, controls, any other, the reference, its ablation."""
 
     def place(method: MethodCard) -> int:
-        named = {"teacher": 1, "control": 2, **dict.fromkeys(REFERENCES, 4)}
+        named = {"teacher": 1, run.card.control: 2, run.reference: 4}
         return named.get(method.name, {"baseline": 0, "control": 2, "ablation": 5}.get(method.kind, 3))
 
     return sorted(run.card.methods, key=place)
@@ -238,14 +234,19 @@ def inter_modality(run: RunFolder, metric: str, methods: Iterable[str] | None = 
     return conditions_table(run, name, metric, headings, caption, methods)
 
 
-def with_difference(run: RunFolder, metric: str) -> Table:
-    """The inter-modality table, and below it student minus control, paired over seeds."""
+def with_difference(run: RunFolder, metric: str, methods: Iterable[str] | None = None) -> Table:
+    """The inter-modality table, and below it the reference minus the control, paired over seeds."""
     how, headings, values = METRICS[metric], subset_headings(run), seed_values(run, metric)
-    table = inter_modality(run, metric)
-    differences = {headings[c]: paired(values, c, how, "student", "control") for c in headings}
+    table = inter_modality(run, metric, methods)
+    control = run.card.control
+    if control is None or control == run.reference:
+        return table
+    differences = {headings[c]: paired(values, c, how, run.reference, control) for c in headings}
     if not any(differences.values()):
         return table
-    difference = pd.DataFrame(differences, index=["Student − control"], dtype=object).reindex(columns=table.columns)
+    titles = method_titles(run)
+    row = f"{titles.get(run.reference, run.reference)} − {titles.get(control, control)}"
+    difference = pd.DataFrame(differences, index=[row], dtype=object).reindex(columns=table.columns)
     return replace(table, blocks={**table.blocks, "Difference, paired over seeds": difference})
 
 
@@ -282,7 +283,7 @@ def by_ratio(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
     return Table("missing-ratios", caption, "Method", {"": titled(run, frame.where(frame.notna(), None))})
 
 
-def others(run: RunFolder, metric: str) -> Table:
+def others(run: RunFolder, metric: str, methods: Iterable[str] | None = None) -> Table:
     """Bursts, late starts, noise, and the samples that the data itself leaves incomplete."""
     meanings = {
         "burst": "a contiguous gap of that share (burst)",
@@ -293,7 +294,8 @@ def others(run: RunFolder, metric: str) -> Table:
     kinds = dict.fromkeys(c.kind for c in run.card.conditions)
     told = ", ".join(meanings[kind] for kind in kinds if kind in meanings)
     caption = f"{METRICS[metric].title} on the {run.card.split} split under other conditions: {told}."
-    return conditions_table(run, f"other-conditions-{metric.replace('_', '-')}", metric, other_headings(run), caption)
+    name = f"other-conditions-{metric.replace('_', '-')}"
+    return conditions_table(run, name, metric, other_headings(run), caption, methods)
 
 
 def per_class(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
@@ -317,12 +319,12 @@ def per_class(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
     return Table("per-class", caption, "Method", {n: f.reindex(columns=columns) for n, f in blocks.items()})
 
 
-def calibration(run: RunFolder) -> Table:
+def calibration(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
     """Expected calibration error under the inter-modality conditions, before and after temperature scaling."""
     caption = f"{METRICS['ece'].title} on the {run.card.split} split. {subset_legend(run)}"
-    table = conditions_table(run, "calibration", "ece", subset_headings(run), caption)
+    table = conditions_table(run, "calibration", "ece", subset_headings(run), caption, methods)
     with contextlib.suppress(AbsentError):
-        after = titled(run, compared(run, "ece_calibrated", subset_headings(run), METRICS["ece"]))
+        after = titled(run, compared(run, "ece_calibrated", subset_headings(run), METRICS["ece"], methods))
         caption = f"{table.caption} Below, each condition's logits are divided by a temperature fitted on the validation split."
         blocks = {
             "As trained": table.blocks[""],
@@ -361,13 +363,13 @@ def _asked(run: RunFolder) -> str:
 
 
 def coverage_by_group(run: RunFolder) -> Table:
-    """How the student's coverage differs between groups: over groups, each averaged over seeds."""
+    """How the reference's coverage differs between groups: over groups, each averaged over seeds."""
     rows = run.coverage()
-    student = rows[rows["method"].isin(REFERENCES)]
+    rows = rows[rows["method"] == run.reference]
     headings = subset_headings(run)
     blocks = {}
     for condition, heading in headings.items():
-        own = student[student["condition"] == condition]
+        own = rows[rows["condition"] == condition]
         if len(own):
             shares = 100 * own.groupby("group")["coverage"].mean()
             blocks[heading] = {
@@ -376,10 +378,11 @@ def coverage_by_group(run: RunFolder) -> Table:
                 **{name: Cell(float(shares.quantile(q))) for name, q in QUANTILES.items()},
             }
     if not blocks:
-        raise AbsentError("coverage.csv holds nothing of the student.")
+        raise AbsentError(f"coverage.csv holds nothing of {run.reference}.")
     frame = pd.DataFrame.from_dict(blocks, orient="index").astype(object)
     caption = (
-        f"Share of each group's samples on the {run.card.split} split whose truth is in the student's prediction set, %, over "
+        f"Share of each group's samples on the {run.card.split} split whose truth is in the prediction set of "
+        f"{method_titles(run)[run.reference]}, %, over "
         f"groups. What was asked for is promised of the mean, where each group weighs the same, not of everyone. {subset_legend(run)}"
     )
     return Table("coverage-by-group", caption, "Available", {"": frame}, digits=1)
@@ -395,20 +398,21 @@ def data(run: RunFolder) -> Table:
 
 
 def shown_conditions(run: RunFolder) -> list[str]:
-    """Complete, and the single modality with which the student's mean weighted F1 is lowest (of equals the first)."""
+    """Complete, and the single modality with which the reference's mean weighted F1 is lowest (of equals the first)."""
     values = seed_values(run, "weighted_f1")
-    means = {m: of(values, "student", m).mean() for m in run.modalities}
+    means = {m: of(values, run.reference, m).mean() for m in run.modalities}
     known = [m for m, mean in means.items() if not math.isnan(mean)]
     return [COMPLETE, min(known, key=lambda m: means[m])] if known else [COMPLETE]
 
 
 def confusion(run: RunFolder, condition: str) -> dict[str, pd.DataFrame]:
-    """The student's counts, true (rows) by predicted (columns) class, summed over seeds; by question, or under "" for classes."""
+    """The reference's counts, true (rows) by predicted (columns) class, summed over seeds; by question, or under "" for classes."""
     if run.card.target.kind == "score":
         raise AbsentError("The target is a score: there is no confusion matrix.")
-    rows = run.predictions([condition]).query("method == 'student'")
+    rows = run.predictions([condition])
+    rows = rows[rows["method"] == run.reference]
     if rows.empty:
-        raise AbsentError(f"predictions.parquet holds nothing of the student under {condition}.")
+        raise AbsentError(f"predictions.parquet holds nothing of {run.reference} under {condition}.")
     names = run.card.target.classes or ["no", "yes"]
     out = {}
     for question in run.card.target.questions if run.card.target.kind == "questions" else [""]:
@@ -421,7 +425,7 @@ def confusion(run: RunFolder, condition: str) -> dict[str, pd.DataFrame]:
 
 def confusion_table(run: RunFolder, name: str, condition: str) -> Table:
     """The counts of `confusion` as a table."""
-    caption = f"{method_titles(run)['student']}, available: {condition}. Samples by true (row) and predicted (column) class, all seeds."
+    caption = f"{method_titles(run)[run.reference]}, available: {condition}. Samples by true (row) and predicted (column) class, all seeds."
     blocks = {q: f.astype(object) for q, f in confusion(run, condition).items()}
     return Table(f"confusion-{name}", caption, "True class", blocks, folded=True)
 
@@ -616,18 +620,3 @@ def aligned(grid: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in grid]
     return "\n".join(lines)
-
-
-def plain_table(folder: Path) -> str:
-    """The inter-modality table of a run as plain text for a terminal, the average first.
-
-    Raises:
-        CorrKDError: where it is not a run folder, or holds no weighted F1.
-    """
-    run = RunFolder.open(folder)
-    try:
-        with refusing(run.path, "its files do not fit together; run what is damaged again"):
-            table = inter_modality(run, "weighted_f1")
-        return METRICS["weighted_f1"].title + "\n" + to_text(table) + "\n" + subset_legend(run)
-    except AbsentError as error:
-        raise CorrKDError(f"{run.path}: {error}") from None

@@ -17,7 +17,16 @@ from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.explain import Explanation, explain
 from corrkd.files import replacing_all, write_bytes
-from corrkd.networks.saved import CARD, WEIGHTS, SavedNetwork, folder_alone, load_student, packed, write_card
+from corrkd.networks.saved import (
+    CARD,
+    WEIGHTS,
+    SavedNetwork,
+    dataset_folder,
+    folder_alone,
+    load_student,
+    packed,
+    write_card,
+)
 from corrkd.report.run_folder import RunFolder
 from corrkd.serve import standalone
 from corrkd.serve.model_card import model_card
@@ -186,8 +195,7 @@ class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentimen
             if (folder / README).is_file():
                 made._readme = (folder / README).read_text("utf-8", errors="replace")
             return made
-        run = next((folder for folder in (path, *path.parents[:2]) if (folder / "run.json").is_file()), None)
-        return cls(load_student(path), run=run, device=device)
+        return cls(load_student(path), run=dataset_folder(path), device=device)
 
     def save_pretrained(self, save_directory: str | Path, *, overwrite: bool = False, **hub: Any) -> str | None:
         """Writes model.safetensors, config.json and a model card README.md.

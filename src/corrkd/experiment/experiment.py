@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,40 +12,33 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from corrkd._version import __version__
 from corrkd.data.batches import Samples
 from corrkd.data.dataset import SPLITS, IntArray, MultimodalDataset
 from corrkd.data.load import load_dataset
 from corrkd.data.normalise import Normalisation, fit_normalisation
-from corrkd.data.resample import CALIBRATION, dependence_groups, group_folds, resampled, seed_rows, with_calibration
+from corrkd.data.resample import dependence_groups, group_folds, resampled, seed_rows, with_calibration
 from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.data.targets import Target, make_target
 from corrkd.errors import CorrKDError
-from corrkd.experiment.arm import TEACHER, Arm, resolve
-from corrkd.experiment.run_folder import SETTINGS, settings_of
+from corrkd.experiment.arm import TEACHER, Arm
+from corrkd.experiment.folder import settings_of
 from corrkd.missing.conditions import Condition, condition, standard_conditions
-from corrkd.networks.saved import MOST_CLASSES, check_labels, with_modalities
-from corrkd.settings import ArmSettings, DataSettings, ResampleSettings, Settings
+from corrkd.networks.saved import MOST_CLASSES, check_labels, dataset_folder, with_modalities
+from corrkd.settings import DataSettings, ResampleSettings, Settings
 
 SYNTHETIC = "synthetic"
 LARGEST_SYNTHETIC = 2**31  # numbers: 8 GB
-RUN_ARMS = {
-    TEACHER: ArmSettings(),
-    "student": ArmSettings(method="corrkd", title="CorrKD student"),
-    "control": ArmSettings(method="no-distillation", title="No-distillation control"),
-}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Experiment:
-    """An experiment ready to run. Nothing here depends on a seed but what `at` gives."""
+    """The data of an experiment, ready for training. Nothing here depends on a seed but what `at` gives."""
 
     settings: Settings
     dataset: MultimodalDataset
     target: Target
     normalisation: Normalisation
     device: torch.device
-    arms: tuple[Arm, ...]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -54,16 +46,27 @@ class Experiment:
         return torch.float64 if self.settings.precision == "64-true" else torch.float32
 
     def samples(self, split: str) -> Samples:
-        """A split on the device, or read batch by batch where it is larger than the settings allow."""
-        return Samples(
-            self.dataset.split(split),
-            self.target,
-            self.normalisation,
-            device=self.device,
-            resident_bytes=self.settings.data.resident_gigabytes * 1e9,
-            where=f"dataset {self.dataset.name}, {split}",
-            dtype=self.dtype,
-        )
+        """A split on the device, or read batch by batch where it is larger than the settings allow. Made once."""
+        if split not in self._samples:
+            self._samples[split] = Samples(
+                self.dataset.split(split),
+                self.target,
+                self.normalisation,
+                device=self.device,
+                resident_bytes=self.settings.data.resident_gigabytes * 1e9,
+                where=f"dataset {self.dataset.name}, {split}",
+                dtype=self.dtype,
+            )
+        return self._samples[split]
+
+    @cached_property
+    def _samples(self) -> dict[str, Samples]:
+        return {}
+
+    @cached_property
+    def _of_seed(self) -> dict[int, Experiment]:
+        """The last seed's experiment."""
+        return {}
 
     @cached_property
     def frames(self) -> dict[str, int]:
@@ -71,12 +74,17 @@ class Experiment:
         return {m: max(s.frames[m].shape[1] for s in self.dataset.splits.values()) for m in self.dataset.modalities}
 
     def at(self, seed: int) -> Experiment:
-        """The experiment of a seed: with the splits that are its own, where the settings ask for such; the target stays the same."""
+        """The experiment of a seed: with its own splits, where the settings ask for such; the target stays the same."""
         resample = self.settings.data.resample
         if resample == ResampleSettings():
             return self
-        dataset = resampled(self.dataset, resample, seed)
-        return replace(self, dataset=dataset, normalisation=_normalisation(dataset, self.settings.data))
+        if seed not in self._of_seed:
+            dataset = resampled(self.dataset, resample, seed)
+            self._of_seed.clear()
+            self._of_seed[seed] = replace(
+                self, dataset=dataset, normalisation=_normalisation(dataset, self.settings.data)
+            )
+        return self._of_seed[seed]
 
     def teacher_folds(self, seed: int) -> IntArray:
         """A fold for each training sample that counts, (n,), none dividing a group: which teacher was not trained on it."""
@@ -107,129 +115,18 @@ class Experiment:
         found: npt.NDArray[np.str_] = dependence_groups(chosen)[1][kept]
         return found
 
-    def sets(self) -> dict[str, float] | None:
-        """The share of samples whose truth prediction sets are to hold, and how many groups they are made from; None: there are no sets."""
-        if CALIBRATION not in self.dataset.splits:
-            return None
-        return {"level": self.settings.evaluation.coverage, "groups": len(np.unique(self.groups(CALIBRATION)))}
-
-    def notes(self) -> list[str]:
-        """What a reader of the results has to know."""
-        out = [*self.dataset.notes, *self.arrangement()]
-        if self.settings.data.synthetic and self.settings.data.path != SYNTHETIC:
-            out.append("data.synthetic changes the built-in dataset alone and is not used here")
-        count = len(self.samples_kept("train"))
-        for stage in ("teacher", "student"):
-            size = getattr(self.settings, stage).batch_size
-            if size > count:
-                out.append(
-                    f"{stage}.batch_size = {size} is more than the {count} training samples; one batch holds all of them"
-                )
-        if self.target.kind == "score" and self.settings.student.distillation.rcd:
-            out.append("RCD splits a response by class and is left out for the target `score`")
-        return out
-
-    def arrangement(self) -> list[str]:
-        """Which splits a seed has, and who teaches, in sentences, where that is not the plain way."""
-        out, resample, teacher = [], self.settings.data.resample, self.settings.teacher
-        group = dependence_groups(self.dataset.split("train"))[0]
-        if resample.folds is not None:
-            out.append(
-                f"Cross-validation: train and valid together fall into {resample.folds} folds by {group}; seed s validates on fold s mod "
-                f"{resample.folds} and trains on the others."
-            )
-        if resample.train is not None:
-            out.append(f"Every seed draws {resample.train} training samples of its own.")
-        if sets := self.sets():
-            held, count = len(self.samples_kept(CALIBRATION)), sets["groups"]
-            out.append(
-                f"Prediction sets: {held} training samples of {count} groups by {group} took part in no training and no choice."
-            )
-        number = teacher.repeats * (teacher.folds or 1)
-        if number > 1:
-            how = (
-                f"each trained without one of {teacher.folds} folds by {group} and answering for that fold alone"
-                if teacher.folds
-                else "each trained on all training samples"
-            )
-            out.append(
-                f"Students are taught by {number} teachers a seed, {how}; responses are averaged over {teacher.repeats}."
-            )
-        if teacher.temperature != 1.0 and self.target.kind != "score":
-            value = "fitted to the training labels" if teacher.temperature == "fit" else f"{teacher.temperature:g}"
-            out.append(f"The teachers' temperature: {value}.")
-        return out
-
-    def samples_kept(self, split: str) -> Any:
+    def targets(self, split: str) -> Any:
         """Targets of the samples that count for the target, (n,) or (n, Q)."""
         values, keep = self.target.of(self.dataset.split(split), f"dataset {self.dataset.name}, {split}")
         return values[keep]
 
-    def facts(self) -> dict[str, Any]:
-        """What run.json says."""
-        dataset, target = self.dataset, self.target
-        return {
-            "corrkd": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "dataset": {
-                "name": dataset.name,
-                "layout": dataset.layout,
-                "sha256": dataset.sha256,
-                "modalities": {m: {"width": w, "frames": self.frames[m]} for m, w in dataset.widths.items()},
-                "splits": {name: len(self.samples_kept(name)) for name in dataset.splits},
-                "labels": {name: self._histogram(name) for name in dataset.splits},
-                "missing_rule": dict(dataset.missing_rule),
-            },
-            "target": {
-                "name": target.name,
-                "kind": target.kind,
-                "classes": list(target.classes),
-                "questions": list(target.questions),
-                "cuts": list(target.cuts),
-            },
-            "split": self.settings.evaluation.split,
-            "conditions": [
-                {"name": c.name, "kind": c.kind, "available": list(c.available), "ratio": c.ratio, "draws": c.draws}
-                for c in self.conditions()
-            ],
-            "projection": self.projection(),
-            "sets": self.sets(),
-            "methods": [
-                {
-                    "name": arm.name,
-                    "title": arm.title,
-                    "selection": arm.selection,
-                    "method": arm.base,
-                    "kind": arm.kind,
-                    "trains_on": "complete" if arm.complete else "missing",
-                }
-                for arm in self.arms
-            ],
-            "seeds": list(self.settings.seeds),
-            "notes": self.notes(),
-        }
 
-    def _histogram(self, split: str) -> Mapping[str, int]:
-        values = self.samples_kept(split)
-        if self.target.kind == "questions":
-            return {q: int(values[:, place].sum()) for place, q in enumerate(self.target.questions)}
-        labels = self.target.categories(values) if self.target.kind == "score" else values
-        counts = np.bincount(labels, minlength=len(self.target.classes))
-        return {name: int(count) for name, count in zip(self.target.classes, counts, strict=True)}
-
-
-def prepare(settings: Settings, arms: Mapping[str, ArmSettings] = RUN_ARMS) -> Experiment:
-    """Reads the data and fits on its training split what depends on it.
-
-    Args:
-        settings: of the experiment.
-        arms: what is trained, by name; a teacher comes before those it teaches.
+def prepare(settings: Settings) -> Experiment:
+    """Read the data and fit on its training split what depends on it.
 
     Raises:
         CorrKDError: for anything wrong with data or settings, before any training.
     """
-    resolved = tuple(resolve(name, changes, settings) for name, changes in arms.items())
     dataset = read(settings.data)
     for split in {*SPLITS[:2], settings.evaluation.split}:
         dataset.split(split)
@@ -243,9 +140,8 @@ def prepare(settings: Settings, arms: Mapping[str, ArmSettings] = RUN_ARMS) -> E
     ):
         check_labels(names, f"dataset {dataset.name}: {what}")  # the saved model could not be read otherwise
     normalisation = _normalisation(dataset, settings.data)
-    experiment = Experiment(settings, dataset, target, normalisation, pick_device(settings.device), resolved)
-    experiment.conditions(), experiment.projection()  # a wrong name is said now, not after the training
-    _check_splits(experiment)
+    experiment = Experiment(settings, dataset, target, normalisation, pick_device(settings.device))
+    experiment.conditions(), experiment.projection()  # a wrong name is an error now, not after the training
     return experiment
 
 
@@ -253,8 +149,8 @@ def _normalisation(dataset: MultimodalDataset, settings: DataSettings) -> Normal
     return fit_normalisation(dataset.split("train"), settings.normalise, settings.clip)
 
 
-def _check_splits(experiment: Experiment) -> None:
-    """Raises CorrKDError where a seed cannot have the splits or folds asked for, or would choose an epoch on the fold it is judged on."""
+def check_splits(experiment: Experiment, arms: Sequence[Arm]) -> None:
+    """Raise CorrKDError where a seed cannot have its splits or folds, or an arm would choose an epoch on the fold that it is tested on."""
     settings, dataset = experiment.settings, experiment.dataset
     resample = settings.data.resample
     if resample != ResampleSettings() and settings.evaluation.split == "train":
@@ -266,8 +162,8 @@ def _check_splits(experiment: Experiment) -> None:
             f"settings: data.calibration makes prediction sets for the test split alone; with evaluation.split = "
             f"{settings.evaluation.split} set it to null"
         )
-    stages = {arm.name: arm.stage for arm in experiment.arms}
-    if any(arm.method.needs_teacher for arm in experiment.arms):
+    stages = {arm.name: arm.stage for arm in arms}
+    if any(arm.method.needs_teacher for arm in arms):
         stages.setdefault(TEACHER, settings.teacher)
     for name, stage in stages.items():
         if experiment.cross_validated and stage.keep != "last":
@@ -316,9 +212,9 @@ def dataset_of(
     `synthetic` is the one of the run that the model lies in, where that had one of its own.
     """
     if data == SYNTHETIC:
-        for folder in (model, *model.parents[:2]):
-            if (folder / SETTINGS).is_file() and (settings := settings_of(folder).data).path == SYNTHETIC:
-                return read(settings)
+        folder = dataset_folder(model.absolute())
+        if folder is not None and (settings := settings_of(folder).data).path == SYNTHETIC:
+            return read(settings)
     return load_dataset(data, glove=glove, folds=folds, label=label, targets=targets)
 
 

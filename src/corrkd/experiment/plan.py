@@ -1,11 +1,11 @@
-"""A comparison whole: datasets, methods, seeds. One YAML file describes it, and the folder keeps it as it was resolved."""
+"""A plan: arms x datasets x seeds. `corrkd run` is a plan of three arms on one dataset. Its folder keeps it as it was resolved."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -13,25 +13,29 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import GROUPS, TEACHER, laid_over, resolve
 from corrkd.experiment.budget import BudgetRule
-from corrkd.experiment.run_folder import OURS
-from corrkd.files import FAILURES, PLAN, check_names, file_names
-from corrkd.parsing import quoted, read_yaml_file, yaml_with_digest
-from corrkd.settings import ArmSettings, Count, Settings, first_line, read_yaml, settings_of_tree
+from corrkd.experiment.folder import BESIDE_DATASETS
+from corrkd.files import PLAN, check_names, file_names
+from corrkd.parsing import check_yaml_digest, quoted, read_yaml_file, yaml_with_digest
+from corrkd.settings import ArmSettings, Count, DataSettings, Settings, first_line, read_yaml, settings_of_tree
 
-REPORTED = "reported.csv"
-# What a comparison keeps beside its datasets' folders, and an arm beside its model.
-_BESIDE_DATASETS = (*OURS, PLAN, FAILURES, REPORTED)
-_BESIDE_MODELS = ("budget", "cost")
+_BESIDE_MODELS = ("budget", "cost")  # files beside an arm's model
+RUN_ARMS = {
+    TEACHER: ArmSettings(),
+    "student": ArmSettings(method="corrkd", title="CorrKD student"),
+    "control": ArmSettings(method="no-distillation", title="No-distillation control"),
+}
+REFERENCES, CONTROLS = ("student", "corrkd"), ("control", "no-distillation")  # by the names of their arms
 MOST_SEEDS = 10_000
+MOST_ARMS, MOST_DATASETS = 1_000, 1_000
 NO_SEARCH = "none: every method has its default settings"
 
 
 class DatasetPlan(BaseModel):
-    """One dataset of a comparison.
+    """One dataset of a plan.
 
     Attributes:
         settings: of its runs.
-        methods: the arms, with what differs from their defaults.
+        arms: by name, with what differs from their defaults.
         budget: the rule by which each arm's number of epochs is chosen; None: the arms' own.
         epochs: by arm, what was chosen; such an arm's budget is not chosen again.
     """
@@ -39,40 +43,50 @@ class DatasetPlan(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     settings: Settings
-    methods: dict[str, ArmSettings]
+    arms: Annotated[dict[str, ArmSettings], Field(min_length=1, max_length=MOST_ARMS)]
     budget: BudgetRule | None = None
     epochs: dict[str, Count] = Field(default_factory=dict)
 
-    @field_validator("methods", mode="after")
+    @field_validator("arms", mode="after")
     @classmethod
-    def _names_are_folders(cls, methods: dict[str, ArmSettings]) -> dict[str, ArmSettings]:
-        check_names(methods, "comparison: method")
+    def _names_are_folders(cls, arms: dict[str, ArmSettings]) -> dict[str, ArmSettings]:
+        check_names(arms, "plan: arm")
         for name in _BESIDE_MODELS:
-            if name in methods:
-                raise CorrKDError(
-                    f"comparison: method {name!r}: a file of that name lies beside the model; choose another"
-                )
-        return methods
+            if name in arms:
+                raise CorrKDError(f"plan: arm {name!r}: a file of that name lies beside the model; choose another")
+        return arms
 
     def chooses(self, arm: str) -> bool:
         """Whether the arm's number of epochs is chosen by the rule."""
         return self.budget is not None and arm not in self.epochs
 
+    @property
+    def reference(self) -> str:
+        """The arm that the others are compared with: the student of a run, CorrKD of a comparison; else the last one."""
+        return next((name for name in REFERENCES if name in self.arms), list(self.arms)[-1])
 
-class ComparePlan(BaseModel):
-    """A comparison resolved.
+    @property
+    def control(self) -> str | None:
+        """The arm without distillation, if any."""
+        return next((name for name in CONTROLS if name in self.arms), None)
+
+
+class Plan(BaseModel):
+    """A plan resolved.
 
     Attributes:
         datasets: by the name of their folder.
-        search: what was searched, for the report.
+        search: how hyper-parameters were searched, in words.
         jobs: runs at once, a process each.
+        trials: of a search over hyper-parameters, of each arm; None: no search.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    datasets: dict[str, DatasetPlan]
-    search: str = NO_SEARCH
+    datasets: Annotated[dict[str, DatasetPlan], Field(min_length=1, max_length=MOST_DATASETS)]
+    search: Annotated[str, Field(max_length=1000)] = NO_SEARCH
     jobs: int = Field(1, ge=1, le=4096)
+    trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
 
     @field_validator("datasets", mode="after")
     @classmethod
@@ -84,22 +98,32 @@ class ComparePlan(BaseModel):
         """The file that `load_plan` reads."""
         tree = self.model_dump(mode="json")
         for name, part in self.datasets.items():
-            # Only what was said: what an arm leaves open is its method's, or the ablation's.
-            tree["datasets"][name]["methods"] = {
-                arm: changes.model_dump(mode="json", exclude_unset=True) for arm, changes in part.methods.items()
+            # Only what was set: what an arm leaves open is its method's, or the ablation's.
+            tree["datasets"][name]["arms"] = {
+                arm: changes.model_dump(mode="json", exclude_unset=True) for arm, changes in part.arms.items()
             }
         return yaml_with_digest(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
+def plan_of_run(settings: Settings) -> Plan:
+    """Return the plan of `corrkd run`: teacher, student and control on one dataset."""
+    part = DatasetPlan(settings=settings, arms=RUN_ARMS)
+    return Plan(datasets={dataset_name(settings.data): part}, jobs=settings.jobs)
+
+
+def dataset_name(data: DataSettings) -> str:
+    """Return what the folder of a dataset is called in a run: as the settings name it, else as its file."""
+    name = _name_of(data.path) if data.name is None else file_names([data.name])[data.name]
+    return name if not any(Path(name).match(pattern) for pattern in BESIDE_DATASETS) else f"data-{name}"
+
+
 def check_dataset_names(names: Iterable[str]) -> None:
-    """Raise CorrKDError where a dataset's name is not fit for its folder, or is that of something else in a comparison's folder."""
+    """Raise CorrKDError where a dataset's name is not fit for its folder, or is that of something else beside it."""
     names = list(names)
-    check_names(names, "comparison: dataset")
+    check_names(names, "plan: dataset")
     for name in names:
-        if any(Path(name).match(pattern) for pattern in _BESIDE_DATASETS):
-            raise CorrKDError(
-                f"comparison: dataset {name!r}: a comparison's folder has other use for the name; choose another"
-            )
+        if any(Path(name).match(pattern) for pattern in BESIDE_DATASETS):
+            raise CorrKDError(f"plan: dataset {name!r}: the folder has another use for the name; choose another")
 
 
 def load_plan(
@@ -107,22 +131,22 @@ def load_plan(
     *,
     data: Sequence[str] = (),
     preset: str | None = None,
-    methods: Sequence[str] | None = None,
+    arms: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     jobs: int | None = None,
     overrides: Iterable[str] = (),
     budget: str | None = None,
-) -> ComparePlan:
-    """A comparison from a YAML file and/or the command line, which lies over the file.
+) -> Plan:
+    """A plan from a YAML file and/or the command line, which lies over the file.
 
-    The file's keys: `datasets`, by name {settings: as of a run, methods: changes there}; `methods`, a list of names or {name: changes};
+    The file's keys: `datasets`, by name {settings: as of a run, arms: changes there}; `arms`, a list of names or {name: changes};
     `seeds`, `jobs`, `search`; `budget`, "doubling" (the default), "fixed", or the rule's own keys.
 
     Args:
         source: the file.
         data: dataset files, in place of the file's datasets.
         preset: their preset.
-        methods: names; the groups paper, controls, ablation, all.
+        arms: names; the groups paper, controls, ablation, all.
         seeds: of every run.
         jobs: runs at once.
         overrides: `key=value` settings of every dataset.
@@ -133,21 +157,21 @@ def load_plan(
         CorrKDError: for an unknown key, value or method, or a name that no folder can have.
     """
     tree = read_yaml(Path(source)) if source is not None else {}
-    unknown = set(tree) - {"datasets", "methods", "seeds", "jobs", "search", "budget"}
+    unknown = set(tree) - {"datasets", "arms", "seeds", "jobs", "search", "budget"}
     if unknown:
         raise CorrKDError(
-            f"comparison {source}: {quoted(min(unknown))} is unknown; allowed: datasets, methods, seeds, jobs, search, budget"
+            f"plan {source}: {quoted(min(unknown))} is unknown; allowed: datasets, arms, seeds, jobs, search, budget"
         )
     common_budget = tree.get("budget", "doubling")
-    common = _named(tree.get("methods"), "methods")
-    if methods is not None:
-        common = {name: common.get(name, {}) for name in expanded(methods)}
+    common = _named(tree.get("arms"), "arms")
+    if arms is not None:
+        common = {name: common.get(name, {}) for name in expanded(arms)}
     found = {_name_of(path): {"settings": {"preset": preset, "data": {"path": path}}} for path in data}
     if len(found) < len(data):
-        raise CorrKDError("comparison: two datasets have one name; name them in a file under `datasets`")
+        raise CorrKDError("plan: two datasets have one name; name them in a file under `datasets`")
     datasets = found or tree.get("datasets") or {"synthetic": {"settings": {"preset": preset or "synthetic"}}}
     if not isinstance(datasets, Mapping):
-        raise CorrKDError(f"comparison {source}: datasets: expected {{name: {{settings: ..., methods: ...}}}}")
+        raise CorrKDError(f"plan {source}: datasets: expected {{name: {{settings: ..., arms: ...}}}}")
     chosen_seeds = _seeds(tree.get("seeds") if seeds is None else seeds)
     shared = {} if chosen_seeds is None else {"seeds": chosen_seeds}
     plans = {
@@ -156,9 +180,9 @@ def load_plan(
     }
     chosen = jobs if jobs is not None else tree.get("jobs", 1)
     try:
-        return ComparePlan(datasets=plans, search=tree.get("search", NO_SEARCH), jobs=chosen)
+        return Plan(datasets=plans, search=tree.get("search", NO_SEARCH), jobs=chosen)
     except ValidationError as error:
-        raise CorrKDError(f"comparison: {first_line(error, ComparePlan)}") from None
+        raise CorrKDError(f"plan: {first_line(error, Plan)}") from None
 
 
 def _seeds(value: Any) -> list[Any] | None:
@@ -169,18 +193,31 @@ def _seeds(value: Any) -> list[Any] | None:
         return list(range(value))
     if isinstance(value, Sequence) and not isinstance(value, str):
         return list(value)
-    raise CorrKDError(
-        f"comparison: seeds: expected a number from 1 to {MOST_SEEDS:,} or a list (given: {quoted(value)})"
-    )
+    raise CorrKDError(f"plan: seeds: expected a number from 1 to {MOST_SEEDS:,} or a list (given: {quoted(value)})")
 
 
-def read_plan(out: Path) -> ComparePlan:
-    """The plan that a comparison's folder keeps. Raises CorrKDError where there is none, or it is damaged."""
+def read_plan(out: Path, *, unchanged: bool = False) -> Plan:
+    """The plan that a folder keeps.
+
+    Args:
+        out: the folder.
+        unchanged: whether it must be as it was written.
+
+    Raises:
+        CorrKDError: where there is none, or it is damaged or was edited.
+    """
     path = out / PLAN
+    if not path.is_file():
+        raise CorrKDError(
+            f"{out}: holds no {PLAN}; give a folder that this version of `corrkd run` or `corrkd compare` wrote"
+        )
+    if unchanged:
+        check_yaml_digest(path, "put it back, choose another folder, or start anew with --overwrite")
+    tree = read_yaml_file(path)
     try:
-        return ComparePlan.model_validate(read_yaml_file(path))
+        return Plan.model_validate(tree)
     except ValidationError as error:
-        raise CorrKDError(f"{path}: damaged: {first_line(error, ComparePlan)}") from None
+        raise CorrKDError(f"{path}: damaged: {first_line(error, Plan)}") from None
 
 
 def _dataset(
@@ -192,28 +229,28 @@ def _dataset(
     common_budget: Any,
     budget: str | None,
 ) -> DatasetPlan:
-    where = f"comparison: datasets.{name}"
+    where = f"plan: datasets.{name}"
     check_dataset_names([name])
-    if not isinstance(part, Mapping) or set(part) - {"settings", "methods", "budget", "epochs"}:
-        raise CorrKDError(f"{where}: expected {{settings: ..., methods: ..., budget: ..., epochs: ...}}")
+    if not isinstance(part, Mapping) or set(part) - {"settings", "arms", "budget", "epochs"}:
+        raise CorrKDError(f"{where}: expected {{settings: ..., arms: ..., budget: ..., epochs: ...}}")
     rule = _budget(part.get("budget", common_budget) if budget is None else budget, where)
-    own = _named(part.get("methods"), f"datasets.{name}.methods")
+    own = _named(part.get("arms"), f"datasets.{name}.arms")
     in_file = part.get("settings") or {}
     if not isinstance(in_file, Mapping):
         raise CorrKDError(f"{where}: settings: expected keys and values (given: {quoted(in_file)})")
     settings = settings_of_tree(in_file, overrides=overrides, changes={"jobs": 1, **shared})
     arms = {arm: laid_over(_arm(arm, common.get(arm)), _arm(arm, own.get(arm))) for arm in (common or own)}
     if not arms:
-        raise CorrKDError(f"{where}: no method; name some under `methods`, or give --methods")
+        raise CorrKDError(f"{where}: no arm; name some under `arms`, or give --methods")
     stray = set(own) - set(arms)
     if stray:
-        raise CorrKDError(f"{where}.methods.{sorted(stray)[0]}: is not among the comparison's methods")
+        raise CorrKDError(f"{where}.arms.{sorted(stray)[0]}: is not among the plan's arms")
     epochs = part.get("epochs") or {}
     if not isinstance(epochs, Mapping):
-        raise CorrKDError(f"{where}: epochs: expected {{method: number}} (given: {quoted(epochs)})")
+        raise CorrKDError(f"{where}: epochs: expected {{arm: number}} (given: {quoted(epochs)})")
     stray = set(epochs) - {TEACHER, *arms}
     if stray:
-        raise CorrKDError(f"{where}.epochs.{min(stray)}: is not among the comparison's methods")
+        raise CorrKDError(f"{where}.epochs.{min(stray)}: is not among the plan's arms")
     resolved = [resolve(arm, changes, settings) for arm, changes in arms.items()]
     if TEACHER not in arms and any(arm.method.needs_teacher for arm in resolved):
         arms = {TEACHER: ArmSettings(), **arms}
@@ -222,12 +259,12 @@ def _dataset(
             f"{where}: tests on the validation split, by which budgets are chosen; set budget: fixed (or --budget fixed)"
         )
     try:
-        return DatasetPlan(settings=settings, methods=arms, budget=rule, epochs=epochs)
+        return DatasetPlan(settings=settings, arms=arms, budget=rule, epochs=epochs)
     except ValidationError as error:
         raise CorrKDError(f"{where}: {first_line(error, DatasetPlan)}") from None
 
 
-def _budget(value: Any, where: str = "comparison") -> BudgetRule | None:
+def _budget(value: Any, where: str = "plan") -> BudgetRule | None:
     """The rule that a plan asks for: by name, or by its keys."""
     if value == "doubling":
         return BudgetRule()
@@ -245,7 +282,7 @@ def _arm(name: str, changes: Any) -> ArmSettings:
     try:
         return ArmSettings.model_validate(changes or {})
     except ValidationError as error:
-        raise CorrKDError(f"comparison: methods.{name}: {first_line(error, ArmSettings)}") from None
+        raise CorrKDError(f"plan: arms.{name}: {first_line(error, ArmSettings)}") from None
 
 
 def _named(methods: Any, where: str) -> dict[str, Any]:
@@ -256,7 +293,7 @@ def _named(methods: Any, where: str) -> dict[str, Any]:
         return {str(name): changes for name, changes in methods.items()}
     names = [methods] if isinstance(methods, str) else methods
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise CorrKDError(f"comparison: {where}: expected a list of names, or {{name: changes}}")
+        raise CorrKDError(f"plan: {where}: expected a list of names, or {{name: changes}}")
     return {name: {} for name in expanded(names)}
 
 

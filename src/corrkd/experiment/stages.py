@@ -1,10 +1,10 @@
-"""One seed of an experiment: each arm trained once in the seed's folder, then its evaluation."""
+"""The stages of a run: an arm trained with one seed, a teacher with those who teach beside it, and the test of what was trained."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from corrkd.evaluation.calibration import coverage_by_group
 from corrkd.evaluation.judge import tabulate
 from corrkd.evaluation.sweep import Result, mean_f1, mean_missing_f1, sweep
 from corrkd.experiment.arm import TEACHER, Arm
-from corrkd.experiment.calibrate import calibrate, found_out, swept_samples
-from corrkd.experiment.prepare import Experiment
+from corrkd.experiment.calibrate import calibrate, found_out
+from corrkd.experiment.experiment import Experiment
 from corrkd.experiment.progress import Reporter, Task
 from corrkd.experiment.teachers import Member, answers, members, trained_on
 from corrkd.files import make_folder, write_bytes, write_text, write_with
@@ -53,49 +53,49 @@ from corrkd.training.loop import (
     train,
 )
 
-RESULTS, SUMS = "results.csv", "SHA256SUMS"
-SUMMED = ("history.csv", "representations.safetensors", "predictions.parquet", "coverage.csv")
+HISTORY, RESULTS, SUMS = "history.csv", "results.csv", "SHA256SUMS"
+SUMMED = (HISTORY, "representations.safetensors", "predictions.parquet", "coverage.csv")
 COLUMNS = ["dataset", "method", "seed", "condition", "draw", "metric", "value"]
 
 
-def train_seed(experiment: Experiment, seed: int, folder: Path, fabric: Fabric, reporter: Reporter) -> None:
-    """Trains what is not there yet: the teacher on complete samples, then student and control under MRM."""
-    train_arms(experiment, experiment.arms, seed, folder, fabric, reporter)
-    if fabric.is_global_zero and not (folder / "history.csv").is_file():
-        _write_history(folder, experiment.arms)
-
-
-def train_arms(
+def train_arm(
+    arm: Arm,
     experiment: Experiment,
-    arms: Iterable[Arm],
     seed: int,
     folder: Path,
     fabric: Fabric,
     reporter: Reporter,
-    taught_in: Path | None = None,
+    *,
+    taught_in: Path,
     teaching: bool = True,
 ) -> None:
-    """Trains the arms that the folder does not hold yet.
+    """Train what the folder of an arm and seed does not hold yet, and write its history.
 
-    `experiment` is the seed's. `taught_in` is the folder of the teachers; default: the folder itself, whose teacher comes first.
-    `teaching`: with the teacher, those who teach beside it, too.
+    Args:
+        arm: in training.
+        experiment: the seed's.
+        seed: of initial parameters, order, masks and dropout.
+        folder: of the arm and seed.
+        fabric: device, precision and processes.
+        reporter: where progress goes.
+        taught_in: folder of the seed's teachers.
+        teaching: of a teacher, whether those who teach beside it are trained too.
     """
     make_folder(folder)
-    trained = [one for arm in arms for one in _with_members(arm, experiment, teaching)]
-    left = [one for one in trained if not (folder / f"{one[0].name}.json").is_file()]
+    trained = _with_members(arm, experiment, teaching)
+    left = [(each, member) for each, member in trained if not (folder / f"{each.name}.json").is_file()]
     if left:
         samples, valid = experiment.samples("train"), experiment.samples("valid")
-        outputs: TeacherOutput | None = None
-        for arm, member in left:
-            if arm.method.needs_teacher and outputs is None:
-                outputs = answers(experiment, samples, seed, taught_in or folder)
-            known = outputs if arm.method.needs_teacher else None
-            own = samples if member is None else trained_on(member, experiment, samples, seed)
-            _train_arm(arm, experiment, seed, folder, fabric, own, valid, known, reporter)
-            del own  # before the next is made
+        teacher = answers(experiment, samples, seed, taught_in) if arm.method.needs_teacher else None
+        for each, member in left:
+            rows = samples if member is None else trained_on(member, experiment, samples, seed)
+            _train(each, experiment, seed, folder, fabric, rows, valid, teacher, reporter)
+            del rows  # before the next are taken
     if fabric.is_global_zero:
-        for arm, _ in trained:  # of a run that was killed between the model and this line
-            (folder / f"{arm.name}.ckpt").unlink(missing_ok=True)
+        for each, _ in trained:  # of a run that was killed between the model and this line
+            (folder / f"{each.name}.ckpt").unlink(missing_ok=True)
+        if not (folder / HISTORY).is_file():
+            _write_history(folder, arm)
 
 
 def _with_members(arm: Arm, experiment: Experiment, teaching: bool) -> list[tuple[Arm, Member | None]]:
@@ -106,7 +106,7 @@ def _with_members(arm: Arm, experiment: Experiment, teaching: bool) -> list[tupl
     return [(arm, None), *((member.arm(arm), member) for member in others)]
 
 
-def _train_arm(
+def _train(
     arm: Arm,
     experiment: Experiment,
     seed: int,
@@ -197,21 +197,6 @@ class Tested:
     coverage: pd.DataFrame
 
 
-def evaluate_seed(experiment: Experiment, seed: int, folder: Path, reporter: Reporter) -> None:
-    """Tests the arms under every condition and writes what a report needs; results.csv last."""
-    if (folder / "results.csv").is_file():
-        return
-    samples, tested = swept_samples(experiment), []
-    total = sum(map(len, samples.values())) * len(experiment.arms)
-    with reporter.task(f"seed {seed}  evaluation", total) as task:
-        for arm in experiment.arms:
-            began = time.monotonic()
-            tested.append(evaluate_arm(arm, experiment, samples, folder, task.step))
-            rows = tested[-1].predictions[["id", "condition", "draw"]]
-            _write_timing(folder, f"{arm.name} evaluation", time.monotonic() - began, len(rows.drop_duplicates()))
-    write_tested(folder, tested, experiment, seed)
-
-
 def evaluate_arm(
     arm: Arm, experiment: Experiment, samples: Mapping[str, Samples], folder: Path, on_batch: Callable[[int], None]
 ) -> Tested:
@@ -244,18 +229,14 @@ def evaluate_arm(
     )
 
 
-def write_tested(folder: Path, tested: Sequence[Tested], experiment: Experiment, seed: int) -> None:
+def write_tested(folder: Path, tested: Tested, experiment: Experiment, seed: int) -> None:
     """representations.safetensors, predictions.parquet, coverage.csv where there are prediction sets, SHA256SUMS and, last, results.csv."""
-    truth = experiment.samples_kept(experiment.settings.evaluation.split)
-    arrays = {key: array for part in tested for key, array in part.representations.items()}
-    write_bytes(folder / "representations.safetensors", save_arrays({**arrays, "targets": np.ascontiguousarray(truth)}))
-    frame = pd.concat([part.predictions for part in tested], ignore_index=True)
-    write_with(folder / "predictions.parquet", lambda path: frame.to_parquet(path, index=False))
-    coverage = pd.concat([part.coverage for part in tested], ignore_index=True)
-    if len(coverage):
-        write_csv(folder / "coverage.csv", coverage)
-    table = pd.concat([part.table for part in tested], ignore_index=True)
-    results = csv_bytes(table.assign(dataset=experiment.dataset.name, seed=seed)[COLUMNS])
+    truth = np.ascontiguousarray(experiment.targets(experiment.settings.evaluation.split))
+    write_bytes(folder / "representations.safetensors", save_arrays({**tested.representations, "targets": truth}))
+    write_with(folder / "predictions.parquet", lambda path: tested.predictions.to_parquet(path, index=False))
+    if len(tested.coverage):
+        write_csv(folder / "coverage.csv", tested.coverage)
+    results = csv_bytes(tested.table.assign(dataset=experiment.dataset.name, seed=seed)[COLUMNS])
     sums = {name: sha256_of(folder / name) for name in SUMMED if (folder / name).is_file()}
     sums[RESULTS] = hashlib.sha256(results).hexdigest()
     write_text(folder / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sums.items()))
@@ -336,16 +317,12 @@ class _Watch:
             self._writer.close()
 
 
-def _write_history(folder: Path, arms: Sequence[Arm]) -> None:
-    parts = []
-    for arm in arms:
-        history = recorded(folder / arm.name, "history")
-        parts.append(pd.DataFrame(history).assign(method=arm.name))
-    table = pd.concat(parts, ignore_index=True)
-    known = ("loss/total", "loss/task", "loss/scd", "loss/cpd", "loss/rcd")
-    losses = dict.fromkeys([*(c for c in known if c in table), *(str(c) for c in table if str(c).startswith("loss/"))])
-    table = table[["method", "epoch", *losses, VALID, "lr"]].astype({"epoch": int})
-    write_csv(folder / "history.csv", table)
+def _write_history(folder: Path, arm: Arm) -> None:
+    """history.csv: a row an epoch; `kept` is 1 where the model is that epoch's."""
+    table = pd.DataFrame(recorded(folder / arm.name, "history")).assign(method=arm.name)
+    table = table.assign(kept=(table["epoch"] == recorded(folder / arm.name, "epoch")).astype(int))
+    losses = [str(column) for column in table if str(column).startswith("loss/")]
+    write_csv(folder / HISTORY, table[["method", "epoch", "kept", *losses, VALID, "lr"]].astype({"epoch": int}))
 
 
 def _write_timing(folder: Path, stage: str, seconds: float, samples: int) -> None:

@@ -1,0 +1,230 @@
+"""What the folder of a dataset records in run.json: data, target, conditions, arms, and what was the same for all arms."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from corrkd._version import __version__
+from corrkd.data.dataset import SPLITS
+from corrkd.data.resample import CALIBRATION, dependence_groups
+from corrkd.experiment.arm import TEACHER, Arm
+from corrkd.experiment.budget import with_epochs
+from corrkd.experiment.experiment import SYNTHETIC, Experiment
+from corrkd.experiment.plan import DatasetPlan
+from corrkd.report.run_folder import FORMAT, Card, selection_rules
+
+
+def run_card(experiment: Experiment, part: DatasetPlan, arms: Sequence[Arm], search: str) -> Card:
+    """Return what run.json holds of a dataset.
+
+    Args:
+        experiment: of the dataset.
+        part: of the plan.
+        arms: in the order of the tables.
+        search: how hyper-parameters were searched, in words.
+    """
+    seed = experiment.settings.seeds[0]
+    first, target = experiment.at(seed), experiment.target
+    dataset = first.dataset
+    group, groups = sample_groups(experiment)
+    return Card.model_validate(
+        {
+            "format": FORMAT,
+            "corrkd": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "dataset": {
+                "name": dataset.name,
+                "layout": dataset.layout,
+                "sha256": dataset.sha256,
+                "modalities": {m: {"width": w, "frames": first.frames[m]} for m, w in dataset.widths.items()},
+                "splits": {name: len(first.targets(name)) for name in dataset.splits},
+                "labels": {name: _histogram(first, name) for name in dataset.splits},
+                "missing_rule": dict(dataset.missing_rule),
+            },
+            "target": {
+                "name": target.name,
+                "kind": target.kind,
+                "classes": list(target.classes),
+                "questions": list(target.questions),
+                "cuts": list(target.cuts),
+            },
+            "split": experiment.settings.evaluation.split,
+            "conditions": [
+                {"name": c.name, "kind": c.kind, "available": list(c.available), "ratio": c.ratio, "draws": c.draws}
+                for c in first.conditions()
+            ],
+            "projection": first.projection(),
+            "sets": prediction_sets(first),
+            "methods": [
+                {
+                    "name": arm.name,
+                    "title": arm.title,
+                    "selection": arm.selection,
+                    "method": arm.base,
+                    "kind": arm.kind,
+                    "trains_on": "complete" if arm.complete else "missing",
+                }
+                for arm in arms
+            ],
+            "reference": part.reference,
+            "control": part.control,
+            "seeds": list(experiment.settings.seeds),
+            "notes": notes(first, arms),
+            "groups": {"name": group, "count": int(groups["group"].nunique())},
+            "protocol": protocol(experiment, part, arms, search),
+        }
+    )
+
+
+def prediction_sets(experiment: Experiment) -> dict[str, float] | None:
+    """The share of samples whose truth prediction sets are to hold, and how many groups they are made from; None: there are no sets."""
+    if CALIBRATION not in experiment.dataset.splits:
+        return None
+    return {
+        "level": experiment.settings.evaluation.coverage,
+        "groups": len(np.unique(experiment.groups(CALIBRATION))),
+    }
+
+
+def sample_groups(experiment: Experiment) -> tuple[str, pd.DataFrame]:
+    """What the tested samples are clustered by, and each sample's group; those of all folds, where each seed tests its own."""
+    names = SPLITS[:2] if experiment.cross_validated else [experiment.settings.evaluation.split]
+    splits = [experiment.dataset.split(name) for name in names]
+    keep = np.concatenate([experiment.target.of(s, f"dataset {experiment.dataset.name}")[1] for s in splits])
+    group, members = dependence_groups(*splits)
+    return group, pd.DataFrame({"id": np.concatenate([s.ids for s in splits])[keep], "group": members[keep]})
+
+
+def _histogram(experiment: Experiment, split: str) -> Mapping[str, int]:
+    values, target = experiment.targets(split), experiment.target
+    if target.kind == "questions":
+        return {name: int(values[:, index].sum()) for index, name in enumerate(target.questions)}
+    labels = target.categories(values) if target.kind == "score" else values
+    counts = np.bincount(labels, minlength=len(target.classes))
+    return {name: int(count) for name, count in zip(target.classes, counts, strict=True)}
+
+
+def notes(experiment: Experiment, arms: Sequence[Arm]) -> list[str]:
+    """What a reader of the results has to know."""
+    settings = experiment.settings
+    out = [*experiment.dataset.notes, *arrangement(experiment)]
+    if settings.data.synthetic and settings.data.path != SYNTHETIC:
+        out.append("data.synthetic changes the built-in dataset alone and is not used here")
+    count = len(experiment.targets("train"))
+    for name in ("teacher", "student"):
+        size = getattr(settings, name).batch_size
+        if size > count:
+            out.append(
+                f"{name}.batch_size = {size} is more than the {count} training samples; one batch holds all of them"
+            )
+    if experiment.target.kind == "score" and any(getattr(arm.options, "rcd", 0) for arm in arms):
+        out.append("RCD splits a response by class and is left out for the target `score`")
+    return out
+
+
+def arrangement(experiment: Experiment) -> list[str]:
+    """Which splits a seed has, and who teaches, in sentences, where that is not the plain way."""
+    out, settings = [], experiment.settings
+    resample, teacher = settings.data.resample, settings.teacher
+    group = dependence_groups(experiment.dataset.split("train"))[0]
+    if resample.folds is not None:
+        out.append(
+            f"Cross-validation: train and valid together fall into {resample.folds} folds by {group}; seed s validates on fold s mod "
+            f"{resample.folds} and trains on the others."
+        )
+    if resample.train is not None:
+        out.append(f"Every seed draws {resample.train} training samples of its own.")
+    if sets := prediction_sets(experiment):
+        held_out = len(experiment.targets(CALIBRATION))
+        out.append(
+            f"Prediction sets: {held_out} training samples of {sets['groups']} groups by {group} took part in no training and no choice."
+        )
+    number = teacher.repeats * (teacher.folds or 1)
+    if number > 1:
+        how = (
+            f"each trained without one of {teacher.folds} folds by {group} and answering for that fold alone"
+            if teacher.folds
+            else "each trained on all training samples"
+        )
+        out.append(
+            f"Students are taught by {number} teachers a seed, {how}; responses are averaged over {teacher.repeats}."
+        )
+    if teacher.temperature != 1.0 and experiment.target.kind != "score":
+        value = "fitted to the training labels" if teacher.temperature == "fit" else f"{teacher.temperature:g}"
+        out.append(f"The teachers' temperature: {value}.")
+    return out
+
+
+def protocol(experiment: Experiment, part: DatasetPlan, arms: Sequence[Arm], search: str) -> list[str]:
+    """What was the same for every arm, in sentences."""
+    settings = experiment.settings
+    missing = settings.missing
+    students = [arm for arm in arms if arm.name != TEACHER]
+    lines = [
+        f"Test masks: the same for every method and training seed (mask seed {settings.evaluation.mask_seed}, "
+        f"{settings.evaluation.draws} draws of what is random).",
+        "Training masks: drawn anew in every epoch from seed, sample and modality, so the same for every method that trains on incomplete "
+        f"samples (a modality is lost with probability {missing.modality:g}, {missing.frames_low:g} to {missing.frames_high:g} of "
+        f"the frames, {missing.complete:g} of the samples stay complete). Trained on complete samples, as in their papers: "
+        f"{', '.join(arm.title for arm in arms if arm.complete) or 'none'}.",
+        "Initialisation: networks of one structure begin with the same parameters for a seed; the teacher has its own.",
+        f"Selection: {selection_rules((arm.selection, arm.title) for arm in arms)}. Nothing is chosen on the "
+        f"{settings.evaluation.split} split.",
+        _epochs(arms, part),
+        f"Batch size: {_shared('batch_size', students)}; learning rate: {_shared('lr', students)}.",
+        f"Search budget: {search}.",
+    ]
+    readers = [arm.title for arm in arms if arm.method.network_type.reads_conversations]
+    if readers:
+        lines.append(f"{', '.join(readers)} {_neighbours(experiment)}")
+    return lines
+
+
+def _neighbours(experiment: Experiment) -> str:
+    """What a network that reads conversations sees of a sample's neighbours."""
+    split = experiment.dataset.split(experiment.settings.evaluation.split)
+    if split.recordings() is None:
+        return "reads a sample among the others of its conversation, but there are no neighbours: each sample is its own conversation."
+    text = "reads a sample among the others of its conversation, those after it too, all with the same part missing."
+    if all(frames.shape[1] == 1 for frames in split.frames.values()):
+        return text
+    if set(split.frame_ids) == set(split.frames):
+        return (
+            f"{text} A share of missing frames is dropped by recording: a dropped frame is dropped in all samples that hold it. Bursts and "
+            "late starts are each sample's own."
+        )
+    return (
+        f"{text} The data do not number their frames: where samples overlap, it can see a frame that one sample has lost in a "
+        "neighbour that holds it too."
+    )
+
+
+def _epochs(arms: Sequence[Arm], part: DatasetPlan) -> str:
+    """How long each arm trains, and by which rule."""
+    trained = [with_epochs(arm, part.epochs.get(arm.name, arm.stage.epochs)) for arm in arms]
+    students = _shared("epochs", [arm for arm in trained if arm.name != TEACHER])
+    teachers = "".join(f"; the teacher: {arm.stage.epochs}" for arm in trained if arm.name == TEACHER)
+    if part.budget is None:
+        return f"Epochs: {students}{teachers}."
+    rule = (
+        f"Where the plan does not name them, a method's first budget is doubled, its schedule laid over the whole, until its validation "
+        f"score gains less than {part.budget.gain:g} points (seed {part.settings.seeds[0]} decides; at most {part.budget.doublings} "
+        "doublings)."
+    )
+    if any(part.chooses(arm.name) for arm in arms):
+        return f"Epochs: not all are chosen yet. {rule}"
+    return f"Epochs: {students}{teachers}. {rule}"
+
+
+def _shared(key: str, arms: Sequence[Arm]) -> str:
+    values: list[Any] = [getattr(arm.stage, key) for arm in arms]
+    common = max(set(values), key=values.count) if values else None
+    others = [f"{arm.title} {value:g}" for arm, value in zip(arms, values, strict=True) if value != common]
+    return f"{common:g} for every method" + (f" but {', '.join(others)}" if others else "") if values else "none"

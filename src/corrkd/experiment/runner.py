@@ -1,0 +1,271 @@
+"""The runner: jobs in this process, in worker processes that are reused, or on a Ray cluster. A job starts when what it needs is there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any, Literal
+
+from joblib.externals.loky import get_reusable_executor
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from corrkd.errors import CorrKDError
+from corrkd.escape import terminal_text
+from corrkd.experiment.arm import TEACHER
+from corrkd.experiment.experiment import Experiment, prepare
+from corrkd.experiment.job import LOG, PROGRESS, Job, attempt
+from corrkd.experiment.processes import end_with_parent, world_size
+from corrkd.experiment.progress import Reporter
+from corrkd.files import make_folder, open_no_link
+from corrkd.settings import Settings
+
+Backend = Literal["joblib", "ray"]
+Submit = Callable[[Job], "Future[str | None]"]
+IDLE_SECONDS = 600  # after which a worker without a job ends, and with it the dataset that it holds
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that ended without results, and why."""
+
+    job: Job
+    error: str
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    experiments: Mapping[str, Experiment],
+    *,
+    at_once: int,
+    reporter: Reporter,
+    backend: Backend = "joblib",
+    address: str | None = None,
+) -> list[Failure]:
+    """Do what is left of the jobs. One that fails is reported and stops no other but those that need it.
+
+    Args:
+        jobs: all of a plan.
+        experiments: by dataset, for jobs in this process.
+        at_once: how many at a time. 1 on this machine: in this process, one after the other.
+        reporter: where the state goes.
+        backend: "joblib" for worker processes on this machine, or "ray" for a cluster whose machines share the folder.
+        address: of the cluster; None: a Ray of this machine's own.
+
+    Raises:
+        CorrKDError: where Ray is asked for and not installed, or cannot be reached.
+    """
+    for job in jobs:
+        (job.folder / PROGRESS).unlink(missing_ok=True)  # of a run that was killed
+    if backend == "joblib" and (at_once == 1 or world_size() > 1):
+        return _one_by_one(jobs, experiments, reporter)
+    failures: list[Failure] = []
+    with _workers(backend, address, at_once) as submit, watched(jobs, failures, reporter):
+        _schedule(jobs, submit, at_once, failures)
+    return failures
+
+
+def ordered(jobs: Sequence[Job]) -> list[Job]:
+    """Return the jobs, each behind those that it needs: teachers first, and of each arm the one that chooses the number of epochs."""
+    return sorted(jobs, key=lambda job: (job.arm != TEACHER, not job.chooses_budget))
+
+
+def _one_by_one(jobs: Sequence[Job], experiments: Mapping[str, Experiment], reporter: Reporter) -> list[Failure]:
+    failures: list[Failure] = []
+    for job in ordered(jobs):
+        if job.done:
+            continue
+        error = _unmet(job, failures) or attempt(job, experiments[job.dataset.name], reporter)
+        if error is not None:
+            failures.append(Failure(job, error))
+    return failures
+
+
+def _unmet(job: Job, failures: Sequence[Failure]) -> str | None:
+    """Why a job cannot be done, where one that it needs has failed."""
+    failed = {failure.job.key: failure for failure in failures}
+    for key in job.needs:
+        if key in failed:
+            return f"not begun: {key[1]} with seed {key[2]}, which it needs, has failed ({failed[key].error})"
+    return None
+
+
+def _schedule(jobs: Sequence[Job], submit: Submit, at_once: int, failures: list[Failure]) -> None:
+    """Submit each job when what it needs is done, and collect failures.
+
+    When a worker is killed, nobody can tell by which of the jobs under way: each of them is tried again alone, before all others.
+    """
+    waiting = [job for job in ordered(jobs) if not job.done]
+    suspects: list[Job] = []
+    running: dict[Future[str | None], Job] = {}
+    alone = False
+    while waiting or suspects or running:
+        for job in list(waiting):
+            if (error := _unmet(job, failures)) is not None:
+                waiting.remove(job)
+                failures.append(Failure(job, error))
+        alone = bool(suspects) or (alone and bool(running))
+        undone = {job.key for job in (*waiting, *suspects, *running.values())}
+        ready = suspects or [job for job in waiting if undone.isdisjoint(job.needs)]
+        for job in ready[: max(0, (1 if alone else at_once) - len(running))]:
+            (suspects if job in suspects else waiting).remove(job)
+            running[submit(job)] = job
+        broken = []
+        for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
+            job = running.pop(future)
+            try:
+                error = future.result()
+            except BrokenExecutor:
+                broken.append(job)
+                continue
+            except Exception as failure:  # of the cluster, or a result that cannot be sent
+                error = f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
+            if error is not None:
+                failures.append(Failure(job, error))
+        if broken:
+            broken += running.values()
+            running.clear()
+            if len(broken) == 1:
+                failures.append(Failure(broken[0], "its process was killed; it may have run out of memory"))
+            else:
+                suspects += broken
+
+
+@contextmanager
+def _workers(backend: Backend, address: str | None, at_once: int) -> Iterator[Submit]:
+    """A function that hands a job to a worker."""
+    if backend == "ray":
+        with _ray(address) as submit:
+            yield submit
+        return
+
+    def executor() -> Any:  # a new one, where the last was broken
+        return get_reusable_executor(max_workers=at_once, timeout=IDLE_SECONDS, initializer=end_with_parent)
+
+    try:
+        yield lambda job: executor().submit(work, job)
+    finally:
+        executor().shutdown(wait=True, kill_workers=True)
+
+
+@contextmanager
+def _ray(address: str | None) -> Iterator[Submit]:
+    try:
+        import ray
+    except ImportError:
+        raise CorrKDError("--backend ray needs Ray: pip install 'corrkd[cluster]'") from None
+    try:
+        ray.init(address=address, log_to_driver=False, include_dashboard=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise CorrKDError(f"--address {address}: no Ray cluster there: {' '.join(str(error).split())}") from None
+    try:
+        remote = ray.remote(work)
+        yield lambda job: remote.remote(job).future()
+    finally:
+        ray.shutdown()
+
+
+def work(job: Job) -> str | None:
+    """Do a job in a worker, whose output goes to the job's log; return the line of its error, or None."""
+    try:
+        make_folder(job.folder)
+        with _output_to(job.folder / LOG):
+            return attempt(job, _experiment(job.part.settings.model_dump_json()))
+    except CorrKDError as error:
+        return " ".join(str(error).split())
+
+
+@lru_cache(maxsize=1)
+def _experiment(settings: str) -> Experiment:
+    """The dataset that a worker holds."""
+    return prepare(Settings.model_validate_json(settings))
+
+
+@contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """What this process and its libraries print goes to a file."""
+    sys.stdout.flush()
+    with open_no_link(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND) as log:
+        before = [os.dup(descriptor) for descriptor in (1, 2)]
+        for descriptor in (1, 2):
+            os.dup2(log.fileno(), descriptor)
+        try:
+            yield
+        finally:
+            for descriptor, saved in zip((1, 2), before, strict=True):
+                (sys.stdout if descriptor == 1 else sys.stderr).flush()
+                os.dup2(saved, descriptor)
+                os.close(saved)
+
+
+@contextmanager
+def watched(jobs: Sequence[Job], failures: Sequence[Failure], reporter: Reporter) -> Iterator[None]:
+    """While the grid runs: a live table on a terminal, elsewhere a line for each run that ends."""
+    if reporter.quiet:
+        yield
+        return
+    console = Console(stderr=True)
+    if console.is_terminal and not reporter.plain:
+        live = Live(console=console, get_renderable=lambda: state_table(jobs, failures), refresh_per_second=2)
+        with live:
+            yield
+        return
+    known = {job for job in jobs if job.done}
+    follow, stop = partial(_say_ended, jobs, known, reporter), Event()
+    thread = Thread(target=_every, args=(stop, 1.0, follow), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        follow()
+
+
+def state_table(jobs: Sequence[Job], failures: Sequence[Failure] = ()) -> Table:
+    """What is done, running, failed and left, a row for each dataset and arm."""
+    table = Table("dataset", "arm", "done", "running", "failed", "left", box=None, header_style="bold")
+    failed = {failure.job for failure in failures}
+    total = {"done": 0, "failed": 0, "left": 0}
+    for dataset, arm in dict.fromkeys((job.dataset.name, job.arm) for job in jobs):
+        mine = [job for job in jobs if (job.dataset.name, job.arm) == (dataset, arm)]
+        states = [_state(job, failed) for job in mine]
+        counts = {state: states.count(state) for state in total}
+        running = ", ".join(s for s in states if s not in total)
+        for state, count in counts.items():
+            total[state] += count
+        row = (str(counts["done"]), running, str(counts["failed"] or ""), str(counts["left"] or ""))
+        style = "green" if counts["done"] == len(mine) else "red" if counts["failed"] else ""
+        table.add_row(*(escape(terminal_text(text)) for text in (dataset, arm, *row)), style=style)
+    table.add_row("", f"all {len(jobs)}", str(total["done"]), "", str(total["failed"] or ""), str(total["left"]))
+    return table
+
+
+def _state(job: Job, failed: set[Job]) -> str:
+    if job.done:
+        return "done"
+    if job in failed:
+        return "failed"
+    progress = job.progress
+    return f"seed {job.seed}: {progress.split()[-1]}" if progress else "left"
+
+
+def _say_ended(jobs: Sequence[Job], known: set[Job], reporter: Reporter) -> None:
+    for job in jobs:
+        if job not in known and job.done:
+            known.add(job)
+            reporter.say(f"{len(known)}/{len(jobs)}  {job.dataset.name}  {job.arm}  seed {job.seed}")
+
+
+def _every(stop: Event, seconds: float, call: Callable[[], None]) -> None:
+    while not stop.wait(seconds):
+        call()
