@@ -12,7 +12,7 @@ import pytest
 
 import corrkd
 from corrkd.data.convert import convert
-from corrkd.experiment.prepare import read
+from corrkd.experiment.experiment import read
 from tests.experiment.conftest import finished, no_report, tiny, write_npz  # noqa: F401  (fixtures)
 
 PUBLIC = {"run", "resume", "load_dataset", "load_student", "load_settings", "evaluate", "Settings", "CorrKDError"}
@@ -22,7 +22,7 @@ PUBLIC = {"run", "resume", "load_dataset", "load_student", "load_settings", "eva
 def data(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
     """The finished run's dataset as a file."""
     path = tmp_path_factory.mktemp("data") / "set.safetensors"
-    convert(read(corrkd.load_settings(finished / "settings.yaml").data), path)
+    convert(read(corrkd.load_settings(finished / "synthetic" / "settings.yaml").data), path)
     return path
 
 

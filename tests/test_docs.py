@@ -21,7 +21,7 @@ from corrkd.data.batches import sample_key
 from corrkd.errors import CorrKDError
 from corrkd.experiment import run
 from corrkd.experiment.arm import GROUPS
-from corrkd.experiment.compare_settings import load_plan
+from corrkd.experiment.plan import load_plan
 from corrkd.missing.masks import uniform
 from corrkd.settings import Settings, load_settings, preset_names
 
@@ -210,14 +210,14 @@ def test_presets_and_make_targets_exist() -> None:
 def test_yaml_is_settings_or_a_plan(page: Path, tmp_path: Path) -> None:
     for block in blocks(page.read_text("utf-8"), "yaml"):
         (tmp_path / "settings.yaml").write_text(block)
-        read = load_plan if "methods:" in block else load_settings
+        read = load_plan if "arms:" in block else load_settings
         read(tmp_path / "settings.yaml")
 
 
 def test_the_plan_of_our_results_is_a_plan() -> None:
     plan = load_plan(ROOT / "benchmarks" / "comparison.yaml")
     assert set(plan.datasets) == {"hazumi", "built-in", "mosi-language-audio"}
-    assert all(set(part.methods) == set(GROUPS["all"]) for part in plan.datasets.values())
+    assert all(set(part.arms) == set(GROUPS["all"]) for part in plan.datasets.values())
 
 
 @pages

@@ -29,8 +29,10 @@ def on_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_student_teacher_and_control_of_one_seed(on_file: Path) -> None:
     for path, seed in (
         (on_file / "run", 0),
-        (on_file / "run" / "seed-3", 3),
-        (on_file / "run" / "seed-3" / "student.json", 3),
+        (on_file / "run" / "mine", 0),
+        (on_file / "run" / "mine" / "seed-3", 3),
+        (on_file / "run" / "mine" / "seed-3" / "student", 3),
+        (on_file / "run" / "mine" / "seed-3" / "student" / "student.json", 3),
     ):
         exhibit, notes = exhibit_of(path)
         assert notes == []

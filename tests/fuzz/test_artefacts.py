@@ -17,14 +17,14 @@ from corrkd.data.convert import convert
 from corrkd.data.load import load_dataset
 from corrkd.errors import CorrKDError
 from corrkd.experiment.budget import Budget, read_budget
-from corrkd.experiment.compare_settings import load_plan, read_plan
+from corrkd.experiment.plan import load_plan, read_plan
 from corrkd.missing.conditions import standard_conditions
 from corrkd.missing.manifest import load_manifest, make_manifest, save_manifest
 from corrkd.networks.saved import load_network, save_network
 from corrkd.parsing import DIGEST, json_text, with_digest
 from corrkd.report import tables
-from corrkd.report.comparison_page import open_comparison, plain_comparison
-from corrkd.report.run_folder import AbsentError, RunFolder
+from corrkd.report.report import plain_report
+from corrkd.report.run_folder import AbsentError, RunFolder, open_datasets
 from corrkd.report.standings import method_counts
 from corrkd.settings import EvaluationSettings, load_settings, preset_text
 from corrkd.training.checkpoint import load_checkpoint, save_checkpoint
@@ -59,21 +59,21 @@ def plan_target(tmp: Path) -> Target:
         "datasets": {
             "a": {
                 "settings": {"preset": "synthetic", "student": {"lr": 0.1}},
-                "methods": {"kl": {"options": {"kl": 2.0}}},
+                "arms": {"kl": {"options": {"kl": 2.0}}},
             },
             "b": {"epochs": {"kl": 3}},
         },
-        "methods": {"kl": {"stage": {"epochs": 2}}, "gcnet": {"network": {"past": 1}}},
+        "arms": {"kl": {"stage": {"epochs": 2}}, "gcnet": {"network": {"past": 1}}},
         "seeds": [1, 2],
         "budget": {"gain": 0.5, "doublings": 2},
         "jobs": 2,
     }
-    (tmp / "plan.yaml").write_text(json.dumps(tree, indent=1))
-    (tmp / "compare.yaml").write_text(load_plan(tmp / "plan.yaml").to_yaml())
-    files = folder_files(tmp, "plan.yaml", "compare.yaml")
+    (tmp / "mine.yaml").write_text(json.dumps(tree, indent=1))
+    (tmp / "plan.yaml").write_text(load_plan(tmp / "mine.yaml").to_yaml())
+    files = folder_files(tmp, "mine.yaml", "plan.yaml")
 
     def read(folder: Path) -> None:
-        load_plan(folder / "plan.yaml")
+        load_plan(folder / "mine.yaml")
         read_plan(folder)
 
     return Target(files, read)
@@ -119,8 +119,8 @@ def run_target(tmp: Path) -> Target:
     names = [str(p.relative_to(tmp / "out")) for p in sorted((tmp / "out").rglob("*")) if p.is_file()]
 
     def read(folder: Path) -> None:
-        plain_comparison(folder)
-        for run in open_comparison(folder).values():
+        plain_report(folder)
+        for run in open_datasets(folder).values():
             for part in (
                 method_counts,
                 RunFolder.costs,

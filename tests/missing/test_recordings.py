@@ -15,9 +15,10 @@ from corrkd.data.convert import convert
 from corrkd.data.dataset import MultimodalDataset, Split, check_split
 from corrkd.data.resample import resampled
 from corrkd.errors import CorrKDError
-from corrkd.experiment.compare import stated
-from corrkd.experiment.compare_settings import load_plan
-from corrkd.experiment.prepare import prepare
+from corrkd.experiment.card import protocol
+from corrkd.experiment.experiment import prepare
+from corrkd.experiment.plan import load_plan
+from corrkd.experiment.run import arms_of
 from corrkd.missing.conditions import condition
 from corrkd.missing.manifest import make_manifest
 from corrkd.missing.masks import modality_random_missing
@@ -202,9 +203,9 @@ def test_a_comparison_says_what_a_network_of_conversations_sees(
 ) -> None:
     kept = {key: x for key, x in arrays(dataset()).items() if key not in change}
     np.savez(tmp_path / "windows.npz", **kept)
-    plan = load_plan(data=[str(tmp_path / "windows.npz")], methods=["gcnet"])
+    plan = load_plan(data=[str(tmp_path / "windows.npz")], arms=["gcnet"])
     part = plan.datasets["windows"]
-    lines = stated(prepare(part.settings, part.methods), plan.search, part)
+    lines = protocol(prepare(part.settings), part, arms_of(part), plan.search)
     assert expected in lines[-1]
     assert lines[-1].startswith("GCNet reads a sample among the others of its conversation")
 

@@ -21,10 +21,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from corrkd.report.comparison_page import plain_comparison, write_comparison
 from markdown_it import MarkdownIt
 
 from corrkd.networks.saved import build_network
-from corrkd.report.comparison_page import plain_comparison, write_comparison
 from corrkd.report.page import write_report
 from corrkd.report.run_folder import RunFolder
 from corrkd.report.tables import plain_table

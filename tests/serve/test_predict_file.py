@@ -627,8 +627,8 @@ def test_of_a_run_and_its_own_data(served: Path, tmp_path: Path) -> None:
     words = ("predict", served, "--data", "synthetic", "--split", "test", "--condition", "language+audio")
     done = corrkd(*words, "--out", tmp_path / "p.parquet")
     assert done.code == 0, done.err
-    own = pd.read_parquet(served / "seed-0" / "predictions.parquet")
-    own = own[(own["method"] == "student") & (own["condition"] == "language+audio")]
+    own = pd.read_parquet(served / "synthetic" / "seed-0" / "student" / "predictions.parquet")
+    own = own[own["condition"] == "language+audio"]
     saved, found = load_student(served), pd.read_parquet(tmp_path / "p.parquet")
     assert saved.evaluated is not None
     names = saved.target.classes

@@ -361,9 +361,11 @@ def test_saving_loses_nothing_that_was_saved(tmp_path: Path, monkeypatch: pytest
 
 
 def test_from_a_run_with_its_own_tables(served: Path, tmp_path: Path) -> None:
-    for path in (served, served / "seed-0", served / "seed-0" / "student.json", served / "seed-0" / "student"):
+    dataset = served / "synthetic"
+    arm = dataset / "seed-0" / "student"
+    for path in (served, dataset, dataset / "seed-0", arm, arm / "student.json", arm / "student"):
         predictor = Predictor.from_pretrained(path)
-        assert predictor.run == served
+        assert predictor.run == dataset
     predictor.save_pretrained(tmp_path / "model")
     card = (tmp_path / "model" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: corrkd\n")
