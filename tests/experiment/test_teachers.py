@@ -12,13 +12,13 @@ from scipy.linalg import orthogonal_procrustes
 
 import corrkd
 from corrkd.errors import CorrKDError
-from corrkd.evaluation.calibration import fit_temperature
 from corrkd.experiment.arm import TEACHER
 from corrkd.experiment.prepare import RUN_ARMS, Experiment, prepare
 from corrkd.experiment.run import resume
 from corrkd.experiment.teachers import Member, answers, members, procrustes, rows_of
 from corrkd.networks.saved import load_network
 from corrkd.settings import load_settings
+from corrkd.targets.calibration import fit_temperature
 from corrkd.training.loop import teacher_outputs
 from tests.experiment.conftest import assert_same, contents, tiny, write_npz
 

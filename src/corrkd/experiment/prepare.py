@@ -20,13 +20,15 @@ from corrkd.data.load import load_dataset
 from corrkd.data.normalise import Normalisation, fit_normalisation
 from corrkd.data.resample import CALIBRATION, dependence_groups, group_folds, resampled, seed_rows, with_calibration
 from corrkd.data.synthetic import SyntheticSpec, make
-from corrkd.data.targets import Target, make_target
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import TEACHER, Arm, resolve
 from corrkd.experiment.run_folder import SETTINGS, settings_of
 from corrkd.missing.conditions import Condition, condition, standard_conditions
-from corrkd.networks.saved import MOST_CLASSES, check_labels, with_modalities
+from corrkd.networks.saved import with_modalities
 from corrkd.settings import ArmSettings, DataSettings, ResampleSettings, Settings
+from corrkd.targets.base import Target
+from corrkd.targets.labels import MOST_CLASSES, check_labels
+from corrkd.targets.registry import make_target
 
 SYNTHETIC = "synthetic"
 LARGEST_SYNTHETIC = 2**31  # numbers: 8 GB
@@ -125,8 +127,8 @@ class Experiment:
                 out.append(
                     f"{stage}.batch_size = {size} is more than the {count} training samples; one batch holds all of them"
                 )
-        if self.target.kind == "score" and self.settings.student.distillation.rcd:
-            out.append("RCD splits a response by class and is left out for the target `score`")
+        if not self.target.has_classes and self.settings.student.distillation.rcd:
+            out.append(f"RCD splits a response by class and is left out for the target `{self.target.name}`")
         return out
 
     def arrangement(self) -> list[str]:
@@ -155,7 +157,7 @@ class Experiment:
             out.append(
                 f"Students are taught by {number} teachers a seed, {how}; responses are averaged over {teacher.repeats}."
             )
-        if teacher.temperature != 1.0 and self.target.kind != "score":
+        if teacher.temperature != 1.0 and self.target.has_classes:
             value = "fitted to the training labels" if teacher.temperature == "fit" else f"{teacher.temperature:g}"
             out.append(f"The teachers' temperature: {value}.")
         return out
@@ -178,16 +180,10 @@ class Experiment:
                 "sha256": dataset.sha256,
                 "modalities": {m: {"width": w, "frames": self.frames[m]} for m, w in dataset.widths.items()},
                 "splits": {name: len(self.samples_kept(name)) for name in dataset.splits},
-                "labels": {name: self._histogram(name) for name in dataset.splits},
+                "labels": {name: target.histogram(self.samples_kept(name)) for name in dataset.splits},
                 "missing_rule": dict(dataset.missing_rule),
             },
-            "target": {
-                "name": target.name,
-                "kind": target.kind,
-                "classes": list(target.classes),
-                "questions": list(target.questions),
-                "cuts": list(target.cuts),
-            },
+            "target": target.to_json(),
             "split": self.settings.evaluation.split,
             "conditions": [
                 {"name": c.name, "kind": c.kind, "available": list(c.available), "ratio": c.ratio, "draws": c.draws}
@@ -209,14 +205,6 @@ class Experiment:
             "seeds": list(self.settings.seeds),
             "notes": self.notes(),
         }
-
-    def _histogram(self, split: str) -> Mapping[str, int]:
-        values = self.samples_kept(split)
-        if self.target.kind == "questions":
-            return {q: int(values[:, place].sum()) for place, q in enumerate(self.target.questions)}
-        labels = self.target.categories(values) if self.target.kind == "score" else values
-        counts = np.bincount(labels, minlength=len(self.target.classes))
-        return {name: int(count) for name, count in zip(self.target.classes, counts, strict=True)}
 
 
 def prepare(settings: Settings, arms: Mapping[str, ArmSettings] = RUN_ARMS) -> Experiment:

@@ -224,9 +224,9 @@ def data_line(run: RunFolder) -> str:
     """What is predicted from what, in a sentence."""
     card = run.card
     modalities = ", ".join(f"{m} ({c.frames} × {c.width})" for m, c in card.dataset.modalities.items())
-    wanted = {"classes": card.target.classes, "questions": card.target.questions}.get(card.target.kind, [])
+    outputs = card.target.output_names
     counts = ", ".join(f"{name} {count:,}" for name, count in card.dataset.splits.items())
-    target = card.target.name + (f" ({', '.join(wanted)})" if wanted else "")
+    target = card.target.name + (f" ({', '.join(outputs)})" if outputs else "")
     return f"Target {target} from {modalities}, frames × features. Samples: {counts}; results are on {card.split}."
 
 

@@ -154,10 +154,9 @@ def part(make: Callable[..., Item], *args: Any) -> Item:
 
 def sections(run: RunFolder, condition: str | None = None) -> list[Section]:
     """All of the report but its head and the settings. A part that the folder lacks leaves a line behind."""
-    score = run.card.target.kind == "score"
-    inter = ["weighted_f1", "accuracy", *(["mae", "corr"] if score else [])]
-    matrices = [part(figures.scores if score else figures.confusion, run)]
-    if isinstance(matrices[0], Picture) and not score:
+    target = run.card.target
+    matrices = [part(figures.confusion if target.has_classes else figures.scores, run)]
+    if isinstance(matrices[0], Picture) and target.has_classes:
         named = zip(("complete", "hardest"), tables.shown_conditions(run), strict=False)
         matrices += [tables.confusion_table(run, name, shown) for name, shown in named]
     made = (run.path / "results.csv").is_file() and (run.results["metric"] == "coverage").any()
@@ -167,7 +166,10 @@ def sections(run: RunFolder, condition: str | None = None) -> list[Section]:
     others = [part(tables.others, run, "weighted_f1")] if tables.other_headings(run) else []
     return [
         Section("Data", [part(tables.data, run)]),
-        Section("Missing modalities", [READING, *(part(tables.with_difference, run, metric) for metric in inter)]),
+        Section(
+            "Missing modalities",
+            [READING, *(part(tables.with_difference, run, metric) for metric in target.tabled_metrics)],
+        ),
         Section("Missing frames", [part(figures.ratio_curves, run), part(tables.by_ratio, run), *others]),
         Section("Classes", [part(tables.per_class, run), *matrices]),
         Section("Calibration", [part(tables.calibration, run), part(figures.reliability, run)]),
@@ -233,11 +235,11 @@ def head(run: RunFolder) -> dict[str, str]:
     """What was run, as term and description."""
     card = run.card
     modalities = "; ".join(f"{m} ({c.frames} × {c.width})" for m, c in card.dataset.modalities.items())
-    target = {"classes": card.target.classes, "questions": card.target.questions}.get(card.target.kind, [])
+    outputs = card.target.output_names
     return {
         "Dataset": card.dataset.name + (f", {card.dataset.layout}" if card.dataset.layout else ""),
         "Modalities": f"{modalities} (frames × features)",
-        "Target": card.target.name + (f": {', '.join(target)}" if target else ""),
+        "Target": card.target.name + (f": {', '.join(outputs)}" if outputs else ""),
         "Samples": ", ".join(f"{name} {count}" for name, count in card.dataset.splits.items())
         + f"; results are on {card.split}",
         "Seeds": ", ".join(map(str, card.seeds)),
