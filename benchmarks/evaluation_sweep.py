@@ -11,13 +11,13 @@ import argparse
 import sys
 
 import torch
-from corrkd.experiment.processes import keep_freed_memory
 from side_by_side import MOSI, Program, measure, mosi_experiment, speeds, times_as_fast
 from torch import Tensor
 
 from corrkd.data.batches import Samples
 from corrkd.data.inputs import Inputs
 from corrkd.evaluation.sweep import sweep
+from corrkd.experiment.processes import keep_freed_memory
 from corrkd.missing.conditions import Condition, subsets
 from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.networks.saved import build_network

@@ -20,9 +20,16 @@ from corrkd.data.batches import Samples
 from corrkd.data.dataset import MultimodalDataset, Split
 from corrkd.data.inputs import Inputs
 from corrkd.data.normalise import fit_normalisation
-from corrkd.data.targets import make_target
+from corrkd.targets.classes import ClassesTarget
+from corrkd.targets.questions import QuestionsTarget
+from corrkd.targets.registry import make_target
+from corrkd.targets.score import ScoreTarget
 
 torch.set_num_threads(1)
+
+CLASSES = ClassesTarget.with_classes(3)
+QUESTIONS = QuestionsTarget.with_questions(4)
+SCORE = ScoreTarget.signed()
 
 
 def make_split(

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from corrkd import plugins
 from corrkd.errors import CorrKDError
 from corrkd.escape import is_unicode
 from corrkd.parsing import parse_yaml, quoted, read_yaml_file
@@ -28,7 +29,8 @@ Depth = Annotated[int, Field(ge=1, le=256)]  # layers
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Ratios = Annotated[tuple[Probability, ...], Field(max_length=1000)]
 
-TargetName = Literal[
+TARGET_GROUP = "corrkd.targets"  # entry points of other packages' kinds of target
+TARGETS = (
     "auto",
     "classes",
     "tertiles",
@@ -42,7 +44,18 @@ TargetName = Literal[
     "sims-five",
     "questions",
     "score",
-]
+)
+
+
+def _is_target(name: str) -> str:
+    names = plugins.names(dict.fromkeys(TARGETS, ""), TARGET_GROUP)
+    if name not in names:
+        *first, last = map(repr, names)
+        raise ValueError(f"Input should be {', '.join(first)} or {last}")
+    return name
+
+
+TargetName = Annotated[str, AfterValidator(_is_target)]
 
 
 class _Strict(BaseModel):

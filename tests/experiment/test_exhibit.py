@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import corrkd
-from corrkd.data.targets import make_target
 from corrkd.errors import CorrKDError
 from corrkd.experiment.exhibit import exhibit_of, truths
 from corrkd.serve.predictor import Predictor
+from corrkd.targets.registry import make_target
 from tests.conftest import make_dataset
 from tests.experiment.conftest import run_unreported, tiny, write_npz
 from tests.serve.conftest import with_questions

@@ -49,7 +49,7 @@ def finished_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("plan.yaml", r"plan\.yaml: .*(put it back|UTF-8)"),
         ("synthetic/run.json", r"run\.json: .*(delete it to go on|UTF-8|another folder|new run)"),
-        *((f"synthetic/seed-0/student/{name}", r"seed-0/.*: damaged: its SHA-256 .* delete .*results\.csv to evaluate again|UTF-8") for name in
+        *((f"synthetic/seed-0/student/{name}", r"damaged: its SHA-256 .* delete .*results\.csv to evaluate again|UTF-8") for name in
           ("results.csv", "predictions.parquet", "representations.safetensors", "coverage.csv", "history.csv", "SHA256SUMS")),
     ],
 )  # fmt: skip

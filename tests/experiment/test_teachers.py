@@ -12,7 +12,6 @@ from scipy.linalg import orthogonal_procrustes
 
 import corrkd
 from corrkd.errors import CorrKDError
-from corrkd.evaluation.calibration import fit_temperature
 from corrkd.experiment.arm import TEACHER, Arm, resolve
 from corrkd.experiment.card import arrangement, notes
 from corrkd.experiment.experiment import Experiment, check_splits, prepare
@@ -21,6 +20,7 @@ from corrkd.experiment.run import resume
 from corrkd.experiment.teachers import Member, answers, members, procrustes, rows_of
 from corrkd.networks.saved import load_network
 from corrkd.settings import load_settings
+from corrkd.targets.calibration import fit_temperature
 from corrkd.training.loop import teacher_outputs
 from tests.experiment.conftest import assert_same, contents, dataset_in, tiny, write_npz
 

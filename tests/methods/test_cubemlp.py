@@ -17,7 +17,7 @@ from tests.conftest import make_dataset, make_samples
 def fresh(samples: Samples) -> CubeMLP:
     torch.manual_seed(0)
     lengths = {m: x.shape[1] for m, x in samples.exists.items()}
-    network = CubeMLPNetwork(samples.widths, lengths, outputs=samples.target.num_outputs, kind=samples.target.kind)
+    network = CubeMLPNetwork(samples.widths, lengths, target=samples.target)
     return CubeMLP(network, samples.target)  # type: ignore[arg-type]
 
 

@@ -15,6 +15,7 @@ from corrkd.evaluation.bayes import bayes_accuracy
 from corrkd.methods.dmd import DMD, distillation_loss, margin_loss, one_of, orthogonality_loss
 from corrkd.networks.dmd import Decoupled, DMDNetwork, DMDSettings, Graph
 from corrkd.settings import StageSettings
+from corrkd.targets.questions import QuestionsTarget
 from corrkd.training.loop import train
 from tests.conftest import make_dataset, make_samples
 
@@ -26,7 +27,7 @@ def fresh(samples: Samples, **options: float) -> DMD:
         torch.manual_seed(0)
         frames = {m: x.shape[1] for m, x in samples.exists.items()}
         target, chosen = samples.target, DMDSettings(**options)  # type: ignore[arg-type]
-        net = DMDNetwork(samples.widths, frames, outputs=target.num_outputs, kind=target.kind, settings=chosen)
+        net = DMDNetwork(samples.widths, frames, target=target, settings=chosen)
         return DMD(net, target)
 
 
@@ -178,6 +179,7 @@ def test_agreement_in_all_answers_makes_a_class_and_scores_have_their_categories
     same = method.same_class(torch.tensor([-2.0, -0.5, 3.0]))
     assert same.tolist() == [[True, True, False], [True, True, False], [False, False, True]]
     answers = torch.tensor([[0, 1], [0, 1], [1, 1]])
+    method.target = QuestionsTarget.with_questions(2)
     assert method.same_class(answers).tolist() == same.tolist()
 
 

@@ -26,7 +26,7 @@ def fresh(samples: Samples, settings: GCNetSettings = SMALL) -> GCNet:
         torch.manual_seed(0)
         frames = {m: x.shape[1] for m, x in samples.exists.items()}
         target = samples.target
-        net = GCNetwork(samples.widths, frames, outputs=target.num_outputs, kind=target.kind, settings=settings)
+        net = GCNetwork(samples.widths, frames, target=target, settings=settings)
         return GCNet(net, target)
 
 

@@ -10,7 +10,8 @@ from corrkd.losses.frames import frame_errors, mean_error
 from corrkd.methods.transm import TransM
 from corrkd.networks.transm import TransMNetwork, TransMSettings
 from corrkd.settings import ArmSettings, NetworkSettings, load_settings
-from tests.conftest import make_dataset, make_samples, map_tensors, overwrite_invisible
+from corrkd.targets.base import Target
+from tests.conftest import CLASSES, make_dataset, make_samples, map_tensors, overwrite_invisible
 from tests.methods.translating import (
     FOUR,
     KINDS,
@@ -28,17 +29,15 @@ TINY = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6
 SMALL = TransMSettings(network=TINY)
 
 
-def network(
-    widths: dict[str, int], kind: str = "classes", outputs: int = 3, settings: TransMSettings = SMALL
-) -> TransMNetwork:
+def network(widths: dict[str, int], target: Target = CLASSES, settings: TransMSettings = SMALL) -> TransMNetwork:
     torch.manual_seed(0)
-    return TransMNetwork(widths, frames_of(widths), outputs=outputs, kind=kind, settings=settings).eval()  # type: ignore[arg-type]
+    return TransMNetwork(widths, frames_of(widths), target=target, settings=settings).eval()
 
 
 @pytest.mark.parametrize("widths", [TWO, FOUR])
-@pytest.mark.parametrize(("kind", "outputs", "shape"), KINDS)
-def test_shapes(widths: dict[str, int], kind: str, outputs: int, shape: tuple[int, ...]) -> None:
-    net, given = network(widths, kind, outputs), inputs(widths)
+@pytest.mark.parametrize(("target", "shape"), KINDS)
+def test_shapes(widths: dict[str, int], target: Target, shape: tuple[int, ...]) -> None:
+    net, given = network(widths, target), inputs(widths)
     assert net(given).logits.shape == shape
     assert net(given).representation.shape == (4, 2 * (len(widths) - 1) * 8)
     ways = net.translate(given)

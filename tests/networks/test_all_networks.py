@@ -20,7 +20,8 @@ from corrkd.networks.base import AnyNetwork
 from corrkd.networks.registry import BUILT_IN, network_class
 from corrkd.networks.saved import SavedNetwork, build_network, load_network, save_network
 from corrkd.settings import EvaluationSettings
-from tests.conftest import make_dataset, make_samples
+from corrkd.targets.base import Target
+from tests.conftest import QUESTIONS, SCORE, make_dataset, make_samples
 
 NAMES = list(BUILT_IN)
 
@@ -128,9 +129,9 @@ def test_a_sample_is_judged_by_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("kind", "outputs", "shape"), [("questions", 4, (3, 4, 2)), ("score", 1, (3, 1))])
-def test_logits_have_the_targets_shape(name: str, kind: str, outputs: int, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("target", "shape"), [(QUESTIONS, (3, 4, 2)), (SCORE, (3, 1))])
+def test_logits_have_the_targets_shape(name: str, target: Target, shape: tuple[int, ...]) -> None:
     dataset = make_dataset()
-    network = network_class(name)(dataset.widths, dict.fromkeys(dataset.widths, 6), outputs=outputs, kind=kind)  # type: ignore[arg-type]
+    network = network_class(name)(dataset.widths, dict.fromkeys(dataset.widths, 6), target=target)
     batch = make_samples(dataset, "test").take(torch.arange(3))
     assert network.eval()(batch.inputs()).logits.shape == shape

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from corrkd.data.inputs import Inputs
 from corrkd.data.normalise import canonical_lengths, fit_normalisation
-from corrkd.data.targets import make_target
 from corrkd.errors import CorrKDError
 from corrkd.networks.evaluated import Evaluated, EvaluatedCondition
 from corrkd.networks.saved import (
@@ -26,6 +25,7 @@ from corrkd.networks.saved import (
     usual_missing,
 )
 from corrkd.settings import NetworkSettings
+from corrkd.targets.registry import make_target
 from tests.conftest import make_dataset
 
 SMALL = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6,), fill="learned")

@@ -23,7 +23,6 @@ import corrkd as package
 from corrkd.data.convert import convert
 from corrkd.data.dataset import MultimodalDataset, Split
 from corrkd.errors import CorrKDError
-from corrkd.evaluation.calibration import tempered
 from corrkd.evaluation.judge import samples_of
 from corrkd.evaluation.sweep import sweep
 from corrkd.files import exclusive
@@ -33,6 +32,7 @@ from corrkd.serve import prediction_table
 from corrkd.serve.predict_file import differences, predict_file
 from corrkd.serve.predictor import Predictor
 from corrkd.serve.standalone import Prediction
+from corrkd.targets.calibration import tempered
 from tests.command import Ended, corrkd, ends_at
 from tests.conftest import make_split
 from tests.experiment.conftest import tiny

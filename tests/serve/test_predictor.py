@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 import corrkd
 from corrkd.errors import CorrKDError
-from corrkd.evaluation.calibration import tempered
 from corrkd.evaluation.judge import samples_of
 from corrkd.evaluation.sweep import sweep
 from corrkd.missing.conditions import standard_conditions, subsets
@@ -25,6 +24,7 @@ from corrkd.serve import predictor as predictor_module
 from corrkd.serve.predictor import Predictor
 from corrkd.serve.standalone import Prediction, predictions
 from corrkd.settings import EvaluationSettings
+from corrkd.targets.calibration import tempered
 from tests.serve.conftest import baseline, dataset_for, sample_of, student
 
 WIDTHS = {"language": 5, "audio": 3, "vision": 4}

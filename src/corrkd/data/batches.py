@@ -15,7 +15,7 @@ from torch import Tensor
 from corrkd.data.dataset import IntArray, Split, StrArray
 from corrkd.data.inputs import Inputs
 from corrkd.data.normalise import Normalisation
-from corrkd.data.targets import Target
+from corrkd.targets.base import Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +146,7 @@ class Samples:
         self._dtype = dtype
         self._normalisation = normalisation
         self._split = split
-        kind = torch.int64 if target.kind != "score" else dtype
-        self.targets = torch.as_tensor(values[self.kept]).to(kind).to(device)
+        self.targets = torch.as_tensor(values[self.kept]).to(target.dtype(dtype)).to(device)
         self.keys = torch.tensor([sample_key(str(i)) for i in self.ids], dtype=torch.int64, device=device)
         self.exists = {m: torch.as_tensor(split.exists(m)[self.kept]).to(device) for m in self.modalities}
         self.present = {m: torch.as_tensor(split.present[m][self.kept]).to(device) for m in self.modalities}

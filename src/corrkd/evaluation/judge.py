@@ -14,16 +14,17 @@ from torch import Tensor
 
 from corrkd.data.batches import Batch, Samples
 from corrkd.data.dataset import BoolArray, FloatArray, MultimodalDataset
-from corrkd.data.targets import Target
 from corrkd.errors import CorrKDError
-from corrkd.evaluation import metrics
 from corrkd.evaluation.bayes import best_expected_weighted_f1
-from corrkd.evaluation.calibration import Calibration, calibrated, set_sizes, strangeness
+from corrkd.evaluation.calibration import Calibration
+from corrkd.evaluation.metrics import area_under_ratios
 from corrkd.evaluation.sweep import MaskSource, Result, hashed_masks, sweep, tested_rows
 from corrkd.missing.conditions import Condition, missing_subsets, named_conditions, standard_conditions
 from corrkd.missing.manifest import Manifest, make_manifest
 from corrkd.networks.saved import SavedNetwork
 from corrkd.settings import EvaluationSettings
+from corrkd.targets.base import Target
+from corrkd.targets.measures import F1
 
 AVERAGE = "average"
 RATIOS = "ratios"
@@ -155,15 +156,14 @@ def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _answer(given: npt.ArrayLike, count: int, target: Target) -> npt.NDArray[np.float32]:
     answer = np.asarray(given, np.float32)
-    outputs = target.num_outputs
-    expected = (count, outputs, 2) if target.kind == "questions" else (count, outputs)
+    expected = (count, *target.response_shape)
     if answer.shape != expected:
         raise CorrKDError(
             f"predictor: answered with shape {answer.shape}, expected {expected} for target `{target.name}`"
         )
     if not np.isfinite(answer).all():
         raise CorrKDError("predictor: answered with NaN or infinite values")
-    if target.kind != "score" and ((answer < 0).any() or (np.abs(answer.sum(-1) - 1) > 1e-3).any()):
+    if target.has_classes and ((answer < 0).any() or (np.abs(answer.sum(-1) - 1) > 1e-3).any()):
         raise CorrKDError("predictor: expected probabilities, not negative and summing to 1 over the classes")
     return answer
 
@@ -223,7 +223,7 @@ def tabulate(
 
     def measure(result: Result) -> dict[str, float]:
         own, known = truth[result.rows], (calibrations or {}).get(result.condition.name)
-        out = metrics.measure(target, own, result.response)
+        out = target.measure(own, result.response)
         return out if known is None else {**out, **_calibrated(target, own, result, known)}
 
     return _table(results, modalities, measure)
@@ -231,15 +231,12 @@ def tabulate(
 
 def _calibrated(target: Target, truth: npt.NDArray[Any], result: Result, known: Calibration) -> dict[str, float]:
     """What a condition's calibration makes of a response."""
-    response = calibrated(target, result.response, known.temperature)
-    out = (
-        {}
-        if target.kind == "score"
-        else {"ece_calibrated": metrics.response_calibration_error(target, truth, response)}
-    )
+    response = target.calibrate(result.response, known.temperature)
+    error = target.calibration_error(truth, response)
+    out = {} if error is None else {"ece_calibrated": error}
     if known.threshold is not None:
-        out["coverage"] = float((strangeness(target, truth, response) <= known.threshold).mean())
-        out["set_size"] = float(set_sizes(target, response, known.threshold).mean())
+        out["coverage"] = float((target.nonconformity(truth, response) <= known.threshold).mean())
+        out["set_size"] = float(target.set_sizes(response, known.threshold).mean())
     return out
 
 
@@ -254,7 +251,7 @@ def tabulate_predictions(
 
     def measure(result: Result) -> dict[str, float]:
         values = predictions[result.condition.name, result.draw]
-        return metrics.measure_predictions(target, truth[result.rows], values[result.rows])
+        return target.measure_predictions(truth[result.rows], values[result.rows])
 
     return _table(results, modalities, measure)
 
@@ -267,7 +264,7 @@ def tabulate_bayes(results: Sequence[Result], modalities: Sequence[str]) -> pd.D
 
     def ceiling(result: Result) -> dict[str, float]:
         posterior = result.response.astype(np.float64)
-        return {metrics.F1: best_expected_weighted_f1(posterior)[1], "accuracy": float(posterior.max(1).mean())}
+        return {F1: best_expected_weighted_f1(posterior)[1], "accuracy": float(posterior.max(1).mean())}
 
     return _table(results, modalities, ceiling)
 
@@ -301,9 +298,9 @@ def _area(table: pd.DataFrame, conditions: Sequence[Condition]) -> pd.DataFrame:
     if len(ratios) < 2:
         return pd.DataFrame(columns=COLUMNS).astype(table.dtypes)
     rows = []
-    for metric in (metrics.F1, "accuracy"):
+    for metric in (F1, "accuracy"):
         inside = table[table["condition"].isin(ratios) & (table["metric"] == metric)]
         mean = inside.groupby("condition", sort=False)["value"].mean()
-        area = metrics.area_under_ratios([ratios[str(name)] for name in mean.index], list(mean))
+        area = area_under_ratios([ratios[str(name)] for name in mean.index], list(mean))
         rows.append((RATIOS, 0, f"auc_{metric}", area))
     return pd.DataFrame(rows, columns=COLUMNS)

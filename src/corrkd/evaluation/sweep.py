@@ -18,7 +18,6 @@ from torch import Tensor
 
 from corrkd.data.batches import Batch, Samples
 from corrkd.data.inputs import Inputs
-from corrkd.evaluation import metrics
 from corrkd.missing.conditions import Condition, missing_subsets
 from corrkd.networks.base import AnyNetwork, Output
 
@@ -124,7 +123,7 @@ def sweep(
             else:
                 answer = network.in_context(inputs_of(condition, draw), context)
             out.rows.append(batch.rows)
-            out.responses.append(respond(answer.logits, samples.target.kind))
+            out.responses.append(samples.target.respond(answer.logits))
             if condition.name in keep_representations and draw == 0:
                 out.representations.append(answer.representation)
         if on_batch:
@@ -139,11 +138,6 @@ def tested_rows(condition: Condition, incomplete: npt.NDArray[np.bool_]) -> npt.
     return np.flatnonzero(incomplete) if condition.kind == "natural" else np.arange(len(incomplete))
 
 
-def respond(logits: Tensor, kind: str) -> Tensor:
-    """R: softmax of the logits; a score is its own response."""
-    return logits.float() if kind == "score" else torch.softmax(logits.float(), -1)
-
-
 def mean_missing_f1(network: AnyNetwork, samples: Samples, *, batch_size: int = 256) -> float:
     """The weighted F1 averaged over the missing subsets ("Avg."): what every student's epoch is chosen by."""
     return mean_f1(network, samples, missing_subsets(network.modalities), batch_size=batch_size)
@@ -153,7 +147,7 @@ def mean_f1(network: AnyNetwork, samples: Samples, conditions: Sequence[Conditio
     """The weighted F1 averaged over conditions in which nothing is random."""
     results = sweep(network, samples, conditions, batch_size=batch_size)
     truth = samples.targets.cpu().numpy()
-    return float(np.mean([metrics.main_score(samples.target, truth, result.response) for result in results]))
+    return float(np.mean([samples.target.main_score(truth, result.response) for result in results]))
 
 
 def _represent_whole(

@@ -11,7 +11,7 @@ import pandas as pd
 
 from corrkd.data.batches import Samples
 from corrkd.data.dataset import BoolArray, IntArray
-from corrkd.evaluation.floors import LengthFloor, lengths_vary, majority
+from corrkd.evaluation.floors import LengthFloor, lengths_vary
 from corrkd.evaluation.judge import tabulate_bayes, tabulate_predictions
 from corrkd.evaluation.sweep import Result, tested_rows
 from corrkd.experiment.experiment import Experiment
@@ -45,7 +45,7 @@ def _references(experiment: Experiment, seed: int | str = "") -> pd.DataFrame:
     def floor(name: str, predictions: Mapping[tuple[str, int], npt.NDArray[Any]], of: list[Result]) -> pd.DataFrame:
         return tabulate_predictions(predictions, of, target, truth, samples.modalities).assign(method=name)
 
-    constant = np.broadcast_to(majority(target, labels), truth.shape)
+    constant = np.broadcast_to(target.majority(labels), truth.shape)
     tables = [floor(MAJORITY, {(r.condition.name, 0): constant for r in first}, first)]
     lengths = {m: x[counted] for m, x in train.lengths.items()}
     if lengths_vary(lengths):

@@ -20,7 +20,7 @@ Reported = dict[tuple[str, str], dict[str, dict[str, float]]]
 
 def shown_metrics(run: RunFolder) -> list[str]:
     """Metrics that have an inter-modality table."""
-    return ["weighted_f1", "accuracy", *(["mae", "corr"] if run.card.target.kind == "score" else [])]
+    return list(run.card.target.tabled_metrics)
 
 
 def read_reported(file: Path, runs: Mapping[str, RunFolder]) -> Reported:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 from safetensors import SafetensorError, safe_open
 
 from corrkd.csv_files import read_csv
@@ -23,6 +23,8 @@ from corrkd.files import PLAN, RUN, leads_elsewhere
 from corrkd.missing.conditions import subsets
 from corrkd.networks.saved import seed_folders
 from corrkd.parsing import CONTENT_ERRORS, LARGEST_YAML, read_json, read_text, read_yaml_file, refusing
+from corrkd.targets.base import Target
+from corrkd.targets.registry import target_from_json
 
 T = TypeVar("T")
 
@@ -58,14 +60,11 @@ class DatasetCard(_Bounded):
     missing_rule: dict[str, str] = Field(default_factory=dict)
 
 
-class TargetCard(_Bounded):
-    """What is predicted. `kind` is "classes", "questions" or "score"."""
-
-    name: str
-    kind: str
-    classes: list[str] = Field(default_factory=list, max_length=1000)
-    questions: list[str] = Field(default_factory=list, max_length=1000)
-    cuts: list[float] = Field(default_factory=list, max_length=1000)
+def _target(values: Any) -> Target:
+    try:
+        return target_from_json(values)
+    except CorrKDError as error:
+        raise ValueError(str(error)) from None
 
 
 class ConditionCard(_Bounded):
@@ -116,7 +115,7 @@ class Card(_Bounded):
     torch: str
     python: str = ""
     dataset: DatasetCard
-    target: TargetCard
+    target: Annotated[Target, PlainValidator(_target), PlainSerializer(lambda target: target.to_json())]
     split: str
     conditions: list[ConditionCard]
     methods: list[MethodCard]

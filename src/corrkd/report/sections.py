@@ -109,7 +109,7 @@ def dataset_sections(
 
 def _matrices(run: RunFolder) -> list[Item]:
     """Confusion matrices of classes and questions, or predicted against true scores."""
-    if run.card.target.kind == "score":
+    if not run.card.target.has_classes:
         return [part(figures.scores, run)]
     picture = part(figures.confusion, run)
     if not isinstance(picture, Picture):
@@ -164,9 +164,9 @@ def data_line(run: RunFolder) -> str:
     """What is predicted from what, in a sentence."""
     card = run.card
     modalities = ", ".join(f"{m} ({c.frames} × {c.width})" for m, c in card.dataset.modalities.items())
-    wanted = {"classes": card.target.classes, "questions": card.target.questions}.get(card.target.kind, [])
+    outputs = card.target.output_names
     counts = ", ".join(f"{name} {count:,}" for name, count in card.dataset.splits.items())
-    target = card.target.name + (f" ({', '.join(wanted)})" if wanted else "")
+    target = card.target.name + (f" ({', '.join(outputs)})" if outputs else "")
     layout = f", {card.dataset.layout}" if card.dataset.layout else ""
     return (
         f"{card.dataset.name}{layout}. Target {target} from {modalities}, frames × features. Samples: {counts}; results are on "

@@ -300,8 +300,8 @@ def others(run: RunFolder, metric: str, methods: Iterable[str] | None = None) ->
 
 def per_class(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
     """F1 of each class, or weighted F1 of each yes/no question, under the inter-modality conditions."""
-    questions = run.card.target.kind == "questions"
-    names = run.card.target.questions if questions else run.card.target.classes
+    questions = run.card.target.questions
+    names = questions or run.card.target.classes
     blocks = {}
     for name in names:
         try:
@@ -337,7 +337,7 @@ def calibration(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
 def prediction_sets(run: RunFolder) -> Table:
     """How often the prediction sets hold the truth, and how large they are, under the inter-modality conditions."""
     headings = subset_headings(run)
-    size = "Length of the interval" if run.card.target.kind == "score" else "Classes in a set"
+    size = "Classes in a set" if run.card.target.has_classes else "Length of the interval"
     blocks = {}
     for title, metric in {"Share that holds the truth, %": "coverage", size: "set_size"}.items():
         frame = compared(run, metric, headings, METRICS[metric])
@@ -393,7 +393,7 @@ def data(run: RunFolder) -> Table:
     card = run.card.dataset
     rows = {split: {"samples": count, **card.labels.get(split, {})} for split, count in card.splits.items()}
     frame = pd.DataFrame.from_dict(rows, orient="index").astype(object)
-    what = "answers “yes” to each question" if run.card.target.kind == "questions" else "of each class"
+    what = "answers “yes” to each question" if run.card.target.questions else "of each class"
     return Table("data", f"Samples in each split, and {what}.", "Split", {"": frame.where(frame.notna(), None)})
 
 
@@ -407,15 +407,15 @@ def shown_conditions(run: RunFolder) -> list[str]:
 
 def confusion(run: RunFolder, condition: str) -> dict[str, pd.DataFrame]:
     """The reference's counts, true (rows) by predicted (columns) class, summed over seeds; by question, or under "" for classes."""
-    if run.card.target.kind == "score":
+    if not run.card.target.has_classes:
         raise AbsentError("The target is a score: there is no confusion matrix.")
     rows = run.predictions([condition])
     rows = rows[rows["method"] == run.reference]
     if rows.empty:
         raise AbsentError(f"predictions.parquet holds nothing of {run.reference} under {condition}.")
-    names = run.card.target.classes or ["no", "yes"]
+    names = run.card.target.classes
     out = {}
-    for question in run.card.target.questions if run.card.target.kind == "questions" else [""]:
+    for question in run.card.target.questions or ("",):
         asked = rows[rows["question"] == question]
         counts = np.zeros((len(names), len(names)), int)
         np.add.at(counts, (asked["target"].to_numpy(int), asked["prediction"].to_numpy(int)), 1)

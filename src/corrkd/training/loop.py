@@ -143,12 +143,6 @@ def teacher_outputs(network: AnyNetwork, samples: Samples, *, batch_size: int = 
     return TeacherOutput(torch.cat([o.representation for o in outputs]), torch.cat([o.logits for o in outputs]))
 
 
-def balanced_class_weights(samples: Samples) -> Tensor:
-    """Weights inverse to the classes' frequency in training, of mean 1 over the samples: (K,)."""
-    counts = torch.bincount(samples.targets.flatten(), minlength=len(samples.target.classes)).float()
-    return counts.sum() / (len(counts) * counts.clamp(min=1.0))
-
-
 def make_optimizer(method: nn.Module, settings: StageSettings, *, fused: bool = True) -> torch.optim.Optimizer:
     """Adam [paper] or AdamW; fused: all parameters in one kernel instead of a dozen calls for each."""
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
