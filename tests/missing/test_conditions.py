@@ -26,7 +26,9 @@ def test_any_number_of_modalities(count: int) -> None:
 
 
 def test_names_are_read_back() -> None:
-    for known in standard_conditions(NAMES, EvaluationSettings(late=(0.5,), noise=(0.25,)), naturally_incomplete=True):
+    for known in standard_conditions(
+        NAMES, EvaluationSettings(conditions={"late": [0.5], "noise": [0.25]}), naturally_incomplete=True
+    ):
         assert condition(known.name, NAMES, draws=3) == known
     assert condition("vision+language", NAMES).name == "language+vision"
 
@@ -42,7 +44,9 @@ def test_an_unknown_name_says_what_is_allowed(name: str) -> None:
 def test_nothing_random_is_drawn_once() -> None:
     chosen = {
         c.name: c
-        for c in standard_conditions(NAMES, EvaluationSettings(draws=4, late=(0.5,)), naturally_incomplete=False)
+        for c in standard_conditions(
+            NAMES, EvaluationSettings(draws=4, conditions={"late": [0.5]}), naturally_incomplete=False
+        )
     }
     assert (
         chosen["ratio-0.0"].draws
@@ -86,7 +90,9 @@ def test_a_modality_cannot_be_called_like_a_condition(name: str) -> None:
 
 def test_any_ratio_has_a_name_and_noise_is_always_random() -> None:
     chosen = standard_conditions(
-        NAMES, EvaluationSettings(ratios=(0.00001, 0.25, 1.0), noise=(1.0,), draws=2), naturally_incomplete=False
+        NAMES,
+        EvaluationSettings(conditions={"ratio": [0.00001, 0.25, 1], "noise": [1.0]}, draws=2),
+        naturally_incomplete=False,
     )
     names = {c.name: c for c in chosen if c.kind in ("ratio", "noise")}
     assert set(names) == {"ratio-0.00001", "ratio-0.25", "ratio-1.0", "noise-1.0"}

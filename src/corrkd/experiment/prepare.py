@@ -24,7 +24,7 @@ from corrkd.data.targets import Target, make_target
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import TEACHER, Arm, resolve
 from corrkd.experiment.run_folder import SETTINGS, settings_of
-from corrkd.missing.conditions import Condition, condition, standard_conditions
+from corrkd.missing.conditions import Condition, check_settings, condition, standard_conditions
 from corrkd.networks.saved import MOST_CLASSES, check_labels, with_modalities
 from corrkd.settings import ArmSettings, DataSettings, ResampleSettings, Settings
 
@@ -189,10 +189,7 @@ class Experiment:
                 "cuts": list(target.cuts),
             },
             "split": self.settings.evaluation.split,
-            "conditions": [
-                {"name": c.name, "kind": c.kind, "available": list(c.available), "ratio": c.ratio, "draws": c.draws}
-                for c in self.conditions()
-            ],
+            "conditions": [c.to_json() for c in self.conditions()],
             "projection": self.projection(),
             "sets": self.sets(),
             "methods": [
@@ -229,6 +226,7 @@ def prepare(settings: Settings, arms: Mapping[str, ArmSettings] = RUN_ARMS) -> E
     Raises:
         CorrKDError: for anything wrong with data or settings, before any training.
     """
+    check_settings(settings.evaluation.conditions)
     resolved = tuple(resolve(name, changes, settings) for name, changes in arms.items())
     dataset = read(settings.data)
     for split in {*SPLITS[:2], settings.evaluation.split}:

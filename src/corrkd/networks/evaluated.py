@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from corrkd.missing.conditions import Condition, Family
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -18,7 +20,9 @@ class EvaluatedCondition(_Frozen):
     """One condition.
 
     Attributes:
-        name, kind, available, ratio: as in corrkd.missing.conditions.Condition.
+        name, kind: as in corrkd.missing.conditions.Condition.
+        available: samples with exactly these modalities are like those tested; None: the condition is not about whole modalities.
+        ratio: samples that miss about this share of their frames are like those tested; None: the condition is not about a share of frames.
         temperature: by which logits are divided under it, fitted on the validation split.
         threshold: of its prediction sets (corrkd.evaluation.calibration); None: nothing is left out of them.
         measured: metrics on the tested split, as fractions of 1; one that is undefined is left out.
@@ -26,11 +30,22 @@ class EvaluatedCondition(_Frozen):
 
     name: str
     kind: str
-    available: tuple[str, ...]
+    available: tuple[str, ...] | None = None
     ratio: Share | None = None
     temperature: Annotated[float, Field(ge=0.01, le=100.0)] = 1.0
     threshold: Annotated[float, Field(ge=0.0)] | None = None
     measured: Mapping[str, float] = Field(default_factory=dict)
+
+    @classmethod
+    def of(cls, condition: Condition, **values: Any) -> EvaluatedCondition:
+        """Return what is told of a condition; `values`: temperature, threshold, measured."""
+        return cls(
+            name=condition.name,
+            kind=condition.kind,
+            available=condition.available if condition.family is Family.SUBSETS else None,
+            ratio=condition.ratio if condition.family is Family.RATIOS else None,
+            **values,
+        )
 
 
 class Evaluated(_Frozen):

@@ -10,6 +10,7 @@ from pathlib import Path
 from corrkd.errors import CorrKDError
 from corrkd.escape import csv_original
 from corrkd.files import FAILURES, PLAN, file_names
+from corrkd.missing.conditions import AVERAGE
 from corrkd.parsing import LARGEST_YAML, read_text, read_yaml_file, refusing
 from corrkd.report import comparison_tables as own
 from corrkd.report import figures, tables
@@ -19,7 +20,7 @@ from corrkd.report.page import Item, Page, Section, part, write_page
 from corrkd.report.reported import Reported, read_reported, shown_metrics
 from corrkd.report.run_folder import AbsentError, RunFolder
 from corrkd.report.standings import REFERENCE, Standing, least_p, method_counts, standings
-from corrkd.report.tables import AVERAGE, FRACTION, Cell, Table, number
+from corrkd.report.tables import FRACTION, Cell, Table, number
 
 DRAWS = 10_000
 LEVEL = 0.05

@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from corrkd.files import remove_parts, write_bytes
-from corrkd.missing.conditions import COMPLETE, missing_subsets
+from corrkd.missing.conditions import AVERAGE, COMPLETE, missing_subsets
 from corrkd.parsing import refusing
 from corrkd.report import figures, tables
 from corrkd.report.figures import Picture
@@ -184,13 +184,13 @@ def findings(run: RunFolder) -> list[str]:
     except AbsentError as error:
         return [f"No finding: {error}"]
     how = tables.FRACTION
-    means = {m: tables.cell(tables.of(values, m, tables.AVERAGE), how) for m in tables.method_titles(run)}
+    means = {m: tables.cell(tables.of(values, m, AVERAGE), how) for m in tables.method_titles(run)}
     student, control = means.get("student"), means.get("control")
     out = []
     if student and control:
         count = len(missing_subsets(run.modalities))
-        difference = tables.paired(values, tables.AVERAGE, how, "student", "control")
-        seeds = len(tables.of(values, "student", tables.AVERAGE))
+        difference = tables.paired(values, AVERAGE, how, "student", "control")
+        seeds = len(tables.of(values, "student", AVERAGE))
         words = WORDS[count] if count < len(WORDS) else count
         out.append(
             f"Averaged over the {words} missing subsets, the student reaches a weighted F1 of "

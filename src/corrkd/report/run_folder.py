@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from corrkd.csv_files import read_csv
 from corrkd.errors import CorrKDError
-from corrkd.missing.conditions import subsets
+from corrkd.missing.conditions import Condition, condition, subsets
 from corrkd.networks.saved import seed_folders
 from corrkd.parsing import CONTENT_ERRORS, LARGEST_YAML, read_json, read_text, refusing
 
@@ -63,11 +63,9 @@ class TargetCard(_Bounded):
 
 
 class ConditionCard(_Bounded):
-    """One test condition; `kind` as in corrkd.missing.conditions.Condition."""
+    """One test condition, which is known by its name."""
 
     name: str
-    kind: str
-    ratio: float | None = None
 
 
 class MethodCard(_Bounded):
@@ -144,13 +142,20 @@ class RunFolder:
         tree = read_json(file)
         with refusing(file, "not written by a run"):
             card = Card.model_validate(tree)
-            subsets(tuple(card.dataset.modalities))  # none with a condition's name, and not too many
-        return RunFolder(Path(path), card)
+            run = RunFolder(Path(path), card)
+            subsets(run.modalities)  # none with a condition's name, and not too many
+            _ = run.conditions  # all known
+        return run
 
     @property
     def modalities(self) -> tuple[str, ...]:
         """Names of the modalities, in the dataset's order."""
         return tuple(self.card.dataset.modalities)
+
+    @cached_property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What was tested, in the evaluation's order."""
+        return tuple(condition(card.name, self.modalities) for card in self.card.conditions)
 
     def settings(self) -> str:
         """The text of settings.yaml."""

@@ -208,10 +208,10 @@ def tested_condition(card: Mapping[str, Any], used: Mapping[str, float]) -> tupl
     usual = _lacks_no_more_than_usual({m: 1.0 - used[m] for m in there}, card)
     if there and (len(there) < len(used) or usual):
         for c in conditions:
-            if c["kind"] == "modalities" and set(c["available"]) == there:
+            if c["available"] is not None and set(c["available"]) == there:
                 return c, not usual
         return None, False
-    ratios = [c for c in conditions if c["kind"] == "ratio" and c["ratio"] is not None]
+    ratios = [c for c in conditions if c["ratio"] is not None]
     if not ratios:
         return None, False
     nearest = min(ratios, key=lambda c: (abs(c["ratio"] - missing), -c["ratio"]))
