@@ -20,9 +20,9 @@ class EvaluatedCondition(_Frozen):
     """One condition.
 
     Attributes:
-        name, kind: as in corrkd.missing.conditions.Condition.
-        available: samples with exactly these modalities are like those tested; None: the condition is not about whole modalities.
-        ratio: samples that miss about this share of their frames are like those tested; None: the condition is not about a share of frames.
+        name, kind, available, ratio: as in corrkd.missing.conditions.Condition.
+        rates_samples: whether it says how reliable predictions are: of samples that miss about `ratio` of their frames, or, where there is
+            no ratio, of samples with exactly the `available` modalities.
         temperature: by which logits are divided under it, fitted on the validation split.
         threshold: of its prediction sets (corrkd.evaluation.calibration); None: nothing is left out of them.
         measured: metrics on the tested split, as fractions of 1; one that is undefined is left out.
@@ -30,8 +30,9 @@ class EvaluatedCondition(_Frozen):
 
     name: str
     kind: str
-    available: tuple[str, ...] | None = None
+    available: tuple[str, ...]
     ratio: Share | None = None
+    rates_samples: bool = True
     temperature: Annotated[float, Field(ge=0.01, le=100.0)] = 1.0
     threshold: Annotated[float, Field(ge=0.0)] | None = None
     measured: Mapping[str, float] = Field(default_factory=dict)
@@ -42,8 +43,9 @@ class EvaluatedCondition(_Frozen):
         return cls(
             name=condition.name,
             kind=condition.kind,
-            available=condition.available if condition.family is Family.SUBSETS else None,
-            ratio=condition.ratio if condition.family is Family.RATIOS else None,
+            available=condition.available,
+            ratio=condition.ratio,
+            rates_samples=condition.family is not Family.OTHERS,
             **values,
         )
 

@@ -19,9 +19,9 @@ from corrkd.data.inputs import Inputs
 class Family(Enum):
     """Conditions whose results belong together.
 
-    SUBSETS: by available modalities, with their average ("Avg."). A sample that lacks whole modalities is like one of them.
-    RATIOS: by the share of missing frames, `ratio`, as a curve and the area under it. A sample that lacks frames is like one of them.
-    OTHERS: in a table of their own.
+    SUBSETS: by available modalities, with their average ("Avg.").
+    RATIOS: by the share of missing frames, `ratio`, as a curve with the area under it.
+    OTHERS: in a table of their own. They rate no predictions: samples of users are like one of the others.
     """
 
     SUBSETS = 1
