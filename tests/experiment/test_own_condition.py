@@ -112,5 +112,7 @@ def test_a_report_without_the_package_is_one_line(done: corrkd.Run, monkeypatch:
     from corrkd.report.page import write_report
 
     monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: ())
-    with pytest.raises(corrkd.CorrKDError, match="condition 'every-1' is unknown; there are complete, language"):
+    with pytest.raises(
+        corrkd.CorrKDError, match=r"run\.json: condition 'every-1' is unknown; there are complete, language"
+    ):
         write_report(done.folder)

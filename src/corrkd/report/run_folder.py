@@ -143,8 +143,13 @@ class RunFolder:
         with refusing(file, "not written by a run"):
             card = Card.model_validate(tree)
             run = RunFolder(Path(path), card)
-            subsets(run.modalities)  # none with a condition's name, and not too many
-            _ = run.conditions  # all known
+            try:
+                _ = (
+                    subsets(run.modalities),
+                    run.conditions,
+                )  # no modality has a condition's name, and all conditions exist
+            except CorrKDError as error:
+                raise CorrKDError(f"{file}: {error}") from None
         return run
 
     @property

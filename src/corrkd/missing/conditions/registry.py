@@ -116,12 +116,9 @@ def _check_modalities(modalities: Sequence[str], kinds: Sequence[type[Condition]
     """Raise CorrKDError where a modality could be mistaken for a condition, also of `kinds`, or there are too many."""
     if len(modalities) > MOST_MODALITIES:
         raise CorrKDError(f"{len(modalities)} modalities have too many subsets to test; use at most {MOST_MODALITIES}")
+    kinds = (*_built_in(), *kinds)
     for m in modalities:
-        if (
-            m in ("", COMPLETE, AVERAGE, RATIOS)
-            or {"+", ","} & set(m)
-            or any(k.claims(m) for k in (*_built_in(), *kinds))
-        ):
+        if m in ("", COMPLETE, AVERAGE, RATIOS) or {"+", ","} & set(m) or any(kind.claims(m) for kind in kinds):
             raise CorrKDError(f"modality {m!r}: its name means something else in the results; give it another")
 
 
