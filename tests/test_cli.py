@@ -43,11 +43,13 @@ def test_version_and_help() -> None:
 
 
 def test_run_says_how_it_goes_in_plain_lines(settings: Path, tmp_path: Path) -> None:
-    done = corrkd("run", "--settings", settings, "--seeds", "1,3", "--set", "evaluation.bursts=[]", cwd=tmp_path)
+    done = corrkd(
+        "run", "--settings", settings, "--seeds", "1,3", "--set", "evaluation.conditions.burst=[]", cwd=tmp_path
+    )
     assert done.code == 0, done.err
     out = tmp_path / "runs" / "synthetic"
     chosen = package.load_settings(out / "synthetic" / "settings.yaml")
-    assert (chosen.seeds, chosen.evaluation.bursts) == ((1, 3), ())
+    assert (chosen.seeds, chosen.evaluation.conditions["burst"]) == ((1, 3), [])
     assert (out / "report.html").is_file()
     assert {"seed-1", "seed-3"} <= {p.name for p in (out / "synthetic").iterdir()}
     assert "CorrKD student" in done.out

@@ -22,7 +22,10 @@ from corrkd.errors import CorrKDError
 from corrkd.experiment import run
 from corrkd.experiment.arm import GROUPS
 from corrkd.experiment.plan import load_plan
+from corrkd.methods import registry as methods
+from corrkd.missing.conditions import registry as conditions
 from corrkd.missing.masks import uniform
+from corrkd.networks import registry as networks
 from corrkd.settings import Settings, load_settings, preset_names
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +79,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pages
 def test_names_and_files_exist(page: Path) -> None:
-    text = page.read_text("utf-8")
+    text, group = page.read_text("utf-8"), r'entry-points\."([\w.]+)"'
+    assert set(re.findall(group, text)) <= {conditions.GROUP, methods.GROUP, networks.GROUP}
+    text = re.sub(group, "", text)  # groups need not be modules
     for name in set(re.findall(r"(?<![\w/.])corrkd(?:\.[A-Za-z_]\w*)+", text)):
         assert resolve(name) is not None, f"{page.name}: {name}"
     for code in inline_code(text):

@@ -33,7 +33,7 @@ for target in ("classes", "score"):
     overrides = [
         "data.synthetic={train: 120, valid: 60, test: 60, frames: 4, noise: 0.3}", f"data.target={target}", "device=cpu",
         "student.epochs=6", "student.batch_size=12", "student.lr=0.02",
-        "evaluation.draws=1", "evaluation.ratios=[0.0, 1.0]", "evaluation.bursts=[]",
+        "evaluation.draws=1", "evaluation.conditions={ratio: [0.0, 1.0], burst: []}",
     ]
     out = Path(target) / "synthetic"
     plan = load_plan(arms=["gated-fusion"], overrides=overrides, seeds=[0], budget="fixed")

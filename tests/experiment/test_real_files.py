@@ -13,7 +13,7 @@ from tests.data.readers.samples import mmsa, write_pickle
 from tests.experiment.conftest import dataset_in, no_report, tiny  # noqa: F401  (fixture)
 
 pytestmark = pytest.mark.usefixtures("no_report")
-QUICK = {"teacher": {"epochs": 1}, "student": {"epochs": 1}, "evaluation": {"ratios": [], "bursts": []}}
+QUICK = {"teacher": {"epochs": 1}, "student": {"epochs": 1}, "evaluation": {"conditions": {"ratio": [], "burst": []}}}
 
 
 def run(path: Path, out: Path, **data: Any) -> corrkd.Run:

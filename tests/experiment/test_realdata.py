@@ -22,7 +22,9 @@ def values(run: corrkd.Run, method: str = "student") -> pd.Series:
 
 @pytest.mark.slow
 def test_hazumi(hazumi_pickle: Path, tmp_path: Path) -> None:
-    settings = tiny(data={"path": str(hazumi_pickle), "target": "tertiles"}, evaluation={"ratios": [0.5]}, **ONE)
+    settings = tiny(
+        data={"path": str(hazumi_pickle), "target": "tertiles"}, evaluation={"conditions": {"ratio": [0.5]}}, **ONE
+    )
     run = corrkd.run(settings, tmp_path / "run")
     student = values(run)
     assert {"language", "audio+vision", "complete", "average", "natural"} <= set(student.index.get_level_values(0))
@@ -37,7 +39,9 @@ def test_hazumi(hazumi_pickle: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["binary-nonzero", "score"])
 def test_mosi(mosi_pickle: Path, tmp_path: Path, target: str) -> None:
     settings = tiny(
-        data={"path": str(mosi_pickle), "target": target}, evaluation={"ratios": [0.5], "bursts": []}, **ONE
+        data={"path": str(mosi_pickle), "target": target},
+        evaluation={"conditions": {"ratio": [0.5], "burst": []}},
+        **ONE,
     )
     run = corrkd.run(settings, tmp_path / "run")
     student = values(run)

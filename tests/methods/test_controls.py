@@ -104,7 +104,7 @@ def test_late_fusion_averages_the_responses_of_what_is_visible() -> None:
     net = LateFusionNetwork(dataset.widths, dict.fromkeys(dataset.widths, 6), target=CLASSES, settings=SMALL).eval()
     batch = make_samples(dataset).take(torch.arange(5))
     visible = {**batch.present, "audio": torch.zeros_like(batch.present["audio"])}
-    inputs = batch.inputs()._replace(visible=visible)
+    inputs = batch.complete()._replace(visible=visible)
     with torch.no_grad():
         votes, shown = net.votes(inputs)
         response = torch.softmax(net(inputs).logits, -1)
@@ -119,7 +119,7 @@ def test_late_fusion_learns_nothing_of_a_modality_from_samples_without_it() -> N
     method = LateFusion(net, target())
     batch = make_samples(dataset).take(torch.arange(5))
     visible = {m: x if m == "language" else torch.zeros_like(x) for m, x in batch.present.items()}
-    inputs = batch.inputs()._replace(visible=visible)
+    inputs = batch.complete()._replace(visible=visible)
     loss = method(inputs, batch.targets)["task"]
     votes, _ = net.votes(inputs)
     assert loss.item() == pytest.approx(CLASSES.task_loss(votes[0], batch.targets).item(), rel=1e-5)
@@ -142,7 +142,7 @@ def test_every_method_names_its_terms_as_its_weights(name: str) -> None:
     method.start(samples)
     batch = samples.take(torch.arange(12))
     known = TeacherOutput(torch.randn(12, 120), torch.randn(12, 3)) if kind.needs_teacher else None
-    terms = method(batch.inputs(), batch.targets, known, samples.context(batch.rows))
+    terms = method(batch.complete(), batch.targets, known, samples.context(batch.rows))
     assert list(terms) == list(method.weights)
     assert all(torch.isfinite(value) and value.dim() == 0 for value in terms.values())
     assert {key.split(".")[0] for key in kind.search} <= {"options", "network", "stage"}

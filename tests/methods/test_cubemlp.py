@@ -24,7 +24,7 @@ def fresh(samples: Samples) -> CubeMLP:
 @torch.no_grad()
 def accuracy(network: torch.nn.Module, samples: Samples) -> float:
     network.eval()
-    right = [(network(b.inputs()).logits.argmax(-1) == b.targets).float() for b in samples.batches(256)]
+    right = [(network(b.complete()).logits.argmax(-1) == b.targets).float() for b in samples.batches(256)]
     return float(torch.cat(right).mean())
 
 

@@ -41,7 +41,7 @@ def terms(method: DMD, samples: Samples) -> dict[str, float]:
     batch = samples.take(torch.arange(len(samples)))
     torch.manual_seed(0)
     with torch.no_grad():
-        out = method.eval()(batch.inputs(), batch.targets)
+        out = method.eval()(batch.complete(), batch.targets)
     return {name: float(value) for name, value in out.items()}
 
 
@@ -144,7 +144,7 @@ def test_distillation_brings_the_modalities_logits_together() -> None:
         method = fresh(samples, **SMALL, distillation=weight)
         fit(method, samples)
         with torch.no_grad():
-            logits = method.eval().network.details(batch.inputs()).shared.logits
+            logits = method.eval().network.details(batch.complete()).shared.logits
         return float(logits.std(1).mean())
 
     assert spread(3.0) < 0.7 * spread(0.0)
@@ -224,7 +224,7 @@ def test_every_parameter_learns() -> None:
     samples = make_samples(make_dataset())
     method = fresh(samples, **SMALL)
     batch = samples.take(torch.arange(len(samples)))
-    out = method(batch.inputs(), batch.targets)
+    out = method(batch.complete(), batch.targets)
     sum(method.weights[name] * value for name, value in out.items()).backward()
     # A key's bias moves all of a query's energies alike, and so does the energy's own bias.
     idle = [name for name, p in method.named_parameters() if p.grad is None or not bool(p.grad.any())]
@@ -240,7 +240,7 @@ def test_it_comes_half_way_from_the_floor_to_the_bayes_accuracy() -> None:
     batch = test.take(torch.arange(len(test)))
     method.eval()
     with torch.no_grad():
-        answers = method.network(batch.inputs()).logits.argmax(1)
+        answers = method.network(batch.complete()).logits.argmax(1)
     accuracy = float((answers == test.targets).float().mean())
     floor = float(torch.bincount(test.targets).max() / len(test))
     assert dataset.posterior is not None

@@ -143,7 +143,7 @@ def test_every_term_reaches_the_joint_embedding() -> None:
     samples = make_samples(make_dataset())
     method = MCTN(network_for(MCTNNetwork, samples, SMALL), samples.target)
     batch = samples.take(torch.arange(16))
-    terms = method(batch.inputs(), batch.targets)
+    terms = method(batch.complete(), batch.targets)
     assert list(terms) == list(method.weights) == ["task", "l2", "translation", "cycle"]
     weight = method.network.encoders[0].lstm.weight_ih_l0_reverse
     for name in ("task", "translation", "cycle"):
@@ -187,13 +187,13 @@ def test_per_source_models_learn_as_if_they_were_alone() -> None:
         network_for(MCTNPerSourceNetwork, samples, MCTNSettings(width=8, dropout=0.0)), samples.target
     )
     batch = samples.take(torch.arange(16))
-    terms = method(batch.inputs(), batch.targets)
+    terms = method(batch.complete(), batch.targets)
     assert list(terms) == list(method.weights) == ["task", "l2", "translation", "cycle"]
     sum(method.weights[name] * value for name, value in terms.items()).backward()
     for model in method.network.models:
         alone = MCTN(copy.deepcopy(model), samples.target)
         alone.zero_grad()
-        single = alone(batch.inputs(), batch.targets)
+        single = alone(batch.complete(), batch.targets)
         sum(alone.weights[name] * value for name, value in single.items()).backward()
         for mine, theirs in zip(model.parameters(), alone.network.parameters(), strict=True):
             torch.testing.assert_close(mine.grad, theirs.grad)

@@ -223,7 +223,7 @@ def fit(method: SelfMM, samples: Samples, epochs: int = 12, **options: object) -
 @torch.no_grad()
 def accuracy(network: torch.nn.Module, samples: Samples) -> float:
     network.eval()
-    right = [(network(b.inputs()).logits.argmax(-1) == b.targets).float() for b in samples.batches(256)]
+    right = [(network(b.complete()).logits.argmax(-1) == b.targets).float() for b in samples.batches(256)]
     return float(torch.cat(right).mean())
 
 
@@ -260,7 +260,7 @@ def test_the_unimodal_tasks_teach_the_encoders() -> None:
     method.labels.unimodal.mul_(0.5)
     rows = torch.arange(8)
     batch = samples.take(rows)
-    terms = method(batch.inputs(), batch.targets, None, samples.context(rows))
+    terms = method(batch.complete(), batch.targets, None, samples.context(rows))
     terms["unimodal"].backward()
     assert all(p.grad is not None and p.grad.any() for p in method.network.encoders.parameters())
     assert all(p.grad is not None and p.grad.any() for p in method.network.projections.parameters())

@@ -53,7 +53,7 @@ def started(target: str = "classes", **changes: Any) -> tuple[SMIL, Batch]:
 
 
 def terms(method: SMIL, batch: Batch, targets: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-    return method(batch.inputs(), batch.targets if targets is None else targets)
+    return method(batch.complete(), batch.targets if targets is None else targets)
 
 
 @pytest.mark.parametrize("widths", [TWO, FOUR])
@@ -160,7 +160,7 @@ def test_priors_are_part_of_the_checkpoint() -> None:
 def test_without_adaptation_each_loss_is_of_its_own_samples(target: str) -> None:
     method, batch = started(target, inner_lr=0.0)
     out = terms(method, batch)
-    logits = method.network(batch.inputs()).logits
+    logits = method.network(batch.complete()).logits
     assert torch.allclose(out["inner"], method.target.task_loss(logits[8:], batch.targets[8:]), atol=1e-6)
     assert torch.allclose(out["outer"], method.target.task_loss(logits[:8], batch.targets[:8]), atol=1e-6)
 
@@ -174,7 +174,7 @@ def test_the_outer_loss_is_of_parameters_adapted_to_the_incomplete_samples() -> 
     with torch.no_grad():
         for p, g in zip(parameters, gradients, strict=True):
             p -= 0.5 * (0.0 if g is None else g)
-        logits = method.network(batch.inputs()).logits
+        logits = method.network(batch.complete()).logits
         by_hand = method.target.task_loss(logits[:8], batch.targets[:8])
         for name, p in method.network.named_parameters():
             p.copy_(before[name])

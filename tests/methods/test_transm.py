@@ -153,7 +153,7 @@ def test_both_translations_reach_the_joint_features() -> None:
     samples = make_samples(make_dataset())
     method = TransM(network_for(TransMNetwork, samples, SMALL), samples.target)
     batch = samples.take(torch.arange(16))
-    terms = method(batch.inputs(), batch.targets)
+    terms = method(batch.complete(), batch.targets)
     assert list(terms) == list(method.weights) == ["task", "forward", "backward"]
     for encoder in (e for cell in method.network.cells for e in cell.encoders):
         for term in terms.values():
@@ -165,8 +165,8 @@ def test_the_terms_are_mean_absolute_errors_of_what_is_visible() -> None:
     samples = make_samples(make_dataset())
     method = TransM(network_for(TransMNetwork, samples, SMALL), samples.target).eval()
     batch = samples.take(torch.arange(16))
-    terms = method(batch.inputs(), batch.targets)
-    ways = method.network.translate(batch.inputs())
+    terms = method(batch.complete(), batch.targets)
+    ways = method.network.translate(batch.complete())
 
     def error(made: torch.Tensor, m: str) -> torch.Tensor:
         return (made - batch.frames[m])[batch.present[m]].abs().mean()
@@ -187,7 +187,7 @@ def test_trained_it_predicts_and_its_cycle_restores_unseen_samples_better_than_a
     batch = unseen.take(torch.arange(len(unseen)))
     means = samples.mean_frames()
     with torch.no_grad():
-        ways = network.translate(batch.inputs())
+        ways = network.translate(batch.complete())
     for way in ways:
         true, there = batch.frames[way.source], batch.present[way.source]
         constant = mean_error(frame_errors(means[way.source].float().expand_as(true), true, there))

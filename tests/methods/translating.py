@@ -70,7 +70,7 @@ def accuracy(network: nn.Module, samples: Samples) -> float:
     network.eval()
     batch = samples.take(torch.arange(len(samples)))
     with torch.no_grad():
-        answers = network(batch.inputs()).logits.argmax(-1)
+        answers = network(batch.complete()).logits.argmax(-1)
     return float((answers == batch.targets).double().mean())
 
 

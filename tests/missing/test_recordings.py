@@ -21,7 +21,7 @@ from corrkd.experiment.plan import load_plan
 from corrkd.experiment.run import arms_of
 from corrkd.missing.conditions import condition
 from corrkd.missing.manifest import make_manifest
-from corrkd.missing.masks import modality_random_missing
+from corrkd.missing.training import RandomMissing
 from corrkd.networks.saved import with_modalities
 from corrkd.settings import MissingSettings, ResampleSettings
 from tests.conftest import make_samples
@@ -96,8 +96,9 @@ def test_in_training_a_frame_has_one_number_too() -> None:
     """With one ratio for all samples, what is dropped in a window is dropped in its neighbours."""
     samples, split = make_samples(dataset()), windows("train", 0)
     even = MissingSettings(modality=0.0, frames_low=0.3, frames_high=0.3, complete=0.0)
-    given: dict[str, Any] = {"seed": 1, "epoch": 2}
-    dropped = modality_random_missing(samples.keys, samples.present, even, **given, frame_keys=samples.frame_keys)
+    random_missing = RandomMissing(even, seed=1)
+    dropped = random_missing.epoch(samples, 2).dropped
+    assert dropped is not None
     for m in ("a", "b"):
         # But for windows that would show nothing, which keep a frame.
         kept = (samples.present["a"] & ~dropped["a"]).sum(1) + (samples.present["b"] & ~dropped["b"]).sum(1) > 1
@@ -105,7 +106,7 @@ def test_in_training_a_frame_has_one_number_too() -> None:
         part = replace(split, groups={"video": split.groups["video"]})
         both = states(part.take(rows), dropped[m].numpy()[rows], m)
         assert all(len(values) == 1 for values in both.values())
-    other = modality_random_missing(samples.keys, samples.present, even, **given)
+    other = random_missing.dropped(samples.keys, samples.present, epoch=2)
     assert not torch.equal(other["a"], dropped["a"])
 
 

@@ -52,11 +52,8 @@ def student(target: str = "classes", *, level: float | None = None, **changes: A
             parameter.mul_(2.0)
     known = [*subsets(dataset.modalities), *(condition(name, dataset.modalities) for name in RATIOS)]
     conditions = tuple(
-        EvaluatedCondition(
-            name=c.name,
-            kind=c.kind,
-            available=c.available,
-            ratio=c.ratio,
+        EvaluatedCondition.of(
+            c,
             temperature=0.5 + 0.25 * place,
             threshold=None if level is None else 0.3 + 0.05 * place,
             measured={"weighted_f1": 0.5 + place / 100, "accuracy": 0.6},

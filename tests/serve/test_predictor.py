@@ -45,7 +45,7 @@ def test_predicts_what_the_evaluation_tested(target: str) -> None:
     split, predictor = dataset.split("test"), Predictor(student(target))
     samples = samples_of(saved, dataset, "test", device=torch.device("cpu"))
     conditions = standard_conditions(
-        dataset.modalities, EvaluationSettings(draws=1, ratios=(0.5, 1.0)), naturally_incomplete=False
+        dataset.modalities, EvaluationSettings(draws=1, conditions={"ratio": [0.5, 1.0]}), naturally_incomplete=False
     )
     assert saved.evaluated is not None
     temperatures = {c.name: c.temperature for c in saved.evaluated.conditions}

@@ -18,16 +18,22 @@ from corrkd.errors import CorrKDError
 from corrkd.evaluation.bayes import best_expected_weighted_f1
 from corrkd.evaluation.calibration import Calibration
 from corrkd.evaluation.metrics import area_under_ratios
-from corrkd.evaluation.sweep import MaskSource, Result, hashed_masks, sweep, tested_rows
-from corrkd.missing.conditions import Condition, missing_subsets, named_conditions, standard_conditions
+from corrkd.evaluation.sweep import MaskSource, Result, sweep
+from corrkd.missing.conditions import (
+    AVERAGE,
+    RATIOS,
+    Condition,
+    Family,
+    missing_subsets,
+    named_conditions,
+    standard_conditions,
+)
 from corrkd.missing.manifest import Manifest, make_manifest
 from corrkd.networks.saved import SavedNetwork
-from corrkd.settings import EvaluationSettings
+from corrkd.settings import MASK_SEED, EvaluationSettings
 from corrkd.targets.base import Target
 from corrkd.targets.measures import F1
 
-AVERAGE = "average"
-RATIOS = "ratios"
 COLUMNS = ["condition", "draw", "metric", "value"]
 
 Predictor = Callable[[Mapping[str, FloatArray], Mapping[str, BoolArray], Mapping[str, BoolArray]], npt.ArrayLike]
@@ -41,7 +47,7 @@ def evaluate(
     split: str = "test",
     conditions: Sequence[str] | None = None,
     draws: int = 3,
-    mask_seed: int = 2024,
+    mask_seed: int = MASK_SEED,
     masks: Manifest | None = None,
     batch_size: int = 256,
     on_batch: Callable[[int], None] | None = None,
@@ -101,7 +107,7 @@ def judge_predictor(
     *,
     conditions: Sequence[str] | None = None,
     draws: int = 3,
-    mask_seed: int = 2024,
+    mask_seed: int = MASK_SEED,
     masks: Manifest | None = None,
     batch_size: int = 256,
     on_batch: Callable[[int], None] | None = None,
@@ -123,7 +129,7 @@ def judge_predictor(
         CorrKDError: where a condition is unknown, the manifest is of other samples, or an answer has another shape or is no probability.
     """
     chosen = masks.conditions if masks and conditions is None else conditions_of(samples, conditions, draws)
-    source = masks.replay(samples) if masks else hashed_masks(mask_seed)
+    source = masks.replay(samples) if masks else None
     seed = masks.seed if masks else mask_seed
     runs = [(condition, draw) for condition in chosen for draw in range(condition.draws)]
     answers: list[list[npt.NDArray[np.float32]]] = [[] for _ in runs]
@@ -135,17 +141,17 @@ def judge_predictor(
     incomplete = samples.incomplete.cpu().numpy()
     results = []
     for (condition, draw), parts in zip(runs, answers, strict=True):
-        rows = tested_rows(condition, incomplete)
+        rows = condition.tested_rows(incomplete)
         results.append(Result(condition, draw, rows, np.concatenate(parts)[rows]))
     return tabulate(results, samples.target, samples.targets.cpu().numpy(), samples.modalities)
 
 
 def _given(
-    batch: Batch, condition: Condition, draw: int, source: MaskSource, seed: int
+    batch: Batch, condition: Condition, draw: int, source: MaskSource | None, seed: int
 ) -> tuple[dict[str, FloatArray], dict[str, BoolArray], dict[str, BoolArray]]:
     """What a predictor sees of a batch: nothing stands at invisible places."""
-    dropped = None if condition.is_whole else source(condition, draw, batch)
-    inputs = condition.inputs(batch, seed=seed, draw=draw, dropped=dropped)
+    replayed = None if source is None else source(condition, draw, batch)
+    inputs = condition.apply(batch, seed=seed, draw=draw, masks=replayed)
     hidden = {m: torch.where(inputs.visible[m][..., None], x, 0.0) for m, x in inputs.frames.items()}
     return _arrays(hidden), _arrays(inputs.exists), _arrays(inputs.visible)
 
@@ -175,7 +181,7 @@ def masks_of(
     split: str = "test",
     conditions: Sequence[str] | None = None,
     draws: int = 3,
-    mask_seed: int = 2024,
+    mask_seed: int = MASK_SEED,
 ) -> Manifest:
     """The masks that `evaluate` with the same arguments applies, to be saved and replayed."""
     samples = samples_of(student, student.fit(dataset), split, device=torch.device("cpu"))
@@ -187,7 +193,7 @@ def conditions_of(samples: Samples, names: Sequence[str] | None, draws: int) -> 
     incomplete = bool(samples.incomplete.any())
     if names is not None:
         chosen = named_conditions(names, samples.modalities, draws)
-        if not chosen or (not incomplete and any(c.kind == "natural" for c in chosen)):
+        if not chosen or (not incomplete and any(c.incomplete_samples_only for c in chosen)):
             raise CorrKDError(
                 "conditions: none named" if not chosen else "conditions: no sample is naturally incomplete"
             )
@@ -294,7 +300,7 @@ def _average(table: pd.DataFrame, modalities: Sequence[str]) -> pd.DataFrame:
 
 
 def _area(table: pd.DataFrame, conditions: Sequence[Condition]) -> pd.DataFrame:
-    ratios = {c.name: c.ratio for c in conditions if c.kind == "ratio" and c.ratio is not None}
+    ratios = {c.name: c.ratio for c in conditions if c.family is Family.RATIOS and c.ratio is not None}
     if len(ratios) < 2:
         return pd.DataFrame(columns=COLUMNS).astype(table.dtypes)
     rows = []

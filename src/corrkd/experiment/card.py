@@ -50,10 +50,7 @@ def run_card(experiment: Experiment, part: DatasetPlan, arms: Sequence[Arm], sea
             },
             "target": target.to_json(),
             "split": experiment.settings.evaluation.split,
-            "conditions": [
-                {"name": c.name, "kind": c.kind, "available": list(c.available), "ratio": c.ratio, "draws": c.draws}
-                for c in first.conditions()
-            ],
+            "conditions": [c.to_json() for c in first.conditions()],
             "projection": first.projection(),
             "sets": prediction_sets(first),
             "methods": [

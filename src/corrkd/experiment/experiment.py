@@ -21,7 +21,7 @@ from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import TEACHER, Arm
 from corrkd.experiment.folder import settings_of
-from corrkd.missing.conditions import Condition, condition, standard_conditions
+from corrkd.missing.conditions import Condition, check_settings, condition, standard_conditions
 from corrkd.networks.saved import dataset_folder, with_modalities
 from corrkd.settings import DataSettings, ResampleSettings, Settings
 from corrkd.targets.base import Target
@@ -129,6 +129,7 @@ def prepare(settings: Settings) -> Experiment:
     Raises:
         CorrKDError: for anything wrong with data or settings, before any training.
     """
+    check_settings(settings.evaluation.conditions)
     dataset = read(settings.data)
     for split in {*SPLITS[:2], settings.evaluation.split}:
         dataset.split(split)

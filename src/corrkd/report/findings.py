@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from corrkd.missing.conditions import COMPLETE, missing_subsets
+from corrkd.missing.conditions import AVERAGE, COMPLETE, missing_subsets
 from corrkd.report import comparison_tables as comparing
 from corrkd.report import tables
 from corrkd.report.comparison_tables import Clusters
 from corrkd.report.run_folder import AbsentError, RunFolder
 from corrkd.report.sections import FEW, Analysis
 from corrkd.report.standings import Standing, least_p
-from corrkd.report.tables import AVERAGE, FRACTION, Cell, number
+from corrkd.report.tables import FRACTION, Cell, number
 
 LEVEL = 0.05
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")

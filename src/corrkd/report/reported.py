@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from corrkd.errors import CorrKDError
-from corrkd.missing.conditions import COMPLETE
+from corrkd.missing.conditions import AVERAGE, COMPLETE
 from corrkd.report.run_folder import RunFolder
-from corrkd.report.tables import AVERAGE, METRICS, letters, subset_headings
+from corrkd.report.tables import METRICS, letters, subset_headings
 
 COLUMNS = ("method", "condition", "metric", "value")
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from corrkd.csv_files import read_csv
 from corrkd.errors import CorrKDError
 from corrkd.files import PLAN, RUN, leads_elsewhere
-from corrkd.missing.conditions import subsets
+from corrkd.missing.conditions import Condition, condition, subsets
 from corrkd.networks.saved import seed_folders
 from corrkd.parsing import CONTENT_ERRORS, LARGEST_YAML, read_json, read_text, read_yaml_file, refusing
 from corrkd.targets.base import Target
@@ -68,10 +68,10 @@ def _target(values: Any) -> Target:
 
 
 class ConditionCard(_Bounded):
-    """One test condition; `kind` as in corrkd.missing.conditions.Condition."""
+    """One test condition. Its name says all of it; the rest is for other readers of the file."""
 
     name: str
-    kind: str
+    kind: str = ""
     available: list[str] = Field(default_factory=list, max_length=100)
     ratio: float | None = None
     draws: int = 1
@@ -174,8 +174,15 @@ class RunFolder:
             )
         with refusing(file, "not written by a run"):
             card = Card.model_validate(tree)
-            subsets(tuple(card.dataset.modalities))  # none with a condition's name, and not too many
-        return RunFolder(Path(path), card)
+            run = RunFolder(Path(path), card)
+            try:
+                _ = (
+                    subsets(run.modalities),
+                    run.conditions,
+                )  # no modality has a condition's name, and all conditions exist
+            except CorrKDError as error:
+                raise CorrKDError(f"{file}: {error}") from None
+        return run
 
     @property
     def reference(self) -> str:
@@ -196,6 +203,11 @@ class RunFolder:
     def modalities(self) -> tuple[str, ...]:
         """Names of the modalities, in the dataset's order."""
         return tuple(self.card.dataset.modalities)
+
+    @cached_property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What was tested, in the evaluation's order."""
+        return tuple(condition(card.name, self.modalities) for card in self.card.conditions)
 
     def settings(self) -> str:
         """The text of settings.yaml."""

@@ -17,12 +17,11 @@ from markupsafe import Markup
 
 from corrkd.escape import csv_text, terminal_text
 from corrkd.evaluation.comparison import half_width
-from corrkd.missing.conditions import COMPLETE, missing_subsets
+from corrkd.missing.conditions import AVERAGE, COMPLETE, RATIOS, Family, missing_subsets
 from corrkd.report.run_folder import AbsentError, MethodCard, RunFolder
 
 FLOORS = {"majority": "Majority floor", "by-length": "By-length floor"}
 CEILING = "bayes"
-AVERAGE = "average"
 Mark = Literal["", "best", "second"]
 QUANTILES = {"lowest": 0.0, "a quarter below": 0.25, "median": 0.5, "highest": 1.0}
 
@@ -169,20 +168,20 @@ def subset_headings(run: RunFolder) -> dict[str, str]:
     """Column heading by condition, in the paper's order: the missing subsets as {l,a}, their average, complete."""
     initials = letters(run)
     subsets = [c for c in missing_subsets(run.modalities) if c.name != COMPLETE]
-    headings = {c.name: "{" + ",".join(initials[m] for m in c.available) + "}" for c in subsets}
+    headings = {c.name: c.heading(initials) for c in subsets}
     return {**headings, AVERAGE: "Avg.", COMPLETE: "complete"}
 
 
 def ratio_headings(run: RunFolder) -> dict[str, str]:
     """Column heading (the ratio itself) by intra-modality condition, rising."""
-    ratios = {c.name: c.ratio for c in run.card.conditions if c.kind == "ratio" and c.ratio is not None}
-    return {name: f"{ratio:g}" for name, ratio in sorted(ratios.items(), key=lambda item: item[1])}
+    ratios = [c for c in run.conditions if c.family is Family.RATIOS]
+    return {c.name: c.heading({}) for c in sorted(ratios, key=lambda c: c.ratio or 0.0)}
 
 
 def other_headings(run: RunFolder) -> dict[str, str]:
-    """Column heading by condition of the other kinds (burst, late, noise, natural), as listed in run.json."""
-    others = [c for c in run.card.conditions if c.kind not in ("modalities", "ratio")]
-    return {c.name: c.name if c.ratio is None else f"{c.kind} {c.ratio:g}" for c in others}
+    """Column heading by condition of the other kinds (burst, late, noise, natural, ...), as listed in run.json."""
+    initials = letters(run)
+    return {c.name: c.heading(initials) for c in run.conditions if c.family is Family.OTHERS}
 
 
 def compared(
@@ -274,7 +273,7 @@ def by_ratio(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
     """Weighted F1 by share of dropped frames, and the area under that curve."""
     frames = [compared(run, "weighted_f1", ratio_headings(run), FRACTION, methods)]
     with contextlib.suppress(AbsentError):
-        frames.append(compared(run, "auc_weighted_f1", {"ratios": "AUC"}, FRACTION, methods))
+        frames.append(compared(run, "auc_weighted_f1", {RATIOS: "AUC"}, FRACTION, methods))
     frame = pd.concat(frames, axis=1).astype(object)
     caption = (
         f"Weighted F1 × 100 on the {run.card.split} split by the share of frames that every modality has lost; AUC is the area under that "
@@ -284,16 +283,9 @@ def by_ratio(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
 
 
 def others(run: RunFolder, metric: str, methods: Iterable[str] | None = None) -> Table:
-    """Bursts, late starts, noise, and the samples that the data itself leaves incomplete."""
-    meanings = {
-        "burst": "a contiguous gap of that share (burst)",
-        "late": "that share of the first frames lost (late)",
-        "noise": "noise in place of that share of the frames (noise)",
-        "natural": "the samples alone that the data itself leaves incomplete (natural)",
-    }
-    kinds = dict.fromkeys(c.kind for c in run.card.conditions)
-    told = ", ".join(meanings[kind] for kind in kinds if kind in meanings)
-    caption = f"{METRICS[metric].title} on the {run.card.split} split under other conditions: {told}."
+    """Bursts, late starts, noise, the samples that the data itself leaves incomplete, and what other packages test."""
+    meanings = dict.fromkeys(c.meaning or c.kind for c in run.conditions if c.family is Family.OTHERS)
+    caption = f"{METRICS[metric].title} on the {run.card.split} split under other conditions: {', '.join(meanings)}."
     name = f"other-conditions-{metric.replace('_', '-')}"
     return conditions_table(run, name, metric, other_headings(run), caption, methods)
 

@@ -202,16 +202,17 @@ def tested_condition(card: Mapping[str, Any], used: Mapping[str, float]) -> tupl
     trained on lack anyway: the complete one, in whose test they lacked too. Where more are missing: that of the nearest share of missing
     frames, the larger of two. None where no such was tested.
     """
-    conditions = (card.get("evaluated") or {}).get("conditions", ())
+    evaluated = (card.get("evaluated") or {}).get("conditions", ())
+    conditions = [c for c in evaluated if c["rates_samples"]]
     there = {m for m, share in used.items() if share > 0}
     missing = 1.0 - sum(used.values()) / len(used)
     usual = _lacks_no_more_than_usual({m: 1.0 - used[m] for m in there}, card)
     if there and (len(there) < len(used) or usual):
         for c in conditions:
-            if c["kind"] == "modalities" and set(c["available"]) == there:
+            if c["ratio"] is None and set(c["available"]) == there:
                 return c, not usual
         return None, False
-    ratios = [c for c in conditions if c["kind"] == "ratio" and c["ratio"] is not None]
+    ratios = [c for c in conditions if c["ratio"] is not None]
     if not ratios:
         return None, False
     nearest = min(ratios, key=lambda c: (abs(c["ratio"] - missing), -c["ratio"]))
