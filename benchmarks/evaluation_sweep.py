@@ -17,7 +17,7 @@ from torch import Tensor
 from corrkd.data.batches import Samples
 from corrkd.data.inputs import Inputs
 from corrkd.evaluation.sweep import sweep
-from corrkd.experiment.memory import keep_freed_memory
+from corrkd.experiment.processes import keep_freed_memory
 from corrkd.missing.conditions import Condition, subsets
 from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.networks.saved import build_network

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from corrkd.experiment.prepare import prepare
-from corrkd.experiment.run_folder import settings_of
+from corrkd.experiment.experiment import prepare
+from corrkd.experiment.folder import settings_of
 from corrkd.losses import ResponseDisentangledConsistency
-from corrkd.networks.saved import build_network, load_network
+from corrkd.networks.saved import build_network, dataset_folder, load_network
 from corrkd.training.loop import teacher_outputs
 
 BATCH = 64
@@ -53,12 +53,14 @@ def with_trained_critics(student: Tensor, teacher: Tensor, labels: Tensor, *, st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    run = parser.parse_args().run
+    run = dataset_folder(parser.parse_args().run)
+    assert run is not None, "no run there"
     experiment = prepare(settings_of(run))
     samples, seeds = experiment.samples("train"), experiment.settings.seeds
     labels = samples.targets
     teachers = {
-        seed: teacher_outputs(load_network(run / f"seed-{seed}" / "teacher").network, samples).logits for seed in seeds
+        seed: teacher_outputs(load_network(run / f"seed-{seed}" / "teacher" / "teacher").network, samples).logits
+        for seed in seeds
     }
     rows = []
     for seed, teacher in teachers.items():
@@ -66,7 +68,7 @@ def main() -> None:
         student = build_network(experiment.target, samples.widths, experiment.frames, experiment.settings.network)
         logits = teacher_outputs(student, samples).logits[:BATCH].requires_grad_()
         rcd = ResponseDisentangledConsistency(teacher.shape[1])
-        history = pd.read_csv(run / f"seed-{seed}" / "history.csv").query("method == 'student'")["loss/rcd"]
+        history = pd.read_csv(run / f"seed-{seed}" / "student" / "history.csv")["loss/rcd"]
         rows.append(
             {
                 "gradient, task": root_mean_square(cross_entropy(logits, labels[:BATCH]), logits),

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from corrkd.experiment.prepare import Experiment, prepare
+from corrkd.experiment.experiment import Experiment, prepare
 from corrkd.settings import load_settings
 
 Program = Callable[[], Any]

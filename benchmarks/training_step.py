@@ -22,8 +22,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 
 from corrkd.data.batches import Samples
-from corrkd.experiment.memory import keep_freed_memory
-from corrkd.experiment.seed import make_method
+from corrkd.experiment.arm import resolve
+from corrkd.experiment.plan import RUN_ARMS
+from corrkd.experiment.processes import keep_freed_memory
+from corrkd.experiment.stages import make_method
 from corrkd.losses import (
     CategoryPrototypeDistillation,
     ResponseDisentangledConsistency,
@@ -56,7 +58,7 @@ def make_ours(dropout: float, device: str, precision: str) -> Program:
     fabric = make_fabric(device, precision)
     samples = experiment.samples("train")
     stage = StageSettings(epochs=1, batch_size=BATCH)
-    arms = {arm.name: arm for arm in experiment.arms}
+    arms = {name: resolve(name, changes, experiment.settings) for name, changes in RUN_ARMS.items()}
     teacher_network = make_method(arms["teacher"], experiment, 0, samples).network.to(fabric.device)
     teacher = teacher_outputs(teacher_network, samples)
     method = make_method(arms["student"], experiment, 0, samples)

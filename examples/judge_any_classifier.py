@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 import corrkd
 from corrkd.data.batches import Samples
 from corrkd.data.normalise import fit_normalisation
-from corrkd.data.targets import make_target
 from corrkd.evaluation.judge import judge_predictor
+from corrkd.targets.registry import make_target
 
 dataset = corrkd.load_dataset("synthetic")  # or any file that `corrkd data inspect` can read
 target = make_target("classes", dataset)

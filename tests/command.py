@@ -28,7 +28,7 @@ TINY: dict[str, Any] = {
     "network": {"width": 8, "heads": 2, "layers": 1, "feedforward": 16, "classifier": [8]},
     "teacher": {"epochs": 3, "batch_size": 6, "lr": 3e-2},
     "student": {"epochs": 3, "batch_size": 6, "lr": 3e-2},
-    "evaluation": {"ratios": [0.0, 0.5, 1.0], "bursts": [0.5], "draws": 2},
+    "evaluation": {"conditions": {"ratio": [0.0, 0.5, 1.0], "burst": [0.5]}, "draws": 2},
     "device": "cpu",
 }
 

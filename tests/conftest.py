@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 # Tests run side by side, and their processes inherit this; it counts only before numpy and torch are imported.
@@ -20,9 +21,17 @@ from corrkd.data.batches import Samples
 from corrkd.data.dataset import MultimodalDataset, Split
 from corrkd.data.inputs import Inputs
 from corrkd.data.normalise import fit_normalisation
-from corrkd.data.targets import make_target
+from corrkd.targets.classes import ClassesTarget
+from corrkd.targets.questions import QuestionsTarget
+from corrkd.targets.registry import make_target
+from corrkd.targets.score import ScoreTarget
 
 torch.set_num_threads(1)
+
+CLASSES = ClassesTarget.with_classes(3)
+QUESTIONS = QuestionsTarget.with_questions(4)
+SCORE = ScoreTarget.signed()
+Offer = Callable[..., None]
 
 
 def make_split(
@@ -88,6 +97,18 @@ def overwrite_invisible(inputs: Inputs, value: float) -> Inputs:
 @pytest.fixture
 def dataset() -> MultimodalDataset:
     return make_dataset()
+
+
+@pytest.fixture
+def offer(monkeypatch: pytest.MonkeyPatch) -> Offer:
+    """Entry points as if packages with them were installed: offer(group, name="module:Class")."""
+    points: list[metadata.EntryPoint] = []
+    monkeypatch.setattr(metadata, "entry_points", lambda **which: metadata.EntryPoints(points).select(**which))
+
+    def add(group: str, **offered: str) -> None:
+        points.extend(metadata.EntryPoint(name, value, group) for name, value in offered.items())
+
+    return add
 
 
 @pytest.fixture(scope="session")

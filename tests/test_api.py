@@ -12,7 +12,7 @@ import pytest
 
 import corrkd
 from corrkd.data.convert import convert
-from corrkd.experiment.prepare import read
+from corrkd.experiment.experiment import read
 from tests.experiment.conftest import finished, no_report, tiny, write_npz  # noqa: F401  (fixtures)
 
 PUBLIC = {"run", "resume", "load_dataset", "load_student", "load_settings", "evaluate", "Settings", "CorrKDError"}
@@ -22,7 +22,7 @@ PUBLIC = {"run", "resume", "load_dataset", "load_student", "load_settings", "eva
 def data(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
     """The finished run's dataset as a file."""
     path = tmp_path_factory.mktemp("data") / "set.safetensors"
-    convert(read(corrkd.load_settings(finished / "settings.yaml").data), path)
+    convert(read(corrkd.load_settings(finished / "synthetic" / "settings.yaml").data), path)
     return path
 
 
@@ -65,7 +65,7 @@ def test_evaluate_takes_conditions_split_and_batch_size(finished: Path, data: Pa
 @pytest.mark.usefixtures("no_report")
 def test_run_takes_settings_a_mapping_or_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    fast = tiny(teacher={"epochs": 1}, student={"epochs": 1}, evaluation={"ratios": [], "bursts": []})
+    fast = tiny(teacher={"epochs": 1}, student={"epochs": 1}, evaluation={"conditions": {"ratio": [], "burst": []}})
     done = corrkd.run(corrkd.load_settings(**fast))
     assert done.folder == Path("runs/synthetic")
     assert (
@@ -83,7 +83,8 @@ def test_run_takes_settings_a_mapping_or_a_preset(tmp_path: Path, monkeypatch: p
 
 def test_a_run_from_python_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     corrkd.run(
-        tiny(teacher={"epochs": 1}, student={"epochs": 1}, evaluation={"ratios": [], "bursts": []}), tmp_path / "run"
+        tiny(teacher={"epochs": 1}, student={"epochs": 1}, evaluation={"conditions": {"ratio": [], "burst": []}}),
+        tmp_path / "run",
     )
     assert capfd.readouterr() == ("", "")
 

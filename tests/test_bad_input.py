@@ -22,6 +22,7 @@ from tests.command import corrkd
 from tests.experiment.conftest import contents, finished, tiny, write_npz  # noqa: F401  (a fixture)
 
 WIDTHS = {"language": 5, "audio": 3}
+STUDENT = Path("synthetic", "seed-0", "student")
 FAST = {"teacher": {"epochs": 1, "batch_size": 30}, "student": {"epochs": 1, "batch_size": 30}}
 Arrays = dict[str, Any]
 
@@ -144,13 +145,13 @@ def trained(folder: Path, **changes: Any) -> Path:
     first = ends_at("corrkd.training.loop", "save_checkpoint", 3)
     settings = settings_file(folder, student={"epochs": 3, "batch_size": 30}, **changes)
     assert corrkd("train", "--settings", settings, "--out", out, first=first).code == -9
-    assert (out / "seed-0" / "student.ckpt").exists()
+    assert (out / STUDENT / "student.ckpt").exists()
     return out
 
 
 def test_damaged_checkpoints(tmp_path: Path) -> None:
     out = trained(tmp_path)
-    path = out / "seed-0" / "student.ckpt"
+    path = out / STUDENT / "student.ckpt"
     whole = path.read_bytes()
     import torch
 
@@ -175,36 +176,36 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_shape(tmp_path: Path) -> None:
     out = trained(tmp_path)
-    digest, text = (out / "settings.yaml").read_text().split("\n", 1)
+    digest, text = (out / "plan.yaml").read_text().split("\n", 1)
     text = text.replace("width: 8", "width: 16")
-    (out / "settings.yaml").write_text(f"{digest}\n{text}")
+    (out / "plan.yaml").write_text(f"{digest}\n{text}")
     line = corrkd("resume", out).line
-    assert "settings.yaml: changed since it was written" in line
-    assert "put it back to go on" in line
-    (out / "settings.yaml").write_text(yaml_with_digest(text))
+    assert "plan.yaml: changed since it was written" in line
+    assert "put it back" in line
+    (out / "plan.yaml").write_text(yaml_with_digest(text))
     assert "student.ckpt: the checkpoint is of another network" in corrkd("resume", out).line
 
 
 def test_a_damaged_run(finished: Path, tmp_path: Path) -> None:  # noqa: F811
     out = tmp_path / "run"
     shutil.copytree(finished, out)
-    student = out / "seed-0" / "student.safetensors"
+    student = out / STUDENT / "student.safetensors"
     whole = student.read_bytes()
     student.write_bytes(whole[:-8])
     line = corrkd("evaluate", out, "--data", "synthetic", "--out", tmp_path / "r.csv").line
     assert "student.safetensors: damaged" in line
     assert not (tmp_path / "r.csv").exists()
-    (out / "seed-0" / "results.csv").write_bytes(b"")
+    (out / STUDENT / "results.csv").write_bytes(b"")
     assert "results.csv: damaged" in corrkd("resume", out).line
-    (out / "seed-0" / "results.csv").unlink()
+    (out / STUDENT / "results.csv").unlink()
     assert "student.safetensors: damaged" in corrkd("resume", out).line
-    assert not (out / "seed-0" / "results.csv").exists()
-    (out / "run.json").write_text("{")
+    assert not (out / STUDENT / "results.csv").exists()
+    (out / "synthetic" / "run.json").write_text("{")
     line = corrkd("resume", out).line
     assert "run.json: not JSON" in line
     assert "delete it to go on" in line
-    (out / "settings.yaml").write_text("a: [")
-    assert "settings.yaml: changed since it was written" in corrkd("resume", out).line
+    (out / "plan.yaml").write_text("a: [")
+    assert "plan.yaml: changed since it was written" in corrkd("resume", out).line
 
 
 def limited(size: int) -> None:
@@ -221,7 +222,7 @@ def test_a_full_disk(tmp_path: Path, size: int) -> None:
     for path in out.rglob("*.json"):
         if path.name != "run.json":
             load_network(path)
-    again = ("resume", out) if (out / "settings.yaml").exists() else ("run", "--settings", settings, "--out", out)
+    again = ("resume", out) if (out / "plan.yaml").exists() else ("run", "--settings", settings, "--out", out)
     assert corrkd(*again, report=False).code == 0
 
 

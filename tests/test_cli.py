@@ -43,15 +43,23 @@ def test_version_and_help() -> None:
 
 
 def test_run_says_how_it_goes_in_plain_lines(settings: Path, tmp_path: Path) -> None:
-    done = corrkd("run", "--settings", settings, "--seeds", "1,3", "--set", "evaluation.bursts=[]", cwd=tmp_path)
+    done = corrkd(
+        "run", "--settings", settings, "--seeds", "1,3", "--set", "evaluation.conditions.burst=[]", cwd=tmp_path
+    )
     assert done.code == 0, done.err
     out = tmp_path / "runs" / "synthetic"
-    chosen = package.load_settings(out / "settings.yaml")
-    assert (chosen.seeds, chosen.evaluation.bursts) == ((1, 3), ())
-    assert {"seed-1", "seed-3", "report.html"} <= {p.name for p in out.iterdir()}
+    chosen = package.load_settings(out / "synthetic" / "settings.yaml")
+    assert (chosen.seeds, chosen.evaluation.conditions["burst"]) == ((1, 3), [])
+    assert (out / "report.html").is_file()
+    assert {"seed-1", "seed-3"} <= {p.name for p in (out / "synthetic").iterdir()}
     assert "CorrKD student" in done.out
     assert "runs/synthetic/report.html" in done.out
-    for line in ("seed 1  teacher: 1/1", "seed 3  student: 1/1", "seed 3  control: 1/1", "seed 1  evaluation: 108/108"):
+    for line in (
+        "seed 1  teacher: 1/1",
+        "seed 3  student: 1/1",
+        "seed 3  control: 1/1",
+        "seed 1  control: evaluation: 36/36",
+    ):
         assert line in done.err
     assert "\x1b" not in done.out + done.err
     assert "\r" not in done.err
@@ -91,7 +99,7 @@ def test_overwrite(settings: Path, tmp_path: Path) -> None:
     assert corrkd(*words).code == 0
     assert "holds a run already; go on with `corrkd resume" in corrkd(*words).line
     assert corrkd(*words, "--overwrite", "--seeds", "5").code == 0
-    assert (tmp_path / "run" / "seed-4").exists()
+    assert (tmp_path / "run" / "synthetic" / "seed-4").exists()
 
 
 def test_target_jobs_and_preset(tmp_path: Path) -> None:
@@ -111,19 +119,23 @@ def test_target_jobs_and_preset(tmp_path: Path) -> None:
     assert "no sample of class '-2'" in done.line
     done = corrkd("train", "--preset", "mosi", "--data", data, "--target", "score", "--seeds", 1, *words, cwd=tmp_path)
     assert done.code == 0, done.err
-    chosen = package.load_settings(tmp_path / "runs" / "mosi" / "settings.yaml")
+    chosen = package.load_settings(tmp_path / "runs" / "mosi" / "d" / "settings.yaml")
     assert (chosen.data.target, chosen.seeds, chosen.student.epochs) == ("score", (0,), 1)
     assert chosen.student.batch_size == package.load_settings(preset="mosi").student.batch_size
 
 
 def test_evaluate(finished: Path, tmp_path: Path) -> None:  # noqa: F811
-    inspected = package.load_settings(finished / "settings.yaml").data.synthetic
+    inspected = package.load_settings(finished / "synthetic" / "settings.yaml").data.synthetic
     from corrkd.data.convert import convert
-    from corrkd.experiment.prepare import read
+    from corrkd.experiment.experiment import read
 
     data = tmp_path / "set.safetensors"
     convert(read(package.Settings(data={"synthetic": inspected}).data), data)
-    model, csv, masks = finished / "seed-1", tmp_path / "out" / "results.csv", tmp_path / "masks.safetensors"
+    model, csv, masks = (
+        finished / "synthetic" / "seed-1",
+        tmp_path / "out" / "results.csv",
+        tmp_path / "masks.safetensors",
+    )
     names = "complete,audio,vision+audio,ratio-0.5,burst-0.5,natural"
     words = ("evaluate", model, "--data", data, "--conditions", names, "--draws", 2)
     done = corrkd(*words, "--out", csv, "--export-masks", masks)
@@ -132,8 +144,8 @@ def test_evaluate(finished: Path, tmp_path: Path) -> None:  # noqa: F811
     assert "audio+vision" in done.out
     table = pd.read_csv(csv)
     assert set(table["condition"]) == {"complete", "audio", "audio+vision", "ratio-0.5", "burst-0.5", "natural"}
-    results = pd.read_csv(finished / "seed-1" / "results.csv")
-    both = table.merge(results[results["method"] == "student"], on=["condition", "draw", "metric"])
+    results = pd.read_csv(model / "student" / "results.csv")
+    both = table.merge(results, on=["condition", "draw", "metric"])
     assert len(both) == len(table)
     np.testing.assert_allclose(both["value_x"], both["value_y"], atol=1e-6)
     # Replayed masks give the same whatever the mask seed; another seed does not.

@@ -21,8 +21,11 @@ from corrkd.data.batches import sample_key
 from corrkd.errors import CorrKDError
 from corrkd.experiment import run
 from corrkd.experiment.arm import GROUPS
-from corrkd.experiment.compare_settings import load_plan
+from corrkd.experiment.plan import load_plan
+from corrkd.methods import registry as methods
+from corrkd.missing.conditions import registry as conditions
 from corrkd.missing.masks import uniform
+from corrkd.networks import registry as networks
 from corrkd.settings import Settings, load_settings, preset_names
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +79,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pages
 def test_names_and_files_exist(page: Path) -> None:
-    text = page.read_text("utf-8")
+    text, group = page.read_text("utf-8"), r'entry-points\."([\w.]+)"'
+    assert set(re.findall(group, text)) <= {conditions.GROUP, methods.GROUP, networks.GROUP}
+    text = re.sub(group, "", text)  # groups need not be modules
     for name in set(re.findall(r"(?<![\w/.])corrkd(?:\.[A-Za-z_]\w*)+", text)):
         assert resolve(name) is not None, f"{page.name}: {name}"
     for code in inline_code(text):
@@ -210,14 +215,14 @@ def test_presets_and_make_targets_exist() -> None:
 def test_yaml_is_settings_or_a_plan(page: Path, tmp_path: Path) -> None:
     for block in blocks(page.read_text("utf-8"), "yaml"):
         (tmp_path / "settings.yaml").write_text(block)
-        read = load_plan if "methods:" in block else load_settings
+        read = load_plan if "arms:" in block else load_settings
         read(tmp_path / "settings.yaml")
 
 
 def test_the_plan_of_our_results_is_a_plan() -> None:
     plan = load_plan(ROOT / "benchmarks" / "comparison.yaml")
     assert set(plan.datasets) == {"hazumi", "built-in", "mosi-language-audio"}
-    assert all(set(part.methods) == set(GROUPS["all"]) for part in plan.datasets.values())
+    assert all(set(part.arms) == set(GROUPS["all"]) for part in plan.datasets.values())
 
 
 @pages

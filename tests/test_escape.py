@@ -114,16 +114,22 @@ def test_progress_obeys_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bars_and_tables_read_no_markup(tmp_path: Path) -> None:
     from rich.console import Console
 
-    from corrkd.experiment.grid import Job, state_table
+    from corrkd.experiment.job import Job
+    from corrkd.experiment.plan import DatasetPlan
     from corrkd.experiment.progress import Reporter
+    from corrkd.experiment.runner import state_table
+    from corrkd.settings import ArmSettings, Settings
 
-    job = Job(tmp_path, "a", "b", 0)
+    part = DatasetPlan(settings=Settings(), arms={"b": ArmSettings()})
+    job = Job(tmp_path / "a", part, "b", 0)
     job.folder.mkdir(parents=True)
     (job.folder / "progress").write_text("x \x1b[2J[/nothing]")
     reporter = Reporter()
     console = Console(force_terminal=True, file=io.StringIO(), width=200, color_system=None, markup=True)
     reporter._console = console
-    with reporter.busy("[/nothing]\x1b[2J"), reporter.task("[/nothing]\x1b[2J", 1) as task:
+    with reporter.busy("[/nothing]\x1b[2J"):  # rich before 14.1 has one live display at a time
+        pass
+    with reporter.task("[/nothing]\x1b[2J", 1) as task:
         task.step(1, "[/nothing]\x1b[2J")
     console.print(state_table([job]))
     written = console.file.getvalue()  # type: ignore[attr-defined]

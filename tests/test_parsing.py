@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from corrkd.errors import CorrKDError
-from corrkd.experiment.compare_settings import load_plan, read_plan
+from corrkd.experiment.plan import load_plan, read_plan
 from corrkd.parsing import check_digest, check_yaml_digest, parse_json, parse_yaml, with_digest, yaml_with_digest
 from corrkd.settings import load_settings
 
@@ -81,8 +81,8 @@ def one_short_line(call: Callable[[], object], words: str) -> None:
 
 @pytest.mark.parametrize(("text", "words"), BAD_YAML)
 def test_bad_yaml_is_one_short_line_for_settings_plans_and_kept_plans(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "compare.yaml").write_text(text)
-    for read in (lambda: load_settings(tmp_path / "compare.yaml"), lambda: load_plan(tmp_path / "compare.yaml")):
+    (tmp_path / "plan.yaml").write_text(text)
+    for read in (lambda: load_settings(tmp_path / "plan.yaml"), lambda: load_plan(tmp_path / "plan.yaml")):
         one_short_line(read, words)
     one_short_line(lambda: read_plan(tmp_path), words)
 
@@ -128,6 +128,7 @@ PLAIN = st.recursive(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(PLAIN)
 def test_what_is_written_is_read(tree: Any) -> None:
     assert parse_json(json.dumps(tree), "x") == tree

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,11 @@ from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.networks.late_fusion import LateFusionNetwork
 from corrkd.networks.registry import network_class
 from corrkd.settings import ArmSettings, Settings
-
-Offer = Callable[..., None]
+from tests.conftest import Offer
 
 
 class Mine(Method[Any]):
     """What another package offers."""
-
-
-@pytest.fixture
-def offer(monkeypatch: pytest.MonkeyPatch) -> Offer:
-    """Entry points as if packages with them were installed: offer(group, name="module:Class")."""
-    points: list[metadata.EntryPoint] = []
-    monkeypatch.setattr(metadata, "entry_points", lambda **which: metadata.EntryPoints(points).select(**which))
-
-    def add(group: str, **offered: str) -> None:
-        points.extend(metadata.EntryPoint(name, value, group) for name, value in offered.items())
-
-    return add
 
 
 def refused(find: Callable[[str], Any], name: str) -> str:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from corrkd.data.inputs import Inputs
-from corrkd.methods.base import Method, task_loss
+from corrkd.methods.base import Method
 from corrkd.networks.base import Network, Output
 from corrkd.networks.encoder import pool
 
@@ -36,7 +36,7 @@ class GatedFusionNetwork(Network[GatedFusionSettings]):
         self.embed = nn.ModuleList(nn.Sequential(nn.Linear(widths[m], width), nn.ReLU()) for m in self.modalities)
         self.gate = nn.ModuleList(nn.Linear(width, 1) for _ in self.modalities)
         self.dropout = nn.Dropout(self.settings.dropout)
-        self.classifier = nn.Linear(width, self.answers)
+        self.classifier = nn.Linear(width, self.target.num_logits)
 
     def forward(self, inputs: Inputs) -> Output:
         """The representation is the fused vector, (N, width)."""
@@ -51,7 +51,7 @@ class GatedFusionNetwork(Network[GatedFusionSettings]):
         # The lowest number and not -inf: where nothing is visible, all modalities weigh the same instead of NaN.
         weights = torch.softmax(scores.masked_fill(~shown, torch.finfo(scores.dtype).min), 1)
         fused = self.dropout((weights[..., None] * torch.stack(vectors, 1)).sum(1))
-        return Output(fused, self.as_answers(self.classifier(fused))), weights
+        return Output(fused, self.target.shape_logits(self.classifier(fused))), weights
 
 
 class GatedFusionOptions(BaseModel):
@@ -77,7 +77,7 @@ class GatedFusion(Method[GatedFusionNetwork]):
         """The terms task and concentration, over the rows of all processes."""
         output, weights = self.network.gated(inputs)
         return {
-            "task": task_loss(self.gather(output.logits), self.gather(targets), self.class_weights),
+            "task": self.target.task_loss(self.gather(output.logits), self.gather(targets), self.class_weights),
             "concentration": self.gather(weights).square().sum(1).mean(),
         }
 

@@ -156,7 +156,9 @@ def evaluate(
         str | None, typer.Option(help="Which, as complete,language,ratio-0.3; default: the standard ones.")
     ] = None,
     draws: Annotated[int, typer.Option(min=1, help="Random draws of each ratio and burst.")] = 3,
-    mask_seed: Annotated[int, typer.Option(min=0, help="Seed of the masks.")] = 2024,
+    mask_seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the masks; default: the one of every run.")
+    ] = None,
     masks: Annotated[Path | None, typer.Option(help="Replay the masks of this manifest.")] = None,
     export_masks: Annotated[
         Path | None, typer.Option(help="Write the masks that are applied to this manifest.")
@@ -180,6 +182,7 @@ def evaluate(
     from corrkd.files import check_new, make_folder
     from corrkd.missing.manifest import load_manifest, save_manifest
     from corrkd.networks.saved import load_student
+    from corrkd.settings import MASK_SEED
 
     names = None if conditions is None else [name.strip() for name in conditions.split(",") if name.strip()]
     if masks is not None and export_masks is not None:
@@ -195,10 +198,11 @@ def evaluate(
     student.network.to(pick_device(device))
     with Reporter().busy(f"reading {data}"):
         dataset = dataset_of(model, data, glove=glove, folds=folds, label=label)
+    seed = MASK_SEED if mask_seed is None else mask_seed
     manifest = None if masks is None else load_manifest(masks)
     if export_masks is not None:
         save_manifest(
-            export_masks, masks_of(student, dataset, split=split, conditions=names, draws=draws, mask_seed=mask_seed)
+            export_masks, masks_of(student, dataset, split=split, conditions=names, draws=draws, mask_seed=seed)
         )
     counted = student.target.of(dataset.split(split), f"dataset {dataset.name}, {split}")[1]
     with Reporter().task("evaluation", int(counted.sum())) as task:
@@ -208,7 +212,7 @@ def evaluate(
             split=split,
             conditions=names,
             draws=draws,
-            mask_seed=mask_seed,
+            mask_seed=seed,
             masks=manifest,
             on_batch=task.step,
         )

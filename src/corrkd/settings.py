@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from corrkd import plugins
 from corrkd.errors import CorrKDError
 from corrkd.escape import is_unicode
 from corrkd.parsing import parse_yaml, quoted, read_yaml_file
@@ -28,7 +29,17 @@ Depth = Annotated[int, Field(ge=1, le=256)]  # layers
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Ratios = Annotated[tuple[Probability, ...], Field(max_length=1000)]
 
-TargetName = Literal[
+MASK_SEED = 2024
+STANDARD_CONDITIONS = {
+    "ratio": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
+    "burst": [0.3, 0.5, 0.7],
+    "late": [],
+    "noise": [],
+    "natural": True,
+}
+
+TARGET_GROUP = "corrkd.targets"  # entry points of other packages' kinds of target
+TARGETS = (
     "auto",
     "classes",
     "tertiles",
@@ -42,7 +53,18 @@ TargetName = Literal[
     "sims-five",
     "questions",
     "score",
-]
+)
+
+
+def _is_target(name: str) -> str:
+    names = plugins.names(dict.fromkeys(TARGETS, ""), TARGET_GROUP)
+    if name not in names:
+        *first, last = map(repr, names)
+        raise ValueError(f"Input should be {', '.join(first)} or {last}")
+    return name
+
+
+TargetName = Annotated[str, AfterValidator(_is_target)]
 
 
 class _Strict(BaseModel):
@@ -280,15 +302,13 @@ class EvaluationSettings(_Strict):
     """What the networks are tested under. Every non-empty subset of the modalities is always in."""
 
     split: Literal["train", "valid", "test"] = "test"
-    ratios: Ratios = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-    bursts: Ratios = (0.3, 0.5, 0.7)
-    late: Ratios = ()
-    noise: Ratios = ()
-    natural: bool = Field(
-        True, description="also on the samples that the data itself leaves incomplete, where there are any"
+    conditions: dict[str, Any] = Field(
+        default_factory=dict,
+        validate_default=True,
+        description="by kind, laid over the defaults; each kind checks its own value (corrkd.missing.conditions)",
     )
     draws: Annotated[int, Field(ge=1, le=10_000)] = Field(3, description="random draws of each ratio and burst")
-    mask_seed: Seed = Field(2024, description="seed of the masks: the same for every method and training seed")
+    mask_seed: Seed = Field(MASK_SEED, description="seed of the masks: the same for every method and training seed")
     coverage: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.9, description="share of samples whose true class the prediction sets are to hold (data.calibration)"
     )
@@ -296,6 +316,15 @@ class EvaluationSettings(_Strict):
     projection: str | None = Field(
         None, description="the condition whose representations are shown; default: the first modality alone"
     )
+
+    @field_validator("conditions", mode="before")
+    @classmethod
+    def _over_defaults(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        # Lists as in YAML, so that settings that are read again are equal.
+        changes = {kind: list(values) if isinstance(values, tuple) else values for kind, values in value.items()}
+        return STANDARD_CONDITIONS | changes
 
 
 class Settings(_Strict):

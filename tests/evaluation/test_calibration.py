@@ -10,23 +10,20 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from corrkd.data.batches import Samples
-from corrkd.data.targets import Target
 from corrkd.evaluation.calibration import (
     Calibration,
     coverage_by_group,
-    fit_temperature,
     fit_temperatures,
     fit_thresholds,
     group_quantile,
-    in_set,
-    strangeness,
-    tempered,
 )
 from corrkd.evaluation.judge import tabulate
 from corrkd.evaluation.sweep import Result, sweep
 from corrkd.missing.conditions import named_conditions
 from corrkd.networks.saved import build_network
 from corrkd.settings import NetworkSettings
+from corrkd.targets.calibration import fit_temperature, in_set, tempered
+from corrkd.targets.classes import ClassesTarget
 from tests.conftest import make_dataset, make_samples
 
 
@@ -87,7 +84,7 @@ def test_a_group_weighs_the_same_whatever_its_size() -> None:
 def test_sets_hold_the_truth_of_new_people_as_often_as_asked() -> None:
     """People differ, each with a bias of their own; coverage is over new people and many repetitions."""
     rng = np.random.default_rng(0)
-    target = Target(name="classes", kind="classes", classes=("a", "b", "c"))
+    target = ClassesTarget(name="classes", classes=("a", "b", "c"))
 
     def people(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         groups = np.repeat(np.arange(count), rng.integers(1, 12, count))
@@ -99,7 +96,7 @@ def test_sets_hold_the_truth_of_new_people_as_often_as_asked() -> None:
     covered = []
     for _ in range(300):
         response, truth, groups = people(19)
-        threshold = group_quantile(strangeness(target, truth, response), groups, 0.8)
+        threshold = group_quantile(target.nonconformity(truth, response), groups, 0.8)
         response, truth, groups = people(20)
         held = in_set(response, threshold)[np.arange(len(truth)), truth]
         covered.append(np.mean([held[groups == g].mean() for g in np.unique(groups)]))

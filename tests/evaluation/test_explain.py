@@ -24,22 +24,25 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from corrkd.data.inputs import Inputs
-from corrkd.data.targets import Target
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.explain import AGAINST, FOR, Effect, Explanation, draw, explain, fill_of, log_odds
 from corrkd.networks.base import AnyNetwork, Network, Output
 from corrkd.networks.registry import BUILT_IN, network_class
 from corrkd.networks.saved import build_network
 from corrkd.settings import NetworkSettings
+from corrkd.targets.base import Target
+from corrkd.targets.classes import ClassesTarget
+from corrkd.targets.questions import QuestionsTarget
+from corrkd.targets.score import ScoreTarget
 from tests.conftest import map_tensors, overwrite_invisible
 
 WIDTHS = {"language": 5, "audio": 3, "vision": 4}
 FRAMES = 6
 LENGTHS = {"language": 6, "audio": 3, "vision": 5}
 TARGETS = {
-    "classes": Target(name="classes", kind="classes", classes=("negative", "neutral", "positive")),
-    "questions": Target(name="questions", kind="questions", classes=("no", "yes"), questions=("happy", "sad")),
-    "score": Target(name="score", kind="score", classes=("low", "high"), cuts=(0.0,)),
+    "classes": ClassesTarget(name="classes", classes=("negative", "neutral", "positive")),
+    "questions": QuestionsTarget(name="questions", classes=("no", "yes"), questions=("happy", "sad")),
+    "score": ScoreTarget(name="score", classes=("low", "high"), cuts=(0.0,)),
 }
 TINY = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6,))
 
@@ -189,14 +192,16 @@ class Linear(Network[Nothing]):
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
         torch.manual_seed(1)
-        self.weights = nn.ParameterList(torch.randn(frames[m], widths[m], self.answers) for m in self.modalities)
-        self.bias = nn.Parameter(torch.randn(self.answers))
+        self.weights = nn.ParameterList(
+            torch.randn(frames[m], widths[m], self.target.num_logits) for m in self.modalities
+        )
+        self.bias = nn.Parameter(torch.randn(self.target.num_logits))
 
     def forward(self, inputs: Inputs) -> Output:
         shown = [torch.where(inputs.visible[m][..., None], inputs.frames[m], 0.0) for m in self.modalities]
         parts = [torch.einsum("ntd,tdk->nk", x, w) for x, w in zip(shown, self.weights, strict=True)]
         logits = self.bias + torch.stack(parts).sum(0)
-        return Output(logits, self.as_answers(self.shifted(logits, shown)))
+        return Output(logits, self.target.shape_logits(self.shifted(logits, shown)))
 
     def shifted(self, logits: Tensor, shown: list[Tensor]) -> Tensor:
         return logits
@@ -222,7 +227,7 @@ def linear(target: Target, kind: type[AnyNetwork] = Linear, widths: Mapping[str,
     return network.double().eval()
 
 
-TWO = Target(name="binary", kind="classes", classes=("negative", "positive"))
+TWO = ClassesTarget(name="binary", classes=("negative", "positive"))
 
 
 @pytest.mark.parametrize("target", [TWO, TARGETS["questions"], TARGETS["score"]], ids=lambda t: t.name)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from corrkd.data.targets import Target, make_target
-from corrkd.evaluation.floors import LengthFloor, lengths_vary, majority
+from corrkd.evaluation.floors import LengthFloor, lengths_vary
+from corrkd.targets.base import Target
+from corrkd.targets.registry import make_target
 from tests.conftest import make_dataset
 
 CLASSES: Target = make_target("classes", make_dataset())
@@ -17,9 +18,9 @@ def shown(lengths: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def test_the_majority_is_by_question_and_a_median_of_scores() -> None:
-    assert majority(CLASSES, np.array([2, 0, 2])) == 2
+    assert CLASSES.majority(np.array([2, 0, 2])) == 2
     score = make_target("score", make_dataset())
-    assert majority(score, np.array([-1.0, 0.5, 9.0])) == 0.5
+    assert score.majority(np.array([-1.0, 0.5, 9.0])) == 0.5
 
 
 def test_a_class_that_follows_the_length_is_predicted_and_only_where_the_modality_shows() -> None:

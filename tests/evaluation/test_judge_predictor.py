@@ -12,13 +12,13 @@ import torch
 from corrkd.data.dataset import MultimodalDataset
 from corrkd.data.inputs import Inputs
 from corrkd.data.normalise import fit_normalisation
-from corrkd.data.targets import make_target
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.judge import evaluate, judge_predictor
 from corrkd.missing.conditions import named_conditions
 from corrkd.missing.manifest import load_manifest, make_manifest, save_manifest
 from corrkd.networks.saved import SavedNetwork, build_network
 from corrkd.settings import NetworkSettings
+from corrkd.targets.registry import make_target
 from tests.conftest import make_dataset, make_samples
 
 CONDITIONS = [

@@ -48,7 +48,7 @@ def test_all_conditions_at_once_are_the_conditions_one_by_one(
     network = fresh(samples, **changes)
     conditions = standard_conditions(
         names,
-        EvaluationSettings(ratios=(0.0, 0.4, 1.0), late=(0.5,), noise=(0.5,), draws=2),
+        EvaluationSettings(conditions={"ratio": [0.0, 0.4, 1.0], "late": [0.5], "noise": [0.5]}, draws=2),
         naturally_incomplete=False,
     )
     results = sweep(network, samples, conditions, mask_seed=5, batch_size=7)

@@ -23,8 +23,8 @@ import pandas as pd
 import torch
 
 from corrkd.data.inputs import Inputs
-from corrkd.experiment.compare_settings import load_plan
-from corrkd.experiment.job import run_job
+from corrkd.experiment.plan import load_plan
+from corrkd.experiment.run import compare
 from corrkd.methods.registry import method_names
 from corrkd.networks.saved import load_network
 
@@ -33,17 +33,17 @@ for target in ("classes", "score"):
     overrides = [
         "data.synthetic={train: 120, valid: 60, test: 60, frames: 4, noise: 0.3}", f"data.target={target}", "device=cpu",
         "student.epochs=6", "student.batch_size=12", "student.lr=0.02",
-        "evaluation.draws=1", "evaluation.ratios=[0.0, 1.0]", "evaluation.bursts=[]",
+        "evaluation.draws=1", "evaluation.conditions={ratio: [0.0, 1.0], burst: []}",
     ]
-    plan = load_plan(methods=["gated-fusion"], overrides=overrides).datasets["synthetic"]
-    out = Path(target)
-    run_job(plan, out, "gated-fusion", 0)
+    out = Path(target) / "synthetic"
+    plan = load_plan(arms=["gated-fusion"], overrides=overrides, seeds=[0], budget="fixed")
+    assert not compare(plan, Path(target)).failures
     saved = load_network(out / "seed-0" / "gated-fusion" / "gated-fusion")
     results = pd.read_csv(out / "seed-0" / "gated-fusion" / "results.csv")
     f1 = results[results["metric"] == "weighted_f1"].groupby("condition")["value"].mean()
     said[target] = {"history": saved.about["history"], "f1": f1.to_dict()}
 
-network = load_network(Path("classes") / "seed-0" / "gated-fusion" / "gated-fusion").network
+network = load_network(Path("classes") / "synthetic" / "seed-0" / "gated-fusion" / "gated-fusion").network
 torch.manual_seed(0)
 frames = {m: torch.randn(5, 4, saved.widths[m]) for m in network.modalities}
 there = {m: torch.ones(5, 4, dtype=torch.bool) for m in network.modalities}

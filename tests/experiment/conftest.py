@@ -14,7 +14,7 @@ from corrkd.experiment import run as run_module
 from tests.command import TINY
 
 # Seconds and dates: what two equal runs may differ in.
-APART = ("timings.csv", "tfevents", ".lock")
+APART = ("timings.csv", "tfevents", ".lock", "cost.json", "costs.csv", "log.txt")
 
 
 def tiny(**changes: Any) -> dict[str, Any]:
@@ -50,6 +50,12 @@ def write_npz(path: Path, widths: dict[str, int], count: int = 60, seed: int = 0
     arrays |= {"labels": labels, "scores": labels - 1 + 0.1 * rng.normal(size=count), "split": split}
     np.savez(path, **{**arrays, **more})
     return path
+
+
+def dataset_in(run: Path) -> Path:
+    """The folder of the only dataset in a run's folder."""
+    (card,) = run.glob("*/run.json")
+    return card.parent
 
 
 @pytest.fixture(scope="session")

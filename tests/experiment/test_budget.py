@@ -14,9 +14,9 @@ from corrkd.errors import CorrKDError
 from corrkd.experiment import budget as module
 from corrkd.experiment.arm import Arm, resolve
 from corrkd.experiment.budget import Budget, BudgetRule, choose_budget, read_budget
-from corrkd.experiment.compare import compare
-from corrkd.experiment.compare_settings import ComparePlan, load_plan, read_plan
-from corrkd.experiment.grid import Job
+from corrkd.experiment.job import Job
+from corrkd.experiment.plan import Plan, load_plan, read_plan
+from corrkd.experiment.run import compare
 from corrkd.networks.saved import load_network
 from corrkd.settings import ArmSettings, load_settings
 from corrkd.training.loop import VALID
@@ -105,7 +105,7 @@ def plan_file(tmp_path: Path, **more: Any) -> Path:
     settings = {key: value for key, value in tiny().items() if key != "seeds"}
     settings["student"] = {**settings["student"], "epochs": 1}
     settings["teacher"] = {**settings["teacher"], "epochs": 1}
-    tree = {"datasets": {"built-in": {"settings": settings}}, "methods": ["kl"], "seeds": 2, **more}
+    tree = {"datasets": {"built-in": {"settings": settings}}, "arms": ["kl"], "seeds": 2, **more}
     path = tmp_path / "plan.yaml"
     path.write_text(json.dumps(tree))
     return path
@@ -123,12 +123,12 @@ def test_all_seeds_train_for_what_the_first_chose_and_the_plan_says_it(tmp_path:
         for seed in (0, 1):
             about = load_network(out / "built-in" / f"seed-{seed}" / arm / arm).about
             assert len(about["history"]) == epochs
-    stated = json.loads((out / "built-in" / "run.json").read_text())["comparison"]["stated"]
+    stated = json.loads((out / "built-in" / "run.json").read_text())["protocol"]
     line = next(line for line in stated if line.startswith("Epochs"))
     assert line.startswith(f"Epochs: {chosen['kl']} for every method; the teacher: {chosen['teacher']}. Where")
     assert "less than 0 points (seed 0 decides; at most 2 doublings)" in line
     # The folder's own plan chooses nothing again: one training for each run.
-    again = load_plan(out / "compare.yaml")
+    again = load_plan(out / "plan.yaml")
     assert again.datasets["built-in"].epochs == chosen
     here.clear()
     done = compare(again, tmp_path / "again")
@@ -138,7 +138,7 @@ def test_all_seeds_train_for_what_the_first_chose_and_the_plan_says_it(tmp_path:
 
 def test_teachers_are_chosen_first_and_those_that_lead_before_the_rest(tmp_path: Path, here: list[Job]) -> None:  # noqa: F811
     compare(load_plan(plan_file(tmp_path, budget={"gain": 100.0})), tmp_path / "out")
-    assert [(job.arm, job.seed, job.leads) for job in here] == [
+    assert [(job.arm, job.seed, job.chooses_budget) for job in here] == [
         ("teacher", 0, True),
         ("teacher", 1, False),
         ("kl", 0, True),
@@ -146,12 +146,12 @@ def test_teachers_are_chosen_first_and_those_that_lead_before_the_rest(tmp_path:
     ]
 
 
-def with_part(plan: ComparePlan, **changes: Any) -> ComparePlan:
+def with_part(plan: Plan, **changes: Any) -> Plan:
     part = plan.datasets["built-in"].model_copy(update=changes)
     return plan.model_copy(update={"datasets": {"built-in": part}})
 
 
-def with_seeds(plan: ComparePlan, *seeds: int) -> ComparePlan:
+def with_seeds(plan: Plan, *seeds: int) -> Plan:
     return with_part(plan, settings=plan.datasets["built-in"].settings.model_copy(update={"seeds": seeds}))
 
 
@@ -213,14 +213,14 @@ def test_a_longer_budget_that_fails_leaves_the_shorter(tmp_path: Path, monkeypat
 
 def test_the_command_lines_rule_lies_over_the_files(tmp_path: Path, here: list[Job]) -> None:  # noqa: F811
     compare(load_plan(plan_file(tmp_path, budget={"gain": 100.0}, seeds=1)), tmp_path / "out")
-    assert load_plan(tmp_path / "out" / "compare.yaml", budget="fixed").datasets["built-in"].budget is None
+    assert load_plan(tmp_path / "out" / "plan.yaml", budget="fixed").datasets["built-in"].budget is None
 
 
 def test_epochs_of_no_arm_are_refused(tmp_path: Path) -> None:
     tree = json.loads(plan_file(tmp_path).read_text())
     tree["datasets"]["built-in"]["epochs"] = {"kI": 3}
     (tmp_path / "plan.yaml").write_text(json.dumps(tree))
-    with pytest.raises(CorrKDError, match=r"epochs\.kI: is not among the comparison's methods"):
+    with pytest.raises(CorrKDError, match=r"epochs\.kI: is not among the plan's arms"):
         load_plan(tmp_path / "plan.yaml")
 
 

@@ -14,9 +14,9 @@ import corrkd
 from corrkd.data.resample import CALIBRATION
 from corrkd.errors import CorrKDError
 from corrkd.experiment.calibrate import calibrate, swept_samples, swept_splits
-from corrkd.experiment.prepare import prepare
+from corrkd.experiment.experiment import prepare
 from corrkd.networks.saved import load_network
-from tests.experiment.conftest import run_unreported, tiny
+from tests.experiment.conftest import dataset_in, run_unreported, tiny
 
 
 @pytest.fixture(scope="module")
@@ -26,21 +26,25 @@ def with_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def arm(run: Path, seed: int, name: str) -> Path:
+    return dataset_in(run) / f"seed-{seed}" / name
+
+
 def test_nobody_held_out_is_trained_on(with_sets: Path) -> None:
-    experiment = prepare(corrkd.load_settings(with_sets / "settings.yaml"))
+    experiment = prepare(corrkd.load_settings(dataset_in(with_sets) / "settings.yaml"))
     splits = {name: set(experiment.dataset.split(name).groups["person"]) for name in experiment.dataset.splits}
     assert set(splits) == {"train", "valid", "test", CALIBRATION}
     assert not splits["train"] & splits[CALIBRATION]
-    facts = json.loads((with_sets / "run.json").read_text())
+    facts = json.loads((dataset_in(with_sets) / "run.json").read_text())
     assert facts["dataset"]["splits"]["train"] + facts["dataset"]["splits"][CALIBRATION] == 30
     assert any(note.startswith("Prediction sets: ") for note in facts["notes"])
     assert swept_splits(experiment) == ("valid", CALIBRATION, "test")
 
 
 def test_the_card_tells_what_the_table_tells(with_sets: Path) -> None:
-    table = pd.read_csv(with_sets / "seed-1" / "results.csv")
     for role in ("teacher", "student", "control"):
-        tested = load_network(with_sets / "seed-1" / role).evaluated
+        table = pd.read_csv(arm(with_sets, 1, role) / "results.csv")
+        tested = load_network(arm(with_sets, 1, role) / role).evaluated
         assert tested is not None
         assert (tested.split, tested.samples, tested.level) == ("test", 18, 0.5)
         own = table[table["method"] == role].groupby(["condition", "metric"])["value"].mean()
@@ -51,8 +55,8 @@ def test_the_card_tells_what_the_table_tells(with_sets: Path) -> None:
 
 def test_calibration_reads_no_test_sample(with_sets: Path) -> None:
     """Its numbers are the card's when all that the test split holds is another."""
-    experiment = prepare(corrkd.load_settings(with_sets / "settings.yaml"))
-    saved = load_network(with_sets / "seed-0" / "student")
+    experiment = prepare(corrkd.load_settings(dataset_in(with_sets) / "settings.yaml"))
+    saved = load_network(arm(with_sets, 0, "student") / "student")
     test = experiment.dataset.split("test")
     assert test.labels is not None
     changed = replace(test, frames={m: x + np.nan for m, x in test.frames.items()}, labels=test.labels[::-1])
@@ -76,7 +80,7 @@ def test_the_report_shows_before_and_after_and_coverage_by_group(with_sets: Path
         "groups are exchangeable",
     ):
         assert words in text
-    rows = pd.concat(pd.read_csv(with_sets / f"seed-{seed}" / "coverage.csv") for seed in (0, 1))
+    rows = pd.concat(pd.read_csv(arm(with_sets, seed, "student") / "coverage.csv") for seed in (0, 1))
     own = rows[(rows["method"] == "student") & (rows["condition"] == "complete")].groupby("group")["coverage"].mean()
     line = next(
         x for x in text.split("coverage-by-group")[0].splitlines() if x.startswith(f"| complete | {len(own)} |")
@@ -88,7 +92,7 @@ def test_tests_on_the_validation_split_calibrate_nothing(tmp_path: Path) -> None
     settings = tiny(evaluation={"split": "valid"}, teacher={"keep": "last"}, student={"keep": "last"}, seeds=[0])
     done = run_unreported(settings, tmp_path / "run")
     assert "ece_calibrated" not in set(done.results["metric"])
-    tested = load_network(tmp_path / "run" / "seed-0" / "student").evaluated
+    tested = load_network(arm(tmp_path / "run", 0, "student") / "student").evaluated
     assert tested is not None
     assert {c.temperature for c in tested.conditions} == {1.0}
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,27 +16,28 @@ from safetensors.numpy import load_file
 import corrkd
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.sweep import mean_f1
-from corrkd.experiment import grid
-from corrkd.experiment.compare import Comparison, compare
-from corrkd.experiment.compare_settings import ComparePlan, load_plan, read_plan
-from corrkd.experiment.grid import Job, state_table
-from corrkd.experiment.job import run_job
-from corrkd.experiment.prepare import prepare
+from corrkd.experiment import runner
+from corrkd.experiment.experiment import prepare
+from corrkd.experiment.job import Job
+from corrkd.experiment.plan import DatasetPlan, Plan, load_plan
+from corrkd.experiment.progress import Reporter
+from corrkd.experiment.run import Run, compare
+from corrkd.experiment.runner import run_jobs, state_table
 from corrkd.missing.conditions import missing_subsets, subsets
 from corrkd.networks.saved import load_network
-from corrkd.report import comparison_page
 from corrkd.report.run_folder import RunFolder, read_csv
 from corrkd.report.standings import method_counts, standings
+from corrkd.settings import ArmSettings, Settings
 from corrkd.training.loop import VALID
-from tests.experiment.conftest import assert_same, contents, run_unreported, tiny, write_npz
+from tests.experiment.conftest import assert_same, contents, dataset_in, run_unreported, tiny, write_npz
 
 METHODS = ["late-fusion", "corrkd-kl", "no-distillation"]
 
 
-def plan_of(methods: Any = METHODS, seeds: int = 1, tmp: Path | None = None, **changes: Any) -> ComparePlan:
+def plan_of(methods: Any = METHODS, seeds: int = 1, tmp: Path | None = None, **changes: Any) -> Plan:
     """A comparison on the tiny built-in dataset, through a file as a user writes it."""
     settings = {key: value for key, value in tiny(**changes).items() if key != "seeds"}
-    tree = {"datasets": {"built-in": {"settings": settings}}, "methods": methods, "seeds": seeds, "budget": "fixed"}
+    tree = {"datasets": {"built-in": {"settings": settings}}, "arms": methods, "seeds": seeds, "budget": "fixed"}
     assert tmp is not None
     (tmp / "plan.yaml").write_text(json.dumps(tree))  # JSON is YAML
     return load_plan(tmp / "plan.yaml")
@@ -42,31 +45,28 @@ def plan_of(methods: Any = METHODS, seeds: int = 1, tmp: Path | None = None, **c
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    """Jobs run in this process, which saves the start of theirs; the list tells which ran. The report is left out."""
+    """The list tells which jobs ran. The report is left out."""
     ran: list[Job] = []
+    attempt = runner.attempt
 
-    def run_here(job: Job) -> str | None:
+    def watching(job: Job, *arguments: Any) -> str | None:
         ran.append(job)
-        try:
-            run_job(read_plan(job.out).datasets[job.dataset], job.out / job.dataset, job.arm, job.seed)
-        except CorrKDError as error:
-            return str(error)
-        return None
+        return attempt(job, *arguments)
 
-    monkeypatch.setattr(grid, "run_apart", run_here)
-    monkeypatch.setattr(comparison_page, "write_comparison", lambda out, reported=None: out)
+    monkeypatch.setattr(runner, "attempt", watching)
+    monkeypatch.setattr("corrkd.experiment.run.write_report", lambda out: out)
     return ran
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
-    """A real one: a process for each run, two at once, and the report."""
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A real one: in two processes, and the report."""
     tmp = tmp_path_factory.mktemp("compared")
     plan = plan_of(["corrkd-kl", "no-distillation"], tmp=tmp).model_copy(update={"jobs": 2})
     return compare(plan, tmp / "out")
 
 
-def test_what_a_comparison_leaves(compared: Comparison) -> None:
+def test_what_a_comparison_leaves(compared: Run) -> None:
     assert compared.failures == []
     assert (compared.folder / "report.html").is_file()
     folder = compared.folder / "built-in"
@@ -84,19 +84,19 @@ def test_what_a_comparison_leaves(compared: Comparison) -> None:
     facts = json.loads((folder / "run.json").read_text())
     assert facts["groups"]["count"] == len(set(pd.read_csv(folder / "groups.csv", dtype=str)["group"]))
     assert {m["name"]: m["kind"] for m in facts["methods"]}["corrkd-kl"] == "ablation"
-    assert any("mask seed" in line for line in facts["comparison"]["stated"])
+    assert any("mask seed" in line for line in facts["protocol"])
 
 
-def test_a_method_is_the_same_in_a_comparison_as_in_a_run(compared: Comparison, tmp_path: Path) -> None:
+def test_a_method_is_the_same_in_a_comparison_as_in_a_run(compared: Run, tmp_path: Path) -> None:
     """Same initialisation, batches, masks, selection: to the bit."""
     run_unreported(tiny(seeds=[0]), tmp_path / "run")
     for arm, role in (("teacher", "teacher"), ("no-distillation", "control")):
         ours = load_file(compared.folder / "built-in" / "seed-0" / arm / f"{arm}.safetensors")
-        other = load_file(tmp_path / "run" / "seed-0" / f"{role}.safetensors")
+        other = load_file(dataset_in(tmp_path / "run") / "seed-0" / role / f"{role}.safetensors")
         assert ours.keys() == other.keys()
         for name, value in ours.items():
             np.testing.assert_array_equal(value, other[name], err_msg=name)
-    results = read_csv(tmp_path / "run" / "results.csv", keep_default_na=False)
+    results = read_csv(dataset_in(tmp_path / "run") / "results.csv", keep_default_na=False)
     mine = compared.results
     one = mine[mine["method"] == "no-distillation"]["value"].to_numpy(float)
     np.testing.assert_array_equal(one, results[results["method"] == "control"]["value"].to_numpy(float))
@@ -137,11 +137,42 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(here: list[Job], tmp_path
     assert [job.arm for job in here] == ["late-fusion"]
 
 
-def test_a_process_that_dies_without_a_word_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid.sys, "executable", "/bin/false")
-    job = Job(tmp_path, "set", "kl", 0)
-    assert grid.run_apart(job) == "ended with code 1"
-    assert not job.done
+class KillingSettings(Settings):
+    """Of a dataset at whose sight the process is killed, as where memory runs out."""
+
+    def model_dump_json(self, **_: Any) -> str:  # called in the worker
+        os.kill(os.getpid(), signal.SIGKILL)
+        return ""
+
+
+def test_a_worker_that_is_killed_fails_its_job_alone(tmp_path: Path) -> None:
+    """The jobs beside it are tried again."""
+    settings = corrkd.load_settings(**tiny())
+    arms = {"no-distillation": ArmSettings(stage={"epochs": 1})}
+    sound = DatasetPlan(settings=settings, arms=arms)
+    deadly = DatasetPlan(settings=settings, arms=arms).model_copy(
+        update={"settings": KillingSettings.model_validate(settings.model_dump())}
+    )
+    jobs = [
+        Job(tmp_path / name, part, "no-distillation", seed, evaluate=False)
+        for name, part, seed in (("deadly", deadly, 0), ("sound", sound, 0), ("sound", sound, 1))
+    ]
+    failures = run_jobs(jobs, {}, at_once=2, reporter=Reporter(quiet=True))
+    assert [(f.job.key, f.error) for f in failures] == [
+        (("deadly", "no-distillation", 0), "its process was killed; it may have run out of memory")
+    ]
+    assert [job.done for job in jobs] == [False, True, True]
+
+
+def test_what_needs_a_failed_job_is_not_begun(here: list[Job], tmp_path: Path) -> None:
+    plan = plan_of(
+        {"teacher": {"stage": {"lr": 1e30, "clip_norm": None}}, "kl": {}, "no-distillation": {}}, tmp=tmp_path
+    )
+    done = compare(plan, tmp_path / "out")
+    assert [job.arm for job in here] == ["teacher", "no-distillation"]
+    lines = {failure.job.arm: failure.error for failure in done.failures}
+    assert lines["kl"].startswith("not begun: teacher with seed 0, which it needs, has failed (the loss is no longer")
+    assert set(lines) == {"teacher", "kl"}
 
 
 def test_a_method_begun_with_other_settings_is_not_gone_on_with(here: list[Job], tmp_path: Path) -> None:
@@ -149,7 +180,7 @@ def test_a_method_begun_with_other_settings_is_not_gone_on_with(here: list[Job],
     compare(plan_of(["no-distillation"], tmp=tmp_path), out)
     before = contents(out)
     other = plan_of({"no-distillation": {"stage": {"lr": 0.5}}}, tmp=tmp_path)
-    with pytest.raises(CorrKDError, match=r"method no-distillation, stage\.lr was .*, is 0\.5; .*--overwrite"):
+    with pytest.raises(CorrKDError, match=r"arm no-distillation, stage\.lr was .*, is 0\.5; .*--overwrite"):
         compare(other, out)
     with pytest.raises(CorrKDError, match=r"dataset built-in, missing\.modality was 0\.3, is 0\.9"):
         compare(plan_of(["no-distillation"], tmp=tmp_path, missing={"modality": 0.9}), out)
@@ -163,7 +194,7 @@ def test_a_folder_of_others_is_left_alone(here: list[Job], tmp_path: Path) -> No
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(CorrKDError, match="holds other files and no comparison"):
+        with pytest.raises(CorrKDError, match="holds other files and no run"):
             compare(plan_of(tmp=tmp_path), tmp_path / "out", overwrite=overwrite)
     assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
     assert here == []
@@ -171,10 +202,8 @@ def test_a_folder_of_others_is_left_alone(here: list[Job], tmp_path: Path) -> No
 
 def test_what_a_method_cannot_do_is_said_before_any_training(here: list[Job], tmp_path: Path) -> None:
     data = write_npz(tmp_path / "one.npz", {"speech": 4})
-    plan = load_plan(data=[str(data)], methods=["no-distillation", "dmd"], overrides=["student.epochs=1"])
-    with pytest.raises(
-        CorrKDError, match=r"dataset one, method dmd: DMD: distils between modalities, but .* only speech"
-    ):
+    plan = load_plan(data=[str(data)], arms=["no-distillation", "dmd"], overrides=["student.epochs=1"])
+    with pytest.raises(CorrKDError, match=r"dataset one, arm dmd: DMD: distils between modalities, but .* only speech"):
         compare(plan, tmp_path / "out")
     assert here == []
 
@@ -189,7 +218,7 @@ def test_cross_validation_tests_every_seed_on_its_fold(here: list[Job], tmp_path
         student={"keep": "last", "epochs": 1},
     )
     tree = {"datasets": {"cv": {"settings": {k: v for k, v in settings.items() if k != "seeds"}}}}
-    (tmp_path / "plan.yaml").write_text(json.dumps({**tree, "methods": ["no-distillation", "kl"], "seeds": 3}))
+    (tmp_path / "plan.yaml").write_text(json.dumps({**tree, "arms": ["no-distillation", "kl"], "seeds": 3}))
     done = compare(load_plan(tmp_path / "plan.yaml", budget="fixed"), tmp_path / "out")
     assert not done.failures
     folder = tmp_path / "out" / "cv"
@@ -206,14 +235,15 @@ def test_cross_validation_tests_every_seed_on_its_fold(here: list[Job], tmp_path
     run = RunFolder.open(folder)
     counts = method_counts(run)
     assert {c.shape for by_seed in counts.values() for c in by_seed.values()} == {(2, 15, 1, 3, 3)}
-    kl = standings({**counts, "corrkd": counts["no-distillation"]}, ["kl"], 200)["kl"]
+    kl = standings(counts, ["kl"], "no-distillation", 200)["kl"]
     assert kl.difference is not None
     assert kl.difference.low <= kl.difference.mean <= kl.difference.high
     assert set(done.results.loc[done.results["method"] == "majority", "seed"]) == {"0", "1", "2"}
 
 
 def test_the_live_table_counts(tmp_path: Path) -> None:
-    jobs = [Job(tmp_path, "set", "kl", seed) for seed in range(3)]
+    part = DatasetPlan(settings=corrkd.load_settings(**tiny()), arms={"kl": ArmSettings()})
+    jobs = [Job(tmp_path / "set", part, "kl", seed) for seed in range(3)]
     for job in jobs:
         job.folder.mkdir(parents=True)
     (jobs[0].folder / "results.csv").write_text("")
@@ -228,15 +258,15 @@ def test_the_live_table_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tree", "line"),
     [
-        ({"method": ["kl"]}, "'method' is unknown; allowed: datasets, methods, seeds, jobs, search"),
-        ({"methods": {"kl": {"lr": 1}}}, r"methods\.kl: lr is unknown; allowed there: method, title, trains_on"),
-        ({"methods": 3}, "expected a list of names"),
-        ({"methods": ["klx"]}, "method 'klx' is unknown; there are self-mm, "),
-        ({"methods": ["kl"], "datasets": {"a/b": {}}}, "dataset 'a/b': a name of a folder, which must be letters"),
-        ({"methods": ["kl"], "datasets": {"a": {"data": 1}}}, r"datasets\.a: expected \{settings"),
-        ({"methods": ["kl"], "datasets": {"a": {"methods": {"gcnet": {}}}}}, "gcnet: is not among the comparison's"),
-        ({"datasets": {"a": {}}}, "no method"),
-        ({"methods": ["kl"], "jobs": 0}, "jobs"),
+        ({"method": ["kl"]}, "'method' is unknown; allowed: datasets, arms, seeds, jobs, search"),
+        ({"arms": {"kl": {"lr": 1}}}, r"arms\.kl: lr is unknown; allowed there: method, title, trains_on"),
+        ({"arms": 3}, "expected a list of names"),
+        ({"arms": ["klx"]}, "method 'klx' is unknown; there are self-mm, "),
+        ({"arms": ["kl"], "datasets": {"a/b": {}}}, "dataset 'a/b': a name of a folder, which must be letters"),
+        ({"arms": ["kl"], "datasets": {"a": {"data": 1}}}, r"datasets\.a: expected \{settings"),
+        ({"arms": ["kl"], "datasets": {"a": {"arms": {"gcnet": {}}}}}, "gcnet: is not among the plan's"),
+        ({"datasets": {"a": {}}}, "no arm"),
+        ({"arms": ["kl"], "jobs": 0}, "jobs"),
     ],
 )
 def test_a_wrong_plan_is_one_line(tree: dict[str, Any], line: str, tmp_path: Path) -> None:
@@ -248,21 +278,21 @@ def test_a_wrong_plan_is_one_line(tree: dict[str, Any], line: str, tmp_path: Pat
 
 def test_a_plan_keeps_what_a_dataset_changes(tmp_path: Path) -> None:
     tree = {
-        "methods": {"kl": {"options": {"kl": 2.0}}, "gcnet": {}},
+        "arms": {"kl": {"options": {"kl": 2.0}}, "gcnet": {}},
         "seeds": [3, 4],
-        "datasets": {"a": {}, "b": {"methods": {"kl": {"stage": {"lr": 0.1}}}, "settings": {"preset": "synthetic"}}},
+        "datasets": {"a": {}, "b": {"arms": {"kl": {"stage": {"lr": 0.1}}}, "settings": {"preset": "synthetic"}}},
     }
     (tmp_path / "plan.yaml").write_text(json.dumps(tree))
     plan = load_plan(tmp_path / "plan.yaml", overrides=["student.epochs=9"], jobs=2)
-    assert list(plan.datasets["a"].methods) == ["teacher", "kl", "gcnet"]
-    assert plan.datasets["a"].methods["kl"].stage == {}
-    assert plan.datasets["b"].methods["kl"].model_dump(exclude_unset=True) == {
+    assert list(plan.datasets["a"].arms) == ["teacher", "kl", "gcnet"]
+    assert plan.datasets["a"].arms["kl"].stage == {}
+    assert plan.datasets["b"].arms["kl"].model_dump(exclude_unset=True) == {
         "options": {"kl": 2.0}, "stage": {"lr": 0.1},
     }  # fmt: skip
     assert all(part.settings.seeds == (3, 4) and part.settings.student.epochs == 9 for part in plan.datasets.values())
     assert plan.datasets["b"].settings.student.lr == corrkd.load_settings(preset="synthetic").student.lr
     (tmp_path / "again.yaml").write_text(plan.to_yaml())
-    assert ComparePlan.model_validate(corrkd.settings.read_yaml(tmp_path / "again.yaml")) == plan
+    assert Plan.model_validate(corrkd.settings.read_yaml(tmp_path / "again.yaml")) == plan
 
 
 def test_the_numbers_of_papers_are_checked_first_and_kept(here: list[Job], tmp_path: Path) -> None:
@@ -294,7 +324,7 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system's own figure is used")
 def test_peak_memory_is_the_run_s_own() -> None:
-    run = "import torch; from corrkd.experiment.job import _peak_memory as peak; print(peak(torch.device('cpu')))"
+    run = "import torch; from corrkd.experiment.processes import peak_memory as peak; print(peak(torch.device('cpu')))"
     large = f"import subprocess, sys; held = b'x' * 2**30; subprocess.run([sys.executable, '-c', {run!r}], check=True)"
     peak = int(subprocess.run([sys.executable, "-c", large], check=True, capture_output=True).stdout)
     assert 1e8 < peak < 2**30
@@ -311,3 +341,14 @@ def test_a_method_is_chosen_by_what_it_is_trained_on(
     chosen = conditions(valid.modalities)
     chosen = chosen[-1:] if trains_on == "complete" else chosen
     assert saved.about[VALID] == pytest.approx(mean_f1(saved.network, valid, chosen))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak cannot be reset")
+def test_peak_memory_is_the_job_s_own() -> None:
+    """A job before it in the same process had more."""
+    code = (
+        "import torch; from corrkd.experiment.processes import peak_memory, reset_peak_memory; cpu = torch.device('cpu');"
+        "large = b'x' * 2**30; del large; reset_peak_memory(cpu); print(peak_memory(cpu))"
+    )
+    peak = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
+    assert 1e8 < peak < 2**30

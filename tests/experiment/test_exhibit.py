@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import corrkd
-from corrkd.data.targets import make_target
 from corrkd.errors import CorrKDError
 from corrkd.experiment.exhibit import exhibit_of, truths
 from corrkd.serve.predictor import Predictor
+from corrkd.targets.registry import make_target
 from tests.conftest import make_dataset
 from tests.experiment.conftest import run_unreported, tiny, write_npz
 from tests.serve.conftest import with_questions
@@ -29,8 +29,10 @@ def on_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_student_teacher_and_control_of_one_seed(on_file: Path) -> None:
     for path, seed in (
         (on_file / "run", 0),
-        (on_file / "run" / "seed-3", 3),
-        (on_file / "run" / "seed-3" / "student.json", 3),
+        (on_file / "run" / "mine", 0),
+        (on_file / "run" / "mine" / "seed-3", 3),
+        (on_file / "run" / "mine" / "seed-3" / "student", 3),
+        (on_file / "run" / "mine" / "seed-3" / "student" / "student.json", 3),
     ):
         exhibit, notes = exhibit_of(path)
         assert notes == []

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 import corrkd as package
-from corrkd.experiment import run_folder
-from corrkd.parsing import yaml_with_digest
+from corrkd.experiment import folder as run_folder
+from corrkd.experiment.plan import plan_of_run
 from tests.command import corrkd, ends_at
 from tests.experiment.conftest import assert_same, contents, tiny, write_npz
 
@@ -51,7 +51,7 @@ def killed_again_and_again(settings: Path, out: Path, owner: str, name: str, cal
     """
     times = 0
     while not (out / "results.csv").exists():
-        words = ("resume", out) if (out / "settings.yaml").exists() else ("run", "--settings", settings, "--out", out)
+        words = ("resume", out) if (out / "plan.yaml").exists() else ("run", "--settings", settings, "--out", out)
         ended = corrkd(*words, first=ends_at(owner, name, calls + times // patience), report=False)
         assert ended.code in (0, -signal.SIGKILL), ended
         times += ended.code != 0
@@ -75,7 +75,7 @@ def test_killed_again_and_again(
 @pytest.mark.slow
 @pytest.mark.parametrize("hook", [WRITE, SYNC, REPLACE])
 def test_killed_at_every_write(settings: Path, whole: dict[str, bytes], tmp_path: Path, hook: tuple[str, str]) -> None:
-    """The first write of each process is run.json: at the second, each gets one file further."""
+    """The first writes of each process are the plan's: at the second, each gets one file further."""
     out = tmp_path / "run"
     assert killed_again_and_again(settings, out, *hook, 2, patience=6) >= 12
     assert corrkd("resume", out, report=False).code == 0
@@ -87,17 +87,17 @@ def test_killed_at_its_very_first_write(settings: Path, tmp_path: Path) -> None:
     """There is no run yet, and the folder is no obstacle to one."""
     out = tmp_path / "run"
     assert corrkd("train", "--settings", settings, "--out", out, first=ends_at(*WRITE, 1)).code == -signal.SIGKILL
-    assert "not a run folder" in corrkd("resume", out).line
+    assert "holds no plan.yaml" in corrkd("resume", out).line
     assert corrkd("train", "--settings", settings, "--out", out).code == 0
     assert not leftovers(out)
 
 
 def test_killed_between_the_last_model_and_the_history(settings: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     out = tmp_path / "run"
-    first = ends_at("corrkd.experiment.seed", "_write_history", 1)
+    first = ends_at("corrkd.experiment.stages", "_write_history", 3)
     assert corrkd("train", "--settings", settings, "--out", out, first=first).code == -signal.SIGKILL
-    assert (out / "seed-0" / "control.json").exists()
-    assert not (out / "seed-0" / "history.csv").exists()
+    assert (out / "synthetic" / "seed-0" / "control" / "control.json").exists()
+    assert not (out / "synthetic" / "seed-0" / "control" / "history.csv").exists()
     assert corrkd("resume", out, report=False).code == 0
     assert_same(contents(out), whole)
     assert not leftovers(out)
@@ -109,7 +109,7 @@ def test_killed_from_outside(settings: Path, whole: dict[str, bytes], tmp_path: 
     command = [sys.executable, "-m", "corrkd.cli", "run", "--settings", str(settings), "--out", str(out)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         try:
-            wait_for(out / "seed-0" / "student.ckpt")
+            wait_for(out / "synthetic" / "seed-0" / "student" / "student.ckpt")
         finally:
             process.kill()
     assert not (out / "results.csv").exists()
@@ -118,7 +118,7 @@ def test_killed_from_outside(settings: Path, whole: dict[str, bytes], tmp_path: 
     assert not leftovers(out)
 
 
-@pytest.mark.parametrize(("hook", "calls"), [(SYNC, 7), (("corrkd.experiment.seed", "sweep"), 2)])
+@pytest.mark.parametrize(("hook", "calls"), [(SYNC, 7), (("corrkd.experiment.stages", "sweep"), 2)])
 def test_control_c(settings: Path, whole: dict[str, bytes], tmp_path: Path, hook: tuple[str, str], calls: int) -> None:
     """In training, in the middle of a write; and in the evaluation."""
     out = tmp_path / "run"
@@ -156,8 +156,8 @@ def test_another_version_does_not_go_on(tmp_path: Path) -> None:
     """What it trained would stand beside what this version trains."""
     out = tmp_path / "run"
     package.run(tiny(), out, evaluate=False)
-    facts = json.loads((out / "run.json").read_text())
-    (out / "run.json").write_text(json.dumps({**facts, "corrkd": "0.1.0"}))
+    facts = json.loads((out / "synthetic" / "run.json").read_text())
+    (out / "synthetic" / "run.json").write_text(json.dumps({**facts, "corrkd": "0.1.0"}))
     before = contents(out)
     assert f"was begun with corrkd 0.1.0, and this is {facts['corrkd']}" in corrkd("resume", out).line
     assert contents(out) == before
@@ -167,8 +167,8 @@ def test_one_process_at_a_time(settings: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with run_folder.locked(out):
         assert "another process is writing this run" in corrkd("train", "--settings", settings, "--out", out).line
-        assert not (out / "settings.yaml").exists()
-    (out / "settings.yaml").write_text(yaml_with_digest(settings.read_text()))
+        assert not (out / "plan.yaml").exists()
+    (out / "plan.yaml").write_text(plan_of_run(package.load_settings(settings)).to_yaml())
     with run_folder.locked(out):
         assert "another process is writing this run" in corrkd("resume", out).line
 
@@ -186,7 +186,7 @@ def test_several_seeds_at_once_are_stopped_together(tmp_path: Path, number: int)
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=heard) as process:
         try:
-            wait_for(out / "seed-1" / "student.ckpt")
+            wait_for(out / "synthetic" / "seed-1" / "student" / "student.ckpt")
             process.send_signal(number)
             said = process.communicate(timeout=120)[1]
         finally:
@@ -199,7 +199,7 @@ def test_several_seeds_at_once_are_stopped_together(tmp_path: Path, number: int)
     assert contents(out) == state
     subprocess.run([*command, "resume", out], check=True, capture_output=True)
     one, other = contents(out), contents(straight)
-    for name in ("settings.yaml", "report.html", "report.md"):  # jobs
+    for name in ("plan.yaml", "synthetic/settings.yaml", "report.html", "report.md"):  # jobs
         assert one.pop(name) != other.pop(name)
     assert_same(one, other)
     assert not leftovers(out)

@@ -31,7 +31,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
         data={"path": str(folder / "lengths.npz"), "synthetic": {}},
         teacher={"epochs": 12, "lr": 5e-3},
         student={"epochs": 12, "lr": 5e-3},
-        evaluation={"ratios": [0.5, 1.0], "bursts": [1.0], "noise": [1.0]},
+        evaluation={"conditions": {"ratio": [0.5, 1.0], "burst": [1.0], "noise": [1.0]}},
     )
     results = run_unreported(settings, folder / "run").results
     rows = results[results["metric"] == "weighted_f1"]

@@ -10,10 +10,10 @@ import pytest
 
 import corrkd
 from tests.data.readers.samples import mmsa, write_pickle
-from tests.experiment.conftest import no_report, tiny  # noqa: F401  (fixture)
+from tests.experiment.conftest import dataset_in, no_report, tiny  # noqa: F401  (fixture)
 
 pytestmark = pytest.mark.usefixtures("no_report")
-QUICK = {"teacher": {"epochs": 1}, "student": {"epochs": 1}, "evaluation": {"ratios": [], "bursts": []}}
+QUICK = {"teacher": {"epochs": 1}, "student": {"epochs": 1}, "evaluation": {"conditions": {"ratio": [], "burst": []}}}
 
 
 def run(path: Path, out: Path, **data: Any) -> corrkd.Run:
@@ -50,5 +50,5 @@ def test_the_chosen_label_is_part_of_the_settings(tmp_path: Path) -> None:
         part["emotions"] = np.random.default_rng(seed).integers(0, 2, (len(part["id"]), 6)).astype(float)
         part["emotions"][0], part["emotions"][1] = 0, 3
     done = run(write_pickle(tmp_path / "set.pkl", data), tmp_path / "run", label="happy,fear")
-    assert "label: happy,fear" in (done.folder / "settings.yaml").read_text()
+    assert "label: happy,fear" in (dataset_in(done.folder) / "settings.yaml").read_text()
     assert corrkd.load_student(done.folder).target.questions == ("happy", "fear")

@@ -1,4 +1,4 @@
-"""A comparison's folder that somebody else made: what it says leads to nothing outside it."""
+"""A folder that somebody else made: what it says leads to nothing outside it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import pytest
 import yaml
 
 from corrkd.errors import CorrKDError
-from corrkd.experiment import compare as module
-from corrkd.experiment.compare import compare
-from corrkd.experiment.compare_settings import load_plan, read_plan
+from corrkd.experiment import run as module
+from corrkd.experiment.folder import locked
+from corrkd.experiment.job import FileReporter, Job
+from corrkd.experiment.plan import DatasetPlan, load_plan, read_plan
+from corrkd.experiment.run import compare
+from corrkd.experiment.runner import work
+from corrkd.settings import ArmSettings, load_settings
 from tests.experiment.conftest import tiny
 
 UNFIT = (
@@ -29,19 +33,19 @@ UNFIT = (
     "x" * 101,
     "é" * 51,
 )
-IN_USE = ("tables", "figures", "report.html", "compare.yaml", "seed-0", "results.csv", "failures.csv")
+IN_USE = ("tables", "figures", "report.html", "plan.yaml", "reported.csv", "results.csv", "failures.csv")
 
 
 def plan_tree(dataset: str = "mosi", method: str = "kl") -> dict[str, object]:
     methods = {method: {"method": "kl"}}
-    return {"datasets": {dataset: {"settings": tiny(), "methods": methods}}, "budget": "fixed"}
+    return {"datasets": {dataset: {"settings": tiny(), "arms": methods}}, "budget": "fixed"}
 
 
 def received(out: Path, dataset: str = "mosi", method: str = "kl") -> Path:
     """A plan as a comparison's folder keeps it."""
     out.mkdir()
-    part = {"settings": tiny(), "methods": {"teacher": {}, method: {"method": "kl"}}}
-    (out / "compare.yaml").write_text(yaml.safe_dump({"datasets": {dataset: part}}, allow_unicode=True))
+    part = {"settings": tiny(), "arms": {"teacher": {}, method: {"method": "kl"}}}
+    (out / "plan.yaml").write_text(yaml.safe_dump({"datasets": {dataset: part}}, allow_unicode=True))
     return out
 
 
@@ -78,10 +82,6 @@ def test_a_link_in_place_of_a_dataset_s_folder_is_not_followed(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", [".lock", "mosi/seed-0/kl/log.txt", "mosi/seed-0/kl/progress"])
 def test_no_file_is_written_through_a_link(tmp_path: Path, name: str) -> None:
-    from corrkd.experiment.grid import Job, run_apart
-    from corrkd.experiment.job import FileReporter
-    from corrkd.experiment.run_folder import locked
-
     out = received(tmp_path / "out")
     (tmp_path / "precious").write_text("precious")
     (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,8 @@ def test_no_file_is_written_through_a_link(tmp_path: Path, name: str) -> None:
             with locked(out):
                 pass
         elif name.endswith("log.txt"):
-            run_apart(Job(out, "mosi", "kl", 0))
+            part = DatasetPlan(settings=load_settings(**tiny()), arms={"kl": ArmSettings()})
+            work(Job(out / "mosi", part, "kl", 0))
         else:
             with FileReporter(out / name).task("training", 3):
                 pass
@@ -115,7 +116,7 @@ def test_names_that_are_paths_are_refused_in_plans_and_received_ones(tmp_path: P
 @pytest.mark.parametrize("name", IN_USE)
 def test_a_dataset_is_not_called_as_what_the_comparison_writes(tmp_path: Path, name: str) -> None:
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan_tree(name)))
-    with pytest.raises(CorrKDError, match="has other use for the name"):
+    with pytest.raises(CorrKDError, match="has another use for the name"):
         load_plan(tmp_path / "plan.yaml")
 
 
@@ -128,7 +129,7 @@ def test_a_method_is_not_called_as_a_file_beside_its_model(tmp_path: Path, name:
 
 def test_names_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
     tree = plan_tree()
-    tree["datasets"] = {name: {"settings": tiny(), "methods": {"kl": {}}} for name in ("mosi", "MOSI")}
+    tree["datasets"] = {name: {"settings": tiny(), "arms": {"kl": {}}} for name in ("mosi", "MOSI")}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(tree))
     with pytest.raises(CorrKDError, match="'MOSI' and 'mosi' are one folder where case does not count"):
         load_plan(tmp_path / "plan.yaml")
@@ -139,7 +140,7 @@ def test_an_edited_plan_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.
     plan = load_plan(own_plan(tmp_path))
     out = tmp_path / "out"
     out.mkdir()
-    (out / "compare.yaml").write_text(plan.to_yaml().replace("dropout: 0.1", "dropout: 0.2"))
-    monkeypatch.setattr(module, "_prepared", lambda *_: None)
-    with pytest.raises(CorrKDError, match=r"compare\.yaml: changed since it was written: .*; put it back"):
+    (out / "plan.yaml").write_text(plan.to_yaml().replace("dropout: 0.1", "dropout: 0.2"))
+    monkeypatch.setattr(module, "prepared", lambda *_: None)
+    with pytest.raises(CorrKDError, match=r"plan\.yaml: changed since it was written: .*; put it back"):
         compare(plan, out)

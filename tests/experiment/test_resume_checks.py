@@ -47,9 +47,9 @@ def finished_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("settings.yaml", r"settings\.yaml: .*(put it back|UTF-8)"),
-        ("run.json", r"run\.json: .*(delete it to go on|UTF-8|another folder|new run)"),
-        *((f"seed-0/{name}", r"seed-0/.*: damaged: its SHA-256 .* delete .*results\.csv to evaluate again|UTF-8") for name in
+        ("plan.yaml", r"plan\.yaml: .*(put it back|UTF-8)"),
+        ("synthetic/run.json", r"run\.json: .*(delete it to go on|UTF-8|another folder|new run)"),
+        *((f"synthetic/seed-0/student/{name}", r"damaged: its SHA-256 .* delete .*results\.csv to evaluate again|UTF-8") for name in
           ("results.csv", "predictions.parquet", "representations.safetensors", "coverage.csv", "history.csv", "SHA256SUMS")),
     ],
 )  # fmt: skip
@@ -74,10 +74,8 @@ def test_a_flipped_bit_in_a_teacher(
 ) -> None:
     folder, rng = tmp_path / "run", random.Random(name)
     shutil.copytree(finished_alone, folder)
-    for pattern in ("student.*", "history.csv", "results.csv"):
-        for path in (folder / "seed-0").glob(pattern):
-            path.unlink()
-    path = folder / "seed-0" / f"{name}.{ending}"
+    shutil.rmtree(folder / "synthetic" / "seed-0" / "student")
+    path = folder / "synthetic" / "seed-0" / "teacher" / f"{name}.{ending}"
     whole = path.read_bytes()
     for _ in range(FLIPS):
         path.write_bytes(flipped(whole, rng))
@@ -86,7 +84,9 @@ def test_a_flipped_bit_in_a_teacher(
 
 def test_what_the_evaluation_wrote_can_be_checked_by_others(finished_alone: Path) -> None:
     command = ["sha256sum", "--strict", "-c", "SHA256SUMS"]
-    done = subprocess.run(command, cwd=finished_alone / "seed-0", capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=finished_alone / "synthetic" / "seed-0" / "student", capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(": OK") == 5
 

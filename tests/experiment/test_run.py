@@ -13,21 +13,33 @@ from sklearn.metrics import accuracy_score, f1_score
 
 import corrkd
 from corrkd.errors import CorrKDError
-from corrkd.experiment.prepare import prepare
+from corrkd.experiment.experiment import prepare
 from corrkd.missing.conditions import missing_subsets, standard_conditions
 from corrkd.report.run_folder import read_csv
-from tests.experiment.conftest import assert_same, contents, tiny, write_npz
+from tests.experiment.conftest import assert_same, contents, dataset_in, tiny, write_npz
 
 ROLES = ("teacher", "student", "control")
 COLUMNS = ["dataset", "method", "seed", "condition", "draw", "metric", "value"]
 
 
 def read(folder: Path) -> pd.DataFrame:
-    return read_csv(folder / "results.csv", dtype={"seed": str}, keep_default_na=False, na_values={"value": [""]})
+    return read_csv(
+        dataset_in(folder) / "results.csv", dtype={"seed": str}, keep_default_na=False, na_values={"value": [""]}
+    )
 
 
 def tensors(folder: Path, role: str) -> dict[str, np.ndarray]:
-    return load_file(folder / f"{role}.safetensors")
+    return load_file(folder / role / f"{role}.safetensors")
+
+
+def predictions_of(run: Path, seed: int = 0) -> pd.DataFrame:
+    folder = dataset_in(run) / f"seed-{seed}"
+    return pd.concat([pd.read_parquet(folder / role / "predictions.parquet") for role in ROLES], ignore_index=True)
+
+
+def history_of(run: Path) -> pd.DataFrame:
+    folder = dataset_in(run) / "seed-0"
+    return pd.concat([read_csv(folder / role / "history.csv") for role in ROLES], ignore_index=True)
 
 
 def assert_equal_tensors(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
@@ -37,10 +49,13 @@ def assert_equal_tensors(one: dict[str, np.ndarray], other: dict[str, np.ndarray
 
 
 def test_what_a_run_leaves(finished: Path) -> None:
-    top = {"settings.yaml", "run.json", "results.csv", "report.html", "report.md", "tables", "figures"}
-    assert top | {"seed-0", "seed-1"} == {p.name for p in finished.iterdir()} - {".lock"}
-    models = {f"{role}.{ending}" for role in ROLES for ending in ("safetensors", "json")}
+    top = {"plan.yaml", "results.csv", "report.html", "report.md", "tables", "figures", "synthetic"}
+    assert top == {p.name for p in finished.iterdir()} - {".lock"}
+    folder = finished / "synthetic"
+    files = {"settings.yaml", "run.json", "results.csv", "costs.csv", "groups.csv"}
+    assert files | {"seed-0", "seed-1"} == {p.name for p in folder.iterdir()}
     others = {
+        "cost.json",
         "history.csv",
         "predictions.parquet",
         "representations.safetensors",
@@ -49,10 +64,13 @@ def test_what_a_run_leaves(finished: Path) -> None:
         "SHA256SUMS",
     }
     for seed in ("seed-0", "seed-1"):
-        assert {p.name for p in (finished / seed).iterdir()} == models | others | {"tfevents"}
-        assert all(list((finished / seed / "tfevents" / role).glob("events.*")) for role in ROLES)
-    assert corrkd.load_settings(finished / "settings.yaml").seeds == (0, 1)
-    facts = json.loads((finished / "run.json").read_text())
+        assert {p.name for p in (folder / seed).iterdir()} == set(ROLES)
+        for role in ROLES:
+            models = {f"{role}.safetensors", f"{role}.json"}
+            assert {p.name for p in (folder / seed / role).iterdir()} == models | others | {"tfevents"}
+            assert list((folder / seed / role / "tfevents" / role).glob("events.*"))
+    assert corrkd.load_settings(folder / "settings.yaml").seeds == (0, 1)
+    facts = json.loads((folder / "run.json").read_text())
     assert [m["name"] for m in facts["methods"]] == ["teacher", "student", "control"]
     assert all("validation split" in m["selection"] for m in facts["methods"])
 
@@ -61,7 +79,7 @@ def test_results_are_tidy_and_complete(finished: Path) -> None:
     table = read(finished)
     assert list(table) == COLUMNS
     assert not table.duplicated(COLUMNS[:-1]).any()
-    experiment = prepare(corrkd.load_settings(finished / "settings.yaml"))
+    experiment = prepare(corrkd.load_settings(dataset_in(finished) / "settings.yaml"))
     expected = {(c.name, draw) for c in experiment.conditions() for draw in range(c.draws)}
     assert ("natural", 0) in expected
     assert ("ratio-0.5", 1) in expected
@@ -83,7 +101,7 @@ def test_results_are_tidy_and_complete(finished: Path) -> None:
 
 def test_results_are_those_of_the_predictions(finished: Path) -> None:
     results = read(finished).set_index(["method", "seed", "condition", "draw", "metric"])["value"]
-    predictions = pd.read_parquet(finished / "seed-1" / "predictions.parquet")
+    predictions = predictions_of(finished, 1)
     groups = predictions.groupby(["method", "condition", "draw"])
     assert len(groups) == 3 * 14
     for (method, condition, draw), rows in groups:
@@ -97,23 +115,24 @@ def test_results_are_those_of_the_predictions(finished: Path) -> None:
 
 
 def test_natural_is_the_samples_that_the_data_leaves_incomplete(finished: Path) -> None:
-    dataset = prepare(corrkd.load_settings(finished / "settings.yaml")).dataset
+    dataset = prepare(corrkd.load_settings(dataset_in(finished) / "settings.yaml")).dataset
     test = dataset.split("test")
     incomplete = set(test.ids[test.naturally_incomplete()])
     assert 0 < len(incomplete) < len(test)
-    predictions = pd.read_parquet(finished / "seed-0" / "predictions.parquet")
+    predictions = predictions_of(finished, 0)
     assert set(predictions[predictions["condition"] == "natural"]["id"]) == incomplete
     assert set(predictions[predictions["condition"] == "complete"]["id"]) == set(test.ids)
 
 
 def test_the_saved_epoch_is_the_best_on_validation_the_earliest_on_ties(finished: Path) -> None:
-    history = read_csv(finished / "seed-0" / "history.csv")
+    history = history_of(finished)
     for role in ROLES:
         rows = history[history["method"] == role].reset_index()
         assert list(rows["epoch"]) == list(range(1, len(rows) + 1))
-        about = json.loads((finished / "seed-0" / f"{role}.json").read_text())["about"]
+        about = json.loads((dataset_in(finished) / "seed-0" / role / f"{role}.json").read_text())["about"]
         best = rows["valid/weighted_f1"].idxmax()
         assert about["epoch"] == rows["epoch"][best]
+        assert rows["kept"].tolist() == (rows["epoch"] == about["epoch"]).astype(int).tolist()
         assert about["valid/weighted_f1"] == rows["valid/weighted_f1"][best]
     terms = history[history["method"] == "student"][["loss/task", "loss/scd", "loss/cpd", "loss/rcd"]]
     total = history[history["method"] == "student"]["loss/total"]
@@ -126,17 +145,17 @@ def test_a_seed_alone_is_the_seed_among_others_to_the_bit(finished: Path, tmp_pa
     torch.manual_seed(99)
     np.random.seed(99)  # noqa: NPY002  (the state that a caller may have left)
     state = torch.get_rng_state()
-    settings = corrkd.load_settings(finished / "settings.yaml", overrides=["seeds=[1]"])
+    settings = corrkd.load_settings(dataset_in(finished) / "settings.yaml", overrides=["seeds=[1]"])
     corrkd.run(settings, tmp_path / "run")
     assert torch.equal(torch.get_rng_state(), state)
-    assert_same(contents(tmp_path / "run" / "seed-1"), contents(finished / "seed-1"))
+    assert_same(contents(dataset_in(tmp_path / "run") / "seed-1"), contents(dataset_in(finished) / "seed-1"))
     one, both = read(tmp_path / "run"), read(finished)
     pd.testing.assert_frame_equal(one, both[both["seed"].isin(["1", ""])].reset_index(drop=True), check_exact=True)
 
 
 def test_seeds_differ(finished: Path) -> None:
     for role in ROLES:
-        one, other = tensors(finished / "seed-0", role), tensors(finished / "seed-1", role)
+        one, other = (tensors(dataset_in(finished) / f"seed-{seed}", role) for seed in (0, 1))
         assert any(not np.array_equal(one[name], other[name]) for name in one if name.startswith("network."))
         np.testing.assert_array_equal(one["center.audio"], other["center.audio"])
 
@@ -147,13 +166,13 @@ def test_student_and_control_share_initialisation_batches_and_masks(tmp_path: Pa
     for name, weight in (("without", 0.0), ("with", 1.0)):
         student = {"distillation": {"scd": weight, "cpd": weight, "rcd": weight}}
         corrkd.run(tiny(student=student), tmp_path / name, evaluate=False)
-    folder = tmp_path / "without" / "seed-0"
+    folder, with_losses = (dataset_in(tmp_path / name) / "seed-0" for name in ("without", "with"))
     assert_equal_tensors(tensors(folder, "student"), tensors(folder, "control"))
-    history = pd.read_csv(folder / "history.csv").set_index("method").drop(columns=["loss/total"])
+    history = history_of(tmp_path / "without").set_index("method")
     assert history.loc["student", "loss/task"].tolist() == history.loc["control", "loss/task"].tolist()
-    distilled = tensors(tmp_path / "with" / "seed-0", "student")
+    distilled = tensors(with_losses, "student")
     assert any(not np.array_equal(x, distilled[name]) for name, x in tensors(folder, "control").items())
-    assert_equal_tensors(tensors(folder, "control"), tensors(tmp_path / "with" / "seed-0", "control"))
+    assert_equal_tensors(tensors(folder, "control"), tensors(with_losses, "control"))
 
 
 @pytest.mark.usefixtures("no_report")
@@ -162,8 +181,8 @@ def test_the_evaluations_batch_size_changes_rounding_alone(tmp_path: Path) -> No
     for size in (256, 5):
         folder = tmp_path / str(size)
         corrkd.run(tiny(evaluation={"batch_size": size}), folder)
-        tables.append(pd.read_parquet(folder / "seed-0" / "predictions.parquet"))
-        representations.append(load_file(folder / "seed-0" / "representations.safetensors"))
+        tables.append(predictions_of(folder))
+        representations.append(load_file(dataset_in(folder) / "seed-0" / "student" / "representations.safetensors"))
     pd.testing.assert_frame_equal(tables[0], tables[1], check_exact=False, rtol=1e-4, atol=1e-5)
     for name, x in representations[0].items():
         np.testing.assert_allclose(x, representations[1][name], atol=5e-3)
@@ -174,7 +193,8 @@ def test_a_set_too_large_for_memory_gives_the_same_bits(tmp_path: Path) -> None:
     data = write_npz(tmp_path / "d.npz", {"language": 5, "audio": 3})
     for name, size in (("resident", 4.0), ("batchwise", 0.0)):
         corrkd.run(tiny(data={"path": str(data), "resident_gigabytes": size}), tmp_path / name)
-    assert_same(*(contents(tmp_path / name, "seed-0/*") for name in ("resident", "batchwise")))
+    resident, batchwise = (contents(tmp_path / name, "d/seed-0/*/*") for name in ("resident", "batchwise"))
+    assert_same(resident, batchwise)
 
 
 @pytest.mark.usefixtures("no_report")
@@ -199,12 +219,12 @@ def test_any_number_of_modalities_and_any_target(tmp_path: Path, widths: dict[st
     assert student[student["metric"] != "corr"]["value"].notna().all()
     assert len(student[(student["condition"] == "complete") & (student["metric"] == "weighted_f1")]) == 1
     pd.testing.assert_frame_equal(read(run.folder), run.results[COLUMNS], check_exact=True)
-    history = pd.read_csv(run.folder / "seed-0" / "history.csv", keep_default_na=False)
+    history = pd.read_csv(dataset_in(run.folder) / "seed-0" / "student" / "history.csv", keep_default_na=False)
     assert ("loss/rcd" in history) == (target != "score")
 
 
 def prepare_settings(folder: Path) -> Any:
-    return corrkd.load_settings(folder / "settings.yaml").evaluation
+    return corrkd.load_settings(dataset_in(folder) / "settings.yaml").evaluation
 
 
 @pytest.mark.usefixtures("no_report")
@@ -217,7 +237,7 @@ def test_yes_no_questions(tmp_path: Path) -> None:
     student = run.results[(run.results["method"] == "student") & (run.results["condition"] == "audio")]
     values = student.set_index("metric")["value"]
     assert values["weighted_f1"] == pytest.approx((values["weighted_f1/happy"] + values["weighted_f1/sad"]) / 2)
-    predictions = pd.read_parquet(run.folder / "seed-0" / "predictions.parquet")
+    predictions = predictions_of(run.folder)
     assert set(predictions["question"]) == {"happy", "sad"}
     assert len(predictions[(predictions["method"] == "student") & (predictions["condition"] == "audio")]) == 2 * 15
 
@@ -236,8 +256,9 @@ def test_the_test_split_cannot_influence_training(tmp_path: Path) -> None:
     for name in ("d", "other"):
         corrkd.run(tiny(data={"path": str(tmp_path / f"{name}.npz"), "name": "same"}), tmp_path / name)
     for role in ROLES:
-        assert_equal_tensors(*(tensors(tmp_path / name / "seed-0", role) for name in ("d", "other")))
-    assert contents(tmp_path / "d" / "seed-0", "history.csv") == contents(tmp_path / "other" / "seed-0", "history.csv")
+        assert_equal_tensors(*(tensors(dataset_in(tmp_path / name) / "seed-0", role) for name in ("d", "other")))
+    one, other = (contents(dataset_in(tmp_path / name) / "seed-0", "*/history.csv") for name in ("d", "other"))
+    assert_same(one, other)
     assert not read(tmp_path / "d").equals(read(tmp_path / "other"))
 
 
@@ -245,10 +266,10 @@ def test_the_test_split_cannot_influence_training(tmp_path: Path) -> None:
 def test_a_batch_larger_than_the_data_is_clipped_and_said(tmp_path: Path) -> None:
     for size in (30, 1000):
         corrkd.run(tiny(student={"batch_size": size}), tmp_path / str(size), evaluate=False)
-    notes = json.loads((tmp_path / "1000" / "run.json").read_text())["notes"]
+    notes = json.loads((tmp_path / "1000" / "synthetic" / "run.json").read_text())["notes"]
     assert any("student.batch_size = 1000 is more than the 30 training samples" in note for note in notes)
-    assert not json.loads((tmp_path / "30" / "run.json").read_text())["notes"]
-    models = [contents(tmp_path / size / "seed-0", "*.safetensors") for size in ("30", "1000")]
+    assert not json.loads((tmp_path / "30" / "synthetic" / "run.json").read_text())["notes"]
+    models = [contents(tmp_path / size / "synthetic" / "seed-0", "*/*.safetensors") for size in ("30", "1000")]
     assert_same(*models)
 
 
@@ -265,7 +286,7 @@ def test_what_a_gpu_trains_a_cpu_reads(tmp_path: Path) -> None:
     run = corrkd.run(tiny(device="cuda"), tmp_path / "run")
     student = run.results[run.results["method"] == "student"].set_index(["condition", "draw", "metric"])["value"]
     assert student.notna().all()
-    dataset = prepare(corrkd.load_settings(run.folder / "settings.yaml", overrides=["device=cpu"])).dataset
+    dataset = prepare(corrkd.load_settings(dataset_in(run.folder) / "settings.yaml", overrides=["device=cpu"])).dataset
     table = corrkd.evaluate(corrkd.load_student(run.folder), dataset, conditions=["complete", "ratio-0.5"], draws=2)
     ece = table[table["metric"] == "ece"].set_index(["condition", "draw", "metric"])["value"]
     np.testing.assert_allclose(ece, student[ece.index], atol=1e-3)
@@ -274,20 +295,19 @@ def test_what_a_gpu_trains_a_cpu_reads(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_report")
 def test_early_stopping(tmp_path: Path) -> None:
     corrkd.run(tiny(teacher={"epochs": 50, "patience": 2, "lr": 1e-9}), tmp_path / "run", evaluate=False)
-    history = pd.read_csv(tmp_path / "run" / "seed-0" / "history.csv")
-    teacher = history[history["method"] == "teacher"]
+    teacher = pd.read_csv(dataset_in(tmp_path / "run") / "seed-0" / "teacher" / "history.csv")
     best = teacher["epoch"][teacher["valid/weighted_f1"].idxmax()]
     assert teacher["epoch"].max() == best + 2
 
 
 @pytest.mark.usefixtures("no_report")
 def test_what_is_trained_can_be_evaluated_later(finished: Path, tmp_path: Path) -> None:
-    settings = corrkd.load_settings(finished / "settings.yaml", overrides=["seeds=[0]"])
+    settings = corrkd.load_settings(dataset_in(finished) / "settings.yaml", overrides=["seeds=[0]"])
     trained = corrkd.run(settings, tmp_path / "run", evaluate=False)
     assert trained.results.empty
     assert not (tmp_path / "run" / "results.csv").exists()
     corrkd.resume(tmp_path / "run")
-    assert_same(contents(tmp_path / "run" / "seed-0"), contents(finished / "seed-0"))
+    assert_same(contents(dataset_in(tmp_path / "run") / "seed-0"), contents(dataset_in(finished) / "seed-0"))
 
 
 @pytest.mark.usefixtures("no_report")
@@ -298,7 +318,9 @@ def test_a_set_without_a_test_split_can_be_judged_on_another(tmp_path: Path) -> 
     with pytest.raises(CorrKDError, match="has no split 'test'"):
         corrkd.run(settings, tmp_path / "run")
     corrkd.run({**settings, "evaluation": {**settings["evaluation"], "split": "valid"}}, tmp_path / "run")
-    assert len(load_file(tmp_path / "run" / "seed-0" / "representations.safetensors")["targets"]) == 20
+    assert (
+        len(load_file(tmp_path / "run" / "d" / "seed-0" / "student" / "representations.safetensors")["targets"]) == 20
+    )
 
 
 @pytest.mark.usefixtures("no_report")
@@ -312,7 +334,7 @@ def test_the_folder_of_a_run(tmp_path: Path) -> None:
     assert contents(out) == before
     (out / "my notes.txt").write_text("mine")
     corrkd.run({**settings, "seeds": [4]}, out, evaluate=False, overwrite=True)
-    assert not (out / "seed-0").exists()
+    assert not (out / "synthetic" / "seed-0").exists()
     assert (out / "my notes.txt").read_text() == "mine"
     other = tmp_path / "project"
     (other / "figures").mkdir(parents=True)
@@ -325,10 +347,10 @@ def test_the_folder_of_a_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_several_seeds_at_once_change_nothing(finished: Path, tmp_path: Path) -> None:
-    settings = corrkd.load_settings(finished / "settings.yaml", overrides=["jobs=2"])
+    settings = corrkd.load_settings(dataset_in(finished) / "settings.yaml", overrides=["jobs=2"])
     corrkd.run(settings, tmp_path / "run")
     one, other = contents(finished), contents(tmp_path / "run")
-    assert one.pop("settings.yaml") != other.pop("settings.yaml")  # jobs
-    for name in ("report.html", "report.md"):  # they show the settings
+    assert one.pop("plan.yaml") != other.pop("plan.yaml")  # jobs
+    for name in ("report.html", "report.md", "synthetic/settings.yaml"):  # they show the settings
         one.pop(name), other.pop(name)
     assert_same(one, other)

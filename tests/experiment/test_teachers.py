@@ -12,15 +12,17 @@ from scipy.linalg import orthogonal_procrustes
 
 import corrkd
 from corrkd.errors import CorrKDError
-from corrkd.evaluation.calibration import fit_temperature
-from corrkd.experiment.arm import TEACHER
-from corrkd.experiment.prepare import RUN_ARMS, Experiment, prepare
+from corrkd.experiment.arm import TEACHER, Arm, resolve
+from corrkd.experiment.card import arrangement, notes
+from corrkd.experiment.experiment import Experiment, check_splits, prepare
+from corrkd.experiment.plan import RUN_ARMS
 from corrkd.experiment.run import resume
 from corrkd.experiment.teachers import Member, answers, members, procrustes, rows_of
 from corrkd.networks.saved import load_network
 from corrkd.settings import load_settings
+from corrkd.targets.calibration import fit_temperature
 from corrkd.training.loop import teacher_outputs
-from tests.experiment.conftest import assert_same, contents, tiny, write_npz
+from tests.experiment.conftest import assert_same, contents, dataset_in, tiny, write_npz
 
 OUT_OF_FOLD = {"folds": 3, "repeats": 2, "temperature": "fit", "epochs": 1}
 MENDED = {
@@ -36,6 +38,14 @@ def people(path: Path) -> Path:
     """Thirty training samples of ten people."""
     person = np.array([f"p{place // 3}" for place in range(60)])
     return write_npz(path, {"language": 5, "audio": 3}, person=person)
+
+
+def teachers_in(run: Path) -> Path:
+    return dataset_in(run) / "seed-0" / TEACHER
+
+
+def run_arms(experiment: Experiment, *names: str) -> list[Arm]:
+    return [resolve(name, RUN_ARMS[name], experiment.settings) for name in names or RUN_ARMS]
 
 
 def experiment_of(tmp_path: Path, **teacher: object) -> Experiment:
@@ -84,8 +94,8 @@ def test_a_teacher_out_of_fold_is_trained_on_its_rows_alone(taught: tuple[Experi
     data = experiment.settings.data.model_copy(update={"path": str(tmp_path / "people.npz")})
     corrkd.run(experiment.settings.model_copy(update={"data": data}), tmp_path / "run", evaluate=False)
     same = {
-        name: (whole / "seed-0" / f"{name}.safetensors").read_bytes()
-        == (tmp_path / "run" / "seed-0" / f"{name}.safetensors").read_bytes()
+        name: (teachers_in(whole) / f"{name}.safetensors").read_bytes()
+        == (teachers_in(tmp_path / "run") / f"{name}.safetensors").read_bytes()
         for name in ("teacher-0-0", "teacher-0-1", "teacher-0-2")
     }
     assert same == {"teacher-0-0": False, "teacher-0-1": True, "teacher-0-2": False}
@@ -94,7 +104,7 @@ def test_a_teacher_out_of_fold_is_trained_on_its_rows_alone(taught: tuple[Experi
 def test_the_outputs_are_of_teachers_that_have_not_met_the_person(taught: tuple[Experiment, Path]) -> None:
     """Logits: the mean response. Representations: the first repeat's, rotated towards the teacher's axes."""
     experiment, folder = taught
-    samples, folder = experiment.samples("train"), folder / "seed-0"
+    samples, folder = experiment.samples("train"), teachers_in(folder)
     made = answers(experiment, samples, 0, folder)
     whole = teacher_outputs(load_network(folder / TEACHER).network, samples).representation
     responses = torch.zeros(2, 30, 3)
@@ -133,8 +143,8 @@ def test_one_teacher_is_what_it_was(tmp_path: Path) -> None:
     assert [m.name for m in members(experiment.settings.teacher)] == [TEACHER]
     corrkd.run(experiment.settings, tmp_path / "run", evaluate=False)
     samples = experiment.samples("train")
-    said = answers(experiment, samples, 0, tmp_path / "run" / "seed-0")
-    alone = teacher_outputs(load_network(tmp_path / "run" / "seed-0" / TEACHER).network, samples)
+    said = answers(experiment, samples, 0, teachers_in(tmp_path / "run"))
+    alone = teacher_outputs(load_network(teachers_in(tmp_path / "run") / TEACHER).network, samples)
     assert torch.equal(said.logits, alone.logits)
     assert torch.equal(said.representation, alone.representation)
     assert said.answered_by is None
@@ -144,7 +154,7 @@ def test_several_on_all_samples_begin_with_the_teacher_and_a_fixed_temperature_d
     experiment = experiment_of(tmp_path, epochs=1, repeats=3, temperature=2.0)
     assert [m.name for m in members(experiment.settings.teacher)] == [TEACHER, "teacher-1", "teacher-2"]
     corrkd.run(experiment.settings, tmp_path / "run", evaluate=False)
-    folder, samples = tmp_path / "run" / "seed-0", experiment.samples("train")
+    folder, samples = teachers_in(tmp_path / "run"), experiment.samples("train")
     each = [
         teacher_outputs(load_network(folder / m.name).network, samples).logits
         for m in members(experiment.settings.teacher)
@@ -157,11 +167,14 @@ def test_several_on_all_samples_begin_with_the_teacher_and_a_fixed_temperature_d
 def test_a_killed_run_goes_on_with_the_teachers_that_are_left(taught: tuple[Experiment, Path], tmp_path: Path) -> None:
     experiment, whole = taught
     corrkd.run(experiment.settings, tmp_path / "run", evaluate=False)
-    for name in ("teacher-1-2", "student"):
+    seed = dataset_in(tmp_path / "run") / "seed-0"
+    for arm, name in (("teacher", "teacher-1-2"), ("student", "student")):
         for kind in ("json", "safetensors"):
-            (tmp_path / "run" / "seed-0" / f"{name}.{kind}").unlink()
+            (seed / arm / f"{name}.{kind}").unlink()
+        (seed / arm / "cost.json").unlink()
     resume(tmp_path / "run", evaluate=False)
-    assert_same(contents(whole, "seed-0/*.safetensors"), contents(tmp_path / "run", "seed-0/*.safetensors"))
+    models = [contents(run, "people/seed-0/*/*.safetensors") for run in (whole, tmp_path / "run")]
+    assert_same(*models)
 
 
 @pytest.mark.parametrize(
@@ -188,14 +201,16 @@ def test_a_fold_that_is_judged_chooses_no_epoch(tmp_path: Path) -> None:
     tree = tiny(data=data, evaluation={"split": "valid"}, teacher=last, student=last)
     assert prepare(load_settings(**tree)).cross_validated
     line = "keep = best would choose an epoch on the fold that is judged"
+    experiment = prepare(load_settings(**tiny(data=data, evaluation={"split": "valid"}, teacher=last)))
     with pytest.raises(CorrKDError, match=f"student: {line}"):
-        prepare(load_settings(**tiny(data=data, evaluation={"split": "valid"}, teacher=last)), RUN_ARMS)
+        check_splits(experiment, run_arms(experiment))
     # Nor does a teacher that is trained elsewhere.
-    arms = {"student": RUN_ARMS["student"]}
+    experiment = prepare(load_settings(**tiny(data=data, evaluation={"split": "valid"}, student=last)))
     with pytest.raises(CorrKDError, match=f"teacher: {line}"):
-        prepare(load_settings(**tiny(data=data, evaluation={"split": "valid"}, student=last)), arms)
+        check_splits(experiment, run_arms(experiment, "student"))
+    experiment = prepare(load_settings(**tiny(data=data, evaluation={"split": "train"})))
     with pytest.raises(CorrKDError, match=r"evaluation\.split = train: with data\.resample every seed has another"):
-        prepare(load_settings(**tiny(data=data, evaluation={"split": "train"})))
+        check_splits(experiment, run_arms(experiment))
 
 
 def test_a_seed_normalises_by_its_own_training_split_and_keeps_the_target(tmp_path: Path) -> None:
@@ -210,16 +225,16 @@ def test_a_seed_normalises_by_its_own_training_split_and_keeps_the_target(tmp_pa
 
 def test_who_teaches_and_which_splits_there_are_is_said(taught: tuple[Experiment, Path], tmp_path: Path) -> None:
     experiment, _ = taught
-    said = " ".join(experiment.notes())
+    said = " ".join(notes(experiment, run_arms(experiment)))
     assert "taught by 6 teachers a seed, each trained without one of 3 folds by person and answering for that" in said
     assert "responses are averaged over 2." in said
     assert "The teachers' temperature: fitted to the training labels." in said
     data = {"resample": {"folds": 5, "train": 10}}
-    notes = prepare(load_settings(**tiny(data=data, teacher={"repeats": 2}))).notes()
-    assert "Every seed draws 10 training samples of its own." in notes
-    assert any("seed s validates on fold s mod 5" in note for note in notes)
-    assert any("taught by 2 teachers a seed, each trained on all training samples" in note for note in notes)
-    assert not prepare(load_settings(**tiny())).arrangement()
+    lines = arrangement(prepare(load_settings(**tiny(data=data, teacher={"repeats": 2}))))
+    assert "Every seed draws 10 training samples of its own." in lines
+    assert any("seed s validates on fold s mod 5" in line for line in lines)
+    assert any("taught by 2 teachers a seed, each trained on all training samples" in line for line in lines)
+    assert not arrangement(prepare(load_settings(**tiny())))
 
 
 def test_what_is_said_of_the_data_is_of_the_first_seed_s_splits(tmp_path: Path) -> None:
@@ -229,7 +244,7 @@ def test_what_is_said_of_the_data_is_of_the_first_seed_s_splits(tmp_path: Path) 
         tmp_path / "run",
         evaluate=False,
     )
-    card = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
+    card = json.loads((dataset_in(tmp_path / "run") / "run.json").read_text("utf-8"))
     assert card["dataset"]["splits"] == {"train": 12, "valid": 15, "test": 15}
     assert any(
         note.startswith("student.batch_size = 20 is more than the 12 training samples") for note in card["notes"]

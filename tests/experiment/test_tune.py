@@ -10,8 +10,10 @@ from corrkd.data import batches
 from corrkd.errors import CorrKDError
 from corrkd.experiment import tune as module
 from corrkd.experiment.arm import resolve
-from corrkd.experiment.compare_settings import load_plan
-from corrkd.experiment.tune import Range, nested, space, table_text, tune
+from corrkd.experiment.plan import load_plan, read_plan
+from corrkd.experiment.progress import Reporter
+from corrkd.experiment.runner import Failure
+from corrkd.experiment.tune import Range, carry_on, nested, space, table_text, tune
 from corrkd.report.run_folder import read_csv
 from corrkd.settings import ArmSettings, load_settings
 from tests.experiment.conftest import tiny
@@ -36,28 +38,28 @@ def test_the_first_trial_is_the_defaults_and_the_best_is_kept(searched: Path) ->
     assert table["changes"][0] == "defaults"
     assert "options.kl=" in table["changes"][1]
     plan = load_plan(searched / "tuned.yaml", data=["synthetic"])
-    found = plan.datasets["synthetic"].methods["kl"]
+    found = plan.datasets["synthetic"].arms["kl"]
     assert found.stage["epochs"] == 1  # what was fixed stays
     best = table.sort_values("score", ascending=False, kind="stable").iloc[0]
     assert ("lr" in found.stage) == (best["trial"] != 0)
-    assert plan.search.startswith("3 trials a method")
+    assert plan.search.startswith("3 trials an arm")
 
 
 def test_it_goes_on_and_comes_to_the_same(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in the second trial, it ends where the whole search ended."""
-    train, calls = module._train, []
+    run_jobs, calls = module.run_jobs, []
 
-    def stopping(*given: Any) -> float:
-        calls.append(given)
+    def stopping(*arguments: Any, **more: Any) -> Any:
+        calls.append(arguments)
         if len(calls) == 3:  # the teacher, the first trial, the second
             raise KeyboardInterrupt
-        return train(*given)
+        return run_jobs(*arguments, **more)
 
-    monkeypatch.setattr(module, "_train", stopping)
+    monkeypatch.setattr(module, "run_jobs", stopping)
     with pytest.raises(KeyboardInterrupt):
         tune(settings(), KL, tmp_path / "out", trials=3)
-    monkeypatch.setattr(module, "_train", train)
-    found = tune(settings(), KL, tmp_path / "out", trials=3)
+    monkeypatch.setattr(module, "run_jobs", run_jobs)
+    found = carry_on(read_plan(tmp_path / "out"), tmp_path / "out", Reporter(quiet=True))
     assert (tmp_path / "out" / "tuned.yaml").read_text() == (searched / "tuned.yaml").read_text()
     pd.testing.assert_frame_equal(found.trials, read_csv(searched / "trials.csv"))
     assert f"{100 * found.trials['score'].max():.2f}" in table_text(found)
@@ -94,3 +96,21 @@ def test_dotted_keys_become_nested() -> None:
         "stage": {"lr": 0.001235},
         "network": {"network": {"dropout": 0.25}, "width": 3.0},
     }
+
+
+def test_a_trial_that_fails_has_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "space", lambda arm: {"stage.lr": Range(1e29, 1e30, log=True)})
+    arms = {"no-distillation": ArmSettings(stage={"epochs": 1, "clip_norm": None})}
+    found = tune(settings(), arms, tmp_path / "out", trials=2)
+    assert found.trials["score"].isna().tolist() == [False, True]
+    assert found.best == {"no-distillation": {}}
+    monkeypatch.setattr(module, "run_jobs", lambda jobs, *_, **__: [Failure(job, "no") for job in jobs])
+    with pytest.raises(CorrKDError, match="no-distillation: every trial has failed"):
+        tune(settings(), arms, tmp_path / "other", trials=1)
+
+
+def test_a_folder_of_others_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(CorrKDError, match="holds other files and no run"):
+        tune(settings(), KL, tmp_path, trials=1)
+    assert [p.name for p in tmp_path.iterdir() if p.name != ".lock"] == ["thesis.txt"]

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from corrkd.data.inputs import Inputs
-from corrkd.data.targets import Target
 from corrkd.errors import CorrKDError
 from corrkd.losses import (
     SampleContrastiveDistillation,
@@ -23,6 +22,8 @@ from corrkd.methods.corrkd import CorrKD
 from corrkd.networks.base import Output
 from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.settings import DistillationSettings, NetworkSettings, load_settings
+from corrkd.targets.base import Target
+from corrkd.targets.questions import QuestionsTarget
 from tests.conftest import make_dataset, make_samples
 
 SMALL = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6,), dropout=0.0)
@@ -40,9 +41,7 @@ def method(target: Target | None = None, **options: Any) -> CorrKD:
     torch.manual_seed(0)
     dataset = make_dataset()
     target = target or make_samples(dataset).target
-    network = CorrKDNetwork(
-        dataset.widths, dict.fromkeys(dataset.widths, 6), outputs=target.num_outputs, kind=target.kind, settings=SMALL
-    )
+    network = CorrKDNetwork(dataset.widths, dict.fromkeys(dataset.widths, 6), target=target, settings=SMALL)
     return CorrKD(network.double(), target, DistillationSettings(**{**MENDED, **options})).double()
 
 
@@ -193,7 +192,7 @@ def test_forward_tells_what_a_sample_shows() -> None:
 
 
 def test_questions_and_scores() -> None:
-    asked = Target(name="questions", kind="questions", classes=("no", "yes"), questions=("happy", "sad"))
+    asked = QuestionsTarget(name="questions", classes=("no", "yes"), questions=("happy", "sad"))
     plus, whole = method(asked), spoken(1, N)
     answers = torch.randint(2, (N, 2), generator=torch.Generator().manual_seed(0))
     whole = whole._replace(logits=output(8, (N, 2, 2)).logits)

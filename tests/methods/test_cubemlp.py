@@ -17,14 +17,14 @@ from tests.conftest import make_dataset, make_samples
 def fresh(samples: Samples) -> CubeMLP:
     torch.manual_seed(0)
     lengths = {m: x.shape[1] for m, x in samples.exists.items()}
-    network = CubeMLPNetwork(samples.widths, lengths, outputs=samples.target.num_outputs, kind=samples.target.kind)
+    network = CubeMLPNetwork(samples.widths, lengths, target=samples.target)
     return CubeMLP(network, samples.target)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
 def accuracy(network: torch.nn.Module, samples: Samples) -> float:
     network.eval()
-    right = [(network(b.inputs()).logits.argmax(-1) == b.targets).float() for b in samples.batches(256)]
+    right = [(network(b.complete()).logits.argmax(-1) == b.targets).float() for b in samples.batches(256)]
     return float(torch.cat(right).mean())
 
 

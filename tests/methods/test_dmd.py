@@ -15,6 +15,7 @@ from corrkd.evaluation.bayes import bayes_accuracy
 from corrkd.methods.dmd import DMD, distillation_loss, margin_loss, one_of, orthogonality_loss
 from corrkd.networks.dmd import Decoupled, DMDNetwork, DMDSettings, Graph
 from corrkd.settings import StageSettings
+from corrkd.targets.questions import QuestionsTarget
 from corrkd.training.loop import train
 from tests.conftest import make_dataset, make_samples
 
@@ -26,7 +27,7 @@ def fresh(samples: Samples, **options: float) -> DMD:
         torch.manual_seed(0)
         frames = {m: x.shape[1] for m, x in samples.exists.items()}
         target, chosen = samples.target, DMDSettings(**options)  # type: ignore[arg-type]
-        net = DMDNetwork(samples.widths, frames, outputs=target.num_outputs, kind=target.kind, settings=chosen)
+        net = DMDNetwork(samples.widths, frames, target=target, settings=chosen)
         return DMD(net, target)
 
 
@@ -40,7 +41,7 @@ def terms(method: DMD, samples: Samples) -> dict[str, float]:
     batch = samples.take(torch.arange(len(samples)))
     torch.manual_seed(0)
     with torch.no_grad():
-        out = method.eval()(batch.inputs(), batch.targets)
+        out = method.eval()(batch.complete(), batch.targets)
     return {name: float(value) for name, value in out.items()}
 
 
@@ -143,7 +144,7 @@ def test_distillation_brings_the_modalities_logits_together() -> None:
         method = fresh(samples, **SMALL, distillation=weight)
         fit(method, samples)
         with torch.no_grad():
-            logits = method.eval().network.details(batch.inputs()).shared.logits
+            logits = method.eval().network.details(batch.complete()).shared.logits
         return float(logits.std(1).mean())
 
     assert spread(3.0) < 0.7 * spread(0.0)
@@ -178,6 +179,7 @@ def test_agreement_in_all_answers_makes_a_class_and_scores_have_their_categories
     same = method.same_class(torch.tensor([-2.0, -0.5, 3.0]))
     assert same.tolist() == [[True, True, False], [True, True, False], [False, False, True]]
     answers = torch.tensor([[0, 1], [0, 1], [1, 1]])
+    method.target = QuestionsTarget.with_questions(2)
     assert method.same_class(answers).tolist() == same.tolist()
 
 
@@ -222,7 +224,7 @@ def test_every_parameter_learns() -> None:
     samples = make_samples(make_dataset())
     method = fresh(samples, **SMALL)
     batch = samples.take(torch.arange(len(samples)))
-    out = method(batch.inputs(), batch.targets)
+    out = method(batch.complete(), batch.targets)
     sum(method.weights[name] * value for name, value in out.items()).backward()
     # A key's bias moves all of a query's energies alike, and so does the energy's own bias.
     idle = [name for name, p in method.named_parameters() if p.grad is None or not bool(p.grad.any())]
@@ -238,7 +240,7 @@ def test_it_comes_half_way_from_the_floor_to_the_bayes_accuracy() -> None:
     batch = test.take(torch.arange(len(test)))
     method.eval()
     with torch.no_grad():
-        answers = method.network(batch.inputs()).logits.argmax(1)
+        answers = method.network(batch.complete()).logits.argmax(1)
     accuracy = float((answers == test.targets).float().mean())
     floor = float(torch.bincount(test.targets).max() / len(test))
     assert dataset.posterior is not None

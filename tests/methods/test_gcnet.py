@@ -26,7 +26,7 @@ def fresh(samples: Samples, settings: GCNetSettings = SMALL) -> GCNet:
         torch.manual_seed(0)
         frames = {m: x.shape[1] for m, x in samples.exists.items()}
         target = samples.target
-        net = GCNetwork(samples.widths, frames, outputs=target.num_outputs, kind=target.kind, settings=settings)
+        net = GCNetwork(samples.widths, frames, target=target, settings=settings)
         return GCNet(net, target)
 
 
@@ -155,7 +155,7 @@ def test_it_comes_half_way_from_the_floor_to_the_bayes_accuracy() -> None:
     batch = test.take(torch.arange(len(test)))
     method.eval()
     with torch.no_grad():
-        answers = method.network(batch.inputs(), test.context(batch.rows)).logits.argmax(1)
+        answers = method.network(batch.complete(), test.context(batch.rows)).logits.argmax(1)
     accuracy = float((answers == test.targets).float().mean())
     floor = float(torch.bincount(test.targets).max() / len(test))
     assert dataset.posterior is not None

@@ -9,7 +9,8 @@ from corrkd.errors import CorrKDError
 from corrkd.losses.frames import frame_errors, mean_error
 from corrkd.methods.mctn import MCTN, MCTNPerSource
 from corrkd.networks.mctn import MCTNNetwork, MCTNPerSourceNetwork, MCTNSettings, SummedLSTM
-from tests.conftest import make_dataset, make_samples, map_tensors
+from corrkd.targets.base import Target
+from tests.conftest import CLASSES, make_dataset, make_samples, map_tensors
 from tests.methods.translating import (
     FOUR,
     KINDS,
@@ -26,17 +27,15 @@ from tests.methods.translating import (
 SMALL = MCTNSettings(width=8)
 
 
-def network(
-    widths: dict[str, int], kind: str = "classes", outputs: int = 3, settings: MCTNSettings = SMALL
-) -> MCTNNetwork:
+def network(widths: dict[str, int], target: Target = CLASSES, settings: MCTNSettings = SMALL) -> MCTNNetwork:
     torch.manual_seed(0)
-    return MCTNNetwork(widths, frames_of(widths), outputs=outputs, kind=kind, settings=settings).eval()  # type: ignore[arg-type]
+    return MCTNNetwork(widths, frames_of(widths), target=target, settings=settings).eval()
 
 
 @pytest.mark.parametrize("widths", [{"language": 7}, TWO, FOUR])
-@pytest.mark.parametrize(("kind", "outputs", "shape"), KINDS)
-def test_shapes(widths: dict[str, int], kind: str, outputs: int, shape: tuple[int, ...]) -> None:
-    net, given = network(widths, kind, outputs), inputs(widths)
+@pytest.mark.parametrize(("target", "shape"), KINDS)
+def test_shapes(widths: dict[str, int], target: Target, shape: tuple[int, ...]) -> None:
+    net, given = network(widths, target), inputs(widths)
     assert net(given).logits.shape == shape
     assert net(given).representation.shape == (4, 8)
     made = net.translate(net.join(given), given.exists)
@@ -144,7 +143,7 @@ def test_every_term_reaches_the_joint_embedding() -> None:
     samples = make_samples(make_dataset())
     method = MCTN(network_for(MCTNNetwork, samples, SMALL), samples.target)
     batch = samples.take(torch.arange(16))
-    terms = method(batch.inputs(), batch.targets)
+    terms = method(batch.complete(), batch.targets)
     assert list(terms) == list(method.weights) == ["task", "l2", "translation", "cycle"]
     weight = method.network.encoders[0].lstm.weight_ih_l0_reverse
     for name in ("task", "translation", "cycle"):
@@ -155,17 +154,17 @@ def test_every_term_reaches_the_joint_embedding() -> None:
     torch.testing.assert_close(terms["l2"], method.network.head.weight.square().sum())
 
 
-def per_source(widths: dict[str, int], kind: str = "classes", outputs: int = 3) -> MCTNPerSourceNetwork:
+def per_source(widths: dict[str, int], target: Target = CLASSES) -> MCTNPerSourceNetwork:
     torch.manual_seed(0)
-    return MCTNPerSourceNetwork(widths, frames_of(widths), outputs=outputs, kind=kind, settings=SMALL).eval()  # type: ignore[arg-type]
+    return MCTNPerSourceNetwork(widths, frames_of(widths), target=target, settings=SMALL).eval()
 
 
 @pytest.mark.parametrize("widths", [{"language": 7}, TWO, FOUR])
-@pytest.mark.parametrize(("kind", "outputs", "shape"), KINDS)
+@pytest.mark.parametrize(("target", "shape"), KINDS)
 def test_per_source_the_visible_sources_are_averaged(
-    widths: dict[str, int], kind: str, outputs: int, shape: tuple[int, ...]
+    widths: dict[str, int], target: Target, shape: tuple[int, ...]
 ) -> None:
-    net, given = per_source(widths, kind, outputs), inputs(widths, share=1.0)
+    net, given = per_source(widths, target), inputs(widths, share=1.0)
     assert [model.source for model in net.models] == list(widths)
     assert net(given).logits.shape == shape
     assert net(given).representation.shape == (4, 8 * len(widths))
@@ -174,10 +173,10 @@ def test_per_source_the_visible_sources_are_averaged(
         for other in widths:
             alone = alone if other == source else alone.without(other)
         single = net.models[number](given).logits
-        if kind != "score":
+        if target.has_classes:
             single = single.log_softmax(-1)
         torch.testing.assert_close(net(alone).logits, single)
-    if kind != "score":
+    if target.has_classes:
         mean = torch.stack([model(given).logits.softmax(-1) for model in net.models]).mean(0)
         torch.testing.assert_close(net(given).logits.softmax(-1), mean)
 
@@ -188,13 +187,13 @@ def test_per_source_models_learn_as_if_they_were_alone() -> None:
         network_for(MCTNPerSourceNetwork, samples, MCTNSettings(width=8, dropout=0.0)), samples.target
     )
     batch = samples.take(torch.arange(16))
-    terms = method(batch.inputs(), batch.targets)
+    terms = method(batch.complete(), batch.targets)
     assert list(terms) == list(method.weights) == ["task", "l2", "translation", "cycle"]
     sum(method.weights[name] * value for name, value in terms.items()).backward()
     for model in method.network.models:
         alone = MCTN(copy.deepcopy(model), samples.target)
         alone.zero_grad()
-        single = alone(batch.inputs(), batch.targets)
+        single = alone(batch.complete(), batch.targets)
         sum(alone.weights[name] * value for name, value in single.items()).backward()
         for mine, theirs in zip(model.parameters(), alone.network.parameters(), strict=True):
             torch.testing.assert_close(mine.grad, theirs.grad)
@@ -202,7 +201,7 @@ def test_per_source_models_learn_as_if_they_were_alone() -> None:
 
 def test_per_source_a_named_source_is_refused() -> None:
     with pytest.raises(CorrKDError, match=r"every modality is one; leave out network.source = audio"):
-        MCTNPerSourceNetwork(TWO, frames_of(TWO), outputs=3, settings=MCTNSettings(source="audio"))
+        MCTNPerSourceNetwork(TWO, frames_of(TWO), target=CLASSES, settings=MCTNSettings(source="audio"))
 
 
 def test_the_error_is_the_mean_over_counted_frames() -> None:

@@ -14,17 +14,20 @@ from torch import Tensor
 from corrkd.data.batches import Context, Samples
 from corrkd.data.inputs import Inputs
 from corrkd.data.synthetic import SyntheticSpec, make
-from corrkd.data.targets import Target
 from corrkd.evaluation.bayes import bayes_accuracy
 from corrkd.methods.self_mm import LabelGeneration, SelfMM, centres, relative_distance, shifted_labels
 from corrkd.networks.self_mm import SelfMMNetwork, SelfMMSettings
 from corrkd.settings import MissingSettings, StageSettings
+from corrkd.targets.base import Target
+from corrkd.targets.classes import ClassesTarget
+from corrkd.targets.questions import QuestionsTarget
+from corrkd.targets.score import ScoreTarget
 from corrkd.training.loop import Trained, train
 from tests.conftest import make_dataset, make_samples
 
-CLASSES = Target(name="classes", kind="classes", classes=("a", "b", "c"))
-QUESTIONS = Target(name="questions", kind="questions", classes=("no", "yes"), questions=("p", "q"))
-SCORE = Target(name="score", kind="score", classes=("negative", "positive"), cuts=(0.0,))
+CLASSES = ClassesTarget(name="classes", classes=("a", "b", "c"))
+QUESTIONS = QuestionsTarget(name="questions", classes=("no", "yes"), questions=("p", "q"))
+SCORE = ScoreTarget(name="score", classes=("negative", "positive"), cuts=(0.0,))
 ONE = torch.ones(())
 alphas = st.floats(-0.9, 0.9).filter(lambda x: abs(x) > 0.05)
 
@@ -203,8 +206,7 @@ def test_what_a_sample_does_not_show_leaves_its_labels_alone() -> None:
 def fresh(samples: Samples, network: SelfMMSettings | None = None) -> SelfMM:
     torch.manual_seed(0)
     lengths = {m: x.shape[1] for m, x in samples.exists.items()}
-    outputs, kind = samples.target.num_outputs, samples.target.kind
-    return SelfMM(SelfMMNetwork(samples.widths, lengths, outputs=outputs, kind=kind, settings=network), samples.target)
+    return SelfMM(SelfMMNetwork(samples.widths, lengths, target=samples.target, settings=network), samples.target)
 
 
 def fit(method: SelfMM, samples: Samples, epochs: int = 12, **options: object) -> Trained:
@@ -221,7 +223,7 @@ def fit(method: SelfMM, samples: Samples, epochs: int = 12, **options: object) -
 @torch.no_grad()
 def accuracy(network: torch.nn.Module, samples: Samples) -> float:
     network.eval()
-    right = [(network(b.inputs()).logits.argmax(-1) == b.targets).float() for b in samples.batches(256)]
+    right = [(network(b.complete()).logits.argmax(-1) == b.targets).float() for b in samples.batches(256)]
     return float(torch.cat(right).mean())
 
 
@@ -258,7 +260,7 @@ def test_the_unimodal_tasks_teach_the_encoders() -> None:
     method.labels.unimodal.mul_(0.5)
     rows = torch.arange(8)
     batch = samples.take(rows)
-    terms = method(batch.inputs(), batch.targets, None, samples.context(rows))
+    terms = method(batch.complete(), batch.targets, None, samples.context(rows))
     terms["unimodal"].backward()
     assert all(p.grad is not None and p.grad.any() for p in method.network.encoders.parameters())
     assert all(p.grad is not None and p.grad.any() for p in method.network.projections.parameters())
@@ -268,7 +270,7 @@ def test_the_unimodal_tasks_teach_the_encoders() -> None:
 @pytest.mark.parametrize("target", [CLASSES, QUESTIONS, SCORE])
 def test_the_unimodal_loss_by_hand(target: Target) -> None:
     torch.manual_seed(0)
-    network = SelfMMNetwork({"a": 3, "b": 2}, {"a": 4, "b": 4}, outputs=target.num_outputs, kind=target.kind)
+    network = SelfMMNetwork({"a": 3, "b": 2}, {"a": 4, "b": 4}, target=target)
     method = SelfMM(network, target)
     shapes = {"classes": (6,), "questions": (6, 2), "score": (6,)}
     targets = torch.randn(6) if target is SCORE else torch.randint(0, 2, shapes[target.kind])

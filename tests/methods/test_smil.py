@@ -9,11 +9,11 @@ from torch.distributions import Normal, kl_divergence
 
 from corrkd.data.batches import Batch
 from corrkd.data.inputs import Inputs
-from corrkd.methods.base import chosen_task_loss, task_loss
 from corrkd.methods.smil import SMIL, centres
 from corrkd.networks.smil import Gaussian, SMILNetwork, SMILSettings
 from corrkd.settings import NetworkSettings
-from tests.conftest import make_dataset, make_samples
+from corrkd.targets.base import Target
+from tests.conftest import CLASSES, QUESTIONS, SCORE, make_dataset, make_samples
 from tests.methods.translating import (
     FOUR,
     KINDS,
@@ -33,11 +33,9 @@ TINY = NetworkSettings(
 SMALL = SMILSettings(network=TINY, priors=2)
 
 
-def network(
-    widths: dict[str, int], kind: str = "classes", outputs: int = 3, settings: SMILSettings = SMALL
-) -> SMILNetwork:
+def network(widths: dict[str, int], target: Target = CLASSES, settings: SMILSettings = SMALL) -> SMILNetwork:
     torch.manual_seed(0)
-    net = SMILNetwork(widths, frames_of(widths), outputs=outputs, kind=kind, settings=settings).eval()  # type: ignore[arg-type]
+    net = SMILNetwork(widths, frames_of(widths), target=target, settings=settings).eval()
     net.set_priors({m: torch.randn(settings.priors, width) for m, width in widths.items()})
     return net
 
@@ -55,13 +53,13 @@ def started(target: str = "classes", **changes: Any) -> tuple[SMIL, Batch]:
 
 
 def terms(method: SMIL, batch: Batch, targets: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-    return method(batch.inputs(), batch.targets if targets is None else targets)
+    return method(batch.complete(), batch.targets if targets is None else targets)
 
 
 @pytest.mark.parametrize("widths", [TWO, FOUR])
-@pytest.mark.parametrize(("kind", "outputs", "shape"), KINDS)
-def test_shapes(widths: dict[str, int], kind: str, outputs: int, shape: tuple[int, ...]) -> None:
-    out = network(widths, kind, outputs)(inputs(widths))
+@pytest.mark.parametrize(("target", "shape"), KINDS)
+def test_shapes(widths: dict[str, int], target: Target, shape: tuple[int, ...]) -> None:
+    out = network(widths, target)(inputs(widths))
     assert out.logits.shape == shape
     assert out.representation.shape == (4, 8 * len(widths))
 
@@ -162,9 +160,9 @@ def test_priors_are_part_of_the_checkpoint() -> None:
 def test_without_adaptation_each_loss_is_of_its_own_samples(target: str) -> None:
     method, batch = started(target, inner_lr=0.0)
     out = terms(method, batch)
-    logits = method.network(batch.inputs()).logits
-    assert torch.allclose(out["inner"], task_loss(logits[8:], batch.targets[8:]), atol=1e-6)
-    assert torch.allclose(out["outer"], task_loss(logits[:8], batch.targets[:8]), atol=1e-6)
+    logits = method.network(batch.complete()).logits
+    assert torch.allclose(out["inner"], method.target.task_loss(logits[8:], batch.targets[8:]), atol=1e-6)
+    assert torch.allclose(out["outer"], method.target.task_loss(logits[:8], batch.targets[:8]), atol=1e-6)
 
 
 def test_the_outer_loss_is_of_parameters_adapted_to_the_incomplete_samples() -> None:
@@ -176,8 +174,8 @@ def test_the_outer_loss_is_of_parameters_adapted_to_the_incomplete_samples() -> 
     with torch.no_grad():
         for p, g in zip(parameters, gradients, strict=True):
             p -= 0.5 * (0.0 if g is None else g)
-        logits = method.network(batch.inputs()).logits
-        by_hand = task_loss(logits[:8], batch.targets[:8])
+        logits = method.network(batch.complete()).logits
+        by_hand = method.target.task_loss(logits[:8], batch.targets[:8])
         for name, p in method.network.named_parameters():
             p.copy_(before[name])
     assert torch.allclose(out["outer"], by_hand, atol=1e-5)
@@ -199,17 +197,21 @@ def test_a_batch_without_complete_or_without_incomplete_samples_has_finite_terms
         assert all(torch.isfinite(p.grad).all() for p in method.network.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("kind", ["classes", "questions", "score"])
-def test_the_loss_of_chosen_rows_is_the_task_loss_of_them(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "targets"),
+    [
+        (CLASSES, torch.arange(6) % 3),
+        (QUESTIONS, torch.arange(24).reshape(6, 4) % 2),
+        (SCORE, torch.linspace(-2, 1, 6)),
+    ],
+)
+def test_the_masked_loss_is_the_task_loss_of_its_rows(target: Target, targets: torch.Tensor) -> None:
     torch.manual_seed(0)
-    logits = {"classes": torch.randn(6, 3), "questions": torch.randn(6, 4, 2), "score": torch.randn(6, 1)}[kind]
-    targets = {
-        "classes": torch.arange(6) % 3, "questions": torch.randint(0, 2, (6, 4)), "score": torch.randn(6)
-    }[kind]  # fmt: skip
+    logits = torch.randn(6, *target.response_shape)
     chosen = torch.tensor([True, False, True, True, False, False])
     for weights in (None, torch.tensor([0.5, 2.0, 1.0])[: logits.shape[-1]]):
-        expected = task_loss(logits[chosen], targets[chosen], weights)
-        assert torch.allclose(chosen_task_loss(logits, targets, chosen, weights), expected, atol=1e-6)
+        expected = target.task_loss(logits[chosen], targets[chosen], weights)
+        assert torch.allclose(target.masked_task_loss(logits, targets, chosen, weights), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("target", ["classes", "score"])

@@ -10,7 +10,8 @@ from corrkd.losses.frames import frame_errors, mean_error
 from corrkd.methods.transm import TransM
 from corrkd.networks.transm import TransMNetwork, TransMSettings
 from corrkd.settings import ArmSettings, NetworkSettings, load_settings
-from tests.conftest import make_dataset, make_samples, map_tensors, overwrite_invisible
+from corrkd.targets.base import Target
+from tests.conftest import CLASSES, make_dataset, make_samples, map_tensors, overwrite_invisible
 from tests.methods.translating import (
     FOUR,
     KINDS,
@@ -28,17 +29,15 @@ TINY = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6
 SMALL = TransMSettings(network=TINY)
 
 
-def network(
-    widths: dict[str, int], kind: str = "classes", outputs: int = 3, settings: TransMSettings = SMALL
-) -> TransMNetwork:
+def network(widths: dict[str, int], target: Target = CLASSES, settings: TransMSettings = SMALL) -> TransMNetwork:
     torch.manual_seed(0)
-    return TransMNetwork(widths, frames_of(widths), outputs=outputs, kind=kind, settings=settings).eval()  # type: ignore[arg-type]
+    return TransMNetwork(widths, frames_of(widths), target=target, settings=settings).eval()
 
 
 @pytest.mark.parametrize("widths", [TWO, FOUR])
-@pytest.mark.parametrize(("kind", "outputs", "shape"), KINDS)
-def test_shapes(widths: dict[str, int], kind: str, outputs: int, shape: tuple[int, ...]) -> None:
-    net, given = network(widths, kind, outputs), inputs(widths)
+@pytest.mark.parametrize(("target", "shape"), KINDS)
+def test_shapes(widths: dict[str, int], target: Target, shape: tuple[int, ...]) -> None:
+    net, given = network(widths, target), inputs(widths)
     assert net(given).logits.shape == shape
     assert net(given).representation.shape == (4, 2 * (len(widths) - 1) * 8)
     ways = net.translate(given)
@@ -154,7 +153,7 @@ def test_both_translations_reach_the_joint_features() -> None:
     samples = make_samples(make_dataset())
     method = TransM(network_for(TransMNetwork, samples, SMALL), samples.target)
     batch = samples.take(torch.arange(16))
-    terms = method(batch.inputs(), batch.targets)
+    terms = method(batch.complete(), batch.targets)
     assert list(terms) == list(method.weights) == ["task", "forward", "backward"]
     for encoder in (e for cell in method.network.cells for e in cell.encoders):
         for term in terms.values():
@@ -166,8 +165,8 @@ def test_the_terms_are_mean_absolute_errors_of_what_is_visible() -> None:
     samples = make_samples(make_dataset())
     method = TransM(network_for(TransMNetwork, samples, SMALL), samples.target).eval()
     batch = samples.take(torch.arange(16))
-    terms = method(batch.inputs(), batch.targets)
-    ways = method.network.translate(batch.inputs())
+    terms = method(batch.complete(), batch.targets)
+    ways = method.network.translate(batch.complete())
 
     def error(made: torch.Tensor, m: str) -> torch.Tensor:
         return (made - batch.frames[m])[batch.present[m]].abs().mean()
@@ -188,7 +187,7 @@ def test_trained_it_predicts_and_its_cycle_restores_unseen_samples_better_than_a
     batch = unseen.take(torch.arange(len(unseen)))
     means = samples.mean_frames()
     with torch.no_grad():
-        ways = network.translate(batch.inputs())
+        ways = network.translate(batch.complete())
     for way in ways:
         true, there = batch.frames[way.source], batch.present[way.source]
         constant = mean_error(frame_errors(means[way.source].float().expand_as(true), true, there))

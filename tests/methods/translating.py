@@ -16,9 +16,9 @@ from corrkd.evaluation.bayes import bayes_accuracy
 from corrkd.methods.base import Method
 from corrkd.settings import MissingSettings, StageSettings
 from corrkd.training.loop import Trained, train
-from tests.conftest import make_samples, map_tensors, overwrite_invisible
+from tests.conftest import CLASSES, QUESTIONS, SCORE, make_samples, map_tensors, overwrite_invisible
 
-KINDS = [("classes", 3, (4, 3)), ("questions", 4, (4, 4, 2)), ("score", 1, (4, 1))]
+KINDS = [(CLASSES, (4, 3)), (QUESTIONS, (4, 4, 2)), (SCORE, (4, 1))]
 TWO = {"language": 7, "audio": 3}
 FOUR = {"lan.guage": 7, "audio": 3, "vision": 5, "pulse": 2}
 LENGTHS = (6, 9, 1, 4)
@@ -63,14 +63,14 @@ def network_for(kind: type[nn.Module], samples: Samples, settings: Any = None) -
     torch.manual_seed(0)
     most = {m: x.shape[1] for m, x in samples.exists.items()}
     target = samples.target
-    return kind(samples.widths, most, outputs=target.num_outputs, kind=target.kind, settings=settings)
+    return kind(samples.widths, most, target=target, settings=settings)
 
 
 def accuracy(network: nn.Module, samples: Samples) -> float:
     network.eval()
     batch = samples.take(torch.arange(len(samples)))
     with torch.no_grad():
-        answers = network(batch.inputs()).logits.argmax(-1)
+        answers = network(batch.complete()).logits.argmax(-1)
     return float((answers == batch.targets).double().mean())
 
 

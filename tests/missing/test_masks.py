@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from corrkd.data.batches import sample_key
 from corrkd.missing import masks
+from corrkd.missing.training import RandomMissing
 from corrkd.settings import MissingSettings
 from tests.conftest import make_dataset, make_samples
 
@@ -134,7 +135,7 @@ def test_training_masks_leave_something_visible(
 ) -> None:
     samples = make_samples(make_dataset())
     chosen = MissingSettings(modality=modality, frames_low=min(low, high), frames_high=max(low, high), complete=0.0)
-    dropped = masks.modality_random_missing(samples.keys, samples.present, chosen, seed=seed, epoch=epoch)
+    dropped = RandomMissing(chosen, seed).dropped(samples.keys, samples.present, epoch=epoch)
     visible = torch.cat([samples.present[m] & ~dropped[m] for m in samples.modalities], 1)
     assert visible.any(1).all()
 
@@ -145,7 +146,7 @@ def test_training_masks_change_with_the_epoch_and_not_with_the_batch() -> None:
 
     def drawn(rows: torch.Tensor, epoch: int) -> dict[str, torch.Tensor]:
         present = {m: x[rows] for m, x in samples.present.items()}
-        return masks.modality_random_missing(samples.keys[rows], present, chosen, seed=0, epoch=epoch)
+        return RandomMissing(chosen, 0).dropped(samples.keys[rows], present, epoch=epoch)
 
     everything = torch.arange(len(samples))
     whole, later = drawn(everything, 1), drawn(everything, 2)
@@ -159,7 +160,7 @@ def test_training_masks_follow_their_distribution() -> None:
     count = 20_000
     present = {m: torch.ones(count, 10, dtype=torch.bool) for m in ("a", "b", "c")}
     chosen = MissingSettings(modality=0.3, frames_low=0.2, frames_high=0.6, complete=0.25)
-    dropped = masks.modality_random_missing(keys_of(count), present, chosen, seed=0, epoch=1)
+    dropped = RandomMissing(chosen, 0).dropped(keys_of(count), present, epoch=1)
     lost = torch.stack([d.all(1) for d in dropped.values()], 1)
     whole = ~torch.cat(list(dropped.values()), 1).any(1)
     assert abs(whole.double().mean() - 0.25) < 0.02
@@ -172,7 +173,7 @@ def test_training_masks_follow_their_distribution() -> None:
 def test_a_naturally_absent_modality_is_not_the_one_that_is_kept() -> None:
     present = {"a": torch.zeros(50, 4, dtype=torch.bool), "b": torch.ones(50, 4, dtype=torch.bool)}
     lose_all = MissingSettings(modality=1.0, frames_low=0.5, frames_high=0.5, complete=0.0)
-    dropped = masks.modality_random_missing(keys_of(50), present, lose_all, seed=0, epoch=1)
+    dropped = RandomMissing(lose_all, 0).dropped(keys_of(50), present, epoch=1)
     assert (~dropped["b"]).any(1).all()
 
 

@@ -15,12 +15,13 @@ from corrkd.data.convert import convert
 from corrkd.data.dataset import MultimodalDataset, Split, check_split
 from corrkd.data.resample import resampled
 from corrkd.errors import CorrKDError
-from corrkd.experiment.compare import stated
-from corrkd.experiment.compare_settings import load_plan
-from corrkd.experiment.prepare import prepare
+from corrkd.experiment.card import protocol
+from corrkd.experiment.experiment import prepare
+from corrkd.experiment.plan import load_plan
+from corrkd.experiment.run import arms_of
 from corrkd.missing.conditions import condition
 from corrkd.missing.manifest import make_manifest
-from corrkd.missing.masks import modality_random_missing
+from corrkd.missing.training import RandomMissing
 from corrkd.networks.saved import with_modalities
 from corrkd.settings import MissingSettings, ResampleSettings
 from tests.conftest import make_samples
@@ -95,8 +96,9 @@ def test_in_training_a_frame_has_one_number_too() -> None:
     """With one ratio for all samples, what is dropped in a window is dropped in its neighbours."""
     samples, split = make_samples(dataset()), windows("train", 0)
     even = MissingSettings(modality=0.0, frames_low=0.3, frames_high=0.3, complete=0.0)
-    given: dict[str, Any] = {"seed": 1, "epoch": 2}
-    dropped = modality_random_missing(samples.keys, samples.present, even, **given, frame_keys=samples.frame_keys)
+    random_missing = RandomMissing(even, seed=1)
+    dropped = random_missing.epoch(samples, 2).dropped
+    assert dropped is not None
     for m in ("a", "b"):
         # But for windows that would show nothing, which keep a frame.
         kept = (samples.present["a"] & ~dropped["a"]).sum(1) + (samples.present["b"] & ~dropped["b"]).sum(1) > 1
@@ -104,7 +106,7 @@ def test_in_training_a_frame_has_one_number_too() -> None:
         part = replace(split, groups={"video": split.groups["video"]})
         both = states(part.take(rows), dropped[m].numpy()[rows], m)
         assert all(len(values) == 1 for values in both.values())
-    other = modality_random_missing(samples.keys, samples.present, even, **given)
+    other = random_missing.dropped(samples.keys, samples.present, epoch=2)
     assert not torch.equal(other["a"], dropped["a"])
 
 
@@ -202,9 +204,9 @@ def test_a_comparison_says_what_a_network_of_conversations_sees(
 ) -> None:
     kept = {key: x for key, x in arrays(dataset()).items() if key not in change}
     np.savez(tmp_path / "windows.npz", **kept)
-    plan = load_plan(data=[str(tmp_path / "windows.npz")], methods=["gcnet"])
+    plan = load_plan(data=[str(tmp_path / "windows.npz")], arms=["gcnet"])
     part = plan.datasets["windows"]
-    lines = stated(prepare(part.settings, part.methods), plan.search, part)
+    lines = protocol(prepare(part.settings), part, arms_of(part), plan.search)
     assert expected in lines[-1]
     assert lines[-1].startswith("GCNet reads a sample among the others of its conversation")
 

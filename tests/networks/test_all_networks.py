@@ -20,7 +20,8 @@ from corrkd.networks.base import AnyNetwork
 from corrkd.networks.registry import BUILT_IN, network_class
 from corrkd.networks.saved import SavedNetwork, build_network, load_network, save_network
 from corrkd.settings import EvaluationSettings
-from tests.conftest import make_dataset, make_samples
+from corrkd.targets.base import Target
+from tests.conftest import QUESTIONS, SCORE, make_dataset, make_samples
 
 NAMES = list(BUILT_IN)
 
@@ -50,7 +51,7 @@ def test_a_sweep_is_the_conditions_one_by_one(name: str) -> None:
     network = fresh(name, samples)
     conditions = standard_conditions(
         samples.modalities,
-        EvaluationSettings(ratios=(0.0, 0.4, 1.0), noise=(0.5,), draws=2),
+        EvaluationSettings(conditions={"ratio": [0.0, 0.4, 1.0], "noise": [0.5]}, draws=2),
         naturally_incomplete=False,
     )
     everything = samples.take(torch.arange(len(samples)))
@@ -73,7 +74,9 @@ def test_what_a_test_hides_cannot_be_seen(name: str) -> None:
     split = dataset.split("test")
     frames = {m: x if m == "language" else x[::-1].copy() for m, x in split.frames.items()}
     one = make_samples(dataset, "test")
-    chosen = standard_conditions(one.modalities, EvaluationSettings(ratios=()), naturally_incomplete=False)[:1]
+    chosen = standard_conditions(
+        one.modalities, EvaluationSettings(conditions={"ratio": []}), naturally_incomplete=False
+    )[:1]
     assert chosen[0].name == "language"
     network = fresh(name, one)
     answer = sweep(network, one, chosen)[0].response
@@ -95,7 +98,7 @@ def test_saved_and_read_again(name: str, tmp_path: Path) -> None:
     assert again.network.settings == network.settings
     batch = samples.take(torch.arange(8))
     with torch.no_grad():
-        assert torch.equal(again.network(batch.inputs()).logits, network(batch.inputs()).logits)
+        assert torch.equal(again.network(batch.complete()).logits, network(batch.complete()).logits)
 
 
 def test_a_network_that_is_not_there_is_said(tmp_path: Path) -> None:
@@ -120,17 +123,17 @@ def test_a_sample_is_judged_by_itself(name: str) -> None:
     network = fresh(name, samples)
     together = samples.take(torch.arange(len(samples)))
     with torch.no_grad():
-        all_logits = network(together.inputs()).logits
+        all_logits = network(together.complete()).logits
         for row in (0, 11):
             one = samples.take(torch.tensor([row]))
-            alone = network(one.inputs()).logits
+            alone = network(one.complete()).logits
             torch.testing.assert_close(alone[0], all_logits[row], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("kind", "outputs", "shape"), [("questions", 4, (3, 4, 2)), ("score", 1, (3, 1))])
-def test_logits_have_the_targets_shape(name: str, kind: str, outputs: int, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("target", "shape"), [(QUESTIONS, (3, 4, 2)), (SCORE, (3, 1))])
+def test_logits_have_the_targets_shape(name: str, target: Target, shape: tuple[int, ...]) -> None:
     dataset = make_dataset()
-    network = network_class(name)(dataset.widths, dict.fromkeys(dataset.widths, 6), outputs=outputs, kind=kind)  # type: ignore[arg-type]
+    network = network_class(name)(dataset.widths, dict.fromkeys(dataset.widths, 6), target=target)
     batch = make_samples(dataset, "test").take(torch.arange(3))
-    assert network.eval()(batch.inputs()).logits.shape == shape
+    assert network.eval()(batch.complete()).logits.shape == shape

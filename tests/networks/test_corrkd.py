@@ -13,16 +13,17 @@ from corrkd.data.inputs import Inputs
 from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.networks.encoder import Dropout, EncoderLayer, TemporalConvolution, pool, sinusoids
 from corrkd.settings import NetworkSettings
-from tests.conftest import map_tensors, overwrite_invisible
+from corrkd.targets.base import Target
+from tests.conftest import CLASSES, QUESTIONS, SCORE, map_tensors, overwrite_invisible
 
 WIDTHS = {"language": 7, "audio": 3, "vision": 5}
 FRAMES = {"language": 6, "audio": 9, "vision": 1}
 
 
-def network(kind: str = "classes", outputs: int = 3, **changes: object) -> CorrKDNetwork:
+def network(target: Target = CLASSES, **changes: object) -> CorrKDNetwork:
     torch.manual_seed(0)
     chosen = NetworkSettings(**{"width": 8, "heads": 4, "feedforward": 16, "layers": 2, "classifier": (5,), **changes})  # type: ignore[arg-type]
-    return CorrKDNetwork(WIDTHS, FRAMES, outputs=outputs, kind=kind, settings=chosen).eval()  # type: ignore[arg-type]
+    return CorrKDNetwork(WIDTHS, FRAMES, target=target, settings=chosen).eval()
 
 
 def inputs(count: int = 4, seed: int = 0, extra: int = 0) -> Inputs:
@@ -36,11 +37,9 @@ def inputs(count: int = 4, seed: int = 0, extra: int = 0) -> Inputs:
     return Inputs(frames, exists, visible)
 
 
-@pytest.mark.parametrize(
-    ("kind", "outputs", "shape"), [("classes", 3, (4, 3)), ("questions", 4, (4, 4, 2)), ("score", 1, (4, 1))]
-)
-def test_shapes(kind: str, outputs: int, shape: tuple[int, ...]) -> None:
-    out = network(kind, outputs)(inputs())
+@pytest.mark.parametrize(("target", "shape"), [(CLASSES, (4, 3)), (QUESTIONS, (4, 4, 2)), (SCORE, (4, 1))])
+def test_shapes(target: Target, shape: tuple[int, ...]) -> None:
+    out = network(target)(inputs())
     assert out.logits.shape == shape
     assert out.representation.shape == (4, 24)
 

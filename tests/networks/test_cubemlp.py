@@ -10,18 +10,19 @@ from torch.nn.functional import gelu, pad
 from corrkd.data.inputs import Inputs
 from corrkd.networks.cubemlp import CubeMLPBlock, CubeMLPNetwork, CubeMLPSettings, MixingUnit
 from corrkd.networks.recurrent import FrameLSTM
-from tests.conftest import map_tensors, overwrite_invisible
+from corrkd.targets.base import Target
+from tests.conftest import CLASSES, QUESTIONS, SCORE, map_tensors, overwrite_invisible
 
 AXES = {1: "nlmd,hl->nhmd", 2: "nlmd,hm->nlhd", 3: "nlmd,hd->nlmh"}
 FOUR = {"language": 7, "audio": 3, "vision": 5, "heart.rate": 2}
 
 
-def network(names: int = 4, kind: str = "classes", outputs: int = 3) -> CubeMLPNetwork:
+def network(names: int = 4, target: Target = CLASSES) -> CubeMLPNetwork:
     torch.manual_seed(0)
     widths = dict(list(FOUR.items())[:names])
     lengths = {m: 4 + place for place, m in enumerate(widths)}
     chosen = CubeMLPSettings(channels=6, hidden=((5, 2, 8), (3, 2, 4)), shapes=((7, 3, 6), (4, 4, 5)))
-    return CubeMLPNetwork(widths, lengths, outputs=outputs, kind=kind, settings=chosen).eval()  # type: ignore[arg-type]
+    return CubeMLPNetwork(widths, lengths, target=target, settings=chosen).eval()
 
 
 def inputs(model: CubeMLPNetwork, count: int = 5) -> Inputs:
@@ -118,17 +119,15 @@ def test_frames_enter_the_cube_normed_and_rectified_and_padding_as_zeros() -> No
 
 
 def test_a_wide_cube_is_read_through_a_hidden_layer() -> None:
-    wide = CubeMLPNetwork({"a": 3, "b": 2}, {"a": 4, "b": 4}, outputs=3)
+    wide = CubeMLPNetwork({"a": 3, "b": 2}, {"a": 4, "b": 4}, target=CLASSES)
     assert [x.weight.shape for x in wide.classifier if isinstance(x, nn.Linear)] == [(128, 6 * 3 * 16), (3, 128)]
     assert [x.weight.shape for x in network().classifier if isinstance(x, nn.Linear)] == [(3, 4 * 4 * 5)]
 
 
 @pytest.mark.parametrize("names", [2, 4])
-@pytest.mark.parametrize(
-    ("kind", "outputs", "shape"), [("classes", 3, (3,)), ("questions", 4, (4, 2)), ("score", 1, (1,))]
-)
-def test_shapes(names: int, kind: str, outputs: int, shape: tuple[int, ...]) -> None:
-    model = network(names, kind, outputs)
+@pytest.mark.parametrize(("target", "shape"), [(CLASSES, (3,)), (QUESTIONS, (4, 2)), (SCORE, (1,))])
+def test_shapes(names: int, target: Target, shape: tuple[int, ...]) -> None:
+    model = network(names, target)
     output = model(inputs(model))
     assert output.representation.shape == (5, 4 * 4 * 5)
     assert output.logits.shape == (5, *shape)

@@ -11,7 +11,9 @@ from torch import Tensor
 from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.networks.dmd import CrossmodalAttention, DMDNetwork, DMDSettings, GraphDistillation
-from tests.conftest import map_tensors, overwrite_invisible
+from corrkd.targets.base import Target
+from corrkd.targets.questions import QuestionsTarget
+from tests.conftest import CLASSES, SCORE, map_tensors, overwrite_invisible
 
 SMALL = DMDSettings(width=8, heads=2, graph=5, dropout=0.0)
 THREE = {"language": (5, 6), "audio": (3, 4), "vision": (4, 5)}
@@ -19,10 +21,10 @@ TWO = {"a": (3, 2), "b.c": (2, 7)}
 FOUR = {**TWO, "d": (4, 1), "e": (1, 3)}
 
 
-def network(shapes: dict[str, tuple[int, int]] = THREE, outputs: int = 3, kind: str = "classes") -> DMDNetwork:
+def network(shapes: dict[str, tuple[int, int]] = THREE, target: Target = CLASSES) -> DMDNetwork:
     torch.manual_seed(0)
     widths, frames = {m: w for m, (w, _) in shapes.items()}, {m: t for m, (_, t) in shapes.items()}
-    return DMDNetwork(widths, frames, outputs=outputs, kind=kind, settings=SMALL).eval()  # type: ignore[arg-type]
+    return DMDNetwork(widths, frames, target=target, settings=SMALL).eval()
 
 
 def batch(shapes: dict[str, tuple[int, int]] = THREE, count: int = 7, seed: int = 1) -> Inputs:
@@ -34,10 +36,10 @@ def batch(shapes: dict[str, tuple[int, int]] = THREE, count: int = 7, seed: int 
 
 @pytest.mark.parametrize("shapes", [TWO, FOUR], ids=["two", "four"])
 @pytest.mark.parametrize(
-    ("kind", "outputs", "shape"), [("classes", 3, (3,)), ("questions", 2, (2, 2)), ("score", 1, (1,))]
+    ("target", "shape"), [(CLASSES, (3,)), (QuestionsTarget.with_questions(2), (2, 2)), (SCORE, (1,))]
 )
-def test_shapes(shapes: dict[str, tuple[int, int]], kind: str, outputs: int, shape: tuple[int, ...]) -> None:
-    net = network(shapes, outputs, kind)
+def test_shapes(shapes: dict[str, tuple[int, int]], target: Target, shape: tuple[int, ...]) -> None:
+    net = network(shapes, target)
     representation, logits = net(batch(shapes))
     assert representation.shape == (7, net.representation_width)
     assert logits.shape == (7, *shape)

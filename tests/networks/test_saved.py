@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from corrkd.data.inputs import Inputs
 from corrkd.data.normalise import canonical_lengths, fit_normalisation
-from corrkd.data.targets import make_target
 from corrkd.errors import CorrKDError
 from corrkd.networks.evaluated import Evaluated, EvaluatedCondition
 from corrkd.networks.saved import (
@@ -26,6 +25,7 @@ from corrkd.networks.saved import (
     usual_missing,
 )
 from corrkd.settings import NetworkSettings
+from corrkd.targets.registry import make_target
 from tests.conftest import make_dataset
 
 SMALL = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6,), fill="learned")
@@ -87,11 +87,21 @@ def test_loading_leaves_the_callers_random_state(stem: Path) -> None:
 def test_where_a_student_is_found(stem: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for seed in (10, 9):
-        save_network(run / f"seed-{seed}" / "student", saved())
-        change_card(run / f"seed-{seed}" / "student", about={"seed": seed})
+        save_network(run / f"seed-{seed}" / "corrkd" / "corrkd", saved())
+        change_card(run / f"seed-{seed}" / "corrkd" / "corrkd", about={"seed": seed})
+    (run / "run.json").write_text('{"reference": "corrkd"}')
     assert load_student(run).about["seed"] == 9  # by number, not by text
     assert load_student(str(run / "seed-10")).about["seed"] == 10
-    for path in (stem, stem.with_suffix(".json"), stem.with_suffix(".safetensors"), tmp_path):
+    assert load_student(run / "seed-10" / "corrkd").about["seed"] == 10
+    assert load_student(tmp_path).about["seed"] == 9  # of its only dataset
+    (run / "run.json").write_text('{"reference": "../corrkd"}')
+    with pytest.raises(CorrKDError, match="names no reference arm"):
+        load_student(run)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run.json").write_text("{}")
+    with pytest.raises(CorrKDError, match="has several datasets; give the folder of one: other, run"):
+        load_student(tmp_path)
+    for path in (stem, stem.with_suffix(".json"), stem.with_suffix(".safetensors")):
         assert load_student(path).about["seed"] == 3
     with pytest.raises(CorrKDError, match="no trained student"):
         load_student(tmp_path / "nowhere")

@@ -7,18 +7,19 @@ from torch.nn.functional import pad
 
 from corrkd.data.inputs import Inputs
 from corrkd.networks.self_mm import SelfMMNetwork, SelfMMSettings
-from tests.conftest import map_tensors, overwrite_invisible
+from corrkd.targets.base import Target
+from tests.conftest import CLASSES, QUESTIONS, SCORE, map_tensors, overwrite_invisible
 
 FOUR = {"language": 7, "audio": 3, "vision": 5, "heart.rate": 2}
-KINDS = [("classes", 3, (3,)), ("questions", 4, (4, 2)), ("score", 1, (1,))]
+KINDS = [(CLASSES, (3,)), (QUESTIONS, (4, 2)), (SCORE, (1,))]
 
 
-def network(names: int = 4, kind: str = "classes", outputs: int = 3) -> SelfMMNetwork:
+def network(names: int = 4, target: Target = CLASSES) -> SelfMMNetwork:
     torch.manual_seed(0)
     widths = dict(list(FOUR.items())[:names])
     lengths = {m: 4 + place for place, m in enumerate(widths)}
     chosen = SelfMMSettings(width=6, unimodal=5, fusion=8)
-    return SelfMMNetwork(widths, lengths, outputs=outputs, kind=kind, settings=chosen).eval()  # type: ignore[arg-type]
+    return SelfMMNetwork(widths, lengths, target=target, settings=chosen).eval()
 
 
 def inputs(model: SelfMMNetwork, count: int = 5) -> Inputs:
@@ -33,9 +34,9 @@ def inputs(model: SelfMMNetwork, count: int = 5) -> Inputs:
 
 
 @pytest.mark.parametrize("names", [2, 4])
-@pytest.mark.parametrize(("kind", "outputs", "shape"), KINDS)
-def test_shapes(names: int, kind: str, outputs: int, shape: tuple[int, ...]) -> None:
-    model = network(names, kind, outputs)
+@pytest.mark.parametrize(("target", "shape"), KINDS)
+def test_shapes(names: int, target: Target, shape: tuple[int, ...]) -> None:
+    model = network(names, target)
     fused, parts = model.tasks(inputs(model))
     assert fused.representation.shape == (5, 8)
     assert len(parts) == names

@@ -13,12 +13,12 @@ import torch
 import corrkd
 from corrkd.data.dataset import MultimodalDataset, Split
 from corrkd.data.normalise import fit_normalisation
-from corrkd.data.targets import make_target
 from corrkd.missing.conditions import condition, subsets
 from corrkd.networks.evaluated import Evaluated, EvaluatedCondition
 from corrkd.networks.registry import network_class
 from corrkd.networks.saved import SavedNetwork, build_network, usual_missing
 from corrkd.settings import NetworkSettings
+from corrkd.targets.registry import make_target
 from tests.conftest import make_dataset
 from tests.experiment.conftest import tiny
 
@@ -52,11 +52,8 @@ def student(target: str = "classes", *, level: float | None = None, **changes: A
             parameter.mul_(2.0)
     known = [*subsets(dataset.modalities), *(condition(name, dataset.modalities) for name in RATIOS)]
     conditions = tuple(
-        EvaluatedCondition(
-            name=c.name,
-            kind=c.kind,
-            available=c.available,
-            ratio=c.ratio,
+        EvaluatedCondition.of(
+            c,
             temperature=0.5 + 0.25 * place,
             threshold=None if level is None else 0.3 + 0.05 * place,
             measured={"weighted_f1": 0.5 + place / 100, "accuracy": 0.6},

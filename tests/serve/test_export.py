@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from corrkd.data.dataset import MultimodalDataset
 from corrkd.data.inputs import Inputs
 from corrkd.data.normalise import fit_normalisation
-from corrkd.data.targets import make_target
 from corrkd.errors import CorrKDError
 from corrkd.missing.conditions import standard_conditions
 from corrkd.networks.base import Output
@@ -34,6 +33,7 @@ from corrkd.serve.export import ExportReport, check_folder, export
 from corrkd.serve.predictor import Predictor
 from corrkd.serve.standalone import Arrays, ExportedStudent, InputError
 from corrkd.settings import EvaluationSettings, NetworkSettings
+from corrkd.targets.registry import make_target
 from tests.conftest import make_dataset
 from tests.serve.conftest import baseline, dataset_for, sample_of, student
 

@@ -23,7 +23,6 @@ import corrkd as package
 from corrkd.data.convert import convert
 from corrkd.data.dataset import MultimodalDataset, Split
 from corrkd.errors import CorrKDError
-from corrkd.evaluation.calibration import tempered
 from corrkd.evaluation.judge import samples_of
 from corrkd.evaluation.sweep import sweep
 from corrkd.files import exclusive
@@ -33,6 +32,7 @@ from corrkd.serve import prediction_table
 from corrkd.serve.predict_file import differences, predict_file
 from corrkd.serve.predictor import Predictor
 from corrkd.serve.standalone import Prediction
+from corrkd.targets.calibration import tempered
 from tests.command import Ended, corrkd, ends_at
 from tests.conftest import make_split
 from tests.experiment.conftest import tiny
@@ -627,8 +627,8 @@ def test_of_a_run_and_its_own_data(served: Path, tmp_path: Path) -> None:
     words = ("predict", served, "--data", "synthetic", "--split", "test", "--condition", "language+audio")
     done = corrkd(*words, "--out", tmp_path / "p.parquet")
     assert done.code == 0, done.err
-    own = pd.read_parquet(served / "seed-0" / "predictions.parquet")
-    own = own[(own["method"] == "student") & (own["condition"] == "language+audio")]
+    own = pd.read_parquet(served / "synthetic" / "seed-0" / "student" / "predictions.parquet")
+    own = own[own["condition"] == "language+audio"]
     saved, found = load_student(served), pd.read_parquet(tmp_path / "p.parquet")
     assert saved.evaluated is not None
     names = saved.target.classes

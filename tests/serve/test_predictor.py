@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 import corrkd
 from corrkd.errors import CorrKDError
-from corrkd.evaluation.calibration import tempered
 from corrkd.evaluation.judge import samples_of
 from corrkd.evaluation.sweep import sweep
 from corrkd.missing.conditions import standard_conditions, subsets
@@ -25,6 +24,7 @@ from corrkd.serve import predictor as predictor_module
 from corrkd.serve.predictor import Predictor
 from corrkd.serve.standalone import Prediction, predictions
 from corrkd.settings import EvaluationSettings
+from corrkd.targets.calibration import tempered
 from tests.serve.conftest import baseline, dataset_for, sample_of, student
 
 WIDTHS = {"language": 5, "audio": 3, "vision": 4}
@@ -45,7 +45,7 @@ def test_predicts_what_the_evaluation_tested(target: str) -> None:
     split, predictor = dataset.split("test"), Predictor(student(target))
     samples = samples_of(saved, dataset, "test", device=torch.device("cpu"))
     conditions = standard_conditions(
-        dataset.modalities, EvaluationSettings(draws=1, ratios=(0.5, 1.0)), naturally_incomplete=False
+        dataset.modalities, EvaluationSettings(draws=1, conditions={"ratio": [0.5, 1.0]}), naturally_incomplete=False
     )
     assert saved.evaluated is not None
     temperatures = {c.name: c.temperature for c in saved.evaluated.conditions}
@@ -361,9 +361,11 @@ def test_saving_loses_nothing_that_was_saved(tmp_path: Path, monkeypatch: pytest
 
 
 def test_from_a_run_with_its_own_tables(served: Path, tmp_path: Path) -> None:
-    for path in (served, served / "seed-0", served / "seed-0" / "student.json", served / "seed-0" / "student"):
+    dataset = served / "synthetic"
+    arm = dataset / "seed-0" / "student"
+    for path in (served, dataset, dataset / "seed-0", arm, arm / "student.json", arm / "student"):
         predictor = Predictor.from_pretrained(path)
-        assert predictor.run == served
+        assert predictor.run == dataset
     predictor.save_pretrained(tmp_path / "model")
     card = (tmp_path / "model" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: corrkd\n")

@@ -484,7 +484,9 @@ def test_what_the_page_asks_for(service: Running, served: Path) -> None:
     assert list(body["answers"]) == ["student", "teacher", "control"]
     sample["vision_present"] = np.zeros(len(sample["vision"]), bool)
     for role in ("student", "teacher", "control"):
-        expected = Predictor.from_pretrained(served / "seed-0" / f"{role}.json").predict(sample).to_json()
+        expected = (
+            Predictor.from_pretrained(served / "synthetic" / "seed-0" / role / f"{role}.json").predict(sample).to_json()
+        )
         same(body["answers"][role], json.loads(json.dumps(expected)))
     assert httpx.get(f"{service.url}/v1/samples/999").status_code == 404
     bad = httpx.get(f"{service.url}/v1/samples/0", params={"off": "smell"})

@@ -88,7 +88,7 @@ class Mended(nn.Module):
         super().__init__()
         samples = make_samples(make_dataset(sizes=(N, 6, 6)))
         small = NetworkSettings(width=4, heads=2, feedforward=8, layers=1, classifier=(6,), dropout=0.0)
-        network = CorrKDNetwork(samples.widths, dict.fromkeys(samples.widths, 6), outputs=CLASSES, settings=small)
+        network = CorrKDNetwork(samples.widths, dict.fromkeys(samples.widths, 6), target=samples.target, settings=small)
         forms = {"scd_form": "relations", "cpd_prototypes": "all", "cpd_parts": True, "rcd_form": "divergence"}
         self.method = CorrKD(
             network, samples.target, DistillationSettings(**forms, center=True), gather=gather

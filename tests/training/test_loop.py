@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from corrkd.data.batches import Samples
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.sweep import mean_missing_f1
-from corrkd.methods.base import Method, task_loss
+from corrkd.methods.base import Method
 from corrkd.methods.corrkd import CorrKD
 from corrkd.methods.gcnet import GCNet
 from corrkd.methods.task import TaskOnly
@@ -20,8 +20,8 @@ from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.networks.registry import network_class
 from corrkd.networks.saved import build_network
 from corrkd.settings import DistillationSettings, MissingSettings, NetworkSettings, StageSettings
-from corrkd.training.loop import VALID, Record, Trained, balanced_class_weights, teacher_outputs, train
-from tests.conftest import make_dataset, make_samples
+from corrkd.training.loop import VALID, Record, Trained, teacher_outputs, train
+from tests.conftest import CLASSES, QUESTIONS, SCORE, make_dataset, make_samples
 from tests.networks.test_all_networks import in_conversations
 
 SMALL = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6,), dropout=0.2)
@@ -238,7 +238,7 @@ def test_schedules(schedule: str, last: float) -> None:
 def test_balanced_class_weights_are_inverse_to_frequency() -> None:
     samples = make_samples(make_dataset())
     counts = torch.bincount(samples.targets).float()
-    weights = balanced_class_weights(samples)
+    weights = samples.target.balanced_class_weights(samples.targets)
     assert torch.allclose(weights * counts, (weights * counts)[0].expand(3))
     assert (weights[samples.targets]).mean() == pytest.approx(1.0)
 
@@ -247,12 +247,12 @@ def test_task_losses_by_hand() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0])
     expected = -sum(float(torch.log_softmax(row, -1)[k]) for row, k in zip(logits, labels.tolist(), strict=True)) / 5
-    assert float(task_loss(logits, labels)) == pytest.approx(expected)
+    assert float(CLASSES.task_loss(logits, labels)) == pytest.approx(expected)
     asked, answers = torch.randn(5, 4, 2, dtype=torch.float64), torch.randint(0, 2, (5, 4))
-    each = [float(task_loss(asked[:, q], answers[:, q])) for q in range(4)]
-    assert float(task_loss(asked, answers)) == pytest.approx(sum(each) / 4)
+    each = [float(CLASSES.task_loss(asked[:, q], answers[:, q])) for q in range(4)]
+    assert float(QUESTIONS.task_loss(asked, answers)) == pytest.approx(sum(each) / 4)
     scores = torch.randn(5, dtype=torch.float64)
-    assert float(task_loss(logits[:, :1], scores)) == pytest.approx(float((logits[:, 0] - scores).abs().mean()))
+    assert float(SCORE.task_loss(logits[:, :1], scores)) == pytest.approx(float((logits[:, 0] - scores).abs().mean()))
 
 
 def test_the_schedule_is_laid_over_the_steps_that_are_run() -> None:

@@ -48,13 +48,14 @@ def test_two_processes_give_the_models_of_one(tmp_path: Path, target: str) -> No
     assert done.stderr.count("seed 1  student: 3/3") == 1
     for seed in ("seed-0", "seed-1"):
         for role in ROLES:
-            expected = load_file(one / seed / f"{role}.safetensors")
-            found = load_file(two / seed / f"{role}.safetensors")
+            model = Path("d", seed, role, f"{role}.safetensors")
+            expected, found = (load_file(folder / model) for folder in (one, two))
             assert expected.keys() == found.keys()
             for name, value in expected.items():
                 np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5, err_msg=f"{role} {name}")
-        histories = [pd.read_csv(folder / seed / "history.csv").drop(columns="method") for folder in (one, two)]
-        pd.testing.assert_frame_equal(*histories, rtol=1e-5)
+            history = Path("d", seed, role, "history.csv")
+            histories = [pd.read_csv(folder / history).drop(columns="method") for folder in (one, two)]
+            pd.testing.assert_frame_equal(*histories, rtol=1e-5)
     results = [pd.read_csv(folder / "results.csv") for folder in (one, two)]
     pd.testing.assert_frame_equal(*results, check_exact=False, rtol=1e-4)
     assert {p.relative_to(one) for p in one.rglob("*.csv")} == {p.relative_to(two) for p in two.rglob("*.csv")}

@@ -15,7 +15,7 @@ from torch import Tensor
 from corrkd.data.dataset import IntArray, Split, StrArray
 from corrkd.data.inputs import Inputs
 from corrkd.data.normalise import Normalisation
-from corrkd.data.targets import Target
+from corrkd.targets.base import Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,23 +45,21 @@ class Batch:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def visible(self, dropped: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Return which frames are present and not dropped: (N, T_m) booleans by modality. `dropped`: likewise; None: nothing is."""
-        if dropped is None:
-            return dict(self.present)
+    def visible(self, dropped: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return which frames are present and not dropped: (N, T_m) booleans by modality. `dropped`: likewise."""
         return {m: present & ~dropped[m] for m, present in self.present.items()}
 
-    def inputs(
-        self, dropped: Mapping[str, Tensor] | None = None, *, frames: Mapping[str, Tensor] | None = None
-    ) -> Inputs:
+    def inputs(self, dropped: Mapping[str, Tensor]) -> Inputs:
         """Return what a network sees of these samples: a modality without a visible frame has its canonical length.
 
         Args:
-            dropped: (N, T_m) booleans by modality, True where a frame is dropped; None: nothing is.
-            frames: in place of the batch's own, as for noise.
+            dropped: (N, T_m) booleans by modality, True where a frame is dropped.
         """
-        frames = self.frames if frames is None else frames
-        return Inputs(frames, self.exists, self.visible(dropped)).with_lengths(self.lengths)
+        return Inputs(self.frames, self.exists, self.visible(dropped)).with_lengths(self.lengths)
+
+    def complete(self) -> Inputs:
+        """Return what a network sees of these samples where nothing is dropped."""
+        return Inputs(self.frames, self.exists, self.present).with_lengths(self.lengths)
 
 
 def sample_key(sample_id: str) -> int:
@@ -146,8 +144,7 @@ class Samples:
         self._dtype = dtype
         self._normalisation = normalisation
         self._split = split
-        kind = torch.int64 if target.kind != "score" else dtype
-        self.targets = torch.as_tensor(values[self.kept]).to(kind).to(device)
+        self.targets = torch.as_tensor(values[self.kept]).to(target.dtype(dtype)).to(device)
         self.keys = torch.tensor([sample_key(str(i)) for i in self.ids], dtype=torch.int64, device=device)
         self.exists = {m: torch.as_tensor(split.exists(m)[self.kept]).to(device) for m in self.modalities}
         self.present = {m: torch.as_tensor(split.present[m][self.kept]).to(device) for m in self.modalities}

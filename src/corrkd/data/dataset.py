@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from corrkd.errors import CorrKDError
+from corrkd.targets.labels import MOST_CLASSES
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
@@ -17,7 +18,6 @@ IntArray = npt.NDArray[np.int64]
 StrArray = npt.NDArray[np.str_]
 
 SPLITS = ("train", "valid", "test")
-MOST_CLASSES = 1000  # a label beyond it is a mistake, not a class
 WHOLE = "all"  # the one split of data that has neither splits nor targets
 
 Posterior = Callable[[str, Mapping[str, BoolArray]], npt.NDArray[np.float64]]

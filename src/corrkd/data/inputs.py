@@ -19,7 +19,7 @@ class _Fields(NamedTuple):
 class Inputs(_Fields):
     """The inputs of a network, by modality. The only place where padding, missing and visible frames are told apart.
 
-    `Batch.inputs` and `Condition.inputs` make them, with missing modalities at their canonical length (`with_lengths`).
+    A condition makes them in tests, `corrkd.missing.training` in training, with missing modalities at their canonical length.
 
     Args:
         frames: (N, T_m, d_m), normalised. The values of invisible frames do not matter.

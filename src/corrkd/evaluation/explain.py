@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from corrkd.data.inputs import Inputs
-from corrkd.data.targets import Target
 from corrkd.errors import CorrKDError
 from corrkd.networks.base import AnyNetwork
 from corrkd.networks.encoder import Encoder
+from corrkd.targets.base import Target
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -152,7 +152,7 @@ def explain(
         raise CorrKDError(f"explain: steps is {steps}; it must be at least 1")
     if not (math.isfinite(temperature) and temperature > 0.0):
         raise CorrKDError(f"explain: temperature is {temperature}; it must be above 0")
-    score = target.kind == "score"
+    score = not target.has_classes
     # cuDNN would refuse the backward pass of an LSTM in eval mode.
     with _in_eval_mode(network), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
         place, asked = _asked(network(inputs).logits[0], target, output, question)
@@ -254,13 +254,13 @@ def _one_sample(network: AnyNetwork, inputs: Inputs) -> Inputs:
 
 def _asked(logits: Tensor, target: Target, output: int | None, question: int | None) -> tuple[int, int | None]:
     """Which class and which question is explained, of logits (K,), (Q, 2) or (1,)."""
-    if target.kind != "questions" and question is not None:
+    if not target.questions and question is not None:
         raise CorrKDError(f"explain: question {question}, but the model answers no questions; leave it out")
-    if target.kind == "score":
+    if not target.has_classes:
         if output is not None:
             raise CorrKDError(f"explain: class {output}, but the model answers with a score; leave it out")
         return 0, None
-    if target.kind == "questions":
+    if target.questions:
         question = 0 if question is None and len(target.questions) == 1 else question
         if question is None or not 0 <= question < len(target.questions):
             names = ", ".join(f"{place} {name}" for place, name in enumerate(target.questions))

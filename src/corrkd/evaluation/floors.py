@@ -9,29 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from corrkd.data.dataset import BoolArray, IntArray
-from corrkd.data.targets import Target
+from corrkd.targets.base import Target
 
 Array = npt.NDArray[Any]
 NUM_BINS = 8  # of lengths, by their quantiles
 MAX_DISTINCT = 16  # so many distinct lengths are a bin each
 HIDDEN = -1  # in place of the bin of a modality that is not visible
-
-
-def majority(target: Target, labels: Array) -> Array:
-    """Return the prediction that is most often right for these labels: the most frequent class, of each question; the median score.
-
-    Args:
-        target: what is predicted.
-        labels: (N,) classes, (N, Q) yes/no answers, or (N,) scores; N >= 1.
-
-    Returns:
-        An array without the labels' first axis: of shape () or (Q,).
-    """
-    if target.kind == "score":
-        return np.asarray(np.median(labels))
-    columns = labels.reshape(len(labels), -1)
-    most = [np.bincount(column, minlength=len(target.classes)).argmax() for column in columns.T]
-    return np.asarray(most).reshape(labels.shape[1:])
 
 
 def lengths_vary(lengths: Mapping[str, IntArray]) -> bool:
@@ -66,7 +49,7 @@ class LengthFloor:
         for pattern in patterns:
             visible = pattern != HIDDEN
             alike = (self.bins[:, visible] == pattern[visible]).all(1)
-            predictions.append(majority(self.target, self.labels[alike] if alike.any() else self.labels))
+            predictions.append(self.target.majority(self.labels[alike] if alike.any() else self.labels))
         return np.stack(predictions)[inverse.reshape(-1)]
 
     def _bins(self, lengths: Mapping[str, IntArray], shown: Mapping[str, BoolArray]) -> IntArray:

@@ -14,19 +14,26 @@ from torch import Tensor
 
 from corrkd.data.batches import Batch, Samples
 from corrkd.data.dataset import BoolArray, FloatArray, MultimodalDataset
-from corrkd.data.targets import Target
 from corrkd.errors import CorrKDError
-from corrkd.evaluation import metrics
 from corrkd.evaluation.bayes import best_expected_weighted_f1
-from corrkd.evaluation.calibration import Calibration, calibrated, set_sizes, strangeness
-from corrkd.evaluation.sweep import MaskSource, Result, hashed_masks, sweep, tested_rows
-from corrkd.missing.conditions import Condition, missing_subsets, named_conditions, standard_conditions
+from corrkd.evaluation.calibration import Calibration
+from corrkd.evaluation.metrics import area_under_ratios
+from corrkd.evaluation.sweep import MaskSource, Result, sweep
+from corrkd.missing.conditions import (
+    AVERAGE,
+    RATIOS,
+    Condition,
+    Family,
+    missing_subsets,
+    named_conditions,
+    standard_conditions,
+)
 from corrkd.missing.manifest import Manifest, make_manifest
 from corrkd.networks.saved import SavedNetwork
-from corrkd.settings import EvaluationSettings
+from corrkd.settings import MASK_SEED, EvaluationSettings
+from corrkd.targets.base import Target
+from corrkd.targets.measures import F1
 
-AVERAGE = "average"
-RATIOS = "ratios"
 COLUMNS = ["condition", "draw", "metric", "value"]
 
 Predictor = Callable[[Mapping[str, FloatArray], Mapping[str, BoolArray], Mapping[str, BoolArray]], npt.ArrayLike]
@@ -40,7 +47,7 @@ def evaluate(
     split: str = "test",
     conditions: Sequence[str] | None = None,
     draws: int = 3,
-    mask_seed: int = 2024,
+    mask_seed: int = MASK_SEED,
     masks: Manifest | None = None,
     batch_size: int = 256,
     on_batch: Callable[[int], None] | None = None,
@@ -100,7 +107,7 @@ def judge_predictor(
     *,
     conditions: Sequence[str] | None = None,
     draws: int = 3,
-    mask_seed: int = 2024,
+    mask_seed: int = MASK_SEED,
     masks: Manifest | None = None,
     batch_size: int = 256,
     on_batch: Callable[[int], None] | None = None,
@@ -122,7 +129,7 @@ def judge_predictor(
         CorrKDError: where a condition is unknown, the manifest is of other samples, or an answer has another shape or is no probability.
     """
     chosen = masks.conditions if masks and conditions is None else conditions_of(samples, conditions, draws)
-    source = masks.replay(samples) if masks else hashed_masks(mask_seed)
+    source = masks.replay(samples) if masks else None
     seed = masks.seed if masks else mask_seed
     runs = [(condition, draw) for condition in chosen for draw in range(condition.draws)]
     answers: list[list[npt.NDArray[np.float32]]] = [[] for _ in runs]
@@ -134,17 +141,17 @@ def judge_predictor(
     incomplete = samples.incomplete.cpu().numpy()
     results = []
     for (condition, draw), parts in zip(runs, answers, strict=True):
-        rows = tested_rows(condition, incomplete)
+        rows = condition.tested_rows(incomplete)
         results.append(Result(condition, draw, rows, np.concatenate(parts)[rows]))
     return tabulate(results, samples.target, samples.targets.cpu().numpy(), samples.modalities)
 
 
 def _given(
-    batch: Batch, condition: Condition, draw: int, source: MaskSource, seed: int
+    batch: Batch, condition: Condition, draw: int, source: MaskSource | None, seed: int
 ) -> tuple[dict[str, FloatArray], dict[str, BoolArray], dict[str, BoolArray]]:
     """What a predictor sees of a batch: nothing stands at invisible places."""
-    dropped = None if condition.is_whole else source(condition, draw, batch)
-    inputs = condition.inputs(batch, seed=seed, draw=draw, dropped=dropped)
+    replayed = None if source is None else source(condition, draw, batch)
+    inputs = condition.apply(batch, seed=seed, draw=draw, masks=replayed)
     hidden = {m: torch.where(inputs.visible[m][..., None], x, 0.0) for m, x in inputs.frames.items()}
     return _arrays(hidden), _arrays(inputs.exists), _arrays(inputs.visible)
 
@@ -155,15 +162,14 @@ def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _answer(given: npt.ArrayLike, count: int, target: Target) -> npt.NDArray[np.float32]:
     answer = np.asarray(given, np.float32)
-    outputs = target.num_outputs
-    expected = (count, outputs, 2) if target.kind == "questions" else (count, outputs)
+    expected = (count, *target.response_shape)
     if answer.shape != expected:
         raise CorrKDError(
             f"predictor: answered with shape {answer.shape}, expected {expected} for target `{target.name}`"
         )
     if not np.isfinite(answer).all():
         raise CorrKDError("predictor: answered with NaN or infinite values")
-    if target.kind != "score" and ((answer < 0).any() or (np.abs(answer.sum(-1) - 1) > 1e-3).any()):
+    if target.has_classes and ((answer < 0).any() or (np.abs(answer.sum(-1) - 1) > 1e-3).any()):
         raise CorrKDError("predictor: expected probabilities, not negative and summing to 1 over the classes")
     return answer
 
@@ -175,7 +181,7 @@ def masks_of(
     split: str = "test",
     conditions: Sequence[str] | None = None,
     draws: int = 3,
-    mask_seed: int = 2024,
+    mask_seed: int = MASK_SEED,
 ) -> Manifest:
     """The masks that `evaluate` with the same arguments applies, to be saved and replayed."""
     samples = samples_of(student, student.fit(dataset), split, device=torch.device("cpu"))
@@ -187,7 +193,7 @@ def conditions_of(samples: Samples, names: Sequence[str] | None, draws: int) -> 
     incomplete = bool(samples.incomplete.any())
     if names is not None:
         chosen = named_conditions(names, samples.modalities, draws)
-        if not chosen or (not incomplete and any(c.kind == "natural" for c in chosen)):
+        if not chosen or (not incomplete and any(c.incomplete_samples_only for c in chosen)):
             raise CorrKDError(
                 "conditions: none named" if not chosen else "conditions: no sample is naturally incomplete"
             )
@@ -223,7 +229,7 @@ def tabulate(
 
     def measure(result: Result) -> dict[str, float]:
         own, known = truth[result.rows], (calibrations or {}).get(result.condition.name)
-        out = metrics.measure(target, own, result.response)
+        out = target.measure(own, result.response)
         return out if known is None else {**out, **_calibrated(target, own, result, known)}
 
     return _table(results, modalities, measure)
@@ -231,15 +237,12 @@ def tabulate(
 
 def _calibrated(target: Target, truth: npt.NDArray[Any], result: Result, known: Calibration) -> dict[str, float]:
     """What a condition's calibration makes of a response."""
-    response = calibrated(target, result.response, known.temperature)
-    out = (
-        {}
-        if target.kind == "score"
-        else {"ece_calibrated": metrics.response_calibration_error(target, truth, response)}
-    )
+    response = target.calibrate(result.response, known.temperature)
+    error = target.calibration_error(truth, response)
+    out = {} if error is None else {"ece_calibrated": error}
     if known.threshold is not None:
-        out["coverage"] = float((strangeness(target, truth, response) <= known.threshold).mean())
-        out["set_size"] = float(set_sizes(target, response, known.threshold).mean())
+        out["coverage"] = float((target.nonconformity(truth, response) <= known.threshold).mean())
+        out["set_size"] = float(target.set_sizes(response, known.threshold).mean())
     return out
 
 
@@ -254,7 +257,7 @@ def tabulate_predictions(
 
     def measure(result: Result) -> dict[str, float]:
         values = predictions[result.condition.name, result.draw]
-        return metrics.measure_predictions(target, truth[result.rows], values[result.rows])
+        return target.measure_predictions(truth[result.rows], values[result.rows])
 
     return _table(results, modalities, measure)
 
@@ -267,7 +270,7 @@ def tabulate_bayes(results: Sequence[Result], modalities: Sequence[str]) -> pd.D
 
     def ceiling(result: Result) -> dict[str, float]:
         posterior = result.response.astype(np.float64)
-        return {metrics.F1: best_expected_weighted_f1(posterior)[1], "accuracy": float(posterior.max(1).mean())}
+        return {F1: best_expected_weighted_f1(posterior)[1], "accuracy": float(posterior.max(1).mean())}
 
     return _table(results, modalities, ceiling)
 
@@ -297,13 +300,13 @@ def _average(table: pd.DataFrame, modalities: Sequence[str]) -> pd.DataFrame:
 
 
 def _area(table: pd.DataFrame, conditions: Sequence[Condition]) -> pd.DataFrame:
-    ratios = {c.name: c.ratio for c in conditions if c.kind == "ratio" and c.ratio is not None}
+    ratios = {c.name: c.ratio for c in conditions if c.family is Family.RATIOS and c.ratio is not None}
     if len(ratios) < 2:
         return pd.DataFrame(columns=COLUMNS).astype(table.dtypes)
     rows = []
-    for metric in (metrics.F1, "accuracy"):
+    for metric in (F1, "accuracy"):
         inside = table[table["condition"].isin(ratios) & (table["metric"] == metric)]
         mean = inside.groupby("condition", sort=False)["value"].mean()
-        area = metrics.area_under_ratios([ratios[str(name)] for name in mean.index], list(mean))
+        area = area_under_ratios([ratios[str(name)] for name in mean.index], list(mean))
         rows.append((RATIOS, 0, f"auc_{metric}", area))
     return pd.DataFrame(rows, columns=COLUMNS)

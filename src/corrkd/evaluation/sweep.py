@@ -7,7 +7,7 @@ other network passes once per condition.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
@@ -18,12 +18,12 @@ from torch import Tensor
 
 from corrkd.data.batches import Batch, Samples
 from corrkd.data.inputs import Inputs
-from corrkd.evaluation import metrics
 from corrkd.missing.conditions import Condition, missing_subsets
 from corrkd.networks.base import AnyNetwork, Output
+from corrkd.settings import MASK_SEED
 
-MaskSource = Callable[[Condition, int, Batch], Mapping[str, Tensor]]
-"""(condition, draw, batch) -> per modality (N, T_m), True where dropped."""
+MaskSource = Callable[[Condition, int, Batch], Mapping[str, Tensor] | None]
+"""(condition, draw, batch) -> per modality (N, T_m), True where dropped; None: the condition's own."""
 
 
 class ModalityWise(Protocol):
@@ -44,7 +44,7 @@ class Result:
 
     Attributes:
         condition, draw: which.
-        rows: (n,) rows of the samples, in the split's order; all N but for "natural".
+        rows: (n,) rows of the samples, in the split's order; those that the condition is tested on.
         response: probabilities (n, K) or (n, Q, 2), or scores (n, 1); float32.
         representation: H (n, D) float16 where it was asked for, else None.
     """
@@ -63,15 +63,6 @@ class _Collected:
     representations: list[Tensor] = field(default_factory=list)
 
 
-def hashed_masks(seed: int) -> MaskSource:
-    """The masks of the hash, by the evaluation's own seed: the same for every method and training seed."""
-
-    def source(condition: Condition, draw: int, batch: Batch) -> Mapping[str, Tensor]:
-        return condition.dropped(batch, seed=seed, draw=draw)
-
-    return source
-
-
 @torch.no_grad()
 def sweep(
     network: AnyNetwork,
@@ -79,7 +70,7 @@ def sweep(
     conditions: Sequence[Condition],
     *,
     masks: MaskSource | None = None,
-    mask_seed: int = 2024,
+    mask_seed: int = MASK_SEED,
     batch_size: int = 256,
     keep_representations: Sequence[str] = (),
     on_batch: Callable[[int], None] | None = None,
@@ -90,33 +81,32 @@ def sweep(
         network: in any mode; it is put into eval mode and back.
         samples: a split.
         conditions: what is missing.
-        masks: where masks come from; default: the hash with `mask_seed`, which is also the seed of "noise".
-        mask_seed: see `masks`.
+        masks: a source of masks to replay; default: the conditions' own.
+        mask_seed: of masks and noise; the default is the one of every run.
         batch_size: changes nothing but memory and, in the last bits, rounding. Conversations are kept whole for a network that reads them.
         keep_representations: names of conditions whose H is kept (its first draw).
         on_batch: called with the number of samples done.
     """
     training = network.training
     network.eval()
-    masks = masks or hashed_masks(mask_seed)
     runs = [(condition, draw) for condition in conditions for draw in range(condition.draws)]
     collected = [_Collected() for _ in runs]
     missing: dict[str, Tensor] = {}
     for batch in samples.batches(batch_size, conversations=network.reads_conversations):
         network.check_memory({m: x.shape[1] for m, x in batch.exists.items()}, len(batch))
-        complete = batch.inputs()
+        complete = batch.complete()
         present: dict[str, Tensor] = {}
         context = samples.context(batch.rows)
 
         def inputs_of(condition: Condition, draw: int, batch: Batch = batch) -> Inputs:
-            dropped = None if condition.is_whole else masks(condition, draw, batch)
-            return condition.inputs(batch, seed=mask_seed, draw=draw, dropped=dropped)
+            replayed = None if masks is None else masks(condition, draw, batch)
+            return condition.apply(batch, seed=mask_seed, draw=draw, masks=replayed)
 
         for (condition, draw), out in zip(runs, collected, strict=True):
             if network.modality_wise:
                 parted = cast(ModalityWise, network)
-                if condition.is_whole:
-                    representation = _represent_whole(parted, batch, complete, condition, present, missing)
+                if (kept := condition.complete_modalities) is not None:
+                    representation = _shared_representation(parted, batch, complete, kept, present, missing)
                 else:
                     inputs = inputs_of(condition, draw)
                     representation = torch.cat([parted.encode(m, inputs) for m in network.modalities], 1)
@@ -124,7 +114,7 @@ def sweep(
             else:
                 answer = network.in_context(inputs_of(condition, draw), context)
             out.rows.append(batch.rows)
-            out.responses.append(respond(answer.logits, samples.target.kind))
+            out.responses.append(samples.target.respond(answer.logits))
             if condition.name in keep_representations and draw == 0:
                 out.representations.append(answer.representation)
         if on_batch:
@@ -132,16 +122,6 @@ def sweep(
     network.train(training)
     incomplete = samples.incomplete.cpu().numpy()
     return [_result(*run, out, incomplete) for run, out in zip(runs, collected, strict=True)]
-
-
-def tested_rows(condition: Condition, incomplete: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Rows of the samples that a condition is tested on: all, but for "natural" those that the data itself leaves incomplete."""
-    return np.flatnonzero(incomplete) if condition.kind == "natural" else np.arange(len(incomplete))
-
-
-def respond(logits: Tensor, kind: str) -> Tensor:
-    """R: softmax of the logits; a score is its own response."""
-    return logits.float() if kind == "score" else torch.softmax(logits.float(), -1)
 
 
 def mean_missing_f1(network: AnyNetwork, samples: Samples, *, batch_size: int = 256) -> float:
@@ -153,24 +133,24 @@ def mean_f1(network: AnyNetwork, samples: Samples, conditions: Sequence[Conditio
     """The weighted F1 averaged over conditions in which nothing is random."""
     results = sweep(network, samples, conditions, batch_size=batch_size)
     truth = samples.targets.cpu().numpy()
-    return float(np.mean([metrics.main_score(samples.target, truth, result.response) for result in results]))
+    return float(np.mean([samples.target.main_score(truth, result.response) for result in results]))
 
 
-def _represent_whole(
+def _shared_representation(
     network: ModalityWise,
     batch: Batch,
     complete: Inputs,
-    condition: Condition,
+    kept: Collection[str],
     present: dict[str, Tensor],
     missing: dict[str, Tensor],
 ) -> Tensor:
-    """H of a batch, whose inputs are `complete` where nothing is dropped, under a condition that is whole.
+    """H of a batch, whose inputs are `complete` where nothing is dropped, with these modalities kept and all others missing.
 
     `present` keeps the vectors of the batch's modalities, (N, width); `missing` those of missing modalities, (1, width), for all batches.
     """
     parts = []
     for m in network.modalities:
-        if condition.shows(m):
+        if m in kept:
             if m not in present:
                 present[m] = network.encode(m, complete)
             parts.append(present[m])
@@ -192,7 +172,7 @@ def _nothing(modality: str, batch: Batch) -> Inputs:
 def _result(condition: Condition, draw: int, out: _Collected, incomplete: npt.NDArray[np.bool_]) -> Result:
     order = torch.cat(out.rows).argsort()  # back to the split's
     response = torch.cat(out.responses)[order].cpu().numpy()
-    rows = tested_rows(condition, incomplete)
+    rows = condition.tested_rows(incomplete)
     representation = None
     if out.representations:
         representation = torch.cat(out.representations)[order].to(torch.float16).cpu().numpy()[rows]

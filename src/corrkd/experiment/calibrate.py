@@ -74,11 +74,8 @@ def found_out(experiment: Experiment, table: pd.DataFrame, known: Mapping[str, C
         bounded = own.threshold is not None and math.isfinite(own.threshold)
         values = {m: float(means[c.name, m]) for m in KEPT if (c.name, m) in means.index}
         conditions.append(
-            EvaluatedCondition(
-                name=c.name,
-                kind=c.kind,
-                available=c.available,
-                ratio=c.ratio,
+            EvaluatedCondition.of(
+                c,
                 temperature=own.temperature,
                 threshold=own.threshold if bounded else None,
                 measured={m: value for m, value in values.items() if math.isfinite(value)},

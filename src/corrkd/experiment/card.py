@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,21 +48,12 @@ def run_card(experiment: Experiment, part: DatasetPlan, arms: Sequence[Arm], sea
             "sha256": dataset.sha256,
             "modalities": {m: {"width": w, "frames": first.frames[m]} for m, w in dataset.widths.items()},
             "splits": {name: len(first.targets(name)) for name in dataset.splits},
-            "labels": {name: _histogram(first, name) for name in dataset.splits},
+            "labels": {name: target.histogram(first.targets(name)) for name in dataset.splits},
             "missing_rule": dict(dataset.missing_rule),
         },
-        "target": {
-            "name": target.name,
-            "kind": target.kind,
-            "classes": list(target.classes),
-            "questions": list(target.questions),
-            "cuts": list(target.cuts),
-        },
+        "target": target.to_json(),
         "split": experiment.settings.evaluation.split,
-        "conditions": [
-            {"name": c.name, "kind": c.kind, "available": list(c.available), "ratio": c.ratio, "draws": c.draws}
-            for c in first.conditions()
-        ],
+        "conditions": [c.to_json() for c in first.conditions()],
         "projection": first.projection(),
         "sets": prediction_sets(first),
         "methods": [
@@ -106,15 +97,6 @@ def sample_groups(experiment: Experiment) -> tuple[str, pd.DataFrame]:
     return group, pd.DataFrame({"id": np.concatenate([s.ids for s in splits])[keep], "group": members[keep]})
 
 
-def _histogram(experiment: Experiment, split: str) -> Mapping[str, int]:
-    values, target = experiment.targets(split), experiment.target
-    if target.kind == "questions":
-        return {name: int(values[:, index].sum()) for index, name in enumerate(target.questions)}
-    labels = target.categories(values) if target.kind == "score" else values
-    counts = np.bincount(labels, minlength=len(target.classes))
-    return {name: int(count) for name, count in zip(target.classes, counts, strict=True)}
-
-
 def notes(experiment: Experiment, arms: Sequence[Arm]) -> list[str]:
     """What a reader of the results has to know."""
     settings = experiment.settings
@@ -128,8 +110,9 @@ def notes(experiment: Experiment, arms: Sequence[Arm]) -> list[str]:
             out.append(
                 f"{name}.batch_size = {size} is more than the {count} training samples; one batch holds all of them"
             )
-    if experiment.target.kind == "score" and any(getattr(arm.options, "rcd", 0) for arm in arms):
-        out.append("RCD splits a response by class and is left out for the target `score`")
+    target = experiment.target
+    if not target.has_classes and any(getattr(arm.options, "rcd", 0) for arm in arms):
+        out.append(f"RCD splits a response by class and is left out for the target `{target.name}`")
     return out
 
 
@@ -160,7 +143,7 @@ def arrangement(experiment: Experiment) -> list[str]:
         out.append(
             f"Students are taught by {number} teachers a seed, {how}; responses are averaged over {teacher.repeats}."
         )
-    if teacher.temperature != 1.0 and experiment.target.kind != "score":
+    if teacher.temperature != 1.0 and experiment.target.has_classes:
         value = "fitted to the training labels" if teacher.temperature == "fit" else f"{teacher.temperature:g}"
         out.append(f"The teachers' temperature: {value}.")
     return out

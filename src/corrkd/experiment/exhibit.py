@@ -8,7 +8,6 @@ import torch
 
 from corrkd.data.dataset import Split
 from corrkd.data.resample import resampled
-from corrkd.data.targets import Target
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import TEACHER
 from corrkd.experiment.experiment import read
@@ -18,6 +17,7 @@ from corrkd.parsing import refusing
 from corrkd.report.run_folder import RunFolder
 from corrkd.serve.explore import Exhibit
 from corrkd.serve.predictor import Predictor
+from corrkd.targets.base import Target
 
 
 def exhibit_of(
@@ -63,11 +63,4 @@ def _seed_folder(model: Path, run: Path) -> Path:
 def truths(split: Split, target: Target) -> list[str]:
     """What each sample's label is, in words."""
     values, counts = target.of(split, "split")
-    if target.kind == "score":
-        return [f"{value:.2f}" for value in values]
-    if target.kind == "questions":
-        return [
-            ", ".join(f"{q} {target.classes[int(a)]}" for q, a in zip(target.questions, row, strict=True))
-            for row in values
-        ]
-    return [target.classes[int(v)] if counted else "" for v, counted in zip(values, counts, strict=True)]
+    return [target.text(value) if counted else "" for value, counted in zip(values, counts, strict=True)]

@@ -18,13 +18,15 @@ from corrkd.data.load import load_dataset
 from corrkd.data.normalise import Normalisation, fit_normalisation
 from corrkd.data.resample import dependence_groups, group_folds, resampled, seed_rows, with_calibration
 from corrkd.data.synthetic import SyntheticSpec, make
-from corrkd.data.targets import Target, make_target
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import TEACHER, Arm
 from corrkd.experiment.folder import settings_of
-from corrkd.missing.conditions import Condition, condition, standard_conditions
-from corrkd.networks.saved import MOST_CLASSES, check_labels, dataset_folder, with_modalities
+from corrkd.missing.conditions import Condition, check_settings, condition, standard_conditions
+from corrkd.networks.saved import dataset_folder, with_modalities
 from corrkd.settings import DataSettings, ResampleSettings, Settings
+from corrkd.targets.base import Target
+from corrkd.targets.labels import MOST_CLASSES, check_labels
+from corrkd.targets.registry import make_target
 
 SYNTHETIC = "synthetic"
 LARGEST_SYNTHETIC = 2**31  # numbers: 8 GB
@@ -127,6 +129,7 @@ def prepare(settings: Settings) -> Experiment:
     Raises:
         CorrKDError: for anything wrong with data or settings, before any training.
     """
+    check_settings(settings.evaluation.conditions)
     dataset = read(settings.data)
     for split in {*SPLITS[:2], settings.evaluation.split}:
         dataset.split(split)

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from torch import Tensor
 
 from corrkd.data.batches import Samples
 from corrkd.data.dataset import BoolArray, IntArray
-from corrkd.evaluation.floors import LengthFloor, lengths_vary, majority
+from corrkd.evaluation.floors import LengthFloor, lengths_vary
 from corrkd.evaluation.judge import tabulate_bayes, tabulate_predictions
-from corrkd.evaluation.sweep import Result, tested_rows
+from corrkd.evaluation.sweep import Result
 from corrkd.experiment.experiment import Experiment
-from corrkd.missing.conditions import Condition
 
 MAJORITY, BY_LENGTH, BAYES = "majority", "by-length", "bayes"
 Visible = Mapping[str, BoolArray]
@@ -38,21 +38,22 @@ def _references(experiment: Experiment, seed: int | str = "") -> pd.DataFrame:
     counted = experiment.target.of(train, f"dataset {experiment.dataset.name}, train")[1]
     incomplete = samples.incomplete.cpu().numpy()
     runs = [(c, draw) for c in experiment.conditions() for draw in range(c.draws)]
+    batch, mask_seed = samples.without_frames(), evaluation.mask_seed
     nothing = np.empty((len(samples), 0), np.float32)
-    results = [Result(c, draw, tested_rows(c, incomplete), nothing) for c, draw in runs]
+    results = [Result(c, draw, c.tested_rows(incomplete), nothing) for c, draw in runs]
     first = [result for result in results if result.draw == 0]
 
     def floor(name: str, predictions: Mapping[tuple[str, int], npt.NDArray[Any]], of: list[Result]) -> pd.DataFrame:
         return tabulate_predictions(predictions, of, target, truth, samples.modalities).assign(method=name)
 
-    constant = np.broadcast_to(majority(target, labels), truth.shape)
+    constant = np.broadcast_to(target.majority(labels), truth.shape)
     tables = [floor(MAJORITY, {(r.condition.name, 0): constant for r in first}, first)]
     lengths = {m: x[counted] for m, x in train.lengths.items()}
     if lengths_vary(lengths):
         by_length = LengthFloor(target, labels, lengths, _shown({m: x[counted] for m, x in train.present.items()}))
         tested = _lengths(samples)
         predictions = {
-            (c.name, draw): by_length.predict(tested, _shown(_visible(c, draw, samples, evaluation.mask_seed)))
+            (c.name, draw): by_length.predict(tested, _shown(_arrays(c.visible(batch, seed=mask_seed, draw=draw))))
             for c, draw in runs
         }
         tables.append(floor(BY_LENGTH, predictions, results))
@@ -60,18 +61,16 @@ def _references(experiment: Experiment, seed: int | str = "") -> pd.DataFrame:
     if posterior is not None and target.name == "classes":
         exact = []
         for result in results:
-            visible = _visible(result.condition, result.draw, samples, evaluation.mask_seed, noise_is_seen=False)
-            response = posterior(evaluation.split, visible)[result.rows].astype(np.float32)
+            # The ceiling is that of a classifier which knows the frames that noise replaces.
+            dropped = result.condition.dropped(batch, seed=mask_seed, draw=result.draw)
+            response = posterior(evaluation.split, _arrays(batch.visible(dropped)))[result.rows].astype(np.float32)
             exact.append(Result(result.condition, result.draw, result.rows, response))
         tables.append(tabulate_bayes(exact, samples.modalities).assign(method=BAYES))
     return pd.concat(tables, ignore_index=True).assign(dataset=experiment.dataset.name, seed=str(seed))
 
 
-def _visible(c: Condition, draw: int, samples: Samples, mask_seed: int, *, noise_is_seen: bool = True) -> Visible:
-    """Which frames are visible under a condition, (N, T_m) by modality; those that noise replaces are, unless told otherwise."""
-    batch = samples.without_frames()
-    dropped = None if noise_is_seen and c.kind == "noise" else c.dropped(batch, seed=mask_seed, draw=draw)
-    return {m: mask.cpu().numpy() for m, mask in batch.visible(dropped).items()}
+def _arrays(masks: Mapping[str, Tensor]) -> Visible:
+    return {m: mask.cpu().numpy() for m, mask in masks.items()}
 
 
 def _shown(visible: Visible) -> dict[str, BoolArray]:

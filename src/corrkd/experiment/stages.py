@@ -48,7 +48,6 @@ from corrkd.training.distributed import gather
 from corrkd.training.loop import (
     VALID,
     Record,
-    balanced_class_weights,
     derived_seed,
     train,
 )
@@ -164,8 +163,8 @@ def _train(
 def make_method(arm: Arm, experiment: Experiment, seed: int, samples: Samples) -> AnyMethod:
     """An arm's method. All arms but the teacher begin with the same parameters, where their networks agree."""
     weights = None
-    if arm.stage.class_weights == "balanced" and experiment.target.kind != "score":
-        weights = balanced_class_weights(samples).to(experiment.device, experiment.dtype)
+    if arm.stage.class_weights == "balanced":
+        weights = experiment.target.balanced_class_weights(samples.targets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "init", arm.start))
         network = build_network(
@@ -273,25 +272,9 @@ def read_table(path: Path) -> pd.DataFrame:
 def _predictions(
     role: str, result: Result, samples: Samples, truth: np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 ) -> pd.DataFrame:
-    ids, target, response = samples.ids[result.rows], truth[result.rows], result.response
-    kind, questions = samples.target.kind, samples.target.questions
     about = {"method": role, "condition": result.condition.name, "draw": result.draw}
-    if kind == "score":
-        return pd.DataFrame({**about, "id": ids, "question": "", "target": target, "prediction": response[:, 0]})
-    if kind == "classes":
-        target, response, questions = target[:, None], response[:, None, :], ("",)
-    rows, asked, classes = response.shape
-    flat = response.reshape(rows * asked, classes)
-    return pd.DataFrame(
-        {
-            **about,
-            "id": np.repeat(ids, asked),
-            "question": np.tile(np.array(questions), rows),
-            "target": target.reshape(-1),
-            "prediction": flat.argmax(1),
-            **{f"p_{k}": flat[:, k] for k in range(classes)},
-        }
-    )
+    columns = samples.target.prediction_columns(samples.ids[result.rows], truth[result.rows], result.response)
+    return pd.DataFrame({**about, **columns})
 
 
 class _Watch:

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from corrkd.data.batches import Samples
-from corrkd.evaluation.calibration import fit_temperature
-from corrkd.evaluation.sweep import respond
 from corrkd.experiment.arm import TEACHER, Arm
 from corrkd.experiment.experiment import Experiment
 from corrkd.methods.base import TeacherOutput
@@ -106,15 +104,13 @@ def _together(logits: list[Tensor], temperature: float | Literal["fit"], samples
     tempered = torch.stack([_tempered(one, temperature, samples) for one in logits])
     if len(tempered) == 1:
         return tempered[0]
-    if samples.target.kind == "score":
-        return tempered.mean(0)
-    mean = respond(tempered, samples.target.kind).mean(0).clamp(min=torch.finfo(torch.float32).tiny).log()
     # A mean of responses is less sure than each of them: fitted anew.
-    return _tempered(mean.to(tempered.dtype), "fit" if temperature == "fit" else 1.0, samples)
+    return _tempered(samples.target.ensemble(tempered), "fit" if temperature == "fit" else 1.0, samples)
 
 
 def _tempered(logits: Tensor, temperature: float | Literal["fit"], samples: Samples) -> Tensor:
     """Logits divided by the temperature that the settings ask for; a score has none."""
-    if samples.target.kind == "score":
-        return logits
-    return logits / (fit_temperature(logits, samples.targets) if temperature == "fit" else temperature)
+    target = samples.target
+    return target.temper(
+        logits, target.fit_temperature(logits, samples.targets) if temperature == "fit" else temperature
+    )

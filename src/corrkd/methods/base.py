@@ -8,13 +8,12 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, l1_loss
 
 from corrkd.data.batches import Context, Samples
 from corrkd.data.inputs import Inputs
-from corrkd.data.targets import Target
 from corrkd.networks.base import AnyNetwork, Output
 from corrkd.networks.corrkd import CorrKDNetwork
+from corrkd.targets.base import Target
 
 Gather = Callable[[Tensor], Tensor]
 """Rows of all processes, differentiably; the identity in a single process."""
@@ -131,7 +130,7 @@ class Method(nn.Module, Generic[N]):
 
     def terms(self, output: Output, targets: Tensor, teacher: TeacherOutput | None) -> dict[str, Tensor]:
         """The loss terms by name. The base method has the task loss alone."""
-        return {"task": task_loss(output.logits, targets, self.class_weights)}
+        return {"task": self.target.task_loss(output.logits, targets, self.class_weights)}
 
     @property
     def weights(self) -> dict[str, float]:
@@ -140,23 +139,3 @@ class Method(nn.Module, Generic[N]):
 
 
 AnyMethod = Method[Any]
-
-
-def task_loss(logits: Tensor, targets: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy of classes (N, K) or, averaged over the questions, of answers (N, Q, 2); L1 of scores (N, 1) [paper: cross-entropy]."""
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    if targets.is_floating_point():
-        return l1_loss(logits[:, 0], targets)
-    return cross_entropy(logits.flatten(0, -2), targets.flatten(), weight=class_weights)
-
-
-def chosen_task_loss(logits: Tensor, targets: Tensor, chosen: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """`task_loss` over the chosen rows alone, (N,) booleans; 0 where there is none. Nothing is read back from the device."""
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    if targets.is_floating_point():
-        return ((logits[:, 0] - targets).abs() * chosen).sum() / chosen.sum().clamp(min=1)
-    rows = chosen.view(-1, *[1] * (targets.dim() - 1)).expand_as(targets).flatten()
-    flat, labels = logits.flatten(0, -2), targets.flatten()
-    each = cross_entropy(flat, labels, weight=class_weights, reduction="none")
-    weight = rows.to(each.dtype) if class_weights is None else rows * class_weights[labels]
-    return (each * rows).sum() / torch.where(rows.any(), weight.sum(), 1.0)

@@ -20,7 +20,6 @@ from corrkd.losses import (
     SampleRelationDistillation,
 )
 from corrkd.methods.base import Method, TeacherOutput
-from corrkd.methods.response_kl import response_divergence
 from corrkd.networks.base import Output
 from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.settings import DistillationSettings
@@ -54,7 +53,7 @@ class CorrKD(Method[CorrKDNetwork]):
             )
         self.scd = _scd(options) if options.scd else None
         self.cpd = CategoryPrototypeDistillation(classes, center=options.center) if options.cpd else None
-        self.rcd = _rcd(options, classes) if options.rcd and self.target.kind != "score" else None
+        self.rcd = _rcd(options, classes) if options.rcd and self.target.has_classes else None
 
     def forward(
         self,
@@ -76,7 +75,7 @@ class CorrKD(Method[CorrKDNetwork]):
         representation, fold = teacher.representation, _fold(teacher)
         of_fold = one_hot(fold).to(representation.dtype)  # (n, F)
         means = of_fold.T @ representation / of_fold.sum(0)[:, None] * self.options.center
-        labels = self.classes_of(targets).reshape(len(targets), -1)
+        labels = self.target.category_tensor(targets).reshape(len(targets), -1)
         member = one_hot(labels, len(self.target.classes)).to(representation.dtype)  # (n, Q, K)
         totals = torch.einsum("nf,nqk,nd->fqkd", of_fold, member, representation - means[fold])
         counts = torch.einsum("nf,nqk->fqk", of_fold, member)
@@ -91,7 +90,7 @@ class CorrKD(Method[CorrKDNetwork]):
         """task, and scd, cpd, rcd, kl where their weight is not 0. `shown`: which modalities each sample shows, (N, M); None: all."""
         assert teacher is not None, "CorrKD is trained with a teacher"
         out = super().terms(output, targets, teacher)
-        classes = self.classes_of(targets)
+        classes = self.target.category_tensor(targets)
         if isinstance(self.scd, SampleContrastiveDistillation):
             out["scd"] = self.scd(output.representation, teacher.representation)
         elif self.scd is not None:
@@ -102,7 +101,7 @@ class CorrKD(Method[CorrKDNetwork]):
         if self.rcd is not None:
             out["rcd"] = self.rcd(output.logits, teacher.logits, classes)
         if self.options.kl:
-            out["kl"] = response_divergence(output.logits, teacher.logits, self.target.kind)
+            out["kl"] = self.target.response_divergence(output.logits, teacher.logits)
         return out
 
     def _prototype_terms(
@@ -129,13 +128,6 @@ class CorrKD(Method[CorrKDNetwork]):
             cpd(part, representation, classes, prototypes, count) for part, count in zip(parts, counts, strict=True)
         ]
         return whole + torch.stack(each).mean()
-
-    def classes_of(self, targets: Tensor) -> Tensor:
-        """Classes of the targets: themselves, or the categories of scores."""
-        if not targets.is_floating_point():
-            return targets
-        cuts = torch.tensor(self.target.cuts, dtype=targets.dtype, device=targets.device)
-        return torch.bucketize(targets, cuts, right=self.target.upward)
 
     @property
     def weights(self) -> dict[str, float]:

@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from corrkd.data.batches import Context
 from corrkd.data.inputs import Inputs
-from corrkd.methods.base import Method, TeacherOutput, chosen_task_loss, task_loss
+from corrkd.methods.base import Method, TeacherOutput
 from corrkd.networks.dmd import Decoupled, DMDNetwork, Graph
 from corrkd.networks.encoder import pool
 
@@ -73,7 +73,7 @@ class DMD(Method[DMDNetwork]):
         )
         settings = self.network.settings
         return {
-            "task": task_loss(self.gather(details.output.logits), targets, self.class_weights),
+            "task": self.target.task_loss(self.gather(details.output.logits), targets, self.class_weights),
             "unimodal": self.unimodal_loss(homogeneous, targets, seen)
             + self.unimodal_loss(heterogeneous, targets, seen),
             "reconstruction": self.over_seen([reconstruction_loss(part) for part in parts], seen),
@@ -91,18 +91,16 @@ class DMD(Method[DMDNetwork]):
 
     def unimodal_loss(self, graph: Graph, targets: Tensor, seen: Tensor) -> Tensor:
         """Sum over modalities of the task loss of what f says of it by itself, where it is visible."""
-        logits = self.network.as_answers(graph.logits).unbind(1)
+        logits = self.target.shape_logits(graph.logits).unbind(1)
         losses = [
-            chosen_task_loss(x, targets, s, self.class_weights) for x, s in zip(logits, seen.unbind(1), strict=True)
+            self.target.masked_task_loss(x, targets, s, self.class_weights)
+            for x, s in zip(logits, seen.unbind(1), strict=True)
         ]
         return torch.stack(losses).sum()
 
     def same_class(self, targets: Tensor) -> Tensor:
         """(N, N) booleans."""
-        if targets.is_floating_point():
-            cuts = torch.tensor(self.target.cuts, dtype=targets.dtype, device=targets.device)
-            targets = torch.bucketize(targets, cuts, right=self.target.upward)
-        rows = targets.reshape(len(targets), -1)
+        rows = self.target.category_tensor(targets).reshape(len(targets), -1)
         return (rows[:, None] == rows[None]).all(-1)
 
     @property

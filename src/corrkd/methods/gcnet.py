@@ -10,7 +10,7 @@ from torch import Tensor
 
 from corrkd.data.batches import Context, Samples
 from corrkd.data.inputs import Inputs
-from corrkd.methods.base import Method, TeacherOutput, task_loss
+from corrkd.methods.base import Method, TeacherOutput
 from corrkd.networks.encoder import pool
 from corrkd.networks.gcnet import GCNetwork
 
@@ -80,7 +80,9 @@ class GCNet(Method[GCNetwork]):
         truth = {m: self.gather(self._truth[m][rows]) for m in self.network.modalities}
         representation = self.network.complete(utterances, Context(*(self.gather(x) for x in context)))
         return {
-            "task": task_loss(self.network.classify(representation), self.gather(targets), self.class_weights),
+            "task": self.target.task_loss(
+                self.network.classify(representation), self.gather(targets), self.class_weights
+            ),
             "reconstruction": restoration_loss(self.network.restore(representation), truth, dropped),
         }
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from corrkd.data.batches import Context
 from corrkd.data.inputs import Inputs
-from corrkd.methods.base import Method, TeacherOutput, chosen_task_loss
+from corrkd.methods.base import Method, TeacherOutput
 from corrkd.networks.late_fusion import LateFusionNetwork
 
 
@@ -33,7 +33,7 @@ class LateFusion(Method[LateFusionNetwork]):
         votes, shown = self.network.votes(inputs)
         targets, shown = self.gather(targets), self.gather(shown)
         losses = [
-            chosen_task_loss(self.gather(vote), targets, shown[:, place], self.class_weights)
+            self.target.masked_task_loss(self.gather(vote), targets, shown[:, place], self.class_weights)
             for place, vote in enumerate(votes)
         ]
         return {"task": torch.stack(losses).sum()}

@@ -11,7 +11,7 @@ from torch import Tensor
 from corrkd.data.batches import Context
 from corrkd.data.inputs import Inputs
 from corrkd.losses.frames import frame_errors, mean_error
-from corrkd.methods.base import Method, TeacherOutput, task_loss
+from corrkd.methods.base import Method, TeacherOutput
 from corrkd.networks.mctn import MCTNNetwork, MCTNPerSourceNetwork, MCTNSettings
 
 
@@ -90,7 +90,7 @@ def mctn_losses(method: Method[Any], network: MCTNNetwork, inputs: Inputs, targe
     levels = network.join(inputs)
     logits = network.predict(levels[-1], inputs.exists[network.source]).logits
     out = {
-        "task": task_loss(method.gather(logits), method.gather(targets), method.class_weights),
+        "task": method.target.task_loss(method.gather(logits), method.gather(targets), method.class_weights),
         "l2": network.head.weight.square().sum(),
     }
     made = network.translate(levels, inputs.exists)

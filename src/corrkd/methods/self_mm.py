@@ -11,9 +11,9 @@ from torch.nn.functional import log_softmax, one_hot
 
 from corrkd.data.batches import Context, Samples
 from corrkd.data.inputs import Inputs
-from corrkd.data.targets import Target
-from corrkd.methods.base import Method, TeacherOutput, task_loss
+from corrkd.methods.base import Method, TeacherOutput
 from corrkd.networks.self_mm import SelfMMNetwork
+from corrkd.targets.base import Target
 
 EPSILON = 1e-6
 
@@ -86,7 +86,7 @@ class SelfMM(Method[SelfMMNetwork]):
         if self.training:
             self.labels.update(rows, representation, own, shown)
         return {
-            "task": task_loss(self.gather(fused.logits), self.gather(targets), self.class_weights),
+            "task": self.target.task_loss(self.gather(fused.logits), self.gather(targets), self.class_weights),
             "unimodal": unimodal,
         }
 
@@ -95,12 +95,12 @@ class SelfMM(Method[SelfMMNetwork]):
         labels, truth = self.labels.of(place, rows), self.labels.truth[rows]
         weight = torch.tanh((labels - truth).abs())
         logits = logits.to(labels.dtype)
-        if self.target.kind == "score":
+        if not self.target.has_classes:
             loss = weight[:, 0] * (logits[:, 0] - self.labels.neutral - labels[:, 0]).abs()
-        elif self.target.kind == "classes":
-            loss = -weight.amax(1) * (self.labels.distribution(labels) * log_softmax(logits, -1)).sum(1)
-        else:
+        elif self.target.questions:
             loss = -(weight * (self.labels.distribution(labels) * log_softmax(logits, -1)).sum(2)).mean(1)
+        else:
+            loss = -weight.amax(1) * (self.labels.distribution(labels) * log_softmax(logits, -1)).sum(1)
         return (loss * shown).sum() / max(len(rows), 1)
 
     @property
@@ -131,16 +131,16 @@ class LabelGeneration(nn.Module):
 
     def __init__(self, target: Target) -> None:
         super().__init__()
-        self.kind = target.kind
+        self.target = target
         self.classes = len(target.classes)
 
     def start(self, targets: Tensor, widths: Sequence[int], fusion: int) -> None:
         """Makes an empty memory for N samples with representations of these widths. Buffers, so that a checkpoint holds it."""
         neutral = torch.zeros((), device=targets.device)
-        if self.kind == "classes":
-            truth = 2.0 * one_hot(targets, self.classes) - 1.0
-        elif self.kind == "questions":
+        if self.target.questions:
             truth = 2.0 * targets - 1.0
+        elif self.target.has_classes:
+            truth = 2.0 * one_hot(targets, self.classes) - 1.0
         else:
             truth = targets.float()[:, None]
             both = (truth.amin() < 0) & (truth.amax() > 0)
@@ -164,7 +164,7 @@ class LabelGeneration(nn.Module):
     def distribution(self, labels: Tensor) -> Tensor:
         """Signed labels as probabilities: (n, K) of classes, or (n, Q, 2) of no and yes."""
         yes = (labels + 1.0) / 2.0
-        if self.kind == "questions":
+        if self.target.questions:
             return torch.stack([1.0 - yes, yes], -1)
         yes = yes.clamp(min=EPSILON)
         return yes / yes.sum(1, keepdim=True)
@@ -192,7 +192,7 @@ class LabelGeneration(nn.Module):
     def alpha(self, features: Tensor, memory: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
         """Relative distances (n, C) of features (n, d) to the positive and negative centres in a memory; see `relative_distance`."""
         positive = distances(features, centres(memory, (labels > 0) & counted[:, None]))
-        if self.kind == "classes":
+        if self.target.has_classes and not self.target.questions:
             others = positive[:, None, :].expand(-1, self.classes, -1)
             itself = torch.eye(self.classes, dtype=torch.bool, device=features.device)
             negative = others.masked_fill(itself, torch.inf).amin(2)

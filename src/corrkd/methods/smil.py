@@ -12,7 +12,7 @@ from torch.func import functional_call
 from corrkd.data.batches import Context, Samples
 from corrkd.data.inputs import Inputs
 from corrkd.losses.frames import frame_errors, mean_error
-from corrkd.methods.base import Method, TeacherOutput, chosen_task_loss
+from corrkd.methods.base import Method, TeacherOutput
 from corrkd.networks.smil import NEUTRAL, SMILNetwork, SMILOutput
 
 
@@ -59,13 +59,13 @@ class SMIL(Method[SMILNetwork]):
         network = self.network
         complete = torch.stack([(inputs.visible[m] | ~inputs.exists[m]).all(1) for m in network.modalities]).all(0)
         before = network.respond(inputs)
-        inner = chosen_task_loss(before.logits, targets, ~complete, self.class_weights)
+        inner = self.target.masked_task_loss(before.logits, targets, ~complete, self.class_weights)
         after: SMILOutput = functional_call(_Responding(network), self.adapted(inner), args=(inputs,), strict=False)
         everyone, whole = self.gather(targets), self.gather(complete)
         divergence = before.perturbation.divergence(NEUTRAL, network.settings.deviation)
         return {
-            "inner": chosen_task_loss(self.gather(before.logits), everyone, ~whole, self.class_weights),
-            "outer": chosen_task_loss(self.gather(after.logits), everyone, whole, self.class_weights),
+            "inner": self.target.masked_task_loss(self.gather(before.logits), everyone, ~whole, self.class_weights),
+            "outer": self.target.masked_task_loss(self.gather(after.logits), everyone, whole, self.class_weights),
             "reconstruction": self._reconstruction(inputs),
             "divergence": self.gather(divergence).mean(),
         }

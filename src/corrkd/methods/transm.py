@@ -10,7 +10,7 @@ from torch import Tensor
 from corrkd.data.batches import Context
 from corrkd.data.inputs import Inputs
 from corrkd.losses.frames import frame_errors, mean_error
-from corrkd.methods.base import Method, TeacherOutput, task_loss
+from corrkd.methods.base import Method, TeacherOutput
 from corrkd.networks.transm import TransMNetwork
 
 
@@ -61,7 +61,7 @@ class TransM(Method[TransMNetwork]):
             return mean_error(self.gather(frame_errors(made, inputs.frames[m], inputs.visible[m], absolute=True)))
 
         return {
-            "task": task_loss(self.gather(logits), self.gather(targets), self.class_weights),
+            "task": self.target.task_loss(self.gather(logits), self.gather(targets), self.class_weights),
             "forward": torch.stack([error(way.there, way.target) for way in ways]).mean(),
             "backward": torch.stack([error(way.back, way.source) for way in ways]).mean(),
         }

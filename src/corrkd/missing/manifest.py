@@ -43,8 +43,8 @@ class Manifest:
     masks: Mapping[tuple[str, int, str], np.ndarray[tuple[int, ...], np.dtype[np.bool_]]]
     seed: int
 
-    def replay(self, samples: Samples) -> Callable[[Condition, int, Batch], dict[str, Tensor]]:
-        """A source of masks for a sweep over `samples`. Raises CorrKDError where the manifest lacks a sample, or frames differ."""
+    def replay(self, samples: Samples) -> Callable[[Condition, int, Batch], dict[str, Tensor] | None]:
+        """Return a source of masks for a sweep over `samples`. Raises CorrKDError where the manifest lacks a sample, or frames differ."""
         places = {name: place for place, name in enumerate(self.ids)}
         absent = [str(i) for i in samples.ids if str(i) not in places]
         if absent:
@@ -60,7 +60,9 @@ class Manifest:
                 )
             masks[name, draw, m] = torch.as_tensor(mask[order]).to(samples.device)
 
-        def source(chosen: Condition, draw: int, batch: Batch) -> dict[str, Tensor]:
+        def source(chosen: Condition, draw: int, batch: Batch) -> dict[str, Tensor] | None:
+            if chosen.complete_modalities is not None:
+                return None  # they follow from the name
             try:
                 return {m: masks[chosen.name, draw, m][batch.rows] for m in batch.exists}
             except KeyError:
@@ -75,7 +77,7 @@ def make_manifest(samples: Samples, conditions: Sequence[Condition], *, seed: in
     masks = {
         (c.name, draw, m): mask.cpu().numpy()
         for c in conditions
-        if c.kind not in ("modalities", "natural")
+        if c.stores_masks
         for draw in range(c.draws)
         for m, mask in c.dropped(everything, seed=seed, draw=draw).items()
     }

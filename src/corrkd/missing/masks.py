@@ -7,13 +7,11 @@ at 0.4. True means dropped. Padding may be marked dropped too: whoever reads a m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 
 import torch
 from torch import Tensor
-
-from corrkd.settings import MissingSettings
 
 # SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), as signed 64-bit numbers: products wrap, and shifts are made logical by a mask.
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -89,6 +87,11 @@ def drop_frames(numbers: Tensor, ratio: float | Tensor) -> Tensor:
     return numbers < ratio
 
 
+def drop_modalities(exists: Mapping[str, Tensor], kept: Collection[str]) -> dict[str, Tensor]:
+    """Inter-modality missingness: all frames of the modalities that are not kept. `exists`: (N, T_m) by modality, as the result."""
+    return {m: torch.full_like(x, m not in kept) for m, x in exists.items()}
+
+
 def drop_burst(number: Tensor, ratio: float, lengths: Tensor, frames: int) -> Tensor:
     """One contiguous gap of round(ratio x length) frames in each sample, at a random place; nested across ratios.
 
@@ -121,73 +124,3 @@ def noise(keys: Tensor, frames: int, width: int, *, seed: int, modality: str, dr
         uniform(k, frames * width, seed=seed, purpose="noise", modality=modality, draw=draw) for k in keys.split(16)
     ]
     return ((torch.cat(parts) - 0.5) * 12.0**0.5).view(len(keys), frames, width)
-
-
-def modality_random_missing(
-    keys: Tensor,
-    present: Mapping[str, Tensor],
-    settings: MissingSettings,
-    *,
-    seed: int,
-    epoch: int,
-    frame_keys: Mapping[str, Tensor] | None = None,
-) -> dict[str, Tensor]:
-    """MRM: whole modalities and single frames at once, drawn per sample and epoch (method, Missingness).
-
-    Each modality is lost with probability `settings.modality`; of the others, frames are dropped at a ratio drawn uniformly between
-    `frames_low` and `frames_high` for each sample and modality; with probability `complete` a sample is left whole. At least one present
-    frame stays visible: a sample that would lose all modalities keeps the one with the largest number, and one that would lose all
-    frames keeps the frame with the largest number.
-
-    Args:
-        keys: (N,) int64 hash of each sample's id.
-        present: per modality (N, T_m) booleans: exists and is not naturally missing.
-        settings: the distribution.
-        seed: the training's seed.
-        epoch: each has masks of its own.
-        frame_keys: as of `frame_numbers`, by modality; None: the data number no frames.
-
-    Returns:
-        Per modality (N, T_m) booleans, True where dropped.
-    """
-    modalities = list(present)
-
-    def numbers(purpose: str, modality: str, count: int) -> Tensor:
-        return uniform(keys, count, seed=seed, purpose=purpose, modality=modality, epoch=epoch)
-
-    # A modality that is naturally absent altogether cannot be the one that is kept.
-    there = torch.stack([present[m].any(1) for m in modalities], 1)
-    number = torch.cat([numbers("modality", m, 1) for m in modalities], 1)
-    lost = drop_frames(number, settings.modality) | ~there
-    kept = _one_hot(torch.where(there, number, -1.0))
-    lost &= ~(kept & lost.all(1, keepdim=True))
-
-    named = frame_keys or {}
-    frame = {
-        m: frame_numbers(keys, present[m].shape[1], named.get(m), seed=seed, modality=m, epoch=epoch)
-        for m in modalities
-    }
-    span = settings.frames_high - settings.frames_low
-    dropped = {}
-    for place, m in enumerate(modalities):
-        ratio = settings.frames_low + span * numbers("ratio", m, 1)
-        dropped[m] = drop_frames(frame[m], ratio) | lost[:, place : place + 1]
-    whole = drop_frames(numbers("complete", "", 1), settings.complete)
-    return _keep_one_frame({m: d & ~whole for m, d in dropped.items()}, present, frame, lost)
-
-
-def _keep_one_frame(
-    dropped: Mapping[str, Tensor], present: Mapping[str, Tensor], frame: Mapping[str, Tensor], lost: Tensor
-) -> dict[str, Tensor]:
-    modalities = list(dropped)
-    gone = torch.cat([dropped[m] for m in modalities], 1)
-    there = torch.cat([present[m] & ~lost[:, p : p + 1] for p, m in enumerate(modalities)], 1)
-    number = torch.cat([frame[m] for m in modalities], 1)
-    blind = ~(there & ~gone).any(1, keepdim=True)
-    gone &= ~(_one_hot(torch.where(there, number, -1.0)) & blind)
-    return dict(zip(modalities, gone.split([dropped[m].shape[1] for m in modalities], 1), strict=True))
-
-
-def _one_hot(numbers: Tensor) -> Tensor:
-    """True at the largest number of each row."""
-    return torch.zeros_like(numbers, dtype=torch.bool).scatter(1, numbers.argmax(1, keepdim=True), True)

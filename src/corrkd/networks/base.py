@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
-import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
@@ -15,8 +14,8 @@ from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.memory import free_memory, size_text
 from corrkd.networks.encoder import AttentionLayer, Dropout
+from corrkd.targets.base import Target
 
-Kind = Literal["classes", "questions", "score"]
 S = TypeVar("S", bound=BaseModel)
 ALWAYS_FREE = 1 << 28  # bytes for which nobody asks how much is free
 
@@ -39,8 +38,7 @@ class Network(nn.Module, Generic[S]):
     Args:
         widths: d_m by modality; their order is kept.
         frames: the most frames T_m by modality.
-        outputs: K classes, Q questions, or 1.
-        kind: "classes", "questions" or "score".
+        target: what is predicted; it says how wide the last layer is, and which shape its outputs have.
         settings: the structure; default: that of `settings_type`.
 
     Attributes:
@@ -61,15 +59,13 @@ class Network(nn.Module, Generic[S]):
         widths: Mapping[str, int],
         frames: Mapping[str, int],
         *,
-        outputs: int,
-        kind: Kind = "classes",
+        target: Target,
         settings: S | None = None,
     ) -> None:
         super().__init__()
         self.modalities = tuple(widths)
-        self.kind = kind
+        self.target = target
         self.settings = settings if settings is not None else self.settings_type()  # type: ignore[assignment]
-        self.answers = 2 * outputs if kind == "questions" else outputs  # width of the last layer
         self.build(dict(widths), dict(frames))
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
@@ -123,10 +119,6 @@ class Network(nn.Module, Generic[S]):
         """Width of each modality's part of the representation, which holds them in this order; None: there are no such parts."""
         return None
 
-    def as_answers(self, logits: Tensor) -> Tensor:
-        """(N, `answers`) in the target's shape."""
-        return logits.unflatten(-1, (-1, 2)) if self.kind == "questions" else logits
-
     def set_fill(self, means: Mapping[str, Sequence[float] | Tensor]) -> None:
         """Takes the mean frame of each modality in training, (d_m,). Here: nothing is filled with it."""
 
@@ -136,23 +128,6 @@ class Network(nn.Module, Generic[S]):
 
 
 AnyNetwork = Network[Any]
-
-
-def mean_response(votes: Sequence[Tensor], counted: Tensor, kind: Kind) -> Tensor:
-    """Return the mean response of several logits as logits: the log of mean probabilities, or the mean score.
-
-    Args:
-        votes: M logits, each (N, K), (N, Q, 2), or (N, 1).
-        counted: (N, M) booleans: which votes count; where none does, all do.
-        kind: of the target.
-    """
-    stacked = torch.stack(list(votes), 1)
-    weight = (counted | ~counted.any(1, keepdim=True)).to(stacked.dtype)
-    weight = weight / weight.sum(1, keepdim=True)
-    weight = weight.view(*weight.shape, *[1] * (stacked.dim() - 2))
-    if kind == "score":
-        return (weight * stacked).sum(1)
-    return (torch.log_softmax(stacked, -1) + weight.log()).logsumexp(1)
 
 
 def fully_connected(widths: Sequence[int], dropout: float) -> nn.Sequential:

@@ -27,7 +27,7 @@ class CorrKDNetwork(Network[NetworkSettings]):
         self.encoders = nn.ModuleList(Encoder(widths[m], frames[m], settings) for m in self.modalities)
         self.dropout = Dropout(settings.dropout)
         self.classifier = fully_connected(
-            [self.representation_width, *settings.classifier, self.answers], settings.dropout
+            [self.representation_width, *settings.classifier, self.target.num_logits], settings.dropout
         )
 
     @property
@@ -53,7 +53,7 @@ class CorrKDNetwork(Network[NetworkSettings]):
 
     def classify(self, representation: Tensor) -> Tensor:
         """Logits of H."""
-        return self.as_answers(self.classifier(self.dropout(representation)))
+        return self.target.shape_logits(self.classifier(self.dropout(representation)))
 
     @torch.no_grad()
     def set_fill(self, means: Mapping[str, Sequence[float] | Tensor]) -> None:

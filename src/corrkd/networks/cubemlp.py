@@ -62,13 +62,13 @@ class CubeMLPNetwork(Network[CubeMLPSettings]):
         self.dropout = Dropout(settings.dropout)
         flat = shape[0] * shape[1] * shape[2]
         between = [READ_OUT] if flat > READ_OUT else []
-        self.classifier = fully_connected([flat, *between, self.answers], settings.dropout)
+        self.classifier = fully_connected([flat, *between, self.target.num_logits], settings.dropout)
 
     def forward(self, inputs: Inputs) -> Output:
         """The mixed cube, flat, and logits."""
         representation = self.blocks(self.cube(inputs)).flatten(1)
         logits: Tensor = self.classifier(self.dropout(representation))
-        return Output(representation, self.as_answers(logits))
+        return Output(representation, self.target.shape_logits(logits))
 
     def cube(self, inputs: Inputs) -> Tensor:
         """The modalities side by side, (N, L, M, D); zero in the padding."""

@@ -120,13 +120,13 @@ class DMDNetwork(Network[DMDSettings]):
         self.decouplers = nn.ModuleList(Decoupler(d, width, settings.kernel) for d in widths.values())
         self.shared_encoder = TemporalConvolution(width, width, 1)
         self.crossmodal = nn.ModuleList(Reinforcement(count - 1, settings) for _ in self.modalities)
-        self.homogeneous = GraphDistillation(width, self.answers, settings)
-        self.heterogeneous = GraphDistillation((count - 1) * width, self.answers, settings)
+        self.homogeneous = GraphDistillation(width, self.target.num_logits, settings)
+        self.heterogeneous = GraphDistillation((count - 1) * width, self.target.num_logits, settings)
         self.shared_attention = EncoderLayer(_layer(width, settings))
         self.gate = nn.Linear(width, width)
         self.dropout = Dropout(settings.dropout)
         self.classifier = fully_connected(
-            [self.representation_width, self.representation_width, self.answers], settings.dropout
+            [self.representation_width, self.representation_width, self.target.num_logits], settings.dropout
         )
 
     @property
@@ -168,7 +168,7 @@ class DMDNetwork(Network[DMDSettings]):
 
     def classify(self, representation: Tensor) -> Tensor:
         """Logits of the representation."""
-        return self.as_answers(self.classifier(self.dropout(representation)))
+        return self.target.shape_logits(self.classifier(self.dropout(representation)))
 
 
 class Decoupler(nn.Module):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from corrkd.missing.conditions import Condition, Family
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -19,6 +21,8 @@ class EvaluatedCondition(_Frozen):
 
     Attributes:
         name, kind, available, ratio: as in corrkd.missing.conditions.Condition.
+        rates_samples: whether it says how reliable predictions are: of samples that miss about `ratio` of their frames, or, where there is
+            no ratio, of samples with exactly the `available` modalities.
         temperature: by which logits are divided under it, fitted on the validation split.
         threshold: of its prediction sets (corrkd.evaluation.calibration); None: nothing is left out of them.
         measured: metrics on the tested split, as fractions of 1; one that is undefined is left out.
@@ -28,9 +32,22 @@ class EvaluatedCondition(_Frozen):
     kind: str
     available: tuple[str, ...]
     ratio: Share | None = None
+    rates_samples: bool = True
     temperature: Annotated[float, Field(ge=0.01, le=100.0)] = 1.0
     threshold: Annotated[float, Field(ge=0.0)] | None = None
     measured: Mapping[str, float] = Field(default_factory=dict)
+
+    @classmethod
+    def of(cls, condition: Condition, **values: Any) -> EvaluatedCondition:
+        """Return what is told of a condition; `values`: temperature, threshold, measured."""
+        return cls(
+            name=condition.name,
+            kind=condition.kind,
+            available=condition.available,
+            ratio=condition.ratio,
+            rates_samples=condition.family is not Family.OTHERS,
+            **values,
+        )
 
 
 class Evaluated(_Frozen):

@@ -95,7 +95,7 @@ class GCNetwork(Network[GCNetSettings]):
         self.speaker = Branch(settings, relations=settings.speakers**2)
         self.temporal = Branch(settings, relations=3)
         self.dropout = Dropout(settings.dropout)
-        self.classifier = fully_connected([width, self.answers], settings.dropout)
+        self.classifier = fully_connected([width, self.target.num_logits], settings.dropout)
         self.reconstructors = nn.ModuleList(nn.Linear(width, widths[m]) for m in self.modalities)
 
     def forward(self, inputs: Inputs, context: Context | None = None) -> Output:
@@ -125,7 +125,7 @@ class GCNetwork(Network[GCNetSettings]):
     def classify(self, representation: Tensor) -> Tensor:
         """Logits of the representation."""
         logits: Tensor = self.classifier(self.dropout(representation))
-        return self.as_answers(logits)
+        return self.target.shape_logits(logits)
 
     def restore(self, representation: Tensor) -> dict[str, Tensor]:
         """Each modality's utterance features, (N, d_m), in units of their deviation in training around their mean."""

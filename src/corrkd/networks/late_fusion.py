@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from corrkd.data.inputs import Inputs
-from corrkd.networks.base import Network, Output, fully_connected, mean_response
+from corrkd.networks.base import Network, Output, fully_connected
 from corrkd.networks.encoder import Dropout, Encoder
 from corrkd.settings import NetworkSettings
 
@@ -28,7 +28,7 @@ class LateFusionNetwork(Network[NetworkSettings]):
         self.encoders = nn.ModuleList(Encoder(widths[m], frames[m], settings) for m in self.modalities)
         self.dropout = Dropout(settings.dropout)
         self.classifiers = nn.ModuleList(
-            fully_connected([settings.width, *settings.classifier, self.answers], settings.dropout)
+            fully_connected([settings.width, *settings.classifier, self.target.num_logits], settings.dropout)
             for _ in self.modalities
         )
 
@@ -36,7 +36,8 @@ class LateFusionNetwork(Network[NetworkSettings]):
         """The representation is the vectors of all modalities side by side; logits are the log of the mean response."""
         vectors = self.encode(inputs)
         votes = [self.vote(index, vector) for index, vector in enumerate(vectors)]
-        return Output(torch.cat(vectors, 1), mean_response(votes, inputs.shown(self.modalities), self.kind))
+        logits = self.target.mean_response(votes, inputs.shown(self.modalities))
+        return Output(torch.cat(vectors, 1), logits)
 
     def votes(self, inputs: Inputs) -> tuple[list[Tensor], Tensor]:
         """Logits of each modality by itself, and which modalities a sample shows, (N, M) booleans."""
@@ -49,7 +50,7 @@ class LateFusionNetwork(Network[NetworkSettings]):
 
     def vote(self, place: int, vector: Tensor) -> Tensor:
         """Logits of the modality at `place`, in the target's shape."""
-        return self.as_answers(self.classifiers[place](self.dropout(vector)))
+        return self.target.shape_logits(self.classifiers[place](self.dropout(vector)))
 
     def longest(self, frames: Mapping[str, int]) -> dict[str, int]:
         """Learned positions end where the training's do."""

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
-from corrkd.networks.base import Network, Output, mean_response
+from corrkd.networks.base import Network, Output
 from corrkd.networks.encoder import Dropout
 from corrkd.settings import Width
 
@@ -76,7 +76,7 @@ class MCTNNetwork(Network[MCTNSettings]):
         self.dropout = Dropout(settings.dropout)
         self.predictor = nn.LSTM(width, width, batch_first=True)
         self.attention = nn.Linear(width, 1)
-        self.head = nn.Linear(width, self.answers)
+        self.head = nn.Linear(width, self.target.num_logits)
 
     def forward(self, inputs: Inputs) -> Output:
         """Logits from the source alone. The representation is (N, width)."""
@@ -91,7 +91,7 @@ class MCTNNetwork(Network[MCTNSettings]):
         weights = torch.softmax(energies, 1) * exists
         representation = torch.einsum("nt,ntd->nd", weights, hidden)
         logits: Tensor = self.head(self.dropout(representation))
-        return Output(representation, self.as_answers(logits))
+        return Output(representation, self.target.shape_logits(logits))
 
     def join(self, inputs: Inputs) -> list[Tensor]:
         """The joint embedding of each level, (N, T_source, width): the last has passed through all translations."""
@@ -141,18 +141,15 @@ class MCTNPerSourceNetwork(Network[MCTNSettings]):
             raise CorrKDError(
                 f"MCTN per source: every modality is one; leave out network.source = {self.settings.source}"
             )
-        outputs = self.answers // 2 if self.kind == "questions" else self.answers
         self.models = nn.ModuleList(
-            MCTNNetwork(
-                widths, frames, outputs=outputs, kind=self.kind, settings=self.settings.model_copy(update={"source": m})
-            )
+            MCTNNetwork(widths, frames, target=self.target, settings=self.settings.model_copy(update={"source": m}))
             for m in self.modalities
         )
 
     def forward(self, inputs: Inputs) -> Output:
         """The models' representations side by side, (N, M x width), and the log of their mean response."""
         outputs: list[Output] = [model(inputs) for model in self.models]
-        logits = mean_response([output.logits for output in outputs], inputs.shown(self.modalities), self.kind)
+        logits = self.target.mean_response([output.logits for output in outputs], inputs.shown(self.modalities))
         return Output(torch.cat([output.representation for output in outputs], 1), logits)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -24,9 +24,7 @@ from safetensors.torch import save as save_tensors
 from corrkd._version import __version__
 from corrkd.data.dataset import MultimodalDataset, Split
 from corrkd.data.normalise import Normalisation
-from corrkd.data.targets import Target
 from corrkd.errors import CorrKDError
-from corrkd.escape import is_unicode
 from corrkd.files import RUN, leads_elsewhere, write_bytes, write_text
 from corrkd.networks.base import AnyNetwork
 from corrkd.networks.corrkd import CorrKDNetwork
@@ -37,23 +35,20 @@ from corrkd.parsing import (
     check_digest,
     first_fault,
     json_text,
-    quoted,
     read_json,
     refusing,
-    repeated,
     with_digest,
 )
 from corrkd.settings import Positive
+from corrkd.targets.base import Target
+from corrkd.targets.labels import Name
+from corrkd.targets.registry import target_from_json
 
 WEIGHTS, CARD = "model.safetensors", "config.json"  # of a model by itself, as on the hub
 FORMAT = 1
 LARGEST = 100_000  # width or frames of a modality
 LARGEST_TABLES = 2**27  # numbers in the buffers that a network makes for itself, as tables of positions
-MOST_CLASSES = 1000
 Size = Annotated[int, Field(ge=1, le=LARGEST)]
-LONGEST_LABEL = 200  # characters
-Name = Annotated[str, Field(min_length=1, max_length=LONGEST_LABEL)]
-Names = Annotated[list[Name], Field(max_length=MOST_CLASSES)]
 
 
 class _Strict(BaseModel):
@@ -67,23 +62,8 @@ class _ModalityCard(_Strict):
     missing: Share | None = None
 
 
-class _TargetCard(_Strict):
-    name: Name
-    kind: Literal["classes", "questions", "score"]
-    classes: Names
-    questions: Names
-    cuts: Annotated[list[float], Field(max_length=MOST_CLASSES)]
-    upward: bool
-
-    @model_validator(mode="after")
-    def _distinct(self) -> _TargetCard:
-        check_labels(self.classes, "classes")
-        check_labels(self.questions, "questions")
-        return self
-
-
 class _Card(_Strict):
-    """What a model's card may hold; `network` and `evaluated` have types of their own."""
+    """What a model's card may hold; `network`, `target` and `evaluated` have types of their own."""
 
     format: Literal[1]
     corrkd: str = ""
@@ -92,22 +72,11 @@ class _Card(_Strict):
     network: dict[str, Any]
     modalities: Annotated[dict[Name, _ModalityCard], Field(min_length=1)]
     clip: Positive | None
-    target: _TargetCard
+    target: dict[str, Any]
     about: dict[str, Any]
     missing: Share | None = None
     evaluated: dict[str, Any] | None = None
     digest: str = ""
-
-
-def check_labels(names: Sequence[str], what: str) -> None:
-    """Raise CorrKDError where classes, questions or modalities have names that no card holds: one twice, one too long, or too many."""
-    for name in names:
-        if not 1 <= len(name) <= LONGEST_LABEL or not is_unicode(name):
-            raise CorrKDError(f"{what}: {quoted(name)} is no text of 1 to {LONGEST_LABEL} characters; rename it")
-    if len(set(names)) < len(names):
-        raise CorrKDError(f"{what}: {repeated(names)!r} is there twice; rename one")
-    if len(names) > MOST_CLASSES:
-        raise CorrKDError(f"{what}: {len(names)} of them, more than {MOST_CLASSES}")
 
 
 class UsualMissing(NamedTuple):
@@ -210,14 +179,14 @@ def build_network(
     widths: Mapping[str, int],
     frames: Mapping[str, int],
     settings: BaseModel,
-    kind: type[AnyNetwork] = CorrKDNetwork,
+    network_type: type[AnyNetwork] = CorrKDNetwork,
 ) -> AnyNetwork:
     """An untrained network for a target; its initialisation follows torch's global seed.
 
     Raises:
         CorrKDError: where the network cannot be made for these modalities.
     """
-    return kind(widths, frames, outputs=target.num_outputs, kind=target.kind, settings=settings)
+    return network_type(widths, frames, target=target, settings=settings)
 
 
 def usual_missing(split: Split) -> UsualMissing:
@@ -426,7 +395,7 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def _assemble(card: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> SavedNetwork:
-    target = Target.from_json(card["target"])
+    target = target_from_json(card["target"])
     widths = {m: size["width"] for m, size in card["modalities"].items()}
     frames = {m: size["frames"] for m, size in card["modalities"].items()}
     lengths = {m: size.get("usual") or size["frames"] for m, size in card["modalities"].items()}

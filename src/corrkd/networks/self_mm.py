@@ -41,9 +41,11 @@ class SelfMMNetwork(Network[SelfMMSettings]):
         settings = self.settings
         self.encoders = nn.ModuleList(FrameLSTM(widths[m], settings.width) for m in self.modalities)
         self.fuse = nn.Linear(len(self.modalities) * settings.width, settings.fusion)
-        self.head = nn.Linear(settings.fusion, self.answers)
+        self.head = nn.Linear(settings.fusion, self.target.num_logits)
         self.projections = nn.ModuleList(nn.Linear(settings.width, settings.unimodal) for _ in self.modalities)
-        self.unimodal_heads = nn.ModuleList(nn.Linear(settings.unimodal, self.answers) for _ in self.modalities)
+        self.unimodal_heads = nn.ModuleList(
+            nn.Linear(settings.unimodal, self.target.num_logits) for _ in self.modalities
+        )
         self.dropout = Dropout(settings.dropout)
 
     def forward(self, inputs: Inputs) -> Output:
@@ -65,9 +67,9 @@ class SelfMMNetwork(Network[SelfMMSettings]):
     def fused(self, encoded: list[Tensor]) -> Output:
         """F*_m = relu(W [F_1; ...; F_M] + b) and its answer."""
         representation = torch.relu(self.fuse(self.dropout(torch.cat(encoded, 1))))
-        return Output(representation, self.as_answers(self.head(representation)))
+        return Output(representation, self.target.shape_logits(self.head(representation)))
 
     def unimodal(self, place: int, encoded: Tensor) -> Output:
         """F*_s = relu(W_s F_s + b_s) of the modality at `place`, and its answer."""
         representation = torch.relu(self.projections[place](self.dropout(encoded)))
-        return Output(representation, self.as_answers(self.unimodal_heads[place](representation)))
+        return Output(representation, self.target.shape_logits(self.unimodal_heads[place](representation)))

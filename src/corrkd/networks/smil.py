@@ -109,7 +109,7 @@ class SMILNetwork(Network[SMILSettings]):
         )
         self.regularisation = GaussianLayer(whole, whole, NEUTRAL, settings.deviation / 5)
         self.dropout = Dropout(structure.dropout)
-        self.classifier = fully_connected([whole, *structure.classifier, self.answers], structure.dropout)
+        self.classifier = fully_connected([whole, *structure.classifier, self.target.num_logits], structure.dropout)
 
     @torch.no_grad()
     def set_priors(self, centres: Mapping[str, Tensor]) -> None:
@@ -140,7 +140,7 @@ class SMILNetwork(Network[SMILSettings]):
         perturbation: Gaussian = self.regularisation(features)
         representation = features * softplus(perturbation.drawn(self.training))
         logits: Tensor = self.classifier(self.dropout(representation))
-        logits = self.as_answers(logits)
+        logits = self.target.shape_logits(logits)
         return SMILOutput(representation, logits, perturbation)
 
     def longest(self, frames: Mapping[str, int]) -> dict[str, int]:

@@ -78,7 +78,7 @@ class TransMNetwork(Network[TransMSettings]):
             [
                 (2 * len(self.others) + len(streams)) * structure.width,
                 *structure.classifier,
-                self.answers,
+                self.target.num_logits,
             ],
             structure.dropout,
         )
@@ -102,7 +102,7 @@ class TransMNetwork(Network[TransMSettings]):
     def predict(self, representation: Tensor) -> Output:
         """Representation and logits."""
         logits: Tensor = self.classifier(self.dropout(representation))
-        return Output(representation, self.as_answers(logits))
+        return Output(representation, self.target.shape_logits(logits))
 
     def translate(self, inputs: Inputs) -> list[Translation]:
         """Both ways through every cell, in the order of the representation."""

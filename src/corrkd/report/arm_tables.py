@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 from corrkd.evaluation.comparison import Interval, ranks
-from corrkd.missing.conditions import COMPLETE, missing_subsets
+from corrkd.missing.conditions import AVERAGE, COMPLETE, missing_subsets
 from corrkd.report import tables
 from corrkd.report.reported import Reported
 from corrkd.report.run_folder import AbsentError, RunFolder
 from corrkd.report.standings import Clusters, Standing
-from corrkd.report.tables import AVERAGE, FRACTION, Cell, Table
+from corrkd.report.tables import FRACTION, Cell, Table
 
 BLOCK = "Reported elsewhere, not run here"
 ALL = "all"

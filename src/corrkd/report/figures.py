@@ -307,7 +307,7 @@ def scores(run: RunFolder) -> Picture:
 
 def reliability(run: RunFolder) -> Picture:
     """Accuracy against confidence in ten bins, at complete and at the hardest single modality, all seeds together."""
-    if run.card.target.kind == "score":
+    if not run.card.target.has_classes:
         raise AbsentError("The target is a score: there are no probabilities to calibrate.")
     conditions = tables.shown_conditions(run)
     rows = run.predictions(conditions)
@@ -419,11 +419,11 @@ def coloured(
     """Scatter by class, by the one question answered yes, or by score (then without handles); handles and labels for the legend."""
     target = run.card.target
     look: dict[str, Any] = {"s": 8, "alpha": 0.75, "linewidth": 0}
-    if target.kind == "score":
+    if not target.has_classes:
         axes.scatter(points[:, 0], points[:, 1], c=targets, cmap="cividis", **look)
         return [], []
-    names, colors = target.classes, list(PALETTE)
-    if target.kind == "questions":
+    names, colors = list(target.classes), list(PALETTE)
+    if target.questions:
         names = [*target.questions, "none or several"]
         colors = [*PALETTE[: len(target.questions)], "#BBBBBB"]
         targets = np.where(targets.sum(1) == 1, targets.argmax(1), len(target.questions))

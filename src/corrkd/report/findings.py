@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from corrkd.missing.conditions import COMPLETE, missing_subsets
+from corrkd.missing.conditions import AVERAGE, COMPLETE, missing_subsets
 from corrkd.report import tables
 from corrkd.report.run_folder import TEACHER, AbsentError, RunFolder
 from corrkd.report.standings import Analysis, Clusters, Standing, least_p
-from corrkd.report.tables import AVERAGE, FRACTION, Cell, number
+from corrkd.report.tables import FRACTION, Cell, number
 
 LEVEL = 0.05
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")

@@ -9,7 +9,7 @@ from pathlib import Path
 from corrkd.errors import CorrKDError
 from corrkd.escape import csv_original
 from corrkd.files import FAILURES, PLAN, file_names
-from corrkd.missing.conditions import COMPLETE
+from corrkd.missing.conditions import AVERAGE, COMPLETE
 from corrkd.parsing import LARGEST_YAML, read_text, refusing
 from corrkd.report import tables
 from corrkd.report.findings import findings
@@ -155,7 +155,7 @@ def plain_report(out: Path) -> str:
 def _plain_dataset(name: str, run: RunFolder) -> str:
     headings = tables.subset_headings(run)
     if not run.has_few_arms:
-        headings = {condition: headings[condition] for condition in (tables.AVERAGE, COMPLETE)}
+        headings = {condition: headings[condition] for condition in (AVERAGE, COMPLETE)}
     table = part(tables.conditions_table, run, name, "weighted_f1", headings, "")
     if not isinstance(table, Table):
         return f"{name}: {table}"

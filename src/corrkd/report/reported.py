@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from corrkd.errors import CorrKDError
-from corrkd.missing.conditions import COMPLETE
+from corrkd.missing.conditions import AVERAGE, COMPLETE
 from corrkd.report.run_folder import RunFolder
-from corrkd.report.tables import AVERAGE, METRICS, letters, subset_headings
+from corrkd.report.tables import METRICS, letters, subset_headings
 
 COLUMNS = ("method", "condition", "metric", "value")
 
@@ -20,7 +20,7 @@ Reported = dict[tuple[str, str], dict[str, dict[str, float]]]
 
 def shown_metrics(run: RunFolder) -> list[str]:
     """Metrics that have an inter-modality table."""
-    return ["weighted_f1", "accuracy", *(["mae", "corr"] if run.card.target.kind == "score" else [])]
+    return list(run.card.target.tabled_metrics)
 
 
 def read_reported(file: Path, runs: Mapping[str, RunFolder]) -> Reported:

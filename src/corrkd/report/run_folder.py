@@ -14,17 +14,29 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    field_validator,
+    model_validator,
+)
 from safetensors import SafetensorError, safe_open
 
 from corrkd.csv_files import read_csv
 from corrkd.errors import CorrKDError
 from corrkd.files import PLAN, RUN, leads_elsewhere, name_fault
-from corrkd.missing.conditions import MOST_MODALITIES, subsets
+from corrkd.missing.conditions import Condition, condition, subsets
+from corrkd.missing.conditions.registry import MOST_MODALITIES
 from corrkd.networks.evaluated import Share
-from corrkd.networks.saved import LONGEST_LABEL, MOST_CLASSES, Name, Names, Size, seed_folders
+from corrkd.networks.saved import Size, seed_folders
 from corrkd.parsing import CONTENT_ERRORS, quoted, read_json, read_yaml_file, refusing, repeated
 from corrkd.settings import Count, Seed
+from corrkd.targets.base import Target
+from corrkd.targets.labels import LONGEST_LABEL, MOST_CLASSES, Name
+from corrkd.targets.registry import target_from_json
 
 T = TypeVar("T")
 
@@ -73,21 +85,18 @@ class DatasetCard(_Bounded):
     missing_rule: Annotated[dict[Label, Text], Field(max_length=MOST_MODALITIES)] = Field(default_factory=dict)
 
 
-class TargetCard(_Bounded):
-    """What is predicted. `kind` is "classes", "questions" or "score"."""
-
-    name: Text
-    kind: Label
-    classes: Names = Field(default_factory=list)
-    questions: Names = Field(default_factory=list)
-    cuts: Annotated[list[float], Field(max_length=MOST_CLASSES)] = Field(default_factory=list)
+def _target(values: Any) -> Target:
+    try:
+        return target_from_json(values)
+    except CorrKDError as error:
+        raise ValueError(str(error)) from None
 
 
 class ConditionCard(_Bounded):
-    """One test condition; `kind` as in corrkd.missing.conditions.Condition."""
+    """One test condition. Its name says all of it; the rest is for other readers of the file."""
 
     name: ConditionName
-    kind: Label
+    kind: Annotated[str, Field(max_length=LONGEST_LABEL)] = ""
     available: Annotated[list[Label], Field(max_length=MOST_MODALITIES)] = Field(default_factory=list)
     ratio: Share | None = None
     draws: Count = 1
@@ -144,7 +153,7 @@ class Card(_Bounded):
     torch: Version
     python: Version = ""
     dataset: DatasetCard
-    target: TargetCard
+    target: Annotated[Target, PlainValidator(_target), PlainSerializer(lambda target: target.to_json())]
     split: Literal["train", "valid", "test"]
     conditions: Annotated[list[ConditionCard], Field(max_length=MOST_CONDITIONS)]
     methods: Annotated[list[MethodCard], Field(min_length=1, max_length=MOST_ARMS)]
@@ -163,9 +172,7 @@ class Card(_Bounded):
         arms = [method.name for method in self.methods]
         distinct: dict[str, Sequence[object]] = {
             "methods": arms,
-            "conditions": [condition.name for condition in self.conditions],
-            "classes": self.target.classes,
-            "questions": self.target.questions,
+            "conditions": [card.name for card in self.conditions],
             "seeds": self.seeds,
         }
         for what, names in distinct.items():
@@ -174,7 +181,13 @@ class Card(_Bounded):
         for name in filter(None, (self.reference, self.control)):
             if name not in arms:
                 raise ValueError(f"{quoted(name)} is none of the methods")
-        subsets(tuple(self.dataset.modalities))  # none with a condition's name
+        modalities = tuple(self.dataset.modalities)
+        try:
+            subsets(modalities)  # none with a condition's name
+            for card in self.conditions:
+                condition(card.name, modalities)
+        except CorrKDError as error:
+            raise ValueError(str(error)) from None
         return self
 
 
@@ -237,6 +250,11 @@ class RunFolder:
     def modalities(self) -> tuple[str, ...]:
         """Names of the modalities, in the dataset's order."""
         return tuple(self.card.dataset.modalities)
+
+    @cached_property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What was tested, in the evaluation's order."""
+        return tuple(condition(card.name, self.modalities) for card in self.card.conditions)
 
     @cached_property
     def results(self) -> pd.DataFrame:

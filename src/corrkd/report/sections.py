@@ -81,7 +81,7 @@ def _against_reference(analysis: Analysis) -> list[Section]:
 
 def _matrices(run: RunFolder) -> list[Item]:
     """Confusion matrices of classes and questions, or predicted against true scores."""
-    if run.card.target.kind == "score":
+    if not run.card.target.has_classes:
         return [part(figures.scores, run)]
     picture = part(figures.confusion, run)
     if not isinstance(picture, Picture):
@@ -136,9 +136,9 @@ def data_line(run: RunFolder) -> str:
     """Return what is predicted from what, in a few sentences."""
     card = run.card
     modalities = ", ".join(f"{m} ({c.frames} × {c.width})" for m, c in card.dataset.modalities.items())
-    labels = card.target.questions or card.target.classes
+    outputs = card.target.output_names
     counts = ", ".join(f"{name} {count:,}" for name, count in card.dataset.splits.items())
-    target = card.target.name + (f" ({', '.join(labels)})" if labels else "")
+    target = card.target.name + (f" ({', '.join(outputs)})" if outputs else "")
     layout = f" ({card.dataset.layout})" if card.dataset.layout else ""
     return (
         f"{card.dataset.name}{layout}. Target: {target}. Modalities, frames × features: {modalities}. Samples: {counts}; results are on "

@@ -120,7 +120,7 @@ def method_counts(run: RunFolder) -> Counts:
 def _counted(run: RunFolder, rows: pd.DataFrame, conditions: Sequence[str], who: str) -> npt.NDArray[np.int32]:
     """One method's and seed's counts."""
     target = run.card.target
-    questions = target.questions if target.kind == "questions" else [""]
+    questions = target.questions or ("",)
     order = pd.MultiIndex.from_product([conditions, questions])
     sides = []
     for side in ("target", "prediction"):
@@ -131,8 +131,7 @@ def _counted(run: RunFolder, rows: pd.DataFrame, conditions: Sequence[str], who:
         found = wide.to_numpy(np.float64).reshape(len(wide), len(conditions), len(questions))
         if np.isnan(found).any():
             raise CorrKDError(f"{run.path}: the predictions of {who} are not all there; run it again")
-        categories = np.digitize(found, target.cuts) if target.kind == "score" else found.astype(np.int64)
-        sides.append(np.moveaxis(categories, 1, 0))
+        sides.append(np.moveaxis(target.categories(found), 1, 0))
     groups = run.groups.reindex(wide.index)
     if groups.isna().any():
         raise CorrKDError(f"{run.path / 'groups.csv'}: sample {groups.index[groups.isna()][0]!r} has no group")

@@ -20,12 +20,11 @@ from rich.text import Text
 
 from corrkd.escape import csv_text, terminal_text
 from corrkd.evaluation.comparison import half_width
-from corrkd.missing.conditions import COMPLETE, missing_subsets
+from corrkd.missing.conditions import AVERAGE, COMPLETE, RATIOS, Family, missing_subsets
 from corrkd.report.run_folder import TEACHER, AbsentError, MethodCard, RunFolder
 
 FLOORS = {"majority": "Majority floor", "by-length": "By-length floor"}
 CEILING = "bayes"
-AVERAGE = "average"
 WIDEST = 100  # characters of a row's cells that fit on the page beside its heading
 Mark = Literal["", "best", "second"]
 QUANTILES = {"lowest": 0.0, "a quarter below": 0.25, "median": 0.5, "highest": 1.0}
@@ -185,20 +184,20 @@ def subset_headings(run: RunFolder) -> dict[str, str]:
     """Column heading by condition, in the paper's order: the missing subsets as {l,a}, their average, complete."""
     initials = letters(run)
     subsets = [c for c in missing_subsets(run.modalities) if c.name != COMPLETE]
-    headings = {c.name: "{" + ",".join(initials[m] for m in c.available) + "}" for c in subsets}
+    headings = {c.name: c.heading(initials) for c in subsets}
     return {**headings, AVERAGE: "Avg.", COMPLETE: "complete"}
 
 
 def ratio_headings(run: RunFolder) -> dict[str, str]:
     """Column heading (the ratio itself) by intra-modality condition, rising."""
-    ratios = {c.name: c.ratio for c in run.card.conditions if c.kind == "ratio" and c.ratio is not None}
-    return {name: f"{ratio:g}" for name, ratio in sorted(ratios.items(), key=lambda item: item[1])}
+    ratios = [c for c in run.conditions if c.family is Family.RATIOS]
+    return {c.name: c.heading({}) for c in sorted(ratios, key=lambda c: c.ratio or 0.0)}
 
 
 def other_headings(run: RunFolder) -> dict[str, str]:
-    """Column heading by condition of the other kinds (burst, late, noise, natural), as listed in run.json."""
-    others = [c for c in run.card.conditions if c.kind not in ("modalities", "ratio")]
-    return {c.name: c.name if c.ratio is None else f"{c.kind} {c.ratio:g}" for c in others}
+    """Column heading by condition of the other kinds (burst, late, noise, natural, ...), as listed in run.json."""
+    initials = letters(run)
+    return {c.name: c.heading(initials) for c in run.conditions if c.family is Family.OTHERS}
 
 
 def compared(
@@ -289,7 +288,7 @@ def by_ratio(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
     """Weighted F1 by share of dropped frames, and the area under that curve."""
     frames = [compared(run, "weighted_f1", ratio_headings(run), FRACTION, methods)]
     with contextlib.suppress(AbsentError):
-        frames.append(compared(run, "auc_weighted_f1", {"ratios": "AUC"}, FRACTION, methods))
+        frames.append(compared(run, "auc_weighted_f1", {RATIOS: "AUC"}, FRACTION, methods))
     frame = pd.concat(frames, axis=1).astype(object)
     caption = (
         f"Weighted F1 × 100 on the {run.card.split} split by the share of frames that every modality has lost; AUC is the area under that "
@@ -299,24 +298,17 @@ def by_ratio(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
 
 
 def others(run: RunFolder, metric: str, methods: Iterable[str] | None = None) -> Table:
-    """Bursts, late starts, noise, and the samples that the data itself leaves incomplete."""
-    meanings = {
-        "burst": "a contiguous gap of that share (burst)",
-        "late": "that share of the first frames lost (late)",
-        "noise": "noise in place of that share of the frames (noise)",
-        "natural": "the samples alone that the data itself leaves incomplete (natural)",
-    }
-    kinds = dict.fromkeys(c.kind for c in run.card.conditions)
-    told = ", ".join(meanings[kind] for kind in kinds if kind in meanings)
-    caption = f"{METRICS[metric].title} on the {run.card.split} split under other conditions: {told}."
+    """Bursts, late starts, noise, the samples that the data itself leaves incomplete, and what other packages test."""
+    meanings = dict.fromkeys(c.meaning or c.kind for c in run.conditions if c.family is Family.OTHERS)
+    caption = f"{METRICS[metric].title} on the {run.card.split} split under other conditions: {', '.join(meanings)}."
     name = f"other-conditions-{metric.replace('_', '-')}"
     return conditions_table(run, name, metric, other_headings(run), caption, methods)
 
 
 def per_class(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
     """F1 of each class, or weighted F1 of each yes/no question, under the inter-modality conditions."""
-    questions = run.card.target.kind == "questions"
-    names = run.card.target.questions if questions else run.card.target.classes
+    questions = run.card.target.questions
+    names = questions or run.card.target.classes
     blocks = {}
     for name in names:
         try:
@@ -352,7 +344,7 @@ def calibration(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
 def prediction_sets(run: RunFolder) -> Table:
     """How often the prediction sets hold the truth, and how large they are, under the inter-modality conditions."""
     headings = subset_headings(run)
-    size = "Length of the interval" if run.card.target.kind == "score" else "Classes in a set"
+    size = "Classes in a set" if run.card.target.has_classes else "Length of the interval"
     blocks = {}
     for title, metric in {"Share that holds the truth, %": "coverage", size: "set_size"}.items():
         frame = compared(run, metric, headings, METRICS[metric])
@@ -407,7 +399,7 @@ def data(run: RunFolder) -> Table:
     card = run.card.dataset
     rows = {split: {"samples": count, **card.labels.get(split, {})} for split, count in card.splits.items()}
     frame = pd.DataFrame.from_dict(rows, orient="index").astype(object)
-    what = "answers “yes” to each question" if run.card.target.kind == "questions" else "of each class"
+    what = "answers “yes” to each question" if run.card.target.questions else "of each class"
     return Table("data", f"Samples in each split, and {what}.", "Split", {"": frame.where(frame.notna(), None)})
 
 
@@ -421,15 +413,15 @@ def shown_conditions(run: RunFolder) -> list[str]:
 
 def confusion(run: RunFolder, condition: str) -> dict[str, pd.DataFrame]:
     """The reference's counts, true (rows) by predicted (columns) class, summed over seeds; by question, or under "" for classes."""
-    if run.card.target.kind == "score":
+    if not run.card.target.has_classes:
         raise AbsentError("The target is a score: there is no confusion matrix.")
     rows = run.predictions([condition])
     rows = rows[rows["method"] == run.reference]
     if rows.empty:
         raise AbsentError(f"predictions.parquet holds nothing of {run.reference} under {condition}.")
-    names = run.card.target.classes or ["no", "yes"]
+    names = run.card.target.classes
     out = {}
-    for question in run.card.target.questions if run.card.target.kind == "questions" else [""]:
+    for question in run.card.target.questions or ("",):
         asked = rows[rows["question"] == question]
         counts = np.zeros((len(names), len(names)), int)
         np.add.at(counts, (asked["target"].to_numpy(int), asked["prediction"].to_numpy(int)), 1)

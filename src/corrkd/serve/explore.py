@@ -15,9 +15,7 @@ from corrkd.data.dataset import Split
 from corrkd.missing import masks
 from corrkd.serve.predictor import Predictor
 from corrkd.serve.standalone import ReadSample
-from corrkd.settings import EvaluationSettings
-
-MASK_SEED = EvaluationSettings().mask_seed  # so that the page drops what the evaluation dropped
+from corrkd.settings import MASK_SEED
 
 
 @dataclass(frozen=True)
@@ -84,6 +82,7 @@ def hidden(read: ReadSample, name: str, *, off: Sequence[str], missing: float, d
     key = torch.tensor([sample_key(name)])
     out = {}
     for m, (frames, there) in read.items():
+        # By the evaluation's seed, so that the page drops what the evaluation dropped.
         numbers = masks.uniform(key, len(frames), seed=MASK_SEED, purpose="frame", modality=m, draw=draw)
         dropped = masks.drop_frames(numbers, missing)[0].numpy()
         seen = there & ~dropped & (m not in off)

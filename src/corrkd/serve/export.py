@@ -27,7 +27,6 @@ from corrkd.data.dataset import MultimodalDataset, Split
 from corrkd.data.inputs import Inputs
 from corrkd.data.normalise import Normalisation
 from corrkd.errors import CorrKDError
-from corrkd.evaluation.sweep import tested_rows
 from corrkd.files import WRITING, replacing_all, write_bytes, write_text
 from corrkd.missing.conditions import COMPLETE, Condition, standard_conditions
 from corrkd.networks.base import AnyNetwork
@@ -286,7 +285,7 @@ def _compared(
     out: dict[str, float] = {}
     seen: set[int] = set()
     for condition in conditions:
-        rows = _spread(tested_rows(condition, incomplete), samples)
+        rows = _spread(condition.tested_rows(incomplete), samples)
         seen.update(rows.tolist())
         parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
         parts += list(rows[:ALONE, None])
@@ -314,7 +313,7 @@ def _spread(rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
 def _arrays(part: Split, condition: Condition, seed: int, card: Mapping[str, Any]) -> dict[str, Arrays]:
     """Raw samples as a network is given them under a condition."""
     batch = for_masks(part)
-    visible = {m: mask.numpy() for m, mask in batch.visible(condition.dropped(batch, seed=seed, draw=0)).items()}
+    visible = {m: mask.numpy() for m, mask in condition.visible(batch, seed=seed, draw=0).items()}
 
     def sample(row: int) -> ReadSample:
         count = {m: int(lengths[row]) for m, lengths in part.lengths.items()}

@@ -77,13 +77,8 @@ def _shapes(saved: SavedNetwork) -> str:
     rows = ["| modality | features a frame | frames in the data, at most |", "| --- | ---: | ---: |"]
     rows += [f"| {text(m)} | {saved.widths[m]} | {saved.frames[m]} |" for m in saved.modalities]
     target = saved.target
-    gives = {
-        "classes": f"one of the classes {', '.join(target.classes)}",
-        "questions": f"yes or no to each of {', '.join(target.questions)}",
-        "score": "a score",
-    }[target.kind]
-    also = "" if target.kind == "score" else ", probabilities included"
-    return "\n".join(rows) + f"\n\nIt answers with {text(gives)} (target {text(target.name)}){also}."
+    also = ", probabilities included" if target.has_classes else ""
+    return "\n".join(rows) + f"\n\nIt answers with {text(target.description)} (target {text(target.name)}){also}."
 
 
 def _training(about: Mapping[str, Any]) -> str:

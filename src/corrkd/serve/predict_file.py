@@ -28,7 +28,7 @@ from corrkd.serve import standalone
 from corrkd.serve.prediction_table import SUM_LINE, WRITERS, columns
 from corrkd.serve.predictor import Predictor
 from corrkd.serve.standalone import InputError, ReadSample
-from corrkd.settings import EvaluationSettings
+from corrkd.settings import MASK_SEED
 
 ABOUT, PART = "about.json", "part-{:08d}.jsonl"
 GLIMPSED = 16
@@ -123,7 +123,7 @@ def differences(saved: SavedNetwork, dataset: MultimodalDataset) -> list[str]:
 
 def _condition(saved: SavedNetwork, dataset: MultimodalDataset, name: str) -> Condition:
     found = condition_of(name, saved.modalities)
-    if found.kind in ("natural", "noise"):
+    if not found.removes_frames:
         raise CorrKDError(
             f"condition {name!r} takes nothing away; name modalities that stay, ratio-R, burst-R or late-R"
         )
@@ -204,8 +204,7 @@ def _read(part: Split, condition: Condition | None) -> list[ReadSample]:
     """The samples without what is missing or taken away: zeros there, and marked."""
     seen = dict(part.present)
     if condition is not None:
-        dropped = condition.dropped(for_masks(part), seed=EvaluationSettings().mask_seed, draw=0)
-        seen = {m: present & ~dropped[m].numpy() for m, present in seen.items()}
+        seen = {m: x.numpy() for m, x in condition.visible(for_masks(part), seed=MASK_SEED, draw=0).items()}
     frames = {m: np.where(seen[m][..., None], x, np.float32(0)) for m, x in part.frames.items()}
     return [
         {m: (frames[m][row, : part.lengths[m][row]], seen[m][row, : part.lengths[m][row]]) for m in frames}

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from corrkd.errors import CorrKDError
 from corrkd.escape import csv_text
+from corrkd.targets.registry import target_from_json
 
 GROUP = 8192  # rows of a Parquet row group, however many lines a file has
 
@@ -25,15 +26,14 @@ def columns(card: Mapping[str, Any], *, splits: bool) -> pa.Schema:
         card: of the model.
         splits: whether lines name a split.
     """
-    text, number, target = pa.string(), pa.float64(), card["target"]
+    text, number, target = pa.string(), pa.float64(), target_from_json(card["target"])
     out = {"id": text} | ({"split": text} if splits else {})
-    out |= {"questions": {"question": text}, "score": {"score": number}}.get(target["kind"], {}) | {"label": text}
-    if target["kind"] != "score":
-        out |= {f"p_{name}": number for name in target["classes"]}
+    out |= ({"question": text} if target.questions else {}) | ({} if target.has_classes else {"score": number})
+    out |= {"label": text} | ({f"p_{name}": number for name in target.classes} if target.has_classes else {})
     out |= {f"used_{m}": number for m in card["modalities"]}
     out |= {"condition": text, "weighted_f1": number, "harder": pa.bool_()}
     if (card.get("evaluated") or {}).get("level") is not None:
-        out |= {"low": number, "high": number} if target["kind"] == "score" else {"in_set": text}
+        out |= {"in_set": text} if target.has_classes else {"low": number, "high": number}
     return pa.schema(list(out.items()))
 
 

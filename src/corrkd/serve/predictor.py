@@ -152,7 +152,7 @@ class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentimen
             self.inputs(arrays),
             target=target,
             lengths=self.saved.normalisation.lengths,
-            output=_place(label, () if target.kind == "score" else target.classes, "class"),
+            output=_place(label, target.classes if target.has_classes else (), "class"),
             question=_place(question, target.questions, "question"),
             temperature=1.0 if condition is None else condition["temperature"],
             steps=steps,

@@ -202,16 +202,17 @@ def tested_condition(card: Mapping[str, Any], used: Mapping[str, float]) -> tupl
     trained on lack anyway: the complete one, in whose test they lacked too. Where more are missing: that of the nearest share of missing
     frames, the larger of two. None where no such was tested.
     """
-    conditions = (card.get("evaluated") or {}).get("conditions", ())
+    evaluated = (card.get("evaluated") or {}).get("conditions", ())
+    conditions = [c for c in evaluated if c["rates_samples"]]
     there = {m for m, share in used.items() if share > 0}
     missing = 1.0 - sum(used.values()) / len(used)
     usual = _lacks_no_more_than_usual({m: 1.0 - used[m] for m in there}, card)
     if there and (len(there) < len(used) or usual):
         for c in conditions:
-            if c["kind"] == "modalities" and set(c["available"]) == there:
+            if c["ratio"] is None and set(c["available"]) == there:
                 return c, not usual
         return None, False
-    ratios = [c for c in conditions if c["kind"] == "ratio" and c["ratio"] is not None]
+    ratios = [c for c in conditions if c["ratio"] is not None]
     if not ratios:
         return None, False
     nearest = min(ratios, key=lambda c: (abs(c["ratio"] - missing), -c["ratio"]))
@@ -295,7 +296,7 @@ def _described(
     # Sets promise something only under a condition for which they were made.
     level = None if condition is None or harder else tested.get("level")
     threshold = None if condition is None else condition["threshold"]
-    if target["kind"] == "score":
+    if logits.shape == (1,):  # a score: classes have two logits or more
         score = float(logits[0])
         place = int(np.digitize(score, target["cuts"], right=not target["upward"]))
         interval = None if level is None or threshold is None else (score - threshold, score + threshold)
@@ -309,7 +310,7 @@ def _described(
     def named(row: Array) -> dict[str, float]:
         return dict(zip(names, map(float, row), strict=True))
 
-    if target["kind"] == "questions":
+    if target["questions"]:
         rows = dict(zip(target["questions"], shares, strict=True))
         labels = {q: names[int(row.argmax())] for q, row in rows.items()}
         held = None if level is None else {q: chosen(row) for q, row in rows.items()}
@@ -346,7 +347,7 @@ class ExportedStudent:
             # What predictions read of the card, so that a damaged one is told here.
             tested_condition(self.card, dict.fromkeys(self.card["modalities"], 1.0))
             [int(size["width"]) for size in self.card["modalities"].values()]
-            self.card["target"]["kind"], self.card["target"]["classes"]
+            self.card["target"]["questions"], self.card["target"]["classes"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise InputError(f"{folder}: no exported model there ({error})") from None
         except Exception as error:  # onnxruntime's own kinds

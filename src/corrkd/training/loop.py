@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from corrkd.data.batches import Samples
 from corrkd.errors import CorrKDError
 from corrkd.methods.base import AnyMethod, TeacherOutput
-from corrkd.missing.masks import modality_random_missing
+from corrkd.missing.training import EpochMasks, RandomMissing
 from corrkd.networks.base import AnyNetwork
 from corrkd.settings import MissingSettings, StageSettings
 from corrkd.training.checkpoint import load_checkpoint, save_checkpoint
@@ -104,17 +104,13 @@ def train(
             # Everything random in an epoch hangs on (seed, epoch) alone, so a resumed training repeats it exactly.
             torch.manual_seed(derived_seed(seed, "dropout", epoch, fabric.global_rank))
             batches = _batches(method, samples, batch_size, seed, epoch)
-            dropped = None
-            if missing is not None:  # one call an epoch, rows taken at each step
-                dropped = modality_random_missing(
-                    samples.keys, samples.present, missing, seed=seed, epoch=epoch, frame_keys=samples.frame_keys
-                )
+            masks = EpochMasks() if missing is None else RandomMissing(missing, seed).epoch(samples, epoch)
             totals = torch.zeros(len(names) + 1, device=fabric.device)
             wrapped.train()
             order = torch.cat(list(batches)).to(fabric.device)  # one copy an epoch
             for rows in order.split([len(rows) for rows in batches]):
                 values = _step(
-                    wrapped, fabric_optimizer, fabric, samples, rows, dropped, teacher, method.weights, settings
+                    wrapped, fabric_optimizer, fabric, samples, rows, masks, teacher, method.weights, settings
                 )
                 totals += values * (len(rows) / len(samples))
                 scheduler.step()
@@ -139,14 +135,8 @@ def train(
 def teacher_outputs(network: AnyNetwork, samples: Samples, *, batch_size: int = 256) -> TeacherOutput:
     """The frozen teacher's outputs for all samples, complete, once: they never change, so no step computes them again."""
     network.eval()
-    outputs = [network(b.inputs()) for b in samples.batches(batch_size)]
+    outputs = [network(b.complete()) for b in samples.batches(batch_size)]
     return TeacherOutput(torch.cat([o.representation for o in outputs]), torch.cat([o.logits for o in outputs]))
-
-
-def balanced_class_weights(samples: Samples) -> Tensor:
-    """Weights inverse to the classes' frequency in training, of mean 1 over the samples: (K,)."""
-    counts = torch.bincount(samples.targets.flatten(), minlength=len(samples.target.classes)).float()
-    return counts.sum() / (len(counts) * counts.clamp(min=1.0))
 
 
 def make_optimizer(method: nn.Module, settings: StageSettings, *, fused: bool = True) -> torch.optim.Optimizer:
@@ -222,7 +212,7 @@ def _step(
     fabric: Fabric,
     samples: Samples,
     rows: Tensor,
-    dropped: Mapping[str, Tensor] | None,
+    masks: EpochMasks,
     teacher: TeacherOutput | None,
     weights: Mapping[str, float],
     settings: StageSettings,
@@ -231,8 +221,7 @@ def _step(
     rows = rows[fabric.global_rank :: fabric.world_size]
     batch = samples.take(rows)
     known = None if teacher is None else teacher.apply(lambda x: x[rows])
-    inputs = batch.inputs(None if dropped is None else {m: mask[rows] for m, mask in dropped.items()})
-    terms = wrapped(inputs, batch.targets, known, samples.context(rows))
+    terms = wrapped(masks.apply(batch), batch.targets, known, samples.context(rows))
     total = sum((weights[name] * value for name, value in terms.items()), torch.zeros((), device=rows.device))
     optimizer.zero_grad(set_to_none=True)
     fabric.backward(total)

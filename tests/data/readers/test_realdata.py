@@ -13,8 +13,8 @@ from corrkd.data.inspect import inspect
 from corrkd.data.load import load_dataset
 from corrkd.data.readers.containers import read_npz
 from corrkd.data.readers.csd import read_sequence
-from corrkd.data.targets import make_target
 from corrkd.errors import CorrKDError
+from corrkd.targets.registry import make_target
 
 from ...conftest import build_real
 from .samples import csd_file, glove
@@ -167,7 +167,7 @@ def test_pom(real_data: Path) -> None:
     found = inspect(dataset).splits["train"]
     assert found.modalities["vision"].missing_samples == pytest.approx(0.54, abs=0.005)
     assert make_target("auto", dataset).kind == "classes"
-    assert make_target("auto", load_dataset(path, label="questions:scores@3")).num_outputs == 17
+    assert make_target("auto", load_dataset(path, label="questions:scores@3")).response_shape == (17, 2)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corrkd.data.dataset import MultimodalDataset, Split
-from corrkd.data.targets import Target, make_target
 from corrkd.errors import CorrKDError
+from corrkd.settings import TARGETS
+from corrkd.targets.registry import BUILT_IN, OF_SCORES, make_target, target_from_json
 
 from ..conftest import make_dataset
 
@@ -69,6 +70,10 @@ def test_tertiles_come_from_the_training_split_alone() -> None:
     assert target.of(both.split("test"), "d")[0].tolist() == [2, 2]
 
 
+def test_the_settings_name_the_targets_that_there_are() -> None:
+    assert set(TARGETS) == {"auto", *BUILT_IN, *OF_SCORES}
+
+
 def test_auto_takes_what_the_data_has() -> None:
     assert make_target("auto", dataset_of([1.0, 2.0, 3.0])).name == "tertiles"
     assert make_target("auto", dataset_of([1.0, 2.0, 3.0], [0, 1, 2])).name == "classes"
@@ -114,7 +119,7 @@ def test_a_label_beyond_training_is_refused() -> None:
 @settings(deadline=None)
 def test_a_target_survives_its_json(name: str) -> None:
     target = make_target(name, dataset_of([float(k) for k in range(-3, 4)]))
-    assert Target.from_json(target.to_json()) == target
+    assert target_from_json(target.to_json()) == target
 
 
 @pytest.mark.parametrize(
@@ -134,9 +139,9 @@ def test_a_target_survives_its_json(name: str) -> None:
 )
 def test_a_card_whose_target_does_not_fit_itself(changes: dict[str, Any]) -> None:
     good = {"name": "score", "kind": "score", "classes": ["a", "b"], "questions": [], "cuts": [0.0], "upward": True}
-    assert Target.from_json(good).cuts == (0.0,)
+    assert target_from_json(good).cuts == (0.0,)
     with pytest.raises(CorrKDError, match="the card's target is not readable"):
-        Target.from_json({**good, **changes})
+        target_from_json({**good, **changes})
 
 
 @pytest.mark.parametrize(
@@ -178,7 +183,7 @@ def test_scores_of_which_most_are_equal(equal: float, end: str) -> None:
     }
     dataset = replace(dataset, splits=splits, class_names=())
     target = make_target("score", dataset)
-    assert Target.from_json(target.to_json()) == target
+    assert target_from_json(target.to_json()) == target
     assert set(target.categories(scores)) == set(range(len(target.classes)))
     automatic = make_target("auto", dataset)
     assert automatic.name == ("tertiles" if len(target.classes) == 3 else "score")

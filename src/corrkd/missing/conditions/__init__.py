@@ -1,0 +1,30 @@
+"""What is tested: both protocols of the paper, and more, as named conditions (docs/missingness.md). A kind is a class in a file."""
+
+from corrkd.missing.conditions.base import Condition, Family
+from corrkd.missing.conditions.registry import (
+    AVERAGE,
+    RATIOS,
+    check_settings,
+    condition,
+    condition_class,
+    missing_subsets,
+    named_conditions,
+    standard_conditions,
+    subsets,
+)
+from corrkd.missing.conditions.subset import COMPLETE
+
+__all__ = [
+    "AVERAGE",
+    "COMPLETE",
+    "RATIOS",
+    "Condition",
+    "Family",
+    "check_settings",
+    "condition",
+    "condition_class",
+    "missing_subsets",
+    "named_conditions",
+    "standard_conditions",
+    "subsets",
+]

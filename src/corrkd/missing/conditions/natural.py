@@ -1,0 +1,30 @@
+"""Natural missingness: what the data itself lacks."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from corrkd.data.batches import Batch
+from corrkd.missing.conditions.base import Condition
+from corrkd.missing.masks import drop_modalities
+
+
+class Natural(Condition):
+    """Nothing is dropped; only the samples that the data itself leaves incomplete are tested."""
+
+    kind = "natural"
+    meaning = "the samples alone that the data itself leaves incomplete (natural)"
+    removes_frames: ClassVar[bool] = False
+    stores_masks: ClassVar[bool] = False
+    incomplete_samples_only: ClassVar[bool] = True
+
+    @property
+    def complete_modalities(self) -> tuple[str, ...]:
+        """All of them."""
+        return self.available
+
+    def dropped(self, batch: Batch, *, seed: int, draw: int) -> dict[str, Tensor]:
+        """Return the masks, which drop nothing."""
+        return drop_modalities(batch.exists, self.available)

@@ -1,0 +1,130 @@
+"""The conditions by name, and their kinds with those of other packages (entry points in the group `corrkd.conditions`)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from corrkd import plugins
+from corrkd.errors import CorrKDError
+from corrkd.missing.conditions.at_ratio import AtRatio
+from corrkd.missing.conditions.base import Condition
+from corrkd.missing.conditions.subset import COMPLETE, Subset
+from corrkd.parsing import quoted
+from corrkd.settings import EvaluationSettings, first_line
+
+GROUP = "corrkd.conditions"
+BUILT_IN = {
+    "ratio": "corrkd.missing.conditions.ratio:Ratio",
+    "burst": "corrkd.missing.conditions.burst:Burst",
+    "late": "corrkd.missing.conditions.late:Late",
+    "noise": "corrkd.missing.conditions.noise:Noise",
+    "natural": "corrkd.missing.conditions.natural:Natural",
+}
+AVERAGE, RATIOS = "average", "ratios"  # rows of results beside the conditions'
+MOST_MODALITIES = 10  # with 1,023 subsets
+LONGEST_NAME = 100  # of a condition, but of a subset
+
+
+def condition_class(kind: str) -> type[Condition]:
+    """Return the class of a kind. Raises CorrKDError for an unknown one, or one that could not be read back from a condition's name."""
+    found: type[Condition] = plugins.find(kind, BUILT_IN, GROUP, Condition, "condition")
+    if getattr(found, "kind", None) != kind or "-" in kind:
+        raise CorrKDError(
+            f"condition {kind!r}: {found.__name__}.kind and its entry point must be one same word without -"
+        )
+    return found
+
+
+def subsets(modalities: Sequence[str]) -> list[Condition]:
+    """Return every non-empty subset of the modalities, smallest first; the last is "complete".
+
+    Raises:
+        CorrKDError: where a modality has the name of a condition or of a row of results, or there are too many.
+    """
+    _check_modalities(modalities)
+    sizes = range(1, len(modalities) + 1)
+    return [Subset.of(kept, modalities) for size in sizes for kept in itertools.combinations(modalities, size)]
+
+
+def missing_subsets(modalities: Sequence[str]) -> list[Condition]:
+    """Return all subsets but the complete one: what "Avg." is the mean of. With one modality: that one, complete."""
+    return subsets(modalities)[:-1] or subsets(modalities)
+
+
+def condition(name: str, modalities: Sequence[str], draws: int = 1) -> Condition:
+    """Return the condition of that name. Raises CorrKDError with what is allowed for an unknown one."""
+    _check_modalities(modalities)
+    kind = name.partition("-")[0]
+    found: Condition | None = Subset.parse(name, modalities)
+    if found is None and len(name) <= LONGEST_NAME and (kind in BUILT_IN or kind in _other_kinds()):
+        found = condition_class(kind).parse(name, modalities, draws)
+    if found is None:
+        ratios = [f"{other.kind}-R" for other in _built_in() if issubclass(other, AtRatio)]
+        raise CorrKDError(
+            f"condition {quoted(name)} is unknown; there are complete, {', '.join(modalities)} and their sums as "
+            f"{'+'.join(modalities[:2])}, {', '.join(['natural', *_other_kinds()])}, and {', '.join(ratios)} with R from 0 to 1"
+        )
+    return found
+
+
+def named_conditions(names: Iterable[str], modalities: Sequence[str], draws: int) -> list[Condition]:
+    """Return several by name, each once, in the order given."""
+    return list({c.name: c for c in (condition(name, modalities, draws) for name in names)}.values())
+
+
+def check_settings(values: Mapping[str, Any]) -> dict[type[Condition], Any]:
+    """Return the values of `evaluation.conditions` by class. Raises CorrKDError for an unknown kind, or a value that its class refuses."""
+    checked = {}
+    for kind, value in values.items():
+        try:
+            found = condition_class(kind)
+            checked[found] = TypeAdapter(dict[str, found.settings_type]).validate_python({kind: value})[kind]  # type: ignore[name-defined]
+        except ValidationError as error:
+            raise CorrKDError(f"settings: evaluation.conditions.{first_line(error)}") from None
+        except CorrKDError as error:
+            raise CorrKDError(f"settings: evaluation.conditions: {error}") from None
+    return checked
+
+
+def standard_conditions(
+    modalities: Sequence[str], settings: EvaluationSettings, *, naturally_incomplete: bool
+) -> list[Condition]:
+    """Return what an evaluation runs: every subset, then what the settings ask for.
+
+    Args:
+        modalities: names of the dataset's modalities.
+        settings: of the evaluation.
+        naturally_incomplete: whether the data itself leaves any tested sample incomplete.
+
+    Raises:
+        CorrKDError: where a modality has the name of a condition, or the settings are wrong.
+    """
+    kinds = check_settings(settings.conditions)
+    _check_modalities(modalities, tuple(kinds))
+    configured = [c for kind, value in kinds.items() for c in kind.from_settings(value, modalities, settings.draws)]
+    for c in configured:
+        if condition(c.name, modalities, settings.draws) != c:  # reports and manifests know it by its name alone
+            raise CorrKDError(f"condition {c.name!r}: {type(c).__name__}.parse reads another condition from its name")
+    return subsets(modalities) + [c for c in configured if naturally_incomplete or not c.incomplete_samples_only]
+
+
+def _check_modalities(modalities: Sequence[str], kinds: Sequence[type[Condition]] = ()) -> None:
+    """Raise CorrKDError where a modality could be mistaken for a condition, also of `kinds`, or there are too many."""
+    if len(modalities) > MOST_MODALITIES:
+        raise CorrKDError(f"{len(modalities)} modalities have too many subsets to test; use at most {MOST_MODALITIES}")
+    kinds = (*_built_in(), *kinds)
+    for m in modalities:
+        if m in ("", COMPLETE, AVERAGE, RATIOS) or {"+", ","} & set(m) or any(kind.claims(m) for kind in kinds):
+            raise CorrKDError(f"modality {m!r}: its name means something else in the results; give it another")
+
+
+def _built_in() -> list[type[Condition]]:
+    return [condition_class(kind) for kind in BUILT_IN]
+
+
+def _other_kinds() -> tuple[str, ...]:
+    return plugins.names(BUILT_IN, GROUP)[len(BUILT_IN) :]

@@ -1,0 +1,59 @@
+"""Probabilities over classes: the temperature that calibrates them, and which classes a prediction set holds.
+
+*Temperature*: one number by which logits are divided (Guo et al., On Calibration of Modern Neural Networks, ICML 2017). It changes no
+decision.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+LOWEST, HIGHEST = 0.05, 20.0
+SMALLEST = 1e-30  # a probability below it says no more in float32
+
+
+def fit_temperature(logits: Tensor, targets: Tensor) -> float:
+    """Return the temperature T under which softmax(logits / T) makes the targets most likely. It changes no decision.
+
+    Args:
+        logits: (N, K), or (N, Q, 2) of yes/no questions, which share T. Of samples that the network was not trained on.
+        targets: (N,) classes or (N, Q) answers.
+
+    Returns:
+        T between 0.05 and 20.
+    """
+    from scipy.optimize import minimize_scalar  # here, since a network needs its target, but no fit
+
+    scores, labels = logits.detach().flatten(0, -2).cpu().double(), targets.flatten().cpu()
+
+    def loss(log_temperature: float) -> float:
+        return float(cross_entropy(scores / math.exp(log_temperature), labels))
+
+    # In 1/T the loss is convex, so there is one minimum in log T too.
+    minimum = minimize_scalar(loss, bounds=(math.log(LOWEST), math.log(HIGHEST)), method="bounded")
+    return math.exp(float(minimum.x))
+
+
+def tempered(response: npt.NDArray[Any], temperature: float) -> npt.NDArray[np.float64]:
+    """Return probabilities (..., K) after their logits are divided by a temperature."""
+    scores = log_probabilities(response) / temperature
+    raised = np.exp(scores - scores.max(-1, keepdims=True))
+    probabilities: npt.NDArray[np.float64] = raised / raised.sum(-1, keepdims=True)
+    return probabilities
+
+
+def log_probabilities(response: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return logits that have these probabilities, (..., K)."""
+    return np.log(np.maximum(response.astype(np.float64), SMALLEST))
+
+
+def in_set(response: npt.NDArray[Any], threshold: float) -> npt.NDArray[np.bool_]:
+    """Return which classes a prediction set holds, (..., K), of calibrated probabilities. It may hold none."""
+    held: npt.NDArray[np.bool_] = 1.0 - response <= threshold
+    return held

@@ -1,0 +1,29 @@
+"""Names of classes, questions and modalities, with bounds: a model's card has to hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+from corrkd.errors import CorrKDError
+from corrkd.escape import is_unicode
+from corrkd.parsing import quoted, repeated
+
+MOST_CLASSES = 1000  # a label beyond it is a mistake, not a class
+LONGEST_LABEL = 200  # characters
+Name = Annotated[str, Field(min_length=1, max_length=LONGEST_LABEL)]
+Names = Annotated[tuple[Name, ...], Field(max_length=MOST_CLASSES)]
+Cuts = Annotated[tuple[float, ...], Field(max_length=MOST_CLASSES)]
+
+
+def check_labels(names: Sequence[str], what: str) -> None:
+    """Raise CorrKDError where classes, questions or modalities have names that no card holds: one twice, one too long, or too many."""
+    for name in names:
+        if not 1 <= len(name) <= LONGEST_LABEL or not is_unicode(name):
+            raise CorrKDError(f"{what}: {quoted(name)} is no text of 1 to {LONGEST_LABEL} characters; rename it")
+    if len(set(names)) < len(names):
+        raise CorrKDError(f"{what}: {repeated(names)!r} is there twice; rename one")
+    if len(names) > MOST_CLASSES:
+        raise CorrKDError(f"{what}: {len(names)} of them, more than {MOST_CLASSES}")

@@ -1,0 +1,69 @@
+"""Metrics by the field's conventions (docs/metrics.md), computed by scikit-learn, SciPy and torchmetrics.
+
+These are imported where they are called: a network needs its target, but no metrics.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Array = npt.NDArray[Any]
+F1 = "weighted_f1"
+CALIBRATION_BINS = 15
+
+
+def weighted_f1(truth: Array, prediction: Array) -> float:
+    """Return the F1 of each class weighted by its support in `truth` (the arguments are not interchangeable)."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(truth, prediction, average="weighted", zero_division=0.0))
+
+
+def calibration_error(truth: Array, probabilities: Array) -> float:
+    """Return the expected calibration error: |accuracy - confidence| averaged over 15 equal bins of confidence (Guo et al., ICML 2017)."""
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    error = multiclass_calibration_error(
+        torch.as_tensor(probabilities, dtype=torch.float64),
+        torch.as_tensor(truth),
+        num_classes=probabilities.shape[-1],
+        n_bins=CALIBRATION_BINS,
+    )
+    return float(error)
+
+
+def correlation(truth: Array, prediction: Array) -> float:
+    """Return Pearson's r; nan (undefined) where either side is constant, as predictions are when everything is missing."""
+    from scipy.stats import pearsonr
+
+    spread = [float(np.ptp(side)) for side in (truth, prediction)]
+    if len(truth) < 2 or any(
+        s <= 1e-7 * max(1.0, float(np.abs(side).max())) for s, side in zip(spread, (truth, prediction), strict=True)
+    ):
+        return math.nan
+    return float(pearsonr(truth, prediction).statistic)
+
+
+def class_metrics(names: Sequence[str], truth: Array, prediction: Array) -> dict[str, float]:
+    """Return weighted_f1, accuracy and f1/<class> of classes (N,)."""
+    from sklearn.metrics import accuracy_score, f1_score
+
+    each = f1_score(truth, prediction, labels=range(len(names)), average=None, zero_division=0.0)
+    return {
+        F1: weighted_f1(truth, prediction),
+        "accuracy": float(accuracy_score(truth, prediction)),
+        **{f"f1/{name}": float(value) for name, value in zip(names, each, strict=True)},
+    }
+
+
+def positive_f1(truth: Array, prediction: Array) -> float:
+    """Return the F1 of the answer yes, of answers (N,) in {0, 1}."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(truth, prediction, pos_label=1, zero_division=0.0))

@@ -1,0 +1,113 @@
+"""Yes/no questions: several answers to each sample, each with probabilities of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from corrkd.errors import CorrKDError
+from corrkd.targets.base import Array, LabelledSplit, checked_labels, labels_of
+from corrkd.targets.categorical import CategoricalTarget
+from corrkd.targets.measures import F1, calibration_error, positive_f1, weighted_f1
+
+ANSWERS = ("no", "yes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionsTarget(CategoricalTarget):
+    """Q questions with the classes "no" and "yes"."""
+
+    kind: ClassVar[str] = "questions"
+
+    @classmethod
+    def with_questions(cls, count: int) -> Self:
+        """Return the target of so many questions, called question 0, question 1, ..."""
+        return cls(name=cls.kind, classes=ANSWERS, questions=tuple(f"question {q}" for q in range(count)))
+
+    @classmethod
+    def fit(
+        cls, train: LabelledSplit, *, where: str, class_names: Sequence[str] = (), question_names: Sequence[str] = ()
+    ) -> Self:
+        """Return the target of the data's answers."""
+        labels = labels_of(train, where, cls.kind)
+        if labels.ndim != 2 or labels.max() > 1:
+            raise CorrKDError(
+                f"{where}: target `questions` needs yes/no labels of shape (N, questions), found {labels.shape}"
+            )
+        if question_names:
+            return cls(name=cls.kind, classes=ANSWERS, questions=tuple(question_names))
+        return cls.with_questions(labels.shape[1])
+
+    def of(self, split: LabelledSplit, where: str) -> tuple[Array, npt.NDArray[np.bool_]]:
+        """Return the answers of a split, (N, Q); all samples count."""
+        return checked_labels(split, where, self, (len(self.questions),)), np.ones(len(split), bool)
+
+    @property
+    def num_logits(self) -> int:
+        """2 Q."""
+        return 2 * len(self.questions)
+
+    @property
+    def response_shape(self) -> tuple[int, ...]:
+        """(Q, 2)."""
+        return (len(self.questions), 2)
+
+    def shape_logits(self, logits: Tensor) -> Tensor:
+        """Return (..., 2 Q) as (..., Q, 2)."""
+        return logits.unflatten(-1, (-1, 2))
+
+    def measure(self, targets: Array, response: Array) -> dict[str, float]:
+        """Return weighted_f1, accuracy and ece, means over the questions; weighted_f1/<question>; and f1/<question> of the answer yes."""
+        scores = self.measure_predictions(targets, self.predictions(response))
+        means = {F1: scores.pop(F1), "accuracy": scores.pop("accuracy")}
+        return {**means, "ece": self.calibration_error(targets, response), **scores}
+
+    def measure_predictions(self, targets: Array, predictions: Array) -> dict[str, float]:
+        """Return the metrics of `measure` but for ece."""
+        columns = list(zip(self.questions, targets.T, predictions.T, strict=True))
+        each = {question: weighted_f1(*sides) for question, *sides in columns}
+        return {
+            F1: float(np.mean(list(each.values()))),
+            "accuracy": float((targets == predictions).mean()),
+            **{f"{F1}/{question}": value for question, value in each.items()},
+            **{f"f1/{question}": positive_f1(*sides) for question, *sides in columns},
+        }
+
+    def main_score(self, targets: Array, response: Array) -> float:
+        """Return the weighted F1, mean over the questions."""
+        columns = zip(targets.T, self.predictions(response).T, strict=True)
+        return float(np.mean([weighted_f1(*sides) for sides in columns]))
+
+    def calibration_error(self, targets: Array, response: Array) -> float:
+        """Return the expected calibration error, mean over the questions."""
+        columns = zip(targets.T, np.moveaxis(response, 1, 0), strict=True)
+        return float(np.mean([calibration_error(*sides) for sides in columns]))
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The questions."""
+        return self.questions
+
+    @property
+    def description(self) -> str:
+        """An answer to each question."""
+        return f"yes or no to each of {', '.join(self.questions)}"
+
+    def text(self, value: Any) -> str:
+        """Return each question with its answer."""
+        return ", ".join(
+            f"{question} {self.classes[int(answer)]}" for question, answer in zip(self.questions, value, strict=True)
+        )
+
+    def histogram(self, targets: Array) -> dict[str, int]:
+        """Return the number of samples with the answer yes to each question."""
+        return {question: int(column.sum()) for question, column in zip(self.questions, targets.T, strict=True)}
+
+    def check(self) -> None:
+        """Raise CorrKDError where there is no question, or its answers are not two."""
+        self.refuse_unless(len(self.classes) == 2 and len(self.questions) >= 1)

@@ -1,0 +1,120 @@
+"""A target of a user's own, in a package of its own: ordinal classes, with a loss, a metric and a field that no built-in target has."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from importlib import metadata
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+import corrkd
+from corrkd.errors import CorrKDError
+from corrkd.settings import TARGET_GROUP
+from corrkd.targets.base import LabelledSplit
+from corrkd.targets.classes import ClassesTarget
+from corrkd.targets.registry import target_from_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrdinalTarget(ClassesTarget):
+    """Classes in order. The loss is the squared distance of cumulative probabilities (Hou et al., 2016)."""
+
+    kind: ClassVar[str] = "ordinal"
+    tabled_metrics: ClassVar[tuple[str, ...]] = (*ClassesTarget.tabled_metrics, "mae")
+
+    levels: tuple[float, ...] = ()
+
+    @classmethod
+    def fit(cls, train: LabelledSplit, **names: Any) -> Self:
+        target = super().fit(train, **names)
+        return replace(target, levels=tuple(map(float, range(len(target.classes)))))
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return (logits.softmax(-1) - one_hot(targets, len(self.classes))).cumsum(-1).square().sum(-1)
+
+    def task_loss(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None = None) -> Tensor:
+        return self.losses(logits, targets).mean()
+
+    def masked_task_loss(
+        self, logits: Tensor, targets: Tensor, mask: Tensor, class_weights: Tensor | None = None
+    ) -> Tensor:
+        return (self.losses(logits, targets) * mask).sum() / mask.sum().clamp(min=1)
+
+    def measure_predictions(self, targets: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+        levels = np.asarray(self.levels)
+        error = float(np.abs(levels[targets] - levels[predictions]).mean())
+        return {**super().measure_predictions(targets, predictions), "mae": error}
+
+
+@pytest.fixture(scope="module")
+def installed() -> Any:
+    """As if a package with the target were installed."""
+    point = metadata.EntryPoint("ordinal", f"{__name__}:OrdinalTarget", TARGET_GROUP)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metadata, "entry_points", lambda **which: metadata.EntryPoints([point]).select(**which))
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(installed: None, tmp_path_factory: pytest.TempPathFactory) -> corrkd.Run:
+    """A run on it: teacher, student and control, calibrated, tested and reported."""
+    stage = {"epochs": 4, "batch_size": 12, "lr": 0.02}
+    settings = corrkd.load_settings(
+        data={
+            "target": "ordinal",
+            "synthetic": {"train": 90, "valid": 45, "test": 45, "frames": 3, "noise": 0.3},
+            "calibration": 0.3,
+        },
+        network={"width": 8, "heads": 2, "feedforward": 16, "layers": 1, "classifier": (8,)},
+        teacher=stage,
+        student=stage,
+        evaluation={"draws": 1, "ratios": (0.0, 1.0), "bursts": ()},
+        device="cpu",
+    )
+    return corrkd.run(settings, tmp_path_factory.mktemp("ordinal") / "run")
+
+
+def test_its_loss_trains_and_its_metric_is_measured_and_tabled(run: corrkd.Run) -> None:
+    card = json.loads((run.folder / "seed-0" / "student.json").read_text("utf-8"))
+    first, last = (card["about"]["history"][epoch]["loss/task"] for epoch in (0, -1))
+    assert last < 0.9 * first < 0.9  # a cross-entropy of three classes begins at 1.1
+    errors = run.results[run.results["metric"] == "mae"]
+    assert set(errors["method"]) == {"majority", "teacher", "student", "control"}
+    assert errors["value"].between(0.0, 2.0).all()
+    assert (run.folder / "tables" / "inter-modality-mae.csv").is_file()
+
+
+def test_a_saved_model_keeps_it_and_is_evaluated_and_used(run: corrkd.Run) -> None:
+    student = corrkd.load_student(run.folder)
+    assert isinstance(student.target, OrdinalTarget)
+    assert student.target.levels == (0.0, 1.0, 2.0)
+    table = corrkd.evaluate(student, corrkd.load_dataset("synthetic"), conditions=["complete"])
+    assert {"mae", "ece_calibrated", "coverage"} <= set(table["metric"])
+    frames = torch.zeros(4, student.widths["language"]).numpy()
+    prediction = corrkd.Predictor.from_pretrained(run.folder).predict({"language": frames})
+    assert prediction.label in student.target.classes
+    assert sum(prediction.probabilities.values()) == pytest.approx(1.0)
+
+
+def test_its_fields_have_the_bounds_of_their_types(installed: None) -> None:
+    card = OrdinalTarget(name="ordinal", classes=("a", "b"), levels=(0.0, 1.0)).to_json()
+    assert target_from_json(card).to_json() == card
+    for wrong in ({"levels": ["low", "high"]}, {"levels": [0.0, float("inf")]}, {"more": 1}):
+        with pytest.raises(CorrKDError, match=f"target.{next(iter(wrong))}"):
+            target_from_json({**card, **wrong})
+
+
+def test_it_is_unknown_where_its_package_is_not_installed() -> None:
+    card = OrdinalTarget(name="ordinal", classes=("a", "b")).to_json()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metadata, "entry_points", lambda **which: metadata.EntryPoints([]).select(**which))
+        with pytest.raises(CorrKDError, match="target 'ordinal' is unknown; there are classes, questions, score"):
+            target_from_json(card)
+        with pytest.raises(CorrKDError, match=r"data.target: input should be 'auto', .* or 'score'"):
+            corrkd.load_settings(data={"target": "ordinal"})
