@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from corrkd.errors import CorrKDError
@@ -128,6 +128,7 @@ PLAIN = st.recursive(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(PLAIN)
 def test_what_is_written_is_read(tree: Any) -> None:
     assert parse_json(json.dumps(tree), "x") == tree

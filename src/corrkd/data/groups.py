@@ -55,7 +55,8 @@ def _components(names: list[Names]) -> npt.NDArray[np.int64]:
         rows.append(np.arange(count))
         columns.append(count + start + group)
         start += len(distinct)
-    edges = np.concatenate(rows), np.concatenate(columns)
+    # SciPy's search before 1.15 takes indices of 32 bits alone.
+    edges = np.concatenate(rows).astype(np.int32), np.concatenate(columns).astype(np.int32)
     size = count + start
     graph = coo_array((np.ones(len(edges[0]), bool), edges), shape=(size, size))
     component = connected_components(graph, directed=False)[1][:count]
