@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import builtins
+import inspect as signatures
 import sys
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +18,9 @@ from rich.markup import escape
 from corrkd._version import __version__
 from corrkd.errors import CorrKDError
 from corrkd.escape import one_line, terminal_text
+
+if TYPE_CHECKING:
+    from corrkd.settings import Settings
 
 INTERRUPTED = 130
 
@@ -52,6 +58,7 @@ GloveOption = Annotated[Path | None, typer.Option("--glove", help="GloVe text fi
 ReportedOption = Annotated[
     Path | None, typer.Option("--reported", help="CSV file with a paper's numbers, shown beside ours and marked.")
 ]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="CPU threads; part of what a result depends on.")]
 FoldsOption = Annotated[Path | None, typer.Option("--folds", help="JSON file {split: [video ids]} for .csd folders.")]
 LabelOption = Annotated[
@@ -60,6 +67,75 @@ LabelOption = Annotated[
         "--label", help="Which label column to read, as happy, or questions:happy,sad; default: the usual one."
     ),
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """How a dataset is read."""
+
+    glove: GloveOption = None
+    folds: FoldsOption = None
+    label: LabelOption = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeOptions:
+    """Where a network computes."""
+
+    threads: ThreadsOption = 1
+    device: DeviceOption = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingsOptions:
+    """What the settings of a run are made of; the command line lies over a file, and a file over a preset."""
+
+    data: DataOption = None
+    preset: PresetOption = None
+    settings: SettingsOption = None
+    seeds: SeedsOption = None
+    changes: SetOption = None
+
+    def load(self, reading: ReadingOptions | None = None, **changes: Any) -> Settings:
+        """Return the settings, with `changes` where they are not None. Raises CorrKDError for anything wrong in them."""
+        from corrkd.settings import load_settings
+
+        paths = {"path": self.data, "target": changes.pop("target", None), **vars(reading or ReadingOptions())}
+        given = {key: str(value) for key, value in paths.items() if value is not None}
+        tree = {key: value for key, value in changes.items() if value is not None}
+        if given:
+            tree["data"] = given
+        if self.seeds is not None:
+            tree["seeds"] = seeds_of(self.seeds)
+        return load_settings(self.settings, preset=self.preset, overrides=self.changes or (), **tree)
+
+
+def command(register: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function as a command; a parameter that is a group of options stands for each of the group's."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        parameters = signatures.signature(function, eval_str=True).parameters
+        groups: dict[str, Any] = {name: p.annotation for name, p in parameters.items() if is_dataclass(p.annotation)}
+        flat = [
+            option.replace(kind=signatures.Parameter.KEYWORD_ONLY)
+            for name, parameter in parameters.items()
+            for option in (
+                signatures.signature(groups[name], eval_str=True).parameters.values() if name in groups else [parameter]
+            )
+        ]
+
+        def call(**values: Any) -> None:
+            for name, group in groups.items():
+                values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+            function(**values)
+
+        call.__name__, call.__doc__ = function.__name__, function.__doc__
+        call.__signature__ = signatures.Signature(flat)  # type: ignore[attr-defined]
+        call.__annotations__ = {option.name: option.annotation for option in flat}
+        register()(call)
+        return function
+
+    return decorate
 
 
 def print(text: object, **options: Any) -> None:
@@ -84,55 +160,35 @@ def _help(context: typer.Context) -> None:
         print(context.get_help())
 
 
-@app.command()
+@command(app.command)
 def run(
-    data: DataOption = None,
-    preset: PresetOption = None,
-    settings: SettingsOption = None,
-    seeds: SeedsOption = None,
+    options: SettingsOptions,
+    reading: ReadingOptions,
     target: TargetOption = None,
     jobs: JobsOption = None,
-    changes: SetOption = None,
     out: OutOption = None,
     overwrite: OverwriteOption = False,
-    glove: GloveOption = None,
-    folds: FoldsOption = None,
-    label: LabelOption = None,
 ) -> None:
     """Train teacher, student and control, test them under every missing condition, write the report."""
-    _run(
-        _settings(data, preset, settings, seeds, target, jobs, changes, glove, folds, label),
-        _folder(out, preset),
-        overwrite,
-        evaluate=True,
-    )
+    settings = options.load(reading, target=target, jobs=jobs)
+    _run(settings, _folder(out, options.preset), overwrite, evaluate=True)
 
 
-@app.command()
+@command(app.command)
 def train(
-    data: DataOption = None,
-    preset: PresetOption = None,
-    settings: SettingsOption = None,
-    seeds: SeedsOption = None,
+    options: SettingsOptions,
+    reading: ReadingOptions,
     target: TargetOption = None,
     jobs: JobsOption = None,
-    changes: SetOption = None,
     out: OutOption = None,
     overwrite: OverwriteOption = False,
-    glove: GloveOption = None,
-    folds: FoldsOption = None,
-    label: LabelOption = None,
 ) -> None:
     """Train only; `corrkd resume` goes on to the evaluation."""
-    _run(
-        _settings(data, preset, settings, seeds, target, jobs, changes, glove, folds, label),
-        _folder(out, preset),
-        overwrite,
-        evaluate=False,
-    )
+    settings = options.load(reading, target=target, jobs=jobs)
+    _run(settings, _folder(out, options.preset), overwrite, evaluate=False)
 
 
-@app.command()
+@command(app.command)
 def resume(folder: Annotated[Path, typer.Argument(help="The folder of a run or a comparison.")]) -> None:
     """Go on with what was stopped, to the same bits as if it had never stopped."""
     from corrkd.experiment.plan import read_plan
@@ -147,7 +203,7 @@ def resume(folder: Annotated[Path, typer.Argument(help="The folder of a run or a
     _announce(resume_run(folder, reporter=Reporter()))
 
 
-@app.command()
+@command(app.command)
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A run folder, a seed's folder, or a model's file.")],
     data: Annotated[str, typer.Option("--data", help="A dataset file or folder; `synthetic`: the built-in dataset.")],
@@ -165,11 +221,9 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the results to this .csv file.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
-    threads: ThreadsOption = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    glove: GloveOption = None,
-    folds: FoldsOption = None,
-    label: LabelOption = None,
+    *,
+    reading: ReadingOptions,
+    compute: ComputeOptions,
 ) -> None:
     """Test a trained student on a dataset under missing conditions."""
     import torch
@@ -193,11 +247,11 @@ def evaluate(
         if path is not None:  # before the work, not after it
             check_new(path, overwrite=overwrite)
             make_folder(path.parent)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(compute.threads)
     student = load_student(model)
-    student.network.to(pick_device(device))
+    student.network.to(pick_device(compute.device))
     with Reporter().busy(f"reading {data}"):
-        dataset = dataset_of(model, data, glove=glove, folds=folds, label=label)
+        dataset = dataset_of(model, data, **vars(reading))
     seed = MASK_SEED if mask_seed is None else mask_seed
     manifest = None if masks is None else load_manifest(masks)
     if export_masks is not None:
@@ -229,7 +283,7 @@ def evaluate(
     )
 
 
-@app.command()
+@command(app.command)
 def predict(
     model: Annotated[
         str, typer.Argument(help="A run folder, a seed's folder, a model's file or folder, or owner/name on the hub.")
@@ -242,11 +296,9 @@ def predict(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time; changes memory.")] = 256,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
-    threads: ThreadsOption = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    glove: GloveOption = None,
-    folds: FoldsOption = None,
-    label: LabelOption = None,
+    *,
+    reading: ReadingOptions,
+    compute: ComputeOptions,
 ) -> None:
     """Write what a trained student says of every sample. Started again, it goes on."""
     import torch
@@ -257,11 +309,11 @@ def predict(
     from corrkd.serve.predictor import Predictor
 
     check_output(out, overwrite=overwrite)  # before the work, not after it
-    torch.set_num_threads(threads)
+    torch.set_num_threads(compute.threads)
     reporter = Reporter()
-    predictor = Predictor.from_pretrained(model, device=pick_device(device))
+    predictor = Predictor.from_pretrained(model, device=pick_device(compute.device))
     with reporter.busy(f"reading {data}"):
-        dataset = dataset_of(Path(model), data, glove=glove, folds=folds, label=label, targets=False)
+        dataset = dataset_of(Path(model), data, **vars(reading), targets=False)
     for note in (*dataset.notes, *differences(predictor.saved, dataset)):
         reporter.say(f"note: {note}")
     count = sum(map(len, chosen(dataset, split).values()))
@@ -279,7 +331,7 @@ def predict(
     print(f"{out}: {count} samples")
 
 
-@app.command()
+@command(app.command)
 def serve(
     model: Annotated[
         str, typer.Argument(help="A run folder, a seed's folder, a model's folder, or owner/name on the hub.")
@@ -323,8 +375,8 @@ def serve(
     wait: Annotated[float, typer.Option(min=0.0, help="Milliseconds for which a request waits for others.")] = 4.0,
     batch: Annotated[int, typer.Option(min=1, help="Samples that go through the network together.")] = 64,
     samples: Annotated[bool, typer.Option(help="Let the page show samples of the split that was tested.")] = True,
-    threads: ThreadsOption = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    *,
+    compute: ComputeOptions,
 ) -> None:
     """Put a trained student behind an address, with a page to try it."""
     import torch
@@ -342,12 +394,12 @@ def serve(
     from corrkd.serve.access import read_token
     from corrkd.serve.limits import Limits
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(compute.threads)
     reporter = Reporter()
     token = read_token(token_file)
     place = bound(host, port)  # before the work, not after it
     with reporter.busy(f"reading {model}"):
-        exhibit, notes = exhibit_of(model, samples=samples, device=pick_device(device))
+        exhibit, notes = exhibit_of(model, samples=samples, device=pick_device(compute.device))
     for note in notes:
         reporter.say(f"note: {note}")
     if token is None and host not in ("127.0.0.1", "::1", "localhost"):
@@ -367,7 +419,7 @@ def serve(
     run_server(Service(exhibit, limits=limits, token=token, hosts=hosts, wait=wait / 1000, batch=batch), place)
 
 
-@app.command()
+@command(app.command)
 def export(
     model: Annotated[
         str, typer.Argument(help="A run folder, a seed's folder, a model's folder, or owner/name on the hub.")
@@ -385,9 +437,8 @@ def export(
         typer.Option(min=1, help="Most frames of a modality; default: four times the training's, 1024 at least."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an exported model that is there.")] = False,
-    glove: GloveOption = None,
-    folds: FoldsOption = None,
-    label: LabelOption = None,
+    *,
+    reading: ReadingOptions,
 ) -> None:
     """Write a trained student as ONNX, for use without PyTorch, once its answers have been compared with PyTorch's."""
     from corrkd.experiment.experiment import dataset_of
@@ -401,7 +452,7 @@ def export(
     with reporter.busy(f"reading {model}"):
         predictor = Predictor.from_pretrained(model)
     with reporter.busy(f"reading {data}"):
-        dataset = dataset_of(Path(model), data, glove=glove, folds=folds, label=label, targets=False)
+        dataset = dataset_of(Path(model), data, **vars(reading), targets=False)
     with reporter.busy("exporting, and comparing with PyTorch"):
         done = write(
             predictor, folder, dataset=dataset, split=split, max_frames=max_frames, samples=samples, overwrite=overwrite
@@ -412,7 +463,7 @@ def export(
     )
 
 
-@app.command()
+@command(app.command)
 def compare(
     data: Annotated[
         list[str] | None, typer.Option("--data", help="A dataset file or folder, or `synthetic`; repeatable.")
@@ -458,7 +509,7 @@ def compare(
         data=data or (),
         preset=preset,
         arms=["all"] if names is None and settings is None else names,
-        seeds=None if seeds is None else _seeds(seeds),
+        seeds=None if seeds is None else seeds_of(seeds),
         jobs=jobs,
         overrides=changes or (),
         budget=budget,
@@ -479,16 +530,12 @@ def compare(
         raise typer.Exit(1)
 
 
-@app.command()
+@command(app.command)
 def tune(
-    data: DataOption = None,
+    options: SettingsOptions,
     methods: Annotated[str, typer.Option(help="Names as corrkd,self-mm, and groups: paper, controls, all.")] = "corrkd",
     trials: Annotated[int, typer.Option(min=1, help="Of each method; the first is its defaults.")] = 8,
-    preset: PresetOption = None,
-    settings: SettingsOption = None,
-    seeds: SeedsOption = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Methods at once, a process each.")] = 1,
-    changes: SetOption = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Trainings at once, a process each.")] = 1,
     out: Annotated[Path, typer.Option("--out", help="The search's folder; one that is there goes on.")] = Path(
         "runs/tune"
     ),
@@ -500,12 +547,11 @@ def tune(
     from corrkd.experiment.tune import tune as search
 
     chosen = [name for name in expanded(part.strip() for part in methods.split(",")) if name]
-    made = _settings(data, preset, settings, seeds, None, None, changes, None, None, None)
-    print(table_text(search(made, named(chosen), out, trials=trials, jobs=jobs, reporter=Reporter())))
+    print(table_text(search(options.load(), named(chosen), out, trials=trials, jobs=jobs, reporter=Reporter())))
     print(f"\n`corrkd compare --settings {out / TUNED} --data FILE` takes what was found")
 
 
-@app.command()
+@command(app.command)
 def report(
     folder: Annotated[Path, typer.Argument(help="The folder of a run or a comparison.")],
     reported: ReportedOption = None,
@@ -522,7 +568,7 @@ def report(
     print(page)
 
 
-@app.command()
+@command(app.command)
 def presets(name: Annotated[str | None, typer.Argument(help="Print this one.")] = None) -> None:
     """List the presets, or print one."""
     from corrkd.settings import preset_names, preset_text
@@ -535,12 +581,11 @@ def presets(name: Annotated[str | None, typer.Argument(help="Print this one.")] 
         print(f"{known:16}{first.lstrip('# ')}")
 
 
-@data_app.command()
+@command(data_app.command)
 def inspect(
     file: Annotated[str, typer.Argument(help="A dataset file or folder.")],
-    glove: GloveOption = None,
-    folds: FoldsOption = None,
-    label: LabelOption = None,
+    *,
+    reading: ReadingOptions,
 ) -> None:
     """Say what is in a dataset: layout, shapes, labels, what is missing, what is suspicious."""
     from corrkd.data.inspect import describe
@@ -549,18 +594,17 @@ def inspect(
     from corrkd.experiment.progress import Reporter
 
     with Reporter().busy(f"reading {file}"):
-        found = look(load_dataset(file, glove=glove, folds=folds, label=label, targets=False))
+        found = look(load_dataset(file, **vars(reading), targets=False))
     print(describe(found))
 
 
-@data_app.command()
+@command(data_app.command)
 def convert(
     file: Annotated[str, typer.Argument(help="A dataset file or folder.")],
     out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
-    glove: GloveOption = None,
-    folds: FoldsOption = None,
-    label: LabelOption = None,
+    *,
+    reading: ReadingOptions,
 ) -> None:
     """Write a dataset to one file that carries no code and opens by memory map."""
     from corrkd.data.convert import convert as write
@@ -570,42 +614,12 @@ def convert(
 
     check_new(out, overwrite=overwrite)
     with Reporter().busy(f"converting {file}"):
-        write(load_dataset(file, glove=glove, folds=folds, label=label, targets=False), out)
+        write(load_dataset(file, **vars(reading), targets=False), out)
     print(out)
 
 
-def _settings(
-    data: str | None,
-    preset: str | None,
-    file: Path | None,
-    seeds: str | None,
-    target: str | None,
-    jobs: int | None,
-    changes: list[str] | None,
-    glove: Path | None,
-    folds: Path | None,
-    label: str | None,
-) -> Any:
-    from corrkd.settings import load_settings
-
-    tree: dict[str, Any] = {}
-    paths = {
-        "path": data,
-        "target": target,
-        "glove": glove and str(glove),
-        "folds": folds and str(folds),
-        "label": label,
-    }
-    if any(value is not None for value in paths.values()):
-        tree["data"] = {key: value for key, value in paths.items() if value is not None}
-    if seeds is not None:
-        tree["seeds"] = _seeds(seeds)
-    if jobs is not None:
-        tree["jobs"] = jobs
-    return load_settings(file, preset=preset, overrides=changes or (), **tree)
-
-
-def _seeds(text: str) -> list[int]:
+def seeds_of(text: str) -> list[int]:
+    """Return the seeds that an option names. Raises CorrKDError where it names none."""
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:

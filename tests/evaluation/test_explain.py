@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
-from corrkd.evaluation.explain import AGAINST, FOR, Effect, Explanation, draw, explain, fill_of, log_odds
+from corrkd.evaluation.explain import Effect, Explanation, explain, fill_of, log_odds
 from corrkd.networks.base import AnyNetwork, Network, Output
 from corrkd.networks.registry import BUILT_IN, network_class
 from corrkd.networks.saved import build_network
+from corrkd.report.explanation import AGAINST, FOR, draw
 from corrkd.settings import NetworkSettings
 from corrkd.targets.base import Target
 from corrkd.targets.classes import ClassesTarget
@@ -531,8 +532,9 @@ def test_captum_and_matplotlib_are_loaded_when_they_are_needed(tmp_path: Path) -
     """And pyplot, which keeps figures and opens windows, never."""
     code = """
 import sys
-from corrkd.evaluation.explain import Effect, Explanation, draw
+from corrkd.evaluation.explain import Effect, Explanation
 assert not {"captum", "matplotlib.figure"} & set(sys.modules)
+from corrkd.report.explanation import draw
 row = {"a": (True,)}
 shown = Explanation("score", None, None, 1.0, None, 0.0, 0.0, 8, {"a": Effect(1.0, None)}, {"a": (1.0,)}, row, row)
 draw(shown).savefig(sys.argv[1])

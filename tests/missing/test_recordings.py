@@ -13,6 +13,7 @@ import torch
 import corrkd
 from corrkd.data.convert import convert
 from corrkd.data.dataset import MultimodalDataset, Split, check_split
+from corrkd.data.modalities import with_modalities
 from corrkd.data.resample import resampled
 from corrkd.errors import CorrKDError
 from corrkd.experiment.card import protocol
@@ -22,7 +23,6 @@ from corrkd.experiment.run import arms_of
 from corrkd.missing.conditions import condition
 from corrkd.missing.manifest import make_manifest
 from corrkd.missing.training import RandomMissing
-from corrkd.networks.saved import with_modalities
 from corrkd.settings import MissingSettings, ResampleSettings
 from tests.conftest import make_samples
 from tests.data.readers.samples import write_pickle

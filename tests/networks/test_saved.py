@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from corrkd.data.inputs import Inputs
+from corrkd.data.modalities import usual_missing
 from corrkd.data.normalise import canonical_lengths, fit_normalisation
 from corrkd.errors import CorrKDError
 from corrkd.networks.evaluated import Evaluated, EvaluatedCondition
@@ -22,7 +23,6 @@ from corrkd.networks.saved import (
     load_network,
     load_student,
     save_network,
-    usual_missing,
 )
 from corrkd.settings import NetworkSettings
 from corrkd.targets.registry import make_target

@@ -12,11 +12,12 @@ import torch
 
 import corrkd
 from corrkd.data.dataset import MultimodalDataset, Split
+from corrkd.data.modalities import usual_missing
 from corrkd.data.normalise import fit_normalisation
 from corrkd.missing.conditions import condition, subsets
 from corrkd.networks.evaluated import Evaluated, EvaluatedCondition
 from corrkd.networks.registry import network_class
-from corrkd.networks.saved import SavedNetwork, build_network, usual_missing
+from corrkd.networks.saved import SavedNetwork, build_network
 from corrkd.settings import NetworkSettings
 from corrkd.targets.registry import make_target
 from tests.conftest import make_dataset

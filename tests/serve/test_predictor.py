@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import corrkd
+from corrkd.data.modalities import UsualMissing
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.judge import samples_of
 from corrkd.evaluation.sweep import sweep
 from corrkd.missing.conditions import standard_conditions, subsets
 from corrkd.networks.registry import BUILT_IN
-from corrkd.networks.saved import UsualMissing, build_network, load_network, save_network
+from corrkd.networks.saved import build_network, load_network, save_network
 from corrkd.serve import predictor as predictor_module
 from corrkd.serve.predictor import Predictor
 from corrkd.serve.standalone import Prediction, predictions

@@ -15,6 +15,7 @@ import torch
 from corrkd.data.batches import Samples
 from corrkd.data.dataset import SPLITS, IntArray, MultimodalDataset
 from corrkd.data.load import load_dataset
+from corrkd.data.modalities import with_modalities
 from corrkd.data.normalise import Normalisation, fit_normalisation
 from corrkd.data.resample import dependence_groups, group_folds, resampled, seed_rows, with_calibration
 from corrkd.data.synthetic import SyntheticSpec, make
@@ -22,7 +23,7 @@ from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import TEACHER, Arm
 from corrkd.experiment.folder import settings_of
 from corrkd.missing.conditions import Condition, check_settings, condition, standard_conditions
-from corrkd.networks.saved import dataset_folder, with_modalities
+from corrkd.networks.saved import dataset_folder
 from corrkd.settings import DataSettings, ResampleSettings, Settings
 from corrkd.targets.base import Target
 from corrkd.targets.labels import MOST_CLASSES, check_labels

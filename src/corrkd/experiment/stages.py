@@ -21,6 +21,7 @@ from corrkd._version import __version__
 from corrkd.csv_files import csv_bytes, read_csv, write_csv
 from corrkd.data.batches import Samples
 from corrkd.data.load import sha256_of
+from corrkd.data.modalities import usual_missing
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.calibration import coverage_by_group
 from corrkd.evaluation.judge import tabulate
@@ -41,7 +42,6 @@ from corrkd.networks.saved import (
     load_network,
     recorded,
     save_network,
-    usual_missing,
 )
 from corrkd.parsing import LARGEST_YAML, read_text, refusing
 from corrkd.training.distributed import gather

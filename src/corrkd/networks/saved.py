@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from corrkd._version import __version__
-from corrkd.data.dataset import MultimodalDataset, Split
+from corrkd.data.dataset import MultimodalDataset
+from corrkd.data.modalities import UsualMissing, with_modalities
 from corrkd.data.normalise import Normalisation
 from corrkd.errors import CorrKDError
 from corrkd.files import RUN, leads_elsewhere, write_bytes, write_text
@@ -77,13 +78,6 @@ class _Card(_Strict):
     missing: Share | None = None
     evaluated: dict[str, Any] | None = None
     digest: str = ""
-
-
-class UsualMissing(NamedTuple):
-    """Shares of missing frames, 0 to 1: by modality, and the mean over those that are there."""
-
-    by_modality: Mapping[str, float]
-    together: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,38 +136,6 @@ class SavedNetwork:
         return fitting
 
 
-def with_modalities(
-    dataset: MultimodalDataset, modalities: tuple[str, ...], widths: Mapping[str, int] | None = None
-) -> MultimodalDataset:
-    """The dataset with these modalities only, in this order.
-
-    Raises:
-        CorrKDError: where there is none, one is named twice, is unknown, or of another width than `widths` says.
-    """
-    if not modalities or len(set(modalities)) < len(modalities):
-        raise CorrKDError(
-            f"dataset {dataset.name}: modalities {', '.join(modalities) or '(none)'}: name at least one, each once"
-        )
-    for m in modalities:
-        if m not in dataset.modalities:
-            raise CorrKDError(f"dataset {dataset.name}: has no modality {m!r}; it has {', '.join(dataset.modalities)}")
-        if widths is not None and dataset.widths[m] != widths[m]:
-            raise CorrKDError(
-                f"dataset {dataset.name}: modality {m} is {dataset.widths[m]} wide, but the model was trained on {widths[m]}"
-            )
-    if modalities == dataset.modalities:
-        return dataset
-
-    def chosen(split: Split) -> Split:
-        parts = {name: {m: getattr(split, name)[m] for m in modalities} for name in ("frames", "lengths", "present")}
-        frame_ids = {m: split.frame_ids[m] for m in modalities if m in split.frame_ids}
-        return Split(**{**split.__dict__, **parts, "frame_ids": frame_ids})
-
-    return MultimodalDataset(
-        **{**dataset.__dict__, "splits": {name: chosen(split) for name, split in dataset.splits.items()}}
-    )
-
-
 def build_network(
     target: Target,
     widths: Mapping[str, int],
@@ -187,21 +149,6 @@ def build_network(
         CorrKDError: where the network cannot be made for these modalities.
     """
     return network_type(widths, frames, target=target, settings=settings)
-
-
-def usual_missing(split: Split) -> UsualMissing:
-    """What 19 of 20 samples lack no more of, among those that show any of it."""
-    lost = np.stack([1.0 - split.present[m].sum(1) / split.exists(m).sum(1) for m in split.frames], 1)
-    shares = np.where(lost < 1.0, lost, np.nan)  # of a modality that is there
-
-    def most(values: npt.NDArray[np.float64]) -> float:
-        known = values[~np.isnan(values)]
-        return float(np.quantile(known, 0.95, method="inverted_cdf")) if len(known) else 0.0
-
-    some = shares[~np.isnan(shares).all(1)]
-    return UsualMissing(
-        {m: most(shares[:, place]) for place, m in enumerate(split.frames)}, most(np.nanmean(some, axis=1))
-    )
 
 
 def save_network(stem: Path, saved: SavedNetwork) -> None:

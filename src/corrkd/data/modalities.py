@@ -1,0 +1,75 @@
+"""Which modalities of a dataset are used, and how much of them is missing as a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from corrkd.data.dataset import MultimodalDataset, Split
+from corrkd.errors import CorrKDError
+
+
+class UsualMissing(NamedTuple):
+    """Shares of missing frames, 0 to 1, that few training samples exceed: by modality, and the mean over the modalities of a sample."""
+
+    by_modality: Mapping[str, float]
+    together: float
+
+
+def with_modalities(
+    dataset: MultimodalDataset, modalities: tuple[str, ...], widths: Mapping[str, int] | None = None
+) -> MultimodalDataset:
+    """Return the dataset with these modalities only, in this order.
+
+    Args:
+        dataset: with these modalities and perhaps others.
+        modalities: names.
+        widths: that their features have to have; None: any.
+
+    Raises:
+        CorrKDError: where there is none, one is named twice, is unknown, or of another width than `widths` says.
+    """
+    if not modalities or len(set(modalities)) < len(modalities):
+        raise CorrKDError(
+            f"dataset {dataset.name}: modalities {', '.join(modalities) or '(none)'}: name at least one, each once"
+        )
+    for m in modalities:
+        if m not in dataset.modalities:
+            raise CorrKDError(f"dataset {dataset.name}: has no modality {m!r}; it has {', '.join(dataset.modalities)}")
+        if widths is not None and dataset.widths[m] != widths[m]:
+            raise CorrKDError(
+                f"dataset {dataset.name}: modality {m} is {dataset.widths[m]} wide, but the model was trained on {widths[m]}"
+            )
+    if modalities == dataset.modalities:
+        return dataset
+
+    def chosen(split: Split) -> Split:
+        parts = {name: {m: getattr(split, name)[m] for m in modalities} for name in ("frames", "lengths", "present")}
+        frame_ids = {m: split.frame_ids[m] for m in modalities if m in split.frame_ids}
+        return Split(**{**split.__dict__, **parts, "frame_ids": frame_ids})
+
+    return MultimodalDataset(
+        **{**dataset.__dict__, "splits": {name: chosen(split) for name, split in dataset.splits.items()}}
+    )
+
+
+def usual_missing(split: Split) -> UsualMissing:
+    """Return the 95th percentile of the share of missing frames, of a split's samples that show any of a modality.
+
+    Args:
+        split: of training.
+    """
+    lost = np.stack([1.0 - split.present[m].sum(1) / split.exists(m).sum(1) for m in split.frames], 1)
+    shares = np.where(lost < 1.0, lost, np.nan)  # of a modality that is there
+
+    def percentile(values: npt.NDArray[np.float64]) -> float:
+        measured = values[~np.isnan(values)]
+        return float(np.quantile(measured, 0.95, method="inverted_cdf")) if len(measured) else 0.0
+
+    some = shares[~np.isnan(shares).all(1)]
+    return UsualMissing(
+        {m: percentile(shares[:, index]) for index, m in enumerate(split.frames)}, percentile(np.nanmean(some, axis=1))
+    )
