@@ -59,9 +59,8 @@ def make_ours(dropout: float, device: str, precision: str) -> Program:
     samples = experiment.samples("train")
     stage = StageSettings(epochs=1, batch_size=BATCH)
     arms = {name: resolve(name, changes, experiment.settings) for name, changes in RUN_ARMS.items()}
-    teacher_network = make_method(arms["teacher"], experiment, 0, samples).network.to(fabric.device)
-    teacher = teacher_outputs(teacher_network, samples)
-    method = make_method(arms["student"], experiment, 0, samples)
+    teacher_network = make_method(arms["teacher"], experiment, 0, samples).student.to(fabric.device)
+    method = make_method(arms["student"], experiment, 0, samples, teacher_outputs(teacher_network, samples))
 
     def epoch() -> None:
         train(
@@ -72,7 +71,6 @@ def make_ours(dropout: float, device: str, precision: str) -> Program:
             seed=0,
             fabric=fabric,
             missing=experiment.settings.missing,
-            teacher=teacher,
         )
         wait_for(device)
 

@@ -21,6 +21,7 @@ from corrkd.data.batches import Samples
 from corrkd.data.dataset import MultimodalDataset, Split
 from corrkd.data.inputs import Inputs
 from corrkd.data.normalise import fit_normalisation
+from corrkd.methods.base import Losses, TrainingBatch
 from corrkd.targets.classes import ClassesTarget
 from corrkd.targets.questions import QuestionsTarget
 from corrkd.targets.registry import make_target
@@ -81,6 +82,28 @@ def make_samples(
     return Samples(
         dataset.split(split), make_target(target, dataset), normalisation, device=torch.device("cpu"), **options
     )  # type: ignore[arg-type]
+
+
+def training_batch(samples: Samples, count: int | None = None, **changes: object) -> TrainingBatch:
+    """The first `count` samples, complete, as a step hands them to a method; all of them by default."""
+    rows = torch.arange(len(samples) if count is None else count)
+    batch = samples.take(rows)
+    return TrainingBatch(batch.complete(), batch.targets, samples.context(rows))._replace(**changes)  # type: ignore[arg-type]
+
+
+def values(losses: Losses) -> dict[str, Tensor]:
+    """Losses without their weights."""
+    return {name: value for name, (_, value) in losses.items()}
+
+
+def weights(losses: Losses) -> dict[str, float]:
+    """Weights of losses by name."""
+    return {name: weight for name, (weight, _) in losses.items()}
+
+
+def total(losses: Losses) -> Tensor:
+    """What a step minimises."""
+    return torch.stack([weight * value for weight, value in losses.values()]).sum()
 
 
 def map_tensors(change: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:

@@ -84,21 +84,22 @@ def test_a_method_is_no_network(offer: Offer) -> None:
 def test_every_built_in_name_leads_to_a_method_whose_network_is_found_by_its_name(name: str) -> None:
     kind = method_class(name)
     assert issubclass(kind, Method)
-    assert network_class(kind.network_type.name) is kind.network_type
+    assert kind.network is None or network_class(kind.network).name == kind.network
 
 
 class Unnamed(CorrKDNetwork):
-    """Forgets a name of its own, so a saved model of it would be read as another network."""
+    """Has no name of its own, so that a saved model of it would be loaded as another network."""
 
 
 class WithUnnamed(Method[Unnamed]):
     title = "With an unnamed network"
-    network_type = Unnamed
+    network = "unnamed"
 
 
 def test_a_network_without_a_name_of_its_own_is_refused_before_training(offer: Offer) -> None:
     offer("corrkd.methods", mine=f"{__name__}:WithUnnamed")
-    with pytest.raises(CorrKDError, match="its network's name 'corrkd' leads to another class"):
+    offer("corrkd.networks", unnamed=f"{__name__}:Unnamed")
+    with pytest.raises(CorrKDError, match="network 'unnamed': its class Unnamed has the name 'corrkd'; give it"):
         resolve("mine", ArmSettings(), Settings())
 
 

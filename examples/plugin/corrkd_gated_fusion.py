@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from corrkd.data.inputs import Inputs
-from corrkd.methods.base import Method
+from corrkd.methods.base import Losses, Method, TrainingBatch
 from corrkd.networks.base import Network, Output
 from corrkd.networks.encoder import pool
 
@@ -31,12 +31,17 @@ class GatedFusionNetwork(Network[GatedFusionSettings]):
     settings_type = GatedFusionSettings
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
-        """The modules."""
+        """Make the modules."""
         width = self.settings.width
         self.embed = nn.ModuleList(nn.Sequential(nn.Linear(widths[m], width), nn.ReLU()) for m in self.modalities)
         self.gate = nn.ModuleList(nn.Linear(width, 1) for _ in self.modalities)
         self.dropout = nn.Dropout(self.settings.dropout)
         self.classifier = nn.Linear(width, self.target.num_logits)
+
+    @property
+    def representation_width(self) -> int:
+        """Width of the fused vector."""
+        return self.settings.width
 
     def forward(self, inputs: Inputs) -> Output:
         """The representation is the fused vector, (N, width)."""
@@ -63,25 +68,17 @@ class GatedFusionOptions(BaseModel):
 
 
 class GatedFusion(Method[GatedFusionNetwork]):
-    """The task loss, and the sum of the gate's squared weights: 1 where one modality decides, 1/M where all M weigh the same.
-
-    A method that looks at the network's output alone leaves `forward` as it is and adds to `terms`.
-    """
+    """The task loss, and the sum of the gate's squared weights: 1 where one modality decides, 1/M where all M weigh the same."""
 
     title = "Gated fusion"
-    network_type = GatedFusionNetwork
+    network = "gated-fusion"
     options_type = GatedFusionOptions
     search: ClassVar = {"options.concentration": (0.01, 1.0)}
 
-    def forward(self, inputs: Inputs, targets: Tensor, *_: Any, **__: Any) -> dict[str, Tensor]:
-        """The terms task and concentration, over the rows of all processes."""
-        output, weights = self.network.gated(inputs)
+    def losses(self, batch: TrainingBatch) -> Losses:
+        """Return task and concentration, over the rows of all processes."""
+        output, weights = self.student.gated(batch.inputs)
         return {
-            "task": self.target.task_loss(self.gather(output.logits), self.gather(targets), self.class_weights),
-            "concentration": self.gather(weights).square().sum(1).mean(),
+            "task": (1.0, self.task_loss(self.gather(output.logits), self.gather(batch.targets))),
+            "concentration": (self.options.concentration, self.gather(weights).square().sum(1).mean()),
         }
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """Of each term."""
-        return {"task": 1.0, "concentration": self.options.concentration}

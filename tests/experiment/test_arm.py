@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import ABLATION, BY_COMPLETE, BY_MISSING, GROUPS, arm_names, laid_over, resolve
+from corrkd.experiment.plan import DatasetPlan
+from corrkd.experiment.progress import Reporter
+from corrkd.experiment.run import prepared
 from corrkd.methods.registry import method_names
 from corrkd.networks.gcnet import GCNetSettings
 from corrkd.settings import ArmSettings, load_settings
+from tests.experiment.conftest import tiny, write_npz
 
 RUN = load_settings(
     network={"width": 80, "heads": 8},
@@ -75,7 +82,6 @@ def test_every_name_there_is_resolves() -> None:
             r"settings: methods\.kl\.options\.weight is unknown; allowed there: kl, temp",
         ),
         ("gcnet", {"network": {"past": -1}}, r"settings: methods\.gcnet\.network\.past: .*\(given: -1\)"),
-        ("corrkd", {"network": {"width": 40}}, r"network\.width = 40: must be the teacher's, network\.width = 80"),
         ("smil", {"stage": {"epochs": 0}}, r"methods\.smil\.stage\.epochs"),
     ],
 )
@@ -92,3 +98,19 @@ def test_laid_over_joins_nested_changes() -> None:
     assert both.title == "below"
     assert both.network == {"network": {"width": 20, "layers": 1}}
     assert both.stage == {"lr": 1.0}
+
+
+def test_a_width_that_a_loss_cannot_compare_is_refused_before_any_training(tmp_path: Path) -> None:
+    narrow = {"network": {"width": 4, "heads": 2}}
+    data = write_npz(tmp_path / "d.npz", {"language": 5, "audio": 3}, 60)
+    settings = load_settings(**tiny(data={"path": str(data)}))
+
+    def prepare(**arm: Any) -> None:
+        prepared("d", DatasetPlan(settings=settings, arms={"mine": ArmSettings(**arm, **narrow)}), Reporter(quiet=True))
+
+    prepare(method="kl")
+    prepare(method="corrkd", options={"scd": 0.0})
+    line = r"dataset d, arm mine: CorrKD: SCD .* the student's is 8 and the teachers' is 16; make network\.width of both equal"
+    with pytest.raises(CorrKDError, match=line) as error:
+        prepare(method="corrkd")
+    assert "\n" not in str(error.value)

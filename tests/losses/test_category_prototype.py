@@ -192,7 +192,7 @@ def test_a_prototype_that_cancels_out() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"teacher": torch.ones(2, 3)}, r"\(2, 4\) and \(2, 3\)"),
+        ({"teacher": torch.ones(3, 4)}, r"\(2, 4\) and \(3, 4\)"),
         ({"labels": torch.zeros(3, dtype=torch.int64)}, r"shape \(2,\)"),
         ({"labels": torch.zeros(2)}, "integers"),
         ({"labels": torch.tensor(0)}, r"shape \(2,\)"),
@@ -211,3 +211,12 @@ def test_bad_input_is_named(change: dict[str, object], message: str) -> None:
     }
     with pytest.raises(ValueError, match=message):
         category_prototype_distillation(**arguments)  # type: ignore[arg-type]
+
+
+@given(batches(min_width=2), st.integers(1, 4))
+def test_teacher_and_student_may_differ_in_width(batch: Batch, more: int) -> None:
+    """Angles are compared within each side, so features that are always zero change nothing."""
+    wider = torch.cat([batch.teacher, batch.teacher.new_zeros(len(batch.teacher), more)], 1)
+    labels, classes = batch.labels, batch.classes
+    expected = category_prototype_distillation(batch.student, batch.teacher, labels, classes)
+    torch.testing.assert_close(category_prototype_distillation(batch.student, wider, labels, classes), expected)

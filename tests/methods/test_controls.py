@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from corrkd.methods.base import TeacherOutput
+from corrkd.errors import CorrKDError
+from corrkd.methods.base import Losses, Method, TeacherOutputs
 from corrkd.methods.corrkd import CorrKD
 from corrkd.methods.feature_mse import FeatureMSE, FeatureMSEOptions
 from corrkd.methods.late_fusion import LateFusion
@@ -17,9 +18,9 @@ from corrkd.methods.response_kl import ResponseKL, ResponseKLOptions
 from corrkd.networks.base import Output
 from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.networks.late_fusion import LateFusionNetwork
+from corrkd.networks.registry import network_class
 from corrkd.settings import DistillationSettings, NetworkSettings
-from corrkd.targets.base import Target
-from tests.conftest import CLASSES, QUESTIONS, SCORE, make_dataset, make_samples
+from tests.conftest import CLASSES, QUESTIONS, SCORE, make_dataset, make_samples, total, training_batch, values, weights
 
 SMALL = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6,), dropout=0.0)
 
@@ -29,13 +30,15 @@ def outputs(seed: int, shape: tuple[int, ...] = (7, 3)) -> Output:
     return Output(torch.randn(7, 24, dtype=torch.float64), torch.randn(shape, dtype=torch.float64))
 
 
-def target() -> Target:
-    return make_samples(make_dataset()).target
-
-
-def network() -> CorrKDNetwork:
+def network(settings: NetworkSettings = SMALL) -> CorrKDNetwork:
     dataset = make_dataset()
-    return CorrKDNetwork(dataset.widths, dict.fromkeys(dataset.widths, 6), target=CLASSES, settings=SMALL)
+    return CorrKDNetwork(dataset.widths, dict.fromkeys(dataset.widths, 6), target=CLASSES, settings=settings)
+
+
+def losses_of(method: Method, output: Output, labels: Tensor) -> Losses:
+    """The losses where the student answers with `output`."""
+    method.student.in_context = lambda inputs, context: output
+    return method(training_batch(make_samples(make_dataset()), len(labels), targets=labels))
 
 
 def softmax(row: Tensor, temperature: float) -> list[float]:
@@ -72,29 +75,28 @@ def test_the_teacher_gets_no_gradient_and_large_logits_stay_finite() -> None:
 
 
 def test_terms_and_weights_of_the_distillations() -> None:
-    output, known = outputs(0), TeacherOutput(*outputs(1))
+    output, known = outputs(0), TeacherOutputs(*outputs(1))
     labels = torch.arange(7) % 3
-    kl = ResponseKL(network(), target(), ResponseKLOptions(kl=0.5))
-    terms = kl.terms(output, labels, known)
-    assert list(terms) == list(kl.weights) == ["task", "kl"]
-    assert kl.weights["kl"] == 0.5
+    losses = losses_of(ResponseKL(network(), ResponseKLOptions(kl=0.5), teachers=known), output, labels)
+    assert weights(losses) == {"task": 1.0, "kl": 0.5}
+    terms = values(losses)
     assert terms["task"].item() == pytest.approx(CLASSES.task_loss(output.logits, labels).item())
-    mse = FeatureMSE(network(), target(), FeatureMSEOptions(mse=2.0))
     by_hand = sum(
         (float(a) - float(b)) ** 2
         for row, other in zip(output.representation, known.representation, strict=True)
         for a, b in zip(row, other, strict=True)
     )
-    terms = mse.terms(output, labels, known)
-    assert list(terms) == list(mse.weights) == ["task", "mse"]
+    losses = losses_of(FeatureMSE(network(), FeatureMSEOptions(mse=2.0), teachers=known), output, labels)
+    assert weights(losses) == {"task": 1.0, "mse": 2.0}
+    terms = values(losses)
     assert terms["mse"].item() == pytest.approx(by_hand / (7 * 24))
 
 
 def test_corrkd_with_kl_in_place_of_rcd() -> None:
-    output, known = outputs(0), TeacherOutput(*outputs(1))
-    method = CorrKD(network(), target(), DistillationSettings(rcd=0.0, kl=1.0))
-    terms = method.terms(output, torch.arange(7) % 3, known)
-    assert list(terms) == list(method.weights) == ["task", "scd", "cpd", "kl"]
+    output, known = outputs(0), TeacherOutputs(*outputs(1))
+    method = CorrKD(network(), DistillationSettings(rcd=0.0, kl=1.0), teachers=known)
+    terms = values(losses_of(method, output, torch.arange(7) % 3))
+    assert list(terms) == ["task", "scd", "cpd", "kl"]
     assert terms["kl"].item() == pytest.approx(CLASSES.response_divergence(output.logits, known.logits).item())
     assert not [name for name, _ in method.named_parameters() if name.startswith("rcd")]
 
@@ -116,11 +118,11 @@ def test_late_fusion_averages_the_responses_of_what_is_visible() -> None:
 def test_late_fusion_learns_nothing_of_a_modality_from_samples_without_it() -> None:
     dataset = make_dataset()
     net = LateFusionNetwork(dataset.widths, dict.fromkeys(dataset.widths, 6), target=CLASSES, settings=SMALL)
-    method = LateFusion(net, target())
-    batch = make_samples(dataset).take(torch.arange(5))
+    samples = make_samples(dataset)
+    batch = samples.take(torch.arange(5))
     visible = {m: x if m == "language" else torch.zeros_like(x) for m, x in batch.present.items()}
     inputs = batch.complete()._replace(visible=visible)
-    loss = method(inputs, batch.targets)["task"]
+    loss = values(LateFusion(net)(training_batch(samples, 5, inputs=inputs)))["task"]
     votes, _ = net.votes(inputs)
     assert loss.item() == pytest.approx(CLASSES.task_loss(votes[0], batch.targets).item(), rel=1e-5)
     loss.backward()
@@ -130,19 +132,61 @@ def test_late_fusion_learns_nothing_of_a_modality_from_samples_without_it() -> N
 
 
 @pytest.mark.parametrize("name", list(BUILT_IN))
-def test_every_method_names_its_terms_as_its_weights(name: str) -> None:
-    """Terms and weights agree in names and order, which the loop's records depend on."""
+def test_every_method_has_losses_by_name(name: str) -> None:
+    """Each a weight and a scalar, by the same names in every batch, which the loop's records depend on."""
     kind = method_class(name)
     samples = make_samples(make_dataset())
     frames = {m: x.shape[1] for m, x in samples.exists.items()}
     torch.manual_seed(0)
-    net = kind.network_type(samples.widths, frames, target=CLASSES)
-    method = kind(net, samples.target, kind.options_type())
+    net = network_class(kind.network or "corrkd")(samples.widths, frames, target=CLASSES)
+    teachers = TeacherOutputs(torch.randn(48, 120), torch.randn(48, 3)) if kind.needs_teacher else None
+    method = kind(net, kind.options_type(), teachers=teachers)
     assert kind.title
     method.start(samples)
-    batch = samples.take(torch.arange(12))
-    known = TeacherOutput(torch.randn(12, 120), torch.randn(12, 3)) if kind.needs_teacher else None
-    terms = method(batch.complete(), batch.targets, known, samples.context(batch.rows))
-    assert list(terms) == list(method.weights)
-    assert all(torch.isfinite(value) and value.dim() == 0 for value in terms.values())
+    losses = method(training_batch(samples, 12))
+    assert list(losses) == list(method(training_batch(samples, 7)))
+    assert all(weight > 0 for weight in weights(losses).values())
+    assert all(torch.isfinite(value) and value.dim() == 0 for value in values(losses).values())
     assert {key.split(".")[0] for key in kind.search} <= {"options", "network", "stage"}
+
+
+def test_a_distillation_without_teachers_is_one_line() -> None:
+    with pytest.raises(CorrKDError, match="Plain KL distillation: needs the outputs of teachers") as error:
+        ResponseKL(network())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        (
+            CorrKD,
+            "CorrKD: SCD .* the student's is 48 and the teachers' is 24; .*, or set options.scd_form to relations",
+        ),
+        (FeatureMSE, "Feature-MSE distillation: .* the student's is 48 and the teachers' is 24; .*, or train kl"),
+    ],
+)
+def test_representations_of_two_widths_are_compared_by_no_loss_that_needs_one(kind: type[Method], line: str) -> None:
+    wide = network(SMALL.model_copy(update={"width": 16}))
+    with pytest.raises(CorrKDError, match=line) as error:
+        kind(wide, teachers=TeacherOutputs(torch.randn(48, 24), torch.randn(48, 3)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (ResponseKL, None),
+        (CorrKD, DistillationSettings(scd=0.0)),
+        (CorrKD, DistillationSettings(scd_form="relations", cpd_prototypes="all", cpd_parts=True, center=True)),
+    ],
+)
+def test_a_student_may_be_wider_than_its_teachers_where_angles_are_compared(
+    kind: type[Method], options: DistillationSettings | None
+) -> None:
+    samples = make_samples(make_dataset())
+    wide = network(SMALL.model_copy(update={"width": 16}))
+    method = kind(wide, options, teachers=TeacherOutputs(torch.randn(48, 24), torch.randn(48, 3)))
+    method.start(samples)
+    total(method(training_batch(samples, 12))).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in wide.parameters())

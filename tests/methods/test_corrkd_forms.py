@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,14 +18,14 @@ from corrkd.losses import (
     decoupled_divergence,
     sample_relation_distillation,
 )
-from corrkd.methods.base import TeacherOutput
+from corrkd.methods.base import Losses, TeacherOutputs, TrainingBatch
 from corrkd.methods.corrkd import CorrKD
 from corrkd.networks.base import Output
 from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.settings import DistillationSettings, NetworkSettings, load_settings
 from corrkd.targets.base import Target
 from corrkd.targets.questions import QuestionsTarget
-from tests.conftest import make_dataset, make_samples
+from tests.conftest import make_dataset, make_samples, values
 
 SMALL = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6,), dropout=0.0)
 MENDED: dict[str, Any] = {
@@ -37,15 +38,30 @@ MENDED: dict[str, Any] = {
 N, TRAIN = 7, 20
 
 
-def method(target: Target | None = None, **options: Any) -> CorrKD:
+def method(teachers: TeacherOutputs, targets: Tensor, target: Target | None = None, **options: Any) -> CorrKD:
+    """A method at the start of a training on samples with these targets."""
     torch.manual_seed(0)
     dataset = make_dataset()
     target = target or make_samples(dataset).target
     network = CorrKDNetwork(dataset.widths, dict.fromkeys(dataset.widths, 6), target=target, settings=SMALL)
-    return CorrKD(network.double(), target, DistillationSettings(**{**MENDED, **options})).double()
+    plus = CorrKD(network.double(), DistillationSettings(**{**MENDED, **options}), teachers=teachers).double()
+    plus.start(SimpleNamespace(targets=targets))  # type: ignore[arg-type]
+    return plus
 
 
-def spoken(seed: int, count: int, teachers: int = 3) -> TeacherOutput:
+def losses(plus: CorrKD, student: Output, targets: Tensor, rows: Tensor, visible: Tensor | None = None) -> Losses:
+    """The losses where the student answers with `student`; `visible`: (N, M), which modalities a sample shows, default: all."""
+    samples = make_samples(make_dataset())
+    batch = samples.take(torch.arange(len(rows)))
+    inputs = batch.complete()
+    if visible is not None:
+        columns = zip(inputs.visible.items(), visible.unbind(1), strict=True)
+        inputs = inputs._replace(visible={m: x & shows[:, None] for (m, x), shows in columns})
+    plus.student.in_context = lambda inputs, context: student  # type: ignore[method-assign]
+    return plus(TrainingBatch(inputs, targets, samples.context(rows)))
+
+
+def spoken(seed: int, count: int, teachers: int = 3) -> TeacherOutputs:
     """Of several teachers, each with a mean and a scale of its own."""
     random = torch.Generator().manual_seed(seed)
     by = torch.arange(count) % teachers
@@ -53,7 +69,7 @@ def spoken(seed: int, count: int, teachers: int = 3) -> TeacherOutput:
     def draw(width: int) -> Tensor:
         return torch.randn(count, width, generator=random, dtype=torch.float64)
 
-    return TeacherOutput((draw(24) + 5 * by[:, None]) * (1 + by[:, None]), draw(3), by)
+    return TeacherOutputs((draw(24) + 5 * by[:, None]) * (1 + by[:, None]), draw(3), by)
 
 
 def output(seed: int = 5, logits: tuple[int, ...] = (N, 3)) -> Output:
@@ -65,13 +81,12 @@ def output(seed: int = 5, logits: tuple[int, ...] = (N, 3)) -> Output:
 
 
 def test_relations_and_prototypes_are_within_each_teacher() -> None:
-    plus, whole = method(), spoken(1, TRAIN)
-    labels = torch.arange(TRAIN) // 3 % 3
-    plus.taught(whole, labels)
+    whole, labels = spoken(1, TRAIN), torch.arange(TRAIN) // 3 % 3
+    plus = method(whole, labels)
     rows = torch.tensor([0, 3, 4, 7, 11, 12, 18])
     known, own = whole.apply(lambda x: x[rows]), output()
-    terms = plus.terms(own, labels[rows], known)
-    assert list(terms) == list(plus.weights) == ["task", "scd", "cpd", "rcd"]
+    terms = values(losses(plus, own, labels[rows], rows))
+    assert list(terms) == ["task", "scd", "cpd", "rcd"]
     assert whole.answered_by is not None
     by, centred = whole.answered_by, whole.representation.clone()
     for teacher in range(3):
@@ -93,45 +108,44 @@ def test_relations_and_prototypes_are_within_each_teacher() -> None:
 
 
 def test_a_class_that_a_teacher_did_not_meet_or_met_alone_is_compared_with_nothing() -> None:
-    plus, whole, labels = method(), spoken(1, TRAIN), torch.arange(TRAIN) // 3 % 3
+    whole, labels = spoken(1, TRAIN), torch.arange(TRAIN) // 3 % 3
     assert whole.answered_by is not None
     labels[whole.answered_by == 0] = labels[whole.answered_by == 0].clamp(max=1)
     labels[whole.answered_by == 1] = 2
-    plus.taught(whole, labels)
+    plus = method(whole, labels)
     found = plus.prototypes.norm(dim=-1)[:, 0] > 0
     assert found.tolist() == [[True, True, False], [False, False, False], [True, True, True]]
     rows = torch.tensor([0, 1, 2, 3, 4, 5, 8])
     own = output().representation.requires_grad_()
-    known = whole.apply(lambda x: x[rows])
-    plus.terms(Output(own, output().logits), labels[rows], known)["cpd"].backward()
+    values(losses(plus, Output(own, output().logits), labels[rows], rows))["cpd"].backward()
     assert own.grad is not None
     own.grad = None
     # Only the rows of the second teacher: nothing is known of any class.
     one = torch.tensor([1, 4, 7, 10, 13, 16, 19])
     mixed = torch.arange(N) % 3  # whatever the batch's labels are
-    loss = plus.terms(Output(own, output().logits), mixed, whole.apply(lambda x: x[one]))["cpd"]
+    loss = values(losses(plus, Output(own, output().logits), mixed, one))["cpd"]
     loss.backward()
     assert loss.item() == 0.0
     assert own.grad is None or not own.grad.any()
 
 
 def test_one_teacher_is_compared_with_whole() -> None:
-    plus, whole, labels = method(), spoken(1, N), torch.arange(N) % 3
+    whole, labels = spoken(1, N), torch.arange(N) % 3
     for known in (whole._replace(answered_by=None), whole._replace(answered_by=torch.zeros(N, dtype=torch.int64))):
-        plus.taught(known, labels)
+        plus = method(known, labels)
         centred = whole.representation - whole.representation.mean(0)
-        scd = plus.terms(output(), labels, known)["scd"]
+        scd = values(losses(plus, output(), labels, torch.arange(N)))["scd"]
         torch.testing.assert_close(scd, sample_relation_distillation(output().representation, centred))
 
 
 def test_the_papers_three_losses_hear_the_same_teachers() -> None:
     """SCD, CPD and RCD are of one set of teacher outputs, out of fold or not."""
-    literal = method(scd_form="contrast", cpd_prototypes="batch", rcd_form="information", center=False)
-    assert isinstance(literal.scd, SampleContrastiveDistillation)
+    forms = {"scd_form": "contrast", "cpd_prototypes": "batch", "rcd_form": "information", "center": False}
     teacher, labels, own = spoken(1, N), torch.arange(N) % 3, output()
     for given in (teacher, teacher._replace(answered_by=None)):
-        literal.taught(given, labels)
-        terms = literal.terms(own, labels, given)
+        literal = method(given, labels, **forms)
+        assert isinstance(literal.scd, SampleContrastiveDistillation)
+        terms = values(losses(literal, own, labels, torch.arange(N)))
         torch.testing.assert_close(terms["scd"], literal.scd(own.representation, teacher.representation))
         cpd = category_prototype_distillation(own.representation, teacher.representation, labels, num_classes=3)
         torch.testing.assert_close(terms["cpd"], cpd)
@@ -139,16 +153,18 @@ def test_the_papers_three_losses_hear_the_same_teachers() -> None:
 
 
 def test_parts_of_a_network_that_declares_none_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert method(cpd_parts=True).network.part_widths == dict.fromkeys(method().network.modalities, 8)
-    monkeypatch.setattr(CorrKDNetwork, "part_widths", None)
+    whole, labels = spoken(1, N), torch.arange(N) % 3
+    student = method(whole, labels, cpd_parts=True).student
+    assert student.parts == dict.fromkeys(student.modalities, 8)
+    monkeypatch.setattr(CorrKDNetwork, "parts", None)
     with pytest.raises(CorrKDError, match=r"network 'corrkd' declares no parts .* set cpd_parts to false"):
-        method(cpd_parts=True)
+        method(whole, labels, cpd_parts=True)
 
 
 def test_parts_of_h_are_compared_where_their_modality_is_seen() -> None:
     """The whole, and the mean over modalities of each one's own part among the samples that show it."""
-    plus, whole, labels = method(cpd_parts=True), spoken(1, N), torch.arange(N) % 3
-    plus.taught(whole, labels)
+    whole, labels = spoken(1, N), torch.arange(N) % 3
+    plus = method(whole, labels, cpd_parts=True)
     assert whole.answered_by is not None
     known = whole.representation - plus.means[whole.answered_by]
     prototypes = plus.prototypes[whole.answered_by]
@@ -164,47 +180,45 @@ def test_parts_of_h_are_compared_where_their_modality_is_seen() -> None:
     everybody = torch.ones(N, dtype=torch.bool)
     each = [among(shown[:, m], own[:, 8 * m : 8 * m + 8]).item() for m in (0, 1)]
     expected = among(everybody, own).item() + sum(each) / 3
-    assert plus.terms(output(), labels, whole, shown)["cpd"].item() == pytest.approx(expected, rel=1e-9)
-    # Without being told, all are seen.
+    assert values(losses(plus, output(), labels, torch.arange(N), shown))["cpd"].item() == pytest.approx(
+        expected, rel=1e-9
+    )
+    # Complete samples show all.
     each = [among(everybody, own[:, 8 * m : 8 * m + 8]).item() for m in range(3)]
     expected = among(everybody, own).item() + sum(each) / 3
-    assert plus.terms(output(), labels, whole)["cpd"].item() == pytest.approx(expected, rel=1e-9)
+    assert values(losses(plus, output(), labels, torch.arange(N)))["cpd"].item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_forward_tells_what_a_sample_shows() -> None:
+def test_a_sample_shows_what_exists_alone() -> None:
     """A frame beyond a sample's length is not seen, whatever the mask says."""
-    torch.manual_seed(1)
     samples = make_samples(make_dataset())
-    plus = method(cpd_parts=True).float().eval()
     whole = spoken(1, len(samples)).apply(lambda x: x.float() if x.is_floating_point() else x)
-    plus.taught(whole, samples.targets)
+    plus = method(whole, samples.targets, cpd_parts=True).float().eval()
     rows = torch.arange(N)
-    batch, known = samples.take(rows), whole.apply(lambda x: x[rows])
+    batch = samples.take(rows)
     visible = {m: x.clone() for m, x in batch.exists.items()}
     visible["audio"][:4] = ~batch.exists["audio"][:4]
     inputs = Inputs(batch.frames, batch.exists, visible)
-    terms = plus(inputs, batch.targets, known)
+    cpd = values(plus(TrainingBatch(inputs, batch.targets, samples.context(rows))))["cpd"]
     shown = torch.ones(N, 3, dtype=torch.bool)
     shown[:4, 1] = False
-    answer = plus.network(inputs)
-    torch.testing.assert_close(terms["cpd"], plus.terms(answer, batch.targets, known, shown)["cpd"])
-    assert not torch.equal(terms["cpd"], plus.terms(answer, batch.targets, known)["cpd"])
+    answer = plus.student(inputs)
+    torch.testing.assert_close(cpd, values(losses(plus, answer, batch.targets, rows, shown))["cpd"])
+    assert not torch.equal(cpd, values(losses(plus, answer, batch.targets, rows))["cpd"])
 
 
 def test_questions_and_scores() -> None:
     asked = QuestionsTarget(name="questions", classes=("no", "yes"), questions=("happy", "sad"))
-    plus, whole = method(asked), spoken(1, N)
+    rows, whole = torch.arange(N), spoken(1, N)
     answers = torch.randint(2, (N, 2), generator=torch.Generator().manual_seed(0))
-    whole = whole._replace(logits=output(8, (N, 2, 2)).logits)
-    plus.taught(whole, answers)
+    plus = method(whole._replace(logits=output(8, (N, 2, 2)).logits), answers, asked)
     assert plus.prototypes.shape == (3, 2, 2, 24)
-    assert all(value.isfinite() for value in plus.terms(output(5, (N, 2, 2)), answers, whole).values())
+    assert all(value.isfinite() for value in values(losses(plus, output(5, (N, 2, 2)), answers, rows)).values())
     dataset = make_dataset()
     scored = make_samples(dataset, target="score").target
-    plus, scores = method(scored), torch.linspace(-1, 1, N, dtype=torch.float64)
-    whole = whole._replace(logits=scores[:, None])
-    plus.taught(whole, scores)
-    assert list(plus.terms(output(5, (N, 1)), scores, whole)) == ["task", "scd", "cpd"]
+    scores = torch.linspace(-1, 1, N, dtype=torch.float64)
+    plus = method(whole._replace(logits=scores[:, None]), scores, scored)
+    assert list(losses(plus, output(5, (N, 1)), scores, rows)) == ["task", "scd", "cpd"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from corrkd.networks.dmd import Decoupled, DMDNetwork, DMDSettings, Graph
 from corrkd.settings import StageSettings
 from corrkd.targets.questions import QuestionsTarget
 from corrkd.training.loop import train
-from tests.conftest import make_dataset, make_samples
+from tests.conftest import make_dataset, make_samples, total, training_batch, values
 
 SMALL = {"width": 8, "heads": 2, "graph": 5, "dropout": 0.0}
 
@@ -28,7 +28,7 @@ def fresh(samples: Samples, **options: float) -> DMD:
         frames = {m: x.shape[1] for m, x in samples.exists.items()}
         target, chosen = samples.target, DMDSettings(**options)  # type: ignore[arg-type]
         net = DMDNetwork(samples.widths, frames, target=target, settings=chosen)
-        return DMD(net, target)
+        return DMD(net)
 
 
 def fit(method: DMD, samples: Samples, *, epochs: int = 12, lr: float = 1e-2) -> list:
@@ -38,11 +38,10 @@ def fit(method: DMD, samples: Samples, *, epochs: int = 12, lr: float = 1e-2) ->
 
 
 def terms(method: DMD, samples: Samples) -> dict[str, float]:
-    batch = samples.take(torch.arange(len(samples)))
     torch.manual_seed(0)
     with torch.no_grad():
-        out = method.eval()(batch.complete(), batch.targets)
-    return {name: float(value) for name, value in out.items()}
+        out = method.eval()(training_batch(samples))
+    return {name: float(value) for name, value in values(out).items()}
 
 
 @pytest.mark.parametrize("target", ["classes", "binary-nonzero", "score"])
@@ -51,7 +50,7 @@ def test_every_kind_of_target_learns(target: str) -> None:
     method = fresh(samples, **SMALL)
     history = fit(method, samples)
     assert history[-1]["loss/task"] < 0.8 * history[0]["loss/task"]
-    assert {f"loss/{name}" for name in method.weights} < set(history[0])
+    assert {f"loss/{name}" for name in terms(method, samples)} < set(history[0])
     for name in ("unimodal", "reconstruction", "cycle", "margin"):
         assert history[-1][f"loss/{name}"] < history[0][f"loss/{name}"], name
 
@@ -144,7 +143,7 @@ def test_distillation_brings_the_modalities_logits_together() -> None:
         method = fresh(samples, **SMALL, distillation=weight)
         fit(method, samples)
         with torch.no_grad():
-            logits = method.eval().network.details(batch.complete()).shared.logits
+            logits = method.eval().student.details(batch.complete()).shared.logits
         return float(logits.std(1).mean())
 
     assert spread(3.0) < 0.7 * spread(0.0)
@@ -215,7 +214,7 @@ def test_no_component_of_the_loss_is_idle(component: str, term: str) -> None:
     method = fresh(samples, **SMALL)
     before = terms(method, samples)[term]
     with torch.no_grad():
-        for parameter in method.network.get_submodule(component).parameters():
+        for parameter in method.student.get_submodule(component).parameters():
             parameter.zero_()
     assert terms(method, samples)[term] != pytest.approx(before, rel=1e-6)
 
@@ -223,9 +222,7 @@ def test_no_component_of_the_loss_is_idle(component: str, term: str) -> None:
 def test_every_parameter_learns() -> None:
     samples = make_samples(make_dataset())
     method = fresh(samples, **SMALL)
-    batch = samples.take(torch.arange(len(samples)))
-    out = method(batch.complete(), batch.targets)
-    sum(method.weights[name] * value for name, value in out.items()).backward()
+    total(method(training_batch(samples))).backward()
     # A key's bias moves all of a query's energies alike, and so does the energy's own bias.
     idle = [name for name, p in method.named_parameters() if p.grad is None or not bool(p.grad.any())]
     assert [name for name in idle if not name.endswith("energy.bias")] == []
@@ -240,7 +237,7 @@ def test_it_comes_half_way_from_the_floor_to_the_bayes_accuracy() -> None:
     batch = test.take(torch.arange(len(test)))
     method.eval()
     with torch.no_grad():
-        answers = method.network(batch.complete()).logits.argmax(1)
+        answers = method.student(batch.complete()).logits.argmax(1)
     accuracy = float((answers == test.targets).float().mean())
     floor = float(torch.bincount(test.targets).max() / len(test))
     assert dataset.posterior is not None

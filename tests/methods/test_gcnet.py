@@ -27,7 +27,7 @@ def fresh(samples: Samples, settings: GCNetSettings = SMALL) -> GCNet:
         frames = {m: x.shape[1] for m, x in samples.exists.items()}
         target = samples.target
         net = GCNetwork(samples.widths, frames, target=target, settings=settings)
-        return GCNet(net, target)
+        return GCNet(net)
 
 
 def fit(
@@ -91,8 +91,8 @@ def test_it_restores_dropped_features_better_than_the_mean() -> None:
 def restoration_error(method, batch, visible, context, truth, rows):  # type: ignore[no-untyped-def]
     method.eval()
     with torch.no_grad():
-        restored = method.network.restore(
-            method.network(Inputs(batch.frames, batch.exists, visible), context).representation
+        restored = method.student.restore(
+            method.student(Inputs(batch.frames, batch.exists, visible), context).representation
         )
     return {m: float((restored[m] - truth[m])[rows].square().mean()) for m in truth}
 
@@ -155,7 +155,7 @@ def test_it_comes_half_way_from_the_floor_to_the_bayes_accuracy() -> None:
     batch = test.take(torch.arange(len(test)))
     method.eval()
     with torch.no_grad():
-        answers = method.network(batch.complete(), test.context(batch.rows)).logits.argmax(1)
+        answers = method.student(batch.complete(), test.context(batch.rows)).logits.argmax(1)
     accuracy = float((answers == test.targets).float().mean())
     floor = float(torch.bincount(test.targets).max() / len(test))
     assert dataset.posterior is not None

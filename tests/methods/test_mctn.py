@@ -10,7 +10,7 @@ from corrkd.losses.frames import frame_errors, mean_error
 from corrkd.methods.mctn import MCTN, MCTNPerSource
 from corrkd.networks.mctn import MCTNNetwork, MCTNPerSourceNetwork, MCTNSettings, SummedLSTM
 from corrkd.targets.base import Target
-from tests.conftest import CLASSES, make_dataset, make_samples, map_tensors
+from tests.conftest import CLASSES, make_dataset, make_samples, map_tensors, total, training_batch, values, weights
 from tests.methods.translating import (
     FOUR,
     KINDS,
@@ -141,17 +141,17 @@ def test_the_prediction_is_a_convex_sum_of_states_that_are_not_padding() -> None
 
 def test_every_term_reaches_the_joint_embedding() -> None:
     samples = make_samples(make_dataset())
-    method = MCTN(network_for(MCTNNetwork, samples, SMALL), samples.target)
-    batch = samples.take(torch.arange(16))
-    terms = method(batch.complete(), batch.targets)
-    assert list(terms) == list(method.weights) == ["task", "l2", "translation", "cycle"]
-    weight = method.network.encoders[0].lstm.weight_ih_l0_reverse
+    method = MCTN(network_for(MCTNNetwork, samples, SMALL))
+    losses = method(training_batch(samples, 16))
+    terms = values(losses)
+    assert list(terms) == ["task", "l2", "translation", "cycle"]
+    weight = method.student.encoders[0].lstm.weight_ih_l0_reverse
     for name in ("task", "translation", "cycle"):
         (gradient,) = torch.autograd.grad(terms[name], weight, retain_graph=True)
         assert gradient.abs().max() > 0
     # The released code's regularizer: 0.01 times the squared weights of the last layer, without its bias.
-    assert method.weights["l2"] == 0.01
-    torch.testing.assert_close(terms["l2"], method.network.head.weight.square().sum())
+    assert weights(losses)["l2"] == 0.01
+    torch.testing.assert_close(terms["l2"], method.student.head.weight.square().sum())
 
 
 def per_source(widths: dict[str, int], target: Target = CLASSES) -> MCTNPerSourceNetwork:
@@ -183,19 +183,16 @@ def test_per_source_the_visible_sources_are_averaged(
 
 def test_per_source_models_learn_as_if_they_were_alone() -> None:
     samples = make_samples(make_dataset())
-    method = MCTNPerSource(
-        network_for(MCTNPerSourceNetwork, samples, MCTNSettings(width=8, dropout=0.0)), samples.target
-    )
-    batch = samples.take(torch.arange(16))
-    terms = method(batch.complete(), batch.targets)
-    assert list(terms) == list(method.weights) == ["task", "l2", "translation", "cycle"]
-    sum(method.weights[name] * value for name, value in terms.items()).backward()
-    for model in method.network.models:
-        alone = MCTN(copy.deepcopy(model), samples.target)
+    method = MCTNPerSource(network_for(MCTNPerSourceNetwork, samples, MCTNSettings(width=8, dropout=0.0)))
+    batch = training_batch(samples, 16)
+    losses = method(batch)
+    assert list(losses) == ["task", "l2", "translation", "cycle"]
+    total(losses).backward()
+    for model in method.student.models:
+        alone = MCTN(copy.deepcopy(model))
         alone.zero_grad()
-        single = alone(batch.complete(), batch.targets)
-        sum(alone.weights[name] * value for name, value in single.items()).backward()
-        for mine, theirs in zip(model.parameters(), alone.network.parameters(), strict=True):
+        total(alone(batch)).backward()
+        for mine, theirs in zip(model.parameters(), alone.student.parameters(), strict=True):
             torch.testing.assert_close(mine.grad, theirs.grad)
 
 
@@ -217,7 +214,7 @@ def test_the_error_is_the_mean_over_counted_frames() -> None:
 @pytest.mark.parametrize("target", ["classes", "score"])
 def test_it_learns_to_predict_and_to_translate(target: str) -> None:
     samples = make_samples(make_dataset(), target=target)
-    history = fit(MCTN(network_for(MCTNNetwork, samples, SMALL), samples.target), samples).history
+    history = fit(MCTN(network_for(MCTNNetwork, samples, SMALL)), samples).history
     assert history[-1]["loss/task"] < 0.8 * history[0]["loss/task"]
     assert history[-1]["loss/translation"] < 0.9 * history[0]["loss/translation"]
     assert history[-1]["loss/cycle"] < 0.9 * history[0]["loss/cycle"]

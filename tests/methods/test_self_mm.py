@@ -15,6 +15,7 @@ from corrkd.data.batches import Context, Samples
 from corrkd.data.inputs import Inputs
 from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.evaluation.bayes import bayes_accuracy
+from corrkd.methods.base import TrainingBatch
 from corrkd.methods.self_mm import LabelGeneration, SelfMM, centres, relative_distance, shifted_labels
 from corrkd.networks.self_mm import SelfMMNetwork, SelfMMSettings
 from corrkd.settings import MissingSettings, StageSettings
@@ -23,7 +24,7 @@ from corrkd.targets.classes import ClassesTarget
 from corrkd.targets.questions import QuestionsTarget
 from corrkd.targets.score import ScoreTarget
 from corrkd.training.loop import Trained, train
-from tests.conftest import make_dataset, make_samples
+from tests.conftest import make_dataset, make_samples, training_batch, values
 
 CLASSES = ClassesTarget(name="classes", classes=("a", "b", "c"))
 QUESTIONS = QuestionsTarget(name="questions", classes=("no", "yes"), questions=("p", "q"))
@@ -206,7 +207,7 @@ def test_what_a_sample_does_not_show_leaves_its_labels_alone() -> None:
 def fresh(samples: Samples, network: SelfMMSettings | None = None) -> SelfMM:
     torch.manual_seed(0)
     lengths = {m: x.shape[1] for m, x in samples.exists.items()}
-    return SelfMM(SelfMMNetwork(samples.widths, lengths, target=samples.target, settings=network), samples.target)
+    return SelfMM(SelfMMNetwork(samples.widths, lengths, target=samples.target, settings=network))
 
 
 def fit(method: SelfMM, samples: Samples, epochs: int = 12, **options: object) -> Trained:
@@ -243,8 +244,8 @@ def test_training_finds_which_samples_have_the_audio_of_another_class() -> None:
     strange = np.zeros(96, bool)
     strange[np.flatnonzero(split.labels == 0)[:8]] = True
     donors = np.flatnonzero(split.labels == 2)[:8]
-    for values in (split.frames, split.present, split.lengths):
-        values["audio"][strange] = values["audio"][donors]
+    for arrays in (split.frames, split.present, split.lengths):
+        arrays["audio"][strange] = arrays["audio"][donors]
     samples = make_samples(dataset)
     method = fresh(samples)
     fit(method, samples, epochs=15)
@@ -258,20 +259,18 @@ def test_the_unimodal_tasks_teach_the_encoders() -> None:
     method = fresh(samples)
     method.start(samples)
     method.labels.unimodal.mul_(0.5)
-    rows = torch.arange(8)
-    batch = samples.take(rows)
-    terms = method(batch.complete(), batch.targets, None, samples.context(rows))
+    terms = values(method(training_batch(samples, 8)))
     terms["unimodal"].backward()
-    assert all(p.grad is not None and p.grad.any() for p in method.network.encoders.parameters())
-    assert all(p.grad is not None and p.grad.any() for p in method.network.projections.parameters())
-    assert all(p.grad is None for p in method.network.head.parameters())
+    assert all(p.grad is not None and p.grad.any() for p in method.student.encoders.parameters())
+    assert all(p.grad is not None and p.grad.any() for p in method.student.projections.parameters())
+    assert all(p.grad is None for p in method.student.head.parameters())
 
 
 @pytest.mark.parametrize("target", [CLASSES, QUESTIONS, SCORE])
 def test_the_unimodal_loss_by_hand(target: Target) -> None:
     torch.manual_seed(0)
     network = SelfMMNetwork({"a": 3, "b": 2}, {"a": 4, "b": 4}, target=target)
-    method = SelfMM(network, target)
+    method = SelfMM(network)
     shapes = {"classes": (6,), "questions": (6, 2), "score": (6,)}
     targets = torch.randn(6) if target is SCORE else torch.randint(0, 2, shapes[target.kind])
     method.labels.start(targets, [32, 32], 64)
@@ -281,7 +280,7 @@ def test_the_unimodal_loss_by_hand(target: Target) -> None:
     visible = {"a": exists["a"], "b": torch.arange(6)[:, None].expand(6, 4) < 4}
     inputs, rows = Inputs(frames, exists, visible), torch.arange(6)
     method.eval()
-    terms = method(inputs, targets, None, Context(rows, rows, rows, rows))
+    terms = values(method(TrainingBatch(inputs, targets, Context(rows, rows, rows, rows))))
     expected = 0.0
     for place, output in enumerate(network.tasks(inputs)[1]):
         for i in range(6 if place == 0 else 4):
@@ -332,10 +331,10 @@ def test_on_the_built_in_dataset_it_comes_at_least_half_way_from_the_floor_to_ba
         fabric=Fabric(accelerator="cpu", devices=1),
         validate=lambda network: accuracy(network, valid),
     )
-    method.network.load_state_dict(trained.state)
+    method.student.load_state_dict(trained.state)
     floor = float(torch.bincount(test.targets).max()) / len(test)
     bayes = bayes_accuracy(dataset.posterior("test", {m: x.numpy() for m, x in test.present.items()}))
-    reached = accuracy(method.network, test)
+    reached = accuracy(method.student, test)
     assert reached >= (floor + bayes) / 2, f"floor {floor:.3f}, reached {reached:.3f}, Bayes {bayes:.3f}"
 
 
@@ -347,7 +346,7 @@ def test_generated_labels_come_closer_to_what_each_modality_exactly_says_than_th
     method = fresh(samples)
     fit(method, samples, epochs=8)
     labels = method.labels
-    for place, m in enumerate(method.network.modalities):
+    for place, m in enumerate(method.student.modalities):
         generated, own = labels.of(place, torch.arange(len(samples))), labels.truth
         shown = {m: samples.present[m].numpy()}
         if target == "classes":

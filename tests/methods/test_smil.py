@@ -9,11 +9,12 @@ from torch.distributions import Normal, kl_divergence
 
 from corrkd.data.batches import Batch
 from corrkd.data.inputs import Inputs
+from corrkd.methods.base import TrainingBatch
 from corrkd.methods.smil import SMIL, centres
 from corrkd.networks.smil import Gaussian, SMILNetwork, SMILSettings
 from corrkd.settings import NetworkSettings
 from corrkd.targets.base import Target
-from tests.conftest import CLASSES, QUESTIONS, SCORE, make_dataset, make_samples
+from tests.conftest import CLASSES, QUESTIONS, SCORE, make_dataset, make_samples, values
 from tests.methods.translating import (
     FOUR,
     KINDS,
@@ -43,7 +44,7 @@ def network(widths: dict[str, int], target: Target = CLASSES, settings: SMILSett
 def started(target: str = "classes", **changes: Any) -> tuple[SMIL, Batch]:
     """A method before its first step, without draws, and a batch of 16 whose last 8 samples lack audio."""
     samples = make_samples(make_dataset(), target=target)
-    method = SMIL(network_for(SMILNetwork, samples, SMALL.model_copy(update=changes)), samples.target)
+    method = SMIL(network_for(SMILNetwork, samples, SMALL.model_copy(update=changes)))
     method.start(samples)
     method.eval()
     batch = samples.take(torch.arange(16))
@@ -53,7 +54,9 @@ def started(target: str = "classes", **changes: Any) -> tuple[SMIL, Batch]:
 
 
 def terms(method: SMIL, batch: Batch, targets: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-    return method(batch.complete(), batch.targets if targets is None else targets)
+    context = make_samples(make_dataset()).context(batch.rows)
+    targets = batch.targets if targets is None else targets
+    return values(method(TrainingBatch(batch.complete(), targets, context)))
 
 
 @pytest.mark.parametrize("widths", [TWO, FOUR])
@@ -150,17 +153,17 @@ def test_priors_are_the_centres_of_what_is_present() -> None:
 def test_priors_are_part_of_the_checkpoint() -> None:
     method, _ = started()
     restored, _ = started()
-    restored.network.set_priors({m: torch.zeros(2, w) for m, w in {"language": 5, "audio": 3, "vision": 4}.items()})
+    restored.student.set_priors({m: torch.zeros(2, w) for m, w in {"language": 5, "audio": 3, "vision": 4}.items()})
     restored.load_state_dict(method.state_dict())
-    assert torch.equal(restored.network.priors("audio"), method.network.priors("audio"))
-    assert method.network.priors("audio").abs().max() > 0
+    assert torch.equal(restored.student.priors("audio"), method.student.priors("audio"))
+    assert method.student.priors("audio").abs().max() > 0
 
 
 @pytest.mark.parametrize("target", ["classes", "score"])
 def test_without_adaptation_each_loss_is_of_its_own_samples(target: str) -> None:
     method, batch = started(target, inner_lr=0.0)
     out = terms(method, batch)
-    logits = method.network(batch.complete()).logits
+    logits = method.student(batch.complete()).logits
     assert torch.allclose(out["inner"], method.target.task_loss(logits[8:], batch.targets[8:]), atol=1e-6)
     assert torch.allclose(out["outer"], method.target.task_loss(logits[:8], batch.targets[:8]), atol=1e-6)
 
@@ -168,22 +171,22 @@ def test_without_adaptation_each_loss_is_of_its_own_samples(target: str) -> None
 def test_the_outer_loss_is_of_parameters_adapted_to_the_incomplete_samples() -> None:
     method, batch = started(inner_lr=0.5)
     out = terms(method, batch)
-    before = {name: p.detach().clone() for name, p in method.network.named_parameters()}
-    parameters = list(method.network.parameters())
+    before = {name: p.detach().clone() for name, p in method.student.named_parameters()}
+    parameters = list(method.student.parameters())
     gradients = torch.autograd.grad(out["inner"], parameters, retain_graph=True, allow_unused=True)
     with torch.no_grad():
         for p, g in zip(parameters, gradients, strict=True):
             p -= 0.5 * (0.0 if g is None else g)
-        logits = method.network(batch.complete()).logits
+        logits = method.student(batch.complete()).logits
         by_hand = method.target.task_loss(logits[:8], batch.targets[:8])
-        for name, p in method.network.named_parameters():
+        for name, p in method.student.named_parameters():
             p.copy_(before[name])
     assert torch.allclose(out["outer"], by_hand, atol=1e-5)
     other = batch.targets.clone()
     other[8:] = (other[8:] + 1) % 3
     assert not torch.allclose(terms(method, batch, other)["outer"], by_hand, atol=1e-4)
     out["outer"].backward()
-    assert method.network.encoders[0].embed.weight.grad.abs().max() > 0
+    assert method.student.encoders[0].embed.weight.grad.abs().max() > 0
 
 
 def test_a_batch_without_complete_or_without_incomplete_samples_has_finite_terms() -> None:
@@ -194,7 +197,7 @@ def test_a_batch_without_complete_or_without_incomplete_samples_has_finite_terms
         assert out["outer" if missing else "inner"] == 0
         assert out["inner" if missing else "outer"] > 0
         sum(out.values()).backward()
-        assert all(torch.isfinite(p.grad).all() for p in method.network.parameters() if p.grad is not None)
+        assert all(torch.isfinite(p.grad).all() for p in method.student.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +220,7 @@ def test_the_masked_loss_is_the_task_loss_of_its_rows(target: Target, targets: t
 @pytest.mark.parametrize("target", ["classes", "score"])
 def test_it_learns_to_predict_and_to_reconstruct(target: str) -> None:
     samples = make_samples(make_dataset(), target=target)
-    method = SMIL(network_for(SMILNetwork, samples, SMALL), samples.target)
+    method = SMIL(network_for(SMILNetwork, samples, SMALL))
     history = fit(method, samples, missing=True, epochs=20).history
     assert history[-1]["loss/inner"] < 0.8 * history[0]["loss/inner"]
     assert history[-1]["loss/reconstruction"] < 0.95 * history[0]["loss/reconstruction"]

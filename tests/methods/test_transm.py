@@ -11,7 +11,16 @@ from corrkd.methods.transm import TransM
 from corrkd.networks.transm import TransMNetwork, TransMSettings
 from corrkd.settings import ArmSettings, NetworkSettings, load_settings
 from corrkd.targets.base import Target
-from tests.conftest import CLASSES, make_dataset, make_samples, map_tensors, overwrite_invisible
+from tests.conftest import (
+    CLASSES,
+    make_dataset,
+    make_samples,
+    map_tensors,
+    overwrite_invisible,
+    training_batch,
+    values,
+    weights,
+)
 from tests.methods.translating import (
     FOUR,
     KINDS,
@@ -103,8 +112,12 @@ def test_the_arm_of_the_originals_sizes() -> None:
     arm = resolve("transm-original", ArmSettings(), load_settings())
     assert isinstance(arm.network, TransMSettings)
     assert (arm.network.network.layers, arm.network.decoder_layers, arm.network.unimodal) == (10, 5, True)
-    method = TransM(network(TWO, settings=arm.network), make_samples(make_dataset()).target)
-    assert method.weights == {"task": 1.0, "forward": 10.0, "backward": 10.0}  # 10 to 1
+    method = TransM(network({"language": 5, "audio": 3}, settings=arm.network))
+    assert weights(method(training_batch(make_samples(make_dataset()), 4))) == {
+        "task": 1.0,
+        "forward": 10.0,
+        "backward": 10.0,
+    }  # 10 to 1
     assert arm.kind == "baseline"
 
 
@@ -151,11 +164,10 @@ def test_every_cell_and_way_feeds_the_prediction_and_a_part_of_the_representatio
 
 def test_both_translations_reach_the_joint_features() -> None:
     samples = make_samples(make_dataset())
-    method = TransM(network_for(TransMNetwork, samples, SMALL), samples.target)
-    batch = samples.take(torch.arange(16))
-    terms = method(batch.complete(), batch.targets)
-    assert list(terms) == list(method.weights) == ["task", "forward", "backward"]
-    for encoder in (e for cell in method.network.cells for e in cell.encoders):
+    method = TransM(network_for(TransMNetwork, samples, SMALL))
+    terms = values(method(training_batch(samples, 16)))
+    assert list(terms) == ["task", "forward", "backward"]
+    for encoder in (e for cell in method.student.cells for e in cell.encoders):
         for term in terms.values():
             (gradient,) = torch.autograd.grad(term, encoder.embed.weight, retain_graph=True)
             assert gradient.abs().max() > 0
@@ -163,10 +175,10 @@ def test_both_translations_reach_the_joint_features() -> None:
 
 def test_the_terms_are_mean_absolute_errors_of_what_is_visible() -> None:
     samples = make_samples(make_dataset())
-    method = TransM(network_for(TransMNetwork, samples, SMALL), samples.target).eval()
+    method = TransM(network_for(TransMNetwork, samples, SMALL)).eval()
     batch = samples.take(torch.arange(16))
-    terms = method(batch.complete(), batch.targets)
-    ways = method.network.translate(batch.complete())
+    terms = values(method(training_batch(samples, 16)))
+    ways = method.student.translate(batch.complete())
 
     def error(made: torch.Tensor, m: str) -> torch.Tensor:
         return (made - batch.frames[m])[batch.present[m]].abs().mean()
@@ -181,7 +193,7 @@ def test_trained_it_predicts_and_its_cycle_restores_unseen_samples_better_than_a
     samples, unseen = make_samples(dataset, target=target), make_samples(dataset, "valid", target)
     settings = TransMSettings(network=TINY, forward=1.0, backward=1.0)
     network = network_for(TransMNetwork, samples, settings)
-    history = fit(TransM(network, samples.target), samples, epochs=12).history
+    history = fit(TransM(network), samples, epochs=12).history
     assert history[-1]["loss/task"] < 0.8 * history[0]["loss/task"]
     network.eval()
     batch = unseen.take(torch.arange(len(unseen)))

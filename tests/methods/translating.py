@@ -92,7 +92,7 @@ def share_of_the_way(network_kind: type[nn.Module], method_kind: type[Method], *
     training, valid, test = (make_samples(dataset, split) for split in ("train", "valid", "test"))
     network = network_for(network_kind, training)
     options = {"epochs": epochs, "batch_size": 64, "lr": 3e-3, "optimizer": "adamw", "schedule": "cosine"}
-    trained = fit(method_kind(network, training.target), training, validate=lambda n: accuracy(n, valid), **options)
+    trained = fit(method_kind(network), training, validate=lambda n: accuracy(n, valid), **options)
     network.load_state_dict(trained.state)
     floor = float((test.targets == training.targets.mode().values).double().mean())
     best = bayes_accuracy(dataset.posterior("test", dataset.split("test").present))

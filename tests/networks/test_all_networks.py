@@ -137,3 +137,23 @@ def test_logits_have_the_targets_shape(name: str, target: Target, shape: tuple[i
     network = network_class(name)(dataset.widths, dict.fromkeys(dataset.widths, 6), target=target)
     batch = make_samples(dataset, "test").take(torch.arange(3))
     assert network.eval()(batch.complete()).logits.shape == shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_representation_is_as_wide_as_declared_and_its_parts_are_each_of_one_modality(name: str) -> None:
+    samples = make_samples(make_dataset(), "test")
+    network = fresh(name, samples)
+    inputs = samples.take(torch.arange(4)).complete()
+    with torch.no_grad():
+        representation = network(inputs).representation
+        assert representation.shape == (4, network.representation_width)
+        if network.parts is None:
+            return
+        widths = list(network.parts.values())
+        assert sum(widths) == network.representation_width
+        for changed in network.parts:
+            frames = {m: x + 1.0 if m == changed else x for m, x in inputs.frames.items()}
+            other = network(inputs._replace(frames=frames)).representation
+            pairs = zip(representation.split(widths, 1), other.split(widths, 1), strict=True)
+            same = [torch.equal(a, b) for a, b in pairs]
+            assert same == [m != changed for m in network.parts]

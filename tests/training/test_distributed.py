@@ -18,12 +18,12 @@ from corrkd.losses import (
     ResponseDisentangledConsistency,
     SampleContrastiveDistillation,
 )
-from corrkd.methods.base import TeacherOutput
+from corrkd.methods.base import TeacherOutputs, TrainingBatch
 from corrkd.methods.corrkd import CorrKD
 from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.settings import DistillationSettings, NetworkSettings
 from corrkd.training.distributed import gather
-from tests.conftest import make_dataset, make_samples
+from tests.conftest import make_dataset, make_samples, total
 
 N, FEATURES, WIDTH, CLASSES = 10, 5, 6, 3
 # Which rows of the joint batch each of the two processes holds.
@@ -90,22 +90,20 @@ class Mended(nn.Module):
         small = NetworkSettings(width=4, heads=2, feedforward=8, layers=1, classifier=(6,), dropout=0.0)
         network = CorrKDNetwork(samples.widths, dict.fromkeys(samples.widths, 6), target=samples.target, settings=small)
         forms = {"scd_form": "relations", "cpd_prototypes": "all", "cpd_parts": True, "rcd_form": "divergence"}
-        self.method = CorrKD(
-            network, samples.target, DistillationSettings(**forms, center=True), gather=gather
-        ).double()
         random = torch.Generator().manual_seed(2)
         drawn = [torch.randn(N, width, generator=random, dtype=torch.float64) for width in (12, CLASSES)]
-        self.teacher = TeacherOutput(*drawn, torch.arange(N) // 2 % 2)
+        teachers = TeacherOutputs(*drawn, torch.arange(N) // 2 % 2)
+        options = DistillationSettings(**forms, center=True)
+        self.method = CorrKD(network, options, teachers=teachers, gather=gather).double()
         self.samples = samples
-        self.method.taught(self.teacher, samples.targets)
+        self.method.start(samples)
 
     def forward(self, rows: Tensor) -> Tensor:
         batch = self.samples.take(rows)
         frames = {m: x.double() for m, x in batch.frames.items()}
         visible = {m: x & (rows % 3 != place)[:, None] for place, (m, x) in enumerate(batch.exists.items())}
-        known = self.teacher.apply(lambda x: x[rows])
-        terms = self.method(Inputs(frames, batch.exists, visible), batch.targets, known)
-        return torch.stack(list(terms.values())).sum()
+        inputs = Inputs(frames, batch.exists, visible)
+        return total(self.method(TrainingBatch(inputs, batch.targets, self.samples.context(rows))))
 
 
 def make_mended() -> Mended:

@@ -8,20 +8,22 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from corrkd.data.batches import Samples
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.sweep import mean_missing_f1
-from corrkd.methods.base import Method
+from corrkd.methods.base import Method, TeacherOutputs
 from corrkd.methods.corrkd import CorrKD
 from corrkd.methods.gcnet import GCNet
+from corrkd.methods.response_kl import ResponseKL
 from corrkd.methods.task import TaskOnly
 from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.networks.registry import network_class
 from corrkd.networks.saved import build_network
 from corrkd.settings import DistillationSettings, MissingSettings, NetworkSettings, StageSettings
 from corrkd.training.loop import VALID, Record, Trained, teacher_outputs, train
-from tests.conftest import CLASSES, QUESTIONS, SCORE, make_dataset, make_samples
+from tests.conftest import CLASSES, QUESTIONS, SCORE, make_dataset, make_samples, training_batch, values
 from tests.networks.test_all_networks import in_conversations
 
 SMALL = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6,), dropout=0.2)
@@ -41,20 +43,26 @@ def fresh(samples: Samples, seed: int = 0) -> CorrKDNetwork:
 def corrkd(samples: Samples) -> CorrKD:
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        return CorrKD(fresh(samples), samples.target, DistillationSettings())
+        return CorrKD(fresh(samples), DistillationSettings(), teachers=teachers(samples))
+
+
+def teachers(samples: Samples) -> TeacherOutputs:
+    return teacher_outputs(fresh(samples, 1), samples)
 
 
 def fit(method: Method, samples: Samples, stage: StageSettings = STAGE, **options: object) -> Trained:
     valid = make_samples(make_dataset(), "valid", samples.target.name)
-    teacher = teacher_outputs(fresh(samples, 1), samples) if method.needs_teacher else None
     return train(
         method,
         samples,
         settings=stage,
         seed=3,
-        fabric=Fabric(accelerator="cpu", devices=1),
-        teacher=teacher,
-        **{"missing": MissingSettings(), "validate": lambda network: mean_missing_f1(network, valid), **options},  # type: ignore[arg-type]
+        **{
+            "fabric": Fabric(accelerator="cpu", devices=1),
+            "missing": MissingSettings(),
+            "validate": lambda network: mean_missing_f1(network, valid),
+            **options,
+        },  # type: ignore[arg-type]
     )
 
 
@@ -113,7 +121,7 @@ def test_the_epoch_with_the_highest_score_is_kept_and_the_earliest_on_ties() -> 
         states.append({name: value.clone() for name, value in network.state_dict().items()})
         return next(scores)
 
-    trained = fit(TaskOnly(fresh(samples), samples.target), samples, validate=validate)
+    trained = fit(TaskOnly(fresh(samples)), samples, validate=validate)
     assert (trained.epoch, trained.score) == (2, 0.5)
     assert all(torch.equal(trained.state[name], states[1][name]) for name in trained.state)
     assert [record[VALID] for record in trained.history] == [0.2, 0.5, 0.5, 0.4]
@@ -123,9 +131,9 @@ def test_the_last_epoch_is_kept_where_that_is_asked_for() -> None:
     samples = make_samples(make_dataset())
     scores = iter([0.2, 0.5, 0.5, 0.4])
     stage = STAGE.model_copy(update={"keep": "last"})
-    trained = fit(TaskOnly(fresh(samples), samples.target), samples, stage, validate=lambda network: next(scores))
+    trained = fit(TaskOnly(fresh(samples)), samples, stage, validate=lambda network: next(scores))
     assert (trained.epoch, trained.score) == (4, 0.4)
-    chosen = fit(TaskOnly(fresh(samples), samples.target), samples, stage, validate=lambda network: 0.0)
+    chosen = fit(TaskOnly(fresh(samples)), samples, stage, validate=lambda network: 0.0)
     assert all(torch.equal(trained.state[name], chosen.state[name]) for name in trained.state)
 
 
@@ -135,8 +143,8 @@ def test_averaged_weights_are_the_running_average_of_the_steps_and_leave_the_tra
 
     def steps(average: float) -> tuple[list[torch.Tensor], Trained, list[torch.Tensor]]:
         """Parameters after every step, what is kept, and what validation saw."""
-        method, after, validated = TaskOnly(fresh(samples), samples.target), [], []
-        watched = dict(method.network.named_parameters())[name]
+        method, after, validated = TaskOnly(fresh(samples)), [], []
+        watched = dict(method.student.named_parameters())[name]
 
         def validate(network: CorrKDNetwork) -> float:
             validated.append(watched.detach().clone())
@@ -163,7 +171,7 @@ def test_averaged_weights_are_the_running_average_of_the_steps_and_leave_the_tra
 def test_patience_stops_early() -> None:
     samples = make_samples(make_dataset())
     trained = fit(
-        TaskOnly(fresh(samples), samples.target),
+        TaskOnly(fresh(samples)),
         samples,
         STAGE.model_copy(update={"epochs": 50, "patience": 3}),
         validate=lambda _: 0.5,
@@ -175,8 +183,8 @@ def test_student_and_control_see_the_same_batches_and_masks() -> None:
     """With all distillation weights at zero the student is the control, bit for bit."""
     samples = make_samples(make_dataset())
     nothing = DistillationSettings(scd=0, cpd=0, rcd=0)
-    student = fit(CorrKD(fresh(samples), samples.target, nothing), samples)
-    control = fit(TaskOnly(fresh(samples), samples.target), samples)
+    student = fit(CorrKD(fresh(samples), nothing, teachers=teachers(samples)), samples)
+    control = fit(TaskOnly(fresh(samples)), samples)
     assert same(student, control)
 
 
@@ -193,17 +201,16 @@ def test_every_kind_of_target_learns(target: str) -> None:
 def test_a_batch_larger_than_the_data_is_the_data() -> None:
     samples = make_samples(make_dataset())
     big, all_of_it = (
-        fit(TaskOnly(fresh(samples), samples.target), samples, STAGE.model_copy(update={"batch_size": n}))
-        for n in (9999, 48)
+        fit(TaskOnly(fresh(samples)), samples, STAGE.model_copy(update={"batch_size": n})) for n in (9999, 48)
     )
     assert same(big, all_of_it)
 
 
 def test_a_loss_that_is_no_longer_finite_is_one_clear_line() -> None:
     samples = make_samples(make_dataset())
-    method = TaskOnly(fresh(samples), samples.target)
+    method = TaskOnly(fresh(samples))
     with torch.no_grad():
-        method.network.classifier[-1].bias.fill_(math.nan)
+        method.student.classifier[-1].bias.fill_(math.nan)
     with pytest.raises(CorrKDError, match="no longer finite in epoch 1 of 4; lower lr"):
         fit(method, samples)
 
@@ -218,7 +225,7 @@ def test_a_damaged_checkpoint_is_one_clear_line(tmp_path: Path, damage: str) -> 
         path.write_bytes(content[: len(content) // 2])
     elif damage == "garbage":
         path.write_bytes(b"cos\nsystem\n(S'touch /tmp/never'\ntR.")
-    method: Method = TaskOnly(fresh(samples), samples.target) if damage == "shape" else corrkd(samples)
+    method: Method = TaskOnly(fresh(samples)) if damage == "shape" else corrkd(samples)
     with pytest.raises(CorrKDError, match=r"last\.ckpt.*delete it to train") as caught:
         fit(method, samples, checkpoint=path)
     assert "\n" not in str(caught.value)
@@ -227,11 +234,11 @@ def test_a_damaged_checkpoint_is_one_clear_line(tmp_path: Path, damage: str) -> 
 @pytest.mark.parametrize(("schedule", "last"), [("constant", 1e-2), ("cosine", 1.5e-3), ("linear", 2.5e-3)])
 def test_schedules(schedule: str, last: float) -> None:
     samples = make_samples(make_dataset())
-    trained = fit(TaskOnly(fresh(samples), samples.target), samples, STAGE.model_copy(update={"schedule": schedule}))
+    trained = fit(TaskOnly(fresh(samples)), samples, STAGE.model_copy(update={"schedule": schedule}))
     rates = [record["lr"] for record in trained.history]
     assert rates[0] == 1e-2
     assert rates[-1] == pytest.approx(last, rel=0.03)
-    warm = fit(TaskOnly(fresh(samples), samples.target), samples, STAGE.model_copy(update={"warmup": 0.5}))
+    warm = fit(TaskOnly(fresh(samples)), samples, STAGE.model_copy(update={"warmup": 0.5}))
     assert [record["lr"] for record in warm.history] == pytest.approx([1e-2 / 6, 1e-2 * 4 / 6, 1e-2, 1e-2])
 
 
@@ -260,7 +267,7 @@ def test_the_schedule_is_laid_over_the_steps_that_are_run() -> None:
     samples = make_samples(in_conversations(make_dataset(), size=5))
     kind = network_class("gcnet")
     frames = {m: x.shape[1] for m, x in samples.exists.items()}
-    method = GCNet(build_network(samples.target, samples.widths, frames, kind.settings_type(), kind), samples.target)
+    method = GCNet(build_network(samples.target, samples.widths, frames, kind.settings_type(), kind))
     counts: list[int] = []
     batches = method.batches
 
@@ -276,3 +283,50 @@ def test_the_schedule_is_laid_over_the_steps_that_are_run() -> None:
     assert sum(run) < stage.epochs * math.ceil(len(samples) / 3)
     for record, done in zip(history, np.cumsum([0, *run]), strict=False):
         assert record["lr"] == pytest.approx(stage.lr * (1 - done / sum(run)))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
+def test_a_batch_keeps_its_structure_in_every_precision(precision: Any) -> None:
+    """What a step hands over goes through Fabric's conversions to the method's losses and back."""
+    samples = make_samples(make_dataset())
+    method = corrkd(samples)
+    if precision == "64-true":
+        method = method.double()
+        method.teachers = teachers(samples).apply(Tensor.double)
+    fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
+    record = fit(
+        method, samples, STAGE.model_copy(update={"epochs": 1}), fabric=fabric, validate=lambda _: 0.0
+    ).history[0]
+    names = ("task", "scd", "cpd", "rcd")
+    assert record["loss/total"] == pytest.approx(sum(record[f"loss/{name}"] for name in names), rel=1e-5)
+
+
+def test_a_teacher_that_reads_conversations_gets_whole_ones_and_its_rows_are_in_order() -> None:
+    samples = make_samples(in_conversations(make_dataset(), size=5))
+    kind = network_class("gcnet")
+    frames = {m: x.shape[1] for m, x in samples.exists.items()}
+    torch.manual_seed(0)
+    network = build_network(samples.target, samples.widths, frames, kind.settings_type(), kind)
+    found = teacher_outputs(network, samples, batch_size=7)
+    rows = torch.arange(len(samples))
+    with torch.no_grad():
+        together = network.eval().in_context(samples.take(rows).complete(), samples.context(rows))
+        apart = network(samples.take(rows).complete())
+    torch.testing.assert_close(found.logits, together.logits, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.representation, together.representation, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(found.logits, apart.logits, atol=1e-3)
+
+
+def test_a_student_that_reads_conversations_learns_without_a_method_of_its_own() -> None:
+    samples = make_samples(in_conversations(make_dataset(), size=5))
+    kind = network_class("gcnet")
+    frames = {m: x.shape[1] for m, x in samples.exists.items()}
+    torch.manual_seed(0)
+    network = build_network(samples.target, samples.widths, frames, kind.settings_type(), kind)
+    method = ResponseKL(network, teachers=teachers(samples))
+    batch = training_batch(samples)
+    expected = network.eval().in_context(batch.inputs, batch.context).logits
+    task, _ = values(method(batch)).values()
+    torch.testing.assert_close(task, samples.target.task_loss(expected, batch.targets))
+    history = fit(method, samples, STAGE.model_copy(update={"epochs": 12}), validate=lambda _: 0.0).history
+    assert history[-1]["loss/task"] < 0.8 * history[0]["loss/task"]

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 from corrkd.errors import CorrKDError
 from corrkd.methods.base import AnyMethod
 from corrkd.methods.registry import method_class, method_names
+from corrkd.networks.base import AnyNetwork
+from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.networks.registry import network_class
 from corrkd.parsing import quoted
 from corrkd.settings import ArmSettings, DistillationSettings, NetworkSettings, Settings, StageSettings, merged
@@ -84,6 +86,11 @@ class Arm:
     start: str = STUDENT
 
     @property
+    def network_type(self) -> type[AnyNetwork]:
+        """The class of the network."""
+        return network_of(self.method)
+
+    @property
     def kind(self) -> str:
         """Where it stands in tables: "baseline", "control", "ablation" or "method"."""
         kinds = {
@@ -103,6 +110,11 @@ class Arm:
             "complete": self.complete,
             "selection": self.selection,
         }
+
+
+def network_of(method: type[AnyMethod]) -> type[AnyNetwork]:
+    """Return the network that a method needs, or CorrKD's where any will do."""
+    return network_class(method.network or CorrKDNetwork.name)
 
 
 def arm_names() -> tuple[str, ...]:
@@ -125,13 +137,7 @@ def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
     teacher = name == TEACHER
     base = settings.method or ("no-distillation" if teacher else name)
     method = method_class(base)
-    # A saved model is read again by its network's name.
-    if network_class(method.network_type.name) is not method.network_type:
-        raise CorrKDError(
-            f"method {base!r}: its network's name {method.network_type.name!r} leads to another class; give it a name of its own and an "
-            "entry point in corrkd.networks"
-        )
-    kind = method.network_type.settings_type
+    kind = network_of(method).settings_type
     network = run.network if kind is NetworkSettings else kind()
     options = run.student.distillation if method.options_type is DistillationSettings else method.options_type()
     whole = run.teacher if teacher else run.student
@@ -139,7 +145,7 @@ def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
     trains_on = "complete" if teacher else method.trains_on if settings.trains_on == "method" else settings.trains_on
     where = f"settings: methods.{name}"
     stage = _changed(stage, settings.stage, f"{where}.stage")
-    arm = Arm(
+    return Arm(
         name=name,
         title=settings.title or ("Teacher" if teacher else method.title or name),
         method=method,
@@ -151,12 +157,6 @@ def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
         selection=BY_LAST if stage.keep == "last" else BY_COMPLETE if trains_on == "complete" else BY_MISSING,
         start=TEACHER if teacher else STUDENT,
     )
-    width = getattr(arm.network, "width", None)
-    if method.needs_teacher and width != run.network.width:
-        raise CorrKDError(
-            f"{where}.network.width = {width}: must be the teacher's, network.width = {run.network.width}"
-        )
-    return arm
 
 
 def laid_over(below: ArmSettings, above: ArmSettings) -> ArmSettings:

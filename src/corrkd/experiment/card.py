@@ -168,7 +168,7 @@ def protocol(experiment: Experiment, part: DatasetPlan, arms: Sequence[Arm], sea
         f"Batch size: {_shared('batch_size', students)}; learning rate: {_shared('lr', students)}.",
         f"Search budget: {search}.",
     ]
-    readers = [arm.title for arm in arms if arm.method.network_type.reads_conversations]
+    readers = [arm.title for arm in arms if arm.network_type.reads_conversations]
     if readers:
         lines.append(f"{', '.join(readers)} {_neighbours(experiment)}")
     return lines

@@ -14,7 +14,7 @@ import pandas as pd
 from corrkd.csv_files import write_csv
 from corrkd.errors import CorrKDError
 from corrkd.experiment import folder
-from corrkd.experiment.arm import Arm, resolve
+from corrkd.experiment.arm import TEACHER, Arm, resolve
 from corrkd.experiment.budget import read_budget
 from corrkd.experiment.card import run_card, sample_groups
 from corrkd.experiment.experiment import SYNTHETIC, Experiment, check_splits, prepare
@@ -26,13 +26,14 @@ from corrkd.experiment.progress import Reporter
 from corrkd.experiment.references import references
 from corrkd.experiment.runner import Backend, Failure, run_jobs
 from corrkd.experiment.stages import check_tested, make_method, read_table, write_table
+from corrkd.experiment.teachers import placeholder_outputs
 from corrkd.files import FAILURES, PLAN, file_names, make_folder, remove_parts, write_bytes, write_text
 from corrkd.networks.saved import seed_folders
 from corrkd.parsing import check_digest, read_json, refusing
 from corrkd.report.report import write_report
 from corrkd.report.reported import read_reported
 from corrkd.report.run_folder import open_datasets
-from corrkd.settings import Settings, load_settings
+from corrkd.settings import ArmSettings, Settings, load_settings
 
 
 @dataclass(frozen=True)
@@ -198,9 +199,13 @@ def prepared(name: str, part: DatasetPlan, reporter: Reporter) -> Experiment:
         experiment = prepare(part.settings)
     check_splits(experiment, arms)
     samples = experiment.samples("train")
+    teachers = None
+    if any(arm.method.needs_teacher for arm in arms):
+        teacher = resolve(TEACHER, part.arms.get(TEACHER, ArmSettings()), part.settings)
+        teachers = placeholder_outputs(make_method(teacher, experiment, 0, samples).student, samples)
     for arm in arms:
         try:
-            make_method(arm, experiment, 0, samples)
+            make_method(arm, experiment, 0, samples, teachers)
         except CorrKDError as error:
             raise CorrKDError(f"dataset {name}, arm {arm.name}: {error}") from None
     return experiment

@@ -32,7 +32,7 @@ from corrkd.experiment.experiment import Experiment
 from corrkd.experiment.progress import Reporter, Task
 from corrkd.experiment.teachers import Member, answers, members, trained_on
 from corrkd.files import make_folder, write_bytes, write_text, write_with
-from corrkd.methods.base import AnyMethod, TeacherOutput
+from corrkd.methods.base import AnyMethod, TeacherOutputs
 from corrkd.missing.conditions import COMPLETE, condition
 from corrkd.networks.base import AnyNetwork
 from corrkd.networks.saved import (
@@ -85,10 +85,10 @@ def train_arm(
     left = [(each, member) for each, member in trained if not (folder / f"{each.name}.json").is_file()]
     if left:
         samples, valid = experiment.samples("train"), experiment.samples("valid")
-        teacher = answers(experiment, samples, seed, taught_in) if arm.method.needs_teacher else None
+        teachers = answers(experiment, samples, seed, taught_in) if arm.method.needs_teacher else None
         for each, member in left:
             rows = samples if member is None else trained_on(member, experiment, samples, seed)
-            _train(each, experiment, seed, folder, fabric, rows, valid, teacher, reporter)
+            _train(each, experiment, seed, folder, fabric, rows, valid, teachers, reporter)
             del rows  # before the next are taken
     if fabric.is_global_zero:
         for each, _ in trained:  # of a run that was killed between the model and this line
@@ -113,10 +113,10 @@ def _train(
     fabric: Fabric,
     samples: Samples,
     valid: Samples,
-    teacher: TeacherOutput | None,
+    teachers: TeacherOutputs | None,
     reporter: Reporter,
 ) -> None:
-    method = make_method(arm, experiment, seed, samples)
+    method = make_method(arm, experiment, seed, samples, teachers)
     began = time.monotonic()
     with reporter.task(f"seed {seed}  {arm.name}", arm.stage.epochs) as task:
         writer = _Watch(folder / "tfevents" / arm.name, task) if fabric.is_global_zero else None
@@ -128,13 +128,12 @@ def _train(
             seed=seed,
             fabric=fabric,
             missing=None if arm.complete else experiment.settings.missing,
-            teacher=teacher,
             checkpoint=folder / f"{arm.name}.ckpt",
             on_epoch=writer,
         )
         if writer:
             writer.close(trained.history)
-    method.network.load_state_dict(trained.state)
+    method.student.load_state_dict(trained.state)
     if fabric.is_global_zero:
         about = {
             "role": arm.name,
@@ -147,7 +146,7 @@ def _train(
             "history": trained.history,
         }
         saved = SavedNetwork(
-            network=method.network.cpu().float(),
+            network=method.student.cpu().float(),
             normalisation=experiment.normalisation,
             target=experiment.target,
             frames=experiment.frames,
@@ -160,19 +159,19 @@ def _train(
     fabric.barrier()
 
 
-def make_method(arm: Arm, experiment: Experiment, seed: int, samples: Samples) -> AnyMethod:
+def make_method(
+    arm: Arm, experiment: Experiment, seed: int, samples: Samples, teachers: TeacherOutputs | None = None
+) -> AnyMethod:
     """An arm's method. All arms but the teacher begin with the same parameters, where their networks agree."""
     weights = None
     if arm.stage.class_weights == "balanced":
         weights = experiment.target.balanced_class_weights(samples.targets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "init", arm.start))
-        network = build_network(
-            experiment.target, samples.widths, experiment.frames, arm.network, arm.method.network_type
-        )
+        network = build_network(experiment.target, samples.widths, experiment.frames, arm.network, arm.network_type)
         if getattr(arm.network, "fill", None) == "mean":
             network.set_fill(samples.mean_frames())
-        method = arm.method(network, experiment.target, arm.options, class_weights=weights, gather=gather)
+        method = arm.method(network, arm.options, teachers=teachers, class_weights=weights, gather=gather)
     return method.to(experiment.dtype)
 
 

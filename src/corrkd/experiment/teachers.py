@@ -12,7 +12,8 @@ from torch import Tensor
 from corrkd.data.batches import Samples
 from corrkd.experiment.arm import TEACHER, Arm
 from corrkd.experiment.experiment import Experiment
-from corrkd.methods.base import TeacherOutput
+from corrkd.methods.base import TeacherOutputs
+from corrkd.networks.base import AnyNetwork
 from corrkd.networks.saved import load_network
 from corrkd.settings import TeacherSettings
 from corrkd.training.loop import derived_seed, teacher_outputs
@@ -55,12 +56,12 @@ def trained_on(member: Member, experiment: Experiment, samples: Samples, seed: i
     return samples if member.fold is None else samples.subset(rows_of(member, experiment, samples, seed)[0])
 
 
-def answers(experiment: Experiment, samples: Samples, seed: int, folder: Path) -> TeacherOutput:
+def answers(experiment: Experiment, samples: Samples, seed: int, folder: Path) -> TeacherOutputs:
     """Return the outputs of the teachers in `folder` for the training split: logits of all, representations of the first repeat."""
     settings = experiment.settings.teacher
     if settings.folds is None:
         outputs = [_outputs(member.name, experiment, samples, folder) for member in members(settings)]
-        return TeacherOutput(
+        return TeacherOutputs(
             outputs[0].representation, _together([o.logits for o in outputs], settings.temperature, samples)
         )
     whole = _outputs(TEACHER, experiment, samples, folder)
@@ -75,7 +76,13 @@ def answers(experiment: Experiment, samples: Samples, seed: int, folder: Path) -
             rotation = procrustes(output.representation[trained], whole.representation[trained])
             representation[held_out] = output.representation[held_out] @ rotation
             answered_by[held_out] = member.fold or 0
-    return TeacherOutput(representation, _together(repeats, settings.temperature, samples), answered_by)
+    return TeacherOutputs(representation, _together(repeats, settings.temperature, samples), answered_by)
+
+
+def placeholder_outputs(teacher: AnyNetwork, samples: Samples) -> TeacherOutputs:
+    """Return zeros in the shapes of a teacher's outputs: with them a method can be made, and refused, before anything is trained."""
+    representation = torch.zeros(len(samples), teacher.representation_width, device=samples.device)
+    return TeacherOutputs(representation, representation.new_zeros(len(samples), *samples.target.response_shape))
 
 
 def procrustes(source: Tensor, target: Tensor) -> Tensor:
@@ -94,7 +101,7 @@ def procrustes(source: Tensor, target: Tensor) -> Tensor:
     return (left @ right).to(source)
 
 
-def _outputs(name: str, experiment: Experiment, samples: Samples, folder: Path) -> TeacherOutput:
+def _outputs(name: str, experiment: Experiment, samples: Samples, folder: Path) -> TeacherOutputs:
     network = load_network(folder / name).network.to(experiment.device, experiment.dtype)
     return teacher_outputs(network, samples)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from corrkd.losses._shared import check_labels, check_pair, check_rows, full_precision, no_autocast, unit
+from corrkd.losses._shared import check_labels, check_rows, full_precision, no_autocast, unit
 
 
 def category_prototype_distillation(
@@ -28,8 +28,8 @@ def category_prototype_distillation(
 
     Args:
         student: (N, D) representations H^s of the incomplete samples, N >= 1.
-        teacher: (N, D) representations H^t of the same samples, complete; with `teacher_prototypes` (N, E), of a width of
-            their own. Not detached: gradients flow wherever they are required.
+        teacher: (N, E) representations H^t of the same samples, complete. Not detached: gradients flow wherever they are
+            required.
         labels: (N,) classes in 0 ... num_classes - 1, or (N, Q) answers to Q questions, for which the loss is the mean
             over the questions of its form for one. The range is not checked, since that would wait for the device: a
             sample whose label lies outside is in no prototype, but is compared with all; if all lie outside, it is NaN.
@@ -57,8 +57,6 @@ def category_prototype_distillation(
         >>> category_prototype_distillation(torch.ones(2, 2), teacher, torch.tensor([0, 1]), 2)  # classes mixed up
         tensor(0.5000)
     """
-    if teacher_prototypes is None:
-        check_pair(student, teacher, "(N, D)", [2])
     check_rows(student, teacher)
     check_labels(labels, (len(student), *labels.shape[1:2]))
     if labels.numel() == 0:

@@ -1,4 +1,4 @@
-"""What every method is: a network, and the terms of its objective by name."""
+"""What every method is: a student, the outputs of its teachers, and losses by name."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from corrkd.data.batches import Context, Samples
 from corrkd.data.inputs import Inputs
+from corrkd.errors import CorrKDError
 from corrkd.networks.base import AnyNetwork, Output
-from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.targets.base import Target
 
 Gather = Callable[[Tensor], Tensor]
 """Rows of all processes, differentiably; the identity in a single process."""
+
+Losses = dict[str, tuple[float, Tensor]]
+"""Weight and value, a scalar, of each loss by name. What is minimised is the sum of weight x value."""
 
 N = TypeVar("N", bound=AnyNetwork)
 
@@ -27,115 +30,150 @@ class NoOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class TeacherOutput(NamedTuple):
-    """Outputs of the frozen teachers for the complete samples. All loss terms see the same teachers.
+class TrainingBatch(NamedTuple):
+    """N training samples, as a step hands them to a method.
+
+    Attributes:
+        inputs: what the student sees of them.
+        targets: (N,) or (N, Q), see `corrkd.targets.base.Target`.
+        context: their position in the training split and in their conversations.
+    """
+
+    inputs: Inputs
+    targets: Tensor
+    context: Context
+
+
+class TeacherOutputs(NamedTuple):
+    """Outputs of the frozen teachers for the N samples of the training split, complete. All losses see the same teachers.
 
     Attributes:
         representation: (N, D). With out-of-fold teachers each sample's is by one that was not trained on it, rotated towards the axes of
             the teacher of all samples (`corrkd.experiment.teachers.procrustes`).
-        logits: as the network's; combined from all teachers.
-        answered_by: (N,) integers: which teacher `representation` is of; None: one teacher's, all of them.
+        logits: (N, ...), as the network's; combined from all teachers.
+        answered_by: (N,) integers: which teacher `representation` is of; None: all rows are of a single teacher.
     """
 
     representation: Tensor
     logits: Tensor
     answered_by: Tensor | None = None
 
-    def apply(self, change: Callable[[Tensor], Tensor]) -> TeacherOutput:
-        """The same with each tensor changed: rows taken, or gathered."""
-        return TeacherOutput(*(None if x is None else change(x) for x in self))  # type: ignore[arg-type]
+    def apply(self, change: Callable[[Tensor], Tensor]) -> TeacherOutputs:
+        """Return the same with each tensor changed: rows taken, or gathered."""
+        return TeacherOutputs(*(None if x is None else change(x) for x in self))  # type: ignore[arg-type]
 
 
 class Method(nn.Module, Generic[N]):
-    """A network in training. A subclass adds loss terms; the loop adds them up by their weights.
+    """The losses with which a student is trained. The base class has the task loss alone; a subclass overrides `losses`.
 
-    Every process computes its terms on the rows of all processes (`gather`), so that a loss over pairs or classes sees the whole batch
-    however it is shared out.
+    Every process computes its losses on the rows of all processes (`gather`), so that a loss over pairs or classes sees the whole batch
+    however it is distributed.
 
     Args:
-        network: what is trained, and alone used afterwards.
-        target: what it predicts.
+        student: the network in training, and all that is kept of it.
         options: of `options_type`, for a method that has options; None: their defaults.
+        teachers: outputs for all training samples, on the device of the batches; needed where `needs_teacher`.
         class_weights: (K,) weights of the classes in the task loss, or None.
         gather: see `Gather`.
 
     Attributes:
         title: in tables.
-        network_type: of the network.
+        network: name of the network that the method needs; None: it trains any network.
         options_type: of the options.
         trains_on: "complete" samples, or those that modality random missing leaves ("missing").
         search: what a search over hyper-parameters tries beside learning rate and dropout: lowest and highest value, on a log scale, by
             a key as "options.kl" or "network.reconstruction".
-        needs_teacher: `terms` look at a teacher's outputs; the network is then of the teacher's structure.
+        needs_teacher: the losses look at the outputs of teachers.
+        target: what the student predicts.
+
+    Raises:
+        CorrKDError: the method needs teachers and has none, or its losses cannot compare this student with these teachers.
     """
 
     title: ClassVar[str] = ""
-    network_type: ClassVar[type[AnyNetwork]] = CorrKDNetwork
+    network: ClassVar[str | None] = None
     options_type: ClassVar[type[BaseModel]] = NoOptions
     trains_on: ClassVar[Literal["complete", "missing"]] = "missing"
     needs_teacher: ClassVar[bool] = False
     search: ClassVar[Mapping[str, tuple[float, float]]] = {}
-    network: N
+    student: N
     class_weights: Tensor | None
 
     def __init__(
         self,
-        network: N,
-        target: Target,
+        student: N,
         options: Any = None,
         *,
+        teachers: TeacherOutputs | None = None,
         class_weights: Tensor | None = None,
         gather: Gather | None = None,
     ) -> None:
         super().__init__()
-        self.network = network
-        self.target = target
+        if self.needs_teacher and teachers is None:
+            raise CorrKDError(f"{self.title or type(self).__name__}: needs the outputs of teachers; give it `teachers`")
+        self.student = student
+        self.target: Target = student.target
         self.options: Any = options if options is not None else self.options_type()
+        self.teachers = teachers
         self.gather: Gather = gather or (lambda x: x)
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.build()
 
     def build(self) -> None:
-        """Makes what the method needs beside the network (critics, a memory). Here: nothing."""
+        """Make what the method needs beside the student (critics, a memory). The base class needs nothing."""
 
     def start(self, samples: Samples) -> None:
-        """Takes what the method needs of the whole training split (priors, a memory), before the first epoch. Here: nothing."""
+        """Take what the method needs of the whole training split (priors, a memory), before the first epoch; `teachers` are its outputs.
 
-    def taught(self, teacher: TeacherOutput, targets: Tensor) -> None:
-        """Takes what the method needs of the teacher's word on the whole training split, before the first epoch. Here: nothing."""
+        The base class needs nothing.
+        """
 
     def batches(self, samples: Samples, size: int, generator: torch.Generator) -> Sequence[Tensor]:
-        """Rows of each batch of an epoch, on the CPU. Here: all samples, shuffled; whole conversations, where the network reads them."""
-        return samples.shuffled(size, generator, conversations=self.network.reads_conversations)
+        """Return the rows of each batch of an epoch, on the CPU.
 
-    def forward(
-        self,
-        inputs: Inputs,
-        targets: Tensor,
-        teacher: TeacherOutput | None = None,
-        context: Context | None = None,
-    ) -> dict[str, Tensor]:
-        """The loss terms of a batch by name, each a scalar.
-
-        `teacher` is what it says of the same samples, complete; `context` is where they stand in the data.
+        All samples, shuffled; in whole conversations where the student reads them.
         """
-        output = self.answer(inputs)
-        whole = None if teacher is None else teacher.apply(self.gather)
-        return self.terms(output, self.gather(targets), whole)
+        return samples.shuffled(size, generator, conversations=self.student.reads_conversations)
 
-    def answer(self, inputs: Inputs) -> Output:
-        """What the network says of the rows of all processes."""
-        local: Output = self.network(inputs)
-        return Output(self.gather(local.representation), self.gather(local.logits))
+    def forward(self, batch: TrainingBatch) -> Losses:
+        """Return `losses(batch)`: what a wrapper for several processes calls."""
+        return self.losses(batch)
 
-    def terms(self, output: Output, targets: Tensor, teacher: TeacherOutput | None) -> dict[str, Tensor]:
-        """The loss terms by name. The base method has the task loss alone."""
-        return {"task": self.target.task_loss(output.logits, targets, self.class_weights)}
+    def losses(self, batch: TrainingBatch) -> Losses:
+        """Return weight and value of each loss by name, the same names for every batch."""
+        return {"task": (1.0, self.task_loss(self.student_output(batch).logits, self.gather(batch.targets)))}
 
-    @property
-    def weights(self) -> dict[str, float]:
-        """Weight of each term, in the order of `terms`."""
-        return {"task": 1.0}
+    def student_output(self, batch: TrainingBatch) -> Output:
+        """Return the student's output for the rows of all processes."""
+        output = self.student.in_context(batch.inputs, batch.context)
+        return Output(self.gather(output.representation), self.gather(output.logits))
+
+    def teacher_output(self, batch: TrainingBatch) -> TeacherOutputs:
+        """Return the teachers' outputs for the rows of all processes."""
+        assert self.teachers is not None, "only methods with `needs_teacher` ask for it"
+        return self.teachers.apply(lambda x: self.gather(x[batch.context.rows]))
+
+    def task_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the target's loss, a scalar, with the class weights."""
+        return self.target.task_loss(logits, targets, self.class_weights)
+
+    def check_widths(self, loss: str, remedy: str) -> None:
+        """Refuse teachers whose representations are not as wide as the student's.
+
+        Args:
+            loss: the loss that compares them, as the user knows it.
+            remedy: what the user can do instead of making the widths equal.
+
+        Raises:
+            CorrKDError: the widths differ.
+        """
+        assert self.teachers is not None, "only methods with `needs_teacher` ask for it"
+        student, teachers = self.student.representation_width, self.teachers.representation.shape[1]
+        if student != teachers:
+            raise CorrKDError(
+                f"{self.title}: {loss} compares representations of one width, but the student's is {student} and the teachers' is "
+                f"{teachers}; make network.width of both equal, or {remedy}"
+            )
 
 
 AnyMethod = Method[Any]

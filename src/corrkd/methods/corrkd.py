@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from corrkd.data.batches import Context
+from corrkd.data.batches import Samples
 from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.losses import (
@@ -19,13 +19,12 @@ from corrkd.losses import (
     SampleContrastiveDistillation,
     SampleRelationDistillation,
 )
-from corrkd.methods.base import Method, TeacherOutput
-from corrkd.networks.base import Output
-from corrkd.networks.corrkd import CorrKDNetwork
+from corrkd.methods.base import Losses, Method, TeacherOutputs, TrainingBatch
+from corrkd.networks.base import AnyNetwork
 from corrkd.settings import DistillationSettings
 
 
-class CorrKD(Method[CorrKDNetwork]):
+class CorrKD(Method[AnyNetwork]):
     """The student under MRM, with what the teacher knows of the complete sample.
 
     The losses are the paper's, or the mended forms of docs/corrkd-plus.md where the options say so. A term of weight 0 is not computed.
@@ -43,39 +42,27 @@ class CorrKD(Method[CorrKDNetwork]):
     prototypes: Tensor  # (F, Q, K, D) of those less their mean
 
     def build(self) -> None:
-        """The losses, of which RCD has parameters."""
+        """Make the losses, of which RCD has parameters."""
         options: DistillationSettings = self.options
         classes = len(self.target.classes)
-        if options.cpd and options.cpd_parts and self.network.part_widths is None:
+        if options.cpd and options.cpd_parts and self.student.parts is None:
             raise CorrKDError(
-                f"options.cpd_parts: network {self.network.name!r} declares no parts of its representation by modality "
-                "(Network.part_widths); set cpd_parts to false"
+                f"options.cpd_parts: network {self.student.name!r} declares no parts of its representation by modality "
+                "(Network.parts); set cpd_parts to false"
             )
         self.scd = _scd(options) if options.scd else None
+        if isinstance(self.scd, SampleContrastiveDistillation):
+            self.check_widths("SCD", "set options.scd_form to relations")
         self.cpd = CategoryPrototypeDistillation(classes, center=options.center) if options.cpd else None
         self.rcd = _rcd(options, classes) if options.rcd and self.target.has_classes else None
 
-    def forward(
-        self,
-        inputs: Inputs,
-        targets: Tensor,
-        teacher: TeacherOutput | None = None,
-        context: Context | None = None,
-    ) -> dict[str, Tensor]:
-        """The loss terms of a batch by name. Those of `cpd_parts` also look at which modalities a sample shows."""
-        if not self.options.cpd_parts:
-            return super().forward(inputs, targets, teacher, context)
-        output = self.answer(inputs)
-        shown = inputs.shown(self.network.modalities)
-        whole = None if teacher is None else teacher.apply(self.gather)
-        return self.terms(output, self.gather(targets), whole, self.gather(shown))
-
-    def taught(self, teacher: TeacherOutput, targets: Tensor) -> None:
-        """Mean and prototypes of each teacher's representations, over all samples that it answers for."""
-        representation, fold = teacher.representation, _fold(teacher)
+    def start(self, samples: Samples) -> None:
+        """Take mean and prototypes of each teacher's representations, over all samples that it answers for."""
+        assert self.teachers is not None, "checked when the method was made"
+        representation, fold = self.teachers.representation, _fold(self.teachers)
         of_fold = one_hot(fold).to(representation.dtype)  # (n, F)
         means = of_fold.T @ representation / of_fold.sum(0)[:, None] * self.options.center
-        labels = self.target.category_tensor(targets).reshape(len(targets), -1)
+        labels = self.target.category_tensor(samples.targets).reshape(len(fold), -1)
         member = one_hot(labels, len(self.target.classes)).to(representation.dtype)  # (n, Q, K)
         totals = torch.einsum("nf,nqk,nd->fqkd", of_fold, member, representation - means[fold])
         counts = torch.einsum("nf,nqk->fqk", of_fold, member)
@@ -84,57 +71,51 @@ class CorrKD(Method[CorrKDNetwork]):
         prototypes = (totals / counts.clamp(min=1.0)[..., None]).masked_fill(undefined[..., None], 0.0)
         self.means, self.prototypes = means, prototypes
 
-    def terms(
-        self, output: Output, targets: Tensor, teacher: TeacherOutput | None, shown: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """task, and scd, cpd, rcd, kl where their weight is not 0. `shown`: which modalities each sample shows, (N, M); None: all."""
-        assert teacher is not None, "CorrKD is trained with a teacher"
-        out = super().terms(output, targets, teacher)
+    def losses(self, batch: TrainingBatch) -> Losses:
+        """Return task, and scd, cpd, rcd, kl where their weight is not 0 [open: the paper reports none; 1 each]."""
+        options: DistillationSettings = self.options
+        student, teachers, targets = self.student_output(batch), self.teacher_output(batch), self.gather(batch.targets)
         classes = self.target.category_tensor(targets)
+        losses = {"task": (options.task, self.task_loss(student.logits, targets))}
         if isinstance(self.scd, SampleContrastiveDistillation):
-            out["scd"] = self.scd(output.representation, teacher.representation)
+            losses["scd"] = (options.scd, self.scd(student.representation, teachers.representation))
         elif self.scd is not None:
-            fold = _fold(teacher)
-            out["scd"] = self.scd(output.representation, teacher.representation - self.means[fold], fold)
+            fold = _fold(teachers)
+            centred = teachers.representation - self.means[fold]
+            losses["scd"] = (options.scd, self.scd(student.representation, centred, fold))
         if self.cpd is not None:
-            out["cpd"] = self._prototype_terms(self.cpd, output.representation, teacher, classes, shown)
+            prototypes = self._prototype_loss(self.cpd, student.representation, teachers, classes, batch.inputs)
+            losses["cpd"] = (options.cpd, prototypes)
         if self.rcd is not None:
-            out["rcd"] = self.rcd(output.logits, teacher.logits, classes)
-        if self.options.kl:
-            out["kl"] = self.target.response_divergence(output.logits, teacher.logits)
-        return out
+            losses["rcd"] = (options.rcd, self.rcd(student.logits, teachers.logits, classes))
+        if options.kl:
+            losses["kl"] = (options.kl, self.target.response_divergence(student.logits, teachers.logits))
+        return losses
 
-    def _prototype_terms(
+    def _prototype_loss(
         self,
         cpd: CategoryPrototypeDistillation,
         student: Tensor,
-        teacher: TeacherOutput,
+        teachers: TeacherOutputs,
         classes: Tensor,
-        shown: Tensor | None,
+        inputs: Inputs,
     ) -> Tensor:
-        """CPD of H and, where the options say so, the mean over its modalities' parts, each of the samples that show the modality."""
+        """CPD of H and, where the options ask for it, the mean over its modalities' parts, each of the samples that show the modality."""
         if self.options.cpd_prototypes == "batch":
-            return cpd(student, teacher.representation, classes)
-        fold = _fold(teacher)
-        representation, prototypes = teacher.representation - self.means[fold], self.prototypes[fold]
-        whole = cpd(student, representation, classes, prototypes)
+            return cpd(student, teachers.representation, classes)
+        fold = _fold(teachers)
+        representation, prototypes = teachers.representation - self.means[fold], self.prototypes[fold]
+        loss = cpd(student, representation, classes, prototypes)
         if not self.options.cpd_parts:
-            return whole
-        widths = self.network.part_widths
-        assert widths is not None, "checked when the method was made"
-        parts = student.split(list(widths.values()), 1)
-        counts = [None] * len(parts) if shown is None else shown.unbind(1)
+            return loss
+        assert self.student.parts is not None, "checked when the method was made"
+        visible = self.gather(inputs.shown(tuple(self.student.parts))).unbind(1)
+        parts = student.split(list(self.student.parts.values()), 1)
         each = [
-            cpd(part, representation, classes, prototypes, count) for part, count in zip(parts, counts, strict=True)
+            cpd(part, representation, classes, prototypes, counted)
+            for part, counted in zip(parts, visible, strict=True)
         ]
-        return whole + torch.stack(each).mean()
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """Weight of each term that is computed [open: the paper reports none; 1 each]."""
-        terms = {"scd": self.scd, "cpd": self.cpd, "rcd": self.rcd, "kl": self.options.kl or None}
-        computed = [name for name, term in terms.items() if term is not None]
-        return {"task": self.options.task, **{name: getattr(self.options, name) for name in computed}}
+        return loss + torch.stack(each).mean()
 
 
 def _scd(options: DistillationSettings) -> SampleContrastiveDistillation | SampleRelationDistillation:
@@ -149,8 +130,8 @@ def _rcd(options: DistillationSettings, classes: int) -> ResponseDisentangledCon
     return ResponseDisentangledConsistency(classes, hidden=options.critic_hidden, renormalize=options.renormalize)
 
 
-def _fold(teacher: TeacherOutput) -> Tensor:
+def _fold(teachers: TeacherOutputs) -> Tensor:
     """Which teacher each row is of, (N,), for losses that compare within a teacher."""
-    if teacher.answered_by is None:
-        return torch.zeros_like(teacher.representation[:, 0], dtype=torch.int64)
-    return teacher.answered_by
+    if teachers.answered_by is None:
+        return torch.zeros_like(teachers.representation[:, 0], dtype=torch.int64)
+    return teachers.answered_by

@@ -19,7 +19,7 @@ class CubeMLP(Method[CubeMLPNetwork]):
       `CubeMLPBlock`, `MixingUnit`;
     - shortcuts around the units and a layer norm ahead of the first map: `MixingUnit.shortcut`, `norm`;
     - the mixed cube read flat by a classifier, with a hidden layer of 128 where it is wider than that: `CubeMLPNetwork.classifier`;
-    - the task loss alone: `Method.terms`.
+    - the task loss alone: `Method.losses`.
 
     Adapted: language has an LSTM too, in place of a BERT trained along, since datasets come as features. LSTMs read forth only, where the
     original adds both directions, so that padding, which comes last, changes no state. Any number of modalities. Where a unit changes the
@@ -29,5 +29,5 @@ class CubeMLP(Method[CubeMLPNetwork]):
     """
 
     title: ClassVar[str] = "CubeMLP"
-    network_type = CubeMLPNetwork
+    network = "cubemlp"
     trains_on: ClassVar[Literal["complete", "missing"]] = "complete"

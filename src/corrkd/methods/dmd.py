@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from corrkd.data.batches import Context
-from corrkd.data.inputs import Inputs
-from corrkd.methods.base import Method, TeacherOutput
+from corrkd.methods.base import Losses, Method, TrainingBatch
 from corrkd.networks.dmd import Decoupled, DMDNetwork, Graph
 from corrkd.networks.encoder import pool
 
@@ -33,7 +31,7 @@ class DMD(Method[DMDNetwork]):
     - the heterogeneous graph's loss on representations, ten times that on logits: the released code minimises the cosines, where above 0,
       between the reinforced private parts at an edge's ends: `distillation_loss`;
     - fusion of both: `DMDNetwork.fuse`, `DMDNetwork.classify`;
-    - total: task + lambda_1 (L_rec + L_cyc + gamma (L_mar + L_ort)) + lambda_2 (HomoGD + HeteroGD): `weights`.
+    - total: task + lambda_1 (L_rec + L_cyc + gamma (L_mar + L_ort)) + lambda_2 (HomoGD + HeteroGD): `losses`.
 
     Adapted:
 
@@ -54,34 +52,31 @@ class DMD(Method[DMDNetwork]):
     """
 
     title: ClassVar[str] = "DMD"
-    network_type = DMDNetwork
+    network = "dmd"
     trains_on: ClassVar[Literal["complete", "missing"]] = "complete"
 
-    def forward(
-        self,
-        inputs: Inputs,
-        targets: Tensor,
-        teacher: TeacherOutput | None = None,
-        context: Context | None = None,
-    ) -> dict[str, Tensor]:
-        """The terms of `weights`."""
-        details = self.network.details(inputs)
-        targets, seen = self.gather(targets), self.gather(details.seen)
+    def losses(self, batch: TrainingBatch) -> Losses:
+        """Return the losses with the paper's weights; 1 for what f learns."""
+        details = self.student.details(batch.inputs)
+        targets, seen = self.gather(batch.targets), self.gather(details.seen)
         parts = list(details.parts.values())
         homogeneous, heterogeneous = (
             Graph(*(self.gather(x) for x in graph)) for graph in (details.shared, details.private)
         )
-        settings = self.network.settings
+        s = self.student.settings
+        weak = s.decoupling * s.gamma
+        unimodal = [self.unimodal_loss(graph, targets, seen) for graph in (homogeneous, heterogeneous)]
         return {
-            "task": self.target.task_loss(self.gather(details.output.logits), targets, self.class_weights),
-            "unimodal": self.unimodal_loss(homogeneous, targets, seen)
-            + self.unimodal_loss(heterogeneous, targets, seen),
-            "reconstruction": self.over_seen([reconstruction_loss(part) for part in parts], seen),
-            "cycle": self.over_seen([cycle_loss(part) for part in parts], seen),
-            "orthogonality": self.over_seen([orthogonality_loss(part) for part in parts], seen),
-            "margin": margin_loss(homogeneous.vectors, self.same_class(targets), seen, settings.margin),
-            "distillation": distillation_loss(homogeneous, settings.prior)
-            + distillation_loss(heterogeneous, settings.prior, settings.representation),
+            "task": (1.0, self.task_loss(self.gather(details.output.logits), targets)),
+            "unimodal": (1.0, unimodal[0] + unimodal[1]),
+            "reconstruction": (s.decoupling, self.over_seen([reconstruction_loss(part) for part in parts], seen)),
+            "cycle": (s.decoupling, self.over_seen([cycle_loss(part) for part in parts], seen)),
+            "orthogonality": (weak, self.over_seen([orthogonality_loss(part) for part in parts], seen)),
+            "margin": (weak, margin_loss(homogeneous.vectors, self.same_class(targets), seen, s.margin)),
+            "distillation": (
+                s.distillation,
+                distillation_loss(homogeneous, s.prior) + distillation_loss(heterogeneous, s.prior, s.representation),
+            ),
         }
 
     def over_seen(self, values: list[Tensor], seen: Tensor) -> Tensor:
@@ -102,21 +97,6 @@ class DMD(Method[DMDNetwork]):
         """(N, N) booleans."""
         rows = self.target.category_tensor(targets).reshape(len(targets), -1)
         return (rows[:, None] == rows[None]).all(-1)
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """The paper's weights; 1 for what f learns."""
-        s = self.network.settings
-        weak = s.decoupling * s.gamma
-        return {
-            "task": 1.0,
-            "unimodal": 1.0,
-            "reconstruction": s.decoupling,
-            "cycle": s.decoupling,
-            "orthogonality": weak,
-            "margin": weak,
-            "distillation": s.distillation,
-        }
 
 
 def reconstruction_loss(part: Decoupled) -> Tensor:

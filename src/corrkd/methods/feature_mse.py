@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from corrkd.methods.base import Method, TeacherOutput
-from corrkd.networks.base import Output
-from corrkd.networks.corrkd import CorrKDNetwork
+from corrkd.methods.base import Losses, Method, TrainingBatch
+from corrkd.networks.base import AnyNetwork
 
 
 class FeatureMSEOptions(BaseModel):
@@ -22,21 +20,22 @@ class FeatureMSEOptions(BaseModel):
     mse: Annotated[float, Field(ge=0.0)] = Field(1.0, description="weight of the representations' squared error")
 
 
-class FeatureMSE(Method[CorrKDNetwork]):
-    """Task loss, and the squared error of H from the teacher's, mean over samples and features. Both have one structure: no projection."""
+class FeatureMSE(Method[AnyNetwork]):
+    """Task loss, and the squared error of H from the teacher's, mean over samples and features. No projection: both have one width."""
 
     title: ClassVar[str] = "Feature-MSE distillation"
     options_type = FeatureMSEOptions
     needs_teacher: ClassVar[bool] = True
     search: ClassVar[Mapping[str, tuple[float, float]]] = {"options.mse": (0.1, 4.0)}
 
-    def terms(self, output: Output, targets: Tensor, teacher: TeacherOutput | None) -> dict[str, Tensor]:
-        """Task and mse."""
-        assert teacher is not None, "a distillation is trained with a teacher"
-        mse = mse_loss(output.representation, teacher.representation.detach())
-        return {**super().terms(output, targets, teacher), "mse": mse}
+    def build(self) -> None:
+        """Refuse teachers of another width."""
+        self.check_widths("the squared error", "train kl, which compares responses")
 
-    @property
-    def weights(self) -> dict[str, float]:
-        """1 for the task."""
-        return {"task": 1.0, "mse": self.options.mse}
+    def losses(self, batch: TrainingBatch) -> Losses:
+        """Return task and mse."""
+        student, teachers = self.student_output(batch), self.teacher_output(batch)
+        return {
+            "task": (1.0, self.task_loss(student.logits, self.gather(batch.targets))),
+            "mse": (self.options.mse, mse_loss(student.representation, teachers.representation.detach())),
+        }

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from corrkd.data.batches import Context, Samples
-from corrkd.data.inputs import Inputs
-from corrkd.methods.base import Method, TeacherOutput
+from corrkd.methods.base import Losses, Method, TrainingBatch
 from corrkd.networks.encoder import pool
 from corrkd.networks.gcnet import GCNetwork
 
@@ -45,7 +44,7 @@ class GCNet(Method[GCNetwork]):
     """
 
     title: ClassVar[str] = "GCNet"
-    network_type = GCNetwork
+    network = "gcnet"
     trains_on: ClassVar[Literal["complete", "missing"]] = "missing"
 
     def build(self) -> None:
@@ -62,34 +61,18 @@ class GCNet(Method[GCNetwork]):
                 parts[m].append(means)
         self._truth = {m: standardised(torch.cat(means), samples.present[m].any(1)) for m, means in parts.items()}
 
-    def forward(
-        self,
-        inputs: Inputs,
-        targets: Tensor,
-        teacher: TeacherOutput | None = None,
-        context: Context | None = None,
-    ) -> dict[str, Tensor]:
-        """Terms task and reconstruction. The graphs span the rows of all processes, among which a conversation may be shared out."""
-        assert context is not None, "GCNet is trained on samples whose place in the data is known"
+    def losses(self, batch: TrainingBatch) -> Losses:
+        """Return task and reconstruction. The graphs span the rows of all processes, over which a conversation may be distributed."""
         assert self._truth, "start() comes before training"
-        utterances = self.gather(self.network.utterances(inputs))
+        network, (inputs, targets, context) = self.student, batch
+        utterances = self.gather(network.utterances(inputs))
         rows = context.rows
-        dropped = {
-            m: self.gather(dropped_share(self._present[m][rows], inputs.visible[m])) for m in self.network.modalities
-        }
-        truth = {m: self.gather(self._truth[m][rows]) for m in self.network.modalities}
-        representation = self.network.complete(utterances, Context(*(self.gather(x) for x in context)))
-        return {
-            "task": self.target.task_loss(
-                self.network.classify(representation), self.gather(targets), self.class_weights
-            ),
-            "reconstruction": restoration_loss(self.network.restore(representation), truth, dropped),
-        }
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """1 for the task, the settings' for the reconstruction."""
-        return {"task": 1.0, "reconstruction": self.network.settings.reconstruction}
+        dropped = {m: self.gather(dropped_share(self._present[m][rows], inputs.visible[m])) for m in network.modalities}
+        truth = {m: self.gather(self._truth[m][rows]) for m in network.modalities}
+        representation = network.complete(utterances, Context(*(self.gather(x) for x in context)))
+        task = self.task_loss(network.classify(representation), self.gather(targets))
+        reconstruction = restoration_loss(network.restore(representation), truth, dropped)
+        return {"task": (1.0, task), "reconstruction": (network.settings.reconstruction, reconstruction)}
 
 
 def utterance_means(frames: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,11 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from corrkd.data.batches import Context
-from corrkd.data.inputs import Inputs
-from corrkd.methods.base import Method, TeacherOutput
+from corrkd.methods.base import Losses, Method, TrainingBatch
 from corrkd.networks.late_fusion import LateFusionNetwork
 
 
@@ -20,20 +17,14 @@ class LateFusion(Method[LateFusionNetwork]):
     """
 
     title: ClassVar[str] = "Late fusion"
-    network_type = LateFusionNetwork
+    network = "late-fusion"
 
-    def forward(
-        self,
-        inputs: Inputs,
-        targets: Tensor,
-        teacher: TeacherOutput | None = None,
-        context: Context | None = None,
-    ) -> dict[str, Tensor]:
-        """The term task."""
-        votes, shown = self.network.votes(inputs)
-        targets, shown = self.gather(targets), self.gather(shown)
+    def losses(self, batch: TrainingBatch) -> Losses:
+        """Return task."""
+        votes, shown = self.student.votes(batch.inputs)
+        targets, shown = self.gather(batch.targets), self.gather(shown)
         losses = [
-            self.target.masked_task_loss(self.gather(vote), targets, shown[:, place], self.class_weights)
-            for place, vote in enumerate(votes)
+            self.target.masked_task_loss(self.gather(vote), targets, shown[:, index], self.class_weights)
+            for index, vote in enumerate(votes)
         ]
-        return {"task": torch.stack(losses).sum()}
+        return {"task": (1.0, torch.stack(losses).sum())}

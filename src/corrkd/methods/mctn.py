@@ -8,11 +8,9 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor
 
-from corrkd.data.batches import Context
-from corrkd.data.inputs import Inputs
 from corrkd.losses.frames import frame_errors, mean_error
-from corrkd.methods.base import Method, TeacherOutput
-from corrkd.networks.mctn import MCTNNetwork, MCTNPerSourceNetwork, MCTNSettings
+from corrkd.methods.base import Losses, Method, TrainingBatch
+from corrkd.networks.mctn import MCTNNetwork, MCTNPerSourceNetwork
 
 
 class MCTN(Method[MCTNNetwork]):
@@ -37,23 +35,12 @@ class MCTN(Method[MCTNNetwork]):
     """
 
     title: ClassVar[str] = "MCTN"
-    network_type = MCTNNetwork
+    network = "mctn"
     trains_on: ClassVar[Literal["complete", "missing"]] = "complete"
 
-    def forward(
-        self,
-        inputs: Inputs,
-        targets: Tensor,
-        teacher: TeacherOutput | None = None,
-        context: Context | None = None,
-    ) -> dict[str, Tensor]:
-        """task, l2, and translation and cycle where there is more than one modality."""
-        return mctn_losses(self, self.network, inputs, targets)
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """1, the head's decay, lambda_t and lambda_c."""
-        return mctn_weights(self.network.settings, more=bool(self.network.targets))
+    def losses(self, batch: TrainingBatch) -> Losses:
+        """Return task, l2, and translation and cycle where there is more than one modality."""
+        return mctn_losses(self, self.student, batch)
 
 
 class MCTNPerSource(Method[MCTNPerSourceNetwork]):
@@ -64,48 +51,36 @@ class MCTNPerSource(Method[MCTNPerSourceNetwork]):
     """
 
     title: ClassVar[str] = "MCTN per source"
-    network_type = MCTNPerSourceNetwork
+    network = "mctn-per-source"
     trains_on: ClassVar[Literal["complete", "missing"]] = "complete"
 
-    def forward(
-        self,
-        inputs: Inputs,
-        targets: Tensor,
-        teacher: TeacherOutput | None = None,
-        context: Context | None = None,
-    ) -> dict[str, Tensor]:
-        """The terms of `MCTN`, each summed over the sources."""
-        models = cast(Sequence[MCTNNetwork], self.network.models)
-        losses = [mctn_losses(self, model, inputs, targets) for model in models]
-        return {name: torch.stack([each[name] for each in losses]).sum() for name in losses[0]}
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """As of `MCTN`."""
-        return mctn_weights(self.network.settings, more=len(self.network.modalities) > 1)
+    def losses(self, batch: TrainingBatch) -> Losses:
+        """Return the losses of `MCTN`, each summed over the sources."""
+        models = cast(Sequence[MCTNNetwork], self.student.models)
+        losses = [mctn_losses(self, model, batch) for model in models]
+        return {
+            name: (weight, torch.stack([each[name][1] for each in losses]).sum())
+            for name, (weight, _) in losses[0].items()
+        }
 
 
-def mctn_losses(method: Method[Any], network: MCTNNetwork, inputs: Inputs, targets: Tensor) -> dict[str, Tensor]:
-    """Return MCTN's loss terms by name, of the rows of all processes."""
+def mctn_losses(method: Method[Any], network: MCTNNetwork, batch: TrainingBatch) -> Losses:
+    """Return MCTN's losses by name, of the rows of all processes."""
+    settings, inputs = network.settings, batch.inputs
     levels = network.join(inputs)
     logits = network.predict(levels[-1], inputs.exists[network.source]).logits
-    out = {
-        "task": method.target.task_loss(method.gather(logits), method.gather(targets), method.class_weights),
-        "l2": network.head.weight.square().sum(),
+    losses = {
+        "task": (1.0, method.task_loss(method.gather(logits), method.gather(batch.targets))),
+        "l2": (settings.l2, network.head.weight.square().sum()),
     }
-    made = network.translate(levels, inputs.exists)
+    translations = network.translate(levels, inputs.exists)
 
     def error(written: Tensor, modality: str) -> Tensor:
         errors = frame_errors(written, inputs.frames[modality], inputs.visible[modality])
         return mean_error(method.gather(errors))
 
-    if made.back is not None:
-        out["translation"] = torch.stack([error(made.targets[m], m) for m in network.targets]).sum()
-        out["cycle"] = error(made.back, network.source)
-    return out
-
-
-def mctn_weights(settings: MCTNSettings, *, more: bool) -> dict[str, float]:
-    """Return the weights of MCTN's terms; `more`: there is more than one modality."""
-    translating = {"translation": settings.translation, "cycle": settings.cycle}
-    return {"task": 1.0, "l2": settings.l2, **(translating if more else {})}
+    if translations.back is not None:
+        to_targets = torch.stack([error(translations.targets[m], m) for m in network.targets]).sum()
+        losses["translation"] = (settings.translation, to_targets)
+        losses["cycle"] = (settings.cycle, error(translations.back, network.source))
+    return losses

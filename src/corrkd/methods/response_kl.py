@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
-from corrkd.methods.base import Method, TeacherOutput
-from corrkd.networks.base import Output
-from corrkd.networks.corrkd import CorrKDNetwork
+from corrkd.methods.base import Losses, Method, TrainingBatch
+from corrkd.networks.base import AnyNetwork
 
 
 class ResponseKLOptions(BaseModel):
@@ -22,7 +20,7 @@ class ResponseKLOptions(BaseModel):
     temperature: Annotated[float, Field(gt=0.0)] = Field(1.0, description="T, by which both sides' logits are divided")
 
 
-class ResponseKL(Method[CorrKDNetwork]):
+class ResponseKL(Method[AnyNetwork]):
     """Task loss, and the divergence of the student's response from the teacher's: the plain form of what RCD refines."""
 
     title: ClassVar[str] = "Plain KL distillation"
@@ -30,13 +28,12 @@ class ResponseKL(Method[CorrKDNetwork]):
     needs_teacher: ClassVar[bool] = True
     search: ClassVar[Mapping[str, tuple[float, float]]] = {"options.kl": (0.1, 4.0)}
 
-    def terms(self, output: Output, targets: Tensor, teacher: TeacherOutput | None) -> dict[str, Tensor]:
-        """Task and kl."""
-        assert teacher is not None, "a distillation is trained with a teacher"
-        kl = self.target.response_divergence(output.logits, teacher.logits, self.options.temperature)
-        return {**super().terms(output, targets, teacher), "kl": kl}
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """1 for the task."""
-        return {"task": 1.0, "kl": self.options.kl}
+    def losses(self, batch: TrainingBatch) -> Losses:
+        """Return task and kl."""
+        options: ResponseKLOptions = self.options
+        student, teachers = self.student_output(batch), self.teacher_output(batch)
+        divergence = self.target.response_divergence(student.logits, teachers.logits, options.temperature)
+        return {
+            "task": (1.0, self.task_loss(student.logits, self.gather(batch.targets))),
+            "kl": (options.kl, divergence),
+        }

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, one_hot
 
-from corrkd.data.batches import Context, Samples
-from corrkd.data.inputs import Inputs
-from corrkd.methods.base import Method, TeacherOutput
+from corrkd.data.batches import Samples
+from corrkd.methods.base import Losses, Method, TrainingBatch
 from corrkd.networks.self_mm import SelfMMNetwork
 from corrkd.targets.base import Target
 
@@ -50,7 +49,7 @@ class SelfMM(Method[SelfMMNetwork]):
     """
 
     title: ClassVar[str] = "Self-MM"
-    network_type = SelfMMNetwork
+    network = "self-mm"
     trains_on: ClassVar[Literal["complete", "missing"]] = "complete"
 
     def build(self) -> None:
@@ -59,35 +58,29 @@ class SelfMM(Method[SelfMMNetwork]):
 
     def start(self, samples: Samples) -> None:
         """Makes the memory: all unimodal labels start as the sample's own."""
-        settings = self.network.settings
-        self.labels.start(samples.targets, [settings.unimodal] * len(self.network.modalities), settings.fusion)
+        settings = self.student.settings
+        self.labels.start(samples.targets, [settings.unimodal] * len(self.student.modalities), settings.fusion)
 
-    def forward(
-        self,
-        inputs: Inputs,
-        targets: Tensor,
-        teacher: TeacherOutput | None = None,
-        context: Context | None = None,
-    ) -> dict[str, Tensor]:
-        """task, and unimodal: the sum over modalities. In training the memory and the labels of these samples move on."""
-        assert context is not None, "Self-MM keeps a memory of each sample"
-        fused, parts = self.network.tasks(inputs)
+    def losses(self, batch: TrainingBatch) -> Losses:
+        """Return task, and unimodal: the sum over modalities. In training the memory and the labels of these samples move on."""
+        inputs, targets, context = batch
+        fused, parts = self.student.tasks(inputs)
         rows = self.gather(context.rows)
-        shown = [self.gather(inputs.visible[m].any(1).to(targets.dtype)) > 0 for m in self.network.modalities]
+        shown = [self.gather(inputs.visible[m].any(1).to(targets.dtype)) > 0 for m in self.student.modalities]
         representation = self.gather(fused.representation)
         own = [self.gather(part.representation) for part in parts]
         unimodal = sum(
             (
-                self.unimodal_loss(place, self.gather(part.logits), rows, shown[place])
-                for place, part in enumerate(parts)
+                self.unimodal_loss(index, self.gather(part.logits), rows, shown[index])
+                for index, part in enumerate(parts)
             ),
             torch.zeros((), device=rows.device),
         )
         if self.training:
             self.labels.update(rows, representation, own, shown)
         return {
-            "task": self.target.task_loss(self.gather(fused.logits), self.gather(targets), self.class_weights),
-            "unimodal": unimodal,
+            "task": (1.0, self.task_loss(self.gather(fused.logits), self.gather(targets))),
+            "unimodal": (1.0, unimodal),
         }
 
     def unimodal_loss(self, place: int, logits: Tensor, rows: Tensor, shown: Tensor) -> Tensor:
@@ -102,11 +95,6 @@ class SelfMM(Method[SelfMMNetwork]):
         else:
             loss = -weight.amax(1) * (self.labels.distribution(labels) * log_softmax(logits, -1)).sum(1)
         return (loss * shown).sum() / max(len(rows), 1)
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """1 each, as the original adds its tasks."""
-        return {"task": 1.0, "unimodal": 1.0}
 
 
 class LabelGeneration(nn.Module):

@@ -9,10 +9,10 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from corrkd.data.batches import Context, Samples
+from corrkd.data.batches import Samples
 from corrkd.data.inputs import Inputs
 from corrkd.losses.frames import frame_errors, mean_error
-from corrkd.methods.base import Method, TeacherOutput
+from corrkd.methods.base import Losses, Method, TrainingBatch
 from corrkd.networks.smil import NEUTRAL, SMILNetwork, SMILOutput
 
 
@@ -41,38 +41,37 @@ class SMIL(Method[SMILNetwork]):
     """
 
     title: ClassVar[str] = "SMIL"
-    network_type = SMILNetwork
+    network = "smil"
     trains_on: ClassVar[Literal["complete", "missing"]] = "missing"
 
     def start(self, samples: Samples) -> None:
         """Sets the priors. Samples in which a modality is wholly missing do not count for it."""
-        self.network.set_priors(centres(samples, self.network.settings.priors))
+        self.student.set_priors(centres(samples, self.student.settings.priors))
 
-    def forward(
-        self,
-        inputs: Inputs,
-        targets: Tensor,
-        teacher: TeacherOutput | None = None,
-        context: Context | None = None,
-    ) -> dict[str, Tensor]:
-        """Terms inner (incomplete samples), outer (complete samples, adapted parameters), reconstruction, divergence."""
-        network = self.network
+    def losses(self, batch: TrainingBatch) -> Losses:
+        """Return inner (incomplete samples), outer (complete samples, adapted parameters), reconstruction, divergence."""
+        network, (inputs, targets, _) = self.student, batch
+        settings = network.settings
         complete = torch.stack([(inputs.visible[m] | ~inputs.exists[m]).all(1) for m in network.modalities]).all(0)
         before = network.respond(inputs)
         inner = self.target.masked_task_loss(before.logits, targets, ~complete, self.class_weights)
         after: SMILOutput = functional_call(_Responding(network), self.adapted(inner), args=(inputs,), strict=False)
         everyone, whole = self.gather(targets), self.gather(complete)
-        divergence = before.perturbation.divergence(NEUTRAL, network.settings.deviation)
+        divergence = before.perturbation.divergence(NEUTRAL, settings.deviation)
         return {
-            "inner": self.target.masked_task_loss(self.gather(before.logits), everyone, ~whole, self.class_weights),
-            "outer": self.target.masked_task_loss(self.gather(after.logits), everyone, whole, self.class_weights),
-            "reconstruction": self._reconstruction(inputs),
-            "divergence": self.gather(divergence).mean(),
+            "inner": (settings.inner, self.masked_task_loss(before, everyone, ~whole)),
+            "outer": (settings.outer, self.masked_task_loss(after, everyone, whole)),
+            "reconstruction": (settings.reconstruction, self._reconstruction(inputs)),
+            "divergence": (settings.divergence, self.gather(divergence).mean()),
         }
+
+    def masked_task_loss(self, output: SMILOutput, targets: Tensor, mask: Tensor) -> Tensor:
+        """Return the task loss of the samples in a mask, of all processes, from this process's output."""
+        return self.target.masked_task_loss(self.gather(output.logits), targets, mask, self.class_weights)
 
     def adapted(self, loss: Tensor) -> dict[str, Tensor]:
         """Parameters theta - alpha d loss / d theta, by name; the gradient counts as a constant (first order)."""
-        network = self.network
+        network = self.student
         parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         gradients = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
         rate = network.settings.inner_lr
@@ -80,19 +79,13 @@ class SMIL(Method[SMILNetwork]):
         return {f"network.{name}": p if g is None else p - rate * g.detach() for (name, p), g in pairs}
 
     def _reconstruction(self, inputs: Inputs) -> Tensor:
-        network = self.network
+        network = self.student
         shown = network.look(inputs)
         errors = []
         for m in network.modalities:
             made = network.reconstruct(m, network.without(m, shown))[:, None].expand_as(inputs.frames[m])
             errors.append(mean_error(self.gather(frame_errors(made, inputs.frames[m], inputs.visible[m]))))
         return torch.stack(errors).mean()
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """As in the settings."""
-        settings = self.network.settings
-        return {name: getattr(settings, name) for name in ("inner", "outer", "reconstruction", "divergence")}
 
 
 class _Responding(nn.Module):

@@ -3,10 +3,10 @@
 from typing import ClassVar
 
 from corrkd.methods.base import Method
-from corrkd.networks.corrkd import CorrKDNetwork
+from corrkd.networks.base import AnyNetwork
 
 
-class TaskOnly(Method[CorrKDNetwork]):
+class TaskOnly(Method[AnyNetwork]):
     """No distillation. Trained on complete samples it is the teacher; under MRM it is the control that a distillation has to beat."""
 
     title: ClassVar[str] = "No distillation"

@@ -7,10 +7,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from corrkd.data.batches import Context
-from corrkd.data.inputs import Inputs
 from corrkd.losses.frames import frame_errors, mean_error
-from corrkd.methods.base import Method, TeacherOutput
+from corrkd.methods.base import Losses, Method, TrainingBatch
 from corrkd.networks.transm import TransMNetwork
 
 
@@ -42,18 +40,13 @@ class TransM(Method[TransMNetwork]):
     """
 
     title: ClassVar[str] = "TransM"
-    network_type = TransMNetwork
+    network = "transm"
     trains_on: ClassVar[Literal["complete", "missing"]] = "complete"
 
-    def forward(
-        self,
-        inputs: Inputs,
-        targets: Tensor,
-        teacher: TeacherOutput | None = None,
-        context: Context | None = None,
-    ) -> dict[str, Tensor]:
-        """Terms task, forward and backward."""
-        network = self.network
+    def losses(self, batch: TrainingBatch) -> Losses:
+        """Return task, forward and backward."""
+        network, inputs = self.student, batch.inputs
+        settings = network.settings
         ways = network.translate(inputs)
         logits = network.fuse(ways, inputs).logits
 
@@ -61,13 +54,7 @@ class TransM(Method[TransMNetwork]):
             return mean_error(self.gather(frame_errors(made, inputs.frames[m], inputs.visible[m], absolute=True)))
 
         return {
-            "task": self.target.task_loss(self.gather(logits), self.gather(targets), self.class_weights),
-            "forward": torch.stack([error(way.there, way.target) for way in ways]).mean(),
-            "backward": torch.stack([error(way.back, way.source) for way in ways]).mean(),
+            "task": (1.0, self.task_loss(self.gather(logits), self.gather(batch.targets))),
+            "forward": (settings.forward, torch.stack([error(way.there, way.target) for way in ways]).mean()),
+            "backward": (settings.backward, torch.stack([error(way.back, way.source) for way in ways]).mean()),
         }
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """As in the settings."""
-        settings = self.network.settings
-        return {"task": 1.0, "forward": settings.forward, "backward": settings.backward}

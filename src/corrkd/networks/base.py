@@ -115,8 +115,16 @@ class Network(nn.Module, Generic[S]):
             )
 
     @property
-    def part_widths(self) -> dict[str, int] | None:
-        """Width of each modality's part of the representation, which holds them in this order; None: there are no such parts."""
+    def representation_width(self) -> int:
+        """Width D of the representation."""
+        raise NotImplementedError
+
+    @property
+    def parts(self) -> Mapping[str, int] | None:
+        """Width of each modality's part of the representation, in the order in which it holds them, each of its own modality alone.
+
+        None: the representation has no such parts.
+        """
         return None
 
     def set_fill(self, means: Mapping[str, Sequence[float] | Tensor]) -> None:

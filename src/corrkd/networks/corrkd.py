@@ -36,7 +36,7 @@ class CorrKDNetwork(Network[NetworkSettings]):
         return len(self.modalities) * self.settings.width
 
     @property
-    def part_widths(self) -> dict[str, int]:
+    def parts(self) -> dict[str, int]:
         """H is the modalities' pooled vectors side by side."""
         return dict.fromkeys(self.modalities, self.settings.width)
 

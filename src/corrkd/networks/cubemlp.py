@@ -60,9 +60,14 @@ class CubeMLPNetwork(Network[CubeMLPSettings]):
             shape = out
         self.blocks = nn.Sequential(*blocks)
         self.dropout = Dropout(settings.dropout)
-        flat = shape[0] * shape[1] * shape[2]
-        between = [READ_OUT] if flat > READ_OUT else []
-        self.classifier = fully_connected([flat, *between, self.target.num_logits], settings.dropout)
+        self.flat = shape[0] * shape[1] * shape[2]
+        between = [READ_OUT] if self.flat > READ_OUT else []
+        self.classifier = fully_connected([self.flat, *between, self.target.num_logits], settings.dropout)
+
+    @property
+    def representation_width(self) -> int:
+        """Size of the mixed cube."""
+        return self.flat
 
     def forward(self, inputs: Inputs) -> Output:
         """The mixed cube, flat, and logits."""

@@ -98,6 +98,11 @@ class GCNetwork(Network[GCNetSettings]):
         self.classifier = fully_connected([width, self.target.num_logits], settings.dropout)
         self.reconstructors = nn.ModuleList(nn.Linear(width, widths[m]) for m in self.modalities)
 
+    @property
+    def representation_width(self) -> int:
+        """Hidden width of the branches."""
+        return self.settings.width
+
     def forward(self, inputs: Inputs, context: Context | None = None) -> Output:
         """Representation (N, width) and logits; without a context every sample is its own conversation.
 

@@ -32,6 +32,16 @@ class LateFusionNetwork(Network[NetworkSettings]):
             for _ in self.modalities
         )
 
+    @property
+    def representation_width(self) -> int:
+        """Width of all modalities' vectors side by side."""
+        return len(self.modalities) * self.settings.width
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The representation is the modalities' vectors side by side."""
+        return dict.fromkeys(self.modalities, self.settings.width)
+
     def forward(self, inputs: Inputs) -> Output:
         """The representation is the vectors of all modalities side by side; logits are the log of the mean response."""
         vectors = self.encode(inputs)

@@ -78,6 +78,11 @@ class MCTNNetwork(Network[MCTNSettings]):
         self.attention = nn.Linear(width, 1)
         self.head = nn.Linear(width, self.target.num_logits)
 
+    @property
+    def representation_width(self) -> int:
+        """Width of the recurrent networks."""
+        return self.settings.width
+
     def forward(self, inputs: Inputs) -> Output:
         """Logits from the source alone. The representation is (N, width)."""
         return self.predict(self.join(inputs)[-1], inputs.exists[self.source])
@@ -145,6 +150,16 @@ class MCTNPerSourceNetwork(Network[MCTNSettings]):
             MCTNNetwork(widths, frames, target=self.target, settings=self.settings.model_copy(update={"source": m}))
             for m in self.modalities
         )
+
+    @property
+    def representation_width(self) -> int:
+        """Width of all models' representations side by side."""
+        return len(self.modalities) * self.settings.width
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The representation holds that of the model of each source."""
+        return dict.fromkeys(self.modalities, self.settings.width)
 
     def forward(self, inputs: Inputs) -> Output:
         """The models' representations side by side, (N, M x width), and the log of their mean response."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from corrkd.errors import CorrKDError
 from corrkd.networks.base import AnyNetwork, Network
 from corrkd.plugins import find
 
@@ -21,6 +22,15 @@ BUILT_IN = {
 
 
 def network_class(name: str) -> type[AnyNetwork]:
-    """The network of that name. Raises CorrKDError for an unknown one."""
-    found: type[AnyNetwork] = find(name, BUILT_IN, GROUP, Network, "network")
-    return found
+    """Return the network of that name.
+
+    Raises:
+        CorrKDError: the name is unknown, or the class has another: a saved model is loaded by the name of its network.
+    """
+    kind: type[AnyNetwork] = find(name, BUILT_IN, GROUP, Network, "network")
+    declared = getattr(kind, "name", None)
+    if declared != name:
+        raise CorrKDError(
+            f"network {name!r}: its class {kind.__qualname__} has the name {declared!r}; give it the name of its entry point"
+        )
+    return kind

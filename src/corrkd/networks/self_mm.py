@@ -48,6 +48,11 @@ class SelfMMNetwork(Network[SelfMMSettings]):
         )
         self.dropout = Dropout(settings.dropout)
 
+    @property
+    def representation_width(self) -> int:
+        """Width of F*_m."""
+        return self.settings.fusion
+
     def forward(self, inputs: Inputs) -> Output:
         """F*_m and the multimodal logits."""
         return self.fused(self.encode(inputs))

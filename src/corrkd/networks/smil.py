@@ -99,17 +99,22 @@ class SMILNetwork(Network[SMILSettings]):
         """The modules."""
         settings = self.settings
         structure = settings.network
-        whole = len(widths) * structure.width
+        width = self.representation_width
         self.encoders = nn.ModuleList(Encoder(widths[m], frames[m], structure) for m in self.modalities)
         # Each modality's (K, d_m) under its place, since a buffer's name may not hold a dot and a modality's may.
         for place, m in enumerate(self.modalities):
             self.register_buffer(f"priors{place}", torch.zeros(settings.priors, widths[m]))
         self.reconstruction = nn.ModuleList(
-            GaussianLayer(whole, settings.priors, NEUTRAL, 0.5) for _ in self.modalities
+            GaussianLayer(width, settings.priors, NEUTRAL, 0.5) for _ in self.modalities
         )
-        self.regularisation = GaussianLayer(whole, whole, NEUTRAL, settings.deviation / 5)
+        self.regularisation = GaussianLayer(width, width, NEUTRAL, settings.deviation / 5)
         self.dropout = Dropout(structure.dropout)
-        self.classifier = fully_connected([whole, *structure.classifier, self.target.num_logits], structure.dropout)
+        self.classifier = fully_connected([width, *structure.classifier, self.target.num_logits], structure.dropout)
+
+    @property
+    def representation_width(self) -> int:
+        """Width of all modalities' features side by side."""
+        return len(self.modalities) * self.settings.network.width
 
     @torch.no_grad()
     def set_priors(self, centres: Mapping[str, Tensor]) -> None:

@@ -75,13 +75,13 @@ class TransMNetwork(Network[TransMSettings]):
         self.streams = nn.ModuleList(Encoder(widths[m], frames[m], stream) for m in streams)
         self.dropout = Dropout(structure.dropout)
         self.classifier = fully_connected(
-            [
-                (2 * len(self.others) + len(streams)) * structure.width,
-                *structure.classifier,
-                self.target.num_logits,
-            ],
-            structure.dropout,
+            [self.representation_width, *structure.classifier, self.target.num_logits], structure.dropout
         )
+
+    @property
+    def representation_width(self) -> int:
+        """Width of both ways of all cells and of the streams."""
+        return (2 * len(self.others) + len(self.streams)) * self.settings.network.width
 
     def forward(self, inputs: Inputs) -> Output:
         """The representation is (N, 2 x cells x width), with the streams M x width more. Nothing is decoded."""
