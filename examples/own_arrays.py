@@ -44,7 +44,7 @@ settings = corrkd.load_settings(
     network={"width": 16, "heads": 4, "layers": 1, "feedforward": 32},
     teacher={"epochs": 6, "batch_size": 32, "lr": 3e-3},
     student={"epochs": 8, "batch_size": 32, "lr": 3e-3},
-    evaluation={"ratios": [0.0, 0.5, 1.0], "bursts": [], "draws": 1},
+    evaluation={"conditions": {"ratio": [0.0, 0.5, 1.0], "burst": []}, "draws": 1},
 )
 done = corrkd.run(settings, "runs/mine", overwrite=True)
 print("weighted F1, averaged over the missing subsets:")
