@@ -38,7 +38,7 @@ def test_the_names_are_there() -> None:
 def test_the_student_does_as_the_run_says(finished: Path, data: Path) -> None:  # noqa: F811
     results = pd.read_csv(finished / "results.csv")
     for seed in (0, 1):
-        table = corrkd.evaluate(corrkd.load_student(finished / f"seed-{seed}"), corrkd.load_dataset(data))
+        table = corrkd.evaluate(corrkd.load_student(finished / "synthetic" / f"seed-{seed}"), corrkd.load_dataset(data))
         expected = results[(results["method"] == "student") & (results["seed"] == seed)]
         both = table.merge(expected, on=["condition", "draw", "metric"], validate="one_to_one")
         shared = set(expected["condition"]) - {"ratios"}  # the run tests fewer ratios and draws

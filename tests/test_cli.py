@@ -216,7 +216,7 @@ def test_presets() -> None:
         (("run", "--set", f"device={ABSENT}"), [f"device '{ABSENT}' is not there"]),
         (("run", "--set", "evaluation.projection=smell"), ["condition 'smell' is unknown"]),
         (("run", "--set", "data.modalities=[smell]"), ["no modality 'smell'", "language"]),
-        (("resume", "nowhere"), ["nowhere: not a run folder"]),
+        (("resume", "nowhere"), ["nowhere: no such folder"]),
         (("report", "nowhere"), ["nowhere"]),
         (("evaluate", "nowhere", "--data", "synthetic"), ["nowhere: no trained student"]),
         (("data", "inspect", "nowhere"), ["nowhere: no such file"]),
@@ -241,7 +241,7 @@ def test_evaluates_errors_are_one_line(finished: Path, tmp_path: Path) -> None: 
     assert "language is 24 wide, but the model was trained on 8" in corrkd(*words, wide).line
     assert "conditions: none named" in corrkd(*words, whole, "--conditions", "").line
     assert "no sample is naturally incomplete" in corrkd(*words, whole, "--conditions", "natural").line
-    assert "not a manifest of masks" in corrkd(*words, whole, "--masks", finished / "run.json").line
+    assert "not a manifest of masks" in corrkd(*words, whole, "--masks", finished / "synthetic" / "run.json").line
     assert "give one of them" in corrkd(*words, whole, "--masks", "a", "--export-masks", "b").line
     assert "device 'gpu' is not there; use " in corrkd(*words, whole, "--device", "gpu").line
     assert (
@@ -257,7 +257,7 @@ def test_synthetic_is_the_runs_own(finished: Path) -> None:  # noqa: F811
 def test_compare_tells_what_failed_and_exits_with_1(tmp_path: Path) -> None:
     plan = {
         "datasets": {"built-in": {"settings": {k: v for k, v in tiny(**FAST).items() if k != "seeds"}}},
-        "methods": {"no-distillation": {}, "late-fusion": {"stage": {"lr": 1e30, "clip_norm": None, "epochs": 3}}},
+        "arms": {"no-distillation": {}, "late-fusion": {"stage": {"lr": 1e30, "clip_norm": None, "epochs": 3}}},
     }
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     done = corrkd("compare", "--settings", tmp_path / "plan.yaml", "--jobs", 2, "--out", tmp_path / "out")
@@ -294,4 +294,4 @@ def test_tune_writes_a_plan_and_says_how_to_use_it(tmp_path: Path) -> None:
     assert done.code == 0, done.err
     assert "no-distillation  trial 2/2: " in done.err
     assert f"corrkd compare --settings {tmp_path / 'out' / 'tuned.yaml'}" in done.out
-    assert set(yaml.safe_load((tmp_path / "out" / "tuned.yaml").read_text())) == {"search", "methods"}
+    assert set(yaml.safe_load((tmp_path / "out" / "tuned.yaml").read_text())) == {"search", "arms"}

@@ -109,7 +109,7 @@ def test_a_modality_of_its_kind_s_name_is_refused_only_where_it_is_tested() -> N
 
 
 def test_a_report_without_the_package_is_one_line(done: corrkd.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from corrkd.report.page import write_report
+    from corrkd.report.report import write_report
 
     monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: ())
     with pytest.raises(

@@ -190,8 +190,12 @@ def test_a_killed_run_goes_on_with_the_teachers_that_are_left(taught: tuple[Expe
     ],
 )
 def test_what_cannot_be_is_one_line(teacher: dict[str, object], line: str, tmp_path: Path) -> None:
+    def check() -> None:
+        experiment = experiment_of(tmp_path, **teacher)
+        check_splits(experiment, run_arms(experiment))
+
     with pytest.raises(CorrKDError, match=line) as error:
-        experiment_of(tmp_path, **teacher)
+        check()
     assert "\n" not in str(error.value)
 
 

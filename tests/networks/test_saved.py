@@ -339,7 +339,7 @@ def test_a_model_by_itself_and_a_run(stem: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(folder)
     for path in (".", "student", "student.json"):
         assert load_student(path).about == saved().about
-    (folder / "run.json").write_text("{}")
+    (folder / "run.json").write_text('{"reference": "student"}')
     (folder / "config.json").write_text("{}")
     assert load_student(folder).about == saved().about
     (folder / "run.json").unlink()

@@ -207,6 +207,8 @@ def read_plan(out: Path, *, unchanged: bool = False) -> Plan:
         CorrKDError: where there is none, or it is damaged or was edited.
     """
     path = out / PLAN
+    if not out.is_dir():
+        raise CorrKDError(f"{out}: no such folder")
     if not path.is_file():
         raise CorrKDError(
             f"{out}: holds no {PLAN}; give a folder that this version of `corrkd run` or `corrkd compare` wrote"

@@ -165,7 +165,7 @@ def execute(
     if out is not None:
         folder.check(Path(out), overwrite=overwrite, continues=continues)  # before data are read
     experiments = {name: prepared(name, part, reporter) for name, part in plan.datasets.items()}
-    out = (_usual_folder(experiments) if out is None else Path(out)).resolve()
+    out = _usual_folder(experiments) if out is None else Path(out)
     with folder.locked(out) if is_first_process() else nullcontext():
         if is_first_process():
             folder.check(out, overwrite=overwrite, continues=continues)
@@ -176,7 +176,7 @@ def execute(
                 _say_notes(name, out, reporter)
         wait_for_all(next(iter(experiments.values())).settings)
         jobs = [
-            Job(out / name, part, arm, seed, evaluate)
+            Job(out.resolve() / name, part, arm, seed, evaluate)
             for name, part in plan.datasets.items()
             for seed in part.settings.seeds
             for arm in part.arms

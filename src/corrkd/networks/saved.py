@@ -274,7 +274,8 @@ def load_student(path: str | Path) -> SavedNetwork:
 def _stems(path: Path) -> Iterator[Path]:
     """Where a path may lead to a student: itself, an arm's folder, or the reference arm of a seed's, a dataset's or a run's folder."""
     yield path
-    yield path / path.name
+    inside = [file.with_suffix("") for file in path.glob("*.safetensors") if file.with_suffix(".json").is_file()]
+    yield from (stem for stem in inside if stem.name == path.name or len(inside) == 1)
     dataset = dataset_folder(path)
     if dataset is not None:
         reference = reference_arm(dataset)
