@@ -22,8 +22,7 @@ from corrkd.missing.conditions import standard_conditions
 from corrkd.missing.manifest import load_manifest, make_manifest, save_manifest
 from corrkd.networks.saved import load_network, save_network
 from corrkd.parsing import DIGEST, json_text, with_digest
-from corrkd.report import tables
-from corrkd.report.report import plain_report
+from corrkd.report import plain_report, tables
 from corrkd.report.run_folder import AbsentError, RunFolder, open_datasets
 from corrkd.report.standings import method_counts
 from corrkd.settings import EvaluationSettings, load_settings, preset_text
@@ -32,7 +31,7 @@ from tests.conftest import make_dataset, make_samples
 from tests.experiment.conftest import tiny
 from tests.fuzz.mutate import mutate
 from tests.networks.test_saved import saved
-from tests.report.fake_comparison import write_fake_comparison
+from tests.report.fake_run import write_fake_comparison
 
 
 @dataclass(frozen=True)
@@ -115,18 +114,13 @@ def converted_target(tmp: Path) -> Target:
 
 
 def run_target(tmp: Path) -> Target:
-    write_fake_comparison(tmp / "out", methods=("corrkd", "kl"), seeds=(0,), samples=12)
+    write_fake_comparison(tmp / "out", arms=("corrkd", "kl"), seeds=(0,), samples=12)
     names = [str(p.relative_to(tmp / "out")) for p in sorted((tmp / "out").rglob("*")) if p.is_file()]
 
     def read(folder: Path) -> None:
         plain_report(folder)
         for run in open_datasets(folder).values():
-            for part in (
-                method_counts,
-                RunFolder.costs,
-                RunFolder.settings,
-                tables.data,
-            ):
+            for part in (method_counts, RunFolder.costs, RunFolder.history, tables.data):
                 try:
                     part(run)
                 except AbsentError as error:

@@ -1,21 +1,93 @@
-"""Writes a small run folder as a run would, with invented numbers, for the report to read."""
+"""Writes a small plan's folder as `corrkd run` or `corrkd compare` would, with invented answers and the scores that follow from them."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from safetensors.numpy import save_file
 
-METHODS = ("student", "teacher", "control")
-TITLES = {"student": "CorrKD student", "teacher": "Teacher", "control": "No-distillation control"}
-STRENGTH = {"majority": 0.0, "teacher": 0.55, "control": 0.78, "student": 0.8, "bayes": 1.0}
+from corrkd.report.run_folder import RunFolder
+
+RUN_ARMS = ("teacher", "student", "control")
+COMPARED_ARMS = ("self-mm", "gcnet", "teacher", "no-distillation", "corrkd-without-scd", "corrkd")
+KINDS = {
+    **dict.fromkeys(("self-mm", "gcnet"), "baseline"),
+    **dict.fromkeys(("teacher", "control", "no-distillation", "kl"), "control"),
+    "corrkd-without-scd": "ablation",
+    **dict.fromkeys(("student", "corrkd"), "method"),
+}
+TITLES = {
+    **{name: name.upper() for name in KINDS},
+    "teacher": "Teacher",
+    "student": "CorrKD student",
+    "control": "No-distillation control",
+    "corrkd": "CorrKD",
+}
+STRENGTH = {"majority": 0.0, "teacher": 0.5, "control": 0.7, "student": 0.72, "bayes": 0.95}
+COMPLETE_ARMS = ("self-mm", "teacher")  # trained on complete samples
+CLASSES = {
+    "classes": ("low", "middle", "high"),
+    "questions": ("no", "yes"),
+    "score": ("negative", "non-negative"),
+}
+QUESTIONS = ("happy", "sad")
+ID, GROUP = "s{:03d}", "p{}"  # of samples and persons
+DATASET = "invented"
+
+
+def write_fake_run(
+    out: Path,
+    *,
+    datasets: Sequence[str] = (DATASET,),
+    arms: Sequence[str] = RUN_ARMS,
+    modalities: Sequence[str] = ("language", "audio", "vision"),
+    classes: Sequence[str] | None = None,
+    questions: Sequence[str] | None = None,
+    kind: str = "classes",
+    seeds: Sequence[int] = (0, 1, 2),
+    samples: int = 60,
+    persons: int = 8,
+    draws: int = 2,
+    bayes: bool = True,
+    natural: bool = True,
+) -> Path:
+    """Write a plan's folder without its report. Everything in it follows from the arguments."""
+    out.mkdir(parents=True)
+    tree = {"datasets": {dataset: {"settings": {"student": {"lr": 0.001}}} for dataset in datasets}}
+    (out / "plan.yaml").write_text(json.dumps(tree, indent=1), encoding="utf-8")
+    for salt, dataset in enumerate(datasets):
+        card = card_of(
+            dataset,
+            arms,
+            modalities,
+            CLASSES[kind] if classes is None else classes,
+            () if kind != "questions" else QUESTIONS if questions is None else questions,
+            kind,
+            seeds,
+            samples,
+            persons,
+            conditions_of(modalities, natural),
+        )
+        write_dataset(out / dataset, card, samples, persons, draws, bayes, np.random.default_rng(salt))
+    return out
+
+
+def write_fake_comparison(out: Path, **options: Any) -> Path:
+    """Write the folder of a comparison: `write_fake_run` with its arms, and nothing random in the conditions."""
+    return write_fake_run(out, **{"arms": COMPARED_ARMS, "draws": 1, "bayes": False, "natural": False, **options})
+
+
+def opened(out: Path, dataset: str = DATASET) -> RunFolder:
+    """Open a dataset's folder."""
+    return RunFolder.open(out / dataset)
 
 
 def subsets(modalities: Sequence[str]) -> list[str]:
@@ -24,175 +96,248 @@ def subsets(modalities: Sequence[str]) -> list[str]:
     return [*names, "complete"]
 
 
-def available(name: str, modalities: Sequence[str]) -> list[str]:
-    return list(modalities) if name == "complete" else [m for m in modalities if m in name.split("+")]
+def edit_card(out: Path, folder: str = DATASET, /, **changes: Any) -> None:
+    """Replace keys of run.json."""
+    path = out / folder / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def write_fake_run(
-    folder: Path,
-    *,
-    modalities: Sequence[str] = ("language", "audio", "vision"),
-    classes: Sequence[str] = ("low", "middle", "high"),
-    questions: Sequence[str] = (),
-    kind: str = "classes",
-    seeds: Sequence[int] = (0, 1, 2),
-    draws: int = 2,
-    bayes: bool = True,
-    samples: int = 90,
-    natural: bool = True,
-) -> Path:
-    """A complete run folder. Everything in it follows from the arguments."""
-    rng = np.random.default_rng(7)
-    conditions = conditions_of(modalities, natural)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "settings.yaml").write_text(
-        "preset: synthetic\nseeds: [0, 1, 2]\nstudent:\n  lr: 0.001\n", encoding="utf-8"
-    )
-    labels = questions or classes
-    card = {
-        "corrkd": "0.1.0",
+def card_of(
+    dataset: str,
+    arms: Sequence[str],
+    modalities: Sequence[str],
+    classes: Sequence[str],
+    questions: Sequence[str],
+    kind: str,
+    seeds: Sequence[int],
+    samples: int,
+    persons: int,
+    conditions: list[dict[str, Any]],
+) -> dict[str, Any]:
+    return {
+        "format": 2,
+        "corrkd": "0.2.0",
         "torch": "2.13.0",
+        "python": "3.11",
         "dataset": {
-            "name": "invented",
+            "name": f"data {dataset}" if dataset != DATASET else DATASET,
             "layout": "npz arrays",
             "sha256": "ab" * 32,
             "modalities": {m: {"width": 5 + i, "frames": 8} for i, m in enumerate(modalities)},
             "splits": {"train": 300, "valid": 60, "test": samples},
-            "labels": {s: {c: 20 + 3 * i for i, c in enumerate(labels)} for s in ("train", "valid", "test")},
+            "labels": {
+                s: {c: 20 + 3 * i for i, c in enumerate(questions or classes)} for s in ("train", "valid", "test")
+            },
         },
         "target": {
             "name": "tertiles",
             "kind": kind,
             "classes": list(classes),
             "questions": list(questions),
-            "cuts": [float(k) for k in range(len(classes) - 1)],
+            "cuts": [0.0] if kind == "score" else [],
         },
         "split": "test",
+        "projection": modalities[0],
         "conditions": conditions,
-        "methods": [{"name": m, "title": TITLES[m], "selection": selection(m)} for m in METHODS],
+        "methods": [
+            {
+                "name": arm,
+                "title": TITLES[arm],
+                "selection": "best",
+                "method": arm,
+                "kind": KINDS[arm],
+                "trains_on": "complete" if arm in COMPLETE_ARMS else "missing",
+            }
+            for arm in arms
+        ],
+        "reference": next(arm for arm in ("student", "corrkd") if arm in arms),
+        "control": next((arm for arm in ("control", "no-distillation") if arm in arms), None),
         "seeds": list(seeds),
         "notes": ["Features are invented.", "3 samples without a frame left out."],
+        "groups": {"name": "person", "count": persons},
+        "protocol": ["Masks: the same for all.", f"Epochs of {dataset}: 20."],
     }
-    (folder / "run.json").write_text(json.dumps(card, indent=2), encoding="utf-8")
-    results(rng, card, seeds, draws, bayes).to_csv(folder / "results.csv", index=False)
-    for seed in seeds:
-        write_seed(folder / f"seed-{seed}", rng, card, samples)
-    return folder
-
-
-def selection(method: str) -> str:
-    if method == "teacher":
-        return "highest weighted F1 on the complete validation split, earliest on ties"
-    return "highest mean weighted F1 over the missing subsets of the validation split, earliest on ties"
 
 
 def conditions_of(modalities: Sequence[str], natural: bool) -> list[dict[str, Any]]:
     every = list(modalities)
-    out = [
-        {"name": n, "kind": "modalities", "available": available(n, modalities), "ratio": None}
-        for n in subsets(modalities)
-    ]
-    ratios = [("ratio", r / 10) for r in range(11)] + [("burst", 0.3), ("burst", 0.6), ("late", 0.5), ("noise", 0.5)]
+
+    def available(name: str) -> list[str]:
+        return every if name == "complete" else [m for m in every if m in name.split("+")]
+
+    out = [{"name": n, "kind": "modalities", "available": available(n), "ratio": None} for n in subsets(modalities)]
+    ratios = [("ratio", r / 10) for r in range(11)]
+    if natural:
+        ratios += [("burst", 0.3), ("burst", 0.6), ("late", 0.5), ("noise", 0.5)]
     out += [{"name": f"{k}-{r:.1f}", "kind": k, "available": every, "ratio": r} for k, r in ratios]
     return out + ([{"name": "natural", "kind": "natural", "available": every, "ratio": None}] if natural else [])
 
 
-def results(
-    rng: np.random.Generator, card: dict[str, Any], seeds: Sequence[int], draws: int, bayes: bool
-) -> pd.DataFrame:
-    modalities, target = list(card["dataset"]["modalities"]), card["target"]
-    metrics = [
-        "weighted_f1",
-        "accuracy",
-        "ece",
-        *(f"f1/{c}" for c in target["classes"] if target["kind"] != "questions"),
-    ]
-    metrics += [f"weighted_f1/{q}" for q in target["questions"]]
-    metrics += ["mae", "corr"] if target["kind"] == "score" else []
-    runs = [(m, s) for m in METHODS for s in seeds] + [("majority", None)] + ([("bayes", None)] if bayes else [])
-    rows = []
-    for method, seed in runs:
-        own = metrics if method != "bayes" else ["weighted_f1", "accuracy"]
-        kept: dict[tuple[str, str], float] = {}
-        for condition in card["conditions"]:
-            information = informative(condition, modalities)
-            random = condition["kind"] in ("ratio", "burst", "noise") and condition["ratio"] not in (0.0, 1.0)
-            for draw, metric in itertools.product(range(draws if random else 1), own):
-                value = invented(rng, metric, method, information)
-                if metric == "corr" and method == "majority":
-                    value = math.nan
-                kept[condition["name"], metric] = value
-                rows.append((method, seed, condition["name"], draw, metric, value))
-        missing = subsets(modalities)[:-1] or ["complete"]
-        rows += [(method, seed, "average", 0, m, float(np.mean([kept[c, m] for c in missing]))) for m in own]
-        if method != "bayes":
-            area = np.mean([kept[c["name"], "weighted_f1"] for c in card["conditions"] if c["kind"] == "ratio"])
-            rows.append((method, seed, "ratios", 0, "auc_weighted_f1", float(area)))
-    frame = pd.DataFrame(rows, columns=["method", "seed", "condition", "draw", "metric", "value"])
-    frame.insert(0, "dataset", card["dataset"]["name"])
-    return frame.astype({"seed": "Int64"})
-
-
-def informative(condition: dict[str, Any], modalities: Sequence[str]) -> float:
+def informative(condition: Mapping[str, Any], modalities: Sequence[str]) -> float:
     """How much of the truth is left, 0 to 1: the first modality tells most."""
     weight = {m: 1 / (i + 1) for i, m in enumerate(modalities)}
     share = sum(weight[m] for m in condition["available"]) / sum(weight.values())
     lost = condition["ratio"] or 0.0
-    return share**0.5 * (1 - lost) ** 0.4
+    return float(share**0.5 * (1 - lost) ** 0.4)
 
 
-def invented(rng: np.random.Generator, metric: str, method: str, information: float) -> float:
-    noise = 0.0 if method in ("majority", "bayes") else rng.normal(0, 0.008)
-    if metric == "ece":
-        return abs(0.05 + 0.1 * (1 - information) + noise)
-    if metric == "mae":
-        return 1.4 - 0.6 * STRENGTH[method] * information + noise
-    if metric == "corr":
-        return STRENGTH[method] * information * 0.8 + noise
-    return 0.24 + 0.55 * STRENGTH[method] * information + noise + (0.12 if metric == "accuracy" else 0.0)
-
-
-def write_seed(folder: Path, rng: np.random.Generator, card: dict[str, Any], samples: int) -> None:
+def write_dataset(
+    folder: Path,
+    card: dict[str, Any],
+    samples: int,
+    persons: int,
+    draws: int,
+    bayes: bool,
+    rng: np.random.Generator,
+) -> None:
     folder.mkdir()
-    history(rng).to_csv(folder / "history.csv", index=False)
+    (folder / "run.json").write_text(json.dumps(card), encoding="utf-8")
+    (folder / "settings.yaml").write_text("seeds: [0]\n", encoding="utf-8")
+    ids, person = [ID.format(i) for i in range(samples)], np.arange(samples) % persons
+    pd.DataFrame({"id": ids, "group": [GROUP.format(p) for p in person]}).to_csv(folder / "groups.csv", index=False)
+    truth = rng.integers(len(card["target"]["classes"]), size=(samples, len(card["target"]["questions"]) or 1))
+    references = ["majority", *(["bayes"] if bayes else [])]
+    rows = [row for name in references for row in reference_rows(name, card, truth, rng)]
+    costs = []
+    arms = [method["name"] for method in card["methods"]]
+    for seed, (index, arm) in itertools.product(card["seeds"], enumerate(arms)):
+        strength = STRENGTH.get(arm, 0.75 - 0.03 * abs(index - len(arms) + 1))
+        made = folder / f"seed-{seed}" / arm
+        made.mkdir(parents=True)
+        rows += write_arm(made, card, arm, seed, strength, truth, ids, person, draws, rng)
+        costs.append((arm, seed, 1000 * (index + 1), 10 + seed, 2.0 + seed, 3e8))
+    frame = pd.DataFrame(rows, columns=["method", "seed", "condition", "draw", "metric", "value"])
+    frame.insert(0, "dataset", folder.name)
+    frame.astype({"seed": "Int64"}).to_csv(folder / "results.csv", index=False)
+    columns = ["method", "seed", "parameters", "epochs", "train_seconds", "peak_memory_bytes"]
+    pd.DataFrame(costs, columns=columns).to_csv(folder / "costs.csv", index=False)
+
+
+def scores(card: Mapping[str, Any], truth: npt.NDArray[Any], answers: npt.NDArray[Any]) -> dict[str, float]:
+    """Metrics by name, written out here: another way than the package's."""
+    names, classes = card["target"]["questions"] or [""], card["target"]["classes"]
+    of_class = {
+        (q, k): f1(truth[:, q] == k, answers[:, q] == k) for q in range(len(names)) for k in range(len(classes))
+    }
+    each = [sum((truth[:, q] == k).mean() * of_class[q, k] for k in range(len(classes))) for q in range(len(names))]
+    out = {"weighted_f1": float(np.mean(each)), "accuracy": float((truth == answers).mean())}
+    if names != [""]:
+        return out | {f"weighted_f1/{q}": float(f) for q, f in zip(names, each, strict=True)}
+    return out | {f"f1/{c}": of_class[0, k] for k, c in enumerate(classes)}
+
+
+def f1(truth: npt.NDArray[np.bool_], answers: npt.NDArray[np.bool_]) -> float:
+    return float(2 * (truth & answers).sum() / max(truth.sum() + answers.sum(), 1))
+
+
+def more_scores(kind: str, strength: float, rng: np.random.Generator) -> dict[str, float]:
+    """Metrics that follow from no answers here."""
+    noise = rng.normal(0, 0.008)
+    if kind == "score":
+        return {"mae": 1.4 - 0.6 * strength + noise, "corr": 0.8 * strength + noise}
+    return {"ece": abs(0.15 - 0.1 * strength + noise)}
+
+
+def reference_rows(
+    name: str, card: Mapping[str, Any], truth: npt.NDArray[Any], rng: np.random.Generator
+) -> list[tuple[Any, ...]]:
+    """The rows of a floor or ceiling, which have no seed."""
+    rows: list[tuple[Any, ...]] = []
+    for condition in card["conditions"]:
+        share = STRENGTH[name] * informative(condition, list(card["dataset"]["modalities"]))
+        answers = np.where(rng.random(truth.shape) < share, truth, 0)
+        metrics = scores(card, truth, answers)
+        if name == "bayes":
+            metrics = {metric: metrics[metric] for metric in ("weighted_f1", "accuracy")}
+        elif card["target"]["kind"] == "score":
+            metrics |= {"mae": 1.4, "corr": math.nan}
+        rows += [(name, None, condition["name"], 0, metric, value) for metric, value in metrics.items()]
+    return rows + averages(rows, card, with_area=name != "bayes")
+
+
+def averages(rows: list[tuple[Any, ...]], card: Mapping[str, Any], *, with_area: bool = True) -> list[tuple[Any, ...]]:
+    """The rows of means over the missing subsets, and of the area under the ratios."""
+    method, seed = rows[0][:2]
+    table = pd.DataFrame(rows, columns=["method", "seed", "condition", "draw", "metric", "value"])
+    missing = subsets(list(card["dataset"]["modalities"]))[:-1] or ["complete"]
+    means = table[table["condition"].isin(missing)].groupby("metric", sort=False)["value"].mean()
+    out = [(method, seed, "average", 0, metric, value) for metric, value in means.items()]
+    if with_area:
+        area = table[table["condition"].str.startswith("ratio-") & (table["metric"] == "weighted_f1")]["value"].mean()
+        out.append((method, seed, "ratios", 0, "auc_weighted_f1", area))
+    return out
+
+
+def write_arm(
+    folder: Path,
+    card: Mapping[str, Any],
+    arm: str,
+    seed: int,
+    strength: float,
+    truth: npt.NDArray[Any],
+    ids: list[str],
+    person: npt.NDArray[Any],
+    draws: int,
+    rng: np.random.Generator,
+) -> list[tuple[Any, ...]]:
+    """Write the files of one arm and seed; return its rows of results.csv."""
     modalities, target = list(card["dataset"]["modalities"]), card["target"]
-    asked = target["questions"] or [""]
-    count = 2 if target["questions"] else len(target["classes"])
-    truth = rng.integers(count, size=(samples, len(asked)))
-    scores = rng.normal(size=(samples, 1))
-    predictions, stored = [], {}
-    centres = rng.normal(size=(count, 12))
-    for method, condition in itertools.product(METHODS, [c for c in card["conditions"] if c["kind"] == "modalities"]):
-        strength = STRENGTH[method] * informative(condition, modalities)
-        for column, question in enumerate(asked):
-            block: dict[str, Any] = {"method": method, "condition": condition["name"], "draw": 0}
-            block |= {"id": [f"s{i}" for i in range(samples)], "question": question}
-            if target["kind"] == "score":
-                block |= {"target": scores[:, 0], "prediction": scores[:, 0] * strength + rng.normal(0, 0.5, samples)}
-            else:
-                logits = rng.normal(size=(samples, count)) + 4 * strength * np.eye(count)[truth[:, column]]
-                odds = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-                block |= {"target": truth[:, column], "prediction": odds.argmax(1)}
-                block |= {f"p_{k}": odds[:, k].astype(np.float32) for k in range(count)}
-            predictions.append(pd.DataFrame(block))
-        spread = rng.normal(size=(samples, 12)) / (0.3 + 2 * strength)
-        stored[f"{method}/{condition['name']}"] = (centres[truth[:, 0]] + spread).astype(np.float16)
-    pd.concat(predictions).to_parquet(folder / "predictions.parquet", index=False)
-    stored["targets"] = {"questions": truth, "score": scores[:, 0], "classes": truth[:, 0]}[target["kind"]]
+    num_classes = len(target["classes"])
+    rows: list[tuple[Any, ...]] = []
+    frames, stored = [], {}
+    centres = np.random.default_rng(1).normal(size=(num_classes, 12))
+    for condition in card["conditions"]:
+        is_random = condition["kind"] in ("ratio", "burst", "noise") and condition["ratio"] not in (0.0, 1.0)
+        share = strength * informative(condition, modalities)
+        for draw in range(draws if is_random else 1):
+            by_person = share + np.linspace(-0.1, 0.1, person.max() + 1)[person]
+            right = rng.random(truth.shape) < by_person[:, None]
+            answers = np.where(right, truth, rng.integers(num_classes, size=truth.shape))
+            metrics = {**scores(card, truth, answers), **more_scores(target["kind"], share, rng)}
+            rows += [(arm, seed, condition["name"], draw, metric, value) for metric, value in metrics.items()]
+            about = {"method": arm, "condition": condition["name"], "draw": draw, "id": ids}
+            frames += predictions(about, target, truth, answers, rng)
+        if condition["name"] in ("complete", *subsets(modalities)):
+            spread = rng.normal(size=(len(truth), 12)) / (0.3 + 2 * share)
+            stored[f"{arm}/{condition['name']}"] = (centres[truth[:, 0]] + spread).astype(np.float16)
+    pd.concat(frames).sample(frac=1, random_state=seed).to_parquet(folder / "predictions.parquet", index=False)
+    stored["targets"] = {"questions": truth, "score": truth[:, 0] - 0.5, "classes": truth[:, 0]}[target["kind"]]
     save_file(stored, folder / "representations.safetensors")
-    (folder / "timings.csv").write_text("stage,seconds\nteacher,1.0\n", encoding="utf-8")
+    history(arm, rng).to_csv(folder / "history.csv", index=False)
+    (folder / "timings.csv").write_text("stage,seconds\ntraining,1.0\n", encoding="utf-8")
+    return rows + averages(rows, card)
 
 
-def history(rng: np.random.Generator) -> pd.DataFrame:
-    frames = []
-    for method, epochs in zip(METHODS, (20, 12, 20), strict=True):
-        epoch = np.arange(epochs)
-        fall = np.exp(-epoch / 6)
-        task = 0.75 + 0.4 * fall + rng.normal(0, 0.01, epochs)
-        own = {"loss/task": task}
-        if method == "student":
-            own |= {"loss/scd": 0.6 + 0.6 * fall, "loss/cpd": 0.02 + 0.1 * fall, "loss/rcd": 2.3 + 0.4 * fall}
-        score = 0.6 - 0.3 * fall + rng.normal(0, 0.01, epochs)
-        own = {"method": method, "epoch": epoch, "loss/total": sum(own.values()), **own}
-        frames.append(pd.DataFrame({**own, "valid/weighted_f1": score, "lr": 1e-3}))
-    return pd.concat(frames)
+def predictions(
+    about: Mapping[str, Any],
+    target: Mapping[str, Any],
+    truth: npt.NDArray[Any],
+    answers: npt.NDArray[Any],
+    rng: np.random.Generator,
+) -> Iterable[pd.DataFrame]:
+    """Rows of predictions.parquet, by question."""
+    for index, question in enumerate(target["questions"] or [""]):
+        expected, answer = truth[:, index], answers[:, index]
+        if target["kind"] == "score":
+            yield pd.DataFrame({**about, "question": question, "target": expected - 0.5, "prediction": answer - 0.5})
+            continue
+        odds = np.exp(rng.normal(size=(len(truth), len(target["classes"]))))
+        odds[np.arange(len(truth)), answer] += odds.max(1)  # the answer is the likeliest
+        shares = (odds / odds.sum(1, keepdims=True)).astype(np.float32)
+        columns = {f"p_{k}": shares[:, k] for k in range(shares.shape[1])}
+        yield pd.DataFrame({**about, "question": question, "target": expected, "prediction": answer, **columns})
+
+
+def history(arm: str, rng: np.random.Generator) -> pd.DataFrame:
+    """Losses and validation by epoch; the last epoch is kept, whichever is best."""
+    epoch = np.arange(1, 13 if arm == "student" else 21)
+    fall = np.exp(-epoch / 6)
+    losses = {"loss/task": 0.75 + 0.4 * fall + rng.normal(0, 0.01, len(epoch))}
+    if KINDS[arm] in ("method", "ablation"):
+        losses |= {"loss/scd": 0.6 + 0.6 * fall, "loss/cpd": 0.02 + 0.1 * fall, "loss/rcd": 2.3 + 0.4 * fall}
+    if KINDS[arm] == "baseline":
+        losses |= {"loss/reconstruction": 1.0 + fall}
+    score = 0.6 - 0.3 * fall + rng.normal(0, 0.01, len(epoch))
+    kept = (epoch == epoch.max()).astype(int)
+    columns = {"method": arm, "epoch": epoch, "kept": kept, "loss/total": sum(losses.values()), **losses}
+    return pd.DataFrame({**columns, "valid/weighted_f1": score, "lr": 1e-3})

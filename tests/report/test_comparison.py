@@ -15,25 +15,21 @@ import pytest
 
 from corrkd.errors import CorrKDError
 from corrkd.evaluation import comparison
-from corrkd.report import comparison_page as page
-from corrkd.report import comparison_tables as tables
-from corrkd.report import plain_comparison, write_comparison
+from corrkd.report import arm_tables, plain_report, write_report
+from corrkd.report.findings import findings
+from corrkd.report.page import part
 from corrkd.report.reported import read_reported
 from corrkd.report.run_folder import AbsentError, RunFolder
-from corrkd.report.standings import REFERENCE, SEED, method_counts, standings
-from corrkd.report.tables import Table
-from tests.report.fake_comparison import FEW, MODALITIES, TITLES, write_fake_comparison
-from tests.report.fake_run import subsets
+from corrkd.report.sections import standings_of
+from corrkd.report.standings import SEED, Standing, analyse, method_counts, standings
+from corrkd.report.tables import Table, to_csv
+from tests.report.fake_run import COMPARED_ARMS, DATASET, TITLES, edit_card, opened, subsets, write_fake_comparison
 from tests.report.test_page import read
 
 DRAWS = 300
-MAIN = [m for m in FEW if m != "corrkd-without-scd"]
-
-
-@pytest.fixture(scope="session")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A comparison's folder without its report: two baselines, two controls, one ablation. Not to be changed."""
-    return write_fake_comparison(tmp_path_factory.mktemp("comparisons") / "usual")
+REFERENCE = "corrkd"
+MODALITIES = ("language", "audio", "vision")
+MAIN = [m for m in COMPARED_ARMS if m != "corrkd-without-scd"]
 
 
 @pytest.fixture
@@ -42,12 +38,13 @@ def out(compared: Path, tmp_path: Path) -> Path:
     return shutil.copytree(compared, tmp_path / "out")
 
 
-def dataset(out: Path) -> RunFolder:
-    return RunFolder.open(out / "invented")
+def family(run: RunFolder, methods: tuple[str, ...] | list[str], draws: int = DRAWS) -> dict[str, Standing]:
+    """Standings from the stored predictions."""
+    return standings(method_counts(run), methods, REFERENCE, draws)
 
 
 def from_file(out: Path, method: str, condition: str, metric: str = "weighted_f1") -> list[float]:
-    with open(out / "invented" / "results.csv", newline="", encoding="utf-8") as file:
+    with open(out / DATASET / "results.csv", newline="", encoding="utf-8") as file:
         wanted = (method, condition, metric)
         return [
             100 * float(r["value"])
@@ -57,13 +54,13 @@ def from_file(out: Path, method: str, condition: str, metric: str = "weighted_f1
 
 
 def edit_results(out: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
-    file = out / "invented" / "results.csv"
+    file = out / DATASET / "results.csv"
     change(pd.read_csv(file, dtype={"seed": "Int64"})).to_csv(file, index=False)
 
 
 def arrays(out: Path, method: str) -> np.ndarray[Any, Any]:
     """(S, C, G, 1, K, K), counted row by row."""
-    run = out / "invented"
+    run = out / DATASET
     groups = dict(pd.read_csv(run / "groups.csv").itertuples(index=False))
     places = {g: i for i, g in enumerate(sorted(set(groups.values())))}
     conditions = subsets(MODALITIES)[:-1]
@@ -77,7 +74,7 @@ def arrays(out: Path, method: str) -> np.ndarray[Any, Any]:
 
 def become_corrkd(out: Path, method: str) -> None:
     """Gives a method CorrKD's answers and scores."""
-    for folder in (out / "invented").glob("seed-*"):
+    for folder in (out / DATASET).glob("seed-*"):
         rows = pd.read_parquet(folder / REFERENCE / "predictions.parquet").assign(method=method)
         rows.to_parquet(folder / method / "predictions.parquet", index=False)
     edit_results(
@@ -89,12 +86,12 @@ def become_corrkd(out: Path, method: str) -> None:
 def forget(out: Path, method: str, *seeds: int) -> None:
     """As if these runs had failed."""
     for seed in seeds:
-        shutil.rmtree(out / "invented" / f"seed-{seed}" / method)
+        shutil.rmtree(out / DATASET / f"seed-{seed}" / method)
     edit_results(out, lambda r: r[(r["method"] != method) | ~r["seed"].isin(seeds)])
 
 
 def test_inter_modality_is_what_the_file_says(compared: Path) -> None:
-    table = tables.inter_modality(dataset(compared), "weighted_f1", {})
+    table = arm_tables.inter_modality(opened(compared), "weighted_f1", {})
     frame = table.blocks[""]
     assert list(frame.index) == ["Majority floor", *(TITLES[m] for m in MAIN)]
     assert table.columns == ["{l}", "{a}", "{v}", "{l,a}", "{l,v}", "{a,v}", "Avg.", "complete"]
@@ -110,7 +107,7 @@ def test_inter_modality_is_what_the_file_says(compared: Path) -> None:
 
 def test_differences_are_paired_within_seeds(out: Path) -> None:
     forget(out, "gcnet", 1)
-    frame = tables.differences_table(dataset(out)).blocks[""]
+    frame = arm_tables.differences_table(opened(out)).blocks[""]
     assert "CorrKD" not in frame.index
     for condition, heading in (("language", "{l}"), ("average", "Avg."), ("complete", "complete")):
         reference = from_file(out, REFERENCE, condition)
@@ -124,7 +121,7 @@ def test_differences_are_paired_within_seeds(out: Path) -> None:
 
 
 def test_statistics_are_those_of_the_counts(compared: Path) -> None:
-    found = standings(method_counts(dataset(compared)), MAIN, DRAWS)
+    found = family(opened(compared), MAIN)
     reference, own = arrays(compared, REFERENCE), arrays(compared, "gcnet")
     standing, chance = found["gcnet"], {"seed": SEED, "draws": DRAWS}
     assert standing.seeds == 3
@@ -138,26 +135,26 @@ def test_statistics_are_those_of_the_counts(compared: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["classes", "questions", "score"])
 def test_average_by_counts_is_that_of_the_scores(tmp_path: Path, kind: str) -> None:
-    out = write_fake_comparison(tmp_path / "out", methods=("gcnet", "corrkd"), seeds=(0, 1), samples=30, kind=kind)
-    for method, standing in standings(method_counts(dataset(out)), ("gcnet", "corrkd"), 20).items():
+    out = write_fake_comparison(tmp_path / "out", arms=("gcnet", "corrkd"), seeds=(0, 1), samples=30, kind=kind)
+    for method, standing in family(opened(out), ("gcnet", "corrkd"), 20).items():
         assert 100 * standing.average.mean == pytest.approx(np.mean(from_file(out, method, "average")))
 
 
 def test_the_same_answers_cannot_be_told_apart(out: Path) -> None:
     become_corrkd(out, "gcnet")
-    analysis = page.analysed("invented", dataset(out), DRAWS)
+    analysis = analyse(DATASET, opened(out), DRAWS)
     assert isinstance(analysis.main, dict)
     same = analysis.main["gcnet"]
     assert same.difference == (0.0, 0.0, 0.0)
     assert (same.p, same.adjusted) == (1.0, 1.0)
-    assert re.search(r"not told from it:[^.]*GCNET", " ".join(page.findings(analysis)))
-    frame = page.standings_of(analysis, "main").blocks[""]
+    assert re.search(r"not significantly different:[^.]*GCNET", " ".join(findings(analysis)))
+    frame = standings_of(analysis, "main").blocks[""]
     assert frame.loc["GCNET", "Mean rank"].mean == frame.loc["CorrKD", "Mean rank"].mean
 
 
 def test_standings_table_shows_both_intervals(compared: Path) -> None:
-    analysis = page.analysed("invented", dataset(compared), DRAWS)
-    table = page.standings_of(analysis, "main")
+    analysis = analyse(DATASET, opened(compared), DRAWS)
+    table = standings_of(analysis, "main")
     assert isinstance(analysis.main, dict)
     row, standing = table.blocks[""].loc["Teacher"], analysis.main["teacher"]
     values = np.array(from_file(compared, "teacher", "average"))
@@ -166,18 +163,18 @@ def test_standings_table_shows_both_intervals(compared: Path) -> None:
     assert row["minus CorrKD, persons × seeds"].mean == pytest.approx(100 * standing.difference.mean)
     assert "8 persons" in table.caption
     assert f"{DRAWS:,} draws" in table.caption
-    header = next(csv.reader(page.tables.to_csv(table).splitlines()))
+    header = next(csv.reader(to_csv(table).splitlines()))
     assert {"Avg., persons × seeds low", "Avg., persons × seeds high", "Avg., t over seeds ±"} <= set(header)
-    ablation = page.standings_of(analysis, "ablation").blocks[""]
+    ablation = standings_of(analysis, "ablation").blocks[""]
     assert list(ablation.index) == ["CORRKD-WITHOUT-SCD"]
     assert ablation.iloc[0]["p"].mean == ablation.iloc[0]["p, Holm"].mean  # a family of one
 
 
 def test_a_seed_that_failed_is_absent_and_counted(out: Path) -> None:
     forget(out, "gcnet", 1)
-    frame = tables.inter_modality(dataset(out), "weighted_f1", {}).blocks[""]
+    frame = arm_tables.inter_modality(opened(out), "weighted_f1", {}).blocks[""]
     assert frame["Seeds"].to_dict() == {t: {"GCNET": 2, "Majority floor": None}.get(t, 3) for t in frame.index}
-    found = standings(method_counts(dataset(out)), MAIN, DRAWS)["gcnet"]
+    found = family(opened(out), MAIN)["gcnet"]
     both = [arrays_of[[0, 2]] for arrays_of in (arrays_with(out, "gcnet"), arrays(out, REFERENCE))]
     assert found.seeds == 2
     assert found.difference == comparison.paired_group_interval(*both, seed=SEED, draws=DRAWS)
@@ -185,30 +182,30 @@ def test_a_seed_that_failed_is_absent_and_counted(out: Path) -> None:
 
 def arrays_with(out: Path, method: str) -> np.ndarray[Any, Any]:
     """`arrays` where seed 1 is not there."""
-    shutil.copytree(out / "invented" / "seed-0" / method, out / "invented" / "seed-1" / method)
+    shutil.copytree(out / DATASET / "seed-0" / method, out / DATASET / "seed-1" / method)
     counts = arrays(out, method)
-    shutil.rmtree(out / "invented" / "seed-1" / method)
+    shutil.rmtree(out / DATASET / "seed-1" / method)
     return counts
 
 
 def test_without_corrkd_nothing_is_tested(out: Path) -> None:
     forget(out, REFERENCE, 0, 1, 2)
-    analysis = page.analysed("invented", dataset(out), DRAWS)
-    assert "CorrKD" not in tables.inter_modality(dataset(out), "weighted_f1", {}).blocks[""].index
+    analysis = analyse(DATASET, opened(out), DRAWS)
+    assert "CorrKD" not in arm_tables.inter_modality(opened(out), "weighted_f1", {}).blocks[""].index
     assert isinstance(analysis.main, dict)
     assert {s.p for s in analysis.main.values()} == {None}
-    assert "nothing is tested" in " ".join(page.findings(analysis))
+    assert "nothing is tested" in " ".join(findings(analysis))
 
 
 def test_few_groups_are_said(tmp_path: Path) -> None:
-    out = write_fake_comparison(tmp_path / "out", methods=("gcnet", "corrkd"), seeds=(0, 1), persons=4)
-    sentences = " ".join(page.findings(page.analysed("invented", dataset(out), DRAWS)))
-    assert "not told from it: GCNET" in sentences
+    out = write_fake_comparison(tmp_path / "out", arms=("gcnet", "corrkd"), seeds=(0, 1), persons=4)
+    sentences = " ".join(findings(analyse(DATASET, opened(out), DRAWS)))
+    assert "not significantly different: GCNET" in sentences
     assert "the smallest p is 0.125 after Holm" in sentences  # 2 / 2^4
 
 
 def test_ranks(compared: Path) -> None:
-    frame = tables.ranks_table(dataset(compared)).blocks[""]
+    frame = arm_tables.ranks_table(opened(compared)).blocks[""]
     means = {m: np.mean(from_file(compared, m, "audio")) for m in MAIN}
     assert {t: c.mean for t, c in frame["{a}"].items()} == {
         TITLES[m]: 1 + sum(other > mean for other in means.values()) for m, mean in means.items()
@@ -222,10 +219,10 @@ def test_ranks(compared: Path) -> None:
 
 
 def test_ablation_rows(compared: Path) -> None:
-    frame = tables.ablation_table(dataset(compared)).blocks[""]
+    frame = arm_tables.ablation_table(opened(compared)).blocks[""]
     assert list(frame.index) == ["CorrKD", "CORRKD-WITHOUT-SCD", "NO-DISTILLATION"]
     with pytest.raises(AbsentError):
-        tables.ablation_table(without_ablation(dataset(compared)))
+        arm_tables.ablation_table(without_ablation(opened(compared)))
 
 
 def without_ablation(run: RunFolder) -> RunFolder:
@@ -234,10 +231,10 @@ def without_ablation(run: RunFolder) -> RunFolder:
 
 
 def test_costs(out: Path) -> None:
-    costs = pd.read_csv(out / "invented" / "costs.csv").astype({"train_seconds": float})
+    costs = pd.read_csv(out / DATASET / "costs.csv").astype({"train_seconds": float})
     costs.loc[costs["method"] == "gcnet", "peak_memory_bytes"] = math.nan
-    costs.to_csv(out / "invented" / "costs.csv", index=False)
-    frame = tables.costs_table(dataset(out)).blocks[""]
+    costs.to_csv(out / DATASET / "costs.csv", index=False)
+    frame = arm_tables.costs_table(opened(out)).blocks[""]
     assert frame.loc["GCNET", "Parameters"] == 2000
     assert (frame.loc["GCNET", "Epochs"].mean, frame.loc["GCNET", "Epochs"].ends) == (11.0, (10.0, 12.0))
     assert frame.loc["GCNET", "Peak memory, MB"] is None
@@ -256,14 +253,14 @@ def test_reported_rows_are_marked_and_change_nothing(compared: Path, tmp_path: P
     ]
     rows += ['DMD,"{l,a,v}",weighted_f1,97,Someone 2024', "DMD,audio+language,weighted_f1,96,Someone 2024"]
     file.write_text(HEAD + "\n".join(rows), encoding="utf-8")
-    run = dataset(compared)
+    run = opened(compared)
     papers = read_reported(file, {"invented": run})
     plain, table = (
-        tables.inter_modality(run, "weighted_f1", given)
-        for given in ({}, tables.of_dataset(papers, "invented", "weighted_f1"))
+        arm_tables.inter_modality(run, "weighted_f1", given)
+        for given in ({}, arm_tables.of_dataset(papers, "invented", "weighted_f1"))
     )
     assert plain.blocks[""].equals(table.blocks[""])
-    frame = table.blocks[tables.BLOCK]
+    frame = table.blocks[arm_tables.BLOCK]
     assert list(frame.index) == ["DMD (reported: Someone 2024)"]
     shown = {c: (e.mean, e.half, e.mark) for c, e in frame.iloc[0].items() if e is not None}
     assert shown == {
@@ -272,7 +269,7 @@ def test_reported_rows_are_marked_and_change_nothing(compared: Path, tmp_path: P
         "complete": (97.0, None, ""),
         "{l,a}": (96.0, None, ""),
     }
-    assert list(tables.of_dataset(papers, "invented", "accuracy")) == ["X (reported)"]
+    assert list(arm_tables.of_dataset(papers, "invented", "accuracy")) == ["X (reported)"]
 
 
 @pytest.mark.parametrize(
@@ -297,28 +294,28 @@ def test_bad_reported_files(compared: Path, tmp_path: Path, text: str, said: str
     file = tmp_path / "reported.csv"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(CorrKDError, match=re.escape(said)) as caught:
-        write_comparison(compared, reported=file)
+        read_reported(file, {DATASET: opened(compared)})
     assert "\n" not in str(caught.value)
     assert str(file) in str(caught.value)
 
 
 def test_reported_files_that_cannot_be_read(compared: Path, tmp_path: Path) -> None:
     with pytest.raises(CorrKDError, match="nowhere"):
-        write_comparison(compared, reported=tmp_path / "nowhere.csv")
+        read_reported(tmp_path / "nowhere.csv", {DATASET: opened(compared)})
     (tmp_path / "latin.csv").write_bytes("method\u00e9".encode("latin-1"))
     with pytest.raises(CorrKDError, match="not a CSV file in UTF-8"):
-        write_comparison(compared, reported=tmp_path / "latin.csv")
+        read_reported(tmp_path / "latin.csv", {DATASET: opened(compared)})
 
 
 def test_reported_needs_the_dataset_where_there_are_several(compared: Path, tmp_path: Path) -> None:
-    runs = {"invented": dataset(compared), "other": dataset(compared)}
+    runs = {"invented": opened(compared), "other": opened(compared)}
     (tmp_path / "reported.csv").write_text(HEAD + "a,average,accuracy,61,s\n", encoding="utf-8")
     with pytest.raises(CorrKDError, match="dataset is empty, and there are several; expected invented or other"):
         read_reported(tmp_path / "reported.csv", runs)
 
 
-def test_plain_comparison(compared: Path) -> None:
-    lines = plain_comparison(compared).splitlines()
+def test_plain_report_of_many_arms(compared: Path) -> None:
+    lines = plain_report(compared).splitlines()
     row = next(line for line in lines if line.startswith("GCNET"))
     assert [float(v) for v in re.findall(r"([\d.]+) ±", row)] == [
         round(float(np.mean(from_file(compared, "gcnet", c))), 2) for c in ("average", "complete")
@@ -335,22 +332,13 @@ def test_plain_comparison(compared: Path) -> None:
     ],
 )
 def test_predictions_that_do_not_fit(out: Path, damage: Callable[[pd.DataFrame], pd.DataFrame], said: str) -> None:
-    file = out / "invented" / "seed-0" / "corrkd" / "predictions.parquet"
+    file = out / DATASET / "seed-0" / "corrkd" / "predictions.parquet"
     rows = pd.read_parquet(file)
     damage(rows.sort_values(["condition", "id"], key=lambda c: c.where(c != "language", ""))).to_parquet(
         file, index=False
     )
     with pytest.raises(CorrKDError, match=re.escape(said)):
-        method_counts(dataset(out))
-
-
-def test_not_a_comparison(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(CorrKDError, match="no comparison"):
-            write_comparison(folder)
-    (tmp_path / "compare.yaml").write_text("datasets: {a: {}}\n")
-    with pytest.raises(CorrKDError, match="no dataset yet"):
-        write_comparison(tmp_path)
+        method_counts(opened(out))
 
 
 @pytest.fixture(scope="session")
@@ -359,11 +347,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = write_fake_comparison(
         tmp_path_factory.mktemp("comparisons") / "two", datasets=("z.first", "a_second"), seeds=(0, 1), samples=24
     )
-    card = json.loads((out / "z.first" / "run.json").read_text())
-    next(m for m in card["methods"] if m["name"] == "gcnet")["title"] = '<b>"G"&N</b>'
-    (out / "z.first" / "run.json").write_text(json.dumps(card))
+    methods = json.loads((out / "z.first" / "run.json").read_text())["methods"]
+    next(m for m in methods if m["name"] == "gcnet")["title"] = '<b>"G"&N</b>'
+    edit_card(out, "z.first", methods=methods)
     (out / "failures.csv").write_text("dataset,method,seed,error\nz.first,dmd,1,no <i>memory</i>\n", encoding="utf-8")
-    write_comparison(out, draws=30)
+    (out / "reported.csv").write_text(f"dataset,{HEAD}a_second,DMD,Avg.,weighted_f1,61.2,a paper\n", encoding="utf-8")
+    write_report(out, draws=30)
     return out
 
 
@@ -374,10 +363,11 @@ def test_page_of_two_datasets(written: Path) -> None:
     assert len(ids) == len(set(ids))
     assert '<b>"G"&N</b>' in words
     assert "z.first, dmd, seed 1: no <i>memory</i>" in words
+    assert "DMD (reported: a paper)" in words
     assert words.count("Masks: the same for all.") == 1
     assert words.count("Epochs of a_second: 20.") == 1
     headings = re.findall(r"<h2>(.*?)</h2>", (written / "report.html").read_text(encoding="utf-8"))
-    assert headings.index("z.first") < headings.index("a_second")  # as in compare.yaml
+    assert headings.index("z.first") < headings.index("a_second")  # as in plan.yaml
     assert not [value for _, name, value in reader.attributes if (name, value) == ("class", "absent")]
 
 
@@ -385,7 +375,7 @@ def test_files_bear_the_dataset(written: Path) -> None:
     for name in ("z.first", "a_second"):
         for table in (
             "inter-modality-weighted-f1",
-            "against-corrkd",
+            "against-reference",
             "missing-ratios",
             "per-class",
             "ablation",
@@ -401,14 +391,14 @@ def test_files_bear_the_dataset(written: Path) -> None:
 
 def test_projection_is_of_teacher_corrkd_and_no_distillation(written: Path) -> None:
     text = (written / "report.html").read_text(encoding="utf-8")
-    assert "Scatter plots of teacher/complete, corrkd/language, no-distillation/language" in text
+    assert "Scatter plots of teacher/complete, teacher/language, no-distillation/language, corrkd/language" in text
 
 
 def test_without_predictions_the_rest_stands(out: Path) -> None:
-    for file in (out / "invented").glob("seed-*/*/predictions.parquet"):
+    for file in (out / DATASET).glob("seed-*/*/predictions.parquet"):
         file.unlink()
-    analysis = page.analysed("invented", dataset(out), DRAWS)
+    analysis = analyse(DATASET, opened(out), DRAWS)
     assert isinstance(analysis.main, AbsentError)
-    assert isinstance(page.part(page.standings_of, analysis, "main"), AbsentError)
-    assert isinstance(page.part(tables.inter_modality, dataset(out), "weighted_f1", {}), Table)
-    assert "no test: No seed's folder holds predictions.parquet." in " ".join(page.findings(analysis))
+    assert isinstance(part(standings_of, analysis, "main"), AbsentError)
+    assert isinstance(part(arm_tables.inter_modality, opened(out), "weighted_f1", {}), Table)
+    assert "No test: No seed's folder holds predictions.parquet." in " ".join(findings(analysis))

@@ -1,17 +1,15 @@
 from __future__ import annotations
 
-import math
 import struct
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from corrkd.report import figures
-from corrkd.report.run_folder import AbsentError, RunFolder
+from corrkd.report.run_folder import AbsentError
+from tests.report.fake_run import DATASET, opened, write_fake_run
 
 
 def test_bytes_carry_no_date_and_no_version(reported: Path) -> None:
@@ -25,15 +23,21 @@ def test_bytes_carry_no_date_and_no_version(reported: Path) -> None:
             assert b"tEXt" not in content
 
 
-@given(st.lists(st.sampled_from([0.1, 0.5, 0.5001, math.nan]), min_size=1, max_size=8), st.randoms())
-@settings(deadline=None, max_examples=50)
-def test_chosen_epoch_is_the_first_highest(scores: list[float], random: object) -> None:
-    order = list(range(len(scores)))
-    random.shuffle(order)  # type: ignore[attr-defined]
-    rows = [{"method": "student", "seed": 0, "epoch": e, "valid/weighted_f1": scores[e]} for e in order]
-    chosen = figures.chosen_epochs(pd.DataFrame(rows), ["student"])["student"]
-    known = [s for s in scores if not math.isnan(s)]
-    assert chosen == ([scores.index(max(known))] if known else [])
+def test_kept_epoch_is_the_one_of_the_history(tmp_path: Path) -> None:
+    """`keep: last` keeps the last epoch, whichever is best: the figure's dots are where the history says."""
+    out = write_fake_run(tmp_path / "run", seeds=(0, 10, 2), samples=5)
+    run = opened(out)
+    history = run.history()
+    best = history.loc[history.groupby(["method", "seed"])["valid/weighted_f1"].idxmax(), "epoch"]
+    assert not best.isin([12, 20]).all()
+    assert figures.kept_epochs(history, ["student", "teacher"]) == {"student": [12] * 3, "teacher": [20] * 3}
+    assert "CorrKD student: 12, 12, 12." in figures.training(run).caption
+
+
+def test_training_shows_the_terms_of_the_focus_alone(compared: Path) -> None:
+    svg = figures.training(opened(compared)).svg.decode()  # of more terms, those of the baselines' among them
+    assert ">\u2009rcd<" in svg
+    assert "reconstruction" not in svg
 
 
 def test_embedding_repeats_and_separates() -> None:
@@ -57,9 +61,9 @@ def test_embedding_of_little_is_finite(shape: tuple[int, int]) -> None:
 
 
 def test_projection_takes_the_condition_asked_for(reported: Path) -> None:
-    run = RunFolder.open(reported)
+    run = opened(reported)
     default, asked = figures.projection(run), figures.projection(run, "audio+vision")
-    assert "student/language," in default.alt
+    assert "of teacher/complete, teacher/language, control/language, student/language," in default.alt
     assert "student/audio+vision," in asked.alt
     assert default.svg != asked.svg
     with pytest.raises(AbsentError, match="smell"):
@@ -67,7 +71,7 @@ def test_projection_takes_the_condition_asked_for(reported: Path) -> None:
 
 
 def test_alt_text_tells_the_ends_of_the_curves(reported: Path) -> None:
-    results = pd.read_csv(reported / "results.csv")
+    results = pd.read_csv(reported / DATASET / "results.csv")
     rows = results[(results.method == "student") & (results.metric == "weighted_f1")]
     first, last = (rows[rows.condition == f"ratio-{r}"].value.mean() * 100 for r in ("0.0", "1.0"))
-    assert f"CorrKD student from {first:.1f} to {last:.1f}" in figures.ratio_curves(RunFolder.open(reported)).alt
+    assert f"CorrKD student from {first:.1f} to {last:.1f}" in figures.ratio_curves(opened(reported)).alt

@@ -21,18 +21,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from corrkd.report.comparison_page import plain_comparison, write_comparison
 from markdown_it import MarkdownIt
 
 from corrkd.networks.saved import build_network
-from corrkd.report.page import write_report
+from corrkd.report import plain_report, write_report
 from corrkd.report.run_folder import RunFolder
-from corrkd.report.tables import plain_table
 from corrkd.serve.model_card import model_card
 from corrkd.serve.predictor import card_of
 from tests.conftest import make_dataset
 from tests.networks.test_saved import SMALL, saved
-from tests.report import fake_comparison, fake_run
+from tests.report import fake_run
+from tests.report.fake_run import DATASET, edit_card, opened
 
 # Breaks out of attributes, elements, rows, headings, code, and of a terminal's text; without the signs that no modality's name may hold.
 HOSTILE = (
@@ -73,75 +72,60 @@ def hostile(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def comparisons(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Path]]:
-    """For a kind of target, a report with honest names and one with hostile ones."""
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Path]]:
+    """For "run", or a comparison's kind of target, a report with honest names and one with hostile ones."""
 
     @cache
-    def reports(kind: str) -> dict[str, Path]:
+    def pair(kind: str) -> dict[str, Path]:
         folder = tmp_path_factory.mktemp(kind)
-        honest = fake_comparison.write_fake_comparison(folder / "honest", kind=kind, seeds=(0, 1), samples=24)
+        write = fake_run.write_fake_run if kind == "run" else fake_run.write_fake_comparison
+        options: dict[str, Any] = {"kind": "classes" if kind == "run" else kind, "seeds": (0, 1), "samples": 24}
+        honest = write(folder / "honest", **options)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fake_comparison, "MODALITIES", tuple(NAMES[:3]))
-            patch.setattr(fake_comparison, "QUESTIONS", tuple(NAMES[3:5]))
-            patch.setattr(fake_comparison, "CLASSES", {kind: NAMES[5 : 5 + len(fake_comparison.CLASSES[kind])]})
-            patch.setattr(fake_comparison, "TITLES", {m: HOSTILE.format(m) for m in fake_comparison.TITLES})
-            patch.setattr(fake_comparison, "ID", "=cmd|s{:03d}<script>\x1b[2J")
-            patch.setattr(fake_comparison, "GROUP", HOSTILE)
-            other = fake_comparison.write_fake_comparison(
-                folder / "hostile", datasets=[FOLDER], kind=kind, seeds=(0, 1), samples=24
+            patch.setattr(fake_run, "TITLES", {m: HOSTILE.format(m) for m in fake_run.TITLES})
+            patch.setattr(fake_run, "ID", "=cmd|s{:03d}<script>\x1b[2J")
+            patch.setattr(fake_run, "GROUP", HOSTILE)
+            patch.setattr(fake_run, "QUESTIONS", tuple(NAMES[3:5]))
+            num_classes = len(fake_run.CLASSES[options["kind"]])
+            other = write(
+                folder / "hostile",
+                datasets=[FOLDER],
+                modalities=NAMES[:3],
+                classes=NAMES[5 : 5 + num_classes],
+                **options,
             )
-        edit_card(other / FOLDER / "run.json")
-        (other / "failures.csv").write_text(
-            f'dataset,method,seed,error\n"{NAMES[0].replace(chr(34), chr(39))}",a,0,b\n'
-        )
+        make_hostile(other)
         (honest / "failures.csv").write_text("dataset,method,seed,error\nx,a,0,b\n")
         for path in (honest, other):
-            write_comparison(path, draws=50)
+            write_report(path, draws=50)
         return {"honest": honest, "hostile": other}
 
-    return reports
+    return pair
 
 
-def edit_card(path: Path) -> None:
-    card = json.loads(path.read_text())
-    for place, value in {
-        "dataset": {"name": NAMES[0], "layout": NAMES[1], "sha256": NAMES[2]},
-        "groups": {"name": NAMES[3]},
-        "comparison": {"stated": [NAMES[4], NAMES[5]]},
-        "target": {"name": NAMES[6]},
-    }.items():
-        card[place] = {**card.get(place, {}), **value}
-    card |= {"notes": NAMES[:2], "split": NAMES[7], "corrkd": NAMES[0], "torch": NAMES[1]}
-    path.write_text(json.dumps(card))
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("runs")
-    honest = fake_run.write_fake_run(folder / "honest", seeds=(0, 1), samples=24)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fake_run, "TITLES", {m: HOSTILE.format(m) for m in fake_run.TITLES})
-        other = fake_run.write_fake_run(
-            folder / "hostile", seeds=(0, 1), samples=24, modalities=NAMES[:3], classes=NAMES[3:6]
-        )
-    edit_card(other / "run.json")
-    settings = (other / "settings.yaml").read_text()
-    (other / "settings.yaml").write_text(
-        f"{settings}data: {{name: {json.dumps(NAMES[0])}}}\n# ``` </pre><script>evil()\n"
+def make_hostile(out: Path) -> None:
+    """Give hostile values to all else that a folder's files may name."""
+    card = json.loads((out / FOLDER / "run.json").read_text())
+    edit_card(
+        out,
+        FOLDER,
+        dataset={**card["dataset"], "name": NAMES[0], "layout": NAMES[1]},
+        groups={**card["groups"], "name": NAMES[3]},
+        target={**card["target"], "name": NAMES[6]},
+        protocol=[NAMES[4], NAMES[5]],
+        notes=NAMES[:2],
+        corrkd=NAMES[0][:100],
+        torch=NAMES[1][:100],
     )
-    for path in (honest, other):
-        write_report(path)
-    return {"honest": honest, "hostile": other}
-
-
-def pair_of(kind: str, comparisons: Callable[[str], dict[str, Path]], runs: dict[str, Path]) -> dict[str, Path]:
-    return runs if kind == "run" else comparisons(kind)
+    plan = (out / "plan.yaml").read_text()
+    (out / "plan.yaml").write_text(f"{plan}\n# ``` </pre><script>evil()\n")
+    (out / "failures.csv").write_text(f'dataset,method,seed,error\n"{NAMES[0].replace(chr(34), chr(39))}",a,0,b\n')
 
 
 @pytest.mark.parametrize("kind", ["run", "classes", pytest.param("questions", marks=pytest.mark.slow)])
 class TestReports:
-    def test_no_element_and_no_attribute_is_added_to_the_page(self, kind: str, comparisons: Any, runs: Any) -> None:
-        pages = {k: (p / "report.html").read_text("utf-8") for k, p in pair_of(kind, comparisons, runs).items()}
+    def test_no_element_and_no_attribute_is_added_to_the_page(self, kind: str, reports: Any) -> None:
+        pages = {k: (p / "report.html").read_text("utf-8") for k, p in reports(kind).items()}
         honest, other = Reader(pages["honest"]), Reader(pages["hostile"])
         assert other.pairs <= honest.pairs
         assert "evil()" in pages["hostile"]  # the names are there, as text
@@ -151,22 +135,22 @@ class TestReports:
         ids = [value for name, value in other.values if name == "id"]
         assert len(set(ids)) == len(ids)
 
-    def test_figures_are_xml_with_the_same_elements(self, kind: str, comparisons: Any, runs: Any) -> None:
-        folders = pair_of(kind, comparisons, runs)
+    def test_figures_are_xml_with_the_same_elements(self, kind: str, reports: Any) -> None:
+        folders = reports(kind)
         known = set().union(*map(svg_pairs, (folders["honest"] / "figures").glob("*.svg")))
         figures = list((folders["hostile"] / "figures").glob("*.svg"))
         assert len(figures) == len(list((folders["honest"] / "figures").glob("*.svg"))) > 1
         for path in figures:
             assert svg_pairs(path) <= known
 
-    def test_markdown_renders_to_the_same_elements(self, kind: str, comparisons: Any, runs: Any) -> None:
-        texts = {k: (p / "report.md").read_text("utf-8") for k, p in pair_of(kind, comparisons, runs).items()}
+    def test_markdown_renders_to_the_same_elements(self, kind: str, reports: Any) -> None:
+        texts = {k: (p / "report.md").read_text("utf-8") for k, p in reports(kind).items()}
         assert markdown_pairs(texts["hostile"]) <= markdown_pairs(texts["honest"])
         rows = {k: MarkdownIt("commonmark").enable("table").render(text).count("<tr>") for k, text in texts.items()}
         assert rows["hostile"] == rows["honest"]
 
-    def test_no_cell_of_a_table_is_a_formula(self, kind: str, comparisons: Any, runs: Any) -> None:
-        files = list((pair_of(kind, comparisons, runs)["hostile"] / "tables").glob("*.csv"))
+    def test_no_cell_of_a_table_is_a_formula(self, kind: str, reports: Any) -> None:
+        files = list((reports(kind)["hostile"] / "tables").glob("*.csv"))
         assert len(files) > 5
         for path in files:
             with path.open(newline="", encoding="utf-8") as text:
@@ -175,8 +159,8 @@ class TestReports:
                     if cell.startswith(("+", "-")):
                         float(cell)
 
-    def test_latex_tables_hold_no_command_of_a_name(self, kind: str, comparisons: Any, runs: Any) -> None:
-        for path in (pair_of(kind, comparisons, runs)["hostile"] / "tables").glob("*.tex"):
+    def test_latex_tables_hold_no_command_of_a_name(self, kind: str, reports: Any) -> None:
+        for path in (reports(kind)["hostile"] / "tables").glob("*.tex"):
             text = path.read_text("utf-8")
             assert "\\input" not in text
             assert "\x1b" not in text
@@ -184,23 +168,23 @@ class TestReports:
             assert len({line.count(" & ") for line in lines if " & " in line}) == 1
             assert re.search(r"\\label\{tab:[\w.+-]+\}", text)
 
-    def test_files_lie_where_they_belong(self, kind: str, comparisons: Any, runs: Any) -> None:
-        folder = pair_of(kind, comparisons, runs)["hostile"]
+    def test_files_lie_where_they_belong(self, kind: str, reports: Any) -> None:
+        folder = reports(kind)["hostile"]
         for path in (*(folder / "tables").rglob("*"), *(folder / "figures").rglob("*")):
             assert re.fullmatch(r"[\w.+-]+", path.name), path
             assert path.parent.parent == folder
 
 
+@pytest.mark.parametrize("kind", ["run", "classes"])
 def test_plain_tables_are_printed_without_what_a_terminal_obeys(
-    comparisons: Any, runs: Any, capsys: pytest.CaptureFixture[str]
+    kind: str, reports: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from corrkd import cli
 
-    for text in (plain_comparison(comparisons("classes")["hostile"]), plain_table(runs["hostile"])):
-        cli.print(text)
-        shown = capsys.readouterr().out
-        assert "\\x1b[2J" in shown
-        assert all(c == "\n" or c == "\xa0" or c.isprintable() for c in shown)
+    cli.print(plain_report(reports(kind)["hostile"]))
+    shown = capsys.readouterr().out
+    assert "\\x1b[2J" in shown
+    assert all(c == "\n" or c == "\xa0" or c.isprintable() for c in shown)
 
 
 def card_text(names: list[str], run: RunFolder | None) -> str:
@@ -232,11 +216,11 @@ def card_text(names: list[str], run: RunFolder | None) -> str:
     return model_card(model, card_of(model), run)
 
 
-def test_a_model_card_renders_to_the_same_elements_and_its_code_to_the_same_calls(runs: dict[str, Path]) -> None:
+def test_a_model_card_renders_to_the_same_elements_and_its_code_to_the_same_calls(reports: Any) -> None:
     honest = card_text(
-        ["language", "audio", "classes", "a", "b", "c", "student", "mosi"], RunFolder.open(runs["honest"])
+        ["language", "audio", "classes", "a", "b", "c", "student", "mosi"], opened(reports("run")["honest"])
     )
-    other = card_text(NAMES, RunFolder.open(runs["hostile"]))
+    other = card_text(NAMES, opened(reports("run")["hostile"], FOLDER))
     assert markdown_pairs(other) <= markdown_pairs(honest)
     blocks = [re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE) for text in (honest, other)]
     assert [len(found) for found in blocks] == [1, 1]
@@ -249,11 +233,11 @@ def test_groups_and_ids_survive_the_quote_that_csv_files_get(tmp_path: Path) -> 
     from corrkd.csv_files import write_csv
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fake_comparison, "ID", "=s{:03d}")
-        out = fake_comparison.write_fake_comparison(tmp_path / "out", seeds=(0, 1), samples=24)
-    path = out / "invented" / "groups.csv"
+        patch.setattr(fake_run, "ID", "=s{:03d}")
+        out = fake_run.write_fake_comparison(tmp_path / "out", seeds=(0, 1), samples=24)
+    path = out / DATASET / "groups.csv"
     groups = pd.read_csv(path, dtype=str)
-    before = RunFolder.open(out / "invented").groups
+    before = opened(out).groups
     write_csv(path, groups)
     assert path.read_text().splitlines()[1].startswith("'=s000,")
-    pd.testing.assert_series_equal(RunFolder.open(out / "invented").groups, before)
+    pd.testing.assert_series_equal(opened(out).groups, before)

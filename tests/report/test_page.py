@@ -11,11 +11,13 @@ import pandas as pd
 import pytest
 
 from corrkd.errors import CorrKDError
-from corrkd.report import page, write_report
-from corrkd.report.run_folder import RunFolder
+from corrkd.report import write_report
+from corrkd.report.findings import findings, verdict
+from corrkd.report.report import head
+from corrkd.report.standings import analyse
 from corrkd.report.tables import Cell
 from tests.report.conftest import NASTY
-from tests.report.fake_run import METHODS, write_fake_run
+from tests.report.fake_run import DATASET, edit_card, opened, write_fake_run
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
@@ -118,7 +120,7 @@ def test_names_are_escaped_everywhere(nasty: Path) -> None:
 def test_same_folder_same_bytes(reported: Path, tmp_path: Path) -> None:
     before = files(reported)  # made where no report was yet
     again = shutil.copytree(reported, tmp_path / "elsewhere")
-    write_report(again)  # beside the old report, in another place
+    write_report(again, draws=100)  # beside the old report, in another place
     assert files(again) == before
 
 
@@ -142,22 +144,16 @@ def test_one_seed(tmp_path: Path) -> None:
     write_report(folder)
     words = "".join(read(folder).words)
     assert "One seed, hence no interval (—)" in words
-    assert "no difference shown (" in words
+    assert "no significant difference (" in words
     assert "one seed has no interval" in words
-    assert "±" not in words
+    assert "±" not in words.replace("mean ± half-width of the Student-t 95 % interval over seeds", "")  # how to read it
     assert "nan" not in words.lower().split()
 
 
 @pytest.mark.usefixtures("sketches")
 @pytest.mark.parametrize("kind", ["score", "questions"])
 def test_other_targets(tmp_path: Path, kind: str) -> None:
-    names = {
-        "score": {"classes": ("negative", "positive")},
-        "questions": {"classes": ("no", "yes"), "questions": ("happy", "sad")},
-    }
-    folder = write_fake_run(
-        tmp_path / "run", kind=kind, modalities=("text", "sound"), samples=30, bayes=False, **names[kind]
-    )
+    folder = write_fake_run(tmp_path / "run", kind=kind, modalities=("text", "sound"), samples=30, bayes=False)
     write_report(folder)
     words = "".join(read(folder).words)
     assert ("Mean absolute error" in words) == (kind == "score")
@@ -179,15 +175,16 @@ def test_one_modality(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lost", "kept"),
     [
-        (["results.csv", "settings.yaml"], "figures/training.svg"),
+        (["results.csv", "costs.csv"], "figures/training.svg"),
         (["history.csv", "predictions.parquet"], "tables/inter-modality-weighted-f1.csv"),
         (["representations.safetensors"], "figures/confusion.svg"),
     ],
 )
 def test_missing_files_leave_a_line(tmp_path: Path, lost: list[str], kept: str) -> None:
     folder = write_fake_run(tmp_path / "run", samples=30, seeds=(0, 1))
-    for file in [file for name in lost for file in (*folder.glob(name), *folder.glob(f"seed-*/{name}"))]:
-        file.unlink()
+    for name in lost:
+        for file in (*folder.glob(f"{DATASET}/{name}"), *folder.glob(f"{DATASET}/seed-*/*/{name}")):
+            file.unlink()
     write_report(folder)
     words = "".join(read(folder).words)
     markdown = html.unescape((folder / "report.md").read_text(encoding="utf-8")).replace("\\", "")
@@ -199,30 +196,72 @@ def test_missing_files_leave_a_line(tmp_path: Path, lost: list[str], kept: str) 
 
 def test_only_run_json(tmp_path: Path) -> None:
     folder = write_fake_run(tmp_path / "run", samples=5, seeds=(0,))
-    for path in folder.iterdir():
+    for path in (folder / DATASET).iterdir():
         if path.name != "run.json":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_report(folder)
     assert "No finding" in "".join(read(folder).words)
 
 
-def test_not_a_run_folder(tmp_path: Path) -> None:
+def test_not_a_plans_folder(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(CorrKDError, match="not a run folder") as caught:
+        with pytest.raises(CorrKDError, match=r"holds no plan\.yaml") as caught:
             write_report(folder)
         assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
-    for content, what in (("{", "not JSON"), ("{}", "corrkd"), ("[]", "the file")):
-        (tmp_path / "run.json").write_text(content)
+    (tmp_path / "plan.yaml").write_text("datasets: {a: {}}\n")
+    with pytest.raises(CorrKDError, match="no dataset yet"):
+        write_report(tmp_path)
+    (tmp_path / "a").mkdir()
+    for content, what in (("{", "not JSON"), ("{}", "does not read"), ('{"format": 2}', "corrkd"), ("[]", "the file")):
+        (tmp_path / "a" / "run.json").write_text(content)
         with pytest.raises(CorrKDError, match=what) as caught:
             write_report(tmp_path)
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["results.csv", "seed-0/predictions.parquet"])
+@pytest.mark.parametrize("name", ["run.json", "compare.yaml"])
+def test_a_folder_of_version_01_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(CorrKDError, match="not the folder of a run of this version"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"later": 1}, "later: Extra inputs are not permitted"),
+        ({"reference": "kl"}, "'kl' is none of the methods"),
+        ({"control": "kl"}, "'kl' is none of the methods"),
+        ({"seeds": [0, 0]}, "seeds: 0 is there twice"),
+        ({"seeds": list(range(10_001))}, "seeds: List should have at most 10000 items"),
+        ({"notes": ["x" * 100_001]}, "notes.0: String should have at most 100000 characters"),
+        ({"split": "../train"}, "split: Input should be"),
+        ({"torch": "9" * 101}, "torch: String should have at most 100 characters"),
+        ({"target": {"name": "a", "kind": "classes", "classes": ["x" * 201]}}, "target.classes.0: String should have"),
+        ({"target": {"name": "a", "kind": "classes", "classes": ["x", "x"]}}, "classes: 'x' is there twice"),
+        ({"sets": {"level": 1.5, "groups": 3}}, "sets.level: Input should be less than or equal to 1"),
+        (
+            {
+                "methods": [
+                    {"name": "../up", "title": "", "method": "kl", "kind": "method", "trains_on": "complete"},
+                ]
+            },
+            "methods.0.name: a name of a folder, which",
+        ),
+    ],
+)
+def test_a_card_is_bounded(tmp_path: Path, changes: dict[str, object], fault: str) -> None:
+    out = write_fake_run(tmp_path / "run", samples=5, seeds=(0,))
+    edit_card(out, **changes)
+    with pytest.raises(CorrKDError, match=re.escape(fault)):
+        opened(out)
+
+
+@pytest.mark.parametrize("name", ["results.csv", "seed-0/student/predictions.parquet"])
 def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     folder = write_fake_run(tmp_path / "run", samples=5, seeds=(0,))
-    (folder / name).write_bytes(b"\xff\x00 broken")
+    (folder / DATASET / name).write_bytes(b"\xff\x00 broken")
     with pytest.raises(CorrKDError, match=re.escape(name)) as caught:
         write_report(folder)
     assert "\n" not in str(caught.value)
@@ -231,55 +270,65 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
 
 def test_damaged_representations_are_named(tmp_path: Path) -> None:
     folder = write_fake_run(tmp_path / "run", samples=5, seeds=(0,))
-    (folder / "seed-0" / "representations.safetensors").write_bytes(b"short")
-    with pytest.raises(CorrKDError, match=r"seed-0/representations\.safetensors: cannot be read"):
-        RunFolder.open(folder).representations(["targets"])
+    (folder / DATASET / "seed-0" / "student" / "representations.safetensors").write_bytes(b"short")
+    with pytest.raises(CorrKDError, match=r"seed-0/student/representations\.safetensors: cannot be read"):
+        opened(folder).representations(["student/complete", "targets"])
 
 
 @pytest.mark.parametrize(
     ("gain", "said"),
     [
-        ((0.02, 0.021, 0.019), "the student is better (+2.00"),
-        ((-0.02, -0.021, -0.019), "the control is better (−2.00"),
-        ((0.02, -0.02, 0.001), "no difference shown (+0.03"),
+        ((0.02, 0.021, 0.019), "CorrKD student is better (+2.00"),
+        ((-0.02, -0.021, -0.019), "No-distillation control is better (−2.00"),
+        ((0.02, -0.02, 0.001), "no significant difference (+0.03"),
     ],
 )
 def test_findings_say_only_what_the_interval_shows(tmp_path: Path, gain: tuple[float, ...], said: str) -> None:
     folder = write_fake_run(tmp_path / "run", samples=5)
-    results = pd.read_csv(folder / "results.csv")
+    results = pd.read_csv(folder / DATASET / "results.csv")
     at = (results.condition == "average") & (results.metric == "weighted_f1")
     results.loc[at & (results.method == "control"), "value"] = [0.50, 0.58, 0.54]
     results.loc[at & (results.method == "student"), "value"] = [0.50 + gain[0], 0.58 + gain[1], 0.54 + gain[2]]
-    results.to_csv(folder / "results.csv", index=False)
-    first = page.findings(RunFolder.open(folder))[0]
-    assert first.startswith("Averaged over the six missing subsets, the student reaches")
+    results.to_csv(folder / DATASET / "results.csv", index=False)
+    first = findings(analyse(DATASET, opened(folder), 20))[0]
+    assert first.startswith("Averaged over the six missing subsets, CorrKD student reaches")
     assert said in first
     assert "paired over 3 seeds" in first
 
 
 def test_verdict_without_pairs() -> None:
-    assert page.verdict(None, 0) == "no seed has both"
-    assert page.verdict(Cell(1.0, 1.0), 5).startswith("no difference shown")  # zero at the interval's edge
+    assert verdict(None, 0, "a", "b") == "no seed has both"
+    assert verdict(Cell(1.0, 1.0), 5, "a", "b").startswith("no significant difference")  # zero at the interval's edge
 
 
-def test_head_names_every_rule_once(reported: Path) -> None:
-    rule = page.head(RunFolder.open(reported))["Epoch kept"]
-    assert rule.count("highest mean weighted F1 over the missing subsets") == 1
-    assert "(CorrKD student, No-distillation control)" in rule
-    assert "(Teacher)" in rule
+def test_head_lists_the_methods_by_kind(reported: Path) -> None:
+    terms = head({DATASET: opened(reported)})
+    assert terms["Controls"] == "Teacher, No-distillation control"
+    assert terms["Methods"] == "CorrKD student"
+    assert terms["Data SHA-256"] == "ab" * 32
+
+
+def test_contents_lead_to_every_section(reported: Path) -> None:
+    text = (reported / "report.html").read_text(encoding="utf-8")
+    links = re.findall(r'<a href="#([\w-]+)">(.*?)</a>', text)
+    assert [title for _, title in links] == re.findall(r"<h2>(.*?)</h2>", text)
+    for target, title in links:
+        assert re.search(rf'<section id="{target}">\s*<h2>{re.escape(title)}</h2>', text)
+
+
+def test_the_list_of_files_is_of_those_in_the_folder(reported: Path) -> None:
+    text = (reported / "report.md").read_text(encoding="utf-8").replace("\\", "")
+    assert "DATASET/seed-N/ARM/predictions.parquet" in text
+    assert "coverage.csv" not in text
+    assert "failures.csv" not in text
 
 
 @pytest.mark.usefixtures("sketches")
-def test_card_may_hold_more_methods(tmp_path: Path) -> None:
-    folder = write_fake_run(tmp_path / "run", samples=20, seeds=(0, 1))
-    card = json.loads((folder / "run.json").read_text())
-    card["methods"].append({"name": "fusion", "title": "Late fusion", "selection": "none"})
-    card["later"] = "unknown keys are for later versions"
-    (folder / "run.json").write_text(json.dumps(card))
-    results = pd.read_csv(folder / "results.csv")
-    more = results[results.method == METHODS[0]].assign(method="fusion")
-    pd.concat([results, more]).to_csv(folder / "results.csv", index=False)
-    write_report(folder)
-    text = (folder / "tables" / "inter-modality-weighted-f1.csv").read_text()
+def test_a_fourth_method_has_its_row(tmp_path: Path) -> None:
+    out = write_fake_run(tmp_path / "run", arms=("kl", "teacher", "student", "control"), samples=20, seeds=(0, 1))
+    methods = json.loads((out / DATASET / "run.json").read_text())["methods"]
+    edit_card(out, methods=[{**methods[0], "title": "Late fusion", "kind": "method"}, *methods[1:]])
+    write_report(out, draws=20)
+    text = (out / "tables" / "inter-modality-weighted-f1.csv").read_text()
     rows = [line.split(",")[1] for line in text.splitlines()[1:]]
     assert rows[1:5] == ["Teacher", "No-distillation control", "Late fusion", "CorrKD student"]

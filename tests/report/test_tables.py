@@ -14,16 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from corrkd.errors import CorrKDError
-from corrkd.report import plain_table, tables
-from corrkd.report.run_folder import AbsentError, RunFolder
+from corrkd.report import plain_report, tables
+from corrkd.report.run_folder import AbsentError
 from corrkd.report.tables import Cell, Metric
-from tests.report.fake_run import METHODS, TITLES, subsets, write_fake_run
+from tests.report.fake_run import DATASET, RUN_ARMS, TITLES, opened, subsets, write_fake_run
 
 
-def from_file(folder: Path, method: str, condition: str, metric: str) -> list[float]:
+def from_file(out: Path, method: str, condition: str, metric: str) -> list[float]:
     """The seeds' values read with the csv module, draws averaged: an independent way to the tables' numbers."""
-    with open(folder / "results.csv", newline="", encoding="utf-8") as file:
+    with open(out / DATASET / "results.csv", newline="", encoding="utf-8") as file:
         rows = [
             r for r in csv.DictReader(file) if (r["method"], r["condition"], r["metric"]) == (method, condition, metric)
         ]
@@ -34,15 +33,15 @@ def from_file(folder: Path, method: str, condition: str, metric: str) -> list[fl
 
 def test_numbers_are_read_to_the_last_bit(tmp_path: Path) -> None:
     folder = write_fake_run(tmp_path / "run", samples=5, seeds=(0,))
-    results = pd.read_csv(folder / "results.csv")
+    results = pd.read_csv(folder / DATASET / "results.csv")
     values = np.random.default_rng(0).random(len(results))
-    results.assign(value=values).to_csv(folder / "results.csv", index=False)
-    np.testing.assert_array_equal(RunFolder.open(folder).results["value"], values)
+    results.assign(value=values).to_csv(folder / DATASET / "results.csv", index=False)
+    np.testing.assert_array_equal(opened(folder).results["value"], values)
 
 
 @pytest.mark.parametrize("metric", ["weighted_f1", "accuracy"])
 def test_inter_modality_numbers(reported: Path, metric: str) -> None:
-    frame = tables.inter_modality(RunFolder.open(reported), metric).blocks[""]
+    frame = tables.inter_modality(opened(reported), metric).blocks[""]
     assert list(frame.index) == [
         "Majority floor",
         "Teacher",
@@ -51,7 +50,7 @@ def test_inter_modality_numbers(reported: Path, metric: str) -> None:
         "Bayes ceiling",
     ]
     conditions = [*subsets(("language", "audio", "vision"))[:-1], "average", "complete"]
-    for method, condition in itertools.product(METHODS, range(len(conditions))):
+    for method, condition in itertools.product(RUN_ARMS, range(len(conditions))):
         values = [100 * v for v in from_file(reported, method, conditions[condition], metric)]
         assert len(values) == 3
         low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
@@ -64,7 +63,7 @@ def test_inter_modality_numbers(reported: Path, metric: str) -> None:
 
 
 def test_difference_is_paired_within_seeds(reported: Path) -> None:
-    table = tables.with_difference(RunFolder.open(reported), "weighted_f1")
+    table = tables.with_difference(opened(reported), "weighted_f1")
     shown = table.blocks["Difference, paired over seeds"].iloc[0]["Avg."]
     student, control = (
         np.array(from_file(reported, m, "average", "weighted_f1")) * 100 for m in ("student", "control")
@@ -75,16 +74,18 @@ def test_difference_is_paired_within_seeds(reported: Path) -> None:
 
 def test_a_seed_that_only_one_method_has_is_not_paired(tmp_path: Path) -> None:
     folder = write_fake_run(tmp_path / "run")
-    results = pd.read_csv(folder / "results.csv")
-    results[~((results.method == "control") & (results.seed == 1))].to_csv(folder / "results.csv", index=False)
-    run = RunFolder.open(folder)
+    results = pd.read_csv(folder / DATASET / "results.csv")
+    results[~((results.method == "control") & (results.seed == 1))].to_csv(
+        folder / DATASET / "results.csv", index=False
+    )
+    run = opened(folder)
     shown = tables.paired(tables.seed_values(run, "weighted_f1"), "average", tables.FRACTION, "student", "control")
     student, control = (from_file(folder, m, "average", "weighted_f1") for m in ("student", "control"))
     assert shown.mean == pytest.approx(100 * np.mean([student[0] - control[0], student[2] - control[1]]))
 
 
 def test_ratio_table_averages_draws_before_seeds(reported: Path) -> None:
-    frame = tables.by_ratio(RunFolder.open(reported)).blocks[""]
+    frame = tables.by_ratio(opened(reported)).blocks[""]
     assert list(frame.columns) == [*(f"{r / 10:g}" for r in range(11)), "AUC"]
     values = [100 * v for v in from_file(reported, "control", "ratio-0.3", "weighted_f1")]
     assert frame.loc["No-distillation control", "0.3"].mean == pytest.approx(np.mean(values))
@@ -110,13 +111,13 @@ def test_ratio_table_averages_draws_before_seeds(reported: Path) -> None:
     ],
 )
 def test_condition_order(tmp_path: Path, modalities: tuple[str, ...], headings: list[str]) -> None:
-    run = RunFolder.open(write_fake_run(tmp_path / "run", modalities=modalities, samples=10))
+    run = opened(write_fake_run(tmp_path / "run", modalities=modalities, samples=10))
     assert tables.inter_modality(run, "weighted_f1").columns == headings
     assert tables.per_class(run).columns == headings
 
 
 def test_other_conditions_and_classes(reported: Path) -> None:
-    run = RunFolder.open(reported)
+    run = opened(reported)
     assert tables.others(run, "weighted_f1").columns == ["burst 0.3", "burst 0.6", "late 0.5", "noise 0.5", "natural"]
     blocks = tables.per_class(run).blocks
     assert list(blocks) == ["low", "middle", "high"]
@@ -125,12 +126,11 @@ def test_other_conditions_and_classes(reported: Path) -> None:
 
 
 def test_questions_are_the_blocks(tmp_path: Path) -> None:
-    run = RunFolder.open(
-        write_fake_run(tmp_path / "run", classes=("no", "yes"), questions=("happy", "sad"), kind="questions")
-    )
+    out = write_fake_run(tmp_path / "run", kind="questions")
+    run = opened(out)
     blocks = tables.per_class(run).blocks
     assert list(blocks) == ["happy", "sad"]
-    expected = 100 * np.mean(from_file(run.path, "student", "vision", "weighted_f1/sad"))
+    expected = 100 * np.mean(from_file(out, "student", "vision", "weighted_f1/sad"))
     assert blocks["sad"].loc["CorrKD student", "{v}"].mean == pytest.approx(expected)
     assert list(tables.confusion(run, "complete")) == ["happy", "sad"]
 
@@ -154,14 +154,14 @@ def test_marks(means: list[float], sign: int) -> None:
 
 
 def test_best_of_calibration_is_the_lowest(reported: Path) -> None:
-    column = tables.calibration(RunFolder.open(reported)).blocks[""]["{a}"]
-    assert min(column[1:], key=lambda c: round(c.mean, 2)).mark == "best"
-    assert max(column[1:], key=lambda c: round(c.mean, 2)).mark == ""
+    column = tables.calibration(opened(reported)).blocks[""]["{a}"]
+    assert min(column, key=lambda c: round(c.mean, 2)).mark == "best"
+    assert max(column, key=lambda c: round(c.mean, 2)).mark == ""
 
 
 def test_undefined_is_said(tmp_path: Path) -> None:
-    folder = write_fake_run(tmp_path / "run", kind="score", classes=("negative", "positive"))
-    results = pd.read_csv(folder / "results.csv")
+    folder = write_fake_run(tmp_path / "run", kind="score")
+    results = pd.read_csv(folder / DATASET / "results.csv")
     hit = (
         (results.method == "student")
         & (results.seed == 1)
@@ -170,39 +170,39 @@ def test_undefined_is_said(tmp_path: Path) -> None:
     )
     assert hit.sum() == 1
     results.loc[hit, "value"] = math.nan
-    results.to_csv(folder / "results.csv", index=False)
-    run = RunFolder.open(folder)
+    results.to_csv(folder / DATASET / "results.csv", index=False)
+    run = opened(folder)
     table = tables.inter_modality(run, "corr")
     assert tables.parts(table.blocks[""].loc["CorrKD student", "{a}"], 3) == ("undef.", "", "")
     assert "undef." in tables.to_html(table)
     assert tables.parts(table.blocks[""].loc["CorrKD student", "{l}"], 3)[0] != "undef."
     best = [t for t, c in tables.inter_modality(run, "mae").blocks[""]["Avg."].items() if c.mark == "best"]
-    means = {t: np.mean(from_file(folder, m, "average", "mae")) for m, t in TITLES.items()}
+    means = {t: np.mean(from_file(folder, m, "average", "mae")) for m, t in TITLES.items() if m in RUN_ARMS}
     assert best == [min(means, key=means.get)]
 
 
 def test_undefined_in_one_draw_is_undefined(tmp_path: Path) -> None:
     folder = write_fake_run(tmp_path / "run", samples=5)
-    results = pd.read_csv(folder / "results.csv")
+    results = pd.read_csv(folder / DATASET / "results.csv")
     hit = (results.method == "student") & (results.seed == 0) & (results.condition == "ratio-0.3") & (results.draw == 1)
     results.loc[hit, "value"] = math.nan
-    results.to_csv(folder / "results.csv", index=False)
-    values = tables.of(tables.seed_values(RunFolder.open(folder), "weighted_f1"), "student", "ratio-0.3")
+    results.to_csv(folder / DATASET / "results.csv", index=False)
+    values = tables.of(tables.seed_values(opened(folder), "weighted_f1"), "student", "ratio-0.3")
     assert values.isna().to_dict() == {0: True, 1: False, 2: False}
 
 
 def test_confusion_counts(reported: Path) -> None:
-    run = RunFolder.open(reported)
+    run = opened(reported)
     condition = tables.shown_conditions(run)[1]
     assert condition == "vision"  # the invented numbers make the last modality the weakest
     counts = tables.confusion(run, condition)[""].to_numpy()
     expected = np.zeros((3, 3), int)
     for seed in range(3):
-        rows = pd.read_parquet(reported / f"seed-{seed}" / "predictions.parquet")
-        for row in rows[(rows.method == "student") & (rows.condition == condition)].itertuples():
+        rows = pd.read_parquet(reported / DATASET / f"seed-{seed}" / "student" / "predictions.parquet")
+        for row in rows[rows.condition == condition].itertuples():
             expected[row.target, row.prediction] += 1
     assert counts.tolist() == expected.tolist()
-    assert counts.sum() == 3 * 90
+    assert counts.sum() == 3 * 60
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_nothing_of_a_name_is_read_as_markup(name: str) -> None:
 
 
 def test_formats_carry_the_same_numbers(reported: Path) -> None:
-    table = tables.inter_modality(RunFolder.open(reported), "weighted_f1")
+    table = tables.inter_modality(opened(reported), "weighted_f1")
     shown = table.blocks[""].loc["CorrKD student", "Avg."]
     text = f"{shown.mean:.2f}"
     tag = {"best": ("<strong>", r"\textbf{", "**"), "second": ("<u>", r"\underline{", "<ins>")}[shown.mark]
@@ -253,24 +253,45 @@ def test_formats_carry_the_same_numbers(reported: Path) -> None:
     assert latex.count(r"\begin{tabular}{lrrrrrrrr}") == 1
 
 
-def test_plain_table(reported: Path) -> None:
-    lines = plain_table(reported).splitlines()
-    assert [line.split()[0] for line in lines[2:5]] == ["Avg.", "complete", "{l}"]
+def test_plain_report(reported: Path) -> None:
+    lines = plain_report(reported).splitlines()
+    assert lines[2] == DATASET
+    assert [line.split()[0] for line in lines[4:7]] == ["Avg.", "complete", "{l}"]
     values = [
         f"{100 * np.mean(from_file(reported, m, 'average', 'weighted_f1')):.2f}"
         for m in ("teacher", "control", "student")
     ]
-    assert [t for t in lines[2].split() if t in values] == values
+    assert [t for t in lines[4].split() if t in values] == values
     assert "l = language" in lines[-1].replace("\u00a0", " ")
 
 
-def test_plain_table_without_results(tmp_path: Path) -> None:
+def test_plain_report_without_results(tmp_path: Path) -> None:
     folder = write_fake_run(tmp_path / "run", samples=5)
-    (folder / "results.csv").unlink()
-    with pytest.raises(CorrKDError, match=r"results\.csv"):
-        plain_table(folder)
+    (folder / DATASET / "results.csv").unlink()
+    assert f"{DATASET}: The run folder holds no results.csv." in plain_report(folder)
+
+
+def test_text_tables_line_up_with_wide_characters() -> None:
+    frame = pd.DataFrame({"{l}": [Cell(1.0), Cell(2.0)], "[b]": [3, None]}, index=["感情\x1b[2J", "b"], dtype=object)
+    lines = tables.to_text(tables.Table("t", "", "Method", {"": frame})).splitlines()
+    assert [line.split() for line in lines] == [
+        ["Method", "{l}", "[b]"],
+        ["感情\\x1b[2J", "1.00", "3"],
+        ["b", "2.00", "n/a"],
+    ]
+    assert {len(line) + line.count("感") + line.count("情") for line in lines} == {len(lines[2])}
+
+
+def test_intervals_go_below_their_means_where_columns_would_leave_the_page() -> None:
+    def html(half: float, columns: int) -> str:
+        frame = pd.DataFrame({str(i): [Cell(60.0, half)] for i in range(columns)}, index=["a"], dtype=object)
+        return tables.to_html(tables.Table("t", "", "Method", {"": frame}))
+
+    assert [('class="wide"' in html(half, 8)) for half in (1.5, 150.0)] == [False, True]
+    assert 'class="wide"' in html(1.5, 12)
+    assert 'class="wide"' not in html(math.nan, 12)
 
 
 def test_absent_metric_is_named(reported: Path) -> None:
     with pytest.raises(AbsentError, match="mae"):
-        tables.inter_modality(RunFolder.open(reported), "mae")
+        tables.inter_modality(opened(reported), "mae")

@@ -344,7 +344,7 @@ def draw(explanation: Explanation) -> Figure:
         right.supylabel(explanation.quantity, fontsize=8.5)
         figure.text(0.012, 1.0 - 0.1 / height, _headline(explanation), va="top", fontsize=11, fontweight="bold")
         figure.text(0.012, 1.0 - 0.34 / height, _facts(explanation), va="top", fontsize=8.5, color=INK)
-        score = explanation.quantity == "score"
+        score = explanation.probability is None
         sides = ("raises it", "lowers it") if score else ("speaks for it", "speaks against it")
         patches = [Patch(color=FOR), Patch(color=AGAINST), Patch(**GONE)]
         figure.legend(patches, [*sides, "missing"], loc="lower right", ncols=3, handlelength=1.2, borderaxespad=0.3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from corrkd.experiment.arm import TEACHER, Arm
 from corrkd.experiment.budget import with_epochs
 from corrkd.experiment.experiment import SYNTHETIC, Experiment
 from corrkd.experiment.plan import DatasetPlan
-from corrkd.report.run_folder import FORMAT, Card, selection_rules
+from corrkd.parsing import refusing
+from corrkd.report.run_folder import FORMAT, Card
 
 
 def run_card(experiment: Experiment, part: DatasetPlan, arms: Sequence[Arm], search: str) -> Card:
@@ -28,50 +29,53 @@ def run_card(experiment: Experiment, part: DatasetPlan, arms: Sequence[Arm], sea
         part: of the plan.
         arms: in the order of the tables.
         search: how hyper-parameters were searched, in words.
+
+    Raises:
+        CorrKDError: where something is beyond what run.json may hold, as a title of 10,000 characters.
     """
     seed = experiment.settings.seeds[0]
     first, target = experiment.at(seed), experiment.target
     dataset = first.dataset
     group, groups = sample_groups(experiment)
-    return Card.model_validate(
-        {
-            "format": FORMAT,
-            "corrkd": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "dataset": {
-                "name": dataset.name,
-                "layout": dataset.layout,
-                "sha256": dataset.sha256,
-                "modalities": {m: {"width": w, "frames": first.frames[m]} for m, w in dataset.widths.items()},
-                "splits": {name: len(first.targets(name)) for name in dataset.splits},
-                "labels": {name: target.histogram(first.targets(name)) for name in dataset.splits},
-                "missing_rule": dict(dataset.missing_rule),
-            },
-            "target": target.to_json(),
-            "split": experiment.settings.evaluation.split,
-            "conditions": [c.to_json() for c in first.conditions()],
-            "projection": first.projection(),
-            "sets": prediction_sets(first),
-            "methods": [
-                {
-                    "name": arm.name,
-                    "title": arm.title,
-                    "selection": arm.selection,
-                    "method": arm.base,
-                    "kind": arm.kind,
-                    "trains_on": "complete" if arm.complete else "missing",
-                }
-                for arm in arms
-            ],
-            "reference": part.reference,
-            "control": part.control,
-            "seeds": list(experiment.settings.seeds),
-            "notes": notes(first, arms),
-            "groups": {"name": group, "count": int(groups["group"].nunique())},
-            "protocol": protocol(experiment, part, arms, search),
-        }
-    )
+    tree = {
+        "format": FORMAT,
+        "corrkd": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "dataset": {
+            "name": dataset.name,
+            "layout": dataset.layout,
+            "sha256": dataset.sha256,
+            "modalities": {m: {"width": w, "frames": first.frames[m]} for m, w in dataset.widths.items()},
+            "splits": {name: len(first.targets(name)) for name in dataset.splits},
+            "labels": {name: target.histogram(first.targets(name)) for name in dataset.splits},
+            "missing_rule": dict(dataset.missing_rule),
+        },
+        "target": target.to_json(),
+        "split": experiment.settings.evaluation.split,
+        "conditions": [c.to_json() for c in first.conditions()],
+        "projection": first.projection(),
+        "sets": prediction_sets(first),
+        "methods": [
+            {
+                "name": arm.name,
+                "title": arm.title,
+                "selection": arm.selection,
+                "method": arm.base,
+                "kind": "control" if arm.name == part.control else arm.kind,
+                "trains_on": "complete" if arm.complete else "missing",
+            }
+            for arm in arms
+        ],
+        "reference": part.reference,
+        "control": part.control,
+        "seeds": list(experiment.settings.seeds),
+        "notes": notes(first, arms),
+        "groups": {"name": group, "count": int(groups["group"].nunique())},
+        "protocol": protocol(experiment, part, arms, search),
+    }
+    with refusing(f"dataset {dataset.name}", "cannot be recorded in run.json"):
+        return Card.model_validate(tree)
 
 
 def prediction_sets(experiment: Experiment) -> dict[str, float] | None:
@@ -211,3 +215,11 @@ def _shared(key: str, arms: Sequence[Arm]) -> str:
     common = max(set(values), key=values.count) if values else None
     others = [f"{arm.title} {value:g}" for arm, value in zip(arms, values, strict=True) if value != common]
     return f"{common:g} for every method" + (f" but {', '.join(others)}" if others else "") if values else "none"
+
+
+def selection_rules(kept: Iterable[tuple[str, str]]) -> str:
+    """Return by which rule an epoch is kept, and whose rule it is, of pairs (rule, title); each rule once."""
+    rules: dict[str, list[str]] = {}
+    for rule, title in kept:
+        rules.setdefault(rule, []).append(title)
+    return "; ".join(f"{rule} ({', '.join(titles)})" for rule, titles in rules.items())

@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from corrkd.escape import terminal_text
 from corrkd.missing.conditions import COMPLETE, missing_subsets
 from corrkd.report import tables
-from corrkd.report.run_folder import AbsentError, RunFolder
+from corrkd.report.run_folder import FEW_ARMS, TEACHER, AbsentError, RunFolder
 
 # Okabe and Ito's palette, told apart by every kind of colour vision; methods and classes differ in line or marker as well.
 BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, GREY = (
@@ -40,7 +40,7 @@ MARKERS = "os^Dv*PX"
 REFERENCE: dict[str, Any] = {"color": BLUE, "linestyle": "-", "marker": "o", "linewidth": 2.2}
 CONTROL: dict[str, Any] = {"color": VERMILION, "linestyle": "--", "marker": "s"}
 LINES: dict[str, dict[str, Any]] = {
-    "teacher": {"color": GREEN, "linestyle": "-.", "marker": "^"},
+    TEACHER: {"color": GREEN, "linestyle": "-.", "marker": "^"},
     "majority": {"color": GREY, "linestyle": ":"},
     "by-length": {"color": GREY, "linestyle": (0, (1, 3))},
     tables.CEILING: {"color": "#222222", "linestyle": (0, (6, 2))},
@@ -140,9 +140,10 @@ def ratio_curves(run: RunFolder, methods: Sequence[str] | None = None) -> Pictur
     frame = tables.compared(run, "weighted_f1", headings, how, methods)
     titles, look = tables.method_titles(run), looks(run, map(str, frame.index))
     trained = [m for m in look if m not in (*tables.FLOORS, tables.CEILING)]
-    banded = [m for m in trained if len(trained) <= 4 or m == run.reference]
+    few = len(trained) <= FEW_ARMS
+    banded = [m for m in trained if few or m == run.reference]
     with style("missing-ratios"):
-        figure = Figure(figsize=(WIDTH, 3.7 if len(trained) <= 4 else 4.8))
+        figure = Figure(figsize=(WIDTH, 3.7 if few else 4.8))
         axes = figure.subplots()
         drawn = {}
         bands = []
@@ -176,9 +177,10 @@ def ratio_curves(run: RunFolder, methods: Sequence[str] | None = None) -> Pictur
 
 
 def training(run: RunFolder) -> Picture:
-    """Loss terms and the validation score by epoch for every method, the chosen epoch of each seed marked."""
+    """Loss terms and the validation score by epoch for the run's focus, the kept epoch of each seed marked."""
     history = run.history()
-    titles = {m: t for m, t in tables.method_titles(run).items() if m in set(history["method"]) & set(run.focus)}
+    history = history[history["method"].isin(run.focus)]
+    titles = {m: t for m, t in tables.method_titles(run).items() if m in set(history["method"])}
     if not titles:
         raise AbsentError("history.csv holds none of the run's methods.")
     terms = [c for c in map(str, history) if c.startswith("loss/") and history[c].notna().any()]
@@ -186,19 +188,19 @@ def training(run: RunFolder) -> Picture:
         figure = Figure(figsize=(WIDTH, 5.0))
         grid = figure.subplots(2, len(titles), sharex="col", sharey="row", squeeze=False)
         drawn: dict[str, Any] = {}
-        for place, (method, title) in enumerate(titles.items()):
-            own = history[history["method"] == method]
-            mean = own.groupby("epoch")[terms].mean()
-            for number, term in enumerate(terms):
+        for (above, below), (method, title) in zip(grid.T, titles.items(), strict=True):
+            epochs = history[history["method"] == method]
+            mean = epochs.groupby("epoch")[terms].mean()
+            for index, term in enumerate(terms):
                 if mean[term].notna().any():
                     total = term == "loss/total"
                     look = {
-                        "color": "#222222" if total else PALETTE[number % 7 - 1],
+                        "color": "#222222" if total else PALETTE[index % 7 - 1],
                         "linestyle": "-" if total else "--",
                     }
-                    drawn[term] = grid[0, place].plot(mean.index, mean[term], **look)[0]
-            grid[0, place].set_title(wrapped(title, 26))
-            validation(grid[1, place], own, looks(run, titles)[method]["color"])
+                    drawn[term] = above.plot(mean.index, mean[term], **look)[0]
+            above.set_title(wrapped(title, 26))
+            validation(below, epochs, looks(run, titles)[method]["color"])
         positive = history[terms].min().min() > 0
         grid[0, 0].set(ylabel="Loss, mean over seeds", yscale="log" if positive else "linear")
         grid[0, 0].yaxis.set_major_formatter("{x:g}")
@@ -249,9 +251,9 @@ def confusion(run: RunFolder) -> Picture:
             axes.set_title(wrapped(f"{question}, {condition}" if question else f"Available: {condition}", 30))
         seeds = ", ".join(str(seed) for seed, _ in run.seeds())
         caption = (
-            f"Confusion matrices of {tables.method_titles(run)[run.reference]} on the {run.card.split} split, summed over its seeds "
-            f"({seeds}): all modalities available, "
-            f"and {conditions[-1]} alone, the single modality with the lowest weighted F1. Share of the true class, and samples."
+            f"Confusion matrices of {tables.reference_title(run)} on the {run.card.split} split, summed over its seeds ({seeds}): all "
+            f"modalities available, and {conditions[-1]} alone, the single modality with the lowest weighted F1. Share of the true class, "
+            "and samples."
         )
         return picture("confusion", caption, "Confusion matrices; the same counts stand in the tables below.", figure)
 
@@ -278,7 +280,7 @@ def matrix(axes: Axes, counts: pd.DataFrame) -> None:
 
 
 def scores(run: RunFolder) -> Picture:
-    """Predicted against true score of the reference, for score targets: the place of the confusion matrix."""
+    """Predicted against true score of the reference, for score targets: what they have in place of a confusion matrix."""
     conditions = tables.shown_conditions(run)
     rows = run.predictions(conditions)
     rows = rows[rows["method"] == run.reference]
@@ -297,9 +299,8 @@ def scores(run: RunFolder) -> Picture:
             axes.set(xlabel="True score", title=wrapped(f"Available: {condition}", 30))
             axes.set_ylabel("Predicted score" if condition == COMPLETE else "")
         caption = (
-            f"Predicted against true score of {tables.method_titles(run)[run.reference]} on the {run.card.split} split, seed "
-            f"{rows['seed'].min()}; the line is "
-            "the identity."
+            f"Predicted against true score of {tables.reference_title(run)} on the {run.card.split} split, seed {rows['seed'].min()}; the "
+            "line is the identity."
         )
         return picture("scores", caption, "Scatter plots of predicted against true scores.", figure)
 
@@ -353,20 +354,21 @@ def reliability(run: RunFolder) -> Picture:
 
 
 def projection(run: RunFolder, condition: str | None = None) -> Picture:
-    """t-SNE of the teacher's complete representations, and of reference and control under one missing condition, coloured by target.
+    """t-SNE of the teacher's complete representations, and of teacher, control and reference under one condition, coloured by target.
 
     `condition`: any that the run stored; default: the one that the run was to show, else the first missing subset that it stored.
     """
-    asked = [condition] if condition else [run.card.projection, *(c.name for c in missing_subsets(run.modalities))]
-    methods = [m for m in (run.reference, run.card.control) if m is not None]
-    keys = [f"teacher/{COMPLETE}", *(f"{method}/{c}" for c in dict.fromkeys(filter(None, asked)) for method in methods)]
+    subsets = [c.name for c in missing_subsets(run.modalities)]
+    candidates = dict.fromkeys([condition] if condition else filter(None, [run.card.projection, *subsets]))
+    methods = dict.fromkeys(m for m in (TEACHER, run.card.control, run.reference) if m is not None)
+    keys = [f"{TEACHER}/{COMPLETE}", *(f"{method}/{c}" for c in candidates for method in methods)]
     seed, arrays = run.representations([*keys, "targets"])
-    stored = next((c for c in asked if f"{run.reference}/{c}" in arrays), None)
+    stored = next((c for c in candidates if f"{run.reference}/{c}" in arrays), None)
     if stored is None or "targets" not in arrays:
         raise AbsentError(
             f"The representations hold no targets, or none of {run.reference} under {condition or 'a missing subset'}."
         )
-    panels = dict.fromkeys([f"teacher/{COMPLETE}", *(f"{method}/{stored}" for method in methods)])
+    panels = dict.fromkeys([f"{TEACHER}/{COMPLETE}", *(f"{method}/{stored}" for method in methods)])
     return projected(run, seed, {key: arrays[key] for key in panels if key in arrays}, arrays["targets"])
 
 
@@ -376,12 +378,12 @@ def projected(run: RunFolder, seed: int, panels: Mapping[str, npt.NDArray[Any]],
     sample = np.unique(np.linspace(0, count - 1, min(count, POINTS)).astype(int))
     titles = tables.method_titles(run)
     with style("projection"):
-        figure = Figure(figsize=(WIDTH, 3.6))
+        figure = Figure(figsize=(WIDTH, WIDTH / len(panels) + 0.8))
         grid = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (key, values) in zip(grid, panels.items(), strict=True):
             method, _, available = key.partition("/")
             handles, labels = coloured(axes, embedded(values[sample]), targets[sample], run)
-            axes.set_title(wrapped(f"{titles[method]}, {available}", 26))
+            axes.set_title(wrapped(f"{titles[method]}, {available}", 24))
             axes.set(xticks=[], yticks=[])
             axes.grid(False)
             axes.spines[:].set_visible(True)

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from corrkd.missing.conditions import AVERAGE, COMPLETE, missing_subsets
-from corrkd.report import comparison_tables as comparing
 from corrkd.report import tables
-from corrkd.report.comparison_tables import Clusters
-from corrkd.report.run_folder import AbsentError, RunFolder
-from corrkd.report.sections import FEW, Analysis
-from corrkd.report.standings import Standing, least_p
+from corrkd.report.run_folder import TEACHER, AbsentError, RunFolder
+from corrkd.report.standings import Analysis, Clusters, Standing, least_p
 from corrkd.report.tables import FRACTION, Cell, number
 
 LEVEL = 0.05
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 BESIDE = {
-    "teacher": "the teacher, tested in the same way",
+    TEACHER: "the teacher, tested in the same way",
     "majority": "always answering the commonest class",
     "by-length": "answering by the lengths of what is visible",
     tables.CEILING: "the Bayes ceiling",
@@ -24,7 +21,9 @@ BESIDE = {
 
 
 def findings(analysis: Analysis) -> list[str]:
-    """Reference against control over the missing subsets, teacher, floor, ceiling; of more arms the order and the tests."""
+    """Return what stands at the top of a report: reference against control over the missing subsets; teacher, floors and ceiling; the
+    order of many methods; which differences from the reference are significant.
+    """
     run = analysis.run
     try:
         values = tables.seed_values(run, "weighted_f1")
@@ -34,25 +33,16 @@ def findings(analysis: Analysis) -> list[str]:
     means = {m: c.mean for m, c in cells.items() if isinstance(c, Cell) and c.mean == c.mean}
     out = _against_control(run, means)
     beside = [f"{text} {number(means[m], 2)}" for m, text in BESIDE.items() if m in means]
-    if beside and len(comparing.main_methods(run)) <= FEW:
+    if beside:
         out.append(f"For comparison, on the same average: {'; '.join(beside)}.")
-    complete = [tables.cell(tables.of(values, m, COMPLETE), FRACTION) for m in (run.reference, "teacher")]
-    if complete[0] and complete[1] and run.reference != "teacher":
-        out.append(
-            f"With all modalities available {_title(run)} reaches {number(complete[0].mean, 2)}, the teacher "
-            f"{number(complete[1].mean, 2)}."
-        )
-    if len(comparing.main_methods(run)) > FEW:
-        titles = tables.method_titles(run)
-        out += _order(run, {m: means[m] for m in comparing.main_methods(run) if m in means})
-        out += verdicts("", analysis.main, analysis.clusters, titles, _title(run))
-        if comparing.ablation_methods(run):
-            out += verdicts("Ablation: ", analysis.ablation, analysis.clusters, titles, _title(run))
+    out += _complete(run)
+    if not run.has_few_arms:
+        out += _order(run, {m: means[m] for m in tables.main_methods(run) if m in means})
+    if len(run.card.methods) > 1:
+        out += verdicts(run, analysis.main, analysis.clusters)
+    if tables.ablation_methods(run):
+        out += verdicts(run, analysis.ablation, analysis.clusters, "Ablation: ")
     return out
-
-
-def _title(run: RunFolder) -> str:
-    return tables.method_titles(run)[run.reference]
 
 
 def _against_control(run: RunFolder, means: Mapping[str, float]) -> list[str]:
@@ -64,26 +54,42 @@ def _against_control(run: RunFolder, means: Mapping[str, float]) -> list[str]:
     difference = tables.paired(values, AVERAGE, FRACTION, run.reference, control)
     seeds = len(tables.of(values, run.reference, AVERAGE))
     words = WORDS[count] if count < len(WORDS) else count
-    other = tables.method_titles(run)[control]
+    titles = tables.method_titles(run)
+    reference, other = titles[run.reference], titles[control]
     return [
-        f"Averaged over the {words} missing subsets, {_title(run)} reaches a weighted F1 of {number(means[run.reference], 2)}, "
-        f"{other} {number(means[control], 2)}: {verdict(difference, seeds, _title(run), other)}."
+        f"Averaged over the {words} missing subsets, {reference} reaches a weighted F1 of {number(means[run.reference], 2)}, {other} "
+        f"{number(means[control], 2)}: {verdict(difference, seeds, reference, other)}."
     ]
 
 
 def verdict(difference: Cell | None, seeds: int, reference: str, control: str) -> str:
-    """Reference minus control in words: one is better only where the 95 % interval excludes zero."""
+    """Return reference minus control in words: one is better only where the 95 % interval excludes zero."""
     if difference is None:
         return "no seed has both"
     text = number(difference.mean, 2, signed=True)
     half = difference.half
     if half is None or half != half:
-        return f"no difference shown ({text}; one seed has no interval)"
+        return f"no significant difference ({text}; one seed has no interval)"
     low, high = difference.mean - half, difference.mean + half
     interval = f"{text}, 95 % interval {number(low, 2)} to {number(high, 2)}, paired over {seeds} seeds"
     if low > 0:
         return f"{reference} is better ({interval})"
-    return f"{control} is better ({interval})" if high < 0 else f"no difference shown ({interval})"
+    return f"{control} is better ({interval})" if high < 0 else f"no significant difference ({interval})"
+
+
+def _complete(run: RunFolder) -> list[str]:
+    if run.reference == TEACHER:
+        return []
+    values = tables.seed_values(run, "weighted_f1")
+    reference, teacher = (
+        tables.cell(tables.of(values, method, COMPLETE), FRACTION) for method in (run.reference, TEACHER)
+    )
+    if reference is None or teacher is None:
+        return []
+    return [
+        f"With all modalities available {tables.reference_title(run)} reaches {number(reference.mean, 2)}, the teacher "
+        f"{number(teacher.mean, 2)}."
+    ]
 
 
 def _order(run: RunFolder, means: Mapping[str, float]) -> list[str]:
@@ -98,16 +104,21 @@ def _order(run: RunFolder, means: Mapping[str, float]) -> list[str]:
 
 
 def verdicts(
-    about: str,
-    standing: Mapping[str, Standing] | AbsentError,
-    clusters: Clusters,
-    titles: Mapping[str, str],
-    reference: str,
+    run: RunFolder, standing: Mapping[str, Standing] | AbsentError, clusters: Clusters, about: str = ""
 ) -> list[str]:
-    """Which differences from the reference are significant: the test conditions on the trained networks, so the interval has to agree."""
+    """Return which differences from the reference are significant. The test conditions on the trained networks, so the interval has to
+    agree.
+
+    Args:
+        run: the dataset's folder.
+        standing: of one family of methods.
+        clusters: what was resampled.
+        about: opens each sentence.
+    """
+    reference, titles = tables.reference_title(run), tables.method_titles(run)
     if isinstance(standing, AbsentError):
-        return [f"{about}no test: {standing}"]
-    below, above, equal = f"below {reference}", f"above {reference}", "not significantly different"
+        return [_sentence(f"{about}no test: {standing}")]
+    below, above, equal = "significantly below", "significantly above", "not significantly different"
     groups: dict[str, list[str]] = {below: [], above: [], equal: []}
     for method, s in standing.items():
         if s.difference is not None and s.adjusted is not None:
@@ -116,18 +127,21 @@ def verdicts(
             groups[side if s.adjusted < LEVEL and excluded else equal].append(titles[method])
     tested = sum(map(len, groups.values()))
     if not tested:
-        return [f"{about}no method shares a seed with {reference}, so nothing is tested."]
+        return [_sentence(f"{about}no method shares a seed with {reference}, so nothing is tested.")]
+    tests = f"{tested} test{'' if tested == 1 else 's'}"
     sides = "; ".join(f"{side}: {', '.join(names)}" for side, names in groups.items() if names)
-    text = (
-        f"{about}differences from {reference} on Avg. by the sign-flip test over {clusters.words}, p\u00a0<\u00a0{LEVEL} after Holm "
-        f"({tested} tests) with an interval over {clusters.name}s and seeds without zero: {sides}."
-    )
-    out = [text[:1].upper() + text[1:]]
+    out = [
+        f"{about}compared with {reference} on Avg. (sign-flip test over {clusters.words}, p\u00a0<\u00a0{LEVEL} after Holm with {tests}, "
+        f"and an interval over {clusters.name}s and seeds that excludes zero), {sides}."
+    ]
     least = tested * least_p(clusters.count, clusters.draws)
     if least >= LEVEL:
-        text = (
-            f"{about}with {clusters.words} and {tested} tests the smallest p is {min(1.0, least):.3f} after Holm, whatever the "
-            "numbers: no difference can be significant here."
+        out.append(
+            f"{about}with {clusters.words} and {tests} the smallest p is {min(1.0, least):.3f} after Holm, whatever the numbers: no "
+            "difference can be significant here."
         )
-        out.append(text[:1].upper() + text[1:])
-    return out
+    return [_sentence(text) for text in out]
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,11 @@ class Page:
         heading, subtitle: at its top.
         findings: what the numbers say, a sentence each.
         head: what was run, as term and description.
-        stated: what was the same for all that is compared, a line each.
         sections: in order.
         notes: how it was made, a line each.
         settings: text of a settings file by its heading.
         files: what is in each file of the folder.
-        made: the first sentence of the footer.
+        origin: the first sentence of the footer.
     """
 
     title: str
@@ -56,20 +55,19 @@ class Page:
     notes: list[str]
     settings: Mapping[str, str]
     files: Mapping[str, str]
-    made: str
-    stated: list[str] = field(default_factory=list)
+    origin: str
 
 
 def write_page(folder: Path, page: Page) -> Path:
-    """Writes every file of a report, and returns the path of report.html."""
+    """Write every file of a report, and return the path of report.html."""
     remove_parts(folder)
-    for name, content in built(page).items():
+    for name, content in report_files(page).items():
         write_bytes(folder / name, content)
     return folder / "report.html"
 
 
-def built(page: Page) -> dict[str, bytes]:
-    """Every file of the report by its path in the folder; the page itself goes last."""
+def report_files(page: Page) -> dict[str, bytes]:
+    """Return every file of the report by its path in the folder; the page itself goes last."""
     files: dict[str, bytes] = {}
     for item in (item for section in page.sections for item in section.items):
         if isinstance(item, Table):
@@ -82,18 +80,18 @@ def built(page: Page) -> dict[str, bytes]:
 
 
 def part(make: Callable[..., Item], *args: Any) -> Item:
-    """A table or figure, or why it is not there."""
+    """Return a table or figure, or why it is absent."""
     try:
         return make(*args)
     except AbsentError as error:
         return error
 
 
-def numbered(parts: list[Section]) -> list[tuple[Section, list[tuple[str, Item]]]]:
+def numbered(sections: list[Section]) -> list[tuple[Section, list[tuple[str, Item]]]]:
     """Each section with its items and their labels ("Table 1", "Figure 1", "" for the rest)."""
     counts = {Table: 0, Picture: 0}
     out = []
-    for section in parts:
+    for section in sections:
         items: list[tuple[str, Item]] = []
         for item in section.items:
             label = ""
@@ -106,7 +104,7 @@ def numbered(parts: list[Section]) -> list[tuple[Section, list[tuple[str, Item]]
 
 
 def html(page: Page) -> str:
-    """The whole page: inline style, inline SVG, no script, no address."""
+    """Return the page with its style and figures inside: no script, no address."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("corrkd.report", "."),
         autoescape=True,
@@ -140,11 +138,9 @@ def inline_svg(picture: Picture) -> Markup:
 
 
 def markdown(page: Page) -> str:
-    """The report as Markdown, its figures linked."""
+    """Return the report as Markdown, its figures linked."""
     text = tables.markdown_text
     lines = [f"# {text(page.title)}", *[text(f) for f in page.findings]]
-    if page.stated:
-        lines += ["What was the same for every method:", "\n".join(f"- {text(line)}" for line in page.stated)]
     lines.append("\n".join(f"- **{text(term)}**: {text(value)}" for term, value in page.head.items()))
     for section, items in numbered(page.sections):
         lines.append(f"{'#' * section.level} {text(section.title)}")
@@ -154,7 +150,7 @@ def markdown(page: Page) -> str:
             elif isinstance(item, Picture):
                 lines += [f"![{text(item.alt)}](figures/{item.name}.svg)", f"**{label}.** {text(item.caption)}"]
             else:
-                lines.append(f"*{text(str(item))}*")
+                lines.append(text(item) if isinstance(item, str) else f"*{text(str(item))}*")
     lines.append("## How it was made")
     lines += [f"- {text(note)}" for note in page.notes]
     for settings in map(str.rstrip, page.settings.values()):

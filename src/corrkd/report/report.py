@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from corrkd.errors import CorrKDError
 from corrkd.escape import csv_original
 from corrkd.files import FAILURES, PLAN, file_names
+from corrkd.missing.conditions import AVERAGE, COMPLETE
 from corrkd.parsing import LARGEST_YAML, read_text, refusing
 from corrkd.report import tables
 from corrkd.report.findings import findings
 from corrkd.report.page import Page, Section, part, write_page
 from corrkd.report.reported import Reported, read_reported
-from corrkd.report.run_folder import MOST_PANELS, RunFolder, open_datasets, selection_rules
-from corrkd.report.sections import READING, analysed, dataset_sections
+from corrkd.report.run_folder import RunFolder, open_datasets
+from corrkd.report.sections import READING, dataset_sections
+from corrkd.report.standings import analyse
 from corrkd.report.tables import FRACTION, Table
 
 DRAWS = 10_000
 REPORTED = "reported.csv"
 FILES = {
     PLAN: "the plan, enough to make the run again",
-    FAILURES: "runs without results: dataset, arm, seed, error",
+    FAILURES: "runs without results: dataset, method, seed, error",
+    REPORTED: "numbers of papers, shown beside ours",
     "results.csv": "every number: dataset, method, seed, condition, draw, metric, value",
-    "DATASET/run.json": "what was run: data, target, conditions, arms, versions, and what was the same for all arms",
-    "DATASET/settings.yaml": "settings of every run on that dataset",
-    "DATASET/results.csv": "the dataset's part of results.csv",
-    "DATASET/costs.csv": "parameters, epochs, seconds and peak memory by arm and seed",
+    "DATASET/run.json": "data, target, conditions, methods, versions, and what was the same for every method",
+    "DATASET/settings.yaml": "the settings of every run on that dataset",
+    "DATASET/results.csv": "the numbers of that dataset",
+    "DATASET/costs.csv": "parameters, epochs, seconds and peak memory by method and seed",
     "DATASET/groups.csv": "the group of each tested sample",
     "DATASET/seed-N/ARM/ARM.safetensors": "the trained network; its card is ARM.json",
     "DATASET/seed-N/ARM/history.csv": "loss terms, validation score and learning rate by epoch, and which epoch was kept",
     "DATASET/seed-N/ARM/predictions.parquet": "every prediction with its probabilities",
     "DATASET/seed-N/ARM/representations.safetensors": "the representations that the classifier reads",
-    "DATASET/seed-N/ARM/coverage.csv": "how often prediction sets held the truth, by condition and group, where there are such sets",
+    "DATASET/seed-N/ARM/coverage.csv": "how often prediction sets held the truth, by condition and group",
+    "DATASET/seed-N/ARM/results.csv": "the numbers of that method and seed",
+    "DATASET/seed-N/ARM/cost.json": "what the training took",
+    "DATASET/seed-N/ARM/budget.json": "the validation score of each number of epochs that was tried",
     "DATASET/seed-N/ARM/timings.csv": "seconds spent, apart from what is reproducible",
     "DATASET/seed-N/ARM/SHA256SUMS": "sums of what the evaluation wrote, for `sha256sum -c`",
 }
@@ -64,8 +70,8 @@ def write_report(out: Path, *, condition: str | None = None, draws: int = DRAWS)
 
 
 def plan_page(out: Path, runs: Mapping[str, RunFolder], reported: Reported, condition: str | None, draws: int) -> Page:
-    """The whole report."""
-    analyses = [analysed(name, run, draws) for name, run in runs.items()]
+    """Return the report of a plan's datasets."""
+    analyses = [analyse(name, run, draws) for name, run in runs.items()]
     protocols = [run.card.protocol for run in runs.values()]
     common = [line for line in protocols[0] if all(line in lines for lines in protocols)]
     failures = read_failures(out)
@@ -74,63 +80,68 @@ def plan_page(out: Path, runs: Mapping[str, RunFolder], reported: Reported, cond
     for analysis in analyses:
         prefix = prefixes[analysis.name] if len(runs) > 1 else None
         sections += dataset_sections(analysis, common, reported, prefix=prefix, condition=condition)
-    sections.append(Section("How to read the intervals", list(READING)))
-    sentences = [
-        f"{analysis.name}: {sentence}" if len(runs) > 1 else sentence
-        for analysis in analyses
-        for sentence in findings(analysis)
-    ]
+    sections += [Section("What was the same for every method", [*common])] if common else []
+    sections.append(Section("How to read the tables", list(READING)))
+    sentences = named_by_dataset({analysis.name: findings(analysis) for analysis in analyses})
     if failures:
         sentences.append(f"Runs that failed, and are left out: {len(failures)}.")
-    notes = {
-        f"{name}: {note}" if len(runs) > 1 else note: None for name, run in runs.items() for note in run.card.notes
-    }
-    names = ", ".join(run.card.dataset.name for run in runs.values())
+    names = ", ".join(dict.fromkeys(run.card.dataset.name for run in runs.values()))
+    version = next(iter(runs.values())).card.corrkd
     return Page(
         title=f"{names}: missing modalities",
         heading=f"{names}: sentiment when modalities are missing",
-        subtitle="Every arm trained and tested under one protocol",
+        subtitle="Every method trained and tested under one protocol",
         findings=sentences,
         head=head(runs),
         sections=sections,
-        notes=list(notes),
+        notes=named_by_dataset({name: run.card.notes for name, run in runs.items()}),
         settings={f"The plan ({PLAN})": read_text(out / PLAN, LARGEST_YAML)},
-        files={name: what for name, what in FILES.items() if name != FAILURES or failures},
-        made=f"Made by corrkd {next(iter(runs.values())).card.corrkd} from the folder alone; `corrkd report` makes it again.",
-        stated=common,
+        files=file_list(out),
+        origin=f"Made by corrkd {version} from the folder alone; `corrkd report` makes it again.",
     )
 
 
+def named_by_dataset(lines: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the lines of all datasets, each once, after the dataset's name where there are several."""
+    return list(
+        dict.fromkeys(
+            f"{name}: {line}" if len(lines) > 1 else line for name, of_dataset in lines.items() for line in of_dataset
+        )
+    )
+
+
+def file_list(out: Path) -> dict[str, str]:
+    """Return the kinds of files that the folder has, with what is in them."""
+    patterns = {name: name.replace("DATASET", "*").replace("seed-N", "seed-*").replace("ARM", "*") for name in FILES}
+    return {name: FILES[name] for name, pattern in patterns.items() if any(out.glob(pattern))}
+
+
 def head(runs: Mapping[str, RunFolder]) -> dict[str, str]:
-    """What was run, as term and description."""
-    titles = {m.name: m.title for run in runs.values() for m in tables.rows_of(run)}
-    kinds = {m.name: m.kind for run in runs.values() for m in run.card.methods}
+    """Return what was run, as term and description."""
+    methods = {m.name: m for run in runs.values() for m in tables.rows_of(run)}
     groups = {"Baselines": "baseline", "Controls": "control", "Methods": "method", "Ablation": "ablation"}
-    listed = {term: [titles[m] for m in titles if kinds[m] == kind] for term, kind in groups.items()}
+    listed = {term: [m.title for m in methods.values() if m.kind == kind] for term, kind in groups.items()}
     card = next(iter(runs.values())).card
     hashes = {name: run.card.dataset.sha256 for name, run in runs.items() if run.card.dataset.sha256}
     return {
         "Datasets" if len(runs) > 1 else "Dataset": ", ".join(runs),
-        **{term: ", ".join(names) for term, names in listed.items() if names},
+        **{term: ", ".join(titles) for term, titles in listed.items() if titles},
         "Seeds": by_dataset({name: ", ".join(map(str, run.card.seeds)) for name, run in runs.items()}),
-        "Epoch kept": by_dataset(
-            {name: selection_rules((m.selection, m.title) for m in run.card.methods) for name, run in runs.items()}
-        ),
         "Versions": f"corrkd {card.corrkd}, torch {card.torch}",
         **({"Data SHA-256": by_dataset(hashes)} if hashes else {}),
     }
 
 
 def by_dataset(texts: Mapping[str, str]) -> str:
-    """One text where all datasets have the same, else each after its dataset's name."""
+    """Return one text where all datasets have the same, else each after its dataset's name."""
     if len(set(texts.values())) == 1:
         return next(iter(texts.values()))
     return "; ".join(f"{name}: {text}" for name, text in texts.items())
 
 
 def plain_report(out: Path) -> str:
-    """Weighted F1 of every arm as plain text for a terminal, a table for each dataset: of a few arms under every missing subset, of many
-    on Avg. and complete.
+    """Return weighted F1 of every arm as plain text for a terminal, a table for each dataset: of a few arms under every missing subset,
+    of many on Avg. and complete.
 
     Raises:
         CorrKDError: where it is no plan's folder.
@@ -142,23 +153,18 @@ def plain_report(out: Path) -> str:
 
 
 def _plain_dataset(name: str, run: RunFolder) -> str:
-    headings, few = tables.subset_headings(run), len(run.card.methods) <= MOST_PANELS
-    if not few:
-        headings = {c: h for c, h in headings.items() if h in ("Avg.", "complete")}
+    headings = tables.subset_headings(run)
+    if not run.has_few_arms:
+        headings = {condition: headings[condition] for condition in (AVERAGE, COMPLETE)}
     table = part(tables.conditions_table, run, name, "weighted_f1", headings, "")
     if not isinstance(table, Table):
         return f"{name}: {table}"
-    if few:
-        return "\n".join([name, tables.to_text(table), tables.subset_legend(run)])
-    grid = [
-        [name, *table.columns],
-        *([row, *(tables.plain(e, 2) for e in cells)] for row, cells in tables.rows(table.blocks[""])),
-    ]
-    return tables.aligned(grid)
+    text = f"{name}\n{tables.to_text(table, transposed=run.has_few_arms)}"
+    return f"{text}\n{tables.subset_legend(run)}" if run.has_few_arms else text
 
 
 def read_failures(out: Path) -> list[str]:
-    """failures.csv, a line each; empty where there is none."""
+    """Return failures.csv, a line each; empty where there is none."""
     file = out / FAILURES
     if not file.is_file():
         return []

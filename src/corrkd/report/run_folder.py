@@ -1,11 +1,11 @@
 """A dataset's folder in that of a plan, read and nothing else: run.json, results.csv and, for each seed and arm, history, predictions, ...
 
-`Card` is what run.json holds: the experiment writes it, the report reads it.
+`Card` is what run.json holds. The experiment writes it and the report reads it, through the same bounds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,16 +14,28 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    field_validator,
+    model_validator,
+)
 from safetensors import SafetensorError, safe_open
 
 from corrkd.csv_files import read_csv
 from corrkd.errors import CorrKDError
-from corrkd.files import PLAN, RUN, leads_elsewhere
+from corrkd.files import PLAN, RUN, leads_elsewhere, name_fault
 from corrkd.missing.conditions import Condition, condition, subsets
-from corrkd.networks.saved import seed_folders
-from corrkd.parsing import CONTENT_ERRORS, LARGEST_YAML, read_json, read_text, read_yaml_file, refusing
+from corrkd.missing.conditions.registry import MOST_MODALITIES
+from corrkd.networks.evaluated import Share
+from corrkd.networks.saved import Size, seed_folders
+from corrkd.parsing import CONTENT_ERRORS, quoted, read_json, read_yaml_file, refusing, repeated
+from corrkd.settings import Count, Seed
 from corrkd.targets.base import Target
+from corrkd.targets.labels import LONGEST_LABEL, MOST_CLASSES, Name
 from corrkd.targets.registry import target_from_json
 
 T = TypeVar("T")
@@ -33,31 +45,44 @@ class AbsentError(Exception):
     """What a part of the report needs is not in the folder. The message is the line that stands in its place."""
 
 
-MOST_PANELS = 4
 FORMAT = 2  # of run.json; corrkd 0.1 wrote none
+TEACHER = "teacher"  # the arm that teaches the others, in every plan that has one
+FEW_ARMS = 4  # so many have a panel each in a figure, and need no ranks
+# Bounds far above any use, so that a card of somebody else's asks for no memory or time without end.
+Label = Name  # of a modality, class or question
+Text = Annotated[str, Field(max_length=1_000)]
+Line = Annotated[str, Field(max_length=100_000)]  # a line of the protocol names all arms
+Lines = Annotated[list[Line], Field(max_length=10_000)]
+Version = Annotated[str, Field(max_length=100)]
+Digest = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+ConditionName = Annotated[str, Field(max_length=MOST_MODALITIES * (LONGEST_LABEL + 1))]  # language+audio
+Number = Annotated[int, Field(ge=0, lt=2**63)]
+MOST_SPLITS, MOST_CONDITIONS, MOST_ARMS, MOST_SEEDS = 10, 10_000, 1_000, 10_000
 
 
 class _Bounded(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ModalityCard(_Bounded):
     """Feature width and the most frames of one modality."""
 
-    width: int
-    frames: int
+    width: Size
+    frames: Size
 
 
 class DatasetCard(_Bounded):
     """What the run was trained and tested on. `labels`: per split, samples by class (or "yes" answers by question)."""
 
-    name: str
-    layout: str = ""
-    sha256: str = ""
-    modalities: dict[str, ModalityCard]
-    splits: dict[str, int]
-    labels: dict[str, dict[str, int]] = Field(default_factory=dict)
-    missing_rule: dict[str, str] = Field(default_factory=dict)
+    name: Text
+    layout: Text = ""
+    sha256: Digest = ""
+    modalities: Annotated[dict[Label, ModalityCard], Field(min_length=1, max_length=MOST_MODALITIES)]
+    splits: Annotated[dict[Label, Number], Field(max_length=MOST_SPLITS)]
+    labels: Annotated[
+        dict[Label, Annotated[dict[Label, Number], Field(max_length=MOST_CLASSES)]], Field(max_length=MOST_SPLITS)
+    ] = Field(default_factory=dict)
+    missing_rule: Annotated[dict[Label, Text], Field(max_length=MOST_MODALITIES)] = Field(default_factory=dict)
 
 
 def _target(values: Any) -> Target:
@@ -70,64 +95,100 @@ def _target(values: Any) -> Target:
 class ConditionCard(_Bounded):
     """One test condition. Its name says all of it; the rest is for other readers of the file."""
 
-    name: str
-    kind: str = ""
-    available: list[str] = Field(default_factory=list, max_length=100)
-    ratio: float | None = None
-    draws: int = 1
+    name: ConditionName
+    kind: Annotated[str, Field(max_length=LONGEST_LABEL)] = ""
+    available: Annotated[list[Label], Field(max_length=MOST_MODALITIES)] = Field(default_factory=list)
+    ratio: Share | None = None
+    draws: Count = 1
 
 
 class MethodCard(_Bounded):
-    """One trained method: its name in the files, its title in the report, the rule that chose its epoch.
+    """One arm: its name in the files, its title in the report, the rule that chose its epoch, its method.
 
-    `kind` is "baseline", "control", "ablation" or "method"; `trains_on` "complete" or "missing".
+    `trains_on`: "complete" or "missing" samples.
     """
 
-    name: str
-    title: str
-    selection: str = ""
-    method: str = ""
-    kind: str = "method"
-    trains_on: str = ""
+    name: Label
+    title: Text
+    selection: Text = ""
+    method: Label
+    kind: Literal["baseline", "control", "ablation", "method"]
+    trains_on: Literal["complete", "missing"]
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder(cls, name: str) -> str:
+        if (fault := name_fault(name)) is not None:
+            raise ValueError(f"a name of a folder, which {fault}")
+        return name
 
 
 class GroupCard(_Bounded):
     """Which samples are not independent of each other: those of one `name` ("person"; "sample": each stands for itself)."""
 
-    name: str = "sample"
-    count: int = 0
+    name: Label = "sample"
+    count: Number = 0
 
 
 class SetsCard(_Bounded):
-    """What prediction sets were asked for: the share that is to hold the truth, and from how many groups they are made."""
+    """What share of the samples prediction sets were to hold the truth of, and from how many groups they are made."""
 
-    level: float
-    groups: int
+    level: Share
+    groups: Count
 
 
 class Card(_Bounded):
-    """run.json. `reference` is the arm that others are compared with, `control` the one without distillation; `protocol` says what was the
-    same for every method, a line each.
+    """run.json.
+
+    Attributes:
+        reference: the arm that others are compared with.
+        control: the arm without distillation, if any.
+        projection: condition whose representations are shown.
+        protocol: what was the same for every arm, a line each.
+        notes: what a reader of the results has to know, a line each.
     """
 
     format: Literal[2]
-    corrkd: str
-    torch: str
-    python: str = ""
+    corrkd: Version
+    torch: Version
+    python: Version = ""
     dataset: DatasetCard
     target: Annotated[Target, PlainValidator(_target), PlainSerializer(lambda target: target.to_json())]
-    split: str
-    conditions: list[ConditionCard]
-    methods: list[MethodCard]
-    seeds: list[int]
-    notes: list[str] = Field(default_factory=list)
-    projection: str = ""
+    split: Literal["train", "valid", "test"]
+    conditions: Annotated[list[ConditionCard], Field(max_length=MOST_CONDITIONS)]
+    methods: Annotated[list[MethodCard], Field(min_length=1, max_length=MOST_ARMS)]
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=MOST_SEEDS)]
+    notes: Lines = Field(default_factory=list)
+    projection: ConditionName = ""
     groups: GroupCard = Field(default_factory=GroupCard)
     sets: SetsCard | None = None
-    reference: str
-    control: str | None = None
-    protocol: list[str] = Field(default_factory=list)
-    digest: str = ""
+    reference: Label
+    control: Label | None = None
+    protocol: Lines = Field(default_factory=list)
+    digest: Digest = ""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Card:
+        arms = [method.name for method in self.methods]
+        distinct: dict[str, Sequence[object]] = {
+            "methods": arms,
+            "conditions": [card.name for card in self.conditions],
+            "seeds": self.seeds,
+        }
+        for what, names in distinct.items():
+            if len(set(names)) < len(names):
+                raise ValueError(f"{what}: {quoted(repeated(names))} is there twice")
+        for name in filter(None, (self.reference, self.control)):
+            if name not in arms:
+                raise ValueError(f"{quoted(name)} is none of the methods")
+        modalities = tuple(self.dataset.modalities)
+        try:
+            subsets(modalities)  # none with a condition's name
+            for card in self.conditions:
+                condition(card.name, modalities)
+        except CorrKDError as error:
+            raise ValueError(str(error)) from None
+        return self
 
 
 def open_datasets(out: Path) -> dict[str, RunFolder]:
@@ -144,14 +205,6 @@ def open_datasets(out: Path) -> dict[str, RunFolder]:
     if not names:
         raise CorrKDError(f"{out}: has no dataset yet (none of the plan's has a folder with run.json)")
     return {name: RunFolder.open(out / name) for name in names}
-
-
-def selection_rules(kept: Iterable[tuple[str, str]]) -> str:
-    """By which rule an epoch is kept, and whose rule it is, of pairs (rule, title); each rule once."""
-    rules: dict[str, list[str]] = {}
-    for rule, title in kept:
-        rules.setdefault(rule or "not recorded", []).append(title)
-    return "; ".join(f"{rule} ({', '.join(titles)})" for rule, titles in rules.items())
 
 
 @dataclass(frozen=True)
@@ -173,16 +226,7 @@ class RunFolder:
                 f"{file}: written by corrkd {str(tree.get('corrkd', ''))[:20]}, whose folders this version does not read"
             )
         with refusing(file, "not written by a run"):
-            card = Card.model_validate(tree)
-            run = RunFolder(Path(path), card)
-            try:
-                _ = (
-                    subsets(run.modalities),
-                    run.conditions,
-                )  # no modality has a condition's name, and all conditions exist
-            except CorrKDError as error:
-                raise CorrKDError(f"{file}: {error}") from None
-        return run
+            return RunFolder(Path(path), Card.model_validate(tree))
 
     @property
     def reference(self) -> str:
@@ -190,14 +234,17 @@ class RunFolder:
         return self.card.reference
 
     @property
+    def has_few_arms(self) -> bool:
+        """Whether each arm can have a panel of its own."""
+        return len(self.card.methods) <= FEW_ARMS
+
+    @property
     def focus(self) -> list[str]:
         """The arms of figures with a panel an arm: all of a few, else teacher, control and reference."""
         names = [m.name for m in self.card.methods]
-        return (
-            names
-            if len(names) <= MOST_PANELS
-            else [n for n in names if n in ("teacher", self.card.control, self.reference)]
-        )
+        if self.has_few_arms:
+            return names
+        return [name for name in names if name in (TEACHER, self.card.control, self.reference)]
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -208,10 +255,6 @@ class RunFolder:
     def conditions(self) -> tuple[Condition, ...]:
         """What was tested, in the evaluation's order."""
         return tuple(condition(card.name, self.modalities) for card in self.card.conditions)
-
-    def settings(self) -> str:
-        """The text of settings.yaml."""
-        return self._read("settings.yaml", lambda file: read_text(file, LARGEST_YAML))
 
     @cached_property
     def results(self) -> pd.DataFrame:

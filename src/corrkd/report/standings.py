@@ -20,6 +20,7 @@ from corrkd.evaluation.comparison import (
     sign_flip_test,
 )
 from corrkd.missing.conditions import missing_subsets
+from corrkd.report import tables
 from corrkd.report.run_folder import AbsentError, RunFolder
 
 SEED = 0  # of the resampling: the same folder gives the same numbers
@@ -44,6 +45,57 @@ class Standing:
     difference: Interval | None = None
     p: float | None = None
     adjusted: float | None = None
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """By what the tested samples are resampled: a name in the singular, how many, and how often."""
+
+    name: str
+    count: int
+    draws: int
+
+    @property
+    def words(self) -> str:
+        """Number and name, as in 15 persons."""
+        return f"{self.count:,} {self.name}{'' if self.count == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What is computed of one dataset beside its folder.
+
+    Attributes:
+        name: of its folder, which opens the names of its tables and figures where there are several.
+        run: its folder.
+        main, ablation: standings of the two families on Avg., or why there are none.
+        clusters: what was resampled.
+    """
+
+    name: str
+    run: RunFolder
+    main: dict[str, Standing] | AbsentError
+    ablation: dict[str, Standing] | AbsentError
+    clusters: Clusters
+
+
+def analyse(name: str, run: RunFolder, draws: int) -> Analysis:
+    """Return the statistics of a dataset: seconds of work.
+
+    Args:
+        name: of its folder.
+        run: its folder.
+        draws: of the bootstrap and the test.
+    """
+    try:
+        counts = method_counts(run)
+    except AbsentError as error:
+        return Analysis(name, run, error, error, Clusters(run.card.groups.name, 0, draws))
+    num_groups = next(iter(next(iter(counts.values())).values())).shape[1]
+    main = standings(counts, tables.main_methods(run), run.reference, draws)
+    ablation = standings(counts, tables.ablation_methods(run), run.reference, draws)
+    clusters = Clusters(run.card.groups.name, num_groups, draws)
+    return Analysis(name, run, main, ablation or AbsentError("No arm of the ablation has predictions."), clusters)
 
 
 def method_counts(run: RunFolder) -> Counts:

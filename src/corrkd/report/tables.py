@@ -14,14 +14,18 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
+from rich.console import Console
+from rich.table import Table as TextTable
+from rich.text import Text
 
 from corrkd.escape import csv_text, terminal_text
 from corrkd.evaluation.comparison import half_width
 from corrkd.missing.conditions import AVERAGE, COMPLETE, RATIOS, Family, missing_subsets
-from corrkd.report.run_folder import AbsentError, MethodCard, RunFolder
+from corrkd.report.run_folder import TEACHER, AbsentError, MethodCard, RunFolder
 
 FLOORS = {"majority": "Majority floor", "by-length": "By-length floor"}
 CEILING = "bayes"
+WIDEST = 100  # characters of a row's cells that fit on the page beside its heading
 Mark = Literal["", "best", "second"]
 QUANTILES = {"lowest": 0.0, "a quarter below": 0.25, "median": 0.5, "highest": 1.0}
 
@@ -136,17 +140,29 @@ def marked(column: Mapping[str, Cell | None], trained: Sequence[str], how: Metri
 
 def rows_of(run: RunFolder) -> list[MethodCard]:
     """The trained methods in the order of the rows: baselines, teacher, controls, any other, the reference, its ablation."""
+    by_name = {TEACHER: 1, run.card.control: 2, run.reference: 4}
+    by_kind = {"baseline": 0, "control": 2, "method": 3, "ablation": 5}
+    return sorted(run.card.methods, key=lambda method: by_name.get(method.name, by_kind[method.kind]))
 
-    def place(method: MethodCard) -> int:
-        named = {"teacher": 1, run.card.control: 2, run.reference: 4}
-        return named.get(method.name, {"baseline": 0, "control": 2, "ablation": 5}.get(method.kind, 3))
 
-    return sorted(run.card.methods, key=place)
+def main_methods(run: RunFolder) -> list[str]:
+    """All trained methods but the ablation's arms, in the order of the rows."""
+    return [m.name for m in rows_of(run) if m.kind != "ablation"]
+
+
+def ablation_methods(run: RunFolder) -> list[str]:
+    """The ablation's arms alone."""
+    return [m.name for m in rows_of(run) if m.kind == "ablation"]
 
 
 def method_titles(run: RunFolder) -> dict[str, str]:
     """Titles by method in the order of the rows: floors, trained methods, ceiling."""
     return {**FLOORS, **{m.name: m.title for m in rows_of(run)}, CEILING: "Bayes ceiling"}
+
+
+def reference_title(run: RunFolder) -> str:
+    """Title of the arm that others are compared with."""
+    return method_titles(run)[run.reference]
 
 
 def seed_counts(run: RunFolder, methods: Iterable[str] | None = None) -> dict[str, int]:
@@ -243,8 +259,7 @@ def with_difference(run: RunFolder, metric: str, methods: Iterable[str] | None =
     differences = {headings[c]: paired(values, c, how, run.reference, control) for c in headings}
     if not any(differences.values()):
         return table
-    titles = method_titles(run)
-    row = f"{titles.get(run.reference, run.reference)} − {titles.get(control, control)}"
+    row = f"{reference_title(run)} − {method_titles(run)[control]}"
     difference = pd.DataFrame(differences, index=[row], dtype=object).reindex(columns=table.columns)
     return replace(table, blocks={**table.blocks, "Difference, paired over seeds": difference})
 
@@ -373,9 +388,8 @@ def coverage_by_group(run: RunFolder) -> Table:
         raise AbsentError(f"coverage.csv holds nothing of {run.reference}.")
     frame = pd.DataFrame.from_dict(blocks, orient="index").astype(object)
     caption = (
-        f"Share of each group's samples on the {run.card.split} split whose truth is in the prediction set of "
-        f"{method_titles(run)[run.reference]}, %, over "
-        f"groups. What was asked for is promised of the mean, where each group weighs the same, not of everyone. {subset_legend(run)}"
+        f"Share of each group's samples on the {run.card.split} split whose truth is in the prediction set of {reference_title(run)}, %, "
+        f"over groups. What was asked for is promised of the mean, where each group weighs the same, not of everyone. {subset_legend(run)}"
     )
     return Table("coverage-by-group", caption, "Available", {"": frame}, digits=1)
 
@@ -417,7 +431,7 @@ def confusion(run: RunFolder, condition: str) -> dict[str, pd.DataFrame]:
 
 def confusion_table(run: RunFolder, name: str, condition: str) -> Table:
     """The counts of `confusion` as a table."""
-    caption = f"{method_titles(run)[run.reference]}, available: {condition}. Samples by true (row) and predicted (column) class, all seeds."
+    caption = f"{reference_title(run)}, available: {condition}. Samples by true (row) and predicted (column) class, all seeds."
     blocks = {q: f.astype(object) for q, f in confusion(run, condition).items()}
     return Table(f"confusion-{name}", caption, "True class", blocks, folded=True)
 
@@ -473,14 +487,17 @@ def to_html(table: Table) -> Markup:
                 body += Markup("<td>{}{}</td>").format(tags[mark].format(text), interval)
             body += Markup("</tr>")
         body += Markup("</tbody>\n")
-    intervals = [parts(entry, table.digits)[1] for frame in table.blocks.values() for entry in frame.to_numpy().ravel()]
-    stacked = (len(table.columns) > 9 or any(i.startswith("[") for i in intervals)) and any(
-        interval not in ("", "—") for interval in intervals
-    )
-    wide = Markup(' class="wide"') if stacked else ""
+    wide = Markup(' class="wide"') if _is_wide(table) else ""
     return Markup('<table{}><thead><tr><th scope="col">{}</th>{}</tr></thead>\n{}</table>').format(
         wide, table.corner, head, body
     )
+
+
+def _is_wide(table: Table) -> bool:
+    """Whether intervals go below their means, so that the last columns stay on the page."""
+    entries = [parts(entry, table.digits) for frame in table.blocks.values() for entry in frame.to_numpy().ravel()]
+    longest = max((len(text) + len(interval) for text, interval, _ in entries if interval not in ("", "—")), default=0)
+    return longest * len(table.columns) > WIDEST or any(interval.startswith("[") for _, interval, _ in entries)
 
 
 _MARKDOWN = str.maketrans({**{c: "\\" + c for c in "\\`*_[]|~$"}, "&": "&amp;", "<": "&lt;", ">": "&gt;"})
@@ -592,23 +609,26 @@ def to_csv(table: Table) -> str:
     return file.getvalue()
 
 
-def to_text(table: Table) -> str:
-    """Plain text for a terminal: conditions as rows, the average first, methods as columns."""
-    frame = next(iter(table.blocks.values()))
-    first = [c for c in ("Avg.", "complete") if c in table.columns]
-    names = [*first, *(c for c in table.columns if c not in first)]
-    return aligned([["", *map(str, frame.index)], *([n, *(plain(e, table.digits) for e in frame[n])] for n in names)])
+def to_text(table: Table, *, transposed: bool = False) -> str:
+    """Return the first block as plain text for a terminal; `transposed`: methods as columns, conditions as rows, the average first."""
+    frame = next(iter(table.blocks.values())).map(lambda entry: _plain(entry, table.digits))
+    if transposed:
+        first = [c for c in ("Avg.", "complete") if c in frame]
+        frame = frame[[*first, *(c for c in frame if c not in first)]].T
+    grid = TextTable("" if transposed else table.corner, box=None, pad_edge=False, header_style="")
+    for heading in frame.columns:
+        grid.add_column(_cell_text(heading), justify="right", no_wrap=True)
+    for heading, entries in rows(frame):
+        grid.add_row(_cell_text(heading), *map(_cell_text, entries))
+    file = io.StringIO()
+    Console(file=file, width=10_000, color_system=None, legacy_windows=False).print(grid)
+    return "\n".join(map(str.rstrip, file.getvalue().splitlines()))
 
 
-def plain(entry: Any, digits: int) -> str:
-    """An entry with its interval as text."""
+def _plain(entry: Any, digits: int) -> str:
     text, half, _ = parts(entry, digits)
-    return text + (f" {half}" if half else "")
+    return f"{text} {half}" if half else text
 
 
-def aligned(grid: Sequence[Sequence[str]]) -> str:
-    """Rows of text in columns, the first to the left, the others to the right."""
-    grid = [[cell.replace("\n", " ") for cell in row] for row in grid]
-    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in grid]
-    return "\n".join(lines)
+def _cell_text(text: object) -> Text:
+    return Text(terminal_text(str(text).replace("\n", " ")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,27 +14,21 @@ from corrkd.missing.conditions import AVERAGE, COMPLETE, missing_subsets
 from corrkd.report import tables
 from corrkd.report.reported import Reported
 from corrkd.report.run_folder import AbsentError, RunFolder
-from corrkd.report.standings import Standing
+from corrkd.report.standings import Clusters, Standing
 from corrkd.report.tables import FRACTION, Cell, Table
 
 BLOCK = "Reported elsewhere, not run here"
 ALL = "all"
 
 
-def main_methods(run: RunFolder) -> list[str]:
-    """All but the ablation's arms, in the order of the rows."""
-    return [m.name for m in tables.rows_of(run) if m.kind != "ablation"]
-
-
-def ablation_methods(run: RunFolder) -> list[str]:
-    """The ablation's arms alone."""
-    return [m.name for m in tables.rows_of(run) if m.kind == "ablation"]
-
-
 def inter_modality(run: RunFolder, metric: str, reported: Mapping[str, Mapping[str, float]]) -> Table:
-    """The paper's inter-modality table of all but the ablation's arms; below it what papers report, by row heading and condition."""
-    table = tables.with_difference(run, metric, main_methods(run))
-    complete = [m.title for m in tables.rows_of(run) if m.trains_on == "complete" and m.name in main_methods(run)]
+    """The paper's inter-modality table of all but the ablation's arms; below it what papers report, by row heading and condition.
+
+    Of a few arms it ends in the reference minus the control; of more there is `differences_table`.
+    """
+    main = tables.main_methods(run)
+    table = tables.with_difference(run, metric, main) if run.has_few_arms else tables.inter_modality(run, metric, main)
+    complete = [m.title for m in tables.rows_of(run) if m.trains_on == "complete" and m.name in main]
     caption = table.caption + (f" Trained on complete samples alone: {', '.join(complete)}." if complete else "")
     if not reported:
         return replace(table, caption=caption)
@@ -51,25 +45,11 @@ def of_dataset(reported: Reported, dataset: str, metric: str) -> Mapping[str, Ma
     return reported.get((dataset, metric), {})
 
 
-@dataclass(frozen=True)
-class Clusters:
-    """By what the tested samples are resampled: a name in the singular, how many, and how often."""
-
-    name: str
-    count: int
-    draws: int
-
-    @property
-    def words(self) -> str:
-        """Number and name, as in 15 persons."""
-        return f"{self.count:,} {self.name}{'' if self.count == 1 else 's'}"
-
-
 def standings_table(
     run: RunFolder, name: str, standing: Mapping[str, Standing], clusters: Clusters, ranked: Mapping[str, float]
 ) -> Table:
     """Avg. with both its intervals, the difference from the reference with its own, and p; `ranked`: a last column, where there is any."""
-    title = tables.method_titles(run)[run.reference]
+    title = tables.reference_title(run)
     values = tables.seed_values(run, "weighted_f1")
     over = f"{clusters.name}s × seeds"
     frame = pd.DataFrame(index=list(standing), dtype=object)
@@ -135,7 +115,7 @@ def ranked_conditions(run: RunFolder) -> tuple[list[str], list[str]]:
 def mean_ranks(run: RunFolder, conditions: Sequence[str]) -> dict[str, float]:
     """Mean rank of all but the ablation's arms, by weighted F1 averaged over seeds; those measured under no condition are left out."""
     values = tables.seed_values(run, "weighted_f1").groupby(["method", "condition"]).mean().unstack()
-    known = [m for m in main_methods(run) if m in values.index]
+    known = [m for m in tables.main_methods(run) if m in values.index]
     scores = values.reindex(index=known, columns=list(conditions)).dropna(axis=1, how="all")
     return dict(zip(known, map(float, ranks(scores.to_numpy())), strict=True)) if scores.shape[1] else {}
 
@@ -151,7 +131,7 @@ def ranks_table(run: RunFolder) -> Table:
         for h, c in columns.items()
     }
     frame = pd.DataFrame(
-        cells, index=[m for m in main_methods(run) if any(m in c for c in cells.values())], dtype=object
+        cells, index=[m for m in tables.main_methods(run) if any(m in c for c in cells.values())], dtype=object
     )
     frame = frame.dropna(axis=1, how="all")
     if frame.empty:
@@ -166,7 +146,7 @@ def ranks_table(run: RunFolder) -> Table:
 
 def ablation_table(run: RunFolder) -> Table:
     """The reference, its losses left out or replaced, and no distillation, under the missing subsets."""
-    arms = ablation_methods(run)
+    arms = tables.ablation_methods(run)
     if not tables.seed_counts(run, arms):
         raise AbsentError("No arm of the ablation has results.")
     order = [run.reference, *arms, *filter(None, [run.card.control])]
