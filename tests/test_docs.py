@@ -26,7 +26,7 @@ from corrkd.methods import registry as methods
 from corrkd.missing.conditions import registry as conditions
 from corrkd.missing.masks import uniform
 from corrkd.networks import registry as networks
-from corrkd.settings import Settings, load_settings, preset_names
+from corrkd.settings import TARGET_GROUP, Settings, load_settings, preset_names
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -80,7 +80,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pages
 def test_names_and_files_exist(page: Path) -> None:
     text, group = page.read_text("utf-8"), r'entry-points\."([\w.]+)"'
-    assert set(re.findall(group, text)) <= {conditions.GROUP, methods.GROUP, networks.GROUP, "corrkd.targets"}
+    assert set(re.findall(group, text)) <= {conditions.GROUP, methods.GROUP, networks.GROUP, TARGET_GROUP}
     text = re.sub(group, "", text)  # groups need not be modules
     for name in set(re.findall(r"(?<![\w/.])corrkd(?:\.[A-Za-z_]\w*)+", text)):
         assert resolve(name) is not None, f"{page.name}: {name}"
