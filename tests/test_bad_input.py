@@ -177,7 +177,7 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_shape(tmp_path: Path) -> None:
     out = trained(tmp_path)
     digest, text = (out / "plan.yaml").read_text().split("\n", 1)
-    text = text.replace("width: 8", "width: 16")
+    text = text.replace("feedforward: 16", "feedforward: 24")
     (out / "plan.yaml").write_text(f"{digest}\n{text}")
     line = corrkd("resume", out).line
     assert "plan.yaml: changed since it was written" in line

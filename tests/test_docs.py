@@ -237,9 +237,7 @@ def run_blocks(name: str) -> dict[str, Any]:
     """Runs a page's Python from top to bottom; what it defines."""
     scope: dict[str, Any] = {"__name__": "page"}
     for block in blocks((ROOT / name).read_text("utf-8"), "python"):
-        exec(
-            compile(block, name, "exec", dont_inherit=True), scope
-        )  # as a reader's own file, without this one's future
+        exec(compile(block, name, "exec", dont_inherit=True), scope)
     return scope
 
 

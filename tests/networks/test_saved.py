@@ -85,7 +85,8 @@ def test_loading_leaves_the_callers_random_state(stem: Path) -> None:
 
 
 def test_where_a_student_is_found(stem: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
+    out = tmp_path / "out"
+    run = out / "run"
     for seed in (10, 9):
         save_network(run / f"seed-{seed}" / "corrkd" / "corrkd", saved())
         change_card(run / f"seed-{seed}" / "corrkd" / "corrkd", about={"seed": seed})
@@ -93,14 +94,14 @@ def test_where_a_student_is_found(stem: Path, tmp_path: Path) -> None:
     assert load_student(run).about["seed"] == 9  # by number, not by text
     assert load_student(str(run / "seed-10")).about["seed"] == 10
     assert load_student(run / "seed-10" / "corrkd").about["seed"] == 10
-    assert load_student(tmp_path).about["seed"] == 9  # of its only dataset
+    assert load_student(out).about["seed"] == 9  # of its only dataset
     (run / "run.json").write_text('{"reference": "../corrkd"}')
     with pytest.raises(CorrKDError, match="names no reference arm"):
         load_student(run)
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "run.json").write_text("{}")
+    (out / "other").mkdir()
+    (out / "other" / "run.json").write_text("{}")
     with pytest.raises(CorrKDError, match="has several datasets; give the folder of one: other, run"):
-        load_student(tmp_path)
+        load_student(out)
     for path in (stem, stem.with_suffix(".json"), stem.with_suffix(".safetensors")):
         assert load_student(path).about["seed"] == 3
     with pytest.raises(CorrKDError, match="no trained student"):

@@ -74,14 +74,14 @@ def run(installed: None, tmp_path_factory: pytest.TempPathFactory) -> corrkd.Run
         network={"width": 8, "heads": 2, "feedforward": 16, "layers": 1, "classifier": (8,)},
         teacher=stage,
         student=stage,
-        evaluation={"draws": 1, "ratios": (0.0, 1.0), "bursts": ()},
+        evaluation={"draws": 1, "conditions": {"ratio": [0.0, 1.0], "burst": []}},
         device="cpu",
     )
     return corrkd.run(settings, tmp_path_factory.mktemp("ordinal") / "run")
 
 
 def test_its_loss_trains_and_its_metric_is_measured_and_tabled(run: corrkd.Run) -> None:
-    card = json.loads((run.folder / "d" / "seed-0" / "student" / "student.json").read_text("utf-8"))
+    card = json.loads((run.folder / "synthetic" / "seed-0" / "student" / "student.json").read_text("utf-8"))
     first, last = (card["about"]["history"][epoch]["loss/task"] for epoch in (0, -1))
     assert last < 0.9 * first < 0.9  # a cross-entropy of three classes begins at 1.1
     errors = run.results[run.results["metric"] == "mae"]

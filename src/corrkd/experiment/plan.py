@@ -96,7 +96,7 @@ class Plan(BaseModel):
 
     def to_yaml(self) -> str:
         """The file that `load_plan` reads."""
-        tree = self.model_dump(mode="json")
+        tree = self.model_dump(mode="json", exclude={"trials"} if self.trials is None else None)
         for name, part in self.datasets.items():
             # Only what was set: what an arm leaves open is its method's, or the ablation's.
             tree["datasets"][name]["arms"] = {
