@@ -159,9 +159,7 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
     torch.save({"method": {}, "progress": {}, "optimizer": {}, "scheduler": {}}, strange)
     for content in (
         b"",
-        whole[:100],
         whole[: len(whole) // 2],
-        b"x" + whole,
         pickle.dumps(os.system),
         strange.read_bytes(),
     ):

@@ -254,15 +254,17 @@ def test_synthetic_is_the_runs_own(finished: Path) -> None:  # noqa: F811
     assert corrkd("evaluate", finished, "--data", "synthetic", "--conditions", "complete").code == 0
 
 
-def test_compare_tells_what_failed_and_exits_with_1(tmp_path: Path) -> None:
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_compare_tells_what_failed_and_exits_with_1(tmp_path: Path, jobs: int) -> None:
     plan = {
         "datasets": {"built-in": {"settings": {k: v for k, v in tiny(**FAST).items() if k != "seeds"}}},
         "arms": {"no-distillation": {}, "late-fusion": {"stage": {"lr": 1e30, "clip_norm": None, "epochs": 3}}},
     }
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
-    done = corrkd("compare", "--settings", tmp_path / "plan.yaml", "--jobs", 2, "--out", tmp_path / "out")
+    done = corrkd("compare", "--settings", tmp_path / "plan.yaml", "--jobs", jobs, "--out", tmp_path / "out")
     assert done.code == 1
-    assert "1/2  built-in  no-distillation  seed 0" in done.err
+    line = "1/2  built-in  no-distillation  seed 0" if jobs == 2 else "seed 0  no-distillation: evaluation: "
+    assert line in done.err
     assert "failed, and tried again when the command is started again:" in done.err
     assert "built-in, late-fusion, seed 0: the loss is no longer finite" in done.err
     assert "No distillation" in done.out

@@ -241,7 +241,13 @@ def run_blocks(name: str) -> dict[str, Any]:
     return scope
 
 
-@pytest.mark.parametrize("name", [name for name in RUNNABLE if name != "docs/missingness.md"])
+SLOW = {"docs/running.md": [pytest.mark.slow]}  # README.md has the same calls
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=SLOW.get(name, ())) for name in RUNNABLE if name != "docs/missingness.md"],
+)
 def test_code_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "write_report", lambda folder: folder)  # takes longer than these runs

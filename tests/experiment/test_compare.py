@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import BrokenExecutor, Future
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from corrkd.experiment.job import Job
 from corrkd.experiment.plan import DatasetPlan, Plan, load_plan
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.run import Run, compare
-from corrkd.experiment.runner import run_jobs, state_table
+from corrkd.experiment.runner import Failure, run_jobs, state_table
 from corrkd.missing.conditions import missing_subsets, subsets
 from corrkd.networks.saved import load_network
 from corrkd.report.run_folder import RunFolder, read_csv
@@ -145,6 +146,7 @@ class KillingSettings(Settings):
         return ""
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_fails_its_job_alone(tmp_path: Path) -> None:
     """The jobs beside it are tried again."""
     settings = corrkd.load_settings(**tiny())
@@ -162,6 +164,33 @@ def test_a_worker_that_is_killed_fails_its_job_alone(tmp_path: Path) -> None:
         (("deadly", "no-distillation", 0), "its process was killed; it may have run out of memory")
     ]
     assert [job.done for job in jobs] == [False, True, True]
+
+
+def test_jobs_beside_one_that_kills_its_worker_are_tried_again_alone(tmp_path: Path) -> None:
+    part = DatasetPlan(
+        settings=corrkd.load_settings(**tiny(seeds=[0, 1, 2])), arms={"kl": ArmSettings(), "teacher": ArmSettings()}
+    )
+    arms = {"no-distillation": ArmSettings()}
+    jobs = [Job(tmp_path / "a", part.model_copy(update={"arms": arms}), "no-distillation", seed) for seed in range(3)]
+    running: dict[int, Future[str | None]] = {}
+    at_once = []
+
+    def submit(job: Job) -> Future[str | None]:
+        """Job 1 kills the pool, and with it whatever runs beside it; the others end at once when they are alone."""
+        future = running[job.seed] = Future()
+        at_once.append(sorted(seed for seed, other in running.items() if not other.done()))
+        if job.seed == 1:
+            for other in running.values():
+                if not other.done():
+                    other.set_exception(BrokenExecutor())
+        elif len(at_once) > 2:
+            future.set_result(None)
+        return future
+
+    failures: list[Failure] = []
+    runner._schedule(jobs, submit, 2, failures)
+    assert [(failure.job.seed, failure.error.split(";")[0]) for failure in failures] == [(1, "its process was killed")]
+    assert at_once == [[0], [0, 1], [0], [1], [2]]
 
 
 def test_what_needs_a_failed_job_is_not_begun(here: list[Job], tmp_path: Path) -> None:
@@ -323,6 +352,7 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system's own figure is used")
+@pytest.mark.slow
 def test_peak_memory_is_the_run_s_own() -> None:
     run = "import torch; from corrkd.experiment.processes import peak_memory as peak; print(peak(torch.device('cpu')))"
     large = f"import subprocess, sys; held = b'x' * 2**30; subprocess.run([sys.executable, '-c', {run!r}], check=True)"
