@@ -162,7 +162,7 @@ def execute(
     reporter = (
         reporter if reporter and is_first_process() else Reporter(quiet=True)
     )  # of several processes the first speaks
-    if out is not None:
+    if out is not None and is_first_process():  # the others find what it has made
         folder.check(Path(out), overwrite=overwrite, continues=continues)  # before data are read
     experiments = {name: prepared(name, part, reporter) for name, part in plan.datasets.items()}
     out = _usual_folder(experiments) if out is None else Path(out)
