@@ -25,11 +25,11 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
-from side_by_side import Program, measure, mosi_experiment, speeds, times_as_fast
+from side_by_side import Program, measure, save_untrained, speeds, times_as_fast
 
 from corrkd.data.dataset import Split
 from corrkd.data.inputs import Inputs
-from corrkd.networks.saved import SavedNetwork, build_network, load_network, save_network
+from corrkd.networks.saved import load_network
 from corrkd.serve.export import export
 from corrkd.serve.predictor import Predictor
 from corrkd.serve.standalone import ExportedStudent
@@ -39,18 +39,7 @@ COUNT = 512
 
 def make_model(folder: Path) -> Split:
     """Writes a model and its export; returns samples to predict."""
-    experiment = mosi_experiment()
-    torch.manual_seed(0)
-    network = build_network(
-        experiment.target, experiment.dataset.widths, experiment.frames, experiment.settings.network
-    )
-    saved = SavedNetwork(
-        network=network.eval(),
-        normalisation=experiment.normalisation,
-        target=experiment.target,
-        frames=experiment.frames,
-    )
-    save_network(folder / "student", saved)
+    experiment = save_untrained(folder / "student")
     export(Predictor(load_network(folder / "student")), folder / "exported", dataset=experiment.dataset)
     return experiment.dataset.split("test")
 

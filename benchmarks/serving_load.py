@@ -32,10 +32,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import torch
-from side_by_side import mosi_experiment
-
-from corrkd.networks.saved import SavedNetwork, build_network, save_network
+from side_by_side import save_untrained
 
 TRIES = 10
 ADDRESSES = 16  # of the honest clients
@@ -64,18 +61,7 @@ class Load:
 
 def make_model(folder: Path) -> list[bytes]:
     """Writes an untrained network; returns bodies of one sample each."""
-    experiment = mosi_experiment()
-    torch.manual_seed(0)
-    network = build_network(
-        experiment.target, experiment.dataset.widths, experiment.frames, experiment.settings.network
-    )
-    saved = SavedNetwork(
-        network=network.eval(),
-        normalisation=experiment.normalisation,
-        target=experiment.target,
-        frames=experiment.frames,
-    )
-    save_network(folder / "student", saved)
+    experiment = save_untrained(folder / "student")
     split = experiment.dataset.split("test")
     return [
         json.dumps(

@@ -7,11 +7,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from corrkd.experiment.experiment import Experiment, prepare
+from corrkd.networks.saved import SavedNetwork, build_network, save_network
 from corrkd.settings import load_settings
 
 Program = Callable[[], Any]
@@ -88,3 +90,20 @@ def times_as_fast(slow: list[float], fast: list[float]) -> str:
     """How many times as fast: median (lowest to highest) over the rounds, each round's two times compared with one another."""
     ratios = sorted(a / b for a, b in zip(slow, fast, strict=True))
     return f"{statistics.median(ratios):.2f} times as fast ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+
+
+def save_untrained(stem: Path) -> Experiment:
+    """Write an untrained network of MOSI's shapes; return the experiment that it is of."""
+    experiment = mosi_experiment()
+    torch.manual_seed(0)
+    network = build_network(
+        experiment.target, experiment.dataset.widths, experiment.frames, experiment.settings.network
+    )
+    saved = SavedNetwork(
+        network=network.eval(),
+        normalisation=experiment.normalisation,
+        target=experiment.target,
+        frames=experiment.frames,
+    )
+    save_network(stem, saved)
+    return experiment

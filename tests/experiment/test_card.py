@@ -6,8 +6,7 @@ from pydantic import ValidationError
 from corrkd.errors import CorrKDError
 from corrkd.experiment.card import run_card, selection_rules
 from corrkd.experiment.experiment import prepare
-from corrkd.experiment.plan import load_plan
-from corrkd.experiment.run import arms_of
+from corrkd.experiment.plan import arms_of, load_plan
 from corrkd.report.run_folder import Card
 
 

@@ -18,8 +18,7 @@ from corrkd.data.resample import resampled
 from corrkd.errors import CorrKDError
 from corrkd.experiment.card import protocol
 from corrkd.experiment.experiment import prepare
-from corrkd.experiment.plan import load_plan
-from corrkd.experiment.run import arms_of
+from corrkd.experiment.plan import arms_of, load_plan
 from corrkd.missing.conditions import condition
 from corrkd.missing.manifest import make_manifest
 from corrkd.missing.training import RandomMissing

@@ -19,7 +19,7 @@ from corrkd.experiment.arm import TEACHER, Arm, resolve
 from corrkd.experiment.budget import BudgetRule, choose_budget, read_budget, with_epochs
 from corrkd.experiment.calibrate import swept_samples
 from corrkd.experiment.experiment import Experiment
-from corrkd.experiment.plan import DatasetPlan
+from corrkd.experiment.plan import DatasetPlan, arms_of
 from corrkd.experiment.processes import (
     is_first_process,
     keep_freed_memory,
@@ -132,9 +132,9 @@ def carry_out(job: Job, experiment: Experiment, reporter: Reporter) -> None:
     reset_peak_memory(fabric.device)
     experiment = experiment.at(seed)
     resumed = any(folder.rglob(f"{job.arm}.ckpt"))
-    planned = resolve(job.arm, job.part.arms[job.arm], settings)
-    arms = [resolve(name, changes, settings) for name, changes in job.part.arms.items()]
-    teaching = job.teachers is None and any(arm.method.needs_teacher for arm in arms)
+    arms = {arm.name: arm for arm in arms_of(job.part)}
+    planned = arms[job.arm]
+    teaching = job.teachers is None and any(arm.method.needs_teacher for arm in arms.values())
     taught_in = arm_folder(job.teachers or job.dataset, TEACHER, seed)
 
     def train(arm: Arm, target: Path, teaching: bool = False) -> None:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from corrkd.errors import CorrKDError
-from corrkd.experiment.arm import GROUPS, TEACHER, laid_over, resolve
+from corrkd.experiment.arm import GROUPS, TEACHER, Arm, laid_over, resolve
 from corrkd.experiment.budget import BudgetRule
 from corrkd.experiment.folder import BESIDE_DATASETS
 from corrkd.files import PLAN, check_names, file_names
@@ -103,6 +103,11 @@ class Plan(BaseModel):
                 arm: changes.model_dump(mode="json", exclude_unset=True) for arm, changes in part.arms.items()
             }
         return yaml_with_digest(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+
+def arms_of(part: DatasetPlan) -> list[Arm]:
+    """Return a dataset's arms, resolved."""
+    return [resolve(name, changes, part.settings) for name, changes in part.arms.items()]
 
 
 def plan_of_run(settings: Settings) -> Plan:

@@ -14,13 +14,13 @@ import pandas as pd
 from corrkd.csv_files import write_csv
 from corrkd.errors import CorrKDError
 from corrkd.experiment import folder
-from corrkd.experiment.arm import TEACHER, Arm, resolve
+from corrkd.experiment.arm import TEACHER, resolve
 from corrkd.experiment.budget import read_budget
 from corrkd.experiment.card import run_card, sample_groups
 from corrkd.experiment.experiment import SYNTHETIC, Experiment, check_splits, prepare
 from corrkd.experiment.folder import COSTS, GROUPS, REPORTED, RESULTS
 from corrkd.experiment.job import COST, Job
-from corrkd.experiment.plan import DatasetPlan, Plan, plan_of_run, read_plan
+from corrkd.experiment.plan import DatasetPlan, Plan, arms_of, plan_of_run, read_plan
 from corrkd.experiment.processes import is_first_process, wait_for_all, world_size
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.references import references
@@ -209,11 +209,6 @@ def prepared(name: str, part: DatasetPlan, reporter: Reporter) -> Experiment:
         except CorrKDError as error:
             raise CorrKDError(f"dataset {name}, arm {arm.name}: {error}") from None
     return experiment
-
-
-def arms_of(part: DatasetPlan) -> list[Arm]:
-    """Return a dataset's arms, resolved."""
-    return [resolve(name, changes, part.settings) for name, changes in part.arms.items()]
 
 
 def _say_notes(name: str, out: Path, reporter: Reporter) -> None:

@@ -120,7 +120,8 @@ def _schedule(jobs: Sequence[Job], submit: Submit, at_once: int, failures: list[
             (suspects if job in suspects else waiting).remove(job)
             running[submit(job)] = job
         broken = []
-        for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
+        ended = wait(running, return_when=FIRST_COMPLETED).done if running else set()
+        for future in [future for future in running if future in ended]:  # in the order of their start
             job = running.pop(future)
             try:
                 error = future.result()

@@ -19,9 +19,9 @@ from corrkd.experiment import folder
 from corrkd.experiment.arm import TEACHER, Arm, laid_over
 from corrkd.experiment.experiment import Experiment
 from corrkd.experiment.job import Job, arm_folder
-from corrkd.experiment.plan import DatasetPlan, Plan, dataset_name, read_plan
+from corrkd.experiment.plan import DatasetPlan, Plan, arms_of, dataset_name, read_plan
 from corrkd.experiment.progress import Reporter
-from corrkd.experiment.run import arms_of, prepared
+from corrkd.experiment.run import prepared
 from corrkd.experiment.runner import run_jobs
 from corrkd.files import PLAN, make_folder, remove_parts, write_text
 from corrkd.networks.saved import recorded

@@ -116,8 +116,10 @@ class Network(nn.Module, Generic[S]):
 
     @property
     def representation_width(self) -> int:
-        """Width D of the representation."""
-        raise NotImplementedError
+        """Width D of the representation: that of its parts together; a network without parts says it itself."""
+        if self.parts is None:
+            raise NotImplementedError
+        return sum(self.parts.values())
 
     @property
     def parts(self) -> Mapping[str, int] | None:

@@ -31,11 +31,6 @@ class CorrKDNetwork(Network[NetworkSettings]):
         )
 
     @property
-    def representation_width(self) -> int:
-        """Width of H."""
-        return len(self.modalities) * self.settings.width
-
-    @property
     def parts(self) -> dict[str, int]:
         """H is the modalities' pooled vectors side by side."""
         return dict.fromkeys(self.modalities, self.settings.width)

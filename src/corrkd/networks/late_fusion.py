@@ -33,11 +33,6 @@ class LateFusionNetwork(Network[NetworkSettings]):
         )
 
     @property
-    def representation_width(self) -> int:
-        """Width of all modalities' vectors side by side."""
-        return len(self.modalities) * self.settings.width
-
-    @property
     def parts(self) -> dict[str, int]:
         """The representation is the modalities' vectors side by side."""
         return dict.fromkeys(self.modalities, self.settings.width)

@@ -152,11 +152,6 @@ class MCTNPerSourceNetwork(Network[MCTNSettings]):
         )
 
     @property
-    def representation_width(self) -> int:
-        """Width of all models' representations side by side."""
-        return len(self.modalities) * self.settings.width
-
-    @property
     def parts(self) -> dict[str, int]:
         """The representation holds that of the model of each source."""
         return dict.fromkeys(self.modalities, self.settings.width)
