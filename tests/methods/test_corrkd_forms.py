@@ -157,6 +157,7 @@ def test_parts_of_a_network_that_declares_none_are_refused(monkeypatch: pytest.M
     student = method(whole, labels, cpd_parts=True).student
     assert student.parts == dict.fromkeys(student.modalities, 8)
     monkeypatch.setattr(CorrKDNetwork, "parts", None)
+    monkeypatch.setattr(CorrKDNetwork, "representation_width", 24)
     with pytest.raises(CorrKDError, match=r"network 'corrkd' declares no parts .* set cpd_parts to false"):
         method(whole, labels, cpd_parts=True)
 
