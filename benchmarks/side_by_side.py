@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from corrkd.experiment.experiment import Experiment, prepare
+from corrkd.experiment.settings import load_settings
 from corrkd.networks.saved import SavedNetwork, build_network, save_network
-from corrkd.settings import load_settings
 
 Program = Callable[[], Any]
 

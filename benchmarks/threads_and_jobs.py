@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import corrkd
-from corrkd.settings import load_settings
+from corrkd.experiment.settings import load_settings
 
 EPOCHS = 4
 

@@ -32,7 +32,7 @@ from corrkd.losses import (
     SampleContrastiveDistillation,
 )
 from corrkd.networks.encoder import sinusoids
-from corrkd.settings import NetworkSettings, StageSettings
+from corrkd.settings import NetworkSettings, TrainingSettings
 from corrkd.training.loop import teacher_outputs, train
 
 BATCH = 64
@@ -57,7 +57,7 @@ def make_ours(dropout: float, device: str, precision: str) -> Program:
     experiment = mosi_experiment(dropout=dropout, device=device, precision=precision)
     fabric = make_fabric(device, precision)
     samples = experiment.samples("train")
-    stage = StageSettings(epochs=1, batch_size=BATCH)
+    stage = TrainingSettings(epochs=1, batch_size=BATCH)
     arms = {name: resolve(name, changes, experiment.settings) for name, changes in RUN_ARMS.items()}
     teacher_network = make_method(arms["teacher"], experiment, 0, samples).student.to(fabric.device)
     method = make_method(arms["student"], experiment, 0, samples, teacher_outputs(teacher_network, samples))

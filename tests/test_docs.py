@@ -22,11 +22,12 @@ from corrkd.errors import CorrKDError
 from corrkd.experiment import run
 from corrkd.experiment.arm import GROUPS
 from corrkd.experiment.plan import load_plan
+from corrkd.experiment.settings import Settings, load_settings, preset_names
 from corrkd.methods import registry as methods
 from corrkd.missing.conditions import registry as conditions
 from corrkd.missing.masks import uniform
 from corrkd.networks import registry as networks
-from corrkd.settings import TARGET_GROUP, Settings, load_settings, preset_names
+from corrkd.settings import TARGET_GROUP
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

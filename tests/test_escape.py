@@ -118,7 +118,7 @@ def test_bars_and_tables_read_no_markup(tmp_path: Path) -> None:
     from corrkd.experiment.plan import DatasetPlan
     from corrkd.experiment.progress import Reporter
     from corrkd.experiment.runner import state_table
-    from corrkd.settings import ArmSettings, Settings
+    from corrkd.experiment.settings import ArmSettings, Settings
 
     part = DatasetPlan(settings=Settings(), arms={"b": ArmSettings()})
     job = Job(tmp_path / "a", part, "b", 0)

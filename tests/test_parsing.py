@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from corrkd.errors import CorrKDError
 from corrkd.experiment.plan import load_plan, read_plan
+from corrkd.experiment.settings import load_settings
 from corrkd.parsing import check_digest, check_yaml_digest, parse_json, parse_yaml, with_digest, yaml_with_digest
-from corrkd.settings import load_settings
 
 LAUGHS = "a: &a [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)

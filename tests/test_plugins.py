@@ -8,13 +8,13 @@ import pytest
 
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import resolve
+from corrkd.experiment.settings import ArmSettings, Settings
 from corrkd.methods.base import Method
 from corrkd.methods.corrkd import CorrKD
 from corrkd.methods.registry import BUILT_IN, method_class, method_names
 from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.networks.late_fusion import LateFusionNetwork
 from corrkd.networks.registry import network_class
-from corrkd.settings import ArmSettings, Settings
 from tests.conftest import Offer
 
 

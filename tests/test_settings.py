@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from corrkd.errors import CorrKDError
-from corrkd.settings import Settings, load_settings, preset_names
+from corrkd.experiment.settings import Settings, load_settings, preset_names
 
 PRESETS = {"paper-mosi", "paper-mosei", "paper-iemocap", "hazumi", "mosi", "synthetic"}
 

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from corrkd.evaluation.judge import evaluate
     from corrkd.experiment.plan import Plan, load_plan
     from corrkd.experiment.run import Run, compare, resume, run
+    from corrkd.experiment.settings import Settings, load_settings
     from corrkd.networks.saved import SavedNetwork, load_student
     from corrkd.serve.predictor import Predictor
     from corrkd.serve.standalone import Prediction
-    from corrkd.settings import Settings, load_settings
 
 _HOMES = {
     "CorrKDError": "corrkd.errors",
@@ -30,13 +30,13 @@ _HOMES = {
     "Predictor": "corrkd.serve.predictor",
     "Run": "corrkd.experiment.run",
     "SavedNetwork": "corrkd.networks.saved",
-    "Settings": "corrkd.settings",
+    "Settings": "corrkd.experiment.settings",
     "Split": "corrkd.data.dataset",
     "compare": "corrkd.experiment.run",
     "evaluate": "corrkd.evaluation.judge",
     "load_dataset": "corrkd.data.load",
     "load_plan": "corrkd.experiment.plan",
-    "load_settings": "corrkd.settings",
+    "load_settings": "corrkd.experiment.settings",
     "load_student": "corrkd.networks.saved",
     "resume": "corrkd.experiment.run",
     "run": "corrkd.experiment.run",

@@ -20,7 +20,7 @@ from corrkd.errors import CorrKDError
 from corrkd.escape import one_line, terminal_text
 
 if TYPE_CHECKING:
-    from corrkd.settings import Settings
+    from corrkd.experiment.settings import Settings
 
 INTERRUPTED = 130
 
@@ -98,7 +98,7 @@ class SettingsOptions:
 
     def load(self, reading: ReadingOptions | None = None, **changes: Any) -> Settings:
         """Return the settings, with `changes` where they are not None. Raises CorrKDError for anything wrong in them."""
-        from corrkd.settings import load_settings
+        from corrkd.experiment.settings import load_settings
 
         paths = {"path": self.data, "target": changes.pop("target", None), **vars(reading or ReadingOptions())}
         given = {key: str(value) for key, value in paths.items() if value is not None}
@@ -571,7 +571,7 @@ def report(
 @command(app.command)
 def presets(name: Annotated[str | None, typer.Argument(help="Print this one.")] = None) -> None:
     """List the presets, or print one."""
-    from corrkd.settings import preset_names, preset_text
+    from corrkd.experiment.settings import preset_names, preset_text
 
     if name is not None:
         print(preset_text(name), end="")

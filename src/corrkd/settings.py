@@ -1,23 +1,17 @@
-"""Typed settings: one YAML file, or a named preset, describes an experiment whole.
-
-A file holds only what differs from the defaults below; `preset: NAME` in it starts from a preset instead. Every key and value is
-checked, and a wrong one is a single line that names it and what is allowed.
-"""
+"""Typed settings of the parts of an experiment, and what checks them. `corrkd.experiment.settings` puts them together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from corrkd import plugins
-from corrkd.errors import CorrKDError
 from corrkd.escape import is_unicode
-from corrkd.parsing import parse_yaml, quoted, read_yaml_file
+from corrkd.parsing import quoted
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -30,6 +24,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Ratios = Annotated[tuple[Probability, ...], Field(max_length=1000)]
 
 MASK_SEED = 2024
+UNKNOWN_KEY = "unknown_key"  # of a validation error
 STANDARD_CONDITIONS = {
     "ratio": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
     "burst": [0.3, 0.5, 0.7],
@@ -67,11 +62,20 @@ def _is_target(name: str) -> str:
 TargetName = Annotated[str, AfterValidator(_is_target)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Settings whose keys and numbers are checked: an unknown key is an error that lists those there are."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_exist(cls, tree: Any) -> Any:
+        if isinstance(tree, Mapping):
+            check_keys(tree, cls.model_fields)
+        return tree
 
-class ResampleSettings(_Strict):
+
+class ResampleSettings(Strict):
     """Splits of its own for every seed, made of the data's train and valid; the test split stays as it is."""
 
     folds: Annotated[int, Field(ge=2, le=10_000)] | None = Field(
@@ -82,7 +86,7 @@ class ResampleSettings(_Strict):
     train: Count | None = Field(None, description="so many training samples, drawn anew for every seed; null: all")
 
 
-class DataSettings(_Strict):
+class DataSettings(Strict):
     """Which samples, which target, how features are normalised."""
 
     path: str = Field("synthetic", description="a dataset file or folder, or `synthetic` for the built-in dataset")
@@ -125,7 +129,7 @@ class DataSettings(_Strict):
         return value
 
 
-class NetworkSettings(_Strict):
+class NetworkSettings(Strict):
     """The structure that teacher and student share (method, Network). What the paper leaves open has its default here."""
 
     width: Width = Field(40, description="d, the embedding size of each modality [paper: 40]")
@@ -159,7 +163,7 @@ class NetworkSettings(_Strict):
         return self
 
 
-class MissingSettings(_Strict):
+class MissingSettings(Strict):
     """Modality random missing (MRM) in training: both kinds at once, drawn anew for every sample and epoch."""
 
     modality: Probability = Field(0.3, description="probability that a modality is lost whole, each on its own [open]")
@@ -176,8 +180,8 @@ class MissingSettings(_Strict):
         return self
 
 
-class StageSettings(_Strict):
-    """How one network is trained."""
+class TrainingSettings(Strict):
+    """How a network is trained."""
 
     epochs: Count = 30
     batch_size: Count = 64
@@ -199,106 +203,13 @@ class StageSettings(_Strict):
     )
 
     @model_validator(mode="after")
-    def _last_is_not_stopped(self) -> StageSettings:
+    def _last_is_not_stopped(self) -> TrainingSettings:
         if self.keep == "last" and self.patience is not None:
             raise ValueError("patience stops by the validation score and does not go with keep = last")
         return self
 
 
-class TeacherSettings(StageSettings):
-    """The teacher's training, and by how many teachers the student is taught."""
-
-    folds: Annotated[int, Field(ge=2, le=1000)] | None = Field(
-        None,
-        description="out of fold: so many teachers, each trained without one fold of the people (speakers, videos, sessions) and answering "
-        "for that fold alone; null: teachers trained on all, which answer for what they have learned by heart",
-    )
-    repeats: Annotated[int, Field(ge=1, le=1000)] = Field(
-        1,
-        description="how often over, from other starts and folds; responses are averaged",
-    )
-    temperature: Positive | Literal["fit"] = Field(
-        1.0,
-        description="by which the teachers' logits are divided; fit: by what makes the training labels most likely (out of fold)",
-    )
-
-    @model_validator(mode="after")
-    def _fitted_out_of_fold(self) -> TeacherSettings:
-        if self.temperature == "fit" and self.folds is None:
-            raise ValueError("temperature = fit needs folds: a teacher is sure of the labels that it was trained on")
-        return self
-
-
-class DistillationSettings(_Strict):
-    """The student's loss terms (method, Objective): a weight each, and the choices the paper leaves open."""
-
-    task: NonNegative = 1.0
-    scd: NonNegative = Field(1.0, description="sample-level contrastive distillation")
-    cpd: NonNegative = Field(1.0, description="category-guided prototype distillation")
-    rcd: NonNegative = Field(1.0, description="response-disentangled consistency distillation")
-    kl: NonNegative = Field(
-        0.0, description="plain KL divergence of the responses; with rcd = 0 the paper's ablation of RCD"
-    )
-    center: bool = Field(
-        False, description="SCD's relations and CPD on representations without their common part [ours]"
-    )
-    scd_form: Literal["contrast", "relations"] = Field(
-        "contrast",
-        description="contrast: distances from the teacher's samples [paper]; relations: cosines within each side [ours]",
-    )
-    cpd_prototypes: Literal["batch", "all"] = Field(
-        "batch",
-        description="the teacher's prototypes: of the batch [paper], or of the whole training split [ours]",
-    )
-    cpd_parts: bool = Field(
-        False, description="CPD of each visible modality's part of H beside the whole [ours]; with cpd_prototypes: all"
-    )
-    rcd_form: Literal["information", "divergence"] = Field(
-        "information",
-        description="information: mutual information by critics [paper]; divergence: of both parts of the response, apart [ours]",
-    )
-    nontarget: NonNegative = Field(1.0, description="weight of the non-target part in rcd_form: divergence [ours]")
-    boundary: Positive = Field(
-        1.2, description="eta, the distance boundary of SCD [paper: 1.2 MOSI, 1.0 MOSEI, 1.4 IEMOCAP]"
-    )
-    normalize: bool = Field(True, description="SCD on unit vectors [open]")
-    reduction: Literal["mean", "sum"] = Field(
-        "mean", description="SCD's double sum as it is, or divided by N (N - 1) [open]"
-    )
-    critic_hidden: Width = Field(64, description="hidden width of RCD's statistics networks [open]")
-    renormalize: bool = Field(
-        False, description="RCD's non-target responses renormalised over the K - 1 classes [open]"
-    )
-
-    @model_validator(mode="after")
-    def _parts_need_prototypes(self) -> DistillationSettings:
-        if self.cpd_parts and self.cpd_prototypes == "batch":
-            raise ValueError("cpd_parts compares parts of H with the teacher's whole H; set cpd_prototypes to all")
-        return self
-
-
-class StudentSettings(StageSettings):
-    """The student's training, which the no-distillation control shares but for the loss terms."""
-
-    distillation: DistillationSettings = Field(default_factory=DistillationSettings)
-
-
-class ArmSettings(_Strict):
-    """One method in a comparison: which, and what differs from its defaults."""
-
-    method: str | None = Field(None, description="the method's name; default: the arm's own")
-    title: str | None = Field(None, description="in tables; default: the method's")
-    trains_on: Literal["method", "complete", "missing"] = Field(
-        "method", description="complete samples, or what modality random missing leaves; method: as its paper does"
-    )
-    network: dict[str, Any] = Field(default_factory=dict, description="laid over the method's network settings")
-    options: dict[str, Any] = Field(default_factory=dict, description="laid over the method's options")
-    stage: dict[str, Any] = Field(
-        default_factory=dict, description="laid over the run's `student` settings: lr, epochs, ..."
-    )
-
-
-class EvaluationSettings(_Strict):
+class EvaluationSettings(Strict):
     """What the networks are tested under. Every non-empty subset of the modalities is always in."""
 
     split: Literal["train", "valid", "test"] = "test"
@@ -327,159 +238,24 @@ class EvaluationSettings(_Strict):
         return STANDARD_CONDITIONS | changes
 
 
-class Settings(_Strict):
-    """An experiment: data -> teacher -> student and control -> evaluation -> run folder."""
-
-    data: DataSettings = Field(default_factory=DataSettings)
-    network: NetworkSettings = Field(default_factory=NetworkSettings)
-    missing: MissingSettings = Field(default_factory=MissingSettings)
-    teacher: TeacherSettings = Field(default_factory=TeacherSettings)
-    student: StudentSettings = Field(default_factory=StudentSettings)
-    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
-    seeds: Annotated[tuple[Seed, ...], Field(max_length=10_000)] = Field(
-        (0,), description="a number n on the command line means 0 to n - 1"
-    )
-    threads: Annotated[int, Field(ge=1, le=4096)] = Field(
-        1, description="CPU threads of each process; part of what a result depends on"
-    )
-    jobs: Annotated[int, Field(ge=1, le=4096)] = Field(
-        1, description="seeds trained at once, a process each; changes no result"
-    )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU where there is one")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
-
-    @field_validator("seeds", mode="after")
-    @classmethod
-    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if not seeds or len(set(seeds)) != len(seeds):
-            raise ValueError("needs at least one seed, each once")
-        return seeds
-
-    def to_yaml(self) -> str:
-        """The settings whole, as a file that runs the same experiment again."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+def check_keys(tree: Mapping[Any, Any], allowed: Iterable[str]) -> None:
+    """Raise a ValidationError that names the first key that is not allowed, and those that are."""
+    allowed = list(allowed)
+    for key in tree:
+        if key not in allowed:
+            message = "is unknown; allowed there: {allowed}"
+            unknown = PydanticCustomError(UNKNOWN_KEY, message, {"allowed": ", ".join(allowed)})
+            raise ValidationError.from_exception_data("settings", [{"type": unknown, "loc": (str(key),), "input": key}])
 
 
-def preset_names() -> tuple[str, ...]:
-    """Names of the presets that come with the package, sorted."""
-    folder = resources.files("corrkd") / "presets"
-    return tuple(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))
-
-
-def preset_text(name: str) -> str:
-    """A preset's YAML as it is written. Raises CorrKDError for an unknown name."""
-    if name not in preset_names():
-        raise CorrKDError(f"preset {quoted(name)} is unknown; there are {', '.join(preset_names())}")
-    return (resources.files("corrkd") / "presets" / f"{name}.yaml").read_text("utf-8")
-
-
-def load_settings(
-    source: str | Path | None = None, *, preset: str | None = None, overrides: Iterable[str] = (), **changes: Any
-) -> Settings:
-    """Settings from a preset and/or a YAML file, with changes on top.
-
-    Args:
-        source: a YAML file.
-        preset: a preset's name; where a file is given too, the file is laid over the preset.
-        overrides: `key.sub=value` lines as on the command line; values are read as YAML.
-        **changes: the same from Python, as nested mappings: `data={"path": "mosi.pkl"}`.
-
-    Raises:
-        CorrKDError: for an unknown preset, key or value, or a file that is not YAML; one line each.
-    """
-    tree = read_yaml(Path(source)) if source is not None else {}
-    return settings_of_tree(tree, preset=preset, overrides=overrides, changes=changes)
-
-
-def settings_of_tree(
-    tree: Mapping[str, Any],
-    *,
-    preset: str | None = None,
-    overrides: Iterable[str] = (),
-    changes: Mapping[str, Any] | None = None,
-) -> Settings:
-    """Settings from nested keys and values as a file holds them (`preset` among them), with changes on top.
-
-    Raises:
-        CorrKDError: for an unknown preset, key or value; one line.
-    """
-    tree = dict(tree)
-    in_file = tree.pop("preset", None)
-    preset = in_file if preset is None else preset
-    if preset is not None:
-        tree = merged(parse_yaml(preset_text(preset), f"preset {preset}") or {}, tree)
-    for line in overrides:
-        tree = merged(tree, _override(line))
-    tree = merged(tree, changes or {})
-    try:
-        return Settings.model_validate(tree)
-    except ValidationError as error:
-        raise CorrKDError(f"settings: {first_line(error)}") from None
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Keys and values of a YAML file. Raises CorrKDError where it cannot be read or holds something else."""
-    tree = read_yaml_file(path)
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise CorrKDError(f"{path}: holds a {type(tree).__name__}, expected keys and values")
-    return tree
-
-
-def _override(line: str) -> dict[str, Any]:
-    key, equals, text = line.partition("=")
-    if not equals or not key.strip():
-        raise CorrKDError(f"--set {line!r}: expected key=value, as in student.lr=1e-3")
-    value = parse_yaml(text, f"--set {quoted(line)}")
-    if isinstance(value, str):
-        value = _number(value)
-    tree: Any = value
-    for part in reversed(key.strip().split(".")):
-        tree = {part: tree}
-    assert isinstance(tree, dict)
-    return tree
-
-
-def _number(text: str) -> str | float:
-    # YAML 1.1 reads 1e-3 as text; people mean the number.
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested keys and values of both; those of `above` where both have one."""
-    out = dict(below)
-    for key, value in above.items():
-        old = out.get(key)
-        out[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return out
-
-
-def first_line(error: ValidationError, model: type[BaseModel] = Settings) -> str:
-    """A validation's first error in a line that names the key, and what is allowed; `model` is what was validated."""
+def first_line(error: ValidationError) -> str:
+    """Return a validation's first error in a line that names the key, and what is allowed."""
     first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(str(part) for part in first["loc"])[:120] or "the whole"
-    if first["type"] == "extra_forbidden":
-        parents = first["loc"][:-1]
-        return f"{where} is unknown; allowed there: {', '.join(_keys(parents, model))}"
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == UNKNOWN_KEY:
+        return f"{where} {message}"
     given = first["input"]
     shown = "" if isinstance(given, Mapping | BaseModel) else f" (given: {quoted(given)})"
     more = f"; and {error.error_count() - 1} more" if error.error_count() > 1 else ""
     return f"{where}: {message[:1].lower()}{message[1:]}{shown}{more}"
-
-
-def _keys(path: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:
-    model: Any = root
-    for part in path:
-        field = model.model_fields.get(part)
-        if field is None:
-            return []
-        options = [field.annotation, *get_args(field.annotation)]
-        model = next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
-        if model is None:
-            return []
-    return list(model.model_fields)

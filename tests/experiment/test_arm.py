@@ -10,9 +10,9 @@ from corrkd.experiment.arm import ABLATION, BY_COMPLETE, BY_MISSING, GROUPS, arm
 from corrkd.experiment.plan import DatasetPlan
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.run import prepared
+from corrkd.experiment.settings import ArmSettings, load_settings
 from corrkd.methods.registry import method_names
 from corrkd.networks.gcnet import GCNetSettings
-from corrkd.settings import ArmSettings, load_settings
 from tests.experiment.conftest import tiny, write_npz
 
 RUN = load_settings(
@@ -28,7 +28,7 @@ def test_an_arm_takes_the_runs_settings_where_they_are_its_own() -> None:
     assert corrkd.options == RUN.student.distillation
     assert gcnet.network == GCNetSettings()
     for arm in (corrkd, gcnet):
-        assert (arm.stage.epochs, arm.stage.lr, arm.selection) == (7, 0.004, BY_MISSING)
+        assert (arm.training.epochs, arm.training.lr, arm.selection) == (7, 0.004, BY_MISSING)
     teacher = resolve("teacher", ArmSettings(), RUN)
     assert (teacher.stage.epochs, teacher.complete, teacher.selection) == (3, True, BY_COMPLETE)
     assert teacher.start != corrkd.start == gcnet.start
@@ -37,7 +37,7 @@ def test_an_arm_takes_the_runs_settings_where_they_are_its_own() -> None:
 def test_changes_lie_over_and_leave_the_rest() -> None:
     arm = resolve("mine", ArmSettings(method="corrkd", options={"scd": 2.0}, stage={"lr": 0.1}), RUN)
     assert (arm.options.scd, arm.options.boundary) == (2.0, 1.4)  # type: ignore[attr-defined]
-    assert (arm.stage.lr, arm.stage.epochs) == (0.1, 7)
+    assert (arm.training.lr, arm.training.epochs) == (0.1, 7)
     assert (arm.name, arm.base, arm.kind) == ("mine", "corrkd", "method")
 
 

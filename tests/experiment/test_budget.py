@@ -17,8 +17,8 @@ from corrkd.experiment.budget import Budget, BudgetRule, choose_budget, read_bud
 from corrkd.experiment.job import Job
 from corrkd.experiment.plan import Plan, load_plan, read_plan
 from corrkd.experiment.run import compare
+from corrkd.experiment.settings import ArmSettings, load_settings
 from corrkd.networks.saved import load_network
-from corrkd.settings import ArmSettings, load_settings
 from corrkd.training.loop import VALID
 from tests.experiment.conftest import tiny
 from tests.experiment.test_compare import here  # noqa: F401  (a fixture)
@@ -26,7 +26,7 @@ from tests.experiment.test_compare import here  # noqa: F401  (a fixture)
 
 def arm_of(epochs: int) -> Arm:
     arm = resolve("no-distillation", ArmSettings(), load_settings())
-    return replace(arm, stage=arm.stage.model_copy(update={"epochs": epochs}))
+    return replace(arm, stage=arm.training.model_copy(update={"epochs": epochs}))
 
 
 class Trainer:
@@ -45,10 +45,10 @@ class Trainer:
         card = folder / f"{arm.name}.json"
         if card.is_file():
             return
-        self.ran.append(arm.stage.epochs)
+        self.ran.append(arm.training.epochs)
         (folder / "tfevents").mkdir(parents=True)
-        (folder / f"{arm.name}.safetensors").write_text(str(arm.stage.epochs))
-        card.write_text(json.dumps({VALID: self.scores[arm.stage.epochs], "epochs": arm.stage.epochs}))
+        (folder / f"{arm.name}.safetensors").write_text(str(arm.training.epochs))
+        card.write_text(json.dumps({VALID: self.scores[arm.training.epochs], "epochs": arm.training.epochs}))
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_longer_budget_that_fails_leaves_the_shorter(tmp_path: Path, monkeypat
     train = Trainer({4: 0.5, 8: 0.6}, monkeypatch)
 
     def diverging(arm: Arm, folder: Path) -> None:
-        if arm.stage.epochs > 8:
+        if arm.training.epochs > 8:
             raise CorrKDError("the loss is no longer finite")
         train(arm, folder)
 

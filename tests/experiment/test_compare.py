@@ -24,11 +24,11 @@ from corrkd.experiment.plan import DatasetPlan, Plan, load_plan
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.run import Run, compare
 from corrkd.experiment.runner import Failure, run_jobs, state_table
+from corrkd.experiment.settings import ArmSettings, Settings
 from corrkd.missing.conditions import missing_subsets, subsets
 from corrkd.networks.saved import load_network
 from corrkd.report.run_folder import RunFolder, read_csv
 from corrkd.report.standings import method_counts, standings
-from corrkd.settings import ArmSettings, Settings
 from corrkd.training.loop import VALID
 from tests.experiment.conftest import assert_same, contents, dataset_in, run_unreported, tiny, write_npz
 

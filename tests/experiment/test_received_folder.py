@@ -14,7 +14,7 @@ from corrkd.experiment.job import FileReporter, Job
 from corrkd.experiment.plan import DatasetPlan, load_plan, read_plan
 from corrkd.experiment.run import compare
 from corrkd.experiment.runner import work
-from corrkd.settings import ArmSettings, load_settings
+from corrkd.experiment.settings import ArmSettings, load_settings
 from tests.experiment.conftest import tiny
 
 UNFIT = (

@@ -17,9 +17,9 @@ from corrkd.experiment.card import arrangement, notes
 from corrkd.experiment.experiment import Experiment, check_splits, prepare
 from corrkd.experiment.plan import RUN_ARMS
 from corrkd.experiment.run import resume
+from corrkd.experiment.settings import load_settings
 from corrkd.experiment.teachers import Member, answers, members, procrustes, rows_of
 from corrkd.networks.saved import load_network
-from corrkd.settings import load_settings
 from corrkd.targets.calibration import fit_temperature
 from corrkd.training.loop import teacher_outputs
 from tests.experiment.conftest import assert_same, contents, dataset_in, tiny, write_npz

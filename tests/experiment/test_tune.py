@@ -13,9 +13,9 @@ from corrkd.experiment.arm import resolve
 from corrkd.experiment.plan import load_plan, read_plan
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.runner import Failure
+from corrkd.experiment.settings import ArmSettings, load_settings
 from corrkd.experiment.tune import Range, carry_on, nested, space, table_text, tune
 from corrkd.report.run_folder import read_csv
-from corrkd.settings import ArmSettings, load_settings
 from tests.experiment.conftest import tiny
 
 KL = {"kl": ArmSettings(stage={"epochs": 1})}

@@ -12,6 +12,7 @@ from torch.nn.functional import cosine_similarity
 
 from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
+from corrkd.experiment.settings import load_settings
 from corrkd.losses import (
     SampleContrastiveDistillation,
     category_prototype_distillation,
@@ -22,7 +23,7 @@ from corrkd.methods.base import Losses, TeacherOutputs, TrainingBatch
 from corrkd.methods.corrkd import CorrKD
 from corrkd.networks.base import Output
 from corrkd.networks.corrkd import CorrKDNetwork
-from corrkd.settings import DistillationSettings, NetworkSettings, load_settings
+from corrkd.settings import DistillationSettings, NetworkSettings
 from corrkd.targets.base import Target
 from corrkd.targets.questions import QuestionsTarget
 from tests.conftest import make_dataset, make_samples, values

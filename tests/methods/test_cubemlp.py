@@ -9,7 +9,7 @@ from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.evaluation.bayes import bayes_accuracy
 from corrkd.methods.cubemlp import CubeMLP
 from corrkd.networks.cubemlp import CubeMLPNetwork
-from corrkd.settings import MissingSettings, StageSettings
+from corrkd.settings import MissingSettings, TrainingSettings
 from corrkd.training.loop import train
 from tests.conftest import make_dataset, make_samples
 
@@ -34,7 +34,7 @@ def test_a_short_training_lowers_the_task_loss(target: str) -> None:
     trained = train(
         fresh(samples),
         samples,
-        settings=StageSettings(epochs=12, batch_size=16, lr=5e-3),
+        settings=TrainingSettings(epochs=12, batch_size=16, lr=5e-3),
         seed=3,
         fabric=Fabric(accelerator="cpu", devices=1),
         missing=MissingSettings(),
@@ -52,7 +52,7 @@ def test_on_the_built_in_dataset_it_comes_at_least_half_way_from_the_floor_to_ba
     trained = train(
         method,
         samples,
-        settings=StageSettings(
+        settings=TrainingSettings(
             epochs=12, batch_size=32, lr=3e-3, optimizer="adamw", weight_decay=0.05, schedule="cosine"
         ),
         seed=0,

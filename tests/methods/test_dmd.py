@@ -14,7 +14,7 @@ from corrkd.data.synthetic import make
 from corrkd.evaluation.bayes import bayes_accuracy
 from corrkd.methods.dmd import DMD, distillation_loss, margin_loss, one_of, orthogonality_loss
 from corrkd.networks.dmd import Decoupled, DMDNetwork, DMDSettings, Graph
-from corrkd.settings import StageSettings
+from corrkd.settings import TrainingSettings
 from corrkd.targets.questions import QuestionsTarget
 from corrkd.training.loop import train
 from tests.conftest import make_dataset, make_samples, total, training_batch, values
@@ -32,7 +32,7 @@ def fresh(samples: Samples, **options: float) -> DMD:
 
 
 def fit(method: DMD, samples: Samples, *, epochs: int = 12, lr: float = 1e-2) -> list:
-    stage = StageSettings(epochs=epochs, batch_size=32, lr=lr, schedule="cosine")
+    stage = TrainingSettings(epochs=epochs, batch_size=32, lr=lr, schedule="cosine")
     fabric = Fabric(accelerator="cpu", devices=1)
     return train(method, samples, settings=stage, validate=lambda _: 0.0, seed=1, fabric=fabric).history
 

@@ -14,7 +14,7 @@ from corrkd.data.synthetic import make
 from corrkd.evaluation.bayes import bayes_accuracy
 from corrkd.methods.gcnet import GCNet, dropped_share, restoration_loss, standardised, utterance_means
 from corrkd.networks.gcnet import GCNetSettings, GCNetwork
-from corrkd.settings import MissingSettings, StageSettings
+from corrkd.settings import MissingSettings, TrainingSettings
 from corrkd.training.loop import train
 from tests.conftest import make_dataset, make_samples
 
@@ -33,7 +33,7 @@ def fresh(samples: Samples, settings: GCNetSettings = SMALL) -> GCNet:
 def fit(
     method: GCNet, samples: Samples, *, epochs: int = 10, lr: float = 5e-3, missing: MissingSettings | None
 ) -> list:
-    stage = StageSettings(epochs=epochs, batch_size=32, lr=lr, schedule="cosine")
+    stage = TrainingSettings(epochs=epochs, batch_size=32, lr=lr, schedule="cosine")
     fabric = Fabric(accelerator="cpu", devices=1)
     return train(
         method, samples, settings=stage, validate=lambda _: 0.0, seed=1, fabric=fabric, missing=missing

@@ -18,7 +18,7 @@ from corrkd.evaluation.bayes import bayes_accuracy
 from corrkd.methods.base import TrainingBatch
 from corrkd.methods.self_mm import LabelGeneration, SelfMM, centres, relative_distance, shifted_labels
 from corrkd.networks.self_mm import SelfMMNetwork, SelfMMSettings
-from corrkd.settings import MissingSettings, StageSettings
+from corrkd.settings import MissingSettings, TrainingSettings
 from corrkd.targets.base import Target
 from corrkd.targets.classes import ClassesTarget
 from corrkd.targets.questions import QuestionsTarget
@@ -214,7 +214,7 @@ def fit(method: SelfMM, samples: Samples, epochs: int = 12, **options: object) -
     return train(
         method,
         samples,
-        settings=StageSettings(epochs=epochs, batch_size=16, lr=5e-3),
+        settings=TrainingSettings(epochs=epochs, batch_size=16, lr=5e-3),
         seed=3,
         fabric=Fabric(accelerator="cpu", devices=1),
         **{"validate": lambda _: 0.0, **options},  # type: ignore[arg-type]
@@ -322,7 +322,7 @@ def test_on_the_built_in_dataset_it_comes_at_least_half_way_from_the_floor_to_ba
     dataset = make(SyntheticSpec())
     samples, valid, test = (make_samples(dataset, split) for split in ("train", "valid", "test"))
     method = fresh(samples)
-    stage = StageSettings(epochs=12, batch_size=32, lr=3e-3, optimizer="adamw", weight_decay=0.05, schedule="cosine")
+    stage = TrainingSettings(epochs=12, batch_size=32, lr=3e-3, optimizer="adamw", weight_decay=0.05, schedule="cosine")
     trained = train(
         method,
         samples,

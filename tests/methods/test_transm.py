@@ -6,10 +6,11 @@ import torch
 from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import resolve
+from corrkd.experiment.settings import ArmSettings, load_settings
 from corrkd.losses.frames import frame_errors, mean_error
 from corrkd.methods.transm import TransM
 from corrkd.networks.transm import TransMNetwork, TransMSettings
-from corrkd.settings import ArmSettings, NetworkSettings, load_settings
+from corrkd.settings import NetworkSettings
 from corrkd.targets.base import Target
 from tests.conftest import (
     CLASSES,

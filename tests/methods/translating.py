@@ -14,7 +14,7 @@ from corrkd.data.inputs import Inputs
 from corrkd.data.synthetic import make
 from corrkd.evaluation.bayes import bayes_accuracy
 from corrkd.methods.base import Method
-from corrkd.settings import MissingSettings, StageSettings
+from corrkd.settings import MissingSettings, TrainingSettings
 from corrkd.training.loop import Trained, train
 from tests.conftest import CLASSES, QUESTIONS, SCORE, make_samples, map_tensors, overwrite_invisible
 
@@ -78,7 +78,7 @@ def fit(method: Method, samples: Samples, *, missing: bool = False, validate: An
     return train(
         method,
         samples,
-        settings=StageSettings(**{"epochs": 10, "batch_size": 16, "lr": 1e-2, **stage}),
+        settings=TrainingSettings(**{"epochs": 10, "batch_size": 16, "lr": 1e-2, **stage}),
         validate=validate or (lambda _: 0.5),
         seed=3,
         fabric=Fabric(accelerator="cpu", devices=1),

@@ -5,6 +5,7 @@ import torch
 
 from corrkd.data.batches import for_masks
 from corrkd.errors import CorrKDError
+from corrkd.experiment.settings import load_settings
 from corrkd.missing.conditions import (
     Condition,
     check_settings,
@@ -14,7 +15,7 @@ from corrkd.missing.conditions import (
     standard_conditions,
     subsets,
 )
-from corrkd.settings import EvaluationSettings, load_settings
+from corrkd.settings import EvaluationSettings
 from tests.conftest import Offer, make_dataset, make_samples
 
 NAMES = ("language", "audio", "vision")

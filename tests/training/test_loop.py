@@ -21,13 +21,13 @@ from corrkd.methods.task import TaskOnly
 from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.networks.registry import network_class
 from corrkd.networks.saved import build_network
-from corrkd.settings import DistillationSettings, MissingSettings, NetworkSettings, StageSettings
+from corrkd.settings import DistillationSettings, MissingSettings, NetworkSettings, TrainingSettings
 from corrkd.training.loop import VALID, Record, Trained, teacher_outputs, train
 from tests.conftest import CLASSES, QUESTIONS, SCORE, make_dataset, make_samples, training_batch, values
 from tests.networks.test_all_networks import in_conversations
 
 SMALL = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6,), dropout=0.2)
-STAGE = StageSettings(epochs=4, batch_size=16, lr=1e-2)
+STAGE = TrainingSettings(epochs=4, batch_size=16, lr=1e-2)
 
 
 class StoppedError(Exception):
@@ -50,7 +50,7 @@ def teachers(samples: Samples) -> TeacherOutputs:
     return teacher_outputs(fresh(samples, 1), samples)
 
 
-def fit(method: Method, samples: Samples, stage: StageSettings = STAGE, **options: object) -> Trained:
+def fit(method: Method, samples: Samples, stage: TrainingSettings = STAGE, **options: object) -> Trained:
     valid = make_samples(make_dataset(), "valid", samples.target.name)
     return train(
         method,

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from corrkd.errors import CorrKDError
-from corrkd.methods.base import AnyMethod
-from corrkd.methods.registry import method_class, method_names
-from corrkd.networks.base import AnyNetwork
-from corrkd.networks.corrkd import CorrKDNetwork
+from corrkd.experiment.settings import ArmSettings, Choice, MethodChoice, NetworkChoice, Settings, merged
+from corrkd.methods.registry import method_names
 from corrkd.networks.registry import network_class
-from corrkd.parsing import quoted
-from corrkd.settings import ArmSettings, DistillationSettings, NetworkSettings, Settings, StageSettings, merged
+from corrkd.settings import TrainingSettings, first_line
 
 TEACHER = "teacher"
 STUDENT = "student"
+WITHOUT_TEACHER = "no-distillation"
 BY_MISSING = (
     "the epoch with the highest weighted F1 averaged over the missing subsets of the validation split, earliest on ties"
 )
@@ -27,15 +25,18 @@ BY_LAST = "the last epoch"
 
 # The paper's ablation (its Table 3): a loss left out, or RCD replaced by the plain divergence of the responses.
 ABLATION = {
-    "corrkd-without-scd": ArmSettings(method="corrkd", title="CorrKD without SCD", options={"scd": 0.0}),
-    "corrkd-without-cpd": ArmSettings(method="corrkd", title="CorrKD without CPD", options={"cpd": 0.0}),
-    "corrkd-without-rcd": ArmSettings(method="corrkd", title="CorrKD without RCD", options={"rcd": 0.0}),
-    "corrkd-kl": ArmSettings(method="corrkd", title="CorrKD, RCD → KL", options={"rcd": 0.0, "kl": 1.0}),
+    name: ArmSettings(title=title, method={"name": "corrkd", **{term: {"weight": x} for term, x in weights.items()}})
+    for name, title, weights in (
+        ("corrkd-without-scd", "CorrKD without SCD", {"scd": 0.0}),
+        ("corrkd-without-cpd", "CorrKD without CPD", {"cpd": 0.0}),
+        ("corrkd-without-rcd", "CorrKD without RCD", {"rcd": 0.0}),
+        ("corrkd-kl", "CorrKD, RCD → KL", {"rcd": 0.0, "kl": 1.0}),
+    )
 }
 # Other sizes or forms of a baseline, as public code has them.
 VARIANTS = {
     "transm-original": ArmSettings(
-        method="transm",
+        method={"name": "transm"},
         title="TransM, original sizes",
         network={
             "network": {"width": 100, "heads": 5, "feedforward": 200, "layers": 10, "dropout": 0.5},
@@ -55,6 +56,7 @@ GROUPS = {
     "all": (*BASELINES, "mctn-per-source", *CONTROLS, *ABLATION, "corrkd"),
 }
 
+C = TypeVar("C", bound=Choice)
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -65,10 +67,8 @@ class Arm:
     Attributes:
         name: of its files and rows.
         title: in tables.
-        method: the class.
-        base: the method's name.
-        network, options: settings of the network and of the method.
-        stage: epochs, batch size, optimiser.
+        network, method: by name, with their settings and options.
+        training: epochs, batch size, optimiser.
         complete: trained on complete samples, else on what modality random missing leaves.
         selection: the rule by which its epoch is chosen.
         start: what the initial parameters follow from beside the seed: each teacher has its own, all others agree where networks agree.
@@ -76,19 +76,17 @@ class Arm:
 
     name: str
     title: str
-    method: type[AnyMethod]
-    base: str
-    network: BaseModel
-    options: BaseModel
-    stage: StageSettings
+    network: NetworkChoice
+    method: MethodChoice
+    training: TrainingSettings
     complete: bool
     selection: str = BY_MISSING
     start: str = STUDENT
 
     @property
-    def network_type(self) -> type[AnyNetwork]:
-        """The class of the network."""
-        return network_of(self.method)
+    def needs_teacher(self) -> bool:
+        """Whether its losses look at the outputs of teachers."""
+        return self.method.class_.needs_teacher
 
     @property
     def kind(self) -> str:
@@ -103,18 +101,12 @@ class Arm:
     def to_json(self) -> dict[str, Any]:
         """All that its training depends on beside data and seed."""
         return {
-            "method": self.base,
+            "method": self.method.model_dump(mode="json"),
             "network": self.network.model_dump(mode="json"),
-            "options": self.options.model_dump(mode="json"),
-            "stage": self.stage.model_dump(mode="json"),
+            **self.training.model_dump(mode="json"),
             "complete": self.complete,
             "selection": self.selection,
         }
-
-
-def network_of(method: type[AnyMethod]) -> type[AnyNetwork]:
-    """Return the network that a method needs, or CorrKD's where any will do."""
-    return network_class(method.network or CorrKDNetwork.name)
 
 
 def arm_names() -> tuple[str, ...]:
@@ -123,56 +115,82 @@ def arm_names() -> tuple[str, ...]:
 
 
 def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
-    """The arm of that name within a run's settings.
+    """Return the arm of that name within a run's settings.
 
-    The network's settings are the run's where the method uses CorrKD's structure, else the method's own defaults; the options are the
-    run's distillation where they are CorrKD's; the stage is the run's `student`, for the teacher its `teacher`.
+    A method has the options of the run's student where that is trained by the same method, else its defaults. A network has the settings of
+    the run's student's (the teacher: of the teacher's) where those are of the same kind, else its defaults. The training is the student's,
+    for the teacher the teacher's. What the arm sets lies over all of it.
 
     Raises:
         CorrKDError: for an unknown method, or a setting that it does not have.
     """
-    preset = {**ABLATION, **VARIANTS}.get(name)
-    if preset is not None:
-        settings = laid_over(preset, settings)
+    settings = laid_over({**ABLATION, **VARIANTS}.get(name, ArmSettings()), settings)
     teacher = name == TEACHER
-    base = settings.method or ("no-distillation" if teacher else name)
-    method = method_class(base)
-    kind = network_of(method).settings_type
-    network = run.network if kind is NetworkSettings else kind()
-    options = run.student.distillation if method.options_type is DistillationSettings else method.options_type()
     whole = run.teacher if teacher else run.student
-    stage = StageSettings(**{name: getattr(whole, name) for name in StageSettings.model_fields})
-    trains_on = "complete" if teacher else method.trains_on if settings.trains_on == "method" else settings.trains_on
-    where = f"settings: methods.{name}"
-    stage = _changed(stage, settings.stage, f"{where}.stage")
+    where = f"settings: arms.{name}"
+    method = _method(name, settings.method, run, f"{where}.method")
+    network = _network(method, settings.network, whole.network, f"{where}.network")
+    fields = TrainingSettings.model_fields
+    below = {key: getattr(whole, key) for key in fields}
+    training = _valid(TrainingSettings, {**below, **_set(settings, fields)}, where)
+    trains_on = method.class_.trains_on if settings.trains_on == "method" else settings.trains_on
+    complete = teacher or trains_on == "complete"
     return Arm(
         name=name,
-        title=settings.title or ("Teacher" if teacher else method.title or name),
+        title=settings.title or _title(name, method),
+        network=network,
         method=method,
-        base=base,
-        network=_changed(network, settings.network, f"{where}.network"),
-        options=_changed(options, settings.options, f"{where}.options"),
-        stage=stage,
-        complete=trains_on == "complete",
-        selection=BY_LAST if stage.keep == "last" else BY_COMPLETE if trains_on == "complete" else BY_MISSING,
+        training=training,
+        complete=complete,
+        selection=BY_LAST if training.keep == "last" else BY_COMPLETE if complete else BY_MISSING,
         start=TEACHER if teacher else STUDENT,
     )
 
 
+def _method(name: str, changes: Mapping[str, Any], run: Settings, where: str) -> MethodChoice:
+    """The arm's method: that of its name, of the run's student, or the one without a teacher; with changes on top."""
+    usual = {TEACHER: WITHOUT_TEACHER, STUDENT: run.student.method.name}.get(name, name)
+    chosen = changes.get("name", usual)
+    below = run.student.method if chosen == run.student.method.name else _valid(MethodChoice, {"name": chosen}, where)
+    return _changed(below, changes, where)
+
+
+def _network(method: MethodChoice, changes: Mapping[str, Any], run: NetworkChoice, where: str) -> NetworkChoice:
+    """The arm's network: the one that its method needs, else the run's; with changes on top."""
+    needed = method.class_.network
+    below = run
+    if needed is not None and needed != run.name:
+        same_kind = isinstance(run.options, network_class(needed).settings_type)
+        below = _valid(NetworkChoice, {"name": needed, **(run.options.model_dump() if same_kind else {})}, where)
+    network = _changed(below, changes, where)
+    if needed not in (None, network.name):
+        raise CorrKDError(f"{where}: method {method.name} trains network {needed} alone, not {network.name}")
+    return network
+
+
+def _title(name: str, method: MethodChoice) -> str:
+    """An arm's name in tables, where the settings give none."""
+    title = method.class_.title or method.name
+    return "Teacher" if name == TEACHER else f"{title} student" if name == STUDENT else title
+
+
 def laid_over(below: ArmSettings, above: ArmSettings) -> ArmSettings:
-    """`above` where it says something, else `below`."""
-    said = above.model_dump(exclude_unset=True)
-    return ArmSettings.model_validate(merged(below.model_dump(exclude_unset=True), said))
+    """Return `above` where it sets something, else `below`."""
+    return ArmSettings.model_validate(merged(_set(below), _set(above)))
 
 
-def _changed(settings: M, changes: Mapping[str, Any], where: str) -> M:
+def _set(settings: ArmSettings, keys: Container[str] = ArmSettings.model_fields) -> dict[str, Any]:
+    return {key: value for key, value in settings.model_dump(exclude_unset=True).items() if key in keys}
+
+
+def _changed(choice: C, changes: Mapping[str, Any], where: str) -> C:
+    key = where.rpartition(".")[2]
+    tree: Mapping[str, Any] = merged({key: choice.model_dump()}, {key: changes})[key]
+    return _valid(type(choice), tree, where)
+
+
+def _valid(model: type[M], tree: Mapping[str, Any], where: str) -> M:
     try:
-        return type(settings).model_validate(merged(settings.model_dump(), changes))
+        return model.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join([where, *map(str, first["loc"])])
-        if first["type"] == "extra_forbidden":
-            raise CorrKDError(f"{key} is unknown; allowed there: {', '.join(type(settings).model_fields)}") from None
-        raise CorrKDError(
-            f"{key}: {first['msg'].removeprefix('Value error, ')} (given: {quoted(first['input'])})"
-        ) from None
+        raise CorrKDError(f"{where}.{first_line(error)}".replace(".the whole:", ":")) from None

@@ -15,16 +15,14 @@ from corrkd.experiment.arm import Arm
 from corrkd.files import write_text
 from corrkd.networks.saved import recorded
 from corrkd.parsing import DIGEST, check_digest, json_text, read_json, refusing, with_digest
-from corrkd.settings import Count
+from corrkd.settings import Count, Strict
 from corrkd.training.loop import VALID
 
 FILE = "budget.json"
 
 
-class BudgetRule(BaseModel):
+class BudgetRule(Strict):
     """When to stop doubling a budget."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     gain: float = Field(
         0.3, ge=0.0, description="points of the validation score (0 to 100) by which a doubled budget has to be better"
@@ -50,7 +48,7 @@ class Budget(BaseModel):
 
 def with_epochs(arm: Arm, epochs: int) -> Arm:
     """Return the arm trained for so many epochs, with its schedule laid over them."""
-    return replace(arm, stage=arm.stage.model_copy(update={"epochs": epochs}))
+    return replace(arm, training=arm.training.model_copy(update={"epochs": epochs}))
 
 
 def choose_budget(arm: Arm, rule: BudgetRule, seed: int, folder: Path, train: Callable[[Arm, Path], None]) -> Budget:
@@ -69,9 +67,9 @@ def choose_budget(arm: Arm, rule: BudgetRule, seed: int, folder: Path, train: Ca
     budget = read_budget(folder)
     if budget is None:
         scores: dict[int, float] = {}
-        epochs = arm.stage.epochs
+        epochs = arm.training.epochs
         for number in range(rule.doublings + 1):
-            epochs = arm.stage.epochs * 2**number
+            epochs = arm.training.epochs * 2**number
             try:
                 train(with_epochs(arm, epochs), _trial(folder, epochs))
             except CorrKDError:  # the loss was no longer finite

@@ -61,7 +61,7 @@ def run_card(experiment: Experiment, part: DatasetPlan, arms: Sequence[Arm], sea
                 "name": arm.name,
                 "title": arm.title,
                 "selection": arm.selection,
-                "method": arm.base,
+                "method": arm.method.name,
                 "kind": "control" if arm.name == part.control else arm.kind,
                 "trains_on": "complete" if arm.complete else "missing",
             }
@@ -111,9 +111,8 @@ def notes(experiment: Experiment, arms: Sequence[Arm]) -> list[str]:
                 f"{name}.batch_size = {size} is more than the {count} training samples; one batch holds all of them"
             )
     target = experiment.target
-    if not target.has_classes and any(getattr(arm.options, "rcd", 0) for arm in arms):
-        out.append(f"RCD splits a response by class and is left out for the target `{target.name}`")
-    return out
+    of_methods = [note for arm in arms for note in arm.method.class_.notes(arm.method.options, target)]
+    return [*out, *dict.fromkeys(of_methods)]
 
 
 def arrangement(experiment: Experiment) -> list[str]:
@@ -168,7 +167,7 @@ def protocol(experiment: Experiment, part: DatasetPlan, arms: Sequence[Arm], sea
         f"Batch size: {_shared('batch_size', students)}; learning rate: {_shared('lr', students)}.",
         f"Search budget: {search}.",
     ]
-    readers = [arm.title for arm in arms if arm.network_type.reads_conversations]
+    readers = [arm.title for arm in arms if arm.network.class_.reads_conversations]
     if readers:
         lines.append(f"{', '.join(readers)} {_neighbours(experiment)}")
     return lines
@@ -195,9 +194,9 @@ def _neighbours(experiment: Experiment) -> str:
 
 def _epochs(arms: Sequence[Arm], part: DatasetPlan) -> str:
     """How long each arm trains, and by which rule."""
-    trained = [with_epochs(arm, part.epochs.get(arm.name, arm.stage.epochs)) for arm in arms]
+    trained = [with_epochs(arm, part.epochs.get(arm.name, arm.training.epochs)) for arm in arms]
     students = _shared("epochs", [arm for arm in trained if arm.name != TEACHER])
-    teachers = "".join(f"; the teacher: {arm.stage.epochs}" for arm in trained if arm.name == TEACHER)
+    teachers = "".join(f"; the teacher: {arm.training.epochs}" for arm in trained if arm.name == TEACHER)
     if part.budget is None:
         return f"Epochs: {students}{teachers}."
     rule = (
@@ -211,7 +210,7 @@ def _epochs(arms: Sequence[Arm], part: DatasetPlan) -> str:
 
 
 def _shared(key: str, arms: Sequence[Arm]) -> str:
-    values: list[Any] = [getattr(arm.stage, key) for arm in arms]
+    values: list[Any] = [getattr(arm.training, key) for arm in arms]
     common = max(set(values), key=values.count) if values else None
     others = [f"{arm.title} {value:g}" for arm, value in zip(arms, values, strict=True) if value != common]
     return f"{common:g} for every method" + (f" but {', '.join(others)}" if others else "") if values else "none"

@@ -22,9 +22,10 @@ from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import TEACHER, Arm
 from corrkd.experiment.folder import settings_of
+from corrkd.experiment.settings import Settings
 from corrkd.missing.conditions import Condition, check_settings, condition, standard_conditions
 from corrkd.networks.saved import dataset_folder
-from corrkd.settings import DataSettings, ResampleSettings, Settings
+from corrkd.settings import DataSettings, ResampleSettings
 from corrkd.targets.base import Target
 from corrkd.targets.labels import MOST_CLASSES, check_labels
 from corrkd.targets.registry import make_target
@@ -166,8 +167,8 @@ def check_splits(experiment: Experiment, arms: Sequence[Arm]) -> None:
             f"settings: data.calibration makes prediction sets for the test split alone; with evaluation.split = "
             f"{settings.evaluation.split} set it to null"
         )
-    stages = {arm.name: arm.stage for arm in arms}
-    if any(arm.method.needs_teacher for arm in arms):
+    stages = {arm.name: arm.training for arm in arms}
+    if any(arm.needs_teacher for arm in arms):
         stages.setdefault(TEACHER, settings.teacher)
     for name, stage in stages.items():
         if experiment.cross_validated and stage.keep != "last":

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from corrkd.errors import CorrKDError
+from corrkd.experiment.settings import Settings, load_settings
 from corrkd.files import FAILURES, PLAN, RUN, exclusive, write_text
 from corrkd.parsing import (
     check_digest,
@@ -24,7 +25,6 @@ from corrkd.parsing import (
     yaml_with_digest,
 )
 from corrkd.report.run_folder import Card
-from corrkd.settings import Settings, load_settings
 
 SETTINGS, RESULTS, COSTS, GROUPS = "settings.yaml", "results.csv", "costs.csv", "groups.csv"
 REPORTED = "reported.csv"

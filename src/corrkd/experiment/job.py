@@ -80,7 +80,7 @@ class Job:
     def needs(self) -> tuple[Key, ...]:
         """The jobs that have to be done before: the teacher's, and the one that chooses the number of epochs."""
         name, part = self.dataset.name, self.part
-        needs_teacher = resolve(self.arm, part.arms[self.arm], part.settings).method.needs_teacher
+        needs_teacher = resolve(self.arm, part.arms[self.arm], part.settings).needs_teacher
         teacher = [(name, TEACHER, self.seed)] if needs_teacher and self.teachers is None else []
         first = part.settings.seeds[0]
         leading = [(name, self.arm, first)] if part.chooses(self.arm) and self.seed != first else []
@@ -134,7 +134,7 @@ def carry_out(job: Job, experiment: Experiment, reporter: Reporter) -> None:
     resumed = any(folder.rglob(f"{job.arm}.ckpt"))
     arms = {arm.name: arm for arm in arms_of(job.part)}
     planned = arms[job.arm]
-    teaching = job.teachers is None and any(arm.method.needs_teacher for arm in arms.values())
+    teaching = job.teachers is None and any(arm.needs_teacher for arm in arms.values())
     taught_in = arm_folder(job.teachers or job.dataset, TEACHER, seed)
 
     def train(arm: Arm, target: Path, teaching: bool = False) -> None:
@@ -158,7 +158,7 @@ def _epochs(job: Job, arm: Arm, train: Callable[[Arm, Path], None]) -> int:
     if read_budget(folder) is not None or job.chooses_budget:
         return choose_budget(arm, part.budget or BudgetRule(), job.seed, folder, train).epochs
     if not part.chooses(arm.name):
-        return part.epochs.get(arm.name, arm.stage.epochs)
+        return part.epochs.get(arm.name, arm.training.epochs)
     first = part.settings.seeds[0]
     budget = read_budget(arm_folder(job.dataset, job.arm, first))
     if budget is None:

@@ -8,29 +8,30 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from corrkd.errors import CorrKDError
-from corrkd.experiment.arm import GROUPS, TEACHER, Arm, laid_over, resolve
+from corrkd.experiment.arm import GROUPS, STUDENT, TEACHER, WITHOUT_TEACHER, Arm, laid_over, resolve
 from corrkd.experiment.budget import BudgetRule
 from corrkd.experiment.folder import BESIDE_DATASETS
+from corrkd.experiment.settings import ArmSettings, Settings, read_yaml, settings_of_tree
 from corrkd.files import PLAN, check_names, file_names
 from corrkd.parsing import check_yaml_digest, quoted, read_yaml_file, yaml_with_digest
-from corrkd.settings import ArmSettings, Count, DataSettings, Settings, first_line, read_yaml, settings_of_tree
+from corrkd.settings import Count, DataSettings, Strict, first_line
 
 _BESIDE_MODELS = ("budget", "cost")  # files beside an arm's model
 RUN_ARMS = {
     TEACHER: ArmSettings(),
-    "student": ArmSettings(method="corrkd", title="CorrKD student"),
-    "control": ArmSettings(method="no-distillation", title="No-distillation control"),
+    STUDENT: ArmSettings(),
+    "control": ArmSettings(method={"name": WITHOUT_TEACHER}, title="No-distillation control"),
 }
-REFERENCES, CONTROLS = ("student", "corrkd"), ("control", "no-distillation")  # by the names of their arms
+REFERENCES, CONTROLS = (STUDENT, "corrkd"), ("control", WITHOUT_TEACHER)  # by the names of their arms
 MOST_SEEDS = 10_000
 MOST_ARMS, MOST_DATASETS = 1_000, 1_000
 NO_SEARCH = "none: every method has its default settings"
 
 
-class DatasetPlan(BaseModel):
+class DatasetPlan(Strict):
     """One dataset of a plan.
 
     Attributes:
@@ -39,8 +40,6 @@ class DatasetPlan(BaseModel):
         budget: the rule by which each arm's number of epochs is chosen; None: the arms' own.
         epochs: by arm, what was chosen; such an arm's budget is not chosen again.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     settings: Settings
     arms: Annotated[dict[str, ArmSettings], Field(min_length=1, max_length=MOST_ARMS)]
@@ -71,7 +70,7 @@ class DatasetPlan(BaseModel):
         return next((name for name in CONTROLS if name in self.arms), None)
 
 
-class Plan(BaseModel):
+class Plan(Strict):
     """A plan resolved.
 
     Attributes:
@@ -80,8 +79,6 @@ class Plan(BaseModel):
         jobs: runs at once, a process each.
         trials: of a search over hyper-parameters, of each arm; None: no search.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     datasets: Annotated[dict[str, DatasetPlan], Field(min_length=1, max_length=MOST_DATASETS)]
     search: Annotated[str, Field(max_length=1000)] = NO_SEARCH
@@ -187,7 +184,7 @@ def load_plan(
     try:
         return Plan(datasets=plans, search=tree.get("search", NO_SEARCH), jobs=chosen)
     except ValidationError as error:
-        raise CorrKDError(f"plan: {first_line(error, Plan)}") from None
+        raise CorrKDError(f"plan: {first_line(error)}") from None
 
 
 def _seeds(value: Any) -> list[Any] | None:
@@ -224,7 +221,7 @@ def read_plan(out: Path, *, unchanged: bool = False) -> Plan:
     try:
         return Plan.model_validate(tree)
     except ValidationError as error:
-        raise CorrKDError(f"{path}: damaged: {first_line(error, Plan)}") from None
+        raise CorrKDError(f"{path}: damaged: {first_line(error)}") from None
 
 
 def _dataset(
@@ -259,7 +256,7 @@ def _dataset(
     if stray:
         raise CorrKDError(f"{where}.epochs.{min(stray)}: is not among the plan's arms")
     resolved = [resolve(arm, changes, settings) for arm, changes in arms.items()]
-    if TEACHER not in arms and any(arm.method.needs_teacher for arm in resolved):
+    if TEACHER not in arms and any(arm.needs_teacher for arm in resolved):
         arms = {TEACHER: ArmSettings(), **arms}
     if settings.evaluation.split == "valid" and rule is not None:
         raise CorrKDError(
@@ -268,7 +265,7 @@ def _dataset(
     try:
         return DatasetPlan(settings=settings, arms=arms, budget=rule, epochs=epochs)
     except ValidationError as error:
-        raise CorrKDError(f"{where}: {first_line(error, DatasetPlan)}") from None
+        raise CorrKDError(f"{where}: {first_line(error)}") from None
 
 
 def _budget(value: Any, where: str = "plan") -> BudgetRule | None:
@@ -282,14 +279,14 @@ def _budget(value: Any, where: str = "plan") -> BudgetRule | None:
     try:
         return BudgetRule.model_validate(value)
     except ValidationError as error:
-        raise CorrKDError(f"{where}: budget: {first_line(error, BudgetRule)}") from None
+        raise CorrKDError(f"{where}: budget: {first_line(error)}") from None
 
 
 def _arm(name: str, changes: Any) -> ArmSettings:
     try:
         return ArmSettings.model_validate(changes or {})
     except ValidationError as error:
-        raise CorrKDError(f"plan: arms.{name}: {first_line(error, ArmSettings)}") from None
+        raise CorrKDError(f"plan: arms.{name}: {first_line(error)}") from None
 
 
 def _named(methods: Any, where: str) -> dict[str, Any]:

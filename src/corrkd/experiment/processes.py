@@ -16,7 +16,7 @@ import torch
 from lightning_fabric import Fabric
 
 from corrkd.experiment.experiment import pick_device
-from corrkd.settings import Settings
+from corrkd.experiment.settings import Settings
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGEST = 2**25  # the most that glibc takes for the first

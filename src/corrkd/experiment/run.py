@@ -25,6 +25,7 @@ from corrkd.experiment.processes import is_first_process, wait_for_all, world_si
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.references import references
 from corrkd.experiment.runner import Backend, Failure, run_jobs
+from corrkd.experiment.settings import ArmSettings, Settings, load_settings
 from corrkd.experiment.stages import check_tested, make_method, read_table, write_table
 from corrkd.experiment.teachers import placeholder_outputs
 from corrkd.files import FAILURES, PLAN, file_names, make_folder, remove_parts, write_bytes, write_text
@@ -33,7 +34,6 @@ from corrkd.parsing import check_digest, read_json, refusing
 from corrkd.report.report import write_report
 from corrkd.report.reported import read_reported
 from corrkd.report.run_folder import open_datasets
-from corrkd.settings import ArmSettings, Settings, load_settings
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def prepared(name: str, part: DatasetPlan, reporter: Reporter) -> Experiment:
     check_splits(experiment, arms)
     samples = experiment.samples("train")
     teachers = None
-    if any(arm.method.needs_teacher for arm in arms):
+    if any(arm.needs_teacher for arm in arms):
         teacher = resolve(TEACHER, part.arms.get(TEACHER, ArmSettings()), part.settings)
         teachers = placeholder_outputs(make_method(teacher, experiment, 0, samples).student, samples)
     for arm in arms:
@@ -288,7 +288,7 @@ def _check_same(out: Path, name: str, before: DatasetPlan, now: DatasetPlan) -> 
     for arm in arms_of(now):
         if arm.name in before.arms:
             epochs = [
-                None if part.chooses(arm.name) else part.epochs.get(arm.name, arm.stage.epochs)
+                None if part.chooses(arm.name) else part.epochs.get(arm.name, arm.training.epochs)
                 for part in (chosen, now)
             ]
             if None not in epochs and epochs[0] != epochs[1]:

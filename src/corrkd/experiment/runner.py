@@ -26,8 +26,8 @@ from corrkd.experiment.experiment import Experiment, prepare
 from corrkd.experiment.job import LOG, PROGRESS, Job, attempt
 from corrkd.experiment.processes import end_with_parent, world_size
 from corrkd.experiment.progress import Reporter
+from corrkd.experiment.settings import Settings
 from corrkd.files import make_folder, open_no_link
-from corrkd.settings import Settings
 
 Backend = Literal["joblib", "ray"]
 Submit = Callable[[Job], "Future[str | None]"]

@@ -85,7 +85,7 @@ def train_arm(
     left = [(each, member) for each, member in trained if not (folder / f"{each.name}.json").is_file()]
     if left:
         samples, valid = experiment.samples("train"), experiment.samples("valid")
-        teachers = answers(experiment, samples, seed, taught_in) if arm.method.needs_teacher else None
+        teachers = answers(experiment, samples, seed, taught_in) if arm.needs_teacher else None
         for each, member in left:
             rows = samples if member is None else trained_on(member, experiment, samples, seed)
             _train(each, experiment, seed, folder, fabric, rows, valid, teachers, reporter)
@@ -118,12 +118,12 @@ def _train(
 ) -> None:
     method = make_method(arm, experiment, seed, samples, teachers)
     began = time.monotonic()
-    with reporter.task(f"seed {seed}  {arm.name}", arm.stage.epochs) as task:
+    with reporter.task(f"seed {seed}  {arm.name}", arm.training.epochs) as task:
         writer = _Watch(folder / "tfevents" / arm.name, task) if fabric.is_global_zero else None
         trained = train(
             method,
             samples,
-            settings=arm.stage,
+            settings=arm.training,
             validate=_validation(arm, experiment, valid),
             seed=seed,
             fabric=fabric,
@@ -164,14 +164,16 @@ def make_method(
 ) -> AnyMethod:
     """An arm's method. All arms but the teacher begin with the same parameters, where their networks agree."""
     weights = None
-    if arm.stage.class_weights == "balanced":
+    if arm.training.class_weights == "balanced":
         weights = experiment.target.balanced_class_weights(samples.targets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "init", arm.start))
-        network = build_network(experiment.target, samples.widths, experiment.frames, arm.network, arm.network_type)
-        if getattr(arm.network, "fill", None) == "mean":
+        network = build_network(
+            experiment.target, samples.widths, experiment.frames, arm.network.options, arm.network.network
+        )
+        if getattr(arm.network.options, "fill", None) == "mean":
             network.set_fill(samples.mean_frames())
-        method = arm.method(network, arm.options, teachers=teachers, class_weights=weights, gather=gather)
+        method = arm.method.class_(network, arm.method.options, teachers=teachers, class_weights=weights, gather=gather)
     return method.to(experiment.dtype)
 
 

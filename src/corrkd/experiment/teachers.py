@@ -12,10 +12,10 @@ from torch import Tensor
 from corrkd.data.batches import Samples
 from corrkd.experiment.arm import TEACHER, Arm
 from corrkd.experiment.experiment import Experiment
+from corrkd.experiment.settings import TeacherSettings
 from corrkd.methods.base import TeacherOutputs
 from corrkd.networks.base import AnyNetwork
 from corrkd.networks.saved import load_network
-from corrkd.settings import TeacherSettings
 from corrkd.training.loop import derived_seed, teacher_outputs
 
 

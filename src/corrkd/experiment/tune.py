@@ -23,10 +23,10 @@ from corrkd.experiment.plan import DatasetPlan, Plan, arms_of, dataset_name, rea
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.run import prepared
 from corrkd.experiment.runner import run_jobs
+from corrkd.experiment.settings import ArmSettings, Settings
 from corrkd.files import PLAN, make_folder, remove_parts, write_text
 from corrkd.networks.saved import recorded
 from corrkd.parsing import refusing
-from corrkd.settings import ArmSettings, Settings
 from corrkd.training.loop import VALID, derived_seed
 
 TUNED = "tuned.yaml"
@@ -53,13 +53,13 @@ class Search:
 
 def space(arm: Arm) -> dict[str, Range]:
     """What is searched of a method, by dotted key: learning rate, dropout, and the weights that the method names in `search`."""
-    out = {"stage.lr": Range(arm.stage.lr / 4, arm.stage.lr * 4, log=True)}
-    structure = arm.network.model_dump()
+    out = {"lr": Range(arm.training.lr / 4, arm.training.lr * 4, log=True)}
+    structure = arm.network.options.model_dump()
     if "dropout" in structure:
         out["network.dropout"] = Range(0.0, 0.4)
     elif "dropout" in structure.get("network", {}):
         out["network.network.dropout"] = Range(0.0, 0.4)
-    return {**out, **{key: Range(low, high, log=True) for key, (low, high) in arm.method.search.items()}}
+    return {**out, **{key: Range(low, high, log=True) for key, (low, high) in arm.method.class_.search.items()}}
 
 
 def tune(
@@ -195,7 +195,7 @@ def _study(dataset: Path, arm: Arm, fixed: ArmSettings) -> _Study:
 
 def _train_teachers(part: DatasetPlan, dataset: Path, experiment: Experiment, jobs: int, reporter: Reporter) -> None:
     """Train the teachers of all seeds, where an arm needs them. Raises CorrKDError where one fails."""
-    if not any(arm.method.needs_teacher for arm in arms_of(part)):
+    if not any(arm.needs_teacher for arm in arms_of(part)):
         return
     taught = part.model_copy(update={"arms": {TEACHER: ArmSettings(), **part.arms}})
     trainings = [Job(dataset, taught, TEACHER, seed, evaluate=False) for seed in part.settings.seeds]
@@ -232,7 +232,7 @@ def _round(
 
 
 def nested(params: Mapping[str, Any]) -> Change:
-    """{"stage.lr": 1} -> {"stage": {"lr": 1}}."""
+    """{"method.kl.weight": 1} -> {"method": {"kl": {"weight": 1}}}."""
     out: Change = {}
     for key, value in params.items():
         place = out

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from corrkd.data.batches import Context, Samples
 from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.networks.base import AnyNetwork, Output
+from corrkd.settings import NonNegative, Strict
 from corrkd.targets.base import Target
 
 Gather = Callable[[Tensor], Tensor]
@@ -24,10 +25,14 @@ Losses = dict[str, tuple[float, Tensor]]
 N = TypeVar("N", bound=AnyNetwork)
 
 
-class NoOptions(BaseModel):
+class NoOptions(Strict):
     """Of a method that has none beside its network's settings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+class WeightedLoss(Strict):
+    """Options of a loss term; a subclass adds its own."""
+
+    weight: NonNegative = Field(1.0, description="by which the term is multiplied; 0: it is not computed")
 
 
 class TrainingBatch(NamedTuple):
@@ -82,7 +87,7 @@ class Method(nn.Module, Generic[N]):
         options_type: of the options.
         trains_on: "complete" samples, or those that modality random missing leaves ("missing").
         search: what a search over hyper-parameters tries beside learning rate and dropout: lowest and highest value, on a log scale, by
-            a key as "options.kl" or "network.reconstruction".
+            a key as "method.kl.weight" or "network.reconstruction".
         needs_teacher: the losses look at the outputs of teachers.
         target: what the student predicts.
 
@@ -118,6 +123,11 @@ class Method(nn.Module, Generic[N]):
         self.gather: Gather = gather or (lambda x: x)
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.build()
+
+    @classmethod
+    def notes(cls, options: Any, target: Target) -> list[str]:
+        """Return what a reader of the results has to know of these options for this target, in sentences."""
+        return []
 
     def build(self) -> None:
         """Make what the method needs beside the student (critics, a memory). The base class needs nothing."""
@@ -172,7 +182,7 @@ class Method(nn.Module, Generic[N]):
         if student != teachers:
             raise CorrKDError(
                 f"{self.title}: {loss} compares representations of one width, but the student's is {student} and the teachers' is "
-                f"{teachers}; make network.width of both equal, or {remedy}"
+                f"{teachers}; make the width of both networks equal, or {remedy}"
             )
 
 

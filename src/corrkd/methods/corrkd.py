@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -19,9 +20,103 @@ from corrkd.losses import (
     SampleContrastiveDistillation,
     SampleRelationDistillation,
 )
-from corrkd.methods.base import Losses, Method, TeacherOutputs, TrainingBatch
+from corrkd.methods.base import Losses, Method, TeacherOutputs, TrainingBatch, WeightedLoss
+from corrkd.methods.response_kl import KL
 from corrkd.networks.base import AnyNetwork
-from corrkd.settings import DistillationSettings
+from corrkd.settings import Positive, Strict, Width
+from corrkd.targets.base import Target
+
+
+class Contrast(WeightedLoss):
+    """SCD as the paper has it: distances from the teacher's samples (Eqs. 5 and 6)."""
+
+    form: Literal["contrast"] = "contrast"
+    boundary: Positive = Field(1.2, description="eta, the distance boundary [paper: 1.2 MOSI, 1.0 MOSEI, 1.4 IEMOCAP]")
+    normalize: bool = Field(True, description="on unit vectors [open]")
+    reduction: Literal["mean", "sum"] = Field(
+        "mean", description="the double sum as it is, or divided by N (N - 1) [open]"
+    )
+
+    def make(self) -> SampleContrastiveDistillation:
+        """Return the loss."""
+        return SampleContrastiveDistillation(self.boundary, self.normalize, self.reduction)
+
+
+class Relations(WeightedLoss):
+    """SCD by the cosines between samples, within each side [ours]."""
+
+    form: Literal["relations"] = "relations"
+    center: bool = Field(True, description="on representations without their common part")
+
+    def make(self) -> SampleRelationDistillation:
+        """Return the loss."""
+        return SampleRelationDistillation(center=self.center)
+
+
+class BatchPrototypes(WeightedLoss):
+    """CPD as the paper has it: the teacher's prototypes are those of the batch (Eqs. 7 to 9)."""
+
+    form: Literal["batch"] = "batch"
+    center: ClassVar[bool] = False
+    parts: ClassVar[bool] = False
+
+
+class AllPrototypes(WeightedLoss):
+    """CPD with the teacher's prototypes of the whole training split [ours]."""
+
+    form: Literal["all"] = "all"
+    center: bool = Field(True, description="on representations without their common part")
+    parts: bool = Field(False, description="each visible modality's part of H, too, beside the whole")
+
+
+class Information(WeightedLoss):
+    """RCD as the paper has it: mutual information of both parts of the response, by critics (Eqs. 10 to 12)."""
+
+    form: Literal["information"] = "information"
+    critic_hidden: Width = Field(64, description="hidden width of the statistics networks [open]")
+    renormalize: bool = Field(False, description="non-target responses renormalised over the K - 1 classes [open]")
+
+    def make(self, num_classes: int) -> ResponseDisentangledConsistency:
+        """Return the loss, with critics of its own."""
+        return ResponseDisentangledConsistency(num_classes, hidden=self.critic_hidden, renormalize=self.renormalize)
+
+
+class Divergence(WeightedLoss):
+    """RCD by the divergence of both parts of the response, apart [ours]."""
+
+    form: Literal["divergence"] = "divergence"
+    nontarget: Annotated[float, Field(ge=0.0)] = Field(1.0, description="weight of the non-target part")
+
+    def make(self, num_classes: int) -> DecoupledDivergence:
+        """Return the loss."""
+        return DecoupledDivergence(self.nontarget)
+
+
+class CorrKDOptions(Strict):
+    """The loss terms of `CorrKD`: a weight each [open: the paper reports none], and the choices that the paper leaves open."""
+
+    task: WeightedLoss = Field(default=WeightedLoss(), description="cross-entropy, or as the target has it")
+    scd: Annotated[Contrast | Relations, Field(discriminator="form")] = Field(
+        default=Contrast(), description="sample-level contrastive distillation"
+    )
+    cpd: Annotated[BatchPrototypes | AllPrototypes, Field(discriminator="form")] = Field(
+        default=BatchPrototypes(), description="category-guided prototype distillation"
+    )
+    rcd: Annotated[Information | Divergence, Field(discriminator="form")] = Field(
+        default=Information(), description="response-disentangled consistency distillation"
+    )
+    kl: KL = Field(
+        default=KL(weight=0.0),
+        description="plain KL divergence of the responses; with rcd.weight = 0 the paper's ablation of RCD",
+    )
+
+    @field_validator("scd", "cpd", "rcd", "kl", mode="before")
+    @classmethod
+    def _over_default(cls, term: Any, info: ValidationInfo) -> Any:
+        """A term that names no form has the default's."""
+        default = cls.model_fields[str(info.field_name)].default
+        of_default = {"form": default.form} if hasattr(default, "form") else {"weight": default.weight}
+        return {**of_default, **term} if isinstance(term, Mapping) else term
 
 
 class CorrKD(Method[AnyNetwork]):
@@ -33,64 +128,75 @@ class CorrKD(Method[AnyNetwork]):
     """
 
     title: ClassVar[str] = "CorrKD"
-    options_type = DistillationSettings
+    options_type = CorrKDOptions
     needs_teacher: ClassVar[bool] = True
     search: ClassVar[Mapping[str, tuple[float, float]]] = {
-        f"options.{term}": (0.1, 4.0) for term in ("scd", "cpd", "rcd")
+        f"method.{term}.weight": (0.1, 4.0) for term in ("scd", "cpd", "rcd")
     }
-    means: Tensor  # (F, D) of the F teachers' representations; 0 where nothing is centred
-    prototypes: Tensor  # (F, Q, K, D) of those less their mean
+    means: Tensor  # (F, D) of the F teachers' representations
+    prototypes: Tensor  # (F, Q, K, D) of those, less their mean where CPD is centred
+
+    @classmethod
+    def notes(cls, options: CorrKDOptions, target: Target) -> list[str]:
+        """Say where RCD is left out."""
+        if target.has_classes or not options.rcd.weight:
+            return []
+        return [f"RCD splits a response by class and is left out for the target `{target.name}`"]
 
     def build(self) -> None:
         """Make the losses, of which RCD has parameters."""
-        options: DistillationSettings = self.options
+        options: CorrKDOptions = self.options
         classes = len(self.target.classes)
-        if options.cpd and options.cpd_parts and self.student.parts is None:
+        if options.cpd.weight and options.cpd.parts and self.student.parts is None:
             raise CorrKDError(
-                f"options.cpd_parts: network {self.student.name!r} declares no parts of its representation by modality "
-                "(Network.parts); set cpd_parts to false"
+                f"method.cpd.parts: network {self.student.name!r} declares no parts of its representation by modality "
+                "(Network.parts); set it to false"
             )
-        self.scd = _scd(options) if options.scd else None
+        self.scd = options.scd.make() if options.scd.weight else None
         if isinstance(self.scd, SampleContrastiveDistillation):
-            self.check_widths("SCD", "set options.scd_form to relations")
-        self.cpd = CategoryPrototypeDistillation(classes, center=options.center) if options.cpd else None
-        self.rcd = _rcd(options, classes) if options.rcd and self.target.has_classes else None
+            self.check_widths("SCD", "set method.scd.form to relations")
+        self.cpd = CategoryPrototypeDistillation(classes, center=options.cpd.center) if options.cpd.weight else None
+        self.rcd = options.rcd.make(classes) if options.rcd.weight and self.target.has_classes else None
 
     def start(self, samples: Samples) -> None:
         """Take mean and prototypes of each teacher's representations, over all samples that it answers for."""
         assert self.teachers is not None, "checked when the method was made"
         representation, fold = self.teachers.representation, _fold(self.teachers)
         of_fold = one_hot(fold).to(representation.dtype)  # (n, F)
-        means = of_fold.T @ representation / of_fold.sum(0)[:, None] * self.options.center
+        means = of_fold.T @ representation / of_fold.sum(0)[:, None]
+        center = self.options.cpd.center
         labels = self.target.category_tensor(samples.targets).reshape(len(fold), -1)
         member = one_hot(labels, len(self.target.classes)).to(representation.dtype)  # (n, Q, K)
-        totals = torch.einsum("nf,nqk,nd->fqkd", of_fold, member, representation - means[fold])
+        totals = torch.einsum("nf,nqk,nd->fqkd", of_fold, member, representation - center * means[fold])
         counts = torch.einsum("nf,nqk->fqk", of_fold, member)
         # No prototype of a class that a teacher did not meet; nor, without the mean, of one that is all it met: that is rounding alone.
-        undefined = (counts == 0) | (self.options.center & (counts == of_fold.sum(0)[:, None, None]))
+        undefined = (counts == 0) | (center & (counts == of_fold.sum(0)[:, None, None]))
         prototypes = (totals / counts.clamp(min=1.0)[..., None]).masked_fill(undefined[..., None], 0.0)
         self.means, self.prototypes = means, prototypes
 
     def losses(self, batch: TrainingBatch) -> Losses:
         """Return task, and scd, cpd, rcd, kl where their weight is not 0 [open: the paper reports none; 1 each]."""
-        options: DistillationSettings = self.options
+        options: CorrKDOptions = self.options
         student, teachers, targets = self.student_output(batch), self.teacher_output(batch), self.gather(batch.targets)
         classes = self.target.category_tensor(targets)
-        losses = {"task": (options.task, self.task_loss(student.logits, targets))}
+        losses = {"task": (options.task.weight, self.task_loss(student.logits, targets))}
         if isinstance(self.scd, SampleContrastiveDistillation):
-            losses["scd"] = (options.scd, self.scd(student.representation, teachers.representation))
+            losses["scd"] = (options.scd.weight, self.scd(student.representation, teachers.representation))
         elif self.scd is not None:
-            fold = _fold(teachers)
-            centred = teachers.representation - self.means[fold]
-            losses["scd"] = (options.scd, self.scd(student.representation, centred, fold))
+            centred = self._centred(teachers, self.scd.center)
+            losses["scd"] = (options.scd.weight, self.scd(student.representation, centred, _fold(teachers)))
         if self.cpd is not None:
             prototypes = self._prototype_loss(self.cpd, student.representation, teachers, classes, batch.inputs)
-            losses["cpd"] = (options.cpd, prototypes)
+            losses["cpd"] = (options.cpd.weight, prototypes)
         if self.rcd is not None:
-            losses["rcd"] = (options.rcd, self.rcd(student.logits, teachers.logits, classes))
-        if options.kl:
-            losses["kl"] = (options.kl, self.target.response_divergence(student.logits, teachers.logits))
+            losses["rcd"] = (options.rcd.weight, self.rcd(student.logits, teachers.logits, classes))
+        if options.kl.weight:
+            losses["kl"] = options.kl.loss(self.target, student.logits, teachers.logits)
         return losses
+
+    def _centred(self, teachers: TeacherOutputs, center: bool) -> Tensor:
+        """Return the teachers' representations, without the mean of each teacher's where `center`."""
+        return teachers.representation - center * self.means[_fold(teachers)]
 
     def _prototype_loss(
         self,
@@ -101,12 +207,12 @@ class CorrKD(Method[AnyNetwork]):
         inputs: Inputs,
     ) -> Tensor:
         """CPD of H and, where the options ask for it, the mean over its modalities' parts, each of the samples that show the modality."""
-        if self.options.cpd_prototypes == "batch":
+        form = self.options.cpd
+        if isinstance(form, BatchPrototypes):
             return cpd(student, teachers.representation, classes)
-        fold = _fold(teachers)
-        representation, prototypes = teachers.representation - self.means[fold], self.prototypes[fold]
+        representation, prototypes = self._centred(teachers, form.center), self.prototypes[_fold(teachers)]
         loss = cpd(student, representation, classes, prototypes)
-        if not self.options.cpd_parts:
+        if not form.parts:
             return loss
         assert self.student.parts is not None, "checked when the method was made"
         visible = self.gather(inputs.shown(tuple(self.student.parts))).unbind(1)
@@ -116,18 +222,6 @@ class CorrKD(Method[AnyNetwork]):
             for part, counted in zip(parts, visible, strict=True)
         ]
         return loss + torch.stack(each).mean()
-
-
-def _scd(options: DistillationSettings) -> SampleContrastiveDistillation | SampleRelationDistillation:
-    if options.scd_form == "relations":
-        return SampleRelationDistillation(center=options.center)
-    return SampleContrastiveDistillation(options.boundary, options.normalize, options.reduction)
-
-
-def _rcd(options: DistillationSettings, classes: int) -> ResponseDisentangledConsistency | DecoupledDivergence:
-    if options.rcd_form == "divergence":
-        return DecoupledDivergence(options.nontarget)
-    return ResponseDisentangledConsistency(classes, hidden=options.critic_hidden, renormalize=options.renormalize)
 
 
 def _fold(teachers: TeacherOutputs) -> Tensor:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
 from torch.nn.functional import mse_loss
 
-from corrkd.methods.base import Losses, Method, TrainingBatch
+from corrkd.methods.base import Losses, Method, TrainingBatch, WeightedLoss
 from corrkd.networks.base import AnyNetwork
+from corrkd.settings import Strict
 
 
-class FeatureMSEOptions(BaseModel):
+class FeatureMSEOptions(Strict):
     """Options of `FeatureMSE`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    mse: Annotated[float, Field(ge=0.0)] = Field(1.0, description="weight of the representations' squared error")
+    mse: WeightedLoss = WeightedLoss()
 
 
 class FeatureMSE(Method[AnyNetwork]):
@@ -26,7 +24,7 @@ class FeatureMSE(Method[AnyNetwork]):
     title: ClassVar[str] = "Feature-MSE distillation"
     options_type = FeatureMSEOptions
     needs_teacher: ClassVar[bool] = True
-    search: ClassVar[Mapping[str, tuple[float, float]]] = {"options.mse": (0.1, 4.0)}
+    search: ClassVar[Mapping[str, tuple[float, float]]] = {"method.mse.weight": (0.1, 4.0)}
 
     def build(self) -> None:
         """Refuse teachers of another width."""
@@ -37,5 +35,5 @@ class FeatureMSE(Method[AnyNetwork]):
         student, teachers = self.student_output(batch), self.teacher_output(batch)
         return {
             "task": (1.0, self.task_loss(student.logits, self.gather(batch.targets))),
-            "mse": (self.options.mse, mse_loss(student.representation, teachers.representation.detach())),
+            "mse": (self.options.mse.weight, mse_loss(student.representation, teachers.representation.detach())),
         }

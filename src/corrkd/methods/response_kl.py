@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+from torch import Tensor
 
-from corrkd.methods.base import Losses, Method, TrainingBatch
+from corrkd.methods.base import Losses, Method, TrainingBatch, WeightedLoss
 from corrkd.networks.base import AnyNetwork
+from corrkd.settings import Positive, Strict
+from corrkd.targets.base import Target
 
 
-class ResponseKLOptions(BaseModel):
+class KL(WeightedLoss):
+    """The divergence of the student's response from the teacher's."""
+
+    temperature: Positive = Field(1.0, description="T, by which both sides' logits are divided")
+
+    def loss(self, target: Target, student: Tensor, teacher: Tensor) -> tuple[float, Tensor]:
+        """Return weight and value, from logits of N samples."""
+        return self.weight, target.response_divergence(student, teacher, self.temperature)
+
+
+class ResponseKLOptions(Strict):
     """Options of `ResponseKL`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    kl: Annotated[float, Field(ge=0.0)] = Field(1.0, description="weight of the divergence")
-    temperature: Annotated[float, Field(gt=0.0)] = Field(1.0, description="T, by which both sides' logits are divided")
+    kl: KL = KL()
 
 
 class ResponseKL(Method[AnyNetwork]):
@@ -26,14 +36,12 @@ class ResponseKL(Method[AnyNetwork]):
     title: ClassVar[str] = "Plain KL distillation"
     options_type = ResponseKLOptions
     needs_teacher: ClassVar[bool] = True
-    search: ClassVar[Mapping[str, tuple[float, float]]] = {"options.kl": (0.1, 4.0)}
+    search: ClassVar[Mapping[str, tuple[float, float]]] = {"method.kl.weight": (0.1, 4.0)}
 
     def losses(self, batch: TrainingBatch) -> Losses:
         """Return task and kl."""
-        options: ResponseKLOptions = self.options
         student, teachers = self.student_output(batch), self.teacher_output(batch)
-        divergence = self.target.response_divergence(student.logits, teachers.logits, options.temperature)
         return {
             "task": (1.0, self.task_loss(student.logits, self.gather(batch.targets))),
-            "kl": (options.kl, divergence),
+            "kl": self.options.kl.loss(self.target, student.logits, teachers.logits),
         }

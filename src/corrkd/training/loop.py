@@ -18,7 +18,7 @@ from corrkd.errors import CorrKDError
 from corrkd.methods.base import AnyMethod, TeacherOutputs
 from corrkd.missing.training import EpochMasks, RandomMissing
 from corrkd.networks.base import AnyNetwork
-from corrkd.settings import MissingSettings, StageSettings
+from corrkd.settings import MissingSettings, TrainingSettings
 from corrkd.training.average import RunningAverage
 from corrkd.training.checkpoint import load_checkpoint, save_checkpoint
 from corrkd.training.step import make_optimizer, rate_schedule, take_step
@@ -54,7 +54,7 @@ def train(
     method: AnyMethod,
     samples: Samples,
     *,
-    settings: StageSettings,
+    settings: TrainingSettings,
     validate: Callable[[AnyNetwork], float],
     seed: int,
     fabric: Fabric,

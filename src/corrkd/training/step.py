@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from corrkd.data.batches import Samples
 from corrkd.methods.base import TrainingBatch
 from corrkd.missing.training import EpochMasks
-from corrkd.settings import StageSettings
+from corrkd.settings import TrainingSettings
 
 TOTAL = "total"
 
@@ -53,13 +53,13 @@ def take_step(
     return {TOTAL: total.detach(), **{name: value.detach() for name, (_, value) in losses.items()}}
 
 
-def make_optimizer(method: nn.Module, settings: StageSettings, *, fused: bool = True) -> torch.optim.Optimizer:
+def make_optimizer(method: nn.Module, settings: TrainingSettings, *, fused: bool = True) -> torch.optim.Optimizer:
     """Return Adam [paper] or AdamW; fused: all parameters in one kernel instead of a dozen calls for each."""
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
     return kind(method.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
 
 
-def rate_schedule(settings: StageSettings, steps: int) -> Callable[[int], float]:
+def rate_schedule(settings: TrainingSettings, steps: int) -> Callable[[int], float]:
     """Return the factor of the learning rate by step: a linear warm-up, then constant, cosine or linear over the remaining steps."""
     warmup = round(settings.warmup * steps)
 
