@@ -169,7 +169,7 @@ def make_method(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "init", arm.start))
         network = build_network(
-            experiment.target, samples.widths, experiment.frames, arm.network.options, arm.network.network
+            experiment.target, samples.widths, experiment.frames, arm.network.options, arm.network.class_
         )
         if getattr(arm.network.options, "fill", None) == "mean":
             network.set_fill(samples.mean_frames())
