@@ -110,7 +110,7 @@ def test_target_jobs_and_preset(tmp_path: Path) -> None:
         "--set",
         "student.epochs=1",
         "--set",
-        "network.layers=1",
+        "teacher.network.layers=1",
         "--set",
         "device=cpu",
     ]
@@ -204,7 +204,7 @@ def test_presets() -> None:
         (("evaluate", "run", "--data", "synthetic", "--draws", "0"), ["--draws", "1"]),
         (("run", "--set", "student.lrr=1"), ["student.lrr is unknown", "lr"]),
         (("run", "--set", "student.lr"), ["expected key=value"]),
-        (("run", "--set", "network.heads=7"), ["heads = 7"]),
+        (("run", "--set", "teacher.network.heads=7"), ["heads = 7"]),
         (("run", "--set", "data.synthetic={trian: 3}"), ["data.synthetic.trian is unknown", "train"]),
         (("run", "--preset", "nope"), ["preset 'nope' is unknown", "paper-mosi"]),
         (("presets", "nope"), ["preset 'nope' is unknown"]),
@@ -258,7 +258,7 @@ def test_synthetic_is_the_runs_own(finished: Path) -> None:  # noqa: F811
 def test_compare_tells_what_failed_and_exits_with_1(tmp_path: Path, jobs: int) -> None:
     plan = {
         "datasets": {"built-in": {"settings": {k: v for k, v in tiny(**FAST).items() if k != "seeds"}}},
-        "arms": {"no-distillation": {}, "late-fusion": {"stage": {"lr": 1e30, "clip_norm": None, "epochs": 3}}},
+        "arms": {"no-distillation": {}, "late-fusion": {"lr": 1e30, "clip_norm": None, "epochs": 3}},
     }
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     done = corrkd("compare", "--settings", tmp_path / "plan.yaml", "--jobs", jobs, "--out", tmp_path / "out")

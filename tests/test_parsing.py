@@ -101,7 +101,7 @@ def test_a_value_that_an_error_quotes_is_shortened(tmp_path: Path) -> None:
         "\x1b[2J\u202e" * 50,
     ):
         (tmp_path / "s.yaml").write_text(
-            yaml.safe_dump({"seeds": value, "student": {"lr": value}, "network": {"classifier": value}})
+            yaml.safe_dump({"seeds": value, "student": {"lr": value}, "teacher": {"network": {"classifier": value}}})
         )
         one_short_line(lambda: load_settings(tmp_path / "s.yaml"), "settings")
 

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from corrkd.errors import CorrKDError
-from corrkd.experiment.settings import Settings, load_settings, preset_names
+from corrkd.experiment.settings import NetworkChoice, Settings, load_settings, preset_names
 
 PRESETS = {"paper-mosi", "paper-mosei", "paper-iemocap", "hazumi", "mosi", "synthetic"}
 
@@ -24,10 +25,17 @@ def test_the_papers_numbers(name: str, lr: float, batch: int, epochs: int, heads
     chosen = load_settings(preset=f"paper-{name}")
     for stage in (chosen.teacher, chosen.student):
         assert (stage.lr, stage.batch_size, stage.epochs, stage.optimizer) == (lr, batch, epochs, "adam")
-    assert (chosen.network.width, chosen.network.heads, chosen.network.fill) == (40, heads, "zeros")
-    terms = chosen.student.distillation
-    assert (terms.task, terms.scd, terms.cpd, terms.rcd, terms.boundary) == (1, 1, 1, 1, boundary)
-    assert (terms.normalize, terms.reduction) == (True, "mean")
+        assert stage.network.name == "corrkd"
+        network = stage.network.options.model_dump()
+        assert (network["width"], network["heads"], network["fill"]) == (40, heads, "zeros")
+    assert chosen.student.method.name == "corrkd"
+    assert chosen.student.method.options.model_dump() == {
+        "task": {"weight": 1},
+        "scd": {"form": "contrast", "weight": 1, "boundary": boundary, "normalize": True, "reduction": "mean"},
+        "cpd": {"form": "batch", "weight": 1},
+        "rcd": {"form": "information", "weight": 1, "critic_hidden": 64, "renormalize": False},
+        "kl": {"weight": 0, "temperature": 1},
+    }
     assert chosen.data.normalise == "scale"
     assert len(chosen.seeds) == 5
 
@@ -35,9 +43,41 @@ def test_the_papers_numbers(name: str, lr: float, batch: int, epochs: int, heads
 def test_overrides_lie_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("preset: paper-mosi\nstudent: {epochs: 7, lr: 1.0e-2}\n")
-    chosen = load_settings(path, overrides=["student.lr=1e-3", "network.classifier=[8, 8]"])
+    chosen = load_settings(path, overrides=["student.lr=1e-3", "teacher.network.classifier=[8, 8]"])
     assert (chosen.student.epochs, chosen.student.lr, chosen.student.batch_size) == (7, 1e-3, 64)
-    assert chosen.network.classifier == (8, 8)
+    assert chosen.teacher.network.options.model_dump()["classifier"] == (8, 8)
+
+
+def test_the_students_network_is_the_teachers_but_for_what_is_set_of_it() -> None:
+    chosen = load_settings(
+        preset="synthetic", teacher={"network": {"width": 20}}, student={"network": {"dropout": 0.3}}
+    )
+    teacher, student = (part.network.options.model_dump() for part in (chosen.teacher, chosen.student))
+    assert (teacher["width"], teacher["dropout"], teacher["layers"]) == (20, 0.1, 1)
+    assert student == {**teacher, "dropout": 0.3}
+    other = load_settings(preset="synthetic", overrides=["student.network=cubemlp"])
+    assert other.student.network == NetworkChoice.model_validate("cubemlp")
+    assert other.teacher.network == load_settings(preset="synthetic").teacher.network
+    both = load_settings(overrides=["teacher.network.name=cubemlp", "student.network.dropout=0.3"]).student.network
+    assert both == NetworkChoice.model_validate({"name": "cubemlp", "dropout": 0.3})
+
+
+def test_another_form_or_method_keeps_nothing_of_the_one_below(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("student: {method: {scd: {weight: 0.5, boundary: 1.4}, cpd: {weight: 0.5}}}")
+
+    def method(*overrides: str) -> dict[str, Any]:
+        return load_settings(path, overrides=overrides).student.method.model_dump()
+
+    contrast = {"form": "contrast", "weight": 0.5, "boundary": 1.4, "normalize": True, "reduction": "mean"}
+    assert method()["scd"] == method("student.method.scd.form=contrast")["scd"] == contrast
+    assert method("student.method.scd.reduction=sum")["scd"] == {**contrast, "reduction": "sum"}
+    other = method("student.method.scd.form=relations")
+    assert other["scd"] == {"form": "relations", "weight": 1, "center": True}
+    assert other["cpd"] == {"form": "batch", "weight": 0.5}
+    assert method("student.method=kl") == {"name": "kl", "kl": {"weight": 1, "temperature": 1}}
+    plus = load_settings(preset="corrkd-plus", overrides=["student.method.rcd.weight=0.5"]).student.method.model_dump()
+    assert plus["rcd"] == {"form": "divergence", "weight": 0.5, "nontarget": 1}
 
 
 def test_settings_survive_their_file(tmp_path: Path) -> None:
@@ -52,12 +92,12 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
     [
         ("student.lrr=1", ["student.lrr", "unknown", "lr, optimizer"]),
         ("studnet.lr=1", ["studnet", "unknown", "student"]),
-        ("student.distillation.eta=1", ["student.distillation.eta", "boundary"]),
+        ("student.method.scd.eta=1", ["student.method.scd", "eta is unknown", "boundary"]),
         ("student.lr=fast", ["student.lr", "number", "fast"]),
         ("student.lr=-1", ["student.lr", "greater than 0", "-1"]),
         ("student.lr=.nan", ["student.lr", "finite"]),
-        ("network.heads=7", ["network", "heads = 7", "divide width = 40"]),
-        ("network.fill=ones", ["network.fill", "'zeros', 'mean' or 'learned'", "ones"]),
+        ("teacher.network.heads=7", ["teacher.network", "heads = 7", "divide width = 40"]),
+        ("teacher.network.fill=ones", ["teacher.network.fill", "'zeros', 'mean' or 'learned'", "ones"]),
         ("data.target=octiles", ["data.target", "tertiles", "octiles"]),
         ("missing.frames_low=0.9", ["missing", "frames_low"]),
         ("seeds=[1, 1]", ["seeds", "each once"]),
@@ -94,9 +134,9 @@ def test_a_yaml_file_cannot_run_anything(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        "network.width=1000000000",
-        "network.layers=1000000",
-        "network.classifier=[1000000]",
+        "teacher.network.width=1000000000",
+        "student.network.layers=1000000",
+        "teacher.network.classifier=[1000000]",
         "student.epochs=100000000",
         "student.batch_size=-1",
         "teacher.repeats=100000",

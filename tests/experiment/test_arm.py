@@ -4,54 +4,62 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from corrkd.errors import CorrKDError
-from corrkd.experiment.arm import ABLATION, BY_COMPLETE, BY_MISSING, GROUPS, arm_names, laid_over, resolve
+from corrkd.experiment.arm import ABLATION, BY_COMPLETE, BY_MISSING, GROUPS, Arm, arm_names, laid_over, resolve
 from corrkd.experiment.plan import DatasetPlan
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.run import prepared
 from corrkd.experiment.settings import ArmSettings, load_settings
 from corrkd.methods.registry import method_names
+from corrkd.networks.cubemlp import CubeMLPNetwork, CubeMLPSettings
 from corrkd.networks.gcnet import GCNetSettings
 from tests.experiment.conftest import tiny, write_npz
 
 RUN = load_settings(
-    network={"width": 80, "heads": 8},
-    teacher={"epochs": 3},
-    student={"epochs": 7, "lr": 0.004, "distillation": {"scd": 0.5, "boundary": 1.4}},
+    teacher={"network": {"width": 80, "heads": 8}, "epochs": 3},
+    student={"epochs": 7, "lr": 0.004, "method": {"scd": {"weight": 0.5, "boundary": 1.4}}},
 )
+
+
+def options_of(arm: Arm) -> dict[str, Any]:
+    return arm.method.options.model_dump()
 
 
 def test_an_arm_takes_the_runs_settings_where_they_are_its_own() -> None:
     corrkd, gcnet = resolve("corrkd", ArmSettings(), RUN), resolve("gcnet", ArmSettings(), RUN)
-    assert corrkd.network == RUN.network
-    assert corrkd.options == RUN.student.distillation
-    assert gcnet.network == GCNetSettings()
+    assert corrkd.network == RUN.student.network == RUN.teacher.network
+    assert corrkd.method == RUN.student.method
+    assert gcnet.network.options == GCNetSettings()
+    fusion = resolve("late-fusion", ArmSettings(), RUN)
+    assert (fusion.network.name, fusion.network.options) == ("late-fusion", RUN.student.network.options)
     for arm in (corrkd, gcnet):
         assert (arm.training.epochs, arm.training.lr, arm.selection) == (7, 0.004, BY_MISSING)
     teacher = resolve("teacher", ArmSettings(), RUN)
-    assert (teacher.stage.epochs, teacher.complete, teacher.selection) == (3, True, BY_COMPLETE)
+    assert (teacher.training.epochs, teacher.complete, teacher.selection) == (3, True, BY_COMPLETE)
     assert teacher.start != corrkd.start == gcnet.start
 
 
 def test_changes_lie_over_and_leave_the_rest() -> None:
-    arm = resolve("mine", ArmSettings(method="corrkd", options={"scd": 2.0}, stage={"lr": 0.1}), RUN)
-    assert (arm.options.scd, arm.options.boundary) == (2.0, 1.4)  # type: ignore[attr-defined]
+    arm = resolve("mine", ArmSettings(method={"name": "corrkd", "scd": {"weight": 2.0}}, lr=0.1), RUN)
+    assert options_of(arm)["scd"] == {**options_of(resolve("corrkd", ArmSettings(), RUN))["scd"], "weight": 2.0}
+    assert options_of(arm)["scd"]["boundary"] == 1.4
     assert (arm.training.lr, arm.training.epochs) == (0.1, 7)
-    assert (arm.name, arm.base, arm.kind) == ("mine", "corrkd", "method")
+    assert (arm.name, arm.method.name, arm.kind) == ("mine", "corrkd", "method")
 
 
 def test_the_ablation_leaves_out_what_it_names() -> None:
-    weights = {name: resolve(name, ArmSettings(), RUN).options for name in ABLATION}
-    seen = {name: (o.scd > 0, o.cpd > 0, o.rcd > 0, o.kl > 0) for name, o in weights.items()}  # type: ignore[attr-defined]
+    options = {name: options_of(resolve(name, ArmSettings(), RUN)) for name in ABLATION}
+    seen = {name: tuple(o[term]["weight"] > 0 for term in ("scd", "cpd", "rcd", "kl")) for name, o in options.items()}
     assert seen == {
         "corrkd-without-scd": (False, True, True, False),
         "corrkd-without-cpd": (True, False, True, False),
         "corrkd-without-rcd": (True, True, False, False),
         "corrkd-kl": (True, True, False, True),
     }
-    changed = resolve("corrkd-kl", ArmSettings(options={"kl": 3.0}), RUN).options
-    assert (changed.rcd, changed.kl) == (0.0, 3.0)  # type: ignore[attr-defined]
+    changed = options_of(resolve("corrkd-kl", ArmSettings(method={"kl": {"weight": 3.0}}), RUN))
+    assert (changed["rcd"]["weight"], changed["kl"]["weight"]) == (0.0, 3.0)
 
 
 def test_what_papers_train_on_complete_samples_can_be_trained_on_incomplete_ones() -> None:
@@ -78,11 +86,12 @@ def test_every_name_there_is_resolves() -> None:
         ("unheard-of", {}, "method 'unheard-of' is unknown; there are self-mm, "),
         (
             "kl",
-            {"options": {"weight": 1}},
-            r"settings: methods\.kl\.options\.weight is unknown; allowed there: kl, temp",
+            {"method": {"weight": 1}},
+            r"settings: arms\.kl\.method\.weight is unknown; allowed there: name, kl",
         ),
-        ("gcnet", {"network": {"past": -1}}, r"settings: methods\.gcnet\.network\.past: .*\(given: -1\)"),
-        ("smil", {"stage": {"epochs": 0}}, r"methods\.smil\.stage\.epochs"),
+        ("gcnet", {"network": {"past": -1}}, r"settings: arms\.gcnet\.network\.past: .*\(given: -1\)"),
+        ("smil", {"network": "gcnet"}, r"arms\.smil\.network: method smil trains network smil alone, not gcnet"),
+        ("kl", {"network": {"name": "unheard-of"}}, r"settings: arms\.kl\.network: network 'unheard-of' is unknown"),
     ],
 )
 def test_what_cannot_be_is_one_line(name: str, changes: dict[str, object], line: str) -> None:
@@ -91,13 +100,35 @@ def test_what_cannot_be_is_one_line(name: str, changes: dict[str, object], line:
     assert "\n" not in str(error.value)
 
 
+def test_a_trainings_keys_stand_in_the_arm_itself() -> None:
+    with pytest.raises(ValidationError, match="epochs"):
+        ArmSettings(epochs=0)
+    last = load_settings(student={"keep": "last"})
+    with pytest.raises(CorrKDError, match=r"settings: arms\.smil: patience stops by the validation score"):
+        resolve("smil", ArmSettings(patience=3), last)
+
+
+def test_any_network_is_a_methods_that_needs_none() -> None:
+    arm = resolve("kl", ArmSettings(network={"name": "cubemlp", "dropout": 0.3}), RUN)
+    assert arm.network.class_ is CubeMLPNetwork
+    assert arm.network.options == CubeMLPSettings(dropout=0.3)
+    run = load_settings(student={"network": "cubemlp", "method": {"name": "kl", "kl": {"weight": 2.0}}})
+    assert resolve("kl", ArmSettings(), run).network.name == "cubemlp"
+    assert (
+        resolve("student", ArmSettings(), run).method == run.student.method == resolve("kl", ArmSettings(), run).method
+    )
+    assert resolve("student", ArmSettings(), run).title == "Plain KL distillation student"
+    assert resolve("teacher", ArmSettings(), run).network.name == "corrkd"
+
+
 def test_laid_over_joins_nested_changes() -> None:
     below = ArmSettings(title="below", network={"network": {"width": 20, "layers": 2}})
-    above = ArmSettings(network={"network": {"layers": 1}}, stage={"lr": 1.0})
+    above = ArmSettings(network={"network": {"layers": 1}}, lr=1.0)
     both = laid_over(below, above)
     assert both.title == "below"
     assert both.network == {"network": {"width": 20, "layers": 1}}
-    assert both.stage == {"lr": 1.0}
+    assert both.model_fields_set == {"title", "network", "lr"}
+    assert both.lr == 1.0
 
 
 def test_a_width_that_a_loss_cannot_compare_is_refused_before_any_training(tmp_path: Path) -> None:
@@ -108,9 +139,9 @@ def test_a_width_that_a_loss_cannot_compare_is_refused_before_any_training(tmp_p
     def prepare(**arm: Any) -> None:
         prepared("d", DatasetPlan(settings=settings, arms={"mine": ArmSettings(**arm, **narrow)}), Reporter(quiet=True))
 
-    prepare(method="kl")
-    prepare(method="corrkd", options={"scd": 0.0})
-    line = r"dataset d, arm mine: CorrKD: SCD .* the student's is 8 and the teachers' is 16; make network\.width of both equal"
+    prepare(method={"name": "kl"})
+    prepare(method={"name": "corrkd", "scd": {"weight": 0.0}})
+    line = r"dataset d, arm mine: CorrKD: SCD .* the student's is 8 and the teachers' is 16; make the width of both networks equal"
     with pytest.raises(CorrKDError, match=line) as error:
-        prepare(method="corrkd")
+        prepare(method={"name": "corrkd"})
     assert "\n" not in str(error.value)

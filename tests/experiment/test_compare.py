@@ -24,7 +24,7 @@ from corrkd.experiment.plan import DatasetPlan, Plan, load_plan
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.run import Run, compare
 from corrkd.experiment.runner import Failure, run_jobs, state_table
-from corrkd.experiment.settings import ArmSettings, Settings
+from corrkd.experiment.settings import ArmSettings, Settings, read_yaml
 from corrkd.missing.conditions import missing_subsets, subsets
 from corrkd.networks.saved import load_network
 from corrkd.report.run_folder import RunFolder, read_csv
@@ -127,7 +127,7 @@ def test_only_what_is_missing_is_done(here: list[Job], tmp_path: Path) -> None:
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(here: list[Job], tmp_path: Path) -> None:
-    plan = plan_of({"late-fusion": {"stage": {"lr": 1e30, "clip_norm": None}}, "no-distillation": {}}, tmp=tmp_path)
+    plan = plan_of({"late-fusion": {"lr": 1e30, "clip_norm": None}, "no-distillation": {}}, tmp=tmp_path)
     done = compare(plan, tmp_path / "out")
     assert [(f.job.arm, "no longer finite" in f.error) for f in done.failures] == [("late-fusion", True)]
     assert set(done.results["method"]) == {"no-distillation", "majority", "bayes"}
@@ -150,7 +150,7 @@ class KillingSettings(Settings):
 def test_a_worker_that_is_killed_fails_its_job_alone(tmp_path: Path) -> None:
     """The jobs beside it are tried again."""
     settings = corrkd.load_settings(**tiny())
-    arms = {"no-distillation": ArmSettings(stage={"epochs": 1})}
+    arms = {"no-distillation": ArmSettings(epochs=1)}
     sound = DatasetPlan(settings=settings, arms=arms)
     deadly = DatasetPlan(settings=settings, arms=arms).model_copy(
         update={"settings": KillingSettings.model_validate(settings.model_dump())}
@@ -194,9 +194,7 @@ def test_jobs_beside_one_that_kills_its_worker_are_tried_again_alone(tmp_path: P
 
 
 def test_what_needs_a_failed_job_is_not_begun(here: list[Job], tmp_path: Path) -> None:
-    plan = plan_of(
-        {"teacher": {"stage": {"lr": 1e30, "clip_norm": None}}, "kl": {}, "no-distillation": {}}, tmp=tmp_path
-    )
+    plan = plan_of({"teacher": {"lr": 1e30, "clip_norm": None}, "kl": {}, "no-distillation": {}}, tmp=tmp_path)
     done = compare(plan, tmp_path / "out")
     assert [job.arm for job in here] == ["teacher", "no-distillation"]
     lines = {failure.job.arm: failure.error for failure in done.failures}
@@ -208,8 +206,8 @@ def test_a_method_begun_with_other_settings_is_not_gone_on_with(here: list[Job],
     out = tmp_path / "out"
     compare(plan_of(["no-distillation"], tmp=tmp_path), out)
     before = contents(out)
-    other = plan_of({"no-distillation": {"stage": {"lr": 0.5}}}, tmp=tmp_path)
-    with pytest.raises(CorrKDError, match=r"arm no-distillation, stage\.lr was .*, is 0\.5; .*--overwrite"):
+    other = plan_of({"no-distillation": {"lr": 0.5}}, tmp=tmp_path)
+    with pytest.raises(CorrKDError, match=r"arm no-distillation, lr was .*, is 0\.5; .*--overwrite"):
         compare(other, out)
     with pytest.raises(CorrKDError, match=r"dataset built-in, missing\.modality was 0\.3, is 0\.9"):
         compare(plan_of(["no-distillation"], tmp=tmp_path, missing={"modality": 0.9}), out)
@@ -288,7 +286,7 @@ def test_the_live_table_counts(tmp_path: Path) -> None:
     ("tree", "line"),
     [
         ({"method": ["kl"]}, "'method' is unknown; allowed: datasets, arms, seeds, jobs, search"),
-        ({"arms": {"kl": {"lr": 1}}}, r"arms\.kl: lr is unknown; allowed there: method, title, trains_on"),
+        ({"arms": {"kl": {"lrr": 1}}}, r"arms\.kl: lrr is unknown; allowed there: epochs, .*, method, network, title, trains_on"),
         ({"arms": 3}, "expected a list of names"),
         ({"arms": ["klx"]}, "method 'klx' is unknown; there are self-mm, "),
         ({"arms": ["kl"], "datasets": {"a/b": {}}}, "dataset 'a/b': a name of a folder, which must be letters"),
@@ -307,21 +305,21 @@ def test_a_wrong_plan_is_one_line(tree: dict[str, Any], line: str, tmp_path: Pat
 
 def test_a_plan_keeps_what_a_dataset_changes(tmp_path: Path) -> None:
     tree = {
-        "arms": {"kl": {"options": {"kl": 2.0}}, "gcnet": {}},
+        "arms": {"kl": {"method": {"kl": {"weight": 2.0}}}, "gcnet": {}},
         "seeds": [3, 4],
-        "datasets": {"a": {}, "b": {"arms": {"kl": {"stage": {"lr": 0.1}}}, "settings": {"preset": "synthetic"}}},
+        "datasets": {"a": {}, "b": {"arms": {"kl": {"lr": 0.1}}, "settings": {"preset": "synthetic"}}},
     }
     (tmp_path / "plan.yaml").write_text(json.dumps(tree))
     plan = load_plan(tmp_path / "plan.yaml", overrides=["student.epochs=9"], jobs=2)
     assert list(plan.datasets["a"].arms) == ["teacher", "kl", "gcnet"]
-    assert plan.datasets["a"].arms["kl"].stage == {}
+    assert plan.datasets["a"].arms["kl"].model_fields_set == {"method"}
     assert plan.datasets["b"].arms["kl"].model_dump(exclude_unset=True) == {
-        "options": {"kl": 2.0}, "stage": {"lr": 0.1},
+        "method": {"kl": {"weight": 2.0}}, "lr": 0.1,
     }  # fmt: skip
     assert all(part.settings.seeds == (3, 4) and part.settings.student.epochs == 9 for part in plan.datasets.values())
     assert plan.datasets["b"].settings.student.lr == corrkd.load_settings(preset="synthetic").student.lr
     (tmp_path / "again.yaml").write_text(plan.to_yaml())
-    assert Plan.model_validate(corrkd.settings.read_yaml(tmp_path / "again.yaml")) == plan
+    assert Plan.model_validate(read_yaml(tmp_path / "again.yaml")) == plan
 
 
 def test_the_numbers_of_papers_are_checked_first_and_kept(here: list[Job], tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_seeds_differ(finished: Path) -> None:
 def test_student_and_control_share_initialisation_batches_and_masks(tmp_path: Path) -> None:
     """Without distillation the student is the control; with it, it is not."""
     for name, weight in (("without", 0.0), ("with", 1.0)):
-        student = {"distillation": {"scd": weight, "cpd": weight, "rcd": weight}}
+        student = {"method": {term: {"weight": weight} for term in ("scd", "cpd", "rcd")}}
         corrkd.run(tiny(student=student), tmp_path / name, evaluate=False)
     folder, with_losses = (dataset_in(tmp_path / name) / "seed-0" for name in ("without", "with"))
     assert_equal_tensors(tensors(folder, "student"), tensors(folder, "control"))

@@ -25,13 +25,7 @@ from corrkd.training.loop import teacher_outputs
 from tests.experiment.conftest import assert_same, contents, dataset_in, tiny, write_npz
 
 OUT_OF_FOLD = {"folds": 3, "repeats": 2, "temperature": "fit", "epochs": 1}
-MENDED = {
-    "scd_form": "relations",
-    "cpd_prototypes": "all",
-    "cpd_parts": True,
-    "rcd_form": "divergence",
-    "center": True,
-}
+MENDED = {"scd": {"form": "relations"}, "cpd": {"form": "all", "parts": True}, "rcd": {"form": "divergence"}}
 
 
 def people(path: Path) -> Path:
@@ -58,7 +52,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Path]:
     """A run of one seed with six teachers out of fold."""
     tmp = tmp_path_factory.mktemp("taught")
     tree = tiny(teacher=OUT_OF_FOLD, data={"path": str(people(tmp / "people.npz")), "synthetic": {}})
-    tree["student"] = {**tree["student"], "epochs": 2, "distillation": MENDED}
+    tree["student"] = {**tree["student"], "epochs": 2, "method": MENDED}
     corrkd.run(tree, tmp / "run", evaluate=False)
     return prepare(load_settings(**tree)), tmp / "run"
 

@@ -18,7 +18,7 @@ from corrkd.experiment.tune import Range, carry_on, nested, space, table_text, t
 from corrkd.report.run_folder import read_csv
 from tests.experiment.conftest import tiny
 
-KL = {"kl": ArmSettings(stage={"epochs": 1})}
+KL = {"kl": ArmSettings(epochs=1)}
 
 
 def settings(**changes: Any) -> Any:
@@ -36,12 +36,12 @@ def test_the_first_trial_is_the_defaults_and_the_best_is_kept(searched: Path) ->
     table = pd.read_csv(searched / "trials.csv")
     assert list(table["trial"]) == [0, 1, 2]
     assert table["changes"][0] == "defaults"
-    assert "options.kl=" in table["changes"][1]
+    assert "method.kl.weight=" in table["changes"][1]
     plan = load_plan(searched / "tuned.yaml", data=["synthetic"])
     found = plan.datasets["synthetic"].arms["kl"]
-    assert found.stage["epochs"] == 1  # what was fixed stays
+    assert found.epochs == 1  # what was fixed stays
     best = table.sort_values("score", ascending=False, kind="stable").iloc[0]
-    assert ("lr" in found.stage) == (best["trial"] != 0)
+    assert ("lr" in found.model_fields_set) == (best["trial"] != 0)
     assert plan.search.startswith("3 trials an arm")
 
 
@@ -73,7 +73,7 @@ def test_the_test_split_is_never_taken(tmp_path: Path, monkeypatch: pytest.Monke
         make(self, split, *given, **more)
 
     monkeypatch.setattr(batches.Samples, "__init__", watching)
-    tune(settings(), {"no-distillation": ArmSettings(stage={"epochs": 1})}, tmp_path / "out", trials=1)
+    tune(settings(), {"no-distillation": ArmSettings(epochs=1)}, tmp_path / "out", trials=1)
     assert seen
     assert not [name for name in seen if name.startswith("test")]
 
@@ -86,21 +86,21 @@ def test_other_settings_need_another_folder(searched: Path) -> None:
 def test_what_is_searched() -> None:
     run = load_settings(student={"lr": 0.002})
     corrkd = space(resolve("corrkd", ArmSettings(), run))
-    assert corrkd["stage.lr"] == Range(0.0005, 0.008, log=True)
-    assert {"network.dropout", "options.scd", "options.cpd", "options.rcd"} < set(corrkd)
+    assert corrkd["lr"] == Range(0.0005, 0.008, log=True)
+    assert {"network.dropout", "method.scd.weight", "method.cpd.weight", "method.rcd.weight"} < set(corrkd)
     assert "network.network.dropout" in space(resolve("smil", ArmSettings(), run))
 
 
 def test_dotted_keys_become_nested() -> None:
-    assert nested({"stage.lr": 0.00123456, "network.network.dropout": 0.25, "network.width": 3.0}) == {
-        "stage": {"lr": 0.001235},
+    assert nested({"lr": 0.00123456, "network.network.dropout": 0.25, "network.width": 3.0}) == {
+        "lr": 0.001235,
         "network": {"network": {"dropout": 0.25}, "width": 3.0},
     }
 
 
 def test_a_trial_that_fails_has_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "space", lambda arm: {"stage.lr": Range(1e29, 1e30, log=True)})
-    arms = {"no-distillation": ArmSettings(stage={"epochs": 1, "clip_norm": None})}
+    monkeypatch.setattr(module, "space", lambda arm: {"lr": Range(1e29, 1e30, log=True)})
+    arms = {"no-distillation": ArmSettings(epochs=1, clip_norm=None)}
     found = tune(settings(), arms, tmp_path / "out", trials=2)
     assert found.trials["score"].isna().tolist() == [False, True]
     assert found.best == {"no-distillation": {}}

@@ -59,11 +59,11 @@ def plan_target(tmp: Path) -> Target:
         "datasets": {
             "a": {
                 "settings": {"preset": "synthetic", "student": {"lr": 0.1}},
-                "arms": {"kl": {"options": {"kl": 2.0}}},
+                "arms": {"kl": {"method": {"kl": {"weight": 2.0}}}},
             },
             "b": {"epochs": {"kl": 3}},
         },
-        "arms": {"kl": {"stage": {"epochs": 2}}, "gcnet": {"network": {"past": 1}}},
+        "arms": {"kl": {"epochs": 2}, "gcnet": {"network": {"past": 1}}},
         "seeds": [1, 2],
         "budget": {"gain": 0.5, "doublings": 2},
         "jobs": 2,

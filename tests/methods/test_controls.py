@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from corrkd.errors import CorrKDError
-from corrkd.methods.base import Losses, Method, TeacherOutputs
-from corrkd.methods.corrkd import CorrKD
+from corrkd.methods.base import Losses, Method, TeacherOutputs, WeightedLoss
+from corrkd.methods.corrkd import CorrKD, CorrKDOptions
 from corrkd.methods.feature_mse import FeatureMSE, FeatureMSEOptions
 from corrkd.methods.late_fusion import LateFusion
 from corrkd.methods.registry import BUILT_IN, method_class
-from corrkd.methods.response_kl import ResponseKL, ResponseKLOptions
+from corrkd.methods.response_kl import KL, ResponseKL, ResponseKLOptions
 from corrkd.networks.base import Output
 from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.networks.late_fusion import LateFusionNetwork
 from corrkd.networks.registry import network_class
-from corrkd.settings import DistillationSettings, NetworkSettings
+from corrkd.settings import NetworkSettings
 from tests.conftest import CLASSES, QUESTIONS, SCORE, make_dataset, make_samples, total, training_batch, values, weights
 
 SMALL = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6,), dropout=0.0)
@@ -77,7 +77,7 @@ def test_the_teacher_gets_no_gradient_and_large_logits_stay_finite() -> None:
 def test_terms_and_weights_of_the_distillations() -> None:
     output, known = outputs(0), TeacherOutputs(*outputs(1))
     labels = torch.arange(7) % 3
-    losses = losses_of(ResponseKL(network(), ResponseKLOptions(kl=0.5), teachers=known), output, labels)
+    losses = losses_of(ResponseKL(network(), ResponseKLOptions(kl=KL(weight=0.5)), teachers=known), output, labels)
     assert weights(losses) == {"task": 1.0, "kl": 0.5}
     terms = values(losses)
     assert terms["task"].item() == pytest.approx(CLASSES.task_loss(output.logits, labels).item())
@@ -86,7 +86,9 @@ def test_terms_and_weights_of_the_distillations() -> None:
         for row, other in zip(output.representation, known.representation, strict=True)
         for a, b in zip(row, other, strict=True)
     )
-    losses = losses_of(FeatureMSE(network(), FeatureMSEOptions(mse=2.0), teachers=known), output, labels)
+    losses = losses_of(
+        FeatureMSE(network(), FeatureMSEOptions(mse=WeightedLoss(weight=2.0)), teachers=known), output, labels
+    )
     assert weights(losses) == {"task": 1.0, "mse": 2.0}
     terms = values(losses)
     assert terms["mse"].item() == pytest.approx(by_hand / (7 * 24))
@@ -94,7 +96,9 @@ def test_terms_and_weights_of_the_distillations() -> None:
 
 def test_corrkd_with_kl_in_place_of_rcd() -> None:
     output, known = outputs(0), TeacherOutputs(*outputs(1))
-    method = CorrKD(network(), DistillationSettings(rcd=0.0, kl=1.0), teachers=known)
+    method = CorrKD(
+        network(), CorrKDOptions.model_validate({"rcd": {"weight": 0.0}, "kl": {"weight": 1.0}}), teachers=known
+    )
     terms = values(losses_of(method, output, torch.arange(7) % 3))
     assert list(terms) == ["task", "scd", "cpd", "kl"]
     assert terms["kl"].item() == pytest.approx(CLASSES.response_divergence(output.logits, known.logits).item())
@@ -147,7 +151,7 @@ def test_every_method_has_losses_by_name(name: str) -> None:
     assert list(losses) == list(method(training_batch(samples, 7)))
     assert all(weight > 0 for weight in weights(losses).values())
     assert all(torch.isfinite(value) and value.dim() == 0 for value in values(losses).values())
-    assert {key.split(".")[0] for key in kind.search} <= {"options", "network", "stage"}
+    assert {key.split(".")[0] for key in kind.search} <= {"method", "network"}
 
 
 def test_a_distillation_without_teachers_is_one_line() -> None:
@@ -161,7 +165,7 @@ def test_a_distillation_without_teachers_is_one_line() -> None:
     [
         (
             CorrKD,
-            "CorrKD: SCD .* the student's is 48 and the teachers' is 24; .*, or set options.scd_form to relations",
+            "CorrKD: SCD .* the student's is 48 and the teachers' is 24; .*, or set method.scd.form to relations",
         ),
         (FeatureMSE, "Feature-MSE distillation: .* the student's is 48 and the teachers' is 24; .*, or train kl"),
     ],
@@ -177,12 +181,12 @@ def test_representations_of_two_widths_are_compared_by_no_loss_that_needs_one(ki
     ("kind", "options"),
     [
         (ResponseKL, None),
-        (CorrKD, DistillationSettings(scd=0.0)),
-        (CorrKD, DistillationSettings(scd_form="relations", cpd_prototypes="all", cpd_parts=True, center=True)),
+        (CorrKD, CorrKDOptions.model_validate({"scd": {"weight": 0.0}})),
+        (CorrKD, CorrKDOptions.model_validate({"scd": {"form": "relations"}, "cpd": {"form": "all", "parts": True}})),
     ],
 )
 def test_a_student_may_be_wider_than_its_teachers_where_angles_are_compared(
-    kind: type[Method], options: DistillationSettings | None
+    kind: type[Method], options: CorrKDOptions | None
 ) -> None:
     samples = make_samples(make_dataset())
     wide = network(SMALL.model_copy(update={"width": 16}))

@@ -20,22 +20,21 @@ from corrkd.losses import (
     sample_relation_distillation,
 )
 from corrkd.methods.base import Losses, TeacherOutputs, TrainingBatch
-from corrkd.methods.corrkd import CorrKD
+from corrkd.methods.corrkd import CorrKD, CorrKDOptions
 from corrkd.networks.base import Output
 from corrkd.networks.corrkd import CorrKDNetwork
-from corrkd.settings import DistillationSettings, NetworkSettings
+from corrkd.settings import NetworkSettings
 from corrkd.targets.base import Target
 from corrkd.targets.questions import QuestionsTarget
 from tests.conftest import make_dataset, make_samples, values
 
 SMALL = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6,), dropout=0.0)
 MENDED: dict[str, Any] = {
-    "scd_form": "relations",
-    "cpd_prototypes": "all",
-    "rcd_form": "divergence",
-    "center": True,
-    "nontarget": 2.0,
+    "scd": {"form": "relations"},
+    "cpd": {"form": "all"},
+    "rcd": {"form": "divergence", "nontarget": 2.0},
 }
+PARTS = {"form": "all", "parts": True}
 N, TRAIN = 7, 20
 
 
@@ -45,7 +44,7 @@ def method(teachers: TeacherOutputs, targets: Tensor, target: Target | None = No
     dataset = make_dataset()
     target = target or make_samples(dataset).target
     network = CorrKDNetwork(dataset.widths, dict.fromkeys(dataset.widths, 6), target=target, settings=SMALL)
-    plus = CorrKD(network.double(), DistillationSettings(**{**MENDED, **options}), teachers=teachers).double()
+    plus = CorrKD(network.double(), CorrKDOptions.model_validate({**MENDED, **options}), teachers=teachers).double()
     plus.start(SimpleNamespace(targets=targets))  # type: ignore[arg-type]
     return plus
 
@@ -141,7 +140,7 @@ def test_one_teacher_is_compared_with_whole() -> None:
 
 def test_the_papers_three_losses_hear_the_same_teachers() -> None:
     """SCD, CPD and RCD are of one set of teacher outputs, out of fold or not."""
-    forms = {"scd_form": "contrast", "cpd_prototypes": "batch", "rcd_form": "information", "center": False}
+    forms = {"scd": {"form": "contrast"}, "cpd": {"form": "batch"}, "rcd": {"form": "information"}}
     teacher, labels, own = spoken(1, N), torch.arange(N) % 3, output()
     for given in (teacher, teacher._replace(answered_by=None)):
         literal = method(given, labels, **forms)
@@ -155,18 +154,18 @@ def test_the_papers_three_losses_hear_the_same_teachers() -> None:
 
 def test_parts_of_a_network_that_declares_none_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, labels = spoken(1, N), torch.arange(N) % 3
-    student = method(whole, labels, cpd_parts=True).student
+    student = method(whole, labels, cpd=PARTS).student
     assert student.parts == dict.fromkeys(student.modalities, 8)
     monkeypatch.setattr(CorrKDNetwork, "parts", None)
     monkeypatch.setattr(CorrKDNetwork, "representation_width", 24)
-    with pytest.raises(CorrKDError, match=r"network 'corrkd' declares no parts .* set cpd_parts to false"):
-        method(whole, labels, cpd_parts=True)
+    with pytest.raises(CorrKDError, match=r"network 'corrkd' declares no parts .* set it to false"):
+        method(whole, labels, cpd=PARTS)
 
 
 def test_parts_of_h_are_compared_where_their_modality_is_seen() -> None:
     """The whole, and the mean over modalities of each one's own part among the samples that show it."""
     whole, labels = spoken(1, N), torch.arange(N) % 3
-    plus = method(whole, labels, cpd_parts=True)
+    plus = method(whole, labels, cpd=PARTS)
     assert whole.answered_by is not None
     known = whole.representation - plus.means[whole.answered_by]
     prototypes = plus.prototypes[whole.answered_by]
@@ -195,7 +194,7 @@ def test_a_sample_shows_what_exists_alone() -> None:
     """A frame beyond a sample's length is not seen, whatever the mask says."""
     samples = make_samples(make_dataset())
     whole = spoken(1, len(samples)).apply(lambda x: x.float() if x.is_floating_point() else x)
-    plus = method(whole, samples.targets, cpd_parts=True).float().eval()
+    plus = method(whole, samples.targets, cpd=PARTS).float().eval()
     rows = torch.arange(N)
     batch = samples.take(rows)
     visible = {m: x.clone() for m, x in batch.exists.items()}
@@ -226,12 +225,14 @@ def test_questions_and_scores() -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ("cpd_prototypes=batch", "set cpd_prototypes to all"),
-        ("nontarget=-1", "greater than or equal to 0"),
+        ({"cpd": {"form": "batch", "parts": True}}, r"cpd\.batch\.parts is unknown; allowed there: weight, form"),
+        ({"rcd": {"form": "divergence", "nontarget": -1}}, "nontarget: input should be greater than or equal to 0"),
+        ({"scd": {"form": "relations", "boundary": 1.0}}, "boundary is unknown; allowed there: weight, form, center"),
+        ({"scd": {"form": "contrasts"}}, r"student\.method\.scd: input tag 'contrasts'"),
+        ({"scd": 0.5}, r"student\.method\.scd: "),
     ],
 )
-def test_what_does_not_go_together_is_one_line(change: str, line: str) -> None:
-    key, value = change.split("=")
+def test_what_a_form_does_not_have_is_one_line(change: dict[str, Any], line: str) -> None:
     with pytest.raises(CorrKDError, match=line) as error:
-        load_settings(student={"distillation": {**MENDED, "cpd_parts": True, key: value}})
+        load_settings(student={"method": change})
     assert "\n" not in str(error.value)

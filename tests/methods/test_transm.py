@@ -111,9 +111,10 @@ def test_the_originals_streams_and_depths() -> None:
 
 def test_the_arm_of_the_originals_sizes() -> None:
     arm = resolve("transm-original", ArmSettings(), load_settings())
-    assert isinstance(arm.network, TransMSettings)
-    assert (arm.network.network.layers, arm.network.decoder_layers, arm.network.unimodal) == (10, 5, True)
-    method = TransM(network({"language": 5, "audio": 3}, settings=arm.network))
+    assert isinstance(arm.network.options, TransMSettings)
+    sizes = arm.network.options
+    assert (sizes.network.layers, sizes.decoder_layers, sizes.unimodal) == (10, 5, True)
+    method = TransM(network({"language": 5, "audio": 3}, settings=sizes))
     assert weights(method(training_batch(make_samples(make_dataset()), 4))) == {
         "task": 1.0,
         "forward": 10.0,

@@ -19,9 +19,9 @@ from corrkd.losses import (
     SampleContrastiveDistillation,
 )
 from corrkd.methods.base import TeacherOutputs, TrainingBatch
-from corrkd.methods.corrkd import CorrKD
+from corrkd.methods.corrkd import CorrKD, CorrKDOptions
 from corrkd.networks.corrkd import CorrKDNetwork
-from corrkd.settings import DistillationSettings, NetworkSettings
+from corrkd.settings import NetworkSettings
 from corrkd.training.distributed import gather
 from tests.conftest import make_dataset, make_samples, total
 
@@ -89,11 +89,11 @@ class Mended(nn.Module):
         samples = make_samples(make_dataset(sizes=(N, 6, 6)))
         small = NetworkSettings(width=4, heads=2, feedforward=8, layers=1, classifier=(6,), dropout=0.0)
         network = CorrKDNetwork(samples.widths, dict.fromkeys(samples.widths, 6), target=samples.target, settings=small)
-        forms = {"scd_form": "relations", "cpd_prototypes": "all", "cpd_parts": True, "rcd_form": "divergence"}
+        forms = {"scd": {"form": "relations"}, "cpd": {"form": "all", "parts": True}, "rcd": {"form": "divergence"}}
         random = torch.Generator().manual_seed(2)
         drawn = [torch.randn(N, width, generator=random, dtype=torch.float64) for width in (12, CLASSES)]
         teachers = TeacherOutputs(*drawn, torch.arange(N) // 2 % 2)
-        options = DistillationSettings(**forms, center=True)
+        options = CorrKDOptions.model_validate(forms)
         self.method = CorrKD(network, options, teachers=teachers, gather=gather).double()
         self.samples = samples
         self.method.start(samples)

@@ -14,14 +14,14 @@ from corrkd.data.batches import Samples
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.sweep import mean_missing_f1
 from corrkd.methods.base import Method, TeacherOutputs
-from corrkd.methods.corrkd import CorrKD
+from corrkd.methods.corrkd import CorrKD, CorrKDOptions
 from corrkd.methods.gcnet import GCNet
 from corrkd.methods.response_kl import ResponseKL
 from corrkd.methods.task import TaskOnly
 from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.networks.registry import network_class
 from corrkd.networks.saved import build_network
-from corrkd.settings import DistillationSettings, MissingSettings, NetworkSettings, TrainingSettings
+from corrkd.settings import MissingSettings, NetworkSettings, TrainingSettings
 from corrkd.training.loop import VALID, Record, Trained, teacher_outputs, train
 from tests.conftest import CLASSES, QUESTIONS, SCORE, make_dataset, make_samples, training_batch, values
 from tests.networks.test_all_networks import in_conversations
@@ -43,7 +43,7 @@ def fresh(samples: Samples, seed: int = 0) -> CorrKDNetwork:
 def corrkd(samples: Samples) -> CorrKD:
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        return CorrKD(fresh(samples), DistillationSettings(), teachers=teachers(samples))
+        return CorrKD(fresh(samples), CorrKDOptions(), teachers=teachers(samples))
 
 
 def teachers(samples: Samples) -> TeacherOutputs:
@@ -182,7 +182,7 @@ def test_patience_stops_early() -> None:
 def test_student_and_control_see_the_same_batches_and_masks() -> None:
     """With all distillation weights at zero the student is the control, bit for bit."""
     samples = make_samples(make_dataset())
-    nothing = DistillationSettings(scd=0, cpd=0, rcd=0)
+    nothing = CorrKDOptions.model_validate({term: {"weight": 0} for term in ("scd", "cpd", "rcd")})
     student = fit(CorrKD(fresh(samples), nothing, teachers=teachers(samples)), samples)
     control = fit(TaskOnly(fresh(samples)), samples)
     assert same(student, control)

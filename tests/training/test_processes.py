@@ -38,8 +38,10 @@ def test_two_processes_give_the_models_of_one(tmp_path: Path, target: str) -> No
     split = np.repeat(["train", "valid", "test"], [31, 16, 15])
     data = write_npz(tmp_path / "d.npz", {"language": 5, "audio": 3}, 62, labels=labels, split=split)
     path = tmp_path / "s.yaml"
-    changes = {"data": {"path": str(data), "target": target}, "network": {"dropout": 0.0}, "precision": "64-true"}
-    path.write_text(yaml.safe_dump(tiny(**changes, seeds=[0, 1])))
+    changes = {"data": {"path": str(data), "target": target}, "precision": "64-true", "seeds": [0, 1]}
+    settings = tiny(**changes)
+    settings["teacher"]["network"]["dropout"] = 0.0
+    path.write_text(yaml.safe_dump(settings))
     one, two = tmp_path / "one", tmp_path / "two"
     assert corrkd("run", "--settings", path, "--out", one).code == 0
     done = torchrun("run", "--settings", path, "--out", two)
