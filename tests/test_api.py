@@ -106,5 +106,5 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert not loaded_by("import corrkd") & heavy
 
 
-def test_a_dataset_or_settings_need_no_training() -> None:
-    assert not loaded_by("import corrkd; corrkd.load_settings") & {"torch", "pandas", "lightning_fabric"}
+def test_a_dataset_needs_no_training() -> None:
+    assert not loaded_by("import corrkd; corrkd.load_dataset") & {"torch", "pandas", "lightning_fabric"}

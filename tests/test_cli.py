@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import corrkd as package
-from corrkd.experiment.settings import preset_names
+from corrkd.presets import preset_names
 from tests.command import corrkd
 from tests.experiment.conftest import contents, finished, tiny, write_npz  # noqa: F401  (a fixture)
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from corrkd.errors import CorrKDError
-from corrkd.experiment.settings import NetworkChoice, Settings, load_settings, preset_names
+from corrkd.experiment.settings import NetworkChoice, Settings, load_settings
+from corrkd.presets import preset_names
 
 PRESETS = {"paper-mosi", "paper-mosei", "paper-iemocap", "hazumi", "mosi", "synthetic"}
 

@@ -571,7 +571,7 @@ def report(
 @command(app.command)
 def presets(name: Annotated[str | None, typer.Argument(help="Print this one.")] = None) -> None:
     """List the presets, or print one."""
-    from corrkd.experiment.settings import preset_names, preset_text
+    from corrkd.presets import preset_names, preset_text
 
     if name is not None:
         print(preset_text(name), end="")

@@ -26,7 +26,7 @@ from tests.experiment.test_compare import here  # noqa: F401  (a fixture)
 
 def arm_of(epochs: int) -> Arm:
     arm = resolve("no-distillation", ArmSettings(), load_settings())
-    return replace(arm, stage=arm.training.model_copy(update={"epochs": epochs}))
+    return replace(arm, training=arm.training.model_copy(update={"epochs": epochs}))
 
 
 class Trainer:

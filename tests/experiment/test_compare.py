@@ -286,7 +286,10 @@ def test_the_live_table_counts(tmp_path: Path) -> None:
     ("tree", "line"),
     [
         ({"method": ["kl"]}, "'method' is unknown; allowed: datasets, arms, seeds, jobs, search"),
-        ({"arms": {"kl": {"lrr": 1}}}, r"arms\.kl: lrr is unknown; allowed there: epochs, .*, method, network, title, trains_on"),
+        (
+            {"arms": {"kl": {"lrr": 1}}},
+            r"arms\.kl: lrr is unknown; allowed there: epochs, .*, method, network, title, trains_on",
+        ),
         ({"arms": 3}, "expected a list of names"),
         ({"arms": ["klx"]}, "method 'klx' is unknown; there are self-mm, "),
         ({"arms": ["kl"], "datasets": {"a/b": {}}}, "dataset 'a/b': a name of a folder, which must be letters"),

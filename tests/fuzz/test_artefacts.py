@@ -18,11 +18,12 @@ from corrkd.data.load import load_dataset
 from corrkd.errors import CorrKDError
 from corrkd.experiment.budget import Budget, read_budget
 from corrkd.experiment.plan import load_plan, read_plan
-from corrkd.experiment.settings import load_settings, preset_text
+from corrkd.experiment.settings import load_settings
 from corrkd.missing.conditions import standard_conditions
 from corrkd.missing.manifest import load_manifest, make_manifest, save_manifest
 from corrkd.networks.saved import load_network, save_network
 from corrkd.parsing import DIGEST, json_text, with_digest
+from corrkd.presets import preset_text
 from corrkd.report import plain_report, tables
 from corrkd.report.run_folder import AbsentError, RunFolder, open_datasets
 from corrkd.report.standings import method_counts

@@ -8,7 +8,6 @@ a single line that names it and what is allowed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -31,6 +30,7 @@ from corrkd.methods.registry import method_class
 from corrkd.networks.base import AnyNetwork
 from corrkd.networks.registry import network_class
 from corrkd.parsing import parse_yaml, quoted, read_yaml_file
+from corrkd.presets import preset_text
 from corrkd.settings import (
     DataSettings,
     EvaluationSettings,
@@ -212,19 +212,6 @@ class Settings(Strict):
     def to_yaml(self) -> str:
         """The settings whole, as a file that runs the same experiment again."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def preset_names() -> tuple[str, ...]:
-    """Names of the presets that come with the package, sorted."""
-    folder = resources.files("corrkd") / "presets"
-    return tuple(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))
-
-
-def preset_text(name: str) -> str:
-    """A preset's YAML as it is written. Raises CorrKDError for an unknown name."""
-    if name not in preset_names():
-        raise CorrKDError(f"preset {quoted(name)} is unknown; there are {', '.join(preset_names())}")
-    return (resources.files("corrkd") / "presets" / f"{name}.yaml").read_text("utf-8")
 
 
 def load_settings(
