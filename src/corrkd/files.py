@@ -17,11 +17,8 @@ from typing import IO
 
 from corrkd.errors import CorrKDError
 
-PLAN, FAILURES, RUN = (
-    "plan.yaml",
-    "failures.csv",
-    "run.json",
-)  # of a plan's folder, which one room writes and another reads
+# Of a plan's folder, which one room writes and another reads.
+PLAN, FAILURES, REPORTED, RUN = "plan.yaml", "failures.csv", "reported.csv", "run.json"
 WRITING = ".writing-"  # begins the name of the folder that `replacing_all` leaves where it is killed
 LONGEST_NAME = 100  # bytes: what is put before and after a name still fits into the 255 that file systems allow
 _NAME = re.compile(r"\w[\w.-]*", re.ASCII)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from corrkd.errors import CorrKDError
 from corrkd.experiment.settings import Settings, load_settings
-from corrkd.files import FAILURES, PLAN, RUN, exclusive, write_text
+from corrkd.files import FAILURES, PLAN, REPORTED, RUN, exclusive, write_text
 from corrkd.parsing import (
     check_digest,
     check_yaml_digest,
@@ -27,7 +27,6 @@ from corrkd.parsing import (
 from corrkd.report.run_folder import Card
 
 SETTINGS, RESULTS, COSTS, GROUPS = "settings.yaml", "results.csv", "costs.csv", "groups.csv"
-REPORTED = "reported.csv"
 # What is written in a dataset's folder and beside the datasets. What says what a folder is comes first, and is removed last.
 IN_DATASET = (SETTINGS, RUN, RESULTS, COSTS, GROUPS, "seed-*")
 BESIDE_DATASETS = (PLAN, RESULTS, FAILURES, REPORTED, "report.html", "report.md", "figures", "tables")

@@ -221,7 +221,7 @@ def read_plan(out: Path, *, unchanged: bool = False) -> Plan:
     try:
         return Plan.model_validate(tree)
     except ValidationError as error:
-        raise CorrKDError(f"{path}: damaged: {first_line(error)}") from None
+        raise CorrKDError(f"{path}: damaged: {first_line(error)}; delete {out}, or choose another folder") from None
 
 
 def _dataset(

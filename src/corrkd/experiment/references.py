@@ -16,6 +16,7 @@ from corrkd.evaluation.floors import LengthFloor, lengths_vary
 from corrkd.evaluation.judge import tabulate_bayes, tabulate_predictions
 from corrkd.evaluation.sweep import Result
 from corrkd.experiment.experiment import Experiment
+from corrkd.targets.classes import ClassesTarget
 
 MAJORITY, BY_LENGTH, BAYES = "majority", "by-length", "bayes"
 Visible = Mapping[str, BoolArray]
@@ -58,7 +59,7 @@ def _references(experiment: Experiment, seed: int | str = "") -> pd.DataFrame:
         }
         tables.append(floor(BY_LENGTH, predictions, results))
     posterior = experiment.dataset.posterior
-    if posterior is not None and target.name == "classes":
+    if posterior is not None and type(target) is ClassesTarget and not target.is_of_score:
         exact = []
         for result in results:
             # The ceiling is that of a classifier which knows the frames that noise replaces.

@@ -18,7 +18,7 @@ from corrkd.experiment.arm import TEACHER, resolve
 from corrkd.experiment.budget import read_budget
 from corrkd.experiment.card import run_card, sample_groups
 from corrkd.experiment.experiment import SYNTHETIC, Experiment, check_splits, prepare
-from corrkd.experiment.folder import COSTS, GROUPS, REPORTED, RESULTS
+from corrkd.experiment.folder import COSTS, GROUPS, RESULTS
 from corrkd.experiment.job import COST, Job
 from corrkd.experiment.plan import DatasetPlan, Plan, arms_of, plan_of_run, read_plan
 from corrkd.experiment.processes import is_first_process, wait_for_all, world_size
@@ -28,7 +28,8 @@ from corrkd.experiment.runner import Backend, Failure, run_jobs
 from corrkd.experiment.settings import ArmSettings, Settings, load_settings
 from corrkd.experiment.stages import check_tested, make_method, read_table, write_table
 from corrkd.experiment.teachers import placeholder_outputs
-from corrkd.files import FAILURES, PLAN, file_names, make_folder, remove_parts, write_bytes, write_text
+from corrkd.files import FAILURES, PLAN, REPORTED, file_names, make_folder, remove_parts, write_bytes, write_text
+from corrkd.missing.conditions import AVERAGE
 from corrkd.networks.saved import seed_folders
 from corrkd.parsing import check_digest, read_json, refusing
 from corrkd.report.report import write_report
@@ -53,7 +54,7 @@ class Run:
 
     def average(self, metric: str = "weighted_f1") -> pd.Series[float]:
         """A metric's mean over the missing subsets ("Avg."), averaged over seeds, by method; of several datasets by dataset and method."""
-        rows = self.results[(self.results["condition"] == "average") & (self.results["metric"] == metric)]
+        rows = self.results[(self.results["condition"] == AVERAGE) & (self.results["metric"] == metric)]
         keys = ["dataset", "method"] if rows["dataset"].nunique() > 1 else "method"
         return rows.groupby(keys)["value"].mean()
 

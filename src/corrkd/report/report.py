@@ -8,7 +8,7 @@ from pathlib import Path
 
 from corrkd.errors import CorrKDError
 from corrkd.escape import csv_original
-from corrkd.files import FAILURES, PLAN, file_names
+from corrkd.files import FAILURES, PLAN, REPORTED, file_names
 from corrkd.missing.conditions import AVERAGE, COMPLETE
 from corrkd.parsing import LARGEST_YAML, read_text, refusing
 from corrkd.report import tables
@@ -21,7 +21,6 @@ from corrkd.report.standings import analyse
 from corrkd.report.tables import FRACTION, Table
 
 DRAWS = 10_000
-REPORTED = "reported.csv"
 FILES = {
     PLAN: "the plan, enough to make the run again",
     FAILURES: "runs without results: dataset, method, seed, error",
