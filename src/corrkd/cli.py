@@ -60,7 +60,9 @@ ReportedOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="CPU threads; part of what a result depends on.")]
-FoldsOption = Annotated[Path | None, typer.Option("--folds", help="JSON file {split: [video ids]} for .csd folders.")]
+FoldsOption = Annotated[
+    Path | None, typer.Option("--folds", help="JSON file with a list of video ids for each split, for .csd folders.")
+]
 LabelOption = Annotated[
     str | None,
     typer.Option(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -20,7 +22,9 @@ from corrkd.losses import (
 )
 from corrkd.methods.base import TeacherOutputs, TrainingBatch
 from corrkd.methods.corrkd import CorrKD, CorrKDOptions
+from corrkd.methods.task import TaskOnly
 from corrkd.networks.corrkd import CorrKDNetwork
+from corrkd.networks.gcnet import GCNetSettings, GCNetwork
 from corrkd.settings import NetworkSettings
 from corrkd.training.distributed import gather
 from tests.conftest import make_dataset, make_samples, total
@@ -106,16 +110,43 @@ class Mended(nn.Module):
         return total(self.method(TrainingBatch(inputs, batch.targets, self.samples.context(rows))))
 
 
+class Conversations(nn.Module):
+    """A network that reads conversations, two of which are shared out between the processes, with the task loss alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        dataset = make_dataset(sizes=(N, 6, 6))
+        video, order = np.array(["a", "b"] * (N // 2)), np.arange(N)
+        train = replace(dataset.split("train"), groups={"video": video}, order=order)
+        self.samples = make_samples(replace(dataset, splits={**dataset.splits, "train": train}))
+        settings = GCNetSettings(width=4, heads=2, dropout=0.0)
+        frames = dict.fromkeys(self.samples.widths, 6)
+        network = GCNetwork(self.samples.widths, frames, target=self.samples.target, settings=settings)
+        self.method = TaskOnly(network, gather=gather).double()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        batch = self.samples.take(rows)
+        inputs = Inputs({m: x.double() for m, x in batch.frames.items()}, batch.exists, batch.present)
+        return total(self.method(TrainingBatch(inputs, batch.targets, self.samples.context(rows))))
+
+
+def make_conversations() -> Conversations:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Conversations()
+
+
+def measure_rows(model: nn.Module, training: nn.Module, rows: list[int]) -> dict[str, Any]:
+    loss = model(torch.tensor(rows, dtype=torch.int64))
+    loss.backward()
+    gradients = {name: p.grad for name, p in training.named_parameters() if p.grad is not None}
+    return {"loss": loss.detach(), "gradients": gradients}
+
+
 def make_mended() -> Mended:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return Mended()
-
-
-def measure_mended(model: nn.Module, mended: Mended, rows: list[int]) -> dict[str, Any]:
-    loss = model(torch.tensor(rows, dtype=torch.int64))
-    loss.backward()
-    return {"loss": loss.detach(), "gradients": {name: p.grad for name, p in mended.named_parameters()}}
 
 
 def work(rank: int, folder: str) -> None:
@@ -127,7 +158,10 @@ def work(rank: int, folder: str) -> None:
         training = make_training()
         found[name] = measure(DistributedDataParallel(training), training, shards[rank])
         mended = make_mended()
-        found[f"mended {name}"] = measure_mended(DistributedDataParallel(mended), mended, shards[rank])
+        found[f"mended {name}"] = measure_rows(DistributedDataParallel(mended), mended, shards[rank])
+        conversations = make_conversations()
+        shared_out = DistributedDataParallel(conversations, find_unused_parameters=True)
+        found[f"conversations {name}"] = measure_rows(shared_out, conversations, shards[rank])
     # Process 0 has rows 0 and 1, process 1 has row 10; each weighs the gathered rows by powers of two of its own.
     own = torch.arange(2 - rank).reshape(-1, 1) + 10 * rank
     found["integers"], found["booleans"] = gather(own), gather(own > 0)
@@ -158,7 +192,14 @@ def test_two_processes_are_one(found: list[dict[str, Any]], shards: str, rank: i
 @pytest.mark.parametrize("rank", [0, 1])
 def test_two_processes_are_one_in_the_mended_forms(found: list[dict[str, Any]], shards: str, rank: int) -> None:
     mended = make_mended()
-    agree(found[rank][f"mended {shards}"], measure_mended(mended, mended, list(range(N))))
+    agree(found[rank][f"mended {shards}"], measure_rows(mended, mended, list(range(N))))
+
+
+@pytest.mark.parametrize("shards", SHARDS)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_conversation_shared_out_is_read_whole(found: list[dict[str, Any]], shards: str, rank: int) -> None:
+    conversations = make_conversations()
+    agree(found[rank][f"conversations {shards}"], measure_rows(conversations, conversations, list(range(N))))
 
 
 def agree(ours: dict[str, Any], expected: dict[str, Any]) -> None:

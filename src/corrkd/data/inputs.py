@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +39,10 @@ class Inputs(_Fields):
     @classmethod
     def _make(cls, iterable: Iterable[Any]) -> Inputs:  # type: ignore[override]  # what `_replace` calls
         return cls(*iterable)
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> Inputs:
+        """Return the same with each tensor changed: rows taken, or gathered."""
+        return Inputs(*({m: change(x) for m, x in by_modality.items()} for by_modality in self))
 
     def of(self, modality: str) -> tuple[Tensor, Tensor, Tensor]:
         """Return frames, exists and visible of one modality."""

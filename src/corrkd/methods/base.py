@@ -155,6 +155,9 @@ class Method(nn.Module, Generic[N]):
 
     def student_output(self, batch: TrainingBatch) -> Output:
         """Return the student's output for the rows of all processes."""
+        if self.student.reads_conversations:  # of which each process may hold a part
+            context = Context(*map(self.gather, batch.context))
+            return self.student.in_context(batch.inputs.apply(self.gather), context)
         output = self.student.in_context(batch.inputs, batch.context)
         return Output(self.gather(output.representation), self.gather(output.logits))
 
