@@ -32,7 +32,8 @@ def make_question(device: str) -> Question:
     experiment = mosi_experiment(device=device)
     samples = experiment.samples("test")
     torch.manual_seed(0)
-    network = build_network(experiment.target, samples.widths, experiment.frames, experiment.settings.network)
+    settings = experiment.settings.student.network.options
+    network = build_network(experiment.target, samples.widths, experiment.frames, settings)
     return network.to(experiment.device).eval(), samples, subsets(samples.modalities)
 
 

@@ -57,6 +57,7 @@ def main() -> None:
     assert run is not None, "no run there"
     experiment = prepare(settings_of(run))
     samples, seeds = experiment.samples("train"), experiment.settings.seeds
+    chosen = experiment.settings.student.network
     labels = samples.targets
     teachers = {
         seed: teacher_outputs(load_network(run / f"seed-{seed}" / "teacher" / "teacher").network, samples).logits
@@ -65,7 +66,7 @@ def main() -> None:
     rows = []
     for seed, teacher in teachers.items():
         torch.manual_seed(seed)
-        student = build_network(experiment.target, samples.widths, experiment.frames, experiment.settings.network)
+        student = build_network(experiment.target, samples.widths, experiment.frames, chosen.options, chosen.class_)
         logits = teacher_outputs(student, samples).logits[:BATCH].requires_grad_()
         rcd = ResponseDisentangledConsistency(teacher.shape[1])
         history = pd.read_csv(run / f"seed-{seed}" / "student" / "history.csv")["loss/rcd"]

@@ -34,7 +34,7 @@ def mosi_experiment(*, dropout: float = 0.1, device: str = "cpu", precision: str
     """Data of MOSI's shapes and the network of the paper's sizes."""
     network = {"width": 40, "heads": 10, "layers": 2, "feedforward": 160, "dropout": dropout}
     data = {"synthetic": MOSI, "target": "classes"}
-    return prepare(load_settings(data=data, network=network, device=device, precision=precision))
+    return prepare(load_settings(data=data, teacher={"network": network}, device=device, precision=precision))
 
 
 def _serve(make: Callable[..., Program], options: Mapping[str, Any], threads: int, line: Connection) -> None:
@@ -96,8 +96,9 @@ def save_untrained(stem: Path) -> Experiment:
     """Write an untrained network of MOSI's shapes; return the experiment that it is of."""
     experiment = mosi_experiment()
     torch.manual_seed(0)
+    chosen = experiment.settings.student.network
     network = build_network(
-        experiment.target, experiment.dataset.widths, experiment.frames, experiment.settings.network
+        experiment.target, experiment.dataset.widths, experiment.frames, chosen.options, chosen.class_
     )
     saved = SavedNetwork(
         network=network.eval(),

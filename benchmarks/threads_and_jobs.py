@@ -1,4 +1,4 @@
-"""Which `threads` and `jobs` train three seeds soonest: the built-in dataset at the sizes of `make run`, a few epochs of each stage.
+"""Which `threads` and `jobs` train three seeds soonest: the built-in dataset at the sizes of `make run`, a few epochs of each network.
 
 python benchmarks/threads_and_jobs.py [--rounds 3]
 """
@@ -21,9 +21,9 @@ EPOCHS = 4
 
 def seconds_of(threads: int, jobs: int) -> float:
     """Seconds until teacher, student and control of three seeds are trained, from start to end."""
-    stage = {"epochs": EPOCHS}
+    short = {"epochs": EPOCHS}
     settings = load_settings(
-        preset="synthetic", teacher=stage, student=stage, seeds=[0, 1, 2], threads=threads, jobs=jobs, device="cpu"
+        preset="synthetic", teacher=short, student=short, seeds=[0, 1, 2], threads=threads, jobs=jobs, device="cpu"
     )
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()

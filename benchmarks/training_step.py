@@ -57,7 +57,7 @@ def make_ours(dropout: float, device: str, precision: str) -> Program:
     experiment = mosi_experiment(dropout=dropout, device=device, precision=precision)
     fabric = make_fabric(device, precision)
     samples = experiment.samples("train")
-    stage = TrainingSettings(epochs=1, batch_size=BATCH)
+    settings = TrainingSettings(epochs=1, batch_size=BATCH)
     arms = {name: resolve(name, changes, experiment.settings) for name, changes in RUN_ARMS.items()}
     teacher_network = make_method(arms["teacher"], experiment, 0, samples).student.to(fabric.device)
     method = make_method(arms["student"], experiment, 0, samples, teacher_outputs(teacher_network, samples))
@@ -66,7 +66,7 @@ def make_ours(dropout: float, device: str, precision: str) -> Program:
         train(
             method,
             samples,
-            settings=stage,
+            settings=settings,
             validate=lambda network: 0.0,
             seed=0,
             fabric=fabric,
@@ -156,7 +156,7 @@ def make_plain(dropout: float, device: str, precision: str) -> Program:
     fabric = make_fabric(device, precision)
     samples = experiment.samples("train")
     loader = fabric.setup_dataloaders(DataLoader(PlainSamples(samples), batch_size=BATCH, shuffle=True, num_workers=0))
-    sizes = samples.widths, MOSI["frames"], experiment.settings.network
+    sizes = samples.widths, MOSI["frames"], experiment.settings.student.network.options
     teacher = PlainNetwork(*sizes).to(fabric.device).eval()
     student = PlainNetwork(*sizes)
     scd, cpd, rcd = (

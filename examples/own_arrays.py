@@ -41,8 +41,12 @@ np.savez(
 # What is not named here keeps its default: docs/running.md lists every setting.
 settings = corrkd.load_settings(
     data={"path": "mine.npz", "target": "classes"},
-    network={"width": 16, "heads": 4, "layers": 1, "feedforward": 32},
-    teacher={"epochs": 6, "batch_size": 32, "lr": 3e-3},
+    teacher={
+        "network": {"width": 16, "heads": 4, "layers": 1, "feedforward": 32},  # the student's too
+        "epochs": 6,
+        "batch_size": 32,
+        "lr": 3e-3,
+    },
     student={"epochs": 8, "batch_size": 32, "lr": 3e-3},
     evaluation={"conditions": {"ratio": [0.0, 0.5, 1.0], "burst": []}, "draws": 1},
 )

@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -22,8 +22,9 @@ from corrkd.errors import CorrKDError
 from corrkd.experiment import run
 from corrkd.experiment.arm import GROUPS
 from corrkd.experiment.plan import load_plan
-from corrkd.experiment.settings import Settings, load_settings, preset_names
+from corrkd.experiment.settings import Choice, Settings, load_settings, preset_names
 from corrkd.methods import registry as methods
+from corrkd.methods.corrkd import CorrKDOptions
 from corrkd.missing.conditions import registry as conditions
 from corrkd.missing.masks import uniform
 from corrkd.networks import registry as networks
@@ -119,7 +120,10 @@ def is_model(annotation: Any) -> bool:
 
 
 def leaves(model: BaseModel, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting by its dotted key, with its value."""
+    """Every setting by its dotted key, with its value. What a choice has is beside its name."""
+    if isinstance(model, Choice):
+        yield f"{above}name", model.name
+        model = model.options
     for name, value in model:
         if isinstance(value, BaseModel):
             yield from leaves(value, f"{above}{name}.")
@@ -133,18 +137,29 @@ def test_every_setting_is_listed_with_its_default() -> None:
         key: yaml.safe_load(value) for key, value in re.findall(r"^\| `([\w.]+)` \| `([^`]+)` \|", text, re.MULTILINE)
     }
     defaults = yaml.safe_load(Settings().to_yaml())
-    shared = set(defaults["teacher"])
+    keys = {key for key, _ in leaves(Settings())}
     expected = {}
-    for key, _ in leaves(Settings()):
+    for key in keys:
         value: Any = defaults
         for part in key.split("."):
             value = value[part]
-        room, _, last = key.rpartition(".")
-        if room == "student" and last in shared:
-            assert value == listed[f"teacher.{last}"]
+        of_teacher = key.replace("student.", "teacher.", 1)
+        if key != of_teacher and of_teacher in keys:
+            assert value == listed[of_teacher]
         else:
             expected[key] = value
     assert listed == expected
+
+
+def test_every_form_of_a_loss_term_is_listed() -> None:
+    text = (ROOT / "docs" / "running.md").read_text("utf-8")
+    row = r"^\| `(\w+): \{form: (\w+)\}` \| `(\w+)` \| `([^`]+)` \|"
+    listed = {(*found[:3], yaml.safe_load(found[3])) for found in re.findall(row, text, re.MULTILINE)}
+    expected = set()
+    for term, field in CorrKDOptions.model_fields.items():
+        for form in {*get_args(field.annotation)} - {type(field.default)}:
+            expected |= {(term, form().form, *option) for option in form() if option[0] not in ("weight", "form")}
+    assert listed == expected != set()
 
 
 @pages

@@ -6,21 +6,20 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from corrkd.data.inputs import Inputs
-from corrkd.methods.base import Losses, Method, TrainingBatch
+from corrkd.methods.base import Losses, Method, TrainingBatch, WeightedLoss
 from corrkd.networks.base import Network, Output
 from corrkd.networks.encoder import pool
+from corrkd.settings import Strict, Width
 
 
-class GatedFusionSettings(BaseModel):
-    """Structure of the network, saved with the model."""
+class GatedFusionSettings(Strict):
+    """Structure of the network, saved with the model. A key that is not here is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)  # a key that is not here is an error
-
-    width: int = Field(32, ge=1, description="of each modality's vector")
+    width: Width = Field(32, description="of each modality's vector")
     dropout: float = Field(0.1, ge=0.0, lt=1.0, description="on the fused vector")
 
 
@@ -59,12 +58,12 @@ class GatedFusionNetwork(Network[GatedFusionSettings]):
         return Output(fused, self.target.shape_logits(self.classifier(fused))), weights
 
 
-class GatedFusionOptions(BaseModel):
+class GatedFusionOptions(Strict):
     """What the training alone needs."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    concentration: float = Field(0.1, ge=0.0, description="weight of the term that keeps the gate from one modality")
+    concentration: WeightedLoss = Field(
+        default=WeightedLoss(weight=0.1), description="the term that keeps the gate from one modality"
+    )
 
 
 class GatedFusion(Method[GatedFusionNetwork]):
@@ -73,12 +72,12 @@ class GatedFusion(Method[GatedFusionNetwork]):
     title = "Gated fusion"
     network = "gated-fusion"
     options_type = GatedFusionOptions
-    search: ClassVar = {"options.concentration": (0.01, 1.0)}
+    search: ClassVar = {"method.concentration.weight": (0.01, 1.0)}
 
     def losses(self, batch: TrainingBatch) -> Losses:
         """Return task and concentration, over the rows of all processes."""
         output, weights = self.student.gated(batch.inputs)
         return {
             "task": (1.0, self.task_loss(self.gather(output.logits), self.gather(batch.targets))),
-            "concentration": (self.options.concentration, self.gather(weights).square().sum(1).mean()),
+            "concentration": (self.options.concentration.weight, self.gather(weights).square().sum(1).mean()),
         }
