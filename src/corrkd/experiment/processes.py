@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
 
 from corrkd.experiment.experiment import pick_device
 from corrkd.experiment.settings import Settings
@@ -36,7 +35,7 @@ def _fabric(device: torch.device, precision: Any) -> Fabric:
         accelerator=device.type,
         devices=here,
         num_nodes=max(1, world // here),
-        strategy=DDPStrategy(find_unused_parameters=True) if world > 1 else "auto",
+        strategy="ddp_find_unused_parameters_true" if world > 1 else "auto",
         precision=precision,
     )
     fabric.launch()
