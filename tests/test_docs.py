@@ -22,12 +22,13 @@ from corrkd.errors import CorrKDError
 from corrkd.experiment import run
 from corrkd.experiment.arm import GROUPS
 from corrkd.experiment.plan import load_plan
-from corrkd.experiment.settings import Choice, Settings, load_settings, preset_names
+from corrkd.experiment.settings import Choice, Settings, load_settings
 from corrkd.methods import registry as methods
 from corrkd.methods.corrkd import CorrKDOptions
 from corrkd.missing.conditions import registry as conditions
 from corrkd.missing.masks import uniform
 from corrkd.networks import registry as networks
+from corrkd.presets import preset_names
 from corrkd.settings import TARGET_GROUP
 
 ROOT = Path(__file__).parents[1]

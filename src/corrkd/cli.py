@@ -239,6 +239,7 @@ def evaluate(
     from corrkd.missing.manifest import load_manifest, save_manifest
     from corrkd.networks.saved import load_student
     from corrkd.settings import MASK_SEED
+    from corrkd.targets.measures import METRICS, metric_of
 
     names = None if conditions is None else [name.strip() for name in conditions.split(",") if name.strip()]
     if masks is not None and export_masks is not None:
@@ -275,14 +276,10 @@ def evaluate(
     if out is not None:
         write_csv(out, table)
     mean = table.groupby(["condition", "metric"], sort=False)["value"].mean().unstack()
-    shares = [c for c in ("weighted_f1", "accuracy", "ece") if c in mean]
-    mean[shares] *= 100
-    print(
-        mean[[*shares, *(c for c in ("mae", "corr") if c in mean)]]
-        .dropna(how="all")
-        .round(3)
-        .to_string(na_rep="undef.")
-    )
+    shown = [name for name in mean if name in METRICS or name in student.target.tabled_metrics]
+    for name in shown:
+        mean[name] *= metric_of(name).scale
+    print(mean[shown].dropna(how="all").round(3).to_string(na_rep="undef."))
 
 
 @command(app.command)

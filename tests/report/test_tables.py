@@ -141,7 +141,7 @@ def test_questions_are_the_blocks(tmp_path: Path) -> None:
 )
 @settings(deadline=None, max_examples=100)
 def test_marks(means: list[float], sign: int) -> None:
-    how = Metric("x", sign=sign)
+    how = Metric("x", "x", sign=sign)
     column = {str(i): Cell(m, 1.0) for i, m in enumerate(means)} | {"floor": Cell(1e9 * sign)}
     out = tables.marked(column, [str(i) for i in range(len(means))], how)
     assert out["floor"].mark == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, ClassVar, Self
@@ -15,6 +16,7 @@ from torch.nn.functional import one_hot
 
 import corrkd
 from corrkd.errors import CorrKDError
+from corrkd.serve.model_card import model_card
 from corrkd.settings import TARGET_GROUP
 from corrkd.targets.base import LabelledSplit
 from corrkd.targets.classes import ClassesTarget
@@ -26,7 +28,7 @@ class OrdinalTarget(ClassesTarget):
     """Classes in order. The loss is the squared distance of cumulative probabilities (Hou et al., 2016)."""
 
     kind: ClassVar[str] = "ordinal"
-    tabled_metrics: ClassVar[tuple[str, ...]] = (*ClassesTarget.tabled_metrics, "mae")
+    tabled_metrics: ClassVar[tuple[str, ...]] = (*ClassesTarget.tabled_metrics, "mae", "levels_off")
 
     levels: tuple[float, ...] = ()
 
@@ -49,7 +51,8 @@ class OrdinalTarget(ClassesTarget):
     def measure_predictions(self, targets: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
         levels = np.asarray(self.levels)
         error = float(np.abs(levels[targets] - levels[predictions]).mean())
-        return {**super().measure_predictions(targets, predictions), "mae": error}
+        worst = float(np.abs(levels[targets] - levels[predictions]).max())
+        return {**super().measure_predictions(targets, predictions), "mae": error, "levels_off": worst}
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +90,21 @@ def test_its_loss_trains_and_its_metric_is_measured_and_tabled(run: corrkd.Run) 
     assert set(errors["method"]) == {"majority", "teacher", "student", "control"}
     assert errors["value"].between(0.0, 2.0).all()
     assert (run.folder / "tables" / "inter-modality-mae.csv").is_file()
+
+
+def test_a_metric_that_only_it_knows_is_shown_by_its_name(run: corrkd.Run) -> None:
+    table = (run.folder / "tables" / "inter-modality-levels-off.csv").read_text("utf-8")
+    assert ",2.0," in table
+    page = (run.folder / "report.html").read_text("utf-8")
+    rows = page[page.index("levels_off on the test split") :].split("</table>")[0]
+    assert "<td>" in rows
+    assert "<strong>" not in rows  # whether more of it is better is not known
+    folder = run.folder / "synthetic" / "seed-0" / "student"
+    complete, *_ = json.loads((folder / "student.json").read_text("utf-8"))["evaluated"]["conditions"]
+    assert {"mae", "levels_off"} <= set(complete["measured"])
+    saved = corrkd.load_student(folder)
+    text = model_card(saved, json.loads((folder / "student.json").read_text("utf-8")), None)
+    assert re.search(r"\| what was there \| Weighted F1 \| .* Mean absolute error \| levels\\?_off \|", text)
 
 
 def test_a_saved_model_keeps_it_and_is_evaluated_and_used(run: corrkd.Run) -> None:

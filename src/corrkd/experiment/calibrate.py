@@ -14,8 +14,7 @@ from corrkd.evaluation.sweep import Result, sweep
 from corrkd.experiment.experiment import Experiment
 from corrkd.networks.base import AnyNetwork
 from corrkd.networks.evaluated import Evaluated, EvaluatedCondition
-
-KEPT = ("weighted_f1", "accuracy", "ece", "ece_calibrated", "coverage", "set_size", "mae", "corr")  # on a model's card
+from corrkd.targets.measures import METRICS
 
 
 def swept_splits(experiment: Experiment) -> tuple[str, ...]:
@@ -66,13 +65,14 @@ def calibrate(
 
 def found_out(experiment: Experiment, table: pd.DataFrame, known: Mapping[str, Calibration], samples: int) -> Evaluated:
     """What a model's card tells of its evaluation: each condition's calibration, and its metrics averaged over draws."""
-    inside = table[table["metric"].isin(KEPT)]
+    kept = [*METRICS, *(m for m in experiment.target.tabled_metrics if m not in METRICS)]
+    inside = table[table["metric"].isin(kept)]
     means = inside.groupby(["condition", "metric"])["value"].agg(lambda values: values.mean(skipna=False))
     conditions = []
     for c in experiment.conditions():
         own = known.get(c.name, Calibration())
         bounded = own.threshold is not None and math.isfinite(own.threshold)
-        values = {m: float(means[c.name, m]) for m in KEPT if (c.name, m) in means.index}
+        values = {m: float(means[c.name, m]) for m in kept if (c.name, m) in means.index}
         conditions.append(
             EvaluatedCondition.of(
                 c,

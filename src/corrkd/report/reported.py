@@ -10,7 +10,8 @@ from pathlib import Path
 from corrkd.errors import CorrKDError
 from corrkd.missing.conditions import AVERAGE, COMPLETE
 from corrkd.report.run_folder import RunFolder
-from corrkd.report.tables import METRICS, letters, subset_headings
+from corrkd.report.tables import letters, subset_headings
+from corrkd.targets.measures import metric_of
 
 COLUMNS = ("method", "condition", "metric", "value")
 
@@ -88,8 +89,8 @@ def _value(text: str, metric: str, where: str) -> float:
         value = math.nan
     if not math.isfinite(value):
         raise CorrKDError(f"{where}: value {text!r} is not a number")
-    if METRICS[metric].scale == 100.0 and not (value == 0.0 or 1.0 < value <= 100.0):
-        raise CorrKDError(f"{where}: value {text} is not in the table's scale, {METRICS[metric].title}")
+    if metric_of(metric).scale == 100.0 and not (value == 0.0 or 1.0 < value <= 100.0):
+        raise CorrKDError(f"{where}: value {text} is not in the table's scale, {metric_of(metric).title}")
     return value
 
 

@@ -22,6 +22,7 @@ from corrkd.escape import csv_text, terminal_text
 from corrkd.evaluation.comparison import half_width
 from corrkd.missing.conditions import AVERAGE, COMPLETE, RATIOS, Family, missing_subsets
 from corrkd.report.run_folder import TEACHER, AbsentError, MethodCard, RunFolder
+from corrkd.targets.measures import Metric, metric_of
 
 FLOORS = {"majority": "Majority floor", "by-length": "By-length floor"}
 CEILING = "bayes"
@@ -30,27 +31,7 @@ Mark = Literal["", "best", "second"]
 QUANTILES = {"lowest": 0.0, "a quarter below": 0.25, "median": 0.5, "highest": 1.0}
 
 
-@dataclass(frozen=True)
-class Metric:
-    """How a metric of results.csv is shown: `scale` times its value, with `digits` decimals; `sign` is -1 where less is better."""
-
-    title: str
-    scale: float = 100.0
-    digits: int = 2
-    sign: int = 1
-
-
-METRICS = {
-    "weighted_f1": Metric("Weighted F1 × 100"),
-    "accuracy": Metric("Accuracy × 100"),
-    "ece": Metric("Expected calibration error × 100 (less is better)", sign=-1),
-    "ece_calibrated": Metric("Expected calibration error × 100 after temperature scaling (less is better)", sign=-1),
-    "coverage": Metric("Samples whose truth is in the prediction set, %", digits=1),
-    "set_size": Metric("Size of the prediction set", scale=1.0),
-    "mae": Metric("Mean absolute error (less is better)", scale=1.0, digits=3, sign=-1),
-    "corr": Metric("Pearson correlation", scale=1.0, digits=3),
-}
-FRACTION = METRICS["weighted_f1"]
+FRACTION = metric_of("weighted_f1")
 
 
 @dataclass(frozen=True)
@@ -130,7 +111,7 @@ def marked(column: Mapping[str, Cell | None], trained: Sequence[str], how: Metri
     }
     levels = sorted(set(shown.values()), reverse=True)
     marks: dict[float, Mark] = dict(zip(levels, ("best", "second"), strict=False))
-    if len(shown) < 2:
+    if len(shown) < 2 or not how.sign:
         return dict(column)
     return {m: replace(c, mark=marks.get(shown.get(m, math.nan), "")) if c else None for m, c in column.items()}
 
@@ -237,7 +218,7 @@ def conditions_table(
     methods: Iterable[str] | None = None,
 ) -> Table:
     """Methods against conditions in one metric."""
-    how = METRICS[metric]
+    how = metric_of(metric)
     frame = titled(run, compared(run, metric, headings, how, methods))
     return Table(name, f"{caption} {reading(run, methods)}", "Method", {"": frame}, how.digits)
 
@@ -245,13 +226,13 @@ def conditions_table(
 def inter_modality(run: RunFolder, metric: str, methods: Iterable[str] | None = None) -> Table:
     """The paper's inter-modality table."""
     name, headings = f"inter-modality-{metric.replace('_', '-')}", subset_headings(run)
-    caption = f"{METRICS[metric].title} on the {run.card.split} split with only some modalities available. {subset_legend(run)}"
+    caption = f"{metric_of(metric).title} on the {run.card.split} split with only some modalities available. {subset_legend(run)}"
     return conditions_table(run, name, metric, headings, caption, methods)
 
 
 def with_difference(run: RunFolder, metric: str, methods: Iterable[str] | None = None) -> Table:
     """The inter-modality table, and below it the reference minus the control, paired over seeds."""
-    how, headings, values = METRICS[metric], subset_headings(run), seed_values(run, metric)
+    how, headings, values = metric_of(metric), subset_headings(run), seed_values(run, metric)
     table = inter_modality(run, metric, methods)
     control = run.card.control
     if control is None or control == run.reference:
@@ -300,7 +281,7 @@ def by_ratio(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
 def others(run: RunFolder, metric: str, methods: Iterable[str] | None = None) -> Table:
     """Bursts, late starts, noise, the samples that the data itself leaves incomplete, and what other packages test."""
     meanings = dict.fromkeys(c.meaning or c.kind for c in run.conditions if c.family is Family.OTHERS)
-    caption = f"{METRICS[metric].title} on the {run.card.split} split under other conditions: {', '.join(meanings)}."
+    caption = f"{metric_of(metric).title} on the {run.card.split} split under other conditions: {', '.join(meanings)}."
     name = f"other-conditions-{metric.replace('_', '-')}"
     return conditions_table(run, name, metric, other_headings(run), caption, methods)
 
@@ -328,10 +309,10 @@ def per_class(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
 
 def calibration(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
     """Expected calibration error under the inter-modality conditions, before and after temperature scaling."""
-    caption = f"{METRICS['ece'].title} on the {run.card.split} split. {subset_legend(run)}"
+    caption = f"{metric_of('ece').title} on the {run.card.split} split. {subset_legend(run)}"
     table = conditions_table(run, "calibration", "ece", subset_headings(run), caption, methods)
     with contextlib.suppress(AbsentError):
-        after = titled(run, compared(run, "ece_calibrated", subset_headings(run), METRICS["ece"], methods))
+        after = titled(run, compared(run, "ece_calibrated", subset_headings(run), metric_of("ece"), methods))
         caption = f"{table.caption} Below, each condition's logits are divided by a temperature fitted on the validation split."
         blocks = {
             "As trained": table.blocks[""],
@@ -347,7 +328,7 @@ def prediction_sets(run: RunFolder) -> Table:
     size = "Classes in a set" if run.card.target.has_classes else "Length of the interval"
     blocks = {}
     for title, metric in {"Share that holds the truth, %": "coverage", size: "set_size"}.items():
-        frame = compared(run, metric, headings, METRICS[metric])
+        frame = compared(run, metric, headings, metric_of(metric))
         blocks[title] = titled(run, frame).map(lambda c: replace(c, mark="", digits=2) if isinstance(c, Cell) else c)
     caption = (
         f"Prediction sets on the {run.card.split} split, made from groups that took part in no training and no choice.{_asked(run)} That "

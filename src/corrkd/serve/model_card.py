@@ -14,18 +14,7 @@ from corrkd.networks.saved import SavedNetwork
 from corrkd.report import tables
 from corrkd.report.run_folder import AbsentError, RunFolder
 from corrkd.report.tables import markdown_text as text
-
-TITLES = {
-    "weighted_f1": "Weighted F1",
-    "accuracy": "Accuracy",
-    "ece": "Calibration error",
-    "ece_calibrated": "… with temperature",
-    "coverage": "Sets that hold the truth",
-    "set_size": "Size of a set",
-    "mae": "Mean absolute error",
-    "corr": "Correlation",
-}
-UNSCALED = ("set_size", "mae", "corr")
+from corrkd.targets.measures import METRICS, metric_of
 
 
 def model_card(saved: SavedNetwork, card: Mapping[str, Any], run: RunFolder | None) -> str:
@@ -101,10 +90,12 @@ def _plain(value: Any) -> str:
 
 
 def _tested(tested: Evaluated) -> str:
-    known = [m for m in TITLES if any(m in c.measured for c in tested.conditions)]
-    rows = [f"| what was there | {' | '.join(TITLES[m] for m in known)} |", f"| --- |{' ---: |' * len(known)}"]
+    measured = dict.fromkeys(m for c in tested.conditions for m in c.measured)
+    names = [*(m for m in METRICS if m in measured), *(m for m in measured if m not in METRICS)]
+    headings = " | ".join(text(metric_of(m).heading) for m in names)
+    rows = [f"| what was there | {headings} |", f"| --- |{' ---: |' * len(names)}"]
     for c in tested.conditions:
-        cells = [_cell(c.measured.get(m), m) for m in known]
+        cells = [metric_of(m).format(c.measured[m]) if m in c.measured else "undef." for m in names]
         rows.append(f"| {text(c.name)} | {' | '.join(cells)} |")
     data = f" of {text(tested.data)}" if tested.data else ""
     lines = [
@@ -118,12 +109,6 @@ def _tested(tested: Evaluated) -> str:
             "over people; this assumes that they are such as those held out for it were."
         )
     return "\n\n".join(lines)
-
-
-def _cell(value: float | None, metric: str) -> str:
-    if value is None:
-        return "undef."
-    return f"{value:.3f}" if metric in UNSCALED else f"{100 * value:.2f}"
 
 
 def _run_tables(run: RunFolder) -> list[str]:

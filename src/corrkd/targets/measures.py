@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,49 @@ import torch
 Array = npt.NDArray[Any]
 F1 = "weighted_f1"
 CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown in reports, on models' cards and in terminals.
+
+    Attributes:
+        title: of a table.
+        heading: of a column.
+        scale: by which its values are multiplied.
+        digits: decimals.
+        sign: -1 where less is better, 0 where nothing is known of it: then no value is marked as the best.
+    """
+
+    title: str
+    heading: str
+    scale: float = 100.0
+    digits: int = 2
+    sign: int = 1
+
+    def format(self, value: float) -> str:
+        """Return a value as text."""
+        return f"{self.scale * value:.{self.digits}f}"
+
+
+METRICS = {
+    F1: Metric("Weighted F1 × 100", "Weighted F1"),
+    "accuracy": Metric("Accuracy × 100", "Accuracy"),
+    "ece": Metric("Expected calibration error × 100 (less is better)", "Calibration error", sign=-1),
+    "ece_calibrated": Metric(
+        "Expected calibration error × 100 after temperature scaling (less is better)", "… with temperature", sign=-1
+    ),
+    "coverage": Metric("Samples whose truth is in the prediction set, %", "Sets that hold the truth", digits=1),
+    "set_size": Metric("Size of the prediction set", "Size of a set", scale=1.0),
+    "mae": Metric("Mean absolute error (less is better)", "Mean absolute error", scale=1.0, digits=3, sign=-1),
+    "corr": Metric("Pearson correlation", "Correlation", scale=1.0, digits=3),
+}
+"""Metrics by their name in results.csv, in the order in which they are listed."""
+
+
+def metric_of(name: str) -> Metric:
+    """Return how a metric is shown; one that `METRICS` lacks, of another package's target, by its name and as it is."""
+    return METRICS.get(name, Metric(name, name, scale=1.0, digits=3, sign=0))
 
 
 def weighted_f1(truth: Array, prediction: Array) -> float:
