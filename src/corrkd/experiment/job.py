@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
@@ -136,11 +136,8 @@ def carry_out(job: Job, experiment: Experiment, reporter: Reporter) -> None:
     planned = arms[job.arm]
     teaching = job.teachers is None and any(arm.needs_teacher for arm in arms.values())
     taught_in = arm_folder(job.teachers or job.dataset, TEACHER, seed)
-
-    def train(arm: Arm, target: Path, teaching: bool = False) -> None:
-        train_arm(arm, experiment, seed, target, fabric, reporter, taught_in=taught_in, teaching=teaching)
-
-    train(with_epochs(planned, _epochs(job, planned, train)), folder, teaching)
+    train = partial(train_arm, experiment=experiment, seed=seed, fabric=fabric, reporter=reporter, taught_in=taught_in)
+    train(with_epochs(planned, _epochs(job, planned, train)), folder, teaching=teaching)
     if not is_first_process():
         return
     if not (folder / COST).is_file():

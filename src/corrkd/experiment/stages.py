@@ -59,22 +59,22 @@ COLUMNS = ["dataset", "method", "seed", "condition", "draw", "metric", "value"]
 
 def train_arm(
     arm: Arm,
+    folder: Path,
+    *,
     experiment: Experiment,
     seed: int,
-    folder: Path,
     fabric: Fabric,
     reporter: Reporter,
-    *,
     taught_in: Path,
-    teaching: bool = True,
+    teaching: bool = False,
 ) -> None:
     """Train what the folder of an arm and seed does not hold yet, and write its history.
 
     Args:
         arm: in training.
+        folder: of the arm and seed.
         experiment: the seed's.
         seed: of initial parameters, order, masks and dropout.
-        folder: of the arm and seed.
         fabric: device, precision and processes.
         reporter: where progress goes.
         taught_in: folder of the seed's teachers.
