@@ -86,11 +86,9 @@ class ResampleSettings(Strict):
     train: Count | None = Field(None, description="so many training samples, drawn anew for every seed; null: all")
 
 
-class DataSettings(Strict):
-    """Which samples, which target, how features are normalised."""
+class ReadingSettings(Strict):
+    """How a dataset file is read, whatever its layout."""
 
-    path: str = Field("synthetic", description="a dataset file or folder, or `synthetic` for the built-in dataset")
-    name: str | None = Field(None, description="what reports call it; default: the file's name")
     glove: Path | None = Field(None, description="GloVe text file, for layouts that hold words")
     folds: Path | None = Field(
         None, description="JSON file {split: [video ids]}, for .csd folders without standard folds"
@@ -99,6 +97,13 @@ class DataSettings(Strict):
         None,
         description="which label column, as `happy`, `questions:happy,sad` ; default: the layout's usual one (docs/data.md)",
     )
+
+
+class DataSettings(ReadingSettings):
+    """Which samples, which target, how features are normalised."""
+
+    path: str = Field("synthetic", description="a dataset file or folder, or `synthetic` for the built-in dataset")
+    name: str | None = Field(None, description="what reports call it; default: the file's name")
     modalities: tuple[str, ...] | None = Field(None, description="use only these modalities; default: all")
     target: TargetName = Field(
         "auto", description="auto: questions, classes or tertiles of the score, whichever the data has first"

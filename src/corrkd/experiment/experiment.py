@@ -25,7 +25,7 @@ from corrkd.experiment.folder import settings_of
 from corrkd.experiment.settings import Settings
 from corrkd.missing.conditions import Condition, check_settings, condition, standard_conditions
 from corrkd.networks.saved import dataset_folder
-from corrkd.settings import DataSettings, ResampleSettings
+from corrkd.settings import DataSettings, ReadingSettings, ResampleSettings
 from corrkd.targets.base import Target
 from corrkd.targets.labels import MOST_CLASSES, check_labels
 from corrkd.targets.registry import make_target
@@ -197,22 +197,13 @@ def read(settings: DataSettings) -> MultimodalDataset:
         made = make(spec)
         dataset = replace(made, name=settings.name or made.name)
     else:
-        dataset = load_dataset(
-            settings.path, glove=settings.glove, folds=settings.folds, label=settings.label, name=settings.name
-        )
+        reading = {name: getattr(settings, name) for name in ReadingSettings.model_fields}
+        dataset = load_dataset(settings.path, name=settings.name, **reading)
     return dataset if settings.modalities is None else with_modalities(dataset, settings.modalities)
 
 
-def dataset_of(
-    model: Path,
-    data: str,
-    *,
-    glove: Path | None = None,
-    folds: Path | None = None,
-    label: str | None = None,
-    targets: bool = True,
-) -> MultimodalDataset:
-    """The dataset to use a model on, as from `load_dataset`.
+def dataset_of(model: Path, data: str, **reading: Any) -> MultimodalDataset:
+    """The dataset to use a model on, as from `load_dataset`, whose keywords `reading` are.
 
     `synthetic` is the one of the run that the model lies in, where that had one of its own.
     """
@@ -220,7 +211,7 @@ def dataset_of(
         folder = dataset_folder(model.absolute())
         if folder is not None and (settings := settings_of(folder).data).path == SYNTHETIC:
             return read(settings)
-    return load_dataset(data, glove=glove, folds=folds, label=label, targets=targets)
+    return load_dataset(data, **reading)
 
 
 def synthetic_spec(changes: Mapping[str, Any]) -> SyntheticSpec:

@@ -104,7 +104,7 @@ def write_settings(folder: Path, settings: Settings) -> None:
 def with_whole_paths(settings: Settings) -> Settings:
     """Return the settings with absolute paths of the data, so that a run resumes from any working directory."""
     data = settings.data
-    absolute = {name: Path(path).resolve() for name in ("glove", "folds") if (path := getattr(data, name)) is not None}
+    absolute = {name: value.resolve() for name, value in data if isinstance(value, Path)}
     path = str(Path(data.path).resolve()) if Path(data.path).exists() else data.path
     return settings.model_copy(update={"data": data.model_copy(update={"path": path, **absolute})})
 

@@ -64,9 +64,10 @@ def condition(name: str, modalities: Sequence[str], draws: int = 1) -> Condition
         found = condition_class(kind).parse(name, modalities, draws)
     if found is None:
         ratios = [f"{other.kind}-R" for other in _built_in() if issubclass(other, AtRatio)]
+        plain = [other.kind for other in _built_in() if not issubclass(other, AtRatio)]
         raise CorrKDError(
             f"condition {quoted(name)} is unknown; there are complete, {', '.join(modalities)} and their sums as "
-            f"{'+'.join(modalities[:2])}, {', '.join(['natural', *_other_kinds()])}, and {', '.join(ratios)} with R from 0 to 1"
+            f"{'+'.join(modalities[:2])}, {', '.join([*plain, *_other_kinds()])}, and {', '.join(ratios)} with R from 0 to 1"
         )
     return found
 
