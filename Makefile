@@ -14,7 +14,7 @@ PYTEST = python -m pytest -n 3 --dist loadfile -m 'not slow'
 
 $(VENV)/.made: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PINNED) $(BIN)/$(INSTALL) -e '.[dev]'
+	$(PINNED) $(BIN)/$(INSTALL) --no-compile -e '.[dev]'
 	touch $@
 
 run: $(VENV)/.made

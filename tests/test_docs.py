@@ -21,8 +21,9 @@ from corrkd.data.batches import sample_key
 from corrkd.errors import CorrKDError
 from corrkd.experiment import run
 from corrkd.experiment.arm import GROUPS
+from corrkd.experiment.choices import Choice
 from corrkd.experiment.plan import load_plan
-from corrkd.experiment.settings import Choice, Settings, load_settings
+from corrkd.experiment.settings import Settings, load_settings
 from corrkd.methods import registry as methods
 from corrkd.methods.corrkd import CorrKDOptions
 from corrkd.missing.conditions import registry as conditions

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+from unittest import mock
 
 import pytest
+from pydantic import Field
 
 from corrkd.errors import CorrKDError
-from corrkd.experiment.settings import NetworkChoice, Settings, load_settings
+from corrkd.experiment.choices import MethodChoice, NetworkChoice
+from corrkd.experiment.settings import Settings, StudentSettings, TeacherSettings, load_settings
+from corrkd.methods.base import Method, Options, WeightedLoss
+from corrkd.methods.corrkd import Divergence, Information
 from corrkd.presets import preset_names
 
 PRESETS = {"paper-mosi", "paper-mosei", "paper-iemocap", "hazumi", "mosi", "synthetic"}
@@ -63,6 +68,75 @@ def test_the_students_network_is_the_teachers_but_for_what_is_set_of_it() -> Non
     assert both == NetworkChoice.model_validate({"name": "cubemlp", "dropout": 0.3})
 
 
+def test_the_students_network_follows_the_teachers_however_they_are_given() -> None:
+    network = {"name": "corrkd", "width": 80}
+    chosen = NetworkChoice.model_validate(network)
+    for teacher in ({"network": network}, {"network": chosen}, TeacherSettings(network=chosen)):
+        for student in ({"epochs": 3}, StudentSettings(epochs=3)):
+            settings = Settings.model_validate({"teacher": teacher, "student": student})
+            assert settings.student.network == settings.teacher.network == chosen
+            assert settings.student.epochs == 3
+        own = StudentSettings(network=NetworkChoice.model_validate("cubemlp"))
+        assert Settings.model_validate({"teacher": teacher, "student": own}).student.network.name == "cubemlp"
+    assert NetworkChoice(name="corrkd", options=chosen.options) == chosen
+
+
+def test_the_students_network_is_the_one_that_its_method_needs() -> None:
+    """It is stored, so that the control has it too."""
+    assert load_settings(overrides=["student.method=gcnet"]).student.network.name == "gcnet"
+    chosen = load_settings(overrides=["student.method=gcnet", "student.network.past=4"]).student.network
+    assert chosen == NetworkChoice.model_validate({"name": "gcnet", "past": 4})
+    fusion = load_settings(overrides=["student.method=late-fusion", "teacher.network.width=80"]).student.network
+    assert (fusion.name, fusion.options.model_dump()["width"]) == ("late-fusion", 80)
+    with pytest.raises(CorrKDError, match="student: network: method gcnet trains network gcnet alone, not cubemlp"):
+        load_settings(overrides=["student.method=gcnet", "student.network=cubemlp"])
+
+
+def test_the_order_of_overrides_decides_nothing() -> None:
+    for lines, key, value in (
+        (["student.method.rcd.nontarget=2", "student.method.rcd.form=divergence"], "rcd.nontarget", 2),
+        (["student.method.kl.weight=0.5", "student.method=kl"], "kl.weight", 0.5),
+        (["student.method.kl.weight=0.5", "student.method.name=kl"], "kl.weight", 0.5),
+    ):
+        for order in (lines, lines[::-1]):
+            tree = load_settings(overrides=order).student.method.model_dump()
+            term, name = key.split(".")
+            assert tree[term][name] == value
+
+
+def test_keys_of_options_may_have_the_names_of_choices() -> None:
+    class Inner(Options):
+        method: str = "a"
+        form: str = "round"
+
+    with mock.patch.object(MethodChoice, "find", classmethod(lambda cls, name: (Method, Inner))):
+        chosen = load_settings(overrides=["student.method.method=b", "student.method.form=square"]).student.method
+        assert chosen.options == Inner(method="b", form="square")
+
+    class Named(Options):
+        name: str = "inner"
+
+    found = mock.patch.object(MethodChoice, "find", classmethod(lambda cls, name: (Method, Named)))
+    with found, pytest.raises(CorrKDError, match=r"student\.method: the key `name` chooses, so Named cannot have one"):
+        load_settings(overrides=["student.method=mine"])
+
+
+class Sharp(WeightedLoss):
+    sharp: float = 1.0
+
+
+class TermOptions(Options):
+    term: Sharp = Sharp(weight=0.1)
+    rcd: Annotated[Information | Divergence, Field(discriminator="form")] = Divergence(weight=0.5)
+
+
+def test_what_a_term_does_not_set_its_default_has() -> None:
+    options = TermOptions.model_validate({"term": {"sharp": 2}, "rcd": {"nontarget": 2}})
+    assert options.term == Sharp(weight=0.1, sharp=2)
+    assert options.rcd == Divergence(weight=0.5, nontarget=2)
+    assert TermOptions.model_validate({"rcd": {"form": "information"}}).rcd == Information()
+
+
 def test_another_form_or_method_keeps_nothing_of_the_one_below(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("student: {method: {scd: {weight: 0.5, boundary: 1.4}, cpd: {weight: 0.5}}}")
@@ -93,7 +167,14 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
     [
         ("student.lrr=1", ["student.lrr", "unknown", "lr, optimizer"]),
         ("studnet.lr=1", ["studnet", "unknown", "student"]),
-        ("student.method.scd.eta=1", ["student.method.scd", "eta is unknown", "boundary"]),
+        ("student.method.scd.eta=1", ["settings: student.method.scd.eta is unknown", "boundary"]),
+        ("student.method.scd.weight=-1", ["settings: student.method.scd.weight: "]),
+        (
+            "student.method.scd.form=square",
+            ["student.method.scd: form 'square' is unknown; there are contrast, relations"],
+        ),
+        ("student.method.name=null", ["student.method: name: expected text"]),
+        (".student=3", ["expected key=value"]),
         ("student.lr=fast", ["student.lr", "number", "fast"]),
         ("student.lr=-1", ["student.lr", "greater than 0", "-1"]),
         ("student.lr=.nan", ["student.lr", "finite"]),

@@ -253,10 +253,11 @@ def check_keys(tree: Mapping[Any, Any], allowed: Iterable[str]) -> None:
             raise ValidationError.from_exception_data("settings", [{"type": unknown, "loc": (str(key),), "input": key}])
 
 
-def first_line(error: ValidationError) -> str:
-    """Return a validation's first error in a line that names the key, and what is allowed."""
+def first_line(error: ValidationError, prefix: str = "") -> str:
+    """Return a validation's first error in a line that names the key, behind a prefix, and what is allowed."""
     first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"])[:120] or "the whole"
+    path = ".".join(str(part) for part in first["loc"])[:120]
+    where = ".".join(filter(None, (prefix, path))) or "the whole"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == UNKNOWN_KEY:
         return f"{where} {message}"

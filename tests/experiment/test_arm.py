@@ -8,10 +8,12 @@ from pydantic import ValidationError
 
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import ABLATION, BY_COMPLETE, BY_MISSING, GROUPS, Arm, arm_names, laid_over, resolve
+from corrkd.experiment.choices import MethodChoice
 from corrkd.experiment.plan import DatasetPlan
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.run import prepared
 from corrkd.experiment.settings import ArmSettings, load_settings
+from corrkd.methods.corrkd import Relations
 from corrkd.methods.registry import method_names
 from corrkd.networks.cubemlp import CubeMLPNetwork, CubeMLPSettings
 from corrkd.networks.gcnet import GCNetSettings
@@ -124,11 +126,64 @@ def test_any_network_is_a_methods_that_needs_none() -> None:
 def test_laid_over_joins_nested_changes() -> None:
     below = ArmSettings(title="below", network={"network": {"width": 20, "layers": 2}})
     above = ArmSettings(network={"network": {"layers": 1}}, lr=1.0)
-    both = laid_over(below, above)
+    both = laid_over("smil", below, above)
     assert both.title == "below"
     assert both.network == {"network": {"width": 20, "layers": 1}}
     assert both.model_fields_set == {"title", "network", "lr"}
     assert both.lr == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "below", "above", "expected"),
+    [
+        (
+            "corrkd",
+            {"scd": {"weight": 3}},
+            {"scd": {"form": "contrast", "boundary": 1.4}},
+            {"scd": {"weight": 3, "boundary": 1.4}},
+        ),
+        (
+            "kl",
+            {"kl": {"weight": 0.5}},
+            {"name": "kl", "kl": {"temperature": 2}},
+            {"kl": {"weight": 0.5, "temperature": 2}},
+        ),
+        ("corrkd-without-scd", {}, {"scd": {"form": "relations"}}, {"scd": {"weight": 0, "form": "relations"}}),
+        ("mine", {"name": "corrkd", "scd": {"weight": 3}}, {"name": "kl"}, {"kl": {"weight": 1, "temperature": 1}}),
+        (
+            "corrkd",
+            {"rcd": {"form": "divergence", "weight": 3}},
+            {"rcd": {"form": "information"}},
+            {"rcd": {"weight": 1}},
+        ),
+    ],
+)
+def test_an_arm_of_a_dataset_lies_over_that_of_the_file(
+    name: str, below: dict[str, Any], above: dict[str, Any], expected: dict[str, dict[str, Any]]
+) -> None:
+    both = laid_over(name, ArmSettings(method=below), ArmSettings(method=above))
+    options = options_of(resolve(name, both, load_settings()))
+    assert {term: {key: options[term][key] for key in values} for term, values in expected.items()} == expected
+
+
+def test_a_named_network_keeps_what_lies_below_where_it_is_the_same() -> None:
+    both = laid_over("gcnet", ArmSettings(network={"past": 4}), ArmSettings(network={"name": "gcnet", "future": 3}))
+    assert resolve("gcnet", both, RUN).network.options == GCNetSettings(past=4, future=3)
+    original = resolve("transm-original", ArmSettings(network={"name": "transm", "decoder_layers": 3}), RUN).network
+    assert (original.model_dump()["network"]["layers"], original.model_dump()["decoder_layers"]) == (10, 3)
+
+
+def test_an_arm_takes_models_for_trees() -> None:
+    term = ArmSettings(method={"name": "corrkd", "scd": Relations(weight=0.5)})
+    assert options_of(resolve("mine", term, RUN))["scd"] == {"form": "relations", "weight": 0.5, "center": True}
+    choice = MethodChoice.model_validate({"name": "kl", "kl": {"weight": 2}})
+    assert resolve("mine", ArmSettings.model_validate({"method": choice}), RUN).method == choice
+
+
+@pytest.mark.parametrize("changes", [{"trains_on": "missing"}, {"method": {"name": "kl"}}])
+def test_a_teacher_has_no_teacher_and_no_missing_samples(changes: dict[str, Any]) -> None:
+    with pytest.raises(CorrKDError, match=r"settings: arms\.teacher: a teacher has no teacher"):
+        resolve("teacher", ArmSettings(**changes), RUN)
 
 
 def test_a_width_that_a_loss_cannot_compare_is_refused_before_any_training(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from corrkd.experiment.progress import Reporter
 from corrkd.experiment.runner import Failure
 from corrkd.experiment.settings import ArmSettings, load_settings
 from corrkd.experiment.tune import Range, carry_on, nested, space, table_text, tune
+from corrkd.methods.corrkd import CorrKD
 from corrkd.report.run_folder import read_csv
 from tests.experiment.conftest import tiny
 
@@ -81,6 +82,8 @@ def test_the_test_split_is_never_taken(tmp_path: Path, monkeypatch: pytest.Monke
 def test_other_settings_need_another_folder(searched: Path) -> None:
     with pytest.raises(CorrKDError, match="holds a search with other settings"):
         tune(settings(missing={"modality": 0.9}), KL, searched, trials=3)
+    with pytest.raises(CorrKDError, match="holds a search with other settings"):
+        tune(settings(), {"kl": ArmSettings(epochs=1, lr=ArmSettings().lr)}, searched, trials=3)
 
 
 def test_what_is_searched() -> None:
@@ -89,6 +92,16 @@ def test_what_is_searched() -> None:
     assert corrkd["lr"] == Range(0.0005, 0.008, log=True)
     assert {"network.dropout", "method.scd.weight", "method.cpd.weight", "method.rcd.weight"} < set(corrkd)
     assert "network.network.dropout" in space(resolve("smil", ArmSettings(), run))
+
+
+def test_a_loss_that_an_arm_leaves_out_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = load_settings()
+    keys = set(space(resolve("corrkd-without-scd", ArmSettings(), run)))
+    assert {"method.cpd.weight", "method.rcd.weight"} < keys
+    assert "method.scd.weight" not in keys
+    monkeypatch.setattr(CorrKD, "search", {"options.scd": (0.1, 4.0)})
+    with pytest.raises(CorrKDError, match=r"arm corrkd: method corrkd has no options\.scd, which its `search` names"):
+        space(resolve("corrkd", ArmSettings(), run))
 
 
 def test_dotted_keys_become_nested() -> None:

@@ -225,10 +225,10 @@ def test_questions_and_scores() -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"cpd": {"form": "batch", "parts": True}}, r"cpd\.batch\.parts is unknown; allowed there: weight, form"),
+        ({"cpd": {"form": "batch", "parts": True}}, r"method\.cpd\.parts is unknown; allowed there: weight, form"),
         ({"rcd": {"form": "divergence", "nontarget": -1}}, "nontarget: input should be greater than or equal to 0"),
         ({"scd": {"form": "relations", "boundary": 1.0}}, "boundary is unknown; allowed there: weight, form, center"),
-        ({"scd": {"form": "contrasts"}}, r"student\.method\.scd: input tag 'contrasts'"),
+        ({"scd": {"form": "contrasts"}}, r"student\.method\.scd: form 'contrasts' is unknown"),
         ({"scd": 0.5}, r"student\.method\.scd: "),
     ],
 )

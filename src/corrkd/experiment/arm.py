@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from corrkd.errors import CorrKDError
-from corrkd.experiment.settings import ArmSettings, Choice, MethodChoice, NetworkChoice, Settings, merged
+from corrkd.experiment.choices import MethodChoice, NetworkChoice, over
+from corrkd.experiment.settings import ArmSettings, Settings
 from corrkd.methods.registry import method_names
-from corrkd.networks.registry import network_class
 from corrkd.settings import TrainingSettings, first_line
 
 TEACHER = "teacher"
@@ -48,15 +48,14 @@ VARIANTS = {
     ),
 }
 BASELINES = ("self-mm", "cubemlp", "dmd", "mctn", "transm", "smil", "gcnet")
-CONTROLS = ("late-fusion", TEACHER, "no-distillation", "kl", "feature-mse")
+CONTROLS = ("late-fusion", TEACHER, WITHOUT_TEACHER, "kl", "feature-mse")
 GROUPS = {
     "paper": (*BASELINES, "corrkd"),
     "controls": CONTROLS,
-    "ablation": ("corrkd", *ABLATION, "no-distillation"),
+    "ablation": ("corrkd", *ABLATION, WITHOUT_TEACHER),
     "all": (*BASELINES, "mctn-per-source", *CONTROLS, *ABLATION, "corrkd"),
 }
 
-C = TypeVar("C", bound=Choice)
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -124,16 +123,20 @@ def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
     Raises:
         CorrKDError: for an unknown method, or a setting that it does not have.
     """
-    settings = laid_over({**ABLATION, **VARIANTS}.get(name, ArmSettings()), settings)
+    settings = laid_over(name, {**ABLATION, **VARIANTS}.get(name, ArmSettings()), settings)
     teacher = name == TEACHER
     whole = run.teacher if teacher else run.student
     where = f"settings: arms.{name}"
-    method = _method(name, settings.method, run, f"{where}.method")
-    network = _network(method, settings.network, whole.network, f"{where}.network")
+    method = _method(name, settings, run, where)
+    network = _network(method, settings, whole.network, where)
     fields = TrainingSettings.model_fields
-    below = {key: getattr(whole, key) for key in fields}
-    training = _valid(TrainingSettings, {**below, **_set(settings, fields)}, where)
+    changes = {key: value for key, value in settings.changes().items() if key in fields}
+    training = _valid(TrainingSettings, {key: getattr(whole, key) for key in fields} | changes, where)
     trains_on = method.class_.trains_on if settings.trains_on == "method" else settings.trains_on
+    if teacher and (method.class_.needs_teacher or settings.trains_on == "missing"):
+        raise CorrKDError(
+            f"{where}: a teacher has no teacher and is trained on complete samples; name the arm otherwise"
+        )
     complete = teacher or trains_on == "complete"
     return Arm(
         name=name,
@@ -147,24 +150,24 @@ def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
     )
 
 
-def _method(name: str, changes: Mapping[str, Any], run: Settings, where: str) -> MethodChoice:
+def _method(name: str, settings: ArmSettings, run: Settings, where: str) -> MethodChoice:
     """The arm's method: that of its name, of the run's student, or the one without a teacher; with changes on top."""
     usual = {TEACHER: WITHOUT_TEACHER, STUDENT: run.student.method.name}.get(name, name)
-    chosen = changes.get("name", usual)
-    below = run.student.method if chosen == run.student.method.name else _valid(MethodChoice, {"name": chosen}, where)
-    return _changed(below, changes, where)
+    chosen = settings.method.get("name", usual)
+    below = run.student.method
+    if chosen != below.name:
+        below = _valid(MethodChoice, {"name": chosen}, f"{where}.method")
+    return _valid(MethodChoice, below.over(settings.method), f"{where}.method")
 
 
-def _network(method: MethodChoice, changes: Mapping[str, Any], run: NetworkChoice, where: str) -> NetworkChoice:
+def _network(method: MethodChoice, settings: ArmSettings, usual: NetworkChoice, where: str) -> NetworkChoice:
     """The arm's network: the one that its method needs, else the run's; with changes on top."""
-    needed = method.class_.network
-    below = run
-    if needed is not None and needed != run.name:
-        same_kind = isinstance(run.options, network_class(needed).settings_type)
-        below = _valid(NetworkChoice, {"name": needed, **(run.options.model_dump() if same_kind else {})}, where)
-    network = _changed(below, changes, where)
-    if needed not in (None, network.name):
-        raise CorrKDError(f"{where}: method {method.name} trains network {needed} alone, not {network.name}")
+    below = NetworkChoice.needed_by(method.class_, usual.model_dump())
+    network = _valid(NetworkChoice, over(below, settings.network), f"{where}.network")
+    try:
+        method.check_trains(network)
+    except ValueError as error:
+        raise CorrKDError(f"{where}.{error}") from None
     return network
 
 
@@ -174,23 +177,17 @@ def _title(name: str, method: MethodChoice) -> str:
     return "Teacher" if name == TEACHER else f"{title} student" if name == STUDENT else title
 
 
-def laid_over(below: ArmSettings, above: ArmSettings) -> ArmSettings:
-    """Return `above` where it sets something, else `below`."""
-    return ArmSettings.model_validate(merged(_set(below), _set(above)))
-
-
-def _set(settings: ArmSettings, keys: Container[str] = ArmSettings.model_fields) -> dict[str, Any]:
-    return {key: value for key, value in settings.model_dump(exclude_unset=True).items() if key in keys}
-
-
-def _changed(choice: C, changes: Mapping[str, Any], where: str) -> C:
-    key = where.rpartition(".")[2]
-    tree: Mapping[str, Any] = merged({key: choice.model_dump()}, {key: changes})[key]
-    return _valid(type(choice), tree, where)
+def laid_over(name: str, below: ArmSettings, above: ArmSettings) -> ArmSettings:
+    """Return the settings of the arm of that name: `above` where it sets something, else `below`."""
+    low, high = below.changes(), above.changes()
+    preset = {**ABLATION, **VARIANTS}.get(name, ArmSettings())
+    usual = {"method": preset.method.get("name", name), "network": None}
+    choices = {key: over(low[key], high[key], usual[key]) for key in usual if key in low and key in high}
+    return ArmSettings.model_validate({**low, **high, **choices})
 
 
 def _valid(model: type[M], tree: Mapping[str, Any], where: str) -> M:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise CorrKDError(f"{where}.{first_line(error)}".replace(".the whole:", ":")) from None
+        raise CorrKDError(first_line(error, where)) from None

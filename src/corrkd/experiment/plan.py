@@ -243,7 +243,7 @@ def _dataset(
     if not isinstance(in_file, Mapping):
         raise CorrKDError(f"{where}: settings: expected keys and values (given: {quoted(in_file)})")
     settings = settings_of_tree(in_file, overrides=overrides, changes={"jobs": 1, **shared})
-    arms = {arm: laid_over(_arm(arm, common.get(arm)), _arm(arm, own.get(arm))) for arm in (common or own)}
+    arms = {arm: laid_over(arm, _arm(arm, common.get(arm)), _arm(arm, own.get(arm))) for arm in (common or own)}
     if not arms:
         raise CorrKDError(f"{where}: no arm; name some under `arms`, or give --methods")
     stray = set(own) - set(arms)
@@ -284,9 +284,9 @@ def _budget(value: Any, where: str = "plan") -> BudgetRule | None:
 
 def _arm(name: str, changes: Any) -> ArmSettings:
     try:
-        return ArmSettings.model_validate(changes or {})
+        return ArmSettings.model_validate({} if changes is None else changes)
     except ValidationError as error:
-        raise CorrKDError(f"plan: arms.{name}: {first_line(error)}") from None
+        raise CorrKDError(first_line(error, f"plan: arms.{name}")) from None
 
 
 def _named(methods: Any, where: str) -> dict[str, Any]:

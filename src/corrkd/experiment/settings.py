@@ -8,27 +8,15 @@ a single line that names it and what is allowed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializationInfo,
-    SerializeAsAny,
-    ValidationError,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from corrkd.errors import CorrKDError
-from corrkd.methods.base import AnyMethod
-from corrkd.methods.registry import method_class
-from corrkd.networks.base import AnyNetwork
-from corrkd.networks.registry import network_class
+from corrkd.experiment.choices import USUAL, MethodChoice, NetworkChoice, Tree, merged, over, tree_of
 from corrkd.parsing import parse_yaml, quoted, read_yaml_file
 from corrkd.presets import preset_text
 from corrkd.settings import (
@@ -39,78 +27,10 @@ from corrkd.settings import (
     Seed,
     Strict,
     TrainingSettings,
-    check_keys,
     first_line,
 )
 
-CHOICES = ("network", "method")  # keys whose value is a `Choice`
-
-
-class Choice(BaseModel):
-    """Something registered, chosen by name, with its options: `{name: corrkd, width: 80}`. A name alone has their defaults."""
-
-    model_config = ConfigDict(frozen=True)
-    usual: ClassVar[str] = "corrkd"
-
-    name: str
-    options: SerializeAsAny[BaseModel]
-
-    @classmethod
-    def options_type(cls, name: str) -> type[BaseModel]:
-        """Return the class of the options. Raises CorrKDError for an unknown name."""
-        raise NotImplementedError
-
-    @classmethod
-    def default(cls) -> Self:
-        """Return what is chosen where nothing is."""
-        return cls.model_validate({})
-
-    @model_validator(mode="before")
-    @classmethod
-    def _resolved(cls, tree: Any) -> Any:
-        if isinstance(tree, str):
-            tree = {"name": tree}
-        if not isinstance(tree, Mapping):
-            raise ValueError("expected a name, or {name: ..., and options}")
-        name, options = tree.get("name", cls.usual), {key: value for key, value in tree.items() if key != "name"}
-        try:
-            kind = cls.options_type(str(name))
-        except CorrKDError as error:
-            raise ValueError(str(error)) from None
-        check_keys(tree, ["name", *kind.model_fields])
-        return {"name": name, "options": kind.model_validate(options)}
-
-    @model_serializer
-    def _flat(self, info: SerializationInfo) -> dict[str, Any]:
-        return {"name": self.name, **self.options.model_dump(mode=info.mode)}
-
-
-class NetworkChoice(Choice):
-    """A network, by name, with its settings."""
-
-    @property
-    def class_(self) -> type[AnyNetwork]:
-        """The class."""
-        return network_class(self.name)
-
-    @classmethod
-    def options_type(cls, name: str) -> type[BaseModel]:
-        """Return the class of the network's settings. Raises CorrKDError for an unknown name."""
-        return network_class(name).settings_type
-
-
-class MethodChoice(Choice):
-    """A method, by name, with its options."""
-
-    @property
-    def class_(self) -> type[AnyMethod]:
-        """The class."""
-        return method_class(self.name)
-
-    @classmethod
-    def options_type(cls, name: str) -> type[BaseModel]:
-        """Return the class of the method's options. Raises CorrKDError for an unknown name."""
-        return method_class(name).options_type
+CHOICES = (("teacher", "network"), ("student", "network"), ("student", "method"))
 
 
 class TeacherSettings(TrainingSettings):
@@ -142,9 +62,15 @@ class StudentSettings(TrainingSettings):
     """The student's network and training, which the no-distillation control shares, and the method by which it is taught."""
 
     network: NetworkChoice = Field(
-        default_factory=NetworkChoice.default, description="by name, with its settings; default: the teacher's"
+        default_factory=NetworkChoice.default,
+        description="by name, with its settings; default: the teacher's, or what the method needs",
     )
     method: MethodChoice = Field(default_factory=MethodChoice.default, description="by name, with its options")
+
+    @model_validator(mode="after")
+    def _network_fits(self) -> StudentSettings:
+        self.method.check_trains(self.network)
+        return self
 
 
 class ArmSettings(TrainingSettings):
@@ -164,8 +90,12 @@ class ArmSettings(TrainingSettings):
 
     @field_validator("method", "network", mode="before")
     @classmethod
-    def _name_alone(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
+    def _spelled_out(cls, value: Any) -> Any:
+        return tree_of(value)
+
+    def changes(self) -> dict[str, Any]:
+        """Return what is set, by key."""
+        return {key: getattr(self, key) for key in type(self).model_fields if key in self.model_fields_set}
 
 
 class Settings(Strict):
@@ -191,16 +121,21 @@ class Settings(Strict):
     @model_validator(mode="before")
     @classmethod
     def _student_like_teacher(cls, tree: Any) -> Any:
-        """The student's network is the teacher's but for what is set of it."""
-        teacher, student = (
-            (tree.get(key, {}) for key in ("teacher", "student")) if isinstance(tree, Mapping) else (0, 0)
-        )
-        if isinstance(teacher, TeacherSettings):
-            teacher = {"network": teacher.network.model_dump()}
-        if not isinstance(teacher, Mapping) or not isinstance(student, Mapping) or teacher.get("network") is None:
+        """The student's network is the teacher's, or what its method needs, but for what is set of it."""
+        if not isinstance(tree, Mapping):
             return tree
-        below = {"network": teacher["network"]}
-        return {**tree, "student": {**student, **merged(below, {"network": student.get("network") or {}})}}
+        (_, usual), (student, own), (_, method) = (_choice_in(tree, *keys) for keys in CHOICES)
+        usual = usual or {}
+        if isinstance(student, StudentSettings):
+            if "network" in student.model_fields_set:
+                return tree
+            return {**tree, "student": {**dict(student), "network": usual}}
+        if not isinstance(student, Mapping) or not all(isinstance(x, Mapping | None) for x in (usual, own, method)):
+            return tree
+        with suppress(CorrKDError):  # an unknown name is said where it stands
+            if not (own or {}).get("name"):
+                usual = NetworkChoice.needed_by(MethodChoice.find((method or {}).get("name", USUAL))[0], usual)
+        return {**tree, "student": {**student, "network": over(usual, own or {})}}
 
     @field_validator("seeds", mode="after")
     @classmethod
@@ -248,25 +183,41 @@ def settings_of_tree(
     named = in_file.pop("preset", None)
     preset = named if preset is None else preset
     below = {} if preset is None else parse_yaml(preset_text(preset), f"preset {preset}") or {}
+    together: dict[str, Any] = {}
+    for line in overrides:
+        together = merged(together, _override(line))
     tree = {}
-    for layer in (below, in_file, *map(_override, overrides), changes or {}):
-        tree = merged(_with_forms(tree), layer)
+    for layer in (below, in_file, together, changes or {}):
+        tree = _laid_over(tree, layer)
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
         raise CorrKDError(f"settings: {first_line(error)}") from None
 
 
-def _with_forms(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The student's method with all its options, so that a layer above which names a loss term's other form replaces the term."""
-    student = tree.get("student", {})
-    if not isinstance(student, Mapping):
-        return tree
+def _laid_over(below: Tree, above: Tree) -> dict[str, Any]:
+    """Two layers of settings as one."""
+    tree = merged(below, above)
+    for part, key in CHOICES:
+        low, high = (_choice_in(layer, part, key)[1] for layer in (below, above))
+        if isinstance(low, Mapping) and isinstance(high, Mapping):
+            tree[part] = {**tree[part], key: over(_with_forms(low) if key == "method" else low, high)}
+    return tree
+
+
+def _choice_in(tree: Tree, part: str, key: str) -> tuple[Any, Any]:
+    """The settings of teacher or student in a layer, and the network or method that they choose, as keys and values."""
+    settings = tree.get(part, {})
+    value = settings.get(key) if isinstance(settings, Mapping) else getattr(settings, key, None)
+    return settings, tree_of(value)
+
+
+def _with_forms(method: Tree) -> Tree:
+    """A method with all its options, so that the form of each loss term is known to the layer above."""
     try:
-        method = MethodChoice.model_validate(student.get("method", {}))
+        return MethodChoice.model_validate(method).model_dump()
     except ValidationError:  # said when all layers lie on each other
-        return tree
-    return {**tree, "student": {**student, "method": method.model_dump(mode="json")}}
+        return method
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -286,8 +237,11 @@ def _override(line: str) -> dict[str, Any]:
     value = parse_yaml(text, f"--set {quoted(line)}")
     if isinstance(value, str):
         value = _number(value)
-    tree: Any = value
-    for part in reversed(key.strip().split(".")):
+    path = tuple(key.strip().split("."))
+    if not all(path):
+        raise CorrKDError(f"--set {line!r}: expected key=value, as in student.lr=1e-3")
+    tree: Any = tree_of(value) if path in CHOICES else value
+    for part in reversed(path):
         tree = {part: tree}
     assert isinstance(tree, dict)
     return tree
@@ -299,25 +253,3 @@ def _number(text: str) -> str | float:
         return float(text)
     except ValueError:
         return text
-
-
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested keys and values of both; those of `above` where both have one.
-
-    Where `above` names another network, method or form of a loss term than `below`, nothing of the one below is kept.
-    """
-    out = dict(below)
-    for key, value in above.items():
-        old = out.get(key)
-        if key in CHOICES:
-            old, value = ({"name": one} if isinstance(one, str) else one for one in (old, value))
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _chooses_another(key, old, value):
-            value = merged(old, value)
-        out[key] = value
-    return out
-
-
-def _chooses_another(key: str, below: Mapping[str, Any], above: Mapping[str, Any]) -> bool:
-    if key in CHOICES:
-        return "name" in above and above["name"] != below.get("name", Choice.usual)
-    return "form" in above and above["form"] != below.get("form")

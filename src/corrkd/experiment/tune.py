@@ -52,14 +52,28 @@ class Search:
 
 
 def space(arm: Arm) -> dict[str, Range]:
-    """What is searched of a method, by dotted key: learning rate, dropout, and the weights that the method names in `search`."""
+    """Return what is searched of an arm, by dotted key: learning rate, dropout, and what its method names in `search`.
+
+    A weight of 0 is not searched: the arm leaves that loss out.
+
+    Raises:
+        CorrKDError: the method names a key that it does not have.
+    """
     out = {"lr": Range(arm.training.lr / 4, arm.training.lr * 4, log=True)}
     structure = arm.network.options.model_dump()
     if "dropout" in structure:
         out["network.dropout"] = Range(0.0, 0.4)
     elif "dropout" in structure.get("network", {}):
         out["network.network.dropout"] = Range(0.0, 0.4)
-    return {**out, **{key: Range(low, high, log=True) for key, (low, high) in arm.method.class_.search.items()}}
+    for key, (low, high) in arm.method.class_.search.items():
+        value: Any = arm.to_json()
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is None:
+            raise CorrKDError(f"arm {arm.name}: method {arm.method.name} has no {key}, which its `search` names")
+        if value:
+            out[key] = Range(low, high, log=True)
+    return out
 
 
 def tune(
@@ -118,7 +132,7 @@ def carry_on(plan: Plan, out: Path, reporter: Reporter) -> Search:
         best = {arm: study.best(plan.trials) for arm, study in studies.items()}
         write_csv(out / TRIALS, table)
         text = f"{plan.trials} trials an arm by Optuna on the validation split of {experiment.dataset.name}, the first its defaults"
-        tree = {"search": text, "arms": {arm: _changes(part.arms[arm], change) for arm, change in best.items()}}
+        tree = {"search": text, "arms": {arm: _changes(arm, part.arms[arm], change) for arm, change in best.items()}}
         write_text(out / TUNED, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     return Search(best, table)
 
@@ -129,7 +143,8 @@ def _begin(out: Path, plan: Plan) -> None:
     remove_parts(out)
     if (out / PLAN).is_file():
         before = read_plan(out, unchanged=True)
-        if before.model_copy(update={"jobs": plan.jobs, "trials": plan.trials}) != plan:
+        # As text: two arms are equal, too, where one sets what the other leaves at its default.
+        if before.model_copy(update={"jobs": plan.jobs, "trials": plan.trials}).to_yaml() != plan.to_yaml():
             raise CorrKDError(f"{out}: holds a search with other settings; choose another folder")
     write_text(out / PLAN, plan.to_yaml())
 
@@ -212,7 +227,7 @@ def _round(
     part = plan.datasets[dataset.name]
     trials = {name: trial for name, study in studies.items() if (trial := study.trial(number)) is not None}
     changes = {name: ArmSettings.model_validate(nested(trial.params)) for name, trial in trials.items()}
-    tried = part.model_copy(update={"arms": {name: laid_over(part.arms[name], c) for name, c in changes.items()}})
+    tried = part.model_copy(update={"arms": {name: laid_over(name, part.arms[name], c) for name, c in changes.items()}})
     folder_of_round = dataset / f"trial-{number}"
     trainings = [
         Job(folder_of_round, tried, arm, seed, evaluate=False, teachers=dataset)
@@ -243,8 +258,8 @@ def nested(params: Mapping[str, Any]) -> Change:
     return out
 
 
-def _changes(fixed: ArmSettings, change: Change) -> Change:
-    return laid_over(fixed, ArmSettings.model_validate(change)).model_dump(mode="json", exclude_unset=True)
+def _changes(arm: str, fixed: ArmSettings, change: Change) -> Change:
+    return laid_over(arm, fixed, ArmSettings.model_validate(change)).model_dump(mode="json", exclude_unset=True)
 
 
 def _line(params: Mapping[str, float]) -> str:

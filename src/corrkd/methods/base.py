@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, get_args
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from corrkd.data.batches import Context, Samples
 from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.networks.base import AnyNetwork, Output
+from corrkd.parsing import quoted
 from corrkd.settings import NonNegative, Strict
 from corrkd.targets.base import Target
 
@@ -25,7 +26,30 @@ Losses = dict[str, tuple[float, Tensor]]
 N = TypeVar("N", bound=AnyNetwork)
 
 
-class NoOptions(Strict):
+class Options(Strict):
+    """Options of a method, an object for each loss term. A term that names no form has its default's."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _over_default(cls, term: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[str(info.field_name)]
+        default = field.get_default(call_default_factory=True)
+        if not isinstance(term, Mapping) or not isinstance(default, BaseModel):
+            return term
+        forms = {kind.model_fields["form"].default: kind for kind in get_args(field.annotation) if _has_form(kind)}
+        form = term.get("form", getattr(default, "form", None))
+        if forms and form not in forms:
+            raise ValueError(f"form {quoted(form)} is unknown; there are {', '.join(forms)}")
+        if form == getattr(default, "form", None):
+            return type(default).model_validate({**default.model_dump(), **term})
+        return forms[form].model_validate(term)
+
+
+def _has_form(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel) and "form" in kind.model_fields
+
+
+class NoOptions(Options):
     """Of a method that has none beside its network's settings."""
 
 

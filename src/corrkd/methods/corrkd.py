@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -20,10 +20,10 @@ from corrkd.losses import (
     SampleContrastiveDistillation,
     SampleRelationDistillation,
 )
-from corrkd.methods.base import Losses, Method, TeacherOutputs, TrainingBatch, WeightedLoss
+from corrkd.methods.base import Losses, Method, Options, TeacherOutputs, TrainingBatch, WeightedLoss
 from corrkd.methods.response_kl import KL
 from corrkd.networks.base import AnyNetwork
-from corrkd.settings import Positive, Strict, Width
+from corrkd.settings import Positive, Width
 from corrkd.targets.base import Target
 
 
@@ -92,7 +92,7 @@ class Divergence(WeightedLoss):
         return DecoupledDivergence(self.nontarget)
 
 
-class CorrKDOptions(Strict):
+class CorrKDOptions(Options):
     """The loss terms of `CorrKD`: a weight each [open: the paper reports none], and the choices that the paper leaves open."""
 
     task: WeightedLoss = Field(default=WeightedLoss(), description="cross-entropy, or as the target has it")
@@ -109,14 +109,6 @@ class CorrKDOptions(Strict):
         default=KL(weight=0.0),
         description="plain KL divergence of the responses; with rcd.weight = 0 the paper's ablation of RCD",
     )
-
-    @field_validator("scd", "cpd", "rcd", "kl", mode="before")
-    @classmethod
-    def _over_default(cls, term: Any, info: ValidationInfo) -> Any:
-        """A term that names no form has the default's."""
-        default = cls.model_fields[str(info.field_name)].default
-        of_default = {"form": default.form} if hasattr(default, "form") else {"weight": default.weight}
-        return {**of_default, **term} if isinstance(term, Mapping) else term
 
 
 class CorrKD(Method[AnyNetwork]):

@@ -7,12 +7,11 @@ from typing import ClassVar
 
 from torch.nn.functional import mse_loss
 
-from corrkd.methods.base import Losses, Method, TrainingBatch, WeightedLoss
+from corrkd.methods.base import Losses, Method, Options, TrainingBatch, WeightedLoss
 from corrkd.networks.base import AnyNetwork
-from corrkd.settings import Strict
 
 
-class FeatureMSEOptions(Strict):
+class FeatureMSEOptions(Options):
     """Options of `FeatureMSE`."""
 
     mse: WeightedLoss = WeightedLoss()

@@ -8,9 +8,9 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from corrkd.methods.base import Losses, Method, TrainingBatch, WeightedLoss
+from corrkd.methods.base import Losses, Method, Options, TrainingBatch, WeightedLoss
 from corrkd.networks.base import AnyNetwork
-from corrkd.settings import Positive, Strict
+from corrkd.settings import Positive
 from corrkd.targets.base import Target
 
 
@@ -24,7 +24,7 @@ class KL(WeightedLoss):
         return self.weight, target.response_divergence(student, teacher, self.temperature)
 
 
-class ResponseKLOptions(Strict):
+class ResponseKLOptions(Options):
     """Options of `ResponseKL`."""
 
     kl: KL = KL()
