@@ -153,19 +153,20 @@ class Samples:
         size = sum(len(self.kept) * x.shape[1] * x.shape[2] * dtype.itemsize for x in split.frames.values())
         self.resident = size <= resident_bytes
         self._frames = {m: self._load(m, np.arange(len(self.kept))) for m in self.modalities} if self.resident else {}
+        self.base, self.base_rows = self, torch.arange(len(self.kept), device=device)
 
     def __len__(self) -> int:
         return len(self.kept)
 
     def subset(self, rows: Tensor) -> Samples:
-        """The samples at `rows` alone, in that order, normalised as these are."""
+        """The samples at `rows` alone, in that order, normalised as these are. Frames are held once: `base` has them, at `base_rows`."""
         part = copy(self)
         part.kept, part.ids = self.kept[rows.cpu().numpy()], self.ids[rows.cpu().numpy()]
         part.targets, part.keys = self.targets[rows], self.keys[rows]
         part.exists = {m: x[rows] for m, x in self.exists.items()}
         part.present = {m: x[rows] for m, x in self.present.items()}
         part.frame_keys = {m: x[rows] for m, x in self.frame_keys.items()}
-        part._frames = {m: x[rows] for m, x in self._frames.items()}
+        part.base_rows = self.base_rows[rows]
         numbers = torch.arange(len(rows), device=self.device)
         part._context = Context(numbers, *(x[rows] for x in self._context[1:]))
         return part
@@ -190,7 +191,7 @@ class Samples:
     def take(self, rows: Tensor) -> Batch:
         """The samples at `rows` (int64 on the device). Without copies between host and device where the split is resident."""
         if self.resident:
-            frames = {m: x[rows] for m, x in self._frames.items()}
+            frames = {m: x[self.base_rows[rows]] for m, x in self._frames.items()}
         else:
             host = rows.cpu().numpy()
             frames = {m: self._load(m, host) for m in self.modalities}

@@ -112,6 +112,8 @@ class Method(nn.Module, Generic[N]):
         trains_on: "complete" samples, or those that modality random missing leaves ("missing").
         search: what a search over hyper-parameters tries beside learning rate and dropout: lowest and highest value, on a log scale, by
             a key as "method.kl.weight" or "network.reconstruction".
+        stackable: the losses are computed without differentiation of their own, sizes that follow from values and torch's own random
+            numbers, so that several students can be trained at once (`corrkd.training.stacked`), where their network is stackable too.
         needs_teacher: the losses look at the outputs of teachers.
         target: what the student predicts.
 
@@ -123,6 +125,7 @@ class Method(nn.Module, Generic[N]):
     network: ClassVar[str | None] = None
     options_type: ClassVar[type[BaseModel]] = NoOptions
     trains_on: ClassVar[Literal["complete", "missing"]] = "missing"
+    stackable: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = False
     search: ClassVar[Mapping[str, tuple[float, float]]] = {}
     student: N
@@ -143,7 +146,9 @@ class Method(nn.Module, Generic[N]):
         self.student = student
         self.target: Target = student.target
         self.options: Any = options if options is not None else self.options_type()
-        self.teachers = teachers
+        # Buffers, so that they move with the method; a checkpoint has no need of them.
+        for name, outputs in zip(TeacherOutputs._fields, teachers or (None, None, None), strict=True):
+            self.register_buffer(f"teacher_{name}", outputs, persistent=False)
         self.gather: Gather = gather or (lambda x: x)
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.build()
@@ -152,6 +157,12 @@ class Method(nn.Module, Generic[N]):
     def notes(cls, options: Any, target: Target) -> list[str]:
         """Return what a reader of the results has to know of these options for this target, in sentences."""
         return []
+
+    @property
+    def teachers(self) -> TeacherOutputs | None:
+        """Outputs of the teachers for all training samples."""
+        outputs = TeacherOutputs(*(getattr(self, f"teacher_{name}") for name in TeacherOutputs._fields))
+        return None if outputs.representation is None else outputs
 
     def build(self) -> None:
         """Make what the method needs beside the student (critics, a memory). The base class needs nothing."""

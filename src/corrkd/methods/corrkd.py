@@ -120,6 +120,7 @@ class CorrKD(Method[AnyNetwork]):
     """
 
     title: ClassVar[str] = "CorrKD"
+    stackable: ClassVar[bool] = True
     options_type = CorrKDOptions
     needs_teacher: ClassVar[bool] = True
     search: ClassVar[Mapping[str, tuple[float, float]]] = {
@@ -164,7 +165,8 @@ class CorrKD(Method[AnyNetwork]):
         # No prototype of a class that a teacher did not meet; nor, without the mean, of one that is all it met: that is rounding alone.
         undefined = (counts == 0) | (center & (counts == of_fold.sum(0)[:, None, None]))
         prototypes = (totals / counts.clamp(min=1.0)[..., None]).masked_fill(undefined[..., None], 0.0)
-        self.means, self.prototypes = means, prototypes
+        for name, value in (("means", means), ("prototypes", prototypes)):
+            self.register_buffer(name, value, persistent=False)
 
     def losses(self, batch: TrainingBatch) -> Losses:
         """Return task, and scd, cpd, rcd, kl where their weight is not 0 [open: the paper reports none; 1 each]."""

@@ -29,5 +29,6 @@ class CubeMLP(Method[CubeMLPNetwork]):
     """
 
     title: ClassVar[str] = "CubeMLP"
+    stackable: ClassVar[bool] = True
     network = "cubemlp"
     trains_on: ClassVar[Literal["complete", "missing"]] = "complete"

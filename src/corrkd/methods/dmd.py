@@ -10,6 +10,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from corrkd.methods.base import Losses, Method, TrainingBatch
 from corrkd.networks.dmd import Decoupled, DMDNetwork, Graph
+from corrkd.networks.draws import current_draws
 from corrkd.networks.encoder import pool
 
 
@@ -52,6 +53,7 @@ class DMD(Method[DMDNetwork]):
     """
 
     title: ClassVar[str] = "DMD"
+    stackable: ClassVar[bool] = True
     network = "dmd"
     trains_on: ClassVar[Literal["complete", "missing"]] = "complete"
 
@@ -143,7 +145,9 @@ def margin_loss(shared: Tensor, same_class: Tensor, seen: Tensor, margin: float)
 
 def one_of(values: Tensor, choice: Tensor) -> Tensor:
     """One of each row's values, drawn evenly from where `choice` is true: two (n, n') -> (n,)."""
-    drawn = torch.rand(values.shape, device=values.device).masked_fill(~choice, -1.0).argmax(1)
+    draws = current_draws()
+    numbers = torch.rand(values.shape, device=values.device) if draws is None else draws.uniform(values.shape)
+    drawn = numbers.masked_fill(~choice, -1.0).argmax(1)
     return values.gather(1, drawn[:, None])[:, 0]
 
 

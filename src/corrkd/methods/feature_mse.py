@@ -21,6 +21,7 @@ class FeatureMSE(Method[AnyNetwork]):
     """Task loss, and the squared error of H from the teacher's, mean over samples and features. No projection: both have one width."""
 
     title: ClassVar[str] = "Feature-MSE distillation"
+    stackable: ClassVar[bool] = True
     options_type = FeatureMSEOptions
     needs_teacher: ClassVar[bool] = True
     search: ClassVar[Mapping[str, tuple[float, float]]] = {"method.mse.weight": (0.1, 4.0)}

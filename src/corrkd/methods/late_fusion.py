@@ -17,6 +17,7 @@ class LateFusion(Method[LateFusionNetwork]):
     """
 
     title: ClassVar[str] = "Late fusion"
+    stackable: ClassVar[bool] = True
     network = "late-fusion"
 
     def losses(self, batch: TrainingBatch) -> Losses:

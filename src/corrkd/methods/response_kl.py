@@ -34,6 +34,7 @@ class ResponseKL(Method[AnyNetwork]):
     """Task loss, and the divergence of the student's response from the teacher's: the plain form of what RCD refines."""
 
     title: ClassVar[str] = "Plain KL distillation"
+    stackable: ClassVar[bool] = True
     options_type = ResponseKLOptions
     needs_teacher: ClassVar[bool] = True
     search: ClassVar[Mapping[str, tuple[float, float]]] = {"method.kl.weight": (0.1, 4.0)}

@@ -49,6 +49,7 @@ class SelfMM(Method[SelfMMNetwork]):
     """
 
     title: ClassVar[str] = "Self-MM"
+    stackable: ClassVar[bool] = True
     network = "self-mm"
     trains_on: ClassVar[Literal["complete", "missing"]] = "complete"
 

@@ -10,3 +10,4 @@ class TaskOnly(Method[AnyNetwork]):
     """No distillation. Trained on complete samples it is the teacher; under MRM it is the control that a distillation has to beat."""
 
     title: ClassVar[str] = "No distillation"
+    stackable: ClassVar[bool] = True

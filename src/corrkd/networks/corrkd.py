@@ -17,6 +17,7 @@ class CorrKDNetwork(Network[NetworkSettings]):
     """An encoder per modality, their pooled vectors side by side (H), and fully connected layers on top."""
 
     name = "corrkd"
+    stackable = True
     settings_type = NetworkSettings
     modality_wise = True
 

@@ -45,6 +45,7 @@ class CubeMLPNetwork(Network[CubeMLPSettings]):
     """
 
     name = "cubemlp"
+    stackable = True
     settings_type = CubeMLPSettings
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:

@@ -109,6 +109,7 @@ class DMDNetwork(Network[DMDSettings]):
     """Decoupling, the two graphs, and a classifier of both parts."""
 
     name = "dmd"
+    stackable = True
     settings_type = DMDSettings
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:

@@ -20,6 +20,7 @@ class LateFusionNetwork(Network[NetworkSettings]):
     """
 
     name = "late-fusion"
+    stackable = True
     settings_type = NetworkSettings
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from corrkd.networks.draws import current_draws
 
 
 class FrameLSTM(nn.Module):
@@ -24,10 +27,26 @@ class FrameLSTM(nn.Module):
     def forward(self, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
         """(N, T, d_m) and two (N, T) masks, visible within exists -> states (N, T, width), zero in the padding."""
         shown = torch.where(visible[..., None], frames, 0.0)
+        draws = current_draws()
+        if draws is not None and draws.stacked:  # LSTMs of several runs at once, which torch's kernel cannot do
+            return self.states(shown) * exists[..., None]
         # One of several processes may have no sample, which an LSTM refuses: it reads one of zeros, of which nothing is kept.
         batch = shown if len(shown) else shown.new_zeros(1, *shown.shape[1:])
         states: Tensor = self.lstm(batch)[0][: len(shown)]
         return states * exists[..., None]
+
+    def states(self, frames: Tensor) -> Tensor:
+        """What `nn.LSTM` computes, as a loop over time: (N, T, d_m) -> (N, T, width)."""
+        lstm = self.lstm
+        projected = linear(frames, lstm.weight_ih_l0, lstm.bias_ih_l0 + lstm.bias_hh_l0)
+        hidden = cell = projected.new_zeros(len(frames), self.width)
+        states = []
+        for gates in projected.unbind(1):
+            entry, forget, change, out = (gates + hidden @ lstm.weight_hh_l0.T).chunk(4, 1)
+            cell = torch.sigmoid(forget) * cell + torch.sigmoid(entry) * torch.tanh(change)
+            hidden = torch.sigmoid(out) * torch.tanh(cell)
+            states.append(hidden)
+        return torch.stack(states, 1)
 
     def last(self, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
         """The state after each sample's last frame, (N, width); zeros for a sample without frames."""

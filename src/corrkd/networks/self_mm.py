@@ -34,6 +34,7 @@ class SelfMMNetwork(Network[SelfMMSettings]):
     """
 
     name = "self-mm"
+    stackable = True
     settings_type = SelfMMSettings
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:

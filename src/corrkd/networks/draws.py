@@ -1,0 +1,78 @@
+"""The random numbers of a training step, by a hash of (seed, epoch, step, site): the same bits on any device, and for a run alone as for
+a run among others that are trained with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# "lowbias32" (C. Wellons, Prospecting for Hash Functions, 2018) of a Weyl sequence, as signed numbers: products wrap.
+_FIRST, _SECOND, _WEYL = 0x7FEB352D, 0x846CA68B - (1 << 32), 0x9E3779B9 - (1 << 32)
+SITES = 256  # keys of a step; more draws than that begin again, with other keys
+
+
+def step_keys(seed: int, epoch: int, step: int, rank: int = 0) -> Tensor:
+    """Return what the draws of a step follow from, (SITES,) int32 on the CPU."""
+    text = f"{seed}|draws|{epoch}|{step}|{rank}".encode()
+    return torch.from_numpy(np.frombuffer(hashlib.shake_128(text).digest(4 * SITES), np.int32).copy())
+
+
+class Draws:
+    """Random numbers of one step. Each call is a site: the same calls in the same order draw the same numbers.
+
+    Args:
+        keys: from `step_keys`, on the device; of several runs at once, each run's own (`torch.vmap`).
+        stacked: whether it is the step of several runs at once.
+    """
+
+    def __init__(self, keys: Tensor, *, stacked: bool = False) -> None:
+        self.keys, self.stacked, self.site = keys, stacked, 0
+
+    def bits(self, count: int) -> Tensor:
+        """Return `count` uniform numbers of 16 bits, (count,) int16."""
+        return self._words((count + 1) // 2).view(torch.int16)[:count]
+
+    def uniform(self, shape: torch.Size) -> Tensor:
+        """Return uniform numbers in [0, 1), float32."""
+        words = self._words(shape.numel())
+        return ((words >> 8) & 0xFFFFFF).float().mul_(2.0**-24).view(shape)  # 24 bits fill a float32 exactly
+
+    def _words(self, count: int) -> Tensor:
+        around, place = divmod(self.site, SITES)
+        self.site += 1
+        x = _weyl(count, self.keys.device) ^ (self.keys[place] + around * _WEYL)
+        # Shifts are arithmetic: masks make them logical.
+        x = x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).mul_(_FIRST)
+        x = x.bitwise_xor_((x >> 15).bitwise_and_(0x1FFFF)).mul_(_SECOND)
+        return x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
+
+
+@lru_cache(maxsize=64)
+def _weyl(count: int, device: torch.device) -> Tensor:
+    return torch.arange(1, count + 1, dtype=torch.int32, device=device) * _WEYL
+
+
+_current: ContextVar[Draws | None] = ContextVar("draws", default=None)
+
+
+def current_draws() -> Draws | None:
+    """Return where a training draws from now; None: from torch's global generator."""
+    return _current.get()
+
+
+@contextmanager
+def drawing_from(draws: Draws) -> Iterator[None]:
+    """Networks and losses draw from `draws`, for as long as it lasts."""
+    token = _current.set(draws)
+    try:
+        yield
+    finally:
+        _current.reset(token)

@@ -1,0 +1,172 @@
+"""Runs trained together must be what each is alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from corrkd.data.batches import Samples
+from corrkd.methods.base import AnyMethod, TeacherOutputs
+from corrkd.methods.registry import method_class
+from corrkd.networks.registry import network_class
+from corrkd.settings import MissingSettings, TrainingSettings
+from corrkd.training.loop import train
+from corrkd.training.run import Trained, TrainingRun
+from corrkd.training.stacked import train_together
+from tests.conftest import make_dataset, make_samples
+
+SMALL: dict[str, dict[str, Any]] = {
+    "corrkd": {"width": 8, "heads": 2, "feedforward": 16, "layers": 1, "classifier": (6,), "dropout": 0.2},
+    "cubemlp": {"channels": 6, "hidden": ((4, 2, 6),), "shapes": ((4, 3, 6),), "dropout": 0.2},
+}
+SMALL["late-fusion"] = SMALL["corrkd"]
+MENDED = {"scd": {"form": "relations"}, "cpd": {"form": "all", "parts": True}, "rcd": {"form": "divergence"}}
+SETTINGS = TrainingSettings(
+    epochs=3,
+    batch_size=16,
+    lr=1e-2,
+    optimizer="adamw",
+    weight_decay=0.05,
+    schedule="cosine",
+    average=0.9,
+    clip_norm=0.5,
+)
+FABRIC = Fabric(accelerator="cpu", devices=1)  # the methods are in float64 themselves
+
+
+def teachers(samples: Samples, seed: int, width: int = 24) -> TeacherOutputs:
+    random = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=random, dtype=torch.float64)
+
+    count = len(samples)
+    return TeacherOutputs(draw(count, width), draw(count, *samples.target.response_shape), torch.arange(count) % 3)
+
+
+def make_method(name: str, samples: Samples, seed: int, options: Any = None, network: str | None = None) -> AnyMethod:
+    kind = method_class(name)
+    net = network_class(network or kind.network or "corrkd")
+    torch.manual_seed(seed)
+    settings = net.settings_type.model_validate(SMALL.get(net.name, {}))
+    student = net(samples.widths, dict.fromkeys(samples.widths, 6), target=samples.target, settings=settings)
+    heard = teachers(samples, seed) if kind.needs_teacher else None
+    return kind(student, kind.options_type.model_validate(options or {}), teachers=heard).double()
+
+
+def scores(seed: int) -> Callable[[Any], float]:
+    """Validation scores that fall from another epoch on for each run."""
+    ahead = iter([0.5 + 0.01 * epoch if epoch <= seed else 0.3 for epoch in range(100)])
+    return lambda network: next(ahead)
+
+
+def together_and_alone(
+    make: Callable[[int], AnyMethod],
+    samples: Callable[[int], Samples],
+    settings: TrainingSettings = SETTINGS,
+    **options: Any,
+) -> tuple[list[Trained], list[Trained]]:
+    alone = [
+        train(make(s), samples(s), settings=settings, validate=scores(s), seed=s, fabric=FABRIC, **options)
+        for s in range(3)
+    ]
+    runs = [
+        TrainingRun(method=make(s), samples=samples(s), settings=settings, validate=scores(s), seed=s, **options)
+        for s in range(3)
+    ]
+    return train_together(runs, fabric=FABRIC), alone
+
+
+def assert_equal(together: list[Trained], alone: list[Trained]) -> None:
+    for one, other in zip(together, alone, strict=True):
+        assert (one.epoch, one.score, len(one.history)) == (other.epoch, other.score, len(other.history))
+        for name, value in other.state.items():
+            torch.testing.assert_close(one.state[name], value, rtol=0, atol=1e-9, msg=lambda text: f"{name}: {text}")
+        for mine, theirs in zip(one.history, other.history, strict=True):
+            assert mine == pytest.approx(theirs, abs=1e-9)
+
+
+def split(target: str) -> Samples:
+    return make_samples(make_dataset(), target=target, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("target", ["classes", "score"])
+@pytest.mark.parametrize(
+    ("name", "options", "network"),
+    [
+        ("no-distillation", None, None),
+        ("no-distillation", None, "cubemlp"),
+        ("corrkd", None, None),
+        ("corrkd", MENDED, None),
+        ("kl", None, None),
+        ("feature-mse", None, None),
+        ("late-fusion", None, None),
+        ("cubemlp", None, None),
+        ("dmd", None, None),
+        ("self-mm", None, None),
+    ],
+)
+def test_runs_together_are_what_each_is_alone(name: str, options: Any, network: str | None, target: str) -> None:
+    samples = split(target)
+    missing = MissingSettings()
+    together, alone = together_and_alone(
+        lambda seed: make_method(name, samples, seed, options, network), lambda seed: samples, missing=missing
+    )
+    assert_equal(together, alone)
+    first, second = (torch.cat([x.flatten() for x in one.state.values()]) for one in together[:2])
+    assert not torch.allclose(first, second, atol=1e-2)
+
+
+def test_parts_of_unequal_size_end_their_epochs_at_other_steps_and_stop_early() -> None:
+    """As teachers of folds do: other last batches, other numbers of steps, an early end each."""
+    samples = split("classes")
+    parts = [samples.subset(torch.arange(len(samples))[rows]) for rows in (slice(0, 48), slice(3, 40), slice(1, 33, 2))]
+    settings = SETTINGS.model_copy(update={"epochs": 6, "patience": 2})
+    together, alone = together_and_alone(
+        lambda seed: make_method("no-distillation", samples, seed), lambda seed: parts[seed], settings
+    )
+    assert_equal(together, alone)
+    assert len({len(one.history) for one in together}) == 3
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_a_stopped_stack_goes_on_to_the_same(tmp_path: Path) -> None:
+    """Stopped between two runs' checkpoints: one has an epoch more than the others."""
+    samples = split("classes")
+
+    def runs(stop: bool) -> list[TrainingRun]:
+        def on_epoch(record: dict[str, float], seed: int) -> None:
+            if stop and (record["epoch"], seed) == (2, 1):
+                raise Stopped
+
+        return [
+            TrainingRun(
+                method=make_method("corrkd", samples, seed),
+                samples=samples,
+                settings=SETTINGS,
+                validate=lambda network: 0.5,
+                seed=seed,
+                missing=MissingSettings(),
+                checkpoint=tmp_path / f"{seed}.ckpt",
+                on_epoch=lambda record, seed=seed: on_epoch(record, seed),  # type: ignore[misc]
+            )
+            for seed in range(3)
+        ]
+
+    with pytest.raises(Stopped):
+        train_together(runs(stop=True), fabric=FABRIC)
+    again = train_together(runs(stop=False), fabric=FABRIC)
+    for seed in range(3):
+        (tmp_path / f"{seed}.ckpt").unlink()
+    whole = train_together(runs(stop=False), fabric=FABRIC)
+    for one, other in zip(again, whole, strict=True):
+        assert all(torch.equal(value, other.state[name]) for name, value in one.state.items())
+        assert one.history == other.history
