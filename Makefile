@@ -7,6 +7,8 @@ PINNED = PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 INSTALL = pip install --quiet --disable-pip-version-check
 # Services under test wait more than they work: three workers keep two cores busy.
 PYTEST = python -m pytest -n 3 --dist loadfile -m 'not slow'
+# The tests start hundreds of processes: none is to compile anew what another has compiled.
+export PYTHONDONTWRITEBYTECODE =
 .ONESHELL:
 .SHELLFLAGS = -ec
 

@@ -288,7 +288,7 @@ def test_the_live_table_counts(tmp_path: Path) -> None:
         ({"method": ["kl"]}, "'method' is unknown; allowed: datasets, arms, seeds, jobs, search"),
         (
             {"arms": {"kl": {"lrr": 1}}},
-            r"arms\.kl: lrr is unknown; allowed there: epochs, .*, method, network, title, trains_on",
+            r"arms\.kl\.lrr is unknown; allowed there: epochs, .*, method, network, title, trains_on",
         ),
         ({"arms": 3}, "expected a list of names"),
         ({"arms": ["klx"]}, "method 'klx' is unknown; there are self-mm, "),
