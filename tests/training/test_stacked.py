@@ -86,7 +86,7 @@ def assert_equal(together: list[Trained], alone: list[Trained]) -> None:
     for one, other in zip(together, alone, strict=True):
         assert (one.epoch, one.score, len(one.history)) == (other.epoch, other.score, len(other.history))
         for name, value in other.state.items():
-            torch.testing.assert_close(one.state[name], value, rtol=0, atol=1e-9, msg=lambda text: f"{name}: {text}")
+            assert torch.allclose(one.state[name], value, rtol=0, atol=1e-9), name
         for mine, theirs in zip(one.history, other.history, strict=True):
             assert mine == pytest.approx(theirs, abs=1e-9)
 
@@ -134,7 +134,7 @@ def test_parts_of_unequal_size_end_their_epochs_at_other_steps_and_stop_early() 
     assert len({len(one.history) for one in together}) == 3
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -145,7 +145,7 @@ def test_a_stopped_stack_goes_on_to_the_same(tmp_path: Path) -> None:
     def runs(stop: bool) -> list[TrainingRun]:
         def on_epoch(record: dict[str, float], seed: int) -> None:
             if stop and (record["epoch"], seed) == (2, 1):
-                raise Stopped
+                raise StoppedError
 
         return [
             TrainingRun(
@@ -161,7 +161,7 @@ def test_a_stopped_stack_goes_on_to_the_same(tmp_path: Path) -> None:
             for seed in range(3)
         ]
 
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         train_together(runs(stop=True), fabric=FABRIC)
     again = train_together(runs(stop=False), fabric=FABRIC)
     for seed in range(3):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,10 +28,20 @@ from corrkd.experiment.processes import (
     reset_peak_memory,
 )
 from corrkd.experiment.progress import Reporter, Task
-from corrkd.experiment.stages import RESULTS, evaluate_arm, train_arm, write_tested
+from corrkd.experiment.stages import (
+    RESULTS,
+    Training,
+    evaluate_arm,
+    stack_size,
+    train_all,
+    train_arm,
+    trainings,
+    write_tested,
+)
 from corrkd.files import make_folder, open_no_link, write_text
 from corrkd.networks.saved import load_network, recorded
 from corrkd.parsing import json_text, refusing, with_digest
+from corrkd.settings import ResampleSettings
 
 COST, LOG, PROGRESS = "cost.json", "log.txt", "progress"
 Key = tuple[str, str, int]
@@ -86,6 +96,19 @@ class Job:
         leading = [(name, self.arm, first)] if part.chooses(self.arm) and self.seed != first else []
         return (*teacher, *leading)
 
+    def trainings(self, experiment: Experiment) -> list[Training]:
+        """Return what is trained for it, with the plan's number of epochs."""
+        arms = {arm.name: arm for arm in arms_of(self.part)}
+        arm = arms[self.arm]
+        return trainings(
+            with_epochs(arm, self.part.epochs.get(arm.name, arm.training.epochs)),
+            self.folder,
+            experiment=experiment.at(self.seed),
+            seed=self.seed,
+            taught_in=arm_folder(self.teachers or self.dataset, TEACHER, self.seed),
+            teaching=self.teachers is None and any(other.needs_teacher for other in arms.values()),
+        )
+
     @property
     def progress(self) -> str | None:
         """How far it is, as "self-mm 3/16"; None where it does not run."""
@@ -121,6 +144,26 @@ def attempt(job: Job, experiment: Experiment, reporter: Reporter | None = None) 
     finally:
         (job.folder / PROGRESS).unlink(missing_ok=True)
     return None
+
+
+def train_together(jobs: Sequence[Job], experiment: Experiment, reporter: Reporter) -> None:
+    """Train at once what is left to train of jobs of one arm, where the settings say so; `carry_out` then finds the models.
+
+    A training that fails stops the others at once with it: then each is done alone, and fails or not.
+    """
+    left = [job for job in jobs if not job.done and not job.part.chooses(job.arm)]
+    if len(left) < 2:
+        return
+    settings = left[0].part.settings
+    torch.set_num_threads(settings.threads)
+    fabric = make_fabric(settings)
+    every = [training for job in left for training in job.trainings(experiment)]
+    if stack_size(every[0], fabric) == 1 or settings.data.resample != ResampleSettings():
+        return
+    for training in every:
+        make_folder(training.folder)
+    with suppress(CorrKDError):
+        train_all(every, fabric, reporter)
 
 
 def carry_out(job: Job, experiment: Experiment, reporter: Reporter) -> None:

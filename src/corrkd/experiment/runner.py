@@ -23,7 +23,7 @@ from corrkd.errors import CorrKDError
 from corrkd.escape import terminal_text
 from corrkd.experiment.arm import TEACHER
 from corrkd.experiment.experiment import Experiment, prepare
-from corrkd.experiment.job import LOG, PROGRESS, Job, attempt
+from corrkd.experiment.job import LOG, PROGRESS, Job, attempt, train_together
 from corrkd.experiment.processes import end_with_parent, world_size
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.settings import Settings
@@ -81,9 +81,16 @@ def ordered(jobs: Sequence[Job]) -> list[Job]:
 
 def _one_by_one(jobs: Sequence[Job], experiments: Mapping[str, Experiment], reporter: Reporter) -> list[Failure]:
     failures: list[Failure] = []
+    begun: set[tuple[Path, str]] = set()
     for job in ordered(jobs):
         if job.done:
             continue
+        if (job.dataset, job.arm) not in begun:
+            begun.add((job.dataset, job.arm))
+            alike = [other for other in jobs if (other.dataset, other.arm) == (job.dataset, job.arm)]
+            train_together(
+                [other for other in alike if not _unmet(other, failures)], experiments[job.dataset.name], reporter
+            )
         error = _unmet(job, failures) or attempt(job, experiments[job.dataset.name], reporter)
         if error is not None:
             failures.append(Failure(job, error))

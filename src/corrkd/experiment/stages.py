@@ -45,16 +45,102 @@ from corrkd.networks.saved import (
 )
 from corrkd.parsing import LARGEST_YAML, read_text, refusing
 from corrkd.training.distributed import gather
-from corrkd.training.loop import (
-    VALID,
-    Record,
-    derived_seed,
-    train,
-)
+from corrkd.training.loop import train_run
+from corrkd.training.run import VALID, Record, Trained, TrainingRun
+from corrkd.training.seeds import derived_seed
+from corrkd.training.stacked import train_together
 
+MOST_STACKED = 32
 HISTORY, RESULTS, SUMS = "history.csv", "results.csv", "SHA256SUMS"
 SUMMED = (HISTORY, "representations.safetensors", "predictions.parquet", "coverage.csv")
 COLUMNS = ["dataset", "method", "seed", "condition", "draw", "metric", "value"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A network to be trained.
+
+    Attributes:
+        arm: how.
+        folder: of the arm and seed, where the model goes.
+        experiment: the seed's.
+        seed: of initial parameters, order, masks and dropout.
+        taught_in: folder of the seed's teachers.
+        member: which of several teachers it is; None: it is trained on all samples.
+    """
+
+    arm: Arm
+    folder: Path
+    experiment: Experiment
+    seed: int
+    taught_in: Path
+    member: Member | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether its model is there."""
+        return (self.folder / f"{self.arm.name}.json").is_file()
+
+    @property
+    def stackable(self) -> bool:
+        """Whether it can be trained with others at once."""
+        settings, arm = self.experiment.settings, self.arm
+        one_step = arm.method.class_.stackable and arm.network.class_.stackable
+        return one_step and settings.precision != "16-mixed" and self.experiment.samples("train").resident
+
+    def begin(self, task: Task, fabric: Fabric) -> TrainingRun:
+        """Return the training, ready to begin, whose epochs `task` follows."""
+        experiment, arm = self.experiment, self.arm
+        samples, valid = experiment.samples("train"), experiment.samples("valid")
+        teachers = answers(experiment, samples, self.seed, self.taught_in) if arm.needs_teacher else None
+        rows = samples if self.member is None else trained_on(self.member, experiment, samples, self.seed)
+        return TrainingRun(
+            method=make_method(arm, experiment, self.seed, rows, teachers),
+            samples=rows,
+            settings=arm.training,
+            validate=_validation(arm, experiment, valid),
+            seed=self.seed,
+            missing=None if arm.complete else experiment.settings.missing,
+            checkpoint=self.folder / f"{arm.name}.ckpt",
+            on_epoch=_Watch(self.folder / "tfevents" / arm.name, task) if fabric.is_global_zero else None,
+        )
+
+    def write(self, run: TrainingRun, trained: Trained, seconds: float) -> None:
+        """Write the model of a training that took so many seconds."""
+        arm, experiment, folder = self.arm, self.experiment, self.folder
+        run.method.student.load_state_dict(trained.state)
+        about = {
+            "role": arm.name,
+            "seed": self.seed,
+            "epoch": trained.epoch,
+            VALID: trained.score,
+            "selection": arm.selection,
+            "data": {"name": experiment.dataset.name, "sha256": experiment.dataset.sha256},
+            "versions": {"corrkd": __version__, "torch": torch.__version__},
+            "history": trained.history,
+        }
+        saved = SavedNetwork(
+            network=run.method.student.cpu().float(),
+            normalisation=experiment.normalisation,
+            target=experiment.target,
+            frames=experiment.frames,
+            missing=usual_missing(experiment.dataset.split("train")),
+            about=about,
+        )
+        save_network(folder / arm.name, saved)
+        _write_timing(folder, arm.name, seconds, len(trained.history) * len(run.samples))
+        (folder / f"{arm.name}.ckpt").unlink(missing_ok=True)
+
+
+def trainings(
+    arm: Arm, folder: Path, *, experiment: Experiment, seed: int, taught_in: Path, teaching: bool = False
+) -> list[Training]:
+    """Return what is trained for an arm and seed: the arm; after the teacher those others who teach, where `teaching`."""
+    out = [Training(arm, folder, experiment, seed, taught_in)]
+    if arm.name == TEACHER and teaching:
+        others = [member for member in members(experiment.settings.teacher) if member.name != TEACHER]
+        out += [Training(member.arm(arm), folder, experiment, seed, taught_in, member) for member in others]
+    return out
 
 
 def train_arm(
@@ -81,82 +167,46 @@ def train_arm(
         teaching: of a teacher, whether those who teach beside it are trained too.
     """
     make_folder(folder)
-    trained = _with_members(arm, experiment, teaching)
-    left = [(each, member) for each, member in trained if not (folder / f"{each.name}.json").is_file()]
-    if left:
-        samples, valid = experiment.samples("train"), experiment.samples("valid")
-        teachers = answers(experiment, samples, seed, taught_in) if arm.needs_teacher else None
-        for each, member in left:
-            rows = samples if member is None else trained_on(member, experiment, samples, seed)
-            _train(each, experiment, seed, folder, fabric, rows, valid, teachers, reporter)
-            del rows  # before the next are taken
+    every = trainings(arm, folder, experiment=experiment, seed=seed, taught_in=taught_in, teaching=teaching)
+    train_all(every, fabric, reporter)
     if fabric.is_global_zero:
-        for each, _ in trained:  # of a run that was killed between the model and this line
-            (folder / f"{each.name}.ckpt").unlink(missing_ok=True)
+        for training in every:  # of a run that was killed between the model and this line
+            (folder / f"{training.arm.name}.ckpt").unlink(missing_ok=True)
         if not (folder / HISTORY).is_file():
             _write_history(folder, arm)
 
 
-def _with_members(arm: Arm, experiment: Experiment, teaching: bool) -> list[tuple[Arm, Member | None]]:
-    """An arm; after the teacher those others who teach."""
-    if arm.name != TEACHER or not teaching:
-        return [(arm, None)]
-    others = [member for member in members(experiment.settings.teacher) if member.name != TEACHER]
-    return [(arm, None), *((member.arm(arm), member) for member in others)]
+def train_all(trainings: Sequence[Training], fabric: Fabric, reporter: Reporter) -> None:
+    """Train those of one arm that are not done yet, several at once where the settings say so."""
+    left = [training for training in trainings if not training.done]
+    while left:
+        count = stack_size(left[0], fabric) if len(left) > 1 else 1
+        some, left = left[:count], left[count:]
+        seeds = ", ".join(map(str, dict.fromkeys(training.seed for training in some)))
+        names = some[0].arm.name if len(some) == 1 else f"{len(some)} x {some[0].arm.name}"
+        began = time.monotonic()
+        epochs = sum(training.arm.training.epochs for training in some)
+        with reporter.task(f"seed {seeds}  {names}", epochs) as task:
+            runs = [training.begin(task, fabric) for training in some]
+            if len(runs) > 1 and all(run.method.stacks(run.batch_size) for run in runs):
+                trained = train_together(runs, fabric=fabric)
+            else:
+                trained = [train_run(run, fabric) for run in runs]
+        if fabric.is_global_zero:
+            seconds = (time.monotonic() - began) / len(some)
+            for training, run, result in zip(some, runs, trained, strict=True):
+                if isinstance(run.on_epoch, _Watch):
+                    run.on_epoch.close(result.history)
+                training.write(run, result, seconds)
+        fabric.barrier()
 
 
-def _train(
-    arm: Arm,
-    experiment: Experiment,
-    seed: int,
-    folder: Path,
-    fabric: Fabric,
-    samples: Samples,
-    valid: Samples,
-    teachers: TeacherOutputs | None,
-    reporter: Reporter,
-) -> None:
-    method = make_method(arm, experiment, seed, samples, teachers)
-    began = time.monotonic()
-    with reporter.task(f"seed {seed}  {arm.name}", arm.training.epochs) as task:
-        writer = _Watch(folder / "tfevents" / arm.name, task) if fabric.is_global_zero else None
-        trained = train(
-            method,
-            samples,
-            settings=arm.training,
-            validate=_validation(arm, experiment, valid),
-            seed=seed,
-            fabric=fabric,
-            missing=None if arm.complete else experiment.settings.missing,
-            checkpoint=folder / f"{arm.name}.ckpt",
-            on_epoch=writer,
-        )
-        if writer:
-            writer.close(trained.history)
-    method.student.load_state_dict(trained.state)
-    if fabric.is_global_zero:
-        about = {
-            "role": arm.name,
-            "seed": seed,
-            "epoch": trained.epoch,
-            VALID: trained.score,
-            "selection": arm.selection,
-            "data": {"name": experiment.dataset.name, "sha256": experiment.dataset.sha256},
-            "versions": {"corrkd": __version__, "torch": torch.__version__},
-            "history": trained.history,
-        }
-        saved = SavedNetwork(
-            network=method.student.cpu().float(),
-            normalisation=experiment.normalisation,
-            target=experiment.target,
-            frames=experiment.frames,
-            missing=usual_missing(experiment.dataset.split("train")),
-            about=about,
-        )
-        save_network(folder / arm.name, saved)
-        _write_timing(folder, arm.name, time.monotonic() - began, len(trained.history) * len(samples))
-        (folder / f"{arm.name}.ckpt").unlink(missing_ok=True)
-    fabric.barrier()
+def stack_size(training: Training, fabric: Fabric) -> int:
+    """Return how many trainings like this one are done at once."""
+    asked = training.experiment.settings.stack
+    if fabric.world_size > 1 or not training.stackable or (asked == "auto" and fabric.device.type != "cuda"):
+        return 1
+    return MOST_STACKED if asked == "auto" else asked
 
 
 def make_method(

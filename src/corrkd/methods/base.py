@@ -167,6 +167,10 @@ class Method(nn.Module, Generic[N]):
     def build(self) -> None:
         """Make what the method needs beside the student (critics, a memory). The base class needs nothing."""
 
+    def stacks(self, batch_size: int) -> bool:
+        """Return whether trainings with batches of this size can be done at once, of this method and its student."""
+        return self.stackable and self.student.stackable
+
     def start(self, samples: Samples) -> None:
         """Take what the method needs of the whole training split (priors, a memory), before the first epoch; `teachers` are its outputs.
 

@@ -20,6 +20,7 @@ from corrkd.losses import (
     SampleContrastiveDistillation,
     SampleRelationDistillation,
 )
+from corrkd.losses.sample_contrastive import BLOCK
 from corrkd.methods.base import Losses, Method, Options, TeacherOutputs, TrainingBatch, WeightedLoss
 from corrkd.methods.response_kl import KL
 from corrkd.networks.base import AnyNetwork
@@ -150,6 +151,13 @@ class CorrKD(Method[AnyNetwork]):
             self.check_widths("SCD", "set method.scd.form to relations")
         self.cpd = CategoryPrototypeDistillation(classes, center=options.cpd.center) if options.cpd.weight else None
         self.rcd = options.rcd.make(classes) if options.rcd.weight and self.target.has_classes else None
+
+    def stacks(self, batch_size: int) -> bool:
+        """Return whether they can: not where SCD computes its distances in blocks, which it forgets and computes again."""
+        in_blocks = isinstance(self.scd, SampleContrastiveDistillation) and (
+            batch_size**2 * self.student.representation_width > BLOCK
+        )
+        return super().stacks(batch_size) and not in_blocks
 
     def start(self, samples: Samples) -> None:
         """Take mean and prototypes of each teacher's representations, over all samples that it answers for."""

@@ -8,6 +8,8 @@ from torch.nn.functional import linear
 
 from corrkd.networks.draws import current_draws
 
+PARAMETERS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+
 
 class FrameLSTM(nn.Module):
     """A one-directional LSTM over the frames of one modality; invisible frames are zeros.
@@ -37,12 +39,12 @@ class FrameLSTM(nn.Module):
 
     def states(self, frames: Tensor) -> Tensor:
         """What `nn.LSTM` computes, as a loop over time: (N, T, d_m) -> (N, T, width)."""
-        lstm = self.lstm
-        projected = linear(frames, lstm.weight_ih_l0, lstm.bias_ih_l0 + lstm.bias_hh_l0)
+        inputs, recurrent, first, second = (self.lstm.get_parameter(name) for name in PARAMETERS)
+        projected = linear(frames, inputs, first + second)
         hidden = cell = projected.new_zeros(len(frames), self.width)
         states = []
         for gates in projected.unbind(1):
-            entry, forget, change, out = (gates + hidden @ lstm.weight_hh_l0.T).chunk(4, 1)
+            entry, forget, change, out = (gates + hidden @ recurrent.T).chunk(4, 1)
             cell = torch.sigmoid(forget) * cell + torch.sigmoid(entry) * torch.tanh(change)
             hidden = torch.sigmoid(out) * torch.tanh(cell)
             states.append(hidden)

@@ -52,20 +52,26 @@ def train(
         checkpoint=checkpoint,
         on_epoch=on_epoch,
     )
+    return train_run(run, fabric)
+
+
+def train_run(run: TrainingRun, fabric: Fabric) -> Trained:
+    """Train a run. Raises CorrKDError as `train`."""
     # Half precision scales the loss, and Fabric does not clip scaled gradients for a fused optimiser.
     run.begin(fused=getattr(fabric.strategy.precision, "scaler", None) is None)
-    wrapped, optimizer = fabric.setup(method, run.optimizer)
+    method, optimizer = fabric.setup(run.method, run.optimizer)
     run.resume(fabric.device)
     rank, first = fabric.global_rank, fabric.is_global_zero
     with torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []):
         while not run.ended:
             epoch = run.next_epoch(fabric.device)
             # For what draws from torch's generator all the same, as networks of other packages do.
-            torch.manual_seed(derived_seed(seed, "dropout", epoch.number, rank))
-            wrapped.train()
+            torch.manual_seed(derived_seed(run.seed, "dropout", epoch.number, rank))
+            method.train()
             for step, rows in enumerate(epoch.batches):
                 with drawing_from(Draws(run.keys(epoch, step, rank))):
-                    losses = take_step(wrapped, optimizer, fabric, samples, rows, epoch.masks, settings.clip_norm)
+                    clip = run.settings.clip_norm
+                    losses = take_step(method, optimizer, fabric, run.samples, rows, epoch.masks, clip)
                 run.after_step(epoch, step, losses)
             run.end_epoch(epoch, first=first)
             fabric.barrier()
