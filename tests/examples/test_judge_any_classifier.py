@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "judge_any_classifier.py"import pytest
+import pytest
 
-
+SCRIPT = Path(__file__).parents[2] / "examples" / "judge_any_classifier.py"
 
 
 @pytest.mark.slow

@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "loss_in_own_loop.py"import pytest
+import pytest
 
-
+SCRIPT = Path(__file__).parents[2] / "examples" / "loss_in_own_loop.py"
 
 
 @pytest.mark.slow

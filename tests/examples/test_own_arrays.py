@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "own_arrays.py"import pytest
+import pytest
 
-
+SCRIPT = Path(__file__).parents[2] / "examples" / "own_arrays.py"
 
 
 @pytest.mark.slow
