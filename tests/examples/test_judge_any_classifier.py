@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "judge_any_classifier.py"
 
 
+@pytest.mark.slow
 def test_a_classifier_loses_with_what_it_does_not_see(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, str(SCRIPT)],

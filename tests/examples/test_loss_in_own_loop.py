@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "loss_in_own_loop.py"
 
 
+@pytest.mark.slow
 def test_prints_a_loss_that_falls() -> None:
     run = subprocess.run(
         [sys.executable, str(SCRIPT)],

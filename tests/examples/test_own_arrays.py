@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "own_arrays.py"
 
 
+@pytest.mark.slow
 def test_trains_on_modalities_of_any_name_and_tests_the_student(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, str(SCRIPT)],

@@ -374,6 +374,7 @@ def test_a_method_is_chosen_by_what_it_is_trained_on(
     assert saved.about[VALID] == pytest.approx(mean_f1(saved.network, valid, chosen))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak cannot be reset")
 def test_peak_memory_is_the_job_s_own() -> None:
     """A job before it in the same process had more."""

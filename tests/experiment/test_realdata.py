@@ -36,7 +36,7 @@ def test_hazumi(hazumi_pickle: Path, tmp_path: Path) -> None:
     assert student["complete", "weighted_f1"] > values(run, "majority")["complete", "weighted_f1"] + 0.05
 
 
-@pytest.mark.parametrize("target", ["binary-nonzero", "score"])
+@pytest.mark.parametrize("target", ["binary-nonzero", pytest.param("score", marks=pytest.mark.slow)])
 def test_mosi(mosi_pickle: Path, tmp_path: Path, target: str) -> None:
     settings = tiny(
         data={"path": str(mosi_pickle), "target": target},

@@ -122,7 +122,9 @@ def make_hostile(out: Path) -> None:
     (out / "failures.csv").write_text(f'dataset,method,seed,error\n"{NAMES[0].replace(chr(34), chr(39))}",a,0,b\n')
 
 
-@pytest.mark.parametrize("kind", ["run", "classes", pytest.param("questions", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["classes", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("run", "questions"))]
+)
 class TestReports:
     def test_no_element_and_no_attribute_is_added_to_the_page(self, kind: str, reports: Any) -> None:
         pages = {k: (p / "report.html").read_text("utf-8") for k, p in reports(kind).items()}
