@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
@@ -52,7 +53,9 @@ def test_every_kind_of_target_learns(target: str) -> None:
     assert history[-1]["loss/task"] < 0.8 * history[0]["loss/task"]
     assert {f"loss/{name}" for name in terms(method, samples)} < set(history[0])
     for name in ("unimodal", "reconstruction", "cycle", "margin"):
-        assert history[-1][f"loss/{name}"] < history[0][f"loss/{name}"], name
+        # Over three epochs: the margin loss is of pairs that are drawn.
+        first, last = (np.mean([record[f"loss/{name}"] for record in part]) for part in (history[:3], history[-3:]))
+        assert last < first, name
 
 
 def test_shared_and_private_parts_are_kept_apart() -> None:

@@ -117,8 +117,8 @@ class Settings(Strict):
     )
     stack: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
         "auto",
-        description="trainings of one arm at once in a process, seeds and teachers of folds; changes no result but for rounding; auto: 1 on "
-        "a CPU, up to 32 on a GPU",
+        description="trainings of one arm at once in a process, seeds and teachers of folds; changes no result but for rounding; auto: "
+        "1 on a CPU, up to 32 on a GPU",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU where there is one")
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"

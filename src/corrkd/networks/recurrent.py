@@ -39,7 +39,7 @@ class FrameLSTM(nn.Module):
 
     def states(self, frames: Tensor) -> Tensor:
         """What `nn.LSTM` computes, as a loop over time: (N, T, d_m) -> (N, T, width)."""
-        inputs, recurrent, first, second = (self.lstm.get_parameter(name) for name in PARAMETERS)
+        inputs, recurrent, first, second = (getattr(self.lstm, name) for name in PARAMETERS)
         projected = linear(frames, inputs, first + second)
         hidden = cell = projected.new_zeros(len(frames), self.width)
         states = []

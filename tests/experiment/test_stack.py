@@ -1,0 +1,84 @@
+"""A run whose seeds and folds are trained at once is the run in which each is trained alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+
+import corrkd
+from corrkd.errors import CorrKDError
+from corrkd.experiment import stages
+from tests.experiment.conftest import dataset_in, run_unreported, tiny, write_npz
+
+
+@pytest.fixture
+def stacked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many trainings were done at once, each time."""
+    sizes: list[int] = []
+    train_together = stages.train_together
+
+    def counted(runs: Sequence[Any], **options: Any) -> Any:
+        sizes.append(len(runs))
+        return train_together(runs, **options)
+
+    monkeypatch.setattr(stages, "train_together", counted)
+    return sizes
+
+
+def settings(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    data = tmp_path / "people.npz"
+    if not data.exists():
+        write_npz(data, {"language": 5, "audio": 3}, person=np.array([f"p{i // 3}" for i in range(60)]))
+    return tiny(
+        data={"path": str(data), "synthetic": {}},
+        teacher={"folds": 3, "repeats": 2},
+        precision="64-true",
+        seeds=[0, 1],
+        **changes,
+    )
+
+
+def models(run: Path) -> dict[str, np.ndarray]:
+    tensors = {}
+    for path in sorted(dataset_in(run).rglob("*.safetensors")):
+        if path.name != "representations.safetensors":
+            tensors |= {f"{path.parent.parent.name}/{path.stem}/{name}": x for name, x in load_file(path).items()}
+    return tensors
+
+
+def test_seeds_and_folds_at_once_come_to_what_each_is_alone(tmp_path: Path, stacked: list[int]) -> None:
+    alone = run_unreported(settings(tmp_path, stack=1), tmp_path / "alone")
+    assert not stacked
+    together = run_unreported(settings(tmp_path, stack=5), tmp_path / "together")
+    assert stacked == [5, 5, 4, 2, 2]  # seven teachers a seed, students, controls
+    ours, theirs = models(tmp_path / "together"), models(tmp_path / "alone")
+    assert len({name.rpartition("/")[0] for name in ours}) == 2 * (7 + 2)
+    assert ours.keys() == theirs.keys()
+    for name, x in theirs.items():
+        np.testing.assert_allclose(ours[name], x, rtol=0, atol=1e-6, err_msg=name)
+    pd.testing.assert_frame_equal(together.results, alone.results, atol=1e-6)
+
+
+def test_what_cannot_be_stacked_is_trained_alone(tmp_path: Path, stacked: list[int]) -> None:
+    tree = settings(tmp_path, stack=5)
+    tree["teacher"] = {**tree["teacher"], "folds": None, "repeats": 1}
+    tree["student"] = {**tree["student"], "method": "gcnet"}
+    run_unreported(tree, tmp_path / "run")
+    assert stacked == [2]  # the teachers of both seeds
+
+
+def test_where_a_stack_fails_each_is_tried_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(runs: Sequence[Any], **options: Any) -> Any:
+        raise CorrKDError("the loss is no longer finite in epoch 2")
+
+    monkeypatch.setattr(stages, "train_together", fails)
+    tree = settings(tmp_path, stack=5)
+    tree["teacher"] = {**tree["teacher"], "folds": None, "repeats": 1}
+    assert not run_unreported(tree, tmp_path / "run").failures
+    assert corrkd.load_student(tmp_path / "run" / "people" / "seed-1" / "control").about["seed"] == 1
