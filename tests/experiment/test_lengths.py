@@ -42,7 +42,7 @@ TRAINED = ["teacher", "student", "control"]
 
 
 def test_the_class_is_learned_where_language_is_visible(table: pd.DataFrame) -> None:
-    assert (table.loc[TRAINED, ["language", "complete"]] > 0.95).all(axis=None)
+    assert (table.loc[TRAINED, ["language", "complete"]] > 0.9).all(axis=None)
     assert (table.loc[TRAINED, "ratio-0.5"] > 0.8).all()  # a gap is seen
 
 

@@ -179,8 +179,11 @@ class Dropout(nn.Module):
         if draws is None:
             return dropout(x, self.probability)
         steps = round(self.probability * 65536)
+        bits, scale = draws.bits(x.numel()), 65536 / (65536 - steps)
+        if draws.stacked:  # comparing in place has no batching rule
+            return x * ((bits >= steps - 32768).to(x.dtype) * scale).view(x.shape)
         # 0 or 1 by way of floats: comparing to booleans, and those to floats, would take several times as long.
-        kept = draws.bits(x.numel()).float().ge_(steps - 32768).to(x.dtype).mul_(65536 / (65536 - steps))
+        kept = bits.float().ge_(steps - 32768).to(x.dtype).mul_(scale)
         return x * kept.view(x.shape)
 
 
