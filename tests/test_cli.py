@@ -65,6 +65,7 @@ def test_run_says_how_it_goes_in_plain_lines(settings: Path, tmp_path: Path) -> 
     assert "\r" not in done.err
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_bars(settings: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "corrkd.cli", "train", "--settings", str(settings), "--out", str(tmp_path / "run")]

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "corrkd_whole.py"
 
 
+@pytest.mark.slow
 def test_the_student_answers_better_than_its_teacher_where_language_is_missing() -> None:
     run = subprocess.run(
         [sys.executable, str(SCRIPT)],

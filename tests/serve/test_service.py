@@ -413,6 +413,7 @@ def test_it_listens_on_this_machine_alone(service: Running) -> None:
     assert service.url.startswith("http://127.0.0.1:")
 
 
+@pytest.mark.slow
 def test_where_it_cannot_listen(service: Running, served: Path, tmp_path: Path) -> None:
     for words in (("--port", service.port), ("--host", ".")):
         assert corrkd_command("serve", served, *words).line.startswith("error: cannot listen on ")
@@ -533,6 +534,7 @@ def test_the_page_needs_nothing_from_elsewhere(service: Running) -> None:
         assert httpx.get(f"{service.url}{path}").status_code == 404
 
 
+@pytest.mark.slow
 def test_its_own_openapi_holds(served: Path, tmp_path: Path) -> None:
     """schemathesis: whatever the schema allows is answered as the schema says, whatever it forbids is refused, nothing crashes."""
     with running(served, tmp_path / "log", "--max-frames", "4", "--max-samples", "2") as service:
