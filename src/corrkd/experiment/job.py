@@ -152,14 +152,14 @@ def train_together(jobs: Sequence[Job], experiment: Experiment, reporter: Report
     A training that fails stops the others at once with it: then each is done alone, and fails or not.
     """
     left = [job for job in jobs if not job.done and not job.part.chooses(job.arm)]
-    if len(left) < 2:
+    if len(left) < 2 or left[0].part.settings.data.resample != ResampleSettings():
         return
     settings = left[0].part.settings
     torch.set_num_threads(settings.threads)
     fabric = make_fabric(settings)
-    every = [training for job in left for training in job.trainings(experiment)]
-    if stack_size(every[0], fabric) == 1 or settings.data.resample != ResampleSettings():
+    if stack_size(left[0].trainings(experiment)[0], fabric) == 1:
         return
+    every = [training for job in left for training in job.trainings(experiment)]
     for training in every:
         make_folder(training.folder)
     with suppress(CorrKDError):

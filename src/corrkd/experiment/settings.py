@@ -237,14 +237,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def _override(line: str) -> dict[str, Any]:
     key, equals, text = line.partition("=")
-    if not equals or not key.strip():
+    path = tuple(key.strip().split("."))
+    if not equals or not all(path):
         raise CorrKDError(f"--set {line!r}: expected key=value, as in student.lr=1e-3")
     value = parse_yaml(text, f"--set {quoted(line)}")
     if isinstance(value, str):
         value = _number(value)
-    path = tuple(key.strip().split("."))
-    if not all(path):
-        raise CorrKDError(f"--set {line!r}: expected key=value, as in student.lr=1e-3")
     tree: Any = tree_of(value) if path in CHOICES else value
     for part in reversed(path):
         tree = {part: tree}

@@ -46,9 +46,9 @@ class Draws:
         return ((words >> 8) & 0xFFFFFF).float().mul_(2.0**-24).view(shape)  # 24 bits fill a float32 exactly
 
     def _words(self, count: int) -> Tensor:
-        around, place = divmod(self.site, SITES)
+        around, position = divmod(self.site, SITES)
         self.site += 1
-        x = _weyl(count, self.keys.device) ^ (self.keys[place] + around * _WEYL)
+        x = _weyl(count, self.keys.device) ^ (self.keys[position] + around * _WEYL)
         # Shifts are arithmetic: masks make them logical.
         x = x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).mul_(_FIRST)
         x = x.bitwise_xor_((x >> 15).bitwise_and_(0x1FFFF)).mul_(_SECOND)

@@ -58,13 +58,13 @@ def _step(stack: Stack, indices: Sequence[int], epochs: Mapping[TrainingRun, Epo
     stack.train()
     with fabric.autocast():
         losses = stack.backward(indices, inputs, targets, context, keys)
-    for place, (run, epoch) in enumerate(epochs.items()):
+    for position, (run, epoch) in enumerate(epochs.items()):
         if run.settings.clip_norm:
             parameters = [p for p in run.method.parameters() if p.grad is not None]
             nn.utils.clip_grad_norm_(parameters, run.settings.clip_norm, error_if_nonfinite=False)
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
-        run.after_step(epoch, step, {name: values[place] for name, values in losses.items()})
+        run.after_step(epoch, step, {name: values[position] for name, values in losses.items()})
 
 
 def _stacked_batch(epochs: Mapping[TrainingRun, Epoch], step: int) -> tuple[Inputs, Tensor, Context]:
@@ -146,8 +146,8 @@ class Stack:
             # share, as the biases of an LSTM do, would be clipped twice.
             gradient = gradient.clone() if gradient.data_ptr() in seen else gradient.contiguous()
             seen.add(gradient.data_ptr())
-            for place, index in enumerate(indices):
-                self.methods[index].get_parameter(name).grad = gradient[place]
+            for position, index in enumerate(indices):
+                self.methods[index].get_parameter(name).grad = gradient[position]
         return {TOTAL: total, **losses}
 
     def _loss(
