@@ -19,6 +19,7 @@ from corrkd.training.loop import train
 from corrkd.training.run import Trained, TrainingRun
 from corrkd.training.stacked import train_together
 from tests.conftest import make_dataset, make_samples
+from tests.training.recording import RecordedGraph
 
 SMALL: dict[str, dict[str, Any]] = {
     "corrkd": {"width": 8, "heads": 2, "feedforward": 16, "layers": 1, "classifier": (6,), "dropout": 0.2},
@@ -132,6 +133,59 @@ def test_parts_of_unequal_size_end_their_epochs_at_other_steps_and_stop_early() 
     )
     assert_equal(together, alone)
     assert len({len(one.history) for one in together}) == 3
+
+
+def capturable(
+    name: str, samples: Callable[[int], Samples], settings: TrainingSettings, options: Any = None, **how: Any
+) -> list[Trained]:
+    whole = samples(0)
+    runs = [
+        TrainingRun(
+            method=make_method(name, whole, seed, options),
+            samples=samples(seed),
+            settings=settings,
+            validate=scores(seed),
+            seed=seed,
+            missing=MissingSettings(),
+        )
+        for seed in range(3)
+    ]
+    return train_together(runs, fabric=FABRIC, **how)
+
+
+# A learning rate that float32 holds exactly, since a captured one is a tensor of it.
+CAPTURABLE = ("kl", "feature-mse", "late-fusion", "cubemlp", "dmd", "self-mm")
+CAPTURED = SETTINGS.model_copy(update={"lr": 2.0**-7, "schedule": "constant"})
+
+
+@pytest.mark.parametrize("target", ["classes", "score"])
+@pytest.mark.parametrize(("name", "options"), [("corrkd", None), ("corrkd", MENDED), *((n, None) for n in CAPTURABLE)])
+def test_a_recorded_step_replayed_is_the_step(name: str, options: Any, target: str) -> None:
+    samples = split(target)
+    assert_equal(
+        capturable(name, lambda seed: samples, CAPTURED, options, make_graph=RecordedGraph),
+        capturable(name, lambda seed: samples, CAPTURED, options),
+    )
+
+
+def test_recorded_steps_of_unequal_parts_follow_their_schedules() -> None:
+    """Of other lengths of epoch, so that batches have several shapes and the learning rate differs between runs."""
+    samples = split("classes")
+    parts = [samples.subset(torch.arange(len(samples))[rows]) for rows in (slice(0, 48), slice(3, 40), slice(1, 33, 2))]
+    settings = CAPTURED.model_copy(update={"epochs": 6, "patience": 2, "schedule": "linear"})
+    graphs: list[RecordedGraph] = []
+
+    def make_graph() -> RecordedGraph:
+        graphs.append(RecordedGraph())
+        return graphs[-1]
+
+    captured = capturable("no-distillation", lambda seed: parts[seed], settings, make_graph=make_graph)
+    plain = capturable("no-distillation", lambda seed: parts[seed], settings)
+    assert len(graphs) > 2
+    for one, other in zip(captured, plain, strict=True):
+        assert len(one.history) == len(other.history)
+        for key, value in other.state.items():
+            assert torch.allclose(one.state[key], value, rtol=0, atol=1e-7), key  # rates rounded to float32
 
 
 class StoppedError(Exception):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,22 +20,11 @@ from corrkd.data.batches import Batch, Samples
 from corrkd.data.inputs import Inputs
 from corrkd.missing.conditions import Condition, missing_subsets
 from corrkd.networks.base import AnyNetwork, Output
+from corrkd.networks.together import Alone, Answering, Stacked
 from corrkd.settings import MASK_SEED
 
 MaskSource = Callable[[Condition, int, Batch], Mapping[str, Tensor] | None]
 """(condition, draw, batch) -> per modality (N, T_m), True where dropped; None: the condition's own."""
-
-
-class ModalityWise(Protocol):
-    """A network whose encoders do not see each other's modality."""
-
-    modalities: tuple[str, ...]
-
-    def encode(self, modality: str, inputs: Inputs) -> Tensor:
-        """Return the modality's part of H, (N, width). It depends on no other modality of the inputs."""
-
-    def classify(self, representation: Tensor) -> Tensor:
-        """(N, M x width) -> logits."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +52,14 @@ class _Collected:
     representations: list[Tensor] = field(default_factory=list)
 
 
+def sweep(network: AnyNetwork, samples: Samples, conditions: Sequence[Condition], **options: Any) -> list[Result]:
+    """Return a network's answers under every condition, each condition once per draw. Options: as of `sweep_together`."""
+    return sweep_together([network], samples, conditions, **options)[0]
+
+
 @torch.no_grad()
-def sweep(
-    network: AnyNetwork,
+def sweep_together(
+    networks: Sequence[AnyNetwork],
     samples: Samples,
     conditions: Sequence[Condition],
     *,
@@ -74,11 +68,11 @@ def sweep(
     batch_size: int = 256,
     keep_representations: Sequence[str] = (),
     on_batch: Callable[[int], None] | None = None,
-) -> list[Result]:
-    """The network's answers under every condition, each condition once per draw.
+) -> list[list[Result]]:
+    """Return the answers of each of several networks under every condition, each condition once per draw.
 
     Args:
-        network: in any mode; it is put into eval mode and back.
+        networks: of one structure, in any mode; they are put into eval mode and back. Those that are stackable answer in one pass.
         samples: a split.
         conditions: what is missing.
         masks: a source of masks to replay; default: the conditions' own.
@@ -87,13 +81,20 @@ def sweep(
         keep_representations: names of conditions whose H is kept (its first draw).
         on_batch: called with the number of samples done.
     """
-    training = network.training
-    network.eval()
+    if len(networks) > 1 and not networks[0].stackable:
+        options: dict[str, Any] = {"masks": masks, "mask_seed": mask_seed, "batch_size": batch_size}
+        options |= {"keep_representations": keep_representations, "on_batch": on_batch}
+        return [sweep(network, samples, conditions, **options) for network in networks]
+    network = networks[0]
+    training = [network.training for network in networks]
+    for each in networks:
+        each.eval()
+    answering = Alone(network) if len(networks) == 1 else Stacked(networks)
     runs = [(condition, draw) for condition in conditions for draw in range(condition.draws)]
     collected = [_Collected() for _ in runs]
     missing: dict[str, Tensor] = {}
     for batch in samples.batches(batch_size, conversations=network.reads_conversations):
-        network.check_memory({m: x.shape[1] for m, x in batch.exists.items()}, len(batch))
+        network.check_memory({m: x.shape[1] for m, x in batch.exists.items()}, len(batch) * len(networks))
         complete = batch.complete()
         present: dict[str, Tensor] = {}
         context = samples.context(batch.rows)
@@ -104,24 +105,27 @@ def sweep(
 
         for (condition, draw), out in zip(runs, collected, strict=True):
             if network.modality_wise:
-                parted = cast(ModalityWise, network)
                 if (kept := condition.complete_modalities) is not None:
-                    representation = _shared_representation(parted, batch, complete, kept, present, missing)
+                    representation = _shared_representation(
+                        answering, network.modalities, batch, complete, kept, present, missing
+                    )
                 else:
                     inputs = inputs_of(condition, draw)
-                    representation = torch.cat([parted.encode(m, inputs) for m in network.modalities], 1)
-                answer = Output(representation, parted.classify(representation))
+                    representation = torch.cat([answering.encode(m, inputs) for m in network.modalities], -1)
+                answer = Output(representation, answering.classify(representation))
             else:
-                answer = network.in_context(inputs_of(condition, draw), context)
+                answer = answering.in_context(inputs_of(condition, draw), context)
             out.rows.append(batch.rows)
             out.responses.append(samples.target.respond(answer.logits))
             if condition.name in keep_representations and draw == 0:
                 out.representations.append(answer.representation)
         if on_batch:
-            on_batch(len(batch))
-    network.train(training)
+            on_batch(len(batch) * len(networks))
+    for each, before in zip(networks, training, strict=True):
+        each.train(before)
     incomplete = samples.incomplete.cpu().numpy()
-    return [_result(*run, out, incomplete) for run, out in zip(runs, collected, strict=True)]
+    results = [_results(*run, out, incomplete) for run, out in zip(runs, collected, strict=True)]
+    return [list(of_network) for of_network in zip(*results, strict=True)]
 
 
 def mean_missing_f1(network: AnyNetwork, samples: Samples, *, batch_size: int = 256) -> float:
@@ -131,13 +135,37 @@ def mean_missing_f1(network: AnyNetwork, samples: Samples, *, batch_size: int = 
 
 def mean_f1(network: AnyNetwork, samples: Samples, conditions: Sequence[Condition], *, batch_size: int = 256) -> float:
     """The weighted F1 averaged over conditions in which nothing is random."""
-    results = sweep(network, samples, conditions, batch_size=batch_size)
-    truth = samples.targets.cpu().numpy()
-    return float(np.mean([samples.target.main_score(truth, result.response) for result in results]))
+    return Validation(samples, tuple(conditions), batch_size)(network)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What an epoch is chosen by: the main score averaged over conditions in which nothing is random.
+
+    Attributes:
+        samples: of the validation split.
+        conditions: averaged over.
+        batch_size: as of `sweep_together`.
+    """
+
+    samples: Samples
+    conditions: tuple[Condition, ...]
+    batch_size: int = 256
+
+    def __call__(self, network: AnyNetwork) -> float:
+        """Return the score of a network."""
+        return self.together([network])[0]
+
+    def together(self, networks: Sequence[AnyNetwork]) -> list[float]:
+        """Return the scores of networks of one structure."""
+        truth, target = self.samples.targets.cpu().numpy(), self.samples.target
+        swept = sweep_together(networks, self.samples, self.conditions, batch_size=self.batch_size)
+        return [float(np.mean([target.main_score(truth, result.response) for result in results])) for results in swept]
 
 
 def _shared_representation(
-    network: ModalityWise,
+    answering: Answering,
+    modalities: Sequence[str],
     batch: Batch,
     complete: Inputs,
     kept: Collection[str],
@@ -146,19 +174,20 @@ def _shared_representation(
 ) -> Tensor:
     """H of a batch, whose inputs are `complete` where nothing is dropped, with these modalities kept and all others missing.
 
-    `present` keeps the vectors of the batch's modalities, (N, width); `missing` those of missing modalities, (1, width), for all batches.
+    `present` keeps the vectors of the batch's modalities, (S, N, width); `missing` those of missing modalities, (S, 1, width), for all
+    batches.
     """
     parts = []
-    for m in network.modalities:
+    for m in modalities:
         if m in kept:
             if m not in present:
-                present[m] = network.encode(m, complete)
+                present[m] = answering.encode(m, complete)
             parts.append(present[m])
         else:
             if m not in missing:
-                missing[m] = network.encode(m, _nothing(m, batch))
-            parts.append(missing[m].expand(len(batch), -1))
-    return torch.cat(parts, 1)
+                missing[m] = answering.encode(m, _nothing(m, batch))
+            parts.append(missing[m].expand(-1, len(batch), -1))
+    return torch.cat(parts, -1)
 
 
 def _nothing(modality: str, batch: Batch) -> Inputs:
@@ -169,11 +198,15 @@ def _nothing(modality: str, batch: Batch) -> Inputs:
     return Inputs({modality: frames}, {modality: exists}, {modality: ~exists})
 
 
-def _result(condition: Condition, draw: int, out: _Collected, incomplete: npt.NDArray[np.bool_]) -> Result:
+def _results(condition: Condition, draw: int, out: _Collected, incomplete: npt.NDArray[np.bool_]) -> list[Result]:
+    """The result of each network."""
     order = torch.cat(out.rows).argsort()  # back to the split's
-    response = torch.cat(out.responses)[order].cpu().numpy()
+    responses = torch.cat(out.responses, 1)[:, order].cpu().numpy()
     rows = condition.tested_rows(incomplete)
-    representation = None
+    representations: Any = [None] * len(responses)
     if out.representations:
-        representation = torch.cat(out.representations)[order].to(torch.float16).cpu().numpy()[rows]
-    return Result(condition, draw, rows, response[rows].astype(np.float32), representation)
+        representations = torch.cat(out.representations, 1)[:, order].to(torch.float16).cpu().numpy()[:, rows]
+    return [
+        Result(condition, draw, rows, response[rows].astype(np.float32), representation)
+        for response, representation in zip(responses, representations, strict=True)
+    ]

@@ -169,6 +169,6 @@ def distillation_loss(graph: Graph, prior: float, representation: float = 0.0) -
     count = logits.shape[1]
     others = ~torch.eye(count, dtype=torch.bool, device=logits.device)
     even = 1.0 / (count * (count - 1))
-    uneven = (graph.edges.mean(0) - even)[others].square().sum()
+    uneven = ((graph.edges.mean(0) - even) * others).square().sum()
     weights = graph.edges + even * (graph.edges > 0)
     return (weights * discrepancy).sum((1, 2)).mean() + prior * uneven

@@ -44,7 +44,7 @@ class Network(nn.Module, Generic[S]):
     Attributes:
         name: by which a saved model's card knows the class.
         settings_type: of `settings`.
-        modality_wise: `encode` and `classify` are as `corrkd.evaluation.sweep.ModalityWise` says, so that many conditions share encodings.
+        modality_wise: `encode` and `classify` are as `corrkd.networks.together.ModalityWise` says, so that many conditions share encodings.
         stackable: a pure function of parameters and inputs, without sizes that follow from values and without torch's own random numbers,
             so that several can be trained at once (`corrkd.training.stacked`).
         reads_conversations: a sample is understood among the others of its conversation, which therefore come in one batch, with `context`.

@@ -48,16 +48,20 @@ class Draws:
     def _words(self, count: int) -> Tensor:
         around, position = divmod(self.site, SITES)
         self.site += 1
-        x = _weyl(count, self.keys.device) ^ (self.keys[position] + around * _WEYL)
+        weyl = (_weyl if self.stacked else _remembered_weyl)(count, self.keys.device)
+        x = weyl ^ (self.keys[position] + around * _WEYL)
         # Shifts are arithmetic: masks make them logical.
         x = x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).mul_(_FIRST)
         x = x.bitwise_xor_((x >> 15).bitwise_and_(0x1FFFF)).mul_(_SECOND)
         return x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
 
 
-@lru_cache(maxsize=64)
 def _weyl(count: int, device: torch.device) -> Tensor:
     return torch.arange(1, count + 1, dtype=torch.int32, device=device) * _WEYL
+
+
+# Not where steps are captured: a graph would go on to read memory that the cache has given up.
+_remembered_weyl = lru_cache(maxsize=64)(_weyl)
 
 
 _current: ContextVar[Draws | None] = ContextVar("draws", default=None)

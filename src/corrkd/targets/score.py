@@ -103,8 +103,10 @@ class ScoreTarget(Target):
 
     def category_tensor(self, targets: Tensor) -> Tensor:
         """Return the category of each score."""
-        cuts = torch.tensor(self.cuts, dtype=targets.dtype, device=targets.device)
-        return torch.bucketize(targets, cuts, right=self.upward)
+        category = torch.zeros_like(targets, dtype=torch.int64)
+        for cut in self.cuts:  # compared one by one: a tensor of them would be copied to the device in every step
+            category = category + (targets >= cut if self.upward else targets > cut)
+        return category
 
     def categories(self, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Return the category of each score."""

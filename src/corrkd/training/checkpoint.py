@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,27 @@ from corrkd.errors import CorrKDError
 from corrkd.files import write_bytes
 
 DIGEST = hashlib.sha256().digest_size  # bytes at the file's start: the SHA-256 of all that follows
+SHARE = 0.05  # of a training's time may go into its checkpoints, so that short epochs do not wait for the disk
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a training: after each epoch, but for epochs that are much shorter than the writing.
+
+    An epoch that is not written is trained again after a stop, and comes to the same numbers.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._next = 0.0
+
+    def write(self, state: Callable[[], dict[str, Any]]) -> None:
+        """Write the state, unless the last writing is too short a while ago."""
+        began = time.monotonic()
+        if began < self._next:
+            return
+        save_checkpoint(self._path, state())
+        ended = time.monotonic()
+        self._next = ended + (ended - began) / SHARE
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -64,16 +64,18 @@ def train_run(run: TrainingRun, fabric: Fabric) -> Trained:
     rank, first = fabric.global_rank, fabric.is_global_zero
     with torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []):
         while not run.ended:
-            epoch = run.next_epoch(fabric.device)
+            epoch = run.next_epoch(fabric.device, rank)
             # For what draws from torch's generator all the same, as networks of other packages do.
             torch.manual_seed(derived_seed(run.seed, "dropout", epoch.number, rank))
             method.train()
             for step, rows in enumerate(epoch.batches):
-                with drawing_from(Draws(run.keys(epoch, step, rank))):
+                with drawing_from(Draws(epoch.keys[step])):
                     clip = run.settings.clip_norm
                     losses = take_step(method, optimizer, fabric, run.samples, rows, epoch.masks, clip)
                 run.after_step(epoch, step, losses)
-            run.end_epoch(epoch, first=first)
+            with run.average.in_place():
+                score = run.validate(run.method.student)
+            run.end_epoch(epoch, score, first=first)
             fabric.barrier()
     return run.trained()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from corrkd.networks.base import AnyNetwork
 from corrkd.networks.draws import step_keys
 from corrkd.settings import MissingSettings, TrainingSettings
 from corrkd.training.average import RunningAverage
-from corrkd.training.checkpoint import load_checkpoint, save_checkpoint
+from corrkd.training.checkpoint import CheckpointWriter, load_checkpoint
 from corrkd.training.seeds import derived_seed
 from corrkd.training.step import make_optimizer, rate_schedule
 
@@ -60,7 +61,7 @@ class Progress:
         history = [*self.history, record]
         if keep == "best" and self.best is not None and not score > self.best_score:
             return Progress(epoch, self.best, self.best_epoch, self.best_score, history)
-        best = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+        best = {name: value.detach().clone() for name, value in network.state_dict().items()}
         return Progress(epoch, best, epoch, score, history)
 
 
@@ -73,6 +74,7 @@ class Epoch:
         batches: rows of each batch, on the device.
         masks: what is missing.
         lr: the learning rate at its beginning.
+        keys: what the draws of each step follow from, (steps, SITES), on the device.
         names: of the losses.
         means: of the losses so far, (len(names),).
     """
@@ -81,6 +83,7 @@ class Epoch:
     batches: Sequence[Tensor]
     masks: EpochMasks
     lr: float
+    keys: Tensor
     names: tuple[str, ...] = ()
     means: Tensor | None = None
 
@@ -109,12 +112,21 @@ class TrainingRun:
     checkpoint: Path | None = None
     on_epoch: Callable[[Record], None] | None = None
 
-    def begin(self, *, fused: bool = True) -> None:
-        """Make the method ready, and its optimiser. Raises CorrKDError where the memory does not suffice."""
+    def begin(self, *, fused: bool = True, captured: bool = False) -> None:
+        """Make the method ready, and its optimiser.
+
+        Args:
+            fused: all parameters are updated by one kernel.
+            captured: steps are recorded and replayed, so that the learning rate has to be a tensor.
+
+        Raises:
+            CorrKDError: the memory does not suffice.
+        """
+        self.captured = captured
         student, longest = self.method.student, {m: x.shape[1] for m, x in self.samples.present.items()}
         student.check_memory(longest, self.batch_size, training=True)
         self.method.start(self.samples)
-        self.optimizer = make_optimizer(self.method, self.settings, fused=fused)
+        self.optimizer = make_optimizer(self.method, self.settings, fused=fused, captured=captured)
 
     def resume(self, device: torch.device) -> None:
         """Lay the schedule over all steps, and take up the checkpoint, where there is one. Raises CorrKDError where it does not fit."""
@@ -138,8 +150,11 @@ class TrainingRun:
         late = bool(patience) and epoch - max(self.progress.best_epoch, 1) > int(patience or 0)
         return epoch > self.settings.epochs or late
 
-    def next_epoch(self, device: torch.device) -> Epoch:
-        """Return what the next epoch trains on. It follows from seed and epoch alone, so that a resumed training repeats it exactly."""
+    def next_epoch(self, device: torch.device, rank: int = 0) -> Epoch:
+        """Return what the next epoch trains on, in the process of that rank.
+
+        It follows from seed and epoch alone, so that a resumed training repeats it exactly.
+        """
         number = self.progress.epoch + 1
         batches = self._batches(number)
         order = torch.cat(list(batches)).to(device)  # one copy an epoch
@@ -147,11 +162,8 @@ class TrainingRun:
         if self.missing is not None:
             masks = RandomMissing(self.missing, self.seed).epoch(self.samples, number)
         lr = float(self.optimizer.param_groups[0]["lr"])
-        return Epoch(number, order.split([len(rows) for rows in batches]), masks, lr)
-
-    def keys(self, epoch: Epoch, step: int, rank: int = 0) -> Tensor:
-        """Return what the draws of a step follow from, on the device of the samples."""
-        return step_keys(self.seed, epoch.number, step, rank).to(self.samples.device)
+        keys = torch.stack([step_keys(self.seed, number, step, rank) for step in range(len(batches))])
+        return Epoch(number, order.split([len(rows) for rows in batches]), masks, lr, keys.to(device))
 
     def after_step(self, epoch: Epoch, step: int, losses: dict[str, Tensor]) -> None:
         """Move schedule and average on, and record the losses of a step."""
@@ -161,8 +173,13 @@ class TrainingRun:
         self.scheduler.step()
         self.average.update()
 
-    def end_epoch(self, epoch: Epoch, *, first: bool = True) -> None:
-        """Validate, record and store an epoch; `first`: of several processes, the one that writes.
+    def end_epoch(self, epoch: Epoch, score: float, *, first: bool = True) -> None:
+        """Record and store an epoch.
+
+        Args:
+            epoch: with all its steps done.
+            score: of the network that is validated, with its averaged parameters.
+            first: of several processes, whether this is the one that writes.
 
         Raises:
             CorrKDError: the loss is no longer finite.
@@ -174,20 +191,28 @@ class TrainingRun:
             raise CorrKDError(
                 f"the loss is no longer finite in epoch {epoch.number} of {self.settings.epochs}; lower lr or clip_norm"
             )
+        record[VALID] = score
         with self.average.in_place():
-            record[VALID] = self.validate(self.method.student)
             self.progress = self.progress.after(record, self.method.student, self.settings.keep)
         if self.on_epoch and first:
             self.on_epoch(record)
-        if self.checkpoint is not None and first:
-            parts = {name: part.state_dict() for name, part in self._parts.items()}
-            save_checkpoint(self.checkpoint, {"progress": {**self.progress.__dict__}, **parts})
+        if self._writer is not None and first:
+            self._writer.write(self._state)
 
     def trained(self) -> Trained:
         """Return what the training leaves."""
         progress = self.progress
         assert progress.best is not None
-        return Trained(progress.best, progress.best_epoch, progress.best_score, list(progress.history))
+        state = {name: value.cpu() for name, value in progress.best.items()}
+        return Trained(state, progress.best_epoch, progress.best_score, list(progress.history))
+
+    @cached_property
+    def _writer(self) -> CheckpointWriter | None:
+        return None if self.checkpoint is None else CheckpointWriter(self.checkpoint)
+
+    def _state(self) -> dict[str, Any]:
+        parts = {name: part.state_dict() for name, part in self._parts.items()}
+        return {"progress": {**self.progress.__dict__}, **parts}
 
     @property
     def _parts(self) -> dict[str, Any]:
@@ -214,5 +239,7 @@ class TrainingRun:
             raise CorrKDError(
                 f"{self.checkpoint}: the checkpoint is of another network or version ({reason}); delete it to train anew"
             ) from None
-        best = {name: value.cpu() for name, value in progress.best.items()}
-        self.progress = Progress(progress.epoch, best, progress.best_epoch, progress.best_score, progress.history)
+        if self.captured:  # the checkpoint may be of a training that was not
+            for group in self.optimizer.param_groups:
+                group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=self.samples.device)
+        self.progress = progress

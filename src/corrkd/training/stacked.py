@@ -4,9 +4,11 @@ others but for rounding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
@@ -15,28 +17,77 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from corrkd.data.batches import Context
 from corrkd.data.inputs import Inputs
+from corrkd.evaluation.sweep import Validation
 from corrkd.methods.base import TrainingBatch
 from corrkd.networks.draws import Draws, drawing_from
+from corrkd.training.captured import Captured, Compiled, CudaGraph, Graph
 from corrkd.training.run import Epoch, Trained, TrainingRun
 from corrkd.training.step import TOTAL
 
 
-def train_together(runs: Sequence[TrainingRun], *, fabric: Fabric) -> list[Trained]:
+class StackedBatch(NamedTuple):
+    """The batches of S runs, of N samples each.
+
+    Attributes:
+        inputs: (S, N, ...).
+        targets: (S, N, ...).
+        context: (S, N).
+        keys: (S, SITES), of `corrkd.networks.draws.step_keys`.
+    """
+
+    inputs: Inputs
+    targets: Tensor
+    context: Context
+    keys: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors, in an order of their own."""
+        return [
+            *(x for by_modality in self.inputs for x in by_modality.values()),
+            self.targets,
+            *self.context,
+            self.keys,
+        ]
+
+    def of(self, tensors: Sequence[Tensor]) -> StackedBatch:
+        """Return a batch of the same modalities with other tensors, in the order of `tensors`."""
+        following = iter(tensors)
+        inputs = Inputs(*({m: next(following) for m in by_modality} for by_modality in self.inputs))
+        return StackedBatch(inputs, next(following), Context(*(next(following) for _ in self.context)), next(following))
+
+    def first(self) -> StackedBatch:
+        """Return the first run's batch, without the first axis."""
+        return self.of([x[0] for x in self.tensors()])
+
+
+def train_together(
+    runs: Sequence[TrainingRun],
+    *,
+    fabric: Fabric,
+    compiled: bool = False,
+    make_graph: Callable[[], Graph] | None = None,
+) -> list[Trained]:
     """Train several runs at once, each as `corrkd.training.loop.train` would alone.
 
     Args:
         runs: of one arm: methods of one class, networks of one structure, samples of one split or parts of it.
         fabric: device and precision, of a single process.
+        compiled: losses and gradients are compiled for the full batch of all runs (`torch.compile`), which takes up to a minute or two.
+        make_graph: for steps that are recorded and replayed; default: a CUDA graph on a GPU, none elsewhere.
 
     Raises:
-        CorrKDError: as `train`.
+        CorrKDError: as `train`; or there is no compiler.
     """
+    if make_graph is None and fabric.device.type == "cuda":
+        pool = torch.cuda.graph_pool_handle()
+        make_graph = partial(CudaGraph, pool)
     for run in runs:
         run.method.to(fabric.device)
-        run.begin()
-    stack = Stack([run.method for run in runs])
+        run.begin(captured=make_graph is not None)
+    stack = Stack([run.method for run in runs], compiled=compiled)
     for run in runs:
         run.resume(fabric.device)
+    steps = _Steps(stack, runs, fabric, make_graph)
     while under_way := [run for run in runs if not run.ended]:
         epochs = {run: run.next_epoch(fabric.device) for run in under_way}
         for step, batches in enumerate(zip_longest(*(epoch.batches for epoch in epochs.values()))):
@@ -45,29 +96,65 @@ def train_together(runs: Sequence[TrainingRun], *, fabric: Fabric) -> list[Train
                 group = [
                     run for run, rows in zip(epochs, batches, strict=True) if rows is not None and len(rows) == size
                 ]
-                _step(stack, [runs.index(run) for run in group], {run: epochs[run] for run in group}, step, fabric)
-        for run, epoch in epochs.items():
-            run.end_epoch(epoch)
+                steps.take({run: epochs[run] for run in group}, step)
+        for (run, epoch), score in zip(epochs.items(), _scores(under_way), strict=True):
+            run.end_epoch(epoch, score)
     return [run.trained() for run in runs]
 
 
-def _step(stack: Stack, indices: Sequence[int], epochs: Mapping[TrainingRun, Epoch], step: int, fabric: Fabric) -> None:
-    """One step of the runs at `indices` of the stack, whose batches are of one size."""
-    inputs, targets, context = _stacked_batch(epochs, step)
-    keys = torch.stack([run.keys(epoch, step) for run, epoch in epochs.items()])
-    stack.train()
-    with fabric.autocast():
-        losses = stack.backward(indices, inputs, targets, context, keys)
-    for position, (run, epoch) in enumerate(epochs.items()):
-        if run.settings.clip_norm:
-            parameters = [p for p in run.method.parameters() if p.grad is not None]
-            nn.utils.clip_grad_norm_(parameters, run.settings.clip_norm, error_if_nonfinite=False)
-        run.optimizer.step()
-        run.optimizer.zero_grad(set_to_none=True)
-        run.after_step(epoch, step, {name: values[position] for name, values in losses.items()})
+def _scores(runs: Sequence[TrainingRun]) -> list[float]:
+    """The validation scores of the runs with their averaged parameters, in one pass where one validation serves all."""
+    with ExitStack() as averaged:
+        for run in runs:
+            averaged.enter_context(run.average.in_place())
+        validate, networks = runs[0].validate, [run.method.student for run in runs]
+        if isinstance(validate, Validation) and all(run.validate == validate for run in runs):
+            return validate.together(networks)
+        return [run.validate(network) for run, network in zip(runs, networks, strict=True)]
 
 
-def _stacked_batch(epochs: Mapping[TrainingRun, Epoch], step: int) -> tuple[Inputs, Tensor, Context]:
+class _Steps:
+    """The steps of runs that are trained together: losses, gradients, clipping and the optimisers' updates."""
+
+    def __init__(
+        self, stack: Stack, runs: Sequence[TrainingRun], fabric: Fabric, make_graph: Callable[[], Graph] | None
+    ) -> None:
+        self._stack, self._runs, self._fabric, self._make_graph = stack, list(runs), fabric, make_graph
+        self._captured: dict[tuple[int, ...], Captured] = {}
+
+    def take(self, epochs: Mapping[TrainingRun, Epoch], step: int) -> None:
+        """Take one step of those runs, whose batches are of one size."""
+        batch = _stacked_batch(epochs, step)
+        indices = tuple(self._runs.index(run) for run in epochs)
+        self._stack.train()
+        self._stack.prepare(indices, batch)
+
+        def work(tensors: Sequence[Tensor]) -> Mapping[str, Tensor]:
+            return self._update(indices, batch.of(tensors))
+
+        if self._make_graph is None:
+            losses = work(batch.tensors())
+        else:
+            captured = self._captured.setdefault(indices, Captured(work, self._make_graph))
+            losses = captured(batch.tensors())
+        for position, (run, epoch) in enumerate(epochs.items()):
+            run.after_step(epoch, step, {name: values[position] for name, values in losses.items()})
+
+    def _update(self, indices: Sequence[int], batch: StackedBatch) -> Mapping[str, Tensor]:
+        """Nothing but work on tensors: it may be recorded."""
+        with self._fabric.autocast():
+            losses = self._stack.backward(indices, batch)
+        for index in indices:
+            run = self._runs[index]
+            if run.settings.clip_norm:
+                parameters = [p for p in run.method.parameters() if p.grad is not None]
+                nn.utils.clip_grad_norm_(parameters, run.settings.clip_norm, error_if_nonfinite=False)
+            run.optimizer.step()
+            run.optimizer.zero_grad(set_to_none=True)
+        return losses
+
+
+def _stacked_batch(epochs: Mapping[TrainingRun, Epoch], step: int) -> StackedBatch:
     """The batches of several runs, (S, N, ...): taken together, from the frames that all share."""
     rows = [epoch.batches[step] for epoch in epochs.values()]
     base = next(iter(epochs)).samples.base
@@ -81,7 +168,8 @@ def _stacked_batch(epochs: Mapping[TrainingRun, Epoch], step: int) -> tuple[Inpu
     contexts = [run.samples.context(r) for run, r in zip(epochs, rows, strict=True)]
     context = Context(*(torch.stack(x) for x in zip(*contexts, strict=True)))
     shape = (len(rows), len(rows[0]))
-    return inputs.apply(lambda x: x.unflatten(0, shape)), batch.targets.unflatten(0, shape), context
+    keys = torch.stack([epoch.keys[step] for epoch in epochs.values()])
+    return StackedBatch(inputs.apply(lambda x: x.unflatten(0, shape)), batch.targets.unflatten(0, shape), context, keys)
 
 
 class Stack:
@@ -90,7 +178,7 @@ class Stack:
     What is done to one method, by its optimiser or a checkpoint, is done in the stack.
     """
 
-    def __init__(self, methods: Sequence[nn.Module]) -> None:
+    def __init__(self, methods: Sequence[nn.Module], *, compiled: bool = False) -> None:
         self.methods = list(methods)
         self.base = self.methods[0]
         self.parameters = {
@@ -100,7 +188,10 @@ class Stack:
         self.buffers = {
             name: torch.stack([m.get_buffer(name) for m in self.methods]) for name, _ in self.base.named_buffers()
         }
-        self.used: set[str] | None = None
+        self.used: set[str] = set()
+        self.chosen: dict[tuple[int, ...], Tensor | None] = {}
+        differentiate = vmap(grad_and_value(self._loss, has_aux=True))
+        self.differentiate = Compiled(differentiate) if compiled else differentiate
         for index, method in enumerate(self.methods):
             for name, stacked in self.parameters.items():
                 method.get_parameter(name).data = stacked[index]
@@ -113,33 +204,33 @@ class Stack:
         for method in self.methods:
             method.train()
 
-    def backward(
-        self, indices: Sequence[int], inputs: Inputs, targets: Tensor, context: Context, keys: Tensor
-    ) -> dict[str, Tensor]:
+    def prepare(self, indices: Sequence[int], batch: StackedBatch) -> None:
+        """Find out what a step of the methods at `indices` needs beside its tensors; done once for each choice of methods."""
+        if not self.used:
+            self.used = self._used(batch.first())
+        if tuple(indices) not in self.chosen:
+            whole = len(indices) == len(self.methods)
+            self.chosen[tuple(indices)] = None if whole else torch.tensor(indices, device=batch.keys.device)
+
+    def backward(self, indices: Sequence[int], batch: StackedBatch) -> dict[str, Tensor]:
         """Compute the losses of the methods at `indices`, and put the gradients into their parameters.
 
         Args:
-            indices: S of the stack.
-            inputs: (S, N, ...).
-            targets: (S, N, ...).
-            context: (S, N).
-            keys: (S, SITES), of `corrkd.networks.draws.step_keys`.
+            indices: S of the stack, prepared for.
+            batch: of these S.
 
         Returns:
             The weighted sum of the losses as "total", and each by name, (S,).
         """
-        whole = len(indices) == len(self.methods)
-        chosen = None if whole else torch.tensor(indices, device=keys.device)
+        chosen = self.chosen[tuple(indices)]
 
         def of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return dict(tensors) if chosen is None else {name: x[chosen] for name, x in tensors.items()}
 
-        if self.used is None:
-            self.used = self._used(*(_first(x) for x in (inputs, targets, context, keys)))
-        differentiate = vmap(grad_and_value(self._loss, has_aux=True))
         trained = {name: x for name, x in of(self.parameters).items() if name in self.used}
         frozen = {name: x for name, x in of(self.parameters).items() if name not in self.used} | of(self.buffers)
-        gradients, (total, losses) = differentiate(trained, frozen, tuple(inputs), targets, tuple(context), keys)
+        inputs, targets, context, keys = batch
+        gradients, (total, losses) = self.differentiate(trained, frozen, tuple(inputs), targets, tuple(context), keys)
         seen: set[int] = set()
         for name, gradient in gradients.items():
             # Fused optimisers take a gradient's numbers in the order of the parameter's, whatever its strides; and what two parameters
@@ -159,18 +250,12 @@ class Stack:
         total = sum((weight * value for weight, value in losses.values()), torch.zeros((), device=targets.device))
         return total, {name: value for name, (_, value) in losses.items()}
 
-    def _used(self, inputs: Inputs, targets: Tensor, context: Context, keys: Tensor) -> set[str]:
+    def _used(self, batch: StackedBatch) -> set[str]:
         """Names of the parameters that the losses depend on: an optimiser leaves the others alone, weight decay included."""
         parameters = dict(self.base.named_parameters())
         self.base.eval()  # nothing that a step leaves behind
+        inputs, targets, context, keys = batch
         total, _ = self._loss({}, {}, tuple(inputs), targets, tuple(context), keys)
         self.base.train()
         gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
         return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
-
-
-def _first(x: Any) -> Any:
-    """The first run's part of a stacked batch."""
-    if isinstance(x, Tensor):
-        return x[0]
-    return x.apply(lambda t: t[0]) if isinstance(x, Inputs) else type(x)(*(t[0] for t in x))

@@ -53,10 +53,23 @@ def take_step(
     return {TOTAL: total.detach(), **{name: value.detach() for name, (_, value) in losses.items()}}
 
 
-def make_optimizer(method: nn.Module, settings: TrainingSettings, *, fused: bool = True) -> torch.optim.Optimizer:
-    """Return Adam [paper] or AdamW; fused: all parameters in one kernel instead of a dozen calls for each."""
+def make_optimizer(
+    method: nn.Module, settings: TrainingSettings, *, fused: bool = True, captured: bool = False
+) -> torch.optim.Optimizer:
+    """Return Adam [paper] or AdamW.
+
+    Args:
+        method: with the parameters.
+        settings: of the training.
+        fused: all parameters in one kernel instead of a dozen calls for each.
+        captured: steps are recorded and replayed: the learning rate is a tensor, whose value may change between replays.
+    """
+    parameters = list(method.parameters())
+    device = parameters[0].device
+    lr = torch.tensor(settings.lr, device=device) if captured else settings.lr
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
-    return kind(method.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
+    capturable = captured and device.type == "cuda"  # elsewhere nothing is captured but in tests
+    return kind(parameters, lr=lr, weight_decay=settings.weight_decay, fused=fused, capturable=capturable)
 
 
 def rate_schedule(settings: TrainingSettings, steps: int) -> Callable[[int], float]:

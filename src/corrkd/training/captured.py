@@ -1,0 +1,110 @@
+"""Steps as fixed programs: recorded as a CUDA graph, or compiled. On a GPU most of a step's time lies between small kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from corrkd.errors import CorrKDError
+
+Outputs = Mapping[str, Tensor]
+
+
+class Graph(Protocol):
+    """Work that is recorded once and replayed on the same memory."""
+
+    def record(self, work: Callable[[], Outputs]) -> Outputs:
+        """Record the work without doing it; return the tensors that a replay fills."""
+
+    def replay(self) -> None:
+        """Do the work again."""
+
+
+class CudaGraph:
+    """A CUDA graph.
+
+    Args:
+        pool: of memory, which graphs share that are replayed one after the other (`torch.cuda.graph_pool_handle`).
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self._graph, self._pool = torch.cuda.CUDAGraph(), pool
+
+    def record(self, work: Callable[[], Outputs]) -> Outputs:
+        """Record the work's kernels."""
+        with torch.cuda.graph(self._graph, pool=self._pool):
+            return work()
+
+    def replay(self) -> None:
+        """Launch them all at once."""
+        self._graph.replay()
+
+
+class Captured:
+    """Work on tensors, recorded once for each set of shapes, with the tensors in buffers that stay where they are.
+
+    The first call with some shapes does the work as it is, and so makes ready whatever is made on first use (an optimiser's state, a
+    library's workspace); the second records.
+
+    Args:
+        work: reads nothing back from the device and draws none of torch's random numbers.
+        make_graph: for each set of shapes.
+    """
+
+    def __init__(self, work: Callable[[Sequence[Tensor]], Outputs], make_graph: Callable[[], Graph]) -> None:
+        self._work, self._make_graph = work, make_graph
+        self._recorded: dict[Any, tuple[Graph, list[Tensor], Outputs] | None] = {}
+
+    def __call__(self, arguments: Sequence[Tensor]) -> Outputs:
+        """Do the work. What is returned is overwritten by the next call."""
+        shapes = tuple(x.shape for x in arguments)
+        if shapes not in self._recorded:
+            self._recorded[shapes] = None
+            return self._work(arguments)
+        recorded = self._recorded[shapes]
+        if recorded is None:
+            graph, buffers = self._make_graph(), [x.clone() for x in arguments]
+            recorded = graph, buffers, graph.record(lambda: self._work(buffers))
+            self._recorded[shapes] = recorded
+        graph, buffers, outputs = recorded
+        for buffer, x in zip(buffers, arguments, strict=True):
+            buffer.copy_(x)
+        graph.replay()
+        return outputs
+
+
+class Compiled:
+    """A function of tensors and containers of them, compiled for the shapes of its first call; with others it runs as it is.
+
+    It is traced down to torch's own operations first: what those were called by (transforms, contexts) need not be understood by the
+    compiler.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._shapes: Any = None
+        self._compiled: Callable[..., Any] | None = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Return what the function returns.
+
+        Raises:
+            CorrKDError: there is no working compiler.
+        """
+        shapes = [x.shape for x in torch.utils._pytree.tree_leaves(arguments)]
+        if self._compiled is None:
+            self._shapes = shapes
+            self._compiled = torch.compile(make_fx(self._function)(*arguments), fullgraph=True, dynamic=False)
+        if shapes != self._shapes:
+            return self._function(*arguments)
+        try:
+            return self._compiled(*arguments)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CorrKDError(
+                f"compile: torch.compile failed ({reason}); install a C++ compiler or set compile: false"
+            ) from None
