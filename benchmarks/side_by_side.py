@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
@@ -35,6 +36,28 @@ def mosi_experiment(*, dropout: float = 0.1, device: str = "cpu", precision: str
     network = {"width": 40, "heads": 10, "layers": 2, "feedforward": 160, "dropout": dropout}
     data = {"synthetic": MOSI, "target": "classes"}
     return prepare(load_settings(data=data, teacher={"network": network}, device=device, precision=precision))
+
+
+def epoch_by_epoch(train: Callable[[Callable[[Any], None]], Any]) -> Program:
+    """A program that does the next epoch of one long training, so that what is made once (graphs, compiled code) is made once.
+
+    Args:
+        train: the training; it calls what it is given after each epoch, and does not end while it is measured.
+    """
+    go, done = threading.Semaphore(0), threading.Semaphore(0)
+
+    def wait(_: Any) -> None:
+        done.release()
+        go.acquire()
+
+    threading.Thread(target=train, args=(wait,), daemon=True).start()
+    done.acquire()  # the first epoch, which makes them
+
+    def epoch() -> None:
+        go.release()
+        done.acquire()
+
+    return epoch
 
 
 def _serve(make: Callable[..., Program], options: Mapping[str, Any], threads: int, line: Connection) -> None:

@@ -1,8 +1,10 @@
 """Several seeds at once against one after the other: samples/s of all seeds together, on MOSI's shapes.
 
-    python benchmarks/stacked_training.py [--method corrkd] [--network cubemlp] [--runs 5] [--threads 1] [--device cuda] [--rounds 5]
+    python benchmarks/stacked_training.py [--method corrkd] [--network cubemlp] [--runs 5] [--threads 1] \
+        [--device cuda] [--precision tf32] [--compile] [--rounds 5]
 
-A round is an epoch of each seed: of `corrkd.training.loop.train`, one seed after the other, and of `train_together`, all in one pass.
+A round is an epoch of each seed: of `corrkd.training.loop.train`, one seed after the other, and of `train_together`, all in one pass,
+captured on a GPU; with --compile the latter compiled, too.
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from side_by_side import MOSI, Program, measure, mosi_experiment, speeds, times_as_fast
+from lightning_fabric import Fabric
+from side_by_side import MOSI, Program, epoch_by_epoch, measure, mosi_experiment, speeds, times_as_fast
 from training_step import BATCH, make_fabric, wait_for
 
 from corrkd.experiment.arm import resolve
@@ -26,9 +30,9 @@ from corrkd.training.stacked import train_together
 
 
 def make_runs(
-    method: str, network: str, runs: int, device: str, precision: str
-) -> tuple[Callable[[], list[TrainingRun]], Callable[[], None], object]:
-    """What makes the trainings of an epoch anew, and what waits for the device."""
+    method: str, network: str, runs: int, device: str, precision: str, compiled: bool
+) -> tuple[Callable[[], list[TrainingRun]], Fabric]:
+    """What makes the trainings anew, and where they run."""
     keep_freed_memory()
     experiment = mosi_experiment(device=device, precision=precision)
     fabric = make_fabric(device, precision)
@@ -45,7 +49,7 @@ def make_runs(
             TrainingRun(
                 method=make_method(arm, experiment, seed, samples, teachers),
                 samples=samples,
-                settings=TrainingSettings(epochs=1, batch_size=BATCH),
+                settings=TrainingSettings(epochs=100_000, batch_size=BATCH),
                 validate=lambda network: 0.0,
                 seed=seed,
                 missing=experiment.settings.missing,
@@ -53,30 +57,37 @@ def make_runs(
             for seed in range(runs)
         ]
 
-    return make, lambda: wait_for(device), fabric
+    return make, fabric
 
 
-def make_alone(**options: object) -> Program:
-    """One seed after the other."""
-    make, wait, fabric = make_runs(**options)  # type: ignore[arg-type]
+def make_alone(**options: Any) -> Program:
+    """One seed after the other, an epoch each."""
+    make, fabric = make_runs(**options)
+    epochs = [epoch_by_epoch(lambda on_epoch, run=run: _train_alone(run, fabric, on_epoch)) for run in make()]
 
     def epoch() -> None:
-        for run in make():
-            train_run(run, fabric)  # type: ignore[arg-type]
-        wait()
+        for each in epochs:
+            each()
+        wait_for(options["device"])
 
     return epoch
 
 
-def make_together(**options: object) -> Program:
-    """All at once."""
-    make, wait, fabric = make_runs(**options)  # type: ignore[arg-type]
+def _train_alone(run: TrainingRun, fabric: Fabric, on_epoch: Callable[[Any], None]) -> None:
+    run.on_epoch = on_epoch
+    train_run(run, fabric)
 
-    def epoch() -> None:
-        train_together(make(), fabric=fabric)  # type: ignore[arg-type]
-        wait()
 
-    return epoch
+def make_together(**options: Any) -> Program:
+    """All at once; on a GPU, their steps are captured."""
+    make, fabric = make_runs(**options)
+
+    def train(on_epoch: Callable[[Any], None]) -> None:
+        runs = make()
+        runs[-1].on_epoch = on_epoch
+        train_together(runs, fabric=fabric, compiled=options["compiled"])
+
+    return epoch_by_epoch(train)
 
 
 def main() -> None:
@@ -88,8 +99,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", dest="compiled")
     asked = parser.parse_args()
-    names = ("method", "network", "runs", "device", "precision")
+    names = ("method", "network", "runs", "device", "precision", "compiled")
     makers = {"one after the other": make_alone, "all at once": make_together}
     if asked.device == "cuda" and not torch.cuda.is_available():
         sys.exit("stacked_training.py: no CUDA device here; leave --device out")

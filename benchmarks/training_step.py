@@ -1,8 +1,11 @@
 """A student's training step on MOSI's shapes: corrkd's loop against a plain loop.
 
-    python benchmarks/training_step.py [--threads 2] [--dropout 0.1] [--precision bf16-mixed] [--device cuda] [--rounds 9]
+    python benchmarks/training_step.py [--threads 2] [--dropout 0.1] [--precision bf16-mixed] [--device cuda] [--rounds 9] [--compile]
 
-Both train the same network with MRM, the same losses (task, SCD, CPD, RCD), Adam and clipping. The plain loop is what one writes
+Beside them: the matrix products of corrkd's step alone, which bound what any fusion of the rest can reach; with --compile, corrkd's
+step compiled (a minute before the first round). On a GPU corrkd's steps are captured, as they are in a run.
+
+Both loops train the same network with MRM, the same losses (task, SCD, CPD, RCD), Adam and clipping. The plain loop is what one writes
 first: nn.Conv1d and nn.TransformerEncoder, a DataLoader, masks from torch.rand, the teacher run in every step, `item()` on every
 term. A round is an epoch of each.
 """
@@ -12,19 +15,23 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from side_by_side import MOSI, Program, measure, mosi_experiment, speeds, times_as_fast
+from side_by_side import MOSI, Program, epoch_by_epoch, measure, mosi_experiment, speeds, times_as_fast
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 
 from corrkd.data.batches import Samples
+from corrkd.experiment import processes
 from corrkd.experiment.arm import resolve
 from corrkd.experiment.plan import RUN_ARMS
 from corrkd.experiment.processes import keep_freed_memory
+from corrkd.experiment.settings import Settings
 from corrkd.experiment.stages import make_method
 from corrkd.losses import (
     CategoryPrototypeDistillation,
@@ -33,15 +40,15 @@ from corrkd.losses import (
 )
 from corrkd.networks.encoder import sinusoids
 from corrkd.settings import NetworkSettings, TrainingSettings
-from corrkd.training.loop import teacher_outputs, train
+from corrkd.training.loop import teacher_outputs, train_run
+from corrkd.training.run import TrainingRun
+from corrkd.training.stacked import train_together
 
 BATCH = 64
 
 
 def make_fabric(device: str, precision: str) -> Fabric:
-    fabric = Fabric(accelerator="cuda" if device == "cuda" else "cpu", devices=1, precision=precision)
-    fabric.launch()
-    return fabric
+    return processes.make_fabric(Settings(device=device, precision=precision))  # type: ignore[arg-type]
 
 
 def wait_for(device: str) -> None:
@@ -52,26 +59,83 @@ def wait_for(device: str) -> None:
 # --- corrkd's loop ----------------------------------------------------------------------------------------------------------
 
 
-def make_ours(dropout: float, device: str, precision: str) -> Program:
+def make_ours(
+    dropout: float, device: str, precision: str, *, compiled: bool = False, count: int = MOSI["train"]
+) -> Program:
+    """An epoch of so many samples."""
     keep_freed_memory()
     experiment = mosi_experiment(dropout=dropout, device=device, precision=precision)
     fabric = make_fabric(device, precision)
     samples = experiment.samples("train")
-    settings = TrainingSettings(epochs=1, batch_size=BATCH)
     arms = {name: resolve(name, changes, experiment.settings) for name, changes in RUN_ARMS.items()}
     teacher_network = make_method(arms["teacher"], experiment, 0, samples).student.to(fabric.device)
     method = make_method(arms["student"], experiment, 0, samples, teacher_outputs(teacher_network, samples))
 
-    def epoch() -> None:
-        train(
-            method,
-            samples,
+    def train(on_epoch: Callable[[Any], None]) -> None:
+        torch.set_num_threads(torch.get_num_threads())  # of this thread, as of the one that started it
+        run = TrainingRun(
+            method=method,
+            samples=samples.subset(torch.arange(count, device=samples.device)),
+            settings=TrainingSettings(epochs=100_000, batch_size=BATCH),
+            validate=lambda network: 0.0,
+            seed=0,
+            missing=experiment.settings.missing,
+            on_epoch=on_epoch,
+        )
+        if compiled or device == "cuda":
+            train_together([run], fabric=fabric, compiled=compiled)
+        else:
+            train_run(run, fabric)
+
+    return epoch_by_epoch(train)
+
+
+def make_compiled(dropout: float, device: str, precision: str) -> Program:
+    return make_ours(dropout, device, precision, compiled=True)
+
+
+# --- its matrix products alone ----------------------------------------------------------------------------------------------
+
+
+class Products(TorchDispatchMode):
+    """Collects the matrix products of what runs inside it."""
+
+    NAMES = ("mm", "addmm", "bmm", "baddbmm")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.overloadpacket.__name__ in self.NAMES:
+            self.calls.append((function, args))
+        return function(*args, **(kwargs or {}))
+
+
+def make_products(dropout: float, device: str, precision: str) -> Program:
+    """As many steps' products as an epoch has, on the matrices of corrkd's first step."""
+    keep_freed_memory()
+    experiment = mosi_experiment(dropout=dropout, device=device, precision=precision)
+    samples = experiment.samples("train").subset(torch.arange(BATCH, device=experiment.device))
+    arm = resolve("control", RUN_ARMS["control"], experiment.settings)
+    collected = Products()
+    settings = TrainingSettings(epochs=1, batch_size=BATCH)
+    with collected:
+        run = TrainingRun(
+            method=make_method(arm, experiment, 0, samples),
+            samples=samples,
             settings=settings,
             validate=lambda network: 0.0,
             seed=0,
-            fabric=fabric,
             missing=experiment.settings.missing,
         )
+        train_run(run, make_fabric(device, precision))
+
+    def epoch() -> None:
+        with torch.no_grad():
+            for _ in range(MOSI["train"] // BATCH):
+                for function, arguments in collected.calls:
+                    function(*arguments)
         wait_for(device)
 
     return epoch
@@ -201,7 +265,7 @@ def make_product(dropout: float, device: str, precision: str) -> Program:
     """A large product of two matrices, in the precision of the step."""
     keep_freed_memory()
     a, b = torch.randn(
-        2, MATRIX, MATRIX, device=device, dtype=torch.float32 if precision == "32-true" else torch.bfloat16
+        2, MATRIX, MATRIX, device=device, dtype=torch.bfloat16 if precision == "bf16-mixed" else torch.float32
     )
 
     def product() -> None:
@@ -229,27 +293,41 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true")
+    parser.add_argument("--precision", choices=["32-true", "tf32", "bf16-mixed"], default="32-true")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--compile", action="store_true")
     asked = parser.parse_args()
     if asked.device == "cuda" and not torch.cuda.is_available():
         sys.exit("training_step.py: no CUDA device here; leave --device out")
     options = {"dropout": asked.dropout, "device": asked.device, "precision": asked.precision}
-    makers = {"plain": make_plain, "ours": make_ours, "product": make_product}
+    makers = {"plain": make_plain, "ours": make_ours, "product": make_product, "products": make_products}
+    if asked.compile:
+        makers["compiled"] = make_compiled
     seconds = measure(makers, options, threads=asked.threads, rounds=asked.rounds)
 
     samples = MOSI["train"]
     peak = 4 * 2 * MATRIX**3 / statistics.median(seconds["product"])
     settings = NetworkSettings(layers=2)
-    done = flops_of_a_sample(settings) * samples / statistics.median(seconds["ours"])
+    work = flops_of_a_sample(settings) * samples
     print(f"training step, {asked.device}, {asked.precision}, dropout {asked.dropout}, {asked.threads} threads")
     print(f"samples per second, median of {asked.rounds} epochs each in turn (lowest to highest)")
     print(f"  plain loop  {speeds(samples, seconds['plain'])}")
     print(f"  corrkd      {speeds(samples, seconds['ours'])}   {times_as_fast(seconds['plain'], seconds['ours'])}")
+    if asked.compile:
+        print(
+            f"  compiled    {speeds(samples, seconds['compiled'])}   {times_as_fast(seconds['ours'], seconds['compiled'])}"
+            " corrkd not compiled"
+        )
     print(
-        f"share of the matrix peak: {done / 1e9:,.0f} of {peak / 1e9:,.0f} GFLOP/s = {done / peak:.0%}"
-        f" ({flops_of_a_sample(settings) / 1e6:.0f} MFLOP a sample; peak: a product of {MATRIX} x {MATRIX} matrices)"
+        f"share of the matrix peak, {peak / 1e9:,.0f} GFLOP/s in a product of {MATRIX} x {MATRIX} matrices"
+        f" ({flops_of_a_sample(settings) / 1e6:.0f} MFLOP a sample)"
     )
+    for name, title in (("ours", "corrkd"), ("compiled", "compiled"), ("products", "its products alone")):
+        if name in seconds:
+            # The products are of whole batches alone.
+            share = MOSI["train"] // BATCH * BATCH / samples if name == "products" else 1.0
+            rate = share * work / statistics.median(seconds[name])
+            print(f"  {title:<20}{rate / 1e9:,.0f} GFLOP/s = {rate / peak:.0%}")
     if asked.dropout:
         print("what differs: nn.TransformerEncoderLayer drops attention weights too, corrkd does not; see --dropout 0")
 

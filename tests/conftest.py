@@ -75,13 +75,21 @@ def make_dataset(
 
 
 def make_samples(
-    dataset: MultimodalDataset, split: str = "train", target: str = "classes", **options: object
+    dataset: MultimodalDataset,
+    split: str = "train",
+    target: str = "classes",
+    device: torch.device | None = None,
+    **options: object,
 ) -> Samples:
     """A split of a dataset as a network takes it."""
     normalisation = fit_normalisation(dataset.split("train"))
     return Samples(
-        dataset.split(split), make_target(target, dataset), normalisation, device=torch.device("cpu"), **options
-    )  # type: ignore[arg-type]
+        dataset.split(split),
+        make_target(target, dataset),
+        normalisation,
+        device=device or torch.device("cpu"),
+        **options,  # type: ignore[arg-type]
+    )
 
 
 def training_batch(samples: Samples, count: int | None = None, **changes: object) -> TrainingBatch:

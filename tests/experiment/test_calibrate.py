@@ -13,7 +13,7 @@ import pytest
 import corrkd
 from corrkd.data.resample import CALIBRATION
 from corrkd.errors import CorrKDError
-from corrkd.experiment.calibrate import calibrate, swept_samples, swept_splits
+from corrkd.experiment.calibrate import calibrate, sweep_splits, swept_samples, swept_splits
 from corrkd.experiment.experiment import prepare
 from corrkd.networks.saved import load_network
 from tests.experiment.conftest import dataset_in, run_unreported, tiny
@@ -63,7 +63,8 @@ def test_calibration_reads_no_test_sample(with_sets: Path) -> None:
     splits = {**experiment.dataset.splits, "test": changed}
     experiment = replace(experiment, dataset=replace(experiment.dataset, splits=splits))
     assert saved.evaluated is not None
-    known = calibrate(saved.network, experiment, swept_samples(experiment))
+    samples = swept_samples(experiment)
+    known = calibrate(sweep_splits([saved.network], experiment, samples)[0], experiment, samples)
     for c in saved.evaluated.conditions:
         found = known[c.name]
         assert found.temperature == c.temperature

@@ -20,10 +20,13 @@ REFUSED = (
     "unique",
     "masked_select",
     "rand",
+    "rand_like",
     "randn",
+    "randn_like",
     "randint",
     "randperm",
     "bernoulli",
+    "bernoulli_",
     "native_dropout",
     "normal_",
     "uniform_",
@@ -58,7 +61,9 @@ class RecordedGraph(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         name = function.overloadpacket.__name__
-        assert name not in REFUSED, f"{name} cannot be captured"
+        by_mask = name in ("index", "index_put", "index_put_") and any(x.dtype == torch.bool for x in _tensors(args[1]))
+        refused = by_mask or name in REFUSED
+        assert not refused, f"{name} cannot be captured"
         for schema, argument in zip(function._schema.arguments, args, strict=False):
             if schema.alias_info is not None and schema.alias_info.is_write:
                 for tensor in _tensors(argument):

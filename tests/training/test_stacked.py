@@ -135,14 +135,17 @@ def test_parts_of_unequal_size_end_their_epochs_at_other_steps_and_stop_early() 
     assert len({len(one.history) for one in together}) == 3
 
 
-def capturable(
-    name: str, samples: Callable[[int], Samples], settings: TrainingSettings, options: Any = None, **how: Any
-) -> list[Trained]:
-    whole = samples(0)
-    runs = [
+def make_runs(
+    name: str,
+    samples: Callable[[int], Samples] | None = None,
+    settings: TrainingSettings = SETTINGS,
+    options: Any = None,
+) -> list[TrainingRun]:
+    whole = split("classes") if samples is None else samples(0)
+    return [
         TrainingRun(
             method=make_method(name, whole, seed, options),
-            samples=samples(seed),
+            samples=whole if samples is None else samples(seed),
             settings=settings,
             validate=scores(seed),
             seed=seed,
@@ -150,7 +153,6 @@ def capturable(
         )
         for seed in range(3)
     ]
-    return train_together(runs, fabric=FABRIC, **how)
 
 
 # A learning rate that float32 holds exactly, since a captured one is a tensor of it.
@@ -163,8 +165,8 @@ CAPTURED = SETTINGS.model_copy(update={"lr": 2.0**-7, "schedule": "constant"})
 def test_a_recorded_step_replayed_is_the_step(name: str, options: Any, target: str) -> None:
     samples = split(target)
     assert_equal(
-        capturable(name, lambda seed: samples, CAPTURED, options, make_graph=RecordedGraph),
-        capturable(name, lambda seed: samples, CAPTURED, options),
+        train_together(make_runs(name, lambda _: samples, CAPTURED, options), fabric=FABRIC, make_graph=RecordedGraph),
+        train_together(make_runs(name, lambda _: samples, CAPTURED, options), fabric=FABRIC),
     )
 
 
@@ -179,8 +181,9 @@ def test_recorded_steps_of_unequal_parts_follow_their_schedules() -> None:
         graphs.append(RecordedGraph())
         return graphs[-1]
 
-    captured = capturable("no-distillation", lambda seed: parts[seed], settings, make_graph=make_graph)
-    plain = capturable("no-distillation", lambda seed: parts[seed], settings)
+    runs = [make_runs("no-distillation", lambda seed: parts[seed], settings) for _ in range(2)]
+    captured = train_together(runs[0], fabric=FABRIC, make_graph=make_graph)
+    plain = train_together(runs[1], fabric=FABRIC)
     assert len(graphs) > 2
     for one, other in zip(captured, plain, strict=True):
         assert len(one.history) == len(other.history)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
 from corrkd.data.batches import Samples
 from corrkd.data.resample import CALIBRATION
 from corrkd.evaluation.calibration import Calibration, fit_temperatures, fit_thresholds
-from corrkd.evaluation.sweep import Result, sweep
+from corrkd.evaluation.sweep import Result, sweep_together
 from corrkd.experiment.experiment import Experiment
+from corrkd.missing.conditions import COMPLETE
 from corrkd.networks.base import AnyNetwork
 from corrkd.networks.evaluated import Evaluated, EvaluatedCondition
 from corrkd.targets.measures import METRICS
@@ -30,33 +31,58 @@ def swept_samples(experiment: Experiment) -> dict[str, Samples]:
     return {name: experiment.samples(name) for name in swept_splits(experiment)}
 
 
-def calibrate(
-    network: AnyNetwork,
+Swept = Mapping[str, Sequence[Result]]
+"""A network's answers under every condition, by split."""
+
+
+def sweep_splits(
+    networks: Sequence[AnyNetwork],
     experiment: Experiment,
     samples: Mapping[str, Samples],
     on_batch: Callable[[int], None] | None = None,
-) -> dict[str, Calibration]:
-    """Temperature and threshold of each condition, from `swept_samples`; empty where the tests are on the validation split."""
-    evaluation = experiment.settings.evaluation
-    if evaluation.split == "valid":
-        return {}
+) -> list[Swept]:
+    """Return what an evaluation needs of each of several networks of one structure.
 
-    def swept(name: str) -> list[Result]:
-        return sweep(
-            network,
-            samples[name],
+    Args:
+        networks: on the experiment's device.
+        experiment: with the conditions.
+        samples: from `swept_samples`.
+        on_batch: called with the number of samples done.
+    """
+    evaluation = experiment.settings.evaluation
+    shown = tuple(dict.fromkeys((COMPLETE, experiment.projection())))
+    by_split = {
+        name: sweep_together(
+            networks,
+            split,
             experiment.conditions(),
             mask_seed=evaluation.mask_seed,
             batch_size=evaluation.batch_size,
+            keep_representations=shown if name == evaluation.split else (),
             on_batch=on_batch,
         )
+        for name, split in samples.items()
+    }
+    return [{name: results[index] for name, results in by_split.items()} for index in range(len(networks))]
 
+
+def calibrate(swept: Swept, experiment: Experiment, samples: Mapping[str, Samples]) -> dict[str, Calibration]:
+    """Return temperature and threshold of each condition; empty where the tests are on the validation split.
+
+    Args:
+        swept: a network's answers, from `sweep_splits`.
+        experiment: with the conditions.
+        samples: from `swept_samples`.
+    """
+    evaluation = experiment.settings.evaluation
+    if evaluation.split == "valid":
+        return {}
     target = experiment.target
-    temperatures = fit_temperatures(swept("valid"), target, samples["valid"].targets.cpu().numpy())
+    temperatures = fit_temperatures(swept["valid"], target, samples["valid"].targets.cpu().numpy())
     thresholds: Mapping[str, float] = {}
     if CALIBRATION in samples:
         groups, truth = experiment.groups(CALIBRATION), samples[CALIBRATION].targets.cpu().numpy()
-        thresholds = fit_thresholds(swept(CALIBRATION), target, truth, groups, evaluation.coverage, temperatures)
+        thresholds = fit_thresholds(swept[CALIBRATION], target, truth, groups, evaluation.coverage, temperatures)
     return {
         condition.name: Calibration(temperatures.get(condition.name, 1.0), thresholds.get(condition.name))
         for condition in experiment.conditions()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from lightning_fabric import Fabric
 
 from corrkd.csv_files import read_csv
 from corrkd.errors import CorrKDError
@@ -82,6 +83,11 @@ class Job:
         return (self.folder / (RESULTS if self.evaluate else COST)).is_file()
 
     @property
+    def interrupted(self) -> bool:
+        """Whether its training was begun before."""
+        return any(self.folder.rglob(f"{self.arm}.ckpt"))
+
+    @property
     def chooses_budget(self) -> bool:
         """Whether it chooses the number of epochs of the arm's other seeds."""
         return self.part.chooses(self.arm) and self.seed == self.part.settings.seeds[0]
@@ -146,10 +152,10 @@ def attempt(job: Job, experiment: Experiment, reporter: Reporter | None = None) 
     return None
 
 
-def train_together(jobs: Sequence[Job], experiment: Experiment, reporter: Reporter) -> None:
-    """Train at once what is left to train of jobs of one arm, where the settings say so; `carry_out` then finds the models.
+def carry_out_together(jobs: Sequence[Job], experiment: Experiment, reporter: Reporter) -> None:
+    """Do at once what is left of jobs of one arm, where the settings say so; `carry_out` then finds it done.
 
-    A training that fails stops the others at once with it: then each is done alone, and fails or not.
+    What fails stops the others at once with it: then each is done alone, and fails or not.
     """
     left = [job for job in jobs if not job.done and not job.part.chooses(job.arm)]
     if len(left) < 2 or left[0].part.settings.data.resample != ResampleSettings():
@@ -162,34 +168,53 @@ def train_together(jobs: Sequence[Job], experiment: Experiment, reporter: Report
     every = [training for job in left for training in job.trainings(experiment)]
     for training in every:
         make_folder(training.folder)
-    with suppress(CorrKDError):
+    resumed = {job: job.interrupted for job in left}
+    keep_freed_memory()
+    reset_peak_memory(fabric.device)
+    with suppress(Exception):
         train_all(every, fabric, reporter)
+        for job in left:
+            _train(job, experiment, fabric, reporter, resumed=resumed[job])
+        _test([job for job in left if job.evaluate], experiment, reporter)
 
 
 def carry_out(job: Job, experiment: Experiment, reporter: Reporter) -> None:
     """Train and test an arm. Raises CorrKDError where that is not possible."""
-    settings, seed, folder = job.part.settings, job.seed, job.folder
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(job.part.settings.threads)
     keep_freed_memory()
-    fabric = make_fabric(settings)
+    fabric = make_fabric(job.part.settings)
     reset_peak_memory(fabric.device)
-    experiment = experiment.at(seed)
-    resumed = any(folder.rglob(f"{job.arm}.ckpt"))
+    experiment = experiment.at(job.seed)
+    _train(job, experiment, fabric, reporter, resumed=job.interrupted)
+    if is_first_process() and job.evaluate and not job.done:
+        _test([job], experiment, reporter)
+
+
+def _train(job: Job, experiment: Experiment, fabric: Fabric, reporter: Reporter, *, resumed: bool) -> None:
+    """Train what is left of a job's arm, and record what it cost, unless it was interrupted and resumed."""
+    seed, folder = job.seed, job.folder
     arms = {arm.name: arm for arm in arms_of(job.part)}
     planned = arms[job.arm]
     teaching = job.teachers is None and any(arm.needs_teacher for arm in arms.values())
     taught_in = arm_folder(job.teachers or job.dataset, TEACHER, seed)
     train = partial(train_arm, experiment=experiment, seed=seed, fabric=fabric, reporter=reporter, taught_in=taught_in)
     train(with_epochs(planned, _epochs(job, planned, train)), folder, teaching=teaching)
-    if not is_first_process():
-        return
-    if not (folder / COST).is_file():
+    if is_first_process() and not (folder / COST).is_file():
         write_text(folder / COST, json_text(with_digest(_cost(job, fabric.device, resumed))))
-    if job.evaluate and not job.done:
-        samples = swept_samples(experiment)
-        with reporter.task(f"seed {seed}  {job.arm}: evaluation", sum(map(len, samples.values()))) as task:
-            tested = evaluate_arm(planned, experiment, samples, folder, task.step)
-        write_tested(folder, tested, experiment, seed)
+
+
+def _test(jobs: Sequence[Job], experiment: Experiment, reporter: Reporter) -> None:
+    """Test the models of an arm's jobs, in one pass where there are several."""
+    if not jobs:
+        return
+    first = jobs[0]
+    arm = next(arm for arm in arms_of(first.part) if arm.name == first.arm)
+    samples = swept_samples(experiment)
+    seeds = ", ".join(str(job.seed) for job in jobs)
+    with reporter.task(f"seed {seeds}  {arm.name}: evaluation", len(jobs) * sum(map(len, samples.values()))) as task:
+        tested = evaluate_arm(arm, experiment, samples, [job.folder for job in jobs], task.step)
+        for job, of_job in zip(jobs, tested, strict=True):
+            write_tested(job.folder, of_job, experiment, job.seed)
 
 
 def _epochs(job: Job, arm: Arm, train: Callable[[Arm, Path], None]) -> int:

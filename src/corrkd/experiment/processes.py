@@ -24,7 +24,9 @@ _LARGEST = 2**25  # the most that glibc takes for the first
 
 def make_fabric(settings: Settings) -> Fabric:
     """Device, precision, and the processes that torchrun or SLURM started, where there are several."""
-    return _fabric(pick_device(settings.device), settings.precision)
+    tf32 = settings.precision == "tf32"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    return _fabric(pick_device(settings.device), "32-true" if tf32 else settings.precision)
 
 
 @cache

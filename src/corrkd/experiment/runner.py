@@ -23,7 +23,7 @@ from corrkd.errors import CorrKDError
 from corrkd.escape import terminal_text
 from corrkd.experiment.arm import TEACHER
 from corrkd.experiment.experiment import Experiment, prepare
-from corrkd.experiment.job import LOG, PROGRESS, Job, attempt, train_together
+from corrkd.experiment.job import LOG, PROGRESS, Job, attempt, carry_out_together
 from corrkd.experiment.processes import end_with_parent, world_size
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.settings import Settings
@@ -88,7 +88,7 @@ def _one_by_one(jobs: Sequence[Job], experiments: Mapping[str, Experiment], repo
         if (job.dataset, job.arm) not in begun:
             begun.add((job.dataset, job.arm))
             alike = [other for other in jobs if (other.dataset, other.arm) == (job.dataset, job.arm)]
-            train_together(
+            carry_out_together(
                 [other for other in alike if not _unmet(other, failures)], experiments[job.dataset.name], reporter
             )
         error = _unmet(job, failures) or attempt(job, experiments[job.dataset.name], reporter)

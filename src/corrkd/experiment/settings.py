@@ -118,10 +118,17 @@ class Settings(Strict):
     stack: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
         "auto",
         description="trainings of one arm at once in a process, seeds and teachers of folds; changes no result but for rounding; auto: "
-        "1 on a CPU, up to 32 on a GPU",
+        "1 on a CPU; on a GPU as many as fit into its memory, up to 32",
+    )
+    compile: bool = Field(
+        False,
+        description="training steps are compiled (torch.compile; needs a C++ compiler on a CPU), which takes a minute or so for each arm: "
+        "for long trainings; changes no result but for rounding",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU where there is one")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
+    precision: Literal["32-true", "tf32", "bf16-mixed", "16-mixed", "64-true"] = Field(
+        "32-true", description="tf32: float32 whose products a GPU multiplies in TensorFloat-32"
+    )
 
     @model_validator(mode="before")
     @classmethod

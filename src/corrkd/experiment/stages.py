@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,16 @@ from corrkd.data.modalities import usual_missing
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.calibration import coverage_by_group
 from corrkd.evaluation.judge import tabulate
-from corrkd.evaluation.sweep import Result, mean_f1, mean_missing_f1, sweep
+from corrkd.evaluation.sweep import Result, Validation
 from corrkd.experiment.arm import TEACHER, Arm
-from corrkd.experiment.calibrate import calibrate, found_out
+from corrkd.experiment.calibrate import Swept, calibrate, found_out, sweep_splits
 from corrkd.experiment.experiment import Experiment
 from corrkd.experiment.progress import Reporter, Task
 from corrkd.experiment.teachers import Member, answers, members, trained_on
 from corrkd.files import make_folder, write_bytes, write_text, write_with
+from corrkd.memory import free_memory
 from corrkd.methods.base import AnyMethod, TeacherOutputs
-from corrkd.missing.conditions import COMPLETE, condition
-from corrkd.networks.base import AnyNetwork
+from corrkd.missing.conditions import COMPLETE, condition, missing_subsets
 from corrkd.networks.saved import (
     SavedNetwork,
     add_evaluated,
@@ -46,11 +46,13 @@ from corrkd.networks.saved import (
 from corrkd.parsing import LARGEST_YAML, read_text, refusing
 from corrkd.training.distributed import gather
 from corrkd.training.loop import train_run
+from corrkd.training.memory import bytes_of_run
 from corrkd.training.run import VALID, Record, Trained, TrainingRun
 from corrkd.training.seeds import derived_seed
 from corrkd.training.stacked import train_together
 
-MOST_STACKED = 32
+MOST_STACKED = 32  # more are no faster: the GPU is busy
+MEMORY_SHARE = 0.8  # of what is free, for the trainings of a stack
 HISTORY, RESULTS, SUMS = "history.csv", "results.csv", "SHA256SUMS"
 SUMMED = (HISTORY, "representations.safetensors", "predictions.parquet", "coverage.csv")
 COLUMNS = ["dataset", "method", "seed", "condition", "draw", "metric", "value"]
@@ -81,12 +83,12 @@ class Training:
         """Whether its model is there."""
         return (self.folder / f"{self.arm.name}.json").is_file()
 
-    @property
-    def stackable(self) -> bool:
-        """Whether it can be trained with others at once."""
+    def stackable(self, fabric: Fabric) -> bool:
+        """Whether it can be trained by `train_together`."""
         settings, arm = self.experiment.settings, self.arm
-        one_step = arm.method.class_.stackable and arm.network.class_.stackable
-        return one_step and settings.precision != "16-mixed" and self.experiment.samples("train").resident
+        pure = arm.method.class_.stackable and arm.network.class_.stackable
+        one_process = fabric.world_size == 1 and settings.precision != "16-mixed"
+        return pure and one_process and self.experiment.samples("train").resident
 
     def begin(self, task: Task, fabric: Fabric) -> TrainingRun:
         """Return the training, ready to begin, whose epochs `task` follows."""
@@ -184,12 +186,14 @@ def train_all(trainings: Sequence[Training], fabric: Fabric, reporter: Reporter)
         some, left = left[:count], left[count:]
         seeds = ", ".join(map(str, dict.fromkeys(training.seed for training in some)))
         names = some[0].arm.name if len(some) == 1 else f"{len(some)} x {some[0].arm.name}"
+        if count > 1:
+            reporter.say(f"{some[0].arm.name}: {len(some)} trainings at once on {device_name(fabric.device)}")
         began = time.monotonic()
         epochs = sum(training.arm.training.epochs for training in some)
         with reporter.task(f"seed {seeds}  {names}", epochs) as task:
             runs = [training.begin(task, fabric) for training in some]
-            if len(runs) > 1 and all(run.method.stacks(run.batch_size) for run in runs):
-                trained = train_together(runs, fabric=fabric)
+            if _one_pass(some, fabric) and all(run.method.stacks(run.batch_size) for run in runs):
+                trained = train_together(runs, fabric=fabric, compiled=some[0].experiment.settings.compile)
             else:
                 trained = [train_run(run, fabric) for run in runs]
         if fabric.is_global_zero:
@@ -202,11 +206,31 @@ def train_all(trainings: Sequence[Training], fabric: Fabric, reporter: Reporter)
 
 
 def stack_size(training: Training, fabric: Fabric) -> int:
-    """Return how many trainings like this one are done at once."""
+    """Return how many trainings like this one are done at once: as the settings ask; "auto": as many as fit into a GPU's memory."""
     asked = training.experiment.settings.stack
-    if fabric.world_size > 1 or not training.stackable or (asked == "auto" and fabric.device.type != "cuda"):
+    if not training.stackable(fabric) or (asked == "auto" and fabric.device.type != "cuda"):
         return 1
-    return MOST_STACKED if asked == "auto" else asked
+    if asked != "auto":
+        return asked
+    run = training.begin(Task(), fabric)
+    run.method.to(fabric.device)
+    return fitting(bytes_of_run(run), free_memory(fabric.device))
+
+
+def device_name(device: torch.device) -> str:
+    """Return a device's name as people call it: "NVIDIA H200", "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def fitting(each: int, free: int | None) -> int:
+    """Return how many trainings of so many bytes each fit into what is free; at least one, and at most as many as pay."""
+    return MOST_STACKED if free is None else max(1, min(MOST_STACKED, int(MEMORY_SHARE * free) // each))
+
+
+def _one_pass(trainings: Sequence[Training], fabric: Fabric) -> bool:
+    """Whether they go through `train_together`: several, or a single one whose steps are captured or compiled."""
+    compiled = trainings[0].experiment.settings.compile
+    return trainings[0].stackable(fabric) and (len(trainings) > 1 or compiled or fabric.device.type == "cuda")
 
 
 def make_method(
@@ -227,12 +251,11 @@ def make_method(
     return method.to(experiment.dtype)
 
 
-def _validation(arm: Arm, experiment: Experiment, valid: Samples) -> Callable[[AnyNetwork], float]:
-    size = experiment.settings.evaluation.batch_size
-    if arm.complete:
-        complete = [condition(COMPLETE, experiment.dataset.modalities)]
-        return lambda network: mean_f1(network, valid, complete, batch_size=size)
-    return lambda network: mean_missing_f1(network, valid, batch_size=size)
+def _validation(arm: Arm, experiment: Experiment, valid: Samples) -> Validation:
+    """The score on complete samples, or its mean over the missing subsets ("Avg.")."""
+    modalities = experiment.dataset.modalities
+    conditions = [condition(COMPLETE, modalities)] if arm.complete else missing_subsets(modalities)
+    return Validation(valid, tuple(conditions), experiment.settings.evaluation.batch_size)
 
 
 @dataclass(frozen=True)
@@ -248,27 +271,32 @@ class Tested:
 
 
 def evaluate_arm(
-    arm: Arm, experiment: Experiment, samples: Mapping[str, Samples], folder: Path, on_batch: Callable[[int], None]
-) -> Tested:
-    """Calibrates one arm, then tests it under every condition. Its model is read from the folder, and its card told what was found.
+    arm: Arm,
+    experiment: Experiment,
+    samples: Mapping[str, Samples],
+    folders: Sequence[Path],
+    on_batch: Callable[[int], None],
+) -> Iterator[Tested]:
+    """Calibrate the models of an arm, one in each folder, and test them under every condition; their cards record what was found.
 
-    `samples`: from `swept_samples`.
+    Args:
+        arm: of which the models are.
+        experiment: of all their seeds.
+        samples: from `swept_samples`.
+        folders: of the arm and each seed; several models answer in one pass.
+        on_batch: called with the number of samples done.
     """
-    evaluation = experiment.settings.evaluation
-    network = load_network(folder / arm.name).network.to(experiment.device, experiment.dtype)
-    calibrations = calibrate(network, experiment, samples, on_batch)
-    tested = samples[evaluation.split]
+    networks = [load_network(folder / arm.name).network.to(experiment.device, experiment.dtype) for folder in folders]
+    for folder, swept in zip(folders, sweep_splits(networks, experiment, samples, on_batch), strict=True):
+        yield _test(arm, experiment, samples, folder, swept)
+
+
+def _test(arm: Arm, experiment: Experiment, samples: Mapping[str, Samples], folder: Path, swept: Swept) -> Tested:
+    split = experiment.settings.evaluation.split
+    tested, results = samples[split], swept[split]
     truth = tested.targets.cpu().numpy()
-    results = sweep(
-        network,
-        tested,
-        experiment.conditions(),
-        mask_seed=evaluation.mask_seed,
-        batch_size=evaluation.batch_size,
-        keep_representations=tuple(dict.fromkeys((COMPLETE, experiment.projection()))),
-        on_batch=on_batch,
-    )
-    target, groups = experiment.target, experiment.groups(evaluation.split)
+    calibrations = calibrate(swept, experiment, samples)
+    target, groups = experiment.target, experiment.groups(split)
     table = tabulate(results, target, truth, tested.modalities, calibrations)
     add_evaluated(folder / arm.name, found_out(experiment, table, calibrations, len(tested)))
     return Tested(

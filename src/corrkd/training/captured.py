@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from corrkd.errors import CorrKDError
 
 Outputs = Mapping[str, Tensor]
+COMPILER_FAILED = torch._dynamo.exc.BackendCompilerFailed
 
 
 class Graph(Protocol):
@@ -98,12 +99,13 @@ class Compiled:
         shapes = [x.shape for x in torch.utils._pytree.tree_leaves(arguments)]
         if self._compiled is None:
             self._shapes = shapes
-            self._compiled = torch.compile(make_fx(self._function)(*arguments), fullgraph=True, dynamic=False)
+            traced = make_fx(lambda *inputs: self._function(*inputs))(*arguments)
+            self._compiled = torch.compile(traced, fullgraph=True, dynamic=False)
         if shapes != self._shapes:
             return self._function(*arguments)
         try:
             return self._compiled(*arguments)
-        except torch._dynamo.exc.BackendCompilerFailed as error:
+        except COMPILER_FAILED as error:
             reason = str(error).strip().splitlines()[0]
             raise CorrKDError(
                 f"compile: torch.compile failed ({reason}); install a C++ compiler or set compile: false"

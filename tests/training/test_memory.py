@@ -1,0 +1,48 @@
+"""As many trainings at once as fit into memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from corrkd.experiment.stages import MOST_STACKED, fitting
+from corrkd.settings import TrainingSettings
+from corrkd.training.memory import bytes_of_run
+from corrkd.training.run import TrainingRun
+from tests.training.test_stacked import make_method, split
+
+
+def run_of(batch_size: int) -> TrainingRun:
+    samples = split("classes")
+    settings = TrainingSettings(epochs=1, batch_size=batch_size)
+    method = make_method("no-distillation", samples, 0)
+    return TrainingRun(method=method, samples=samples, settings=settings, validate=lambda _: 0.0, seed=0)
+
+
+def test_what_a_training_takes_grows_with_its_batch() -> None:
+    fixed = 2 * bytes_of_run(run_of(8)) - bytes_of_run(run_of(16))
+    of_a_sample = (bytes_of_run(run_of(16)) - fixed) / 16
+    assert bytes_of_run(run_of(32)) == pytest.approx(fixed + 32 * of_a_sample, rel=0.05)
+    method = run_of(8).method
+    parameters = sum(p.numel() * 8 for p in method.parameters())
+    assert fixed >= 6 * parameters  # weights, gradients, two moments, an average, the best
+    # Each layer keeps at least its attention weights and the vectors that went into it, once for each modality.
+    samples = split("classes")
+    frames = [exists.shape[1] for exists in samples.exists.values()]
+    assert of_a_sample >= 2 * 8 * sum(2 * t * t + 8 * t for t in frames)
+
+
+def test_measuring_changes_nothing_of_the_training() -> None:
+    run = run_of(8)
+    before = {name: x.clone() for name, x in run.method.state_dict().items()}
+    bytes_of_run(run)
+    assert run.method.training
+    assert all(torch.equal(x, before[name]) for name, x in run.method.state_dict().items())
+    assert all(p.grad is None for p in run.method.parameters())
+
+
+@pytest.mark.parametrize(
+    ("each", "free", "count"), [(10, 1000, MOST_STACKED), (100, 1000, 8), (1000, 1000, 1), (1, None, MOST_STACKED)]
+)
+def test_as_many_as_fit(each: int, free: int | None, count: int) -> None:
+    assert fitting(each, free) == count
