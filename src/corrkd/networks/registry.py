@@ -18,6 +18,9 @@ BUILT_IN = {
     "transm": "corrkd.networks.transm:TransMNetwork",
     "smil": "corrkd.networks.smil:SMILNetwork",
     "gcnet": "corrkd.networks.gcnet:GCNetwork",
+    "mlp": "corrkd.networks.mlp:MLPNetwork",
+    "gru": "corrkd.networks.gru:GRUNetwork",
+    "perceiver": "corrkd.networks.perceiver:PerceiverNetwork",
 }
 
 
