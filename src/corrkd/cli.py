@@ -71,6 +71,11 @@ LabelOption = Annotated[
 ]
 
 
+TokensOption = Annotated[
+    bool, typer.Option("--tokens", help="Read the ids of BERT's tokens (`text_bert`) as the language.")
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReadingOptions:
     """How a dataset is read."""
@@ -78,6 +83,7 @@ class ReadingOptions:
     glove: GloveOption = None
     folds: FoldsOption = None
     label: LabelOption = None
+    tokens: TokensOption = False
 
 
 @dataclass(frozen=True, kw_only=True)
