@@ -263,6 +263,25 @@ def test_features_are_no_ids(model: Path) -> None:
         BertNetwork({"language": 5, "audio": 3}, {"language": 6, "audio": 6}, target=CLASSES, settings=settings(model))
 
 
+def test_ids_are_no_features(tmp_path: Path) -> None:
+    data = {"path": str(mmsa_file(tmp_path)), "tokens": True}
+    with pytest.raises(
+        CorrKDError, match="modality language holds ids of tokens, which network 'corrkd' would read as"
+    ):
+        corrkd.run({"data": data}, tmp_path / "run")
+
+
+def test_the_network_behind_has_its_mean_fill(model: Path) -> None:
+    chosen = settings(model, fill="mean")
+    assert chosen.fill == "mean"
+    assert settings(model, fill="zeros").fill == "zeros"
+    assert BertSettings.model_validate({"language_encoder": {"model": "x"}, "network": "mlp"}).fill is None
+    widths = {"language": 1, "audio": 3}
+    bert = BertNetwork(widths, dict.fromkeys(widths, 6), target=CLASSES, settings=chosen)
+    bert.set_fill({"language": torch.ones(1), "audio": torch.ones(3)})
+    assert [encoder.fill.sum().item() for encoder in bert.inner.encoders] == [0.0, 3.0]
+
+
 def test_more_words_than_positions(model: Path) -> None:
     with pytest.raises(CorrKDError, match=r"samples of up to 17 tokens, but .* reads 16"):
         BertNetwork({"language": 1}, {"language": 17}, target=CLASSES, settings=settings(model))

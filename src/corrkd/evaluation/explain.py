@@ -203,7 +203,7 @@ def _one_sample(network: AnyNetwork, inputs: Inputs) -> Inputs:
         raise CorrKDError(
             f"network {network.name!r} understands a sample among the others of its conversation; one alone cannot be explained"
         )
-    if not network.differentiable:
+    if network.reads_tokens:
         raise CorrKDError(
             f"network {network.name!r} reads ids of tokens, along which there are no gradients; its predictions cannot be explained"
         )

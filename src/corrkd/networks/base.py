@@ -47,7 +47,7 @@ class Network(nn.Module, Generic[S]):
         modality_wise: `encode` and `classify` are as `corrkd.evaluation.sweep.ModalityWise` says, so that many conditions share encodings.
         stackable: a pure function of parameters and inputs, without sizes that follow from values and without torch's own random numbers,
             so that several can be trained at once (`corrkd.training.stacked`).
-        differentiable: in the frames, so that a prediction can be explained by gradients; not where frames are ids of tokens.
+        reads_tokens: the frames of a modality have to be ids of tokens (`MultimodalDataset.tokens`), along which there are no gradients.
         reads_conversations: a sample is understood among the others of its conversation, which therefore come in one batch, with `context`.
     """
 
@@ -55,7 +55,7 @@ class Network(nn.Module, Generic[S]):
     settings_type: ClassVar[type[BaseModel]]
     modality_wise: ClassVar[bool] = False
     stackable: ClassVar[bool] = False
-    differentiable: ClassVar[bool] = True
+    reads_tokens: ClassVar[bool] = False
     reads_conversations: ClassVar[bool] = False
     settings: S
 

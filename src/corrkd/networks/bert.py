@@ -64,6 +64,11 @@ class BertSettings(Strict):
         default_factory=dict, validate_default=True, description="the network behind, by name, with its settings"
     )
 
+    @property
+    def fill(self) -> str | None:
+        """What stands for a missing frame in the network behind, where it has a choice."""
+        return self.network.get("fill")
+
     @field_validator("network", mode="before")
     @classmethod
     def _complete(cls, tree: Any) -> dict[str, Any]:
@@ -90,7 +95,7 @@ class BertNetwork(Network[BertSettings]):
     """
 
     name = "bert"
-    differentiable = False
+    reads_tokens = True
     settings_type = BertSettings
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
