@@ -109,7 +109,8 @@ class SettingsOptions:
         from corrkd.experiment.settings import load_settings
 
         paths = {"path": self.data, "target": changes.pop("target", None), **vars(reading or ReadingOptions())}
-        given = {key: str(value) for key, value in paths.items() if value is not None}
+        # A flag that is not given leaves the settings as they are.
+        given = {key: str(value) for key, value in paths.items() if value is not None and value is not False}
         tree = {key: value for key, value in changes.items() if value is not None}
         if given:
             tree["data"] = given

@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import pad
 
 import corrkd
+from corrkd.cli import ReadingOptions, SettingsOptions
 from corrkd.data.convert import convert
 from corrkd.data.dataset import TOKEN_SCALE, MultimodalDataset
 from corrkd.data.inputs import Inputs
@@ -372,6 +373,14 @@ def test_what_is_no_ids(change: Any, tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps(data))
     with pytest.raises(CorrKDError, match=r"sims, valid: .*text_bert"):
         load_dataset(path, tokens=True)
+
+
+def test_the_flag_lies_over_the_settings_only_where_it_is_given() -> None:
+    for tokens, expected in ((False, True), (True, True)):
+        options = SettingsOptions(changes=["data.tokens=true"])
+        assert options.load(ReadingOptions(tokens=tokens)).data.tokens == expected
+    assert SettingsOptions().load(ReadingOptions(tokens=True)).data.tokens
+    assert not SettingsOptions().load(ReadingOptions()).data.tokens
 
 
 @pytest.mark.slow
