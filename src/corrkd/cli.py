@@ -71,6 +71,11 @@ LabelOption = Annotated[
 ]
 
 
+TokensOption = Annotated[
+    bool, typer.Option("--tokens", help="Read the ids of BERT's tokens (`text_bert`) as the language.")
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReadingOptions:
     """How a dataset is read."""
@@ -78,6 +83,7 @@ class ReadingOptions:
     glove: GloveOption = None
     folds: FoldsOption = None
     label: LabelOption = None
+    tokens: TokensOption = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +109,8 @@ class SettingsOptions:
         from corrkd.experiment.settings import load_settings
 
         paths = {"path": self.data, "target": changes.pop("target", None), **vars(reading or ReadingOptions())}
-        given = {key: str(value) for key, value in paths.items() if value is not None}
+        # A flag that is not given leaves the settings as they are.
+        given = {key: str(value) for key, value in paths.items() if value is not None and value is not False}
         tree = {key: value for key, value in changes.items() if value is not None}
         if given:
             tree["data"] = given

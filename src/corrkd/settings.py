@@ -93,6 +93,10 @@ class ReadingSettings(Strict):
     folds: Path | None = Field(
         None, description="JSON file {split: [video ids]}, for .csd folders without standard folds"
     )
+    tokens: bool = Field(
+        False,
+        description="read the ids of BERT's tokens (MMSA's `text_bert`) as the language, in place of its features",
+    )
     label: str | None = Field(
         None,
         description="which label column, as `happy`, `questions:happy,sad` ; default: the layout's usual one (docs/data.md)",

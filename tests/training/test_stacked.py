@@ -24,6 +24,9 @@ from tests.training.recording import RecordedGraph
 SMALL: dict[str, dict[str, Any]] = {
     "corrkd": {"width": 8, "heads": 2, "feedforward": 16, "layers": 1, "classifier": (6,), "dropout": 0.2},
     "cubemlp": {"channels": 6, "hidden": ((4, 2, 6),), "shapes": ((4, 3, 6),), "dropout": 0.2},
+    "mlp": {"width": 6, "hidden": (8,), "classifier": (6,), "dropout": 0.2},
+    "gru": {"width": 6, "classifier": (6,), "dropout": 0.2},
+    "perceiver": {"width": 8, "latents": 3, "heads": 2, "feedforward": 12, "layers": 1, "dropout": 0.2},
 }
 SMALL["late-fusion"] = SMALL["corrkd"]
 MENDED = {"scd": {"form": "relations"}, "cpd": {"form": "all", "parts": True}, "rcd": {"form": "divergence"}}
@@ -105,6 +108,9 @@ def split(target: str) -> Samples:
         ("corrkd", None, None),
         ("corrkd", MENDED, None),
         ("kl", None, None),
+        ("kl", None, "mlp"),
+        ("kl", None, "gru"),
+        ("kl", None, "perceiver"),
         ("feature-mse", None, None),
         ("late-fusion", None, None),
         ("cubemlp", None, None),

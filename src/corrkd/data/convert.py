@@ -70,7 +70,8 @@ def convert(dataset: MultimodalDataset, path: str | Path) -> None:
 
 def _facts(dataset: MultimodalDataset) -> str:
     """What the targets depend on beside the tensors. Names, notes and the layout may differ between equal contents."""
-    return json.dumps([list(dataset.class_names), list(dataset.question_names), dataset.score_range]) + "\n"
+    tokens = [list(dataset.tokens)] if dataset.tokens else []
+    return json.dumps([list(dataset.class_names), list(dataset.question_names), dataset.score_range, *tokens]) + "\n"
 
 
 def _tensors(name: str, split: Split) -> Iterator[_Tensor]:
@@ -130,5 +131,6 @@ def _about(dataset: MultimodalDataset, digest: str) -> str:
         "notes": notes,
         "sha256": digest,
         "extra": extra,
+        **({"tokens": list(dataset.tokens)} if dataset.tokens else {}),
     }
     return json.dumps(about)

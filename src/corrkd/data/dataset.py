@@ -18,6 +18,8 @@ IntArray = npt.NDArray[np.int64]
 StrArray = npt.NDArray[np.str_]
 
 SPLITS = ("train", "valid", "test")
+# Ids of tokens are divided by it: a power of two, so exactly, and far below any bound on features.
+TOKEN_SCALE = 2.0**24
 WHOLE = "all"  # the one split of data that has neither splits nor targets
 
 Posterior = Callable[[str, Mapping[str, BoolArray]], npt.NDArray[np.float64]]
@@ -103,6 +105,7 @@ class MultimodalDataset:
             contents, as they were written.
         posterior: the exact class posterior given what is visible, for data whose law is known (the built-in one); else None.
         extra: small JSON-able facts a reader wants to hand on to `inspect`.
+        tokens: modalities whose frames are ids of tokens, of width 1: numbers that name and do not measure, so they are not normalised.
     """
 
     name: str
@@ -116,6 +119,7 @@ class MultimodalDataset:
     sha256: str = ""
     posterior: Posterior | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    tokens: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.splits:

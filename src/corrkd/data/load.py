@@ -31,6 +31,7 @@ def load_dataset(
     glove: Path | None = None,
     folds: Path | None = None,
     label: str | None = None,
+    tokens: bool = False,
     name: str | None = None,
     targets: bool = True,
 ) -> MultimodalDataset:
@@ -43,6 +44,7 @@ def load_dataset(
         glove: a GloVe text file, for layouts that hold words instead of vectors.
         folds: a JSON file {split: [video, ...]}, for `.csd` folders other than CMU-MOSI's.
         label: which label column to read, `[scores:|questions:]COLUMN[@THRESHOLD][,COLUMN...]` (docs/data.md); default: the layout's usual.
+        tokens: read the ids of BERT's tokens as the language (MMSA's `text_bert`), for a network that embeds them (`bert`).
         name: of the dataset, in reports; else the published name of a known file, else the file's name.
         targets: whether scores or labels are needed. If not, data may lack them, as recordings to be predicted do. Arrays that lack
             `split` as well are then the single split "all".
@@ -54,7 +56,7 @@ def load_dataset(
         from corrkd.data import synthetic  # its law and Bayes rule are needed by nobody else
 
         return synthetic.make(synthetic.SyntheticSpec())
-    path, options = Path(path), ReadOptions(glove=glove, folds=folds, label=label, targets=targets)
+    path, options = Path(path), ReadOptions(glove=glove, folds=folds, label=label, tokens=tokens, targets=targets)
     if not path.exists():
         raise CorrKDError(f"{path}: no such file; give a dataset file or folder, or `{SYNTHETIC}` for the built-in one")
     if not path.is_dir() and not path.is_file():
@@ -64,6 +66,10 @@ def load_dataset(
             dataset = _read(path, name, options)
     except OSError as error:
         raise CorrKDError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if tokens and not dataset.tokens:
+        raise CorrKDError(
+            f"{path.name}: {dataset.layout}: holds no ids of BERT's tokens (`text_bert`); read it without tokens"
+        )
     return dataset
 
 

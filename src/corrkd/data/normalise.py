@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 
-from corrkd.data.dataset import FloatArray, Split
+from corrkd.data.dataset import TOKEN_SCALE, FloatArray, Split
 
 Method = Literal["robust", "standard", "scale", "none"]
 MOST_FRAMES = 100_000  # quantiles of so many frames are those of all, and a memory-mapped set is not read whole
@@ -39,16 +39,22 @@ class Normalisation:
         return out if self.clip is None else out.clamp_(-self.clip, self.clip)
 
 
-def fit_normalisation(train: Split, method: Method = "robust", clip: float | None = 5.0) -> Normalisation:
+def fit_normalisation(
+    train: Split, method: Method = "robust", clip: float | None = 5.0, *, tokens: Collection[str] = ()
+) -> Normalisation:
     """Statistics of the training split; padding and naturally missing frames do not count.
 
     "robust" centres on the median and divides by the interquartile range over 1.349 (which estimates the deviation of a normal law), so
     that a few values of 5e4 do not set the scale; where more than half the values are equal it takes the deviation instead. "scale"
-    divides likewise but does not centre: a zero stays a zero. A constant feature is only centred.
+    divides likewise but does not centre: a zero stays a zero. A constant feature is only centred. Ids of tokens (the modalities in
+    `tokens`) are divided by TOKEN_SCALE whatever the method, from which a network has them back exactly.
     """
     center: dict[str, FloatArray] = {}
     scale: dict[str, FloatArray] = {}
     for modality in train.frames:
+        if modality in tokens:
+            center[modality], scale[modality] = np.zeros(1, np.float32), np.full(1, TOKEN_SCALE, np.float32)
+            continue
         rows = _some_frames(train, modality)
         center[modality], scale[modality] = _statistics(rows, method)
     return Normalisation(

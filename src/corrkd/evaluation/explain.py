@@ -111,7 +111,7 @@ def explain(
 
     Raises:
         CorrKDError: where captum is not installed, there is not exactly one sample with every modality, output, question, temperature or
-            steps are out of range, the network reads conversations, or its answer is not finite.
+            steps are out of range, the network reads conversations or ids of tokens, or its answer is not finite.
     """
     gradients = _integrated_gradients()
     inputs = _one_sample(network, inputs)
@@ -202,6 +202,10 @@ def _one_sample(network: AnyNetwork, inputs: Inputs) -> Inputs:
     if network.reads_conversations:
         raise CorrKDError(
             f"network {network.name!r} understands a sample among the others of its conversation; one alone cannot be explained"
+        )
+    if network.reads_tokens:
+        raise CorrKDError(
+            f"network {network.name!r} reads ids of tokens, along which there are no gradients; its predictions cannot be explained"
         )
     frames = {}
     for m in network.modalities:

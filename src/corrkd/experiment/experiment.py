@@ -151,7 +151,7 @@ def prepare(settings: Settings) -> Experiment:
 
 
 def _normalisation(dataset: MultimodalDataset, settings: DataSettings) -> Normalisation:
-    return fit_normalisation(dataset.split("train"), settings.normalise, settings.clip)
+    return fit_normalisation(dataset.split("train"), settings.normalise, settings.clip, tokens=dataset.tokens)
 
 
 def check_splits(experiment: Experiment, arms: Sequence[Arm]) -> None:

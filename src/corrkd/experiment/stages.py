@@ -236,7 +236,17 @@ def _one_pass(trainings: Sequence[Training], fabric: Fabric) -> bool:
 def make_method(
     arm: Arm, experiment: Experiment, seed: int, samples: Samples, teachers: TeacherOutputs | None = None
 ) -> AnyMethod:
-    """An arm's method. All arms but the teacher begin with the same parameters, where their networks agree."""
+    """An arm's method. All arms but the teacher begin with the same parameters, where their networks agree.
+
+    Raises:
+        CorrKDError: it cannot be made for these modalities, or the language is ids of tokens and its network does not read them.
+    """
+    tokens = [m for m in experiment.dataset.tokens if m in experiment.dataset.modalities]
+    if tokens and not arm.network.class_.reads_tokens:
+        raise CorrKDError(
+            f"arm {arm.name}: modality {tokens[0]} holds ids of tokens, which network {arm.network.name!r} would read as measurements; "
+            "put the network bert before it, or set data.tokens to false"
+        )
     weights = None
     if arm.training.class_weights == "balanced":
         weights = experiment.target.balanced_class_weights(samples.targets)

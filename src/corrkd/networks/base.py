@@ -47,6 +47,7 @@ class Network(nn.Module, Generic[S]):
         modality_wise: `encode` and `classify` are as `corrkd.networks.together.ModalityWise` says, so that many conditions share encodings.
         stackable: a pure function of parameters and inputs, without sizes that follow from values and without torch's own random numbers,
             so that several can be trained at once (`corrkd.training.stacked`).
+        reads_tokens: the frames of a modality have to be ids of tokens (`MultimodalDataset.tokens`), along which there are no gradients.
         reads_conversations: a sample is understood among the others of its conversation, which therefore come in one batch, with `context`.
     """
 
@@ -54,6 +55,7 @@ class Network(nn.Module, Generic[S]):
     settings_type: ClassVar[type[BaseModel]]
     modality_wise: ClassVar[bool] = False
     stackable: ClassVar[bool] = False
+    reads_tokens: ClassVar[bool] = False
     reads_conversations: ClassVar[bool] = False
     settings: S
 

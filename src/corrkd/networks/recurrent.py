@@ -1,4 +1,4 @@
-"""From the frames of one modality to the states of an LSTM, as baselines of that time read their frames."""
+"""From the frames of one modality to the states of an LSTM or a GRU, as baselines of that time read their frames."""
 
 from __future__ import annotations
 
@@ -11,10 +11,50 @@ from corrkd.networks.draws import current_draws
 PARAMETERS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 
 
-class FrameLSTM(nn.Module):
-    """A one-directional LSTM over the frames of one modality; invisible frames are zeros.
+class FrameRecurrence(nn.Module):
+    """A one-directional recurrent layer over the frames of one modality; invisible frames are zeros.
 
     It reads left to right, so that padding, which comes last, changes no state of a frame that exists.
+
+    Args:
+        width: of the states.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    @property
+    def kernel(self) -> nn.RNNBase:
+        """The layer of torch, which holds the parameters."""
+        raise NotImplementedError
+
+    def states(self, frames: Tensor) -> Tensor:
+        """What the kernel computes, as a loop over time: (N, T, d_m) -> (N, T, width)."""
+        raise NotImplementedError
+
+    def forward(self, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
+        """(N, T, d_m) and two (N, T) masks, visible within exists -> states (N, T, width), zero in the padding."""
+        shown = torch.where(visible[..., None], frames, 0.0)
+        draws = current_draws()
+        if draws is not None and draws.stacked:  # layers of several runs at once, which torch's kernel cannot do
+            return self.states(shown) * exists[..., None]
+        # One of several processes may have no sample, which the kernel refuses: it reads one of zeros, of which nothing is kept.
+        batch = shown if len(shown) else shown.new_zeros(1, *shown.shape[1:])
+        states: Tensor = self.kernel(batch)[0][: len(shown)]
+        return states * exists[..., None]
+
+    def last(self, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
+        """The state after each sample's last frame, (N, width); zeros for a sample without frames."""
+        return last_state(self(frames, exists, visible), exists)
+
+    def parameters_in_order(self) -> list[Tensor]:
+        """Weights of the inputs and of the states, and the bias of each."""
+        return [getattr(self.kernel, name) for name in PARAMETERS]
+
+
+class FrameLSTM(FrameRecurrence):
+    """An LSTM over the frames of one modality (Hochreiter and Schmidhuber, 1997).
 
     Args:
         inputs: d_m, the width of the frames.
@@ -22,24 +62,17 @@ class FrameLSTM(nn.Module):
     """
 
     def __init__(self, inputs: int, width: int) -> None:
-        super().__init__()
-        self.width = width
+        super().__init__(width)
         self.lstm = nn.LSTM(inputs, width, batch_first=True)
 
-    def forward(self, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
-        """(N, T, d_m) and two (N, T) masks, visible within exists -> states (N, T, width), zero in the padding."""
-        shown = torch.where(visible[..., None], frames, 0.0)
-        draws = current_draws()
-        if draws is not None and draws.stacked:  # LSTMs of several runs at once, which torch's kernel cannot do
-            return self.states(shown) * exists[..., None]
-        # One of several processes may have no sample, which an LSTM refuses: it reads one of zeros, of which nothing is kept.
-        batch = shown if len(shown) else shown.new_zeros(1, *shown.shape[1:])
-        states: Tensor = self.lstm(batch)[0][: len(shown)]
-        return states * exists[..., None]
+    @property
+    def kernel(self) -> nn.RNNBase:
+        """The LSTM."""
+        return self.lstm
 
     def states(self, frames: Tensor) -> Tensor:
         """What `nn.LSTM` computes, as a loop over time: (N, T, d_m) -> (N, T, width)."""
-        inputs, recurrent, first, second = (getattr(self.lstm, name) for name in PARAMETERS)
+        inputs, recurrent, first, second = self.parameters_in_order()
         projected = linear(frames, inputs, first + second)
         hidden = cell = projected.new_zeros(len(frames), self.width)
         states = []
@@ -50,9 +83,45 @@ class FrameLSTM(nn.Module):
             states.append(hidden)
         return torch.stack(states, 1)
 
-    def last(self, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
-        """The state after each sample's last frame, (N, width); zeros for a sample without frames."""
-        states = self(frames, exists, visible)
-        places = torch.arange(1, exists.shape[1] + 1, device=exists.device)
-        end = (exists * places).amax(1).sub(1).clamp(min=0)
-        return states.gather(1, end[:, None, None].expand(-1, 1, states.shape[2]))[:, 0]
+
+class FrameGRU(FrameRecurrence):
+    """A GRU over the frames of one modality (Cho et al., EMNLP 2014), with the reset gate after the product, as in `nn.GRU`.
+
+    Args:
+        inputs: d_m, the width of the frames.
+        width: of the states.
+    """
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__(width)
+        self.gru = nn.GRU(inputs, width, batch_first=True)
+
+    @property
+    def kernel(self) -> nn.RNNBase:
+        """The GRU."""
+        return self.gru
+
+    def states(self, frames: Tensor) -> Tensor:
+        """What `nn.GRU` computes, as a loop over time: (N, T, d_m) -> (N, T, width)."""
+        inputs, recurrent, first, second = self.parameters_in_order()
+        projected = linear(frames, inputs, first)
+        hidden = projected.new_zeros(len(frames), self.width)
+        states = []
+        for gates in projected.unbind(1):
+            reset, update, change = gates.chunk(3, 1)
+            reset_state, update_state, change_state = linear(hidden, recurrent, second).chunk(3, 1)
+            kept = torch.sigmoid(update + update_state)
+            candidate = torch.tanh(change + torch.sigmoid(reset + reset_state) * change_state)
+            hidden = kept * hidden + (1.0 - kept) * candidate
+            states.append(hidden)
+        return torch.stack(states, 1)
+
+
+def last_state(states: Tensor, counted: Tensor) -> Tensor:
+    """The state after each sample's last counted frame: (N, T, width) and (N, T) booleans -> (N, width).
+
+    Where no frame is counted, the first state.
+    """
+    steps = torch.arange(1, counted.shape[1] + 1, device=counted.device)
+    end = (counted * steps).amax(1).sub(1).clamp(min=0)
+    return states.gather(1, end[:, None, None].expand(-1, 1, states.shape[2]))[:, 0]

@@ -18,7 +18,12 @@ BUILT_IN = {
     "transm": "corrkd.networks.transm:TransMNetwork",
     "smil": "corrkd.networks.smil:SMILNetwork",
     "gcnet": "corrkd.networks.gcnet:GCNetwork",
+    "mlp": "corrkd.networks.mlp:MLPNetwork",
+    "gru": "corrkd.networks.gru:GRUNetwork",
+    "perceiver": "corrkd.networks.perceiver:PerceiverNetwork",
 }
+# Those that need files and another package, and cannot be built from defaults alone.
+WITH_EXTRAS = {"bert": "corrkd.networks.bert:BertNetwork"}
 
 
 def network_class(name: str) -> type[AnyNetwork]:
@@ -27,7 +32,7 @@ def network_class(name: str) -> type[AnyNetwork]:
     Raises:
         CorrKDError: the name is unknown, or the class has another: a saved model is loaded by the name of its network.
     """
-    kind: type[AnyNetwork] = find(name, BUILT_IN, GROUP, Network, "network")
+    kind: type[AnyNetwork] = find(name, {**BUILT_IN, **WITH_EXTRAS}, GROUP, Network, "network")
     declared = getattr(kind, "name", None)
     if declared != name:
         raise CorrKDError(

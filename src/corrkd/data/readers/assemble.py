@@ -96,6 +96,7 @@ def assemble(
     class_names: tuple[str, ...] = (),
     question_names: tuple[str, ...] = (),
     score_range: tuple[float, float] | None = None,
+    tokens: tuple[str, ...] = (),
 ) -> MultimodalDataset:
     """A checked dataset of raw splits.
 
@@ -108,6 +109,7 @@ def assemble(
         special_tokens: whether the lengths in `raw` count [CLS] and [SEP], under which other modalities have no frames.
         notes: the reader's own notes.
         class_names, question_names, score_range: as in `MultimodalDataset`, of the labels that are usual in the layout.
+        tokens: as in `MultimodalDataset`.
 
     Raises:
         CorrKDError: a line that names the split and modality and what is wrong with it.
@@ -159,6 +161,7 @@ def assemble(
         missing_rule=rules,
         notes=tuple(notes),
         extra={"padding": {m: sides[m] for m in counts}, "lengths": {m: how[m] for m in counts}, "nonfinite": counts},
+        tokens=tokens,
     )
 
 

@@ -63,6 +63,7 @@ class About(BaseModel):
     notes: list[str]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     extra: dict[str, Any]
+    tokens: Names = []
 
     @model_validator(mode="after")
     def _distinct(self) -> About:
@@ -138,6 +139,7 @@ def read(path: Path, *, targets: bool = True) -> MultimodalDataset:
             notes=tuple(about.notes),
             sha256=about.sha256,
             extra=about.extra,
+            tokens=tuple(about.tokens),
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from corrkd.data.dataset import WHOLE, MultimodalDataset
+from corrkd.data.dataset import TOKEN_SCALE, WHOLE, MultimodalDataset
 from corrkd.data.groups import GROUPS
 from corrkd.data.readers.assemble import assemble, likert_range, sign_class_names
 from corrkd.data.readers.labels import columns_of
@@ -51,9 +51,11 @@ def read_clip(data: Mapping[str, Any], name: str, options: ReadOptions) -> Multi
     arrays = {key: x for key, x in data.items() if isinstance(x, np.ndarray) and x.ndim == 2}
     names = modality_names(key for key in arrays if key not in OTHERS and not is_no_feature(key))
     frames = {m: data[key][None] for key, m in names.items() if np.size(data[key])}
+    if options.tokens:
+        frames = {"language": _token_ids(name, data.get(TOKENS), batch=False), **_without_language(frames)}
     notes = [f"{m} is empty: missing" for key, m in names.items() if not np.size(data[key])]
     raw = RawSplit(frames=frames, ids=[name])
-    return assemble(name, {WHOLE: raw}, options, layout="MMSA-FET, one clip", notes=notes)
+    return assemble(name, {WHOLE: raw}, options, layout="MMSA-FET, one clip", notes=notes, tokens=_tokens(options))
 
 
 def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> MultimodalDataset:
@@ -67,8 +69,8 @@ def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> Multimodal
         CorrKDError: arrays that do not fit one another; token ids where BERT states are needed.
     """
     parts, notes = splits_of(data, name)
-    features = {split: _features(f"{name}, {split}", part) for split, part in parts.items()}
-    raw = {split: _read_split(f"{name}, {split}", part, features[split]) for split, part in parts.items()}
+    features = {split: _features(f"{name}, {split}", part, options) for split, part in parts.items()}
+    raw = {split: _read_split(f"{name}, {split}", part, features[split], options) for split, part in parts.items()}
     columns = [full for part in raw.values() for full in part.columns]
     notes += left_out(parts, [key for keys in features.values() for key in keys], columns, (*OTHERS, SCORES, CLASSES))
     sims = any("regression_labels_T" in part for part in parts.values())
@@ -78,27 +80,33 @@ def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> Multimodal
         raw,
         options,
         layout=f"MMSA {'aligned' if len(sequences) <= 1 else 'unaligned'}{', CH-SIMS' if sims else ''}",
-        special_tokens=all(TOKENS in part and f"text{LENGTHS}" not in part for part in parts.values()),
+        special_tokens=options.tokens
+        or all(TOKENS in part and f"text{LENGTHS}" not in part for part in parts.values()),
         notes=notes,
         class_names=_class_names(parts) or sign_class_names(raw),
         score_range=(-1.0, 1.0) if sims else likert_range(raw),
+        tokens=_tokens(options),
     )
 
 
-def _features(where: str, part: Mapping[str, Any]) -> dict[str, str]:
-    """{key: modality}. Raises CorrKDError where language is there as token ids alone."""
+def _features(where: str, part: Mapping[str, Any], options: ReadOptions) -> dict[str, str]:
+    """{key: modality}; without language where token ids are to be read. Raises CorrKDError where language is there as token ids alone."""
     names = feature_names(where, part, _count(where, part), (*OTHERS, *GROUPS))
     names = {key: m for key, m in names.items() if np.size(part[key])}
+    if options.tokens:
+        return {key: m for key, m in names.items() if m != "language"}
     if TOKENS in part and "language" not in names.values():
         raise CorrKDError(
-            f"{where}: holds {TOKENS}, the ids of BERT's tokens, but no `text`; add BERT's states as `text`, or leave "
-            f"{TOKENS} out to go on without language"
+            f"{where}: holds {TOKENS}, the ids of BERT's tokens, but no `text`; add BERT's states as `text`, read the "
+            f"ids themselves (--tokens), or leave {TOKENS} out to go on without language"
         )
     return names
 
 
-def _read_split(where: str, part: Mapping[str, Any], features: Mapping[str, str]) -> RawSplit:
+def _read_split(where: str, part: Mapping[str, Any], features: Mapping[str, str], options: ReadOptions) -> RawSplit:
     raw = raw_split(part, features)
+    if options.tokens:
+        raw.frames = {"language": _token_ids(where, part.get(TOKENS)), **raw.frames}
     if "language" not in raw.lengths and "language" in raw.frames:
         raw.lengths |= _lengths_of_tokens(where, part, raw.frames["language"])
     raw.ids = part.get("id")
@@ -126,6 +134,30 @@ def _lengths_of_tokens(where: str, part: Mapping[str, Any], language: Any) -> di
     if mask.shape != (len(language), 1, language.shape[1]):
         return {}
     return {"language": numeric(where, mask, TOKENS).sum((1, 2))}
+
+
+def _tokens(options: ReadOptions) -> tuple[str, ...]:
+    """The modalities of token ids."""
+    return ("language",) if options.tokens else ()
+
+
+def _without_language(frames: Mapping[str, Any]) -> dict[str, Any]:
+    return {m: x for m, x in frames.items() if m != "language"}
+
+
+def _token_ids(where: str, tokens: Any, *, batch: bool = True) -> Any:
+    """Ids (N, T, 1) from `text_bert` (N, 3, T) of ids, mask, segment; of a clip's (3, T) with `batch` False. 0 where the mask is 0.
+
+    Raises:
+        CorrKDError: it is absent, of another shape, or holds what is no id.
+    """
+    table = np.asarray(tokens) if batch or tokens is None else np.asarray(tokens)[None]
+    if table.ndim != 3 or table.shape[1] != 3 or table.dtype.kind not in "biuf":
+        raise CorrKDError(f"{where}: no array {TOKENS} of ids, mask and segments, (samples, 3, tokens)")
+    ids = numeric(where, table[:, 0] * (table[:, 1] != 0), TOKENS)
+    if not ((ids == np.floor(ids)) & (ids >= 0) & (ids < TOKEN_SCALE)).all():
+        raise CorrKDError(f"{where}: {TOKENS} holds values that are no ids of tokens")
+    return ids[..., None]
 
 
 def _class_names(parts: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:

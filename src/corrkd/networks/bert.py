@@ -1,0 +1,294 @@
+"""A BERT in front of any other network: it reads the ids of words, frozen or trained along (Devlin et al., NAACL 2019).
+
+Missing words become [UNK], as in LNLN (Zhang et al., NeurIPS 2024) and TFR-Net (Yuan et al., ACM MM 2021) before it. Unlike theirs, [CLS]
+and [SEP] may go missing as well, and the network behind is told which words did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, ValidationError, field_validator
+from torch import Tensor, nn
+
+from corrkd.data.batches import Context
+from corrkd.data.dataset import TOKEN_SCALE
+from corrkd.data.inputs import Inputs
+from corrkd.errors import CorrKDError
+from corrkd.networks.base import AnyNetwork, Network, Output
+from corrkd.networks.encoder import Dropout
+from corrkd.networks.registry import network_class
+from corrkd.settings import Depth, Strict, Width, first_line
+
+INNER = "corrkd"  # the network behind, where none is named
+TokenId = Annotated[int, Field(ge=0, lt=int(TOKEN_SCALE))]
+
+
+class BertShape(Strict):
+    """What a BERT is built from without its files; taken from them when it is first built, and kept on a saved model's card."""
+
+    vocabulary: Annotated[int, Field(ge=1, le=int(TOKEN_SCALE))] = Field(description="how many tokens there are")
+    width: Width = Field(description="of a token's state")
+    layers: Depth = Field(description="how many blocks")
+    heads: Width = Field(description="attention heads of a block")
+    feedforward: Width = Field(description="width of the feed-forward blocks")
+    positions: Annotated[int, Field(ge=1, le=100_000)] = Field(description="the most tokens of a sample")
+    segments: Annotated[int, Field(ge=1, le=1000)] = Field(description="how many segments have an embedding")
+    epsilon: Annotated[float, Field(gt=0.0, le=1.0)] = Field(description="of the layer norms")
+    activation: Literal["gelu", "gelu_new", "relu"] = Field(description="of the feed-forward blocks")
+    padding: TokenId = Field(description="id of [PAD]")
+    unknown: TokenId = Field(description="id of [UNK]")
+
+
+class LanguageEncoderSettings(Strict):
+    """Which BERT, and whether it is trained."""
+
+    model: str = Field(description="a folder in Hugging Face's layout with model and tokenizer, or a name on its hub")
+    trained: bool = Field(False, description="train it along, with the learning rate of all; else it is frozen")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.1, description="in its embeddings and blocks, where it is trained; none in its attention"
+    )
+    shape: BertShape | None = Field(None, description="null: as the model's files say")
+
+
+class BertSettings(Strict):
+    """A language encoder, and the network behind it."""
+
+    language_encoder: LanguageEncoderSettings
+    modality: str = Field("language", description="whose frames are ids of tokens (`data.tokens`)")
+    network: dict[str, Any] = Field(
+        default_factory=dict, validate_default=True, description="the network behind, by name, with its settings"
+    )
+
+    @property
+    def fill(self) -> str | None:
+        """What stands for a missing frame in the network behind, where it has a choice."""
+        return self.network.get("fill")
+
+    @field_validator("network", mode="before")
+    @classmethod
+    def _complete(cls, tree: Any) -> dict[str, Any]:
+        """The network's name and all of its settings."""
+        tree = {"name": tree} if isinstance(tree, str) else tree
+        if not isinstance(tree, Mapping) or not isinstance(tree.get("name", INNER), str):
+            raise ValueError("expected a name, or {name: ..., and settings}")
+        name, options = tree.get("name", INNER), {key: value for key, value in tree.items() if key != "name"}
+        try:
+            settings = network_class(name).settings_type.model_validate(options)
+        except ValidationError as error:
+            raise ValueError(first_line(error)) from None
+        except CorrKDError as error:
+            raise ValueError(str(error)) from None
+        return {"name": name, **settings.model_dump(mode="json")}
+
+
+class BertNetwork(Network[BertSettings]):
+    """The states of a BERT in the place of the words' ids, then the network behind, whose outputs and parts are its own.
+
+    Frames of the modality are ids divided by TOKEN_SCALE, as `corrkd.data.normalise` leaves them. A missing word is [UNK] to BERT, and
+    so is a number that is no id (as under the condition noise); padding is not attended to. The network behind sees the states of visible
+    words.
+    """
+
+    name = "bert"
+    reads_tokens = True
+    settings_type = BertSettings
+
+    def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
+        """The modules.
+
+        Raises:
+            CorrKDError: the modality does not hold ids, has more of them than BERT has positions, or the model cannot be loaded.
+        """
+        encoder, modality = self.settings.language_encoder, self.settings.modality
+        if widths.get(modality) != 1:
+            raise CorrKDError(
+                f"network {self.name!r}: modality {modality} holds no ids of tokens; read them with data.tokens (--tokens), or choose "
+                "another network"
+            )
+        shape, pretrained = (encoder.shape, None) if encoder.shape is not None else pretrained_bert(encoder.model)
+        if frames[modality] > shape.positions:
+            raise CorrKDError(
+                f"network {self.name!r}: samples of up to {frames[modality]} tokens, but {encoder.model} reads {shape.positions}"
+            )
+        self.shape = shape
+        # So that a saved model is built again without the files.
+        resolved = encoder.model_copy(update={"shape": shape})
+        self.settings = self.settings.model_copy(update={"language_encoder": resolved})
+        # First, so that it begins as it does without a BERT before it.
+        kind = network_class(self.settings.network["name"])
+        options = {key: value for key, value in self.settings.network.items() if key != "name"}
+        settings = kind.settings_type.model_validate(options)
+        self.inner: AnyNetwork = kind({**widths, modality: shape.width}, frames, target=self.target, settings=settings)
+        self.modality_wise = self.inner.modality_wise  # type: ignore[misc]
+        self.reads_conversations = self.inner.reads_conversations  # type: ignore[misc]
+        self.bert = make_bert(shape, encoder.dropout)
+        if pretrained is not None:
+            self.bert.load_state_dict(pretrained)
+        self.bert.requires_grad_(encoder.trained)
+
+    @property
+    def representation_width(self) -> int:
+        """Of the network behind."""
+        return self.inner.representation_width
+
+    @property
+    def parts(self) -> Mapping[str, int] | None:
+        """Of the network behind."""
+        return self.inner.parts
+
+    def train(self, mode: bool = True) -> BertNetwork:
+        """Set the mode; a frozen BERT stays in eval mode."""
+        super().train(mode)
+        self.bert.train(mode and self.settings.language_encoder.trained)
+        return self
+
+    def forward(self, inputs: Inputs) -> Output:
+        """The output of the network behind."""
+        output: Output = self.inner(self.embed(inputs))
+        return output
+
+    def in_context(self, inputs: Inputs, context: Context) -> Output:
+        """The output of the network behind, in context."""
+        return self.inner.in_context(self.embed(inputs), context)
+
+    def encode(self, modality: str, inputs: Inputs) -> Tensor:
+        """The modality's part of the representation, where the network behind is modality-wise."""
+        encoded: Tensor = self.inner.encode(  # type: ignore[operator]
+            modality, self.embed(inputs) if modality == self.settings.modality else inputs
+        )
+        return encoded
+
+    def classify(self, representation: Tensor) -> Tensor:
+        """Logits, where the network behind is modality-wise."""
+        logits: Tensor = self.inner.classify(representation)  # type: ignore[operator]
+        return logits
+
+    def embed(self, inputs: Inputs) -> Inputs:
+        """The inputs with BERT's states, (N, T, width), as the frames of the modality."""
+        modality = self.settings.modality
+        frames, exists, visible = inputs.of(modality)
+        ids = self.token_ids(frames[..., 0], exists, visible)
+        mask = exists.long()
+        count = ids.shape[0]
+        if (
+            count == 0
+        ):  # one of several processes may have no sample, which BERT refuses: it reads one of padding, of which nothing is kept
+            ids, mask = ids.new_full((1, ids.shape[1]), self.shape.padding), mask.new_zeros(1, mask.shape[1])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.settings.language_encoder.trained):
+            states = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state[:count]
+        return inputs._replace(frames={**inputs.frames, modality: states.to(frames.dtype)})
+
+    def token_ids(self, numbers: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
+        """Ids of tokens from numbers (N, T) divided by TOKEN_SCALE: [UNK] where no valid id is visible, [PAD] in the padding."""
+        numbers = torch.where(visible, numbers, -1.0) * TOKEN_SCALE
+        valid = (numbers == numbers.round()) & (numbers >= 0) & (numbers < self.shape.vocabulary)
+        ids = torch.where(valid, numbers, float(self.shape.unknown)).long()
+        return torch.where(exists, ids, self.shape.padding)
+
+    def set_fill(self, means: Mapping[str, Sequence[float] | Tensor]) -> None:
+        """The mean frames of the other modalities; of ids there is none, so that zeros stand for a missing state."""
+        self.inner.set_fill({**means, self.settings.modality: torch.zeros(self.shape.width)})
+
+    def longest(self, frames: Mapping[str, int]) -> dict[str, int]:
+        """No more tokens than BERT has positions; otherwise as the network behind."""
+        bounds = self.inner.longest(frames)
+        modality = self.settings.modality
+        return {**bounds, modality: min(bounds.get(modality, self.shape.positions), self.shape.positions)}
+
+
+def make_bert(shape: BertShape, dropout: float) -> nn.Module:
+    """Return an untrained BERT of that shape, without pooler, whose dropout is the package's.
+
+    Raises:
+        CorrKDError: transformers is not installed, or heads do not divide the width.
+    """
+    transformers = _transformers()
+    if shape.width % shape.heads:
+        raise CorrKDError(f"language encoder: heads = {shape.heads} must divide width = {shape.width}")
+    config = transformers.BertConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.feedforward,
+        max_position_embeddings=shape.positions,
+        type_vocab_size=shape.segments,
+        layer_norm_eps=shape.epsilon,
+        hidden_act=shape.activation,
+        pad_token_id=shape.padding,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=0.0,  # its draws would be torch's own
+        attn_implementation="eager",  # finite where nothing may be attended to
+    )
+    bert: nn.Module = transformers.BertModel(config, add_pooling_layer=False)
+    for module in list(bert.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Dropout) and child.p > 0.0:
+                setattr(module, name, Dropout(child.p))
+    return bert
+
+
+def pretrained_bert(model: str) -> tuple[BertShape, dict[str, Tensor]]:
+    """Return shape and parameters of a BERT in a folder or on Hugging Face's hub. No code of the model's is run.
+
+    Raises:
+        CorrKDError: transformers is not installed, the model cannot be read, is no BERT, or its tokenizer has no unknown token.
+    """
+    transformers = _transformers()
+    where = f"language encoder {model}"
+    with _quiet(transformers):
+        try:
+            config = transformers.AutoConfig.from_pretrained(model)
+            if config.model_type != "bert":
+                raise CorrKDError(f"{where}: a model of type {config.model_type}; only BERT is read")
+            bert = transformers.BertModel.from_pretrained(model, add_pooling_layer=False, use_safetensors=True)
+            unknown = transformers.AutoTokenizer.from_pretrained(model).unk_token_id
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise CorrKDError(f"{where}: cannot be read: {first.strip()[:300]}") from None
+    if unknown is None:
+        raise CorrKDError(f"{where}: its tokenizer has no token for unknown words")
+    try:
+        shape = BertShape(
+            vocabulary=config.vocab_size,
+            width=config.hidden_size,
+            layers=config.num_hidden_layers,
+            heads=config.num_attention_heads,
+            feedforward=config.intermediate_size,
+            positions=config.max_position_embeddings,
+            segments=config.type_vocab_size,
+            epsilon=config.layer_norm_eps,
+            activation=config.hidden_act,
+            padding=config.pad_token_id,
+            unknown=unknown,
+        )
+    except ValidationError as error:
+        raise CorrKDError(first_line(error, where)) from None
+    return shape, {name: tensor.float() for name, tensor in bert.state_dict().items()}
+
+
+def _transformers() -> Any:
+    try:
+        return import_module("transformers")
+    except ImportError:
+        raise CorrKDError("transformers is not installed; pip install 'corrkd[hub]'") from None
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """No progress bars and reports of what was loaded."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
