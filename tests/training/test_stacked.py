@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
@@ -96,10 +98,17 @@ def assert_equal(together: list[Trained], alone: list[Trained]) -> None:
 
 
 def split(target: str) -> Samples:
-    return make_samples(make_dataset(), target=target, dtype=torch.float64)
+    dataset = make_dataset()
+    if target == "questions":
+        splits = {
+            name: replace(part, labels=np.stack([part.labels % 2, part.labels // 2], 1))
+            for name, part in dataset.splits.items()
+        }
+        dataset = replace(dataset, splits=splits, class_names=(), question_names=("odd", "large"))
+    return make_samples(dataset, target=target, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("target", ["classes", "score"])
+@pytest.mark.parametrize("target", ["classes", "score", "questions"])
 @pytest.mark.parametrize(
     ("name", "options", "network"),
     [
@@ -146,11 +155,12 @@ def make_runs(
     samples: Callable[[int], Samples] | None = None,
     settings: TrainingSettings = SETTINGS,
     options: Any = None,
+    network: str | None = None,
 ) -> list[TrainingRun]:
     whole = split("classes") if samples is None else samples(0)
     return [
         TrainingRun(
-            method=make_method(name, whole, seed, options),
+            method=make_method(name, whole, seed, options, network),
             samples=whole if samples is None else samples(seed),
             settings=settings,
             validate=scores(seed),
@@ -166,14 +176,21 @@ CAPTURABLE = ("kl", "feature-mse", "late-fusion", "cubemlp", "dmd", "self-mm")
 CAPTURED = SETTINGS.model_copy(update={"lr": 2.0**-7, "schedule": "constant"})
 
 
-@pytest.mark.parametrize("target", ["classes", "score"])
-@pytest.mark.parametrize(("name", "options"), [("corrkd", None), ("corrkd", MENDED), *((n, None) for n in CAPTURABLE)])
-def test_a_recorded_step_replayed_is_the_step(name: str, options: Any, target: str) -> None:
+@pytest.mark.parametrize("target", ["classes", "score", "questions"])
+@pytest.mark.parametrize(
+    ("name", "options", "network"),
+    [
+        ("corrkd", None, None),
+        ("corrkd", MENDED, None),
+        *((method, None, None) for method in CAPTURABLE),
+        *(("kl", None, network) for network in ("mlp", "gru", "perceiver")),
+    ],
+)
+def test_a_recorded_step_replayed_is_the_step(name: str, options: Any, network: str | None, target: str) -> None:
     samples = split(target)
-    assert_equal(
-        train_together(make_runs(name, lambda _: samples, CAPTURED, options), fabric=FABRIC, make_graph=RecordedGraph),
-        train_together(make_runs(name, lambda _: samples, CAPTURED, options), fabric=FABRIC),
-    )
+    runs = [make_runs(name, lambda _: samples, CAPTURED, options, network) for _ in range(2)]
+    recorded = train_together(runs[0], fabric=FABRIC, make_graph=RecordedGraph)
+    assert_equal(recorded, train_together(runs[1], fabric=FABRIC))
 
 
 def test_recorded_steps_of_unequal_parts_follow_their_schedules() -> None:
