@@ -35,6 +35,7 @@ WIDTH = {
     "rcd-renormalized": 3,
     "rcd-divergence": 3,
     "frf": 12,
+    "frf-detached": 12,
     "hmi": 12,
     "hal": 12,
     "hal-nonsaturating": 12,
@@ -55,13 +56,14 @@ def make(name: str) -> Loss:
         "cpd-prototypes": CategoryPrototypeDistillation(3),
         "rcd-divergence": DecoupledDivergence(),
         "rcd-renormalized": ResponseDisentangledConsistency(3, renormalize=True, generator=generator),
-        "frf": FactorisationReconstruction(),
+        "frf": FactorisationReconstruction(detach=False),
+        "frf-detached": FactorisationReconstruction(),
         "hmi": HierarchicalInformation(SCALES, SCALES, generator=generator),
         "hal": HierarchicalAdversarial(SCALES, generator=generator),
         "hal-nonsaturating": HierarchicalAdversarial(SCALES, nonsaturating=True, generator=generator),
     }
     module = modules[name]
-    if name == "frf":
+    if name.startswith("frf"):
         return lambda s, t, y: factorised(module, s, t)
     if name.startswith("h"):
         return lambda s, t, y: module(s.split(SCALES, -1), t.split(SCALES, -1))
@@ -72,9 +74,9 @@ def make(name: str) -> Loss:
 
 
 def factorised(module: torch.nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
-    """FRF of three modalities: the student's vectors, and what might be made of them, the teacher's."""
-    encoded, decoded = (x.unflatten(-1, (3, 4)) for x in (student, teacher))
-    pairs = decoded[:, :, None] + decoded[:, None]
+    """FRF of three modalities: the student's vectors, and what might be made of them and the teacher's."""
+    encoded, others = (x.unflatten(-1, (3, 4)) for x in (student, teacher))
+    pairs = 0.5 * encoded[:, :, None] + others[:, None]
     loss: Tensor = module(encoded, pairs, encoded[..., :2], pairs[..., 2:])
     return loss
 

@@ -57,9 +57,26 @@ def test_is_the_three_sums(given: tuple[Tensor, ...], reduction: str) -> None:
 @given(factors(), st.sampled_from(["mean", "sum"]))
 def test_gradients(given: tuple[Tensor, ...], reduction: str) -> None:
     leaves = tuple(x.requires_grad_() for x in given)
-    loss = FactorisationReconstruction(reduction)
+    loss = FactorisationReconstruction(reduction, detach=False)
     assert torch.autograd.gradcheck(loss, leaves)
     assert torch.autograd.gradgradcheck(loss, leaves)
+
+
+@few
+@given(factors())
+def test_what_is_to_be_made_again_gets_no_gradient_unless_asked_for(given: tuple[Tensor, ...]) -> None:
+    gradients = []
+    for detach in (True, False):
+        leaves = [x.detach().requires_grad_() for x in given]
+        loss = FactorisationReconstruction(detach=detach)(*leaves)
+        gradients.append(torch.autograd.grad(loss, leaves, allow_unused=True))
+    kept, free = gradients
+    assert (kept[0], kept[2]) == (None, None)
+    assert torch.equal(kept[1], free[1])
+    assert torch.equal(kept[3], free[3])
+    # Each vector is compared with what is made of every modality: what one side gains the other loses.
+    torch.testing.assert_close(free[0], -free[1].sum(1))
+    torch.testing.assert_close(free[2], -free[3].sum(1))
 
 
 def test_is_zero_where_all_is_made_again() -> None:

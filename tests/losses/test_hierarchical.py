@@ -198,7 +198,7 @@ def test_bad_input_is_named() -> None:
         lambda s, t: hierarchical_information(s, t, [critic]),
         lambda s, t: hierarchical_adversarial(s, t, [discriminator]),
     ):
-        with pytest.raises(ValueError, match="as many scales of student and teacher .* 2, 1 and 1"):
+        with pytest.raises(ValueError, match=r"as many scales of student and teacher .* 2, 1 and 1"):
             loss([x, x], [x])
         with pytest.raises(ValueError, match=r"\(2, 3\) and \(3, 3\)"):
             loss([x], [torch.ones(3, 3)])

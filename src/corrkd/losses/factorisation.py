@@ -11,7 +11,13 @@ REDUCTIONS = ("mean", "sum")
 
 
 def factorisation_reconstruction(
-    encoded: Tensor, decoded: Tensor, relevant: Tensor, recovered: Tensor, *, reduction: str = "mean"
+    encoded: Tensor,
+    decoded: Tensor,
+    relevant: Tensor,
+    recovered: Tensor,
+    *,
+    reduction: str = "mean",
+    detach: bool = True,
 ) -> Tensor:
     r"""Loss of HRLF's fine-grained representation factorisation, of a batch (Li et al., "Toward Robust Incomplete Multimodal
     Sentiment Analysis via Hierarchical Representation Learning", NeurIPS 2024, "Fine-grained Representation Factorization").
@@ -29,10 +35,12 @@ def factorisation_reconstruction(
         relevant: (N, n, E) parts Q.
         recovered: (N, n, n, E), Q_ba at [:, b, a].
         reduction: "sum" is the formula, squared lengths; "mean" divides them by D or E [open: the sum grows with the width].
+        detach: `encoded` and `relevant`, as what is to be made again, get no gradient [open]. With one, vectors that are the same for
+            all samples are a minimum that is soon found.
 
     Returns:
         A scalar >= 0, float32 (float64 where an input is): computed in full precision also under autocast. With a single
-        modality there is no second sum. Nothing is detached: gradients flow to both sides of each difference.
+        modality there is no second sum.
 
     Raises:
         ValueError: for shapes or dtypes that do not fit, or an unknown reduction.
@@ -64,6 +72,8 @@ def factorisation_reconstruction(
         raise ValueError("encoded, decoded, relevant and recovered must be floating point")
     with no_autocast(encoded):
         encoded, decoded, relevant, recovered = full_precision(encoded, decoded, relevant, recovered)
+        if detach:
+            encoded, relevant = encoded.detach(), relevant.detach()
         count = encoded.shape[1]
         same = torch.eye(count, dtype=torch.bool, device=encoded.device)
         of_vectors = _errors(decoded, encoded, reduction)
@@ -83,20 +93,24 @@ class FactorisationReconstruction(nn.Module):
 
     Args:
         reduction: "mean" or "sum".
+        detach: what is to be made again gets no gradient.
     """
 
-    def __init__(self, reduction: str = "mean") -> None:
+    def __init__(self, reduction: str = "mean", *, detach: bool = True) -> None:
         super().__init__()
         _check_reduction(reduction)
         self.reduction = reduction
+        self.detach = detach
 
     def forward(self, encoded: Tensor, decoded: Tensor, relevant: Tensor, recovered: Tensor) -> Tensor:
         """Return the loss, a scalar, of (N, n, D), (N, n, n, D), (N, n, E) and (N, n, n, E)."""
-        return factorisation_reconstruction(encoded, decoded, relevant, recovered, reduction=self.reduction)
+        return factorisation_reconstruction(
+            encoded, decoded, relevant, recovered, reduction=self.reduction, detach=self.detach
+        )
 
     def extra_repr(self) -> str:
         """The options, for print()."""
-        return f"reduction={self.reduction!r}"
+        return f"reduction={self.reduction!r}, detach={self.detach}"
 
 
 def _check_reduction(reduction: str) -> None:
