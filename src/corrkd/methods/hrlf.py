@@ -114,7 +114,7 @@ class HRLF(_Factorised):
     title: ClassVar[str] = "HRLF"
     options_type = HRLFOptions
     needs_teacher: ClassVar[bool] = True
-    taught_by: ClassVar[str] = "hrlf-teacher"
+    taught_by: ClassVar[str | None] = "hrlf-teacher"
     search: ClassVar[Mapping[str, tuple[float, float]]] = {
         f"method.{term}.weight": (0.1, 4.0) for term in ("frf", "hmi", "hal", "kl")
     }
