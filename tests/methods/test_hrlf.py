@@ -163,7 +163,7 @@ def test_the_reconstruction_keeps_the_modality() -> None:
 def test_teachers_of_another_width_are_refused_unless_only_responses_are_compared() -> None:
     samples = make_samples(make_dataset())
     outputs = TeacherOutputs(torch.zeros(len(samples), 24), torch.zeros(len(samples), 3))
-    line = "HRLF: HMI and HAL compares? representations .* the student's is 88 and the teachers' is 24"
+    line = "HRLF: HMI, like HAL, compares representations .* the student's is 88 and the teachers' is 24"
     with pytest.raises(CorrKDError, match=line):
         HRLF(fresh_network(samples), teachers=outputs)
     options = HRLFOptions.model_validate({"hmi": {"weight": 0}, "hal": {"weight": 0}})

@@ -125,7 +125,7 @@ class HRLF(_Factorised):
         options: HRLFOptions = self.options
         scales = self.student.scales
         if options.hmi.weight or options.hal.weight:
-            self.check_widths("HMI and HAL", "set method.hmi.weight and method.hal.weight to 0")
+            self.check_widths("HMI, like HAL,", "set method.hmi.weight and method.hal.weight to 0")
         self.hmi = (
             HierarchicalInformation(scales, scales, hidden=options.hmi.critic_hidden) if options.hmi.weight else None
         )
