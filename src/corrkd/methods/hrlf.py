@@ -116,7 +116,8 @@ class HRLF(_Factorised):
     needs_teacher: ClassVar[bool] = True
     taught_by: ClassVar[str | None] = "hrlf-teacher"
     search: ClassVar[Mapping[str, tuple[float, float]]] = {
-        f"method.{term}.weight": (0.1, 4.0) for term in ("frf", "hmi", "hal", "kl")
+        **{f"method.{term}.weight": (0.1, 4.0) for term in ("frf", "hmi", "kl")},
+        "method.hal.weight": (0.01, 1.0),
     }
 
     def build(self) -> None:
