@@ -53,7 +53,7 @@ def test_the_terms_are_the_losses_of_both_sides() -> None:
     method = fresh(samples).eval()
     batch, rows = training_batch(samples, 9), torch.arange(9)
     losses = method(batch)
-    assert weights(losses) == {**dict.fromkeys(TERMS, 1.0), "hal": 0.1}
+    assert weights(losses) == {**dict.fromkeys(TERMS, 1.0), "hal": 0.01}
     details = method.student.details(batch.inputs)
     assert method.teachers is not None
     known = method.teachers.apply(lambda x: x[rows])

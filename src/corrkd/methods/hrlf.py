@@ -1,4 +1,4 @@
-"""HRLF: task loss, FRF, HMI, HAL and KL; and the method that trains its teacher (docs/method.md, HRLF)."""
+"""HRLF: task loss, FRF, HMI, HAL and KL; and the method that trains its teacher (docs/hrlf.md)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FRF(WeightedLoss):
     reach: Literal["factors", "encoders", "targets"] = Field(
         "factors",
         description="how far its gradient reaches: the factors' encoders and the decoder; the modalities' encoders, too; and what is to be "
-        "made again, too [open; docs/method.md measures it]",
+        "made again, too [open; docs/hrlf.md measures it]",
     )
 
     def make(self) -> FactorisationReconstruction:
@@ -42,8 +42,8 @@ class HAL(WeightedLoss):
     """A discriminator at each scale, which the student misleads. The weight is that of both players."""
 
     weight: NonNegative = Field(
-        0.1,
-        description="of both players [open: at 1 the student learned nothing else on the built-in data; docs/method.md]",
+        0.01,
+        description="of both players [open: at 1 the student learned nothing else on the built-in data; docs/hrlf.md]",
     )
     discriminator_hidden: Width = Field(64, description="hidden width of the discriminators De [open]")
     nonsaturating: bool = Field(
@@ -117,7 +117,7 @@ class HRLF(_Factorised):
     taught_by: ClassVar[str | None] = "hrlf-teacher"
     search: ClassVar[Mapping[str, tuple[float, float]]] = {
         **{f"method.{term}.weight": (0.1, 4.0) for term in ("frf", "hmi", "kl")},
-        "method.hal.weight": (0.01, 1.0),
+        "method.hal.weight": (0.001, 0.1),
     }
 
     def build(self) -> None:
