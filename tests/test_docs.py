@@ -22,7 +22,7 @@ from corrkd.errors import CorrKDError
 from corrkd.experiment import run
 from corrkd.experiment.arm import GROUPS
 from corrkd.experiment.choices import Choice
-from corrkd.experiment.plan import load_plan
+from corrkd.experiment.plan import arms_of, load_plan
 from corrkd.experiment.settings import Settings, load_settings
 from corrkd.methods import registry as methods
 from corrkd.methods.corrkd import CorrKDOptions
@@ -237,6 +237,17 @@ def test_yaml_is_settings_or_a_plan(page: Path, tmp_path: Path) -> None:
         (tmp_path / "settings.yaml").write_text(block)
         read = load_plan if "arms:" in block else load_settings
         read(tmp_path / "settings.yaml")
+
+
+def test_the_plan_of_hrlf_s_ablation_is_a_plan() -> None:
+    plan = load_plan(ROOT / "benchmarks" / "ablation-hrlf.yaml")
+    for part in plan.datasets.values():
+        arms = {arm.name: arm for arm in arms_of(part)}
+        assert part.reference == "hrlf"
+        assert {arm.network.name for arm in arms.values()} == {"hrlf"}
+        for term in ("frf", "hmi", "hal"):
+            weights = arms[f"hrlf-without-{term}"].method.model_dump()
+            assert [t for t in ("frf", "hmi", "hal", "kl") if not weights[t]["weight"]] == [term]
 
 
 def test_the_plan_of_our_results_is_a_plan() -> None:

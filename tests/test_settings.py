@@ -14,7 +14,8 @@ from corrkd.methods.base import Method, Options, WeightedLoss
 from corrkd.methods.corrkd import Divergence, Information
 from corrkd.presets import preset_names
 
-PRESETS = {"paper-mosi", "paper-mosei", "paper-iemocap", "hazumi", "mosi", "synthetic"}
+HRLF = {"hrlf-mosi", "hrlf-mosei", "hrlf-iemocap"}
+PRESETS = {*HRLF, "paper-mosi", "paper-mosei", "paper-iemocap", "hazumi", "mosi", "synthetic"}
 
 
 def test_the_presets_are_there_and_valid() -> None:
@@ -43,6 +44,25 @@ def test_the_papers_numbers(name: str, lr: float, batch: int, epochs: int, heads
         "kl": {"weight": 0, "temperature": 1},
     }
     assert chosen.data.normalise == "scale"
+    assert len(chosen.seeds) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "batch", "epochs", "heads"),
+    [("mosi", 1e-3, 128, 50, 10), ("mosei", 2e-3, 16, 20, 8), ("iemocap", 4e-3, 32, 30, 10)],
+)
+def test_hrlf_s_numbers(name: str, lr: float, batch: int, epochs: int, heads: int) -> None:
+    chosen = load_settings(preset=f"hrlf-{name}")
+    for stage in (chosen.teacher, chosen.student):
+        assert (stage.lr, stage.batch_size, stage.epochs, stage.optimizer) == (lr, batch, epochs, "adam")
+        network = stage.network.model_dump()
+        assert (network["name"], network["width"], network["heads"], network["fill"]) == ("hrlf", 40, heads, "zeros")
+    method = chosen.student.method.model_dump()
+    assert method["name"] == "hrlf"
+    assert {term: method[term]["weight"] for term in ("task", "frf", "hmi", "kl")} == dict.fromkeys(
+        ("task", "frf", "hmi", "kl"), 1.0
+    )
+    assert chosen.data == load_settings(preset=f"paper-{name}").data
     assert len(chosen.seeds) == 5
 
 

@@ -64,6 +64,36 @@ def test_the_ablation_leaves_out_what_it_names() -> None:
     assert (changed["rcd"]["weight"], changed["kl"]["weight"]) == (0.0, 3.0)
 
 
+def test_an_arm_is_taught_by_the_teacher_or_by_the_arm_that_its_method_names() -> None:
+    hrlf = load_settings(student={"method": "hrlf", "epochs": 9}, teacher={"epochs": 3})
+    assert [resolve(name, ArmSettings(), RUN).taught_by for name in ("corrkd", "kl", "hrlf", "gcnet", "teacher")] == [
+        "teacher",
+        "teacher",
+        "hrlf-teacher",
+        None,
+        None,
+    ]
+    # Where the run's student is HRLF's, its teacher is the run's; others are taught by that one, too.
+    assert (
+        resolve("hrlf", ArmSettings(), hrlf).taught_by == resolve("student", ArmSettings(), hrlf).taught_by == "teacher"
+    )
+    assert resolve("corrkd", ArmSettings(), hrlf).taught_by == "teacher"
+    assert resolve("teacher", ArmSettings(), hrlf).method.name == "hrlf-teacher"
+    assert resolve("teacher", ArmSettings(), RUN).method.name == "no-distillation"
+
+
+def test_a_method_s_own_teacher_is_trained_as_the_run_s() -> None:
+    settings = load_settings(student={"epochs": 9}, teacher={"epochs": 3})
+    plain, of_hrlf = (resolve(name, ArmSettings(), settings) for name in ("teacher", "hrlf-teacher"))
+    for arm in (plain, of_hrlf):
+        assert (arm.training.epochs, arm.complete, arm.selection, arm.is_teacher) == (3, True, BY_COMPLETE, True)
+    assert of_hrlf.network.name == resolve("hrlf", ArmSettings(), settings).network.name == "hrlf"
+    assert of_hrlf.network.options == resolve("hrlf", ArmSettings(), settings).network.options
+    assert (of_hrlf.kind, resolve("hrlf", ArmSettings(), settings).kind) == ("control", "baseline")
+    with pytest.raises(CorrKDError, match=r"arms\.hrlf-teacher: a teacher has no teacher"):
+        resolve("hrlf-teacher", ArmSettings(trains_on="missing"), settings)
+
+
 def test_what_papers_train_on_complete_samples_can_be_trained_on_incomplete_ones() -> None:
     """And each is chosen by what it is trained on."""
     for name, settings, complete in (

@@ -15,6 +15,9 @@ from torch import Tensor
 from corrkd.losses import (
     CategoryPrototypeDistillation,
     DecoupledDivergence,
+    FactorisationReconstruction,
+    HierarchicalAdversarial,
+    HierarchicalInformation,
     ResponseDisentangledConsistency,
     SampleContrastiveDistillation,
     SampleRelationDistillation,
@@ -31,7 +34,13 @@ WIDTH = {
     "rcd": 3,
     "rcd-renormalized": 3,
     "rcd-divergence": 3,
+    "frf": 12,
+    "frf-detached": 12,
+    "hmi": 12,
+    "hal": 12,
+    "hal-nonsaturating": 12,
 }
+SCALES = [6, 4, 2]  # of HRLF's representations, side by side
 
 
 def make(name: str) -> Loss:
@@ -47,12 +56,29 @@ def make(name: str) -> Loss:
         "cpd-prototypes": CategoryPrototypeDistillation(3),
         "rcd-divergence": DecoupledDivergence(),
         "rcd-renormalized": ResponseDisentangledConsistency(3, renormalize=True, generator=generator),
+        "frf": FactorisationReconstruction(detach=False),
+        "frf-detached": FactorisationReconstruction(),
+        "hmi": HierarchicalInformation(SCALES, SCALES, generator=generator),
+        "hal": HierarchicalAdversarial(SCALES, generator=generator),
+        "hal-nonsaturating": HierarchicalAdversarial(SCALES, nonsaturating=True, generator=generator),
     }
     module = modules[name]
+    if name.startswith("frf"):
+        return lambda s, t, y: factorised(module, s, t)
+    if name.startswith("h"):
+        return lambda s, t, y: module(s.split(SCALES, -1), t.split(SCALES, -1))
     if name == "cpd-prototypes":
         far = torch.randn(1, 1, 3, 12, generator=generator)
         return lambda s, t, y: module(s, t, y, far.expand(len(t), -1, -1, -1), torch.arange(len(t)) < 4)
     return (lambda s, t, y: module(s, t)) if name.startswith("scd") else module
+
+
+def factorised(module: torch.nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
+    """FRF of three modalities: the student's vectors, and what might be made of them and the teacher's."""
+    encoded, others = (x.unflatten(-1, (3, 4)) for x in (student, teacher))
+    pairs = 0.5 * encoded[:, :, None] + others[:, None]
+    loss: Tensor = module(encoded, pairs, encoded[..., :2], pairs[..., 2:])
+    return loss
 
 
 def inputs(width: int, kind: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -179,6 +205,9 @@ def test_the_losses_load_torch_alone() -> None:
         "category_prototype",
         "response_disentangled",
         "decoupled_divergence",
+        "factorisation",
+        "hierarchical_information",
+        "hierarchical_adversarial",
     ],
 )
 def test_examples_in_the_docstrings(name: str) -> None:

@@ -143,7 +143,8 @@ def test_every_method_has_losses_by_name(name: str) -> None:
     frames = {m: x.shape[1] for m, x in samples.exists.items()}
     torch.manual_seed(0)
     net = network_class(kind.network or "corrkd")(samples.widths, frames, target=CLASSES)
-    teachers = TeacherOutputs(torch.randn(48, 120), torch.randn(48, 3)) if kind.needs_teacher else None
+    outputs = TeacherOutputs(torch.randn(48, net.representation_width), torch.randn(48, 3))
+    teachers = outputs if kind.needs_teacher else None
     method = kind(net, kind.options_type(), teachers=teachers)
     assert kind.title
     method.start(samples)

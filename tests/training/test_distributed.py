@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
+from corrkd.data.batches import Samples
 from corrkd.data.inputs import Inputs
 from corrkd.losses import (
     CategoryPrototypeDistillation,
@@ -22,9 +23,11 @@ from corrkd.losses import (
 )
 from corrkd.methods.base import TeacherOutputs, TrainingBatch
 from corrkd.methods.corrkd import CorrKD, CorrKDOptions
+from corrkd.methods.hrlf import HRLF, HRLFOptions
 from corrkd.methods.task import TaskOnly
 from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.networks.gcnet import GCNetSettings, GCNetwork
+from corrkd.networks.hrlf import HRLFNetwork, HRLFSettings
 from corrkd.settings import NetworkSettings
 from corrkd.training.distributed import gather
 from tests.conftest import make_dataset, make_samples, total
@@ -103,11 +106,40 @@ class Mended(nn.Module):
         self.method.start(samples)
 
     def forward(self, rows: Tensor) -> Tensor:
-        batch = self.samples.take(rows)
-        frames = {m: x.double() for m, x in batch.frames.items()}
-        visible = {m: x & (rows % 3 != place)[:, None] for place, (m, x) in enumerate(batch.exists.items())}
-        inputs = Inputs(frames, batch.exists, visible)
-        return total(self.method(TrainingBatch(inputs, batch.targets, self.samples.context(rows))))
+        return total(self.method(incomplete(self.samples, rows)))
+
+
+class Hierarchical(nn.Module):
+    """HRLF, whose factors, critics and discriminators see the rows of all processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.samples = make_samples(make_dataset(sizes=(N, 6, 6)))
+        small = HRLFSettings(width=4, heads=2, feedforward=8, layers=1, classifier=(6,), factor_hidden=4, dropout=0.0)
+        frames = dict.fromkeys(self.samples.widths, 6)
+        network = HRLFNetwork(self.samples.widths, frames, target=self.samples.target, settings=small)
+        random = torch.Generator().manual_seed(2)
+        widths = (network.representation_width, CLASSES)
+        drawn = [torch.randn(N, width, generator=random, dtype=torch.float64) for width in widths]
+        options = HRLFOptions.model_validate({"frf": {"reach": "targets"}})
+        self.method = HRLF(network, options, teachers=TeacherOutputs(*drawn), gather=gather).double()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return total(self.method(incomplete(self.samples, rows)))
+
+
+def make_hierarchical() -> Hierarchical:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Hierarchical()
+
+
+def incomplete(samples: Samples, rows: Tensor) -> TrainingBatch:
+    """Samples in float64, each without one modality."""
+    batch = samples.take(rows)
+    frames = {m: x.double() for m, x in batch.frames.items()}
+    visible = {m: x & (rows % 3 != index)[:, None] for index, (m, x) in enumerate(batch.exists.items())}
+    return TrainingBatch(Inputs(frames, batch.exists, visible), batch.targets, samples.context(rows))
 
 
 class Conversations(nn.Module):
@@ -159,6 +191,8 @@ def work(rank: int, folder: str) -> None:
         found[name] = measure(DistributedDataParallel(training), training, shards[rank])
         mended = make_mended()
         found[f"mended {name}"] = measure_rows(DistributedDataParallel(mended), mended, shards[rank])
+        hierarchical = make_hierarchical()
+        found[f"hierarchical {name}"] = measure_rows(DistributedDataParallel(hierarchical), hierarchical, shards[rank])
         conversations = make_conversations()
         shared_out = DistributedDataParallel(conversations, find_unused_parameters=True)
         found[f"conversations {name}"] = measure_rows(shared_out, conversations, shards[rank])
@@ -200,6 +234,13 @@ def test_two_processes_are_one_in_the_mended_forms(found: list[dict[str, Any]], 
 def test_a_conversation_shared_out_is_read_whole(found: list[dict[str, Any]], shards: str, rank: int) -> None:
     conversations = make_conversations()
     agree(found[rank][f"conversations {shards}"], measure_rows(conversations, conversations, list(range(N))))
+
+
+@pytest.mark.parametrize("shards", SHARDS)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_processes_are_one_at_every_scale(found: list[dict[str, Any]], shards: str, rank: int) -> None:
+    hierarchical = make_hierarchical()
+    agree(found[rank][f"hierarchical {shards}"], measure_rows(hierarchical, hierarchical, list(range(N))))
 
 
 def agree(ours: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "perceiver": {"width": 8, "latents": 3, "heads": 2, "feedforward": 12, "layers": 1, "dropout": 0.2},
 }
 SMALL["late-fusion"] = SMALL["corrkd"]
+SMALL["hrlf"] = {**SMALL["corrkd"], "factor_hidden": 8}
 MENDED = {"scd": {"form": "relations"}, "cpd": {"form": "all", "parts": True}, "rcd": {"form": "divergence"}}
 SETTINGS = TrainingSettings(
     epochs=3,
@@ -61,7 +62,7 @@ def make_method(name: str, samples: Samples, seed: int, options: Any = None, net
     torch.manual_seed(seed)
     settings = net.settings_type.model_validate(SMALL.get(net.name, {}))
     student = net(samples.widths, dict.fromkeys(samples.widths, 6), target=samples.target, settings=settings)
-    heard = teachers(samples, seed) if kind.needs_teacher else None
+    heard = teachers(samples, seed, student.representation_width) if kind.needs_teacher else None
     return kind(student, kind.options_type.model_validate(options or {}), teachers=heard).double()
 
 
@@ -125,6 +126,8 @@ def split(target: str) -> Samples:
         ("cubemlp", None, None),
         ("dmd", None, None),
         ("self-mm", None, None),
+        ("hrlf-teacher", None, None),
+        ("hrlf", None, None),
     ],
 )
 def test_runs_together_are_what_each_is_alone(name: str, options: Any, network: str | None, target: str) -> None:

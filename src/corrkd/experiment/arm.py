@@ -50,10 +50,10 @@ VARIANTS = {
 BASELINES = ("self-mm", "cubemlp", "dmd", "mctn", "transm", "smil", "gcnet")
 CONTROLS = ("late-fusion", TEACHER, WITHOUT_TEACHER, "kl", "feature-mse")
 GROUPS = {
-    "paper": (*BASELINES, "corrkd"),
+    "paper": (*BASELINES, "hrlf", "corrkd"),
     "controls": CONTROLS,
     "ablation": ("corrkd", *ABLATION, WITHOUT_TEACHER),
-    "all": (*BASELINES, "mctn-per-source", *CONTROLS, *ABLATION, "corrkd"),
+    "all": (*BASELINES, "mctn-per-source", "hrlf-teacher", "hrlf", *CONTROLS, *ABLATION, "corrkd"),
 }
 
 M = TypeVar("M", bound=BaseModel)
@@ -71,6 +71,7 @@ class Arm:
         complete: trained on complete samples, else on what modality random missing leaves.
         selection: the rule by which its epoch is chosen.
         start: what the initial parameters follow from beside the seed: each teacher has its own, all others agree where networks agree.
+        taught_by: name of the arm whose outputs its losses look at; None: they look at none.
     """
 
     name: str
@@ -81,18 +82,19 @@ class Arm:
     complete: bool
     selection: str = BY_MISSING
     start: str = STUDENT
+    taught_by: str | None = None
 
     @property
-    def needs_teacher(self) -> bool:
-        """Whether its losses look at the outputs of teachers."""
-        return self.method.class_.needs_teacher
+    def is_teacher(self) -> bool:
+        """Whether it has the settings of the run's teacher."""
+        return self.name == TEACHER or self.method.class_.teaches
 
     @property
     def kind(self) -> str:
         """Where it stands in tables: "baseline", "control", "ablation" or "method"."""
         kinds = {
-            "baseline": (*BASELINES, "mctn-per-source", *VARIANTS),
-            "control": CONTROLS,
+            "baseline": (*BASELINES, "mctn-per-source", "hrlf", *VARIANTS),
+            "control": (*CONTROLS, "hrlf-teacher"),
             "ablation": tuple(ABLATION),
         }
         return next((kind for kind, names in kinds.items() if self.name in names), "method")
@@ -117,17 +119,20 @@ def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
     """Return the arm of that name within a run's settings.
 
     A method has the options of the run's student where that is trained by the same method, else its defaults. A network has the settings of
-    the run's student's (the teacher: of the teacher's) where those are of the same kind, else its defaults. The training is the student's,
-    for the teacher the teacher's. What the arm sets lies over all of it.
+    the run's student's (a teacher: of the teacher's) where those are of the same kind, else its defaults. The training is the student's,
+    for a teacher the teacher's. What the arm sets lies over all of it.
+
+    The arm `teacher` is trained by the method that the run's student names for its teacher. An arm whose method names another one is taught
+    by the arm of that name.
 
     Raises:
         CorrKDError: for an unknown method, or a setting that it does not have.
     """
     settings = laid_over(name, {**ABLATION, **VARIANTS}.get(name, ArmSettings()), settings)
-    teacher = name == TEACHER
-    whole = run.teacher if teacher else run.student
     where = f"settings: arms.{name}"
     method = _method(name, settings, run, where)
+    teacher = name == TEACHER or method.class_.teaches
+    whole = run.teacher if teacher else run.student
     network = _network(method, settings, whole.network, where)
     fields = TrainingSettings.model_fields
     changes = {key: value for key, value in settings.changes().items() if key in fields}
@@ -147,12 +152,22 @@ def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
         complete=complete,
         selection=BY_LAST if training.keep == "last" else BY_COMPLETE if complete else BY_MISSING,
         start=TEACHER if teacher else STUDENT,
+        taught_by=_teacher_of(method, run),
     )
 
 
+def _teacher_of(method: MethodChoice, run: Settings) -> str | None:
+    """Name of the arm that teaches a method: the run's teacher, unless another method has to train it."""
+    if not method.class_.needs_teacher:
+        return None
+    needed = method.class_.taught_by
+    return TEACHER if needed in (None, run.student.method.class_.taught_by) else needed
+
+
 def _method(name: str, settings: ArmSettings, run: Settings, where: str) -> MethodChoice:
-    """The arm's method: that of its name, of the run's student, or the one without a teacher; with changes on top."""
-    usual = {TEACHER: WITHOUT_TEACHER, STUDENT: run.student.method.name}.get(name, name)
+    """The arm's method: that of its name, of the run's student, or the one that trains its teacher; with changes on top."""
+    trains_teacher = run.student.method.class_.taught_by or WITHOUT_TEACHER
+    usual = {TEACHER: trains_teacher, STUDENT: run.student.method.name}.get(name, name)
     chosen = settings.method.get("name", usual)
     below = run.student.method
     if chosen != below.name:

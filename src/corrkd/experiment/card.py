@@ -152,7 +152,7 @@ def protocol(experiment: Experiment, part: DatasetPlan, arms: Sequence[Arm], sea
     """What was the same for every arm, in sentences."""
     settings = experiment.settings
     missing = settings.missing
-    students = [arm for arm in arms if arm.name != TEACHER]
+    students = [arm for arm in arms if not arm.is_teacher]
     lines = [
         f"Test masks: the same for every method and training seed (mask seed {settings.evaluation.mask_seed}, "
         f"{settings.evaluation.draws} draws of what is random).",
@@ -166,6 +166,12 @@ def protocol(experiment: Experiment, part: DatasetPlan, arms: Sequence[Arm], sea
         _epochs(arms, part),
         f"Batch size: {_shared('batch_size', students)}; learning rate: {_shared('lr', students)}.",
         f"Search budget: {search}.",
+    ]
+    titles = {arm.name: arm.title for arm in arms}
+    lines += [
+        f"{arm.title} is taught by the {titles[arm.taught_by]}, not by the teacher of the others."
+        for arm in arms
+        if arm.taught_by in titles and arm.taught_by != TEACHER
     ]
     readers = [arm.title for arm in arms if arm.network.class_.reads_conversations]
     if readers:
@@ -195,8 +201,9 @@ def _neighbours(experiment: Experiment) -> str:
 def _epochs(arms: Sequence[Arm], part: DatasetPlan) -> str:
     """How long each arm trains, and by which rule."""
     trained = [with_epochs(arm, part.epochs.get(arm.name, arm.training.epochs)) for arm in arms]
-    students = _shared("epochs", [arm for arm in trained if arm.name != TEACHER])
-    teachers = "".join(f"; the teacher: {arm.training.epochs}" for arm in trained if arm.name == TEACHER)
+    students = _shared("epochs", [arm for arm in trained if not arm.is_teacher])
+    names = {arm.name: "the teacher" if arm.name == TEACHER else f"the {arm.title}" for arm in trained}
+    teachers = "".join(f"; {names[arm.name]}: {arm.training.epochs}" for arm in trained if arm.is_teacher)
     if part.budget is None:
         return f"Epochs: {students}{teachers}."
     rule = (

@@ -20,7 +20,7 @@ from corrkd.data.normalise import Normalisation, fit_normalisation
 from corrkd.data.resample import dependence_groups, group_folds, resampled, seed_rows, with_calibration
 from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.errors import CorrKDError
-from corrkd.experiment.arm import TEACHER, Arm
+from corrkd.experiment.arm import Arm
 from corrkd.experiment.folder import settings_of
 from corrkd.experiment.settings import Settings
 from corrkd.missing.conditions import Condition, check_settings, condition, standard_conditions
@@ -168,8 +168,9 @@ def check_splits(experiment: Experiment, arms: Sequence[Arm]) -> None:
             f"{settings.evaluation.split} set it to null"
         )
     stages = {arm.name: arm.training for arm in arms}
-    if any(arm.needs_teacher for arm in arms):
-        stages.setdefault(TEACHER, settings.teacher)
+    for arm in arms:
+        if arm.taught_by is not None:
+            stages.setdefault(arm.taught_by, settings.teacher)
     for name, stage in stages.items():
         if experiment.cross_validated and stage.keep != "last":
             raise CorrKDError(

@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 
 from corrkd.csv_files import read_csv
 from corrkd.errors import CorrKDError
-from corrkd.experiment.arm import TEACHER, Arm, resolve
+from corrkd.experiment.arm import Arm, resolve
 from corrkd.experiment.budget import BudgetRule, choose_budget, read_budget, with_epochs
 from corrkd.experiment.calibrate import swept_samples
 from corrkd.experiment.experiment import Experiment
@@ -96,24 +96,34 @@ class Job:
     def needs(self) -> tuple[Key, ...]:
         """The jobs that have to be done before: the teacher's, and the one that chooses the number of epochs."""
         name, part = self.dataset.name, self.part
-        needs_teacher = resolve(self.arm, part.arms[self.arm], part.settings).needs_teacher
-        teacher = [(name, TEACHER, self.seed)] if needs_teacher and self.teachers is None else []
+        taught_by = resolve(self.arm, part.arms[self.arm], part.settings).taught_by
+        teacher = [(name, taught_by, self.seed)] if taught_by is not None and self.teachers is None else []
         first = part.settings.seeds[0]
         leading = [(name, self.arm, first)] if part.chooses(self.arm) and self.seed != first else []
         return (*teacher, *leading)
 
     def trainings(self, experiment: Experiment) -> list[Training]:
         """Return what is trained for it, with the plan's number of epochs."""
-        arms = {arm.name: arm for arm in arms_of(self.part)}
-        arm = arms[self.arm]
+        arms = arms_of(self.part)
+        arm = next(arm for arm in arms if arm.name == self.arm)
         return trainings(
             with_epochs(arm, self.part.epochs.get(arm.name, arm.training.epochs)),
             self.folder,
             experiment=experiment.at(self.seed),
             seed=self.seed,
-            taught_in=arm_folder(self.teachers or self.dataset, TEACHER, self.seed),
-            teaching=self.teachers is None and any(other.needs_teacher for other in arms.values()),
+            taught_in=self.taught_in(arm),
+            teaching=self.teaching(arms),
         )
+
+    def taught_in(self, arm: Arm) -> Path | None:
+        """Return the folder of the teachers of its arm, as resolved; None: it has none."""
+        if arm.taught_by is None:
+            return None
+        return arm_folder(self.teachers or self.dataset, arm.taught_by, self.seed)
+
+    def teaching(self, arms: Sequence[Arm]) -> bool:
+        """Return whether it trains those who teach others of the plan's arms, as resolved."""
+        return self.teachers is None and any(arm.taught_by == self.arm for arm in arms)
 
     @property
     def progress(self) -> str | None:
@@ -193,12 +203,11 @@ def carry_out(job: Job, experiment: Experiment, reporter: Reporter) -> None:
 def _train(job: Job, experiment: Experiment, fabric: Fabric, reporter: Reporter, *, resumed: bool) -> None:
     """Train what is left of a job's arm, and record what it cost, unless it was interrupted and resumed."""
     seed, folder = job.seed, job.folder
-    arms = {arm.name: arm for arm in arms_of(job.part)}
-    planned = arms[job.arm]
-    teaching = job.teachers is None and any(arm.needs_teacher for arm in arms.values())
-    taught_in = arm_folder(job.teachers or job.dataset, TEACHER, seed)
+    arms = arms_of(job.part)
+    planned = next(arm for arm in arms if arm.name == job.arm)
+    taught_in = job.taught_in(planned)
     train = partial(train_arm, experiment=experiment, seed=seed, fabric=fabric, reporter=reporter, taught_in=taught_in)
-    train(with_epochs(planned, _epochs(job, planned, train)), folder, teaching=teaching)
+    train(with_epochs(planned, _epochs(job, planned, train)), folder, teaching=job.teaching(arms))
     if is_first_process() and not (folder / COST).is_file():
         write_text(folder / COST, json_text(with_digest(_cost(job, fabric.device, resumed))))
 

@@ -107,6 +107,13 @@ def arms_of(part: DatasetPlan) -> list[Arm]:
     return [resolve(name, changes, part.settings) for name, changes in part.arms.items()]
 
 
+def with_teachers(arms: Mapping[str, ArmSettings], settings: Settings) -> dict[str, ArmSettings]:
+    """Return the arms with those ahead of them that teach one and are not among them."""
+    taught_by = [resolve(name, changes, settings).taught_by for name, changes in arms.items()]
+    missing = [name for name in dict.fromkeys(taught_by) if name is not None and name not in arms]
+    return {**{name: ArmSettings() for name in missing}, **arms}
+
+
 def plan_of_run(settings: Settings) -> Plan:
     """Return the plan of `corrkd run`: teacher, student and control on one dataset."""
     part = DatasetPlan(settings=settings, arms=RUN_ARMS)
@@ -252,12 +259,10 @@ def _dataset(
     epochs = part.get("epochs") or {}
     if not isinstance(epochs, Mapping):
         raise CorrKDError(f"{where}: epochs: expected {{arm: number}} (given: {quoted(epochs)})")
+    arms = with_teachers(arms, settings)
     stray = set(epochs) - {TEACHER, *arms}
     if stray:
         raise CorrKDError(f"{where}.epochs.{min(stray)}: is not among the plan's arms")
-    resolved = [resolve(arm, changes, settings) for arm, changes in arms.items()]
-    if TEACHER not in arms and any(arm.needs_teacher for arm in resolved):
-        arms = {TEACHER: ArmSettings(), **arms}
     if settings.evaluation.split == "valid" and rule is not None:
         raise CorrKDError(
             f"{where}: tests on the validation split, by which budgets are chosen; set budget: fixed (or --budget fixed)"

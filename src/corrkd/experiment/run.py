@@ -14,7 +14,7 @@ import pandas as pd
 from corrkd.csv_files import write_csv
 from corrkd.errors import CorrKDError
 from corrkd.experiment import folder
-from corrkd.experiment.arm import TEACHER, resolve
+from corrkd.experiment.arm import resolve
 from corrkd.experiment.budget import read_budget
 from corrkd.experiment.card import run_card, sample_groups
 from corrkd.experiment.experiment import SYNTHETIC, Experiment, check_splits, prepare
@@ -29,6 +29,7 @@ from corrkd.experiment.settings import ArmSettings, Settings, load_settings
 from corrkd.experiment.stages import check_tested, make_method, read_table, write_table
 from corrkd.experiment.teachers import placeholder_outputs
 from corrkd.files import FAILURES, PLAN, REPORTED, file_names, make_folder, remove_parts, write_bytes, write_text
+from corrkd.methods.base import TeacherOutputs
 from corrkd.missing.conditions import AVERAGE
 from corrkd.networks.saved import seed_folders
 from corrkd.parsing import check_digest, read_json, refusing
@@ -200,13 +201,13 @@ def prepared(name: str, part: DatasetPlan, reporter: Reporter) -> Experiment:
         experiment = prepare(part.settings)
     check_splits(experiment, arms)
     samples = experiment.samples("train")
-    teachers = None
-    if any(arm.needs_teacher for arm in arms):
-        teacher = resolve(TEACHER, part.arms.get(TEACHER, ArmSettings()), part.settings)
-        teachers = placeholder_outputs(make_method(teacher, experiment, 0, samples).student, samples)
+    teachers: dict[str | None, TeacherOutputs] = {}
+    for name_of_teacher in dict.fromkeys(arm.taught_by for arm in arms if arm.taught_by):
+        teacher = resolve(name_of_teacher, part.arms.get(name_of_teacher, ArmSettings()), part.settings)
+        teachers[name_of_teacher] = placeholder_outputs(make_method(teacher, experiment, 0, samples).student, samples)
     for arm in arms:
         try:
-            make_method(arm, experiment, 0, samples, teachers)
+            make_method(arm, experiment, 0, samples, teachers.get(arm.taught_by))
         except CorrKDError as error:
             raise CorrKDError(f"dataset {name}, arm {arm.name}: {error}") from None
     return experiment

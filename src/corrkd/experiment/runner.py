@@ -21,7 +21,6 @@ from rich.table import Table
 
 from corrkd.errors import CorrKDError
 from corrkd.escape import terminal_text
-from corrkd.experiment.arm import TEACHER
 from corrkd.experiment.experiment import Experiment, prepare
 from corrkd.experiment.job import LOG, PROGRESS, Job, attempt, carry_out_together
 from corrkd.experiment.processes import end_with_parent, world_size
@@ -76,7 +75,8 @@ def run_jobs(
 
 def ordered(jobs: Sequence[Job]) -> list[Job]:
     """Return the jobs, each behind those that it needs: teachers first, and of each arm the one that chooses the number of epochs."""
-    return sorted(jobs, key=lambda job: (job.arm != TEACHER, not job.chooses_budget))
+    teachers = {needed[:2] for job in jobs for needed in job.needs if needed[1] != job.arm}
+    return sorted(jobs, key=lambda job: (job.key[:2] not in teachers, not job.chooses_budget))
 
 
 def _one_by_one(jobs: Sequence[Job], experiments: Mapping[str, Experiment], reporter: Reporter) -> list[Failure]:

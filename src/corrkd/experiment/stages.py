@@ -26,7 +26,7 @@ from corrkd.errors import CorrKDError
 from corrkd.evaluation.calibration import coverage_by_group
 from corrkd.evaluation.judge import tabulate
 from corrkd.evaluation.sweep import Result, Validation
-from corrkd.experiment.arm import TEACHER, Arm
+from corrkd.experiment.arm import Arm
 from corrkd.experiment.calibrate import Swept, calibrate, found_out, sweep_splits
 from corrkd.experiment.experiment import Experiment
 from corrkd.experiment.progress import Reporter, Task
@@ -67,7 +67,7 @@ class Training:
         folder: of the arm and seed, where the model goes.
         experiment: the seed's.
         seed: of initial parameters, order, masks and dropout.
-        taught_in: folder of the seed's teachers.
+        taught_in: folder of the arm's teachers with that seed; None: it has none.
         member: which of several teachers it is; None: it is trained on all samples.
     """
 
@@ -75,7 +75,7 @@ class Training:
     folder: Path
     experiment: Experiment
     seed: int
-    taught_in: Path
+    taught_in: Path | None
     member: Member | None = None
 
     @property
@@ -94,7 +94,10 @@ class Training:
         """Return the training, ready to begin, whose epochs `task` follows."""
         experiment, arm = self.experiment, self.arm
         samples, valid = experiment.samples("train"), experiment.samples("valid")
-        teachers = answers(experiment, samples, self.seed, self.taught_in) if arm.needs_teacher else None
+        teachers = None
+        if arm.taught_by is not None:
+            assert self.taught_in is not None, "jobs say where an arm's teachers are"
+            teachers = answers(experiment, samples, self.seed, self.taught_in, arm.taught_by)
         rows = samples if self.member is None else trained_on(self.member, experiment, samples, self.seed)
         return TrainingRun(
             method=make_method(arm, experiment, self.seed, rows, teachers),
@@ -135,12 +138,12 @@ class Training:
 
 
 def trainings(
-    arm: Arm, folder: Path, *, experiment: Experiment, seed: int, taught_in: Path, teaching: bool = False
+    arm: Arm, folder: Path, *, experiment: Experiment, seed: int, taught_in: Path | None, teaching: bool = False
 ) -> list[Training]:
-    """Return what is trained for an arm and seed: the arm; after the teacher those others who teach, where `teaching`."""
+    """Return what is trained for an arm and seed: the arm; after a teacher those who teach beside it, where `teaching`."""
     out = [Training(arm, folder, experiment, seed, taught_in)]
-    if arm.name == TEACHER and teaching:
-        others = [member for member in members(experiment.settings.teacher) if member.name != TEACHER]
+    if teaching:
+        others = [member for member in members(experiment.settings.teacher, arm.name) if member.name != arm.name]
         out += [Training(member.arm(arm), folder, experiment, seed, taught_in, member) for member in others]
     return out
 
@@ -153,7 +156,7 @@ def train_arm(
     seed: int,
     fabric: Fabric,
     reporter: Reporter,
-    taught_in: Path,
+    taught_in: Path | None,
     teaching: bool = False,
 ) -> None:
     """Train what the folder of an arm and seed does not hold yet, and write its history.
@@ -165,7 +168,7 @@ def train_arm(
         seed: of initial parameters, order, masks and dropout.
         fabric: device, precision and processes.
         reporter: where progress goes.
-        taught_in: folder of the seed's teachers.
+        taught_in: folder of the arm's teachers with that seed; None: it has none.
         teaching: of a teacher, whether those who teach beside it are trained too.
     """
     make_folder(folder)

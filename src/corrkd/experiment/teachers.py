@@ -21,27 +21,34 @@ from corrkd.training.loop import derived_seed, teacher_outputs
 
 @dataclass(frozen=True)
 class Member:
-    """One of several teachers: of which repeat, and the fold that it was not trained on and answers for; None: it answers for all."""
+    """One of several teachers.
+
+    Attributes:
+        repeat: which repeat it is of.
+        fold: what it was not trained on and answers for; None: it answers for all.
+        teacher: name of the arm.
+    """
 
     repeat: int
     fold: int | None = None
+    teacher: str = TEACHER
 
     @property
     def name(self) -> str:
         """Of its files. The first of those trained on all samples is the teacher itself."""
         if self.fold is None:
-            return TEACHER if self.repeat == 0 else f"{TEACHER}-{self.repeat}"
-        return f"{TEACHER}-{self.repeat}-{self.fold}"
+            return self.teacher if self.repeat == 0 else f"{self.teacher}-{self.repeat}"
+        return f"{self.teacher}-{self.repeat}-{self.fold}"
 
     def arm(self, teacher: Arm) -> Arm:
         """How it is trained: as the teacher, from a start of its own."""
         return replace(teacher, name=self.name, start=self.name)
 
 
-def members(settings: TeacherSettings) -> list[Member]:
-    """All that a student is taught by."""
+def members(settings: TeacherSettings, teacher: str = TEACHER) -> list[Member]:
+    """All that a student of that teacher is taught by."""
     folds: list[int | None] = [None] if settings.folds is None else list(range(settings.folds))
-    return [Member(repeat, fold) for repeat in range(settings.repeats) for fold in folds]
+    return [Member(repeat, fold, teacher) for repeat in range(settings.repeats) for fold in folds]
 
 
 def rows_of(member: Member, experiment: Experiment, samples: Samples, seed: int) -> tuple[Tensor, Tensor]:
@@ -56,25 +63,34 @@ def trained_on(member: Member, experiment: Experiment, samples: Samples, seed: i
     return samples if member.fold is None else samples.subset(rows_of(member, experiment, samples, seed)[0])
 
 
-def answers(experiment: Experiment, samples: Samples, seed: int, folder: Path) -> TeacherOutputs:
-    """Return the outputs of the teachers in `folder` for the training split: logits of all, representations of the first repeat."""
+def answers(
+    experiment: Experiment, samples: Samples, seed: int, folder: Path, teacher: str = TEACHER
+) -> TeacherOutputs:
+    """Return the outputs of the teachers in `folder` for the training split: logits of all, representations of the first repeat.
+
+    Out of fold, each scale of the representations is rotated by itself, towards that of the teacher of all samples.
+    """
     settings = experiment.settings.teacher
     if settings.folds is None:
-        outputs = [_outputs(member.name, experiment, samples, folder) for member in members(settings)]
+        outputs = [
+            teacher_outputs(_network(member.name, experiment, folder), samples) for member in members(settings, teacher)
+        ]
         return TeacherOutputs(
             outputs[0].representation, _together([o.logits for o in outputs], settings.temperature, samples)
         )
-    whole = _outputs(TEACHER, experiment, samples, folder)
+    network = _network(teacher, experiment, folder)
+    scales, whole = list(network.scales), teacher_outputs(network, samples)
     representation = torch.empty_like(whole.representation)
     answered_by = torch.empty_like(samples.keys)
     repeats = [torch.empty_like(whole.logits) for _ in range(settings.repeats)]
-    for member in members(settings):
+    for member in members(settings, teacher):
         trained, held_out = rows_of(member, experiment, samples, seed)
-        output = _outputs(member.name, experiment, samples, folder)
+        output = teacher_outputs(_network(member.name, experiment, folder), samples)
         repeats[member.repeat][held_out] = output.logits[held_out]
         if member.repeat == 0:
-            rotation = procrustes(output.representation[trained], whole.representation[trained])
-            representation[held_out] = output.representation[held_out] @ rotation
+            parts = zip(output.representation.split(scales, 1), whole.representation.split(scales, 1), strict=True)
+            rotated = [part[held_out] @ procrustes(part[trained], target[trained]) for part, target in parts]
+            representation[held_out] = torch.cat(rotated, 1)
             answered_by[held_out] = member.fold or 0
     return TeacherOutputs(representation, _together(repeats, settings.temperature, samples), answered_by)
 
@@ -101,9 +117,8 @@ def procrustes(source: Tensor, target: Tensor) -> Tensor:
     return (left @ right).to(source)
 
 
-def _outputs(name: str, experiment: Experiment, samples: Samples, folder: Path) -> TeacherOutputs:
-    network = load_network(folder / name).network.to(experiment.device, experiment.dtype)
-    return teacher_outputs(network, samples)
+def _network(name: str, experiment: Experiment, folder: Path) -> AnyNetwork:
+    return load_network(folder / name).network.to(experiment.device, experiment.dtype)
 
 
 def _together(logits: list[Tensor], temperature: float | Literal["fit"], samples: Samples) -> Tensor:

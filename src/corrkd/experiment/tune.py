@@ -16,10 +16,10 @@ import yaml
 from corrkd.csv_files import write_csv
 from corrkd.errors import CorrKDError
 from corrkd.experiment import folder
-from corrkd.experiment.arm import TEACHER, Arm, laid_over
+from corrkd.experiment.arm import Arm, laid_over
 from corrkd.experiment.experiment import Experiment
 from corrkd.experiment.job import Job, arm_folder
-from corrkd.experiment.plan import DatasetPlan, Plan, arms_of, dataset_name, read_plan
+from corrkd.experiment.plan import DatasetPlan, Plan, arms_of, dataset_name, read_plan, with_teachers
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.run import prepared
 from corrkd.experiment.runner import run_jobs
@@ -210,14 +210,15 @@ def _study(dataset: Path, arm: Arm, fixed: ArmSettings) -> _Study:
 
 def _train_teachers(part: DatasetPlan, dataset: Path, experiment: Experiment, jobs: int, reporter: Reporter) -> None:
     """Train the teachers of all seeds, where an arm needs them. Raises CorrKDError where one fails."""
-    if not any(arm.needs_teacher for arm in arms_of(part)):
+    teachers = dict.fromkeys(arm.taught_by for arm in arms_of(part) if arm.taught_by is not None)
+    if not teachers:
         return
-    taught = part.model_copy(update={"arms": {TEACHER: ArmSettings(), **part.arms}})
-    trainings = [Job(dataset, taught, TEACHER, seed, evaluate=False) for seed in part.settings.seeds]
-    with reporter.busy("training the teacher"):
+    taught = part.model_copy(update={"arms": with_teachers(part.arms, part.settings)})
+    trainings = [Job(dataset, taught, name, seed, evaluate=False) for name in teachers for seed in part.settings.seeds]
+    with reporter.busy("training the teachers"):
         failures = run_jobs(trainings, {dataset.name: experiment}, at_once=jobs, reporter=Reporter(quiet=True))
     for failure in failures:
-        raise CorrKDError(f"teacher, seed {failure.job.seed}: {failure.error}")
+        raise CorrKDError(f"{failure.job.arm}, seed {failure.job.seed}: {failure.error}")
 
 
 def _round(

@@ -1,13 +1,19 @@
-"""The three distillation losses of CorrKD (Li et al., CVPR 2024), and a mended form of two of them, each a function and a Module.
+"""The distillation losses, each a function and a Module. They need torch alone.
 
-They need torch alone. `decoupled_divergence` can stand in RCD's place, `sample_relation_distillation` in SCD's (docs/corrkd-plus.md).
+- CorrKD (Li et al., CVPR 2024): SCD, CPD and RCD. `decoupled_divergence` can stand in RCD's place, `sample_relation_distillation` in
+  SCD's (docs/corrkd-plus.md).
+- HRLF (Li et al., NeurIPS 2024): the reconstruction of factorised representations, hierarchical mutual information, and hierarchical
+  adversarial learning.
 
 None detaches the teacher: freeze it, or run it under `torch.no_grad()`.
 """
 
 from corrkd.losses.category_prototype import CategoryPrototypeDistillation, category_prototype_distillation
-from corrkd.losses.critics import ConcatCritic, Critic
+from corrkd.losses.critics import ConcatCritic, Critic, Discriminator
 from corrkd.losses.decoupled_divergence import DecoupledDivergence, decoupled_divergence
+from corrkd.losses.factorisation import FactorisationReconstruction, factorisation_reconstruction
+from corrkd.losses.hierarchical_adversarial import HierarchicalAdversarial, hierarchical_adversarial
+from corrkd.losses.hierarchical_information import HierarchicalInformation, hierarchical_information
 from corrkd.losses.response_disentangled import (
     ResponseDisentangledConsistency,
     jensen_shannon_information,
@@ -21,11 +27,18 @@ __all__ = [
     "ConcatCritic",
     "Critic",
     "DecoupledDivergence",
+    "Discriminator",
+    "FactorisationReconstruction",
+    "HierarchicalAdversarial",
+    "HierarchicalInformation",
     "ResponseDisentangledConsistency",
     "SampleContrastiveDistillation",
     "SampleRelationDistillation",
     "category_prototype_distillation",
     "decoupled_divergence",
+    "factorisation_reconstruction",
+    "hierarchical_adversarial",
+    "hierarchical_information",
     "jensen_shannon_information",
     "response_disentangled_consistency",
     "sample_contrastive_distillation",

@@ -35,6 +35,20 @@ def check_rows(student: Tensor, teacher: Tensor) -> None:
     check_pair(student, student.to(teacher.dtype), "(N, D)", [2])
 
 
+def check_scales(student: Sequence[Tensor], teacher: Sequence[Tensor], networks: int, *, same_widths: bool) -> None:
+    """Raise ValueError unless both have a tensor for each of the networks, in pairs as `check_rows`, or of one width, `check_pair`."""
+    if not len(student) == len(teacher) == networks > 0:
+        raise ValueError(
+            f"needs as many scales of student and teacher as there are networks, and at least one, but there are "
+            f"{len(student)}, {len(teacher)} and {networks}"
+        )
+    for s, t in zip(student, teacher, strict=True):
+        if same_widths:
+            check_pair(s, t, "(N, D)", [2])
+        else:
+            check_rows(s, t)
+
+
 def check_labels(labels: Tensor, expected: tuple[int, ...]) -> None:
     """Raises ValueError unless they are integers of that shape. Their range is not read: that awaits the device."""
     if labels.shape != expected or labels.is_floating_point() or labels.is_complex():

@@ -1,4 +1,4 @@
-"""Statistics networks F(Q, U) for the Jensen-Shannon estimator."""
+"""Small networks that are trained along with the student: critics F(Q, U) of the Jensen-Shannon estimator, and discriminators."""
 
 from __future__ import annotations
 
@@ -13,8 +13,29 @@ Critic = Callable[[Tensor, Tensor], Tensor]
 """(teacher part (M, a), student part (M, b)) -> scores (M,), higher where the two look like the same sample's."""
 
 
-class ConcatCritic(nn.Module):
-    """A perceptron with one hidden layer on the two parts side by side [open: the paper leaves its shape out].
+class _Perceptron(nn.Module):
+    """One hidden layer with ReLU, and one output. Its parameters start uniform in +-1/sqrt(inputs), as those of `nn.Linear`."""
+
+    def __init__(self, inputs: int, hidden: int, generator: torch.Generator | None) -> None:
+        super().__init__()
+        self.hidden_weight = _uniform((hidden, inputs), inputs, generator)
+        self.hidden_bias = _uniform((hidden,), inputs, generator)
+        self.output_weight = _uniform((1, hidden), hidden, generator)
+        self.output_bias = _uniform((1,), hidden, generator)
+
+    def layers(self) -> tuple[Tensor, ...]:
+        """Return weight and bias of the hidden layer, then of the output."""
+        return self.hidden_weight, self.hidden_bias, self.output_weight, self.output_bias
+
+    def score(self, x: Tensor, *, frozen: bool = False) -> Tensor:
+        """Return the outputs, (M, inputs) -> (M,); frozen: the parameters get no gradient."""
+        # The losses hand over full precision; a network kept in half, or float64 probabilities, must meet on one dtype.
+        weight, bias, output, offset = ((p.detach() if frozen else p).to(x.dtype) for p in self.layers())
+        return linear(relu(linear(x, weight, bias)), output, offset).squeeze(-1)
+
+
+class ConcatCritic(_Perceptron):
+    """A perceptron with one hidden layer on the two parts side by side [open: the papers leave its shape out].
 
     Its parameters start uniform in +-1/sqrt(inputs), as those of `nn.Linear`.
 
@@ -29,19 +50,41 @@ class ConcatCritic(nn.Module):
     def __init__(
         self, teacher_width: int, student_width: int, hidden: int = 64, *, generator: torch.Generator | None = None
     ) -> None:
-        super().__init__()
-        inputs = teacher_width + student_width
-        self.hidden_weight = _uniform((hidden, inputs), inputs, generator)
-        self.hidden_bias = _uniform((hidden,), inputs, generator)
-        self.output_weight = _uniform((1, hidden), hidden, generator)
-        self.output_bias = _uniform((1,), hidden, generator)
+        super().__init__(teacher_width + student_width, hidden, generator)
 
     def forward(self, teacher: Tensor, student: Tensor) -> Tensor:
         """(M, a) and (M, b) -> (M,)."""
-        x = torch.cat([teacher, student], dim=-1)
-        # The losses hand over full precision; a network kept in half, or float64 probabilities, must meet on one dtype.
-        x = relu(linear(x, self.hidden_weight.to(x.dtype), self.hidden_bias.to(x.dtype)))
-        return linear(x, self.output_weight.to(x.dtype), self.output_bias.to(x.dtype)).squeeze(-1)
+        return self.score(torch.cat([teacher, student], dim=-1))
+
+    def all_pairs(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """Return the score of each row of one side with each of the other, (N, a) and (N, b) -> (N, N).
+
+        The hidden layer is linear in both parts, so each part goes through its half of the weights once.
+        """
+        weight, bias, output, offset = (p.to(teacher.dtype) for p in self.layers())
+        of_teacher, of_student = weight.split([teacher.shape[-1], student.shape[-1]], 1)
+        hidden = linear(teacher, of_teacher, bias)[:, None] + linear(student, of_student)
+        return linear(relu(hidden), output, offset).squeeze(-1)
+
+
+class Discriminator(_Perceptron):
+    """A perceptron with one hidden layer that tells the teacher's representations from the student's [open: HRLF leaves its shape out].
+
+    Its parameters start uniform in +-1/sqrt(inputs), as those of `nn.Linear`.
+
+    Args:
+        width: D of the representations.
+        hidden: units of the hidden layer.
+        generator: where the starting values come from; None: torch's global generator, so seed that
+            (`torch.manual_seed`).
+    """
+
+    def __init__(self, width: int, hidden: int = 64, *, generator: torch.Generator | None = None) -> None:
+        super().__init__(width, hidden, generator)
+
+    def forward(self, representation: Tensor, *, frozen: bool = False) -> Tensor:
+        """Return the logit of "the teacher's", (N, D) -> (N,); frozen: the parameters get no gradient."""
+        return self.score(representation, frozen=frozen)
 
 
 def _uniform(shape: tuple[int, ...], inputs: int, generator: torch.Generator | None) -> nn.Parameter:

@@ -20,7 +20,8 @@ def jensen_shannon_information(critic: Critic, q: Tensor, u: Tensor) -> Tensor:
     F = log p(q, u) / (p(q) p(u)).
 
     Args:
-        critic: F, called once with (M, a) and (M, b), M = N^2; returns (M,).
+        critic: F, called once with (M, a) and (M, b), M = N^2; returns (M,). Of a `ConcatCritic` the scores of all pairs are
+            computed without N^2 (a + b) numbers.
         q: (N, a), N >= 1.
         u: (N, b), row i from the same sample as row i of q.
 
@@ -39,6 +40,8 @@ def jensen_shannon_information(critic: Critic, q: Tensor, u: Tensor) -> Tensor:
         raise ValueError(f"q and u must be floating point, but they are {q.dtype} and {u.dtype}")
     with no_autocast(q):
         q, u = full_precision(q, u)
+        if isinstance(critic, ConcatCritic):
+            return _estimate(critic.all_pairs(q, u).unsqueeze(0))
         return _information(critic, q.unsqueeze(0), u.unsqueeze(0))
 
 
@@ -120,7 +123,12 @@ def _information(critic: Critic, q: Tensor, u: Tensor) -> Tensor:
     scores = critic(every_q, every_u)
     if scores.shape != (g * n * n,):
         raise ValueError(f"a critic must return (M,), here ({g * n * n},), but it returned {tuple(scores.shape)}")
-    scores = scores.view(g, n, n)
+    return _estimate(scores.view(g, n, n))
+
+
+def _estimate(scores: Tensor) -> Tensor:
+    """J from the scores of all pairs, averaged over groups: (G, N, N) -> scalar."""
+    g, n, _ = scores.shape
     if n == 1:
         # Still a function of the critic's parameters, which several processes expect to see used in every step.
         return scores.sum() * 0.0

@@ -115,6 +115,8 @@ class Method(nn.Module, Generic[N]):
         stackable: the losses are computed without differentiation of their own, sizes that follow from values and torch's own random
             numbers, so that several students can be trained at once (`corrkd.training.stacked`), where their network is stackable too.
         needs_teacher: the losses look at the outputs of teachers.
+        taught_by: name of the method that trains those teachers; None: whatever trains the run's teacher.
+        teaches: it trains teachers for another method, with the settings of the run's teacher.
         target: what the student predicts.
 
     Raises:
@@ -127,6 +129,8 @@ class Method(nn.Module, Generic[N]):
     trains_on: ClassVar[Literal["complete", "missing"]] = "missing"
     stackable: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = False
+    taught_by: ClassVar[str | None] = None
+    teaches: ClassVar[bool] = False
     search: ClassVar[Mapping[str, tuple[float, float]]] = {}
     student: N
     class_weights: Tensor | None

@@ -19,6 +19,8 @@ BUILT_IN = {
     "no-distillation": "corrkd.methods.task:TaskOnly",
     "kl": "corrkd.methods.response_kl:ResponseKL",
     "feature-mse": "corrkd.methods.feature_mse:FeatureMSE",
+    "hrlf-teacher": "corrkd.methods.hrlf:HRLFTeacher",
+    "hrlf": "corrkd.methods.hrlf:HRLF",
     "corrkd": "corrkd.methods.corrkd:CorrKD",
 }
 

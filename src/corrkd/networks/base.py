@@ -134,6 +134,11 @@ class Network(nn.Module, Generic[S]):
         """
         return None
 
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """Widths of the representations that lie side by side in `representation`, each to be compared by itself; by default one."""
+        return (self.representation_width,)
+
     def set_fill(self, means: Mapping[str, Sequence[float] | Tensor]) -> None:
         """Takes the mean frame of each modality in training, (d_m,). Here: nothing is filled with it."""
 

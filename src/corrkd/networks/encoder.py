@@ -54,6 +54,10 @@ class Encoder(nn.Module):
         Returns:
             (N, width). A sample of which nothing may be attended (all missing, `exclude_missing`) gives zeros.
         """
+        return pool(*self.encode(frames, exists, visible))
+
+    def encode(self, frames: Tensor, exists: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+        """Return one vector per frame, (N, T, width), and which frames count, (N, T) booleans; arguments as of `forward`."""
         frames = torch.where(visible[..., None], frames, self.fill.to(frames.dtype) * exists[..., None])
         attended = visible if self.settings.exclude_missing else exists
         hidden = self.embed(frames) + self.place(frames.shape[1])
@@ -63,7 +67,7 @@ class Encoder(nn.Module):
         bias = torch.zeros_like(attended, dtype=hidden.dtype).masked_fill(~attended, lowest)[:, None, None, :]
         for layer in self.layers:
             hidden = layer(hidden, bias)
-        return pool(self.norm(hidden), attended)
+        return self.norm(hidden), attended
 
     def place(self, frames: int) -> Tensor:
         """Positions of the first `frames` frames, (frames, width). Learned ones end where training's longest sample ended."""
@@ -191,6 +195,12 @@ def pool(hidden: Tensor, attended: Tensor) -> Tensor:
     """Mean over the frames that count; zeros where none does. (N, T, d) and (N, T) booleans -> (N, d)."""
     weight = attended.to(hidden.dtype)
     return torch.einsum("nt,ntd->nd", weight, hidden) / weight.sum(1, keepdim=True).clamp(min=1.0)
+
+
+def last(hidden: Tensor, attended: Tensor) -> Tensor:
+    """Return the last frame that counts; zeros where none does. (N, T, d) and (N, T) booleans -> (N, d)."""
+    number = torch.arange(1, attended.shape[1] + 1, device=attended.device)
+    return pool(hidden, attended & (number == (attended * number).amax(1, keepdim=True)))
 
 
 def sinusoids(frames: int, width: int) -> Tensor:

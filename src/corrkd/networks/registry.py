@@ -9,6 +9,7 @@ from corrkd.plugins import find
 GROUP = "corrkd.networks"
 BUILT_IN = {
     "corrkd": "corrkd.networks.corrkd:CorrKDNetwork",
+    "hrlf": "corrkd.networks.hrlf:HRLFNetwork",
     "late-fusion": "corrkd.networks.late_fusion:LateFusionNetwork",
     "self-mm": "corrkd.networks.self_mm:SelfMMNetwork",
     "cubemlp": "corrkd.networks.cubemlp:CubeMLPNetwork",

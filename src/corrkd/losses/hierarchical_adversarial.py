@@ -1,0 +1,106 @@
+"""Hierarchical adversarial learning (HAL): at each scale, no discriminator tells the student's representations from the teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from corrkd.losses._shared import check_scales, full_precision, no_autocast
+from corrkd.losses.critics import Discriminator
+
+
+def hierarchical_adversarial(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    discriminators: Sequence[Discriminator],
+    *,
+    nonsaturating: bool = False,
+) -> Tensor:
+    r"""HAL of a batch (Li et al., "Toward Robust Incomplete Multimodal Sentiment Analysis via Hierarchical Representation
+    Learning", NeurIPS 2024, "Hierarchical Adversarial Learning").
+
+    .. math:: \min_{student} \max_{De} V, \qquad V = \sum_i E[\log(1 - De_i(E^s_i))] + E[\log De_i(E^t_i)]
+
+    Both players are trained in one step of one optimiser, which minimises a single number: its value is -V, the cross-entropy
+    of the discriminators, with which they learn on detached representations of the student; the student's own term, through
+    discriminators whose parameters get no gradient, is added and its value taken off again. To minimise it is the minimax game
+    with simultaneous steps, as with a layer that reverses gradients (Ganin and Lempitsky, ICML 2015), in plain operations:
+    `torch.func.vmap` needs no rule for them, and the student's term may be another than the discriminators' with its sign
+    turned.
+
+    Args:
+        student: (N, D_i) representations E^s_i of the incomplete samples at each scale, N >= 1.
+        teacher: (N, D_i) representations E^t_i of the same samples, complete. Not detached: gradients flow wherever they
+            are required, to the discriminators' side.
+        discriminators: one for each scale [open: the paper names one De], which returns the logit of De.
+        nonsaturating: the student maximises log De(E^s) instead of minimising log(1 - De(E^s)) (Goodfellow et al., NeurIPS
+            2014): the same aim, with a gradient also where the discriminator is sure [ours].
+
+    Returns:
+        A scalar >= 0, float32 (float64 where an input is): computed in full precision also under autocast. log 4 = 1.39
+        for each scale where the two sides cannot be told apart; 0 where they always can.
+
+    Raises:
+        ValueError: for shapes or dtypes that do not fit, or another number of scales on either side.
+
+    Example:
+        >>> import torch
+        >>> from corrkd.losses import Discriminator, hierarchical_adversarial
+        >>> undecided = Discriminator(3)
+        >>> for parameter in undecided.parameters():
+        ...     _ = parameter.data.zero_()
+        >>> hierarchical_adversarial([torch.randn(8, 3)], [torch.randn(8, 3)], [undecided]).detach()
+        tensor(1.3863)
+    """
+    check_scales(student, teacher, len(discriminators), same_widths=True)
+    losses = []
+    for discriminator, s, t in zip(discriminators, student, teacher, strict=True):
+        with no_autocast(s):
+            s, t = full_precision(s, t)
+            # log De = logsigmoid(logit) and log(1 - De) = logsigmoid(-logit), which neither overflow nor round to log 0.
+            told_apart = -(logsigmoid(-discriminator(s.detach())) + logsigmoid(discriminator(t))).mean()
+            logit = discriminator(s, frozen=True)
+            misled = (-logsigmoid(logit) if nonsaturating else logsigmoid(-logit)).mean()
+            losses.append(told_apart + misled - misled.detach())
+    return torch.stack(losses).sum()
+
+
+class HierarchicalAdversarial(nn.Module):
+    """HAL as a Module with a discriminator for each scale, trained along with the student; see `hierarchical_adversarial`.
+
+    Args:
+        widths: D_i, by scale.
+        hidden: hidden units of each discriminator.
+        nonsaturating: the student maximises log De.
+        generator: where the discriminators' starting values come from; None: torch's global generator, so seed that
+            (`torch.manual_seed`).
+
+    Raises:
+        ValueError: there is no scale.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        *,
+        hidden: int = 64,
+        nonsaturating: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if not widths:
+            raise ValueError("needs at least one scale")
+        self.nonsaturating = nonsaturating
+        self.discriminators = nn.ModuleList(Discriminator(width, hidden, generator=generator) for width in widths)
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """Return the loss, a scalar, of representations (N, D_i) at each scale."""
+        discriminators: list[Discriminator] = list(self.discriminators)  # type: ignore[arg-type]
+        return hierarchical_adversarial(student, teacher, discriminators, nonsaturating=self.nonsaturating)
+
+    def extra_repr(self) -> str:
+        """The options, for print()."""
+        return f"nonsaturating={self.nonsaturating}"
