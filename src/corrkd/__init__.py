@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from corrkd.data.load import load_dataset
     from corrkd.errors import CorrKDError
     from corrkd.evaluation.judge import evaluate
+    from corrkd.experiment.distil import Distilled, distil
     from corrkd.experiment.plan import Plan, load_plan
     from corrkd.experiment.run import Run, compare, resume, run
     from corrkd.experiment.settings import Settings, load_settings
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CorrKDError": "corrkd.errors",
+    "Distilled": "corrkd.experiment.distil",
     "MultimodalDataset": "corrkd.data.dataset",
     "Plan": "corrkd.experiment.plan",
     "Prediction": "corrkd.serve.standalone",
@@ -33,6 +35,7 @@ _HOMES = {
     "Settings": "corrkd.experiment.settings",
     "Split": "corrkd.data.dataset",
     "compare": "corrkd.experiment.run",
+    "distil": "corrkd.experiment.distil",
     "evaluate": "corrkd.evaluation.judge",
     "load_dataset": "corrkd.data.load",
     "load_plan": "corrkd.experiment.plan",
@@ -44,6 +47,7 @@ _HOMES = {
 
 __all__ = [
     "CorrKDError",
+    "Distilled",
     "MultimodalDataset",
     "Plan",
     "Prediction",
@@ -54,6 +58,7 @@ __all__ = [
     "Split",
     "__version__",
     "compare",
+    "distil",
     "evaluate",
     "load_dataset",
     "load_plan",

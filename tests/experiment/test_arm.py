@@ -222,11 +222,12 @@ def test_a_width_that_a_loss_cannot_compare_is_refused_before_any_training(tmp_p
     settings = load_settings(**tiny(data={"path": str(data)}))
 
     def prepare(**arm: Any) -> None:
-        prepared("d", DatasetPlan(settings=settings, arms={"mine": ArmSettings(**arm, **narrow)}), Reporter(quiet=True))
+        arms = {"mine": ArmSettings(**arm, **narrow), "hrlf-teacher": ArmSettings(network={"width": 8, "heads": 2})}
+        prepared("d", DatasetPlan(settings=settings, arms=arms), Reporter(quiet=True))
 
     prepare(method={"name": "kl"})
-    prepare(method={"name": "corrkd", "scd": {"weight": 0.0}})
-    line = r"dataset d, arm mine: CorrKD: SCD .* the student's is 8 and the teachers' is 16; make the width of both networks equal"
+    prepare(method={"name": "corrkd"})  # with a projection
+    line = r"dataset d, arm mine: HRLF: HMI, .* make the width of both networks equal"
     with pytest.raises(CorrKDError, match=line) as error:
-        prepare(method={"name": "corrkd"})
+        prepare(method={"name": "hrlf"})
     assert "\n" not in str(error.value)

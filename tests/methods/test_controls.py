@@ -161,20 +161,38 @@ def test_a_distillation_without_teachers_is_one_line() -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("kind", "term"), [(CorrKD, "scd"), (FeatureMSE, "mse")])
+def test_between_representations_of_two_widths_a_projection_is_learnt(kind: type[Method], term: str) -> None:
+    samples = make_samples(make_dataset())
+    wide = network(SMALL.model_copy(update={"width": 16}))
+    teachers = TeacherOutputs(torch.randn(48, 24), torch.randn(48, 3))
+    method = kind(
+        wide, kind.options_type.model_validate({"cpd": {"weight": 0.0}} if kind is CorrKD else {}), teachers=teachers
+    )
+    method.start(samples)
+    batch = training_batch(samples, 12)
+    loss = values(method.eval()(batch))[term]
+    projected = wide(batch.inputs).representation @ method.projector.weight.T
+    compared = teachers.representation[:12]
+    expected = method.scd(projected, compared) if kind is CorrKD else (projected - compared).square().mean()
+    assert torch.allclose(loss, expected)
+    loss.backward()
+    assert method.projector.weight.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize(
     ("kind", "line"),
     [
         (
             CorrKD,
-            "CorrKD: SCD .* the student's is 48 and the teachers' is 24; .*, or set method.scd.form to relations",
+            r"CorrKD: SCD compares representations, and the teachers have none; .*, or set method.scd.weight to 0",
         ),
-        (FeatureMSE, "Feature-MSE distillation: .* the student's is 48 and the teachers' is 24; .*, or train kl"),
+        (FeatureMSE, r"Feature-MSE distillation: .* and the teachers have none; .*, or train kl"),
     ],
 )
-def test_representations_of_two_widths_are_compared_by_no_loss_that_needs_one(kind: type[Method], line: str) -> None:
-    wide = network(SMALL.model_copy(update={"width": 16}))
+def test_without_a_representation_what_compares_them_is_refused(kind: type[Method], line: str) -> None:
     with pytest.raises(CorrKDError, match=line) as error:
-        kind(wide, teachers=TeacherOutputs(torch.randn(48, 24), torch.randn(48, 3)))
+        kind(network(), teachers=TeacherOutputs(torch.zeros(48, 0), torch.randn(48, 3)))
     assert "\n" not in str(error.value)
 
 

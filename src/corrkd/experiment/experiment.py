@@ -125,14 +125,18 @@ class Experiment:
         return values[keep]
 
 
-def prepare(settings: Settings) -> Experiment:
+def prepare(settings: Settings, dataset: MultimodalDataset | None = None) -> Experiment:
     """Read the data and fit on its training split what depends on it.
+
+    Args:
+        settings: of the experiment.
+        dataset: in memory, in place of what `data.path` names.
 
     Raises:
         CorrKDError: for anything wrong with data or settings, before any training.
     """
     check_settings(settings.evaluation.conditions)
-    dataset = read(settings.data)
+    dataset = read(settings.data) if dataset is None else _with_modalities(dataset, settings.data)
     for split in {*SPLITS[:2], settings.evaluation.split}:
         dataset.split(split)
     if settings.data.calibration is not None:
@@ -200,6 +204,10 @@ def read(settings: DataSettings) -> MultimodalDataset:
     else:
         reading = {name: getattr(settings, name) for name in ReadingSettings.model_fields}
         dataset = load_dataset(settings.path, name=settings.name, **reading)
+    return _with_modalities(dataset, settings)
+
+
+def _with_modalities(dataset: MultimodalDataset, settings: DataSettings) -> MultimodalDataset:
     return dataset if settings.modalities is None else with_modalities(dataset, settings.modalities)
 
 

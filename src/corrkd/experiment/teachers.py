@@ -76,7 +76,7 @@ def answers(
             teacher_outputs(_network(member.name, experiment, folder), samples) for member in members(settings, teacher)
         ]
         return TeacherOutputs(
-            outputs[0].representation, _together([o.logits for o in outputs], settings.temperature, samples)
+            outputs[0].representation, ensemble([o.logits for o in outputs], settings.temperature, samples)
         )
     network = _network(teacher, experiment, folder)
     scales, whole = list(network.scales), teacher_outputs(network, samples)
@@ -92,7 +92,7 @@ def answers(
             rotated = [part[held_out] @ procrustes(part[trained], target[trained]) for part, target in parts]
             representation[held_out] = torch.cat(rotated, 1)
             answered_by[held_out] = member.fold or 0
-    return TeacherOutputs(representation, _together(repeats, settings.temperature, samples), answered_by)
+    return TeacherOutputs(representation, ensemble(repeats, settings.temperature, samples), answered_by)
 
 
 def placeholder_outputs(teacher: AnyNetwork, samples: Samples) -> TeacherOutputs:
@@ -121,8 +121,14 @@ def _network(name: str, experiment: Experiment, folder: Path) -> AnyNetwork:
     return load_network(folder / name).network.to(experiment.device, experiment.dtype)
 
 
-def _together(logits: list[Tensor], temperature: float | Literal["fit"], samples: Samples) -> Tensor:
-    """One answer of several teachers, each tempered: the mean response as logits, or the mean score."""
+def ensemble(logits: list[Tensor], temperature: float | Literal["fit"], samples: Samples) -> Tensor:
+    """Return one answer of several teachers, each tempered: the mean response as logits, or the mean score.
+
+    Args:
+        logits: of each teacher, (n, ...).
+        temperature: by which logits are divided; "fit": fitted on the samples.
+        samples: the n that they are of.
+    """
     tempered = torch.stack([_tempered(one, temperature, samples) for one in logits])
     if len(tempered) == 1:
         return tempered[0]

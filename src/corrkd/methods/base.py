@@ -213,6 +213,38 @@ class Method(nn.Module, Generic[N]):
         """Return the target's loss, a scalar, with the class weights."""
         return self.target.task_loss(logits, targets, self.class_weights)
 
+    def check_representations(self, loss: str, remedy: str) -> None:
+        """Refuse a student or teachers without a representation.
+
+        Args:
+            loss: the loss that looks at representations, as the user knows it.
+            remedy: what the user can do instead of returning them.
+
+        Raises:
+            CorrKDError: there is none on one side.
+        """
+        assert self.teachers is not None, "only methods with `needs_teacher` ask for it"
+        sides = {"student": self.student.representation_width, "teachers": self.teachers.representation.shape[1]}
+        if missing := [side for side, width in sides.items() if not width]:
+            raise CorrKDError(
+                f"{self.title}: {loss} compares representations, and the {' and the '.join(missing)} have none; let forward return "
+                f"(representation, logits), or {remedy}"
+            )
+
+    def make_projector(self, loss: str, remedy: str) -> nn.Module:
+        """Return what brings the student's representation to the width of the teachers': learnt along, and dropped with the method.
+
+        Args:
+            loss, remedy: as of `check_representations`.
+
+        Raises:
+            CorrKDError: as `check_representations`.
+        """
+        self.check_representations(loss, remedy)
+        assert self.teachers is not None, "checked"
+        student, teachers = self.student.representation_width, self.teachers.representation.shape[1]
+        return nn.Identity() if student == teachers else nn.Linear(student, teachers, bias=False)
+
     def check_widths(self, loss: str, remedy: str) -> None:
         """Refuse teachers whose representations are not as wide as the student's.
 

@@ -148,7 +148,11 @@ class CorrKD(Method[AnyNetwork]):
             )
         self.scd = options.scd.make() if options.scd.weight else None
         if isinstance(self.scd, SampleContrastiveDistillation):
-            self.check_widths("SCD", "set method.scd.form to relations")
+            self.projector = self.make_projector("SCD", "set method.scd.weight to 0")
+        elif self.scd is not None:
+            self.check_representations("SCD", "set method.scd.weight to 0")
+        if options.cpd.weight:
+            self.check_representations("CPD", "set method.cpd.weight to 0")
         self.cpd = CategoryPrototypeDistillation(classes, center=options.cpd.center) if options.cpd.weight else None
         self.rcd = options.rcd.make(classes) if options.rcd.weight and self.target.has_classes else None
 
@@ -183,7 +187,10 @@ class CorrKD(Method[AnyNetwork]):
         classes = self.target.category_tensor(targets)
         losses = {"task": (options.task.weight, self.task_loss(student.logits, targets))}
         if isinstance(self.scd, SampleContrastiveDistillation):
-            losses["scd"] = (options.scd.weight, self.scd(student.representation, teachers.representation))
+            losses["scd"] = (
+                options.scd.weight,
+                self.scd(self.projector(student.representation), teachers.representation),
+            )
         elif self.scd is not None:
             centred = self._centred(teachers, self.scd.center)
             losses["scd"] = (options.scd.weight, self.scd(student.representation, centred, _fold(teachers)))
@@ -229,5 +236,5 @@ class CorrKD(Method[AnyNetwork]):
 def _fold(teachers: TeacherOutputs) -> Tensor:
     """Which teacher each row is of, (N,), for losses that compare within a teacher."""
     if teachers.answered_by is None:
-        return torch.zeros_like(teachers.representation[:, 0], dtype=torch.int64)
+        return torch.zeros_like(teachers.logits.flatten(1)[:, 0], dtype=torch.int64)
     return teachers.answered_by

@@ -18,7 +18,10 @@ class FeatureMSEOptions(Options):
 
 
 class FeatureMSE(Method[AnyNetwork]):
-    """Task loss, and the squared error of H from the teacher's, mean over samples and features. No projection: both have one width."""
+    """Task loss, and the squared error of H from the teacher's, mean over samples and features.
+
+    Where widths differ, a linear layer is learnt along that projects the student's H to the teacher's width, as FitNets has it.
+    """
 
     title: ClassVar[str] = "Feature-MSE distillation"
     stackable: ClassVar[bool] = True
@@ -27,13 +30,16 @@ class FeatureMSE(Method[AnyNetwork]):
     search: ClassVar[Mapping[str, tuple[float, float]]] = {"method.mse.weight": (0.1, 4.0)}
 
     def build(self) -> None:
-        """Refuse teachers of another width."""
-        self.check_widths("the squared error", "train kl, which compares responses")
+        """Make the projection, where widths differ."""
+        self.projector = self.make_projector("the squared error", "train kl, which compares responses")
 
     def losses(self, batch: TrainingBatch) -> Losses:
         """Return task and mse."""
         student, teachers = self.student_output(batch), self.teacher_output(batch)
         return {
             "task": (1.0, self.task_loss(student.logits, self.gather(batch.targets))),
-            "mse": (self.options.mse.weight, mse_loss(student.representation, teachers.representation.detach())),
+            "mse": (
+                self.options.mse.weight,
+                mse_loss(self.projector(student.representation), teachers.representation.detach()),
+            ),
         }

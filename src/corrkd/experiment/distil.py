@@ -1,0 +1,338 @@
+"""One call from any networks to a distilled student: `corrkd.distil`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from lightning_fabric import Fabric
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from corrkd.data.batches import Samples
+from corrkd.data.dataset import MultimodalDataset
+from corrkd.errors import CorrKDError
+from corrkd.evaluation.judge import evaluate
+from corrkd.evaluation.sweep import Validation
+from corrkd.experiment.arm import TEACHER, WITHOUT_TEACHER
+from corrkd.experiment.experiment import Experiment, prepare
+from corrkd.experiment.processes import make_fabric
+from corrkd.experiment.progress import Reporter, Task
+from corrkd.experiment.settings import Settings, load_settings
+from corrkd.experiment.teachers import (
+    Member,
+    ensemble,
+    members,
+    placeholder_outputs,
+    procrustes,
+    rows_of,
+)
+from corrkd.methods.base import AnyMethod, TeacherOutputs
+from corrkd.methods.registry import method_class
+from corrkd.missing.conditions import COMPLETE, condition, missing_subsets
+from corrkd.networks.base import AnyNetwork, Network
+from corrkd.networks.registry import network_class
+from corrkd.networks.saved import SavedNetwork, build_network
+from corrkd.networks.wrapped import WrappedNetwork
+from corrkd.settings import TrainingSettings
+from corrkd.training.loop import derived_seed, teacher_outputs, train
+from corrkd.training.run import Record, Trained
+
+Answers = Callable[[Sequence[str]], Any]
+"""From the ids of the training samples to logits (n, ...), or to a pair of representations (n, D) and logits; asked once."""
+
+EXAMPLE = 4  # samples on which a module is tried
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What `distil` returns.
+
+    Attributes:
+        student: the trained network with all that a prediction needs; `student.network.module` is the module that was given.
+        history: a row per epoch: epoch, lr, the losses, the validation score.
+        evaluation: metrics on the test split under every missing condition, as of `corrkd.evaluate`; empty where not asked for.
+        teachers: the teachers' answers for the training samples.
+        notes: losses of the preset that were left out, and why.
+    """
+
+    student: SavedNetwork
+    history: pd.DataFrame
+    evaluation: pd.DataFrame
+    teachers: TeacherOutputs
+    notes: tuple[str, ...] = ()
+
+
+def distil(
+    student: nn.Module | str,
+    teachers: Sequence[nn.Module | str | TeacherOutputs | Answers] = (),
+    *,
+    dataset: MultimodalDataset | str | Path = "synthetic",
+    preset: str | None = "corrkd-plus",
+    seed: int = 0,
+    test: bool = True,
+    settings: Mapping[str, Any] | None = None,
+    reporter: Reporter | None = None,
+) -> Distilled:
+    """Make a network robust to missing modalities: train it on incomplete samples, taught by teachers of complete ones.
+
+    Args:
+        student: any module with a `forward` as of `corrkd.networks.wrapped.WrappedNetwork`, trained in place; or the name of a network of
+            this package.
+        teachers: untrained modules or names, each trained out of fold as the preset says, from copies; answers of teachers from elsewhere:
+            a function of the training samples' ids, asked once, or `TeacherOutputs` in their order. Their responses are averaged; the
+            representations are the first one's. Default: a copy of the student.
+        dataset: in memory, or as in `data.path`.
+        preset: of settings, by name; None: the defaults.
+        seed: of initial parameters of named networks, order, masks and dropout.
+        test: whether the student is tested on the test split.
+        settings: over the preset's, nested, as of `corrkd.load_settings`.
+        reporter: where progress goes; default: nowhere.
+
+    Raises:
+        CorrKDError: for anything wrong with networks, settings or data; a loss asked for in `settings` needs a representation or parts that
+            the networks do not have.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    settings = settings or {}
+    experiment = _prepared(dataset, preset, seed, settings)
+    fabric = make_fabric(experiment.settings)
+    samples = experiment.samples("train")
+    _made(student, experiment, "student", seed)  # what is wrong with it is an error now
+    chosen = list(teachers) or [student if isinstance(student, str) else copy.deepcopy(student)]
+    placeholder = _placeholder(chosen[0], experiment, seed)
+    _method(student, placeholder, experiment, settings)
+    outputs = _answers_of_all(chosen, experiment, fabric, seed, reporter, placeholder)
+    method, notes = _method(student, outputs, experiment, settings)
+    trained = _train(method, samples, experiment, fabric, seed, complete=False, reporter=reporter, title="student")
+    method.student.load_state_dict(trained.state)
+    saved = SavedNetwork(
+        network=method.student.cpu().eval(),
+        normalisation=experiment.normalisation,
+        target=experiment.target,
+        frames=experiment.frames,
+        about={"role": "student", "seed": seed, "epoch": trained.epoch},
+    )
+    table = evaluate(saved, experiment.dataset) if test else pd.DataFrame()
+    return Distilled(saved, pd.DataFrame(trained.history), table, outputs, tuple(notes))
+
+
+def _prepared(
+    dataset: MultimodalDataset | str | Path, preset: str | None, seed: int, changes: Mapping[str, Any]
+) -> Experiment:
+    tree = {**changes, "seeds": [seed]}
+    if isinstance(dataset, MultimodalDataset):
+        return prepare(load_settings(preset=preset, **tree), dataset)
+    data = {**(changes.get("data") or {}), "path": str(dataset)}
+    return prepare(load_settings(preset=preset, **{**tree, "data": data}))
+
+
+@contextmanager
+def _seeded(seed: int, role: str) -> Iterator[None]:
+    """Parameters are initialised as those of that role are in a run."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(seed, "init", role))
+        yield
+
+
+def _made(given: nn.Module | str, experiment: Experiment, role: str, seed: int) -> AnyNetwork:
+    """A network for the experiment's samples, on its own."""
+    with _seeded(seed, role):
+        return _network(given, experiment)
+
+
+def _network(given: nn.Module | str, experiment: Experiment) -> AnyNetwork:
+    """A network of this package for the experiment's samples: of that name, or around that module."""
+    samples = experiment.samples("train")
+    if isinstance(given, str):
+        kind, preset = network_class(given), experiment.settings.student.network
+        options = preset.options if preset.name == given else kind.settings_type()
+        network = build_network(experiment.target, samples.widths, experiment.frames, options, kind)
+    elif isinstance(given, Network):
+        network = given
+    else:
+        given = given.to(experiment.device, experiment.dtype)
+        example = samples.take(torch.arange(min(EXAMPLE, len(samples)), device=samples.device))
+        network = WrappedNetwork(given, example, experiment.target)
+    return network.to(experiment.device, experiment.dtype)
+
+
+# --- teachers ---------------------------------------------------------------------------------------------------------------
+
+
+def _placeholder(teacher: Any, experiment: Experiment, seed: int) -> TeacherOutputs:
+    """The answers of the first teacher, or zeros in the shapes of one that is yet to be trained."""
+    samples = experiment.samples("train")
+    if not isinstance(teacher, nn.Module | str):
+        return _given_answers(teacher, samples, "teachers[0]")
+    given = teacher if isinstance(teacher, str) else copy.deepcopy(teacher)
+    return placeholder_outputs(_made(given, experiment, TEACHER, seed), samples)
+
+
+def _answers_of_all(
+    teachers: Sequence[Any],
+    experiment: Experiment,
+    fabric: Fabric,
+    seed: int,
+    reporter: Reporter,
+    first: TeacherOutputs,
+) -> TeacherOutputs:
+    """The answers of a committee: the mean response of all, the first one's representations.
+
+    `first`: from `_placeholder`, the answers of a first teacher that is not trained here.
+    """
+    samples = experiment.samples("train")
+    every = []
+    for index, teacher in enumerate(teachers):
+        if isinstance(teacher, nn.Module | str):
+            every.append(_trained_answers(teacher, index, experiment, fabric, seed, reporter))
+        else:
+            every.append(first if index == 0 else _given_answers(teacher, samples, f"teachers[{index}]"))
+    if len(every) == 1:
+        return every[0]
+    temperature = experiment.settings.teacher.temperature
+    return every[0]._replace(logits=ensemble([outputs.logits for outputs in every], temperature, samples))
+
+
+def _trained_answers(
+    teacher: nn.Module | str, index: int, experiment: Experiment, fabric: Fabric, seed: int, reporter: Reporter
+) -> TeacherOutputs:
+    """The answers of copies of a teacher, trained out of fold where the settings ask for it."""
+    settings, samples = experiment.settings.teacher, experiment.samples("train")
+
+    def outputs_of(member: Member, rows: Samples) -> TeacherOutputs:
+        name = member.name if index == 0 else f"{member.name}/{index}"
+        given = teacher if isinstance(teacher, str) else copy.deepcopy(teacher)
+        network = _made(given, experiment, name, seed)
+        method = method_class(WITHOUT_TEACHER)(network)
+        title = f"teacher {index + 1}, {member.name}"
+        trained = _train(method, rows, experiment, fabric, seed, complete=True, reporter=reporter, title=title)
+        network.load_state_dict(trained.state)
+        return teacher_outputs(network.to(experiment.device), samples)
+
+    if settings.folds is None:
+        repeats = [outputs_of(member, samples) for member in members(settings)]
+        together = ensemble([outputs.logits for outputs in repeats], settings.temperature, samples)
+        return repeats[0]._replace(logits=together)
+    whole = outputs_of(Member(0), samples)
+    representation, fold_of = torch.empty_like(whole.representation), torch.empty_like(samples.keys)
+    logits = [torch.empty_like(whole.logits) for _ in range(settings.repeats)]
+    for member in members(settings):
+        rows, held_out = rows_of(member, experiment, samples, seed)
+        outputs = outputs_of(member, samples.subset(rows))
+        logits[member.repeat][held_out] = outputs.logits[held_out]
+        if member.repeat == 0:
+            turned = outputs.representation
+            if turned.shape[1]:
+                turned = turned @ procrustes(turned[rows], whole.representation[rows])
+            representation[held_out] = turned[held_out]
+            fold_of[held_out] = member.fold or 0
+    return TeacherOutputs(representation, ensemble(logits, settings.temperature, samples), fold_of)
+
+
+def _given_answers(answers: Any, samples: Samples, where: str) -> TeacherOutputs:
+    """The answers of a teacher from elsewhere, checked.
+
+    Raises:
+        CorrKDError: they do not fit the training samples.
+    """
+    if not isinstance(answers, TeacherOutputs):
+        returned = answers([str(name) for name in samples.ids])
+        pair = returned if isinstance(returned, tuple) and len(returned) == 2 else (None, returned)
+        logits = _tensor(pair[1], samples)
+        representation = logits.new_zeros(len(logits), 0) if pair[0] is None else _tensor(pair[0], samples)
+        answers = TeacherOutputs(representation, logits)
+    answers = answers.apply(lambda x: x.to(samples.device))
+    expected = (len(samples), *samples.target.response_shape)
+    if tuple(answers.logits.shape) != expected:
+        raise CorrKDError(
+            f"{where}: logits of shape {tuple(answers.logits.shape)}; the training samples need {expected}"
+        )
+    if answers.representation.dim() != 2 or len(answers.representation) != len(samples):
+        raise CorrKDError(
+            f"{where}: representations of shape {tuple(answers.representation.shape)}; expected ({len(samples)}, D)"
+        )
+    if not all(bool(x.isfinite().all()) for x in (answers.logits, answers.representation)):
+        raise CorrKDError(f"{where}: not all numbers are finite")
+    return answers
+
+
+def _tensor(values: Any, samples: Samples) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float32).to(samples.device)
+
+
+# --- the student ------------------------------------------------------------------------------------------------------------
+
+
+def _method(
+    given: nn.Module | str, teachers: TeacherOutputs, experiment: Experiment, asked: Mapping[str, Any]
+) -> tuple[AnyMethod, list[str]]:
+    """The preset's method of a student, with options that its networks can take, and notes on them."""
+    settings = experiment.settings
+    weights = None
+    if settings.student.class_weights == "balanced":
+        weights = experiment.target.balanced_class_weights(experiment.samples("train").targets)
+    with _seeded(settings.seeds[0], "student"):
+        student = _network(given, experiment)
+        options, notes = _options(student, teachers, settings, asked)
+        method = settings.student.method.class_(student, options, teachers=teachers, class_weights=weights)
+    return method.to(experiment.device, experiment.dtype), notes
+
+
+def _options(
+    student: AnyNetwork, teachers: TeacherOutputs, settings: Settings, asked: Mapping[str, Any]
+) -> tuple[BaseModel, list[str]]:
+    """The preset's options without the losses that these networks cannot take; those that `asked` names stay, and are refused."""
+    choice, notes = settings.student.method, []
+    tree: dict[str, Any] = choice.options.model_dump()
+    named = (asked.get("student") or {}).get("method") or {}
+    if choice.name == "corrkd" and isinstance(named, Mapping):
+        represented = student.representation_width and teachers.representation.shape[1]
+        for term in ("scd", "cpd"):
+            if tree[term]["weight"] and not represented and term not in named:
+                tree[term]["weight"] = 0.0
+                notes.append(
+                    f"{term.upper()} is left out: it compares representations, and not all networks return one"
+                )
+        if tree["cpd"]["weight"] and tree["cpd"].get("parts") and student.parts is None and "cpd" not in named:
+            tree["cpd"]["parts"] = False
+            notes.append("CPD is of the whole representation: the student declares no parts of it by modality")
+    return choice.class_.options_type.model_validate(tree), notes
+
+
+def _train(
+    method: AnyMethod,
+    samples: Samples,
+    experiment: Experiment,
+    fabric: Fabric,
+    seed: int,
+    *,
+    complete: bool,
+    reporter: Reporter,
+    title: str,
+) -> Trained:
+    """Train a teacher on complete samples, or the student on incomplete ones."""
+    settings: TrainingSettings = experiment.settings.teacher if complete else experiment.settings.student
+    modalities = experiment.dataset.modalities
+    conditions = [condition(COMPLETE, modalities)] if complete else missing_subsets(modalities)
+    with reporter.task(title, settings.epochs) as task:
+        return train(
+            method,
+            samples,
+            settings=settings,
+            validate=Validation(experiment.samples("valid"), tuple(conditions)),
+            seed=seed,
+            fabric=fabric,
+            missing=None if complete else experiment.settings.missing,
+            on_epoch=_follow(task),
+        )
+
+
+def _follow(task: Task) -> Callable[[Record], None]:
+    return lambda record: task.step(1, f"loss {record['loss/total']:.3f}")
