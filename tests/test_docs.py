@@ -36,6 +36,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 RUNNABLE = [
     "README.md",
+    "docs/distilling.md",
     "docs/extending.md",
     "docs/metrics.md",
     "docs/missingness.md",
