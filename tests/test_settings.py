@@ -14,7 +14,10 @@ from corrkd.methods.base import Method, Options, WeightedLoss
 from corrkd.methods.corrkd import Divergence, Information
 from corrkd.presets import preset_names
 
-PRESETS = {"paper-mosi", "paper-mosei", "paper-iemocap", "hazumi", "mosi", "synthetic"}
+PRESETS = {
+    *("paper-mosi", "paper-mosei", "paper-iemocap", "hazumi", "mosi", "synthetic"),
+    *("mmsa-mosi", "mmsa-mosei", "mmsa-sims"),
+}
 
 
 def test_the_presets_are_there_and_valid() -> None:

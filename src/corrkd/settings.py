@@ -48,6 +48,8 @@ TARGETS = (
     "sims-five",
     "questions",
     "score",
+    "mosi-score",
+    "sims-score",
 )
 
 
