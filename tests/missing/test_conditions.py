@@ -216,12 +216,12 @@ def lost_by(rate: float, batch: Batch, seed: int = 0, draw: int = 0) -> torch.Te
 
 def many(count: int = 20_000, modalities: int = 3) -> Batch:
     """Samples with one frame of each modality, without the frames."""
-    one = {f"m{k}": torch.ones(count, 1, dtype=torch.bool) for k in range(modalities)}
+    exists = {f"m{k}": torch.ones(count, 1, dtype=torch.bool) for k in range(modalities)}
     keys = torch.tensor([sample_key(f"sample {i}") for i in range(count)])
     return Batch(
         frames={},
-        exists=one,
-        present=one,
+        exists=exists,
+        present=exists,
         targets=torch.zeros(count),
         keys=keys,
         rows=torch.arange(count),
@@ -267,9 +267,9 @@ def test_absent_is_nested_and_follows_from_seed_and_sample_alone(
 
 def test_absent_draws_and_seeds_differ() -> None:
     batch = many(200)
-    one = lost_by(0.4, batch)
-    assert not torch.equal(one, lost_by(0.4, batch, draw=1))
-    assert not torch.equal(one, lost_by(0.4, batch, seed=1))
+    lost = lost_by(0.4, batch)
+    assert not torch.equal(lost, lost_by(0.4, batch, draw=1))
+    assert not torch.equal(lost, lost_by(0.4, batch, seed=1))
 
 
 def test_absent_leaves_a_modality_that_the_sample_has() -> None:

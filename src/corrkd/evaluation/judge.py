@@ -313,9 +313,9 @@ def protocol_means(table: pd.DataFrame, modalities: Sequence[str]) -> list[pd.Da
             inside = table[table["condition"].isin(names)]
             by_condition = inside.groupby(["metric", "condition"], sort=False)["value"].agg(_strict_mean)
             by_metric = by_condition.groupby("metric", sort=False).agg(["size", _strict_mean])
-            whole = by_metric.loc[by_metric["size"] == len(names), _strict_mean.__name__]
+            complete = by_metric.loc[by_metric["size"] == len(names), _strict_mean.__name__]
             means.append(
-                pd.DataFrame([(protocol.row, 0, metric, value) for metric, value in whole.items()], columns=COLUMNS)
+                pd.DataFrame([(protocol.row, 0, metric, value) for metric, value in complete.items()], columns=COLUMNS)
             )
     return means
 
