@@ -14,8 +14,10 @@ from corrkd.methods.base import Method, Options, WeightedLoss
 from corrkd.methods.corrkd import Divergence, Information
 from corrkd.presets import preset_names
 
-HRLF = {"hrlf-mosi", "hrlf-mosei", "hrlf-iemocap"}
-PRESETS = {*HRLF, "paper-mosi", "paper-mosei", "paper-iemocap", "hazumi", "mosi", "synthetic"}
+PRESETS = {
+    *("paper-mosi", "paper-mosei", "paper-iemocap", "hazumi", "mosi", "synthetic"),
+    *("hrlf-mosi", "hrlf-mosei", "hrlf-iemocap", "mmsa-mosi", "mmsa-mosei", "mmsa-sims"),
+}
 
 
 def test_the_presets_are_there_and_valid() -> None:

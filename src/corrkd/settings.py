@@ -31,6 +31,7 @@ STANDARD_CONDITIONS = {
     "late": [],
     "noise": [],
     "natural": True,
+    "absent": [],
 }
 
 TARGET_GROUP = "corrkd.targets"  # entry points of other packages' kinds of target
@@ -48,6 +49,8 @@ TARGETS = (
     "sims-five",
     "questions",
     "score",
+    "mosi-score",
+    "sims-score",
 )
 
 
@@ -226,6 +229,9 @@ class EvaluationSettings(Strict):
         default_factory=dict,
         validate_default=True,
         description="by kind, laid over the defaults; each kind checks its own value (corrkd.missing.conditions)",
+    )
+    protocols: tuple[Literal["lnln", "gcnet"], ...] = Field(
+        (), description="protocols of published tables whose conditions are tested too, and their means reported"
     )
     draws: Annotated[int, Field(ge=1, le=10_000)] = Field(3, description="random draws of each ratio and burst")
     mask_seed: Seed = Field(MASK_SEED, description="seed of the masks: the same for every method and training seed")

@@ -83,7 +83,8 @@ def test_results_are_tidy_and_complete(finished: Path) -> None:
     expected = {(c.name, draw) for c in experiment.conditions() for draw in range(c.draws)}
     assert ("natural", 0) in expected
     assert ("ratio-0.5", 1) in expected
-    metrics = {"weighted_f1", "accuracy", "ece", "ece_calibrated", "f1/negative", "f1/neutral", "f1/positive"}
+    metrics = {f"f1/{name}" for name in ("negative", "neutral", "positive")}
+    metrics |= {"weighted_f1", "accuracy", "unweighted_accuracy", "ece", "ece_calibrated"}
     for role in ROLES:
         for seed in ("0", "1"):
             rows = table[(table["method"] == role) & (table["seed"] == seed)]

@@ -1,20 +1,28 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from corrkd.data.batches import for_masks
+from corrkd.data.batches import Batch, for_masks, sample_key
 from corrkd.errors import CorrKDError
 from corrkd.experiment.settings import load_settings
 from corrkd.missing.conditions import (
+    PROTOCOLS,
     Condition,
     check_settings,
     condition,
     condition_class,
     missing_subsets,
+    named_conditions,
     standard_conditions,
     subsets,
 )
+from corrkd.missing.conditions.absent import Absent
 from corrkd.settings import EvaluationSettings
 from tests.conftest import Offer, make_dataset, make_samples
 
@@ -109,7 +117,7 @@ def test_any_ratio_has_a_name_and_noise_is_always_random() -> None:
     assert names["noise-1.0"].draws == 2
 
 
-@pytest.mark.parametrize("name", ["audio", "ratio-0.5", "burst-0.5", "late-0.5"])
+@pytest.mark.parametrize("name", ["audio", "ratio-0.5", "burst-0.5", "late-0.5", "absent-0.5"])
 def test_a_raw_split_loses_what_its_samples_lose(name: str) -> None:
     """Masks need no network's samples, only ids and lengths."""
     dataset = make_dataset()
@@ -192,3 +200,119 @@ def test_masks_can_be_given_in_place_of_its_own(name: str) -> None:
     for m in NAMES:
         assert torch.equal(replayed.frames[m], batch.frames[m])
         assert torch.equal(replayed.visible[m], batch.present[m])
+
+
+RATES = st.floats(0, 1, width=32)
+
+
+def lost_by(rate: float, batch: Batch, seed: int = 0, draw: int = 0) -> torch.Tensor:
+    """Which modalities "absent" takes from which samples, (N, M)."""
+    dropped = Absent.at(rate, tuple(batch.exists)).dropped(batch, seed=seed, draw=draw)
+    for m, mask in dropped.items():
+        assert mask.shape == batch.exists[m].shape
+        assert torch.equal(mask.any(1), mask.all(1))
+    return torch.stack([mask.all(1) for mask in dropped.values()], 1)
+
+
+def many(count: int = 20_000, modalities: int = 3) -> Batch:
+    """Samples with one frame of each modality, without the frames."""
+    exists = {f"m{k}": torch.ones(count, 1, dtype=torch.bool) for k in range(modalities)}
+    keys = torch.tensor([sample_key(f"sample {i}") for i in range(count)])
+    return Batch(
+        frames={},
+        exists=exists,
+        present=exists,
+        targets=torch.zeros(count),
+        keys=keys,
+        rows=torch.arange(count),
+        frame_keys={},
+        lengths={},
+    )
+
+
+@pytest.mark.parametrize("modalities", [2, 3, 5])
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.3, 0.5, 0.7, 1.0])
+def test_absent_reaches_its_rate_in_the_mean_and_leaves_one(rate: float, modalities: int) -> None:
+    batch = many(modalities=modalities)
+    lost = lost_by(rate, batch)
+    assert not lost.all(1).any()
+    reachable = min(rate, 1 - 1 / modalities)
+    deviation = 3 / len(batch) ** 0.5
+    assert lost.float().mean().item() == pytest.approx(reachable, abs=deviation)
+    assert lost.float().mean(0).tolist() == pytest.approx([reachable] * modalities, abs=deviation)
+    if rate > 1 - 1 / modalities:
+        assert (lost.sum(1) == modalities - 1).all()
+
+
+@given(RATES, RATES, st.integers(0, 99), st.integers(1, 4), st.permutations(range(12)))
+@settings(deadline=None, max_examples=50)
+def test_absent_is_nested_and_follows_from_seed_and_sample_alone(
+    first: float, second: float, seed: int, modalities: int, order: list[int]
+) -> None:
+    batch = many(12, modalities)
+    low, high = sorted((first, second))
+    inner, outer = lost_by(low, batch, seed), lost_by(high, batch, seed)
+    assert not (inner & ~outer).any()
+    assert not outer.all(1).any()
+    rows = torch.tensor(order)
+    shuffled = replace(
+        batch,
+        keys=batch.keys[rows],
+        exists={m: x[rows] for m, x in reversed(batch.exists.items())},
+        present=batch.present,
+    )
+    assert torch.equal(lost_by(high, shuffled, seed).flip(1), outer[rows])
+    assert torch.equal(lost_by(high, batch, seed), outer)
+
+
+def test_absent_draws_and_seeds_differ() -> None:
+    batch = many(200)
+    lost = lost_by(0.4, batch)
+    assert not torch.equal(lost, lost_by(0.4, batch, draw=1))
+    assert not torch.equal(lost, lost_by(0.4, batch, seed=1))
+
+
+def test_absent_leaves_a_modality_that_the_sample_has() -> None:
+    """Where the data lack one, the rate is of the others."""
+    batch = many()
+    batch = replace(batch, present={**batch.present, "m1": torch.zeros_like(batch.exists["m1"])})
+    for rate in (0.3, 1.0):
+        lost = lost_by(rate, batch)[:, [0, 2]]
+        assert not lost.all(1).any()
+        assert lost.float().mean().item() == pytest.approx(min(rate, 0.5), abs=0.02)
+
+
+def test_a_single_modality_is_never_absent() -> None:
+    assert not lost_by(1.0, many(50, 1)).any()
+
+
+def test_absent_at_zero_is_complete_and_nothing_else_is_one_subset() -> None:
+    assert condition("absent-0.0", NAMES, 3).draws == 1
+    assert condition("absent-0.0", NAMES).complete_modalities == NAMES
+    assert condition("absent-1.0", NAMES, 3).draws == 3
+    assert condition("absent-1.0", NAMES).complete_modalities is None
+
+
+def test_the_settings_name_the_protocols_that_there_are() -> None:
+    every = EvaluationSettings(protocols=tuple(PROTOCOLS), conditions={"ratio": [0.5], "burst": []})  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match="'lnln' or 'gcnet'"):
+        EvaluationSettings(protocols=("none",))  # type: ignore[arg-type]
+    names = [c.name for c in standard_conditions(NAMES, every, naturally_incomplete=False)]
+    assert len(set(names)) == len(names)
+    assert set(names) - {c.name for c in subsets(NAMES)} == {
+        *(f"ratio-0.{k}" for k in range(10)),
+        *(f"absent-0.{k}" for k in range(8)),
+    }
+
+
+@pytest.mark.parametrize(("modalities", "highest"), [(1, 0.0), (2, 0.5), (3, 0.7), (4, 0.7)])
+def test_gcnet_ends_where_a_single_modality_is_left(modalities: int, highest: float) -> None:
+    rates = [c.ratio for c in PROTOCOLS["gcnet"].conditions([f"m{k}" for k in range(modalities)])]
+    assert rates == [k / 10 for k in range(round(10 * highest) + 1)]
+
+
+def test_a_protocols_mean_names_its_conditions() -> None:
+    names = [c.name for c in named_conditions(["audio", "mean-lnln", "ratio-0.3"], NAMES, 2)]
+    assert names == ["audio", *(f"ratio-0.{k}" for k in range(10))]
+    with pytest.raises(CorrKDError, match="give it another"):
+        subsets(["audio", "mean-gcnet"])

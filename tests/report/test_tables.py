@@ -125,6 +125,28 @@ def test_other_conditions_and_classes(reported: Path) -> None:
     assert blocks["middle"].loc["Teacher", "{a,v}"].mean == pytest.approx(expected)
 
 
+def test_metrics_side_by_side(tmp_path: Path) -> None:
+    folder = write_fake_run(tmp_path / "run", kind="score")
+    table = tables.side_by_side(opened(folder))
+    assert list(table.blocks) == ["Complete samples"]  # no protocol was tested
+    assert table.columns == ["Weighted F1", "Accuracy", "Mean absolute error", "Correlation"]
+    frame = table.blocks["Complete samples"]
+    for metric, heading, scale, digits in (
+        ("weighted_f1", "Weighted F1", 100, 2),
+        ("mae", "Mean absolute error", 1, 3),
+    ):
+        means = {m: scale * np.mean(from_file(folder, m, "complete", metric)) for m in RUN_ARMS}
+        shown = {m: frame.loc[TITLES[m], heading] for m in RUN_ARMS}
+        assert {m: c.mean for m, c in shown.items()} == pytest.approx(means)
+        assert {c.digits for c in shown.values()} == {digits}
+        best = (min if metric == "mae" else max)(means, key=lambda m: means[m])
+        assert shown[best].mark == "best"
+    empty = write_fake_run(tmp_path / "empty")
+    (empty / DATASET / "results.csv").write_text("method,seed,condition,draw,metric,value\n")
+    with pytest.raises(AbsentError, match="none of the target's metrics"):
+        tables.side_by_side(opened(empty))
+
+
 def test_questions_are_the_blocks(tmp_path: Path) -> None:
     out = write_fake_run(tmp_path / "run", kind="questions")
     run = opened(out)

@@ -389,7 +389,9 @@ def test_the_reliability_is_the_runs(served: Path) -> None:
     known = Predictor.from_pretrained(served).predict(sample).reliability
     assert known is not None
     assert known.measured == {m: pytest.approx(own[m]) for m in known.measured}
-    assert {"weighted_f1", "accuracy", "ece", "ece_calibrated", "coverage", "set_size"} == set(known.measured)
+    assert {"weighted_f1", "accuracy", "unweighted_accuracy", "ece", "ece_calibrated", "coverage", "set_size"} == set(
+        known.measured
+    )
 
 
 def test_a_model_of_no_run(tmp_path: Path) -> None:

@@ -36,6 +36,15 @@ def test_weighted_f1_is_weighted_by_the_truth(pairs: list[tuple[int, int]]) -> N
     )
 
 
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30))
+@settings(deadline=None, max_examples=60)
+def test_unweighted_accuracy_is_the_mean_recall_of_the_classes_there(pairs: list[tuple[int, int]]) -> None:
+    truth, prediction = [list(side) for side in zip(*pairs, strict=True)]
+    recalls = [sum(t == p == k for t, p in pairs) / truth.count(k) for k in set(truth)]
+    measured = measures.unweighted_accuracy(np.array(truth), np.array(prediction))
+    assert math.isclose(measured, sum(recalls) / len(recalls), abs_tol=1e-12)
+
+
 def test_its_arguments_are_not_interchangeable() -> None:
     truth, prediction = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
     assert measures.weighted_f1(truth, prediction) != measures.weighted_f1(prediction, truth)
@@ -46,6 +55,7 @@ def test_classes() -> None:
     truth = np.array([0, 1, 1, 2])
     out = CLASSES.measure(truth, probabilities)
     assert out["accuracy"] == 0.75
+    assert math.isclose(out["unweighted_accuracy"], (1 + 1 / 2 + 1) / 3)
     assert math.isclose(out["weighted_f1"], by_hand([0, 1, 1, 2], [0, 1, 0, 2]))
     assert math.isclose(out["f1/b"], 2 / 3)
     assert CLASSES.main_score(truth, probabilities) == out["weighted_f1"]
@@ -85,6 +95,7 @@ def test_questions_are_averaged() -> None:
     response = np.eye(2)[np.array([[0, 1], [0, 1], [0, 0]])]
     out = QUESTIONS.measure(truth, response)
     assert out["weighted_f1/sad"] == 1.0
+    assert math.isclose(out["unweighted_accuracy"], (1 / 2 + 1) / 2)
     assert math.isclose(out["weighted_f1"], (1.0 + by_hand([0, 1, 0], [0, 0, 0])) / 2)
 
 

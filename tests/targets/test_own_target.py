@@ -133,5 +133,5 @@ def test_it_is_unknown_where_its_package_is_not_installed() -> None:
         patch.setattr(metadata, "entry_points", lambda **which: metadata.EntryPoints([]).select(**which))
         with pytest.raises(CorrKDError, match="target 'ordinal' is unknown; there are classes, questions, score"):
             target_from_json(card)
-        with pytest.raises(CorrKDError, match=r"data.target: input should be 'auto', .* or 'score'"):
+        with pytest.raises(CorrKDError, match=r"data.target: input should be 'auto', .* or 'sims-score'"):
             corrkd.load_settings(data={"target": "ordinal"})

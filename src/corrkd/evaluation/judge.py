@@ -21,6 +21,7 @@ from corrkd.evaluation.metrics import area_under_ratios
 from corrkd.evaluation.sweep import MaskSource, Result, sweep
 from corrkd.missing.conditions import (
     AVERAGE,
+    PROTOCOLS,
     RATIOS,
     Condition,
     Family,
@@ -67,7 +68,7 @@ def evaluate(
 
     Returns:
         Tidy rows: condition, draw, metric, value (a fraction of 1; NaN where a metric is undefined). "average" is the mean over the missing
-        subsets, "ratios" the area under the curve over missing ratios.
+        subsets, "ratios" the area under the curve over missing ratios, "mean-lnln" and "mean-gcnet" the means of those protocols.
 
     Raises:
         CorrKDError: where the split, a modality or a condition is unknown, a width differs, or the manifest is of other samples.
@@ -284,9 +285,8 @@ def _table(
         for metric, value in measure(result).items()
     ]
     table = pd.DataFrame(rows, columns=COLUMNS)
-    return pd.concat(
-        [table, _average(table, modalities), _area(table, [r.condition for r in results])], ignore_index=True
-    )
+    area = _area(table, [r.condition for r in results])
+    return pd.concat([table, _average(table, modalities), area, *protocol_means(table, modalities)], ignore_index=True)
 
 
 def _average(table: pd.DataFrame, modalities: Sequence[str]) -> pd.DataFrame:
@@ -295,8 +295,34 @@ def _average(table: pd.DataFrame, modalities: Sequence[str]) -> pd.DataFrame:
     if inside["condition"].nunique() < len(names):
         return pd.DataFrame(columns=COLUMNS).astype(table.dtypes)
     # A metric undefined under one condition (a correlation) is undefined on average.
-    means = inside.groupby("metric", sort=False)["value"].agg(lambda values: values.mean(skipna=False))
+    means = inside.groupby("metric", sort=False)["value"].agg(_strict_mean)
     return pd.DataFrame([(AVERAGE, 0, metric, value) for metric, value in means.items()], columns=COLUMNS)
+
+
+def protocol_means(table: pd.DataFrame, modalities: Sequence[str]) -> list[pd.DataFrame]:
+    """Return the rows of each protocol all of whose conditions are in a table of results: draws averaged first, then the conditions.
+
+    Args:
+        table: tidy rows of the conditions (condition, draw, metric, value).
+        modalities: names of the dataset's modalities.
+    """
+    means = []
+    for protocol in PROTOCOLS.values():
+        names = [c.name for c in protocol.conditions(modalities)]
+        if set(names) <= set(table["condition"]):
+            inside = table[table["condition"].isin(names)]
+            by_condition = inside.groupby(["metric", "condition"], sort=False)["value"].agg(_strict_mean)
+            by_metric = by_condition.groupby("metric", sort=False).agg(["size", _strict_mean])
+            complete = by_metric.loc[by_metric["size"] == len(names), _strict_mean.__name__]
+            means.append(
+                pd.DataFrame([(protocol.row, 0, metric, value) for metric, value in complete.items()], columns=COLUMNS)
+            )
+    return means
+
+
+def _strict_mean(values: pd.Series[float]) -> float:
+    """The mean, undefined where any value is."""
+    return float(values.mean(skipna=False))
 
 
 def _area(table: pd.DataFrame, conditions: Sequence[Condition]) -> pd.DataFrame:

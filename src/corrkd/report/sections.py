@@ -54,6 +54,7 @@ def dataset_sections(
         Section("Missing modalities", inter),
         *_against_reference(analysis),
         Section("Missing frames", [*curves, part(tables.by_ratio, run, main), *others]),
+        Section("Metrics side by side", [part(tables.side_by_side, run, main)]),
         Section("Classes", [part(tables.per_class, run, main), *_matrices(run)]),
         Section("Calibration", [part(tables.calibration, run, main), part(figures.reliability, run)]),
         *_prediction_sets(run),

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from corrkd.escape import csv_text, terminal_text
 from corrkd.evaluation.comparison import half_width
-from corrkd.missing.conditions import AVERAGE, COMPLETE, RATIOS, Family, missing_subsets
+from corrkd.missing.conditions import AVERAGE, COMPLETE, PROTOCOLS, RATIOS, Family, missing_subsets
 from corrkd.report.run_folder import TEACHER, AbsentError, MethodCard, RunFolder
 from corrkd.targets.measures import Metric, metric_of
 
@@ -284,6 +284,37 @@ def others(run: RunFolder, metric: str, methods: Iterable[str] | None = None) ->
     caption = f"{metric_of(metric).title} on the {run.card.split} split under other conditions: {', '.join(meanings)}."
     name = f"other-conditions-{metric.replace('_', '-')}"
     return conditions_table(run, name, metric, other_headings(run), caption, methods)
+
+
+def side_by_side(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
+    """The target's metrics beside each other, as published tables have them: on complete samples, and as the mean of each protocol."""
+    protocols = {p.row: p for p in PROTOCOLS.values() if (run.results["condition"] == p.row).any()}
+    titles = {COMPLETE: "Complete samples", **{row: f"{p.title}: mean over its rates" for row, p in protocols.items()}}
+    frames = {title: _metrics_frame(run, condition, methods) for condition, title in titles.items()}
+    headings = list(dict.fromkeys(heading for frame in frames.values() for heading in frame))
+    if not headings:
+        raise AbsentError("results.csv holds none of the target's metrics on complete samples.")
+    means = [
+        f"{p.title}: {p.meaning}, mean over the rates {', '.join(f'{c.ratio:g}' for c in p.conditions(run.modalities))}."
+        for p in protocols.values()
+    ]
+    caption = " ".join(
+        [f"Metrics side by side on the {run.card.split} split, shares × 100.", *means, reading(run, methods)]
+    )
+    blocks = {title: titled(run, frame.reindex(columns=headings)) for title, frame in frames.items() if len(frame)}
+    return Table("metrics", caption, "Method", {title: f.where(f.notna(), None) for title, f in blocks.items()})
+
+
+def _metrics_frame(run: RunFolder, condition: str, methods: Iterable[str] | None) -> pd.DataFrame:
+    """Methods (rows, by name) against the target's metrics (columns, by heading) under one condition; empty where none was measured."""
+    columns = []
+    for metric in run.card.target.summary_metrics:
+        how = metric_of(metric)
+        with contextlib.suppress(AbsentError):
+            column = compared(run, metric, {condition: how.heading}, how, methods)
+            columns.append(column.map(lambda c, digits=how.digits: replace(c, digits=digits) if c else None))
+    together = pd.concat(columns, axis=1) if columns else pd.DataFrame(dtype=object)
+    return together.reindex([m for m in method_titles(run) if m in together.index]).astype(object)
 
 
 def per_class(run: RunFolder, methods: Iterable[str] | None = None) -> Table:

@@ -55,6 +55,7 @@ class Target(ABC):
         kind: on a model's card; the name under which the class is registered.
         has_classes: the response is probabilities: softmax of the logits over the last axis. Else it has no confidence to calibrate.
         tabled_metrics: those of `measure` that reports show for every missing subset.
+        summary_metrics: those that reports show side by side, as published tables do.
         name: as in the settings ("binary-nonzero", "tertiles", "classes", "questions", "score", ...).
         classes: K names; for questions ("no", "yes"); for scores the names of the categories.
         questions: Q names, else ().
@@ -67,6 +68,7 @@ class Target(ABC):
     kind: ClassVar[str]
     has_classes: ClassVar[bool]
     tabled_metrics: ClassVar[tuple[str, ...]] = (F1, "accuracy")
+    summary_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "unweighted_accuracy", F1)
 
     name: Name
     classes: Names

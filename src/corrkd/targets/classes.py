@@ -73,8 +73,7 @@ class ClassesTarget(CategoricalTarget):
     def classes_of_scores(self, scores: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Return the class of each score, (N,) in 0..K-1. Half is rounded to even, as the field does."""
         if self.name in ROUNDED:
-            bound = ROUNDED[self.name][0]
-            return (np.round(np.clip(scores, -bound, bound)) + bound).astype(np.int64)
+            return score_classes(self.name, scores)
         return digitize(scores, self.cuts, upward=self.upward)
 
     @property
@@ -88,12 +87,12 @@ class ClassesTarget(CategoricalTarget):
         return (len(self.classes),)
 
     def measure(self, targets: Array, response: Array) -> dict[str, float]:
-        """Return weighted_f1, accuracy, f1/<class> and ece."""
+        """Return weighted_f1, accuracy, unweighted_accuracy, f1/<class> and ece."""
         scores = self.measure_predictions(targets, self.predictions(response))
         return {**scores, "ece": self.calibration_error(targets, response)}
 
     def measure_predictions(self, targets: Array, predictions: Array) -> dict[str, float]:
-        """Return weighted_f1, accuracy and f1/<class>."""
+        """Return weighted_f1, accuracy, unweighted_accuracy and f1/<class>."""
         return class_metrics(self.classes, targets, predictions)
 
     def main_score(self, targets: Array, response: Array) -> float:
@@ -144,6 +143,15 @@ def rounded_classes(name: str, train: LabelledSplit, *, where: str) -> ClassesTa
     """Return the target of rounded scores, of that name in `ROUNDED`."""
     scores_of(train, where, name)
     return ClassesTarget(name=name, classes=ROUNDED[name][1])
+
+
+def score_classes(rule: str, scores: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Return the class of each score, (N,) in 0..K-1, by a rule of `ROUNDED` or `THRESHOLDS`; half is rounded to even."""
+    if rule in ROUNDED:
+        bound = ROUNDED[rule][0]
+        return (np.round(np.clip(scores, -bound, bound)) + bound).astype(np.int64)
+    cuts, upward, _ = THRESHOLDS[rule]
+    return digitize(scores, cuts, upward=upward)
 
 
 def class_counts(names: Sequence[str], labels: Array) -> dict[str, int]:

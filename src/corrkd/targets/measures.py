@@ -45,6 +45,15 @@ class Metric:
 METRICS = {
     F1: Metric("Weighted F1 × 100", "Weighted F1"),
     "accuracy": Metric("Accuracy × 100", "Accuracy"),
+    "unweighted_accuracy": Metric("Unweighted accuracy × 100 (mean recall of the classes)", "Unweighted accuracy"),
+    "acc2_has_zero": Metric("Acc-2 × 100, negative against non-negative", "Acc-2, has zero"),
+    "weighted_f1_has_zero": Metric("Weighted F1 × 100, negative against non-negative", "F1, has zero"),
+    "acc2_nonzero": Metric("Acc-2 × 100, negative against positive", "Acc-2, non-zero"),
+    "weighted_f1_nonzero": Metric("Weighted F1 × 100, negative against positive", "F1, non-zero"),
+    "acc2": Metric("Acc-2 × 100", "Acc-2"),
+    "acc3": Metric("Acc-3 × 100", "Acc-3"),
+    "acc5": Metric("Acc-5 × 100", "Acc-5"),
+    "acc7": Metric("Acc-7 × 100", "Acc-7"),
     "ece": Metric("Expected calibration error × 100 (less is better)", "Calibration error", sign=-1),
     "ece_calibrated": Metric(
         "Expected calibration error × 100 after temperature scaling (less is better)", "… with temperature", sign=-1
@@ -67,6 +76,16 @@ def weighted_f1(truth: Array, prediction: Array) -> float:
     from sklearn.metrics import f1_score
 
     return float(f1_score(truth, prediction, average="weighted", zero_division=0.0))
+
+
+def accuracy(truth: Array, prediction: Array) -> float:
+    """Return the share of predictions that are right, of N >= 1: the field's *weighted* accuracy (WA), each class counting by its size."""
+    return float((np.asarray(truth) == np.asarray(prediction)).mean())
+
+
+def unweighted_accuracy(truth: Array, prediction: Array) -> float:
+    """Return the mean recall of the classes that are in `truth`, (N,) with N >= 1: each counts the same, whatever its size (UA)."""
+    return float(np.mean([(prediction[truth == label] == label).mean() for label in np.unique(truth)]))
 
 
 def calibration_error(truth: Array, probabilities: Array) -> float:
@@ -95,13 +114,14 @@ def correlation(truth: Array, prediction: Array) -> float:
 
 
 def class_metrics(names: Sequence[str], truth: Array, prediction: Array) -> dict[str, float]:
-    """Return weighted_f1, accuracy and f1/<class> of classes (N,)."""
-    from sklearn.metrics import accuracy_score, f1_score
+    """Return weighted_f1, accuracy, unweighted_accuracy and f1/<class> of classes (N,)."""
+    from sklearn.metrics import f1_score
 
     each = f1_score(truth, prediction, labels=range(len(names)), average=None, zero_division=0.0)
     return {
         F1: weighted_f1(truth, prediction),
-        "accuracy": float(accuracy_score(truth, prediction)),
+        "accuracy": accuracy(truth, prediction),
+        "unweighted_accuracy": unweighted_accuracy(truth, prediction),
         **{f"f1/{name}": float(value) for name, value in zip(names, each, strict=True)},
     }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from corrkd.errors import CorrKDError
 from corrkd.targets.base import Array, LabelledSplit, checked_labels, labels_of
 from corrkd.targets.categorical import CategoricalTarget
-from corrkd.targets.measures import F1, calibration_error, positive_f1, weighted_f1
+from corrkd.targets.measures import F1, calibration_error, positive_f1, unweighted_accuracy, weighted_f1
 
 ANSWERS = ("no", "yes")
 
@@ -62,18 +62,20 @@ class QuestionsTarget(CategoricalTarget):
         return logits.unflatten(-1, (-1, 2))
 
     def measure(self, targets: Array, response: Array) -> dict[str, float]:
-        """Return weighted_f1, accuracy and ece, means over the questions; weighted_f1/<question>; and f1/<question> of the answer yes."""
+        """Return the metrics of `measure_predictions`, and ece, mean over the questions."""
         scores = self.measure_predictions(targets, self.predictions(response))
-        means = {F1: scores.pop(F1), "accuracy": scores.pop("accuracy")}
-        return {**means, "ece": self.calibration_error(targets, response), **scores}
+        return {**scores, "ece": self.calibration_error(targets, response)}
 
     def measure_predictions(self, targets: Array, predictions: Array) -> dict[str, float]:
-        """Return the metrics of `measure` but for ece."""
+        """Return weighted_f1, accuracy and unweighted_accuracy, means over the questions; weighted_f1/<question>; and f1/<question> of
+        the answer yes.
+        """
         columns = list(zip(self.questions, targets.T, predictions.T, strict=True))
         each = {question: weighted_f1(*sides) for question, *sides in columns}
         return {
             F1: float(np.mean(list(each.values()))),
             "accuracy": float((targets == predictions).mean()),
+            "unweighted_accuracy": float(np.mean([unweighted_accuracy(*sides) for _, *sides in columns])),
             **{f"{F1}/{question}": value for question, value in each.items()},
             **{f"f1/{question}": positive_f1(*sides) for question, *sides in columns},
         }

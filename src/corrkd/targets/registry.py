@@ -23,6 +23,8 @@ BUILT_IN = {
     "classes": "corrkd.targets.classes:ClassesTarget",
     "questions": "corrkd.targets.questions:QuestionsTarget",
     "score": "corrkd.targets.score:ScoreTarget",
+    "mosi-score": "corrkd.targets.benchmark_scores:MosiScoreTarget",
+    "sims-score": "corrkd.targets.benchmark_scores:SimsScoreTarget",
 }
 OF_SCORES: dict[str, Callable[..., Target]] = {
     "tertiles": tertile_classes,

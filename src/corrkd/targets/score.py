@@ -26,6 +26,7 @@ class ScoreTarget(Target):
     kind: ClassVar[str] = "score"
     has_classes: ClassVar[bool] = False
     tabled_metrics: ClassVar[tuple[str, ...]] = (F1, "accuracy", "mae", "corr")
+    summary_metrics: ClassVar[tuple[str, ...]] = tabled_metrics
 
     @classmethod
     def signed(cls) -> Self:
@@ -121,7 +122,7 @@ class ScoreTarget(Target):
         return np.asarray(np.median(targets))
 
     def measure(self, targets: Array, response: Array) -> dict[str, float]:
-        """Return weighted_f1, accuracy and f1/<class> of the categories, mae and corr."""
+        """Return weighted_f1, accuracy, unweighted_accuracy and f1/<class> of the categories, mae and corr."""
         return self.measure_predictions(targets, self.predictions(response))
 
     def measure_predictions(self, targets: Array, predictions: Array) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """What is tested: both protocols of the paper, and more, as named conditions (docs/missingness.md). A kind is a class in a file."""
 
 from corrkd.missing.conditions.base import Condition, Family
+from corrkd.missing.conditions.protocols import PROTOCOLS, Protocol
 from corrkd.missing.conditions.registry import (
     AVERAGE,
     RATIOS,
@@ -17,9 +18,11 @@ from corrkd.missing.conditions.subset import COMPLETE
 __all__ = [
     "AVERAGE",
     "COMPLETE",
+    "PROTOCOLS",
     "RATIOS",
     "Condition",
     "Family",
+    "Protocol",
     "check_settings",
     "condition",
     "condition_class",

@@ -12,6 +12,7 @@ from corrkd import plugins
 from corrkd.errors import CorrKDError
 from corrkd.missing.conditions.at_ratio import AtRatio
 from corrkd.missing.conditions.base import Condition
+from corrkd.missing.conditions.protocols import PROTOCOLS
 from corrkd.missing.conditions.subset import COMPLETE, Subset
 from corrkd.parsing import quoted
 from corrkd.settings import EvaluationSettings, first_line
@@ -23,6 +24,7 @@ BUILT_IN = {
     "late": "corrkd.missing.conditions.late:Late",
     "noise": "corrkd.missing.conditions.noise:Noise",
     "natural": "corrkd.missing.conditions.natural:Natural",
+    "absent": "corrkd.missing.conditions.absent:Absent",
 }
 AVERAGE, RATIOS = "average", "ratios"  # rows of results beside the conditions'
 MOST_MODALITIES = 10  # with 1,023 subsets
@@ -73,8 +75,15 @@ def condition(name: str, modalities: Sequence[str], draws: int = 1) -> Condition
 
 
 def named_conditions(names: Iterable[str], modalities: Sequence[str], draws: int) -> list[Condition]:
-    """Return several by name, each once, in the order given."""
-    return list({c.name: c for c in (condition(name, modalities, draws) for name in names)}.values())
+    """Return several by name, each once, in the order given; the name of a protocol's mean stands for the protocol's conditions."""
+    protocols = {protocol.row: protocol for protocol in PROTOCOLS.values()}
+    chosen: dict[str, Condition] = {}
+    for name in names:
+        several = (
+            protocols[name].conditions(modalities, draws) if name in protocols else [condition(name, modalities, draws)]
+        )
+        chosen |= {c.name: c for c in several}
+    return list(chosen.values())
 
 
 def check_settings(values: Mapping[str, Any]) -> dict[type[Condition], Any]:
@@ -107,6 +116,8 @@ def standard_conditions(
     kinds = check_settings(settings.conditions)
     _check_modalities(modalities, tuple(kinds))
     configured = [c for kind, value in kinds.items() for c in kind.from_settings(value, modalities, settings.draws)]
+    for name in settings.protocols:
+        configured += [c for c in PROTOCOLS[name].conditions(modalities, settings.draws) if c not in configured]
     for c in configured:
         if condition(c.name, modalities, settings.draws) != c:  # reports and manifests know it by its name alone
             raise CorrKDError(f"condition {c.name!r}: {type(c).__name__}.parse reads another condition from its name")
@@ -119,7 +130,11 @@ def _check_modalities(modalities: Sequence[str], kinds: Sequence[type[Condition]
         raise CorrKDError(f"{len(modalities)} modalities have too many subsets to test; use at most {MOST_MODALITIES}")
     kinds = (*_built_in(), *kinds)
     for m in modalities:
-        if m in ("", COMPLETE, AVERAGE, RATIOS) or {"+", ","} & set(m) or any(kind.claims(m) for kind in kinds):
+        if (
+            m in ("", COMPLETE, AVERAGE, RATIOS, *(p.row for p in PROTOCOLS.values()))
+            or {"+", ","} & set(m)
+            or any(kind.claims(m) for kind in kinds)
+        ):
             raise CorrKDError(f"modality {m!r}: its name means something else in the results; give it another")
 
 
