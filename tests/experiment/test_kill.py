@@ -118,7 +118,7 @@ def test_killed_from_outside(settings: Path, whole: dict[str, bytes], tmp_path: 
     assert not leftovers(out)
 
 
-@pytest.mark.parametrize(("hook", "calls"), [(SYNC, 7), (("corrkd.experiment.stages", "sweep"), 2)])
+@pytest.mark.parametrize(("hook", "calls"), [(SYNC, 7), (("corrkd.experiment.stages", "sweep_splits"), 2)])
 def test_control_c(settings: Path, whole: dict[str, bytes], tmp_path: Path, hook: tuple[str, str], calls: int) -> None:
     """In training, in the middle of a write; and in the evaluation."""
     out = tmp_path / "run"
