@@ -109,7 +109,24 @@ def split(target: str) -> Samples:
     return make_samples(dataset, target=target, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("target", ["classes", "score", "questions"])
+# Of what is not a class, the methods that look at categories are tried each time; the others in the slow tests.
+TARGETS = ["classes", pytest.param("score", marks=pytest.mark.slow), pytest.param("questions", marks=pytest.mark.slow)]
+WITH_CATEGORIES = pytest.mark.parametrize(
+    ("name", "options", "target"),
+    [
+        (name, options, target)
+        for target in ("score", "questions")
+        for name, options in (("corrkd", MENDED), ("dmd", None), ("self-mm", None))
+    ],
+)
+
+
+@WITH_CATEGORIES
+def test_runs_together_with_other_targets(name: str, options: Any, target: str) -> None:
+    test_runs_together_are_what_each_is_alone(name, options, None, target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(
     ("name", "options", "network"),
     [
@@ -175,11 +192,16 @@ def make_runs(
 
 
 # A learning rate that float32 holds exactly, since a captured one is a tensor of it.
-CAPTURABLE = ("kl", "feature-mse", "late-fusion", "cubemlp", "dmd", "self-mm")
+CAPTURABLE = ("kl", "feature-mse", "late-fusion", "cubemlp", "dmd", "self-mm", "hrlf-teacher", "hrlf")
 CAPTURED = SETTINGS.model_copy(update={"lr": 2.0**-7, "schedule": "constant"})
 
 
-@pytest.mark.parametrize("target", ["classes", "score", "questions"])
+@WITH_CATEGORIES
+def test_a_recorded_step_with_other_targets(name: str, options: Any, target: str) -> None:
+    test_a_recorded_step_replayed_is_the_step(name, options, None, target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(
     ("name", "options", "network"),
     [

@@ -13,7 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.networks.base import Network, Output, fully_connected
-from corrkd.networks.encoder import AttentionLayer, Dropout, EncoderLayer, TemporalConvolution, pool, sinusoids
+from corrkd.networks.draws import current_draws
+from corrkd.networks.encoder import AttentionLayer, Dropout, EncoderLayer, TemporalConvolution, pool, sinusoids_like
 from corrkd.settings import NetworkSettings
 
 OUT_OF_REACH = -1e4  # finite, so that a row with nothing to attend to stays finite
@@ -250,7 +251,15 @@ class CrossmodalAttention(AttentionLayer):
         """Multi-head attention. Shapes as above."""
         query = self.query(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         key, value = self.key_value(keys).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        found = scaled_dot_product_attention(query, key, value, reach(seen).to(query.dtype))
+        bias = reach(seen).to(query.dtype)
+        draws = current_draws()
+        if (
+            draws is not None and draws.stacked
+        ):  # the fused kernel has no batching rule on a CPU, and would run once for each network
+            scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + bias
+            found = torch.softmax(scores, -1) @ value
+        else:
+            found = scaled_dot_product_attention(query, key, value, bias)
         return self.output(found.transpose(1, 2).flatten(2))
 
 
@@ -286,7 +295,7 @@ class GraphDistillation(nn.Module):
 
 def placed(hidden: Tensor) -> Tensor:
     """Frames with sinusoidal positions added: (N, T, d)."""
-    return hidden + sinusoids(hidden.shape[1], hidden.shape[2]).to(hidden)
+    return hidden + sinusoids_like(hidden, hidden.shape[1])
 
 
 def reach(seen: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +78,7 @@ class Encoder(nn.Module):
             raise ValueError(f"a sample of {frames} frames, but learned positions reach {len(self.positions)} frames")
         if self.settings.positions == "none":
             return self.positions[:1]
-        return sinusoids(frames, self.settings.width).to(self.positions)
+        return sinusoids_like(self.positions, frames)
 
 
 class TemporalConvolution(nn.Module):
@@ -203,11 +204,19 @@ def last(hidden: Tensor, attended: Tensor) -> Tensor:
     return pool(hidden, attended & (number == (attended * number).amax(1, keepdim=True)))
 
 
-def sinusoids(frames: int, width: int) -> Tensor:
-    """Sinusoidal positions (Vaswani et al., 2017): (frames, width)."""
-    place = torch.arange(frames, dtype=torch.float64)[:, None]
-    rate = torch.exp(-math.log(10_000.0) * torch.arange(0, width, 2, dtype=torch.float64) / width)
-    table = torch.zeros(frames, width, dtype=torch.float64)
+def sinusoids_like(hidden: Tensor, frames: int) -> Tensor:
+    """Return the positions of `frames` frames of the width, dtype and device of (..., width)."""
+    # Made on a GPU itself: steps that are captured may not copy to it. Other devices may lack float64.
+    device = hidden.device if hidden.is_cuda else None
+    return sinusoids(frames, hidden.shape[-1], device).to(hidden)
+
+
+def sinusoids(frames: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Sinusoidal positions (Vaswani et al., 2017): (frames, width), computed in float64 on the device; default: the CPU."""
+    options: dict[str, Any] = {"dtype": torch.float64, "device": device}
+    place = torch.arange(frames, **options)[:, None]
+    rate = torch.exp(-math.log(10_000.0) * torch.arange(0, width, 2, **options) / width)
+    table = torch.zeros(frames, width, **options)
     table[:, 0::2] = torch.sin(place * rate)
     table[:, 1::2] = torch.cos(place * rate)[:, : width // 2]
     return table.float()

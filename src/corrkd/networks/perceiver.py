@@ -15,7 +15,7 @@ from torch.nn.functional import gelu
 
 from corrkd.data.inputs import Inputs
 from corrkd.networks.base import Network, Output, fully_connected
-from corrkd.networks.encoder import Dropout, sinusoids
+from corrkd.networks.encoder import Dropout, sinusoids_like
 from corrkd.settings import Depth, Strict, Width
 
 EMBEDDING_DEVIATION = 0.02  # of latents and modality embeddings, as in the original
@@ -90,7 +90,7 @@ class PerceiverNetwork(Network[PerceiverSettings]):
         for index, (m, projection) in enumerate(zip(self.modalities, self.projections, strict=True)):
             frames, _, visible = inputs.of(m)
             projected = projection(torch.where(visible[..., None], frames, 0.0))
-            positions = sinusoids(frames.shape[1], self.settings.width).to(projected)
+            positions = sinusoids_like(projected, frames.shape[1])
             rows.append(projected + positions + self.modality_embeddings[index])
         return torch.cat(rows, 1)
 
