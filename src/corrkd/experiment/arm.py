@@ -145,9 +145,14 @@ def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
         method=method,
         training=training,
         complete=complete,
-        selection=BY_LAST if training.keep == "last" else BY_COMPLETE if complete else BY_MISSING,
+        selection=selection_rule(training, complete=complete),
         start=TEACHER if teacher else STUDENT,
     )
+
+
+def selection_rule(training: TrainingSettings, *, complete: bool) -> str:
+    """Return the rule by which an epoch is chosen; `complete`: of what is trained on complete samples."""
+    return BY_LAST if training.keep == "last" else BY_COMPLETE if complete else BY_MISSING
 
 
 def _method(name: str, settings: ArmSettings, run: Settings, where: str) -> MethodChoice:

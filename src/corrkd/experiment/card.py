@@ -17,6 +17,7 @@ from corrkd.experiment.arm import TEACHER, Arm
 from corrkd.experiment.budget import with_epochs
 from corrkd.experiment.experiment import SYNTHETIC, Experiment
 from corrkd.experiment.plan import DatasetPlan
+from corrkd.experiment.settings import Line
 from corrkd.parsing import refusing
 from corrkd.report.run_folder import FORMAT, Card
 
@@ -132,20 +133,32 @@ def arrangement(experiment: Experiment) -> list[str]:
         out.append(
             f"Prediction sets: {held_out} training samples of {sets['groups']} groups by {group} took part in no training and no choice."
         )
-    number = teacher.repeats * (teacher.folds or 1)
-    if number > 1:
-        how = (
-            f"each trained without one of {teacher.folds} folds by {group} and answering for that fold alone"
-            if teacher.folds
-            else "each trained on all training samples"
+    lines = teacher.committee
+    number, repeats = sum(line.num_teachers for line in lines), sum(line.repeats for line in lines)
+    if teacher.others:
+        networks = ["the teacher's network", *(f"network {other.network.name}" for other in teacher.others)]
+        each = "; ".join(
+            f"{line.num_teachers} of {name}, {_how(line, group)}" for name, line in zip(networks, lines, strict=True)
         )
         out.append(
-            f"Students are taught by {number} teachers a seed, {how}; responses are averaged over {teacher.repeats}."
+            f"Students are taught by a committee of {number} teachers a seed: {each}. Responses are averaged over {repeats}; "
+            "representations are of the teacher's network."
+        )
+    elif number > 1:
+        out.append(
+            f"Students are taught by {number} teachers a seed, {_how(lines[0], group)}; responses are averaged over {repeats}."
         )
     if teacher.temperature != 1.0 and experiment.target.has_classes:
         value = "fitted to the training labels" if teacher.temperature == "fit" else f"{teacher.temperature:g}"
         out.append(f"The teachers' temperature: {value}.")
     return out
+
+
+def _how(line: Line, group: str) -> str:
+    """How the teachers of a network are trained."""
+    if line.folds is None:
+        return "each trained on all training samples"
+    return f"each trained without one of {line.folds} folds by {group} and answering for that fold alone"
 
 
 def protocol(experiment: Experiment, part: DatasetPlan, arms: Sequence[Arm], search: str) -> list[str]:

@@ -90,9 +90,9 @@ class Experiment:
             )
         return self._of_seed[seed]
 
-    def teacher_folds(self, seed: int) -> IntArray:
-        """A fold for each training sample that counts, (n,), none dividing a group: which teacher was not trained on it."""
-        return _teacher_folds(self.groups("train"), self.settings, seed)
+    def teacher_folds(self, folds: int, seed: int) -> IntArray:
+        """A fold for each training sample that counts, (n,), none dividing a group: which of so many teachers was not trained on it."""
+        return group_folds(self.groups("train"), folds, seed=seed, where="settings: teacher.folds")
 
     @property
     def cross_validated(self) -> bool:
@@ -181,13 +181,10 @@ def check_splits(experiment: Experiment, arms: Sequence[Arm]) -> None:
     kept = np.concatenate([experiment.target.of(split, f"dataset {dataset.name}")[1] for split in both])
     for seed in settings.seeds:
         rows = seed_rows(dataset, resample, seed)[0]
-        if settings.teacher.folds is not None:
-            _teacher_folds(members[rows][kept[rows]], settings, 0)
-
-
-def _teacher_folds(members: npt.ArrayLike, settings: Settings, seed: int) -> IntArray:
-    assert settings.teacher.folds is not None
-    return group_folds(members, settings.teacher.folds, seed=seed, where="settings: teacher.folds")
+        for index, line in enumerate(settings.teacher.committee):
+            if line.folds is not None:
+                where = "teacher.folds" if index == 0 else f"teacher.others.{index - 1}: folds"
+                group_folds(members[rows][kept[rows]], line.folds, seed=0, where=f"settings: {where}")
 
 
 def read(settings: DataSettings) -> MultimodalDataset:

@@ -27,7 +27,7 @@ from corrkd.experiment.references import references
 from corrkd.experiment.runner import Backend, Failure, run_jobs
 from corrkd.experiment.settings import ArmSettings, Settings, load_settings
 from corrkd.experiment.stages import check_tested, make_method, read_table, write_table
-from corrkd.experiment.teachers import placeholder_outputs
+from corrkd.experiment.teachers import others_arms, placeholder_outputs
 from corrkd.files import FAILURES, PLAN, REPORTED, file_names, make_folder, remove_parts, write_bytes, write_text
 from corrkd.missing.conditions import AVERAGE
 from corrkd.networks.saved import seed_folders
@@ -198,13 +198,14 @@ def prepared(name: str, part: DatasetPlan, reporter: Reporter) -> Experiment:
     arms = arms_of(part)
     with reporter.busy(f"reading {part.settings.data.path}"):
         experiment = prepare(part.settings)
-    check_splits(experiment, arms)
-    samples = experiment.samples("train")
-    teachers = None
-    if any(arm.needs_teacher for arm in arms):
-        teacher = resolve(TEACHER, part.arms.get(TEACHER, ArmSettings()), part.settings)
+    teacher = resolve(TEACHER, part.arms.get(TEACHER, ArmSettings()), part.settings)
+    taught = any(arm.needs_teacher for arm in arms)
+    others = others_arms(teacher, part.settings.teacher) if taught else []
+    check_splits(experiment, [*arms, *others])
+    samples, teachers = experiment.samples("train"), None
+    if taught:
         teachers = placeholder_outputs(make_method(teacher, experiment, 0, samples).student, samples)
-    for arm in arms:
+    for arm in [*arms, *others]:
         try:
             make_method(arm, experiment, 0, samples, teachers)
         except CorrKDError as error:
@@ -309,7 +310,7 @@ def _lasting(part: DatasetPlan) -> dict[str, Any]:
     tree = folder.with_whole_paths(part.settings).model_dump(mode="json")
     lasting = {key: tree[key] for key in ("data", "missing", "evaluation", "threads", "device", "precision")}
     lasting["budget"] = None if part.budget is None else part.budget.model_dump(mode="json")
-    return {**lasting, "teacher": {key: tree["teacher"][key] for key in ("folds", "repeats", "temperature")}}
+    return {**lasting, "teacher": {key: tree["teacher"][key] for key in ("folds", "repeats", "temperature", "others")}}
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,52 +1,91 @@
-"""By whom the student is taught: the teacher itself, or several teachers whose answers are put together (docs/corrkd-plus.md)."""
+"""By whom the student is taught: the teacher itself, or a committee whose answers are put together (docs/corrkd-plus.md)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from corrkd.data.batches import Samples
-from corrkd.experiment.arm import TEACHER, Arm
+from corrkd.errors import CorrKDError
+from corrkd.experiment.arm import TEACHER, Arm, selection_rule
 from corrkd.experiment.experiment import Experiment
 from corrkd.experiment.settings import TeacherSettings
 from corrkd.methods.base import TeacherOutputs
 from corrkd.networks.base import AnyNetwork
 from corrkd.networks.saved import load_network
+from corrkd.settings import first_line
 from corrkd.training.loop import derived_seed, teacher_outputs
 
 
 @dataclass(frozen=True)
 class Member:
-    """One of several teachers: of which repeat, and the fold that it was not trained on and answers for; None: it answers for all."""
+    """One of several teachers.
+
+    Attributes:
+        repeat: of its network's.
+        fold: the one that it was not trained on and answers for; None: it answers for all.
+        network: 0: the teacher's; i: that of the i-th of `teacher.others`.
+    """
 
     repeat: int
     fold: int | None = None
+    network: int = 0
 
     @property
     def name(self) -> str:
-        """Of its files. The first of those trained on all samples is the teacher itself."""
+        """Of its files. The first of those of the teacher's network that are trained on all samples is the teacher itself."""
+        if self.network:
+            numbers = (self.repeat,) if self.fold is None else (self.repeat, self.fold)
+            return "-".join([TEACHER, f"other{self.network}", *map(str, numbers)])
         if self.fold is None:
             return TEACHER if self.repeat == 0 else f"{TEACHER}-{self.repeat}"
         return f"{TEACHER}-{self.repeat}-{self.fold}"
 
-    def arm(self, teacher: Arm) -> Arm:
-        """How it is trained: as the teacher, from a start of its own."""
-        return replace(teacher, name=self.name, start=self.name)
+    def arm(self, teacher: Arm, settings: TeacherSettings) -> Arm:
+        """Return how it is trained: as the teacher, but for what the settings of its network set, from a start of its own.
+
+        Raises:
+            CorrKDError: the teacher's method does not train its network, or what is set does not go with the teacher's training.
+        """
+        out = replace(teacher, name=self.name, start=self.name)
+        if not self.network:
+            return out
+        other, where = settings.others[self.network - 1], f"settings: teacher.others.{self.network - 1}"
+        try:
+            training = other.over(teacher.training)
+            teacher.method.check_trains(other.network)
+        except ValidationError as error:
+            raise CorrKDError(first_line(error, where)) from None
+        except ValueError as error:
+            raise CorrKDError(f"{where}.{error}") from None
+        return replace(
+            out, network=other.network, training=training, selection=selection_rule(training, complete=teacher.complete)
+        )
 
 
 def members(settings: TeacherSettings) -> list[Member]:
-    """All that a student is taught by."""
-    folds: list[int | None] = [None] if settings.folds is None else list(range(settings.folds))
-    return [Member(repeat, fold) for repeat in range(settings.repeats) for fold in folds]
+    """All that a student is taught by: those of the teacher's network first, repeat by repeat."""
+    return [
+        Member(repeat, fold, network)
+        for network, line in enumerate(settings.committee)
+        for repeat in range(line.repeats)
+        for fold in ([None] if line.folds is None else range(line.folds))
+    ]
 
 
 def rows_of(member: Member, experiment: Experiment, samples: Samples, seed: int) -> tuple[Tensor, Tensor]:
     """Rows that a teacher out of fold is trained on, and rows that it answers for."""
-    fold = torch.as_tensor(experiment.teacher_folds(derived_seed(seed, "folds", member.repeat)), device=samples.device)
+    folds = experiment.settings.teacher.committee[member.network].folds
+    assert folds is not None, "only teachers of folds have rows"
+    purpose = ("folds", member.repeat, *([member.network] if member.network else []))
+    fold = torch.as_tensor(experiment.teacher_folds(folds, derived_seed(seed, *purpose)), device=samples.device)
     rows = torch.arange(len(samples), device=samples.device)
     return rows[fold != member.fold], rows[fold == member.fold]
 
@@ -56,27 +95,53 @@ def trained_on(member: Member, experiment: Experiment, samples: Samples, seed: i
     return samples if member.fold is None else samples.subset(rows_of(member, experiment, samples, seed)[0])
 
 
+def others_arms(teacher: Arm, settings: TeacherSettings) -> list[Arm]:
+    """Return how the first teacher of each other network is trained. Raises CorrKDError as `Member.arm`."""
+    firsts = [member for member in members(settings) if member.network and not member.repeat and not member.fold]
+    return [member.arm(teacher, settings) for member in firsts]
+
+
 def answers(experiment: Experiment, samples: Samples, seed: int, folder: Path) -> TeacherOutputs:
     """Return the outputs of the teachers in `folder` for the training split: logits of all, representations of the first repeat."""
     settings = experiment.settings.teacher
-    if settings.folds is None:
-        outputs = [_outputs(member.name, experiment, samples, folder) for member in members(settings)]
-        return TeacherOutputs(
-            outputs[0].representation, _together([o.logits for o in outputs], settings.temperature, samples)
-        )
+    first, *others = [
+        list(of_repeat)
+        for _, of_repeat in groupby(members(settings), key=lambda member: (member.network, member.repeat))
+    ]
+    output = _teacher_outputs(first, experiment, samples, seed, folder)
+    logits = [output.logits, *(_logits(of_repeat, experiment, samples, seed, folder) for of_repeat in others)]
+    return output._replace(logits=_together(logits, settings.temperature, samples))
+
+
+def _teacher_outputs(
+    of_repeat: Sequence[Member], experiment: Experiment, samples: Samples, seed: int, folder: Path
+) -> TeacherOutputs:
+    """Outputs of the teachers of a repeat; those of folds with representations in the space of the teacher of all samples."""
     whole = _outputs(TEACHER, experiment, samples, folder)
-    representation = torch.empty_like(whole.representation)
-    answered_by = torch.empty_like(samples.keys)
-    repeats = [torch.empty_like(whole.logits) for _ in range(settings.repeats)]
-    for member in members(settings):
+    if of_repeat[0].fold is None:
+        return whole
+    answered = TeacherOutputs(
+        torch.empty_like(whole.representation), torch.empty_like(whole.logits), torch.empty_like(samples.keys)
+    )
+    assert answered.answered_by is not None
+    for member in of_repeat:
         trained, held_out = rows_of(member, experiment, samples, seed)
         output = _outputs(member.name, experiment, samples, folder)
-        repeats[member.repeat][held_out] = output.logits[held_out]
-        if member.repeat == 0:
-            rotation = procrustes(output.representation[trained], whole.representation[trained])
-            representation[held_out] = output.representation[held_out] @ rotation
-            answered_by[held_out] = member.fold or 0
-    return TeacherOutputs(representation, _together(repeats, settings.temperature, samples), answered_by)
+        rotation = procrustes(output.representation[trained], whole.representation[trained])
+        answered.representation[held_out] = output.representation[held_out] @ rotation
+        answered.logits[held_out] = output.logits[held_out]
+        answered.answered_by[held_out] = member.fold or 0
+    return answered
+
+
+def _logits(of_repeat: Sequence[Member], experiment: Experiment, samples: Samples, seed: int, folder: Path) -> Tensor:
+    """Logits of the teachers of a repeat, those of folds each for the samples that it answers for."""
+    first, *others = of_repeat
+    logits = _outputs(first.name, experiment, samples, folder).logits
+    for member in others:
+        held_out = rows_of(member, experiment, samples, seed)[1]
+        logits[held_out] = _outputs(member.name, experiment, samples, folder).logits[held_out]
+    return logits
 
 
 def placeholder_outputs(teacher: AnyNetwork, samples: Samples) -> TeacherOutputs:
