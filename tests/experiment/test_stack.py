@@ -47,7 +47,7 @@ def settings(tmp_path: Path, **changes: Any) -> dict[str, Any]:
 def models(run: Path) -> dict[str, np.ndarray]:
     tensors = {}
     for path in sorted(dataset_in(run).rglob("*.safetensors")):
-        if path.name != "representations.safetensors":
+        if path.name not in ("representations.safetensors", "outputs.safetensors"):
             tensors |= {f"{path.parent.parent.name}/{path.stem}/{name}": x for name, x in load_file(path).items()}
     return tensors
 

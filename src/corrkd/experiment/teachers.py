@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from corrkd._version import __version__
 from corrkd.data.batches import Samples
+from corrkd.data.load import sha256_of
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import TEACHER, Arm, selection_rule
 from corrkd.experiment.experiment import Experiment
+from corrkd.experiment.kept_outputs import FILE, kept_outputs
 from corrkd.experiment.settings import TeacherSettings
 from corrkd.methods.base import TeacherOutputs
 from corrkd.networks.base import AnyNetwork
-from corrkd.networks.saved import load_network
+from corrkd.networks.saved import load_network, read_card
 from corrkd.settings import first_line
 from corrkd.training.loop import derived_seed, teacher_outputs
 
@@ -102,7 +106,23 @@ def others_arms(teacher: Arm, settings: TeacherSettings) -> list[Arm]:
 
 
 def answers(experiment: Experiment, samples: Samples, seed: int, folder: Path) -> TeacherOutputs:
-    """Return the outputs of the teachers in `folder` for the training split: logits of all, representations of the first repeat."""
+    """Return the outputs of the teachers in `folder` for the training split: logits of all, representations of the first repeat.
+
+    They are computed once and kept beside the teachers, for all students of the seed.
+
+    Raises:
+        CorrKDError: a teacher is missing or damaged.
+    """
+    return kept_outputs(
+        folder / FILE,
+        _dependencies(experiment, samples, seed, folder),
+        samples.device,
+        lambda: computed_answers(experiment, samples, seed, folder),
+    )
+
+
+def computed_answers(experiment: Experiment, samples: Samples, seed: int, folder: Path) -> TeacherOutputs:
+    """Return what `answers` does, computed by the teachers."""
     settings = experiment.settings.teacher
     first, *others = [
         list(of_repeat)
@@ -111,6 +131,33 @@ def answers(experiment: Experiment, samples: Samples, seed: int, folder: Path) -
     output = _teacher_outputs(first, experiment, samples, seed, folder)
     logits = [output.logits, *(_logits(of_repeat, experiment, samples, seed, folder) for of_repeat in others)]
     return output._replace(logits=_together(logits, settings.temperature, samples))
+
+
+def _dependencies(experiment: Experiment, samples: Samples, seed: int, folder: Path) -> dict[str, Any]:
+    """All that the outputs of the teachers follow from. Where the data lie, on disk or in memory, does not matter."""
+    settings = experiment.settings
+    names = dict.fromkeys([TEACHER, *(member.name for member in members(settings.teacher))])
+    values = (samples.keys, samples.targets)
+    return {
+        "versions": {"corrkd": __version__, "torch": torch.__version__},
+        "data": experiment.dataset.sha256,
+        "reading": settings.data.model_dump(
+            mode="json", exclude={"path", "name", "glove", "folds", "resident_gigabytes"}
+        ),
+        "samples": hashlib.sha256(b"".join(x.cpu().numpy().tobytes() for x in values)).hexdigest(),
+        "seed": seed,
+        "teacher": settings.teacher.model_dump(mode="json", include={"folds", "repeats", "temperature", "others"}),
+        "computing": [samples.device.type, settings.precision, settings.threads],
+        "models": {name: _model(folder / name) for name in names},
+    }
+
+
+def _model(stem: Path) -> list[Any]:
+    """What a saved network is: of its card what training wrote, and the sum of its parameters as they are now."""
+    card = read_card(stem.with_name(f"{stem.name}.json"))
+    parameters = stem.with_name(f"{stem.name}.safetensors")
+    facts = [card.get(key) for key in ("sha256", "architecture", "network", "modalities", "clip", "target")]
+    return [*facts, sha256_of(parameters) if parameters.is_file() else None]
 
 
 def _teacher_outputs(
