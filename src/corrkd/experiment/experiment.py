@@ -94,6 +94,15 @@ class Experiment:
         """A fold for each training sample that counts, (n,), none dividing a group: which of so many teachers was not trained on it."""
         return group_folds(self.groups("train"), folds, seed=seed, where="settings: teacher.folds")
 
+    def training_ids(self) -> list[str]:
+        """Ids of all samples that some seed trains on and that count for the target, in the order of the data."""
+        names = SPLITS[:2] if self.settings.data.resample.folds is not None else SPLITS[:1]
+        ids: list[str] = []
+        for name in names:
+            split = self.dataset.split(name)
+            ids += split.ids[self.target.of(split, f"dataset {self.dataset.name}, {name}")[1]].tolist()
+        return ids
+
     @property
     def cross_validated(self) -> bool:
         """Whether each seed tests other samples: its own fold."""
@@ -168,7 +177,8 @@ def check_splits(experiment: Experiment, arms: Sequence[Arm]) -> None:
             f"{settings.evaluation.split} set it to null"
         )
     stages = {arm.name: arm.training for arm in arms}
-    if any(arm.needs_teacher for arm in arms):
+    trained = settings.teacher.outputs is None
+    if trained and any(arm.needs_teacher for arm in arms):
         stages.setdefault(TEACHER, settings.teacher)
     for name, stage in stages.items():
         if experiment.cross_validated and stage.keep != "last":
@@ -181,7 +191,7 @@ def check_splits(experiment: Experiment, arms: Sequence[Arm]) -> None:
     kept = np.concatenate([experiment.target.of(split, f"dataset {dataset.name}")[1] for split in both])
     for seed in settings.seeds:
         rows = seed_rows(dataset, resample, seed)[0]
-        for index, line in enumerate(settings.teacher.committee):
+        for index, line in enumerate(settings.teacher.committee if trained else []):
             if line.folds is not None:
                 where = "teacher.folds" if index == 0 else f"teacher.others.{index - 1}: folds"
                 group_folds(members[rows][kept[rows]], line.folds, seed=0, where=f"settings: {where}")

@@ -97,7 +97,8 @@ class Job:
         """The jobs that have to be done before: the teacher's, and the one that chooses the number of epochs."""
         name, part = self.dataset.name, self.part
         needs_teacher = resolve(self.arm, part.arms[self.arm], part.settings).needs_teacher
-        teacher = [(name, TEACHER, self.seed)] if needs_teacher and self.teachers is None else []
+        trained_here = self.teachers is None and part.settings.teacher.outputs is None
+        teacher = [(name, TEACHER, self.seed)] if needs_teacher and trained_here else []
         first = part.settings.seeds[0]
         leading = [(name, self.arm, first)] if part.chooses(self.arm) and self.seed != first else []
         return (*teacher, *leading)
@@ -112,7 +113,7 @@ class Job:
             experiment=experiment.at(self.seed),
             seed=self.seed,
             taught_in=arm_folder(self.teachers or self.dataset, TEACHER, self.seed),
-            teaching=self.teachers is None and any(other.needs_teacher for other in arms.values()),
+            teaching=self.teachers is None and self.part.trains_teachers,
         )
 
     @property
@@ -195,7 +196,7 @@ def _train(job: Job, experiment: Experiment, fabric: Fabric, reporter: Reporter,
     seed, folder = job.seed, job.folder
     arms = {arm.name: arm for arm in arms_of(job.part)}
     planned = arms[job.arm]
-    teaching = job.teachers is None and any(arm.needs_teacher for arm in arms.values())
+    teaching = job.teachers is None and job.part.trains_teachers
     taught_in = arm_folder(job.teachers or job.dataset, TEACHER, seed)
     train = partial(train_arm, experiment=experiment, seed=seed, fabric=fabric, reporter=reporter, taught_in=taught_in)
     train(with_epochs(planned, _epochs(job, planned, train)), folder, teaching=teaching)

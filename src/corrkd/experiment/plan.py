@@ -60,6 +60,11 @@ class DatasetPlan(Strict):
         return self.budget is not None and arm not in self.epochs
 
     @property
+    def trains_teachers(self) -> bool:
+        """Whether some arm is taught by teachers that are trained here."""
+        return self.settings.teacher.outputs is None and any(arm.needs_teacher for arm in arms_of(self))
+
+    @property
     def reference(self) -> str:
         """The arm that the others are compared with: the student of a run, CorrKD of a comparison; else the last one."""
         return next((name for name in REFERENCES if name in self.arms), list(self.arms)[-1])
@@ -108,8 +113,11 @@ def arms_of(part: DatasetPlan) -> list[Arm]:
 
 
 def plan_of_run(settings: Settings) -> Plan:
-    """Return the plan of `corrkd run`: teacher, student and control on one dataset."""
-    part = DatasetPlan(settings=settings, arms=RUN_ARMS)
+    """Return the plan of `corrkd run`: teacher (but for one from outside), student and control on one dataset."""
+    arms = dict(RUN_ARMS)
+    if settings.teacher.outputs is not None:
+        del arms[TEACHER]
+    part = DatasetPlan(settings=settings, arms=arms)
     return Plan(datasets={dataset_name(settings.data): part}, jobs=settings.jobs)
 
 
@@ -256,7 +264,8 @@ def _dataset(
     if stray:
         raise CorrKDError(f"{where}.epochs.{min(stray)}: is not among the plan's arms")
     resolved = [resolve(arm, changes, settings) for arm, changes in arms.items()]
-    if TEACHER not in arms and any(arm.needs_teacher for arm in resolved):
+    trained = settings.teacher.outputs is None
+    if trained and TEACHER not in arms and any(arm.needs_teacher for arm in resolved):
         arms = {TEACHER: ArmSettings(), **arms}
     if settings.evaluation.split == "valid" and rule is not None:
         raise CorrKDError(

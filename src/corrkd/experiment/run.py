@@ -27,7 +27,7 @@ from corrkd.experiment.references import references
 from corrkd.experiment.runner import Backend, Failure, run_jobs
 from corrkd.experiment.settings import ArmSettings, Settings, load_settings
 from corrkd.experiment.stages import check_tested, make_method, read_table, write_table
-from corrkd.experiment.teachers import others_arms, placeholder_outputs
+from corrkd.experiment.teachers import others_arms, outputs_from_outside, placeholder_outputs
 from corrkd.files import FAILURES, PLAN, REPORTED, file_names, make_folder, remove_parts, write_bytes, write_text
 from corrkd.missing.conditions import AVERAGE
 from corrkd.networks.saved import seed_folders
@@ -199,11 +199,10 @@ def prepared(name: str, part: DatasetPlan, reporter: Reporter) -> Experiment:
     with reporter.busy(f"reading {part.settings.data.path}"):
         experiment = prepare(part.settings)
     teacher = resolve(TEACHER, part.arms.get(TEACHER, ArmSettings()), part.settings)
-    taught = any(arm.needs_teacher for arm in arms)
-    others = others_arms(teacher, part.settings.teacher) if taught else []
+    others = others_arms(teacher, part.settings.teacher) if part.trains_teachers else []
     check_splits(experiment, [*arms, *others])
-    samples, teachers = experiment.samples("train"), None
-    if taught:
+    samples, teachers = experiment.samples("train"), outputs_from_outside(experiment)
+    if part.trains_teachers:
         teachers = placeholder_outputs(make_method(teacher, experiment, 0, samples).student, samples)
     for arm in [*arms, *others]:
         try:
@@ -310,7 +309,10 @@ def _lasting(part: DatasetPlan) -> dict[str, Any]:
     tree = folder.with_whole_paths(part.settings).model_dump(mode="json")
     lasting = {key: tree[key] for key in ("data", "missing", "evaluation", "threads", "device", "precision")}
     lasting["budget"] = None if part.budget is None else part.budget.model_dump(mode="json")
-    return {**lasting, "teacher": {key: tree["teacher"][key] for key in ("folds", "repeats", "temperature", "others")}}
+    return {
+        **lasting,
+        "teacher": {key: tree["teacher"][key] for key in ("folds", "repeats", "temperature", "others", "outputs")},
+    }
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

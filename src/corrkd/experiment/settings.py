@@ -96,6 +96,12 @@ class TeacherSettings(TrainingSettings):
         "responses are averaged over all, representations are the teacher's",
     )
 
+    outputs: Path | None = Field(
+        None,
+        description="an .npz file with `ids`, `logits` and, where there are any, `representation` of the training samples: no teacher is "
+        "trained, students are taught by these (corrkd.experiment.teacher_file)",
+    )
+
     @property
     def committee(self) -> list[Line]:
         """The teachers of each network: the teacher's, then the others' in their order."""
@@ -109,7 +115,8 @@ class TeacherSettings(TrainingSettings):
 
     @model_validator(mode="after")
     def _fitted_out_of_fold(self) -> TeacherSettings:
-        if self.temperature == "fit" and any(line.folds is None for line in self.committee):
+        trained = self.outputs is None
+        if trained and self.temperature == "fit" and any(line.folds is None for line in self.committee):
             raise ValueError("temperature = fit needs folds: a teacher is sure of the labels that it was trained on")
         return self
 

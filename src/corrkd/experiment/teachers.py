@@ -21,6 +21,7 @@ from corrkd.experiment.arm import TEACHER, Arm, selection_rule
 from corrkd.experiment.experiment import Experiment
 from corrkd.experiment.kept_outputs import FILE, kept_outputs
 from corrkd.experiment.settings import TeacherSettings
+from corrkd.experiment.teacher_file import read_teacher_file
 from corrkd.methods.base import TeacherOutputs
 from corrkd.networks.base import AnyNetwork
 from corrkd.networks.saved import load_network, read_card
@@ -111,14 +112,36 @@ def answers(experiment: Experiment, samples: Samples, seed: int, folder: Path) -
     They are computed once and kept beside the teachers, for all students of the seed.
 
     Raises:
-        CorrKDError: a teacher is missing or damaged.
+        CorrKDError: a teacher, or the file of one from outside, is missing or damaged.
     """
+    if (given := _from_outside(experiment, samples)) is not None:
+        return given
     return kept_outputs(
         folder / FILE,
         _dependencies(experiment, samples, seed, folder),
         samples.device,
         lambda: computed_answers(experiment, samples, seed, folder),
     )
+
+
+def outputs_from_outside(experiment: Experiment) -> TeacherOutputs | None:
+    """Return the outputs of a teacher from outside for the training split, checked for all seeds; None: teachers are trained.
+
+    Raises:
+        CorrKDError: the file is missing, damaged, of another target, or lacks training samples.
+    """
+    path = experiment.settings.teacher.outputs
+    if path is not None:
+        read_teacher_file(path).check_covers(experiment.training_ids())
+    return _from_outside(experiment, experiment.samples("train"))
+
+
+def _from_outside(experiment: Experiment, samples: Samples) -> TeacherOutputs | None:
+    settings = experiment.settings.teacher
+    if settings.outputs is None:
+        return None
+    given = read_teacher_file(settings.outputs).outputs(samples, experiment.dtype)
+    return given._replace(logits=_together([given.logits], settings.temperature, samples))
 
 
 def computed_answers(experiment: Experiment, samples: Samples, seed: int, folder: Path) -> TeacherOutputs:

@@ -210,7 +210,7 @@ def _study(dataset: Path, arm: Arm, fixed: ArmSettings) -> _Study:
 
 def _train_teachers(part: DatasetPlan, dataset: Path, experiment: Experiment, jobs: int, reporter: Reporter) -> None:
     """Train the teachers of all seeds, where an arm needs them. Raises CorrKDError where one fails."""
-    if not any(arm.needs_teacher for arm in arms_of(part)):
+    if not part.trains_teachers:
         return
     taught = part.model_copy(update={"arms": {TEACHER: ArmSettings(), **part.arms}})
     trainings = [Job(dataset, taught, TEACHER, seed, evaluate=False) for seed in part.settings.seeds]

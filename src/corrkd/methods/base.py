@@ -77,8 +77,8 @@ class TeacherOutputs(NamedTuple):
     """Outputs of the frozen teachers for the N samples of the training split, complete. All losses see the same teachers.
 
     Attributes:
-        representation: (N, D). With out-of-fold teachers each sample's is by one that was not trained on it, rotated towards the axes of
-            the teacher of all samples (`corrkd.experiment.teachers.procrustes`).
+        representation: (N, D); D = 0: teachers from outside gave logits alone. With out-of-fold teachers each sample's is by one that was
+            not trained on it, rotated towards the axes of the teacher of all samples (`corrkd.experiment.teachers.procrustes`).
         logits: (N, ...), as the network's; combined from all teachers.
         answered_by: (N,) integers: which teacher `representation` is of; None: all rows are of a single teacher.
     """
@@ -118,7 +118,8 @@ class Method(nn.Module, Generic[N]):
         target: what the student predicts.
 
     Raises:
-        CorrKDError: the method needs teachers and has none, or its losses cannot compare this student with these teachers.
+        CorrKDError: the method needs teachers and has none, or their representations and has logits alone, or its losses cannot compare
+            this student with these teachers.
     """
 
     title: ClassVar[str] = ""
@@ -146,6 +147,11 @@ class Method(nn.Module, Generic[N]):
         self.student = student
         self.target: Target = student.target
         self.options: Any = options if options is not None else self.options_type()
+        if teachers is not None and self.reads_representation and not teachers.representation.shape[1]:
+            raise CorrKDError(
+                f"{self.title or type(self).__name__}: its losses compare representations, and the teacher's outputs hold logits alone; "
+                "add an array `representation`, set the weights of such losses to 0, or train kl"
+            )
         # Buffers, so that they move with the method; a checkpoint has no need of them.
         for name, outputs in zip(TeacherOutputs._fields, teachers or (None, None, None), strict=True):
             self.register_buffer(f"teacher_{name}", outputs, persistent=False)
@@ -163,6 +169,11 @@ class Method(nn.Module, Generic[N]):
         """Outputs of the teachers for all training samples."""
         outputs = TeacherOutputs(*(getattr(self, f"teacher_{name}") for name in TeacherOutputs._fields))
         return None if outputs.representation is None else outputs
+
+    @property
+    def reads_representation(self) -> bool:
+        """Whether the losses look at the teachers' representations. A method whose losses look at logits alone overrides it."""
+        return self.needs_teacher
 
     def build(self) -> None:
         """Make what the method needs beside the student (critics, a memory). The base class needs nothing."""
