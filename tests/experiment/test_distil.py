@@ -185,6 +185,8 @@ def with_cpd() -> dict[str, Any]:
         (lambda: plain(outputs=4), {}, r"Plain: returns logits \(N, 4\); classes needs 3 numbers a sample"),
         (lambda: plain(kind=Failing), {}, r"Failing: its forward fails on language \(4, 6, 5\), .*: mat1 and mat2"),
         (lambda: plain(kind=Strange), {}, r"forward returns a dict; expected logits, "),
+        (plain, {"settings": {"teacher": {"others": [{"network": "mlp"}]}}}, r"teacher\.others: is of runs; give"),
+        (plain, {"settings": {"teacher": {"outputs": "x.npz"}}}, r"teacher\.outputs: is of runs; give"),
         (plain, {"settings": with_cpd()}, r"CPD compares representations, and the student and the teachers have none"),
         (
             plain,

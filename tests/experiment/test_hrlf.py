@@ -10,6 +10,7 @@ import torch
 
 from corrkd.csv_files import read_csv
 from corrkd.experiment.experiment import prepare
+from corrkd.experiment.kept_outputs import FILE
 from corrkd.experiment.plan import load_plan, plan_of_run
 from corrkd.experiment.run import Run, compare
 from corrkd.experiment.settings import load_settings
@@ -54,6 +55,35 @@ def test_the_teachers_that_are_needed_join_the_plan(compared: tuple[Path, Run]) 
     losses = {name: {c for c in read_csv(seed / name / HISTORY) if c.startswith("loss/")} for name in ("hrlf", "kl")}
     assert losses["hrlf"] == {f"loss/{name}" for name in ("total", "task", "frf", "hmi", "hal", "kl")}
     assert losses["kl"] == {"loss/total", "loss/task", "loss/kl"}
+
+
+def test_the_outputs_of_each_kind_of_teacher_lie_in_its_folder(compared: tuple[Path, Run]) -> None:
+    seed = compared[0] / "synthetic" / "seed-0"
+    assert {path.parent.name for path in seed.rglob(FILE)} == {"teacher", "hrlf-teacher"}
+
+
+def test_a_committee_is_of_the_arm_that_teaches(tmp_path: Path) -> None:
+    """Beside `hrlf-teacher`, and not the run's teacher: its name is that of the files, folds and other networks included."""
+    others = {"teacher.folds": 2, "teacher.others": f"[{{network: {SMALL}, epochs: 2}}]"}
+    overrides = [*_overrides(), *(f"{key}={value}" for key, value in others.items())]
+    run = load_plan(arms=["hrlf", "no-distillation"], seeds=[0], budget="fixed", overrides=overrides)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("corrkd.experiment.run.write_report", lambda out: out)
+        assert not compare(run, tmp_path / "out").failures
+    seed = tmp_path / "out" / "synthetic" / "seed-0"
+    assert {path.name for path in seed.iterdir()} == {"hrlf-teacher", "hrlf", "no-distillation"}
+    names = ["hrlf-teacher-0-0", "hrlf-teacher-0-1", "hrlf-teacher-other1-0-0", "hrlf-teacher-other1-0-1"]
+    settings = run.datasets["synthetic"].settings
+    assert [member.name for member in members(settings.teacher, "hrlf-teacher")] == names
+    saved = [load_network(seed / "hrlf-teacher" / name) for name in names]
+    assert [len(one.about["history"]) for one in saved] == [1, 1, 2, 2]
+    samples = prepare(settings).at(0).samples("train")
+    made = answers(prepare(settings).at(0), samples, 0, seed / "hrlf-teacher", "hrlf-teacher")
+    responses = [torch.zeros_like(made.logits) for _ in range(2)]
+    for member, one in zip(members(settings.teacher, "hrlf-teacher"), saved, strict=True):
+        rows = rows_of(member, prepare(settings).at(0), samples, 0)[1]
+        responses[member.network][rows] = teacher_outputs(one.network, samples).logits[rows].softmax(-1)
+    torch.testing.assert_close(made.logits.softmax(-1), torch.stack(responses).mean(0), atol=1e-5, rtol=1e-4)
 
 
 def test_a_plan_names_no_teacher_twice() -> None:

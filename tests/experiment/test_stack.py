@@ -47,7 +47,7 @@ def settings(tmp_path: Path, **changes: Any) -> dict[str, Any]:
 def models(run: Path) -> dict[str, np.ndarray]:
     tensors = {}
     for path in sorted(dataset_in(run).rglob("*.safetensors")):
-        if path.name != "representations.safetensors":
+        if path.name not in ("representations.safetensors", "outputs.safetensors"):
             tensors |= {f"{path.parent.parent.name}/{path.stem}/{name}": x for name, x in load_file(path).items()}
     return tensors
 
@@ -71,6 +71,14 @@ def test_what_cannot_be_stacked_is_trained_alone(tmp_path: Path, stacked: list[i
     tree["student"] = {**tree["student"], "method": "gcnet"}
     run_unreported(tree, tmp_path / "run")
     assert stacked == [2]  # the teachers of both seeds
+
+
+def test_a_stack_is_of_one_network(tmp_path: Path, stacked: list[int]) -> None:
+    tree = settings(tmp_path, stack=8)
+    others = [{"network": {"name": "mlp", "width": 8}, "repeats": 1}]
+    tree["teacher"] = {**tree["teacher"], "others": others}
+    run_unreported(tree, tmp_path / "run")
+    assert stacked == [8, 6, 6, 2, 2]  # fourteen of the teacher's network, six of the other, students, controls
 
 
 def test_where_a_stack_fails_each_is_tried_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

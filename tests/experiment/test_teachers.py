@@ -18,7 +18,7 @@ from corrkd.experiment.experiment import Experiment, check_splits, prepare
 from corrkd.experiment.plan import RUN_ARMS
 from corrkd.experiment.run import resume
 from corrkd.experiment.settings import load_settings
-from corrkd.experiment.teachers import Member, answers, members, procrustes, rows_of
+from corrkd.experiment.teachers import Member, answers, members, others_arms, procrustes, rows_of
 from corrkd.networks.saved import load_network
 from corrkd.targets.calibration import fit_temperature
 from corrkd.training.loop import teacher_outputs
@@ -171,9 +171,65 @@ def test_a_killed_run_goes_on_with_the_teachers_that_are_left(taught: tuple[Expe
     assert_same(*models)
 
 
+OTHERS = [{"network": {"name": "mlp", "width": 8}, "epochs": 2}, {"network": "gru", "folds": None, "repeats": 2}]
+
+
+def test_teachers_of_other_networks_are_averaged_in(tmp_path: Path) -> None:
+    """A committee: the teacher's network out of three folds, another likewise, and a third trained on all samples, twice."""
+    experiment = experiment_of(tmp_path, epochs=1, folds=3, others=OTHERS)
+    names = [m.name for m in members(experiment.settings.teacher)]
+    assert names == [
+        *(f"teacher-0-{fold}" for fold in range(3)),
+        *(f"teacher-other1-0-{fold}" for fold in range(3)),
+        "teacher-other2-0",
+        "teacher-other2-1",
+    ]
+    corrkd.run(experiment.settings, tmp_path / "run", evaluate=False)
+    folder, samples = teachers_in(tmp_path / "run"), experiment.samples("train")
+    saved = {name: load_network(folder / name) for name in names}
+    assert [saved[name].network.name for name in names] == ["corrkd"] * 3 + ["mlp"] * 3 + ["gru"] * 2
+    assert {len(saved[name].about["history"]) for name in names[3:6]} == {2}  # epochs
+    assert {len(saved[name].about["history"]) for name in (*names[:3], *names[6:])} == {1}
+    outputs = {name: teacher_outputs(saved[name].network, samples) for name in names}
+    responses = []
+    for network in (0, 1):
+        logits = torch.zeros(30, 3)
+        for member in [m for m in members(experiment.settings.teacher) if m.network == network]:
+            rows = rows_of(member, experiment, samples, 0)[1]
+            logits[rows] = outputs[member.name].logits[rows]
+        responses.append(logits.softmax(-1))
+    responses += [outputs[name].logits.softmax(-1) for name in names[6:]]
+    made = answers(experiment, samples, 0, folder)
+    torch.testing.assert_close(made.logits.softmax(-1), torch.stack(responses).mean(0), atol=1e-5, rtol=1e-4)
+    alone = answers(experiment_of(tmp_path, epochs=1, folds=3), samples, 0, folder)
+    assert torch.equal(made.representation, alone.representation)
+    (note,) = [line for line in arrangement(experiment) if "committee" in line]
+    assert "committee of 8 teachers a seed: 3 of the teacher's network, each trained without one of 3 folds" in note
+    assert "2 of network gru, each trained on all training samples. Responses are averaged over 4;" in note
+
+
+def test_what_is_left_open_of_others_is_the_teacher_s(tmp_path: Path) -> None:
+    """In a file, too: the settings that a run keeps are read again as they were."""
+    changes = {"epochs": 7, "folds": 4, "repeats": 2, "others": OTHERS}
+    settings = load_settings(**tiny(teacher=changes))
+    assert settings.teacher.committee == [(4, 2), (4, 2), (None, 2)]
+    teacher = resolve(TEACHER, RUN_ARMS[TEACHER], settings)
+    mlp, gru = others_arms(teacher, settings.teacher)
+    assert (mlp.training.epochs, gru.training.epochs) == (2, 7)
+    assert mlp.training.lr == gru.training.lr == settings.teacher.lr
+    (tmp_path / "settings.yaml").write_text(settings.to_yaml())
+    assert load_settings(tmp_path / "settings.yaml") == settings
+
+
 @pytest.mark.parametrize(
     ("teacher", "line"),
     [
+        ({"others": [{"epochs": 2}]}, r"teacher\.others\.0\.network: field required"),
+        ({"others": [{"network": "nope"}]}, r"teacher\.others\.0\.network: .*nope"),
+        ({"others": [{"network": "mlp", "eta": 2}]}, r"teacher\.others\.0\.eta is unknown"),
+        ({"keep": "last", "others": [{"network": "mlp", "patience": 2}]}, r"others\.0: patience stops by"),
+        ({"folds": 2, "temperature": "fit", "others": [{"network": "mlp", "folds": None}]}, "fit needs folds"),
+        ({"others": [{"network": "mlp", "folds": 11}]}, r"teacher\.others\.0: folds = 11: there are 10 groups"),
         ({"temperature": "fit"}, "temperature = fit needs folds"),
         ({"folds": 1}, r"teacher\.folds: .*greater than or equal to 2"),
         ({"temperature": 0.0}, r"teacher\.temperature"),

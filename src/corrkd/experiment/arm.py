@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -126,7 +126,8 @@ def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
     by the arm of that name.
 
     Raises:
-        CorrKDError: for an unknown method, or a setting that it does not have.
+        CorrKDError: for an unknown method, or a setting that it does not have; where another arm than the teacher has to teach it and the
+            teachers are from outside.
     """
     settings = laid_over(name, {**ABLATION, **VARIANTS}.get(name, ArmSettings()), settings)
     where = f"settings: arms.{name}"
@@ -150,18 +151,37 @@ def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
         method=method,
         training=training,
         complete=complete,
-        selection=BY_LAST if training.keep == "last" else BY_COMPLETE if complete else BY_MISSING,
+        selection=selection_rule(training, complete=complete),
         start=TEACHER if teacher else STUDENT,
-        taught_by=_teacher_of(method, run),
+        taught_by=_teacher_of(method, run, where),
     )
 
 
-def _teacher_of(method: MethodChoice, run: Settings) -> str | None:
+def teachers_of(arms: Iterable[Arm], run: Settings) -> list[str]:
+    """Return the names of the arms that have to be trained to teach these, each once: none with teachers from outside."""
+    if run.teacher.outputs is not None:
+        return []
+    return list(dict.fromkeys(arm.taught_by for arm in arms if arm.taught_by is not None))
+
+
+def _teacher_of(method: MethodChoice, run: Settings, where: str) -> str | None:
     """Name of the arm that teaches a method: the run's teacher, unless another method has to train it."""
     if not method.class_.needs_teacher:
         return None
     needed = method.class_.taught_by
-    return TEACHER if needed in (None, run.student.method.class_.taught_by) else needed
+    if needed in (None, run.student.method.class_.taught_by):
+        return TEACHER
+    if run.teacher.outputs is not None:
+        raise CorrKDError(
+            f"{where}: is taught by {needed}, and the outputs in teacher.outputs are not of that; leave the arm out, set student.method "
+            f"to {method.name} to teach it by them, or set teacher.outputs to null"
+        )
+    return needed
+
+
+def selection_rule(training: TrainingSettings, *, complete: bool) -> str:
+    """Return the rule by which an epoch is chosen; `complete`: of what is trained on complete samples."""
+    return BY_LAST if training.keep == "last" else BY_COMPLETE if complete else BY_MISSING
 
 
 def _method(name: str, settings: ArmSettings, run: Settings, where: str) -> MethodChoice:

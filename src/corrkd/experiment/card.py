@@ -12,11 +12,13 @@ import torch
 
 from corrkd._version import __version__
 from corrkd.data.dataset import SPLITS
+from corrkd.data.load import sha256_of
 from corrkd.data.resample import CALIBRATION, dependence_groups
 from corrkd.experiment.arm import TEACHER, Arm
 from corrkd.experiment.budget import with_epochs
 from corrkd.experiment.experiment import SYNTHETIC, Experiment
 from corrkd.experiment.plan import DatasetPlan
+from corrkd.experiment.settings import Line, Settings, TeacherSettings
 from corrkd.parsing import refusing
 from corrkd.report.run_folder import FORMAT, Card
 
@@ -69,6 +71,7 @@ def run_card(experiment: Experiment, part: DatasetPlan, arms: Sequence[Arm], sea
         ],
         "reference": part.reference,
         "control": part.control,
+        "teacher_outputs": outputs_digest(experiment.settings),
         "seeds": list(experiment.settings.seeds),
         "notes": notes(first, arms),
         "groups": {"name": group, "count": int(groups["group"].nunique())},
@@ -132,20 +135,45 @@ def arrangement(experiment: Experiment) -> list[str]:
         out.append(
             f"Prediction sets: {held_out} training samples of {sets['groups']} groups by {group} took part in no training and no choice."
         )
-    number = teacher.repeats * (teacher.folds or 1)
-    if number > 1:
-        how = (
-            f"each trained without one of {teacher.folds} folds by {group} and answering for that fold alone"
-            if teacher.folds
-            else "each trained on all training samples"
-        )
-        out.append(
-            f"Students are taught by {number} teachers a seed, {how}; responses are averaged over {teacher.repeats}."
-        )
+    out += _who_teaches(teacher, group, digest=outputs_digest(settings))
     if teacher.temperature != 1.0 and experiment.target.has_classes:
         value = "fitted to the training labels" if teacher.temperature == "fit" else f"{teacher.temperature:g}"
         out.append(f"The teachers' temperature: {value}.")
     return out
+
+
+def outputs_digest(settings: Settings) -> str:
+    """Return the SHA-256 of the file with the outputs of a teacher from outside; "": there is none."""
+    return "" if settings.teacher.outputs is None else sha256_of(settings.teacher.outputs)
+
+
+def _who_teaches(teacher: TeacherSettings, group: str, *, digest: str) -> list[str]:
+    """Who teaches the students, where that is not the teacher alone. `digest`: of a file with outputs from outside."""
+    if digest:
+        return [f"Students are taught by outputs from a file (SHA-256 {digest}); no teacher is trained for them."]
+    lines = teacher.committee
+    number, repeats = sum(line.num_teachers for line in lines), sum(line.repeats for line in lines)
+    if teacher.others:
+        networks = ["the teacher's network", *(f"network {other.network.name}" for other in teacher.others)]
+        each = "; ".join(
+            f"{line.num_teachers} of {name}, {_how(line, group)}" for name, line in zip(networks, lines, strict=True)
+        )
+        return [
+            f"Students are taught by a committee of {number} teachers a seed: {each}. Responses are averaged over {repeats}; "
+            "representations are of the teacher's network."
+        ]
+    if number == 1:
+        return []
+    return [
+        f"Students are taught by {number} teachers a seed, {_how(lines[0], group)}; responses are averaged over {repeats}."
+    ]
+
+
+def _how(line: Line, group: str) -> str:
+    """How the teachers of a network are trained."""
+    if line.folds is None:
+        return "each trained on all training samples"
+    return f"each trained without one of {line.folds} folds by {group} and answering for that fold alone"
 
 
 def protocol(experiment: Experiment, part: DatasetPlan, arms: Sequence[Arm], search: str) -> list[str]:

@@ -127,10 +127,14 @@ def _prepared(
     dataset: MultimodalDataset | str | Path, preset: str | None, seed: int, changes: Mapping[str, Any]
 ) -> Experiment:
     tree = {**changes, "seeds": [seed]}
-    if isinstance(dataset, MultimodalDataset):
-        return prepare(load_settings(preset=preset, **tree), dataset)
-    data = {**(changes.get("data") or {}), "path": str(dataset)}
-    return prepare(load_settings(preset=preset, **{**tree, "data": data}))
+    in_memory = dataset if isinstance(dataset, MultimodalDataset) else None
+    if in_memory is None:
+        tree["data"] = {**(changes.get("data") or {}), "path": str(dataset)}
+    settings = load_settings(preset=preset, **tree)
+    for key in ("others", "outputs"):
+        if getattr(settings.teacher, key):
+            raise CorrKDError(f"settings: teacher.{key}: is of runs; give `distil` such teachers in `teachers`")
+    return prepare(settings, in_memory)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from corrkd.data.normalise import Normalisation, fit_normalisation
 from corrkd.data.resample import dependence_groups, group_folds, resampled, seed_rows, with_calibration
 from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.errors import CorrKDError
-from corrkd.experiment.arm import Arm
+from corrkd.experiment.arm import Arm, teachers_of
 from corrkd.experiment.folder import settings_of
 from corrkd.experiment.settings import Settings
 from corrkd.missing.conditions import Condition, check_settings, condition, standard_conditions
@@ -90,9 +90,18 @@ class Experiment:
             )
         return self._of_seed[seed]
 
-    def teacher_folds(self, seed: int) -> IntArray:
-        """A fold for each training sample that counts, (n,), none dividing a group: which teacher was not trained on it."""
-        return _teacher_folds(self.groups("train"), self.settings, seed)
+    def teacher_folds(self, folds: int, seed: int) -> IntArray:
+        """A fold for each training sample that counts, (n,), none dividing a group: which of so many teachers was not trained on it."""
+        return group_folds(self.groups("train"), folds, seed=seed, where="settings: teacher.folds")
+
+    def training_ids(self) -> list[str]:
+        """Ids of all samples that some seed trains on and that count for the target, in the order of the data."""
+        names = SPLITS[:2] if self.settings.data.resample.folds is not None else SPLITS[:1]
+        ids: list[str] = []
+        for name in names:
+            split = self.dataset.split(name)
+            ids += split.ids[self.target.of(split, f"dataset {self.dataset.name}, {name}")[1]].tolist()
+        return ids
 
     @property
     def cross_validated(self) -> bool:
@@ -172,9 +181,8 @@ def check_splits(experiment: Experiment, arms: Sequence[Arm]) -> None:
             f"{settings.evaluation.split} set it to null"
         )
     stages = {arm.name: arm.training for arm in arms}
-    for arm in arms:
-        if arm.taught_by is not None:
-            stages.setdefault(arm.taught_by, settings.teacher)
+    for name in teachers_of(arms, settings):
+        stages.setdefault(name, settings.teacher)
     for name, stage in stages.items():
         if experiment.cross_validated and stage.keep != "last":
             raise CorrKDError(
@@ -186,13 +194,10 @@ def check_splits(experiment: Experiment, arms: Sequence[Arm]) -> None:
     kept = np.concatenate([experiment.target.of(split, f"dataset {dataset.name}")[1] for split in both])
     for seed in settings.seeds:
         rows = seed_rows(dataset, resample, seed)[0]
-        if settings.teacher.folds is not None:
-            _teacher_folds(members[rows][kept[rows]], settings, 0)
-
-
-def _teacher_folds(members: npt.ArrayLike, settings: Settings, seed: int) -> IntArray:
-    assert settings.teacher.folds is not None
-    return group_folds(members, settings.teacher.folds, seed=seed, where="settings: teacher.folds")
+        for index, line in enumerate(settings.teacher.committee if settings.teacher.outputs is None else []):
+            if line.folds is not None:
+                where = "teacher.folds" if index == 0 else f"teacher.others.{index - 1}: folds"
+                group_folds(members[rows][kept[rows]], line.folds, seed=0, where=f"settings: {where}")
 
 
 def read(settings: DataSettings) -> MultimodalDataset:

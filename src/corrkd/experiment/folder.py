@@ -106,7 +106,13 @@ def with_whole_paths(settings: Settings) -> Settings:
     data = settings.data
     absolute = {name: value.resolve() for name, value in data if isinstance(value, Path)}
     path = str(Path(data.path).resolve()) if Path(data.path).exists() else data.path
-    return settings.model_copy(update={"data": data.model_copy(update={"path": path, **absolute})})
+    outputs = settings.teacher.outputs and settings.teacher.outputs.resolve()
+    return settings.model_copy(
+        update={
+            "data": data.model_copy(update={"path": path, **absolute}),
+            "teacher": settings.teacher.model_copy(update={"outputs": outputs}),
+        }
+    )
 
 
 def settings_of(folder: Path, *, unchanged: bool = False) -> Settings:
@@ -131,6 +137,7 @@ def write_card(folder: Path, card: Card) -> None:
         tree = read_json(path, "delete it to go on")
         with refusing(path, "damaged; delete it to go on"):
             sha256, version = str(tree["dataset"]["sha256"]), str(tree["corrkd"])
+            taught_by = str(tree.get("teacher_outputs", ""))
         if version != card.corrkd:
             raise CorrKDError(
                 f"{folder}: was begun with corrkd {version}, and this is {card.corrkd}, whose numbers may differ; choose another "
@@ -139,6 +146,10 @@ def write_card(folder: Path, card: Card) -> None:
         if sha256 != card.dataset.sha256:
             raise CorrKDError(
                 f"{folder}: the data has changed since the run began (SHA-256 was {sha256[:12]}...); start a new run"
+            )
+        if taught_by != card.teacher_outputs:
+            raise CorrKDError(
+                f"{folder}: the file of teacher.outputs has changed since the run began (SHA-256 was {taught_by[:12]}...); start a new run"
             )
         check_digest(tree, path, "delete it to go on")
     write_text(path, json_text(with_digest(card.model_dump(mode="json"))))

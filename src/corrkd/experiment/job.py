@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 
 from corrkd.csv_files import read_csv
 from corrkd.errors import CorrKDError
-from corrkd.experiment.arm import Arm, resolve
+from corrkd.experiment.arm import Arm, resolve, teachers_of
 from corrkd.experiment.budget import BudgetRule, choose_budget, read_budget, with_epochs
 from corrkd.experiment.calibrate import swept_samples
 from corrkd.experiment.experiment import Experiment
@@ -96,8 +96,8 @@ class Job:
     def needs(self) -> tuple[Key, ...]:
         """The jobs that have to be done before: the teacher's, and the one that chooses the number of epochs."""
         name, part = self.dataset.name, self.part
-        taught_by = resolve(self.arm, part.arms[self.arm], part.settings).taught_by
-        teacher = [(name, taught_by, self.seed)] if taught_by is not None and self.teachers is None else []
+        taught_by = teachers_of([resolve(self.arm, part.arms[self.arm], part.settings)], part.settings)
+        teacher = [] if self.teachers is not None else [(name, teacher, self.seed) for teacher in taught_by]
         first = part.settings.seeds[0]
         leading = [(name, self.arm, first)] if part.chooses(self.arm) and self.seed != first else []
         return (*teacher, *leading)
@@ -123,7 +123,7 @@ class Job:
 
     def teaching(self, arms: Sequence[Arm]) -> bool:
         """Return whether it trains those who teach others of the plan's arms, as resolved."""
-        return self.teachers is None and any(arm.taught_by == self.arm for arm in arms)
+        return self.teachers is None and self.arm in teachers_of(arms, self.part.settings)
 
     @property
     def progress(self) -> str | None:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from corrkd.errors import CorrKDError
-from corrkd.experiment.arm import GROUPS, STUDENT, TEACHER, WITHOUT_TEACHER, Arm, laid_over, resolve
+from corrkd.experiment.arm import GROUPS, STUDENT, TEACHER, WITHOUT_TEACHER, Arm, laid_over, resolve, teachers_of
 from corrkd.experiment.budget import BudgetRule
 from corrkd.experiment.folder import BESIDE_DATASETS
 from corrkd.experiment.settings import ArmSettings, Settings, read_yaml, settings_of_tree
@@ -109,14 +109,16 @@ def arms_of(part: DatasetPlan) -> list[Arm]:
 
 def with_teachers(arms: Mapping[str, ArmSettings], settings: Settings) -> dict[str, ArmSettings]:
     """Return the arms with those ahead of them that teach one and are not among them."""
-    taught_by = [resolve(name, changes, settings).taught_by for name, changes in arms.items()]
-    missing = [name for name in dict.fromkeys(taught_by) if name is not None and name not in arms]
-    return {**{name: ArmSettings() for name in missing}, **arms}
+    teachers = teachers_of([resolve(name, changes, settings) for name, changes in arms.items()], settings)
+    return {**{name: ArmSettings() for name in teachers if name not in arms}, **arms}
 
 
 def plan_of_run(settings: Settings) -> Plan:
-    """Return the plan of `corrkd run`: teacher, student and control on one dataset."""
-    part = DatasetPlan(settings=settings, arms=RUN_ARMS)
+    """Return the plan of `corrkd run`: teacher (but for one from outside), student and control on one dataset."""
+    arms = dict(RUN_ARMS)
+    if settings.teacher.outputs is not None:
+        del arms[TEACHER]
+    part = DatasetPlan(settings=settings, arms=arms)
     return Plan(datasets={dataset_name(settings.data): part}, jobs=settings.jobs)
 
 

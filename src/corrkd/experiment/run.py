@@ -14,7 +14,7 @@ import pandas as pd
 from corrkd.csv_files import write_csv
 from corrkd.errors import CorrKDError
 from corrkd.experiment import folder
-from corrkd.experiment.arm import resolve
+from corrkd.experiment.arm import TEACHER, resolve, teachers_of
 from corrkd.experiment.budget import read_budget
 from corrkd.experiment.card import run_card, sample_groups
 from corrkd.experiment.experiment import SYNTHETIC, Experiment, check_splits, prepare
@@ -27,7 +27,7 @@ from corrkd.experiment.references import references
 from corrkd.experiment.runner import Backend, Failure, run_jobs
 from corrkd.experiment.settings import ArmSettings, Settings, load_settings
 from corrkd.experiment.stages import check_tested, make_method, read_table, write_table
-from corrkd.experiment.teachers import placeholder_outputs
+from corrkd.experiment.teachers import others_arms, outputs_from_outside, placeholder_outputs
 from corrkd.files import FAILURES, PLAN, REPORTED, file_names, make_folder, remove_parts, write_bytes, write_text
 from corrkd.methods.base import TeacherOutputs
 from corrkd.missing.conditions import AVERAGE
@@ -199,13 +199,19 @@ def prepared(name: str, part: DatasetPlan, reporter: Reporter) -> Experiment:
     arms = arms_of(part)
     with reporter.busy(f"reading {part.settings.data.path}"):
         experiment = prepare(part.settings)
-    check_splits(experiment, arms)
+    teaching, others = [], []
+    for teacher_name in teachers_of(arms, part.settings):
+        teacher = resolve(teacher_name, part.arms.get(teacher_name, ArmSettings()), part.settings)
+        teaching.append(teacher)
+        others += others_arms(teacher, part.settings.teacher)
+    check_splits(experiment, [*arms, *others])
     samples = experiment.samples("train")
     teachers: dict[str | None, TeacherOutputs] = {}
-    for name_of_teacher in dict.fromkeys(arm.taught_by for arm in arms if arm.taught_by):
-        teacher = resolve(name_of_teacher, part.arms.get(name_of_teacher, ArmSettings()), part.settings)
-        teachers[name_of_teacher] = placeholder_outputs(make_method(teacher, experiment, 0, samples).student, samples)
-    for arm in arms:
+    if (given := outputs_from_outside(experiment)) is not None:
+        teachers[TEACHER] = given
+    for teacher in teaching:
+        teachers[teacher.name] = placeholder_outputs(make_method(teacher, experiment, 0, samples).student, samples)
+    for arm in [*arms, *others]:
         try:
             make_method(arm, experiment, 0, samples, teachers.get(arm.taught_by))
         except CorrKDError as error:
@@ -310,7 +316,10 @@ def _lasting(part: DatasetPlan) -> dict[str, Any]:
     tree = folder.with_whole_paths(part.settings).model_dump(mode="json")
     lasting = {key: tree[key] for key in ("data", "missing", "evaluation", "threads", "device", "precision")}
     lasting["budget"] = None if part.budget is None else part.budget.model_dump(mode="json")
-    return {**lasting, "teacher": {key: tree["teacher"][key] for key in ("folds", "repeats", "temperature")}}
+    return {
+        **lasting,
+        "teacher": {key: tree["teacher"][key] for key in ("folds", "repeats", "temperature", "others", "outputs")},
+    }
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

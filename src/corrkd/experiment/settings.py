@@ -10,10 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from corrkd.errors import CorrKDError
 from corrkd.experiment.choices import USUAL, MethodChoice, NetworkChoice, Tree, merged, over, tree_of
@@ -31,18 +38,50 @@ from corrkd.settings import (
 )
 
 CHOICES = (("teacher", "network"), ("student", "network"), ("student", "method"))
+Folds = Annotated[int, Field(ge=2, le=1000)]
+Repeats = Annotated[int, Field(ge=1, le=1000)]
+
+
+class OtherTeachers(TrainingSettings):
+    """Teachers of another network than the teacher's. Only what is set counts; all else is as of the teacher."""
+
+    network: NetworkChoice = Field(description="by name, with its settings")
+    folds: Folds | None = Field(None, description="as teacher.folds; default: the same")
+    repeats: Repeats = Field(1, description="as teacher.repeats; default: the same")
+
+    def over(self, training: TrainingSettings) -> TrainingSettings:
+        """Return the settings of a training with those that are set here on top. Raises ValidationError where they do not go together."""
+        fields = TrainingSettings.model_fields
+        changes = {key: getattr(self, key) for key in fields if key in self.model_fields_set}
+        return TrainingSettings.model_validate({key: getattr(training, key) for key in fields} | changes)
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_set(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if key in self.model_fields_set}
+
+
+class Line(NamedTuple):
+    """Teachers of one network: of how many folds (None: each is trained on all samples), and how often over."""
+
+    folds: int | None
+    repeats: int
+
+    @property
+    def num_teachers(self) -> int:
+        """How many there are."""
+        return self.repeats * (self.folds or 1)
 
 
 class TeacherSettings(TrainingSettings):
     """The teacher's training, and by how many teachers the student is taught."""
 
     network: NetworkChoice = Field(default_factory=NetworkChoice.default, description="by name, with its settings")
-    folds: Annotated[int, Field(ge=2, le=1000)] | None = Field(
+    folds: Folds | None = Field(
         None,
         description="out of fold: so many teachers, each trained without one fold of the people (speakers, videos, sessions) and answering "
         "for that fold alone; null: teachers trained on all, which answer for what they have learned by heart",
     )
-    repeats: Annotated[int, Field(ge=1, le=1000)] = Field(
+    repeats: Repeats = Field(
         1,
         description="how often over, from other starts and folds; responses are averaged",
     )
@@ -51,10 +90,43 @@ class TeacherSettings(TrainingSettings):
         description="by which the teachers' logits are divided; fit: by what makes the training labels most likely (out of fold)",
     )
 
+    others: Annotated[tuple[OtherTeachers, ...], Field(max_length=100)] = Field(
+        (),
+        description="teachers of other networks beside it, each {network: ..., and any key of the teacher's training, folds and repeats}; "
+        "responses are averaged over all, representations are the teacher's",
+    )
+
+    outputs: Path | None = Field(
+        None,
+        description="an .npz file with `ids`, `logits` and, where there are any, `representation` of the training samples: no teacher is "
+        "trained, students are taught by these (corrkd.experiment.teacher_file)",
+    )
+
+    @property
+    def committee(self) -> list[Line]:
+        """The teachers of each network: the teacher's, then the others' in their order."""
+        lines = [Line(self.folds, self.repeats)]
+        for other in self.others:
+            folds, repeats = (
+                getattr(other if key in other.model_fields_set else self, key) for key in ("folds", "repeats")
+            )
+            lines.append(Line(folds, repeats))
+        return lines
+
     @model_validator(mode="after")
     def _fitted_out_of_fold(self) -> TeacherSettings:
-        if self.temperature == "fit" and self.folds is None:
+        trained = self.outputs is None
+        if trained and self.temperature == "fit" and any(line.folds is None for line in self.committee):
             raise ValueError("temperature = fit needs folds: a teacher is sure of the labels that it was trained on")
+        return self
+
+    @model_validator(mode="after")
+    def _others_can_be_trained(self) -> TeacherSettings:
+        for index, other in enumerate(self.others):
+            try:
+                other.over(self)
+            except ValidationError as error:
+                raise ValueError(first_line(error, f"others.{index}")) from None
         return self
 
 

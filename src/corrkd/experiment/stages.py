@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,11 @@ class Training:
         one_process = fabric.world_size == 1 and settings.precision != "16-mixed"
         return pure and one_process and self.experiment.samples("train").resident
 
+    def alike(self, other: Training) -> bool:
+        """Whether both train one network in one way, so that they can be stacked."""
+        one, another = (replace(training.arm, name="", start="") for training in (self, other))
+        return one == another
+
     def begin(self, task: Task, fabric: Fabric) -> TrainingRun:
         """Return the training, ready to begin, whose epochs `task` follows."""
         experiment, arm = self.experiment, self.arm
@@ -143,8 +148,9 @@ def trainings(
     """Return what is trained for an arm and seed: the arm; after a teacher those who teach beside it, where `teaching`."""
     out = [Training(arm, folder, experiment, seed, taught_in)]
     if teaching:
-        others = [member for member in members(experiment.settings.teacher, arm.name) if member.name != arm.name]
-        out += [Training(member.arm(arm), folder, experiment, seed, taught_in, member) for member in others]
+        settings = experiment.settings.teacher
+        others = [member for member in members(settings, arm.name) if member.name != arm.name]
+        out += [Training(member.arm(arm, settings), folder, experiment, seed, taught_in, member) for member in others]
     return out
 
 
@@ -182,11 +188,13 @@ def train_arm(
 
 
 def train_all(trainings: Sequence[Training], fabric: Fabric, reporter: Reporter) -> None:
-    """Train those of one arm that are not done yet, several at once where the settings say so."""
+    """Train those of one arm that are not done yet, several of one network at once where the settings say so."""
     left = [training for training in trainings if not training.done]
     while left:
-        count = stack_size(left[0], fabric) if len(left) > 1 else 1
-        some, left = left[:count], left[count:]
+        alike = [training for training in left if training.alike(left[0])]
+        count = stack_size(alike[0], fabric) if len(alike) > 1 else 1
+        some = alike[:count]
+        left = alike[count:] + [training for training in left if not training.alike(alike[0])]
         seeds = ", ".join(map(str, dict.fromkeys(training.seed for training in some)))
         names = some[0].arm.name if len(some) == 1 else f"{len(some)} x {some[0].arm.name}"
         if count > 1:

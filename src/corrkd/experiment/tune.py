@@ -16,7 +16,7 @@ import yaml
 from corrkd.csv_files import write_csv
 from corrkd.errors import CorrKDError
 from corrkd.experiment import folder
-from corrkd.experiment.arm import Arm, laid_over
+from corrkd.experiment.arm import Arm, laid_over, teachers_of
 from corrkd.experiment.experiment import Experiment
 from corrkd.experiment.job import Job, arm_folder
 from corrkd.experiment.plan import DatasetPlan, Plan, arms_of, dataset_name, read_plan, with_teachers
@@ -210,7 +210,7 @@ def _study(dataset: Path, arm: Arm, fixed: ArmSettings) -> _Study:
 
 def _train_teachers(part: DatasetPlan, dataset: Path, experiment: Experiment, jobs: int, reporter: Reporter) -> None:
     """Train the teachers of all seeds, where an arm needs them. Raises CorrKDError where one fails."""
-    teachers = dict.fromkeys(arm.taught_by for arm in arms_of(part) if arm.taught_by is not None)
+    teachers = teachers_of(arms_of(part), part.settings)
     if not teachers:
         return
     taught = part.model_copy(update={"arms": with_teachers(part.arms, part.settings)})

@@ -77,8 +77,8 @@ class TeacherOutputs(NamedTuple):
     """Outputs of the frozen teachers for the N samples of the training split, complete. All losses see the same teachers.
 
     Attributes:
-        representation: (N, D). With out-of-fold teachers each sample's is by one that was not trained on it, rotated towards the axes of
-            the teacher of all samples (`corrkd.experiment.teachers.procrustes`).
+        representation: (N, D); D = 0: teachers from outside gave logits alone. With out-of-fold teachers each sample's is by one that was
+            not trained on it, rotated towards the axes of the teacher of all samples (`corrkd.experiment.teachers.procrustes`).
         logits: (N, ...), as the network's; combined from all teachers.
         answered_by: (N,) integers: which teacher `representation` is of; None: all rows are of a single teacher.
     """
@@ -156,6 +156,8 @@ class Method(nn.Module, Generic[N]):
         self.gather: Gather = gather or (lambda x: x)
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.build()
+        if self.reads_representation:  # where `build` names no loss
+            self.check_representations("a loss", "train kl, which compares responses")
 
     @classmethod
     def notes(cls, options: Any, target: Target) -> list[str]:
@@ -167,6 +169,11 @@ class Method(nn.Module, Generic[N]):
         """Outputs of the teachers for all training samples."""
         outputs = TeacherOutputs(*(getattr(self, f"teacher_{name}") for name in TeacherOutputs._fields))
         return None if outputs.representation is None else outputs
+
+    @property
+    def reads_representation(self) -> bool:
+        """Whether the losses look at the teachers' representations. A method whose losses look at logits alone overrides it."""
+        return self.needs_teacher
 
     def build(self) -> None:
         """Make what the method needs beside the student (critics, a memory). The base class needs nothing."""
@@ -227,8 +234,8 @@ class Method(nn.Module, Generic[N]):
         sides = {"student": self.student.representation_width, "teachers": self.teachers.representation.shape[1]}
         if missing := [side for side, width in sides.items() if not width]:
             raise CorrKDError(
-                f"{self.title}: {loss} compares representations, and the {' and the '.join(missing)} have none; let forward return "
-                f"(representation, logits), or {remedy}"
+                f"{self.title or type(self).__name__}: {loss} compares representations, and the {' and the '.join(missing)} have none; let "
+                f"forward return (representation, logits), give a file of outputs an array `representation`, or {remedy}"
             )
 
     def make_projector(self, loss: str, remedy: str) -> nn.Module:
@@ -253,8 +260,9 @@ class Method(nn.Module, Generic[N]):
             remedy: what the user can do instead of making the widths equal.
 
         Raises:
-            CorrKDError: the widths differ.
+            CorrKDError: the widths differ, or as `check_representations`.
         """
+        self.check_representations(loss, remedy)
         assert self.teachers is not None, "only methods with `needs_teacher` ask for it"
         student, teachers = self.student.representation_width, self.teachers.representation.shape[1]
         if student != teachers:

@@ -137,6 +137,11 @@ class CorrKD(Method[AnyNetwork]):
             return []
         return [f"RCD splits a response by class and is left out for the target `{target.name}`"]
 
+    @property
+    def reads_representation(self) -> bool:
+        """Whether SCD or CPD is in use."""
+        return bool(self.options.scd.weight or self.options.cpd.weight)
+
     def build(self) -> None:
         """Make the losses, of which RCD has parameters."""
         options: CorrKDOptions = self.options
@@ -165,6 +170,8 @@ class CorrKD(Method[AnyNetwork]):
 
     def start(self, samples: Samples) -> None:
         """Take mean and prototypes of each teacher's representations, over all samples that it answers for."""
+        if not self.reads_representation:
+            return
         assert self.teachers is not None, "checked when the method was made"
         representation, fold = self.teachers.representation, _fold(self.teachers)
         of_fold = one_hot(fold).to(representation.dtype)  # (n, F)

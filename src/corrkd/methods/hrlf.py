@@ -120,12 +120,17 @@ class HRLF(_Factorised):
         "method.hal.weight": (0.001, 0.1),
     }
 
+    @property
+    def reads_representation(self) -> bool:
+        """Whether HMI or HAL is in use."""
+        return bool(self.options.hmi.weight or self.options.hal.weight)
+
     def build(self) -> None:
         """Make the losses, of which HMI and HAL have parameters. Refuse teachers whose scales are not the student's."""
         super().build()
         options: HRLFOptions = self.options
         scales = self.student.scales
-        if options.hmi.weight or options.hal.weight:
+        if self.reads_representation:
             self.check_widths("HMI, like HAL,", "set method.hmi.weight and method.hal.weight to 0")
         self.hmi = (
             HierarchicalInformation(scales, scales, hidden=options.hmi.critic_hidden) if options.hmi.weight else None

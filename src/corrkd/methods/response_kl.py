@@ -39,6 +39,11 @@ class ResponseKL(Method[AnyNetwork]):
     needs_teacher: ClassVar[bool] = True
     search: ClassVar[Mapping[str, tuple[float, float]]] = {"method.kl.weight": (0.1, 4.0)}
 
+    @property
+    def reads_representation(self) -> bool:
+        """False: the loss compares responses."""
+        return False
+
     def losses(self, batch: TrainingBatch) -> Losses:
         """Return task and kl."""
         student, teachers = self.student_output(batch), self.teacher_output(batch)

@@ -32,6 +32,7 @@ FILES = {
     "DATASET/costs.csv": "parameters, epochs, seconds and peak memory by method and seed",
     "DATASET/groups.csv": "the group of each tested sample",
     "DATASET/seed-N/ARM/ARM.safetensors": "the trained network; its card is ARM.json",
+    "DATASET/seed-N/ARM/outputs.safetensors": "of a teacher: the teachers' outputs for the training split",
     "DATASET/seed-N/ARM/history.csv": "loss terms, validation score and learning rate by epoch, and which epoch was kept",
     "DATASET/seed-N/ARM/predictions.parquet": "every prediction with its probabilities",
     "DATASET/seed-N/ARM/representations.safetensors": "the representations that the classifier reads",

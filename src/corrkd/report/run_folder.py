@@ -143,6 +143,7 @@ class Card(_Bounded):
     Attributes:
         reference: the arm that others are compared with.
         control: the arm without distillation, if any.
+        teacher_outputs: SHA-256 of the file with the outputs of a teacher from outside; "": teachers are trained.
         projection: condition whose representations are shown.
         protocol: what was the same for every arm, a line each.
         notes: what a reader of the results has to know, a line each.
@@ -164,6 +165,7 @@ class Card(_Bounded):
     sets: SetsCard | None = None
     reference: Label
     control: Label | None = None
+    teacher_outputs: Digest = ""
     protocol: Lines = Field(default_factory=list)
     digest: Digest = ""
 

@@ -40,6 +40,8 @@ class _Gather(torch.autograd.Function):
         ctx.own = slice(start, start + len(tensor))
         # Processes can exchange equal shapes only: pad to the largest shard, cut afterwards.
         padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
+        if not padded.numel():  # nothing to exchange: no rows, or no columns
+            return tensor.new_zeros(sum(counts), *tensor.shape[1:])
         padded[: len(tensor)] = tensor
         shards = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(shards, padded)
