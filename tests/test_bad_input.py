@@ -142,7 +142,7 @@ def trained(folder: Path, **changes: Any) -> Path:
     from tests.command import ends_at
 
     out = folder / "run"
-    first = ends_at("corrkd.training.run", "save_checkpoint", 3)
+    first = ends_at("corrkd.training.checkpoint:CheckpointWriter", "write", 3)
     settings = settings_file(folder, student={"epochs": 3, "batch_size": 30}, **changes)
     assert corrkd("train", "--settings", settings, "--out", out, first=first).code == -9
     assert (out / STUDENT / "student.ckpt").exists()

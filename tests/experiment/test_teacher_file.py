@@ -192,8 +192,10 @@ def test_a_function_is_asked_once_about_all_training_samples(tmp_path: Path) -> 
     experiment = prepare(settings(tmp_path, teacher={"outputs": path}))
     made = answers(experiment, experiment.samples("train"), 0, tmp_path)
     assert made.logits[:, 0].tolist() == list(range(30))
-    ask_teacher(lambda ids: (np.zeros((len(ids), 3)), np.ones((len(ids), 2))), settings(tmp_path), path)
-    assert read_teacher_file(path).representation is not None
+    ask_teacher(lambda ids: (np.ones((len(ids), 2)), np.zeros((len(ids), 3))), settings(tmp_path), path)
+    kept = read_teacher_file(path).representation
+    assert kept is not None
+    assert kept.shape == (30, 2)
     with pytest.raises(CorrKDError, match="logits: expected numbers of 30 samples"):
         ask_teacher(lambda ids: np.zeros((3, 3)), settings(tmp_path), path)
 

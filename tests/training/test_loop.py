@@ -87,7 +87,7 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_generator_alone
 def test_an_interrupted_training_goes_on_to_the_same_bits(
     tmp_path: Path, stopped: int, average: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("corrkd.training.checkpoint.SHARE", math.inf)  # each epoch is written
+    monkeypatch.setattr("corrkd.training.run.SHARE", math.inf)  # each epoch is written
     samples = make_samples(make_dataset())
     stage = STAGE.model_copy(update={"average": average})
     whole = fit(corrkd(samples), samples, stage)

@@ -9,7 +9,7 @@ from corrkd.experiment.stages import MOST_STACKED, fitting
 from corrkd.settings import TrainingSettings
 from corrkd.training.memory import bytes_of_run
 from corrkd.training.run import TrainingRun
-from tests.training.test_stacked import make_method, split
+from tests.training.test_stacked import MENDED, make_method, split
 
 
 def run_of(batch_size: int) -> TrainingRun:
@@ -30,6 +30,16 @@ def test_what_a_training_takes_grows_with_its_batch() -> None:
     samples = split("classes")
     frames = [exists.shape[1] for exists in samples.exists.values()]
     assert of_a_sample >= 2 * 8 * sum(2 * t * t + 8 * t for t in frames)
+
+
+@pytest.mark.parametrize(("name", "options"), [("corrkd", MENDED), ("self-mm", None)])
+def test_what_a_method_makes_of_the_whole_split_is_counted(name: str, options: dict[str, object] | None) -> None:
+    samples = split("classes")
+    method = make_method(name, samples, 0, options)
+    settings = TrainingSettings(epochs=1, batch_size=8)
+    run = TrainingRun(method=method, samples=samples, settings=settings, validate=lambda _: 0.0, seed=0)
+    before = sum(x.numel() * x.element_size() for x in method.buffers())
+    assert bytes_of_run(run) > sum(x.numel() * x.element_size() for x in method.buffers()) > before
 
 
 def test_measuring_changes_nothing_of_the_training() -> None:

@@ -239,6 +239,17 @@ def test_recorded_steps_of_unequal_parts_follow_their_schedules() -> None:
             assert torch.allclose(one.state[key], value, rtol=0, atol=1e-7), key  # rates rounded to float32
 
 
+def test_what_a_method_remembers_is_kept_where_others_have_ended() -> None:
+    """Self-MM's labels and memory go on to change in the runs that are left."""
+    samples = split("classes")
+    settings = SETTINGS.model_copy(update={"epochs": 6, "patience": 2})
+    together, alone = together_and_alone(
+        lambda seed: make_method("self-mm", samples, seed), lambda seed: samples, settings
+    )
+    assert_equal(together, alone)
+    assert len({len(one.history) for one in together}) == 3
+
+
 class StoppedError(Exception):
     pass
 

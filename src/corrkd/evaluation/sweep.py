@@ -77,7 +77,8 @@ def sweep_together(
         conditions: what is missing.
         masks: a source of masks to replay; default: the conditions' own.
         mask_seed: of masks and noise; the default is the one of every run.
-        batch_size: changes nothing but memory and, in the last bits, rounding. Conversations are kept whole for a network that reads them.
+        batch_size: samples that go through networks at once, those of all networks counted. It changes nothing but memory and, in the last
+            bits, rounding. Conversations are kept whole for a network that reads them.
         keep_representations: names of conditions whose H is kept (its first draw).
         on_batch: called with the number of samples done.
     """
@@ -93,7 +94,7 @@ def sweep_together(
     runs = [(condition, draw) for condition in conditions for draw in range(condition.draws)]
     collected = [_Collected() for _ in runs]
     missing: dict[str, Tensor] = {}
-    for batch in samples.batches(batch_size, conversations=network.reads_conversations):
+    for batch in samples.batches(max(1, batch_size // len(networks)), conversations=network.reads_conversations):
         network.check_memory({m: x.shape[1] for m, x in batch.exists.items()}, len(batch) * len(networks))
         complete = batch.complete()
         present: dict[str, Tensor] = {}

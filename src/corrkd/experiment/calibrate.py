@@ -89,21 +89,23 @@ def calibrate(swept: Swept, experiment: Experiment, samples: Mapping[str, Sample
     }
 
 
-def found_out(experiment: Experiment, table: pd.DataFrame, known: Mapping[str, Calibration], samples: int) -> Evaluated:
+def found_out(
+    experiment: Experiment, table: pd.DataFrame, calibrations: Mapping[str, Calibration], samples: int
+) -> Evaluated:
     """What a model's card tells of its evaluation: each condition's calibration, and its metrics averaged over draws."""
     kept = [*METRICS, *(m for m in experiment.target.tabled_metrics if m not in METRICS)]
     inside = table[table["metric"].isin(kept)]
     means = inside.groupby(["condition", "metric"])["value"].agg(lambda values: values.mean(skipna=False))
     conditions = []
     for c in experiment.conditions():
-        own = known.get(c.name, Calibration())
-        bounded = own.threshold is not None and math.isfinite(own.threshold)
+        calibration = calibrations.get(c.name, Calibration())
+        bounded = calibration.threshold is not None and math.isfinite(calibration.threshold)
         values = {m: float(means[c.name, m]) for m in kept if (c.name, m) in means.index}
         conditions.append(
             EvaluatedCondition.of(
                 c,
-                temperature=own.temperature,
-                threshold=own.threshold if bounded else None,
+                temperature=calibration.temperature,
+                threshold=calibration.threshold if bounded else None,
                 measured={m: value for m, value in values.items() if math.isfinite(value)},
             )
         )

@@ -25,13 +25,14 @@ from corrkd.experiment.experiment import Experiment, prepare
 from corrkd.experiment.processes import make_fabric
 from corrkd.experiment.progress import Reporter, Task
 from corrkd.experiment.settings import Settings, load_settings
+from corrkd.experiment.stages import check_tokens
 from corrkd.experiment.teachers import (
     Member,
     ensemble,
     members,
     placeholder_outputs,
-    procrustes,
     rows_of,
+    turned_towards,
 )
 from corrkd.methods.base import AnyMethod, TeacherOutputs
 from corrkd.methods.registry import method_class
@@ -113,7 +114,7 @@ def distil(
     trained = _train(method, samples, experiment, fabric, seed, complete=False, reporter=reporter, title="student")
     method.student.load_state_dict(trained.state)
     saved = SavedNetwork(
-        network=method.student.cpu().eval(),
+        network=method.student.cpu().float().eval(),
         normalisation=experiment.normalisation,
         target=experiment.target,
         frames=experiment.frames,
@@ -146,7 +147,7 @@ def _seeded(seed: int, role: str) -> Iterator[None]:
 
 
 def _made(given: nn.Module | str, experiment: Experiment, role: str, seed: int) -> AnyNetwork:
-    """A network for the experiment's samples, on its own."""
+    """A network for the experiment's samples."""
     with _seeded(seed, role):
         return _network(given, experiment)
 
@@ -157,7 +158,10 @@ def _network(given: nn.Module | str, experiment: Experiment) -> AnyNetwork:
     if isinstance(given, str):
         kind, preset = network_class(given), experiment.settings.student.network
         options = preset.options if preset.name == given else kind.settings_type()
+        check_tokens(experiment, kind, given)
         network = build_network(experiment.target, samples.widths, experiment.frames, options, kind)
+        if getattr(options, "fill", None) == "mean":
+            network.set_fill(samples.mean_frames())
     elif isinstance(given, Network):
         network = given
     else:
@@ -192,22 +196,23 @@ def _answers_of_all(
     `first`: from `_placeholder`, the answers of a first teacher that is not trained here.
     """
     samples = experiment.samples("train")
-    every = []
+    every: list[TeacherOutputs] = []
+    logits: list[Tensor] = []
     for index, teacher in enumerate(teachers):
         if isinstance(teacher, nn.Module | str):
-            every.append(_trained_answers(teacher, index, experiment, fabric, seed, reporter))
+            outputs, of_repeats = _trained_answers(teacher, index, experiment, fabric, seed, reporter)
         else:
-            every.append(first if index == 0 else _given_answers(teacher, samples, f"teachers[{index}]"))
-    if len(every) == 1:
-        return every[0]
-    temperature = experiment.settings.teacher.temperature
-    return every[0]._replace(logits=ensemble([outputs.logits for outputs in every], temperature, samples))
+            outputs = first if index == 0 else _given_answers(teacher, samples, f"teachers[{index}]")
+            of_repeats = [outputs.logits]
+        every.append(outputs)
+        logits += of_repeats
+    return every[0]._replace(logits=ensemble(logits, experiment.settings.teacher.temperature, samples))
 
 
 def _trained_answers(
     teacher: nn.Module | str, index: int, experiment: Experiment, fabric: Fabric, seed: int, reporter: Reporter
-) -> TeacherOutputs:
-    """The answers of copies of a teacher, trained out of fold where the settings ask for it."""
+) -> tuple[TeacherOutputs, list[Tensor]]:
+    """The answers of a teacher's copies, trained out of fold where the settings ask for it, and the logits of each repeat."""
     settings, samples = experiment.settings.teacher, experiment.samples("train")
 
     def outputs_of(member: Member, rows: Samples) -> TeacherOutputs:
@@ -216,15 +221,16 @@ def _trained_answers(
         network = _made(given, experiment, name, seed)
         method = method_class(WITHOUT_TEACHER)(network)
         title = f"teacher {index + 1}, {member.name}"
-        trained = _train(method, rows, experiment, fabric, seed, complete=True, reporter=reporter, title=title)
+        # Copies of a module begin with the same parameters, so that their orders and dropout have to differ.
+        of_member = seed if isinstance(teacher, str) else derived_seed(seed, "teacher", name)
+        trained = _train(method, rows, experiment, fabric, of_member, complete=True, reporter=reporter, title=title)
         network.load_state_dict(trained.state)
         return teacher_outputs(network.to(experiment.device), samples)
 
     if settings.folds is None:
         repeats = [outputs_of(member, samples) for member in members(settings)]
-        together = ensemble([outputs.logits for outputs in repeats], settings.temperature, samples)
-        return repeats[0]._replace(logits=together)
-    whole = outputs_of(Member(0), samples)
+        return repeats[0], [outputs.logits for outputs in repeats]
+    whole, scales = outputs_of(Member(0), samples), _made(copy.deepcopy(teacher), experiment, TEACHER, seed).scales
     representation, fold_of = torch.empty_like(whole.representation), torch.empty_like(samples.keys)
     logits = [torch.empty_like(whole.logits) for _ in range(settings.repeats)]
     for member in members(settings):
@@ -232,12 +238,10 @@ def _trained_answers(
         outputs = outputs_of(member, samples.subset(rows))
         logits[member.repeat][held_out] = outputs.logits[held_out]
         if member.repeat == 0:
-            turned = outputs.representation
-            if turned.shape[1]:
-                turned = turned @ procrustes(turned[rows], whole.representation[rows])
+            turned = turned_towards(whole.representation, outputs.representation, rows, scales)
             representation[held_out] = turned[held_out]
             fold_of[held_out] = member.fold or 0
-    return TeacherOutputs(representation, ensemble(logits, settings.temperature, samples), fold_of)
+    return TeacherOutputs(representation, logits[0], fold_of), logits
 
 
 def _given_answers(answers: Any, samples: Samples, where: str) -> TeacherOutputs:

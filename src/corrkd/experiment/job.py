@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -173,19 +173,26 @@ def carry_out_together(jobs: Sequence[Job], experiment: Experiment, reporter: Re
     settings = left[0].part.settings
     torch.set_num_threads(settings.threads)
     fabric = make_fabric(settings)
-    if stack_size(left[0].trainings(experiment)[0], fabric) == 1:
-        return
-    every = [training for job in left for training in job.trainings(experiment)]
-    for training in every:
-        make_folder(training.folder)
     resumed = {job: job.interrupted for job in left}
     keep_freed_memory()
     reset_peak_memory(fabric.device)
-    with suppress(Exception):
+    try:
+        count = stack_size(left[0].trainings(experiment)[0], fabric)
+        if count == 1:
+            return
+        every = [training for job in left for training in job.trainings(experiment)]
+        for training in every:
+            make_folder(training.folder)
         train_all(every, fabric, reporter)
         for job in left:
             _train(job, experiment, fabric, reporter, resumed=resumed[job])
-        _test([job for job in left if job.evaluate], experiment, reporter)
+        tested = [job for job in left if job.evaluate]
+        for first in range(0, len(tested), count):
+            _test(tested[first : first + count], experiment, reporter)
+    except Exception as error:  # whatever a method does, each is tried alone
+        reporter.say(
+            f"{left[0].arm}: not at once, but one by one: {' '.join(str(error).split()) or type(error).__name__}"
+        )
 
 
 def carry_out(job: Job, experiment: Experiment, reporter: Reporter) -> None:

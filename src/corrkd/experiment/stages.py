@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ from corrkd.files import make_folder, write_bytes, write_text, write_with
 from corrkd.memory import free_memory
 from corrkd.methods.base import AnyMethod, TeacherOutputs
 from corrkd.missing.conditions import COMPLETE, condition, missing_subsets
+from corrkd.networks.base import AnyNetwork
 from corrkd.networks.saved import (
     SavedNetwork,
     add_evaluated,
@@ -195,25 +197,30 @@ def train_all(trainings: Sequence[Training], fabric: Fabric, reporter: Reporter)
         count = stack_size(alike[0], fabric) if len(alike) > 1 else 1
         some = alike[:count]
         left = alike[count:] + [training for training in left if not training.alike(alike[0])]
-        seeds = ", ".join(map(str, dict.fromkeys(training.seed for training in some)))
-        names = some[0].arm.name if len(some) == 1 else f"{len(some)} x {some[0].arm.name}"
-        if count > 1:
-            reporter.say(f"{some[0].arm.name}: {len(some)} trainings at once on {device_name(fabric.device)}")
-        began = time.monotonic()
-        epochs = sum(training.arm.training.epochs for training in some)
-        with reporter.task(f"seed {seeds}  {names}", epochs) as task:
-            runs = [training.begin(task, fabric) for training in some]
-            if _one_pass(some, fabric) and all(run.method.stacks(run.batch_size) for run in runs):
-                trained = train_together(runs, fabric=fabric, compiled=some[0].experiment.settings.compile)
-            else:
-                trained = [train_run(run, fabric) for run in runs]
-        if fabric.is_global_zero:
-            seconds = (time.monotonic() - began) / len(some)
-            for training, run, result in zip(some, runs, trained, strict=True):
-                if isinstance(run.on_epoch, _Watch):
-                    run.on_epoch.close(result.history)
-                training.write(run, result, seconds)
+        _train_some(some, fabric, reporter)
         fabric.barrier()
+
+
+def _train_some(some: Sequence[Training], fabric: Fabric, reporter: Reporter) -> None:
+    """Train them, in one pass where they can be, and write their models."""
+    seeds = ", ".join(map(str, dict.fromkeys(training.seed for training in some)))
+    names = some[0].arm.name if len(some) == 1 else f"{len(some)} x {some[0].arm.name}"
+    if len(some) > 1:
+        reporter.say(f"{some[0].arm.name}: {len(some)} trainings at once on {device_name(fabric.device)}")
+    began = time.monotonic()
+    epochs = sum(training.arm.training.epochs for training in some)
+    with reporter.task(f"seed {seeds}  {names}", epochs) as task:
+        runs = [replace(training.begin(task, fabric), together=len(some)) for training in some]
+        if _one_pass(some, fabric) and all(run.method.stacks(run.batch_size) for run in runs):
+            trained = train_together(runs, fabric=fabric, compiled=some[0].experiment.settings.compile)
+        else:
+            trained = [train_run(run, fabric) for run in runs]
+    if fabric.is_global_zero:
+        seconds = (time.monotonic() - began) / len(some)
+        for training, run, result in zip(some, runs, trained, strict=True):
+            if isinstance(run.on_epoch, _Watch):
+                run.on_epoch.close(result.history)
+            training.write(run, result, seconds)
 
 
 def stack_size(training: Training, fabric: Fabric) -> int:
@@ -225,6 +232,7 @@ def stack_size(training: Training, fabric: Fabric) -> int:
         return asked
     run = training.begin(Task(), fabric)
     run.method.to(fabric.device)
+    gc.collect()  # graphs and parameters of trainings that have ended
     return fitting(bytes_of_run(run), free_memory(fabric.device))
 
 
@@ -252,12 +260,7 @@ def make_method(
     Raises:
         CorrKDError: it cannot be made for these modalities, or the language is ids of tokens and its network does not read them.
     """
-    tokens = [m for m in experiment.dataset.tokens if m in experiment.dataset.modalities]
-    if tokens and not arm.network.class_.reads_tokens:
-        raise CorrKDError(
-            f"arm {arm.name}: modality {tokens[0]} holds ids of tokens, which network {arm.network.name!r} would read as measurements; "
-            "put the network bert before it, or set data.tokens to false"
-        )
+    check_tokens(experiment, arm.network.class_, f"arm {arm.name}")
     weights = None
     if arm.training.class_weights == "balanced":
         weights = experiment.target.balanced_class_weights(samples.targets)
@@ -270,6 +273,16 @@ def make_method(
             network.set_fill(samples.mean_frames())
         method = arm.method.class_(network, arm.method.options, teachers=teachers, class_weights=weights, gather=gather)
     return method.to(experiment.dtype)
+
+
+def check_tokens(experiment: Experiment, network: type[AnyNetwork], where: str) -> None:
+    """Raise CorrKDError where a modality is ids of tokens and the network does not read them; `where` opens the line."""
+    tokens = [m for m in experiment.dataset.tokens if m in experiment.dataset.modalities]
+    if tokens and not network.reads_tokens:
+        raise CorrKDError(
+            f"{where}: modality {tokens[0]} holds ids of tokens, which network {network.name!r} would read as measurements; "
+            "put the network bert before it, or set data.tokens to false"
+        )
 
 
 def _validation(arm: Arm, experiment: Experiment, valid: Samples) -> Validation:

@@ -24,7 +24,7 @@ from corrkd.parsing import quoted, repeated
 
 Array = npt.NDArray[Any]
 AskedTeacher = Callable[[Sequence[str]], Any]
-"""From the ids of N samples to their logits, (N, *response_shape), or to a pair of logits and representations, (N, D)."""
+"""From the ids of N samples to their logits, (N, *response_shape), or to a pair of representations, (N, D), and logits."""
 
 IDS, LOGITS, REPRESENTATION = "ids", "logits", "representation"
 MOST_NAMED = 5  # ids in an error
@@ -136,8 +136,8 @@ def ask_teacher(teacher: AskedTeacher, settings: Settings, path: str | Path) -> 
     """
     unset = settings.teacher.model_copy(update={"outputs": None})
     ids = prepare(settings.model_copy(update={"teacher": unset})).training_ids()
-    said = teacher(ids)
-    logits, representation = said if isinstance(said, tuple) else (said, None)
+    outputs = teacher(ids)
+    representation, logits = outputs if isinstance(outputs, tuple) else (None, outputs)
     write_teacher_file(Path(path), ids, logits, representation)
     return Path(path)
 

@@ -202,7 +202,7 @@ def _teacher_outputs(
 ) -> TeacherOutputs:
     """Outputs of the teachers of a repeat; those of folds with representations in the space of the teacher of all samples."""
     network = _network(of_repeat[0].teacher, experiment, folder)
-    scales, whole = list(network.scales), teacher_outputs(network, samples)
+    scales, whole = network.scales, teacher_outputs(network, samples)
     if of_repeat[0].fold is None:
         return whole
     answered = TeacherOutputs(
@@ -212,9 +212,8 @@ def _teacher_outputs(
     for member in of_repeat:
         trained, held_out = rows_of(member, experiment, samples, seed)
         output = teacher_outputs(_network(member.name, experiment, folder), samples)
-        parts = zip(output.representation.split(scales, 1), whole.representation.split(scales, 1), strict=True)
-        rotated = [part[held_out] @ procrustes(part[trained], target[trained]) for part, target in parts]
-        answered.representation[held_out] = torch.cat(rotated, 1)
+        rotated = turned_towards(whole.representation, output.representation, trained, scales)
+        answered.representation[held_out] = rotated[held_out]
         answered.logits[held_out] = output.logits[held_out]
         answered.answered_by[held_out] = member.fold or 0
     return answered
@@ -234,6 +233,21 @@ def placeholder_outputs(teacher: AnyNetwork, samples: Samples) -> TeacherOutputs
     """Return zeros in the shapes of a teacher's outputs: with them a method can be made, and refused, before anything is trained."""
     representation = torch.zeros(len(samples), teacher.representation_width, device=samples.device)
     return TeacherOutputs(representation, representation.new_zeros(len(samples), *samples.target.response_shape))
+
+
+def turned_towards(target: Tensor, source: Tensor, rows: Tensor, scales: Sequence[int]) -> Tensor:
+    """Return one teacher's representations rotated towards another's, each scale by itself.
+
+    Args:
+        target: (n, D).
+        source: (n, D).
+        rows: of the samples from which the rotation is computed.
+        scales: widths of the parts, D together.
+    """
+    if not source.shape[1]:
+        return source
+    parts = zip(source.split(list(scales), 1), target.split(list(scales), 1), strict=True)
+    return torch.cat([part @ procrustes(part[rows], towards[rows]) for part, towards in parts], 1)
 
 
 def procrustes(source: Tensor, target: Tensor) -> Tensor:

@@ -77,9 +77,9 @@ def factorisation_reconstruction(
         count = encoded.shape[1]
         same = torch.eye(count, dtype=torch.bool, device=encoded.device)
         of_vectors = _errors(decoded, encoded, reduction)
-        own = of_vectors.masked_fill(~same, 0.0).sum() / count
+        itself = of_vectors.masked_fill(~same, 0.0).sum() / count
         cross = of_vectors.masked_fill(same, 0.0).sum() / max(count * (count - 1), 1)
-        return own + cross + _errors(recovered, relevant, reduction).mean()
+        return itself + cross + _errors(recovered, relevant, reduction).mean()
 
 
 def _errors(of_pair: Tensor, of_modality: Tensor, reduction: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""One network, or several of one structure at once, behind one face: what they answer has a first axis of networks, (S, ...)."""
+"""One network, or several of one structure at once, behind one interface: their outputs have a first axis of networks, (S, ...)."""
 
 from __future__ import annotations
 

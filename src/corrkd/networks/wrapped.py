@@ -18,7 +18,7 @@ from corrkd.targets.base import Target
 
 
 class WrappedSettings(Strict):
-    """Nothing: the module has its structure already."""
+    """No options: the module already has its structure."""
 
 
 class WrappedNetwork(Network[WrappedSettings]):

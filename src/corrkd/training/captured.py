@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -12,7 +13,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from corrkd.errors import CorrKDError
 
 Outputs = Mapping[str, Tensor]
-COMPILER_FAILED = torch._dynamo.exc.BackendCompilerFailed
+COMPILER_FAILED = (
+    torch._dynamo.exc.BackendCompilerFailed,
+    torch._dynamo.exc.ShortenTraceback,  # of a missing Triton, or a GPU that is too old for it
+)
 
 
 class Graph(Protocol):
@@ -37,8 +41,13 @@ class CudaGraph:
 
     def record(self, work: Callable[[], Outputs]) -> Outputs:
         """Record the work's kernels."""
-        with torch.cuda.graph(self._graph, pool=self._pool):
-            return work()
+        gc.collect()  # destroying an older graph in the midst of a capture would break it
+        gc.disable()
+        try:
+            with torch.cuda.graph(self._graph, pool=self._pool):
+                return work()
+        finally:
+            gc.enable()
 
     def replay(self) -> None:
         """Launch them all at once."""
@@ -81,8 +90,7 @@ class Captured:
 class Compiled:
     """A function of tensors and containers of them, compiled for the shapes of its first call; with others it runs as it is.
 
-    It is traced down to torch's own operations first: what those were called by (transforms, contexts) need not be understood by the
-    compiler.
+    It is traced down to torch's own operations first, so that the compiler need not understand the transforms around them.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -108,5 +116,5 @@ class Compiled:
         except COMPILER_FAILED as error:
             reason = str(error).strip().splitlines()[0]
             raise CorrKDError(
-                f"compile: torch.compile failed ({reason}); install a C++ compiler or set compile: false"
+                f"compile: torch.compile failed ({reason}); install a C++ compiler (on a GPU: Triton) or set compile: false"
             ) from None

@@ -22,11 +22,13 @@ SHARE = 0.05  # of a training's time may go into its checkpoints, so that short 
 class CheckpointWriter:
     """Writes the checkpoints of a training: after each epoch, but for epochs that are much shorter than the writing.
 
+    `share`: of the time that the writing may take.
+
     An epoch that is not written is trained again after a stop, and comes to the same numbers.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, share: float = SHARE) -> None:
+        self._path, self._share = path, share
         self._next = 0.0
 
     def write(self, state: Callable[[], dict[str, Any]]) -> None:
@@ -36,7 +38,7 @@ class CheckpointWriter:
             return
         save_checkpoint(self._path, state())
         ended = time.monotonic()
-        self._next = ended + (ended - began) / SHARE
+        self._next = ended + (ended - began) / self._share
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

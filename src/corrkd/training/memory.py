@@ -21,8 +21,9 @@ def bytes_of_run(run: TrainingRun) -> int:
     """Return about how many bytes a training takes on its device beside the samples, which all share.
 
     Args:
-        run: whose method is on the device of its samples. A batch goes through its losses; nothing of the run changes.
+        run: whose method is on the device of its samples. The method is started, and a batch goes through its losses.
     """
+    run.method.start(run.samples)
     parameters = sum(p.numel() * p.element_size() for p in run.method.parameters())
     buffers = sum(b.numel() * b.element_size() for b in run.method.buffers())
     frames = sum(exists.numel() for exists in run.samples.exists.values())

@@ -20,7 +20,7 @@ from corrkd.networks.base import AnyNetwork
 from corrkd.networks.draws import step_keys
 from corrkd.settings import MissingSettings, TrainingSettings
 from corrkd.training.average import RunningAverage
-from corrkd.training.checkpoint import CheckpointWriter, load_checkpoint
+from corrkd.training.checkpoint import SHARE, CheckpointWriter, load_checkpoint
 from corrkd.training.seeds import derived_seed
 from corrkd.training.step import make_optimizer, rate_schedule
 
@@ -101,6 +101,7 @@ class TrainingRun:
         missing: modality random missing; None: samples as they are.
         checkpoint: where the state after each epoch goes, and from where an interrupted training goes on to the same bits.
         on_epoch: called with each epoch's record, on the first process.
+        together: how many trainings go on at once, whose checkpoints share what time they may take.
     """
 
     method: AnyMethod
@@ -111,6 +112,7 @@ class TrainingRun:
     missing: MissingSettings | None = None
     checkpoint: Path | None = None
     on_epoch: Callable[[Record], None] | None = None
+    together: int = 1
 
     def begin(self, *, fused: bool = True, captured: bool = False) -> None:
         """Make the method ready, and its optimiser.
@@ -129,7 +131,7 @@ class TrainingRun:
         self.optimizer = make_optimizer(self.method, self.settings, fused=fused, captured=captured)
 
     def resume(self, device: torch.device) -> None:
-        """Lay the schedule over all steps, and take up the checkpoint, where there is one. Raises CorrKDError where it does not fit."""
+        """Make the schedule, and load the checkpoint, where there is one. Raises CorrKDError where it does not fit."""
         steps = sum(len(self._batches(epoch)) for epoch in range(1, self.settings.epochs + 1))
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate_schedule(self.settings, steps))
         self.average = RunningAverage(self.method.student, self.settings.average)
@@ -208,7 +210,7 @@ class TrainingRun:
 
     @cached_property
     def _writer(self) -> CheckpointWriter | None:
-        return None if self.checkpoint is None else CheckpointWriter(self.checkpoint)
+        return None if self.checkpoint is None else CheckpointWriter(self.checkpoint, SHARE / self.together)
 
     def _state(self) -> dict[str, Any]:
         parts = {name: part.state_dict() for name, part in self._parts.items()}
@@ -239,7 +241,10 @@ class TrainingRun:
             raise CorrKDError(
                 f"{self.checkpoint}: the checkpoint is of another network or version ({reason}); delete it to train anew"
             ) from None
-        if self.captured:  # the checkpoint may be of a training that was not
-            for group in self.optimizer.param_groups:
-                group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=self.samples.device)
+        for (
+            group
+        ) in self.optimizer.param_groups:  # the checkpoint may be of another device, where steps were captured or not
+            group |= {key: self.optimizer.defaults[key] for key in ("capturable", "fused")}
+            lr = float(group["lr"])
+            group["lr"] = torch.tensor(lr, device=self.samples.device) if self.captured else lr
         self.progress = progress

@@ -4,7 +4,7 @@ others but for rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from functools import partial
 from itertools import zip_longest
@@ -41,7 +41,7 @@ class StackedBatch(NamedTuple):
     keys: Tensor
 
     def tensors(self) -> list[Tensor]:
-        """Return all tensors, in an order of their own."""
+        """Return all tensors, in a fixed order."""
         return [
             *(x for by_modality in self.inputs for x in by_modality.values()),
             self.targets,
@@ -99,6 +99,7 @@ def train_together(
                 steps.take({run: epochs[run] for run in group}, step)
         for (run, epoch), score in zip(epochs.items(), _scores(under_way), strict=True):
             run.end_epoch(epoch, score)
+        steps.forget({index for index, run in enumerate(runs) if run.ended})
     return [run.trained() for run in runs]
 
 
@@ -139,6 +140,12 @@ class _Steps:
             losses = captured(batch.tensors())
         for position, (run, epoch) in enumerate(epochs.items()):
             run.after_step(epoch, step, {name: values[position] for name, values in losses.items()})
+
+    def forget(self, ended: Set[int]) -> None:
+        """Give up the graphs of runs that have ended, and the memory that they hold."""
+        self._captured = {
+            indices: captured for indices, captured in self._captured.items() if ended.isdisjoint(indices)
+        }
 
     def _update(self, indices: Sequence[int], batch: StackedBatch) -> Mapping[str, Tensor]:
         """Nothing but work on tensors: it may be recorded."""
@@ -188,6 +195,7 @@ class Stack:
         self.buffers = {
             name: torch.stack([m.get_buffer(name) for m in self.methods]) for name, _ in self.base.named_buffers()
         }
+        self.remembered = self.buffers.keys() & self.base.state_dict().keys()
         self.used: set[str] = set()
         self.chosen: dict[tuple[int, ...], Tensor | None] = {}
         differentiate = vmap(grad_and_value(self._loss, has_aux=True))
@@ -224,13 +232,17 @@ class Stack:
         """
         chosen = self.chosen[tuple(indices)]
 
-        def of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        def chosen_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return dict(tensors) if chosen is None else {name: x[chosen] for name, x in tensors.items()}
 
-        trained = {name: x for name, x in of(self.parameters).items() if name in self.used}
-        frozen = {name: x for name, x in of(self.parameters).items() if name not in self.used} | of(self.buffers)
+        parameters = chosen_of(self.parameters)
+        trained = {name: x for name, x in parameters.items() if name in self.used}
+        frozen = {name: x for name, x in parameters.items() if name not in self.used} | chosen_of(self.buffers)
         inputs, targets, context, keys = batch
         gradients, (total, losses) = self.differentiate(trained, frozen, tuple(inputs), targets, tuple(context), keys)
+        if chosen is not None:  # what a method remembers was changed in copies
+            for name in self.remembered:
+                self.buffers[name].index_copy_(0, chosen, frozen[name])
         seen: set[int] = set()
         for name, gradient in gradients.items():
             # Fused optimisers take a gradient's numbers in the order of the parameter's, whatever its strides; and what two parameters

@@ -67,9 +67,9 @@ def make_optimizer(
     parameters = list(method.parameters())
     device = parameters[0].device
     lr = torch.tensor(settings.lr, device=device) if captured else settings.lr
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+    optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
     capturable = captured and device.type == "cuda"  # elsewhere nothing is captured but in tests
-    return kind(parameters, lr=lr, weight_decay=settings.weight_decay, fused=fused, capturable=capturable)
+    return optimizer_class(parameters, lr=lr, weight_decay=settings.weight_decay, fused=fused, capturable=capturable)
 
 
 def rate_schedule(settings: TrainingSettings, steps: int) -> Callable[[int], float]:
