@@ -116,7 +116,7 @@ WITH_CATEGORIES = pytest.mark.parametrize(
     [
         (name, options, target)
         for target in ("score", "questions")
-        for name, options in (("corrkd", MENDED), ("dmd", None), ("self-mm", None))
+        for name, options in (("corrkd", MENDED), ("self-mm", None))
     ],
 )
 
