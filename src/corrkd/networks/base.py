@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
+import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
@@ -145,6 +146,43 @@ class Network(nn.Module, Generic[S]):
     def longest(self, frames: Mapping[str, int]) -> dict[str, int]:
         """Most frames that can be read, by modality, of a network built for `frames`; a modality without a bound is left out."""
         return {}
+
+
+class SideBySide(Network[S]):
+    """A network whose representation is one vector per modality side by side, each of its modality alone, with layers on top.
+
+    A subclass makes its modules in `build`, `make_classifier` last, and defines `encode`. Its settings have `width`, `classifier` and
+    `dropout`.
+    """
+
+    modality_wise = True
+
+    def make_classifier(self) -> None:
+        """Make the layers on top."""
+        settings: Any = self.settings
+        self.dropout = Dropout(settings.dropout)
+        self.classifier = fully_connected(
+            [self.representation_width, *settings.classifier, self.target.num_logits], settings.dropout
+        )
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The representation is the modalities' vectors side by side."""
+        settings: Any = self.settings
+        return dict.fromkeys(self.modalities, settings.width)
+
+    def forward(self, inputs: Inputs) -> Output:
+        """All modalities at once: the representation is (N, M x width)."""
+        representation = torch.cat([self.encode(m, inputs) for m in self.modalities], 1)
+        return Output(representation, self.classify(representation))
+
+    def encode(self, modality: str, inputs: Inputs) -> Tensor:
+        """Return the modality's vector, (N, width). It depends on no other, so an evaluation computes it once for many subsets."""
+        raise NotImplementedError
+
+    def classify(self, representation: Tensor) -> Tensor:
+        """(N, M x width) -> logits in the target's shape."""
+        return self.target.shape_logits(self.classifier(self.dropout(representation)))
 
 
 AnyNetwork = Network[Any]

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from corrkd.data.inputs import Inputs
-from corrkd.networks.base import Network, Output, fully_connected
-from corrkd.networks.encoder import Dropout, pool
+from corrkd.networks.base import SideBySide
+from corrkd.networks.encoder import pool
 from corrkd.networks.recurrent import FrameGRU, last_state
 from corrkd.settings import Strict, Width
 
@@ -30,7 +29,7 @@ class GRUSettings(Strict):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="before each layer of the classifier")
 
 
-class GRUNetwork(Network[GRUSettings]):
+class GRUNetwork(SideBySide[GRUSettings]):
     """The states of a GRU for each modality, summarised; the vectors side by side through the classifier.
 
     A missing frame between visible ones is read as zeros. A modality of which nothing is visible has zeros for its vector.
@@ -38,27 +37,13 @@ class GRUNetwork(Network[GRUSettings]):
 
     name = "gru"
     stackable = True
-    modality_wise = True
     settings_type = GRUSettings
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
         """The modules."""
         settings = self.settings
         self.encoders = nn.ModuleList(FrameGRU(widths[m], settings.width) for m in self.modalities)
-        self.dropout = Dropout(settings.dropout)
-        self.classifier = fully_connected(
-            [self.representation_width, *settings.classifier, self.target.num_logits], settings.dropout
-        )
-
-    @property
-    def parts(self) -> dict[str, int]:
-        """The representation is the modalities' vectors side by side."""
-        return dict.fromkeys(self.modalities, self.settings.width)
-
-    def forward(self, inputs: Inputs) -> Output:
-        """The vectors side by side, (N, M x width), and logits."""
-        representation = torch.cat([self.encode(m, inputs) for m in self.modalities], 1)
-        return Output(representation, self.classify(representation))
+        self.make_classifier()
 
     def encode(self, modality: str, inputs: Inputs) -> Tensor:
         """The summary of the modality's states, (N, width). It depends on no other modality."""
@@ -67,7 +52,3 @@ class GRUNetwork(Network[GRUSettings]):
         if self.settings.summary == "mean":
             return pool(states, visible)
         return last_state(states, visible) * visible.any(1, keepdim=True)
-
-    def classify(self, representation: Tensor) -> Tensor:
-        """(N, M x width) -> logits in the target's shape."""
-        return self.target.shape_logits(self.classifier(self.dropout(representation)))

@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from corrkd.data.inputs import Inputs
-from corrkd.networks.base import Network, Output, fully_connected
-from corrkd.networks.encoder import Dropout, pool
+from corrkd.networks.base import SideBySide, fully_connected
+from corrkd.networks.encoder import pool
 from corrkd.settings import Strict, Width
 
 Hidden = Annotated[tuple[Width, ...], Field(max_length=32)]
@@ -31,7 +31,7 @@ class MLPSettings(Strict):
     )
 
 
-class MLPNetwork(Network[MLPSettings]):
+class MLPNetwork(SideBySide[MLPSettings]):
     """The mean visible frame of each modality through an MLP; the vectors side by side through the classifier.
 
     The order of the frames is not seen. A modality of which nothing is visible has zeros for its mean, which after normalisation is about
@@ -40,7 +40,6 @@ class MLPNetwork(Network[MLPSettings]):
 
     name = "mlp"
     stackable = True
-    modality_wise = True
     settings_type = MLPSettings
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
@@ -49,27 +48,10 @@ class MLPNetwork(Network[MLPSettings]):
         self.encoders = nn.ModuleList(
             fully_connected([widths[m], *settings.hidden, settings.width], settings.dropout) for m in self.modalities
         )
-        self.dropout = Dropout(settings.dropout)
-        self.classifier = fully_connected(
-            [self.representation_width, *settings.classifier, self.target.num_logits], settings.dropout
-        )
-
-    @property
-    def parts(self) -> dict[str, int]:
-        """The representation is the modalities' vectors side by side."""
-        return dict.fromkeys(self.modalities, self.settings.width)
-
-    def forward(self, inputs: Inputs) -> Output:
-        """The vectors side by side, (N, M x width), and logits."""
-        representation = torch.cat([self.encode(m, inputs) for m in self.modalities], 1)
-        return Output(representation, self.classify(representation))
+        self.make_classifier()
 
     def encode(self, modality: str, inputs: Inputs) -> Tensor:
         """The modality's vector, (N, width). It depends on no other modality."""
         frames, _, visible = inputs.of(modality)
         mean = pool(torch.where(visible[..., None], frames, 0.0), visible)
         return torch.relu(self.encoders[self.modalities.index(modality)](mean))
-
-    def classify(self, representation: Tensor) -> Tensor:
-        """(N, M x width) -> logits in the target's shape."""
-        return self.target.shape_logits(self.classifier(self.dropout(representation)))
