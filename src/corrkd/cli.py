@@ -558,6 +558,60 @@ def tune(
 
 
 @command(app.command)
+def features(
+    folder: Annotated[Path, typer.Argument(help="A folder of recordings.")],
+    out: Annotated[Path, typer.Option("--out", help="The .h5 file; started again, the command goes on.")],
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels", help="CSV file, a row a clip; default: labels.csv or label.csv in the folder, if any."
+        ),
+    ] = None,
+    preset: Annotated[str, typer.Option("--preset", help="Which extractors: embedded.")] = "embedded",
+    extractor: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODALITY=NAME", help="Another extractor, or none to leave the modality out; repeatable."),
+    ] = None,
+    align: Annotated[str, typer.Option("--align", help="none; words: a frame a word in every modality.")] = "none",
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Clips at once, a process each; changes no result.")] = 1,
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="Longer recordings are refused.")] = 4 * 3600.0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Make features of recordings: a dataset file for run, predict and the others."""
+    from corrkd.experiment.progress import Reporter
+    from corrkd.media.extractors.registry import with_changes
+    from corrkd.media.features import FeatureSettings
+    from corrkd.media.folder import FolderExtraction, check_output, summary
+    from corrkd.media.labels import ClipRow, list_clips
+    from corrkd.parsing import refusing
+
+    check_output(out, overwrite=overwrite)
+    with refusing("settings of features", "not what is allowed"):
+        settings = FeatureSettings(
+            extractors=with_changes(preset, extractor or ()),
+            align=align,
+            longest_seconds=max_seconds,
+        )
+    reporter = Reporter()
+    with reporter.busy(f"reading {folder}"):
+        work = FolderExtraction(folder, list_clips(folder, labels), out, settings)
+        total, waiting = len(work.clips.rows), len(work.waiting)
+    for line in (*(f"note: {note}" for note in work.clips.notes), *(f"left out: {e}" for e in work.failures.values())):
+        reporter.say(line)
+    with reporter.task("features", total, total - waiting, remaining=True) as task:
+
+        def on_clip(clip: ClipRow, error: str) -> None:
+            if error:
+                reporter.say(f"left out: {error}")
+            task.step(note=clip.name or clip.id)
+
+        done = work.run(jobs=jobs, on_clip=on_clip)
+    print(f"{out}: {summary(done, work.made)}")
+    if done.failures:
+        raise typer.Exit(1)
+
+
+@command(app.command)
 def report(
     folder: Annotated[Path, typer.Argument(help="The folder of a run or a comparison.")],
     reported: ReportedOption = None,
@@ -685,7 +739,7 @@ def main() -> None:
         code = 2
     if code == INTERRUPTED:
         errors.print(
-            "interrupted; `corrkd resume FOLDER` goes on with a run; compare, tune and predict go on when started again"
+            "interrupted; `corrkd resume FOLDER` goes on with a run; features, compare, tune and predict go on when started again"
         )
     sys.exit(code)
 

@@ -132,5 +132,6 @@ def _about(dataset: MultimodalDataset, digest: str) -> str:
         "sha256": digest,
         "extra": extra,
         **({"tokens": list(dataset.tokens)} if dataset.tokens else {}),
+        **({"extractors": dict(dataset.extractors)} if dataset.extractors else {}),
     }
     return json.dumps(about)

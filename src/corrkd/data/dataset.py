@@ -106,6 +106,7 @@ class MultimodalDataset:
         posterior: the exact class posterior given what is visible, for data whose law is known (the built-in one); else None.
         extra: small JSON-able facts a reader wants to hand on to `inspect`.
         tokens: modalities whose frames are ids of tokens, of width 1: numbers that name and do not measure, so they are not normalised.
+        extractors: what made the features of recordings, as plain values (`corrkd.media.features.Description`); {} where nobody says.
     """
 
     name: str
@@ -120,6 +121,7 @@ class MultimodalDataset:
     posterior: Posterior | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     tokens: tuple[str, ...] = ()
+    extractors: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.splits:

@@ -43,10 +43,13 @@ class Reporter:
             yield
 
     @contextmanager
-    def task(self, title: str, total: int, done: int = 0) -> Iterator[Task]:
-        """A piece of work of `total` steps: a bar, or a plain line at its start and every few seconds."""
+    def task(self, title: str, total: int, done: int = 0, *, remaining: bool = False) -> Iterator[Task]:
+        """A piece of work of `total` steps: a bar, or a plain line at its start and every few seconds.
+
+        `remaining`: plain lines say how long it will take still; bars do in any case.
+        """
         if self.quiet or self.plain or not self._console.is_terminal:
-            yield _Plain(self, title, total, done)
+            yield _Plain(self, title, total, done, remaining=remaining)
             return
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -67,15 +70,31 @@ class Task:
 
 
 class _Plain(Task):
-    def __init__(self, reporter: Reporter, title: str, total: int, done: int) -> None:
+    def __init__(self, reporter: Reporter, title: str, total: int, done: int, *, remaining: bool) -> None:
         self._reporter, self._title, self._total, self._done = reporter, title, total, done
-        self._said = time.monotonic()
+        self._said = self._began = time.monotonic()
+        self._before, self._remaining = done, remaining
 
     def step(self, count: int = 1, note: str = "") -> None:
         self._done += count
         if time.monotonic() - self._said >= PLAIN_SECONDS or self._done == self._total:
             self._said = time.monotonic()
-            self._reporter.say(f"{self._title}: {self._done}/{self._total}{'  ' + note if note else ''}")
+            words = [f"{self._title}: {self._done}/{self._total}", self._time_left(), note]
+            self._reporter.say("  ".join(filter(None, words)))
+
+    def _time_left(self) -> str:
+        if not self._remaining or self._done in (self._before, self._total):
+            return ""
+        each = (time.monotonic() - self._began) / (self._done - self._before)
+        return f"about {duration_text(each * (self._total - self._done))} left"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration as people write it: "40 s", "12 min", "3 h 20 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class _Bar(Task):

@@ -130,6 +130,7 @@ class Training:
             "data": {"name": experiment.dataset.name, "sha256": experiment.dataset.sha256},
             "versions": {"corrkd": __version__, "torch": torch.__version__},
             "history": trained.history,
+            **({"extractors": dict(experiment.dataset.extractors)} if experiment.dataset.extractors else {}),
         }
         saved = SavedNetwork(
             network=run.method.student.cpu().float(),

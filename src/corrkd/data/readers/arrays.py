@@ -49,12 +49,14 @@ from corrkd.data.readers.pad import with_lists_as_arrays
 from corrkd.data.readers.raw import Array, Columns, RawSplit
 from corrkd.data.readers.values import column, strings
 from corrkd.errors import CorrKDError
+from corrkd.parsing import parse_json
 
 SCORES = ("scores", "score", "sentiment")
 LABELS = ("labels", "label")
 IDS = ("ids", "id")
 PER_SAMPLE = (*IDS, *GROUPS, "split", "order")  # one value a sample
-RESERVED = {*SCORES, *LABELS, *PER_SAMPLE, "lengths", "frame_ids", "class_names", "question_names"}
+EXTRACTORS = "extractors"  # what made the features, as JSON
+RESERVED = {*SCORES, *LABELS, *PER_SAMPLE, "lengths", "frame_ids", "class_names", "question_names", EXTRACTORS}
 NAMES = "_names"  # follows a label array's name
 SHARES = (0.7, 0.1, 0.2)
 ONE_HOT = "{key}: every row has a single 1 and is read as yes/no answers, a question each; if they are classes, save {key}.argmax(1)"
@@ -124,7 +126,19 @@ def _assembled(
         notes=notes,
         class_names=tuple(strings(arrays.get("class_names", ()), f"{name}: class_names").tolist()),
         question_names=tuple(strings(arrays.get("question_names", ()), f"{name}: question_names").tolist()),
+        extractors=_extractors(name, arrays.get(EXTRACTORS)),
     )
+
+
+def _extractors(name: str, value: Any) -> dict[str, Any]:
+    """What made the features, as `corrkd features` writes it; {} where the file does not say."""
+    if value is None:
+        return {}
+    text = np.asarray(value, object)
+    described = parse_json(str(text.item()), f"{name}: {EXTRACTORS}") if text.size == 1 else None
+    if not isinstance(described, dict):
+        raise CorrKDError(f"{name}: array {EXTRACTORS} is no JSON object; leave it out")
+    return described
 
 
 def _rows(raw: RawSplit) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -97,6 +98,7 @@ def assemble(
     question_names: tuple[str, ...] = (),
     score_range: tuple[float, float] | None = None,
     tokens: tuple[str, ...] = (),
+    extractors: Mapping[str, Any] | None = None,
 ) -> MultimodalDataset:
     """A checked dataset of raw splits.
 
@@ -109,7 +111,7 @@ def assemble(
         special_tokens: whether the lengths in `raw` count [CLS] and [SEP], under which other modalities have no frames.
         notes: the reader's own notes.
         class_names, question_names, score_range: as in `MultimodalDataset`, of the labels that are usual in the layout.
-        tokens: as in `MultimodalDataset`.
+        tokens, extractors: as in `MultimodalDataset`.
 
     Raises:
         CorrKDError: a line that names the split and modality and what is wrong with it.
@@ -162,6 +164,7 @@ def assemble(
         notes=tuple(notes),
         extra={"padding": {m: sides[m] for m in counts}, "lengths": {m: how[m] for m in counts}, "nonfinite": counts},
         tokens=tokens,
+        extractors=extractors or {},
     )
 
 

@@ -64,6 +64,7 @@ class About(BaseModel):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     extra: dict[str, Any]
     tokens: Names = []
+    extractors: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _distinct(self) -> About:
@@ -140,6 +141,7 @@ def read(path: Path, *, targets: bool = True) -> MultimodalDataset:
             sha256=about.sha256,
             extra=about.extra,
             tokens=tuple(about.tokens),
+            extractors=about.extractors,
         )
 
 

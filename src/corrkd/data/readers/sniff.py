@@ -7,7 +7,7 @@ from pathlib import Path
 START = 512  # bytes that are looked at
 ARRAYS = "numpy.savez('data.npz', audio=..., scores=...)"
 UNPACK = "unpack it and give the file inside"
-EXTRACT = "extract features first: datasets hold arrays of features"
+EXTRACT = "make features of the folder that it lies in first: `corrkd features FOLDER --out data.h5`"
 TABLE = f"make it arrays of features and labels, saved by {ARRAYS}"
 
 # (offset, how it begins, what it is, what to do)

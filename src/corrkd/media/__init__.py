@@ -1,0 +1,1 @@
+"""From recordings to features: decoding, extractors, alignment, and a folder of clips as one dataset file."""

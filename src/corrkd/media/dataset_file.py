@@ -1,0 +1,90 @@
+"""The features of many clips as one HDF5 file of named arrays, in the layout that `corrkd.load_dataset` reads (docs/data.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from corrkd.data.groups import GROUPS
+from corrkd.data.readers.arrays import EXTRACTORS
+from corrkd.data.readers.names import LENGTHS, PRESENT, in_usual_order
+from corrkd.files import replacing
+from corrkd.media.extractors.base import Frames
+from corrkd.media.features import Description
+from corrkd.media.labels import NUMBERS, ClipRow
+
+Load = Callable[[int], dict[str, Frames]]
+"""Index of a clip -> its frames by modality."""
+
+
+def write_dataset(
+    path: Path,
+    clips: Sequence[ClipRow],
+    columns: Sequence[str],
+    lengths: dict[str, list[int]],
+    load: Load,
+    made: Description,
+) -> None:
+    """Write the features of N clips, whole or not at all, a clip at a time.
+
+    Args:
+        path: the file.
+        clips: N, in order.
+        columns: of the labels, which every clip has (groups: may have).
+        lengths: how many frames each clip has, by modality; the others are left out.
+        load: gives a clip's frames.
+        made: of which the modalities that are written are kept.
+    """
+    modalities = in_usual_order(lengths)
+    kept = made.model_copy(update={"modalities": {m: made.modalities[m] for m in modalities}})
+    with replacing(path) as part, h5py.File(part, "w", locking=False) as file:
+        file[EXTRACTORS] = kept.model_dump_json()
+        file["ids"] = _strings([clip.id for clip in clips])
+        for column in columns:
+            file[_array_name(column)] = _column(column, [clip.facts.get(column, "") for clip in clips])
+        arrays = {m: _frame_arrays(file, m, len(clips), max(lengths[m]), made) for m in modalities}
+        for index in range(len(clips)):
+            frames = load(index)
+            for m, (values, present) in arrays.items():
+                count = len(frames[m].present)
+                values[index, :count] = frames[m].values
+                present[index, :count] = frames[m].present
+        for m in modalities:
+            file[f"{m}{LENGTHS}"] = np.array(lengths[m], np.int64)
+
+
+def _frame_arrays(
+    file: h5py.File, m: str, count: int, longest: int, made: Description
+) -> tuple[h5py.Dataset, h5py.Dataset]:
+    """Return the new arrays (N, T, d) and (N, T) of a modality; what is padding is never written, and packs to almost nothing."""
+    width = len(made.modalities[m]["columns"])
+    frames = min(longest, 1024)
+    options = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+    return (
+        file.create_dataset(m, (count, longest, width), np.float32, chunks=(1, frames, width), **options),
+        file.create_dataset(f"{m}{PRESENT}", (count, longest), np.bool_, chunks=(1, longest), **options),
+    )
+
+
+def _array_name(column: str) -> str:
+    return {"label": "labels", "score": "scores"}.get(column, column)
+
+
+def _column(name: str, values: list[str]) -> Any:
+    if name in NUMBERS:
+        return np.array(values, np.float64)
+    if name == "order":
+        return np.array(values, np.float64).astype(np.int64)
+    if name == "split":
+        return _strings([value.lower() for value in values])
+    if name not in GROUPS and all(value.removeprefix("-").isdecimal() for value in values):  # classes by number
+        return np.array(values, np.int64)
+    return _strings(values)
+
+
+def _strings(values: list[str]) -> Any:
+    return np.array(values, h5py.string_dtype())

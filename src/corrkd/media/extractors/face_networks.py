@@ -1,0 +1,293 @@
+"""MediaPipe's two face networks in plain torch: BlazeFace (short range) finds faces, Face Mesh lays 468 points on one.
+
+The weights are converted from the npm package @mediapipe/face_mesh (Apache-2.0, see NOTICE) by scripts/convert_face_mesh.py: for each
+network a list of operations, run here one after another, and a table of float16 tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from corrkd.media.decode import Picture
+
+Points = npt.NDArray[np.float64]
+
+WEIGHTS = Path(__file__).parents[1] / "weights" / "face_mesh.safetensors"
+NUM_POINTS = 468
+DETECTOR_SIZE, MESH_SIZE = 128, 192  # pixels of the networks' inputs
+GRIDS = ((16, 2), (8, 6))  # of the detector: cells a side, anchors a cell
+CERTAIN = 0.5  # score of a detection, and of the mesh that there is a face
+SAME_FACE = 0.3  # of a box: detections nearer than this are one face
+MARGIN = 1.5  # the mesh sees so much more than the box
+KEPT_FACE = 2.0  # so much larger or surer another face has to be to be taken instead of the last one
+BATCH = 16  # pictures that pass through the networks together
+LOGIT = 100.0  # beyond it the exponential overflows
+
+
+class Square(NamedTuple):
+    """A turned square in a picture: centre and half a side in pixels, and the angle in radians, clockwise as pictures show it."""
+
+    x: float
+    y: float
+    half: float
+    angle: float
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face in a picture.
+
+    Attributes:
+        points: (468, 3) in pixels: x to the right, y down, z away from the camera.
+        certainty: of the mesh that there is a face, 0 to 1.
+        square: what the mesh saw of the picture.
+        picture_size: height and width.
+    """
+
+    points: Points
+    certainty: float
+    square: Square
+    picture_size: tuple[int, int]
+
+
+class ConvolutionGraph:
+    """A network as a list of operations.
+
+    Args:
+        graph: input, outputs and steps; values are numbered.
+        tensors: by "step.weight", "step.bias" and "step.slope".
+    """
+
+    def __init__(self, graph: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self._graph = graph
+        self._tensors = {
+            name: tensor.float().contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor.float()
+            for name, tensor in tensors.items()
+        }
+        last: dict[int, int] = {i: number for number, step in enumerate(graph["steps"]) for i in step["inputs"]}
+        self._unused_after = {  # so that memory is reused
+            number: [i for i in step["inputs"] if last[i] == number and i not in graph["outputs"]]
+            for number, step in enumerate(graph["steps"])
+        }
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Tensor) -> list[Tensor]:
+        """Return the outputs for (N, 3, size, size)."""
+        values = {self._graph["input"]: pictures.contiguous(memory_format=torch.channels_last)}
+        for number, step in enumerate(self._graph["steps"]):
+            output = self._apply(step, [values[i] for i in step["inputs"]])
+            values[step["output"]] = functional.relu_(output) if step.get("activation") == "relu" else output
+            for index in self._unused_after[number]:
+                values.pop(index, None)
+        return [values[index] for index in self._graph["outputs"]]
+
+    def _apply(self, step: Mapping[str, Any], inputs: list[Tensor]) -> Tensor:
+        kind, first = step["kind"], inputs[0]
+        if kind == "convolution":
+            return self._convolution(step, first)
+        if kind == "prelu":
+            return functional.prelu(first, self._tensors[f"{step['name']}.slope"])
+        if kind == "relu":
+            return functional.relu(first)
+        if kind == "add":
+            return first + inputs[1]
+        if kind == "pool":
+            return functional.max_pool2d(first, step["size"], step["stride"])
+        if kind == "pad":
+            return functional.pad(first, step["pad"])
+        if kind == "reshape":  # of what the original stores with the channels last
+            return first.permute(0, 2, 3, 1).reshape(len(first), *step["shape"])
+        return torch.cat(inputs, step["axis"])
+
+    def _convolution(self, step: Mapping[str, Any], values: Tensor) -> Tensor:
+        left, right, top, bottom = step["pad"]
+        weight, bias = (self._tensors[f"{step['name']}.{what}"] for what in ("weight", "bias"))
+        if (left, top) == (right, bottom):
+            return functional.conv2d(values, weight, bias, step["stride"], (top, left), groups=step["groups"])
+        return functional.conv2d(
+            functional.pad(values, step["pad"]), weight, bias, step["stride"], groups=step["groups"]
+        )
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What the file of weights holds.
+
+    Attributes:
+        detector, mesh: the two networks.
+        vertices: (468, 3) of the canonical face in centimetres: x to its left, y up, z to the front.
+        basis: (B,) the points by which a face is laid onto the canonical one.
+        weight: (B,) of each of them, summing to 1.
+        sha256: of the file.
+    """
+
+    detector: ConvolutionGraph
+    mesh: ConvolutionGraph
+    vertices: Points
+    basis: npt.NDArray[np.int64]
+    weight: npt.NDArray[np.float64]
+    sha256: str
+
+
+@cache
+def networks() -> Networks:
+    """Return the two networks and the canonical face; read once in a process."""
+    from safetensors import safe_open
+
+    with safe_open(WEIGHTS, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+
+    def graph(name: str) -> ConvolutionGraph:
+        part = {key.partition(".")[2]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        return ConvolutionGraph(json.loads(metadata[name]), part)
+
+    weight = tensors["geometry.weight"].double().numpy()
+    return Networks(
+        detector=graph("detector"),
+        mesh=graph("mesh"),
+        vertices=tensors["geometry.vertices"].double().numpy(),
+        basis=tensors["geometry.index"].long().numpy(),
+        weight=weight / weight.sum(),
+        sha256=hashlib.sha256(WEIGHTS.read_bytes()).hexdigest(),
+    )
+
+
+def faces(pictures: Iterable[Picture | None]) -> Iterator[Face | None]:
+    """Yield the face of each picture, None where there is none; where there are several, a large and certain one, rather the last one's.
+
+    Args:
+        pictures: in the order of time; what is the same object as the one before is not looked at again. A few are held at a time.
+    """
+    pictures, last = iter(pictures), None
+    before: tuple[Picture | None, Face | None] = (None, None)
+    while batch := list(islice(pictures, BATCH)):
+        distinct = list({id(p): p for p in batch if p is not None and p is not before[0]}.values())
+        met, last = _faces_of(distinct, last)
+        by_picture = {id(picture): face for picture, face in zip(distinct, met, strict=True)}
+        for picture in batch:
+            if picture is not None and picture is not before[0]:
+                before = picture, by_picture[id(picture)]
+            yield None if picture is None else before[1]
+
+
+def _faces_of(pictures: list[Picture], last: Square | None) -> tuple[list[Face | None], Square | None]:
+    """Return the face of each of several pictures, and the last square with one."""
+    met: list[Face | None] = [None] * len(pictures)
+    if not pictures:
+        return met, last
+    raw, logits = networks().detector(torch.stack([_scaled(picture) for picture in pictures]) * 2 - 1)
+    squares: dict[int, Square] = {}
+    for index, picture in enumerate(pictures):
+        square = best_square(raw[index].double().numpy(), logits[index, :, 0].double().numpy(), picture.shape[:2], last)
+        if square is not None:
+            squares[index] = last = square
+    if not squares:
+        return met, last
+    crops = torch.stack([cropped(pictures[index], square, MESH_SIZE) for index, square in squares.items()])
+    points, flags = networks().mesh(crops)
+    for row, (index, square) in enumerate(squares.items()):
+        certainty = _probability(float(flags[row].reshape(())))
+        if certainty > CERTAIN:
+            where = _in_picture(points[row].reshape(NUM_POINTS, 3).double().numpy(), square)
+            met[index] = Face(where, certainty, square, pictures[index].shape[:2])
+    return met, last
+
+
+def _tensor(picture: Picture) -> Tensor:
+    """Return (1, 3, height, width) in [0, 1]."""
+    return torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
+
+
+def _scaled(picture: Picture) -> Tensor:
+    """Return (3, 128, 128): the picture in the middle, black where it does not reach."""
+    height, width = picture.shape[:2]
+    scale = DETECTOR_SIZE / max(height, width)
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    small = functional.interpolate(_tensor(picture), size, mode="bilinear", align_corners=False, antialias=True)[0]
+    top, left = (DETECTOR_SIZE - size[0]) // 2, (DETECTOR_SIZE - size[1]) // 2
+    return functional.pad(small, (left, DETECTOR_SIZE - size[1] - left, top, DETECTOR_SIZE - size[0] - top))
+
+
+def cropped(picture: Picture, square: Square, size: int) -> Tensor:
+    """Return (3, size, size) in [0, 1]: what a square holds of a picture, upright; black beyond the picture."""
+    height, width = picture.shape[:2]
+    cos, sin = math.cos(square.angle) * square.half, math.sin(square.angle) * square.half
+    rows = [
+        [2 * cos / width, -2 * sin / width, 2 * square.x / width - 1],
+        [2 * sin / height, 2 * cos / height, 2 * square.y / height - 1],
+    ]
+    grid = functional.affine_grid(torch.tensor([rows]), [1, 3, size, size], align_corners=False)
+    return functional.grid_sample(_tensor(picture), grid, "bilinear", "zeros", align_corners=False)[0]
+
+
+def _in_picture(points: Points, square: Square) -> Points:
+    """Return the mesh's points (468, 3), in pixels of its input, as pixels of the picture."""
+    flat = (points[:, :2] / MESH_SIZE * 2 - 1) * square.half
+    cos, sin = math.cos(square.angle), math.sin(square.angle)
+    turned = flat @ np.array([[cos, sin], [-sin, cos]]) + (square.x, square.y)
+    return np.column_stack([turned, points[:, 2] / MESH_SIZE * 2 * square.half])
+
+
+@cache
+def _anchors() -> Points:
+    """Return (896, 2): the centres of the detector's anchors, as shares of its input."""
+    cells = []
+    for side, number in GRIDS:
+        middle = (np.arange(side) + 0.5) / side
+        x, y = np.meshgrid(middle, middle)
+        cells.append(np.repeat(np.stack([x, y], -1).reshape(-1, 2), number, 0))
+    return np.concatenate(cells)
+
+
+def best_square(raw: Points, logits: Points, size: tuple[int, int], last: Square | None) -> Square | None:
+    """Return the square round one face, turned so that its eyes are level; None where the detector sees none.
+
+    Args:
+        raw: (896, 16): centre, size and six points of each anchor's box, in pixels of the input.
+        logits: (896,) of a face in it.
+        size: height and width of the picture.
+        last: of the picture before.
+    """
+    score = _probability(logits)
+    certain = np.flatnonzero(score > CERTAIN)
+    if not len(certain):
+        return None
+    height, width = size
+    half = max(size) / 2
+
+    def in_picture(offset: Points) -> Points:
+        return ((offset / DETECTOR_SIZE + _anchors()[certain]) * 2 - 1) * half + (width / 2, height / 2)
+
+    boxes, score = raw[certain], score[certain]
+    centres, sides = in_picture(boxes[:, :2]), boxes[:, 2:4].max(1) / DETECTOR_SIZE * 2 * half
+    worth = score * sides
+    if last is not None:
+        near_last = np.linalg.norm(centres - (last.x, last.y), axis=1) < last.half
+        worth = worth * np.where(near_last, KEPT_FACE, 1.0)
+    best = worth.argmax()
+    # One face has many boxes: their mean, weighted by their scores, is steadier than the best.
+    same = np.linalg.norm(centres - centres[best], axis=1) < SAME_FACE * sides[best]
+    weight = score * same / (score * same).sum()
+    right_eye, left_eye = weight @ in_picture(boxes[:, 4:6]), weight @ in_picture(boxes[:, 6:8])
+    angle = math.atan2(left_eye[1] - right_eye[1], left_eye[0] - right_eye[0])
+    x, y = weight @ centres
+    return Square(float(x), float(y), float(MARGIN / 2 * (weight @ sides)), angle)
+
+
+def _probability(logit: Any) -> Any:
+    return 1 / (1 + np.exp(-np.clip(logit, -LOGIT, LOGIT)))

@@ -1,0 +1,56 @@
+"""The extractors by their names, with those of other packages (entry points in the group `corrkd.extractors`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from corrkd.errors import CorrKDError
+from corrkd.media.extractors.base import Extractor
+from corrkd.plugins import find
+
+GROUP = "corrkd.extractors"
+NONE = "none"  # in the place of a name
+BUILT_IN = {
+    "hash-words": "corrkd.media.extractors.hash_words:HashWords",
+    "prosody": "corrkd.media.extractors.prosody:Prosody",
+    "facemesh": "corrkd.media.extractors.face_mesh:FaceMesh",
+}
+PRESETS = {"embedded": {"language": "hash-words", "audio": "prosody", "vision": "facemesh"}}
+"""Extractors by modality, by the name of the preset."""
+
+
+def extractor_class(name: str, modality: str) -> type[Extractor]:
+    """Return the extractor of that name.
+
+    Raises:
+        CorrKDError: the name is unknown, its class has another, or it is of another modality.
+    """
+    kind: type[Extractor] = find(name, BUILT_IN, GROUP, Extractor, "extractor")
+    declared = getattr(kind, "name", None)
+    if declared != name:
+        raise CorrKDError(
+            f"extractor {name!r}: its class {kind.__qualname__} has the name {declared!r}; give it the name of its entry point"
+        )
+    if kind.modality != modality:
+        raise CorrKDError(f"extractor {name!r}: makes features of {kind.modality}, not of {modality}")
+    return kind
+
+
+def with_changes(preset: str, changes: Iterable[str] = ()) -> dict[str, str]:
+    """Return the extractors of a preset by modality, with changes "modality=name"; "modality=none" leaves one out.
+
+    Raises:
+        CorrKDError: there is no such preset, a change reads otherwise, or no modality stays.
+    """
+    if preset not in PRESETS:
+        raise CorrKDError(f"preset {preset!r} of extractors is unknown; there are {', '.join(PRESETS)}")
+    extractors = dict(PRESETS[preset])
+    for change in changes:
+        modality, equals, name = change.partition("=")
+        if not (modality and equals and name):
+            raise CorrKDError(f"extractor {change!r}: expected MODALITY=NAME, as audio=prosody, or audio=none")
+        extractors[modality] = name
+    extractors = {modality: name for modality, name in extractors.items() if name != NONE}
+    if not extractors:
+        raise CorrKDError("extractors: every modality is left out; keep one at least")
+    return extractors

@@ -1,0 +1,129 @@
+"""The words of a clip, with times where a subtitle file gives them: from a labels column, else from a file beside the clip."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from corrkd.errors import CorrKDError
+from corrkd.parsing import read_text
+
+LARGEST = 4 << 20  # bytes of a transcript
+MOST_WORDS = 100_000
+SUBTITLES, PLAIN = (".vtt", ".srt"), ".txt"
+ENDINGS = (*SUBTITLES, PLAIN)  # in the order in which they are looked for
+
+_TIME = r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})[.,](\d{1,6})"
+_CUE = re.compile(rf"{_TIME}\s*-->\s*{_TIME}[^\n]*")
+_INSIDE = re.compile(rf"<{_TIME}>")  # WebVTT's time of a word
+_TAG = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")
+
+
+class Word(NamedTuple):
+    """A word and when it is spoken.
+
+    Attributes:
+        text: as it is written.
+        start, end: seconds from the start of the clip; NaN where nobody says.
+    """
+
+    text: str
+    start: float = math.nan
+    end: float = math.nan
+
+
+class Transcript(NamedTuple):
+    """The words of a clip and where they are from.
+
+    Attributes:
+        words: in their order.
+        source: "labels", "vtt", "srt", "txt", or "none".
+    """
+
+    words: tuple[Word, ...] = ()
+    source: str = "none"
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether each word has its time."""
+        return not any(math.isnan(word.start) for word in self.words)
+
+
+def transcript_of(path: Path | None, text: str = "") -> Transcript:
+    """Return the transcript of a clip.
+
+    Args:
+        path: of the recording, beside which a .vtt, .srt or .txt of the same name may lie; or a .txt itself; None: there is no file.
+        text: of the labels; where there is any, no file is looked for.
+
+    Raises:
+        CorrKDError: the file is not UTF-8, or too long.
+    """
+    if text.strip():
+        return _limited(Transcript(tuple(Word(word) for word in text.split()), "labels"), "the text in the labels")
+    file = transcript_file(path)
+    if file is None:
+        return Transcript()
+    content = read_text(file, LARGEST).removeprefix("\ufeff")
+    timed = file.suffix.lower() in SUBTITLES
+    words = subtitle_words(content) if timed else [Word(word) for word in content.split()]
+    return _limited(Transcript(tuple(words), file.suffix.lower()[1:] if words else "none"), file.name)
+
+
+def transcript_file(path: Path | None) -> Path | None:
+    """Return the transcript that lies beside a recording, or is the clip itself; None where there is none."""
+    if path is None:
+        return None
+    if path.suffix.lower() == PLAIN:
+        return path
+    return next((file for ending in ENDINGS if (file := path.with_suffix(ending)).is_file()), None)
+
+
+def _limited(transcript: Transcript, where: str) -> Transcript:
+    if len(transcript.words) > MOST_WORDS:
+        raise CorrKDError(f"{where}: {len(transcript.words):,} words, and {MOST_WORDS:,} are allowed; cut the clip")
+    return transcript
+
+
+def subtitle_words(text: str) -> list[Word]:
+    """Return the words of WebVTT or SubRip subtitles, by start.
+
+    Words take the times that the file gives them; the words of a cue, or between two times within it, share it by their letters.
+    """
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")
+    words: list[Word] = []
+    for block in re.split(r"\n[ \t]*\n", lines):
+        cue = _CUE.search(block)
+        if cue:
+            start, end = _seconds(cue.groups()[:4]), _seconds(cue.groups()[4:])
+            words += _cue_words(block[cue.end() :], start, max(start, end))
+    return sorted(words, key=lambda word: word.start)
+
+
+def _cue_words(text: str, start: float, end: float) -> list[Word]:
+    pieces = _INSIDE.split(text)  # text, then four groups of a time and the text after it
+    words: list[Word] = []
+    times = [start, *(_seconds(pieces[i : i + 4]) for i in range(1, len(pieces), 5)), end]
+    for piece, first, last in zip(pieces[::5], times[:-1], times[1:], strict=True):
+        words += spread([Word(word) for word in _TAG.sub("", piece).split()], first, max(first, last))
+    return words
+
+
+def _seconds(groups: Sequence[str | None]) -> float:
+    hours, minutes, seconds, fraction = (group or "0" for group in groups)
+    return 3600 * int(hours) + 60 * int(minutes) + int(seconds) + int(fraction) / 10 ** len(fraction)
+
+
+def spread(words: Iterable[Word], start: float, end: float) -> list[Word]:
+    """Return the words one after another from `start` to `end` (seconds), each as long as it has letters, and one for the gap."""
+    words = list(words)
+    per_letter = (end - start) / max(1, sum(len(word.text) + 1 for word in words))
+    out, at = [], start
+    for word in words:
+        following = at + per_letter * (len(word.text) + 1)
+        out.append(Word(word.text, at, following))
+        at = following
+    return out
