@@ -16,6 +16,18 @@ from typing import Any
 
 PRELOAD = ["corrkd.cli", "corrkd.experiment.run", "corrkd.data.inspect", "corrkd.data.convert", "tests.command"]
 LIMIT = 300.0
+# How lines begin that are no errors.
+PROGRESS = (
+    "reading ",
+    "note: ",
+    "seed ",
+    "writing ",
+    "converting ",
+    "evaluation: ",
+    "prediction: ",
+    "features: ",
+    "left out: ",
+)
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(PRELOAD)
 
@@ -51,10 +63,7 @@ class Ended:
         assert self.code == 2, f"exit code {self.code}\n{self.out}\n{self.err}"
         *before, last = self.err.splitlines()
         assert last.startswith("error: "), self.err
-        assert all(
-            line.startswith(("reading ", "note: ", "seed ", "writing ", "converting ", "evaluation: ", "prediction: "))
-            for line in before
-        ), self.err
+        assert all(line.startswith(PROGRESS) for line in before), self.err
         return last
 
 

@@ -294,8 +294,14 @@ def predict(
     model: Annotated[
         str, typer.Argument(help="A run folder, a seed's folder, a model's file or folder, or owner/name on the hub.")
     ],
-    data: Annotated[str, typer.Option("--data", help="A dataset file or folder; it needs no labels.")],
-    out: Annotated[Path, typer.Option("--out", help="The .csv, .parquet or .jsonl file; one half done goes on.")],
+    clips: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Recordings, for a model trained on features of `corrkd features`; else --data."),
+    ] = None,
+    data: Annotated[str | None, typer.Option("--data", help="A dataset file or folder; it needs no labels.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The .csv, .parquet or .jsonl file; of --data, one half done goes on.")
+    ] = None,
     split: Annotated[str, typer.Option(help="train, valid or test; all: every sample.")] = "all",
     condition: Annotated[
         str | None, typer.Option(help="Show the model only what is there under it, as language+audio, ratio-0.3.")
@@ -314,10 +320,18 @@ def predict(
     from corrkd.serve.predict_file import check_output, chosen, differences, predict_file
     from corrkd.serve.predictor import Predictor
 
-    check_output(out, overwrite=overwrite)  # before the work, not after it
+    if bool(clips) == (data is not None):
+        raise CorrKDError("predict: give recordings, or --data with a dataset file")
+    if out is not None:
+        check_output(out, overwrite=overwrite)  # before the work, not after it
     torch.set_num_threads(compute.threads)
     reporter = Reporter()
     predictor = Predictor.from_pretrained(model, device=pick_device(compute.device))
+    if data is None:
+        _predict_clips(predictor, clips or [], out, reporter)
+        return
+    if out is None:
+        raise CorrKDError("predict: name the file to write with --out")
     with reporter.busy(f"reading {data}"):
         dataset = dataset_of(Path(model), data, **vars(reading), targets=False)
     for note in (*dataset.notes, *differences(predictor.saved, dataset)):
@@ -335,6 +349,29 @@ def predict(
             on_batch=task.step,
         )
     print(f"{out}: {count} samples")
+
+
+def _predict_clips(predictor: Any, clips: list[Path], out: Path | None, reporter: Any) -> None:
+    from corrkd.serve.predict_clips import predict_clips, prediction_text, write_predictions
+
+    for note in predictor.media_settings[1]:
+        reporter.say(f"note: {note}")
+    with reporter.task("prediction", len(clips), remaining=True) as task:
+
+        def on_clip(clip: Path, error: str) -> None:
+            if error:
+                reporter.say(f"left out: {error}")
+            task.step(note=clip.name)
+
+        predictions, errors = predict_clips(predictor.predict_media, clips, on_clip)
+    if out is not None:
+        write_predictions(out, predictions, predictor.card)
+        print(f"{out}: {len(predictions)} clips")
+    else:
+        for clip, prediction in predictions.items():
+            print(prediction_text(clip, prediction))
+    if errors:
+        raise typer.Exit(1)
 
 
 @command(app.command)

@@ -1,15 +1,13 @@
-"""The processes of a run: devices, memory, and the end of those whose parent is gone."""
+"""The processes of a run: devices, and memory."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
-import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import torch
@@ -48,11 +46,6 @@ def wait_for_all(settings: Settings) -> None:
     """Wait until every process of one training is here; returns at once where there is a single one."""
     if world_size() > 1:
         make_fabric(settings).barrier()
-
-
-def end_with_parent() -> None:
-    """Ends this process soon after the one that started it: a run that was killed writes no more."""
-    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 
 def world_size() -> int:
@@ -100,9 +93,3 @@ def peak_memory(device: torch.device) -> int | None:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os._exit(1)

@@ -23,10 +23,11 @@ from corrkd.errors import CorrKDError
 from corrkd.escape import terminal_text
 from corrkd.experiment.experiment import Experiment, prepare
 from corrkd.experiment.job import LOG, PROGRESS, Job, attempt, carry_out_together
-from corrkd.experiment.processes import end_with_parent, world_size
+from corrkd.experiment.processes import world_size
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.settings import Settings
 from corrkd.files import make_folder, open_no_link
+from corrkd.workers import end_with_parent
 
 Backend = Literal["joblib", "ray"]
 Submit = Callable[[Job], "Future[str | None]"]

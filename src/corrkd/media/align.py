@@ -9,22 +9,26 @@ import numpy as np
 from corrkd.media.extractors.base import Frames
 from corrkd.media.transcripts import Word
 
+ROUNDING = 1e-6  # seconds by which times that are equal may differ
+
 
 def by_word(frames: Frames, words: Sequence[Word]) -> Frames:
-    """Return a frame for each word: the mean of the present frames that begin and end around it, missing where none is present.
+    """Return a frame for each word: the mean of the present frames that overlap it, missing where none is.
 
     Args:
         frames: at equal steps, in the order of time; their `times` are the middles.
         words: with times.
     """
     half = (frames.times[1] - frames.times[0]) / 2 if len(frames.times) > 1 else np.inf
+    starts, ends = frames.times - half, frames.times + half
     values = np.zeros((len(words), frames.values.shape[1]), np.float32)
     present = np.zeros(len(words), bool)
     for index, word in enumerate(words):
-        first = int(np.searchsorted(frames.times + half, word.start, "right"))
-        after = int(np.searchsorted(frames.times - half, word.end, "left"))
-        rows = np.arange(min(first, len(frames.times) - 1), max(after, first + 1))
-        rows = rows[rows < len(frames.times)]
+        first = int(np.searchsorted(ends, word.start + ROUNDING, "right"))
+        after = max(
+            first + 1, int(np.searchsorted(starts, word.end - ROUNDING, "left"))
+        )  # a word without a length has a frame too
+        rows = np.arange(first, min(after, len(starts)))
         rows = rows[frames.present[rows]]
         if len(rows):
             values[index], present[index] = frames.values[rows].mean(0), True

@@ -31,6 +31,7 @@ from corrkd.media.features import ClipFeatures, Description, FeatureSettings, de
 from corrkd.media.labels import ClipList, ClipRow, check_clip
 from corrkd.media.transcripts import transcript_file
 from corrkd.parsing import CONTENT_ERRORS, parse_json
+from corrkd.workers import KILLED, in_processes
 
 ENDING = ".h5"
 ABOUT = "about"
@@ -112,7 +113,7 @@ class FolderExtraction:
 
         Args:
             jobs: clips at once, a process each; changes no result.
-            on_clip: called as clips are done, in their order.
+            on_clip: called as clips are done.
 
         Raises:
             CorrKDError: no clip can be read, or a file cannot be written.
@@ -121,12 +122,14 @@ class FolderExtraction:
             remove_parts(self.cache)
             waiting = self.waiting
             cached = sum(file is not None for file in self.files) - len(waiting)
-            for index, error in zip(waiting, self._results(waiting, jobs), strict=True):
-                clip = self.clips.rows[index]
-                if error:
-                    self.failures[clip.name or clip.id] = error
+            errors: dict[Path | None, str] = {}
+            for index, error in self._results(waiting, jobs):
+                errors[self.files[index]] = error
                 if on_clip is not None:
-                    on_clip(clip, error)
+                    on_clip(self.clips.rows[index], error)
+            for clip, file in zip(self.clips.rows, self.files, strict=True):  # several clips may have one content
+                if errors.get(file):
+                    self.failures[clip.name or clip.id] = errors[file]
             return self._written(cached)
 
     def _file_of(self, clip: ClipRow) -> Path | None:
@@ -139,24 +142,21 @@ class FolderExtraction:
             return None
         return self.cache / f"{key}.npz"
 
-    def _results(self, waiting: Sequence[int], jobs: int) -> Iterator[str]:
-        tasks = [
-            (self.clips.rows[index], file, self.settings)
-            for index in waiting
-            if (file := self.files[index]) is not None
-        ]
+    def _results(self, waiting: Sequence[int], jobs: int) -> Iterator[tuple[int, str]]:
+        """Yield the index of each clip that was to do with its error's line, "" where there is none, as they are done."""
+        tasks = [(self.clips.rows[i], self.files[i], self.settings) for i in waiting]
         if jobs == 1 or len(tasks) < 2:
-            yield from (_extract_to(*task) for task in tasks)
+            yield from ((i, _extract_to(task)) for i, task in zip(waiting, tasks, strict=True))
             return
-        from joblib import Parallel, delayed
-
-        yield from Parallel(n_jobs=jobs, return_as="generator", batch_size=1)(
-            delayed(_extract_to)(*task) for task in tasks
-        )
+        for number, error in in_processes(tasks, _extract_to, jobs):
+            name = tasks[number][0].name or tasks[number][0].id
+            yield waiting[number], f"{name}: {error}" if error == KILLED else error
 
     def _written(self, cached: int) -> Extracted:
         """Write the file from those of the clips, and the list of failures."""
         kept = [index for index, file in enumerate(self.files) if file is not None and file.exists()]
+        names = [clip.name or clip.id for clip in self.clips.rows]
+        self.failures = {name: self.failures[name] for name in names if name in self.failures}
         failed = _write_failures(self.out, self.failures)
         if not kept:
             where = f"; {failed} says why of each" if failed else ""
@@ -208,8 +208,10 @@ def _key(clip: ClipRow, settings: FeatureSettings, made: str) -> str:
     return digest.hexdigest()[:40]
 
 
-def _extract_to(clip: ClipRow, file: Path, settings: FeatureSettings) -> str:
+def _extract_to(task: tuple[ClipRow, Path | None, FeatureSettings]) -> str:
     """Extract a clip into its file. Returns an error's line, "" where there is none."""
+    clip, file, settings = task
+    assert file is not None, "a clip that is waiting has a file"
     try:
         features = extract(clip.path, settings, clip.text)
     except CorrKDError as error:

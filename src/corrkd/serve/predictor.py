@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,6 +18,7 @@ from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.explain import Explanation, explain
 from corrkd.files import replacing_all, write_bytes
+from corrkd.media.features import FeatureSettings
 from corrkd.networks.saved import (
     CARD,
     WEIGHTS,
@@ -28,7 +30,7 @@ from corrkd.networks.saved import (
     write_card,
 )
 from corrkd.report.run_folder import RunFolder
-from corrkd.serve import standalone
+from corrkd.serve import predict_clips, standalone
 from corrkd.serve.model_card import model_card
 from corrkd.serve.standalone import Arrays, InputError, Prediction, Sample
 
@@ -103,6 +105,24 @@ class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentimen
         except InputError as error:
             raise CorrKDError(str(error)) from None
         return answers[0] if single else answers
+
+    def predict_media(self, path: str | Path, *, text: str = "") -> Prediction:
+        """What the student says of a recording, whose features are made as those of its training data were (docs/recordings.md).
+
+        Args:
+            path: a recording, or a .txt.
+            text: what is said in it; "": what a .vtt, .srt or .txt of the same name beside it holds, if any.
+
+        Raises:
+            CorrKDError: the recording cannot be read, the model was not trained on features of recordings, or the extractors here differ
+                from those of its training data; the line names what differs.
+        """
+        return self.predict(predict_clips.clip_sample(Path(path), self.media_settings[0], text))
+
+    @cached_property
+    def media_settings(self) -> tuple[FeatureSettings, list[str]]:
+        """What makes features of recordings for this model, and notes on libraries of other versions. Raises as `predict_media`."""
+        return predict_clips.feature_settings(self.card)
 
     @torch.no_grad()
     def logits(self, arrays: Mapping[str, Arrays]) -> npt.NDArray[np.float32]:

@@ -23,6 +23,7 @@ BANDS, LOWEST, HIGHEST = 40, 50.0, 7600.0  # of the mel scale; Hz
 NUM_MFCC = 20
 ROLLOFF = 0.85  # share of the power below it
 PITCH_LOW, PITCH_HIGH = 60, 500  # Hz
+OCTAVE_COST = 0.05  # of a peak's height, for each doubling of the period
 VOICED = 0.5  # height of the autocorrelation's peak
 SEMITONES_FROM = 55.0  # Hz
 BEFORE, AFTER = HOP + PITCH_WINDOW // 2, PITCH_WINDOW // 2  # samples round a block that its windows reach
@@ -123,12 +124,17 @@ def _pitch(windows: FloatArray) -> tuple[FloatArray, FloatArray]:
     shape = np.hanning(PITCH_WINDOW).astype(np.float32)
     low, high = RATE // PITCH_HIGH, RATE // PITCH_LOW
     tapered = (windows - windows.mean(1, keepdims=True)) * shape
-    own = fft.irfft(np.abs(fft.rfft(tapered, PITCH_FFT)) ** 2)[:, :high]
-    of_shape = fft.irfft(np.abs(fft.rfft(shape, PITCH_FFT)) ** 2)[:high]
-    correlation = own / (own[:, :1] + 1e-7) / (of_shape / of_shape[0])
-    lag = low + correlation[:, low:].argmax(1)
-    peak = np.clip(np.take_along_axis(correlation, lag[:, None], 1)[:, 0], 0, 1)
-    return np.where(peak > VOICED, 12 * np.log2(RATE / lag / SEMITONES_FROM), 0.0).astype(np.float32), peak
+    products = fft.irfft(np.abs(fft.rfft(tapered, PITCH_FFT)) ** 2)[:, : high + 1]
+    of_shape = fft.irfft(np.abs(fft.rfft(shape, PITCH_FFT)) ** 2)[: high + 1]
+    correlation = np.clip(products / (products[:, :1] + 1e-7) / (of_shape / of_shape[0]), -1, 1)
+    # What repeats after one period repeats after two: of peaks alike the first one is meant.
+    cost = OCTAVE_COST * np.log2(np.arange(low, high) / low).astype(np.float32)
+    lag = low + (correlation[:, low:high] - cost).argmax(1)
+    before, peak, after = (np.take_along_axis(correlation, (lag + i)[:, None], 1)[:, 0] for i in (-1, 0, 1))
+    curve = before - 2 * peak + after
+    exact = lag + np.where(curve < 0, 0.5 * (before - after) / np.minimum(curve, -1e-6), 0).clip(-0.5, 0.5)
+    semitones = np.where(peak > VOICED, 12 * np.log2(RATE / exact / SEMITONES_FROM), 0.0)
+    return semitones.astype(np.float32), np.maximum(peak, 0)
 
 
 @cache
