@@ -24,6 +24,7 @@ from corrkd.experiment.arm import GROUPS
 from corrkd.experiment.choices import Choice
 from corrkd.experiment.plan import arms_of, load_plan
 from corrkd.experiment.settings import Settings, load_settings
+from corrkd.media.extractors import registry as extractors
 from corrkd.methods import registry as methods
 from corrkd.methods.corrkd import CorrKDOptions
 from corrkd.missing.conditions import registry as conditions
@@ -85,7 +86,13 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pages
 def test_names_and_files_exist(page: Path) -> None:
     text, group = page.read_text("utf-8"), r'entry-points\."([\w.]+)"'
-    assert set(re.findall(group, text)) <= {conditions.GROUP, methods.GROUP, networks.GROUP, TARGET_GROUP}
+    assert set(re.findall(group, text)) <= {
+        conditions.GROUP,
+        methods.GROUP,
+        networks.GROUP,
+        extractors.GROUP,
+        TARGET_GROUP,
+    }
     text = re.sub(group, "", text)  # groups need not be modules
     for name in set(re.findall(r"(?<![\w/.])corrkd(?:\.[A-Za-z_]\w*)+", text)):
         assert resolve(name) is not None, f"{page.name}: {name}"
@@ -199,8 +206,9 @@ def check_command(line: str) -> None:
         given = command.make_context(command.name, words).params
     except Exception as error:
         pytest.fail(f"{line}: {error}")
+    presets = extractors.PRESETS if command.name == "features" else preset_names()
     for preset in (given.get("preset"), given.get("name")):
-        assert preset in (None, "NAME", *preset_names()), line
+        assert preset in (None, "NAME", *presets), line
     if "KEY=VALUE" not in (given.get("changes") or ()):
         load_settings(preset=given.get("preset"), overrides=given.get("changes") or ())
 
