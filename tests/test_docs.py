@@ -209,7 +209,7 @@ def check_command(line: str) -> None:
     presets = extractors.PRESETS if command.name == "features" else preset_names()
     for preset in (given.get("preset"), given.get("name")):
         assert preset in (None, "NAME", *presets), line
-    if "KEY=VALUE" not in (given.get("changes") or ()):
+    if command.name != "features" and "KEY=VALUE" not in (given.get("changes") or ()):
         load_settings(preset=given.get("preset"), overrides=given.get("changes") or ())
 
 
