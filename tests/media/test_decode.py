@@ -167,7 +167,7 @@ def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
     with av.open(str(path), "w", format="mp4") as container:
         cover = container.add_stream("png", rate=1)
         cover.height, cover.width, cover.pix_fmt = 24, 32, "rgb24"
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = av.stream.Disposition.attached_pic.value
         audio = container.add_stream("aac", rate=RATE, layout="mono")
         for packet in cover.encode(av.VideoFrame.from_ndarray(np.zeros((24, 32, 3), np.uint8), format="rgb24")):
             container.mux(packet)
