@@ -24,7 +24,7 @@ Where targets are not needed, as for predictions, a file with neither targets no
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,9 @@ def recognises_splits(data: Any) -> bool:
     return bool(parts) and all(isinstance(part, dict) and any(key in part for key in SCORES) for part in parts)
 
 
-def read(arrays: Mapping[str, Any], name: str, kind: str, options: ReadOptions) -> MultimodalDataset:
+def read(
+    arrays: Mapping[str, Any], name: str, kind: str, options: ReadOptions, *, notes: Sequence[str] = ()
+) -> MultimodalDataset:
     """The dataset in named arrays (see the top of this file for the names).
 
     Args:
@@ -83,18 +85,19 @@ def read(arrays: Mapping[str, Any], name: str, kind: str, options: ReadOptions) 
         name: of the dataset.
         kind: "npz", "h5", "safetensors" or "pickled", for people.
         options: `label` and `targets` matter.
+        notes: of whoever made the arrays.
 
     Raises:
         CorrKDError: no target, no modality, or arrays that do not fit one another.
     """
-    together, notes = _raw_split(name, arrays, options)
+    together, own_notes = _raw_split(name, arrays, options)
     ids = np.array([f"sample-{row}" for row in range(_rows(together))]) if together.ids is None else together.ids
     together.ids = ids
     splits, dealt = _splits(name, arrays.get("split"), together, options)
     raw = {
         split: together.take(np.flatnonzero(splits == split)) for split in (*SPLITS, WHOLE) if (splits == split).any()
     }
-    return _assembled(raw, arrays, name, kind, options, [*notes, *dealt])
+    return _assembled(raw, arrays, name, kind, options, [*notes, *own_notes, *dealt])
 
 
 def read_splits(

@@ -54,7 +54,7 @@ def unpacked_npz(file: Path | BinaryIO, name: str, *, most: int, objects: bool =
     """
     budget, arrays = Budget(name, most), {}
     try:
-        _check_directory(file, name)
+        check_directory(file, name)
         with zipfile.ZipFile(file) as archive:
             members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
             if not members and any(info.filename.endswith("data.pkl") for info in archive.infolist()):
@@ -99,11 +99,11 @@ def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[An
         ) from None
 
 
-def _check_directory(file: Path | BinaryIO, name: str) -> None:
+def check_directory(file: Path | BinaryIO, name: str) -> None:
     """Raise CorrKDError where a zip file has too many members: each becomes an object, before any of them is looked at."""
     if isinstance(file, Path):
         with file.open("rb") as opened:
-            _check_directory(opened, name)
+            check_directory(opened, name)
         return
     size = file.seek(0, 2)
     file.seek(max(0, size - LONGEST_COMMENT - END_SIZE - END64_SIZE))
