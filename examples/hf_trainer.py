@@ -4,7 +4,7 @@
     python examples/hf_trainer.py
 
 The teacher's outputs are computed once and stand beside the samples. With several processes, gather the rows of all before the loss, with
-gradients for the student's: it compares the samples of a batch with one another (docs/method.md).
+gradients for the student's: it compares the samples of a batch with one another (docs/distilling.md).
 """
 
 import tempfile

@@ -352,6 +352,7 @@ def test_a_parquet_file_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> N
         load_dataset(tmp_path / "bomb.parquet")
 
 
+@settings(deadline=None)
 @given(sizes=st.lists(st.integers(1, 9), min_size=3, max_size=40), seed=st.integers(0, 99))
 def test_dealing_keeps_groups_together_and_leaves_no_split_empty(sizes: list[int], seed: int) -> None:
     members = np.repeat([f"g{index}" for index in range(len(sizes))], sizes)

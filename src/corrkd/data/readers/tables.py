@@ -210,6 +210,21 @@ def _with_chosen_label(columns: Columns, options: ReadOptions) -> tuple[Columns,
 # ----------------------------------------------------------------------------------------------------------------- arrays
 
 
+def is_about_samples(key: str) -> bool:
+    """Return whether a column's name says that it holds ids, splits, groups or labels."""
+    return any(key.lower().strip() in synonyms for synonyms in SYNONYMS.values())
+
+
+def has_modalities(columns: Columns) -> bool:
+    """Return whether the names of columns, or their lists, say of which modality they are."""
+    named = {key: column for key, column in columns.items() if not is_about_samples(key)}
+    try:
+        _arrays("columns", named)
+    except CorrKDError:
+        return False
+    return True
+
+
 def _arrays(name: str, columns: Columns) -> tuple[dict[str, Array], list[str]]:
     """Named arrays, as readers/arrays.py reads them, and the names of the columns that are none."""
     reserved = {*SYNONYMS, *NAMES}
@@ -379,7 +394,7 @@ def _with_split(name: str, found: dict[str, Array], options: ReadOptions) -> tup
     if "split" not in found:
         if not count:
             return found, []
-        by, members = _members(found, count)
+        by, members = members_of(found, count)
         try:
             split = dealt(members)
         except CorrKDError as error:
@@ -393,7 +408,7 @@ def _with_split(name: str, found: dict[str, Array], options: ReadOptions) -> tup
     train = np.flatnonzero(split == SPLITS[0])
     if SPLITS[1] in split or not len(train):
         return {**found, "split": split}, []
-    by, members = _members(found, count)
+    by, members = members_of(found, count)
     try:
         inside = dealt(members[train], {SPLITS[0]: 1 - VALIDATION, SPLITS[1]: VALIDATION})
     except CorrKDError as error:
@@ -404,8 +419,13 @@ def _with_split(name: str, found: dict[str, Array], options: ReadOptions) -> tup
     ]
 
 
-def _members(found: Mapping[str, Array], count: int) -> tuple[str, StrArray]:
-    """What groups the samples, and the group of each."""
+def members_of(found: Mapping[str, Array], count: int) -> tuple[str, StrArray]:
+    """Return what groups the samples, and the group of each, (N,).
+
+    Args:
+        found: arrays by their usual names: `ids`, `person` and the like; others are not looked at.
+        count: N.
+    """
     ids = strings(found["ids"]) if "ids" in found else np.array([f"sample-{row}" for row in range(count)])
     groups = {kind: strings(found[kind], kind) for kind in GROUPS if kind in found}
     parsed = groups_from_ids(ids.tolist())
