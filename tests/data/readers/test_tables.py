@@ -270,6 +270,11 @@ def test_what_is_to_be_predicted_needs_no_labels_and_stays_together() -> None:
     assert list(load_dataset(data, targets=False).splits) == ["all"]
     frame = frame_of(records()).assign(label=None)
     assert list(load_dataset(frame, targets=False).splits) == ["all"]
+    assert list(load_dataset(frame_of(records())[:2], targets=False).splits) == ["all"]
+
+
+def test_labelled_samples_fall_into_the_splits_of_a_training_in_any_case() -> None:
+    assert_same(load_dataset(records(), targets=False), load_dataset(records()))
 
 
 def test_mmsa_fets_label_file_names_its_clips(tmp_path: Path) -> None:

@@ -219,7 +219,8 @@ def _sequences(where: str, column: pa.ChunkedArray) -> Sequences:
         if nested:
             values, of_frames = _unnested(values)
             widths.append(of_frames)
-        numbers.append(_numbers(values).astype(np.float32))
+        with np.errstate(over="ignore"):
+            numbers.append(_numbers(values).astype(np.float32))
     count = np.concatenate(counts) if counts else np.zeros(0, np.int64)
     flat = np.concatenate(numbers) if numbers else np.zeros(0, np.float32)
     if not nested:

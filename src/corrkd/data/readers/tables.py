@@ -387,36 +387,32 @@ def _numbered_classes(labels: Array) -> dict[str, Array]:
 
 
 def _with_split(name: str, found: dict[str, Array], options: ReadOptions) -> tuple[dict[str, Array], list[str]]:
-    """The arrays with a split: 70/15/15 % where none is named, 15 % of train as valid where that alone is not."""
-    if not options.targets:  # to be predicted: readers/arrays.py leaves them together
-        return found, []
+    """The arrays with a split: 70/15/15 % where none is named, 15 % of train as valid where that alone is not.
+
+    Samples without targets stay together, as readers/arrays.py has it; so do too few, where they need none.
+    """
     count = next(len(x) for key, x in found.items() if key not in NAMES)
-    if "split" not in found:
-        if not count:
-            return found, []
-        by, members = members_of(found, count)
-        try:
-            split = dealt(members)
-        except CorrKDError as error:
-            raise CorrKDError(f"{name}: {error}") from None
-        shares = "/".join(f"{100 * share:.0f}" for share in SHARES.values())
-        return {**found, "split": split}, [
-            f"no split is named: dealt to train/valid/test as {shares} % by {by}, seed 0"
-        ]
-    words = [value.lower() for value in _as_text(found["split"]).tolist()]
-    split = np.array([SPLIT_NAMES.get(word, word) for word in words])
-    train = np.flatnonzero(split == SPLITS[0])
-    if SPLITS[1] in split or not len(train):
-        return {**found, "split": split}, []
+    if not count or not any(key in ("labels", "scores") or is_label(key) for key in found if key not in NAMES):
+        return found, []
     by, members = members_of(found, count)
     try:
-        inside = dealt(members[train], {SPLITS[0]: 1 - VALIDATION, SPLITS[1]: VALIDATION})
+        if "split" not in found:
+            shares = "/".join(f"{100 * share:.0f}" for share in SHARES.values())
+            note = f"no split is named: dealt to train/valid/test as {shares} % by {by}, seed 0"
+            return {**found, "split": dealt(members)}, [note]
+        words = [value.lower() for value in _as_text(found["split"]).tolist()]
+        split = np.array([SPLIT_NAMES.get(word, word) for word in words])
+        train = np.flatnonzero(split == SPLITS[0])
+        if SPLITS[1] in split or not len(train):
+            return {**found, "split": split}, []
+        split[train] = dealt(members[train], {SPLITS[0]: 1 - VALIDATION, SPLITS[1]: VALIDATION})
+        return {**found, "split": split}, [
+            f"no validation split: {100 * VALIDATION:.0f} % of train held out by {by}, seed 0"
+        ]
     except CorrKDError as error:
-        raise CorrKDError(f"{name}: no validation split, and {error}") from None
-    split[train] = inside
-    return {**found, "split": split}, [
-        f"no validation split: {100 * VALIDATION:.0f} % of train held out by {by}, seed 0"
-    ]
+        if options.targets:
+            raise CorrKDError(f"{name}: {error}") from None
+        return found, []
 
 
 def members_of(found: Mapping[str, Array], count: int) -> tuple[str, StrArray]:
