@@ -27,7 +27,7 @@ from corrkd.data.readers import (
 )
 from corrkd.data.readers.containers import read_h5, read_npz, read_safetensors
 from corrkd.data.readers.options import ReadOptions
-from corrkd.data.readers.sniff import TEXT, what_it_is, what_zip_it_is
+from corrkd.data.readers.sniff import ARRAYS, TEXT, what_it_is, what_zip_it_is
 from corrkd.errors import CorrKDError
 from corrkd.parsing import refusing
 
@@ -213,7 +213,7 @@ def _read_data(data: Any, path: Path, title: str, options: ReadOptions) -> Multi
         if isinstance(data, dict)
         else f"a {type(data).__name__}"
     )
-    raise CorrKDError(f"{path.name}: {shape}, in no layout that is known here ({LAYOUTS})")
+    raise CorrKDError(f"{path.name}: {shape}, in no layout that is known here ({LAYOUTS}); save its arrays: {ARRAYS}")
 
 
 def check_training(dataset: MultimodalDataset) -> None:

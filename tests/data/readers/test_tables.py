@@ -170,6 +170,13 @@ def test_a_table_for_each_split_and_shards_as_on_the_hub(tmp_path: Path) -> None
     assert_same(load_dataset(tmp_path / "hub"), dataset)
 
 
+def test_a_sample_whose_frames_are_all_empty_lacks_the_modality() -> None:
+    speech = [[[1.0, float(row)]] for row in range(12)]
+    speech[0], speech[1] = [[], []], []  # type: ignore[list-item]
+    dataset = load_dataset({"speech": speech, "label": Y})
+    assert sum(int((~part.present["speech"]).all(1).sum()) for part in dataset.splits.values()) == 2
+
+
 def test_a_modality_that_a_split_lacks_is_missing_there() -> None:
     frame = frame_of(records())
     dataset = load_dataset({"train": frame[:14], "valid": frame[14:18], "test": frame[18:].drop(columns="speech")})

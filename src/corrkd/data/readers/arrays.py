@@ -144,7 +144,8 @@ def _raw_split(name: str, arrays: Mapping[str, Any], options: ReadOptions) -> tu
     keys = {m: key for key, m in names.items()}
     if not keys:
         raise CorrKDError(
-            f"{name}: no modality: no (N, T, d) array of numbers or (N, d) array of real ones with N = {count}"
+            f"{name}: no modality: no (N, T, d) array of numbers or (N, d) array of real ones with N = {count}; "
+            "save features as floats, one row a sample"
         )
     _check_lengths_of_arrays(name, arrays, list(names), count)
     columns = _label_columns(arrays, count)
@@ -184,7 +185,9 @@ def _count(name: str, arrays: Mapping[str, Array], options: ReadOptions) -> int:
     if sized:
         count = len(arrays[sized[0]])
     elif not sizes:
-        raise CorrKDError(f"{name}: no modality: no (N, T, d) array of numbers or (N, d) array of real ones")
+        raise CorrKDError(
+            f"{name}: no modality: no (N, T, d) array of numbers or (N, d) array of real ones; save features as floats"
+        )
     elif len(set(sizes.values())) > 1:
         counted = ", ".join(f"{key} {size}" for key, size in sizes.items())
         raise CorrKDError(
@@ -193,7 +196,7 @@ def _count(name: str, arrays: Mapping[str, Array], options: ReadOptions) -> int:
     else:
         count = next(iter(sizes.values()))
     if not count:
-        raise CorrKDError(f"{name}: holds no samples")
+        raise CorrKDError(f"{name}: holds no samples; give each array one row a sample")
     if target is None and options.targets and not label_keys(arrays, count, RESERVED):
         raise CorrKDError(f"{name}: holds {', '.join(arrays) or 'no arrays'}; an array `scores` or `labels` is needed")
     return count
@@ -204,7 +207,9 @@ def _check_lengths_of_arrays(name: str, arrays: Mapping[str, Array], features: I
     companions = [f"{key}{what}" for key in features for what in (LENGTHS, PRESENT, FRAME_IDS)]
     for key in (*SCORES, *LABELS, *PER_SAMPLE, "lengths", "frame_ids", *companions):
         if key in arrays and (arrays[key].ndim == 0 or len(arrays[key]) != count):
-            raise CorrKDError(f"{name}: array {key} has shape {arrays[key].shape}, expected {count} samples first")
+            raise CorrKDError(
+                f"{name}: array {key} has shape {arrays[key].shape}, expected {count} samples first; transpose it, or leave it out"
+            )
     for key in PER_SAMPLE:
         if key in arrays and arrays[key].size != count:
             raise CorrKDError(

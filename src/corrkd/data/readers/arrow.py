@@ -49,7 +49,9 @@ def read_parquet(path: Path) -> Columns:
             batches = list(_counted(path, file.iter_batches(ROWS, columns=chosen)))
             table = pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in chosen], schema.metadata))
     except (pa.ArrowException, OSError, OverflowError) as error:
-        raise CorrKDError(f"{path.name}: a damaged Parquet file ({' '.join(str(error).split())[:120]})") from None
+        raise CorrKDError(
+            f"{path.name}: a damaged Parquet file ({' '.join(str(error).split())[:120]}); fetch or write it again"
+        ) from None
     return columns_of(path.name, table)
 
 
@@ -71,7 +73,9 @@ def read_folder(folder: Path) -> Columns | dict[str, Columns]:
         splits = [str(split) for split in read_json(folder / SPLITS_FILE)["splits"]]
     for split in splits:
         if leads_elsewhere(split):
-            raise CorrKDError(f"{folder / SPLITS_FILE}: split {split!r} is no name of a folder in it")
+            raise CorrKDError(
+                f"{folder / SPLITS_FILE}: split {split!r} is no name of a folder in it; save the dataset again"
+            )
     return {split: columns_of(f"{folder.name}, {split}", _saved_table(folder / split)) for split in splits}
 
 
@@ -91,14 +95,16 @@ def _saved_table(folder: Path) -> pa.Table:
             )
     for name in names:
         if leads_elsewhere(name):
-            raise CorrKDError(f"{path}: {name!r} is no name of a file in its folder")
+            raise CorrKDError(f"{path}: {name!r} is no name of a file in its folder; save the dataset again")
     if not names:
         raise CorrKDError(f"{folder}: holds no data; save the dataset again with save_to_disk")
     tables = [_arrow_table(folder / name) for name in names]
     try:
         return pa.concat_tables(tables)
     except pa.ArrowException as error:
-        raise CorrKDError(f"{folder}: its files differ in their columns ({str(error).splitlines()[0][:120]})") from None
+        raise CorrKDError(
+            f"{folder}: its files differ in their columns ({str(error).splitlines()[0][:120]}); save the dataset again"
+        ) from None
 
 
 def _arrow_table(path: Path) -> pa.Table:
@@ -116,7 +122,9 @@ def _arrow_table(path: Path) -> pa.Table:
             _check_names(path.name, reader.schema.names)
             return pa.Table.from_batches(batches, reader.schema)
     except (pa.ArrowException, OSError, OverflowError) as error:
-        raise CorrKDError(f"{path.name}: a damaged Arrow file ({' '.join(str(error).split())[:120]})") from None
+        raise CorrKDError(
+            f"{path.name}: a damaged Arrow file ({' '.join(str(error).split())[:120]}); fetch or write it again"
+        ) from None
 
 
 def _counted(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -275,4 +283,5 @@ def _is_number(kind: pa.DataType) -> bool:
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    is_view = getattr(pa.types, "is_string_view", None)  # newer than the oldest pyarrow; polars has such
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or (is_view is not None and is_view(kind)))

@@ -101,16 +101,18 @@ def _frames_of_cell(where: str, cell: Any) -> npt.NDArray[np.float32] | None:
         with np.errstate(over="ignore"):
             values = np.asarray(cell, np.float32)
     except (ValueError, TypeError):
-        raise CorrKDError(f"{where}: not a list of numbers, nor a list of frames of one width") from None
+        raise CorrKDError(
+            f"{where}: not a list of numbers, nor a list of frames of one width; write [0.1, 0.2] or [[0.1, 0.2], [0.3, 0.4]]"
+        ) from None
     if values.ndim not in (1, 2):
         raise CorrKDError(f"{where}: has {values.ndim} axes; give (frames, width) or (width,)")
     return values if values.size else None
 
 
 def _with_missing_frames(frames: Sequence[Any]) -> list[Any]:
-    """Frames in which those that are None or empty are NaN throughout."""
-    width = next(len(frame) for frame in frames if not is_missing(frame))
-    return [np.full(width, np.nan, np.float32) if is_missing(frame) else frame for frame in frames]
+    """Frames in which those that are None or empty are NaN throughout; [] where all are."""
+    width = next((len(frame) for frame in frames if not is_missing(frame)), 0)
+    return [] if not width else [np.full(width, np.nan, np.float32) if is_missing(frame) else frame for frame in frames]
 
 
 def is_missing(value: Any) -> bool:

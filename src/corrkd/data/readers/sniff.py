@@ -11,7 +11,7 @@ START = 512  # bytes that are looked at
 ARRAYS = "numpy.savez('data.npz', audio=..., scores=...)"
 UNPACK = "unpack it and give the file inside"
 EXTRACT = "extract features first: datasets hold arrays of features"
-TEXT = "text, not a dataset"
+TEXT = "text, not a dataset; give a table with a heading (audio_0, audio_1, label) and a row a sample, or arrays"
 
 # (offset, how it begins, what it is, what to do)
 SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (

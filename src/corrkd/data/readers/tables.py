@@ -463,7 +463,9 @@ def stacked(name: str, tables: Mapping[str, Columns]) -> Columns:
 def _stacked_columns(where: str, parts: Mapping[str, Column | None], sizes: Mapping[str, int]) -> Array:
     some = [part for part in parts.values() if isinstance(part, np.ndarray)]
     if len({part.shape[1:] for part in some}) > 1:
-        raise CorrKDError(f"{where}: has another shape in every split: {sorted({part.shape[1:] for part in some})}")
+        raise CorrKDError(
+            f"{where}: has another shape in every split: {sorted({part.shape[1:] for part in some})}; make them alike"
+        )
     text = any(part.dtype.kind == "O" for part in some)
     pieces = []
     for split, part in parts.items():
