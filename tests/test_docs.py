@@ -43,6 +43,7 @@ RUNNABLE = [
     "docs/missingness.md",
     "docs/running.md",
     "docs/synthetic.md",
+    "docs/tables.md",
 ]
 FILE_ENDINGS = {"safetensors", "json", "ckpt", "yaml", "csv"}
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from corrkd.errors import CorrKDError
     from corrkd.evaluation.judge import evaluate
     from corrkd.experiment.distil import Distilled, distil
+    from corrkd.experiment.estimator import CorrKDClassifier, MultimodalArrays
     from corrkd.experiment.plan import Plan, load_plan
     from corrkd.experiment.run import Run, compare, resume, run
     from corrkd.experiment.settings import Settings, load_settings
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
     from corrkd.serve.standalone import Prediction
 
 _HOMES = {
+    "CorrKDClassifier": "corrkd.experiment.estimator",
     "CorrKDError": "corrkd.errors",
     "Distilled": "corrkd.experiment.distil",
+    "MultimodalArrays": "corrkd.experiment.estimator",
     "MultimodalDataset": "corrkd.data.dataset",
     "Plan": "corrkd.experiment.plan",
     "Prediction": "corrkd.serve.standalone",
@@ -46,8 +49,10 @@ _HOMES = {
 }
 
 __all__ = [
+    "CorrKDClassifier",
     "CorrKDError",
     "Distilled",
+    "MultimodalArrays",
     "MultimodalDataset",
     "Plan",
     "Prediction",

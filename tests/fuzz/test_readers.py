@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from safetensors.numpy import save_file
 
@@ -19,6 +21,7 @@ from corrkd.data.load import load_dataset
 from corrkd.data.readers.glove import read_glove
 from corrkd.errors import CorrKDError
 from tests.data.readers.samples import COUNTS, csd_file, glove, mag, mmsa, mult
+from tests.data.readers.test_tables import frame_of, records
 from tests.data.readers.test_utterances import gcnet, merbench
 from tests.fuzz.mutate import mutate
 from tests.fuzz.objects import mutated, write_h5
@@ -148,7 +151,37 @@ def clip() -> dict[str, Any]:
     return {"audio": np.ones((5, 3)), "text": np.ones((4, 2)), "text_bert": np.ones((3, 4)), "config": {}}
 
 
+def table(suffix: str, write: Callable[[pd.DataFrame, Path], object]) -> Target:
+    """A table, some of whose cells and bytes are mutated."""
+
+    def target(folder: Path, rng: random.Random) -> Path:
+        frame, path = frame_of(records()).astype(object), folder / f"set{suffix}"
+        for _ in range(rng.randint(0, 3)):
+            row, column = rng.randrange(len(frame)), rng.randrange(len(frame.columns))
+            frame.iat[row, column] = mutated(frame.iat[row, column], rng)
+        write(frame.infer_objects(), path)
+        victim = next(path.glob("*.arrow")) if path.is_dir() else path
+        if rng.random() < 0.5:
+            victim.write_bytes(mutate(victim.read_bytes(), rng))
+        return path
+
+    return target
+
+
+def save_to_disk(frame: pd.DataFrame, folder: Path) -> None:
+    """What `datasets` writes, without it."""
+    content = pa.Table.from_pandas(frame, preserve_index=False)
+    folder.mkdir()
+    with pa.OSFile(str(folder / "data.arrow"), "wb") as file, pa.ipc.new_stream(file, content.schema) as out:
+        out.write_table(content)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+
+
 TARGETS: dict[str, Target] = {
+    "csv": table(".csv", lambda frame, path: frame.to_csv(path, index=False)),
+    "parquet": table(".parquet", lambda frame, path: frame.to_parquet(path)),
+    "arrow": table(".arrow", lambda frame, path: frame.to_feather(path)),
+    "saved-to-disk": table("", save_to_disk),
     "mmsa": pickled(mmsa),
     "mmsa-aligned": pickled(lambda: mmsa(aligned=True)),
     "mmsa-fet-clip": pickled(clip),
@@ -175,7 +208,13 @@ def check(target: Target, tmp_path: Path, seed: int) -> bool:
     folder.mkdir()
     try:
         path = target(folder, rng)
-    except (ValueError, TypeError, OverflowError, UnicodeError):  # what the formats' own writers do not write
+    except (
+        ValueError,
+        TypeError,
+        OverflowError,
+        UnicodeError,
+        pa.ArrowException,
+    ):  # what the formats' own writers do not write
         return False
     vectors, folds = glove(folder / "glove.txt"), folder / "folds.json"
     label = rng.choice([None, None, "0", "questions:ratings@0.5", "happy", "sentiment", "emo,val"])
@@ -205,6 +244,19 @@ def test_many_mutated_datasets(name: str, tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         for seed in range(25, 2025):
             check(TARGETS[name], tmp_path, seed)
+
+
+def test_mutated_arrays_in_memory() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for seed in range(300):
+            rng, data = random.Random(seed), records() if seed % 2 else named()
+            for _ in range(rng.randint(1, 3)):
+                data = mutated(data, rng)
+            try:
+                load_dataset(data, targets=rng.random() < 0.5)
+            except CorrKDError as error:
+                assert len(str(error)) <= LONGEST_LINE  # noqa: PT017  (some are read)
 
 
 def test_mutated_vectors(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,17 @@ class _Tensor:
     def size(self) -> int:
         return math.prod(self.values.shape) * DTYPES[self.dtype].itemsize
 
+    @property
+    def heading(self) -> bytes:
+        """Name, type and shape, as the digest has them."""
+        return f"{self.name} {self.dtype} {self.values.shape}\n".encode()
+
+    def contents(self) -> Iterator[memoryview]:
+        """Yield the bytes, a few samples at a time."""
+        for start in range(0, len(self.values), ROWS):
+            rows = np.ascontiguousarray(self.values[start : start + ROWS], DTYPES[self.dtype])
+            yield rows.reshape(-1).view(np.uint8).data
+
 
 def convert(dataset: MultimodalDataset, path: str | Path) -> None:
     """Writes a dataset to `path` (`.safetensors`), whole or not at all, a few samples at a time.
@@ -45,27 +56,51 @@ def convert(dataset: MultimodalDataset, path: str | Path) -> None:
     path = Path(path)
     if path.suffix != ".safetensors":
         raise CorrKDError(f"{path}: the converted file's name must end in .safetensors")
-    where = f"dataset {dataset.name}: cannot be converted"
-    with refusing(where, "not what a converted file holds"):  # rather than written and not opened again
-        tensors = [tensor for name, split in dataset.splits.items() for tensor in _tensors(name, split)]
-        About.model_validate(parse_json(_about(dataset, "0" * 64), f"{where}: its metadata"))
-    tensors.sort(
-        key=lambda tensor: -DTYPES[tensor.dtype].itemsize
-    )  # so that each starts at a multiple of its item size
+    tensors = _checked_tensors(dataset)
     make_folder(path.parent)
     remove_parts(path.parent, path.name)
     with replacing(path) as part, part.open("wb") as file:
         file.write(_header(dataset, tensors, "0" * 64))  # room for the digest, known when all is written
         digest = hashlib.sha256(_facts(dataset).encode())
         for tensor in tensors:
-            digest.update(f"{tensor.name} {tensor.dtype} {tensor.values.shape}\n".encode())
-            for start in range(0, len(tensor.values), ROWS):
-                rows = np.ascontiguousarray(tensor.values[start : start + ROWS], DTYPES[tensor.dtype])
-                content = rows.reshape(-1).view(np.uint8).data
+            digest.update(tensor.heading)
+            for content in tensor.contents():
                 file.write(content)
                 digest.update(content)
         file.seek(0)
         file.write(_header(dataset, tensors, digest.hexdigest()))
+
+
+def as_converted(dataset: MultimodalDataset) -> MultimodalDataset:
+    """Return the dataset as it is read back from the file that `convert` writes of it, without writing one.
+
+    Raises:
+        CorrKDError: it cannot be converted.
+    """
+    digest = hashlib.sha256(_facts(dataset).encode())
+    for tensor in _checked_tensors(dataset):
+        digest.update(tensor.heading)
+        for content in tensor.contents():
+            digest.update(content)
+    about = json.loads(_about(dataset, digest.hexdigest()))
+    return replace(
+        dataset,
+        notes=tuple(about["notes"]),
+        extra=about["extra"],
+        sha256=about["sha256"],
+        posterior=None,
+        splits={name: dataset.splits[name] for name in about["splits"]},
+    )
+
+
+def _checked_tensors(dataset: MultimodalDataset) -> list[_Tensor]:
+    """What a file of the dataset holds, in its order. Raises CorrKDError where it could not be opened again."""
+    where = f"dataset {dataset.name}: cannot be converted"
+    with refusing(where, "not what a converted file holds"):
+        tensors = [tensor for name, split in dataset.splits.items() for tensor in _tensors(name, split)]
+        About.model_validate(parse_json(_about(dataset, "0" * 64), f"{where}: its metadata"))
+    # So that each starts at a multiple of its item size.
+    return sorted(tensors, key=lambda tensor: -DTYPES[tensor.dtype].itemsize)
 
 
 def _facts(dataset: MultimodalDataset) -> str:

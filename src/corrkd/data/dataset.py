@@ -195,7 +195,7 @@ def check_split(name: str, split: Split, *, targets: bool = True, trains: bool =
         if trains and not split.present[modality].any():
             raise CorrKDError(f"{where}: no frame of it is present in any sample; leave the modality out")
     if targets and split.scores is None and split.labels is None:
-        raise CorrKDError(f"{name}: neither scores nor labels")
+        raise CorrKDError(f"{name}: neither scores nor labels; add an array or column `label` or `score`")
     if split.scores is not None and (split.scores.shape != (count,) or not np.isfinite(split.scores).all()):
         bad = "shape " + str(split.scores.shape) if split.scores.shape != (count,) else "NaN or infinite values"
         raise CorrKDError(f"{name}: scores have {bad}; expected ({count},) finite numbers")
@@ -205,5 +205,6 @@ def check_split(name: str, split: Split, *, targets: bool = True, trains: bool =
         )
     if split.labels is not None and (len(split.labels) != count or split.labels.min() < 0):
         raise CorrKDError(
-            f"{name}: labels must be {count} classes from 0 up; found {split.labels.shape}, lowest {split.labels.min()}"
+            f"{name}: labels must be {count} classes from 0 up; found {split.labels.shape}, lowest {split.labels.min()}; number "
+            "the classes from 0, or give their names"
         )

@@ -1,4 +1,4 @@
-"""`load_dataset`: from a path to a `MultimodalDataset`, whatever the layout."""
+"""`load_dataset`: from a path, or an object in memory, to a `MultimodalDataset`, whatever the layout."""
 
 from __future__ import annotations
 
@@ -9,24 +9,39 @@ from typing import Any
 
 import numpy as np
 
-from corrkd.data import safe_pickle
+from corrkd.data import in_memory, safe_pickle
 from corrkd.data.dataset import SPLITS, MultimodalDataset
 from corrkd.data.known_files import KNOWN_FILES
-from corrkd.data.readers import arrays, converted, csd, folders, mag, mmsa, mult, split_dicts, utterances
+from corrkd.data.readers import (
+    arrays,
+    converted,
+    csd,
+    csv_tables,
+    folders,
+    mag,
+    mmsa,
+    mult,
+    split_dicts,
+    tables,
+    utterances,
+)
 from corrkd.data.readers.containers import read_h5, read_npz, read_safetensors
 from corrkd.data.readers.options import ReadOptions
-from corrkd.data.readers.sniff import what_it_is
+from corrkd.data.readers.sniff import ARRAYS, TEXT, what_it_is, what_zip_it_is
 from corrkd.errors import CorrKDError
 from corrkd.parsing import refusing
 
 SYNTHETIC = "synthetic"
 ZIP, HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"  # how such files begin, whole or truncated
-FOLDER = "a folder of .csd files, or of train.pkl, dev.pkl and test.pkl"
-LAYOUTS = "MMSA, MulT, MAG, GCNet, MERBench, .csd folder, named arrays"
+PARQUET, ARROW = b"PAR1", b"ARROW1"
+FOLDER = (
+    "a folder of .csd files, of train.csv, dev.csv and test.csv (.parquet, .pkl, ...), or one that `datasets` saved"
+)
+LAYOUTS = "MMSA, MulT, MAG, GCNet, MERBench, .csd folder, named arrays, tables"
 
 
 def load_dataset(
-    path: str | Path,
+    source: Any,
     *,
     glove: Path | None = None,
     folds: Path | None = None,
@@ -35,28 +50,33 @@ def load_dataset(
     name: str | None = None,
     targets: bool = True,
 ) -> MultimodalDataset:
-    """The dataset at `path`; its layout is recognised from what is in it, not from its name.
+    """Return the dataset in a file, a folder or an object; its layout is recognised from what is in it, not from its name.
 
     Args:
-        path: a pickle in MMSA's, MulT's, MAG's or GCNet's layout, a MERBench label file, a folder of `.csd` files or of one file a split,
-            arrays in `.npz`, `.h5`, `.safetensors` or a pickle, a file that `corrkd data convert` wrote, or "synthetic" for the built-in
-            dataset.
+        source: a path or an object in memory. A path: a pickle in MMSA's, MulT's, MAG's or GCNet's layout, a MERBench label file,
+            a folder of `.csd` files or of one file a split, arrays in `.npz`, `.h5`, `.safetensors` or a pickle, a table in
+            `.csv`, `.parquet` or `.arrow`, a folder of `datasets.save_to_disk`, a file that `corrkd data convert` wrote, or
+            "synthetic" for the built-in dataset. An object: a data frame, a `datasets.Dataset` or `DatasetDict`, an Arrow table,
+            a dict of arrays ({"audio": X, "label": y}), or a dict of splits of such. A `MultimodalDataset` is returned as it is.
         glove: a GloVe text file, for layouts that hold words instead of vectors.
         folds: a JSON file {split: [video, ...]}, for `.csd` folders other than CMU-MOSI's.
         label: which label column to read, `[scores:|questions:]COLUMN[@THRESHOLD][,COLUMN...]` (docs/data.md); default: the layout's usual.
         tokens: read the ids of BERT's tokens as the language (MMSA's `text_bert`), for a network that embeds them (`bert`).
-        name: of the dataset, in reports; else the published name of a known file, else the file's name.
+        name: of the dataset, in reports; else the published name of a known file, else the file's name, else "in-memory".
         targets: whether scores or labels are needed. If not, data may lack them, as recordings to be predicted do. Arrays that lack
             `split` as well are then the single split "all".
 
     Raises:
-        CorrKDError: the file is missing, truncated, of an unknown layout, or holds what cannot be learned from; one line says which.
+        CorrKDError: the source is missing, truncated, of an unknown layout, or holds what cannot be learned from; one line says which.
     """
-    if str(path) == SYNTHETIC:
+    options = ReadOptions(glove=glove, folds=folds, label=label, tokens=tokens, targets=targets)
+    if not isinstance(source, str | Path):
+        return _from_memory(source, name, options)
+    if str(source) == SYNTHETIC:
         from corrkd.data import synthetic  # its law and Bayes rule are needed by nobody else
 
         return synthetic.make(synthetic.SyntheticSpec())
-    path, options = Path(path), ReadOptions(glove=glove, folds=folds, label=label, tokens=tokens, targets=targets)
+    path = Path(source)
     if not path.exists():
         raise CorrKDError(f"{path}: no such file; give a dataset file or folder, or `{SYNTHETIC}` for the built-in one")
     if not path.is_dir() and not path.is_file():
@@ -70,6 +90,23 @@ def load_dataset(
         raise CorrKDError(
             f"{path.name}: {dataset.layout}: holds no ids of BERT's tokens (`text_bert`); read it without tokens"
         )
+    return dataset
+
+
+def _from_memory(source: Any, name: str | None, options: ReadOptions) -> MultimodalDataset:
+    """The dataset in an object."""
+    for what in ("glove", "folds", "tokens"):
+        if getattr(options, what):
+            raise CorrKDError(f"{name or in_memory.NAME}: {what} is for dataset files; leave it out")
+    if isinstance(source, MultimodalDataset):
+        if options.label is not None:
+            raise CorrKDError(
+                f"dataset {source.name}: has its label already; choose it where the dataset is made, with load_dataset(label=...)"
+            )
+        return source if name is None else replace(source, name=name)
+    with refusing(name or in_memory.NAME, f"not quite {in_memory.FORMS}"):
+        dataset = in_memory.read(source, name, options)
+    check_training(dataset)
     return dataset
 
 
@@ -90,11 +127,28 @@ def _read(path: Path, name: str | None, options: ReadOptions) -> MultimodalDatas
 def _read_folder(path: Path, title: str, options: ReadOptions) -> MultimodalDataset:
     if csd.recognises(path):
         return replace(csd.read(path, title, options), sha256=_sha256_of_files(sorted(path.glob("*.csd"))))
+    if saved := _read_saved(path, title, options):
+        return saved
     files = folders.split_files(path)
+    if files and folders.are_tables(files):
+        dataset = tables.read_splits(folders.read_tables(files), title, "a table for each split", options)
+        return replace(dataset, sha256=_sha256_of_files([file for some in files.values() for file in some]))
     if not files:
         raise CorrKDError(f"{path}: no dataset in this folder; give a dataset file, or {FOLDER}")
     dataset = _read_data(folders.read_data(files), path, title, options)
-    return replace(dataset, sha256=_sha256_of_files(list(files.values())))
+    return replace(dataset, sha256=_sha256_of_files([file for some in files.values() for file in some]))
+
+
+def _read_saved(path: Path, title: str, options: ReadOptions) -> MultimodalDataset | None:
+    """The dataset in a folder that `datasets` saved; None where it is another."""
+    from corrkd.data.readers import arrow  # slow to import, and needed by few
+
+    if not arrow.recognises_folder(path):
+        return None
+    content = arrow.read_folder(path)
+    read = tables.read_splits if isinstance(next(iter(content.values()), None), dict) else tables.read
+    dataset = read(content, title, "Hugging Face dataset", options)  # type: ignore[arg-type]
+    return replace(dataset, sha256=_sha256_of_files(arrow.files_of_folder(path)))
 
 
 def _read_known(path: Path, name: str | None, options: ReadOptions) -> MultimodalDataset:
@@ -112,7 +166,12 @@ def _read_known(path: Path, name: str | None, options: ReadOptions) -> Multimoda
 def _read_file(path: Path, title: str, options: ReadOptions) -> MultimodalDataset:
     with path.open("rb") as file:
         start = file.read(8)
+    if start.startswith((PARQUET, ARROW)):
+        kind = "Parquet table" if start.startswith(PARQUET) else "Arrow table"
+        return tables.read(folders.read_table(path), title, kind, options)
     if start.startswith(ZIP):
+        if archive := what_zip_it_is(path):
+            raise CorrKDError(f"{path.name}: {archive}")
         content = read_npz(path)
         if utterances.recognises_merbench(content):
             return utterances.read_merbench(content, path, title, options)
@@ -121,8 +180,12 @@ def _read_file(path: Path, title: str, options: ReadOptions) -> MultimodalDatase
         return arrays.read(read_h5(path), title, "h5", options)
     if converted.is_safetensors(path):
         return arrays.read(read_safetensors(path), title, "safetensors", options)
-    if kind := what_it_is(path):
-        raise CorrKDError(f"{path.name}: {kind}")
+    stranger = what_it_is(path)
+    named_so = stranger is None and bool(start) and path.suffix.lower() in csv_tables.ENDINGS
+    if named_so or (stranger == TEXT and (path.suffix.lower() in csv_tables.ENDINGS or csv_tables.recognises(path))):
+        return tables.read(csv_tables.read(path), title, "CSV table", options)
+    if stranger:
+        raise CorrKDError(f"{path.name}: {stranger}")
     return _read_data(safe_pickle.load(path), path, title, options)
 
 
@@ -150,7 +213,7 @@ def _read_data(data: Any, path: Path, title: str, options: ReadOptions) -> Multi
         if isinstance(data, dict)
         else f"a {type(data).__name__}"
     )
-    raise CorrKDError(f"{path.name}: {shape}, in no layout that is known here ({LAYOUTS})")
+    raise CorrKDError(f"{path.name}: {shape}, in no layout that is known here ({LAYOUTS}); save its arrays: {ARRAYS}")
 
 
 def check_training(dataset: MultimodalDataset) -> None:

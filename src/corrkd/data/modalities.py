@@ -1,8 +1,9 @@
-"""Which modalities of a dataset are used, and how much of them is missing as a rule."""
+"""Which modalities and classes of a dataset are used, and how much is missing as a rule."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +55,23 @@ def with_modalities(
     return MultimodalDataset(
         **{**dataset.__dict__, "splits": {name: chosen(split) for name, split in dataset.splits.items()}}
     )
+
+
+def with_classes(dataset: MultimodalDataset, classes: Sequence[str]) -> MultimodalDataset:
+    """Return the dataset with its labels numbered as a model numbers its classes, where the model has all of them by name.
+
+    Classes by name are numbered from 0 in each dataset: one that lacks some of the model's numbers the others differently.
+    """
+    names = dataset.class_names
+    if not names or names == tuple(classes) or not set(names) <= set(classes):
+        return dataset
+    index = np.array([list(classes).index(name) for name in names])
+
+    def numbered(split: Split) -> Split:
+        return split if split.labels is None or split.labels.ndim > 1 else replace(split, labels=index[split.labels])
+
+    splits = {name: numbered(split) for name, split in dataset.splits.items()}
+    return replace(dataset, splits=splits, class_names=tuple(classes))
 
 
 def usual_missing(split: Split) -> UsualMissing:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from corrkd.data.batches import Batch, Samples
 from corrkd.data.dataset import BoolArray, FloatArray, MultimodalDataset
+from corrkd.data.load import load_dataset
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.bayes import best_expected_weighted_f1
 from corrkd.evaluation.calibration import Calibration
@@ -43,7 +44,7 @@ Predictor = Callable[[Mapping[str, FloatArray], Mapping[str, BoolArray], Mapping
 
 def evaluate(
     student: SavedNetwork,
-    dataset: MultimodalDataset,
+    dataset: Any,
     *,
     split: str = "test",
     conditions: Sequence[str] | None = None,
@@ -57,7 +58,8 @@ def evaluate(
 
     Args:
         student: from `load_student`; its own normalisation and thresholds are applied.
-        dataset: raw features, with the student's modalities.
+        dataset: raw features, with the student's modalities: a `MultimodalDataset`, or whatever `load_dataset` takes. Where that names no
+            split, its samples are dealt as for a run, so that none is tested that the run has trained on.
         split: which samples.
         conditions: names as in `corrkd.missing.conditions`; default: the standard ones, or the manifest's.
         draws: random draws of each ratio and burst.
@@ -73,6 +75,7 @@ def evaluate(
     Raises:
         CorrKDError: where the split, a modality or a condition is unknown, a width differs, or the manifest is of other samples.
     """
+    dataset = load_dataset(dataset)
     samples = samples_of(student, student.fit(dataset), split, device=next(student.network.parameters()).device)
     chosen = masks.conditions if masks and conditions is None else conditions_of(samples, conditions, draws)
     results = sweep(

@@ -16,7 +16,6 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from corrkd.data.batches import Samples
-from corrkd.data.dataset import MultimodalDataset
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.judge import evaluate
 from corrkd.evaluation.sweep import Validation
@@ -26,6 +25,7 @@ from corrkd.experiment.processes import make_fabric
 from corrkd.experiment.progress import Reporter, Task
 from corrkd.experiment.settings import Settings, load_settings
 from corrkd.experiment.stages import check_tokens
+from corrkd.experiment.stored_data import dataset_in_memory
 from corrkd.experiment.teachers import (
     Member,
     ensemble,
@@ -74,7 +74,7 @@ def distil(
     student: nn.Module | str,
     teachers: Sequence[nn.Module | str | TeacherOutputs | Answers] = (),
     *,
-    dataset: MultimodalDataset | str | Path = "synthetic",
+    dataset: Any = "synthetic",
     preset: str | None = "corrkd-plus",
     seed: int = 0,
     test: bool = True,
@@ -89,7 +89,7 @@ def distil(
         teachers: untrained modules or names, each trained out of fold as the preset says, from copies; answers of teachers from elsewhere:
             a function of the training samples' ids, asked once, or `TeacherOutputs` in their order. Their responses are averaged; the
             representations are the first one's. Default: a copy of the student.
-        dataset: in memory, or as in `data.path`.
+        dataset: a `MultimodalDataset`, or whatever `load_dataset` takes.
         preset: of settings, by name; None: the defaults.
         seed: of initial parameters of named networks, order, masks and dropout.
         test: whether the student is tested on the test split.
@@ -124,18 +124,17 @@ def distil(
     return Distilled(saved, pd.DataFrame(trained.history), table, outputs, tuple(notes))
 
 
-def _prepared(
-    dataset: MultimodalDataset | str | Path, preset: str | None, seed: int, changes: Mapping[str, Any]
-) -> Experiment:
+def _prepared(dataset: Any, preset: str | None, seed: int, changes: Mapping[str, Any]) -> Experiment:
     tree = {**changes, "seeds": [seed]}
-    in_memory = dataset if isinstance(dataset, MultimodalDataset) else None
-    if in_memory is None:
+    if isinstance(dataset, str | Path):
         tree["data"] = {**(changes.get("data") or {}), "path": str(dataset)}
     settings = load_settings(preset=preset, **tree)
     for key in ("others", "outputs"):
         if getattr(settings.teacher, key):
             raise CorrKDError(f"settings: teacher.{key}: is of runs; give `distil` such teachers in `teachers`")
-    return prepare(settings, in_memory)
+    if isinstance(dataset, str | Path):
+        return prepare(settings)
+    return prepare(settings, dataset_in_memory(dataset, settings.data))
 
 
 @contextmanager

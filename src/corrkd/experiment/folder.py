@@ -1,7 +1,7 @@
 """The folder of a plan: its layout, who may write in it, and which settings and data it belongs to.
 
 OUT/plan.yaml, results.csv, failures.csv, report.html, report.md, tables/, figures/, reported.csv
-OUT/DATASET/run.json, settings.yaml, results.csv, costs.csv, groups.csv
+OUT/DATASET/run.json, settings.yaml, data.safetensors (of a dataset that was in memory), results.csv, costs.csv, groups.csv
 OUT/DATASET/seed-N/ARM/ARM.safetensors, ARM.json, history.csv, predictions.parquet, results.csv, ...
 """
 
@@ -27,8 +27,9 @@ from corrkd.parsing import (
 from corrkd.report.run_folder import Card
 
 SETTINGS, RESULTS, COSTS, GROUPS = "settings.yaml", "results.csv", "costs.csv", "groups.csv"
+DATA = "data.safetensors"
 # What is written in a dataset's folder and beside the datasets. What says what a folder is comes first, and is removed last.
-IN_DATASET = (SETTINGS, RUN, RESULTS, COSTS, GROUPS, "seed-*")
+IN_DATASET = (SETTINGS, RUN, DATA, RESULTS, COSTS, GROUPS, "seed-*")
 BESIDE_DATASETS = (PLAN, RESULTS, FAILURES, REPORTED, "report.html", "report.md", "figures", "tables")
 OF_VERSION_01 = ("compare.yaml", RUN)
 

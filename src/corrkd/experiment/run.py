@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from corrkd.csv_files import write_csv
+from corrkd.data.dataset import MultimodalDataset
 from corrkd.errors import CorrKDError
 from corrkd.experiment import folder
 from corrkd.experiment.arm import TEACHER, resolve, teachers_of
@@ -27,6 +28,14 @@ from corrkd.experiment.references import references
 from corrkd.experiment.runner import Backend, Failure, run_jobs
 from corrkd.experiment.settings import ArmSettings, Settings, load_settings
 from corrkd.experiment.stages import check_tested, make_method, read_table, write_table
+from corrkd.experiment.stored_data import (
+    InMemory,
+    plan_with_dataset,
+    plan_with_datasets,
+    store,
+    stored_in,
+    usual_folder,
+)
 from corrkd.experiment.teachers import others_arms, outputs_from_outside, placeholder_outputs
 from corrkd.files import FAILURES, PLAN, REPORTED, file_names, make_folder, remove_parts, write_bytes, write_text
 from corrkd.methods.base import TeacherOutputs
@@ -36,6 +45,8 @@ from corrkd.parsing import check_digest, read_json, refusing
 from corrkd.report.report import write_report
 from corrkd.report.reported import read_reported
 from corrkd.report.run_folder import open_datasets
+
+PRESET = "corrkd-plus"  # of a run on a dataset in memory
 
 
 @dataclass(frozen=True)
@@ -61,9 +72,10 @@ class Run:
 
 
 def run(
-    settings: Settings | Mapping[str, Any] | str = SYNTHETIC,
+    settings: Settings | Mapping[str, Any] | str | None = None,
     out: str | Path | None = None,
     *,
+    dataset: Any = None,
     overwrite: bool = False,
     evaluate: bool = True,
     reporter: Reporter | None = None,
@@ -71,7 +83,10 @@ def run(
     """Train teacher, student and control for every seed, test them under every missing condition and write the report.
 
     Args:
-        settings: from `load_settings`, nested keys and values, or a preset's name.
+        settings: from `load_settings`, nested keys and values, or a preset's name; default: of `synthetic`, and of `corrkd-plus` where a
+            dataset is given.
+        dataset: in memory, in place of what `data.path` names: a `MultimodalDataset`, or whatever `load_dataset` takes. It is stored in the
+            folder.
         out: the folder; default: runs/<dataset's name>, as `corrkd.files.file_names` makes a folder's name of it.
         overwrite: replace a run that is there.
         evaluate: whether to test, too.
@@ -80,13 +95,16 @@ def run(
     Raises:
         CorrKDError: for anything wrong with settings, data or the folder, or where a training has failed.
     """
+    if settings is None:
+        settings = SYNTHETIC if dataset is None else PRESET
     if isinstance(settings, str):
         settings = load_settings(preset=settings)
     elif not isinstance(settings, Settings):
         settings = load_settings(**settings)
     if settings.jobs > 1 and world_size() > 1:
         raise CorrKDError("settings: jobs > 1 does not go with several processes of one training; set jobs to 1")
-    done = execute(plan_of_run(settings), out, overwrite=overwrite, evaluate=evaluate, reporter=reporter)
+    plan, in_memory = (plan_of_run(settings), {}) if dataset is None else plan_with_dataset(settings, dataset)
+    done = execute(plan, out, in_memory=in_memory, overwrite=overwrite, evaluate=evaluate, reporter=reporter)
     return _without_failures(done)
 
 
@@ -94,6 +112,7 @@ def compare(
     plan: Plan,
     out: str | Path,
     *,
+    datasets: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     backend: Backend = "joblib",
     address: str | None = None,
@@ -105,6 +124,8 @@ def compare(
     Args:
         plan: from `load_plan`.
         out: its folder. One that holds a plan goes on with it.
+        datasets: in memory, by name, each a `MultimodalDataset` or whatever `load_dataset` takes; they stand in place of the
+            plan's datasets of these names, or of its only one. They are stored in the folder.
         overwrite: start anew.
         backend, address: as of `run_jobs`.
         reported: CSV file with numbers from papers, shown beside ours and marked.
@@ -116,9 +137,11 @@ def compare(
     Raises:
         CorrKDError: for anything wrong with data, arms or the folder; where the folder's plan has other settings for an arm.
     """
+    plan, in_memory = plan_with_datasets(plan, datasets or {})
     return execute(
         plan,
         out,
+        in_memory=in_memory,
         overwrite=overwrite,
         continues=True,
         backend=backend,
@@ -152,6 +175,7 @@ def execute(
     plan: Plan,
     out: str | Path | None,
     *,
+    in_memory: InMemory | None = None,
     overwrite: bool = False,
     continues: bool = False,
     evaluate: bool = True,
@@ -166,12 +190,17 @@ def execute(
     )  # of several processes the first speaks
     if out is not None and is_first_process():  # the others find what it has made
         folder.check(Path(out), overwrite=overwrite, continues=continues)  # before data are read
-    experiments = {name: prepared(name, part, reporter) for name, part in plan.datasets.items()}
+    in_memory = in_memory or {}
+    read: dict[str, MultimodalDataset] = {}
+    if in_memory:
+        out = usual_folder(in_memory) if out is None else Path(out)
+        plan, read = stored_in(plan, in_memory, out)
+    experiments = {name: prepared(name, part, reporter, read.get(name)) for name, part in plan.datasets.items()}
     out = _usual_folder(experiments) if out is None else Path(out)
     with folder.locked(out) if is_first_process() else nullcontext():
         if is_first_process():
             folder.check(out, overwrite=overwrite, continues=continues)
-            plan = _begin(out, plan, experiments, overwrite=overwrite)
+            plan = _begin(out, plan, experiments, in_memory, overwrite=overwrite)
             if reported is not None:
                 keep_reported(out, Path(reported))
             for name in experiments:
@@ -194,11 +223,11 @@ def _usual_folder(experiments: Mapping[str, Experiment]) -> Path:
     return Path("runs") / file_names([name])[name]
 
 
-def prepared(name: str, part: DatasetPlan, reporter: Reporter) -> Experiment:
-    """Return a dataset, read, with every method made once, so that what cannot work is an error before anything is trained."""
+def prepared(name: str, part: DatasetPlan, reporter: Reporter, dataset: MultimodalDataset | None = None) -> Experiment:
+    """Return a dataset, read or in memory, with every method made once, so that what cannot work is an error before any training."""
     arms = arms_of(part)
     with reporter.busy(f"reading {part.settings.data.path}"):
-        experiment = prepare(part.settings)
+        experiment = prepare(part.settings, dataset)
     teaching, others = [], []
     for teacher_name in teachers_of(arms, part.settings):
         teacher = resolve(teacher_name, part.arms.get(teacher_name, ArmSettings()), part.settings)
@@ -227,10 +256,13 @@ def _say_notes(name: str, out: Path, reporter: Reporter) -> None:
 # ------------------------------------------------------------------------------------------------------------------ the folder
 
 
-def _begin(out: Path, plan: Plan, experiments: Mapping[str, Experiment], *, overwrite: bool) -> Plan:
+def _begin(
+    out: Path, plan: Plan, experiments: Mapping[str, Experiment], in_memory: InMemory, *, overwrite: bool
+) -> Plan:
     """Write what says whose folder it is; return the plan as written. What was trained with other settings is not gone on with."""
     remove_parts(out)
     if overwrite and (out / PLAN).is_file():
+        _check_data_stay(out, plan, in_memory)
         folder.empty(out, read_plan(out).datasets)
     folder.refuse_links(out, plan.datasets)
     before = read_plan(out, unchanged=True) if (out / PLAN).is_file() else None
@@ -248,9 +280,19 @@ def _begin(out: Path, plan: Plan, experiments: Mapping[str, Experiment], *, over
     for name, experiment in experiments.items():
         make_folder(out / name)
         _write_facts(out / name, experiment, plan, plan.datasets[name])
+        if name in in_memory:
+            store(in_memory[name], out / name)
         folder.write_settings(out / name, plan.datasets[name].settings)
     write_text(out / PLAN, plan.to_yaml())
     return plan
+
+
+def _check_data_stay(out: Path, plan: Plan, in_memory: InMemory) -> None:
+    """Raise CorrKDError where a folder that is to be emptied holds the data of its own plan."""
+    for name, part in plan.datasets.items():
+        path = Path(part.settings.data.path).resolve()
+        if name not in in_memory and path.name == folder.DATA and path.parent.parent == out.resolve():
+            raise CorrKDError(f"{out}: holds the data of its own run ({path.name}); choose another folder")
 
 
 def _write_facts(dataset: Path, experiment: Experiment, plan: Plan, part: DatasetPlan) -> None:

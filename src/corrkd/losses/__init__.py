@@ -1,7 +1,7 @@
 """The distillation losses, each a function and a Module. They need torch alone.
 
-- CorrKD (Li et al., CVPR 2024): SCD, CPD and RCD. `decoupled_divergence` can stand in RCD's place, `sample_relation_distillation` in
-  SCD's (docs/corrkd-plus.md).
+- CorrKD (Li et al., CVPR 2024): SCD, CPD and RCD; `CorrKDLoss` is all three. `decoupled_divergence` can stand in RCD's place,
+  `sample_relation_distillation` in SCD's (docs/corrkd-plus.md).
 - HRLF (Li et al., NeurIPS 2024): the reconstruction of factorised representations, hierarchical mutual information, and hierarchical
   adversarial learning.
 
@@ -21,10 +21,12 @@ from corrkd.losses.response_disentangled import (
 )
 from corrkd.losses.sample_contrastive import SampleContrastiveDistillation, sample_contrastive_distillation
 from corrkd.losses.sample_relations import SampleRelationDistillation, sample_relation_distillation
+from corrkd.losses.together import CorrKDLoss
 
 __all__ = [
     "CategoryPrototypeDistillation",
     "ConcatCritic",
+    "CorrKDLoss",
     "Critic",
     "DecoupledDivergence",
     "Discriminator",

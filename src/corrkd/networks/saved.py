@@ -23,7 +23,7 @@ from safetensors.torch import save as save_tensors
 
 from corrkd._version import __version__
 from corrkd.data.dataset import MultimodalDataset
-from corrkd.data.modalities import UsualMissing, with_modalities
+from corrkd.data.modalities import UsualMissing, with_classes, with_modalities
 from corrkd.data.normalise import Normalisation
 from corrkd.errors import CorrKDError
 from corrkd.files import RUN, leads_elsewhere, write_bytes, write_text
@@ -114,7 +114,7 @@ class SavedNetwork:
         return {m: len(self.normalisation.center[m]) for m in self.modalities}
 
     def fit(self, dataset: MultimodalDataset, *, partly: bool = False) -> MultimodalDataset:
-        """The dataset with this network's modalities in its order; `partly`: those of them that it has.
+        """The dataset with this network's modalities and classes in its order; `partly`: those of the modalities that it has.
 
         Raises:
             CorrKDError: where one is absent (if `partly`: all are), of another width, or longer than the network reads.
@@ -133,7 +133,7 @@ class SavedNetwork:
                         f"dataset {dataset.name}: modality {m} has {split.frames[m].shape[1]} frames, but the model reads no more "
                         f"than {longest}"
                     )
-        return fitting
+        return with_classes(fitting, self.target.classes) if self.target.kind == "classes" else fitting
 
 
 def build_network(

@@ -9,7 +9,6 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -21,12 +20,14 @@ def npy(path: Path) -> None:
     np.save(path, np.ones(3))
 
 
-def parquet(path: Path) -> None:
-    pd.DataFrame({"audio": [1.0]}).to_parquet(path)
+def excel(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("xl/workbook.xml", "<w/>")
 
 
-def csv(path: Path) -> None:
-    pd.DataFrame({"audio_1": [1.0, 2.0], "label": [0, 1]}).to_csv(path)
+def archive(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("mosi.pkl", b"x")
 
 
 def wav(path: Path) -> None:
@@ -64,20 +65,22 @@ QUOTA = b"\n<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</tit
     ("content", "words"),
     [
         (npy, "a single NumPy array without labels; save features and labels together"),
-        (parquet, "a Parquet table; make it arrays"),
-        (csv, "a table of comma-separated values .CSV.; make it arrays"),
-        (b"id\tscore\na\t1\nb\t2\n", "a table of tab-separated values"),
+        (b"PAR1 and no more", "a damaged Parquet file"),
+        (b"ARROW1 and no more", "a damaged Arrow file"),
+        (excel, "an Excel workbook; save the sheet as `CSV UTF-8`"),
+        (archive, "a zip archive of 1 files; unpack it"),
+        (b"SQLite format 3\0", "an SQLite database; save its table: pandas.read_sql"),
         (wav, "a recording .WAV.; make features of the folder"),
         (b"\x00\x00\x00\x20ftypisom" + bytes(100), "a video .MP4.; make features of the folder"),
         (QUOTA, "a web page, not the file itself: .* quota notice .*; fetch the file again"),
         (LFS, "a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`"),
         (b"Dear all,\nthe data are on the shared drive.\n", "text, not a dataset"),
         ("Grüße, alles da\nund mehr".encode()[:6], "text, not a dataset"),
-        (b'{"train": []}', "JSON; make it arrays"),
+        (b'{"train": []}', "JSON; make it a table: pandas.read_json"),
         (gzip.compress(b"pickle", mtime=0), "compressed by gzip; unpack it"),
         (tarball, "a tar archive; unpack it"),
         (checkpoint, "a file of torch.save, not arrays; load it where it was made"),
-        (docx, "no modality|no arrays"),
+        (docx, "an Office document, not a dataset"),
         (b"", "empty file"),
         (bytes(64), "not a pickle, or a damaged one .byte 0x00 is no opcode."),
     ],

@@ -24,7 +24,7 @@ Where targets are not needed, as for predictions, a file with neither targets no
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,9 @@ def recognises_splits(data: Any) -> bool:
     return bool(parts) and all(isinstance(part, dict) and any(key in part for key in SCORES) for part in parts)
 
 
-def read(arrays: Mapping[str, Any], name: str, kind: str, options: ReadOptions) -> MultimodalDataset:
+def read(
+    arrays: Mapping[str, Any], name: str, kind: str, options: ReadOptions, *, notes: Sequence[str] = ()
+) -> MultimodalDataset:
     """The dataset in named arrays (see the top of this file for the names).
 
     Args:
@@ -85,18 +87,19 @@ def read(arrays: Mapping[str, Any], name: str, kind: str, options: ReadOptions) 
         name: of the dataset.
         kind: "npz", "h5", "safetensors" or "pickled", for people.
         options: `label` and `targets` matter.
+        notes: of whoever made the arrays.
 
     Raises:
         CorrKDError: no target, no modality, or arrays that do not fit one another.
     """
-    together, notes = _raw_split(name, arrays, options)
+    together, own_notes = _raw_split(name, arrays, options)
     ids = np.array([f"sample-{row}" for row in range(_rows(together))]) if together.ids is None else together.ids
     together.ids = ids
     splits, dealt = _splits(name, arrays.get("split"), together, options)
     raw = {
         split: together.take(np.flatnonzero(splits == split)) for split in (*SPLITS, WHOLE) if (splits == split).any()
     }
-    return _assembled(raw, arrays, name, kind, options, [*notes, *dealt])
+    return _assembled(raw, arrays, name, kind, options, [*notes, *own_notes, *dealt])
 
 
 def read_splits(
@@ -155,7 +158,8 @@ def _raw_split(name: str, arrays: Mapping[str, Any], options: ReadOptions) -> tu
     keys = {m: key for key, m in names.items()}
     if not keys:
         raise CorrKDError(
-            f"{name}: no modality: no (N, T, d) array of numbers or (N, d) array of real ones with N = {count}"
+            f"{name}: no modality: no (N, T, d) array of numbers or (N, d) array of real ones with N = {count}; "
+            "save features as floats, one row a sample"
         )
     _check_lengths_of_arrays(name, arrays, list(names), count)
     columns = _label_columns(arrays, count)
@@ -195,7 +199,9 @@ def _count(name: str, arrays: Mapping[str, Array], options: ReadOptions) -> int:
     if sized:
         count = len(arrays[sized[0]])
     elif not sizes:
-        raise CorrKDError(f"{name}: no modality: no (N, T, d) array of numbers or (N, d) array of real ones")
+        raise CorrKDError(
+            f"{name}: no modality: no (N, T, d) array of numbers or (N, d) array of real ones; save features as floats"
+        )
     elif len(set(sizes.values())) > 1:
         counted = ", ".join(f"{key} {size}" for key, size in sizes.items())
         raise CorrKDError(
@@ -204,7 +210,7 @@ def _count(name: str, arrays: Mapping[str, Array], options: ReadOptions) -> int:
     else:
         count = next(iter(sizes.values()))
     if not count:
-        raise CorrKDError(f"{name}: holds no samples")
+        raise CorrKDError(f"{name}: holds no samples; give each array one row a sample")
     if target is None and options.targets and not label_keys(arrays, count, RESERVED):
         raise CorrKDError(f"{name}: holds {', '.join(arrays) or 'no arrays'}; an array `scores` or `labels` is needed")
     return count
@@ -215,7 +221,9 @@ def _check_lengths_of_arrays(name: str, arrays: Mapping[str, Array], features: I
     companions = [f"{key}{what}" for key in features for what in (LENGTHS, PRESENT, FRAME_IDS)]
     for key in (*SCORES, *LABELS, *PER_SAMPLE, "lengths", "frame_ids", *companions):
         if key in arrays and (arrays[key].ndim == 0 or len(arrays[key]) != count):
-            raise CorrKDError(f"{name}: array {key} has shape {arrays[key].shape}, expected {count} samples first")
+            raise CorrKDError(
+                f"{name}: array {key} has shape {arrays[key].shape}, expected {count} samples first; transpose it, or leave it out"
+            )
     for key in PER_SAMPLE:
         if key in arrays and arrays[key].size != count:
             raise CorrKDError(

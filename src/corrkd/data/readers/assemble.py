@@ -178,7 +178,7 @@ def _fill_absent(name: str, parts: Mapping[str, RawSplit]) -> list[str]:
     notes = []
     for split, part in parts.items():
         if not part.frames:
-            raise CorrKDError(f"{name}, {split}: no modality found")
+            raise CorrKDError(f"{name}, {split}: no modality found; add an array (N, T, d) or (N, d) of features")
         for m in [m for m in modalities if m not in part.frames]:
             if split == SPLITS[0]:
                 raise CorrKDError(f"{name}, {split}: has no {m}, another split has; add it, or leave it out everywhere")
@@ -210,7 +210,9 @@ def _clean_all(
     for split, part in parts.items():
         samples = {m: len(x) for m, x in part.frames.items() if isinstance(x, np.ndarray) and x.ndim}
         if len(set(samples.values())) > 1:
-            raise CorrKDError(f"{name}, {split}: modalities differ in their number of samples: {samples}")
+            raise CorrKDError(
+                f"{name}, {split}: modalities differ in their number of samples: {samples}; give each one row a sample"
+            )
         for m in modalities:
             frames[split][m], nan, inf = clean(f"{name}, {split}, modality {m}", part.frames.pop(m))
             counts[m]["nan"] += nan
@@ -224,7 +226,9 @@ def _given_mask(where: str, part: RawSplit, m: str, frames: FloatArray) -> BoolA
         return occupied_frames(frames)
     mask = np.asarray(part.present[m])
     if mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
-        raise CorrKDError(f"{where}: array {m}_present holds values that are not true or false (1 or 0)")
+        raise CorrKDError(
+            f"{where}: array {m}_present holds values that are not true or false (1 or 0); write 1 where a frame is there"
+        )
     mask = mask.astype(bool)
     if mask.shape == frames.shape[:1]:
         return np.repeat(mask[:, None], frames.shape[1], 1)
@@ -239,7 +243,9 @@ def _frame_ids(where: str, part: RawSplit, m: str, frames: FloatArray, lengths: 
     """(N, T) numbers of the frames in their recordings, the first frame first; -1 in the padding."""
     ids = integers(where, part.frame_ids[m], f"frame_ids of {m}")
     if ids.shape != frames.shape[:2]:
-        raise CorrKDError(f"{where}: frame_ids of {m} have shape {ids.shape}, expected {frames.shape[:2]}")
+        raise CorrKDError(
+            f"{where}: frame_ids of {m} have shape {ids.shape}, expected {frames.shape[:2]}; number every frame"
+        )
     ids = _to_the_left(ids, starts) if starts.any() else ids
     inside = np.arange(ids.shape[1])[None, :] < np.maximum(lengths, 1)[:, None]
     return np.where(inside, ids, -1)
@@ -329,7 +335,7 @@ def _split(
         np.array([f"{split}-{row}" for row in range(count)]) if part.ids is None else strings(part.ids, f"{where}: ids")
     )
     if len(ids) != count:
-        raise CorrKDError(f"{where}: {len(ids)} ids for {count} samples")
+        raise CorrKDError(f"{where}: {len(ids)} ids for {count} samples; give one each, or leave them out")
     groups = {g: strings(values, f"{where}: {g}") for g, values in part.groups.items()}
     order = None if part.order is None else column(where, part.order, "order", count).astype(np.int64)
     parsed = groups_from_ids(ids.tolist())
@@ -338,7 +344,9 @@ def _split(
         order = parsed[1] if order is None else order
     for group, values in groups.items():
         if len(values) != count:
-            raise CorrKDError(f"{where}: group {group} has {len(values)} entries for {count} samples")
+            raise CorrKDError(
+                f"{where}: group {group} has {len(values)} entries for {count} samples; give one each, or leave it out"
+            )
     ids, renamed = unique_ids(ids)
     if renamed:
         notes.append(f"{split}: {renamed} ids were used before; numbered with #2, #3, ...")
@@ -346,9 +354,13 @@ def _split(
     if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels is not None and (labels.ndim not in (1, 2) or len(labels) != count):
-        raise CorrKDError(f"{where}: labels have shape {labels.shape}, expected ({count},) or ({count}, questions)")
+        raise CorrKDError(
+            f"{where}: labels have shape {labels.shape}, expected ({count},) or ({count}, questions); reshape them"
+        )
     if labels is not None and labels.ndim == 2 and not np.isin(labels, (0, 1)).all():
-        raise CorrKDError(f"{where}: labels of shape {labels.shape} are yes/no answers and must be 0 or 1")
+        raise CorrKDError(
+            f"{where}: labels of shape {labels.shape} are yes/no answers and must be 0 or 1; choose one column with --label"
+        )
     scores = None if part.scores is None else column(where, part.scores, "scores", count)
     return Split(
         frames=frames,

@@ -54,7 +54,7 @@ def unpacked_npz(file: Path | BinaryIO, name: str, *, most: int, objects: bool =
     """
     budget, arrays = Budget(name, most), {}
     try:
-        _check_directory(file, name)
+        check_directory(file, name)
         with zipfile.ZipFile(file) as archive:
             members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
             if not members and any(info.filename.endswith("data.pkl") for info in archive.infolist()):
@@ -68,7 +68,9 @@ def unpacked_npz(file: Path | BinaryIO, name: str, *, most: int, objects: bool =
     except CorrKDError:
         raise
     except Exception as error:  # whatever a file of others' makes zipfile and NumPy raise
-        raise CorrKDError(f"{name}: a damaged .npz file ({str(error)[:120] or type(error).__name__})") from None
+        raise CorrKDError(
+            f"{name}: a damaged .npz file ({str(error)[:120] or type(error).__name__}); fetch or write it again"
+        ) from None
     return arrays
 
 
@@ -82,7 +84,9 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, *, objec
     if dtype.hasobject:
         values = safe_pickle.loads(data, f"{name}, {info.filename}")
         if not isinstance(values, np.ndarray):
-            raise CorrKDError(f"{name}: array {info.filename} holds a {type(values).__name__}, not an array")
+            raise CorrKDError(
+                f"{name}: array {info.filename} holds a {type(values).__name__}, not an array; save plain arrays"
+            )
         return values
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
@@ -99,11 +103,11 @@ def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[An
         ) from None
 
 
-def _check_directory(file: Path | BinaryIO, name: str) -> None:
+def check_directory(file: Path | BinaryIO, name: str) -> None:
     """Raise CorrKDError where a zip file has too many members: each becomes an object, before any of them is looked at."""
     if isinstance(file, Path):
         with file.open("rb") as opened:
-            _check_directory(opened, name)
+            check_directory(opened, name)
         return
     size = file.seek(0, 2)
     file.seek(max(0, size - LONGEST_COMMENT - END_SIZE - END64_SIZE))
@@ -132,7 +136,9 @@ def read_h5(path: Path) -> dict[str, Array]:
                 if isinstance(item, h5py.Dataset):
                     arrays[key] = hdf5.array(f"{path.name}, {key}", item, budget)
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-            raise CorrKDError(f"{path.name}: a damaged HDF5 file ({str(error)[:120]})") from None
+            raise CorrKDError(
+                f"{path.name}: a damaged HDF5 file ({str(error)[:120]}); fetch or write it again"
+            ) from None
     if not arrays:
         raise CorrKDError(f"{path.name}: no arrays at its root; of .csd files, give the folder that holds them all")
     return arrays
@@ -149,5 +155,7 @@ def read_safetensors(path: Path) -> dict[str, Array]:
                     raise CorrKDError(f"{path.name}: tensor {quoted(key)} is {dtype}; save it as float32")
                 arrays[key] = file.get_tensor(key)
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CorrKDError(f"{path.name}: a damaged .safetensors file ({str(error)[:120]})") from None
+        raise CorrKDError(
+            f"{path.name}: a damaged .safetensors file ({str(error)[:120]}); fetch or write it again"
+        ) from None
     return arrays

@@ -98,7 +98,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         text = file.read(length)
     header = parse_json(text, f"{path.name}: a damaged .safetensors file: its header")
     if not isinstance(header, dict):
-        raise CorrKDError(f"{path.name}: a damaged .safetensors file: its header is no object")
+        raise CorrKDError(f"{path.name}: a damaged .safetensors file: its header is no object; write it again")
     return header, 8 + length
 
 
@@ -159,7 +159,9 @@ def _map(path: Path, header: dict[str, Any], start: int) -> dict[str, Array]:
         if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
             raise ValueError(f"{name}: shape or offsets are no sizes")
         if end > size:
-            raise CorrKDError(f"{path.name}: truncated: {name} ends {end - size:,} bytes beyond the end of the file")
+            raise CorrKDError(
+                f"{path.name}: truncated: {name} ends {end - size:,} bytes beyond the end of the file; convert or copy it again"
+            )
         if end - begin != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{name}: offsets do not fit its shape")
         tensors[name] = whole[start + begin : start + end].view(dtype).reshape(shape)

@@ -109,7 +109,9 @@ def read(folder: Path, name: str, options: ReadOptions) -> MultimodalDataset:
     modalities, more = _by_modality(folder.name, features, options)
     notes += more
     if not modalities:
-        raise CorrKDError(f"{folder.name}: {len(labels)} label sequences, but no modality")
+        raise CorrKDError(
+            f"{folder.name}: {len(labels)} label sequences, but no modality; put the .csd files of features into the folder"
+        )
     notes += [f"{m}: {s.nonfinite} NaN or infinite values set to 0" for m, s in modalities.items() if s.nonfinite]
     samples, how = _samples(label, modalities)
     fold_of = _fold_of(folder.name, sorted({video for video, _ in samples}), options)
@@ -161,7 +163,7 @@ def read_sequence(path: Path) -> Sequence:
                 f"{path.name}: not a computational sequence, or a damaged one ({str(error)[:120]})"
             ) from None
     if not data:
-        raise CorrKDError(f"{path.name}: a computational sequence without any video")
+        raise CorrKDError(f"{path.name}: a computational sequence without any video; fetch it again")
     _check_widths(path.name, data)
     return Sequence(root, nonfinite, data, names)
 
@@ -170,7 +172,7 @@ def _entry(where: str, entry: h5py.Group, budget: Budget) -> tuple[Array, Second
     """Frames (T, d) or words (T, 1), intervals (T, 2), and how many values were NaN or infinite, of a video."""
     items = dict(hdf5.members(where, entry)) if isinstance(entry, h5py.Group) else {}
     if not all(isinstance(items.get(key), h5py.Dataset) for key in ("features", "intervals")):
-        raise CorrKDError(f"{where}: expected the arrays features and intervals")
+        raise CorrKDError(f"{where}: expected the arrays features and intervals; fetch the file again")
     frames, spans = (hdf5.array(where, items[key], budget) for key in ("features", "intervals"))
     if frames.ndim != 2 or frames.shape[1] == 0 or spans.shape != (len(frames), 2) or spans.dtype.kind not in "fiu":
         raise CorrKDError(f"{where}: features {frames.shape} and intervals {spans.shape} do not fit")
@@ -324,7 +326,7 @@ def _aligned(label: Sequence | None, keys: list[str], modalities: dict[str, Sequ
         frames = {m: s.data[key][0] if key in s.data else _none(s) for m, s in modalities.items()}
         rows, spans = (np.zeros((1, 0), np.float32), np.zeros((1, 2))) if label is None else label.data[key]
         if not len(rows):
-            raise CorrKDError(f"{key}: a segment without a label")
+            raise CorrKDError(f"{key}: a segment without a label; leave it out")
         samples[match[1], int(match[2])] = Sample(frames, rows[0], float(spans[0, 0]))
     return samples
 

@@ -85,4 +85,4 @@ def open_file(path: Path) -> h5py.File:
     except (OSError, RuntimeError) as error:
         if "truncated" in str(error):
             raise CorrKDError(f"{path.name}: a truncated HDF5 file; fetch it again") from None
-        raise CorrKDError(f"{path.name}: a damaged HDF5 file ({str(error)[:120]})") from None
+        raise CorrKDError(f"{path.name}: a damaged HDF5 file ({str(error)[:120]}); fetch or write it again") from None

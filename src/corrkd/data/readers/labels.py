@@ -178,7 +178,7 @@ def _choose(name: str, parts: Mapping[str, RawSplit], choice: LabelChoice, facts
 def _finite(where: str, name: str, values: Array) -> npt.NDArray[np.float64]:
     numbers = column(where, values, f"labels {name}", len(values))
     if not np.isfinite(numbers).all():
-        raise CorrKDError(f"{where}: labels {name} contain NaN or infinite values")
+        raise CorrKDError(f"{where}: labels {name} contain NaN or infinite values; leave such samples out")
     return numbers
 
 

@@ -72,7 +72,7 @@ def _own_lengths(where: str, values: Any, occupied: BoolArray) -> IntArray:
     count, longest = occupied.shape
     lengths = integers(where, values, "lengths").reshape(-1)
     if len(lengths) != count:
-        raise CorrKDError(f"{where}: {len(lengths)} lengths for {count} samples")
+        raise CorrKDError(f"{where}: {len(lengths)} lengths for {count} samples; give one each")
     if count and (lengths.min() < 0 or lengths.max() > longest):
         raise CorrKDError(
             f"{where}: lengths run from {lengths.min()} to {lengths.max()}, but the array holds {longest} frames"

@@ -91,9 +91,9 @@ def _set_labels(where: str, raw: RawSplit, part: Sequence[Any]) -> None:
     try:
         labels = [np.asarray(sample[1], np.float64).ravel() for sample in part]
     except (ValueError, TypeError, IndexError):
-        raise CorrKDError(f"{where}: labels are not numbers") from None
+        raise CorrKDError(f"{where}: labels are not numbers; save them as floats") from None
     if any(label.size == 0 for label in labels):
-        raise CorrKDError(f"{where}: a sample has no label")
+        raise CorrKDError(f"{where}: a sample has no label; leave it out")
     if len({label.size for label in labels}) > 1:
         raise CorrKDError(
             f"{where}: labels have {sorted({label.size for label in labels})[:8]} columns; expected as many in each"
@@ -107,7 +107,9 @@ def _set_labels(where: str, raw: RawSplit, part: Sequence[Any]) -> None:
 def _language(where: str, part: Sequence[Any]) -> tuple[list[list[str]] | None, Sequence[Any]]:
     """(words of each sample, ()) or, where the file has vectors, (None, vectors of each sample)."""
     if not all(_is_sample(sample) for sample in part):
-        raise CorrKDError(f"{where}: a sample is not ((words, visual, acoustic), label, segment)")
+        raise CorrKDError(
+            f"{where}: a sample is not ((words, visual, acoustic), label, segment); write samples so, or save named arrays"
+        )
     first = [sample[0][0] for sample in part]
     if all(np.ndim(np.asarray(value, object if isinstance(value, list) else None)) == 2 for value in first):
         return None, first

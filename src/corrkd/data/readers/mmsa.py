@@ -122,7 +122,7 @@ def _count(where: str, part: Mapping[str, Any]) -> int:
     for key in (SCORES, CLASSES, "id", "raw_text", *MODALITIES):
         if part.get(key) is not None and np.size(part[key]):
             return len(np.atleast_1d(part[key]))
-    raise CorrKDError(f"{where}: holds neither labels nor `text`, `audio` or `vision`")
+    raise CorrKDError(f"{where}: holds neither labels nor `text`, `audio` or `vision`; add regression_labels")
 
 
 def _lengths_of_tokens(where: str, part: Mapping[str, Any], language: Any) -> dict[str, Any]:
@@ -153,7 +153,9 @@ def _token_ids(where: str, tokens: Any, *, batch: bool = True) -> Any:
     """
     table = np.asarray(tokens) if batch or tokens is None else np.asarray(tokens)[None]
     if table.ndim != 3 or table.shape[1] != 3 or table.dtype.kind not in "biuf":
-        raise CorrKDError(f"{where}: no array {TOKENS} of ids, mask and segments, (samples, 3, tokens)")
+        raise CorrKDError(
+            f"{where}: no array {TOKENS} of ids, mask and segments, (samples, 3, tokens); read it without --tokens"
+        )
     ids = numeric(where, table[:, 0] * (table[:, 1] != 0), TOKENS)
     if not ((ids == np.floor(ids)) & (ids >= 0) & (ids < TOKEN_SCALE)).all():
         raise CorrKDError(f"{where}: {TOKENS} holds values that are no ids of tokens")

@@ -104,7 +104,7 @@ def _count(where: str, part: Mapping[str, Any], labels: Array | None) -> int:
     for key in ("id", *USUAL, *ALIASES):
         if key in part and np.ndim(part[key]):
             return len(part[key])
-    raise CorrKDError(f"{where}: holds neither labels nor `text`, `audio` or `vision`")
+    raise CorrKDError(f"{where}: holds neither labels nor `text`, `audio` or `vision`; add an array labels")
 
 
 def _set_labels(where: str, raw: RawSplit, labels: Array, count: int) -> None:
@@ -135,9 +135,11 @@ def _set_labels(where: str, raw: RawSplit, labels: Array, count: int) -> None:
 def _answers(where: str, labels: Array) -> IntArray:
     """(N, Q) yes/no of one-hot (N, Q, 2)."""
     if not np.isfinite(labels).all():
-        raise CorrKDError(f"{where}: labels contain NaN or infinite values")
+        raise CorrKDError(f"{where}: labels contain NaN or infinite values; leave such samples out")
     if not (np.isin(labels, (0, 1)).all() and (labels.sum(2) == 1).all()):
-        raise CorrKDError(f"{where}: labels of shape {labels.shape} are not one-hot")
+        raise CorrKDError(
+            f"{where}: labels of shape {labels.shape} are not one-hot; give (N, Q, 2) with a single 1 in each pair"
+        )
     return labels.argmax(2).astype(np.int64)
 
 

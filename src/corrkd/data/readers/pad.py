@@ -28,7 +28,9 @@ def pad(where: str, samples: Sequence[Any]) -> tuple[FloatArray, IntArray]:
             )
     widths = {array.shape[1] for array in arrays if len(array)} or {array.shape[1] for array in arrays}
     if len(widths) != 1:
-        raise CorrKDError(f"{where}: samples of different widths, or of none: {sorted(widths)[:8]}")
+        raise CorrKDError(
+            f"{where}: samples of different widths, or of none: {sorted(widths)[:8]}; give every frame the same features"
+        )
     lengths = np.array([len(array) for array in arrays], np.int64)
     width, longest = widths.pop(), max(1, int(lengths.max()))
     check_memory(f"{where}: {len(arrays):,} samples of up to {longest:,} frames", 4 * len(arrays) * longest * width)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
+
+from corrkd.data.readers.containers import check_directory
 
 START = 512  # bytes that are looked at
 ARRAYS = "numpy.savez('data.npz', audio=..., scores=...)"
 UNPACK = "unpack it and give the file inside"
 EXTRACT = "make features of the folder that it lies in first: `corrkd features FOLDER --out data.h5`"
-TABLE = f"make it arrays of features and labels, saved by {ARRAYS}"
+TEXT = "text, not a dataset; give a table with a heading (audio_0, audio_1, label) and a row a sample, or arrays"
 
 # (offset, how it begins, what it is, what to do)
 SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\x93NUMPY", "a single NumPy array without labels", f"save features and labels together: {ARRAYS}"),
-    (0, b"PAR1", "a Parquet table", TABLE),
-    (0, b"ARROW1", "an Arrow table", TABLE),
-    (0, b"SQLite format 3", "an SQLite database", TABLE),
+    (
+        0,
+        b"SQLite format 3",
+        "an SQLite database",
+        "save its table: pandas.read_sql(query, connection).to_parquet('data.parquet')",
+    ),
+    (0, b"\xd0\xcf\x11\xe0", "an old Excel or Office file", "save the sheet as `CSV UTF-8`"),
     (0, b"MATLAB 5.0", "a MATLAB file", f"load it with scipy.io.loadmat and save its arrays: {ARRAYS}"),
     (8, b"WAVE", "a recording (WAV)", EXTRACT),
     (0, b"ID3", "a recording (MP3)", EXTRACT),
@@ -63,11 +70,22 @@ def _text(start: bytes) -> str | None:
     if text[:200].lower().startswith(("<!doctype", "<html", "<head", "<?xml")):
         return "a web page, not the file itself: a download page or a quota notice was saved in its place; fetch the file again"
     if text.startswith(("{", "[")):
-        return f"JSON; {TABLE}"
-    lines = text.splitlines()
-    lines = lines[:-1] if len(start) == START else lines  # the last is cut
-    for separator, kind in ((",", "comma-separated"), ("\t", "tab-separated"), (";", "semicolon-separated")):
-        columns = {line.count(separator) for line in lines[:3]}
-        if len(lines) > 1 and len(columns) == 1 and columns != {0}:
-            return f"a table of {kind} values (CSV); {TABLE}"
-    return "text, not a dataset"
+        return "JSON; make it a table: pandas.read_json('data.json').to_parquet('data.parquet')"
+    return TEXT
+
+
+def what_zip_it_is(path: Path) -> str | None:
+    """Return what a zip file is and what to do with it, where it holds no arrays and its first names say it; else None."""
+    try:
+        check_directory(path, path.name)
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
+        return None
+    if any(name.endswith((".npy", "data.pkl")) for name in names) or not names:
+        return None
+    if any(name.startswith("xl/") for name in names):
+        return "an Excel workbook; save the sheet as `CSV UTF-8`"
+    if "[Content_Types].xml" in names or any(name.startswith("word/") for name in names):
+        return "an Office document, not a dataset"
+    return f"a zip archive of {len(names)} files; {UNPACK}"

@@ -120,7 +120,7 @@ def _labelled(where: str, part: Part) -> dict[str, Any]:
     """The samples that `mask` marks as labelled."""
     mask = np.asarray(part.get("mask", ())).ravel()
     if mask.dtype.kind not in "biuf" or not mask.size:
-        raise CorrKDError(f"{where}: no array `mask` says which samples are labelled")
+        raise CorrKDError(f"{where}: no array `mask` says which samples are labelled; add one of 1 and 0")
     rows = np.flatnonzero(mask == 1)
     per_sample = {
         key: np.asarray(x) for key, x in part.items() if isinstance(x, np.ndarray | list) and len(x) == len(mask)

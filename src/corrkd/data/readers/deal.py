@@ -1,0 +1,42 @@
+"""Splits for data that name none: groups are dealt out whole, so that nobody is in two splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from corrkd.data.dataset import SPLITS, StrArray
+from corrkd.errors import CorrKDError
+
+SHARES: Mapping[str, float] = dict(zip(SPLITS, (0.7, 0.15, 0.15), strict=True))
+VALIDATION = 0.15  # of a training split beside which no validation split stands
+
+
+def dealt(members: npt.ArrayLike, shares: Mapping[str, float] = SHARES, *, seed: int = 0) -> StrArray:
+    """Return the split of each sample, (N,): groups in random order, each to the split that is the furthest from its share.
+
+    Args:
+        members: (N,) group of each sample.
+        shares: of the samples, by split.
+        seed: of the order; the order of the samples plays no part.
+
+    Raises:
+        CorrKDError: there are fewer groups than splits.
+    """
+    names, group, sizes = np.unique(np.asarray(members), return_inverse=True, return_counts=True)
+    if len(names) < len(shares):
+        raise CorrKDError(
+            f"{len(names)} groups or samples cannot be dealt to {len(shares)} splits; name the split of each in a column `split`"
+        )
+    wanted = np.array([share * len(group) for share in shares.values()])
+    counts = np.zeros(len(shares))
+    split_of = np.empty(len(names), np.int64)
+    for num_dealt, index in enumerate(np.random.default_rng(seed).permutation(len(names))):
+        empty = np.flatnonzero(counts == 0)
+        candidates = empty if len(names) - num_dealt <= len(empty) else np.arange(len(shares))
+        chosen = candidates[(wanted - counts)[candidates].argmax()]
+        split_of[index] = chosen
+        counts[chosen] += sizes[index]
+    return np.array(list(shares), dtype=np.str_)[split_of][group]

@@ -1,0 +1,529 @@
+"""Tables of anyone's: a row a sample, a column prefix or a column of lists a modality.
+
+    audio_0, audio_1, audio_pitch     numbers: the modality before the first separator, where that is a usual one (language,
+                                      audio, vision and their aliases); else what stands before the number, or before the
+                                      separator of several columns
+    audio                             lists of numbers (a vector), or lists of frames, of any length
+    label, labels, y, target, class   classes by number or name; or 0 and 1 in several columns label_happy, label_sad
+    score, scores, sentiment          real numbers
+    id, split, order, person, speaker, session, video, group, and names such as speaker_id
+
+Columns become the named arrays of readers/arrays.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
+
+from corrkd.data.dataset import SPLITS, MultimodalDataset, StrArray
+from corrkd.data.groups import GROUPS, SAMPLE, dependent_samples
+from corrkd.data.readers import arrays
+from corrkd.data.readers.assemble import groups_from_ids
+from corrkd.data.readers.deal import SHARES, VALIDATION, dealt
+from corrkd.data.readers.labels import are_names
+from corrkd.data.readers.names import (
+    FRAME_IDS,
+    LABEL_STEMS,
+    LABEL_WORDS,
+    LENGTHS,
+    OTHER_WORDS,
+    PRESENT,
+    SPLIT_NAMES,
+    USUAL,
+    is_no_feature,
+    modality_of,
+    words_of,
+)
+from corrkd.data.readers.options import ReadOptions
+from corrkd.data.readers.sequences import Array, Sequences, is_missing
+from corrkd.data.readers.values import strings
+from corrkd.errors import CorrKDError
+from corrkd.memory import check_memory
+from corrkd.targets.labels import MOST_CLASSES
+
+Column = Array | Sequences
+"""(N,) numbers (NaN: missing) or objects (text; None: missing), (N, Q) numbers of several labels, or the sequences of a modality."""
+Columns = dict[str, Column]
+
+# Other names of the columns that say what a sample is, each behind the names that arrays may have.
+SYNONYMS: Mapping[str, tuple[str, ...]] = {
+    "ids": ("ids", "id", "sample_id", "utterance_id", "segment_id"),
+    "split": ("split", "splits", "partition", "subset"),
+    "order": ("order",),
+    "person": (
+        "person",
+        "person_id",
+        "persons",
+        "participant",
+        "participant_id",
+        "subject",
+        "subject_id",
+        "group",
+        "groups",
+    ),
+    "speaker": ("speaker", "speaker_id", "speakers"),
+    "session": ("session", "session_id", "sessions", "dialogue", "dialogue_id", "dialog_id"),
+    "video": ("video", "video_id", "videos"),
+    "labels": ("labels", "label", "y", "target", "targets", "class", "classes"),
+    "scores": ("scores", "score", "sentiment"),
+}
+NAMES = ("class_names", "question_names")  # beside the columns, K and Q of them
+TEXT = ("ids", "split", *GROUPS)  # read as text, whatever they hold
+SEPARATORS = "_.:/- "
+NUMBERED = re.compile(r"(\D.*?)([_.:/\- (\[]*)(\d+)[)\]]?")
+MOST_LISTED = 8
+MISSING_RULE = "missing values (NaN, null, empty)"
+
+
+def read(
+    columns: Columns, name: str, layout: str, options: ReadOptions, notes: Sequence[str] = ()
+) -> MultimodalDataset:
+    """Return the dataset in the columns of a table.
+
+    Args:
+        columns: by name, all of N rows.
+        name: of the dataset.
+        layout: what it is, for people: "CSV table".
+        options: `label` and `targets` matter.
+        notes: the reader's own.
+
+    Raises:
+        CorrKDError: no target, no modality, or columns that do not fit one another; the line says what to write instead.
+    """
+    named, more = with_usual_names(name, columns, options)
+    if not named:
+        raise CorrKDError(f"{name}: a table without columns; write {_example()}")
+    named, options = _with_chosen_label(named, options)
+    found, unused = _arrays(name, named)
+    labelled, of_labels = _with_labels(name, found, options)
+    split, of_split = _with_split(name, labelled, options)
+    left_out = [f"left out: {_listed(unused)}"] if unused else []
+    dataset = arrays.read(split, name, layout, options, notes=[*notes, *more, *of_labels, *of_split, *left_out])
+    marked = {
+        m: MISSING_RULE for m in dataset.modalities if dataset.missing_rule[m] != "all-zero frames inside the length"
+    }
+    return replace(dataset, layout=layout, missing_rule={**dataset.missing_rule, **marked})
+
+
+def read_splits(
+    parts: Mapping[str, Columns], name: str, layout: str, options: ReadOptions, notes: Sequence[str] = ()
+) -> MultimodalDataset:
+    """Return the dataset in a table for each split, as `read`; keys that name no split are left out with a note."""
+    tables: dict[str, Columns] = {}
+    others = [key for key in parts if key.lower() not in SPLIT_NAMES]
+    for key, columns in parts.items():
+        if key in others:
+            continue
+        split = SPLIT_NAMES[key.lower()]
+        if split in tables:
+            raise CorrKDError(f"{name}: two splits are called {split}; leave one out")
+        named, more = with_usual_names(f"{name}, {key}", columns, options)
+        notes = [*notes, *(note for note in more if note not in notes)]
+        named.pop("split", None)
+        tables[split] = named
+    if others:
+        notes = [*notes, f"left out: {_listed(others)} (no splits; named train, valid and test they would be)"]
+    if list(tables) == [SPLITS[0]]:  # a table alone, as it is downloaded
+        return read(tables[SPLITS[0]], name, layout, options, notes)
+    if not tables:
+        raise CorrKDError(f"{name}: no split; name them train, valid and test")
+    sizes = {split: len(next(iter(columns.values()), ())) for split, columns in tables.items()}
+    whole = stacked(name, tables)
+    whole["split"] = np.repeat(np.array(list(sizes), object), list(sizes.values()))
+    return read(whole, name, layout, options, notes)
+
+
+# ------------------------------------------------------------------------------------------------------------------ names
+
+
+def with_usual_names(name: str, columns: Columns, options: ReadOptions) -> tuple[Columns, list[str]]:
+    """Return the columns with the names that arrays have, whatever their case and synonym, and notes on those that changed theirs."""
+    sizes = {key: len(column) for key, column in columns.items() if key not in NAMES}
+    if len(set(sizes.values())) > 1:
+        counted = ", ".join(f"{key} {size}" for key, size in list(sizes.items())[:MOST_LISTED])
+        raise CorrKDError(f"{name}: differ in their number of samples: {counted}; give each one row a sample")
+    lower = {key.lower().strip(): key for key in reversed(columns)}
+    usual: dict[str, str] = {}
+    for meant, synonyms in SYNONYMS.items():
+        key = next((lower[word] for word in synonyms if word in lower and _fits(meant, columns[lower[word]])), None)
+        if key is not None:
+            usual[key] = meant
+    if "labels" not in usual.values() and "scores" not in usual.values():
+        usual |= _only_words(columns, lower, usual, options)
+    if "ids" not in usual.values() and {"video_id", "clip_id"} <= set(lower):  # of MMSA-FET's label.csv
+        video, clip = (strings(columns[lower[key]], key).tolist() for key in ("video_id", "clip_id"))
+        columns = {**columns, "ids": np.array([f"{v}$_${c}" for v, c in zip(video, clip, strict=True)], object)}
+    if "split" not in usual.values() and "mode" in lower and _is_split(columns[lower["mode"]]):
+        usual[lower["mode"]] = "split"
+    changed = [f"{key} read as {meant}" for key, meant in usual.items() if key.lower() not in (meant, meant[:-1])]
+    return {usual.get(key, key): column for key, column in columns.items()}, changed
+
+
+def _fits(meant: str, column: Column) -> bool:
+    """Whether a column can be what its name says: `video` may hold frames, `sentiment` words."""
+    if isinstance(column, Sequences):
+        return meant == "labels"
+    if meant == "labels":
+        return True
+    return column.ndim == 1 and (meant != "scores" or column.dtype.kind != "O")
+
+
+def _only_words(
+    columns: Columns, lower: Mapping[str, str], usual: Mapping[str, str], options: ReadOptions
+) -> dict[str, str]:
+    """The only column of words that are labels by their column's name, as `emotion`, where no column is called so."""
+    words = [
+        key
+        for key in lower.values()
+        if key not in usual
+        and not isinstance(column := columns[key], Sequences)
+        and column.dtype.kind == "O"
+        and not words_of(key).isdisjoint(LABEL_WORDS)
+    ]
+    if options.label is None and len(words) > 1 and options.targets:
+        raise CorrKDError(f"columns {_listed(words)} may each be the label; choose with label (--label {words[0]})")
+    return {words[0]: "labels"} if len(words) == 1 else {}
+
+
+def _is_split(column: Column) -> bool:
+    return (
+        isinstance(column, np.ndarray)
+        and column.dtype.kind == "O"
+        and {str(value).lower() for value in column.tolist()} <= set(SPLIT_NAMES)
+    )
+
+
+def _with_chosen_label(columns: Columns, options: ReadOptions) -> tuple[Columns, ReadOptions]:
+    """A column of words that `label` names becomes the labels; what is chosen of numbers, readers/labels.py finds."""
+    column = columns.get(options.label or "")
+    if not isinstance(column, np.ndarray) or column.dtype.kind != "O" or not are_names(column):
+        return columns, options
+    others = {key: values for key, values in columns.items() if key not in (options.label, "labels", "scores")}
+    return {**others, "labels": column}, options.model_copy(update={"label": None})
+
+
+# ----------------------------------------------------------------------------------------------------------------- arrays
+
+
+def is_about_samples(key: str) -> bool:
+    """Return whether a column's name says that it holds ids, splits, groups or labels."""
+    return any(key.lower().strip() in synonyms for synonyms in SYNONYMS.values())
+
+
+def has_modalities(columns: Columns) -> bool:
+    """Return whether the names of columns, or their lists, say of which modality they are."""
+    named = {key: column for key, column in columns.items() if not is_about_samples(key)}
+    try:
+        _arrays("columns", named)
+    except CorrKDError:
+        return False
+    return True
+
+
+def _arrays(name: str, columns: Columns) -> tuple[dict[str, Array], list[str]]:
+    """Named arrays, as readers/arrays.py reads them, and the names of the columns that are none."""
+    reserved = {*SYNONYMS, *NAMES}
+    found: dict[str, Array] = {}
+    families: dict[str, list[str]] = {}
+    unused: list[str] = []
+    for key, column in columns.items():
+        if isinstance(column, Sequences):
+            _add_sequences(name, key, column, found, unused)
+        elif key in reserved or key.endswith((LENGTHS, PRESENT, FRAME_IDS)):
+            found[key] = _as_text(column) if key in TEXT else column
+        elif column.dtype.kind not in "fiub":
+            unused.append(key)
+        elif is_label(key) or column.ndim > 1:
+            found[key] = column
+        elif not words_of(key).isdisjoint(OTHER_WORDS):
+            unused.append(key)
+        else:
+            families.setdefault(_family(key), []).append(key)
+    for family, keys in families.items():
+        modality = "vision" if family == "video" else family
+        if not family or (len(keys) == 1 and modality_of(modality) not in USUAL):
+            unused += keys
+            continue
+        if modality in found:
+            raise CorrKDError(
+                f"{name}: has a column {modality} and columns {_listed(keys)}; rename one of the modalities"
+            )
+        check_memory(f"{name}, {modality}", 4 * len(keys) * len(columns[keys[0]]))
+        table = np.stack([np.asarray(columns[key], np.float32) for key in sorted(keys, key=_natural)], 1)
+        _add_vectors(modality, table, found)
+    if not any(x.ndim > 1 and not is_label(key) for key, x in found.items() if key not in reserved):
+        raise CorrKDError(
+            f"{name}: no modality in {_listed(columns)}; name columns of numbers by modality, as audio_0, audio_1, or give columns of lists"
+        )
+    found |= _question_columns(found)
+    return found, unused
+
+
+def _add_sequences(name: str, key: str, column: Sequences, found: dict[str, Array], unused: list[str]) -> None:
+    if key == "labels" or is_label(key):
+        if column.num_frames is not None or column.present is not None:
+            raise CorrKDError(
+                f"{name}: {key}: lists of unequal length or with missing values; give each sample as many labels"
+            )
+        found[key] = column.frames.astype(np.float64)
+        return
+    if is_no_feature(key):
+        unused.append(key)
+        return
+    modality = "vision" if key.lower() == "video" else key
+    found[modality] = column.frames
+    if column.lengths is not None:
+        found.setdefault(f"{modality}{LENGTHS}", column.lengths)
+    if column.present is not None:
+        found.setdefault(f"{modality}{PRESENT}", column.present)
+
+
+def _add_vectors(modality: str, table: Array, found: dict[str, Array]) -> None:
+    """A vector a sample; samples in which all of it is NaN lack the modality."""
+    missing: Array = np.all(np.isnan(table), axis=1)
+    found[modality] = np.where(missing[:, None], np.float32(0), table)
+    if missing.any():
+        found.setdefault(f"{modality}{PRESENT}", ~missing)
+
+
+def is_label(key: str) -> bool:
+    """Return whether a column's name says that it holds labels. Coordinates y of a usual modality are features."""
+    if not is_no_feature(key):
+        return False
+    words = words_of(key) - ({"y"} if _is_usual(_first_word(key)) else set())
+    return any(stem in key.lower() for stem in LABEL_STEMS) or not words.isdisjoint(LABEL_WORDS)
+
+
+def _is_usual(word: str) -> bool:
+    return word == "video" or modality_of(word) in USUAL
+
+
+def _family(key: str) -> str:
+    """The modality that a column of numbers is of; "" where its name has no prefix."""
+    first = _first_word(key)
+    if _is_usual(first):
+        return first
+    prefixed = first != key.lower()
+    numbered = NUMBERED.fullmatch(key)
+    if numbered and (numbered[2] or not prefixed):
+        return numbered[1]
+    return first if prefixed else ""
+
+
+def _first_word(key: str) -> str:
+    return re.split(rf"[{re.escape(SEPARATORS)}]", key, maxsplit=1)[0].lower()
+
+
+def _natural(key: str) -> list[tuple[int, str]]:
+    """A key by which audio_10 comes after audio_9."""
+    return [(int(digits or -1), text) for text, digits in re.findall(r"(\D*)(\d{0,18})", key)]
+
+
+def _question_columns(found: Mapping[str, Array]) -> dict[str, Array]:
+    """Columns label_<name> of 0 and 1 as yes/no questions, where nothing else is the label."""
+    if "labels" in found or "scores" in found:
+        return {}
+    keys = [key for key in found if re.fullmatch(r"labels?[_.].+", key, re.IGNORECASE)]
+    if len(keys) < 2 or not all(found[key].ndim == 1 and np.isin(found[key], (0, 1)).all() for key in keys):
+        return {}
+    names = np.array([re.split(r"[_.]", key, maxsplit=1)[1] for key in keys])
+    return {"labels": np.stack([found[key] for key in keys], 1).astype(np.int64), "question_names": names}
+
+
+def _as_text(column: Array) -> Array:
+    if column.dtype.kind == "f" and np.isfinite(column).all() and (column == np.round(column)).all():
+        column = column.astype(np.int64)  # ids that a missing value elsewhere made real
+    return np.array(["" if is_missing(value) else str(value) for value in column.tolist()], object)
+
+
+# ----------------------------------------------------------------------------------------------------------------- labels
+
+
+def _with_labels(name: str, found: dict[str, Array], options: ReadOptions) -> tuple[dict[str, Array], list[str]]:
+    """Labels and scores without missing values; classes that are not numbered from 0 by their names."""
+    found, notes = dict(found), []
+    for key in ("labels", "scores"):
+        if key not in found:
+            continue
+        values = found[key]
+        empty = [is_missing(value) for value in values.tolist()] if values.ndim == 1 else [False]
+        if not any(empty):
+            continue
+        if options.targets:
+            raise CorrKDError(
+                f"{name}: {sum(empty)} of {len(values)} rows have no {key[:-1]}; leave such rows out, as with "
+                f"frame.dropna(subset=[{key[:-1]!r}])"
+            )
+        del found[key]
+        notes.append(f"{key} are not read: {sum(empty)} of {len(values)} are missing")
+    if "labels" in found and found["labels"].ndim == 1 and "class_names" not in found:
+        more = _numbered_classes(found["labels"])
+        found |= more
+        if "class_names" in more:
+            notes.append(f"classes are {_listed(more['class_names'].tolist())}, by number")
+    return found, notes
+
+
+def _numbered_classes(labels: Array) -> dict[str, Array]:
+    """Whole numbers that are not 0 to K - 1 as classes of those names; text that holds numbers alone as numbers."""
+    if labels.dtype.kind == "O":
+        if are_names(labels):
+            return {"labels": np.array([str(value) for value in labels.tolist()], object)}
+        labels = labels.astype(np.float64)
+    if labels.dtype.kind not in "fiu" or (labels != np.round(labels)).any():
+        return {"labels": labels}
+    distinct, classes = np.unique(labels, return_inverse=True)
+    if len(distinct) > MOST_CLASSES or np.array_equal(distinct, np.arange(len(distinct))):
+        return {"labels": labels}
+    return {"labels": classes.astype(np.int64), "class_names": np.array([f"{value:.0f}" for value in distinct])}
+
+
+# ----------------------------------------------------------------------------------------------------------------- splits
+
+
+def _with_split(name: str, found: dict[str, Array], options: ReadOptions) -> tuple[dict[str, Array], list[str]]:
+    """The arrays with a split: 70/15/15 % where none is named, 15 % of train as valid where that alone is not.
+
+    Samples without targets stay together, as readers/arrays.py has it; so do too few, where they need none.
+    """
+    count = next(len(x) for key, x in found.items() if key not in NAMES)
+    if not count or not any(key in ("labels", "scores") or is_label(key) for key in found if key not in NAMES):
+        return found, []
+    by, members = members_of(found, count)
+    try:
+        if "split" not in found:
+            shares = "/".join(f"{100 * share:.0f}" for share in SHARES.values())
+            note = f"no split is named: dealt to train/valid/test as {shares} % by {by}, seed 0"
+            return {**found, "split": dealt(members)}, [note]
+        words = [value.lower() for value in _as_text(found["split"]).tolist()]
+        split = np.array([SPLIT_NAMES.get(word, word) for word in words])
+        train = np.flatnonzero(split == SPLITS[0])
+        if SPLITS[1] in split or not len(train):
+            return {**found, "split": split}, []
+        split[train] = dealt(members[train], {SPLITS[0]: 1 - VALIDATION, SPLITS[1]: VALIDATION})
+        return {**found, "split": split}, [
+            f"no validation split: {100 * VALIDATION:.0f} % of train held out by {by}, seed 0"
+        ]
+    except CorrKDError as error:
+        if options.targets:
+            raise CorrKDError(f"{name}: {error}") from None
+        return found, []
+
+
+def members_of(found: Mapping[str, Array], count: int) -> tuple[str, StrArray]:
+    """Return what groups the samples, and the group of each, (N,).
+
+    Args:
+        found: arrays by their usual names: `ids`, `person` and the like; others are not looked at.
+        count: N.
+    """
+    ids = strings(found["ids"]) if "ids" in found else np.array([f"sample-{row}" for row in range(count)])
+    groups = {kind: strings(found[kind], kind) for kind in GROUPS if kind in found}
+    parsed = groups_from_ids(ids.tolist())
+    if parsed:
+        groups.setdefault("video", parsed[0])
+    kind, members = dependent_samples(ids, groups)
+    return (kind, members) if kind != SAMPLE else (kind, np.array([f"{row:012d}" for row in range(count)]))
+
+
+def stacked(name: str, tables: Mapping[str, Columns]) -> Columns:
+    """Return several tables one below the other. A column that one lacks is missing there.
+
+    Args:
+        name: opens error lines.
+        tables: by a name of each, as that of its split.
+
+    Raises:
+        CorrKDError: a modality has another width, or a column another form, in one of them.
+    """
+    sizes = {split: len(next(iter(columns.values()), ())) for split, columns in tables.items()}
+    keys = list(dict.fromkeys(chain.from_iterable(tables.values())))
+    whole: Columns = {}
+    for key in keys:
+        parts = {split: columns.get(key) for split, columns in tables.items()}
+        some = [part for part in parts.values() if part is not None]
+        if key in NAMES:
+            whole[key] = some[0]
+        elif all(isinstance(part, Sequences) for part in some):
+            whole[key] = _stacked_sequences(f"{name}, {key}", parts, sizes)
+        elif any(isinstance(part, Sequences) for part in some):
+            raise CorrKDError(
+                f"{name}: column {key} holds lists in some splits and single values in others; make them alike"
+            )
+        else:
+            whole[key] = _stacked_columns(f"{name}, {key}", parts, sizes)
+    return whole
+
+
+def _stacked_columns(where: str, parts: Mapping[str, Column | None], sizes: Mapping[str, int]) -> Array:
+    some = [part for part in parts.values() if isinstance(part, np.ndarray)]
+    if len({part.shape[1:] for part in some}) > 1:
+        raise CorrKDError(
+            f"{where}: has another shape in every split: {sorted({part.shape[1:] for part in some})}; make them alike"
+        )
+    text = any(part.dtype.kind == "O" for part in some)
+    pieces = []
+    for split, part in parts.items():
+        if part is None:
+            part = np.full((sizes[split], *some[0].shape[1:]), None if text else np.nan, object if text else np.float64)
+        assert isinstance(part, np.ndarray)
+        pieces.append(part.astype(object) if text else part)
+    return np.concatenate(pieces)
+
+
+def _stacked_sequences(where: str, parts: Mapping[str, Column | None], sizes: Mapping[str, int]) -> Sequences:
+    some = [part for part in parts.values() if isinstance(part, Sequences)]
+    widths = {part.frames.shape[-1] for part in some}
+    if len(widths) > 1:
+        raise CorrKDError(
+            f"{where}: is {' or '.join(map(str, sorted(widths)))} wide; give all splits the same features"
+        )
+    width, vectors = widths.pop(), all(part.num_frames is None for part in some)
+    absent = len(some) < len(parts)
+    longest = max(part.num_frames or 1 for part in some)
+    count = sum(sizes.values())
+    check_memory(where, 4 * count * longest * width)
+    frames = np.zeros((count, longest, width), np.float32)
+    lengths, present = np.zeros(count, np.int64), np.zeros((count, longest), bool)
+    start = 0
+    for split, part in parts.items():
+        rows = slice(start, start + sizes[split])
+        start += sizes[split]
+        if not isinstance(part, Sequences):
+            continue
+        values = part.frames if part.frames.ndim == 3 else part.frames[:, None]
+        inside = slice(0, values.shape[1])
+        frames[rows, inside] = values
+        lengths[rows] = _content(values) if part.lengths is None else part.lengths
+        there = values.any(-1) if part.present is None else part.present.reshape(values.shape[:2])
+        present[rows, inside] = there & (np.arange(values.shape[1]) < lengths[rows, None])
+    marked = absent or any(part.present is not None for part in some)
+    if vectors:
+        return Sequences(frames[:, 0], present=present[:, 0] if marked else None)
+    stated = absent or any(part.lengths is not None for part in some) or len({part.num_frames for part in some}) > 1
+    return Sequences(frames, lengths if stated else None, present if marked else None)
+
+
+def _content(values: Array) -> Array:
+    """(N,) frames up to the last that is not all zero; 1 of vectors."""
+    occupied: Array = np.any(values, axis=-1)
+    last = occupied.shape[1] - occupied[:, ::-1].argmax(1)
+    return np.where(occupied.any(1), last, 1 if values.shape[1] == 1 else 0)
+
+
+# --------------------------------------------------------------------------------------------------------------- messages
+
+
+def _example() -> str:
+    return "columns such as audio_0, audio_1, text_0, label"
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return ", ".join(map(str, names[:MOST_LISTED])) + more
