@@ -14,7 +14,18 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-PRELOAD = ["corrkd.cli", "corrkd.experiment.run", "corrkd.data.inspect", "corrkd.data.convert", "tests.command"]
+PRELOAD = [
+    "corrkd.cli",
+    "corrkd.experiment.run",
+    "corrkd.data.inspect",
+    "corrkd.data.convert",
+    "corrkd.methods.corrkd",
+    "corrkd.report",
+    "corrkd.serve.predict_file",
+    "corrkd.serve.server",
+    "tests.command",
+    "tests.frozen",  # last: what is imported before it stays in shared memory
+]
 LIMIT = 300.0
 # How lines begin that are no errors.
 PROGRESS = (
@@ -68,7 +79,7 @@ class Ended:
 
 
 class Started:
-    """A command under way."""
+    """A command under way. With a `log`, this file gets all that it prints."""
 
     def __init__(
         self,
@@ -76,8 +87,9 @@ class Started:
         first: Callable[[], object] | None = None,
         cwd: Path | None = None,
         report: bool = True,
+        log: Path | None = None,
     ) -> None:
-        self._files = [Path(tempfile.mkstemp()[1]) for _ in range(2)]
+        self._files = [Path(tempfile.mkstemp()[1]) for _ in range(2)] if log is None else [log, log]
         arguments = ([str(word) for word in words], self._files, first, cwd, report)
         self.process: BaseProcess = _processes.Process(target=_child, args=arguments)
         self.process.start()
@@ -106,7 +118,7 @@ def _child(
     words: list[str], files: list[Path], first: Callable[[], object] | None, cwd: Path | None, report: bool
 ) -> None:
     for descriptor, file in enumerate(files, start=1):
-        os.dup2(os.open(file, os.O_WRONLY), descriptor)
+        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), descriptor)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(cwd or Path.cwd())
     sys.argv = ["corrkd", *words]
@@ -119,6 +131,20 @@ def _child(
     from corrkd.cli import main
 
     main()
+
+
+def sketch(name: str, caption: str, alt: str, figure: Any) -> Any:
+    """In place of `figures.picture`: a figure that is not drawn, which takes longer than all else of a report."""
+    from corrkd.report.figures import Picture
+
+    return Picture(name, caption, alt, b"<svg/>", b"")
+
+
+def sketched() -> None:
+    """Something for `first`: the process draws no figures."""
+    from corrkd.report import figures
+
+    figures.picture = sketch
 
 
 def ends_at(owner: str, name: str, call: int, signals: int = signal.SIGKILL) -> Callable[[], None]:

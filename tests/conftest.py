@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -125,6 +126,19 @@ def overwrite_invisible(inputs: Inputs, value: float) -> Inputs:
     return inputs._replace(frames={m: torch.where(visible[m][..., None], x, value) for m, x in frames.items()})
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that all workers of a session share, not to be changed: who comes first makes it, the others wait for it."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "made").exists():
+            make(folder / name)
+            (folder / "made").touch()
+    return folder / name
+
+
 @pytest.fixture
 def dataset() -> MultimodalDataset:
     return make_dataset()
@@ -172,6 +186,15 @@ def build_real(real_data: Path, factory: pytest.TempPathFactory, name: str, *opt
     return out
 
 
+LONG = ("experiment", "serve", "report", "examples", "tests", "training", "methods")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files are handed out in the order below, not by how many tests they have."""
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files whose tests start services and runs come first, so that no worker is left alone with them at the end."""
-    items.sort(key=lambda item: item.path.parent.name not in ("serve", "experiment"))
+    """Folders whose files take long come first, so that no worker is left alone with one at the end."""
+    folders = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: folders.get(item.path.parent.name, len(LONG)))

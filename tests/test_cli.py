@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import yaml
 
 import corrkd as package
 from corrkd.presets import preset_names
-from tests.command import corrkd
+from tests.command import corrkd, sketched
 from tests.experiment.conftest import contents, finished, tiny, write_npz  # noqa: F401  (a fixture)
 
 FAST = {"teacher": {"epochs": 1, "batch_size": 30}, "student": {"epochs": 1, "batch_size": 30}}
@@ -44,7 +45,15 @@ def test_version_and_help() -> None:
 
 def test_run_says_how_it_goes_in_plain_lines(settings: Path, tmp_path: Path) -> None:
     done = corrkd(
-        "run", "--settings", settings, "--seeds", "1,3", "--set", "evaluation.conditions.burst=[]", cwd=tmp_path
+        "run",
+        "--settings",
+        settings,
+        "--seeds",
+        "1,3",
+        "--set",
+        "evaluation.conditions.burst=[]",
+        cwd=tmp_path,
+        first=sketched,
     )
     assert done.code == 0, done.err
     out = tmp_path / "runs" / "synthetic"
@@ -90,7 +99,7 @@ def test_train_then_resume(settings: Path, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     assert f"corrkd resume {out}" in done.out
     assert not (out / "results.csv").exists()
-    assert corrkd("resume", out).code == 0
+    assert corrkd("resume", out, first=sketched).code == 0
     assert (out / "results.csv").exists()
     assert (out / "report.html").exists()
 
@@ -161,13 +170,13 @@ def test_evaluate(finished: Path, tmp_path: Path) -> None:  # noqa: F811
     assert "average" in set(pd.read_csv(tmp_path / "valid.csv")["condition"])
 
 
-def test_report_again(finished: Path) -> None:  # noqa: F811
-    before = contents(finished)
-    (finished / "report.html").unlink()
-    done = corrkd("report", finished)
+def test_report_again(finished: Path, tmp_path: Path) -> None:  # noqa: F811
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    (out / "report.html").unlink()
+    done = corrkd("report", out)
     assert done.code == 0
-    assert done.out.strip() == str(finished / "report.html")
-    assert contents(finished) == before
+    assert done.out.strip() == str(out / "report.html")
+    assert contents(out) == contents(finished)
 
 
 def test_data_inspect_and_convert(tmp_path: Path) -> None:
@@ -262,7 +271,9 @@ def test_compare_tells_what_failed_and_exits_with_1(tmp_path: Path, jobs: int) -
         "arms": {"no-distillation": {}, "late-fusion": {"lr": 1e30, "clip_norm": None, "epochs": 3}},
     }
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
-    done = corrkd("compare", "--settings", tmp_path / "plan.yaml", "--jobs", jobs, "--out", tmp_path / "out")
+    done = corrkd(
+        "compare", "--settings", tmp_path / "plan.yaml", "--jobs", jobs, "--out", tmp_path / "out", first=sketched
+    )
     assert done.code == 1
     line = "1/2  built-in  no-distillation  seed 0" if jobs == 2 else "seed 0  no-distillation: evaluation: "
     assert line in done.err
@@ -272,11 +283,11 @@ def test_compare_tells_what_failed_and_exits_with_1(tmp_path: Path, jobs: int) -
     assert "Late fusion" not in done.out
     assert str(tmp_path / "out" / "report.html") in done.out
     (tmp_path / "paper.csv").write_text("method,condition,metric,value\nTheirs,Avg.,weighted_f1,61.25\n")
-    again = corrkd("report", tmp_path / "out", "--reported", tmp_path / "paper.csv")
+    again = corrkd("report", tmp_path / "out", "--reported", tmp_path / "paper.csv", first=sketched)
     assert again.code == 0, again.err
     page = (tmp_path / "out" / "report.html").read_bytes()
     assert b"61.25" in page
-    assert corrkd("report", tmp_path / "out").code == 0
+    assert corrkd("report", tmp_path / "out", first=sketched).code == 0
     assert (tmp_path / "out" / "report.html").read_bytes() == page  # the file is kept
 
 

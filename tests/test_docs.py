@@ -6,6 +6,7 @@ import importlib
 import re
 import shlex
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +19,7 @@ from pydantic import BaseModel
 
 from corrkd.cli import app
 from corrkd.data.batches import sample_key
+from corrkd.data.synthetic import SyntheticSpec
 from corrkd.errors import CorrKDError
 from corrkd.experiment import run
 from corrkd.experiment.arm import GROUPS
@@ -280,6 +282,10 @@ def run_blocks(name: str) -> dict[str, Any]:
     return scope
 
 
+def one_at_a_time(run_jobs: Any, *args: Any, **options: Any) -> Any:
+    return run_jobs(*args, **{**options, "at_once": 1})
+
+
 SLOW = {"docs/running.md": [pytest.mark.slow]}  # README.md has the same calls
 
 
@@ -290,6 +296,10 @@ SLOW = {"docs/running.md": [pytest.mark.slow]}  # README.md has the same calls
 def test_code_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "write_report", lambda folder: folder)  # takes longer than these runs
+    one_by_one = partial(one_at_a_time, run.run_jobs)  # a process more has to import torch
+    monkeypatch.setattr(run, "run_jobs", one_by_one)
+    for split, size in {"train": 240, "valid": 120, "test": 120}.items():  # of the built-in dataset, a sixth
+        monkeypatch.setitem(SyntheticSpec.__init__.__kwdefaults__, split, size)
     run_blocks(name)
 
 

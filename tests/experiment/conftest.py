@@ -11,7 +11,9 @@ import pytest
 
 import corrkd
 from corrkd.experiment import run as run_module
-from tests.command import TINY
+from corrkd.report import figures
+from tests.command import TINY, sketch
+from tests.conftest import made_once
 
 # Seconds and dates: what two equal runs may differ in.
 APART = ("timings.csv", "tfevents", ".lock", "cost.json", "costs.", "log.txt")
@@ -60,17 +62,23 @@ def dataset_in(run: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two seeds on the built-in dataset, some samples naturally incomplete, with its report."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
+    """Two seeds on the built-in dataset, some samples naturally incomplete, with its report. Not to be changed."""
     synthetic = {**TINY["data"]["synthetic"], "natural_missing": 0.4}
-    corrkd.run(tiny(data={"synthetic": synthetic}, seeds=[0, 1]), folder)
-    return folder
+    settings = tiny(data={"synthetic": synthetic}, seeds=[0, 1])
+    return made_once(tmp_path_factory, "finished", lambda folder: corrkd.run(settings, folder))
 
 
 def run_unreported(settings: Any, folder: Path) -> corrkd.Run:
     """A run without its report, which takes longer than a tiny run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "write_report", lambda folder: folder)
+        return corrkd.run(settings, folder)
+
+
+def run_sketched(settings: Any, folder: Path) -> corrkd.Run:
+    """A run with its report, whose figures are made but not drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "picture", sketch)
         return corrkd.run(settings, folder)
 
 

@@ -16,13 +16,13 @@ from corrkd.errors import CorrKDError
 from corrkd.experiment.calibrate import calibrate, sweep_splits, swept_samples, swept_splits
 from corrkd.experiment.experiment import prepare
 from corrkd.networks.saved import load_network
-from tests.experiment.conftest import dataset_in, run_unreported, tiny
+from tests.experiment.conftest import dataset_in, run_sketched, run_unreported, tiny
 
 
 @pytest.fixture(scope="module")
 def with_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sets") / "run"
-    corrkd.run(tiny(data={"calibration": 0.4}, evaluation={"coverage": 0.5}, seeds=[0, 1]), folder)
+    run_sketched(tiny(data={"calibration": 0.4}, evaluation={"coverage": 0.5}, seeds=[0, 1]), folder)
     return folder
 
 
@@ -100,5 +100,5 @@ def test_tests_on_the_validation_split_calibrate_nothing(tmp_path: Path) -> None
 
 def test_sets_are_for_the_test_split_alone(tmp_path: Path) -> None:
     with pytest.raises(CorrKDError, match=r"data\.calibration makes prediction sets for the test split alone"):
-        corrkd.run(tiny(data={"calibration": 0.4}, evaluation={"split": "valid"}), tmp_path / "run")
+        run_sketched(tiny(data={"calibration": 0.4}, evaluation={"split": "valid"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -29,8 +29,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     )
     settings = tiny(
         data={"path": str(folder / "lengths.npz"), "synthetic": {}},
-        teacher={"epochs": 12, "lr": 5e-3},
-        student={"epochs": 12, "lr": 5e-3},
+        teacher={"epochs": 12, "batch_size": 16, "lr": 1e-2},
+        student={"epochs": 12, "batch_size": 16, "lr": 1e-2},
         evaluation={"conditions": {"ratio": [0.5, 1.0], "burst": [1.0], "noise": [1.0]}},
     )
     results = run_unreported(settings, folder / "run").results

@@ -18,10 +18,11 @@ from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.evaluation.judge import masks_of
 from corrkd.missing.conditions import Condition, condition, standard_conditions
 from corrkd.missing.manifest import load_manifest, save_manifest
+from corrkd.report import write_report
 from corrkd.serve.predict_file import predict_file
 from corrkd.settings import EvaluationSettings
 from tests.conftest import Offer
-from tests.experiment.conftest import tiny
+from tests.experiment.conftest import run_unreported, tiny
 
 ONCE = {"epochs": 1}
 
@@ -60,10 +61,11 @@ def installed(offer: Offer) -> None:
 def done(tmp_path: Path) -> corrkd.Run:
     conditions = {"ratio": [], "burst": [0.5], "every": [1, 2]}
     settings = tiny(teacher=ONCE, student=ONCE, evaluation={"conditions": conditions, "draws": 2})
-    return corrkd.run(settings, tmp_path / "run")
+    return run_unreported(settings, tmp_path / "run")
 
 
 def test_from_a_run_to_predictions(done: corrkd.Run, tmp_path: Path) -> None:
+    write_report(done.folder, draws=100)
     results = done.results[done.results["metric"] == "accuracy"].set_index(["method", "condition"])["value"]
     assert {"every-1", "every-2", "burst-0.5"} <= set(results.index.get_level_values("condition"))
     assert done.results.groupby("condition")["draw"].max()[["every-2", "burst-0.5"]].tolist() == [0, 1]
@@ -109,8 +111,6 @@ def test_a_modality_of_its_kind_s_name_is_refused_only_where_it_is_tested() -> N
 
 
 def test_a_report_without_the_package_is_one_line(done: corrkd.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from corrkd.report.report import write_report
-
     monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: ())
     with pytest.raises(
         corrkd.CorrKDError, match=r"run\.json: .*condition 'every-1' is unknown; there are complete, language"

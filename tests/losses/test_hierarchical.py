@@ -26,9 +26,9 @@ Sides = tuple[list[Tensor], list[Tensor]]
 
 
 @st.composite
-def scales(draw: st.DrawFn, *, one_width: bool = True) -> Sides:
-    """Student's and teacher's representations at one to three scales, float64."""
-    samples = draw(st.integers(1, 6))
+def scales(draw: st.DrawFn, *, one_width: bool = True, most: int = 6) -> Sides:
+    """Student's and teacher's representations of at most `most` samples at one to three scales, float64."""
+    samples = draw(st.integers(1, most))
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
     widths = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
     factor = draw(st.sampled_from([0.1, 1.0, 10.0]))
@@ -155,7 +155,7 @@ def test_a_student_learns_to_mislead_and_a_discriminator_to_tell_apart() -> None
 
 
 @few
-@given(scales())
+@given(scales(most=3))
 def test_gradients(sides: Sides) -> None:
     """Of HMI with a smooth critic, first and second; those of HAL are above, since its value is not the potential of both players."""
 

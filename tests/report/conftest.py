@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from corrkd.report import figures, write_report
+from tests.command import sketch
+from tests.conftest import made_once
 from tests.report.fake_run import write_fake_comparison, write_fake_run
 
 NASTY = ('<b>"x"</b>', "a&b|c", "50% $_{^~}\\")
@@ -13,19 +16,14 @@ NASTY = ('<b>"x"</b>', "a&b|c", "50% $_{^~}\\")
 @pytest.fixture(scope="session")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A usual run's folder with its report: three modalities, three classes, three seeds. Not to be changed."""
-    out = write_fake_run(tmp_path_factory.mktemp("runs") / "usual")
-    write_report(out, draws=100)
-    return out
+    return made_once(tmp_path_factory, "reported", lambda out: write_report(write_fake_run(out), draws=100))
 
 
 @pytest.fixture(scope="session")
 def nasty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reported run whose modality and class names hold what HTML, Markdown, LaTeX, CSV and matplotlib would trip over."""
-    out = write_fake_run(
-        tmp_path_factory.mktemp("runs") / "nasty", modalities=NASTY, classes=("_low", "$mid$", "=1+<i>", "NA")
-    )
-    write_report(out, draws=100)
-    return out
+    names: dict[str, Any] = {"modalities": NASTY, "classes": ("_low", "$mid$", "=1+<i>", "NA")}
+    return made_once(tmp_path_factory, "nasty", lambda out: write_report(write_fake_run(out, **names), draws=100))
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +34,5 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sketches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made but not drawn, which takes longer than all else of a report."""
-    monkeypatch.setattr(
-        figures, "picture", lambda name, caption, alt, figure: figures.Picture(name, caption, alt, b"<svg/>", b"")
-    )
+    """Figures are made but not drawn."""
+    monkeypatch.setattr(figures, "picture", sketch)

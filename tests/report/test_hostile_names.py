@@ -72,8 +72,8 @@ def hostile(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Path]]:
-    """For "run", or a comparison's kind of target, a report with honest names and one with hostile ones."""
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Path]]:
+    """For "run", or a comparison's kind of target, a folder with honest names and one with hostile ones."""
 
     @cache
     def pair(kind: str) -> dict[str, Path]:
@@ -96,9 +96,20 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[st
             )
         make_hostile(other)
         (honest / "failures.csv").write_text("dataset,method,seed,error\nx,a,0,b\n")
-        for path in (honest, other):
-            write_report(path, draws=50)
         return {"honest": honest, "hostile": other}
+
+    return pair
+
+
+@pytest.fixture(scope="module")
+def reports(folders: Callable[[str], dict[str, Path]]) -> Callable[[str], dict[str, Path]]:
+    """The same with their reports."""
+
+    @cache
+    def pair(kind: str) -> dict[str, Path]:
+        for path in folders(kind).values():
+            write_report(path, draws=50)
+        return folders(kind)
 
     return pair
 
@@ -138,10 +149,10 @@ class TestReports:
         assert len(set(ids)) == len(ids)
 
     def test_figures_are_xml_with_the_same_elements(self, kind: str, reports: Any) -> None:
-        folders = reports(kind)
-        known = set().union(*map(svg_pairs, (folders["honest"] / "figures").glob("*.svg")))
-        figures = list((folders["hostile"] / "figures").glob("*.svg"))
-        assert len(figures) == len(list((folders["honest"] / "figures").glob("*.svg"))) > 1
+        found = {name: list((path / "figures").glob("*.svg")) for name, path in reports(kind).items()}
+        known = set().union(*map(svg_pairs, found["honest"]))
+        figures = found["hostile"]
+        assert len(figures) == len(found["honest"]) > 1
         for path in figures:
             assert svg_pairs(path) <= known
 
@@ -179,11 +190,11 @@ class TestReports:
 
 @pytest.mark.parametrize("kind", ["run", "classes"])
 def test_plain_tables_are_printed_without_what_a_terminal_obeys(
-    kind: str, reports: Any, capsys: pytest.CaptureFixture[str]
+    kind: str, folders: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from corrkd import cli
 
-    cli.print(plain_report(reports(kind)["hostile"]))
+    cli.print(plain_report(folders(kind)["hostile"]))
     shown = capsys.readouterr().out
     assert "\\x1b[2J" in shown
     assert all(c == "\n" or c == "\xa0" or c.isprintable() for c in shown)
@@ -218,11 +229,11 @@ def card_text(names: list[str], run: RunFolder | None) -> str:
     return model_card(model, card_of(model), run)
 
 
-def test_a_model_card_renders_to_the_same_elements_and_its_code_to_the_same_calls(reports: Any) -> None:
+def test_a_model_card_renders_to_the_same_elements_and_its_code_to_the_same_calls(folders: Any) -> None:
     honest = card_text(
-        ["language", "audio", "classes", "a", "b", "c", "student", "mosi"], opened(reports("run")["honest"])
+        ["language", "audio", "classes", "a", "b", "c", "student", "mosi"], opened(folders("run")["honest"])
     )
-    other = card_text(NAMES, opened(reports("run")["hostile"], FOLDER))
+    other = card_text(NAMES, opened(folders("run")["hostile"], FOLDER))
     assert markdown_pairs(other) <= markdown_pairs(honest)
     blocks = [re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE) for text in (honest, other)]
     assert [len(found) for found in blocks] == [1, 1]

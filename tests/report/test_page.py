@@ -141,7 +141,7 @@ def test_files_that_come_out(reported: Path) -> None:
 @pytest.mark.usefixtures("sketches")
 def test_one_seed(tmp_path: Path) -> None:
     folder = write_fake_run(tmp_path / "run", seeds=(4,), samples=30)
-    write_report(folder)
+    write_report(folder, draws=100)
     words = "".join(read(folder).words)
     assert "One seed, hence no interval (—)" in words
     assert "no significant difference (" in words
@@ -154,7 +154,7 @@ def test_one_seed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["score", "questions"])
 def test_other_targets(tmp_path: Path, kind: str) -> None:
     folder = write_fake_run(tmp_path / "run", kind=kind, modalities=("text", "sound"), samples=30, bayes=False)
-    write_report(folder)
+    write_report(folder, draws=100)
     words = "".join(read(folder).words)
     assert ("Mean absolute error" in words) == (kind == "score")
     assert (folder / "figures" / "scores.svg").exists() == (kind == "score")
@@ -165,7 +165,7 @@ def test_other_targets(tmp_path: Path, kind: str) -> None:
 @pytest.mark.usefixtures("sketches")
 def test_one_modality(tmp_path: Path) -> None:
     folder = write_fake_run(tmp_path / "run", modalities=("text",), samples=30)
-    write_report(folder)
+    write_report(folder, draws=100)
     assert "{" not in "".join(
         re.findall(r"<th scope=\"col\">[^<]*", (folder / "report.html").read_text(encoding="utf-8"))
     )
@@ -185,7 +185,7 @@ def test_missing_files_leave_a_line(tmp_path: Path, lost: list[str], kept: str) 
     for name in lost:
         for file in (*folder.glob(f"{DATASET}/{name}"), *folder.glob(f"{DATASET}/seed-*/*/{name}")):
             file.unlink()
-    write_report(folder)
+    write_report(folder, draws=100)
     words = "".join(read(folder).words)
     markdown = html.unescape((folder / "report.md").read_text(encoding="utf-8")).replace("\\", "")
     for name in lost:

@@ -20,7 +20,7 @@ from corrkd.networks.registry import network_class
 from corrkd.networks.saved import SavedNetwork, build_network
 from corrkd.settings import NetworkSettings
 from corrkd.targets.registry import make_target
-from tests.conftest import make_dataset
+from tests.conftest import made_once, make_dataset
 from tests.experiment.conftest import tiny
 
 RATIOS = ("ratio-0.0", "ratio-0.5", "ratio-1.0")
@@ -87,7 +87,6 @@ def sample_of(split: Split, row: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with prediction sets."""
-    folder = tmp_path_factory.mktemp("served") / "run"
-    corrkd.run(tiny(data={"calibration": 0.3}, seeds=[0]), folder)
-    return folder
+    """A run with prediction sets. Not to be changed."""
+    settings = tiny(data={"calibration": 0.3}, seeds=[0])
+    return made_once(tmp_path_factory, "served", lambda folder: corrkd.run(settings, folder))

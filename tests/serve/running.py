@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+from tests.command import Started
+
 LIMIT = 120.0
+
+
+def _alone(environment: dict[str, str]) -> None:
+    """Before the service starts: these variables, and a session of its own."""
+    os.environ.update(environment)
+    os.setsid()
 
 
 class Running:
@@ -20,14 +26,12 @@ class Running:
 
     def __init__(self, model: Path, log: Path, *options: str, environment: dict[str, str] | None = None) -> None:
         self.log = log
-        words = [sys.executable, "-m", "corrkd.cli", "serve", str(model), "--port", "0", "--device", "cpu", *options]
-        with log.open("w") as file:
-            self.process = subprocess.Popen(
-                words, stdout=file, stderr=file, env={**os.environ, **(environment or {})}, start_new_session=True
-            )
+        log.touch()
+        words = ["serve", model, "--port", "0", "--device", "cpu", *options]
+        self.process = Started(*words, first=partial(_alone, environment or {}), log=log).process
         end = time.monotonic() + LIMIT
         while (found := re.search(r"running on (http://\S+:(\d+))", self.text)) is None:
-            assert self.process.poll() is None, self.text
+            assert self.process.is_alive(), self.text
             assert time.monotonic() < end, self.text
             time.sleep(0.05)
         self.url, self.port = found[1], int(found[2])
@@ -39,8 +43,10 @@ class Running:
 
     def stop(self) -> int:
         """SIGTERM, and the exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(LIMIT)
+        self.process.terminate()
+        self.process.join(LIMIT)
+        assert self.process.exitcode is not None, "the service does not end"
+        return self.process.exitcode
 
 
 @contextmanager
@@ -50,6 +56,6 @@ def running(model: Path, log: Path, *options: str, environment: dict[str, str] |
     try:
         yield service
     finally:
-        if service.process.poll() is None:
+        if service.process.is_alive():
             service.process.kill()
-            service.process.wait()
+            service.process.join()

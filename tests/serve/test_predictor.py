@@ -98,9 +98,9 @@ def test_every_network_predicts_what_was_tested(name: str) -> None:
         for row in range(len(split)):
             sample = sample_of(split, row)
             given.append(sample | {f"{m}_present": ~dropped[m][row, : len(x)].numpy() for m, x in sample.items()})
-        for size in (1, 7):
-            found = np.stack([response_of(p) for p in predictor.predict(given, batch_size=size)])
-            np.testing.assert_allclose(found, result.response, atol=1e-5)
+        for size, count in ((1, 6), (7, len(given))):
+            found = np.stack([response_of(p) for p in predictor.predict(given[:count], batch_size=size)])
+            np.testing.assert_allclose(found, result.response[:count], atol=1e-5)
 
 
 def test_what_is_missing_may_be_said_in_several_ways() -> None:

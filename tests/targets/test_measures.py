@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import f1_score
 
 from corrkd.targets import measures
 from corrkd.targets.classes import ClassesTarget
@@ -31,9 +32,23 @@ def by_hand(truth: list[int], prediction: list[int]) -> float:
 @settings(deadline=None, max_examples=60)
 def test_weighted_f1_is_weighted_by_the_truth(pairs: list[tuple[int, int]]) -> None:
     truth, prediction = [list(side) for side in zip(*pairs, strict=True)]
-    assert math.isclose(
-        measures.weighted_f1(np.array(truth), np.array(prediction)), by_hand(truth, prediction), abs_tol=1e-12
-    )
+    weighted = measures.weighted_f1(np.array(truth), np.array(prediction))
+    assert math.isclose(weighted, by_hand(truth, prediction), abs_tol=1e-12)
+    assert math.isclose(weighted, f1_score(truth, prediction, average="weighted", zero_division=0.0), abs_tol=1e-15)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
+@settings(deadline=None, max_examples=60)
+def test_f1_of_each_class_is_scikit_learn_s(pairs: list[tuple[int, int]]) -> None:
+    """Of classes without a sample, too."""
+    truth, prediction = (np.array(side) for side in zip(*pairs, strict=True))
+    found = measures.class_metrics(("a", "b", "c", "d"), truth, prediction)
+    each = f1_score(truth, prediction, labels=range(4), average=None, zero_division=0.0)
+    assert [found[f"f1/{name}"] for name in "abcd"] == pytest.approx(each.tolist(), abs=1e-15)
+    assert found["weighted_f1"] == measures.weighted_f1(truth, prediction)
+    yes = f1_score(truth > 0, prediction > 0, zero_division=0.0)
+    answers = ((side > 0).astype(int) for side in (truth, prediction))
+    assert measures.positive_f1(*answers) == pytest.approx(yes, abs=1e-15)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30))

@@ -31,6 +31,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "perceiver": {"width": 8, "latents": 3, "heads": 2, "feedforward": 12, "layers": 1, "dropout": 0.2},
 }
 SMALL["late-fusion"] = SMALL["corrkd"]
+SMALL["dmd"] = {"width": 8, "heads": 2, "graph": 5}
+SMALL["self-mm"] = {"width": 8, "unimodal": 6, "fusion": 8}
 SMALL["hrlf"] = {**SMALL["corrkd"], "factor_hidden": 8}
 MENDED = {"scd": {"form": "relations"}, "cpd": {"form": "all", "parts": True}, "rcd": {"form": "divergence"}}
 SETTINGS = TrainingSettings(

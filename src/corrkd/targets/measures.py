@@ -1,6 +1,6 @@
-"""Metrics by the field's conventions (docs/metrics.md), computed by scikit-learn, SciPy and torchmetrics.
+"""Metrics by the field's conventions (docs/metrics.md).
 
-These are imported where they are called: a network needs its target, but no metrics.
+SciPy and torchmetrics are imported where they are called: a network needs its target, but no metrics.
 """
 
 from __future__ import annotations
@@ -73,9 +73,18 @@ def metric_of(name: str) -> Metric:
 
 def weighted_f1(truth: Array, prediction: Array) -> float:
     """Return the F1 of each class weighted by its support in `truth` (the arguments are not interchangeable)."""
-    from sklearn.metrics import f1_score
+    labels, places = np.unique([truth, prediction], return_inverse=True)
+    true, predicted = places.reshape(2, -1)
+    each, support = _f1(true, predicted, len(labels))
+    return float((each * support).sum() / support.sum())
 
-    return float(f1_score(truth, prediction, average="weighted", zero_division=0.0))
+
+def _f1(truth: Array, prediction: Array, classes: int) -> tuple[Array, Array]:
+    """The F1 of each class (0..classes-1) as scikit-learn computes it, zero of those that are nowhere; and how many truly are of each."""
+    support = np.bincount(truth, minlength=classes)
+    both = support + np.bincount(prediction, minlength=classes)
+    hits = np.bincount(truth[truth == prediction], minlength=classes)
+    return 2 * hits / np.maximum(both, 1), support
 
 
 def accuracy(truth: Array, prediction: Array) -> float:
@@ -115,11 +124,9 @@ def correlation(truth: Array, prediction: Array) -> float:
 
 def class_metrics(names: Sequence[str], truth: Array, prediction: Array) -> dict[str, float]:
     """Return weighted_f1, accuracy, unweighted_accuracy and f1/<class> of classes (N,)."""
-    from sklearn.metrics import f1_score
-
-    each = f1_score(truth, prediction, labels=range(len(names)), average=None, zero_division=0.0)
+    each, support = _f1(truth, prediction, len(names))
     return {
-        F1: weighted_f1(truth, prediction),
+        F1: float((each * support).sum() / support.sum()),
         "accuracy": accuracy(truth, prediction),
         "unweighted_accuracy": unweighted_accuracy(truth, prediction),
         **{f"f1/{name}": float(value) for name, value in zip(names, each, strict=True)},
@@ -128,6 +135,4 @@ def class_metrics(names: Sequence[str], truth: Array, prediction: Array) -> dict
 
 def positive_f1(truth: Array, prediction: Array) -> float:
     """Return the F1 of the answer yes, of answers (N,) in {0, 1}."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(truth, prediction, pos_label=1, zero_division=0.0))
+    return float(_f1(truth, prediction, 2)[0][1])
