@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from corrkd.data.inputs import Inputs
@@ -109,14 +109,46 @@ def test_encode_and_classify_are_the_network(kind: str) -> None:
     assert torch.equal(model.encode("audio", alone), parts[1])
 
 
-def test_the_mlp_reads_the_mean_of_visible_frames() -> None:
+def test_the_mlp_reads_the_last_frame_the_mean_of_visible_frames_and_which_are_visible() -> None:
     model = network("mlp")
     data = inputs(model)
-    frames, _, visible = data.of("vision")
-    mean = torch.stack(
-        [x[seen].mean(0) if seen.any() else x.new_zeros(5) for x, seen in zip(frames, visible, strict=True)]
-    )
-    torch.testing.assert_close(model.encode("vision", data), torch.relu(model.encoders[2](mean)))
+    for index, modality in enumerate(model.modalities):
+        frames, exists, visible = data.of(modality)
+        for row in range(len(frames)):
+            shown = visible[row].nonzero()[:, 0]
+            length = int(exists[row].sum())
+            end = frames[row, length - 1] * visible[row, length - 1]
+            mean = frames[row, shown].mean(0) if len(shown) else torch.zeros(frames.shape[2])
+            flags = torch.tensor([float(visible[row, length - 1]), len(shown) / length]) - 1.0
+            vector = torch.relu(model.encoders[index](torch.cat([end, mean, flags])))
+            expected = vector if len(shown) else torch.zeros(6)
+            torch.testing.assert_close(model.encode(modality, data)[row], expected)
+
+
+def test_the_mlp_drops_fewer_of_few_features() -> None:
+    model = MLPNetwork({"language": 400, "vision": 16}, {"language": 3, "vision": 3}, target=CLASSES)
+    assert [layer.probability for layer in model.input_dropouts] == [0.5, 0.1]
+
+
+@pytest.mark.parametrize("summary", [("mean",), ("end",), ("visibility",), ("end", "mean")])
+def test_the_mlp_reads_what_is_asked_for(summary: tuple[str, ...]) -> None:
+    model = MLPNetwork({"a": 3}, {"a": 4}, target=CLASSES, settings=MLPSettings(summary=summary)).eval()
+    frames = torch.randn(1, 4, 3)
+    exists = torch.ones(1, 4, dtype=torch.bool)
+
+    def logits(frames: Tensor, hidden: int) -> Tensor:
+        visible = exists.clone()
+        visible[0, hidden] = False
+        return model(Inputs({"a": frames}, {"a": exists}, {"a": visible})).logits
+
+    changed = frames.clone()
+    changed[0, 0] += 1.0
+    assert torch.equal(logits(frames, 1), logits(changed, 1)) == ("mean" not in summary)
+    changed = frames.clone()
+    changed[0, 3] += 1.0
+    assert torch.equal(logits(frames, 1), logits(changed, 1)) == (summary == ("visibility",))
+    still = torch.ones(1, 4, 3)  # so that the mean of the visible frames is the same whichever is hidden
+    assert torch.equal(logits(still, 1), logits(still, 3)) == (summary == ("mean",))
 
 
 @pytest.mark.parametrize("layer", [FrameLSTM, FrameGRU])

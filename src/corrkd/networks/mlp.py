@@ -1,12 +1,13 @@
-"""A late-fusion MLP on pooled frames, after LF-DNN (as in Yu et al., ACL 2020, "CH-SIMS ...").
+"""A late-fusion MLP on summaries of the frames, after LF-DNN (as in Yu et al., ACL 2020, "CH-SIMS ...").
 
-Each modality is read as a deep averaging network reads words (Iyyer et al., ACL 2015): its mean frame goes through an MLP.
+Each modality is read as a deep averaging network reads words (Iyyer et al., ACL 2015), which also drops inputs at random.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -14,28 +15,38 @@ from torch import Tensor, nn
 
 from corrkd.data.inputs import Inputs
 from corrkd.networks.base import SideBySide, fully_connected
-from corrkd.networks.encoder import pool
+from corrkd.networks.encoder import Dropout, pool
 from corrkd.settings import Strict, Width
 
 Hidden = Annotated[tuple[Width, ...], Field(max_length=32)]
+Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+Summary = Literal["mean", "end", "visibility"]
 
 
 class MLPSettings(Strict):
     """Structure of the late-fusion MLP."""
 
-    width: Width = Field(32, description="of each modality's vector")
-    hidden: Hidden = Field((64,), description="hidden widths of each modality's MLP")
-    classifier: Hidden = Field((64,), description="hidden widths of the classifier")
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.1, description="between the layers and before the classifier"
+    width: Width = Field(64, description="of each modality's vector")
+    summary: Annotated[tuple[Summary, ...], Field(min_length=1, max_length=3)] = Field(
+        ("end", "mean", "visibility"),
+        description="what is read of the frames: their mean; the last one, zeros where it is missing; whether that one is visible, and "
+        "which share of all is",
     )
+    hidden: Hidden = Field((), description="hidden widths of each modality's MLP")
+    classifier: Hidden = Field(
+        (), description="hidden widths of the classifier; none: each modality's evidence is added"
+    )
+    input_dropout: Rate = Field(
+        0.5, description="of the widest modality's summary; that of others is smaller by the root of the widths' ratio"
+    )
+    dropout: Rate = Field(0.5, description="between the layers and before the classifier")
 
 
 class MLPNetwork(SideBySide[MLPSettings]):
-    """The mean visible frame of each modality through an MLP; the vectors side by side through the classifier.
+    """A summary of each modality's frames through an MLP; the vectors side by side through the classifier.
 
-    The order of the frames is not seen. A modality of which nothing is visible has zeros for its mean, which after normalisation is about
-    the mean frame of the training split.
+    With many features and few samples it is dropping inputs that lets it generalise. Which frames of a visible modality are missing may be
+    informative (a silent speaker), so that is read as well. A modality without visible frames has a vector of zeros.
     """
 
     name = "mlp"
@@ -44,14 +55,35 @@ class MLPNetwork(SideBySide[MLPSettings]):
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
         """The modules."""
-        settings = self.settings
+        settings, widest = self.settings, max(widths.values())
+        vectors = len(set(settings.summary) - {"visibility"})
+        flags = 2 * ("visibility" in settings.summary)
+        self.input_dropouts = nn.ModuleList(
+            Dropout(settings.input_dropout * math.sqrt(widths[m] / widest)) for m in self.modalities
+        )
         self.encoders = nn.ModuleList(
-            fully_connected([widths[m], *settings.hidden, settings.width], settings.dropout) for m in self.modalities
+            fully_connected([vectors * widths[m] + flags, *settings.hidden, settings.width], settings.dropout)
+            for m in self.modalities
         )
         self.make_classifier()
 
     def encode(self, modality: str, inputs: Inputs) -> Tensor:
         """The modality's vector, (N, width). It depends on no other modality."""
-        frames, _, visible = inputs.of(modality)
-        mean = pool(torch.where(visible[..., None], frames, 0.0), visible)
-        return torch.relu(self.encoders[self.modalities.index(modality)](mean))
+        index = self.modalities.index(modality)
+        frames, exists, visible = inputs.of(modality)
+        frames = torch.where(visible[..., None], frames, 0.0)
+        position = torch.arange(exists.shape[1], device=exists.device)
+        final = position == exists.sum(1, keepdim=True) - 1
+        summary = []
+        if "end" in self.settings.summary:
+            summary.append(torch.einsum("nt,ntd->nd", final.to(frames.dtype), frames))
+        if "mean" in self.settings.summary:
+            summary.append(pool(frames, visible))
+        if summary:
+            summary = [self.input_dropouts[index](torch.cat(summary, 1))]
+        if "visibility" in self.settings.summary:
+            # Less 1, so that a modality whose frames are all visible adds nothing.
+            share = visible.sum(1) / exists.sum(1).clamp(min=1)
+            summary.append(torch.stack([(visible & final).any(1).to(frames.dtype), share.to(frames.dtype)], 1) - 1.0)
+        vector = torch.relu(self.encoders[index](torch.cat(summary, 1)))
+        return vector * visible.any(1, keepdim=True)
