@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ SHORT: dict[str, Any] = {
     "teacher": {"epochs": 2, "folds": 2, "repeats": 1, "network": {"width": 8, "heads": 2, "feedforward": 16}},
     "student": {"epochs": 3, "batch_size": 16},
 }
+distil = partial(corrkd.distil, preset="corrkd-plus-1")  # which has CPD, so that it can be left out
 
 
 class Plain(nn.Module):
@@ -63,7 +65,7 @@ def plain(seed: int = 0, kind: type[Plain] = Plain, **options: Any) -> Plain:
 def test_logits_alone_are_enough() -> None:
     network = plain()
     before = state(network)
-    done = corrkd.distil(network, dataset=make_dataset(), settings=SHORT)
+    done = distil(network, dataset=make_dataset(), settings=SHORT)
     assert done.student.network.module is network
     assert not same(before, state(network))
     assert list(done.history["epoch"]) == [1, 2, 3]
@@ -80,7 +82,7 @@ def test_the_caller_and_the_clock_change_nothing() -> None:
         network = plain()
         torch.manual_seed(seed)
         before = torch.random.get_rng_state()
-        corrkd.distil(network, dataset=make_dataset(), settings=SHORT, test=False)
+        distil(network, dataset=make_dataset(), settings=SHORT, test=False)
         assert torch.equal(torch.random.get_rng_state(), before)
         results.append(state(network))
     assert same(*results)
@@ -92,7 +94,7 @@ def test_networks_of_the_package_come_to_what_a_run_comes_to(tmp_path: Path) -> 
     run_unreported(tree, tmp_path / "run")
     del tree["seeds"], tree["data"]["path"]
     preset = {"preset": None, "dataset": data, "settings": tree, "seed": 4}
-    done = corrkd.distil("corrkd", ["corrkd"], **preset)
+    done = distil("corrkd", ["corrkd"], **preset)
     ours = corrkd.load_student(tmp_path / "run" / "d" / "seed-4" / "student").network
     assert same(state(done.student.network), state(ours))
 
@@ -120,7 +122,7 @@ def test_a_projector_brings_representations_together_and_is_dropped() -> None:
     settings = {**SHORT, "student": {**SHORT["student"], "method": method}}
     network = plain(kind=Representing)
     names = set(network.state_dict())
-    done = corrkd.distil(network, ["mlp"], dataset=make_dataset(), settings=settings, test=False)
+    done = distil(network, ["mlp"], dataset=make_dataset(), settings=settings, test=False)
     assert {"loss/scd", "loss/cpd", "loss/rcd"} <= set(done.history)
     assert done.teachers.representation.shape[1] != 24
     assert set(done.student.network.module.state_dict()) == names
@@ -133,7 +135,7 @@ def test_teachers_from_elsewhere_are_asked_once() -> None:
         asked.append(list(ids))
         return 8.0 * torch.nn.functional.one_hot(torch.as_tensor(dataset.split("train").labels), 3).float()
 
-    done = corrkd.distil(plain(), [oracle], dataset=dataset, settings=SHORT, test=False)
+    done = distil(plain(), [oracle], dataset=dataset, settings=SHORT, test=False)
     assert asked == [[str(name) for name in dataset.split("train").ids]]
     assert done.teachers.logits.argmax(1).tolist() == dataset.split("train").labels.tolist()
 
@@ -142,7 +144,7 @@ def test_a_committee_answers_by_its_mean() -> None:
     dataset = make_dataset()
     one, other = torch.randn(2, 48, 3, generator=torch.Generator().manual_seed(0))
     settings = {**SHORT, "teacher": {**SHORT["teacher"], "temperature": 1.0}}
-    done = corrkd.distil(
+    done = distil(
         plain(), [lambda _: one, TeacherOutputs(torch.zeros(48, 0), other)], dataset=dataset, settings=settings
     )
     expected = (one.softmax(1) + other.softmax(1)) / 2
@@ -157,7 +159,7 @@ def test_a_network_of_a_third_party_as_it_is() -> None:
     network = transformers.VisualBertForVisualReasoning(config)
     dataset = make_dataset({"inputs_embeds": 8, "visual_embeds": 6})
     before = state(network)
-    done = corrkd.distil(network, dataset=dataset, settings=SHORT)
+    done = distil(network, dataset=dataset, settings=SHORT)
     assert not same(before, state(network))
     assert {"complete", "inputs_embeds", "visual_embeds"} <= set(done.evaluation["condition"])
 
@@ -208,5 +210,5 @@ def with_cpd() -> dict[str, Any]:
 def test_what_cannot_be_is_one_line(make: Callable[[], nn.Module], options: dict[str, Any], line: str) -> None:
     dataset: MultimodalDataset = make_dataset()
     with pytest.raises(CorrKDError, match=line) as error:
-        corrkd.distil(make(), dataset=dataset, **{"settings": SHORT, **options})
+        distil(make(), dataset=dataset, **{"settings": SHORT, **options})
     assert "\n" not in str(error.value)
