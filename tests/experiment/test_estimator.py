@@ -116,7 +116,7 @@ def test_a_data_frame_with_prefixes_and_its_groups() -> None:
 
 
 def test_the_preset_has_no_more_folds_than_there_are_groups() -> None:
-    few = {"epochs": 1, "repeats": 1, "network": {"width": 8, "heads": 1, "feedforward": 8}}
+    few = {"epochs": 1, "repeats": 1, "network": {"width": 8}}
     model = CorrKDClassifier(teacher=few, student={"epochs": 1}).fit(
         samples(), LABELS, groups=np.arange(NUM_SAMPLES) % 4
     )
