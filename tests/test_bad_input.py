@@ -91,7 +91,7 @@ def test_data_that_cannot_be_learned_from(
         ("d.npz", None, "no such file"),
         ("d.npz", b"", "d.npz"),
         ("d.pkl", b"\x80\x04 no pickle", "d.pkl"),
-        ("d.csv", b"a,b\n1,2\n", "d.csv"),
+        ("d.csv", b"a,b\n1,2\n", "d: no modality in a, b"),
         ("d.pkl", pickle.dumps(os.system), "d.pkl"),
         ("d.pkl", pickle.dumps({"train": {"text": [1]}}), "d, train"),
     ],
