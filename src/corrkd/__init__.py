@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from corrkd.experiment.plan import Plan, load_plan
     from corrkd.experiment.run import Run, compare, resume, run
     from corrkd.experiment.settings import Settings, load_settings
+    from corrkd.experiment.teacher_file import ask_teacher
     from corrkd.networks.saved import SavedNetwork, load_student
     from corrkd.serve.predictor import Predictor
     from corrkd.serve.standalone import Prediction
@@ -37,6 +38,7 @@ _HOMES = {
     "SavedNetwork": "corrkd.networks.saved",
     "Settings": "corrkd.experiment.settings",
     "Split": "corrkd.data.dataset",
+    "ask_teacher": "corrkd.experiment.teacher_file",
     "compare": "corrkd.experiment.run",
     "distil": "corrkd.experiment.distil",
     "evaluate": "corrkd.evaluation.judge",
@@ -62,6 +64,7 @@ __all__ = [
     "Settings",
     "Split",
     "__version__",
+    "ask_teacher",
     "compare",
     "distil",
     "evaluate",
