@@ -34,12 +34,12 @@ class MLPSettings(Strict):
     )
     hidden: Hidden = Field((), description="hidden widths of each modality's MLP")
     classifier: Hidden = Field(
-        (), description="hidden widths of the classifier; none: each modality's evidence is added"
+        (64,), description="hidden widths of the classifier; none: the modalities' evidence is added"
     )
     input_dropout: Rate = Field(
         0.5, description="of the widest modality's summary; that of others is smaller by the root of the widths' ratio"
     )
-    dropout: Rate = Field(0.5, description="between the layers and before the classifier")
+    dropout: Rate = Field(0.3, description="between the layers and before the classifier")
 
 
 class MLPNetwork(SideBySide[MLPSettings]):
