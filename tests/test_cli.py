@@ -229,7 +229,7 @@ def test_presets() -> None:
         (("evaluate", "run", "--data", "synthetic", "--draws", "0"), ["--draws", "1"]),
         (("run", "--set", "student.lrr=1"), ["student.lrr is unknown", "lr"]),
         (("run", "--set", "student.lr"), ["expected key=value"]),
-        (("run", "--set", "teacher.network.heads=7"), ["heads = 7"]),
+        (("run", "--preset", "synthetic", "--set", "teacher.network.heads=7"), ["heads = 7"]),
         (
             ("run", "--data", "synthetic", "--set", "data.synthetic={trian: 3}"),
             ["data.synthetic.trian is unknown", "train"],
@@ -253,6 +253,8 @@ def test_presets() -> None:
         (("report", "nowhere"), ["nowhere"]),
         (("evaluate", "nowhere", "--data", "synthetic"), ["nowhere: no trained student"]),
         (("data", "inspect", "nowhere"), ["nowhere: no such file"]),
+        (("data", "fetch", "hazumi", "--out", "h.csv"), ["h.csv", "must end in .pkl or .h5"]),
+        (("data", "fetch", "hazumi", "--from", "nowhere"), ["the folder needs Hazumi2010"]),
     ],
 )
 def test_errors_are_one_line(words: tuple[str, ...], parts: list[str], tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ data_app = typer.Typer(
     help="Look at a dataset file, or convert it once to a file that carries no code.", invoke_without_command=True
 )
 app.add_typer(data_app, name="data")
+fetch_app = typer.Typer(help="Make a public dataset from what its authors publish.", invoke_without_command=True)
+data_app.add_typer(fetch_app, name="fetch")
 
 DataOption = Annotated[
     str | None, typer.Option("--data", help="A dataset file or folder; `synthetic`: the built-in dataset.")
@@ -189,6 +191,7 @@ def _corrkd(
 
 
 @data_app.callback()
+@fetch_app.callback()
 def _help(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
@@ -743,6 +746,44 @@ def convert(
     with Reporter().busy(f"converting {file}"):
         write(load_dataset(file, **vars(reading), targets=False), out)
     print(out)
+
+
+@command(fetch_app.command)
+def hazumi(
+    out: Annotated[Path, typer.Option("--out", help="The .pkl or .h5 file to write.")] = Path("hazumi.pkl"),
+    clones: Annotated[
+        Path | None,
+        typer.Option("--from", help="A folder with clones of the three repositories; nothing is downloaded."),
+    ] = None,
+    cache: Annotated[
+        Path, typer.Option("--cache", help="Where downloaded files are kept; those that are there are not fetched.")
+    ] = Path("hazumi-sources"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Make the Hazumi set (Osaka University's dialogue corpora) from the public ouktlab/Hazumi2010, Hazumi2012 and Hazumi2105.
+
+    About 155 MB are downloaded, and each file is checked by its SHA-256. These repositories hold no licence file: the
+    features are published for research; ask the authors about any other use, and cite Komatani and Okada (ACII 2021).
+    """
+    from corrkd.data.hazumi.build import check_ending, dataset_of, read_sessions, write_dataset
+    from corrkd.data.hazumi.sources import download, source_files
+    from corrkd.experiment.progress import Reporter
+    from corrkd.files import check_new
+
+    check_ending(out)
+    check_new(out, overwrite=overwrite)
+    reporter, files = Reporter(), source_files()
+    if clones is None:
+        with reporter.task("download", len(files), remaining=True) as task:
+            for file in files:
+                download(file, cache)
+                task.step(note=file.name)
+    with reporter.task("sessions", len(files), remaining=True) as task:
+        sessions = read_sessions(cache if clones is None else clones, files=files, on_file=task.step)
+    with reporter.busy(f"writing {out}"):
+        splits = dataset_of(sessions)
+        write_dataset(out, splits)
+    print(f"{out}: " + ", ".join(f"{name} {len(arrays['id'])}" for name, arrays in splits.items()))
 
 
 def seeds_of(text: str) -> list[int]:
