@@ -93,6 +93,21 @@ def test_a_terminal_gets_bars(settings: Path, tmp_path: Path) -> None:
     assert "━" in said.decode()
 
 
+def test_data_alone_have_settings_scaled_to_them(tmp_path: Path) -> None:
+    data = write_npz(tmp_path / "d.npz", {"language": 5, "audio": 3})
+    words = [word for line in ("student.epochs=1", "teacher.repeats=1", "device=cpu") for word in ("--set", line)]
+    done = corrkd("train", "--data", data, "--target", "tertiles", *words, cwd=tmp_path)
+    assert done.code == 0, done.err
+    chosen = package.load_settings(tmp_path / "runs" / "d" / "d" / "settings.yaml")
+    preset = package.load_settings(preset="corrkd-plus")
+    assert (chosen.teacher.epochs, chosen.student.epochs, chosen.data.target) == (64, 1, "tertiles")
+    assert chosen.student.method == preset.student.method
+    (note,) = [line for line in done.err.splitlines() if "corrkd-plus, scaled to " in line]
+    assert note.startswith("note: ")
+    assert "teachers of 64 epochs, trained in 4 folds; students of 1 epochs" in note
+    assert done.err.count("reading ") <= 2
+
+
 def test_train_then_resume(settings: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     done = corrkd("train", "--settings", settings, "--out", out, "--seeds", 1)
@@ -214,8 +229,11 @@ def test_presets() -> None:
         (("evaluate", "run", "--data", "synthetic", "--draws", "0"), ["--draws", "1"]),
         (("run", "--set", "student.lrr=1"), ["student.lrr is unknown", "lr"]),
         (("run", "--set", "student.lr"), ["expected key=value"]),
-        (("run", "--set", "teacher.network.heads=7"), ["heads = 7"]),
-        (("run", "--set", "data.synthetic={trian: 3}"), ["data.synthetic.trian is unknown", "train"]),
+        (("run", "--preset", "synthetic", "--set", "teacher.network.heads=7"), ["heads = 7"]),
+        (
+            ("run", "--data", "synthetic", "--set", "data.synthetic={trian: 3}"),
+            ["data.synthetic.trian is unknown", "train"],
+        ),
         (("run", "--preset", "nope"), ["preset 'nope' is unknown", "paper-mosi"]),
         (("presets", "nope"), ["preset 'nope' is unknown"]),
         (("run", "--settings", "absent.yaml"), ["absent.yaml", "No such file"]),
@@ -223,13 +241,20 @@ def test_presets() -> None:
         (("run", "--seeds", "0"), ["--seeds '0'", "at least one"]),
         (("run", "--seeds", "1,1"), ["seeds", "each once"]),
         (("run", "--target", "octiles"), ["data.target", "tertiles"]),
-        (("run", "--set", f"device={ABSENT}"), [f"device '{ABSENT}' is not there"]),
-        (("run", "--set", "evaluation.projection=smell"), ["condition 'smell' is unknown"]),
-        (("run", "--set", "data.modalities=[smell]"), ["no modality 'smell'", "language"]),
+        (("run", "--data", "synthetic", "--set", f"device={ABSENT}"), [f"device '{ABSENT}' is not there"]),
+        (("run", "--data", "synthetic", "--set", "evaluation.projection=smell"), ["condition 'smell' is unknown"]),
+        (("run", "--data", "synthetic", "--set", "data.modalities=[smell]"), ["no modality 'smell'", "language"]),
+        (("run",), ["nothing to train on: give --data FILE", "--preset NAME", "--settings FILE"]),
+        (("run", "--seeds", "2", "--out", "run"), ["nothing to train on"]),
+        (("train",), ["nothing to train on"]),
+        (("compare",), ["nothing to train on: give --data FILE"]),
+        (("compare", "--methods", "kl"), ["nothing to train on"]),
         (("resume", "nowhere"), ["nowhere: no such folder"]),
         (("report", "nowhere"), ["nowhere"]),
         (("evaluate", "nowhere", "--data", "synthetic"), ["nowhere: no trained student"]),
         (("data", "inspect", "nowhere"), ["nowhere: no such file"]),
+        (("data", "fetch", "hazumi", "--out", "h.csv"), ["h.csv", "must end in .pkl or .h5"]),
+        (("data", "fetch", "hazumi", "--from", "nowhere"), ["the folder needs Hazumi2010"]),
     ],
 )
 def test_errors_are_one_line(words: tuple[str, ...], parts: list[str], tmp_path: Path) -> None:
@@ -294,7 +319,7 @@ def test_compare_tells_what_failed_and_exits_with_1(tmp_path: Path, jobs: int) -
 def test_compare_and_tune_refuse_what_cannot_be(tmp_path: Path) -> None:
     wrong = corrkd("compare", "--backend", "slurm", "--out", tmp_path / "a")
     assert wrong.line == "error: --backend 'slurm': expected joblib or ray"
-    unknown = corrkd("compare", "--methods", "corrkd,unheard-of", "--out", tmp_path / "a")
+    unknown = corrkd("compare", "--data", "synthetic", "--methods", "corrkd,unheard-of", "--out", tmp_path / "a")
     assert "method 'unheard-of' is unknown; there are self-mm, " in unknown.line
     absent = corrkd("tune", "--data", tmp_path / "no.pkl", "--out", tmp_path / "b")
     assert "no.pkl" in absent.line

@@ -6,7 +6,7 @@ import builtins
 import inspect as signatures
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,9 +20,14 @@ from corrkd.errors import CorrKDError
 from corrkd.escape import one_line, terminal_text
 
 if TYPE_CHECKING:
+    from corrkd.experiment.scaling import Unscaled
     from corrkd.experiment.settings import Settings
 
 INTERRUPTED = 130
+NOTHING_NAMED = (
+    "nothing to train on: give --data FILE (`--data synthetic`: the built-in dataset), --preset NAME or --settings FILE; "
+    "--help lists the options"
+)
 
 app = typer.Typer(
     help="Multimodal sentiment analysis that stays accurate when modalities go missing (CorrKD, CVPR 2024).",
@@ -34,6 +39,8 @@ data_app = typer.Typer(
     help="Look at a dataset file, or convert it once to a file that carries no code.", invoke_without_command=True
 )
 app.add_typer(data_app, name="data")
+fetch_app = typer.Typer(help="Make a public dataset from what its authors publish.", invoke_without_command=True)
+data_app.add_typer(fetch_app, name="fetch")
 
 DataOption = Annotated[
     str | None, typer.Option("--data", help="A dataset file or folder; `synthetic`: the built-in dataset.")
@@ -108,15 +115,35 @@ class SettingsOptions:
         """Return the settings, with `changes` where they are not None. Raises CorrKDError for anything wrong in them."""
         from corrkd.experiment.settings import load_settings
 
-        paths = {"path": self.data, "target": changes.pop("target", None), **vars(reading or ReadingOptions())}
-        # A flag that is not given leaves the settings as they are.
-        given = {key: str(value) for key, value in paths.items() if value is not None and value is not False}
-        tree = {key: value for key, value in changes.items() if value is not None}
-        if given:
-            tree["data"] = given
+        tree = self._tree(reading, changes)
+        return load_settings(self.settings, preset=self.preset, overrides=self.changes or (), **tree)
+
+    def load_for_data(self, reading: ReadingOptions, **changes: Any) -> Settings | Unscaled:
+        """Return the settings; where neither a preset nor a file is named, those of `corrkd-plus`, to be scaled to the data.
+
+        Raises:
+            CorrKDError: for anything wrong in them, or where no data are named either.
+        """
+        from corrkd.experiment.scaling import Unscaled
+
+        if self.preset is not None or self.settings is not None:
+            return self.load(reading, **changes)
+        unscaled = Unscaled(tuple(self.changes or ()), self._tree(reading, changes))
+        if "path" not in unscaled.load().data.model_fields_set:
+            raise CorrKDError(NOTHING_NAMED)
+        return unscaled
+
+    def _tree(self, reading: ReadingOptions | None, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """What the options say, as nested settings: a flag that is not there leaves them as they are."""
+        target = changes.get("target")
+        paths = {"path": self.data, "target": target, **vars(reading or ReadingOptions())}
+        data = {key: str(value) for key, value in paths.items() if value is not None and value is not False}
+        tree = {key: value for key, value in changes.items() if value is not None and key != "target"}
+        if data:
+            tree["data"] = data
         if self.seeds is not None:
             tree["seeds"] = seeds_of(self.seeds)
-        return load_settings(self.settings, preset=self.preset, overrides=self.changes or (), **tree)
+        return tree
 
 
 def command(register: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -164,6 +191,7 @@ def _corrkd(
 
 
 @data_app.callback()
+@fetch_app.callback()
 def _help(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
@@ -178,8 +206,11 @@ def run(
     out: OutOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Train teacher, student and control, test them under every missing condition, write the report."""
-    settings = options.load(reading, target=target, jobs=jobs)
+    """Train teacher, student and control, test them under every missing condition, write the report.
+
+    With --data alone the settings are those of corrkd-plus, scaled to the data.
+    """
+    settings = options.load_for_data(reading, target=target, jobs=jobs)
     _run(settings, _folder(out, options.preset), overwrite, evaluate=True)
 
 
@@ -193,7 +224,7 @@ def train(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train only; `corrkd resume` goes on to the evaluation."""
-    settings = options.load(reading, target=target, jobs=jobs)
+    settings = options.load_for_data(reading, target=target, jobs=jobs)
     _run(settings, _folder(out, options.preset), overwrite, evaluate=False)
 
 
@@ -547,6 +578,8 @@ def compare(
     if backend not in ("joblib", "ray"):
         raise CorrKDError(f"--backend {backend!r}: expected joblib or ray")
     names = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+    if not (data or preset or settings):
+        raise CorrKDError(NOTHING_NAMED)
     plan = load_plan(
         settings,
         data=data or (),
@@ -713,6 +746,44 @@ def convert(
     with Reporter().busy(f"converting {file}"):
         write(load_dataset(file, **vars(reading), targets=False), out)
     print(out)
+
+
+@command(fetch_app.command)
+def hazumi(
+    out: Annotated[Path, typer.Option("--out", help="The .pkl or .h5 file to write.")] = Path("hazumi.pkl"),
+    clones: Annotated[
+        Path | None,
+        typer.Option("--from", help="A folder with clones of the three repositories; nothing is downloaded."),
+    ] = None,
+    cache: Annotated[
+        Path, typer.Option("--cache", help="Where downloaded files are kept; those that are there are not fetched.")
+    ] = Path("hazumi-sources"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Make the Hazumi set (Osaka University's dialogue corpora) from the public ouktlab/Hazumi2010, Hazumi2012 and Hazumi2105.
+
+    About 155 MB are downloaded, and each file is checked by its SHA-256. These repositories hold no licence file: the
+    features are published for research; ask the authors about any other use, and cite Komatani and Okada (ACII 2021).
+    """
+    from corrkd.data.hazumi.build import check_ending, dataset_of, read_sessions, write_dataset
+    from corrkd.data.hazumi.sources import download, source_files
+    from corrkd.experiment.progress import Reporter
+    from corrkd.files import check_new
+
+    check_ending(out)
+    check_new(out, overwrite=overwrite)
+    reporter, files = Reporter(), source_files()
+    if clones is None:
+        with reporter.task("download", len(files), remaining=True) as task:
+            for file in files:
+                download(file, cache)
+                task.step(note=file.name)
+    with reporter.task("sessions", len(files), remaining=True) as task:
+        sessions = read_sessions(cache if clones is None else clones, files=files, on_file=task.step)
+    with reporter.busy(f"writing {out}"):
+        splits = dataset_of(sessions)
+        write_dataset(out, splits)
+    print(f"{out}: " + ", ".join(f"{name} {len(arrays['id'])}" for name, arrays in splits.items()))
 
 
 def seeds_of(text: str) -> list[int]:

@@ -67,7 +67,7 @@ def test_two_processes_give_the_models_of_one(tmp_path: Path, target: str) -> No
 def test_an_error_in_several_processes_ends_them_all(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("mine")
-    done = torchrun("run", "--set", "device=cpu", "--out", tmp_path / "run")
+    done = torchrun("run", "--preset", "synthetic", "--set", "device=cpu", "--out", tmp_path / "run")
     assert done.returncode != 0
     assert "holds other files and no run" in done.stderr
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["mine.txt"]

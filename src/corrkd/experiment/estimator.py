@@ -27,6 +27,7 @@ from corrkd.data.readers.tables import Column, Columns
 from corrkd.errors import CorrKDError
 from corrkd.experiment.choices import merged
 from corrkd.experiment.distil import distil
+from corrkd.experiment.scaling import scaled_folds
 from corrkd.experiment.settings import Settings, load_settings
 from corrkd.files import write_text
 from corrkd.networks.saved import SavedNetwork
@@ -258,9 +259,7 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 value = {part: value}
             tree = merged(tree, {key.partition("__")[0]: value})
         folds = load_settings(preset=self.preset, **tree).teacher.folds
-        if folds is not None and folds > num_groups:
-            fewer = {"folds": num_groups} if num_groups > 1 else {"folds": None, "temperature": 1.0}
-            tree = merged(tree, {"teacher": fewer})
+        tree = merged(tree, {"teacher": scaled_folds(folds, num_groups)})
         return tree
 
     # -------------------------------------------------------------------------------------------------------- prediction

@@ -144,13 +144,7 @@ def prepare(settings: Settings, dataset: MultimodalDataset | None = None) -> Exp
     Raises:
         CorrKDError: for anything wrong with data or settings, before any training.
     """
-    check_settings(settings.evaluation.conditions)
-    dataset = read(settings.data) if dataset is None else _with_modalities(dataset, settings.data)
-    for split in {*SPLITS[:2], settings.evaluation.split}:
-        dataset.split(split)
-    if settings.data.calibration is not None:
-        dataset = with_calibration(dataset, settings.data.calibration)
-    target = make_target(settings.data.target, dataset)
+    dataset, target = prepared_data(settings, dataset)
     for what, names in (
         ("classes", target.classes),
         ("questions", target.questions),
@@ -161,6 +155,21 @@ def prepare(settings: Settings, dataset: MultimodalDataset | None = None) -> Exp
     experiment = Experiment(settings, dataset, target, normalisation, pick_device(settings.device))
     experiment.conditions(), experiment.projection()  # a wrong name is an error now, not after the training
     return experiment
+
+
+def prepared_data(settings: Settings, dataset: MultimodalDataset | None = None) -> tuple[MultimodalDataset, Target]:
+    """Return the dataset with the modalities and splits that the settings ask for, and its target. Arguments as of `prepare`.
+
+    Raises:
+        CorrKDError: the data cannot be read, or lack a split, a modality or the target.
+    """
+    check_settings(settings.evaluation.conditions)
+    dataset = read(settings.data) if dataset is None else _with_modalities(dataset, settings.data)
+    for split in {*SPLITS[:2], settings.evaluation.split}:
+        dataset.split(split)
+    if settings.data.calibration is not None:
+        dataset = with_calibration(dataset, settings.data.calibration)
+    return dataset, make_target(settings.data.target, dataset)
 
 
 def _normalisation(dataset: MultimodalDataset, settings: DataSettings) -> Normalisation:
@@ -189,15 +198,27 @@ def check_splits(experiment: Experiment, arms: Sequence[Arm]) -> None:
                 f"settings: {name}: keep = {stage.keep} would choose an epoch on the fold that is judged; with data.resample.folds and "
                 "tests (or a search) on valid, set teacher.keep and student.keep to last"
             )
-    both = [dataset.split(name) for name in SPLITS[:2]]
-    members = dependence_groups(*both)[1]
-    kept = np.concatenate([experiment.target.of(split, f"dataset {dataset.name}")[1] for split in both])
     for seed in settings.seeds:
-        rows = seed_rows(dataset, resample, seed)[0]
+        members = training_members(dataset, experiment.target, resample, seed)
         for index, line in enumerate(settings.teacher.committee if settings.teacher.outputs is None else []):
             if line.folds is not None:
                 where = "teacher.folds" if index == 0 else f"teacher.others.{index - 1}: folds"
-                group_folds(members[rows][kept[rows]], line.folds, seed=0, where=f"settings: {where}")
+                group_folds(members, line.folds, seed=0, where=f"settings: {where}")
+
+
+def training_members(
+    dataset: MultimodalDataset, target: Target, resample: ResampleSettings, seed: int
+) -> npt.NDArray[np.str_]:
+    """Return the group of each sample that counts and that a seed trains on, (n,).
+
+    Raises:
+        CorrKDError: the seed cannot have its splits.
+    """
+    both = [dataset.split(name) for name in SPLITS[:2]]
+    counts = np.concatenate([target.of(split, f"dataset {dataset.name}")[1] for split in both])
+    rows = seed_rows(dataset, resample, seed)[0]
+    members: npt.NDArray[np.str_] = dependence_groups(*both)[1][rows][counts[rows]]
+    return members
 
 
 def read(settings: DataSettings) -> MultimodalDataset:

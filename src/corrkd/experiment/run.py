@@ -18,7 +18,7 @@ from corrkd.experiment import folder
 from corrkd.experiment.arm import TEACHER, resolve, teachers_of
 from corrkd.experiment.budget import read_budget
 from corrkd.experiment.card import run_card, sample_groups
-from corrkd.experiment.experiment import SYNTHETIC, Experiment, check_splits, prepare
+from corrkd.experiment.experiment import SYNTHETIC, Experiment, check_splits, prepare, read
 from corrkd.experiment.folder import COSTS, GROUPS, RESULTS
 from corrkd.experiment.job import COST, Job
 from corrkd.experiment.plan import DatasetPlan, Plan, arms_of, plan_of_run, read_plan
@@ -26,10 +26,12 @@ from corrkd.experiment.processes import is_first_process, wait_for_all, world_si
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.references import references
 from corrkd.experiment.runner import Backend, Failure, run_jobs
+from corrkd.experiment.scaling import Unscaled, scaled
 from corrkd.experiment.settings import ArmSettings, Settings, load_settings
 from corrkd.experiment.stages import check_tested, make_method, read_table, write_table
 from corrkd.experiment.stored_data import (
     InMemory,
+    dataset_in_memory,
     plan_with_dataset,
     plan_with_datasets,
     store,
@@ -45,8 +47,6 @@ from corrkd.parsing import check_digest, read_json, refusing
 from corrkd.report.report import write_report
 from corrkd.report.reported import read_reported
 from corrkd.report.run_folder import open_datasets
-
-PRESET = "corrkd-plus"  # of a run on a dataset in memory
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Run:
 
 
 def run(
-    settings: Settings | Mapping[str, Any] | str | None = None,
+    settings: Settings | Unscaled | Mapping[str, Any] | str | None = None,
     out: str | Path | None = None,
     *,
     dataset: Any = None,
@@ -83,8 +83,8 @@ def run(
     """Train teacher, student and control for every seed, test them under every missing condition and write the report.
 
     Args:
-        settings: from `load_settings`, nested keys and values, or a preset's name; default: of `synthetic`, and of `corrkd-plus` where a
-            dataset is given.
+        settings: from `load_settings`, nested keys and values, or a preset's name; or an `Unscaled`, which is scaled to the data
+            (`corrkd.experiment.scaling`). Default: an `Unscaled` where there is a dataset, else of the preset `synthetic`.
         dataset: in memory, in place of what `data.path` names: a `MultimodalDataset`, or whatever `load_dataset` takes. It is stored in the
             folder.
         out: the folder; default: runs/<dataset's name>, as `corrkd.files.file_names` makes a folder's name of it.
@@ -96,16 +96,45 @@ def run(
         CorrKDError: for anything wrong with settings, data or the folder, or where a training has failed.
     """
     if settings is None:
-        settings = SYNTHETIC if dataset is None else PRESET
-    if isinstance(settings, str):
-        settings = load_settings(preset=settings)
-    elif not isinstance(settings, Settings):
-        settings = load_settings(**settings)
+        settings = SYNTHETIC if dataset is None else Unscaled()
+    data: MultimodalDataset | None = None
+    if isinstance(settings, Unscaled):
+        _check_folder(out, overwrite=overwrite)  # before data are read
+        settings, data = _scaled(settings, dataset, reporter or Reporter(quiet=True))
+    else:
+        if isinstance(settings, str):
+            settings = load_settings(preset=settings)
+        elif not isinstance(settings, Settings):
+            settings = load_settings(**settings)
+        if dataset is not None:
+            data = dataset_in_memory(dataset, settings.data)
     if settings.jobs > 1 and world_size() > 1:
         raise CorrKDError("settings: jobs > 1 does not go with several processes of one training; set jobs to 1")
-    plan, in_memory = (plan_of_run(settings), {}) if dataset is None else plan_with_dataset(settings, dataset)
-    done = execute(plan, out, in_memory=in_memory, overwrite=overwrite, evaluate=evaluate, reporter=reporter)
+    in_memory: InMemory = {}
+    in_file: InMemory = {}
+    if dataset is not None and data is not None:
+        plan, in_memory = plan_with_dataset(settings, data)
+    else:
+        plan = plan_of_run(settings)
+        in_file = {} if data is None else dict.fromkeys(plan.datasets, data)
+    done = execute(
+        plan, out, in_memory=in_memory, in_file=in_file, overwrite=overwrite, evaluate=evaluate, reporter=reporter
+    )
     return _without_failures(done)
+
+
+def _scaled(unscaled: Unscaled, source: Any, reporter: Reporter) -> tuple[Settings, MultimodalDataset]:
+    """Return settings scaled to the data, and the data: in memory, or (source None) as the settings name them. Says what was chosen."""
+    settings = unscaled.load()
+    if source is None:
+        with reporter.busy(f"reading {settings.data.path}") if is_first_process() else nullcontext():
+            dataset = read(settings.data)
+    else:
+        dataset = dataset_in_memory(source, settings.data)
+    settings, note = scaled(unscaled, dataset)
+    if is_first_process():
+        reporter.say(f"note: {note}")
+    return settings, dataset
 
 
 def compare(
@@ -176,6 +205,7 @@ def execute(
     out: str | Path | None,
     *,
     in_memory: InMemory | None = None,
+    in_file: InMemory | None = None,
     overwrite: bool = False,
     continues: bool = False,
     evaluate: bool = True,
@@ -184,18 +214,20 @@ def execute(
     reported: str | Path | None = None,
     reporter: Reporter | None = None,
 ) -> Run:
-    """Carry out a plan in its folder: what `run`, `compare` and `resume` do."""
+    """Carry out a plan in its folder: what `run`, `compare` and `resume` do.
+
+    `in_memory` are stored in the folder; `in_file` have been read from what the plan names, so that they are not read again.
+    """
     reporter = (
         reporter if reporter and is_first_process() else Reporter(quiet=True)
     )  # of several processes the first speaks
-    if out is not None and is_first_process():  # the others find what it has made
-        folder.check(Path(out), overwrite=overwrite, continues=continues)  # before data are read
-    in_memory = in_memory or {}
-    read: dict[str, MultimodalDataset] = {}
+    _check_folder(out, overwrite=overwrite, continues=continues)  # before data are read
+    in_memory, datasets = in_memory or {}, dict(in_file or {})
     if in_memory:
         out = usual_folder(in_memory) if out is None else Path(out)
-        plan, read = stored_in(plan, in_memory, out)
-    experiments = {name: prepared(name, part, reporter, read.get(name)) for name, part in plan.datasets.items()}
+        plan, stored = stored_in(plan, in_memory, out)
+        datasets |= stored
+    experiments = {name: prepared(name, part, reporter, datasets.get(name)) for name, part in plan.datasets.items()}
     out = _usual_folder(experiments) if out is None else Path(out)
     with folder.locked(out) if is_first_process() else nullcontext():
         if is_first_process():
@@ -216,6 +248,11 @@ def execute(
         if not is_first_process():
             return Run(out, pd.DataFrame(), failures)
         return _collect(out, plan, jobs, experiments, failures, evaluate, reporter)
+
+
+def _check_folder(out: str | Path | None, *, overwrite: bool, continues: bool = False) -> None:
+    if out is not None and is_first_process():  # the others find what it has made
+        folder.check(Path(out), overwrite=overwrite, continues=continues)
 
 
 def _usual_folder(experiments: Mapping[str, Experiment]) -> Path:

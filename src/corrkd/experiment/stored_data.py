@@ -39,9 +39,8 @@ def dataset_in_memory(source: Any, settings: DataSettings) -> MultimodalDataset:
     return load_dataset(source, name=settings.name, **reading)
 
 
-def plan_with_dataset(settings: Settings, source: Any) -> tuple[Plan, InMemory]:
+def plan_with_dataset(settings: Settings, dataset: MultimodalDataset) -> tuple[Plan, InMemory]:
     """Return the plan of a run on a dataset in memory, and that dataset by its folder's name."""
-    dataset = dataset_in_memory(source, settings.data)
     (part,) = plan_of_run(settings).datasets.values()
     name = dataset_name(settings.data.model_copy(update={"name": dataset.name}))
     return Plan(datasets={name: part}, jobs=settings.jobs), {name: dataset}

@@ -1,0 +1,1 @@
+"""The Hazumi set, made from the public repositories of its authors (docs/data.md)."""
