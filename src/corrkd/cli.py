@@ -637,20 +637,35 @@ def features(
             "--labels", help="CSV file, a row a clip; default: labels.csv or label.csv in the folder, if any."
         ),
     ] = None,
-    preset: Annotated[str, typer.Option("--preset", help="Which extractors: embedded.")] = "embedded",
+    preset: Annotated[
+        str, typer.Option("--preset", help="Which extractors: embedded; hub: models of Hugging Face.")
+    ] = "embedded",
     extractor: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODALITY=NAME", help="Another extractor, or none to leave the modality out; repeatable."),
+        typer.Option(
+            metavar="MODALITY=NAME",
+            help="Another extractor, as audio=speech:MODEL, or none to leave the modality out; repeatable.",
+        ),
     ] = None,
     align: Annotated[str, typer.Option("--align", help="none; words: a frame a word in every modality.")] = "none",
+    align_model: Annotated[
+        str, typer.Option("--align-model", help="With --align words: a CTC speech model that gives words their times.")
+    ] = "",
+    transcribe: Annotated[
+        str, typer.Option("--transcribe", help="A model of faster-whisper, as base, for what has no transcript.")
+    ] = "",
+    device: Annotated[
+        str, typer.Option("--device", help="Where models of the hub compute: auto, cpu or cuda.")
+    ] = "auto",
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Clips at once, a process each; changes no result.")] = 1,
     max_seconds: Annotated[float, typer.Option(min=0.1, help="Longer recordings are refused.")] = 4 * 3600.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Make features of recordings: a dataset file for run, predict and the others."""
+    from corrkd.experiment.experiment import pick_device
     from corrkd.experiment.progress import Reporter
     from corrkd.media.extractors.registry import with_changes
-    from corrkd.media.features import FeatureSettings
+    from corrkd.media.features import FeatureSettings, load_models
     from corrkd.media.folder import FolderExtraction, check_output, summary
     from corrkd.media.labels import ClipRow, list_clips
     from corrkd.parsing import refusing
@@ -660,12 +675,17 @@ def features(
         settings = FeatureSettings(
             extractors=with_changes(preset, extractor or ()),
             align=align,
+            align_model=align_model,
+            transcribe=transcribe,
+            device=str(pick_device(device)),
             longest_seconds=max_seconds,
         )
     reporter = Reporter()
     with reporter.busy(f"reading {folder}"):
         work = FolderExtraction(folder, list_clips(folder, labels), out, settings)
         total, waiting = len(work.clips.rows), len(work.waiting)
+        if waiting:
+            load_models(settings)
     for line in (*(f"note: {note}" for note in work.clips.notes), *(f"left out: {e}" for e in work.failures.values())):
         reporter.say(line)
     with reporter.task("features", total, total - waiting, remaining=True) as task:

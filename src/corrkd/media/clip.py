@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -9,8 +10,12 @@ import numpy as np
 
 from corrkd.data.dataset import BoolArray
 from corrkd.media.decode import STEP, STEP_SAMPLES, Limits, Recording, Sound
-from corrkd.media.transcripts import PLAIN, Transcript, Word, spread, transcript_of
+from corrkd.media.transcripts import PLAIN, Transcript, Word, spread, transcript_file, transcript_of
 
+Transcribe = Callable[[Recording], Sequence[Word]]
+AlignWords = Callable[[Recording, Sequence[Word]], tuple[Word, ...] | None]
+
+TRANSCRIBED = "transcribed"  # source of words that no file gives
 SILENCE = 10 ** (-70 / 20)  # root mean square of a step that holds no signal at all: -70 dBFS
 
 
@@ -21,14 +26,29 @@ class Clip:
         path: a recording, or a .txt; None: there is text alone.
         text: what is said in it, where that is known; else a file beside it is looked for.
         limits: how large the recording may be.
+        transcribe: gives the words of sound that has no transcript; None: it has no words.
+        align: gives words their times, None where it cannot; None: they are spread by their letters.
 
     Raises:
         CorrKDError: a file cannot be read, or exceeds a limit.
     """
 
-    def __init__(self, path: Path | None, text: str = "", limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        text: str = "",
+        limits: Limits | None = None,
+        *,
+        transcribe: Transcribe | None = None,
+        align: AlignWords | None = None,
+    ) -> None:
         self.transcript: Transcript = transcript_of(path, text)
         self.recording = None if path is None or path.suffix.lower() == PLAIN else Recording(path, limits)
+        self._align = align
+        recording = self._with_sound
+        if transcribe is not None and recording is not None and not text.strip() and transcript_file(path) is None:
+            words = tuple(transcribe(recording))
+            self.transcript = Transcript(words, TRANSCRIBED if words else "none")
 
     @property
     def words(self) -> tuple[Word, ...]:
@@ -47,12 +67,22 @@ class Clip:
 
     @cached_property
     def timed_words(self) -> tuple[Word, ...]:
-        """The words with times: where no file gives them, by letters from the first to the last sound."""
+        """The words with times: where no file gives them, as aligned, else by letters from the first to the last sound."""
         if self.transcript.is_timed:
             return self.words
+        recording = self._with_sound
+        if self._align is not None and recording is not None:
+            aligned = self._align(recording, self.words)
+            if aligned is not None:
+                return aligned
         sounding = np.flatnonzero(self._sounds())
         first, last = (sounding[0], sounding[-1] + 1) if len(sounding) else (0, self.num_steps)
         return tuple(spread(self.words, float(first) * STEP, min(float(last) * STEP, self.seconds)))
+
+    @property
+    def _with_sound(self) -> Recording | None:
+        """The recording, where it has sound."""
+        return self.recording if self.recording is not None and self.recording.has_audio else None
 
     def _sounds(self) -> BoolArray:
         if self.recording is None:

@@ -11,26 +11,34 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from corrkd.errors import CorrKDError
+from corrkd.hub import spec
 from corrkd.media.align import by_word
 from corrkd.media.clip import Clip
 from corrkd.media.decode import STEP, Limits
 from corrkd.media.extractors.base import Extractor, Frames
-from corrkd.media.extractors.registry import PRESETS, extractor_class
+from corrkd.media.extractors.model import ModelExtractor
+from corrkd.media.extractors.registry import PRESETS, make_extractor
+from corrkd.media.forced_align import Aligner
+from corrkd.media.transcribe import Transcriber
 from corrkd.media.transcripts import Word
 from corrkd.parsing import check_tree, refusing
 
 Align = Literal["none", "words"]
+HUB_LIBRARIES = ("ctranslate2", "faster-whisper", "tokenizers", "transformers")  # of the extra [hub]
 
 
 class FeatureSettings(BaseModel):
     """What is made of each clip.
 
     Attributes:
-        extractors: by modality, their names.
+        extractors: by modality, their names, as "prosody" or "speech:MODEL".
         align: "none": each stream at its own rate; "words": a frame a word in every modality.
+        transcribe: a model of faster-whisper for recordings without a transcript; "": they have no words.
+        align_model: a CTC speech model that gives words their times; "": they are spread by their letters.
+        device: where models of the hub compute, as "cpu" or "cuda".
         most_pixels: width x height of a picture, beyond which a recording is refused.
         longest_seconds: duration, beyond which a recording is refused.
     """
@@ -39,8 +47,19 @@ class FeatureSettings(BaseModel):
 
     extractors: Annotated[dict[str, str], Field(min_length=1, max_length=20)] = dict(PRESETS["embedded"])
     align: Align = "none"
+    transcribe: Annotated[str, Field(max_length=1000)] = ""
+    align_model: Annotated[str, Field(max_length=1000)] = ""
+    device: Annotated[str, Field(max_length=20)] = "cpu"
     most_pixels: Annotated[int, Field(ge=1)] = Limits.pixels
     longest_seconds: Annotated[float, Field(gt=0)] = Limits.seconds
+
+    @model_validator(mode="after")
+    def _aligned_by_word(self) -> FeatureSettings:
+        if self.align_model and self.align != "words":
+            raise ValueError(
+                "an align model gives words their times, which frames by word alone use; add --align words"
+            )
+        return self
 
     @property
     def limits(self) -> Limits:
@@ -54,7 +73,7 @@ class ClipFeatures:
 
     Attributes:
         seconds: duration; 0 of a text.
-        transcript: where the words are from: "labels", "vtt", "srt", "txt" or "none".
+        transcript: where the words are from: "labels", "vtt", "srt", "txt", "transcribed" or "none".
         frames: by modality.
     """
 
@@ -75,7 +94,7 @@ def extract(path: Path | None, settings: FeatureSettings, text: str = "") -> Cli
         CorrKDError: the clip cannot be read, or an extractor is unknown.
     """
     with one_thread():
-        clip = Clip(path, text, settings.limits)
+        clip = Clip(path, text, settings.limits, transcribe=_transcriber_of(settings), align=_aligner_of(settings))
         frames = {m: e.frames(clip) for m, e in extractors(settings).items()}
         if settings.align == "words":
             # Where nothing is said, the whole clip stands in the place of one word.
@@ -98,12 +117,37 @@ def _check(modality: str, frames: Frames, extractor: Extractor) -> None:
 
 def extractors(settings: FeatureSettings) -> dict[str, Extractor]:
     """Return the extractors by modality; made once in a process. Raises CorrKDError where one is unknown."""
-    return {m: _extractor(name, m) for m, name in settings.extractors.items()}
+    return {m: _extractor(name, m, settings.device) for m, name in settings.extractors.items()}
+
+
+def load_models(settings: FeatureSettings) -> None:
+    """Load all models now, so that one that cannot be read is refused before the first clip. Raises CorrKDError."""
+    for used in (*extractors(settings).values(), _transcriber_of(settings), _aligner_of(settings)):
+        if isinstance(used, ModelExtractor | Transcriber | Aligner):
+            used.load()
 
 
 @cache
-def _extractor(name: str, modality: str) -> Extractor:
-    return extractor_class(name, modality)()
+def _extractor(name: str, modality: str, device: str) -> Extractor:
+    return make_extractor(name, modality, device)
+
+
+def _transcriber_of(settings: FeatureSettings) -> Transcriber | None:
+    return _transcriber(settings.transcribe, settings.device) if settings.transcribe else None
+
+
+def _aligner_of(settings: FeatureSettings) -> Aligner | None:
+    return _aligner(settings.align_model, settings.device) if settings.align_model else None
+
+
+@cache
+def _transcriber(model: str, device: str) -> Transcriber:
+    return Transcriber(model, device)
+
+
+@cache
+def _aligner(model: str, device: str) -> Aligner:
+    return Aligner(model, device)
 
 
 @contextmanager
@@ -132,6 +176,8 @@ class Description(BaseModel):
         align: as in the settings.
         modalities: by modality, what its extractor says of itself: name, version, columns, sums of its weights.
         libraries: versions of what the numbers may depend on.
+        transcriber: what wrote words down where there was no transcript; None: nothing did.
+        aligner: what gave words their times; None: their letters.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -141,16 +187,22 @@ class Description(BaseModel):
     align: Align
     modalities: Annotated[dict[str, dict[str, Any]], Field(min_length=1, max_length=20)]
     libraries: Annotated[dict[str, str], Field(max_length=100)]
+    transcriber: dict[str, Any] | None = None
+    aligner: dict[str, Any] | None = None
 
 
 def describe(settings: FeatureSettings) -> Description:
     """Return what these settings make features with, here and now."""
     used = extractors(settings)
-    libraries = sorted({library for extractor in used.values() for library in extractor.libraries})
+    transcriber, aligner = _transcriber_of(settings), _aligner_of(settings)
+    parts = [part for part in (*used.values(), transcriber, aligner) if part is not None]
+    libraries = sorted({library for part in parts for library in part.libraries})
     return Description(
         align=settings.align,
         modalities={m: extractor.describe() for m, extractor in used.items()},
         libraries={library: _version(library) for library in libraries},
+        transcriber=None if transcriber is None else transcriber.describe(),
+        aligner=None if aligner is None else aligner.describe(),
     )
 
 
@@ -158,15 +210,17 @@ def _version(library: str) -> str:
     try:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
-        raise CorrKDError(f"recordings need {library}: pip install 'corrkd[media]'") from None
+        extra = "hub" if library in HUB_LIBRARIES else "media"
+        raise CorrKDError(f"recordings need {library}: pip install 'corrkd[{extra}]'") from None
 
 
-def settings_of(description: Mapping[str, Any], where: str) -> tuple[FeatureSettings, list[str]]:
+def settings_of(description: Mapping[str, Any], where: str, device: str = "cpu") -> tuple[FeatureSettings, list[str]]:
     """Return settings that make features exactly as described, and notes on libraries of other versions.
 
     Args:
         description: of a dataset file or a model's card.
         where: opens the error.
+        device: where models of the hub compute.
 
     Raises:
         CorrKDError: it is damaged, an extractor is not installed, or is not the one described; the line names what differs.
@@ -175,8 +229,11 @@ def settings_of(description: Mapping[str, Any], where: str) -> tuple[FeatureSett
         check_tree(description)
         described = Description.model_validate(description)
         settings = FeatureSettings(
-            extractors={m: str(extractor["name"]) for m, extractor in described.modalities.items()},
+            extractors={m: _named(extractor) for m, extractor in described.modalities.items()},
             align=described.align,
+            transcribe="" if described.transcriber is None else spec(described.transcriber),
+            align_model="" if described.aligner is None else spec(described.aligner),
+            device=device,
         )
     present = describe(settings)
     if described.step != present.step:
@@ -184,25 +241,43 @@ def settings_of(description: Mapping[str, Any], where: str) -> tuple[FeatureSett
             f"{where}: its frames last {described.step:g} s, here {present.step:g} s; use its version of corrkd"
         )
     for m, extractor in described.modalities.items():
-        different = [
-            key
-            for key in {**extractor, **present.modalities[m]}
-            if extractor.get(key) != present.modalities[m].get(key)
-        ]
-        if different:
-            what = ", ".join(
-                f"{key} {_short(extractor.get(key))} there, {_short(present.modalities[m].get(key))} here"
-                for key in different
-            )
-            raise CorrKDError(
-                f"{where}: its {m} was made by another extractor {extractor['name']!r} than the one installed ({what}); install that one"
-            )
+        _check_same(f"{where}: its {m} was made by another extractor", extractor, present.modalities[m])
+    _check_same(f"{where}: its words were written down by another model", described.transcriber, present.transcriber)
+    _check_same(f"{where}: its words got their times from another model", described.aligner, present.aligner)
     notes = [
         f"{library} {present.libraries.get(library, 'none')} here, {version} when the model's features were made"
         for library, version in described.libraries.items()
         if present.libraries.get(library) != version
     ]
     return settings, notes
+
+
+def _named(described: Mapping[str, Any]) -> str:
+    """Return "NAME" or "NAME:MODEL@REVISION" of what an extractor says of itself."""
+    return f"{described['name']}:{spec(described)}" if "model" in described else str(described["name"])
+
+
+def _check_same(what: str, stored: Mapping[str, Any] | None, present: Mapping[str, Any] | None) -> None:
+    """Raise CorrKDError where the description of a part differs from that of the one here; the line names what differs."""
+    stored, present = stored or {}, present or {}
+    different = [
+        f"{name} {_short(was)} there, {_short(now)} here"
+        for key in {**stored, **present}
+        if stored.get(key) != present.get(key)
+        for name, was, now in _differences(key, stored.get(key), present.get(key))
+    ]
+    if different:
+        raise CorrKDError(
+            f"{what} {stored.get('name')!r} than the one installed ({', '.join(different)}); install that one"
+        )
+
+
+def _differences(key: str, stored: Any, present: Any) -> list[tuple[str, Any, Any]]:
+    """Return (name, value there, value here) of what differs; of sums of files, each file that does."""
+    if not (isinstance(stored, Mapping) and isinstance(present, Mapping)):
+        return [(key, stored, present)]
+    names = {**stored, **present}
+    return [(f"{key} of {n}", stored.get(n), present.get(n)) for n in names if stored.get(n) != present.get(n)]
 
 
 def _short(value: Any) -> str:

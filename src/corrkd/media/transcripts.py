@@ -40,7 +40,7 @@ class Transcript(NamedTuple):
 
     Attributes:
         words: in their order.
-        source: "labels", "vtt", "srt", "txt", or "none".
+        source: "labels", "vtt", "srt", "txt", "transcribed", or "none".
     """
 
     words: tuple[Word, ...] = ()

@@ -6,9 +6,7 @@ and [SEP] may go missing as well, and the network behind is told which words did
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib import import_module
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -19,6 +17,7 @@ from corrkd.data.batches import Context
 from corrkd.data.dataset import TOKEN_SCALE
 from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
+from corrkd.hub import quiet, transformers_library
 from corrkd.networks.base import AnyNetwork, Network, Output
 from corrkd.networks.encoder import Dropout
 from corrkd.networks.registry import network_class
@@ -207,7 +206,7 @@ def make_bert(shape: BertShape, dropout: float) -> nn.Module:
     Raises:
         CorrKDError: transformers is not installed, or heads do not divide the width.
     """
-    transformers = _transformers()
+    transformers = transformers_library()
     if shape.width % shape.heads:
         raise CorrKDError(f"language encoder: heads = {shape.heads} must divide width = {shape.width}")
     config = transformers.BertConfig(
@@ -239,9 +238,9 @@ def pretrained_bert(model: str) -> tuple[BertShape, dict[str, Tensor]]:
     Raises:
         CorrKDError: transformers is not installed, the model cannot be read, is no BERT, or its tokenizer has no unknown token.
     """
-    transformers = _transformers()
+    transformers = transformers_library()
     where = f"language encoder {model}"
-    with _quiet(transformers):
+    with quiet(transformers):
         try:
             config = transformers.AutoConfig.from_pretrained(model)
             if config.model_type != "bert":
@@ -270,25 +269,3 @@ def pretrained_bert(model: str) -> tuple[BertShape, dict[str, Tensor]]:
     except ValidationError as error:
         raise CorrKDError(first_line(error, where)) from None
     return shape, {name: tensor.float() for name, tensor in bert.state_dict().items()}
-
-
-def _transformers() -> Any:
-    try:
-        return import_module("transformers")
-    except ImportError:
-        raise CorrKDError("transformers is not installed; pip install 'corrkd[hub]'") from None
-
-
-@contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """No progress bars and reports of what was loaded."""
-    logging = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

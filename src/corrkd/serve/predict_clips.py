@@ -17,11 +17,12 @@ from corrkd.serve.standalone import Prediction
 EXTRACTORS = "extractors"  # in a card's `about`
 
 
-def feature_settings(card: Mapping[str, Any]) -> tuple[FeatureSettings, list[str]]:
+def feature_settings(card: Mapping[str, Any], device: str = "cpu") -> tuple[FeatureSettings, list[str]]:
     """Return settings that make features as a model's training data had them, and notes on libraries of other versions.
 
     Args:
         card: of the model.
+        device: where extractors with models of the hub compute.
 
     Raises:
         CorrKDError: the model was not trained on features of recordings, or the extractors here are not the same.
@@ -37,7 +38,7 @@ def feature_settings(card: Mapping[str, Any]) -> tuple[FeatureSettings, list[str
             f"the model's card names no extractor of {', '.join(lacking)}; predict from a dataset file, with --data"
         )
     used = {m: described["modalities"][m] for m in card["modalities"]}
-    return settings_of({**described, "modalities": used}, "the model's card")
+    return settings_of({**described, "modalities": used}, "the model's card", device)
 
 
 def clip_sample(path: Path, settings: FeatureSettings, text: str = "") -> dict[str, Any]:

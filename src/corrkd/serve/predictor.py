@@ -122,7 +122,7 @@ class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentimen
     @cached_property
     def media_settings(self) -> tuple[FeatureSettings, list[str]]:
         """What makes features of recordings for this model, and notes on libraries of other versions. Raises as `predict_media`."""
-        return predict_clips.feature_settings(self.card)
+        return predict_clips.feature_settings(self.card, str(self.device))
 
     @torch.no_grad()
     def logits(self, arrays: Mapping[str, Arrays]) -> npt.NDArray[np.float32]:

@@ -45,7 +45,7 @@ class Extractor(ABC):
     name: ClassVar[str]
     version: ClassVar[int]
     modality: ClassVar[str]
-    columns: ClassVar[tuple[str, ...]]
+    columns: tuple[str, ...]
     libraries: ClassVar[tuple[str, ...]] = ("numpy",)
 
     @property

@@ -9,10 +9,12 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from corrkd.data.dataset import FloatArray
 from corrkd.media.clip import Clip
-from corrkd.media.decode import STEP, Picture
-from corrkd.media.extractors.base import Extractor, Frames, absent, middles
+from corrkd.media.decode import Picture
+from corrkd.media.extractors.base import Extractor, Frames
 from corrkd.media.extractors.face_networks import WEIGHTS, Face, Points, faces, networks
+from corrkd.media.extractors.steps import face_frames
 
 # Pairs of points of the mesh whose distance muscles of the face change; `right` is the person's.
 DISTANCES = {
@@ -63,7 +65,7 @@ class FaceMesh(Extractor):
     name: ClassVar[str] = "facemesh"
     version: ClassVar[int] = 1
     modality: ClassVar[str] = "vision"
-    columns: ClassVar[tuple[str, ...]] = (*DISTANCES, *POSE, *POSITION)
+    columns: tuple[str, ...] = (*DISTANCES, *POSE, *POSITION)
     libraries: ClassVar[tuple[str, ...]] = ("av", "numpy", "torch")
 
     def weights(self) -> Mapping[str, str]:
@@ -72,25 +74,13 @@ class FaceMesh(Extractor):
 
     def frames(self, clip: Clip) -> Frames:
         """Return (steps, 40); missing are steps without a face and those at which the stream shows nothing."""
-        recording = clip.recording
-        if recording is None or not recording.has_video:
-            reason = "no recording" if recording is None else "no video stream"
-            return absent(self.width, reason, clip.num_steps, STEP)
-        values = np.zeros((clip.num_steps, self.width), np.float32)
-        present = np.zeros(clip.num_steps, bool)
-        shown = np.zeros(clip.num_steps, bool)
+        return face_frames(clip, self.width, _rows)
 
-        def watched() -> Iterator[Picture | None]:
-            for index, picture in enumerate(recording.pictures()):
-                shown[index] = picture is not None
-                yield picture
 
-        for index, face in enumerate(faces(watched())):
-            if face is not None:
-                values[index], present[index] = measured(face), True
-        counts = {"no face": int((shown & ~present).sum()), "video stream over": int((~shown).sum())}
-        missing = {reason: count for reason, count in counts.items() if count}
-        return Frames(values, present, middles(len(present), STEP), missing)
+def _rows(pictures: Iterator[Picture | None]) -> Iterator[FloatArray | None]:
+    """Yield the features of each picture's face, None where there is none."""
+    for face in faces(pictures):
+        yield None if face is None else measured(face)
 
 
 def measured(face: Face) -> npt.NDArray[np.float32]:

@@ -20,7 +20,7 @@ class HashWords(Extractor):
     name: ClassVar[str] = "hash-words"
     version: ClassVar[int] = 1
     modality: ClassVar[str] = "language"
-    columns: ClassVar[tuple[str, ...]] = tuple(f"hash_{i}" for i in range(WIDTH))
+    columns: tuple[str, ...] = tuple(f"hash_{i}" for i in range(WIDTH))
     libraries: ClassVar[tuple[str, ...]] = ("numpy", "scikit-learn")
 
     @cached_property

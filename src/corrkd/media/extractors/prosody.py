@@ -12,9 +12,10 @@ import numpy.typing as npt
 from scipy import fft
 
 from corrkd.data.dataset import FloatArray
-from corrkd.media.clip import Clip, audible
-from corrkd.media.decode import BLOCK, RATE, STEP, STEP_SAMPLES, Sound
-from corrkd.media.extractors.base import Extractor, Frames, absent, middles
+from corrkd.media.clip import Clip
+from corrkd.media.decode import BLOCK, RATE, STEP_SAMPLES, Recording, Sound
+from corrkd.media.extractors.base import Extractor, Frames
+from corrkd.media.extractors.steps import Measured, sound_frames
 
 HOP = 160  # samples between the windows of descriptors: 10 ms
 WINDOW, PITCH_WINDOW = 400, 640  # samples: 25 and 40 ms
@@ -40,27 +41,18 @@ class Prosody(Extractor):
     name: ClassVar[str] = "prosody"
     version: ClassVar[int] = 1
     modality: ClassVar[str] = "audio"
-    columns: ClassVar[tuple[str, ...]] = (*(f"{d}_mean" for d in DESCRIPTORS), *(f"{d}_std" for d in DESCRIPTORS))
+    columns: tuple[str, ...] = (*(f"{d}_mean" for d in DESCRIPTORS), *(f"{d}_std" for d in DESCRIPTORS))
     libraries: ClassVar[tuple[str, ...]] = ("av", "numpy", "scipy")
 
     def frames(self, clip: Clip) -> Frames:
         """Return (steps, 54); missing are steps below -70 dBFS and those of which the stream has no sound."""
-        recording = clip.recording
-        if recording is None or not recording.has_audio:
-            reason = "no recording" if recording is None else "no audio stream"
-            return absent(self.width, reason, clip.num_steps, STEP)
-        values, present, exists = [], [], []
-        for context, sound in _in_context(recording.sound(BLOCK)):
-            sounds, there = audible(sound)
-            steps = _steps(context, len(sounds))
-            steps[~sounds] = 0
-            values.append(steps)
-            present.append(sounds)
-            exists.append(there)
-        heard, streamed = np.concatenate(present), np.concatenate(exists)
-        counts = {"silence": int((streamed & ~heard).sum()), "audio stream over": int((~streamed).sum())}
-        missing = {reason: count for reason, count in counts.items() if count}
-        return Frames(np.concatenate(values), heard, middles(len(heard), STEP), missing)
+        return sound_frames(clip, self.width, _measured)
+
+
+def _measured(recording: Recording) -> Measured:
+    """Yield each block with the features of its steps."""
+    for context, sound in _in_context(recording.sound(BLOCK)):
+        yield _steps(context, -(-len(sound.samples) // STEP_SAMPLES)), sound
 
 
 def _in_context(blocks: Iterator[Sound]) -> Iterator[tuple[FloatArray, Sound]]:

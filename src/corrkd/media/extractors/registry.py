@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from corrkd.errors import CorrKDError
 from corrkd.media.extractors.base import Extractor
+from corrkd.media.extractors.model import ModelExtractor
 from corrkd.plugins import find
 
 GROUP = "corrkd.extractors"
@@ -14,8 +15,18 @@ BUILT_IN = {
     "hash-words": "corrkd.media.extractors.hash_words:HashWords",
     "prosody": "corrkd.media.extractors.prosody:Prosody",
     "facemesh": "corrkd.media.extractors.face_mesh:FaceMesh",
+    "text": "corrkd.media.extractors.text:Text",
+    "speech": "corrkd.media.extractors.speech:Speech",
+    "image": "corrkd.media.extractors.image:Image",
 }
-PRESETS = {"embedded": {"language": "hash-words", "audio": "prosody", "vision": "facemesh"}}
+PRESETS = {
+    "embedded": {"language": "hash-words", "audio": "prosody", "vision": "facemesh"},
+    "hub": {
+        "language": "text:intfloat/multilingual-e5-small",
+        "audio": "speech:openai/whisper-base",
+        "vision": "image:facebook/dinov2-small",
+    },
+}
 """Extractors by modality, by the name of the preset."""
 
 
@@ -36,6 +47,28 @@ def extractor_class(name: str, modality: str) -> type[Extractor]:
     return kind
 
 
+def make_extractor(text: str, modality: str, device: str = "cpu") -> Extractor:
+    """Return the extractor of "NAME", or of "NAME:MODEL" where it reads a model of the hub or of a folder.
+
+    Args:
+        text: NAME, NAME:MODEL or NAME:MODEL@REVISION.
+        modality: of which it makes features.
+        device: where a model computes.
+
+    Raises:
+        CorrKDError: as `extractor_class`, the model cannot be read, is not named, or there is to be none.
+    """
+    name, colon, model = text.partition(":")
+    kind = extractor_class(name, modality)
+    if issubclass(kind, ModelExtractor):
+        if not model:
+            raise CorrKDError(f"extractor {name!r}: name a model of the hub or a folder, as {modality}={name}:MODEL")
+        return kind(model, device)
+    if colon:
+        raise CorrKDError(f"extractor {name!r}: takes no model; write {modality}={name}")
+    return kind()
+
+
 def with_changes(preset: str, changes: Iterable[str] = ()) -> dict[str, str]:
     """Return the extractors of a preset by modality, with changes "modality=name"; "modality=none" leaves one out.
 
@@ -48,7 +81,9 @@ def with_changes(preset: str, changes: Iterable[str] = ()) -> dict[str, str]:
     for change in changes:
         modality, equals, name = change.partition("=")
         if not (modality and equals and name):
-            raise CorrKDError(f"extractor {change!r}: expected MODALITY=NAME, as audio=prosody, or audio=none")
+            raise CorrKDError(
+                f"extractor {change!r}: expected MODALITY=NAME, as audio=prosody, audio=speech:MODEL, or audio=none"
+            )
         extractors[modality] = name
     extractors = {modality: name for modality, name in extractors.items() if name != NONE}
     if not extractors:

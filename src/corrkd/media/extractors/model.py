@@ -1,0 +1,50 @@
+"""What extractors have in common that read a model of transformers, chosen by its name or folder."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from corrkd.errors import CorrKDError
+from corrkd.hub import ModelFiles, parse_model
+from corrkd.media.extractors.base import Extractor
+
+
+class ModelExtractor(Extractor):
+    """An extractor that is named with a model, as "speech:openai/whisper-base" or "speech:FOLDER".
+
+    Args:
+        model: "MODEL" or "MODEL@REVISION".
+        device: where it computes.
+
+    Raises:
+        CorrKDError: the model cannot be read.
+
+    Attributes:
+        part: of a model of two, the part of its configuration that is used.
+    """
+
+    libraries: ClassVar[tuple[str, ...]] = ("av", "numpy", "torch", "transformers")
+    part: ClassVar[str] = ""
+
+    def __init__(self, model: str, device: str = "cpu") -> None:
+        self.files, self.device = ModelFiles(parse_model(model)), device
+        self.columns = tuple(f"{self.name}_{i}" for i in range(self._hidden_width()))
+
+    def _hidden_width(self) -> int:
+        config = getattr(self.files.config, self.part, None) or self.files.config
+        width = getattr(config, "hidden_size", None) or (getattr(config, "hidden_sizes", None) or [None])[-1]
+        if not isinstance(width, int) or width < 1:
+            raise CorrKDError(
+                f"model {self.files.name}: a model of type {self.files.config.model_type} has no hidden states of one width; "
+                f"choose another for {self.name}"
+            )
+        return width
+
+    def describe(self) -> dict[str, Any]:
+        """Return what identifies the extractor and its model."""
+        return super().describe() | self.files.describe()
+
+    @abstractmethod
+    def load(self) -> None:
+        """Load the model now, so that a wrong one is refused before the first clip. Raises CorrKDError."""

@@ -1,0 +1,105 @@
+"""Words of a recording that has no transcript, by faster-whisper (extra `[hub]`), with their times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from importlib import import_module
+from typing import Any, ClassVar
+
+import numpy as np
+
+from corrkd.data.dataset import FloatArray
+from corrkd.errors import CorrKDError
+from corrkd.hub import ModelFiles, first_line_of, parse_model
+from corrkd.media.clip import audible
+from corrkd.media.decode import RATE, STEP_SAMPLES, Recording
+from corrkd.media.transcripts import Word
+
+FILES = ("config.json", "preprocessor_config.json", "model.bin", "tokenizer.json", "vocabulary.*")
+PART, MARGIN = 3000, 300  # steps that are transcribed together, and at whose end the quietest one is looked for
+
+
+class Transcriber:
+    """Whisper as faster-whisper runs it.
+
+    Args:
+        model: a size, as "base" or "large-v3", a name on the hub or a folder with a model for CTranslate2; perhaps "@REVISION".
+        device: where it computes.
+
+    Raises:
+        CorrKDError: faster-whisper is not installed, or the model cannot be had.
+    """
+
+    name: ClassVar[str] = "faster-whisper"
+    version: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ("av", "ctranslate2", "faster-whisper")
+
+    def __init__(self, model: str, device: str = "cpu") -> None:
+        self._library, self._device = _faster_whisper(), device
+        self.files = ModelFiles(
+            parse_model(model), FILES, lambda name, revision: self._library.download_model(name, revision=revision)
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return what identifies it: two that describe themselves alike write the same words."""
+        return {"name": self.name, "version": self.version} | self.files.describe()
+
+    @cached_property
+    def _model(self) -> Any:
+        kind, _, index = self._device.partition(":")
+        # int8 everywhere, so that the words do not depend on the device's usual type.
+        options = {"device": kind, "device_index": int(index or 0), "compute_type": "int8", "cpu_threads": 1}
+        try:
+            return self._library.WhisperModel(str(self.files.folder), **options)
+        except Exception as error:  # of CTranslate2, on files that nobody foresaw
+            raise CorrKDError(f"transcription by {self.files.name}: cannot be read: {first_line_of(error)}") from None
+
+    def load(self) -> None:
+        """Load the model. Raises CorrKDError where it cannot be read."""
+        _ = self._model
+
+    def __call__(self, recording: Recording) -> tuple[Word, ...]:
+        """Return the words of a recording, by start; none where nobody speaks."""
+        words: list[Word] = []
+        for start, samples in quiet_cuts(recording):
+            # Without a temperature nothing is drawn by chance: two runs are equal.
+            segments, _ = self._model.transcribe(
+                samples, word_timestamps=True, temperature=0.0, vad_filter=True, condition_on_previous_text=False
+            )
+            for word in (word for segment in segments for word in segment.words or ()):
+                begins = float(np.clip(start + word.start, 0, recording.seconds))
+                ends = float(np.clip(start + word.end, begins, recording.seconds))
+                words += [Word(text, begins, ends) for text in word.word.split()]
+        return tuple(sorted(words, key=lambda word: word.start))
+
+
+def quiet_cuts(recording: Recording, part: int = PART, margin: int = MARGIN) -> Iterator[tuple[float, FloatArray]]:
+    """Yield (start in seconds, samples) of a recording's parts that have sound, cut where it is quietest.
+
+    Args:
+        recording: with sound.
+        part: steps of a part at most.
+        margin: steps at a part's end among which the quietest is looked for.
+    """
+    held: FloatArray = np.zeros(0, np.float32)
+    sounds = False
+    start = 0
+    for sound in recording.sound(part * STEP_SAMPLES):
+        held, sounds = np.concatenate([held, sound.samples]), sounds or bool(audible(sound)[0].any())
+        while len(held) > part * STEP_SAMPLES:
+            ending = held[(part - margin) * STEP_SAMPLES : part * STEP_SAMPLES].reshape(margin, STEP_SAMPLES)
+            cut = (part - margin + int((ending**2).sum(1).argmin())) * STEP_SAMPLES + STEP_SAMPLES // 2
+            if sounds:
+                yield start / RATE, held[:cut]
+            start, held = start + cut, held[cut:]
+            sounds = bool(held.any())
+    if len(held) and sounds:
+        yield start / RATE, held
+
+
+def _faster_whisper() -> Any:
+    try:
+        return import_module("faster_whisper")
+    except ImportError:
+        raise CorrKDError("transcription needs faster-whisper: pip install 'corrkd[hub]'") from None
