@@ -19,7 +19,7 @@ from corrkd.media.extractors.face_mesh import DISTANCES, FaceMesh, laid_on_canon
 from corrkd.media.extractors.face_networks import NUM_POINTS, faces, networks
 from corrkd.media.extractors.hash_words import HashWords
 from corrkd.media.extractors.prosody import Prosody
-from corrkd.media.extractors.registry import BUILT_IN, extractor_class, with_changes
+from corrkd.media.extractors.registry import extractor_class, with_changes
 from corrkd.media.transcripts import Word
 from tests.media.clips import plain, tone, with_face, write_clip
 
@@ -188,8 +188,8 @@ def test_frames_by_word() -> None:
 
 
 def test_registry() -> None:
-    for name in BUILT_IN:
-        kind = extractor_class(name, {"hash-words": "language", "prosody": "audio", "facemesh": "vision"}[name])
+    for name, modality in {"hash-words": "language", "prosody": "audio", "facemesh": "vision"}.items():
+        kind = extractor_class(name, modality)
         assert len(set(kind.columns)) == len(kind.columns) == kind().width
     assert (len(Prosody.columns), len(FaceMesh.columns), len(HashWords.columns)) == (54, 40, 256)
     with pytest.raises(CorrKDError, match="extractor 'nope' is unknown; there are hash-words"):
