@@ -420,7 +420,7 @@ def _shows_any(column: Column) -> bool:
 def _members(columns: Columns, count: int) -> npt.NDArray[np.str_]:
     """The group of each sample."""
     groups = {key: column for key, column in columns.items() if isinstance(column, np.ndarray)}
-    return tables.members_of(groups, count)[1]
+    return tables.members_of_columns(groups, count)[1]
 
 
 def _class_names(classes: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -2,18 +2,14 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections import Counter
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from corrkd.data.load import load_dataset
-from corrkd.data.readers.arrays import dealt_split
 from corrkd.errors import CorrKDError
 
 from .samples import sequences
@@ -136,9 +132,11 @@ def test_without_a_split_groups_stay_together(tmp_path: Path) -> None:
     data = arrays(60)
     del data["split"]
     dataset = load_dataset(write(tmp_path / "mine.npz", data))
-    assert any("hash of each person" in note for note in dataset.notes)
+    assert any("by person, seed 0" in note for note in dataset.notes)
     people = {split: set(part.groups["person"]) for split, part in dataset.splits.items()}
-    assert {split: len(names) for split, names in people.items()} == {"train": 21, "valid": 3, "test": 6}
+    assert sum(map(len, people.values())) == 30
+    for split, share in (("train", 0.7), ("valid", 0.15), ("test", 0.15)):
+        assert abs(len(dataset.split(split)) - 60 * share) <= 2  # a person's samples
     assert not people["train"] & people["valid"] | people["train"] & people["test"] | people["valid"] & people["test"]
 
 
@@ -191,19 +189,15 @@ def test_the_number_of_samples_where_no_target_tells(tmp_path: Path) -> None:
     assert (read.modalities, read.notes) == (("speech",), ("left out: colours",))
 
 
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.text(max_size=3), min_size=1, max_size=60))
-def test_dealt_splits(names: list[str]) -> None:
-    if len(set(names)) < 3:
-        with pytest.raises(CorrKDError):
-            dealt_split(names)
-        return
-    place = dealt_split(names)
-    by_name = dict(zip(names, place, strict=True))
-    assert [by_name[name] for name in names] == place.tolist()
-    assert set(place) == {"train", "valid", "test"}
-    assert dict(zip(reversed(names), dealt_split(list(reversed(names))), strict=True)) == by_name
-    assert Counter(by_name.values())["test"] == max(1, round(0.2 * len(by_name)))
+def test_clips_of_a_video_are_dealt_to_one_split(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    video = np.repeat(np.arange(20), 5)
+    ids = np.array([f"talk{v}$_${clip}" for clip, v in enumerate(video)])
+    arrays = {"speech": rng.normal(size=(100, 3, 2)), "labels": np.arange(100) % 3, "ids": ids}
+    dataset = load_dataset(write(tmp_path / "data.npz", arrays))
+    videos = [set(split.groups["video"].tolist()) for split in dataset.splits.values()]
+    assert sum(map(len, videos)) == len(set.union(*videos)) == 20
+    assert "no split is named: dealt to train/valid/test as 70/15/15 % by video, seed 0" in dataset.notes
 
 
 @pytest.mark.parametrize(

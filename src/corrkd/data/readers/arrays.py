@@ -17,21 +17,21 @@
     class_names, question_names   strings, not N of them
     <labels>_names                (Q,) names of the columns of further labels
 
-Without `split`, samples that share a group, else each sample by itself, are dealt to 70/10/20 % by a hash of their names.
+Without `split`, samples that share a group, else each sample by itself, are dealt to 70/15/15 % at random, always alike (deal.py).
 Where targets are not needed, as for predictions, a file with neither targets nor `split` is one split, "all".
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from corrkd.data.dataset import SPLITS, WHOLE, IntArray, MultimodalDataset, StrArray
-from corrkd.data.groups import GROUPS, dependent_samples
+from corrkd.data.dataset import SPLITS, WHOLE, MultimodalDataset, StrArray
+from corrkd.data.groups import GROUPS
 from corrkd.data.readers.assemble import assemble
+from corrkd.data.readers.deal import dealt, dealt_note, members_of
 from corrkd.data.readers.labels import columns_of
 from corrkd.data.readers.names import (
     FRAME_IDS,
@@ -58,7 +58,6 @@ PER_SAMPLE = (*IDS, *GROUPS, "split", "order")  # one value a sample
 EXTRACTORS = "extractors"  # what made the features, as JSON
 RESERVED = {*SCORES, *LABELS, *PER_SAMPLE, "lengths", "frame_ids", "class_names", "question_names", EXTRACTORS}
 NAMES = "_names"  # follows a label array's name
-SHARES = (0.7, 0.1, 0.2)
 ONE_HOT = "{key}: every row has a single 1 and is read as yes/no answers, a question each; if they are classes, save {key}.argmax(1)"
 
 
@@ -95,11 +94,11 @@ def read(
     together, own_notes = _raw_split(name, arrays, options)
     ids = np.array([f"sample-{row}" for row in range(_rows(together))]) if together.ids is None else together.ids
     together.ids = ids
-    splits, dealt = _splits(name, arrays.get("split"), together, options)
+    splits, split_notes = _splits(name, arrays.get("split"), together, options)
     raw = {
         split: together.take(np.flatnonzero(splits == split)) for split in (*SPLITS, WHOLE) if (splits == split).any()
     }
-    return _assembled(raw, arrays, name, kind, options, [*notes, *own_notes, *dealt])
+    return _assembled(raw, arrays, name, kind, options, [*notes, *own_notes, *split_notes])
 
 
 def read_splits(
@@ -273,12 +272,11 @@ def _splits(name: str, given: Any, raw: RawSplit, options: ReadOptions) -> tuple
     if given is not None:
         return _given_split(name, np.asarray(given)), []
     labelled = raw.scores is not None or raw.labels is not None or bool(raw.columns)
-    by, members = dependent_samples(raw.ids, raw.groups)
+    by, members = members_of(raw.ids, raw.groups)
     too_few = len(set(members.tolist())) < len(SPLITS)
     if not labelled or (too_few and not options.targets):
         return np.full(len(members), WHOLE), []
-    note = f"no array `split`: dealt to train/valid/test as 70/10/20 % by a hash of each {by}"
-    return dealt_split(members), [note]
+    return dealt(members), [dealt_note(by)]
 
 
 def _companion(arrays: Mapping[str, Array], keys: Mapping[str, str], what: str) -> dict[str, Any]:
@@ -311,20 +309,3 @@ def _given_split(name: str, values: Array) -> StrArray:
                 f"{name}: array split holds {word[:40]!r}; allowed are train, valid (dev, val), test, or 0, 1, 2"
             )
     return np.array([SPLIT_NAMES.get(word) or by_number[word] for word in words])
-
-
-def dealt_split(names: Iterable[str]) -> StrArray:
-    """(N,) split of each sample: its name's place in the order of all names' SHA-256 sums, cut at 70 and 80 %.
-
-    The same name always falls together, so a group is never in two splits.
-    """
-    names = list(names)
-    order = sorted(set(names), key=lambda text: hashlib.sha256(text.encode()).digest())
-    if len(order) < len(SPLITS):
-        raise CorrKDError(
-            f"{len(order)} groups or samples cannot be dealt to {len(SPLITS)} splits; give an array `split`"
-        )
-    valid, test = (max(1, round(share * len(order))) for share in SHARES[1:])
-    counts: IntArray = np.array([len(order) - valid - test, valid, test])
-    place = dict(zip(order, np.repeat(SPLITS, counts).tolist(), strict=True))
-    return np.array([place[text] for text in names])

@@ -1,4 +1,4 @@
-"""Splits for data that name none: groups are dealt out whole, so that nobody is in two splits."""
+"""Splits for data that name none: groups are dealt out undivided, so that nobody is in two splits."""
 
 from __future__ import annotations
 
@@ -8,10 +8,29 @@ import numpy as np
 import numpy.typing as npt
 
 from corrkd.data.dataset import SPLITS, StrArray
+from corrkd.data.groups import dependent_samples
+from corrkd.data.readers.assemble import groups_from_ids
 from corrkd.errors import CorrKDError
 
 SHARES: Mapping[str, float] = dict(zip(SPLITS, (0.7, 0.15, 0.15), strict=True))
 VALIDATION = 0.15  # of a training split beside which no validation split stands
+
+
+def members_of(ids: StrArray, groups: Mapping[str, StrArray]) -> tuple[str, StrArray]:
+    """Return what groups the samples ("person", "video", "sample", ...), and the group of each, (N,).
+
+    Args:
+        ids: (N,) of the samples; those that read `video$_$clip` name a video.
+        groups: (N,) names by kind; see `dependent_samples`.
+    """
+    parsed = groups_from_ids(ids.tolist())
+    return dependent_samples(ids, {"video": parsed[0], **groups} if parsed else groups)
+
+
+def dealt_note(by: str) -> str:
+    """Return the note on samples dealt to the three splits by group."""
+    shares = "/".join(f"{100 * share:.0f}" for share in SHARES.values())
+    return f"no split is named: dealt to train/valid/test as {shares} % by {by}, seed 0"
 
 
 def dealt(members: npt.ArrayLike, shares: Mapping[str, float] = SHARES, *, seed: int = 0) -> StrArray:
@@ -28,7 +47,7 @@ def dealt(members: npt.ArrayLike, shares: Mapping[str, float] = SHARES, *, seed:
     names, group, sizes = np.unique(np.asarray(members), return_inverse=True, return_counts=True)
     if len(names) < len(shares):
         raise CorrKDError(
-            f"{len(names)} groups or samples cannot be dealt to {len(shares)} splits; name the split of each in a column `split`"
+            f"{len(names)} groups or samples cannot be dealt to {len(shares)} splits; name the split of each in `split`"
         )
     wanted = np.array([share * len(group) for share in shares.values()])
     counts = np.zeros(len(shares))

@@ -95,6 +95,8 @@ def _frames_of_cell(where: str, cell: Any) -> npt.NDArray[np.float32] | None:
         return None
     if hasattr(cell, "detach"):  # a tensor
         cell = cell.detach().cpu()
+    if isinstance(cell, np.ndarray) and cell.dtype == object:  # frames of pandas.read_parquet
+        cell = cell.tolist()
     try:
         if isinstance(cell, list | tuple) and any(isinstance(x, list | tuple | np.ndarray) for x in cell):
             cell = _with_missing_frames(cell)

@@ -21,10 +21,9 @@ from itertools import chain
 import numpy as np
 
 from corrkd.data.dataset import SPLITS, MultimodalDataset, StrArray
-from corrkd.data.groups import GROUPS, SAMPLE, dependent_samples
+from corrkd.data.groups import GROUPS
 from corrkd.data.readers import arrays
-from corrkd.data.readers.assemble import groups_from_ids
-from corrkd.data.readers.deal import SHARES, VALIDATION, dealt
+from corrkd.data.readers.deal import VALIDATION, dealt, members_of
 from corrkd.data.readers.labels import are_names
 from corrkd.data.readers.names import (
     FRAME_IDS,
@@ -101,7 +100,7 @@ def read(
     named, options = _with_chosen_label(named, options)
     found, unused = _arrays(name, named)
     labelled, of_labels = _with_labels(name, found, options)
-    split, of_split = _with_split(name, labelled, options)
+    split, of_split = _with_valid(name, labelled, options)
     left_out = [f"left out: {_listed(unused)}"] if unused else []
     dataset = arrays.read(split, name, layout, options, notes=[*notes, *more, *of_labels, *of_split, *left_out])
     marked = {
@@ -386,49 +385,37 @@ def _numbered_classes(labels: Array) -> dict[str, Array]:
 # ----------------------------------------------------------------------------------------------------------------- splits
 
 
-def _with_split(name: str, found: dict[str, Array], options: ReadOptions) -> tuple[dict[str, Array], list[str]]:
-    """The arrays with a split: 70/15/15 % where none is named, 15 % of train as valid where that alone is not.
-
-    Samples without targets stay together, as readers/arrays.py has it; so do too few, where they need none.
-    """
-    count = next(len(x) for key, x in found.items() if key not in NAMES)
-    if not count or not any(key in ("labels", "scores") or is_label(key) for key in found if key not in NAMES):
+def _with_valid(name: str, found: dict[str, Array], options: ReadOptions) -> tuple[dict[str, Array], list[str]]:
+    """The arrays with 15 % of train as valid, and a note on it, where the splits are named and that one is not."""
+    labelled = any(key in ("labels", "scores") or is_label(key) for key in found if key not in NAMES)
+    if "split" not in found or not labelled:
         return found, []
-    by, members = members_of(found, count)
+    words = [value.lower() for value in _as_text(found["split"]).tolist()]
+    split = np.array([SPLIT_NAMES.get(word, word) for word in words])
+    train = np.flatnonzero(split == SPLITS[0])
+    if SPLITS[1] in split or not len(train):
+        return {**found, "split": split}, []
+    by, members = members_of_columns(found, len(split))
     try:
-        if "split" not in found:
-            shares = "/".join(f"{100 * share:.0f}" for share in SHARES.values())
-            note = f"no split is named: dealt to train/valid/test as {shares} % by {by}, seed 0"
-            return {**found, "split": dealt(members)}, [note]
-        words = [value.lower() for value in _as_text(found["split"]).tolist()]
-        split = np.array([SPLIT_NAMES.get(word, word) for word in words])
-        train = np.flatnonzero(split == SPLITS[0])
-        if SPLITS[1] in split or not len(train):
-            return {**found, "split": split}, []
         split[train] = dealt(members[train], {SPLITS[0]: 1 - VALIDATION, SPLITS[1]: VALIDATION})
-        return {**found, "split": split}, [
-            f"no validation split: {100 * VALIDATION:.0f} % of train held out by {by}, seed 0"
-        ]
     except CorrKDError as error:
         if options.targets:
             raise CorrKDError(f"{name}: {error}") from None
         return found, []
+    return {**found, "split": split}, [
+        f"no validation split: {100 * VALIDATION:.0f} % of train held out by {by}, seed 0"
+    ]
 
 
-def members_of(found: Mapping[str, Array], count: int) -> tuple[str, StrArray]:
-    """Return what groups the samples, and the group of each, (N,).
+def members_of_columns(found: Mapping[str, Column], count: int) -> tuple[str, StrArray]:
+    """Return what groups the samples, and the group of each, (N,), as `members_of`.
 
     Args:
-        found: arrays by their usual names: `ids`, `person` and the like; others are not looked at.
+        found: columns by their usual names: `ids`, `person` and the like; others are not looked at.
         count: N.
     """
     ids = strings(found["ids"]) if "ids" in found else np.array([f"sample-{row}" for row in range(count)])
-    groups = {kind: strings(found[kind], kind) for kind in GROUPS if kind in found}
-    parsed = groups_from_ids(ids.tolist())
-    if parsed:
-        groups.setdefault("video", parsed[0])
-    kind, members = dependent_samples(ids, groups)
-    return (kind, members) if kind != SAMPLE else (kind, np.array([f"{row:012d}" for row in range(count)]))
+    return members_of(ids, {kind: strings(found[kind], kind) for kind in GROUPS if kind in found})
 
 
 def stacked(name: str, tables: Mapping[str, Columns]) -> Columns:
