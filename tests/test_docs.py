@@ -25,6 +25,7 @@ from corrkd.experiment import run
 from corrkd.experiment.arm import GROUPS
 from corrkd.experiment.choices import Choice
 from corrkd.experiment.plan import arms_of, load_plan
+from corrkd.experiment.scaling import scaled_epochs
 from corrkd.experiment.settings import Settings, load_settings
 from corrkd.media.extractors import registry as extractors
 from corrkd.methods import registry as methods
@@ -162,6 +163,16 @@ def test_every_setting_is_listed_with_its_default() -> None:
         else:
             expected[key] = value
     assert listed == expected
+
+
+def test_the_table_of_scaled_epochs() -> None:
+    text = (ROOT / "docs" / "running.md").read_text("utf-8")
+    section = text[text.index("### Settings scaled to the data") :]
+    rows = re.findall(r"^\| (?:[\d,]+ to |up to )([\d,]+) \| (\d+) \| (\d+) \|", section, re.MULTILINE)
+    assert len(rows) == 3
+    for most, teacher, student in rows:
+        count = int(most.replace(",", ""))
+        assert scaled_epochs(count) == (int(teacher), int(student)) != scaled_epochs(count + 1)
 
 
 def test_every_form_of_a_loss_term_is_listed() -> None:
