@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE =
 .ONESHELL:
 .SHELLFLAGS = -ec
 
-.PHONY: run test pytest test-all test-oldest test-newest constraints lint clean
+.PHONY: run test pytest site test-all test-oldest test-newest constraints lint clean
 
 $(VENV)/.made: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,12 +28,16 @@ lint: $(VENV)/.made
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint pytest
+test: pytest lint site
 
 pytest: $(VENV)/.made
 	$(BIN)/$(PYTEST)
 
-test-all: lint
+# The documentation, as build/html.
+site: $(VENV)/.made
+	$(BIN)/python scripts/make_site.py
+
+test-all: lint site
 	$(PINNED) $(BIN)/$(INSTALL) -e '.[dev,cluster]'
 	$(BIN)/pytest
 

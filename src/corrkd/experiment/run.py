@@ -156,7 +156,8 @@ def compare(
         datasets: in memory, by name, each a `MultimodalDataset` or whatever `load_dataset` takes; they stand in place of the
             plan's datasets of these names, or of its only one. They are stored in the folder.
         overwrite: start anew.
-        backend, address: as of `run_jobs`.
+        backend: as of `run_jobs`.
+        address: as of `run_jobs`.
         reported: CSV file with numbers from papers, shown beside ours and marked.
         reporter: where progress goes; default: nowhere.
 

@@ -239,10 +239,11 @@ class Method(nn.Module, Generic[N]):
             )
 
     def make_projector(self, loss: str, remedy: str) -> nn.Module:
-        """Return what brings the student's representation to the width of the teachers': learnt along, and dropped with the method.
+        """Return a projection of the student's representation to the width of the teachers', which is trained and dropped with the method.
 
         Args:
-            loss, remedy: as of `check_representations`.
+            loss: as of `check_representations`.
+            remedy: as of `check_representations`.
 
         Raises:
             CorrKDError: as `check_representations`.
