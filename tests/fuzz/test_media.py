@@ -77,8 +77,14 @@ def check_damaged(numbers: range, folder: Path) -> dict[int, str | None]:
         (folder / name).mkdir()
     lines: dict[int, str | None] = {}
     with ProcessPoolExecutor(1, mp_context=_processes) as pool:
-        for number in numbers:  # a crash is a BrokenProcessPool here, a file that hangs a TimeoutError
-            lines[number] = pool.submit(extract_damaged, number, folder).result(timeout=LONGEST)
+        for number in numbers:  # a crash is a BrokenProcessPool here
+            done = pool.submit(extract_damaged, number, folder)
+            try:
+                lines[number] = done.result(timeout=LONGEST)
+            except TimeoutError:
+                for process in pool._processes.values():
+                    process.kill()
+                pytest.fail(f"damaged recording {number} hangs")
     assert not list((folder / "temp").iterdir())
     with_features = {f"{number}.npz" for number, line in lines.items() if line is None}
     assert {file.name for file in (folder / "out").iterdir()} == with_features
