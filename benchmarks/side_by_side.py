@@ -60,19 +60,26 @@ def epoch_by_epoch(train: Callable[[Callable[[Any], None]], Any]) -> Program:
     return epoch
 
 
-def _serve(make: Callable[..., Program], options: Mapping[str, Any], threads: int, line: Connection) -> None:
+def _serve(
+    make: Callable[..., Program], options: Mapping[str, Any], threads: int, clock: Callable[[], float], line: Connection
+) -> None:
     torch.set_num_threads(threads)
     program = make(**options)
     program()  # whatever happens once only
     line.send("ready")
     while line.recv():
-        began = time.perf_counter()
+        began = clock()
         program()
-        line.send(time.perf_counter() - began)
+        line.send(clock() - began)
 
 
 def measure(
-    makers: Mapping[str, Callable[..., Program]], options: Mapping[str, Any], *, threads: int, rounds: int
+    makers: Mapping[str, Callable[..., Program]],
+    options: Mapping[str, Any],
+    *,
+    threads: int,
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each program in each round.
 
@@ -82,12 +89,13 @@ def measure(
         options: what the makers are called with.
         threads: CPU threads of each process; the other waits meanwhile.
         rounds: turns each takes.
+        clock: seconds by which a turn is measured; `time.process_time` counts those of the program alone.
     """
     spawn = multiprocessing.get_context("spawn")
     lines, processes = {}, []
     for name, make in makers.items():
         lines[name], end = spawn.Pipe()
-        processes.append(spawn.Process(target=_serve, args=(make, options, threads, end), daemon=True))
+        processes.append(spawn.Process(target=_serve, args=(make, options, threads, clock, end), daemon=True))
         processes[-1].start()
         end.close()  # so that a process that died is an EOFError here and no endless wait
         lines[name].recv()

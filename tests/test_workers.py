@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from corrkd.workers import KILLED, in_processes
+from corrkd.workers import KILLED, each_done, workers
 
 
 def doubled_or_killed(number: int) -> str:
@@ -15,5 +15,6 @@ def doubled_or_killed(number: int) -> str:
 
 
 def test_a_killed_worker_stops_no_other_task() -> None:
-    results = dict(in_processes(range(6), doubled_or_killed, 2))
+    with workers(doubled_or_killed, 2) as submit:
+        results = dict(each_done(range(6), submit, 2))
     assert results == {i: KILLED if i == 3 else str(2 * i) for i in range(6)}

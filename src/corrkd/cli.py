@@ -65,6 +65,10 @@ GloveOption = Annotated[Path | None, typer.Option("--glove", help="GloVe text fi
 ReportedOption = Annotated[
     Path | None, typer.Option("--reported", help="CSV file with a paper's numbers, shown beside ours and marked.")
 ]
+BackendOption = Annotated[str, typer.Option("--backend", help="joblib: this machine; ray: a cluster.")]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", help="Of the Ray cluster; default: one of this machine's own.")
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="CPU threads; part of what a result depends on.")]
 FoldsOption = Annotated[
@@ -567,16 +571,16 @@ def compare(
     ),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
     reported: ReportedOption = None,
-    backend: Annotated[str, typer.Option(help="joblib: this machine; ray: a cluster.")] = "joblib",
-    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; default: one of this machine's own.")] = None,
+    backend: BackendOption = "joblib",
+    address: AddressOption = None,
 ) -> None:
     """Train and test methods on datasets with several seeds, under one protocol. Started again, it does what is missing."""
     from corrkd.experiment.plan import load_plan
     from corrkd.experiment.progress import Reporter
     from corrkd.experiment.run import compare as run_comparison
+    from corrkd.workers import check_backend
 
-    if backend not in ("joblib", "ray"):
-        raise CorrKDError(f"--backend {backend!r}: expected joblib or ray")
+    check_backend(backend)
     names = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     if not (data or preset or settings):
         raise CorrKDError(NOTHING_NAMED)
@@ -594,7 +598,7 @@ def compare(
         plan,
         out,
         overwrite=overwrite,
-        backend=backend,  # type: ignore[arg-type]
+        backend=check_backend(backend),
         address=address,
         reported=reported,
         reporter=Reporter(),
@@ -658,6 +662,8 @@ def features(
         str, typer.Option("--device", help="Where models of the hub compute: auto, cpu or cuda.")
     ] = "auto",
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Clips at once, a process each; changes no result.")] = 1,
+    backend: BackendOption = "joblib",
+    address: AddressOption = None,
     max_seconds: Annotated[float, typer.Option(min=0.1, help="Longer recordings are refused.")] = 4 * 3600.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
@@ -669,7 +675,9 @@ def features(
     from corrkd.media.folder import FolderExtraction, check_output, summary
     from corrkd.media.labels import ClipRow, list_clips
     from corrkd.parsing import refusing
+    from corrkd.workers import check_backend
 
+    check_backend(backend)
     check_output(out, overwrite=overwrite)
     with refusing("settings of features", "not what is allowed"):
         settings = FeatureSettings(
@@ -690,12 +698,12 @@ def features(
         reporter.say(line)
     with reporter.task("features", total, total - waiting, remaining=True) as task:
 
-        def on_clip(clip: ClipRow, error: str) -> None:
-            if error:
+        def on_clip(clip: ClipRow, error: str | None) -> None:
+            if error is not None:
                 reporter.say(f"left out: {error}")
-            task.step(note=clip.name or clip.id)
+            task.step(note=clip.title)
 
-        done = work.run(jobs=jobs, on_clip=on_clip)
+        done = work.run(jobs=jobs, backend=check_backend(backend), address=address, on_clip=on_clip)
     print(f"{out}: {summary(done, work.made)}")
     if done.failures:
         raise typer.Exit(1)

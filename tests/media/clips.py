@@ -15,6 +15,10 @@ from PIL import Image
 Picture = npt.NDArray[np.uint8]
 
 RATE = 16_000
+AUDIO_CODECS = {
+    **dict.fromkeys((".wav", ".mkv", ".avi"), "pcm_s16le"),
+    **{".flac": "flac", ".mp3": "libmp3lame", ".ogg": "libopus", ".webm": "libopus"},
+}
 SIZE = (240, 320)  # height and width of made pictures
 
 
@@ -67,12 +71,12 @@ def write_clip(
         sound_from: second at which the sound begins.
         more_pictures: of a second stream of video.
     """
-    audio_codec = {".wav": "pcm_s16le", ".flac": "flac", ".mkv": "pcm_s16le"}.get(path.suffix, "aac")
+    audio_codec = AUDIO_CODECS.get(path.suffix, "aac")
     with av.open(str(path), "w") as container:
         streams = []
         for shown in (pictures, more_pictures):
             if len(shown):
-                stream = container.add_stream("mpeg4", rate=rate)
+                stream = container.add_stream("libvpx" if path.suffix == ".webm" else "mpeg4", rate=rate)
                 stream.height, stream.width = shown[0].shape[:2]
                 stream.pix_fmt, stream.bit_rate = "yuv420p", 2_000_000
                 if times is not None:

@@ -134,6 +134,17 @@ def test_distances_stay_while_the_head_moves_and_tilts() -> None:
     assert abs(np.degrees(first["yaw"])) < 15
 
 
+@pytest.mark.parametrize("angle", [-90, -80, 45, 90])
+def test_roll_is_that_of_the_picture_also_of_a_face_on_its_side(angle: int) -> None:
+    upright, turned = faces([with_face(), with_face(angle=angle)])
+    assert upright is not None
+    assert turned is not None
+    first, second = (dict(zip(FaceMesh.columns, measured(face), strict=True)) for face in (upright, turned))
+    assert np.degrees(second["roll"] - first["roll"]) == pytest.approx(angle, abs=2)
+    assert np.degrees(second["pitch"] - first["pitch"]) == pytest.approx(0, abs=4)
+    assert abs(np.degrees(turned.square.angle) + angle - np.degrees(upright.square.angle)) < 8
+
+
 def test_procrustes_gives_back_how_a_face_was_turned() -> None:
     vertices = networks().vertices
     angle = np.radians(25)

@@ -128,6 +128,16 @@ def card_of(
             "labels": {
                 s: {c: 20 + 3 * i for i, c in enumerate(questions or classes)} for s in ("train", "valid", "test")
             },
+            "missing_frames": {
+                modalities[-1]: {
+                    "train": {
+                        "frames": 2400,
+                        "missing": 600,
+                        "reasons": {"no <b>face</b> | none": 450, "stream over": 30},
+                    },
+                    "test": {"frames": 480, "missing": 0},
+                }
+            },
         },
         "target": {
             "name": "tertiles",

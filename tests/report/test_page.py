@@ -332,3 +332,19 @@ def test_a_fourth_method_has_its_row(tmp_path: Path) -> None:
     text = (out / "tables" / "inter-modality-weighted-f1.csv").read_text()
     rows = [line.split(",")[1] for line in text.splitlines()[1:]]
     assert rows[1:5] == ["Teacher", "No-distillation control", "Late fusion", "CorrKD student"]
+
+
+def test_missing_frames_are_shown_with_their_reasons(reported: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(reported / "tables" / "missing-frames.csv", dtype=str, keep_default_na=False)
+    assert table["Modality, split"].tolist() == ["vision, train", "vision, test"]
+    assert table["Frames"].tolist() == ["2400", "480"]
+    why = table["Of which, in % of all frames"].tolist()
+    assert why == ["no <b>face</b> | none 18.8, stream over 1.2, another reason 5.0", ""]
+    html, markdown = ((reported / f"report.{ending}").read_text("utf-8") for ending in ("html", "md"))
+    assert "no &lt;b&gt;face&lt;/b&gt; | none 18.8" in html
+    assert "<b>face" not in html
+    assert "none 18.8" in markdown
+    folder = write_fake_run(tmp_path / "run", samples=5, seeds=(0,))
+    card = json.loads((folder / DATASET / "run.json").read_text())["dataset"]
+    edit_card(folder, dataset={**card, "missing_frames": {}})
+    assert not opened(folder).card.dataset.missing_frames

@@ -116,6 +116,8 @@ def _tensors(name: str, split: Split) -> Iterator[_Tensor]:
         yield _Tensor(f"{name}/present/{m}", "BOOL", split.present[m])
         if m in split.frame_ids:
             yield _Tensor(f"{name}/frame_ids/{m}", "I64", split.frame_ids[m])
+        if m in split.missing_reasons:
+            yield _Tensor(f"{name}/missing_reasons/{m}", "U8", _json_bytes(split.missing_reasons[m]))
     for key, dtype, values in (
         ("scores", "F64", split.scores),
         ("labels", "I64", split.labels),

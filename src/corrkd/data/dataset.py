@@ -45,6 +45,8 @@ class Split:
         order: (N,) position within the sample's video or session, or None where unknown.
         frame_ids: per modality (N, T_m) integers: which frame of its recording (its video, else its session) a frame is, so that the same
             frame in overlapping samples is known to be one. -1 in the padding. Modalities whose frames the data do not number are left out.
+        missing_reasons: per modality (N,) strings: why frames of the sample are missing, as "no face 12, video stream over 3", "" where
+            none is. Modalities of which the data do not say are left out.
     """
 
     frames: Mapping[str, FloatArray]
@@ -56,6 +58,7 @@ class Split:
     groups: Mapping[str, StrArray] = field(default_factory=dict)
     order: IntArray | None = None
     frame_ids: Mapping[str, IntArray] = field(default_factory=dict)
+    missing_reasons: Mapping[str, StrArray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -85,6 +88,7 @@ class Split:
             groups={g: x[rows] for g, x in self.groups.items()},
             order=None if self.order is None else self.order[rows],
             frame_ids={m: x[rows] for m, x in self.frame_ids.items()},
+            missing_reasons={m: x[rows] for m, x in self.missing_reasons.items()},
         )
 
 
@@ -192,6 +196,9 @@ def check_split(name: str, split: Split, *, targets: bool = True, trains: bool =
             raise CorrKDError(
                 f"{where}: frame_ids are {ids.dtype} of shape {ids.shape}, expected integers of {frames.shape[:2]}"
             )
+        reasons = split.missing_reasons.get(modality)
+        if reasons is not None and reasons.shape != (count,):
+            raise CorrKDError(f"{where}: {len(reasons)} texts of missing_reasons for {count} samples; give one each")
         if trains and not split.present[modality].any():
             raise CorrKDError(f"{where}: no frame of it is present in any sample; leave the modality out")
     if targets and split.scores is None and split.labels is None:

@@ -49,8 +49,9 @@ def with_modalities(
 
     def chosen(split: Split) -> Split:
         parts = {name: {m: getattr(split, name)[m] for m in modalities} for name in ("frames", "lengths", "present")}
-        frame_ids = {m: split.frame_ids[m] for m in modalities if m in split.frame_ids}
-        return Split(**{**split.__dict__, **parts, "frame_ids": frame_ids})
+        for name in ("frame_ids", "missing_reasons"):  # which not all modalities have
+            parts[name] = {m: values for m, values in getattr(split, name).items() if m in modalities}
+        return Split(**{**split.__dict__, **parts})
 
     return MultimodalDataset(
         **{**dataset.__dict__, "splits": {name: chosen(split) for name, split in dataset.splits.items()}}

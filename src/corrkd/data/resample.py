@@ -160,6 +160,11 @@ def _joined(one: Split, other: Split) -> Split:
         groups={g: np.concatenate([x, other.groups[g]]) for g, x in one.groups.items() if g in other.groups},
         order=_both(one.order, other.order),
         frame_ids={m: padded_ids(m) for m in one.frame_ids if m in other.frame_ids},
+        missing_reasons={
+            m: np.concatenate([x, other.missing_reasons[m]])
+            for m, x in one.missing_reasons.items()
+            if m in other.missing_reasons
+        },
     )
 
 

@@ -11,8 +11,9 @@ import pandas as pd
 import torch
 
 from corrkd._version import __version__
-from corrkd.data.dataset import SPLITS
+from corrkd.data.dataset import SPLITS, MultimodalDataset
 from corrkd.data.load import sha256_of
+from corrkd.data.missing_reasons import counted_reasons
 from corrkd.data.resample import CALIBRATION, dependence_groups
 from corrkd.experiment.arm import TEACHER, Arm
 from corrkd.experiment.budget import with_epochs
@@ -20,7 +21,7 @@ from corrkd.experiment.experiment import SYNTHETIC, Experiment
 from corrkd.experiment.plan import DatasetPlan
 from corrkd.experiment.settings import Line, Settings, TeacherSettings
 from corrkd.parsing import refusing
-from corrkd.report.run_folder import FORMAT, Card
+from corrkd.report.run_folder import FORMAT, MOST_REASONS, Card
 
 
 def run_card(experiment: Experiment, part: DatasetPlan, arms: Sequence[Arm], search: str) -> Card:
@@ -52,6 +53,7 @@ def run_card(experiment: Experiment, part: DatasetPlan, arms: Sequence[Arm], sea
             "splits": {name: len(first.targets(name)) for name in dataset.splits},
             "labels": {name: target.histogram(first.targets(name)) for name in dataset.splits},
             "missing_rule": dict(dataset.missing_rule),
+            "missing_frames": missing_frames(dataset),
         },
         "target": target.to_json(),
         "split": experiment.settings.evaluation.split,
@@ -79,6 +81,23 @@ def run_card(experiment: Experiment, part: DatasetPlan, arms: Sequence[Arm], sea
     }
     with refusing(f"dataset {dataset.name}", "cannot be recorded in run.json"):
         return Card.model_validate(tree)
+
+
+def missing_frames(dataset: MultimodalDataset) -> dict[str, dict[str, Any]]:
+    """Return by modality and split how many frames there are, are missing, and why; {} of data that do not say why."""
+    return {
+        m: {
+            name: {
+                "frames": int(split.lengths[m].sum()),
+                "missing": int(split.lengths[m].sum() - split.present[m].sum()),
+                "reasons": dict(counted_reasons(split.missing_reasons[m].tolist()).most_common(MOST_REASONS)),
+            }
+            for name, split in dataset.splits.items()
+            if m in split.missing_reasons
+        }
+        for m in dataset.modalities
+        if any(m in split.missing_reasons for split in dataset.splits.values())
+    }
 
 
 def prediction_sets(experiment: Experiment) -> dict[str, float] | None:

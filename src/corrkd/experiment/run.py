@@ -25,7 +25,7 @@ from corrkd.experiment.plan import DatasetPlan, Plan, arms_of, plan_of_run, read
 from corrkd.experiment.processes import is_first_process, wait_for_all, world_size
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.references import references
-from corrkd.experiment.runner import Backend, Failure, run_jobs
+from corrkd.experiment.runner import Failure, run_jobs
 from corrkd.experiment.scaling import Unscaled, scaled
 from corrkd.experiment.settings import ArmSettings, Settings, load_settings
 from corrkd.experiment.stages import check_tested, make_method, read_table, write_table
@@ -47,6 +47,7 @@ from corrkd.parsing import check_digest, read_json, refusing
 from corrkd.report.report import write_report
 from corrkd.report.reported import read_reported
 from corrkd.report.run_folder import open_datasets
+from corrkd.workers import Backend
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,17 @@
-"""The runner: jobs in this process, in worker processes that are reused, or on a Ray cluster. A job starts when what it needs is there."""
+"""The runner: jobs in this process or in workers, of this machine or of a Ray cluster. A job starts when what it needs is there."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, Literal
 
-from joblib.externals.loky import get_reusable_executor
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
@@ -27,11 +25,7 @@ from corrkd.experiment.processes import world_size
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.settings import Settings
 from corrkd.files import make_folder, open_no_link
-from corrkd.workers import end_with_parent
-
-Backend = Literal["joblib", "ray"]
-Submit = Callable[[Job], "Future[str | None]"]
-IDLE_SECONDS = 600  # after which a worker without a job ends, and with it the dataset that it holds
+from corrkd.workers import Backend, Submit, each_done, workers
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,7 @@ def run_jobs(
     if backend == "joblib" and (at_once == 1 or world_size() > 1):
         return _one_by_one(jobs, experiments, reporter)
     failures: list[Failure] = []
-    with _workers(backend, address, at_once) as submit, watched(jobs, failures, reporter):
+    with workers(work, at_once, backend=backend, address=address) as submit, watched(jobs, failures, reporter):
         _schedule(jobs, submit, at_once, failures)
     return failures
 
@@ -107,80 +101,23 @@ def _unmet(job: Job, failures: Sequence[Failure]) -> str | None:
     return None
 
 
-def _schedule(jobs: Sequence[Job], submit: Submit, at_once: int, failures: list[Failure]) -> None:
-    """Submit each job when what it needs is done, and collect failures.
+def _schedule(jobs: Sequence[Job], submit: Submit[Job], at_once: int, failures: list[Failure]) -> None:
+    """Submit each job when what it needs is done, and collect failures."""
 
-    When a worker is killed, nobody can tell by which of the jobs under way: each of them is tried again alone, before all others.
-    """
+    def begun(job: Job) -> Future[str | None]:
+        if (error := _unmet(job, failures)) is None:
+            return submit(job)
+        ended: Future[str | None] = Future()
+        ended.set_result(error)
+        return ended
+
+    def can_begin(job: Job, undone: Sequence[Job]) -> bool:
+        return {other.key for other in undone}.isdisjoint(job.needs)
+
     waiting = [job for job in ordered(jobs) if not job.done]
-    suspects: list[Job] = []
-    running: dict[Future[str | None], Job] = {}
-    alone = False
-    while waiting or suspects or running:
-        for job in list(waiting):
-            if (error := _unmet(job, failures)) is not None:
-                waiting.remove(job)
-                failures.append(Failure(job, error))
-        alone = bool(suspects) or (alone and bool(running))
-        undone = {job.key for job in (*waiting, *suspects, *running.values())}
-        ready = suspects or [job for job in waiting if undone.isdisjoint(job.needs)]
-        for job in ready[: max(0, (1 if alone else at_once) - len(running))]:
-            (suspects if job in suspects else waiting).remove(job)
-            running[submit(job)] = job
-        broken = []
-        ended = wait(running, return_when=FIRST_COMPLETED).done if running else set()
-        for future in [future for future in running if future in ended]:  # in the order of their start
-            job = running.pop(future)
-            try:
-                error = future.result()
-            except BrokenExecutor:
-                broken.append(job)
-                continue
-            except Exception as failure:  # of the cluster, or a result that cannot be sent
-                error = f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
-            if error is not None:
-                failures.append(Failure(job, error))
-        if broken:
-            broken += running.values()
-            running.clear()
-            if len(broken) == 1:
-                failures.append(Failure(broken[0], "its process was killed; it may have run out of memory"))
-            else:
-                suspects += broken
-
-
-@contextmanager
-def _workers(backend: Backend, address: str | None, at_once: int) -> Iterator[Submit]:
-    """A function that hands a job to a worker."""
-    if backend == "ray":
-        with _ray(address) as submit:
-            yield submit
-        return
-
-    def executor() -> Any:  # a new one, where the last was broken
-        return get_reusable_executor(max_workers=at_once, timeout=IDLE_SECONDS, initializer=end_with_parent)
-
-    try:
-        yield lambda job: executor().submit(work, job)
-    finally:
-        executor().shutdown(wait=True, kill_workers=True)
-
-
-@contextmanager
-def _ray(address: str | None) -> Iterator[Submit]:
-    try:
-        import ray
-    except ImportError:
-        raise CorrKDError("--backend ray needs Ray: pip install 'corrkd[cluster]'") from None
-    try:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise CorrKDError(f"--address {address}: no Ray cluster there: {' '.join(str(error).split())}") from None
-    try:
-        remote = ray.remote(work)
-        yield lambda job: remote.remote(job).future()
-    finally:
-        ray.shutdown()
+    for index, error in each_done(waiting, begun, at_once, can_begin):
+        if error is not None:
+            failures.append(Failure(waiting[index], error))
 
 
 def work(job: Job) -> str | None:

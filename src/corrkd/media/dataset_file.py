@@ -10,8 +10,9 @@ import h5py
 import numpy as np
 
 from corrkd.data.groups import GROUPS
+from corrkd.data.missing_reasons import reasons_text
 from corrkd.data.readers.arrays import EXTRACTORS
-from corrkd.data.readers.names import LENGTHS, PRESENT, in_usual_order
+from corrkd.data.readers.names import LENGTHS, MISSING_REASONS, PRESENT, in_usual_order
 from corrkd.files import replacing
 from corrkd.media.extractors.base import Frames
 from corrkd.media.features import Description
@@ -47,14 +48,17 @@ def write_dataset(
         for column in columns:
             file[_array_name(column)] = _column(column, [clip.facts.get(column, "") for clip in clips])
         arrays = {m: _frame_arrays(file, m, len(clips), max(lengths[m]), made) for m in modalities}
+        reasons: dict[str, list[str]] = {m: [] for m in modalities}
         for index in range(len(clips)):
             frames = load(index)
             for m, (values, present) in arrays.items():
                 count = len(frames[m].present)
                 values[index, :count] = frames[m].values
                 present[index, :count] = frames[m].present
+                reasons[m].append(reasons_text(frames[m].missing))
         for m in modalities:
             file[f"{m}{LENGTHS}"] = np.array(lengths[m], np.int64)
+            file[f"{m}{MISSING_REASONS}"] = _strings(reasons[m])
 
 
 def _frame_arrays(

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,12 +33,30 @@ from corrkd.media.features import ClipFeatures, Description, FeatureSettings, de
 from corrkd.media.labels import ClipList, ClipRow, check_clip
 from corrkd.media.transcripts import transcript_file
 from corrkd.parsing import CONTENT_ERRORS, parse_json
-from corrkd.workers import KILLED, in_processes
+from corrkd.workers import KILLED, Backend, each_done, workers
 
 ENDING = ".h5"
 ABOUT = "about"
-OnClip = Callable[[ClipRow, str], None]
-"""Called after each clip, with the error's line or ""."""
+SEEN_AFTER = 90.0  # seconds after which a file that another machine wrote is seen here; network file systems remember what was absent
+OnClip = Callable[[ClipRow, str | None], None]
+"""Called after each clip, with the error's line, None where there is none."""
+
+
+@dataclass(frozen=True)
+class ClipTask:
+    """A clip to be extracted, by any process or machine that sees its files.
+
+    Attributes:
+        clip: with an absolute path.
+        file: of its features.
+        settings: what is made of it.
+        made: what makes it where the command runs.
+    """
+
+    clip: ClipRow
+    file: Path
+    settings: FeatureSettings
+    made: Description
 
 
 @dataclass
@@ -108,28 +128,39 @@ class FolderExtraction:
                 first.setdefault(file, index)
         return list(first.values())
 
-    def run(self, *, jobs: int = 1, on_clip: OnClip | None = None) -> Extracted:
+    def run(
+        self,
+        *,
+        jobs: int = 1,
+        backend: Backend = "joblib",
+        address: str | None = None,
+        on_clip: OnClip | None = None,
+    ) -> Extracted:
         """Extract what is still to do, and write the file.
 
         Args:
             jobs: clips at once, a process each; changes no result.
+            backend: "joblib": on this machine; "ray": on a cluster, whose machines share the clips and the output's folder.
+            address: of the cluster; None: a Ray of this machine's own.
             on_clip: called as clips are done.
 
         Raises:
-            CorrKDError: no clip can be read, or a file cannot be written.
+            CorrKDError: no clip can be read, a file cannot be written, or there is no cluster.
         """
         with exclusive(self.cache, f"{self.out}: another process is extracting it; wait for it or choose another file"):
             remove_parts(self.cache)
             waiting = self.waiting
             cached = sum(file is not None for file in self.files) - len(waiting)
             errors: dict[Path | None, str] = {}
-            for index, error in self._results(waiting, jobs):
-                errors[self.files[index]] = error
+            for index, error in self._results(waiting, jobs, backend, address):
+                if error is not None:
+                    errors[self.files[index]] = error
                 if on_clip is not None:
                     on_clip(self.clips.rows[index], error)
+            errors |= self._unseen([self.files[index] for index in waiting if self.files[index] not in errors])
             for clip, file in zip(self.clips.rows, self.files, strict=True):  # several clips may have one content
-                if errors.get(file):
-                    self.failures[clip.name or clip.id] = errors[file]
+                if file in errors:
+                    self.failures[clip.title] = errors[file]
             return self._written(cached)
 
     def _file_of(self, clip: ClipRow) -> Path | None:
@@ -138,24 +169,45 @@ class FolderExtraction:
             key = _key(clip, self.settings, json.dumps(self.made.model_dump(mode="json"), sort_keys=True))
         except (CorrKDError, OSError) as error:
             strerror = getattr(error, "strerror", None)
-            self.failures[clip.name or clip.id] = f"{clip.name}: {strerror}" if strerror else str(error)
+            self.failures[clip.title] = f"{clip.name}: {strerror}" if strerror else str(error)
             return None
         return self.cache / f"{key}.npz"
 
-    def _results(self, waiting: Sequence[int], jobs: int) -> Iterator[tuple[int, str]]:
-        """Yield the index of each clip that was to do with its error's line, "" where there is none, as they are done."""
-        tasks = [(self.clips.rows[i], self.files[i], self.settings) for i in waiting]
-        if jobs == 1 or len(tasks) < 2:
+    def _results(
+        self, waiting: Sequence[int], jobs: int, backend: Backend, address: str | None
+    ) -> Iterator[tuple[int, str | None]]:
+        """Yield the index of each clip that was to do with its error's line, None where there is none, as they are done."""
+        tasks = [self._task(index) for index in waiting]
+        if not tasks or (backend == "joblib" and (jobs == 1 or len(tasks) == 1)):
             yield from ((i, _extract_to(task)) for i, task in zip(waiting, tasks, strict=True))
             return
-        for number, error in in_processes(tasks, _extract_to, jobs):
-            name = tasks[number][0].name or tasks[number][0].id
-            yield waiting[number], f"{name}: {error}" if error == KILLED else error
+        work = _extract_to if backend == "joblib" else _extract_on_cluster
+        gpus = 1 if self.settings.device.startswith("cuda") else 0
+        with workers(work, jobs, backend=backend, address=address, gpus=gpus) as submit:
+            for number, error in each_done(tasks, submit, jobs):
+                yield waiting[number], f"{tasks[number].clip.title}: {error}" if error == KILLED else error
+
+    def _task(self, index: int) -> ClipTask:
+        clip, file = self.clips.rows[index], self.files[index]
+        assert file is not None, "a clip that is waiting has a file"
+        path = None if clip.path is None else clip.path.absolute()  # a worker may run in another folder
+        return ClipTask(replace(clip, path=path), file.absolute(), self.settings, self.made)
+
+    def _unseen(self, files: Sequence[Path | None]) -> dict[Path | None, str]:
+        """Return an error's line for each file that a worker wrote and that does not appear here."""
+        deadline = time.monotonic() + SEEN_AFTER
+        while (unseen := [file for file in files if file and not file.exists()]) and time.monotonic() < deadline:
+            time.sleep(1)
+        clips = {self.files[index]: clip for index, clip in enumerate(self.clips.rows)}
+        return {
+            file: f"{clips[file].title}: extracted, but its features are not in {self.cache}; give an --out that all machines share"
+            for file in unseen
+        }
 
     def _written(self, cached: int) -> Extracted:
         """Write the file from those of the clips, and the list of failures."""
         kept = [index for index, file in enumerate(self.files) if file is not None and file.exists()]
-        names = [clip.name or clip.id for clip in self.clips.rows]
+        names = [clip.title for clip in self.clips.rows]
         self.failures = {name: self.failures[name] for name in names if name in self.failures}
         failed = _write_failures(self.out, self.failures)
         if not kept:
@@ -208,21 +260,32 @@ def _key(clip: ClipRow, settings: FeatureSettings, made: str) -> str:
     return digest.hexdigest()[:40]
 
 
-def _extract_to(task: tuple[ClipRow, Path | None, FeatureSettings]) -> str:
-    """Extract a clip into its file. Returns an error's line, "" where there is none."""
-    clip, file, settings = task
-    assert file is not None, "a clip that is waiting has a file"
+def _extract_on_cluster(task: ClipTask) -> str | None:
+    """Extract a clip on a machine that may have other versions than the one where the command runs."""
+    where = f"{task.clip.title}: the machine {platform.node()} of the cluster"
     try:
-        features = extract(clip.path, settings, clip.text)
+        made = describe(task.settings)
+    except CorrKDError as error:
+        return f"{where}: {error}"
+    if made == task.made:
+        return _extract_to(task)
+    here, there = made.libraries, task.made.libraries
+    different = [f"{name} {here.get(name)}, not {there[name]}" for name in there if here.get(name) != there[name]]
+    return f"{where} has {', '.join(different) or 'other extractors'}; install the same everywhere"
+
+
+def _extract_to(task: ClipTask) -> str | None:
+    """Extract a clip into its file. Returns an error's line, None where there is none."""
+    clip = task.clip
+    try:
+        features = extract(clip.path, task.settings, clip.text)
     except CorrKDError as error:
         return str(error)
     except CONTENT_ERRORS as error:  # of a library, on contents that nobody foresaw
         reason = (str(error).splitlines() or [""])[0][:120]
-        return str(
-            CorrKDError(f"{clip.name or clip.id}: cannot be read ({type(error).__name__}: {reason}); leave it out")
-        )
-    save_clip(file, features)
-    return ""
+        return str(CorrKDError(f"{clip.title}: cannot be read ({type(error).__name__}: {reason}); leave it out"))
+    save_clip(task.file, features)
+    return None
 
 
 def _write_failures(out: Path, failures: Mapping[str, str]) -> Path | None:

@@ -44,6 +44,11 @@ class ClipRow:
     text: str
     facts: Mapping[str, str]
 
+    @property
+    def title(self) -> str:
+        """What lines about the clip call it."""
+        return self.name or self.id
+
 
 @dataclass(frozen=True)
 class ClipList:

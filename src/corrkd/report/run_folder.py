@@ -58,6 +58,7 @@ Digest = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
 ConditionName = Annotated[str, Field(max_length=MOST_MODALITIES * (LONGEST_LABEL + 1))]  # language+audio
 Number = Annotated[int, Field(ge=0, lt=2**63)]
 MOST_SPLITS, MOST_CONDITIONS, MOST_ARMS, MOST_SEEDS = 10, 10_000, 1_000, 10_000
+MOST_REASONS = 20  # for which frames of a modality are missing
 
 
 class _Bounded(BaseModel):
@@ -71,8 +72,18 @@ class ModalityCard(_Bounded):
     frames: Size
 
 
+class MissingFramesCard(_Bounded):
+    """Frames of a modality in a split: all, those that are missing in the data, and of these how many for which reason."""
+
+    frames: Number
+    missing: Number
+    reasons: Annotated[dict[Text, Number], Field(max_length=MOST_REASONS)] = Field(default_factory=dict)
+
+
 class DatasetCard(_Bounded):
-    """What the run was trained and tested on. `labels`: per split, samples by class (or "yes" answers by question)."""
+    """What the run was trained and tested on. `labels`: per split, samples by class (or "yes" answers by question); `missing_frames`: by
+    modality and split, of data that say why frames are missing.
+    """
 
     name: Text
     layout: Text = ""
@@ -83,6 +94,10 @@ class DatasetCard(_Bounded):
         dict[Label, Annotated[dict[Label, Number], Field(max_length=MOST_CLASSES)]], Field(max_length=MOST_SPLITS)
     ] = Field(default_factory=dict)
     missing_rule: Annotated[dict[Label, Text], Field(max_length=MOST_MODALITIES)] = Field(default_factory=dict)
+    missing_frames: Annotated[
+        dict[Label, Annotated[dict[Label, MissingFramesCard], Field(max_length=MOST_SPLITS)]],
+        Field(max_length=MOST_MODALITIES),
+    ] = Field(default_factory=dict)
 
 
 def _target(values: Any) -> Target:

@@ -49,8 +49,9 @@ def dataset_sections(
     ]
     curves = [part(curves_of, run, family, methods) for family, methods in arm_tables.curve_families(run).items()]
     others = [part(tables.others, run, "weighted_f1", main)] if tables.other_headings(run) else []
+    missing = [part(tables.missing_frames, run)] if run.card.dataset.missing_frames else []
     sections = [
-        Section("Data", [data_line(run), *protocol, part(tables.data, run)]),
+        Section("Data", [data_line(run), *protocol, part(tables.data, run), *missing]),
         Section("Missing modalities", inter),
         *_against_reference(analysis),
         Section("Missing frames", [*curves, part(tables.by_ratio, run, main), *others]),

@@ -415,6 +415,23 @@ def data(run: RunFolder) -> Table:
     return Table("data", f"Samples in each split, and {what}.", "Split", {"": frame.where(frame.notna(), None)})
 
 
+def missing_frames(run: RunFolder) -> Table:
+    """Share of the frames of each modality that are missing in each split, and why."""
+    rows: dict[str, dict[str, object]] = {}
+    for m, splits in run.card.dataset.missing_frames.items():
+        for split, count in splits.items():
+            reasons = {**count.reasons, "another reason": count.missing - sum(count.reasons.values())}
+            percent = {reason: 100 * n / max(1, count.frames) for reason, n in reasons.items() if n > 0}
+            rows[f"{m}, {split}"] = {
+                "Frames": count.frames,
+                "Missing %": Cell(100 * count.missing / max(1, count.frames)),
+                "Of which, in % of all frames": ", ".join(f"{reason} {share:.1f}" for reason, share in percent.items()),
+            }
+    caption = "Frames of the recordings that are missing before anything is dropped, and why."
+    frame = pd.DataFrame.from_dict(rows, orient="index").astype(object)
+    return Table("missing-frames", caption, "Modality, split", {"": frame}, digits=1)
+
+
 def shown_conditions(run: RunFolder) -> list[str]:
     """Complete, and the single modality with which the reference's mean weighted F1 is lowest (of equals the first)."""
     values = seed_values(run, "weighted_f1")

@@ -14,6 +14,7 @@
     person, speaker, session, video   (N,) groups
     order                         (N,) position within the video or session
     <modality>_frame_ids, frame_ids   (N, T) integers: which frame of the video or session a frame is, where samples overlap
+    <modality>_missing_reasons    (N,) strings: why frames are missing, as "no face 12, video stream over 3"
     class_names, question_names   strings, not N of them
     <labels>_names                (Q,) names of the columns of further labels
 
@@ -36,6 +37,7 @@ from corrkd.data.readers.labels import columns_of
 from corrkd.data.readers.names import (
     FRAME_IDS,
     LENGTHS,
+    MISSING_REASONS,
     PRESENT,
     SPLIT_NAMES,
     feature_candidates,
@@ -56,6 +58,7 @@ LABELS = ("labels", "label")
 IDS = ("ids", "id")
 PER_SAMPLE = (*IDS, *GROUPS, "split", "order")  # one value a sample
 EXTRACTORS = "extractors"  # what made the features, as JSON
+COMPANIONS = (LENGTHS, PRESENT, FRAME_IDS, MISSING_REASONS)
 RESERVED = {*SCORES, *LABELS, *PER_SAMPLE, "lengths", "frame_ids", "class_names", "question_names", EXTRACTORS}
 NAMES = "_names"  # follows a label array's name
 ONE_HOT = "{key}: every row has a single 1 and is read as yes/no answers, a question each; if they are classes, save {key}.argmax(1)"
@@ -163,7 +166,7 @@ def _raw_split(name: str, arrays: Mapping[str, Any], options: ReadOptions) -> tu
     _check_lengths_of_arrays(name, arrays, list(names), count)
     columns = _label_columns(arrays, count)
     scores, labels, notes = _usual_labels(name, arrays, count)
-    used = {*RESERVED, *names, *(f"{key}{what}" for key in names for what in (LENGTHS, PRESENT, FRAME_IDS))}
+    used = {*RESERVED, *names, *(f"{key}{what}" for key in names for what in COMPANIONS)}
     used |= {full.partition(".")[0] for full in columns} | {key for key in arrays if key.endswith(NAMES)}
     left_out = sorted(set(arrays) - used) + unreadable
     notes += [f"left out: {', '.join(left_out)}"] if left_out else []
@@ -178,13 +181,16 @@ def _raw_split(name: str, arrays: Mapping[str, Any], options: ReadOptions) -> tu
         groups={g: strings(arrays[g], f"{name}: {g}") for g in GROUPS if g in arrays},
         order=arrays.get("order"),
         frame_ids=_companion(arrays, keys, FRAME_IDS),
+        missing_reasons={
+            m: arrays[f"{key}{MISSING_REASONS}"] for m, key in keys.items() if f"{key}{MISSING_REASONS}" in arrays
+        },
     )
     return raw, notes
 
 
 def _companions(arrays: Mapping[str, Array]) -> set[str]:
     """Names that say something of another array."""
-    return {key for key in arrays if key.endswith((LENGTHS, PRESENT, FRAME_IDS, NAMES))}
+    return {key for key in arrays if key.endswith((*COMPANIONS, NAMES))}
 
 
 def _count(name: str, arrays: Mapping[str, Array], options: ReadOptions) -> int:
@@ -217,7 +223,7 @@ def _count(name: str, arrays: Mapping[str, Array], options: ReadOptions) -> int:
 
 def _check_lengths_of_arrays(name: str, arrays: Mapping[str, Array], features: Iterable[str], count: int) -> None:
     """Raise CorrKDError where an array that has one value or row a sample has another number of them."""
-    companions = [f"{key}{what}" for key in features for what in (LENGTHS, PRESENT, FRAME_IDS)]
+    companions = [f"{key}{what}" for key in features for what in COMPANIONS]
     for key in (*SCORES, *LABELS, *PER_SAMPLE, "lengths", "frame_ids", *companions):
         if key in arrays and (arrays[key].ndim == 0 or len(arrays[key]) != count):
             raise CorrKDError(

@@ -25,7 +25,7 @@ from corrkd.data.dataset import (
 )
 from corrkd.data.readers.labels import LabelFacts, settle_labels
 from corrkd.data.readers.lengths import ALIGNED, find_lengths, occupied_frames
-from corrkd.data.readers.names import in_usual_order
+from corrkd.data.readers.names import MISSING_REASONS, in_usual_order
 from corrkd.data.readers.options import ReadOptions
 from corrkd.data.readers.raw import Array, RawSplit
 from corrkd.data.readers.values import clean, column, integers, strings
@@ -372,6 +372,7 @@ def _split(
         groups=groups,
         order=order,
         frame_ids=frame_ids,
+        missing_reasons={m: strings(x, f"{where}: {m}{MISSING_REASONS}") for m, x in part.missing_reasons.items()},
     )
 
 

@@ -3,8 +3,9 @@
 Tensors `<split>/frames/<modality>` float32 (N, T, d), `<split>/lengths/<modality>` int64 (N,), `<split>/present/<modality>` bool (N, T),
 `<split>/frame_ids/<modality>` int64 (N, T) where frames are numbered,
 `<split>/scores` float64, `<split>/labels` int64, `<split>/order` int64, and strings as UTF-8 JSON lists in uint8:
-`<split>/ids`, `<split>/groups/<name>`. What concerns the whole dataset is JSON in the header's metadata under `corrkd`; its
-`sha256` is the digest of the contents, which conversion takes while it writes: opening stays cheap, and trusts it.
+`<split>/ids`, `<split>/groups/<name>`, `<split>/missing_reasons/<modality>`. What concerns the whole dataset is JSON in the header's
+metadata under `corrkd`; its `sha256` is the digest of the contents, which conversion takes while it writes: opening stays cheap, and
+trusts it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 # What each tensor is, by the part of its name after the split's.
 TYPES = {
     **{"frames": "F32", "lengths": "I64", "present": "BOOL", "frame_ids": "I64", "scores": "F64", "labels": "I64"},
-    **{"order": "I64", "ids": "U8", "groups": "U8"},
+    **{"order": "I64", "ids": "U8", "groups": "U8", "missing_reasons": "U8"},
 }
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Names = Annotated[list[Name], Field(max_length=1000)]
@@ -186,6 +187,9 @@ def _split(tensors: dict[str, Array], name: str, modalities: list[str]) -> Split
         groups={key.removeprefix(prefix): _strings(x) for key, x in tensors.items() if key.startswith(prefix)},
         order=small("order"),
         frame_ids={m: np.array(tensors[key]) for m in modalities if (key := f"{name}/frame_ids/{m}") in tensors},
+        missing_reasons={
+            m: _strings(tensors[key]) for m in modalities if (key := f"{name}/missing_reasons/{m}") in tensors
+        },
     )
 
 

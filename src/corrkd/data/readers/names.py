@@ -30,6 +30,7 @@ SPLIT_NAMES = {
     "test": "test",
 }
 LENGTHS, PRESENT, FRAME_IDS = "_lengths", "_present", "_frame_ids"  # what follows a modality's name
+MISSING_REASONS = "_missing_reasons"
 
 WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z][a-z0-9]*")
 

@@ -26,6 +26,7 @@ class RawSplit:
         scores, labels, groups, order: as in `Split`, unchecked; labels may be words.
         columns: what else the file has that can be the label, by name (readers/labels.py).
         frame_ids: per modality (N, T), only where the file numbers the frames of that modality.
+        missing_reasons: per modality (N,) strings, only where the file says why its frames are missing.
     """
 
     frames: dict[str, Array]
@@ -38,6 +39,7 @@ class RawSplit:
     groups: dict[str, Any] = field(default_factory=dict)
     order: Any = None
     frame_ids: dict[str, Any] = field(default_factory=dict)
+    missing_reasons: dict[str, Any] = field(default_factory=dict)
 
     def take(self, rows: IntArray) -> RawSplit:
         """Return the samples at `rows`. Only for a split whose values are all arrays."""
@@ -56,4 +58,5 @@ class RawSplit:
             groups=at(self.groups),
             order=None if self.order is None else self.order[rows],
             frame_ids=at(self.frame_ids),
+            missing_reasons=at(self.missing_reasons),
         )

@@ -63,7 +63,7 @@ class FaceMesh(Extractor):
     """Ten times a second: 34 distances in centimetres on a face of canonical size turned to the front, the head's pose, where it is."""
 
     name: ClassVar[str] = "facemesh"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     modality: ClassVar[str] = "vision"
     columns: tuple[str, ...] = (*DISTANCES, *POSE, *POSITION)
     libraries: ClassVar[tuple[str, ...]] = ("av", "numpy", "torch")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -33,8 +33,14 @@ GRIDS = ((16, 2), (8, 6))  # of the detector: cells a side, anchors a cell
 CERTAIN = 0.5  # score of a detection, and of the mesh that there is a face
 SAME_FACE = 0.3  # of a box: detections nearer than this are one face
 MARGIN = 1.5  # the mesh sees so much more than the box
+OUTER_EYES = [33, 263]  # points of the mesh: the corners of the right and the left eye
+# Degrees. The detector knows upright faces, and of one on its side it sees the eyes too level, by up to 15; in such a square the mesh turns
+# the face's roll by a quarter of that. So it looks again, as MediaPipe does from one picture to the next.
+TILTED = 3.0
 KEPT_FACE = 2.0  # so much larger or surer another face has to be to be taken instead of the last one
-BATCH = 16  # pictures that pass through the networks together
+BATCH = 8  # pictures that pass through the networks together: more of them leave a core's cache
+# What a step may write its result over: new memory of the steps before.
+OVERWRITABLE = {"add": ("convolution",), "relu": ("convolution", "add")}
 LOGIT = 100.0  # beyond it the exponential overflows
 
 
@@ -65,7 +71,7 @@ class Face:
 
 
 class ConvolutionGraph:
-    """A network as a list of operations.
+    """A network as a list of operations, on values whose channels lie last in memory.
 
     Args:
         graph: input, outputs and steps; values are numbered.
@@ -74,53 +80,87 @@ class ConvolutionGraph:
 
     def __init__(self, graph: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self._graph = graph
-        self._tensors = {
-            name: tensor.float().contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor.float()
-            for name, tensor in tensors.items()
-        }
+        self._tensors = {name: tensor.float() for name, tensor in tensors.items()}
         last: dict[int, int] = {i: number for number, step in enumerate(graph["steps"]) for i in step["inputs"]}
         self._unused_after = {  # so that memory is reused
             number: [i for i in step["inputs"] if last[i] == number and i not in graph["outputs"]]
             for number, step in enumerate(graph["steps"])
         }
+        kinds = {step["output"]: step["kind"] for step in graph["steps"]}
+        self._overwritten = {  # by a sum or a rectifier: a value that nothing else reads, and that is no other one under a second number
+            number: index
+            for number, step in enumerate(graph["steps"])
+            for index in self._unused_after[number]
+            if kinds.get(index) in OVERWRITABLE.get(step["kind"], ())
+        }
+        self._padding: dict[str, tuple[int, int]] = {}
+        for step in graph["steps"]:
+            if step["kind"] == "convolution":
+                self._prepare(step)
+
+    def _prepare(self, step: Mapping[str, Any]) -> None:
+        """Give a kernel the form in which it computes fastest; products with the zeros that are added to it change nothing."""
+        left, right, top, bottom = step["pad"]
+        name = f"{step['name']}.weight"
+        weight = self._tensors[name]
+        if weight.shape[2:] == (1, 1) and step["stride"] == [1, 1]:
+            self._tensors[name] = weight[:, :, 0, 0].t().contiguous()
+            return
+        # Unequal padding would copy the picture; a kernel that is larger by zeros pads both sides alike.
+        weight = functional.pad(weight, (right - left, 0, bottom - top, 0))
+        self._padding[step["name"]] = bottom, right
+        self._tensors[name] = weight.contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def __call__(self, pictures: Tensor) -> list[Tensor]:
         """Return the outputs for (N, 3, size, size)."""
         values = {self._graph["input"]: pictures.contiguous(memory_format=torch.channels_last)}
         for number, step in enumerate(self._graph["steps"]):
-            output = self._apply(step, [values[i] for i in step["inputs"]])
+            output = self._apply(
+                step, [values[i] for i in step["inputs"]], values.get(self._overwritten.get(number, -1))
+            )
             values[step["output"]] = functional.relu_(output) if step.get("activation") == "relu" else output
             for index in self._unused_after[number]:
                 values.pop(index, None)
         return [values[index] for index in self._graph["outputs"]]
 
-    def _apply(self, step: Mapping[str, Any], inputs: list[Tensor]) -> Tensor:
+    def _apply(self, step: Mapping[str, Any], inputs: list[Tensor], overwritten: Tensor | None) -> Tensor:
         kind, first = step["kind"], inputs[0]
         if kind == "convolution":
             return self._convolution(step, first)
         if kind == "prelu":
             return functional.prelu(first, self._tensors[f"{step['name']}.slope"])
         if kind == "relu":
-            return functional.relu(first)
+            return functional.relu(first) if overwritten is None else functional.relu_(first)
         if kind == "add":
-            return first + inputs[1]
+            return _sum(inputs, overwritten)
         if kind == "pool":
             return functional.max_pool2d(first, step["size"], step["stride"])
-        if kind == "pad":
-            return functional.pad(first, step["pad"])
+        if kind == "pad":  # of channels, for a sum with more of them: `_sum` takes fewer
+            return first
         if kind == "reshape":  # of what the original stores with the channels last
             return first.permute(0, 2, 3, 1).reshape(len(first), *step["shape"])
         return torch.cat(inputs, step["axis"])
 
     def _convolution(self, step: Mapping[str, Any], values: Tensor) -> Tensor:
-        left, right, top, bottom = step["pad"]
         weight, bias = (self._tensors[f"{step['name']}.{what}"] for what in ("weight", "bias"))
-        if (left, top) == (right, bottom):
-            return functional.conv2d(values, weight, bias, step["stride"], (top, left), groups=step["groups"])
-        return functional.conv2d(
-            functional.pad(values, step["pad"]), weight, bias, step["stride"], groups=step["groups"]
-        )
+        if weight.ndim == 2:  # of a single pixel: a product
+            count, channels, height, width = values.shape
+            rows = torch.addmm(bias, values.permute(0, 2, 3, 1).reshape(-1, channels), weight)
+            return rows.view(count, height, width, -1).permute(0, 3, 1, 2)
+        padding = self._padding[step["name"]]
+        return functional.conv2d(values, weight, bias, step["stride"], padding, groups=step["groups"])
+
+
+def _sum(terms: list[Tensor], overwritten: Tensor | None) -> Tensor:
+    """Return the sum of (N, C, H, W) and (N, D, H, W), of which the one with fewer channels has zeros in place of the others."""
+    few, many = sorted(terms, key=lambda values: values.shape[1])
+    if overwritten is few and few.shape == many.shape:
+        few, many = many, few
+    if overwritten is not many:
+        many = many.clone()
+    many[:, : few.shape[1]] += few
+    return many
 
 
 @dataclass(frozen=True)
@@ -198,14 +238,48 @@ def _faces_of(pictures: list[Picture], last: Square | None) -> tuple[list[Face |
             squares[index] = last = square
     if not squares:
         return met, last
+    looked = _looked_at(pictures, squares)
+    upright = {index: upright_square(face) for index, face in looked.items()}
+    looked |= _looked_at(pictures, {i: square for i, square in upright.items() if _tilt(looked[i], square) > TILTED})
+    for index, face in looked.items():
+        if face.certainty > CERTAIN:
+            met[index] = face
+    return met, last
+
+
+def _looked_at(pictures: Sequence[Picture], squares: Mapping[int, Square]) -> dict[int, Face]:
+    """Return what the mesh makes of a square in each picture, by the picture's index."""
+    if not squares:
+        return {}
     crops = torch.stack([cropped(pictures[index], square, MESH_SIZE) for index, square in squares.items()])
     points, flags = networks().mesh(crops)
-    for row, (index, square) in enumerate(squares.items()):
-        certainty = _probability(float(flags[row].reshape(())))
-        if certainty > CERTAIN:
-            where = _in_picture(points[row].reshape(NUM_POINTS, 3).double().numpy(), square)
-            met[index] = Face(where, certainty, square, pictures[index].shape[:2])
-    return met, last
+    return {
+        index: Face(
+            _in_picture(points[row].reshape(NUM_POINTS, 3).double().numpy(), square),
+            _probability(float(flags[row].reshape(()))),
+            square,
+            pictures[index].shape[:2],
+        )
+        for row, (index, square) in enumerate(squares.items())
+    }
+
+
+def upright_square(face: Face) -> Square:
+    """Return the square round the points of a face, turned so that its eyes are level."""
+    (x, y), (to_x, to_y) = face.points[OUTER_EYES, :2]
+    angle = math.atan2(to_y - y, to_x - x)
+    cos, sin = math.cos(angle), math.sin(angle)
+    turn = np.array([[cos, -sin], [sin, cos]])
+    level = face.points[:, :2] @ turn
+    low, high = level.min(0), level.max(0)
+    centre = turn @ (low + high) / 2
+    return Square(float(centre[0]), float(centre[1]), float(MARGIN / 2 * (high - low).max()), angle)
+
+
+def _tilt(face: Face, upright: Square) -> float:
+    """Return by how many degrees what the mesh saw of a face was not upright."""
+    turn = math.degrees(upright.angle - face.square.angle)
+    return abs((turn + 180) % 360 - 180)
 
 
 def _tensor(picture: Picture) -> Tensor:

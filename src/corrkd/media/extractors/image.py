@@ -45,7 +45,7 @@ class Image(ModelExtractor):
     """Ten times a second: what the encoder says of the face, cut out upright at the size that its preprocessor names."""
 
     name: ClassVar[str] = "image"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     modality: ClassVar[str] = "vision"
     part: ClassVar[str] = "vision_config"
 
