@@ -132,7 +132,7 @@ def test_control_c(settings: Path, whole: dict[str, bytes], tmp_path: Path, hook
     assert_same(contents(out), whole)
 
 
-def test_resuming_a_finished_run_changes_nothing(finished: Path, tmp_path: Path) -> None:
+def test_resuming_a_finished_run_changes_nothing(finished: Path, tmp_path: Path, no_report: None) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     before = contents(out)
