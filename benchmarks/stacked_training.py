@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from side_by_side import MOSI, Program, epoch_by_epoch, measure, mosi_experiment, speeds, times_as_fast
 from training_step import BATCH, make_fabric, wait_for
 
@@ -24,6 +23,7 @@ from corrkd.experiment.processes import keep_freed_memory
 from corrkd.experiment.settings import ArmSettings
 from corrkd.experiment.stages import make_method
 from corrkd.settings import TrainingSettings
+from corrkd.training.fabric import Fabric
 from corrkd.training.loop import teacher_outputs, train_run
 from corrkd.training.run import TrainingRun
 from corrkd.training.stacked import train_together

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from side_by_side import MOSI, Program, epoch_by_epoch, measure, mosi_experiment, speeds, times_as_fast
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -40,6 +39,7 @@ from corrkd.losses import (
 )
 from corrkd.networks.encoder import sinusoids
 from corrkd.settings import NetworkSettings, TrainingSettings
+from corrkd.training.fabric import Fabric
 from corrkd.training.loop import teacher_outputs, train_run
 from corrkd.training.run import TrainingRun
 from corrkd.training.stacked import train_together

@@ -27,6 +27,7 @@ PRELOAD = [
     "tests.frozen",  # last: what is imported before it stays in shared memory
 ]
 LIMIT = 300.0
+START_METHOD = "forkserver"  # also for processes of other tests, which this one forks as fast
 # How lines begin that are no errors.
 PROGRESS = (
     "reading ",
@@ -39,7 +40,7 @@ PROGRESS = (
     "features: ",
     "left out: ",
 )
-_processes = multiprocessing.get_context("forkserver")
+_processes = multiprocessing.get_context(START_METHOD)
 _processes.set_forkserver_preload(PRELOAD)
 
 # Settings of a run that takes a second, and still has two seeds' worth of everything.

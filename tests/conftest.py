@@ -186,7 +186,7 @@ def build_real(real_data: Path, factory: pytest.TempPathFactory, name: str, *opt
     return out
 
 
-LONG = ("experiment", "serve", "report", "examples", "tests", "training", "methods")
+LONG = ("experiment", "serve", "report", "examples", "tests", "media", "training", "methods")
 
 
 def pytest_configure(config: pytest.Config) -> None:

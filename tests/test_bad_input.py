@@ -164,7 +164,7 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
         strange.read_bytes(),
     ):
         path.write_bytes(content)
-        line = corrkd("resume", out).line
+        line = corrkd("resume", out, report=False).line
         assert "student.ckpt" in line
         assert "delete it to train" in line
         assert path.read_bytes() == content
@@ -177,11 +177,11 @@ def test_a_checkpoint_of_another_shape(tmp_path: Path) -> None:
     digest, text = (out / "plan.yaml").read_text().split("\n", 1)
     text = text.replace("feedforward: 16", "feedforward: 24")
     (out / "plan.yaml").write_text(f"{digest}\n{text}")
-    line = corrkd("resume", out).line
+    line = corrkd("resume", out, report=False).line
     assert "plan.yaml: changed since it was written" in line
     assert "put it back" in line
     (out / "plan.yaml").write_text(yaml_with_digest(text))
-    assert "student.ckpt: the checkpoint is of another network" in corrkd("resume", out).line
+    assert "student.ckpt: the checkpoint is of another network" in corrkd("resume", out, report=False).line
 
 
 def test_a_damaged_run(finished: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -194,16 +194,16 @@ def test_a_damaged_run(finished: Path, tmp_path: Path) -> None:  # noqa: F811
     assert "student.safetensors: damaged" in line
     assert not (tmp_path / "r.csv").exists()
     (out / STUDENT / "results.csv").write_bytes(b"")
-    assert "results.csv: damaged" in corrkd("resume", out).line
+    assert "results.csv: damaged" in corrkd("resume", out, report=False).line
     (out / STUDENT / "results.csv").unlink()
-    assert "student.safetensors: damaged" in corrkd("resume", out).line
+    assert "student.safetensors: damaged" in corrkd("resume", out, report=False).line
     assert not (out / STUDENT / "results.csv").exists()
     (out / "synthetic" / "run.json").write_text("{")
-    line = corrkd("resume", out).line
+    line = corrkd("resume", out, report=False).line
     assert "run.json: not JSON" in line
     assert "delete it to go on" in line
     (out / "plan.yaml").write_text("a: [")
-    assert "plan.yaml: changed since it was written" in corrkd("resume", out).line
+    assert "plan.yaml: changed since it was written" in corrkd("resume", out, report=False).line
 
 
 def limited(size: int) -> None:

@@ -43,6 +43,16 @@ def test_version_and_help() -> None:
     assert "--set" in pages["run", "--help"].out
 
 
+def refuse_what_is_not_used() -> None:
+    assert {"torch", "lightning_fabric"} <= set(sys.modules)
+    assert not {"torchmetrics", "transformers"} & set(sys.modules)
+
+
+def test_lightning_loads_no_torchmetrics() -> None:
+    """Which would load transformers, two seconds of each command."""
+    assert corrkd("--version", first=refuse_what_is_not_used).code == 0
+
+
 def test_run_says_how_it_goes_in_plain_lines(settings: Path, tmp_path: Path) -> None:
     done = corrkd(
         "run",

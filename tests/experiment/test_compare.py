@@ -27,9 +27,11 @@ from corrkd.experiment.runner import Failure, run_jobs, state_table
 from corrkd.experiment.settings import ArmSettings, Settings, read_yaml
 from corrkd.missing.conditions import missing_subsets, subsets
 from corrkd.networks.saved import load_network
+from corrkd.report import figures
 from corrkd.report.run_folder import RunFolder, read_csv
 from corrkd.report.standings import method_counts, standings
 from corrkd.training.loop import VALID
+from tests.command import sketch
 from tests.experiment.conftest import assert_same, contents, dataset_in, run_unreported, tiny, write_npz
 
 METHODS = ["late-fusion", "corrkd-kl", "no-distillation"]
@@ -61,10 +63,12 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A real one: in two processes, and the report."""
+    """A real one: in two processes, and the report, whose figures are not drawn."""
     tmp = tmp_path_factory.mktemp("compared")
     plan = plan_of(["corrkd-kl", "no-distillation"], tmp=tmp).model_copy(update={"jobs": 2})
-    return compare(plan, tmp / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "picture", sketch)
+        return compare(plan, tmp / "out")
 
 
 def test_what_a_comparison_leaves(compared: Run) -> None:

@@ -67,8 +67,9 @@ def test_a_run_on_a_dataset_in_memory_is_the_run_on_its_converted_file(
     pd.testing.assert_frame_equal(again.results, made.results)
 
 
-def test_a_data_frame_is_trained_in_workers_and_predicted(tmp_path: Path) -> None:
-    done = corrkd.run(small(seeds=[0, 1], jobs=2), tmp_path / "out", dataset=frame())
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])  # workers read what the folder keeps
+def test_a_data_frame_is_trained_on_and_predicted(tmp_path: Path, jobs: int) -> None:
+    done = corrkd.run(small(seeds=[0, 1], jobs=jobs), tmp_path / "out", dataset=frame())
     assert set(done.average().index) >= {"student", "control"}
     student = corrkd.load_student(tmp_path / "out")
     table = corrkd.evaluate(student, frame(), conditions=["complete", "speech"])

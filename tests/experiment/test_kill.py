@@ -17,7 +17,7 @@ import yaml
 import corrkd as package
 from corrkd.experiment import folder as run_folder
 from corrkd.experiment.plan import plan_of_run
-from tests.command import corrkd, ends_at
+from tests.command import Started, corrkd, ends_at
 from tests.experiment.conftest import assert_same, contents, tiny, write_npz
 
 WRITE = ("pathlib:Path", "write_bytes")  # dies with half of the file written
@@ -104,14 +104,14 @@ def test_killed_between_the_last_model_and_the_history(settings: Path, whole: di
 
 
 def test_killed_from_outside(settings: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
-    """The command as users start it, with the student in training."""
+    """With the student in training."""
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "corrkd.cli", "run", "--settings", str(settings), "--out", str(out)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        try:
-            wait_for(out / "synthetic" / "seed-0" / "student" / "student.ckpt")
-        finally:
-            process.kill()
+    run = Started("run", "--settings", settings, "--out", out)
+    try:
+        wait_for(out / "synthetic" / "seed-0" / "student" / "student.ckpt")
+    finally:
+        run.process.kill()
+    assert run.end().code == -signal.SIGKILL
     assert not (out / "results.csv").exists()
     assert corrkd("resume", out, report=False).code == 0
     assert_same(contents(out), whole)
@@ -132,7 +132,7 @@ def test_control_c(settings: Path, whole: dict[str, bytes], tmp_path: Path, hook
     assert_same(contents(out), whole)
 
 
-def test_resuming_a_finished_run_changes_nothing(finished: Path, tmp_path: Path) -> None:
+def test_resuming_a_finished_run_changes_nothing(finished: Path, tmp_path: Path, no_report: None) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     before = contents(out)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lightning_fabric import Fabric
 
 from corrkd.data.batches import Samples
 from corrkd.data.synthetic import SyntheticSpec, make
@@ -10,6 +9,7 @@ from corrkd.evaluation.bayes import bayes_accuracy
 from corrkd.methods.cubemlp import CubeMLP
 from corrkd.networks.cubemlp import CubeMLPNetwork
 from corrkd.settings import MissingSettings, TrainingSettings
+from corrkd.training.fabric import Fabric
 from corrkd.training.loop import train
 from tests.conftest import make_dataset, make_samples
 

@@ -7,7 +7,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from lightning_fabric import Fabric
 from torch.nn.functional import cross_entropy
 
 from corrkd.data.batches import Samples
@@ -17,6 +16,7 @@ from corrkd.methods.dmd import DMD, distillation_loss, margin_loss, one_of, orth
 from corrkd.networks.dmd import Decoupled, DMDNetwork, DMDSettings, Graph
 from corrkd.settings import TrainingSettings
 from corrkd.targets.questions import QuestionsTarget
+from corrkd.training.fabric import Fabric
 from corrkd.training.loop import train
 from tests.conftest import make_dataset, make_samples, total, training_batch, values
 

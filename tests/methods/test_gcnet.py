@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from lightning_fabric import Fabric
 
 from corrkd.data.batches import Samples
 from corrkd.data.dataset import MultimodalDataset, Split
@@ -15,6 +14,7 @@ from corrkd.evaluation.bayes import bayes_accuracy
 from corrkd.methods.gcnet import GCNet, dropped_share, restoration_loss, standardised, utterance_means
 from corrkd.networks.gcnet import GCNetSettings, GCNetwork
 from corrkd.settings import MissingSettings, TrainingSettings
+from corrkd.training.fabric import Fabric
 from corrkd.training.loop import train
 from tests.conftest import make_dataset, make_samples
 

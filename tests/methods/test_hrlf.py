@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
@@ -17,6 +16,7 @@ from corrkd.methods.base import TeacherOutputs
 from corrkd.methods.hrlf import HRLF, HRLFOptions, HRLFTeacher, HRLFTeacherOptions
 from corrkd.networks.hrlf import HRLFNetwork, HRLFSettings
 from corrkd.settings import MissingSettings, TrainingSettings
+from corrkd.training.fabric import Fabric
 from corrkd.training.loop import teacher_outputs, train
 from tests.conftest import make_dataset, make_samples, total, training_batch, values, weights
 

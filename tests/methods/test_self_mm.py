@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from corrkd.data.batches import Context, Samples
@@ -23,6 +22,7 @@ from corrkd.targets.base import Target
 from corrkd.targets.classes import ClassesTarget
 from corrkd.targets.questions import QuestionsTarget
 from corrkd.targets.score import ScoreTarget
+from corrkd.training.fabric import Fabric
 from corrkd.training.loop import Trained, train
 from tests.conftest import make_dataset, make_samples, training_batch, values
 

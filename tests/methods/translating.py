@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from corrkd.data.batches import Samples
@@ -15,6 +14,7 @@ from corrkd.data.synthetic import make
 from corrkd.evaluation.bayes import bayes_accuracy
 from corrkd.methods.base import Method
 from corrkd.settings import MissingSettings, TrainingSettings
+from corrkd.training.fabric import Fabric
 from corrkd.training.loop import Trained, train
 from tests.conftest import CLASSES, QUESTIONS, SCORE, make_samples, map_tensors, overwrite_invisible
 

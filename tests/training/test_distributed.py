@@ -30,6 +30,7 @@ from corrkd.networks.gcnet import GCNetSettings, GCNetwork
 from corrkd.networks.hrlf import HRLFNetwork, HRLFSettings
 from corrkd.settings import NetworkSettings
 from corrkd.training.distributed import gather
+from tests.command import START_METHOD
 from tests.conftest import make_dataset, make_samples, total
 
 N, FEATURES, WIDTH, CLASSES = 10, 5, 6, 3
@@ -211,7 +212,7 @@ def work(rank: int, folder: str) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What the two processes found, by rank."""
     folder = tmp_path_factory.mktemp("two-processes")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
+    mp.start_processes(work, args=(str(folder),), nprocs=2, start_method=START_METHOD)
     return [torch.load(folder / f"found-{rank}.pt") for rank in range(2)]
 
 

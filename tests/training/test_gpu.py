@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from lightning_fabric import Fabric
 
 from corrkd.settings import MissingSettings, TrainingSettings
+from corrkd.training.fabric import Fabric
 from corrkd.training.loop import train_run
 from corrkd.training.run import Trained, TrainingRun
 from corrkd.training.stacked import train_together

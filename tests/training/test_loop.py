@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning_fabric import Fabric
 
 from corrkd.data.batches import Samples
 from corrkd.errors import CorrKDError
@@ -21,6 +20,7 @@ from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.networks.registry import network_class
 from corrkd.networks.saved import build_network
 from corrkd.settings import MissingSettings, NetworkSettings, TrainingSettings
+from corrkd.training.fabric import Fabric
 from corrkd.training.loop import VALID, Record, Trained, teacher_outputs, train
 from tests.conftest import CLASSES, QUESTIONS, SCORE, make_dataset, make_samples, training_batch, values
 from tests.networks.test_all_networks import in_conversations

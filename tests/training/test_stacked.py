@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning_fabric import Fabric
 
 from corrkd.data.batches import Samples
 from corrkd.methods.base import AnyMethod, TeacherOutputs
 from corrkd.methods.registry import method_class
 from corrkd.networks.registry import network_class
 from corrkd.settings import MissingSettings, TrainingSettings
+from corrkd.training.fabric import Fabric
 from corrkd.training.loop import train
 from corrkd.training.run import Trained, TrainingRun
 from corrkd.training.stacked import train_together

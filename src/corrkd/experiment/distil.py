@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from lightning_fabric import Fabric
 from pydantic import BaseModel
 from torch import Tensor, nn
 
@@ -42,6 +41,7 @@ from corrkd.networks.registry import network_class
 from corrkd.networks.saved import SavedNetwork, build_network
 from corrkd.networks.wrapped import WrappedNetwork
 from corrkd.settings import TrainingSettings
+from corrkd.training.fabric import Fabric
 from corrkd.training.loop import derived_seed, teacher_outputs, train
 from corrkd.training.run import Record, Trained
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from lightning_fabric import Fabric
 
 from corrkd.csv_files import read_csv
 from corrkd.errors import CorrKDError
@@ -43,6 +42,7 @@ from corrkd.files import make_folder, open_no_link, write_text
 from corrkd.networks.saved import load_network, recorded
 from corrkd.parsing import json_text, refusing, with_digest
 from corrkd.settings import ResampleSettings
+from corrkd.training.fabric import Fabric
 
 COST, LOG, PROGRESS = "cost.json", "log.txt", "progress"
 Key = tuple[str, str, int]

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 
 from corrkd.experiment.experiment import pick_device
 from corrkd.experiment.settings import Settings
+from corrkd.training.fabric import Fabric
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGEST = 2**25  # the most that glibc takes for the first

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from lightning_fabric import Fabric
 from safetensors.numpy import save as save_arrays
 from torch.utils.tensorboard import SummaryWriter
 
@@ -47,6 +46,7 @@ from corrkd.networks.saved import (
 )
 from corrkd.parsing import LARGEST_YAML, read_text, refusing
 from corrkd.training.distributed import gather
+from corrkd.training.fabric import Fabric
 from corrkd.training.loop import train_run
 from corrkd.training.memory import bytes_of_run
 from corrkd.training.run import VALID, Record, Trained, TrainingRun

@@ -1,5 +1,21 @@
-"""Reports: tables, figures and the page of a run, from its folder alone."""
+"""Reports: tables, figures and the page of a run, from its folder alone.
 
-from corrkd.report.report import plain_report, write_report
+The names below are loaded when first used, so that reading a run's folder loads no matplotlib.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from corrkd.report.report import plain_report, write_report
 
 __all__ = ["plain_report", "write_report"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from corrkd.report import report
+
+    return getattr(report, name)

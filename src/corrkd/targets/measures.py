@@ -1,6 +1,6 @@
 """Metrics by the field's conventions (docs/metrics.md).
 
-SciPy and torchmetrics are imported where they are called: a network needs its target, but no metrics.
+SciPy is imported where it is called: a network needs its target, but no metrics.
 """
 
 from __future__ import annotations
@@ -99,15 +99,14 @@ def unweighted_accuracy(truth: Array, prediction: Array) -> float:
 
 def calibration_error(truth: Array, probabilities: Array) -> float:
     """Return the expected calibration error: |accuracy - confidence| averaged over 15 equal bins of confidence (Guo et al., ICML 2017)."""
-    from torchmetrics.functional.classification import multiclass_calibration_error
-
-    error = multiclass_calibration_error(
-        torch.as_tensor(probabilities, dtype=torch.float64),
-        torch.as_tensor(truth),
-        num_classes=probabilities.shape[-1],
-        n_bins=CALIBRATION_BINS,
+    confidence, prediction = torch.as_tensor(probabilities).max(-1)
+    confidence, right = confidence.float(), prediction.eq(torch.as_tensor(truth)).float()
+    bins = torch.bucketize(confidence, torch.linspace(0, 1, CALIBRATION_BINS + 1), right=True) - 1
+    count, sure, hits = (
+        torch.bincount(bins, x, CALIBRATION_BINS + 1) for x in (torch.ones_like(right), confidence, right)
     )
-    return float(error)
+    gaps = (hits / count).nan_to_num() - (sure / count).nan_to_num()
+    return float((gaps.abs() * (count / count.sum())).sum())
 
 
 def correlation(truth: Array, prediction: Array) -> float:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from lightning_fabric import Fabric
 
 from corrkd.data.batches import Samples
 from corrkd.methods.base import AnyMethod, TeacherOutputs
 from corrkd.networks.base import AnyNetwork
 from corrkd.networks.draws import Draws, drawing_from
 from corrkd.settings import MissingSettings, TrainingSettings
+from corrkd.training.fabric import Fabric
 from corrkd.training.run import VALID as VALID
 from corrkd.training.run import Record as Record
 from corrkd.training.run import Trained, TrainingRun

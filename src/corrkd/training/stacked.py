@@ -11,7 +11,6 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
@@ -21,6 +20,7 @@ from corrkd.evaluation.sweep import Validation
 from corrkd.methods.base import TrainingBatch
 from corrkd.networks.draws import Draws, drawing_from
 from corrkd.training.captured import Captured, Compiled, CudaGraph, Graph
+from corrkd.training.fabric import Fabric
 from corrkd.training.run import Epoch, Trained, TrainingRun
 from corrkd.training.step import TOTAL
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from corrkd.data.batches import Samples
 from corrkd.methods.base import TrainingBatch
 from corrkd.missing.training import EpochMasks
 from corrkd.settings import TrainingSettings
+from corrkd.training.fabric import Fabric
 
 TOTAL = "total"
 
