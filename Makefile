@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE =
 .ONESHELL:
 .SHELLFLAGS = -ec
 
-.PHONY: run test pytest site test-all test-oldest test-newest constraints lint clean
+.PHONY: run test pytest site package test-all test-oldest test-newest constraints lint clean
 
 $(VENV)/.made: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,7 +28,7 @@ lint: $(VENV)/.made
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: pytest lint site
+test: pytest lint site package
 
 pytest: $(VENV)/.compiled
 	$(BIN)/$(PYTEST)
@@ -42,7 +42,19 @@ $(VENV)/.compiled: $(VENV)/.made
 	$(BIN)/python -m pytest --collect-only -qq >/dev/null || true
 	touch $@
 
-test-all: lint site
+# Wheel and sdist in dist/, each tried in an environment that has what they need and nothing else of this folder.
+package: $(VENV)/.made
+	rm -rf dist build/package
+	$(PINNED) $(BIN)/python -m build --outdir dist . >/dev/null
+	$(BIN)/twine check --strict dist/*
+	for file in $$PWD/dist/*; do
+	  $(BIN)/python -m venv --clear build/package
+	  $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >$$(build/package/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/needed.pth
+	  $(PINNED) build/package/bin/$(INSTALL) --no-deps "$$file"
+	  (cd build/package && bin/python ../../.ci/installed.py)
+	done
+
+test-all: lint site package
 	$(PINNED) $(BIN)/$(INSTALL) -e '.[dev,cluster]'
 	$(BIN)/pytest
 
