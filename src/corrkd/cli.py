@@ -626,7 +626,7 @@ def tune(
     from corrkd.experiment.tune import TUNED, named, table_text
     from corrkd.experiment.tune import tune as search
 
-    chosen = [name for name in expanded(part.strip() for part in methods.split(",")) if name]
+    chosen = [name for name in expanded(dataset_plan.strip() for dataset_plan in methods.split(",")) if name]
     print(table_text(search(options.load(), named(chosen), out, trials=trials, jobs=jobs, reporter=Reporter())))
     print(f"\n`corrkd compare --settings {out / TUNED} --data FILE` takes what was found")
 
@@ -734,9 +734,9 @@ def presets(name: Annotated[str | None, typer.Argument(help="Print this one.")] 
     if name is not None:
         print(preset_text(name), end="")
         return
-    for known in preset_names():
-        first = next((line for line in preset_text(known).splitlines() if line.startswith("#")), "#")
-        print(f"{known:16}{first.lstrip('# ')}")
+    for names in preset_names():
+        first = next((line for line in preset_text(names).splitlines() if line.startswith("#")), "#")
+        print(f"{names:16}{first.lstrip('# ')}")
 
 
 @command(data_app.command)
@@ -752,8 +752,8 @@ def inspect(
     from corrkd.experiment.progress import Reporter
 
     with Reporter().busy(f"reading {file}"):
-        found = look(load_dataset(file, **vars(reading), targets=False))
-    print(describe(found))
+        report = look(load_dataset(file, **vars(reading), targets=False))
+    print(describe(report))
 
 
 @command(data_app.command)
@@ -817,7 +817,7 @@ def hazumi(
 def seeds_of(text: str) -> list[int]:
     """Return the seeds that an option names. Raises CorrKDError where it names none."""
     try:
-        numbers = [int(part) for part in text.split(",")]
+        numbers = [int(item) for item in text.split(",")]
     except ValueError:
         raise CorrKDError(f"--seeds {text!r}: expected a number of seeds, or seeds as 0,3,7") from None
     if len(numbers) == 1 and numbers[0] < 1:

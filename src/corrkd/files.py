@@ -109,30 +109,30 @@ def replacing(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
     Raises:
         CorrKDError: where the disk is full or the folder cannot be written, in one line.
     """
-    part: Path | None = None
+    temporary: Path | None = None
     try:
         make_folder(path.parent)
-        part, held = _new_part(aside or path.parent, path.name)
+        temporary, held = _new_part(aside or path.parent, path.name)
         with held:
-            yield part
-            with open_no_link(part, os.O_RDWR) as file:
+            yield temporary
+            with open_no_link(temporary, os.O_RDWR) as file:
                 os.fsync(file.fileno())
-            os.replace(part, path)
+            os.replace(temporary, path)
     except OSError as error:
         raise CorrKDError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
-        if part is not None:
+        if temporary is not None:
             with suppress(OSError):  # gone
-                part.unlink()
+                temporary.unlink()
 
 
 def _new_part(folder: Path, name: str) -> tuple[Path, IO[bytes]]:
     """A new empty file that no other process had, and its handle, which holds a lock for as long as its writer lives."""
     while True:
-        part = folder / f".{name}.{secrets.token_hex(4)}.part"
-        held = open_no_link(part, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        if _locked(held.fileno()) and part.exists():
-            return part, held
+        temporary = folder / f".{name}.{secrets.token_hex(4)}.part"
+        held = open_no_link(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        if _locked(held.fileno()) and temporary.exists():
+            return temporary, held
         held.close()  # swept between its making and its lock
 
 
@@ -161,8 +161,8 @@ def _locked(descriptor: int) -> bool:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all."""
-    with replacing(path) as part:
-        part.write_bytes(data)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -172,8 +172,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
     """Lets a library write to a path of its own, whole or not at all."""
-    with replacing(path) as part:
-        write(part)
+    with replacing(path) as temporary:
+        write(temporary)
 
 
 @contextmanager
@@ -187,8 +187,8 @@ def replacing_all(folder: Path, names: Sequence[str]) -> Iterator[Path]:
     Raises:
         CorrKDError: where the disk is full or the folder cannot be written, in one line.
     """
-    there = folder.is_dir()
-    parent = folder if there else folder.parent
+    exists = folder.is_dir()
+    parent = folder if exists else folder.parent
     make_folder(parent)
     remove_parts(parent, "")
     try:
@@ -199,7 +199,7 @@ def replacing_all(folder: Path, names: Sequence[str]) -> Iterator[Path]:
             aside = private / "new"  # with the permissions of a usual folder
             make_folder(aside)
             yield aside
-            if there:
+            if exists:
                 for name in names:
                     os.replace(aside / name, folder / name)
             else:

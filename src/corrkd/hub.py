@@ -131,7 +131,7 @@ class ModelFiles:
         model, info = self.load(
             kind, config=self.config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
-        missing = sorted(key for key in info["missing_keys"] if not any(part in key for part in UNUSED))
+        missing = sorted(key for key in info["missing_keys"] if not any(component in key for component in UNUSED))
         if missing:
             raise CorrKDError(
                 f"model {self.name}: its weights lack {len(missing)} parameters of {type(model).__name__}, as {missing[0]}; "

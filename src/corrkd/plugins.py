@@ -40,11 +40,11 @@ def find(name: str, built_in: Mapping[str, str], group: str, base: type[Any], wh
     if len({point.value for point in points}) > 1:
         raise CorrKDError(f"{where}: {points[1].value} has the same name; uninstall one of the two packages")
     try:
-        found = points[0].load()
+        class_ = points[0].load()
     except Exception as error:  # another package's code
         raise CorrKDError(
             f"{where}: cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())}"
         ) from None
-    if not (isinstance(found, type) and issubclass(found, base)):
+    if not (isinstance(class_, type) and issubclass(class_, base)):
         raise CorrKDError(f"{where}: is no subclass of {base.__module__}.{base.__name__}")
-    return found
+    return class_

@@ -266,12 +266,12 @@ def check_keys(tree: Mapping[Any, Any], allowed: Iterable[str]) -> None:
 def first_line(error: ValidationError, prefix: str = "") -> str:
     """Return a validation's first error in a line that names the key, behind a prefix, and what is allowed."""
     first = error.errors(include_url=False, include_context=False)[0]
-    path = ".".join(str(part) for part in first["loc"])[:120]
+    path = ".".join(str(segment) for segment in first["loc"])[:120]
     where = ".".join(filter(None, (prefix, path))) or "the whole"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == UNKNOWN_KEY:
         return f"{where} {message}"
-    given = first["input"]
-    shown = "" if isinstance(given, Mapping | BaseModel) else f" (given: {quoted(given)})"
+    value = first["input"]
+    text = "" if isinstance(value, Mapping | BaseModel) else f" (given: {quoted(value)})"
     more = f"; and {error.error_count() - 1} more" if error.error_count() > 1 else ""
-    return f"{where}: {message[:1].lower()}{message[1:]}{shown}{more}"
+    return f"{where}: {message[:1].lower()}{message[1:]}{text}{more}"

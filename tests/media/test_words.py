@@ -217,7 +217,7 @@ def test_what_has_no_transcript_is_transcribed(fake: Path, tmp_path: Path) -> No
 def test_long_sound_is_cut_where_it_is_quiet(tmp_path: Path) -> None:
     sound = np.concatenate([tone(1.75), PAUSE[:1600], tone(1.5), PAUSE, PAUSE, tone(0.4)])
     recording = Recording(write_clip(tmp_path / "a.wav", sound=sound))
-    parts = list(quiet_cuts(recording, part=20, margin=5))
+    parts = list(quiet_cuts(recording, piece=20, margin=5))
     assert parts[0][0] == 0.0
     assert 1.7 < parts[1][0] < 1.9
     for start, samples in parts:

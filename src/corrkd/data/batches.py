@@ -84,7 +84,7 @@ def for_masks(split: Split) -> Batch:
     return Batch(
         frames={},
         exists={m: torch.from_numpy(split.exists(m)) for m in split.frames},
-        present={m: torch.from_numpy(np.array(there)) for m, there in split.present.items()},
+        present={m: torch.from_numpy(np.array(exists)) for m, exists in split.present.items()},
         targets=torch.zeros(len(keys)),
         keys=keys,
         rows=torch.arange(len(keys)),
@@ -160,16 +160,16 @@ class Samples:
 
     def subset(self, rows: Tensor) -> Samples:
         """The samples at `rows` alone, in that order, normalised as these are. Frames are held once: `base` has them, at `base_rows`."""
-        part = copy(self)
-        part.kept, part.ids = self.kept[rows.cpu().numpy()], self.ids[rows.cpu().numpy()]
-        part.targets, part.keys = self.targets[rows], self.keys[rows]
-        part.exists = {m: x[rows] for m, x in self.exists.items()}
-        part.present = {m: x[rows] for m, x in self.present.items()}
-        part.frame_keys = {m: x[rows] for m, x in self.frame_keys.items()}
-        part.base_rows = self.base_rows[rows]
+        subset = copy(self)
+        subset.kept, subset.ids = self.kept[rows.cpu().numpy()], self.ids[rows.cpu().numpy()]
+        subset.targets, subset.keys = self.targets[rows], self.keys[rows]
+        subset.exists = {m: x[rows] for m, x in self.exists.items()}
+        subset.present = {m: x[rows] for m, x in self.present.items()}
+        subset.frame_keys = {m: x[rows] for m, x in self.frame_keys.items()}
+        subset.base_rows = self.base_rows[rows]
         numbers = torch.arange(len(rows), device=self.device)
-        part._context = Context(numbers, *(x[rows] for x in self._context[1:]))
-        return part
+        subset._context = Context(numbers, *(x[rows] for x in self._context[1:]))
+        return subset
 
     @property
     def incomplete(self) -> Tensor:
@@ -235,8 +235,8 @@ class Samples:
     def _load(self, modality: str, rows: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Tensor:
         raw = np.asarray(self._split.frames[modality][self.kept[rows]], np.float32)
         frames = torch.as_tensor(raw).to(self.device).to(self._dtype)
-        place = torch.as_tensor(rows, device=self.device)
-        return self._normalisation.apply(modality, frames).mul_(self.exists[modality][place][..., None])
+        index = torch.as_tensor(rows, device=self.device)
+        return self._normalisation.apply(modality, frames).mul_(self.exists[modality][index][..., None])
 
 
 def _context(split: Split, kept: IntArray, device: torch.device) -> Context:
@@ -269,10 +269,10 @@ def whole_conversations(conversation: Tensor, size: int, generator: torch.Genera
     rows = numbers.argsort(stable=True)
     parts = list(rows.split(torch.unique_consecutive(numbers[rows], return_counts=True)[1].tolist()))
     if generator is not None:
-        parts = [parts[place] for place in torch.randperm(len(parts), generator=generator).tolist()]
+        parts = [parts[index] for index in torch.randperm(len(parts), generator=generator).tolist()]
     batches: dict[int, list[Tensor]] = {}
     start = 0
-    for part in parts:
-        batches.setdefault(start // size, []).append(part)
-        start += len(part)
+    for subset in parts:
+        batches.setdefault(start // size, []).append(subset)
+        start += len(subset)
     return [torch.cat(batch) for batch in batches.values()]

@@ -59,7 +59,7 @@ def convert(dataset: MultimodalDataset, path: str | Path) -> None:
     tensors = _checked_tensors(dataset)
     make_folder(path.parent)
     remove_parts(path.parent, path.name)
-    with replacing(path) as part, part.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(_header(dataset, tensors, "0" * 64))  # room for the digest, known when all is written
         digest = hashlib.sha256(_facts(dataset).encode())
         for tensor in tensors:

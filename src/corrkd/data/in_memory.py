@@ -34,7 +34,7 @@ def read(source: Any, name: str | None, options: ReadOptions) -> MultimodalDatas
     """
     name = name or NAME
     if _are_splits(source):
-        parts = {str(key): columns_of(f"{name}, {key}", part) for key, part in source.items()}
+        parts = {str(key): columns_of(f"{name}, {key}", contents) for key, contents in source.items()}
         return tables.read_splits(parts, name, _layout(next(iter(source.values()))), options)
     return tables.read(columns_of(name, source), name, _layout(source), options)
 
@@ -169,10 +169,10 @@ def _cells(where: str, cells: list[Any]) -> Column:
         return np.array(cells, bool)
     if all(isinstance(cell, int | float | np.integer | np.floating | bool | np.bool_) for cell in some):
         numbers: Array = np.array([np.nan if is_missing(cell) else float(cell) for cell in cells])
-        whole = len(some) == len(cells) and bool(
+        integral = len(some) == len(cells) and bool(
             (np.abs(numbers) < 2**53).all() and (numbers == np.round(numbers)).all()
         )
-        return numbers.astype(np.int64) if whole else numbers
+        return numbers.astype(np.int64) if integral else numbers
     return np.array(
         [None if is_missing(cell) else cell if isinstance(cell, str) else _text(cell) for cell in cells], object
     )

@@ -224,8 +224,8 @@ def describe(inspection: Inspection) -> str:
     lines += ["", *_table(rows)]
     rows = [["modality", "padding", "lengths", "NaN", "infinite", "naturally missing means"]]
     for m in inspection.missing_rule:
-        found = inspection.nonfinite.get(m, {})
-        counts = str(found.get("nan", "?")), str(found.get("inf", "?"))
+        nonfinite = inspection.nonfinite.get(m, {})
+        counts = str(nonfinite.get("nan", "?")), str(nonfinite.get("inf", "?"))
         side, how = inspection.padding.get(m, "?"), inspection.lengths_rule.get(m, "?")
         rows.append([m, side, how, *counts, inspection.missing_rule[m]])
     lines += ["", *_table(rows)]
@@ -262,5 +262,5 @@ def _percent(share: float) -> str:
 
 def _table(rows: list[list[str]]) -> list[str]:
     """Rows as lines, each column as wide as its widest cell."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -154,12 +154,12 @@ def _read_saved(path: Path, title: str, options: ReadOptions) -> MultimodalDatas
 def _read_known(path: Path, name: str | None, options: ReadOptions) -> MultimodalDataset:
     """A file, and what its publisher says of it where its sum is known."""
     digest = sha256_of(path)
-    known = KNOWN_FILES.get(digest)
-    dataset = _read_file(path, name or (known.name if known else path.stem), options)
-    if known and options.label is None:
-        names = dataset.class_names or known.class_names
-        layout = f"{dataset.layout} (known file: {known.name} {known.file})"
-        dataset = replace(dataset, score_range=known.score_range, class_names=names, layout=layout)
+    known_file = KNOWN_FILES.get(digest)
+    dataset = _read_file(path, name or (known_file.name if known_file else path.stem), options)
+    if known_file and options.label is None:
+        names = dataset.class_names or known_file.class_names
+        layout = f"{dataset.layout} (known file: {known_file.name} {known_file.file})"
+        dataset = replace(dataset, score_range=known_file.score_range, class_names=names, layout=layout)
     return replace(dataset, sha256=dataset.sha256 or digest)
 
 

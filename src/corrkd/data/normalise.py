@@ -66,8 +66,8 @@ def canonical_lengths(train: Split) -> dict[str, int]:
     """Return the median number of frames over the training samples that show a modality, at least 1, by modality."""
     out = {}
     for m, lengths in train.lengths.items():
-        shown = train.present[m].any(1)
-        out[m] = int(np.median(lengths[shown])) if shown.any() else 1
+        visible = train.present[m].any(1)
+        out[m] = int(np.median(lengths[visible])) if visible.any() else 1
     return out
 
 

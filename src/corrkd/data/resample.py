@@ -48,10 +48,10 @@ def group_folds(members: npt.ArrayLike, folds: int, *, seed: int, where: str) ->
         advice = f"set it to at most {len(names)}" if len(names) > 1 else "do without it (null)"
         raise CorrKDError(f"{where} = {folds}: there are {len(names)} groups of samples to divide; {advice}")
     fold_of, sizes = np.empty(len(names), np.int64), np.zeros(folds, np.int64)
-    for place in np.random.default_rng(seed).permutation(len(names)):
+    for index in np.random.default_rng(seed).permutation(len(names)):
         smallest = int(sizes.argmin())
-        fold_of[place] = smallest
-        sizes[smallest] += counts[place]
+        fold_of[index] = smallest
+        sizes[smallest] += counts[index]
     return fold_of[group]
 
 
@@ -90,8 +90,8 @@ def seed_rows(dataset: MultimodalDataset, settings: ResampleSettings, seed: int)
         CorrKDError: where there are fewer groups than folds, fewer training samples than asked for, or ids in both splits.
     """
     train, valid = dataset.split("train"), dataset.split("valid")
-    place, own = np.arange(len(train) + len(valid)), len(train)
-    trained, validated = place[:own], place[own:]
+    index, num_train = np.arange(len(train) + len(valid)), len(train)
+    trained, validated = index[:num_train], index[num_train:]
     if settings.folds is not None:
         if set(train.ids) & set(valid.ids):
             raise CorrKDError(
@@ -101,7 +101,7 @@ def seed_rows(dataset: MultimodalDataset, settings: ResampleSettings, seed: int)
             dependence_groups(train, valid)[1], settings.folds, seed=0, where="settings: data.resample.folds"
         )
         held = fold == seed % settings.folds
-        trained, validated = place[~held], place[held]
+        trained, validated = index[~held], index[held]
     if settings.train is not None:
         if settings.train > len(trained):
             raise CorrKDError(
@@ -131,42 +131,42 @@ def _taken(dataset: MultimodalDataset, rows: IntArray) -> Split:
     return _joined(train.take(first), valid.take(second)) if len(second) else train.take(first)
 
 
-def _joined(one: Split, other: Split) -> Split:
+def _joined(first: Split, other: Split) -> Split:
     """Both splits' samples, the first's first; frames are padded to the longer."""
 
     def padded(m: str) -> tuple[npt.NDArray[np.float32], BoolArray]:
-        longest = max(s.frames[m].shape[1] for s in (one, other))
-        wide = [longest - s.frames[m].shape[1] for s in (one, other)]
-        x = [np.pad(s.frames[m], ((0, 0), (0, w), (0, 0))) for s, w in zip((one, other), wide, strict=True)]
-        there = [np.pad(s.present[m], ((0, 0), (0, w))) for s, w in zip((one, other), wide, strict=True)]
-        return np.concatenate(x), np.concatenate(there)
+        longest = max(s.frames[m].shape[1] for s in (first, other))
+        wide = [longest - s.frames[m].shape[1] for s in (first, other)]
+        x = [np.pad(s.frames[m], ((0, 0), (0, w), (0, 0))) for s, w in zip((first, other), wide, strict=True)]
+        present = [np.pad(s.present[m], ((0, 0), (0, w))) for s, w in zip((first, other), wide, strict=True)]
+        return np.concatenate(x), np.concatenate(present)
 
     def padded_ids(m: str) -> IntArray:
         longest = arrays[m][0].shape[1]
         parts = [
             np.pad(x, ((0, 0), (0, longest - x.shape[1])), constant_values=-1)
-            for x in (one.frame_ids[m], other.frame_ids[m])
+            for x in (first.frame_ids[m], other.frame_ids[m])
         ]
         return np.concatenate(parts)
 
-    arrays = {m: padded(m) for m in one.frames}
+    arrays = {m: padded(m) for m in first.frames}
     return Split(
         frames={m: x for m, (x, _) in arrays.items()},
-        present={m: there for m, (_, there) in arrays.items()},
-        lengths={m: np.concatenate([one.lengths[m], other.lengths[m]]) for m in one.frames},
-        ids=np.concatenate([one.ids, other.ids]),
-        scores=_both(one.scores, other.scores),
-        labels=_both(one.labels, other.labels),
-        groups={g: np.concatenate([x, other.groups[g]]) for g, x in one.groups.items() if g in other.groups},
-        order=_both(one.order, other.order),
-        frame_ids={m: padded_ids(m) for m in one.frame_ids if m in other.frame_ids},
+        present={m: present for m, (_, present) in arrays.items()},
+        lengths={m: np.concatenate([first.lengths[m], other.lengths[m]]) for m in first.frames},
+        ids=np.concatenate([first.ids, other.ids]),
+        scores=_both(first.scores, other.scores),
+        labels=_both(first.labels, other.labels),
+        groups={g: np.concatenate([x, other.groups[g]]) for g, x in first.groups.items() if g in other.groups},
+        order=_both(first.order, other.order),
+        frame_ids={m: padded_ids(m) for m in first.frame_ids if m in other.frame_ids},
         missing_reasons={
             m: np.concatenate([x, other.missing_reasons[m]])
-            for m, x in one.missing_reasons.items()
+            for m, x in first.missing_reasons.items()
             if m in other.missing_reasons
         },
     )
 
 
-def _both(one: npt.NDArray[S] | None, other: npt.NDArray[S] | None) -> npt.NDArray[S] | None:
-    return None if one is None or other is None else np.concatenate([one, other])
+def _both(first: npt.NDArray[S] | None, other: npt.NDArray[S] | None) -> npt.NDArray[S] | None:
+    return None if first is None or other is None else np.concatenate([first, other])

@@ -198,10 +198,10 @@ class _Machine:
             raise _Refused("builds far more than its file holds (a memory bomb)")
 
     def since_mark(self) -> list[Any]:
-        for place in range(len(self.stack) - 1, -1, -1):
-            if self.stack[place] is MARK:
-                items = self.stack[place + 1 :]
-                del self.stack[place:]
+        for index in range(len(self.stack) - 1, -1, -1):
+            if self.stack[index] is MARK:
+                items = self.stack[index + 1 :]
+                del self.stack[index:]
                 return items
         raise IndexError("no mark on the stack")
 
@@ -457,7 +457,7 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
 }
 
 
-def _weigh(value: Any, known: dict[int, tuple[int, int]], depth: int, limit: int) -> tuple[int, int]:
+def _weigh(value: Any, seen: dict[int, tuple[int, int]], depth: int, limit: int) -> tuple[int, int]:
     """(bytes, nesting) of a value if every shared part were written out: memo references can make a small file explode later.
 
     Containers weigh their real size, as they were charged; it holds the eight bytes that each of their items takes.
@@ -470,20 +470,20 @@ def _weigh(value: Any, known: dict[int, tuple[int, int]], depth: int, limit: int
         return ARRAY + value.nbytes, 0
     if not isinstance(value, list | tuple | dict | set | frozenset | np.ndarray):
         raise _Refused("holds a bare name or mark in place of a value")
-    if id(value) not in known:
+    if id(value) not in seen:
         if depth > MAX_DEPTH:
             raise _Refused(f"nests containers more than {MAX_DEPTH} deep, or in themselves")
         parts = value.ravel().tolist() if isinstance(value, np.ndarray) else value
         keys = sum(len(key) for key in value if isinstance(key, str | bytes)) if isinstance(value, dict) else 0
-        own = ARRAY + value.nbytes if isinstance(value, np.ndarray) else sys.getsizeof(value)
-        total, height = own + keys, 0
-        for part in parts.values() if isinstance(parts, dict) else parts:
-            weight, inner = _weigh(part, known, depth + 1, limit)
+        size = ARRAY + value.nbytes if isinstance(value, np.ndarray) else sys.getsizeof(value)
+        total, height = size + keys, 0
+        for item in parts.values() if isinstance(parts, dict) else parts:
+            weight, inner = _weigh(item, seen, depth + 1, limit)
             total, height = total + weight, max(height, inner)
             if total > limit:
                 raise _Refused("expands to far more than its file holds (a memory bomb)")
-        known[id(value)] = total, height + 1
-    weight, height = known[id(value)]
+        seen[id(value)] = total, height + 1
+    weight, height = seen[id(value)]
     if depth + height > MAX_DEPTH:
         raise _Refused(f"nests containers more than {MAX_DEPTH} deep, or in themselves")
     return weight, height
@@ -491,7 +491,7 @@ def _weigh(value: Any, known: dict[int, tuple[int, int]], depth: int, limit: int
 
 def _short(value: Any) -> str:
     """A value in a message: never long, never deep."""
-    if type(value) is tuple and len(value) <= 2 * MAX_DIMENSIONS and all(type(part) is int for part in value):
+    if type(value) is tuple and len(value) <= 2 * MAX_DIMENSIONS and all(type(item) is int for item in value):
         return str(value)[:MESSAGE]
     if isinstance(value, str | int | Exception):
         return ascii(str(value))[1:-1][:MESSAGE]

@@ -139,15 +139,15 @@ class SyntheticSpec:
         }
 
     def _by_modality(self, name: str, defaults: Mapping[str, Value], other: Value) -> dict[str, Value]:
-        given = getattr(self, name)
-        if not isinstance(given, Mapping):
-            return dict.fromkeys(self.modalities, given)
-        for key in given:
+        value = getattr(self, name)
+        if not isinstance(value, Mapping):
+            return dict.fromkeys(self.modalities, value)
+        for key in value:
             if key not in self.modalities:
                 raise CorrKDError(
                     f"synthetic data: {name} names modality {key!r}; the modalities are {', '.join(self.modalities)}"
                 )
-        return {m: given.get(m, defaults.get(m, other)) for m in self.modalities}
+        return {m: value.get(m, defaults.get(m, other)) for m in self.modalities}
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def make(spec: SyntheticSpec | None = None) -> MultimodalDataset:
     spec = spec or SyntheticSpec()
     laws = spec.laws()
     cuts = ndtri(np.arange(1, spec.classes) / spec.classes)
-    mixings = {m: _mixing(spec, place, law.width) for place, (m, law) in enumerate(laws.items())}
+    mixings = {m: _mixing(spec, index, law.width) for index, (m, law) in enumerate(laws.items())}
     splits = {name: _split(spec, name, laws, mixings, cuts) for name in SPLITS}
     return MultimodalDataset(
         name="synthetic",
@@ -261,14 +261,14 @@ def make(spec: SyntheticSpec | None = None) -> MultimodalDataset:
     )
 
 
-def _stream(seed: int, *place: int) -> np.random.Generator:
+def _stream(seed: int, *index: int) -> np.random.Generator:
     """A stream of random numbers of its own for each use."""
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=place))
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=index))
 
 
-def _mixing(spec: SyntheticSpec, place: int, width: int) -> Float64Array:
+def _mixing(spec: SyntheticSpec, index: int, width: int) -> Float64Array:
     """A_m: (d_m, shared_dims + private_dims) with orthonormal columns."""
-    numbers = _stream(spec.seed, 0, place).standard_normal((width, spec.shared_dims + spec.private_dims))
+    numbers = _stream(spec.seed, 0, index).standard_normal((width, spec.shared_dims + spec.private_dims))
     columns: Float64Array = np.linalg.qr(numbers)[0]
     return columns
 
@@ -289,15 +289,15 @@ def _split(
     frames: dict[str, FloatArray] = {}
     lengths: dict[str, IntArray] = {}
     present: dict[str, BoolArray] = {}
-    for place, (m, law) in enumerate(laws.items()):
-        private = _stream(spec.seed, number, 2, place).standard_normal((count, spec.private_dims))
+    for index, (m, law) in enumerate(laws.items()):
+        private = _stream(spec.seed, number, 2, index).standard_normal((count, spec.private_dims))
         scores += math.sqrt(law.share) * private[:, 0]
         shortest = min(spec.shortest or law.frames, law.frames)
-        lengths[m] = _stream(spec.seed, number, 3, place).integers(shortest, law.frames, count, endpoint=True)
+        lengths[m] = _stream(spec.seed, number, 3, index).integers(shortest, law.frames, count, endpoint=True)
         exists = np.arange(law.frames)[None, :] < lengths[m][:, None]
-        present[m] = exists & (lacking != place)[:, None]
+        present[m] = exists & (lacking != index)[:, None]
         signal = np.concatenate([common, private], axis=1) @ mixings[m].T
-        x = _stream(spec.seed, number, 4, place).standard_normal((count, law.frames, law.width), np.float32)
+        x = _stream(spec.seed, number, 4, index).standard_normal((count, law.frames, law.width), np.float32)
         x *= np.float32(law.noise)
         x += signal.astype(np.float32)[:, None, :]
         x[~present[m]] = 0.0

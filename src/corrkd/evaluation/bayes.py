@@ -78,7 +78,7 @@ def best_expected_weighted_f1(posteriors: npt.ArrayLike) -> tuple[IntArray, floa
     p = _checked(posteriors)
     expectation = _Expectation.of(p)
     starts = [p.argmax(1).astype(np.int64), *(np.full(len(p), k, np.int64) for k in range(p.shape[1]))]
-    return max((_ascend(expectation, start) for start in starts), key=lambda found: found[1])
+    return max((_ascend(expectation, start) for start in starts), key=lambda candidate: candidate[1])
 
 
 def _ascend(expectation: _Expectation, decisions: IntArray) -> tuple[IntArray, float]:

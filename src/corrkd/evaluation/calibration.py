@@ -91,11 +91,11 @@ def group_quantile(values: npt.NDArray[Any], groups: npt.NDArray[Any], level: fl
     """
     if not len(values):
         return math.inf
-    whose, counts = np.unique(groups, return_inverse=True, return_counts=True)[1:]
+    group, counts = np.unique(groups, return_inverse=True, return_counts=True)[1:]
     order = np.argsort(values, kind="stable")
-    weight = (1.0 / (len(counts) + 1) / counts)[whose][order].cumsum()
-    place = int(np.searchsorted(weight, level - 1e-9))
-    return float(values[order][place]) if place < len(values) else math.inf
+    weight = (1.0 / (len(counts) + 1) / counts)[group][order].cumsum()
+    index = int(np.searchsorted(weight, level - 1e-9))
+    return float(values[order][index]) if index < len(values) else math.inf
 
 
 def coverage_by_group(
@@ -111,16 +111,16 @@ def coverage_by_group(
     """
     names, rows = np.asarray(groups), []
     for name, draws in by_condition(results).items():
-        known = calibrations.get(name, Calibration())
-        if known.threshold is None:
+        calibration = calibrations.get(name, Calibration())
+        if calibration.threshold is None:
             continue
-        responses = [target.calibrate(d.response, known.temperature) for d in draws]
+        responses = [target.calibrate(d.response, calibration.temperature) for d in draws]
         parts = [
             pd.DataFrame(
                 {
                     "group": names[d.rows],
-                    "coverage": _per_sample(target.nonconformity(truth[d.rows], r) <= known.threshold),
-                    "set_size": _per_sample(target.set_sizes(r, known.threshold)),
+                    "coverage": _per_sample(target.nonconformity(truth[d.rows], r) <= calibration.threshold),
+                    "set_size": _per_sample(target.set_sizes(r, calibration.threshold)),
                 }
             )
             for d, r in zip(draws, responses, strict=True)

@@ -174,10 +174,10 @@ def ranks(values: npt.ArrayLike) -> FloatArray:
     A method with a NaN score has rank NaN and the others are ranked without it.
     """
     scores = np.asarray(values, np.float64)
-    known = ~np.isnan(scores).any(1)
+    ranked = ~np.isnan(scores).any(1)
     out = np.full(len(scores), math.nan)
-    if known.any():
-        out[known] = stats.rankdata(-scores[known], axis=0).mean(1)
+    if ranked.any():
+        out[ranked] = stats.rankdata(-scores[ranked], axis=0).mean(1)
     return out
 
 
@@ -240,16 +240,16 @@ def _resampled(methods: IntArray, seed: int, draws: int) -> FloatArray:
     of_groups, of_seeds = np.random.default_rng(seed).spawn(2)
     out = np.empty((draws, margins.shape[1]))
     for start in range(0, draws, _chunk(margins)):
-        part = out[start : start + _chunk(margins)]
-        group_weight = of_groups.multinomial(groups, np.full(groups, 1 / groups), len(part)).astype(np.float64)
-        seed_weight = of_seeds.multinomial(seeds, np.full(seeds, 1 / seeds), len(part)) / seeds
+        chunk = out[start : start + _chunk(margins)]
+        group_weight = of_groups.multinomial(groups, np.full(groups, 1 / groups), len(chunk)).astype(np.float64)
+        seed_weight = of_seeds.multinomial(seeds, np.full(seeds, 1 / seeds), len(chunk)) / seeds
         scores = _f1(np.tensordot(group_weight, margins, 1)).mean(-1)
         # A seed that tests a fold of its own has no score where none of the fold's groups was drawn: the other seeds stand for it.
         scored = np.isfinite(scores).all(1)
         seed_weight = np.where(scored, seed_weight, 0.0)
         total = seed_weight.sum(1, keepdims=True)
         seed_weight = np.divide(seed_weight, total, out=np.full_like(seed_weight, np.nan), where=total > 0)
-        part[:] = np.einsum("nms,ns->nm", np.nan_to_num(scores), seed_weight)
+        chunk[:] = np.einsum("nms,ns->nm", np.nan_to_num(scores), seed_weight)
     return out
 
 

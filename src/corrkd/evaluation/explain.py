@@ -123,17 +123,17 @@ def explain(
     score = not target.has_classes
     # cuDNN would refuse the backward pass of an LSTM in eval mode.
     with _in_eval_mode(network), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
-        place, asked = _asked(network(inputs).logits[0], target, output, question)
+        index, question_index = _asked(network(inputs).logits[0], target, output, question)
 
         def answers(frames: ByModality, inputs: Inputs = inputs) -> Tensor:
             """What is explained of N samples that differ from `inputs` in frames (N, T_m, d_m) alone: (N,)."""
             count = max(len(x) for x in frames.values())
             parts = (frames, inputs.exists, inputs.visible)
-            spread = [{m: x.expand(count, *x.shape[1:]) for m, x in part.items()} for part in parts]
+            spread = [{m: x.expand(count, *x.shape[1:]) for m, x in attribution.items()} for attribution in parts]
             logits = network(Inputs(*spread)).logits
             if score:
                 return logits[:, 0]
-            return log_odds((logits if asked is None else logits[:, asked]) / temperature, place)
+            return log_odds((logits if question_index is None else logits[:, question_index]) / temperature, index)
 
         value = _finite(answers(inputs.frames))
         effects = {}
@@ -145,30 +145,30 @@ def explain(
             effects[m] = Effect(value - less, None if score else _probability(value) - _probability(less))
         blank = {m: torch.where(seen[m][..., None], fill_of(network, m, x), 0.0) for m, x in inputs.frames.items()}
         baseline = _finite(answers(blank))
-        there = [m for m in network.modalities if seen[m].any()]
+        present = [m for m in network.modalities if seen[m].any()]
 
         def along(*moved: Tensor) -> Tensor:
             # Autograd refuses what has no part in the answer, but a network may ignore a modality.
             nothing = sum(0.0 * x[:, 0, 0] for x in moved)
-            return answers({**inputs.frames, **dict(zip(there, moved, strict=True))}) + nothing
+            return answers({**inputs.frames, **dict(zip(present, moved, strict=True))}) + nothing
 
-        found: tuple[Tensor, ...] = ()
-        if there:
-            found = gradients(along).attribute(
-                tuple(inputs.frames[m] for m in there),
-                baselines=tuple(blank[m] for m in there),
+        integrated: tuple[Tensor, ...] = ()
+        if present:
+            integrated = gradients(along).attribute(
+                tuple(inputs.frames[m] for m in present),
+                baselines=tuple(blank[m] for m in present),
                 n_steps=steps,
                 method="gausslegendre",
                 internal_batch_size=AT_ONCE,
             )
     attributions = {m: [0.0] * seen[m].shape[1] for m in network.modalities}
-    for m, part in zip(there, found, strict=True):
-        attributions[m] = torch.where(seen[m][0], part[0].double().sum(-1), 0.0).tolist()
+    for m, attribution in zip(present, integrated, strict=True):
+        attributions[m] = torch.where(seen[m][0], attribution[0].double().sum(-1), 0.0).tolist()
     total = _finite(sum(map(sum, attributions.values())))
     return Explanation(
         quantity="score" if score else "log-odds",
-        label=None if score else target.classes[place],
-        question=None if asked is None else target.questions[asked],
+        label=None if score else target.classes[index],
+        question=None if question_index is None else target.questions[question_index],
         value=value,
         probability=None if score else _probability(value),
         baseline=baseline,
@@ -181,10 +181,10 @@ def explain(
     )
 
 
-def log_odds(logits: Tensor, place: int) -> Tensor:
+def log_odds(logits: Tensor, index: int) -> Tensor:
     """The log-odds log p/(1 - p) of the class at `place`, (..., K) with K at least 2 -> (...), as exact near 0 and 1 as elsewhere."""
-    others = torch.cat([logits[..., :place], logits[..., place + 1 :]], -1)
-    return logits[..., place] - others.logsumexp(-1)
+    others = torch.cat([logits[..., :index], logits[..., index + 1 :]], -1)
+    return logits[..., index] - others.logsumexp(-1)
 
 
 def fill_of(network: AnyNetwork, modality: str, frames: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ def _one_sample(network: AnyNetwork, inputs: Inputs) -> Inputs:
         )
     frames = {}
     for m in network.modalities:
-        if not all(m in part for part in inputs):
+        if not all(m in attribution for attribution in inputs):
             raise CorrKDError(
                 f"explain: no {m}; give frames, exists and visible of every modality, a missing one invisible"
             )
@@ -235,13 +235,13 @@ def _asked(logits: Tensor, target: Target, output: int | None, question: int | N
     if target.questions:
         question = 0 if question is None and len(target.questions) == 1 else question
         if question is None or not 0 <= question < len(target.questions):
-            names = ", ".join(f"{place} {name}" for place, name in enumerate(target.questions))
+            names = ", ".join(f"{index} {name}" for index, name in enumerate(target.questions))
             raise CorrKDError(f"explain: question {question}; name one of {names}")
         logits = logits[question]
     if output is None:
         return int(logits.argmax()), question
     if not 0 <= output < len(target.classes):
-        names = ", ".join(f"{place} {name}" for place, name in enumerate(target.classes))
+        names = ", ".join(f"{index} {name}" for index, name in enumerate(target.classes))
         raise CorrKDError(f"explain: class {output}; name one of {names}")
     return output, question
 

@@ -32,29 +32,29 @@ class LengthFloor:
         target: what is predicted.
         labels: (N,) or (N, Q) labels of the training samples.
         lengths: (N,) frames of each training sample, by modality.
-        shown: (N,) whether the training sample shows a frame of the modality, by modality.
+        visible: (N,) whether the training sample has a visible frame of the modality, by modality.
     """
 
     def __init__(
-        self, target: Target, labels: Array, lengths: Mapping[str, IntArray], shown: Mapping[str, BoolArray]
+        self, target: Target, labels: Array, lengths: Mapping[str, IntArray], visible: Mapping[str, BoolArray]
     ) -> None:
         self.target, self.labels = target, labels
-        self.edges = {m: _edges(x[shown[m]]) for m, x in lengths.items()}
-        self.bins = self._bins(lengths, shown)
+        self.edges = {m: _edges(x[visible[m]]) for m, x in lengths.items()}
+        self.bins = self._bins(lengths, visible)
 
-    def predict(self, lengths: Mapping[str, IntArray], shown: Mapping[str, BoolArray]) -> Array:
+    def predict(self, lengths: Mapping[str, IntArray], visible: Mapping[str, BoolArray]) -> Array:
         """Return a prediction for each of n samples, (n,) or (n, Q). Arguments as of the class, for these samples."""
-        patterns, inverse = np.unique(self._bins(lengths, shown), axis=0, return_inverse=True)
+        patterns, inverse = np.unique(self._bins(lengths, visible), axis=0, return_inverse=True)
         predictions = []
         for pattern in patterns:
-            visible = pattern != HIDDEN
-            alike = (self.bins[:, visible] == pattern[visible]).all(1)
+            has_length = pattern != HIDDEN
+            alike = (self.bins[:, has_length] == pattern[has_length]).all(1)
             predictions.append(self.target.majority(self.labels[alike] if alike.any() else self.labels))
         return np.stack(predictions)[inverse.reshape(-1)]
 
-    def _bins(self, lengths: Mapping[str, IntArray], shown: Mapping[str, BoolArray]) -> IntArray:
+    def _bins(self, lengths: Mapping[str, IntArray], visible: Mapping[str, BoolArray]) -> IntArray:
         columns = [
-            np.where(shown[m], np.searchsorted(edges, lengths[m], side="right"), HIDDEN)
+            np.where(visible[m], np.searchsorted(edges, lengths[m], side="right"), HIDDEN)
             for m, edges in self.edges.items()
         ]
         return np.stack(columns, 1)

@@ -164,8 +164,8 @@ def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {m: x.cpu().numpy() for m, x in tensors.items()}
 
 
-def _answer(given: npt.ArrayLike, count: int, target: Target) -> npt.NDArray[np.float32]:
-    answer = np.asarray(given, np.float32)
+def _answer(output: npt.ArrayLike, count: int, target: Target) -> npt.NDArray[np.float32]:
+    answer = np.asarray(output, np.float32)
     expected = (count, *target.response_shape)
     if answer.shape != expected:
         raise CorrKDError(
@@ -232,21 +232,21 @@ def tabulate(
     """
 
     def measure(result: Result) -> dict[str, float]:
-        own, known = truth[result.rows], (calibrations or {}).get(result.condition.name)
-        out = target.measure(own, result.response)
-        return out if known is None else {**out, **_calibrated(target, own, result, known)}
+        targets, calibration = truth[result.rows], (calibrations or {}).get(result.condition.name)
+        out = target.measure(targets, result.response)
+        return out if calibration is None else {**out, **_calibrated(target, targets, result, calibration)}
 
     return _table(results, modalities, measure)
 
 
-def _calibrated(target: Target, truth: npt.NDArray[Any], result: Result, known: Calibration) -> dict[str, float]:
+def _calibrated(target: Target, truth: npt.NDArray[Any], result: Result, calibration: Calibration) -> dict[str, float]:
     """What a condition's calibration makes of a response."""
-    response = target.calibrate(result.response, known.temperature)
+    response = target.calibrate(result.response, calibration.temperature)
     error = target.calibration_error(truth, response)
     out = {} if error is None else {"ece_calibrated": error}
-    if known.threshold is not None:
-        out["coverage"] = float((target.nonconformity(truth, response) <= known.threshold).mean())
-        out["set_size"] = float(target.set_sizes(response, known.threshold).mean())
+    if calibration.threshold is not None:
+        out["coverage"] = float((target.nonconformity(truth, response) <= calibration.threshold).mean())
+        out["set_size"] = float(target.set_sizes(response, calibration.threshold).mean())
     return out
 
 

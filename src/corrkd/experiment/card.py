@@ -24,12 +24,12 @@ from corrkd.parsing import refusing
 from corrkd.report.run_folder import FORMAT, MOST_REASONS, Card
 
 
-def run_card(experiment: Experiment, part: DatasetPlan, arms: Sequence[Arm], search: str) -> Card:
+def run_card(experiment: Experiment, dataset_plan: DatasetPlan, arms: Sequence[Arm], search: str) -> Card:
     """Return what run.json holds of a dataset.
 
     Args:
         experiment: of the dataset.
-        part: of the plan.
+        dataset_plan: of the run.
         arms: in the order of the tables.
         search: how hyper-parameters were searched, in words.
 
@@ -66,18 +66,18 @@ def run_card(experiment: Experiment, part: DatasetPlan, arms: Sequence[Arm], sea
                 "title": arm.title,
                 "selection": arm.selection,
                 "method": arm.method.name,
-                "kind": "control" if arm.name == part.control else arm.kind,
+                "kind": "control" if arm.name == dataset_plan.control else arm.kind,
                 "trains_on": "complete" if arm.complete else "missing",
             }
             for arm in arms
         ],
-        "reference": part.reference,
-        "control": part.control,
+        "reference": dataset_plan.reference,
+        "control": dataset_plan.control,
         "teacher_outputs": outputs_digest(experiment.settings),
         "seeds": list(experiment.settings.seeds),
         "notes": notes(first, arms),
         "groups": {"name": group, "count": int(groups["group"].nunique())},
-        "protocol": protocol(experiment, part, arms, search),
+        "protocol": protocol(experiment, dataset_plan, arms, search),
     }
     with refusing(f"dataset {dataset.name}", "cannot be recorded in run.json"):
         return Card.model_validate(tree)
@@ -195,7 +195,7 @@ def _how(line: Line, group: str) -> str:
     return f"each trained without one of {line.folds} folds by {group} and answering for that fold alone"
 
 
-def protocol(experiment: Experiment, part: DatasetPlan, arms: Sequence[Arm], search: str) -> list[str]:
+def protocol(experiment: Experiment, dataset_plan: DatasetPlan, arms: Sequence[Arm], search: str) -> list[str]:
     """What was the same for every arm, in sentences."""
     settings = experiment.settings
     missing = settings.missing
@@ -210,7 +210,7 @@ def protocol(experiment: Experiment, part: DatasetPlan, arms: Sequence[Arm], sea
         "Initialisation: networks of one structure begin with the same parameters for a seed; the teacher has its own.",
         f"Selection: {selection_rules((arm.selection, arm.title) for arm in arms)}. Nothing is chosen on the "
         f"{settings.evaluation.split} split.",
-        _epochs(arms, part),
+        _epochs(arms, dataset_plan),
         f"Batch size: {_shared('batch_size', students)}; learning rate: {_shared('lr', students)}.",
         f"Search budget: {search}.",
     ]
@@ -245,20 +245,20 @@ def _neighbours(experiment: Experiment) -> str:
     )
 
 
-def _epochs(arms: Sequence[Arm], part: DatasetPlan) -> str:
+def _epochs(arms: Sequence[Arm], dataset_plan: DatasetPlan) -> str:
     """How long each arm trains, and by which rule."""
-    trained = [with_epochs(arm, part.epochs.get(arm.name, arm.training.epochs)) for arm in arms]
+    trained = [with_epochs(arm, dataset_plan.epochs.get(arm.name, arm.training.epochs)) for arm in arms]
     students = _shared("epochs", [arm for arm in trained if not arm.is_teacher])
     names = {arm.name: "the teacher" if arm.name == TEACHER else f"the {arm.title}" for arm in trained}
     teachers = "".join(f"; {names[arm.name]}: {arm.training.epochs}" for arm in trained if arm.is_teacher)
-    if part.budget is None:
+    if dataset_plan.budget is None:
         return f"Epochs: {students}{teachers}."
     rule = (
         f"Where the plan does not name them, a method's first budget is doubled, its schedule laid over the whole, until its validation "
-        f"score gains less than {part.budget.gain:g} points (seed {part.settings.seeds[0]} decides; at most {part.budget.doublings} "
-        "doublings)."
+        f"score gains less than {dataset_plan.budget.gain:g} points (seed {dataset_plan.settings.seeds[0]} decides; at most "
+        f"{dataset_plan.budget.doublings} doublings)."
     )
-    if any(part.chooses(arm.name) for arm in arms):
+    if any(dataset_plan.chooses(arm.name) for arm in arms):
         return f"Epochs: not all are chosen yet. {rule}"
     return f"Epochs: {students}{teachers}. {rule}"
 

@@ -145,28 +145,28 @@ def _seeded(seed: int, role: str) -> Iterator[None]:
         yield
 
 
-def _made(given: nn.Module | str, experiment: Experiment, role: str, seed: int) -> AnyNetwork:
+def _made(module: nn.Module | str, experiment: Experiment, role: str, seed: int) -> AnyNetwork:
     """A network for the experiment's samples."""
     with _seeded(seed, role):
-        return _network(given, experiment)
+        return _network(module, experiment)
 
 
-def _network(given: nn.Module | str, experiment: Experiment) -> AnyNetwork:
+def _network(module: nn.Module | str, experiment: Experiment) -> AnyNetwork:
     """A network of this package for the experiment's samples: of that name, or around that module."""
     samples = experiment.samples("train")
-    if isinstance(given, str):
-        kind, preset = network_class(given), experiment.settings.student.network
-        options = preset.options if preset.name == given else kind.settings_type()
-        check_tokens(experiment, kind, given)
+    if isinstance(module, str):
+        kind, preset = network_class(module), experiment.settings.student.network
+        options = preset.options if preset.name == module else kind.settings_type()
+        check_tokens(experiment, kind, module)
         network = build_network(experiment.target, samples.widths, experiment.frames, options, kind)
         if getattr(options, "fill", None) == "mean":
             network.set_fill(samples.mean_frames())
-    elif isinstance(given, Network):
-        network = given
+    elif isinstance(module, Network):
+        network = module
     else:
-        given = given.to(experiment.device, experiment.dtype)
+        module = module.to(experiment.device, experiment.dtype)
         example = samples.take(torch.arange(min(EXAMPLE, len(samples)), device=samples.device))
-        network = WrappedNetwork(given, example, experiment.target)
+        network = WrappedNetwork(module, example, experiment.target)
     return network.to(experiment.device, experiment.dtype)
 
 
@@ -178,8 +178,8 @@ def _placeholder(teacher: Any, experiment: Experiment, seed: int) -> TeacherOutp
     samples = experiment.samples("train")
     if not isinstance(teacher, nn.Module | str):
         return _given_answers(teacher, samples, "teachers[0]")
-    given = teacher if isinstance(teacher, str) else copy.deepcopy(teacher)
-    return placeholder_outputs(_made(given, experiment, TEACHER, seed), samples)
+    module = teacher if isinstance(teacher, str) else copy.deepcopy(teacher)
+    return placeholder_outputs(_made(module, experiment, TEACHER, seed), samples)
 
 
 def _answers_of_all(
@@ -216,8 +216,8 @@ def _trained_answers(
 
     def outputs_of(member: Member, rows: Samples) -> TeacherOutputs:
         name = member.name if index == 0 else f"{member.name}/{index}"
-        given = teacher if isinstance(teacher, str) else copy.deepcopy(teacher)
-        network = _made(given, experiment, name, seed)
+        module = teacher if isinstance(teacher, str) else copy.deepcopy(teacher)
+        network = _made(module, experiment, name, seed)
         method = method_class(WITHOUT_TEACHER)(network)
         title = f"teacher {index + 1}, {member.name}"
         # Copies of a module begin with the same parameters, so that their orders and dropout have to differ.
@@ -278,7 +278,7 @@ def _tensor(values: Any, samples: Samples) -> Tensor:
 
 
 def _method(
-    given: nn.Module | str, teachers: TeacherOutputs, experiment: Experiment, asked: Mapping[str, Any]
+    module: nn.Module | str, teachers: TeacherOutputs, experiment: Experiment, asked: Mapping[str, Any]
 ) -> tuple[AnyMethod, list[str]]:
     """The preset's method of a student, with options that its networks can take, and notes on them."""
     settings = experiment.settings
@@ -286,19 +286,19 @@ def _method(
     if settings.student.class_weights == "balanced":
         weights = experiment.target.balanced_class_weights(experiment.samples("train").targets)
     with _seeded(settings.seeds[0], "student"):
-        student = _network(given, experiment)
+        student = _network(module, experiment)
         options, notes = _options(student, teachers, settings, asked)
         method = settings.student.method.class_(student, options, teachers=teachers, class_weights=weights)
     return method.to(experiment.device, experiment.dtype), notes
 
 
 def _options(
-    student: AnyNetwork, teachers: TeacherOutputs, settings: Settings, asked: Mapping[str, Any]
+    student: AnyNetwork, teachers: TeacherOutputs, settings: Settings, options: Mapping[str, Any]
 ) -> tuple[BaseModel, list[str]]:
     """The preset's options without the losses that these networks cannot take; those that `asked` names stay, and are refused."""
     choice, notes = settings.student.method, []
     tree: dict[str, Any] = choice.options.model_dump()
-    named = (asked.get("student") or {}).get("method") or {}
+    named = (options.get("student") or {}).get("method") or {}
     if choice.name == "corrkd" and isinstance(named, Mapping):
         represented = student.representation_width and teachers.representation.shape[1]
         for term in ("scd", "cpd"):

@@ -172,12 +172,12 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def set_params(self, **params: Any) -> Self:
         """Set parameters and settings, nested or flat. Raises ValueError for an unknown one."""
-        own = self._get_param_names()
+        parameters = self._get_param_names()
         for name, value in params.items():
-            if name in own or _is_setting(name):
+            if name in parameters or _is_setting(name):
                 setattr(self, name, value)
             else:
-                allowed = ", ".join([*own, *Settings.model_fields])
+                allowed = ", ".join([*parameters, *Settings.model_fields])
                 raise EstimatorError(f"CorrKDClassifier: no parameter {name!r}; it has {allowed}")
         return self
 
@@ -212,8 +212,8 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             members = _members(columns, len(codes))
             split = self._split(members, seed)
             names = _class_names(self.classes_)
-            given = {**columns, "labels": codes, "class_names": names, "split": split.astype(object)}
-            dataset = tables.read(given, NAME, "arrays of an estimator", ReadOptions())
+            arrays = {**columns, "labels": codes, "class_names": names, "split": split.astype(object)}
+            dataset = tables.read(arrays, NAME, "arrays of an estimator", ReadOptions())
             tree = self._settings(len(np.unique(members[split == SPLITS[0]])))
             network = load_settings(preset=self.preset, **tree).student.network.name
             made = distil(network, dataset=dataset, preset=self.preset, seed=seed, test=False, settings=tree)
@@ -255,8 +255,8 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """The settings over the preset's: those given, and no more folds of teachers than there are groups."""
         tree: dict[str, Any] = {"data": {"target": "classes"}, "evaluation": {"split": SPLITS[1]}}
         for key, value in self._overrides.items():
-            for part in reversed(key.split("__")[1:]):
-                value = {part: value}
+            for section in reversed(key.split("__")[1:]):
+                value = {section: value}
             tree = merged(tree, {key.partition("__")[0]: value})
         folds = load_settings(preset=self.preset, **tree).teacher.folds
         tree = merged(tree, {"teacher": scaled_folds(folds, num_groups)})

@@ -125,8 +125,8 @@ class Experiment:
         """Return the group of each sample that counts, (n,): samples that share a person or a video depend on each other."""
         chosen = self.dataset.split(split)
         kept = self.target.of(chosen, f"dataset {self.dataset.name}, {split}")[1]
-        found: npt.NDArray[np.str_] = dependence_groups(chosen)[1][kept]
-        return found
+        groups: npt.NDArray[np.str_] = dependence_groups(chosen)[1][kept]
+        return groups
 
     def targets(self, split: str) -> Any:
         """Targets of the samples that count for the target, (n,) or (n, Q)."""

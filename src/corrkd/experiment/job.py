@@ -54,14 +54,14 @@ class Job:
 
     Attributes:
         dataset: folder of the dataset.
-        part: the dataset's part of the plan.
+        dataset_plan: the plan of the dataset.
         arm, seed: which.
         evaluate: whether the arm is tested, too.
         teachers: the dataset's folder that holds the teachers, done before; default: its own, whose jobs train them.
     """
 
     dataset: Path
-    part: DatasetPlan
+    dataset_plan: DatasetPlan
     arm: str
     seed: int
     evaluate: bool = True
@@ -90,24 +90,26 @@ class Job:
     @property
     def chooses_budget(self) -> bool:
         """Whether it chooses the number of epochs of the arm's other seeds."""
-        return self.part.chooses(self.arm) and self.seed == self.part.settings.seeds[0]
+        return self.dataset_plan.chooses(self.arm) and self.seed == self.dataset_plan.settings.seeds[0]
 
     @cached_property
     def needs(self) -> tuple[Key, ...]:
         """The jobs that have to be done before: the teacher's, and the one that chooses the number of epochs."""
-        name, part = self.dataset.name, self.part
-        taught_by = teachers_of([resolve(self.arm, part.arms[self.arm], part.settings)], part.settings)
+        name, dataset_plan = self.dataset.name, self.dataset_plan
+        taught_by = teachers_of(
+            [resolve(self.arm, dataset_plan.arms[self.arm], dataset_plan.settings)], dataset_plan.settings
+        )
         teacher = [] if self.teachers is not None else [(name, teacher, self.seed) for teacher in taught_by]
-        first = part.settings.seeds[0]
-        leading = [(name, self.arm, first)] if part.chooses(self.arm) and self.seed != first else []
+        first = dataset_plan.settings.seeds[0]
+        leading = [(name, self.arm, first)] if dataset_plan.chooses(self.arm) and self.seed != first else []
         return (*teacher, *leading)
 
     def trainings(self, experiment: Experiment) -> list[Training]:
         """Return what is trained for it, with the plan's number of epochs."""
-        arms = arms_of(self.part)
+        arms = arms_of(self.dataset_plan)
         arm = next(arm for arm in arms if arm.name == self.arm)
         return trainings(
-            with_epochs(arm, self.part.epochs.get(arm.name, arm.training.epochs)),
+            with_epochs(arm, self.dataset_plan.epochs.get(arm.name, arm.training.epochs)),
             self.folder,
             experiment=experiment.at(self.seed),
             seed=self.seed,
@@ -123,7 +125,7 @@ class Job:
 
     def teaching(self, arms: Sequence[Arm]) -> bool:
         """Return whether it trains those who teach others of the plan's arms, as resolved."""
-        return self.teachers is None and self.arm in teachers_of(arms, self.part.settings)
+        return self.teachers is None and self.arm in teachers_of(arms, self.dataset_plan.settings)
 
     @property
     def progress(self) -> str | None:
@@ -167,10 +169,10 @@ def carry_out_together(jobs: Sequence[Job], experiment: Experiment, reporter: Re
 
     What fails stops the others at once with it: then each is done alone, and fails or not.
     """
-    left = [job for job in jobs if not job.done and not job.part.chooses(job.arm)]
-    if len(left) < 2 or left[0].part.settings.data.resample != ResampleSettings():
+    left = [job for job in jobs if not job.done and not job.dataset_plan.chooses(job.arm)]
+    if len(left) < 2 or left[0].dataset_plan.settings.data.resample != ResampleSettings():
         return
-    settings = left[0].part.settings
+    settings = left[0].dataset_plan.settings
     torch.set_num_threads(settings.threads)
     fabric = make_fabric(settings)
     resumed = {job: job.interrupted for job in left}
@@ -197,9 +199,9 @@ def carry_out_together(jobs: Sequence[Job], experiment: Experiment, reporter: Re
 
 def carry_out(job: Job, experiment: Experiment, reporter: Reporter) -> None:
     """Train and test an arm. Raises CorrKDError where that is not possible."""
-    torch.set_num_threads(job.part.settings.threads)
+    torch.set_num_threads(job.dataset_plan.settings.threads)
     keep_freed_memory()
-    fabric = make_fabric(job.part.settings)
+    fabric = make_fabric(job.dataset_plan.settings)
     reset_peak_memory(fabric.device)
     experiment = experiment.at(job.seed)
     _train(job, experiment, fabric, reporter, resumed=job.interrupted)
@@ -210,7 +212,7 @@ def carry_out(job: Job, experiment: Experiment, reporter: Reporter) -> None:
 def _train(job: Job, experiment: Experiment, fabric: Fabric, reporter: Reporter, *, resumed: bool) -> None:
     """Train what is left of a job's arm, and record what it cost, unless it was interrupted and resumed."""
     seed, folder = job.seed, job.folder
-    arms = arms_of(job.part)
+    arms = arms_of(job.dataset_plan)
     planned = next(arm for arm in arms if arm.name == job.arm)
     taught_in = job.taught_in(planned)
     train = partial(train_arm, experiment=experiment, seed=seed, fabric=fabric, reporter=reporter, taught_in=taught_in)
@@ -224,7 +226,7 @@ def _test(jobs: Sequence[Job], experiment: Experiment, reporter: Reporter) -> No
     if not jobs:
         return
     first = jobs[0]
-    arm = next(arm for arm in arms_of(first.part) if arm.name == first.arm)
+    arm = next(arm for arm in arms_of(first.dataset_plan) if arm.name == first.arm)
     samples = swept_samples(experiment)
     seeds = ", ".join(str(job.seed) for job in jobs)
     with reporter.task(f"seed {seeds}  {arm.name}: evaluation", len(jobs) * sum(map(len, samples.values()))) as task:
@@ -235,12 +237,12 @@ def _test(jobs: Sequence[Job], experiment: Experiment, reporter: Reporter) -> No
 
 def _epochs(job: Job, arm: Arm, train: Callable[[Arm, Path], None]) -> int:
     """For how many epochs an arm trains: as the plan says, or as chosen here or by the job that leads."""
-    part, folder = job.part, job.folder
+    dataset_plan, folder = job.dataset_plan, job.folder
     if read_budget(folder) is not None or job.chooses_budget:
-        return choose_budget(arm, part.budget or BudgetRule(), job.seed, folder, train).epochs
-    if not part.chooses(arm.name):
-        return part.epochs.get(arm.name, arm.training.epochs)
-    first = part.settings.seeds[0]
+        return choose_budget(arm, dataset_plan.budget or BudgetRule(), job.seed, folder, train).epochs
+    if not dataset_plan.chooses(arm.name):
+        return dataset_plan.epochs.get(arm.name, arm.training.epochs)
+    first = dataset_plan.settings.seeds[0]
     budget = read_budget(arm_folder(job.dataset, job.arm, first))
     if budget is None:
         raise CorrKDError(f"no budget was chosen: the training with seed {first}, which chooses it, has failed")

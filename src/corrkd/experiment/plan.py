@@ -94,17 +94,17 @@ class Plan(Strict):
     def to_yaml(self) -> str:
         """The file that `load_plan` reads."""
         tree = self.model_dump(mode="json", exclude={"trials"} if self.trials is None else None)
-        for name, part in self.datasets.items():
+        for name, dataset_plan in self.datasets.items():
             # Only what was set: what an arm leaves open is its method's, or the ablation's.
             tree["datasets"][name]["arms"] = {
-                arm: changes.model_dump(mode="json", exclude_unset=True) for arm, changes in part.arms.items()
+                arm: changes.model_dump(mode="json", exclude_unset=True) for arm, changes in dataset_plan.arms.items()
             }
         return yaml_with_digest(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
-def arms_of(part: DatasetPlan) -> list[Arm]:
+def arms_of(dataset_plan: DatasetPlan) -> list[Arm]:
     """Return a dataset's arms, resolved."""
-    return [resolve(name, changes, part.settings) for name, changes in part.arms.items()]
+    return [resolve(name, changes, dataset_plan.settings) for name, changes in dataset_plan.arms.items()]
 
 
 def with_teachers(arms: Mapping[str, ArmSettings], settings: Settings) -> dict[str, ArmSettings]:
@@ -118,8 +118,8 @@ def plan_of_run(settings: Settings) -> Plan:
     arms = dict(RUN_ARMS)
     if settings.teacher.outputs is not None:
         del arms[TEACHER]
-    part = DatasetPlan(settings=settings, arms=arms)
-    return Plan(datasets={dataset_name(settings.data): part}, jobs=settings.jobs)
+    dataset_plan = DatasetPlan(settings=settings, arms=arms)
+    return Plan(datasets={dataset_name(settings.data): dataset_plan}, jobs=settings.jobs)
 
 
 def dataset_name(data: DataSettings) -> str:
@@ -177,17 +177,17 @@ def load_plan(
     common = _named(tree.get("arms"), "arms")
     if arms is not None:
         common = {name: common.get(name, {}) for name in expanded(arms)}
-    found = {_name_of(path): {"settings": {"preset": preset, "data": {"path": path}}} for path in data}
-    if len(found) < len(data):
+    from_paths = {_name_of(path): {"settings": {"preset": preset, "data": {"path": path}}} for path in data}
+    if len(from_paths) < len(data):
         raise CorrKDError("plan: two datasets have one name; name them in a file under `datasets`")
-    datasets = found or tree.get("datasets") or {"synthetic": {"settings": {"preset": preset or "synthetic"}}}
+    datasets = from_paths or tree.get("datasets") or {"synthetic": {"settings": {"preset": preset or "synthetic"}}}
     if not isinstance(datasets, Mapping):
         raise CorrKDError(f"plan {source}: datasets: expected {{name: {{settings: ..., arms: ...}}}}")
     chosen_seeds = _seeds(tree.get("seeds") if seeds is None else seeds)
     shared = {} if chosen_seeds is None else {"seeds": chosen_seeds}
     plans = {
-        str(name): _dataset(str(name), part or {}, common, shared, list(overrides), common_budget, budget)
-        for name, part in datasets.items()
+        str(name): _dataset(str(name), dataset_plan or {}, common, shared, list(overrides), common_budget, budget)
+        for name, dataset_plan in datasets.items()
     }
     chosen = jobs if jobs is not None else tree.get("jobs", 1)
     try:
@@ -235,7 +235,7 @@ def read_plan(out: Path, *, unchanged: bool = False) -> Plan:
 
 def _dataset(
     name: str,
-    part: Mapping[str, Any],
+    dataset_plan: Mapping[str, Any],
     common: Mapping[str, Any],
     shared: Mapping[str, Any],
     overrides: list[str],
@@ -244,21 +244,24 @@ def _dataset(
 ) -> DatasetPlan:
     where = f"plan: datasets.{name}"
     check_dataset_names([name])
-    if not isinstance(part, Mapping) or set(part) - {"settings", "arms", "budget", "epochs"}:
+    if not isinstance(dataset_plan, Mapping) or set(dataset_plan) - {"settings", "arms", "budget", "epochs"}:
         raise CorrKDError(f"{where}: expected {{settings: ..., arms: ..., budget: ..., epochs: ...}}")
-    rule = _budget(part.get("budget", common_budget) if budget is None else budget, where)
-    own = _named(part.get("arms"), f"datasets.{name}.arms")
-    in_file = part.get("settings") or {}
+    rule = _budget(dataset_plan.get("budget", common_budget) if budget is None else budget, where)
+    dataset_arms = _named(dataset_plan.get("arms"), f"datasets.{name}.arms")
+    in_file = dataset_plan.get("settings") or {}
     if not isinstance(in_file, Mapping):
         raise CorrKDError(f"{where}: settings: expected keys and values (given: {quoted(in_file)})")
     settings = settings_of_tree(in_file, overrides=overrides, changes={"jobs": 1, **shared})
-    arms = {arm: laid_over(arm, _arm(arm, common.get(arm)), _arm(arm, own.get(arm))) for arm in (common or own)}
+    arms = {
+        arm: laid_over(arm, _arm(arm, common.get(arm)), _arm(arm, dataset_arms.get(arm)))
+        for arm in (common or dataset_arms)
+    }
     if not arms:
         raise CorrKDError(f"{where}: no arm; name some under `arms`, or give --methods")
-    stray = set(own) - set(arms)
+    stray = set(dataset_arms) - set(arms)
     if stray:
         raise CorrKDError(f"{where}.arms.{sorted(stray)[0]}: is not among the plan's arms")
-    epochs = part.get("epochs") or {}
+    epochs = dataset_plan.get("epochs") or {}
     if not isinstance(epochs, Mapping):
         raise CorrKDError(f"{where}: epochs: expected {{arm: number}} (given: {quoted(epochs)})")
     arms = with_teachers(arms, settings)

@@ -229,7 +229,9 @@ def execute(
         out = usual_folder(in_memory) if out is None else Path(out)
         plan, stored = stored_in(plan, in_memory, out)
         datasets |= stored
-    experiments = {name: prepared(name, part, reporter, datasets.get(name)) for name, part in plan.datasets.items()}
+    experiments = {
+        name: prepared(name, dataset_plan, reporter, datasets.get(name)) for name, dataset_plan in plan.datasets.items()
+    }
     out = _usual_folder(experiments) if out is None else Path(out)
     with folder.locked(out) if is_first_process() else nullcontext():
         if is_first_process():
@@ -241,10 +243,10 @@ def execute(
                 _say_notes(name, out, reporter)
         wait_for_all(next(iter(experiments.values())).settings)
         jobs = [
-            Job(out.resolve() / name, part, arm, seed, evaluate)
-            for name, part in plan.datasets.items()
-            for seed in part.settings.seeds
-            for arm in part.arms
+            Job(out.resolve() / name, dataset_plan, arm, seed, evaluate)
+            for name, dataset_plan in plan.datasets.items()
+            for seed in dataset_plan.settings.seeds
+            for arm in dataset_plan.arms
         ]
         failures = run_jobs(jobs, experiments, at_once=plan.jobs, reporter=reporter, backend=backend, address=address)
         if not is_first_process():
@@ -262,21 +264,23 @@ def _usual_folder(experiments: Mapping[str, Experiment]) -> Path:
     return Path("runs") / file_names([name])[name]
 
 
-def prepared(name: str, part: DatasetPlan, reporter: Reporter, dataset: MultimodalDataset | None = None) -> Experiment:
+def prepared(
+    name: str, dataset_plan: DatasetPlan, reporter: Reporter, dataset: MultimodalDataset | None = None
+) -> Experiment:
     """Return a dataset, read or in memory, with every method made once, so that what cannot work is an error before any training."""
-    arms = arms_of(part)
-    with reporter.busy(f"reading {part.settings.data.path}"):
-        experiment = prepare(part.settings, dataset)
+    arms = arms_of(dataset_plan)
+    with reporter.busy(f"reading {dataset_plan.settings.data.path}"):
+        experiment = prepare(dataset_plan.settings, dataset)
     teaching, others = [], []
-    for teacher_name in teachers_of(arms, part.settings):
-        teacher = resolve(teacher_name, part.arms.get(teacher_name, ArmSettings()), part.settings)
+    for teacher_name in teachers_of(arms, dataset_plan.settings):
+        teacher = resolve(teacher_name, dataset_plan.arms.get(teacher_name, ArmSettings()), dataset_plan.settings)
         teaching.append(teacher)
-        others += others_arms(teacher, part.settings.teacher)
+        others += others_arms(teacher, dataset_plan.settings.teacher)
     check_splits(experiment, [*arms, *others])
     samples = experiment.samples("train")
     teachers: dict[str | None, TeacherOutputs] = {}
-    if (given := outputs_from_outside(experiment)) is not None:
-        teachers[TEACHER] = given
+    if (outside := outputs_from_outside(experiment)) is not None:
+        teachers[TEACHER] = outside
     for teacher in teaching:
         teachers[teacher.name] = placeholder_outputs(make_method(teacher, experiment, 0, samples).student, samples)
     for arm in [*arms, *others]:
@@ -306,13 +310,13 @@ def _begin(
     folder.refuse_links(out, plan.datasets)
     before = read_plan(out, unchanged=True) if (out / PLAN).is_file() else None
     datasets = {}
-    for name, part in plan.datasets.items():
+    for name, dataset_plan in plan.datasets.items():
         if before is not None and name in before.datasets:
-            _check_same(out, name, before.datasets[name], part)
+            _check_same(out, name, before.datasets[name], dataset_plan)
             budgets = _chosen(out / name, before.datasets[name])
-            chosen = {arm: epochs for arm, epochs in budgets.items() if part.chooses(arm)}
-            part = part.model_copy(update={"epochs": {**part.epochs, **chosen}})
-        datasets[name] = part.model_copy(update={"settings": folder.with_whole_paths(part.settings)})
+            chosen = {arm: epochs for arm, epochs in budgets.items() if dataset_plan.chooses(arm)}
+            dataset_plan = dataset_plan.model_copy(update={"epochs": {**dataset_plan.epochs, **chosen}})
+        datasets[name] = dataset_plan.model_copy(update={"settings": folder.with_whole_paths(dataset_plan.settings)})
     plan = plan.model_copy(update={"datasets": datasets})
     if before is None:
         write_text(out / PLAN, plan.to_yaml())  # what says that the folder is a plan's comes first
@@ -328,14 +332,14 @@ def _begin(
 
 def _check_data_stay(out: Path, plan: Plan, in_memory: InMemory) -> None:
     """Raise CorrKDError where a folder that is to be emptied holds the data of its own plan."""
-    for name, part in plan.datasets.items():
-        path = Path(part.settings.data.path).resolve()
+    for name, dataset_plan in plan.datasets.items():
+        path = Path(dataset_plan.settings.data.path).resolve()
         if name not in in_memory and path.name == folder.DATA and path.parent.parent == out.resolve():
             raise CorrKDError(f"{out}: holds the data of its own run ({path.name}); choose another folder")
 
 
-def _write_facts(dataset: Path, experiment: Experiment, plan: Plan, part: DatasetPlan) -> None:
-    folder.write_card(dataset, run_card(experiment, part, arms_of(part), plan.search))
+def _write_facts(dataset: Path, experiment: Experiment, plan: Plan, dataset_plan: DatasetPlan) -> None:
+    folder.write_card(dataset, run_card(experiment, dataset_plan, arms_of(dataset_plan), plan.search))
     write_csv(dataset / GROUPS, sample_groups(experiment)[1])
 
 
@@ -348,26 +352,27 @@ def keep_reported(out: Path, reported: Path) -> None:
 def _with_budgets(out: Path, plan: Plan) -> Plan:
     """The plan with the numbers of epochs that were chosen."""
     datasets = {
-        name: part.model_copy(update={"epochs": _chosen(out / name, part)}) for name, part in plan.datasets.items()
+        name: dataset_plan.model_copy(update={"epochs": _chosen(out / name, dataset_plan)})
+        for name, dataset_plan in plan.datasets.items()
     }
     return plan.model_copy(update={"datasets": datasets})
 
 
-def _chosen(dataset: Path, part: DatasetPlan) -> dict[str, int]:
+def _chosen(dataset: Path, dataset_plan: DatasetPlan) -> dict[str, int]:
     """By arm, the number of epochs that the plan names or that was chosen in the dataset's folder, with whichever seed."""
     budgets = {
         arm: budget.epochs
-        for arm in part.arms
-        if part.chooses(arm)
+        for arm in dataset_plan.arms
+        if dataset_plan.chooses(arm)
         for seed in reversed(seed_folders(dataset))  # the lowest counts
         if (budget := read_budget(seed / arm)) is not None
     }
-    return {**budgets, **part.epochs}
+    return {**budgets, **dataset_plan.epochs}
 
 
 def _check_same(out: Path, name: str, before: DatasetPlan, now: DatasetPlan) -> None:
     """Raise CorrKDError where a dataset was begun with other settings than the plan's."""
-    old, new = (_flat(_lasting(part)) for part in (before, now))
+    old, new = (_flat(_lasting(dataset_plan)) for dataset_plan in (before, now))
     changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
     where = f"{out}: holds a run with other settings: dataset {name}"
     advice = "choose another folder, or start anew with --overwrite"
@@ -377,8 +382,8 @@ def _check_same(out: Path, name: str, before: DatasetPlan, now: DatasetPlan) -> 
     for arm in arms_of(now):
         if arm.name in before.arms:
             epochs = [
-                None if part.chooses(arm.name) else part.epochs.get(arm.name, arm.training.epochs)
-                for part in (chosen, now)
+                None if dataset_plan.chooses(arm.name) else dataset_plan.epochs.get(arm.name, arm.training.epochs)
+                for dataset_plan in (chosen, now)
             ]
             if None not in epochs and epochs[0] != epochs[1]:
                 raise CorrKDError(f"{where}, arm {arm.name}, epochs was {epochs[0]}, is {epochs[1]}; {advice}")
@@ -392,11 +397,11 @@ def _check_same(out: Path, name: str, before: DatasetPlan, now: DatasetPlan) -> 
                 raise CorrKDError(f"{where}, arm {arm.name}, {key} was {was.get(key)}, is {is_.get(key)}; {advice}")
 
 
-def _lasting(part: DatasetPlan) -> dict[str, Any]:
+def _lasting(dataset_plan: DatasetPlan) -> dict[str, Any]:
     """Settings that every run of a dataset depends on; those of the arms are compared by arm."""
-    tree = folder.with_whole_paths(part.settings).model_dump(mode="json")
+    tree = folder.with_whole_paths(dataset_plan.settings).model_dump(mode="json")
     lasting = {key: tree[key] for key in ("data", "missing", "evaluation", "threads", "device", "precision")}
-    lasting["budget"] = None if part.budget is None else part.budget.model_dump(mode="json")
+    lasting["budget"] = None if dataset_plan.budget is None else dataset_plan.budget.model_dump(mode="json")
     return {
         **lasting,
         "teacher": {key: tree["teacher"][key] for key in ("folds", "repeats", "temperature", "others", "outputs")},
@@ -406,7 +411,11 @@ def _lasting(part: DatasetPlan) -> dict[str, Any]:
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, Mapping):
         return {prefix: tree}
-    return {k: v for key, part in tree.items() for k, v in _flat(part, f"{prefix}.{key}" if prefix else key).items()}
+    return {
+        k: v
+        for key, dataset_plan in tree.items()
+        for k, v in _flat(dataset_plan, f"{prefix}.{key}" if prefix else key).items()
+    }
 
 
 # ----------------------------------------------------------------------------------------------------------------- the results

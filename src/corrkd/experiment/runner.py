@@ -125,7 +125,7 @@ def work(job: Job) -> str | None:
     try:
         make_folder(job.folder)
         with _output_to(job.folder / LOG):
-            return attempt(job, _experiment(job.part.settings.model_dump_json()))
+            return attempt(job, _experiment(job.dataset_plan.settings.model_dump_json()))
     except CorrKDError as error:
         return " ".join(str(error).split())
 
@@ -165,8 +165,8 @@ def watched(jobs: Sequence[Job], failures: Sequence[Failure], reporter: Reporter
         with live:
             yield
         return
-    known = {job for job in jobs if job.done}
-    follow, stop = partial(_say_ended, jobs, known, reporter), Event()
+    announced = {job for job in jobs if job.done}
+    follow, stop = partial(_say_ended, jobs, announced, reporter), Event()
     thread = Thread(target=_every, args=(stop, 1.0, follow), daemon=True)
     thread.start()
     try:
@@ -205,11 +205,11 @@ def _state(job: Job, failed: set[Job]) -> str:
     return f"seed {job.seed}: {progress.split()[-1]}" if progress else "left"
 
 
-def _say_ended(jobs: Sequence[Job], known: set[Job], reporter: Reporter) -> None:
+def _say_ended(jobs: Sequence[Job], announced: set[Job], reporter: Reporter) -> None:
     for job in jobs:
-        if job not in known and job.done:
-            known.add(job)
-            reporter.say(f"{len(known)}/{len(jobs)}  {job.dataset.name}  {job.arm}  seed {job.seed}")
+        if job not in announced and job.done:
+            announced.add(job)
+            reporter.say(f"{len(announced)}/{len(jobs)}  {job.dataset.name}  {job.arm}  seed {job.seed}")
 
 
 def _every(stop: Event, seconds: float, call: Callable[[], None]) -> None:

@@ -208,18 +208,18 @@ class Settings(Strict):
         """The student's network is the teacher's, or what its method needs, but for what is set of it."""
         if not isinstance(tree, Mapping):
             return tree
-        (_, usual), (student, own), (_, method) = (_choice_in(tree, *keys) for keys in CHOICES)
+        (_, usual), (student, network), (_, method) = (_choice_in(tree, *keys) for keys in CHOICES)
         usual = usual or {}
         if isinstance(student, StudentSettings):
             if "network" in student.model_fields_set:
                 return tree
             return {**tree, "student": {**dict(student), "network": usual}}
-        if not isinstance(student, Mapping) or not all(isinstance(x, Mapping | None) for x in (usual, own, method)):
+        if not isinstance(student, Mapping) or not all(isinstance(x, Mapping | None) for x in (usual, network, method)):
             return tree
         with suppress(CorrKDError):  # an unknown name is said where it stands
-            if not (own or {}).get("name"):
+            if not (network or {}).get("name"):
                 usual = NetworkChoice.needed_by(MethodChoice.find((method or {}).get("name", USUAL))[0], usual)
-        return {**tree, "student": {**student, "network": over(usual, own or {})}}
+        return {**tree, "student": {**student, "network": over(usual, network or {})}}
 
     @field_validator("seeds", mode="after")
     @classmethod
@@ -282,16 +282,16 @@ def settings_of_tree(
 def _laid_over(below: Tree, above: Tree) -> dict[str, Any]:
     """Two layers of settings as one."""
     tree = merged(below, above)
-    for part, key in CHOICES:
-        low, high = (_choice_in(layer, part, key)[1] for layer in (below, above))
+    for section, key in CHOICES:
+        low, high = (_choice_in(layer, section, key)[1] for layer in (below, above))
         if isinstance(low, Mapping) and isinstance(high, Mapping):
-            tree[part] = {**tree[part], key: over(_with_forms(low) if key == "method" else low, high)}
+            tree[section] = {**tree[section], key: over(_with_forms(low) if key == "method" else low, high)}
     return tree
 
 
-def _choice_in(tree: Tree, part: str, key: str) -> tuple[Any, Any]:
+def _choice_in(tree: Tree, section: str, key: str) -> tuple[Any, Any]:
     """The settings of teacher or student in a layer, and the network or method that they choose, as keys and values."""
-    settings = tree.get(part, {})
+    settings = tree.get(section, {})
     value = settings.get(key) if isinstance(settings, Mapping) else getattr(settings, key, None)
     return settings, tree_of(value)
 
@@ -323,8 +323,8 @@ def _override(line: str) -> dict[str, Any]:
     if isinstance(value, str):
         value = _number(value)
     tree: Any = tree_of(value) if path in CHOICES else value
-    for part in reversed(path):
-        tree = {part: tree}
+    for section in reversed(path):
+        tree = {section: tree}
     assert isinstance(tree, dict)
     return tree
 

@@ -94,8 +94,8 @@ class Training:
 
     def alike(self, other: Training) -> bool:
         """Whether both train one network in one way, so that they can be stacked."""
-        one, another = (replace(training.arm, name="", start="") for training in (self, other))
-        return one == another
+        first, another = (replace(training.arm, name="", start="") for training in (self, other))
+        return first == another
 
     def begin(self, task: Task, fabric: Fabric) -> TrainingRun:
         """Return the training, ready to begin, whose epochs `task` follows."""
@@ -226,11 +226,11 @@ def _train_some(some: Sequence[Training], fabric: Fabric, reporter: Reporter) ->
 
 def stack_size(training: Training, fabric: Fabric) -> int:
     """Return how many trainings like this one are done at once: as the settings ask; "auto": as many as fit into a GPU's memory."""
-    asked = training.experiment.settings.stack
-    if not training.stackable(fabric) or (asked == "auto" and fabric.device.type != "cuda"):
+    requested = training.experiment.settings.stack
+    if not training.stackable(fabric) or (requested == "auto" and fabric.device.type != "cuda"):
         return 1
-    if asked != "auto":
-        return asked
+    if requested != "auto":
+        return requested
     run = training.begin(Task(), fabric)
     run.method.to(fabric.device)
     gc.collect()  # graphs and parameters of trainings that have ended

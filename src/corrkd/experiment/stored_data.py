@@ -41,9 +41,9 @@ def dataset_in_memory(source: Any, settings: DataSettings) -> MultimodalDataset:
 
 def plan_with_dataset(settings: Settings, dataset: MultimodalDataset) -> tuple[Plan, InMemory]:
     """Return the plan of a run on a dataset in memory, and that dataset by its folder's name."""
-    (part,) = plan_of_run(settings).datasets.values()
+    (dataset_plan,) = plan_of_run(settings).datasets.values()
     name = dataset_name(settings.data.model_copy(update={"name": dataset.name}))
-    return Plan(datasets={name: part}, jobs=settings.jobs), {name: dataset}
+    return Plan(datasets={name: dataset_plan}, jobs=settings.jobs), {name: dataset}
 
 
 def plan_with_datasets(plan: Plan, sources: Mapping[str, Any]) -> tuple[Plan, InMemory]:
@@ -60,8 +60,8 @@ def plan_with_datasets(plan: Plan, sources: Mapping[str, Any]) -> tuple[Plan, In
     if set(sources) <= set(plan.datasets):
         parts = dict(plan.datasets)
     elif len(plan.datasets) == 1:
-        (part,) = plan.datasets.values()
-        parts = dict.fromkeys(sources, part)
+        (dataset_plan,) = plan.datasets.values()
+        parts = dict.fromkeys(sources, dataset_plan)
     else:
         stray = min(set(sources) - set(plan.datasets))
         raise CorrKDError(

@@ -128,8 +128,8 @@ def answers(
     Raises:
         CorrKDError: a teacher, or the file of one from outside, is missing or damaged.
     """
-    if (given := _from_outside(experiment, samples)) is not None:
-        return given
+    if (outputs := _from_outside(experiment, samples)) is not None:
+        return outputs
     return kept_outputs(
         folder / FILE,
         _dependencies(experiment, samples, seed, folder, teacher),
@@ -154,8 +154,8 @@ def _from_outside(experiment: Experiment, samples: Samples) -> TeacherOutputs | 
     settings = experiment.settings.teacher
     if settings.outputs is None:
         return None
-    given = read_teacher_file(settings.outputs).outputs(samples, experiment.dtype)
-    return given._replace(logits=ensemble([given.logits], settings.temperature, samples))
+    outputs = read_teacher_file(settings.outputs).outputs(samples, experiment.dtype)
+    return outputs._replace(logits=ensemble([outputs.logits], settings.temperature, samples))
 
 
 def computed_answers(experiment: Experiment, samples: Samples, seed: int, folder: Path, teacher: str) -> TeacherOutputs:
@@ -202,17 +202,17 @@ def _teacher_outputs(
 ) -> TeacherOutputs:
     """Outputs of the teachers of a repeat; those of folds with representations in the space of the teacher of all samples."""
     network = _network(of_repeat[0].teacher, experiment, folder)
-    scales, whole = network.scales, teacher_outputs(network, samples)
+    scales, complete = network.scales, teacher_outputs(network, samples)
     if of_repeat[0].fold is None:
-        return whole
+        return complete
     answered = TeacherOutputs(
-        torch.empty_like(whole.representation), torch.empty_like(whole.logits), torch.empty_like(samples.keys)
+        torch.empty_like(complete.representation), torch.empty_like(complete.logits), torch.empty_like(samples.keys)
     )
     assert answered.answered_by is not None
     for member in of_repeat:
         trained, held_out = rows_of(member, experiment, samples, seed)
         output = teacher_outputs(_network(member.name, experiment, folder), samples)
-        rotated = turned_towards(whole.representation, output.representation, trained, scales)
+        rotated = turned_towards(complete.representation, output.representation, trained, scales)
         answered.representation[held_out] = rotated[held_out]
         answered.logits[held_out] = output.logits[held_out]
         answered.answered_by[held_out] = member.fold or 0
@@ -247,7 +247,7 @@ def turned_towards(target: Tensor, source: Tensor, rows: Tensor, scales: Sequenc
     if not source.shape[1]:
         return source
     parts = zip(source.split(list(scales), 1), target.split(list(scales), 1), strict=True)
-    return torch.cat([part @ procrustes(part[rows], towards[rows]) for part, towards in parts], 1)
+    return torch.cat([rotated @ procrustes(rotated[rows], towards[rows]) for rotated, towards in parts], 1)
 
 
 def procrustes(source: Tensor, target: Tensor) -> Tensor:
@@ -278,7 +278,7 @@ def ensemble(logits: list[Tensor], temperature: float | Literal["fit"], samples:
         temperature: by which logits are divided; "fit": fitted on the samples.
         samples: the n that they are of.
     """
-    tempered = torch.stack([_tempered(one, temperature, samples) for one in logits])
+    tempered = torch.stack([_tempered(member, temperature, samples) for member in logits])
     if len(tempered) == 1:
         return tempered[0]
     # A mean of responses is less sure than each of them: fitted anew.

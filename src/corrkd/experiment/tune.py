@@ -67,8 +67,8 @@ def space(arm: Arm) -> dict[str, Range]:
         out["network.network.dropout"] = Range(0.0, 0.4)
     for key, (low, high) in arm.method.class_.search.items():
         value: Any = arm.to_json()
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
+        for dataset_plan in key.split("."):
+            value = value.get(dataset_plan) if isinstance(value, Mapping) else None
         if value is None:
             raise CorrKDError(f"arm {arm.name}: method {arm.method.name} has no {key}, which its `search` names")
         if value:
@@ -103,9 +103,9 @@ def tune(
     """
     evaluation = settings.evaluation.model_copy(update={"split": "valid"})
     settings = folder.with_whole_paths(settings.model_copy(update={"evaluation": evaluation, "jobs": 1}))
-    part = DatasetPlan(settings=settings, arms=dict(arms))
+    dataset_plan = DatasetPlan(settings=settings, arms=dict(arms))
     return carry_on(
-        Plan(datasets={dataset_name(settings.data): part}, jobs=jobs, trials=trials),
+        Plan(datasets={dataset_name(settings.data): dataset_plan}, jobs=jobs, trials=trials),
         Path(out),
         reporter or Reporter(quiet=True),
     )
@@ -118,21 +118,24 @@ def carry_on(plan: Plan, out: Path, reporter: Reporter) -> Search:
     except ImportError:
         raise CorrKDError("tuning needs Optuna: pip install 'corrkd[tune]'") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    ((name, part),) = plan.datasets.items()
+    ((name, dataset_plan),) = plan.datasets.items()
     assert plan.trials is not None
     with folder.locked(out):
         _begin(out, plan)
-        experiment = prepared(name, part, reporter)
+        experiment = prepared(name, dataset_plan, reporter)
         make_folder(out / name)
-        studies = {arm.name: _study(out / name, arm, part.arms[arm.name]) for arm in arms_of(part)}
-        _train_teachers(part, out / name, experiment, plan.jobs, reporter)
+        studies = {arm.name: _study(out / name, arm, dataset_plan.arms[arm.name]) for arm in arms_of(dataset_plan)}
+        _train_teachers(dataset_plan, out / name, experiment, plan.jobs, reporter)
         for number in range(plan.trials):
             _round(number, studies, plan, out / name, experiment, reporter)
         table = pd.DataFrame([row for study in studies.values() for row in study.rows(plan.trials)])
         best = {arm: study.best(plan.trials) for arm, study in studies.items()}
         write_csv(out / TRIALS, table)
         text = f"{plan.trials} trials an arm by Optuna on the validation split of {experiment.dataset.name}, the first its defaults"
-        tree = {"search": text, "arms": {arm: _changes(arm, part.arms[arm], change) for arm, change in best.items()}}
+        tree = {
+            "search": text,
+            "arms": {arm: _changes(arm, dataset_plan.arms[arm], change) for arm, change in best.items()},
+        }
         write_text(out / TUNED, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     return Search(best, table)
 
@@ -208,13 +211,17 @@ def _study(dataset: Path, arm: Arm, fixed: ArmSettings) -> _Study:
     return _Study(arm.name, fixed, space(arm), study)
 
 
-def _train_teachers(part: DatasetPlan, dataset: Path, experiment: Experiment, jobs: int, reporter: Reporter) -> None:
+def _train_teachers(
+    dataset_plan: DatasetPlan, dataset: Path, experiment: Experiment, jobs: int, reporter: Reporter
+) -> None:
     """Train the teachers of all seeds, where an arm needs them. Raises CorrKDError where one fails."""
-    teachers = teachers_of(arms_of(part), part.settings)
+    teachers = teachers_of(arms_of(dataset_plan), dataset_plan.settings)
     if not teachers:
         return
-    taught = part.model_copy(update={"arms": with_teachers(part.arms, part.settings)})
-    trainings = [Job(dataset, taught, name, seed, evaluate=False) for name in teachers for seed in part.settings.seeds]
+    taught = dataset_plan.model_copy(update={"arms": with_teachers(dataset_plan.arms, dataset_plan.settings)})
+    trainings = [
+        Job(dataset, taught, name, seed, evaluate=False) for name in teachers for seed in dataset_plan.settings.seeds
+    ]
     with reporter.busy("training the teachers"):
         failures = run_jobs(trainings, {dataset.name: experiment}, at_once=jobs, reporter=Reporter(quiet=True))
     for failure in failures:
@@ -225,22 +232,26 @@ def _round(
     number: int, studies: Mapping[str, _Study], plan: Plan, dataset: Path, experiment: Experiment, reporter: Reporter
 ) -> None:
     """Train one trial of every arm with all seeds, and record its score."""
-    part = plan.datasets[dataset.name]
+    dataset_plan = plan.datasets[dataset.name]
     trials = {name: trial for name, study in studies.items() if (trial := study.trial(number)) is not None}
     changes = {name: ArmSettings.model_validate(nested(trial.params)) for name, trial in trials.items()}
-    tried = part.model_copy(update={"arms": {name: laid_over(name, part.arms[name], c) for name, c in changes.items()}})
+    tried = dataset_plan.model_copy(
+        update={"arms": {name: laid_over(name, dataset_plan.arms[name], c) for name, c in changes.items()}}
+    )
     folder_of_round = dataset / f"trial-{number}"
     trainings = [
         Job(folder_of_round, tried, arm, seed, evaluate=False, teachers=dataset)
         for arm in trials
-        for seed in part.settings.seeds
+        for seed in dataset_plan.settings.seeds
     ]
     quiet = Reporter(quiet=True)
     failures = run_jobs(trainings, {folder_of_round.name: experiment}, at_once=plan.jobs, reporter=quiet)
     for name, trial in trials.items():
         score = None
         if not any(failure.job.arm == name for failure in failures):
-            each = [recorded(arm_folder(folder_of_round, name, seed) / name, VALID) for seed in part.settings.seeds]
+            each = [
+                recorded(arm_folder(folder_of_round, name, seed) / name, VALID) for seed in dataset_plan.settings.seeds
+            ]
             score = sum(map(float, each)) / len(each)
         studies[name].tell(number, score)
         text = "failed" if score is None else f"{100 * score:.2f}"
@@ -251,11 +262,11 @@ def nested(params: Mapping[str, Any]) -> Change:
     """{"method.kl.weight": 1} -> {"method": {"kl": {"weight": 1}}}."""
     out: Change = {}
     for key, value in params.items():
-        place = out
+        branch = out
         *parents, last = key.split(".")
         for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = float(f"{value:.4g}")
+            branch = branch.setdefault(parent, {})
+        branch[last] = float(f"{value:.4g}")
     return out
 
 

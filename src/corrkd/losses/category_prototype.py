@@ -63,9 +63,9 @@ def category_prototype_distillation(
         raise ValueError(f"labels must hold at least one question, but they are {tuple(labels.shape)}")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
-    asked = labels[0].numel()
+    wanted = labels[0].numel()
     if teacher_prototypes is not None and teacher_prototypes.shape != (
-        expected := (len(teacher), asked, num_classes, teacher.shape[1])
+        expected := (len(teacher), wanted, num_classes, teacher.shape[1])
     ):
         raise ValueError(f"teacher_prototypes must be {expected}, but they are {tuple(teacher_prototypes.shape)}")
     if counted is not None and (counted.shape != (len(student),) or counted.dtype != torch.bool):
@@ -74,31 +74,31 @@ def category_prototype_distillation(
         )
     with no_autocast(student):
         student, teacher = full_precision(student, teacher)
-        part = student.new_ones(len(student)) if counted is None else counted.to(student.dtype)
+        weights = student.new_ones(len(student)) if counted is None else counted.to(student.dtype)
         # (N, Q, K); classes are one question. Comparing, unlike one_hot, needs no look at the largest label.
         member = labels.reshape(len(labels), -1, 1) == torch.arange(num_classes, device=labels.device)
-        member = member & (part > 0)[:, None, None]
-        known = (
-            _similarity(teacher, member, part, center)
+        member = member & (weights > 0)[:, None, None]
+        targets = (
+            _similarity(teacher, member, weights, center)
             if teacher_prototypes is None
             else torch.einsum("nd,nqkd->nqk", unit(teacher), unit(teacher_prototypes.to(teacher.dtype)))
         )
         present = member.any(0)
         # A class without a prototype on either side adds 0.
         both = present if teacher_prototypes is None else present & teacher_prototypes.any(-1)
-        difference = (_similarity(student, member, part, center) - known).masked_fill(~both, 0.0)
-        per_question = torch.einsum("n,nqk->q", part, difference.square()) / part.sum().clamp(min=1.0)
+        difference = (_similarity(student, member, weights, center) - targets).masked_fill(~both, 0.0)
+        per_question = torch.einsum("n,nqk->q", weights, difference.square()) / weights.sum().clamp(min=1.0)
         classes = present.sum(-1)
         return (per_question / (classes if counted is None else classes.clamp(min=1))).mean()
 
 
-def _similarity(h: Tensor, member: Tensor, part: Tensor, center: bool) -> Tensor:
+def _similarity(h: Tensor, member: Tensor, weights: Tensor, center: bool) -> Tensor:
     """Cosine of every sample with every prototype: (N, D), membership (N, Q, K) and who takes part (N,) -> (N, Q, K)."""
     of_class = member.flatten(1).to(h.dtype)
     if center:
-        h = h - part @ h / part.sum().clamp(min=1.0)
+        h = h - weights @ h / weights.sum().clamp(min=1.0)
         # The mean of a class that holds the whole batch is zero but for rounding, which has no direction.
-        of_class = of_class * (of_class.sum(0) < part.sum())
+        of_class = of_class * (of_class.sum(0) < weights.sum())
     prototypes = of_class.T @ h / of_class.sum(0).clamp(min=1.0).unsqueeze(-1)
     return (unit(h) @ unit(prototypes).T).view(member.shape)
 

@@ -63,9 +63,9 @@ def _parts(logits: Tensor, label: Tensor, others: Tensor) -> tuple[Tensor, Tenso
     return both.log_softmax(-1), rest.log_softmax(-1)
 
 
-def _divergence(of: Tensor, given: Tensor) -> Tensor:
+def _divergence(of: Tensor, other: Tensor) -> Tensor:
     """KL from log-probabilities, over the last axis."""
-    return (of.exp() * (of - given)).sum(-1)
+    return (of.exp() * (of - other)).sum(-1)
 
 
 class DecoupledDivergence(nn.Module):

@@ -61,10 +61,10 @@ def hierarchical_adversarial(
         with no_autocast(s):
             s, t = full_precision(s, t)
             # log De = logsigmoid(logit) and log(1 - De) = logsigmoid(-logit), which neither overflow nor round to log 0.
-            told_apart = -(logsigmoid(-discriminator(s.detach())) + logsigmoid(discriminator(t))).mean()
+            discrimination = -(logsigmoid(-discriminator(s.detach())) + logsigmoid(discriminator(t))).mean()
             logit = discriminator(s, frozen=True)
             misled = (-logsigmoid(logit) if nonsaturating else logsigmoid(-logit)).mean()
-            losses.append(told_apart + misled - misled.detach())
+            losses.append(discrimination + misled - misled.detach())
     return torch.stack(losses).sum()
 
 

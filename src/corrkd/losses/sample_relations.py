@@ -48,8 +48,10 @@ def sample_relation_distillation(
         pairs = pairs & (answered_by[:, None] == answered_by[None, :])
     with no_autocast(student):
         student, teacher = full_precision(student, teacher)
-        own, known = unit(student - student.mean(0) if center else student), unit(teacher)
-        difference = (own @ own.T - known @ known.T).masked_fill(~pairs, 0.0)
+        student_directions, teacher_directions = unit(student - student.mean(0) if center else student), unit(teacher)
+        difference = (
+            student_directions @ student_directions.T - teacher_directions @ teacher_directions.T
+        ).masked_fill(~pairs, 0.0)
         return difference.square().sum() / pairs.sum().clamp(min=1)
 
 

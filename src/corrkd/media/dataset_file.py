@@ -42,7 +42,7 @@ def write_dataset(
     """
     modalities = in_usual_order(lengths)
     kept = made.model_copy(update={"modalities": {m: made.modalities[m] for m in modalities}})
-    with replacing(path) as part, h5py.File(part, "w", locking=False) as file:
+    with replacing(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
         file[EXTRACTORS] = kept.model_dump_json()
         file["ids"] = _strings([clip.id for clip in clips])
         for column in columns:

@@ -124,7 +124,7 @@ class Recording:
         Raises:
             CorrKDError: the stream is damaged, or a picture exceeds the limit.
         """
-        shown: _Shown | None = None
+        displayed: _Shown | None = None
         index = 0
         with self._opened() as container:
             stream = _video_stream(container)
@@ -134,17 +134,17 @@ class Recording:
                 aspect = float(stream.sample_aspect_ratio or 1)
                 for frame in self._frames(container, stream):
                     self._check_size(frame.width, frame.height)
-                    before = 0.0 if shown is None else shown.start
+                    before = 0.0 if displayed is None else displayed.start
                     start = before + usual if frame.time is None else max(before, frame.time - self._origin)
                     while index < self.num_steps and self._middle(index) < start:
-                        yield None if shown is None else shown.picture()
+                        yield None if displayed is None else displayed.picture()
                         index += 1
                     if index == self.num_steps:
                         return
                     seconds = float(frame.duration * frame.time_base) if frame.duration else usual
-                    shown = _Shown(frame, start, start + seconds, aspect)
+                    displayed = _Shown(frame, start, start + seconds, aspect)
         for step in range(index, self.num_steps):
-            yield shown.picture() if shown is not None and self._middle(step) < shown.end else None
+            yield displayed.picture() if displayed is not None and self._middle(step) < displayed.end else None
 
     def sound(self, block: int = BLOCK) -> Iterator[Sound]:
         """Yield the sound from the first to the last second, mixed to one channel, `block` samples at a time.

@@ -195,8 +195,8 @@ def describe(settings: FeatureSettings) -> Description:
     """Return what these settings make features with, here and now."""
     used = extractors(settings)
     transcriber, aligner = _transcriber_of(settings), _aligner_of(settings)
-    parts = [part for part in (*used.values(), transcriber, aligner) if part is not None]
-    libraries = sorted({library for part in parts for library in part.libraries})
+    parts = [piece for piece in (*used.values(), transcriber, aligner) if piece is not None]
+    libraries = sorted({library for piece in parts for library in piece.libraries})
     return Description(
         align=settings.align,
         modalities={m: extractor.describe() for m, extractor in used.items()},

@@ -269,8 +269,10 @@ def _extract_on_cluster(task: ClipTask) -> str | None:
         return f"{where}: {error}"
     if made == task.made:
         return _extract_to(task)
-    here, there = made.libraries, task.made.libraries
-    different = [f"{name} {here.get(name)}, not {there[name]}" for name in there if here.get(name) != there[name]]
+    here, expected = made.libraries, task.made.libraries
+    different = [
+        f"{name} {here.get(name)}, not {expected[name]}" for name in expected if here.get(name) != expected[name]
+    ]
     return f"{where} has {', '.join(different) or 'other extractors'}; install the same everywhere"
 
 
@@ -348,8 +350,8 @@ def save_clip(path: Path, features: ClipFeatures) -> None:
     for m, frames in features.frames.items():
         arrays |= {f"{m}.values": frames.values, f"{m}.present": frames.present, f"{m}.times": frames.times}
 
-    def write(part: Path) -> None:
-        with part.open("wb") as file:  # given a path, NumPy would add an ending
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # given a path, NumPy would add an ending
             np.savez_compressed(file, **arrays)
 
     write_with(path, write)

@@ -74,22 +74,22 @@ class Transcriber:
         return tuple(sorted(words, key=lambda word: word.start))
 
 
-def quiet_cuts(recording: Recording, part: int = PART, margin: int = MARGIN) -> Iterator[tuple[float, FloatArray]]:
+def quiet_cuts(recording: Recording, piece: int = PART, margin: int = MARGIN) -> Iterator[tuple[float, FloatArray]]:
     """Yield (start in seconds, samples) of a recording's parts that have sound, cut where it is quietest.
 
     Args:
         recording: with sound.
-        part: steps of a part at most.
+        piece: most steps of a piece.
         margin: steps at a part's end among which the quietest is looked for.
     """
     held: FloatArray = np.zeros(0, np.float32)
     sounds = False
     start = 0
-    for sound in recording.sound(part * STEP_SAMPLES):
+    for sound in recording.sound(piece * STEP_SAMPLES):
         held, sounds = np.concatenate([held, sound.samples]), sounds or bool(audible(sound)[0].any())
-        while len(held) > part * STEP_SAMPLES:
-            ending = held[(part - margin) * STEP_SAMPLES : part * STEP_SAMPLES].reshape(margin, STEP_SAMPLES)
-            cut = (part - margin + int((ending**2).sum(1).argmin())) * STEP_SAMPLES + STEP_SAMPLES // 2
+        while len(held) > piece * STEP_SAMPLES:
+            ending = held[(piece - margin) * STEP_SAMPLES : piece * STEP_SAMPLES].reshape(margin, STEP_SAMPLES)
+            cut = (piece - margin + int((ending**2).sum(1).argmin())) * STEP_SAMPLES + STEP_SAMPLES // 2
             if sounds:
                 yield start / RATE, held[:cut]
             start, held = start + cut, held[cut:]

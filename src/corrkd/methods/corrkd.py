@@ -234,8 +234,8 @@ class CorrKD(Method[AnyNetwork]):
         visible = self.gather(inputs.shown(tuple(self.student.parts))).unbind(1)
         parts = student.split(list(self.student.parts.values()), 1)
         each = [
-            cpd(part, representation, classes, prototypes, counted)
-            for part, counted in zip(parts, visible, strict=True)
+            cpd(block, representation, classes, prototypes, counted)
+            for block, counted in zip(parts, visible, strict=True)
         ]
         return loss + torch.stack(each).mean()
 

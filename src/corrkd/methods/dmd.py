@@ -71,9 +71,9 @@ class DMD(Method[DMDNetwork]):
         return {
             "task": (1.0, self.task_loss(self.gather(details.output.logits), targets)),
             "unimodal": (1.0, unimodal[0] + unimodal[1]),
-            "reconstruction": (s.decoupling, self.over_seen([reconstruction_loss(part) for part in parts], seen)),
-            "cycle": (s.decoupling, self.over_seen([cycle_loss(part) for part in parts], seen)),
-            "orthogonality": (weak, self.over_seen([orthogonality_loss(part) for part in parts], seen)),
+            "reconstruction": (s.decoupling, self.over_seen([reconstruction_loss(factor) for factor in parts], seen)),
+            "cycle": (s.decoupling, self.over_seen([cycle_loss(factor) for factor in parts], seen)),
+            "orthogonality": (weak, self.over_seen([orthogonality_loss(factor) for factor in parts], seen)),
             "margin": (weak, margin_loss(homogeneous.vectors, self.same_class(targets), seen, s.margin)),
             "distillation": (
                 s.distillation,
@@ -101,20 +101,20 @@ class DMD(Method[DMDNetwork]):
         return (rows[:, None] == rows[None]).all(-1)
 
 
-def reconstruction_loss(part: Decoupled) -> Tensor:
+def reconstruction_loss(factor: Decoupled) -> Tensor:
     """L_rec: squared error of the decoded frames, (N,)."""
-    return pool((part.decoded - part.embedded).square(), part.seen).mean(1)
+    return pool((factor.decoded - factor.embedded).square(), factor.seen).mean(1)
 
 
-def cycle_loss(part: Decoupled) -> Tensor:
+def cycle_loss(factor: Decoupled) -> Tensor:
     """L_cyc: squared error of the private part recovered from the decoded frames, (N,)."""
-    return pool((part.recovered - part.private).square(), part.seen).mean(1)
+    return pool((factor.recovered - factor.private).square(), factor.seen).mean(1)
 
 
-def orthogonality_loss(part: Decoupled) -> Tensor:
+def orthogonality_loss(factor: Decoupled) -> Tensor:
     """L_ort: cosine between a frame's shared and private part, where above 0, (N,)."""
-    cosine = cosine_similarity(part.shared, part.private, dim=-1).clamp(min=0.0)
-    return pool(cosine[..., None], part.seen)[:, 0]
+    cosine = cosine_similarity(factor.shared, factor.private, dim=-1).clamp(min=0.0)
+    return pool(cosine[..., None], factor.seen)[:, 0]
 
 
 def margin_loss(shared: Tensor, same_class: Tensor, seen: Tensor, margin: float) -> Tensor:

@@ -80,13 +80,13 @@ def utterance_means(frames: Mapping[str, Tensor], present: Mapping[str, Tensor])
     return {m: pool(x.masked_fill(~present[m][..., None], 0.0), present[m]) for m, x in frames.items()}
 
 
-def standardised(means: Tensor, there: Tensor) -> Tensor:
+def standardised(means: Tensor, exists: Tensor) -> Tensor:
     """(N, d) with mean 0 and deviation 1 over the rows that are there; a feature that never varies is 0, as are the other rows."""
-    if not bool(there.any()):
+    if not bool(exists.any()):
         return torch.zeros_like(means)
-    known = means[there]
-    scaled = (means - known.mean(0)) / known.std(0, correction=0).clamp(min=1e-6)
-    return scaled * there[:, None]
+    valid = means[exists]
+    scaled = (means - valid.mean(0)) / valid.std(0, correction=0).clamp(min=1e-6)
+    return scaled * exists[:, None]
 
 
 def dropped_share(present: Tensor, visible: Tensor) -> Tensor:

@@ -22,10 +22,10 @@ class LateFusion(Method[LateFusionNetwork]):
 
     def losses(self, batch: TrainingBatch) -> Losses:
         """Return task."""
-        votes, shown = self.student.votes(batch.inputs)
-        targets, shown = self.gather(batch.targets), self.gather(shown)
+        votes, visible = self.student.votes(batch.inputs)
+        targets, visible = self.gather(batch.targets), self.gather(visible)
         losses = [
-            self.target.masked_task_loss(self.gather(vote), targets, shown[:, index], self.class_weights)
+            self.target.masked_task_loss(self.gather(vote), targets, visible[:, index], self.class_weights)
             for index, vote in enumerate(votes)
         ]
         return {"task": (1.0, torch.stack(losses).sum())}

@@ -32,5 +32,5 @@ def method_names() -> tuple[str, ...]:
 
 def method_class(name: str) -> type[AnyMethod]:
     """The method of that name. Raises CorrKDError for an unknown one."""
-    found: type[AnyMethod] = plugins.find(name, BUILT_IN, GROUP, Method, "method")
-    return found
+    class_: type[AnyMethod] = plugins.find(name, BUILT_IN, GROUP, Method, "method")
+    return class_

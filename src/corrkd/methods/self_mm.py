@@ -67,26 +67,26 @@ class SelfMM(Method[SelfMMNetwork]):
         inputs, targets, context = batch
         fused, parts = self.student.tasks(inputs)
         rows = self.gather(context.rows)
-        shown = [self.gather(inputs.visible[m].any(1).to(targets.dtype)) > 0 for m in self.student.modalities]
+        visible = [self.gather(inputs.visible[m].any(1).to(targets.dtype)) > 0 for m in self.student.modalities]
         representation = self.gather(fused.representation)
-        own = [self.gather(part.representation) for part in parts]
+        representations = [self.gather(output.representation) for output in parts]
         unimodal = sum(
             (
-                self.unimodal_loss(index, self.gather(part.logits), rows, shown[index])
-                for index, part in enumerate(parts)
+                self.unimodal_loss(index, self.gather(output.logits), rows, visible[index])
+                for index, output in enumerate(parts)
             ),
             torch.zeros((), device=rows.device),
         )
         if self.training:
-            self.labels.update(rows, representation, own, shown)
+            self.labels.update(rows, representation, representations, visible)
         return {
             "task": (1.0, self.task_loss(self.gather(fused.logits), self.gather(targets))),
             "unimodal": (1.0, unimodal),
         }
 
-    def unimodal_loss(self, place: int, logits: Tensor, rows: Tensor, shown: Tensor) -> Tensor:
+    def unimodal_loss(self, index: int, logits: Tensor, rows: Tensor, visible: Tensor) -> Tensor:
         """Distance from the generated labels, by tanh|y_s - y_m|: mean over the samples, 0 for those that do not show the modality."""
-        labels, truth = self.labels.of(place, rows), self.labels.truth[rows]
+        labels, truth = self.labels.of(index, rows), self.labels.truth[rows]
         weight = torch.tanh((labels - truth).abs())
         logits = logits.to(labels.dtype)
         if not self.target.has_classes:
@@ -95,7 +95,7 @@ class SelfMM(Method[SelfMMNetwork]):
             loss = -(weight * (self.labels.distribution(labels) * log_softmax(logits, -1)).sum(2)).mean(1)
         else:
             loss = -weight.amax(1) * (self.labels.distribution(labels) * log_softmax(logits, -1)).sum(1)
-        return (loss * shown).sum() / max(len(rows), 1)
+        return (loss * visible).sum() / max(len(rows), 1)
 
 
 class LabelGeneration(nn.Module):
@@ -143,12 +143,12 @@ class LabelGeneration(nn.Module):
         self.register_buffer("unimodal", truth.expand(modalities, -1, -1).clone())
         self.register_buffer("seen", torch.zeros(modalities, count, dtype=torch.int64, device=targets.device))
         self.register_buffer("fused", torch.zeros(count, fusion, device=targets.device))
-        for place, width in enumerate(widths):
-            self.register_buffer(f"memory_{place}", torch.zeros(count, width, device=targets.device))
+        for index, width in enumerate(widths):
+            self.register_buffer(f"memory_{index}", torch.zeros(count, width, device=targets.device))
 
-    def of(self, place: int, rows: Tensor) -> Tensor:
+    def of(self, index: int, rows: Tensor) -> Tensor:
         """Generated signed labels of the modality at `place`, (n, C)."""
-        return self.unimodal[place, rows]
+        return self.unimodal[index, rows]
 
     def distribution(self, labels: Tensor) -> Tensor:
         """Signed labels as probabilities: (n, K) of classes, or (n, Q, 2) of no and yes."""
@@ -159,23 +159,23 @@ class LabelGeneration(nn.Module):
         return yes / yes.sum(1, keepdim=True)
 
     @torch.no_grad()
-    def update(self, rows: Tensor, fused: Tensor, own: Sequence[Tensor], shown: Sequence[Tensor]) -> None:
+    def update(self, rows: Tensor, fused: Tensor, representations: Sequence[Tensor], visible: Sequence[Tensor]) -> None:
         """Labels of the samples at `rows` by momentum, from the second time a modality is seen on; then their place in the memory."""
         truth = self.truth[rows]
         everyone = (self.seen > 0).any(0)
-        whole = self.alpha(fused.to(self.fused.dtype), self.fused, self.truth, everyone)
-        for place, features in enumerate(own):
-            memory = self.get_buffer(f"memory_{place}")
-            seen = self.seen[place]
-            alpha = self.alpha(features.to(self.fused.dtype), memory, self.unimodal[place], seen > 0)
-            new = shifted_labels(alpha, whole, truth, self.bound, self.unit)
-            old = self.unimodal[place, rows]
+        multimodal = self.alpha(fused.to(self.fused.dtype), self.fused, self.truth, everyone)
+        for index, features in enumerate(representations):
+            memory = self.get_buffer(f"memory_{index}")
+            seen = self.seen[index]
+            alpha = self.alpha(features.to(self.fused.dtype), memory, self.unimodal[index], seen > 0)
+            new = shifted_labels(alpha, multimodal, truth, self.bound, self.unit)
+            old = self.unimodal[index, rows]
             epoch = (seen[rows] + 1)[:, None].to(old.dtype)
             moved = (epoch - 1) / (epoch + 1) * old + 2 / (epoch + 1) * new
-            here = shown[place][:, None]
-            self.unimodal[place, rows] = torch.where(here & (epoch > 1), moved, old)
+            here = visible[index][:, None]
+            self.unimodal[index, rows] = torch.where(here & (epoch > 1), moved, old)
             memory[rows] = torch.where(here, features.to(self.fused.dtype), memory[rows])
-            seen[rows] += shown[place].to(seen.dtype)
+            seen[rows] += visible[index].to(seen.dtype)
         self.fused[rows] = fused.to(self.fused.dtype)
 
     def alpha(self, features: Tensor, memory: Tensor, labels: Tensor, counted: Tensor) -> Tensor:

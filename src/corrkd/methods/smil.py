@@ -80,10 +80,10 @@ class SMIL(Method[SMILNetwork]):
 
     def _reconstruction(self, inputs: Inputs) -> Tensor:
         network = self.student
-        shown = network.look(inputs)
+        visible = network.look(inputs)
         errors = []
         for m in network.modalities:
-            made = network.reconstruct(m, network.without(m, shown))[:, None].expand_as(inputs.frames[m])
+            made = network.reconstruct(m, network.without(m, visible))[:, None].expand_as(inputs.frames[m])
             errors.append(mean_error(self.gather(frame_errors(made, inputs.frames[m], inputs.visible[m]))))
         return torch.stack(errors).mean()
 
@@ -105,12 +105,12 @@ def centres(samples: Samples, count: int) -> dict[str, Tensor]:
     sums: dict[str, list[Tensor]] = {m: [] for m in samples.modalities}
     for batch in samples.batches(1024):
         for m, rows in sums.items():
-            there = batch.present[m].to(batch.frames[m].dtype)
-            mean = torch.einsum("nt,ntd->nd", there, batch.frames[m]) / there.sum(1, keepdim=True).clamp(min=1.0)
+            present = batch.present[m].to(batch.frames[m].dtype)
+            mean = torch.einsum("nt,ntd->nd", present, batch.frames[m]) / present.sum(1, keepdim=True).clamp(min=1.0)
             rows.append(mean[batch.present[m].any(1)].cpu())
     out = {}
     for m, rows in sums.items():
         points = torch.cat(rows).double().numpy()
-        found = KMeans(min(count, len(points)), n_init=4, random_state=0).fit(points)
-        out[m] = torch.as_tensor(found.cluster_centers_)
+        clusters = KMeans(min(count, len(points)), n_init=4, random_state=0).fit(points)
+        out[m] = torch.as_tensor(clusters.cluster_centers_)
     return out

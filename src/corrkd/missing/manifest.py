@@ -45,7 +45,7 @@ class Manifest:
 
     def replay(self, samples: Samples) -> Callable[[Condition, int, Batch], dict[str, Tensor] | None]:
         """Return a source of masks for a sweep over `samples`. Raises CorrKDError where the manifest lacks a sample, or frames differ."""
-        places = {name: place for place, name in enumerate(self.ids)}
+        places = {name: index for index, name in enumerate(self.ids)}
         absent = [str(i) for i in samples.ids if str(i) not in places]
         if absent:
             raise CorrKDError(

@@ -103,8 +103,8 @@ def drop_burst(number: Tensor, ratio: float, lengths: Tensor, frames: int) -> Te
     gap = _gap(ratio, lengths)
     # floor(u (L - k + 1)) moves by at most one when k grows by one: that nests the gaps.
     start = (number[:, 0].double() * (lengths - gap + 1)).long()
-    place = torch.arange(frames, device=number.device)[None, :]
-    return (place >= start[:, None]) & (place < (start + gap)[:, None])
+    index = torch.arange(frames, device=number.device)[None, :]
+    return (index >= start[:, None]) & (index < (start + gap)[:, None])
 
 
 def drop_start(ratio: float, lengths: Tensor, frames: int) -> Tensor:

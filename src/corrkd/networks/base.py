@@ -191,8 +191,8 @@ AnyNetwork = Network[Any]
 def fully_connected(widths: Sequence[int], dropout: float) -> nn.Sequential:
     """Linear layers of those widths, with ReLU and dropout between."""
     layers: list[nn.Module] = []
-    for place in range(len(widths) - 1):
-        if place:
+    for index in range(len(widths) - 1):
+        if index:
             layers += [nn.ReLU(), Dropout(dropout)]
-        layers.append(nn.Linear(widths[place], widths[place + 1]))
+        layers.append(nn.Linear(widths[index], widths[index + 1]))
     return nn.Sequential(*layers)

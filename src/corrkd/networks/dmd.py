@@ -148,7 +148,7 @@ class DMDNetwork(Network[DMDSettings]):
             for m, decouple in zip(self.modalities, self.decouplers, strict=True)
         }
         seen = inputs.shown(self.modalities)
-        shared = torch.stack([pool(part.shared, part.seen) for part in parts.values()], 1)
+        shared = torch.stack([pool(factor.shared, factor.seen) for factor in parts.values()], 1)
         reinforced = [
             reinforce(parts[m], [parts[other] for other in self.modalities if other != m])
             for m, reinforce in zip(self.modalities, self.crossmodal, strict=True)
@@ -199,14 +199,14 @@ class Reinforcement(nn.Module):
         self.crossmodal = nn.ModuleList(CrossmodalTransformer(settings) for _ in range(others))
         self.memory = EncoderLayer(_layer(others * settings.width, settings))
 
-    def forward(self, own: Decoupled, others: list[Decoupled]) -> Tensor:
+    def forward(self, target: Decoupled, others: list[Decoupled]) -> Tensor:
         """-> (N, others x width); zeros where the modality itself is not seen."""
-        queries = placed(own.private)
-        found = [
+        queries = placed(target.private)
+        attended = [
             look(queries, placed(other.private), other.seen)
             for look, other in zip(self.crossmodal, others, strict=True)
         ]
-        return pool(self.memory(torch.cat(found, -1), reach(own.seen)), own.seen)
+        return pool(self.memory(torch.cat(attended, -1), reach(target.seen)), target.seen)
 
 
 class CrossmodalTransformer(nn.Module):
@@ -242,8 +242,8 @@ class CrossmodalAttention(AttentionLayer):
 
     def forward(self, hidden: Tensor, keys: Tensor, seen: Tensor) -> Tensor:
         """(N, T, d), (N, T', d) and which keys may be seen (N, T') -> (N, T, d). Where none may, nothing is added."""
-        found = self.attend(self.norm_query(hidden), self.norm_key(keys), seen)
-        hidden = hidden + self.dropout(found) * seen.any(1)[:, None, None]
+        attended = self.attend(self.norm_query(hidden), self.norm_key(keys), seen)
+        hidden = hidden + self.dropout(attended) * seen.any(1)[:, None, None]
         wide = torch.relu(self.expand(self.norm_feedforward(hidden)))
         return hidden + self.dropout(self.contract(self.dropout(wide)))
 
@@ -257,10 +257,10 @@ class CrossmodalAttention(AttentionLayer):
             draws is not None and draws.stacked
         ):  # the fused kernel has no batching rule on a CPU, and would run once for each network
             scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + bias
-            found = torch.softmax(scores, -1) @ value
+            attended = torch.softmax(scores, -1) @ value
         else:
-            found = scaled_dot_product_attention(query, key, value, bias)
-        return self.output(found.transpose(1, 2).flatten(2))
+            attended = scaled_dot_product_attention(query, key, value, bias)
+        return self.output(attended.transpose(1, 2).flatten(2))
 
 
 class GraphDistillation(nn.Module):

@@ -98,8 +98,8 @@ class TemporalConvolution(nn.Module):
         total = self.bias.to(products.dtype)
         for tap in range(taps):
             offset = tap - taps // 2
-            part = products[:, :, tap]
-            total = total + (shifted(part, offset) if offset else part)
+            chunk = products[:, :, tap]
+            total = total + (shifted(chunk, offset) if offset else chunk)
         return total
 
 
@@ -214,9 +214,9 @@ def sinusoids_like(hidden: Tensor, frames: int) -> Tensor:
 def sinusoids(frames: int, width: int, device: torch.device | None = None) -> Tensor:
     """Sinusoidal positions (Vaswani et al., 2017): (frames, width), computed in float64 on the device; default: the CPU."""
     options: dict[str, Any] = {"dtype": torch.float64, "device": device}
-    place = torch.arange(frames, **options)[:, None]
+    position = torch.arange(frames, **options)[:, None]
     rate = torch.exp(-math.log(10_000.0) * torch.arange(0, width, 2, **options) / width)
     table = torch.zeros(frames, width, **options)
-    table[:, 0::2] = torch.sin(place * rate)
-    table[:, 1::2] = torch.cos(place * rate)[:, : width // 2]
+    table[:, 0::2] = torch.sin(position * rate)
+    table[:, 1::2] = torch.cos(position * rate)[:, : width // 2]
     return table.float()

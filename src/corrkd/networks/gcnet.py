@@ -156,9 +156,9 @@ class Branch(nn.Module):
 
     def forward(self, read: Tensor, layout: Layout, relations: Tensor) -> Tensor:
         """(C, L, width) and edges (C, L, W, R) -> (C, L, width)."""
-        known = self.relational(read, neighbours(read, self.settings), relations)
-        known = self.convolution(known, neighbours(known, self.settings), relations)
-        return self.after(torch.cat([read, self.dropout(known)], -1), layout)
+        states = self.relational(read, neighbours(read, self.settings), relations)
+        states = self.convolution(states, neighbours(states, self.settings), relations)
+        return self.after(torch.cat([read, self.dropout(states)], -1), layout)
 
 
 class ConversationLSTM(nn.Module):
@@ -220,8 +220,8 @@ def neighbours(grid: Tensor, settings: GCNetSettings) -> Tensor:
 
 def edges(layout: Layout, settings: GCNetSettings) -> Tensor:
     """(C, L, W) booleans: both ends are utterances of the conversation."""
-    there = layout.exists[..., None]
-    return neighbours(there.float(), settings)[..., 0].bool() & there
+    exists = layout.exists[..., None]
+    return neighbours(exists.float(), settings)[..., 0].bool() & exists
 
 
 def temporal_relations(layout: Layout, settings: GCNetSettings) -> Tensor:
@@ -258,10 +258,10 @@ def arrange(context: Context) -> Layout:
     lengths = counts.cpu()
     longest = int(lengths.max())
     within = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[number]
-    place = torch.empty_like(order).index_copy(0, order, number * longest + within)
+    index = torch.empty_like(order).index_copy(0, order, number * longest + within)
     exists = torch.arange(longest, device=order.device) < counts[:, None]
-    speaker = torch.full((exists.numel(),), -1, device=order.device).index_copy(0, place, context.speaker)
-    return Layout(place, lengths, exists, by_appearance(speaker.view_as(exists), exists))
+    speaker = torch.full((exists.numel(),), -1, device=order.device).index_copy(0, index, context.speaker)
+    return Layout(index, lengths, exists, by_appearance(speaker.view_as(exists), exists))
 
 
 def by_appearance(speaker: Tensor, exists: Tensor) -> Tensor:

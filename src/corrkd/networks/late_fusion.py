@@ -48,15 +48,15 @@ class LateFusionNetwork(Network[NetworkSettings]):
     def votes(self, inputs: Inputs) -> tuple[list[Tensor], Tensor]:
         """Logits of each modality by itself, and which modalities a sample shows, (N, M) booleans."""
         vectors = self.encode(inputs)
-        return [self.vote(place, x) for place, x in enumerate(vectors)], inputs.shown(self.modalities)
+        return [self.vote(index, x) for index, x in enumerate(vectors)], inputs.shown(self.modalities)
 
     def encode(self, inputs: Inputs) -> list[Tensor]:
         """The pooled vector of each modality, (N, width)."""
         return [encoder(*inputs.of(m)) for m, encoder in zip(self.modalities, self.encoders, strict=True)]
 
-    def vote(self, place: int, vector: Tensor) -> Tensor:
+    def vote(self, index: int, vector: Tensor) -> Tensor:
         """Logits of the modality at `place`, in the target's shape."""
-        return self.target.shape_logits(self.classifiers[place](self.dropout(vector)))
+        return self.target.shape_logits(self.classifiers[index](self.dropout(vector)))
 
     def longest(self, frames: Mapping[str, int]) -> dict[str, int]:
         """Learned positions end where the training's do."""

@@ -111,7 +111,7 @@ class MCTNNetwork(Network[MCTNSettings]):
     def translate(self, levels: list[Tensor], exists: Mapping[str, Tensor]) -> Translations:
         """Frames of the targets from the joint embeddings of `join`, and the source's from the first target's translation."""
         seen = exists[self.source]
-        made = {m: self._decoded(place, levels[place], seen, m, exists[m]) for place, m in enumerate(self.targets)}
+        made = {m: self._decoded(index, levels[index], seen, m, exists[m]) for index, m in enumerate(self.targets)}
         if not self.targets:
             return Translations(made, None)
         first = self.targets[0]
@@ -125,8 +125,8 @@ class MCTNNetwork(Network[MCTNSettings]):
         return out
 
     def _decoded(self, level: int, memory: Tensor, attended: Tensor, modality: str, exists: Tensor) -> Tensor:
-        place = self.modalities.index(modality)
-        out: Tensor = self.decoders[level](memory, attended, exists.shape[1], self.embed[place], self.project[place])
+        index = self.modalities.index(modality)
+        out: Tensor = self.decoders[level](memory, attended, exists.shape[1], self.embed[index], self.project[index])
         return out
 
 
@@ -205,5 +205,5 @@ class AttentiveDecoder(nn.Module):
 
 def last(hidden: Tensor, exists: Tensor) -> Tensor:
     """State at the last frame that is not padding: (N, T, d) -> (N, d)."""
-    place = (exists.sum(1) - 1).clamp(min=0)
-    return hidden.gather(1, place[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
+    index = (exists.sum(1) - 1).clamp(min=0)
+    return hidden.gather(1, index[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]

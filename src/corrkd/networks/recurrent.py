@@ -35,13 +35,13 @@ class FrameRecurrence(nn.Module):
 
     def forward(self, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
         """(N, T, d_m) and two (N, T) masks, visible within exists -> states (N, T, width), zero in the padding."""
-        shown = torch.where(visible[..., None], frames, 0.0)
+        filled = torch.where(visible[..., None], frames, 0.0)
         draws = current_draws()
         if draws is not None and draws.stacked:  # layers of several runs at once, which torch's kernel cannot do
-            return self.states(shown) * exists[..., None]
+            return self.states(filled) * exists[..., None]
         # One of several processes may have no sample, which the kernel refuses: it reads one of zeros, of which nothing is kept.
-        batch = shown if len(shown) else shown.new_zeros(1, *shown.shape[1:])
-        states: Tensor = self.kernel(batch)[0][: len(shown)]
+        batch = filled if len(filled) else filled.new_zeros(1, *filled.shape[1:])
+        states: Tensor = self.kernel(batch)[0][: len(filled)]
         return states * exists[..., None]
 
     def last(self, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:

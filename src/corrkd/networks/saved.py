@@ -119,16 +119,16 @@ class SavedNetwork:
         Raises:
             CorrKDError: where one is absent (if `partly`: all are), of another width, or longer than the network reads.
         """
-        there = tuple(m for m in self.modalities if m in dataset.modalities) if partly else self.modalities
-        if not there:
+        names = tuple(m for m in self.modalities if m in dataset.modalities) if partly else self.modalities
+        if not names:
             raise CorrKDError(
                 f"dataset {dataset.name}: has none of the model's modalities {', '.join(self.modalities)}; it has "
                 f"{', '.join(dataset.modalities)}"
             )
-        fitting = with_modalities(dataset, there, self.widths)
+        fitting = with_modalities(dataset, names, self.widths)
         for split in fitting.splits.values():
             for m, longest in self.network.longest(self.frames).items():
-                if m in there and split.frames[m].shape[1] > longest:
+                if m in names and split.frames[m].shape[1] > longest:
                     raise CorrKDError(
                         f"dataset {dataset.name}: modality {m} has {split.frames[m].shape[1]} frames, but the model reads no more "
                         f"than {longest}"
@@ -310,8 +310,8 @@ def reference_arm(dataset: Path) -> str:
 def folder_alone(path: Path) -> Path | None:
     """The folder of a model by itself, of which a path is the folder or a file; None of anything else."""
     folder = path if path.is_dir() else path.parent
-    known = (folder / CARD).is_file() and not (folder / RUN).exists()
-    return folder if known and path in (folder, folder / CARD, folder / WEIGHTS) else None
+    is_model = (folder / CARD).is_file() and not (folder / RUN).exists()
+    return folder if is_model and path in (folder, folder / CARD, folder / WEIGHTS) else None
 
 
 def _files(stem: Path) -> tuple[Path, Path]:
@@ -322,10 +322,10 @@ def _files(stem: Path) -> tuple[Path, Path]:
 
 def seed_folders(run: Path) -> list[Path]:
     """`seed-N` folders of a run, by number."""
-    found = [
+    folders = [
         p for p in run.glob("seed-*") if p.is_dir() and re.fullmatch("0|[1-9][0-9]{0,19}", p.name.removeprefix("seed-"))
     ]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("seed-")))
+    return sorted(folders, key=lambda p: int(p.name.removeprefix("seed-")))
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -383,11 +383,11 @@ def _assemble(card: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> S
 
 
 def _statistic(tensors: Mapping[str, torch.Tensor], name: str, width: int) -> npt.NDArray[np.float32]:
-    found = tensors[name]
+    value = tensors[name]
     if (
-        found.shape != (width,)
-        or not torch.isfinite(found).all()
-        or (name.startswith("scale.") and not (found > 0).all())
+        value.shape != (width,)
+        or not torch.isfinite(value).all()
+        or (name.startswith("scale.") and not (value > 0).all())
     ):
-        raise ValueError(f"{name} has shape {tuple(found.shape)}, expected {width} finite numbers, a scale above 0")
-    return found.numpy()
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {width} finite numbers, a scale above 0")
+    return value.numpy()

@@ -61,7 +61,7 @@ class SelfMMNetwork(Network[SelfMMSettings]):
     def tasks(self, inputs: Inputs) -> tuple[Output, list[Output]]:
         """All tasks of one pass: the multimodal output, and one per modality in the order of `modalities`."""
         encoded = self.encode(inputs)
-        return self.fused(encoded), [self.unimodal(place, x) for place, x in enumerate(encoded)]
+        return self.fused(encoded), [self.unimodal(index, x) for index, x in enumerate(encoded)]
 
     def encode(self, inputs: Inputs) -> list[Tensor]:
         """F_s of each modality, (N, width)."""
@@ -75,7 +75,7 @@ class SelfMMNetwork(Network[SelfMMSettings]):
         representation = torch.relu(self.fuse(self.dropout(torch.cat(encoded, 1))))
         return Output(representation, self.target.shape_logits(self.head(representation)))
 
-    def unimodal(self, place: int, encoded: Tensor) -> Output:
+    def unimodal(self, index: int, encoded: Tensor) -> Output:
         """F*_s = relu(W_s F_s + b_s) of the modality at `place`, and its answer."""
-        representation = torch.relu(self.projections[place](self.dropout(encoded)))
-        return Output(representation, self.target.shape_logits(self.unimodal_heads[place](representation)))
+        representation = torch.relu(self.projections[index](self.dropout(encoded)))
+        return Output(representation, self.target.shape_logits(self.unimodal_heads[index](representation)))

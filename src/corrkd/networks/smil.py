@@ -102,8 +102,8 @@ class SMILNetwork(Network[SMILSettings]):
         width = self.representation_width
         self.encoders = nn.ModuleList(Encoder(widths[m], frames[m], structure) for m in self.modalities)
         # Each modality's (K, d_m) under its place, since a buffer's name may not hold a dot and a modality's may.
-        for place, m in enumerate(self.modalities):
-            self.register_buffer(f"priors{place}", torch.zeros(settings.priors, widths[m]))
+        for index, m in enumerate(self.modalities):
+            self.register_buffer(f"priors{index}", torch.zeros(settings.priors, widths[m]))
         self.reconstruction = nn.ModuleList(
             GaussianLayer(width, settings.priors, NEUTRAL, 0.5) for _ in self.modalities
         )
@@ -135,11 +135,11 @@ class SMILNetwork(Network[SMILSettings]):
 
     def respond(self, inputs: Inputs) -> SMILOutput:
         """`forward`, with the law of the perturbation."""
-        shown = self.look(inputs)
+        features = self.look(inputs)
         parts = []
         for m, encoder in zip(self.modalities, self.encoders, strict=True):
             frames, exists, visible = inputs.of(m)
-            filled = torch.where(visible[..., None], frames, self.reconstruct(m, shown)[:, None].to(frames.dtype))
+            filled = torch.where(visible[..., None], frames, self.reconstruct(m, features)[:, None].to(frames.dtype))
             parts.append(encoder(filled, exists, exists))
         features = torch.cat(parts, 1)
         perturbation: Gaussian = self.regularisation(features)
@@ -158,17 +158,17 @@ class SMILNetwork(Network[SMILSettings]):
         parts = [encoder(*inputs.of(m)) * inputs.visible[m].any(1)[:, None] for m, encoder in both]
         return torch.cat(parts, 1)
 
-    def reconstruct(self, modality: str, shown: Tensor) -> Tensor:
+    def reconstruct(self, modality: str, features: Tensor) -> Tensor:
         """The frame that stands for the modality's missing ones, (N, d_m): a convex combination of its priors.
 
         The weights are softplus of a draw (in training) or of its mean, divided by their sum.
         """
-        law: Gaussian = self.reconstruction[self.modalities.index(modality)](shown)
+        law: Gaussian = self.reconstruction[self.modalities.index(modality)](features)
         weights = softplus(law.drawn(self.training))
         return weights / weights.sum(1, keepdim=True).clamp(min=TINY) @ self.priors(modality)
 
-    def without(self, modality: str, shown: Tensor) -> Tensor:
+    def without(self, modality: str, features: Tensor) -> Tensor:
         """`look` as if that modality were wholly missing."""
-        place, width = self.modalities.index(modality), self.settings.network.width
-        kept = torch.arange(shown.shape[1], device=shown.device) // width != place
-        return shown * kept
+        index, width = self.modalities.index(modality), self.settings.network.width
+        kept = torch.arange(features.shape[1], device=features.device) // width != index
+        return features * kept

@@ -187,8 +187,8 @@ class TranslationDecoder(nn.Module):
         count = len(joint)
         if not count:  # one of several processes may have no sample, which torch's attention does not take
             joint, attended, exists = (x.new_zeros(1, *x.shape[1:]) for x in (joint, attended, exists))
-        place = sinusoids(exists.shape[1], joint.shape[2]).to(joint)
-        queries = (self.query + place).expand(len(joint), -1, -1)
+        positions = sinusoids(exists.shape[1], joint.shape[2]).to(joint)
+        queries = (self.query + positions).expand(len(joint), -1, -1)
         # Finite, so that a sample without a frame stays finite too.
         source, target = (torch.where(mask, 0.0, -1e4).to(joint.dtype) for mask in (attended, exists))
         hidden = self.layers(queries, joint, tgt_key_padding_mask=target, memory_key_padding_mask=source)

@@ -36,8 +36,8 @@ def inter_modality(run: RunFolder, metric: str, reported: Mapping[str, Mapping[s
     cells = {row: {headings[c]: Cell(v) for c, v in values.items()} for row, values in reported.items()}
     frame = pd.DataFrame.from_dict(cells, orient="index", dtype=object).reindex(columns=table.columns)
     below = {BLOCK: frame.astype(object).where(frame.notna(), None)}
-    said = " Reported rows are papers' own numbers, under their own protocols: in no statistic, never marked."
-    return replace(table, caption=caption + said, blocks={**table.blocks, **below})
+    note = " Reported rows are papers' own numbers, under their own protocols: in no statistic, never marked."
+    return replace(table, caption=caption + note, blocks={**table.blocks, **below})
 
 
 def of_dataset(reported: Reported, dataset: str, metric: str) -> Mapping[str, Mapping[str, float]]:
@@ -115,9 +115,9 @@ def ranked_conditions(run: RunFolder) -> tuple[list[str], list[str]]:
 def mean_ranks(run: RunFolder, conditions: Sequence[str]) -> dict[str, float]:
     """Mean rank of all but the ablation's arms, by weighted F1 averaged over seeds; those measured under no condition are left out."""
     values = tables.seed_values(run, "weighted_f1").groupby(["method", "condition"]).mean().unstack()
-    known = [m for m in tables.main_methods(run) if m in values.index]
-    scores = values.reindex(index=known, columns=list(conditions)).dropna(axis=1, how="all")
-    return dict(zip(known, map(float, ranks(scores.to_numpy())), strict=True)) if scores.shape[1] else {}
+    scored = [m for m in tables.main_methods(run) if m in values.index]
+    scores = values.reindex(index=scored, columns=list(conditions)).dropna(axis=1, how="all")
+    return dict(zip(scored, map(float, ranks(scores.to_numpy())), strict=True)) if scores.shape[1] else {}
 
 
 def ranks_table(run: RunFolder) -> Table:
@@ -165,16 +165,16 @@ def costs_table(run: RunFolder) -> Table:
     known = [m for m in tables.method_titles(run) if m in set(costs["method"])]
     if not known:
         raise AbsentError("costs.csv holds none of the methods.")
-    shown = {
+    columns = {
         "Parameters": ("parameters", 1.0, 0),
         "Epochs": ("epochs", 1.0, 1),
         "Training, seconds": ("train_seconds", 1.0, 1),
         "Peak memory, MB": ("peak_memory_bytes", 1e-6, 0),
     }
     frame = pd.DataFrame(index=known, dtype=object)
-    for heading, (column, scale, digits) in shown.items():
-        own = {m: costs.loc[costs["method"] == m, column].dropna() * scale for m in known}
-        frame[heading] = pd.Series([_spread(own[m].to_numpy(), digits) for m in known], frame.index, dtype=object)
+    for heading, (column, scale, digits) in columns.items():
+        values = {m: costs.loc[costs["method"] == m, column].dropna() * scale for m in known}
+        frame[heading] = pd.Series([_spread(values[m].to_numpy(), digits) for m in known], frame.index, dtype=object)
     caption = (
         "Cost of one training: mean over seeds, with the least and the most where seeds differ (no confidence interval). Peak memory is "
         "what was allocated on the GPU where one was used, else the most resident memory of the run's own process, data and libraries "

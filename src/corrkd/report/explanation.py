@@ -90,13 +90,13 @@ def _draw_modalities(axes: Axes, explanation: Explanation) -> None:
     room = 0.06 * (high - low) or 1.0
     axes.set_xlim(low - room, high + room)
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    for place, (m, effect) in enumerate(effects.items()):
+    for index, (m, effect) in enumerate(effects.items()):
         lines = [_signed(effect.value)] if any(explanation.visible[m]) else ["missing"]
         if effect.probability is not None and lines != ["missing"]:
             lines.append(f"{_signed(100 * effect.probability, '+.1f')} points")
         axes.annotate(
             "\n".join(lines),
-            (1.03, place),
+            (1.03, index),
             xycoords=("axes fraction", "data"),
             va="center",
             fontsize=8,
@@ -107,10 +107,10 @@ def _draw_modalities(axes: Axes, explanation: Explanation) -> None:
 def _draw_frames(axes: Axes, explanation: Explanation, modality: str, limit: float) -> None:
     """A bar for each frame of a modality; frames that are missing are hatched, padding is left out."""
     rows = explanation.frames[modality], explanation.exists[modality], explanation.visible[modality]
-    bars = [(place, value, there) for place, (value, real, there) in enumerate(zip(*rows, strict=True)) if real]
-    lost = [place for place, _, there in bars if not there]
+    bars = [(index, value, present) for index, (value, real, present) in enumerate(zip(*rows, strict=True)) if real]
+    lost = [index for index, _, present in bars if not present]
     axes.bar(lost, [2 * limit] * len(lost), width=1.0, bottom=-limit, **GONE)
-    places, values = [place for place, _, _ in bars], [value for _, value, _ in bars]
+    places, values = [index for index, _, _ in bars], [value for _, value, _ in bars]
     axes.bar(places, values, width=min(0.8, 0.1 * len(bars)), color=[_colour(value) for value in values])
     axes.axhline(0.0, color=FAINT, linewidth=0.8)
     first, last = (bars[0][0], bars[-1][0]) if bars else (0, 0)
@@ -148,8 +148,8 @@ def _round_number(limit: float) -> float:
 def _headline(explanation: Explanation) -> str:
     if explanation.probability is None:
         return f"Score {_signed(explanation.value, '.2f')}"
-    asked = "" if explanation.question is None else f"{explanation.question}: "
-    return f"{_short(f'{asked}{explanation.label}', 60)}, probability {_percent(explanation.probability)}"
+    question = "" if explanation.question is None else f"{explanation.question}: "
+    return f"{_short(f'{question}{explanation.label}', 60)}, probability {_percent(explanation.probability)}"
 
 
 def _percent(share: float) -> str:

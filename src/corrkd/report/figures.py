@@ -125,9 +125,9 @@ def wrapped(text: str, width: int = 22) -> str:
     return "\n".join(textwrap.wrap(terminal_text(text), width)) or " "  # XML has no control characters
 
 
-def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], **place: Any) -> None:
+def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], **location: Any) -> None:
     """A legend above the axes. A leading underscore would make matplotlib drop an entry."""
-    options: dict[str, Any] = {"loc": "outside upper left", "ncols": min(len(labels), 5)} | place
+    options: dict[str, Any] = {"loc": "outside upper left", "ncols": min(len(labels), 5)} | location
     figure.legend(handles, [f"\u2009{wrapped(label, 26)}" for label in labels], **options)
 
 

@@ -73,12 +73,12 @@ def _take(row: Mapping[str, str], runs: Mapping[str, RunFolder], out: Reported, 
 
 
 def _dataset(given: str, runs: Mapping[str, RunFolder], where: str) -> str:
-    found = [name for name, run in runs.items() if given in (name, run.card.dataset.name) or not given]
-    if len(found) == 1:
-        return found[0]
-    said = f"dataset {given!r} is unknown" if given else "dataset is empty, and there are several"
+    matches = [name for name, run in runs.items() if given in (name, run.card.dataset.name) or not given]
+    if len(matches) == 1:
+        return matches[0]
+    problem = f"dataset {given!r} is unknown" if given else "dataset is empty, and there are several"
     raise CorrKDError(
-        f"{where}: {said if not found or not given else f'dataset {given!r} is several'}; expected {' or '.join(runs)}"
+        f"{where}: {problem if not matches or not given else f'dataset {given!r} is several'}; expected {' or '.join(runs)}"
     )
 
 
@@ -97,14 +97,14 @@ def _value(text: str, metric: str, where: str) -> float:
 def _conditions(run: RunFolder) -> dict[str, str]:
     """Conditions by every spelling that is understood."""
     headings = subset_headings(run)
-    known = {_spelled(text): name for name, heading in headings.items() for text in (name, heading)}
+    names = {_spelled(text): name for name, heading in headings.items() for text in (name, heading)}
     everything = {_spelled("{" + ",".join(letters(run).values()) + "}"): COMPLETE, "avg": AVERAGE}
-    return everything | known
+    return everything | names
 
 
 def _spelled(condition: str) -> str:
     """One spelling of "{a, l}" and "{l,a}", of "audio+language" and "language+audio"."""
     text = condition.strip().casefold()
     if text.startswith("{") and text.endswith("}"):
-        return "{" + ",".join(sorted(part.strip() for part in text[1:-1].split(","))) + "}"
+        return "{" + ",".join(sorted(word.strip() for word in text[1:-1].split(","))) + "}"
     return "+".join(sorted(text.split("+")))

@@ -89,7 +89,7 @@ def _matrices(run: RunFolder) -> list[Item]:
     if not isinstance(picture, Picture):
         return [picture]
     names = zip(("complete", "hardest"), tables.shown_conditions(run), strict=False)
-    return [picture, *(part(tables.confusion_table, run, name, shown) for name, shown in names)]
+    return [picture, *(part(tables.confusion_table, run, name, metrics) for name, metrics in names)]
 
 
 def _prediction_sets(run: RunFolder) -> list[Section]:

@@ -109,9 +109,9 @@ def method_counts(run: RunFolder) -> Counts:
     columns = ["method", "condition", "draw", "id", "question", "target", "prediction"]
     counts: dict[str, dict[int, npt.NDArray[np.int32]]] = {}
     for part in run.prediction_parts(conditions, columns):
-        for method, own in part[part["draw"] == 0].groupby("method"):
-            seed = int(own["seed"].iloc[0])
-            counts.setdefault(str(method), {})[seed] = _counted(run, own, conditions, f"{method}, seed {seed}")
+        for method, arm_rows in part[part["draw"] == 0].groupby("method"):
+            seed = int(arm_rows["seed"].iloc[0])
+            counts.setdefault(str(method), {})[seed] = _counted(run, arm_rows, conditions, f"{method}, seed {seed}")
     if not counts:
         raise AbsentError("The stored predictions hold none under the missing subsets.")
     return counts
@@ -138,9 +138,9 @@ def _counted(run: RunFolder, rows: pd.DataFrame, conditions: Sequence[str], who:
     counts = confusion_counts(sides[0][0], sides[1], groups.to_numpy(str), len(target.classes))
     # A fold holds some groups only; the others have counts of zero, so that seeds with other folds stack.
     everyone = np.unique(run.groups.to_numpy(str))
-    whole = np.zeros((counts.shape[0], len(everyone), *counts.shape[2:]), counts.dtype)
-    whole[:, np.searchsorted(everyone, np.unique(groups.to_numpy(str)))] = counts
-    return whole
+    total = np.zeros((counts.shape[0], len(everyone), *counts.shape[2:]), counts.dtype)
+    total[:, np.searchsorted(everyone, np.unique(groups.to_numpy(str)))] = counts
+    return total
 
 
 def standings(counts: Counts, methods: Sequence[str], reference: str, draws: int) -> dict[str, Standing]:
@@ -159,14 +159,14 @@ def standings(counts: Counts, methods: Sequence[str], reference: str, draws: int
 
 
 def _standing(method: str, counts: Counts, reference: str, draws: int) -> Standing:
-    own, others = counts[method], counts.get(reference, {})
+    arm_counts, others = counts[method], counts.get(reference, {})
     chance: dict[str, Any] = {"seed": SEED, "draws": draws}
-    average = group_interval(np.stack([own[seed] for seed in sorted(own)]), **chance)
-    common = sorted(own.keys() & others.keys())
+    average = group_interval(np.stack([arm_counts[seed] for seed in sorted(arm_counts)]), **chance)
+    common = sorted(arm_counts.keys() & others.keys())
     if method == reference or not common:
-        return Standing(len(own), average)
-    pair = [np.stack([side[seed] for seed in common]) for side in (own, others)]
-    return Standing(len(own), average, paired_group_interval(*pair, **chance), sign_flip_test(*pair, **chance))
+        return Standing(len(arm_counts), average)
+    pair = [np.stack([side[seed] for seed in common]) for side in (arm_counts, others)]
+    return Standing(len(arm_counts), average, paired_group_interval(*pair, **chance), sign_flip_test(*pair, **chance))
 
 
 def least_p(groups: int, draws: int) -> float:

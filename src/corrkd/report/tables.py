@@ -106,14 +106,14 @@ def paired(values: pd.Series[float], condition: str, how: Metric, first: str, se
 
 def marked(column: Mapping[str, Cell | None], trained: Sequence[str], how: Metric) -> dict[str, Cell | None]:
     """The column with its best and second-best trained method marked; what reads the same is marked the same."""
-    shown = {
+    rounded = {
         m: how.sign * round(c.mean, how.digits) for m in trained if (c := column.get(m)) and not math.isnan(c.mean)
     }
-    levels = sorted(set(shown.values()), reverse=True)
+    levels = sorted(set(rounded.values()), reverse=True)
     marks: dict[float, Mark] = dict(zip(levels, ("best", "second"), strict=False))
-    if len(shown) < 2 or not how.sign:
+    if len(rounded) < 2 or not how.sign:
         return dict(column)
-    return {m: replace(c, mark=marks.get(shown.get(m, math.nan), "")) if c else None for m, c in column.items()}
+    return {m: replace(c, mark=marks.get(rounded.get(m, math.nan), "")) if c else None for m, c in column.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------- frames
@@ -190,12 +190,12 @@ def compared(
     """
     values = seed_values(run, metric)
     trained = [m.name for m in rows_of(run) if methods is None or m.name in methods]
-    shown = [*FLOORS, *trained, CEILING]
+    rows = [*FLOORS, *trained, CEILING]
     columns = {}
     for condition, heading in headings.items():
-        cells = {m: cell(of(values, m, condition), how, seeded=m in trained) for m in shown}
+        cells = {m: cell(of(values, m, condition), how, seeded=m in trained) for m in rows}
         columns[heading] = marked(cells, trained, how)
-    frame = pd.DataFrame(columns, index=shown, dtype=object).dropna(how="all").dropna(how="all", axis=1)
+    frame = pd.DataFrame(columns, index=rows, dtype=object).dropna(how="all").dropna(how="all", axis=1)
     if frame.empty:
         raise AbsentError(f"results.csv holds no {metric} under these conditions.")
     return frame.astype(object).where(frame.notna(), None)
@@ -374,11 +374,11 @@ def _asked(run: RunFolder) -> str:
     if run.card.sets is None:
         return ""
     level, groups = run.card.sets.level, run.card.sets.groups
-    asked = f" They were to hold the truth of {100 * level:g} % of the samples of a new group."
+    sentence = f" They were to hold the truth of {100 * level:g} % of the samples of a new group."
     if level * (groups + 1) / groups > 1.0 + 1e-9:
-        return f"{asked} For that, {groups} groups are too few to leave anything out of a set."
+        return f"{sentence} For that, {groups} groups are too few to leave anything out of a set."
     share = f"{100 * level * (groups + 1) / groups:.1f} %"
-    return f"{asked} To be sure of that with {groups} groups, sets were made that hold it of {share} of theirs."
+    return f"{sentence} To be sure of that with {groups} groups, sets were made that hold it of {share} of theirs."
 
 
 def coverage_by_group(run: RunFolder) -> Table:
@@ -436,8 +436,8 @@ def shown_conditions(run: RunFolder) -> list[str]:
     """Complete, and the single modality with which the reference's mean weighted F1 is lowest (of equals the first)."""
     values = seed_values(run, "weighted_f1")
     means = {m: of(values, run.reference, m).mean() for m in run.modalities}
-    known = [m for m, mean in means.items() if not math.isnan(mean)]
-    return [COMPLETE, min(known, key=lambda m: means[m])] if known else [COMPLETE]
+    measured = [m for m, mean in means.items() if not math.isnan(mean)]
+    return [COMPLETE, min(measured, key=lambda m: means[m])] if measured else [COMPLETE]
 
 
 def confusion(run: RunFolder, condition: str) -> dict[str, pd.DataFrame]:
@@ -551,8 +551,8 @@ def to_markdown(table: Table) -> str:
         if title:
             lines.append([f"*{markdown_text(title)}*", *[""] * len(table.columns)])
         for heading, entries in rows(frame):
-            shown = [parts(entry, table.digits) for entry in entries]
-            lines.append([markdown_text(heading), *(tags[m].format(t) + (f" {h}" if h else "") for t, h, m in shown)])
+            text = [parts(entry, table.digits) for entry in entries]
+            lines.append([markdown_text(heading), *(tags[m].format(t) + (f" {h}" if h else "") for t, h, m in text)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
@@ -633,8 +633,8 @@ def to_csv(table: Table) -> str:
     for title, frame in table.blocks.items():
         for heading, row in rows(frame):
             values = [v for c, e in zip(table.columns, row, strict=True) for v in written(c, e)]
-            shown = ["" if v is None or pd.isna(v) else csv_text(v) if isinstance(v, str) else v for v in values]
-            writer.writerow([csv_text(title), csv_text(heading), *shown])
+            text = ["" if v is None or pd.isna(v) else csv_text(v) if isinstance(v, str) else v for v in values]
+            writer.writerow([csv_text(title), csv_text(heading), *text])
     return file.getvalue()
 
 

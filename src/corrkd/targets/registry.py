@@ -59,8 +59,8 @@ class LabelledDataset(Protocol):
 
 def target_class(kind: str) -> type[Target]:
     """Return the class of a kind. Raises CorrKDError for an unknown one."""
-    found: type[Target] = find(kind, BUILT_IN, TARGET_GROUP, Target, "target")
-    return found
+    class_: type[Target] = find(kind, BUILT_IN, TARGET_GROUP, Target, "target")
+    return class_
 
 
 def make_target(name: str, dataset: LabelledDataset) -> Target:

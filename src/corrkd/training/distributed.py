@@ -57,7 +57,7 @@ class _Gather(torch.autograd.Function):
 
 def _counts(tensor: Tensor) -> list[int]:
     """How many rows each process has."""
-    own = torch.tensor([len(tensor)], device=tensor.device)
-    counts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, own)
+    count = torch.tensor([len(tensor)], device=tensor.device)
+    counts = [torch.empty_like(count) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, count)
     return torch.cat(counts).tolist()

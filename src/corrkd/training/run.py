@@ -213,7 +213,7 @@ class TrainingRun:
         return None if self.checkpoint is None else CheckpointWriter(self.checkpoint, SHARE / self.together)
 
     def _state(self) -> dict[str, Any]:
-        parts = {name: part.state_dict() for name, part in self._parts.items()}
+        parts = {name: component.state_dict() for name, component in self._parts.items()}
         return {"progress": {**self.progress.__dict__}, **parts}
 
     @property
@@ -232,8 +232,8 @@ class TrainingRun:
 
     def _load(self, state: dict[str, Any]) -> None:
         try:
-            for name, part in self._parts.items():
-                part.load_state_dict(state[name])
+            for name, component in self._parts.items():
+                component.load_state_dict(state[name])
             progress = Progress(**state["progress"])
             assert progress.best is not None
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, AssertionError) as error:

@@ -217,8 +217,8 @@ class Stack:
         if not self.used:
             self.used = self._used(batch.first())
         if tuple(indices) not in self.chosen:
-            whole = len(indices) == len(self.methods)
-            self.chosen[tuple(indices)] = None if whole else torch.tensor(indices, device=batch.keys.device)
+            stacked = len(indices) == len(self.methods)
+            self.chosen[tuple(indices)] = None if stacked else torch.tensor(indices, device=batch.keys.device)
 
     def backward(self, indices: Sequence[int], batch: StackedBatch) -> dict[str, Tensor]:
         """Compute the losses of the methods at `indices`, and put the gradients into their parameters.

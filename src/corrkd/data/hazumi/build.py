@@ -164,12 +164,12 @@ def write_dataset(path: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
         CorrKDError: for another ending, or where the file cannot be written.
     """
     check_ending(path)
-    with replacing(path) as part:
+    with replacing(path) as temporary:
         if path.suffix == ".pkl":
-            with part.open("wb") as file:
+            with temporary.open("wb") as file:
                 pickle.dump({split: dict(arrays) for split, arrays in splits.items()}, file, protocol=4)
         else:
-            _write_h5(part, splits)
+            _write_h5(temporary, splits)
 
 
 def check_ending(path: Path) -> None:

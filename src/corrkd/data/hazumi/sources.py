@@ -70,8 +70,8 @@ def download(file: SourceFile, folder: Path, *, fetch: Fetch | None = None) -> b
         return False
     content = (fetch or https)(file.address, MOST_BYTES)
     _check(content, file, file.address)
-    with replacing(path) as part:
-        part.write_bytes(content)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
     return True
 
 

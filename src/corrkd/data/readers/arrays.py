@@ -75,8 +75,10 @@ def recognises(data: Any) -> bool:
 
 def recognises_splits(data: Any) -> bool:
     """A dict of splits, each of named arrays with scores of a name that no other layout has."""
-    parts = [part for key, part in data.items() if key in SPLIT_NAMES] if isinstance(data, dict) else []
-    return bool(parts) and all(isinstance(part, dict) and any(key in part for key in SCORES) for part in parts)
+    parts = [contents for key, contents in data.items() if key in SPLIT_NAMES] if isinstance(data, dict) else []
+    return bool(parts) and all(
+        isinstance(contents, dict) and any(key in contents for key in SCORES) for contents in parts
+    )
 
 
 def read(
@@ -94,14 +96,14 @@ def read(
     Raises:
         CorrKDError: no target, no modality, or arrays that do not fit one another.
     """
-    together, own_notes = _raw_split(name, arrays, options)
+    together, array_notes = _raw_split(name, arrays, options)
     ids = np.array([f"sample-{row}" for row in range(_rows(together))]) if together.ids is None else together.ids
     together.ids = ids
     splits, split_notes = _splits(name, arrays.get("split"), together, options)
     raw = {
         split: together.take(np.flatnonzero(splits == split)) for split in (*SPLITS, WHOLE) if (splits == split).any()
     }
-    return _assembled(raw, arrays, name, kind, options, [*notes, *own_notes, *split_notes])
+    return _assembled(raw, arrays, name, kind, options, [*notes, *array_notes, *split_notes])
 
 
 def read_splits(
@@ -240,11 +242,11 @@ def _check_lengths_of_arrays(name: str, arrays: Mapping[str, Array], features: I
 def _label_columns(arrays: Mapping[str, Array], count: int) -> Columns:
     """Every column that can be the label, by name."""
     keys = label_keys(arrays, count, {*PER_SAMPLE, "lengths", "frame_ids", *_companions(arrays)})
-    found: Columns = {}
+    columns: Columns = {}
     for key in keys:
         names = strings(arrays.get(f"{key}{NAMES}", arrays.get("question_names", ())), f"{key}{NAMES}").tolist()
-        found |= columns_of(key, arrays[key], names)
-    return found
+        columns |= columns_of(key, arrays[key], names)
+    return columns
 
 
 def _usual_labels(name: str, arrays: Mapping[str, Array], count: int) -> tuple[Array | None, Array | None, list[str]]:
@@ -273,10 +275,10 @@ def _fractions(values: Array) -> bool:
     return bool((np.isfinite(values) & (values != np.round(values))).any())
 
 
-def _splits(name: str, given: Any, raw: RawSplit, options: ReadOptions) -> tuple[StrArray, list[str]]:
+def _splits(name: str, column: Any, raw: RawSplit, options: ReadOptions) -> tuple[StrArray, list[str]]:
     """The split of each sample, (N,), and a note where no array says it."""
-    if given is not None:
-        return _given_split(name, np.asarray(given)), []
+    if column is not None:
+        return _given_split(name, np.asarray(column)), []
     labelled = raw.scores is not None or raw.labels is not None or bool(raw.columns)
     by, members = members_of(raw.ids, raw.groups)
     too_few = len(set(members.tolist())) < len(SPLITS)

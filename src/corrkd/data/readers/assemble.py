@@ -53,8 +53,8 @@ def groups_from_ids(ids: Sequence[str]) -> tuple[StrArray, IntArray] | None:
 
 def _video_and_clip(name: str) -> tuple[str, str]:
     """The two halves of an id; the second is empty where there is none."""
-    video, found, clip = name.rpartition(CLIP)
-    if found:
+    video, separator, clip = name.rpartition(CLIP)
+    if separator:
         return video, clip
     video, _, index = name.rpartition("[")
     return (video, index[:-1]) if index.endswith("]") and index[:-1].isdecimal() else (name, "")
@@ -124,29 +124,31 @@ def assemble(
     facts = settle_labels(name, parts, options, usual)
     notes += [*facts.notes, *_fill_absent(name, parts)]
     frames, counts = _clean_all(name, parts)
-    for m, found in counts.items():
-        notes += [f"{m}: {count} {what} values set to 0" for what, count in found.items() if count]
+    for m, by_kind in counts.items():
+        notes += [f"{m}: {count} {what} values set to 0" for what, count in by_kind.items() if count]
     lengths, starts, sides, how = find_lengths(name, parts, frames, list(counts))
     if lengths_note:
         how |= {m: lengths_note for m in how if m in next(iter(parts.values())).lengths}
-    masked = {m for part in parts.values() for m in part.present}
+    masked = {m for raw_split in parts.values() for m in raw_split.present}
     spared = [m for m in how if special_tokens and how[m].endswith(ALIGNED) and m not in masked]
     splits = {}
     frame_ids: dict[str, dict[str, IntArray]] = {split: {} for split in parts}
-    for split, part in parts.items():
+    for split, raw_split in parts.items():
         where = f"{name}, {split}"
         present: dict[str, BoolArray] = {}
         for m in counts:
-            mask = _given_mask(where, part, m, frames[split][m])
-            if m in part.frame_ids:
-                frame_ids[split][m] = _frame_ids(where, part, m, frames[split][m], lengths[split][m], starts[split][m])
-            frames[split][m], lengths[split][m], present[m], found_notes = _in_place(
+            mask = _given_mask(where, raw_split, m, frames[split][m])
+            if m in raw_split.frame_ids:
+                frame_ids[split][m] = _frame_ids(
+                    where, raw_split, m, frames[split][m], lengths[split][m], starts[split][m]
+                )
+            frames[split][m], lengths[split][m], present[m], length_notes = _in_place(
                 frames[split][m], mask, lengths[split][m], starts[split][m]
             )
-            notes += [f"{split}, {m}: {note}" for note in found_notes]
+            notes += [f"{split}, {m}: {note}" for note in length_notes]
         if len(spared) > 1:  # of one alone nobody can say whether its frame is missing
             notes += [f"{split}: {note}" for note in _under_special_tokens(lengths[split], present, spared)]
-        splits[split] = _split(where, part, split, frames[split], lengths[split], present, frame_ids[split], notes)
+        splits[split] = _split(where, raw_split, split, frames[split], lengths[split], present, frame_ids[split], notes)
         check_split(where, splits[split], targets=options.targets, trains=split == SPLITS[0] and options.targets)
         _check_targets(where, splits[split], facts.class_names, facts.score_range)
     _refuse_leak(name, splits)
@@ -174,29 +176,29 @@ def _fill_absent(name: str, parts: Mapping[str, RawSplit]) -> list[str]:
     Raises:
         CorrKDError: the training split lacks one.
     """
-    modalities = in_usual_order(dict.fromkeys(m for part in parts.values() for m in part.frames))
+    modalities = in_usual_order(dict.fromkeys(m for raw_split in parts.values() for m in raw_split.frames))
     notes = []
-    for split, part in parts.items():
-        if not part.frames:
+    for split, raw_split in parts.items():
+        if not raw_split.frames:
             raise CorrKDError(f"{name}, {split}: no modality found; add an array (N, T, d) or (N, d) of features")
-        for m in [m for m in modalities if m not in part.frames]:
+        for m in [m for m in modalities if m not in raw_split.frames]:
             if split == SPLITS[0]:
                 raise CorrKDError(f"{name}, {split}: has no {m}, another split has; add it, or leave it out everywhere")
             donor = next(other for other in parts.values() if m in other.frames)
-            part.frames[m] = _absent_frames(part, donor, m)
+            raw_split.frames[m] = _absent_frames(raw_split, donor, m)
             if m in donor.lengths:
-                part.lengths[m] = np.zeros(len(part.frames[m]), np.int64)
+                raw_split.lengths[m] = np.zeros(len(raw_split.frames[m]), np.int64)
             notes.append(f"{split}: has no {m}; missing in all of its samples")
-        part.frames = {m: part.frames[m] for m in modalities}
+        raw_split.frames = {m: raw_split.frames[m] for m in modalities}
     return notes
 
 
-def _absent_frames(part: RawSplit, donor: RawSplit, m: str) -> FloatArray:
+def _absent_frames(raw_split: RawSplit, donor: RawSplit, m: str) -> FloatArray:
     """Zeros (N, T, d) of a modality that a split lacks, as long as a modality that is as long in the donor (an aligned file)."""
-    count = len(next(iter(part.frames.values())))
+    count = len(next(iter(raw_split.frames.values())))
     shape = np.shape(donor.frames[m])
-    alike = [n for n in part.frames if shape[1:2] == np.shape(donor.frames[n])[1:2] and len(shape) == 3]
-    frames = np.shape(part.frames[alike[0]])[1] if alike else 1
+    alike = [n for n in raw_split.frames if shape[1:2] == np.shape(donor.frames[n])[1:2] and len(shape) == 3]
+    frames = np.shape(raw_split.frames[alike[0]])[1] if alike else 1
     return np.zeros((count, frames, shape[-1]), np.float32)
 
 
@@ -207,24 +209,24 @@ def _clean_all(
     modalities = list(next(iter(parts.values())).frames)
     frames: dict[str, dict[str, FloatArray]] = {split: {} for split in parts}
     counts: dict[str, dict[str, int]] = {m: {"nan": 0, "inf": 0} for m in modalities}
-    for split, part in parts.items():
-        samples = {m: len(x) for m, x in part.frames.items() if isinstance(x, np.ndarray) and x.ndim}
+    for split, raw_split in parts.items():
+        samples = {m: len(x) for m, x in raw_split.frames.items() if isinstance(x, np.ndarray) and x.ndim}
         if len(set(samples.values())) > 1:
             raise CorrKDError(
                 f"{name}, {split}: modalities differ in their number of samples: {samples}; give each one row a sample"
             )
         for m in modalities:
-            frames[split][m], nan, inf = clean(f"{name}, {split}, modality {m}", part.frames.pop(m))
+            frames[split][m], nan, inf = clean(f"{name}, {split}, modality {m}", raw_split.frames.pop(m))
             counts[m]["nan"] += nan
             counts[m]["inf"] += inf
     return frames, counts
 
 
-def _given_mask(where: str, part: RawSplit, m: str, frames: FloatArray) -> BoolArray:
+def _given_mask(where: str, raw_split: RawSplit, m: str, frames: FloatArray) -> BoolArray:
     """(N, T) which frames are present: by the file's own mask, else those that hold anything but zeros."""
-    if m not in part.present:
+    if m not in raw_split.present:
         return occupied_frames(frames)
-    mask = np.asarray(part.present[m])
+    mask = np.asarray(raw_split.present[m])
     if mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
         raise CorrKDError(
             f"{where}: array {m}_present holds values that are not true or false (1 or 0); write 1 where a frame is there"
@@ -239,9 +241,11 @@ def _given_mask(where: str, part: RawSplit, m: str, frames: FloatArray) -> BoolA
     return mask
 
 
-def _frame_ids(where: str, part: RawSplit, m: str, frames: FloatArray, lengths: IntArray, starts: IntArray) -> IntArray:
+def _frame_ids(
+    where: str, raw_split: RawSplit, m: str, frames: FloatArray, lengths: IntArray, starts: IntArray
+) -> IntArray:
     """(N, T) numbers of the frames in their recordings, the first frame first; -1 in the padding."""
-    ids = integers(where, part.frame_ids[m], f"frame_ids of {m}")
+    ids = integers(where, raw_split.frame_ids[m], f"frame_ids of {m}")
     if ids.shape != frames.shape[:2]:
         raise CorrKDError(
             f"{where}: frame_ids of {m} have shape {ids.shape}, expected {frames.shape[:2]}; number every frame"
@@ -279,8 +283,8 @@ def _under_special_tokens(
     together = np.logical_or.reduce([present[m] for m in modalities])
     rows = np.flatnonzero(together.any(1))
     marked = np.zeros_like(together)
-    for place in (np.zeros_like(rows), lengths[modalities[0]][rows] - 1):
-        marked[rows, place] = ~together[rows, place]
+    for index in (np.zeros_like(rows), lengths[modalities[0]][rows] - 1):
+        marked[rows, index] = ~together[rows, index]
     for m in modalities:
         present[m][marked] = True
     count = int(marked.any(1).sum())
@@ -308,13 +312,15 @@ def _refuse_leak(name: str, splits: Mapping[str, Split]) -> None:
     """Raise CorrKDError where a column of a modality of one vector a sample is the label itself, in all splits."""
     parts = list(splits.values())
     for m, first in parts[0].frames.items():
-        for labels in ([part.scores for part in parts], [part.labels for part in parts]):
-            if any(x is None or x.ndim != 1 for x in labels) or any(part.frames[m].shape[1] != 1 for part in parts):
+        for labels in ([raw_split.scores for raw_split in parts], [raw_split.labels for raw_split in parts]):
+            if any(x is None or x.ndim != 1 for x in labels) or any(
+                raw_split.frames[m].shape[1] != 1 for raw_split in parts
+            ):
                 continue
             equal = np.ones(first.shape[2], bool)
-            for part, label in zip(parts, labels, strict=True):
+            for raw_split, label in zip(parts, labels, strict=True):
                 assert label is not None
-                equal &= (part.frames[m][:, 0] == label.astype(np.float32)[:, None]).all(0)
+                equal &= (raw_split.frames[m][:, 0] == label.astype(np.float32)[:, None]).all(0)
             distinct = np.unique(np.concatenate([x for x in labels if x is not None]))
             if equal.any() and len(distinct) > 1 and sum(map(len, parts)) >= FEWEST_FOR_LEAK:
                 raise CorrKDError(f"{name}, modality {m}: column {equal.argmax()} is the label itself; leave it out")
@@ -322,7 +328,7 @@ def _refuse_leak(name: str, splits: Mapping[str, Split]) -> None:
 
 def _split(
     where: str,
-    part: RawSplit,
+    raw_split: RawSplit,
     split: str,
     frames: dict[str, FloatArray],
     lengths: dict[str, IntArray],
@@ -332,12 +338,14 @@ def _split(
 ) -> Split:
     count = len(next(iter(frames.values())))
     ids = (
-        np.array([f"{split}-{row}" for row in range(count)]) if part.ids is None else strings(part.ids, f"{where}: ids")
+        np.array([f"{split}-{row}" for row in range(count)])
+        if raw_split.ids is None
+        else strings(raw_split.ids, f"{where}: ids")
     )
     if len(ids) != count:
         raise CorrKDError(f"{where}: {len(ids)} ids for {count} samples; give one each, or leave them out")
-    groups = {g: strings(values, f"{where}: {g}") for g, values in part.groups.items()}
-    order = None if part.order is None else column(where, part.order, "order", count).astype(np.int64)
+    groups = {g: strings(values, f"{where}: {g}") for g, values in raw_split.groups.items()}
+    order = None if raw_split.order is None else column(where, raw_split.order, "order", count).astype(np.int64)
     parsed = groups_from_ids(ids.tolist())
     if parsed:
         groups.setdefault("video", parsed[0])
@@ -350,7 +358,7 @@ def _split(
     ids, renamed = unique_ids(ids)
     if renamed:
         notes.append(f"{split}: {renamed} ids were used before; numbered with #2, #3, ...")
-    labels = None if part.labels is None else integers(where, part.labels, "labels")
+    labels = None if raw_split.labels is None else integers(where, raw_split.labels, "labels")
     if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels is not None and (labels.ndim not in (1, 2) or len(labels) != count):
@@ -361,7 +369,7 @@ def _split(
         raise CorrKDError(
             f"{where}: labels of shape {labels.shape} are yes/no answers and must be 0 or 1; choose one column with --label"
         )
-    scores = None if part.scores is None else column(where, part.scores, "scores", count)
+    scores = None if raw_split.scores is None else column(where, raw_split.scores, "scores", count)
     return Split(
         frames=frames,
         lengths=lengths,
@@ -372,16 +380,16 @@ def _split(
         groups=groups,
         order=order,
         frame_ids=frame_ids,
-        missing_reasons={m: strings(x, f"{where}: {m}{MISSING_REASONS}") for m, x in part.missing_reasons.items()},
+        missing_reasons={m: strings(x, f"{where}: {m}{MISSING_REASONS}") for m, x in raw_split.missing_reasons.items()},
     )
 
 
 def sign_class_names(splits: Mapping[str, RawSplit]) -> tuple[str, ...]:
     """("negative", "neutral", "positive") where every class is the sign of its score plus one; else ()."""
-    for part in splits.values():
-        if part.scores is None or part.labels is None:
+    for raw_split in splits.values():
+        if raw_split.scores is None or raw_split.labels is None:
             return ()
-        scores, labels = np.asarray(part.scores, np.float64).ravel(), np.asarray(part.labels).ravel()
+        scores, labels = np.asarray(raw_split.scores, np.float64).ravel(), np.asarray(raw_split.labels).ravel()
         if scores.shape != labels.shape or not np.array_equal(np.sign(scores) + 1, labels):
             return ()
     return ("negative", "neutral", "positive")
@@ -389,6 +397,10 @@ def sign_class_names(splits: Mapping[str, RawSplit]) -> tuple[str, ...]:
 
 def likert_range(splits: Mapping[str, RawSplit]) -> tuple[float, float] | None:
     """MOSI's and MOSEI's (-3, 3) where scores of both signs lie in it and not all in [-1, 1]; else None."""
-    scores = [np.asarray(part.scores, np.float64).ravel() for part in splits.values() if part.scores is not None]
+    scores = [
+        np.asarray(raw_split.scores, np.float64).ravel()
+        for raw_split in splits.values()
+        if raw_split.scores is not None
+    ]
     every = np.concatenate(scores) if scores else np.zeros(0)
     return (-3.0, 3.0) if every.size and every.min() < 0 and 1 < np.abs(every).max() <= 3 else None

@@ -150,7 +150,7 @@ def _map(path: Path, header: dict[str, Any], start: int) -> dict[str, Array]:
     """Tensors by name, each a view into the file. Offsets are checked against shapes and the file's size."""
     size = path.stat().st_size - start
     tensors: dict[str, Array] = {}
-    whole = np.memmap(path, np.uint8, mode="r")
+    contents = np.memmap(path, np.uint8, mode="r")
     for name, entry in header.items():
         if name == "__metadata__":
             continue
@@ -165,7 +165,7 @@ def _map(path: Path, header: dict[str, Any], start: int) -> dict[str, Array]:
             )
         if end - begin != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{name}: offsets do not fit its shape")
-        tensors[name] = whole[start + begin : start + end].view(dtype).reshape(shape)
+        tensors[name] = contents[start + begin : start + end].view(dtype).reshape(shape)
     return tensors
 
 

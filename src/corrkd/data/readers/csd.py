@@ -304,8 +304,8 @@ def _samples(label: Sequence | None, modalities: dict[str, Sequence]) -> tuple[d
     how = "averaged over words" if "language" in modalities else "whole segments"
     if label is None:
         spans = {key: _span(key, modalities) for key in keys}
-        whole = Sequence("", 0, {key: (np.zeros((1, 0), np.float32), span) for key, span in spans.items()})
-        return _segments(whole, modalities), f"{how}, each video a sample"
+        entire = Sequence("", 0, {key: (np.zeros((1, 0), np.float32), span) for key, span in spans.items()})
+        return _segments(entire, modalities), f"{how}, each video a sample"
     return _segments(label, modalities), how
 
 

@@ -135,10 +135,12 @@ def settle_labels(name: str, parts: Mapping[str, RawSplit], options: ReadOptions
     Raises:
         CorrKDError: no such column, or several columns and none is chosen.
     """
-    columns = list(dict.fromkeys(full for part in parts.values() for full in part.columns))
+    columns = list(dict.fromkeys(full for raw_split in parts.values() for full in raw_split.columns))
     if options.label is not None:
         facts = _choose(name, parts, parse_choice(options.label), facts)
-    elif any(part.scores is None and part.labels is None and part.columns for part in parts.values()):
+    elif any(
+        raw_split.scores is None and raw_split.labels is None and raw_split.columns for raw_split in parts.values()
+    ):
         if len(columns) == 1:
             facts = _choose(name, parts, LabelChoice("scores", ((columns[0], 0.0),)), facts)
         elif columns and options.targets:
@@ -153,23 +155,25 @@ def settle_labels(name: str, parts: Mapping[str, RawSplit], options: ReadOptions
 
 def _choose(name: str, parts: Mapping[str, RawSplit], choice: LabelChoice, facts: LabelFacts) -> LabelFacts:
     questions: tuple[str, ...] = ()
-    for split, part in parts.items():
+    for split, raw_split in parts.items():
         where = f"{name}, {split}"
-        picked = [(full, cut) for column, cut in choice.columns for full in find_column(where, part.columns, column)]
-        values = [part.columns[full] for full, _ in picked]
+        picked = [
+            (full, cut) for column, cut in choice.columns for full in find_column(where, raw_split.columns, column)
+        ]
+        values = [raw_split.columns[full] for full, _ in picked]
         if choice.form == "questions":
             questions = tuple(full.rpartition(".")[2] for full, _ in picked)
             numbers = [_finite(where, full, x) for (full, _), x in zip(picked, values, strict=True)]
             answers = [x > cut for x, (_, cut) in zip(numbers, picked, strict=True)]
-            part.scores, part.labels = None, np.stack(answers, 1).astype(np.int64)
+            raw_split.scores, raw_split.labels = None, np.stack(answers, 1).astype(np.int64)
             if len(answers) == 1:
-                part.labels = part.labels[:, 0]
+                raw_split.labels = raw_split.labels[:, 0]
         elif len(picked) > 1:
             raise CorrKDError(f"{where}: scores are of one column; found {listed(full for full, _ in picked)}")
         elif are_names(values[0]):
-            part.scores, part.labels = None, values[0]
+            raw_split.scores, raw_split.labels = None, values[0]
         else:
-            part.scores, part.labels = _finite(where, picked[0][0], values[0]), None
+            raw_split.scores, raw_split.labels = _finite(where, picked[0][0], values[0]), None
     if len(questions) == 1:
         return LabelFacts(class_names=("no", "yes"), notes=facts.notes)
     return LabelFacts(question_names=questions, notes=facts.notes)
@@ -198,29 +202,29 @@ def _is_number(value: Any) -> bool:
 
 def _classes_by_name(name: str, parts: Mapping[str, RawSplit], facts: LabelFacts) -> LabelFacts:
     """Labels that are words become indices of the class names, in the file's order or sorted."""
-    labelled = {split: part for split, part in parts.items() if part.labels is not None}
-    if not any(are_names(part.labels) for part in labelled.values()):
+    labelled = {split: raw_split for split, raw_split in parts.items() if raw_split.labels is not None}
+    if not any(are_names(raw_split.labels) for raw_split in labelled.values()):
         return facts
-    words = {split: strings(part.labels, f"{name}, {split}: labels") for split, part in labelled.items()}
+    words = {split: strings(raw_split.labels, f"{name}, {split}: labels") for split, raw_split in labelled.items()}
     distinct = sorted({word for column in words.values() for word in column.tolist()})
     classes = facts.class_names if set(distinct) <= set(facts.class_names) else tuple(distinct)
     index = {word: i for i, word in enumerate(classes)}
-    for split, part in labelled.items():
-        part.labels = np.array([index[word] for word in words[split].tolist()], np.int64)
+    for split, raw_split in labelled.items():
+        raw_split.labels = np.array([index[word] for word in words[split].tolist()], np.int64)
     return replace(facts, class_names=classes)
 
 
 def _two_classes(name: str, parts: Mapping[str, RawSplit], facts: LabelFacts) -> LabelFacts:
     """Scores that are 0 and 1, or -1 and 1, become classes too; labels of -1 and 1 become 0 and 1."""
     for what in ("labels", "scores"):
-        arrays = [getattr(part, what) for part in parts.values()]
+        arrays = [getattr(raw_split, what) for raw_split in parts.values()]
         if any(x is None for x in arrays):
             continue
         values = [column(name, x, what, len(x)) for x in arrays if np.size(x) == len(x)]
         distinct = tuple(np.unique(np.concatenate(values)).tolist()) if len(values) == len(arrays) else ()
         if distinct == (-1.0, 1.0) or (distinct == (0.0, 1.0) and what == "scores"):
-            for part, numbers in zip(parts.values(), values, strict=True):
-                part.labels = (numbers > 0).astype(np.int64)
+            for raw_split, numbers in zip(parts.values(), values, strict=True):
+                raw_split.labels = (numbers > 0).astype(np.int64)
             names = facts.class_names if len(facts.class_names) == 2 else tuple(f"{x:g}" for x in distinct)
             note = f"{what} are {distinct[0]:g} and {distinct[1]:g}: read as two classes"
             return replace(facts, class_names=names, notes=(*facts.notes, note))

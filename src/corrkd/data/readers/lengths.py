@@ -24,22 +24,22 @@ def find_lengths(
     others; then the empty margins, jointly over aligned modalities: a frame is padding where all of them are empty. Some public
     files pad a few samples on the other side, so the margins are judged sample by sample.
     """
-    own = {m for m in modalities if all(m in part.lengths for part in parts.values())}
+    stored = {m for m in modalities if all(m in raw_split.lengths for raw_split in parts.values())}
     sequences = [m for m in modalities if any(frames[split][m].shape[1] > 1 for split in parts)]
     aligned = len(sequences) > 1 and all(len({frames[split][m].shape[1] for m in sequences}) == 1 for split in parts)
-    lenders = [m for m in sequences if m in own] if aligned else []
+    lenders = [m for m in sequences if m in stored] if aligned else []
     lengths: dict[str, dict[str, IntArray]] = {split: {} for split in parts}
     starts: dict[str, dict[str, IntArray]] = {split: {} for split in parts}
     sides: dict[str, str] = {}
     how: dict[str, str] = {}
     occupied = {split: {m: occupied_frames(frames[split][m]) for m in modalities} for split in parts}
 
-    for m in [m for m in modalities if m in own]:
-        for split, part in parts.items():
-            lengths[split][m] = _own_lengths(f"{name}, {split}, modality {m}", part.lengths[m], occupied[split][m])
+    for m in [m for m in modalities if m in stored]:
+        for split, raw_split in parts.items():
+            lengths[split][m] = _own_lengths(f"{name}, {split}, modality {m}", raw_split.lengths[m], occupied[split][m])
         sides[m] = _side_of_given([(occupied[split][m], lengths[split][m]) for split in parts])
         how[m] = "given in the file"
-    for m in [m for m in modalities if m not in own]:
+    for m in [m for m in modalities if m not in stored]:
         together = sequences if aligned else [m]
         joint = {split: np.logical_or.reduce([occupied[split][other] for other in together]) for split in parts}
         margins = {split: _margins(joint[split]) for split in parts}
@@ -82,9 +82,9 @@ def _own_lengths(where: str, values: Any, occupied: BoolArray) -> IntArray:
 
 def _side_of_given(pairs: Sequence[tuple[BoolArray, IntArray]]) -> str:
     """Left where given lengths fit content at the end of the array and do not fit content at its start."""
-    place = [np.arange(occupied.shape[1])[None, :] for occupied, _ in pairs]
-    outside_right = sum(int((o & (p >= n[:, None])).sum()) for p, (o, n) in zip(place, pairs, strict=True))
-    outside_left = sum(int((o & (p < o.shape[1] - n[:, None])).sum()) for p, (o, n) in zip(place, pairs, strict=True))
+    index = [np.arange(occupied.shape[1])[None, :] for occupied, _ in pairs]
+    outside_right = sum(int((o & (p >= n[:, None])).sum()) for p, (o, n) in zip(index, pairs, strict=True))
+    outside_left = sum(int((o & (p < o.shape[1] - n[:, None])).sum()) for p, (o, n) in zip(index, pairs, strict=True))
     if outside_left < outside_right:
         return "left"
     return "right" if any((n < o.shape[1]).any() for o, n in pairs) else "none"

@@ -26,8 +26,8 @@ from corrkd.errors import CorrKDError
 def recognises(data: Any) -> bool:
     """A dict in which split names stand for lists, some of them empty, of samples of three parts or more."""
     parts = [data[split] for split in data if split in SPLIT_NAMES] if isinstance(data, dict) else []
-    return any(len(part) > 0 for part in parts if isinstance(part, list | tuple)) and all(
-        isinstance(part, list | tuple) and (not part or _is_sample(part[0])) for part in parts
+    return any(len(rows) > 0 for rows in parts if isinstance(rows, list | tuple)) and all(
+        isinstance(rows, list | tuple) and (not rows or _is_sample(rows[0])) for rows in parts
     )
 
 
@@ -46,11 +46,11 @@ def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> Multimodal
     Raises:
         CorrKDError: a damaged sample; words without `glove`; word ids without their words.
     """
-    parts = {SPLIT_NAMES[split]: part for split, part in data.items() if split in SPLIT_NAMES and part}
+    parts = {SPLIT_NAMES[split]: rows for split, rows in data.items() if split in SPLIT_NAMES and rows}
     others = [str(split) for split in data if split not in SPLIT_NAMES]
     notes = [f"left out: {', '.join(others)} (beside the splits, and none)"] if others else []
-    notes += [f"left out: {split}, an empty list" for split, part in data.items() if split in SPLIT_NAMES and not part]
-    language = {split: _language(f"{name}, {split}", part) for split, part in parts.items()}
+    notes += [f"left out: {split}, an empty list" for split, rows in data.items() if split in SPLIT_NAMES and not rows]
+    language = {split: _language(f"{name}, {split}", rows) for split, rows in parts.items()}
     sentences = {split: words for split, (words, _) in language.items() if words is not None}
     if sentences:
         together = [sentence for words in sentences.values() for sentence in words]
@@ -62,7 +62,7 @@ def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> Multimodal
         for split, words in sentences.items():
             language[split] = words, vectors[: len(words)]
             vectors = vectors[len(words) :]
-    raw = {split: _read_split(f"{name}, {split}", part, language[split][1]) for split, part in parts.items()}
+    raw = {split: _read_split(f"{name}, {split}", rows, language[split][1]) for split, rows in parts.items()}
     return assemble(
         name,
         raw,
@@ -74,22 +74,22 @@ def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> Multimodal
     )
 
 
-def _read_split(where: str, part: Sequence[Any], language: Sequence[Any]) -> RawSplit:
+def _read_split(where: str, rows: Sequence[Any], language: Sequence[Any]) -> RawSplit:
     raw = RawSplit(frames={}, lengths={})
-    sequences = {"language": language, "audio": [s[0][2] for s in part], "vision": [s[0][1] for s in part]}
+    sequences = {"language": language, "audio": [s[0][2] for s in rows], "vision": [s[0][1] for s in rows]}
     for modality, samples in sequences.items():
         raw.frames[modality], raw.lengths[modality] = pad(f"{where}, modality {modality}", samples)
-    if any(len(sample) > 1 and sample[1] is not None for sample in part):
-        _set_labels(where, raw, part)
-    if all(len(sample) > 2 for sample in part):
-        raw.ids = strings([sample[2] for sample in part], f"{where}: segments")
+    if any(len(sample) > 1 and sample[1] is not None for sample in rows):
+        _set_labels(where, raw, rows)
+    if all(len(sample) > 2 for sample in rows):
+        raw.ids = strings([sample[2] for sample in rows], f"{where}: segments")
     return raw
 
 
-def _set_labels(where: str, raw: RawSplit, part: Sequence[Any]) -> None:
+def _set_labels(where: str, raw: RawSplit, rows: Sequence[Any]) -> None:
     """A single column is the score, and of CMU-MOSEI's seven the sentiment; of others one has to be chosen."""
     try:
-        labels = [np.asarray(sample[1], np.float64).ravel() for sample in part]
+        labels = [np.asarray(sample[1], np.float64).ravel() for sample in rows]
     except (ValueError, TypeError, IndexError):
         raise CorrKDError(f"{where}: labels are not numbers; save them as floats") from None
     if any(label.size == 0 for label in labels):
@@ -104,16 +104,16 @@ def _set_labels(where: str, raw: RawSplit, part: Sequence[Any]) -> None:
         raw.scores = table[:, 0]
 
 
-def _language(where: str, part: Sequence[Any]) -> tuple[list[list[str]] | None, Sequence[Any]]:
+def _language(where: str, rows: Sequence[Any]) -> tuple[list[list[str]] | None, Sequence[Any]]:
     """(words of each sample, ()) or, where the file has vectors, (None, vectors of each sample)."""
-    if not all(_is_sample(sample) for sample in part):
+    if not all(_is_sample(sample) for sample in rows):
         raise CorrKDError(
             f"{where}: a sample is not ((words, visual, acoustic), label, segment); write samples so, or save named arrays"
         )
-    first = [sample[0][0] for sample in part]
+    first = [sample[0][0] for sample in rows]
     if all(np.ndim(np.asarray(value, object if isinstance(value, list) else None)) == 2 for value in first):
         return None, first
-    raw = [sample[0][3] if len(sample[0]) > 3 else sample[0][0] for sample in part]
+    raw = [sample[0][3] if len(sample[0]) > 3 else sample[0][0] for sample in rows]
     if any(not isinstance(word, str | bytes) for sentence in raw for word in np.ravel(np.asarray(sentence, object))):
         raise CorrKDError(
             f"{where}: its language is word ids without the words; use a release with the words and pass --glove FILE"

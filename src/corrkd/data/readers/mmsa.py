@@ -29,8 +29,10 @@ OTHERS = ("id", "raw_text", WORDS, TOKENS, "order", "frame_ids", "mask")
 
 def recognises(data: Any) -> bool:
     """A dict of splits in which one has an array that MMSA alone names so, and none MulT's `labels`."""
-    parts = [part for part in data.values() if isinstance(part, dict)]
-    return any(key in part for part in parts for key in MARKS) and not any("labels" in part for part in parts)
+    parts = [contents for contents in data.values() if isinstance(contents, dict)]
+    return any(key in contents for contents in parts for key in MARKS) and not any(
+        "labels" in contents for contents in parts
+    )
 
 
 def recognises_clip(data: Any) -> bool:
@@ -69,19 +71,21 @@ def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> Multimodal
         CorrKDError: arrays that do not fit one another; token ids where BERT states are needed.
     """
     parts, notes = splits_of(data, name)
-    features = {split: _features(f"{name}, {split}", part, options) for split, part in parts.items()}
-    raw = {split: _read_split(f"{name}, {split}", part, features[split], options) for split, part in parts.items()}
-    columns = [full for part in raw.values() for full in part.columns]
+    features = {split: _features(f"{name}, {split}", contents, options) for split, contents in parts.items()}
+    raw = {
+        split: _read_split(f"{name}, {split}", contents, features[split], options) for split, contents in parts.items()
+    }
+    columns = [full for contents in raw.values() for full in contents.columns]
     notes += left_out(parts, [key for keys in features.values() for key in keys], columns, (*OTHERS, SCORES, CLASSES))
-    sims = any("regression_labels_T" in part for part in parts.values())
-    sequences = {x.shape[1] for part in raw.values() for x in part.frames.values() if np.ndim(x) == 3}
+    sims = any("regression_labels_T" in contents for contents in parts.values())
+    sequences = {x.shape[1] for contents in raw.values() for x in contents.frames.values() if np.ndim(x) == 3}
     return assemble(
         name,
         raw,
         options,
         layout=f"MMSA {'aligned' if len(sequences) <= 1 else 'unaligned'}{', CH-SIMS' if sims else ''}",
         special_tokens=options.tokens
-        or all(TOKENS in part and f"text{LENGTHS}" not in part for part in parts.values()),
+        or all(TOKENS in contents and f"text{LENGTHS}" not in contents for contents in parts.values()),
         notes=notes,
         class_names=_class_names(parts) or sign_class_names(raw),
         score_range=(-1.0, 1.0) if sims else likert_range(raw),
@@ -89,13 +93,13 @@ def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> Multimodal
     )
 
 
-def _features(where: str, part: Mapping[str, Any], options: ReadOptions) -> dict[str, str]:
+def _features(where: str, contents: Mapping[str, Any], options: ReadOptions) -> dict[str, str]:
     """{key: modality}; without language where token ids are to be read. Raises CorrKDError where language is there as token ids alone."""
-    names = feature_names(where, part, _count(where, part), (*OTHERS, *GROUPS))
-    names = {key: m for key, m in names.items() if np.size(part[key])}
+    names = feature_names(where, contents, _count(where, contents), (*OTHERS, *GROUPS))
+    names = {key: m for key, m in names.items() if np.size(contents[key])}
     if options.tokens:
         return {key: m for key, m in names.items() if m != "language"}
-    if TOKENS in part and "language" not in names.values():
+    if TOKENS in contents and "language" not in names.values():
         raise CorrKDError(
             f"{where}: holds {TOKENS}, the ids of BERT's tokens, but no `text`; add BERT's states as `text`, read the "
             f"ids themselves (--tokens), or leave {TOKENS} out to go on without language"
@@ -103,31 +107,31 @@ def _features(where: str, part: Mapping[str, Any], options: ReadOptions) -> dict
     return names
 
 
-def _read_split(where: str, part: Mapping[str, Any], features: Mapping[str, str], options: ReadOptions) -> RawSplit:
-    raw = raw_split(part, features)
+def _read_split(where: str, contents: Mapping[str, Any], features: Mapping[str, str], options: ReadOptions) -> RawSplit:
+    raw = raw_split(contents, features)
     if options.tokens:
-        raw.frames = {"language": _token_ids(where, part.get(TOKENS)), **raw.frames}
+        raw.frames = {"language": _token_ids(where, contents.get(TOKENS)), **raw.frames}
     if "language" not in raw.lengths and "language" in raw.frames:
-        raw.lengths |= _lengths_of_tokens(where, part, raw.frames["language"])
-    raw.ids = part.get("id")
-    raw.scores = None if part.get(SCORES) is None else numeric(where, part[SCORES], SCORES)
-    raw.labels = part.get(CLASSES)
-    for key in label_keys(part, _count(where, part), (*OTHERS, *GROUPS)):
-        raw.columns |= columns_of(key, part[key])
+        raw.lengths |= _lengths_of_tokens(where, contents, raw.frames["language"])
+    raw.ids = contents.get("id")
+    raw.scores = None if contents.get(SCORES) is None else numeric(where, contents[SCORES], SCORES)
+    raw.labels = contents.get(CLASSES)
+    for key in label_keys(contents, _count(where, contents), (*OTHERS, *GROUPS)):
+        raw.columns |= columns_of(key, contents[key])
     return raw
 
 
-def _count(where: str, part: Mapping[str, Any]) -> int:
+def _count(where: str, contents: Mapping[str, Any]) -> int:
     """How many samples a split has: as many as labels, else ids, else rows of the first modality."""
     for key in (SCORES, CLASSES, "id", "raw_text", *MODALITIES):
-        if part.get(key) is not None and np.size(part[key]):
-            return len(np.atleast_1d(part[key]))
+        if contents.get(key) is not None and np.size(contents[key]):
+            return len(np.atleast_1d(contents[key]))
     raise CorrKDError(f"{where}: holds neither labels nor `text`, `audio` or `vision`; add regression_labels")
 
 
-def _lengths_of_tokens(where: str, part: Mapping[str, Any], language: Any) -> dict[str, Any]:
+def _lengths_of_tokens(where: str, contents: Mapping[str, Any], language: Any) -> dict[str, Any]:
     """Lengths of the language from the mask in `text_bert` (N, 3, T) of ids, mask, segment; {} where it does not fit."""
-    tokens = part.get(TOKENS)
+    tokens = contents.get(TOKENS)
     if not isinstance(tokens, np.ndarray) or not isinstance(language, np.ndarray) or language.ndim != 3:
         return {}
     mask = tokens[:, 1:2] if tokens.ndim == 3 else tokens
@@ -165,11 +169,11 @@ def _token_ids(where: str, tokens: Any, *, batch: bool = True) -> Any:
 def _class_names(parts: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
     """Names from `annotations` ("Negative" ...) where each class goes with one of them; else ()."""
     pairs: set[tuple[int, str]] = set()
-    for part in parts.values():
-        classes = np.asarray(part.get(CLASSES, ()))
-        if WORDS not in part or classes.dtype.kind not in "fiub" or not np.isfinite(classes).all():
+    for contents in parts.values():
+        classes = np.asarray(contents.get(CLASSES, ()))
+        if WORDS not in contents or classes.dtype.kind not in "fiub" or not np.isfinite(classes).all():
             return ()
-        words = [word.strip().lower() for word in strings(part[WORDS], WORDS)]
+        words = [word.strip().lower() for word in strings(contents[WORDS], WORDS)]
         pairs |= set(zip(classes.ravel().astype(int).tolist(), words, strict=False))
     names = dict(pairs)
     if len(names) != len(pairs) or "" in names.values() or sorted(names) != list(range(len(names))):

@@ -30,7 +30,7 @@ IEMOCAP_QUESTIONS = ("neutral", "happy", "sad", "angry")
 def recognises(data: Any) -> bool:
     """A dict of splits in which one has an array `labels` or `label`."""
     return split_dicts.recognises(data) and any(
-        isinstance(part, dict) and any(key in part for key in LABELS) for part in data.values()
+        isinstance(contents, dict) and any(key in contents for key in LABELS) for contents in data.values()
     )
 
 
@@ -57,12 +57,13 @@ def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> Multimodal
     may be on either side.
     """
     parts, notes = splits_of(data, name)
-    labels = {split: _labels(f"{name}, {split}", part) for split, part in parts.items()}
-    features = {split: _features(f"{name}, {split}", part, labels[split]) for split, part in parts.items()}
+    labels = {split: _labels(f"{name}, {split}", contents) for split, contents in parts.items()}
+    features = {split: _features(f"{name}, {split}", contents, labels[split]) for split, contents in parts.items()}
     raw = {
-        split: _read_split(f"{name}, {split}", part, features[split], labels[split]) for split, part in parts.items()
+        split: _read_split(f"{name}, {split}", contents, features[split], labels[split])
+        for split, contents in parts.items()
     }
-    columns = [full for part in raw.values() for full in part.columns]
+    columns = [full for contents in raw.values() for full in contents.columns]
     notes += left_out(parts, [key for keys in features.values() for key in keys], columns, OTHERS)
     questions = next(iter(raw.values())).labels
     names: tuple[str, ...] = ()
@@ -74,36 +75,36 @@ def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> Multimodal
     return assemble(name, raw, options, layout="MulT", notes=notes, question_names=names, score_range=likert_range(raw))
 
 
-def _labels(where: str, part: Mapping[str, Any]) -> Array | None:
-    key = next((key for key in LABELS if key in part), None)
-    labels = None if key is None else np.asarray(part[key])
+def _labels(where: str, contents: Mapping[str, Any]) -> Array | None:
+    key = next((key for key in LABELS if key in contents), None)
+    labels = None if key is None else np.asarray(contents[key])
     return labels if labels is None or (labels.ndim and are_names(labels)) else numeric(where, labels, "labels")
 
 
-def _features(where: str, part: Mapping[str, Any], labels: Array | None) -> dict[str, str]:
+def _features(where: str, contents: Mapping[str, Any], labels: Array | None) -> dict[str, str]:
     """{key: modality}."""
-    return feature_names(where, part, _count(where, part, labels), (*OTHERS, *GROUPS))
+    return feature_names(where, contents, _count(where, contents, labels), (*OTHERS, *GROUPS))
 
 
-def _read_split(where: str, part: Mapping[str, Any], features: Mapping[str, str], labels: Array | None) -> RawSplit:
-    raw = raw_split(part, features)
-    raw.ids, groups, order = _ids(where, part.get("id"))
+def _read_split(where: str, contents: Mapping[str, Any], features: Mapping[str, str], labels: Array | None) -> RawSplit:
+    raw = raw_split(contents, features)
+    raw.ids, groups, order = _ids(where, contents.get("id"))
     raw.groups = groups | raw.groups
     raw.order = order if raw.order is None else raw.order
-    count = _count(where, part, labels)
-    for key in label_keys(part, count, (*OTHERS, *GROUPS)):
-        raw.columns |= columns_of(key, part[key])
+    count = _count(where, contents, labels)
+    for key in label_keys(contents, count, (*OTHERS, *GROUPS)):
+        raw.columns |= columns_of(key, contents[key])
     if labels is not None:
         _set_labels(where, raw, labels, count)
     return raw
 
 
-def _count(where: str, part: Mapping[str, Any], labels: Array | None) -> int:
+def _count(where: str, contents: Mapping[str, Any], labels: Array | None) -> int:
     if labels is not None and labels.ndim:
         return len(labels)
     for key in ("id", *USUAL, *ALIASES):
-        if key in part and np.ndim(part[key]):
-            return len(part[key])
+        if key in contents and np.ndim(contents[key]):
+            return len(contents[key])
     raise CorrKDError(f"{where}: holds neither labels nor `text`, `audio` or `vision`; add an array labels")
 
 

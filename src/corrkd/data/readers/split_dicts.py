@@ -39,11 +39,11 @@ def with_text_keys(data: Any, depth: int = 2) -> Any:
 
 def recognises(data: Any) -> bool:
     """A dict in which split names stand for dicts."""
-    return isinstance(data, dict) and any(_is_split(name, part) for name, part in data.items())
+    return isinstance(data, dict) and any(_is_split(name, contents) for name, contents in data.items())
 
 
-def _is_split(name: Any, part: Any) -> bool:
-    return (name in SPLIT_NAMES or name == SEMI_SUPERVISED) and isinstance(part, dict)
+def _is_split(name: Any, contents: Any) -> bool:
+    return (name in SPLIT_NAMES or name == SEMI_SUPERVISED) and isinstance(contents, dict)
 
 
 def splits_of(data: Mapping[str, Any], name: str) -> tuple[dict[str, Part], list[str]]:
@@ -53,11 +53,11 @@ def splits_of(data: Mapping[str, Any], name: str) -> tuple[dict[str, Part], list
         CorrKDError: two keys stand for the same split.
     """
     parts: dict[str, Part] = {}
-    for key, part in data.items():
-        if key in SPLIT_NAMES and isinstance(part, dict):
+    for key, contents in data.items():
+        if key in SPLIT_NAMES and isinstance(contents, dict):
             if SPLIT_NAMES[key] in parts:
                 raise CorrKDError(f"{name}: two splits are called {SPLIT_NAMES[key]}; leave one out")
-            parts[SPLIT_NAMES[key]] = with_lists_as_arrays(f"{name}, {key}", part)
+            parts[SPLIT_NAMES[key]] = with_lists_as_arrays(f"{name}, {key}", contents)
     notes = []
     mixed = data.get(SEMI_SUPERVISED)
     if isinstance(mixed, dict):
@@ -68,32 +68,36 @@ def splits_of(data: Mapping[str, Any], name: str) -> tuple[dict[str, Part], list
         else:
             parts["train"] = _labelled(f"{name}, {SEMI_SUPERVISED}", mixed)
             notes.append(f"train: the {len(parts['train']['mask'])} labelled samples of {SEMI_SUPERVISED}")
-    others = [str(key) for key, part in data.items() if not _is_split(key, part)]
+    others = [str(key) for key, contents in data.items() if not _is_split(key, contents)]
     if others:
         notes.append(f"left out: {', '.join(others[:MOST_NAMED])} (beside the splits, and none)")
     return parts, notes
 
 
-def feature_names(where: str, part: Part, count: int, claimed: Iterable[str]) -> dict[str, str]:
+def feature_names(where: str, contents: Part, count: int, claimed: Iterable[str]) -> dict[str, str]:
     """Return {key: modality} of a split's features: those of any name, and the usual modalities whatever they hold."""
-    keys = feature_keys(where, part, count, claimed)
-    keys += [key for key in part if ALIASES.get(key, key) in USUAL and key not in keys]
+    keys = feature_keys(where, contents, count, claimed)
+    keys += [key for key in contents if ALIASES.get(key, key) in USUAL and key not in keys]
     return modality_names(keys)
 
 
-def raw_split(part: Part, features: Mapping[str, str]) -> RawSplit:
+def raw_split(contents: Part, features: Mapping[str, str]) -> RawSplit:
     """Return a split's features, {key: modality}, with what the file says of each, its groups and its order. No ids, no labels."""
 
     def companions(suffix: str) -> dict[str, Any]:
-        return {m: part[f"{key}{suffix}"] for key, m in features.items() if f"{key}{suffix}" in part}
+        return {m: contents[f"{key}{suffix}"] for key, m in features.items() if f"{key}{suffix}" in contents}
 
-    common = {m: part["frame_ids"] for key, m in features.items() if "frame_ids" in part and np.ndim(part[key]) == 3}
+    common = {
+        m: contents["frame_ids"]
+        for key, m in features.items()
+        if "frame_ids" in contents and np.ndim(contents[key]) == 3
+    }
     return RawSplit(
-        frames={m: part[key] for key, m in features.items()},
+        frames={m: contents[key] for key, m in features.items()},
         lengths=companions(LENGTHS),
         present=companions(PRESENT),
-        groups={g: part[g] for g in GROUPS if g in part},
-        order=part.get("order"),
+        groups={g: contents[g] for g in GROUPS if g in contents},
+        order=contents.get("order"),
         frame_ids=common | companions(FRAME_IDS),
     )
 
@@ -112,17 +116,17 @@ def left_out(
     features = set(features)
     companions = {f"{key}{suffix}" for key in features for suffix in (LENGTHS, PRESENT, FRAME_IDS)}
     read = {*features, *companions, *used, *GROUPS, *(full.partition(".")[0] for full in columns)}
-    unused = sorted({str(key) for part in parts.values() for key in part} - read)
+    unused = sorted({str(key) for contents in parts.values() for key in contents} - read)
     return [f"left out: {', '.join(unused)}"] if unused else []
 
 
-def _labelled(where: str, part: Part) -> dict[str, Any]:
+def _labelled(where: str, contents: Part) -> dict[str, Any]:
     """The samples that `mask` marks as labelled."""
-    mask = np.asarray(part.get("mask", ())).ravel()
+    mask = np.asarray(contents.get("mask", ())).ravel()
     if mask.dtype.kind not in "biuf" or not mask.size:
         raise CorrKDError(f"{where}: no array `mask` says which samples are labelled; add one of 1 and 0")
     rows = np.flatnonzero(mask == 1)
     per_sample = {
-        key: np.asarray(x) for key, x in part.items() if isinstance(x, np.ndarray | list) and len(x) == len(mask)
+        key: np.asarray(x) for key, x in contents.items() if isinstance(x, np.ndarray | list) and len(x) == len(mask)
     }
     return {key: values[rows] for key, values in per_sample.items()}

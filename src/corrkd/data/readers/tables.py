@@ -98,8 +98,8 @@ def read(
     if not named:
         raise CorrKDError(f"{name}: a table without columns; write {_example()}")
     named, options = _with_chosen_label(named, options)
-    found, unused = _arrays(name, named)
-    labelled, of_labels = _with_labels(name, found, options)
+    by_name, unused = _arrays(name, named)
+    labelled, of_labels = _with_labels(name, by_name, options)
     split, of_split = _with_valid(name, labelled, options)
     left_out = [f"left out: {_listed(unused)}"] if unused else []
     dataset = arrays.read(split, name, layout, options, notes=[*notes, *more, *of_labels, *of_split, *left_out])
@@ -132,9 +132,9 @@ def read_splits(
     if not tables:
         raise CorrKDError(f"{name}: no split; name them train, valid and test")
     sizes = {split: len(next(iter(columns.values()), ())) for split, columns in tables.items()}
-    whole = stacked(name, tables)
-    whole["split"] = np.repeat(np.array(list(sizes), object), list(sizes.values()))
-    return read(whole, name, layout, options, notes)
+    table = stacked(name, tables)
+    table["split"] = np.repeat(np.array(list(sizes), object), list(sizes.values()))
+    return read(table, name, layout, options, notes)
 
 
 # ------------------------------------------------------------------------------------------------------------------ names
@@ -227,18 +227,18 @@ def has_modalities(columns: Columns) -> bool:
 def _arrays(name: str, columns: Columns) -> tuple[dict[str, Array], list[str]]:
     """Named arrays, as readers/arrays.py reads them, and the names of the columns that are none."""
     reserved = {*SYNONYMS, *NAMES}
-    found: dict[str, Array] = {}
+    by_name: dict[str, Array] = {}
     families: dict[str, list[str]] = {}
     unused: list[str] = []
     for key, column in columns.items():
         if isinstance(column, Sequences):
-            _add_sequences(name, key, column, found, unused)
+            _add_sequences(name, key, column, by_name, unused)
         elif key in reserved or key.endswith((LENGTHS, PRESENT, FRAME_IDS)):
-            found[key] = _as_text(column) if key in TEXT else column
+            by_name[key] = _as_text(column) if key in TEXT else column
         elif column.dtype.kind not in "fiub":
             unused.append(key)
         elif is_label(key) or column.ndim > 1:
-            found[key] = column
+            by_name[key] = column
         elif not words_of(key).isdisjoint(OTHER_WORDS):
             unused.append(key)
         else:
@@ -248,46 +248,46 @@ def _arrays(name: str, columns: Columns) -> tuple[dict[str, Array], list[str]]:
         if not family or (len(keys) == 1 and modality_of(modality) not in USUAL):
             unused += keys
             continue
-        if modality in found:
+        if modality in by_name:
             raise CorrKDError(
                 f"{name}: has a column {modality} and columns {_listed(keys)}; rename one of the modalities"
             )
         check_memory(f"{name}, {modality}", 4 * len(keys) * len(columns[keys[0]]))
         table = np.stack([np.asarray(columns[key], np.float32) for key in sorted(keys, key=_natural)], 1)
-        _add_vectors(modality, table, found)
-    if not any(x.ndim > 1 and not is_label(key) for key, x in found.items() if key not in reserved):
+        _add_vectors(modality, table, by_name)
+    if not any(x.ndim > 1 and not is_label(key) for key, x in by_name.items() if key not in reserved):
         raise CorrKDError(
             f"{name}: no modality in {_listed(columns)}; name columns of numbers by modality, as audio_0, audio_1, or give columns of lists"
         )
-    found |= _question_columns(found)
-    return found, unused
+    by_name |= _question_columns(by_name)
+    return by_name, unused
 
 
-def _add_sequences(name: str, key: str, column: Sequences, found: dict[str, Array], unused: list[str]) -> None:
+def _add_sequences(name: str, key: str, column: Sequences, by_name: dict[str, Array], unused: list[str]) -> None:
     if key == "labels" or is_label(key):
         if column.num_frames is not None or column.present is not None:
             raise CorrKDError(
                 f"{name}: {key}: lists of unequal length or with missing values; give each sample as many labels"
             )
-        found[key] = column.frames.astype(np.float64)
+        by_name[key] = column.frames.astype(np.float64)
         return
     if is_no_feature(key):
         unused.append(key)
         return
     modality = "vision" if key.lower() == "video" else key
-    found[modality] = column.frames
+    by_name[modality] = column.frames
     if column.lengths is not None:
-        found.setdefault(f"{modality}{LENGTHS}", column.lengths)
+        by_name.setdefault(f"{modality}{LENGTHS}", column.lengths)
     if column.present is not None:
-        found.setdefault(f"{modality}{PRESENT}", column.present)
+        by_name.setdefault(f"{modality}{PRESENT}", column.present)
 
 
-def _add_vectors(modality: str, table: Array, found: dict[str, Array]) -> None:
+def _add_vectors(modality: str, table: Array, by_name: dict[str, Array]) -> None:
     """A vector a sample; samples in which all of it is NaN lack the modality."""
     missing: Array = np.all(np.isnan(table), axis=1)
-    found[modality] = np.where(missing[:, None], np.float32(0), table)
+    by_name[modality] = np.where(missing[:, None], np.float32(0), table)
     if missing.any():
-        found.setdefault(f"{modality}{PRESENT}", ~missing)
+        by_name.setdefault(f"{modality}{PRESENT}", ~missing)
 
 
 def is_label(key: str) -> bool:
@@ -323,15 +323,15 @@ def _natural(key: str) -> list[tuple[int, str]]:
     return [(int(digits or -1), text) for text, digits in re.findall(r"(\D*)(\d{0,18})", key)]
 
 
-def _question_columns(found: Mapping[str, Array]) -> dict[str, Array]:
+def _question_columns(by_name: Mapping[str, Array]) -> dict[str, Array]:
     """Columns label_<name> of 0 and 1 as yes/no questions, where nothing else is the label."""
-    if "labels" in found or "scores" in found:
+    if "labels" in by_name or "scores" in by_name:
         return {}
-    keys = [key for key in found if re.fullmatch(r"labels?[_.].+", key, re.IGNORECASE)]
-    if len(keys) < 2 or not all(found[key].ndim == 1 and np.isin(found[key], (0, 1)).all() for key in keys):
+    keys = [key for key in by_name if re.fullmatch(r"labels?[_.].+", key, re.IGNORECASE)]
+    if len(keys) < 2 or not all(by_name[key].ndim == 1 and np.isin(by_name[key], (0, 1)).all() for key in keys):
         return {}
     names = np.array([re.split(r"[_.]", key, maxsplit=1)[1] for key in keys])
-    return {"labels": np.stack([found[key] for key in keys], 1).astype(np.int64), "question_names": names}
+    return {"labels": np.stack([by_name[key] for key in keys], 1).astype(np.int64), "question_names": names}
 
 
 def _as_text(column: Array) -> Array:
@@ -343,13 +343,13 @@ def _as_text(column: Array) -> Array:
 # ----------------------------------------------------------------------------------------------------------------- labels
 
 
-def _with_labels(name: str, found: dict[str, Array], options: ReadOptions) -> tuple[dict[str, Array], list[str]]:
+def _with_labels(name: str, by_name: dict[str, Array], options: ReadOptions) -> tuple[dict[str, Array], list[str]]:
     """Labels and scores without missing values; classes that are not numbered from 0 by their names."""
-    found, notes = dict(found), []
+    by_name, notes = dict(by_name), []
     for key in ("labels", "scores"):
-        if key not in found:
+        if key not in by_name:
             continue
-        values = found[key]
+        values = by_name[key]
         empty = [is_missing(value) for value in values.tolist()] if values.ndim == 1 else [False]
         if not any(empty):
             continue
@@ -358,14 +358,14 @@ def _with_labels(name: str, found: dict[str, Array], options: ReadOptions) -> tu
                 f"{name}: {sum(empty)} of {len(values)} rows have no {key[:-1]}; leave such rows out, as with "
                 f"frame.dropna(subset=[{key[:-1]!r}])"
             )
-        del found[key]
+        del by_name[key]
         notes.append(f"{key} are not read: {sum(empty)} of {len(values)} are missing")
-    if "labels" in found and found["labels"].ndim == 1 and "class_names" not in found:
-        more = _numbered_classes(found["labels"])
-        found |= more
+    if "labels" in by_name and by_name["labels"].ndim == 1 and "class_names" not in by_name:
+        more = _numbered_classes(by_name["labels"])
+        by_name |= more
         if "class_names" in more:
             notes.append(f"classes are {_listed(more['class_names'].tolist())}, by number")
-    return found, notes
+    return by_name, notes
 
 
 def _numbered_classes(labels: Array) -> dict[str, Array]:
@@ -385,37 +385,37 @@ def _numbered_classes(labels: Array) -> dict[str, Array]:
 # ----------------------------------------------------------------------------------------------------------------- splits
 
 
-def _with_valid(name: str, found: dict[str, Array], options: ReadOptions) -> tuple[dict[str, Array], list[str]]:
+def _with_valid(name: str, by_name: dict[str, Array], options: ReadOptions) -> tuple[dict[str, Array], list[str]]:
     """The arrays with 15 % of train as valid, and a note on it, where the splits are named and that one is not."""
-    labelled = any(key in ("labels", "scores") or is_label(key) for key in found if key not in NAMES)
-    if "split" not in found or not labelled:
-        return found, []
-    words = [value.lower() for value in _as_text(found["split"]).tolist()]
+    labelled = any(key in ("labels", "scores") or is_label(key) for key in by_name if key not in NAMES)
+    if "split" not in by_name or not labelled:
+        return by_name, []
+    words = [value.lower() for value in _as_text(by_name["split"]).tolist()]
     split = np.array([SPLIT_NAMES.get(word, word) for word in words])
     train = np.flatnonzero(split == SPLITS[0])
     if SPLITS[1] in split or not len(train):
-        return {**found, "split": split}, []
-    by, members = members_of_columns(found, len(split))
+        return {**by_name, "split": split}, []
+    by, members = members_of_columns(by_name, len(split))
     try:
         split[train] = dealt(members[train], {SPLITS[0]: 1 - VALIDATION, SPLITS[1]: VALIDATION})
     except CorrKDError as error:
         if options.targets:
             raise CorrKDError(f"{name}: {error}") from None
-        return found, []
-    return {**found, "split": split}, [
+        return by_name, []
+    return {**by_name, "split": split}, [
         f"no validation split: {100 * VALIDATION:.0f} % of train held out by {by}, seed 0"
     ]
 
 
-def members_of_columns(found: Mapping[str, Column], count: int) -> tuple[str, StrArray]:
+def members_of_columns(by_name: Mapping[str, Column], count: int) -> tuple[str, StrArray]:
     """Return what groups the samples, and the group of each, (N,), as `members_of`.
 
     Args:
-        found: columns by their usual names: `ids`, `person` and the like; others are not looked at.
+        by_name: columns by their usual names: `ids`, `person` and the like; others are not looked at.
         count: N.
     """
-    ids = strings(found["ids"]) if "ids" in found else np.array([f"sample-{row}" for row in range(count)])
-    return members_of(ids, {kind: strings(found[kind], kind) for kind in GROUPS if kind in found})
+    ids = strings(by_name["ids"]) if "ids" in by_name else np.array([f"sample-{row}" for row in range(count)])
+    return members_of(ids, {kind: strings(by_name[kind], kind) for kind in GROUPS if kind in by_name})
 
 
 def stacked(name: str, tables: Mapping[str, Columns]) -> Columns:
@@ -430,69 +430,71 @@ def stacked(name: str, tables: Mapping[str, Columns]) -> Columns:
     """
     sizes = {split: len(next(iter(columns.values()), ())) for split, columns in tables.items()}
     keys = list(dict.fromkeys(chain.from_iterable(tables.values())))
-    whole: Columns = {}
+    table: Columns = {}
     for key in keys:
         parts = {split: columns.get(key) for split, columns in tables.items()}
-        some = [part for part in parts.values() if part is not None]
+        some = [piece for piece in parts.values() if piece is not None]
         if key in NAMES:
-            whole[key] = some[0]
-        elif all(isinstance(part, Sequences) for part in some):
-            whole[key] = _stacked_sequences(f"{name}, {key}", parts, sizes)
-        elif any(isinstance(part, Sequences) for part in some):
+            table[key] = some[0]
+        elif all(isinstance(piece, Sequences) for piece in some):
+            table[key] = _stacked_sequences(f"{name}, {key}", parts, sizes)
+        elif any(isinstance(piece, Sequences) for piece in some):
             raise CorrKDError(
                 f"{name}: column {key} holds lists in some splits and single values in others; make them alike"
             )
         else:
-            whole[key] = _stacked_columns(f"{name}, {key}", parts, sizes)
-    return whole
+            table[key] = _stacked_columns(f"{name}, {key}", parts, sizes)
+    return table
 
 
 def _stacked_columns(where: str, parts: Mapping[str, Column | None], sizes: Mapping[str, int]) -> Array:
-    some = [part for part in parts.values() if isinstance(part, np.ndarray)]
-    if len({part.shape[1:] for part in some}) > 1:
+    some = [piece for piece in parts.values() if isinstance(piece, np.ndarray)]
+    if len({piece.shape[1:] for piece in some}) > 1:
         raise CorrKDError(
-            f"{where}: has another shape in every split: {sorted({part.shape[1:] for part in some})}; make them alike"
+            f"{where}: has another shape in every split: {sorted({piece.shape[1:] for piece in some})}; make them alike"
         )
-    text = any(part.dtype.kind == "O" for part in some)
+    text = any(piece.dtype.kind == "O" for piece in some)
     pieces = []
-    for split, part in parts.items():
-        if part is None:
-            part = np.full((sizes[split], *some[0].shape[1:]), None if text else np.nan, object if text else np.float64)
-        assert isinstance(part, np.ndarray)
-        pieces.append(part.astype(object) if text else part)
+    for split, piece in parts.items():
+        if piece is None:
+            piece = np.full(
+                (sizes[split], *some[0].shape[1:]), None if text else np.nan, object if text else np.float64
+            )
+        assert isinstance(piece, np.ndarray)
+        pieces.append(piece.astype(object) if text else piece)
     return np.concatenate(pieces)
 
 
 def _stacked_sequences(where: str, parts: Mapping[str, Column | None], sizes: Mapping[str, int]) -> Sequences:
-    some = [part for part in parts.values() if isinstance(part, Sequences)]
-    widths = {part.frames.shape[-1] for part in some}
+    some = [piece for piece in parts.values() if isinstance(piece, Sequences)]
+    widths = {piece.frames.shape[-1] for piece in some}
     if len(widths) > 1:
         raise CorrKDError(
             f"{where}: is {' or '.join(map(str, sorted(widths)))} wide; give all splits the same features"
         )
-    width, vectors = widths.pop(), all(part.num_frames is None for part in some)
+    width, vectors = widths.pop(), all(piece.num_frames is None for piece in some)
     absent = len(some) < len(parts)
-    longest = max(part.num_frames or 1 for part in some)
+    longest = max(piece.num_frames or 1 for piece in some)
     count = sum(sizes.values())
     check_memory(where, 4 * count * longest * width)
     frames = np.zeros((count, longest, width), np.float32)
     lengths, present = np.zeros(count, np.int64), np.zeros((count, longest), bool)
     start = 0
-    for split, part in parts.items():
+    for split, piece in parts.items():
         rows = slice(start, start + sizes[split])
         start += sizes[split]
-        if not isinstance(part, Sequences):
+        if not isinstance(piece, Sequences):
             continue
-        values = part.frames if part.frames.ndim == 3 else part.frames[:, None]
+        values = piece.frames if piece.frames.ndim == 3 else piece.frames[:, None]
         inside = slice(0, values.shape[1])
         frames[rows, inside] = values
-        lengths[rows] = _content(values) if part.lengths is None else part.lengths
-        there = values.any(-1) if part.present is None else part.present.reshape(values.shape[:2])
+        lengths[rows] = _content(values) if piece.lengths is None else piece.lengths
+        there = values.any(-1) if piece.present is None else piece.present.reshape(values.shape[:2])
         present[rows, inside] = there & (np.arange(values.shape[1]) < lengths[rows, None])
-    marked = absent or any(part.present is not None for part in some)
+    marked = absent or any(piece.present is not None for piece in some)
     if vectors:
         return Sequences(frames[:, 0], present=present[:, 0] if marked else None)
-    stated = absent or any(part.lengths is not None for part in some) or len({part.num_frames for part in some}) > 1
+    stated = absent or any(piece.lengths is not None for piece in some) or len({piece.num_frames for piece in some}) > 1
     return Sequences(frames, lengths if stated else None, present if marked else None)
 
 

@@ -100,7 +100,7 @@ def read_gcnet(data: Sequence[Any], path: Path, name: str, options: ReadOptions)
         groups["session"] = rooms
     if (speaker != "").any():  # a speaker's name means somebody within a session alone
         groups["speaker"] = np.array([f"{room} {who}" if who else "" for room, who in zip(rooms, speaker, strict=True)])
-    found = Utterances(
+    utterances = Utterances(
         layout="GCNet",
         ids=strings([x for video in of_video for x in of_video[video]], f"{name}: utterances"),
         splits=np.array([split_of[str(video)] for video in videos]),
@@ -108,7 +108,7 @@ def read_gcnet(data: Sequence[Any], path: Path, name: str, options: ReadOptions)
         groups=groups,
         order=np.array([i for video in of_video for i in range(len(of_video[video]))], np.int64),
     )
-    return _read(found, path, name, options)
+    return _read(utterances, path, name, options)
 
 
 def read_merbench(arrays: Mapping[str, Any], path: Path, name: str, options: ReadOptions) -> MultimodalDataset:
@@ -138,7 +138,7 @@ def read_merbench(arrays: Mapping[str, Any], path: Path, name: str, options: Rea
     labels = {key: as_array(x) for key, x in columns.items() if None not in x and len(set(map(str, x))) > 1}
     names = strings(ids, f"{name}: utterances")
     halves = [text.rpartition("_") for text in names.tolist()]
-    found = Utterances(
+    utterances = Utterances(
         layout="MERBench",
         ids=names,
         splits=np.array(splits),
@@ -149,32 +149,32 @@ def read_merbench(arrays: Mapping[str, Any], path: Path, name: str, options: Rea
         ),
         notes=(f"left out: {', '.join(left_out)}",) if left_out else (),
     )
-    return _read(found, path, name, options)
+    return _read(utterances, path, name, options)
 
 
-def _read(found: Utterances, path: Path, name: str, options: ReadOptions) -> MultimodalDataset:
-    folders = _feature_folders(name, path, found.ids)
+def _read(utterances: Utterances, path: Path, name: str, options: ReadOptions) -> MultimodalDataset:
+    folders = _feature_folders(name, path, utterances.ids)
     digest = hashlib.sha256()
     with path.open("rb") as file:
         digest.update(hashlib.file_digest(file, "sha256").digest())
-    splits, notes = found.splits, list(found.notes)
+    splits, notes = utterances.splits, list(utterances.notes)
     if "valid" not in splits:
-        splits, note = _with_valid(found)
+        splits, note = _with_valid(utterances)
         notes.append(note)
     frames, lengths = {}, {}
     for m, folder in folders.items():
-        frames[m], lengths[m], note = _features(f"{name}, {folder.name}", folder, found.ids, digest)
+        frames[m], lengths[m], note = _features(f"{name}, {folder.name}", folder, utterances.ids, digest)
         notes.append(f"{m}: {folder.name}{note}")
     raw = {}
     for split in (*SPLITS, WHOLE):
         rows = np.flatnonzero(splits == split)
         if len(rows):
-            raw[split] = _raw_split({m: x[rows] for m, x in frames.items()}, lengths, rows, found)
+            raw[split] = _raw_split({m: x[rows] for m, x in frames.items()}, lengths, rows, utterances)
     dataset = assemble(
         name,
         raw,
         options,
-        layout=f"{found.layout}, a file an utterance",
+        layout=f"{utterances.layout}, a file an utterance",
         lengths_note="number of frames in each file",
         notes=notes,
         score_range=likert_range(raw),
@@ -183,15 +183,15 @@ def _read(found: Utterances, path: Path, name: str, options: ReadOptions) -> Mul
 
 
 def _raw_split(
-    frames: dict[str, FloatArray], lengths: Mapping[str, IntArray], rows: IntArray, found: Utterances
+    frames: dict[str, FloatArray], lengths: Mapping[str, IntArray], rows: IntArray, utterances: Utterances
 ) -> RawSplit:
     raw = RawSplit(
         frames=dict(frames),
         lengths={m: x[rows] for m, x in lengths.items()},
-        ids=found.ids[rows],
-        columns={key: values[rows] for key, values in found.labels.items()},
-        groups={g: values[rows] for g, values in found.groups.items()},
-        order=found.order[rows],
+        ids=utterances.ids[rows],
+        columns={key: values[rows] for key, values in utterances.labels.items()},
+        groups={g: values[rows] for g, values in utterances.groups.items()},
+        order=utterances.order[rows],
     )
     for values in raw.columns.values():
         if values.dtype.kind == "f":
@@ -284,15 +284,15 @@ def _header(where: str, path: Path) -> _Header | None:
     return _Header(frames, shape[-1], dtype, "F" if fortran else "C", offset)
 
 
-def _with_valid(found: Utterances) -> tuple[StrArray, str]:
+def _with_valid(utterances: Utterances) -> tuple[StrArray, str]:
     """The splits with some training groups for validation, dealt by a hash of their names, and a note."""
-    train = found.splits == "train"
-    by, members = dependent_samples(found.ids[train], {g: x[train] for g, x in found.groups.items()})
+    train = utterances.splits == "train"
+    by, members = dependent_samples(utterances.ids[train], {g: x[train] for g, x in utterances.groups.items()})
     if len(set(members.tolist())) < 2:  # ids that name no video
-        by, members = "utterance", found.ids[train]
+        by, members = "utterance", utterances.ids[train]
     order = sorted(set(members.tolist()), key=lambda text: hashlib.sha256(text.encode()).digest())
     held = order[: max(1, round(VALID_SHARE * len(order)))]
-    splits = found.splits.astype("<U5")
+    splits = utterances.splits.astype("<U5")
     splits[np.flatnonzero(train)[np.isin(members, held)]] = "valid"
     return (
         splits,

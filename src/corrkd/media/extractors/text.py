@@ -53,8 +53,8 @@ class Text(ModelExtractor):
         padding = getattr(config, "pad_token_id", None) or 0
         if padding < SMALL_ID and positions > padding + 2:  # RoBERTa counts positions from the id of padding on
             positions -= padding + 1
-        whole = min(LONGEST, positions, self._tokenizer.model_max_length)
-        return max(1, whole - self._tokenizer.num_special_tokens_to_add())
+        longest = min(LONGEST, positions, self._tokenizer.model_max_length)
+        return max(1, longest - self._tokenizer.num_special_tokens_to_add())
 
     def load(self) -> None:
         """Load the encoder."""

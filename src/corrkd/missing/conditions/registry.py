@@ -33,12 +33,12 @@ LONGEST_NAME = 100  # of a condition, but of a subset
 
 def condition_class(kind: str) -> type[Condition]:
     """Return the class of a kind. Raises CorrKDError for an unknown one, or one that could not be read back from a condition's name."""
-    found: type[Condition] = plugins.find(kind, BUILT_IN, GROUP, Condition, "condition")
-    if getattr(found, "kind", None) != kind or "-" in kind:
+    class_: type[Condition] = plugins.find(kind, BUILT_IN, GROUP, Condition, "condition")
+    if getattr(class_, "kind", None) != kind or "-" in kind:
         raise CorrKDError(
-            f"condition {kind!r}: {found.__name__}.kind and its entry point must be one same word without -"
+            f"condition {kind!r}: {class_.__name__}.kind and its entry point must be one same word without -"
         )
-    return found
+    return class_
 
 
 def subsets(modalities: Sequence[str]) -> list[Condition]:
@@ -61,17 +61,17 @@ def condition(name: str, modalities: Sequence[str], draws: int = 1) -> Condition
     """Return the condition of that name. Raises CorrKDError with what is allowed for an unknown one."""
     _check_modalities(modalities)
     kind = name.partition("-")[0]
-    found: Condition | None = Subset.parse(name, modalities)
-    if found is None and len(name) <= LONGEST_NAME and (kind in BUILT_IN or kind in _other_kinds()):
-        found = condition_class(kind).parse(name, modalities, draws)
-    if found is None:
+    match: Condition | None = Subset.parse(name, modalities)
+    if match is None and len(name) <= LONGEST_NAME and (kind in BUILT_IN or kind in _other_kinds()):
+        match = condition_class(kind).parse(name, modalities, draws)
+    if match is None:
         ratios = [f"{other.kind}-R" for other in _built_in() if issubclass(other, AtRatio)]
         plain = [other.kind for other in _built_in() if not issubclass(other, AtRatio)]
         raise CorrKDError(
             f"condition {quoted(name)} is unknown; there are complete, {', '.join(modalities)} and their sums as "
             f"{'+'.join(modalities[:2])}, {', '.join([*plain, *_other_kinds()])}, and {', '.join(ratios)} with R from 0 to 1"
         )
-    return found
+    return match
 
 
 def named_conditions(names: Iterable[str], modalities: Sequence[str], draws: int) -> list[Condition]:
@@ -91,8 +91,8 @@ def check_settings(values: Mapping[str, Any]) -> dict[type[Condition], Any]:
     checked = {}
     for kind, value in values.items():
         try:
-            found = condition_class(kind)
-            checked[found] = TypeAdapter(dict[str, found.settings_type]).validate_python({kind: value})[kind]  # type: ignore[name-defined]
+            condition = condition_class(kind)
+            checked[condition] = TypeAdapter(dict[str, condition.settings_type]).validate_python({kind: value})[kind]  # type: ignore[name-defined]
         except ValidationError as error:
             raise CorrKDError(f"settings: evaluation.conditions.{first_line(error)}") from None
         except CorrKDError as error:
