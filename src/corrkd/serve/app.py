@@ -56,7 +56,7 @@ SLICE = 2 << 20  # cost of what goes through the network at once; a sample that 
 EFFECTS = "effects"  # in the place of a network: what each modality adds to the student's prediction
 Question = tuple[str, ReadSample]  # which network is asked, and of what
 Answer = Prediction | list[ModalityEffects]
-STATIC = {"app.js": "text/javascript", "style.css": "text/css"}
+STATIC = {"app.js": "text/javascript", "recording.js": "text/javascript", "style.css": "text/css"}
 # The page loads nothing from elsewhere and may not be framed.
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data:; media-src blob:; "
@@ -154,17 +154,19 @@ def num_frames(given: Any) -> int:
     return len(given) if isinstance(given, list) or np.ndim(given) == 2 else 1
 
 
-def _details(read: ReadClip) -> Details:
+def _details(read: ReadClip, by_word: list[str]) -> Details:
     """What the page shows of a recording."""
     faces, present = read.drawn.get("faces", np.zeros((0, 0, 2))), read.drawn.get("faces_present", np.zeros(0, bool))
     file = io.BytesIO()
     np.savez_compressed(file, **read.sample)  # type: ignore[arg-type]
     return Details(
+        by_word=by_word,
         words=[Word(**word.model_dump()) for word in read.result.words],
         step=STEP,
         loudness=read.drawn.get("loudness", np.zeros(0)).round(1).tolist(),
         faces=[face.reshape(-1).tolist() if there else None for face, there in zip(faces, present, strict=False)],
         outline={name: len(line) for name, line in OUTLINE.items()},
+        aspect=read.result.aspect,
         scale=SCALE,
         sample=base64.b64encode(file.getvalue()).decode(),
     )
@@ -337,6 +339,11 @@ class Service:
             return None, str(error)
         return ClipProcesses(settings, self.limits.clips), ""
 
+    def _by_word(self) -> list[str]:
+        """Modalities whose frames are words."""
+        aligned = self.exhibit.student.media_settings[0].align == "words"
+        return list(self.card["modalities"]) if aligned else ["language"]
+
     async def _read_clip(self, request: Request, *, details: bool) -> ReadClip:
         if self.clips is None:
             raise Refused(422, f"this model takes no recordings: {self.no_clips}")
@@ -452,7 +459,7 @@ class Service:
             return MediaAnswer(
                 model=self.card["sha256"],
                 prediction=PredictionAnswer(**prediction.to_json()),
-                details=await run_in_threadpool(_details, read) if details else None,
+                details=await run_in_threadpool(_details, read, self._by_word()) if details else None,
                 **read.result.model_dump(include={"seconds", "transcript", "frames", "missing"}),
             )
 

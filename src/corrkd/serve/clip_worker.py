@@ -53,6 +53,7 @@ class ClipResult(BaseModel):
         frames: how many the recording has, by modality.
         missing: how many of them are missing, by modality and reason.
         words: with times where there is a recording.
+        aspect: width of a picture with a face, divided by its height; 0 where there is none.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -63,6 +64,7 @@ class ClipResult(BaseModel):
     frames: dict[str, int] = {}
     missing: dict[str, dict[str, int]] = {}
     words: list[TimedWord] = []
+    aspect: Annotated[float, Field(ge=0)] = 0.0
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ def _write_arrays(task: Task, path: Path) -> ClipResult:
         frames={m: len(frames.present) for m, frames in features.frames.items()},
         missing={m: dict(frames.missing) for m, frames in features.frames.items()},
         words=_timed_words(clip) if task.details else [],
+        aspect=next((face.picture_size[1] / face.picture_size[0] for face in faces if face is not None), 0.0),
     )
 
 
