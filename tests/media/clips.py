@@ -67,12 +67,14 @@ def write_clip(
         sound_from: second at which the sound begins.
         more_pictures: of a second stream of video.
     """
-    audio_codec = {".wav": "pcm_s16le", ".flac": "flac", ".mkv": "pcm_s16le"}.get(path.suffix, "aac")
+    audio_codec = {".wav": "pcm_s16le", ".flac": "flac", ".mkv": "pcm_s16le", ".webm": "libopus"}.get(
+        path.suffix, "aac"
+    )
     with av.open(str(path), "w") as container:
         streams = []
         for shown in (pictures, more_pictures):
             if len(shown):
-                stream = container.add_stream("mpeg4", rate=rate)
+                stream = container.add_stream("libvpx" if path.suffix == ".webm" else "mpeg4", rate=rate)
                 stream.height, stream.width = shown[0].shape[:2]
                 stream.pix_fmt, stream.bit_rate = "yuv420p", 2_000_000
                 if times is not None:
