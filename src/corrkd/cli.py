@@ -449,7 +449,7 @@ def serve(
     max_clip: Annotated[float, typer.Option(min=0.001, help="Megabytes of a recording.")] = 64.0,
     max_clip_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds that a recording may last.")] = 120.0,
     max_clips: Annotated[int, typer.Option(min=1, help="Recordings that are read at once, each in a process.")] = 1,
-    clip_memory: Annotated[float, typer.Option(min=0.1, help="Gigabytes that such a process may take.")] = 3.0,
+    clip_memory: Annotated[float, typer.Option(min=1.0, help="Gigabytes that such a process may take.")] = 3.0,
     clip_work_seconds: Annotated[float, typer.Option(min=1.0, help="Seconds that it may take.")] = 120.0,
     wait: Annotated[float, typer.Option(min=0.0, help="Milliseconds for which a request waits for others.")] = 4.0,
     batch: Annotated[int, typer.Option(min=1, help="Samples that go through the network together.")] = 64,

@@ -39,6 +39,11 @@ def burn(task: Task) -> None:
         pass
 
 
+def fill_memory(task: Task) -> None:
+    clip_worker._write_arrays = lambda *_: [np.empty(1 << 23) for _ in range(1000)]  # type: ignore[assignment]
+    clip_worker.work(task)
+
+
 def write_too_much(task: Task) -> None:
     clip_worker._limit(task)
     (task.body.parent / RESULT).write_bytes(b" " * (clip_worker.LARGEST_OUTPUT + 1))

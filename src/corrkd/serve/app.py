@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import resources
 from typing import Annotated, Any
 
@@ -25,22 +24,19 @@ from corrkd.data.readers.containers import unpacked_npz
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.explain import ModalityEffects
 from corrkd.media.decode import STEP
-from corrkd.media.face_outline import OUTLINE, SCALE
 from corrkd.serve import standalone
 from corrkd.serve.access import Access, Refused
 from corrkd.serve.batching import Batcher, Full
 from corrkd.serve.clip_processes import ClipProcesses, ReadClip
 from corrkd.serve.explore import Exhibit, hidden
 from corrkd.serve.limits import BODY_FILE, MEDIA_PATH, Guard, Limits
+from corrkd.serve.media_answer import MEDIA_BODY, MediaAnswer, details_of
 from corrkd.serve.predictor import FRAMES
 from corrkd.serve.schema import (
-    Details,
     EffectsAnswer,
-    MediaAnswer,
     PredictAnswer,
     PredictionAnswer,
     Problem,
-    Word,
     parsed,
     refuse_oversized,
     request_type,
@@ -132,44 +128,12 @@ Missing = Annotated[
     float, Query(ge=0.0, le=1.0, allow_inf_nan=False, description="share of frames dropped from the others")
 ]
 WithDetails = Annotated[bool, Query(description="also what a page shows: words, faces, loudness, features")]
-MEDIA_BODY = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "properties": {"file": {"type": "string", "format": "binary"}, "text": {"type": "string"}},
-            }
-        },
-        "video/mp4": {"schema": {"type": "string", "format": "binary"}},
-        "audio/wav": {"schema": {"type": "string", "format": "binary"}},
-        "text/plain": {"schema": {"type": "string"}},
-    },
-}
 Draw = Annotated[int, Query(ge=0, le=1_000_000, description="which of many ways to drop them")]
 
 
 def num_frames(given: Any) -> int:
     """How many frames a modality of a sample has, be it a list or an array; 1 of a single vector."""
     return len(given) if isinstance(given, list) or np.ndim(given) == 2 else 1
-
-
-def _details(read: ReadClip, by_word: list[str]) -> Details:
-    """What the page shows of a recording."""
-    faces, present = read.drawn.get("faces", np.zeros((0, 0, 2))), read.drawn.get("faces_present", np.zeros(0, bool))
-    file = io.BytesIO()
-    np.savez_compressed(file, **read.sample)  # type: ignore[arg-type]
-    return Details(
-        by_word=by_word,
-        words=[Word(**word.model_dump()) for word in read.result.words],
-        step=STEP,
-        loudness=read.drawn.get("loudness", np.zeros(0)).round(1).tolist(),
-        faces=[face.reshape(-1).tolist() if there else None for face, there in zip(faces, present, strict=False)],
-        outline={name: len(line) for name, line in OUTLINE.items()},
-        aspect=read.result.aspect,
-        scale=SCALE,
-        sample=base64.b64encode(file.getvalue()).decode(),
-    )
 
 
 class Service:
@@ -213,7 +177,7 @@ class Service:
             self._predict,
             wait=wait,
             most=batch,
-            cost=self._question_cost,
+            cost=lambda question: self._cost(standalone.frames_seen(question[1], self.card)),
             slice_cost=SLICE,
             queue_cost=self.limits.together * self.most_cost,
             on_batch=self.batches.observe,
@@ -250,10 +214,6 @@ class Service:
             out |= dict(zip(rows, found, strict=True))
         return [out[row] for row in range(len(questions))]
 
-    def _question_cost(self, question: Question) -> float:
-        cost = self._cost(standalone.frames_seen(question[1], self.card))
-        return cost if question[0] != EFFECTS else cost * (1 + len(self.longest))
-
     async def _predictions(self, samples: Sequence[ReadSample]) -> list[Prediction]:
         answers = await self._answers([(self.student, sample) for sample in samples])
         predictions = [answer for answer in answers if isinstance(answer, Prediction)]
@@ -274,14 +234,14 @@ class Service:
         """Numbers of a sample's input and of its attention maps."""
         return sum(count * (int(self.card["modalities"][m]["width"]) + count) for m, count in frames.items())
 
-    def read(self, samples: Sequence[Mapping[str, Any]]) -> list[ReadSample]:
+    def read(self, samples: Sequence[Mapping[str, Any]], where: str = "samples.{}") -> list[ReadSample]:
         """Samples from a request. Raises Refused where one cannot be read, before anything is allocated where they cost too much."""
         cost = 0
         for number, sample in enumerate(samples):
             counts = {m: num_frames(sample[m]) for m in self.longest if sample.get(m) is not None}
             for m, count in counts.items():
                 if count > self.longest[m]:
-                    raise Refused(422, f"samples.{number}, {m}: {count} frames, more than {self.longest[m]}")
+                    raise Refused(422, f"{where.format(number)}, {m}: {count} frames, more than {self.longest[m]}")
             cost += self._cost(self.usual | counts)
             if cost > self.most_cost:
                 raise Refused(
@@ -291,7 +251,7 @@ class Service:
         out = []
         for number, sample in enumerate(samples):
             try:
-                out.append(standalone.read_sample(sample, self.card, f"samples.{number}"))
+                out.append(standalone.read_sample(sample, self.card, where.format(number)))
             except InputError as error:
                 raise Refused(422, str(error)) from None
         return out
@@ -337,7 +297,11 @@ class Service:
             settings, _ = self.exhibit.student.media_settings
         except CorrKDError as error:
             return None, str(error)
-        return ClipProcesses(settings, self.limits.clips), ""
+        # A longer one would be read, and then refused.
+        seconds = min(
+            [self.limits.clips.seconds, *(STEP * self.longest[m] for m in self.longest if m not in self._by_word())]
+        )
+        return ClipProcesses(settings, replace(self.limits.clips, seconds=seconds)), ""
 
     def _by_word(self) -> list[str]:
         """Modalities whose frames are words."""
@@ -454,12 +418,12 @@ class Service:
         async def predict_media(request: Request, details: WithDetails = False) -> MediaAnswer:
             """The prediction of a video, of sound or of a text, and what of it is missing."""
             read = await self._read_clip(request, details=details)
-            (sample,) = self.read([read.sample])
+            (sample,) = self.read([read.sample], "the recording")
             (prediction,) = await self._predictions([sample])
             return MediaAnswer(
                 model=self.card["sha256"],
                 prediction=PredictionAnswer(**prediction.to_json()),
-                details=await run_in_threadpool(_details, read, self._by_word()) if details else None,
+                details=await run_in_threadpool(details_of, read, self._by_word()) if details else None,
                 **read.result.model_dump(include={"seconds", "transcript", "frames", "missing"}),
             )
 
@@ -475,7 +439,7 @@ class Service:
                 evaluated=self.card.get("evaluated"),
                 recordings=None
                 if self.clips is None
-                else RecordingsAnswer(bytes=self.limits.clips.body, seconds=self.limits.clips.seconds),
+                else RecordingsAnswer(bytes=self.clips.limits.body, seconds=self.clips.limits.seconds),
             )
 
         @app.get("/healthz", response_model=Status, summary="Whether the process is well")

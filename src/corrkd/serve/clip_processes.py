@@ -57,12 +57,15 @@ class ClipProcesses:
     Args:
         settings: of the features.
         limits: what a recording may take.
+
+    Attributes:
+        limits: as given.
     """
 
     def __init__(self, settings: FeatureSettings, limits: ClipLimits) -> None:
         seconds, pixels = min(limits.seconds, settings.longest_seconds), min(PIXELS, settings.most_pixels)
         self._settings = settings.model_copy(update={"longest_seconds": seconds, "most_pixels": pixels})
-        self._limits = limits
+        self.limits = limits
         self._turn = asyncio.Semaphore(limits.processes)
         self._waiting = 0
         self._under_way: set[anyio.CancelScope] = set()
@@ -105,7 +108,7 @@ class ClipProcesses:
 
     @contextlib.asynccontextmanager
     async def _my_turn(self) -> AsyncIterator[None]:
-        most = self._limits.waiting * self._limits.processes
+        most = self.limits.waiting * self.limits.processes
         if self._turn.locked() and self._waiting >= most:
             raise Refused(503, f"{most} recordings wait for their turn; try again in a second")
         self._waiting += 1
@@ -119,13 +122,13 @@ class ClipProcesses:
             self._turn.release()
 
     def _task(self, body: Path, content_type: str, *, details: bool) -> Task:
-        limits = self._limits
+        limits = self.limits
         cpu_seconds = max(1, round(limits.work_seconds))
         return Task(body, content_type, self._settings, details, limits.memory, cpu_seconds)
 
     async def _run(self, task: Task) -> None:
         """Let a process do a task. Raises Refused where it does not come to its end."""
-        process, seconds = CONTEXT.Process(target=work, args=(task,), daemon=True), self._limits.work_seconds
+        process, seconds = CONTEXT.Process(target=work, args=(task,), daemon=True), self.limits.work_seconds
         too_long = Refused(
             422,
             f"the recording could not be read within {seconds:g} seconds; cut it, or start the service with more --clip-work-seconds",

@@ -72,42 +72,6 @@ class EffectsAnswer(BaseModel):
     modalities: dict[str, EffectAnswer]
 
 
-class Word(BaseModel):
-    """A word, and the seconds when it is spoken."""
-
-    text: str
-    start: float | None = None
-    end: float | None = None
-
-
-class Details(BaseModel):
-    """What a page shows of a recording."""
-
-    words: list[Word]
-    by_word: list[str] = Field(description="modalities of which a frame is a word; of the others it is a step")
-    step: float = Field(description="seconds of a frame of `loudness` and `faces`")
-    loudness: list[float] = Field(description="dBFS; -120 of silence and where there is no sound")
-    faces: list[list[int] | None] = Field(
-        description="x, y, x, y, ... of the points of `outline`; null where there is no face"
-    )
-    outline: dict[str, int] = Field(description="lines of a face, and how many points each has")
-    aspect: float = Field(description="width of the picture, divided by its height; 0 without a face")
-    scale: int = Field(description="parts of the picture's width and height in which points are counted")
-    sample: str = Field(description="the features as .npz, in base64, to be sent to the other routes")
-
-
-class MediaAnswer(BaseModel):
-    """What the model says of a recording."""
-
-    model: str = Field(description="SHA-256 of the model's parameters")
-    prediction: PredictionAnswer
-    seconds: float = Field(description="duration of the recording; 0 of a text")
-    transcript: str = Field(description="where the words are from: text, subtitles, transcribed or none")
-    frames: dict[str, int] = Field(description="how many there are of each modality")
-    missing: dict[str, dict[str, int]] = Field(description="how many of them are missing, and why")
-    details: Details | None = None
-
-
 class Problem(BaseModel):
     """What is wrong with a request, in one line."""
 
