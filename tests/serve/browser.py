@@ -30,6 +30,14 @@ FLAGS = (
 )
 
 
+ANSWERS = """
+return Object.fromEntries([...document.querySelectorAll(".card")].map((card) => [
+  card.id.replace("card-", ""),
+  [...card.querySelectorAll(":scope > .bars .number")].map((number) => number.textContent),
+]));
+"""
+
+
 @contextmanager
 def browsing(profile: Path, *flags: str) -> Iterator[webdriver.Chrome]:
     """A browser that ends with the block."""
@@ -76,14 +84,9 @@ class Page:
         return self.find("#said").text
 
     def answers(self) -> dict[str, list[str]]:
-        """Percentages on each card."""
-        cards = self.browser.find_elements(By.CSS_SELECTOR, ".card")
-        return {
-            (card.get_attribute("id") or "").removeprefix("card-"): [
-                number.text for number in card.find_elements(By.CSS_SELECTOR, ".number")
-            ]
-            for card in cards
-        }
+        """Percentages on each card, at one moment."""
+        found: dict[str, list[str]] = self.browser.execute_script(ANSWERS)
+        return found
 
     def changed(self, act: Any) -> dict[str, list[str]]:
         """The answers once something that was done has moved them."""
