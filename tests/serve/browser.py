@@ -31,10 +31,10 @@ FLAGS = (
 
 
 ANSWERS = """
-return Object.fromEntries([...document.querySelectorAll(".card")].map((card) => [
+return [...document.querySelectorAll(".card")].map((card) => [
   card.id.replace("card-", ""),
   [...card.querySelectorAll(":scope > .bars .number")].map((number) => number.textContent),
-]));
+]);
 """
 
 
@@ -85,8 +85,7 @@ class Page:
 
     def answers(self) -> dict[str, list[str]]:
         """Percentages on each card, at one moment."""
-        found: dict[str, list[str]] = self.browser.execute_script(ANSWERS)
-        return found
+        return dict(self.browser.execute_script(ANSWERS))
 
     def changed(self, act: Any) -> dict[str, list[str]]:
         """The answers once something that was done has moved them."""
