@@ -23,7 +23,7 @@ function takeRecordings(limits) {
   const canRecord = Boolean(navigator.mediaDevices && window.MediaRecorder);
   at("record").hidden = !canRecord;
   at("no-record").hidden = canRecord;
-  at("recording-limits").textContent = `Up to ${limits.seconds.toLocaleString("en")} seconds and ${(limits.bytes / 1e6).toLocaleString("en")} MB.`;
+  at("recording-limits").textContent = `Up to ${Math.floor(limits.seconds).toLocaleString("en")} seconds and ${(limits.bytes / 1e6).toLocaleString("en")} MB.`;
 }
 
 // --------------------------------------------------------------------------------------------- from the visitor
