@@ -23,6 +23,7 @@ PRELOAD = [
     "corrkd.report",
     "corrkd.serve.predict_file",
     "corrkd.serve.server",
+    "corrkd.serve.clip_worker",
     "tests.command",
     "tests.frozen",  # last: what is imported before it stays in shared memory
 ]

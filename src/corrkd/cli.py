@@ -450,6 +450,11 @@ def serve(
     body_seconds: Annotated[
         float, typer.Option(min=0.1, help="Seconds for a request to arrive, and for its answer to be taken.")
     ] = 10.0,
+    max_clip: Annotated[float, typer.Option(min=0.001, help="Megabytes of a recording.")] = 64.0,
+    max_clip_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds that a recording may last.")] = 120.0,
+    max_clips: Annotated[int, typer.Option(min=1, help="Recordings that are read at once, each in a process.")] = 1,
+    clip_memory: Annotated[float, typer.Option(min=1.0, help="Gigabytes that such a process may take.")] = 3.0,
+    clip_work_seconds: Annotated[float, typer.Option(min=1.0, help="Seconds that it may take.")] = 120.0,
     wait: Annotated[float, typer.Option(min=0.0, help="Milliseconds for which a request waits for others.")] = 4.0,
     batch: Annotated[int, typer.Option(min=1, help="Samples that go through the network together.")] = 64,
     samples: Annotated[bool, typer.Option(help="Let the page show samples of the split that was tested.")] = True,
@@ -470,7 +475,7 @@ def serve(
     except ModuleNotFoundError as error:
         raise CorrKDError(f"{error.name} is not installed; pip install 'corrkd[serve]'") from None
     from corrkd.serve.access import read_token
-    from corrkd.serve.limits import Limits
+    from corrkd.serve.limits import ClipLimits, Limits
 
     torch.set_num_threads(compute.threads)
     reporter = Reporter()
@@ -492,6 +497,13 @@ def serve(
         frames=max_frames,
         cost=None if max_cost is None else int(max_cost * 1e6),
         connections=max_connections,
+        clips=ClipLimits(
+            body=int(max_clip * 1e6),
+            seconds=max_clip_seconds,
+            work_seconds=clip_work_seconds,
+            memory=int(clip_memory * 1e9),
+            processes=max_clips,
+        ),
     )
     hosts = [host, *(allow_host or [])]
     run_server(Service(exhibit, limits=limits, token=token, hosts=hosts, wait=wait / 1000, batch=batch), place)

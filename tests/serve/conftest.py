@@ -20,8 +20,10 @@ from corrkd.networks.registry import network_class
 from corrkd.networks.saved import SavedNetwork, build_network
 from corrkd.settings import NetworkSettings
 from corrkd.targets.registry import make_target
+from tests.command import corrkd as corrkd_command
 from tests.conftest import made_once, make_dataset
 from tests.experiment.conftest import tiny
+from tests.media.clips import tone, with_face, write_clip
 
 RATIOS = ("ratio-0.0", "ratio-0.5", "ratio-1.0")
 
@@ -90,3 +92,26 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with prediction sets. Not to be changed."""
     settings = tiny(data={"calibration": 0.3}, seeds=[0])
     return made_once(tmp_path_factory, "served", lambda folder: corrkd.run(settings, folder))
+
+
+@pytest.fixture(scope="session")
+def recordings_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on features of recordings. Not to be changed."""
+    return made_once(tmp_path_factory, "recordings", _run_on_recordings)
+
+
+def _run_on_recordings(folder: Path) -> None:
+    clips = folder.with_name("clips")
+    clips.mkdir()
+    rows = ["file,text,label,split"]
+    for split in ("train", "train", "valid", "test"):
+        for label, text, hertz in (("positive", "I love this", 250), ("negative", "it was bad", 120)):
+            name = f"{len(rows)}.mkv"
+            write_clip(clips / name, [with_face(), with_face(0.45)], tone(0.2, hertz))
+            rows.append(f"{name},{text},{label},{split}")
+    (clips / "labels.csv").write_text("\n".join(rows), "utf-8")
+    data = folder.with_name("own.h5")
+    assert corrkd_command("features", clips, "--out", data).code == 0
+    settings = tiny(seeds=[0])
+    settings["data"] = {"path": str(data), "target": "classes"}
+    corrkd.run(settings, folder)

@@ -42,9 +42,9 @@ class HeldPredictor(Predictor):
 class Local:
     """A service under way: its address, and its network."""
 
-    def __init__(self, limits: Limits, patience: int, **options: Any) -> None:
+    def __init__(self, limits: Limits, patience: int, student: Predictor | None = None, **options: Any) -> None:
         self.predictor = HeldPredictor()
-        self.service = Service(Exhibit({"student": self.predictor}), limits=limits, **options)
+        self.service = Service(Exhibit({"student": student or self.predictor}), limits=limits, **options)
         self._server = server_of(self.service, patience=patience)
         place = bound("127.0.0.1", 0)
         self.port = place.getsockname()[1]
@@ -81,7 +81,7 @@ class Local:
 
 @contextmanager
 def local(*, patience: int = 30, **options: Any) -> Iterator[Local]:
-    """A service that ends with the block. Options: of `Limits`, and of `Service`."""
+    """A service that ends with the block. Options: of `Limits`, of `Service`, and `student`, whom it serves."""
     limits = {name: options.pop(name) for name in list(options) if name in Limits.__dataclass_fields__}
     service = Local(Limits(**limits), patience, wait=0.0, **options)
     try:

@@ -524,7 +524,7 @@ def test_a_visitors_own_sample(service: Running) -> None:
 
 
 def test_the_page_needs_nothing_from_elsewhere(service: Running) -> None:
-    for path in ("/", "/static/app.js", "/static/style.css"):
+    for path in ("/", "/static/app.js", "/static/recording.js", "/static/style.css"):
         response = httpx.get(f"{service.url}{path}")
         assert response.status_code == 200
         assert "default-src 'self'" in response.headers["content-security-policy"]

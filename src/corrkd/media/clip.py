@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from corrkd.data.dataset import BoolArray
+from corrkd.data.dataset import BoolArray, FloatArray
 from corrkd.media.decode import STEP, STEP_SAMPLES, Limits, Recording, Sound
 from corrkd.media.transcripts import PLAIN, Transcript, Word, spread, transcript_file, transcript_of
 
+if TYPE_CHECKING:
+    from corrkd.media.extractors.face_networks import Face
+
 Transcribe = Callable[[Recording], Sequence[Word]]
 AlignWords = Callable[[Recording, Sequence[Word]], tuple[Word, ...] | None]
+OnFace = Callable[["Face | None"], None]
 
 TRANSCRIBED = "transcribed"  # source of words that no file gives
 SILENCE = 10 ** (-70 / 20)  # root mean square of a step that holds no signal at all: -70 dBFS
@@ -28,6 +33,7 @@ class Clip:
         limits: how large the recording may be.
         transcribe: gives the words of sound that has no transcript; None: it has no words.
         align: gives words their times, None where it cannot; None: they are spread by their letters.
+        on_face: called with the face of each step, None where there is none, by extractors that look at faces.
 
     Raises:
         CorrKDError: a file cannot be read, or exceeds a limit.
@@ -41,10 +47,11 @@ class Clip:
         *,
         transcribe: Transcribe | None = None,
         align: AlignWords | None = None,
+        on_face: OnFace | None = None,
     ) -> None:
         self.transcript: Transcript = transcript_of(path, text)
         self.recording = None if path is None or path.suffix.lower() == PLAIN else Recording(path, limits)
-        self._align = align
+        self._align, self.on_face = align, on_face
         recording = self._with_sound
         if transcribe is not None and recording is not None and not text.strip() and transcript_file(path) is None:
             words = tuple(transcribe(recording))
@@ -75,7 +82,7 @@ class Clip:
             aligned = self._align(recording, self.words)
             if aligned is not None:
                 return aligned
-        sounding = np.flatnonzero(self._sounds())
+        sounding = np.flatnonzero(self.loudness > SILENCE)
         first, last = (sounding[0], sounding[-1] + 1) if len(sounding) else (0, self.num_steps)
         return tuple(spread(self.words, float(first) * STEP, min(float(last) * STEP, self.seconds)))
 
@@ -84,16 +91,25 @@ class Clip:
         """The recording, where it has sound."""
         return self.recording if self.recording is not None and self.recording.has_audio else None
 
-    def _sounds(self) -> BoolArray:
+    @cached_property
+    def loudness(self) -> FloatArray:
+        """(steps,) root mean square of the sound, full scale 1; 0 where there is none."""
         if self.recording is None:
-            return np.zeros(1, bool)
-        return np.concatenate([audible(sound)[0] for sound in self.recording.sound()])
+            return np.zeros(1, np.float32)
+        levels = [np.where(exists, level, 0) for level, exists in map(levels_of, self.recording.sound())]
+        return np.concatenate(levels).astype(np.float32)
 
 
 def audible(sound: Sound) -> tuple[BoolArray, BoolArray]:
     """Return for each step of a block (whether it sounds, whether the stream has sound there); the last step may be shorter."""
+    level, exists = levels_of(sound)
+    return exists & (level > SILENCE), exists
+
+
+def levels_of(sound: Sound) -> tuple[FloatArray, BoolArray]:
+    """Return for each step of a block (root mean square, whether the stream has sound there)."""
     starts = np.arange(0, len(sound.samples), STEP_SAMPLES)
     counts = np.diff(np.append(starts, len(sound.samples)))
     power = np.add.reduceat(sound.samples.astype(np.float64) ** 2, starts) / counts
     exists = np.add.reduceat(sound.exists.astype(np.int64), starts) * 2 >= counts
-    return exists & (np.sqrt(power) > SILENCE), exists
+    return np.sqrt(power), exists

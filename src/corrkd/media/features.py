@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from corrkd.errors import CorrKDError
 from corrkd.hub import spec
 from corrkd.media.align import by_word
-from corrkd.media.clip import Clip
+from corrkd.media.clip import Clip, OnFace
 from corrkd.media.decode import STEP, Limits
 from corrkd.media.extractors.base import Extractor, Frames
 from corrkd.media.extractors.model import ModelExtractor
@@ -94,7 +94,18 @@ def extract(path: Path | None, settings: FeatureSettings, text: str = "") -> Cli
         CorrKDError: the clip cannot be read, or an extractor is unknown.
     """
     with one_thread():
-        clip = Clip(path, text, settings.limits, transcribe=_transcriber_of(settings), align=_aligner_of(settings))
+        return features_of(open_clip(path, settings, text), settings)
+
+
+def open_clip(path: Path | None, settings: FeatureSettings, text: str = "", on_face: OnFace | None = None) -> Clip:
+    """Return a clip with what the settings give its words. Arguments and errors as of `extract`, `on_face` as of `Clip`."""
+    transcribe, align = _transcriber_of(settings), _aligner_of(settings)
+    return Clip(path, text, settings.limits, transcribe=transcribe, align=align, on_face=on_face)
+
+
+def features_of(clip: Clip, settings: FeatureSettings) -> ClipFeatures:
+    """Return the features of an open clip. Raises as `extract`."""
+    with one_thread():
         frames = {m: e.frames(clip) for m, e in extractors(settings).items()}
         if settings.align == "words":
             # Where nothing is said, the whole clip stands in the place of one word.

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict, replace
 from importlib import resources
 from typing import Annotated, Any
 
@@ -21,13 +22,18 @@ from pydantic import BaseModel, Field
 from corrkd._version import __version__
 from corrkd.data.readers.containers import unpacked_npz
 from corrkd.errors import CorrKDError
+from corrkd.evaluation.explain import ModalityEffects
+from corrkd.media.decode import STEP
 from corrkd.serve import standalone
 from corrkd.serve.access import Access, Refused
 from corrkd.serve.batching import Batcher, Full
+from corrkd.serve.clip_processes import ClipProcesses, ReadClip
 from corrkd.serve.explore import Exhibit, hidden
-from corrkd.serve.limits import Guard, Limits
+from corrkd.serve.limits import BODY_FILE, MEDIA_PATH, Guard, Limits
+from corrkd.serve.media_answer import MEDIA_BODY, MediaAnswer, details_of
 from corrkd.serve.predictor import FRAMES
 from corrkd.serve.schema import (
+    EffectsAnswer,
     PredictAnswer,
     PredictionAnswer,
     Problem,
@@ -37,20 +43,31 @@ from corrkd.serve.schema import (
     sample_type,
 )
 from corrkd.serve.standalone import InputError, Prediction, ReadSample
+from corrkd.serve.upload import is_taken
 
 JSON, NPZ = "application/json", "application/x-npz"
 LARGE = 1 << 16  # bytes of a body that is read in a thread, one at a time
 COST = 8 << 20  # of a request, in any case
 SLICE = 2 << 20  # cost of what goes through the network at once; a sample that costs more goes alone
+EFFECTS = "effects"  # in the place of a network: what each modality adds to the student's prediction
 Question = tuple[str, ReadSample]  # which network is asked, and of what
-STATIC = {"app.js": "text/javascript", "style.css": "text/css"}
+Answer = Prediction | list[ModalityEffects]
+STATIC = {"app.js": "text/javascript", "recording.js": "text/javascript", "style.css": "text/css"}
 # The page loads nothing from elsewhere and may not be framed.
 PAGE_HEADERS = {
-    "content-security-policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "content-security-policy": "default-src 'self'; img-src 'self' data:; media-src blob:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
+
+
+class RecordingsAnswer(BaseModel):
+    """What a recording may be."""
+
+    bytes: int
+    seconds: float
 
 
 class ModelAnswer(BaseModel):
@@ -65,6 +82,7 @@ class ModelAnswer(BaseModel):
     target: dict[str, Any]
     about: dict[str, Any]
     evaluated: dict[str, Any] | None = Field(description="temperature and metrics by missing condition")
+    recordings: RecordingsAnswer | None = Field(description="null where the model takes none")
 
 
 class Listed(BaseModel):
@@ -90,6 +108,9 @@ class ExploreAnswer(BaseModel):
     truth: str
     visible: dict[str, list[bool]] = Field(description="which of its frames are there")
     answers: dict[str, PredictionAnswer]
+    effects: list[EffectsAnswer] = Field(
+        description="what each modality adds to the student's answer, or to each of its answers"
+    )
 
 
 class Status(BaseModel):
@@ -106,6 +127,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 Missing = Annotated[
     float, Query(ge=0.0, le=1.0, allow_inf_nan=False, description="share of frames dropped from the others")
 ]
+WithDetails = Annotated[bool, Query(description="also what a page shows: words, faces, loudness, features")]
 Draw = Annotated[int, Query(ge=0, le=1_000_000, description="which of many ways to drop them")]
 
 
@@ -150,7 +172,8 @@ class Service:
         self.most_cost = self.limits.cost or max(COST, self._cost(longest_sample))
         self._parsing = asyncio.Semaphore(1)  # a large body becomes several times its size
         self._count()
-        self.batcher: Batcher[Question, Prediction] = Batcher(
+        self.clips, self.no_clips = self._clip_processes()
+        self.batcher: Batcher[Question, Answer] = Batcher(
             self._predict,
             wait=wait,
             most=batch,
@@ -160,21 +183,46 @@ class Service:
             on_batch=self.batches.observe,
         )
         access = Access(token=token, hosts=hosts)
-        self.guard = Guard(self._routes(), limits=self.limits, access=access, on_answer=self._answered)
+        self.guard = Guard(
+            self._routes(),
+            limits=self.limits,
+            access=access,
+            on_answer=self._answered,
+            takes_recordings=self.clips is not None,
+        )
         self.app = self.guard
+
+    def stop(self, error: Refused) -> None:
+        """Answer what has begun in the network, and tell all others this error."""
+        self.batcher.stop(error)
+        if self.clips is not None:
+            self.clips.stop(error)
 
     # ---------------------------------------------------------------------------------------------------------------- prediction
 
-    def _predict(self, questions: Sequence[Question]) -> list[Prediction]:
-        out: dict[int, Prediction] = {}
+    def _predict(self, questions: Sequence[Question]) -> list[Answer]:
+        out: dict[int, Answer] = {}
         for role in dict.fromkeys(role for role, _ in questions):
             rows = [row for row, question in enumerate(questions) if question[0] == role]
-            predictor = self.exhibit.predictors[role]
-            found = standalone.predicted([questions[row][1] for row in rows], predictor.card, predictor.logits)
+            samples = [questions[row][1] for row in rows]
+            found: Sequence[Answer]
+            if role == EFFECTS:
+                found = [self.exhibit.student.modality_effects(sample) for sample in samples]
+            else:
+                predictor = self.exhibit.predictors[role]
+                found = standalone.predicted(samples, predictor.card, predictor.logits)
             out |= dict(zip(rows, found, strict=True))
         return [out[row] for row in range(len(questions))]
 
-    async def _answers(self, questions: Sequence[Question]) -> Sequence[Prediction]:
+    async def _predictions(self, samples: Sequence[ReadSample]) -> list[Prediction]:
+        answers = await self._answers([(self.student, sample) for sample in samples])
+        predictions = [answer for answer in answers if isinstance(answer, Prediction)]
+        for prediction in predictions:
+            tested = prediction.reliability
+            self.conditions.labels(tested.condition if tested else "untested").inc()
+        return predictions
+
+    async def _answers(self, questions: Sequence[Question]) -> Sequence[Answer]:
         try:
             return await self.batcher.ask(questions)
         except Full:
@@ -186,14 +234,14 @@ class Service:
         """Numbers of a sample's input and of its attention maps."""
         return sum(count * (int(self.card["modalities"][m]["width"]) + count) for m, count in frames.items())
 
-    def read(self, samples: Sequence[Mapping[str, Any]]) -> list[ReadSample]:
+    def read(self, samples: Sequence[Mapping[str, Any]], where: str = "samples.{}") -> list[ReadSample]:
         """Samples from a request. Raises Refused where one cannot be read, before anything is allocated where they cost too much."""
         cost = 0
         for number, sample in enumerate(samples):
             counts = {m: num_frames(sample[m]) for m in self.longest if sample.get(m) is not None}
             for m, count in counts.items():
                 if count > self.longest[m]:
-                    raise Refused(422, f"samples.{number}, {m}: {count} frames, more than {self.longest[m]}")
+                    raise Refused(422, f"{where.format(number)}, {m}: {count} frames, more than {self.longest[m]}")
             cost += self._cost(self.usual | counts)
             if cost > self.most_cost:
                 raise Refused(
@@ -203,7 +251,7 @@ class Service:
         out = []
         for number, sample in enumerate(samples):
             try:
-                out.append(standalone.read_sample(sample, self.card, f"samples.{number}"))
+                out.append(standalone.read_sample(sample, self.card, where.format(number)))
             except InputError as error:
                 raise Refused(422, str(error)) from None
         return out
@@ -240,6 +288,35 @@ class Service:
             return dict(unpacked_npz(io.BytesIO(body), "body", most=most))
         except CorrKDError as error:
             raise Refused(422, str(error)) from None
+
+    # ---------------------------------------------------------------------------------------------------------------- recordings
+
+    def _clip_processes(self) -> tuple[ClipProcesses | None, str]:
+        """What reads recordings, or why nothing does."""
+        try:
+            settings, _ = self.exhibit.student.media_settings
+        except CorrKDError as error:
+            return None, str(error)
+        # A longer one would be read, and then refused.
+        seconds = min(
+            [self.limits.clips.seconds, *(STEP * self.longest[m] for m in self.longest if m not in self._by_word())]
+        )
+        return ClipProcesses(settings, replace(self.limits.clips, seconds=seconds)), ""
+
+    def _by_word(self) -> list[str]:
+        """Modalities whose frames are words."""
+        aligned = self.exhibit.student.media_settings[0].align == "words"
+        return list(self.card["modalities"]) if aligned else ["language"]
+
+    async def _read_clip(self, request: Request, *, details: bool) -> ReadClip:
+        if self.clips is None:
+            raise Refused(422, f"this model takes no recordings: {self.no_clips}")
+        kind = request.headers.get("content-type", "")
+        if not is_taken(kind):
+            raise Refused(
+                415, f"content type {kind[:60] or '(none)'!r}: send multipart/form-data, a video/, audio/ or text/plain"
+            )
+        return await self.clips.read(request.scope[BODY_FILE], kind, details=details)
 
     # ------------------------------------------------------------------------------------------------------------------- metrics
 
@@ -278,6 +355,8 @@ class Service:
         @asynccontextmanager
         async def life(_: FastAPI) -> AsyncIterator[None]:
             self._predict([(self.student, standalone.read_sample(self._example(), self.card))])  # the first is slow
+            if self.clips is not None:
+                await run_in_threadpool(self.clips.start)
             self.ready = True
             yield
             self.ready = False
@@ -323,12 +402,30 @@ class Service:
         )
         async def predict(request: Request) -> Response:
             """Predictions of one or more samples, each with whatever modalities are there."""
-            answers = await self._answers([(self.student, sample) for sample in await self._given(request)])
-            for answer in answers:
-                known = answer.reliability
-                self.conditions.labels(known.condition if known else "untested").inc()
+            answers = await self._predictions(await self._given(request))
             # Already of that form, which tests check; to validate again would cost more than the network.
             return JSONResponse({"model": self.card["sha256"], "predictions": [a.to_json() for a in answers]})
+
+        @app.post(
+            MEDIA_PATH,
+            response_model=MediaAnswer,
+            response_model_exclude_none=True,
+            responses=problems(415),
+            openapi_extra={"requestBody": MEDIA_BODY},
+            include_in_schema=self.clips is not None,
+            summary="Predict a recording",
+        )
+        async def predict_media(request: Request, details: WithDetails = False) -> MediaAnswer:
+            """The prediction of a video, of sound or of a text, and what of it is missing."""
+            read = await self._read_clip(request, details=details)
+            (sample,) = self.read([read.sample], "the recording")
+            (prediction,) = await self._predictions([sample])
+            return MediaAnswer(
+                model=self.card["sha256"],
+                prediction=PredictionAnswer(**prediction.to_json()),
+                details=await run_in_threadpool(details_of, read, self._by_word()) if details else None,
+                **read.result.model_dump(include={"seconds", "transcript", "frames", "missing"}),
+            )
 
         @app.get("/v1/model", response_model=ModelAnswer, responses=problems(), summary="What is served")
         async def model() -> ModelAnswer:
@@ -340,6 +437,9 @@ class Service:
                 target=self.card["target"],
                 about=self.card["about"],
                 evaluated=self.card.get("evaluated"),
+                recordings=None
+                if self.clips is None
+                else RecordingsAnswer(bytes=self.clips.limits.body, seconds=self.clips.limits.seconds),
             )
 
         @app.get("/healthz", response_model=Status, summary="Whether the process is well")
@@ -439,11 +539,13 @@ class Service:
             if m not in self.card["modalities"]:
                 raise Refused(422, f"off: {m[:60]!r} is no modality of this model")
         shown = hidden(read, name, off=off, missing=missing, draw=draw)
-        roles = list(self.exhibit.predictors)
+        roles = [*self.exhibit.predictors, EFFECTS]
         answers = dict(zip(roles, await self._answers([(role, shown) for role in roles]), strict=True))
+        effects = answers.pop(EFFECTS)
         return ExploreAnswer(
             id=name,
             truth=truth,
             visible={m: there.tolist() for m, (_, there) in shown.items()},
-            answers={role: PredictionAnswer(**answer.to_json()) for role, answer in answers.items()},
+            answers={role: PredictionAnswer(**a.to_json()) for role, a in answers.items() if isinstance(a, Prediction)},
+            effects=[EffectsAnswer(**asdict(e)) for e in effects] if isinstance(effects, list) else [],
         )

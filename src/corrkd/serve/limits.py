@@ -7,9 +7,11 @@ import json
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
 
 import anyio
 
@@ -24,7 +26,32 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 ELSEWHERE = 1 << 16  # bytes of a body where none is wanted
 READ_ON = 4  # a body is read up to so many times its limit before the connection is closed
+MEDIA_PATH = "/v1/predict/media"  # whose bodies are recordings, which go to files
+BODY_FILE = "corrkd.body_file"  # key of a scope: where the body of a recording lies
 LEFT = 499  # the status, in metrics, of a request that its client gave up (nginx's number)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipLimits:
+    """What is granted to recordings.
+
+    Attributes:
+        body: bytes of a request's body.
+        upload_seconds: in which it must have arrived.
+        seconds: duration of a recording.
+        work_seconds: in which its features must be made.
+        memory: bytes that the process may take that makes them.
+        processes: such processes at once.
+        waiting: requests for each of them that may wait for their turn.
+    """
+
+    body: int = 64_000_000
+    upload_seconds: float = 60.0
+    seconds: float = 120.0
+    work_seconds: float = 120.0
+    memory: int = 3_000_000_000
+    processes: int = 1
+    waiting: int = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +68,7 @@ class Limits:
             of an attention map. None: 8 million, or as much as one sample of `frames` frames costs, whichever is more.
         together: all requests at once may have so many times the bytes, and so many times the cost, of one.
         connections: open at once.
+        clips: what is granted to recordings.
     """
 
     body: int = 16 << 20
@@ -51,12 +79,64 @@ class Limits:
     cost: int | None = None
     together: int = 8
     connections: int = 512
+    clips: ClipLimits = field(default_factory=ClipLimits)
+
+    def seconds_of(self, path: str) -> float:
+        """Return the seconds in which a body for a path must have arrived."""
+        return max(self.seconds, self.clips.upload_seconds) if path == MEDIA_PATH else self.seconds
+
+
+class _Store(Protocol):
+    """Where a body is kept while it arrives."""
+
+    async def add(self, part: bytes) -> None: ...
+
+    async def drop(self) -> None: ...
+
+
+class _Memory:
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    async def add(self, part: bytes) -> None:
+        self.parts.append(part)
+
+    async def drop(self) -> None:
+        self.parts.clear()
+
+
+class _File:
+    """Written in threads: a slow disk holds up nobody."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb", buffering=0)
+
+    async def add(self, part: bytes) -> None:
+        try:
+            await anyio.to_thread.run_sync(self._file.write, part)
+        except OSError as error:
+            raise Refused(503, f"a recording cannot be stored ({error.strerror}); try again in a second") from None
+
+    async def drop(self) -> None:
+        await anyio.to_thread.run_sync(self._file.truncate, 0)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Nowhere:
+    async def add(self, part: bytes) -> None:
+        pass
+
+    async def drop(self) -> None:
+        pass
 
 
 @dataclass
 class _Arrival:
     """A body that has not arrived whole."""
 
+    bodies: _Bodies
     timeout: asyncio.Timeout
     address: str
     size: int = 0
@@ -74,7 +154,7 @@ class _Bodies:
     @contextmanager
     def arrival(self, timeout: asyncio.Timeout, address: str) -> Iterator[_Arrival]:
         """A body that arrives within the block; its bytes count until `release`, or until it fails."""
-        arrival = _Arrival(timeout, address)
+        arrival = _Arrival(self, timeout, address)
         self.arriving[id(arrival)] = arrival
         try:
             yield arrival
@@ -113,6 +193,7 @@ class Guard:
         limits: what is granted.
         access: checks tokens and names.
         on_answer: called with path ("refused" for what did not come through), status and seconds.
+        takes_recordings: whether bodies of `MEDIA_PATH` are kept, each in a folder of its own that lasts as long as its request.
 
     Attributes:
         accepted, answered, given_up: requests below /v1/ that came through whole; those of them that were answered; those whose client
@@ -127,10 +208,13 @@ class Guard:
         limits: Limits,
         access: Access | None = None,
         on_answer: Callable[[str, int, float], None] = lambda path, status, seconds: None,
+        takes_recordings: bool = False,
     ) -> None:
         self.app, self.limits, self._on_answer = app, limits, on_answer
         self._access = access or Access()
+        self._takes_recordings = takes_recordings
         self._bodies = _Bodies(limits.together * limits.body)
+        self._recordings = _Bodies(limits.together * limits.clips.body)
         self._busy = 0
         self.accepted = self.answered = self.given_up = 0
         self.draining = False
@@ -152,8 +236,23 @@ class Guard:
             await self._refuse(refused, send)
 
     async def _accept(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != MEDIA_PATH:
+            memory, most = _Memory(), self.limits.body if scope["path"].startswith("/v1/") else ELSEWHERE
+            arrival = await self._arrive(scope, receive, memory, self._bodies, most)
+            await self._let_in(scope, b"".join(memory.parts), arrival, receive, send)
+        elif not self._takes_recordings:  # which the app is going to say
+            arrival = await self._arrive(scope, receive, _Nowhere(), self._recordings, self.limits.clips.body)
+            await self._let_in(scope, b"", arrival, receive, send)
+        else:
+            with TemporaryDirectory(prefix="corrkd-clip-", ignore_cleanup_errors=True) as folder:
+                path = Path(folder) / "body"
+                with closing(_File(path)) as file:
+                    arrival = await self._arrive(scope, receive, file, self._recordings, self.limits.clips.body)
+                scope = {**scope, BODY_FILE: path}
+                await self._let_in(scope, b"", arrival, receive, send)
+
+    async def _let_in(self, scope: Scope, body: bytes, arrival: _Arrival, receive: Receive, send: Send) -> None:
         counted = scope["path"].startswith("/v1/")
-        body, arrival = await self._body(scope, receive, self.limits.body if counted else ELSEWHERE)
         try:
             if counted and self._busy >= self.limits.requests:
                 raise Refused(503, f"{self.limits.requests} requests are being answered; try again in a second")
@@ -166,7 +265,7 @@ class Guard:
             finally:
                 self._busy -= counted
         finally:
-            self._bodies.release(arrival)
+            arrival.bodies.release(arrival)
 
     async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> bool:
         """Lets the app answer, and tells how that went. Returns whether the client left before the end."""
@@ -201,16 +300,19 @@ class Guard:
             self._on_answer(getattr(route, "path", "other"), LEFT if left else status, seconds)
         return left
 
-    async def _body(self, scope: Scope, receive: Receive, most: int) -> tuple[bytes, _Arrival]:
+    async def _arrive(self, scope: Scope, receive: Receive, store: _Store, bodies: _Bodies, most: int) -> _Arrival:
+        """Store a body of `most` bytes at most, which count among `bodies`."""
         headers, loop = dict(scope["headers"]), asyncio.get_running_loop()
         declared = headers.get(b"content-length", b"0")
-        too_large = Refused(413, f"the body is larger than {most:,} bytes; send fewer samples")
+        advice = "send a shorter recording" if bodies is self._recordings else "send fewer samples"
+        too_large = Refused(413, f"the body is larger than {most:,} bytes; {advice}")
+        seconds = self.limits.seconds_of(scope["path"])
         if declared.isdigit() and int(declared) > most and b"expect" in headers:
             raise too_large  # this client waits to be told before it sends
-        parts, size, more, end = [], 0, True, loop.time() + self.limits.seconds
+        size, more, end = 0, True, loop.time() + seconds
         try:
             async with asyncio.timeout_at(end) as timeout:
-                with self._bodies.arrival(timeout, (scope.get("client") or ("",))[0]) as arrival:
+                with bodies.arrival(timeout, (scope.get("client") or ("",))[0]) as arrival:
                     # A body that is too large is read on, but not kept: a client that still sends does not hear an answer.
                     while more and size <= READ_ON * most and not arrival.expelled:
                         timeout.reschedule(min(end, loop.time() + self.limits.seconds / 2))
@@ -220,11 +322,11 @@ class Guard:
                         part, more = message.get("body", b""), message.get("more_body", False)
                         size += len(part)
                         if size <= most:
-                            parts.append(part)
-                            self._bodies.add(arrival, len(part))
+                            bodies.add(arrival, len(part))
+                            await store.add(part)
                         else:
-                            parts.clear()
-                            self._bodies.release(arrival)
+                            await store.drop()
+                            bodies.release(arrival)
                     if arrival.expelled:
                         raise TimeoutError
                     if size > most:
@@ -232,8 +334,8 @@ class Guard:
         except TimeoutError:
             if arrival.expelled:
                 raise Refused(503, "more is being sent than there is memory for; try again in a second") from None
-            raise Refused(408, f"the body did not arrive within {self.limits.seconds:g} seconds") from None
-        return b"".join(parts), arrival
+            raise Refused(408, f"the body did not arrive within {seconds:g} seconds") from None
+        return arrival
 
     async def _refuse(self, refused: Refused, send: Send) -> None:
         self._on_answer("refused", refused.status, 0.0)

@@ -10,7 +10,7 @@ from typing import Any
 
 from corrkd.errors import CorrKDError
 from corrkd.files import replacing
-from corrkd.media.features import FeatureSettings, extract, settings_of
+from corrkd.media.features import ClipFeatures, FeatureSettings, extract, settings_of
 from corrkd.serve.prediction_table import WRITERS, columns
 from corrkd.serve.standalone import Prediction
 
@@ -52,14 +52,25 @@ def clip_sample(path: Path, settings: FeatureSettings, text: str = "") -> dict[s
     Raises:
         CorrKDError: the recording cannot be read, or has nothing that the model knows.
     """
+    return sample_of(extract(path, settings, text), path.name, "a transcript may lie beside it as a .vtt, .srt or .txt")
+
+
+def sample_of(features: ClipFeatures, name: str, advice: str) -> dict[str, Any]:
+    """Return features as a sample, without the modalities of which there is no frame.
+
+    Args:
+        features: of a recording.
+        name, advice: of the recording and what to do, for the error.
+
+    Raises:
+        CorrKDError: there is no frame at all.
+    """
     sample: dict[str, Any] = {}
-    for m, frames in extract(path, settings, text).frames.items():
+    for m, frames in features.frames.items():
         if frames.present.any():
             sample |= {m: frames.values, f"{m}_present": frames.present}
     if not sample:
-        raise CorrKDError(
-            f"{path.name}: nothing of {', '.join(settings.extractors)} in it; a transcript may lie beside it as a .vtt, .srt or .txt"
-        )
+        raise CorrKDError(f"{name}: nothing of {', '.join(features.frames)} in it; {advice}")
     return sample
 
 

@@ -16,7 +16,7 @@ from huggingface_hub.errors import HFValidationError
 
 from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
-from corrkd.evaluation.explain import Explanation, explain
+from corrkd.evaluation.explain import Explanation, ModalityEffects, explain, modality_effects
 from corrkd.files import replacing_all, write_bytes
 from corrkd.media.features import FeatureSettings
 from corrkd.networks.saved import (
@@ -32,7 +32,7 @@ from corrkd.networks.saved import (
 from corrkd.report.run_folder import RunFolder
 from corrkd.serve import predict_clips, standalone
 from corrkd.serve.model_card import model_card
-from corrkd.serve.standalone import Arrays, InputError, Prediction, Sample
+from corrkd.serve.standalone import Arrays, InputError, Prediction, ReadSample, Sample
 
 README = "README.md"
 FRAMES = 1024  # of a modality that are read in any case, where nothing says otherwise
@@ -176,6 +176,23 @@ class Predictor(ModelHubMixin, library_name="corrkd", tags=["multimodal-sentimen
             question=_place(question, target.questions, "question"),
             temperature=1.0 if condition is None else condition["temperature"],
             steps=steps,
+        )
+
+    def modality_effects(self, read: ReadSample) -> list[ModalityEffects]:
+        """What each modality adds to the prediction of one sample: one entry, or one for each yes/no question. Raises as `explain`.
+
+        Args:
+            read: from `standalone.read_sample`.
+        """
+        arrays = standalone.collate([read], self.card)
+        used = {m: float(a.visible.sum() / a.exists.sum()) for m, a in arrays.items()}
+        condition, _ = standalone.tested_condition(self.card, used)
+        return modality_effects(
+            self.saved.network,
+            self.inputs(arrays),
+            target=self.saved.target,
+            lengths=self.saved.normalisation.lengths,
+            temperature=1.0 if condition is None else condition["temperature"],
         )
 
     # ---------------------------------------------------------------------------------------------------------------- on disk

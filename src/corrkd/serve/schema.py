@@ -54,6 +54,24 @@ class PredictAnswer(BaseModel):
     predictions: list[PredictionAnswer]
 
 
+class EffectAnswer(BaseModel):
+    """The prediction, minus the one without a modality."""
+
+    value: float = Field(
+        description="in log-odds of the label, or of the score; 0 of a modality that is missing already"
+    )
+    probability: float | None = Field(None, description="of the label, -1 to 1")
+
+
+class EffectsAnswer(BaseModel):
+    """What each modality adds to an answer."""
+
+    quantity: str = Field(description="log-odds, or score")
+    label: str | None = None
+    question: str | None = None
+    modalities: dict[str, EffectAnswer]
+
+
 class Problem(BaseModel):
     """What is wrong with a request, in one line."""
 

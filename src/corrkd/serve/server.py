@@ -113,7 +113,7 @@ class _Server(uvicorn.Server):
         for server in self.servers:
             server.close()
         stopping = Refused(503, "the service is stopping; try again in a second")
-        asyncio.get_running_loop().call_later(0.8 * self._patience, self._service.batcher.stop, stopping)
+        asyncio.get_running_loop().call_later(0.8 * self._patience, self._service.stop, stopping)
         await asyncio.sleep(SETTLE)
         await super().shutdown(sockets)
         self._closing.cancel()
@@ -126,9 +126,11 @@ class _Server(uvicorn.Server):
         """Ends connections whose client brings no request, or does not take its answer."""
         while True:
             await asyncio.sleep(0.5)
-            latest = asyncio.get_running_loop().time() - self._service.limits.seconds - GRACE
+            now, limits = asyncio.get_running_loop().time(), self._service.limits
             for connection in list(self.server_state.connections):
-                if isinstance(connection, _Protocol) and connection.waits and connection.since < latest:
+                if not isinstance(connection, _Protocol) or not connection.waits:
+                    continue
+                if connection.since < now - limits.seconds_of(connection.path) - GRACE:
                     connection.transport.abort()
 
 
@@ -148,6 +150,12 @@ class _Protocol(H11Protocol):
     def address(self) -> str:
         """Of the client."""
         return self.client[0] if self.client else ""
+
+    @property
+    def path(self) -> str:
+        """Of the request whose body is arriving; "" where none is."""
+        cycle: Any = self.cycle
+        return str(cycle.scope["path"]) if cycle is not None and cycle.more_body else ""
 
     @property
     def waits(self) -> bool:

@@ -11,10 +11,9 @@ import numpy.typing as npt
 
 from corrkd.data.dataset import FloatArray
 from corrkd.media.clip import Clip
-from corrkd.media.decode import Picture
 from corrkd.media.extractors.base import Extractor, Frames
-from corrkd.media.extractors.face_networks import WEIGHTS, Face, Points, faces, networks
-from corrkd.media.extractors.steps import face_frames
+from corrkd.media.extractors.face_networks import WEIGHTS, Face, Points, networks
+from corrkd.media.extractors.steps import WithFaces, face_frames
 
 # Pairs of points of the mesh whose distance muscles of the face change; `right` is the person's.
 DISTANCES = {
@@ -77,9 +76,9 @@ class FaceMesh(Extractor):
         return face_frames(clip, self.width, _rows)
 
 
-def _rows(pictures: Iterator[Picture | None]) -> Iterator[FloatArray | None]:
+def _rows(pictures: WithFaces) -> Iterator[FloatArray | None]:
     """Yield the features of each picture's face, None where there is none."""
-    for face in faces(pictures):
+    for _, face in pictures:
         yield None if face is None else measured(face)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cached_property
-from itertools import islice, tee
+from itertools import islice
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -17,9 +17,9 @@ from corrkd.hub import PREPROCESSOR
 from corrkd.media.clip import Clip
 from corrkd.media.decode import Picture
 from corrkd.media.extractors.base import Frames
-from corrkd.media.extractors.face_networks import Face, cropped, faces
+from corrkd.media.extractors.face_networks import Face, cropped
 from corrkd.media.extractors.model import ModelExtractor
-from corrkd.media.extractors.steps import face_frames
+from corrkd.media.extractors.steps import WithFaces, face_frames
 from corrkd.media.sound_windows import exact
 from corrkd.parsing import parse_json, read_text
 
@@ -71,12 +71,10 @@ class Image(ModelExtractor):
         """Return (steps, width); missing as of the embedded extractor."""
         return face_frames(clip, self.width, self._rows)
 
-    def _rows(self, pictures: Iterator[Picture | None]) -> Iterator[FloatArray | None]:
+    def _rows(self, pictures: WithFaces) -> Iterator[FloatArray | None]:
         """Yield the features of each picture's face, None where there is none; a picture that stays is read once."""
-        seen, watched = tee(pictures)  # `faces` looks ahead by a few pictures
-        pairs = zip(seen, faces(watched), strict=True)
         before: tuple[Picture | None, FloatArray | None] = (None, None)
-        while batch := list(islice(pairs, BATCH)):
+        while batch := list(islice(pictures, BATCH)):
             distinct = {id(p): (p, face) for p, face in batch if p is not None and face is not None}
             distinct.pop(id(before[0]), None)
             rows = dict(zip(distinct, self._read(list(distinct.values())), strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import tee
 
 import numpy as np
 
@@ -10,9 +11,12 @@ from corrkd.data.dataset import FloatArray
 from corrkd.media.clip import Clip, audible
 from corrkd.media.decode import STEP, Picture, Recording, Sound
 from corrkd.media.extractors.base import Frames, absent, middles
+from corrkd.media.extractors.face_networks import Face, faces
 
 Measured = Iterator[tuple[FloatArray, Sound]]
 """Blocks of sound, each with the features (steps, width) of its steps."""
+WithFaces = Iterator[tuple[Picture | None, Face | None]]
+"""Pictures at equal steps, each with its face."""
 
 
 def sound_frames(clip: Clip, width: int, measure: Callable[[Recording], Measured]) -> Frames:
@@ -40,15 +44,13 @@ def sound_frames(clip: Clip, width: int, measure: Callable[[Recording], Measured
     return Frames(np.concatenate(values), heard, middles(len(heard), STEP), missing)
 
 
-def face_frames(
-    clip: Clip, width: int, measure: Callable[[Iterator[Picture | None]], Iterator[FloatArray | None]]
-) -> Frames:
+def face_frames(clip: Clip, width: int, measure: Callable[[WithFaces], Iterator[FloatArray | None]]) -> Frames:
     """Return (steps, width); missing are steps without a face and those at which the stream shows nothing.
 
     Args:
         clip: T steps long.
         width: features of a step.
-        measure: what is made of the pictures, in order; None where there is no face.
+        measure: what is made of the pictures and their faces, in order; None where there is no face.
     """
     recording = clip.recording
     if recording is None or not recording.has_video:
@@ -63,7 +65,14 @@ def face_frames(
             shows[index] = picture is not None
             yield picture
 
-    for index, row in enumerate(measure(watched())):
+    def with_faces() -> WithFaces:
+        pictures, looked_at = tee(watched())  # `faces` looks ahead by a few pictures
+        for picture, face in zip(pictures, faces(looked_at), strict=True):
+            if clip.on_face is not None:
+                clip.on_face(face)
+            yield picture, face
+
+    for index, row in enumerate(measure(with_faces())):
         if row is not None:
             values[index], present[index] = row, True
     counts = {"no face": int((shows & ~present).sum()), "video stream over": int((~shows).sum())}

@@ -1,6 +1,7 @@
 "use strict";
 
-// What is shown: a sample of the split by its number, or a visitor's own file; what is switched off; what share of frames is missing.
+// What is shown: a sample of the split by its number, or a visitor's own (name, body, kind, isRecording); what is switched off; what share of
+// frames is missing.
 const state = { number: 0, file: null, off: new Set(), missing: 0, draw: 0 };
 const titles = { student: "Student", teacher: "Teacher", control: "Control: the student without distillation" };
 const at = (id) => document.getElementById(id);
@@ -71,8 +72,7 @@ async function look() {
   const options = { signal: pending.signal };
   let path = `v1/samples/${state.number}?${query()}`;
   if (state.file) {
-    const kind = state.file.name.toLowerCase().endsWith(".npz") ? "application/x-npz" : "application/json";
-    Object.assign(options, { method: "POST", body: state.file, headers: { "Content-Type": kind } });
+    Object.assign(options, { method: "POST", body: state.file.body, headers: { "Content-Type": state.file.kind } });
     path = `v1/explore?${query()}`;
   } else {
     remember();
@@ -91,13 +91,35 @@ async function look() {
 
 function show(found) {
   for (const m of modalities) showFrames(m, found.visible[m] || []);
+  if (state.file && state.file.isRecording) showTimeline(found.visible);
   const student = found.answers.student || Object.values(found.answers)[0];
   const name = state.file ? state.file.name : found.id;
   at("said").replaceChildren(
     element("span", {}, `${name}${found.truth ? `, labelled ${found.truth}` : ""}: `),
     element("span", { className: "verdict" }, `the student says ${said(student)}`),
   );
+  const seen = Object.values(found.visible).some((frames) => frames.some(Boolean));
+  if (!seen) at("said").append(element("strong", { className: "guessing" }, "Nothing is visible: this is a guess."));
   for (const [role, answer] of Object.entries(found.answers)) showAnswer(role, answer, found.truth);
+  const card = at("card-student");
+  if (card && seen) card.append(...found.effects.map(effectsOf));
+}
+
+// What each modality adds, as bars to the right or to the left of nothing.
+function effectsOf(effects) {
+  const answer = [effects.question, effects.label].filter(Boolean).join(": ");
+  const isScore = effects.quantity === "score";
+  const shares = Object.entries(effects.modalities).map(([m, effect]) => [m, isScore ? effect.value : effect.probability]);
+  const most = isScore ? Math.max(1, ...shares.map(([, value]) => Math.abs(value))) : 1;
+  const title = isScore ? "What each modality adds to the score" : `What each modality adds to “${answer}”`;
+  const bars = shares.map(([m, value]) => {
+    const fill = element("div", { className: value < 0 ? "less" : "more" });
+    fill.style.width = `${(50 * Math.abs(value)) / most}%`;
+    const number = isScore ? value.toFixed(2) : `${(100 * value).toFixed(1)} %`;
+    return element("div", { className: "group" }, element("span", { className: "name" }, m), element("div", { className: "balance" }, fill),
+      element("span", { className: "number" }, `${value < 0 ? "−" : "+"}${number.replace("-", "")}`));
+  });
+  return element("div", { className: "effects", title: "The answer, minus the answer without the modality" }, element("h4", {}, title), element("div", { className: "bars" }, ...bars));
 }
 
 // Under an error nothing is left of what was shown before.
@@ -234,6 +256,7 @@ async function list(start = 0) {
 }
 
 function pick(number) {
+  leaveRecording();
   state.number = number;
   state.file = null;
   at("samples").value = String(number);
@@ -242,7 +265,17 @@ function pick(number) {
 
 function bring(file) {
   if (!file) return;
-  state.file = file;
+  const features = /\.(npz|json)$/i.exec(file.name);
+  if (!features && recording.limits) {
+    chooseRecording(file);
+    return;
+  }
+  leaveRecording();
+  bringSample({ name: file.name, body: file, kind: features && features[1].toLowerCase() === "npz" ? "application/x-npz" : "application/json" });
+}
+
+function bringSample(sample) {
+  state.file = sample;
   at("samples").value = "";
   look();
 }
@@ -304,6 +337,7 @@ async function start() {
     at("missing").value = state.missing;
     at("share").textContent = `${state.missing} %`;
     makeSwitches();
+    takeRecordings(model.recordings);
     await linkInterface();
     const found = await list(Math.max(0, state.number - 3));
     if (found.total) look();
@@ -314,4 +348,5 @@ async function start() {
 }
 
 connect();
+connectRecording();
 start();

@@ -1,0 +1,191 @@
+"""Recordings that clients send, each read by a process of its own that is ended when it takes too much or its client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import anyio
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from corrkd.data.readers.containers import unpacked_npz
+from corrkd.errors import CorrKDError
+from corrkd.media.face_outline import NUM_OUTLINE_POINTS
+from corrkd.media.features import FeatureSettings
+from corrkd.parsing import read_text
+from corrkd.serve.access import Refused
+from corrkd.serve.clip_worker import ARRAYS, LARGEST_OUTPUT, RESULT, SAMPLE, ClipResult, Task, work
+from corrkd.serve.limits import ClipLimits
+
+Array = npt.NDArray[np.generic]
+
+PIXELS = 4096 * 2304  # of a picture that is read: 4K
+# What is imported before a process is forked, so that it starts in milliseconds.
+PRELOAD = ("corrkd.serve.clip_worker", "av", "scipy.fft", "sklearn.feature_extraction.text", "threadpoolctl")
+# One server for all: it has no threads, and nothing of the service's memory.
+CONTEXT = multiprocessing.get_context("forkserver")
+
+
+@dataclass(frozen=True)
+class ReadClip:
+    """What is known of a recording.
+
+    Attributes:
+        result: what its process says.
+        sample: raw features, as `Predictor.predict` takes them.
+        drawn: arrays for the page: "loudness", "faces", "faces_present".
+    """
+
+    result: ClipResult
+    sample: dict[str, Array]
+    drawn: dict[str, Array]
+
+
+class ClipProcesses:
+    """Processes that make features of recordings.
+
+    Args:
+        settings: of the features.
+        limits: what a recording may take.
+
+    Attributes:
+        limits: as given.
+    """
+
+    def __init__(self, settings: FeatureSettings, limits: ClipLimits) -> None:
+        seconds, pixels = min(limits.seconds, settings.longest_seconds), min(PIXELS, settings.most_pixels)
+        self._settings = settings.model_copy(update={"longest_seconds": seconds, "most_pixels": pixels})
+        self.limits = limits
+        self._turn = asyncio.Semaphore(limits.processes)
+        self._waiting = 0
+        self._under_way: set[anyio.CancelScope] = set()
+        self._stopped: Refused | None = None
+
+    def start(self) -> None:
+        """Begin to import what the processes need, in the background."""
+        CONTEXT.set_forkserver_preload(list(PRELOAD))
+        forkserver.ensure_running()
+
+    def stop(self, error: Refused) -> None:
+        """End all processes, and tell their clients, and those that come later, this error."""
+        self._stopped = error
+        for scope in self._under_way:
+            scope.cancel()
+
+    async def read(self, body: Path, content_type: str, *, details: bool) -> ReadClip:
+        """Return what a recording holds.
+
+        Args:
+            body: the file with a request's body, alone in its folder, which is used.
+            content_type: of the body.
+            details: whether what the page draws is wanted too.
+
+        Raises:
+            Refused: it cannot be read, takes too much, too many wait already, or the service is stopping.
+        """
+        if self._stopped is not None:
+            raise self._stopped
+        with anyio.CancelScope() as scope:
+            self._under_way.add(scope)
+            try:
+                async with self._my_turn():
+                    await self._run(self._task(body, content_type, details=details))
+                    return await anyio.to_thread.run_sync(_read_result, body.parent)
+            finally:
+                self._under_way.discard(scope)
+        assert self._stopped is not None  # else nobody cancels the scope
+        raise self._stopped
+
+    @contextlib.asynccontextmanager
+    async def _my_turn(self) -> AsyncIterator[None]:
+        most = self.limits.waiting * self.limits.processes
+        if self._turn.locked() and self._waiting >= most:
+            raise Refused(503, f"{most} recordings wait for their turn; try again in a second")
+        self._waiting += 1
+        try:
+            await self._turn.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    def _task(self, body: Path, content_type: str, *, details: bool) -> Task:
+        limits = self.limits
+        cpu_seconds = max(1, round(limits.work_seconds))
+        return Task(body, content_type, self._settings, details, limits.memory, cpu_seconds)
+
+    async def _run(self, task: Task) -> None:
+        """Let a process do a task. Raises Refused where it does not come to its end."""
+        process, seconds = CONTEXT.Process(target=work, args=(task,), daemon=True), self.limits.work_seconds
+        too_long = Refused(
+            422,
+            f"the recording could not be read within {seconds:g} seconds; cut it, or start the service with more --clip-work-seconds",
+        )
+        try:
+            await anyio.to_thread.run_sync(process.start)
+            with anyio.move_on_after(seconds) as time:
+                await _end_of(process)
+            if time.cancelled_caught or process.exitcode == -signal.SIGXCPU:
+                raise too_long
+            if process.exitcode != 0:
+                raise Refused(
+                    422, "the process that read the recording was ended by it; convert the recording, or cut it"
+                )
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(_end, process)
+
+
+async def _end_of(process: ForkServerProcess) -> None:
+    ended, loop = asyncio.Event(), asyncio.get_running_loop()
+    loop.add_reader(process.sentinel, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(process.sentinel)
+
+
+def _end(process: ForkServerProcess) -> None:
+    """End a process and all that it started."""
+    if process.pid is None:  # it was not started
+        return
+    if process.is_alive():
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+    process.join()
+    process.close()
+
+
+def _read_result(folder: Path) -> ReadClip:
+    """Return what a process left; a hostile file may have made it write anything."""
+    try:
+        result = ClipResult.model_validate_json(read_text(folder / RESULT, LARGEST_OUTPUT))
+        if result.error:
+            raise Refused(422, result.error)
+        arrays = unpacked_npz(folder / ARRAYS, "the recording", most=LARGEST_OUTPUT)
+    except (CorrKDError, ValidationError):
+        raise Refused(422, "the recording cannot be read; convert it") from None
+    sample = {key.removeprefix(SAMPLE): array for key, array in arrays.items() if key.startswith(SAMPLE)}
+    return ReadClip(result, sample, {key: array for key, array in arrays.items() if _is_drawn(key, array)})
+
+
+def _is_drawn(key: str, array: Array) -> bool:
+    shape, kind = array.shape, array.dtype
+    if key == "loudness":
+        return kind == np.float32 and len(shape) == 1 and bool(np.isfinite(array).all())
+    if key == "faces":
+        return kind == np.int16 and shape[1:] == (NUM_OUTLINE_POINTS, 2)
+    return key == "faces_present" and kind == np.bool_ and len(shape) == 1

@@ -1,0 +1,178 @@
+"""Features of one recording that somebody sent, made in a process of its own, which may end at any time and take nothing with it.
+
+What it leaves is two files: `RESULT` as JSON, and `ARRAYS`, which its parent reads as it would read a stranger's.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+from corrkd.errors import CorrKDError
+from corrkd.media.clip import Clip
+from corrkd.media.extractors.face_networks import Face
+from corrkd.media.face_outline import NUM_OUTLINE_POINTS, outline
+from corrkd.media.features import FeatureSettings, features_of, one_thread, open_clip
+from corrkd.memory import size_text
+from corrkd.serve.predict_clips import sample_of
+from corrkd.serve.upload import read_upload
+from corrkd.workers import end_with_parent
+
+RESULT, ARRAYS = "result.json", "arrays.npz"
+SAMPLE = "sample_"  # how names of arrays begin that are the sample; the others are what the page draws
+LARGEST_OUTPUT = 64_000_000  # bytes of a file that is written, where the body is not larger
+DESCRIPTORS = 256  # files that it may open
+
+
+class TimedWord(BaseModel):
+    """A word and when it is spoken, in seconds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: Annotated[str, Field(max_length=100_000)]
+    start: Annotated[float, Field(ge=0)] | None = None
+    end: Annotated[float, Field(ge=0)] | None = None
+
+
+class ClipResult(BaseModel):
+    """What was made of a recording.
+
+    Attributes:
+        error: why nothing was.
+        seconds: duration; 0 of a text.
+        transcript: where the words are from: "text", "subtitles", "transcribed" or "none".
+        frames: how many the recording has, by modality.
+        missing: how many of them are missing, by modality and reason.
+        words: with times where there is a recording.
+        aspect: width of a picture with a face, divided by its height; 0 where there is none.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    error: Annotated[str, Field(max_length=2000)] = ""
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+    transcript: Annotated[str, Field(max_length=20)] = "none"
+    frames: dict[str, int] = {}
+    missing: dict[str, dict[str, int]] = {}
+    words: list[TimedWord] = []
+    aspect: Annotated[float, Field(ge=0)] = 0.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a process is to do.
+
+    Attributes:
+        body: file with a request's body, in a folder of its own.
+        content_type: of the body.
+        settings: of the features.
+        details: whether what the page draws is wanted too.
+        memory: bytes that the process may take.
+        cpu_seconds: that it may take.
+    """
+
+    body: Path
+    content_type: str
+    settings: FeatureSettings
+    details: bool
+    memory: int
+    cpu_seconds: int
+
+
+def work(task: Task) -> None:
+    """Write what the body's recording says, or why it cannot be read."""
+    os.setsid()  # what it starts is ended with it
+    end_with_parent()
+    _be_silent()
+    _limit(task)
+    folder = task.body.parent
+    try:
+        result = _write_arrays(task, folder / ARRAYS)
+    except CorrKDError as error:
+        result = ClipResult(error=str(error)[:2000])
+    except Exception as error:  # of libraries, on files that nobody foresaw
+        full = isinstance(error, MemoryError) or "allocate memory" in str(error)
+        what = (
+            f"needs more than {size_text(task.memory)} of memory"
+            if full
+            else f"cannot be read ({type(error).__name__})"
+        )
+        result = ClipResult(error=f"the recording {what}; convert it, or cut it")
+    part = folder / f"{RESULT}.part"
+    part.write_text(result.model_dump_json(), "utf-8")
+    part.rename(folder / RESULT)
+
+
+def _be_silent() -> None:
+    """No file can fill the service's log."""
+    sys.stdout.flush()
+    with open(os.devnull, "wb") as nowhere:
+        for descriptor in (1, 2):
+            os.dup2(nowhere.fileno(), descriptor)
+
+
+def _limit(task: Task) -> None:
+    """Bound what the process may take; on Linux all of it holds."""
+    largest = max(LARGEST_OUTPUT, task.body.stat().st_size)
+    # Of memory, what can be written counts: CUDA maps far more.
+    for limit, value in (
+        (resource.RLIMIT_DATA, task.memory),
+        (resource.RLIMIT_CPU, task.cpu_seconds),
+        (resource.RLIMIT_FSIZE, largest),
+        (resource.RLIMIT_NOFILE, DESCRIPTORS),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        most = resource.getrlimit(limit)[1]
+        value = value if most == resource.RLIM_INFINITY else min(value, most)
+        resource.setrlimit(limit, (value, value))
+
+
+def _write_arrays(task: Task, path: Path) -> ClipResult:
+    upload = read_upload(task.body, task.content_type)
+    faces: list[Face | None] = []
+    clip = open_clip(upload.recording, task.settings, upload.text, faces.append if task.details else None)
+    features = features_of(clip, task.settings)
+    sample = sample_of(features, "the recording", "say what is said in it as `text`")
+    arrays = {f"{SAMPLE}{key}": array for key, array in sample.items()}
+    if task.details:
+        arrays |= _drawn(clip, faces)
+    np.savez(path, **arrays)
+    source = {"labels": "text", "vtt": "subtitles"}.get(features.transcript, features.transcript)
+    return ClipResult(
+        seconds=clip.seconds,
+        transcript=source,
+        frames={m: len(frames.present) for m, frames in features.frames.items()},
+        missing={m: dict(frames.missing) for m, frames in features.frames.items()},
+        words=_timed_words(clip) if task.details else [],
+        aspect=next((face.picture_size[1] / face.picture_size[0] for face in faces if face is not None), 0.0),
+    )
+
+
+def _drawn(clip: Clip, faces: list[Face | None]) -> Mapping[str, npt.NDArray[Any]]:
+    """Return loudness (steps,) in dBFS, and where vision looks at faces their outlines (steps, points, 2) and which are there (steps,)."""
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    if clip.recording is not None and clip.recording.has_audio:
+        arrays["loudness"] = (20 * np.log10(np.maximum(clip.loudness, 1e-6))).astype(np.float32)
+    if faces:
+        arrays["faces"] = np.zeros((len(faces), NUM_OUTLINE_POINTS, 2), np.int16)
+        for index, face in enumerate(faces):
+            if face is not None:
+                arrays["faces"][index] = outline(face)
+        arrays["faces_present"] = np.array([face is not None for face in faces])
+    return arrays
+
+
+def _timed_words(clip: Clip) -> list[TimedWord]:
+    if clip.recording is None:
+        return [TimedWord(text=word.text) for word in clip.words]
+    with one_thread():
+        return [TimedWord(text=word.text, start=word.start, end=word.end) for word in clip.timed_words]
