@@ -114,6 +114,7 @@ def test_an_address_brings_back_what_was_shown(page: Page, service: Running) -> 
     page.find("#switch-2").click()
     page.changed(lambda: page.find("#missing").send_keys(*[Keys.ARROW_RIGHT] * 6))
     page.wait(lambda: "missing=30" in page.browser.current_url)
+    page.wait(lambda: page.find("#cards").get_attribute("aria-busy") == "false")
     shown, address = page.answers(), page.browser.current_url
     again = Page(page.browser, service.url, address.partition("/#")[2] and "#" + address.partition("/#")[2])
     again.wait(lambda: again.answers() == shown)

@@ -189,7 +189,7 @@ def large_pictures(path: Path) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt = 5120, 2880, "yuv420p"
-        frame = av.VideoFrame(5120, 2880, "yuv420p")
+        frame = av.VideoFrame.from_ndarray(np.zeros((4320, 5120), np.uint8), format="yuv420p")
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path

@@ -551,8 +551,11 @@ def to_markdown(table: Table) -> str:
         if title:
             lines.append([f"*{markdown_text(title)}*", *[""] * len(table.columns)])
         for heading, entries in rows(frame):
-            text = [parts(entry, table.digits) for entry in entries]
-            lines.append([markdown_text(heading), *(tags[m].format(t) + (f" {h}" if h else "") for t, h, m in text)])
+            line = [markdown_text(heading)]
+            for entry, (text, half, mark) in ((entry, parts(entry, table.digits)) for entry in entries):
+                text = markdown_text(text) if isinstance(entry, str) else text
+                line.append(tags[mark].format(text) + (f" {half}" if half else ""))
+            lines.append(line)
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 

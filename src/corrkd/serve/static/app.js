@@ -68,8 +68,9 @@ function recall() {
 
 async function look() {
   if (pending) pending.abort();
-  pending = new AbortController();
-  const options = { signal: pending.signal };
+  const mine = (pending = new AbortController());
+  const options = { signal: mine.signal };
+  at("cards").setAttribute("aria-busy", "true");
   let path = `v1/samples/${state.number}?${query()}`;
   if (state.file) {
     Object.assign(options, { method: "POST", body: state.file.body, headers: { "Content-Type": state.file.kind } });
@@ -84,6 +85,8 @@ async function look() {
   } catch (error) {
     if (error.name !== "AbortError") clear();
     fail(error);
+  } finally {
+    if (pending === mine) at("cards").setAttribute("aria-busy", "false");
   }
 }
 
