@@ -28,7 +28,7 @@ lint: $(VENV)/.made
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: pytest lint site package
+test: pytest lint site
 
 pytest: $(VENV)/.compiled
 	$(BIN)/$(PYTEST)
