@@ -21,6 +21,7 @@ from corrkd.settings import Strict, Width
 Hidden = Annotated[tuple[Width, ...], Field(max_length=32)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Summary = Literal["mean", "end", "visibility"]
+WIDE = 512  # features of a modality from which on inputs are dropped at the full rate
 
 
 class MLPSettings(Strict):
@@ -37,7 +38,9 @@ class MLPSettings(Strict):
         (64,), description="hidden widths of the classifier; none: the modalities' evidence is added"
     )
     input_dropout: Rate = Field(
-        0.5, description="of the widest modality's summary; that of others is smaller by the root of the widths' ratio"
+        0.5,
+        description="of the summary of the widest modality, if it has 512 features or more; that of narrower ones is smaller by the "
+        "root of the ratio",
     )
     dropout: Rate = Field(0.3, description="between the layers and before the classifier")
 
@@ -55,7 +58,7 @@ class MLPNetwork(SideBySide[MLPSettings]):
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
         """The modules."""
-        settings, widest = self.settings, max(widths.values())
+        settings, widest = self.settings, max(WIDE, *widths.values())
         vectors = len(set(settings.summary) - {"visibility"})
         flags = 2 * ("visibility" in settings.summary)
         self.input_dropouts = nn.ModuleList(
