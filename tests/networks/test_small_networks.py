@@ -126,8 +126,10 @@ def test_the_mlp_reads_the_last_frame_the_mean_of_visible_frames_and_which_are_v
 
 
 def test_the_mlp_drops_fewer_of_few_features() -> None:
-    model = MLPNetwork({"language": 400, "vision": 16}, {"language": 3, "vision": 3}, target=CLASSES)
-    assert [layer.probability for layer in model.input_dropouts] == [0.5, 0.1]
+    frames = {"language": 3, "vision": 3}
+    for widths, expected in (((800, 32), [0.5, 0.1]), ((512, 128), [0.5, 0.25]), ((128, 8), [0.25, 0.0625])):
+        model = MLPNetwork(dict(zip(frames, widths, strict=True)), frames, target=CLASSES)
+        assert [layer.probability for layer in model.input_dropouts] == expected
 
 
 @pytest.mark.parametrize("summary", [("mean",), ("end",), ("visibility",), ("end", "mean")])
