@@ -57,7 +57,7 @@ class MultimodalArrays:
     Raises:
         CorrKDError: there is none, or they differ in their number of samples.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from corrkd import MultimodalArrays
         >>> X = MultimodalArrays(audio=np.ones((8, 4)), text=np.ones((8, 3, 2)))
@@ -130,7 +130,7 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         history_: a row per epoch of the student's training.
         n_features_in_: the width of all modalities together.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from corrkd import CorrKDClassifier
         >>> rng, y = np.random.default_rng(0), np.arange(60) % 2

@@ -92,7 +92,7 @@ def scaled_epochs(num_samples: int, batch_size: int = 64) -> Epochs:
         num_samples: that count in training.
         batch_size: samples a step.
 
-    Example:
+    Examples:
         >>> [tuple(scaled_epochs(n)) for n in (300, 1284, 5457, 1_000_000)]
         [(64, 256), (16, 64), (12, 32), (1, 1)]
     """
@@ -115,7 +115,7 @@ def scaled_folds(folds: int | None, num_groups: int) -> dict[str, Any]:
         As many folds as groups; of a single group none, and no temperature fitted, for which folds are needed. Nothing where there are
         enough.
 
-    Example:
+    Examples:
         >>> scaled_folds(4, 3), scaled_folds(4, 1), scaled_folds(4, 9)
         ({'folds': 3}, {'folds': None, 'temperature': 1.0}, {})
     """

@@ -50,7 +50,7 @@ def category_prototype_distillation(
     Raises:
         ValueError: for shapes or dtypes that do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from corrkd.losses import category_prototype_distillation
         >>> teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0]])

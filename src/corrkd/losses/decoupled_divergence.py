@@ -33,7 +33,7 @@ def decoupled_divergence(
     Raises:
         ValueError: for shapes or dtypes that do not fit, or a negative weight.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from corrkd.losses import decoupled_divergence
         >>> teacher, labels = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0])

@@ -45,7 +45,7 @@ def factorisation_reconstruction(
     Raises:
         ValueError: for shapes or dtypes that do not fit, or an unknown reduction.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from corrkd.losses import factorisation_reconstruction
         >>> encoded, relevant = torch.ones(4, 2, 6), torch.ones(4, 2, 3)

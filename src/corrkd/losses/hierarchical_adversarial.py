@@ -46,7 +46,7 @@ def hierarchical_adversarial(
     Raises:
         ValueError: for shapes or dtypes that do not fit, or another number of scales on either side.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from corrkd.losses import Discriminator, hierarchical_adversarial
         >>> undecided = Discriminator(3)

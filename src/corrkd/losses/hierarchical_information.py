@@ -34,7 +34,7 @@ def hierarchical_information(student: Sequence[Tensor], teacher: Sequence[Tensor
     Raises:
         ValueError: for shapes or dtypes that do not fit, or another number of scales on either side.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from corrkd.losses import hierarchical_information
         >>> student, teacher = (torch.randn(8, 6), torch.randn(8, 2)), (torch.randn(8, 6), torch.randn(8, 2))

@@ -82,7 +82,7 @@ def response_disentangled_consistency(
     Raises:
         ValueError: for shapes or dtypes that do not fit, of the inputs or of what a critic returns.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from corrkd.losses import response_disentangled_consistency
         >>> student, teacher, labels = torch.randn(8, 3), torch.randn(8, 3), torch.arange(8) % 3

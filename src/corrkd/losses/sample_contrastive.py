@@ -41,7 +41,7 @@ def sample_contrastive_distillation(
     Raises:
         ValueError: for shapes or dtypes that do not fit, a boundary that is not positive, an unknown reduction.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from corrkd.losses import sample_contrastive_distillation
         >>> student, teacher = torch.eye(3), torch.eye(3)  # unit vectors at right angles are 1.41 apart

@@ -33,7 +33,7 @@ def sample_relation_distillation(
     Raises:
         ValueError: for shapes or dtypes that do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from corrkd.losses import sample_relation_distillation
         >>> teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])

@@ -32,7 +32,7 @@ class CorrKDLoss(nn.Module):
     Raises:
         ValueError: for an unknown weight, a negative one, or a number of classes or a boundary that the losses refuse.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from corrkd.losses import CorrKDLoss
         >>> loss = CorrKDLoss(num_classes=3, weights={"scd": 0.5})
