@@ -32,7 +32,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chr
 @pytest.fixture
 def page(chromium: webdriver.Chrome, service: Running) -> Page:
     opened = Page(chromium, service.url, "#sample=2")
-    opened.wait(lambda: "the student says" in opened.said)
+    opened.wait(lambda: "the student predicts" in opened.said)
     return opened
 
 
@@ -95,12 +95,12 @@ def test_a_file_of_ones_own(page: Page, tmp_path: Path) -> None:
     good = tmp_path / "mine.json"
     good.write_text(json.dumps({"audio": [[0.5] * 8, None, [1.0] * 8]}))
     page.find("#file").send_keys(str(good))
-    page.wait(lambda: page.said.startswith("mine.json: the student says"))
+    page.wait(lambda: page.said.startswith("mine.json: the student predicts"))
     assert page.find("#share-0").text == "not there"
     assert page.find("#share-1").text == "2 of 3 frames"
     np.savez(tmp_path / "mine.npz", vision=np.ones((2, 8)))
     page.find("#file").send_keys(str(tmp_path / "mine.npz"))
-    page.wait(lambda: page.said.startswith("mine.npz: the student says"))
+    page.wait(lambda: page.said.startswith("mine.npz: the student predicts"))
     bad = tmp_path / "bad.json"
     bad.write_text('{"audio": [[1, 2]]}')
     page.find("#file").send_keys(str(bad))
@@ -142,7 +142,7 @@ def test_it_asks_for_the_token(chromium: webdriver.Chrome, served: Path, tmp_pat
         page = Page(chromium, guarded.url)
         page.wait(lambda: page.find("#token-form").is_displayed())
         page.find("#token").send_keys("hush", Keys.ENTER)
-        page.wait(lambda: "the student says" in page.said)
+        page.wait(lambda: "the student predicts" in page.said)
         assert not page.find("#token-form").is_displayed()
         page.find("#interface").click()  # a link carries no token
         page.wait(lambda: '"title": "corrkd"' in chromium.page_source)

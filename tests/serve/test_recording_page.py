@@ -48,7 +48,7 @@ class Visit(Page):
 
     def choose(self, path: Path) -> None:
         self.find("#clip-file").send_keys(str(path))
-        self.wait(lambda: self.said.startswith(f"{path.name}: the student says"))
+        self.wait(lambda: self.said.startswith(f"{path.name}: the student predicts"))
 
     def strip(self, modality: int) -> tuple[int, int]:
         """How many frames are drawn as there, and as missing."""
@@ -62,7 +62,7 @@ class Visit(Page):
 @pytest.fixture
 def page(chromium: webdriver.Chrome, service: Running) -> Visit:
     opened = Visit(chromium, service.url)
-    opened.wait(lambda: opened.find("#recording").is_displayed() and "the student says" in opened.said)
+    opened.wait(lambda: opened.find("#recording").is_displayed() and "the student predicts" in opened.said)
     return opened
 
 
@@ -113,9 +113,9 @@ def test_a_text_alone_and_a_file_of_subtitles(page: Visit, tmp_path: Path) -> No
     page.find("#clip-file").send_keys(str(tmp_path / "said.vtt"))
     page.wait(lambda: "so good" in (page.find("#transcript").get_attribute("value") or ""))
     page.find("#predict-recording").send_keys(Keys.ENTER)
-    page.wait(lambda: page.said.startswith("Your text: the student says"))
+    page.wait(lambda: page.said.startswith("Your text: the student predicts"))
     assert page.texts("#words span") == ["so", "good"]
-    assert page.why() == ["all there", "no recording", "no recording"]
+    assert page.why() == ["all visible", "no recording", "no recording"]
     assert not page.find("#screen").is_displayed()
 
 
@@ -126,7 +126,7 @@ def test_recording_with_camera_and_microphone(page: Visit) -> None:
     assert not page.find("#predict-recording").is_enabled()
     page.wait(lambda: page.find("#recording-time").text == "0:01")
     page.find("#record").send_keys(Keys.ENTER)
-    page.wait(lambda: page.said.startswith("recording.webm: the student says"))
+    page.wait(lambda: page.said.startswith("recording.webm: the student predicts"))
     assert page.find("#record").text == "Record"
     assert not page.find("#recording-sign").is_displayed()
     assert page.strip(1)[0] > 0  # it beeps

@@ -99,7 +99,7 @@ function show(found) {
   const name = state.file ? state.file.name : found.id;
   at("said").replaceChildren(
     element("span", {}, `${name}${found.truth ? `, labelled ${found.truth}` : ""}: `),
-    element("span", { className: "verdict" }, `the student says ${said(student)}`),
+    element("span", { className: "verdict" }, `the student predicts ${said(student)}`),
   );
   const seen = Object.values(found.visible).some((frames) => frames.some(Boolean));
   if (!seen) at("said").append(element("strong", { className: "guessing" }, "Nothing is visible: this is a guess."));
@@ -335,7 +335,7 @@ async function start() {
     modalities = Object.keys(model.modalities);
     const data = model.about.data && model.about.data.name;
     const asked = model.target.questions.length ? model.target.questions : model.target.classes;
-    at("about").textContent = `${asked.join(", ")}: told from ${modalities.join(", ")}${data ? `, trained on ${data}` : ""}`;
+    at("about").textContent = `Predicts ${asked.join(", ")} from ${modalities.join(", ")}${data ? `; trained on ${data}` : ""}`;
     recall();
     at("missing").value = state.missing;
     at("share").textContent = `${state.missing} %`;

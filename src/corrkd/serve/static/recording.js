@@ -249,7 +249,7 @@ function why(m) {
   const text = reasons.map(([reason, count]) => (count === total ? reason : `${reason} in ${count} of ${total} frames`)).join(", ");
   if (state.off.has(m)) return `switched off${text ? ` (${text})` : ""}`;
   const lost = (recording.visible[m] || []).filter((there) => !there).length;
-  if (!text) return lost ? `${lost} of ${total} frames dropped` : "all there";
+  if (!text) return lost ? `${lost} of ${total} frames dropped` : "all visible";
   return state.missing ? `${text}; others dropped` : text;
 }
 
