@@ -120,7 +120,7 @@ def test_a_text_alone_and_a_file_of_subtitles(page: Visit, tmp_path: Path) -> No
 
 
 def test_recording_with_camera_and_microphone(page: Visit) -> None:
-    assert "agreed" in page.find("#consent").text
+    assert "consented" in page.find("#consent").text
     page.find("#record").click()
     page.wait(lambda: page.find("#recording-sign").is_displayed() and page.find("#record").text == "Stop")
     assert not page.find("#predict-recording").is_enabled()
