@@ -36,6 +36,7 @@ GUIDES = {
     "Serving": "service.md",
     "Extending": "extending.md",
     "Responsible use": "responsible-use.md",
+    "Releasing": "releasing.md",
 }
 BACKGROUND = {
     "CorrKD": "method.md",
