@@ -86,11 +86,11 @@ def main() -> None:
             for index in range(args.members)
         ]
         rows["ensemble"].append(f1(averaged(members), of_seed))
-        rows["members"].append(pd.concat([f1(member, of_seed) for member in members], axis=1).mean(1))
+        rows["members"].append(pd.concat([f1(member, of_seed) for member in members], axis=1).mean(axis=1))
         print(f"seed {seed}: {rows['ensemble'][-1]['average']:.2f}, members {rows['members'][-1]['average']:.2f}")
     for name, of_seeds in rows.items():
         table = pd.concat(of_seeds, axis=1)
-        print(name, (table.mean(1).round(2).astype(str) + " sd " + table.std(1).round(2).astype(str)).to_dict())
+        print(name, (table.mean(axis=1).round(2).astype(str) + " sd " + table.std(axis=1).round(2).astype(str)).to_dict())
         table.to_csv(f"{name}.csv")
 
 
