@@ -90,7 +90,9 @@ def main() -> None:
         print(f"seed {seed}: {rows['ensemble'][-1]['average']:.2f}, members {rows['members'][-1]['average']:.2f}")
     for name, of_seeds in rows.items():
         table = pd.concat(of_seeds, axis=1)
-        print(name, (table.mean(axis=1).round(2).astype(str) + " sd " + table.std(axis=1).round(2).astype(str)).to_dict())
+        print(
+            name, (table.mean(axis=1).round(2).astype(str) + " sd " + table.std(axis=1).round(2).astype(str)).to_dict()
+        )
         table.to_csv(f"{name}.csv")
 
 
