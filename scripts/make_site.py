@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from latex2mathml.converter import convert
@@ -58,13 +58,13 @@ GALLERY = {
 RESULTS = {"Results": "results.md", "The full comparison": "comparison-report.md"}
 
 
-def outside_code(text: str, change: re.Pattern[str], replace: object) -> str:
+def outside_code(text: str, change: re.Pattern[str], replace: Callable[[re.Match[str]], str]) -> str:
     """Apply a substitution to a page's prose, not to its blocks of code."""
     pieces, end = [], 0
     for block in BLOCK.finditer(text):
-        pieces += [change.sub(replace, text[end : block.start()]), block[0]]  # type: ignore[arg-type]
+        pieces += [change.sub(replace, text[end : block.start()]), block[0]]
         end = block.end()
-    return "".join([*pieces, change.sub(replace, text[end:])])  # type: ignore[arg-type]
+    return "".join([*pieces, change.sub(replace, text[end:])])
 
 
 def mathml(formula: re.Match[str]) -> str:
@@ -137,9 +137,9 @@ def fenced(code: str, language: str) -> str:
 
 def example(path: Path) -> str:
     """The page of a script: its docstring as prose, then its code."""
-    tree = ast.parse(path.read_text("utf-8"))
+    text = path.read_text("utf-8")
+    tree, lines = ast.parse(text), text.splitlines()
     docstring = ast.get_docstring(tree) or ""
-    lines = path.read_text("utf-8").splitlines()
     begin = tree.body[0].end_lineno if docstring else 0
     return f"# {path.name}\n\n{docstring}\n\n{fenced(os.linesep.join(lines[begin:]), 'python')}"
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -140,11 +141,7 @@ def explain(
     with _in_eval_mode(network), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
         index, question_index = _asked(network(inputs).logits[0], target, output, question)
 
-        def quantity(logits: Tensor) -> Tensor:
-            """What is explained of logits (N, ...): (N,)."""
-            if score:
-                return logits[:, 0]
-            return log_odds((logits if question_index is None else logits[:, question_index]) / temperature, index)
+        quantity = partial(_quantity, index=index, question=question_index, temperature=temperature, score=score)
 
         def answers(frames: ByModality) -> Tensor:
             """What is explained of N samples that differ from `inputs` in frames (N, T_m, d_m) alone: (N,)."""
@@ -216,23 +213,26 @@ def modality_effects(
     out = []
     for question in range(len(target.questions)) if target.questions else [None]:
         index, question_index = _asked(complete[0], target, None, question)
-
-        def quantity(logits: Tensor, index: int = index, question_index: int | None = question_index) -> float:
-            chosen = logits if question_index is None else logits[:, question_index]
-            return _finite(logits[:, 0] if score else log_odds(chosen / temperature, index))
-
-        value = quantity(complete)
+        quantity = partial(_quantity, index=index, question=question_index, temperature=temperature, score=score)
+        value = _finite(quantity(complete))
         out.append(
             ModalityEffects(
                 quantity="score" if score else "log-odds",
                 label=None if score else target.classes[index],
                 question=None if question_index is None else target.questions[question_index],
                 modalities=_effects(
-                    value, {m: quantity(x) for m, x in without.items()}, network.modalities, score=score
+                    value, {m: _finite(quantity(x)) for m, x in without.items()}, network.modalities, score=score
                 ),
             )
         )
     return out
+
+
+def _quantity(logits: Tensor, *, index: int, question: int | None, temperature: float, score: bool) -> Tensor:
+    """Return what is explained of logits (N, ...): the score, or the log-odds of a class, (N,)."""
+    if score:
+        return logits[:, 0]
+    return log_odds((logits if question is None else logits[:, question]) / temperature, index)
 
 
 def _logits_without(network: AnyNetwork, inputs: Inputs, lengths: Mapping[str, int]) -> dict[str, Tensor]:

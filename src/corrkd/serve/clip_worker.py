@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from corrkd.errors import CorrKDError
+from corrkd.files import write_text
 from corrkd.media.clip import Clip
 from corrkd.media.extractors.face_networks import Face
 from corrkd.media.face_outline import NUM_OUTLINE_POINTS, outline
@@ -107,9 +108,7 @@ def work(task: Task) -> None:
             else f"cannot be read ({type(error).__name__})"
         )
         result = ClipResult(error=f"the recording {what}; convert it, or cut it")
-    part = folder / f"{RESULT}.part"
-    part.write_text(result.model_dump_json(), "utf-8")
-    part.rename(folder / RESULT)
+    write_text(folder / RESULT, result.model_dump_json())
 
 
 def _be_silent() -> None:
