@@ -1,4 +1,4 @@
-# The two commands of the README: `make run` and `make test`. Both make the environment first.
+# `make run` of the README, and `make test` of CONTRIBUTING.md. Both make the environment first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
