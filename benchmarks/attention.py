@@ -1,6 +1,8 @@
-"""Self-attention of an encoder layer, forward and backward: two batched products, as the package computes it, against torch's fused kernel.
+"""Self-attention of an encoder layer, forward and backward: two batched products, as the package
+computes it, against torch's fused kernel.
 
-    python benchmarks/attention.py [--device cuda] [--frames 50] [--runs 20] [--threads 1] [--rounds 5]
+    python benchmarks/attention.py [--device cuda] [--frames 50] [--runs 20] [--threads 1] [--rounds
+    5]
 
 With --runs, the maps of that many networks at once, as in a stack (`torch.vmap`).
 """
@@ -21,7 +23,9 @@ SAMPLES, HEADS, WIDTH, STEPS = 64, 10, 4, 10
 
 
 def products(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    """(N, H, d, T) three times and (N, 1, 1, T) -> (N, H, d, T), time last as in `corrkd.networks.encoder`."""
+    """(N, H, d, T) three times and (N, 1, 1, T) -> (N, H, d, T), time last as in
+    `corrkd.networks.encoder`.
+    """
     count, heads, width, frames = query.shape
     batch = count * heads
     query, key, value = (x.reshape(batch, width, frames) for x in (query * width**-0.5, key, value))
@@ -38,9 +42,13 @@ def fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
 
 def make(attention: Callable[..., Tensor], device: str, frames: int, runs: int) -> Program:
     random = torch.Generator().manual_seed(0)
-    query, key, value = torch.randn(3, runs, SAMPLES, HEADS, WIDTH, frames, generator=random).to(device)
+    query, key, value = torch.randn(3, runs, SAMPLES, HEADS, WIDTH, frames, generator=random).to(
+        device
+    )
     bias = torch.zeros(runs, SAMPLES, 1, 1, frames, device=device)
-    gradients = vmap(grad(lambda q, k, v, b: attention(q, k, v, b).square().sum(), argnums=(0, 1, 2)))
+    gradients = vmap(
+        grad(lambda q, k, v, b: attention(q, k, v, b).square().sum(), argnums=(0, 1, 2))
+    )
 
     def steps() -> None:
         for _ in range(STEPS):
@@ -59,7 +67,9 @@ def make_fused(**options: object) -> Program:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--frames", type=int, default=50)
     parser.add_argument("--runs", type=int, default=1)
@@ -69,7 +79,10 @@ def main() -> None:
     options = {"device": asked.device, "frames": asked.frames, "runs": asked.runs}
     makers = {"products": make_products, "fused": make_fused}
     seconds = measure(makers, options, threads=asked.threads, rounds=asked.rounds)
-    print(f"attention over {asked.frames} frames, {SAMPLES} samples, {HEADS} heads, {asked.runs} runs, {asked.device}")
+    print(
+        f"attention over {asked.frames} frames, {SAMPLES} samples, {HEADS} heads, {asked.runs} "
+        f"runs, {asked.device}"
+    )
     for name, times in seconds.items():
         print(f"  {name:<10}{speeds(STEPS * SAMPLES * asked.runs, times)} samples/s")
     print(f"  fused: {times_as_fast(*seconds.values())}")

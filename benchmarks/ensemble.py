@@ -1,10 +1,12 @@
-"""What the cost of the teachers would buy without distillation: an ensemble of as many networks, each trained on incomplete samples.
+"""What the cost of the teachers would buy without distillation: an ensemble of as many networks,
+each trained on incomplete samples.
 
     python benchmarks/ensemble.py PLAN DATASET [--members 8] [--seeds 10,11,12]
 
-PLAN is a plan of `corrkd compare` such as benchmarks/ablation.yaml, DATASET one of its datasets with the arm `no-distillation`. Each
-member is that arm from another start, with another order and other masks; probabilities are averaged. Printed is the weighted F1 x 100 by
-condition of the ensemble and the mean of its members, over seeds.
+PLAN is a plan of `corrkd compare` such as benchmarks/ablation.yaml, DATASET one of its datasets
+with the arm `no-distillation`. Each member is that arm from another start, with another order and
+other masks; probabilities are averaged. Printed is the weighted F1 x 100 by condition of the
+ensemble and the mean of its members, over seeds.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ CONTROL = "no-distillation"
 
 
 def member_results(arm: Arm, experiment: Experiment, seed: int, fabric: Fabric) -> list[Result]:
-    """Train one member and return its responses on the tested split, under the missing subsets and with everything."""
+    """Train one member and return its responses on the tested split, under the missing subsets and
+    with everything.
+    """
     samples, modalities = experiment.samples("train"), experiment.dataset.modalities
     method = make_method(arm, experiment, seed, samples)
     trained = train(
@@ -44,13 +48,17 @@ def member_results(arm: Arm, experiment: Experiment, seed: int, fabric: Fabric) 
     )
     method.student.load_state_dict(trained.state)
     conditions = [*missing_subsets(modalities), condition(COMPLETE, modalities)]
-    return sweep(method.student, experiment.samples(experiment.settings.evaluation.split), conditions)
+    return sweep(
+        method.student, experiment.samples(experiment.settings.evaluation.split), conditions
+    )
 
 
 def averaged(results: list[list[Result]]) -> list[Result]:
     """The mean response of the members, by condition."""
     return [
-        Result(alike[0].condition, 0, alike[0].rows, np.mean([result.response for result in alike], 0))
+        Result(
+            alike[0].condition, 0, alike[0].rows, np.mean([result.response for result in alike], 0)
+        )
         for alike in zip(*results, strict=True)
     ]
 
@@ -65,7 +73,9 @@ def f1(results: list[Result], experiment: Experiment) -> pd.Series:
 
 def main() -> None:
     torch.set_num_threads(1)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("plan", type=Path)
     parser.add_argument("dataset")
     parser.add_argument("--members", type=int, default=8)
@@ -74,7 +84,10 @@ def main() -> None:
     part = load_plan(args.plan).datasets[args.dataset]
     (arm,) = [arm for arm in arms_of(part) if arm.name == CONTROL]
     if arm.training.keep != "last":
-        parser.error(f"{args.plan}: student.keep is {arm.training.keep}; the members are not validated, set it to last")
+        parser.error(
+            f"{args.plan}: student.keep is {arm.training.keep}; the members are not validated, "
+            f"set it to last"
+        )
     experiment = prepare(part.settings)
     fabric = Fabric(accelerator="cpu", devices=1)
     fabric.launch()
@@ -86,12 +99,22 @@ def main() -> None:
             for index in range(args.members)
         ]
         rows["ensemble"].append(f1(averaged(members), of_seed))
-        rows["members"].append(pd.concat([f1(member, of_seed) for member in members], axis=1).mean(axis=1))
-        print(f"seed {seed}: {rows['ensemble'][-1]['average']:.2f}, members {rows['members'][-1]['average']:.2f}")
+        rows["members"].append(
+            pd.concat([f1(member, of_seed) for member in members], axis=1).mean(axis=1)
+        )
+        print(
+            f"seed {seed}: {rows['ensemble'][-1]['average']:.2f}, members "
+            f"{rows['members'][-1]['average']:.2f}"
+        )
     for name, of_seeds in rows.items():
         table = pd.concat(of_seeds, axis=1)
         print(
-            name, (table.mean(axis=1).round(2).astype(str) + " sd " + table.std(axis=1).round(2).astype(str)).to_dict()
+            name,
+            (
+                table.mean(axis=1).round(2).astype(str)
+                + " sd "
+                + table.std(axis=1).round(2).astype(str)
+            ).to_dict(),
         )
         table.to_csv(f"{name}.csv")
 

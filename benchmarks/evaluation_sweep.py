@@ -1,4 +1,5 @@
-"""The evaluation of all subsets of three modalities on MOSI's test split: `sweep` against one full pass per subset.
+"""The evaluation of all subsets of three modalities on MOSI's test split: `sweep` against one full
+pass per subset.
 
     python benchmarks/evaluation_sweep.py [--threads 2] [--device cuda] [--rounds 15]
 
@@ -38,22 +39,32 @@ def make_question(device: str) -> Question:
 
 
 @torch.no_grad()
-def one_by_one(network: CorrKDNetwork, samples: Samples, conditions: list[Condition]) -> list[Tensor]:
+def one_by_one(
+    network: CorrKDNetwork, samples: Samples, conditions: list[Condition]
+) -> list[Tensor]:
     """A full pass for each condition."""
     answers = []
     for condition in conditions:
         parts = []
         for batch in samples.batches(BATCH):
-            visible = {m: x if m in condition.available else torch.zeros_like(x) for m, x in batch.present.items()}
+            visible = {
+                m: x if m in condition.available else torch.zeros_like(x)
+                for m, x in batch.present.items()
+            }
             inputs = Inputs(batch.frames, batch.exists, visible).with_lengths(batch.lengths)
             parts.append(torch.softmax(network(inputs).logits, -1))
         answers.append(torch.cat(parts).cpu())
     return answers
 
 
-def all_at_once(network: CorrKDNetwork, samples: Samples, conditions: list[Condition]) -> list[Tensor]:
+def all_at_once(
+    network: CorrKDNetwork, samples: Samples, conditions: list[Condition]
+) -> list[Tensor]:
     """One pass for all conditions."""
-    return [torch.from_numpy(result.response) for result in sweep(network, samples, conditions, batch_size=BATCH)]
+    return [
+        torch.from_numpy(result.response)
+        for result in sweep(network, samples, conditions, batch_size=BATCH)
+    ]
 
 
 def make_one_by_one(device: str) -> Program:
@@ -67,7 +78,9 @@ def make_all_at_once(device: str) -> Program:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -86,9 +99,14 @@ def main() -> None:
     seconds = measure(makers, {"device": asked.device}, threads=asked.threads, rounds=asked.rounds)
     count = MOSI["test"]
     print(f"evaluation of all {len(question[2])} subsets, {asked.device}, {asked.threads} threads")
-    print(f"samples per second, median of {asked.rounds} evaluations each in turn (lowest to highest)")
+    print(
+        f"samples per second, median of {asked.rounds} evaluations each in turn (lowest to highest)"
+    )
     print(f"  a pass each  {speeds(count, seconds['passes'])}")
-    print(f"  corrkd       {speeds(count, seconds['sweep'])}   {times_as_fast(seconds['passes'], seconds['sweep'])}")
+    print(
+        f"  corrkd       {speeds(count, seconds['sweep'])}   "
+        f"{times_as_fast(seconds['passes'], seconds['sweep'])}"
+    )
     print(f"largest difference between the answers: {difference:.1e}")
 
 

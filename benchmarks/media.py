@@ -1,11 +1,14 @@
-"""What features of a recording cost, stream by stream, each in one process on one thread; the face networks beside MediaPipe's own runtime.
+"""What features of a recording cost, stream by stream, each in one process on one thread; the face
+networks beside MediaPipe's own runtime.
 
     npm pack @mediapipe/face_mesh@0.4.1657299874
     pip install ai-edge-litert
-    python benchmarks/media.py [--clip clip.mp4] [--package mediapipe-face_mesh-0.4.1657299874.tgz] [--rounds 7]
+    python benchmarks/media.py [--clip clip.mp4] [--package mediapipe-face_mesh-0.4.1657299874.tgz]
+    [--rounds 7]
 
-Times are a process's own (CPU time), so that other programs of the machine count little. Without --package, or without LiteRT, the streams
-alone are measured; without --clip, a face that moves for 20 seconds.
+Times are a process's own (CPU time), so that other programs of the machine count little. Without
+--package, or without LiteRT, the streams alone are measured; without --clip, a face that moves for
+20 seconds.
 """
 
 from __future__ import annotations
@@ -36,7 +39,10 @@ from corrkd.media.extractors.hash_words import HashWords
 from corrkd.media.extractors.prosody import Prosody
 
 TEXT = "I really loved this film and would see it again " * 10
-ASSETS, LOADER = "package/face_mesh_solution_packed_assets.data", "package/face_mesh_solution_packed_assets_loader.js"
+ASSETS, LOADER = (
+    "package/face_mesh_solution_packed_assets.data",
+    "package/face_mesh_solution_packed_assets_loader.js",
+)
 DETECTOR, MESH = "face_detection_short_range.tflite", "face_landmark.tflite"
 FACES = 32  # that pass through the networks in a turn
 
@@ -70,8 +76,14 @@ STREAMS: dict[str, Callable[[str], None]] = {
 
 
 def peak_memory() -> int:
-    """Return the most bytes that this process has held; `getrusage` would count those of the one that started it."""
-    line = next(line for line in Path("/proc/self/status").read_text("utf-8").splitlines() if line.startswith("VmHWM"))
+    """Return the most bytes that this process has held; `getrusage` would count those of the one
+    that started it.
+    """
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text("utf-8").splitlines()
+        if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) << 10
 
 
@@ -118,7 +130,9 @@ def lite_points(package: str) -> Callable[[], Iterator[np.ndarray[Any, Any]]]:
         data, loader = (archive.extractfile(name).read() for name in (ASSETS, LOADER))  # type: ignore[union-attr]
     places = re.findall(r'"filename": "([^"]+)", "start": (\d+), "end": (\d+)', loader.decode())
     files = {name.rpartition("/")[2]: data[int(start) : int(end)] for name, start, end in places}
-    interpreters = [Interpreter(model_content=files[name], num_threads=1) for name in (DETECTOR, MESH)]
+    interpreters = [
+        Interpreter(model_content=files[name], num_threads=1) for name in (DETECTOR, MESH)
+    ]
     for interpreter in interpreters:
         interpreter.allocate_tensors()
 
@@ -128,7 +142,11 @@ def lite_points(package: str) -> Callable[[], Iterator[np.ndarray[Any, Any]]]:
             for interpreter, row in zip(interpreters, rows, strict=True):
                 interpreter.set_tensor(interpreter.get_input_details()[0]["index"], row[None])
                 interpreter.invoke()
-            yield interpreters[1].get_tensor(interpreters[1].get_output_details()[0]["index"]).reshape(1, -1)
+            yield (
+                interpreters[1]
+                .get_tensor(interpreters[1].get_output_details()[0]["index"])
+                .reshape(1, -1)
+            )
 
     return points
 
@@ -153,31 +171,43 @@ def made_clip(folder: Path) -> Path:
 def report_streams(clip: Path, rounds: int) -> None:
     recording = Recording(clip)
     print(
-        f"{clip.name}: {recording.seconds:.1f} s, {recording.num_steps} frames of 0.1 s; one thread, median of {rounds}"
+        f"{clip.name}: {recording.seconds:.1f} s, {recording.num_steps} frames of 0.1 s; one "
+        f"thread, median of {rounds}"
     )
     for name in STREAMS:
         before, peak, seconds = measure_stream(name, str(clip), rounds)
         median = statistics.median(seconds)
         print(
             f"  {name:10}  {median:7.3f} s, {recording.seconds / median:8.1f} times real time, "
-            f"{recording.num_steps / median:9.0f} frames/s, peak {peak >> 20} MiB ({(peak - before) >> 20} beyond the imports)"
+            f"{recording.num_steps / median:9.0f} frames/s, peak {peak >> 20} MiB "
+            f"({(peak - before) >> 20} beyond the imports)"
         )
 
 
 def report_networks(package: Path, rounds: int) -> None:
-    largest = np.abs(np.concatenate(list(torch_points(""))) - np.concatenate(list(lite_points(str(package))()))).max()
+    largest = np.abs(
+        np.concatenate(list(torch_points(""))) - np.concatenate(list(lite_points(str(package))()))
+    ).max()
     makers = {"torch": make_torch, "LiteRT": make_lite}
-    seconds = measure(makers, {"package": str(package)}, threads=1, rounds=rounds, clock=time.process_time)
-    print(f"both face networks, {FACES} faces a turn, {rounds} turns; points differ by {largest:.0e} pixels at most")
+    seconds = measure(
+        makers, {"package": str(package)}, threads=1, rounds=rounds, clock=time.process_time
+    )
+    print(
+        f"both face networks, {FACES} faces a turn, {rounds} turns; points differ by "
+        f"{largest:.0e} pixels at most"
+    )
     for name, values in seconds.items():
         print(
-            f"  {name:10}  {FACES / statistics.median(values):7.0f} faces/s ({1e3 * statistics.median(values) / FACES:.2f} ms each)"
+            f"  {name:10}  {FACES / statistics.median(values):7.0f} faces/s "
+            f"({1e3 * statistics.median(values) / FACES:.2f} ms each)"
         )
     print(f"  LiteRT is {times_as_fast(seconds['torch'], seconds['LiteRT'])}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clip", type=Path)
     parser.add_argument("--package", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
@@ -186,7 +216,8 @@ def main() -> None:
         report_streams(options.clip or made_clip(Path(folder)), options.rounds)
     if options.package is None or find_spec("ai_edge_litert") is None:
         print(
-            "not beside LiteRT: pip install ai-edge-litert, npm pack @mediapipe/face_mesh@0.4.1657299874, then --package"
+            "not beside LiteRT: pip install ai-edge-litert, npm pack "
+            "@mediapipe/face_mesh@0.4.1657299874, then --package"
         )
         return
     report_networks(options.package, options.rounds)

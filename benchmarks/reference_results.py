@@ -1,12 +1,14 @@
-"""Whether a change of the code changes a number: results and predictions of one set of runs, made by two versions.
+"""Whether a change of the code changes a number: results and predictions of one set of runs, made
+by two versions.
 
-    python benchmarks/reference_results.py make FOLDER [--data FILE] [--only NAME]   # with each version
-    python benchmarks/reference_results.py compare BEFORE AFTER
+    python benchmarks/reference_results.py make FOLDER [--data FILE] [--only NAME]   # with each
+    version python benchmarks/reference_results.py compare BEFORE AFTER
 
-The runs: the preset `synthetic` (five seeds); two modalities and a score; four modalities with yes/no questions, some of them missing in
-the data; every method of a comparison with one seed; and, where `--data` names Hazumi's file, one seed of `corrkd-plus` on it. `compare`
-fails where a number of results.csv or predictions.parquet differs in a single bit. Numbers depend on the machine: both have to be made on
-one.
+The runs: the preset `synthetic` (five seeds); two modalities and a score; four modalities with
+yes/no questions, some of them missing in the data; every method of a comparison with one seed; and,
+where `--data` names Hazumi's file, one seed of `corrkd-plus` on it. `compare` fails where a number
+of results.csv or predictions.parquet differs in a single bit. Numbers depend on the machine: both
+have to be made on one.
 """
 
 from __future__ import annotations
@@ -39,9 +41,16 @@ def write_made_data(folder: Path) -> None:
         "split": np.repeat(["train", "valid", "test"], [120, 60, 60]),
         "person": np.array([f"p{i}" for i in rng.integers(0, 30, count)]),
     }
-    two = {"language": modality(9, 6), "audio": modality(14, 4), "scores": signal + 0.3 * rng.normal(size=count)}
+    two = {
+        "language": modality(9, 6),
+        "audio": modality(14, 4),
+        "scores": signal + 0.3 * rng.normal(size=count),
+    }
     np.savez(folder / "two.npz", **two, **common)
-    four = {m: modality(frames, 5) for m, frames in (("language", 6), ("audio", 10), ("vision", 8), ("heart", 12))}
+    four = {
+        m: modality(frames, 5)
+        for m, frames in (("language", 6), ("audio", 10), ("vision", 8), ("heart", 12))
+    }
     four["heart_present"] = rng.uniform(size=(count, 12)) > 0.3
     answers = (signal[:, None] + rng.normal(size=(count, 3)) > 0).astype(np.int64)
     np.savez(folder / "four.npz", **four, labels=answers, **common)
@@ -54,7 +63,17 @@ def commands(folder: Path, data: str | None) -> dict[str, list[str]]:
         "two": ["run", "--data", str(folder / "two.npz"), "--target", "score", *SHORT],
         "four": ["run", "--data", str(folder / "four.npz"), "--preset", "corrkd-plus", *SHORT],
         "compare": [
-            *("compare", "--preset", "synthetic", "--methods", "all,transm-original", "--seeds", "1", "--jobs", "2"),
+            *(
+                "compare",
+                "--preset",
+                "synthetic",
+                "--methods",
+                "all,transm-original",
+                "--seeds",
+                "1",
+                "--jobs",
+                "2",
+            ),
             *("--budget", "fixed", *SMALL, *SHORT),
         ],
     }
@@ -69,7 +88,10 @@ def make(folder: Path, data: str | None, only: str | None) -> None:
     write_made_data(folder)
     for name, command in commands(folder, data).items():
         if only in (None, name):
-            subprocess.run([sys.executable, "-m", "corrkd.cli", *command, "--out", str(folder / name)], check=True)
+            subprocess.run(
+                [sys.executable, "-m", "corrkd.cli", *command, "--out", str(folder / name)],
+                check=True,
+            )
 
 
 def tables(run: Path, name: str) -> pd.DataFrame:
@@ -99,14 +121,17 @@ def differences(before: Path, after: Path) -> list[str]:
         elif not old.equals(new):
             changed = ~((old == new) | (old.isna() & new.isna())).all(axis=1)
             lines.append(
-                f"{before.name}, {name}: {changed.sum()} of {len(old)} rows differ, in {old[changed]['method'].unique()}"
+                f"{before.name}, {name}: {changed.sum()} of {len(old)} rows differ, in "
+                f"{old[changed]['method'].unique()}"
             )
     return lines
 
 
 def main() -> int:
     """Make, or compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     sub = parser.add_subparsers(dest="what", required=True)
     making = sub.add_parser("make")
     making.add_argument("folder", type=Path)
@@ -120,9 +145,13 @@ def main() -> int:
         make(options.folder.resolve(), options.data, options.only)
         return 0
     runs = [
-        path.name for path in sorted(options.before.iterdir()) if path.is_dir() and (options.after / path.name).is_dir()
+        path.name
+        for path in sorted(options.before.iterdir())
+        if path.is_dir() and (options.after / path.name).is_dir()
     ]
-    lines = [line for name in runs for line in differences(options.before / name, options.after / name)]
+    lines = [
+        line for name in runs for line in differences(options.before / name, options.after / name)
+    ]
     print("\n".join(lines) or f"equal to the last bit: {', '.join(runs)}")
     return 1 if lines else 0
 

@@ -1,12 +1,15 @@
-"""One sample's latency and throughput at full load: corrkd's predictor, its ONNX export, and a naive predictor; then the service.
+"""One sample's latency and throughput at full load: corrkd's predictor, its ONNX export, and a
+naive predictor; then the service.
 
     python benchmarks/serving.py [--threads 1] [--rounds 7] [--no-service]
 
-Data of MOSI's shapes (side_by_side.py), a network of the paper's sizes with untrained parameters: what is predicted takes no part in the
-time. The naive predictor is what one writes first: a model's file, one sample at a time, no batches. Latency is of one complete sample
-alone; throughput is of 512 samples of unequal lengths, a third of their modalities missing, handed over at once. All programs must
-agree to 1e-4. The service is a process of its own on loopback, asked by 1 and by 16 clients that each wait for their answer, with and
-without requests going through the network together.
+Data of MOSI's shapes (side_by_side.py), a network of the paper's sizes with untrained parameters:
+what is predicted takes no part in the time. The naive predictor is what one writes first: a model's
+file, one sample at a time, no batches. Latency is of one complete sample alone; throughput is of
+512 samples of unequal lengths, a third of their modalities missing, handed over at once. All
+programs must agree to 1e-4. The service is a process of its own on loopback, asked by 1 and by 16
+clients that each wait for their answer, with and without requests going through the network
+together.
 """
 
 from __future__ import annotations
@@ -40,7 +43,9 @@ COUNT = 512
 def make_model(folder: Path) -> Split:
     """Writes a model and its export; returns samples to predict."""
     experiment = save_untrained(folder / "student")
-    export(Predictor(load_network(folder / "student")), folder / "exported", dataset=experiment.dataset)
+    export(
+        Predictor(load_network(folder / "student")), folder / "exported", dataset=experiment.dataset
+    )
     return experiment.dataset.split("test")
 
 
@@ -56,7 +61,9 @@ def samples(folder: str) -> list[dict[str, Any]]:
 
 
 def keep_samples(split: Split, folder: Path) -> None:
-    """Each sample's own frames; a modality is missing with probability 1/3, the first is kept where none is left."""
+    """Each sample's own frames; a modality is missing with probability 1/3, the first is kept where
+    none is left.
+    """
     rng = np.random.default_rng(0)
     arrays = {}
     for row in range(COUNT):
@@ -80,7 +87,11 @@ def naive(folder: str, single: bool) -> Program:
         for sample in given:
             frames, exists, visible = {}, {}, {}
             for m, width in saved.widths.items():
-                x = torch.tensor(np.array(sample[m])) if m in sample else torch.zeros(norm.lengths[m], width)
+                x = (
+                    torch.tensor(np.array(sample[m]))
+                    if m in sample
+                    else torch.zeros(norm.lengths[m], width)
+                )
                 frames[m] = norm.apply(m, x[None])
                 exists[m] = torch.ones(1, len(x), dtype=torch.bool)
                 visible[m] = exists[m] if m in sample else torch.zeros_like(exists[m])
@@ -93,7 +104,10 @@ def naive(folder: str, single: bool) -> Program:
 
 def torch_predictor(folder: str, single: bool) -> Program:
     """Corrkd's predictor."""
-    predictor, given = Predictor.from_pretrained(Path(folder) / "student"), of(samples(folder), single)
+    predictor, given = (
+        Predictor.from_pretrained(Path(folder) / "student"),
+        of(samples(folder), single),
+    )
     return lambda: answers(predictor, given, single)
 
 
@@ -106,7 +120,11 @@ def onnx_predictor(folder: str, single: bool) -> Program:
 
 def answers(predictor: Any, given: list[dict[str, Any]], single: bool) -> list[list[float]]:
     """Probabilities; one sample after the other where one alone is measured."""
-    found = [predictor.predict(sample) for sample in given] if single else predictor.predict(given, batch_size=64)
+    found = (
+        [predictor.predict(sample) for sample in given]
+        if single
+        else predictor.predict(given, batch_size=64)
+    )
     return [list(prediction.probabilities.values()) for prediction in found]
 
 
@@ -125,12 +143,16 @@ async def asked(url: str, bodies: list[bytes], clients: int) -> tuple[float, lis
     """Seconds in all, and of each request, when so many clients ask one after the other."""
     todo, seconds = iter(bodies), []
     headers = {"content-type": "application/json"}
-    async with httpx.AsyncClient(limits=httpx.Limits(max_connections=clients), timeout=60) as client:
+    async with httpx.AsyncClient(
+        limits=httpx.Limits(max_connections=clients), timeout=60
+    ) as client:
 
         async def ask() -> None:
             for body in todo:
                 began = time.perf_counter()
-                (await client.post(f"{url}/v1/predict", content=body, headers=headers)).raise_for_status()
+                (
+                    await client.post(f"{url}/v1/predict", content=body, headers=headers)
+                ).raise_for_status()
                 seconds.append(time.perf_counter() - began)
 
         began = time.perf_counter()
@@ -146,7 +168,10 @@ def service(folder: Path, threads: int) -> None:
         json.dumps({"samples": [{m: x.tolist() for m, x in sample.items()}]}).encode()
         for sample in samples(str(folder))
     ]
-    print(f"\nservice, JSON of {statistics.median(map(len, bodies)) / 1000:.0f} kB at the median, {COUNT} requests:")
+    print(
+        f"\nservice, JSON of {statistics.median(map(len, bodies)) / 1000:.0f} kB at the median, "
+        f"{COUNT} requests:"
+    )
     for batch in (64, 1):
         words = [
             sys.executable,
@@ -160,7 +185,9 @@ def service(folder: Path, threads: int) -> None:
             str(batch),
         ]
         process = subprocess.Popen(
-            [*words, "--threads", str(threads), "--wait", "4" if batch > 1 else "0"], stderr=subprocess.PIPE, text=True
+            [*words, "--threads", str(threads), "--wait", "4" if batch > 1 else "0"],
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert process.stderr is not None
         line = next(line for line in process.stderr if "running on" in line)
@@ -171,14 +198,17 @@ def service(folder: Path, threads: int) -> None:
             low, high = np.quantile(each, [0.5, 0.95]) * 1000
             how = "together" if batch > 1 else "one by one"
             print(
-                f"  {how:10} {clients:2} clients: {COUNT / whole:7.0f} requests/s, {low:6.1f} ms median, {high:6.1f} ms 95th percentile"
+                f"  {how:10} {clients:2} clients: {COUNT / whole:7.0f} requests/s, {low:6.1f} ms "
+                f"median, {high:6.1f} ms 95th percentile"
             )
         process.terminate()
         process.wait()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-service", action="store_true")
@@ -186,15 +216,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         keep_samples(make_model(folder), folder)
-        print(f"largest difference between the programs: {check(name):.1e}; {given.threads} threads")
+        print(
+            f"largest difference between the programs: {check(name):.1e}; {given.threads} threads"
+        )
         for single, what in ((True, "one sample at a time"), (False, f"{COUNT} samples at once")):
-            seconds = measure(PROGRAMS, {"folder": name, "single": single}, threads=given.threads, rounds=given.rounds)
+            seconds = measure(
+                PROGRAMS,
+                {"folder": name, "single": single},
+                threads=given.threads,
+                rounds=given.rounds,
+            )
             print(f"{what}:")
             for program, rounds in seconds.items():
                 count = 16 if single else COUNT
                 latency = f", {1000 * statistics.median(rounds) / count:.2f} ms a sample"
                 print(
-                    f"  {program:8} {speeds(count, rounds)} samples/s{latency}; {times_as_fast(seconds['naive'], rounds)}"
+                    f"  {program:8} {speeds(count, rounds)} samples/s{latency}; "
+                    f"{times_as_fast(seconds['naive'], rounds)}"
                 )
         if not given.no_service:
             service(folder, given.threads)

@@ -1,12 +1,15 @@
-"""The service under four times as many clients as it answers at once, beside a hostile one; then SIGTERM.
+"""The service under four times as many clients as it answers at once, beside a hostile one; then
+SIGTERM.
 
     python benchmarks/serving_load.py [--seconds 600] [--clients 256]
 
-Data and network are of MOSI's shapes (serving.py). Honest clients ask for one prediction each, as JSON, and ask again as soon as they
-have it. Where the service is busy (503) or a connection breaks they wait as long as it says, and up to twice as long after each further
-try, ten tries in all. The hostile client, a process of its own, does at the same time, again and again, all that HOSTILE lists. At the
-end the service gets SIGTERM while all of them go on. Fails where fewer than nine in ten honest requests succeed, an accepted one is
-lost, a health check fails, memory grows, or the process takes more than 30 seconds to end.
+Data and network are of MOSI's shapes (serving.py). Honest clients ask for one prediction each, as
+JSON, and ask again as soon as they have it. Where the service is busy (503) or a connection breaks
+they wait as long as it says, and up to twice as long after each further try, ten tries in all. The
+hostile client, a process of its own, does at the same time, again and again, all that HOSTILE
+lists. At the end the service gets SIGTERM while all of them go on. Fails where fewer than nine in
+ten honest requests succeed, an accepted one is lost, a health check fails, memory grows, or the
+process takes more than 30 seconds to end.
 """
 
 from __future__ import annotations
@@ -65,13 +68,18 @@ def make_model(folder: Path) -> list[bytes]:
     split = experiment.dataset.split("test")
     return [
         json.dumps(
-            {"samples": [{m: x[row, : split.lengths[m][row]].tolist() for m, x in split.frames.items()}]}
+            {
+                "samples": [
+                    {m: x[row, : split.lengths[m][row]].tolist() for m, x in split.frames.items()}
+                ]
+            }
         ).encode()
         for row in range(64)
     ]
 
 
-# ----------------------------------------------------------------------------------------------------------- honest clients
+# --------------------------------------------------------------------------------------------------
+# honest clients
 
 
 async def ask(client: httpx.AsyncClient, body: bytes, load: Load) -> None:
@@ -80,7 +88,9 @@ async def ask(client: httpx.AsyncClient, body: bytes, load: Load) -> None:
     for _ in range(TRIES):
         try:
             response = await client.post("/v1/predict", content=body, headers=HEADERS)
-            outcome = str(response.status_code) + (f" {response.json()['detail'][-60:]}" if response.is_error else "")
+            outcome = str(response.status_code) + (
+                f" {response.json()['detail'][-60:]}" if response.is_error else ""
+            )
             least = float(response.headers.get("retry-after", 0.0))
         except httpx.TransportError as error:
             outcome, least = type(error).__name__, 0.0
@@ -98,7 +108,9 @@ async def ask(client: httpx.AsyncClient, body: bytes, load: Load) -> None:
 
 
 async def honest(url: str, bodies: list[bytes], clients: int, load: Load, process: int) -> None:
-    """So many clients of some addresses, with a health check each second, until they are cancelled."""
+    """So many clients of some addresses, with a health check each second, until they are
+    cancelled.
+    """
     async with contextlib.AsyncExitStack() as stack:
         limits = httpx.Limits(max_connections=clients)
         sources = [
@@ -106,7 +118,9 @@ async def honest(url: str, bodies: list[bytes], clients: int, load: Load, proces
                 httpx.AsyncClient(
                     base_url=url,
                     timeout=60,
-                    transport=httpx.AsyncHTTPTransport(local_address=f"127.0.1.{number}", limits=limits, verify=False),
+                    transport=httpx.AsyncHTTPTransport(
+                        local_address=f"127.0.1.{number}", limits=limits, verify=False
+                    ),
                 )
             )
             for number in range(1, ADDRESSES + 1)
@@ -128,11 +142,15 @@ async def honest(url: str, bodies: list[bytes], clients: int, load: Load, proces
                 load.memory.append(resident(process))
                 await asyncio.sleep(1)
 
-        await asyncio.gather(check(), *(one(sources[number % ADDRESSES]) for number in range(clients)))
+        await asyncio.gather(
+            check(), *(one(sources[number % ADDRESSES]) for number in range(clients))
+        )
 
 
 @contextlib.asynccontextmanager
-async def clients_at_work(url: str, bodies: list[bytes], clients: int, process: int) -> AsyncIterator[Load]:
+async def clients_at_work(
+    url: str, bodies: list[bytes], clients: int, process: int
+) -> AsyncIterator[Load]:
     """Honest clients, as long as the block lasts."""
     load = Load()
     task = asyncio.create_task(honest(url, bodies, clients, load, process))
@@ -149,7 +167,8 @@ def resident(process: int) -> float:
     return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) / 1024  # type: ignore[index]
 
 
-# -------------------------------------------------------------------------------------------------------- the hostile client
+# --------------------------------------------------------------------------------------------------
+# the hostile client
 
 
 def head(length: int) -> bytes:
@@ -169,12 +188,15 @@ def frames(count: int, value: str, modality: str = "audio") -> str:
     return json.dumps({modality: 0}).replace("0", "[" + ",".join([frame] * count) + "]")
 
 
-NULLS = ('{"samples":[' + ",".join(['{"language":[' + ",".join(["null"] * 1000) + "]}"] * 200) + "]}").encode()
+NULLS = (
+    '{"samples":[' + ",".join(['{"language":[' + ",".join(["null"] * 1000) + "]}"] * 200) + "]}"
+).encode()
 WRONG = ('{"samples":[' + ",".join([frames(1000, '""')] * 70) + "]}").encode()
 LISTS = b'{"samples":[' + b"[]," * 5_000_000 + b"[]]}"
 LONG = ('{"samples":[' + ",".join([frames(1000, "0.5", "vision")] * 4) + "]}").encode()
 SHORT = ('{"samples":[' + frames(1, "0.5") + "]}").encode()
-# What it sends, how many of its connections do so at once, and for how many seconds it then waits before it leaves.
+# What it sends, how many of its connections do so at once, and for how many seconds it then waits
+# before it leaves.
 HOSTILE = {
     "idle": (b"", 600, 30.0),
     "half a head": (head(10)[:40], 100, 30.0),
@@ -185,20 +207,32 @@ HOSTILE = {
     "millions of lists": (head(len(LISTS)) + LISTS, 1, 30.0),
     "as costly as is allowed": (head(len(LONG)) + LONG, 4, 30.0),
     "leaves at once": (head(len(LONG)) + LONG, 2, 0.0),
-    "asks on without reading": ((b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n") * 2000, 4, 30.0),
+    "asks on without reading": (
+        (b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n") * 2000,
+        4,
+        30.0,
+    ),
     "no HTTP": (b"\x16\x03\x01\x02\r\n\r\n", 2, 1.0),
-    "another site's page": (head(len(SHORT)).replace(b"Host: localhost", b"Host: evil.example") + SHORT, 2, 1.0),
+    "another site's page": (
+        head(len(SHORT)).replace(b"Host: localhost", b"Host: evil.example") + SHORT,
+        2,
+        1.0,
+    ),
 }
 
 
 def hostile(port: int) -> None:
     """Does all of it until it is ended, from an address of its own."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),) * 2)
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),) * 2
+    )
 
     async def again(sent: bytes, wait: float, reads: bool) -> None:
         while True:
             with contextlib.suppress(OSError, TimeoutError):
-                reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0))
+                reader, writer = await asyncio.open_connection(
+                    "127.0.0.1", port, local_addr=("127.0.0.2", 0)
+                )
                 try:
                     async with asyncio.timeout(wait + 1):
                         writer.write(sent)
@@ -223,7 +257,8 @@ def hostile(port: int) -> None:
     asyncio.run(everything())
 
 
-# ----------------------------------------------------------------------------------------------------------------- all of it
+# --------------------------------------------------------------------------------------------------
+# all of it
 
 
 @dataclass(frozen=True)
@@ -262,7 +297,9 @@ def measure(folder: Path, *, seconds: float, clients: int, warm: float = 10.0) -
             assert service.poll() is None, log.read_text()
             time.sleep(0.1)
         url, port = found[1], int(found[2])
-        enemy = multiprocessing.get_context("spawn").Process(target=hostile, args=(port,), daemon=True)
+        enemy = multiprocessing.get_context("spawn").Process(
+            target=hostile, args=(port,), daemon=True
+        )
 
         async def loaded() -> tuple[int, Load, float]:
             async with clients_at_work(url, bodies, clients // 4, service.pid) as alone:
@@ -281,7 +318,9 @@ def measure(folder: Path, *, seconds: float, clients: int, warm: float = 10.0) -
         for process in multiprocessing.active_children():
             process.kill()
     text = log.read_text()
-    counts = re.search(r"(\d+) requests for the model were accepted, (\d+) answered, (\d+) given up", text)
+    counts = re.search(
+        r"(\d+) requests for the model were accepted, (\d+) answered, (\d+) given up", text
+    )
     accepted, answered, given_up = map(int, counts.groups()) if counts else (-1, -1, -1)
     return Figures(
         capacity=count / warm,
@@ -310,9 +349,13 @@ def check(figures: Figures) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--clients", type=int, default=256, help="four times the service's --max-requests")
+    parser.add_argument(
+        "--clients", type=int, default=256, help="four times the service's --max-requests"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         figures = measure(Path(name), seconds=given.seconds, clients=given.clients)
@@ -320,20 +363,30 @@ def main() -> None:
     low, high = np.quantile(load.seconds, [0.5, 0.95])
     print(f"alone, {given.clients // 4} clients: {figures.capacity:.0f} requests/s")
     print(
-        f"{given.clients} clients and a hostile one, {given.seconds:.0f} s: {len(load.seconds) / given.seconds:.0f} requests/s"
+        f"{given.clients} clients and a hostile one, {given.seconds:.0f} s: "
+        f"{len(load.seconds) / given.seconds:.0f} requests/s"
     )
-    print(f"  {load.succeeded:.2%} of {len(load.seconds) + load.failed} requests succeeded; tries: {dict(load.tries)}")
+    print(
+        f"  {load.succeeded:.2%} of {len(load.seconds) + load.failed} requests succeeded; tries: "
+        f"{dict(load.tries)}"
+    )
     print(f"  {low:.2f} s median, {high:.2f} s 95th percentile, retries included")
     print(
-        f"  health: {statistics.median(load.health):.3f} s median, {max(load.health):.2f} s at most, {load.unhealthy} failed"
+        f"  health: {statistics.median(load.health):.3f} s median, {max(load.health):.2f} s at "
+        f"most, {load.unhealthy} failed"
     )
     half = len(load.memory) // 2
     print(
-        f"  memory: {max(load.memory[:half]):.0f} MB at most in the first half, {max(load.memory[half:]):.0f} MB in the second"
+        f"  memory: {max(load.memory[:half]):.0f} MB at most in the first half, "
+        f"{max(load.memory[half:]):.0f} MB in the second"
     )
-    print(f"  {figures.accepted} accepted, {figures.answered} answered, {figures.given_up} given up by their clients")
     print(
-        f"SIGTERM: {figures.seconds_to_end:.1f} s to the end, code {figures.code}; tries: {dict(load.tries_at_the_end)}"
+        f"  {figures.accepted} accepted, {figures.answered} answered, {figures.given_up} given "
+        f"up by their clients"
+    )
+    print(
+        f"SIGTERM: {figures.seconds_to_end:.1f} s to the end, code {figures.code}; tries: "
+        f"{dict(load.tries_at_the_end)}"
     )
     check(figures)
 

@@ -1,4 +1,6 @@
-"""Measuring two programs side by side: a process each, turns taken, so that a busy machine slows both alike."""
+"""Measuring two programs side by side: a process each, turns taken, so that a busy machine slows
+both alike.
+"""
 
 from __future__ import annotations
 
@@ -31,18 +33,24 @@ MOSI = {
 }
 
 
-def mosi_experiment(*, dropout: float = 0.1, device: str = "cpu", precision: str = "32-true") -> Experiment:
+def mosi_experiment(
+    *, dropout: float = 0.1, device: str = "cpu", precision: str = "32-true"
+) -> Experiment:
     """Data of MOSI's shapes and the network of the paper's sizes."""
     network = {"width": 40, "heads": 10, "layers": 2, "feedforward": 160, "dropout": dropout}
     data = {"synthetic": MOSI, "target": "classes"}
-    return prepare(load_settings(data=data, teacher={"network": network}, device=device, precision=precision))
+    return prepare(
+        load_settings(data=data, teacher={"network": network}, device=device, precision=precision)
+    )
 
 
 def epoch_by_epoch(train: Callable[[Callable[[Any], None]], Any]) -> Program:
-    """A program that does the next epoch of one long training, so that what is made once (graphs, compiled code) is made once.
+    """A program that does the next epoch of one long training, so that what is made once (graphs,
+    compiled code) is made once.
 
     Args:
-        train: the training; it calls what it is given after each epoch, and does not end while it is measured.
+        train: the training; it calls what it is given after each epoch, and does not end while it
+            is measured.
     """
     go, done = threading.Semaphore(0), threading.Semaphore(0)
 
@@ -61,7 +69,11 @@ def epoch_by_epoch(train: Callable[[Callable[[Any], None]], Any]) -> Program:
 
 
 def _serve(
-    make: Callable[..., Program], options: Mapping[str, Any], threads: int, clock: Callable[[], float], line: Connection
+    make: Callable[..., Program],
+    options: Mapping[str, Any],
+    threads: int,
+    clock: Callable[[], float],
+    line: Connection,
 ) -> None:
     torch.set_num_threads(threads)
     program = make(**options)
@@ -84,18 +96,21 @@ def measure(
     """Seconds of each program in each round.
 
     Args:
-        makers: by name, what makes a program in its own process: a function of a module, called with `options`. A program is complete
-            when it returns: on a GPU it waits for the device.
+        makers: by name, what makes a program in its own process: a function of a module, called
+            with `options`. A program is complete when it returns: on a GPU it waits for the device.
         options: what the makers are called with.
         threads: CPU threads of each process; the other waits meanwhile.
         rounds: turns each takes.
-        clock: seconds by which a turn is measured; `time.process_time` counts those of the program alone.
+        clock: seconds by which a turn is measured; `time.process_time` counts those of the program
+            alone.
     """
     spawn = multiprocessing.get_context("spawn")
     lines, processes = {}, []
     for name, make in makers.items():
         lines[name], end = spawn.Pipe()
-        processes.append(spawn.Process(target=_serve, args=(make, options, threads, clock, end), daemon=True))
+        processes.append(
+            spawn.Process(target=_serve, args=(make, options, threads, clock, end), daemon=True)
+        )
         processes[-1].start()
         end.close()  # so that a process that died is an EOFError here and no endless wait
         lines[name].recv()
@@ -118,7 +133,9 @@ def speeds(samples: int, seconds: list[float]) -> str:
 
 
 def times_as_fast(slow: list[float], fast: list[float]) -> str:
-    """How many times as fast: median (lowest to highest) over the rounds, each round's two times compared with one another."""
+    """How many times as fast: median (lowest to highest) over the rounds, each round's two times
+    compared with one another.
+    """
     ratios = sorted(a / b for a, b in zip(slow, fast, strict=True))
     return f"{statistics.median(ratios):.2f} times as fast ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
@@ -129,7 +146,11 @@ def save_untrained(stem: Path) -> Experiment:
     torch.manual_seed(0)
     chosen = experiment.settings.student.network
     network = build_network(
-        experiment.target, experiment.dataset.widths, experiment.frames, chosen.options, chosen.class_
+        experiment.target,
+        experiment.dataset.widths,
+        experiment.frames,
+        chosen.options,
+        chosen.class_,
     )
     saved = SavedNetwork(
         network=network.eval(),

@@ -1,10 +1,12 @@
-"""Several seeds at once against one after the other: samples/s of all seeds together, on MOSI's shapes.
+"""Several seeds at once against one after the other: samples/s of all seeds together, on MOSI's
+shapes.
 
-    python benchmarks/stacked_training.py [--method corrkd] [--network cubemlp] [--runs 5] [--threads 1] \
+    python benchmarks/stacked_training.py [--method corrkd] [--network cubemlp] [--runs 5]
+    [--threads 1] \
         [--device cuda] [--precision tf32] [--compile] [--rounds 5]
 
-A round is an epoch of each seed: of `corrkd.training.loop.train`, one seed after the other, and of `train_together`, all in one pass,
-captured on a GPU; with --compile the latter compiled, too.
+A round is an epoch of each seed: of `corrkd.training.loop.train`, one seed after the other, and of
+`train_together`, all in one pass, captured on a GPU; with --compile the latter compiled, too.
 """
 
 from __future__ import annotations
@@ -15,7 +17,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from side_by_side import MOSI, Program, epoch_by_epoch, measure, mosi_experiment, speeds, times_as_fast
+from side_by_side import (
+    MOSI,
+    Program,
+    epoch_by_epoch,
+    measure,
+    mosi_experiment,
+    speeds,
+    times_as_fast,
+)
 from training_step import BATCH, make_fabric, wait_for
 
 from corrkd.experiment.arm import resolve
@@ -37,7 +47,9 @@ def make_runs(
     experiment = mosi_experiment(device=device, precision=precision)
     fabric = make_fabric(device, precision)
     samples = experiment.samples("train")
-    arm = resolve(method, ArmSettings(network={"name": network} if network else {}), experiment.settings)
+    arm = resolve(
+        method, ArmSettings(network={"name": network} if network else {}), experiment.settings
+    )
     teachers = None
     if arm.needs_teacher:
         teacher = resolve("teacher", ArmSettings(), experiment.settings)
@@ -63,7 +75,10 @@ def make_runs(
 def make_alone(**options: Any) -> Program:
     """One seed after the other, an epoch each."""
     make, fabric = make_runs(**options)
-    epochs = [epoch_by_epoch(lambda on_epoch, run=run: _train_alone(run, fabric, on_epoch)) for run in make()]
+    epochs = [
+        epoch_by_epoch(lambda on_epoch, run=run: _train_alone(run, fabric, on_epoch))
+        for run in make()
+    ]
 
     def epoch() -> None:
         for each in epochs:
@@ -91,7 +106,9 @@ def make_together(**options: Any) -> Program:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--method", default="corrkd")
     parser.add_argument("--network", default="")
     parser.add_argument("--runs", type=int, default=5)
@@ -105,10 +122,18 @@ def main() -> None:
     makers = {"one after the other": make_alone, "all at once": make_together}
     if asked.device == "cuda" and not torch.cuda.is_available():
         sys.exit("stacked_training.py: no CUDA device here; leave --device out")
-    seconds = measure(makers, {n: getattr(asked, n) for n in names}, threads=asked.threads, rounds=asked.rounds)
+    seconds = measure(
+        makers, {n: getattr(asked, n) for n in names}, threads=asked.threads, rounds=asked.rounds
+    )
     samples = MOSI["train"] * asked.runs
-    print(f"{asked.runs} x {asked.method} {asked.network}, {asked.device}, {asked.precision}, {asked.threads} threads")
-    print(f"samples per second of all, median of {asked.rounds} epochs each in turn (lowest to highest)")
+    print(
+        f"{asked.runs} x {asked.method} {asked.network}, {asked.device}, {asked.precision}, "
+        f"{asked.threads} threads"
+    )
+    print(
+        f"samples per second of all, median of {asked.rounds} epochs each in turn (lowest to "
+        f"highest)"
+    )
     for name, times in seconds.items():
         print(f"  {name:<20}{speeds(samples, times)}")
     print(f"  all at once: {times_as_fast(*seconds.values())}")

@@ -1,4 +1,5 @@
-"""Which `threads` and `jobs` train three seeds soonest: the built-in dataset at the sizes of `make run`, a few epochs of each network.
+"""Which `threads` and `jobs` train three seeds soonest: the built-in dataset at the sizes of `make
+run`, a few epochs of each network.
 
 python benchmarks/threads_and_jobs.py [--rounds 3]
 """
@@ -23,7 +24,13 @@ def seconds_of(threads: int, jobs: int) -> float:
     """Seconds until teacher, student and control of three seeds are trained, from start to end."""
     short = {"epochs": EPOCHS}
     settings = load_settings(
-        preset="synthetic", teacher=short, student=short, seeds=[0, 1, 2], threads=threads, jobs=jobs, device="cpu"
+        preset="synthetic",
+        teacher=short,
+        student=short,
+        seeds=[0, 1, 2],
+        threads=threads,
+        jobs=jobs,
+        device="cpu",
     )
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
@@ -32,7 +39,9 @@ def seconds_of(threads: int, jobs: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
     cores = os.cpu_count() or 1
@@ -44,7 +53,8 @@ def main() -> None:
     print(f"seconds from start to end, median of {asked.rounds} in turn (lowest to highest)")
     for (threads, jobs), values in seconds.items():
         print(
-            f"  threads {threads}, jobs {jobs}  {statistics.median(values):6.1f} ({min(values):.1f} to {max(values):.1f})"
+            f"  threads {threads}, jobs {jobs}  {statistics.median(values):6.1f} "
+            f"({min(values):.1f} to {max(values):.1f})"
         )
 
 

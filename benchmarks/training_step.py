@@ -1,13 +1,16 @@
 """A student's training step on MOSI's shapes: corrkd's loop against a plain loop.
 
-    python benchmarks/training_step.py [--threads 2] [--dropout 0.1] [--precision bf16-mixed] [--device cuda] [--rounds 9] [--compile]
+    python benchmarks/training_step.py [--threads 2] [--dropout 0.1] [--precision bf16-mixed]
+    [--device cuda] [--rounds 9] [--compile]
 
-Beside them: the matrix products of corrkd's step alone, which bound what any fusion of the rest can reach; with --compile, corrkd's
-step compiled (a minute before the first round). On a GPU corrkd's steps are captured, as they are in a run.
+Beside them: the matrix products of corrkd's step alone, which bound what any fusion of the rest can
+reach; with --compile, corrkd's step compiled (a minute before the first round). On a GPU corrkd's
+steps are captured, as they are in a run.
 
-Both loops train the same network with MRM, the same losses (task, SCD, CPD, RCD), Adam and clipping. The plain loop is what one writes
-first: nn.Conv1d and nn.TransformerEncoder, a DataLoader, masks from torch.rand, the teacher run in every step, `item()` on every
-term. A round is an epoch of each.
+Both loops train the same network with MRM, the same losses (task, SCD, CPD, RCD), Adam and
+clipping. The plain loop is what one writes first: nn.Conv1d and nn.TransformerEncoder, a
+DataLoader, masks from torch.rand, the teacher run in every step, `item()` on every term. A round is
+an epoch of each.
 """
 
 from __future__ import annotations
@@ -19,7 +22,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from side_by_side import MOSI, Program, epoch_by_epoch, measure, mosi_experiment, speeds, times_as_fast
+from side_by_side import (
+    MOSI,
+    Program,
+    epoch_by_epoch,
+    measure,
+    mosi_experiment,
+    speeds,
+    times_as_fast,
+)
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -56,11 +67,17 @@ def wait_for(device: str) -> None:
         torch.cuda.synchronize()
 
 
-# --- corrkd's loop ----------------------------------------------------------------------------------------------------------
+# --- corrkd's loop
+# --------------------------------------------------------------------------------------------------
 
 
 def make_ours(
-    dropout: float, device: str, precision: str, *, compiled: bool = False, count: int = MOSI["train"]
+    dropout: float,
+    device: str,
+    precision: str,
+    *,
+    compiled: bool = False,
+    count: int = MOSI["train"],
 ) -> Program:
     """An epoch of so many samples."""
     keep_freed_memory()
@@ -69,10 +86,14 @@ def make_ours(
     samples = experiment.samples("train")
     arms = {name: resolve(name, changes, experiment.settings) for name, changes in RUN_ARMS.items()}
     teacher_network = make_method(arms["teacher"], experiment, 0, samples).student.to(fabric.device)
-    method = make_method(arms["student"], experiment, 0, samples, teacher_outputs(teacher_network, samples))
+    method = make_method(
+        arms["student"], experiment, 0, samples, teacher_outputs(teacher_network, samples)
+    )
 
     def train(on_epoch: Callable[[Any], None]) -> None:
-        torch.set_num_threads(torch.get_num_threads())  # of this thread, as of the one that started it
+        torch.set_num_threads(
+            torch.get_num_threads()
+        )  # of this thread, as of the one that started it
         run = TrainingRun(
             method=method,
             samples=samples.subset(torch.arange(count, device=samples.device)),
@@ -94,7 +115,8 @@ def make_compiled(dropout: float, device: str, precision: str) -> Program:
     return make_ours(dropout, device, precision, compiled=True)
 
 
-# --- its matrix products alone ----------------------------------------------------------------------------------------------
+# --- its matrix products alone
+# ----------------------------------------------------------------------------------------------
 
 
 class Products(TorchDispatchMode):
@@ -106,7 +128,9 @@ class Products(TorchDispatchMode):
         super().__init__()
         self.calls: list[tuple[Any, tuple[Any, ...]]] = []
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if function.overloadpacket.__name__ in self.NAMES:
             self.calls.append((function, args))
         return function(*args, **(kwargs or {}))
@@ -141,7 +165,8 @@ def make_products(dropout: float, device: str, precision: str) -> Program:
     return epoch
 
 
-# --- the plain loop ---------------------------------------------------------------------------------------------------------
+# --- the plain loop
+# --------------------------------------------------------------------------------------------------
 
 
 class PlainSamples(Dataset[Any]):
@@ -172,7 +197,9 @@ class PlainEncoder(nn.Module):
             width, settings.heads, settings.feedforward, share, batch_first=True, norm_first=True
         )
         norm = nn.LayerNorm(width)
-        self.transformer = nn.TransformerEncoder(layer, settings.layers, norm, enable_nested_tensor=False)
+        self.transformer = nn.TransformerEncoder(
+            layer, settings.layers, norm, enable_nested_tensor=False
+        )
 
     def forward(self, frames: Tensor, exists: Tensor) -> Tensor:
         """(N, T, inputs) and (N, T) -> (N, width)."""
@@ -187,7 +214,9 @@ class PlainNetwork(nn.Module):
 
     def __init__(self, widths: dict[str, int], frames: int, settings: NetworkSettings) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict({m: PlainEncoder(w, frames, settings) for m, w in widths.items()})
+        self.encoders = nn.ModuleDict(
+            {m: PlainEncoder(w, frames, settings) for m, w in widths.items()}
+        )
         hidden = settings.classifier[0]
         self.classifier = nn.Sequential(
             nn.Dropout(settings.dropout),
@@ -197,9 +226,13 @@ class PlainNetwork(nn.Module):
             nn.Linear(hidden, 2),
         )
 
-    def forward(self, frames: dict[str, Tensor], exists: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, frames: dict[str, Tensor], exists: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Representation and logits."""
-        representation = torch.cat([encoder(frames[m], exists[m]) for m, encoder in self.encoders.items()], 1)
+        representation = torch.cat(
+            [encoder(frames[m], exists[m]) for m, encoder in self.encoders.items()], 1
+        )
         return representation, self.classifier(representation)
 
 
@@ -219,7 +252,9 @@ def make_plain(dropout: float, device: str, precision: str) -> Program:
     experiment = mosi_experiment(dropout=dropout, device="cpu", precision=precision)
     fabric = make_fabric(device, precision)
     samples = experiment.samples("train")
-    loader = fabric.setup_dataloaders(DataLoader(PlainSamples(samples), batch_size=BATCH, shuffle=True, num_workers=0))
+    loader = fabric.setup_dataloaders(
+        DataLoader(PlainSamples(samples), batch_size=BATCH, shuffle=True, num_workers=0)
+    )
     sizes = samples.widths, MOSI["frames"], experiment.settings.student.network.options
     teacher = PlainNetwork(*sizes).to(fabric.device).eval()
     student = PlainNetwork(*sizes)
@@ -256,7 +291,8 @@ def make_plain(dropout: float, device: str, precision: str) -> Program:
     return epoch
 
 
-# --- the machine ------------------------------------------------------------------------------------------------------------
+# --- the machine
+# --------------------------------------------------------------------------------------------------
 
 MATRIX = 2048
 
@@ -265,7 +301,11 @@ def make_product(dropout: float, device: str, precision: str) -> Program:
     """A large product of two matrices, in the precision of the step."""
     keep_freed_memory()
     a, b = torch.randn(
-        2, MATRIX, MATRIX, device=device, dtype=torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+        2,
+        MATRIX,
+        MATRIX,
+        device=device,
+        dtype=torch.bfloat16 if precision == "bf16-mixed" else torch.float32,
     )
 
     def product() -> None:
@@ -277,19 +317,26 @@ def make_product(dropout: float, device: str, precision: str) -> Program:
 
 
 def flops_of_a_sample(settings: NetworkSettings) -> float:
-    """Multiplications and additions of a sample's forward and backward pass in matrix products; the losses' are not counted."""
+    """Multiplications and additions of a sample's forward and backward pass in matrix products; the
+    losses' are not counted.
+    """
     width, frames = settings.width, MOSI["frames"]
-    # Two for each weight and frame; the backward pass costs twice the forward's, but for inputs without a gradient.
+    # Two for each weight and frame; the backward pass costs twice the forward's, but for inputs
+    # without a gradient.
     layer = 3 * 2 * frames * (4 * width * width + 2 * width * settings.feedforward)
     attention = 3 * 2 * 2 * frames * frames * width
     total = 0.0
     for inputs in MOSI["widths"].values():
-        total += 2 * 2 * frames * inputs * width * settings.kernel + settings.layers * (layer + attention)
+        total += 2 * 2 * frames * inputs * width * settings.kernel + settings.layers * (
+            layer + attention
+        )
     return total
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--dropout", type=float, default=0.1)
@@ -300,7 +347,12 @@ def main() -> None:
     if asked.device == "cuda" and not torch.cuda.is_available():
         sys.exit("training_step.py: no CUDA device here; leave --device out")
     options = {"dropout": asked.dropout, "device": asked.device, "precision": asked.precision}
-    makers = {"plain": make_plain, "ours": make_ours, "product": make_product, "products": make_products}
+    makers = {
+        "plain": make_plain,
+        "ours": make_ours,
+        "product": make_product,
+        "products": make_products,
+    }
     if asked.compile:
         makers["compiled"] = make_compiled
     seconds = measure(makers, options, threads=asked.threads, rounds=asked.rounds)
@@ -309,27 +361,42 @@ def main() -> None:
     peak = 4 * 2 * MATRIX**3 / statistics.median(seconds["product"])
     settings = NetworkSettings(layers=2)
     work = flops_of_a_sample(settings) * samples
-    print(f"training step, {asked.device}, {asked.precision}, dropout {asked.dropout}, {asked.threads} threads")
+    print(
+        f"training step, {asked.device}, {asked.precision}, dropout {asked.dropout}, "
+        f"{asked.threads} threads"
+    )
     print(f"samples per second, median of {asked.rounds} epochs each in turn (lowest to highest)")
     print(f"  plain loop  {speeds(samples, seconds['plain'])}")
-    print(f"  corrkd      {speeds(samples, seconds['ours'])}   {times_as_fast(seconds['plain'], seconds['ours'])}")
+    print(
+        f"  corrkd      {speeds(samples, seconds['ours'])}   "
+        f"{times_as_fast(seconds['plain'], seconds['ours'])}"
+    )
     if asked.compile:
         print(
-            f"  compiled    {speeds(samples, seconds['compiled'])}   {times_as_fast(seconds['ours'], seconds['compiled'])}"
+            f"  compiled    {speeds(samples, seconds['compiled'])}   "
+            f"{times_as_fast(seconds['ours'], seconds['compiled'])}"
             " corrkd not compiled"
         )
     print(
-        f"share of the matrix peak, {peak / 1e9:,.0f} GFLOP/s in a product of {MATRIX} x {MATRIX} matrices"
+        f"share of the matrix peak, {peak / 1e9:,.0f} GFLOP/s in a product of {MATRIX} x "
+        f"{MATRIX} matrices"
         f" ({flops_of_a_sample(settings) / 1e6:.0f} MFLOP a sample)"
     )
-    for name, title in (("ours", "corrkd"), ("compiled", "compiled"), ("products", "its products alone")):
+    for name, title in (
+        ("ours", "corrkd"),
+        ("compiled", "compiled"),
+        ("products", "its products alone"),
+    ):
         if name in seconds:
             # The products are of whole batches alone.
             share = MOSI["train"] // BATCH * BATCH / samples if name == "products" else 1.0
             rate = share * work / statistics.median(seconds[name])
             print(f"  {title:<20}{rate / 1e9:,.0f} GFLOP/s = {rate / peak:.0%}")
     if asked.dropout:
-        print("what differs: nn.TransformerEncoderLayer drops attention weights too, corrkd does not; see --dropout 0")
+        print(
+            "what differs: nn.TransformerEncoderLayer drops attention weights too, corrkd does "
+            "not; see --dropout 0"
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Whole runs: how long until the report of a table stands.
 
-    python benchmarks/whole_runs.py [--device cuda] [--seeds 5] [--precision tf32] [--compile] [--hazumi hazumi.npz]
+    python benchmarks/whole_runs.py [--device cuda] [--seeds 5] [--precision tf32] [--compile]
+    [--hazumi hazumi.npz]
 
-`paper-mosi`, teacher, student and control, every seed, all conditions and the report, on samples of MOSI's shapes: twice, so that the
-second finds compiled code of the first. With --hazumi also `corrkd-plus` on that file, twenty seeds with eight teachers out of fold each.
+`paper-mosi`, teacher, student and control, every seed, all conditions and the report, on samples of
+MOSI's shapes: twice, so that the second finds compiled code of the first. With --hazumi also
+`corrkd-plus` on that file, twenty seeds with eight teachers out of fold each.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ def seconds(settings: corrkd.Settings) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=None)
@@ -37,7 +41,11 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--hazumi", type=Path)
     asked = parser.parse_args()
-    common: dict[str, Any] = {"device": asked.device, "precision": asked.precision, "compile": asked.compile}
+    common: dict[str, Any] = {
+        "device": asked.device,
+        "precision": asked.precision,
+        "compile": asked.compile,
+    }
     stage = {} if asked.epochs is None else {"epochs": asked.epochs}
     mosi = corrkd.load_settings(
         preset="paper-mosi",

@@ -1,9 +1,10 @@
-"""CorrKD on one screen: masks, teacher and student, three losses with their critics, and a plain training loop.
+"""CorrKD on one screen: masks, teacher and student, three losses with critics, a plain loop.
 
     python examples/corrkd_whole.py
 
-Li et al., "Correlation-decoupled Knowledge Distillation for Multimodal Sentiment Analysis with Incomplete Modalities", CVPR 2024. The
-frozen teacher knows the complete samples; the student sees what modality random missing leaves of them.
+Li et al., "Correlation-decoupled Knowledge Distillation for Multimodal Sentiment Analysis with
+Incomplete Modalities", CVPR 2024. The frozen teacher knows the complete samples; the student sees
+what modality random missing leaves of them.
 """
 
 import torch
@@ -25,12 +26,13 @@ from corrkd.targets.registry import make_target
 EPOCHS, BATCH, LR = 8, 32, 3e-3
 torch.manual_seed(0)
 
-# The built-in dataset: three modalities, three classes. Language alone says most of a sample's class.
+# The built-in dataset: three modalities, three classes, most of them known from language alone.
 dataset = make(SyntheticSpec(train=600, valid=1, test=600, frames=6))
 target = make_target("classes", dataset)
 normalisation = fit_normalisation(dataset.split("train"))
 train, test = (
-    Samples(dataset.split(name), target, normalisation, device=torch.device("cpu")) for name in ("train", "test")
+    Samples(dataset.split(name), target, normalisation, device=torch.device("cpu"))
+    for name in ("train", "test")
 )
 classes = len(target.classes)
 
@@ -61,9 +63,10 @@ for _ in range(EPOCHS):
         optimizer.step()
 with torch.no_grad():  # frozen: its outputs are computed once
     teacher.eval()
-    teacher_representation, teacher_logits = teacher(train.take(torch.arange(len(train))).complete())
+    samples = train.take(torch.arange(len(train)))
+    teacher_representation, teacher_logits = teacher(samples.complete())
 
-# The student, on what is left of the samples. Masks are drawn anew for each epoch, from the seed and the samples' ids.
+# The student, on incomplete samples: new masks each epoch, drawn from the seed and the ids.
 student = network()
 missing = RandomMissing(MissingSettings(), seed=0)
 scd = SampleContrastiveDistillation(boundary=1.2)
@@ -87,4 +90,5 @@ for epoch in range(EPOCHS):
         optimizer.step()
 
 for name, model in {"teacher": teacher, "student": student}.items():
-    print(f"{name}: accuracy {accuracy(model):.3f}, without language {accuracy(model, 'language'):.3f}")
+    complete, muted = accuracy(model), accuracy(model, "language")
+    print(f"{name}: accuracy {complete:.3f}, without language {muted:.3f}")

@@ -1,10 +1,12 @@
-"""CorrKD's three losses with Hugging Face's Trainer: a student of incomplete samples, taught by outputs of a teacher of complete ones.
+"""CorrKD's three losses with Hugging Face's Trainer: a student of incomplete samples, taught by
+outputs of a teacher of complete ones.
 
     pip install corrkd transformers accelerate
     python examples/hf_trainer.py
 
-The teacher's outputs are computed once and stand beside the samples. With several processes, gather the rows of all before the loss, with
-gradients for the student's: it compares the samples of a batch with one another (docs/distilling.md).
+The teacher's outputs are computed once and stand beside the samples. With several processes, gather
+the rows of all before the loss, with gradients for the student's: it compares the samples of a
+batch with one another (docs/distilling.md).
 """
 
 import tempfile
@@ -21,7 +23,9 @@ CLASSES, WIDTH = 3, 8  # of each of two modalities
 
 
 class Network(nn.Module):
-    """Features of both modalities (N, 2 x WIDTH) -> representation (N, 24) and logits (N, CLASSES)."""
+    """Features of both modalities (N, 2 x WIDTH) -> representation (N, 24) and logits (N,
+    CLASSES).
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +38,9 @@ class Network(nn.Module):
 
 
 class Distilled(nn.Module):
-    """What the Trainer trains: the student, and the critics of the loss. Without a teacher's outputs, the student alone."""
+    """What the Trainer trains: the student, and the critics of the loss. Without a teacher's
+    outputs, the student alone.
+    """
 
     def __init__(self, distils: bool) -> None:
         super().__init__()
@@ -50,11 +56,15 @@ class Distilled(nn.Module):
     ) -> dict[str, Tensor]:
         if self.loss is None:
             return {"loss": cross_entropy(self.network(x)[1], labels)}
-        lost = torch.rand(len(x), 1, device=x.device)  # below a quarter the first modality, below a half the second
+        lost = torch.rand(
+            len(x), 1, device=x.device
+        )  # below a quarter the first modality, below a half the second
         first = torch.arange(2 * WIDTH, device=x.device) < WIDTH
         incomplete = x * ~torch.where(first, lost < 0.25, (lost >= 0.25) & (lost < 0.5))
         representation, logits = self.network(incomplete)
-        distillation, _ = self.loss(representation, logits, teacher_representation, teacher_logits, labels)
+        distillation, _ = self.loss(
+            representation, logits, teacher_representation, teacher_logits, labels
+        )
         return {"loss": cross_entropy(logits, labels) + distillation, "logits": logits}
 
 
@@ -102,7 +112,10 @@ def main() -> None:
     student = fit(Distilled(distils=True), rows, 16, 8e-3)
     without = test[0] * (torch.arange(2 * WIDTH) >= WIDTH)
     for name, network in {"teacher": teacher, "student": student}.items():
-        accuracy = [(network(inputs)[1].argmax(1) == test[1]).float().mean().item() for inputs in (test[0], without)]
+        accuracy = [
+            (network(inputs)[1].argmax(1) == test[1]).float().mean().item()
+            for inputs in (test[0], without)
+        ]
         print(f"{name}: accuracy {accuracy[0]:.3f}, without the first modality {accuracy[1]:.3f}")
 
 

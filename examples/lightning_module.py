@@ -1,9 +1,11 @@
-"""CorrKD's three losses in a LightningModule: a student of incomplete samples, a frozen teacher of complete ones.
+"""CorrKD's three losses in a LightningModule: a student of incomplete samples, a frozen teacher of
+complete ones.
 
     pip install corrkd lightning
     python examples/lightning_module.py
 
-With several processes (strategy="ddp") the losses see the batches of all: they compare samples with one another.
+With several processes (strategy="ddp") the losses see the batches of all: they compare samples with
+one another.
 """
 
 import lightning
@@ -18,7 +20,9 @@ CLASSES, WIDTH = 3, 8  # of each of two modalities
 
 
 class Network(nn.Module):
-    """Features of both modalities (N, 2 x WIDTH) -> representation (N, 24) and logits (N, CLASSES)."""
+    """Features of both modalities (N, 2 x WIDTH) -> representation (N, 24) and logits (N,
+    CLASSES).
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +61,9 @@ class Student(lightning.LightningModule):
         x, labels = batch
         with torch.no_grad():
             teacher = self.teacher(x)
-        lost = torch.rand(len(x), 1, device=x.device)  # below a quarter the first modality, below a half the second
+        lost = torch.rand(
+            len(x), 1, device=x.device
+        )  # below a quarter the first modality, below a half the second
         first = torch.arange(2 * WIDTH, device=x.device) < WIDTH
         incomplete = x * ~torch.where(first, lost < 0.25, (lost >= 0.25) & (lost < 0.5))
         student = self.network(incomplete)
@@ -67,10 +73,15 @@ class Student(lightning.LightningModule):
 
     def together(self, x: Tensor) -> Tensor:
         """The rows of all processes, with gradients for those of this one."""
-        return x if self.trainer.world_size == 1 else self.all_gather(x, sync_grads=x.requires_grad).flatten(0, 1)
+        return (
+            x
+            if self.trainer.world_size == 1
+            else self.all_gather(x, sync_grads=x.requires_grad).flatten(0, 1)
+        )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        # The critics of the loss are parameters of this module, as the student's are; the teacher's take no gradient.
+        # The critics of the loss are parameters of this module, as the student's are; the teacher's
+        # take no gradient.
         return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=4e-3)
 
 
@@ -79,7 +90,10 @@ def main() -> None:
     labels = torch.randint(CLASSES, (900,))
     strength = torch.tensor([0.8, 0.5]).repeat_interleave(WIDTH)  # the first modality says more
     x = torch.randn(900, 2 * WIDTH) + (strength * torch.randn(CLASSES, 2 * WIDTH))[labels]
-    train, test = DataLoader(TensorDataset(x[:600], labels[:600]), 60, shuffle=True), (x[600:], labels[600:])
+    train, test = (
+        DataLoader(TensorDataset(x[:600], labels[:600]), 60, shuffle=True),
+        (x[600:], labels[600:]),
+    )
 
     def fit(module: lightning.LightningModule, epochs: int) -> None:
         quiet = {
@@ -88,7 +102,9 @@ def main() -> None:
             "enable_progress_bar": False,
             "enable_model_summary": False,
         }
-        lightning.Trainer(max_epochs=epochs, accelerator="cpu", devices=1, **quiet).fit(module, train)
+        lightning.Trainer(max_epochs=epochs, accelerator="cpu", devices=1, **quiet).fit(
+            module, train
+        )
 
     teacher = Teacher()
     fit(teacher, 8)
@@ -96,7 +112,10 @@ def main() -> None:
     fit(student, 16)
     without = test[0] * (torch.arange(2 * WIDTH) >= WIDTH)
     for name, network in {"teacher": teacher.network, "student": student.network}.items():
-        accuracy = [(network(inputs)[1].argmax(1) == test[1]).float().mean().item() for inputs in (test[0], without)]
+        accuracy = [
+            (network(inputs)[1].argmax(1) == test[1]).float().mean().item()
+            for inputs in (test[0], without)
+        ]
         print(f"{name}: accuracy {accuracy[0]:.3f}, without the first modality {accuracy[1]:.3f}")
 
 

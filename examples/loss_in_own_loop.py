@@ -2,7 +2,8 @@
 
     python examples/loss_in_own_loop.py
 
-A teacher that sees whole samples hands its representations on to a student that sees only half of the features.
+A teacher that sees whole samples hands its representations on to a student that sees only half of
+the features.
 """
 
 import torch
@@ -21,7 +22,9 @@ incomplete = complete * (torch.arange(16) < 8)
 
 def network() -> nn.Sequential:
     """Features (N, 16) -> representation (N, 24) -> logits (N, 3)."""
-    return nn.Sequential(nn.Sequential(nn.Linear(16, 48), nn.ReLU(), nn.Linear(48, 24)), nn.Linear(24, 3))
+    return nn.Sequential(
+        nn.Sequential(nn.Linear(16, 48), nn.ReLU(), nn.Linear(48, 24)), nn.Linear(24, 3)
+    )
 
 
 teacher = network()
@@ -35,7 +38,8 @@ with torch.no_grad():  # frozen: its representations are computed once
 
 student = network()
 distillation = SampleContrastiveDistillation(boundary=1.2)
-# This loss has no parameters; those of ResponseDisentangledConsistency would go to the optimizer with the student's.
+# This loss has no parameters; those of ResponseDisentangledConsistency would go to the optimizer
+# with the student's.
 optimizer = torch.optim.Adam(student.parameters(), lr=4e-3)
 for epoch in range(1, 9):
     total = 0.0

@@ -2,7 +2,8 @@
 
     python examples/own_arrays.py
 
-Writes mine.npz, trains teacher, student and control on it, and tests the student without the speech.
+Writes mine.npz, trains teacher, student and control on it, and tests the student without the
+speech.
 """
 
 import numpy as np
@@ -11,7 +12,8 @@ import corrkd
 
 rng = np.random.default_rng(0)
 
-# 240 recordings of 40 people, two classes. Two sequences of up to 8 frames, and one vector for each recording.
+# 240 recordings of 40 people, two classes. Two sequences of up to 8 frames, and one vector for each
+# recording.
 count, frames = 240, 8
 labels = rng.integers(2, size=count)
 lengths = rng.integers(4, frames + 1, size=count)
@@ -55,6 +57,12 @@ print("weighted F1, averaged over the missing subsets:")
 print(done.average().round(3).to_string())
 
 student = corrkd.load_student("runs/mine")
-table = corrkd.evaluate(student, corrkd.load_dataset("mine.npz"), conditions=["complete", "gaze+form", "ratio-0.5"])
+table = corrkd.evaluate(
+    student, corrkd.load_dataset("mine.npz"), conditions=["complete", "gaze+form", "ratio-0.5"]
+)
 print("\nthe student:")
-print(table.pivot_table(index="condition", columns="metric", values="value", sort=False).round(3).to_string())
+print(
+    table.pivot_table(index="condition", columns="metric", values="value", sort=False)
+    .round(3)
+    .to_string()
+)

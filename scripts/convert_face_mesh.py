@@ -4,9 +4,11 @@
     pip install tflite safetensors ai-edge-litert
     python scripts/convert_face_mesh.py mediapipe-face_mesh-0.4.1657299874.tgz
 
-It takes three files out of the package (Apache-2.0, Google LLC): the short-range BlazeFace detector, the mesh of 468 points and the
-canonical face. Each network becomes a list of operations (JSON) and a table of float16 tensors, as the original stores them; nothing is
-trained or changed. With `--reference FILE` it also runs the original networks by LiteRT on `reference_input`, for the test of equality.
+It takes three files out of the package (Apache-2.0, Google LLC): the short-range BlazeFace
+detector, the mesh of 468 points and the canonical face. Each network becomes a list of operations
+(JSON) and a table of float16 tensors, as the original stores them; nothing is trained or changed.
+With `--reference FILE` it also runs the original networks by LiteRT on `reference_input`, for the
+test of equality.
 """
 
 from __future__ import annotations
@@ -27,8 +29,13 @@ from safetensors.numpy import save_file
 
 Array = npt.NDArray[Any]
 
-WEIGHTS = Path(__file__).parents[1] / "src" / "corrkd" / "media" / "weights" / "face_mesh.safetensors"
-ASSETS, LOADER = "package/face_mesh_solution_packed_assets.data", "package/face_mesh_solution_packed_assets_loader.js"
+WEIGHTS = (
+    Path(__file__).parents[1] / "src" / "corrkd" / "media" / "weights" / "face_mesh.safetensors"
+)
+ASSETS, LOADER = (
+    "package/face_mesh_solution_packed_assets.data",
+    "package/face_mesh_solution_packed_assets_loader.js",
+)
 NETWORKS = {"detector": "face_detection_short_range.tflite", "mesh": "face_landmark.tflite"}
 GEOMETRY = "geometry_pipeline_metadata_landmarks.binarypb"
 DTYPES = {
@@ -62,7 +69,9 @@ class Converter:
             buffer = self.model.Buffers(tensor.Buffer())
             if buffer.DataLength():
                 values = np.frombuffer(buffer.DataAsNumpy().tobytes(), DTYPES[tensor.Type()])
-                self.constants[index] = values.reshape(tensor.ShapeAsNumpy() if tensor.ShapeLength() else ())
+                self.constants[index] = values.reshape(
+                    tensor.ShapeAsNumpy() if tensor.ShapeLength() else ()
+                )
 
     def convert(self) -> dict[str, Any]:
         """Return the operations; their tensors are in `tensors`."""
@@ -71,19 +80,29 @@ class Converter:
             operator = self.graph.Operators(number)
             code = self.model.OperatorCodes(operator.OpcodeIndex())
             kind = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
-            inputs, output = operator.InputsAsNumpy().tolist(), operator.OutputsAsNumpy().tolist()[0]
+            inputs, output = (
+                operator.InputsAsNumpy().tolist(),
+                operator.OutputsAsNumpy().tolist()[0],
+            )
             if kind == tflite.BuiltinOperator.DEQUANTIZE:
                 self.constants[output] = self.constants[inputs[0]]
                 continue
-            step = {"inputs": [i for i in inputs if i >= 0 and i not in self.constants], "output": output}
+            step = {
+                "inputs": [i for i in inputs if i >= 0 and i not in self.constants],
+                "output": output,
+            }
             steps.append(step | self._operation(kind, operator, inputs, output, str(number)))
         outputs = self.graph.OutputsAsNumpy().tolist()
         return {"input": int(self.graph.Inputs(0)), "outputs": outputs, "steps": steps}
 
-    def _operation(self, kind: int, operator: Any, inputs: list[int], output: int, name: str) -> dict[str, Any]:
+    def _operation(
+        self, kind: int, operator: Any, inputs: list[int], output: int, name: str
+    ) -> dict[str, Any]:
         known = tflite.BuiltinOperator
         if kind in (known.CONV_2D, known.DEPTHWISE_CONV_2D):
-            return self._convolution(operator, inputs, output, name, depthwise=kind == known.DEPTHWISE_CONV_2D)
+            return self._convolution(
+                operator, inputs, output, name, depthwise=kind == known.DEPTHWISE_CONV_2D
+            )
         if kind == known.PRELU:
             self._keep(f"{name}.slope", self.constants[inputs[1]].reshape(-1))
             return {"kind": "prelu", "name": name}
@@ -96,20 +115,31 @@ class Converter:
             return {"kind": "pool", "size": pool.FilterHeight(), "stride": pool.StrideH()}
         if kind == known.PAD:
             pads = self.constants[inputs[1]].tolist()
-            return {"kind": "pad", "pad": [*pads[2], *pads[1], *pads[3]]}  # of NHWC, as torch orders them: W, H, C
+            return {
+                "kind": "pad",
+                "pad": [*pads[2], *pads[1], *pads[3]],
+            }  # of NHWC, as torch orders them: W, H, C
         if kind == known.RESHAPE:
             return {"kind": "reshape", "shape": self._shape(output)[1:]}
         if kind == known.CONCATENATION:
-            return {"kind": "concatenate", "axis": _options(operator, tflite.ConcatenationOptions).Axis()}
+            return {
+                "kind": "concatenate",
+                "axis": _options(operator, tflite.ConcatenationOptions).Axis(),
+            }
         raise SystemExit(f"no conversion for {tflite.opcode2name(kind)}")
 
     def _convolution(
         self, operator: Any, inputs: list[int], output: int, name: str, *, depthwise: bool
     ) -> dict[str, Any]:
-        options = _options(operator, tflite.DepthwiseConv2DOptions if depthwise else tflite.Conv2DOptions)
+        options = _options(
+            operator, tflite.DepthwiseConv2DOptions if depthwise else tflite.Conv2DOptions
+        )
         kernel = self.constants[inputs[1]]  # (out, H, W, in); depthwise (1, H, W, out)
         stride = [options.StrideH(), options.StrideW()]
-        self._keep(f"{name}.weight", kernel.transpose(3, 0, 1, 2) if depthwise else kernel.transpose(0, 3, 1, 2))
+        self._keep(
+            f"{name}.weight",
+            kernel.transpose(3, 0, 1, 2) if depthwise else kernel.transpose(0, 3, 1, 2),
+        )
         self._keep(f"{name}.bias", self.constants[inputs[2]])
         return {
             "kind": "convolution",
@@ -120,7 +150,9 @@ class Converter:
             "activation": ACTIVATIONS[options.FusedActivationFunction()],
         }
 
-    def _padding(self, source: int, output: int, kernel: tuple[int, ...], stride: list[int], padding: int) -> list[int]:
+    def _padding(
+        self, source: int, output: int, kernel: tuple[int, ...], stride: list[int], padding: int
+    ) -> list[int]:
         """Return (left, right, top, bottom), as `torch.nn.functional.pad` takes them."""
         if padding == tflite.Padding.VALID:
             return [0, 0, 0, 0]
@@ -151,11 +183,14 @@ def _activation(operator: Any, kind: Any) -> str | None:
     return ACTIVATIONS[_options(operator, kind).FusedActivationFunction()]
 
 
-# --------------------------------------------------------------------------------------------------------- the canonical face
+# --------------------------------------------------------------------------------------------------
+# the canonical face
 
 
 def canonical_face(data: bytes) -> dict[str, Array]:
-    """Return the vertices (468, 3) in centimetres, and index and weight of the points by which faces are laid onto them."""
+    """Return the vertices (468, 3) in centimetres, and index and weight of the points by which
+    faces are laid onto them.
+    """
     vertices = np.zeros(0, np.float32)
     index, weight = [], []
     for field, value in _fields(data):
@@ -198,17 +233,22 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
             return value, at
 
 
-# ------------------------------------------------------------------------------------------------------------------ reference
+# --------------------------------------------------------------------------------------------------
+# reference
 
 
 def reference_input(size: int) -> npt.NDArray[np.float32]:
-    """Return a picture (size, size, 3) in [0, 1] of smooth waves, the same in every run; the test makes it again."""
+    """Return a picture (size, size, 3) in [0, 1] of smooth waves, the same in every run; the test
+    makes it again.
+    """
     y, x, channel = np.meshgrid(np.arange(size), np.arange(size), np.arange(3), indexing="ij")
     return (0.5 + 0.5 * np.sin(0.11 * x + 0.07 * y * (channel + 1) + channel)).astype(np.float32)
 
 
 def reference(files: dict[str, bytes]) -> dict[str, Array]:
-    """Return what the original networks make of `reference_input`; of the detector's anchors every eighth."""
+    """Return what the original networks make of `reference_input`; of the detector's anchors every
+    eighth.
+    """
     from ai_edge_litert.interpreter import Interpreter
 
     out = {}
@@ -217,17 +257,23 @@ def reference(files: dict[str, bytes]) -> dict[str, Array]:
         interpreter.allocate_tensors()
         given = interpreter.get_input_details()[0]
         picture = reference_input(given["shape"][1])
-        interpreter.set_tensor(given["index"], (picture * 2 - 1 if name == "detector" else picture)[None])
+        interpreter.set_tensor(
+            given["index"], (picture * 2 - 1 if name == "detector" else picture)[None]
+        )
         interpreter.invoke()
         for number, output in enumerate(interpreter.get_output_details()):
             values = interpreter.get_tensor(output["index"])[0]
-            out[f"{name}.{number}"] = np.ascontiguousarray(values[::8] if name == "detector" else values.reshape(-1))
+            out[f"{name}.{number}"] = np.ascontiguousarray(
+                values[::8] if name == "detector" else values.reshape(-1)
+            )
     return out
 
 
 def main() -> None:
     """Convert; see the top of this file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("package", type=Path)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--reference", type=Path)

@@ -1,7 +1,8 @@
 """Build the documentation site: python scripts/make_site.py [OUT]
 
-The pages are docs/*.md and the README; this stages them for Zensical, with formulas as MathML, each example and each linked file of the
-repository as a page, and an API reference made of docstrings. Nothing on the site is loaded from elsewhere. Needs `corrkd[docs]`.
+The pages are docs/*.md and the README; this stages them for Zensical, with formulas as MathML, each
+example and each linked file of the repository as a page, and an API reference made of docstrings.
+Nothing on the site is loaded from elsewhere. Needs `corrkd[docs]`.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ GALLERY = {
 RESULTS = {"Results": "results.md", "The full comparison": "comparison-report.md"}
 
 
-def outside_code(text: str, change: re.Pattern[str], replace: Callable[[re.Match[str]], str]) -> str:
+def outside_code(
+    text: str, change: re.Pattern[str], replace: Callable[[re.Match[str]], str]
+) -> str:
     """Apply a substitution to a page's prose, not to its blocks of code."""
     pieces, end = [], 0
     for block in BLOCK.finditer(text):
@@ -96,7 +99,9 @@ class Stage:
         self.write(page, outside_code(text, FORMULA, mathml))
 
     def page_of(self, target: Path) -> str:
-        """The page of a file or folder of the repository, which is made where it is not one of the documents."""
+        """The page of a file or folder of the repository, which is made where it is not one of the
+        documents.
+        """
         relative = target.relative_to(ROOT)
         if target == ROOT / "README.md":
             return "index.md"
@@ -110,18 +115,27 @@ class Stage:
         return self.files[target]
 
     def _add_file(self, target: Path) -> None:
-        """Stage a file of the repository as a page that shows it, a folder as the list of its files."""
+        """Stage a file of the repository as a page that shows it, a folder as the list of its
+        files.
+        """
         relative, page = target.relative_to(ROOT), self.files[target]
         if target.is_dir():
-            names = sorted(path for path in target.iterdir() if path.suffix in (".py", ".md", ".toml", ".yaml"))
-            links = [f"- [{path.name}]({os.path.relpath(self.page_of(path), Path(page).parent)})" for path in names]
+            names = sorted(
+                path for path in target.iterdir() if path.suffix in (".py", ".md", ".toml", ".yaml")
+            )
+            links = [
+                f"- [{path.name}]({os.path.relpath(self.page_of(path), Path(page).parent)})"
+                for path in names
+            ]
             self.write(page, f"# {relative}\n\n" + "\n".join(links) + "\n")
         elif target.suffix == ".md":
             self.add(target, page)
         elif target.suffix == ".py":
             self.write(page, example(target))
         else:
-            self.write(page, f"# {relative}\n\n{fenced(target.read_text('utf-8'), target.suffix[1:])}")
+            self.write(
+                page, f"# {relative}\n\n{fenced(target.read_text('utf-8'), target.suffix[1:])}"
+            )
 
     def write(self, page: str, text: str) -> None:
         """Write a page."""
@@ -151,10 +165,19 @@ def reference() -> Iterator[tuple[str, str]]:
         by_home.setdefault(home, []).append(name)
     options = "\n    options:\n      heading_level: 2\n      show_root_full_path: false\n"
     top = [f"::: {home}.{name}{options}" for home, names in by_home.items() for name in names]
-    yield "corrkd", "# corrkd\n\nThe stable names, all importable from `corrkd`.\n\n" + "\n".join(top)
+    yield (
+        "corrkd",
+        "# corrkd\n\nThe stable names, all importable from `corrkd`.\n\n" + "\n".join(top),
+    )
     names = [f"::: corrkd.losses.{name}{options}" for name in losses.__all__]
     yield "corrkd.losses", f"# corrkd.losses\n\n{losses.__doc__}\n\n" + "\n".join(names)
-    for module in ("methods.base", "networks.base", "missing.conditions", "targets.base", "media.extractors.base"):
+    for module in (
+        "methods.base",
+        "networks.base",
+        "missing.conditions",
+        "targets.base",
+        "media.extractors.base",
+    ):
         yield f"corrkd.{module}", f"# corrkd.{module}\n\n::: corrkd.{module}\n"
 
 
@@ -165,11 +188,19 @@ def configuration(gallery: dict[str, str], api: dict[str, str]) -> str:
         return ", ".join(f'{{ "{title}" = "{page}" }}' for title, page in of.items())
 
     home = '{ "Home" = "index.md" }, { "Pages by question" = "pages.md" }'
-    sections = {"Guides": GUIDES, "Background": BACKGROUND, "Results": RESULTS, "Gallery": gallery, "API": api}
-    nav = ",\n  ".join([home, *(f'{{ "{name}" = [{pages(of)}] }}' for name, of in sections.items())])
+    sections = {
+        "Guides": GUIDES,
+        "Background": BACKGROUND,
+        "Results": RESULTS,
+        "Gallery": gallery,
+        "API": api,
+    }
+    nav = ",\n  ".join(
+        [home, *(f'{{ "{name}" = [{pages(of)}] }}' for name, of in sections.items())]
+    )
     return f"""[project]
 site_name = "corrkd"
-site_description = "Multimodal sentiment models that stay accurate when language, audio or vision goes missing"
+site_description = "Multimodal sentiment models that stay accurate when a modality is missing"
 docs_dir = "docs"
 site_dir = "html"
 nav = [
@@ -178,7 +209,9 @@ nav = [
 
 [project.theme]
 font = false
-features = ["navigation.sections", "navigation.top", "content.code.copy", "search.highlight", "toc.follow"]
+features = [
+  "navigation.sections", "navigation.top", "content.code.copy", "search.highlight", "toc.follow",
+]
 
 [[project.theme.palette]]
 media = "(prefers-color-scheme: light)"
@@ -223,7 +256,9 @@ def main() -> None:
         api[title] = f"api/{title}.md"
         stage.write(api[title], text)
     (STAGED / "zensical.toml").write_text(configuration(gallery, api), "utf-8")
-    subprocess.run([sys.executable, "-m", "zensical", "build", "--strict", "--clean"], cwd=STAGED, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "zensical", "build", "--strict", "--clean"], cwd=STAGED, check=True
+    )
     shutil.rmtree(out, ignore_errors=True)
     shutil.move(STAGED / "html", out)
     print(out)

@@ -1,4 +1,6 @@
-"""The command line in processes of their own, forked from one that has imported everything once: a second each, not six."""
+"""The command line in processes of their own, forked from one that has imported everything once: a
+second each, not six.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ TINY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Ended:
-    """What a command left: exit code (minus the signal's number where one killed it), what it printed."""
+    """What a command left: exit code (minus the signal's number where one killed it), what it
+    printed.
+    """
 
     code: int
     out: str
@@ -107,7 +111,10 @@ class Started:
 
 
 def corrkd(
-    *words: object, first: Callable[[], object] | None = None, cwd: Path | None = None, report: bool = True
+    *words: object,
+    first: Callable[[], object] | None = None,
+    cwd: Path | None = None,
+    report: bool = True,
 ) -> Ended:
     """Runs `corrkd` with these words; `first` is called in its process before.
 
@@ -117,7 +124,11 @@ def corrkd(
 
 
 def _child(
-    words: list[str], files: list[Path], first: Callable[[], object] | None, cwd: Path | None, report: bool
+    words: list[str],
+    files: list[Path],
+    first: Callable[[], object] | None,
+    cwd: Path | None,
+    report: bool,
 ) -> None:
     for descriptor, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), descriptor)
@@ -136,7 +147,9 @@ def _child(
 
 
 def sketch(name: str, caption: str, alt: str, figure: Any) -> Any:
-    """In place of `figures.picture`: a figure that is not drawn, which takes longer than all else of a report."""
+    """In place of `figures.picture`: a figure that is not drawn, which takes longer than all else
+    of a report.
+    """
     from corrkd.report.figures import Picture
 
     return Picture(name, caption, alt, b"<svg/>", b"")
@@ -150,7 +163,9 @@ def sketched() -> None:
 
 
 def ends_at(owner: str, name: str, call: int, signals: int = signal.SIGKILL) -> Callable[[], None]:
-    """Something for `first`: the process gets a signal at the call of that number of `owner.name`, halfway where it writes."""
+    """Something for `first`: the process gets a signal at the call of that number of `owner.name`,
+    halfway where it writes.
+    """
     return partial(_end_at, owner, name, call, signals)
 
 

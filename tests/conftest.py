@@ -10,7 +10,8 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-# Tests run side by side, and their processes inherit this; it counts only before numpy and torch are imported.
+# Tests run side by side, and their processes inherit this; it counts only before numpy and torch
+# are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -37,9 +38,17 @@ Offer = Callable[..., None]
 
 
 def make_split(
-    count: int, widths: dict[str, int], *, frames: int = 6, seed: int = 0, name: str = "train", classes: int = 3
+    count: int,
+    widths: dict[str, int],
+    *,
+    frames: int = 6,
+    seed: int = 0,
+    name: str = "train",
+    classes: int = 3,
 ) -> Split:
-    """Random samples of unequal lengths; the class moves the features, so that there is something to learn."""
+    """Random samples of unequal lengths; the class moves the features, so that there is something
+    to learn.
+    """
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(count) % classes).astype(np.int64)
     features, lengths, present = {}, {}, {}
@@ -48,7 +57,9 @@ def make_split(
         there = np.arange(frames)[None, :] < lengths[m][:, None]
         present[m] = there
         shift = (labels[:, None, None] - (classes - 1) / 2) * np.linspace(0.5, 1.5, width)
-        features[m] = ((rng.normal(size=(count, frames, width)) + shift) * there[..., None]).astype(np.float32)
+        features[m] = ((rng.normal(size=(count, frames, width)) + shift) * there[..., None]).astype(
+            np.float32
+        )
     return Split(
         frames=features,
         lengths=lengths,
@@ -94,7 +105,9 @@ def make_samples(
 
 
 def training_batch(samples: Samples, count: int | None = None, **changes: object) -> TrainingBatch:
-    """The first `count` samples, complete, as a step hands them to a method; all of them by default."""
+    """The first `count` samples, complete, as a step hands them to a method; all of them by
+    default.
+    """
     rows = torch.arange(len(samples) if count is None else count)
     batch = samples.take(rows)
     return TrainingBatch(batch.complete(), batch.targets, samples.context(rows))._replace(**changes)  # type: ignore[arg-type]
@@ -123,11 +136,15 @@ def map_tensors(change: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
 def overwrite_invisible(inputs: Inputs, value: float) -> Inputs:
     """The inputs with `value` in place of everything that is not visible, padding included."""
     frames, _, visible = inputs
-    return inputs._replace(frames={m: torch.where(visible[m][..., None], x, value) for m, x in frames.items()})
+    return inputs._replace(
+        frames={m: torch.where(visible[m][..., None], x, value) for m, x in frames.items()}
+    )
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder that all workers of a session share, not to be changed: who comes first makes it, the others wait for it."""
+    """A folder that all workers of a session share, not to be changed: who comes first makes it,
+    the others wait for it.
+    """
     base = factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +165,9 @@ def dataset() -> MultimodalDataset:
 def offer(monkeypatch: pytest.MonkeyPatch) -> Offer:
     """Entry points as if packages with them were installed: offer(group, name="module:Class")."""
     points: list[metadata.EntryPoint] = []
-    monkeypatch.setattr(metadata, "entry_points", lambda **which: metadata.EntryPoints(points).select(**which))
+    monkeypatch.setattr(
+        metadata, "entry_points", lambda **which: metadata.EntryPoints(points).select(**which)
+    )
 
     def add(group: str, **offered: str) -> None:
         points.extend(metadata.EntryPoint(name, value, group) for name, value in offered.items())
@@ -181,7 +200,9 @@ def build_real(real_data: Path, factory: pytest.TempPathFactory, name: str, *opt
     """One of the real sets, written by the script beside it."""
     out = factory.mktemp("real") / f"{name}.pkl"
     subprocess.run(
-        [sys.executable, str(real_data / "build.py"), name, str(out), *options], check=True, capture_output=True
+        [sys.executable, str(real_data / "build.py"), name, str(out), *options],
+        check=True,
+        capture_output=True,
     )
     return out
 
@@ -195,6 +216,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Folders whose files take long come first, so that no worker is left alone with one at the end."""
+    """Folders whose files take long come first, so that no worker is left alone with one at the
+    end.
+    """
     folders = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: folders.get(item.path.parent.name, len(LONG)))

@@ -15,7 +15,16 @@ from corrkd.data.convert import convert
 from corrkd.experiment.experiment import read
 from tests.experiment.conftest import finished, no_report, tiny, write_npz  # noqa: F401  (fixtures)
 
-PUBLIC = {"run", "resume", "load_dataset", "load_student", "load_settings", "evaluate", "Settings", "CorrKDError"}
+PUBLIC = {
+    "run",
+    "resume",
+    "load_dataset",
+    "load_student",
+    "load_settings",
+    "evaluate",
+    "Settings",
+    "CorrKDError",
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +47,16 @@ def test_the_names_are_there() -> None:
 def test_the_student_does_as_the_run_says(finished: Path, data: Path) -> None:  # noqa: F811
     results = pd.read_csv(finished / "results.csv")
     for seed in (0, 1):
-        table = corrkd.evaluate(corrkd.load_student(finished / "synthetic" / f"seed-{seed}"), corrkd.load_dataset(data))
+        table = corrkd.evaluate(
+            corrkd.load_student(finished / "synthetic" / f"seed-{seed}"), corrkd.load_dataset(data)
+        )
         expected = results[(results["method"] == "student") & (results["seed"] == seed)]
         both = table.merge(expected, on=["condition", "draw", "metric"], validate="one_to_one")
         shared = set(expected["condition"]) - {"ratios"}  # the run tests fewer ratios and draws
         assert (
-            {"complete", "natural", "average", "language", "ratio-0.5"} <= set(both["condition"]) <= shared | {"ratios"}
+            {"complete", "natural", "average", "language", "ratio-0.5"}
+            <= set(both["condition"])
+            <= shared | {"ratios"}
         )
         both = both[both["condition"] != "ratios"]
         assert len(both) == len(expected) - 2
@@ -53,19 +66,33 @@ def test_the_student_does_as_the_run_says(finished: Path, data: Path) -> None:  
 def test_evaluate_takes_conditions_split_and_batch_size(finished: Path, data: Path) -> None:  # noqa: F811
     student, dataset = corrkd.load_student(finished), corrkd.load_dataset(data)
     seen: list[int] = []
-    one = corrkd.evaluate(student, dataset, conditions=["audio", "ratio-0.5"], draws=2, on_batch=seen.append)
-    assert set(zip(one["condition"], one["draw"], strict=True)) == {("audio", 0), ("ratio-0.5", 0), ("ratio-0.5", 1)}
+    one = corrkd.evaluate(
+        student, dataset, conditions=["audio", "ratio-0.5"], draws=2, on_batch=seen.append
+    )
+    assert set(zip(one["condition"], one["draw"], strict=True)) == {
+        ("audio", 0),
+        ("ratio-0.5", 0),
+        ("ratio-0.5", 1),
+    }
     assert sum(seen) == len(dataset.split("test"))
-    other = corrkd.evaluate(student, dataset, conditions=["audio", "ratio-0.5"], draws=2, batch_size=4)
+    other = corrkd.evaluate(
+        student, dataset, conditions=["audio", "ratio-0.5"], draws=2, batch_size=4
+    )
     pd.testing.assert_frame_equal(one, other, check_exact=False, atol=1e-6)
     train = corrkd.evaluate(student, dataset, split="train", conditions=["audio"])
     assert not np.allclose(train["value"], one["value"][one["condition"] == "audio"])
 
 
 @pytest.mark.usefixtures("no_report")
-def test_run_takes_settings_a_mapping_or_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_takes_settings_a_mapping_or_a_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    fast = tiny(teacher={"epochs": 1}, student={"epochs": 1}, evaluation={"conditions": {"ratio": [], "burst": []}})
+    fast = tiny(
+        teacher={"epochs": 1},
+        student={"epochs": 1},
+        evaluation={"conditions": {"ratio": [], "burst": []}},
+    )
     done = corrkd.run(corrkd.load_settings(**fast))
     assert done.folder == Path("runs/synthetic")
     assert (
@@ -83,7 +110,11 @@ def test_run_takes_settings_a_mapping_or_a_preset(tmp_path: Path, monkeypatch: p
 
 def test_a_run_from_python_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     corrkd.run(
-        tiny(teacher={"epochs": 1}, student={"epochs": 1}, evaluation={"conditions": {"ratio": [], "burst": []}}),
+        tiny(
+            teacher={"epochs": 1},
+            student={"epochs": 1},
+            evaluation={"conditions": {"ratio": [], "burst": []}},
+        ),
         tmp_path / "run",
     )
     assert capfd.readouterr() == ("", "")
@@ -92,7 +123,11 @@ def test_a_run_from_python_is_silent(tmp_path: Path, capfd: pytest.CaptureFixtur
 def test_ones_own_arrays(tmp_path: Path) -> None:
     dataset = corrkd.load_dataset(write_npz(tmp_path / "d.npz", {"speech": 4, "gaze": 2}))
     assert dataset.modalities == ("speech", "gaze")
-    assert {name: len(split) for name, split in dataset.splits.items()} == {"train": 30, "valid": 15, "test": 15}
+    assert {name: len(split) for name, split in dataset.splits.items()} == {
+        "train": 30,
+        "valid": 15,
+        "test": 15,
+    }
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -102,9 +137,22 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    heavy = {"torch", "numpy", "pandas", "lightning_fabric", "sklearn", "scipy", "matplotlib", "pydantic"}
+    heavy = {
+        "torch",
+        "numpy",
+        "pandas",
+        "lightning_fabric",
+        "sklearn",
+        "scipy",
+        "matplotlib",
+        "pydantic",
+    }
     assert not loaded_by("import corrkd") & heavy
 
 
 def test_a_dataset_needs_no_training() -> None:
-    assert not loaded_by("import corrkd; corrkd.load_dataset") & {"torch", "pandas", "lightning_fabric"}
+    assert not loaded_by("import corrkd; corrkd.load_dataset") & {
+        "torch",
+        "pandas",
+        "lightning_fabric",
+    }

@@ -55,18 +55,38 @@ def set_rows(key: str, split: str, value: Any) -> Callable[[Arrays], None]:
 @pytest.mark.parametrize(
     ("change", "target", "words"),
     [
-        (lambda a: a.update(split=np.where(of_split(a, "valid"), "train", a["split"])), "classes", "no split 'valid'"),
-        (lambda a: a.update(split=np.where(of_split(a, "test"), "train", a["split"])), "classes", "no split 'test'"),
-        (lambda a: a.update(audio_lengths=np.full(60, 5)), "classes", "lengths run from 5 to 5, but the array holds"),
+        (
+            lambda a: a.update(split=np.where(of_split(a, "valid"), "train", a["split"])),
+            "classes",
+            "no split 'valid'",
+        ),
+        (
+            lambda a: a.update(split=np.where(of_split(a, "test"), "train", a["split"])),
+            "classes",
+            "no split 'test'",
+        ),
+        (
+            lambda a: a.update(audio_lengths=np.full(60, 5)),
+            "classes",
+            "lengths run from 5 to 5, but the array holds",
+        ),
         (set_rows("labels", "train", np.nan), "classes", "labels contain NaN"),
         (set_rows("scores", "test", np.nan), "score", "NaN"),
         (set_rows("labels", "test", 7), "classes", "label 7 is outside the 3 classes"),
         (set_rows("labels", "valid", -1), "classes", "labels must be"),
-        (lambda a: a.update(labels=np.where(a["labels"] == 1, 0, a["labels"])), "classes", "no sample of class '1'"),
+        (
+            lambda a: a.update(labels=np.where(a["labels"] == 1, 0, a["labels"])),
+            "classes",
+            "no sample of class '1'",
+        ),
         (set_rows("scores", "train", 1.0), "binary-nonzero", "no sample of class 'negative'"),
         (set_rows("scores", "train", 0.0), "binary-nonzero", "no sample is left"),
         (set_rows("audio", "train", 2.0), "classes", "modality audio is constant"),
-        (lambda a: a.update(audio=np.full((60, 4, 3), np.nan)), "classes", "no frame of it is present"),
+        (
+            lambda a: a.update(audio=np.full((60, 4, 3), np.nan)),
+            "classes",
+            "no frame of it is present",
+        ),
         (lambda a: a.update(audio=np.zeros((60, 4, 0))), "classes", "zero width"),
         (lambda a: a.update(audio=np.zeros((60, 4, 3))), "classes", "audio"),
         (lambda a: a.update(audio_lengths=np.arange(59)), "classes", "lengths"),
@@ -80,7 +100,17 @@ def test_data_that_cannot_be_learned_from(
     tmp_path: Path, change: Callable[[Arrays], object], target: str, words: str
 ) -> None:
     data, out = damaged_npz(tmp_path / "d.npz", change), tmp_path / "out" / "run"
-    done = corrkd("run", "--settings", settings_file(tmp_path), "--data", data, "--target", target, "--out", out)
+    done = corrkd(
+        "run",
+        "--settings",
+        settings_file(tmp_path),
+        "--data",
+        data,
+        "--target",
+        target,
+        "--out",
+        out,
+    )
     assert words in done.line
     assert not out.parent.exists()
 
@@ -96,7 +126,9 @@ def test_data_that_cannot_be_learned_from(
         ("d.pkl", pickle.dumps({"train": {"text": [1]}}), "d, train"),
     ],
 )
-def test_files_of_another_kind(tmp_path: Path, name: str, content: bytes | None, words: str) -> None:
+def test_files_of_another_kind(
+    tmp_path: Path, name: str, content: bytes | None, words: str
+) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
@@ -131,9 +163,15 @@ def test_unknown_modalities_and_conditions(tmp_path: Path) -> None:
     words = ("run", "--settings", settings_file(tmp_path), "--data", data, "--out", out)
     line = corrkd(*words, "--set", "data.modalities=[language, vision]").line
     assert "has no modality 'vision'; it has language, audio" in line
-    assert "condition 'vision' is unknown" in corrkd(*words, "--set", "evaluation.projection=vision").line
+    assert (
+        "condition 'vision' is unknown"
+        in corrkd(*words, "--set", "evaluation.projection=vision").line
+    )
     for none_or_twice in ("[]", "[audio, audio]"):
-        assert "at least one, each once" in corrkd(*words, "--set", f"data.modalities={none_or_twice}").line
+        assert (
+            "at least one, each once"
+            in corrkd(*words, "--set", f"data.modalities={none_or_twice}").line
+        )
     assert not out.exists()
 
 
@@ -181,7 +219,10 @@ def test_a_checkpoint_of_another_shape(tmp_path: Path) -> None:
     assert "plan.yaml: changed since it was written" in line
     assert "put it back" in line
     (out / "plan.yaml").write_text(yaml_with_digest(text))
-    assert "student.ckpt: the checkpoint is of another network" in corrkd("resume", out, report=False).line
+    assert (
+        "student.ckpt: the checkpoint is of another network"
+        in corrkd("resume", out, report=False).line
+    )
 
 
 def test_a_damaged_run(finished: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -213,14 +254,23 @@ def limited(size: int) -> None:
 
 @pytest.mark.parametrize("size", [800, 3000, 6000, 16000])
 def test_a_full_disk(tmp_path: Path, size: int) -> None:
-    """Whatever the file at which the disk is full: one line; a run that is resumed when there is room."""
+    """Whatever the file at which the disk is full: one line; a run that is resumed when there is
+    room.
+    """
     settings, out = settings_file(tmp_path), tmp_path / "run"
-    assert "File too large" in corrkd("run", "--settings", settings, "--out", out, first=partial(limited, size)).line
+    assert (
+        "File too large"
+        in corrkd("run", "--settings", settings, "--out", out, first=partial(limited, size)).line
+    )
     assert not list(out.rglob("*.part"))
     for path in out.rglob("*.json"):
         if path.name != "run.json":
             load_network(path)
-    again = ("resume", out) if (out / "plan.yaml").exists() else ("run", "--settings", settings, "--out", out)
+    again = (
+        ("resume", out)
+        if (out / "plan.yaml").exists()
+        else ("run", "--settings", settings, "--out", out)
+    )
     assert corrkd(*again, report=False).code == 0
 
 
@@ -264,7 +314,10 @@ def test_a_full_disk_leaves_older_files_as_they_were(finished: Path, tmp_path: P
         ("data", "convert", data, tmp_path / "d.safetensors"),
     )
     for command in into:
-        assert "is there already; choose another file, or replace it with --overwrite" in corrkd(*command).line
+        assert (
+            "is there already; choose another file, or replace it with --overwrite"
+            in corrkd(*command).line
+        )
         assert "File too large" in corrkd(*command, "--overwrite", first=full).line
     assert all(path.read_text() == "older" for path in (csv, masks, tmp_path / "d.safetensors"))
     assert not list(tmp_path.glob(".*"))
@@ -291,5 +344,8 @@ def test_a_folder_with_other_files(tmp_path: Path) -> None:
     out.mkdir()
     (out / "thesis.tex").write_text("mine")
     for words in ((), ("--overwrite",)):
-        assert "holds other files and no run" in corrkd("run", "--settings", settings, "--out", out, *words).line
+        assert (
+            "holds other files and no run"
+            in corrkd("run", "--settings", settings, "--out", out, *words).line
+        )
     assert [p.name for p in out.iterdir()] == ["thesis.tex"]

@@ -31,12 +31,30 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_version_and_help() -> None:
-    done = subprocess.run([sys.executable, "-m", "corrkd.cli", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "corrkd.cli", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout == f"corrkd {package.__version__}\n"
     assert done.stderr == ""
-    pages = {words: corrkd(*words) for words in ((), ("--help",), ("data",), ("data", "--help"), ("run", "--help"))}
+    pages = {
+        words: corrkd(*words)
+        for words in ((), ("--help",), ("data",), ("data", "--help"), ("run", "--help"))
+    }
     assert all(page.code == 0 and not page.err for page in pages.values())
-    for command in ("run", "train", "evaluate", "compare", "tune", "report", "resume", "presets", "data"):
+    for command in (
+        "run",
+        "train",
+        "evaluate",
+        "compare",
+        "tune",
+        "report",
+        "resume",
+        "presets",
+        "data",
+    ):
         assert command in pages[()].out
     assert "inspect" in pages["data",].out
     assert "convert" in pages["data", "--help"].out
@@ -87,9 +105,20 @@ def test_run_says_how_it_goes_in_plain_lines(settings: Path, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_a_terminal_gets_bars(settings: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "corrkd.cli", "train", "--settings", str(settings), "--out", str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "corrkd.cli",
+        "train",
+        "--settings",
+        str(settings),
+        "--out",
+        str(tmp_path / "run"),
+    ]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
-    with subprocess.Popen(command, stderr=theirs, stdout=subprocess.DEVNULL, env=environment) as process:
+    with subprocess.Popen(
+        command, stderr=theirs, stdout=subprocess.DEVNULL, env=environment
+    ) as process:
         os.close(theirs)
         said = b""
         try:
@@ -105,7 +134,11 @@ def test_a_terminal_gets_bars(settings: Path, tmp_path: Path) -> None:
 
 def test_data_alone_have_settings_scaled_to_them(tmp_path: Path) -> None:
     data = write_npz(tmp_path / "d.npz", {"language": 5, "audio": 3})
-    words = [word for line in ("student.epochs=1", "teacher.repeats=1", "device=cpu") for word in ("--set", line)]
+    words = [
+        word
+        for line in ("student.epochs=1", "teacher.repeats=1", "device=cpu")
+        for word in ("--set", line)
+    ]
     done = corrkd("train", "--data", data, "--target", "tertiles", *words, cwd=tmp_path)
     assert done.code == 0, done.err
     chosen = package.load_settings(tmp_path / "runs" / "d" / "d" / "settings.yaml")
@@ -149,10 +182,34 @@ def test_target_jobs_and_preset(tmp_path: Path) -> None:
         "--set",
         "device=cpu",
     ]
-    done = corrkd("train", "--preset", "mosi", "--data", data, "--target", "five", "--seeds", 1, *words, cwd=tmp_path)
+    done = corrkd(
+        "train",
+        "--preset",
+        "mosi",
+        "--data",
+        data,
+        "--target",
+        "five",
+        "--seeds",
+        1,
+        *words,
+        cwd=tmp_path,
+    )
     assert done.code == 2
     assert "no sample of class '-2'" in done.line
-    done = corrkd("train", "--preset", "mosi", "--data", data, "--target", "score", "--seeds", 1, *words, cwd=tmp_path)
+    done = corrkd(
+        "train",
+        "--preset",
+        "mosi",
+        "--data",
+        data,
+        "--target",
+        "score",
+        "--seeds",
+        1,
+        *words,
+        cwd=tmp_path,
+    )
     assert done.code == 0, done.err
     chosen = package.load_settings(tmp_path / "runs" / "mosi" / "d" / "settings.yaml")
     assert (chosen.data.target, chosen.seeds, chosen.student.epochs) == ("score", (0,), 1)
@@ -178,19 +235,30 @@ def test_evaluate(finished: Path, tmp_path: Path) -> None:  # noqa: F811
     assert "weighted_f1" in done.out
     assert "audio+vision" in done.out
     table = pd.read_csv(csv)
-    assert set(table["condition"]) == {"complete", "audio", "audio+vision", "ratio-0.5", "burst-0.5", "natural"}
+    assert set(table["condition"]) == {
+        "complete",
+        "audio",
+        "audio+vision",
+        "ratio-0.5",
+        "burst-0.5",
+        "natural",
+    }
     results = pd.read_csv(model / "student" / "results.csv")
     both = table.merge(results, on=["condition", "draw", "metric"])
     assert len(both) == len(table)
     np.testing.assert_allclose(both["value_x"], both["value_y"], atol=1e-6)
     # Replayed masks give the same whatever the mask seed; another seed does not.
-    replayed = corrkd(*words, "--masks", masks, "--mask-seed", 5, "--out", tmp_path / "replayed.csv")
+    replayed = corrkd(
+        *words, "--masks", masks, "--mask-seed", 5, "--out", tmp_path / "replayed.csv"
+    )
     assert replayed.code == 0, replayed.err
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "replayed.csv"), table)
     assert corrkd(*words, "--mask-seed", 5, "--out", tmp_path / "other.csv").code == 0
     assert not pd.read_csv(tmp_path / "other.csv").equals(table)
     # A model's file, a run's first seed, another split.
-    whole = corrkd("evaluate", finished, "--data", data, "--split", "valid", "--out", tmp_path / "valid.csv")
+    whole = corrkd(
+        "evaluate", finished, "--data", data, "--split", "valid", "--out", tmp_path / "valid.csv"
+    )
     assert whole.code == 0, whole.err
     assert "average" in set(pd.read_csv(tmp_path / "valid.csv")["condition"])
 
@@ -205,7 +273,10 @@ def test_report_again(finished: Path, tmp_path: Path) -> None:  # noqa: F811
 
 
 def test_data_inspect_and_convert(tmp_path: Path) -> None:
-    data, out = write_npz(tmp_path / "d.npz", {"language": 5, "gaze": 3}), tmp_path / "new" / "d.safetensors"
+    data, out = (
+        write_npz(tmp_path / "d.npz", {"language": 5, "gaze": 3}),
+        tmp_path / "new" / "d.safetensors",
+    )
     shown = corrkd("data", "inspect", data)
     assert shown.code == 0, shown.err
     assert "npz arrays" in shown.out
@@ -213,7 +284,8 @@ def test_data_inspect_and_convert(tmp_path: Path) -> None:
     done = corrkd("data", "convert", data, out)
     assert (done.code, done.out.strip()) == (0, str(out)), done.err
     np.testing.assert_array_equal(
-        package.load_dataset(out).split("test").frames["gaze"], package.load_dataset(data).split("test").frames["gaze"]
+        package.load_dataset(out).split("test").frames["gaze"],
+        package.load_dataset(data).split("test").frames["gaze"],
     )
     assert "must end in .safetensors" in corrkd("data", "convert", data, tmp_path / "d.pkl").line
     assert "is there already; choose another file" in corrkd("data", "convert", data, out).line
@@ -251,9 +323,18 @@ def test_presets() -> None:
         (("run", "--seeds", "0"), ["--seeds '0'", "at least one"]),
         (("run", "--seeds", "1,1"), ["seeds", "each once"]),
         (("run", "--target", "octiles"), ["data.target", "tertiles"]),
-        (("run", "--data", "synthetic", "--set", f"device={ABSENT}"), [f"device '{ABSENT}' is not there"]),
-        (("run", "--data", "synthetic", "--set", "evaluation.projection=smell"), ["condition 'smell' is unknown"]),
-        (("run", "--data", "synthetic", "--set", "data.modalities=[smell]"), ["no modality 'smell'", "language"]),
+        (
+            ("run", "--data", "synthetic", "--set", f"device={ABSENT}"),
+            [f"device '{ABSENT}' is not there"],
+        ),
+        (
+            ("run", "--data", "synthetic", "--set", "evaluation.projection=smell"),
+            ["condition 'smell' is unknown"],
+        ),
+        (
+            ("run", "--data", "synthetic", "--set", "data.modalities=[smell]"),
+            ["no modality 'smell'", "language"],
+        ),
         (("run",), ["nothing to train on: give --data FILE", "--preset NAME", "--settings FILE"]),
         (("run", "--seeds", "2", "--out", "run"), ["nothing to train on"]),
         (("train",), ["nothing to train on"]),
@@ -280,17 +361,26 @@ def test_evaluates_errors_are_one_line(finished: Path, tmp_path: Path) -> None: 
     data = write_npz(tmp_path / "d.npz", {"language": 8, "audio": 8})
     assert "has no modality 'vision'; it has language, audio" in corrkd(*words, data).line
     whole = write_npz(tmp_path / "whole.npz", {"language": 8, "audio": 8, "vision": 8})
-    assert "condition 'smell' is unknown; there are" in corrkd(*words, whole, "--conditions", "smell").line
+    assert (
+        "condition 'smell' is unknown; there are"
+        in corrkd(*words, whole, "--conditions", "smell").line
+    )
     assert "has no split 'later'" in corrkd(*words, whole, "--split", "later").line
     wide = write_npz(tmp_path / "wide.npz", {"language": 24, "audio": 8, "vision": 8})
     assert "language is 24 wide, but the model was trained on 8" in corrkd(*words, wide).line
     assert "conditions: none named" in corrkd(*words, whole, "--conditions", "").line
-    assert "no sample is naturally incomplete" in corrkd(*words, whole, "--conditions", "natural").line
-    assert "not a manifest of masks" in corrkd(*words, whole, "--masks", finished / "synthetic" / "run.json").line
+    assert (
+        "no sample is naturally incomplete" in corrkd(*words, whole, "--conditions", "natural").line
+    )
+    assert (
+        "not a manifest of masks"
+        in corrkd(*words, whole, "--masks", finished / "synthetic" / "run.json").line
+    )
     assert "give one of them" in corrkd(*words, whole, "--masks", "a", "--export-masks", "b").line
     assert "device 'gpu' is not there; use " in corrkd(*words, whole, "--device", "gpu").line
     assert (
-        "r.parquet: the output's name must end in .csv" in corrkd(*words, whole, "--out", tmp_path / "r.parquet").line
+        "r.parquet: the output's name must end in .csv"
+        in corrkd(*words, whole, "--out", tmp_path / "r.parquet").line
     )
 
 
@@ -302,22 +392,40 @@ def test_synthetic_is_the_runs_own(finished: Path) -> None:  # noqa: F811
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_compare_tells_what_failed_and_exits_with_1(tmp_path: Path, jobs: int) -> None:
     plan = {
-        "datasets": {"built-in": {"settings": {k: v for k, v in tiny(**FAST).items() if k != "seeds"}}},
-        "arms": {"no-distillation": {}, "late-fusion": {"lr": 1e30, "clip_norm": None, "epochs": 3}},
+        "datasets": {
+            "built-in": {"settings": {k: v for k, v in tiny(**FAST).items() if k != "seeds"}}
+        },
+        "arms": {
+            "no-distillation": {},
+            "late-fusion": {"lr": 1e30, "clip_norm": None, "epochs": 3},
+        },
     }
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     done = corrkd(
-        "compare", "--settings", tmp_path / "plan.yaml", "--jobs", jobs, "--out", tmp_path / "out", first=sketched
+        "compare",
+        "--settings",
+        tmp_path / "plan.yaml",
+        "--jobs",
+        jobs,
+        "--out",
+        tmp_path / "out",
+        first=sketched,
     )
     assert done.code == 1
-    line = "1/2  built-in  no-distillation  seed 0" if jobs == 2 else "seed 0  no-distillation: evaluation: "
+    line = (
+        "1/2  built-in  no-distillation  seed 0"
+        if jobs == 2
+        else "seed 0  no-distillation: evaluation: "
+    )
     assert line in done.err
     assert "failed, and tried again when the command is started again:" in done.err
     assert "built-in, late-fusion, seed 0: the loss is no longer finite" in done.err
     assert "No distillation" in done.out
     assert "Late fusion" not in done.out
     assert str(tmp_path / "out" / "report.html") in done.out
-    (tmp_path / "paper.csv").write_text("method,condition,metric,value\nTheirs,Avg.,weighted_f1,61.25\n")
+    (tmp_path / "paper.csv").write_text(
+        "method,condition,metric,value\nTheirs,Avg.,weighted_f1,61.25\n"
+    )
     again = corrkd("report", tmp_path / "out", "--reported", tmp_path / "paper.csv", first=sketched)
     assert again.code == 0, again.err
     page = (tmp_path / "out" / "report.html").read_bytes()
@@ -329,7 +437,9 @@ def test_compare_tells_what_failed_and_exits_with_1(tmp_path: Path, jobs: int) -
 def test_compare_and_tune_refuse_what_cannot_be(tmp_path: Path) -> None:
     wrong = corrkd("compare", "--backend", "slurm", "--out", tmp_path / "a")
     assert wrong.line == "error: --backend 'slurm': expected joblib or ray"
-    unknown = corrkd("compare", "--data", "synthetic", "--methods", "corrkd,unheard-of", "--out", tmp_path / "a")
+    unknown = corrkd(
+        "compare", "--data", "synthetic", "--methods", "corrkd,unheard-of", "--out", tmp_path / "a"
+    )
     assert "method 'unheard-of' is unknown; there are self-mm, " in unknown.line
     absent = corrkd("tune", "--data", tmp_path / "no.pkl", "--out", tmp_path / "b")
     assert "no.pkl" in absent.line
@@ -338,7 +448,16 @@ def test_compare_and_tune_refuse_what_cannot_be(tmp_path: Path) -> None:
 
 def test_tune_writes_a_plan_and_says_how_to_use_it(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny(**FAST)))
-    words = ("--settings", tmp_path / "tiny.yaml", "--seeds", 1, "--methods", "no-distillation", "--trials", 2)
+    words = (
+        "--settings",
+        tmp_path / "tiny.yaml",
+        "--seeds",
+        1,
+        "--methods",
+        "no-distillation",
+        "--trials",
+        2,
+    )
     done = corrkd("tune", *words, "--out", tmp_path / "out")
     assert done.code == 0, done.err
     assert "no-distillation  trial 2/2: " in done.err

@@ -70,7 +70,11 @@ def inline_code(text: str) -> list[str]:
 
 def anchors(text: str) -> set[str]:
     """Anchors of a page's headings, as GitHub makes them."""
-    titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    titles = re.findall(
+        r"^#+ (.+)$",
+        re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL),
+        re.MULTILINE,
+    )
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
@@ -106,7 +110,9 @@ def test_names_and_files_exist(page: Path) -> None:
 
 
 def resolve(name: str) -> Any:
-    """The module, class, function or attribute of that dotted name. Raises AttributeError where there is none."""
+    """The module, class, function or attribute of that dotted name. Raises AttributeError where
+    there is none.
+    """
     parts = name.split(".")
     found: Any = importlib.import_module(parts[0])
     for place, part in enumerate(parts[1:], 2):
@@ -119,10 +125,16 @@ def resolve(name: str) -> Any:
 
 @pages
 def test_settings_exist(page: Path) -> None:
-    rooms = "|".join(name for name, field in Settings.model_fields.items() if is_model(field.annotation))
+    rooms = "|".join(
+        name for name, field in Settings.model_fields.items() if is_model(field.annotation)
+    )
     for code in inline_code(page.read_text("utf-8")):
         match = re.fullmatch(rf"((?:{rooms})(?:\.\w+)+)(?:=(.*))?", code)
-        if not match or match[1].rsplit(".")[-1] in FILE_ENDINGS or match[1].startswith("data.synthetic."):
+        if (
+            not match
+            or match[1].rsplit(".")[-1] in FILE_ENDINGS
+            or match[1].startswith("data.synthetic.")
+        ):
             continue
         assert match[1] in dict(leaves(Settings())), f"{page.name}: {code}"
         if match[2] is not None:
@@ -148,7 +160,8 @@ def leaves(model: BaseModel, above: str = "") -> Iterator[tuple[str, Any]]:
 def test_every_setting_is_listed_with_its_default() -> None:
     text = (ROOT / "docs" / "running.md").read_text("utf-8")
     listed = {
-        key: yaml.safe_load(value) for key, value in re.findall(r"^\| `([\w.]+)` \| `([^`]+)` \|", text, re.MULTILINE)
+        key: yaml.safe_load(value)
+        for key, value in re.findall(r"^\| `([\w.]+)` \| `([^`]+)` \|", text, re.MULTILINE)
     }
     defaults = yaml.safe_load(Settings().to_yaml())
     keys = {key for key, _ in leaves(Settings())}
@@ -168,7 +181,9 @@ def test_every_setting_is_listed_with_its_default() -> None:
 def test_the_table_of_scaled_epochs() -> None:
     text = (ROOT / "docs" / "running.md").read_text("utf-8")
     section = text[text.index("### Settings scaled to the data") :]
-    rows = re.findall(r"^\| (?:[\d,]+ to |up to )([\d,]+) \| (\d+) \| (\d+) \|", section, re.MULTILINE)
+    rows = re.findall(
+        r"^\| (?:[\d,]+ to |up to )([\d,]+) \| (\d+) \| (\d+) \|", section, re.MULTILINE
+    )
     assert len(rows) == 3
     for most, teacher, student in rows:
         count = int(most.replace(",", ""))
@@ -178,11 +193,17 @@ def test_the_table_of_scaled_epochs() -> None:
 def test_every_form_of_a_loss_term_is_listed() -> None:
     text = (ROOT / "docs" / "running.md").read_text("utf-8")
     row = r"^\| `(\w+): \{form: (\w+)\}` \| `(\w+)` \| `([^`]+)` \|"
-    listed = {(*found[:3], yaml.safe_load(found[3])) for found in re.findall(row, text, re.MULTILINE)}
+    listed = {
+        (*found[:3], yaml.safe_load(found[3])) for found in re.findall(row, text, re.MULTILINE)
+    }
     expected = set()
     for term, field in CorrKDOptions.model_fields.items():
         for form in {*get_args(field.annotation)} - {type(field.default)}:
-            expected |= {(term, form().form, *option) for option in form() if option[0] not in ("weight", "form")}
+            expected |= {
+                (term, form().form, *option)
+                for option in form()
+                if option[0] not in ("weight", "form")
+            }
     assert listed == expected != set()
 
 
@@ -194,7 +215,9 @@ def test_commands_are_understood(page: Path) -> None:
 
 def commands(text: str) -> list[str]:
     """Every `corrkd ...` that a page shows, in blocks, comments of blocks, and inline code."""
-    lines = [line.strip().removeprefix("# ") for line in text.splitlines() if line.startswith("    ")]
+    lines = [
+        line.strip().removeprefix("# ") for line in text.splitlines() if line.startswith("    ")
+    ]
     lines += [line.strip() for block in blocks(text, r"\w*") for line in block.splitlines()]
     lines += re.findall(r"# (corrkd .*)$", "\n".join(blocks(text, "python")), re.MULTILINE)
     shown = [code for code in inline_code(text) if not re.search(r"\.\.\.|\|", code)]
@@ -302,19 +325,29 @@ SLOW = {"docs/running.md": [pytest.mark.slow]}  # README.md has the same calls
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=SLOW.get(name, ())) for name in RUNNABLE if name != "docs/missingness.md"],
+    [
+        pytest.param(name, marks=SLOW.get(name, ()))
+        for name in RUNNABLE
+        if name != "docs/missingness.md"
+    ],
 )
 def test_code_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "write_report", lambda folder: folder)  # takes longer than these runs
     one_by_one = partial(one_at_a_time, run.run_jobs)  # a process more has to import torch
     monkeypatch.setattr(run, "run_jobs", one_by_one)
-    for split, size in {"train": 240, "valid": 120, "test": 120}.items():  # of the built-in dataset, a sixth
+    for split, size in {
+        "train": 240,
+        "valid": 120,
+        "test": 120,
+    }.items():  # of the built-in dataset, a sixth
         monkeypatch.setitem(SyntheticSpec.__init__.__kwdefaults__, split, size)
     run_blocks(name)
 
 
-def test_masks_can_be_made_and_read_without_this_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_can_be_made_and_read_without_this_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     scope = run_blocks("docs/missingness.md")
     samples = scope["samples"]

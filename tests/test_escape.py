@@ -33,7 +33,9 @@ def test_a_terminal_obeys_nothing(text: str) -> None:
     assert terminal_text(shown) == shown
 
 
-@pytest.mark.parametrize("text", ["plain", "é 日本語 ±", "p\u00a0<\u00a00.05", "two\nlines", "", "a\\b"])
+@pytest.mark.parametrize(
+    "text", ["plain", "é 日本語 ±", "p\u00a0<\u00a00.05", "two\nlines", "", "a\\b"]
+)
 def test_what_is_harmless_stays(text: str) -> None:
     assert terminal_text(text) == text
 
@@ -61,13 +63,25 @@ def test_a_cell_is_no_formula_and_is_read_back(text: str) -> None:
         assert not set(cell) & set("()=|!:;,'\"&*/ \n\t\r")
 
 
-@pytest.mark.parametrize("text", ["-3g5yACwYnA[1]", "-2", "+1", "plain", "", "-", "ratio-0.3", "'quoted'", "a=b"])
+@pytest.mark.parametrize(
+    "text", ["-3g5yACwYnA[1]", "-2", "+1", "plain", "", "-", "ratio-0.3", "'quoted'", "a=b"]
+)
 def test_ids_and_classes_of_the_field_stay(text: str) -> None:
     assert csv_text(text) == text
 
 
 @pytest.mark.parametrize(
-    "text", ["=1+1", "@SUM(A1)", "-2+3+cmd|' /C calc'!A0", '+HYPERLINK("x")', "\t=1", "\r=1", "- none", "'=1"]
+    "text",
+    [
+        "=1+1",
+        "@SUM(A1)",
+        "-2+3+cmd|' /C calc'!A0",
+        '+HYPERLINK("x")',
+        "\t=1",
+        "\r=1",
+        "- none",
+        "'=1",
+    ],
 )
 def test_formulas_get_a_quote(text: str) -> None:
     assert csv_text(text) == f"'{text}"
@@ -75,7 +89,10 @@ def test_formulas_get_a_quote(text: str) -> None:
 
 @given(
     st.lists(
-        st.tuples(TRICKY.filter(lambda t: "\0" not in t and t.isprintable()), st.floats(allow_nan=False)), min_size=1
+        st.tuples(
+            TRICKY.filter(lambda t: "\0" not in t and t.isprintable()), st.floats(allow_nan=False)
+        ),
+        min_size=1,
     )
 )
 def test_a_table_is_read_back(rows: list[tuple[str, float]]) -> None:
@@ -84,7 +101,9 @@ def test_a_table_is_read_back(rows: list[tuple[str, float]]) -> None:
     header, *cells = csv.reader(io.StringIO(data.decode()))
     assert header == ["id", "'=value"]
     assert [cell for cell, _ in cells] == [csv_text(text) for text, _ in rows]
-    assert [float(number) for _, number in cells] == [number for _, number in rows]  # negative ones stay numbers
+    assert [float(number) for _, number in cells] == [
+        number for _, number in rows
+    ]  # negative ones stay numbers
     back = read_csv(io.BytesIO(data), dtype=str, keep_default_na=False)  # type: ignore[arg-type]
     assert back["id"].tolist() == [text for text, _ in rows]
     assert [float(number) for number in back["=value"]] == [number for _, number in rows]
@@ -125,7 +144,9 @@ def test_bars_and_tables_read_no_markup(tmp_path: Path) -> None:
     job.folder.mkdir(parents=True)
     (job.folder / "progress").write_text("x \x1b[2J[/nothing]")
     reporter = Reporter()
-    console = Console(force_terminal=True, file=io.StringIO(), width=200, color_system=None, markup=True)
+    console = Console(
+        force_terminal=True, file=io.StringIO(), width=200, color_system=None, markup=True
+    )
     reporter._console = console
     with reporter.busy("[/nothing]\x1b[2J"):  # rich before 14.1 has one live display at a time
         pass

@@ -36,7 +36,9 @@ def test_files_are_replaced_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_an_interrupted_write_leaves_the_old_file_alone(tmp_path: Path, error: type[BaseException]) -> None:
+def test_an_interrupted_write_leaves_the_old_file_alone(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
     with pytest.raises(error), replacing(path) as part:  # noqa: PT012
@@ -101,12 +103,22 @@ def test_a_folder_of_files_arrives_whole_or_not_at_all(tmp_path: Path, there: bo
         for name in ("a", "card"):
             (aside / name).write_text("new")
         assert {p.name: p.read_text() for p in folder.glob("*") if p.is_file()} == before
-    assert {p.name: p.read_text() for p in folder.glob("*")} == {**before, "a": "new", "card": "new"}
+    assert {p.name: p.read_text() for p in folder.glob("*")} == {
+        **before,
+        "a": "new",
+        "card": "new",
+    }
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
-    with pytest.raises(CorrKDError, match="model: cannot be written: no room"), replacing_all(folder, ("a",)):
+    with (
+        pytest.raises(CorrKDError, match="model: cannot be written: no room"),
+        replacing_all(folder, ("a",)),
+    ):
         raise OSError(28, "no room")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(CorrKDError, match="the folder cannot be made"), replacing_all(tmp_path / "file" / "x", ("a",)):
+    with (
+        pytest.raises(CorrKDError, match="the folder cannot be made"),
+        replacing_all(tmp_path / "file" / "x", ("a",)),
+    ):
         pass
 
 
@@ -122,11 +134,16 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     with exclusive(folder, "third"):
         pass
     (tmp_path / "file").write_text("x")
-    with pytest.raises(CorrKDError, match="the folder cannot be made"), exclusive(tmp_path / "file" / "x", "busy"):
+    with (
+        pytest.raises(CorrKDError, match="the folder cannot be made"),
+        exclusive(tmp_path / "file" / "x", "busy"),
+    ):
         pass
 
 
-def test_a_temporary_file_is_never_one_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temporary_file_is_never_one_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not even where somebody knows its name before, and put a link there."""
     (tmp_path / "precious").write_text("precious")
     names = iter(["00000000", "11111111"])
@@ -153,7 +170,10 @@ def test_what_is_being_written_is_not_swept(tmp_path: Path) -> None:
     """By this process or another: a lock says that the writer lives."""
     with replacing(tmp_path / "a.txt") as part, replacing_all(tmp_path / "new", ("b",)) as aside:
         remove_parts(tmp_path)
-        check = "import sys; from pathlib import Path; from corrkd.files import remove_parts; remove_parts(Path(sys.argv[1]))"
+        check = (
+            "import sys; from pathlib import Path; from corrkd.files import remove_parts; "
+            "remove_parts(Path(sys.argv[1]))"
+        )
         subprocess.run([sys.executable, "-c", check, str(tmp_path)], check=True, timeout=60)
         part.write_text("a")
         (aside / "b").write_text("b")
@@ -165,7 +185,11 @@ import os, signal, sys
 from pathlib import Path
 from corrkd.files import replacing, replacing_all
 folder = Path(sys.argv[1])
-with replacing(folder / "a.txt") as part, replacing(folder / "deep" / "b.txt") as other, replacing_all(folder / "new", ("c",)) as aside:
+with (
+    replacing(folder / "a.txt") as part,
+    replacing(folder / "deep" / "b.txt") as other,
+    replacing_all(folder / "new", ("c",)) as aside,
+):
     for path in (part, other, aside / "c"):
         path.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -173,8 +197,15 @@ with replacing(folder / "a.txt") as part, replacing(folder / "deep" / "b.txt") a
 
 
 def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
-    assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, timeout=60).returncode == -9
-    left = [p for p in tmp_path.rglob("*") if p.name.endswith(".part") or p.name.startswith(".writing-")]
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", KILLED, str(tmp_path)], check=False, timeout=60
+        ).returncode
+        == -9
+    )
+    left = [
+        p for p in tmp_path.rglob("*") if p.name.endswith(".part") or p.name.startswith(".writing-")
+    ]
     assert len(left) == 3
     check_new(tmp_path / "a.txt", overwrite=False)  # what lies beside it, at its next start
     assert [p.parent.name for p in left if p.exists()] == ["deep"]
@@ -183,7 +214,14 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
 
 
 def test_parts_of_other_programs_stay(tmp_path: Path) -> None:
-    strangers = (".x.part", ".part", "y.12345678.part", ".writing-here", ".z.1234567g.part", ".writing-ABCDEFGHIJ")
+    strangers = (
+        ".x.part",
+        ".part",
+        "y.12345678.part",
+        ".writing-here",
+        ".z.1234567g.part",
+        ".writing-ABCDEFGHIJ",
+    )
     for name in strangers:
         (tmp_path / name).write_text("x")
     remove_parts(tmp_path)

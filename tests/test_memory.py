@@ -15,7 +15,13 @@ from tests.experiment.conftest import finished, no_report, tiny, write_npz  # no
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (28_800_000_000, "29 GB"), (1e19, "10000 PB")],
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1500, "1.5 kB"),
+        (28_800_000_000, "29 GB"),
+        (1e19, "10000 PB"),
+    ],
 )
 def test_sizes_as_people_write_them(count: float, text: str) -> None:
     assert size_text(count) == text
@@ -47,10 +53,15 @@ def test_samples_too_long_for_attention_are_refused(
     long["audio"] = np.random.default_rng(0).normal(size=(60, 5000, 8)).astype(np.float32)
     np.savez(tmp_path / "long.npz", **long)
     monkeypatch.setattr(corrkd.networks.base, "free_memory", lambda device: 300 << 20)
-    line = r"modality audio: 5,000 frames in a sample; attention over them needs .* of memory, 315 MB are free; at most .* frames fit"
+    line = (
+        r"modality audio: 5,000 frames in a sample; attention over them needs .* of memory, 315 "
+        r"MB are free; at most .* frames fit"
+    )
     with pytest.raises(CorrKDError, match=line):
         corrkd.run(
-            corrkd.load_settings(**tiny(data={"path": str(tmp_path / "long.npz"), "synthetic": {}})),
+            corrkd.load_settings(
+                **tiny(data={"path": str(tmp_path / "long.npz"), "synthetic": {}})
+            ),
             out=tmp_path / "run",
         )
     with pytest.raises(CorrKDError, match=line):
@@ -61,9 +72,13 @@ def test_samples_too_long_for_attention_are_refused(
     assert predictor.predict({"audio": long["audio"][0, :100]}).label
 
 
-def test_lists_that_do_not_fit_are_refused_before_they_are_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_that_do_not_fit_are_refused_before_they_are_padded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from corrkd.data.readers.pad import pad
 
     monkeypatch.setattr(corrkd.memory, "available_memory", lambda: 1000)
-    with pytest.raises(CorrKDError, match=r"2 samples of up to 200 frames: needs 1.6 kB of memory, 1.0 kB are free"):
+    with pytest.raises(
+        CorrKDError, match=r"2 samples of up to 200 frames: needs 1.6 kB of memory, 1.0 kB are free"
+    ):
         pad("set, train", [np.zeros((200, 1)), np.zeros((1, 1))])

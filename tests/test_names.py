@@ -48,7 +48,9 @@ UNFIT = (
     ),
 )
 # Names that are hard on a file system, beside any text.
-NAMES = st.one_of(st.text(max_size=30), st.sampled_from(UNFIT), st.text("aAbB./\\-+~ \0", max_size=6))
+NAMES = st.one_of(
+    st.text(max_size=30), st.sampled_from(UNFIT), st.text("aAbB./\\-+~ \0", max_size=6)
+)
 
 
 @pytest.mark.parametrize("name", FIT)
@@ -66,7 +68,9 @@ def test_unfit_names(name: str) -> None:
 
 
 @given(st.lists(NAMES, max_size=8))
-def test_names_that_data_bring_never_share_a_file_and_never_leave_the_folder(names: list[str]) -> None:
+def test_names_that_data_bring_never_share_a_file_and_never_leave_the_folder(
+    names: list[str],
+) -> None:
     found = file_names(names)
     assert found.keys() == set(names)
     files = list(found.values())

@@ -1,4 +1,6 @@
-"""JSON and YAML that somebody else wrote: read rightly, or one short line; never a lot of memory."""
+"""JSON and YAML that somebody else wrote: read rightly, or one short line; never a lot of
+memory.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ from hypothesis import strategies as st
 from corrkd.errors import CorrKDError
 from corrkd.experiment.plan import load_plan, read_plan
 from corrkd.experiment.settings import load_settings
-from corrkd.parsing import check_digest, check_yaml_digest, parse_json, parse_yaml, with_digest, yaml_with_digest
+from corrkd.parsing import (
+    check_digest,
+    check_yaml_digest,
+    parse_json,
+    parse_yaml,
+    with_digest,
+    yaml_with_digest,
+)
 
 LAUGHS = "a: &a [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
@@ -80,9 +89,14 @@ def one_short_line(call: Callable[[], object], words: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "words"), BAD_YAML)
-def test_bad_yaml_is_one_short_line_for_settings_plans_and_kept_plans(tmp_path: Path, text: str, words: str) -> None:
+def test_bad_yaml_is_one_short_line_for_settings_plans_and_kept_plans(
+    tmp_path: Path, text: str, words: str
+) -> None:
     (tmp_path / "plan.yaml").write_text(text)
-    for read in (lambda: load_settings(tmp_path / "plan.yaml"), lambda: load_plan(tmp_path / "plan.yaml")):
+    for read in (
+        lambda: load_settings(tmp_path / "plan.yaml"),
+        lambda: load_plan(tmp_path / "plan.yaml"),
+    ):
         one_short_line(read, words)
     one_short_line(lambda: read_plan(tmp_path), words)
 
@@ -101,13 +115,21 @@ def test_a_value_that_an_error_quotes_is_shortened(tmp_path: Path) -> None:
         "\x1b[2J\u202e" * 50,
     ):
         (tmp_path / "s.yaml").write_text(
-            yaml.safe_dump({"seeds": value, "student": {"lr": value}, "teacher": {"network": {"classifier": value}}})
+            yaml.safe_dump(
+                {
+                    "seeds": value,
+                    "student": {"lr": value},
+                    "teacher": {"network": {"classifier": value}},
+                }
+            )
         )
         one_short_line(lambda: load_settings(tmp_path / "s.yaml"), "settings")
 
 
 def test_aliases_dates_and_merges_of_honest_files() -> None:
-    tree = parse_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: *a\nd: 2026-02-30\ne: 2026-01-01", "s")
+    tree = parse_yaml(
+        "a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: *a\nd: 2026-02-30\ne: 2026-01-01", "s"
+    )
     assert tree == {
         "a": {"x": 1, "y": 2},
         "b": {"x": 3, "y": 2},
@@ -136,13 +158,18 @@ def test_what_is_written_is_read(tree: Any) -> None:
 
 
 @given(st.dictionaries(st.text(), PLAIN, max_size=4), st.data())
-def test_a_digest_is_of_the_contents_however_they_are_written(tree: dict[str, Any], data: st.DataObject) -> None:
+def test_a_digest_is_of_the_contents_however_they_are_written(
+    tree: dict[str, Any], data: st.DataObject
+) -> None:
     whole = with_digest(tree)
     check_digest(json.loads(json.dumps(whole, indent=3)), "x", "y")
     rest = {key: value for key, value in tree.items() if key != "digest"}
     if rest:
         key = data.draw(st.sampled_from(sorted(rest)))
-        for changed in ({**whole, key: [rest[key], 1]}, {k: v for k, v in whole.items() if k != key}):
+        for changed in (
+            {**whole, key: [rest[key], 1]},
+            {k: v for k, v in whole.items() if k != key},
+        ):
             with pytest.raises(CorrKDError, match=r"x: changed since it was written: .*; y"):
                 check_digest(changed, "x", "y")
 

@@ -54,14 +54,21 @@ def test_a_built_in_name_cannot_be_taken_over(offer: Offer) -> None:
 
 
 @pytest.mark.parametrize("value", ["corrkd_no_such_module:Mine", f"{__name__}:NoSuchClass"])
-def test_what_cannot_be_loaded_is_one_line_that_says_where_it_comes_from(offer: Offer, value: str) -> None:
+def test_what_cannot_be_loaded_is_one_line_that_says_where_it_comes_from(
+    offer: Offer, value: str
+) -> None:
     offer("corrkd.methods", mine=value)
     line = refused(method_class, "mine")
     assert line.startswith(f"method 'mine' (entry point {value}): cannot be loaded: ")
-    assert value.replace(f"{__name__}:", "").removesuffix(":Mine") in line.rpartition("cannot be loaded: ")[2]
+    assert (
+        value.replace(f"{__name__}:", "").removesuffix(":Mine")
+        in line.rpartition("cannot be loaded: ")[2]
+    )
 
 
-@pytest.mark.parametrize("value", ["json:loads", "fractions:Fraction", "corrkd.networks.late_fusion:LateFusionNetwork"])
+@pytest.mark.parametrize(
+    "value", ["json:loads", "fractions:Fraction", "corrkd.networks.late_fusion:LateFusionNetwork"]
+)
 def test_what_is_no_method_is_refused(offer: Offer, value: str) -> None:
     offer("corrkd.methods", mine=value)
     assert refused(method_class, "mine").endswith(
@@ -81,7 +88,9 @@ def test_a_method_is_no_network(offer: Offer) -> None:
 
 
 @pytest.mark.parametrize("name", list(BUILT_IN))
-def test_every_built_in_name_leads_to_a_method_whose_network_is_found_by_its_name(name: str) -> None:
+def test_every_built_in_name_leads_to_a_method_whose_network_is_found_by_its_name(
+    name: str,
+) -> None:
     kind = method_class(name)
     assert issubclass(kind, Method)
     assert kind.network is None or network_class(kind.network).name == kind.network
@@ -99,11 +108,15 @@ class WithUnnamed(Method[Unnamed]):
 def test_a_network_without_a_name_of_its_own_is_refused_before_training(offer: Offer) -> None:
     offer("corrkd.methods", mine=f"{__name__}:WithUnnamed")
     offer("corrkd.networks", unnamed=f"{__name__}:Unnamed")
-    with pytest.raises(CorrKDError, match="network 'unnamed': its class Unnamed has the name 'corrkd'; give it"):
+    with pytest.raises(
+        CorrKDError, match="network 'unnamed': its class Unnamed has the name 'corrkd'; give it"
+    ):
         resolve("mine", ArmSettings(), Settings())
 
 
-def test_an_error_of_several_lines_becomes_one(offer: Offer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_several_lines_becomes_one(
+    offer: Offer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "corrkd_broken_here.py").write_text('raise ImportError("first\\n  second")\n')
     monkeypatch.syspath_prepend(tmp_path)
     offer("corrkd.methods", mine="corrkd_broken_here:Mine")

@@ -28,19 +28,36 @@ def test_the_presets_are_there_and_valid() -> None:
 
 @pytest.mark.parametrize(
     ("name", "lr", "batch", "epochs", "heads", "boundary"),
-    [("mosi", 4e-3, 64, 50, 10, 1.2), ("mosei", 2e-3, 32, 20, 8, 1.0), ("iemocap", 4e-3, 64, 30, 10, 1.4)],
+    [
+        ("mosi", 4e-3, 64, 50, 10, 1.2),
+        ("mosei", 2e-3, 32, 20, 8, 1.0),
+        ("iemocap", 4e-3, 64, 30, 10, 1.4),
+    ],
 )
-def test_the_papers_numbers(name: str, lr: float, batch: int, epochs: int, heads: int, boundary: float) -> None:
+def test_the_papers_numbers(
+    name: str, lr: float, batch: int, epochs: int, heads: int, boundary: float
+) -> None:
     chosen = load_settings(preset=f"paper-{name}")
     for stage in (chosen.teacher, chosen.student):
-        assert (stage.lr, stage.batch_size, stage.epochs, stage.optimizer) == (lr, batch, epochs, "adam")
+        assert (stage.lr, stage.batch_size, stage.epochs, stage.optimizer) == (
+            lr,
+            batch,
+            epochs,
+            "adam",
+        )
         assert stage.network.name == "corrkd"
         network = stage.network.options.model_dump()
         assert (network["width"], network["heads"], network["fill"]) == (40, heads, "zeros")
     assert chosen.student.method.name == "corrkd"
     assert chosen.student.method.options.model_dump() == {
         "task": {"weight": 1},
-        "scd": {"form": "contrast", "weight": 1, "boundary": boundary, "normalize": True, "reduction": "mean"},
+        "scd": {
+            "form": "contrast",
+            "weight": 1,
+            "boundary": boundary,
+            "normalize": True,
+            "reduction": "mean",
+        },
         "cpd": {"form": "batch", "weight": 1},
         "rcd": {"form": "information", "weight": 1, "critic_hidden": 64, "renormalize": False},
         "kl": {"weight": 0, "temperature": 1},
@@ -56,9 +73,19 @@ def test_the_papers_numbers(name: str, lr: float, batch: int, epochs: int, heads
 def test_hrlf_s_numbers(name: str, lr: float, batch: int, epochs: int, heads: int) -> None:
     chosen = load_settings(preset=f"hrlf-{name}")
     for stage in (chosen.teacher, chosen.student):
-        assert (stage.lr, stage.batch_size, stage.epochs, stage.optimizer) == (lr, batch, epochs, "adam")
+        assert (stage.lr, stage.batch_size, stage.epochs, stage.optimizer) == (
+            lr,
+            batch,
+            epochs,
+            "adam",
+        )
         network = stage.network.model_dump()
-        assert (network["name"], network["width"], network["heads"], network["fill"]) == ("hrlf", 40, heads, "zeros")
+        assert (network["name"], network["width"], network["heads"], network["fill"]) == (
+            "hrlf",
+            40,
+            heads,
+            "zeros",
+        )
     method = chosen.student.method.model_dump()
     assert method["name"] == "hrlf"
     assert {term: method[term]["weight"] for term in ("task", "frf", "hmi", "kl")} == dict.fromkeys(
@@ -78,15 +105,21 @@ def test_overrides_lie_over_the_file_and_the_file_over_the_preset(tmp_path: Path
 
 def test_the_students_network_is_the_teachers_but_for_what_is_set_of_it() -> None:
     chosen = load_settings(
-        preset="synthetic", teacher={"network": {"width": 20}}, student={"network": {"dropout": 0.3}}
+        preset="synthetic",
+        teacher={"network": {"width": 20}},
+        student={"network": {"dropout": 0.3}},
     )
-    teacher, student = (part.network.options.model_dump() for part in (chosen.teacher, chosen.student))
+    teacher, student = (
+        part.network.options.model_dump() for part in (chosen.teacher, chosen.student)
+    )
     assert (teacher["width"], teacher["dropout"], teacher["layers"]) == (20, 0.1, 1)
     assert student == {**teacher, "dropout": 0.3}
     other = load_settings(preset="synthetic", overrides=["student.network=cubemlp"])
     assert other.student.network == NetworkChoice.model_validate("cubemlp")
     assert other.teacher.network == load_settings(preset="synthetic").teacher.network
-    both = load_settings(overrides=["teacher.network.name=cubemlp", "student.network.dropout=0.3"]).student.network
+    both = load_settings(
+        overrides=["teacher.network.name=cubemlp", "student.network.dropout=0.3"]
+    ).student.network
     assert both == NetworkChoice.model_validate({"name": "cubemlp", "dropout": 0.3})
 
 
@@ -99,24 +132,37 @@ def test_the_students_network_follows_the_teachers_however_they_are_given() -> N
             assert settings.student.network == settings.teacher.network == chosen
             assert settings.student.epochs == 3
         own = StudentSettings(network=NetworkChoice.model_validate("cubemlp"))
-        assert Settings.model_validate({"teacher": teacher, "student": own}).student.network.name == "cubemlp"
+        assert (
+            Settings.model_validate({"teacher": teacher, "student": own}).student.network.name
+            == "cubemlp"
+        )
     assert NetworkChoice(name="corrkd", options=chosen.options) == chosen
 
 
 def test_the_students_network_is_the_one_that_its_method_needs() -> None:
     """It is stored, so that the control has it too."""
     assert load_settings(overrides=["student.method=gcnet"]).student.network.name == "gcnet"
-    chosen = load_settings(overrides=["student.method=gcnet", "student.network.past=4"]).student.network
+    chosen = load_settings(
+        overrides=["student.method=gcnet", "student.network.past=4"]
+    ).student.network
     assert chosen == NetworkChoice.model_validate({"name": "gcnet", "past": 4})
-    fusion = load_settings(overrides=["student.method=late-fusion", "teacher.network.width=80"]).student.network
+    fusion = load_settings(
+        overrides=["student.method=late-fusion", "teacher.network.width=80"]
+    ).student.network
     assert (fusion.name, fusion.options.model_dump()["width"]) == ("late-fusion", 80)
-    with pytest.raises(CorrKDError, match="student: network: method gcnet trains network gcnet alone, not cubemlp"):
+    with pytest.raises(
+        CorrKDError, match="student: network: method gcnet trains network gcnet alone, not cubemlp"
+    ):
         load_settings(overrides=["student.method=gcnet", "student.network=cubemlp"])
 
 
 def test_the_order_of_overrides_decides_nothing() -> None:
     for lines, key, value in (
-        (["student.method.rcd.nontarget=2", "student.method.rcd.form=divergence"], "rcd.nontarget", 2),
+        (
+            ["student.method.rcd.nontarget=2", "student.method.rcd.form=divergence"],
+            "rcd.nontarget",
+            2,
+        ),
         (["student.method.kl.weight=0.5", "student.method=kl"], "kl.weight", 0.5),
         (["student.method.kl.weight=0.5", "student.method.name=kl"], "kl.weight", 0.5),
     ):
@@ -132,14 +178,21 @@ def test_keys_of_options_may_have_the_names_of_choices() -> None:
         form: str = "round"
 
     with mock.patch.object(MethodChoice, "find", classmethod(lambda cls, name: (Method, Inner))):
-        chosen = load_settings(overrides=["student.method.method=b", "student.method.form=square"]).student.method
+        chosen = load_settings(
+            overrides=["student.method.method=b", "student.method.form=square"]
+        ).student.method
         assert chosen.options == Inner(method="b", form="square")
 
     class Named(Options):
         name: str = "inner"
 
     found = mock.patch.object(MethodChoice, "find", classmethod(lambda cls, name: (Method, Named)))
-    with found, pytest.raises(CorrKDError, match=r"student\.method: the key `name` chooses, so Named cannot have one"):
+    with (
+        found,
+        pytest.raises(
+            CorrKDError, match=r"student\.method: the key `name` chooses, so Named cannot have one"
+        ),
+    ):
         load_settings(overrides=["student.method=mine"])
 
 
@@ -166,14 +219,22 @@ def test_another_form_or_method_keeps_nothing_of_the_one_below(tmp_path: Path) -
     def method(*overrides: str) -> dict[str, Any]:
         return load_settings(path, overrides=overrides).student.method.model_dump()
 
-    contrast = {"form": "contrast", "weight": 0.5, "boundary": 1.4, "normalize": True, "reduction": "mean"}
+    contrast = {
+        "form": "contrast",
+        "weight": 0.5,
+        "boundary": 1.4,
+        "normalize": True,
+        "reduction": "mean",
+    }
     assert method()["scd"] == method("student.method.scd.form=contrast")["scd"] == contrast
     assert method("student.method.scd.reduction=sum")["scd"] == {**contrast, "reduction": "sum"}
     other = method("student.method.scd.form=relations")
     assert other["scd"] == {"form": "relations", "weight": 1, "center": True}
     assert other["cpd"] == {"form": "batch", "weight": 0.5}
     assert method("student.method=kl") == {"name": "kl", "kl": {"weight": 1, "temperature": 1}}
-    plus = load_settings(preset="corrkd-plus", overrides=["student.method.rcd.weight=0.5"]).student.method.model_dump()
+    plus = load_settings(
+        preset="corrkd-plus", overrides=["student.method.rcd.weight=0.5"]
+    ).student.method.model_dump()
     assert plus["rcd"] == {"form": "divergence", "weight": 0.5, "nontarget": 1}
 
 
@@ -201,14 +262,19 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
         ("student.lr=-1", ["student.lr", "greater than 0", "-1"]),
         ("student.lr=.nan", ["student.lr", "finite"]),
         ("teacher.network.heads=7", ["teacher.network", "heads = 7", "divide width = 40"]),
-        ("teacher.network.fill=ones", ["teacher.network.fill", "'zeros', 'mean' or 'learned'", "ones"]),
+        (
+            "teacher.network.fill=ones",
+            ["teacher.network.fill", "'zeros', 'mean' or 'learned'", "ones"],
+        ),
         ("data.target=octiles", ["data.target", "tertiles", "octiles"]),
         ("missing.frames_low=0.9", ["missing", "frames_low"]),
         ("seeds=[1, 1]", ["seeds", "each once"]),
         ("student", ["expected key=value"]),
     ],
 )
-def test_a_bad_setting_is_one_line_that_names_it_and_what_is_allowed(override: str, parts: list[str]) -> None:
+def test_a_bad_setting_is_one_line_that_names_it_and_what_is_allowed(
+    override: str, parts: list[str]
+) -> None:
     with pytest.raises(CorrKDError) as caught:
         load_settings(overrides=[override])
     message = str(caught.value)
@@ -229,7 +295,9 @@ def test_files_that_are_no_settings(tmp_path: Path) -> None:
 
 
 def test_a_yaml_file_cannot_run_anything(tmp_path: Path) -> None:
-    (tmp_path / "evil.yaml").write_text("data: !!python/object/apply:os.mkdir [" + str(tmp_path / "canary") + "]\n")
+    (tmp_path / "evil.yaml").write_text(
+        "data: !!python/object/apply:os.mkdir [" + str(tmp_path / "canary") + "]\n"
+    )
     with pytest.raises(CorrKDError, match="not YAML"):
         load_settings(tmp_path / "evil.yaml")
     assert not (tmp_path / "canary").exists()

@@ -13,10 +13,17 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-EXTRAS = {name: [Requirement(line) for line in lines] for name, lines in PROJECT["optional-dependencies"].items()}
+EXTRAS = {
+    name: [Requirement(line) for line in lines]
+    for name, lines in PROJECT["optional-dependencies"].items()
+}
 RUNTIME = [Requirement(line) for line in PROJECT["dependencies"]]
 RUNTIME += [r for name, lines in EXTRAS.items() if name not in ("test", "dev") for r in lines]
-PINS = [line for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines() if not line.startswith("#")]
+PINS = [
+    line
+    for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    if not line.startswith("#")
+]
 PINNED = {canonicalize_name(line.partition("==")[0]): line.partition("==")[2] for line in PINS}
 
 
@@ -28,12 +35,16 @@ def test_what_is_pinned_is_what_is_allowed() -> None:
     every = [*RUNTIME, *EXTRAS["test"], *EXTRAS["dev"], Requirement("hatchling")]
     for requirement in every:
         if requirement.name != PROJECT["name"]:
-            assert requirement.specifier.contains(PINNED[canonicalize_name(requirement.name)]), requirement
+            assert requirement.specifier.contains(PINNED[canonicalize_name(requirement.name)]), (
+                requirement
+            )
 
 
 @pytest.mark.parametrize("requirement", RUNTIME, ids=str)
 def test_the_lowest_versions_are_the_bounds(requirement: Requirement) -> None:
-    """Each bound is what `make test-oldest` installs, unless an extra needs a later version of the same package."""
+    """Each bound is what `make test-oldest` installs, unless an extra needs a later version of the
+    same package.
+    """
     spec = importlib.util.spec_from_file_location("lowest", ROOT / ".ci" / "lowest.py")
     assert spec is not None
     assert spec.loader is not None

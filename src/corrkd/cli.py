@@ -25,65 +25,96 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 NOTHING_NAMED = (
-    "nothing to train on: give --data FILE (`--data synthetic`: the built-in dataset), --preset NAME or --settings FILE; "
+    "nothing to train on: give --data FILE (`--data synthetic`: the built-in dataset), --preset "
+    "NAME or --settings FILE; "
     "--help lists the options"
 )
 
 app = typer.Typer(
-    help="Multimodal sentiment analysis that stays accurate when modalities go missing (CorrKD, CVPR 2024).",
+    help="Multimodal sentiment analysis that stays accurate when modalities go missing (CorrKD, "
+    "CVPR 2024).",
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 data_app = typer.Typer(
-    help="Look at a dataset file, or convert it once to a file that carries no code.", invoke_without_command=True
+    help="Look at a dataset file, or convert it once to a file that carries no code.",
+    invoke_without_command=True,
 )
 app.add_typer(data_app, name="data")
-fetch_app = typer.Typer(help="Make a public dataset from what its authors publish.", invoke_without_command=True)
+fetch_app = typer.Typer(
+    help="Make a public dataset from what its authors publish.", invoke_without_command=True
+)
 data_app.add_typer(fetch_app, name="fetch")
 
 DataOption = Annotated[
-    str | None, typer.Option("--data", help="A dataset file or folder; `synthetic`: the built-in dataset.")
+    str | None,
+    typer.Option("--data", help="A dataset file or folder; `synthetic`: the built-in dataset."),
 ]
-PresetOption = Annotated[str | None, typer.Option("--preset", help="A named preset; `corrkd presets` lists them.")]
-SettingsOption = Annotated[Path | None, typer.Option("--settings", help="A YAML file with settings.")]
+PresetOption = Annotated[
+    str | None, typer.Option("--preset", help="A named preset; `corrkd presets` lists them.")
+]
+SettingsOption = Annotated[
+    Path | None, typer.Option("--settings", help="A YAML file with settings.")
+]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting, as student.lr=1e-3; repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting, as student.lr=1e-3; repeatable."),
 ]
 SeedsOption = Annotated[
     str | None, typer.Option("--seeds", help="How many seeds (5 means 0 to 4), or which, as 0,3,7.")
 ]
 JobsOption = Annotated[
-    int | None, typer.Option("--jobs", help="Seeds trained at once, a process each; changes no result.")
+    int | None,
+    typer.Option("--jobs", help="Seeds trained at once, a process each; changes no result."),
 ]
 TargetOption = Annotated[
-    str | None, typer.Option("--target", help="What is predicted, as binary-nonzero, tertiles, score.")
+    str | None,
+    typer.Option("--target", help="What is predicted, as binary-nonzero, tertiles, score."),
 ]
-OutOption = Annotated[Path | None, typer.Option("--out", help="The run folder; default: runs/<preset or dataset>.")]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="The run folder; default: runs/<preset or dataset>.")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")]
-GloveOption = Annotated[Path | None, typer.Option("--glove", help="GloVe text file, for layouts that hold words.")]
-ReportedOption = Annotated[
-    Path | None, typer.Option("--reported", help="CSV file with a paper's numbers, shown beside ours and marked.")
+GloveOption = Annotated[
+    Path | None, typer.Option("--glove", help="GloVe text file, for layouts that hold words.")
 ]
-BackendOption = Annotated[str, typer.Option("--backend", help="joblib: this machine; ray: a cluster.")]
+ReportedOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--reported", help="CSV file with a paper's numbers, shown beside ours and marked."
+    ),
+]
+BackendOption = Annotated[
+    str, typer.Option("--backend", help="joblib: this machine; ray: a cluster.")
+]
 AddressOption = Annotated[
-    str | None, typer.Option("--address", help="Of the Ray cluster; default: one of this machine's own.")
+    str | None,
+    typer.Option("--address", help="Of the Ray cluster; default: one of this machine's own."),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="CPU threads; part of what a result depends on.")]
+ThreadsOption = Annotated[
+    int, typer.Option("--threads", min=1, help="CPU threads; part of what a result depends on.")
+]
 FoldsOption = Annotated[
-    Path | None, typer.Option("--folds", help="JSON file with a list of video ids for each split, for .csd folders.")
+    Path | None,
+    typer.Option(
+        "--folds", help="JSON file with a list of video ids for each split, for .csd folders."
+    ),
 ]
 LabelOption = Annotated[
     str | None,
     typer.Option(
-        "--label", help="Which label column to read, as happy, or questions:happy,sad; default: the usual one."
+        "--label",
+        help="Which label column to read, as happy, or questions:happy,sad; default: the usual "
+        "one.",
     ),
 ]
 
 
 TokensOption = Annotated[
-    bool, typer.Option("--tokens", help="Read the ids of BERT's tokens (`text_bert`) as the language.")
+    bool,
+    typer.Option("--tokens", help="Read the ids of BERT's tokens (`text_bert`) as the language."),
 ]
 
 
@@ -107,7 +138,9 @@ class ComputeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SettingsOptions:
-    """What the settings of a run are made of; the command line lies over a file, and a file over a preset."""
+    """What the settings of a run are made of; the command line lies over a file, and a file over a
+    preset.
+    """
 
     data: DataOption = None
     preset: PresetOption = None
@@ -116,14 +149,19 @@ class SettingsOptions:
     changes: SetOption = None
 
     def load(self, reading: ReadingOptions | None = None, **changes: Any) -> Settings:
-        """Return the settings, with `changes` where they are not None. Raises CorrKDError for anything wrong in them."""
+        """Return the settings, with `changes` where they are not None. Raises CorrKDError for
+        anything wrong in them.
+        """
         from corrkd.experiment.settings import load_settings
 
         tree = self._tree(reading, changes)
-        return load_settings(self.settings, preset=self.preset, overrides=self.changes or (), **tree)
+        return load_settings(
+            self.settings, preset=self.preset, overrides=self.changes or (), **tree
+        )
 
     def load_for_data(self, reading: ReadingOptions, **changes: Any) -> Settings | Unscaled:
-        """Return the settings; where neither a preset nor a file is named, those of `corrkd-plus`, to be scaled to the data.
+        """Return the settings; where neither a preset nor a file is named, those of `corrkd-plus`,
+        to be scaled to the data.
 
         Raises:
             CorrKDError: for anything wrong in them, or where no data are named either.
@@ -138,11 +176,19 @@ class SettingsOptions:
         return unscaled
 
     def _tree(self, reading: ReadingOptions | None, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """What the options say, as nested settings: a flag that is not there leaves them as they are."""
+        """What the options say, as nested settings: a flag that is not there leaves them as they
+        are.
+        """
         target = changes.get("target")
         paths = {"path": self.data, "target": target, **vars(reading or ReadingOptions())}
-        data = {key: str(value) for key, value in paths.items() if value is not None and value is not False}
-        tree = {key: value for key, value in changes.items() if value is not None and key != "target"}
+        data = {
+            key: str(value)
+            for key, value in paths.items()
+            if value is not None and value is not False
+        }
+        tree = {
+            key: value for key, value in changes.items() if value is not None and key != "target"
+        }
         if data:
             tree["data"] = data
         if self.seeds is not None:
@@ -151,22 +197,30 @@ class SettingsOptions:
 
 
 def command(register: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a function as a command; a parameter that is a group of options stands for each of the group's."""
+    """Register a function as a command; a parameter that is a group of options stands for each of
+    the group's.
+    """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         parameters = signatures.signature(function, eval_str=True).parameters
-        groups: dict[str, Any] = {name: p.annotation for name, p in parameters.items() if is_dataclass(p.annotation)}
+        groups: dict[str, Any] = {
+            name: p.annotation for name, p in parameters.items() if is_dataclass(p.annotation)
+        }
         flat = [
             option.replace(kind=signatures.Parameter.KEYWORD_ONLY)
             for name, parameter in parameters.items()
             for option in (
-                signatures.signature(groups[name], eval_str=True).parameters.values() if name in groups else [parameter]
+                signatures.signature(groups[name], eval_str=True).parameters.values()
+                if name in groups
+                else [parameter]
             )
         ]
 
         def call(**values: Any) -> None:
             for name, group in groups.items():
-                values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+                values[name] = group(
+                    **{field.name: values.pop(field.name) for field in fields(group)}
+                )
             function(**values)
 
         call.__name__, call.__doc__ = function.__name__, function.__doc__
@@ -210,7 +264,8 @@ def run(
     out: OutOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Train teacher, student and control, test them under every missing condition, write the report.
+    """Train teacher, student and control, test them under every missing condition, write the
+    report.
 
     With --data alone the settings are those of corrkd-plus, scaled to the data.
     """
@@ -233,7 +288,9 @@ def train(
 
 
 @command(app.command)
-def resume(folder: Annotated[Path, typer.Argument(help="The folder of a run or a comparison.")]) -> None:
+def resume(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run or a comparison.")],
+) -> None:
     """Go on with what was stopped, to the same bits as if it had never stopped."""
     from corrkd.experiment.plan import read_plan
     from corrkd.experiment.progress import Reporter
@@ -249,11 +306,17 @@ def resume(folder: Annotated[Path, typer.Argument(help="The folder of a run or a
 
 @command(app.command)
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A run folder, a seed's folder, or a model's file.")],
-    data: Annotated[str, typer.Option("--data", help="A dataset file or folder; `synthetic`: the built-in dataset.")],
+    model: Annotated[
+        Path, typer.Argument(help="A run folder, a seed's folder, or a model's file.")
+    ],
+    data: Annotated[
+        str,
+        typer.Option("--data", help="A dataset file or folder; `synthetic`: the built-in dataset."),
+    ],
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
     conditions: Annotated[
-        str | None, typer.Option(help="Which, as complete,language,ratio-0.3; default: the standard ones.")
+        str | None,
+        typer.Option(help="Which, as complete,language,ratio-0.3; default: the standard ones."),
     ] = None,
     draws: Annotated[int, typer.Option(min=1, help="Random draws of each ratio and burst.")] = 3,
     mask_seed: Annotated[
@@ -264,7 +327,9 @@ def evaluate(
         Path | None, typer.Option(help="Write the masks that are applied to this manifest.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the results to this .csv file.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that are there.")
+    ] = False,
     *,
     reading: ReadingOptions,
     compute: ComputeOptions,
@@ -283,9 +348,15 @@ def evaluate(
     from corrkd.settings import MASK_SEED
     from corrkd.targets.measures import METRICS, metric_of
 
-    names = None if conditions is None else [name.strip() for name in conditions.split(",") if name.strip()]
+    names = (
+        None
+        if conditions is None
+        else [name.strip() for name in conditions.split(",") if name.strip()]
+    )
     if masks is not None and export_masks is not None:
-        raise CorrKDError("--masks replays a manifest and --export-masks writes one; give one of them")
+        raise CorrKDError(
+            "--masks replays a manifest and --export-masks writes one; give one of them"
+        )
     if out is not None and out.suffix != ".csv":
         raise CorrKDError(f"{out}: the output's name must end in .csv")
     for path in (out, export_masks):
@@ -301,7 +372,8 @@ def evaluate(
     manifest = None if masks is None else load_manifest(masks)
     if export_masks is not None:
         save_manifest(
-            export_masks, masks_of(student, dataset, split=split, conditions=names, draws=draws, mask_seed=seed)
+            export_masks,
+            masks_of(student, dataset, split=split, conditions=names, draws=draws, mask_seed=seed),
         )
     counted = student.target.of(dataset.split(split), f"dataset {dataset.name}, {split}")[1]
     with Reporter().task("evaluation", int(counted.sum())) as task:
@@ -327,22 +399,40 @@ def evaluate(
 @command(app.command)
 def predict(
     model: Annotated[
-        str, typer.Argument(help="A run folder, a seed's folder, a model's file or folder, or owner/name on the hub.")
+        str,
+        typer.Argument(
+            help="A run folder, a seed's folder, a model's file or folder, or owner/name on the "
+            "hub."
+        ),
     ],
     clips: Annotated[
         list[Path] | None,
-        typer.Argument(help="Recordings, for a model trained on features of `corrkd features`; else --data."),
+        typer.Argument(
+            help="Recordings, for a model trained on features of `corrkd features`; else --data."
+        ),
     ] = None,
-    data: Annotated[str | None, typer.Option("--data", help="A dataset file or folder; it needs no labels.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="A dataset file or folder; it needs no labels.")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="The .csv, .parquet or .jsonl file; of --data, one half done goes on.")
+        Path | None,
+        typer.Option(
+            "--out", help="The .csv, .parquet or .jsonl file; of --data, one half done goes on."
+        ),
     ] = None,
     split: Annotated[str, typer.Option(help="train, valid or test; all: every sample.")] = "all",
     condition: Annotated[
-        str | None, typer.Option(help="Show the model only what is there under it, as language+audio, ratio-0.3.")
+        str | None,
+        typer.Option(
+            help="Show the model only what is there under it, as language+audio, ratio-0.3."
+        ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time; changes memory.")] = 256,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Samples at a time; changes memory.")
+    ] = 256,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is there.")
+    ] = False,
     *,
     reading: ReadingOptions,
     compute: ComputeOptions,
@@ -412,7 +502,10 @@ def _predict_clips(predictor: Any, clips: list[Path], out: Path | None, reporter
 @command(app.command)
 def serve(
     model: Annotated[
-        str, typer.Argument(help="A run folder, a seed's folder, a model's folder, or owner/name on the hub.")
+        str,
+        typer.Argument(
+            help="A run folder, a seed's folder, a model's folder, or owner/name on the hub."
+        ),
     ],
     host: Annotated[
         str, typer.Option(help="The address to listen on; 0.0.0.0: every one of this machine.")
@@ -421,43 +514,70 @@ def serve(
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
-            help="A name that clients may call the service by, besides localhost, --host and IP addresses; repeatable. `*`: any."
+            help="A name that clients may call the service by, besides localhost, --host and IP "
+            "addresses; repeatable. `*`: any."
         ),
     ] = None,
     token_file: Annotated[
         Path | None,
-        typer.Option(help="File with the token that clients must give; else the variable CORRKD_TOKEN, else none."),
+        typer.Option(
+            help="File with the token that clients must give; else the variable CORRKD_TOKEN, "
+            "else none."
+        ),
     ] = None,
     max_body: Annotated[float, typer.Option(min=0.001, help="Megabytes of a request.")] = 16.0,
     max_frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames of a modality; default: as many as the training's, 1024 at least.")
+        int | None,
+        typer.Option(
+            min=1, help="Frames of a modality; default: as many as the training's, 1024 at least."
+        ),
     ] = None,
     max_samples: Annotated[int, typer.Option(min=1, help="Samples of a request.")] = 256,
     max_cost: Annotated[
         float | None,
         typer.Option(
             min=0.001,
-            help="Millions of numbers of a request: the sum of frames x (width + frames); default: 8, or one sample's.",
+            help="Millions of numbers of a request: the sum of frames x (width + frames); "
+            "default: 8, or one sample's.",
         ),
     ] = None,
     max_requests: Annotated[int, typer.Option(min=1, help="Requests answered at once.")] = 64,
     max_connections: Annotated[
         int,
         typer.Option(
-            min=1, help="Connections open at once; half as many as the system lets a process have files, at most."
+            min=1,
+            help="Connections open at once; half as many as the system lets a process have "
+            "files, at most.",
         ),
     ] = 512,
     body_seconds: Annotated[
-        float, typer.Option(min=0.1, help="Seconds for a request to arrive, and for its answer to be taken.")
+        float,
+        typer.Option(
+            min=0.1, help="Seconds for a request to arrive, and for its answer to be taken."
+        ),
     ] = 10.0,
     max_clip: Annotated[float, typer.Option(min=0.001, help="Megabytes of a recording.")] = 64.0,
-    max_clip_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds that a recording may last.")] = 120.0,
-    max_clips: Annotated[int, typer.Option(min=1, help="Recordings that are read at once, each in a process.")] = 1,
-    clip_memory: Annotated[float, typer.Option(min=1.0, help="Gigabytes that such a process may take.")] = 3.0,
-    clip_work_seconds: Annotated[float, typer.Option(min=1.0, help="Seconds that it may take.")] = 120.0,
-    wait: Annotated[float, typer.Option(min=0.0, help="Milliseconds for which a request waits for others.")] = 4.0,
-    batch: Annotated[int, typer.Option(min=1, help="Samples that go through the network together.")] = 64,
-    samples: Annotated[bool, typer.Option(help="Let the page show samples of the split that was tested.")] = True,
+    max_clip_seconds: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that a recording may last.")
+    ] = 120.0,
+    max_clips: Annotated[
+        int, typer.Option(min=1, help="Recordings that are read at once, each in a process.")
+    ] = 1,
+    clip_memory: Annotated[
+        float, typer.Option(min=1.0, help="Gigabytes that such a process may take.")
+    ] = 3.0,
+    clip_work_seconds: Annotated[
+        float, typer.Option(min=1.0, help="Seconds that it may take.")
+    ] = 120.0,
+    wait: Annotated[
+        float, typer.Option(min=0.0, help="Milliseconds for which a request waits for others.")
+    ] = 4.0,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Samples that go through the network together.")
+    ] = 64,
+    samples: Annotated[
+        bool, typer.Option(help="Let the page show samples of the split that was tested.")
+    ] = True,
     *,
     compute: ComputeOptions,
 ) -> None:
@@ -487,7 +607,8 @@ def serve(
         reporter.say(f"note: {note}")
     if token is None and host not in ("127.0.0.1", "::1", "localhost"):
         reporter.say(
-            f"note: no token is asked for, and anybody who reaches {host} may use the service; see --token-file"
+            f"note: no token is asked for, and anybody who reaches {host} may use the service; "
+            f"see --token-file"
         )
     limits = Limits(
         body=int(max_body * 1e6),
@@ -506,31 +627,53 @@ def serve(
         ),
     )
     hosts = [host, *(allow_host or [])]
-    run_server(Service(exhibit, limits=limits, token=token, hosts=hosts, wait=wait / 1000, batch=batch), place)
+    run_server(
+        Service(exhibit, limits=limits, token=token, hosts=hosts, wait=wait / 1000, batch=batch),
+        place,
+    )
 
 
 @command(app.command)
 def export(
     model: Annotated[
-        str, typer.Argument(help="A run folder, a seed's folder, a model's folder, or owner/name on the hub.")
+        str,
+        typer.Argument(
+            help="A run folder, a seed's folder, a model's folder, or owner/name on the hub."
+        ),
     ],
-    folder: Annotated[Path, typer.Argument(help="A new folder, for model.onnx, card.json and predict.py.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A new folder, for model.onnx, card.json and predict.py.")
+    ],
     data: Annotated[
-        str, typer.Option("--data", help="Dataset file or folder to compare on; `synthetic`: the built-in dataset.")
+        str,
+        typer.Option(
+            "--data",
+            help="Dataset file or folder to compare on; `synthetic`: the built-in dataset.",
+        ),
     ],
-    split: Annotated[str, typer.Option(help="train, valid or test; all: of a file without splits.")] = "test",
+    split: Annotated[
+        str, typer.Option(help="train, valid or test; all: of a file without splits.")
+    ] = "test",
     samples: Annotated[
-        int, typer.Option(min=1, help="Samples compared under each condition, not the same under all.")
+        int,
+        typer.Option(min=1, help="Samples compared under each condition, not the same under all."),
     ] = 64,
     max_frames: Annotated[
         int | None,
-        typer.Option(min=1, help="Most frames of a modality; default: four times the training's, 1024 at least."),
+        typer.Option(
+            min=1,
+            help="Most frames of a modality; default: four times the training's, 1024 at least.",
+        ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an exported model that is there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an exported model that is there.")
+    ] = False,
     *,
     reading: ReadingOptions,
 ) -> None:
-    """Write a trained student as ONNX, for use without PyTorch, once its answers have been compared with PyTorch's."""
+    """Write a trained student as ONNX, for use without PyTorch, once its answers have been compared
+    with PyTorch's.
+    """
     from corrkd.experiment.experiment import dataset_of
     from corrkd.experiment.progress import Reporter
     from corrkd.serve.export import check_folder
@@ -545,10 +688,17 @@ def export(
         dataset = dataset_of(Path(model), data, **vars(reading), targets=False)
     with reporter.busy("exporting, and comparing with PyTorch"):
         done = write(
-            predictor, folder, dataset=dataset, split=split, max_frames=max_frames, samples=samples, overwrite=overwrite
+            predictor,
+            folder,
+            dataset=dataset,
+            split=split,
+            max_frames=max_frames,
+            samples=samples,
+            overwrite=overwrite,
         )
     print(
-        f"{done.folder}: {done.samples} samples under {len(done.differences)} conditions; logits differ from PyTorch's by "
+        f"{done.folder}: {done.samples} samples under {len(done.differences)} conditions; logits "
+        f"differ from PyTorch's by "
         f"{done.largest:.1e} at most"
     )
 
@@ -556,44 +706,56 @@ def export(
 @command(app.command)
 def compare(
     data: Annotated[
-        list[str] | None, typer.Option("--data", help="A dataset file or folder, or `synthetic`; repeatable.")
+        list[str] | None,
+        typer.Option("--data", help="A dataset file or folder, or `synthetic`; repeatable."),
     ] = None,
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Names as corrkd,self-mm, and groups: paper, controls, ablation, all. Default: all, or the file's."
+            help="Names as corrkd,self-mm, and groups: paper, controls, ablation, all. Default: "
+            "all, or the file's."
         ),
     ] = None,
     preset: PresetOption = None,
     settings: Annotated[
-        Path | None, typer.Option("--settings", help="A YAML file with datasets, methods, seeds (docs/comparing.md).")
+        Path | None,
+        typer.Option(
+            "--settings", help="A YAML file with datasets, methods, seeds (docs/comparing.md)."
+        ),
     ] = None,
     seeds: SeedsOption = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Runs at once, a process each.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Runs at once, a process each.")
+    ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
-            help="doubling: a method's epochs are doubled until its validation score gains little; fixed: as in the settings. "
+            help="doubling: a method's epochs are doubled until its validation score gains "
+            "little; fixed: as in the settings. "
             "Default: doubling, or the file's."
         ),
     ] = None,
     changes: SetOption = None,
-    out: Annotated[Path, typer.Option("--out", help="The comparison's folder; one that is there goes on.")] = Path(
-        "runs/compare"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", help="The comparison's folder; one that is there goes on.")
+    ] = Path("runs/compare"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
     reported: ReportedOption = None,
     backend: BackendOption = "joblib",
     address: AddressOption = None,
 ) -> None:
-    """Train and test methods on datasets with several seeds, under one protocol. Started again, it does what is missing."""
+    """Train and test methods on datasets with several seeds, under one protocol. Started again, it
+    does what is missing.
+    """
     from corrkd.experiment.plan import load_plan
     from corrkd.experiment.progress import Reporter
     from corrkd.experiment.run import compare as run_comparison
     from corrkd.workers import check_backend
 
     check_backend(backend)
-    names = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+    names = (
+        None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+    )
     if not (data or preset or settings):
         raise CorrKDError(NOTHING_NAMED)
     plan = load_plan(
@@ -617,67 +779,109 @@ def compare(
     )
     _announce(done)
     if done.failures:
-        lines = "\n".join(f"  {f.job.dataset.name}, {f.job.arm}, seed {f.job.seed}: {f.error}" for f in done.failures)
-        print(f"failed, and tried again when the command is started again:\n{lines}", file=sys.stderr)
+        lines = "\n".join(
+            f"  {f.job.dataset.name}, {f.job.arm}, seed {f.job.seed}: {f.error}"
+            for f in done.failures
+        )
+        print(
+            f"failed, and tried again when the command is started again:\n{lines}", file=sys.stderr
+        )
         raise typer.Exit(1)
 
 
 @command(app.command)
 def tune(
     options: SettingsOptions,
-    methods: Annotated[str, typer.Option(help="Names as corrkd,self-mm, and groups: paper, controls, all.")] = "corrkd",
-    trials: Annotated[int, typer.Option(min=1, help="Of each method; the first is its defaults.")] = 8,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Trainings at once, a process each.")] = 1,
-    out: Annotated[Path, typer.Option("--out", help="The search's folder; one that is there goes on.")] = Path(
-        "runs/tune"
-    ),
+    methods: Annotated[
+        str, typer.Option(help="Names as corrkd,self-mm, and groups: paper, controls, all.")
+    ] = "corrkd",
+    trials: Annotated[
+        int, typer.Option(min=1, help="Of each method; the first is its defaults.")
+    ] = 8,
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=1, help="Trainings at once, a process each.")
+    ] = 1,
+    out: Annotated[
+        Path, typer.Option("--out", help="The search's folder; one that is there goes on.")
+    ] = Path("runs/tune"),
 ) -> None:
-    """Search hyper-parameters on the validation split, with equal budgets; writes a file for `corrkd compare`."""
+    """Search hyper-parameters on the validation split, with equal budgets; writes a file for
+    `corrkd compare`.
+    """
     from corrkd.experiment.plan import expanded
     from corrkd.experiment.progress import Reporter
     from corrkd.experiment.tune import TUNED, named, table_text
     from corrkd.experiment.tune import tune as search
 
-    chosen = [name for name in expanded(dataset_plan.strip() for dataset_plan in methods.split(",")) if name]
-    print(table_text(search(options.load(), named(chosen), out, trials=trials, jobs=jobs, reporter=Reporter())))
+    chosen = [
+        name
+        for name in expanded(dataset_plan.strip() for dataset_plan in methods.split(","))
+        if name
+    ]
+    print(
+        table_text(
+            search(
+                options.load(), named(chosen), out, trials=trials, jobs=jobs, reporter=Reporter()
+            )
+        )
+    )
     print(f"\n`corrkd compare --settings {out / TUNED} --data FILE` takes what was found")
 
 
 @command(app.command)
 def features(
     folder: Annotated[Path, typer.Argument(help="A folder of recordings.")],
-    out: Annotated[Path, typer.Option("--out", help="The .h5 file; started again, the command goes on.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="The .h5 file; started again, the command goes on.")
+    ],
     labels: Annotated[
         Path | None,
         typer.Option(
-            "--labels", help="CSV file, a row a clip; default: labels.csv or label.csv in the folder, if any."
+            "--labels",
+            help="CSV file, a row a clip; default: labels.csv or label.csv in the folder, if any.",
         ),
     ] = None,
     preset: Annotated[
-        str, typer.Option("--preset", help="Which extractors: embedded; hub: models of Hugging Face.")
+        str,
+        typer.Option("--preset", help="Which extractors: embedded; hub: models of Hugging Face."),
     ] = "embedded",
     extractor: Annotated[
         list[str] | None,
         typer.Option(
             metavar="MODALITY=NAME",
-            help="Another extractor, as audio=speech:MODEL, or none to leave the modality out; repeatable.",
+            help="Another extractor, as audio=speech:MODEL, or none to leave the modality out; "
+            "repeatable.",
         ),
     ] = None,
-    align: Annotated[str, typer.Option("--align", help="none; words: a frame a word in every modality.")] = "none",
+    align: Annotated[
+        str, typer.Option("--align", help="none; words: a frame a word in every modality.")
+    ] = "none",
     align_model: Annotated[
-        str, typer.Option("--align-model", help="With --align words: a CTC speech model that gives words their times.")
+        str,
+        typer.Option(
+            "--align-model",
+            help="With --align words: a CTC speech model that gives words their times.",
+        ),
     ] = "",
     transcribe: Annotated[
-        str, typer.Option("--transcribe", help="A model of faster-whisper, as base, for what has no transcript.")
+        str,
+        typer.Option(
+            "--transcribe", help="A model of faster-whisper, as base, for what has no transcript."
+        ),
     ] = "",
     device: Annotated[
         str, typer.Option("--device", help="Where models of the hub compute: auto, cpu or cuda.")
     ] = "auto",
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Clips at once, a process each; changes no result.")] = 1,
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=1, help="Clips at once, a process each; changes no result.")
+    ] = 1,
     backend: BackendOption = "joblib",
     address: AddressOption = None,
-    max_seconds: Annotated[float, typer.Option(min=0.1, help="Longer recordings are refused.")] = 4 * 3600.0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="Longer recordings are refused.")] = 4
+    * 3600.0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is there.")
+    ] = False,
 ) -> None:
     """Make features of recordings: a dataset file for run, predict and the others."""
     from corrkd.experiment.experiment import pick_device
@@ -706,7 +910,10 @@ def features(
         total, waiting = len(work.clips.rows), len(work.waiting)
         if waiting:
             load_models(settings)
-    for line in (*(f"note: {note}" for note in work.clips.notes), *(f"left out: {e}" for e in work.failures.values())):
+    for line in (
+        *(f"note: {note}" for note in work.clips.notes),
+        *(f"left out: {e}" for e in work.failures.values()),
+    ):
         reporter.say(line)
     with reporter.task("features", total, total - waiting, remaining=True) as task:
 
@@ -747,7 +954,9 @@ def presets(name: Annotated[str | None, typer.Argument(help="Print this one.")] 
         print(preset_text(name), end="")
         return
     for names in preset_names():
-        first = next((line for line in preset_text(names).splitlines() if line.startswith("#")), "#")
+        first = next(
+            (line for line in preset_text(names).splitlines() if line.startswith("#")), "#"
+        )
         print(f"{names:16}{first.lstrip('# ')}")
 
 
@@ -772,7 +981,9 @@ def inspect(
 def convert(
     file: Annotated[str, typer.Argument(help="A dataset file or folder.")],
     out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is there.")
+    ] = False,
     *,
     reading: ReadingOptions,
 ) -> None:
@@ -790,20 +1001,31 @@ def convert(
 
 @command(fetch_app.command)
 def hazumi(
-    out: Annotated[Path, typer.Option("--out", help="The .pkl or .h5 file to write.")] = Path("hazumi.pkl"),
+    out: Annotated[Path, typer.Option("--out", help="The .pkl or .h5 file to write.")] = Path(
+        "hazumi.pkl"
+    ),
     clones: Annotated[
         Path | None,
-        typer.Option("--from", help="A folder with clones of the three repositories; nothing is downloaded."),
+        typer.Option(
+            "--from", help="A folder with clones of the three repositories; nothing is downloaded."
+        ),
     ] = None,
     cache: Annotated[
-        Path, typer.Option("--cache", help="Where downloaded files are kept; those that are there are not fetched.")
+        Path,
+        typer.Option(
+            "--cache", help="Where downloaded files are kept; those that are there are not fetched."
+        ),
     ] = Path("hazumi-sources"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is there.")
+    ] = False,
 ) -> None:
-    """Make the Hazumi set (Osaka University's dialogue corpora) from the public ouktlab/Hazumi2010, Hazumi2012 and Hazumi2105.
+    """Make the Hazumi set (Osaka University's dialogue corpora) from the public ouktlab/Hazumi2010,
+    Hazumi2012 and Hazumi2105.
 
-    About 155 MB are downloaded, and each file is checked by its SHA-256. These repositories hold no licence file: the
-    features are published for research; ask the authors about any other use, and cite Komatani and Okada (ACII 2021).
+    About 155 MB are downloaded, and each file is checked by its SHA-256. These repositories hold no
+    licence file: the features are published for research; ask the authors about any other use, and
+    cite Komatani and Okada (ACII 2021).
     """
     from corrkd.data.hazumi.build import check_ending, dataset_of, read_sessions, write_dataset
     from corrkd.data.hazumi.sources import download, source_files
@@ -819,7 +1041,9 @@ def hazumi(
                 download(file, cache)
                 task.step(note=file.name)
     with reporter.task("sessions", len(files), remaining=True) as task:
-        sessions = read_sessions(cache if clones is None else clones, files=files, on_file=task.step)
+        sessions = read_sessions(
+            cache if clones is None else clones, files=files, on_file=task.step
+        )
     with reporter.busy(f"writing {out}"):
         splits = dataset_of(sessions)
         write_dataset(out, splits)
@@ -831,7 +1055,9 @@ def seeds_of(text: str) -> list[int]:
     try:
         numbers = [int(item) for item in text.split(",")]
     except ValueError:
-        raise CorrKDError(f"--seeds {text!r}: expected a number of seeds, or seeds as 0,3,7") from None
+        raise CorrKDError(
+            f"--seeds {text!r}: expected a number of seeds, or seeds as 0,3,7"
+        ) from None
     if len(numbers) == 1 and numbers[0] < 1:
         raise CorrKDError(f"--seeds {text!r}: at least one seed is needed")
     return list(range(numbers[0])) if len(numbers) == 1 else numbers
@@ -845,7 +1071,9 @@ def _run(settings: Any, out: Path | None, overwrite: bool, *, evaluate: bool) ->
     from corrkd.experiment.progress import Reporter
     from corrkd.experiment.run import run as run_experiment
 
-    done = run_experiment(settings, out, overwrite=overwrite, evaluate=evaluate, reporter=Reporter())
+    done = run_experiment(
+        settings, out, overwrite=overwrite, evaluate=evaluate, reporter=Reporter()
+    )
     if evaluate:
         _announce(done)
     else:
@@ -862,7 +1090,9 @@ def _announce(done: Any) -> None:
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
-    """TensorBoard writes in a thread, and raises a full disk's error again where the next line is asked of it: once is enough."""
+    """TensorBoard writes in a thread, and raises a full disk's error again where the next line is
+    asked of it: once is enough.
+    """
     if not isinstance(failure.exc_value, OSError):
         threading.__excepthook__(failure)
 
@@ -877,7 +1107,9 @@ def main() -> None:
         code = INTERRUPTED
     except Exception as error:
         message = str(error)
-        if hasattr(error, "format_message"):  # of usage, from click, which typer carries inside or beside it
+        if hasattr(
+            error, "format_message"
+        ):  # of usage, from click, which typer carries inside or beside it
             message = f"{error.format_message().rstrip('.')}; see `corrkd --help`"
         elif isinstance(error, OSError):  # a disk that is full where a library writes
             message = f"{error.filename or 'a file'}: {error.strerror or error}"
@@ -887,7 +1119,8 @@ def main() -> None:
         code = 2
     if code == INTERRUPTED:
         errors.print(
-            "interrupted; `corrkd resume FOLDER` goes on with a run; features, compare, tune and predict go on when started again"
+            "interrupted; `corrkd resume FOLDER` goes on with a run; features, compare, tune and "
+            "predict go on when started again"
         )
     sys.exit(code)
 

@@ -1,4 +1,6 @@
-"""CSV files whose text no spreadsheet takes for a formula (`corrkd.escape.csv_text`), and reading them back."""
+"""CSV files whose text no spreadsheet takes for a formula (`corrkd.escape.csv_text`), and reading
+them back.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,13 @@ def csv_bytes(table: pd.DataFrame) -> bytes:
 
 
 def read_csv(path: Path, **options: Any) -> pd.DataFrame:
-    """Read what `write_csv` wrote, or any CSV file, its numbers to the last bit; `options` are those of `pandas.read_csv`."""
-    if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1):  # rounds the last bit away unless it is asked not to
+    """Read what `write_csv` wrote, or any CSV file, its numbers to the last bit; `options` are
+    those of `pandas.read_csv`.
+    """
+    if tuple(map(int, pd.__version__.split(".")[:2])) < (
+        3,
+        1,
+    ):  # rounds the last bit away unless it is asked not to
         options["float_precision"] = "round_trip"
     return _mapped(pd.read_csv(path, **options), csv_original)
 

@@ -14,13 +14,17 @@ _FORMULA = re.compile(r"'*(?:[=@\t\r]|[+-](?![\w.\[\]$-]*\Z))")
 
 
 def terminal_text(text: str) -> str:
-    """Return `text` with what a terminal would obey written as escapes: control, direction and format characters, lone surrogates.
+    """Return `text` with what a terminal would obey written as escapes: control, direction and
+    format characters, lone surrogates.
 
     Line feeds stay.
     """
     if text.isascii() and text.replace("\n", "").isprintable():
         return text
-    return "".join(c if c == "\n" or c.isprintable() or unicodedata.category(c) == "Zs" else _escaped(c) for c in text)
+    return "".join(
+        c if c == "\n" or c.isprintable() or unicodedata.category(c) == "Zs" else _escaped(c)
+        for c in text
+    )
 
 
 def _escaped(character: str) -> str:
@@ -37,7 +41,9 @@ def is_unicode(text: str) -> bool:
 
 
 def one_line(text: str, longest: int = LONGEST_LINE) -> str:
-    """Return `text` on one line of at most `longest` characters, fit for a terminal. What is too long loses its middle."""
+    """Return `text` on one line of at most `longest` characters, fit for a terminal. What is too
+    long loses its middle.
+    """
     if len(text) > 4 * longest:  # before any work on it
         text = _shortened(text, 4 * longest)
     return _shortened(terminal_text(" ".join(text.split())), longest)
@@ -51,10 +57,12 @@ def _shortened(text: str, longest: int) -> str:
 
 
 def csv_text(text: str) -> str:
-    """Return a cell's text such that no spreadsheet reads it as a formula: a single quote goes before =, @, tab, carriage return, + and -.
+    """Return a cell's text such that no spreadsheet reads it as a formula: a single quote goes
+    before =, @, tab, carriage return, + and -.
 
-    Text of letters, digits and `_ . [ ] $ -` after a sign stays as it is: such are clips ("-3g5yACwYnA[1]") and classes ("-2", "+1"), and
-    no formula. Numbers are not text and stay numbers. `csv_original` takes the quote away again.
+    Text of letters, digits and `_ . [ ] $ -` after a sign stays as it is: such are clips
+    ("-3g5yACwYnA[1]") and classes ("-2", "+1"), and no formula. Numbers are not text and stay
+    numbers. `csv_original` takes the quote away again.
     """
     return f"'{text}" if _FORMULA.match(text) else text
 

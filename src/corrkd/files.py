@@ -1,4 +1,6 @@
-"""Which names files may have, and writing them so that a reader finds the old one or the new one, never half of either."""
+"""Which names files may have, and writing them so that a reader finds the old one or the new one,
+never half of either.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +21,24 @@ from corrkd.errors import CorrKDError
 
 # Of a plan's folder, which one room writes and another reads.
 PLAN, FAILURES, REPORTED, RUN = "plan.yaml", "failures.csv", "reported.csv", "run.json"
-WRITING = ".writing-"  # begins the name of the folder that `replacing_all` leaves where it is killed
-LONGEST_NAME = 100  # bytes: what is put before and after a name still fits into the 255 that file systems allow
+WRITING = (
+    ".writing-"  # begins the name of the folder that `replacing_all` leaves where it is killed
+)
+# bytes: what is put before and after a name still fits into the 255 that file systems allow
+LONGEST_NAME = 100
 _NAME = re.compile(r"\w[\w.-]*", re.ASCII)
-_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # of Windows, with any ending
+_DEVICES = re.compile(
+    r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE
+)  # of Windows, with any ending
 
 
 def name_fault(name: str) -> str | None:
     """Return why a name is not fit to be a file's on every system; None where it is.
 
-    The one place where this is decided. A name that somebody chooses (dataset, method) and that is not fit is refused, by `check_name`, so
-    that the folder is called what its maker calls it. A name that data bring is mapped to a fit one, by `file_names`: whoever has the data
-    did not choose it, and cannot change it.
+    The one place where this is decided. A name that somebody chooses (dataset, method) and that is
+    not fit is refused, by `check_name`, so that the folder is called what its maker calls it. A
+    name that data bring is mapped to a fit one, by `file_names`: whoever has the data did not
+    choose it, and cannot change it.
     """
     if not name:
         return "is empty"
@@ -49,13 +57,15 @@ def name_fault(name: str) -> str | None:
 def leads_elsewhere(name: str) -> bool:
     """Return whether a name, as the last part of a path that is read, could lead out of its folder.
 
-    Less is asked than of a file that is written: other people's files have names as "-3g5yACwYnA_1".
+    Less is asked than of a file that is written: other people's files have names as
+    "-3g5yACwYnA_1".
     """
     return name in ("", ".", "..") or bool(re.search(r"[/\\\0]", name))
 
 
 def check_names(names: Iterable[str], what: str) -> None:
-    """Raise CorrKDError where a name that somebody chose is not fit to be a file's, or two are one where case does not count.
+    """Raise CorrKDError where a name that somebody chose is not fit to be a file's, or two are one
+    where case does not count.
 
     Args:
         names: of files or folders side by side.
@@ -68,17 +78,24 @@ def check_names(names: Iterable[str], what: str) -> None:
             raise CorrKDError(f"{what} {name!r}: a name of a folder, which {fault}; choose another")
         other = taken.setdefault(name.casefold(), name)
         if other != name:
-            raise CorrKDError(f"{what}s {other!r} and {name!r} are one folder where case does not count; rename one")
+            raise CorrKDError(
+                f"{what}s {other!r} and {name!r} are one folder where case does not count; "
+                f"rename one"
+            )
 
 
 def file_names(names: Iterable[str]) -> dict[str, str]:
-    """Return a file name for each name that data bring: the name itself where it is fit and no other differs in case alone.
+    """Return a file name for each name that data bring: the name itself where it is fit and no
+    other differs in case alone.
 
-    Any other becomes what is legible of it, a + and the start of its SHA-256. No fit name holds a +, so that two names never share a file.
+    Any other becomes what is legible of it, a + and the start of its SHA-256. No fit name holds a
+    +, so that two names never share a file.
     """
     names = list(dict.fromkeys(names))
     counts = Counter(name.casefold() for name in names)
-    return {n: n if name_fault(n) is None and counts[n.casefold()] == 1 else _coded(n) for n in names}
+    return {
+        n: n if name_fault(n) is None and counts[n.casefold()] == 1 else _coded(n) for n in names
+    }
 
 
 def _coded(name: str) -> str:
@@ -87,7 +104,8 @@ def _coded(name: str) -> str:
 
 
 def check_new(path: Path, *, overwrite: bool) -> None:
-    """Raises CorrKDError where a file to write is there already and is not to be replaced, or is a folder.
+    """Raises CorrKDError where a file to write is there already and is not to be replaced, or is a
+    folder.
 
     What killed processes left half-written of it goes.
     """
@@ -95,16 +113,20 @@ def check_new(path: Path, *, overwrite: bool) -> None:
     if path.is_dir():
         raise CorrKDError(f"{path}: is a folder; name a file")
     if path.exists() and not overwrite:
-        raise CorrKDError(f"{path}: is there already; choose another file, or replace it with --overwrite")
+        raise CorrKDError(
+            f"{path}: is there already; choose another file, or replace it with --overwrite"
+        )
 
 
 @contextmanager
 def replacing(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its place when the block ends well and vanishes when it does not.
+    """A temporary path beside `path`, which takes its place when the block ends well and vanishes
+    when it does not.
 
     Args:
         path: the file.
-        aside: a folder on the same disk for the temporary file, from which somebody removes what a killed process leaves.
+        aside: a folder on the same disk for the temporary file, from which somebody removes what a
+            killed process leaves.
 
     Raises:
         CorrKDError: where the disk is full or the folder cannot be written, in one line.
@@ -127,7 +149,9 @@ def replacing(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
 
 
 def _new_part(folder: Path, name: str) -> tuple[Path, IO[bytes]]:
-    """A new empty file that no other process had, and its handle, which holds a lock for as long as its writer lives."""
+    """A new empty file that no other process had, and its handle, which holds a lock for as long as
+    its writer lives.
+    """
     while True:
         temporary = folder / f".{name}.{secrets.token_hex(4)}.part"
         held = open_no_link(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
@@ -147,7 +171,9 @@ def open_no_link(path: Path, flags: int = os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
 
 def _locked(descriptor: int) -> bool:
-    """Take the lock of an open file or folder, which goes with this process. False where another one has it."""
+    """Take the lock of an open file or folder, which goes with this process. False where another
+    one has it.
+    """
     try:
         import fcntl  # not on every system
     except ImportError:
@@ -178,11 +204,13 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def replacing_all(folder: Path, names: Sequence[str]) -> Iterator[Path]:
-    """A temporary folder, whose files take their places in `folder` when the block ends well, and vanish when it does not.
+    """A temporary folder, whose files take their places in `folder` when the block ends well, and
+    vanish when it does not.
 
     Args:
         folder: new or not; other files in it stay.
-        names: the files, in the order in which they are moved where the folder is there: last the one by which a reader knows the others.
+        names: the files, in the order in which they are moved where the folder is there: last the
+            one by which a reader knows the others.
 
     Raises:
         CorrKDError: where the disk is full or the folder cannot be written, in one line.
@@ -213,10 +241,12 @@ def replacing_all(folder: Path, names: Sequence[str]) -> Iterator[Path]:
 
 @contextmanager
 def exclusive(folder: Path, busy: str) -> Iterator[None]:
-    """Only one process at a time is inside for a folder, which is made. The lock goes with the process, however it ends.
+    """Only one process at a time is inside for a folder, which is made. The lock goes with the
+    process, however it ends.
 
     Raises:
-        CorrKDError: `busy`, where another process is inside; or the folder cannot be written or locked.
+        CorrKDError: `busy`, where another process is inside; or the folder cannot be written or
+            locked.
     """
     import fcntl  # not on every system, and needed for this alone
 
@@ -236,14 +266,17 @@ def exclusive(folder: Path, busy: str) -> Iterator[None]:
 
 
 def remove_parts(folder: Path, name: str | None = None) -> None:
-    """Removes what processes that are gone left half-written: their files and folders are no longer locked.
+    """Removes what processes that are gone left half-written: their files and folders are no longer
+    locked.
 
     Args:
         folder: where to look.
-        name: of the file whose parts go, with folders of `replacing_all`, in `folder` alone; default: all in it and in the folders below.
+        name: of the file whose parts go, with folders of `replacing_all`, in `folder` alone;
+            default: all in it and in the folders below.
     """
     ours = re.compile(
-        rf"\.{'.+' if name is None else re.escape(name)}\.[0-9a-f]{{8}}\.part|{re.escape(WRITING)}\w{{8}}"
+        rf"\.{'.+' if name is None else re.escape(name)}\.[0-9a-f]{{8}}\.part"
+        rf"|{re.escape(WRITING)}\w{{8}}"
     )
     for path in folder.rglob(".*") if name is None else folder.glob(".*"):
         if ours.fullmatch(path.name) and not path.is_symlink():
@@ -252,7 +285,9 @@ def remove_parts(folder: Path, name: str | None = None) -> None:
 
 
 def _remove_unlocked(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    descriptor = os.open(
+        path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    )
     try:
         if _locked(descriptor):
             if path.is_dir():
@@ -264,7 +299,9 @@ def _remove_unlocked(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and its parents. Raises CorrKDError where a parent is a file or may not be written."""
+    """Makes a folder and its parents. Raises CorrKDError where a parent is a file or may not be
+    written.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,6 @@
-"""Models of others, on Hugging Face's hub or in a folder: which files they have, and reading them without running any code of theirs."""
+"""Models of others, on Hugging Face's hub or in a folder: which files they have, and reading them
+without running any code of theirs.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,28 @@ from typing import Any, NamedTuple
 from corrkd.errors import CorrKDError
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-# Weights as safetensors alone, and what tokenizers and preprocessors are made of: nothing in these files can carry code.
+# Weights as safetensors alone, and what tokenizers and preprocessors are made of: nothing in these
+# files can carry code.
 MODEL_FILES = (
-    *(CONFIG, PREPROCESSOR, "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"),
+    *(
+        CONFIG,
+        PREPROCESSOR,
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "model-*-of-*.safetensors",
+    ),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "vocab.txt", "merges.txt", "normalizer.json", "sentencepiece.bpe.model", "spiece.model"),
+    *(
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "normalizer.json",
+        "sentencepiece.bpe.model",
+        "spiece.model",
+    ),
 )
-# Parameters that checkpoints rightly lack: outputs that are not read, and a vector that training alone uses.
+# Parameters that checkpoints rightly lack: outputs that are not read, and a vector that training
+# alone uses.
 UNUSED = ("pooler", "masked_spec_embed", "position_ids")
 
 Download = Callable[[str, str | None], str]
@@ -64,7 +81,10 @@ class ModelFiles:
     """
 
     def __init__(
-        self, name: ModelName, patterns: tuple[str, ...] = MODEL_FILES, download: Download | None = None
+        self,
+        name: ModelName,
+        patterns: tuple[str, ...] = MODEL_FILES,
+        download: Download | None = None,
     ) -> None:
         self.name, self._patterns = name, patterns
         self.folder, self.commit = Path(name.model).expanduser(), ""
@@ -80,15 +100,23 @@ class ModelFiles:
     def _fetched(self, download: Download) -> Path:
         try:
             return Path(download(self.name.model, self.name.revision or None))
-        except Exception as error:  # of huggingface_hub's own kinds, and of what it sends requests with
+        except (
+            Exception
+        ) as error:  # of huggingface_hub's own kinds, and of what it sends requests with
             raise CorrKDError(
-                f"model {self.name}: no such folder, and not had from the hub ({first_line_of(error)})"
+                f"model {self.name}: no such folder, and not had from the hub "
+                f"({first_line_of(error)})"
             ) from None
 
     @cached_property
     def sums(self) -> dict[str, str]:
         """SHA-256 sums of all files that are read, by their names."""
-        paths = {path for pattern in self._patterns for path in self.folder.glob(pattern) if path.is_file()}
+        paths = {
+            path
+            for pattern in self._patterns
+            for path in self.folder.glob(pattern)
+            if path.is_file()
+        }
         return {path.name: _sha256(path) for path in sorted(paths)}
 
     def describe(self) -> dict[str, Any]:
@@ -98,7 +126,9 @@ class ModelFiles:
 
     @cached_property
     def config(self) -> Any:
-        """The configuration. Raises CorrKDError where it cannot be read, or its model would need code of its own."""
+        """The configuration. Raises CorrKDError where it cannot be read, or its model would need
+        code of its own.
+        """
         return self.load("AutoConfig")
 
     def load(self, kind: str, **options: Any) -> Any:
@@ -117,8 +147,12 @@ class ModelFiles:
                 return getattr(library, kind).from_pretrained(
                     str(self.folder), local_files_only=True, trust_remote_code=False, **options
                 )
-            except Exception as error:  # of transformers, tokenizers and safetensors, on files that nobody foresaw
-                raise CorrKDError(f"model {self.name}: cannot be read: {first_line_of(error)}") from None
+            except (
+                Exception
+            ) as error:  # of transformers, tokenizers and safetensors, on files that nobody foresaw
+                raise CorrKDError(
+                    f"model {self.name}: cannot be read: {first_line_of(error)}"
+                ) from None
 
     def load_model(self, kind: str) -> Any:
         """Return the model in eval mode, in 32-bit floats, from safetensors.
@@ -129,12 +163,19 @@ class ModelFiles:
         import torch
 
         model, info = self.load(
-            kind, config=self.config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            kind,
+            config=self.config,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
-        missing = sorted(key for key in info["missing_keys"] if not any(component in key for component in UNUSED))
+        missing = sorted(
+            key for key in info["missing_keys"] if not any(component in key for component in UNUSED)
+        )
         if missing:
             raise CorrKDError(
-                f"model {self.name}: its weights lack {len(missing)} parameters of {type(model).__name__}, as {missing[0]}; "
+                f"model {self.name}: its weights lack {len(missing)} parameters of "
+                f"{type(model).__name__}, as {missing[0]}; "
                 "choose a model of that kind"
             )
         # A pooler without weights is random: its output must not be read.

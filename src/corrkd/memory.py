@@ -11,7 +11,11 @@ from corrkd.errors import CorrKDError
 if TYPE_CHECKING:  # slow to import, and the readers do without
     import torch
 
-MEMINFO, CGROUP, OWN_CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+MEMINFO, CGROUP, OWN_CGROUP = (
+    Path("/proc/meminfo"),
+    Path("/sys/fs/cgroup"),
+    Path("/proc/self/cgroup"),
+)
 UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -20,20 +24,28 @@ def size_text(count: float) -> str:
     unit = 0
     while count >= 1000 and unit < len(UNITS) - 1:
         count, unit = count / 1000, unit + 1
-    return f"{count:.0f} {UNITS[unit]}" if unit == 0 or count >= 10 else f"{count:.1f} {UNITS[unit]}"
+    return (
+        f"{count:.0f} {UNITS[unit]}" if unit == 0 or count >= 10 else f"{count:.1f} {UNITS[unit]}"
+    )
 
 
 def available_memory() -> int | None:
-    """Return how many bytes of memory are free for this process, or None where the system does not say."""
+    """Return how many bytes of memory are free for this process, or None where the system does not
+    say.
+    """
     try:
         free = _number(r"^MemAvailable:\s+(\d+) kB", MEMINFO.read_text()) * 1024
     except (OSError, ValueError):
         return None
     for group in _control_groups():  # a container, or what it is in, may have less
         try:
-            limit, used, facts = ((group / f"memory.{what}").read_text() for what in ("max", "current", "stat"))
+            limit, used, facts = (
+                (group / f"memory.{what}").read_text() for what in ("max", "current", "stat")
+            )
             cached = _number(r"^active_file (\d+)", facts) + _number(r"^inactive_file (\d+)", facts)
-            free = max(0, min(free, int(limit) - int(used) + cached))  # what it caches of files is given back
+            free = max(
+                0, min(free, int(limit) - int(used) + cached)
+            )  # what it caches of files is given back
         except (OSError, ValueError):  # no container, or none with a limit
             continue
     return free
@@ -72,9 +84,12 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def check_memory(what: str, count: int) -> None:
-    """Raise CorrKDError where so many bytes would not fit into memory. `what` says for what, and opens the line."""
+    """Raise CorrKDError where so many bytes would not fit into memory. `what` says for what, and
+    opens the line.
+    """
     free = available_memory()
     if free is not None and count > free:
         raise CorrKDError(
-            f"{what}: needs {size_text(count)} of memory, {size_text(max(free, 0))} are free; shorten or split it"
+            f"{what}: needs {size_text(count)} of memory, {size_text(max(free, 0))} are free; "
+            f"shorten or split it"
         )

@@ -1,4 +1,6 @@
-"""JSON and YAML from files that somebody else may have made: bounded in size, depth and numbers, each key once."""
+"""JSON and YAML from files that somebody else may have made: bounded in size, depth and numbers,
+each key once.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,9 @@ def first_fault(error: ValidationError) -> str:
 
 
 def read_text(path: Path, largest: int) -> str:
-    """Return a file's text. Raises CorrKDError where it cannot be read, is too large or not UTF-8."""
+    """Return a file's text. Raises CorrKDError where it cannot be read, is too large or not
+    UTF-8.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(largest + 1)
@@ -91,7 +95,8 @@ def read_text(path: Path, largest: int) -> str:
         raise CorrKDError(f"{path}: not UTF-8 text (byte {error.start})") from None
 
 
-# ------------------------------------------------------------------------------------------------------------------------ JSON
+# --------------------------------------------------------------------------------------------------
+# JSON
 
 
 def read_json(path: Path, advice: str = "") -> Any:
@@ -108,11 +113,16 @@ def parse_json(text: str | bytes, where: object, advice: str = "") -> Any:
         advice: ends it.
 
     Raises:
-        CorrKDError: where it is not JSON, nests too deep, has a key twice, a number beyond 64 bits or not finite, or text that is no text.
+        CorrKDError: where it is not JSON, nests too deep, has a key twice, a number beyond 64 bits
+            or not finite, or text that is no text.
     """
     try:
         value = json.loads(
-            text, object_pairs_hook=_once, parse_constant=_no_number, parse_int=_integer, parse_float=_float
+            text,
+            object_pairs_hook=_once,
+            parse_constant=_no_number,
+            parse_int=_integer,
+            parse_float=_float,
         )
         check_tree(value)
     except RecursionError:
@@ -121,7 +131,9 @@ def parse_json(text: str | bytes, where: object, advice: str = "") -> Any:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     else:
         return value
-    raise CorrKDError("; ".join(filter(None, (f"{where}: not JSON that can be read: {reason[:160]}", advice))))
+    raise CorrKDError(
+        "; ".join(filter(None, (f"{where}: not JSON that can be read: {reason[:160]}", advice)))
+    )
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -149,7 +161,9 @@ def _float(text: str) -> float:
 
 
 def check_tree(tree: Any, *, deepest: int = DEEPEST) -> None:
-    """Raise ValueError where nested values are too deep, or hold other than text and numbers of 64 bits. Never recurses."""
+    """Raise ValueError where nested values are too deep, or hold other than text and numbers of 64
+    bits. Never recurses.
+    """
     level, depth = [tree], 0
     while level:
         if depth > deepest:
@@ -182,27 +196,41 @@ def with_digest(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, DIGEST: _sum(rest)}
 
 
-def check_digest(tree: Mapping[str, Any], where: object, advice: str, *, needed: bool = True) -> None:
-    """Raise CorrKDError where an object's sum is not its own; `needed`: also where it has none. `advice` ends the line."""
+def check_digest(
+    tree: Mapping[str, Any], where: object, advice: str, *, needed: bool = True
+) -> None:
+    """Raise CorrKDError where an object's sum is not its own; `needed`: also where it has none.
+    `advice` ends the line.
+    """
     if DIGEST not in tree and not needed:
         return
     if tree.get(DIGEST) != _sum({key: value for key, value in tree.items() if key != DIGEST}):
-        raise CorrKDError(f"{where}: changed since it was written: its digest is not that of its contents; {advice}")
+        raise CorrKDError(
+            f"{where}: changed since it was written: its digest is not that of its contents; "
+            f"{advice}"
+        )
 
 
 def _sum(tree: Mapping[str, Any]) -> str:
-    """SHA-256 of an object in one spelling, so that neither indentation nor the order of keys counts."""
+    """SHA-256 of an object in one spelling, so that neither indentation nor the order of keys
+    counts.
+    """
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
-# ------------------------------------------------------------------------------------------------------------------------ YAML
+# --------------------------------------------------------------------------------------------------
+# YAML
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, bounded: depth, nodes with aliases written out, each key once and text. Dates stay text."""
+    """PyYAML's safe loader, bounded: depth, nodes with aliases written out, each key once and text.
+    Dates stay text.
+    """
 
     yaml_implicit_resolvers = {  # noqa: RUF012  (as in PyYAML)
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        first: [
+            (tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"
+        ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -233,7 +261,11 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Refuse a key that stands twice in one mapping; a merged one (<<) may be replaced."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [
+            self.construct_object(key, deep=True)
+            for key, _ in node.value
+            if key.tag != "tag:yaml.org,2002:merge"
+        ]
         for key in keys:
             if not isinstance(key, str):
                 raise yaml.YAMLError(f"the key {quoted(key)} is not text; put it in quotes")
@@ -251,8 +283,8 @@ def parse_yaml(text: str, where: object) -> Any:
     """Return the value of a YAML text: keys and values of plain kinds. Dates stay text.
 
     Raises:
-        CorrKDError: where it is not YAML, nests too deep, is too large with its aliases written out, has a key twice, or holds what is no
-            text or number.
+        CorrKDError: where it is not YAML, nests too deep, is too large with its aliases written
+            out, has a key twice, or holds what is no text or number.
     """
     try:
         tree = yaml.load(text, _Loader)  # a SafeLoader
@@ -260,7 +292,9 @@ def parse_yaml(text: str, where: object) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = "" if mark is None else f" in line {mark.line + 1}"
-        raise CorrKDError(f"{where}: not YAML{line}: {str(error.problem or error.context)[:160]}") from None
+        raise CorrKDError(
+            f"{where}: not YAML{line}: {str(error.problem or error.context)[:160]}"
+        ) from None
     except (yaml.YAMLError, *CONTENT_ERRORS) as error:
         raise CorrKDError(f"{where}: not YAML: {' '.join(str(error)[:300].split())}") from None
     return tree
@@ -272,7 +306,12 @@ def yaml_with_digest(text: str) -> str:
 
 
 def check_yaml_digest(path: Path, advice: str) -> None:
-    """Raise CorrKDError where a YAML file is not as `yaml_with_digest` made it. `advice` ends the line."""
+    """Raise CorrKDError where a YAML file is not as `yaml_with_digest` made it. `advice` ends the
+    line.
+    """
     first, _, text = read_text(path, LARGEST_YAML).partition("\n")
     if first != f"{_YAML_DIGEST}{hashlib.sha256(text.encode()).hexdigest()}":
-        raise CorrKDError(f"{path}: changed since it was written: its digest is not that of its contents; {advice}")
+        raise CorrKDError(
+            f"{path}: changed since it was written: its digest is not that of its contents; "
+            f"{advice}"
+        )

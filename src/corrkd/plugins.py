@@ -1,4 +1,6 @@
-"""Finding classes by name: those of the package, and those that other installed packages offer through an entry point."""
+"""Finding classes by name: those of the package, and those that other installed packages offer
+through an entry point.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +29,23 @@ def find(name: str, built_in: Mapping[str, str], group: str, base: type[Any], wh
         what: a word for it in errors.
 
     Raises:
-        CorrKDError: where the name is unknown, or an entry point cannot be loaded or is no such class.
+        CorrKDError: where the name is unknown, or an entry point cannot be loaded or is no such
+            class.
     """
     if name in built_in:
         module, _, attribute = built_in[name].partition(":")
         return getattr(import_module(module), attribute)
     points = list(metadata.entry_points(group=group, name=name))
     if not points:
-        raise CorrKDError(f"{what} {name!r} is unknown; there are {', '.join(names(built_in, group))}")
+        raise CorrKDError(
+            f"{what} {name!r} is unknown; there are {', '.join(names(built_in, group))}"
+        )
     check_names([name], f"{what}")  # it names folders of a comparison
     where = f"{what} {name!r} (entry point {points[0].value})"
     if len({point.value for point in points}) > 1:
-        raise CorrKDError(f"{where}: {points[1].value} has the same name; uninstall one of the two packages")
+        raise CorrKDError(
+            f"{where}: {points[1].value} has the same name; uninstall one of the two packages"
+        )
     try:
         class_ = points[0].load()
     except Exception as error:  # another package's code

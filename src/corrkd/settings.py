@@ -1,4 +1,6 @@
-"""Typed settings of the parts of an experiment, and what checks them. `corrkd.experiment.settings` puts them together."""
+"""Typed settings of the parts of an experiment, and what checks them. `corrkd.experiment.settings`
+puts them together.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from corrkd import plugins
@@ -16,7 +26,8 @@ from corrkd.parsing import quoted
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
-# Bounds far above any use, so that a file of somebody else's asks for no memory or time without end.
+# Bounds far above any use, so that a file of somebody else's asks for no memory or time without
+# end.
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Width = Annotated[int, Field(ge=1, le=16_384)]  # of a layer
 Depth = Annotated[int, Field(ge=1, le=256)]  # layers
@@ -66,7 +77,9 @@ TargetName = Annotated[str, AfterValidator(_is_target)]
 
 
 class Strict(BaseModel):
-    """Settings whose keys and numbers are checked: an unknown key is an error that lists those there are."""
+    """Settings whose keys and numbers are checked: an unknown key is an error that lists those
+    there are.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -79,14 +92,19 @@ class Strict(BaseModel):
 
 
 class ResampleSettings(Strict):
-    """Splits of its own for every seed, made of the data's train and valid; the test split stays as it is."""
+    """Splits of its own for every seed, made of the data's train and valid; the test split stays as
+    it is.
+    """
 
     folds: Annotated[int, Field(ge=2, le=10_000)] | None = Field(
         None,
-        description="cross-validation: train and valid together fall into so many folds, which keep people (speakers, videos, sessions) "
+        description="cross-validation: train and valid together fall into so many folds, which "
+        "keep people (speakers, videos, sessions) "
         "together; seed s validates on fold s mod folds and trains on the others",
     )
-    train: Count | None = Field(None, description="so many training samples, drawn anew for every seed; null: all")
+    train: Count | None = Field(
+        None, description="so many training samples, drawn anew for every seed; null: all"
+    )
 
 
 class ReadingSettings(Strict):
@@ -98,39 +116,52 @@ class ReadingSettings(Strict):
     )
     tokens: bool = Field(
         False,
-        description="read the ids of BERT's tokens (MMSA's `text_bert`) as the language, in place of its features",
+        description="read the ids of BERT's tokens (MMSA's `text_bert`) as the language, in "
+        "place of its features",
     )
     label: str | None = Field(
         None,
-        description="which label column, as `happy`, `questions:happy,sad` ; default: the layout's usual one (docs/data.md)",
+        description="which label column, as `happy`, `questions:happy,sad` ; default: the "
+        "layout's usual one (docs/data.md)",
     )
 
 
 class DataSettings(ReadingSettings):
     """Which samples, which target, how features are normalised."""
 
-    path: str = Field("synthetic", description="a dataset file or folder, or `synthetic` for the built-in dataset")
+    path: str = Field(
+        "synthetic", description="a dataset file or folder, or `synthetic` for the built-in dataset"
+    )
     name: str | None = Field(None, description="what reports call it; default: the file's name")
-    modalities: tuple[str, ...] | None = Field(None, description="use only these modalities; default: all")
+    modalities: tuple[str, ...] | None = Field(
+        None, description="use only these modalities; default: all"
+    )
     target: TargetName = Field(
-        "auto", description="auto: questions, classes or tertiles of the score, whichever the data has first"
+        "auto",
+        description="auto: questions, classes or tertiles of the score, whichever the data has "
+        "first",
     )
     normalise: Literal["robust", "standard", "scale", "none"] = Field(
         "robust",
-        description="robust: median and interquartile range; standard: mean and deviation; scale: robust, not centred",
+        description="robust: median and interquartile range; standard: mean and deviation; "
+        "scale: robust, not centred",
     )
     clip: Positive | None = Field(5.0, description="bound on normalised features; null for none")
     resident_gigabytes: NonNegative = Field(
-        4.0, description="a split up to this size is held on the device whole; a larger one is read batch by batch"
+        4.0,
+        description="a split up to this size is held on the device whole; a larger one is read "
+        "batch by batch",
     )
     resample: ResampleSettings = Field(default_factory=ResampleSettings)
     calibration: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
         None,
-        description="about this share of the training samples, by whole groups (people, videos), takes part in no training and no choice: "
+        description="about this share of the training samples, by whole groups (people, videos), "
+        "takes part in no training and no choice: "
         "prediction sets are made from it; null: no prediction sets",
     )
     synthetic: dict[str, Any] = Field(
-        default_factory=dict, description="what to change in the built-in dataset (docs/synthetic.md)"
+        default_factory=dict,
+        description="what to change in the built-in dataset (docs/synthetic.md)",
     )
 
     @field_validator("path", "name", mode="after")
@@ -142,7 +173,9 @@ class DataSettings(ReadingSettings):
 
 
 class NetworkSettings(Strict):
-    """The structure that teacher and student share (method, Network). What the paper leaves open has its default here."""
+    """The structure that teacher and student share (method, Network). What the paper leaves open
+    has its default here.
+    """
 
     width: Width = Field(40, description="d, the embedding size of each modality [paper: 40]")
     heads: Width = Field(10, description="attention heads; must divide width")
@@ -157,13 +190,19 @@ class NetworkSettings(Strict):
     classifier: Annotated[tuple[Width, ...], Field(max_length=32)] = Field(
         (64,), description="hidden widths of the classifier [open]"
     )
-    norm: Literal["pre", "post"] = Field("pre", description="layer norm before or after each block [open]")
-    positions: Literal["sinusoidal", "learned", "none"] = Field("sinusoidal", description="positional encoding [open]")
+    norm: Literal["pre", "post"] = Field(
+        "pre", description="layer norm before or after each block [open]"
+    )
+    positions: Literal["sinusoidal", "learned", "none"] = Field(
+        "sinusoidal", description="positional encoding [open]"
+    )
     fill: Literal["zeros", "mean", "learned"] = Field(
         "zeros", description="what stands for a missing frame [paper: zeros]"
     )
     exclude_missing: bool = Field(
-        False, description="leave missing frames out of attention and pooling [open: they are seen as fill]"
+        False,
+        description="leave missing frames out of attention and pooling [open: they are seen as "
+        "fill]",
     )
 
     @model_validator(mode="after")
@@ -176,19 +215,27 @@ class NetworkSettings(Strict):
 
 
 class MissingSettings(Strict):
-    """Modality random missing (MRM) in training: both kinds at once, drawn anew for every sample and epoch."""
+    """Modality random missing (MRM) in training: both kinds at once, drawn anew for every sample
+    and epoch.
+    """
 
-    modality: Probability = Field(0.3, description="probability that a modality is lost whole, each on its own [open]")
+    modality: Probability = Field(
+        0.3, description="probability that a modality is lost whole, each on its own [open]"
+    )
     frames_low: Probability = Field(
         0.0, description="lowest ratio of dropped frames, drawn per sample and modality [open]"
     )
     frames_high: Probability = Field(0.7, description="highest such ratio [open]")
-    complete: Probability = Field(0.1, description="probability that a sample is left complete [open]")
+    complete: Probability = Field(
+        0.1, description="probability that a sample is left complete [open]"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> MissingSettings:
         if self.frames_low > self.frames_high:
-            raise ValueError(f"frames_low = {self.frames_low} must not exceed frames_high = {self.frames_high}")
+            raise ValueError(
+                f"frames_low = {self.frames_low} must not exceed frames_high = {self.frames_high}"
+            )
         return self
 
 
@@ -201,23 +248,33 @@ class TrainingSettings(Strict):
     optimizer: Literal["adam", "adamw"] = "adam"
     weight_decay: NonNegative = 0.0
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup: Probability = Field(0.0, description="share of the steps over which the learning rate rises to lr")
-    clip_norm: Positive | None = Field(1.0, description="bound on the gradient's norm; null for none")
-    patience: Count | None = Field(None, description="stop after so many epochs without a better validation score")
+    warmup: Probability = Field(
+        0.0, description="share of the steps over which the learning rate rises to lr"
+    )
+    clip_norm: Positive | None = Field(
+        1.0, description="bound on the gradient's norm; null for none"
+    )
+    patience: Count | None = Field(
+        None, description="stop after so many epochs without a better validation score"
+    )
     class_weights: Literal["none", "balanced"] = "none"
     average: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0,
-        description="decay of a running average of the weights over the steps, which is what is validated and kept; 0: none",
+        description="decay of a running average of the weights over the steps, which is what is "
+        "validated and kept; 0: none",
     )
     keep: Literal["best", "last"] = Field(
         "best",
-        description="the epoch that is kept: the best on validation, or the last, for which validation is only watched",
+        description="the epoch that is kept: the best on validation, or the last, for which "
+        "validation is only watched",
     )
 
     @model_validator(mode="after")
     def _last_is_not_stopped(self) -> TrainingSettings:
         if self.keep == "last" and self.patience is not None:
-            raise ValueError("patience stops by the validation score and does not go with keep = last")
+            raise ValueError(
+                "patience stops by the validation score and does not go with keep = last"
+            )
         return self
 
 
@@ -228,19 +285,30 @@ class EvaluationSettings(Strict):
     conditions: dict[str, Any] = Field(
         default_factory=dict,
         validate_default=True,
-        description="by kind, laid over the defaults; each kind checks its own value (corrkd.missing.conditions)",
+        description="by kind, laid over the defaults; each kind checks its own value "
+        "(corrkd.missing.conditions)",
     )
     protocols: tuple[Literal["lnln", "gcnet"], ...] = Field(
-        (), description="protocols of published tables whose conditions are tested too, and their means reported"
+        (),
+        description="protocols of published tables whose conditions are tested too, and their "
+        "means reported",
     )
-    draws: Annotated[int, Field(ge=1, le=10_000)] = Field(3, description="random draws of each ratio and burst")
-    mask_seed: Seed = Field(MASK_SEED, description="seed of the masks: the same for every method and training seed")
+    draws: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        3, description="random draws of each ratio and burst"
+    )
+    mask_seed: Seed = Field(
+        MASK_SEED, description="seed of the masks: the same for every method and training seed"
+    )
     coverage: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
-        0.9, description="share of samples whose true class the prediction sets are to hold (data.calibration)"
+        0.9,
+        description="share of samples whose true class the prediction sets are to hold "
+        "(data.calibration)",
     )
     batch_size: Count = 256
     projection: str | None = Field(
-        None, description="the condition whose representations are shown; default: the first modality alone"
+        None,
+        description="the condition whose representations are shown; default: the first modality "
+        "alone",
     )
 
     @field_validator("conditions", mode="before")
@@ -249,7 +317,10 @@ class EvaluationSettings(Strict):
         if not isinstance(value, Mapping):
             return value
         # Lists as in YAML, so that settings that are read again are equal.
-        changes = {kind: list(values) if isinstance(values, tuple) else values for kind, values in value.items()}
+        changes = {
+            kind: list(values) if isinstance(values, tuple) else values
+            for kind, values in value.items()
+        }
         return STANDARD_CONDITIONS | changes
 
 
@@ -260,11 +331,15 @@ def check_keys(tree: Mapping[Any, Any], allowed: Iterable[str]) -> None:
         if key not in allowed:
             message = "is unknown; allowed there: {allowed}"
             unknown = PydanticCustomError(UNKNOWN_KEY, message, {"allowed": ", ".join(allowed)})
-            raise ValidationError.from_exception_data("settings", [{"type": unknown, "loc": (str(key),), "input": key}])
+            raise ValidationError.from_exception_data(
+                "settings", [{"type": unknown, "loc": (str(key),), "input": key}]
+            )
 
 
 def first_line(error: ValidationError, prefix: str = "") -> str:
-    """Return a validation's first error in a line that names the key, behind a prefix, and what is allowed."""
+    """Return a validation's first error in a line that names the key, behind a prefix, and what is
+    allowed.
+    """
     first = error.errors(include_url=False, include_context=False)[0]
     path = ".".join(str(segment) for segment in first["loc"])[:120]
     where = ".".join(filter(None, (prefix, path))) or "the whole"

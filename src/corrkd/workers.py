@@ -16,16 +16,21 @@ T = TypeVar("T")
 
 Backend = Literal["joblib", "ray"]
 Work = Callable[[T], str | None]
-"""A function at the top of a module: does a task, which can be pickled, and returns an error's line, None where there is none."""
+"""A function at the top of a module: does a task, which can be pickled, and returns an error's
+line, None where there is none.
+"""
 Submit = Callable[[T], "Future[str | None]"]
 
 KILLED = "its process was killed; it may have run out of memory"
-IDLE_SECONDS = 600  # after which a worker without a task ends, and with it the dataset or the models that it holds
+# after which a worker without a task ends, and with it the dataset or the models that it holds
+IDLE_SECONDS = 600
 RETRIES = 1  # of a task of a cluster whose worker was lost: machines come and go
 
 
 def end_with_parent() -> None:
-    """Ends this process soon after the one that started it: a run that was killed writes no more."""
+    """Ends this process soon after the one that started it: a run that was killed writes no
+    more.
+    """
     Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 
@@ -37,14 +42,20 @@ def _end_with(parent: int) -> None:
 
 @contextmanager
 def workers(
-    work: Work[T], num_workers: int, *, backend: Backend = "joblib", address: str | None = None, gpus: float = 0
+    work: Work[T],
+    num_workers: int,
+    *,
+    backend: Backend = "joblib",
+    address: str | None = None,
+    gpus: float = 0,
 ) -> Iterator[Submit[T]]:
     """A function that hands a task to a worker.
 
     Args:
         work: what is done.
         num_workers: of this machine; of a cluster, Ray starts as many as tasks are handed to it.
-        backend: "joblib": processes on this machine; "ray": a cluster, whose machines share the folders that the tasks name.
+        backend: "joblib": processes on this machine; "ray": a cluster, whose machines share the
+            folders that the tasks name.
         address: of the cluster; None: a Ray of this machine's own.
         gpus: that a task of a cluster needs.
 
@@ -58,7 +69,9 @@ def workers(
     from joblib.externals.loky import get_reusable_executor
 
     def executor() -> Any:  # a new one, where the last was broken
-        return get_reusable_executor(max_workers=num_workers, timeout=IDLE_SECONDS, initializer=end_with_parent)
+        return get_reusable_executor(
+            max_workers=num_workers, timeout=IDLE_SECONDS, initializer=end_with_parent
+        )
 
     try:
         yield lambda task: executor().submit(work, task)
@@ -75,7 +88,9 @@ def _ray(work: Work[T], address: str | None, gpus: float) -> Iterator[Submit[T]]
     try:
         ray.init(address=address, log_to_driver=False, include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise CorrKDError(f"--address {address}: no Ray cluster there: {' '.join(str(error).split())}") from None
+        raise CorrKDError(
+            f"--address {address}: no Ray cluster there: {' '.join(str(error).split())}"
+        ) from None
     try:
         remote = ray.remote(max_retries=RETRIES, num_gpus=gpus)(work)
         yield lambda task: remote.remote(task).future()
@@ -97,10 +112,12 @@ def each_done(
     num_workers: int,
     can_begin: Callable[[T, Sequence[T]], bool] = lambda task, undone: True,
 ) -> Iterator[tuple[int, str | None]]:
-    """Hand tasks to workers, and yield the index of each with its error's line, None where there is none, as they end.
+    """Hand tasks to workers, and yield the index of each with its error's line, None where there is
+    none, as they end.
 
-    When a worker of this machine is killed, nobody can tell by which of the tasks under way: each of them is tried again alone, before all
-    others, and yields `KILLED` where that kills a worker too.
+    When a worker of this machine is killed, nobody can tell by which of the tasks under way: each
+    of them is tried again alone, before all others, and yields `KILLED` where that kills a worker
+    too.
 
     Args:
         tasks: in the order in which they begin.
@@ -121,7 +138,9 @@ def each_done(
             running[submit(tasks[index])] = index
         broken = []
         ended = wait(running, return_when=FIRST_COMPLETED).done
-        for future in [future for future in running if future in ended]:  # in the order of their start
+        for future in [
+            future for future in running if future in ended
+        ]:  # in the order of their start
             index = running.pop(future)
             try:
                 error = future.result()
@@ -141,8 +160,13 @@ def each_done(
 
 
 def _line_of(failure: Exception) -> str:
-    """Return the line of what went wrong between a task and its worker; a cluster says itself which worker was lost."""
+    """Return the line of what went wrong between a task and its worker; a cluster says itself which
+    worker was lost.
+    """
     kind = type(failure)
-    if kind.__module__.startswith("ray.") and kind.__name__ in ("WorkerCrashedError", "OutOfMemoryError"):
+    if kind.__module__.startswith("ray.") and kind.__name__ in (
+        "WorkerCrashedError",
+        "OutOfMemoryError",
+    ):
         return KILLED
     return f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"

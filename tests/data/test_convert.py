@@ -53,22 +53,35 @@ def assert_same(a: MultimodalDataset, b: MultimodalDataset) -> None:
             np.testing.assert_array_equal(names, other.groups[group])
 
 
-@pytest.mark.parametrize("data", [mmsa(), mmsa(aligned=True), mult(), mult(left=True, questions=True)])
+@pytest.mark.parametrize(
+    "data", [mmsa(), mmsa(aligned=True), mult(), mult(left=True, questions=True)]
+)
 def test_round_trip(tmp_path: Path, data: object) -> None:
     dataset = load_dataset(write_pickle(tmp_path / "set.pkl", data))
     convert(dataset, tmp_path / "set.safetensors")
     again = load_dataset(tmp_path / "set.safetensors")
     assert_same(dataset, again)
     assert again.extra == {**dataset.extra, "source_sha256": dataset.sha256}
-    assert again.notes == (*dataset.notes, f"converted from a file or folder with sha256 {dataset.sha256}")
-    assert all(isinstance(x, np.memmap) for part in again.splits.values() for x in part.frames.values())
-    assert_same(load_dataset(tmp_path / "set.safetensors", name="other"), replace(again, name="other"))
+    assert again.notes == (
+        *dataset.notes,
+        f"converted from a file or folder with sha256 {dataset.sha256}",
+    )
+    assert all(
+        isinstance(x, np.memmap) for part in again.splits.values() for x in part.frames.values()
+    )
+    assert_same(
+        load_dataset(tmp_path / "set.safetensors", name="other"), replace(again, name="other")
+    )
     convert(again, tmp_path / "again.safetensors")
-    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "set.safetensors").read_bytes()
+    assert (tmp_path / "again.safetensors").read_bytes() == (
+        tmp_path / "set.safetensors"
+    ).read_bytes()
 
 
 def test_the_sum_is_that_of_the_contents(tmp_path: Path) -> None:
-    """A run that is resumed tells by it whether its file was replaced, also for data made in memory."""
+    """A run that is resumed tells by it whether its file was replaced, also for data made in
+    memory.
+    """
     path = tmp_path / "x.safetensors"
 
     def converted(dataset: MultimodalDataset) -> MultimodalDataset:
@@ -103,8 +116,14 @@ def test_other_software_can_open_it(tmp_path: Path) -> None:
     dataset = make_dataset()
     convert(dataset, tmp_path / "x.safetensors")
     with safe_open(tmp_path / "x.safetensors", framework="numpy") as file:
-        np.testing.assert_array_equal(file.get_tensor("train/frames/audio"), dataset.split("train").frames["audio"])
-        assert json.loads(file.metadata()["corrkd"])["modalities"] == ["language", "audio", "vision"]
+        np.testing.assert_array_equal(
+            file.get_tensor("train/frames/audio"), dataset.split("train").frames["audio"]
+        )
+        assert json.loads(file.metadata()["corrkd"])["modalities"] == [
+            "language",
+            "audio",
+            "vision",
+        ]
 
 
 def test_without_targets(tmp_path: Path) -> None:
@@ -114,7 +133,9 @@ def test_without_targets(tmp_path: Path) -> None:
         bare_dataset = replace(dataset, splits=splits)
         convert(bare_dataset, tmp_path / "x.safetensors")
         assert_same(load_dataset(tmp_path / "x.safetensors", targets=False), bare_dataset)
-        with pytest.raises(CorrKDError, match=r"x.safetensors, (all|train): neither scores nor labels"):
+        with pytest.raises(
+            CorrKDError, match=r"x.safetensors, (all|train): neither scores nor labels"
+        ):
             load_dataset(tmp_path / "x.safetensors")
 
 
@@ -130,7 +151,11 @@ def test_nothing_half_written_remains(tmp_path: Path) -> None:
     )
     target = tmp_path / "x.safetensors"
     done = subprocess.run(
-        [sys.executable, "-c", code, str(target)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code, str(target)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert "CorrKDError" in done.stderr
     assert "cannot be written" in done.stderr
@@ -147,13 +172,16 @@ import resource, sys
 import numpy as np
 from corrkd.data.load import load_dataset
 
+def status(name):  # KiB
+    return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
+
 def anonymous():  # memory of one's own, in MiB: mapped files do not count
-    return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]) / 1024
+    return status("RssAnon") / 1024
 
 before = anonymous()
 dataset = load_dataset(sys.argv[1])
 limit = 64 << 20
-used = int(next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1]) * 1024
+used = status("VmData") * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (used + limit, used + limit))
 train = dataset.split("train")
 total = 0.0
@@ -165,10 +193,14 @@ print(total, anonymous() - before)
 
 
 def test_a_large_set_opens_in_little_memory(tmp_path: Path) -> None:
-    """200 MB of frames, read whole in batches by a process that may have 64 MB more than it has when it starts to read."""
+    """200 MB of frames, read whole in batches by a process that may have 64 MB more than it has
+    when it starts to read.
+    """
     count, frames, width = 2000, 50, 500
     rng = np.random.default_rng(0)
-    large = np.broadcast_to(rng.normal(size=(1, frames, width)).astype(np.float32), (count, frames, width))
+    large = np.broadcast_to(
+        rng.normal(size=(1, frames, width)).astype(np.float32), (count, frames, width)
+    )
     split = Split(
         frames={"language": large},
         lengths={"language": np.full(count, frames)},
@@ -180,9 +212,15 @@ def test_a_large_set_opens_in_little_memory(tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     convert(MultimodalDataset(name="large", splits={"train": split}), path)
     assert path.stat().st_size > 200e6
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "writing held a second copy"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, (
+        "writing held a second copy"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", OPEN_AND_TAKE, str(path)], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", OPEN_AND_TAKE, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-500:]
     total, grown = map(float, done.stdout.split())
@@ -216,7 +254,9 @@ def with_header(path: Path, header: dict, body: bytes) -> None:
         lambda h: h["__metadata__"].update(corrkd="{}"),
         lambda h: h["__metadata__"].update(corrkd="no json"),
         lambda h: h["__metadata__"].update(corrkd="[" * 100_000),
-        lambda h: h["__metadata__"].update(corrkd=h["__metadata__"]["corrkd"].replace('"format": 2', '"format": 99')),
+        lambda h: h["__metadata__"].update(
+            corrkd=h["__metadata__"]["corrkd"].replace('"format": 2', '"format": 99')
+        ),
     ],
 )
 def test_a_damaged_header_is_one_line(tmp_path: Path, change) -> None:
@@ -233,7 +273,12 @@ def test_a_truncated_file_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     convert(make_dataset(), path)
     whole = path.read_bytes()
-    for length, words in ((5, "x.safetensors"), (9, "damaged"), (200, "damaged"), (len(whole) - 1, "truncated")):
+    for length, words in (
+        (5, "x.safetensors"),
+        (9, "damaged"),
+        (200, "damaged"),
+        (len(whole) - 1, "truncated"),
+    ):
         path.write_bytes(whole[:length])
         with pytest.raises(CorrKDError, match=words) as caught:
             load_dataset(path)
@@ -270,13 +315,16 @@ def test_metadata_that_no_conversion_writes_is_one_line(tmp_path: Path, change) 
     change(about)
     header["__metadata__"]["corrkd"] = json.dumps(about)
     with_header(path, header, body)
-    with pytest.raises(CorrKDError, match=r"^x\.safetensors: a damaged converted dataset") as caught:
+    with pytest.raises(
+        CorrKDError, match=r"^x\.safetensors: a damaged converted dataset"
+    ) as caught:
         load_dataset(path)
     assert len(str(caught.value)) <= 500
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("train/lengths/audio", "F64"), ("train/frames/audio", "I64"), ("train/present/audio", "U8")]
+    ("name", "dtype"),
+    [("train/lengths/audio", "F64"), ("train/frames/audio", "I64"), ("train/present/audio", "U8")],
 )
 def test_tensors_of_another_type_are_one_line(tmp_path: Path, name: str, dtype: str) -> None:
     path = tmp_path / "x.safetensors"
@@ -293,8 +341,14 @@ def test_what_could_not_be_opened_again_is_not_converted(tmp_path: Path) -> None
     split = dataset.splits["train"]
     ids = split.ids.astype(object)
     ids[0] = "x" * 1001
-    long_id = replace(dataset, splits={**dataset.splits, "train": replace(split, ids=ids.astype(str))})
-    for bad in (replace(dataset, class_names=("a", "a")), replace(dataset, extra={"x": float("nan")}), long_id):
+    long_id = replace(
+        dataset, splits={**dataset.splits, "train": replace(split, ids=ids.astype(str))}
+    )
+    for bad in (
+        replace(dataset, class_names=("a", "a")),
+        replace(dataset, extra={"x": float("nan")}),
+        long_id,
+    ):
         with pytest.raises(CorrKDError, match="dataset tiny: cannot be converted"):
             convert(bad, tmp_path / "x.safetensors")
         assert list(tmp_path.iterdir()) == []

@@ -24,7 +24,8 @@ def test_groups_are_the_connected_components(rows: list[dict[str, str]]) -> None
     for i, row in enumerate(rows):
         graph.add_edges_from((i, (kind, row[kind])) for kind in GROUPS if row[kind])
     expected = {
-        frozenset(node for node in component if isinstance(node, int)) for component in nx.connected_components(graph)
+        frozenset(node for node in component if isinstance(node, int))
+        for component in nx.connected_components(graph)
     }
     assert partition(members) == expected - {frozenset()}
 

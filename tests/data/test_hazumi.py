@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from corrkd.data.hazumi.build import PEOPLE, WIDTHS, check_ending, dataset_of, read_sessions, windows, write_dataset
+from corrkd.data.hazumi.build import (
+    PEOPLE,
+    WIDTHS,
+    check_ending,
+    dataset_of,
+    read_sessions,
+    windows,
+    write_dataset,
+)
 from corrkd.data.hazumi.sources import COMMITS, SourceFile, download, read_source, source_files
 from corrkd.data.load import load_dataset
 from corrkd.errors import CorrKDError
@@ -37,7 +45,11 @@ def dump(num_exchanges: int, seed: int) -> str:
         if row == SILENT:
             features[450 + 17 :] = 0
         annotators = [1 + (row + i) % 7 for i in range(5)]
-        lines.append(",".join(map(str, [row, 0, 0, 0, "op", *annotators, *[4] * 5, 99, 4, *features.tolist()])))
+        lines.append(
+            ",".join(
+                map(str, [row, 0, 0, 0, "op", *annotators, *[4] * 5, 99, 4, *features.tolist()])
+            )
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -61,7 +73,12 @@ def test_what_is_published_covers_every_person() -> None:
     assert len(files) == 98
     assert len({file.sha256 for file in files}) == 98
     sessions = {Path(file.name).stem for file in files if file.name.endswith(".csv")}
-    people = {c + name for corpora in PEOPLE.values() for c, names in corpora.items() for name in names.split()}
+    people = {
+        c + name
+        for corpora in PEOPLE.values()
+        for c, names in corpora.items()
+        for name in names.split()
+    }
     assert len(people) == 76
     assert people < sessions
     address = files[0].address
@@ -77,20 +94,28 @@ def test_windows_end_at_their_row() -> None:
 
 
 @pytest.mark.parametrize("ending", [".pkl", ".h5"])
-def test_a_small_copy_becomes_a_dataset(clones: tuple[Path, list[SourceFile]], tmp_path: Path, ending: str) -> None:
+def test_a_small_copy_becomes_a_dataset(
+    clones: tuple[Path, list[SourceFile]], tmp_path: Path, ending: str
+) -> None:
     folder, files = clones
     steps: list[int] = []
     sessions = read_sessions(folder, files=files, on_file=lambda: steps.append(1))
     assert len(steps) == len(files)
     write_dataset(tmp_path / f"set{ending}", dataset_of(sessions))
     dataset = load_dataset(tmp_path / f"set{ending}")
-    assert {name: len(split) for name, split in dataset.splits.items()} == {"train": 12, "valid": 3, "test": 4}
+    assert {name: len(split) for name, split in dataset.splits.items()} == {
+        "train": 12,
+        "valid": 3,
+        "test": 4,
+    }
     train = dataset.split("train")
     assert dataset.widths == {"language": 785, "audio": 384, "vision": 66}
     assert train.lengths["audio"].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 1, 2]
     assert set(train.groups["person"].tolist()) == {"2012F2006"}  # both sessions are one person's
     assert train.scores is not None
-    assert train.scores[0] == np.float32(np.mean([1, 2, 3, 4, 5]))  # the average's column is not an annotator's
+    assert train.scores[0] == np.float32(
+        np.mean([1, 2, 3, 4, 5])
+    )  # the average's column is not an annotator's
     assert train.ids[-1] == "2105F2001$_$1"
     silent = train.ids.tolist().index(f"2012F2006$_${SILENT}")
     assert train.present["language"][silent].tolist() == [True, True, False, *[False] * 5]
@@ -99,7 +124,9 @@ def test_a_small_copy_becomes_a_dataset(clones: tuple[Path, list[SourceFile]], t
     assert set(train.labels.tolist()) == {0, 1, 2}
 
 
-def test_downloads_go_on_and_are_checked(clones: tuple[Path, list[SourceFile]], tmp_path: Path) -> None:
+def test_downloads_go_on_and_are_checked(
+    clones: tuple[Path, list[SourceFile]], tmp_path: Path
+) -> None:
     folder, files = clones
     asked: list[str] = []
 
@@ -118,7 +145,9 @@ def test_downloads_go_on_and_are_checked(clones: tuple[Path, list[SourceFile]], 
     assert not (cache / files[1].name).exists()
 
 
-def test_a_wrong_or_absent_file_is_refused(clones: tuple[Path, list[SourceFile]], tmp_path: Path) -> None:
+def test_a_wrong_or_absent_file_is_refused(
+    clones: tuple[Path, list[SourceFile]], tmp_path: Path
+) -> None:
     folder, files = clones
     (folder / files[1].name).write_text("another version")
     with pytest.raises(CorrKDError, match="take commit"):

@@ -30,7 +30,9 @@ def test_shapes_lengths_and_missing() -> None:
         np.median(train.lengths["audio"]),
         train.lengths["audio"].max(),
     )
-    assert np.isclose(audio.missing_frames, train.lengths["audio"][0] / train.lengths["audio"].sum())
+    assert np.isclose(
+        audio.missing_frames, train.lengths["audio"][0] / train.lengths["audio"].sum()
+    )
     assert audio.missing_samples == 1 / len(train)
     assert facts.modalities["vision"].missing_frames == 0
     assert facts.incomplete == 1 / len(train)
@@ -43,7 +45,9 @@ def test_constant_columns_ignore_padding_and_missing_frames() -> None:
         split.frames["audio"][split.exists("audio"), 1] = 5.0
     train.present["audio"][3, 0] = False
     train.frames["audio"][3, 0] = 0
-    assert [inspect(dataset).splits[s].modalities["audio"].constant_columns for s in dataset.splits] == [1, 1, 1]
+    assert [
+        inspect(dataset).splits[s].modalities["audio"].constant_columns for s in dataset.splits
+    ] == [1, 1, 1]
     assert inspect(dataset).splits["train"].modalities["language"].constant_columns == 0
 
 
@@ -59,7 +63,9 @@ def test_histogram_and_majority(tmp_path: Path) -> None:
     dataset = load_dataset(write_pickle(tmp_path / "y.pkl", answers))
     facts = inspect(dataset).splits["train"]
     yes = answers["train"]["labels"][:, :, 1]
-    assert facts.histogram == dict(zip(("neutral", "happy", "sad", "angry"), yes.sum(0).astype(int), strict=True))
+    assert facts.histogram == dict(
+        zip(("neutral", "happy", "sad", "angry"), yes.sum(0).astype(int), strict=True)
+    )
     assert np.isclose(facts.majority, np.maximum(yes.mean(0), 1 - yes.mean(0)).mean())
 
 
@@ -71,7 +77,9 @@ def test_scores_alone() -> None:
     assert facts.majority == 0.5
     assert facts.scores == (-1, 0.25, 2)
     likert = replace(signed, scores=np.array([1.0, 2.2, 3, 3] * 12))
-    assert inspect(MultimodalDataset(name="x", splits={"train": likert})).splits["train"].histogram == {
+    assert inspect(MultimodalDataset(name="x", splits={"train": likert})).splits[
+        "train"
+    ].histogram == {
         "1": 12,
         "2": 12,
         "3": 24,
@@ -105,7 +113,10 @@ def test_duplicates_and_shared_groups() -> None:
             split,
             groups={
                 "person": np.array(
-                    [f"{'shared' if row == 0 and name != 'valid' else name}{row}" for row in range(len(split))]
+                    [
+                        f"{'shared' if row == 0 and name != 'valid' else name}{row}"
+                        for row in range(len(split))
+                    ]
                 )
             },
         )
@@ -159,4 +170,8 @@ def test_a_huge_label_or_score_takes_no_memory(label: int) -> None:
     with pytest.raises(CorrKDError, match=f"label {label} is out of range"):
         check_split("set, train", replace(train, labels=huge.astype(np.int64)))
     only = replace(dataset, splits={"train": replace(train, labels=None, scores=huge)})
-    assert inspect(only).splits["train"].histogram == {"below 1": 0, "at 1": len(train) - 1, "above 1": 1}
+    assert inspect(only).splits["train"].histogram == {
+        "below 1": 0,
+        "at 1": len(train) - 1,
+        "above 1": 1,
+    }

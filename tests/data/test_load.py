@@ -37,7 +37,9 @@ def test_name_and_sum(tmp_path: Path) -> None:
     assert load_dataset(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_known_file_brings_its_name_and_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_known_file_brings_its_name_and_range(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = mmsa()
     for part in data.values():
         part["regression_labels"] = np.abs(part["regression_labels"])
@@ -46,7 +48,9 @@ def test_a_known_file_brings_its_name_and_range(tmp_path: Path, monkeypatch: pyt
     path = write_pickle(tmp_path / "renamed.pkl", data)
     assert load_dataset(path).score_range is None
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(load.KNOWN_FILES, digest, KnownFile("MOSI", "unaligned_50.pkl", (-3.0, 3.0)))
+    monkeypatch.setitem(
+        load.KNOWN_FILES, digest, KnownFile("MOSI", "unaligned_50.pkl", (-3.0, 3.0))
+    )
     known = load_dataset(path)
     assert (known.name, known.score_range) == ("MOSI", (-3.0, 3.0))
     assert known.class_names == ("negative", "neutral", "positive")
@@ -117,15 +121,39 @@ def test_one_constant_column_is_no_constant_modality() -> None:
     check_training(dataset)
 
 
-PLAIN = [None, "x", b"x", 7, -1.5, float("nan"), 10**30, [], {}, (), ["a", 1], [[1], [2, 3]], {"train": {}}]
-ARRAYS = [np.zeros(0), np.zeros((3, 0)), np.array(5.0), np.array(["a", "b"]), np.array([None, {}], object)]
+PLAIN = [
+    None,
+    "x",
+    b"x",
+    7,
+    -1.5,
+    float("nan"),
+    10**30,
+    [],
+    {},
+    (),
+    ["a", 1],
+    [[1], [2, 3]],
+    {"train": {}},
+]
+ARRAYS = [
+    np.zeros(0),
+    np.zeros((3, 0)),
+    np.array(5.0),
+    np.array(["a", "b"]),
+    np.array([None, {}], object),
+]
 SHAPED = [np.full((12, 2, 2), np.inf), np.arange(12), np.zeros((12, 3, 4, 5))]
 ODD = st.sampled_from([*PLAIN, *ARRAYS, *SHAPED])
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
-def test_whatever_stands_in_a_file_ends_in_a_dataset_or_one_line(tmp_path: Path, data: st.DataObject) -> None:
+def test_whatever_stands_in_a_file_ends_in_a_dataset_or_one_line(
+    tmp_path: Path, data: st.DataObject
+) -> None:
     made = data.draw(st.sampled_from([mmsa, mult, lambda: mag("vectors"), lambda: mag("misa")]))()
     for _ in range(data.draw(st.integers(1, 3))):
         part = made[data.draw(st.sampled_from(sorted(made)))]

@@ -19,7 +19,11 @@ def with_people(dataset: MultimodalDataset, per_person: int = 4) -> MultimodalDa
     """Some samples each to a person, whose name tells the split."""
     splits = {
         name: replace(
-            s, groups={"session": s.ids, "person": np.array([f"{name}{i // per_person}" for i in range(len(s))])}
+            s,
+            groups={
+                "session": s.ids,
+                "person": np.array([f"{name}{i // per_person}" for i in range(len(s))]),
+            },
         )
         for name, s in dataset.splits.items()
     }
@@ -27,16 +31,21 @@ def with_people(dataset: MultimodalDataset, per_person: int = 4) -> MultimodalDa
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.integers(2, 5), st.integers(0, 99))
-def test_folds_keep_groups_together_and_are_of_a_size(members: list[int], folds: int, seed: int) -> None:
+def test_folds_keep_groups_together_and_are_of_a_size(
+    members: list[int], folds: int, seed: int
+) -> None:
     names = [f"p{m}" for m in members]
     if len(set(names)) < folds:
         with pytest.raises(
-            CorrKDError, match=f"here = {folds}: there are {len(set(names))} groups of samples to divide"
+            CorrKDError,
+            match=f"here = {folds}: there are {len(set(names))} groups of samples to divide",
         ):
             group_folds(names, folds, seed=seed, where="here")
         return
     fold = group_folds(names, folds, seed=seed, where="here")
-    by_person = {name: {int(f) for f, n in zip(fold, names, strict=True) if n == name} for name in names}
+    by_person = {
+        name: {int(f) for f, n in zip(fold, names, strict=True) if n == name} for name in names
+    }
     assert all(len(found) == 1 for found in by_person.values())
     sizes = np.bincount(fold, minlength=folds)
     assert sizes.min() > 0
@@ -45,7 +54,9 @@ def test_folds_keep_groups_together_and_are_of_a_size(members: list[int], folds:
     assert (fold == group_folds(names, folds, seed=seed, where="here")).all()
 
 
-def test_each_sample_is_validated_on_by_one_seed_of_the_folds_and_trained_on_by_the_others() -> None:
+def test_each_sample_is_validated_on_by_one_seed_of_the_folds_and_trained_on_by_the_others() -> (
+    None
+):
     dataset = with_people(make_dataset())
     whole = [*dataset.split("train").ids, *dataset.split("valid").ids]
     held: list[str] = []
@@ -67,15 +78,22 @@ def test_each_sample_is_validated_on_by_one_seed_of_the_folds_and_trained_on_by_
                 for m in dataset.modalities:
                     length = int(source.lengths[m][row])
                     assert split.lengths[m][place] == length
-                    np.testing.assert_array_equal(split.frames[m][place, :length], source.frames[m][row, :length])
+                    np.testing.assert_array_equal(
+                        split.frames[m][place, :length], source.frames[m][row, :length]
+                    )
     assert sorted(held) == sorted(whole)
     again = resampled(dataset, ResampleSettings(folds=3), 4)
-    assert list(again.split("valid").ids) == list(resampled(dataset, ResampleSettings(folds=3), 1).split("valid").ids)
+    assert list(again.split("valid").ids) == list(
+        resampled(dataset, ResampleSettings(folds=3), 1).split("valid").ids
+    )
 
 
 def test_splits_of_other_lengths_are_padded_to_the_longer() -> None:
     dataset = with_people(make_dataset())
-    short = {name: make_dataset(frames=3).split(name) if name == "valid" else s for name, s in dataset.splits.items()}
+    short = {
+        name: make_dataset(frames=3).split(name) if name == "valid" else s
+        for name, s in dataset.splits.items()
+    }
     short["valid"] = with_people(replace(dataset, splits=short)).split("valid")
     made = resampled(replace(dataset, splits=short), ResampleSettings(folds=2), 0)
     assert {s.frames["audio"].shape[1] for s in made.splits.values()} == {6}
@@ -89,7 +107,9 @@ def test_draws_are_of_the_training_split_alone_and_differ_by_seed() -> None:
     assert set(one.split("train").ids) < set(dataset.split("train").ids)
     assert set(one.split("train").ids) != set(other.split("train").ids)
     assert one.split("valid") is dataset.split("valid")
-    with pytest.raises(CorrKDError, match=r"data\.resample\.train = 49: there are 48 training samples"):
+    with pytest.raises(
+        CorrKDError, match=r"data\.resample\.train = 49: there are 48 training samples"
+    ):
         resampled(dataset, ResampleSettings(train=49), 0)
 
 
@@ -149,6 +169,10 @@ def test_nobody_is_held_out_who_helps_to_choose() -> None:
     splits = {**dataset.splits, "valid": replace(valid, groups={**valid.groups, "person": half})}
     made = with_calibration(replace(dataset, splits=splits), 0.9)
     assert set(made.split("calibration").groups["person"]) == set(people) - set(half)
-    everyone = replace(valid, groups={**valid.groups, "person": np.resize(np.unique(people), len(valid))})
-    with pytest.raises(CorrKDError, match="every person of train is in another split too, so none can be held out"):
+    everyone = replace(
+        valid, groups={**valid.groups, "person": np.resize(np.unique(people), len(valid))}
+    )
+    with pytest.raises(
+        CorrKDError, match="every person of train is in another split too, so none can be held out"
+    ):
         with_calibration(replace(dataset, splits={**dataset.splits, "valid": everyone}), 0.2)

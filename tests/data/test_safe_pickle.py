@@ -41,7 +41,8 @@ def refusal(file: Path) -> str:
     return ""
 
 
-# -- what has to be read ---------------------------------------------------------------------------------------------
+# -- what has to be read
+# ---------------------------------------------------------------------------------------------
 
 VALUE = {
     "arrays": [
@@ -89,7 +90,11 @@ def same(a: object, b: object) -> bool:
     if isinstance(b, dict):
         return isinstance(a, dict) and list(a) == list(b) and all(same(a[k], b[k]) for k in b)
     if isinstance(b, list | tuple):
-        return type(a) is type(b) and len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+        return (
+            type(a) is type(b)
+            and len(a) == len(b)
+            and all(same(x, y) for x, y in zip(a, b, strict=True))
+        )
     return a == b
 
 
@@ -100,7 +105,9 @@ def test_reads_what_pickle_writes_in_every_protocol(tmp_path: Path, protocol: in
 
 def test_bytearrays_come_back_as_bytes(tmp_path: Path) -> None:
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        assert safe_pickle.load(write(tmp_path, pickle.dumps([bytearray(b"\xffa"), bytearray()], protocol))) == [
+        assert safe_pickle.load(
+            write(tmp_path, pickle.dumps([bytearray(b"\xffa"), bytearray()], protocol))
+        ) == [
             b"\xffa",
             b"",
         ]
@@ -112,11 +119,24 @@ def test_shared_parts_stay_shared(tmp_path: Path) -> None:
     assert a is b
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     array=hnp.arrays(
         st.sampled_from(
-            [np.float16, np.float32, np.float64, np.int8, np.int64, np.uint16, np.bool_, ">i4", "U3", "S2"]
+            [
+                np.float16,
+                np.float32,
+                np.float64,
+                np.int8,
+                np.int64,
+                np.uint16,
+                np.bool_,
+                ">i4",
+                "U3",
+                "S2",
+            ]
         ),
         hnp.array_shapes(min_dims=0, max_dims=4, min_side=0),
     ),
@@ -124,7 +144,9 @@ def test_shared_parts_stay_shared(tmp_path: Path) -> None:
     order=st.sampled_from("CF"),
 )
 def test_any_array_survives(tmp_path: Path, array: np.ndarray, protocol: int, order: str) -> None:
-    loaded = safe_pickle.load(write(tmp_path, pickle.dumps(np.asarray(array, order=order), protocol)))
+    loaded = safe_pickle.load(
+        write(tmp_path, pickle.dumps(np.asarray(array, order=order), protocol))
+    )
     np.testing.assert_array_equal(loaded, array)
     assert loaded.dtype.kind == array.dtype.kind
     assert loaded.dtype.itemsize == array.dtype.itemsize
@@ -156,7 +178,8 @@ def test_reads_python_2_containers(tmp_path: Path) -> None:
     assert safe_pickle.load(write(tmp_path, b"c__builtin__\nset\n((lI1\naI2\natR.")) == {1, 2}
 
 
-# -- what must never run ---------------------------------------------------------------------------------------------
+# -- what must never run
+# ---------------------------------------------------------------------------------------------
 
 
 class Reduce:
@@ -173,11 +196,20 @@ def hostile(command: str) -> dict[str, tuple[bytes, str]]:
     evil = Reduce(os.system, command)
     nested = np.empty(1, object)
     nested[0] = evil
-    cases = {f"reduce, protocol {p}": (pickle.dumps(evil, p), f"{os.system.__module__}.system") for p in range(6)}
+    cases = {
+        f"reduce, protocol {p}": (pickle.dumps(evil, p), f"{os.system.__module__}.system")
+        for p in range(6)
+    }
     return cases | {
-        "eval": (pickle.dumps(Reduce(eval, f"__import__('os').system({command!r})")), "builtins.eval"),
+        "eval": (
+            pickle.dumps(Reduce(eval, f"__import__('os').system({command!r})")),
+            "builtins.eval",
+        ),
         "global": (b"cos\nsystem\n" + order + b"\x85R.", "os.system"),
-        "stack global": (b"\x80\x04" + text("os") + text("system") + b"\x93" + order + b"\x85R.", "os.system"),
+        "stack global": (
+            b"\x80\x04" + text("os") + text("system") + b"\x93" + order + b"\x85R.",
+            "os.system",
+        ),
         "dotted name": (
             b"\x80\x04" + text("numpy") + text("os.system") + b"\x93" + order + b"\x85R.",
             "numpy.os.system",
@@ -190,7 +222,10 @@ def hostile(command: str) -> dict[str, tuple[bytes, str]]:
         "obj": (b"(cos\nsystem\n" + order + b"o.", "os.system"),
         "newobj": (b"\x80\x02csubprocess\nPopen\n" + order + b"\x85\x81.", "subprocess.Popen"),
         "newobj_ex": (b"\x80\x04cnumpy\nndarray\n)}\x92.", "NEWOBJ_EX"),
-        "getattr": (b"c__builtin__\ngetattr\n" + text("x") + text("upper") + b"\x86R.", "__builtin__.getattr"),
+        "getattr": (
+            b"c__builtin__\ngetattr\n" + text("x") + text("upper") + b"\x86R.",
+            "__builtin__.getattr",
+        ),
         "import": (b"cbuiltins\n__import__\n" + text("os") + b"\x85R.", "builtins.__import__"),
         "persistent id": (b"Pos.system\n.", "PERSID"),
         "binary persistent id": (order + b"Q.", "BINPERSID"),
@@ -215,17 +250,38 @@ def hostile(command: str) -> dict[str, tuple[bytes, str]]:
         "numpy.load of a pickle": (b"cnumpy\nload\n" + order + b"\x85R.", "numpy.load"),
         "memmap": (b"cnumpy\nmemmap\n" + order + b"\x85R.", "numpy.memmap"),
         "numpy.random": (b"cnumpy.random._pickle\n__randomstate_ctor\n)R.", "numpy.random"),
-        "defaultdict with a hostile factory": (b"ccollections\ndefaultdict\n(cos\nsystem\ntR.", "os.system"),
-        "defaultdict with a string": (b"ccollections\ndefaultdict\n(" + order + b"tR.", "calls defaultdict"),
+        "defaultdict with a hostile factory": (
+            b"ccollections\ndefaultdict\n(cos\nsystem\ntR.",
+            "os.system",
+        ),
+        "defaultdict with a string": (
+            b"ccollections\ndefaultdict\n(" + order + b"tR.",
+            "calls defaultdict",
+        ),
         "dtype of a class": (b"cnumpy\ndtype\n(cos\nsystem\ntR.", "os.system"),
-        "dtype of fields": (b"cnumpy\ndtype\n(](" + order + text("f4") + b"tatR.", "numpy.dtype((list))"),
+        "dtype of fields": (
+            b"cnumpy\ndtype\n(](" + order + text("f4") + b"tatR.",
+            "numpy.dtype((list))",
+        ),
         "dtype of a long string": (b"cnumpy\ndtype\n(" + text("O" * 10**5) + b"tR.", "numpy.dtype"),
         "dtype of a datetime": (b"cnumpy\ndtype\n(" + text("M8[s]") + b"tR.", "numpy.dtype"),
-        "codec other than latin-1": (b"c_codecs\nencode\n(" + order + text("rot13") + b"tR.", "calls encode"),
-        "state of a function": (b"c_codecs\nencode\n}" + text("__code__") + b"Nsb.", "state of a name"),
-        "state of a class": (b"cnumpy\nndarray\n}" + text("__setstate__") + b"Nsb.", "state of a name"),
+        "codec other than latin-1": (
+            b"c_codecs\nencode\n(" + order + text("rot13") + b"tR.",
+            "calls encode",
+        ),
+        "state of a function": (
+            b"c_codecs\nencode\n}" + text("__code__") + b"Nsb.",
+            "state of a name",
+        ),
+        "state of a class": (
+            b"cnumpy\nndarray\n}" + text("__setstate__") + b"Nsb.",
+            "state of a name",
+        ),
         "state of a dict": (b"}}" + text("__class__") + b"Nsb.", "state of a dict"),
-        "state with slots": (b"cnumpy\nndarray\nN}" + text("__doc__") + order + b"s\x86b.", "state of a name"),
+        "state with slots": (
+            b"cnumpy\nndarray\nN}" + text("__doc__") + order + b"s\x86b.",
+            "state of a name",
+        ),
         "call of a string": (order + b")R.", "calls a str"),
         "call with a list": (b"c__builtin__\nset\n]R.", "calls a name"),
         "items of a function": (b"c__builtin__\nset\n" + order + b"Ns.", "sets items of a name"),
@@ -253,7 +309,14 @@ def test_no_trick_runs(tmp_path: Path, trick: str) -> None:
 def test_the_canary_would_have_died(tmp_path: Path) -> None:
     """The tricks above are live: the standard unpickler runs them."""
     canary = tmp_path / "canary"
-    for trick in ("reduce, protocol 2", "global", "stack global", "inst", "obj", "in an object array, Python 2"):
+    for trick in (
+        "reduce, protocol 2",
+        "global",
+        "stack global",
+        "inst",
+        "obj",
+        "in an object array, Python 2",
+    ):
         data, _ = hostile(f"touch {canary}")[trick]
         pickle.load(io.BytesIO(data))
         assert canary.exists(), trick
@@ -267,7 +330,9 @@ def test_registered_extension_codes_are_refused(tmp_path: Path) -> None:
     copyreg.add_extension("os", "system", 240)
     try:
         data = b"\x80\x02\x82\xf0" + text(f"touch {canary}") + b"\x85R."
-        pickle.loads(data)  # live, and now in the cache that the standard unpickler never asks find_class about
+        pickle.loads(
+            data
+        )  # live, and now in the cache that the standard unpickler never asks find_class about
         canary.unlink()
         with pytest.raises(CorrKDError, match="EXT1 240"):
             safe_pickle.load(write(tmp_path, data))
@@ -280,11 +345,13 @@ def test_a_refusal_reads_as_promised(tmp_path: Path) -> None:
     with pytest.raises(CorrKDError) as caught:
         safe_pickle.load(write(tmp_path, b"cposix\nsystem\n."))
     assert str(caught.value) == (
-        "mosi.pkl: refused: the pickle asks for posix.system; only arrays, numbers, strings and containers are read"
+        "mosi.pkl: refused: the pickle asks for posix.system; only arrays, numbers, strings and "
+        "containers are read"
     )
 
 
-# -- bombs -----------------------------------------------------------------------------------------------------------
+# -- bombs
+# --------------------------------------------------------------------------------------------------
 
 GUARDED = """
 import resource, sys
@@ -307,7 +374,15 @@ def lots_of_laughs() -> bytes:
     """Each list holds the one before it ten times."""
     data = b"]" + text("lol") + b"aq\x00"
     for level in range(30):
-        data += b"](" + b"h" + bytes([level]) + b"" + (b"h" + bytes([level])) * 9 + b"eq" + bytes([level + 1])
+        data += (
+            b"]("
+            + b"h"
+            + bytes([level])
+            + b""
+            + (b"h" + bytes([level])) * 9
+            + b"eq"
+            + bytes([level + 1])
+        )
     return data + b"."
 
 
@@ -326,9 +401,12 @@ BOMBS = {
     "array of a huge shape": (array_of(b"(L1000000000000L\nt", b"f8", b"S''\n"), "shape"),
     "array of a huge empty shape": (array_of(b"(L1000000000000L\nI0\nt", b"f8", b"S''\n"), "shape"),
     "array of zero-width items": (array_of(b"(I1000000000\nt", b"U0", b"S''\n"), "shape"),
-    "array of many dimensions": (array_of(b"(" + b"I1\n" * 40 + b"t", b"f8", b"S'12345678'\n"), "shape"),
+    "array of many dimensions": (
+        array_of(b"(" + b"I1\n" * 40 + b"t", b"f8", b"S'12345678'\n"), "shape",
+    ),
     "array of a negative shape": (array_of(b"(I-1\nt", b"f8", b"S'12345678'\n"), "shape"),
-    "fewer bytes than the shape": (array_of(b"(I2\nt", b"f8", b"S'1234'\n"), "without giving its bytes"),
+    "fewer bytes than the shape": (array_of(b"(I2\nt", b"f8", b"S'1234'\n"), "without giving its "
+                                                                             "bytes"),
     "objects without their list": (array_of(b"(I1000000000\nt", b"O8", b"(l"), "shape"),
     # numpy 1 takes such a type, numpy 2 does not.
     "huge item": (
@@ -339,7 +417,9 @@ BOMBS = {
     "bytes of a size": (b"c__builtin__\nbytes\n(L1000000000000L\ntR.", "calls bytes"),
     "ndarray called": (b"cnumpy\nndarray\n((L1000000000000L\nttR.", "calls ndarray"),
     "huge LONG4": (b"\x80\x02\x8b\xff\xff\xff\x7f12", "truncated"),
-    "long integer": (b"\x80\x02\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6 + b".", "integer of"),
+    "long integer": (
+        b"\x80\x02\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6 + b".", "integer of",
+    ),
     "long decimal": (b"L" + b"9" * 10**6 + b"L\n.", "damaged"),
     "huge BINUNICODE8": (b"\x80\x04\x8d" + struct.pack("<Q", 2**62) + b"x", "truncated"),
     "huge BINBYTES8": (b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x", "truncated"),
@@ -355,21 +435,28 @@ BOMBS = {
     "tuple as a key": (b"}" + b")" + b"\x85" * 10**5 + b"Ns.", "as a key"),
     "doubling tuple as a key": (b"})" + b"2\x86" * 60 + b"Ns.", "as a key"),
     "colliding keys": (
-        b"}(" + b"".join(pickle.dumps(k * (2**61 - 1), 2)[2:-1] + b"N" for k in range(1, 50_000)) + b"u.",
+        b"}("
+        + b"".join(pickle.dumps(k * (2**61 - 1), 2)[2:-1] + b"N" for k in range(1, 50_000))
+        + b"u.",
         "as a key",
     ),
     "colliding set": (
-        b"\x80\x04\x8f(" + b"".join(pickle.dumps(k * (2**61 - 1), 2)[2:-1] for k in range(1, 50_000)) + b"\x90.",
+        b"\x80\x04\x8f("
+        + b"".join(pickle.dumps(k * (2**61 - 1), 2)[2:-1] for k in range(1, 50_000))
+        + b"\x90.",
         "as a key",
     ),
     "copies of a string": (
-        b"\x80\x02]" + text("x" * 10**6) + b"q\x00c_codecs\nencode\nq\x01" + text("latin1") + b"q\x02"
+        b"\x80\x02]" + text("x" * 10**6)
+        + b"q\x00c_codecs\nencode\nq\x01" + text("latin1") + b"q\x02"
         + b"(" + b"h\x01h\x00h\x02\x86R" * 50_000 + b"e.",
         "bomb",
     ),
     "views of one array's bytes": (
-        b"\x80\x02]" + text("x" * 10**6) + b"q\x00cnumpy.core.numeric\n_frombuffer\nq\x01cnumpy\ndtype\n(" + text("u1")
-        + b"tRq\x02(J\x40\x42\x0f\x00tq\x03" + text("C") + b"q\x04" + b"(" + b"h\x01(h\x00h\x02h\x03h\x04tR" * 50_000 + b"e.",
+        b"\x80\x02]" + text("x" * 10**6)
+        + b"q\x00cnumpy.core.numeric\n_frombuffer\nq\x01cnumpy\ndtype\n(" + text("u1")
+        + b"tRq\x02(J\x40\x42\x0f\x00tq\x03" + text("C") + b"q\x04"
+        + b"(" + b"h\x01(h\x00h\x02h\x03h\x04tR" * 50_000 + b"e.",
         "bomb",
     ),
 }  # fmt: skip
@@ -379,9 +466,14 @@ BOMBS = {
 def test_no_bomb_goes_off(tmp_path: Path, bomb: str) -> None:
     data, word = BOMBS[bomb]
     file = write(tmp_path, data)
-    # The limit on time is a guard against a hang; whole seconds, because the interpreter has to start.
+    # The limit on time is a guard against a hang; whole seconds, because the interpreter has to
+    # start.
     done = subprocess.run(
-        [sys.executable, "-c", GUARDED, str(file)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", GUARDED, str(file)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-500:]
     message, grown = done.stdout.strip().rsplit("\n", 1)
@@ -417,7 +509,10 @@ def test_containers_count_with_their_real_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kept: bool
 ) -> None:
     monkeypatch.setattr(safe_pickle, "SLACK", 1 << 16)
-    names = b"c__builtin__\nset\nq\x000cnumpy.core.multiarray\n_reconstruct\nq\x010cnumpy\nndarray\nq\x020"
+    names = (
+        b"c__builtin__\nset\nq\x000cnumpy.core.multiarray\n_reconstruct\nq\x010"
+        b"cnumpy\nndarray\nq\x020"
+    )
     many = CONTAINERS[name] * 20_000
     # Either the tuple holds them, or they lie on the stack beneath a small value.
     data = names + (b"(" + many + b"t." if kept else many + b"N.")
@@ -435,24 +530,48 @@ def test_a_memo_takes_eight_bytes_a_place(tmp_path: Path) -> None:
 def test_real_files_stay_well_within_their_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int
 ) -> None:
-    """MAG's busiest kind of file, a list of words and short frames a sample, without the slack that forgives small files."""
+    """MAG's busiest kind of file, a list of words and short frames a sample, without the slack that
+    forgives small files.
+    """
     monkeypatch.setattr(safe_pickle, "SLACK", 0)
     rng = np.random.default_rng(0)
     samples = [
-        ([f"word{n}" for n in range(9)], rng.normal(size=(9, 4)), rng.normal(size=(9, 2)), np.float64(row), f"id{row}")
+        (
+            [f"word{n}" for n in range(9)],
+            rng.normal(size=(9, 4)),
+            rng.normal(size=(9, 2)),
+            np.float64(row),
+            f"id{row}",
+        )
         for row in range(400)
     ]
-    read = safe_pickle.load(write(tmp_path, pickle.dumps([((a, b, c), d, e) for a, b, c, d, e in samples], protocol)))
+    read = safe_pickle.load(
+        write(tmp_path, pickle.dumps([((a, b, c), d, e) for a, b, c, d, e in samples], protocol))
+    )
     assert [((words, len(v)), label, name) for (words, v, _), label, name in read] == [
         ((words, len(v)), label, name) for words, v, _, label, name in samples
     ]
 
 
-# -- what is no pickle -----------------------------------------------------------------------------------------------
+# -- what is no pickle
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"hello", b"\x89HDF\r\n", b"\x00" * 100, b"{}", b"\xff\xfe", b".", b"a.", b"N", b"(t", b"h\x05."]
+    "data",
+    [
+        b"",
+        b"hello",
+        b"\x89HDF\r\n",
+        b"\x00" * 100,
+        b"{}",
+        b"\xff\xfe",
+        b".",
+        b"a.",
+        b"N",
+        b"(t",
+        b"h\x05.",
+    ],
 )
 def test_other_files_are_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(CorrKDError, match=r"^mosi.pkl: [^\n]*$"):
@@ -472,7 +591,9 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
             safe_pickle.load(write(tmp_path, data[:end]))
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data())
 def test_a_changed_byte_gives_a_value_or_one_line(tmp_path: Path, data: st.DataObject) -> None:
     protocol = data.draw(st.integers(0, 5))
@@ -482,7 +603,9 @@ def test_a_changed_byte_gives_a_value_or_one_line(tmp_path: Path, data: st.DataO
     assert "\n" not in refusal(write(tmp_path, bytes(raw)))
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.binary(max_size=60))
 def test_random_bytes_give_a_value_or_one_line(tmp_path: Path, raw: bytes) -> None:
     assert "\n" not in refusal(write(tmp_path, raw))

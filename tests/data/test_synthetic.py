@@ -1,4 +1,6 @@
-"""The built-in dataset: its law, and its posterior against independent computations of the same thing."""
+"""The built-in dataset: its law, and its posterior against independent computations of the same
+thing.
+"""
 
 import itertools
 import pickle
@@ -18,7 +20,9 @@ from corrkd.errors import CorrKDError
 from corrkd.evaluation.bayes import bayes_accuracy
 
 DOCS = Path(__file__).parents[2] / "docs" / "synthetic.md"
-TINY = SyntheticSpec(train=6, valid=6, test=6, frames=3, widths=6, shared_dims=2, private_dims=2, noise=2.0)
+TINY = SyntheticSpec(
+    train=6, valid=6, test=6, frames=3, widths=6, shared_dims=2, private_dims=2, noise=2.0
+)
 UNEVEN = SyntheticSpec(
     train=12,
     valid=12,
@@ -51,11 +55,15 @@ def random_masks(dataset, keep, seed):
 
 
 def mixings(spec):
-    return {m: _mixing(spec, place, law.width) for place, (m, law) in enumerate(spec.laws().items())}
+    return {
+        m: _mixing(spec, place, law.width) for place, (m, law) in enumerate(spec.laws().items())
+    }
 
 
 def weights_of_y(spec):
-    """y as a linear map of the latents [s, p_1, ..., p_M]: (D,), and the columns of each modality's [s; p_m]."""
+    """y as a linear map of the latents [s, p_1, ..., p_M]: (D,), and the columns of each modality's
+    [s; p_m].
+    """
     laws = spec.laws()
     total = spec.shared_dims + len(laws) * spec.private_dims
     out = np.zeros(total)
@@ -73,7 +81,8 @@ def weights_of_y(spec):
 
 @pytest.mark.parametrize("keep", [0.3, 0.8])
 def test_posterior_is_that_of_brute_force_monte_carlo(keep):
-    # Latents from the prior, weighted by the likelihood of every visible feature: no use of sufficiency or orthogonality.
+    # Latents from the prior, weighted by the likelihood of every visible feature: no use of
+    # sufficiency or orthogonality.
     draws = 200_000
     dataset = make(TINY)
     split = dataset.split("test")
@@ -125,20 +134,27 @@ def test_nothing_visible_leaves_the_prior(classes):
     dataset = make(SyntheticSpec(train=2, valid=2, test=4, classes=classes))
     nothing = {m: ~mask for m, mask in everything(dataset).items()}
     for visible in (nothing, {}):
-        np.testing.assert_allclose(dataset.posterior("test", visible), 1 / classes, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(
+            dataset.posterior("test", visible), 1 / classes, rtol=0, atol=1e-12
+        )
 
 
 @settings(deadline=None, max_examples=30)
 @given(keep=st.floats(0, 1), more=st.floats(0, 1), seed=st.integers(0, 1000))
 def test_posteriors_are_probabilities_and_more_frames_never_add_uncertainty(keep, more, seed):
     dataset = UNEVEN_DATA
-    few, many = random_masks(dataset, min(keep, more), seed), random_masks(dataset, max(keep, more), seed)
+    few, many = (
+        random_masks(dataset, min(keep, more), seed),
+        random_masks(dataset, max(keep, more), seed),
+    )
     p = dataset.posterior("test", few)
     assert p.shape == (12, 4)
     assert p.dtype == np.float64
     assert (p >= 0).all()
     np.testing.assert_allclose(p.sum(1), 1, atol=1e-12)
-    assert (dataset.posterior.score("test", many)[1] <= dataset.posterior.score("test", few)[1] + 1e-12).all()
+    assert (
+        dataset.posterior.score("test", many)[1] <= dataset.posterior.score("test", few)[1] + 1e-12
+    ).all()
 
 
 UNEVEN_DATA = make(UNEVEN)
@@ -161,7 +177,8 @@ def test_posterior_is_calibrated(keep):
 
 def test_bayes_accuracy_falls_with_the_missing_ratio_down_to_chance():
     values = [
-        bayes_accuracy(MANY.posterior("test", random_masks(MANY, keep, seed=5))) for keep in np.linspace(1, 0, 11)
+        bayes_accuracy(MANY.posterior("test", random_masks(MANY, keep, seed=5)))
+        for keep in np.linspace(1, 0, 11)
     ]
     assert (np.diff(values) < 0).all()
     assert values[0] - values[5] > 0.03
@@ -234,7 +251,9 @@ def test_splits_are_independent():
     dataset = make(SyntheticSpec(train=400, test=400))
     for one, two in itertools.combinations(dataset.splits.values(), 2):
         pairs = [(one.scores, two.scores)]
-        pairs += [(one.frames[m].mean(1)[:, 0], two.frames[m].mean(1)[:, 0]) for m in dataset.modalities]
+        pairs += [
+            (one.frames[m].mean(1)[:, 0], two.frames[m].mean(1)[:, 0]) for m in dataset.modalities
+        ]
         for left, right in pairs:
             assert abs(np.corrcoef(left, right)[0, 1]) < 4.5 / np.sqrt(400)
 
@@ -281,7 +300,9 @@ def test_any_modalities(modalities):
     dataset = make(SyntheticSpec(test=4000, modalities=modalities))
     assert dataset.modalities == modalities
     p = dataset.posterior("test", everything(dataset))
-    assert (p.argmax(1) == dataset.split("test").labels).mean() == pytest.approx(bayes_accuracy(p), abs=0.03)
+    assert (p.argmax(1) == dataset.split("test").labels).mean() == pytest.approx(
+        bayes_accuracy(p), abs=0.03
+    )
 
 
 def test_modalities_are_unequally_informative_and_each_adds():
@@ -304,14 +325,20 @@ def test_documented_bayes_accuracies():
     for name, numbers in rows:
         chosen = MANY.modalities if name == "complete" else tuple(name.split("+"))
         for count, documented in zip((12, 6, 3, 1), re.findall(r"0\.\d{3}", numbers), strict=True):
-            masks = {m: mask & (np.arange(12) < count) for m, mask in everything(MANY, modalities=chosen).items()}
-            assert bayes_accuracy(MANY.posterior("test", masks)) == pytest.approx(float(documented), abs=0.01)
+            masks = {
+                m: mask & (np.arange(12) < count)
+                for m, mask in everything(MANY, modalities=chosen).items()
+            }
+            assert bayes_accuracy(MANY.posterior("test", masks)) == pytest.approx(
+                float(documented), abs=0.01
+            )
 
 
 def test_learnable_from_the_default_training_split_but_not_beyond_the_ceiling():
     dataset = make()
     means = {
-        name: np.concatenate([x.mean(1) for x in split.frames.values()], 1) for name, split in dataset.splits.items()
+        name: np.concatenate([x.mean(1) for x in split.frames.values()], 1)
+        for name, split in dataset.splits.items()
     }
     model = LogisticRegression(max_iter=1000).fit(means["train"], dataset.split("train").labels)
     accuracy = model.score(means["test"], dataset.split("test").labels)
@@ -330,14 +357,20 @@ def test_learnable_from_the_default_training_split_but_not_beyond_the_ceiling():
         ({"modalities": ()}, "one or more names"),
         ({"modalities": "language"}, "must be a list"),
         ({"modalities": ("a", "a")}, "must differ"),
-        ({"widths": {"text": 30}}, "widths names modality 'text'; the modalities are language, audio, vision"),
+        (
+            {"widths": {"text": 30}},
+            "widths names modality 'text'; the modalities are language, audio, vision",
+        ),
         ({"widths": {"audio": 7}}, "widths of audio = 7 must be a whole number from 8"),
         ({"frames": {"audio": 0}}, "frames of audio = 0"),
         ({"shortest": 13}, "shortest = 13 is beyond the 12 frames"),
         ({"noise": 0.0}, "noise of language = 0.0 must be a number from 0.001"),
         ({"noise": float("nan")}, "noise of language = nan"),
         ({"informativeness": 0}, "informativeness is 0 for every modality"),
-        ({"informativeness": {"audio": -1}}, "informativeness of audio = -1 must be a number from 0 up"),
+        (
+            {"informativeness": {"audio": -1}},
+            "informativeness of audio = -1 must be a number from 0 up",
+        ),
         ({"shared": 1.5}, "shared = 1.5 must be a number from 0 to 1"),
         ({"modalities": ("one",), "natural_missing": 0.1}, "at least two modalities"),
     ],
@@ -352,4 +385,6 @@ def test_a_bad_spec_is_one_clear_line(changes, says):
 def test_everything_shared_needs_no_private_weight():
     dataset = make(SyntheticSpec(shared=1.0, informativeness=0.0))
     p = dataset.posterior("test", everything(dataset))
-    assert (p.argmax(1) == dataset.split("test").labels).mean() == pytest.approx(bayes_accuracy(p), abs=0.05)
+    assert (p.argmax(1) == dataset.split("test").labels).mean() == pytest.approx(
+        bayes_accuracy(p), abs=0.05
+    )

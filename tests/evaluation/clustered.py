@@ -1,4 +1,6 @@
-"""Two methods of equal worth, tested on samples that come in groups: what intervals and tests of a comparison must stand."""
+"""Two methods of equal worth, tested on samples that come in groups: what intervals and tests of a
+comparison must stand.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,9 @@ def simulate(
 ) -> tuple[Array, Array, Array]:
     """Truth (N,), predictions (2, S, C, N) of two classes, groups (N,).
 
-    An answer is wrong where a sum of normal effects exceeds EASE: of the group, of the method in the group (`method_sd`, shared by the
-    group's samples: a person whom one method reads well), of the method's seed, of the sample, and noise.
+    An answer is wrong where a sum of normal effects exceeds EASE: of the group, of the method in
+    the group (`method_sd`, shared by the group's samples: a person whom one method reads well), of
+    the method's seed, of the sample, and noise.
     """
     group = np.repeat(np.arange(groups), size)
     effect = (

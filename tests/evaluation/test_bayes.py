@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
 from corrkd.errors import CorrKDError
-from corrkd.evaluation.bayes import _Expectation, bayes_accuracy, best_expected_weighted_f1, expected_weighted_f1
+from corrkd.evaluation.bayes import (
+    _Expectation,
+    bayes_accuracy,
+    best_expected_weighted_f1,
+    expected_weighted_f1,
+)
 
 
 def random_posteriors(samples, classes, concentration, seed):
@@ -34,7 +39,9 @@ def expectation_by_enumeration(p, decisions):
 def test_expectation_is_that_of_enumeration(samples, classes, concentration, seed):
     p = random_posteriors(samples, classes, concentration, seed)
     decisions = np.random.default_rng(seed + 1).integers(0, classes, samples)
-    assert expected_weighted_f1(p, decisions) == pytest.approx(expectation_by_enumeration(p, decisions), abs=1e-12)
+    assert expected_weighted_f1(p, decisions) == pytest.approx(
+        expectation_by_enumeration(p, decisions), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("weights", [(1, 1, 1), (0.2, 1, 6)], ids=["balanced", "unbalanced"])
@@ -49,7 +56,9 @@ def test_expectation_is_that_of_monte_carlo(weights):
 
 
 def expectation_by_counts(p, decisions):
-    """The law of the number of samples of a class, by convolution: a second way to the same expectation, for any size."""
+    """The law of the number of samples of a class, by convolution: a second way to the same
+    expectation, for any size.
+    """
     total = 0.0
     for k in range(p.shape[1]):
         chosen = np.flatnonzero(decisions == k)
@@ -62,12 +71,16 @@ def expectation_by_counts(p, decisions):
     return 2 * total / len(p)
 
 
-@pytest.mark.parametrize("weights", [(1, 1, 1), (0.001, 1, 6)], ids=["balanced", "with a class almost never there"])
+@pytest.mark.parametrize(
+    "weights", [(1, 1, 1), (0.001, 1, 6)], ids=["balanced", "with a class almost never there"]
+)
 @pytest.mark.parametrize("samples", [30, 300])
 def test_expectation_is_that_of_the_law_of_the_counts(samples, weights):
     p = np.random.default_rng(1).dirichlet(weights, samples)
     decisions = np.random.default_rng(2).integers(0, 3, samples)
-    assert expected_weighted_f1(p, decisions) == pytest.approx(expectation_by_counts(p, decisions), abs=1e-12)
+    assert expected_weighted_f1(p, decisions) == pytest.approx(
+        expectation_by_counts(p, decisions), abs=1e-12
+    )
 
 
 def test_uninformed_decisions_are_spread_over_the_classes():

@@ -65,7 +65,8 @@ def plain_group_quantile(values: list[float], groups: list[str], level: float) -
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.lists(st.tuples(st.integers(0, 9), st.sampled_from("abcdefgh")), min_size=1, max_size=30), st.floats(0.05, 0.95)
+    st.lists(st.tuples(st.integers(0, 9), st.sampled_from("abcdefgh")), min_size=1, max_size=30),
+    st.floats(0.05, 0.95),
 )
 def test_group_quantile_is_the_plain_one(drawn: list[tuple[int, str]], level: float) -> None:
     values, groups = [float(v) for v, _ in drawn], [g for _, g in drawn]
@@ -82,7 +83,9 @@ def test_a_group_weighs_the_same_whatever_its_size() -> None:
 
 
 def test_sets_hold_the_truth_of_new_people_as_often_as_asked() -> None:
-    """People differ, each with a bias of their own; coverage is over new people and many repetitions."""
+    """People differ, each with a bias of their own; coverage is over new people and many
+    repetitions.
+    """
     rng = np.random.default_rng(0)
     target = ClassesTarget(name="classes", classes=("a", "b", "c"))
 
@@ -106,7 +109,9 @@ def test_sets_hold_the_truth_of_new_people_as_often_as_asked() -> None:
 def test_tempered_is_the_softmax_of_divided_logits() -> None:
     logits = torch.tensor([[2.0, -1.0, 0.5], [0.0, 0.0, 3.0]], dtype=torch.float64)
     response = logits.softmax(-1).numpy()
-    np.testing.assert_allclose(tempered(response, 2.5), (logits / 2.5).softmax(-1).numpy(), rtol=1e-12)
+    np.testing.assert_allclose(
+        tempered(response, 2.5), (logits / 2.5).softmax(-1).numpy(), rtol=1e-12
+    )
     assert np.isfinite(tempered(np.array([[1.0, 0.0]], np.float32), 0.05)).all()
 
 
@@ -114,7 +119,9 @@ def some_results(target: str) -> tuple[Samples, list[Result]]:
     samples = make_samples(make_dataset(), "valid", target)
     frames = dict.fromkeys(samples.modalities, 6)
     torch.manual_seed(0)
-    network = build_network(samples.target, samples.widths, frames, NetworkSettings(width=8, heads=2, layers=1))
+    network = build_network(
+        samples.target, samples.widths, frames, NetworkSettings(width=8, heads=2, layers=1)
+    )
     chosen = named_conditions(["complete", "audio", "ratio-0.5"], samples.modalities, 2)
     return samples, sweep(network, samples, chosen)
 
@@ -127,9 +134,13 @@ def test_each_condition_has_its_temperature_of_all_its_draws() -> None:
     both = [r for r in results if r.condition.name == "ratio-0.5"]
     assert len(both) == 2
     logits = torch.tensor(np.concatenate([r.response for r in both])).double().log()
-    assert found["ratio-0.5"] == pytest.approx(fit_temperature(logits, torch.tensor(np.concatenate([truth, truth]))))
+    assert found["ratio-0.5"] == pytest.approx(
+        fit_temperature(logits, torch.tensor(np.concatenate([truth, truth])))
+    )
     score_samples, score_results = some_results("score")
-    assert fit_temperatures(score_results, score_samples.target, score_samples.targets.numpy()) == {}
+    assert (
+        fit_temperatures(score_results, score_samples.target, score_samples.targets.numpy()) == {}
+    )
 
 
 @pytest.mark.parametrize("target", ["classes", "score"])
@@ -148,7 +159,8 @@ def test_coverage_by_group_agrees_with_the_table(target: str) -> None:
             rows = table[(table["condition"] == name) & (table["metric"] == metric)]
             expected = np.average(own[metric], weights=own["samples"])
             assert rows["value"].mean() == pytest.approx(expected)
-        # Four groups, 0.7 of 5/5 of the weight: at least that share of the samples it was made from.
+        # Four groups, 0.7 of 5/5 of the weight: at least that share of the samples it was made
+        # from.
         assert (own["coverage"].mean()) >= 0.7 * 5 / 4 - 1e-9
     assert ("ece_calibrated" in set(table["metric"])) == (target == "classes")
 

@@ -24,7 +24,9 @@ seeds = st.integers(0, 2**16)
 
 def f1(truth: Array, prediction: Array) -> float:
     """scikit-learn's weighted F1, averaged over the questions of (N, Q)."""
-    columns = zip(truth.reshape(len(truth), -1).T, prediction.reshape(len(truth), -1).T, strict=True)
+    columns = zip(
+        truth.reshape(len(truth), -1).T, prediction.reshape(len(truth), -1).T, strict=True
+    )
     return float(np.mean([f1_score(t, p, average="weighted", zero_division=0) for t, p in columns]))
 
 
@@ -45,11 +47,14 @@ def two_methods(seed: int, **kind: Any) -> npt.NDArray[np.int32]:
     return comparison.confusion_counts(truth, prediction, group, kind.get("classes", 3))
 
 
-# ---------------------------------------------------------------------------------------------------------------------- counts
+# --------------------------------------------------------------------------------------------------
+# counts
 
 
 def test_counts_by_hand() -> None:
-    counts = comparison.confusion_counts([0, 1, 1, 0], [[0, 0, 1, 0], [1, 1, 1, 1]], ["b", "a", "a", "b"], 2)
+    counts = comparison.confusion_counts(
+        [0, 1, 1, 0], [[0, 0, 1, 0], [1, 1, 1, 1]], ["b", "a", "a", "b"], 2
+    )
     assert counts.shape == (2, 2, 1, 2, 2)
     assert counts[0, :, 0].tolist() == [[[0, 0], [1, 1]], [[2, 0], [0, 0]]]
     assert counts[1, :, 0].tolist() == [[[0, 0], [0, 2]], [[0, 2], [0, 0]]]
@@ -84,14 +89,19 @@ def test_what_cannot_be_counted(truth: list[Any], prediction: list[Any], groups:
         comparison.confusion_counts(truth, prediction, groups, 2)
 
 
-# ------------------------------------------------------------------------------------------------------------------- intervals
+# --------------------------------------------------------------------------------------------------
+# intervals
 
 
 @given(st.lists(numbers, min_size=2, max_size=8))
 @settings(deadline=None, max_examples=50)
 def test_half_width_is_scipys_interval(values: list[float]) -> None:
     array = np.array(values)
-    low, high = stats.ttest_1samp(array, 0.0).confidence_interval(0.95) if np.ptp(array) else (array[0], array[0])
+    low, high = (
+        stats.ttest_1samp(array, 0.0).confidence_interval(0.95)
+        if np.ptp(array)
+        else (array[0], array[0])
+    )
     assert 2 * comparison.half_width(array) == pytest.approx(high - low, abs=1e-9)
 
 
@@ -105,19 +115,37 @@ def test_the_bootstrap_is_that_of_samples(classes: int, questions: int | None) -
     of_groups, of_seeds = np.random.default_rng(5).spawn(2)
     drawn = []
     for _ in range(12):
-        times, weight = of_groups.multinomial(4, np.full(4, 1 / 4)), of_seeds.multinomial(3, np.full(3, 1 / 3))
-        rows = np.concatenate([np.flatnonzero(group == g) for g in range(4) for _ in range(times[g])])
+        times, weight = (
+            of_groups.multinomial(4, np.full(4, 1 / 4)),
+            of_seeds.multinomial(3, np.full(3, 1 / 3)),
+        )
+        rows = np.concatenate(
+            [np.flatnonzero(group == g) for g in range(4) for _ in range(times[g])]
+        )
         drawn_seeds = [s for s in range(3) for _ in range(weight[s])]
         drawn.append(
-            [np.mean([f1(truth[rows], prediction[m, s, c][rows]) for s in drawn_seeds for c in (0, 1)]) for m in (0, 1)]
+            [
+                np.mean(
+                    [
+                        f1(truth[rows], prediction[m, s, c][rows])
+                        for s in drawn_seeds
+                        for c in (0, 1)
+                    ]
+                )
+                for m in (0, 1)
+            ]
         )
-    average = [np.mean([f1(truth, prediction[m, s, c]) for s in range(3) for c in (0, 1)]) for m in (0, 1)]
+    average = [
+        np.mean([f1(truth, prediction[m, s, c]) for s in range(3) for c in (0, 1)]) for m in (0, 1)
+    ]
     first, second = comparison.confusion_counts(truth, prediction, group, classes)
     by_hand = np.array(drawn)
     expected = (average[0], *np.percentile(by_hand[:, 0], [2.5, 97.5]))
     assert comparison.group_interval(first, seed=5, draws=12) == pytest.approx(expected, abs=1e-12)
     expected = (average[0] - average[1], *np.percentile(by_hand[:, 0] - by_hand[:, 1], [2.5, 97.5]))
-    assert comparison.paired_group_interval(first, second, seed=5, draws=12) == pytest.approx(expected, abs=1e-12)
+    assert comparison.paired_group_interval(first, second, seed=5, draws=12) == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def test_one_group_and_one_seed_leave_no_chance() -> None:
@@ -133,8 +161,12 @@ def test_chunks_change_memory_only(monkeypatch: pytest.MonkeyPatch) -> None:
         [comparison.sign_flip_test(first, second, seed=1, draws=draws) for draws in (63, 64)],
     )
     monkeypatch.setattr(comparison, "CHUNK", 1)
-    assert whole[0] == pytest.approx(comparison.paired_group_interval(first, second, seed=1, draws=60), abs=1e-12)
-    assert whole[1] == [comparison.sign_flip_test(first, second, seed=1, draws=draws) for draws in (63, 64)]
+    assert whole[0] == pytest.approx(
+        comparison.paired_group_interval(first, second, seed=1, draws=60), abs=1e-12
+    )
+    assert whole[1] == [
+        comparison.sign_flip_test(first, second, seed=1, draws=draws) for draws in (63, 64)
+    ]
 
 
 @given(seeds)
@@ -155,7 +187,9 @@ def test_the_order_of_groups_means_nothing(seed: int) -> None:
     first, second = two_methods(seed, groups=6)
     order = np.random.default_rng(seed).permutation(6)
     a, b = first[:, :, order], second[:, :, order]
-    assert comparison.sign_flip_test(a, b, seed=0) == comparison.sign_flip_test(first, second, seed=0)
+    assert comparison.sign_flip_test(a, b, seed=0) == comparison.sign_flip_test(
+        first, second, seed=0
+    )
     here = comparison.paired_group_interval(first, second, seed=0, draws=4000)
     there = comparison.paired_group_interval(a, b, seed=0, draws=4000)
     assert there.mean == pytest.approx(here.mean, abs=1e-12)
@@ -182,7 +216,8 @@ def test_what_cannot_be_compared() -> None:
         comparison.group_interval(first * np.array([1, 0]).reshape(2, 1, 1, 1, 1), seed=0)
 
 
-# ----------------------------------------------------------------------------------------------------------------------- tests
+# --------------------------------------------------------------------------------------------------
+# tests
 
 
 @pytest.mark.parametrize(("classes", "questions"), [(3, None), (2, 2)])
@@ -194,11 +229,25 @@ def test_sign_flips_by_brute_force(seed: int, classes: int, questions: int | Non
         now = prediction.copy()
         for g in np.flatnonzero(swapped):
             rows = group == g
-            now[0][:, :, rows], now[1][:, :, rows] = prediction[1][:, :, rows], prediction[0][:, :, rows]
-        return float(np.mean([f1(truth, now[0, s, c]) - f1(truth, now[1, s, c]) for s in range(3) for c in (0, 1)]))
+            now[0][:, :, rows], now[1][:, :, rows] = (
+                prediction[1][:, :, rows],
+                prediction[0][:, :, rows],
+            )
+        return float(
+            np.mean(
+                [
+                    f1(truth, now[0, s, c]) - f1(truth, now[1, s, c])
+                    for s in range(3)
+                    for c in (0, 1)
+                ]
+            )
+        )
 
     observed = abs(difference((0, 0, 0, 0)))
-    hits = [abs(difference(swapped)) >= observed - 1e-12 for swapped in itertools.product((0, 1), repeat=4)]
+    hits = [
+        abs(difference(swapped)) >= observed - 1e-12
+        for swapped in itertools.product((0, 1), repeat=4)
+    ]
     first, second = comparison.confusion_counts(truth, prediction, group, classes)
     assert comparison.sign_flip_test(first, second, seed=0) == np.mean(hits)
 
@@ -216,7 +265,9 @@ def test_random_assignments_come_close_to_all_of_them() -> None:
 def test_groups_and_draws_bound_p(groups: int, least: float) -> None:
     truth = np.tile([0, 1], groups)
     right_and_wrong = np.stack([truth, 1 - truth])[:, None, None]
-    first, second = comparison.confusion_counts(truth, right_and_wrong, np.repeat(np.arange(groups), 2), 2)
+    first, second = comparison.confusion_counts(
+        truth, right_and_wrong, np.repeat(np.arange(groups), 2), 2
+    )
     assert comparison.sign_flip_test(first, second, seed=0, draws=99) == least
 
 
@@ -249,17 +300,22 @@ def test_ranks_by_hand() -> None:
     assert np.isnan(comparison.ranks([[math.nan]])).all()
 
 
-# ------------------------------------------------------------------------------------------------------------------ simulation
+# --------------------------------------------------------------------------------------------------
+# simulation
 
 PERSONS = {"groups": 31, "size": 22, "conditions": 2}
 
 
 def rejections(runs: int, seeds: int) -> tuple[int, int]:
-    """How often, of `runs` comparisons without a difference, the sign flips and a paired test of single samples have p <= 0.05."""
+    """How often, of `runs` comparisons without a difference, the sign flips and a paired test of
+    single samples have p <= 0.05.
+    """
     rng = np.random.default_rng(runs)
     flips = naive = 0
     for run in range(runs):
-        truth, prediction, group = simulate(rng, **PERSONS, seeds=seeds, group_sd=0.4, method_sd=0.3, seed_sd=0.0)
+        truth, prediction, group = simulate(
+            rng, **PERSONS, seeds=seeds, group_sd=0.4, method_sd=0.3, seed_sd=0.0
+        )
         first, second = comparison.confusion_counts(truth, prediction, group, 2)
         flips += comparison.sign_flip_test(first, second, seed=run, draws=199) <= 0.05
         right = (prediction == truth).mean((1, 2))
@@ -289,7 +345,9 @@ def test_the_bootstrap_covers_with_a_hundred_groups() -> None:
     truly, rng, runs = expected_score(**spread), np.random.default_rng(0), 1000
     covered = np.zeros(2, int)
     for run in range(runs):
-        truth, prediction, group = simulate(rng, groups=100, size=7, conditions=3, seeds=5, **spread)
+        truth, prediction, group = simulate(
+            rng, groups=100, size=7, conditions=3, seeds=5, **spread
+        )
         first, second = comparison.confusion_counts(truth, prediction, group, 2)
         average = comparison.group_interval(first, seed=run, draws=999)
         difference = comparison.paired_group_interval(first, second, seed=run, draws=999)
@@ -298,7 +356,9 @@ def test_the_bootstrap_covers_with_a_hundred_groups() -> None:
 
 
 def test_seeds_that_test_a_group_or_two_each_have_an_interval() -> None:
-    """Of three seeds with a fold of their own and one that holds nobody tested: many draws hold no group of a drawn seed."""
+    """Of three seeds with a fold of their own and one that holds nobody tested: many draws hold no
+    group of a drawn seed.
+    """
     rng = np.random.default_rng(0)
     counts = np.zeros((3, 2, 7, 1, 3, 3), np.int32)
     for seed in range(3):

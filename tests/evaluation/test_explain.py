@@ -42,16 +42,22 @@ FRAMES = 6
 LENGTHS = {"language": 6, "audio": 3, "vision": 5}
 TARGETS = {
     "classes": ClassesTarget(name="classes", classes=("negative", "neutral", "positive")),
-    "questions": QuestionsTarget(name="questions", classes=("no", "yes"), questions=("happy", "sad")),
+    "questions": QuestionsTarget(
+        name="questions", classes=("no", "yes"), questions=("happy", "sad")
+    ),
     "score": ScoreTarget(name="score", classes=("low", "high"), cuts=(0.0,)),
 }
 TINY = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6,))
 
 
 def tiny(kind: str = "classes", *, scale: float = 2.0, **changes: Any) -> AnyNetwork:
-    """CorrKD's network in float64, far from indifferent, with a fill of its own for each modality where it has one."""
+    """CorrKD's network in float64, far from indifferent, with a fill of its own for each modality
+    where it has one.
+    """
     torch.manual_seed(3)
-    network = build_network(TARGETS[kind], WIDTHS, dict.fromkeys(WIDTHS, FRAMES), TINY.model_copy(update=changes))
+    network = build_network(
+        TARGETS[kind], WIDTHS, dict.fromkeys(WIDTHS, FRAMES), TINY.model_copy(update=changes)
+    )
     network.set_fill({m: torch.linspace(-0.5, 0.5, width) for m, width in WIDTHS.items()})
     with torch.no_grad():
         for parameter in network.parameters():
@@ -63,9 +69,15 @@ def tiny(kind: str = "classes", *, scale: float = 2.0, **changes: Any) -> AnyNet
 
 
 def sample(
-    seed: int = 0, widths: Mapping[str, int] = WIDTHS, *, gaps: bool = True, missing: tuple[str, ...] = ()
+    seed: int = 0,
+    widths: Mapping[str, int] = WIDTHS,
+    *,
+    gaps: bool = True,
+    missing: tuple[str, ...] = (),
 ) -> Inputs:
-    """Padding at the end of every modality but the first, and frames that are missing from each but the last."""
+    """Padding at the end of every modality but the first, and frames that are missing from each but
+    the last.
+    """
     random = torch.Generator().manual_seed(seed)
     frames, exists, visible = {}, {}, {}
     for place, (m, width) in enumerate(widths.items()):
@@ -96,9 +108,15 @@ def answer_of(kind: str, output: int | None, question: int | None) -> Callable[[
 
 
 def plain_gradients(
-    network: AnyNetwork, given: Inputs, answer: Callable[[Tensor], Tensor], fills: Mapping[str, Tensor], steps: int
+    network: AnyNetwork,
+    given: Inputs,
+    answer: Callable[[Tensor], Tensor],
+    fills: Mapping[str, Tensor],
+    steps: int,
 ) -> dict[str, list[float]]:
-    """Integrated gradients by a loop over the points of the quadrature, one at a time, and over the frames."""
+    """Integrated gradients by a loop over the points of the quadrature, one at a time, and over the
+    frames.
+    """
     frames, _, visible = given
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     total = {m: torch.zeros_like(x) for m, x in frames.items()}
@@ -113,21 +131,34 @@ def plain_gradients(
     for m, x in frames.items():
         out[m] = []
         for t in range(FRAMES):
-            out[m].append(float(((x[0, t] - fills[m]) * total[m][0, t]).sum()) if visible[m][0, t] else 0.0)
+            out[m].append(
+                float(((x[0, t] - fills[m]) * total[m][0, t]).sum()) if visible[m][0, t] else 0.0
+            )
     return out
 
 
-# ----------------------------------------------------------------------------------------------------------------------- frames
+# --------------------------------------------------------------------------------------------------
+# frames
 
 
 @pytest.mark.parametrize(
     ("kind", "output", "question"),
-    [("classes", 0, None), ("classes", 2, None), ("questions", 1, 0), ("questions", 0, 1), ("score", None, None)],
+    [
+        ("classes", 0, None),
+        ("classes", 2, None),
+        ("questions", 1, 0),
+        ("questions", 0, 1),
+        ("score", None, None),
+    ],
 )
 @pytest.mark.parametrize("fill", ["zeros", "mean", "learned"])
-def test_integrated_gradients_by_a_plain_loop(kind: str, output: int | None, question: int | None, fill: str) -> None:
+def test_integrated_gradients_by_a_plain_loop(
+    kind: str, output: int | None, question: int | None, fill: str
+) -> None:
     network, given = tiny(kind, fill=fill), sample()
-    found = explained(network, given, target=TARGETS[kind], output=output, question=question, steps=9)
+    found = explained(
+        network, given, target=TARGETS[kind], output=output, question=question, steps=9
+    )
     fills = {m: encoder.fill.detach() for m, encoder in zip(WIDTHS, network.encoders, strict=True)}
     assert all(bool(f.any()) is (fill != "zeros") for f in fills.values())
     expected = plain_gradients(network, given, answer_of(kind, output, question), fills, 9)
@@ -135,12 +166,18 @@ def test_integrated_gradients_by_a_plain_loop(kind: str, output: int | None, que
     assert list(found.frames) == list(WIDTHS)
     for m in WIDTHS:
         assert np.abs(expected[m]).max() > 1e-3
-        np.testing.assert_allclose(found.frames[m], expected[m], rtol=1e-5, atol=1e-7)  # captum's weights are float32
+        np.testing.assert_allclose(
+            found.frames[m], expected[m], rtol=1e-5, atol=1e-7
+        )  # captum's weights are float32
 
 
 @pytest.mark.parametrize("kind", ["classes", "questions", "score"])
-@pytest.mark.parametrize("changes", [{"fill": "mean"}, {"fill": "learned"}, {"exclude_missing": True}])
-def test_attributions_add_up_to_the_way_from_the_baseline(kind: str, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"fill": "mean"}, {"fill": "learned"}, {"exclude_missing": True}]
+)
+def test_attributions_add_up_to_the_way_from_the_baseline(
+    kind: str, changes: dict[str, Any]
+) -> None:
     network, target = tiny(kind, scale=1.3, **changes), TARGETS[kind]
     question = 1 if kind == "questions" else None
     missed: dict[int, list[float]] = {2: [], 128: []}
@@ -154,7 +191,9 @@ def test_attributions_add_up_to_the_way_from_the_baseline(kind: str, changes: di
         if "fill" in changes:  # the baseline is what the network says where everything is missing
             nothing = {m: torch.zeros_like(x) for m, x in given.visible.items()}
             output = None if kind == "score" else target.classes.index(str(found.label))
-            expected = answer_of(kind, output, question)(network(given._replace(visible=nothing)).logits)
+            expected = answer_of(kind, output, question)(
+                network(given._replace(visible=nothing)).logits
+            )
             assert found.baseline == pytest.approx(expected.item(), abs=1e-9)
             assert found.baseline != found.value
     assert max(missed[128]) < min(0.01, 0.1 * max(missed[2]))
@@ -164,21 +203,31 @@ def test_attributions_add_up_to_the_way_from_the_baseline(kind: str, changes: di
 @given(st.data())
 def test_what_is_invisible_gets_nothing_whatever_stands_there(data: st.DataObject) -> None:
     network, frames = tiny(), sample(data.draw(st.integers(0, 99))).frames
-    masks = st.lists(st.booleans(), min_size=FRAMES, max_size=FRAMES).map(lambda row: torch.tensor([row]))
+    masks = st.lists(st.booleans(), min_size=FRAMES, max_size=FRAMES).map(
+        lambda row: torch.tensor([row])
+    )
     exists, visible = ({m: data.draw(masks) for m in WIDTHS} for _ in range(2))
     inputs = Inputs(frames, exists, visible)
     found = explained(network, inputs, target=TARGETS["classes"], steps=3)
     junk = data.draw(st.sampled_from([math.nan, math.inf, -7.0, 1e300]))
-    spoilt = {m: torch.where((exists[m] & visible[m])[..., None], x, junk) for m, x in frames.items()}
-    assert explained(network, inputs._replace(frames=spoilt), target=TARGETS["classes"], steps=3) == found
+    spoilt = {
+        m: torch.where((exists[m] & visible[m])[..., None], x, junk) for m, x in frames.items()
+    }
+    assert (
+        explained(network, inputs._replace(frames=spoilt), target=TARGETS["classes"], steps=3)
+        == found
+    )
     for m in WIDTHS:
         seen = (exists[m] & visible[m])[0].tolist()
         assert (found.exists[m], found.visible[m]) == (tuple(exists[m][0].tolist()), tuple(seen))
-        assert [a for a, there in zip(found.frames[m], seen, strict=True) if not there] == [0.0] * seen.count(False)
+        assert [a for a, there in zip(found.frames[m], seen, strict=True) if not there] == [
+            0.0
+        ] * seen.count(False)
         assert any(seen) or found.modalities[m] == Effect(0.0, 0.0)
 
 
-# ------------------------------------------------------------------------------------------------------ networks known in full
+# --------------------------------------------------------------------------------------------------
+# networks known in full
 
 
 class Nothing(BaseModel):
@@ -199,8 +248,13 @@ class Linear(Network[Nothing]):
         self.bias = nn.Parameter(torch.randn(self.target.num_logits))
 
     def forward(self, inputs: Inputs) -> Output:
-        shown = [torch.where(inputs.visible[m][..., None], inputs.frames[m], 0.0) for m in self.modalities]
-        parts = [torch.einsum("ntd,tdk->nk", x, w) for x, w in zip(shown, self.weights, strict=True)]
+        shown = [
+            torch.where(inputs.visible[m][..., None], inputs.frames[m], 0.0)
+            for m in self.modalities
+        ]
+        parts = [
+            torch.einsum("ntd,tdk->nk", x, w) for x, w in zip(shown, self.weights, strict=True)
+        ]
         logits = self.bias + torch.stack(parts).sum(0)
         return Output(logits, self.target.shape_logits(self.shifted(logits, shown)))
 
@@ -223,7 +277,9 @@ class Careless(Linear):
         return super().forward(Inputs(inputs.frames, everything, everything))
 
 
-def linear(target: Target, kind: type[AnyNetwork] = Linear, widths: Mapping[str, int] = WIDTHS) -> AnyNetwork:
+def linear(
+    target: Target, kind: type[AnyNetwork] = Linear, widths: Mapping[str, int] = WIDTHS
+) -> AnyNetwork:
     network = build_network(target, widths, dict.fromkeys(widths, FRAMES), Nothing(), kind)
     return network.double().eval()
 
@@ -231,7 +287,9 @@ def linear(target: Target, kind: type[AnyNetwork] = Linear, widths: Mapping[str,
 TWO = ClassesTarget(name="binary", classes=("negative", "positive"))
 
 
-@pytest.mark.parametrize("target", [TWO, TARGETS["questions"], TARGETS["score"]], ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    "target", [TWO, TARGETS["questions"], TARGETS["score"]], ids=lambda t: t.name
+)
 @pytest.mark.parametrize("steps", [1, 5])
 def test_a_linear_network_is_explained_exactly(target: Target, steps: int) -> None:
     network, given = linear(target), sample()
@@ -260,7 +318,9 @@ def test_a_linear_network_is_explained_exactly(target: Target, steps: int) -> No
 
 def test_what_raises_all_logits_alike_speaks_for_no_class() -> None:
     given, target = sample(), TARGETS["classes"]
-    plain, shifted = (explained(linear(target, kind), given, target=target) for kind in (Linear, Shifted))
+    plain, shifted = (
+        explained(linear(target, kind), given, target=target) for kind in (Linear, Shifted)
+    )
     assert shifted.modalities["audio"].value == pytest.approx(plain.modalities["audio"].value)
     for m in WIDTHS:
         np.testing.assert_allclose(shifted.frames[m], plain.frames[m], atol=1e-5)
@@ -268,7 +328,9 @@ def test_what_raises_all_logits_alike_speaks_for_no_class() -> None:
 
 def test_nothing_invisible_is_shown_even_to_a_careless_network() -> None:
     spoilt = overwrite_invisible(sample(missing=("vision",)), math.nan)
-    careful, careless = (explained(linear(TWO, kind), spoilt, target=TWO) for kind in (Linear, Careless))
+    careful, careless = (
+        explained(linear(TWO, kind), spoilt, target=TWO) for kind in (Linear, Careless)
+    )
     assert careless == careful
     assert careless.frames["vision"] == (0.0,) * FRAMES
 
@@ -282,12 +344,16 @@ def test_the_other_class_is_the_same_with_its_sign_turned() -> None:
     assert one.probability + other.probability == pytest.approx(1.0)
     for m in WIDTHS:
         np.testing.assert_allclose(other.frames[m], -np.array(one.frames[m]), atol=1e-12)
-        assert other.modalities[m].probability == pytest.approx(-float(one.modalities[m].probability or 0.0))
+        assert other.modalities[m].probability == pytest.approx(
+            -float(one.modalities[m].probability or 0.0)
+        )
 
 
 @given(st.lists(st.floats(-300, 300), min_size=2, max_size=5), st.data())
 def test_log_odds(logits: list[float], data: st.DataObject) -> None:
-    """What exp, not softmax, says of them, in logarithms; and no infinity where a probability rounds to 1."""
+    """What exp, not softmax, says of them, in logarithms; and no infinity where a probability
+    rounds to 1.
+    """
     place = data.draw(st.integers(0, len(logits) - 1))
     others = [x for k, x in enumerate(logits) if k != place]
     highest = max(others)
@@ -297,7 +363,8 @@ def test_log_odds(logits: list[float], data: st.DataObject) -> None:
     assert found.item() == pytest.approx(expected, abs=1e-9)
 
 
-# ------------------------------------------------------------------------------------------------------------------- modalities
+# --------------------------------------------------------------------------------------------------
+# modalities
 
 
 @pytest.mark.parametrize("kind", ["classes", "questions", "score"])
@@ -305,13 +372,17 @@ def test_log_odds(logits: list[float], data: st.DataObject) -> None:
 def test_leaving_a_modality_out_by_hand(kind: str, temperature: float) -> None:
     network, given = tiny(kind), sample()
     question = 0 if kind == "questions" else None
-    found = explained(network, given, target=TARGETS[kind], question=question, temperature=temperature, steps=1)
+    found = explained(
+        network, given, target=TARGETS[kind], question=question, temperature=temperature, steps=1
+    )
 
     def asked(shown: Mapping[str, Tensor]) -> tuple[float, float | None]:
         logits = network(given._replace(visible=shown).with_lengths(LENGTHS)).logits.detach()
         if kind == "score":
             return logits.item(), None
-        row = torch.softmax((logits[0] if question is None else logits[0, question]) / temperature, -1)
+        row = torch.softmax(
+            (logits[0] if question is None else logits[0, question]) / temperature, -1
+        )
         share = row[TARGETS[kind].classes.index(str(found.label))].item()
         return math.log(share / (1 - share)), share
 
@@ -384,7 +455,8 @@ def test_the_temperature_divides() -> None:
         np.testing.assert_allclose(half.frames[m], np.array(one.frames[m]) / 2, atol=1e-7)
 
 
-# --------------------------------------------------------------------------------------------------------------- every network
+# --------------------------------------------------------------------------------------------------
+# every network
 
 
 @pytest.mark.parametrize("name", [n for n in BUILT_IN if n != "gcnet"])
@@ -434,12 +506,17 @@ def test_the_fill_is_the_encoders_or_zeros() -> None:
 
 def test_conversations_are_not_explained_sample_by_sample() -> None:
     kind = network_class("gcnet")
-    network = build_network(TARGETS["classes"], WIDTHS, dict.fromkeys(WIDTHS, FRAMES), kind.settings_type(), kind)
-    with pytest.raises(CorrKDError, match="'gcnet' understands a sample among the others of its conversation"):
+    network = build_network(
+        TARGETS["classes"], WIDTHS, dict.fromkeys(WIDTHS, FRAMES), kind.settings_type(), kind
+    )
+    with pytest.raises(
+        CorrKDError, match="'gcnet' understands a sample among the others of its conversation"
+    ):
         explained(network, sample(), target=TARGETS["classes"])
 
 
-# ------------------------------------------------------------------------------------------------------------ nothing is changed
+# --------------------------------------------------------------------------------------------------
+# nothing is changed
 
 
 def test_network_inputs_and_the_worlds_randomness_are_left_alone() -> None:
@@ -452,7 +529,11 @@ def test_network_inputs_and_the_worlds_randomness_are_left_alone() -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
     modes = [module.training for module in network.modules()]
     kept = {m: x.clone() for m, x in given.frames.items()}
-    cudnn = (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic)
+    cudnn = (
+        torch.backends.cudnn.enabled,
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.deterministic,
+    )
     torch.manual_seed(11)
     random = torch.random.get_rng_state()
     numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
@@ -466,13 +547,19 @@ def test_network_inputs_and_the_worlds_randomness_are_left_alone() -> None:
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(torch.equal(x, kept[m]) and not x.requires_grad for m, x in given.frames.items())
     assert torch.is_grad_enabled()
-    now = (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic)
+    now = (
+        torch.backends.cudnn.enabled,
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.deterministic,
+    )
     assert now == cudnn
     torch.manual_seed(99)
     with torch.no_grad():
         assert explained(network, given, target=TARGETS["classes"]) == one
     watched = {m: x.clone().requires_grad_() for m, x in given.frames.items()}
-    assert explained(network.eval(), given._replace(frames=watched), target=TARGETS["classes"]) == one
+    assert (
+        explained(network.eval(), given._replace(frames=watched), target=TARGETS["classes"]) == one
+    )
     assert all(x.grad is None for x in watched.values())
 
 
@@ -484,7 +571,8 @@ def test_modes_come_back_after_an_error() -> None:
     assert all(module.training for module in network.modules())
 
 
-# ----------------------------------------------------------------------------------------------------------------------- errors
+# --------------------------------------------------------------------------------------------------
+# errors
 
 
 @pytest.mark.parametrize(
@@ -503,7 +591,9 @@ def test_modes_come_back_after_an_error() -> None:
         ("classes", {"temperature": math.nan}, "temperature is nan"),
     ],
 )
-def test_what_is_asked_wrongly_is_one_clear_line(kind: str, given: dict[str, Any], words: str) -> None:
+def test_what_is_asked_wrongly_is_one_clear_line(
+    kind: str, given: dict[str, Any], words: str
+) -> None:
     with pytest.raises(CorrKDError, match=words) as caught:
         explained(tiny(kind), sample(), target=TARGETS[kind], **given)
     assert "\n" not in str(caught.value)
@@ -512,19 +602,25 @@ def test_what_is_asked_wrongly_is_one_clear_line(kind: str, given: dict[str, Any
 def test_one_sample_with_every_modality() -> None:
     given = sample()
     twice = map_tensors(lambda x: torch.cat([x, x]), given)
-    with pytest.raises(CorrKDError, match=r"explain, language: frames \(2, 6, 5\) .*; expected one sample"):
+    with pytest.raises(
+        CorrKDError, match=r"explain, language: frames \(2, 6, 5\) .*; expected one sample"
+    ):
         explained(tiny(), twice, target=TARGETS["classes"])
     exists, visible = ({**masks, "audio": masks["audio"][:, 1:]} for masks in given[1:])
     with pytest.raises(CorrKDError, match=r"explain, audio: .* and visible \(1, 5\)"):
         explained(tiny(), Inputs(given.frames, exists, visible), target=TARGETS["classes"])
     without = {m: mask for m, mask in given.visible.items() if m != "vision"}
-    with pytest.raises(CorrKDError, match="explain: no vision; give frames, exists and visible of every modality"):
+    with pytest.raises(
+        CorrKDError, match="explain: no vision; give frames, exists and visible of every modality"
+    ):
         explained(tiny(), given._replace(visible=without), target=TARGETS["classes"])
 
 
 def test_without_captum_the_line_tells_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    with pytest.raises(CorrKDError, match=r"explaining needs captum: pip install 'corrkd\[explain\]'"):
+    with pytest.raises(
+        CorrKDError, match=r"explaining needs captum: pip install 'corrkd\[explain\]'"
+    ):
         explained(tiny(), sample(), target=TARGETS["classes"])
 
 
@@ -536,7 +632,8 @@ from corrkd.evaluation.explain import Effect, Explanation
 assert not {"captum", "matplotlib.figure"} & set(sys.modules)
 from corrkd.report.explanation import draw
 row = {"a": (True,)}
-shown = Explanation("score", None, None, 1.0, None, 0.0, 0.0, 8, {"a": Effect(1.0, None)}, {"a": (1.0,)}, row, row)
+effects, frames = {"a": Effect(1.0, None)}, {"a": (1.0,)}
+shown = Explanation("score", None, None, 1.0, None, 0.0, 0.0, 8, effects, frames, row, row)
 draw(shown).savefig(sys.argv[1])
 assert "matplotlib.figure" in sys.modules
 assert not {"captum", "matplotlib.pyplot"} & set(sys.modules)
@@ -555,21 +652,30 @@ def test_as_json(kind: str) -> None:
     assert again["exists"]["vision"] == [True, True, True, True, False, False]
     assert again["modalities"]["audio"]["value"] == found.modalities["audio"].value
     assert again["gap"] == found.gap
-    assert ("probability" in again["modalities"]["audio"]) is ("probability" in again) is (kind != "score")
+    assert (
+        ("probability" in again["modalities"]["audio"])
+        is ("probability" in again)
+        is (kind != "score")
+    )
     assert ("question" in again) is (kind == "questions")
     assert ("label" in again) is (kind != "score")
 
 
-# ----------------------------------------------------------------------------------------------------------------------- figure
+# --------------------------------------------------------------------------------------------------
+# figure
 
 
-def made(lengths: Mapping[str, int], *, missing: tuple[str, ...] = (), **changes: Any) -> Explanation:
+def made(
+    lengths: Mapping[str, int], *, missing: tuple[str, ...] = (), **changes: Any
+) -> Explanation:
     """Of one frame in five missing, the last one padding where there are more than two."""
     frames, exists, visible, effects = {}, {}, {}, {}
     for place, (m, length) in enumerate(lengths.items()):
         exists[m] = tuple(t < length - 1 or length < 3 for t in range(length))
         visible[m] = tuple(e and t % 5 != 2 and m not in missing for t, e in enumerate(exists[m]))
-        frames[m] = tuple(math.sin(t + place) if there else 0.0 for t, there in enumerate(visible[m]))
+        frames[m] = tuple(
+            math.sin(t + place) if there else 0.0 for t, there in enumerate(visible[m])
+        )
         value = sum(frames[m])
         effects[m] = Effect(value, math.tanh(value) / 2)
     standard: dict[str, Any] = {
@@ -610,13 +716,19 @@ def test_bars_are_the_numbers() -> None:
     for axes, (m, attributions) in zip(rows, shown.frames.items(), strict=True):
         there = [t for t, real in enumerate(shown.exists[m]) if real]
         lost = [t for t in there if not shown.visible[m][t]]
-        assert [bar.get_height() for bar in bars(axes)] == pytest.approx([attributions[t] for t in there])
+        assert [bar.get_height() for bar in bars(axes)] == pytest.approx(
+            [attributions[t] for t in there]
+        )
         assert [bar.get_x() + bar.get_width() / 2 for bar in bars(axes)] == pytest.approx(there)
         assert [bar.get_x() + 0.5 for bar in bars(axes, hatched=True)] == pytest.approx(lost)
         assert axes.get_xlim() == (-0.5, there[-1] + 0.5)
         assert axes.get_title("left").startswith(m)
     assert rows[1].get_title("left") == "audio, 2 of 11 frames missing"
-    assert ["missing" in [t.get_text() for t in axes.texts] for axes in rows] == [False, False, True]
+    assert ["missing" in [t.get_text() for t in axes.texts] for axes in rows] == [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_one_scale_for_all_rows_as_far_up_as_down() -> None:
@@ -637,7 +749,9 @@ def test_colours_tell_the_sign() -> None:
         for bar in bars(axes):
             size = bar.get_height() if place else bar.get_width()
             assert to_hex(bar.get_facecolor()).upper() == (AGAINST if size < 0 else FOR)
-    dark, light = (np.dot(mpl.colors.to_rgb(colour), (0.3, 0.59, 0.11)) for colour in (FOR, AGAINST))
+    dark, light = (
+        np.dot(mpl.colors.to_rgb(colour), (0.3, 0.59, 0.11)) for colour in (FOR, AGAINST)
+    )
     assert light - dark > 0.25  # in grey, too
 
 
@@ -645,11 +759,19 @@ def test_colours_tell_the_sign() -> None:
     ("changes", "title", "legend"),
     [
         ({}, "positive, probability 66.8 %", "speaks for it"),
-        ({"label": "yes", "question": "happy"}, "happy: yes, probability 66.8 %", "speaks against it"),
+        (
+            {"label": "yes", "question": "happy"},
+            "happy: yes, probability 66.8 %",
+            "speaks against it",
+        ),
         ({"probability": 0.99999}, "positive, probability above 99.9 %", "missing"),
         ({"probability": 1e-9}, "positive, probability below 0.1 %", "missing"),
         ({"label": "$x^2", "value": -0.7}, "$x^2, probability 66.8 %", "missing"),
-        ({"quantity": "score", "label": None, "probability": None, "value": -1.25}, "Score −1.25", "raises it"),
+        (
+            {"quantity": "score", "label": None, "probability": None, "value": -1.25},
+            "Score −1.25",
+            "raises it",
+        ),
     ],
 )
 def test_the_title_says_what_is_explained(changes: dict[str, Any], title: str, legend: str) -> None:
@@ -684,7 +806,9 @@ def test_numbers_stand_beside_the_bars() -> None:
     assert {"+1.23\n+25.7 points", "−0.50\n−3.1 points"} <= set(found)
     score = {m: replace(e, probability=None) for m, e in effects.items()}
     changes = {"quantity": "score", "label": None, "probability": None}
-    assert {"+1.23", "−0.50"} <= set(texts(draw(made({"a": 4, "b": 4}, modalities=score, **changes))))
+    assert {"+1.23", "−0.50"} <= set(
+        texts(draw(made({"a": 4, "b": 4}, modalities=score, **changes)))
+    )
 
 
 @pytest.mark.parametrize(
@@ -693,7 +817,10 @@ def test_numbers_stand_beside_the_bars() -> None:
         made({"a": 1}),
         made({"a": 200, "b": 1}),
         made({"a": 2, "b": 2}, missing=("a", "b")),
-        made({"a_very_long_name_of_a_modality_that_goes_on_for_a_line_or_more" * 2: 50, "b" * 90: 9}, label="x" * 300),
+        made(
+            {"a_very_long_name_of_a_modality_that_goes_on_for_a_line_or_more" * 2: 50, "b" * 90: 9},
+            label="x" * 300,
+        ),
         made({m: 30 + place for place, m in enumerate("vwxyz")}, missing=("w",)),
     ],
     ids=["one frame", "200 frames", "nothing", "long names", "five"],

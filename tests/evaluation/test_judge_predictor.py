@@ -51,7 +51,10 @@ def saved_network(dataset: MultimodalDataset, target: str) -> SavedNetwork:
     frames = {m: x.shape[1] for m, x in dataset.split("train").frames.items()}
     network = build_network(made, dataset.widths, frames, SMALL).eval()
     return SavedNetwork(
-        network=network, normalisation=fit_normalisation(dataset.split("train")), target=made, frames=frames
+        network=network,
+        normalisation=fit_normalisation(dataset.split("train")),
+        target=made,
+        frames=frames,
     )
 
 
@@ -62,7 +65,9 @@ def test_a_network_is_judged_as_by_evaluate(target: str) -> None:
 
     @torch.no_grad()
     def predict(frames: Arrays, exists: Arrays, visible: Arrays) -> np.ndarray:
-        parts = ({m: torch.as_tensor(x) for m, x in given.items()} for given in (frames, exists, visible))
+        parts = (
+            {m: torch.as_tensor(x) for m, x in given.items()} for given in (frames, exists, visible)
+        )
         logits = saved.network(Inputs(*parts)).logits
         return (logits if target == "score" else logits.softmax(-1)).numpy()
 
@@ -84,7 +89,10 @@ def test_what_is_not_visible_is_zero_and_masks_agree() -> None:
         return np.full((len(frames["audio"]), 3), 1 / 3)
 
     judge_predictor(
-        predict, samples, conditions=["complete", "ratio-0.3", "ratio-0.6", "ratio-1.0", "noise-0.6"], draws=1
+        predict,
+        samples,
+        conditions=["complete", "ratio-0.3", "ratio-0.6", "ratio-1.0", "noise-0.6"],
+        draws=1,
     )
     complete, some, more, nothing, noisy = seen
     assert complete > some > more > nothing == 0
@@ -101,9 +109,15 @@ def test_replays_a_manifest(tmp_path: Path) -> None:
         power = np.exp(frames["language"].mean(1) @ weights)
         return power / power.sum(1, keepdims=True)
 
-    replayed = judge_predictor(predict, samples, masks=load_manifest(tmp_path / "masks.safetensors"))
-    drawn = judge_predictor(predict, samples, conditions=["language", "ratio-0.5", "noise-0.5"], draws=2, mask_seed=5)
-    other = judge_predictor(predict, samples, conditions=["language", "ratio-0.5", "noise-0.5"], draws=2, mask_seed=6)
+    replayed = judge_predictor(
+        predict, samples, masks=load_manifest(tmp_path / "masks.safetensors")
+    )
+    drawn = judge_predictor(
+        predict, samples, conditions=["language", "ratio-0.5", "noise-0.5"], draws=2, mask_seed=5
+    )
+    other = judge_predictor(
+        predict, samples, conditions=["language", "ratio-0.5", "noise-0.5"], draws=2, mask_seed=6
+    )
     pd.testing.assert_frame_equal(replayed, drawn)
     assert not replayed.equals(other)
 

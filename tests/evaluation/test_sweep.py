@@ -23,7 +23,9 @@ def fresh(samples: Samples, **changes: object) -> CorrKDNetwork:
     return build_network(samples.target, samples.widths, frames, SMALL.model_copy(update=changes))
 
 
-def one_pass(network: CorrKDNetwork, samples: Samples, chosen: Condition, draw: int, seed: int) -> np.ndarray:
+def one_pass(
+    network: CorrKDNetwork, samples: Samples, chosen: Condition, draw: int, seed: int
+) -> np.ndarray:
     """A condition by itself: mask the whole split, run the whole network."""
     network.eval()
     batch = samples.take(torch.arange(len(samples)))
@@ -40,7 +42,9 @@ def one_pass(network: CorrKDNetwork, samples: Samples, chosen: Condition, draw: 
 
 
 @pytest.mark.parametrize("changes", [{}, {"fill": "learned"}, {"exclude_missing": True}])
-@pytest.mark.parametrize("names", [("language", "audio", "vision"), ("a", "b"), ("a", "b", "c", "d")])
+@pytest.mark.parametrize(
+    "names", [("language", "audio", "vision"), ("a", "b"), ("a", "b", "c", "d")]
+)
 def test_all_conditions_at_once_are_the_conditions_one_by_one(
     names: tuple[str, ...], changes: dict[str, object]
 ) -> None:
@@ -48,7 +52,9 @@ def test_all_conditions_at_once_are_the_conditions_one_by_one(
     network = fresh(samples, **changes)
     conditions = standard_conditions(
         names,
-        EvaluationSettings(conditions={"ratio": [0.0, 0.4, 1.0], "late": [0.5], "noise": [0.5]}, draws=2),
+        EvaluationSettings(
+            conditions={"ratio": [0.0, 0.4, 1.0], "late": [0.5], "noise": [0.5]}, draws=2
+        ),
         naturally_incomplete=False,
     )
     results = sweep(network, samples, conditions, mask_seed=5, batch_size=7)
@@ -63,12 +69,16 @@ def test_encoders_run_once_for_present_and_once_for_absent(monkeypatch: pytest.M
     network = fresh(samples)
     calls: list[str] = []
     encode = network.encode
-    monkeypatch.setattr(network, "encode", lambda m, inputs: (calls.append(m), encode(m, inputs))[1])
+    monkeypatch.setattr(
+        network, "encode", lambda m, inputs: (calls.append(m), encode(m, inputs))[1]
+    )
     sweep(network, samples, subsets(samples.modalities), batch_size=1000)
     assert sorted(calls) == ["audio"] * 2 + ["language"] * 2 + ["vision"] * 2
 
 
-def test_a_missing_modality_is_encoded_once_for_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_modality_is_encoded_once_for_all_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     samples = make_samples(make_dataset(), "test")
     network = fresh(samples)
     shapes: dict[str, list[tuple[int, ...]]] = {m: [] for m in samples.modalities}
@@ -90,7 +100,9 @@ def test_batch_size_changes_only_rounding_and_mode_is_kept() -> None:
     network = fresh(samples).train()
     chosen = [condition("ratio-0.5", samples.modalities), condition("audio", samples.modalities)]
     for first, second in zip(
-        sweep(network, samples, chosen, batch_size=3), sweep(network, samples, chosen, batch_size=36), strict=True
+        sweep(network, samples, chosen, batch_size=3),
+        sweep(network, samples, chosen, batch_size=36),
+        strict=True,
     ):
         np.testing.assert_allclose(first.response, second.response, atol=1e-6)
     assert network.training
@@ -103,7 +115,9 @@ def test_natural_takes_only_the_samples_that_the_data_leaves_incomplete() -> Non
     samples = make_samples(dataset, "test")
     network = fresh(samples)
     natural, complete = sweep(
-        network, samples, [condition("natural", samples.modalities), condition("complete", samples.modalities)]
+        network,
+        samples,
+        [condition("natural", samples.modalities), condition("complete", samples.modalities)],
     )
     assert natural.rows.tolist() == [3, 8]
     np.testing.assert_array_equal(natural.response, complete.response[[3, 8]])
@@ -111,7 +125,9 @@ def test_natural_takes_only_the_samples_that_the_data_leaves_incomplete() -> Non
 
 def test_representations_are_kept_where_asked_for() -> None:
     samples = make_samples(make_dataset(), "test")
-    results = sweep(fresh(samples), samples, subsets(samples.modalities), keep_representations=["audio"])
+    results = sweep(
+        fresh(samples), samples, subsets(samples.modalities), keep_representations=["audio"]
+    )
     kept = {r.condition.name: r.representation for r in results if r.representation is not None}
     assert list(kept) == ["audio"]
     assert kept["audio"].shape == (36, 24)
@@ -129,5 +145,7 @@ def test_the_selection_score_is_the_mean_over_the_missing_subsets() -> None:
         samples.modalities,
     )
     chosen = table[table.metric == "weighted_f1"].set_index("condition")["value"]
-    assert mean_missing_f1(network, samples) == pytest.approx(chosen.drop(["complete", "average"]).mean())
+    assert mean_missing_f1(network, samples) == pytest.approx(
+        chosen.drop(["complete", "average"]).mean()
+    )
     assert chosen["average"] == pytest.approx(chosen.drop(["complete", "average"]).mean())

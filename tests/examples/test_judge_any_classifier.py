@@ -21,13 +21,24 @@ def test_a_classifier_loses_with_what_it_does_not_see(tmp_path: Path) -> None:
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    f1 = {name: float(value) for name, value in re.findall(r"^([\w+.-]+) +(\d\.\d+) ", run.stdout, re.MULTILINE)}
+    f1 = {
+        name: float(value)
+        for name, value in re.findall(r"^([\w+.-]+) +(\d\.\d+) ", run.stdout, re.MULTILINE)
+    }
     assert f1["complete"] == f1["ratio-0.0"] == max(f1.values())
     assert f1["complete"] > f1["language"] > f1["audio"] > f1["vision"] > f1["ratio-1.0"]
     ratios = [f1[f"ratio-{tenth / 10:.1f}"] for tenth in range(11)]
     assert ratios == sorted(ratios, reverse=True)
     missing = [
-        f1[name] for name in ("language", "audio", "vision", "language+audio", "language+vision", "audio+vision")
+        f1[name]
+        for name in (
+            "language",
+            "audio",
+            "vision",
+            "language+audio",
+            "language+vision",
+            "audio+vision",
+        )
     ]
     assert abs(f1["average"] - sum(missing) / 6) < 1e-3
     area = float(re.search(r"missing ratios: (\S+)", run.stdout)[1])  # type: ignore[index]

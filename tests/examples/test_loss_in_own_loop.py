@@ -20,6 +20,8 @@ def test_prints_a_loss_that_falls() -> None:
         check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    losses = [float(value) for value in re.findall(r"epoch \d+  distillation loss (\S+)", run.stdout)]
+    losses = [
+        float(value) for value in re.findall(r"epoch \d+  distillation loss (\S+)", run.stdout)
+    ]
     assert len(losses) == 8
     assert losses[-1] < 0.6 * losses[0]

@@ -15,7 +15,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.mark.parametrize(
-    ("script", "needs"), [("lightning_module.py", ["lightning"]), ("hf_trainer.py", ["transformers", "accelerate"])]
+    ("script", "needs"),
+    [("lightning_module.py", ["lightning"]), ("hf_trainer.py", ["transformers", "accelerate"])],
 )
 def test_the_student_does_without_a_modality_better_than_its_teacher(
     script: str, needs: list[str], tmp_path: Path
@@ -23,9 +24,15 @@ def test_the_student_does_without_a_modality_better_than_its_teacher(
     for package in needs:
         pytest.importorskip(package)
     # In a process that has torch already.
-    run = corrkd("--version", first=partial(runpy.run_path, str(EXAMPLES / script), run_name="__main__"), cwd=tmp_path)
+    run = corrkd(
+        "--version",
+        first=partial(runpy.run_path, str(EXAMPLES / script), run_name="__main__"),
+        cwd=tmp_path,
+    )
     assert run.code == 0, run.err
-    found = re.findall(r"^(\w+): accuracy (\d\.\d+), without the first modality (\d\.\d+)$", run.out, re.MULTILINE)
+    found = re.findall(
+        r"^(\w+): accuracy (\d\.\d+), without the first modality (\d\.\d+)$", run.out, re.MULTILINE
+    )
     accuracy = {name: (float(complete), float(without)) for name, complete, without in found}
     assert set(accuracy) == {"teacher", "student"}
     assert accuracy["student"][1] > accuracy["teacher"][1]

@@ -21,11 +21,15 @@ def test_trains_on_modalities_of_any_name_and_tests_the_student(tmp_path: Path) 
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    average = {name: float(value) for name, value in re.findall(r"^(\w+) +(\d\.\d+)$", run.stdout, re.MULTILINE)}
+    average = {
+        name: float(value)
+        for name, value in re.findall(r"^(\w+) +(\d\.\d+)$", run.stdout, re.MULTILINE)
+    }
     assert set(average) == {"student", "teacher", "control", "majority"}
     assert average["student"] > average["majority"] + 0.1
     conditions = {
-        name: float(value) for name, value in re.findall(r"^([\w+.-]+) +(\d\.\d+) ", run.stdout, re.MULTILINE)
+        name: float(value)
+        for name, value in re.findall(r"^([\w+.-]+) +(\d\.\d+) ", run.stdout, re.MULTILINE)
     }
     assert set(conditions) == {"complete", "gaze+form", "ratio-0.5"}
     assert min(conditions.values()) > average["majority"]

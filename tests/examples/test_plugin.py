@@ -1,4 +1,6 @@
-"""The example plug-in, installed as its README says and used from another process, as a comparison's runs do."""
+"""The example plug-in, installed as its README says and used from another process, as a
+comparison's runs do.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ import pytest
 
 PLUGIN = Path(__file__).parents[2] / "examples" / "plugin"
 
-# Trains, saves, loads and tests; then asks the network about samples of which a modality, or everything, is hidden.
+# Trains, saves, loads and tests; then asks the network about samples of which a modality, or
+# everything, is hidden.
 USE = """
 import json, sys
 from pathlib import Path
@@ -33,7 +36,8 @@ run.write_report = lambda out: out  # takes longer than these runs
 said = {"names": method_names()}
 for target in ("classes", "score"):
     overrides = [
-        "data.synthetic={train: 120, valid: 60, test: 60, frames: 4, noise: 0.3}", f"data.target={target}", "device=cpu",
+        "data.synthetic={train: 120, valid: 60, test: 60, frames: 4, noise: 0.3}",
+        f"data.target={target}", "device=cpu",
         "student.epochs=6", "student.batch_size=12", "student.lr=0.02",
         "evaluation.draws=1", "evaluation.conditions={ratio: [0.0, 1.0], burst: []}",
     ]
@@ -45,7 +49,8 @@ for target in ("classes", "score"):
     f1 = results[results["metric"] == "weighted_f1"].groupby("condition")["value"].mean()
     said[target] = {"history": saved.about["history"], "f1": f1.to_dict()}
 
-network = load_network(Path("classes") / "synthetic" / "seed-0" / "gated-fusion" / "gated-fusion").network
+folder = Path("classes") / "synthetic" / "seed-0" / "gated-fusion"
+network = load_network(folder / "gated-fusion").network
 torch.manual_seed(0)
 frames = {m: torch.randn(5, 4, saved.widths[m]) for m in network.modalities}
 there = {m: torch.ones(5, 4, dtype=torch.bool) for m in network.modalities}
@@ -66,14 +71,33 @@ print(json.dumps(said))
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What `USE` prints where the plug-in is installed."""
     folder = tmp_path_factory.mktemp("plugin")
-    source = shutil.copytree(PLUGIN, folder / "source")  # a build leaves files beside what it builds
-    flags = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--quiet"]
-    install = [sys.executable, "-m", "pip", "install", *flags, "--target", str(folder / "site"), str(source)]
+    source = shutil.copytree(
+        PLUGIN, folder / "source"
+    )  # a build leaves files beside what it builds
+    flags = [
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--disable-pip-version-check",
+        "--quiet",
+    ]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        *flags,
+        "--target",
+        str(folder / "site"),
+        str(source),
+    ]
     subprocess.run(install, check=True)
     paths = [str(folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", USE]
-    run = subprocess.run(command, check=True, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+    run = subprocess.run(
+        command, check=True, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+    )
     found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
     return found
 
@@ -93,7 +117,9 @@ def test_learns_and_loses_with_what_is_missing(said: dict[str, Any], target: str
 def test_its_own_term_is_in_the_objective(said: dict[str, Any]) -> None:
     for record in said["classes"]["history"]:
         assert 1 / 3 <= record["loss/concentration"] <= 1
-        assert record["loss/total"] == pytest.approx(record["loss/task"] + 0.1 * record["loss/concentration"], rel=1e-4)
+        assert record["loss/total"] == pytest.approx(
+            record["loss/task"] + 0.1 * record["loss/concentration"], rel=1e-4
+        )
 
 
 def test_a_saved_model_is_loaded_as_the_plug_in_s_class(said: dict[str, Any]) -> None:

@@ -7,7 +7,16 @@ import pytest
 from pydantic import ValidationError
 
 from corrkd.errors import CorrKDError
-from corrkd.experiment.arm import ABLATION, BY_COMPLETE, BY_MISSING, GROUPS, Arm, arm_names, laid_over, resolve
+from corrkd.experiment.arm import (
+    ABLATION,
+    BY_COMPLETE,
+    BY_MISSING,
+    GROUPS,
+    Arm,
+    arm_names,
+    laid_over,
+    resolve,
+)
 from corrkd.experiment.choices import MethodChoice
 from corrkd.experiment.plan import DatasetPlan
 from corrkd.experiment.progress import Reporter
@@ -35,7 +44,10 @@ def test_an_arm_takes_the_runs_settings_where_they_are_its_own() -> None:
     assert corrkd.method == RUN.student.method
     assert gcnet.network.options == GCNetSettings()
     fusion = resolve("late-fusion", ArmSettings(), RUN)
-    assert (fusion.network.name, fusion.network.options) == ("late-fusion", RUN.student.network.options)
+    assert (fusion.network.name, fusion.network.options) == (
+        "late-fusion",
+        RUN.student.network.options,
+    )
     for arm in (corrkd, gcnet):
         assert (arm.training.epochs, arm.training.lr, arm.selection) == (7, 0.004, BY_MISSING)
     teacher = resolve("teacher", ArmSettings(), RUN)
@@ -44,8 +56,13 @@ def test_an_arm_takes_the_runs_settings_where_they_are_its_own() -> None:
 
 
 def test_changes_lie_over_and_leave_the_rest() -> None:
-    arm = resolve("mine", ArmSettings(method={"name": "corrkd", "scd": {"weight": 2.0}}, lr=0.1), RUN)
-    assert options_of(arm)["scd"] == {**options_of(resolve("corrkd", ArmSettings(), RUN))["scd"], "weight": 2.0}
+    arm = resolve(
+        "mine", ArmSettings(method={"name": "corrkd", "scd": {"weight": 2.0}}, lr=0.1), RUN
+    )
+    assert options_of(arm)["scd"] == {
+        **options_of(resolve("corrkd", ArmSettings(), RUN))["scd"],
+        "weight": 2.0,
+    }
     assert options_of(arm)["scd"]["boundary"] == 1.4
     assert (arm.training.lr, arm.training.epochs) == (0.1, 7)
     assert (arm.name, arm.method.name, arm.kind) == ("mine", "corrkd", "method")
@@ -53,7 +70,10 @@ def test_changes_lie_over_and_leave_the_rest() -> None:
 
 def test_the_ablation_leaves_out_what_it_names() -> None:
     options = {name: options_of(resolve(name, ArmSettings(), RUN)) for name in ABLATION}
-    seen = {name: tuple(o[term]["weight"] > 0 for term in ("scd", "cpd", "rcd", "kl")) for name, o in options.items()}
+    seen = {
+        name: tuple(o[term]["weight"] > 0 for term in ("scd", "cpd", "rcd", "kl"))
+        for name, o in options.items()
+    }
     assert seen == {
         "corrkd-without-scd": (False, True, True, False),
         "corrkd-without-cpd": (True, False, True, False),
@@ -66,16 +86,22 @@ def test_the_ablation_leaves_out_what_it_names() -> None:
 
 def test_an_arm_is_taught_by_the_teacher_or_by_the_arm_that_its_method_names() -> None:
     hrlf = load_settings(student={"method": "hrlf", "epochs": 9}, teacher={"epochs": 3})
-    assert [resolve(name, ArmSettings(), RUN).taught_by for name in ("corrkd", "kl", "hrlf", "gcnet", "teacher")] == [
+    assert [
+        resolve(name, ArmSettings(), RUN).taught_by
+        for name in ("corrkd", "kl", "hrlf", "gcnet", "teacher")
+    ] == [
         "teacher",
         "teacher",
         "hrlf-teacher",
         None,
         None,
     ]
-    # Where the run's student is HRLF's, its teacher is the run's; others are taught by that one, too.
+    # Where the run's student is HRLF's, its teacher is the run's; others are taught by that one,
+    # too.
     assert (
-        resolve("hrlf", ArmSettings(), hrlf).taught_by == resolve("student", ArmSettings(), hrlf).taught_by == "teacher"
+        resolve("hrlf", ArmSettings(), hrlf).taught_by
+        == resolve("student", ArmSettings(), hrlf).taught_by
+        == "teacher"
     )
     assert resolve("corrkd", ArmSettings(), hrlf).taught_by == "teacher"
     assert resolve("teacher", ArmSettings(), hrlf).method.name == "hrlf-teacher"
@@ -84,9 +110,16 @@ def test_an_arm_is_taught_by_the_teacher_or_by_the_arm_that_its_method_names() -
 
 def test_a_method_s_own_teacher_is_trained_as_the_run_s() -> None:
     settings = load_settings(student={"epochs": 9}, teacher={"epochs": 3})
-    plain, of_hrlf = (resolve(name, ArmSettings(), settings) for name in ("teacher", "hrlf-teacher"))
+    plain, of_hrlf = (
+        resolve(name, ArmSettings(), settings) for name in ("teacher", "hrlf-teacher")
+    )
     for arm in (plain, of_hrlf):
-        assert (arm.training.epochs, arm.complete, arm.selection, arm.is_teacher) == (3, True, BY_COMPLETE, True)
+        assert (arm.training.epochs, arm.complete, arm.selection, arm.is_teacher) == (
+            3,
+            True,
+            BY_COMPLETE,
+            True,
+        )
     assert of_hrlf.network.name == resolve("hrlf", ArmSettings(), settings).network.name == "hrlf"
     assert of_hrlf.network.options == resolve("hrlf", ArmSettings(), settings).network.options
     assert (of_hrlf.kind, resolve("hrlf", ArmSettings(), settings).kind) == ("control", "baseline")
@@ -121,9 +154,21 @@ def test_every_name_there_is_resolves() -> None:
             {"method": {"weight": 1}},
             r"settings: arms\.kl\.method\.weight is unknown; allowed there: name, kl",
         ),
-        ("gcnet", {"network": {"past": -1}}, r"settings: arms\.gcnet\.network\.past: .*\(given: -1\)"),
-        ("smil", {"network": "gcnet"}, r"arms\.smil\.network: method smil trains network smil alone, not gcnet"),
-        ("kl", {"network": {"name": "unheard-of"}}, r"settings: arms\.kl\.network: network 'unheard-of' is unknown"),
+        (
+            "gcnet",
+            {"network": {"past": -1}},
+            r"settings: arms\.gcnet\.network\.past: .*\(given: -1\)",
+        ),
+        (
+            "smil",
+            {"network": "gcnet"},
+            r"arms\.smil\.network: method smil trains network smil alone, not gcnet",
+        ),
+        (
+            "kl",
+            {"network": {"name": "unheard-of"}},
+            r"settings: arms\.kl\.network: network 'unheard-of' is unknown",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line(name: str, changes: dict[str, object], line: str) -> None:
@@ -136,7 +181,9 @@ def test_a_trainings_keys_stand_in_the_arm_itself() -> None:
     with pytest.raises(ValidationError, match="epochs"):
         ArmSettings(epochs=0)
     last = load_settings(student={"keep": "last"})
-    with pytest.raises(CorrKDError, match=r"settings: arms\.smil: patience stops by the validation score"):
+    with pytest.raises(
+        CorrKDError, match=r"settings: arms\.smil: patience stops by the validation score"
+    ):
         resolve("smil", ArmSettings(patience=3), last)
 
 
@@ -144,10 +191,14 @@ def test_any_network_is_a_methods_that_needs_none() -> None:
     arm = resolve("kl", ArmSettings(network={"name": "cubemlp", "dropout": 0.3}), RUN)
     assert arm.network.class_ is CubeMLPNetwork
     assert arm.network.options == CubeMLPSettings(dropout=0.3)
-    run = load_settings(student={"network": "cubemlp", "method": {"name": "kl", "kl": {"weight": 2.0}}})
+    run = load_settings(
+        student={"network": "cubemlp", "method": {"name": "kl", "kl": {"weight": 2.0}}}
+    )
     assert resolve("kl", ArmSettings(), run).network.name == "cubemlp"
     assert (
-        resolve("student", ArmSettings(), run).method == run.student.method == resolve("kl", ArmSettings(), run).method
+        resolve("student", ArmSettings(), run).method
+        == run.student.method
+        == resolve("kl", ArmSettings(), run).method
     )
     assert resolve("student", ArmSettings(), run).title == "Plain KL distillation student"
     assert resolve("teacher", ArmSettings(), run).network.name == "corrkd"
@@ -178,8 +229,18 @@ def test_laid_over_joins_nested_changes() -> None:
             {"name": "kl", "kl": {"temperature": 2}},
             {"kl": {"weight": 0.5, "temperature": 2}},
         ),
-        ("corrkd-without-scd", {}, {"scd": {"form": "relations"}}, {"scd": {"weight": 0, "form": "relations"}}),
-        ("mine", {"name": "corrkd", "scd": {"weight": 3}}, {"name": "kl"}, {"kl": {"weight": 1, "temperature": 1}}),
+        (
+            "corrkd-without-scd",
+            {},
+            {"scd": {"form": "relations"}},
+            {"scd": {"weight": 0, "form": "relations"}},
+        ),
+        (
+            "mine",
+            {"name": "corrkd", "scd": {"weight": 3}},
+            {"name": "kl"},
+            {"kl": {"weight": 1, "temperature": 1}},
+        ),
         (
             "corrkd",
             {"rcd": {"form": "divergence", "weight": 3}},
@@ -193,19 +254,34 @@ def test_an_arm_of_a_dataset_lies_over_that_of_the_file(
 ) -> None:
     both = laid_over(name, ArmSettings(method=below), ArmSettings(method=above))
     options = options_of(resolve(name, both, load_settings()))
-    assert {term: {key: options[term][key] for key in values} for term, values in expected.items()} == expected
+    assert {
+        term: {key: options[term][key] for key in values} for term, values in expected.items()
+    } == expected
 
 
 def test_a_named_network_keeps_what_lies_below_where_it_is_the_same() -> None:
-    both = laid_over("gcnet", ArmSettings(network={"past": 4}), ArmSettings(network={"name": "gcnet", "future": 3}))
+    both = laid_over(
+        "gcnet",
+        ArmSettings(network={"past": 4}),
+        ArmSettings(network={"name": "gcnet", "future": 3}),
+    )
     assert resolve("gcnet", both, RUN).network.options == GCNetSettings(past=4, future=3)
-    original = resolve("transm-original", ArmSettings(network={"name": "transm", "decoder_layers": 3}), RUN).network
-    assert (original.model_dump()["network"]["layers"], original.model_dump()["decoder_layers"]) == (10, 3)
+    original = resolve(
+        "transm-original", ArmSettings(network={"name": "transm", "decoder_layers": 3}), RUN
+    ).network
+    assert (
+        original.model_dump()["network"]["layers"],
+        original.model_dump()["decoder_layers"],
+    ) == (10, 3)
 
 
 def test_an_arm_takes_models_for_trees() -> None:
     term = ArmSettings(method={"name": "corrkd", "scd": Relations(weight=0.5)})
-    assert options_of(resolve("mine", term, RUN))["scd"] == {"form": "relations", "weight": 0.5, "center": True}
+    assert options_of(resolve("mine", term, RUN))["scd"] == {
+        "form": "relations",
+        "weight": 0.5,
+        "center": True,
+    }
     choice = MethodChoice.model_validate({"name": "kl", "kl": {"weight": 2}})
     assert resolve("mine", ArmSettings.model_validate({"method": choice}), RUN).method == choice
 
@@ -222,7 +298,10 @@ def test_a_width_that_a_loss_cannot_compare_is_refused_before_any_training(tmp_p
     settings = load_settings(**tiny(data={"path": str(data)}))
 
     def prepare(**arm: Any) -> None:
-        arms = {"mine": ArmSettings(**arm, **narrow), "hrlf-teacher": ArmSettings(network={"width": 8, "heads": 2})}
+        arms = {
+            "mine": ArmSettings(**arm, **narrow),
+            "hrlf-teacher": ArmSettings(network={"width": 8, "heads": 2}),
+        }
         prepared("d", DatasetPlan(settings=settings, arms=arms), Reporter(quiet=True))
 
     prepare(method={"name": "kl"})

@@ -1,4 +1,6 @@
-"""The rule for epochs: doubled until validation gains little, decided with one seed, written into the plan."""
+"""The rule for epochs: doubled until validation gains little, decided with one seed, written into
+the plan.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,6 @@ from corrkd.experiment.settings import ArmSettings, load_settings
 from corrkd.networks.saved import load_network
 from corrkd.training.loop import VALID
 from tests.experiment.conftest import tiny
-from tests.experiment.test_compare import here  # noqa: F401  (a fixture)
 
 
 def arm_of(epochs: int) -> Arm:
@@ -30,7 +31,9 @@ def arm_of(epochs: int) -> Arm:
 
 
 class Trainer:
-    """Trains nothing: leaves files as a training does, whose validation score follows from the budget."""
+    """Trains nothing: leaves files as a training does, whose validation score follows from the
+    budget.
+    """
 
     def __init__(self, scores: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> None:
         self.ran: list[int] = []
@@ -48,7 +51,9 @@ class Trainer:
         self.ran.append(arm.training.epochs)
         (folder / "tfevents").mkdir(parents=True)
         (folder / f"{arm.name}.safetensors").write_text(str(arm.training.epochs))
-        card.write_text(json.dumps({VALID: self.scores[arm.training.epochs], "epochs": arm.training.epochs}))
+        card.write_text(
+            json.dumps({VALID: self.scores[arm.training.epochs], "epochs": arm.training.epochs})
+        )
 
 
 @pytest.mark.parametrize(
@@ -60,7 +65,11 @@ class Trainer:
     ],
 )
 def test_a_budget_is_doubled_until_it_gains_little(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: dict[int, float], chosen: int, ran: list[int]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scores: dict[int, float],
+    chosen: int,
+    ran: list[int],
 ) -> None:
     train = Trainer(scores, monkeypatch)
     made = choose_budget(arm_of(4), BudgetRule(gain=0.3, doublings=3), 7, tmp_path, train)
@@ -111,7 +120,9 @@ def plan_file(tmp_path: Path, **more: Any) -> Path:
     return path
 
 
-def test_all_seeds_train_for_what_the_first_chose_and_the_plan_says_it(tmp_path: Path, here: list[Job]) -> None:  # noqa: F811
+def test_all_seeds_train_for_what_the_first_chose_and_the_plan_says_it(
+    tmp_path: Path, jobs_run: list[Job]
+) -> None:
     plan = load_plan(plan_file(tmp_path, budget={"gain": 0.0, "doublings": 2}))
     out = tmp_path / "out"
     assert not compare(plan, out).failures
@@ -125,20 +136,24 @@ def test_all_seeds_train_for_what_the_first_chose_and_the_plan_says_it(tmp_path:
             assert len(about["history"]) == epochs
     stated = json.loads((out / "built-in" / "run.json").read_text())["protocol"]
     line = next(line for line in stated if line.startswith("Epochs"))
-    assert line.startswith(f"Epochs: {chosen['kl']} for every method; the teacher: {chosen['teacher']}. Where")
+    assert line.startswith(
+        f"Epochs: {chosen['kl']} for every method; the teacher: {chosen['teacher']}. Where"
+    )
     assert "less than 0 points (seed 0 decides; at most 2 doublings)" in line
     # The folder's own plan chooses nothing again: one training for each run.
     again = load_plan(out / "plan.yaml")
     assert again.datasets["built-in"].epochs == chosen
-    here.clear()
+    jobs_run.clear()
     done = compare(again, tmp_path / "again")
     assert not any((tmp_path / "again").rglob("budget.json"))
     assert done.results.equals(compare(plan, out).results)
 
 
-def test_teachers_are_chosen_first_and_those_that_lead_before_the_rest(tmp_path: Path, here: list[Job]) -> None:  # noqa: F811
+def test_teachers_are_chosen_first_and_those_that_lead_before_the_rest(
+    tmp_path: Path, jobs_run: list[Job]
+) -> None:
     compare(load_plan(plan_file(tmp_path, budget={"gain": 100.0})), tmp_path / "out")
-    assert [(job.arm, job.seed, job.chooses_budget) for job in here] == [
+    assert [(job.arm, job.seed, job.chooses_budget) for job in jobs_run] == [
         ("teacher", 0, True),
         ("teacher", 1, False),
         ("kl", 0, True),
@@ -152,7 +167,9 @@ def with_part(plan: Plan, **changes: Any) -> Plan:
 
 
 def with_seeds(plan: Plan, *seeds: int) -> Plan:
-    return with_part(plan, settings=plan.datasets["built-in"].settings.model_copy(update={"seeds": seeds}))
+    return with_part(
+        plan, settings=plan.datasets["built-in"].settings.model_copy(update={"seeds": seeds})
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,7 +182,7 @@ def with_seeds(plan: Plan, *seeds: int) -> Plan:
 )
 def test_seeds_of_one_arm_with_other_epochs_are_refused(
     tmp_path: Path,
-    here: list[Job],  # noqa: F811
+    jobs_run: list[Job],
     budget: Any,
     first: dict[str, int],
     then: dict[str, int],
@@ -177,7 +194,7 @@ def test_seeds_of_one_arm_with_other_epochs_are_refused(
         compare(with_part(plan, epochs=then), tmp_path / "out")
 
 
-def test_a_choice_stays_whatever_seeds_are_added(tmp_path: Path, here: list[Job]) -> None:  # noqa: F811
+def test_a_choice_stays_whatever_seeds_are_added(tmp_path: Path, jobs_run: list[Job]) -> None:
     """Another first seed, or the deciding one left out: the budget is the one that was chosen."""
     plan = load_plan(plan_file(tmp_path, budget={"gain": 0.0, "doublings": 1}))
     out = tmp_path / "out"
@@ -191,14 +208,21 @@ def test_a_choice_stays_whatever_seeds_are_added(tmp_path: Path, here: list[Job]
         assert {a: len(load_network(folder / a / a).about["history"]) for a in chosen} == chosen
 
 
-def test_epochs_that_were_named_stay_where_the_plan_no_longer_names_them(tmp_path: Path, here: list[Job]) -> None:  # noqa: F811
+def test_epochs_that_were_named_stay_where_the_plan_no_longer_names_them(
+    tmp_path: Path, jobs_run: list[Job]
+) -> None:
     plan = load_plan(plan_file(tmp_path, budget={"gain": 100.0}, seeds=1))
     compare(with_part(plan, epochs={"kl": 2}), tmp_path / "out")
     assert not compare(with_seeds(plan, 0, 1), tmp_path / "out").failures
-    assert len(load_network(tmp_path / "out" / "built-in" / "seed-1" / "kl" / "kl").about["history"]) == 2
+    assert (
+        len(load_network(tmp_path / "out" / "built-in" / "seed-1" / "kl" / "kl").about["history"])
+        == 2
+    )
 
 
-def test_a_longer_budget_that_fails_leaves_the_shorter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_longer_budget_that_fails_leaves_the_shorter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train = Trainer({4: 0.5, 8: 0.6}, monkeypatch)
 
     def diverging(arm: Arm, folder: Path) -> None:
@@ -211,9 +235,12 @@ def test_a_longer_budget_that_fails_leaves_the_shorter(tmp_path: Path, monkeypat
         choose_budget(arm_of(16), BudgetRule(), 0, tmp_path / "other", diverging)
 
 
-def test_the_command_lines_rule_lies_over_the_files(tmp_path: Path, here: list[Job]) -> None:  # noqa: F811
+def test_the_command_lines_rule_lies_over_the_files(tmp_path: Path, jobs_run: list[Job]) -> None:
     compare(load_plan(plan_file(tmp_path, budget={"gain": 100.0}, seeds=1)), tmp_path / "out")
-    assert load_plan(tmp_path / "out" / "plan.yaml", budget="fixed").datasets["built-in"].budget is None
+    assert (
+        load_plan(tmp_path / "out" / "plan.yaml", budget="fixed").datasets["built-in"].budget
+        is None
+    )
 
 
 def test_epochs_of_no_arm_are_refused(tmp_path: Path) -> None:
@@ -246,7 +273,9 @@ def test_a_rule_is_the_default_but_not_where_validation_is_judged(tmp_path: Path
     tree["datasets"]["built-in"]["settings"]["evaluation"]["split"] = "valid"
     tree["budget"] = "doubling"
     path.write_text(json.dumps(tree))
-    with pytest.raises(CorrKDError, match=r"validation split, by which budgets are chosen; set budget: fixed"):
+    with pytest.raises(
+        CorrKDError, match=r"validation split, by which budgets are chosen; set budget: fixed"
+    ):
         load_plan(path)
 
 

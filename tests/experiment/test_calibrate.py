@@ -1,4 +1,6 @@
-"""Temperatures from the validation split, prediction sets from people held out, both on the model's card and in the report."""
+"""Temperatures from the validation split, prediction sets from people held out, both on the model's
+card and in the report.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from tests.experiment.conftest import dataset_in, run_sketched, run_unreported, 
 @pytest.fixture(scope="module")
 def with_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sets") / "run"
-    run_sketched(tiny(data={"calibration": 0.4}, evaluation={"coverage": 0.5}, seeds=[0, 1]), folder)
+    run_sketched(
+        tiny(data={"calibration": 0.4}, evaluation={"coverage": 0.5}, seeds=[0, 1]), folder
+    )
     return folder
 
 
@@ -32,7 +36,10 @@ def arm(run: Path, seed: int, name: str) -> Path:
 
 def test_nobody_held_out_is_trained_on(with_sets: Path) -> None:
     experiment = prepare(corrkd.load_settings(dataset_in(with_sets) / "settings.yaml"))
-    splits = {name: set(experiment.dataset.split(name).groups["person"]) for name in experiment.dataset.splits}
+    splits = {
+        name: set(experiment.dataset.split(name).groups["person"])
+        for name in experiment.dataset.splits
+    }
     assert set(splits) == {"train", "valid", "test", CALIBRATION}
     assert not splits["train"] & splits[CALIBRATION]
     facts = json.loads((dataset_in(with_sets) / "run.json").read_text())
@@ -59,7 +66,9 @@ def test_calibration_reads_no_test_sample(with_sets: Path) -> None:
     saved = load_network(arm(with_sets, 0, "student") / "student")
     test = experiment.dataset.split("test")
     assert test.labels is not None
-    changed = replace(test, frames={m: x + np.nan for m, x in test.frames.items()}, labels=test.labels[::-1])
+    changed = replace(
+        test, frames={m: x + np.nan for m, x in test.frames.items()}, labels=test.labels[::-1]
+    )
     splits = {**experiment.dataset.splits, "test": changed}
     experiment = replace(experiment, dataset=replace(experiment.dataset, splits=splits))
     assert saved.evaluated is not None
@@ -77,20 +86,31 @@ def test_the_report_shows_before_and_after_and_coverage_by_group(with_sets: Path
         "*As trained*",
         "*With the condition's temperature*",
         "## Prediction sets",
-        "They were to hold the truth of 50 % of the samples of a new group. To be sure of that with",
+        "They were to hold the truth of 50 % of the samples of a new group. To be sure of that "
+        "with",
         "groups are exchangeable",
     ):
         assert words in text
-    rows = pd.concat(pd.read_csv(arm(with_sets, seed, "student") / "coverage.csv") for seed in (0, 1))
-    own = rows[(rows["method"] == "student") & (rows["condition"] == "complete")].groupby("group")["coverage"].mean()
+    rows = pd.concat(
+        pd.read_csv(arm(with_sets, seed, "student") / "coverage.csv") for seed in (0, 1)
+    )
+    own = (
+        rows[(rows["method"] == "student") & (rows["condition"] == "complete")]
+        .groupby("group")["coverage"]
+        .mean()
+    )
     line = next(
-        x for x in text.split("coverage-by-group")[0].splitlines() if x.startswith(f"| complete | {len(own)} |")
+        x
+        for x in text.split("coverage-by-group")[0].splitlines()
+        if x.startswith(f"| complete | {len(own)} |")
     )
     assert f"{100 * own.min():.1f}" in line
 
 
 def test_tests_on_the_validation_split_calibrate_nothing(tmp_path: Path) -> None:
-    settings = tiny(evaluation={"split": "valid"}, teacher={"keep": "last"}, student={"keep": "last"}, seeds=[0])
+    settings = tiny(
+        evaluation={"split": "valid"}, teacher={"keep": "last"}, student={"keep": "last"}, seeds=[0]
+    )
     done = run_unreported(settings, tmp_path / "run")
     assert "ece_calibrated" not in set(done.results["metric"])
     tested = load_network(arm(tmp_path / "run", 0, "student") / "student").evaluated
@@ -99,6 +119,10 @@ def test_tests_on_the_validation_split_calibrate_nothing(tmp_path: Path) -> None
 
 
 def test_sets_are_for_the_test_split_alone(tmp_path: Path) -> None:
-    with pytest.raises(CorrKDError, match=r"data\.calibration makes prediction sets for the test split alone"):
-        run_sketched(tiny(data={"calibration": 0.4}, evaluation={"split": "valid"}), tmp_path / "run")
+    with pytest.raises(
+        CorrKDError, match=r"data\.calibration makes prediction sets for the test split alone"
+    ):
+        run_sketched(
+            tiny(data={"calibration": 0.4}, evaluation={"split": "valid"}), tmp_path / "run"
+        )
     assert not (tmp_path / "run").exists()

@@ -11,7 +11,9 @@ from corrkd.report.run_folder import Card
 
 
 def test_every_rule_is_named_once() -> None:
-    text = selection_rules([("best on complete", "Teacher"), ("best", "CorrKD student"), ("best", "Control")])
+    text = selection_rules(
+        [("best on complete", "Teacher"), ("best", "CorrKD student"), ("best", "Control")]
+    )
     assert text == "best on complete (Teacher); best (CorrKD student, Control)"
 
 

@@ -32,33 +32,32 @@ from corrkd.report.run_folder import RunFolder, read_csv
 from corrkd.report.standings import method_counts, standings
 from corrkd.training.loop import VALID
 from tests.command import sketch
-from tests.experiment.conftest import assert_same, contents, dataset_in, run_unreported, tiny, write_npz
+from tests.experiment.conftest import (
+    assert_same,
+    contents,
+    dataset_in,
+    run_unreported,
+    tiny,
+    write_npz,
+)
 
 METHODS = ["late-fusion", "corrkd-kl", "no-distillation"]
 
 
-def plan_of(methods: Any = METHODS, seeds: int = 1, tmp: Path | None = None, **changes: Any) -> Plan:
+def plan_of(
+    methods: Any = METHODS, seeds: int = 1, tmp: Path | None = None, **changes: Any
+) -> Plan:
     """A comparison on the tiny built-in dataset, through a file as a user writes it."""
     settings = {key: value for key, value in tiny(**changes).items() if key != "seeds"}
-    tree = {"datasets": {"built-in": {"settings": settings}}, "arms": methods, "seeds": seeds, "budget": "fixed"}
+    tree = {
+        "datasets": {"built-in": {"settings": settings}},
+        "arms": methods,
+        "seeds": seeds,
+        "budget": "fixed",
+    }
     assert tmp is not None
     (tmp / "plan.yaml").write_text(json.dumps(tree))  # JSON is YAML
     return load_plan(tmp / "plan.yaml")
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    """The list tells which jobs ran. The report is left out."""
-    ran: list[Job] = []
-    attempt = runner.attempt
-
-    def watching(job: Job, *arguments: Any) -> str | None:
-        ran.append(job)
-        return attempt(job, *arguments)
-
-    monkeypatch.setattr(runner, "attempt", watching)
-    monkeypatch.setattr("corrkd.experiment.run.write_report", lambda out: out)
-    return ran
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +75,11 @@ def test_what_a_comparison_leaves(compared: Run) -> None:
     assert (compared.folder / "report.html").is_file()
     folder = compared.folder / "built-in"
     table = pd.read_csv(folder / "results.csv", dtype={"seed": str}, keep_default_na=False)
-    arms = {"teacher", "corrkd-kl", "no-distillation"}  # the teacher comes along, since `corrkd-kl` is taught
+    arms = {
+        "teacher",
+        "corrkd-kl",
+        "no-distillation",
+    }  # the teacher comes along, since `corrkd-kl` is taught
     assert set(table["method"]) == {*arms, "majority", "bayes"}
     costs = pd.read_csv(folder / "costs.csv").set_index("method")
     assert set(costs.index) == arms
@@ -84,10 +87,16 @@ def test_what_a_comparison_leaves(compared: Run) -> None:
     assert (costs["peak_memory_bytes"] > 1e7).all()
     for arm in arms:
         tensors = load_file(folder / "seed-0" / arm / f"{arm}.safetensors")
-        size = sum(x.size for name, x in tensors.items() if name.startswith("network.") and "fill" not in name)
+        size = sum(
+            x.size
+            for name, x in tensors.items()
+            if name.startswith("network.") and "fill" not in name
+        )
         assert costs.loc[arm, "parameters"] == size
     facts = json.loads((folder / "run.json").read_text())
-    assert facts["groups"]["count"] == len(set(pd.read_csv(folder / "groups.csv", dtype=str)["group"]))
+    assert facts["groups"]["count"] == len(
+        set(pd.read_csv(folder / "groups.csv", dtype=str)["group"])
+    )
     assert {m["name"]: m["kind"] for m in facts["methods"]}["corrkd-kl"] == "ablation"
     assert any("mask seed" in line for line in facts["protocol"])
 
@@ -104,42 +113,48 @@ def test_a_method_is_the_same_in_a_comparison_as_in_a_run(compared: Run, tmp_pat
     results = read_csv(dataset_in(tmp_path / "run") / "results.csv", keep_default_na=False)
     mine = compared.results
     one = mine[mine["method"] == "no-distillation"]["value"].to_numpy(float)
-    np.testing.assert_array_equal(one, results[results["method"] == "control"]["value"].to_numpy(float))
+    np.testing.assert_array_equal(
+        one, results[results["method"] == "control"]["value"].to_numpy(float)
+    )
 
 
-def test_only_what_is_missing_is_done(here: list[Job], tmp_path: Path) -> None:
+def test_only_what_is_missing_is_done(jobs_run: list[Job], tmp_path: Path) -> None:
     plan, out = plan_of(tmp=tmp_path), tmp_path / "out"
     compare(plan, out)
-    assert [job.arm for job in here] == ["teacher", *METHODS]  # the teacher first
+    assert [job.arm for job in jobs_run] == ["teacher", *METHODS]  # the teacher first
     before = contents(out)
-    here.clear()
+    jobs_run.clear()
     compare(plan, out)
-    assert here == []
+    assert jobs_run == []
     assert_same(before, contents(out))
     (out / "built-in" / "seed-0" / "corrkd-kl" / "results.csv").unlink()
     (out / "built-in" / "seed-0" / "corrkd-kl" / "progress").write_text(
         "corrkd-kl 1/2"
     )  # as a killed process leaves it
     compare(plan, out)
-    assert [job.arm for job in here] == ["corrkd-kl"]
+    assert [job.arm for job in jobs_run] == ["corrkd-kl"]
     assert_same(before, contents(out))
-    here.clear()
+    jobs_run.clear()
     compare(plan_of([*METHODS, "feature-mse"], seeds=2, tmp=tmp_path), out)
-    assert {(job.arm, job.seed) for job in here} == {
+    assert {(job.arm, job.seed) for job in jobs_run} == {
         ("feature-mse", 0), *((arm, 1) for arm in ("teacher", *METHODS, "feature-mse")),
     }  # fmt: skip
 
 
-def test_a_run_that_fails_is_told_and_the_others_go_on(here: list[Job], tmp_path: Path) -> None:
-    plan = plan_of({"late-fusion": {"lr": 1e30, "clip_norm": None}, "no-distillation": {}}, tmp=tmp_path)
+def test_a_run_that_fails_is_told_and_the_others_go_on(jobs_run: list[Job], tmp_path: Path) -> None:
+    plan = plan_of(
+        {"late-fusion": {"lr": 1e30, "clip_norm": None}, "no-distillation": {}}, tmp=tmp_path
+    )
     done = compare(plan, tmp_path / "out")
-    assert [(f.job.arm, "no longer finite" in f.error) for f in done.failures] == [("late-fusion", True)]
+    assert [(f.job.arm, "no longer finite" in f.error) for f in done.failures] == [
+        ("late-fusion", True)
+    ]
     assert set(done.results["method"]) == {"no-distillation", "majority", "bayes"}
     listed = pd.read_csv(tmp_path / "out" / "failures.csv")
     assert list(listed["method"]) == ["late-fusion"]
-    here.clear()
+    jobs_run.clear()
     assert len(compare(plan, tmp_path / "out").failures) == 1
-    assert [job.arm for job in here] == ["late-fusion"]
+    assert [job.arm for job in jobs_run] == ["late-fusion"]
 
 
 class KillingSettings(Settings):
@@ -172,15 +187,21 @@ def test_a_worker_that_is_killed_fails_its_job_alone(tmp_path: Path) -> None:
 
 def test_jobs_beside_one_that_kills_its_worker_are_tried_again_alone(tmp_path: Path) -> None:
     part = DatasetPlan(
-        settings=corrkd.load_settings(**tiny(seeds=[0, 1, 2])), arms={"kl": ArmSettings(), "teacher": ArmSettings()}
+        settings=corrkd.load_settings(**tiny(seeds=[0, 1, 2])),
+        arms={"kl": ArmSettings(), "teacher": ArmSettings()},
     )
     arms = {"no-distillation": ArmSettings()}
-    jobs = [Job(tmp_path / "a", part.model_copy(update={"arms": arms}), "no-distillation", seed) for seed in range(3)]
+    jobs = [
+        Job(tmp_path / "a", part.model_copy(update={"arms": arms}), "no-distillation", seed)
+        for seed in range(3)
+    ]
     running: dict[int, Future[str | None]] = {}
     at_once = []
 
     def submit(job: Job) -> Future[str | None]:
-        """Job 1 kills the pool, and with it whatever runs beside it; the others end at once when they are alone."""
+        """Job 1 kills the pool, and with it whatever runs beside it; the others end at once when
+        they are alone.
+        """
         future = running[job.seed] = Future()
         at_once.append(sorted(seed for seed, other in running.items() if not other.done()))
         if job.seed == 1:
@@ -193,53 +214,70 @@ def test_jobs_beside_one_that_kills_its_worker_are_tried_again_alone(tmp_path: P
 
     failures: list[Failure] = []
     runner._schedule(jobs, submit, 2, failures)
-    assert [(failure.job.seed, failure.error.split(";")[0]) for failure in failures] == [(1, "its process was killed")]
+    assert [(failure.job.seed, failure.error.split(";")[0]) for failure in failures] == [
+        (1, "its process was killed")
+    ]
     assert at_once == [[0], [0, 1], [0], [1], [2]]
 
 
-def test_what_needs_a_failed_job_is_not_begun(here: list[Job], tmp_path: Path) -> None:
-    plan = plan_of({"teacher": {"lr": 1e30, "clip_norm": None}, "kl": {}, "no-distillation": {}}, tmp=tmp_path)
+def test_what_needs_a_failed_job_is_not_begun(jobs_run: list[Job], tmp_path: Path) -> None:
+    plan = plan_of(
+        {"teacher": {"lr": 1e30, "clip_norm": None}, "kl": {}, "no-distillation": {}}, tmp=tmp_path
+    )
     done = compare(plan, tmp_path / "out")
-    assert [job.arm for job in here] == ["teacher", "no-distillation"]
+    assert [job.arm for job in jobs_run] == ["teacher", "no-distillation"]
     lines = {failure.job.arm: failure.error for failure in done.failures}
-    assert lines["kl"].startswith("not begun: teacher with seed 0, which it needs, has failed (the loss is no longer")
+    assert lines["kl"].startswith(
+        "not begun: teacher with seed 0, which it needs, has failed (the loss is no longer"
+    )
     assert set(lines) == {"teacher", "kl"}
 
 
-def test_a_method_begun_with_other_settings_is_not_gone_on_with(here: list[Job], tmp_path: Path) -> None:
+def test_a_method_begun_with_other_settings_is_not_gone_on_with(
+    jobs_run: list[Job], tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     compare(plan_of(["no-distillation"], tmp=tmp_path), out)
     before = contents(out)
     other = plan_of({"no-distillation": {"lr": 0.5}}, tmp=tmp_path)
-    with pytest.raises(CorrKDError, match=r"arm no-distillation, lr was .*, is 0\.5; .*--overwrite"):
+    with pytest.raises(
+        CorrKDError, match=r"arm no-distillation, lr was .*, is 0\.5; .*--overwrite"
+    ):
         compare(other, out)
     with pytest.raises(CorrKDError, match=r"dataset built-in, missing\.modality was 0\.3, is 0\.9"):
         compare(plan_of(["no-distillation"], tmp=tmp_path, missing={"modality": 0.9}), out)
     assert_same(before, contents(out))
-    here.clear()
+    jobs_run.clear()
     compare(other, out, overwrite=True)
-    assert [job.arm for job in here] == ["no-distillation"]
+    assert [job.arm for job in jobs_run] == ["no-distillation"]
 
 
-def test_a_folder_of_others_is_left_alone(here: list[Job], tmp_path: Path) -> None:
+def test_a_folder_of_others_is_left_alone(jobs_run: list[Job], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     for overwrite in (False, True):
         with pytest.raises(CorrKDError, match="holds other files and no run"):
             compare(plan_of(tmp=tmp_path), tmp_path / "out", overwrite=overwrite)
     assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
-    assert here == []
+    assert jobs_run == []
 
 
-def test_what_a_method_cannot_do_is_said_before_any_training(here: list[Job], tmp_path: Path) -> None:
+def test_what_a_method_cannot_do_is_said_before_any_training(
+    jobs_run: list[Job], tmp_path: Path
+) -> None:
     data = write_npz(tmp_path / "one.npz", {"speech": 4})
-    plan = load_plan(data=[str(data)], arms=["no-distillation", "dmd"], overrides=["student.epochs=1"])
-    with pytest.raises(CorrKDError, match=r"dataset one, arm dmd: DMD: distils between modalities, but .* only speech"):
+    plan = load_plan(
+        data=[str(data)], arms=["no-distillation", "dmd"], overrides=["student.epochs=1"]
+    )
+    with pytest.raises(
+        CorrKDError,
+        match=r"dataset one, arm dmd: DMD: distils between modalities, but .* only speech",
+    ):
         compare(plan, tmp_path / "out")
-    assert here == []
+    assert jobs_run == []
 
 
-def test_cross_validation_tests_every_seed_on_its_fold(here: list[Job], tmp_path: Path) -> None:
+def test_cross_validation_tests_every_seed_on_its_fold(jobs_run: list[Job], tmp_path: Path) -> None:
     person = np.array([f"p{place // 3}" for place in range(60)])
     data = write_npz(tmp_path / "people.npz", {"language": 5, "audio": 3}, person=person)
     settings = tiny(
@@ -249,20 +287,29 @@ def test_cross_validation_tests_every_seed_on_its_fold(here: list[Job], tmp_path
         student={"keep": "last", "epochs": 1},
     )
     tree = {"datasets": {"cv": {"settings": {k: v for k, v in settings.items() if k != "seeds"}}}}
-    (tmp_path / "plan.yaml").write_text(json.dumps({**tree, "arms": ["no-distillation", "kl"], "seeds": 3}))
+    (tmp_path / "plan.yaml").write_text(
+        json.dumps({**tree, "arms": ["no-distillation", "kl"], "seeds": 3})
+    )
     done = compare(load_plan(tmp_path / "plan.yaml", budget="fixed"), tmp_path / "out")
     assert not done.failures
     folder = tmp_path / "out" / "cv"
     tested = []
     for seed in range(3):
-        teachers = sorted(path.name for path in (folder / f"seed-{seed}" / "teacher").glob("teacher*.safetensors"))
-        assert teachers == ["teacher-0-0.safetensors", "teacher-0-1.safetensors", "teacher.safetensors"]
+        teachers = sorted(
+            path.name for path in (folder / f"seed-{seed}" / "teacher").glob("teacher*.safetensors")
+        )
+        assert teachers == [
+            "teacher-0-0.safetensors",
+            "teacher-0-1.safetensors",
+            "teacher.safetensors",
+        ]
         rows = pd.read_parquet(folder / f"seed-{seed}" / "kl" / "predictions.parquet")
         tested += sorted(set(rows["id"]))
     groups = pd.read_csv(folder / "groups.csv")
     assert sorted(tested) == sorted(groups["id"])  # each once: 30 of train and 15 of valid
     assert len(tested) == 45
-    # Seeds that test different people stand in one table; the floor has a value of its own for each fold.
+    # Seeds that test different people stand in one table; the floor has a value of its own for each
+    # fold.
     run = RunFolder.open(folder)
     counts = method_counts(run)
     assert {c.shape for by_seed in counts.values() for c in by_seed.values()} == {(2, 15, 1, 3, 3)}
@@ -292,13 +339,20 @@ def test_the_live_table_counts(tmp_path: Path) -> None:
         ({"method": ["kl"]}, "'method' is unknown; allowed: datasets, arms, seeds, jobs, search"),
         (
             {"arms": {"kl": {"lrr": 1}}},
-            r"arms\.kl\.lrr is unknown; allowed there: epochs, .*, method, network, title, trains_on",
+            r"arms\.kl\.lrr is unknown; allowed there: epochs, .*, method, network, title, "
+            r"trains_on",
         ),
         ({"arms": 3}, "expected a list of names"),
         ({"arms": ["klx"]}, "method 'klx' is unknown; there are self-mm, "),
-        ({"arms": ["kl"], "datasets": {"a/b": {}}}, "dataset 'a/b': a name of a folder, which must be letters"),
+        (
+            {"arms": ["kl"], "datasets": {"a/b": {}}},
+            "dataset 'a/b': a name of a folder, which must be letters",
+        ),
         ({"arms": ["kl"], "datasets": {"a": {"data": 1}}}, r"datasets\.a: expected \{settings"),
-        ({"arms": ["kl"], "datasets": {"a": {"arms": {"gcnet": {}}}}}, "gcnet: is not among the plan's"),
+        (
+            {"arms": ["kl"], "datasets": {"a": {"arms": {"gcnet": {}}}}},
+            "gcnet: is not among the plan's",
+        ),
         ({"datasets": {"a": {}}}, "no arm"),
         ({"arms": ["kl"], "jobs": 0}, "jobs"),
     ],
@@ -314,7 +368,10 @@ def test_a_plan_keeps_what_a_dataset_changes(tmp_path: Path) -> None:
     tree = {
         "arms": {"kl": {"method": {"kl": {"weight": 2.0}}}, "gcnet": {}},
         "seeds": [3, 4],
-        "datasets": {"a": {}, "b": {"arms": {"kl": {"lr": 0.1}}, "settings": {"preset": "synthetic"}}},
+        "datasets": {
+            "a": {},
+            "b": {"arms": {"kl": {"lr": 0.1}}, "settings": {"preset": "synthetic"}},
+        },
     }
     (tmp_path / "plan.yaml").write_text(json.dumps(tree))
     plan = load_plan(tmp_path / "plan.yaml", overrides=["student.epochs=9"], jobs=2)
@@ -323,18 +380,26 @@ def test_a_plan_keeps_what_a_dataset_changes(tmp_path: Path) -> None:
     assert plan.datasets["b"].arms["kl"].model_dump(exclude_unset=True) == {
         "method": {"kl": {"weight": 2.0}}, "lr": 0.1,
     }  # fmt: skip
-    assert all(part.settings.seeds == (3, 4) and part.settings.student.epochs == 9 for part in plan.datasets.values())
-    assert plan.datasets["b"].settings.student.lr == corrkd.load_settings(preset="synthetic").student.lr
+    assert all(
+        part.settings.seeds == (3, 4) and part.settings.student.epochs == 9
+        for part in plan.datasets.values()
+    )
+    assert (
+        plan.datasets["b"].settings.student.lr
+        == corrkd.load_settings(preset="synthetic").student.lr
+    )
     (tmp_path / "again.yaml").write_text(plan.to_yaml())
     assert Plan.model_validate(read_yaml(tmp_path / "again.yaml")) == plan
 
 
-def test_the_numbers_of_papers_are_checked_first_and_kept(here: list[Job], tmp_path: Path) -> None:
+def test_the_numbers_of_papers_are_checked_first_and_kept(
+    jobs_run: list[Job], tmp_path: Path
+) -> None:
     paper, plan = tmp_path / "paper.csv", plan_of(["no-distillation"], tmp=tmp_path)
     paper.write_text("method,condition,metric,value\nTheirs,nowhere,weighted_f1,61.2\n")
     with pytest.raises(CorrKDError, match="nowhere"):
         compare(plan, tmp_path / "out", reported=paper)
-    assert here == []
+    assert jobs_run == []
     paper.write_text("method,condition,metric,value\nTheirs,Avg.,weighted_f1,61.2\n")
     compare(plan, tmp_path / "out", reported=paper)
     assert (tmp_path / "out" / "reported.csv").read_bytes() == paper.read_bytes()
@@ -346,28 +411,44 @@ def test_a_ray_cluster_gives_the_same(tmp_path: Path) -> None:
     plan = plan_of(["no-distillation", "kl"], tmp=tmp_path).model_copy(update={"jobs": 2})
     compare(plan, tmp_path / "joblib")
     compare(plan, tmp_path / "ray", backend="ray")
-    one, other = (contents(tmp_path / name, "built-in/seed-0/*/*.safetensors") for name in ("joblib", "ray"))
+    one, other = (
+        contents(tmp_path / name, "built-in/seed-0/*/*.safetensors") for name in ("joblib", "ray")
+    )
     assert_same(one, other)
 
 
-def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_is_not_there_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(CorrKDError, match=r"--backend ray needs Ray: pip install 'corrkd\[cluster\]'"):
+    with pytest.raises(
+        CorrKDError, match=r"--backend ray needs Ray: pip install 'corrkd\[cluster\]'"
+    ):
         compare(plan_of(["no-distillation"], tmp=tmp_path), tmp_path / "out", backend="ray")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system's own figure is used")
 @pytest.mark.slow
 def test_peak_memory_is_the_run_s_own() -> None:
-    run = "import torch; from corrkd.experiment.processes import peak_memory as peak; print(peak(torch.device('cpu')))"
-    large = f"import subprocess, sys; held = b'x' * 2**30; subprocess.run([sys.executable, '-c', {run!r}], check=True)"
-    peak = int(subprocess.run([sys.executable, "-c", large], check=True, capture_output=True).stdout)
+    run = (
+        "import torch; from corrkd.experiment.processes import peak_memory as peak; "
+        "print(peak(torch.device('cpu')))"
+    )
+    large = (
+        f"import subprocess, sys; held = b'x' * 2**30; subprocess.run([sys.executable, '-c', "
+        f"{run!r}], check=True)"
+    )
+    peak = int(
+        subprocess.run([sys.executable, "-c", large], check=True, capture_output=True).stdout
+    )
     assert 1e8 < peak < 2**30
 
 
-@pytest.mark.parametrize(("trains_on", "conditions"), [("complete", subsets), ("missing", missing_subsets)])
+@pytest.mark.parametrize(
+    ("trains_on", "conditions"), [("complete", subsets), ("missing", missing_subsets)]
+)
 def test_a_method_is_chosen_by_what_it_is_trained_on(
-    here: list[Job], tmp_path: Path, trains_on: str, conditions: Any
+    jobs_run: list[Job], tmp_path: Path, trains_on: str, conditions: Any
 ) -> None:
     plan = plan_of({"cubemlp": {"trains_on": trains_on}}, tmp=tmp_path, student={"epochs": 1})
     compare(plan, tmp_path / "out")
@@ -383,7 +464,8 @@ def test_a_method_is_chosen_by_what_it_is_trained_on(
 def test_peak_memory_is_the_job_s_own() -> None:
     """A job before it in the same process had more."""
     code = (
-        "import torch; from corrkd.experiment.processes import peak_memory, reset_peak_memory; cpu = torch.device('cpu');"
+        "import torch; from corrkd.experiment.processes import peak_memory, reset_peak_memory; "
+        "cpu = torch.device('cpu');"
         "large = b'x' * 2**30; del large; reset_peak_memory(cpu); print(peak_memory(cpu))"
     )
     peak = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)

@@ -20,7 +20,12 @@ from tests.conftest import make_dataset, make_samples
 from tests.experiment.conftest import run_unreported, tiny, write_npz
 
 SHORT: dict[str, Any] = {
-    "teacher": {"epochs": 2, "folds": 2, "repeats": 1, "network": {"width": 8, "heads": 2, "feedforward": 16}},
+    "teacher": {
+        "epochs": 2,
+        "folds": 2,
+        "repeats": 1,
+        "network": {"width": 8, "heads": 2, "feedforward": 16},
+    },
     "student": {"epochs": 3, "batch_size": 16},
 }
 distil = partial(corrkd.distil, preset="corrkd-plus-1")  # which has CPD, so that it can be left out
@@ -54,7 +59,9 @@ def state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(x, other[name]) for name, x in one.items())
+    return one.keys() == other.keys() and all(
+        torch.equal(x, other[name]) for name, x in one.items()
+    )
 
 
 def plain(seed: int = 0, kind: type[Plain] = Plain, **options: Any) -> Plain:
@@ -71,7 +78,9 @@ def test_logits_alone_are_enough() -> None:
     assert list(done.history["epoch"]) == [1, 2, 3]
     assert {"loss/task", "loss/rcd"} <= set(done.history)
     assert "loss/cpd" not in done.history
-    assert done.notes == ("CPD is left out: it compares representations, and not all networks return one",)
+    assert done.notes == (
+        "CPD is left out: it compares representations, and not all networks return one",
+    )
     assert {"complete", "language", "audio+vision", "average"} <= set(done.evaluation["condition"])
     assert done.teachers.logits.shape == (48, 3)
 
@@ -90,7 +99,9 @@ def test_the_caller_and_the_clock_change_nothing() -> None:
 
 def test_networks_of_the_package_come_to_what_a_run_comes_to(tmp_path: Path) -> None:
     data = write_npz(tmp_path / "d.npz", {"language": 5, "audio": 3})
-    tree = tiny(data={"path": str(data), "synthetic": {}}, teacher={"folds": 3, "repeats": 2}, seeds=[4])
+    tree = tiny(
+        data={"path": str(data), "synthetic": {}}, teacher={"folds": 3, "repeats": 2}, seeds=[4]
+    )
     run_unreported(tree, tmp_path / "run")
     del tree["seeds"], tree["data"]["path"]
     preset = {"preset": None, "dataset": data, "settings": tree, "seed": 4}
@@ -111,7 +122,9 @@ def test_missing_frames_are_zero_and_modalities_come_by_name() -> None:
     (shown,) = network.shown
     assert not shown["audio"][:3].any()
     length = batch.frames["audio"].shape[1]
-    assert torch.equal(shown["audio"][3:, :length], batch.frames["audio"][3:] * batch.present["audio"][3:, :, None])
+    assert torch.equal(
+        shown["audio"][3:, :length], batch.frames["audio"][3:] * batch.present["audio"][3:, :, None]
+    )
     positional = WrappedNetwork(plain(kind=Representing), batch, samples.target)
     assert torch.allclose(positional(batch.complete()).logits, wrapped(batch.complete()).logits)
     assert positional.representation_width == 24
@@ -133,7 +146,10 @@ def test_teachers_from_elsewhere_are_asked_once() -> None:
 
     def oracle(ids: Sequence[str]) -> Any:
         asked.append(list(ids))
-        return 8.0 * torch.nn.functional.one_hot(torch.as_tensor(dataset.split("train").labels), 3).float()
+        return (
+            8.0
+            * torch.nn.functional.one_hot(torch.as_tensor(dataset.split("train").labels), 3).float()
+        )
 
     done = distil(plain(), [oracle], dataset=dataset, settings=SHORT, test=False)
     assert asked == [[str(name) for name in dataset.split("train").ids]]
@@ -145,7 +161,10 @@ def test_a_committee_answers_by_its_mean() -> None:
     one, other = torch.randn(2, 48, 3, generator=torch.Generator().manual_seed(0))
     settings = {**SHORT, "teacher": {**SHORT["teacher"], "temperature": 1.0}}
     done = distil(
-        plain(), [lambda _: one, TeacherOutputs(torch.zeros(48, 0), other)], dataset=dataset, settings=settings
+        plain(),
+        [lambda _: one, TeacherOutputs(torch.zeros(48, 0), other)],
+        dataset=dataset,
+        settings=settings,
     )
     expected = (one.softmax(1) + other.softmax(1)) / 2
     assert torch.allclose(done.teachers.logits.softmax(1), expected, atol=1e-6)
@@ -153,8 +172,15 @@ def test_a_committee_answers_by_its_mean() -> None:
 
 def test_a_network_of_a_third_party_as_it_is() -> None:
     transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
-    config = transformers.VisualBertConfig(vocab_size=10, visual_embedding_dim=6, num_labels=3, **sizes)
+    sizes = {
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "intermediate_size": 16,
+    }
+    config = transformers.VisualBertConfig(
+        vocab_size=10, visual_embedding_dim=6, num_labels=3, **sizes
+    )
     torch.manual_seed(0)
     network = transformers.VisualBertForVisualReasoning(config)
     dataset = make_dataset({"inputs_embeds": 8, "visual_embeds": 6})
@@ -177,19 +203,42 @@ class Strange(Plain):
 def with_cpd() -> dict[str, Any]:
     return {
         **SHORT,
-        "student": {**SHORT["student"], "method": {"name": "corrkd", "cpd": {"weight": 1.0, "parts": False}}},
+        "student": {
+            **SHORT["student"],
+            "method": {"name": "corrkd", "cpd": {"weight": 1.0, "parts": False}},
+        },
     }
 
 
 @pytest.mark.parametrize(
     ("make", "options", "line"),
     [
-        (lambda: plain(outputs=4), {}, r"Plain: returns logits \(N, 4\); classes needs 3 numbers a sample"),
-        (lambda: plain(kind=Failing), {}, r"Failing: its forward fails on language \(4, 6, 5\), .*: mat1 and mat2"),
+        (
+            lambda: plain(outputs=4),
+            {},
+            r"Plain: returns logits \(N, 4\); classes needs 3 numbers a sample",
+        ),
+        (
+            lambda: plain(kind=Failing),
+            {},
+            r"Failing: its forward fails on language \(4, 6, 5\), .*: mat1 and mat2",
+        ),
         (lambda: plain(kind=Strange), {}, r"forward returns a dict; expected logits, "),
-        (plain, {"settings": {"teacher": {"others": [{"network": "mlp"}]}}}, r"teacher\.others: is of runs; give"),
-        (plain, {"settings": {"teacher": {"outputs": "x.npz"}}}, r"teacher\.outputs: is of runs; give"),
-        (plain, {"settings": with_cpd()}, r"CPD compares representations, and the student and the teachers have none"),
+        (
+            plain,
+            {"settings": {"teacher": {"others": [{"network": "mlp"}]}}},
+            r"teacher\.others: is of runs; give",
+        ),
+        (
+            plain,
+            {"settings": {"teacher": {"outputs": "x.npz"}}},
+            r"teacher\.outputs: is of runs; give",
+        ),
+        (
+            plain,
+            {"settings": with_cpd()},
+            r"CPD compares representations, and the student and the teachers have none",
+        ),
         (
             plain,
             {"teachers": [lambda ids: torch.zeros(5, 3)]},
@@ -207,7 +256,9 @@ def with_cpd() -> dict[str, Any]:
         ),
     ],
 )
-def test_what_cannot_be_is_one_line(make: Callable[[], nn.Module], options: dict[str, Any], line: str) -> None:
+def test_what_cannot_be_is_one_line(
+    make: Callable[[], nn.Module], options: dict[str, Any], line: str
+) -> None:
     dataset: MultimodalDataset = make_dataset()
     with pytest.raises(CorrKDError, match=line) as error:
         distil(make(), dataset=dataset, **{"settings": SHORT, **options})

@@ -19,21 +19,31 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from corrkd import CorrKDClassifier, CorrKDError, MultimodalArrays
 
-STRUCTURE = {"width": 8, "heads": 1, "layers": 1, "feedforward": 8, "classifier": [8], "dropout": 0.0}
+STRUCTURE = {
+    "width": 8,
+    "heads": 1,
+    "layers": 1,
+    "feedforward": 8,
+    "classifier": [8],
+    "dropout": 0.0,
+}
 NUM_SAMPLES = 60
 LABELS = np.array(["calm", "tense"])[np.arange(NUM_SAMPLES) % 2]
 GROUPS = np.arange(NUM_SAMPLES) // 2 % 15
 
 EXPECTED_FAILURES = {
-    "check_no_attributes_set_in_init": "settings are attributes by their names, which the signature does not list",
-    "check_do_not_raise_errors_in_init_or_set_params": "`**overrides` are settings by name; a name that is none is a TypeError",
+    "check_no_attributes_set_in_init": "settings are attributes by their names, which the "
+    "signature does not list",
+    "check_do_not_raise_errors_in_init_or_set_params": "`**overrides` are settings by name; a "
+    "name that is none is a TypeError",
 }
 
 
 def quick(**more: Any) -> CorrKDClassifier:
     teacher = {"network": STRUCTURE, "epochs": 2, "lr": 2e-2, "batch_size": 16}
     return CorrKDClassifier(
-        preset=None, **{"teacher": teacher, "student": {"epochs": 8, "lr": 2e-2, "batch_size": 16}} | more
+        preset=None,
+        **{"teacher": teacher, "student": {"epochs": 8, "lr": 2e-2, "batch_size": 16}} | more,
     )
 
 
@@ -88,7 +98,12 @@ def test_it_is_saved_and_pickled(fitted: CorrKDClassifier, tmp_path: Path) -> No
         fitted.save(tmp_path / "model")
     fitted.save(tmp_path / "model", overwrite=True)
     about = json.loads((tmp_path / "model" / "estimator.json").read_text())
-    for change in ({"classes": ["calm"]}, {"kind": "V"}, {"modalities": ["audio"]}, {"params": {"epochs": 1}}):
+    for change in (
+        {"classes": ["calm"]},
+        {"kind": "V"},
+        {"modalities": ["audio"]},
+        {"params": {"epochs": 1}},
+    ):
         (tmp_path / "model" / "estimator.json").write_text(json.dumps(about | change))
         with pytest.raises(CorrKDError):
             CorrKDClassifier.load(tmp_path / "model")
@@ -107,7 +122,9 @@ def test_a_data_frame_with_prefixes_and_its_groups() -> None:
     rng = np.random.default_rng(0)
     shift = np.arange(NUM_SAMPLES) % 2
     frame = pd.DataFrame({f"audio_{i}": rng.normal(size=NUM_SAMPLES) + shift for i in range(3)})
-    frame["text"] = [row.tolist() for row in rng.normal(size=(NUM_SAMPLES, 2, 2)) - shift[:, None, None]]
+    frame["text"] = [
+        row.tolist() for row in rng.normal(size=(NUM_SAMPLES, 2, 2)) - shift[:, None, None]
+    ]
     frame["person"] = GROUPS
     model = quick().fit(frame, shift)
     assert model.modalities_ == ["language", "audio"]
@@ -146,7 +163,10 @@ def test_parameters_are_settings_nested_or_flat() -> None:
         ({"y": LABELS[:5]}, "inconsistent numbers of samples"),
         ({"y": np.zeros(NUM_SAMPLES)}, "holds one class alone"),
         ({"X": {}}, "no modality"),
-        ({"X": {"audio": np.zeros((NUM_SAMPLES, 2)), "text": np.zeros((5, 2))}}, "differ in their number of samples"),
+        (
+            {"X": {"audio": np.zeros((NUM_SAMPLES, 2)), "text": np.zeros((5, 2))}},
+            "differ in their number of samples",
+        ),
         ({"groups": np.zeros(NUM_SAMPLES)}, "in one group"),
         ({"groups": [1, 2]}, "inconsistent numbers of samples"),
     ],
@@ -172,7 +192,8 @@ def test_wrong_questions_are_value_errors(fitted: CorrKDClassifier) -> None:
 @given(rows=st.lists(st.integers(0, 9), min_size=1, max_size=12), count=st.integers(10, 12))
 def test_rows_of_the_container_are_rows_of_its_modalities(rows: list[int], count: int) -> None:
     X = MultimodalArrays(
-        a=np.arange(3.0 * count).reshape(count, 3), b=[np.full((1 + i % 2, 2), i) for i in range(count)]
+        a=np.arange(3.0 * count).reshape(count, 3),
+        b=[np.full((1 + i % 2, 2), i) for i in range(count)],
     )
     for key in (rows, np.array(rows), (np.array(rows), ...)):
         part = X[key]
@@ -189,7 +210,15 @@ def test_rows_of_the_container_are_rows_of_its_modalities(rows: list[int], count
 def test_scikit_learn_s_own_checks() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        results = check_estimator(quick(), on_fail=None, on_skip=None, expected_failed_checks=EXPECTED_FAILURES)
-    failed = {result["check_name"]: repr(result["exception"]) for result in results if result["status"] == "failed"}
+        results = check_estimator(
+            quick(), on_fail=None, on_skip=None, expected_failed_checks=EXPECTED_FAILURES
+        )
+    failed = {
+        result["check_name"]: repr(result["exception"])
+        for result in results
+        if result["status"] == "failed"
+    }
     assert not failed
-    assert {result["check_name"] for result in results if result["status"] == "xfail"} == set(EXPECTED_FAILURES)
+    assert {result["check_name"] for result in results if result["status"] == "xfail"} == set(
+        EXPECTED_FAILURES
+    )

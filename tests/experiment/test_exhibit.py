@@ -36,7 +36,11 @@ def test_student_teacher_and_control_of_one_seed(on_file: Path) -> None:
     ):
         exhibit, notes = exhibit_of(path)
         assert notes == []
-        assert [p.saved.about["role"] for p in exhibit.predictors.values()] == ["student", "teacher", "control"]
+        assert [p.saved.about["role"] for p in exhibit.predictors.values()] == [
+            "student",
+            "teacher",
+            "control",
+        ]
         assert {p.saved.about["seed"] for p in exhibit.predictors.values()} == {seed}
         assert exhibit.student is exhibit.predictors["student"]
         assert exhibit.name == "test"
@@ -92,7 +96,9 @@ def test_labels_in_words() -> None:
     assert split.labels is not None
     assert split.scores is not None
     assert truths(split, make_target("classes", dataset)) == [str(label) for label in split.labels]
-    assert truths(split, make_target("score", dataset)) == [f"{score:.2f}" for score in split.scores]
+    assert truths(split, make_target("score", dataset)) == [
+        f"{score:.2f}" for score in split.scores
+    ]
     binary = truths(split, make_target("binary-nonzero", dataset))
     assert binary == ["negative" if score < 0 else "positive" for score in split.scores]
     asked = with_questions(dataset)

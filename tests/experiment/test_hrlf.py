@@ -1,4 +1,6 @@
-"""A method with a teacher of another kind beside methods that share the run's: HRLF in a comparison, in a run and out of fold."""
+"""A method with a teacher of another kind beside methods that share the run's: HRLF in a
+comparison, in a run and out of fold.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,15 @@ from corrkd.training.loop import teacher_outputs
 from tests.experiment.conftest import run_unreported, tiny
 
 ARMS = ["hrlf", "kl", "no-distillation"]
-SMALL = {"name": "hrlf", "width": 8, "heads": 2, "layers": 1, "feedforward": 8, "classifier": [4], "factor_hidden": 4}
+SMALL = {
+    "name": "hrlf",
+    "width": 8,
+    "heads": 2,
+    "layers": 1,
+    "feedforward": 8,
+    "classifier": [4],
+    "factor_hidden": 4,
+}
 
 
 def small(**changes: Any) -> dict[str, Any]:
@@ -41,7 +51,11 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
 
 def _overrides() -> list[str]:
     settings = tiny()
-    lines = [f"data.synthetic={settings['data']['synthetic']}", "student.epochs=1", "teacher.epochs=1"]
+    lines = [
+        f"data.synthetic={settings['data']['synthetic']}",
+        "student.epochs=1",
+        "teacher.epochs=1",
+    ]
     return [*lines, "evaluation={draws: 1, conditions: {ratio: [], burst: []}}"]
 
 
@@ -52,8 +66,13 @@ def test_the_teachers_that_are_needed_join_the_plan(compared: tuple[Path, Run]) 
     seed = folder / "synthetic" / "seed-0"
     assert load_network(seed / "teacher" / "teacher").network.name == "corrkd"
     assert load_network(seed / "hrlf-teacher" / "hrlf-teacher").network.name == "hrlf"
-    losses = {name: {c for c in read_csv(seed / name / HISTORY) if c.startswith("loss/")} for name in ("hrlf", "kl")}
-    assert losses["hrlf"] == {f"loss/{name}" for name in ("total", "task", "frf", "hmi", "hal", "kl")}
+    losses = {
+        name: {c for c in read_csv(seed / name / HISTORY) if c.startswith("loss/")}
+        for name in ("hrlf", "kl")
+    }
+    assert losses["hrlf"] == {
+        f"loss/{name}" for name in ("total", "task", "frf", "hmi", "hal", "kl")
+    }
     assert losses["kl"] == {"loss/total", "loss/task", "loss/kl"}
 
 
@@ -63,16 +82,25 @@ def test_the_outputs_of_each_kind_of_teacher_lie_in_its_folder(compared: tuple[P
 
 
 def test_a_committee_is_of_the_arm_that_teaches(tmp_path: Path) -> None:
-    """Beside `hrlf-teacher`, and not the run's teacher: its name is that of the files, folds and other networks included."""
+    """Beside `hrlf-teacher`, and not the run's teacher: its name is that of the files, folds and
+    other networks included.
+    """
     others = {"teacher.folds": 2, "teacher.others": f"[{{network: {SMALL}, epochs: 2}}]"}
     overrides = [*_overrides(), *(f"{key}={value}" for key, value in others.items())]
-    run = load_plan(arms=["hrlf", "no-distillation"], seeds=[0], budget="fixed", overrides=overrides)
+    run = load_plan(
+        arms=["hrlf", "no-distillation"], seeds=[0], budget="fixed", overrides=overrides
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("corrkd.experiment.run.write_report", lambda out: out)
         assert not compare(run, tmp_path / "out").failures
     seed = tmp_path / "out" / "synthetic" / "seed-0"
     assert {path.name for path in seed.iterdir()} == {"hrlf-teacher", "hrlf", "no-distillation"}
-    names = ["hrlf-teacher-0-0", "hrlf-teacher-0-1", "hrlf-teacher-other1-0-0", "hrlf-teacher-other1-0-1"]
+    names = [
+        "hrlf-teacher-0-0",
+        "hrlf-teacher-0-1",
+        "hrlf-teacher-other1-0-0",
+        "hrlf-teacher-other1-0-1",
+    ]
     settings = run.datasets["synthetic"].settings
     assert [member.name for member in members(settings.teacher, "hrlf-teacher")] == names
     saved = [load_network(seed / "hrlf-teacher" / name) for name in names]
@@ -82,8 +110,12 @@ def test_a_committee_is_of_the_arm_that_teaches(tmp_path: Path) -> None:
     responses = [torch.zeros_like(made.logits) for _ in range(2)]
     for member, one in zip(members(settings.teacher, "hrlf-teacher"), saved, strict=True):
         rows = rows_of(member, prepare(settings).at(0), samples, 0)[1]
-        responses[member.network][rows] = teacher_outputs(one.network, samples).logits[rows].softmax(-1)
-    torch.testing.assert_close(made.logits.softmax(-1), torch.stack(responses).mean(0), atol=1e-5, rtol=1e-4)
+        responses[member.network][rows] = (
+            teacher_outputs(one.network, samples).logits[rows].softmax(-1)
+        )
+    torch.testing.assert_close(
+        made.logits.softmax(-1), torch.stack(responses).mean(0), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_a_plan_names_no_teacher_twice() -> None:
@@ -94,7 +126,11 @@ def test_a_plan_names_no_teacher_twice() -> None:
 
 def test_a_run_s_teacher_is_trained_for_its_student(tmp_path: Path) -> None:
     settings = load_settings(**small())
-    assert list(plan_of_run(settings).datasets["synthetic"].arms) == ["teacher", "student", "control"]
+    assert list(plan_of_run(settings).datasets["synthetic"].arms) == [
+        "teacher",
+        "student",
+        "control",
+    ]
     done = run_unreported(settings, tmp_path / "run")
     seed = tmp_path / "run" / "synthetic" / "seed-0"
     networks = [load_network(seed / arm / arm).network for arm in ("teacher", "student", "control")]
@@ -109,13 +145,18 @@ def test_out_of_fold_each_scale_is_rotated_by_itself(tmp_path: Path) -> None:
     settings = load_settings(**small(teacher={"folds": 2}))
     run_unreported(settings, tmp_path / "run")
     experiment = prepare(settings).at(0)
-    samples, folder = experiment.samples("train"), tmp_path / "run" / "synthetic" / "seed-0" / "teacher"
+    samples, folder = (
+        experiment.samples("train"),
+        tmp_path / "run" / "synthetic" / "seed-0" / "teacher",
+    )
     made = answers(experiment, samples, 0, folder)
     for member in members(settings.teacher):
         network = load_network(folder / member.name).network
         output = teacher_outputs(network, samples).representation
         rows = rows_of(member, experiment, samples, 0)[1]
         for raw, rotated in zip(
-            output[rows].split(network.scales, 1), made.representation[rows].split(network.scales, 1), strict=True
+            output[rows].split(network.scales, 1),
+            made.representation[rows].split(network.scales, 1),
+            strict=True,
         ):
             torch.testing.assert_close(raw @ raw.T, rotated @ rotated.T, atol=1e-3, rtol=1e-3)

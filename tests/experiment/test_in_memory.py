@@ -36,11 +36,18 @@ def small(**changes: Any) -> dict[str, Any]:
 def frame(count: int = 60) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     labels = np.arange(count) % 2
-    speech = [(rng.normal(size=(1 + row % 4, 3)) + label).tolist() for row, label in enumerate(labels)]
+    speech = [
+        (rng.normal(size=(1 + row % 4, 3)) + label).tolist() for row, label in enumerate(labels)
+    ]
     speech[5] = None  # type: ignore[call-overload]
     vectors = {f"form_{index}": rng.normal(size=count) + labels for index in range(4)}
     return pd.DataFrame(
-        {"speech": speech, **vectors, "label": np.array(["calm", "tense"])[labels], "person": np.arange(count) % 20}
+        {
+            "speech": speech,
+            **vectors,
+            "label": np.array(["calm", "tense"])[labels],
+            "person": np.arange(count) % 20,
+        }
     )
 
 
@@ -50,7 +57,8 @@ def test_a_run_on_a_dataset_in_memory_is_the_run_on_its_converted_file(
     made = corrkd.run(small(), tmp_path / "memory", dataset=dataset)
     convert(dataset, tmp_path / "tiny.safetensors")
     other = corrkd.run(
-        {**small(), "data": {"path": str(tmp_path / "tiny.safetensors"), "target": "classes"}}, tmp_path / "file"
+        {**small(), "data": {"path": str(tmp_path / "tiny.safetensors"), "target": "classes"}},
+        tmp_path / "file",
     )
     pd.testing.assert_frame_equal(made.results, other.results)
     stored = tmp_path / "memory" / "tiny" / "data.safetensors"
@@ -67,14 +75,18 @@ def test_a_run_on_a_dataset_in_memory_is_the_run_on_its_converted_file(
     pd.testing.assert_frame_equal(again.results, made.results)
 
 
-@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])  # workers read what the folder keeps
+@pytest.mark.parametrize(
+    "jobs", [1, pytest.param(2, marks=pytest.mark.slow)]
+)  # workers read what the folder keeps
 def test_a_data_frame_is_trained_on_and_predicted(tmp_path: Path, jobs: int) -> None:
     done = corrkd.run(small(seeds=[0, 1], jobs=jobs), tmp_path / "out", dataset=frame())
     assert set(done.average().index) >= {"student", "control"}
     student = corrkd.load_student(tmp_path / "out")
     table = corrkd.evaluate(student, frame(), conditions=["complete", "speech"])
     results = done.results[done.results["seed"].astype(str) == "0"]
-    of_run = results.query("method == 'student' and condition == 'complete' and metric == 'accuracy'")
+    of_run = results.query(
+        "method == 'student' and condition == 'complete' and metric == 'accuracy'"
+    )
     judged = table.query("condition == 'complete' and metric == 'accuracy'")
     assert judged["value"].item() == pytest.approx(of_run["value"].item(), abs=1e-6)
     predictor = corrkd.Predictor.from_pretrained(tmp_path / "out")
@@ -85,12 +97,18 @@ def test_other_data_are_not_gone_on_with(tmp_path: Path, dataset: MultimodalData
     plan = load_plan(arms=["no-distillation"], budget="fixed", overrides=["device=cpu"])
     part = plan.datasets["synthetic"]
     plan = plan.model_copy(
-        update={"datasets": {"synthetic": part.model_copy(update={"settings": corrkd.load_settings(**small())})}}
+        update={
+            "datasets": {
+                "synthetic": part.model_copy(update={"settings": corrkd.load_settings(**small())})
+            }
+        }
     )
     done = corrkd.compare(plan, tmp_path / "out", datasets={"a": dataset, "b": frame()})
     assert set(done.results["dataset"]) == {"a", "b"}
     assert (tmp_path / "out" / "b" / "data.safetensors").is_file()
-    assert corrkd.compare(plan, tmp_path / "out", datasets={"a": dataset, "b": frame()}).results.equals(done.results)
+    assert corrkd.compare(
+        plan, tmp_path / "out", datasets={"a": dataset, "b": frame()}
+    ).results.equals(done.results)
     with pytest.raises(CorrKDError, match="the data has changed since the run began"):
         corrkd.compare(plan, tmp_path / "out", datasets={"a": dataset, "b": frame(80)})
     two = plan.model_copy(update={"datasets": dict.fromkeys(("a", "b"), part)})
@@ -98,7 +116,9 @@ def test_other_data_are_not_gone_on_with(tmp_path: Path, dataset: MultimodalData
         corrkd.compare(two, tmp_path / "other", datasets={"c": dataset})
 
 
-def test_how_a_file_is_read_is_not_asked_of_a_dataset(tmp_path: Path, dataset: MultimodalDataset) -> None:
+def test_how_a_file_is_read_is_not_asked_of_a_dataset(
+    tmp_path: Path, dataset: MultimodalDataset
+) -> None:
     with pytest.raises(CorrKDError, match=r"data\.label says how a file is read"):
         corrkd.run({"data": {"label": "happy"}}, tmp_path / "out", dataset=dataset)
 
@@ -106,7 +126,11 @@ def test_how_a_file_is_read_is_not_asked_of_a_dataset(tmp_path: Path, dataset: M
 def test_a_network_is_distilled_on_a_dict_of_arrays() -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 2
-    arrays = {"audio": rng.normal(size=(60, 3)) + labels[:, None], "text": rng.normal(size=(60, 4, 2)), "y": labels}
+    arrays = {
+        "audio": rng.normal(size=(60, 3)) + labels[:, None],
+        "text": rng.normal(size=(60, 4, 2)),
+        "y": labels,
+    }
     changes = {key: value for key, value in small().items() if key != "data"}
     made = corrkd.distil("corrkd", dataset=arrays, preset=None, settings=changes, test=False)
     assert made.student.modalities == ("language", "audio")
@@ -118,7 +142,9 @@ def test_classes_are_numbered_as_the_model_numbers_them(dataset: MultimodalDatas
     before, after = named.splits["test"].labels, turned.splits["test"].labels
     assert before is not None
     assert after is not None
-    assert [named.class_names[label] for label in before] == [turned.class_names[label] for label in after]
+    assert [named.class_names[label] for label in before] == [
+        turned.class_names[label] for label in after
+    ]
     assert with_classes(named, ("x", "y", "z")) is named
 
 
@@ -127,11 +153,23 @@ def test_classes_are_numbered_as_the_model_numbers_them(dataset: MultimodalDatas
 def test_a_dataset_is_read_back_as_foretold(
     frames: int, classes: int, sha: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    dataset = replace(make_dataset(sizes=(9, 6, 6), frames=frames, classes=classes), sha256=sha, notes=("a note",))
+    dataset = replace(
+        make_dataset(sizes=(9, 6, 6), frames=frames, classes=classes), sha256=sha, notes=("a note",)
+    )
     path = tmp_path_factory.mktemp("converted") / "data.safetensors"
     convert(dataset, path)
     read, foretold = corrkd.load_dataset(path), as_converted(dataset)
-    for field in ("name", "sha256", "notes", "extra", "class_names", "layout", "missing_rule", "tokens", "posterior"):
+    for field in (
+        "name",
+        "sha256",
+        "notes",
+        "extra",
+        "class_names",
+        "layout",
+        "missing_rule",
+        "tokens",
+        "posterior",
+    ):
         assert getattr(read, field) == getattr(foretold, field)
     for split, part in read.splits.items():
         for m, x in part.frames.items():

@@ -1,4 +1,6 @@
-"""The outputs of a seed's teachers are computed once, and a file that is not theirs is never taken for them."""
+"""The outputs of a seed's teachers are computed once, and a file that is not theirs is never taken
+for them.
+"""
 
 from __future__ import annotations
 
@@ -59,10 +61,16 @@ def asked(experiment: Experiment, folder: Path, seed: int = 0) -> TeacherOutputs
 def assert_equal(one: TeacherOutputs, other: TeacherOutputs) -> None:
     assert one.answered_by is not None
     assert other.answered_by is not None
-    assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True) if x is not None and y is not None)
+    assert all(
+        torch.equal(x, y)
+        for x, y in zip(one, other, strict=True)
+        if x is not None and y is not None
+    )
 
 
-def test_a_run_leaves_them_and_they_are_read_to_the_bit(folder: Path, computed: list[TeacherOutputs]) -> None:
+def test_a_run_leaves_them_and_they_are_read_to_the_bit(
+    folder: Path, computed: list[TeacherOutputs]
+) -> None:
     experiment = experiment_of()
     kept = asked(experiment, folder)
     assert not computed
@@ -74,7 +82,9 @@ def test_a_run_leaves_them_and_they_are_read_to_the_bit(folder: Path, computed: 
 
 
 @pytest.mark.parametrize("at", [3, 20, -2])
-def test_a_damaged_file_is_written_anew(folder: Path, computed: list[TeacherOutputs], at: int) -> None:
+def test_a_damaged_file_is_written_anew(
+    folder: Path, computed: list[TeacherOutputs], at: int
+) -> None:
     before = (folder / FILE).read_bytes()
     damaged = bytearray(before)
     damaged[at] ^= 1
@@ -85,13 +95,17 @@ def test_a_damaged_file_is_written_anew(folder: Path, computed: list[TeacherOutp
 
 
 @pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0", b"not tensors at all"])
-def test_a_file_of_something_else_is_written_anew(folder: Path, computed: list[TeacherOutputs], content: bytes) -> None:
+def test_a_file_of_something_else_is_written_anew(
+    folder: Path, computed: list[TeacherOutputs], content: bytes
+) -> None:
     (folder / FILE).write_bytes(content)
     asked(experiment_of(), folder)
     assert len(computed) == 1
 
 
-def test_outputs_of_other_settings_seeds_or_data_are_not_taken(folder: Path, computed: list[TeacherOutputs]) -> None:
+def test_outputs_of_other_settings_seeds_or_data_are_not_taken(
+    folder: Path, computed: list[TeacherOutputs]
+) -> None:
     asked(experiment_of(temperature=2.0), folder)
     assert len(computed) == 1
     asked(experiment_of(), folder, seed=1)  # other folds
@@ -102,7 +116,9 @@ def test_outputs_of_other_settings_seeds_or_data_are_not_taken(folder: Path, com
     assert len(computed) == 3
 
 
-def test_outputs_of_other_teachers_are_not_taken(folder: Path, computed: list[TeacherOutputs]) -> None:
+def test_outputs_of_other_teachers_are_not_taken(
+    folder: Path, computed: list[TeacherOutputs]
+) -> None:
     for ending in ("json", "safetensors"):
         shutil.copy(folder / f"teacher-0-1.{ending}", folder / f"teacher-0-0.{ending}")
     asked(experiment_of(), folder)

@@ -44,14 +44,22 @@ def leftovers(folder: Path) -> list[Path]:
     return [p for p in folder.rglob("*") if p.name.endswith((".part", ".ckpt"))]
 
 
-def killed_again_and_again(settings: Path, out: Path, owner: str, name: str, calls: int, patience: int) -> int:
-    """Begins a run and resumes it, each process killed at a call, until all results are there; how often that was.
+def killed_again_and_again(
+    settings: Path, out: Path, owner: str, name: str, calls: int, patience: int
+) -> int:
+    """Begins a run and resumes it, each process killed at a call, until all results are there; how
+    often that was.
 
-    At the call of number `calls` at first, one later after each `patience` processes: an evaluation is done whole or not at all.
+    At the call of number `calls` at first, one later after each `patience` processes: an evaluation
+    is done whole or not at all.
     """
     times = 0
     while not (out / "results.csv").exists():
-        words = ("resume", out) if (out / "plan.yaml").exists() else ("run", "--settings", settings, "--out", out)
+        words = (
+            ("resume", out)
+            if (out / "plan.yaml").exists()
+            else ("run", "--settings", settings, "--out", out)
+        )
         ended = corrkd(*words, first=ends_at(owner, name, calls + times // patience), report=False)
         assert ended.code in (0, -signal.SIGKILL), ended
         times += ended.code != 0
@@ -63,7 +71,12 @@ def killed_again_and_again(settings: Path, out: Path, owner: str, name: str, cal
     ("hook", "calls", "least"), [(WRITE, 4, 4), pytest.param(REPLACE, 5, 4, marks=pytest.mark.slow)]
 )
 def test_killed_again_and_again(
-    settings: Path, whole: dict[str, bytes], tmp_path: Path, hook: tuple[str, str], calls: int, least: int
+    settings: Path,
+    whole: dict[str, bytes],
+    tmp_path: Path,
+    hook: tuple[str, str],
+    calls: int,
+    least: int,
 ) -> None:
     out = tmp_path / "run"
     assert killed_again_and_again(settings, out, *hook, calls, patience=1) >= least
@@ -74,8 +87,12 @@ def test_killed_again_and_again(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hook", [WRITE, SYNC, REPLACE])
-def test_killed_at_every_write(settings: Path, whole: dict[str, bytes], tmp_path: Path, hook: tuple[str, str]) -> None:
-    """The first writes of each process are the plan's: at the second, each gets one file further."""
+def test_killed_at_every_write(
+    settings: Path, whole: dict[str, bytes], tmp_path: Path, hook: tuple[str, str]
+) -> None:
+    """The first writes of each process are the plan's: at the second, each gets one file
+    further.
+    """
     out = tmp_path / "run"
     assert killed_again_and_again(settings, out, *hook, 2, patience=6) >= 12
     assert corrkd("resume", out, report=False).code == 0
@@ -86,16 +103,23 @@ def test_killed_at_every_write(settings: Path, whole: dict[str, bytes], tmp_path
 def test_killed_at_its_very_first_write(settings: Path, tmp_path: Path) -> None:
     """There is no run yet, and the folder is no obstacle to one."""
     out = tmp_path / "run"
-    assert corrkd("train", "--settings", settings, "--out", out, first=ends_at(*WRITE, 1)).code == -signal.SIGKILL
+    assert (
+        corrkd("train", "--settings", settings, "--out", out, first=ends_at(*WRITE, 1)).code
+        == -signal.SIGKILL
+    )
     assert "holds no plan.yaml" in corrkd("resume", out).line
     assert corrkd("train", "--settings", settings, "--out", out).code == 0
     assert not leftovers(out)
 
 
-def test_killed_between_the_last_model_and_the_history(settings: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+def test_killed_between_the_last_model_and_the_history(
+    settings: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     first = ends_at("corrkd.experiment.stages", "_write_history", 3)
-    assert corrkd("train", "--settings", settings, "--out", out, first=first).code == -signal.SIGKILL
+    assert (
+        corrkd("train", "--settings", settings, "--out", out, first=first).code == -signal.SIGKILL
+    )
     assert (out / "synthetic" / "seed-0" / "control" / "control.json").exists()
     assert not (out / "synthetic" / "seed-0" / "control" / "history.csv").exists()
     assert corrkd("resume", out, report=False).code == 0
@@ -118,11 +142,17 @@ def test_killed_from_outside(settings: Path, whole: dict[str, bytes], tmp_path: 
     assert not leftovers(out)
 
 
-@pytest.mark.parametrize(("hook", "calls"), [(SYNC, 7), (("corrkd.experiment.stages", "sweep_splits"), 2)])
-def test_control_c(settings: Path, whole: dict[str, bytes], tmp_path: Path, hook: tuple[str, str], calls: int) -> None:
+@pytest.mark.parametrize(
+    ("hook", "calls"), [(SYNC, 7), (("corrkd.experiment.stages", "sweep_splits"), 2)]
+)
+def test_control_c(
+    settings: Path, whole: dict[str, bytes], tmp_path: Path, hook: tuple[str, str], calls: int
+) -> None:
     """In training, in the middle of a write; and in the evaluation."""
     out = tmp_path / "run"
-    ended = corrkd("run", "--settings", settings, "--out", out, first=ends_at(*hook, calls, signal.SIGINT))
+    ended = corrkd(
+        "run", "--settings", settings, "--out", out, first=ends_at(*hook, calls, signal.SIGINT)
+    )
     assert ended.code == 130
     said = ended.err.splitlines()
     assert said[-1].startswith("interrupted; `corrkd resume")
@@ -132,7 +162,9 @@ def test_control_c(settings: Path, whole: dict[str, bytes], tmp_path: Path, hook
     assert_same(contents(out), whole)
 
 
-def test_resuming_a_finished_run_changes_nothing(finished: Path, tmp_path: Path, no_report: None) -> None:
+def test_resuming_a_finished_run_changes_nothing(
+    finished: Path, tmp_path: Path, no_report: None
+) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     before = contents(out)
@@ -159,14 +191,19 @@ def test_another_version_does_not_go_on(tmp_path: Path) -> None:
     facts = json.loads((out / "synthetic" / "run.json").read_text())
     (out / "synthetic" / "run.json").write_text(json.dumps({**facts, "corrkd": "0.1.0"}))
     before = contents(out)
-    assert f"was begun with corrkd 0.1.0, and this is {facts['corrkd']}" in corrkd("resume", out).line
+    assert (
+        f"was begun with corrkd 0.1.0, and this is {facts['corrkd']}" in corrkd("resume", out).line
+    )
     assert contents(out) == before
 
 
 def test_one_process_at_a_time(settings: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with run_folder.locked(out):
-        assert "another process is writing this run" in corrkd("train", "--settings", settings, "--out", out).line
+        assert (
+            "another process is writing this run"
+            in corrkd("train", "--settings", settings, "--out", out).line
+        )
         assert not (out / "plan.yaml").exists()
     (out / "plan.yaml").write_text(plan_of_run(package.load_settings(settings)).to_yaml())
     with run_folder.locked(out):
@@ -182,7 +219,8 @@ def test_several_seeds_at_once_are_stopped_together(tmp_path: Path, number: int)
     # Not by fork: joblib's workers are left behind by processes of multiprocessing.
     command = [sys.executable, "-m", "corrkd.cli"]
     words = [*command, "run", "--settings", path, "--jobs", "2", "--out", out]
-    # What starts this test may ignore SIGINT, as a shell's background does, and its children with it.
+    # What starts this test may ignore SIGINT, as a shell's background does, and its children with
+    # it.
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=heard) as process:
         try:

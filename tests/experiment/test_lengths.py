@@ -1,4 +1,6 @@
-"""End to end: a class that follows from language's length alone cannot be read from samples without language."""
+"""End to end: a class that follows from language's length alone cannot be read from samples without
+language.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,17 @@ from tests.experiment.conftest import run_unreported, tiny
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    """Weighted F1 by method and condition, of a run on two classes whose only trace is how long language is."""
+    """Weighted F1 by method and condition, of a run on two classes whose only trace is how long
+    language is.
+    """
     folder = tmp_path_factory.mktemp("lengths")
     rng = np.random.default_rng(0)
     count, frames = 360, 8
     labels = rng.integers(0, 2, count)
     lengths = np.where(labels == 0, rng.integers(2, 4, count), rng.integers(6, 9, count))
-    language = rng.normal(size=(count, frames, 4)) * (np.arange(frames) < lengths[:, None])[..., None]
+    language = (
+        rng.normal(size=(count, frames, 4)) * (np.arange(frames) < lengths[:, None])[..., None]
+    )
     np.savez(
         folder / "lengths.npz",
         language=language.astype(np.float32),
@@ -52,7 +58,9 @@ def test_and_is_not_known_where_language_is_missing(table: pd.DataFrame) -> None
 
 
 def test_with_everything_missing_the_answer_is_one_for_all(table: pd.DataFrame) -> None:
-    assert (table.loc[TRAINED, ["ratio-1.0", "burst-1.0"]] < 0.40).all(axis=None)  # of one class for all: about 1/3
+    assert (table.loc[TRAINED, ["ratio-1.0", "burst-1.0"]] < 0.40).all(
+        axis=None
+    )  # of one class for all: about 1/3
 
 
 def test_noise_keeps_the_length(table: pd.DataFrame) -> None:

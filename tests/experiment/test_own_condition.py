@@ -1,4 +1,6 @@
-"""A condition of another package: one class, through a run, its report, later evaluations, masks in a file and predictions."""
+"""A condition of another package: one class, through a run, its report, later evaluations, masks in
+a file and predictions.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +39,19 @@ class Every(Condition):
     @classmethod
     def parse(cls, name: str, modalities: Sequence[str], draws: int = 1) -> Self | None:
         step = name.removeprefix("every-")
-        return cls(name=name, available=tuple(modalities), draws=draws) if step.isdecimal() and int(step) else None
+        return (
+            cls(name=name, available=tuple(modalities), draws=draws)
+            if step.isdecimal() and int(step)
+            else None
+        )
 
     @classmethod
-    def from_settings(cls, value: list[int], modalities: Sequence[str], draws: int) -> Sequence[Self]:
-        return [cls(name=f"every-{step}", available=tuple(modalities), draws=draws) for step in value]
+    def from_settings(
+        cls, value: list[int], modalities: Sequence[str], draws: int
+    ) -> Sequence[Self]:
+        return [
+            cls(name=f"every-{step}", available=tuple(modalities), draws=draws) for step in value
+        ]
 
     @classmethod
     def claims(cls, name: str) -> bool:
@@ -49,7 +59,10 @@ class Every(Condition):
 
     def dropped(self, batch: Batch, *, seed: int, draw: int) -> dict[str, Tensor]:
         step = int(self.name.removeprefix("every-"))
-        return {m: ((torch.arange(x.shape[1]) + 1) % step == 0).expand_as(x) for m, x in batch.exists.items()}
+        return {
+            m: ((torch.arange(x.shape[1]) + 1) % step == 0).expand_as(x)
+            for m, x in batch.exists.items()
+        }
 
 
 @pytest.fixture(autouse=True)
@@ -66,10 +79,19 @@ def done(tmp_path: Path) -> corrkd.Run:
 
 def test_from_a_run_to_predictions(done: corrkd.Run, tmp_path: Path) -> None:
     write_report(done.folder, draws=100)
-    results = done.results[done.results["metric"] == "accuracy"].set_index(["method", "condition"])["value"]
+    results = done.results[done.results["metric"] == "accuracy"].set_index(["method", "condition"])[
+        "value"
+    ]
     assert {"every-1", "every-2", "burst-0.5"} <= set(results.index.get_level_values("condition"))
-    assert done.results.groupby("condition")["draw"].max()[["every-2", "burst-0.5"]].tolist() == [0, 1]
-    assert results["bayes", "every-1"].item() < results["bayes", "every-2"].item() < results["bayes", "complete"].item()
+    assert done.results.groupby("condition")["draw"].max()[["every-2", "burst-0.5"]].tolist() == [
+        0,
+        1,
+    ]
+    assert (
+        results["bayes", "every-1"].item()
+        < results["bayes", "every-2"].item()
+        < results["bayes", "complete"].item()
+    )
     report = (done.folder / "report.md").read_text("utf-8")
     assert "a contiguous gap of that share (burst), each K-th frame missing (every)" in report
     assert {"every-1", "every-2", "burst 0.5"} <= set(
@@ -87,7 +109,9 @@ def test_from_a_run_to_predictions(done: corrkd.Run, tmp_path: Path) -> None:
     out = tmp_path / "predictions.jsonl"
     predict_file(corrkd.Predictor(student), data, out, split="test", condition="every-2")
     frames = data.split("test").lengths["audio"]
-    np.testing.assert_allclose(pd.read_json(out, lines=True)["used"].str["audio"], np.ceil(frames / 2) / frames)
+    np.testing.assert_allclose(
+        pd.read_json(out, lines=True)["used"].str["audio"], np.ceil(frames / 2) / frames
+    )
 
 
 def test_its_settings_are_its_own(tmp_path: Path) -> None:
@@ -106,13 +130,18 @@ def test_a_modality_of_its_kind_s_name_is_refused_only_where_it_is_tested() -> N
     standard_conditions(names, EvaluationSettings(), naturally_incomplete=False)
     tested = EvaluationSettings(conditions={"every": [2]})
     standard_conditions(("language", "audio"), tested, naturally_incomplete=False)
-    with pytest.raises(corrkd.CorrKDError, match="modality 'every-2': its name means something else"):
+    with pytest.raises(
+        corrkd.CorrKDError, match="modality 'every-2': its name means something else"
+    ):
         standard_conditions(("every-2", "other"), tested, naturally_incomplete=False)
 
 
-def test_a_report_without_the_package_is_one_line(done: corrkd.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_without_the_package_is_one_line(
+    done: corrkd.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: ())
     with pytest.raises(
-        corrkd.CorrKDError, match=r"run\.json: .*condition 'every-1' is unknown; there are complete, language"
+        corrkd.CorrKDError,
+        match=r"run\.json: .*condition 'every-1' is unknown; there are complete, language",
     ):
         write_report(done.folder)

@@ -13,7 +13,11 @@ from tests.data.readers.samples import mmsa, write_pickle
 from tests.experiment.conftest import dataset_in, no_report, tiny  # noqa: F401  (fixture)
 
 pytestmark = pytest.mark.usefixtures("no_report")
-QUICK = {"teacher": {"epochs": 1}, "student": {"epochs": 1}, "evaluation": {"conditions": {"ratio": [], "burst": []}}}
+QUICK = {
+    "teacher": {"epochs": 1},
+    "student": {"epochs": 1},
+    "evaluation": {"conditions": {"ratio": [], "burst": []}},
+}
 
 
 def run(path: Path, out: Path, **data: Any) -> corrkd.Run:
@@ -31,7 +35,9 @@ def test_a_modality_that_the_test_split_lacks_is_evaluated_and_predicted(tmp_pat
     assert np.isfinite(f1).all()
     assert f1["language+vision"] == f1["complete"]  # there is no audio to be taken away
     predictor = corrkd.Predictor.from_pretrained(done.folder)
-    assert predictor.predict({"language": data["test"]["text"][0], "audio": None}).used["audio"] == 0
+    assert (
+        predictor.predict({"language": data["test"]["text"][0], "audio": None}).used["audio"] == 0
+    )
 
 
 def test_scores_with_ties_are_trained_on_and_loaded(tmp_path: Path) -> None:
@@ -41,13 +47,19 @@ def test_scores_with_ties_are_trained_on_and_loaded(tmp_path: Path) -> None:
         part["regression_labels"] = np.where(np.arange(len(part["id"])) % 5 == 4, 4.0, 2.0)
     done = run(write_pickle(tmp_path / "set.pkl", data), tmp_path / "run", target="score")
     student = corrkd.load_student(done.folder)
-    assert (student.target.kind, student.target.classes, student.target.cuts) == ("score", ("low", "high"), (4.0,))
+    assert (student.target.kind, student.target.classes, student.target.cuts) == (
+        "score",
+        ("low", "high"),
+        (4.0,),
+    )
 
 
 def test_the_chosen_label_is_part_of_the_settings(tmp_path: Path) -> None:
     data = mmsa()
     for seed, part in enumerate(data.values()):
-        part["emotions"] = np.random.default_rng(seed).integers(0, 2, (len(part["id"]), 6)).astype(float)
+        part["emotions"] = (
+            np.random.default_rng(seed).integers(0, 2, (len(part["id"]), 6)).astype(float)
+        )
         part["emotions"][0], part["emotions"][1] = 0, 3
     done = run(write_pickle(tmp_path / "set.pkl", data), tmp_path / "run", label="happy,fear")
     assert "label: happy,fear" in (dataset_in(done.folder) / "settings.yaml").read_text()

@@ -33,7 +33,15 @@ UNFIT = (
     "x" * 101,
     "é" * 51,
 )
-IN_USE = ("tables", "figures", "report.html", "plan.yaml", "reported.csv", "results.csv", "failures.csv")
+IN_USE = (
+    "tables",
+    "figures",
+    "report.html",
+    "plan.yaml",
+    "reported.csv",
+    "results.csv",
+    "failures.csv",
+)
 
 
 def plan_tree(dataset: str = "mosi", method: str = "kl") -> dict[str, object]:
@@ -45,7 +53,9 @@ def received(out: Path, dataset: str = "mosi", method: str = "kl") -> Path:
     """A plan as a comparison's folder keeps it."""
     out.mkdir()
     part = {"settings": tiny(), "arms": {"teacher": {}, method: {"method": "kl"}}}
-    (out / "plan.yaml").write_text(yaml.safe_dump({"datasets": {dataset: part}}, allow_unicode=True))
+    (out / "plan.yaml").write_text(
+        yaml.safe_dump({"datasets": {dataset: part}}, allow_unicode=True)
+    )
     return out
 
 
@@ -74,7 +84,9 @@ def test_a_link_in_place_of_a_dataset_s_folder_is_not_followed(tmp_path: Path) -
     out = received(tmp_path / "out")
     (out / "mosi").symlink_to(tmp_path / "victim")
     for overwrite in (True, False):
-        with pytest.raises(CorrKDError, match=r"mosi: is a link to another folder|changed since it was written"):
+        with pytest.raises(
+            CorrKDError, match=r"mosi: is a link to another folder|changed since it was written"
+        ):
             compare(load_plan(own_plan(tmp_path)), out, overwrite=overwrite)
     assert {path: Path(path).read_text() for path in before} == before
     assert {str(p) for p in (tmp_path / "victim").rglob("*") if p.is_file()} == before.keys()
@@ -104,7 +116,9 @@ def test_no_file_is_written_through_a_link(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", UNFIT)
-def test_names_that_are_paths_are_refused_in_plans_and_received_ones(tmp_path: Path, name: str) -> None:
+def test_names_that_are_paths_are_refused_in_plans_and_received_ones(
+    tmp_path: Path, name: str
+) -> None:
     for number, arguments in enumerate(({"dataset": name}, {"method": name})):
         (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan_tree(**arguments)))
         with pytest.raises(CorrKDError, match=": a name of a folder, which "):
@@ -131,16 +145,24 @@ def test_names_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
     tree = plan_tree()
     tree["datasets"] = {name: {"settings": tiny(), "arms": {"kl": {}}} for name in ("mosi", "MOSI")}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(tree))
-    with pytest.raises(CorrKDError, match="'MOSI' and 'mosi' are one folder where case does not count"):
+    with pytest.raises(
+        CorrKDError, match="'MOSI' and 'mosi' are one folder where case does not count"
+    ):
         load_plan(tmp_path / "plan.yaml")
 
 
-def test_an_edited_plan_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even where the same edit is asked for: what is trained already was trained with the other settings."""
+def test_an_edited_plan_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where the same edit is asked for: what is trained already was trained with the other
+    settings.
+    """
     plan = load_plan(own_plan(tmp_path))
     out = tmp_path / "out"
     out.mkdir()
     (out / "plan.yaml").write_text(plan.to_yaml().replace("dropout: 0.1", "dropout: 0.2"))
     monkeypatch.setattr(module, "prepared", lambda *_: None)
-    with pytest.raises(CorrKDError, match=r"plan\.yaml: changed since it was written: .*; put it back"):
+    with pytest.raises(
+        CorrKDError, match=r"plan\.yaml: changed since it was written: .*; put it back"
+    ):
         compare(plan, out)

@@ -1,4 +1,6 @@
-"""Resuming reads nothing that was changed since it was written: one flipped bit is one line that says what to do."""
+"""Resuming reads nothing that was changed since it was written: one flipped bit is one line that
+says what to do.
+"""
 
 from __future__ import annotations
 
@@ -49,8 +51,10 @@ def finished_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("plan.yaml", r"plan\.yaml: .*(put it back|UTF-8)"),
         ("synthetic/run.json", r"run\.json: .*(delete it to go on|UTF-8|another folder|new run)"),
-        *((f"synthetic/seed-0/student/{name}", r"damaged: its SHA-256 .* delete .*results\.csv to evaluate again|UTF-8") for name in
-          ("results.csv", "predictions.parquet", "representations.safetensors", "coverage.csv", "history.csv", "SHA256SUMS")),
+        *((f"synthetic/seed-0/student/{name}", r"damaged: its SHA-256 .* delete .*results\.csv "
+                                               r"to evaluate again|UTF-8") for name in
+          ("results.csv", "predictions.parquet", "representations.safetensors", "coverage.csv",
+           "history.csv", "SHA256SUMS")),
     ],
 )  # fmt: skip
 def test_a_flipped_bit_in_a_finished_run(
@@ -93,7 +97,11 @@ def test_a_flipped_bit_in_a_teacher(
 def test_what_the_evaluation_wrote_can_be_checked_by_others(finished_alone: Path) -> None:
     command = ["sha256sum", "--strict", "-c", "SHA256SUMS"]
     done = subprocess.run(
-        command, cwd=finished_alone / "synthetic" / "seed-0" / "student", capture_output=True, text=True, check=False
+        command,
+        cwd=finished_alone / "synthetic" / "seed-0" / "student",
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(": OK") == 5
@@ -101,12 +109,17 @@ def test_what_the_evaluation_wrote_can_be_checked_by_others(finished_alone: Path
 
 def test_a_flipped_bit_in_a_checkpoint(tmp_path: Path) -> None:
     path, rng = tmp_path / "student.ckpt", random.Random(0)
-    state = {"method": {"w": torch.arange(600.0)}, "progress": {"epoch": 3, "history": [{"lr": 0.1}]}}
+    state = {
+        "method": {"w": torch.arange(600.0)},
+        "progress": {"epoch": 3, "history": [{"lr": 0.1}]},
+    }
     save_checkpoint(path, state)
     whole = path.read_bytes()
     for _ in range(400):
         path.write_bytes(flipped(whole, rng))
-        with pytest.raises(CorrKDError, match=r"student\.ckpt: damaged, or no checkpoint; delete it to train"):
+        with pytest.raises(
+            CorrKDError, match=r"student\.ckpt: damaged, or no checkpoint; delete it to train"
+        ):
             load_checkpoint(path, torch.device("cpu"))
     path.write_bytes(whole)
     loaded = load_checkpoint(path, torch.device("cpu"))

@@ -24,7 +24,10 @@ COLUMNS = ["dataset", "method", "seed", "condition", "draw", "metric", "value"]
 
 def read(folder: Path) -> pd.DataFrame:
     return read_csv(
-        dataset_in(folder) / "results.csv", dtype={"seed": str}, keep_default_na=False, na_values={"value": [""]}
+        dataset_in(folder) / "results.csv",
+        dtype={"seed": str},
+        keep_default_na=False,
+        na_values={"value": [""]},
     )
 
 
@@ -34,7 +37,10 @@ def tensors(folder: Path, role: str) -> dict[str, np.ndarray]:
 
 def predictions_of(run: Path, seed: int = 0) -> pd.DataFrame:
     folder = dataset_in(run) / f"seed-{seed}"
-    return pd.concat([pd.read_parquet(folder / role / "predictions.parquet") for role in ROLES], ignore_index=True)
+    return pd.concat(
+        [pd.read_parquet(folder / role / "predictions.parquet") for role in ROLES],
+        ignore_index=True,
+    )
 
 
 def history_of(run: Path) -> pd.DataFrame:
@@ -66,8 +72,12 @@ def test_what_a_run_leaves(finished: Path) -> None:
     for seed in ("seed-0", "seed-1"):
         assert {p.name for p in (folder / seed).iterdir()} == set(ROLES)
         for role in ROLES:
-            models = {f"{role}.safetensors", f"{role}.json"} | ({"outputs.safetensors"} if role == "teacher" else set())
-            assert {p.name for p in (folder / seed / role).iterdir()} == models | others | {"tfevents"}
+            models = {f"{role}.safetensors", f"{role}.json"} | (
+                {"outputs.safetensors"} if role == "teacher" else set()
+            )
+            assert {p.name for p in (folder / seed / role).iterdir()} == models | others | {
+                "tfevents"
+            }
             assert list((folder / seed / role / "tfevents" / role).glob("events.*"))
     assert corrkd.load_settings(folder / "settings.yaml").seeds == (0, 1)
     facts = json.loads((folder / "run.json").read_text())
@@ -109,7 +119,9 @@ def test_results_are_those_of_the_predictions(finished: Path) -> None:
         key = (method, "1", condition, draw)
         expected = f1_score(rows["target"], rows["prediction"], average="weighted", zero_division=0)
         assert results[(*key, "weighted_f1")] == pytest.approx(expected, abs=1e-12)
-        assert results[(*key, "accuracy")] == pytest.approx(accuracy_score(rows["target"], rows["prediction"]))
+        assert results[(*key, "accuracy")] == pytest.approx(
+            accuracy_score(rows["target"], rows["prediction"])
+        )
     subsets = [c.name for c in missing_subsets(("language", "audio", "vision"))]
     mean = np.mean([results["student", "1", name, 0, "weighted_f1"] for name in subsets])
     assert results["student", "1", "average", 0, "weighted_f1"] == pytest.approx(mean, abs=1e-12)
@@ -130,34 +142,48 @@ def test_the_saved_epoch_is_the_best_on_validation_the_earliest_on_ties(finished
     for role in ROLES:
         rows = history[history["method"] == role].reset_index()
         assert list(rows["epoch"]) == list(range(1, len(rows) + 1))
-        about = json.loads((dataset_in(finished) / "seed-0" / role / f"{role}.json").read_text())["about"]
+        about = json.loads((dataset_in(finished) / "seed-0" / role / f"{role}.json").read_text())[
+            "about"
+        ]
         best = rows["valid/weighted_f1"].idxmax()
         assert about["epoch"] == rows["epoch"][best]
         assert rows["kept"].tolist() == (rows["epoch"] == about["epoch"]).astype(int).tolist()
         assert about["valid/weighted_f1"] == rows["valid/weighted_f1"][best]
-    terms = history[history["method"] == "student"][["loss/task", "loss/scd", "loss/cpd", "loss/rcd"]]
+    terms = history[history["method"] == "student"][
+        ["loss/task", "loss/scd", "loss/cpd", "loss/rcd"]
+    ]
     total = history[history["method"] == "student"]["loss/total"]
     np.testing.assert_allclose(terms.sum(axis=1), total, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("no_report")
 def test_a_seed_alone_is_the_seed_among_others_to_the_bit(finished: Path, tmp_path: Path) -> None:
-    """Two runs of the same settings agree; nothing hangs on the other seeds or on the caller's random state."""
+    """Two runs of the same settings agree; nothing hangs on the other seeds or on the caller's
+    random state.
+    """
     torch.manual_seed(99)
     np.random.seed(99)  # noqa: NPY002  (the state that a caller may have left)
     state = torch.get_rng_state()
     settings = corrkd.load_settings(dataset_in(finished) / "settings.yaml", overrides=["seeds=[1]"])
     corrkd.run(settings, tmp_path / "run")
     assert torch.equal(torch.get_rng_state(), state)
-    assert_same(contents(dataset_in(tmp_path / "run") / "seed-1"), contents(dataset_in(finished) / "seed-1"))
+    assert_same(
+        contents(dataset_in(tmp_path / "run") / "seed-1"), contents(dataset_in(finished) / "seed-1")
+    )
     one, both = read(tmp_path / "run"), read(finished)
-    pd.testing.assert_frame_equal(one, both[both["seed"].isin(["1", ""])].reset_index(drop=True), check_exact=True)
+    pd.testing.assert_frame_equal(
+        one, both[both["seed"].isin(["1", ""])].reset_index(drop=True), check_exact=True
+    )
 
 
 def test_seeds_differ(finished: Path) -> None:
     for role in ROLES:
         one, other = (tensors(dataset_in(finished) / f"seed-{seed}", role) for seed in (0, 1))
-        assert any(not np.array_equal(one[name], other[name]) for name in one if name.startswith("network."))
+        assert any(
+            not np.array_equal(one[name], other[name])
+            for name in one
+            if name.startswith("network.")
+        )
         np.testing.assert_array_equal(one["center.audio"], other["center.audio"])
 
 
@@ -170,9 +196,13 @@ def test_student_and_control_share_initialisation_batches_and_masks(tmp_path: Pa
     folder, with_losses = (dataset_in(tmp_path / name) / "seed-0" for name in ("without", "with"))
     assert_equal_tensors(tensors(folder, "student"), tensors(folder, "control"))
     history = history_of(tmp_path / "without").set_index("method")
-    assert history.loc["student", "loss/task"].tolist() == history.loc["control", "loss/task"].tolist()
+    assert (
+        history.loc["student", "loss/task"].tolist() == history.loc["control", "loss/task"].tolist()
+    )
     distilled = tensors(with_losses, "student")
-    assert any(not np.array_equal(x, distilled[name]) for name, x in tensors(folder, "control").items())
+    assert any(
+        not np.array_equal(x, distilled[name]) for name, x in tensors(folder, "control").items()
+    )
     assert_equal_tensors(tensors(folder, "control"), tensors(with_losses, "control"))
 
 
@@ -183,7 +213,9 @@ def test_the_evaluations_batch_size_changes_rounding_alone(tmp_path: Path) -> No
         folder = tmp_path / str(size)
         corrkd.run(tiny(evaluation={"batch_size": size}), folder)
         tables.append(predictions_of(folder))
-        representations.append(load_file(dataset_in(folder) / "seed-0" / "student" / "representations.safetensors"))
+        representations.append(
+            load_file(dataset_in(folder) / "seed-0" / "student" / "representations.safetensors")
+        )
     pd.testing.assert_frame_equal(tables[0], tables[1], check_exact=False, rtol=1e-4, atol=1e-5)
     for name, x in representations[0].items():
         np.testing.assert_allclose(x, representations[1][name], atol=5e-3)
@@ -194,7 +226,9 @@ def test_a_set_too_large_for_memory_gives_the_same_bits(tmp_path: Path) -> None:
     data = write_npz(tmp_path / "d.npz", {"language": 5, "audio": 3})
     for name, size in (("resident", 4.0), ("batchwise", 0.0)):
         corrkd.run(tiny(data={"path": str(data), "resident_gigabytes": size}), tmp_path / name)
-    resident, batchwise = (contents(tmp_path / name, "d/seed-0/*/*") for name in ("resident", "batchwise"))
+    resident, batchwise = (
+        contents(tmp_path / name, "d/seed-0/*/*") for name in ("resident", "batchwise")
+    )
     assert_same(resident, batchwise)
 
 
@@ -208,19 +242,33 @@ def test_a_set_too_large_for_memory_gives_the_same_bits(tmp_path: Path) -> None:
         ({"speech": 4, "gaze": 2, "NA": 3, "touch": 5}, "tertiles"),
     ],
 )
-def test_any_number_of_modalities_and_any_target(tmp_path: Path, widths: dict[str, int], target: str) -> None:
+def test_any_number_of_modalities_and_any_target(
+    tmp_path: Path, widths: dict[str, int], target: str
+) -> None:
     data = write_npz(tmp_path / "d.npz", widths)
     run = corrkd.run(tiny(data={"path": str(data), "target": target}), tmp_path / "run")
     expected = {
-        c.name for c in standard_conditions(tuple(widths), prepare_settings(run.folder), naturally_incomplete=False)
+        c.name
+        for c in standard_conditions(
+            tuple(widths), prepare_settings(run.folder), naturally_incomplete=False
+        )
     }
     assert set(read(run.folder)["condition"]) == expected | {"average", "ratios"}
     student = run.results[run.results["method"] == "student"]
-    assert {"mae", "corr"} <= set(student["metric"]) if target == "score" else "ece" in set(student["metric"])
+    assert (
+        {"mae", "corr"} <= set(student["metric"])
+        if target == "score"
+        else "ece" in set(student["metric"])
+    )
     assert student[student["metric"] != "corr"]["value"].notna().all()
-    assert len(student[(student["condition"] == "complete") & (student["metric"] == "weighted_f1")]) == 1
+    assert (
+        len(student[(student["condition"] == "complete") & (student["metric"] == "weighted_f1")])
+        == 1
+    )
     pd.testing.assert_frame_equal(read(run.folder), run.results[COLUMNS], check_exact=True)
-    history = pd.read_csv(dataset_in(run.folder) / "seed-0" / "student" / "history.csv", keep_default_na=False)
+    history = pd.read_csv(
+        dataset_in(run.folder) / "seed-0" / "student" / "history.csv", keep_default_na=False
+    )
     assert ("loss/rcd" in history) == (target != "score")
 
 
@@ -232,15 +280,29 @@ def prepare_settings(folder: Path) -> Any:
 def test_yes_no_questions(tmp_path: Path) -> None:
     answers = np.random.default_rng(0).integers(0, 2, (60, 2))
     data = write_npz(
-        tmp_path / "d.npz", {"language": 5, "audio": 3}, labels=answers, question_names=np.array(["happy", "sad"])
+        tmp_path / "d.npz",
+        {"language": 5, "audio": 3},
+        labels=answers,
+        question_names=np.array(["happy", "sad"]),
     )
     run = corrkd.run(tiny(data={"path": str(data), "target": "auto"}), tmp_path / "run")
-    student = run.results[(run.results["method"] == "student") & (run.results["condition"] == "audio")]
+    student = run.results[
+        (run.results["method"] == "student") & (run.results["condition"] == "audio")
+    ]
     values = student.set_index("metric")["value"]
-    assert values["weighted_f1"] == pytest.approx((values["weighted_f1/happy"] + values["weighted_f1/sad"]) / 2)
+    assert values["weighted_f1"] == pytest.approx(
+        (values["weighted_f1/happy"] + values["weighted_f1/sad"]) / 2
+    )
     predictions = predictions_of(run.folder)
     assert set(predictions["question"]) == {"happy", "sad"}
-    assert len(predictions[(predictions["method"] == "student") & (predictions["condition"] == "audio")]) == 2 * 15
+    assert (
+        len(
+            predictions[
+                (predictions["method"] == "student") & (predictions["condition"] == "audio")
+            ]
+        )
+        == 2 * 15
+    )
 
 
 @pytest.mark.usefixtures("no_report")
@@ -255,10 +317,16 @@ def test_the_test_split_cannot_influence_training(tmp_path: Path) -> None:
     arrays["labels"][test] = rng.integers(0, 3, test.sum())
     np.savez(tmp_path / "other.npz", **arrays)
     for name in ("d", "other"):
-        corrkd.run(tiny(data={"path": str(tmp_path / f"{name}.npz"), "name": "same"}), tmp_path / name)
+        corrkd.run(
+            tiny(data={"path": str(tmp_path / f"{name}.npz"), "name": "same"}), tmp_path / name
+        )
     for role in ROLES:
-        assert_equal_tensors(*(tensors(dataset_in(tmp_path / name) / "seed-0", role) for name in ("d", "other")))
-    one, other = (contents(dataset_in(tmp_path / name) / "seed-0", "*/history.csv") for name in ("d", "other"))
+        assert_equal_tensors(
+            *(tensors(dataset_in(tmp_path / name) / "seed-0", role) for name in ("d", "other"))
+        )
+    one, other = (
+        contents(dataset_in(tmp_path / name) / "seed-0", "*/history.csv") for name in ("d", "other")
+    )
     assert_same(one, other)
     assert not read(tmp_path / "d").equals(read(tmp_path / "other"))
 
@@ -268,9 +336,14 @@ def test_a_batch_larger_than_the_data_is_clipped_and_said(tmp_path: Path) -> Non
     for size in (30, 1000):
         corrkd.run(tiny(student={"batch_size": size}), tmp_path / str(size), evaluate=False)
     notes = json.loads((tmp_path / "1000" / "synthetic" / "run.json").read_text())["notes"]
-    assert any("student.batch_size = 1000 is more than the 30 training samples" in note for note in notes)
+    assert any(
+        "student.batch_size = 1000 is more than the 30 training samples" in note for note in notes
+    )
     assert not json.loads((tmp_path / "30" / "synthetic" / "run.json").read_text())["notes"]
-    models = [contents(tmp_path / size / "synthetic" / "seed-0", "*/*.safetensors") for size in ("30", "1000")]
+    models = [
+        contents(tmp_path / size / "synthetic" / "seed-0", "*/*.safetensors")
+        for size in ("30", "1000")
+    ]
     assert_same(*models)
 
 
@@ -285,17 +358,25 @@ def test_other_precisions(tmp_path: Path, precision: str) -> None:
 @pytest.mark.usefixtures("no_report")
 def test_what_a_gpu_trains_a_cpu_reads(tmp_path: Path) -> None:
     run = corrkd.run(tiny(device="cuda"), tmp_path / "run")
-    student = run.results[run.results["method"] == "student"].set_index(["condition", "draw", "metric"])["value"]
+    student = run.results[run.results["method"] == "student"].set_index(
+        ["condition", "draw", "metric"]
+    )["value"]
     assert student.notna().all()
-    dataset = prepare(corrkd.load_settings(dataset_in(run.folder) / "settings.yaml", overrides=["device=cpu"])).dataset
-    table = corrkd.evaluate(corrkd.load_student(run.folder), dataset, conditions=["complete", "ratio-0.5"], draws=2)
+    dataset = prepare(
+        corrkd.load_settings(dataset_in(run.folder) / "settings.yaml", overrides=["device=cpu"])
+    ).dataset
+    table = corrkd.evaluate(
+        corrkd.load_student(run.folder), dataset, conditions=["complete", "ratio-0.5"], draws=2
+    )
     ece = table[table["metric"] == "ece"].set_index(["condition", "draw", "metric"])["value"]
     np.testing.assert_allclose(ece, student[ece.index], atol=1e-3)
 
 
 @pytest.mark.usefixtures("no_report")
 def test_early_stopping(tmp_path: Path) -> None:
-    corrkd.run(tiny(teacher={"epochs": 50, "patience": 2, "lr": 1e-9}), tmp_path / "run", evaluate=False)
+    corrkd.run(
+        tiny(teacher={"epochs": 50, "patience": 2, "lr": 1e-9}), tmp_path / "run", evaluate=False
+    )
     teacher = pd.read_csv(dataset_in(tmp_path / "run") / "seed-0" / "teacher" / "history.csv")
     best = teacher["epoch"][teacher["valid/weighted_f1"].idxmax()]
     assert teacher["epoch"].max() == best + 2
@@ -308,7 +389,9 @@ def test_what_is_trained_can_be_evaluated_later(finished: Path, tmp_path: Path) 
     assert trained.results.empty
     assert not (tmp_path / "run" / "results.csv").exists()
     corrkd.resume(tmp_path / "run")
-    assert_same(contents(dataset_in(tmp_path / "run") / "seed-0"), contents(dataset_in(finished) / "seed-0"))
+    assert_same(
+        contents(dataset_in(tmp_path / "run") / "seed-0"), contents(dataset_in(finished) / "seed-0")
+    )
 
 
 @pytest.mark.usefixtures("no_report")
@@ -318,15 +401,24 @@ def test_a_set_without_a_test_split_can_be_judged_on_another(tmp_path: Path) -> 
     settings = tiny(data={"path": str(data)})
     with pytest.raises(CorrKDError, match="has no split 'test'"):
         corrkd.run(settings, tmp_path / "run")
-    corrkd.run({**settings, "evaluation": {**settings["evaluation"], "split": "valid"}}, tmp_path / "run")
+    corrkd.run(
+        {**settings, "evaluation": {**settings["evaluation"], "split": "valid"}}, tmp_path / "run"
+    )
     assert (
-        len(load_file(tmp_path / "run" / "d" / "seed-0" / "student" / "representations.safetensors")["targets"]) == 20
+        len(
+            load_file(
+                tmp_path / "run" / "d" / "seed-0" / "student" / "representations.safetensors"
+            )["targets"]
+        )
+        == 20
     )
 
 
 @pytest.mark.usefixtures("no_report")
 def test_the_folder_of_a_run(tmp_path: Path) -> None:
-    settings = tiny(data={"synthetic": {"train": 6, "valid": 6, "test": 6, "frames": 2}}, teacher={"epochs": 1})
+    settings = tiny(
+        data={"synthetic": {"train": 6, "valid": 6, "test": 6, "frames": 2}}, teacher={"epochs": 1}
+    )
     out = tmp_path / "run"
     corrkd.run(settings, out, evaluate=False)
     before = contents(out)

@@ -12,7 +12,14 @@ import pytest
 
 import corrkd
 from corrkd.errors import CorrKDError
-from corrkd.experiment.scaling import MOST_STEPS, Unscaled, scaled, scaled_epochs, scaled_folds, training_size
+from corrkd.experiment.scaling import (
+    MOST_STEPS,
+    Unscaled,
+    scaled,
+    scaled_epochs,
+    scaled_folds,
+    training_size,
+)
 
 
 def dataset(num_samples: int = 60, num_people: int = 12) -> corrkd.MultimodalDataset:
@@ -31,7 +38,9 @@ def dataset(num_samples: int = 60, num_people: int = 12) -> corrkd.MultimodalDat
 
 
 def test_epochs_are_those_of_the_documented_sizes() -> None:
-    """benchmarks/ablation.yaml: 64 and 256 for 300 samples, 16 and 64 for 1,200 or 1,284, 12 and 32 for 4,800 or 5,457."""
+    """benchmarks/ablation.yaml: 64 and 256 for 300 samples, 16 and 64 for 1,200 or 1,284, 12 and 32
+    for 4,800 or 5,457.
+    """
     assert {n: tuple(scaled_epochs(n)) for n in (300, 1200, 1284, 4800, 5457)} == {
         300: (64, 256),
         1200: (16, 64),
@@ -95,7 +104,11 @@ def test_a_run_on_data_alone_stores_what_was_chosen(tmp_path: Path) -> None:
 
 def test_a_run_on_arrays_takes_how_they_are_read(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    arrays = {"audio": rng.normal(size=(60, 4)), "labels": np.arange(60) % 2, "mood_label": np.arange(60) // 2 % 2}
+    arrays = {
+        "audio": rng.normal(size=(60, 4)),
+        "labels": np.arange(60) % 2,
+        "mood_label": np.arange(60) // 2 % 2,
+    }
     overrides = ("teacher.epochs=1", "teacher.repeats=1", "student.epochs=1", "device=cpu")
     unscaled = Unscaled(overrides, {"data": {"label": "mood_label", "name": "moods"}})
     done = corrkd.run(unscaled, tmp_path / "run", dataset=arrays, evaluate=False)

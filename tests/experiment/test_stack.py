@@ -34,7 +34,9 @@ def stacked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def settings(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     data = tmp_path / "people.npz"
     if not data.exists():
-        write_npz(data, {"language": 5, "audio": 3}, person=np.array([f"p{i // 3}" for i in range(60)]))
+        write_npz(
+            data, {"language": 5, "audio": 3}, person=np.array([f"p{i // 3}" for i in range(60)])
+        )
     return tiny(
         data={"path": str(data), "synthetic": {}},
         teacher={"folds": 2, "repeats": 2},
@@ -48,11 +50,16 @@ def models(run: Path) -> dict[str, np.ndarray]:
     tensors = {}
     for path in sorted(dataset_in(run).rglob("*.safetensors")):
         if path.name not in ("representations.safetensors", "outputs.safetensors"):
-            tensors |= {f"{path.parent.parent.name}/{path.stem}/{name}": x for name, x in load_file(path).items()}
+            tensors |= {
+                f"{path.parent.parent.name}/{path.stem}/{name}": x
+                for name, x in load_file(path).items()
+            }
     return tensors
 
 
-def test_seeds_and_folds_at_once_come_to_what_each_is_alone(tmp_path: Path, stacked: list[int]) -> None:
+def test_seeds_and_folds_at_once_come_to_what_each_is_alone(
+    tmp_path: Path, stacked: list[int]
+) -> None:
     alone = run_unreported(settings(tmp_path, stack=1), tmp_path / "alone")
     assert not stacked
     together = run_unreported(settings(tmp_path, stack=4), tmp_path / "together")
@@ -78,10 +85,18 @@ def test_a_stack_is_of_one_network(tmp_path: Path, stacked: list[int]) -> None:
     others = [{"network": {"name": "mlp", "width": 8}, "repeats": 1}]
     tree["teacher"] = {**tree["teacher"], "others": others}
     run_unreported(tree, tmp_path / "run")
-    assert stacked == [8, 2, 4, 2, 2]  # ten of the teacher's network, four of the other, students, controls
+    assert stacked == [
+        8,
+        2,
+        4,
+        2,
+        2,
+    ]  # ten of the teacher's network, four of the other, students, controls
 
 
-def test_where_a_stack_fails_each_is_tried_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_a_stack_fails_each_is_tried_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(runs: Sequence[Any], **options: Any) -> Any:
         raise CorrKDError("the loss is no longer finite in epoch 2")
 
@@ -89,4 +104,6 @@ def test_where_a_stack_fails_each_is_tried_alone(tmp_path: Path, monkeypatch: py
     tree = settings(tmp_path, stack=5)
     tree["teacher"] = {**tree["teacher"], "folds": None, "repeats": 1}
     assert not run_unreported(tree, tmp_path / "run").failures
-    assert corrkd.load_student(tmp_path / "run" / "people" / "seed-1" / "control").about["seed"] == 1
+    assert (
+        corrkd.load_student(tmp_path / "run" / "people" / "seed-1" / "control").about["seed"] == 1
+    )

@@ -49,7 +49,11 @@ def written(tmp_path: Path, count: int = 30, width: int | None = None, **changes
     """A file with made outputs for the first samples, in reverse order."""
     rng = np.random.default_rng(1)
     ids = [f"clip-{i}" for i in reversed(range(count))]
-    arrays: dict[str, Any] = {"ids": np.array(ids), "logits": rng.normal(size=(count, 3)), **changes}
+    arrays: dict[str, Any] = {
+        "ids": np.array(ids),
+        "logits": rng.normal(size=(count, 3)),
+        **changes,
+    }
     if width is not None:
         arrays["representation"] = rng.normal(size=(count, width))
     np.savez(tmp_path / "outputs.npz", **arrays)
@@ -65,7 +69,9 @@ def test_outputs_are_found_by_id(tmp_path: Path) -> None:
         row = {name: index for index, name in enumerate(arrays["ids"])}
         rows = [row[name] for name in samples.ids]
         np.testing.assert_allclose(made.logits.numpy(), arrays["logits"][rows] / 2, rtol=1e-6)
-        np.testing.assert_allclose(made.representation.numpy(), arrays["representation"][rows], rtol=1e-6)
+        np.testing.assert_allclose(
+            made.representation.numpy(), arrays["representation"][rows], rtol=1e-6
+        )
     assert made.answered_by is None
 
 
@@ -79,7 +85,9 @@ def test_no_teacher_is_trained_and_the_student_hears_the_file(tmp_path: Path) ->
     assert note in (tmp_path / "run" / "report.md").read_text("utf-8")
 
     def student(name: str) -> np.ndarray:
-        tensors = load_file(dataset_in(tmp_path / name) / "seed-0" / "student" / "student.safetensors")
+        tensors = load_file(
+            dataset_in(tmp_path / name) / "seed-0" / "student" / "student.safetensors"
+        )
         return np.concatenate([x.ravel() for x in tensors.values()])
 
     rng = np.random.default_rng(2)
@@ -88,7 +96,9 @@ def test_no_teacher_is_trained_and_the_student_hears_the_file(tmp_path: Path) ->
     assert not np.array_equal(student("run"), student("other"))
 
 
-def test_a_stack_of_seeds_hears_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stack_of_seeds_hears_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Logits alone are stacked, too: a stack that fails would be trained one by one in silence."""
     sizes: list[int] = []
     train_together = stages.train_together
@@ -113,25 +123,45 @@ def test_losses_of_representations_need_them(tmp_path: Path) -> None:
         ({"name": "corrkd", "scd": {"weight": 0.0}}, "CPD"),
         ("hrlf", "HMI, like HAL,"),
     ):
-        with pytest.raises(CorrKDError, match=f"{loss} compares representations, and the teachers have none"):
-            corrkd.run(settings(tmp_path, method, teacher={"outputs": written(tmp_path)}), tmp_path / "run")
+        with pytest.raises(
+            CorrKDError, match=f"{loss} compares representations, and the teachers have none"
+        ):
+            corrkd.run(
+                settings(tmp_path, method, teacher={"outputs": written(tmp_path)}), tmp_path / "run"
+            )
     responses = {"name": "corrkd", "scd": {"weight": 0.0}, "cpd": {"weight": 0.0}}
-    run_unreported(settings(tmp_path, responses, teacher={"outputs": written(tmp_path)}), tmp_path / "responses")
-    # Two modalities of width 8: representations of width 16.
-    run_unreported(settings(tmp_path, "corrkd", teacher={"outputs": written(tmp_path, width=16)}), tmp_path / "all")
     run_unreported(
-        settings(tmp_path, "corrkd", teacher={"outputs": written(tmp_path, width=5)}), tmp_path / "projected"
+        settings(tmp_path, responses, teacher={"outputs": written(tmp_path)}),
+        tmp_path / "responses",
+    )
+    # Two modalities of width 8: representations of width 16.
+    run_unreported(
+        settings(tmp_path, "corrkd", teacher={"outputs": written(tmp_path, width=16)}),
+        tmp_path / "all",
+    )
+    run_unreported(
+        settings(tmp_path, "corrkd", teacher={"outputs": written(tmp_path, width=5)}),
+        tmp_path / "projected",
     )
 
 
-def test_what_is_taught_by_another_arm_is_taught_by_a_file_as_the_student_of_a_run_alone(tmp_path: Path) -> None:
-    """The outputs are the run's teacher's: for a student of HRLF they are of its teacher, beside one of CorrKD they are not."""
+def test_what_is_taught_by_another_arm_is_taught_by_a_file_as_the_student_of_a_run_alone(
+    tmp_path: Path,
+) -> None:
+    """The outputs are the run's teacher's: for a student of HRLF they are of its teacher, beside
+    one of CorrKD they are not.
+    """
     outside = {"outputs": str(written(tmp_path))}
     tree = settings(tmp_path, "corrkd", teacher=outside).model_dump(mode="json")
-    plan_file = {"datasets": {"people": {"settings": tree}}, "arms": ["kl", "hrlf"], "budget": "fixed"}
+    plan_file = {
+        "datasets": {"people": {"settings": tree}},
+        "arms": ["kl", "hrlf"],
+        "budget": "fixed",
+    }
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan_file))
     with pytest.raises(
-        CorrKDError, match=r"arms\.hrlf: is taught by hrlf-teacher, and the outputs in teacher\.outputs"
+        CorrKDError,
+        match=r"arms\.hrlf: is taught by hrlf-teacher, and the outputs in teacher\.outputs",
     ):
         load_plan(tmp_path / "plan.yaml")
     responses = {"name": "hrlf", "hmi": {"weight": 0.0}, "hal": {"weight": 0.0}}
@@ -143,18 +173,29 @@ def test_what_is_taught_by_another_arm_is_taught_by_a_file_as_the_student_of_a_r
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"count": 23}, r"7 of 30 training samples have no outputs: 'clip-23', .*'clip-27', \.\.\.$"),
-        ({"logits": np.zeros((30, 4))}, r"logits of one sample have the shape \[4\], but the target classes has \[3\]"),
+        (
+            {"count": 23},
+            r"7 of 30 training samples have no outputs: 'clip-23', .*'clip-27', \.\.\.$",
+        ),
+        (
+            {"logits": np.zeros((30, 4))},
+            r"logits of one sample have the shape \[4\], but the target classes has \[3\]",
+        ),
         ({"logits": np.zeros((29, 3))}, r"logits: expected numbers of 30 samples"),
         ({"logits": np.full((30, 3), np.nan)}, r"logits: holds numbers that are not finite"),
         ({"logits": np.full((30, 3), "x")}, r"logits: expected numbers"),
-        ({"representation": np.zeros(30)}, r"representation: expected \(N, D\), got the shape \[30\]"),
+        (
+            {"representation": np.zeros(30)},
+            r"representation: expected \(N, D\), got the shape \[30\]",
+        ),
         ({"ids": np.array(["clip-0"] * 30)}, r"ids: 'clip-0' is there twice"),
         ({"ids": np.zeros(30)}, r"ids: expected one text for each sample, got float64"),
         ({"ids": np.array([{}] * 30)}, r"ids.npy holds pickled objects"),
     ],
 )
-def test_a_file_that_does_not_fit_is_one_line(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
+def test_a_file_that_does_not_fit_is_one_line(
+    tmp_path: Path, changes: dict[str, Any], line: str
+) -> None:
     path = written(tmp_path, **changes)
     with pytest.raises(CorrKDError, match=line) as error:
         corrkd.run(settings(tmp_path, teacher={"outputs": path}), tmp_path / "run")
@@ -176,7 +217,9 @@ def test_what_is_no_file_of_outputs_is_one_line(tmp_path: Path) -> None:
 def test_a_run_does_not_go_on_with_another_file(tmp_path: Path) -> None:
     run_unreported(settings(tmp_path, teacher={"outputs": written(tmp_path)}), tmp_path / "run")
     written(tmp_path, logits=np.ones((30, 3)))
-    with pytest.raises(CorrKDError, match=r"the file of teacher\.outputs has changed since the run began"):
+    with pytest.raises(
+        CorrKDError, match=r"the file of teacher\.outputs has changed since the run began"
+    ):
         resume(tmp_path / "run")
 
 
@@ -185,14 +228,18 @@ def test_a_function_is_asked_once_about_all_training_samples(tmp_path: Path) -> 
 
     def teacher(ids: Sequence[str]) -> torch.Tensor:
         asked.append(ids)
-        return torch.tensor([[float(name.split("-")[1]), 0.0, 1.0] for name in ids], requires_grad=True)
+        return torch.tensor(
+            [[float(name.split("-")[1]), 0.0, 1.0] for name in ids], requires_grad=True
+        )
 
     path = ask_teacher(teacher, settings(tmp_path), tmp_path / "asked.npz")
     assert asked == [[f"clip-{i}" for i in range(30)]]
     experiment = prepare(settings(tmp_path, teacher={"outputs": path}))
     made = answers(experiment, experiment.samples("train"), 0, tmp_path)
     assert made.logits[:, 0].tolist() == list(range(30))
-    ask_teacher(lambda ids: (np.ones((len(ids), 2)), np.zeros((len(ids), 3))), settings(tmp_path), path)
+    ask_teacher(
+        lambda ids: (np.ones((len(ids), 2)), np.zeros((len(ids), 3))), settings(tmp_path), path
+    )
     kept = read_teacher_file(path).representation
     assert kept is not None
     assert kept.shape == (30, 2)
@@ -222,7 +269,11 @@ def test_a_score_may_have_one_axis(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_report")
 def test_a_comparison_trains_no_teacher_but_one_that_it_names(tmp_path: Path) -> None:
     tree = settings(tmp_path, teacher={"outputs": str(written(tmp_path))}).model_dump(mode="json")
-    plan_file = {"datasets": {"people": {"settings": tree}}, "arms": ["kl", "no-distillation"], "budget": "fixed"}
+    plan_file = {
+        "datasets": {"people": {"settings": tree}},
+        "arms": ["kl", "no-distillation"],
+        "budget": "fixed",
+    }
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan_file))
     plan = load_plan(tmp_path / "plan.yaml")
     assert set(plan.datasets["people"].arms) == {"kl", "no-distillation"}
@@ -232,5 +283,8 @@ def test_a_comparison_trains_no_teacher_but_one_that_it_names(tmp_path: Path) ->
     plan_file["arms"] = ["teacher", "kl"]
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan_file))
     assert not corrkd.compare(load_plan(tmp_path / "plan.yaml"), tmp_path / "named").failures
-    files = {path.name for path in (tmp_path / "named" / "people" / "seed-0" / "teacher").glob("*.safetensors")}
+    files = {
+        path.name
+        for path in (tmp_path / "named" / "people" / "seed-0" / "teacher").glob("*.safetensors")
+    }
     assert files == {"teacher.safetensors", "representations.safetensors"}

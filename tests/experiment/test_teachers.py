@@ -25,7 +25,11 @@ from corrkd.training.loop import teacher_outputs
 from tests.experiment.conftest import assert_same, contents, dataset_in, tiny, write_npz
 
 OUT_OF_FOLD = {"folds": 3, "repeats": 2, "temperature": "fit", "epochs": 1}
-MENDED = {"scd": {"form": "relations"}, "cpd": {"form": "all", "parts": True}, "rcd": {"form": "divergence"}}
+MENDED = {
+    "scd": {"form": "relations"},
+    "cpd": {"form": "all", "parts": True},
+    "rcd": {"form": "divergence"},
+}
 
 
 def people(path: Path) -> Path:
@@ -43,7 +47,9 @@ def run_arms(experiment: Experiment, *names: str) -> list[Arm]:
 
 
 def experiment_of(tmp_path: Path, **teacher: object) -> Experiment:
-    tree = tiny(teacher=teacher, data={"path": str(people(tmp_path / "people.npz")), "synthetic": {}})
+    tree = tiny(
+        teacher=teacher, data={"path": str(people(tmp_path / "people.npz")), "synthetic": {}}
+    )
     return prepare(load_settings(**tree))
 
 
@@ -51,7 +57,9 @@ def experiment_of(tmp_path: Path, **teacher: object) -> Experiment:
 def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Path]:
     """A run of one seed with six teachers out of fold."""
     tmp = tmp_path_factory.mktemp("taught")
-    tree = tiny(teacher=OUT_OF_FOLD, data={"path": str(people(tmp / "people.npz")), "synthetic": {}})
+    tree = tiny(
+        teacher=OUT_OF_FOLD, data={"path": str(people(tmp / "people.npz")), "synthetic": {}}
+    )
     tree["student"] = {**tree["student"], "epochs": 2, "method": MENDED}
     corrkd.run(tree, tmp / "run", evaluate=False)
     return prepare(load_settings(**tree)), tmp / "run"
@@ -65,7 +73,9 @@ def test_nobody_answers_for_people_that_it_was_trained_on(taught: tuple[Experime
     for repeat in range(2):
         answered = []
         for member in [m for m in members(experiment.settings.teacher) if m.repeat == repeat]:
-            trained, answers_for = (rows.tolist() for rows in rows_of(member, experiment, samples, seed=0))
+            trained, answers_for = (
+                rows.tolist() for rows in rows_of(member, experiment, samples, seed=0)
+            )
             assert not set(person[trained]) & set(person[answers_for])
             assert sorted(trained + answers_for) == list(range(30))
             answered.append(answers_for)
@@ -74,8 +84,12 @@ def test_nobody_answers_for_people_that_it_was_trained_on(taught: tuple[Experime
     assert divisions[0] != divisions[1]
 
 
-def test_a_teacher_out_of_fold_is_trained_on_its_rows_alone(taught: tuple[Experiment, Path], tmp_path: Path) -> None:
-    """With the labels of one fold turned round, its own teacher is the same to the bit, and the others of that repeat are not."""
+def test_a_teacher_out_of_fold_is_trained_on_its_rows_alone(
+    taught: tuple[Experiment, Path], tmp_path: Path
+) -> None:
+    """With the labels of one fold turned round, its own teacher is the same to the bit, and the
+    others of that repeat are not.
+    """
     experiment, whole = taught
     names = {m.name for m in members(experiment.settings.teacher)}
     assert names == {f"teacher-{repeat}-{fold}" for repeat in range(2) for fold in range(3)}
@@ -86,7 +100,9 @@ def test_a_teacher_out_of_fold_is_trained_on_its_rows_alone(taught: tuple[Experi
     changed["labels"][rows] = (changed["labels"][rows] + 1) % 3  # the training split comes first
     np.savez(tmp_path / "people.npz", **changed)
     data = experiment.settings.data.model_copy(update={"path": str(tmp_path / "people.npz")})
-    corrkd.run(experiment.settings.model_copy(update={"data": data}), tmp_path / "run", evaluate=False)
+    corrkd.run(
+        experiment.settings.model_copy(update={"data": data}), tmp_path / "run", evaluate=False
+    )
     same = {
         name: (teachers_in(whole) / f"{name}.safetensors").read_bytes()
         == (teachers_in(tmp_path / "run") / f"{name}.safetensors").read_bytes()
@@ -95,8 +111,12 @@ def test_a_teacher_out_of_fold_is_trained_on_its_rows_alone(taught: tuple[Experi
     assert same == {"teacher-0-0": False, "teacher-0-1": True, "teacher-0-2": False}
 
 
-def test_the_outputs_are_of_teachers_that_have_not_met_the_person(taught: tuple[Experiment, Path]) -> None:
-    """Logits: the mean response. Representations: the first repeat's, rotated towards the teacher's axes."""
+def test_the_outputs_are_of_teachers_that_have_not_met_the_person(
+    taught: tuple[Experiment, Path],
+) -> None:
+    """Logits: the mean response. Representations: the first repeat's, rotated towards the teacher's
+    axes.
+    """
     experiment, folder = taught
     samples, folder = experiment.samples("train"), teachers_in(folder)
     made = answers(experiment, samples, 0, folder)
@@ -113,8 +133,12 @@ def test_the_outputs_are_of_teachers_that_have_not_met_the_person(taught: tuple[
                 by[rows] = member.fold or 0
                 raw, rotated = output.representation[rows], made.representation[rows]
                 torch.testing.assert_close(raw @ raw.T, rotated @ rotated.T, atol=1e-3, rtol=1e-3)
-                rotation, _ = orthogonal_procrustes(output.representation[trained].numpy(), whole[trained].numpy())
-                torch.testing.assert_close(rotated, raw @ torch.tensor(rotation), atol=1e-3, rtol=1e-3)
+                rotation, _ = orthogonal_procrustes(
+                    output.representation[trained].numpy(), whole[trained].numpy()
+                )
+                torch.testing.assert_close(
+                    rotated, raw @ torch.tensor(rotation), atol=1e-3, rtol=1e-3
+                )
         responses[repeat] = (logits / fit_temperature(logits, samples.targets)).softmax(-1)
     mean = responses.mean(0).log()
     expected = mean / fit_temperature(mean, samples.targets)
@@ -127,7 +151,9 @@ def test_a_rotation_brings_one_space_onto_another() -> None:
     random = torch.Generator().manual_seed(0)
     target = torch.randn(40, 6, generator=random)
     turn = torch.linalg.qr(torch.randn(6, 6, generator=random))[0]
-    torch.testing.assert_close(target @ turn.T @ procrustes(target @ turn.T, target), target, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        target @ turn.T @ procrustes(target @ turn.T, target), target, atol=1e-4, rtol=1e-4
+    )
     rotation = procrustes(torch.randn(40, 6, generator=random), target)
     torch.testing.assert_close(rotation @ rotation.T, torch.eye(6), atol=1e-5, rtol=1e-5)
 
@@ -144,9 +170,15 @@ def test_one_teacher_is_what_it_was(tmp_path: Path) -> None:
     assert said.answered_by is None
 
 
-def test_several_on_all_samples_begin_with_the_teacher_and_a_fixed_temperature_divides(tmp_path: Path) -> None:
+def test_several_on_all_samples_begin_with_the_teacher_and_a_fixed_temperature_divides(
+    tmp_path: Path,
+) -> None:
     experiment = experiment_of(tmp_path, epochs=1, repeats=3, temperature=2.0)
-    assert [m.name for m in members(experiment.settings.teacher)] == [TEACHER, "teacher-1", "teacher-2"]
+    assert [m.name for m in members(experiment.settings.teacher)] == [
+        TEACHER,
+        "teacher-1",
+        "teacher-2",
+    ]
     corrkd.run(experiment.settings, tmp_path / "run", evaluate=False)
     folder, samples = teachers_in(tmp_path / "run"), experiment.samples("train")
     each = [
@@ -158,7 +190,9 @@ def test_several_on_all_samples_begin_with_the_teacher_and_a_fixed_temperature_d
     torch.testing.assert_close(said.logits.softmax(-1), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_killed_run_goes_on_with_the_teachers_that_are_left(taught: tuple[Experiment, Path], tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_with_the_teachers_that_are_left(
+    taught: tuple[Experiment, Path], tmp_path: Path
+) -> None:
     experiment, whole = taught
     corrkd.run(experiment.settings, tmp_path / "run", evaluate=False)
     seed = dataset_in(tmp_path / "run") / "seed-0"
@@ -171,11 +205,16 @@ def test_a_killed_run_goes_on_with_the_teachers_that_are_left(taught: tuple[Expe
     assert_same(*models)
 
 
-OTHERS = [{"network": {"name": "mlp", "width": 8}, "epochs": 2}, {"network": "gru", "folds": None, "repeats": 2}]
+OTHERS = [
+    {"network": {"name": "mlp", "width": 8}, "epochs": 2},
+    {"network": "gru", "folds": None, "repeats": 2},
+]
 
 
 def test_teachers_of_other_networks_are_averaged_in(tmp_path: Path) -> None:
-    """A committee: the teacher's network out of three folds, another likewise, and a third trained on all samples, twice."""
+    """A committee: the teacher's network out of three folds, another likewise, and a third trained
+    on all samples, twice.
+    """
     experiment = experiment_of(tmp_path, epochs=1, folds=3, others=OTHERS)
     names = [m.name for m in members(experiment.settings.teacher)]
     assert names == [
@@ -187,7 +226,9 @@ def test_teachers_of_other_networks_are_averaged_in(tmp_path: Path) -> None:
     corrkd.run(experiment.settings, tmp_path / "run", evaluate=False)
     folder, samples = teachers_in(tmp_path / "run"), experiment.samples("train")
     saved = {name: load_network(folder / name) for name in names}
-    assert [saved[name].network.name for name in names] == ["corrkd"] * 3 + ["mlp"] * 3 + ["gru"] * 2
+    assert [saved[name].network.name for name in names] == ["corrkd"] * 3 + ["mlp"] * 3 + [
+        "gru"
+    ] * 2
     assert {len(saved[name].about["history"]) for name in names[3:6]} == {2}  # epochs
     assert {len(saved[name].about["history"]) for name in (*names[:3], *names[6:])} == {1}
     outputs = {name: teacher_outputs(saved[name].network, samples) for name in names}
@@ -200,12 +241,20 @@ def test_teachers_of_other_networks_are_averaged_in(tmp_path: Path) -> None:
         responses.append(logits.softmax(-1))
     responses += [outputs[name].logits.softmax(-1) for name in names[6:]]
     made = answers(experiment, samples, 0, folder)
-    torch.testing.assert_close(made.logits.softmax(-1), torch.stack(responses).mean(0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        made.logits.softmax(-1), torch.stack(responses).mean(0), atol=1e-5, rtol=1e-4
+    )
     alone = answers(experiment_of(tmp_path, epochs=1, folds=3), samples, 0, folder)
     assert torch.equal(made.representation, alone.representation)
     (note,) = [line for line in arrangement(experiment) if "committee" in line]
-    assert "committee of 8 teachers a seed: 3 of the teacher's network, each trained without one of 3 folds" in note
-    assert "2 of network gru, each trained on all training samples. Responses are averaged over 4;" in note
+    assert (
+        "committee of 8 teachers a seed: 3 of the teacher's network, each trained without one of "
+        "3 folds" in note
+    )
+    assert (
+        "2 of network gru, each trained on all training samples. Responses are averaged over 4;"
+        in note
+    )
 
 
 def test_what_is_left_open_of_others_is_the_teacher_s(tmp_path: Path) -> None:
@@ -227,15 +276,25 @@ def test_what_is_left_open_of_others_is_the_teacher_s(tmp_path: Path) -> None:
         ({"others": [{"epochs": 2}]}, r"teacher\.others\.0\.network: field required"),
         ({"others": [{"network": "nope"}]}, r"teacher\.others\.0\.network: .*nope"),
         ({"others": [{"network": "mlp", "eta": 2}]}, r"teacher\.others\.0\.eta is unknown"),
-        ({"keep": "last", "others": [{"network": "mlp", "patience": 2}]}, r"others\.0: patience stops by"),
-        ({"folds": 2, "temperature": "fit", "others": [{"network": "mlp", "folds": None}]}, "fit needs folds"),
-        ({"others": [{"network": "mlp", "folds": 11}]}, r"teacher\.others\.0: folds = 11: there are 10 groups"),
+        (
+            {"keep": "last", "others": [{"network": "mlp", "patience": 2}]},
+            r"others\.0: patience stops by",
+        ),
+        (
+            {"folds": 2, "temperature": "fit", "others": [{"network": "mlp", "folds": None}]},
+            "fit needs folds",
+        ),
+        (
+            {"others": [{"network": "mlp", "folds": 11}]},
+            r"teacher\.others\.0: folds = 11: there are 10 groups",
+        ),
         ({"temperature": "fit"}, "temperature = fit needs folds"),
         ({"folds": 1}, r"teacher\.folds: .*greater than or equal to 2"),
         ({"temperature": 0.0}, r"teacher\.temperature"),
         (
             {"folds": 11},
-            r"settings: teacher\.folds = 11: there are 10 groups of samples to divide; set it to at most 10",
+            r"settings: teacher\.folds = 11: there are 10 groups of samples to divide; set it to "
+            r"at most 10",
         ),
     ],
 )
@@ -255,15 +314,21 @@ def test_a_fold_that_is_judged_chooses_no_epoch(tmp_path: Path) -> None:
     tree = tiny(data=data, evaluation={"split": "valid"}, teacher=last, student=last)
     assert prepare(load_settings(**tree)).cross_validated
     line = "keep = best would choose an epoch on the fold that is judged"
-    experiment = prepare(load_settings(**tiny(data=data, evaluation={"split": "valid"}, teacher=last)))
+    experiment = prepare(
+        load_settings(**tiny(data=data, evaluation={"split": "valid"}, teacher=last))
+    )
     with pytest.raises(CorrKDError, match=f"student: {line}"):
         check_splits(experiment, run_arms(experiment))
     # Nor does a teacher that is trained elsewhere.
-    experiment = prepare(load_settings(**tiny(data=data, evaluation={"split": "valid"}, student=last)))
+    experiment = prepare(
+        load_settings(**tiny(data=data, evaluation={"split": "valid"}, student=last))
+    )
     with pytest.raises(CorrKDError, match=f"teacher: {line}"):
         check_splits(experiment, run_arms(experiment, "student"))
     experiment = prepare(load_settings(**tiny(data=data, evaluation={"split": "train"})))
-    with pytest.raises(CorrKDError, match=r"evaluation\.split = train: with data\.resample every seed has another"):
+    with pytest.raises(
+        CorrKDError, match=r"evaluation\.split = train: with data\.resample every seed has another"
+    ):
         check_splits(experiment, run_arms(experiment))
 
 
@@ -272,27 +337,41 @@ def test_a_seed_normalises_by_its_own_training_split_and_keeps_the_target(tmp_pa
     experiment = prepare(load_settings(**tiny(data=data)))
     one, other = experiment.at(0), experiment.at(1)
     assert one.target is other.target is experiment.target
-    assert not np.array_equal(one.normalisation.center["audio"], other.normalisation.center["audio"])
+    assert not np.array_equal(
+        one.normalisation.center["audio"], other.normalisation.center["audio"]
+    )
     assert len(one.samples("train")) + len(one.samples("valid")) == 45
     assert prepare(load_settings(**tiny())).at(3).dataset.name == "synthetic"
 
 
-def test_who_teaches_and_which_splits_there_are_is_said(taught: tuple[Experiment, Path], tmp_path: Path) -> None:
+def test_who_teaches_and_which_splits_there_are_is_said(
+    taught: tuple[Experiment, Path], tmp_path: Path
+) -> None:
     experiment, _ = taught
     said = " ".join(notes(experiment, run_arms(experiment)))
-    assert "taught by 6 teachers a seed, each trained without one of 3 folds by person and answering for that" in said
+    assert (
+        "taught by 6 teachers a seed, each trained without one of 3 folds by person and "
+        "answering for that" in said
+    )
     assert "responses are averaged over 2." in said
     assert "The teachers' temperature: fitted to the training labels." in said
     data = {"resample": {"folds": 5, "train": 10}}
     lines = arrangement(prepare(load_settings(**tiny(data=data, teacher={"repeats": 2}))))
     assert "Every seed draws 10 training samples of its own." in lines
     assert any("seed s validates on fold s mod 5" in line for line in lines)
-    assert any("taught by 2 teachers a seed, each trained on all training samples" in line for line in lines)
+    assert any(
+        "taught by 2 teachers a seed, each trained on all training samples" in line
+        for line in lines
+    )
     assert not arrangement(prepare(load_settings(**tiny())))
 
 
 def test_what_is_said_of_the_data_is_of_the_first_seed_s_splits(tmp_path: Path) -> None:
-    data = {"path": str(people(tmp_path / "people.npz")), "synthetic": {}, "resample": {"train": 12}}
+    data = {
+        "path": str(people(tmp_path / "people.npz")),
+        "synthetic": {},
+        "resample": {"train": 12},
+    }
     corrkd.run(
         tiny(data=data, teacher={"epochs": 1}, student={"epochs": 1, "batch_size": 20}),
         tmp_path / "run",
@@ -301,5 +380,6 @@ def test_what_is_said_of_the_data_is_of_the_first_seed_s_splits(tmp_path: Path) 
     card = json.loads((dataset_in(tmp_path / "run") / "run.json").read_text("utf-8"))
     assert card["dataset"]["splits"] == {"train": 12, "valid": 15, "test": 15}
     assert any(
-        note.startswith("student.batch_size = 20 is more than the 12 training samples") for note in card["notes"]
+        note.startswith("student.batch_size = 20 is more than the 12 training samples")
+        for note in card["notes"]
     )

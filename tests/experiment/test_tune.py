@@ -46,7 +46,9 @@ def test_the_first_trial_is_the_defaults_and_the_best_is_kept(searched: Path) ->
     assert plan.search.startswith("3 trials an arm")
 
 
-def test_it_goes_on_and_comes_to_the_same(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_goes_on_and_comes_to_the_same(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped in the second trial, it ends where the whole search ended."""
     run_jobs, calls = module.run_jobs, []
 
@@ -90,7 +92,9 @@ def test_what_is_searched() -> None:
     run = load_settings(student={"lr": 0.002})
     corrkd = space(resolve("corrkd", ArmSettings(), run))
     assert corrkd["lr"] == Range(0.0005, 0.008, log=True)
-    assert {"network.dropout", "method.scd.weight", "method.cpd.weight", "method.rcd.weight"} < set(corrkd)
+    assert {"network.dropout", "method.scd.weight", "method.cpd.weight", "method.rcd.weight"} < set(
+        corrkd
+    )
     assert "network.network.dropout" in space(resolve("smil", ArmSettings(), run))
 
 
@@ -100,7 +104,10 @@ def test_a_loss_that_an_arm_leaves_out_is_not_searched(monkeypatch: pytest.Monke
     assert {"method.cpd.weight", "method.rcd.weight"} < keys
     assert "method.scd.weight" not in keys
     monkeypatch.setattr(CorrKD, "search", {"options.scd": (0.1, 4.0)})
-    with pytest.raises(CorrKDError, match=r"arm corrkd: method corrkd has no options\.scd, which its `search` names"):
+    with pytest.raises(
+        CorrKDError,
+        match=r"arm corrkd: method corrkd has no options\.scd, which its `search` names",
+    ):
         space(resolve("corrkd", ArmSettings(), run))
 
 
@@ -117,7 +124,9 @@ def test_a_trial_that_fails_has_no_score(tmp_path: Path, monkeypatch: pytest.Mon
     found = tune(settings(), arms, tmp_path / "out", trials=2)
     assert found.trials["score"].isna().tolist() == [False, True]
     assert found.best == {"no-distillation": {}}
-    monkeypatch.setattr(module, "run_jobs", lambda jobs, *_, **__: [Failure(job, "no") for job in jobs])
+    monkeypatch.setattr(
+        module, "run_jobs", lambda jobs, *_, **__: [Failure(job, "no") for job in jobs]
+    )
     with pytest.raises(CorrKDError, match="no-distillation: every trial has failed"):
         tune(settings(), arms, tmp_path / "other", trials=1)
 

@@ -1,4 +1,6 @@
-"""Mutations of what a file holds, where mutated bytes would hardly ever be a file of the same format again."""
+"""Mutations of what a file holds, where mutated bytes would hardly ever be a file of the same
+format again.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,20 @@ import numpy as np
 
 VALUES: tuple[Callable[[random.Random], Any], ...] = (
     lambda rng: None,
-    lambda rng: rng.choice(["", "x", "train", "é\ud800", "a" * 2000, "1", "nan", "\x1b[31m", "=1+1"]),
+    lambda rng: rng.choice(
+        ["", "x", "train", "é\ud800", "a" * 2000, "1", "nan", "\x1b[31m", "=1+1"]
+    ),
     lambda rng: rng.choice([b"", b"\xff\xfe", b"train"]),
-    lambda rng: rng.choice([0, -1, 2**31, 2**56, 2**64, 0.5, 1e308, float("nan"), float("inf"), True]),
+    lambda rng: rng.choice(
+        [0, -1, 2**31, 2**56, 2**64, 0.5, 1e308, float("nan"), float("inf"), True]
+    ),
     lambda rng: rng.choice([[], {}, (), set(), [[]], {"train": {}}, [None], ["a", 1]]),
-    lambda rng: np.full(rng.choice([(), (0,), (3,), (12,), (12, 0), (12, 1), (0, 4, 2), (2, 2, 2, 2)]), rng.random()),
-    lambda rng: np.array(rng.choice([["a", "b"], [None, {}], [b"x"], [[1], [2]], [True], [2**62]]), object),
+    lambda rng: np.full(
+        rng.choice([(), (0,), (3,), (12,), (12, 0), (12, 1), (0, 4, 2), (2, 2, 2, 2)]), rng.random()
+    ),
+    lambda rng: np.array(
+        rng.choice([["a", "b"], [None, {}], [b"x"], [[1], [2]], [True], [2**62]]), object
+    ),
     lambda rng: np.zeros(3, rng.choice(["S4", "U4", "c16", "M8[s]", "f2", "u8", "i1", "?"])),
 )
 
@@ -44,13 +54,25 @@ def _mutated_dict(value: dict[Any, Any], rng: random.Random, depth: int) -> dict
     if kind < 0.1:
         del value[key]
     elif kind < 0.2:
-        value[rng.choice(["labels", "config", "text_bert", "audio_present", "emotion_labels", "train", "x", 3, ""])] = (
-            value[key]
-        )
+        value[
+            rng.choice(
+                [
+                    "labels",
+                    "config",
+                    "text_bert",
+                    "audio_present",
+                    "emotion_labels",
+                    "train",
+                    "x",
+                    3,
+                    "",
+                ]
+            )
+        ] = value[key]
     elif kind < 0.25:
-        value[rng.choice(["audio_lengths", "lengths", "frame_ids", "split", "ids", "class_names"])] = rng.choice(
-            VALUES
-        )(rng)
+        value[
+            rng.choice(["audio_lengths", "lengths", "frame_ids", "split", "ids", "class_names"])
+        ] = rng.choice(VALUES)(rng)
     else:
         value[key] = mutated(value[key], rng, depth + 1)
     return value
@@ -68,7 +90,9 @@ def _mutated_array(value: np.ndarray, rng: random.Random) -> np.ndarray:
         return value.astype(rng.choice(["f2", "i1", "u8", "f8", "c16", "?", "U5"]))
     out = value.copy()
     if value.dtype.kind == "f":
-        out.flat[rng.randrange(value.size)] = rng.choice([np.nan, np.inf, -1e30, 1e38, 0.5, 2.0**56])
+        out.flat[rng.randrange(value.size)] = rng.choice(
+            [np.nan, np.inf, -1e30, 1e38, 0.5, 2.0**56]
+        )
     elif value.dtype.kind in "iu":
         out.flat[rng.randrange(value.size)] = rng.choice([0, 1, 2, 100, np.iinfo(value.dtype).max])
     return out

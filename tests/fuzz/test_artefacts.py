@@ -1,4 +1,6 @@
-"""Mutated files of others' making: each is read, or refused by one short line. 50 cases a target, 2,000 among the slow tests."""
+"""Mutated files of others' making: each is read, or refused by one short line. 50 cases a target,
+2,000 among the slow tests.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ from tests.report.fake_run import write_fake_comparison
 
 @dataclass(frozen=True)
 class Target:
-    """Valid files by name, in a folder; what is read of the folder; and what makes a mutated file pass for whole where a sum guards it."""
+    """Valid files by name, in a folder; what is read of the folder; and what makes a mutated file
+    pass for whole where a sum guards it.
+    """
 
     files: dict[str, bytes]
     read: Callable[[Path], object]
@@ -87,7 +91,10 @@ def card_target(tmp: Path) -> Target:
     (tmp / "student.json").write_text(json_text(card))
 
     def mended(files: dict[str, bytes]) -> dict[str, bytes]:
-        sums = (hashlib.sha256(data).hexdigest().encode() for data in (tensors, files["student.safetensors"]))
+        sums = (
+            hashlib.sha256(data).hexdigest().encode()
+            for data in (tensors, files["student.safetensors"])
+        )
         return {**files, "student.json": files["student.json"].replace(*sums)}
 
     files = folder_files(tmp, "student.json", "student.safetensors")
@@ -104,20 +111,27 @@ def converted_target(tmp: Path) -> Target:
     about = header["__metadata__"].pop("corrkd").encode()
 
     def mended(files: dict[str, bytes]) -> dict[str, bytes]:
-        """The metadata, a text within a text, goes into the header, and the header's length before it."""
+        """The metadata, a text within a text, goes into the header, and the header's length before
+        it.
+        """
         text = files["header"].replace(
             b'"__metadata__": {}',
-            b'"__metadata__": {"corrkd": %s}' % json.dumps(files["about"].decode(errors="replace")).encode(),
+            b'"__metadata__": {"corrkd": %s}'
+            % json.dumps(files["about"].decode(errors="replace")).encode(),
         )
         return {"x.safetensors": len(text).to_bytes(8, "little") + text + files["tensors"]}
 
     files = {"about": about, "header": json.dumps(header).encode(), "tensors": whole[start:]}
-    return Target(files, lambda folder: load_dataset(folder / "x.safetensors", targets=False), mended)
+    return Target(
+        files, lambda folder: load_dataset(folder / "x.safetensors", targets=False), mended
+    )
 
 
 def run_target(tmp: Path) -> Target:
     write_fake_comparison(tmp / "out", arms=("corrkd", "kl"), seeds=(0,), samples=12)
-    names = [str(p.relative_to(tmp / "out")) for p in sorted((tmp / "out").rglob("*")) if p.is_file()]
+    names = [
+        str(p.relative_to(tmp / "out")) for p in sorted((tmp / "out").rglob("*")) if p.is_file()
+    ]
 
     def read(folder: Path) -> None:
         plain_report(folder)
@@ -132,22 +146,31 @@ def run_target(tmp: Path) -> Target:
 
 
 def checkpoint_target(tmp: Path) -> Target:
-    optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]}
+    optimizer = {
+        "state": {0: {"step": torch.tensor(3.0)}},
+        "param_groups": [{"lr": 0.1, "betas": (0.9, 0.99)}],
+    }
     save_checkpoint(tmp / "a.ckpt", {"method": {"w": torch.arange(64.0)}, "optimizer": optimizer})
 
     def mended(files: dict[str, bytes]) -> dict[str, bytes]:
         return {"a.ckpt": hashlib.sha256(files["a.ckpt"][32:]).digest() + files["a.ckpt"][32:]}
 
     return Target(
-        folder_files(tmp, "a.ckpt"), lambda folder: load_checkpoint(folder / "a.ckpt", torch.device("cpu")), mended
+        folder_files(tmp, "a.ckpt"),
+        lambda folder: load_checkpoint(folder / "a.ckpt", torch.device("cpu")),
+        mended,
     )
 
 
 def manifest_target(tmp: Path) -> Target:
     samples = make_samples(make_dataset(), "test")
-    conditions = standard_conditions(("language", "audio", "vision"), EvaluationSettings(), naturally_incomplete=False)
+    conditions = standard_conditions(
+        ("language", "audio", "vision"), EvaluationSettings(), naturally_incomplete=False
+    )
     save_manifest(tmp / "m.safetensors", make_manifest(samples, conditions, seed=1))
-    return Target(folder_files(tmp, "m.safetensors"), lambda folder: load_manifest(folder / "m.safetensors"))
+    return Target(
+        folder_files(tmp, "m.safetensors"), lambda folder: load_manifest(folder / "m.safetensors")
+    )
 
 
 def budget_target(tmp: Path) -> Target:
@@ -174,7 +197,9 @@ TARGETS = {
 
 @pytest.mark.parametrize("cases", [50, pytest.param(2_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_mutated_file_is_read_or_refused_in_one_line(name: str, cases: int, tmp_path: Path) -> None:
+def test_a_mutated_file_is_read_or_refused_in_one_line(
+    name: str, cases: int, tmp_path: Path
+) -> None:
     (tmp_path / "valid").mkdir()
     (tmp_path / "mutated").mkdir()
     target = TARGETS[name](tmp_path / "valid")
@@ -196,7 +221,9 @@ def test_a_mutated_file_is_read_or_refused_in_one_line(name: str, cases: int, tm
             assert 10 < len(message) <= 500, (case, changed, message)
             outcomes["refused"] += 1
         except Exception as error:
-            raise AssertionError(f"case {case}, {changed}: {type(error).__name__}: {error}") from error
+            raise AssertionError(
+                f"case {case}, {changed}: {type(error).__name__}: {error}"
+            ) from error
     assert min(outcomes.values()) > 0, outcomes
 
 

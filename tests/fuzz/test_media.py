@@ -1,4 +1,6 @@
-"""Damaged recordings: each becomes features or one line, in bounded time, and nothing is left half-written."""
+"""Damaged recordings: each becomes features or one line, in bounded time, and nothing is left
+half-written.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def valid_files() -> dict[str, bytes]:
         files = {}
         for ending in ENDINGS:
             shown = pictures if ending in ENDINGS[:4] else ()
-            files[ending] = write_clip(Path(folder) / f"clip{ending}", shown, tone(0.3)).read_bytes()
+            files[ending] = write_clip(
+                Path(folder) / f"clip{ending}", shown, tone(0.3)
+            ).read_bytes()
         return files
 
 
@@ -44,9 +48,9 @@ def damaged(number: int) -> tuple[str, bytes]:
         kind = rng.choice(("flip", "flip header", "cut", "splice header", "repeat"))
         if kind.startswith("flip"):
             for _ in range(rng.choice((1, 8, 64))):
-                data[rng.randrange(min(len(data), HEADER if kind == "flip header" else len(data)))] ^= (
-                    1 << rng.randrange(8)
-                )
+                data[
+                    rng.randrange(min(len(data), HEADER if kind == "flip header" else len(data)))
+                ] ^= 1 << rng.randrange(8)
         elif kind == "cut":
             del data[rng.randint(1, len(data)) :]
         elif kind == "splice header":
@@ -60,19 +64,28 @@ def damaged(number: int) -> tuple[str, bytes]:
 
 
 def extract_damaged(number: int, folder: Path) -> str | None:
-    """Extract a damaged recording in a folder of its own; return the line of its error, None where it has features."""
+    """Extract a damaged recording in a folder of its own; return the line of its error, None where
+    it has features.
+    """
     ending, data = damaged(number)
     recording, file = folder / "in" / f"{number}{ending}", folder / "out" / f"{number}.npz"
     recording.write_bytes(data)
     settings = FeatureSettings(longest_seconds=60.0)
     tempfile.tempdir = str(folder / "temp")
     return _extract_to(
-        ClipTask(ClipRow(str(number), recording.name, recording, "", {}), file, settings, describe(settings))
+        ClipTask(
+            ClipRow(str(number), recording.name, recording, "", {}),
+            file,
+            settings,
+            describe(settings),
+        )
     )
 
 
 def check_damaged(numbers: range, folder: Path) -> dict[int, str | None]:
-    """Extract damaged recordings in a process of its own, one after the other, and return the line of each."""
+    """Extract damaged recordings in a process of its own, one after the other, and return the line
+    of each.
+    """
     for name in ("in", "out", "temp"):
         (folder / name).mkdir()
     lines: dict[int, str | None] = {}

@@ -1,4 +1,6 @@
-"""Mutated datasets: each is read, or refused by one short line. 25 cases a target, 2,000 among the slow tests."""
+"""Mutated datasets: each is read, or refused by one short line. 25 cases a target, 2,000 among the
+slow tests.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ from tests.fuzz.mutate import mutate
 from tests.fuzz.objects import mutated, write_h5
 
 LONGEST_LINE = 600
-Target = Callable[[Path, random.Random], Path]  # writes a mutated dataset into a folder and returns what is to be read
+Target = Callable[
+    [Path, random.Random], Path
+]  # writes a mutated dataset into a folder and returns what is to be read
 
 
 def named() -> dict[str, Any]:
@@ -81,7 +85,11 @@ def write_npz(path: Path, arrays: dict[str, Any]) -> None:
 
 def write_safetensors(path: Path, arrays: dict[str, Any]) -> None:
     save_file(
-        {key: np.ascontiguousarray(x) for key, x in arrays.items() if x.dtype.kind in "fiub" and x.dtype.itemsize < 16},
+        {
+            key: np.ascontiguousarray(x)
+            for key, x in arrays.items()
+            if x.dtype.kind in "fiub" and x.dtype.itemsize < 16
+        },
         path,
     )
 
@@ -119,7 +127,9 @@ def utterances(make: Callable[[Path], object], pattern: str) -> Target:
         elif victim.suffix == ".npz" and rng.random() < 0.6:
             corpora = {key: x.item() for key, x in np.load(victim, allow_pickle=True).items()}
             corpora = mutated(corpora, rng)
-            np.savez(victim, **{str(key) or "none": np.array(x, object) for key, x in corpora.items()})
+            np.savez(
+                victim, **{str(key) or "none": np.array(x, object) for key, x in corpora.items()}
+            )
         else:
             victim.write_bytes(mutate(victim.read_bytes(), rng))
         return path
@@ -148,7 +158,12 @@ def low_rank() -> dict[bytes, Any]:
 
 
 def clip() -> dict[str, Any]:
-    return {"audio": np.ones((5, 3)), "text": np.ones((4, 2)), "text_bert": np.ones((3, 4)), "config": {}}
+    return {
+        "audio": np.ones((5, 3)),
+        "text": np.ones((4, 2)),
+        "text_bert": np.ones((3, 4)),
+        "config": {},
+    }
 
 
 def table(suffix: str, write: Callable[[pd.DataFrame, Path], object]) -> Target:
@@ -172,7 +187,10 @@ def save_to_disk(frame: pd.DataFrame, folder: Path) -> None:
     """What `datasets` writes, without it."""
     content = pa.Table.from_pandas(frame, preserve_index=False)
     folder.mkdir()
-    with pa.OSFile(str(folder / "data.arrow"), "wb") as file, pa.ipc.new_stream(file, content.schema) as out:
+    with (
+        pa.OSFile(str(folder / "data.arrow"), "wb") as file,
+        pa.ipc.new_stream(file, content.schema) as out,
+    ):
         out.write_table(content)
     (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
 
@@ -219,7 +237,13 @@ def check(target: Target, tmp_path: Path, seed: int) -> bool:
     vectors, folds = glove(folder / "glove.txt"), folder / "folds.json"
     label = rng.choice([None, None, "0", "questions:ratings@0.5", "happy", "sentiment", "emo,val"])
     try:
-        describe(inspect(load_dataset(path, glove=vectors, folds=folds, label=label, targets=rng.random() < 0.5)))
+        describe(
+            inspect(
+                load_dataset(
+                    path, glove=vectors, folds=folds, label=label, targets=rng.random() < 0.5
+                )
+            )
+        )
     except CorrKDError as error:
         message = str(error)
         assert "\n" not in message, message

@@ -1,4 +1,6 @@
-"""Random batches for the losses' tests: (N, D) representations, (N, K) logits, labels, and their yes/no forms."""
+"""Random batches for the losses' tests: (N, D) representations, (N, K) logits, labels, and their
+yes/no forms.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,12 @@ class Batch:
 
 
 @st.composite
-def batches(draw: st.DrawFn, *, min_size: int = 1, min_width: int = 1, questions: bool = False) -> Batch:
-    """Representations (N, D) and labels (N,), or (N, Q) answers; float64. A class may well be absent."""
+def batches(
+    draw: st.DrawFn, *, min_size: int = 1, min_width: int = 1, questions: bool = False
+) -> Batch:
+    """Representations (N, D) and labels (N,), or (N, Q) answers; float64. A class may well be
+    absent.
+    """
     n, width = draw(st.integers(min_size, 7)), draw(st.integers(min_width, 6))
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
     scale = draw(st.sampled_from([0.1, 1.0, 30.0]))

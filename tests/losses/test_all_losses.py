@@ -1,4 +1,6 @@
-"""What holds for all losses: finite everywhere, full precision, no look at the data, torch alone."""
+"""What holds for all losses: finite everywhere, full precision, no look at the data, torch
+alone.
+"""
 
 from __future__ import annotations
 
@@ -55,12 +57,16 @@ def make(name: str) -> Loss:
         "cpd-centred": CategoryPrototypeDistillation(3, center=True),
         "cpd-prototypes": CategoryPrototypeDistillation(3),
         "rcd-divergence": DecoupledDivergence(),
-        "rcd-renormalized": ResponseDisentangledConsistency(3, renormalize=True, generator=generator),
+        "rcd-renormalized": ResponseDisentangledConsistency(
+            3, renormalize=True, generator=generator
+        ),
         "frf": FactorisationReconstruction(detach=False),
         "frf-detached": FactorisationReconstruction(),
         "hmi": HierarchicalInformation(SCALES, SCALES, generator=generator),
         "hal": HierarchicalAdversarial(SCALES, generator=generator),
-        "hal-nonsaturating": HierarchicalAdversarial(SCALES, nonsaturating=True, generator=generator),
+        "hal-nonsaturating": HierarchicalAdversarial(
+            SCALES, nonsaturating=True, generator=generator
+        ),
     }
     module = modules[name]
     if name.startswith("frf"):
@@ -69,12 +75,16 @@ def make(name: str) -> Loss:
         return lambda s, t, y: module(s.split(SCALES, -1), t.split(SCALES, -1))
     if name == "cpd-prototypes":
         far = torch.randn(1, 1, 3, 12, generator=generator)
-        return lambda s, t, y: module(s, t, y, far.expand(len(t), -1, -1, -1), torch.arange(len(t)) < 4)
+        return lambda s, t, y: module(
+            s, t, y, far.expand(len(t), -1, -1, -1), torch.arange(len(t)) < 4
+        )
     return (lambda s, t, y: module(s, t)) if name.startswith("scd") else module
 
 
 def factorised(module: torch.nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
-    """FRF of three modalities: the student's vectors, and what might be made of them and the teacher's."""
+    """FRF of three modalities: the student's vectors, and what might be made of them and the
+    teacher's.
+    """
     encoded, others = (x.unflatten(-1, (3, 4)) for x in (student, teacher))
     pairs = 0.5 * encoded[:, :, None] + others[:, None]
     loss: Tensor = module(encoded, pairs, encoded[..., :2], pairs[..., 2:])
@@ -128,7 +138,9 @@ KINDS = [
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("half_inputs", [False, True])
-def test_values_and_gradients_are_finite(name: str, kind: str, autocast: torch.dtype | None, half_inputs: bool) -> None:
+def test_values_and_gradients_are_finite(
+    name: str, kind: str, autocast: torch.dtype | None, half_inputs: bool
+) -> None:
     student, teacher, labels = inputs(WIDTH[name], kind)
     if half_inputs:
         half = autocast or torch.bfloat16
@@ -189,8 +201,18 @@ def test_the_losses_load_torch_alone() -> None:
         for name in sorted(name for name in sys.modules if name.startswith("corrkd.")):
             print(name)
     """
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    for room in ("corrkd.data", "corrkd.settings", "lightning_fabric", "pandas", "pydantic", "scipy", "sklearn"):
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    for room in (
+        "corrkd.data",
+        "corrkd.settings",
+        "lightning_fabric",
+        "pandas",
+        "pydantic",
+        "scipy",
+        "sklearn",
+    ):
         assert room not in loaded
     own = [name for name in loaded if name.startswith("corrkd.")]
     assert "corrkd.losses.critics" in own

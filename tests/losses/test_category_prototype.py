@@ -34,14 +34,20 @@ def _cosine(a: list[float], b: list[float]) -> float:
 @few
 @given(batches())
 def test_is_the_mean_over_samples_and_classes_present(batch: Batch) -> None:
-    loss = category_prototype_distillation(batch.student, batch.teacher, batch.labels, batch.classes)
-    assert loss.item() == pytest.approx(by_loops(batch.student, batch.teacher, batch.labels.tolist()), abs=1e-12)
+    loss = category_prototype_distillation(
+        batch.student, batch.teacher, batch.labels, batch.classes
+    )
+    assert loss.item() == pytest.approx(
+        by_loops(batch.student, batch.teacher, batch.labels.tolist()), abs=1e-12
+    )
 
 
 @few
 @given(batches(min_size=2))
 def test_centred_it_is_the_same_of_representations_less_their_mean(batch: Batch) -> None:
-    loss = CategoryPrototypeDistillation(batch.classes, center=True)(batch.student, batch.teacher, batch.labels)
+    loss = CategoryPrototypeDistillation(batch.classes, center=True)(
+        batch.student, batch.teacher, batch.labels
+    )
     if len(batch.labels.unique()) == 1:  # the mean of all, less the mean: no direction
         assert loss.item() == 0.0
         return
@@ -55,7 +61,9 @@ def test_the_teacher_s_prototypes_may_come_from_elsewhere(batch: Batch, center: 
     n, width = batch.teacher.shape
     labels = batch.labels.reshape(n, -1)
     random = torch.Generator().manual_seed(3)
-    prototypes = torch.randn(n, labels.shape[1], batch.classes, width, generator=random, dtype=torch.float64)
+    prototypes = torch.randn(
+        n, labels.shape[1], batch.classes, width, generator=random, dtype=torch.float64
+    )
     own = batch.student - batch.student.mean(0) if center else batch.student
     expected = []
     for q, answers in enumerate(labels.T.tolist()):
@@ -73,17 +81,27 @@ def test_the_teacher_s_prototypes_may_come_from_elsewhere(batch: Batch, center: 
     assert loss.item() == pytest.approx(sum(expected) / len(expected), abs=1e-9)
     with pytest.raises(ValueError, match="teacher_prototypes must be"):
         category_prototype_distillation(
-            batch.student, batch.teacher, batch.labels, batch.classes, teacher_prototypes=prototypes[:, :, :, :0]
+            batch.student,
+            batch.teacher,
+            batch.labels,
+            batch.classes,
+            teacher_prototypes=prototypes[:, :, :, :0],
         )
 
 
 @few
-@given(st.one_of(batches(), batches(questions=True)), st.booleans(), st.booleans(), st.integers(0, 99))
-def test_who_does_not_count_is_not_there(batch: Batch, center: bool, elsewhere: bool, seed: int) -> None:
+@given(
+    st.one_of(batches(), batches(questions=True)), st.booleans(), st.booleans(), st.integers(0, 99)
+)
+def test_who_does_not_count_is_not_there(
+    batch: Batch, center: bool, elsewhere: bool, seed: int
+) -> None:
     n, random = len(batch.student), torch.Generator().manual_seed(seed)
     counted = torch.rand(n, generator=random) < 0.6
     asked = batch.labels[0].numel()
-    prototypes = torch.randn(n, asked, batch.classes, batch.teacher.shape[1], generator=random, dtype=torch.float64)
+    prototypes = torch.randn(
+        n, asked, batch.classes, batch.teacher.shape[1], generator=random, dtype=torch.float64
+    )
     loss = CategoryPrototypeDistillation(batch.classes, center=center)
     given = (batch.student, batch.teacher, batch.labels, *([prototypes] if elsewhere else [None]))
     found = loss(*given, counted)
@@ -119,11 +137,15 @@ def test_order_of_the_batch_does_not_matter(batch: Batch) -> None:
 @given(batches(min_width=2), st.integers(0, 1000), st.floats(0.01, 100.0))
 def test_only_angles_count(batch: Batch, seed: int, scale: float) -> None:
     width = batch.student.shape[1]
-    random = torch.randn(width, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    random = torch.randn(
+        width, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     rotation, _ = torch.linalg.qr(random)
     loss = CategoryPrototypeDistillation(batch.classes)
     expected = loss(batch.student, batch.teacher, batch.labels)
-    torch.testing.assert_close(loss(scale * batch.student @ rotation, batch.teacher, batch.labels), expected)
+    torch.testing.assert_close(
+        loss(scale * batch.student @ rotation, batch.teacher, batch.labels), expected
+    )
     # A teacher that is the student turned and stretched has nothing to tell.
     same = loss(batch.student, scale * batch.student @ rotation, batch.labels)
     assert same.item() == pytest.approx(0.0, abs=1e-20)
@@ -135,7 +157,9 @@ def test_gradients(batch: Batch) -> None:
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
         return category_prototype_distillation(student, teacher, batch.labels, batch.classes)
 
-    assert torch.autograd.gradcheck(loss, (batch.student.requires_grad_(), batch.teacher.requires_grad_()))
+    assert torch.autograd.gradcheck(
+        loss, (batch.student.requires_grad_(), batch.teacher.requires_grad_())
+    )
 
 
 def test_a_class_that_is_absent_changes_nothing() -> None:
@@ -143,14 +167,20 @@ def test_a_class_that_is_absent_changes_nothing() -> None:
     student, teacher = torch.randn(6, 4, generator=random), torch.randn(6, 4, generator=random)
     labels = torch.tensor([0, 1, 0, 1, 1, 0])
     few_classes = category_prototype_distillation(student, teacher, labels, 2)
-    torch.testing.assert_close(category_prototype_distillation(student, teacher, labels, 7), few_classes)
-    torch.testing.assert_close(category_prototype_distillation(student, teacher, labels + 3, 7), few_classes)
+    torch.testing.assert_close(
+        category_prototype_distillation(student, teacher, labels, 7), few_classes
+    )
+    torch.testing.assert_close(
+        category_prototype_distillation(student, teacher, labels + 3, 7), few_classes
+    )
 
 
 def test_one_class_and_one_sample() -> None:
     # Every representation is its own prototype: similarity 1 on both sides, whatever the two are.
     student = torch.tensor([[3.0, 4.0]], requires_grad=True)
-    loss = category_prototype_distillation(student, torch.tensor([[1.0, -1.0]]), torch.tensor([2]), 3)
+    loss = category_prototype_distillation(
+        student, torch.tensor([[1.0, -1.0]]), torch.tensor([2]), 3
+    )
     loss.backward()
     assert loss.item() == pytest.approx(0.0, abs=1e-12)
     assert student.grad is not None
@@ -158,7 +188,8 @@ def test_one_class_and_one_sample() -> None:
 
 
 def test_gradient_flows_through_the_prototypes() -> None:
-    # Sample 0 is compared with the prototype of class 1, which is sample 1: moving sample 1 must count twice.
+    # Sample 0 is compared with the prototype of class 1, which is sample 1: moving sample 1 must
+    # count twice.
     teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     student = torch.tensor([[1.0, 0.2], [0.3, 1.0]], requires_grad=True)
     category_prototype_distillation(student, teacher, torch.tensor([0, 1]), 2).backward()
@@ -219,4 +250,6 @@ def test_teacher_and_student_may_differ_in_width(batch: Batch, more: int) -> Non
     wider = torch.cat([batch.teacher, batch.teacher.new_zeros(len(batch.teacher), more)], 1)
     labels, classes = batch.labels, batch.classes
     expected = category_prototype_distillation(batch.student, batch.teacher, labels, classes)
-    torch.testing.assert_close(category_prototype_distillation(batch.student, wider, labels, classes), expected)
+    torch.testing.assert_close(
+        category_prototype_distillation(batch.student, wider, labels, classes), expected
+    )

@@ -45,20 +45,29 @@ def test_is_the_divergence_of_both_parts(batch: Batch, nontarget: float) -> None
 def test_questions_are_averaged_and_have_one_part(batch: Batch) -> None:
     loss = DecoupledDivergence(nontarget=7.0)(batch.student, batch.teacher, batch.labels)
     asked = batch.labels.shape[1]
-    each = [by_loops(batch.student[:, q], batch.teacher[:, q], batch.labels[:, q].tolist(), 0.0) for q in range(asked)]
+    each = [
+        by_loops(batch.student[:, q], batch.teacher[:, q], batch.labels[:, q].tolist(), 0.0)
+        for q in range(asked)
+    ]
     assert loss.item() == pytest.approx(sum(each) / asked, abs=1e-10)
 
 
 @few
 @given(responses(), st.floats(-50, 50))
 def test_is_zero_only_where_both_respond_alike(batch: Batch, shift: float) -> None:
-    """A shift of all logits changes no response; weighted by 1 - R^t[y], the two parts are the plain divergence."""
-    assert decoupled_divergence(batch.teacher + shift, batch.teacher, batch.labels).item() == pytest.approx(0, abs=1e-9)
+    """A shift of all logits changes no response; weighted by 1 - R^t[y], the two parts are the
+    plain divergence.
+    """
+    assert decoupled_divergence(
+        batch.teacher + shift, batch.teacher, batch.labels
+    ).item() == pytest.approx(0, abs=1e-9)
     each = [batch.labels[[i]] for i in range(len(batch.labels))]
     plain = 0.0
     for i, y in enumerate(each):
         rest = 1.0 - batch.teacher[i].softmax(-1)[y].item()
-        plain += decoupled_divergence(batch.student[[i]], batch.teacher[[i]], y, nontarget=rest).item()
+        plain += decoupled_divergence(
+            batch.student[[i]], batch.teacher[[i]], y, nontarget=rest
+        ).item()
     known = batch.teacher.log_softmax(-1)
     expected = (known.exp() * (known - batch.student.log_softmax(-1))).sum().item()
     assert plain == pytest.approx(expected, abs=1e-9)
@@ -70,7 +79,9 @@ def test_gradients(batch: Batch) -> None:
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
         return decoupled_divergence(student, teacher, batch.labels, nontarget=0.5)
 
-    assert torch.autograd.gradcheck(loss, (batch.student.requires_grad_(), batch.teacher.requires_grad_()))
+    assert torch.autograd.gradcheck(
+        loss, (batch.student.requires_grad_(), batch.teacher.requires_grad_())
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,7 +92,9 @@ def test_gradients(batch: Batch) -> None:
         (torch.ones(2, 3), torch.ones(2, 3), torch.tensor([0.0, 1.0]), "labels must be integers"),
     ],
 )
-def test_what_does_not_fit_is_told(student: Tensor, teacher: Tensor, labels: Tensor, line: str) -> None:
+def test_what_does_not_fit_is_told(
+    student: Tensor, teacher: Tensor, labels: Tensor, line: str
+) -> None:
     with pytest.raises(ValueError, match=line):
         decoupled_divergence(student, teacher, labels)
     with pytest.raises(ValueError, match="nontarget must not be negative"):

@@ -15,12 +15,15 @@ from tests.losses.strategies import few
 
 @st.composite
 def factors(draw: st.DrawFn, sizes: tuple[int, int, int, int] = (5, 4, 5, 3)) -> tuple[Tensor, ...]:
-    """Encoded (N, n, D), decoded (N, n, n, D), relevant (N, n, E), recovered (N, n, n, E), of at most these sizes; float64."""
+    """Encoded (N, n, D), decoded (N, n, n, D), relevant (N, n, E), recovered (N, n, n, E), of at
+    most these sizes; float64.
+    """
     samples, count, width, part = (draw(st.integers(1, most)) for most in sizes)
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
     shapes = ((samples, count, width), (samples, count, count, width), (samples, count, part))
     return tuple(
-        draw(st.sampled_from([0.1, 1.0, 30.0])) * torch.randn(*shape, generator=random, dtype=torch.float64)
+        draw(st.sampled_from([0.1, 1.0, 30.0]))
+        * torch.randn(*shape, generator=random, dtype=torch.float64)
         for shape in (*shapes, (samples, count, count, part))
     )
 
@@ -64,7 +67,9 @@ def test_gradients(given: tuple[Tensor, ...], reduction: str) -> None:
 
 @few
 @given(factors())
-def test_what_is_to_be_made_again_gets_no_gradient_unless_asked_for(given: tuple[Tensor, ...]) -> None:
+def test_what_is_to_be_made_again_gets_no_gradient_unless_asked_for(
+    given: tuple[Tensor, ...],
+) -> None:
     gradients = []
     for detach in (True, False):
         leaves = [x.detach().requires_grad_() for x in given]
@@ -74,7 +79,8 @@ def test_what_is_to_be_made_again_gets_no_gradient_unless_asked_for(given: tuple
     assert (kept[0], kept[2]) == (None, None)
     assert torch.equal(kept[1], free[1])
     assert torch.equal(kept[3], free[3])
-    # Each vector is compared with what is made of every modality: what one side gains the other loses.
+    # Each vector is compared with what is made of every modality: what one side gains the other
+    # loses.
     torch.testing.assert_close(free[0], -free[1].sum(1))
     torch.testing.assert_close(free[2], -free[3].sum(1))
 
@@ -92,7 +98,10 @@ def test_is_zero_where_all_is_made_again() -> None:
         ({"encoded": torch.ones(2, 6)}, r"with N, n >= 1, but they are \(2, 6\) and \(2, 3, 4\)"),
         ({"relevant": torch.ones(5, 3, 4)}, r"\(2, 3, 6\) and \(5, 3, 4\)"),
         ({"encoded": torch.ones(0, 3, 6), "relevant": torch.ones(0, 3, 4)}, "N, n >= 1"),
-        ({"decoded": torch.ones(2, 3, 6)}, r"decoded must be \(2, 3, 3, 6\), but it is \(2, 3, 6\)"),
+        (
+            {"decoded": torch.ones(2, 3, 6)},
+            r"decoded must be \(2, 3, 3, 6\), but it is \(2, 3, 6\)",
+        ),
         ({"recovered": torch.ones(2, 3, 3, 6)}, r"recovered must be \(2, 3, 3, 4\)"),
         ({"encoded": torch.ones(2, 3, 6, dtype=torch.int64)}, "floating point"),
         ({"reduction": "none"}, "mean, sum, not 'none'"),

@@ -27,14 +27,19 @@ Sides = tuple[list[Tensor], list[Tensor]]
 
 @st.composite
 def scales(draw: st.DrawFn, *, one_width: bool = True, most: int = 6) -> Sides:
-    """Student's and teacher's representations of at most `most` samples at one to three scales, float64."""
+    """Student's and teacher's representations of at most `most` samples at one to three scales,
+    float64.
+    """
     samples = draw(st.integers(1, most))
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
     widths = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
     factor = draw(st.sampled_from([0.1, 1.0, 10.0]))
 
     def side(more: int) -> list[Tensor]:
-        return [factor * torch.randn(samples, w + more, generator=random, dtype=torch.float64) for w in widths]
+        return [
+            factor * torch.randn(samples, w + more, generator=random, dtype=torch.float64)
+            for w in widths
+        ]
 
     return side(0), side(0 if one_width else 2)
 
@@ -47,7 +52,8 @@ def perceptron(network: torch.nn.Module, row: list[float]) -> float:
     """A network's output in plain Python."""
     weight, bias, output, offset = (p.tolist() for p in network.parameters())
     hidden = [
-        max(0.0, sum(w * x for w, x in zip(unit, row, strict=True)) + b) for unit, b in zip(weight, bias, strict=True)
+        max(0.0, sum(w * x for w, x in zip(unit, row, strict=True)) + b)
+        for unit, b in zip(weight, bias, strict=True)
     ]
     return sum(w * h for w, h in zip(output[0], hidden, strict=True)) + offset[0]
 
@@ -64,7 +70,9 @@ def random_start(seed: int = 0) -> torch.Generator:
 @given(scales(one_width=False))
 def test_hmi_is_the_sum_over_scales_and_pairs(sides: Sides) -> None:
     student, teacher = sides
-    loss = HierarchicalInformation(widths(student), widths(teacher), hidden=4, generator=random_start()).double()
+    loss = HierarchicalInformation(
+        widths(student), widths(teacher), hidden=4, generator=random_start()
+    ).double()
     total, n = 0.0, len(student[0])
     for critic, s, t in zip(loss.critics, student, teacher, strict=True):
         for i in range(n):
@@ -82,7 +90,10 @@ def test_hmi_of_any_critic_is_the_estimator_s(sides: Sides) -> None:
         return (teacher * student).sum(-1)
 
     student, teacher = sides
-    expected = -sum(jensen_shannon_information(critic, t, s).item() for s, t in zip(student, teacher, strict=True))
+    expected = -sum(
+        jensen_shannon_information(critic, t, s).item()
+        for s, t in zip(student, teacher, strict=True)
+    )
     found = hierarchical_information(student, teacher, [critic] * len(student))
     assert found.item() == pytest.approx(expected, rel=1e-12)
 
@@ -94,7 +105,8 @@ def test_a_critic_of_all_pairs_is_the_critic_of_each() -> None:
     torch.testing.assert_close(critic.all_pairs(q, u), each)
     # The estimator takes the short way for this class alone.
     torch.testing.assert_close(
-        jensen_shannon_information(critic, q, u), jensen_shannon_information(lambda a, b: critic(a, b), q, u)
+        jensen_shannon_information(critic, q, u),
+        jensen_shannon_information(lambda a, b: critic(a, b), q, u),
     )
 
 
@@ -117,14 +129,18 @@ def test_hal_is_the_cross_entropy_of_the_discriminators(sides: Sides, nonsaturat
 def test_hal_moves_each_player_its_own_way(nonsaturating: bool) -> None:
     """The discriminators' gradient is that of -V; the student's that of V, or of -log De."""
     torch.manual_seed(0)
-    student, teacher = (torch.randn(6, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    student, teacher = (
+        torch.randn(6, 3, dtype=torch.float64, requires_grad=True) for _ in range(2)
+    )
     loss = HierarchicalAdversarial([3], hidden=4, nonsaturating=nonsaturating).double()
     loss([student], [teacher]).backward()
     of_discriminator = [p.grad for p in loss.parameters()]
 
     de = torch.sigmoid(loss.discriminators[0](student))
     value = (1 - de).log().mean() + torch.sigmoid(loss.discriminators[0](teacher)).log().mean()
-    for found, expected in zip(of_discriminator, torch.autograd.grad(-value, loss.parameters()), strict=True):
+    for found, expected in zip(
+        of_discriminator, torch.autograd.grad(-value, loss.parameters()), strict=True
+    ):
         torch.testing.assert_close(found, expected)
     de = torch.sigmoid(loss.discriminators[0](student))
     aim = -de.log().mean() if nonsaturating else (1 - de).log().mean()
@@ -151,13 +167,17 @@ def test_a_student_learns_to_mislead_and_a_discriminator_to_tell_apart() -> None
         value.backward()
         both.step()
     assert value.item() > 1.0
-    assert (student.mean(0) - teacher.mean(0)).norm() < 0.5 * (start.mean(0) - teacher.mean(0)).norm()
+    assert (student.mean(0) - teacher.mean(0)).norm() < 0.5 * (
+        start.mean(0) - teacher.mean(0)
+    ).norm()
 
 
 @few
 @given(scales(most=3))
 def test_gradients(sides: Sides) -> None:
-    """Of HMI with a smooth critic, first and second; those of HAL are above, since its value is not the potential of both players."""
+    """Of HMI with a smooth critic, first and second; those of HAL are above, since its value is not
+    the potential of both players.
+    """
 
     def critic(teacher: Tensor, student: Tensor) -> Tensor:
         return (teacher * student).sum(-1).sin()
@@ -178,7 +198,9 @@ def test_one_sample_is_zero_for_hmi_and_reaches_every_parameter() -> None:
     value = loss(student, [torch.randn(1, 3), torch.randn(1, 2)])
     value.backward()
     assert value.item() == 0.0
-    assert all(leaf.grad is not None and not leaf.grad.any() for leaf in (*student, *loss.parameters()))
+    assert all(
+        leaf.grad is not None and not leaf.grad.any() for leaf in (*student, *loss.parameters())
+    )
 
 
 def test_starting_values_come_from_the_generator() -> None:
@@ -198,7 +220,9 @@ def test_bad_input_is_named() -> None:
         lambda s, t: hierarchical_information(s, t, [critic]),
         lambda s, t: hierarchical_adversarial(s, t, [discriminator]),
     ):
-        with pytest.raises(ValueError, match=r"as many scales of student and teacher .* 2, 1 and 1"):
+        with pytest.raises(
+            ValueError, match=r"as many scales of student and teacher .* 2, 1 and 1"
+        ):
             loss([x, x], [x])
         with pytest.raises(ValueError, match=r"\(2, 3\) and \(3, 3\)"):
             loss([x], [torch.ones(3, 3)])

@@ -40,7 +40,9 @@ def information_by_loops(q: list[list[float]], u: list[list[float]]) -> float:
     if n == 1:
         return 0.0
     joint = sum(-_softplus(-smooth_pair(q[i], u[i])) for i in range(n)) / n
-    product = sum(_softplus(smooth_pair(q[i], u[j])) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    product = sum(
+        _softplus(smooth_pair(q[i], u[j])) for i in range(n) for j in range(n) if i != j
+    ) / (n * (n - 1))
     return joint - product
 
 
@@ -48,14 +50,18 @@ def _softplus(x: float) -> float:
     return math.log1p(math.exp(x))
 
 
-def by_loops(student: list[list[float]], teacher: list[list[float]], labels: list[int], renormalize: bool) -> float:
+def by_loops(
+    student: list[list[float]], teacher: list[list[float]], labels: list[int], renormalize: bool
+) -> float:
     """The formula in plain Python: logits (N, K), labels (N,)."""
     targets: list[list[list[float]]] = []
     nontargets: list[list[list[float]]] = []
     for logits in (teacher, student):
         response = [[math.exp(x) / sum(map(math.exp, row)) for x in row] for row in logits]
         targets.append([[r[y]] for r, y in zip(response, labels, strict=True)])
-        rest = [[p for k, p in enumerate(r) if k != y] for r, y in zip(response, labels, strict=True)]
+        rest = [
+            [p for k, p in enumerate(r) if k != y] for r, y in zip(response, labels, strict=True)
+        ]
         nontargets.append([[p / sum(r) for p in r] for r in rest] if renormalize else rest)
     return -information_by_loops(*targets) - information_by_loops(*nontargets)
 
@@ -64,18 +70,32 @@ def by_loops(student: list[list[float]], teacher: list[list[float]], labels: lis
 @given(responses(), st.booleans())
 def test_is_the_sum_over_all_pairs(batch: Batch, renormalize: bool) -> None:
     loss = response_disentangled_consistency(
-        batch.student, batch.teacher, batch.labels, smooth_critic, smooth_critic, renormalize=renormalize
+        batch.student,
+        batch.teacher,
+        batch.labels,
+        smooth_critic,
+        smooth_critic,
+        renormalize=renormalize,
     )
-    expected = by_loops(batch.student.tolist(), batch.teacher.tolist(), batch.labels.tolist(), renormalize)
+    expected = by_loops(
+        batch.student.tolist(), batch.teacher.tolist(), batch.labels.tolist(), renormalize
+    )
     assert loss.item() == pytest.approx(expected, rel=1e-9)
 
 
 @few
 @given(responses(questions=True))
 def test_questions_are_averaged(batch: Batch) -> None:
-    loss = response_disentangled_consistency(batch.student, batch.teacher, batch.labels, smooth_critic, smooth_critic)
+    loss = response_disentangled_consistency(
+        batch.student, batch.teacher, batch.labels, smooth_critic, smooth_critic
+    )
     each = [
-        by_loops(batch.student[:, q].tolist(), batch.teacher[:, q].tolist(), batch.labels[:, q].tolist(), False)
+        by_loops(
+            batch.student[:, q].tolist(),
+            batch.teacher[:, q].tolist(),
+            batch.labels[:, q].tolist(),
+            False,
+        )
         for q in range(batch.labels.shape[1])
     ]
     assert loss.item() == pytest.approx(sum(each) / len(each), rel=1e-9)
@@ -100,7 +120,9 @@ def test_gradients(batch: Batch, renormalize: bool) -> None:
             student, teacher, batch.labels, smooth_critic, smooth_critic, renormalize=renormalize
         )
 
-    assert torch.autograd.gradcheck(loss, (batch.student.requires_grad_(), batch.teacher.requires_grad_()))
+    assert torch.autograd.gradcheck(
+        loss, (batch.student.requires_grad_(), batch.teacher.requires_grad_())
+    )
 
 
 def test_with_two_classes_the_second_term_repeats_the_first() -> None:
@@ -114,7 +136,10 @@ def test_with_two_classes_the_second_term_repeats_the_first() -> None:
     def mirrored(t: Tensor, s: Tensor) -> Tensor:
         return critic(1 - t, 1 - s)
 
-    target = teacher.softmax(-1)[torch.arange(6), labels, None], student.softmax(-1)[torch.arange(6), labels, None]
+    target = (
+        teacher.softmax(-1)[torch.arange(6), labels, None],
+        student.softmax(-1)[torch.arange(6), labels, None],
+    )
     once = -jensen_shannon_information(critic, *target)
     loss = response_disentangled_consistency(student, teacher, labels, critic, mirrored)
     torch.testing.assert_close(loss, 2 * once)
@@ -127,10 +152,13 @@ def test_renormalised_nontargets_are_what_the_critic_sees() -> None:
         seen.extend([teacher, student])
         return teacher.sum(-1)
 
-    # The target's share is all but 1e-40 of the response: dividing rounded probabilities would give 0/0.
+    # The target's share is all but 1e-40 of the response: dividing rounded probabilities would give
+    # 0/0.
     logits = torch.tensor([[100.0, math.log(3.0), 0.0], [2.0, 100.0, 2.0]])
     labels = torch.tensor([0, 1])
-    response_disentangled_consistency(logits, logits, labels, smooth_critic, watching, renormalize=True)
+    response_disentangled_consistency(
+        logits, logits, labels, smooth_critic, watching, renormalize=True
+    )
     expected = torch.tensor([[0.75, 0.25], [0.5, 0.5]])
     torch.testing.assert_close(seen[0], expected.repeat_interleave(2, 0))
     torch.testing.assert_close(seen[1], expected.repeat(2, 1))
@@ -169,21 +197,25 @@ def test_best_critic_gives_the_jensen_shannon_divergence(repeats: int) -> None:
     joint = COUNTS.double() / COUNTS.sum()
     product = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
     middle = (joint + product) / 2
-    divergence = ((joint * (joint / middle).log()).sum() + (product * (product / middle).log()).sum()) / 2
+    divergence = (
+        (joint * (joint / middle).log()).sum() + (product * (product / middle).log()).sum()
+    ) / 2
     best = (joint / product).log()
     n = int(COUNTS.sum()) * repeats
 
     j = jensen_shannon_information(table_critic(best), *exact_pairs(repeats))
 
-    # All N^2 pairs would be the product exactly. Leaving out the N matched ones, which follow the joint, moves the
-    # second expectation from E_product to (N E_product - E_joint) / (N - 1).
+    # All N^2 pairs would be the product exactly. Leaving out the N matched ones, which follow the
+    # joint, moves the second expectation from E_product to (N E_product - E_joint) / (N - 1).
     penalty = -torch.nn.functional.softplus(best)
     left_out = ((product - joint) * penalty).sum() / (n - 1)
     torch.testing.assert_close(j, 2 * divergence - math.log(4) + left_out, rtol=1e-12, atol=0)
     assert abs(left_out) < 1 / n
 
     for seed in range(5):
-        other = best + torch.randn(3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        other = best + torch.randn(
+            3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
         assert jensen_shannon_information(table_critic(other), *exact_pairs(repeats)) < j
 
 
@@ -228,7 +260,9 @@ def test_critic_is_a_perceptron_on_the_parts_side_by_side() -> None:
 def test_critics_start_from_the_generator_or_from_the_global_seed() -> None:
     def start(seed: int | None) -> list[Tensor]:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return [p.detach() for p in ResponseDisentangledConsistency(3, generator=generator).parameters()]
+        return [
+            p.detach() for p in ResponseDisentangledConsistency(3, generator=generator).parameters()
+        ]
 
     state = torch.get_rng_state()
     assert all(torch.equal(a, b) for a, b in zip(start(5), start(5), strict=True))
@@ -259,10 +293,16 @@ def test_critic_in_another_precision_meets_the_logits() -> None:
     ("change", "message"),
     [
         ({"teacher_logits": torch.ones(2, 4)}, r"\(2, 3\) and \(2, 4\)"),
-        ({"student_logits": torch.ones(2, 1), "teacher_logits": torch.ones(2, 1)}, "at least 2 classes"),
+        (
+            {"student_logits": torch.ones(2, 1), "teacher_logits": torch.ones(2, 1)},
+            "at least 2 classes",
+        ),
         ({"labels": torch.zeros(2, 1, dtype=torch.int64)}, r"shape \(2,\)"),
         ({"labels": torch.zeros(2)}, "integers"),
-        ({"target_critic": lambda t, s: t}, r"must return \(M,\), here \(4,\), but it returned \(4, 1\)"),
+        (
+            {"target_critic": lambda t, s: t},
+            r"must return \(M,\), here \(4,\), but it returned \(4, 1\)",
+        ),
     ],
 )
 def test_bad_input_is_named(change: dict[str, object], message: str) -> None:
@@ -282,6 +322,8 @@ def test_bad_input_of_the_estimator_and_the_module() -> None:
     with pytest.raises(ValueError, match="N >= 1"):
         jensen_shannon_information(smooth_critic, torch.ones(2, 3), torch.ones(3, 3))
     with pytest.raises(ValueError, match="floating point"):
-        jensen_shannon_information(smooth_critic, torch.ones(2, 3), torch.ones(2, 3, dtype=torch.int64))
+        jensen_shannon_information(
+            smooth_critic, torch.ones(2, 3), torch.ones(2, 3, dtype=torch.int64)
+        )
     with pytest.raises(ValueError, match="at least 2"):
         ResponseDisentangledConsistency(1)

@@ -8,7 +8,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from corrkd.losses import SampleContrastiveDistillation, sample_contrastive, sample_contrastive_distillation
+from corrkd.losses import (
+    SampleContrastiveDistillation,
+    sample_contrastive,
+    sample_contrastive_distillation,
+)
 from corrkd.losses._shared import unit
 from tests.losses.strategies import Batch, batches, few
 
@@ -20,7 +24,9 @@ def by_loops(student: Tensor, teacher: Tensor, boundary: float, normalize: bool)
     for i in range(len(s)):
         for j in range(len(s)):
             if j != i:
-                total += math.dist(s[i], t[i]) ** 2 + max(0.0, boundary - math.dist(s[i], t[j])) ** 2
+                total += (
+                    math.dist(s[i], t[i]) ** 2 + max(0.0, boundary - math.dist(s[i], t[j])) ** 2
+                )
     return total
 
 
@@ -35,7 +41,9 @@ def test_is_the_double_sum(batch: Batch, boundary: float, normalize: bool) -> No
     options = {"boundary": boundary, "normalize": normalize}
     n = len(batch.student)
 
-    total = sample_contrastive_distillation(batch.student, batch.teacher, **options, reduction="sum")
+    total = sample_contrastive_distillation(
+        batch.student, batch.teacher, **options, reduction="sum"
+    )
     mean = sample_contrastive_distillation(batch.student, batch.teacher, **options)
 
     assert total.item() == pytest.approx(expected, rel=1e-10)
@@ -47,14 +55,18 @@ def test_is_the_double_sum(batch: Batch, boundary: float, normalize: bool) -> No
 def test_order_of_the_batch_does_not_matter(batch: Batch, normalize: bool) -> None:
     order = torch.arange(len(batch.student)).roll(1)
     loss = SampleContrastiveDistillation(1.2, normalize)
-    torch.testing.assert_close(loss(batch.student[order], batch.teacher[order]), loss(batch.student, batch.teacher))
+    torch.testing.assert_close(
+        loss(batch.student[order], batch.teacher[order]), loss(batch.student, batch.teacher)
+    )
 
 
 @few
 @given(batches(min_size=2, min_width=2), st.booleans(), st.sampled_from(["mean", "sum"]))
 def test_gradients(batch: Batch, normalize: bool, reduction: str) -> None:
     loss = SampleContrastiveDistillation(1.3, normalize, reduction)
-    assert torch.autograd.gradcheck(loss, (batch.student.requires_grad_(), batch.teacher.requires_grad_()))
+    assert torch.autograd.gradcheck(
+        loss, (batch.student.requires_grad_(), batch.teacher.requires_grad_())
+    )
 
 
 def test_batch_of_one_is_the_pull_alone() -> None:
@@ -91,7 +103,9 @@ def test_short_distances_are_exact_in_float32() -> None:
     student = teacher.clone()
     student[0, 0] += 0.125
     # Positives: 1/8 and 0; both mismatched distances: 1/8 and 0 too.
-    loss = sample_contrastive_distillation(student, teacher, boundary=1.0, normalize=False, reduction="sum")
+    loss = sample_contrastive_distillation(
+        student, teacher, boundary=1.0, normalize=False, reduction="sum"
+    )
     assert loss.item() == pytest.approx(0.125**2 + 0.875**2 + 1.0, rel=1e-6)
 
 
@@ -107,7 +121,12 @@ def test_short_distances_are_exact_in_float32() -> None:
     ],
 )
 def test_bad_input_is_named(change: dict[str, object], message: str) -> None:
-    arguments = {"student": torch.ones(2, 4), "teacher": torch.ones(2, 4), "boundary": 1.2, **change}
+    arguments = {
+        "student": torch.ones(2, 4),
+        "teacher": torch.ones(2, 4),
+        "boundary": 1.2,
+        **change,
+    }
     with pytest.raises(ValueError, match=message):
         sample_contrastive_distillation(**arguments)  # type: ignore[arg-type]
 
@@ -124,14 +143,20 @@ def test_module_refuses_what_the_function_refuses() -> None:
 def test_second_derivatives(batch: Batch, normalize: bool) -> None:
     loss = SampleContrastiveDistillation(1.3, normalize)
     student, teacher = ((unit(x) if normalize else x) for x in (batch.student, batch.teacher))
-    assume(((torch.cdist(student, teacher) - 1.3).abs() > 1e-4).all())  # the hinge has none at the boundary
-    assert torch.autograd.gradgradcheck(loss, (batch.student.requires_grad_(), batch.teacher.requires_grad_()))
+    assume(
+        ((torch.cdist(student, teacher) - 1.3).abs() > 1e-4).all()
+    )  # the hinge has none at the boundary
+    assert torch.autograd.gradgradcheck(
+        loss, (batch.student.requires_grad_(), batch.teacher.requires_grad_())
+    )
 
 
 def test_second_derivatives_are_finite_where_points_coincide() -> None:
     student = torch.zeros(3, 4, requires_grad=True)
     for normalize in (True, False):
-        loss = sample_contrastive_distillation(student, torch.zeros(3, 4), boundary=1.2, normalize=normalize)
+        loss = sample_contrastive_distillation(
+            student, torch.zeros(3, 4), boundary=1.2, normalize=normalize
+        )
         (first,) = torch.autograd.grad(loss, student, create_graph=True)
         (second,) = torch.autograd.grad(first.sum(), student)
         assert first.isfinite().all()
@@ -148,7 +173,11 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, block: int) -> N
     def derivatives() -> list[Tensor]:
         loss = sample_contrastive_distillation(student, teacher, boundary=4.0, normalize=False)
         first = torch.autograd.grad(loss, (student, teacher), create_graph=True)
-        return [loss, *first, *torch.autograd.grad(sum(x.square().sum() for x in first), (student, teacher))]
+        return [
+            loss,
+            *first,
+            *torch.autograd.grad(sum(x.square().sum() for x in first), (student, teacher)),
+        ]
 
     expected = derivatives()
     monkeypatch.setattr(sample_contrastive, "BLOCK", block)
@@ -156,7 +185,9 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, block: int) -> N
         torch.testing.assert_close(found, value)
 
 
-def test_no_more_than_a_block_is_kept_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_a_block_is_kept_for_the_backward_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(sample_contrastive, "BLOCK", 4 * 64 * 8)
     student, teacher = torch.randn(64, 8, requires_grad=True), torch.randn(64, 8)
     kept: list[int] = []

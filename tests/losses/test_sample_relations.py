@@ -34,21 +34,31 @@ def test_is_the_mean_over_pairs_of_one_teacher(batch: Batch, center: bool, sever
     by = batch.labels if several else None
     loss = SampleRelationDistillation(center=center)(batch.student, batch.teacher, by)
     whose = batch.labels.tolist() if several else [0] * len(batch.labels)
-    assert loss.item() == pytest.approx(by_loops(batch.student, batch.teacher, whose, center), abs=1e-10)
+    assert loss.item() == pytest.approx(
+        by_loops(batch.student, batch.teacher, whose, center), abs=1e-10
+    )
 
 
 @few
 @given(batches(min_size=2, min_width=2), st.integers(0, 1000), st.floats(0.1, 10.0))
 def test_each_teacher_has_axes_of_its_own(batch: Batch, seed: int, scale: float) -> None:
-    """Turning and stretching what one of the teachers made, or the student's, or adding to all of the student's: nothing changes."""
+    """Turning and stretching what one of the teachers made, or the student's, or adding to all of
+    the student's: nothing changes.
+    """
     width = batch.teacher.shape[1]
     generator = torch.Generator().manual_seed(seed)
-    rotation, _ = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))
+    rotation, _ = torch.linalg.qr(
+        torch.randn(width, width, generator=generator, dtype=torch.float64)
+    )
     shift = torch.randn(width, generator=generator, dtype=torch.float64)
-    turned = torch.where((batch.labels == 0)[:, None], scale * batch.teacher @ rotation, batch.teacher)
+    turned = torch.where(
+        (batch.labels == 0)[:, None], scale * batch.teacher @ rotation, batch.teacher
+    )
     expected = sample_relation_distillation(batch.student, batch.teacher, batch.labels)
     moved = scale * batch.student @ rotation + shift
-    torch.testing.assert_close(sample_relation_distillation(moved, turned, batch.labels), expected, atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        sample_relation_distillation(moved, turned, batch.labels), expected, atol=1e-9, rtol=0
+    )
 
 
 def test_a_wider_teacher_is_fine_and_alike_is_zero() -> None:
@@ -63,7 +73,9 @@ def test_gradients(batch: Batch) -> None:
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
         return sample_relation_distillation(student, teacher, batch.labels, center=False)
 
-    assert torch.autograd.gradcheck(loss, (batch.student.requires_grad_(), batch.teacher.requires_grad_()))
+    assert torch.autograd.gradcheck(
+        loss, (batch.student.requires_grad_(), batch.teacher.requires_grad_())
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,6 +87,8 @@ def test_gradients(batch: Batch) -> None:
         (torch.ones(2, 3).long(), torch.ones(2, 3), None, "floating"),
     ],
 )
-def test_what_does_not_fit_is_told(student: Tensor, teacher: Tensor, by: Tensor | None, line: str) -> None:
+def test_what_does_not_fit_is_told(
+    student: Tensor, teacher: Tensor, by: Tensor | None, line: str
+) -> None:
     with pytest.raises(ValueError, match=line):
         sample_relation_distillation(student, teacher, by)

@@ -28,22 +28,29 @@ def logits_of(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
 @few
 @given(batch=st.one_of(batches(), batches(questions=True)), weights=weights)
 def test_it_is_the_weighted_sum_of_the_three(batch: Batch, weights: dict[str, float]) -> None:
-    loss = CorrKDLoss(batch.classes, weights=weights, boundary=1.4, generator=torch.Generator().manual_seed(0))
+    loss = CorrKDLoss(
+        batch.classes, weights=weights, boundary=1.4, generator=torch.Generator().manual_seed(0)
+    )
     student, teacher = logits_of(batch)
     total, parts = loss(batch.student, student, batch.teacher, teacher, batch.labels)
     expected = {
         "scd": sample_contrastive_distillation(batch.student, batch.teacher, boundary=1.4),
-        "cpd": category_prototype_distillation(batch.student, batch.teacher, batch.labels, batch.classes),
+        "cpd": category_prototype_distillation(
+            batch.student, batch.teacher, batch.labels, batch.classes
+        ),
     }
     if loss.rcd is not None:
         critics = loss.rcd.target_critic, loss.rcd.nontarget_critic
-        expected["rcd"] = response_disentangled_consistency(student, teacher, batch.labels, *critics)
+        expected["rcd"] = response_disentangled_consistency(
+            student, teacher, batch.labels, *critics
+        )
     used = {name: value for name, value in expected.items() if weights.get(name, 1.0)}
     assert parts.keys() == used.keys()
     for name, value in used.items():
         torch.testing.assert_close(parts[name], value.detach())
     weighted = sum(
-        (weights.get(name, 1.0) * value for name, value in used.items()), torch.zeros((), dtype=torch.float64)
+        (weights.get(name, 1.0) * value for name, value in used.items()),
+        torch.zeros((), dtype=torch.float64),
     )
     torch.testing.assert_close(total, weighted)
 
@@ -92,7 +99,9 @@ def test_its_critics_learn_with_the_student_and_are_saved() -> None:
 def test_without_weights_nothing_is_left_but_the_graph() -> None:
     loss = CorrKDLoss(2, weights=dict.fromkeys(("scd", "cpd", "rcd"), 0.0))
     logits = torch.randn(4, 2, requires_grad=True)
-    total, parts = loss(torch.randn(4, 3), logits, torch.randn(4, 3), torch.randn(4, 2), torch.arange(4) % 2)
+    total, parts = loss(
+        torch.randn(4, 3), logits, torch.randn(4, 3), torch.randn(4, 2), torch.arange(4) % 2
+    )
     total.backward()
     assert (total.item(), parts, list(loss.parameters())) == (0.0, {}, [])
 

@@ -1,4 +1,6 @@
-"""Small recordings, made anew: a face (matplotlib's sample picture) that moves, tones, and files that are wrong in some way."""
+"""Small recordings, made anew: a face (matplotlib's sample picture) that moves, tones, and files
+that are wrong in some way.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def portrait() -> Picture:
 
 
 def with_face(x: float = 0.5, y: float = 0.5, *, side: int = 200, angle: float = 0.0) -> Picture:
-    """Return a grey picture with the face in it, its middle at (x, y) as shares of the picture; `angle` in degrees, counterclockwise."""
+    """Return a grey picture with the face in it, its middle at (x, y) as shares of the picture;
+    `angle` in degrees, counterclockwise.
+    """
     canvas = Image.new("RGB", SIZE[::-1], (110, 120, 130))
     face = Image.fromarray(portrait()).resize((side, side)).rotate(angle, fillcolor=(110, 120, 130))
     canvas.paste(face, (round(x * SIZE[1] - side / 2), round(y * SIZE[0] - side / 2)))
@@ -76,7 +80,9 @@ def write_clip(
         streams = []
         for shown in (pictures, more_pictures):
             if len(shown):
-                stream = container.add_stream("libvpx" if path.suffix == ".webm" else "mpeg4", rate=rate)
+                stream = container.add_stream(
+                    "libvpx" if path.suffix == ".webm" else "mpeg4", rate=rate
+                )
                 stream.height, stream.width = shown[0].shape[:2]
                 stream.pix_fmt, stream.bit_rate = "yuv420p", 2_000_000
                 if times is not None:
@@ -84,12 +90,17 @@ def write_clip(
 
                     stream.codec_context.time_base = Fraction(1, 1000)
                 streams.append((stream, shown))
-        audio = None if sound is None else container.add_stream(audio_codec, rate=RATE, layout="mono")
+        audio = (
+            None if sound is None else container.add_stream(audio_codec, rate=RATE, layout="mono")
+        )
         for stream, shown in streams:
             for index, picture in enumerate(shown):
                 frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
                 if times is not None:
-                    frame.pts, frame.time_base = round(times[index] * 1000), stream.codec_context.time_base
+                    frame.pts, frame.time_base = (
+                        round(times[index] * 1000),
+                        stream.codec_context.time_base,
+                    )
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
         if audio is not None and sound is not None:
@@ -97,7 +108,9 @@ def write_clip(
     return path
 
 
-def _write_sound(container: object, stream: object, sound: npt.NDArray[np.float32], start: int) -> None:
+def _write_sound(
+    container: object, stream: object, sound: npt.NDArray[np.float32], start: int
+) -> None:
     from fractions import Fraction
 
     for at in range(0, len(sound), 1024):
@@ -109,7 +122,9 @@ def _write_sound(container: object, stream: object, sound: npt.NDArray[np.float3
 
 
 def turned(path: Path, out: Path, degrees: int) -> Path:
-    """Write an .mp4 whose player shows it turned by so many degrees clockwise, by the matrix in its track's header."""
+    """Write an .mp4 whose player shows it turned by so many degrees clockwise, by the matrix in its
+    track's header.
+    """
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4 + 40  # version, flags, times, ids, layer, volume; of version 0
     cos, sin = round(np.cos(np.radians(degrees))), round(np.sin(np.radians(degrees)))

@@ -12,9 +12,35 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ'"
-CTC_VOCABULARY = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, **{c: 5 + i for i, c in enumerate(LETTERS)}}
-PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "film", "##s", "very", "un", "##like", "##ly", "."]
-SMALL = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8, "intermediate_size": 12}
+CTC_VOCABULARY = {
+    "<pad>": 0,
+    "<s>": 1,
+    "</s>": 2,
+    "<unk>": 3,
+    "|": 4,
+    **{c: 5 + i for i, c in enumerate(LETTERS)},
+}
+PIECES = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "good",
+    "film",
+    "##s",
+    "very",
+    "un",
+    "##like",
+    "##ly",
+    ".",
+]
+SMALL = {
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "hidden_size": 8,
+    "intermediate_size": 12,
+}
 CONVOLUTIONS: dict[str, Any] = {
     **SMALL,
     "conv_dim": (8, 8, 8),
@@ -27,10 +53,16 @@ CONVOLUTIONS: dict[str, Any] = {
 
 
 def wav2vec(folder: Path, kind: str = "Wav2Vec2", *, letters: bool = False) -> Path:
-    """Save a wav2vec 2, HuBERT or WavLM of 50 states a second; with letters: one for recognition and its tokenizer."""
+    """Save a wav2vec 2, HuBERT or WavLM of 50 states a second; with letters: one for recognition
+    and its tokenizer.
+    """
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**CONVOLUTIONS, vocab_size=len(CTC_VOCABULARY), pad_token_id=0)
-    getattr(transformers, f"{kind}{'ForCTC' if letters else 'Model'}")(config).save_pretrained(folder)
+    config = getattr(transformers, f"{kind}Config")(
+        **CONVOLUTIONS, vocab_size=len(CTC_VOCABULARY), pad_token_id=0
+    )
+    getattr(transformers, f"{kind}{'ForCTC' if letters else 'Model'}")(config).save_pretrained(
+        folder
+    )
     transformers.Wav2Vec2FeatureExtractor().save_pretrained(folder)
     if letters:
         (folder / "vocab.json").write_text(json.dumps(CTC_VOCABULARY), "utf-8")
@@ -59,7 +91,9 @@ def whisper(folder: Path, seconds: int = 4) -> Path:
         decoder_start_token_id=1,
     )
     transformers.WhisperModel(config).save_pretrained(folder)
-    transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=seconds).save_pretrained(folder)
+    transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=seconds).save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -68,13 +102,21 @@ def image_encoder(folder: Path, kind: str) -> Path:
     torch.manual_seed(0)
     sizes = {**SMALL, "image_size": 32, "patch_size": 8}
     if kind == "clip":
-        text = {**SMALL, "vocab_size": 20, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2}
+        text = {
+            **SMALL,
+            "vocab_size": 20,
+            "max_position_embeddings": 8,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        }
         config = transformers.CLIPConfig(text_config=text, vision_config=sizes, projection_dim=4)
         transformers.CLIPModel(config).save_pretrained(folder)
     elif kind == "dinov2":
         transformers.Dinov2Model(transformers.Dinov2Config(**sizes)).save_pretrained(folder)
     else:  # without a pooler, as a ViT for classification
-        transformers.ViTModel(transformers.ViTConfig(**sizes), add_pooling_layer=False).save_pretrained(folder)
+        transformers.ViTModel(
+            transformers.ViTConfig(**sizes), add_pooling_layer=False
+        ).save_pretrained(folder)
     size = {"shortest_edge": 32} if kind == "clip" else {"height": 32, "width": 32}
     preprocessor = {"size": size, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2]}
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor), "utf-8")
@@ -82,11 +124,15 @@ def image_encoder(folder: Path, kind: str) -> Path:
 
 
 def text_encoder(folder: Path, kind: str, positions: int = 16) -> Path:
-    """Save a BERT, or an XLM-R with the same pieces, whose positions count from the id of padding on."""
+    """Save a BERT, or an XLM-R with the same pieces, whose positions count from the id of padding
+    on.
+    """
     torch.manual_seed(0)
     folder.mkdir(exist_ok=True)
     if kind == "bert":
-        config = transformers.BertConfig(**SMALL, vocab_size=len(PIECES), max_position_embeddings=positions)
+        config = transformers.BertConfig(
+            **SMALL, vocab_size=len(PIECES), max_position_embeddings=positions
+        )
         transformers.BertModel(config).save_pretrained(folder)
     else:
         config = transformers.XLMRobertaConfig(

@@ -25,7 +25,9 @@ def sound(recording: Recording, block: int = 16_000) -> tuple[np.ndarray, np.nda
 
 @pytest.mark.parametrize("ending", [".mkv", ".mp4"])
 def test_a_picture_is_shown_until_the_next_one(tmp_path: Path, ending: str) -> None:
-    path = write_clip(tmp_path / f"clip{ending}", [plain(20), plain(120), plain(220)], times=[0, 0.24, 0.9])
+    path = write_clip(
+        tmp_path / f"clip{ending}", [plain(20), plain(120), plain(220)], times=[0, 0.24, 0.9]
+    )
     recording = Recording(path)
     assert recording.seconds == pytest.approx(1.0, abs=0.01)
     assert levels(recording) == [20, 20, *[120] * 7, 220]
@@ -61,7 +63,9 @@ def test_compressed_sound_is_cut_to_the_container(tmp_path: Path, ending: str) -
     heard, exists = sound(recording)
     assert len(heard) == round(recording.seconds * RATE) == 16_800
     assert exists.mean() > 0.99
-    assert np.sqrt((heard[exists] ** 2).mean()) == pytest.approx(np.sqrt((tone(1.05) ** 2).mean()), rel=0.05)
+    assert np.sqrt((heard[exists] ** 2).mean()) == pytest.approx(
+        np.sqrt((tone(1.05) ** 2).mean()), rel=0.05
+    )
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
@@ -75,19 +79,28 @@ def test_pictures_are_turned_as_players_show_them(tmp_path: Path, degrees: int) 
 
 
 def test_large_pictures_are_scaled_down(tmp_path: Path) -> None:
-    picture = next(Recording(write_clip(tmp_path / "wide.mp4", [np.full((480, 1280, 3), 80, np.uint8)])).pictures())
+    picture = next(
+        Recording(
+            write_clip(tmp_path / "wide.mp4", [np.full((480, 1280, 3), 80, np.uint8)])
+        ).pictures()
+    )
     assert picture is not None
     assert picture.shape == (240, 640, 3)
 
 
 def test_a_small_second_stream_is_not_taken(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "two.mkv", [plain(200)] * 5, more_pictures=[plain(20)[::4, ::4]] * 5)
+    path = write_clip(
+        tmp_path / "two.mkv", [plain(200)] * 5, more_pictures=[plain(20)[::4, ::4]] * 5
+    )
     assert levels(Recording(path)) == [200] * 5
 
 
 def test_limits(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "clip.mp4", [plain(20)] * 10)
-    with pytest.raises(CorrKDError, match=r"clip.mp4: pictures of 320 x 240 pixels, and 70,000 are allowed; scale it"):
+    with pytest.raises(
+        CorrKDError,
+        match=r"clip.mp4: pictures of 320 x 240 pixels, and 70,000 are allowed; scale it",
+    ):
         Recording(path, Limits(pixels=70_000))
     with pytest.raises(CorrKDError, match=r"clip.mp4: lasts 1 s, and 0 s are allowed; cut it"):
         Recording(path, Limits(seconds=0.4))
@@ -121,7 +134,9 @@ def test_what_is_no_recording_is_one_line(tmp_path: Path, name: str, content: by
 
 
 def test_a_truncated_recording_is_one_line_or_over_early(tmp_path: Path) -> None:
-    whole = write_clip(tmp_path / "whole.mp4", [with_face(0.3 + 0.02 * i) for i in range(20)], tone(2.0))
+    whole = write_clip(
+        tmp_path / "whole.mp4", [with_face(0.3 + 0.02 * i) for i in range(20)], tone(2.0)
+    )
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(whole.read_bytes()[:-2000])  # its index is at the end
     with pytest.raises(CorrKDError, match=r"cut.mp4: cannot be decoded"):
@@ -149,7 +164,9 @@ def test_damaged_packets_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_damage_anywhere_ends_in_frames_or_one_line(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    path = write_clip(tmp_path / f"clip.{'mp4' if seed % 2 else 'mkv'}", [with_face()] * 6, tone(0.6))
+    path = write_clip(
+        tmp_path / f"clip.{'mp4' if seed % 2 else 'mkv'}", [with_face()] * 6, tone(0.6)
+    )
     data = bytearray(path.read_bytes())
     for at in rng.integers(0, len(data), 1 + 5 * seed):
         data[at] = rng.integers(256)
@@ -169,7 +186,9 @@ def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
         cover.height, cover.width, cover.pix_fmt = 24, 32, "rgb24"
         cover.disposition = av.stream.Disposition.attached_pic.value
         audio = container.add_stream("aac", rate=RATE, layout="mono")
-        for packet in cover.encode(av.VideoFrame.from_ndarray(np.zeros((24, 32, 3), np.uint8), format="rgb24")):
+        for packet in cover.encode(
+            av.VideoFrame.from_ndarray(np.zeros((24, 32, 3), np.uint8), format="rgb24")
+        ):
             container.mux(packet)
         frame = av.AudioFrame.from_ndarray(tone(0.5)[None, :8000], format="fltp", layout="mono")
         frame.sample_rate = RATE

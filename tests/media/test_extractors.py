@@ -29,7 +29,8 @@ PITCH, VOICING = (Prosody.columns.index(f"{name}_mean") for name in ("pitch_semi
 PAUSE = np.zeros(16_000, np.float32)
 
 
-# ---------------------------------------------------------------------------------------------------------------- language
+# --------------------------------------------------------------------------------------------------
+# language
 
 
 def test_words_are_hashed_alike_wherever_they_stand() -> None:
@@ -41,14 +42,21 @@ def test_words_are_hashed_alike_wherever_they_stand() -> None:
     assert not np.array_equal(frames.values[0], frames.values[1])
     np.testing.assert_allclose(np.linalg.norm(frames.values, axis=1), 1, rtol=1e-6)
     silent = HashWords().frames(Clip(None, " "))
-    assert (silent.values.shape, silent.present.tolist(), dict(silent.missing)) == ((1, 256), [False], {"no words": 1})
+    assert (silent.values.shape, silent.present.tolist(), dict(silent.missing)) == (
+        (1, 256),
+        [False],
+        {"no words": 1},
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------------- audio
+# --------------------------------------------------------------------------------------------------
+# audio
 
 
 def test_a_tone_has_its_pitch_and_a_pause_is_missing(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "clip.wav", sound=np.concatenate([tone(1.0, 110), PAUSE, tone(1.0, 220)]))
+    path = write_clip(
+        tmp_path / "clip.wav", sound=np.concatenate([tone(1.0, 110), PAUSE, tone(1.0, 220)])
+    )
     frames = Prosody().frames(Clip(path))
     assert frames.values.shape == (30, 54)
     assert frames.present.tolist() == [True] * 10 + [False] * 10 + [True] * 10
@@ -67,9 +75,13 @@ def test_quiet_sound_is_there_and_below_70_decibels_it_is_not(tmp_path: Path) ->
     assert frames.present.tolist() == [True] * 5 + [False] * 5
 
 
-def test_descriptors_do_not_depend_on_the_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_descriptors_do_not_depend_on_the_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(1)
-    clip = Clip(write_clip(tmp_path / "clip.wav", sound=tone(1.73, 150) + 0.05 * rng.normal(size=27_680)))
+    clip = Clip(
+        write_clip(tmp_path / "clip.wav", sound=tone(1.73, 150) + 0.05 * rng.normal(size=27_680))
+    )
     whole = Prosody().frames(clip)
     monkeypatch.setattr(prosody, "BLOCK", 3 * 1600)
     parts = Prosody().frames(clip)
@@ -78,18 +90,23 @@ def test_descriptors_do_not_depend_on_the_blocks(tmp_path: Path, monkeypatch: py
     assert len(whole.present) == 18
 
 
-# ------------------------------------------------------------------------------------------------------------------ vision
+# --------------------------------------------------------------------------------------------------
+# vision
 
 
 def reference_input(size: int) -> torch.Tensor:
-    """Return the picture that scripts/convert_face_mesh.py gives to the original networks, (1, 3, size, size)."""
+    """Return the picture that scripts/convert_face_mesh.py gives to the original networks, (1, 3,
+    size, size).
+    """
     y, x, channel = np.meshgrid(np.arange(size), np.arange(size), np.arange(3), indexing="ij")
     picture = (0.5 + 0.5 * np.sin(0.11 * x + 0.07 * y * (channel + 1) + channel)).astype(np.float32)
     return torch.from_numpy(picture).permute(2, 0, 1)[None]
 
 
 def test_networks_give_what_the_originals_give() -> None:
-    """The reference was made by LiteRT from the original files; the networks here are their conversion."""
+    """The reference was made by LiteRT from the original files; the networks here are their
+    conversion.
+    """
     expected = load_file(Path(__file__).parent / "face_mesh_reference.safetensors")
     boxes, scores = networks().detector(reference_input(128) * 2 - 1)
     np.testing.assert_allclose(boxes[0, ::8].numpy(), expected["detector.0"], atol=1e-3)
@@ -139,7 +156,9 @@ def test_roll_is_that_of_the_picture_also_of_a_face_on_its_side(angle: int) -> N
     upright, turned = faces([with_face(), with_face(angle=angle)])
     assert upright is not None
     assert turned is not None
-    first, second = (dict(zip(FaceMesh.columns, measured(face), strict=True)) for face in (upright, turned))
+    first, second = (
+        dict(zip(FaceMesh.columns, measured(face), strict=True)) for face in (upright, turned)
+    )
     assert np.degrees(second["roll"] - first["roll"]) == pytest.approx(angle, abs=2)
     assert np.degrees(second["pitch"] - first["pitch"]) == pytest.approx(0, abs=4)
     assert abs(np.degrees(turned.square.angle) + angle - np.degrees(upright.square.angle)) < 8
@@ -148,12 +167,16 @@ def test_roll_is_that_of_the_picture_also_of_a_face_on_its_side(angle: int) -> N
 def test_procrustes_gives_back_how_a_face_was_turned() -> None:
     vertices = networks().vertices
     angle = np.radians(25)
-    turn = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
+    turn = np.array(
+        [[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]]
+    )
     pixels = (7 * vertices @ turn.T + (100, -80, 3)) * (1, -1, -1)
     rotation, scale, canonical = laid_on_canonical(pixels)
     np.testing.assert_allclose(rotation, turn, atol=1e-9)
     assert scale == pytest.approx(1 / 7)
-    np.testing.assert_allclose(canonical - canonical.mean(0), vertices - vertices.mean(0), atol=1e-9)
+    np.testing.assert_allclose(
+        canonical - canonical.mean(0), vertices - vertices.mean(0), atol=1e-9
+    )
 
 
 def test_steps_without_a_face_are_missing(tmp_path: Path) -> None:
@@ -165,11 +188,15 @@ def test_steps_without_a_face_are_missing(tmp_path: Path) -> None:
     assert frames.values.shape == (10, 40)
 
 
-# -------------------------------------------------------------------------------------------------------------- all of them
+# --------------------------------------------------------------------------------------------------
+# all of them
 
 
 def test_missing_streams_have_a_reason(tmp_path: Path) -> None:
-    audio, video = write_clip(tmp_path / "a.wav", sound=tone(0.4)), write_clip(tmp_path / "v.mp4", [plain(3)] * 4)
+    audio, video = (
+        write_clip(tmp_path / "a.wav", sound=tone(0.4)),
+        write_clip(tmp_path / "v.mp4", [plain(3)] * 4),
+    )
     for extractor, clip, reason in (
         (FaceMesh(), Clip(audio), "no video stream"),
         (Prosody(), Clip(video), "no audio stream"),
@@ -199,7 +226,11 @@ def test_frames_by_word() -> None:
 
 
 def test_registry() -> None:
-    for name, modality in {"hash-words": "language", "prosody": "audio", "facemesh": "vision"}.items():
+    for name, modality in {
+        "hash-words": "language",
+        "prosody": "audio",
+        "facemesh": "vision",
+    }.items():
         kind = extractor_class(name, modality)
         assert len(set(kind.columns)) == len(kind.columns) == kind().width
     assert (len(Prosody.columns), len(FaceMesh.columns), len(HashWords.columns)) == (54, 40, 256)
@@ -207,7 +238,10 @@ def test_registry() -> None:
         extractor_class("nope", "audio")
     with pytest.raises(CorrKDError, match="'prosody': makes features of audio, not of vision"):
         extractor_class("prosody", "vision")
-    assert with_changes("embedded", ["vision=none"]) == {"language": "hash-words", "audio": "prosody"}
+    assert with_changes("embedded", ["vision=none"]) == {
+        "language": "hash-words",
+        "audio": "prosody",
+    }
     with pytest.raises(CorrKDError, match="expected MODALITY=NAME"):
         with_changes("embedded", ["prosody"])
     with pytest.raises(CorrKDError, match="preset 'big' of extractors is unknown"):
@@ -216,10 +250,14 @@ def test_registry() -> None:
 
 def test_the_extractor_of_the_documents(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "extending.md").read_text("utf-8")
-    source = page[page.index("## A new extractor") :].partition("```python\n")[2].partition("```")[0]
+    source = (
+        page[page.index("## A new extractor") :].partition("```python\n")[2].partition("```")[0]
+    )
     scope: dict[str, Any] = {}
     exec(compile(source, "extending.md", "exec", dont_inherit=True), scope)
-    frames = scope["Loudness"]().frames(Clip(write_clip(tmp_path / "a.wav", sound=np.concatenate([tone(1.0), PAUSE]))))
+    frames = scope["Loudness"]().frames(
+        Clip(write_clip(tmp_path / "a.wav", sound=np.concatenate([tone(1.0), PAUSE])))
+    )
     assert frames.present.tolist() == [True] * 10 + [False] * 10
     assert (frames.values[:10] > -30).all()
     assert (frames.values[10:] < -80).all()

@@ -1,4 +1,6 @@
-"""A folder of recordings to a dataset file, a model trained on it, and predictions of recordings."""
+"""A folder of recordings to a dataset file, a model trained on it, and predictions of
+recordings.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,11 @@ def made(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, E
 
 def rows_of(path: Path) -> dict[str, tuple[package.Split, int]]:
     dataset = package.load_dataset(path)
-    return {name: (split, row) for split in dataset.splits.values() for row, name in enumerate(split.ids.tolist())}
+    return {
+        name: (split, row)
+        for split in dataset.splits.values()
+        for row, name in enumerate(split.ids.tolist())
+    }
 
 
 def present(path: Path, clip: str, modality: str) -> list[bool]:
@@ -123,7 +129,9 @@ def test_what_is_missing_is_marked(made: tuple[Path, Ended]) -> None:
     assert "person" in dataset.split("train").groups
 
 
-def test_a_turned_recording_has_the_features_of_the_upright_one_turned(made: tuple[Path, Ended]) -> None:
+def test_a_turned_recording_has_the_features_of_the_upright_one_turned(
+    made: tuple[Path, Ended],
+) -> None:
     """The face lies on its side, and its distances are the same."""
     rows = rows_of(made[0])
     (split, upright), (_, on_side) = rows["face"], rows["turned"]
@@ -133,7 +141,9 @@ def test_a_turned_recording_has_the_features_of_the_upright_one_turned(made: tup
     np.testing.assert_allclose(np.degrees(roll), -90, atol=2.5)
 
 
-def test_runs_are_equal_and_labels_cost_nothing(clips: Path, made: tuple[Path, Ended], tmp_path: Path) -> None:
+def test_runs_are_equal_and_labels_cost_nothing(
+    clips: Path, made: tuple[Path, Ended], tmp_path: Path
+) -> None:
     out = tmp_path / "own.h5"
     assert features(clips, out, "--jobs", 2).code == 1
     assert digest(out) == digest(made[0])
@@ -144,7 +154,9 @@ def test_runs_are_equal_and_labels_cost_nothing(clips: Path, made: tuple[Path, E
     labels.write_text(LABELS.replace("positive", "fine").replace("p1,train", "p1,test"), "utf-8")
     done = features(clips, out, "--labels", labels, "--overwrite")
     assert done.code == 1, done.err
-    assert {file: file.stat().st_mtime_ns for file in (tmp_path / ".own.h5.clips").glob("*.npz")} == files
+    assert {
+        file: file.stat().st_mtime_ns for file in (tmp_path / ".own.h5.clips").glob("*.npz")
+    } == files
     assert f"{len(KEPT)} clips done before" in done.out
     assert package.load_dataset(out).class_names == ("fine", "negative")
     assert "face" in package.load_dataset(out).split("test").ids
@@ -162,7 +174,10 @@ def test_a_killed_run_goes_on(clips: Path, made: tuple[Path, Ended], tmp_path: P
     assert digest(out) == digest(made[0])
     damaged = next((tmp_path / ".own.h5.clips").glob("*.npz"))
     damaged.write_bytes(damaged.read_bytes()[:100])
-    assert "damaged; delete it, and its clip is extracted again" in features(clips, out, "--overwrite").line
+    assert (
+        "damaged; delete it, and its clip is extracted again"
+        in features(clips, out, "--overwrite").line
+    )
 
 
 def kill_process() -> None:
@@ -186,11 +201,14 @@ def test_a_ray_cluster_gives_the_same_and_leaves_a_killing_clip_out_alone(
     assert digest(tmp_path / "own.h5") == digest(made[0])
     assert "left out: corrupt.mp4: cannot be decoded" in done.err
     assert (
-        f"{len(KEPT)} clips done before" in features(clips, tmp_path / "own.h5", "--backend", "ray", "--overwrite").out
+        f"{len(KEPT)} clips done before"
+        in features(clips, tmp_path / "own.h5", "--backend", "ray", "--overwrite").out
     )
     rows = list(list_clips(clips).rows)
     rows[0] = KillingClip(rows[0].id, rows[0].name, rows[0].path, rows[0].text, rows[0].facts)
-    work = FolderExtraction(clips, ClipList(tuple(rows), ()), tmp_path / "other.h5", FeatureSettings())
+    work = FolderExtraction(
+        clips, ClipList(tuple(rows), ()), tmp_path / "other.h5", FeatureSettings()
+    )
     extracted = work.run(jobs=2, backend="ray")
     assert extracted.failures["face.mp4"] == f"face.mp4: {KILLED}"
     assert extracted.clips == len(KEPT) - 1
@@ -202,7 +220,10 @@ def test_a_machine_of_a_cluster_with_other_versions_is_named(clips: Path, tmp_pa
     made = task.made.model_copy(update={"libraries": {**task.made.libraries, "av": "0.1"}})
     error = _extract_on_cluster(replace(task, made=made))
     assert error is not None
-    assert re.fullmatch(r"face.mp4: the machine .* of the cluster has av [\d.]+, not 0.1; install the same .*", error)
+    assert re.fullmatch(
+        r"face.mp4: the machine .* of the cluster has av [\d.]+, not 0.1; install the same .*",
+        error,
+    )
     assert not task.file.exists()
 
 
@@ -213,10 +234,14 @@ def test_features_that_another_machine_wrote_elsewhere_are_a_failure(
     monkeypatch.setattr(folder_module, "save_clip", lambda path, features: None)
     (tmp_path / "in").mkdir()
     shutil.copy(clips / "note.txt", tmp_path / "in")
-    work = FolderExtraction(tmp_path / "in", list_clips(tmp_path / "in"), tmp_path / "own.h5", FeatureSettings())
+    work = FolderExtraction(
+        tmp_path / "in", list_clips(tmp_path / "in"), tmp_path / "own.h5", FeatureSettings()
+    )
     with pytest.raises(CorrKDError, match="none of 1 clips could be read"):
         work.run()
-    assert "give an --out that all machines share" in (tmp_path / "own.h5.failures.csv").read_text("utf-8")
+    assert "give an --out that all machines share" in (tmp_path / "own.h5.failures.csv").read_text(
+        "utf-8"
+    )
 
 
 def test_frames_by_word(clips: Path, tmp_path: Path) -> None:
@@ -251,7 +276,9 @@ def test_modalities_can_be_left_out_and_absent_ones_are(clips: Path, tmp_path: P
         (("--out", "own.h5", "--backend", "dask"), "--backend 'dask': expected joblib or ray"),
     ],
 )
-def test_errors_are_one_line(clips: Path, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+def test_errors_are_one_line(
+    clips: Path, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
     assert message in corrkd("features", clips, *words, cwd=tmp_path).line
 
 
@@ -264,7 +291,8 @@ def test_nothing_that_can_be_read(tmp_path: Path) -> None:
     assert (tmp_path / "own.h5.failures.csv").exists()
 
 
-# ------------------------------------------------------------------------------------------------- from the file to predictions
+# -------------------------------------------------------------------------------------------------
+# from the file to predictions
 
 
 def test_what_made_the_features_travels(made: tuple[Path, Ended], tmp_path: Path) -> None:
@@ -289,7 +317,11 @@ def test_why_frames_are_missing_travels(made: tuple[Path, Ended], tmp_path: Path
     for m in dataset.modalities:
         for name, part in dataset.splits.items():
             count = expected[m][name]
-            assert sum(count["reasons"].values()) == count["missing"] == int((part.exists(m) & ~part.present[m]).sum())
+            assert (
+                sum(count["reasons"].values())
+                == count["missing"]
+                == int((part.exists(m) & ~part.present[m]).sum())
+            )
     assert expected["vision"]["train"] == {"frames": 32, "missing": 4, "reasons": {"no face": 4}}
 
 
@@ -301,7 +333,9 @@ def test_another_extractor_is_refused_by_name() -> None:
     (note,) = settings_of(described, "x")[1]
     assert note.startswith("av ")
     described["modalities"]["vision"]["weights"] = {"face_mesh.safetensors": "0" * 64}
-    with pytest.raises(CorrKDError, match=r"its vision was made by another extractor 'facemesh' .*weights"):
+    with pytest.raises(
+        CorrKDError, match=r"its vision was made by another extractor 'facemesh' .*weights"
+    ):
         settings_of(described, "x")
     described["modalities"]["audio"]["version"] = 0
     with pytest.raises(CorrKDError, match=r"another extractor 'prosody' .*version 0 there, 1 here"):
@@ -315,9 +349,16 @@ def model(made: tuple[Path, Ended], tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("model")
     stage: dict[str, Any] = {"epochs": 1, "batch_size": 4}
     network = {"width": 8, "heads": 2, "layers": 1, "feedforward": 16, "classifier": [8]}
-    tree = {"teacher": {**stage, "network": network}, "student": stage, "device": "cpu", "seeds": [0]}
+    tree = {
+        "teacher": {**stage, "network": network},
+        "student": stage,
+        "device": "cpu",
+        "seeds": [0],
+    }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tree), "utf-8")
-    done = corrkd("train", "--settings", folder / "tiny.yaml", "--data", made[0], "--out", folder / "run")
+    done = corrkd(
+        "train", "--settings", folder / "tiny.yaml", "--data", made[0], "--out", folder / "run"
+    )
     assert done.code == 0, done.err
     return folder / "run"
 
@@ -344,7 +385,10 @@ def test_a_recording_is_predicted_as_its_features_are(
 def test_predict_takes_recordings(clips: Path, model: Path, tmp_path: Path) -> None:
     done = corrkd("predict", model, clips / "face.mp4", clips / "corrupt.mp4", clips / "note.txt")
     assert done.code == 1
-    assert [line.split(":")[0] for line in done.out.splitlines()] == [str(clips / "face.mp4"), str(clips / "note.txt")]
+    assert [line.split(":")[0] for line in done.out.splitlines()] == [
+        str(clips / "face.mp4"),
+        str(clips / "note.txt"),
+    ]
     assert "left out: corrupt.mp4: cannot be decoded" in done.err
     out = tmp_path / "p.csv"
     done = corrkd("predict", model, clips / "voice.wav", "--out", out)
@@ -366,7 +410,9 @@ def test_a_model_of_other_data_says_so(clips: Path, model: Path, tmp_path: Path)
         package.Predictor.from_pretrained(model).predict_media(tmp_path / "empty.txt")
 
 
-def test_a_file_without_a_modality_can_be_predicted(clips: Path, model: Path, tmp_path: Path) -> None:
+def test_a_file_without_a_modality_can_be_predicted(
+    clips: Path, model: Path, tmp_path: Path
+) -> None:
     folder, data = tmp_path / "sound", tmp_path / "sound.h5"
     folder.mkdir()
     shutil.copy(clips / "voice.wav", folder)
@@ -384,15 +430,20 @@ def test_a_file_without_a_modality_can_be_predicted(clips: Path, model: Path, tm
     assert pd.read_csv(tmp_path / "q.csv")["used_vision"].tolist() == [0, 0]
 
 
-# ---------------------------------------------------------------------------------------------------------------- a real clip
+# --------------------------------------------------------------------------------------------------
+# a real clip
 
 
 @pytest.mark.realdata
 def test_a_real_review(real_data: Path) -> None:
-    done = extract(real_data / "real" / "clip_101_movies.mp4", FeatureSettings(), "I really loved it")
+    done = extract(
+        real_data / "real" / "clip_101_movies.mp4", FeatureSettings(), "I really loved it"
+    )
     assert done.seconds == pytest.approx(33.3, abs=0.1)
     vision, audio = done.frames["vision"], done.frames["audio"]
     assert len(vision.present) == len(audio.present) == 334
     assert vision.present.mean() > 0.98
     assert audio.present.mean() > 0.9
-    assert 0.15 < vision.values[vision.present][:, 37].mean() < 0.35  # the head is a fifth of the picture
+    assert (
+        0.15 < vision.values[vision.present][:, 37].mean() < 0.35
+    )  # the head is a fifth of the picture

@@ -44,11 +44,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# ------------------------------------------------------------------------------------------------------------------- audio
+# --------------------------------------------------------------------------------------------------
+# audio
 
 
 @pytest.mark.parametrize("kind", ["wav2vec2", "hubert", "wavlm", "whisper"])
-def test_speech_is_averaged_and_missing_as_of_prosody(models: Path, tmp_path: Path, kind: str) -> None:
+def test_speech_is_averaged_and_missing_as_of_prosody(
+    models: Path, tmp_path: Path, kind: str
+) -> None:
     sound = np.concatenate([tone(1.0, 110), PAUSE, tone(4.05, 220)])
     clip = Clip(write_clip(tmp_path / "clip.wav", sound=sound))
     frames, embedded = Speech(str(models / kind)).frames(clip), Prosody().frames(clip)
@@ -86,14 +89,18 @@ def test_windows_cover_a_long_recording_once(
     monkeypatch.setattr(sound_windows, "CONTEXT", 3)
     recording = Recording(write_clip(tmp_path / "clip.wav", sound=tone(5.23)))
     parts = list(sound_windows.windows(recording, 16_000, 4_800))
-    own = [window.samples[window.lead : window.lead + len(window.sound.samples)] for window in parts]
+    own = [
+        window.samples[window.lead : window.lead + len(window.sound.samples)] for window in parts
+    ]
     np.testing.assert_array_equal(np.concatenate(own), next(recording.sound()).samples)
     assert [len(window.samples) for window in parts] == [20_800, *[25_600] * 3, 24_480, 8_480]
     assert [len(batch) for batch in sound_windows.alike(iter(parts), most)][1] == most
     speech = sound_windows.SpeechModel(
         ModelFiles(ModelName(str(models / "wavlm"))), "AutoModel", "last_hidden_state", "cpu"
     )
-    middles = np.concatenate([w.start / 16_000 + s.middles for w, s in speech.states(recording, silence=True) if s])
+    middles = np.concatenate(
+        [w.start / 16_000 + s.middles for w, s in speech.states(recording, silence=True) if s]
+    )
     assert (np.diff(middles) > 0).all()
     np.testing.assert_allclose(np.diff(middles), 0.02, atol=0.012)
     together = speech._read(parts[1:4])
@@ -113,7 +120,8 @@ def test_the_shortest_sound(models: Path, tmp_path: Path, seconds: float) -> Non
         assert Speech(str(models / kind)).frames(clip).values.shape == (1, 8)
 
 
-# ------------------------------------------------------------------------------------------------------------------ vision
+# --------------------------------------------------------------------------------------------------
+# vision
 
 
 @pytest.mark.parametrize("kind", ["clip", "dinov2", "vit"])
@@ -129,10 +137,14 @@ def test_faces_are_read_and_missing_as_of_the_mesh(models: Path, tmp_path: Path,
     assert np.ptp(frames.values[:4], axis=0).max() > 0
 
 
-def test_a_picture_that_stays_is_read_once(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_stays_is_read_once(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clip = Clip(write_clip(tmp_path / "clip.mkv", [with_face(), with_face(0.3)], times=[0, 2.0]))
     image, read = Image(str(models / "vit")), []
-    monkeypatch.setattr(image, "_read", lambda batch, old=image._read: read.append(len(batch)) or old(batch))
+    monkeypatch.setattr(
+        image, "_read", lambda batch, old=image._read: read.append(len(batch)) or old(batch)
+    )
     frames = image.frames(clip)
     assert frames.present.all()
     assert len(frames.present) > 20  # more than one batch
@@ -141,13 +153,16 @@ def test_a_picture_that_stays_is_read_once(models: Path, tmp_path: Path, monkeyp
     assert not np.array_equal(frames.values[0], frames.values[-1])
 
 
-@pytest.mark.parametrize("tree", [[], {}, {"size": 10**9, "image_mean": [0] * 3, "image_std": [1] * 3}, {"size": "x"}])
+@pytest.mark.parametrize(
+    "tree", [[], {}, {"size": 10**9, "image_mean": [0] * 3, "image_std": [1] * 3}, {"size": "x"}]
+)
 def test_a_preprocessor_that_says_nothing(tree: Any) -> None:
     with pytest.raises(CorrKDError, match="names no size and colours"):
         preparation(tree, "x")
 
 
-# ---------------------------------------------------------------------------------------------------------------- language
+# --------------------------------------------------------------------------------------------------
+# language
 
 
 @pytest.mark.parametrize("kind", ["bert", "xlm-r"])
@@ -182,7 +197,8 @@ def test_a_word_without_a_piece_is_missing(models: Path) -> None:
     assert dict(frames.missing) == {"no piece of the word": 1}
 
 
-# ----------------------------------------------------------------------------------------------- what is chosen and refused
+# -----------------------------------------------------------------------------------------------
+# what is chosen and refused
 
 
 def chosen(models: Path, **changes: Any) -> FeatureSettings:
@@ -206,7 +222,8 @@ def test_a_description_gives_the_same_extractors(models: Path, tmp_path: Path) -
     )
     audio["weights"]["model.safetensors"] = "0" * 64
     with pytest.raises(
-        CorrKDError, match=r"its audio was made by another extractor 'speech' .*weights of model.safetensors"
+        CorrKDError,
+        match=r"its audio was made by another extractor 'speech' .*weights of model.safetensors",
     ):
         settings_of(described, "x")
     audio["model"] = str(models / "nowhere")
@@ -214,7 +231,9 @@ def test_a_description_gives_the_same_extractors(models: Path, tmp_path: Path) -
         settings_of(described, "x")
 
 
-def test_a_commit_of_the_hub_is_kept(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_commit_of_the_hub_is_kept(
+    models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     fetched = []
     commit = tmp_path / ("c" * 40)
     commit.symlink_to(models / "bert")
@@ -228,16 +247,22 @@ def test_a_commit_of_the_hub_is_kept(models: Path, monkeypatch: pytest.MonkeyPat
     settings = FeatureSettings(extractors={"language": "text:somebody/model"})
     described = describe(settings).model_dump(mode="json")
     assert described["modalities"]["language"]["revision"] == "c" * 40
-    assert settings_of(described, "x")[0].extractors == {"language": f"text:somebody/model@{'c' * 40}"}
+    assert settings_of(described, "x")[0].extractors == {
+        "language": f"text:somebody/model@{'c' * 40}"
+    }
     assert fetched == [("somebody/model", None), ("somebody/model", "c" * 40)]
 
 
 def test_names_of_models() -> None:
     assert parse_model("a/b@main") == ModelName("a/b", "main")
     assert parse_model("a/b") == ModelName("a/b")
-    assert with_changes("hub", ["audio=speech:a/b@c"]) == {**PRESETS["hub"], "audio": "speech:a/b@c"}
+    assert with_changes("hub", ["audio=speech:a/b@c"]) == {
+        **PRESETS["hub"],
+        "audio": "speech:a/b@c",
+    }
     with pytest.raises(
-        CorrKDError, match="extractor 'speech': name a model of the hub or a folder, as audio=speech:MODEL"
+        CorrKDError,
+        match="extractor 'speech': name a model of the hub or a folder, as audio=speech:MODEL",
     ):
         make_extractor("speech", "audio")
     with pytest.raises(CorrKDError, match="extractor 'prosody': takes no model"):
@@ -258,9 +283,13 @@ def test_models_that_are_refused(models: Path, tmp_path: Path) -> None:
         return made
 
     deeper = folder("deeper", num_hidden_layers=2)
-    with pytest.raises(CorrKDError, match=r"its weights lack \d+ parameters of BertModel, as encoder.layer.1"):
+    with pytest.raises(
+        CorrKDError, match=r"its weights lack \d+ parameters of BertModel, as encoder.layer.1"
+    ):
         Text(str(deeper)).load()
-    code = folder("code", model_type="mine", auto_map={"AutoConfig": "code.C", "AutoModel": "code.M"})
+    code = folder(
+        "code", model_type="mine", auto_map={"AutoConfig": "code.C", "AutoModel": "code.M"}
+    )
     (code / "code.py").write_text("raise SystemExit('code of a model was run')")
     with pytest.raises(CorrKDError, match="cannot be read"):
         Text(str(code))
@@ -278,5 +307,7 @@ def test_models_that_are_refused(models: Path, tmp_path: Path) -> None:
 
 def test_without_transformers(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(CorrKDError, match=r"transformers is not installed; pip install 'corrkd\[hub\]'"):
+    with pytest.raises(
+        CorrKDError, match=r"transformers is not installed; pip install 'corrkd\[hub\]'"
+    ):
         Text(str(models / "bert"))

@@ -19,7 +19,15 @@ def folder_of(path: Path, *names: str) -> Path:
 
 def test_a_folder_without_labels_is_its_recordings(tmp_path: Path) -> None:
     folder = folder_of(
-        tmp_path, "b/x.mp4", "a.wav", "a.txt", "alone.txt", "b/x.vtt", "c/x.MOV", "readme.md", ".hidden.mp4"
+        tmp_path,
+        "b/x.mp4",
+        "a.wav",
+        "a.txt",
+        "alone.txt",
+        "b/x.vtt",
+        "c/x.MOV",
+        "readme.md",
+        ".hidden.mp4",
     )
     clips = list_clips(folder)
     assert [(clip.id, clip.name) for clip in clips.rows] == [
@@ -34,7 +42,8 @@ def test_a_folder_without_labels_is_its_recordings(tmp_path: Path) -> None:
 def test_labels_say_which_clips_and_what_they_are(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "a.mp4", "sub/b.wav")
     (tmp_path / "labels.csv").write_text(
-        '\ufefffile;text;label;score;person;split;mood;order\na.mp4;"so; good";pos;1.5;ann;train;x;1\n'
+        '\ufefffile;text;label;score;person;split;mood;order\na.mp4;"so; '
+        'good";pos;1.5;ann;train;x;1\n'
         "sub/b.wav;;neg;-2;;dev;x;2\n;only text;neg;0;bob;TEST;x;3\n",
         "utf-8",
     )
@@ -42,7 +51,12 @@ def test_labels_say_which_clips_and_what_they_are(tmp_path: Path) -> None:
     assert [clip.id for clip in clips.rows] == ["a", "b", "row-2"]
     assert clips.columns == ("label", "split", "order", "score", "person")
     assert clips.rows[0].text == "so; good"
-    assert dict(clips.rows[1].facts) == {"label": "neg", "split": "dev", "order": "2", "score": "-2"}
+    assert dict(clips.rows[1].facts) == {
+        "label": "neg",
+        "split": "dev",
+        "order": "2",
+        "score": "-2",
+    }
     assert clips.rows[2].path is None
     assert clips.notes == ("labels.csv: columns left out: mood",)
 
@@ -51,7 +65,8 @@ def test_the_layout_of_mmsa_fet(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "Raw/v1/0001.mp4", "Raw/v1/0002.mkv")
     (tmp_path / "label.csv").write_text(
         "video_id,clip_id,text,label,label_T,label_A,label_V,annotation,mode\n"
-        "v1,0001,well done,0.8,1,0.6,0.4,Positive,train\nv1,0002,oh no,-1,-1,-0.6,-1,Negative,valid\n",
+        "v1,0001,well done,0.8,1,0.6,0.4,Positive,train\nv1,0002,oh "
+        "no,-1,-1,-0.6,-1,Negative,valid\n",
         "utf-8",
     )
     clips = list_clips(folder)
@@ -60,7 +75,12 @@ def test_the_layout_of_mmsa_fet(tmp_path: Path) -> None:
         ("v1$_$0002", "Raw/v1/0002.mkv"),
     ]
     first = clips.rows[0].facts
-    assert (first["score"], first["label"], first["split"], first["video"]) == ("0.8", "Positive", "train", "v1")
+    assert (first["score"], first["label"], first["split"], first["video"]) == (
+        "0.8",
+        "Positive",
+        "train",
+        "v1",
+    )
     assert {"label_T", "label_A", "label_V"} <= set(clips.columns)
 
 

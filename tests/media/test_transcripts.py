@@ -23,7 +23,10 @@ VTT = """WEBVTT
 01:00:04.500 --> 01:00:05.500
 a<01:00:05.000> b
 """
-SRT = "\ufeff1\r\n00:00:00,500 --> 00:00:01,500\r\nno {\\an8}way\r\n\r\n2\r\nbroken --> times\r\nlost\r\n"
+SRT = (
+    "\ufeff1\r\n00:00:00,500 --> 00:00:01,500\r\nno {\\an8}way\r\n\r\n2\r\nbroken --> "
+    "times\r\nlost\r\n"
+)
 
 
 def test_subtitles_give_words_their_times() -> None:

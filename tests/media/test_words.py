@@ -1,4 +1,6 @@
-"""Words of recordings without a transcript, and the times of words: a fake of faster-whisper, and tiny CTC models."""
+"""Words of recordings without a transcript, and the times of words: a fake of faster-whisper, and
+tiny CTC models.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ from tests.media.hub_models import CTC_VOCABULARY, wav2vec
 
 PAUSE = np.zeros(16_000, np.float32)
 
-# ------------------------------------------------------------------------------------------------------------------- paths
+# --------------------------------------------------------------------------------------------------
+# paths
 
 
 def collapsed(path: tuple[int, ...]) -> list[int]:
@@ -64,7 +67,9 @@ def test_words_last_from_their_first_letter_to_their_last() -> None:
     letters = letters_of(["1", "ab", "2", "3", "c", "4"], {"a": 1, "b": 2, "c": 3, "|": 4}, 4)
     path = np.array([-1, 0, -1, 1, 2, -1, 3, 3])
     at = np.arange(8) * 0.02
-    words = timed([Word(text) for text in ("1", "ab", "2", "3", "c", "4")], letters, path, at, at + 0.02)
+    words = timed(
+        [Word(text) for text in ("1", "ab", "2", "3", "c", "4")], letters, path, at, at + 0.02
+    )
     spans = [(word.text, round(word.start, 3), round(word.end, 3)) for word in words]
     assert spans == [
         ("1", 0.02, 0.02),
@@ -76,7 +81,8 @@ def test_words_last_from_their_first_letter_to_their_last() -> None:
     ]
 
 
-# --------------------------------------------------------------------------------------------------------- times of words
+# --------------------------------------------------------------------------------------------------
+# times of words
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +103,9 @@ def test_words_get_times_from_a_model(reader: Path, tmp_path: Path) -> None:
     assert words == Clip(path, "so very 7 good", align=align).timed_words
 
 
-def test_the_path_follows_what_the_model_hears(reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_path_follows_what_the_model_hears(
+    reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A model that is certain of a letter at a time gives the word that time."""
     recording = Recording(write_clip(tmp_path / "a.wav", sound=tone(2.0)))
     align = Aligner(str(reader))
@@ -138,17 +146,22 @@ def test_an_align_model_is_described(reader: Path, tmp_path: Path) -> None:
     assert len(extract(path, settings, "so good").frames["audio"].present) == 2
     described["aligner"]["weights"]["vocab.json"] = "0" * 64
     with pytest.raises(
-        CorrKDError, match=r"its words got their times from another model 'ctc' .*weights of vocab.json"
+        CorrKDError,
+        match=r"its words got their times from another model 'ctc' .*weights of vocab.json",
     ):
         settings_of(described, "x")
-    with pytest.raises(CorrKDError, match="add --align words"), refusing("settings of features", "x"):
+    with (
+        pytest.raises(CorrKDError, match="add --align words"),
+        refusing("settings of features", "x"),
+    ):
         FeatureSettings(align_model=str(reader))
     other = wav2vec(tmp_path / "other")  # has no letters
     with pytest.raises(CorrKDError, match="its weights lack"):
         Aligner(str(other)).load()
 
 
-# ----------------------------------------------------------------------------------------------------------- transcription
+# --------------------------------------------------------------------------------------------------
+# transcription
 
 
 class FakeModel:
@@ -232,7 +245,9 @@ def test_long_sound_is_cut_where_it_is_quiet(tmp_path: Path) -> None:
 
 def test_without_faster_whisper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
-    with pytest.raises(CorrKDError, match=r"transcription needs faster-whisper: pip install 'corrkd\[hub\]'"):
+    with pytest.raises(
+        CorrKDError, match=r"transcription needs faster-whisper: pip install 'corrkd\[hub\]'"
+    ):
         Transcriber("base")
 
 
@@ -242,7 +257,9 @@ def test_the_real_package_takes_what_is_asked_of_it(tmp_path: Path) -> None:
 
     real = pytest.importorskip("faster_whisper")
     options = inspect.signature(real.WhisperModel.transcribe).parameters
-    assert {"word_timestamps", "temperature", "vad_filter", "condition_on_previous_text"} <= set(options)
+    assert {"word_timestamps", "temperature", "vad_filter", "condition_on_previous_text"} <= set(
+        options
+    )
     assert {"device", "device_index", "compute_type", "cpu_threads"} <= set(
         inspect.signature(real.WhisperModel.__init__).parameters
     )

@@ -20,7 +20,17 @@ from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.networks.late_fusion import LateFusionNetwork
 from corrkd.networks.registry import network_class
 from corrkd.settings import NetworkSettings
-from tests.conftest import CLASSES, QUESTIONS, SCORE, make_dataset, make_samples, total, training_batch, values, weights
+from tests.conftest import (
+    CLASSES,
+    QUESTIONS,
+    SCORE,
+    make_dataset,
+    make_samples,
+    total,
+    training_batch,
+    values,
+    weights,
+)
 
 SMALL = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6,), dropout=0.0)
 
@@ -32,7 +42,9 @@ def outputs(seed: int, shape: tuple[int, ...] = (7, 3)) -> Output:
 
 def network(settings: NetworkSettings = SMALL) -> CorrKDNetwork:
     dataset = make_dataset()
-    return CorrKDNetwork(dataset.widths, dict.fromkeys(dataset.widths, 6), target=CLASSES, settings=settings)
+    return CorrKDNetwork(
+        dataset.widths, dict.fromkeys(dataset.widths, 6), target=CLASSES, settings=settings
+    )
 
 
 def losses_of(method: Method, output: Output, labels: Tensor) -> Losses:
@@ -54,7 +66,9 @@ def test_divergence_by_hand(temperature: float) -> None:
         q, p = softmax(own, temperature), softmax(known, temperature)
         total += sum(b * (math.log(b) - math.log(a)) for a, b in zip(q, p, strict=True))
     expected = temperature**2 * total / len(student)
-    assert CLASSES.response_divergence(student, teacher, temperature).item() == pytest.approx(expected, rel=1e-10)
+    assert CLASSES.response_divergence(student, teacher, temperature).item() == pytest.approx(
+        expected, rel=1e-10
+    )
 
 
 def test_divergence_of_questions_is_the_mean_over_them_and_of_scores_the_squared_error() -> None:
@@ -62,7 +76,9 @@ def test_divergence_of_questions_is_the_mean_over_them_and_of_scores_the_squared
     each = [CLASSES.response_divergence(student[:, q], teacher[:, q]).item() for q in range(4)]
     assert QUESTIONS.response_divergence(student, teacher).item() == pytest.approx(sum(each) / 4)
     own, known = student[:, 0, :1], teacher[:, 0, :1]
-    assert SCORE.response_divergence(own, known).item() == pytest.approx(((own - known) ** 2).mean().item())
+    assert SCORE.response_divergence(own, known).item() == pytest.approx(
+        ((own - known) ** 2).mean().item()
+    )
 
 
 def test_the_teacher_gets_no_gradient_and_large_logits_stay_finite() -> None:
@@ -77,7 +93,9 @@ def test_the_teacher_gets_no_gradient_and_large_logits_stay_finite() -> None:
 def test_terms_and_weights_of_the_distillations() -> None:
     output, known = outputs(0), TeacherOutputs(*outputs(1))
     labels = torch.arange(7) % 3
-    losses = losses_of(ResponseKL(network(), ResponseKLOptions(kl=KL(weight=0.5)), teachers=known), output, labels)
+    losses = losses_of(
+        ResponseKL(network(), ResponseKLOptions(kl=KL(weight=0.5)), teachers=known), output, labels
+    )
     assert weights(losses) == {"task": 1.0, "kl": 0.5}
     terms = values(losses)
     assert terms["task"].item() == pytest.approx(CLASSES.task_loss(output.logits, labels).item())
@@ -87,7 +105,9 @@ def test_terms_and_weights_of_the_distillations() -> None:
         for a, b in zip(row, other, strict=True)
     )
     losses = losses_of(
-        FeatureMSE(network(), FeatureMSEOptions(mse=WeightedLoss(weight=2.0)), teachers=known), output, labels
+        FeatureMSE(network(), FeatureMSEOptions(mse=WeightedLoss(weight=2.0)), teachers=known),
+        output,
+        labels,
     )
     assert weights(losses) == {"task": 1.0, "mse": 2.0}
     terms = values(losses)
@@ -97,17 +117,23 @@ def test_terms_and_weights_of_the_distillations() -> None:
 def test_corrkd_with_kl_in_place_of_rcd() -> None:
     output, known = outputs(0), TeacherOutputs(*outputs(1))
     method = CorrKD(
-        network(), CorrKDOptions.model_validate({"rcd": {"weight": 0.0}, "kl": {"weight": 1.0}}), teachers=known
+        network(),
+        CorrKDOptions.model_validate({"rcd": {"weight": 0.0}, "kl": {"weight": 1.0}}),
+        teachers=known,
     )
     terms = values(losses_of(method, output, torch.arange(7) % 3))
     assert list(terms) == ["task", "scd", "cpd", "kl"]
-    assert terms["kl"].item() == pytest.approx(CLASSES.response_divergence(output.logits, known.logits).item())
+    assert terms["kl"].item() == pytest.approx(
+        CLASSES.response_divergence(output.logits, known.logits).item()
+    )
     assert not [name for name, _ in method.named_parameters() if name.startswith("rcd")]
 
 
 def test_late_fusion_averages_the_responses_of_what_is_visible() -> None:
     dataset = make_dataset()
-    net = LateFusionNetwork(dataset.widths, dict.fromkeys(dataset.widths, 6), target=CLASSES, settings=SMALL).eval()
+    net = LateFusionNetwork(
+        dataset.widths, dict.fromkeys(dataset.widths, 6), target=CLASSES, settings=SMALL
+    ).eval()
     batch = make_samples(dataset).take(torch.arange(5))
     visible = {**batch.present, "audio": torch.zeros_like(batch.present["audio"])}
     inputs = batch.complete()._replace(visible=visible)
@@ -121,7 +147,9 @@ def test_late_fusion_averages_the_responses_of_what_is_visible() -> None:
 
 def test_late_fusion_learns_nothing_of_a_modality_from_samples_without_it() -> None:
     dataset = make_dataset()
-    net = LateFusionNetwork(dataset.widths, dict.fromkeys(dataset.widths, 6), target=CLASSES, settings=SMALL)
+    net = LateFusionNetwork(
+        dataset.widths, dict.fromkeys(dataset.widths, 6), target=CLASSES, settings=SMALL
+    )
     samples = make_samples(dataset)
     batch = samples.take(torch.arange(5))
     visible = {m: x if m == "language" else torch.zeros_like(x) for m, x in batch.present.items()}
@@ -131,13 +159,17 @@ def test_late_fusion_learns_nothing_of_a_modality_from_samples_without_it() -> N
     assert loss.item() == pytest.approx(CLASSES.task_loss(votes[0], batch.targets).item(), rel=1e-5)
     loss.backward()
     for place, used in enumerate((True, False, False)):
-        touched = any(p.grad is not None and bool(p.grad.any()) for p in net.classifiers[place].parameters())
+        touched = any(
+            p.grad is not None and bool(p.grad.any()) for p in net.classifiers[place].parameters()
+        )
         assert touched == used
 
 
 @pytest.mark.parametrize("name", list(BUILT_IN))
 def test_every_method_has_losses_by_name(name: str) -> None:
-    """Each a weight and a scalar, by the same names in every batch, which the loop's records depend on."""
+    """Each a weight and a scalar, by the same names in every batch, which the loop's records depend
+    on.
+    """
     kind = method_class(name)
     samples = make_samples(make_dataset())
     frames = {m: x.shape[1] for m, x in samples.exists.items()}
@@ -156,25 +188,35 @@ def test_every_method_has_losses_by_name(name: str) -> None:
 
 
 def test_a_distillation_without_teachers_is_one_line() -> None:
-    with pytest.raises(CorrKDError, match="Plain KL distillation: needs the outputs of teachers") as error:
+    with pytest.raises(
+        CorrKDError, match="Plain KL distillation: needs the outputs of teachers"
+    ) as error:
         ResponseKL(network())
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("kind", "term"), [(CorrKD, "scd"), (FeatureMSE, "mse")])
-def test_between_representations_of_two_widths_a_projection_is_learnt(kind: type[Method], term: str) -> None:
+def test_between_representations_of_two_widths_a_projection_is_learnt(
+    kind: type[Method], term: str
+) -> None:
     samples = make_samples(make_dataset())
     wide = network(SMALL.model_copy(update={"width": 16}))
     teachers = TeacherOutputs(torch.randn(48, 24), torch.randn(48, 3))
     method = kind(
-        wide, kind.options_type.model_validate({"cpd": {"weight": 0.0}} if kind is CorrKD else {}), teachers=teachers
+        wide,
+        kind.options_type.model_validate({"cpd": {"weight": 0.0}} if kind is CorrKD else {}),
+        teachers=teachers,
     )
     method.start(samples)
     batch = training_batch(samples, 12)
     loss = values(method.eval()(batch))[term]
     projected = wide(batch.inputs).representation @ method.projector.weight.T
     compared = teachers.representation[:12]
-    expected = method.scd(projected, compared) if kind is CorrKD else (projected - compared).square().mean()
+    expected = (
+        method.scd(projected, compared)
+        if kind is CorrKD
+        else (projected - compared).square().mean()
+    )
     assert torch.allclose(loss, expected)
     loss.backward()
     assert method.projector.weight.grad.abs().sum() > 0
@@ -185,12 +227,15 @@ def test_between_representations_of_two_widths_a_projection_is_learnt(kind: type
     [
         (
             CorrKD,
-            r"CorrKD: SCD compares representations, and the teachers have none; .*, or set method.scd.weight to 0",
+            r"CorrKD: SCD compares representations, and the teachers have none; .*, or set "
+            r"method.scd.weight to 0",
         ),
         (FeatureMSE, r"Feature-MSE distillation: .* and the teachers have none; .*, or train kl"),
     ],
 )
-def test_without_a_representation_what_compares_them_is_refused(kind: type[Method], line: str) -> None:
+def test_without_a_representation_what_compares_them_is_refused(
+    kind: type[Method], line: str
+) -> None:
     with pytest.raises(CorrKDError, match=line) as error:
         kind(network(), teachers=TeacherOutputs(torch.zeros(48, 0), torch.randn(48, 3)))
     assert "\n" not in str(error.value)
@@ -201,7 +246,12 @@ def test_without_a_representation_what_compares_them_is_refused(kind: type[Metho
     [
         (ResponseKL, None),
         (CorrKD, CorrKDOptions.model_validate({"scd": {"weight": 0.0}})),
-        (CorrKD, CorrKDOptions.model_validate({"scd": {"form": "relations"}, "cpd": {"form": "all", "parts": True}})),
+        (
+            CorrKD,
+            CorrKDOptions.model_validate(
+                {"scd": {"form": "relations"}, "cpd": {"form": "all", "parts": True}}
+            ),
+        ),
     ],
 )
 def test_a_student_may_be_wider_than_its_teachers_where_angles_are_compared(

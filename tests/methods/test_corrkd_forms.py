@@ -38,19 +38,29 @@ PARTS = {"form": "all", "parts": True}
 N, TRAIN = 7, 20
 
 
-def method(teachers: TeacherOutputs, targets: Tensor, target: Target | None = None, **options: Any) -> CorrKD:
+def method(
+    teachers: TeacherOutputs, targets: Tensor, target: Target | None = None, **options: Any
+) -> CorrKD:
     """A method at the start of a training on samples with these targets."""
     torch.manual_seed(0)
     dataset = make_dataset()
     target = target or make_samples(dataset).target
-    network = CorrKDNetwork(dataset.widths, dict.fromkeys(dataset.widths, 6), target=target, settings=SMALL)
-    plus = CorrKD(network.double(), CorrKDOptions.model_validate({**MENDED, **options}), teachers=teachers).double()
+    network = CorrKDNetwork(
+        dataset.widths, dict.fromkeys(dataset.widths, 6), target=target, settings=SMALL
+    )
+    plus = CorrKD(
+        network.double(), CorrKDOptions.model_validate({**MENDED, **options}), teachers=teachers
+    ).double()
     plus.start(SimpleNamespace(targets=targets))  # type: ignore[arg-type]
     return plus
 
 
-def losses(plus: CorrKD, student: Output, targets: Tensor, rows: Tensor, visible: Tensor | None = None) -> Losses:
-    """The losses where the student answers with `student`; `visible`: (N, M), which modalities a sample shows, default: all."""
+def losses(
+    plus: CorrKD, student: Output, targets: Tensor, rows: Tensor, visible: Tensor | None = None
+) -> Losses:
+    """The losses where the student answers with `student`; `visible`: (N, M), which modalities a
+    sample shows, default: all.
+    """
     samples = make_samples(make_dataset())
     batch = samples.take(torch.arange(len(rows)))
     inputs = batch.complete()
@@ -95,14 +105,17 @@ def test_relations_and_prototypes_are_within_each_teacher() -> None:
     torch.testing.assert_close(terms["scd"], scd)
     rcd = decoupled_divergence(own.logits, known.logits, labels[rows], nontarget=2.0)
     torch.testing.assert_close(terms["rcd"], rcd)
-    # CPD by loops: the teacher's prototypes from all that it answered for, the student's from the batch.
+    # CPD by loops: the teacher's prototypes from all that it answered for, the student's from the
+    # batch.
     student = own.representation - own.representation.mean(0)
     total = 0.0
     for place, row in enumerate(rows.tolist()):
         for k in range(3):
             mine = student[labels[rows] == k].mean(0)
             theirs = centred[(by == by[row]) & (labels == k)].mean(0)
-            difference = cosine_similarity(student[place], mine, 0) - cosine_similarity(centred[row], theirs, 0)
+            difference = cosine_similarity(student[place], mine, 0) - cosine_similarity(
+                centred[row], theirs, 0
+            )
             total += difference.item() ** 2
     assert terms["cpd"].item() == pytest.approx(total / (N * 3), rel=1e-9)
 
@@ -131,11 +144,16 @@ def test_a_class_that_a_teacher_did_not_meet_or_met_alone_is_compared_with_nothi
 
 def test_one_teacher_is_compared_with_whole() -> None:
     whole, labels = spoken(1, N), torch.arange(N) % 3
-    for known in (whole._replace(answered_by=None), whole._replace(answered_by=torch.zeros(N, dtype=torch.int64))):
+    for known in (
+        whole._replace(answered_by=None),
+        whole._replace(answered_by=torch.zeros(N, dtype=torch.int64)),
+    ):
         plus = method(known, labels)
         centred = whole.representation - whole.representation.mean(0)
         scd = values(losses(plus, output(), labels, torch.arange(N)))["scd"]
-        torch.testing.assert_close(scd, sample_relation_distillation(output().representation, centred))
+        torch.testing.assert_close(
+            scd, sample_relation_distillation(output().representation, centred)
+        )
 
 
 def test_the_papers_three_losses_hear_the_same_teachers() -> None:
@@ -146,8 +164,12 @@ def test_the_papers_three_losses_hear_the_same_teachers() -> None:
         literal = method(given, labels, **forms)
         assert isinstance(literal.scd, SampleContrastiveDistillation)
         terms = values(losses(literal, own, labels, torch.arange(N)))
-        torch.testing.assert_close(terms["scd"], literal.scd(own.representation, teacher.representation))
-        cpd = category_prototype_distillation(own.representation, teacher.representation, labels, num_classes=3)
+        torch.testing.assert_close(
+            terms["scd"], literal.scd(own.representation, teacher.representation)
+        )
+        cpd = category_prototype_distillation(
+            own.representation, teacher.representation, labels, num_classes=3
+        )
         torch.testing.assert_close(terms["cpd"], cpd)
         torch.testing.assert_close(terms["rcd"], literal.rcd(own.logits, teacher.logits, labels))  # type: ignore[misc]
 
@@ -163,7 +185,9 @@ def test_parts_of_a_network_that_declares_none_are_refused(monkeypatch: pytest.M
 
 
 def test_parts_of_h_are_compared_where_their_modality_is_seen() -> None:
-    """The whole, and the mean over modalities of each one's own part among the samples that show it."""
+    """The whole, and the mean over modalities of each one's own part among the samples that show
+    it.
+    """
     whole, labels = spoken(1, N), torch.arange(N) % 3
     plus = method(whole, labels, cpd=PARTS)
     assert whole.answered_by is not None
@@ -175,19 +199,26 @@ def test_parts_of_h_are_compared_where_their_modality_is_seen() -> None:
 
     def among(rows: Tensor, part: Tensor) -> Tensor:
         return category_prototype_distillation(
-            part[rows], known[rows], labels[rows], 3, center=True, teacher_prototypes=prototypes[rows]
+            part[rows],
+            known[rows],
+            labels[rows],
+            3,
+            center=True,
+            teacher_prototypes=prototypes[rows],
         )
 
     everybody = torch.ones(N, dtype=torch.bool)
     each = [among(shown[:, m], own[:, 8 * m : 8 * m + 8]).item() for m in (0, 1)]
     expected = among(everybody, own).item() + sum(each) / 3
-    assert values(losses(plus, output(), labels, torch.arange(N), shown))["cpd"].item() == pytest.approx(
-        expected, rel=1e-9
-    )
+    assert values(losses(plus, output(), labels, torch.arange(N), shown))[
+        "cpd"
+    ].item() == pytest.approx(expected, rel=1e-9)
     # Complete samples show all.
     each = [among(everybody, own[:, 8 * m : 8 * m + 8]).item() for m in range(3)]
     expected = among(everybody, own).item() + sum(each) / 3
-    assert values(losses(plus, output(), labels, torch.arange(N)))["cpd"].item() == pytest.approx(expected, rel=1e-9)
+    assert values(losses(plus, output(), labels, torch.arange(N)))["cpd"].item() == pytest.approx(
+        expected, rel=1e-9
+    )
 
 
 def test_a_sample_shows_what_exists_alone() -> None:
@@ -214,7 +245,10 @@ def test_questions_and_scores() -> None:
     answers = torch.randint(2, (N, 2), generator=torch.Generator().manual_seed(0))
     plus = method(whole._replace(logits=output(8, (N, 2, 2)).logits), answers, asked)
     assert plus.prototypes.shape == (3, 2, 2, 24)
-    assert all(value.isfinite() for value in values(losses(plus, output(5, (N, 2, 2)), answers, rows)).values())
+    assert all(
+        value.isfinite()
+        for value in values(losses(plus, output(5, (N, 2, 2)), answers, rows)).values()
+    )
     dataset = make_dataset()
     scored = make_samples(dataset, target="score").target
     scores = torch.linspace(-1, 1, N, dtype=torch.float64)
@@ -225,9 +259,18 @@ def test_questions_and_scores() -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"cpd": {"form": "batch", "parts": True}}, r"method\.cpd\.parts is unknown; allowed there: weight, form"),
-        ({"rcd": {"form": "divergence", "nontarget": -1}}, "nontarget: input should be greater than or equal to 0"),
-        ({"scd": {"form": "relations", "boundary": 1.0}}, "boundary is unknown; allowed there: weight, form, center"),
+        (
+            {"cpd": {"form": "batch", "parts": True}},
+            r"method\.cpd\.parts is unknown; allowed there: weight, form",
+        ),
+        (
+            {"rcd": {"form": "divergence", "nontarget": -1}},
+            "nontarget: input should be greater than or equal to 0",
+        ),
+        (
+            {"scd": {"form": "relations", "boundary": 1.0}},
+            "boundary is unknown; allowed there: weight, form, center",
+        ),
         ({"scd": {"form": "contrasts"}}, r"student\.method\.scd: form 'contrasts' is unknown"),
         ({"scd": 0.5}, r"student\.method\.scd: "),
     ],

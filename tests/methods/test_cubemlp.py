@@ -24,7 +24,9 @@ def fresh(samples: Samples) -> CubeMLP:
 @torch.no_grad()
 def accuracy(network: torch.nn.Module, samples: Samples) -> float:
     network.eval()
-    right = [(network(b.complete()).logits.argmax(-1) == b.targets).float() for b in samples.batches(256)]
+    right = [
+        (network(b.complete()).logits.argmax(-1) == b.targets).float() for b in samples.batches(256)
+    ]
     return float(torch.cat(right).mean())
 
 
@@ -53,7 +55,12 @@ def test_on_the_built_in_dataset_it_comes_at_least_half_way_from_the_floor_to_ba
         method,
         samples,
         settings=TrainingSettings(
-            epochs=12, batch_size=32, lr=3e-3, optimizer="adamw", weight_decay=0.05, schedule="cosine"
+            epochs=12,
+            batch_size=32,
+            lr=3e-3,
+            optimizer="adamw",
+            weight_decay=0.05,
+            schedule="cosine",
         ),
         seed=0,
         fabric=Fabric(accelerator="cpu", devices=1),
@@ -61,6 +68,10 @@ def test_on_the_built_in_dataset_it_comes_at_least_half_way_from_the_floor_to_ba
     )
     method.student.load_state_dict(trained.state)
     floor = float(torch.bincount(test.targets).max()) / len(test)
-    bayes = bayes_accuracy(dataset.posterior("test", {m: x.numpy() for m, x in test.present.items()}))
+    bayes = bayes_accuracy(
+        dataset.posterior("test", {m: x.numpy() for m, x in test.present.items()})
+    )
     reached = accuracy(method.student, test)
-    assert reached >= (floor + bayes) / 2, f"floor {floor:.3f}, reached {reached:.3f}, Bayes {bayes:.3f}"
+    assert reached >= (floor + bayes) / 2, (
+        f"floor {floor:.3f}, reached {reached:.3f}, Bayes {bayes:.3f}"
+    )

@@ -35,7 +35,9 @@ def fresh(samples: Samples, **options: float) -> DMD:
 def fit(method: DMD, samples: Samples, *, epochs: int = 12, lr: float = 1e-2) -> list:
     stage = TrainingSettings(epochs=epochs, batch_size=32, lr=lr, schedule="cosine")
     fabric = Fabric(accelerator="cpu", devices=1)
-    return train(method, samples, settings=stage, validate=lambda _: 0.0, seed=1, fabric=fabric).history
+    return train(
+        method, samples, settings=stage, validate=lambda _: 0.0, seed=1, fabric=fabric
+    ).history
 
 
 def terms(method: DMD, samples: Samples) -> dict[str, float]:
@@ -53,16 +55,29 @@ def test_every_kind_of_target_learns(target: str) -> None:
     assert history[-1]["loss/task"] < 0.8 * history[0]["loss/task"]
     assert {f"loss/{name}" for name in terms(method, samples)} < set(history[0])
     # The margin is of pairs that are drawn: it falls clearly where there are three classes.
-    for name in ("unimodal", "reconstruction", "cycle", *(["margin"] if target == "classes" else [])):
-        first, last = (np.mean([record[f"loss/{name}"] for record in part]) for part in (history[:3], history[-3:]))
+    for name in (
+        "unimodal",
+        "reconstruction",
+        "cycle",
+        *(["margin"] if target == "classes" else []),
+    ):
+        first, last = (
+            np.mean([record[f"loss/{name}"] for record in part])
+            for part in (history[:3], history[-3:])
+        )
         assert last < first, name
 
 
 def test_shared_and_private_parts_are_kept_apart() -> None:
-    """By the cosine on unseen samples; without its term the parts stay as close as chance has them or come closer."""
+    """By the cosine on unseen samples; without its term the parts stay as close as chance has them
+    or come closer.
+    """
     dataset = make_dataset()
     samples, unseen = make_samples(dataset), make_samples(dataset, "test")
-    apart, free = fresh(samples, **SMALL, decoupling=1.0, gamma=1.0), fresh(samples, **SMALL, decoupling=1.0, gamma=0.0)
+    apart, free = (
+        fresh(samples, **SMALL, decoupling=1.0, gamma=1.0),
+        fresh(samples, **SMALL, decoupling=1.0, gamma=0.0),
+    )
     fit(apart, samples), fit(free, samples)
     kept = terms(apart, unseen)["orthogonality"]
     assert kept < 0.05
@@ -72,7 +87,9 @@ def test_shared_and_private_parts_are_kept_apart() -> None:
 def test_classes_come_closer_across_modalities_than_modalities_across_classes() -> None:
     dataset = make_dataset()
     samples, unseen = make_samples(dataset), make_samples(dataset, "test")
-    with_margin, without = (fresh(samples, **SMALL, decoupling=1.0, gamma=gamma) for gamma in (1.0, 0.0))
+    with_margin, without = (
+        fresh(samples, **SMALL, decoupling=1.0, gamma=gamma) for gamma in (1.0, 0.0)
+    )
     fit(with_margin, samples), fit(without, samples)
     assert terms(with_margin, unseen)["margin"] < 0.7 * terms(without, unseen)["margin"]
 
@@ -105,8 +122,12 @@ def test_margin_loss_is_the_mean_over_the_triples() -> None:
         means.append(sum(hinges) / len(hinges))
     same = label[:, None] == label
     drawn = torch.stack([margin_loss(shared, same, seen, 0.4) for _ in range(3000)])
-    assert float(drawn.mean()) == pytest.approx(sum(means) / len(means), abs=5 * float(drawn.std()) / 3000**0.5)
-    assert float(margin_loss(shared, same | True, seen, 0.4)) == 0.0  # one class: there is no triple
+    assert float(drawn.mean()) == pytest.approx(
+        sum(means) / len(means), abs=5 * float(drawn.std()) / 3000**0.5
+    )
+    assert (
+        float(margin_loss(shared, same | True, seen, 0.4)) == 0.0
+    )  # one class: there is no triple
 
 
 def test_one_of_draws_evenly_from_what_it_may() -> None:
@@ -131,7 +152,9 @@ def test_distillation_moves_the_end_of_an_edge_and_not_its_start() -> None:
     logits = torch.tensor([[[0.0, 0.0], [1.0, 3.0]]], requires_grad=True)
     edges = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])  # modality 0 teaches modality 1
     loss = distillation_loss(Graph(logits, logits, edges), 0.0)
-    assert float(loss.detach()) == pytest.approx(1.5 * 2.0)  # the weight and an even share, of the one edge there is
+    assert float(loss.detach()) == pytest.approx(
+        1.5 * 2.0
+    )  # the weight and an even share, of the one edge there is
     (gradient,) = torch.autograd.grad(loss, logits)
     assert gradient[0].tolist() == [[0.0, 0.0], [0.75, 0.75]]
     uneven = distillation_loss(Graph(logits, torch.zeros(1, 2, 2), edges), 10.0)
@@ -153,7 +176,9 @@ def test_distillation_brings_the_modalities_logits_together() -> None:
 
 
 def test_representations_of_the_heterogeneous_graph_are_told_apart() -> None:
-    """By loops: ten times the cosine, where above 0, between the ends of each edge; its start gets no gradient."""
+    """By loops: ten times the cosine, where above 0, between the ends of each edge; its start gets
+    no gradient.
+    """
     torch.manual_seed(0)
     vectors = torch.randn(4, 3, 5, requires_grad=True)
     edges = torch.rand(4, 3, 3) * ~torch.eye(3, dtype=torch.bool)
@@ -164,7 +189,9 @@ def test_representations_of_the_heterogeneous_graph_are_told_apart() -> None:
         for start in range(3):
             for end in range(3):
                 if edges[n, start, end] > 0:
-                    cosine = torch.cosine_similarity(vectors[n, start].detach(), vectors[n, end], 0).clamp(min=0)
+                    cosine = torch.cosine_similarity(
+                        vectors[n, start].detach(), vectors[n, end], 0
+                    ).clamp(min=0)
                     total = total + (edges[n, start, end] + 1 / 6) * 10.0 * cosine
     loss = distillation_loss(graph, 0.0, 10.0)
     torch.testing.assert_close(loss, total / 4)
@@ -227,7 +254,9 @@ def test_every_parameter_learns() -> None:
     method = fresh(samples, **SMALL)
     total(method(training_batch(samples))).backward()
     # A key's bias moves all of a query's energies alike, and so does the energy's own bias.
-    idle = [name for name, p in method.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    idle = [
+        name for name, p in method.named_parameters() if p.grad is None or not bool(p.grad.any())
+    ]
     assert [name for name in idle if not name.endswith("energy.bias")] == []
 
 
@@ -244,5 +273,7 @@ def test_it_comes_half_way_from_the_floor_to_the_bayes_accuracy() -> None:
     accuracy = float((answers == test.targets).float().mean())
     floor = float(torch.bincount(test.targets).max() / len(test))
     assert dataset.posterior is not None
-    best = bayes_accuracy(dataset.posterior("test", {m: x.numpy() for m, x in test.present.items()}))
+    best = bayes_accuracy(
+        dataset.posterior("test", {m: x.numpy() for m, x in test.present.items()})
+    )
     assert accuracy > (floor + best) / 2

@@ -1,4 +1,6 @@
-"""GCNet in training: what is dropped comes back from the other modalities and from the conversation."""
+"""GCNet in training: what is dropped comes back from the other modalities and from the
+conversation.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,13 @@ from corrkd.data.dataset import MultimodalDataset, Split
 from corrkd.data.inputs import Inputs
 from corrkd.data.synthetic import make
 from corrkd.evaluation.bayes import bayes_accuracy
-from corrkd.methods.gcnet import GCNet, dropped_share, restoration_loss, standardised, utterance_means
+from corrkd.methods.gcnet import (
+    GCNet,
+    dropped_share,
+    restoration_loss,
+    standardised,
+    utterance_means,
+)
 from corrkd.networks.gcnet import GCNetSettings, GCNetwork
 from corrkd.settings import MissingSettings, TrainingSettings
 from corrkd.training.fabric import Fabric
@@ -31,22 +39,37 @@ def fresh(samples: Samples, settings: GCNetSettings = SMALL) -> GCNet:
 
 
 def fit(
-    method: GCNet, samples: Samples, *, epochs: int = 10, lr: float = 5e-3, missing: MissingSettings | None
+    method: GCNet,
+    samples: Samples,
+    *,
+    epochs: int = 10,
+    lr: float = 5e-3,
+    missing: MissingSettings | None,
 ) -> list:
     stage = TrainingSettings(epochs=epochs, batch_size=32, lr=lr, schedule="cosine")
     fabric = Fabric(accelerator="cpu", devices=1)
     return train(
-        method, samples, settings=stage, validate=lambda _: 0.0, seed=1, fabric=fabric, missing=missing
+        method,
+        samples,
+        settings=stage,
+        validate=lambda _: 0.0,
+        seed=1,
+        fabric=fabric,
+        missing=missing,
     ).history
 
 
 def talks(name: str, count: int, seed: int) -> Split:
-    """Conversations of eight utterances about one hidden thing, of which each modality shows something."""
+    """Conversations of eight utterances about one hidden thing, of which each modality shows
+    something.
+    """
     rng = np.random.default_rng(seed)
     topic = np.repeat(rng.normal(size=(count, 2)), 8, 0)
     law = np.random.default_rng(0)
     features = {
-        m: ((topic @ law.normal(size=(2, d)))[:, None] + 0.5 * rng.normal(size=(8 * count, 3, d))).astype(np.float32)
+        m: (
+            (topic @ law.normal(size=(2, d)))[:, None] + 0.5 * rng.normal(size=(8 * count, 3, d))
+        ).astype(np.float32)
         for m, d in (("language", 4), ("audio", 3))
     }
     there = np.ones((8 * count, 3), bool)
@@ -56,7 +79,10 @@ def talks(name: str, count: int, seed: int) -> Split:
         present=dict.fromkeys(features, there),
         ids=np.array([f"{name}-{i}" for i in range(8 * count)]),
         labels=(topic[:, 0] > 0).astype(np.int64),
-        groups={"video": np.repeat([f"{name}{i}" for i in range(count)], 8), "speaker": np.tile(["x", "y"], 4 * count)},
+        groups={
+            "video": np.repeat([f"{name}{i}" for i in range(count)], 8),
+            "speaker": np.tile(["x", "y"], 4 * count),
+        },
         order=np.tile(np.arange(8), count),
     )
 
@@ -68,7 +94,9 @@ def conversations() -> MultimodalDataset:
 
 
 def test_it_restores_dropped_features_better_than_the_mean() -> None:
-    """On unseen conversations: from the other modality, and where an utterance is lost whole, from those around it."""
+    """On unseen conversations: from the other modality, and where an utterance is lost whole, from
+    those around it.
+    """
     dataset = conversations()
     samples, unseen = make_samples(dataset), make_samples(dataset, "test")
     method = fresh(samples)
@@ -99,12 +127,16 @@ def restoration_error(method, batch, visible, context, truth, rows):  # type: ig
 
 def test_reconstruction_counts_only_what_was_dropped_and_was_there() -> None:
     present = torch.tensor([[True, True, False, False]] * 3 + [[False] * 4])
-    visible = torch.tensor([[True, True, False, False], [True, False, False, False], [False] * 4, [False] * 4])
+    visible = torch.tensor(
+        [[True, True, False, False], [True, False, False, False], [False] * 4, [False] * 4]
+    )
     share = dropped_share(present, visible)
     assert share.tolist() == [0.0, 0.5, 1.0, 0.0]
     truth = {"a": torch.zeros(4, 2)}
     restored = {"a": torch.tensor([[9.0, 9.0], [1.0, 1.0], [2.0, 2.0], [9.0, 9.0]])}
-    assert float(restoration_loss(restored, truth, {"a": share})) == pytest.approx((0.5 * 1 + 1 * 4) / 4)
+    assert float(restoration_loss(restored, truth, {"a": share})) == pytest.approx(
+        (0.5 * 1 + 1 * 4) / 4
+    )
     assert float(restoration_loss(restored, truth, {"a": torch.zeros(4)})) == 0.0
     both = [{**side, "b": side["a"]} for side in (restored, truth, {"a": share})]
     assert float(restoration_loss(*both)) == pytest.approx(2 * (0.5 * 1 + 1 * 4) / 4)
@@ -159,5 +191,7 @@ def test_it_comes_half_way_from_the_floor_to_the_bayes_accuracy() -> None:
     accuracy = float((answers == test.targets).float().mean())
     floor = float(torch.bincount(test.targets).max() / len(test))
     assert dataset.posterior is not None
-    best = bayes_accuracy(dataset.posterior("test", {m: x.numpy() for m, x in test.present.items()}))
+    best = bayes_accuracy(
+        dataset.posterior("test", {m: x.numpy() for m, x in test.present.items()})
+    )
     assert accuracy > (floor + best) / 2

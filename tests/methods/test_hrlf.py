@@ -11,7 +11,11 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from corrkd.data.batches import Samples
 from corrkd.errors import CorrKDError
-from corrkd.losses import factorisation_reconstruction, hierarchical_adversarial, hierarchical_information
+from corrkd.losses import (
+    factorisation_reconstruction,
+    hierarchical_adversarial,
+    hierarchical_information,
+)
 from corrkd.methods.base import TeacherOutputs
 from corrkd.methods.hrlf import HRLF, HRLFOptions, HRLFTeacher, HRLFTeacherOptions
 from corrkd.networks.hrlf import HRLFNetwork, HRLFSettings
@@ -20,7 +24,15 @@ from corrkd.training.fabric import Fabric
 from corrkd.training.loop import teacher_outputs, train
 from tests.conftest import make_dataset, make_samples, total, training_batch, values, weights
 
-SMALL = {"width": 8, "heads": 2, "feedforward": 16, "layers": 1, "classifier": (6,), "factor_hidden": 8, "dropout": 0.0}
+SMALL = {
+    "width": 8,
+    "heads": 2,
+    "feedforward": 16,
+    "layers": 1,
+    "classifier": (6,),
+    "factor_hidden": 8,
+    "dropout": 0.0,
+}
 TERMS = ["task", "frf", "hmi", "hal", "kl"]
 
 
@@ -41,11 +53,21 @@ def fresh(samples: Samples, network: dict[str, Any] | None = None, **options: An
         return HRLF(student, HRLFOptions.model_validate(options), teachers=outputs)
 
 
-def fit(method: Any, samples: Samples, *, missing: bool, epochs: int = 12) -> list[dict[str, float]]:
+def fit(
+    method: Any, samples: Samples, *, missing: bool, epochs: int = 12
+) -> list[dict[str, float]]:
     stage = TrainingSettings(epochs=epochs, batch_size=16, lr=1e-2)
     chosen = MissingSettings() if missing else None
     fabric = Fabric(accelerator="cpu", devices=1)
-    return train(method, samples, settings=stage, validate=lambda _: 0.0, seed=1, fabric=fabric, missing=chosen).history
+    return train(
+        method,
+        samples,
+        settings=stage,
+        validate=lambda _: 0.0,
+        seed=1,
+        fabric=fabric,
+        missing=chosen,
+    ).history
 
 
 def test_the_terms_are_the_losses_of_both_sides() -> None:
@@ -58,7 +80,10 @@ def test_the_terms_are_the_losses_of_both_sides() -> None:
     assert method.teachers is not None
     known = method.teachers.apply(lambda x: x[rows])
     widths = [48, 32, 8]
-    student, teacher = details.output.representation.split(widths, 1), known.representation.split(widths, 1)
+    student, teacher = (
+        details.output.representation.split(widths, 1),
+        known.representation.split(widths, 1),
+    )
     log_student, log_teacher = (log_softmax(x, -1) for x in (details.output.logits, known.logits))
     expected = {
         "task": cross_entropy(details.output.logits, batch.targets),
@@ -84,7 +109,9 @@ def test_options_reach_the_losses() -> None:
     plain = values(fresh(samples)(batch))
     summed = values(fresh(samples, frf={"reduction": "sum"})(batch))
     assert summed["frf"] > 4 * plain["frf"]
-    method = fresh(samples, hmi={"critic_hidden": 5}, hal={"discriminator_hidden": 3, "nonsaturating": True})
+    method = fresh(
+        samples, hmi={"critic_hidden": 5}, hal={"discriminator_hidden": 3, "nonsaturating": True}
+    )
     assert method.hmi is not None
     assert method.hal is not None
     assert method.hmi.critics[0].hidden_bias.shape == (5,)
@@ -99,7 +126,9 @@ def test_the_teacher_learns_the_task_and_the_reconstruction() -> None:
     history = fit(teacher, samples, missing=False)
     assert history[-1]["loss/task"] < 0.8 * history[0]["loss/task"]
     assert history[-1]["loss/frf"] < 0.8 * history[0]["loss/frf"]
-    alone = HRLFTeacher(fresh_network(samples), HRLFTeacherOptions.model_validate({"frf": {"weight": 0}}))
+    alone = HRLFTeacher(
+        fresh_network(samples), HRLFTeacherOptions.model_validate({"frf": {"weight": 0}})
+    )
     assert list(alone(training_batch(samples, 9))) == ["task"]
 
 
@@ -110,7 +139,9 @@ def test_the_student_learns(target: str) -> None:
     teacher = HRLFTeacher(fresh_network(samples, 1))
     fit(teacher, samples, missing=False)
     student = HRLF(fresh_network(samples), teachers=teacher_outputs(teacher.student, samples))
-    shapes = [{name: p.shape for name, p in m.student.named_parameters()} for m in (teacher, student)]
+    shapes = [
+        {name: p.shape for name, p in m.student.named_parameters()} for m in (teacher, student)
+    ]
     assert shapes[0] == shapes[1]
     history = fit(student, samples, missing=True, epochs=20)
     first, final = history[0], history[-1]
@@ -120,33 +151,53 @@ def test_the_student_learns(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["classes", "score", "binary-nonzero"])
-@pytest.mark.parametrize("structure", [{}, {"scales": "summed", "sentiment_encoder": "shared", "pooling": "mean"}])
+@pytest.mark.parametrize(
+    "structure", [{}, {"scales": "summed", "sentiment_encoder": "shared", "pooling": "mean"}]
+)
 def test_every_parameter_learns(target: str, structure: dict[str, Any]) -> None:
     samples = make_samples(make_dataset(), target=target)
     method = fresh(samples, structure)
     total(method(training_batch(samples))).backward()
-    idle = [name for name, p in method.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    idle = [
+        name for name, p in method.named_parameters() if p.grad is None or not bool(p.grad.any())
+    ]
     assert idle == []
 
 
 @pytest.mark.parametrize(
-    ("reach", "reached"), [("factors", (False, False)), ("encoders", (True, False)), ("targets", (True, True))]
+    ("reach", "reached"),
+    [("factors", (False, False)), ("encoders", (True, False)), ("targets", (True, True))],
 )
-def test_how_far_the_gradient_of_the_reconstruction_reaches(reach: str, reached: tuple[bool, bool]) -> None:
+def test_how_far_the_gradient_of_the_reconstruction_reaches(
+    reach: str, reached: tuple[bool, bool]
+) -> None:
     samples = make_samples(make_dataset())
-    method = HRLFTeacher(fresh_network(samples), HRLFTeacherOptions.model_validate({"frf": {"reach": reach}}))
+    method = HRLFTeacher(
+        fresh_network(samples), HRLFTeacherOptions.model_validate({"frf": {"reach": reach}})
+    )
     assert method.frf.detach == (not reached[1])
     values(method(training_batch(samples)))["frf"].backward()
     gradients = {name: p.grad for name, p in method.student.named_parameters()}
-    assert any(x is not None and bool(x.any()) for n, x in gradients.items() if n.startswith("encoders.")) == reached[0]
+    assert (
+        any(
+            x is not None and bool(x.any())
+            for n, x in gradients.items()
+            if n.startswith("encoders.")
+        )
+        == reached[0]
+    )
     for part in ("relevant_encoders", "specific_encoders", "decoder"):
-        assert all(x is not None and bool(x.any()) for n, x in gradients.items() if n.startswith(part))
+        assert all(
+            x is not None and bool(x.any()) for n, x in gradients.items() if n.startswith(part)
+        )
 
 
 def test_the_reconstruction_keeps_the_modality() -> None:
     """With FRF alone, a modality is decoded from its own factors and from another's sentiment."""
     samples = make_samples(make_dataset())
-    method = HRLFTeacher(fresh_network(samples), HRLFTeacherOptions.model_validate({"task": {"weight": 0.0}}))
+    method = HRLFTeacher(
+        fresh_network(samples), HRLFTeacherOptions.model_validate({"task": {"weight": 0.0}})
+    )
 
     def errors() -> Tensor:
         with torch.no_grad():
@@ -163,7 +214,10 @@ def test_the_reconstruction_keeps_the_modality() -> None:
 def test_teachers_of_another_width_are_refused_unless_only_responses_are_compared() -> None:
     samples = make_samples(make_dataset())
     outputs = TeacherOutputs(torch.zeros(len(samples), 24), torch.zeros(len(samples), 3))
-    line = "HRLF: HMI, like HAL, compares representations .* the student's is 88 and the teachers' is 24"
+    line = (
+        "HRLF: HMI, like HAL, compares representations .* the student's is 88 and the teachers' "
+        "is 24"
+    )
     with pytest.raises(CorrKDError, match=line):
         HRLF(fresh_network(samples), teachers=outputs)
     options = HRLFOptions.model_validate({"hmi": {"weight": 0}, "hal": {"weight": 0}})

@@ -10,7 +10,16 @@ from corrkd.losses.frames import frame_errors, mean_error
 from corrkd.methods.mctn import MCTN, MCTNPerSource
 from corrkd.networks.mctn import MCTNNetwork, MCTNPerSourceNetwork, MCTNSettings, SummedLSTM
 from corrkd.targets.base import Target
-from tests.conftest import CLASSES, make_dataset, make_samples, map_tensors, total, training_batch, values, weights
+from tests.conftest import (
+    CLASSES,
+    make_dataset,
+    make_samples,
+    map_tensors,
+    total,
+    training_batch,
+    values,
+    weights,
+)
 from tests.methods.translating import (
     FOUR,
     KINDS,
@@ -27,7 +36,9 @@ from tests.methods.translating import (
 SMALL = MCTNSettings(width=8)
 
 
-def network(widths: dict[str, int], target: Target = CLASSES, settings: MCTNSettings = SMALL) -> MCTNNetwork:
+def network(
+    widths: dict[str, int], target: Target = CLASSES, settings: MCTNSettings = SMALL
+) -> MCTNNetwork:
     torch.manual_seed(0)
     return MCTNNetwork(widths, frames_of(widths), target=target, settings=settings).eval()
 
@@ -40,8 +51,12 @@ def test_shapes(widths: dict[str, int], target: Target, shape: tuple[int, ...]) 
     assert net(given).representation.shape == (4, 8)
     made = net.translate(net.join(given), given.exists)
     first = next(iter(widths))
-    assert {m: x.shape for m, x in made.targets.items()} == {m: x.shape for m, x in given.frames.items() if m != first}
-    assert (made.back is None) if len(widths) == 1 else (made.back.shape == given.frames[first].shape)
+    assert {m: x.shape for m, x in made.targets.items()} == {
+        m: x.shape for m, x in given.frames.items() if m != first
+    }
+    assert (
+        (made.back is None) if len(widths) == 1 else (made.back.shape == given.frames[first].shape)
+    )
 
 
 @pytest.mark.parametrize("widths", [TWO, FOUR])
@@ -63,12 +78,16 @@ def test_only_the_source_is_needed_at_test(source: str) -> None:
 
 
 def test_an_unknown_source_is_one_clear_line() -> None:
-    with pytest.raises(CorrKDError, match="source 'smell' is none of the modalities language, audio"):
+    with pytest.raises(
+        CorrKDError, match="source 'smell' is none of the modalities language, audio"
+    ):
         network(TWO, settings=MCTNSettings(source="smell"))
 
 
 def test_the_hierarchy_goes_through_every_translator() -> None:
-    """Each level's encoder changes its own embedding, those above it and the prediction, and nothing below."""
+    """Each level's encoder changes its own embedding, those above it and the prediction, and
+    nothing below.
+    """
     given = inputs(FOUR)
     before, logits = (net := network(FOUR)).join(given), net(given).logits
     for level in range(3):
@@ -77,7 +96,9 @@ def test_the_hierarchy_goes_through_every_translator() -> None:
             for parameter in changed.encoders[level].parameters():
                 parameter.mul_(2.0)
         after = changed.join(given)
-        assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [n < level for n in range(3)]
+        assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [
+            n < level for n in range(3)
+        ]
         assert not torch.equal(changed(given).logits, logits)
 
 
@@ -88,7 +109,9 @@ def test_the_way_back_is_the_same_translator_fed_with_its_own_translation() -> N
     with torch.no_grad():
         net.project[1].bias.add_(1.0)  # another translation to audio ...
     second = net.translate(net.join(given), given.exists)
-    assert not torch.allclose(first.back, second.back, atol=1e-5)  # ... comes back as another language
+    assert not torch.allclose(
+        first.back, second.back, atol=1e-5
+    )  # ... comes back as another language
     assert len(net.encoders) == len(net.decoders) == 1
 
 
@@ -135,7 +158,9 @@ def test_the_prediction_is_a_convex_sum_of_states_that_are_not_padding() -> None
         net.attention.weight.copy_(50 * states[1, :1])
         net.attention.bias.zero_()
     after = net.predict(embedding, exists).representation[1]
-    energies = torch.tanh(50 * states[1, exists[1]] @ states[1, 0])  # bounded, as in the released code
+    energies = torch.tanh(
+        50 * states[1, exists[1]] @ states[1, 0]
+    )  # bounded, as in the released code
     torch.testing.assert_close(after, torch.softmax(energies, 0) @ states[1, exists[1]])
 
 
@@ -149,7 +174,8 @@ def test_every_term_reaches_the_joint_embedding() -> None:
     for name in ("task", "translation", "cycle"):
         (gradient,) = torch.autograd.grad(terms[name], weight, retain_graph=True)
         assert gradient.abs().max() > 0
-    # The released code's regularizer: 0.01 times the squared weights of the last layer, without its bias.
+    # The released code's regularizer: 0.01 times the squared weights of the last layer, without its
+    # bias.
     assert weights(losses)["l2"] == 0.01
     torch.testing.assert_close(terms["l2"], method.student.head.weight.square().sum())
 
@@ -183,7 +209,9 @@ def test_per_source_the_visible_sources_are_averaged(
 
 def test_per_source_models_learn_as_if_they_were_alone() -> None:
     samples = make_samples(make_dataset())
-    method = MCTNPerSource(network_for(MCTNPerSourceNetwork, samples, MCTNSettings(width=8, dropout=0.0)))
+    method = MCTNPerSource(
+        network_for(MCTNPerSourceNetwork, samples, MCTNSettings(width=8, dropout=0.0))
+    )
     batch = training_batch(samples, 16)
     losses = method(batch)
     assert list(losses) == ["task", "l2", "translation", "cycle"]
@@ -197,8 +225,12 @@ def test_per_source_models_learn_as_if_they_were_alone() -> None:
 
 
 def test_per_source_a_named_source_is_refused() -> None:
-    with pytest.raises(CorrKDError, match=r"every modality is one; leave out network.source = audio"):
-        MCTNPerSourceNetwork(TWO, frames_of(TWO), target=CLASSES, settings=MCTNSettings(source="audio"))
+    with pytest.raises(
+        CorrKDError, match=r"every modality is one; leave out network.source = audio"
+    ):
+        MCTNPerSourceNetwork(
+            TWO, frames_of(TWO), target=CLASSES, settings=MCTNSettings(source="audio")
+        )
 
 
 def test_the_error_is_the_mean_over_counted_frames() -> None:

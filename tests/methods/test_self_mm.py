@@ -15,7 +15,13 @@ from corrkd.data.inputs import Inputs
 from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.evaluation.bayes import bayes_accuracy
 from corrkd.methods.base import TrainingBatch
-from corrkd.methods.self_mm import LabelGeneration, SelfMM, centres, relative_distance, shifted_labels
+from corrkd.methods.self_mm import (
+    LabelGeneration,
+    SelfMM,
+    centres,
+    relative_distance,
+    shifted_labels,
+)
 from corrkd.networks.self_mm import SelfMMNetwork, SelfMMSettings
 from corrkd.settings import MissingSettings, TrainingSettings
 from corrkd.targets.base import Target
@@ -45,7 +51,9 @@ def tensor(*values: float) -> Tensor:
 def test_the_offset_is_the_published_one_where_fused_representation_and_label_agree(
     own: float, fused: float, size: float
 ) -> None:
-    """y_s = y_m + (alpha_s - alpha_m)/2 (y_m + alpha_m)/alpha_m, clipped to the range of the labels."""
+    """y_s = y_m + (alpha_s - alpha_m)/2 (y_m + alpha_m)/alpha_m, clipped to the range of the
+    labels.
+    """
     truth = size if fused > 0 else -size
     published = truth + (own - fused) / 2 * (truth + fused) / fused
     label = float(shifted_labels(tensor(own), tensor(fused), tensor(truth), 3.0 * ONE, ONE))
@@ -58,7 +66,9 @@ def test_the_nearer_a_modality_lies_to_a_class_the_more_its_label_says_so(
     first: float, second: float, fused: float, truth: float
 ) -> None:
     low, high = sorted((first, second))
-    labels = shifted_labels(tensor(low, high, fused), tensor(fused).expand(3), tensor(truth).expand(3), ONE, ONE)
+    labels = shifted_labels(
+        tensor(low, high, fused), tensor(fused).expand(3), tensor(truth).expand(3), ONE, ONE
+    )
     assert labels[0] <= labels[1]
     assert labels[2] == pytest.approx(truth)
     assert labels.abs().max() <= 1.0
@@ -102,7 +112,9 @@ def at_classes(labels: Tensor, noise: float = 0.1) -> Tensor:
 
 
 def test_unimodal_labels_move_towards_the_class_they_belong_to() -> None:
-    """The first modality of some samples is that of the next class: its labels go there step by step, no other label leaves."""
+    """The first modality of some samples is that of the next class: its labels go there step by
+    step, no other label leaves.
+    """
     torch.manual_seed(0)
     truth = torch.arange(60) % 3
     strange = torch.arange(60) < 12
@@ -144,7 +156,10 @@ def test_signed_labels_move_to_the_side_they_belong_to(target: Target) -> None:
 
 
 def test_scores_are_taken_from_a_neutral_point() -> None:
-    for scores, neutral in ((torch.tensor([-1.0, 2.0, 2.0]), 0.0), (torch.tensor([10.0, 20.0, 60.0]), 30.0)):
+    for scores, neutral in (
+        (torch.tensor([-1.0, 2.0, 2.0]), 0.0),
+        (torch.tensor([10.0, 20.0, 60.0]), 30.0),
+    ):
         labels = LabelGeneration(SCORE)
         labels.start(scores, [2], 2)
         assert float(labels.neutral) == neutral
@@ -224,13 +239,17 @@ def fit(method: SelfMM, samples: Samples, epochs: int = 12, **options: object) -
 @torch.no_grad()
 def accuracy(network: torch.nn.Module, samples: Samples) -> float:
     network.eval()
-    right = [(network(b.complete()).logits.argmax(-1) == b.targets).float() for b in samples.batches(256)]
+    right = [
+        (network(b.complete()).logits.argmax(-1) == b.targets).float() for b in samples.batches(256)
+    ]
     return float(torch.cat(right).mean())
 
 
 @pytest.mark.parametrize("target", ["classes", "binary-nonzero", "score"])
 @pytest.mark.parametrize("missing", [None, MissingSettings()])
-def test_a_short_training_lowers_the_task_loss(target: str, missing: MissingSettings | None) -> None:
+def test_a_short_training_lowers_the_task_loss(
+    target: str, missing: MissingSettings | None
+) -> None:
     samples = make_samples(make_dataset(), target=target)
     trained = fit(fresh(samples), samples, missing=missing)
     assert trained.history[-1]["loss/task"] < 0.8 * trained.history[0]["loss/task"]
@@ -296,7 +315,9 @@ def test_the_unimodal_loss_by_hand(target: Target) -> None:
                 loss = -(weight * (p * torch.log_softmax(output.logits[i], -1)).sum(-1)).mean()
             expected += float(loss.detach()) / 6
     assert float(terms["unimodal"].detach()) == pytest.approx(expected, rel=1e-3)
-    assert torch.equal(method.labels.seen, torch.zeros(2, 6, dtype=torch.int64))  # evaluation leaves the memory alone
+    assert torch.equal(
+        method.labels.seen, torch.zeros(2, 6, dtype=torch.int64)
+    )  # evaluation leaves the memory alone
 
 
 def test_an_interrupted_training_goes_on_with_its_memory(tmp_path: Path) -> None:
@@ -322,7 +343,9 @@ def test_on_the_built_in_dataset_it_comes_at_least_half_way_from_the_floor_to_ba
     dataset = make(SyntheticSpec())
     samples, valid, test = (make_samples(dataset, split) for split in ("train", "valid", "test"))
     method = fresh(samples)
-    stage = TrainingSettings(epochs=12, batch_size=32, lr=3e-3, optimizer="adamw", weight_decay=0.05, schedule="cosine")
+    stage = TrainingSettings(
+        epochs=12, batch_size=32, lr=3e-3, optimizer="adamw", weight_decay=0.05, schedule="cosine"
+    )
     trained = train(
         method,
         samples,
@@ -333,14 +356,20 @@ def test_on_the_built_in_dataset_it_comes_at_least_half_way_from_the_floor_to_ba
     )
     method.student.load_state_dict(trained.state)
     floor = float(torch.bincount(test.targets).max()) / len(test)
-    bayes = bayes_accuracy(dataset.posterior("test", {m: x.numpy() for m, x in test.present.items()}))
+    bayes = bayes_accuracy(
+        dataset.posterior("test", {m: x.numpy() for m, x in test.present.items()})
+    )
     reached = accuracy(method.student, test)
-    assert reached >= (floor + bayes) / 2, f"floor {floor:.3f}, reached {reached:.3f}, Bayes {bayes:.3f}"
+    assert reached >= (floor + bayes) / 2, (
+        f"floor {floor:.3f}, reached {reached:.3f}, Bayes {bayes:.3f}"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["classes", "score"])
-def test_generated_labels_come_closer_to_what_each_modality_exactly_says_than_the_samples_own(target: str) -> None:
+def test_generated_labels_come_closer_to_what_each_modality_exactly_says_than_the_samples_own(
+    target: str,
+) -> None:
     dataset = make(SyntheticSpec())
     samples = make_samples(dataset, target=target)
     method = fresh(samples)

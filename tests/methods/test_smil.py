@@ -29,12 +29,21 @@ from tests.methods.translating import (
 )
 
 TINY = NetworkSettings(
-    width=8, heads=2, feedforward=16, layers=1, classifier=(6,), dropout=0.0, exclude_missing=True, kernel=3
+    width=8,
+    heads=2,
+    feedforward=16,
+    layers=1,
+    classifier=(6,),
+    dropout=0.0,
+    exclude_missing=True,
+    kernel=3,
 )
 SMALL = SMILSettings(network=TINY, priors=2)
 
 
-def network(widths: dict[str, int], target: Target = CLASSES, settings: SMILSettings = SMALL) -> SMILNetwork:
+def network(
+    widths: dict[str, int], target: Target = CLASSES, settings: SMILSettings = SMALL
+) -> SMILNetwork:
     torch.manual_seed(0)
     net = SMILNetwork(widths, frames_of(widths), target=target, settings=settings).eval()
     net.set_priors({m: torch.randn(settings.priors, width) for m, width in widths.items()})
@@ -42,7 +51,9 @@ def network(widths: dict[str, int], target: Target = CLASSES, settings: SMILSett
 
 
 def started(target: str = "classes", **changes: Any) -> tuple[SMIL, Batch]:
-    """A method before its first step, without draws, and a batch of 16 whose last 8 samples lack audio."""
+    """A method before its first step, without draws, and a batch of 16 whose last 8 samples lack
+    audio.
+    """
     samples = make_samples(make_dataset(), target=target)
     method = SMIL(network_for(SMILNetwork, samples, SMALL.model_copy(update=changes)))
     method.start(samples)
@@ -53,7 +64,9 @@ def started(target: str = "classes", **changes: Any) -> tuple[SMIL, Batch]:
     return method, Batch(**{**batch.__dict__, "present": {**batch.present, "audio": audio}})
 
 
-def terms(method: SMIL, batch: Batch, targets: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+def terms(
+    method: SMIL, batch: Batch, targets: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
     context = make_samples(make_dataset()).context(batch.rows)
     targets = batch.targets if targets is None else targets
     return values(method(TrainingBatch(batch.complete(), targets, context)))
@@ -74,7 +87,9 @@ def test_padding_and_what_is_invisible_change_nothing(widths: dict[str, int]) ->
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_the_reconstruction_lies_in_the_hull_of_the_priors_and_depends_on_what_is_visible(training: bool) -> None:
+def test_the_reconstruction_lies_in_the_hull_of_the_priors_and_depends_on_what_is_visible(
+    training: bool,
+) -> None:
     net = network(FOUR).train(training)
     shown = net.look(inputs(FOUR))
     for m, width in FOUR.items():
@@ -93,7 +108,9 @@ def test_fewer_priors_than_asked_for_leave_the_hull_as_it_is() -> None:
     net, given = network(TWO, settings=SMALL.model_copy(update={"priors": 5})), inputs(TWO)
     net.set_priors({m: torch.full((1, width), 3.0) for m, width in TWO.items()})
     for m in TWO:
-        torch.testing.assert_close(net.reconstruct(m, net.look(given)), torch.full((4, TWO[m]), 3.0))
+        torch.testing.assert_close(
+            net.reconstruct(m, net.look(given)), torch.full((4, TWO[m]), 3.0)
+        )
 
 
 def test_the_reconstruction_stands_at_missing_frames_and_nowhere_else() -> None:
@@ -140,7 +157,9 @@ def test_priors_are_the_centres_of_what_is_present() -> None:
     dataset = make_dataset()
     split = dataset.split("train")
     places = np.array([[-3.0, 0, 0], [0, 4.0, 0], [0, 0, 5.0]], np.float32)
-    split.frames["audio"][:] = places[np.arange(48) % 3][:, None] * split.present["audio"][..., None]
+    split.frames["audio"][:] = (
+        places[np.arange(48) % 3][:, None] * split.present["audio"][..., None]
+    )
     split.present["audio"][:10] = False
     split.frames["audio"][:10] = 99.0
     samples = make_samples(dataset)
@@ -153,7 +172,9 @@ def test_priors_are_the_centres_of_what_is_present() -> None:
 def test_priors_are_part_of_the_checkpoint() -> None:
     method, _ = started()
     restored, _ = started()
-    restored.student.set_priors({m: torch.zeros(2, w) for m, w in {"language": 5, "audio": 3, "vision": 4}.items()})
+    restored.student.set_priors(
+        {m: torch.zeros(2, w) for m, w in {"language": 5, "audio": 3, "vision": 4}.items()}
+    )
     restored.load_state_dict(method.state_dict())
     assert torch.equal(restored.student.priors("audio"), method.student.priors("audio"))
     assert method.student.priors("audio").abs().max() > 0
@@ -164,8 +185,12 @@ def test_without_adaptation_each_loss_is_of_its_own_samples(target: str) -> None
     method, batch = started(target, inner_lr=0.0)
     out = terms(method, batch)
     logits = method.student(batch.complete()).logits
-    assert torch.allclose(out["inner"], method.target.task_loss(logits[8:], batch.targets[8:]), atol=1e-6)
-    assert torch.allclose(out["outer"], method.target.task_loss(logits[:8], batch.targets[:8]), atol=1e-6)
+    assert torch.allclose(
+        out["inner"], method.target.task_loss(logits[8:], batch.targets[8:]), atol=1e-6
+    )
+    assert torch.allclose(
+        out["outer"], method.target.task_loss(logits[:8], batch.targets[:8]), atol=1e-6
+    )
 
 
 def test_the_outer_loss_is_of_parameters_adapted_to_the_incomplete_samples() -> None:
@@ -197,7 +222,9 @@ def test_a_batch_without_complete_or_without_incomplete_samples_has_finite_terms
         assert out["outer" if missing else "inner"] == 0
         assert out["inner" if missing else "outer"] > 0
         sum(out.values()).backward()
-        assert all(torch.isfinite(p.grad).all() for p in method.student.parameters() if p.grad is not None)
+        assert all(
+            torch.isfinite(p.grad).all() for p in method.student.parameters() if p.grad is not None
+        )
 
 
 @pytest.mark.parametrize(
@@ -208,13 +235,17 @@ def test_a_batch_without_complete_or_without_incomplete_samples_has_finite_terms
         (SCORE, torch.linspace(-2, 1, 6)),
     ],
 )
-def test_the_masked_loss_is_the_task_loss_of_its_rows(target: Target, targets: torch.Tensor) -> None:
+def test_the_masked_loss_is_the_task_loss_of_its_rows(
+    target: Target, targets: torch.Tensor
+) -> None:
     torch.manual_seed(0)
     logits = torch.randn(6, *target.response_shape)
     chosen = torch.tensor([True, False, True, True, False, False])
     for weights in (None, torch.tensor([0.5, 2.0, 1.0])[: logits.shape[-1]]):
         expected = target.task_loss(logits[chosen], targets[chosen], weights)
-        assert torch.allclose(target.masked_task_loss(logits, targets, chosen, weights), expected, atol=1e-6)
+        assert torch.allclose(
+            target.masked_task_loss(logits, targets, chosen, weights), expected, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("target", ["classes", "score"])

@@ -39,7 +39,9 @@ TINY = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6
 SMALL = TransMSettings(network=TINY)
 
 
-def network(widths: dict[str, int], target: Target = CLASSES, settings: TransMSettings = SMALL) -> TransMNetwork:
+def network(
+    widths: dict[str, int], target: Target = CLASSES, settings: TransMSettings = SMALL
+) -> TransMNetwork:
     torch.manual_seed(0)
     return TransMNetwork(widths, frames_of(widths), target=target, settings=settings).eval()
 
@@ -71,13 +73,19 @@ def test_padding_and_what_is_invisible_change_nothing(widths: dict[str, int]) ->
 def test_every_other_modality_is_paired_with_the_centre_both_ways(centre: str) -> None:
     net = network(FOUR, settings=TransMSettings(network=TINY, centre=centre))
     ways = [(way.source, way.target) for way in net.translate(inputs(FOUR))]
-    assert set(ways) == {(centre, m) for m in FOUR if m != centre} | {(m, centre) for m in FOUR if m != centre}
+    assert set(ways) == {(centre, m) for m in FOUR if m != centre} | {
+        (m, centre) for m in FOUR if m != centre
+    }
 
 
 def test_an_unknown_centre_and_a_single_modality_are_one_clear_line() -> None:
-    with pytest.raises(CorrKDError, match="centre 'smell' is none of the modalities language, audio"):
+    with pytest.raises(
+        CorrKDError, match="centre 'smell' is none of the modalities language, audio"
+    ):
         network(TWO, settings=TransMSettings(centre="smell"))
-    with pytest.raises(CorrKDError, match="translates between modalities, but there is only language"):
+    with pytest.raises(
+        CorrKDError, match="translates between modalities, but there is only language"
+    ):
         network({"language": 7})
 
 
@@ -96,9 +104,13 @@ def test_what_training_fuses_is_what_the_network_answers() -> None:
 
 
 def test_the_originals_streams_and_depths() -> None:
-    """Decoders as deep as asked for, and a vector of each modality by itself for the classifier, in training and at test."""
+    """Decoders as deep as asked for, and a vector of each modality by itself for the classifier, in
+    training and at test.
+    """
     net = network(FOUR, settings=TransMSettings(network=TINY, decoder_layers=3, unimodal=True))
-    assert [len(decoder.layers.layers) for cell in net.cells for decoder in cell.decoders] == [3] * 6
+    assert [len(decoder.layers.layers) for cell in net.cells for decoder in cell.decoders] == [
+        3
+    ] * 6
     assert [len(encoder.layers) for cell in net.cells for encoder in cell.encoders] == [1] * 6
     given = inputs(FOUR)
     assert net(given).representation.shape == (4, (2 * 3 + 4) * 8)
@@ -127,7 +139,9 @@ def test_the_way_back_reads_what_was_translated_not_the_target() -> None:
     net = network(TWO)
     given = inputs(TWO, share=1.0)
     before = net.translate(given)[0]
-    other = net.translate(given._replace(frames={**given.frames, "audio": given.frames["audio"] + 5.0}))[0]
+    other = net.translate(
+        given._replace(frames={**given.frames, "audio": given.frames["audio"] + 5.0})
+    )[0]
     assert torch.equal(before.there, other.there)  # a translation does not see the true target
     assert torch.equal(before.back, other.back)
     with torch.no_grad():
@@ -137,13 +151,17 @@ def test_the_way_back_reads_what_was_translated_not_the_target() -> None:
 
 
 def test_a_translation_attends_to_its_source_frame_by_frame() -> None:
-    """Another order of the source's frames gives another translation; another sample of the batch gives the same."""
+    """Another order of the source's frames gives another translation; another sample of the batch
+    gives the same.
+    """
     net = network(TWO)
     frames, exists, _ = inputs(TWO)
     everything = {m: torch.ones_like(e) for m, e in exists.items()}
     whole = Inputs(frames, everything, everything)
     there = net.translate(whole)[0].there
-    turned = net.translate(whole._replace(frames={**frames, "language": frames["language"].flip(1)}))[0].there
+    turned = net.translate(
+        whole._replace(frames={**frames, "language": frames["language"].flip(1)})
+    )[0].there
     assert not torch.allclose(turned, there, atol=1e-6)
     assert not torch.allclose(there[:, 0], there[:, 1], atol=1e-6)
     first = net.translate(map_tensors(lambda x: x[:1], whole))[0].there
@@ -152,7 +170,9 @@ def test_a_translation_attends_to_its_source_frame_by_frame() -> None:
 
 @pytest.mark.parametrize("cell", [0, 1, 2])
 @pytest.mark.parametrize("way", [0, 1])
-def test_every_cell_and_way_feeds_the_prediction_and_a_part_of_the_representation_alone(cell: int, way: int) -> None:
+def test_every_cell_and_way_feeds_the_prediction_and_a_part_of_the_representation_alone(
+    cell: int, way: int
+) -> None:
     given = inputs(FOUR)
     before = network(FOUR)(given)
     changed = network(FOUR)
@@ -185,12 +205,18 @@ def test_the_terms_are_mean_absolute_errors_of_what_is_visible() -> None:
     def error(made: torch.Tensor, m: str) -> torch.Tensor:
         return (made - batch.frames[m])[batch.present[m]].abs().mean()
 
-    torch.testing.assert_close(terms["forward"], sum(error(way.there, way.target) for way in ways) / len(ways))
-    torch.testing.assert_close(terms["backward"], sum(error(way.back, way.source) for way in ways) / len(ways))
+    torch.testing.assert_close(
+        terms["forward"], sum(error(way.there, way.target) for way in ways) / len(ways)
+    )
+    torch.testing.assert_close(
+        terms["backward"], sum(error(way.back, way.source) for way in ways) / len(ways)
+    )
 
 
 @pytest.mark.parametrize("target", ["classes", "score"])
-def test_trained_it_predicts_and_its_cycle_restores_unseen_samples_better_than_a_constant(target: str) -> None:
+def test_trained_it_predicts_and_its_cycle_restores_unseen_samples_better_than_a_constant(
+    target: str,
+) -> None:
     dataset = make_dataset(sizes=(96, 48, 12))
     samples, unseen = make_samples(dataset, target=target), make_samples(dataset, "valid", target)
     settings = TransMSettings(network=TINY, forward=1.0, backward=1.0)

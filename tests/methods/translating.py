@@ -32,7 +32,9 @@ def inputs(widths: Mapping[str, int], count: int = 4, share: float = 0.6) -> Inp
     """Random inputs, of which a `share` of the frames is visible."""
     generator = torch.Generator().manual_seed(0)
     most = frames_of(widths)
-    frames = {m: torch.randn(count, most[m], width, generator=generator) for m, width in widths.items()}
+    frames = {
+        m: torch.randn(count, most[m], width, generator=generator) for m, width in widths.items()
+    }
     lengths = {m: torch.randint(1, most[m] + 1, (count, 1), generator=generator) for m in widths}
     exists = {m: torch.arange(most[m])[None] < lengths[m] for m in widths}
     visible = {m: e & (torch.rand(e.shape, generator=generator) < share) for m, e in exists.items()}
@@ -74,7 +76,9 @@ def accuracy(network: nn.Module, samples: Samples) -> float:
     return float((answers == batch.targets).double().mean())
 
 
-def fit(method: Method, samples: Samples, *, missing: bool = False, validate: Any = None, **stage: Any) -> Trained:
+def fit(
+    method: Method, samples: Samples, *, missing: bool = False, validate: Any = None, **stage: Any
+) -> Trained:
     return train(
         method,
         samples,
@@ -86,12 +90,22 @@ def fit(method: Method, samples: Samples, *, missing: bool = False, validate: An
     )
 
 
-def share_of_the_way(network_kind: type[nn.Module], method_kind: type[Method], *, epochs: int) -> float:
-    """Trained on the built-in dataset, complete: where the test accuracy lies between the majority floor (0) and the Bayes rule's (1)."""
+def share_of_the_way(
+    network_kind: type[nn.Module], method_kind: type[Method], *, epochs: int
+) -> float:
+    """Trained on the built-in dataset, complete: where the test accuracy lies between the majority
+    floor (0) and the Bayes rule's (1).
+    """
     dataset = make()
     training, valid, test = (make_samples(dataset, split) for split in ("train", "valid", "test"))
     network = network_for(network_kind, training)
-    options = {"epochs": epochs, "batch_size": 64, "lr": 3e-3, "optimizer": "adamw", "schedule": "cosine"}
+    options = {
+        "epochs": epochs,
+        "batch_size": 64,
+        "lr": 3e-3,
+        "optimizer": "adamw",
+        "schedule": "cosine",
+    }
     trained = fit(method_kind(network), training, validate=lambda n: accuracy(n, valid), **options)
     network.load_state_dict(trained.state)
     floor = float((test.targets == training.targets.mode().values).double().mean())

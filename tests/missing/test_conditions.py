@@ -30,7 +30,15 @@ NAMES = ("language", "audio", "vision")
 
 
 def test_subsets_are_the_papers_columns() -> None:
-    expected = ["language", "audio", "vision", "language+audio", "language+vision", "audio+vision", "complete"]
+    expected = [
+        "language",
+        "audio",
+        "vision",
+        "language+audio",
+        "language+vision",
+        "audio+vision",
+        "complete",
+    ]
     assert [c.name for c in subsets(NAMES)] == expected
     assert [c.name for c in missing_subsets(NAMES)] == expected[:-1]
 
@@ -44,14 +52,17 @@ def test_any_number_of_modalities(count: int) -> None:
 
 def test_names_are_read_back() -> None:
     for known in standard_conditions(
-        NAMES, EvaluationSettings(conditions={"late": [0.5], "noise": [0.25]}), naturally_incomplete=True
+        NAMES,
+        EvaluationSettings(conditions={"late": [0.5], "noise": [0.25]}),
+        naturally_incomplete=True,
     ):
         assert condition(known.name, NAMES, draws=3) == known
     assert condition("vision+language", NAMES).name == "language+vision"
 
 
 @pytest.mark.parametrize(
-    "name", ["", "speech", "ratio-1.5", "ratio-x", "ratio-nan", "language+speech", "burst", "blur-0.5"]
+    "name",
+    ["", "speech", "ratio-1.5", "ratio-x", "ratio-nan", "language+speech", "burst", "blur-0.5"],
 )
 def test_an_unknown_name_says_what_is_allowed(name: str) -> None:
     with pytest.raises(CorrKDError, match="unknown; there are complete, language, audio, vision"):
@@ -62,7 +73,9 @@ def test_nothing_random_is_drawn_once() -> None:
     chosen = {
         c.name: c
         for c in standard_conditions(
-            NAMES, EvaluationSettings(draws=4, conditions={"late": [0.5]}), naturally_incomplete=False
+            NAMES,
+            EvaluationSettings(draws=4, conditions={"late": [0.5]}),
+            naturally_incomplete=False,
         )
     }
     assert (
@@ -94,12 +107,17 @@ def test_draws_differ_and_ratios_are_nested() -> None:
         low, high = condition(f"{kind}-0.3", NAMES, 2), condition(f"{kind}-0.6", NAMES, 2)
         for m in NAMES:
             exists = batch.exists[m]
-            inner, outer = low.dropped(batch, seed=0, draw=0)[m], high.dropped(batch, seed=0, draw=0)[m]
+            inner, outer = (
+                low.dropped(batch, seed=0, draw=0)[m],
+                high.dropped(batch, seed=0, draw=0)[m],
+            )
             assert not (inner & ~outer & exists).any()
             assert not torch.equal(outer & exists, high.dropped(batch, seed=0, draw=1)[m] & exists)
 
 
-@pytest.mark.parametrize("name", ["complete", "average", "ratios", "natural", "ratio-0.3", "noise-x", "a+b", "a,b", ""])
+@pytest.mark.parametrize(
+    "name", ["complete", "average", "ratios", "natural", "ratio-0.3", "noise-x", "a+b", "a,b", ""]
+)
 def test_a_modality_cannot_be_called_like_a_condition(name: str) -> None:
     with pytest.raises(CorrKDError, match="give it another"):
         subsets(["audio", name])
@@ -139,7 +157,9 @@ def test_settings_change_one_kind_and_leave_the_others() -> None:
     defaults = EvaluationSettings().conditions
     changed = load_settings(overrides=["evaluation.conditions.burst=[0.2]"]).evaluation
     assert changed.conditions == {**defaults, "burst": [0.2]}
-    assert EvaluationSettings(conditions={"burst": (0.2,)}) == changed  # a tuple is a list once it is read again
+    assert (
+        EvaluationSettings(conditions={"burst": (0.2,)}) == changed
+    )  # a tuple is a list once it is read again
     names = {c.name for c in standard_conditions(NAMES, changed, naturally_incomplete=True)}
     assert {n for n in names if n.startswith("burst")} == {"burst-0.2"}
     assert {"ratio-0.1", "natural"} <= names
@@ -150,14 +170,26 @@ def test_settings_change_one_kind_and_leave_the_others() -> None:
     [
         (
             {"ratio": [0.5, 2]},
-            r"settings: evaluation\.conditions\.ratio\.1: input should be less than or equal to 1 \(given: 2\)",
+            r"settings: evaluation\.conditions\.ratio\.1: input should be less than or equal to "
+            r"1 \(given: 2\)",
         ),
-        ({"late": 0.5}, r"settings: evaluation\.conditions\.late: input should be a valid tuple \(given: 0\.5\)"),
-        ({"burst": [0.5] * 1001}, r"settings: evaluation\.conditions\.burst: tuple should have at most 1000 items"),
-        ({"natural": "perhaps"}, r"settings: evaluation\.conditions\.natural: input should be a valid boolean"),
+        (
+            {"late": 0.5},
+            r"settings: evaluation\.conditions\.late: input should be a valid tuple \(given: "
+            r"0\.5\)",
+        ),
+        (
+            {"burst": [0.5] * 1001},
+            r"settings: evaluation\.conditions\.burst: tuple should have at most 1000 items",
+        ),
+        (
+            {"natural": "perhaps"},
+            r"settings: evaluation\.conditions\.natural: input should be a valid boolean",
+        ),
         (
             {"blur": [0.5]},
-            "settings: evaluation.conditions: condition 'blur' is unknown; there are ratio, burst, late, noise, natural",
+            "settings: evaluation.conditions: condition 'blur' is unknown; there are ratio, "
+            "burst, late, noise, natural",
         ),
     ],
 )
@@ -176,7 +208,10 @@ class Blur(Condition):
 @pytest.mark.parametrize("name", ["blur", "haze-blur"])
 def test_a_kind_that_no_name_leads_back_to_is_refused(offer: Offer, name: str) -> None:
     offer("corrkd.conditions", **{name: f"{__name__}:Blur"})
-    with pytest.raises(CorrKDError, match=rf"condition '{name}': Blur\.kind and its entry point must be one same word"):
+    with pytest.raises(
+        CorrKDError,
+        match=rf"condition '{name}': Blur\.kind and its entry point must be one same word",
+    ):
         condition_class(name)
 
 
@@ -188,7 +223,9 @@ def test_what_a_network_sees_under_noise_is_other_than_what_is_left() -> None:
     for m in NAMES:
         assert torch.equal(noisy.visible(batch, seed=1, draw=0)[m], batch.present[m])
         assert torch.equal(missing.visible(batch, seed=1, draw=0)[m], lost.visible[m])
-        assert torch.equal((heard.frames[m] != batch.frames[m]).any(2), batch.present[m] & ~lost.visible[m])
+        assert torch.equal(
+            (heard.frames[m] != batch.frames[m]).any(2), batch.present[m] & ~lost.visible[m]
+        )
 
 
 @pytest.mark.parametrize("name", ["ratio-0.5", "noise-0.5"])
@@ -196,7 +233,9 @@ def test_masks_can_be_given_in_place_of_its_own(name: str) -> None:
     samples = make_samples(make_dataset())
     batch = samples.take(torch.arange(len(samples)))
     chosen = condition(name, NAMES, 2)
-    replayed = chosen.apply(batch, seed=1, draw=0, masks={m: torch.zeros_like(x) for m, x in batch.exists.items()})
+    replayed = chosen.apply(
+        batch, seed=1, draw=0, masks={m: torch.zeros_like(x) for m, x in batch.exists.items()}
+    )
     for m in NAMES:
         assert torch.equal(replayed.frames[m], batch.frames[m])
         assert torch.equal(replayed.visible[m], batch.present[m])

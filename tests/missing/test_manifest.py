@@ -16,7 +16,11 @@ NAMES = ("language", "audio", "vision")
 def test_masks_are_replayed_for_any_order_of_samples(tmp_path: Path) -> None:
     dataset = make_dataset()
     samples = make_samples(dataset, "test")
-    conditions = [condition("ratio-0.4", NAMES, 2), condition("burst-0.5", NAMES, 2), condition("audio", NAMES)]
+    conditions = [
+        condition("ratio-0.4", NAMES, 2),
+        condition("burst-0.5", NAMES, 2),
+        condition("audio", NAMES),
+    ]
     save_manifest(tmp_path / "masks.safetensors", make_manifest(samples, conditions, seed=9))
     manifest = load_manifest(tmp_path / "masks.safetensors")
     assert manifest.conditions == tuple(conditions)
@@ -33,7 +37,9 @@ def test_masks_are_replayed_for_any_order_of_samples(tmp_path: Path) -> None:
 
 def test_other_samples_are_refused(tmp_path: Path) -> None:
     dataset = make_dataset()
-    manifest = make_manifest(make_samples(dataset, "valid"), [condition("ratio-0.4", NAMES)], seed=9)
+    manifest = make_manifest(
+        make_samples(dataset, "valid"), [condition("ratio-0.4", NAMES)], seed=9
+    )
     with pytest.raises(CorrKDError, match="36 samples are not in the manifest"):
         manifest.replay(make_samples(dataset, "test"))
 

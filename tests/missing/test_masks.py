@@ -19,7 +19,9 @@ def keys_of(count: int, prefix: str = "s") -> torch.Tensor:
 
 def numbers(keys: torch.Tensor, count: int = 20, **options: object) -> torch.Tensor:
     return masks.uniform(
-        keys, count, **{"seed": 1, "purpose": "frame", "modality": "audio", "epoch": 3, "draw": 0, **options}
+        keys,
+        count,
+        **{"seed": 1, "purpose": "frame", "modality": "audio", "epoch": 3, "draw": 0, **options},
     )
 
 
@@ -61,7 +63,9 @@ def test_numbers_are_uniform_and_unrelated() -> None:
 
 @given(st.permutations(range(12)), st.integers(1, 12), st.integers(1, 30))
 @settings(deadline=None, max_examples=40)
-def test_a_mask_depends_on_neither_order_nor_batch_size_nor_length(order: list[int], size: int, frames: int) -> None:
+def test_a_mask_depends_on_neither_order_nor_batch_size_nor_length(
+    order: list[int], size: int, frames: int
+) -> None:
     keys = keys_of(12)
     whole = numbers(keys, 40)
     shuffled = keys[torch.tensor(order)]
@@ -84,7 +88,12 @@ def test_ratio_is_the_share_dropped() -> None:
         assert abs(share - ratio) <= 4 * (ratio * (1 - ratio) / 40_000) ** 0.5
 
 
-@given(st.floats(0, 1), st.floats(0, 1), st.lists(st.integers(1, 17), min_size=1, max_size=8), st.integers(0, 10_000))
+@given(
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.lists(st.integers(1, 17), min_size=1, max_size=8),
+    st.integers(0, 10_000),
+)
 @settings(deadline=None, max_examples=80)
 def test_bursts_are_contiguous_nested_and_of_the_right_size(
     first: float, second: float, lengths: list[int], seed: int
@@ -134,7 +143,9 @@ def test_training_masks_leave_something_visible(
     modality: float, low: float, high: float, seed: int, epoch: int
 ) -> None:
     samples = make_samples(make_dataset())
-    chosen = MissingSettings(modality=modality, frames_low=min(low, high), frames_high=max(low, high), complete=0.0)
+    chosen = MissingSettings(
+        modality=modality, frames_low=min(low, high), frames_high=max(low, high), complete=0.0
+    )
     dropped = RandomMissing(chosen, seed).dropped(samples.keys, samples.present, epoch=epoch)
     visible = torch.cat([samples.present[m] & ~dropped[m] for m in samples.modalities], 1)
     assert visible.any(1).all()

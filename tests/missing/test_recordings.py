@@ -1,4 +1,6 @@
-"""Frames that the data number are dropped by recording: what one window has lost, its neighbours have lost too."""
+"""Frames that the data number are dropped by recording: what one window has lost, its neighbours
+have lost too.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ WINDOW, RECORDINGS, LENGTH = 4, 5, 9
 
 
 def windows(name: str, seed: int, *, numbered: bool = True) -> Split:
-    """Windows of four frames, shifted by one, of recordings of nine frames; padded on the right at the start of a recording."""
+    """Windows of four frames, shifted by one, of recordings of nine frames; padded on the right at
+    the start of a recording.
+    """
     rng = np.random.default_rng(seed)
     recordings = rng.normal(size=(RECORDINGS, LENGTH, 3)).astype(np.float32)
     frames, ids, lengths, videos = [], [], [], []
@@ -42,7 +46,12 @@ def windows(name: str, seed: int, *, numbered: bool = True) -> Split:
             row[:count] = recordings[recording, first : end + 1]
             numbers = np.full(WINDOW, -1)
             numbers[:count] = np.arange(first, end + 1)
-            frames.append(row), ids.append(numbers), lengths.append(count), videos.append(f"{name}{recording}")
+            (
+                frames.append(row),
+                ids.append(numbers),
+                lengths.append(count),
+                videos.append(f"{name}{recording}"),
+            )
     exists = np.arange(WINDOW) < np.array(lengths)[:, None]
     return Split(
         frames=dict.fromkeys(("a", "b"), np.stack(frames)),
@@ -57,7 +66,9 @@ def windows(name: str, seed: int, *, numbered: bool = True) -> Split:
 
 
 def dataset(**options: bool) -> MultimodalDataset:
-    splits = {name: windows(name, seed, **options) for seed, name in enumerate(("train", "valid", "test"))}
+    splits = {
+        name: windows(name, seed, **options) for seed, name in enumerate(("train", "valid", "test"))
+    }
     return MultimodalDataset(name="windows", splits=splits, sha256="0" * 64)
 
 
@@ -87,7 +98,11 @@ def test_a_frame_is_dropped_in_every_window_that_holds_it(name: str) -> None:
 def test_without_numbers_each_window_loses_its_own() -> None:
     data = dataset(numbered=False)
     samples = make_samples(data, "test")
-    mask = condition("ratio-0.4", data.modalities).dropped(samples.without_frames(), seed=3, draw=0)["a"].numpy()
+    mask = (
+        condition("ratio-0.4", data.modalities)
+        .dropped(samples.without_frames(), seed=3, draw=0)["a"]
+        .numpy()
+    )
     assert any(len(both) > 1 for both in states(windows("test", 2), mask, "a").values())
 
 
@@ -100,7 +115,9 @@ def test_in_training_a_frame_has_one_number_too() -> None:
     assert dropped is not None
     for m in ("a", "b"):
         # But for windows that would show nothing, which keep a frame.
-        kept = (samples.present["a"] & ~dropped["a"]).sum(1) + (samples.present["b"] & ~dropped["b"]).sum(1) > 1
+        kept = (samples.present["a"] & ~dropped["a"]).sum(1) + (
+            samples.present["b"] & ~dropped["b"]
+        ).sum(1) > 1
         rows = kept.numpy()
         part = replace(split, groups={"video": split.groups["video"]})
         both = states(part.take(rows), dropped[m].numpy()[rows], m)
@@ -139,7 +156,9 @@ def arrays(data: MultimodalDataset, *, left: bool = False) -> dict[str, Any]:
     }
     if left:
         for key in ("a", "frame_ids"):
-            out[key] = np.stack([np.roll(row, WINDOW - n, axis=0) for row, n in zip(out[key], lengths, strict=True)])
+            out[key] = np.stack(
+                [np.roll(row, WINDOW - n, axis=0) for row, n in zip(out[key], lengths, strict=True)]
+            )
     return {**out, "b": out["a"]}
 
 
@@ -153,7 +172,9 @@ def test_numbers_are_read_from_arrays_and_kept_by_conversion(tmp_path: Path, lef
         assert data.modalities in (("a", "b"), ("b", "a"))
         for name in ("train", "valid", "test"):
             for m in ("a", "b"):
-                np.testing.assert_array_equal(data.split(name).frame_ids[m], dataset().split(name).frame_ids["a"])
+                np.testing.assert_array_equal(
+                    data.split(name).frame_ids[m], dataset().split(name).frame_ids["a"]
+                )
 
 
 def test_numbers_are_read_from_mmsa_pickles(tmp_path: Path) -> None:
@@ -177,7 +198,9 @@ def test_numbers_are_read_from_mmsa_pickles(tmp_path: Path) -> None:
 
 def test_numbers_go_along_where_splits_are_drawn_anew() -> None:
     parts = [windows(name, seed) for seed, name in enumerate(("train", "valid"))]
-    numbers = {i: row for part in parts for i, row in zip(part.ids, part.frame_ids["a"], strict=True)}
+    numbers = {
+        i: row for part in parts for i, row in zip(part.ids, part.frame_ids["a"], strict=True)
+    }
     drawn = resampled(dataset(), ResampleSettings(folds=3, train=20), seed=1)
     for name in ("train", "valid"):
         split = drawn.split(name)
@@ -185,8 +208,12 @@ def test_numbers_go_along_where_splits_are_drawn_anew() -> None:
 
 
 def test_numbers_of_another_shape_are_refused(tmp_path: Path) -> None:
-    np.savez(tmp_path / "windows.npz", **{**arrays(dataset()), "frame_ids": np.zeros((135, 3), int)})
-    with pytest.raises(CorrKDError, match=r"frame_ids of a have shape \(45, 3\), expected \(45, 4\)"):
+    np.savez(
+        tmp_path / "windows.npz", **{**arrays(dataset()), "frame_ids": np.zeros((135, 3), int)}
+    )
+    with pytest.raises(
+        CorrKDError, match=r"frame_ids of a have shape \(45, 3\), expected \(45, 4\)"
+    ):
         corrkd.load_dataset(tmp_path / "windows.npz")
 
 
@@ -213,5 +240,7 @@ def test_a_comparison_says_what_a_network_of_conversations_sees(
 def test_numbers_that_are_no_integers_are_refused() -> None:
     split = windows("train", 0)
     split = replace(split, frame_ids={m: x.astype(np.float64) for m, x in split.frame_ids.items()})
-    with pytest.raises(CorrKDError, match=r"frame_ids are float64 of shape \(45, 4\), expected integers"):
+    with pytest.raises(
+        CorrKDError, match=r"frame_ids are float64 of shape \(45, 4\), expected integers"
+    ):
         check_split("here", split)

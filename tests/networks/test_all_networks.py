@@ -40,7 +40,9 @@ def fresh(name: str, samples: Samples) -> AnyNetwork:
     kind = network_class(name)
     torch.manual_seed(0)
     frames = {m: x.shape[1] for m, x in samples.exists.items()}
-    network = build_network(samples.target, samples.widths, frames, kind.settings_type(), kind).eval()
+    network = build_network(
+        samples.target, samples.widths, frames, kind.settings_type(), kind
+    ).eval()
     assert network.name == name
     return network
 
@@ -62,14 +64,18 @@ def test_a_sweep_is_the_conditions_one_by_one(name: str) -> None:
         visible = {m: everything.present[m] & ~dropped[m] for m in samples.modalities}
         with torch.no_grad():
             context = samples.context(everything.rows)
-            inputs = Inputs(everything.frames, everything.exists, visible).with_lengths(samples.lengths)
+            inputs = Inputs(everything.frames, everything.exists, visible).with_lengths(
+                samples.lengths
+            )
             logits = network.in_context(inputs, context).logits
         np.testing.assert_allclose(result.response, torch.softmax(logits, -1).numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_test_hides_cannot_be_seen(name: str) -> None:
-    """Under {language}, other audio and vision give the same answers: nothing leaks round the mask."""
+    """Under {language}, other audio and vision give the same answers: nothing leaks round the
+    mask.
+    """
     dataset = in_conversations(make_dataset())
     split = dataset.split("test")
     frames = {m: x if m == "language" else x[::-1].copy() for m, x in split.frames.items()}
@@ -81,7 +87,9 @@ def test_what_a_test_hides_cannot_be_seen(name: str) -> None:
     network = fresh(name, one)
     answer = sweep(network, one, chosen)[0].response
     # The same lengths everywhere, so that only features differ.
-    other = make_samples(replace(dataset, splits={**dataset.splits, "test": replace(split, frames=frames)}), "test")
+    other = make_samples(
+        replace(dataset, splits={**dataset.splits, "test": replace(split, frames=frames)}), "test"
+    )
     np.testing.assert_array_equal(sweep(network, other, chosen)[0].response, answer)
 
 
@@ -91,7 +99,9 @@ def test_saved_and_read_again(name: str, tmp_path: Path) -> None:
     samples = make_samples(dataset, "test")
     network = fresh(name, samples)
     frames = {m: x.shape[1] for m, x in samples.exists.items()}
-    made = SavedNetwork(network=network, normalisation=samples._normalisation, target=samples.target, frames=frames)
+    made = SavedNetwork(
+        network=network, normalisation=samples._normalisation, target=samples.target, frames=frames
+    )
     save_network(tmp_path / "one", made)
     again = load_network(tmp_path / "one")
     assert type(again.network) is type(network)
@@ -106,13 +116,18 @@ def test_a_network_that_is_not_there_is_said(tmp_path: Path) -> None:
     samples = make_samples(dataset, "test")
     frames = {m: x.shape[1] for m, x in samples.exists.items()}
     made = SavedNetwork(
-        network=fresh("corrkd", samples), normalisation=samples._normalisation, target=samples.target, frames=frames
+        network=fresh("corrkd", samples),
+        normalisation=samples._normalisation,
+        target=samples.target,
+        frames=frames,
     )
     save_network(tmp_path / "one", made)
     card = json.loads((tmp_path / "one.json").read_text())
     del card["digest"]
     (tmp_path / "one.json").write_text(json.dumps(card | {"architecture": "unheard-of"}))
-    with pytest.raises(CorrKDError, match=r"one\.json: network 'unheard-of' is unknown; there are corrkd, "):
+    with pytest.raises(
+        CorrKDError, match=r"one\.json: network 'unheard-of' is unknown; there are corrkd, "
+    ):
         load_network(tmp_path / "one")
 
 
@@ -140,7 +155,9 @@ def test_logits_have_the_targets_shape(name: str, target: Target, shape: tuple[i
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_representation_is_as_wide_as_declared_and_its_parts_are_each_of_one_modality(name: str) -> None:
+def test_the_representation_is_as_wide_as_declared_and_its_parts_are_each_of_one_modality(
+    name: str,
+) -> None:
     samples = make_samples(make_dataset(), "test")
     network = fresh(name, samples)
     inputs = samples.take(torch.arange(4)).complete()

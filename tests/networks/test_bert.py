@@ -61,21 +61,26 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_tokens(dataset: MultimodalDataset) -> MultimodalDataset:
-    """The dataset with ids of words in the place of the language; each class has words of its own."""
+    """The dataset with ids of words in the place of the language; each class has words of its
+    own.
+    """
     rng = np.random.default_rng(0)
     splits = {}
     for name, split in dataset.splits.items():
         present = split.present["language"]
         ids = 5 + 8 * split.labels[:, None] + rng.integers(0, 8, present.shape)
         splits[name] = replace(
-            split, frames={**split.frames, "language": (ids * present)[..., None].astype(np.float32)}
+            split,
+            frames={**split.frames, "language": (ids * present)[..., None].astype(np.float32)},
         )
     return replace(dataset, splits=splits, tokens=("language",))
 
 
 def settings(model: Path, trained: bool = False, **network: Any) -> BertSettings:
     chosen = {"model": str(model), "trained": trained, "dropout": 0.2}
-    return BertSettings.model_validate({"language_encoder": chosen, "network": {**SMALL, **network}})
+    return BertSettings.model_validate(
+        {"language_encoder": chosen, "network": {**SMALL, **network}}
+    )
 
 
 def network(model: Path, trained: bool = False) -> BertNetwork:
@@ -89,7 +94,10 @@ def saved(model: Path) -> SavedNetwork:
     dataset = with_tokens(make_dataset())
     normalisation = fit_normalisation(dataset.split("train"), tokens=dataset.tokens)
     return SavedNetwork(
-        network=network(model), normalisation=normalisation, target=CLASSES, frames=dict.fromkeys(dataset.widths, 6)
+        network=network(model),
+        normalisation=normalisation,
+        target=CLASSES,
+        frames=dict.fromkeys(dataset.widths, 6),
     )
 
 
@@ -116,7 +124,9 @@ def test_words_are_read_by_the_model_and_missing_ones_as_unknown(model: Path) ->
         ids = (frames[row, :length, 0] * TOKEN_SCALE).long()
         ids = torch.where(visible[row, :length], ids, UNKNOWN)
         expected = reference(input_ids=ids[None]).last_hidden_state[0]
-        torch.testing.assert_close(embedded.frames["language"][row, :length], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            embedded.frames["language"][row, :length], expected, atol=1e-5, rtol=1e-5
+        )
     assert all(torch.equal(embedded.visible[m], data.visible[m]) for m in bert.modalities)
     torch.testing.assert_close(bert(data).logits, bert.inner(embedded).logits)
 
@@ -136,7 +146,9 @@ def test_padding_and_invisible_words_change_nothing_and_visible_ones_do(model: P
     longer = map_tensors(lambda x: pad(x, (0, 0, 0, 5) if x.ndim == 3 else (0, 5)), data)
     torch.testing.assert_close(bert(longer).logits, before, atol=1e-5, rtol=0)
     changed = torch.where(data.frames["language"] * TOKEN_SCALE == 7, 8.0, 7.0) / TOKEN_SCALE
-    assert not torch.allclose(before[0], bert(data._replace(frames={**data.frames, "language": changed})).logits[0])
+    assert not torch.allclose(
+        before[0], bert(data._replace(frames={**data.frames, "language": changed})).logits[0]
+    )
     nothing = {m: torch.zeros_like(x) for m, x in data.visible.items()}
     assert bert(Inputs(data.frames, data.exists, nothing)).logits.isfinite().all()
     assert bert(Inputs(data.frames, nothing, nothing)).logits.isfinite().all()
@@ -197,7 +209,13 @@ def test_a_card_that_asks_for_too_much_is_refused(model: Path, tmp_path: Path) -
     save_network(tmp_path / "one", saved(model))
     card = json.loads((tmp_path / "one.json").read_text())
     del card["digest"]
-    for key, value in (("layers", 10**9), ("width", 10**9), ("heads", 5), ("vocabulary", 2**23), ("activation", "x")):
+    for key, value in (
+        ("layers", 10**9),
+        ("width", 10**9),
+        ("heads", 5),
+        ("vocabulary", 2**23),
+        ("activation", "x"),
+    ):
         tree = json.loads(json.dumps(card))
         tree["network"]["language_encoder"]["shape"][key] = value
         (tmp_path / "one.json").write_text(json.dumps(tree))
@@ -223,7 +241,9 @@ def test_an_evaluation_shares_encodings_and_gives_what_the_network_gives(model: 
 def replace_normalisation(dataset: MultimodalDataset) -> Any:
     samples = make_samples(dataset, "test")
     normalisation = fit_normalisation(dataset.split("train"), tokens=dataset.tokens)
-    return type(samples)(dataset.split("test"), samples.target, normalisation, device=torch.device("cpu"))
+    return type(samples)(
+        dataset.split("test"), samples.target, normalisation, device=torch.device("cpu")
+    )
 
 
 @pytest.mark.parametrize("method", ["robust", "standard", "scale", "none"])
@@ -248,26 +268,43 @@ def test_raw_ids_are_predicted(model: Path) -> None:
 @pytest.mark.slow
 def test_it_is_exported(model: Path, tmp_path: Path) -> None:
     dataset = with_tokens(make_dataset())
-    assert export(Predictor(saved(model)), tmp_path / "model", dataset=dataset, max_frames=16).largest < 1e-5
+    assert (
+        export(Predictor(saved(model)), tmp_path / "model", dataset=dataset, max_frames=16).largest
+        < 1e-5
+    )
 
 
 def test_gradients_explain_no_ids(model: Path) -> None:
     with pytest.raises(CorrKDError, match="network 'bert' reads ids of tokens"):
-        explain(network(model), inputs(1), target=CLASSES, lengths=dict.fromkeys(("language", "audio", "vision"), 6))
+        explain(
+            network(model),
+            inputs(1),
+            target=CLASSES,
+            lengths=dict.fromkeys(("language", "audio", "vision"), 6),
+        )
 
 
-# ------------------------------------------------------------------------------------------------------------------ what is refused
+# --------------------------------------------------------------------------------------------------
+# what is refused
 
 
 def test_features_are_no_ids(model: Path) -> None:
-    with pytest.raises(CorrKDError, match=r"modality language holds no ids of tokens; read them with data.tokens"):
-        BertNetwork({"language": 5, "audio": 3}, {"language": 6, "audio": 6}, target=CLASSES, settings=settings(model))
+    with pytest.raises(
+        CorrKDError, match=r"modality language holds no ids of tokens; read them with data.tokens"
+    ):
+        BertNetwork(
+            {"language": 5, "audio": 3},
+            {"language": 6, "audio": 6},
+            target=CLASSES,
+            settings=settings(model),
+        )
 
 
 def test_ids_are_no_features(tmp_path: Path) -> None:
     data = {"path": str(mmsa_file(tmp_path)), "tokens": True}
     with pytest.raises(
-        CorrKDError, match="modality language holds ids of tokens, which network 'corrkd' would read as"
+        CorrKDError,
+        match="modality language holds ids of tokens, which network 'corrkd' would read as",
     ):
         corrkd.run({"data": data}, tmp_path / "run")
 
@@ -276,7 +313,10 @@ def test_the_network_behind_has_its_mean_fill(model: Path) -> None:
     chosen = settings(model, fill="mean")
     assert chosen.fill == "mean"
     assert settings(model, fill="zeros").fill == "zeros"
-    assert BertSettings.model_validate({"language_encoder": {"model": "x"}, "network": "mlp"}).fill is None
+    assert (
+        BertSettings.model_validate({"language_encoder": {"model": "x"}, "network": "mlp"}).fill
+        is None
+    )
     widths = {"language": 1, "audio": 3}
     bert = BertNetwork(widths, dict.fromkeys(widths, 6), target=CLASSES, settings=chosen)
     bert.set_fill({"language": torch.ones(1), "audio": torch.ones(3)})
@@ -286,7 +326,9 @@ def test_the_network_behind_has_its_mean_fill(model: Path) -> None:
 def test_more_words_than_positions(model: Path) -> None:
     with pytest.raises(CorrKDError, match=r"samples of up to 17 tokens, but .* reads 16"):
         BertNetwork({"language": 1}, {"language": 17}, target=CLASSES, settings=settings(model))
-    assert network(model).longest(dict.fromkeys(("language", "audio", "vision"), 6)) == {"language": 16}
+    assert network(model).longest(dict.fromkeys(("language", "audio", "vision"), 6)) == {
+        "language": 16
+    }
 
 
 def test_a_folder_without_a_bert(tmp_path: Path, model: Path) -> None:
@@ -301,7 +343,9 @@ def test_a_folder_without_a_bert(tmp_path: Path, model: Path) -> None:
 
 def test_without_transformers(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(CorrKDError, match=r"transformers is not installed; pip install 'corrkd\[hub\]'"):
+    with pytest.raises(
+        CorrKDError, match=r"transformers is not installed; pip install 'corrkd\[hub\]'"
+    ):
         pretrained_bert(str(model))
 
 
@@ -309,7 +353,10 @@ def test_without_transformers(model: Path, monkeypatch: pytest.MonkeyPatch) -> N
     ("tree", "line"),
     [
         ("bert", "language_encoder: field required"),
-        ({"name": "bert", "language_encoder": {"model": "x"}, "network": "nope"}, "network 'nope' is unknown"),
+        (
+            {"name": "bert", "language_encoder": {"model": "x"}, "network": "nope"},
+            "network 'nope' is unknown",
+        ),
         ({"name": "bert", "language_encoder": {"model": "x"}, "network": {"widht": 8}}, "widht"),
         ({"name": "bert", "language_encoder": {"model": "x", "lr": 1}}, "lr"),
     ],
@@ -320,7 +367,8 @@ def test_wrong_settings_are_one_line(tree: Any, line: str) -> None:
     assert "\n" not in str(error.value)
 
 
-# ------------------------------------------------------------------------------------------------------------------ from file to report
+# --------------------------------------------------------------------------------------------------
+# from file to report
 
 
 def mmsa_file(folder: Path) -> Path:
@@ -365,7 +413,9 @@ def test_ids_are_read_and_converted(tmp_path: Path) -> None:
         load_dataset(tmp_path / "without.safetensors", tokens=True)
 
 
-@pytest.mark.parametrize("change", [lambda x: x + 0.5, lambda x: -x, lambda x: x[:, :2], lambda x: x * 1e8])
+@pytest.mark.parametrize(
+    "change", [lambda x: x + 0.5, lambda x: -x, lambda x: x[:, :2], lambda x: x * 1e8]
+)
 def test_what_is_no_ids(change: Any, tmp_path: Path) -> None:
     path = mmsa_file(tmp_path)
     data = pickle.loads(path.read_bytes())

@@ -22,22 +22,31 @@ FRAMES = {"language": 6, "audio": 9, "vision": 1}
 
 def network(target: Target = CLASSES, **changes: object) -> CorrKDNetwork:
     torch.manual_seed(0)
-    chosen = NetworkSettings(**{"width": 8, "heads": 4, "feedforward": 16, "layers": 2, "classifier": (5,), **changes})  # type: ignore[arg-type]
+    chosen = NetworkSettings(
+        **{"width": 8, "heads": 4, "feedforward": 16, "layers": 2, "classifier": (5,), **changes}
+    )  # type: ignore[arg-type]
     return CorrKDNetwork(WIDTHS, FRAMES, target=target, settings=chosen).eval()
 
 
 def inputs(count: int = 4, seed: int = 0, extra: int = 0) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
-    frames = {m: torch.randn(count, FRAMES[m] + extra, width, generator=generator) for m, width in WIDTHS.items()}
+    frames = {
+        m: torch.randn(count, FRAMES[m] + extra, width, generator=generator)
+        for m, width in WIDTHS.items()
+    }
     exists = {}
     for m in WIDTHS:
         lengths = torch.randint(1, FRAMES[m] + 1, (count, 1), generator=generator)
         exists[m] = torch.arange(FRAMES[m] + extra)[None] < lengths
-    visible = {m: exists[m] & (torch.rand(exists[m].shape, generator=generator) < 0.6) for m in WIDTHS}
+    visible = {
+        m: exists[m] & (torch.rand(exists[m].shape, generator=generator) < 0.6) for m in WIDTHS
+    }
     return Inputs(frames, exists, visible)
 
 
-@pytest.mark.parametrize(("target", "shape"), [(CLASSES, (4, 3)), (QUESTIONS, (4, 4, 2)), (SCORE, (4, 1))])
+@pytest.mark.parametrize(
+    ("target", "shape"), [(CLASSES, (4, 3)), (QUESTIONS, (4, 4, 2)), (SCORE, (4, 1))]
+)
 def test_shapes(target: Target, shape: tuple[int, ...]) -> None:
     out = network(target)(inputs())
     assert out.logits.shape == shape
@@ -56,7 +65,9 @@ def test_padding_and_what_is_invisible_change_nothing(fill: str, exclude: bool) 
 
     # Two more frames of padding.
     def longer(x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([x, torch.ones_like(x[:, :1]).repeat_interleave(2, 1) * (x.dtype != torch.bool)], 1)
+        return torch.cat(
+            [x, torch.ones_like(x[:, :1]).repeat_interleave(2, 1) * (x.dtype != torch.bool)], 1
+        )
 
     assert torch.allclose(net(map_tensors(longer, given)).logits, first.logits, atol=1e-5)
 
@@ -107,7 +118,9 @@ def test_a_modality_alone_decides_its_part_of_the_representation() -> None:
     net = network()
     given = inputs()
     first = net(given).representation
-    changed = net(given._replace(frames={**given.frames, "audio": given.frames["audio"] + 1})).representation
+    changed = net(
+        given._replace(frames={**given.frames, "audio": given.frames["audio"] + 1})
+    ).representation
     assert torch.equal(first[:, :8], changed[:, :8])
     assert torch.equal(first[:, 16:], changed[:, 16:])
     assert not torch.equal(first[:, 8:16], changed[:, 8:16])
@@ -132,12 +145,16 @@ def test_the_layer_is_torchs(norm: str) -> None:
     ours = EncoderLayer(chosen)
     torchs = nn.TransformerEncoderLayer(8, 4, 16, 0.0, batch_first=True, norm_first=norm == "pre")
     pairs = {
-        "self_attn.in_proj_weight": ours.projection.weight, "self_attn.in_proj_bias": ours.projection.bias,
-        "self_attn.out_proj.weight": ours.output.weight, "self_attn.out_proj.bias": ours.output.bias,
+        "self_attn.in_proj_weight": ours.projection.weight,
+        "self_attn.in_proj_bias": ours.projection.bias,
+        "self_attn.out_proj.weight": ours.output.weight,
+        "self_attn.out_proj.bias": ours.output.bias,
         "linear1.weight": ours.expand.weight, "linear1.bias": ours.expand.bias,
         "linear2.weight": ours.contract.weight, "linear2.bias": ours.contract.bias,
     }  # fmt: skip
-    torchs.load_state_dict({**torchs.state_dict(), **{name: p.detach() for name, p in pairs.items()}})
+    torchs.load_state_dict(
+        {**torchs.state_dict(), **{name: p.detach() for name, p in pairs.items()}}
+    )
     x = torch.randn(3, 5, 8)
     exists = torch.arange(5)[None] < torch.tensor([[5], [3], [1]])
     bias = torch.where(exists, 0.0, -1e4)[:, None, None, :]

@@ -21,7 +21,9 @@ def network(names: int = 4, target: Target = CLASSES) -> CubeMLPNetwork:
     torch.manual_seed(0)
     widths = dict(list(FOUR.items())[:names])
     lengths = {m: 4 + place for place, m in enumerate(widths)}
-    chosen = CubeMLPSettings(channels=6, hidden=((5, 2, 8), (3, 2, 4)), shapes=((7, 3, 6), (4, 4, 5)))
+    chosen = CubeMLPSettings(
+        channels=6, hidden=((5, 2, 8), (3, 2, 4)), shapes=((7, 3, 6), (4, 4, 5))
+    )
     return CubeMLPNetwork(widths, lengths, target=target, settings=chosen).eval()
 
 
@@ -44,7 +46,9 @@ def by_einsum(unit: MixingUnit, cube: Tensor) -> Tensor:
     normed = cube
     if cube.shape[unit.axis] > 3:
         mean, variance = cube.mean(unit.axis, True), cube.var(unit.axis, False, True)
-        normed = (cube - mean) / (variance + 1e-5).sqrt() * unit.norm.weight.view(shape) + unit.norm.bias.view(shape)
+        normed = (cube - mean) / (variance + 1e-5).sqrt() * unit.norm.weight.view(
+            shape
+        ) + unit.norm.bias.view(shape)
     hidden = gelu(torch.einsum(spec, normed, unit.first.weight) + unit.first.bias.view(shape))
     mixed = torch.einsum(spec, hidden, unit.second.weight) + unit.second.bias.view(shape)
     linear = isinstance(unit.shortcut, nn.Linear)
@@ -53,7 +57,9 @@ def by_einsum(unit: MixingUnit, cube: Tensor) -> Tensor:
 
 @given(st.tuples(*[st.integers(1, 6)] * 9), st.integers(0, 99))
 @settings(deadline=None, max_examples=40)
-def test_the_mixing_is_an_explicit_einsum_along_each_axis(sizes: tuple[int, ...], seed: int) -> None:
+def test_the_mixing_is_an_explicit_einsum_along_each_axis(
+    sizes: tuple[int, ...], seed: int
+) -> None:
     torch.manual_seed(seed)
     block = CubeMLPBlock(sizes[:3], sizes[3:6], sizes[6:], dropout=0.0).double()
     cube = torch.randn(2, *sizes[:3], dtype=torch.float64)
@@ -100,7 +106,11 @@ def test_shortcuts_and_norms_count(part: str) -> None:
 
     class Zero(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x if part == "norm" else torch.zeros(*x.shape[:-1], model.blocks[1].sequence.second.out_features)
+            return (
+                x
+                if part == "norm"
+                else torch.zeros(*x.shape[:-1], model.blocks[1].sequence.second.out_features)
+            )
 
     setattr(model.blocks[1].sequence, part, Zero())
     assert not torch.allclose(before, model(data).logits, atol=1e-4)
@@ -120,8 +130,13 @@ def test_frames_enter_the_cube_normed_and_rectified_and_padding_as_zeros() -> No
 
 def test_a_wide_cube_is_read_through_a_hidden_layer() -> None:
     wide = CubeMLPNetwork({"a": 3, "b": 2}, {"a": 4, "b": 4}, target=CLASSES)
-    assert [x.weight.shape for x in wide.classifier if isinstance(x, nn.Linear)] == [(128, 6 * 3 * 16), (3, 128)]
-    assert [x.weight.shape for x in network().classifier if isinstance(x, nn.Linear)] == [(3, 4 * 4 * 5)]
+    assert [x.weight.shape for x in wide.classifier if isinstance(x, nn.Linear)] == [
+        (128, 6 * 3 * 16),
+        (3, 128),
+    ]
+    assert [x.weight.shape for x in network().classifier if isinstance(x, nn.Linear)] == [
+        (3, 4 * 4 * 5)
+    ]
 
 
 @pytest.mark.parametrize("names", [2, 4])

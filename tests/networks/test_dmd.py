@@ -30,13 +30,16 @@ def network(shapes: dict[str, tuple[int, int]] = THREE, target: Target = CLASSES
 def batch(shapes: dict[str, tuple[int, int]] = THREE, count: int = 7, seed: int = 1) -> Inputs:
     torch.manual_seed(seed)
     frames = {m: torch.randn(count, t, w) for m, (w, t) in shapes.items()}
-    exists = {m: torch.arange(t) < torch.randint(1, t + 1, (count, 1)) for m, (_, t) in shapes.items()}
+    exists = {
+        m: torch.arange(t) < torch.randint(1, t + 1, (count, 1)) for m, (_, t) in shapes.items()
+    }
     return Inputs(frames, exists, {m: e & (torch.rand(e.shape) < 0.7) for m, e in exists.items()})
 
 
 @pytest.mark.parametrize("shapes", [TWO, FOUR], ids=["two", "four"])
 @pytest.mark.parametrize(
-    ("target", "shape"), [(CLASSES, (3,)), (QuestionsTarget.with_questions(2), (2, 2)), (SCORE, (1,))]
+    ("target", "shape"),
+    [(CLASSES, (3,)), (QuestionsTarget.with_questions(2), (2, 2)), (SCORE, (1,))],
 )
 def test_shapes(shapes: dict[str, tuple[int, int]], target: Target, shape: tuple[int, ...]) -> None:
     net = network(shapes, target)
@@ -57,16 +60,23 @@ def test_what_is_padding_or_invisible_changes_nothing() -> None:
     assert torch.equal(net(other).logits, expected.logits)
 
     def longer(x: Tensor) -> Tensor:
-        return torch.cat([x, torch.zeros(7, 3, dtype=x.dtype) if x.ndim == 2 else torch.randn(7, 3, x.shape[2])], 1)
+        return torch.cat(
+            [x, torch.zeros(7, 3, dtype=x.dtype) if x.ndim == 2 else torch.randn(7, 3, x.shape[2])],
+            1,
+        )
 
-    torch.testing.assert_close(net(map_tensors(longer, other)).representation, expected.representation)
+    torch.testing.assert_close(
+        net(map_tensors(longer, other)).representation, expected.representation
+    )
     nothing = {m: v & False for m, v in inputs.visible.items()}
     assert net(inputs._replace(visible=nothing)).logits.isfinite().all()
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(2, 5), st.integers(0, 999))
-def test_the_graph_s_weights_sum_to_one_over_the_edges_between_visible_modalities(count: int, seed: int) -> None:
+def test_the_graph_s_weights_sum_to_one_over_the_edges_between_visible_modalities(
+    count: int, seed: int
+) -> None:
     torch.manual_seed(seed)
     unit = GraphDistillation(6, 3, SMALL)
     seen = torch.rand(20, count) < 0.7
@@ -81,7 +91,9 @@ def test_an_edge_s_weight_is_the_softmax_of_g_by_hand() -> None:
     torch.manual_seed(0)
     unit, vectors = GraphDistillation(6, 2, SMALL), 5 * torch.randn(1, 3, 6)
     graph = unit(vectors, torch.ones(1, 3, dtype=torch.bool))
-    views = [torch.cat([unit.view_logits(unit.predict(x)), unit.view_vectors(x)]) for x in vectors[0]]
+    views = [
+        torch.cat([unit.view_logits(unit.predict(x)), unit.view_vectors(x)]) for x in vectors[0]
+    ]
     pairs = [(i, j) for i in range(3) for j in range(3) if i != j]
     weights = torch.softmax(
         torch.cat([SMALL.scale * unit.energy(torch.cat([views[i], views[j]])) for i, j in pairs]), 0

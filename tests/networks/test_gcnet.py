@@ -40,11 +40,15 @@ def network(shapes: dict[str, tuple[int, int]] = THREE, target: Target = CLASSES
 def batch(shapes: dict[str, tuple[int, int]] = THREE, count: int = 7, seed: int = 1) -> Inputs:
     torch.manual_seed(seed)
     frames = {m: torch.randn(count, t, w) for m, (w, t) in shapes.items()}
-    exists = {m: torch.arange(t) < torch.randint(1, t + 1, (count, 1)) for m, (_, t) in shapes.items()}
+    exists = {
+        m: torch.arange(t) < torch.randint(1, t + 1, (count, 1)) for m, (_, t) in shapes.items()
+    }
     return Inputs(frames, exists, {m: e & (torch.rand(e.shape) < 0.7) for m, e in exists.items()})
 
 
-def context(conversation: list[int], position: list[int] | None = None, speaker: list[int] | None = None) -> Context:
+def context(
+    conversation: list[int], position: list[int] | None = None, speaker: list[int] | None = None
+) -> Context:
     count = len(conversation)
     return Context(
         torch.arange(count),
@@ -59,7 +63,8 @@ TALK = context([4, 9, 4, 4, 9, 4, 2], [3, 1, 0, 1, 0, 2, 5], [7, 7, 7, 3, 7, 3, 
 
 @pytest.mark.parametrize("shapes", [TWO, FOUR], ids=["two", "four"])
 @pytest.mark.parametrize(
-    ("target", "shape"), [(CLASSES, (3,)), (QuestionsTarget.with_questions(2), (2, 2)), (SCORE, (1,))]
+    ("target", "shape"),
+    [(CLASSES, (3,)), (QuestionsTarget.with_questions(2), (2, 2)), (SCORE, (1,))],
 )
 def test_shapes(shapes: dict[str, tuple[int, int]], target: Target, shape: tuple[int, ...]) -> None:
     net = network(shapes, target)
@@ -78,7 +83,10 @@ def test_what_is_padding_or_invisible_changes_nothing() -> None:
     assert torch.equal(net(other, TALK).logits, expected)
 
     def longer(x: Tensor) -> Tensor:
-        return torch.cat([x, torch.zeros(7, 3, dtype=x.dtype) if x.ndim == 2 else torch.randn(7, 3, x.shape[2])], 1)
+        return torch.cat(
+            [x, torch.zeros(7, 3, dtype=x.dtype) if x.ndim == 2 else torch.randn(7, 3, x.shape[2])],
+            1,
+        )
 
     torch.testing.assert_close(net(map_tensors(longer, other), TALK).logits, expected)
 
@@ -121,14 +129,21 @@ def test_layout_sorts_by_position_and_numbers_speakers_by_appearance() -> None:
     layout = arrange(TALK)
     assert layout.lengths.tolist() == [1, 4, 2]
     grid = layout.grid(torch.arange(7.0)[:, None])
-    assert grid[1, :, 0].tolist() == [2, 3, 5, 0]  # rows of conversation 4 in the order of their positions
+    assert grid[1, :, 0].tolist() == [
+        2,
+        3,
+        5,
+        0,
+    ]  # rows of conversation 4 in the order of their positions
     assert grid[2, :2, 0].tolist() == [4, 1]
     assert layout.speaker[1].tolist() == [0, 1, 1, 0]  # 7, 3, 3, 7
     assert layout.rows(grid)[:, 0].tolist() == list(range(7))
 
 
 def test_edges_are_within_the_window_and_of_the_right_kind() -> None:
-    """An utterance is heard by one before it and by two after it, so it hears two before it and one after."""
+    """An utterance is heard by one before it and by two after it, so it hears two before it and one
+    after.
+    """
     options = GCNetSettings(past=1, future=2, width=8, heads=2)
     layout = arrange(context([0] * 4 + [1], [0, 1, 2, 3, 0], [5, 6, 6, 5, 5]))
     temporal = temporal_relations(layout, options)
@@ -161,7 +176,11 @@ def test_relational_convolution_is_its_sum_by_hand() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [f"{branch}.{part}" for branch in ("speaker", "temporal") for part in ("relational", "convolution", "after")]
+    [
+        f"{branch}.{part}"
+        for branch in ("speaker", "temporal")
+        for part in ("relational", "convolution", "after")
+    ]
     + ["encoders.0", "encoders.2", "before", "speaker", "temporal", "classifier"],
 )
 def test_no_component_is_idle(name: str) -> None:
@@ -174,7 +193,9 @@ def test_no_component_is_idle(name: str) -> None:
 
 
 def test_between_and_after_the_convolutions_there_is_no_activation() -> None:
-    """What the graph gives the last LSTM is linear in what it reads: halves add up, but for the biases."""
+    """What the graph gives the last LSTM is linear in what it reads: halves add up, but for the
+    biases.
+    """
     net, layout, seen = network(), arrange(TALK), []
     net.temporal.after.register_forward_pre_hook(lambda _, given: seen.append(given[0][..., 8:]))
     read, edges = torch.randn(*layout.exists.shape, 8), temporal_relations(layout, SMALL)
@@ -187,7 +208,9 @@ def test_between_and_after_the_convolutions_there_is_no_activation() -> None:
 def test_who_speaks_and_when_matter() -> None:
     net, inputs = network(), batch()
     before = net(inputs, TALK).logits
-    assert not torch.allclose(net(inputs, TALK._replace(speaker=torch.zeros(7, dtype=torch.int64))).logits, before)
+    assert not torch.allclose(
+        net(inputs, TALK._replace(speaker=torch.zeros(7, dtype=torch.int64))).logits, before
+    )
     assert not torch.allclose(net(inputs, TALK._replace(position=-TALK.position)).logits, before)
     renamed = torch.where(TALK.speaker == 7, 70, TALK.speaker)
     assert torch.equal(net(inputs, TALK._replace(speaker=renamed)).logits, before)
@@ -213,7 +236,11 @@ def test_single_samples_are_batches_of_the_size() -> None:
 def test_every_parameter_learns() -> None:
     net, inputs = network().train(), batch()
     output = net(inputs, TALK)
-    total = output.logits.square().sum() + sum(x.square().sum() for x in net.restore(output.representation).values())
+    total = output.logits.square().sum() + sum(
+        x.square().sum() for x in net.restore(output.representation).values()
+    )
     total.backward()
-    missing = [name for name, p in net.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    missing = [
+        name for name, p in net.named_parameters() if p.grad is None or not bool(p.grad.any())
+    ]
     assert [name for name in missing if not name.endswith("projection.bias")] == []

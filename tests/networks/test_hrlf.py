@@ -17,29 +17,51 @@ from corrkd.targets.base import Target
 from corrkd.targets.questions import QuestionsTarget
 from tests.conftest import CLASSES, SCORE, map_tensors, overwrite_invisible
 
-SMALL = {"width": 8, "heads": 2, "feedforward": 16, "layers": 1, "classifier": (6,), "factor_hidden": 7, "dropout": 0.0}
+SMALL = {
+    "width": 8,
+    "heads": 2,
+    "feedforward": 16,
+    "layers": 1,
+    "classifier": (6,),
+    "factor_hidden": 7,
+    "dropout": 0.0,
+}
 THREE = {"language": (5, 6), "audio": (3, 4), "vision": (4, 5)}
 ONE = {"b.c": (3, 2)}
 FOUR = {"a": (3, 2), "b.c": (2, 7), "d": (4, 1), "e": (1, 3)}
-LAYERS = ["encoders.0", "encoders.2", "relevant_encoders.1", "specific_encoders.0", "refinement.0", "refinement.3"]
+LAYERS = [
+    "encoders.0",
+    "encoders.2",
+    "relevant_encoders.1",
+    "specific_encoders.0",
+    "refinement.0",
+    "refinement.3",
+]
 
 
-def network(shapes: dict[str, tuple[int, int]] = THREE, target: Target = CLASSES, **options: Any) -> HRLFNetwork:
+def network(
+    shapes: dict[str, tuple[int, int]] = THREE, target: Target = CLASSES, **options: Any
+) -> HRLFNetwork:
     torch.manual_seed(0)
     widths, frames = {m: w for m, (w, _) in shapes.items()}, {m: t for m, (_, t) in shapes.items()}
-    return HRLFNetwork(widths, frames, target=target, settings=HRLFSettings(**{**SMALL, **options})).eval()
+    return HRLFNetwork(
+        widths, frames, target=target, settings=HRLFSettings(**{**SMALL, **options})
+    ).eval()
 
 
 def batch(shapes: dict[str, tuple[int, int]] = THREE, count: int = 7, seed: int = 1) -> Inputs:
     torch.manual_seed(seed)
     frames = {m: torch.randn(count, t, w) for m, (w, t) in shapes.items()}
-    exists = {m: torch.arange(t) < torch.randint(1, t + 1, (count, 1)) for m, (_, t) in shapes.items()}
+    exists = {
+        m: torch.arange(t) < torch.randint(1, t + 1, (count, 1)) for m, (_, t) in shapes.items()
+    }
     return Inputs(frames, exists, {m: e & (torch.rand(e.shape) < 0.7) for m, e in exists.items()})
 
 
 @pytest.mark.parametrize("shapes", [ONE, THREE, FOUR], ids=["one", "three", "four"])
 @pytest.mark.parametrize(
-    ("target", "shape"), [(CLASSES, (3,)), (QuestionsTarget.with_questions(2), (2, 2)), (SCORE, (1,))]
+    ("target", "shape"),
+    [(CLASSES, (3,)), (QuestionsTarget.with_questions(2), (2, 2)), (SCORE, (1,))],
 )
 def test_shapes(shapes: dict[str, tuple[int, int]], target: Target, shape: tuple[int, ...]) -> None:
     net, n = network(shapes, target), len(shapes)
@@ -48,7 +70,12 @@ def test_shapes(shapes: dict[str, tuple[int, int]], target: Target, shape: tuple
     assert details.output.logits.shape == (7, *shape)
     assert details.encoded.shape == (7, n, 8)
     assert [x.shape for x in net.factorise(details.encoded)] == [(7, n, 4)] * 2
-    assert [x.shape for x in net.factors(details.encoded)] == [(7, n, 8), (7, n, n, 8), (7, n, 4), (7, n, n, 4)]
+    assert [x.shape for x in net.factors(details.encoded)] == [
+        (7, n, 8),
+        (7, n, n, 8),
+        (7, n, 4),
+        (7, n, n, 4),
+    ]
 
 
 def test_sizes_are_the_papers() -> None:
@@ -64,7 +91,9 @@ def test_scales_are_of_the_features_of_one_width() -> None:
     both, summed, inputs = network(), network(scales="summed"), batch()
     details = both.details(inputs)
     relevant, specific = both.factorise(details.encoded)
-    joint = torch.cat([x for pair in zip(relevant.unbind(1), specific.unbind(1), strict=True) for x in pair], 1)
+    joint = torch.cat(
+        [x for pair in zip(relevant.unbind(1), specific.unbind(1), strict=True) for x in pair], 1
+    )
     first, second, third, refined = both.refine(joint)
     expected = torch.cat([joint, refined, first, third, second], 1)
     assert torch.equal(details.output.representation, expected)
@@ -74,7 +103,9 @@ def test_scales_are_of_the_features_of_one_width() -> None:
 
 
 def test_the_factors_are_decoded_in_all_pairs() -> None:
-    """Z_ab from the sentiment-relevant factor of a and the specific one of b; Q_ba by the encoder of a."""
+    """Z_ab from the sentiment-relevant factor of a and the specific one of b; Q_ba by the encoder
+    of a.
+    """
     for sharing in ("modality", "shared"):
         net = network(sentiment_encoder=sharing)
         encoded = net.details(batch()).encoded
@@ -107,9 +138,14 @@ def test_padding_and_what_is_invisible_change_nothing(pooling: str, exclude_miss
     assert torch.equal(net(other).logits, expected.logits)
 
     def longer(x: Tensor) -> Tensor:
-        return torch.cat([x, torch.zeros(7, 3, dtype=x.dtype) if x.ndim == 2 else torch.randn(7, 3, x.shape[2])], 1)
+        return torch.cat(
+            [x, torch.zeros(7, 3, dtype=x.dtype) if x.ndim == 2 else torch.randn(7, 3, x.shape[2])],
+            1,
+        )
 
-    torch.testing.assert_close(net(map_tensors(longer, other)).representation, expected.representation)
+    torch.testing.assert_close(
+        net(map_tensors(longer, other)).representation, expected.representation
+    )
     nothing = {m: v & False for m, v in inputs.visible.items()}
     assert net(inputs._replace(visible=nothing)).logits.isfinite().all()
 
@@ -118,9 +154,13 @@ def test_a_missing_modality_is_zero_vectors_at_its_canonical_length() -> None:
     net, inputs = network(), batch()
     lengths = {"language": 4, "audio": 2, "vision": 3}
     missing = inputs.without("audio").with_lengths(lengths)
-    zeros = net.encoders[1].encode(torch.zeros(1, 2, 3), *(torch.ones(1, 2, dtype=torch.bool),) * 2)[0][:, -1]
+    zeros = net.encoders[1].encode(
+        torch.zeros(1, 2, 3), *(torch.ones(1, 2, dtype=torch.bool),) * 2
+    )[0][:, -1]
     torch.testing.assert_close(net.details(missing).encoded[:, 1], zeros.expand(7, -1))
-    assert torch.equal(net.details(missing).encoded[:, 0], net.details(inputs.with_lengths(lengths)).encoded[:, 0])
+    assert torch.equal(
+        net.details(missing).encoded[:, 0], net.details(inputs.with_lengths(lengths)).encoded[:, 0]
+    )
 
 
 def test_pooling_is_of_the_frames_that_exist() -> None:
@@ -132,7 +172,9 @@ def test_pooling_is_of_the_frames_that_exist() -> None:
             frames, exists, visible = inputs.of(m)
             for row in range(7):
                 length = int(exists[row].sum())
-                hidden, _ = net.encoders[index].encode(*(x[row : row + 1, :length] for x in (frames, exists, visible)))
+                hidden, _ = net.encoders[index].encode(
+                    *(x[row : row + 1, :length] for x in (frames, exists, visible))
+                )
                 expected = hidden[0, -1] if pooling == "last" else hidden[0].mean(0)
                 torch.testing.assert_close(found[row, index], expected)
 
@@ -150,7 +192,9 @@ def test_no_component_of_the_answer_is_idle(name: str) -> None:
 def test_every_parameter_gets_a_gradient() -> None:
     net = network()
     details = net.details(batch())
-    loss = details.output.logits.square().sum() + sum(x.square().sum() for x in net.factors(details.encoded))
+    loss = details.output.logits.square().sum() + sum(
+        x.square().sum() for x in net.factors(details.encoded)
+    )
     loss.backward()
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -175,7 +219,10 @@ def test_a_process_may_have_no_sample() -> None:
 
 @pytest.mark.parametrize(
     ("options", "line"),
-    [({"width": 5, "heads": 5}, "width = 5 must be even"), ({"heads": 3}, "heads = 3 must divide width = 8")],
+    [
+        ({"width": 5, "heads": 5}, "width = 5 must be even"),
+        ({"heads": 3}, "heads = 3 must divide width = 8"),
+    ],
 )
 def test_widths_that_do_not_fit_are_refused(options: dict[str, int], line: str) -> None:
     with pytest.raises(ValidationError, match=line):

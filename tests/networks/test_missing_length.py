@@ -1,4 +1,6 @@
-"""What is missing takes its length with it: no network learns how long a missing modality would have been."""
+"""What is missing takes its length with it: no network learns how long a missing modality would
+have been.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ def relengthed(split: Split, modalities: tuple[str, ...], rows: np.ndarray, seed
     """The split with other lengths and other frames of these modalities in these rows."""
     rng = np.random.default_rng(seed)
     frames, lengths, present = (
-        {m: x.copy() for m, x in part.items()} for part in (split.frames, split.lengths, split.present)
+        {m: x.copy() for m, x in part.items()}
+        for part in (split.frames, split.lengths, split.present)
     )
     for m in modalities:
         lengths[m][rows] = rng.integers(1, FRAMES + 1, len(rows))
@@ -57,14 +60,18 @@ def responses(network: AnyNetwork, dataset: MultimodalDataset, tested: Condition
 @pytest.mark.parametrize("name", NAMES)
 @few
 @given(seed=st.integers(0, 2**20), number=st.integers(0, 5))
-def test_a_modality_that_a_condition_hides_shows_nothing_of_its_length(name: str, seed: int, number: int) -> None:
+def test_a_modality_that_a_condition_hides_shows_nothing_of_its_length(
+    name: str, seed: int, number: int
+) -> None:
     dataset = in_conversations(make_dataset())
     tested = subsets(dataset.modalities)[number]
     hidden = tuple(m for m in dataset.modalities if m not in tested.available)
     test = dataset.split("test")
     other = with_test(dataset, relengthed(test, hidden, np.arange(len(test)), seed))
     network = fresh(name, dataset)
-    np.testing.assert_array_equal(responses(network, other, tested), responses(network, dataset, tested))
+    np.testing.assert_array_equal(
+        responses(network, other, tested), responses(network, dataset, tested)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -76,11 +83,16 @@ def test_a_modality_that_the_data_lack_shows_nothing_of_its_length(name: str, se
     absent = test.present["audio"].copy()
     absent[rows] = False
     test = replace(test, present={**test.present, "audio": absent})
-    one, other = with_test(dataset, test), with_test(dataset, relengthed(test, ("audio",), rows, seed))
+    one, other = (
+        with_test(dataset, test),
+        with_test(dataset, relengthed(test, ("audio",), rows, seed)),
+    )
     network = fresh(name, dataset)
     for tested in ("complete", "audio"):
         chosen = condition(tested, dataset.modalities)
-        np.testing.assert_array_equal(responses(network, other, chosen), responses(network, one, chosen))
+        np.testing.assert_array_equal(
+            responses(network, other, chosen), responses(network, one, chosen)
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,7 +105,9 @@ def test_with_everything_missing_all_samples_look_alike(name: str, tested: str) 
 
 
 def test_a_dropped_frame_keeps_its_place_where_others_are_visible() -> None:
-    """The rule is about whole modalities: a gap is seen, so the lengths of what shows something still count."""
+    """The rule is about whole modalities: a gap is seen, so the lengths of what shows something
+    still count.
+    """
     samples = make_samples(make_dataset(), "test")
     batch = samples.take(torch.arange(len(samples)))
     dropped = {m: torch.zeros_like(x) for m, x in batch.exists.items()}
@@ -111,7 +125,12 @@ def test_a_longer_canonical_length_than_the_batch_is_padded_to() -> None:
     dropped = {m: torch.zeros_like(x) for m, x in batch.exists.items()}
     dropped["audio"][1:3] = True
     inputs = batch.inputs(dropped)
-    assert inputs.frames["audio"].shape[1] == inputs.exists["audio"].shape[1] == inputs.visible["audio"].shape[1] == 9
+    assert (
+        inputs.frames["audio"].shape[1]
+        == inputs.exists["audio"].shape[1]
+        == inputs.visible["audio"].shape[1]
+        == 9
+    )
     assert inputs.exists["audio"].sum(1).tolist()[1:3] == [9, 9]
     for row in (0, 3):
         assert torch.equal(inputs.exists["audio"][row, :FRAMES], batch.exists["audio"][row])

@@ -65,7 +65,11 @@ def test_round_trip(tmp_path: Path, target: str) -> None:
     save_network(tmp_path / "deep" / "student", before)
     after = load_network(tmp_path / "deep" / "student.safetensors")
     assert after.target == before.target
-    assert (after.frames, after.widths, after.modalities) == (before.frames, before.widths, before.modalities)
+    assert (after.frames, after.widths, after.modalities) == (
+        before.frames,
+        before.widths,
+        before.modalities,
+    )
     assert after.normalisation.lengths == before.normalisation.lengths
     assert after.about == before.about
     assert after.network.settings == before.network.settings
@@ -100,7 +104,9 @@ def test_where_a_student_is_found(stem: Path, tmp_path: Path) -> None:
         load_student(run)
     (out / "other").mkdir()
     (out / "other" / "run.json").write_text("{}")
-    with pytest.raises(CorrKDError, match="has several datasets; give the folder of one: other, run"):
+    with pytest.raises(
+        CorrKDError, match="has several datasets; give the folder of one: other, run"
+    ):
         load_student(out)
     for path in (stem, stem.with_suffix(".json"), stem.with_suffix(".safetensors")):
         assert load_student(path).about["seed"] == 3
@@ -117,7 +123,13 @@ def one_line(stem: Path, words: str) -> None:
 def test_damaged_parameters(stem: Path) -> None:
     path = stem.with_suffix(".safetensors")
     whole = path.read_bytes()
-    for damaged in (whole[:-1], whole[: len(whole) // 2], b"", whole[:-4] + b"\0\0\0\1", pickle.dumps({})):
+    for damaged in (
+        whole[:-1],
+        whole[: len(whole) // 2],
+        b"",
+        whole[:-4] + b"\0\0\0\1",
+        pickle.dumps({}),
+    ):
         path.write_bytes(damaged)
         one_line(stem, "damaged: its SHA-256 is not the one in student.json")
     path.unlink()
@@ -163,8 +175,26 @@ def test_a_card_that_is_no_text(stem: Path) -> None:
         {"network": None},
         {"target": {}},
         {"target": None},
-        {"target": {"name": "classes", "kind": "dance", "classes": ["a"], "questions": [], "cuts": [], "upward": True}},
-        {"target": {"name": "x", "kind": "classes", "classes": ["a"], "questions": [], "cuts": [], "upward": True}},
+        {
+            "target": {
+                "name": "classes",
+                "kind": "dance",
+                "classes": ["a"],
+                "questions": [],
+                "cuts": [],
+                "upward": True,
+            }
+        },
+        {
+            "target": {
+                "name": "x",
+                "kind": "classes",
+                "classes": ["a"],
+                "questions": [],
+                "cuts": [],
+                "upward": True,
+            }
+        },
         {"clip": "far"},
         {"clip": 10**400},
         {"modalities": {"language": {"width": float("inf"), "frames": 6}}},
@@ -232,23 +262,32 @@ def test_samples_beyond_learned_positions_are_refused() -> None:
 
 
 def test_how_much_training_samples_lack() -> None:
-    """Of those that show a modality at all, 19 of 20 lack no more of it; and of those that show any, no more together."""
+    """Of those that show a modality at all, 19 of 20 lack no more of it; and of those that show
+    any, no more together.
+    """
     split = make_dataset().split("train")
     rng = np.random.default_rng(0)
-    present = {m: split.exists(m) & (rng.random(split.present[m].shape) > 0.2) for m in split.present}
+    present = {
+        m: split.exists(m) & (rng.random(split.present[m].shape) > 0.2) for m in split.present
+    }
     present["audio"][:5] = False
     for x in present.values():
         x[7] = False
     lost = {
         m: {
-            row: 1 - present[m][row].sum() / split.lengths[m][row] for row in range(len(split)) if present[m][row].any()
+            row: 1 - present[m][row].sum() / split.lengths[m][row]
+            for row in range(len(split))
+            if present[m][row].any()
         }
         for m in present
     }
     found = usual_missing(replace(split, present=present))
     both = [[own[row] for own in lost.values() if row in own] for row in range(len(split))]
     together = [sum(shares) / len(shares) for shares in both if shares]
-    for share, shares in [(found.together, together), *((found.by_modality[m], list(lost[m].values())) for m in lost)]:
+    for share, shares in [
+        (found.together, together),
+        *((found.by_modality[m], list(lost[m].values())) for m in lost),
+    ]:
         assert np.isclose(shares, share).any()
         assert sum(x <= share + 1e-9 for x in shares) >= 0.95 * len(shares)
         assert sum(x < share - 1e-9 for x in shares) < 0.95 * len(shares)
@@ -294,7 +333,10 @@ def test_a_card_takes_no_memory_before_its_tensors_are_looked_at(stem: Path) -> 
         ({"clip": True}, "clip"),
         ({"target": {"kind": "classes", "classes": ["a", "b", "a"]}}, "'a' is there twice"),
         ({"target": {"kind": "classes", "classes": "ab"}}, "target.classes"),
-        ({"target": {"kind": "classes", "classes": [str(k) for k in range(10_000)]}}, "target.classes"),
+        (
+            {"target": {"kind": "classes", "classes": [str(k) for k in range(10_000)]}},
+            "target.classes",
+        ),
         ({"about": {"seed": 10**30}}, "an integer of 31 digits"),
         ({"about": {"x": "\ud800"}}, "surrogates"),
         ({"modalities": {"": {"width": 5, "frames": 6}}}, "modalities"),
@@ -304,7 +346,9 @@ def test_a_card_takes_no_memory_before_its_tensors_are_looked_at(stem: Path) -> 
 )
 def test_bounds_of_a_card(stem: Path, changes: dict[str, Any], words: str) -> None:
     target = {"name": "x", "questions": [], "cuts": [], "upward": True}
-    changes = {key: {**target, **value} if key == "target" else value for key, value in changes.items()}
+    changes = {
+        key: {**target, **value} if key == "target" else value for key, value in changes.items()
+    }
     change_card(stem, **changes)
     one_line(stem, words)
 
@@ -358,15 +402,22 @@ def test_what_an_evaluation_found_out_stays_with_the_model(stem: Path) -> None:
     add_evaluated(stem, tested)
     after = load_network(stem)
     assert after.evaluated == tested
-    assert replace(after, network=before.network, normalisation=before.normalisation, evaluated=None) == replace(
-        before, normalisation=before.normalisation
-    )
+    assert replace(
+        after, network=before.network, normalisation=before.normalisation, evaluated=None
+    ) == replace(before, normalisation=before.normalisation)
     save_network(stem.with_name("again"), after)
     assert load_network(stem.with_name("again")).evaluated == tested
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": 0.0}, {"temperature": 1e-310}, {"temperature": "hot"}, {"ratio": 2.0}, {"name": None}]
+    "wrong",
+    [
+        {"temperature": 0.0},
+        {"temperature": 1e-310},
+        {"temperature": "hot"},
+        {"ratio": 2.0},
+        {"name": None},
+    ],
 )
 def test_a_card_with_a_wrong_condition(stem: Path, wrong: dict[str, Any]) -> None:
     condition = {"name": "audio", "kind": "modalities", "available": ["audio"]} | wrong

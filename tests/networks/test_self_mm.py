@@ -40,7 +40,9 @@ def test_shapes(names: int, target: Target, shape: tuple[int, ...]) -> None:
     fused, parts = model.tasks(inputs(model))
     assert fused.representation.shape == (5, 8)
     assert len(parts) == names
-    assert all(part.representation.shape == (5, 5) and part.logits.shape == (5, *shape) for part in parts)
+    assert all(
+        part.representation.shape == (5, 5) and part.logits.shape == (5, *shape) for part in parts
+    )
     assert fused.logits.shape == (5, *shape)
     assert torch.equal(fused.logits, model(inputs(model)).logits)
     nobody = map_tensors(lambda x: x[:0], inputs(model))
@@ -63,7 +65,9 @@ def test_a_unimodal_task_sees_its_own_modality_alone() -> None:
     model = network()
     data = inputs(model)
     _, before = model.tasks(data)
-    _, after = model.tasks(data._replace(frames={**data.frames, "audio": data.frames["audio"] + 1.0}))
+    _, after = model.tasks(
+        data._replace(frames={**data.frames, "audio": data.frames["audio"] + 1.0})
+    )
     same = [torch.equal(a.logits, b.logits) for a, b in zip(before, after, strict=True)]
     assert same == [True, False, True, True]
 
@@ -77,6 +81,9 @@ def test_each_component_changes_the_output(part: str) -> None:
         nn.init.zeros_(parameter)
     fused_after, parts_after = model.tasks(data)
     multimodal = not torch.allclose(fused.logits, fused_after.logits, atol=1e-4)
-    unimodal = not all(torch.allclose(a.logits, b.logits, atol=1e-4) for a, b in zip(parts, parts_after, strict=True))
+    unimodal = not all(
+        torch.allclose(a.logits, b.logits, atol=1e-4)
+        for a, b in zip(parts, parts_after, strict=True)
+    )
     assert multimodal == (part in ("fuse", "head", "encoders"))
     assert unimodal == (part in ("projections", "unimodal_heads", "encoders"))

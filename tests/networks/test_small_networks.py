@@ -22,7 +22,10 @@ KINDS = {
     "mlp": (MLPNetwork, MLPSettings(width=6, hidden=(9,), classifier=(5,))),
     "gru-last": (GRUNetwork, GRUSettings(width=6, classifier=(5,))),
     "gru-mean": (GRUNetwork, GRUSettings(width=6, summary="mean", classifier=())),
-    "perceiver": (PerceiverNetwork, PerceiverSettings(width=8, latents=3, heads=2, feedforward=12, layers=1)),
+    "perceiver": (
+        PerceiverNetwork,
+        PerceiverSettings(width=8, latents=3, heads=2, feedforward=12, layers=1),
+    ),
 }
 every = pytest.mark.parametrize("kind", KINDS)
 
@@ -36,7 +39,9 @@ def network(kind: str, target: Target = CLASSES, names: int = 4) -> AnyNetwork:
 
 
 def inputs(model: AnyNetwork, count: int = 5) -> Inputs:
-    """Unequal lengths, and gaps; the first sample shows its first frame of each modality at least."""
+    """Unequal lengths, and gaps; the first sample shows its first frame of each modality at
+    least.
+    """
     generator = torch.Generator().manual_seed(1)
     frames, exists, visible = {}, {}, {}
     for index, m in enumerate(model.modalities):
@@ -77,7 +82,9 @@ def test_padding_and_invisible_frames_change_nothing_and_visible_ones_do(kind: s
 def test_a_sample_with_nothing_visible_is_finite_and_so_are_its_gradients(kind: str) -> None:
     model = network(kind).train()
     data = inputs(model)
-    empty = Inputs(data.frames, data.exists, {m: torch.zeros_like(x) for m, x in data.visible.items()})
+    empty = Inputs(
+        data.frames, data.exists, {m: torch.zeros_like(x) for m, x in data.visible.items()}
+    )
     for given in (empty, empty._replace(exists=empty.visible)):
         logits = model.eval()(given).logits
         assert logits.isfinite().all()
@@ -127,14 +134,20 @@ def test_the_mlp_reads_the_last_frame_the_mean_of_visible_frames_and_which_are_v
 
 def test_the_mlp_drops_fewer_of_few_features() -> None:
     frames = {"language": 3, "vision": 3}
-    for widths, expected in (((800, 32), [0.5, 0.1]), ((512, 128), [0.5, 0.25]), ((128, 8), [0.25, 0.0625])):
+    for widths, expected in (
+        ((800, 32), [0.5, 0.1]),
+        ((512, 128), [0.5, 0.25]),
+        ((128, 8), [0.25, 0.0625]),
+    ):
         model = MLPNetwork(dict(zip(frames, widths, strict=True)), frames, target=CLASSES)
         assert [layer.probability for layer in model.input_dropouts] == expected
 
 
 @pytest.mark.parametrize("summary", [("mean",), ("end",), ("visibility",), ("end", "mean")])
 def test_the_mlp_reads_what_is_asked_for(summary: tuple[str, ...]) -> None:
-    model = MLPNetwork({"a": 3}, {"a": 4}, target=CLASSES, settings=MLPSettings(summary=summary)).eval()
+    model = MLPNetwork(
+        {"a": 3}, {"a": 4}, target=CLASSES, settings=MLPSettings(summary=summary)
+    ).eval()
     frames = torch.randn(1, 4, 3)
     exists = torch.ones(1, 4, dtype=torch.bool)
 
@@ -149,7 +162,9 @@ def test_the_mlp_reads_what_is_asked_for(summary: tuple[str, ...]) -> None:
     changed = frames.clone()
     changed[0, 3] += 1.0
     assert torch.equal(logits(frames, 1), logits(changed, 1)) == (summary == ("visibility",))
-    still = torch.ones(1, 4, 3)  # so that the mean of the visible frames is the same whichever is hidden
+    still = torch.ones(
+        1, 4, 3
+    )  # so that the mean of the visible frames is the same whichever is hidden
     assert torch.equal(logits(still, 1), logits(still, 3)) == (summary == ("mean",))
 
 
@@ -195,18 +210,24 @@ def test_a_latent_block_is_torchs_attention() -> None:
     visible = torch.tensor([[1, 0, 1, 1, 0, 0], [1] * 6, [0, 0, 0, 0, 0, 1]]).bool()
     expected, _ = reference(latents, frames, frames, key_padding_mask=~visible, need_weights=False)
     torch.testing.assert_close(block.attend(latents, frames, visible), expected)
-    torch.testing.assert_close(block.attend(latents, latents, None), reference(latents, latents, latents)[0])
+    torch.testing.assert_close(
+        block.attend(latents, latents, None), reference(latents, latents, latents)[0]
+    )
 
 
 def test_a_perceiver_tells_frames_of_two_times_and_modalities_apart() -> None:
     torch.manual_seed(0)
-    model = PerceiverNetwork({"a": 4, "b": 4}, {"a": 5, "b": 5}, target=CLASSES, settings=KINDS["perceiver"][1]).eval()
+    model = PerceiverNetwork(
+        {"a": 4, "b": 4}, {"a": 5, "b": 5}, target=CLASSES, settings=KINDS["perceiver"][1]
+    ).eval()
     model.projections[1].load_state_dict(model.projections[0].state_dict())
     one, other = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
     everything = {m: torch.ones(2, 5, dtype=torch.bool) for m in "ab"}
     before = model(Inputs({"a": one, "b": other}, everything, everything)).logits
     for frames in ({"a": other, "b": one}, {"a": one.flip(1), "b": other}):
-        assert not torch.allclose(model(Inputs(frames, everything, everything)).logits, before, atol=1e-5)
+        assert not torch.allclose(
+            model(Inputs(frames, everything, everything)).logits, before, atol=1e-5
+        )
 
 
 def test_long_samples_ask_a_perceiver_for_no_square_of_their_frames() -> None:

@@ -15,20 +15,30 @@ NASTY = ('<b>"x"</b>', "a&b|c", "50% $_{^~}\\")
 
 @pytest.fixture(scope="session")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A usual run's folder with its report: three modalities, three classes, three seeds. Not to be changed."""
-    return made_once(tmp_path_factory, "reported", lambda out: write_report(write_fake_run(out), draws=100))
+    """A usual run's folder with its report: three modalities, three classes, three seeds. Not to be
+    changed.
+    """
+    return made_once(
+        tmp_path_factory, "reported", lambda out: write_report(write_fake_run(out), draws=100)
+    )
 
 
 @pytest.fixture(scope="session")
 def nasty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reported run whose modality and class names hold what HTML, Markdown, LaTeX, CSV and matplotlib would trip over."""
+    """A reported run whose modality and class names hold what HTML, Markdown, LaTeX, CSV and
+    matplotlib would trip over.
+    """
     names: dict[str, Any] = {"modalities": NASTY, "classes": ("_low", "$mid$", "=1+<i>", "NA")}
-    return made_once(tmp_path_factory, "nasty", lambda out: write_report(write_fake_run(out, **names), draws=100))
+    return made_once(
+        tmp_path_factory, "nasty", lambda out: write_report(write_fake_run(out, **names), draws=100)
+    )
 
 
 @pytest.fixture(scope="session")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A comparison's folder without its report: two baselines, two controls, one ablation. Not to be changed."""
+    """A comparison's folder without its report: two baselines, two controls, one ablation. Not to
+    be changed.
+    """
     return write_fake_comparison(tmp_path_factory.mktemp("comparisons") / "usual")
 
 

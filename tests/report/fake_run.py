@@ -1,4 +1,6 @@
-"""Writes a small plan's folder as `corrkd run` or `corrkd compare` would, with invented answers and the scores that follow from them."""
+"""Writes a small plan's folder as `corrkd run` or `corrkd compare` would, with invented answers and
+the scores that follow from them.
+"""
 
 from __future__ import annotations
 
@@ -76,13 +78,19 @@ def write_fake_run(
             persons,
             conditions_of(modalities, natural),
         )
-        write_dataset(out / dataset, card, samples, persons, draws, bayes, np.random.default_rng(salt))
+        write_dataset(
+            out / dataset, card, samples, persons, draws, bayes, np.random.default_rng(salt)
+        )
     return out
 
 
 def write_fake_comparison(out: Path, **options: Any) -> Path:
-    """Write the folder of a comparison: `write_fake_run` with its arms, and nothing random in the conditions."""
-    return write_fake_run(out, **{"arms": COMPARED_ARMS, "draws": 1, "bayes": False, "natural": False, **options})
+    """Write the folder of a comparison: `write_fake_run` with its arms, and nothing random in the
+    conditions.
+    """
+    return write_fake_run(
+        out, **{"arms": COMPARED_ARMS, "draws": 1, "bayes": False, "natural": False, **options}
+    )
 
 
 def opened(out: Path, dataset: str = DATASET) -> RunFolder:
@@ -92,7 +100,11 @@ def opened(out: Path, dataset: str = DATASET) -> RunFolder:
 
 def subsets(modalities: Sequence[str]) -> list[str]:
     """Condition names in the paper's order, written out for the tests' own use."""
-    names = ["+".join(c) for size in range(1, len(modalities)) for c in itertools.combinations(modalities, size)]
+    names = [
+        "+".join(c)
+        for size in range(1, len(modalities))
+        for c in itertools.combinations(modalities, size)
+    ]
     return [*names, "complete"]
 
 
@@ -126,7 +138,8 @@ def card_of(
             "modalities": {m: {"width": 5 + i, "frames": 8} for i, m in enumerate(modalities)},
             "splits": {"train": 300, "valid": 60, "test": samples},
             "labels": {
-                s: {c: 20 + 3 * i for i, c in enumerate(questions or classes)} for s in ("train", "valid", "test")
+                s: {c: 20 + 3 * i for i, c in enumerate(questions or classes)}
+                for s in ("train", "valid", "test")
             },
             "missing_frames": {
                 modalities[-1]: {
@@ -175,12 +188,19 @@ def conditions_of(modalities: Sequence[str], natural: bool) -> list[dict[str, An
     def available(name: str) -> list[str]:
         return every if name == "complete" else [m for m in every if m in name.split("+")]
 
-    out = [{"name": n, "kind": "modalities", "available": available(n), "ratio": None} for n in subsets(modalities)]
+    out = [
+        {"name": n, "kind": "modalities", "available": available(n), "ratio": None}
+        for n in subsets(modalities)
+    ]
     ratios = [("ratio", r / 10) for r in range(11)]
     if natural:
         ratios += [("burst", 0.3), ("burst", 0.6), ("late", 0.5), ("noise", 0.5)]
     out += [{"name": f"{k}-{r:.1f}", "kind": k, "available": every, "ratio": r} for k, r in ratios]
-    return out + ([{"name": "natural", "kind": "natural", "available": every, "ratio": None}] if natural else [])
+    return out + (
+        [{"name": "natural", "kind": "natural", "available": every, "ratio": None}]
+        if natural
+        else []
+    )
 
 
 def informative(condition: Mapping[str, Any], modalities: Sequence[str]) -> float:
@@ -204,8 +224,12 @@ def write_dataset(
     (folder / "run.json").write_text(json.dumps(card), encoding="utf-8")
     (folder / "settings.yaml").write_text("seeds: [0]\n", encoding="utf-8")
     ids, person = [ID.format(i) for i in range(samples)], np.arange(samples) % persons
-    pd.DataFrame({"id": ids, "group": [GROUP.format(p) for p in person]}).to_csv(folder / "groups.csv", index=False)
-    truth = rng.integers(len(card["target"]["classes"]), size=(samples, len(card["target"]["questions"]) or 1))
+    pd.DataFrame({"id": ids, "group": [GROUP.format(p) for p in person]}).to_csv(
+        folder / "groups.csv", index=False
+    )
+    truth = rng.integers(
+        len(card["target"]["classes"]), size=(samples, len(card["target"]["questions"]) or 1)
+    )
     references = ["majority", *(["bayes"] if bayes else [])]
     rows = [row for name in references for row in reference_rows(name, card, truth, rng)]
     costs = []
@@ -223,13 +247,20 @@ def write_dataset(
     pd.DataFrame(costs, columns=columns).to_csv(folder / "costs.csv", index=False)
 
 
-def scores(card: Mapping[str, Any], truth: npt.NDArray[Any], answers: npt.NDArray[Any]) -> dict[str, float]:
+def scores(
+    card: Mapping[str, Any], truth: npt.NDArray[Any], answers: npt.NDArray[Any]
+) -> dict[str, float]:
     """Metrics by name, written out here: another way than the package's."""
     names, classes = card["target"]["questions"] or [""], card["target"]["classes"]
     of_class = {
-        (q, k): f1(truth[:, q] == k, answers[:, q] == k) for q in range(len(names)) for k in range(len(classes))
+        (q, k): f1(truth[:, q] == k, answers[:, q] == k)
+        for q in range(len(names))
+        for k in range(len(classes))
     }
-    each = [sum((truth[:, q] == k).mean() * of_class[q, k] for k in range(len(classes))) for q in range(len(names))]
+    each = [
+        sum((truth[:, q] == k).mean() * of_class[q, k] for k in range(len(classes)))
+        for q in range(len(names))
+    ]
     out = {"weighted_f1": float(np.mean(each)), "accuracy": float((truth == answers).mean())}
     if names != [""]:
         return out | {f"weighted_f1/{q}": float(f) for q, f in zip(names, each, strict=True)}
@@ -261,11 +292,15 @@ def reference_rows(
             metrics = {metric: metrics[metric] for metric in ("weighted_f1", "accuracy")}
         elif card["target"]["kind"] == "score":
             metrics |= {"mae": 1.4, "corr": math.nan}
-        rows += [(name, None, condition["name"], 0, metric, value) for metric, value in metrics.items()]
+        rows += [
+            (name, None, condition["name"], 0, metric, value) for metric, value in metrics.items()
+        ]
     return rows + averages(rows, card, with_area=name != "bayes")
 
 
-def averages(rows: list[tuple[Any, ...]], card: Mapping[str, Any], *, with_area: bool = True) -> list[tuple[Any, ...]]:
+def averages(
+    rows: list[tuple[Any, ...]], card: Mapping[str, Any], *, with_area: bool = True
+) -> list[tuple[Any, ...]]:
     """The rows of means over the missing subsets, and of the area under the ratios."""
     method, seed = rows[0][:2]
     table = pd.DataFrame(rows, columns=["method", "seed", "condition", "draw", "metric", "value"])
@@ -273,7 +308,9 @@ def averages(rows: list[tuple[Any, ...]], card: Mapping[str, Any], *, with_area:
     means = table[table["condition"].isin(missing)].groupby("metric", sort=False)["value"].mean()
     out = [(method, seed, "average", 0, metric, value) for metric, value in means.items()]
     if with_area:
-        area = table[table["condition"].str.startswith("ratio-") & (table["metric"] == "weighted_f1")]["value"].mean()
+        area = table[
+            table["condition"].str.startswith("ratio-") & (table["metric"] == "weighted_f1")
+        ]["value"].mean()
         out.append((method, seed, "ratios", 0, "auc_weighted_f1", area))
     return out
 
@@ -297,21 +334,33 @@ def write_arm(
     frames, stored = [], {}
     centres = np.random.default_rng(1).normal(size=(num_classes, 12))
     for condition in card["conditions"]:
-        is_random = condition["kind"] in ("ratio", "burst", "noise") and condition["ratio"] not in (0.0, 1.0)
+        is_random = condition["kind"] in ("ratio", "burst", "noise") and condition["ratio"] not in (
+            0.0,
+            1.0,
+        )
         share = strength * informative(condition, modalities)
         for draw in range(draws if is_random else 1):
             by_person = share + np.linspace(-0.1, 0.1, person.max() + 1)[person]
             right = rng.random(truth.shape) < by_person[:, None]
             answers = np.where(right, truth, rng.integers(num_classes, size=truth.shape))
             metrics = {**scores(card, truth, answers), **more_scores(target["kind"], share, rng)}
-            rows += [(arm, seed, condition["name"], draw, metric, value) for metric, value in metrics.items()]
+            rows += [
+                (arm, seed, condition["name"], draw, metric, value)
+                for metric, value in metrics.items()
+            ]
             about = {"method": arm, "condition": condition["name"], "draw": draw, "id": ids}
             frames += predictions(about, target, truth, answers, rng)
         if condition["name"] in ("complete", *subsets(modalities)):
             spread = rng.normal(size=(len(truth), 12)) / (0.3 + 2 * share)
-            stored[f"{arm}/{condition['name']}"] = (centres[truth[:, 0]] + spread).astype(np.float16)
-    pd.concat(frames).sample(frac=1, random_state=seed).to_parquet(folder / "predictions.parquet", index=False)
-    stored["targets"] = {"questions": truth, "score": truth[:, 0] - 0.5, "classes": truth[:, 0]}[target["kind"]]
+            stored[f"{arm}/{condition['name']}"] = (centres[truth[:, 0]] + spread).astype(
+                np.float16
+            )
+    pd.concat(frames).sample(frac=1, random_state=seed).to_parquet(
+        folder / "predictions.parquet", index=False
+    )
+    stored["targets"] = {"questions": truth, "score": truth[:, 0] - 0.5, "classes": truth[:, 0]}[
+        target["kind"]
+    ]
     save_file(stored, folder / "representations.safetensors")
     history(arm, rng).to_csv(folder / "history.csv", index=False)
     (folder / "timings.csv").write_text("stage,seconds\ntraining,1.0\n", encoding="utf-8")
@@ -329,13 +378,22 @@ def predictions(
     for index, question in enumerate(target["questions"] or [""]):
         expected, answer = truth[:, index], answers[:, index]
         if target["kind"] == "score":
-            yield pd.DataFrame({**about, "question": question, "target": expected - 0.5, "prediction": answer - 0.5})
+            yield pd.DataFrame(
+                {
+                    **about,
+                    "question": question,
+                    "target": expected - 0.5,
+                    "prediction": answer - 0.5,
+                }
+            )
             continue
         odds = np.exp(rng.normal(size=(len(truth), len(target["classes"]))))
         odds[np.arange(len(truth)), answer] += odds.max(1)  # the answer is the likeliest
         shares = (odds / odds.sum(1, keepdims=True)).astype(np.float32)
         columns = {f"p_{k}": shares[:, k] for k in range(shares.shape[1])}
-        yield pd.DataFrame({**about, "question": question, "target": expected, "prediction": answer, **columns})
+        yield pd.DataFrame(
+            {**about, "question": question, "target": expected, "prediction": answer, **columns}
+        )
 
 
 def history(arm: str, rng: np.random.Generator) -> pd.DataFrame:
@@ -344,10 +402,20 @@ def history(arm: str, rng: np.random.Generator) -> pd.DataFrame:
     fall = np.exp(-epoch / 6)
     losses = {"loss/task": 0.75 + 0.4 * fall + rng.normal(0, 0.01, len(epoch))}
     if KINDS[arm] in ("method", "ablation"):
-        losses |= {"loss/scd": 0.6 + 0.6 * fall, "loss/cpd": 0.02 + 0.1 * fall, "loss/rcd": 2.3 + 0.4 * fall}
+        losses |= {
+            "loss/scd": 0.6 + 0.6 * fall,
+            "loss/cpd": 0.02 + 0.1 * fall,
+            "loss/rcd": 2.3 + 0.4 * fall,
+        }
     if KINDS[arm] == "baseline":
         losses |= {"loss/reconstruction": 1.0 + fall}
     score = 0.6 - 0.3 * fall + rng.normal(0, 0.01, len(epoch))
     kept = (epoch == epoch.max()).astype(int)
-    columns = {"method": arm, "epoch": epoch, "kept": kept, "loss/total": sum(losses.values()), **losses}
+    columns = {
+        "method": arm,
+        "epoch": epoch,
+        "kept": kept,
+        "loss/total": sum(losses.values()),
+        **losses,
+    }
     return pd.DataFrame({**columns, "valid/weighted_f1": score, "lr": 1e-3})

@@ -23,7 +23,15 @@ from corrkd.report.run_folder import AbsentError, RunFolder
 from corrkd.report.sections import standings_of
 from corrkd.report.standings import SEED, Standing, analyse, method_counts, standings
 from corrkd.report.tables import Table, to_csv
-from tests.report.fake_run import COMPARED_ARMS, DATASET, TITLES, edit_card, opened, subsets, write_fake_comparison
+from tests.report.fake_run import (
+    COMPARED_ARMS,
+    DATASET,
+    TITLES,
+    edit_card,
+    opened,
+    subsets,
+    write_fake_comparison,
+)
 from tests.report.test_page import read
 
 DRAWS = 300
@@ -38,7 +46,9 @@ def out(compared: Path, tmp_path: Path) -> Path:
     return shutil.copytree(compared, tmp_path / "out")
 
 
-def family(run: RunFolder, methods: tuple[str, ...] | list[str], draws: int = DRAWS) -> dict[str, Standing]:
+def family(
+    run: RunFolder, methods: tuple[str, ...] | list[str], draws: int = DRAWS
+) -> dict[str, Standing]:
     """Standings from the stored predictions."""
     return standings(method_counts(run), methods, REFERENCE, draws)
 
@@ -68,7 +78,14 @@ def arrays(out: Path, method: str) -> np.ndarray[Any, Any]:
     for seed in range(3):
         rows = pd.read_parquet(run / f"seed-{seed}" / method / "predictions.parquet")
         for row in rows[rows["condition"].isin(conditions)].itertuples():
-            counts[seed, conditions.index(row.condition), places[groups[row.id]], 0, row.target, row.prediction] += 1
+            counts[
+                seed,
+                conditions.index(row.condition),
+                places[groups[row.id]],
+                0,
+                row.target,
+                row.prediction,
+            ] += 1
     return counts
 
 
@@ -79,7 +96,9 @@ def become_corrkd(out: Path, method: str) -> None:
         rows.to_parquet(folder / method / "predictions.parquet", index=False)
     edit_results(
         out,
-        lambda r: pd.concat([r[r["method"] != method], r[r["method"] == REFERENCE].assign(method=method)]),
+        lambda r: pd.concat(
+            [r[r["method"] != method], r[r["method"] == REFERENCE].assign(method=method)]
+        ),
     )
 
 
@@ -95,7 +114,9 @@ def test_inter_modality_is_what_the_file_says(compared: Path) -> None:
     frame = table.blocks[""]
     assert list(frame.index) == ["Majority floor", *(TITLES[m] for m in MAIN)]
     assert table.columns == ["{l}", "{a}", "{v}", "{l,a}", "{l,v}", "{a,v}", "Avg.", "complete"]
-    for condition, column in zip([*subsets(MODALITIES)[:-1], "average", "complete"], table.columns, strict=True):
+    for condition, column in zip(
+        [*subsets(MODALITIES)[:-1], "average", "complete"], table.columns, strict=True
+    ):
         means = {m: float(np.mean(from_file(compared, m, condition))) for m in MAIN}
         for method, mean in means.items():
             assert frame.loc[TITLES[method], column].mean == pytest.approx(mean)
@@ -129,15 +150,21 @@ def test_statistics_are_those_of_the_counts(compared: Path) -> None:
     assert standing.difference == comparison.paired_group_interval(own, reference, **chance)
     assert standing.p == comparison.sign_flip_test(own, reference, **chance)
     others = [m for m in MAIN if m != REFERENCE]
-    assert [found[m].adjusted for m in others] == pytest.approx(comparison.holm([found[m].p for m in others]))
+    assert [found[m].adjusted for m in others] == pytest.approx(
+        comparison.holm([found[m].p for m in others])
+    )
     assert (found[REFERENCE].difference, found[REFERENCE].p) == (None, None)
 
 
 @pytest.mark.parametrize("kind", ["classes", "questions", "score"])
 def test_average_by_counts_is_that_of_the_scores(tmp_path: Path, kind: str) -> None:
-    out = write_fake_comparison(tmp_path / "out", arms=("gcnet", "corrkd"), seeds=(0, 1), samples=30, kind=kind)
+    out = write_fake_comparison(
+        tmp_path / "out", arms=("gcnet", "corrkd"), seeds=(0, 1), samples=30, kind=kind
+    )
     for method, standing in family(opened(out), ("gcnet", "corrkd"), 20).items():
-        assert 100 * standing.average.mean == pytest.approx(np.mean(from_file(out, method, "average")))
+        assert 100 * standing.average.mean == pytest.approx(
+            np.mean(from_file(out, method, "average"))
+        )
 
 
 def test_the_same_answers_cannot_be_told_apart(out: Path) -> None:
@@ -159,12 +186,20 @@ def test_standings_table_shows_both_intervals(compared: Path) -> None:
     row, standing = table.blocks[""].loc["Teacher"], analysis.main["teacher"]
     values = np.array(from_file(compared, "teacher", "average"))
     assert row["Avg., t over seeds"].half == pytest.approx(comparison.half_width(values))
-    assert row["Avg., persons × seeds"].ends == pytest.approx((100 * standing.average.low, 100 * standing.average.high))
-    assert row["minus CorrKD, persons × seeds"].mean == pytest.approx(100 * standing.difference.mean)
+    assert row["Avg., persons × seeds"].ends == pytest.approx(
+        (100 * standing.average.low, 100 * standing.average.high)
+    )
+    assert row["minus CorrKD, persons × seeds"].mean == pytest.approx(
+        100 * standing.difference.mean
+    )
     assert "8 persons" in table.caption
     assert f"{DRAWS:,} draws" in table.caption
     header = next(csv.reader(to_csv(table).splitlines()))
-    assert {"Avg., persons × seeds low", "Avg., persons × seeds high", "Avg., t over seeds ±"} <= set(header)
+    assert {
+        "Avg., persons × seeds low",
+        "Avg., persons × seeds high",
+        "Avg., t over seeds ±",
+    } <= set(header)
     ablation = standings_of(analysis, "ablation").blocks[""]
     assert list(ablation.index) == ["CORRKD-WITHOUT-SCD"]
     assert ablation.iloc[0]["p"].mean == ablation.iloc[0]["p, Holm"].mean  # a family of one
@@ -173,7 +208,9 @@ def test_standings_table_shows_both_intervals(compared: Path) -> None:
 def test_a_seed_that_failed_is_absent_and_counted(out: Path) -> None:
     forget(out, "gcnet", 1)
     frame = arm_tables.inter_modality(opened(out), "weighted_f1", {}).blocks[""]
-    assert frame["Seeds"].to_dict() == {t: {"GCNET": 2, "Majority floor": None}.get(t, 3) for t in frame.index}
+    assert frame["Seeds"].to_dict() == {
+        t: {"GCNET": 2, "Majority floor": None}.get(t, 3) for t in frame.index
+    }
     found = family(opened(out), MAIN)["gcnet"]
     both = [arrays_of[[0, 2]] for arrays_of in (arrays_with(out, "gcnet"), arrays(out, REFERENCE))]
     assert found.seeds == 2
@@ -191,7 +228,9 @@ def arrays_with(out: Path, method: str) -> np.ndarray[Any, Any]:
 def test_without_corrkd_nothing_is_tested(out: Path) -> None:
     forget(out, REFERENCE, 0, 1, 2)
     analysis = analyse(DATASET, opened(out), DRAWS)
-    assert "CorrKD" not in arm_tables.inter_modality(opened(out), "weighted_f1", {}).blocks[""].index
+    assert (
+        "CorrKD" not in arm_tables.inter_modality(opened(out), "weighted_f1", {}).blocks[""].index
+    )
     assert isinstance(analysis.main, dict)
     assert {s.p for s in analysis.main.values()} == {None}
     assert "nothing is tested" in " ".join(findings(analysis))
@@ -212,7 +251,11 @@ def test_ranks(compared: Path) -> None:
     }
     shown = [*subsets(MODALITIES), *(f"ratio-{r / 10:.1f}" for r in range(1, 11))]
     ranks = [
-        1 + sum(np.mean(from_file(compared, other, c)) > np.mean(from_file(compared, "corrkd", c)) for other in MAIN)
+        1
+        + sum(
+            np.mean(from_file(compared, other, c)) > np.mean(from_file(compared, "corrkd", c))
+            for other in MAIN
+        )
         for c in shown
     ]
     assert frame.loc["CorrKD", "all"].mean == pytest.approx(np.mean(ranks))
@@ -236,7 +279,10 @@ def test_costs(out: Path) -> None:
     costs.to_csv(out / DATASET / "costs.csv", index=False)
     frame = arm_tables.costs_table(opened(out)).blocks[""]
     assert frame.loc["GCNET", "Parameters"] == 2000
-    assert (frame.loc["GCNET", "Epochs"].mean, frame.loc["GCNET", "Epochs"].ends) == (11.0, (10.0, 12.0))
+    assert (frame.loc["GCNET", "Epochs"].mean, frame.loc["GCNET", "Epochs"].ends) == (
+        11.0,
+        (10.0, 12.0),
+    )
     assert frame.loc["GCNET", "Peak memory, MB"] is None
     assert frame.loc["Teacher", "Peak memory, MB"] == 300
 
@@ -251,7 +297,10 @@ def test_reported_rows_are_marked_and_change_nothing(compared: Path, tmp_path: P
         'DMD,"{v, a}",weighted_f1,98,Someone 2024',
         "X,complete,accuracy,7,",
     ]
-    rows += ['DMD,"{l,a,v}",weighted_f1,97,Someone 2024', "DMD,audio+language,weighted_f1,96,Someone 2024"]
+    rows += [
+        'DMD,"{l,a,v}",weighted_f1,97,Someone 2024',
+        "DMD,audio+language,weighted_f1,96,Someone 2024",
+    ]
     file.write_text(HEAD + "\n".join(rows), encoding="utf-8")
     run = opened(compared)
     papers = read_reported(file, {"invented": run})
@@ -277,7 +326,10 @@ def test_reported_rows_are_marked_and_change_nothing(compared: Path, tmp_path: P
     [
         ("method,condition,value\n", "no column metric"),
         ("", "no column method"),
-        (HEAD + "a,average,weighted_f1,50,s\nb,{l,weighted_f1,50,s\n", "row 3: condition '{l' is unknown"),
+        (
+            HEAD + "a,average,weighted_f1,50,s\nb,{l,weighted_f1,50,s\n",
+            "row 3: condition '{l' is unknown",
+        ),
         (HEAD + "a,average,f2,50,s\n", "row 2: metric 'f2' is unknown"),
         (HEAD + "a,average,mae,0.7,s\n", "row 2: metric 'mae' is unknown"),
         (HEAD + "a,average,accuracy,many,s\n", "row 2: value 'many' is not a number"),
@@ -286,8 +338,14 @@ def test_reported_rows_are_marked_and_change_nothing(compared: Path, tmp_path: P
         (HEAD + ",average,accuracy,61,s\n", "row 2: method is empty"),
         (HEAD + "a,average,accuracy\n", "row 2: expected 5 columns"),
         (HEAD + "a,{l,a},accuracy,61,s\n", "row 2: expected 5 columns"),
-        (HEAD + "a,average,accuracy,61,s\na,Avg.,accuracy,62,s\n", "row 3: condition 'Avg.' of a is there twice"),
-        ("dataset," + HEAD + "mosi,a,average,accuracy,61,s\n", "row 2: dataset 'mosi' is unknown; expected invented"),
+        (
+            HEAD + "a,average,accuracy,61,s\na,Avg.,accuracy,62,s\n",
+            "row 3: condition 'Avg.' of a is there twice",
+        ),
+        (
+            "dataset," + HEAD + "mosi,a,average,accuracy,61,s\n",
+            "row 2: dataset 'mosi' is unknown; expected invented",
+        ),
     ],
 )
 def test_bad_reported_files(compared: Path, tmp_path: Path, text: str, said: str) -> None:
@@ -310,7 +368,9 @@ def test_reported_files_that_cannot_be_read(compared: Path, tmp_path: Path) -> N
 def test_reported_needs_the_dataset_where_there_are_several(compared: Path, tmp_path: Path) -> None:
     runs = {"invented": opened(compared), "other": opened(compared)}
     (tmp_path / "reported.csv").write_text(HEAD + "a,average,accuracy,61,s\n", encoding="utf-8")
-    with pytest.raises(CorrKDError, match="dataset is empty, and there are several; expected invented or other"):
+    with pytest.raises(
+        CorrKDError, match="dataset is empty, and there are several; expected invented or other"
+    ):
         read_reported(tmp_path / "reported.csv", runs)
 
 
@@ -327,31 +387,45 @@ def test_plain_report_of_many_arms(compared: Path) -> None:
     ("damage", "said"),
     [
         (lambda rows: pd.concat([rows, rows.iloc[:1]]), "name a sample twice"),
-        (lambda rows: rows[(rows["condition"] != "audio") | (rows["id"] != "s003")], "are not all there"),
+        (
+            lambda rows: rows[(rows["condition"] != "audio") | (rows["id"] != "s003")],
+            "are not all there",
+        ),
         (lambda rows: rows.assign(id="x" + rows["id"]), "groups.csv: sample 'xs000' has no group"),
     ],
 )
-def test_predictions_that_do_not_fit(out: Path, damage: Callable[[pd.DataFrame], pd.DataFrame], said: str) -> None:
+def test_predictions_that_do_not_fit(
+    out: Path, damage: Callable[[pd.DataFrame], pd.DataFrame], said: str
+) -> None:
     file = out / DATASET / "seed-0" / "corrkd" / "predictions.parquet"
     rows = pd.read_parquet(file)
-    damage(rows.sort_values(["condition", "id"], key=lambda c: c.where(c != "language", ""))).to_parquet(
-        file, index=False
-    )
+    damage(
+        rows.sort_values(["condition", "id"], key=lambda c: c.where(c != "language", ""))
+    ).to_parquet(file, index=False)
     with pytest.raises(CorrKDError, match=re.escape(said)):
         method_counts(opened(out))
 
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two datasets with names that HTML would trip over, a failed run, and the report. Not to be changed."""
+    """Two datasets with names that HTML would trip over, a failed run, and the report. Not to be
+    changed.
+    """
     out = write_fake_comparison(
-        tmp_path_factory.mktemp("comparisons") / "two", datasets=("z.first", "a_second"), seeds=(0, 1), samples=24
+        tmp_path_factory.mktemp("comparisons") / "two",
+        datasets=("z.first", "a_second"),
+        seeds=(0, 1),
+        samples=24,
     )
     methods = json.loads((out / "z.first" / "run.json").read_text())["methods"]
     next(m for m in methods if m["name"] == "gcnet")["title"] = '<b>"G"&N</b>'
     edit_card(out, "z.first", methods=methods)
-    (out / "failures.csv").write_text("dataset,method,seed,error\nz.first,dmd,1,no <i>memory</i>\n", encoding="utf-8")
-    (out / "reported.csv").write_text(f"dataset,{HEAD}a_second,DMD,Avg.,weighted_f1,61.2,a paper\n", encoding="utf-8")
+    (out / "failures.csv").write_text(
+        "dataset,method,seed,error\nz.first,dmd,1,no <i>memory</i>\n", encoding="utf-8"
+    )
+    (out / "reported.csv").write_text(
+        f"dataset,{HEAD}a_second,DMD,Avg.,weighted_f1,61.2,a paper\n", encoding="utf-8"
+    )
     write_report(out, draws=30)
     return out
 
@@ -368,7 +442,9 @@ def test_page_of_two_datasets(written: Path) -> None:
     assert words.count("Epochs of a_second: 20.") == 1
     headings = re.findall(r"<h2>(.*?)</h2>", (written / "report.html").read_text(encoding="utf-8"))
     assert headings.index("z.first") < headings.index("a_second")  # as in plan.yaml
-    assert not [value for _, name, value in reader.attributes if (name, value) == ("class", "absent")]
+    assert not [
+        value for _, name, value in reader.attributes if (name, value) == ("class", "absent")
+    ]
 
 
 def test_files_bear_the_dataset(written: Path) -> None:
@@ -382,16 +458,25 @@ def test_files_bear_the_dataset(written: Path) -> None:
             "ranks",
             "costs",
         ):
-            assert {".csv", ".tex"} == {p.suffix for p in (written / "tables").glob(f"{name}-{table}.*")}
+            assert {".csv", ".tex"} == {
+                p.suffix for p in (written / "tables").glob(f"{name}-{table}.*")
+            }
         for figure in ("missing-ratios-published-methods", "missing-ratios-controls", "projection"):
-            assert {".svg", ".png"} == {p.suffix for p in (written / "figures").glob(f"{name}-{figure}.*")}
-    linked = set(re.findall(r"\]\(figures/([^)]+)\)", (written / "report.md").read_text(encoding="utf-8")))
+            assert {".svg", ".png"} == {
+                p.suffix for p in (written / "figures").glob(f"{name}-{figure}.*")
+            }
+    linked = set(
+        re.findall(r"\]\(figures/([^)]+)\)", (written / "report.md").read_text(encoding="utf-8"))
+    )
     assert linked == {p.name for p in (written / "figures").glob("*.svg")}
 
 
 def test_projection_is_of_teacher_corrkd_and_no_distillation(written: Path) -> None:
     text = (written / "report.html").read_text(encoding="utf-8")
-    assert "Scatter plots of teacher/complete, teacher/language, no-distillation/language, corrkd/language" in text
+    assert (
+        "Scatter plots of teacher/complete, teacher/language, no-distillation/language, "
+        "corrkd/language" in text
+    )
 
 
 def test_without_predictions_the_rest_stands(out: Path) -> None:

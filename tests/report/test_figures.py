@@ -24,25 +24,34 @@ def test_bytes_carry_no_date_and_no_version(reported: Path) -> None:
 
 
 def test_kept_epoch_is_the_one_of_the_history(tmp_path: Path) -> None:
-    """`keep: last` keeps the last epoch, whichever is best: the figure's dots are where the history says."""
+    """`keep: last` keeps the last epoch, whichever is best: the figure's dots are where the history
+    says.
+    """
     out = write_fake_run(tmp_path / "run", seeds=(0, 10, 2), samples=5)
     run = opened(out)
     history = run.history()
     best = history.loc[history.groupby(["method", "seed"])["valid/weighted_f1"].idxmax(), "epoch"]
     assert not best.isin([12, 20]).all()
-    assert figures.kept_epochs(history, ["student", "teacher"]) == {"student": [12] * 3, "teacher": [20] * 3}
+    assert figures.kept_epochs(history, ["student", "teacher"]) == {
+        "student": [12] * 3,
+        "teacher": [20] * 3,
+    }
     assert "CorrKD student: 12, 12, 12." in figures.training(run).caption
 
 
 def test_training_shows_the_terms_of_the_focus_alone(compared: Path) -> None:
-    svg = figures.training(opened(compared)).svg.decode()  # of more terms, those of the baselines' among them
+    svg = figures.training(
+        opened(compared)
+    ).svg.decode()  # of more terms, those of the baselines' among them
     assert ">\u2009rcd<" in svg
     assert "reconstruction" not in svg
 
 
 def test_embedding_repeats_and_separates() -> None:
     rng = np.random.default_rng(0)
-    two = np.concatenate([rng.normal(0, 0.1, (40, 8)), rng.normal(5, 0.1, (40, 8))]).astype(np.float16)
+    two = np.concatenate([rng.normal(0, 0.1, (40, 8)), rng.normal(5, 0.1, (40, 8))]).astype(
+        np.float16
+    )
     places = figures.embedded(two)
     assert places.shape == (80, 2)
     assert np.array_equal(places, figures.embedded(two))
@@ -63,7 +72,9 @@ def test_embedding_of_little_is_finite(shape: tuple[int, int]) -> None:
 def test_projection_takes_the_condition_asked_for(reported: Path) -> None:
     run = opened(reported)
     default, asked = figures.projection(run), figures.projection(run, "audio+vision")
-    assert "of teacher/complete, teacher/language, control/language, student/language," in default.alt
+    assert (
+        "of teacher/complete, teacher/language, control/language, student/language," in default.alt
+    )
     assert "student/audio+vision," in asked.alt
     assert default.svg != asked.svg
     with pytest.raises(AbsentError, match="smell"):
@@ -74,4 +85,7 @@ def test_alt_text_tells_the_ends_of_the_curves(reported: Path) -> None:
     results = pd.read_csv(reported / DATASET / "results.csv")
     rows = results[(results.method == "student") & (results.metric == "weighted_f1")]
     first, last = (rows[rows.condition == f"ratio-{r}"].value.mean() * 100 for r in ("0.0", "1.0"))
-    assert f"CorrKD student from {first:.1f} to {last:.1f}" in figures.ratio_curves(opened(reported)).alt
+    assert (
+        f"CorrKD student from {first:.1f} to {last:.1f}"
+        in figures.ratio_curves(opened(reported)).alt
+    )

@@ -1,6 +1,7 @@
 """Whole reports and model cards with hostile names for everything that a user or the data can name.
 
-No element, attribute, command or formula gets in: what comes out is parsed and compared with a report of honest names.
+No element, attribute, command or formula gets in: what comes out is parsed and compared with a
+report of honest names.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from tests.networks.test_saved import SMALL, saved
 from tests.report import fake_run
 from tests.report.fake_run import DATASET, edit_card, opened
 
-# Breaks out of attributes, elements, rows, headings, code, and of a terminal's text; without the signs that no modality's name may hold.
+# Breaks out of attributes, elements, rows, headings, code, and of a terminal's text; without the
+# signs that no modality's name may hold.
 HOSTILE = (
     "=cmd|'x'!A0\\input{{secret}}$`\"'><svg onload=alert(1)><script>evil()</script>"
     "\n# h [a](javascript:evil)\x1b[2J\u202e[red]@SUM {}"
@@ -73,13 +75,19 @@ def hostile(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Path]]:
-    """For "run", or a comparison's kind of target, a folder with honest names and one with hostile ones."""
+    """For "run", or a comparison's kind of target, a folder with honest names and one with hostile
+    ones.
+    """
 
     @cache
     def pair(kind: str) -> dict[str, Path]:
         folder = tmp_path_factory.mktemp(kind)
         write = fake_run.write_fake_run if kind == "run" else fake_run.write_fake_comparison
-        options: dict[str, Any] = {"kind": "classes" if kind == "run" else kind, "seeds": (0, 1), "samples": 24}
+        options: dict[str, Any] = {
+            "kind": "classes" if kind == "run" else kind,
+            "seeds": (0, 1),
+            "samples": 24,
+        }
         honest = write(folder / "honest", **options)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(fake_run, "TITLES", {m: HOSTILE.format(m) for m in fake_run.TITLES})
@@ -130,14 +138,19 @@ def make_hostile(out: Path) -> None:
     )
     plan = (out / "plan.yaml").read_text()
     (out / "plan.yaml").write_text(f"{plan}\n# ``` </pre><script>evil()\n")
-    (out / "failures.csv").write_text(f'dataset,method,seed,error\n"{NAMES[0].replace(chr(34), chr(39))}",a,0,b\n')
+    (out / "failures.csv").write_text(
+        f'dataset,method,seed,error\n"{NAMES[0].replace(chr(34), chr(39))}",a,0,b\n'
+    )
 
 
 @pytest.mark.parametrize(
-    "kind", ["classes", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("run", "questions"))]
+    "kind",
+    ["classes", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("run", "questions"))],
 )
 class TestReports:
-    def test_no_element_and_no_attribute_is_added_to_the_page(self, kind: str, reports: Any) -> None:
+    def test_no_element_and_no_attribute_is_added_to_the_page(
+        self, kind: str, reports: Any
+    ) -> None:
         pages = {k: (p / "report.html").read_text("utf-8") for k, p in reports(kind).items()}
         honest, other = Reader(pages["honest"]), Reader(pages["hostile"])
         assert other.pairs <= honest.pairs
@@ -149,7 +162,9 @@ class TestReports:
         assert len(set(ids)) == len(ids)
 
     def test_figures_are_xml_with_the_same_elements(self, kind: str, reports: Any) -> None:
-        found = {name: list((path / "figures").glob("*.svg")) for name, path in reports(kind).items()}
+        found = {
+            name: list((path / "figures").glob("*.svg")) for name, path in reports(kind).items()
+        }
         known = set().union(*map(svg_pairs, found["honest"]))
         figures = found["hostile"]
         assert len(figures) == len(found["honest"]) > 1
@@ -159,7 +174,10 @@ class TestReports:
     def test_markdown_renders_to_the_same_elements(self, kind: str, reports: Any) -> None:
         texts = {k: (p / "report.md").read_text("utf-8") for k, p in reports(kind).items()}
         assert markdown_pairs(texts["hostile"]) <= markdown_pairs(texts["honest"])
-        rows = {k: MarkdownIt("commonmark").enable("table").render(text).count("<tr>") for k, text in texts.items()}
+        rows = {
+            k: MarkdownIt("commonmark").enable("table").render(text).count("<tr>")
+            for k, text in texts.items()
+        }
         assert rows["hostile"] == rows["honest"]
 
     def test_no_cell_of_a_table_is_a_formula(self, kind: str, reports: Any) -> None:
@@ -201,7 +219,9 @@ def test_plain_tables_are_printed_without_what_a_terminal_obeys(
 
 
 def card_text(names: list[str], run: RunFolder | None) -> str:
-    """The model card of a network with these names of modalities, classes and all that a card records."""
+    """The model card of a network with these names of modalities, classes and all that a card
+    records.
+    """
     dataset = make_dataset({names[0]: 5, names[1]: 3})
     before = saved()
     target = replace(before.target, name=names[2], classes=tuple(names[3:6]))
@@ -229,13 +249,19 @@ def card_text(names: list[str], run: RunFolder | None) -> str:
     return model_card(model, card_of(model), run)
 
 
-def test_a_model_card_renders_to_the_same_elements_and_its_code_to_the_same_calls(folders: Any) -> None:
+def test_a_model_card_renders_to_the_same_elements_and_its_code_to_the_same_calls(
+    folders: Any,
+) -> None:
     honest = card_text(
-        ["language", "audio", "classes", "a", "b", "c", "student", "mosi"], opened(folders("run")["honest"])
+        ["language", "audio", "classes", "a", "b", "c", "student", "mosi"],
+        opened(folders("run")["honest"]),
     )
     other = card_text(NAMES, opened(folders("run")["hostile"], FOLDER))
     assert markdown_pairs(other) <= markdown_pairs(honest)
-    blocks = [re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE) for text in (honest, other)]
+    blocks = [
+        re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        for text in (honest, other)
+    ]
     assert [len(found) for found in blocks] == [1, 1]
     kinds = [[type(node) for node in ast.walk(ast.parse(found[0]))] for found in blocks]
     assert kinds[0] == kinds[1]

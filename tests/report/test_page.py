@@ -81,10 +81,18 @@ def test_page_stands_alone(name: str, request: pytest.FixtureRequest) -> None:
 def test_page_is_accessible(reported: Path) -> None:
     reader = read(reported)
     text = (reported / "report.html").read_text(encoding="utf-8")
-    assert text.count("<svg") == 5 == len([v for t, a, v in reader.attributes if (t, a) == ("svg", "aria-label") and v])
+    assert (
+        text.count("<svg")
+        == 5
+        == len([v for t, a, v in reader.attributes if (t, a) == ("svg", "aria-label") and v])
+    )
     headings = len(re.findall(r"<th[ >]", text))
     assert headings == len(
-        [v for t, a, v in reader.attributes if t == "th" and a == "scope" and v in ("col", "row", "rowgroup")]
+        [
+            v
+            for t, a, v in reader.attributes
+            if t == "th" and a == "scope" and v in ("col", "row", "rowgroup")
+        ]
     )
     assert text.count("<figure") == text.count("<figcaption")
     ids = [v for _, a, v in reader.attributes if a == "id"]
@@ -132,7 +140,9 @@ def test_files_that_come_out(reported: Path) -> None:
         for e in ("svg", "png")
     } <= names
     assert {f"tables/inter-modality-weighted-f1.{e}" for e in ("csv", "tex")} <= names
-    linked = re.findall(r"\]\((figures/[^)]+)\)", (reported / "report.md").read_text(encoding="utf-8"))
+    linked = re.findall(
+        r"\]\((figures/[^)]+)\)", (reported / "report.md").read_text(encoding="utf-8")
+    )
     assert len(linked) == 5
     assert set(linked) <= names
     assert not list(reported.rglob(".*"))  # no temporary file left
@@ -146,14 +156,18 @@ def test_one_seed(tmp_path: Path) -> None:
     assert "One seed, hence no interval (—)" in words
     assert "no significant difference (" in words
     assert "one seed has no interval" in words
-    assert "±" not in words.replace("mean ± half-width of the Student-t 95 % interval over seeds", "")  # how to read it
+    assert "±" not in words.replace(
+        "mean ± half-width of the Student-t 95 % interval over seeds", ""
+    )  # how to read it
     assert "nan" not in words.lower().split()
 
 
 @pytest.mark.usefixtures("sketches")
 @pytest.mark.parametrize("kind", ["score", "questions"])
 def test_other_targets(tmp_path: Path, kind: str) -> None:
-    folder = write_fake_run(tmp_path / "run", kind=kind, modalities=("text", "sound"), samples=30, bayes=False)
+    folder = write_fake_run(
+        tmp_path / "run", kind=kind, modalities=("text", "sound"), samples=30, bayes=False
+    )
     write_report(folder, draws=100)
     words = "".join(read(folder).words)
     assert ("Mean absolute error" in words) == (kind == "score")
@@ -190,7 +204,9 @@ def test_missing_files_leave_a_line(tmp_path: Path, lost: list[str], kept: str) 
     markdown = html.unescape((folder / "report.md").read_text(encoding="utf-8")).replace("\\", "")
     for name in lost:
         assert re.search(f"(The run folder|No seed's folder) holds (no )?{re.escape(name)}.", words)
-        assert re.search(f"(The run folder|No seed's folder) holds (no )?{re.escape(name)}.", markdown)
+        assert re.search(
+            f"(The run folder|No seed's folder) holds (no )?{re.escape(name)}.", markdown
+        )
     assert (folder / kept).exists()
 
 
@@ -213,7 +229,12 @@ def test_not_a_plans_folder(tmp_path: Path) -> None:
     with pytest.raises(CorrKDError, match="no dataset yet"):
         write_report(tmp_path)
     (tmp_path / "a").mkdir()
-    for content, what in (("{", "not JSON"), ("{}", "does not read"), ('{"format": 2}', "corrkd"), ("[]", "the file")):
+    for content, what in (
+        ("{", "not JSON"),
+        ("{}", "does not read"),
+        ('{"format": 2}', "corrkd"),
+        ("[]", "the file"),
+    ):
         (tmp_path / "a" / "run.json").write_text(content)
         with pytest.raises(CorrKDError, match=what) as caught:
             write_report(tmp_path)
@@ -238,13 +259,28 @@ def test_a_folder_of_version_01_is_refused_in_one_line(tmp_path: Path, name: str
         ({"notes": ["x" * 100_001]}, "notes.0: String should have at most 100000 characters"),
         ({"split": "../train"}, "split: Input should be"),
         ({"torch": "9" * 101}, "torch: String should have at most 100 characters"),
-        ({"target": {"name": "a", "kind": "classes", "classes": ["x" * 201]}}, "target.classes.0: String should have"),
-        ({"target": {"name": "a", "kind": "classes", "classes": ["x", "x"]}}, "classes: 'x' is there twice"),
-        ({"sets": {"level": 1.5, "groups": 3}}, "sets.level: Input should be less than or equal to 1"),
+        (
+            {"target": {"name": "a", "kind": "classes", "classes": ["x" * 201]}},
+            "target.classes.0: String should have",
+        ),
+        (
+            {"target": {"name": "a", "kind": "classes", "classes": ["x", "x"]}},
+            "classes: 'x' is there twice",
+        ),
+        (
+            {"sets": {"level": 1.5, "groups": 3}},
+            "sets.level: Input should be less than or equal to 1",
+        ),
         (
             {
                 "methods": [
-                    {"name": "../up", "title": "", "method": "kl", "kind": "method", "trains_on": "complete"},
+                    {
+                        "name": "../up",
+                        "title": "",
+                        "method": "kl",
+                        "kind": "method",
+                        "trains_on": "complete",
+                    },
                 ]
             },
             "methods.0.name: a name of a folder, which",
@@ -271,7 +307,9 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
 def test_damaged_representations_are_named(tmp_path: Path) -> None:
     folder = write_fake_run(tmp_path / "run", samples=5, seeds=(0,))
     (folder / DATASET / "seed-0" / "student" / "representations.safetensors").write_bytes(b"short")
-    with pytest.raises(CorrKDError, match=r"seed-0/student/representations\.safetensors: cannot be read"):
+    with pytest.raises(
+        CorrKDError, match=r"seed-0/student/representations\.safetensors: cannot be read"
+    ):
         opened(folder).representations(["student/complete", "targets"])
 
 
@@ -283,12 +321,18 @@ def test_damaged_representations_are_named(tmp_path: Path) -> None:
         ((0.02, -0.02, 0.001), "no significant difference (+0.03"),
     ],
 )
-def test_findings_say_only_what_the_interval_shows(tmp_path: Path, gain: tuple[float, ...], said: str) -> None:
+def test_findings_say_only_what_the_interval_shows(
+    tmp_path: Path, gain: tuple[float, ...], said: str
+) -> None:
     folder = write_fake_run(tmp_path / "run", samples=5)
     results = pd.read_csv(folder / DATASET / "results.csv")
     at = (results.condition == "average") & (results.metric == "weighted_f1")
     results.loc[at & (results.method == "control"), "value"] = [0.50, 0.58, 0.54]
-    results.loc[at & (results.method == "student"), "value"] = [0.50 + gain[0], 0.58 + gain[1], 0.54 + gain[2]]
+    results.loc[at & (results.method == "student"), "value"] = [
+        0.50 + gain[0],
+        0.58 + gain[1],
+        0.54 + gain[2],
+    ]
     results.to_csv(folder / DATASET / "results.csv", index=False)
     first = findings(analyse(DATASET, opened(folder), 20))[0]
     assert first.startswith("Averaged over the six missing subsets, CorrKD student reaches")
@@ -298,7 +342,9 @@ def test_findings_say_only_what_the_interval_shows(tmp_path: Path, gain: tuple[f
 
 def test_verdict_without_pairs() -> None:
     assert verdict(None, 0, "a", "b") == "no seed has both"
-    assert verdict(Cell(1.0, 1.0), 5, "a", "b").startswith("no significant difference")  # zero at the interval's edge
+    assert verdict(Cell(1.0, 1.0), 5, "a", "b").startswith(
+        "no significant difference"
+    )  # zero at the interval's edge
 
 
 def test_head_lists_the_methods_by_kind(reported: Path) -> None:
@@ -325,7 +371,9 @@ def test_the_list_of_files_is_of_those_in_the_folder(reported: Path) -> None:
 
 @pytest.mark.usefixtures("sketches")
 def test_a_fourth_method_has_its_row(tmp_path: Path) -> None:
-    out = write_fake_run(tmp_path / "run", arms=("kl", "teacher", "student", "control"), samples=20, seeds=(0, 1))
+    out = write_fake_run(
+        tmp_path / "run", arms=("kl", "teacher", "student", "control"), samples=20, seeds=(0, 1)
+    )
     methods = json.loads((out / DATASET / "run.json").read_text())["methods"]
     edit_card(out, methods=[{**methods[0], "title": "Late fusion", "kind": "method"}, *methods[1:]])
     write_report(out, draws=20)
@@ -335,12 +383,16 @@ def test_a_fourth_method_has_its_row(tmp_path: Path) -> None:
 
 
 def test_missing_frames_are_shown_with_their_reasons(reported: Path, tmp_path: Path) -> None:
-    table = pd.read_csv(reported / "tables" / "missing-frames.csv", dtype=str, keep_default_na=False)
+    table = pd.read_csv(
+        reported / "tables" / "missing-frames.csv", dtype=str, keep_default_na=False
+    )
     assert table["Modality, split"].tolist() == ["vision, train", "vision, test"]
     assert table["Frames"].tolist() == ["2400", "480"]
     why = table["Of which, in % of all frames"].tolist()
     assert why == ["no <b>face</b> | none 18.8, stream over 1.2, another reason 5.0", ""]
-    html, markdown = ((reported / f"report.{ending}").read_text("utf-8") for ending in ("html", "md"))
+    html, markdown = (
+        (reported / f"report.{ending}").read_text("utf-8") for ending in ("html", "md")
+    )
     assert "no &lt;b&gt;face&lt;/b&gt; | none 18.8" in html
     assert "<b>face" not in html
     assert "none 18.8" in markdown

@@ -21,10 +21,14 @@ from tests.report.fake_run import DATASET, RUN_ARMS, TITLES, opened, subsets, wr
 
 
 def from_file(out: Path, method: str, condition: str, metric: str) -> list[float]:
-    """The seeds' values read with the csv module, draws averaged: an independent way to the tables' numbers."""
+    """The seeds' values read with the csv module, draws averaged: an independent way to the tables'
+    numbers.
+    """
     with open(out / DATASET / "results.csv", newline="", encoding="utf-8") as file:
         rows = [
-            r for r in csv.DictReader(file) if (r["method"], r["condition"], r["metric"]) == (method, condition, metric)
+            r
+            for r in csv.DictReader(file)
+            if (r["method"], r["condition"], r["metric"]) == (method, condition, metric)
         ]
     seeds = sorted({r["seed"] for r in rows})
     by_seed = [[float(r["value"]) for r in rows if r["seed"] == s] for s in seeds]
@@ -58,7 +62,9 @@ def test_inter_modality_numbers(reported: Path, metric: str) -> None:
         assert shown.mean == pytest.approx(np.mean(values))
         assert (shown.mean - shown.half, shown.mean + shown.half) == pytest.approx((low, high))
     for title, method in (("Majority floor", "majority"), ("Bayes ceiling", "bayes")):
-        assert frame.loc[title, "{l}"].mean == pytest.approx(100 * from_file(reported, method, "language", metric)[0])
+        assert frame.loc[title, "{l}"].mean == pytest.approx(
+            100 * from_file(reported, method, "language", metric)[0]
+        )
         assert frame.loc[title, "{l}"].half is None
 
 
@@ -66,10 +72,13 @@ def test_difference_is_paired_within_seeds(reported: Path) -> None:
     table = tables.with_difference(opened(reported), "weighted_f1")
     shown = table.blocks["Difference, paired over seeds"].iloc[0]["Avg."]
     student, control = (
-        np.array(from_file(reported, m, "average", "weighted_f1")) * 100 for m in ("student", "control")
+        np.array(from_file(reported, m, "average", "weighted_f1")) * 100
+        for m in ("student", "control")
     )
     interval = stats.ttest_rel(student, control).confidence_interval(0.95)
-    assert (shown.mean - shown.half, shown.mean + shown.half) == pytest.approx((interval.low, interval.high))
+    assert (shown.mean - shown.half, shown.mean + shown.half) == pytest.approx(
+        (interval.low, interval.high)
+    )
 
 
 def test_a_seed_that_only_one_method_has_is_not_paired(tmp_path: Path) -> None:
@@ -79,9 +88,15 @@ def test_a_seed_that_only_one_method_has_is_not_paired(tmp_path: Path) -> None:
         folder / DATASET / "results.csv", index=False
     )
     run = opened(folder)
-    shown = tables.paired(tables.seed_values(run, "weighted_f1"), "average", tables.FRACTION, "student", "control")
-    student, control = (from_file(folder, m, "average", "weighted_f1") for m in ("student", "control"))
-    assert shown.mean == pytest.approx(100 * np.mean([student[0] - control[0], student[2] - control[1]]))
+    shown = tables.paired(
+        tables.seed_values(run, "weighted_f1"), "average", tables.FRACTION, "student", "control"
+    )
+    student, control = (
+        from_file(folder, m, "average", "weighted_f1") for m in ("student", "control")
+    )
+    assert shown.mean == pytest.approx(
+        100 * np.mean([student[0] - control[0], student[2] - control[1]])
+    )
 
 
 def test_ratio_table_averages_draws_before_seeds(reported: Path) -> None:
@@ -89,7 +104,9 @@ def test_ratio_table_averages_draws_before_seeds(reported: Path) -> None:
     assert list(frame.columns) == [*(f"{r / 10:g}" for r in range(11)), "AUC"]
     values = [100 * v for v in from_file(reported, "control", "ratio-0.3", "weighted_f1")]
     assert frame.loc["No-distillation control", "0.3"].mean == pytest.approx(np.mean(values))
-    assert frame.loc["No-distillation control", "0.3"].half == pytest.approx(stats.t.ppf(0.975, 2) * stats.sem(values))
+    assert frame.loc["No-distillation control", "0.3"].half == pytest.approx(
+        stats.t.ppf(0.975, 2) * stats.sem(values)
+    )
     area = [100 * v for v in from_file(reported, "student", "ratios", "auc_weighted_f1")]
     assert frame.loc["CorrKD student", "AUC"].mean == pytest.approx(np.mean(area))
     assert frame.loc["Bayes ceiling", "AUC"] is None  # not measured, and not passed off as a number
@@ -99,7 +116,10 @@ def test_ratio_table_averages_draws_before_seeds(reported: Path) -> None:
     ("modalities", "headings"),
     [
         (("language", "audio"), ["{l}", "{a}", "Avg.", "complete"]),
-        (("language", "audio", "vision"), ["{l}", "{a}", "{v}", "{l,a}", "{l,v}", "{a,v}", "Avg.", "complete"]),
+        (
+            ("language", "audio", "vision"),
+            ["{l}", "{a}", "{v}", "{l,a}", "{l,v}", "{a,v}", "Avg.", "complete"],
+        ),
         (("b", "bb", "c"), ["{b}", "{bb}", "{c}", "{b,bb}", "{b,c}", "{bb,c}", "Avg.", "complete"]),
         (
             tuple("wxyz"),
@@ -118,7 +138,13 @@ def test_condition_order(tmp_path: Path, modalities: tuple[str, ...], headings: 
 
 def test_other_conditions_and_classes(reported: Path) -> None:
     run = opened(reported)
-    assert tables.others(run, "weighted_f1").columns == ["burst 0.3", "burst 0.6", "late 0.5", "noise 0.5", "natural"]
+    assert tables.others(run, "weighted_f1").columns == [
+        "burst 0.3",
+        "burst 0.6",
+        "late 0.5",
+        "noise 0.5",
+        "natural",
+    ]
     blocks = tables.per_class(run).blocks
     assert list(blocks) == ["low", "middle", "high"]
     expected = 100 * np.mean(from_file(reported, "teacher", "audio+vision", "f1/middle"))
@@ -158,7 +184,9 @@ def test_questions_are_the_blocks(tmp_path: Path) -> None:
 
 
 @given(
-    st.lists(st.sampled_from([50.0, 50.001, 50.004, 50.01, 51.0, 49.0, math.nan]), min_size=2, max_size=5),
+    st.lists(
+        st.sampled_from([50.0, 50.001, 50.004, 50.01, 51.0, 49.0, math.nan]), min_size=2, max_size=5
+    ),
     st.sampled_from([1, -1]),
 )
 @settings(deadline=None, max_examples=100)
@@ -198,15 +226,28 @@ def test_undefined_is_said(tmp_path: Path) -> None:
     assert tables.parts(table.blocks[""].loc["CorrKD student", "{a}"], 3) == ("undef.", "", "")
     assert "undef." in tables.to_html(table)
     assert tables.parts(table.blocks[""].loc["CorrKD student", "{l}"], 3)[0] != "undef."
-    best = [t for t, c in tables.inter_modality(run, "mae").blocks[""]["Avg."].items() if c.mark == "best"]
-    means = {t: np.mean(from_file(folder, m, "average", "mae")) for m, t in TITLES.items() if m in RUN_ARMS}
+    best = [
+        t
+        for t, c in tables.inter_modality(run, "mae").blocks[""]["Avg."].items()
+        if c.mark == "best"
+    ]
+    means = {
+        t: np.mean(from_file(folder, m, "average", "mae"))
+        for m, t in TITLES.items()
+        if m in RUN_ARMS
+    }
     assert best == [min(means, key=means.get)]
 
 
 def test_undefined_in_one_draw_is_undefined(tmp_path: Path) -> None:
     folder = write_fake_run(tmp_path / "run", samples=5)
     results = pd.read_csv(folder / DATASET / "results.csv")
-    hit = (results.method == "student") & (results.seed == 0) & (results.condition == "ratio-0.3") & (results.draw == 1)
+    hit = (
+        (results.method == "student")
+        & (results.seed == 0)
+        & (results.condition == "ratio-0.3")
+        & (results.draw == 1)
+    )
     results.loc[hit, "value"] = math.nan
     results.to_csv(folder / DATASET / "results.csv", index=False)
     values = tables.of(tables.seed_values(opened(folder), "weighted_f1"), "student", "ratio-0.3")
@@ -220,7 +261,9 @@ def test_confusion_counts(reported: Path) -> None:
     counts = tables.confusion(run, condition)[""].to_numpy()
     expected = np.zeros((3, 3), int)
     for seed in range(3):
-        rows = pd.read_parquet(reported / DATASET / f"seed-{seed}" / "student" / "predictions.parquet")
+        rows = pd.read_parquet(
+            reported / DATASET / f"seed-{seed}" / "student" / "predictions.parquet"
+        )
         for row in rows[rows.condition == condition].itertuples():
             expected[row.target, row.prediction] += 1
     assert counts.tolist() == expected.tolist()
@@ -259,7 +302,9 @@ def test_formats_carry_the_same_numbers(reported: Path) -> None:
     table = tables.inter_modality(opened(reported), "weighted_f1")
     shown = table.blocks[""].loc["CorrKD student", "Avg."]
     text = f"{shown.mean:.2f}"
-    tag = {"best": ("<strong>", r"\textbf{", "**"), "second": ("<u>", r"\underline{", "<ins>")}[shown.mark]
+    tag = {"best": ("<strong>", r"\textbf{", "**"), "second": ("<u>", r"\underline{", "<ins>")}[
+        shown.mark
+    ]
     for opening, written in zip(
         tag, (tables.to_html(table), tables.to_latex(table), tables.to_markdown(table)), strict=True
     ):
@@ -294,7 +339,9 @@ def test_plain_report_without_results(tmp_path: Path) -> None:
 
 
 def test_text_tables_line_up_with_wide_characters() -> None:
-    frame = pd.DataFrame({"{l}": [Cell(1.0), Cell(2.0)], "[b]": [3, None]}, index=["感情\x1b[2J", "b"], dtype=object)
+    frame = pd.DataFrame(
+        {"{l}": [Cell(1.0), Cell(2.0)], "[b]": [3, None]}, index=["感情\x1b[2J", "b"], dtype=object
+    )
     lines = tables.to_text(tables.Table("t", "", "Method", {"": frame})).splitlines()
     assert [line.split() for line in lines] == [
         ["Method", "{l}", "[b]"],
@@ -306,7 +353,9 @@ def test_text_tables_line_up_with_wide_characters() -> None:
 
 def test_intervals_go_below_their_means_where_columns_would_leave_the_page() -> None:
     def html(half: float, columns: int) -> str:
-        frame = pd.DataFrame({str(i): [Cell(60.0, half)] for i in range(columns)}, index=["a"], dtype=object)
+        frame = pd.DataFrame(
+            {str(i): [Cell(60.0, half)] for i in range(columns)}, index=["a"], dtype=object
+        )
         return tables.to_html(tables.Table("t", "", "Method", {"": frame}))
 
     assert [('class="wide"' in html(half, 8)) for half in (1.5, 150.0)] == [False, True]

@@ -75,7 +75,8 @@ class Page:
     def texts(self, selector: str) -> list[str]:
         """Of all that match, at one moment."""
         found: list[str] = self.browser.execute_script(
-            "return [...document.querySelectorAll(arguments[0])].map((one) => one.textContent)", selector
+            "return [...document.querySelectorAll(arguments[0])].map((one) => one.textContent)",
+            selector,
         )
         return found
 

@@ -31,7 +31,9 @@ RATIOS = ("ratio-0.0", "ratio-0.5", "ratio-1.0")
 def with_questions(dataset: MultimodalDataset) -> MultimodalDataset:
     def asked(split: Split) -> Split:
         assert split.labels is not None
-        return replace(split, labels=np.stack([split.labels > 0, split.labels > 1], 1).astype(np.int64))
+        return replace(
+            split, labels=np.stack([split.labels > 0, split.labels > 1], 1).astype(np.int64)
+        )
 
     splits = {name: asked(split) for name, split in dataset.splits.items()}
     return replace(dataset, splits=splits, question_names=("happy", "sad"))
@@ -47,13 +49,18 @@ def student(target: str = "classes", *, level: float | None = None, **changes: A
     dataset = dataset_for(target)
     chosen = make_target(target, dataset)
     frames = {"language": 6, "audio": 6, "vision": 6}
-    settings = NetworkSettings(**{"width": 8, "heads": 2, "feedforward": 16, "layers": 1, "classifier": (6,)} | changes)
+    settings = NetworkSettings(
+        **{"width": 8, "heads": 2, "feedforward": 16, "layers": 1, "classifier": (6,)} | changes
+    )
     torch.manual_seed(3)
     network = build_network(chosen, dataset.widths, frames, settings)
     with torch.no_grad():
         for parameter in network.parameters():  # far from indifferent
             parameter.mul_(2.0)
-    known = [*subsets(dataset.modalities), *(condition(name, dataset.modalities) for name in RATIOS)]
+    known = [
+        *subsets(dataset.modalities),
+        *(condition(name, dataset.modalities) for name in RATIOS),
+    ]
     conditions = tuple(
         EvaluatedCondition.of(
             c,
@@ -70,7 +77,9 @@ def student(target: str = "classes", *, level: float | None = None, **changes: A
         frames=frames,
         missing=usual_missing(dataset.split("train")),
         about={"role": "student", "seed": 3, "data": {"name": "tiny", "sha256": "0" * 64}},
-        evaluated=Evaluated(split="test", samples=36, data="tiny", level=level, conditions=conditions),
+        evaluated=Evaluated(
+            split="test", samples=36, data="tiny", level=level, conditions=conditions
+        ),
     )
 
 
@@ -105,7 +114,10 @@ def _run_on_recordings(folder: Path) -> None:
     clips.mkdir()
     rows = ["file,text,label,split"]
     for split in ("train", "train", "valid", "test"):
-        for label, text, hertz in (("positive", "I love this", 250), ("negative", "it was bad", 120)):
+        for label, text, hertz in (
+            ("positive", "I love this", 250),
+            ("negative", "it was bad", 120),
+        ):
             name = f"{len(rows)}.mkv"
             write_clip(clips / name, [with_face(), with_face(0.45)], tone(0.2, hertz))
             rows.append(f"{name},{text},{label},{split}")

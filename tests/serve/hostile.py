@@ -1,4 +1,6 @@
-"""What a recording may make of the process that reads it. Each stands in the place of `clip_worker.work`."""
+"""What a recording may make of the process that reads it. Each stands in the place of
+`clip_worker.work`.
+"""
 
 from __future__ import annotations
 

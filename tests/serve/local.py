@@ -42,9 +42,13 @@ class HeldPredictor(Predictor):
 class Local:
     """A service under way: its address, and its network."""
 
-    def __init__(self, limits: Limits, patience: int, student: Predictor | None = None, **options: Any) -> None:
+    def __init__(
+        self, limits: Limits, patience: int, student: Predictor | None = None, **options: Any
+    ) -> None:
         self.predictor = HeldPredictor()
-        self.service = Service(Exhibit({"student": student or self.predictor}), limits=limits, **options)
+        self.service = Service(
+            Exhibit({"student": student or self.predictor}), limits=limits, **options
+        )
         self._server = server_of(self.service, patience=patience)
         place = bound("127.0.0.1", 0)
         self.port = place.getsockname()[1]
@@ -73,7 +77,9 @@ class Local:
 
     def client(self, *parts: bytes, source: str = "127.0.0.1") -> socket.socket:
         """A client at an address that has sent these parts."""
-        client = socket.create_connection(("127.0.0.1", self.port), timeout=30, source_address=(source, 0))
+        client = socket.create_connection(
+            ("127.0.0.1", self.port), timeout=30, source_address=(source, 0)
+        )
         for part in parts:
             client.sendall(part)
         return client
@@ -81,8 +87,12 @@ class Local:
 
 @contextmanager
 def local(*, patience: int = 30, **options: Any) -> Iterator[Local]:
-    """A service that ends with the block. Options: of `Limits`, of `Service`, and `student`, whom it serves."""
-    limits = {name: options.pop(name) for name in list(options) if name in Limits.__dataclass_fields__}
+    """A service that ends with the block. Options: of `Limits`, of `Service`, and `student`, whom
+    it serves.
+    """
+    limits = {
+        name: options.pop(name) for name in list(options) if name in Limits.__dataclass_fields__
+    }
     service = Local(Limits(**limits), patience, wait=0.0, **options)
     try:
         yield service
@@ -101,14 +111,19 @@ def wait_until(true: Any) -> None:
 
 def body_of(*samples: Mapping[str, Any]) -> bytes:
     """The JSON of a request."""
-    plain = [{m: x.tolist() if isinstance(x, np.ndarray) else x for m, x in sample.items()} for sample in samples]
+    plain = [
+        {m: x.tolist() if isinstance(x, np.ndarray) else x for m, x in sample.items()}
+        for sample in samples
+    ]
     return json.dumps({"samples": plain}).encode()
 
 
 GOOD = body_of(ONE_FRAME)
 
 
-def request(body: bytes, *lines: str, path: str = "/v1/predict", length: int | None = None) -> bytes:
+def request(
+    body: bytes, *lines: str, path: str = "/v1/predict", length: int | None = None
+) -> bytes:
     """The bytes of a request."""
     size = len(body) if length is None else length
     head = [

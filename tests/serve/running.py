@@ -24,7 +24,9 @@ def _alone(environment: dict[str, str]) -> None:
 class Running:
     """A service under way: its address, its process, what it wrote."""
 
-    def __init__(self, model: Path, log: Path, *options: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, model: Path, log: Path, *options: str, environment: dict[str, str] | None = None
+    ) -> None:
         self.log = log
         log.touch()
         words = ["serve", model, "--port", "0", "--device", "cpu", *options]
@@ -50,7 +52,9 @@ class Running:
 
 
 @contextmanager
-def running(model: Path, log: Path, *options: str, environment: dict[str, str] | None = None) -> Iterator[Running]:
+def running(
+    model: Path, log: Path, *options: str, environment: dict[str, str] | None = None
+) -> Iterator[Running]:
     """A service that ends with the block."""
     service = Running(model, log, *options, environment=environment)
     try:

@@ -10,7 +10,9 @@ OWN = "predict.example.org"
 
 
 def status(access: Access, path: str = "/v1/predict", **headers: str) -> int:
-    given = {name.replace("_", "-").encode(): value.encode("latin-1") for name, value in headers.items()}
+    given = {
+        name.replace("_", "-").encode(): value.encode("latin-1") for name, value in headers.items()
+    }
     try:
         access.check(path, given)
     except Refused as refused:
@@ -75,7 +77,16 @@ def test_origins(headers: dict[str, str], expected: int) -> None:
 
 def test_the_token_is_needed_everywhere_but_for_the_page_and_health() -> None:
     access = Access(token="s3cret")
-    for path in ("/v1/predict", "/v1/samples", "/metrics", "/openapi.json", "/healthz/", "//", "/static", "/nowhere"):
+    for path in (
+        "/v1/predict",
+        "/v1/samples",
+        "/metrics",
+        "/openapi.json",
+        "/healthz/",
+        "//",
+        "/static",
+        "/nowhere",
+    ):
         assert status(access, path) == 401
         assert status(access, path, authorization="Bearer s3cret") == 200
     for path in ("/", "/healthz", "/readyz", "/static/app.js"):

@@ -18,16 +18,22 @@ def doubled(numbers: Sequence[int]) -> list[int]:
 
 
 @given(
-    st.lists(st.lists(st.integers(-2, 9), max_size=4), max_size=12), st.integers(1, 6), st.sampled_from([0.0, 0.002])
+    st.lists(st.lists(st.integers(-2, 9), max_size=4), max_size=12),
+    st.integers(1, 6),
+    st.sampled_from([0.0, 0.002]),
 )
 @settings(deadline=None, max_examples=40)
 def test_each_caller_gets_its_own(asked: list[list[int]], most: int, wait: float) -> None:
-    """In order, whoever else asks; a caller whose questions cannot be answered is told so, and no one else."""
+    """In order, whoever else asks; a caller whose questions cannot be answered is told so, and no
+    one else.
+    """
     sizes: list[int] = []
 
     async def all_at_once() -> list[Sequence[int] | BaseException]:
         batcher = Batcher(doubled, wait=wait, most=most, on_batch=sizes.append)
-        found = await asyncio.gather(*(batcher.ask(numbers) for numbers in asked), return_exceptions=True)
+        found = await asyncio.gather(
+            *(batcher.ask(numbers) for numbers in asked), return_exceptions=True
+        )
         await batcher.close()
         return found
 
@@ -43,7 +49,9 @@ def test_what_arrives_together_goes_together_and_a_full_batch_does_not_wait() ->
     sizes: list[int] = []
 
     async def ask() -> None:
-        batcher = Batcher(doubled, wait=3600.0, most=4, on_batch=sizes.append)  # a batch that waits does not end
+        batcher = Batcher(
+            doubled, wait=3600.0, most=4, on_batch=sizes.append
+        )  # a batch that waits does not end
         async with asyncio.timeout(60):
             await asyncio.gather(*(batcher.ask([number]) for number in range(8)))
         await batcher.close()
@@ -112,7 +120,10 @@ def test_closing_waits_no_longer_than_it_may() -> None:
 def test_a_caller_that_went_away_harms_no_one() -> None:
     async def ask() -> None:
         batcher = Batcher(doubled, wait=0.02)
-        leaving, staying = asyncio.create_task(batcher.ask([1])), asyncio.create_task(batcher.ask([2]))
+        leaving, staying = (
+            asyncio.create_task(batcher.ask([1])),
+            asyncio.create_task(batcher.ask([2])),
+        )
         await asyncio.sleep(0)
         leaving.cancel()
         assert await staying == [4]
@@ -166,7 +177,10 @@ def test_a_small_question_passes_large_ones() -> None:
     assert seen.index([1]) <= 3  # after one of each that was there before
 
 
-@given(st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=6), min_size=1, max_size=8), st.integers(1, 8))
+@given(
+    st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=6), min_size=1, max_size=8),
+    st.integers(1, 8),
+)
 @settings(deadline=None, max_examples=40)
 def test_batches_cost_no_more_than_a_slice_or_are_single(asked: list[list[int]], most: int) -> None:
     batches = Batches()
@@ -178,8 +192,12 @@ def test_batches_cost_no_more_than_a_slice_or_are_single(asked: list[list[int]],
         await batcher.close()
         return answers
 
-    assert [list(answers) for answers in asyncio.run(ask())] == [[2 * n for n in numbers] for numbers in asked]
-    assert all(len(batch) <= most and (sum(batch) <= 20 or len(batch) == 1) for batch in batches.seen)
+    assert [list(answers) for answers in asyncio.run(ask())] == [
+        [2 * n for n in numbers] for numbers in asked
+    ]
+    assert all(
+        len(batch) <= most and (sum(batch) <= 20 or len(batch) == 1) for batch in batches.seen
+    )
 
 
 def test_what_has_not_begun_is_not_done_for_a_caller_that_went_away() -> None:

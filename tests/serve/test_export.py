@@ -62,7 +62,14 @@ STUDENTS: dict[str, dict[str, Any]] = {
         "norm": "post",
         "exclude_missing": True,
     },
-    "learned": {"target": "score", "level": 0.9, "positions": "learned", "fill": "mean", "kernel": 1, "layers": 2},
+    "learned": {
+        "target": "score",
+        "level": 0.9,
+        "positions": "learned",
+        "fill": "mean",
+        "kernel": 1,
+        "layers": 2,
+    },
 }
 
 
@@ -82,7 +89,9 @@ class Exported:
 def saved_as(name: str) -> SavedNetwork:
     saved = student(**STUDENTS[name])
     if saved.network.settings.fill == "mean":
-        saved.network.set_fill({m: np.linspace(-1, 1, width).tolist() for m, width in WIDTHS.items()})
+        saved.network.set_fill(
+            {m: np.linspace(-1, 1, width).tolist() for m, width in WIDTHS.items()}
+        )
     with torch.no_grad():
         for encoder in saved.network.encoders if saved.network.settings.fill == "learned" else ():
             encoder.fill.uniform_(-1.0, 1.0)
@@ -103,7 +112,11 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 @pytest.fixture(
     scope="module",
-    params=["plain", pytest.param("other", marks=pytest.mark.slow), pytest.param("learned", marks=pytest.mark.slow)],
+    params=[
+        "plain",
+        pytest.param("other", marks=pytest.mark.slow),
+        pytest.param("learned", marks=pytest.mark.slow),
+    ],
 )
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     if request.param == "plain":
@@ -122,7 +135,9 @@ def quick(plain: Exported, monkeypatch: pytest.MonkeyPatch) -> Exported:
 def same(found: Any, expected: Any) -> bool:
     """Equal, numbers nearly."""
     if isinstance(expected, Mapping):
-        return set(found) == set(expected) and all(same(found[key], value) for key, value in expected.items())
+        return set(found) == set(expected) and all(
+            same(found[key], value) for key, value in expected.items()
+        )
     if isinstance(expected, list | tuple):
         return len(found) == len(expected) and all(map(same, found, expected))
     if isinstance(expected, float):
@@ -133,19 +148,27 @@ def same(found: Any, expected: Any) -> bool:
 def answers_alike(exported: Exported, samples: list[dict[str, Any]], batch_size: int = 256) -> bool:
     found = exported.student.predict(samples, batch_size=batch_size)
     expected = exported.predictor.predict(samples, batch_size=batch_size)
-    return len(found) == len(samples) and same([p.to_json() for p in found], [p.to_json() for p in expected])
+    return len(found) == len(samples) and same(
+        [p.to_json() for p in found], [p.to_json() for p in expected]
+    )
 
 
 def random_sample(seed: int, lengths: Mapping[str, int], scale: float = 1.0) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
-    return {m: (rng.normal(size=(count, WIDTHS[m])) * scale).astype(np.float32) for m, count in lengths.items()}
+    return {
+        m: (rng.normal(size=(count, WIDTHS[m])) * scale).astype(np.float32)
+        for m, count in lengths.items()
+    }
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
 
 
-# ------------------------------------------------------------------------------------------------------------- the same answers
+# --------------------------------------------------------------------------------------------------
+# the same answers
 
 
 def test_answers_as_the_predictor(exported: Exported) -> None:
@@ -176,7 +199,9 @@ def test_any_lengths_any_subset_any_number(plain: Exported, data: st.DataObject)
         sample = random_sample(len(samples), lengths, data.draw(st.sampled_from([0.0, 1.0, 1e4])))
         for m, count in lengths.items():
             if data.draw(st.booleans()):
-                sample[f"{m}_present"] = data.draw(st.lists(st.booleans(), min_size=count, max_size=count))
+                sample[f"{m}_present"] = data.draw(
+                    st.lists(st.booleans(), min_size=count, max_size=count)
+                )
         samples.append(sample)
     assert answers_alike(plain, samples)
 
@@ -190,14 +215,21 @@ def test_one_sample_of_one_frame(exported: Exported) -> None:
 
 def test_as_long_as_the_card_says_and_no_longer(exported: Exported) -> None:
     expected = {"plain": 40, "other": 1024, "learned": 6}[exported.name]
-    assert exported.report.longest == dict.fromkeys(WIDTHS, expected) == exported.student.card["longest"]
+    assert (
+        exported.report.longest
+        == dict.fromkeys(WIDTHS, expected)
+        == exported.student.card["longest"]
+    )
     long = random_sample(1, dict.fromkeys(WIDTHS, expected))
     assert answers_alike(exported, [long])
     for frames, others in ((expected + 1, []), (10 * expected, [long, long])):
         where = "sample 2" if others else "sample"
         with pytest.raises(InputError) as caught:
             exported.student.predict([*others, {"audio": np.zeros((frames, 3))}])
-        assert str(caught.value) == f"{where}, audio: {frames} frames, but the model reads no more than {expected}"
+        assert (
+            str(caught.value)
+            == f"{where}, audio: {frames} frames, but the model reads no more than {expected}"
+        )
 
 
 def test_a_missing_modality_is_no_longer_than_it_may_be() -> None:
@@ -211,7 +243,9 @@ def test_a_missing_modality_is_no_longer_than_it_may_be() -> None:
 
 @pytest.mark.slow
 def test_one_vector_each_of_modalities_with_any_name_and_in_silence(tmp_path: Path) -> None:
-    """Learned positions of one frame leave the graph no length. In a process of its own, for pytest would catch what is said."""
+    """Learned positions of one frame leave the graph no length. In a process of its own, for pytest
+    would catch what is said.
+    """
     dataset = make_dataset({"face.v2/x": 4, "声 δ": 3}, frames=1)
     target = make_target("classes", dataset)
     sizes = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, positions="learned")
@@ -229,18 +263,24 @@ from corrkd.serve.export import export
 from corrkd.serve.predictor import Predictor
 
 dataset = make_dataset({dataset.widths}, frames=1)
-export(Predictor.from_pretrained({str(tmp_path / "student")!r}), {str(tmp_path / "model")!r}, dataset=dataset)
+predictor = Predictor.from_pretrained({str(tmp_path / "student")!r})
+export(predictor, {str(tmp_path / "model")!r}, dataset=dataset)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     samples = [sample_of(dataset.split("test"), row) for row in range(4)]
     samples += [{"声 δ": samples[0]["声 δ"][0]}]
-    found, expected = ExportedStudent(tmp_path / "model").predict(samples), Predictor(saved).predict(samples)
+    found, expected = (
+        ExportedStudent(tmp_path / "model").predict(samples),
+        Predictor(saved).predict(samples),
+    )
     assert same([p.to_json() for p in found], [p.to_json() for p in expected])
 
 
 def test_the_graph_gives_the_network_what_the_predictor_gives_it(plain: Exported) -> None:
-    """To the bit, where something exists and in the padding, beyond the bound and within, and where a modality is missing."""
+    """To the bit, where something exists and in the padding, beyond the bound and within, and where
+    a modality is missing.
+    """
 
     class Looks(torch.nn.Module):
         modalities = tuple(WIDTHS)
@@ -267,7 +307,8 @@ def test_the_graph_gives_the_network_what_the_predictor_gives_it(plain: Exported
     assert looks.inputs.frames["audio"].abs().max() == saved.normalisation.clip
 
 
-# ---------------------------------------------------------------------------------------------------------------- the three files
+# --------------------------------------------------------------------------------------------------
+# the three files
 
 
 def test_the_file_stands_alone(exported: Exported) -> None:
@@ -275,7 +316,10 @@ def test_the_file_stands_alone(exported: Exported) -> None:
     data = (exported.folder / "model.onnx").read_bytes()
     model = onnx.load_from_string(data)  # weights elsewhere could not be found
     onnx.checker.check_model(model)
-    shapes = {i.name: [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim] for i in model.graph.input}
+    shapes = {
+        i.name: [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim]
+        for i in model.graph.input
+    }
     for place, width in enumerate(WIDTHS.values()):
         batch, length, *rest = shapes[f"frames_{place}"]
         assert (rest, isinstance(batch, str), isinstance(length, str)) == ([width], True, True)
@@ -297,7 +341,11 @@ def test_the_card(exported: Exported) -> None:
     assert facts["opset"] == exported.report.opset == 18
     assert facts["samples"] == exported.report.samples == len(exported.dataset.split("test"))
     assert facts["differences"] == exported.report.differences
-    assert facts["largest_difference"] == exported.report.largest == max(exported.report.differences.values())
+    assert (
+        facts["largest_difference"]
+        == exported.report.largest
+        == max(exported.report.differences.values())
+    )
     assert 0.0 < exported.report.largest < 1e-5
     standard = standard_conditions(tuple(WIDTHS), EvaluationSettings(), naturally_incomplete=False)
     longer = {"plain": 12, "other": 12, "learned": 6}[exported.name]
@@ -306,7 +354,10 @@ def test_the_card(exported: Exported) -> None:
 
 
 def test_a_card_is_json_whatever_was_measured(quick: Exported, tmp_path: Path) -> None:
-    saved = replace(quick.predictor.saved, about={"valid": {"corr": float("nan")}, "losses": [1.0, float("inf")]})
+    saved = replace(
+        quick.predictor.saved,
+        about={"valid": {"corr": float("nan")}, "losses": [1.0, float("inf")]},
+    )
     export(Predictor(saved), tmp_path / "model", dataset=quick.dataset, max_frames=40)
 
     def refuse(name: str) -> NoReturn:
@@ -316,7 +367,9 @@ def test_a_card_is_json_whatever_was_measured(quick: Exported, tmp_path: Path) -
     assert card["about"] == {"valid": {"corr": None}, "losses": [1.0, None]}
 
 
-def test_the_predictor_stays_as_it_is(plain: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_predictor_stays_as_it_is(
+    plain: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In training mode, if it was; the network whose positions are made longer is another."""
 
     def fails(*given: Any, **options: Any) -> NoReturn:
@@ -340,7 +393,9 @@ def test_the_predictor_stays_as_it_is(plain: Exported, tmp_path: Path, monkeypat
 def test_in_training_mode_it_is_exported_without_dropout(quick: Exported, tmp_path: Path) -> None:
     predictor = Predictor(saved_as("plain"))
     predictor.saved.network.train()
-    assert export(predictor, tmp_path / "model", dataset=quick.dataset, max_frames=40).largest < 1e-5
+    assert (
+        export(predictor, tmp_path / "model", dataset=quick.dataset, max_frames=40).largest < 1e-5
+    )
 
 
 def test_samples_that_the_data_leaves_incomplete(quick: Exported, tmp_path: Path) -> None:
@@ -366,7 +421,8 @@ def test_targets_are_not_looked_at(quick: Exported, tmp_path: Path) -> None:
     assert report.samples == 3
 
 
-# ------------------------------------------------------------------------------------------------------------------- loud failure
+# --------------------------------------------------------------------------------------------------
+# loud failure
 
 WRONG: dict[str, tuple[Callable[[Mapping[str, Arrays]], bool], str]] = {
     "only audio": (
@@ -377,8 +433,14 @@ WRONG: dict[str, tuple[Callable[[Mapping[str, Arrays]], bool], str]] = {
         lambda a: all(0 < part.visible.sum() < part.exists.sum() for part in a.values()),
         "'(ratio|burst)-0",
     ),
-    "one sample": (lambda a: len(a["audio"].frames) == 1 and 1 < a["audio"].frames.shape[1] <= 6, "'[^,]+'"),
-    "one frame": (lambda a: a["audio"].frames.shape[1] == 1 and len(a["audio"].frames) > 1, "'complete, one frame'"),
+    "one sample": (
+        lambda a: len(a["audio"].frames) == 1 and 1 < a["audio"].frames.shape[1] <= 6,
+        "'[^,]+'",
+    ),
+    "one frame": (
+        lambda a: a["audio"].frames.shape[1] == 1 and len(a["audio"].frames) > 1,
+        "'complete, one frame'",
+    ),
     "longer": (lambda a: a["audio"].frames.shape[1] > 6, "'complete, 12 frames'"),
 }
 
@@ -414,7 +476,11 @@ def test_another_answer_is_loud_and_leaves_nothing(
     ],
 )
 def test_how_much_may_differ(
-    change: Callable[[Any], Any], fails: bool, quick: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: Callable[[Any], Any],
+    fails: bool,
+    quick: Exported,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     right = ExportedStudent.run
     monkeypatch.setattr(ExportedStudent, "run", lambda self, arrays: change(right(self, arrays)))
@@ -427,7 +493,9 @@ def test_how_much_may_differ(
         assert 4e-5 < export(quick.predictor, tmp_path / "model", **options).largest <= 1e-4
 
 
-def test_a_network_that_cannot_be_exported(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_network_that_cannot_be_exported(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     saved = baseline("self-mm")
     with pytest.raises(CorrKDError, match=r"^network 'self-mm' cannot be exported: ") as caught:
         export(Predictor(saved), tmp_path / "model", dataset=make_dataset())
@@ -456,7 +524,9 @@ def test_every_network_is_exported_right_or_not_at_all(name: str, tmp_path: Path
     assert not any(tmp_path.iterdir())
 
 
-def test_what_is_refused_before_any_work(plain: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_refused_before_any_work(
+    plain: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def worked(*given: Any) -> NoReturn:
         raise AssertionError
 
@@ -471,24 +541,45 @@ def test_what_is_refused_before_any_work(plain: Exported, tmp_path: Path, monkey
     longer = make_dataset(frames=50)
     for folder, options, words in (
         (full, {}, "full: is not empty, and holds no exported model; choose another folder"),
-        (full, {"overwrite": True}, "full: is not empty, and holds no exported model; choose another folder"),
-        (before, {}, "before: holds an exported model; choose another folder, or replace it with --overwrite"),
+        (
+            full,
+            {"overwrite": True},
+            "full: is not empty, and holds no exported model; choose another folder",
+        ),
+        (
+            before,
+            {},
+            "before: holds an exported model; choose another folder, or replace it with "
+            "--overwrite",
+        ),
         (file, {}, "file: is a file; name a folder"),
         (file / "model", {}, "the folder cannot be made"),
         (tmp_path / "new", {"samples": 0}, "samples = 0: at least one is needed"),
         (tmp_path / "new", {"split": "dev"}, "has no split 'dev'"),
-        (tmp_path / "new", {"dataset": unlike}, "modality vision is 9 wide, but the model was trained on 4"),
+        (
+            tmp_path / "new",
+            {"dataset": unlike},
+            "modality vision is 9 wide, but the model was trained on 4",
+        ),
         (
             tmp_path / "new",
             {"max_frames": 5},
             "max_frames = 5: the training data or .* has 6 frames of language; give as",
         ),
-        (tmp_path / "new", {"dataset": longer, "max_frames": 40}, r"dataset tiny, test has \d\d frames of language"),
+        (
+            tmp_path / "new",
+            {"dataset": longer, "max_frames": 40},
+            r"dataset tiny, test has \d\d frames of language",
+        ),
     ):
         with pytest.raises(CorrKDError, match=words) as caught:
             export(plain.predictor, folder, **{"dataset": plain.dataset, **options})
         assert "\n" not in str(caught.value)
-    assert contents(tmp_path) == {"full/notes.txt": b"mine", "file": b"mine", "before/model.onnx": b"mine"}
+    assert contents(tmp_path) == {
+        "full/notes.txt": b"mine",
+        "file": b"mine",
+        "before/model.onnx": b"mine",
+    }
     (tmp_path / "killed" / ".writing-x").mkdir(parents=True)  # what an export left that was killed
     check_folder(tmp_path / "killed", overwrite=False)
 
@@ -498,12 +589,15 @@ def test_a_package_that_is_not_installed(
     name: str, plain: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(CorrKDError, match=rf"^{name} is not installed; pip install 'corrkd\[export\]'$"):
+    with pytest.raises(
+        CorrKDError, match=rf"^{name} is not installed; pip install 'corrkd\[export\]'$"
+    ):
         export(plain.predictor, tmp_path / "model", dataset=plain.dataset)
     assert not any(tmp_path.iterdir())
 
 
-# --------------------------------------------------------------------------------------------------------------- what is replaced
+# --------------------------------------------------------------------------------------------------
+# what is replaced
 
 
 def test_an_empty_folder_is_filled(quick: Exported, tmp_path: Path) -> None:
@@ -511,7 +605,9 @@ def test_an_empty_folder_is_filled(quick: Exported, tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == FILES
     export(quick.predictor, tmp_path / "new", dataset=quick.dataset, max_frames=40)
     tmp_path.joinpath("usual").mkdir()
-    assert (tmp_path / "new").stat().st_mode == (tmp_path / "usual").stat().st_mode  # others may read it
+    assert (tmp_path / "new").stat().st_mode == (
+        tmp_path / "usual"
+    ).stat().st_mode  # others may read it
 
 
 def test_overwriting_replaces_the_three_files_or_nothing(
@@ -520,7 +616,12 @@ def test_overwriting_replaces_the_three_files_or_nothing(
     before = {"model.onnx": b"old", "card.json": b"{}", "predict.py": b"old", "notes.txt": b"mine"}
     for name, data in before.items():
         (tmp_path / name).write_bytes(data)
-    options: dict[str, Any] = {"dataset": quick.dataset, "max_frames": 40, "overwrite": True, "samples": 8}
+    options: dict[str, Any] = {
+        "dataset": quick.dataset,
+        "max_frames": 40,
+        "overwrite": True,
+        "samples": 8,
+    }
     with monkeypatch.context() as patch:
         patch.setattr(export_module, "TOLERANCE", 0.0)
         with pytest.raises(CorrKDError, match="differ from PyTorch's"):
@@ -539,10 +640,14 @@ def test_overwriting_replaces_the_three_files_or_nothing(
     after = contents(tmp_path)
     assert set(after) == set(before)
     assert after["notes.txt"] == b"mine"
-    assert answers_alike(replace(quick, student=ExportedStudent(tmp_path)), [random_sample(0, {"audio": 3})])
+    assert answers_alike(
+        replace(quick, student=ExportedStudent(tmp_path)), [random_sample(0, {"audio": 3})]
+    )
 
 
-def test_half_of_another_export_is_noticed(plain: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_of_another_export_is_noticed(
+    plain: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As when the power goes between the moves."""
     for name, data in contents(plain.folder).items():
         (tmp_path / name).write_bytes(data)
@@ -559,14 +664,18 @@ def test_half_of_another_export_is_noticed(plain: Exported, tmp_path: Path, monk
 
     other = onnx.load_from_string((plain.folder / "model.onnx").read_bytes())
     other.doc_string = "another"
-    monkeypatch.setattr(export_module, "_exported", lambda saved, longest: (other.SerializeToString(), 18))
+    monkeypatch.setattr(
+        export_module, "_exported", lambda saved, longest: (other.SerializeToString(), 18)
+    )
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", interrupted)
         with pytest.raises(CorrKDError, match="cannot be written: No space left on device"):
             export(plain.predictor, tmp_path, dataset=plain.dataset, max_frames=40, overwrite=True)
     assert moves[0] == "model.onnx"
     assert {p.name for p in tmp_path.iterdir()} == FILES
-    with pytest.raises(InputError, match=r"no exported model there \(model.onnx is damaged, or not the one"):
+    with pytest.raises(
+        InputError, match=r"no exported model there \(model.onnx is damaged, or not the one"
+    ):
         ExportedStudent(tmp_path)
 
 
@@ -581,7 +690,9 @@ def test_half_of_another_export_is_noticed(plain: Exported, tmp_path: Path, monk
         ("model.onnx", b"", "damaged"),
     ],
 )
-def test_no_exported_model(name: str, data: bytes | None, words: str, plain: Exported, tmp_path: Path) -> None:
+def test_no_exported_model(
+    name: str, data: bytes | None, words: str, plain: Exported, tmp_path: Path
+) -> None:
     for other, old in contents(plain.folder).items():
         (tmp_path / other).write_bytes(old)
     (tmp_path / name).unlink()
@@ -592,7 +703,8 @@ def test_no_exported_model(name: str, data: bytes | None, words: str, plain: Exp
     assert "\n" not in str(caught.value)
 
 
-# --------------------------------------------------------------------------------------------------------------- without PyTorch
+# --------------------------------------------------------------------------------------------------
+# without PyTorch
 
 WITHOUT = f"""
 import runpy, sys
@@ -611,9 +723,15 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def written_samples(folder: Path) -> tuple[list[dict[str, Any]], list[Path]]:
     """Samples, and the same in files: two as JSON, one as npz."""
     samples = [random_sample(n, {"language": 3, "audio": 6 - n, "vision": 5}) for n in range(3)]
-    samples[0] |= {"vision": None, "language": [samples[0]["language"][0].tolist(), None, [0.5] * 5]}
+    samples[0] |= {
+        "vision": None,
+        "language": [samples[0]["language"][0].tolist(), None, [0.5] * 5],
+    }
     samples[2]["audio_present"] = np.array([True, False, True, True])
-    plain = [{m: x.tolist() if isinstance(x, np.ndarray) else x for m, x in s.items()} for s in samples[:2]]
+    plain = [
+        {m: x.tolist() if isinstance(x, np.ndarray) else x for m, x in s.items()}
+        for s in samples[:2]
+    ]
     files = [folder / "two.json", folder / "one.npz"]
     files[0].write_text(json.dumps(plain))
     np.savez(files[1], **samples[2])
@@ -648,10 +766,21 @@ def test_in_an_environment_of_its_own(plain: Exported, tmp_path: Path) -> None:
     wanted = [f"{name}=={importlib.metadata.version(name)}" for name in ("numpy", "onnxruntime")]
     subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True, cwd=tmp_path)
     for module in ("torch", "corrkd"):
-        assert subprocess.run([python, "-c", f"import {module}"], capture_output=True, cwd=tmp_path).returncode == 1
+        assert (
+            subprocess.run(
+                [python, "-c", f"import {module}"], capture_output=True, cwd=tmp_path
+            ).returncode
+            == 1
+        )
     samples, files = written_samples(tmp_path)
     done = subprocess.run(
-        [python, plain.folder / "predict.py", *files], capture_output=True, text=True, check=True, cwd=tmp_path
+        [python, plain.folder / "predict.py", *files],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
     )
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert same(found, json.loads(json.dumps([p.to_json() for p in plain.predictor.predict(samples)])))
+    assert same(
+        found, json.loads(json.dumps([p.to_json() for p in plain.predictor.predict(samples)]))
+    )

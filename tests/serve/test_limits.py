@@ -36,11 +36,15 @@ LONG = {"audio": np.zeros((1000, 3))}
 def predict(service: Local, *samples: Any) -> httpx.Response:
     body = body_of(*samples or (ONE_FRAME,))
     return httpx.post(
-        f"{service.url}/v1/predict", content=body, headers={"content-type": "application/json"}, timeout=60
+        f"{service.url}/v1/predict",
+        content=body,
+        headers={"content-type": "application/json"},
+        timeout=60,
     )
 
 
-# ------------------------------------------------------------------------------------------------- connections and bodies
+# -------------------------------------------------------------------------------------------------
+# connections and bodies
 
 
 def test_slow_senders_take_nobodys_turn_and_are_told() -> None:
@@ -155,7 +159,10 @@ def test_bodies_have_bounded_memory_and_the_oldest_unfinished_gives_way() -> Non
         large = b" " * 99_000 + GOOD
         assert len(large) < 100_000
         headers = {"content-type": "application/json"}
-        assert httpx.post(f"{service.url}/v1/predict", content=large, headers=headers).status_code == 200
+        assert (
+            httpx.post(f"{service.url}/v1/predict", content=large, headers=headers).status_code
+            == 200
+        )
         for client in slow:
             client.close()
         wait_until(lambda: service.service.guard.held == 0)
@@ -165,7 +172,10 @@ def test_an_address_that_sends_much_loses_its_bodies_first() -> None:
     with local(body=100_000, together=2, seconds=20.0) as service:
         honest = service.client(request(b" " * 10_000, length=10_000 + len(GOOD)))
         wait_until(lambda: service.service.guard.held == 10_000)
-        slow = [service.client(request(b" " * 90_000, length=100_000), source="127.0.0.2") for _ in range(4)]
+        slow = [
+            service.client(request(b" " * 90_000, length=100_000), source="127.0.0.2")
+            for _ in range(4)
+        ]
         assert heard(slow[0]).startswith(b"HTTP/1.1 503 ")
         assert heard(slow[1]).startswith(b"HTTP/1.1 503 ")
         honest.sendall(GOOD)
@@ -195,7 +205,8 @@ def test_a_client_cannot_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
     assert "\x1b" not in caplog.text
 
 
-# ------------------------------------------------------------------------------------------------------------------- cost
+# --------------------------------------------------------------------------------------------------
+# cost
 
 
 @pytest.fixture(scope="module")
@@ -236,19 +247,28 @@ def test_wrong_values_take_little_memory(plain: Service, value: bytes) -> None:
 
 @given(
     st.lists(
-        st.dictionaries(st.sampled_from(["language", "audio", "vision"]), st.integers(1, 60), min_size=1),
+        st.dictionaries(
+            st.sampled_from(["language", "audio", "vision"]), st.integers(1, 60), min_size=1
+        ),
         min_size=1,
         max_size=20,
     ),
     st.booleans(),
 )
 @settings(deadline=None, max_examples=50)
-def test_what_is_within_the_limits_is_never_taken_for_oversized(frames: list[dict[str, int]], null: bool) -> None:
+def test_what_is_within_the_limits_is_never_taken_for_oversized(
+    frames: list[dict[str, int]], null: bool
+) -> None:
     """The bounds on a body's values, lists and names follow from its cost, whatever the cost is."""
     widths = {"language": 5, "audio": 1, "vision": 4}
-    samples = [{m: [None if null else [0] * widths[m]] * count for m, count in sample.items()} for sample in frames]
+    samples = [
+        {m: [None if null else [0] * widths[m]] * count for m, count in sample.items()}
+        for sample in frames
+    ]
     cost = sum(count * (widths[m] + count) for sample in frames for m, count in sample.items())
-    refuse_oversized(json.dumps({"samples": samples}).encode(), cost=cost, samples=len(samples), modalities=3)
+    refuse_oversized(
+        json.dumps({"samples": samples}).encode(), cost=cost, samples=len(samples), modalities=3
+    )
 
 
 def test_cost_of_a_request_and_of_all_together() -> None:
@@ -274,7 +294,9 @@ def test_cost_of_a_request_and_of_all_together() -> None:
 def test_what_goes_through_at_once_is_padded_to_no_more_than_a_slice() -> None:
     """Many short samples and a long one, in one request: never all padded to the longest."""
     with local() as service:
-        assert predict(service, *[ONE_FRAME] * 200, {"audio": np.zeros((700, 3))}).status_code == 200
+        assert (
+            predict(service, *[ONE_FRAME] * 200, {"audio": np.zeros((700, 3))}).status_code == 200
+        )
     assert sum(service.predictor.sizes) == 201
     assert 1 in service.predictor.sizes  # the long one
     assert max(service.predictor.sizes) <= 64
@@ -292,7 +314,8 @@ def test_a_small_request_passes_a_large_one() -> None:
         assert len(large.result().json()["predictions"]) == 60
 
 
-# ----------------------------------------------------------------------------------------------- clients that leave, the end
+# -----------------------------------------------------------------------------------------------
+# clients that leave, the end
 
 
 def test_what_has_not_begun_is_not_done_for_a_client_that_left() -> None:
@@ -303,7 +326,9 @@ def test_what_has_not_begun_is_not_done_for_a_client_that_left() -> None:
         wait_until(lambda: service.service.guard.given_up == 1)
         service.predictor.go.set()
         wait_until(lambda: predict(service).status_code == 200)
-        assert service.predictor.sizes == [1] * 3  # the slice of two that had begun, and the other request
+        assert (
+            service.predictor.sizes == [1] * 3
+        )  # the slice of two that had begun, and the other request
         metrics = httpx.get(f"{service.url}/metrics").text
         assert 'corrkd_requests_total{path="/v1/predict",status="499"} 1.0' in metrics
 
@@ -384,7 +409,9 @@ def test_a_network_that_never_answers_does_not_keep_the_process(tmp_path: Path) 
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen([sys.executable, "-c", STUCK, str(port)], stderr=log, cwd=ROOT)
     try:
-        wait_until(lambda: process.poll() is not None or "running on" in (tmp_path / "log").read_text())
+        wait_until(
+            lambda: process.poll() is not None or "running on" in (tmp_path / "log").read_text()
+        )
         with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
             client.sendall(request(GOOD))
             time.sleep(1)
@@ -398,7 +425,8 @@ def test_a_network_that_never_answers_does_not_keep_the_process(tmp_path: Path) 
         process.wait()
 
 
-# -------------------------------------------------------------------------------------------------------- hosts and origins
+# --------------------------------------------------------------------------------------------------
+# hosts and origins
 
 
 def test_pages_of_other_sites_get_nothing() -> None:
@@ -408,7 +436,9 @@ def test_pages_of_other_sites_get_nothing() -> None:
             given = {name.replace("_", "-"): value for name, value in headers.items()}
             return httpx.get(f"{service.url}{path}", headers=given).status_code
 
-        assert get("/v1/model", host="evil.example") == 421  # whose name was pointed at this address
+        assert (
+            get("/v1/model", host="evil.example") == 421
+        )  # whose name was pointed at this address
         assert get("/", host="evil.example") == 421
         assert get("/healthz", host="evil.example") == 200
         assert get("/v1/model", host="predict.example") == 200

@@ -10,7 +10,9 @@ from tests.test_docs import ROOT
 
 
 @pytest.mark.slow
-def test_under_load_beside_a_hostile_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_under_load_beside_a_hostile_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import serving_load
 

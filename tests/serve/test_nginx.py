@@ -56,9 +56,16 @@ def nginx(folder: Path, backend: int) -> Iterator[int]:
         pytest.skip("needs nginx")
     (documented,) = blocks((ROOT / "docs" / "service.md").read_text("utf-8"), "nginx")
     port = free_port()
-    server = documented.replace("127.0.0.1:8000", f"127.0.0.1:{backend}").replace("443 ssl", f"127.0.0.1:{port}")
-    server = re.sub(r"^ *ssl_.*\n", "", server, flags=re.MULTILINE).replace("_timeout 10s", "_timeout 1s")
-    paths = "".join(f"{kind}_temp_path {kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    server = documented.replace("127.0.0.1:8000", f"127.0.0.1:{backend}").replace(
+        "443 ssl", f"127.0.0.1:{port}"
+    )
+    server = re.sub(r"^ *ssl_.*\n", "", server, flags=re.MULTILINE).replace(
+        "_timeout 10s", "_timeout 1s"
+    )
+    paths = "".join(
+        f"{kind}_temp_path {kind};\n"
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
     (folder / "nginx.conf").write_text(
         f"daemon off;\nmaster_process off;\npid nginx.pid;\nerror_log error.log;\nevents {{}}\n"
         f"http {{\naccess_log off;\n{paths}{server}}}\n"
@@ -80,7 +87,10 @@ def nginx(folder: Path, backend: int) -> Iterator[int]:
 
 @pytest.fixture
 def proxied(tmp_path: Path) -> Iterator[Proxied]:
-    with local(hosts=[NAME], requests=2, connections=32, seconds=2.0) as service, nginx(tmp_path, service.port) as port:
+    with (
+        local(hosts=[NAME], requests=2, connections=32, seconds=2.0) as service,
+        nginx(tmp_path, service.port) as port,
+    ):
         yield Proxied(service, port)
 
 

@@ -60,12 +60,24 @@ def test_by_keyboard_alone(page: Page) -> None:
     for _ in range(12):
         ActionChains(page.browser).send_keys(Keys.TAB).perform()
         reached.append(page.browser.switch_to.active_element.get_attribute("id") or "")
-    wanted = ["search", "samples", "random", "file", "switch-0", "switch-1", "switch-2", "missing", "again"]
+    wanted = [
+        "search",
+        "samples",
+        "random",
+        "file",
+        "switch-0",
+        "switch-1",
+        "switch-2",
+        "missing",
+        "again",
+    ]
     assert [name for name in reached if name in wanted][: len(wanted)] == wanted
     page.find("#missing").send_keys(Keys.HOME)
     page.changed(lambda: page.find("#missing").send_keys(*[Keys.ARROW_RIGHT] * 12))
     assert page.find("#share").text == "60 %"
-    assert "60 % of all frames missing" not in page.find("#card-student").text  # the nearest that was tested
+    assert (
+        "60 % of all frames missing" not in page.find("#card-student").text
+    )  # the nearest that was tested
     assert "50 % of all frames missing" in page.find("#card-student").text
     page.changed(lambda: page.find("#switch-1").send_keys(Keys.SPACE))
     page.changed(lambda: page.find("#samples").send_keys(Keys.ARROW_DOWN))
@@ -116,7 +128,9 @@ def test_an_address_brings_back_what_was_shown(page: Page, service: Running) -> 
     page.wait(lambda: "missing=30" in page.browser.current_url)
     page.wait(lambda: page.find("#cards").get_attribute("aria-busy") == "false")
     shown, address = page.answers(), page.browser.current_url
-    again = Page(page.browser, service.url, address.partition("/#")[2] and "#" + address.partition("/#")[2])
+    again = Page(
+        page.browser, service.url, address.partition("/#")[2] and "#" + address.partition("/#")[2]
+    )
     again.wait(lambda: again.answers() == shown)
     assert not again.find("#switch-2").is_selected()
 
@@ -131,7 +145,9 @@ def test_it_fits_narrow_and_wide(page: Page, width: int) -> None:
         assert page.browser.execute_script("return document.documentElement.scrollWidth") <= width
         page.browser.execute_script("document.getElementById('missing').scrollIntoView()")
         if width < 600:  # what is said stays in sight while one slides
-            place = page.browser.execute_script("return document.getElementById('said').getBoundingClientRect().top")
+            place = page.browser.execute_script(
+                "return document.getElementById('said').getBoundingClientRect().top"
+            )
             assert 0 <= place < 50
     finally:
         page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -45,14 +45,19 @@ WIDTHS = {"language": 5, "audio": 3, "vision": 4}
 def incomplete(split: Split) -> Split:
     """Some frames and some whole modalities are missing in the data."""
     rng = np.random.default_rng(4)
-    present = {m: p & (rng.random(p.shape) > 0.2) & (rng.random((len(p), 1)) > 0.3) for m, p in split.present.items()}
+    present = {
+        m: p & (rng.random(p.shape) > 0.2) & (rng.random((len(p), 1)) > 0.3)
+        for m, p in split.present.items()
+    }
     frames = {m: x * present[m][..., None] for m, x in split.frames.items()}
     return replace(split, present=present, frames=frames)
 
 
 def dataset_of(target: str = "classes") -> MultimodalDataset:
     dataset = dataset_for(target)
-    return replace(dataset, splits={name: incomplete(split) for name, split in dataset.splits.items()})
+    return replace(
+        dataset, splits={name: incomplete(split) for name, split in dataset.splits.items()}
+    )
 
 
 def said_of(predictor: Predictor, split: Split, **options: Any) -> list[Prediction]:
@@ -65,7 +70,9 @@ def said_of(predictor: Predictor, split: Split, **options: Any) -> list[Predicti
     return predictor.predict(samples, **options)
 
 
-def rows_of(name: str, split: str | None, said: Prediction, level: bool) -> Iterator[dict[str, Any]]:
+def rows_of(
+    name: str, split: str | None, said: Prediction, level: bool
+) -> Iterator[dict[str, Any]]:
     """The rows of a table, from a prediction."""
     known = said.reliability
     common = {
@@ -78,11 +85,18 @@ def rows_of(name: str, split: str | None, said: Prediction, level: bool) -> Iter
     }
     if said.score is not None:
         low, high = said.interval or (None, None)
-        yield {**common, "score": said.score, "label": said.label, **({"low": low, "high": high} if level else {})}
+        yield {
+            **common,
+            "score": said.score,
+            "label": said.label,
+            **({"low": low, "high": high} if level else {}),
+        }
         return
     nested = isinstance(said.label, dict)
     for question in said.label if nested else [None]:
-        pick = (lambda values, q=question: values and values[q]) if nested else (lambda values: values)
+        pick = (
+            (lambda values, q=question: values and values[q]) if nested else (lambda values: values)
+        )
         row = {**common, "label": pick(said.label), **({"question": question} if nested else {})}
         row |= {f"p_{c}": p for c, p in pick(said.probabilities).items()}
         held = pick(said.prediction_set)
@@ -96,7 +110,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".parquet":
         return pq.read_table(path).to_pylist()
     with path.open(encoding="utf-8", newline="") as file:
-        return [{column: value_of(column, text) for column, text in row.items()} for row in csv.DictReader(file)]
+        return [
+            {column: value_of(column, text) for column, text in row.items()}
+            for row in csv.DictReader(file)
+        ]
 
 
 def value_of(column: str, text: str) -> Any:
@@ -105,17 +122,22 @@ def value_of(column: str, text: str) -> Any:
     return {"True": True, "False": False}[text] if column == "harder" else float(text)
 
 
-# ------------------------------------------------------------------------------------------------------- what stands in the table
+# --------------------------------------------------------------------------------------------------
+# what stands in the table
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("level", [None, 0.9])
 @pytest.mark.parametrize("target", ["classes", "questions", "score"])
-def test_says_what_predict_says(target: str, level: float | None, suffix: str, tmp_path: Path) -> None:
+def test_says_what_predict_says(
+    target: str, level: float | None, suffix: str, tmp_path: Path
+) -> None:
     saved, dataset, out = student(target, level=level), dataset_of(target), tmp_path / f"p{suffix}"
     assert saved.evaluated is not None
     tested = tuple(c for c in saved.evaluated.conditions if c.name != "audio")
-    predictor = Predictor(replace(saved, evaluated=saved.evaluated.model_copy(update={"conditions": tested})))
+    predictor = Predictor(
+        replace(saved, evaluated=saved.evaluated.model_copy(update={"conditions": tested}))
+    )
     assert predict_file(predictor, dataset, out) == 114
     found, expected = read(out), []
     for name, split in dataset.splits.items():
@@ -128,7 +150,15 @@ def test_says_what_predict_says(target: str, level: float | None, suffix: str, t
     assert found == expected
     if suffix != ".jsonl":
         order = ["id", "split", "question", "score", "label", "p_0", "p_1", "p_2", "p_no", "p_yes"]
-        order += [*(f"used_{m}" for m in WIDTHS), "condition", "weighted_f1", "harder", "in_set", "low", "high"]
+        order += [
+            *(f"used_{m}" for m in WIDTHS),
+            "condition",
+            "weighted_f1",
+            "harder",
+            "in_set",
+            "low",
+            "high",
+        ]
         assert list(found[0]) == [c for c in order if c in expected[0]]
         assert {row["harder"] for row in found} == {True, False, None}
     assert [p.name for p in tmp_path.iterdir()] == [out.name]
@@ -139,23 +169,38 @@ def test_samples_that_do_not_count_for_the_target_are_predicted(tmp_path: Path) 
     scores = dataset.split("test").scores
     assert scores is not None
     scores[:9] = 0.0
-    assert predict_file(Predictor(student("binary-nonzero")), dataset, tmp_path / "p.csv", split="test") == 36
+    assert (
+        predict_file(
+            Predictor(student("binary-nonzero")), dataset, tmp_path / "p.csv", split="test"
+        )
+        == 36
+    )
     assert pd.read_csv(tmp_path / "p.csv")["id"].tolist() == dataset.split("test").ids.tolist()
 
 
 def test_strange_ids(tmp_path: Path) -> None:
     split = dataset_for("classes").split("test")
-    names = ['a "quoted", one', "two\nlines", "three\u2028separated\x85", "é", *split.ids[4:].tolist()]
+    names = [
+        'a "quoted", one',
+        "two\nlines",
+        "three\u2028separated\x85",
+        "é",
+        *split.ids[4:].tolist(),
+    ]
     dataset = MultimodalDataset(name="x", splits={"test": replace(split, ids=np.array(names))})
     for suffix in FORMATS:
         predict_file(Predictor(student()), dataset, tmp_path / f"p{suffix}")
     assert pd.read_csv(tmp_path / "p.csv")["id"].tolist() == names
     assert pd.read_parquet(tmp_path / "p.parquet")["id"].tolist() == names
-    assert [json.loads(x)["id"] for x in (tmp_path / "p.jsonl").open(encoding="utf-8", newline="\n")] == names
+    assert [
+        json.loads(x)["id"] for x in (tmp_path / "p.jsonl").open(encoding="utf-8", newline="\n")
+    ] == names
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_batches_change_no_more_than_rounding(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_change_no_more_than_rounding(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(prediction_table, "GROUP", 50)
     predictor, dataset, tables = Predictor(student(level=0.9)), dataset_of(), []
     for size in (1, 17, 256):
@@ -164,22 +209,33 @@ def test_batches_change_no_more_than_rounding(suffix: str, tmp_path: Path, monke
         tables.append(read(out))
         if suffix == ".parquet":
             about = pq.read_metadata(out)
-            assert [about.row_group(n).num_rows for n in range(about.num_row_groups)] == [50, 50, 14]
+            assert [about.row_group(n).num_rows for n in range(about.num_row_groups)] == [
+                50,
+                50,
+                14,
+            ]
     for table in tables[:-1]:
         for row, other in zip(table, tables[-1], strict=True):
             assert row.keys() == other.keys()
             for key, value in row.items():
                 numbers = isinstance(value, float) or key in ("probabilities", "used")
-                assert value == (pytest.approx(other[key], abs=1e-5) if numbers else other[key]), key
+                assert value == (pytest.approx(other[key], abs=1e-5) if numbers else other[key]), (
+                    key
+                )
 
 
-# ------------------------------------------------------------------------------------------------------------------- other data
+# --------------------------------------------------------------------------------------------------
+# other data
 
 
 def unlabelled(folder: Path, **changes: Any) -> Path:
     """Recordings without targets."""
     split = make_split(20, WIDTHS, seed=8)
-    arrays: dict[str, Any] = {**split.frames, **{f"{m}_lengths": x for m, x in split.lengths.items()}, **changes}
+    arrays: dict[str, Any] = {
+        **split.frames,
+        **{f"{m}_lengths": x for m, x in split.lengths.items()},
+        **changes,
+    }
     path = folder / "new.npz"
     np.savez(path, **{key: x for key, x in arrays.items() if x is not None})
     return path
@@ -190,10 +246,15 @@ def test_data_without_targets(tmp_path: Path) -> None:
     expected = said_of(predictor, make_split(20, WIDTHS, seed=8))
 
     def found(path: Path, **options: Any) -> pd.DataFrame:
-        predict_file(predictor, package.load_dataset(path, targets=False), out, overwrite=True, **options)
+        predict_file(
+            predictor, package.load_dataset(path, targets=False), out, overwrite=True, **options
+        )
         return pd.read_csv(out)
 
-    for ids, names in ((None, [f"sample-{n}" for n in range(20)]), (np.arange(20) + 5, list(range(5, 25)))):
+    for ids, names in (
+        (None, [f"sample-{n}" for n in range(20)]),
+        (np.arange(20) + 5, list(range(5, 25))),
+    ):
         table = found(unlabelled(tmp_path, ids=ids))
         assert "split" not in table
         assert table["id"].tolist() == names
@@ -219,16 +280,22 @@ def test_other_modalities(tmp_path: Path) -> None:
         "the model does not know gaze: left out",
     ]
     predict_file(predictor, dataset, out)
-    samples = [{m: x for m, x in sample_of(split, row).items() if m != "vision"} for row in range(20)]
+    samples = [
+        {m: x for m, x in sample_of(split, row).items() if m != "vision"} for row in range(20)
+    ]
     lines = [json.loads(json.dumps(said.to_json())) for said in predictor.predict(samples)]
     assert read(out) == [{"id": f"sample-{n}", **line} for n, line in enumerate(lines)]
     assert {line["reliability"]["condition"] for line in lines} == {"language+audio"}
     assert {line["used"]["vision"] for line in lines} == {0.0}
 
     for changes, words in (
-        ({"audio": np.ones((20, 6, 2))}, "modality audio is 2 wide, but the model was trained on 3"),
         (
-            dict.fromkeys((*WIDTHS, *(f"{m}_lengths" for m in WIDTHS))) | {"gaze": np.ones((20, 3, 7))},
+            {"audio": np.ones((20, 6, 2))},
+            "modality audio is 2 wide, but the model was trained on 3",
+        ),
+        (
+            dict.fromkeys((*WIDTHS, *(f"{m}_lengths" for m in WIDTHS)))
+            | {"gaze": np.ones((20, 3, 7))},
             "has none of the model's modalities language, audio, vision; it has gaze",
         ),
     ):
@@ -242,10 +309,14 @@ def test_other_modalities(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["classes", "questions", "score"])
-@pytest.mark.parametrize("name", ["language+audio", "vision", "ratio-0.5", "burst-0.5", "late-0.5", "ratio-1.0"])
+@pytest.mark.parametrize(
+    "name", ["language+audio", "vision", "ratio-0.5", "burst-0.5", "late-0.5", "ratio-1.0"]
+)
 def test_conditions_are_the_evaluations(name: str, target: str, tmp_path: Path) -> None:
     saved, dataset = student(target), dataset_of(target)
-    predict_file(Predictor(saved), dataset, tmp_path / "p.jsonl", split="test", condition=name, batch_size=7)
+    predict_file(
+        Predictor(saved), dataset, tmp_path / "p.jsonl", split="test", condition=name, batch_size=7
+    )
     samples = samples_of(saved, dataset, "test", device=torch.device("cpu"))
     wanted = condition(name, dataset.modalities)
     result = sweep(saved.network, samples, [wanted])[0]
@@ -268,7 +339,9 @@ def test_conditions_are_the_evaluations(name: str, target: str, tmp_path: Path) 
 
 def test_conditions_that_take_nothing_away_or_all(tmp_path: Path) -> None:
     predictor, out = Predictor(student()), tmp_path / "p.csv"
-    dataset = package.load_dataset(unlabelled(tmp_path, vision=None, vision_lengths=None), targets=False)
+    dataset = package.load_dataset(
+        unlabelled(tmp_path, vision=None, vision_lengths=None), targets=False
+    )
     for name, words in (
         ("natural", "condition 'natural' takes nothing away; name modalities that stay"),
         ("noise-0.5", "condition 'noise-0.5' takes nothing away"),
@@ -281,7 +354,8 @@ def test_conditions_that_take_nothing_away_or_all(tmp_path: Path) -> None:
     assert set(pd.read_csv(out)["condition"]) == {"audio"}
 
 
-# ------------------------------------------------------------------------------------------------------------------- batch by batch
+# --------------------------------------------------------------------------------------------------
+# batch by batch
 
 
 class Watched:
@@ -319,11 +393,18 @@ def test_frames_are_taken_a_batch_at_a_time(tmp_path: Path) -> None:
     watched = {m: Watched(x, 5) for m, x in split.frames.items()}
     dataset = MultimodalDataset(name="x", splits={"test": replace(split, frames=watched)})  # type: ignore[arg-type]
     done: list[int] = []
-    predict_file(Predictor(student()), dataset, tmp_path / "p.csv", batch_size=5, on_batch=done.append)
+    predict_file(
+        Predictor(student()), dataset, tmp_path / "p.csv", batch_size=5, on_batch=done.append
+    )
     assert done == [5] * 7 + [1]
     glimpsed = list(range(0, 36, 3))  # by which the data is known again, one by one
     assert all(w.taken == glimpsed + list(range(36)) for w in watched.values())
-    predict_file(Predictor(student()), replace(dataset, splits={"test": split}), tmp_path / "q.csv", batch_size=5)
+    predict_file(
+        Predictor(student()),
+        replace(dataset, splits={"test": split}),
+        tmp_path / "q.csv",
+        batch_size=5,
+    )
     assert (tmp_path / "p.csv").read_bytes() == (tmp_path / "q.csv").read_bytes()
 
 
@@ -335,11 +416,14 @@ def test_rows_are_read_when_they_are_written(tmp_path: Path) -> None:
     rows = prediction_table.rows(files)
     assert [next(rows)["id"] for _ in range(3)] == ["a"] * 3
     files[1].write_text("{\n")  # not looked at before
-    with pytest.raises(CorrKDError, match=r"1.jsonl: damaged; delete it, and its samples are predicted again"):
+    with pytest.raises(
+        CorrKDError, match=r"1.jsonl: damaged; delete it, and its samples are predicted again"
+    ):
         next(rows)
 
 
-# ------------------------------------------------------------------------------------------------------------ stopped and started
+# --------------------------------------------------------------------------------------------------
+# stopped and started
 
 
 @pytest.fixture(scope="module")
@@ -357,7 +441,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(model: Path, data: Path, out: Path, *words: object, **options: Any) -> Ended:
-    return corrkd("predict", model, "--data", data, "--out", out, "--batch-size", 16, *words, **options)
+    return corrkd(
+        "predict", model, "--data", data, "--out", out, "--batch-size", 16, *words, **options
+    )
 
 
 def left(folder: Path) -> list[str]:
@@ -401,9 +487,16 @@ HOOKS = [("pathlib:Path", "write_bytes"), ("os", "fsync"), ("os", "replace")]
     ],
 )
 def test_killed_again_and_again(
-    hook: tuple[str, str], suffix: str, model: Path, data: Path, whole: Mapping[str, bytes], tmp_path: Path
+    hook: tuple[str, str],
+    suffix: str,
+    model: Path,
+    data: Path,
+    whole: Mapping[str, bytes],
+    tmp_path: Path,
 ) -> None:
-    """At the third write of every process: a part of two, half written, beside its place, or before it takes it."""
+    """At the third write of every process: a part of two, half written, beside its place, or before
+    it takes it.
+    """
     out, parts, times = tmp_path / f"p{suffix}", tmp_path / f".p{suffix}.parts", 0
     while (ended := command(model, data, out, first=ends_at(*hook, 3))).code != 0:
         assert ended.code == -signal.SIGKILL, ended
@@ -451,7 +544,12 @@ def test_control_c(model: Path, data: Path, whole: Mapping[str, bytes], tmp_path
     assert ended.err.splitlines()[-1].startswith("interrupted; ")
     assert "predict go on when started again" in ended.err
     assert "Traceback" not in ended.err
-    assert left(tmp_path / ".p.csv.parts") == [".lock", "about.json", "part-00000000.jsonl", "part-00000001.jsonl"]
+    assert left(tmp_path / ".p.csv.parts") == [
+        ".lock",
+        "about.json",
+        "part-00000000.jsonl",
+        "part-00000001.jsonl",
+    ]
     assert command(model, data, out).code == 0
     assert out.read_bytes() == whole[".csv"]
     assert left(tmp_path) == ["p.csv"]
@@ -460,9 +558,16 @@ def test_control_c(model: Path, data: Path, whole: Mapping[str, bytes], tmp_path
 @pytest.mark.parametrize("hook", [("os", "fsync"), ("os", "replace")])
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_killed_at_the_output(
-    suffix: str, hook: tuple[str, str], model: Path, data: Path, whole: Mapping[str, bytes], tmp_path: Path
+    suffix: str,
+    hook: tuple[str, str],
+    model: Path,
+    data: Path,
+    whole: Mapping[str, bytes],
+    tmp_path: Path,
 ) -> None:
-    """After the note and eight batches; what is left of it lies in the hidden folder and goes with it."""
+    """After the note and eight batches; what is left of it lies in the hidden folder and goes with
+    it.
+    """
     out = tmp_path / f"p{suffix}"
     assert command(model, data, out, first=ends_at(*hook, 10)).code == -signal.SIGKILL
     assert [p.name for p in tmp_path.iterdir()] == [f".p{suffix}.parts"]
@@ -472,7 +577,9 @@ def test_killed_at_the_output(
     assert left(tmp_path) == [out.name]
 
 
-def test_killed_with_the_output_in_place(model: Path, data: Path, whole: Mapping[str, bytes], tmp_path: Path) -> None:
+def test_killed_with_the_output_in_place(
+    model: Path, data: Path, whole: Mapping[str, bytes], tmp_path: Path
+) -> None:
     out = tmp_path / "p.csv"
     first = ends_at("shutil", "rmtree", 1)
     assert command(model, data, out, first=first).code == -signal.SIGKILL
@@ -494,7 +601,9 @@ def test_half_done_with_other_arguments(tmp_path: Path) -> None:
     hotter = replace(hotter, evaluated=hotter.evaluated.model_copy(update={"conditions": changed}))
     fewer = replace(dataset, splits={"test": dataset.split("test")})
     frames = {m: x + np.float32(1) for m, x in dataset.split("test").frames.items()}
-    moved = replace(dataset, splits={**dataset.splits, "test": replace(dataset.split("test"), frames=frames)})
+    moved = replace(
+        dataset, splits={**dataset.splits, "test": replace(dataset.split("test"), frames=frames)}
+    )
     for other, what in (
         ({"batch_size": 17}, "samples at a time"),
         ({"batch_size": 16, "split": "test"}, "data, split"),
@@ -508,15 +617,26 @@ def test_half_done_with_other_arguments(tmp_path: Path) -> None:
         with pytest.raises(CorrKDError) as caught:
             predict_file(**{"predictor": predictor, "dataset": dataset, "out": out, **other})  # type: ignore[arg-type]
         assert str(caught.value) == (
-            f"{out}: half done, but with other {what}; go on with the same, or start anew with --overwrite"
+            f"{out}: half done, but with other {what}; go on with the same, or start anew with "
+            f"--overwrite"
         )
         assert left(tmp_path) == before
     # The same arguments go on, whether an output may be replaced or not; others start anew.
     done: list[int] = []
     with pytest.raises(KeyboardInterrupt):
-        predict_file(predictor, dataset, out, batch_size=16, overwrite=True, on_batch=stopped_after(4))
+        predict_file(
+            predictor, dataset, out, batch_size=16, overwrite=True, on_batch=stopped_after(4)
+        )
     assert len(list((tmp_path / ".p.csv.parts").glob("part-*"))) == 4
-    predict_file(predictor, dataset, out, batch_size=17, condition="audio", overwrite=True, on_batch=done.append)
+    predict_file(
+        predictor,
+        dataset,
+        out,
+        batch_size=17,
+        condition="audio",
+        overwrite=True,
+        on_batch=done.append,
+    )
     predict_file(predictor, dataset, tmp_path / "q.csv", batch_size=17, condition="audio")
     assert out.read_bytes() == (tmp_path / "q.csv").read_bytes()
     assert left(tmp_path) == ["p.csv", "q.csv"]
@@ -525,10 +645,15 @@ def test_half_done_with_other_arguments(tmp_path: Path) -> None:
 def test_an_output_that_is_there(tmp_path: Path) -> None:
     predictor, dataset, out = Predictor(student()), dataset_of(), tmp_path / "p.csv"
     out.write_text("mine")
-    with pytest.raises(CorrKDError, match=r"p.csv: is there already; choose another file, or replace it with --over"):
+    with pytest.raises(
+        CorrKDError,
+        match=r"p.csv: is there already; choose another file, or replace it with --over",
+    ):
         predict_file(predictor, dataset, out)
     with pytest.raises(KeyboardInterrupt):
-        predict_file(predictor, dataset, out, batch_size=16, overwrite=True, on_batch=stopped_after(2))
+        predict_file(
+            predictor, dataset, out, batch_size=16, overwrite=True, on_batch=stopped_after(2)
+        )
     assert out.read_text() == "mine"
     predict_file(predictor, dataset, out, batch_size=16, overwrite=True)
     assert len(pd.read_csv(out)) == 114
@@ -572,12 +697,15 @@ def test_a_network_that_answers_with_no_numbers(tmp_path: Path) -> None:
     saved = student()
     with torch.no_grad():
         next(saved.network.parameters()).fill_(torch.nan)
-    with pytest.raises(CorrKDError, match=r"samples train-0 to train-15: the network answered with NaN"):
+    with pytest.raises(
+        CorrKDError, match=r"samples train-0 to train-15: the network answered with NaN"
+    ):
         predict_file(Predictor(saved), dataset_of(), tmp_path / "p.csv", batch_size=16)
     assert left(tmp_path) == []
 
 
-# --------------------------------------------------------------------------------------------------------------- as a user types it
+# --------------------------------------------------------------------------------------------------
+# as a user types it
 
 
 def test_errors_are_one_line(model: Path, data: Path, tmp_path: Path) -> None:
@@ -587,15 +715,26 @@ def test_errors_are_one_line(model: Path, data: Path, tmp_path: Path) -> None:
         ("p", "p: the output's name must end in"),
         ("folder.csv", "folder.csv: is a folder; name a file"),
     ):
-        assert words in command(model, "nowhere", tmp_path / out).line  # before the data is looked for
+        assert (
+            words in command(model, "nowhere", tmp_path / out).line
+        )  # before the data is looked for
     assert "nowhere: no such file" in command(model, "nowhere", tmp_path / "p.csv").line
     assert (
         "has no split 'later'; it has train, valid, test"
         in command(model, data, tmp_path / "p.csv", "--split", "later").line
     )
-    assert "nowhere: no such file or folder" in command(tmp_path / "nowhere", data, tmp_path / "p.csv").line
-    assert "'smell' is unknown" in command(model, data, tmp_path / "p.csv", "--condition", "smell").line
-    assert "device 'gpu' is not there; use " in command(model, data, tmp_path / "p.csv", "--device", "gpu").line
+    assert (
+        "nowhere: no such file or folder"
+        in command(tmp_path / "nowhere", data, tmp_path / "p.csv").line
+    )
+    assert (
+        "'smell' is unknown"
+        in command(model, data, tmp_path / "p.csv", "--condition", "smell").line
+    )
+    assert (
+        "device 'gpu' is not there; use "
+        in command(model, data, tmp_path / "p.csv", "--device", "gpu").line
+    )
     assert "--batch-size" in command(model, data, tmp_path / "p.csv", "--batch-size", 0).line
     assert left(tmp_path) == ["folder.csv"]
 
@@ -604,7 +743,9 @@ def test_of_new_recordings(model: Path, served: Path, tmp_path: Path) -> None:
     gaze = np.ones((20, 3, 7))
     gaze[4, 1, 2] = np.nan
     path = unlabelled(tmp_path, vision=None, vision_lengths=None, gaze=gaze)
-    done = command(model, path, tmp_path / "new" / "p.csv", "--split", "all", "--condition", "audio+language")
+    done = command(
+        model, path, tmp_path / "new" / "p.csv", "--split", "all", "--condition", "audio+language"
+    )
     assert done.code == 0, done.err
     assert "note: gaze: 1 nan values set to 0\n" in done.err
     assert "note: the data has no vision: it is missing in every sample\n" in done.err
@@ -618,13 +759,24 @@ def test_of_new_recordings(model: Path, served: Path, tmp_path: Path) -> None:
     train = ("train", "--settings", tmp_path / "tiny.yaml", "--out", tmp_path / "run", "--data")
     assert "an array `scores` or `labels` is needed" in corrkd(*train, path).line
     assert "neither scores nor labels" in corrkd(*train, tmp_path / "new.safetensors").line
-    assert "an array `scores` or `labels` is needed" in corrkd("evaluate", served, "--data", path).line
+    assert (
+        "an array `scores` or `labels` is needed" in corrkd("evaluate", served, "--data", path).line
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_of_a_run_and_its_own_data(served: Path, tmp_path: Path) -> None:
     """`synthetic` is the run's own, and what is said of it is what the run said."""
-    words = ("predict", served, "--data", "synthetic", "--split", "test", "--condition", "language+audio")
+    words = (
+        "predict",
+        served,
+        "--data",
+        "synthetic",
+        "--split",
+        "test",
+        "--condition",
+        "language+audio",
+    )
     done = corrkd(*words, "--out", tmp_path / "p.parquet")
     assert done.code == 0, done.err
     own = pd.read_parquet(served / "synthetic" / "seed-0" / "student" / "predictions.parquet")
@@ -634,6 +786,8 @@ def test_of_a_run_and_its_own_data(served: Path, tmp_path: Path) -> None:
     names = saved.target.classes
     assert found["id"].tolist() == own["id"].tolist()
     assert found["label"].tolist() == [names[k] for k in own["prediction"]]
-    temperature = next(c.temperature for c in saved.evaluated.conditions if c.name == "language+audio")
+    temperature = next(
+        c.temperature for c in saved.evaluated.conditions if c.name == "language+audio"
+    )
     expected = tempered(own[[f"p_{k}" for k in range(3)]].to_numpy(), temperature)
     np.testing.assert_allclose(found[[f"p_{name}" for name in names]], expected, atol=1e-5)

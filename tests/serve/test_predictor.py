@@ -41,12 +41,16 @@ def response_of(prediction: Prediction) -> np.ndarray:
 
 @pytest.mark.parametrize("target", ["classes", "questions", "score"])
 def test_predicts_what_the_evaluation_tested(target: str) -> None:
-    """Under every condition, with the dropped frames marked: the sweep's responses, with the condition's temperature."""
+    """Under every condition, with the dropped frames marked: the sweep's responses, with the
+    condition's temperature.
+    """
     saved, dataset = student(target), dataset_for(target)
     split, predictor = dataset.split("test"), Predictor(student(target))
     samples = samples_of(saved, dataset, "test", device=torch.device("cpu"))
     conditions = standard_conditions(
-        dataset.modalities, EvaluationSettings(draws=1, conditions={"ratio": [0.5, 1.0]}), naturally_incomplete=False
+        dataset.modalities,
+        EvaluationSettings(draws=1, conditions={"ratio": [0.5, 1.0]}),
+        naturally_incomplete=False,
     )
     assert saved.evaluated is not None
     temperatures = {c.name: c.temperature for c in saved.evaluated.conditions}
@@ -68,7 +72,9 @@ def test_predicts_what_the_evaluation_tested(target: str) -> None:
             if result.condition.kind == "modalities":
                 assert known is not None
                 assert (known.condition, known.harder) == (result.condition.name, False)
-                assert {m for m, share in prediction.used.items() if share} == set(result.condition.available)
+                assert {m for m, share in prediction.used.items() if share} == set(
+                    result.condition.available
+                )
 
 
 def test_one_sample_alone_and_among_others() -> None:
@@ -84,10 +90,14 @@ def test_one_sample_alone_and_among_others() -> None:
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_network_predicts_what_was_tested(name: str) -> None:
-    """Whatever the network, batches and lengths: what it says of a sample with the same frames dropped in an evaluation."""
+    """Whatever the network, batches and lengths: what it says of a sample with the same frames
+    dropped in an evaluation.
+    """
     saved, dataset = baseline(name), dataset_for("classes")
     if saved.network.reads_conversations:
-        with pytest.raises(CorrKDError, match="among the others of its conversation and cannot predict single ones"):
+        with pytest.raises(
+            CorrKDError, match="among the others of its conversation and cannot predict single ones"
+        ):
             Predictor(saved)
         return
     predictor, split = Predictor(saved), dataset.split("test")
@@ -97,9 +107,14 @@ def test_every_network_predicts_what_was_tested(name: str) -> None:
         given = []
         for row in range(len(split)):
             sample = sample_of(split, row)
-            given.append(sample | {f"{m}_present": ~dropped[m][row, : len(x)].numpy() for m, x in sample.items()})
+            given.append(
+                sample
+                | {f"{m}_present": ~dropped[m][row, : len(x)].numpy() for m, x in sample.items()}
+            )
         for size, count in ((1, 6), (7, len(given))):
-            found = np.stack([response_of(p) for p in predictor.predict(given[:count], batch_size=size)])
+            found = np.stack(
+                [response_of(p) for p in predictor.predict(given[:count], batch_size=size)]
+            )
             np.testing.assert_allclose(found, result.response[:count], atol=1e-5)
 
 
@@ -123,7 +138,9 @@ def test_what_is_missing_may_be_said_in_several_ways() -> None:
     assert vector == predictor.predict({"audio": sample["audio"][:1]})
 
 
-@pytest.mark.parametrize("given", [{}, {"vision": None}, {"vision": [None]}, {"vision": [None] * 6}])
+@pytest.mark.parametrize(
+    "given", [{}, {"vision": None}, {"vision": [None]}, {"vision": [None] * 6}]
+)
 def test_a_missing_modality_is_as_long_as_usual(given: dict[str, Any]) -> None:
     from corrkd.serve.standalone import collate, read_sample
 
@@ -143,8 +160,14 @@ def test_a_missing_modality_is_no_longer_than_the_model_reads(tmp_path: Path) ->
     network = build_network(saved.target, saved.widths, frames, saved.network.settings)
     save_network(tmp_path / "student", replace(saved, network=network.eval(), frames=frames))
     predictor = Predictor(load_network(tmp_path / "student"))
-    assert predictor.predict({"language": np.ones((5, 5))}).used == {"language": 1.0, "audio": 0.0, "vision": 0.0}
-    with pytest.raises(CorrKDError, match="sample, vision: 3 frames, but the model reads no more than 2"):
+    assert predictor.predict({"language": np.ones((5, 5))}).used == {
+        "language": 1.0,
+        "audio": 0.0,
+        "vision": 0.0,
+    }
+    with pytest.raises(
+        CorrKDError, match="sample, vision: 3 frames, but the model reads no more than 2"
+    ):
         predictor.predict({"vision": np.ones((3, 4))})
 
 
@@ -166,9 +189,20 @@ def test_sets_hold_what_cannot_be_ruled_out(target: str) -> None:
                 )
                 continue
             assert prediction.interval is None
-            nested = prediction.probabilities if target == "questions" else {"": prediction.probabilities}
-            held = prediction.prediction_set if target == "questions" else {"": prediction.prediction_set}
-            assert held == {q: [c for c, p in shares.items() if 1 - p <= threshold] for q, shares in nested.items()}
+            nested = (
+                prediction.probabilities
+                if target == "questions"
+                else {"": prediction.probabilities}
+            )
+            held = (
+                prediction.prediction_set
+                if target == "questions"
+                else {"": prediction.prediction_set}
+            )
+            assert held == {
+                q: [c for c, p in shares.items() if 1 - p <= threshold]
+                for q, shares in nested.items()
+            }
     assert Predictor(student(target)).predict(sample).prediction_set is None
 
 
@@ -184,7 +218,9 @@ def test_any_lengths_any_subset(data: st.DataObject) -> None:
         sample[m] = np.random.default_rng(length).normal(size=(length, WIDTHS[m])) * data.draw(
             st.sampled_from([1, 1e4])
         )
-        sample[f"{m}_present"] = data.draw(st.lists(st.booleans(), min_size=length, max_size=length))
+        sample[f"{m}_present"] = data.draw(
+            st.lists(st.booleans(), min_size=length, max_size=length)
+        )
     prediction = predictor.predict(sample)
     assert prediction.probabilities is not None
     assert sum(prediction.probabilities.values()) == pytest.approx(1)
@@ -200,7 +236,10 @@ BAD: list[tuple[Any, str]] = [
     ({"smell": [[1.0]]}, "'smell' is no modality of this model; it has language, audio, vision"),
     ({"language": np.zeros((2, 4))}, r"language: shape \(2, 4\), expected \(frames, 5\)"),
     ({"language": np.zeros((1, 2, 5))}, r"language: shape \(1, 2, 5\)"),
-    ({"language": np.zeros((0, 5))}, "language: no frames; where the modality is missing, give null"),
+    (
+        {"language": np.zeros((0, 5))},
+        "language: no frames; where the modality is missing, give null",
+    ),
     ({"language": []}, "language: no frames"),
     ({"audio": [[1.0, 2.0, math.nan]]}, "audio: NaN or infinite values in frame 0"),
     ({"audio": [[0.0, 0.0, 0.0], [1e300, 0.0, 0.0]]}, "audio: NaN or infinite values in frame 1"),
@@ -209,7 +248,10 @@ BAD: list[tuple[Any, str]] = [
     ({"audio": "loud"}, "audio: not numbers of shape"),
     ({"audio": [["1", "2", "3"]]}, "audio: not numbers of shape"),
     ({"audio": {"frames": 1}}, "audio: not numbers of shape"),
-    ({"audio": [[1.0, 2.0, 3.0]], "audio_present": [1, 0]}, r"audio: the mask must be 1 booleans, found shape \(2,\)"),
+    (
+        {"audio": [[1.0, 2.0, 3.0]], "audio_present": [1, 0]},
+        r"audio: the mask must be 1 booleans, found shape \(2,\)",
+    ),
     ({"audio": [[1.0, 2.0, 3.0]], "audio_present": ["yes"]}, "the mask must be 1 booleans"),
     ({"audio_present": [True]}, "audio: audio_present without audio"),
     (7, "sample 0: expected a mapping from modality to frames, found int"),
@@ -230,14 +272,18 @@ def test_bad_samples_are_one_clear_line(sample: Any, words: str) -> None:
 def test_a_sample_longer_than_learned_positions() -> None:
     predictor = Predictor(student(positions="learned"))
     predictor.predict({"audio": np.zeros((6, 3))})
-    with pytest.raises(CorrKDError, match="sample, audio: 7 frames, but the model reads no more than 6"):
+    with pytest.raises(
+        CorrKDError, match="sample, audio: 7 frames, but the model reads no more than 6"
+    ):
         predictor.predict({"audio": np.zeros((7, 3))})
 
 
 def test_conditions_that_were_not_tested_tell_nothing() -> None:
     saved = student(level=0.9)
     for tested in (None, replace_conditions(saved, ("complete",))):
-        prediction = Predictor(replace(saved, evaluated=tested)).predict({"audio": np.zeros((2, 3))})
+        prediction = Predictor(replace(saved, evaluated=tested)).predict(
+            {"audio": np.zeros((2, 3))}
+        )
         assert prediction.reliability is None
         assert prediction.prediction_set is None
 
@@ -250,13 +296,20 @@ def replace_conditions(saved: Any, names: tuple[str, ...]) -> Any:
 def test_the_nearest_share_of_missing_frames() -> None:
     predictor = Predictor(student())
     frames = {m: np.zeros((20, width)) for m, width in WIDTHS.items()}
-    for share, expected in ((0.1, "ratio-0.0"), (0.25, "ratio-0.5"), (0.6, "ratio-0.5"), (0.8, "ratio-1.0")):
+    for share, expected in (
+        (0.1, "ratio-0.0"),
+        (0.25, "ratio-0.5"),
+        (0.6, "ratio-0.5"),
+        (0.8, "ratio-1.0"),
+    ):
         masks = {f"{m}_present": np.arange(20) >= round(20 * share) for m in WIDTHS}
         known = predictor.predict(frames | masks).reliability
         assert known is not None
         assert known.condition == expected
         assert known.harder is (float(expected[-3:]) < share)
-    nothing = predictor.predict(frames | {f"{m}_present": np.zeros(20, bool) for m in WIDTHS}).reliability
+    nothing = predictor.predict(
+        frames | {f"{m}_present": np.zeros(20, bool) for m in WIDTHS}
+    ).reliability
     assert nothing is not None
     assert nothing.condition == "ratio-1.0"
 
@@ -301,7 +354,9 @@ def test_explains_what_it_predicts(target: str) -> None:
         assert why.label == max(shares, key=lambda name: shares[name])
         assert why.probability == pytest.approx(shares[why.label], abs=1e-5)
         other = predictor.explain(shown, question=question, label=predictor.saved.target.classes[0])
-        assert other.probability == pytest.approx(shares[predictor.saved.target.classes[0]], abs=1e-5)
+        assert other.probability == pytest.approx(
+            shares[predictor.saved.target.classes[0]], abs=1e-5
+        )
         if len(shown) == 1:
             assert {m for m, effect in why.modalities.items() if effect.value} == {"audio"}
 
@@ -310,7 +365,9 @@ def test_explains_nothing_that_the_model_does_not_say() -> None:
     sample = {"audio": np.zeros((2, 3))}
     with pytest.raises(CorrKDError, match="class 'purple' is none of this model's; it has 0, 1, 2"):
         Predictor(student()).explain(sample, label="purple")
-    with pytest.raises(CorrKDError, match="question 'sad' is none of this model's; it has no question"):
+    with pytest.raises(
+        CorrKDError, match="question 'sad' is none of this model's; it has no question"
+    ):
         Predictor(student()).explain(sample, question="sad")
     with pytest.raises(CorrKDError, match="class 'high' is none of this model's; it has no class"):
         Predictor(student("score")).explain(sample, label="high")
@@ -318,20 +375,31 @@ def test_explains_nothing_that_the_model_does_not_say() -> None:
         Predictor(student()).explain({})
 
 
-# ----------------------------------------------------------------------------------------------------------------- on disk
+# --------------------------------------------------------------------------------------------------
+# on disk
 
 
 def test_save_and_load_again(tmp_path: Path) -> None:
     before = Predictor(student(level=0.9))
     before.save_pretrained(tmp_path / "model")
-    assert {p.name for p in (tmp_path / "model").iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    assert {p.name for p in (tmp_path / "model").iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "README.md",
+    }
     after = corrkd.Predictor.from_pretrained(tmp_path / "model")
     sample = sample_of(dataset_for("classes").split("test"), 0)
     assert after.predict(sample) == before.predict(sample)
-    for name in ("", "model.safetensors", "config.json"):  # as a network alone, for `corrkd evaluate`
+    for name in (
+        "",
+        "model.safetensors",
+        "config.json",
+    ):  # as a network alone, for `corrkd evaluate`
         assert corrkd.load_student(tmp_path / "model" / name).about == before.saved.about
     for name in ("model.safetensors", "config.json"):
-        assert Predictor.from_pretrained(tmp_path / "model" / name).predict(sample) == before.predict(sample)
+        assert Predictor.from_pretrained(tmp_path / "model" / name).predict(
+            sample
+        ) == before.predict(sample)
     with pytest.raises(CorrKDError, match="no trained student there"):
         corrkd.load_student(tmp_path / "model" / "other")
     after.save_pretrained(tmp_path / "again")
@@ -339,12 +407,15 @@ def test_save_and_load_again(tmp_path: Path) -> None:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
 
 
-def test_saving_loses_nothing_that_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saving_loses_nothing_that_was_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Predictor(student()).save_pretrained(tmp_path / "model")
     files = {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()}
     other = Predictor(student("score"))
     with pytest.raises(
-        CorrKDError, match=r"holds model\.safetensors already; choose another folder, or pass overwrite=True"
+        CorrKDError,
+        match=r"holds model\.safetensors already; choose another folder, or pass overwrite=True",
     ):
         other.save_pretrained(tmp_path / "model")
     with monkeypatch.context() as patch:
@@ -384,14 +455,22 @@ def test_the_reliability_is_the_runs(served: Path) -> None:
     import pandas as pd
 
     table = pd.read_csv(served / "results.csv")
-    own = table[(table["method"] == "student") & (table["condition"] == "language+audio")].set_index("metric")["value"]
+    own = table[
+        (table["method"] == "student") & (table["condition"] == "language+audio")
+    ].set_index("metric")["value"]
     sample = {"language": np.zeros((4, 8)), "audio": np.zeros((4, 8))}
     known = Predictor.from_pretrained(served).predict(sample).reliability
     assert known is not None
     assert known.measured == {m: pytest.approx(own[m]) for m in known.measured}
-    assert {"weighted_f1", "accuracy", "unweighted_accuracy", "ece", "ece_calibrated", "coverage", "set_size"} == set(
-        known.measured
-    )
+    assert {
+        "weighted_f1",
+        "accuracy",
+        "unweighted_accuracy",
+        "ece",
+        "ece_calibrated",
+        "coverage",
+        "set_size",
+    } == set(known.measured)
 
 
 def test_a_model_of_no_run(tmp_path: Path) -> None:
@@ -423,7 +502,9 @@ def test_damaged_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tex
     Predictor(student()).save_pretrained(tmp_path)
     (tmp_path / "config.json").write_bytes(text)
     monkeypatch.setattr(predictor_module, "snapshot_download", lambda *_, **__: str(tmp_path))
-    with pytest.raises(CorrKDError, match=r"config\.json: (not JSON|not UTF-8|not a model card|the card lacks)"):
+    with pytest.raises(
+        CorrKDError, match=r"config\.json: (not JSON|not UTF-8|not a model card|the card lacks)"
+    ):
         Predictor.from_pretrained("somebody/students")
 
 
@@ -444,7 +525,9 @@ def test_a_model_saved_inside_a_run_is_not_that_runs(served: Path, tmp_path: Pat
         assert found.run is None
         assert found.card["target"]["kind"] == "score"
     found.save_pretrained(tmp_path / "again")
-    assert (tmp_path / "again" / "README.md").read_bytes() == (run / "other" / "README.md").read_bytes()
+    assert (tmp_path / "again" / "README.md").read_bytes() == (
+        run / "other" / "README.md"
+    ).read_bytes()
 
 
 def test_a_readme_that_is_there_is_kept(tmp_path: Path) -> None:
@@ -496,7 +579,9 @@ def test_a_device_that_is_not_there() -> None:
 
 def test_samples_that_are_none() -> None:
     for wrong in (None, 5, np.zeros((4, 3))):
-        with pytest.raises(CorrKDError, match=r"expected a mapping(, or several,| from modality to frames,) found "):
+        with pytest.raises(
+            CorrKDError, match=r"expected a mapping(, or several,| from modality to frames,) found "
+        ):
             Predictor(student()).predict(wrong)  # type: ignore[call-overload]
 
 
@@ -540,4 +625,6 @@ def test_long_samples_go_few_at_a_time() -> None:
     assert all(rows == 1 or rows * longest**2 <= 1 << 20 for rows, longest in seen)
     assert max(rows for rows, _ in seen) >= 3
     for sample, prediction in zip(given, found, strict=True):
-        np.testing.assert_allclose(response_of(prediction), response_of(predictor.predict(sample)), atol=1e-6)
+        np.testing.assert_allclose(
+            response_of(prediction), response_of(predictor.predict(sample)), atol=1e-6
+        )

@@ -1,4 +1,6 @@
-"""A visitor's own recording on the page: chosen, or made with a camera and a microphone (Chromium's make-believe ones)."""
+"""A visitor's own recording on the page: chosen, or made with a camera and a microphone (Chromium's
+make-believe ones).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ return pixels.filter((value, place) => place % 4 === 3 && value > 0).length;
 
 @pytest.fixture(scope="module")
 def service(recordings_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(recordings_run, tmp_path_factory.mktemp("log") / "log", "--max-clip-seconds", "20") as one:
+    with running(
+        recordings_run, tmp_path_factory.mktemp("log") / "log", "--max-clip-seconds", "20"
+    ) as one:
         yield one
 
 
@@ -53,7 +57,9 @@ class Visit(Page):
     def strip(self, modality: int) -> tuple[int, int]:
         """How many frames are drawn as there, and as missing."""
         strip = self.browser.find_elements(By.CSS_SELECTOR, "#timeline svg")[modality]
-        return tuple(len(strip.find_elements(By.CSS_SELECTOR, f".{kind}")) for kind in ("there", "missing"))  # type: ignore[return-value]
+        return tuple(
+            len(strip.find_elements(By.CSS_SELECTOR, f".{kind}")) for kind in ("there", "missing")
+        )  # type: ignore[return-value]
 
     def why(self) -> list[str]:
         return self.texts("#timeline .why")
@@ -62,7 +68,9 @@ class Visit(Page):
 @pytest.fixture
 def page(chromium: webdriver.Chrome, service: Running) -> Visit:
     opened = Visit(chromium, service.url)
-    opened.wait(lambda: opened.find("#recording").is_displayed() and "the student predicts" in opened.said)
+    opened.wait(
+        lambda: opened.find("#recording").is_displayed() and "the student predicts" in opened.said
+    )
     return opened
 
 
@@ -90,7 +98,9 @@ def test_a_recording_is_shown_while_it_plays(page: Visit, clip: Path) -> None:
     page.browser.execute_script("seek(0.2)")
     page.wait(lambda: page.browser.execute_script(DRAWN) == 0)
     # Chromium also notes that this test reads pixels slowly.
-    assert [entry for entry in page.browser.get_log("browser") if entry["source"] != "rendering"] == []
+    assert [
+        entry for entry in page.browser.get_log("browser") if entry["source"] != "rendering"
+    ] == []
 
 
 def test_switching_streams_off_by_keyboard_until_it_guesses(page: Visit, clip: Path) -> None:
@@ -122,7 +132,9 @@ def test_a_text_alone_and_a_file_of_subtitles(page: Visit, tmp_path: Path) -> No
 def test_recording_with_camera_and_microphone(page: Visit) -> None:
     assert "consented" in page.find("#consent").text
     page.find("#record").click()
-    page.wait(lambda: page.find("#recording-sign").is_displayed() and page.find("#record").text == "Stop")
+    page.wait(
+        lambda: page.find("#recording-sign").is_displayed() and page.find("#record").text == "Stop"
+    )
     assert not page.find("#predict-recording").is_enabled()
     page.wait(lambda: page.find("#recording-time").text == "0:01")
     page.find("#record").send_keys(Keys.ENTER)

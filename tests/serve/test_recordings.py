@@ -57,7 +57,9 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clip(tmp_path_factory.mktemp("clip") / "clip.mkv", pictures, tone(0.5))
 
 
-def send(service: Local, path: Path | None = None, text: str | None = None, **parameters: Any) -> httpx.Response:
+def send(
+    service: Local, path: Path | None = None, text: str | None = None, **parameters: Any
+) -> httpx.Response:
     """A form with a recording, what is said in it, or both."""
     fields: dict[str, Any] = {} if path is None else {"file": (path.name, path.read_bytes())}
     if text is not None:
@@ -77,7 +79,8 @@ def refusal(response: httpx.Response, status: int = 422) -> str:
     return detail
 
 
-# --------------------------------------------------------------------------------------------------------- what it says
+# --------------------------------------------------------------------------------------------------
+# what it says
 
 
 def test_a_recording_is_predicted_as_the_command_predicts_it(
@@ -107,7 +110,9 @@ def test_a_recording_is_predicted_as_the_command_predicts_it(
     body, kind = base64.b64decode(details["sample"]), {"content-type": "application/x-npz"}
     again = httpx.post(f"{service.url}/v1/predict", content=body, headers=kind).json()
     assert again["predictions"] == [answer["prediction"]]
-    off = httpx.post(f"{service.url}/v1/explore", params={"off": "vision"}, content=body, headers=kind).json()
+    off = httpx.post(
+        f"{service.url}/v1/explore", params={"off": "vision"}, content=body, headers=kind
+    ).json()
     assert off["visible"]["vision"] == [False] * 5
     assert off["answers"]["student"]["used"]["vision"] == 0
     (effects,) = off["effects"]
@@ -115,7 +120,9 @@ def test_a_recording_is_predicted_as_the_command_predicts_it(
     why = model.explain(without)
     assert effects["label"] == why.label
     for m, effect in why.modalities.items():
-        assert effects["modalities"][m]["probability"] == pytest.approx(effect.probability, abs=1e-5)
+        assert effects["modalities"][m]["probability"] == pytest.approx(
+            effect.probability, abs=1e-5
+        )
         assert effects["modalities"][m]["value"] == pytest.approx(effect.value, abs=1e-4)
 
 
@@ -140,17 +147,23 @@ def test_subtitles_give_words_their_times(service: Local, clip: Path) -> None:
 
 
 def test_the_page_is_told_what_a_recording_may_be(service: Local) -> None:
-    assert httpx.get(f"{service.url}/v1/model").json()["recordings"] == {"bytes": 1_000_000, "seconds": 3}
+    assert httpx.get(f"{service.url}/v1/model").json()["recordings"] == {
+        "bytes": 1_000_000,
+        "seconds": 3,
+    }
     assert MEDIA_PATH in httpx.get(f"{service.url}/openapi.json").json()["paths"]
 
 
-# -------------------------------------------------------------------------------------------------- models that take none
+# --------------------------------------------------------------------------------------------------
+# models that take none
 
 
 def test_a_model_that_was_not_trained_on_recordings_says_so(clip: Path, folder: Path) -> None:
     with local(clips=ClipLimits(body=1_000)) as service:
         line = refusal(send(service, text=TEXT))
-        assert line.startswith("this model takes no recordings: the model's card names no extractors")
+        assert line.startswith(
+            "this model takes no recordings: the model's card names no extractors"
+        )
         assert "corrkd features" in line
         assert httpx.get(f"{service.url}/v1/model").json()["recordings"] is None
         assert MEDIA_PATH not in httpx.get(f"{service.url}/openapi.json").json()["paths"]
@@ -161,18 +174,22 @@ def test_a_model_of_another_extractor_names_it(recordings_run: Path) -> None:
     other = Predictor.from_pretrained(recordings_run)
     other.card["about"]["extractors"]["modalities"]["audio"]["version"] = 0
     with local(student=other) as service:
-        assert "another extractor 'prosody' than the one installed (version 0 there, 1 here)" in refusal(
-            send(service, text=TEXT)
+        assert (
+            "another extractor 'prosody' than the one installed (version 0 there, 1 here)"
+            in refusal(send(service, text=TEXT))
         )
 
 
-# ------------------------------------------------------------------------------------------------------------ bad files
+# --------------------------------------------------------------------------------------------------
+# bad files
 
 
 def many_streams(path: Path) -> Path:
     with av.open(str(path), "w") as container:
         streams = [container.add_stream("pcm_s16le", rate=RATE, layout="mono") for _ in range(300)]
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 160), np.int16), format="s16", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 160), np.int16), format="s16", layout="mono"
+        )
         frame.sample_rate = RATE
         for stream in streams:
             container.mux(stream.encode(frame))
@@ -207,21 +224,33 @@ PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/passwd\n#
 BAD: dict[str, tuple[str, Callable[[Path], Path], str]] = {
     "random": ("a.mp4", written(np.random.default_rng(0).bytes(50_000)), "cannot be decoded"),
     "playlist": ("a.mp4", written(PLAYLIST), "cannot be decoded"),
-    "too long": ("a.wav", lambda path: write_clip(path, sound=tone(4.0)), "lasts 4 s, and 3 s are allowed"),
+    "too long": (
+        "a.wav",
+        lambda path: write_clip(path, sound=tone(4.0)),
+        "lasts 4 s, and 3 s are allowed",
+    ),
     "hours": ("a.mkv", hours, "lasts 10,80"),
     "5K": ("a.mkv", large_pictures, "pictures of 5120 x 2880 pixels"),
-    "silence": ("a.wav", lambda path: write_clip(path, sound=tone(0.5) * 0), "nothing of language, audio, vision"),
+    "silence": (
+        "a.wav",
+        lambda path: write_clip(path, sound=tone(0.5) * 0),
+        "nothing of language, audio, vision",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_recordings_are_one_clear_line(service: Local, tmp_path: Path, folder: Path, name: str) -> None:
+def test_bad_recordings_are_one_clear_line(
+    service: Local, tmp_path: Path, folder: Path, name: str
+) -> None:
     file, make, words = BAD[name]
     assert words in refusal(send(service, make(tmp_path / file)))
     wait_until(lambda: not kept(folder))
 
 
-def test_truncated_and_odd_recordings(service: Local, clip: Path, tmp_path: Path, folder: Path) -> None:
+def test_truncated_and_odd_recordings(
+    service: Local, clip: Path, tmp_path: Path, folder: Path
+) -> None:
     data = clip.read_bytes()
     for size in (40, len(data) // 2):
         (tmp_path / "cut.mkv").write_bytes(data[:size])
@@ -233,18 +262,25 @@ def test_truncated_and_odd_recordings(service: Local, clip: Path, tmp_path: Path
 
 def test_too_large_and_of_another_type(service: Local, tmp_path: Path, folder: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(bytes(1_100_000))
-    assert "larger than 1,000,000 bytes; send a shorter recording" in refusal(send(service, tmp_path / "a.mp4"), 413)
-    response = httpx.post(f"{service.url}{MEDIA_PATH}", content=b"{}", headers={"content-type": "application/json"})
+    assert "larger than 1,000,000 bytes; send a shorter recording" in refusal(
+        send(service, tmp_path / "a.mp4"), 413
+    )
+    response = httpx.post(
+        f"{service.url}{MEDIA_PATH}", content=b"{}", headers={"content-type": "application/json"}
+    )
     assert "content type 'application/json': send multipart/form-data" in refusal(response, 415)
     assert "unknown" in refusal(httpx.post(f"{service.url}{MEDIA_PATH}", files={"clip": b"x"}))
     wait_until(lambda: not kept(folder))
 
 
-# --------------------------------------------------------------------------------------------- processes that go wrong
+# ---------------------------------------------------------------------------------------------
+# processes that go wrong
 
 
 @contextlib.contextmanager
-def with_work(model: Predictor, work: Callable[[Task], None], patience: int = 30, **limits: Any) -> Iterator[Local]:
+def with_work(
+    model: Predictor, work: Callable[[Task], None], patience: int = 30, **limits: Any
+) -> Iterator[Local]:
     """A service whose processes do something else."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clip_processes, "work", work)

@@ -1,4 +1,6 @@
-"""The service as a client meets it: a process of its own, real sockets, real bodies, good and bad."""
+"""The service as a client meets it: a process of its own, real sockets, real bodies, good and
+bad.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ HOLE = {"language": [[0.5] * 8, None, [1.0] * 8], "vision": None}
 
 @pytest.fixture(scope="module")
 def service(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(served, tmp_path_factory.mktemp("log") / "log", "--max-body", "0.2", "--body-seconds", "2") as one:
+    with running(
+        served, tmp_path_factory.mktemp("log") / "log", "--max-body", "0.2", "--body-seconds", "2"
+    ) as one:
         yield one
 
 
@@ -70,7 +74,8 @@ def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert found[key] == (pytest.approx(value, abs=1e-5) if key == "probabilities" else value)
 
 
-# ------------------------------------------------------------------------------------------------------------------- answers
+# --------------------------------------------------------------------------------------------------
+# answers
 
 
 def test_predicts_as_the_predictor(service: Running, served: Path) -> None:
@@ -87,7 +92,9 @@ def test_predicts_as_the_predictor(service: Running, served: Path) -> None:
 @pytest.mark.parametrize("kind", [NPZ, "application/octet-stream", "Application/X-NPZ; v=1"])
 def test_takes_npz(service: Running, served: Path, kind: str) -> None:
     sample = samples(1)[0] | {"audio_present": np.array([True, False, True, True])}
-    response = httpx.post(f"{service.url}/v1/predict", content=npz(**sample), headers={"content-type": kind})
+    response = httpx.post(
+        f"{service.url}/v1/predict", content=npz(**sample), headers={"content-type": kind}
+    )
     expected = Predictor.from_pretrained(served).predict(sample).to_json()
     same(response.json()["predictions"][0], json.loads(json.dumps(expected)))
     assert expected["used"]["audio"] == 0.75
@@ -105,12 +112,17 @@ def test_tells_what_it_serves(service: Running, served: Path) -> None:
 
 def metric(service: Running, name: str) -> float:
     text = httpx.get(f"{service.url}/metrics").text
-    return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name))
+    return sum(
+        float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name)
+    )
 
 
 def test_counts_what_it_does(service: Running) -> None:
     answered = 'corrkd_requests_total{path="/v1/predict",status="200"}'
-    before, alone = metric(service, answered), metric(service, 'corrkd_predictions_total{condition="audio"}')
+    before, alone = (
+        metric(service, answered),
+        metric(service, 'corrkd_predictions_total{condition="audio"}'),
+    )
     post(service, {"audio": [[0.0] * 8]})
     post(service, {"smell": []})
     assert metric(service, answered) == before + 1
@@ -119,7 +131,10 @@ def test_counts_what_it_does(service: Running) -> None:
 
 
 def test_requests_go_through_together(service: Running, served: Path) -> None:
-    before = metric(service, "corrkd_batch_samples_count"), metric(service, "corrkd_batch_samples_sum")
+    before = (
+        metric(service, "corrkd_batch_samples_count"),
+        metric(service, "corrkd_batch_samples_sum"),
+    )
     given, found = [as_json(s) for s in samples(18)] * 4, {}
 
     def ask(number: int) -> None:
@@ -137,14 +152,17 @@ def test_requests_go_through_together(service: Running, served: Path) -> None:
         same(found[number], json.loads(json.dumps(prediction.to_json())))
 
 
-# ---------------------------------------------------------------------------------------------------------------- bad bodies
+# --------------------------------------------------------------------------------------------------
+# bad bodies
 
 
 def bomb() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (4_000_000, 8)})
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": "<f8", "fortran_order": False, "shape": (4_000_000, 8)}
+        )
         archive.writestr("language.npy", header.getvalue() + bytes(32_000_000))
     return file.getvalue()
 
@@ -154,7 +172,10 @@ def strange(header: bytes = b"", method: int = zipfile.ZIP_STORED) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", method) as archive:
         if header:
-            archive.writestr("audio.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(96))
+            archive.writestr(
+                "audio.npy",
+                b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(96),
+            )
         else:
             archive.writestr("audio.npy", npy(np.arange(8000.0).reshape(-1, 8)))
     out = bytearray(file.getvalue())
@@ -186,7 +207,12 @@ BAD: dict[str, tuple[bytes, str, int, str]] = {
         422,
         "samples.0.smell: no modality of this model; it has lang",
     ),
-    "width": (b'{"samples": [{"audio": [[1, 2]]}]}', JSON, 422, "samples.0.audio.0: List should have at least 8 items"),
+    "width": (
+        b'{"samples": [{"audio": [[1, 2]]}]}',
+        JSON,
+        422,
+        "samples.0.audio.0: List should have at least 8 items",
+    ),
     "text": (
         b'{"samples": [{"audio": [["1",2,3,4,5,6,7,8]]}]}',
         JSON,
@@ -205,7 +231,12 @@ BAD: dict[str, tuple[bytes, str, int, str]] = {
         422,
         "samples.0.audio.0.0: Input should be less than",
     ),
-    "no frames": (b'{"samples": [{"audio": []}]}', JSON, 422, "samples.0.audio: List should have at least 1 item"),
+    "no frames": (
+        b'{"samples": [{"audio": []}]}',
+        JSON,
+        422,
+        "samples.0.audio: List should have at least 1 item",
+    ),
     "more keys": (GOOD[:-1] + b', "x": 1}', JSON, 422, "x: Extra inputs are not permitted"),
     "key twice": (
         GOOD[:-1] + b', "samples": ' + GOOD[12:],
@@ -225,7 +256,12 @@ BAD: dict[str, tuple[bytes, str, int, str]] = {
         413,
         "more values, lists or names than a request may",
     ),
-    "other type": (GOOD, "text/plain", 415, "content type 'text/plain': send application/json or application/x-npz"),
+    "other type": (
+        GOOD,
+        "text/plain",
+        415,
+        "content type 'text/plain': send application/json or application/x-npz",
+    ),
     "no zip": (GOOD, NPZ, 422, "body: a damaged .npz file"),
     "cut off": (npz(audio=np.zeros((4, 8)))[:-40], NPZ, 422, "body: a damaged .npz file"),
     "pickle": (npz(audio=np.array([{}], object)), NPZ, 422, "pickled objects"),
@@ -244,10 +280,25 @@ BAD: dict[str, tuple[bytes, str, int, str]] = {
         "body",
     ),
     "bomb": (bomb(), NPZ, 422, "refused as a decompression bomb"),
-    "npz width": (npz(audio=np.zeros((4, 7))), NPZ, 422, r"samples.0, audio: shape (4, 7), expected (frames, 8)"),
-    "npz nan": (npz(audio=np.full((4, 8), np.nan)), NPZ, 422, "samples.0, audio: NaN or infinite values in frame 0"),
+    "npz width": (
+        npz(audio=np.zeros((4, 7))),
+        NPZ,
+        422,
+        r"samples.0, audio: shape (4, 7), expected (frames, 8)",
+    ),
+    "npz nan": (
+        npz(audio=np.full((4, 8), np.nan)),
+        NPZ,
+        422,
+        "samples.0, audio: NaN or infinite values in frame 0",
+    ),
     "npz unknown": (npz(smell=np.zeros((4, 8))), NPZ, 422, "'smell' is no modality"),
-    "npz too long": (npz(audio=np.zeros((5000, 8), np.float16)), NPZ, 422, "audio: 5000 frames, more than 1024"),
+    "npz too long": (
+        npz(audio=np.zeros((5000, 8), np.float16)),
+        NPZ,
+        422,
+        "audio: 5000 frames, more than 1024",
+    ),
 }
 
 
@@ -263,16 +314,28 @@ def test_bad_bodies_are_one_clear_line(service: Running, name: str) -> None:
 
 def test_too_large_bodies(service: Running) -> None:
     large = b" " * 300_000 + GOOD
-    for content in (large, (large[at : at + 10_000] for at in range(0, len(large), 10_000))):  # declared, and in chunks
-        response = httpx.post(f"{service.url}/v1/predict", content=content, headers={"content-type": JSON})
+    for content in (
+        large,
+        (large[at : at + 10_000] for at in range(0, len(large), 10_000)),
+    ):  # declared, and in chunks
+        response = httpx.post(
+            f"{service.url}/v1/predict", content=content, headers={"content-type": JSON}
+        )
         assert response.status_code == 413
         assert "larger than 200,000 bytes" in response.json()["detail"]
     small = b" " * 150_000 + GOOD
-    assert httpx.post(f"{service.url}/v1/predict", content=small, headers={"content-type": JSON}).status_code == 200
+    assert (
+        httpx.post(
+            f"{service.url}/v1/predict", content=small, headers={"content-type": JSON}
+        ).status_code
+        == 200
+    )
 
 
 def test_too_many_samples(service: Running) -> None:
-    response = httpx.post(f"{service.url}/v1/predict", json={"samples": [{"audio": [[0] * 8]}] * 257})
+    response = httpx.post(
+        f"{service.url}/v1/predict", json={"samples": [{"audio": [[0] * 8]}] * 257}
+    )
     assert response.status_code == 422
     assert "at most 256 items" in response.json()["detail"]
 
@@ -317,16 +380,23 @@ def test_slow_clients_are_ended_and_hold_up_no_one(service: Running) -> None:
 
 
 @pytest.mark.slow
-def test_clients_that_do_not_read_are_ended_and_hold_up_no_one(served: Path, tmp_path: Path) -> None:
+def test_clients_that_do_not_read_are_ended_and_hold_up_no_one(
+    served: Path, tmp_path: Path
+) -> None:
     """While the service runs, and when it is to end."""
     asked = 3000
     with running(served, tmp_path / "log", "--body-seconds", "1") as service:
         answer = len(httpx.get(f"{service.url}/openapi.json").content)
-        clients = [deaf(service, b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * asked) for _ in range(2)]
+        clients = [
+            deaf(service, b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * asked)
+            for _ in range(2)
+        ]
         assert post(service, {"audio": [[0.0] * 8]}).status_code == 200
         time.sleep(3)
         assert len(everything(clients[0])) < answer * asked / 2
-        clients.append(deaf(service, b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * asked))
+        clients.append(
+            deaf(service, b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * asked)
+        )
         assert service.stop() == 0
         for client in clients:
             client.close()
@@ -367,13 +437,16 @@ def test_clients_that_go_away_keep_no_place(served: Path, tmp_path: Path) -> Non
             with socket.create_connection(("127.0.0.1", service.port)) as client:
                 client.sendall(head(len(GOOD)) + body)
         end = time.monotonic() + 60
-        while (status := post(service, {"audio": [[0.0] * 8]}).status_code) == 503 and time.monotonic() < end:
+        while (
+            status := post(service, {"audio": [[0.0] * 8]}).status_code
+        ) == 503 and time.monotonic() < end:
             time.sleep(0.05)
         assert status == 200
         assert "Traceback" not in service.text
 
 
-# -------------------------------------------------------------------------------------------------------- limits and tokens
+# --------------------------------------------------------------------------------------------------
+# limits and tokens
 
 
 def test_a_token(served: Path, tmp_path: Path) -> None:
@@ -406,7 +479,12 @@ def test_a_token(served: Path, tmp_path: Path) -> None:
 def test_a_token_from_the_environment(served: Path, tmp_path: Path) -> None:
     with running(served, tmp_path / "log", environment={"CORRKD_TOKEN": "hush"}) as service:
         assert httpx.get(f"{service.url}/v1/model").status_code == 401
-        assert httpx.get(f"{service.url}/v1/model", headers={"authorization": "Bearer hush"}).status_code == 200
+        assert (
+            httpx.get(
+                f"{service.url}/v1/model", headers={"authorization": "Bearer hush"}
+            ).status_code
+            == 200
+        )
 
 
 def test_it_listens_on_this_machine_alone(service: Running) -> None:
@@ -419,19 +497,26 @@ def test_where_it_cannot_listen(service: Running, served: Path, tmp_path: Path) 
         assert corrkd_command("serve", served, *words).line.startswith("error: cannot listen on ")
     with contextlib.closing(bound("127.0.0.1", 0)) as place:  # before anybody serves there
         port = place.getsockname()[1]
-        assert place.proto == socket.IPPROTO_TCP  # else each answer waits 40 ms for the client's acknowledgement
-        with pytest.raises(CorrKDError, match=f"cannot listen on 127.0.0.1, port {port}: Address already in use"):
+        assert (
+            place.proto == socket.IPPROTO_TCP
+        )  # else each answer waits 40 ms for the client's acknowledgement
+        with pytest.raises(
+            CorrKDError, match=f"cannot listen on 127.0.0.1, port {port}: Address already in use"
+        ):
             bound("127.0.0.1", port)
     with running(served, tmp_path / "log", "--host", "localhost") as other:  # and by name
         assert httpx.get(f"{other.url}/readyz").status_code == 200
         assert other.stop() == 0
 
 
-# ------------------------------------------------------------------------------------------------------------------- the end
+# --------------------------------------------------------------------------------------------------
+# the end
 
 
 def test_sigterm_under_load_loses_no_accepted_request(served: Path, tmp_path: Path) -> None:
-    """Every request that the server took was answered, and every answer reached its client whole."""
+    """Every request that the server took was answered, and every answer reached its client
+    whole.
+    """
     with running(served, tmp_path / "log") as service:
         given = [as_json(s) for s in samples(4)]
         answered, refused, broken = [0] * 12, [0] * 12, []
@@ -441,7 +526,9 @@ def test_sigterm_under_load_loses_no_accepted_request(served: Path, tmp_path: Pa
             with httpx.Client() as client:
                 while True:
                     try:
-                        response = client.post(f"{service.url}/v1/predict", json={"samples": given}, timeout=60)
+                        response = client.post(
+                            f"{service.url}/v1/predict", json={"samples": given}, timeout=60
+                        )
                     except httpx.TransportError as error:
                         if not stopping.is_set():
                             broken.append(repr(error))
@@ -462,13 +549,16 @@ def test_sigterm_under_load_loses_no_accepted_request(served: Path, tmp_path: Pa
         assert code == 0, service.text
         assert not broken
         assert refused == [1] * 12
-        counts = re.search(r"(\d+) requests for the model were accepted, (\d+) answered", service.text)
+        counts = re.search(
+            r"(\d+) requests for the model were accepted, (\d+) answered", service.text
+        )
         assert counts is not None, service.text
         assert int(counts[1]) == int(counts[2]) == sum(answered) > 12
         assert "Traceback" not in service.text
 
 
-# ------------------------------------------------------------------------------------------------------------------ the page
+# --------------------------------------------------------------------------------------------------
+# the page
 
 
 def test_what_the_page_asks_for(service: Running, served: Path) -> None:
@@ -480,18 +570,25 @@ def test_what_the_page_asks_for(service: Running, served: Path) -> None:
     number = only["samples"][0]["number"]
     split = make(SyntheticSpec(**TINY["data"]["synthetic"])).split("test")
     sample = sample_of(split, number)
-    body = httpx.get(f"{service.url}/v1/samples/{number}", params={"off": ["vision"], "missing": 0.0}).json()
+    body = httpx.get(
+        f"{service.url}/v1/samples/{number}", params={"off": ["vision"], "missing": 0.0}
+    ).json()
     assert body["id"] == split.ids[number]
     assert list(body["answers"]) == ["student", "teacher", "control"]
     sample["vision_present"] = np.zeros(len(sample["vision"]), bool)
     for role in ("student", "teacher", "control"):
         expected = (
-            Predictor.from_pretrained(served / "synthetic" / "seed-0" / role / f"{role}.json").predict(sample).to_json()
+            Predictor.from_pretrained(served / "synthetic" / "seed-0" / role / f"{role}.json")
+            .predict(sample)
+            .to_json()
         )
         same(body["answers"][role], json.loads(json.dumps(expected)))
     assert httpx.get(f"{service.url}/v1/samples/999").status_code == 404
     bad = httpx.get(f"{service.url}/v1/samples/0", params={"off": "smell"})
-    assert (bad.status_code, bad.json()) == (422, {"detail": "off: 'smell' is no modality of this model"})
+    assert (bad.status_code, bad.json()) == (
+        422,
+        {"detail": "off: 'smell' is no modality of this model"},
+    )
 
 
 def test_frames_go_as_in_the_evaluation_and_the_more_the_further(service: Running) -> None:
@@ -499,21 +596,35 @@ def test_frames_go_as_in_the_evaluation_and_the_more_the_further(service: Runnin
     for share in (0.0, 0.3, 0.6, 1.0):
         body = httpx.get(f"{service.url}/v1/samples/2", params={"missing": share}).json()
         seen.append(
-            {(m, place) for m, there in body["visible"].items() for place, is_there in enumerate(there) if is_there}
+            {
+                (m, place)
+                for m, there in body["visible"].items()
+                for place, is_there in enumerate(there)
+                if is_there
+            }
         )
     assert len(seen[0]) == 12
     assert not seen[-1]
     assert all(later <= before for before, later in itertools.pairwise(seen))
-    numbers = uniform(torch.tensor([sample_key(body["id"])]), 4, seed=2024, purpose="frame", modality="audio")
-    expected = {place for place, dropped in enumerate(drop_frames(numbers, 0.6)[0].tolist()) if not dropped}
+    numbers = uniform(
+        torch.tensor([sample_key(body["id"])]), 4, seed=2024, purpose="frame", modality="audio"
+    )
+    expected = {
+        place for place, dropped in enumerate(drop_frames(numbers, 0.6)[0].tolist()) if not dropped
+    }
     assert {place for m, place in seen[2] if m == "audio"} == expected
 
 
 def test_a_visitors_own_sample(service: Running) -> None:
     sample = samples(1)[0]
-    by_json = httpx.post(f"{service.url}/v1/explore", json=as_json(sample), params={"off": "audio"}).json()
+    by_json = httpx.post(
+        f"{service.url}/v1/explore", json=as_json(sample), params={"off": "audio"}
+    ).json()
     by_npz = httpx.post(
-        f"{service.url}/v1/explore", content=npz(**sample), params={"off": "audio"}, headers={"content-type": NPZ}
+        f"{service.url}/v1/explore",
+        content=npz(**sample),
+        params={"off": "audio"},
+        headers={"content-type": NPZ},
     ).json()
     assert by_json["visible"] == by_npz["visible"]
     assert not any(by_json["visible"]["audio"])
@@ -530,18 +641,45 @@ def test_the_page_needs_nothing_from_elsewhere(service: Running) -> None:
         assert "default-src 'self'" in response.headers["content-security-policy"]
         addresses = set(re.findall(r"https?://[^\s\"'<>)]+", response.text))
         assert addresses <= {"http://www.w3.org/2000/svg"}
-    for path in ("/static/app.py", "/static/../app.py", "/static/%2e%2e/app.py", "/docs", "/nowhere"):
+    for path in (
+        "/static/app.py",
+        "/static/../app.py",
+        "/static/%2e%2e/app.py",
+        "/docs",
+        "/nowhere",
+    ):
         assert httpx.get(f"{service.url}{path}").status_code == 404
 
 
 @pytest.mark.slow
 def test_its_own_openapi_holds(served: Path, tmp_path: Path) -> None:
-    """schemathesis: whatever the schema allows is answered as the schema says, whatever it forbids is refused, nothing crashes."""
+    """schemathesis: whatever the schema allows is answered as the schema says, whatever it forbids
+    is refused, nothing crashes.
+    """
     with running(served, tmp_path / "log", "--max-frames", "4", "--max-samples", "2") as service:
-        words = ["run", f"{service.url}/openapi.json", "--checks", "all", "--max-examples", "10", "--seed", "1"]
-        words += ["--generation-database", "none", "--suppress-health-check", "all", "--workers", "1", "--no-color"]
+        words = [
+            "run",
+            f"{service.url}/openapi.json",
+            "--checks",
+            "all",
+            "--max-examples",
+            "10",
+            "--seed",
+            "1",
+        ]
+        words += [
+            "--generation-database",
+            "none",
+            "--suppress-health-check",
+            "all",
+            "--workers",
+            "1",
+            "--no-color",
+        ]
         program = Path(sys.executable).with_name("schemathesis")
-        done = subprocess.run([str(program), *words], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+        done = subprocess.run(
+            [str(program), *words], capture_output=True, text=True, cwd=tmp_path, timeout=300
+        )
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
         assert re.search(r"Tested: +8", done.stdout), done.stdout
         assert "Traceback" not in service.text

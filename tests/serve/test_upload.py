@@ -28,7 +28,9 @@ def form(tmp_path: Path, **fields: Any) -> tuple[Path, str]:
 
 def test_a_recording_and_its_transcript(tmp_path: Path) -> None:
     content = b"\r\n--not the boundary\r\n\r\n" * 1000
-    upload = read_upload(*form(tmp_path, file=("My clip.MP4", content), text=(None, "schön\r\nhier")))
+    upload = read_upload(
+        *form(tmp_path, file=("My clip.MP4", content), text=(None, "schön\r\nhier"))
+    )
     assert upload.recording is not None
     assert (upload.recording.name, upload.recording.read_bytes()) == ("recording.mp4", content)
     assert upload.text == "schön\r\nhier"
@@ -49,7 +51,11 @@ def test_subtitles_lie_beside_the_recording(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("video/mp4", "recording.mp4"), ("audio/x-new", "recording"), ("application/octet-stream", "recording")],
+    [
+        ("video/mp4", "recording.mp4"),
+        ("audio/x-new", "recording"),
+        ("application/octet-stream", "recording"),
+    ],
 )
 def test_a_body_is_the_recording(tmp_path: Path, kind: str, name: str) -> None:
     (tmp_path / "body").write_bytes(b"x")
@@ -87,7 +93,15 @@ def test_a_form_without_its_end(tmp_path: Path) -> None:
 
 
 PIECES = st.sampled_from(
-    [b"--b", b"\r\n", b"--", b'content-disposition: form-data; name="file"', b'; filename="a.mp4"', b"\r\n\r\n", b"\0"]
+    [
+        b"--b",
+        b"\r\n",
+        b"--",
+        b'content-disposition: form-data; name="file"',
+        b'; filename="a.mp4"',
+        b"\r\n\r\n",
+        b"\0",
+    ]
 )
 
 
@@ -103,4 +117,6 @@ def test_any_form_is_read_or_refused(data: bytes) -> None:
 
 
 def test_types_that_are_not_taken() -> None:
-    assert not any(map(is_taken, ("", "application/json", "image/png", "text/html", "multipart/mixed")))
+    assert not any(
+        map(is_taken, ("", "application/json", "image/png", "text/html", "multipart/mixed"))
+    )

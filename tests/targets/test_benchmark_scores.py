@@ -77,7 +77,9 @@ def sims_class(score: float, cuts: tuple[float, ...]) -> int:
 @given(pairs)
 @settings(deadline=None, max_examples=80)
 def test_metrics_of_sims(drawn: list[tuple[float, float]]) -> None:
-    out = SIMS.measure(*(np.array(side) for side in ([t for t, _ in drawn], [[p] for _, p in drawn])))
+    out = SIMS.measure(
+        *(np.array(side) for side in ([t for t, _ in drawn], [[p] for _, p in drawn]))
+    )
     near = [(clipped(t, 1), clipped(p, 1)) for t, p in drawn]
     assert out["mae"] == pytest.approx(sum(abs(t - p) for t, p in near) / len(near))
     for name, cuts in (("acc2", (0.0,)), ("acc3", (-0.1, 0.1)), ("acc5", (-0.7, -0.1, 0.1, 0.7))):
@@ -98,19 +100,26 @@ def test_correlation_of_sims_is_of_clipped_scores() -> None:
     ("name", "scores", "categories"),
     [("mosi-score", [-2.0, 0.0, 3.0], [0, 1, 1]), ("sims-score", [-0.8, 0.0, 1.0], [0, 0, 1])],
 )
-def test_the_settings_name_them_and_cards_hold_them(name: str, scores: list[float], categories: list[int]) -> None:
+def test_the_settings_name_them_and_cards_hold_them(
+    name: str, scores: list[float], categories: list[int]
+) -> None:
     target = make_target(name, dataset_of(scores))
     assert target.name == target.kind == name
     assert target.categories(scores).tolist() == categories
     assert target_from_json(target.to_json()) == target
-    assert set(target.summary_metrics) <= set(target.measure(np.array(scores), np.array(scores)[:, None]))
+    assert set(target.summary_metrics) <= set(
+        target.measure(np.array(scores), np.array(scores)[:, None])
+    )
     with pytest.raises(CorrKDError, match="the card's target is not readable"):
         target_from_json({**target.to_json(), "cuts": [0.5]})
 
 
 @pytest.mark.parametrize(
-    ("name", "scores"), [("mosi-score", [-4.0, 1.0]), ("mosi-score", [1.0, 3.0]), ("sims-score", [-1.0, 2.0])]
+    ("name", "scores"),
+    [("mosi-score", [-4.0, 1.0]), ("mosi-score", [1.0, 3.0]), ("sims-score", [-1.0, 2.0])],
 )
 def test_scores_of_another_scale_are_refused(name: str, scores: list[float]) -> None:
-    with pytest.raises(CorrKDError, match=rf"d, train: scores run .* target `{name}` is of scores of both signs"):
+    with pytest.raises(
+        CorrKDError, match=rf"d, train: scores run .* target `{name}` is of scores of both signs"
+    ):
         make_target(name, dataset_of(scores))

@@ -34,7 +34,9 @@ def test_weighted_f1_is_weighted_by_the_truth(pairs: list[tuple[int, int]]) -> N
     truth, prediction = [list(side) for side in zip(*pairs, strict=True)]
     weighted = measures.weighted_f1(np.array(truth), np.array(prediction))
     assert math.isclose(weighted, by_hand(truth, prediction), abs_tol=1e-12)
-    assert math.isclose(weighted, f1_score(truth, prediction, average="weighted", zero_division=0.0), abs_tol=1e-15)
+    assert math.isclose(
+        weighted, f1_score(truth, prediction, average="weighted", zero_division=0.0), abs_tol=1e-15
+    )
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
@@ -53,7 +55,9 @@ def test_f1_of_each_class_is_scikit_learn_s(pairs: list[tuple[int, int]]) -> Non
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30))
 @settings(deadline=None, max_examples=60)
-def test_unweighted_accuracy_is_the_mean_recall_of_the_classes_there(pairs: list[tuple[int, int]]) -> None:
+def test_unweighted_accuracy_is_the_mean_recall_of_the_classes_there(
+    pairs: list[tuple[int, int]],
+) -> None:
     truth, prediction = [list(side) for side in zip(*pairs, strict=True)]
     recalls = [sum(t == p == k for t, p in pairs) / truth.count(k) for k in set(truth)]
     measured = measures.unweighted_accuracy(np.array(truth), np.array(prediction))
@@ -99,7 +103,9 @@ def test_the_floor_answers_what_is_most_frequent_in_training() -> None:
 def test_always_absent_scores_78_at_15_percent_prevalence() -> None:
     truth = np.zeros((100, 2), np.int64)
     truth[:15] = 1
-    out = QUESTIONS.measure_predictions(truth, np.broadcast_to(QUESTIONS.majority(truth), truth.shape))
+    out = QUESTIONS.measure_predictions(
+        truth, np.broadcast_to(QUESTIONS.majority(truth), truth.shape)
+    )
     assert "ece" not in out  # there are no probabilities
     assert math.isclose(out["weighted_f1/happy"], 0.85 * 2 * 0.85 / 1.85)
     assert round(100 * out["weighted_f1"]) == 78
@@ -123,7 +129,8 @@ def test_scores() -> None:
 
 
 @pytest.mark.parametrize(
-    "prediction", [np.full((4, 1), 0.1, np.float32), np.full((4, 1), 1e5) + np.arange(4)[:, None] * 1e-7]
+    "prediction",
+    [np.full((4, 1), 0.1, np.float32), np.full((4, 1), 1e5) + np.arange(4)[:, None] * 1e-7],
 )
 def test_a_correlation_with_a_constant_is_undefined(prediction: np.ndarray) -> None:
     out = SCORE.measure(np.array([-2.0, 0.0, 1.0, 3.0]), prediction)

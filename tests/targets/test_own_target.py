@@ -1,4 +1,6 @@
-"""A target of a user's own, in a package of its own: ordinal classes, with a loss, a metric and a field that no built-in target has."""
+"""A target of a user's own, in a package of its own: ordinal classes, with a loss, a metric and a
+field that no built-in target has.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from corrkd.targets.registry import target_from_json
 
 @dataclass(frozen=True, kw_only=True)
 class OrdinalTarget(ClassesTarget):
-    """Classes in order. The loss is the squared distance of cumulative probabilities (Hou et al., 2016)."""
+    """Classes in order. The loss is the squared distance of cumulative probabilities (Hou et al.,
+    2016).
+    """
 
     kind: ClassVar[str] = "ordinal"
     tabled_metrics: ClassVar[tuple[str, ...]] = (*ClassesTarget.tabled_metrics, "mae", "levels_off")
@@ -38,9 +42,13 @@ class OrdinalTarget(ClassesTarget):
         return replace(target, levels=tuple(map(float, range(len(target.classes)))))
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return (logits.softmax(-1) - one_hot(targets, len(self.classes))).cumsum(-1).square().sum(-1)
+        return (
+            (logits.softmax(-1) - one_hot(targets, len(self.classes))).cumsum(-1).square().sum(-1)
+        )
 
-    def task_loss(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    def task_loss(
+        self, logits: Tensor, targets: Tensor, class_weights: Tensor | None = None
+    ) -> Tensor:
         return self.losses(logits, targets).mean()
 
     def masked_task_loss(
@@ -52,7 +60,11 @@ class OrdinalTarget(ClassesTarget):
         levels = np.asarray(self.levels)
         error = float(np.abs(levels[targets] - levels[predictions]).mean())
         worst = float(np.abs(levels[targets] - levels[predictions]).max())
-        return {**super().measure_predictions(targets, predictions), "mae": error, "levels_off": worst}
+        return {
+            **super().measure_predictions(targets, predictions),
+            "mae": error,
+            "levels_off": worst,
+        }
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +72,9 @@ def installed() -> Any:
     """As if a package with the target were installed."""
     point = metadata.EntryPoint("ordinal", f"{__name__}:OrdinalTarget", TARGET_GROUP)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metadata, "entry_points", lambda **which: metadata.EntryPoints([point]).select(**which))
+        patch.setattr(
+            metadata, "entry_points", lambda **which: metadata.EntryPoints([point]).select(**which)
+        )
         yield
 
 
@@ -74,7 +88,10 @@ def run(installed: None, tmp_path_factory: pytest.TempPathFactory) -> corrkd.Run
             "synthetic": {"train": 90, "valid": 45, "test": 45, "frames": 3, "noise": 0.3},
             "calibration": 0.3,
         },
-        teacher={**stage, "network": {"width": 8, "heads": 2, "feedforward": 16, "layers": 1, "classifier": (8,)}},
+        teacher={
+            **stage,
+            "network": {"width": 8, "heads": 2, "feedforward": 16, "layers": 1, "classifier": (8,)},
+        },
         student=stage,
         evaluation={"draws": 1, "conditions": {"ratio": [0.0, 1.0], "burst": []}},
         device="cpu",
@@ -83,7 +100,9 @@ def run(installed: None, tmp_path_factory: pytest.TempPathFactory) -> corrkd.Run
 
 
 def test_its_loss_trains_and_its_metric_is_measured_and_tabled(run: corrkd.Run) -> None:
-    card = json.loads((run.folder / "synthetic" / "seed-0" / "student" / "student.json").read_text("utf-8"))
+    card = json.loads(
+        (run.folder / "synthetic" / "seed-0" / "student" / "student.json").read_text("utf-8")
+    )
     first, last = (card["about"]["history"][epoch]["loss/task"] for epoch in (0, -1))
     assert last < 0.9 * first < 0.9  # a cross-entropy of three classes begins at 1.1
     errors = run.results[run.results["metric"] == "mae"]
@@ -100,11 +119,15 @@ def test_a_metric_that_only_it_knows_is_shown_by_its_name(run: corrkd.Run) -> No
     assert "<td>" in rows
     assert "<strong>" not in rows  # whether more of it is better is not known
     folder = run.folder / "synthetic" / "seed-0" / "student"
-    complete, *_ = json.loads((folder / "student.json").read_text("utf-8"))["evaluated"]["conditions"]
+    complete, *_ = json.loads((folder / "student.json").read_text("utf-8"))["evaluated"][
+        "conditions"
+    ]
     assert {"mae", "levels_off"} <= set(complete["measured"])
     saved = corrkd.load_student(folder)
     text = model_card(saved, json.loads((folder / "student.json").read_text("utf-8")), None)
-    assert re.search(r"\| what was there \| Weighted F1 \| .* Mean absolute error \| levels\\?_off \|", text)
+    assert re.search(
+        r"\| what was there \| Weighted F1 \| .* Mean absolute error \| levels\\?_off \|", text
+    )
 
 
 def test_a_saved_model_keeps_it_and_is_evaluated_and_used(run: corrkd.Run) -> None:
@@ -130,8 +153,14 @@ def test_its_fields_have_the_bounds_of_their_types(installed: None) -> None:
 def test_it_is_unknown_where_its_package_is_not_installed() -> None:
     card = OrdinalTarget(name="ordinal", classes=("a", "b")).to_json()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metadata, "entry_points", lambda **which: metadata.EntryPoints([]).select(**which))
-        with pytest.raises(CorrKDError, match="target 'ordinal' is unknown; there are classes, questions, score"):
+        patch.setattr(
+            metadata, "entry_points", lambda **which: metadata.EntryPoints([]).select(**which)
+        )
+        with pytest.raises(
+            CorrKDError, match="target 'ordinal' is unknown; there are classes, questions, score"
+        ):
             target_from_json(card)
-        with pytest.raises(CorrKDError, match=r"data.target: input should be 'auto', .* or 'sims-score'"):
+        with pytest.raises(
+            CorrKDError, match=r"data.target: input should be 'auto', .* or 'sims-score'"
+        ):
             corrkd.load_settings(data={"target": "ordinal"})

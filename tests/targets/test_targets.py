@@ -50,21 +50,28 @@ def test_binary_nonzero_leaves_zeros_out() -> None:
 def test_rounded_classes_clip_and_round_half_to_even(name: str, bound: int) -> None:
     everything = [float(k) for k in range(-3, 4)] + SCORES
     # Python's round, too, rounds halves to even.
-    assert classes(name, everything) == [round(max(-bound, min(bound, s))) + bound for s in everything]
+    assert classes(name, everything) == [
+        round(max(-bound, min(bound, s))) + bound for s in everything
+    ]
 
 
 def test_sims_thresholds() -> None:
     scores = [-1.0, -0.8, -0.7, -0.4, -0.1, 0.0, 0.05, 0.1, 0.4, 0.7, 0.9]
     assert classes("sims-binary", scores) == [int(s > 0) for s in scores]
-    assert classes("sims-ternary", scores) == [0 if s <= -0.1 else 1 if s <= 0.1 else 2 for s in scores]
+    assert classes("sims-ternary", scores) == [
+        0 if s <= -0.1 else 1 if s <= 0.1 else 2 for s in scores
+    ]
     assert classes("sims-five", scores) == [
-        0 if s <= -0.7 else 1 if s <= -0.1 else 2 if s <= 0.1 else 3 if s <= 0.7 else 4 for s in scores
+        0 if s <= -0.7 else 1 if s <= -0.1 else 2 if s <= 0.1 else 3 if s <= 0.7 else 4
+        for s in scores
     ]
 
 
 def test_tertiles_come_from_the_training_split_alone() -> None:
     train, other = dataset_of(list(np.arange(9.0))), dataset_of([100.0, 200.0])
-    both = MultimodalDataset(name="d", splits={"train": train.split("train"), "test": other.split("test")})
+    both = MultimodalDataset(
+        name="d", splits={"train": train.split("train"), "test": other.split("test")}
+    )
     target = make_target("tertiles", both)
     assert np.bincount(target.of(both.split("train"), "d")[0]).tolist() == [3, 3, 3]
     assert target.of(both.split("test"), "d")[0].tolist() == [2, 2]
@@ -96,11 +103,17 @@ def test_a_score_target_has_categories_for_f1_and_prototypes() -> None:
         ("seven", dataset_of(None, [0, 1]), "needs scores"),
         ("classes", dataset_of(None, [[0, 1], [1, 0]]), "use target `questions`"),
         ("questions", dataset_of(None, [0, 1]), "needs yes/no labels"),
-        ("questions", dataset_of(None, [[0, 1], [1, 1]]), "no sample of class 'no' to question question 1"),
+        (
+            "questions",
+            dataset_of(None, [[0, 1], [1, 1]]),
+            "no sample of class 'no' to question question 1",
+        ),
         ("binary-nonzero", dataset_of([0.0, 0.0]), "no sample is left"),
     ],
 )
-def test_what_does_not_fit_is_one_clear_line(name: str, data: MultimodalDataset, message: str) -> None:
+def test_what_does_not_fit_is_one_clear_line(
+    name: str, data: MultimodalDataset, message: str
+) -> None:
     with pytest.raises(CorrKDError, match=message) as caught:
         make_target(name, data)
     assert "\n" not in str(caught.value)
@@ -109,7 +122,10 @@ def test_what_does_not_fit_is_one_clear_line(name: str, data: MultimodalDataset,
 def test_a_label_beyond_training_is_refused() -> None:
     both = MultimodalDataset(
         name="d",
-        splits={"train": dataset_of(None, [0, 1]).split("train"), "test": dataset_of(None, [0, 2]).split("test")},
+        splits={
+            "train": dataset_of(None, [0, 1]).split("train"),
+            "test": dataset_of(None, [0, 2]).split("test"),
+        },
     )
     with pytest.raises(CorrKDError, match=r"d, test: label 2 is outside the 2 classes"):
         make_target("classes", both)
@@ -138,7 +154,14 @@ def test_a_target_survives_its_json(name: str) -> None:
     ],
 )
 def test_a_card_whose_target_does_not_fit_itself(changes: dict[str, Any]) -> None:
-    good = {"name": "score", "kind": "score", "classes": ["a", "b"], "questions": [], "cuts": [0.0], "upward": True}
+    good = {
+        "name": "score",
+        "kind": "score",
+        "classes": ["a", "b"],
+        "questions": [],
+        "cuts": [0.0],
+        "upward": True,
+    }
     assert target_from_json(good).cuts == (0.0,)
     with pytest.raises(CorrKDError, match="the card's target is not readable"):
         target_from_json({**good, **changes})
@@ -162,9 +185,14 @@ def test_labels_of_another_shape_are_refused(train: object, other: object) -> No
 def test_a_split_of_zeros_alone_is_refused_before_any_training() -> None:
     both = MultimodalDataset(
         name="d",
-        splits={"train": dataset_of([-1.0, 1.0]).split("train"), "valid": dataset_of([0.0, 0.0]).split("test")},
+        splits={
+            "train": dataset_of([-1.0, 1.0]).split("train"),
+            "valid": dataset_of([0.0, 0.0]).split("test"),
+        },
     )
-    with pytest.raises(CorrKDError, match="d, valid: no sample is left for target `binary-nonzero`"):
+    with pytest.raises(
+        CorrKDError, match="d, valid: no sample is left for target `binary-nonzero`"
+    ):
         make_target("binary-nonzero", both)
 
 
@@ -179,7 +207,8 @@ def test_scores_of_which_most_are_equal(equal: float, end: str) -> None:
     scores = np.where(np.arange(count) < equal * count, value, rng.uniform(1.5, 4.5, count))
     dataset = make_dataset()
     splits = {
-        name: replace(part, scores=np.resize(scores, len(part)), labels=None) for name, part in dataset.splits.items()
+        name: replace(part, scores=np.resize(scores, len(part)), labels=None)
+        for name, part in dataset.splits.items()
     }
     dataset = replace(dataset, splits=splits, class_names=())
     target = make_target("score", dataset)
@@ -191,6 +220,9 @@ def test_scores_of_which_most_are_equal(equal: float, end: str) -> None:
 
 def test_equal_scores_teach_nothing() -> None:
     dataset = make_dataset()
-    splits = {name: replace(part, scores=np.ones(len(part)), labels=None) for name, part in dataset.splits.items()}
+    splits = {
+        name: replace(part, scores=np.ones(len(part)), labels=None)
+        for name, part in dataset.splits.items()
+    }
     with pytest.raises(CorrKDError, match="all scores are 1; nothing is to be learned"):
         make_target("score", replace(dataset, splits=splits, class_names=()))

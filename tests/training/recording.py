@@ -1,4 +1,6 @@
-"""What a CUDA graph does, without a GPU: operations are recorded once and replayed on the same memory."""
+"""What a CUDA graph does, without a GPU: operations are recorded once and replayed on the same
+memory.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# What a capture on a GPU refuses, or would freeze: values read back, sizes that follow from values, constants copied from the host, and
-# torch's own random numbers.
+# What a capture on a GPU refuses, or would freeze: values read back, sizes that follow from values,
+# constants copied from the host, and torch's own random numbers.
 REFUSED = (
     "_local_scalar_dense",
     "nonzero",
@@ -59,9 +61,13 @@ class RecordedGraph(TorchDispatchMode):
                     if old.data_ptr() != new.data_ptr():  # neither a view nor changed in place
                         old.copy_(new)
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
         name = function.overloadpacket.__name__
-        by_mask = name in ("index", "index_put", "index_put_") and any(x.dtype == torch.bool for x in _tensors(args[1]))
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            x.dtype == torch.bool for x in _tensors(args[1])
+        )
         refused = by_mask or name in REFUSED
         assert not refused, f"{name} cannot be captured"
         for schema, argument in zip(function._schema.arguments, args, strict=False):

@@ -58,7 +58,10 @@ def test_what_a_gpu_cannot_capture_fails_in_these_tests(work: object) -> None:
 @pytest.mark.slow  # compiles for half a minute
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_compiled_steps_are_the_steps() -> None:
-    together = [train_together(make_runs("corrkd"), fabric=FABRIC, compiled=compiled) for compiled in (True, False)]
+    together = [
+        train_together(make_runs("corrkd"), fabric=FABRIC, compiled=compiled)
+        for compiled in (True, False)
+    ]
     assert_equal(*together)
 
 
@@ -79,8 +82,12 @@ def test_without_a_compiler_one_line_says_what_to_do(monkeypatch: pytest.MonkeyP
         Compiled(lambda x: 2 * x)(torch.ones(2))
 
 
-def test_checkpoints_of_short_epochs_are_not_all_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writing takes 2 s of this clock: what follows is written 40 s later, a twentieth of the time."""
+def test_checkpoints_of_short_epochs_are_not_all_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing takes 2 s of this clock: what follows is written 40 s later, a twentieth of the
+    time.
+    """
     clock = [100.0]
     monkeypatch.setattr("corrkd.training.checkpoint.time.monotonic", lambda: clock[0])
     path = tmp_path / "a.ckpt"
@@ -96,7 +103,13 @@ def test_checkpoints_of_short_epochs_are_not_all_written(tmp_path: Path, monkeyp
         return int(content["epoch"])
 
     writer.write(lambda: state(1))
-    for passed, epoch, expected in ((1.0, 2, 1), (38.0, 3, 1), (1.5, 4, 4), (39.0, 5, 4), (1.5, 6, 6)):
+    for passed, epoch, expected in (
+        (1.0, 2, 1),
+        (38.0, 3, 1),
+        (1.5, 4, 4),
+        (39.0, 5, 4),
+        (1.5, 6, 6),
+    ):
         clock[0] += passed
         writer.write(lambda epoch=epoch: state(epoch))  # type: ignore[misc]
         assert stored() == expected

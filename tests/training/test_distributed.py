@@ -1,4 +1,6 @@
-"""Two processes must be one: the same loss and gradients as a single process with the joint batch."""
+"""Two processes must be one: the same loss and gradients as a single process with the joint
+batch.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,8 @@ def take(rows: list[int]) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
     """Rows of the joint batch: features, teacher's (representation, logits), labels."""
     random = torch.Generator().manual_seed(1)
     x, representation, logits = (
-        torch.randn(N, width, generator=random, dtype=torch.float64) for width in (FEATURES, WIDTH, CLASSES)
+        torch.randn(N, width, generator=random, dtype=torch.float64)
+        for width in (FEATURES, WIDTH, CLASSES)
     )
     labels = torch.randint(CLASSES, (N,), generator=random)
     return x[rows], (representation[rows], logits[rows]), labels[rows]
@@ -86,20 +89,35 @@ def take(rows: list[int]) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
 def measure(model: nn.Module, training: Training, rows: list[int]) -> dict[str, Any]:
     loss = model(*take(rows))
     loss.backward()
-    return {"loss": loss.detach(), "gradients": {name: p.grad for name, p in training.named_parameters()}}
+    return {
+        "loss": loss.detach(),
+        "gradients": {name: p.grad for name, p in training.named_parameters()},
+    }
 
 
 class Mended(nn.Module):
-    """CorrKD's mended forms as they are trained, the terms added up: who answered and what is shown are gathered, too."""
+    """CorrKD's mended forms as they are trained, the terms added up: who answered and what is shown
+    are gathered, too.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         samples = make_samples(make_dataset(sizes=(N, 6, 6)))
-        small = NetworkSettings(width=4, heads=2, feedforward=8, layers=1, classifier=(6,), dropout=0.0)
-        network = CorrKDNetwork(samples.widths, dict.fromkeys(samples.widths, 6), target=samples.target, settings=small)
-        forms = {"scd": {"form": "relations"}, "cpd": {"form": "all", "parts": True}, "rcd": {"form": "divergence"}}
+        small = NetworkSettings(
+            width=4, heads=2, feedforward=8, layers=1, classifier=(6,), dropout=0.0
+        )
+        network = CorrKDNetwork(
+            samples.widths, dict.fromkeys(samples.widths, 6), target=samples.target, settings=small
+        )
+        forms = {
+            "scd": {"form": "relations"},
+            "cpd": {"form": "all", "parts": True},
+            "rcd": {"form": "divergence"},
+        }
         random = torch.Generator().manual_seed(2)
-        drawn = [torch.randn(N, width, generator=random, dtype=torch.float64) for width in (12, CLASSES)]
+        drawn = [
+            torch.randn(N, width, generator=random, dtype=torch.float64) for width in (12, CLASSES)
+        ]
         teachers = TeacherOutputs(*drawn, torch.arange(N) // 2 % 2)
         options = CorrKDOptions.model_validate(forms)
         self.method = CorrKD(network, options, teachers=teachers, gather=gather).double()
@@ -116,14 +134,20 @@ class Hierarchical(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.samples = make_samples(make_dataset(sizes=(N, 6, 6)))
-        small = HRLFSettings(width=4, heads=2, feedforward=8, layers=1, classifier=(6,), factor_hidden=4, dropout=0.0)
+        small = HRLFSettings(
+            width=4, heads=2, feedforward=8, layers=1, classifier=(6,), factor_hidden=4, dropout=0.0
+        )
         frames = dict.fromkeys(self.samples.widths, 6)
-        network = HRLFNetwork(self.samples.widths, frames, target=self.samples.target, settings=small)
+        network = HRLFNetwork(
+            self.samples.widths, frames, target=self.samples.target, settings=small
+        )
         random = torch.Generator().manual_seed(2)
         widths = (network.representation_width, CLASSES)
         drawn = [torch.randn(N, width, generator=random, dtype=torch.float64) for width in widths]
         options = HRLFOptions.model_validate({"frf": {"reach": "targets"}})
-        self.method = HRLF(network, options, teachers=TeacherOutputs(*drawn), gather=gather).double()
+        self.method = HRLF(
+            network, options, teachers=TeacherOutputs(*drawn), gather=gather
+        ).double()
 
     def forward(self, rows: Tensor) -> Tensor:
         return total(self.method(incomplete(self.samples, rows)))
@@ -139,12 +163,18 @@ def incomplete(samples: Samples, rows: Tensor) -> TrainingBatch:
     """Samples in float64, each without one modality."""
     batch = samples.take(rows)
     frames = {m: x.double() for m, x in batch.frames.items()}
-    visible = {m: x & (rows % 3 != index)[:, None] for index, (m, x) in enumerate(batch.exists.items())}
-    return TrainingBatch(Inputs(frames, batch.exists, visible), batch.targets, samples.context(rows))
+    visible = {
+        m: x & (rows % 3 != index)[:, None] for index, (m, x) in enumerate(batch.exists.items())
+    }
+    return TrainingBatch(
+        Inputs(frames, batch.exists, visible), batch.targets, samples.context(rows)
+    )
 
 
 class Conversations(nn.Module):
-    """A network that reads conversations, two of which are shared out between the processes, with the task loss alone."""
+    """A network that reads conversations, two of which are shared out between the processes, with
+    the task loss alone.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,12 +184,16 @@ class Conversations(nn.Module):
         self.samples = make_samples(replace(dataset, splits={**dataset.splits, "train": train}))
         settings = GCNetSettings(width=4, heads=2, dropout=0.0)
         frames = dict.fromkeys(self.samples.widths, 6)
-        network = GCNetwork(self.samples.widths, frames, target=self.samples.target, settings=settings)
+        network = GCNetwork(
+            self.samples.widths, frames, target=self.samples.target, settings=settings
+        )
         self.method = TaskOnly(network, gather=gather).double()
 
     def forward(self, rows: Tensor) -> Tensor:
         batch = self.samples.take(rows)
-        inputs = Inputs({m: x.double() for m, x in batch.frames.items()}, batch.exists, batch.present)
+        inputs = Inputs(
+            {m: x.double() for m, x in batch.frames.items()}, batch.exists, batch.present
+        )
         return total(self.method(TrainingBatch(inputs, batch.targets, self.samples.context(rows))))
 
 
@@ -185,19 +219,26 @@ def make_mended() -> Mended:
 def work(rank: int, folder: str) -> None:
     """What each of the two processes does; its findings go to a file."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-point", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting-point", rank=rank, world_size=2
+    )
     found: dict[str, Any] = {}
     for name, shards in SHARDS.items():
         training = make_training()
         found[name] = measure(DistributedDataParallel(training), training, shards[rank])
         mended = make_mended()
-        found[f"mended {name}"] = measure_rows(DistributedDataParallel(mended), mended, shards[rank])
+        found[f"mended {name}"] = measure_rows(
+            DistributedDataParallel(mended), mended, shards[rank]
+        )
         hierarchical = make_hierarchical()
-        found[f"hierarchical {name}"] = measure_rows(DistributedDataParallel(hierarchical), hierarchical, shards[rank])
+        found[f"hierarchical {name}"] = measure_rows(
+            DistributedDataParallel(hierarchical), hierarchical, shards[rank]
+        )
         conversations = make_conversations()
         shared_out = DistributedDataParallel(conversations, find_unused_parameters=True)
         found[f"conversations {name}"] = measure_rows(shared_out, conversations, shards[rank])
-    # Process 0 has rows 0 and 1, process 1 has row 10; each weighs the gathered rows by powers of two of its own.
+    # Process 0 has rows 0 and 1, process 1 has row 10; each weighs the gathered rows by powers of
+    # two of its own.
     own = torch.arange(2 - rank).reshape(-1, 1) + 10 * rank
     found["integers"], found["booleans"] = gather(own), gather(own > 0)
     leaf = own.double().requires_grad_()
@@ -225,23 +266,35 @@ def test_two_processes_are_one(found: list[dict[str, Any]], shards: str, rank: i
 
 @pytest.mark.parametrize("shards", SHARDS)
 @pytest.mark.parametrize("rank", [0, 1])
-def test_two_processes_are_one_in_the_mended_forms(found: list[dict[str, Any]], shards: str, rank: int) -> None:
+def test_two_processes_are_one_in_the_mended_forms(
+    found: list[dict[str, Any]], shards: str, rank: int
+) -> None:
     mended = make_mended()
     agree(found[rank][f"mended {shards}"], measure_rows(mended, mended, list(range(N))))
 
 
 @pytest.mark.parametrize("shards", SHARDS)
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_conversation_shared_out_is_read_whole(found: list[dict[str, Any]], shards: str, rank: int) -> None:
+def test_a_conversation_shared_out_is_read_whole(
+    found: list[dict[str, Any]], shards: str, rank: int
+) -> None:
     conversations = make_conversations()
-    agree(found[rank][f"conversations {shards}"], measure_rows(conversations, conversations, list(range(N))))
+    agree(
+        found[rank][f"conversations {shards}"],
+        measure_rows(conversations, conversations, list(range(N))),
+    )
 
 
 @pytest.mark.parametrize("shards", SHARDS)
 @pytest.mark.parametrize("rank", [0, 1])
-def test_two_processes_are_one_at_every_scale(found: list[dict[str, Any]], shards: str, rank: int) -> None:
+def test_two_processes_are_one_at_every_scale(
+    found: list[dict[str, Any]], shards: str, rank: int
+) -> None:
     hierarchical = make_hierarchical()
-    agree(found[rank][f"hierarchical {shards}"], measure_rows(hierarchical, hierarchical, list(range(N))))
+    agree(
+        found[rank][f"hierarchical {shards}"],
+        measure_rows(hierarchical, hierarchical, list(range(N))),
+    )
 
 
 def agree(ours: dict[str, Any], expected: dict[str, Any]) -> None:

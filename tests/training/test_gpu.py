@@ -18,7 +18,9 @@ from tests.training.test_stacked import MENDED, SETTINGS, make_method, scores
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
-def trained(name: str, seeds: Sequence[int], *, alone: bool = False, compiled: bool = False) -> list[Trained]:
+def trained(
+    name: str, seeds: Sequence[int], *, alone: bool = False, compiled: bool = False
+) -> list[Trained]:
     """Trainings in float64 on the GPU."""
     fabric = Fabric(accelerator="cuda", devices=1)
     fabric.launch()
@@ -26,7 +28,9 @@ def trained(name: str, seeds: Sequence[int], *, alone: bool = False, compiled: b
     settings: TrainingSettings = SETTINGS.model_copy(update={"lr": 2.0**-7, "schedule": "constant"})
     runs = [
         TrainingRun(
-            method=make_method(name, samples, seed, MENDED if name == "corrkd" else None).to(fabric.device),
+            method=make_method(name, samples, seed, MENDED if name == "corrkd" else None).to(
+                fabric.device
+            ),
             samples=samples,
             settings=settings,
             validate=scores(seed),
@@ -46,10 +50,14 @@ def assert_close(ours: list[Trained], theirs: list[Trained], tolerance: float) -
             assert torch.allclose(one.state[name], value, rtol=0, atol=tolerance), name
 
 
-@pytest.mark.parametrize("name", ["no-distillation", "corrkd", "kl", "feature-mse", "cubemlp", "dmd", "self-mm"])
+@pytest.mark.parametrize(
+    "name", ["no-distillation", "corrkd", "kl", "feature-mse", "cubemlp", "dmd", "self-mm"]
+)
 def test_a_captured_stack_comes_to_what_each_is_alone(name: str) -> None:
     together = trained(name, range(3))
-    assert_close(together, trained(name, range(3), alone=True), 1e-7)  # learning rates are float32 where captured
+    assert_close(
+        together, trained(name, range(3), alone=True), 1e-7
+    )  # learning rates are float32 where captured
     assert_close(together[1:2], trained(name, [1]), 1e-7)
 
 

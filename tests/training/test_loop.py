@@ -22,7 +22,15 @@ from corrkd.networks.saved import build_network
 from corrkd.settings import MissingSettings, NetworkSettings, TrainingSettings
 from corrkd.training.fabric import Fabric
 from corrkd.training.loop import VALID, Record, Trained, teacher_outputs, train
-from tests.conftest import CLASSES, QUESTIONS, SCORE, make_dataset, make_samples, training_batch, values
+from tests.conftest import (
+    CLASSES,
+    QUESTIONS,
+    SCORE,
+    make_dataset,
+    make_samples,
+    training_batch,
+    values,
+)
 from tests.networks.test_all_networks import in_conversations
 
 SMALL = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6,), dropout=0.2)
@@ -36,7 +44,12 @@ class StoppedError(Exception):
 def fresh(samples: Samples, seed: int = 0) -> CorrKDNetwork:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build_network(samples.target, samples.widths, {m: x.shape[1] for m, x in samples.exists.items()}, SMALL)
+        return build_network(
+            samples.target,
+            samples.widths,
+            {m: x.shape[1] for m, x in samples.exists.items()},
+            SMALL,
+        )
 
 
 def corrkd(samples: Samples) -> CorrKD:
@@ -49,7 +62,9 @@ def teachers(samples: Samples) -> TeacherOutputs:
     return teacher_outputs(fresh(samples, 1), samples)
 
 
-def fit(method: Method, samples: Samples, stage: TrainingSettings = STAGE, **options: object) -> Trained:
+def fit(
+    method: Method, samples: Samples, stage: TrainingSettings = STAGE, **options: object
+) -> Trained:
     valid = make_samples(make_dataset(), "valid", samples.target.name)
     return train(
         method,
@@ -101,7 +116,13 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(
         fit(corrkd(samples), samples, stage, checkpoint=path, on_epoch=stop)
     assert path.exists() == (stopped > 1)
     seen: list[float] = []
-    again = fit(corrkd(samples), samples, stage, checkpoint=path, on_epoch=lambda record: seen.append(record["epoch"]))
+    again = fit(
+        corrkd(samples),
+        samples,
+        stage,
+        checkpoint=path,
+        on_epoch=lambda record: seen.append(record["epoch"]),
+    )
     assert same(whole, again)
     assert seen == list(range(stopped, 5))
 
@@ -139,7 +160,9 @@ def test_the_last_epoch_is_kept_where_that_is_asked_for() -> None:
     assert all(torch.equal(trained.state[name], chosen.state[name]) for name in trained.state)
 
 
-def test_averaged_weights_are_the_running_average_of_the_steps_and_leave_the_training_as_it_is() -> None:
+def test_averaged_weights_are_the_running_average_of_the_steps_and_leave_the_training_alone() -> (
+    None
+):
     samples = make_samples(make_dataset())
     name = [key for key, _ in fresh(samples).named_parameters()][-2]  # the last layer's weight
 
@@ -195,15 +218,22 @@ def test_every_kind_of_target_learns(target: str) -> None:
     samples = make_samples(make_dataset(), target=target)
     trained = fit(corrkd(samples), samples, STAGE.model_copy(update={"epochs": 12}))
     assert trained.history[-1]["loss/task"] < 0.8 * trained.history[0]["loss/task"]
-    assert set(trained.history[0]) == {"epoch", "lr", "loss/total", "loss/task", "loss/scd", "loss/cpd", VALID} | (
-        {"loss/rcd"} if target != "score" else set()
-    )
+    assert set(trained.history[0]) == {
+        "epoch",
+        "lr",
+        "loss/total",
+        "loss/task",
+        "loss/scd",
+        "loss/cpd",
+        VALID,
+    } | ({"loss/rcd"} if target != "score" else set())
 
 
 def test_a_batch_larger_than_the_data_is_the_data() -> None:
     samples = make_samples(make_dataset())
     big, all_of_it = (
-        fit(TaskOnly(fresh(samples)), samples, STAGE.model_copy(update={"batch_size": n})) for n in (9999, 48)
+        fit(TaskOnly(fresh(samples)), samples, STAGE.model_copy(update={"batch_size": n}))
+        for n in (9999, 48)
     )
     assert same(big, all_of_it)
 
@@ -233,15 +263,21 @@ def test_a_damaged_checkpoint_is_one_clear_line(tmp_path: Path, damage: str) -> 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("schedule", "last"), [("constant", 1e-2), ("cosine", 1.5e-3), ("linear", 2.5e-3)])
+@pytest.mark.parametrize(
+    ("schedule", "last"), [("constant", 1e-2), ("cosine", 1.5e-3), ("linear", 2.5e-3)]
+)
 def test_schedules(schedule: str, last: float) -> None:
     samples = make_samples(make_dataset())
-    trained = fit(TaskOnly(fresh(samples)), samples, STAGE.model_copy(update={"schedule": schedule}))
+    trained = fit(
+        TaskOnly(fresh(samples)), samples, STAGE.model_copy(update={"schedule": schedule})
+    )
     rates = [record["lr"] for record in trained.history]
     assert rates[0] == 1e-2
     assert rates[-1] == pytest.approx(last, rel=0.03)
     warm = fit(TaskOnly(fresh(samples)), samples, STAGE.model_copy(update={"warmup": 0.5}))
-    assert [record["lr"] for record in warm.history] == pytest.approx([1e-2 / 6, 1e-2 * 4 / 6, 1e-2, 1e-2])
+    assert [record["lr"] for record in warm.history] == pytest.approx(
+        [1e-2 / 6, 1e-2 * 4 / 6, 1e-2, 1e-2]
+    )
 
 
 def test_balanced_class_weights_are_inverse_to_frequency() -> None:
@@ -255,13 +291,21 @@ def test_balanced_class_weights_are_inverse_to_frequency() -> None:
 def test_task_losses_by_hand() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0])
-    expected = -sum(float(torch.log_softmax(row, -1)[k]) for row, k in zip(logits, labels.tolist(), strict=True)) / 5
+    expected = (
+        -sum(
+            float(torch.log_softmax(row, -1)[k])
+            for row, k in zip(logits, labels.tolist(), strict=True)
+        )
+        / 5
+    )
     assert float(CLASSES.task_loss(logits, labels)) == pytest.approx(expected)
     asked, answers = torch.randn(5, 4, 2, dtype=torch.float64), torch.randint(0, 2, (5, 4))
     each = [float(CLASSES.task_loss(asked[:, q], answers[:, q])) for q in range(4)]
     assert float(QUESTIONS.task_loss(asked, answers)) == pytest.approx(sum(each) / 4)
     scores = torch.randn(5, dtype=torch.float64)
-    assert float(SCORE.task_loss(logits[:, :1], scores)) == pytest.approx(float((logits[:, 0] - scores).abs().mean()))
+    assert float(SCORE.task_loss(logits[:, :1], scores)) == pytest.approx(
+        float((logits[:, 0] - scores).abs().mean())
+    )
 
 
 def test_the_schedule_is_laid_over_the_steps_that_are_run() -> None:
@@ -269,7 +313,9 @@ def test_the_schedule_is_laid_over_the_steps_that_are_run() -> None:
     samples = make_samples(in_conversations(make_dataset(), size=5))
     kind = network_class("gcnet")
     frames = {m: x.shape[1] for m, x in samples.exists.items()}
-    method = GCNet(build_network(samples.target, samples.widths, frames, kind.settings_type(), kind))
+    method = GCNet(
+        build_network(samples.target, samples.widths, frames, kind.settings_type(), kind)
+    )
     counts: list[int] = []
     batches = method.batches
 
@@ -296,10 +342,16 @@ def test_a_batch_keeps_its_structure_in_every_precision(precision: Any) -> None:
         method = method.double()
     fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
     record = fit(
-        method, samples, STAGE.model_copy(update={"epochs": 1}), fabric=fabric, validate=lambda _: 0.0
+        method,
+        samples,
+        STAGE.model_copy(update={"epochs": 1}),
+        fabric=fabric,
+        validate=lambda _: 0.0,
     ).history[0]
     names = ("task", "scd", "cpd", "rcd")
-    assert record["loss/total"] == pytest.approx(sum(record[f"loss/{name}"] for name in names), rel=1e-5)
+    assert record["loss/total"] == pytest.approx(
+        sum(record[f"loss/{name}"] for name in names), rel=1e-5
+    )
 
 
 def test_a_teacher_that_reads_conversations_gets_whole_ones_and_its_rows_are_in_order() -> None:
@@ -329,5 +381,7 @@ def test_a_student_that_reads_conversations_learns_without_a_method_of_its_own()
     expected = network.eval().in_context(batch.inputs, batch.context).logits
     task, _ = values(method(batch)).values()
     torch.testing.assert_close(task, samples.target.task_loss(expected, batch.targets))
-    history = fit(method, samples, STAGE.model_copy(update={"epochs": 12}), validate=lambda _: 0.0).history
+    history = fit(
+        method, samples, STAGE.model_copy(update={"epochs": 12}), validate=lambda _: 0.0
+    ).history
     assert history[-1]["loss/task"] < 0.8 * history[0]["loss/task"]

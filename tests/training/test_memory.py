@@ -16,7 +16,9 @@ def run_of(batch_size: int) -> TrainingRun:
     samples = split("classes")
     settings = TrainingSettings(epochs=1, batch_size=batch_size)
     method = make_method("no-distillation", samples, 0)
-    return TrainingRun(method=method, samples=samples, settings=settings, validate=lambda _: 0.0, seed=0)
+    return TrainingRun(
+        method=method, samples=samples, settings=settings, validate=lambda _: 0.0, seed=0
+    )
 
 
 def test_what_a_training_takes_grows_with_its_batch() -> None:
@@ -26,18 +28,23 @@ def test_what_a_training_takes_grows_with_its_batch() -> None:
     method = run_of(8).method
     parameters = sum(p.numel() * 8 for p in method.parameters())
     assert fixed >= 6 * parameters  # weights, gradients, two moments, an average, the best
-    # Each layer keeps at least its attention weights and the vectors that went into it, once for each modality.
+    # Each layer keeps at least its attention weights and the vectors that went into it, once for
+    # each modality.
     samples = split("classes")
     frames = [exists.shape[1] for exists in samples.exists.values()]
     assert of_a_sample >= 2 * 8 * sum(2 * t * t + 8 * t for t in frames)
 
 
 @pytest.mark.parametrize(("name", "options"), [("corrkd", MENDED), ("self-mm", None)])
-def test_what_a_method_makes_of_the_whole_split_is_counted(name: str, options: dict[str, object] | None) -> None:
+def test_what_a_method_makes_of_the_whole_split_is_counted(
+    name: str, options: dict[str, object] | None
+) -> None:
     samples = split("classes")
     method = make_method(name, samples, 0, options)
     settings = TrainingSettings(epochs=1, batch_size=8)
-    run = TrainingRun(method=method, samples=samples, settings=settings, validate=lambda _: 0.0, seed=0)
+    run = TrainingRun(
+        method=method, samples=samples, settings=settings, validate=lambda _: 0.0, seed=0
+    )
     before = sum(x.numel() * x.element_size() for x in method.buffers())
     assert bytes_of_run(run) > sum(x.numel() * x.element_size() for x in method.buffers()) > before
 
@@ -52,7 +59,8 @@ def test_measuring_changes_nothing_of_the_training() -> None:
 
 
 @pytest.mark.parametrize(
-    ("each", "free", "count"), [(10, 1000, MOST_STACKED), (100, 1000, 8), (1000, 1000, 1), (1, None, MOST_STACKED)]
+    ("each", "free", "count"),
+    [(10, 1000, MOST_STACKED), (100, 1000, 8), (1000, 1000, 1), (1, None, MOST_STACKED)],
 )
 def test_as_many_as_fit(each: int, free: int | None, count: int) -> None:
     assert fitting(each, free) == count

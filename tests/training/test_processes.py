@@ -20,7 +20,14 @@ ROLES = ("teacher", "student", "control")
 
 
 def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
     return subprocess.run(
         [*command, "-m", "corrkd.cli", *map(str, words)],
         capture_output=True,
@@ -36,9 +43,15 @@ def test_two_processes_give_the_models_of_one(tmp_path: Path, target: str) -> No
     """31 samples in batches of 6: the last batch has one, so that one process has none."""
     labels = np.arange(62) % 3
     split = np.repeat(["train", "valid", "test"], [31, 16, 15])
-    data = write_npz(tmp_path / "d.npz", {"language": 5, "audio": 3}, 62, labels=labels, split=split)
+    data = write_npz(
+        tmp_path / "d.npz", {"language": 5, "audio": 3}, 62, labels=labels, split=split
+    )
     path = tmp_path / "s.yaml"
-    changes = {"data": {"path": str(data), "target": target}, "precision": "64-true", "seeds": [0, 1]}
+    changes = {
+        "data": {"path": str(data), "target": target},
+        "precision": "64-true",
+        "seeds": [0, 1],
+    }
     settings = tiny(**changes)
     settings["teacher"]["network"]["dropout"] = 0.0
     path.write_text(yaml.safe_dump(settings))
@@ -54,20 +67,28 @@ def test_two_processes_give_the_models_of_one(tmp_path: Path, target: str) -> No
             expected, found = (load_file(folder / model) for folder in (one, two))
             assert expected.keys() == found.keys()
             for name, value in expected.items():
-                np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5, err_msg=f"{role} {name}")
+                np.testing.assert_allclose(
+                    found[name], value, rtol=1e-4, atol=1e-5, err_msg=f"{role} {name}"
+                )
             history = Path("d", seed, role, "history.csv")
-            histories = [pd.read_csv(folder / history).drop(columns="method") for folder in (one, two)]
+            histories = [
+                pd.read_csv(folder / history).drop(columns="method") for folder in (one, two)
+            ]
             pd.testing.assert_frame_equal(*histories, rtol=1e-5)
     results = [pd.read_csv(folder / "results.csv") for folder in (one, two)]
     pd.testing.assert_frame_equal(*results, check_exact=False, rtol=1e-4)
-    assert {p.relative_to(one) for p in one.rglob("*.csv")} == {p.relative_to(two) for p in two.rglob("*.csv")}
+    assert {p.relative_to(one) for p in one.rglob("*.csv")} == {
+        p.relative_to(two) for p in two.rglob("*.csv")
+    }
 
 
 @pytest.mark.slow
 def test_an_error_in_several_processes_ends_them_all(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("mine")
-    done = torchrun("run", "--preset", "synthetic", "--set", "device=cpu", "--out", tmp_path / "run")
+    done = torchrun(
+        "run", "--preset", "synthetic", "--set", "device=cpu", "--out", tmp_path / "run"
+    )
     assert done.returncode != 0
     assert "holds other files and no run" in done.stderr
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["mine.txt"]

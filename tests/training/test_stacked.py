@@ -24,17 +24,35 @@ from tests.conftest import make_dataset, make_samples
 from tests.training.recording import RecordedGraph
 
 SMALL: dict[str, dict[str, Any]] = {
-    "corrkd": {"width": 8, "heads": 2, "feedforward": 16, "layers": 1, "classifier": (6,), "dropout": 0.2},
+    "corrkd": {
+        "width": 8,
+        "heads": 2,
+        "feedforward": 16,
+        "layers": 1,
+        "classifier": (6,),
+        "dropout": 0.2,
+    },
     "cubemlp": {"channels": 6, "hidden": ((4, 2, 6),), "shapes": ((4, 3, 6),), "dropout": 0.2},
     "mlp": {"width": 6, "hidden": (8,), "classifier": (6,), "dropout": 0.2},
     "gru": {"width": 6, "classifier": (6,), "dropout": 0.2},
-    "perceiver": {"width": 8, "latents": 3, "heads": 2, "feedforward": 12, "layers": 1, "dropout": 0.2},
+    "perceiver": {
+        "width": 8,
+        "latents": 3,
+        "heads": 2,
+        "feedforward": 12,
+        "layers": 1,
+        "dropout": 0.2,
+    },
 }
 SMALL["late-fusion"] = SMALL["corrkd"]
 SMALL["dmd"] = {"width": 8, "heads": 2, "graph": 5}
 SMALL["self-mm"] = {"width": 8, "unimodal": 6, "fusion": 8}
 SMALL["hrlf"] = {**SMALL["corrkd"], "factor_hidden": 8}
-MENDED = {"scd": {"form": "relations"}, "cpd": {"form": "all", "parts": True}, "rcd": {"form": "divergence"}}
+MENDED = {
+    "scd": {"form": "relations"},
+    "cpd": {"form": "all", "parts": True},
+    "rcd": {"form": "divergence"},
+}
 SETTINGS = TrainingSettings(
     epochs=3,
     batch_size=16,
@@ -55,15 +73,21 @@ def teachers(samples: Samples, seed: int, width: int = 24) -> TeacherOutputs:
         return torch.randn(*shape, generator=random, dtype=torch.float64)
 
     count = len(samples)
-    return TeacherOutputs(draw(count, width), draw(count, *samples.target.response_shape), torch.arange(count) % 3)
+    return TeacherOutputs(
+        draw(count, width), draw(count, *samples.target.response_shape), torch.arange(count) % 3
+    )
 
 
-def make_method(name: str, samples: Samples, seed: int, options: Any = None, network: str | None = None) -> AnyMethod:
+def make_method(
+    name: str, samples: Samples, seed: int, options: Any = None, network: str | None = None
+) -> AnyMethod:
     kind = method_class(name)
     net = network_class(network or kind.network or "corrkd")
     torch.manual_seed(seed)
     settings = net.settings_type.model_validate(SMALL.get(net.name, {}))
-    student = net(samples.widths, dict.fromkeys(samples.widths, 6), target=samples.target, settings=settings)
+    student = net(
+        samples.widths, dict.fromkeys(samples.widths, 6), target=samples.target, settings=settings
+    )
     heard = teachers(samples, seed, student.representation_width) if kind.needs_teacher else None
     return kind(student, kind.options_type.model_validate(options or {}), teachers=heard).double()
 
@@ -81,11 +105,26 @@ def together_and_alone(
     **options: Any,
 ) -> tuple[list[Trained], list[Trained]]:
     alone = [
-        train(make(s), samples(s), settings=settings, validate=scores(s), seed=s, fabric=FABRIC, **options)
+        train(
+            make(s),
+            samples(s),
+            settings=settings,
+            validate=scores(s),
+            seed=s,
+            fabric=FABRIC,
+            **options,
+        )
         for s in range(3)
     ]
     runs = [
-        TrainingRun(method=make(s), samples=samples(s), settings=settings, validate=scores(s), seed=s, **options)
+        TrainingRun(
+            method=make(s),
+            samples=samples(s),
+            settings=settings,
+            validate=scores(s),
+            seed=s,
+            **options,
+        )
         for s in range(3)
     ]
     return train_together(runs, fabric=FABRIC), alone
@@ -93,7 +132,11 @@ def together_and_alone(
 
 def assert_equal(together: list[Trained], alone: list[Trained]) -> None:
     for one, other in zip(together, alone, strict=True):
-        assert (one.epoch, one.score, len(one.history)) == (other.epoch, other.score, len(other.history))
+        assert (one.epoch, one.score, len(one.history)) == (
+            other.epoch,
+            other.score,
+            len(other.history),
+        )
         for name, value in other.state.items():
             assert torch.allclose(one.state[name], value, rtol=0, atol=1e-9), name
         for mine, theirs in zip(one.history, other.history, strict=True):
@@ -111,8 +154,13 @@ def split(target: str) -> Samples:
     return make_samples(dataset, target=target, dtype=torch.float64)
 
 
-# Of what is not a class, the methods that look at categories are tried each time; the others in the slow tests.
-TARGETS = ["classes", pytest.param("score", marks=pytest.mark.slow), pytest.param("questions", marks=pytest.mark.slow)]
+# Of what is not a class, the methods that look at categories are tried each time; the others in the
+# slow tests.
+TARGETS = [
+    "classes",
+    pytest.param("score", marks=pytest.mark.slow),
+    pytest.param("questions", marks=pytest.mark.slow),
+]
 WITH_CATEGORIES = pytest.mark.parametrize(
     ("name", "options", "target"),
     [
@@ -149,11 +197,15 @@ def test_runs_together_with_other_targets(name: str, options: Any, target: str) 
         ("hrlf", None, None),
     ],
 )
-def test_runs_together_are_what_each_is_alone(name: str, options: Any, network: str | None, target: str) -> None:
+def test_runs_together_are_what_each_is_alone(
+    name: str, options: Any, network: str | None, target: str
+) -> None:
     samples = split(target)
     missing = MissingSettings()
     together, alone = together_and_alone(
-        lambda seed: make_method(name, samples, seed, options, network), lambda seed: samples, missing=missing
+        lambda seed: make_method(name, samples, seed, options, network),
+        lambda seed: samples,
+        missing=missing,
     )
     assert_equal(together, alone)
     first, second = (torch.cat([x.flatten() for x in one.state.values()]) for one in together[:2])
@@ -163,10 +215,15 @@ def test_runs_together_are_what_each_is_alone(name: str, options: Any, network: 
 def test_parts_of_unequal_size_end_their_epochs_at_other_steps_and_stop_early() -> None:
     """As teachers of folds do: other last batches, other numbers of steps, an early end each."""
     samples = split("classes")
-    parts = [samples.subset(torch.arange(len(samples))[rows]) for rows in (slice(0, 48), slice(3, 40), slice(1, 33, 2))]
+    parts = [
+        samples.subset(torch.arange(len(samples))[rows])
+        for rows in (slice(0, 48), slice(3, 40), slice(1, 33, 2))
+    ]
     settings = SETTINGS.model_copy(update={"epochs": 6, "patience": 2})
     together, alone = together_and_alone(
-        lambda seed: make_method("no-distillation", samples, seed), lambda seed: parts[seed], settings
+        lambda seed: make_method("no-distillation", samples, seed),
+        lambda seed: parts[seed],
+        settings,
     )
     assert_equal(together, alone)
     assert len({len(one.history) for one in together}) == 3
@@ -194,7 +251,16 @@ def make_runs(
 
 
 # A learning rate that float32 holds exactly, since a captured one is a tensor of it.
-CAPTURABLE = ("kl", "feature-mse", "late-fusion", "cubemlp", "dmd", "self-mm", "hrlf-teacher", "hrlf")
+CAPTURABLE = (
+    "kl",
+    "feature-mse",
+    "late-fusion",
+    "cubemlp",
+    "dmd",
+    "self-mm",
+    "hrlf-teacher",
+    "hrlf",
+)
 CAPTURED = SETTINGS.model_copy(update={"lr": 2.0**-7, "schedule": "constant"})
 
 
@@ -213,7 +279,9 @@ def test_a_recorded_step_with_other_targets(name: str, options: Any, target: str
         *(("kl", None, network) for network in ("mlp", "gru", "perceiver")),
     ],
 )
-def test_a_recorded_step_replayed_is_the_step(name: str, options: Any, network: str | None, target: str) -> None:
+def test_a_recorded_step_replayed_is_the_step(
+    name: str, options: Any, network: str | None, target: str
+) -> None:
     samples = split(target)
     runs = [make_runs(name, lambda _: samples, CAPTURED, options, network) for _ in range(2)]
     recorded = train_together(runs[0], fabric=FABRIC, make_graph=RecordedGraph)
@@ -221,9 +289,14 @@ def test_a_recorded_step_replayed_is_the_step(name: str, options: Any, network: 
 
 
 def test_recorded_steps_of_unequal_parts_follow_their_schedules() -> None:
-    """Of other lengths of epoch, so that batches have several shapes and the learning rate differs between runs."""
+    """Of other lengths of epoch, so that batches have several shapes and the learning rate differs
+    between runs.
+    """
     samples = split("classes")
-    parts = [samples.subset(torch.arange(len(samples))[rows]) for rows in (slice(0, 48), slice(3, 40), slice(1, 33, 2))]
+    parts = [
+        samples.subset(torch.arange(len(samples))[rows])
+        for rows in (slice(0, 48), slice(3, 40), slice(1, 33, 2))
+    ]
     settings = CAPTURED.model_copy(update={"epochs": 6, "patience": 2, "schedule": "linear"})
     graphs: list[RecordedGraph] = []
 
@@ -238,7 +311,9 @@ def test_recorded_steps_of_unequal_parts_follow_their_schedules() -> None:
     for one, other in zip(captured, plain, strict=True):
         assert len(one.history) == len(other.history)
         for key, value in other.state.items():
-            assert torch.allclose(one.state[key], value, rtol=0, atol=1e-7), key  # rates rounded to float32
+            assert torch.allclose(one.state[key], value, rtol=0, atol=1e-7), (
+                key
+            )  # rates rounded to float32
 
 
 def test_what_a_method_remembers_is_kept_where_others_have_ended() -> None:

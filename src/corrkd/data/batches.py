@@ -1,4 +1,6 @@
-"""A split as tensors: on the device whole where it fits, else read batch by batch. The only way from a dataset to a network."""
+"""A split as tensors: on the device whole where it fits, else read batch by batch. The only way
+from a dataset to a network.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ class Batch:
         targets: (N,) int64 classes, (N, Q) int64 yes/no answers, or (N,) float scores.
         keys: (N,) int64 hash of each sample's id, from which its masks are drawn.
         rows: (N,) int64 position of each sample in its source.
-        frame_keys: per modality (N, T_m) int64 hash of each frame's recording and number, of modalities whose frames the data number.
+        frame_keys: per modality (N, T_m) int64 hash of each frame's recording and number, of
+            modalities whose frames the data number.
         lengths: canonical number of frames by modality, of `corrkd.data.normalise.Normalisation`.
     """
 
@@ -46,11 +49,14 @@ class Batch:
         return len(self.rows)
 
     def visible(self, dropped: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return which frames are present and not dropped: (N, T_m) booleans by modality. `dropped`: likewise."""
+        """Return which frames are present and not dropped: (N, T_m) booleans by modality.
+        `dropped`: likewise.
+        """
         return {m: present & ~dropped[m] for m, present in self.present.items()}
 
     def inputs(self, dropped: Mapping[str, Tensor]) -> Inputs:
-        """Return what a network sees of these samples: a modality without a visible frame has its canonical length.
+        """Return what a network sees of these samples: a modality without a visible frame has its
+        canonical length.
 
         Args:
             dropped: (N, T_m) booleans by modality, True where a frame is dropped.
@@ -64,22 +70,31 @@ class Batch:
 
 def sample_key(sample_id: str) -> int:
     """A sample's id as a signed 64-bit number, the same everywhere."""
-    return int.from_bytes(hashlib.blake2b(sample_id.encode(), digest_size=8).digest(), "little", signed=True)
+    return int.from_bytes(
+        hashlib.blake2b(sample_id.encode(), digest_size=8).digest(), "little", signed=True
+    )
 
 
 def frame_keys(split: Split) -> dict[str, Tensor]:
-    """Return a hash of each frame's recording and number, (N, T_m) int64, of modalities whose frames the data number."""
+    """Return a hash of each frame's recording and number, (N, T_m) int64, of modalities whose
+    frames the data number.
+    """
     if not split.frame_ids:
         return {}
     recordings = split.recordings()
     names = np.full(len(split), "") if recordings is None else recordings
     keys = torch.tensor([sample_key(str(name)) for name in names], dtype=torch.int64)
     # Odd, so that no two numbers of a recording share a key.
-    return {m: keys[:, None] + torch.from_numpy(np.asarray(x)) * 0x9E3779B1 for m, x in split.frame_ids.items()}
+    return {
+        m: keys[:, None] + torch.from_numpy(np.asarray(x)) * 0x9E3779B1
+        for m, x in split.frame_ids.items()
+    }
 
 
 def for_masks(split: Split) -> Batch:
-    """A raw split as one batch on the CPU without frames and targets: all that masks are drawn from."""
+    """A raw split as one batch on the CPU without frames and targets: all that masks are drawn
+    from.
+    """
     keys = torch.tensor([sample_key(str(name)) for name in split.ids], dtype=torch.int64)
     return Batch(
         frames={},
@@ -98,7 +113,8 @@ class Context(NamedTuple):
 
     Attributes:
         rows: (N,) position of each sample in its source.
-        conversation: (N,) number of the sample's video or session; each sample its own where the data names none.
+        conversation: (N,) number of the sample's video or session; each sample its own where the
+            data names none.
         position: (N,) order within the conversation; 0 where unknown.
         speaker: (N,) number of the sample's speaker or person; 0 for all where the data names none.
     """
@@ -117,7 +133,8 @@ class Samples:
         target: what is predicted; samples that do not count for it are left out.
         normalisation: fitted on the training split.
         device: where batches are wanted.
-        resident_bytes: up to this size the normalised split is held on the device, so that a batch costs no copy.
+        resident_bytes: up to this size the normalised split is held on the device, so that a batch
+            costs no copy.
         where: opens error lines.
         dtype: of frames and scores.
     """
@@ -145,21 +162,35 @@ class Samples:
         self._normalisation = normalisation
         self._split = split
         self.targets = torch.as_tensor(values[self.kept]).to(target.dtype(dtype)).to(device)
-        self.keys = torch.tensor([sample_key(str(i)) for i in self.ids], dtype=torch.int64, device=device)
-        self.exists = {m: torch.as_tensor(split.exists(m)[self.kept]).to(device) for m in self.modalities}
-        self.present = {m: torch.as_tensor(split.present[m][self.kept]).to(device) for m in self.modalities}
+        self.keys = torch.tensor(
+            [sample_key(str(i)) for i in self.ids], dtype=torch.int64, device=device
+        )
+        self.exists = {
+            m: torch.as_tensor(split.exists(m)[self.kept]).to(device) for m in self.modalities
+        }
+        self.present = {
+            m: torch.as_tensor(split.present[m][self.kept]).to(device) for m in self.modalities
+        }
         self.frame_keys = {m: x[self.kept].to(device) for m, x in frame_keys(split).items()}
         self._context = _context(split, self.kept, device)
-        size = sum(len(self.kept) * x.shape[1] * x.shape[2] * dtype.itemsize for x in split.frames.values())
+        size = sum(
+            len(self.kept) * x.shape[1] * x.shape[2] * dtype.itemsize for x in split.frames.values()
+        )
         self.resident = size <= resident_bytes
-        self._frames = {m: self._load(m, np.arange(len(self.kept))) for m in self.modalities} if self.resident else {}
+        self._frames = (
+            {m: self._load(m, np.arange(len(self.kept))) for m in self.modalities}
+            if self.resident
+            else {}
+        )
         self.base, self.base_rows = self, torch.arange(len(self.kept), device=device)
 
     def __len__(self) -> int:
         return len(self.kept)
 
     def subset(self, rows: Tensor) -> Samples:
-        """The samples at `rows` alone, in that order, normalised as these are. Frames are held once: `base` has them, at `base_rows`."""
+        """The samples at `rows` alone, in that order, normalised as these are. Frames are held
+        once: `base` has them, at `base_rows`.
+        """
         subset = copy(self)
         subset.kept, subset.ids = self.kept[rows.cpu().numpy()], self.ids[rows.cpu().numpy()]
         subset.targets, subset.keys = self.targets[rows], self.keys[rows]
@@ -174,14 +205,18 @@ class Samples:
     @property
     def incomplete(self) -> Tensor:
         """(N,) booleans: samples that the data itself leaves incomplete."""
-        return torch.stack([(self.exists[m] & ~self.present[m]).any(1) for m in self.modalities]).any(0)
+        return torch.stack(
+            [(self.exists[m] & ~self.present[m]).any(1) for m in self.modalities]
+        ).any(0)
 
     def context(self, rows: Tensor) -> Context:
         """Where the samples at `rows` stand in the data."""
         return Context(*(x[rows] for x in self._context))
 
     def mean_frames(self) -> dict[str, Tensor]:
-        """Mean of the normalised present frames, (d_m,) by modality, on the CPU: what `fill: mean` shows for a missing frame."""
+        """Mean of the normalised present frames, (d_m,) by modality, on the CPU: what `fill: mean`
+        shows for a missing frame.
+        """
         totals = {m: torch.zeros(width, dtype=torch.float64) for m, width in self.widths.items()}
         for batch in self.batches(1024):
             for m, total in totals.items():
@@ -189,7 +224,9 @@ class Samples:
         return {m: total / self.present[m].sum().clamp(min=1).cpu() for m, total in totals.items()}
 
     def take(self, rows: Tensor) -> Batch:
-        """The samples at `rows` (int64 on the device). Without copies between host and device where the split is resident."""
+        """The samples at `rows` (int64 on the device). Without copies between host and device where
+        the split is resident.
+        """
         if self.resident:
             frames = {m: x[self.base_rows[rows]] for m, x in self._frames.items()}
         else:
@@ -207,7 +244,9 @@ class Samples:
         )
 
     def without_frames(self) -> Batch:
-        """All samples as one batch without their frames: all that masks need, however large the split is."""
+        """All samples as one batch without their frames: all that masks need, however large the
+        split is.
+        """
         rows = torch.arange(len(self), device=self.device)
         return Batch(
             frames={},
@@ -221,12 +260,18 @@ class Samples:
         )
 
     def batches(self, size: int, *, conversations: bool = False) -> Iterator[Batch]:
-        """All samples, `size` at a time, in order; `conversations`: whole conversations together, one after the other."""
+        """All samples, `size` at a time, in order; `conversations`: whole conversations together,
+        one after the other.
+        """
         order = torch.arange(len(self)).split(size)
-        for rows in whole_conversations(self._context.conversation, size) if conversations else order:
+        for rows in (
+            whole_conversations(self._context.conversation, size) if conversations else order
+        ):
             yield self.take(rows.to(self.device))
 
-    def shuffled(self, size: int, generator: torch.Generator, *, conversations: bool = False) -> Sequence[Tensor]:
+    def shuffled(
+        self, size: int, generator: torch.Generator, *, conversations: bool = False
+    ) -> Sequence[Tensor]:
         """Rows of each batch of an epoch, on the CPU."""
         if conversations:
             return whole_conversations(self._context.conversation, size, generator)
@@ -236,7 +281,9 @@ class Samples:
         raw = np.asarray(self._split.frames[modality][self.kept[rows]], np.float32)
         frames = torch.as_tensor(raw).to(self.device).to(self._dtype)
         index = torch.as_tensor(rows, device=self.device)
-        return self._normalisation.apply(modality, frames).mul_(self.exists[modality][index][..., None])
+        return self._normalisation.apply(modality, frames).mul_(
+            self.exists[modality][index][..., None]
+        )
 
 
 def _context(split: Split, kept: IntArray, device: torch.device) -> Context:
@@ -246,7 +293,9 @@ def _context(split: Split, kept: IntArray, device: torch.device) -> Context:
 
     alone, zero = np.arange(len(split)), np.zeros(len(split), np.int64)
     order = zero if split.order is None else split.order
-    speaker = next((split.groups[name] for name in ("speaker", "person") if name in split.groups), None)
+    speaker = next(
+        (split.groups[name] for name in ("speaker", "person") if name in split.groups), None
+    )
     return Context(
         rows=torch.arange(len(kept), device=device),
         conversation=numbers(split.recordings(), alone),
@@ -255,10 +304,13 @@ def _context(split: Split, kept: IntArray, device: torch.device) -> Context:
     )
 
 
-def whole_conversations(conversation: Tensor, size: int, generator: torch.Generator | None = None) -> Sequence[Tensor]:
+def whole_conversations(
+    conversation: Tensor, size: int, generator: torch.Generator | None = None
+) -> Sequence[Tensor]:
     """Rows in batches of whole conversations, on the CPU.
 
-    One after the other they are cut where `size` rows are reached, so a batch is longer by up to a conversation.
+    One after the other they are cut where `size` rows are reached, so a batch is longer by up to a
+    conversation.
 
     Args:
         conversation: (N,) number of each row's conversation.
@@ -267,7 +319,9 @@ def whole_conversations(conversation: Tensor, size: int, generator: torch.Genera
     """
     numbers = conversation.cpu()
     rows = numbers.argsort(stable=True)
-    parts = list(rows.split(torch.unique_consecutive(numbers[rows], return_counts=True)[1].tolist()))
+    parts = list(
+        rows.split(torch.unique_consecutive(numbers[rows], return_counts=True)[1].tolist())
+    )
     if generator is not None:
         parts = [parts[index] for index in torch.randperm(len(parts), generator=generator).tolist()]
     batches: dict[int, list[Tensor]] = {}

@@ -1,4 +1,6 @@
-"""`convert`: a dataset to one file that carries no code and opens by memory map. Its layout is described in readers/converted.py."""
+"""`convert`: a dataset to one file that carries no code and opens by memory map. Its layout is
+described in readers/converted.py.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +48,10 @@ class _Tensor:
 def convert(dataset: MultimodalDataset, path: str | Path) -> None:
     """Writes a dataset to `path` (`.safetensors`), whole or not at all, a few samples at a time.
 
-    The file's `sha256` is a digest of its contents: of the tensors' names, types, shapes and bytes, and of what the targets depend on
-    (class and question names, score range). The source's own sum stays in `extra` and in a note. The exact posterior of the built-in
-    dataset is a function and is not written; a note in the file says so.
+    The file's `sha256` is a digest of its contents: of the tensors' names, types, shapes and bytes,
+    and of what the targets depend on (class and question names, score range). The source's own sum
+    stays in `extra` and in a note. The exact posterior of the built-in dataset is a function and is
+    not written; a note in the file says so.
 
     Raises:
         CorrKDError: `path` has another ending, or cannot be written.
@@ -60,7 +63,9 @@ def convert(dataset: MultimodalDataset, path: str | Path) -> None:
     make_folder(path.parent)
     remove_parts(path.parent, path.name)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(_header(dataset, tensors, "0" * 64))  # room for the digest, known when all is written
+        file.write(
+            _header(dataset, tensors, "0" * 64)
+        )  # room for the digest, known when all is written
         digest = hashlib.sha256(_facts(dataset).encode())
         for tensor in tensors:
             digest.update(tensor.heading)
@@ -72,7 +77,8 @@ def convert(dataset: MultimodalDataset, path: str | Path) -> None:
 
 
 def as_converted(dataset: MultimodalDataset) -> MultimodalDataset:
-    """Return the dataset as it is read back from the file that `convert` writes of it, without writing one.
+    """Return the dataset as it is read back from the file that `convert` writes of it, without
+    writing one.
 
     Raises:
         CorrKDError: it cannot be converted.
@@ -94,19 +100,30 @@ def as_converted(dataset: MultimodalDataset) -> MultimodalDataset:
 
 
 def _checked_tensors(dataset: MultimodalDataset) -> list[_Tensor]:
-    """What a file of the dataset holds, in its order. Raises CorrKDError where it could not be opened again."""
+    """What a file of the dataset holds, in its order. Raises CorrKDError where it could not be
+    opened again.
+    """
     where = f"dataset {dataset.name}: cannot be converted"
     with refusing(where, "not what a converted file holds"):
-        tensors = [tensor for name, split in dataset.splits.items() for tensor in _tensors(name, split)]
+        tensors = [
+            tensor for name, split in dataset.splits.items() for tensor in _tensors(name, split)
+        ]
         About.model_validate(parse_json(_about(dataset, "0" * 64), f"{where}: its metadata"))
     # So that each starts at a multiple of its item size.
     return sorted(tensors, key=lambda tensor: -DTYPES[tensor.dtype].itemsize)
 
 
 def _facts(dataset: MultimodalDataset) -> str:
-    """What the targets depend on beside the tensors. Names, notes and the layout may differ between equal contents."""
+    """What the targets depend on beside the tensors. Names, notes and the layout may differ between
+    equal contents.
+    """
     tokens = [list(dataset.tokens)] if dataset.tokens else []
-    return json.dumps([list(dataset.class_names), list(dataset.question_names), dataset.score_range, *tokens]) + "\n"
+    return (
+        json.dumps(
+            [list(dataset.class_names), list(dataset.question_names), dataset.score_range, *tokens]
+        )
+        + "\n"
+    )
 
 
 def _tensors(name: str, split: Split) -> Iterator[_Tensor]:
@@ -117,7 +134,9 @@ def _tensors(name: str, split: Split) -> Iterator[_Tensor]:
         if m in split.frame_ids:
             yield _Tensor(f"{name}/frame_ids/{m}", "I64", split.frame_ids[m])
         if m in split.missing_reasons:
-            yield _Tensor(f"{name}/missing_reasons/{m}", "U8", _json_bytes(split.missing_reasons[m]))
+            yield _Tensor(
+                f"{name}/missing_reasons/{m}", "U8", _json_bytes(split.missing_reasons[m])
+            )
     for key, dtype, values in (
         ("scores", "F64", split.scores),
         ("labels", "I64", split.labels),
@@ -136,12 +155,18 @@ def _json_bytes(names: StrArray) -> Array:
 
 
 def _header(dataset: MultimodalDataset, tensors: list[_Tensor], digest: str) -> bytes:
-    """Eight bytes of length, then JSON padded with spaces to a multiple of eight, as the safetensors format has it."""
+    """Eight bytes of length, then JSON padded with spaces to a multiple of eight, as the
+    safetensors format has it.
+    """
     header: dict[str, object] = {"__metadata__": {KEY: _about(dataset, digest)}}
     end = 0
     for tensor in tensors:
         begin, end = end, end + tensor.size
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.values.shape), "data_offsets": [begin, end]}
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.values.shape),
+            "data_offsets": [begin, end],
+        }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

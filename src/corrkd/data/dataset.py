@@ -1,4 +1,6 @@
-"""The one shape in which samples travel: every reader makes a `MultimodalDataset`, everything else takes one."""
+"""The one shape in which samples travel: every reader makes a `MultimodalDataset`, everything else
+takes one.
+"""
 
 from __future__ import annotations
 
@@ -23,30 +25,40 @@ TOKEN_SCALE = 2.0**24
 WHOLE = "all"  # the one split of data that has neither splits nor targets
 
 Posterior = Callable[[str, Mapping[str, BoolArray]], npt.NDArray[np.float64]]
-"""(split name, which frames are visible per modality, each (N, T_m)) -> exact class probabilities (N, K)."""
+"""(split name, which frames are visible per modality, each (N, T_m)) -> exact class probabilities
+(N, K).
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
     """The samples of one split. N samples; modality m has up to T_m frames of width d_m.
 
-    Three things are told apart: *padding* (frames beyond a sample's length: they never were there), *naturally missing*
-    (inside the length, absent in the data: `present` is False) and *dropped* (by us; never stored here).
+    Three things are told apart: *padding* (frames beyond a sample's length: they never were there),
+    *naturally missing* (inside the length, absent in the data: `present` is False) and *dropped*
+    (by us; never stored here).
 
     Attributes:
-        frames: per modality (N, T_m, d_m) float32, right-padded: the frames that exist come first. Finite everywhere, zero in the
-            padding. May be memory-mapped, so take rows, not the whole. One vector per sample is T_m = 1.
+        frames: per modality (N, T_m, d_m) float32, right-padded: the frames that exist come first.
+            Finite everywhere, zero in the padding. May be memory-mapped, so take rows, not the
+            whole. One vector per sample is T_m = 1.
         lengths: per modality (N,) how many frames exist, 1 <= length <= T_m.
         present: per modality (N, T_m), True where a frame exists and is not naturally missing.
-        ids: (N,) one string per sample, unique within the split. Two splits may share ids; `inspect` counts those that do.
-        scores: (N,) float64 sentiment scores, or None where the data has classes only, or no targets.
-        labels: (N,) integer classes as given, or (N, Q) yes/no answers in {0, 1}, or None where the data has scores only, or no targets.
-        groups: who or what the sample belongs to, by name ("video", "session", "person", "speaker"): (N,) strings each.
+        ids: (N,) one string per sample, unique within the split. Two splits may share ids;
+            `inspect` counts those that do.
+        scores: (N,) float64 sentiment scores, or None where the data has classes only, or no
+            targets.
+        labels: (N,) integer classes as given, or (N, Q) yes/no answers in {0, 1}, or None where the
+            data has scores only, or no targets.
+        groups: who or what the sample belongs to, by name ("video", "session", "person",
+            "speaker"): (N,) strings each.
         order: (N,) position within the sample's video or session, or None where unknown.
-        frame_ids: per modality (N, T_m) integers: which frame of its recording (its video, else its session) a frame is, so that the same
-            frame in overlapping samples is known to be one. -1 in the padding. Modalities whose frames the data do not number are left out.
-        missing_reasons: per modality (N,) strings: why frames of the sample are missing, as "no face 12, video stream over 3", "" where
-            none is. Modalities of which the data do not say are left out.
+        frame_ids: per modality (N, T_m) integers: which frame of its recording (its video, else its
+            session) a frame is, so that the same frame in overlapping samples is known to be one.
+            -1 in the padding. Modalities whose frames the data do not number are left out.
+        missing_reasons: per modality (N,) strings: why frames of the sample are missing, as "no
+            face 12, video stream over 3", "" where none is. Modalities of which the data do not say
+            are left out.
     """
 
     frames: Mapping[str, FloatArray]
@@ -68,11 +80,17 @@ class Split:
         return np.arange(self.frames[modality].shape[1])[None, :] < self.lengths[modality][:, None]
 
     def recordings(self) -> StrArray | None:
-        """Return the video, else the session, of each sample, (N,); None where the data name neither."""
-        return next((self.groups[name] for name in ("video", "session") if name in self.groups), None)
+        """Return the video, else the session, of each sample, (N,); None where the data name
+        neither.
+        """
+        return next(
+            (self.groups[name] for name in ("video", "session") if name in self.groups), None
+        )
 
     def naturally_incomplete(self) -> BoolArray:
-        """Which samples the data itself leaves incomplete: (N,), True where an existing frame of any modality is absent."""
+        """Which samples the data itself leaves incomplete: (N,), True where an existing frame of
+        any modality is absent.
+        """
         missing = [(self.exists(m) & ~self.present[m]).any(1) for m in self.frames]
         return np.any(missing, axis=0)
 
@@ -98,19 +116,25 @@ class MultimodalDataset:
 
     Attributes:
         name: what reports call it.
-        splits: from "train", "valid", "test"; a dataset may lack some. One without targets may have the single split "all".
-        class_names: names of the classes in `labels`, where the data names them: K of them, or () where it does not.
+        splits: from "train", "valid", "test"; a dataset may lack some. One without targets may have
+            the single split "all".
+        class_names: names of the classes in `labels`, where the data names them: K of them, or ()
+            where it does not.
         question_names: names of the yes/no questions, for labels of shape (N, Q); else ().
-        score_range: (lowest, highest) score that annotators could give, where known (MOSI: (-3, 3)); else None.
+        score_range: (lowest, highest) score that annotators could give, where known (MOSI: (-3,
+            3)); else None.
         layout: the reader that made it, for people ("MMSA aligned", "npz arrays", ...).
         missing_rule: how naturally missing frames were found, in words, by modality.
         notes: what a reader repaired or assumed, in words, a line each.
-        sha256: of the source file; "" for data made in memory. For a folder: of its files' sums. For a converted file: of its
-            contents, as they were written.
-        posterior: the exact class posterior given what is visible, for data whose law is known (the built-in one); else None.
+        sha256: of the source file; "" for data made in memory. For a folder: of its files' sums.
+            For a converted file: of its contents, as they were written.
+        posterior: the exact class posterior given what is visible, for data whose law is known (the
+            built-in one); else None.
         extra: small JSON-able facts a reader wants to hand on to `inspect`.
-        tokens: modalities whose frames are ids of tokens, of width 1: numbers that name and do not measure, so they are not normalised.
-        extractors: what made the features of recordings, as plain values (`corrkd.media.features.Description`); {} where nobody says.
+        tokens: modalities whose frames are ids of tokens, of width 1: numbers that name and do not
+            measure, so they are not normalised.
+        extractors: what made the features of recordings, as plain values
+            (`corrkd.media.features.Description`); {} where nobody says.
     """
 
     name: str
@@ -129,13 +153,16 @@ class MultimodalDataset:
 
     def __post_init__(self) -> None:
         if not self.splits:
-            raise CorrKDError(f"dataset {self.name}: no split; expected some of {', '.join(SPLITS)}")
+            raise CorrKDError(
+                f"dataset {self.name}: no split; expected some of {', '.join(SPLITS)}"
+            )
         shapes = {name: split_shape(split) for name, split in self.splits.items()}
         first = next(iter(shapes.values()))
         for name, shape in shapes.items():
             if shape != first:
                 raise CorrKDError(
-                    f"dataset {self.name}: split {name} has modalities {shape}, another split has {first}"
+                    f"dataset {self.name}: split {name} has modalities {shape}, another split "
+                    f"has {first}"
                 )
 
     @property
@@ -151,12 +178,16 @@ class MultimodalDataset:
     def split(self, name: str) -> Split:
         """One split by name. Raises CorrKDError where the dataset has no such split."""
         if name not in self.splits:
-            raise CorrKDError(f"dataset {self.name}: has no split {name!r}; it has {', '.join(self.splits)}")
+            raise CorrKDError(
+                f"dataset {self.name}: has no split {name!r}; it has {', '.join(self.splits)}"
+            )
         return self.splits[name]
 
 
 def split_shape(split: Split) -> dict[str, int]:
-    """Feature width by modality: what all splits of a dataset must agree on (lengths may differ)."""
+    """Feature width by modality: what all splits of a dataset must agree on (lengths may
+    differ).
+    """
     return {m: int(x.shape[2]) for m, x in split.frames.items()}
 
 
@@ -166,8 +197,10 @@ def check_split(name: str, split: Split, *, targets: bool = True, trains: bool =
     Args:
         name: says where, as in "mosi.pkl, train".
         split: what is checked.
-        targets: whether there must be scores or labels; those that are there are checked in any case.
-        trains: whether a network is trained on it: a modality that is missing in all samples cannot be learned.
+        targets: whether there must be scores or labels; those that are there are checked in any
+            case.
+        trains: whether a network is trained on it: a modality that is missing in all samples cannot
+            be learned.
     """
     count = len(split.ids)
     if count == 0:
@@ -181,37 +214,61 @@ def check_split(name: str, split: Split, *, targets: bool = True, trains: bool =
         if frames.ndim != 3 or len(frames) != count:
             raise CorrKDError(f"{where}: shape {frames.shape}, expected ({count}, frames, width)")
         if frames.shape[2] == 0 or frames.shape[1] == 0:
-            raise CorrKDError(f"{where}: zero width or no frames (shape {frames.shape}); leave the modality out")
+            raise CorrKDError(
+                f"{where}: zero width or no frames (shape {frames.shape}); leave the modality out"
+            )
         lengths = split.lengths[modality]
         if lengths.shape != (count,) or lengths.min() < 1 or lengths.max() > frames.shape[1]:
             raise CorrKDError(
-                f"{where}: lengths run from {lengths.min()} to {lengths.max()}, but the array holds 1 to {frames.shape[1]} frames"
+                f"{where}: lengths run from {lengths.min()} to {lengths.max()}, but the array "
+                f"holds 1 to {frames.shape[1]} frames"
             )
         if split.present[modality].shape != frames.shape[:2]:
             raise CorrKDError(
-                f"{where}: `present` has shape {split.present[modality].shape}, expected {frames.shape[:2]}"
+                f"{where}: `present` has shape {split.present[modality].shape}, expected "
+                f"{frames.shape[:2]}"
             )
         ids = split.frame_ids.get(modality)
         if ids is not None and (ids.shape != frames.shape[:2] or ids.dtype.kind != "i"):
             raise CorrKDError(
-                f"{where}: frame_ids are {ids.dtype} of shape {ids.shape}, expected integers of {frames.shape[:2]}"
+                f"{where}: frame_ids are {ids.dtype} of shape {ids.shape}, expected integers of "
+                f"{frames.shape[:2]}"
             )
         reasons = split.missing_reasons.get(modality)
         if reasons is not None and reasons.shape != (count,):
-            raise CorrKDError(f"{where}: {len(reasons)} texts of missing_reasons for {count} samples; give one each")
+            raise CorrKDError(
+                f"{where}: {len(reasons)} texts of missing_reasons for {count} samples; give one "
+                f"each"
+            )
         if trains and not split.present[modality].any():
-            raise CorrKDError(f"{where}: no frame of it is present in any sample; leave the modality out")
+            raise CorrKDError(
+                f"{where}: no frame of it is present in any sample; leave the modality out"
+            )
     if targets and split.scores is None and split.labels is None:
-        raise CorrKDError(f"{name}: neither scores nor labels; add an array or column `label` or `score`")
-    if split.scores is not None and (split.scores.shape != (count,) or not np.isfinite(split.scores).all()):
-        bad = "shape " + str(split.scores.shape) if split.scores.shape != (count,) else "NaN or infinite values"
-        raise CorrKDError(f"{name}: scores have {bad}; expected ({count},) finite numbers")
-    if split.labels is not None and split.labels.ndim == 1 and split.labels.max(initial=0) >= MOST_CLASSES:
         raise CorrKDError(
-            f"{name}: label {split.labels.max()} is out of range; there are at most {MOST_CLASSES} classes, from 0"
+            f"{name}: neither scores nor labels; add an array or column `label` or `score`"
+        )
+    if split.scores is not None and (
+        split.scores.shape != (count,) or not np.isfinite(split.scores).all()
+    ):
+        bad = (
+            "shape " + str(split.scores.shape)
+            if split.scores.shape != (count,)
+            else "NaN or infinite values"
+        )
+        raise CorrKDError(f"{name}: scores have {bad}; expected ({count},) finite numbers")
+    if (
+        split.labels is not None
+        and split.labels.ndim == 1
+        and split.labels.max(initial=0) >= MOST_CLASSES
+    ):
+        raise CorrKDError(
+            f"{name}: label {split.labels.max()} is out of range; there are at most "
+            f"{MOST_CLASSES} classes, from 0"
         )
     if split.labels is not None and (len(split.labels) != count or split.labels.min() < 0):
         raise CorrKDError(
-            f"{name}: labels must be {count} classes from 0 up; found {split.labels.shape}, lowest {split.labels.min()}; number "
+            f"{name}: labels must be {count} classes from 0 up; found {split.labels.shape}, "
+            f"lowest {split.labels.min()}; number "
             "the classes from 0, or give their names"
         )

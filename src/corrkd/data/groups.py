@@ -1,4 +1,6 @@
-"""Which samples depend on one another: those that share a person, a speaker, a session or a video, directly or through others."""
+"""Which samples depend on one another: those that share a person, a speaker, a session or a video,
+directly or through others.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,20 @@ Names = npt.NDArray[np.str_]
 def dependent_samples(ids: Names, groups: Mapping[str, Names]) -> tuple[str, Names]:
     """Return what groups the samples and the group of each.
 
-    Samples are dependent when they share any group: an IEMOCAP session holds two speakers, a speaker has many videos. The groups are the
-    connected components over all of them; an empty name is nobody's.
+    Samples are dependent when they share any group: an IEMOCAP session holds two speakers, a
+    speaker has many videos. The groups are the connected components over all of them; an empty name
+    is nobody's.
 
     Args:
         ids: (N,) of the samples.
-        groups: by kind ("person", "speaker", "session", "video"), (N,) names each; other kinds are not looked at.
+        groups: by kind ("person", "speaker", "session", "video"), (N,) names each; other kinds are
+            not looked at.
 
     Returns:
-        The kind, for people: "person" where the components are those of persons, "person and session" where both connect samples, "sample"
-        where nothing does. And (N,) names: of the kind's groups where one kind explains them, else of each component's first group.
+        The kind, for people: "person" where the components are those of persons, "person and
+            session" where both connect samples, "sample"
+        where nothing does. And (N,) names: of the kind's groups where one kind explains them, else
+            of each component's first group.
     """
     kinds = [kind for kind in GROUPS if kind in groups and (groups[kind] != "").any()]
     if not kinds or not len(ids):
@@ -38,13 +44,19 @@ def dependent_samples(ids: Names, groups: Mapping[str, Names]) -> tuple[str, Nam
         if len(np.unique(names[kind])) == component.max() + 1:
             return kind, names[kind]
     _, first = np.unique(component, return_index=True)
-    label = " and ".join(kind for kind in kinds if _connects(names[kind], [names[k] for k in kinds if k != kind]))
+    label = " and ".join(
+        kind for kind in kinds if _connects(names[kind], [names[k] for k in kinds if k != kind])
+    )
     return label or " and ".join(kinds), names[kinds[0]][first][component]
 
 
 def _named(values: Names, ids: Names) -> Names:
     """Group names, with the sample's own id where there is none."""
-    return np.where(values == "", np.char.add("alone: ", ids), values) if (values == "").any() else values
+    return (
+        np.where(values == "", np.char.add("alone: ", ids), values)
+        if (values == "").any()
+        else values
+    )
 
 
 def _components(names: list[Names]) -> npt.NDArray[np.int64]:

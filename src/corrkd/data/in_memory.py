@@ -1,4 +1,6 @@
-"""From what people hold in memory (data frames, Hugging Face datasets, Arrow tables, dicts of arrays) to a `MultimodalDataset`."""
+"""From what people hold in memory (data frames, Hugging Face datasets, Arrow tables, dicts of
+arrays) to a `MultimodalDataset`.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,18 @@ from corrkd.data.readers.tables import Column, Columns
 from corrkd.errors import CorrKDError
 
 NAME = "in-memory"  # of a dataset that nobody named
-FORMS = "a path, a MultimodalDataset, a data frame, a datasets.Dataset, or a dict of arrays such as {'audio': X, 'label': y}"
+FORMS = (
+    "a path, a MultimodalDataset, a data frame, a datasets.Dataset, or a dict of arrays such as "
+    "{'audio': X, 'label': y}"
+)
 
 
 def read(source: Any, name: str | None, options: ReadOptions) -> MultimodalDataset:
     """Return the dataset in an object that holds one.
 
     Args:
-        source: a data frame, a Hugging Face dataset, an Arrow table, a dict of arrays by name, a dict of splits of such, or a
-            list of a dict for each sample.
+        source: a data frame, a Hugging Face dataset, an Arrow table, a dict of arrays by name, a
+            dict of splits of such, or a list of a dict for each sample.
         name: of the dataset.
         options: `label` and `targets` matter.
 
@@ -34,7 +39,9 @@ def read(source: Any, name: str | None, options: ReadOptions) -> MultimodalDatas
     """
     name = name or NAME
     if _are_splits(source):
-        parts = {str(key): columns_of(f"{name}, {key}", contents) for key, contents in source.items()}
+        parts = {
+            str(key): columns_of(f"{name}, {key}", contents) for key, contents in source.items()
+        }
         return tables.read_splits(parts, name, _layout(next(iter(source.values()))), options)
     return tables.read(columns_of(name, source), name, _layout(source), options)
 
@@ -49,21 +56,28 @@ def columns_of(where: str, source: Any) -> Columns:
         return arrow.columns_of(where, _arrow_table(where, source))
     if isinstance(source, Mapping):
         return {str(key): _column(f"{where}, {key}", values) for key, values in source.items()}
-    if isinstance(source, list | tuple) and source and all(isinstance(row, Mapping) for row in source):
+    if (
+        isinstance(source, list | tuple)
+        and source
+        and all(isinstance(row, Mapping) for row in source)
+    ):
         keys = dict.fromkeys(str(key) for row in source for key in row)
         return {key: _cells(f"{where}, {key}", [row.get(key) for row in source]) for key in keys}
     raise CorrKDError(f"{where}: a {type(source).__name__} is no dataset; give {FORMS}")
 
 
 def _are_splits(source: Any) -> bool:
-    """Whether a mapping's values are datasets of their own: what a DatasetDict is, and dicts by the names of splits."""
+    """Whether a mapping's values are datasets of their own: what a DatasetDict is, and dicts by the
+    names of splits.
+    """
     if not isinstance(source, Mapping) or not source:
         return False
     values = list(source.values())
     if all(_is_frame(value) or _is_arrow(value) for value in values):
         return True
     return all(str(key).lower() in SPLIT_NAMES for key in source) and all(
-        isinstance(value, Mapping) or _is_frame(value) or _is_arrow(value) or _is_rows(value) for value in values
+        isinstance(value, Mapping) or _is_frame(value) or _is_arrow(value) or _is_rows(value)
+        for value in values
     )
 
 
@@ -93,7 +107,9 @@ def _arrow_table(where: str, source: Any) -> Any:
 
     if hasattr(source, "with_format"):
         if not hasattr(source, "__len__"):
-            raise CorrKDError(f"{where}: a dataset that streams has no length; load it without streaming=True")
+            raise CorrKDError(
+                f"{where}: a dataset that streams has no length; load it without streaming=True"
+            )
         table = source.with_format("arrow")[:]
         return table if isinstance(table, pa.Table) else pa.table(table)
     return pa.table(source)
@@ -102,10 +118,19 @@ def _arrow_table(where: str, source: Any) -> Any:
 def _frame_columns(where: str, frame: Any) -> Columns:
     names = [str(name) for name in frame.columns]
     if len(set(names)) < len(names):
-        raise CorrKDError(f"{where}: a column is there twice; rename one (frame.columns says which)")
-    columns = {name: _series(f"{where}, column {name}", frame.iloc[:, index]) for index, name in enumerate(names)}
+        raise CorrKDError(
+            f"{where}: a column is there twice; rename one (frame.columns says which)"
+        )
+    columns = {
+        name: _series(f"{where}, column {name}", frame.iloc[:, index])
+        for index, name in enumerate(names)
+    }
     index = frame.index
-    if index.dtype.kind not in "iuf" and index.nlevels == 1 and not {"id", "ids"} & {name.lower() for name in names}:
+    if (
+        index.dtype.kind not in "iuf"
+        and index.nlevels == 1
+        and not {"id", "ids"} & {name.lower() for name in names}
+    ):
         columns["ids"] = np.array([str(value) for value in index], object)
     return columns
 
@@ -132,7 +157,8 @@ def _column(where: str, values: Any) -> Column:
         return _series(where, values)
     if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__"):
         raise CorrKDError(
-            f"{where}: a {type(values).__name__}, not one value for each sample; give an array, a list or a column"
+            f"{where}: a {type(values).__name__}, not one value for each sample; give an array, "
+            f"a list or a column"
         )
     array = values if isinstance(values, np.ndarray) else None
     if array is None and all(np.ndim(value) == 0 for value in values[:2]):
@@ -167,14 +193,20 @@ def _cells(where: str, cells: list[Any]) -> Column:
         return from_cells(where, cells)
     if all(isinstance(cell, bool | np.bool_) for cell in some) and len(some) == len(cells):
         return np.array(cells, bool)
-    if all(isinstance(cell, int | float | np.integer | np.floating | bool | np.bool_) for cell in some):
+    if all(
+        isinstance(cell, int | float | np.integer | np.floating | bool | np.bool_) for cell in some
+    ):
         numbers: Array = np.array([np.nan if is_missing(cell) else float(cell) for cell in cells])
         integral = len(some) == len(cells) and bool(
             (np.abs(numbers) < 2**53).all() and (numbers == np.round(numbers)).all()
         )
         return numbers.astype(np.int64) if integral else numbers
     return np.array(
-        [None if is_missing(cell) else cell if isinstance(cell, str) else _text(cell) for cell in cells], object
+        [
+            None if is_missing(cell) else cell if isinstance(cell, str) else _text(cell)
+            for cell in cells
+        ],
+        object,
     )
 
 

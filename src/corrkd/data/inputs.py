@@ -17,24 +17,31 @@ class _Fields(NamedTuple):
 
 
 class Inputs(_Fields):
-    """The inputs of a network, by modality. The only place where padding, missing and visible frames are told apart.
+    """The inputs of a network, by modality. The only place where padding, missing and visible
+    frames are told apart.
 
-    A condition makes them in tests, `corrkd.missing.training` in training, with missing modalities at their canonical length.
+    A condition makes them in tests, `corrkd.missing.training` in training, with missing modalities
+    at their canonical length.
 
     Args:
         frames: (N, T_m, d_m), normalised. The values of invisible frames do not matter.
         exists: (N, T_m) booleans: not padding.
-        visible: (N, T_m) booleans: present in the data and not dropped. Padding is made invisible here, so that `visible` is within
-            `exists` wherever inputs are read.
+        visible: (N, T_m) booleans: present in the data and not dropped. Padding is made invisible
+            here, so that `visible` is within `exists` wherever inputs are read.
     """
 
     __slots__ = ()
 
     def __new__(
-        cls, frames: Mapping[str, Tensor], exists: Mapping[str, Tensor], visible: Mapping[str, Tensor]
+        cls,
+        frames: Mapping[str, Tensor],
+        exists: Mapping[str, Tensor],
+        visible: Mapping[str, Tensor],
     ) -> Inputs:
         """Makes the inputs, with `visible` restricted to `exists`."""
-        return super().__new__(cls, frames, exists, {m: mask & exists[m] for m, mask in visible.items()})
+        return super().__new__(
+            cls, frames, exists, {m: mask & exists[m] for m, mask in visible.items()}
+        )
 
     @classmethod
     def _make(cls, iterable: Iterable[Any]) -> Inputs:  # type: ignore[override]  # what `_replace` calls
@@ -51,13 +58,18 @@ class Inputs(_Fields):
     def without(self, modality: str) -> Inputs:
         """Return the inputs with no frame of a modality visible, and zeros in their place."""
         frames = {**self.frames, modality: torch.zeros_like(self.frames[modality])}
-        return Inputs(frames, self.exists, {**self.visible, modality: torch.zeros_like(self.visible[modality])})
+        return Inputs(
+            frames,
+            self.exists,
+            {**self.visible, modality: torch.zeros_like(self.visible[modality])},
+        )
 
     def with_lengths(self, lengths: Mapping[str, int]) -> Inputs:
         """Return the inputs with each modality that shows no frame at its canonical length.
 
-        What is missing takes its length with it: how many frames a missing modality would have had says something about the sample.
-        Where the canonical length exceeds T_m, the modality is padded to it.
+        What is missing takes its length with it: how many frames a missing modality would have had
+        says something about the sample. Where the canonical length exceeds T_m, the modality is
+        padded to it.
 
         Args:
             lengths: canonical number of frames by modality, at least 1.
@@ -72,5 +84,7 @@ class Inputs(_Fields):
         return Inputs(frames, exists, visible)
 
     def shown(self, modalities: Sequence[str]) -> Tensor:
-        """Return which of the modalities show at least one frame: (N, M) booleans, in their order."""
+        """Return which of the modalities show at least one frame: (N, M) booleans, in their
+        order.
+        """
         return torch.stack([self.visible[m].any(1) for m in modalities], 1)

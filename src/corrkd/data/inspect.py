@@ -42,11 +42,12 @@ class SplitFacts:
     Attributes:
         samples: N.
         modalities: by name.
-        histogram: samples per class (by its name, or number); for yes/no questions the number of yes by question; for scores without
-            classes the number below, at and above zero, or, where none is negative, per score rounded to a whole number, or below, at and
-            above the median. Empty where
-            there are neither labels nor scores.
-        majority: share of the most frequent answer, 0 to 1; for questions the mean over questions; None where there are none.
+        histogram: samples per class (by its name, or number); for yes/no questions the number of
+            yes by question; for scores without classes the number below, at and above zero, or,
+            where none is negative, per score rounded to a whole number, or below, at and above the
+            median. Empty where there are neither labels nor scores.
+        majority: share of the most frequent answer, 0 to 1; for questions the mean over questions;
+            None where there are none.
         scores: lowest, mean and highest score, or None.
         incomplete: share of samples that the data leaves incomplete, 0 to 1.
     """
@@ -107,10 +108,12 @@ def inspect(dataset: MultimodalDataset) -> Inspection:
         splits={name: _split_facts(dataset, split) for name, split in dataset.splits.items()},
         same_frames={(a, b): _count_in(digests[b], set(digests[a])) for a, b in pairs},
         same_ids={
-            (a, b): len(set(dataset.splits[a].ids.tolist()) & set(dataset.splits[b].ids.tolist())) for a, b in pairs
+            (a, b): len(set(dataset.splits[a].ids.tolist()) & set(dataset.splits[b].ids.tolist()))
+            for a, b in pairs
         },
         shared_groups={
-            group: {(a, b): _shared(dataset.splits[a], dataset.splits[b], group) for a, b in pairs} for group in groups
+            group: {(a, b): _shared(dataset.splits[a], dataset.splits[b], group) for a, b in pairs}
+            for group in groups
         },
     )
 
@@ -122,13 +125,16 @@ def _count_in(values: Sequence[bytes], others: set[bytes]) -> int:
 def _shared(a: Split, b: Split, group: str) -> tuple[str, ...]:
     return tuple(
         sorted(
-            set(a.groups.get(group, np.zeros(0, str)).tolist()) & set(b.groups.get(group, np.zeros(0, str)).tolist())
+            set(a.groups.get(group, np.zeros(0, str)).tolist())
+            & set(b.groups.get(group, np.zeros(0, str)).tolist())
         )
     )
 
 
 def _digests(split: Split) -> list[bytes]:
-    """A hash of each sample's present frames in all modalities. Samples without any are left out: they are all alike."""
+    """A hash of each sample's present frames in all modalities. Samples without any are left out:
+    they are all alike.
+    """
     hashes = [hashlib.blake2b(digest_size=16) for _ in range(len(split))]
     for m, frames in split.frames.items():
         for start in range(0, len(split), ROWS):
@@ -148,13 +154,20 @@ def _split_facts(dataset: MultimodalDataset, split: Split) -> SplitFacts:
         modalities={m: _modality_facts(split, m) for m in split.frames},
         histogram=histogram,
         majority=majority,
-        scores=None if scores is None else (float(scores.min()), float(scores.mean()), float(scores.max())),
+        scores=None
+        if scores is None
+        else (float(scores.min()), float(scores.mean()), float(scores.max())),
         incomplete=float(split.naturally_incomplete().mean()),
     )
 
 
 def _modality_facts(split: Split, m: str) -> ModalityFacts:
-    frames, lengths, present, exists = split.frames[m], split.lengths[m], split.present[m], split.exists(m)
+    frames, lengths, present, exists = (
+        split.frames[m],
+        split.lengths[m],
+        split.present[m],
+        split.exists(m),
+    )
     lowest, highest = np.full(frames.shape[2], np.inf), np.full(frames.shape[2], -np.inf)
     for start in range(0, len(split), ROWS):
         chunk = np.asarray(frames[start : start + ROWS])[present[start : start + ROWS]]
@@ -183,12 +196,17 @@ def _histogram(dataset: MultimodalDataset, split: Split) -> tuple[dict[str, int]
     elif split.scores is None:
         return {}, None
     elif split.scores.min() >= 0 and split.scores.max() < MOST_BARS:
-        counts = {f"{score:g}": n for score, n in sorted(Counter(np.round(split.scores).tolist()).items())}
+        counts = {
+            f"{score:g}": n for score, n in sorted(Counter(np.round(split.scores).tolist()).items())
+        }
     else:
         # Of scores that are never negative those around their median say more than their signs.
         middle = 0.0 if split.scores.min() < 0 else float(np.median(split.scores))
         sign = np.sign(split.scores - middle)
-        counts = {f"{where} {middle:g}": int((sign == i - 1).sum()) for i, where in enumerate(("below", "at", "above"))}
+        counts = {
+            f"{where} {middle:g}": int((sign == i - 1).sum())
+            for i, where in enumerate(("below", "at", "above"))
+        }
     return counts, max(counts.values()) / len(split)
 
 
@@ -199,7 +217,12 @@ def describe(inspection: Inspection) -> str:
             ["dataset", inspection.name],
             ["layout", inspection.layout],
             ["SHA-256", inspection.sha256 or "(made in memory)"],
-            ["score range", "{:g} to {:g}".format(*inspection.score_range) if inspection.score_range else "not known"],
+            [
+                "score range",
+                "{:g} to {:g}".format(*inspection.score_range)
+                if inspection.score_range
+                else "not known",
+            ],
         ]
     )
     rows = [
@@ -220,7 +243,9 @@ def describe(inspection: Inspection) -> str:
             low, median, high = facts.lengths
             shares = _percent(facts.missing_frames), _percent(facts.missing_samples)
             constant = f"{facts.constant_columns} of {facts.shape[2]}"
-            rows.append([name, m, *map(str, facts.shape), f"{low}-{high} ({median:g})", *shares, constant])
+            rows.append(
+                [name, m, *map(str, facts.shape), f"{low}-{high} ({median:g})", *shares, constant]
+            )
     lines += ["", *_table(rows)]
     rows = [["modality", "padding", "lengths", "NaN", "infinite", "naturally missing means"]]
     for m in inspection.missing_rule:
@@ -232,14 +257,21 @@ def describe(inspection: Inspection) -> str:
     rows = [["split", "labels", "majority", "scores (mean)", "incomplete samples"]]
     for name, split in inspection.splits.items():
         answers = ", ".join(f"{answer}: {count}" for answer, count in split.histogram.items())
-        scores = "none" if split.scores is None else "{0:.3g} to {2:.3g} ({1:.3g})".format(*split.scores)
+        scores = (
+            "none" if split.scores is None else "{0:.3g} to {2:.3g} ({1:.3g})".format(*split.scores)
+        )
         majority = "none" if split.majority is None else _percent(split.majority)
         rows.append([name, answers or "none", majority, scores, _percent(split.incomplete)])
     lines += ["", *_table(rows)]
     if inspection.same_ids:
         lines += [
             "",
-            *_table([["in two splits", *(f"{a}, {b}" for a, b in inspection.same_ids)], *_overlaps(inspection)]),
+            *_table(
+                [
+                    ["in two splits", *(f"{a}, {b}" for a, b in inspection.same_ids)],
+                    *_overlaps(inspection),
+                ]
+            ),
         ]
     if inspection.notes:
         lines += ["", "notes", *(f"  {note}" for note in inspection.notes)]
@@ -263,4 +295,7 @@ def _percent(share: float) -> str:
 def _table(rows: list[list[str]]) -> list[str]:
     """Rows as lines, each column as wide as its widest cell."""
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

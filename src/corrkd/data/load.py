@@ -1,4 +1,6 @@
-"""`load_dataset`: from a path, or an object in memory, to a `MultimodalDataset`, whatever the layout."""
+"""`load_dataset`: from a path, or an object in memory, to a `MultimodalDataset`, whatever the
+layout.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ SYNTHETIC = "synthetic"
 ZIP, HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"  # how such files begin, whole or truncated
 PARQUET, ARROW = b"PAR1", b"ARROW1"
 FOLDER = (
-    "a folder of .csd files, of train.csv, dev.csv and test.csv (.parquet, .pkl, ...), or one that `datasets` saved"
+    "a folder of .csd files, of train.csv, dev.csv and test.csv (.parquet, .pkl, ...), or one "
+    "that `datasets` saved"
 )
 LAYOUTS = "MMSA, MulT, MAG, GCNet, MERBench, .csd folder, named arrays, tables"
 
@@ -50,24 +53,31 @@ def load_dataset(
     name: str | None = None,
     targets: bool = True,
 ) -> MultimodalDataset:
-    """Return the dataset in a file, a folder or an object; its layout is recognised from what is in it, not from its name.
+    """Return the dataset in a file, a folder or an object; its layout is recognised from what is in
+    it, not from its name.
 
     Args:
-        source: a path or an object in memory. A path: a pickle in MMSA's, MulT's, MAG's or GCNet's layout, a MERBench label file,
-            a folder of `.csd` files or of one file a split, arrays in `.npz`, `.h5`, `.safetensors` or a pickle, a table in
-            `.csv`, `.parquet` or `.arrow`, a folder of `datasets.save_to_disk`, a file that `corrkd data convert` wrote, or
-            "synthetic" for the built-in dataset. An object: a data frame, a `datasets.Dataset` or `DatasetDict`, an Arrow table,
-            a dict of arrays ({"audio": X, "label": y}), or a dict of splits of such. A `MultimodalDataset` is returned as it is.
+        source: a path or an object in memory. A path: a pickle in MMSA's, MulT's, MAG's or GCNet's
+            layout, a MERBench label file, a folder of `.csd` files or of one file a split, arrays
+            in `.npz`, `.h5`, `.safetensors` or a pickle, a table in `.csv`, `.parquet` or `.arrow`,
+            a folder of `datasets.save_to_disk`, a file that `corrkd data convert` wrote, or
+            "synthetic" for the built-in dataset. An object: a data frame, a `datasets.Dataset` or
+            `DatasetDict`, an Arrow table, a dict of arrays ({"audio": X, "label": y}), or a dict of
+            splits of such. A `MultimodalDataset` is returned as it is.
         glove: a GloVe text file, for layouts that hold words instead of vectors.
         folds: a JSON file {split: [video, ...]}, for `.csd` folders other than CMU-MOSI's.
-        label: which label column to read, `[scores:|questions:]COLUMN[@THRESHOLD][,COLUMN...]` (docs/data.md); default: the layout's usual.
-        tokens: read the ids of BERT's tokens as the language (MMSA's `text_bert`), for a network that embeds them (`bert`).
-        name: of the dataset, in reports; else the published name of a known file, else the file's name, else "in-memory".
-        targets: whether scores or labels are needed. If not, data may lack them, as recordings to be predicted do. Arrays that lack
-            `split` as well are then the single split "all".
+        label: which label column to read, `[scores:|questions:]COLUMN[@THRESHOLD][,COLUMN...]`
+            (docs/data.md); default: the layout's usual.
+        tokens: read the ids of BERT's tokens as the language (MMSA's `text_bert`), for a network
+            that embeds them (`bert`).
+        name: of the dataset, in reports; else the published name of a known file, else the file's
+            name, else "in-memory".
+        targets: whether scores or labels are needed. If not, data may lack them, as recordings to
+            be predicted do. Arrays that lack `split` as well are then the single split "all".
 
     Raises:
-        CorrKDError: the source is missing, truncated, of an unknown layout, or holds what cannot be learned from; one line says which.
+        CorrKDError: the source is missing, truncated, of an unknown layout, or holds what cannot be
+            learned from; one line says which.
     """
     options = ReadOptions(glove=glove, folds=folds, label=label, tokens=tokens, targets=targets)
     if not isinstance(source, str | Path):
@@ -78,9 +88,14 @@ def load_dataset(
         return synthetic.make(synthetic.SyntheticSpec())
     path = Path(source)
     if not path.exists():
-        raise CorrKDError(f"{path}: no such file; give a dataset file or folder, or `{SYNTHETIC}` for the built-in one")
+        raise CorrKDError(
+            f"{path}: no such file; give a dataset file or folder, or `{SYNTHETIC}` for the "
+            f"built-in one"
+        )
     if not path.is_dir() and not path.is_file():
-        raise CorrKDError(f"{path}: neither a file nor a folder (a device or a pipe); give a dataset file")
+        raise CorrKDError(
+            f"{path}: neither a file nor a folder (a device or a pipe); give a dataset file"
+        )
     try:  # what the readers foresee has a line of its own
         with refusing(path.name, "damaged, or not quite in the layout that it seems to have"):
             dataset = _read(path, name, options)
@@ -88,7 +103,8 @@ def load_dataset(
         raise CorrKDError(f"{path}: cannot be read: {error.strerror or error}") from None
     if tokens and not dataset.tokens:
         raise CorrKDError(
-            f"{path.name}: {dataset.layout}: holds no ids of BERT's tokens (`text_bert`); read it without tokens"
+            f"{path.name}: {dataset.layout}: holds no ids of BERT's tokens (`text_bert`); read "
+            f"it without tokens"
         )
     return dataset
 
@@ -97,11 +113,14 @@ def _from_memory(source: Any, name: str | None, options: ReadOptions) -> Multimo
     """The dataset in an object."""
     for what in ("glove", "folds", "tokens"):
         if getattr(options, what):
-            raise CorrKDError(f"{name or in_memory.NAME}: {what} is for dataset files; leave it out")
+            raise CorrKDError(
+                f"{name or in_memory.NAME}: {what} is for dataset files; leave it out"
+            )
     if isinstance(source, MultimodalDataset):
         if options.label is not None:
             raise CorrKDError(
-                f"dataset {source.name}: has its label already; choose it where the dataset is made, with load_dataset(label=...)"
+                f"dataset {source.name}: has its label already; choose it where the dataset is "
+                f"made, with load_dataset(label=...)"
             )
         return source if name is None else replace(source, name=name)
     with refusing(name or in_memory.NAME, f"not quite {in_memory.FORMS}"):
@@ -115,28 +134,41 @@ def _read(path: Path, name: str | None, options: ReadOptions) -> MultimodalDatas
     if not path.is_dir() and converted.recognises(path):  # checked when it was converted
         if options.label is not None:
             raise CorrKDError(
-                f"{path.name}: a converted file holds one label; choose it with `corrkd data convert --label`"
+                f"{path.name}: a converted file holds one label; choose it with `corrkd data "
+                f"convert --label`"
             )
         dataset = converted.read(path, targets=options.targets)
         return replace(dataset, name=name or dataset.name)
-    dataset = _read_folder(path, name or path.name, options) if path.is_dir() else _read_known(path, name, options)
+    dataset = (
+        _read_folder(path, name or path.name, options)
+        if path.is_dir()
+        else _read_known(path, name, options)
+    )
     check_training(dataset)
     return dataset
 
 
 def _read_folder(path: Path, title: str, options: ReadOptions) -> MultimodalDataset:
     if csd.recognises(path):
-        return replace(csd.read(path, title, options), sha256=_sha256_of_files(sorted(path.glob("*.csd"))))
+        return replace(
+            csd.read(path, title, options), sha256=_sha256_of_files(sorted(path.glob("*.csd")))
+        )
     if saved := _read_saved(path, title, options):
         return saved
     files = folders.split_files(path)
     if files and folders.are_tables(files):
-        dataset = tables.read_splits(folders.read_tables(files), title, "a table for each split", options)
-        return replace(dataset, sha256=_sha256_of_files([file for some in files.values() for file in some]))
+        dataset = tables.read_splits(
+            folders.read_tables(files), title, "a table for each split", options
+        )
+        return replace(
+            dataset, sha256=_sha256_of_files([file for some in files.values() for file in some])
+        )
     if not files:
         raise CorrKDError(f"{path}: no dataset in this folder; give a dataset file, or {FOLDER}")
     dataset = _read_data(folders.read_data(files), path, title, options)
-    return replace(dataset, sha256=_sha256_of_files([file for some in files.values() for file in some]))
+    return replace(
+        dataset, sha256=_sha256_of_files([file for some in files.values() for file in some])
+    )
 
 
 def _read_saved(path: Path, title: str, options: ReadOptions) -> MultimodalDataset | None:
@@ -146,7 +178,9 @@ def _read_saved(path: Path, title: str, options: ReadOptions) -> MultimodalDatas
     if not arrow.recognises_folder(path):
         return None
     content = arrow.read_folder(path)
-    read = tables.read_splits if isinstance(next(iter(content.values()), None), dict) else tables.read
+    read = (
+        tables.read_splits if isinstance(next(iter(content.values()), None), dict) else tables.read
+    )
     dataset = read(content, title, "Hugging Face dataset", options)  # type: ignore[arg-type]
     return replace(dataset, sha256=_sha256_of_files(arrow.files_of_folder(path)))
 
@@ -159,7 +193,9 @@ def _read_known(path: Path, name: str | None, options: ReadOptions) -> Multimoda
     if known_file and options.label is None:
         names = dataset.class_names or known_file.class_names
         layout = f"{dataset.layout} (known file: {known_file.name} {known_file.file})"
-        dataset = replace(dataset, score_range=known_file.score_range, class_names=names, layout=layout)
+        dataset = replace(
+            dataset, score_range=known_file.score_range, class_names=names, layout=layout
+        )
     return replace(dataset, sha256=dataset.sha256 or digest)
 
 
@@ -182,7 +218,10 @@ def _read_file(path: Path, title: str, options: ReadOptions) -> MultimodalDatase
         return arrays.read(read_safetensors(path), title, "safetensors", options)
     stranger = what_it_is(path)
     named_so = stranger is None and bool(start) and path.suffix.lower() in csv_tables.ENDINGS
-    if named_so or (stranger == TEXT and (path.suffix.lower() in csv_tables.ENDINGS or csv_tables.recognises(path))):
+    if named_so or (
+        stranger == TEXT
+        and (path.suffix.lower() in csv_tables.ENDINGS or csv_tables.recognises(path))
+    ):
         return tables.read(csv_tables.read(path), title, "CSV table", options)
     if stranger:
         raise CorrKDError(f"{path.name}: {stranger}")
@@ -213,11 +252,15 @@ def _read_data(data: Any, path: Path, title: str, options: ReadOptions) -> Multi
         if isinstance(data, dict)
         else f"a {type(data).__name__}"
     )
-    raise CorrKDError(f"{path.name}: {shape}, in no layout that is known here ({LAYOUTS}); save its arrays: {ARRAYS}")
+    raise CorrKDError(
+        f"{path.name}: {shape}, in no layout that is known here ({LAYOUTS}); save its arrays: "
+        f"{ARRAYS}"
+    )
 
 
 def check_training(dataset: MultimodalDataset) -> None:
-    """Raises CorrKDError where a modality is the same in every present frame of the training split: nothing is to be learned.
+    """Raises CorrKDError where a modality is the same in every present frame of the training split:
+    nothing is to be learned.
 
     A split without targets trains nothing and is let through.
     """
@@ -227,7 +270,9 @@ def check_training(dataset: MultimodalDataset) -> None:
     if train.scores is None and train.labels is None:
         return
     for modality, frames in train.frames.items():
-        present = train.present[modality]  # a missing frame is stored as zeros and says nothing about the others
+        present = train.present[
+            modality
+        ]  # a missing frame is stored as zeros and says nothing about the others
         if present.sum() < 2:
             continue
         sample, frame = np.unravel_index(present.argmax(), present.shape)
@@ -236,7 +281,10 @@ def check_training(dataset: MultimodalDataset) -> None:
             (np.asarray(frames[row : row + 256])[present[row : row + 256]] == first).all()
             for row in range(0, len(train), 256)
         ):
-            raise CorrKDError(f"{dataset.name}: modality {modality} is constant in the training split; leave it out")
+            raise CorrKDError(
+                f"{dataset.name}: modality {modality} is constant in the training split; leave "
+                f"it out"
+            )
 
 
 def sha256_of(path: Path) -> str:
@@ -246,6 +294,8 @@ def sha256_of(path: Path) -> str:
 
 
 def _sha256_of_files(files: list[Path]) -> str:
-    """SHA-256 of the files' sums and names, a line each, as `sha256sum *.csd | sha256sum` prints it."""
+    """SHA-256 of the files' sums and names, a line each, as `sha256sum *.csd | sha256sum` prints
+    it.
+    """
     lines = [f"{sha256_of(path)}  {path.name}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,4 +1,6 @@
-"""Why frames of a sample are missing, as one text for each sample: "no face 12, video stream over 3"."""
+"""Why frames of a sample are missing, as one text for each sample: "no face 12, video stream over
+3".
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,18 @@ def reasons_text(counts: Mapping[str, int]) -> str:
     """Return the text of a sample.
 
     Args:
-        counts: how many frames are missing, by reason; a reason of another package may hold anything.
+        counts: how many frames are missing, by reason; a reason of another package may hold
+            anything.
     """
-    return ", ".join(f"{' '.join(reason.replace(',', ' ').split())} {n}" for reason, n in counts.items() if n)
+    return ", ".join(
+        f"{' '.join(reason.replace(',', ' ').split())} {n}" for reason, n in counts.items() if n
+    )
 
 
 def counted_reasons(texts: Iterable[str]) -> Counter[str]:
-    """Return how many frames are missing in several samples, by reason; what is no count is passed over."""
+    """Return how many frames are missing in several samples, by reason; what is no count is passed
+    over.
+    """
     total: Counter[str] = Counter()
     for text in texts:
         for entry in text.split(","):

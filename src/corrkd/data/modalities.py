@@ -14,7 +14,9 @@ from corrkd.errors import CorrKDError
 
 
 class UsualMissing(NamedTuple):
-    """Shares of missing frames, 0 to 1, that few training samples exceed: by modality, and the mean over the modalities of a sample."""
+    """Shares of missing frames, 0 to 1, that few training samples exceed: by modality, and the mean
+    over the modalities of a sample.
+    """
 
     by_modality: Mapping[str, float]
     together: float
@@ -31,37 +33,53 @@ def with_modalities(
         widths: that their features have to have; None: any.
 
     Raises:
-        CorrKDError: where there is none, one is named twice, is unknown, or of another width than `widths` says.
+        CorrKDError: where there is none, one is named twice, is unknown, or of another width than
+            `widths` says.
     """
     if not modalities or len(set(modalities)) < len(modalities):
         raise CorrKDError(
-            f"dataset {dataset.name}: modalities {', '.join(modalities) or '(none)'}: name at least one, each once"
+            f"dataset {dataset.name}: modalities {', '.join(modalities) or '(none)'}: name at "
+            f"least one, each once"
         )
     for m in modalities:
         if m not in dataset.modalities:
-            raise CorrKDError(f"dataset {dataset.name}: has no modality {m!r}; it has {', '.join(dataset.modalities)}")
+            raise CorrKDError(
+                f"dataset {dataset.name}: has no modality {m!r}; it has "
+                f"{', '.join(dataset.modalities)}"
+            )
         if widths is not None and dataset.widths[m] != widths[m]:
             raise CorrKDError(
-                f"dataset {dataset.name}: modality {m} is {dataset.widths[m]} wide, but the model was trained on {widths[m]}"
+                f"dataset {dataset.name}: modality {m} is {dataset.widths[m]} wide, but the "
+                f"model was trained on {widths[m]}"
             )
     if modalities == dataset.modalities:
         return dataset
 
     def chosen(split: Split) -> Split:
-        parts = {name: {m: getattr(split, name)[m] for m in modalities} for name in ("frames", "lengths", "present")}
+        parts = {
+            name: {m: getattr(split, name)[m] for m in modalities}
+            for name in ("frames", "lengths", "present")
+        }
         for name in ("frame_ids", "missing_reasons"):  # which not all modalities have
-            parts[name] = {m: values for m, values in getattr(split, name).items() if m in modalities}
+            parts[name] = {
+                m: values for m, values in getattr(split, name).items() if m in modalities
+            }
         return Split(**{**split.__dict__, **parts})
 
     return MultimodalDataset(
-        **{**dataset.__dict__, "splits": {name: chosen(split) for name, split in dataset.splits.items()}}
+        **{
+            **dataset.__dict__,
+            "splits": {name: chosen(split) for name, split in dataset.splits.items()},
+        }
     )
 
 
 def with_classes(dataset: MultimodalDataset, classes: Sequence[str]) -> MultimodalDataset:
-    """Return the dataset with its labels numbered as a model numbers its classes, where the model has all of them by name.
+    """Return the dataset with its labels numbered as a model numbers its classes, where the model
+    has all of them by name.
 
-    Classes by name are numbered from 0 in each dataset: one that lacks some of the model's numbers the others differently.
+    Classes by name are numbered from 0 in each dataset: one that lacks some of the model's numbers
+    the others differently.
     """
     names = dataset.class_names
     if not names or names == tuple(classes) or not set(names) <= set(classes):
@@ -69,19 +87,26 @@ def with_classes(dataset: MultimodalDataset, classes: Sequence[str]) -> Multimod
     index = np.array([list(classes).index(name) for name in names])
 
     def numbered(split: Split) -> Split:
-        return split if split.labels is None or split.labels.ndim > 1 else replace(split, labels=index[split.labels])
+        return (
+            split
+            if split.labels is None or split.labels.ndim > 1
+            else replace(split, labels=index[split.labels])
+        )
 
     splits = {name: numbered(split) for name, split in dataset.splits.items()}
     return replace(dataset, splits=splits, class_names=tuple(classes))
 
 
 def usual_missing(split: Split) -> UsualMissing:
-    """Return the 95th percentile of the share of missing frames, of a split's samples that show any of a modality.
+    """Return the 95th percentile of the share of missing frames, of a split's samples that show any
+    of a modality.
 
     Args:
         split: of training.
     """
-    lost = np.stack([1.0 - split.present[m].sum(1) / split.exists(m).sum(1) for m in split.frames], 1)
+    lost = np.stack(
+        [1.0 - split.present[m].sum(1) / split.exists(m).sum(1) for m in split.frames], 1
+    )
     shares = np.where(lost < 1.0, lost, np.nan)  # of a modality that is there
 
     def percentile(values: npt.NDArray[np.float64]) -> float:
@@ -90,5 +115,6 @@ def usual_missing(split: Split) -> UsualMissing:
 
     some = shares[~np.isnan(shares).all(1)]
     return UsualMissing(
-        {m: percentile(shares[:, index]) for index, m in enumerate(split.frames)}, percentile(np.nanmean(some, axis=1))
+        {m: percentile(shares[:, index]) for index, m in enumerate(split.frames)},
+        percentile(np.nanmean(some, axis=1)),
     )

@@ -1,4 +1,6 @@
-"""What the training split alone says about features: their scale, and how long a modality usually is. Stored with the model."""
+"""What the training split alone says about features: their scale, and how long a modality usually
+is. Stored with the model.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +14,19 @@ import torch
 from corrkd.data.dataset import TOKEN_SCALE, FloatArray, Split
 
 Method = Literal["robust", "standard", "scale", "none"]
-MOST_FRAMES = 100_000  # quantiles of so many frames are those of all, and a memory-mapped set is not read whole
+# quantiles of so many frames are those of all, and a memory-mapped set is not read whole
+MOST_FRAMES = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Normalisation:
-    """`(x - center) / scale`, bounded by +-clip, for each feature of each modality; and the modalities' canonical lengths.
+    """`(x - center) / scale`, bounded by +-clip, for each feature of each modality; and the
+    modalities' canonical lengths.
 
     Attributes:
         center, scale: per modality (d_m,) float32; scale > 0.
-        lengths: canonical number of frames by modality, at least 1: what a modality without a visible frame has
-            (`corrkd.data.inputs.Inputs.with_lengths`).
+        lengths: canonical number of frames by modality, at least 1: what a modality without a
+            visible frame has (`corrkd.data.inputs.Inputs.with_lengths`).
         clip: the bound, in units of scale, or None.
     """
 
@@ -40,30 +44,44 @@ class Normalisation:
 
 
 def fit_normalisation(
-    train: Split, method: Method = "robust", clip: float | None = 5.0, *, tokens: Collection[str] = ()
+    train: Split,
+    method: Method = "robust",
+    clip: float | None = 5.0,
+    *,
+    tokens: Collection[str] = (),
 ) -> Normalisation:
     """Statistics of the training split; padding and naturally missing frames do not count.
 
-    "robust" centres on the median and divides by the interquartile range over 1.349 (which estimates the deviation of a normal law), so
-    that a few values of 5e4 do not set the scale; where more than half the values are equal it takes the deviation instead. "scale"
-    divides likewise but does not centre: a zero stays a zero. A constant feature is only centred. Ids of tokens (the modalities in
-    `tokens`) are divided by TOKEN_SCALE whatever the method, from which a network has them back exactly.
+    "robust" centres on the median and divides by the interquartile range over 1.349 (which
+    estimates the deviation of a normal law), so that a few values of 5e4 do not set the scale;
+    where more than half the values are equal it takes the deviation instead. "scale" divides
+    likewise but does not centre: a zero stays a zero. A constant feature is only centred. Ids of
+    tokens (the modalities in `tokens`) are divided by TOKEN_SCALE whatever the method, from which a
+    network has them back exactly.
     """
     center: dict[str, FloatArray] = {}
     scale: dict[str, FloatArray] = {}
     for modality in train.frames:
         if modality in tokens:
-            center[modality], scale[modality] = np.zeros(1, np.float32), np.full(1, TOKEN_SCALE, np.float32)
+            center[modality], scale[modality] = (
+                np.zeros(1, np.float32),
+                np.full(1, TOKEN_SCALE, np.float32),
+            )
             continue
         rows = _some_frames(train, modality)
         center[modality], scale[modality] = _statistics(rows, method)
     return Normalisation(
-        center=center, scale=scale, lengths=canonical_lengths(train), clip=clip if method != "none" else None
+        center=center,
+        scale=scale,
+        lengths=canonical_lengths(train),
+        clip=clip if method != "none" else None,
     )
 
 
 def canonical_lengths(train: Split) -> dict[str, int]:
-    """Return the median number of frames over the training samples that show a modality, at least 1, by modality."""
+    """Return the median number of frames over the training samples that show a modality, at least
+    1, by modality.
+    """
     out = {}
     for m, lengths in train.lengths.items():
         visible = train.present[m].any(1)

@@ -1,4 +1,6 @@
-"""Folds that keep groups together, and splits of its own for every seed: cross-validation and draws of the training samples."""
+"""Folds that keep groups together, and splits of its own for every seed: cross-validation and draws
+of the training samples.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,23 @@ S = TypeVar("S", bound=np.generic)
 
 
 def dependence_groups(*splits: Split) -> tuple[str, npt.NDArray[np.str_]]:
-    """Return what groups the samples of the splits, and the group of each, (N,), one split after the other (`dependent_samples`)."""
+    """Return what groups the samples of the splits, and the group of each, (N,), one split after
+    the other (`dependent_samples`).
+    """
     kinds = {kind for split in splits for kind in split.groups}
     nobody = [np.full(len(split), "") for split in splits]
     groups = {
-        kind: np.concatenate([split.groups.get(kind, none) for split, none in zip(splits, nobody, strict=True)])
+        kind: np.concatenate(
+            [split.groups.get(kind, none) for split, none in zip(splits, nobody, strict=True)]
+        )
         for kind in kinds
     }
     return dependent_samples(np.concatenate([split.ids for split in splits]), groups)
 
 
 def group_folds(members: npt.ArrayLike, folds: int, *, seed: int, where: str) -> IntArray:
-    """A fold for each sample, none dividing a group: groups are dealt out in random order, each to the fold that is smallest then.
+    """A fold for each sample, none dividing a group: groups are dealt out in random order, each to
+    the fold that is smallest then.
 
     Args:
         members: (N,) group of each sample.
@@ -46,7 +53,9 @@ def group_folds(members: npt.ArrayLike, folds: int, *, seed: int, where: str) ->
     names, group, counts = np.unique(np.asarray(members), return_inverse=True, return_counts=True)
     if len(names) < folds:
         advice = f"set it to at most {len(names)}" if len(names) > 1 else "do without it (null)"
-        raise CorrKDError(f"{where} = {folds}: there are {len(names)} groups of samples to divide; {advice}")
+        raise CorrKDError(
+            f"{where} = {folds}: there are {len(names)} groups of samples to divide; {advice}"
+        )
     fold_of, sizes = np.empty(len(names), np.int64), np.zeros(folds, np.int64)
     for index in np.random.default_rng(seed).permutation(len(names)):
         smallest = int(sizes.argmin())
@@ -56,21 +65,37 @@ def group_folds(members: npt.ArrayLike, folds: int, *, seed: int, where: str) ->
 
 
 def with_calibration(dataset: MultimodalDataset, share: float) -> MultimodalDataset:
-    """The dataset with a split `calibration`: groups drawn from train until they have about this share of its samples.
+    """The dataset with a split `calibration`: groups drawn from train until they have about this
+    share of its samples.
 
-    Always the same groups, so that no seed trains on them; and none that stands in another split too, where it would help to choose.
+    Always the same groups, so that no seed trains on them; and none that stands in another split
+    too, where it would help to choose.
 
     Raises:
         CorrKDError: where the training split has a single group, or none of its own.
     """
-    train, others = dataset.split("train"), [split for name, split in dataset.splits.items() if name != "train"]
+    train, others = (
+        dataset.split("train"),
+        [split for name, split in dataset.splits.items() if name != "train"],
+    )
     by, members = dependence_groups(train, *others)
     names, group, counts = np.unique(members[: len(train)], return_inverse=True, return_counts=True)
     # Ids may repeat over splits where they are mere row numbers.
-    free = np.arange(len(names)) if by == SAMPLE else np.flatnonzero(~np.isin(names, members[len(train) :]))
+    free = (
+        np.arange(len(names))
+        if by == SAMPLE
+        else np.flatnonzero(~np.isin(names, members[len(train) :]))
+    )
     if len(names) < 2 or not len(free):
-        reason = f"one {by} in train" if len(names) < 2 else f"every {by} of train is in another split too"
-        raise CorrKDError(f"dataset {dataset.name}: {reason}, so none can be held out; set data.calibration to null")
+        reason = (
+            f"one {by} in train"
+            if len(names) < 2
+            else f"every {by} of train is in another split too"
+        )
+        raise CorrKDError(
+            f"dataset {dataset.name}: {reason}, so none can be held out; set data.calibration to "
+            f"null"
+        )
     order = np.random.default_rng(0).permutation(free)
     reached = counts[order].cumsum()
     # As near to the share as whole groups come, at least one of them on either side.
@@ -80,14 +105,19 @@ def with_calibration(dataset: MultimodalDataset, share: float) -> MultimodalData
     return replace(dataset, splits=splits)
 
 
-def seed_rows(dataset: MultimodalDataset, settings: ResampleSettings, seed: int) -> tuple[IntArray, IntArray]:
-    """Which samples a seed trains on and validates on: rows of train and valid, valid's counted on from train's. Reads no frames.
+def seed_rows(
+    dataset: MultimodalDataset, settings: ResampleSettings, seed: int
+) -> tuple[IntArray, IntArray]:
+    """Which samples a seed trains on and validates on: rows of train and valid, valid's counted on
+    from train's. Reads no frames.
 
-    With `folds`, train and valid together fall into folds that divide no group, the same for every seed; the fold `seed` mod
-    `folds` is validated on and the rest trained on. With `train`, so many training samples are then drawn, by seed.
+    With `folds`, train and valid together fall into folds that divide no group, the same for every
+    seed; the fold `seed` mod `folds` is validated on and the rest trained on. With `train`, so many
+    training samples are then drawn, by seed.
 
     Raises:
-        CorrKDError: where there are fewer groups than folds, fewer training samples than asked for, or ids in both splits.
+        CorrKDError: where there are fewer groups than folds, fewer training samples than asked for,
+            or ids in both splits.
     """
     train, valid = dataset.split("train"), dataset.split("valid")
     index, num_train = np.arange(len(train) + len(valid)), len(train)
@@ -95,24 +125,34 @@ def seed_rows(dataset: MultimodalDataset, settings: ResampleSettings, seed: int)
     if settings.folds is not None:
         if set(train.ids) & set(valid.ids):
             raise CorrKDError(
-                f"dataset {dataset.name}: train and valid share sample ids, so they cannot be cross-validated together"
+                f"dataset {dataset.name}: train and valid share sample ids, so they cannot be "
+                f"cross-validated together"
             )
         fold = group_folds(
-            dependence_groups(train, valid)[1], settings.folds, seed=0, where="settings: data.resample.folds"
+            dependence_groups(train, valid)[1],
+            settings.folds,
+            seed=0,
+            where="settings: data.resample.folds",
         )
         held = fold == seed % settings.folds
         trained, validated = index[~held], index[held]
     if settings.train is not None:
         if settings.train > len(trained):
             raise CorrKDError(
-                f"settings: data.resample.train = {settings.train}: there are {len(trained)} training samples"
+                f"settings: data.resample.train = {settings.train}: there are {len(trained)} "
+                f"training samples"
             )
-        trained = np.sort(np.random.default_rng(seed).choice(trained, settings.train, replace=False))
+        trained = np.sort(
+            np.random.default_rng(seed).choice(trained, settings.train, replace=False)
+        )
     return trained, validated
 
 
-def resampled(dataset: MultimodalDataset, settings: ResampleSettings, seed: int) -> MultimodalDataset:
-    """The dataset with the splits of a seed (`seed_rows`), whose frames are copied; the test split is never touched.
+def resampled(
+    dataset: MultimodalDataset, settings: ResampleSettings, seed: int
+) -> MultimodalDataset:
+    """The dataset with the splits of a seed (`seed_rows`), whose frames are copied; the test split
+    is never touched.
 
     Raises:
         CorrKDError: as `seed_rows`.
@@ -137,8 +177,14 @@ def _joined(first: Split, other: Split) -> Split:
     def padded(m: str) -> tuple[npt.NDArray[np.float32], BoolArray]:
         longest = max(s.frames[m].shape[1] for s in (first, other))
         wide = [longest - s.frames[m].shape[1] for s in (first, other)]
-        x = [np.pad(s.frames[m], ((0, 0), (0, w), (0, 0))) for s, w in zip((first, other), wide, strict=True)]
-        present = [np.pad(s.present[m], ((0, 0), (0, w))) for s, w in zip((first, other), wide, strict=True)]
+        x = [
+            np.pad(s.frames[m], ((0, 0), (0, w), (0, 0)))
+            for s, w in zip((first, other), wide, strict=True)
+        ]
+        present = [
+            np.pad(s.present[m], ((0, 0), (0, w)))
+            for s, w in zip((first, other), wide, strict=True)
+        ]
         return np.concatenate(x), np.concatenate(present)
 
     def padded_ids(m: str) -> IntArray:
@@ -157,7 +203,11 @@ def _joined(first: Split, other: Split) -> Split:
         ids=np.concatenate([first.ids, other.ids]),
         scores=_both(first.scores, other.scores),
         labels=_both(first.labels, other.labels),
-        groups={g: np.concatenate([x, other.groups[g]]) for g, x in first.groups.items() if g in other.groups},
+        groups={
+            g: np.concatenate([x, other.groups[g]])
+            for g, x in first.groups.items()
+            if g in other.groups
+        },
         order=_both(first.order, other.order),
         frame_ids={m: padded_ids(m) for m in first.frame_ids if m in other.frame_ids},
         missing_reasons={

@@ -1,12 +1,14 @@
 """Pickles from somebody's shared drive, read without running anything that is in them.
 
-`pickle.load` calls whatever the file names. This reader is a pickle machine of its own: the standard library's `pickletools`
-splits the file into opcodes, and each opcode is carried out here on plain values. A name in the file is looked up in a
-short table (`CALLS`) and stays an inert token; no attribute of a foreign object is ever read, set or called. What the
-table does not hold is refused by name: functions, classes, extension codes, persistent ids, out-of-band buffers.
+`pickle.load` calls whatever the file names. This reader is a pickle machine of its own: the
+standard library's `pickletools` splits the file into opcodes, and each opcode is carried out here
+on plain values. A name in the file is looked up in a short table (`CALLS`) and stays an inert
+token; no attribute of a foreign object is ever read, set or called. What the table does not hold is
+refused by name: functions, classes, extension codes, persistent ids, out-of-band buffers.
 
-Bombs: an array's bytes have to be in the file; the real size of containers, what calls copy and what memo references
-expand to is bounded by the file's size; dictionary keys are strings and small integers, so hashing takes no time; nesting is bounded.
+Bombs: an array's bytes have to be in the file; the real size of containers, what calls copy and
+what memo references expand to is bounded by the file's size; dictionary keys are strings and small
+integers, so hashing takes no time; nesting is bounded.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ ARRAY = 112  # bytes of an array object beside its data
 _OPCODES = {ord(op.code): op for op in pickletools.opcodes}
 _DTYPE = re.compile(r"b1|[iu][1248]|f[248]|[SU]\d{1,9}|O[48]?")
 
-# (module, name) in the file -> what it stands for here. Python 2, NumPy 1 and NumPy 2 spell the same things differently.
+# (module, name) in the file -> what it stands for here. Python 2, NumPy 1 and NumPy 2 spell the
+# same things differently.
 CALLS: dict[tuple[str, str], str] = {
     ("numpy", "ndarray"): "ndarray",
     ("numpy", "dtype"): "dtype",
@@ -56,7 +59,19 @@ for _core in ("numpy.core", "numpy._core"):
     CALLS[f"{_core}.multiarray", "scalar"] = "scalar"
     CALLS[f"{_core}.numeric", "_frombuffer"] = "buffer"
 for _builtin in ("builtins", "__builtin__"):
-    for _type in ("set", "frozenset", "bytearray", "bytes", "complex", "list", "dict", "tuple", "int", "float", "str"):
+    for _type in (
+        "set",
+        "frozenset",
+        "bytearray",
+        "bytes",
+        "complex",
+        "list",
+        "dict",
+        "tuple",
+        "int",
+        "float",
+        "str",
+    ):
         CALLS[_builtin, _type] = _type
 
 
@@ -83,16 +98,22 @@ class _DType:
 
     def numpy(self) -> np.dtype[Any]:
         """The dtype, made from a code that `_DTYPE` has checked."""
-        return np.dtype("O") if self.code.startswith("O") else np.dtype(self.code).newbyteorder(cast(Any, self.order))
+        return (
+            np.dtype("O")
+            if self.code.startswith("O")
+            else np.dtype(self.code).newbyteorder(cast(Any, self.order))
+        )
 
 
 def load(path: str | Path) -> Any:
-    """The object in a pickle file, of any protocol and either Python, as arrays, numbers, strings and containers.
+    """The object in a pickle file, of any protocol and either Python, as arrays, numbers, strings
+    and containers.
 
     OrderedDict and defaultdict come back as plain dictionaries, Python 2 strings as latin-1 text.
 
     Raises:
-        CorrKDError: the file is missing, no pickle, truncated, or asks for anything else; the line names what it asks for.
+        CorrKDError: the file is missing, no pickle, truncated, or asks for anything else; the line
+            names what it asks for.
     """
     path = Path(path)
     try:
@@ -121,11 +142,23 @@ def _run(view: mmap.mmap | _Bytes, name: str) -> Any:
         return _Machine(view).run()
     except _Refused as error:
         raise CorrKDError(
-            f"{name}: refused: the pickle {error}; only arrays, numbers, strings and containers are read"
+            f"{name}: refused: the pickle {error}; only arrays, numbers, strings and containers "
+            f"are read"
         ) from None
     except EOFError:
-        raise CorrKDError(f"{name}: truncated pickle: the file ends before its end mark; fetch it again") from None
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, struct.error, Warning) as error:
+        raise CorrKDError(
+            f"{name}: truncated pickle: the file ends before its end mark; fetch it again"
+        ) from None
+    except (
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        struct.error,
+        Warning,
+    ) as error:
         raise CorrKDError(f"{name}: not a pickle, or a damaged one ({_short(error)})") from None
     except MemoryError:
         raise CorrKDError(f"{name}: the pickle needs more memory than there is") from None
@@ -146,7 +179,9 @@ class _Machine:
         self.limit = EXPANSION * self.size + SLACK
         self.spent = 0
         self.stack: list[Any] = []
-        self.memo: list[Any] = []  # a list, because a dictionary would take 80 bytes for a MEMOIZE of one
+        self.memo: list[
+            Any
+        ] = []  # a list, because a dictionary would take 80 bytes for a MEMOIZE of one
         self.unbuilt: dict[int, Any] = {}  # arrays that wait for their one BUILD, by identity
 
     def run(self) -> Any:
@@ -158,7 +193,9 @@ class _Machine:
                 return value
             step = _STEPS.get(name)
             if step is None:
-                raise _Refused(f"uses {name} {_short(argument)}" if argument is not None else f"uses {name}")
+                raise _Refused(
+                    f"uses {name} {_short(argument)}" if argument is not None else f"uses {name}"
+                )
             step(self, argument)
         raise _Refused(f"has more than {MAX_OPCODES:,} instructions")
 
@@ -182,7 +219,9 @@ class _Machine:
             raise
 
     def python2_string(self) -> str:
-        """A quoted line of protocol 0; pickletools decodes it as ASCII, but Python 2 put arrays' bytes into it."""
+        """A quoted line of protocol 0; pickletools decodes it as ASCII, but Python 2 put arrays'
+        bytes into it.
+        """
         line = self.view.readline()
         if not line.endswith(b"\n"):
             raise EOFError
@@ -192,7 +231,9 @@ class _Machine:
         return codecs.escape_decode(line[1:-1])[0].decode("latin-1")
 
     def charge(self, count: int) -> None:
-        """Every container and every copy counts: a byte of file makes a set of 216, ten bytes copy a large string again."""
+        """Every container and every copy counts: a byte of file makes a set of 216, ten bytes copy
+        a large string again.
+        """
         self.spent += count
         if self.spent > self.limit:
             raise _Refused("builds far more than its file holds (a memory bomb)")
@@ -278,7 +319,9 @@ class _Machine:
         self.push(self.result(function.meaning, arguments))
 
     def result(self, meaning: str, arguments: tuple[Any, ...]) -> Any:
-        """What the file's call of an allowed name gives. Only the forms that pickling itself writes are known."""
+        """What the file's call of an allowed name gives. Only the forms that pickling itself writes
+        are known.
+        """
         match meaning, arguments:
             case ("array", (_Token(meaning="ndarray"), _, _)):
                 array = np.empty(0, np.uint8)
@@ -293,13 +336,20 @@ class _Machine:
                     return "" if dtype.code == "U0" else b""
                 kind, data = self.checked(dtype, (1,), raw)
                 return np.frombuffer(cast(bytes, data), kind)[0]
-            case ("buffer", (raw, _DType() as dtype, tuple() as shape, "C" | "F" as order)) if dtype.code[0] != "O":
+            case ("buffer", (raw, _DType() as dtype, tuple() as shape, "C" | "F" as order)) if (
+                dtype.code[0] != "O"
+            ):
                 kind, data = self.checked(dtype, shape, raw)
-                return np.frombuffer(cast(bytes, data), kind).reshape(shape, order="F" if order == "F" else "C")
+                return np.frombuffer(cast(bytes, data), kind).reshape(
+                    shape, order="F" if order == "F" else "C"
+                )
             case ("encode", (str() as text, "latin1" | "latin-1" | "latin_1")):
                 self.charge(len(text))
                 return text.encode("latin-1")
-            case ("bytearray" | "bytes" | "str" | "list" | "dict" | "tuple" | "set" | "frozenset", ()):
+            case (
+                "bytearray" | "bytes" | "str" | "list" | "dict" | "tuple" | "set" | "frozenset",
+                (),
+            ):
                 return {
                     "bytearray": b"",
                     "bytes": b"",
@@ -315,7 +365,11 @@ class _Machine:
                 self.charge(len(text))
                 return text.encode("latin-1")
             case ("set" | "frozenset", ([*items],)):
-                return {_key(item) for item in items} if meaning == "set" else frozenset(_key(item) for item in items)
+                return (
+                    {_key(item) for item in items}
+                    if meaning == "set"
+                    else frozenset(_key(item) for item in items)
+                )
             case ("list" | "tuple", ([*items],)):
                 return items if meaning == "list" else tuple(items)
             case ("dict", ([*pairs],)):  # OrderedDict as Python 2 wrote it
@@ -327,22 +381,32 @@ class _Machine:
         raise _Refused(f"calls {meaning} in an unknown way")
 
     def build(self, target: Any, state: Any) -> None:
-        """BUILD: the byte order of a dtype, or the contents of an array that still waits for them. Nothing else has a state."""
+        """BUILD: the byte order of a dtype, or the contents of an array that still waits for them.
+        Nothing else has a state.
+        """
         match target, state:
             case (_DType(), (int(), "<" | ">" | "|" | "=" as order, None, None, None, *_)):
                 target.order = order
-            case (np.ndarray(), (int(), tuple() as shape, _DType() as dtype, int() as fortran, raw)) if (
-                self.unbuilt.pop(id(target), None) is target
-            ):
+            case (
+                np.ndarray(),
+                (int(), tuple() as shape, _DType() as dtype, int() as fortran, raw),
+            ) if self.unbuilt.pop(id(target), None) is target:
                 kind, data = self.checked(dtype, shape, raw)
-                # In place, because the memo already holds the array; every part of the state has been checked.
+                # In place, because the memo already holds the array; every part of the state has
+                # been checked.
                 target.__setstate__((1, shape, kind, bool(fortran), data))
             case _:
                 raise _Refused(f"sets the state of a {_kind(target)}")
 
-    def checked(self, dtype: _DType, shape: tuple[Any, ...], raw: Any) -> tuple[np.dtype[Any], bytes | list[Any]]:
-        """An array's dtype and contents: bytes, or a list of objects; exactly as many as the shape needs."""
-        if len(shape) > MAX_DIMENSIONS or any(type(n) is not int or not 0 <= n <= self.size for n in shape):
+    def checked(
+        self, dtype: _DType, shape: tuple[Any, ...], raw: Any
+    ) -> tuple[np.dtype[Any], bytes | list[Any]]:
+        """An array's dtype and contents: bytes, or a list of objects; exactly as many as the shape
+        needs.
+        """
+        if len(shape) > MAX_DIMENSIONS or any(
+            type(n) is not int or not 0 <= n <= self.size for n in shape
+        ):
             raise _Refused(f"asks for an array of shape {_short(shape)}")
         count, kind = math.prod(shape), dtype.numpy()
         if kind.hasobject:
@@ -352,16 +416,29 @@ class _Machine:
             return kind, raw
         data = raw.encode("latin-1") if type(raw) is str else raw
         if type(data) is not bytes or kind.itemsize == 0 or len(data) != count * kind.itemsize:
-            raise _Refused(f"asks for an array of shape {_short(shape)} and type {dtype.code} without giving its bytes")
+            raise _Refused(
+                f"asks for an array of shape {_short(shape)} and type {dtype.code} without "
+                f"giving its bytes"
+            )
         self.charge(len(data))
-        if kind.kind == "U" and count and np.frombuffer(data, kind.str[0] + "u4").max() > sys.maxunicode:
+        if (
+            kind.kind == "U"
+            and count
+            and np.frombuffer(data, kind.str[0] + "u4").max() > sys.maxunicode
+        ):
             raise _Refused("holds characters that do not exist")
         return kind, data
 
 
 def _key(value: Any) -> Any:
-    """A dictionary key or set member. Strings and small integers only: others can be made to hash slowly or alike."""
-    if isinstance(value, str | bytes) or value is None or (isinstance(value, int) and abs(value) < 1 << 60):
+    """A dictionary key or set member. Strings and small integers only: others can be made to hash
+    slowly or alike.
+    """
+    if (
+        isinstance(value, str | bytes)
+        or value is None
+        or (isinstance(value, int) and abs(value) < 1 << 60)
+    ):
         return value
     raise _Refused(f"uses a {_kind(value)} as a key; keys are strings and small integers")
 
@@ -411,7 +488,8 @@ _VALUE: Callable[[_Machine, Any], None] = lambda m, a: m.stack.append(a)  # noqa
 _GET: Callable[[_Machine, Any], None] = lambda m, a: m.get(a)  # noqa: E731
 _PUT: Callable[[_Machine, Any], None] = lambda m, a: m.put(a)  # noqa: E731
 
-# What each opcode does. Those that are not here are refused: extension codes, persistent ids, out-of-band buffers, NEWOBJ_EX.
+# What each opcode does. Those that are not here are refused: extension codes, persistent ids,
+# out-of-band buffers, NEWOBJ_EX.
 _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "PROTO": _protocol,
     "FRAME": _NOTHING,
@@ -458,9 +536,11 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
 
 
 def _weigh(value: Any, seen: dict[int, tuple[int, int]], depth: int, limit: int) -> tuple[int, int]:
-    """(bytes, nesting) of a value if every shared part were written out: memo references can make a small file explode later.
+    """(bytes, nesting) of a value if every shared part were written out: memo references can make a
+    small file explode later.
 
-    Containers weigh their real size, as they were charged; it holds the eight bytes that each of their items takes.
+    Containers weigh their real size, as they were charged; it holds the eight bytes that each of
+    their items takes.
     """
     if isinstance(value, str | bytes):
         return len(value), 0
@@ -474,7 +554,11 @@ def _weigh(value: Any, seen: dict[int, tuple[int, int]], depth: int, limit: int)
         if depth > MAX_DEPTH:
             raise _Refused(f"nests containers more than {MAX_DEPTH} deep, or in themselves")
         parts = value.ravel().tolist() if isinstance(value, np.ndarray) else value
-        keys = sum(len(key) for key in value if isinstance(key, str | bytes)) if isinstance(value, dict) else 0
+        keys = (
+            sum(len(key) for key in value if isinstance(key, str | bytes))
+            if isinstance(value, dict)
+            else 0
+        )
         size = ARRAY + value.nbytes if isinstance(value, np.ndarray) else sys.getsizeof(value)
         total, height = size + keys, 0
         for item in parts.values() if isinstance(parts, dict) else parts:
@@ -491,7 +575,11 @@ def _weigh(value: Any, seen: dict[int, tuple[int, int]], depth: int, limit: int)
 
 def _short(value: Any) -> str:
     """A value in a message: never long, never deep."""
-    if type(value) is tuple and len(value) <= 2 * MAX_DIMENSIONS and all(type(item) is int for item in value):
+    if (
+        type(value) is tuple
+        and len(value) <= 2 * MAX_DIMENSIONS
+        and all(type(item) is int for item in value)
+    ):
         return str(value)[:MESSAGE]
     if isinstance(value, str | int | Exception):
         return ascii(str(value))[1:-1][:MESSAGE]

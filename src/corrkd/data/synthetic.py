@@ -1,11 +1,15 @@
-"""`synthetic`, the built-in dataset: Gaussian latents whose exact posterior is known under any set of visible frames (docs/synthetic.md).
+"""`synthetic`, the built-in dataset: Gaussian latents whose exact posterior is known under any set
+of visible frames (docs/synthetic.md).
 
-A sample has a latent s that every modality shows and a latent p_m that modality m alone shows, all standard normal and constant over time:
+A sample has a latent s that every modality shows and a latent p_m that modality m alone shows, all
+standard normal and constant over time:
 
-    score   y       = sqrt(c) s_1 + sum_m sqrt((1 - c) b_m) p_m1          variance 1; the class is its exact quantile
-    frame   x_{m,t} = A_m [s; p_m] + sigma_m e_{m,t}                      A_m' A_m = I, e iid standard normal
+    score   y       = sqrt(c) s_1 + sum_m sqrt((1 - c) b_m) p_m1          variance 1; the class is
+    its exact quantile frame   x_{m,t} = A_m [s; p_m] + sigma_m e_{m,t}                      A_m'
+    A_m = I, e iid standard normal
 
-with c = `shared`, b_m = `informativeness` divided by its sum, sigma_m = `noise`. Latents that y does not use are clutter.
+with c = `shared`, b_m = `informativeness` divided by its sum, sigma_m = `noise`. Latents that y
+does not use are clutter.
 """
 
 from __future__ import annotations
@@ -54,21 +58,28 @@ class ModalityLaw:
 class SyntheticSpec:
     """What the built-in dataset looks like. The same spec gives the same samples.
 
-    `frames`, `widths`, `informativeness` and `noise` are one number for all modalities, or a number by name; a modality not named keeps its
-    default.
+    `frames`, `widths`, `informativeness` and `noise` are one number for all modalities, or a number
+    by name; a modality not named keeps its default.
 
     Attributes:
-        train, valid, test: number of samples, >= 1. A sample depends on no split's size, its own included.
+        train, valid, test: number of samples, >= 1. A sample depends on no split's size, its own
+            included.
         modalities: any names, one or more.
         frames: T_m >= 1; default 12.
-        shortest: lengths are drawn uniformly from min(shortest, T_m) to T_m for each sample and modality; None: all are T_m.
-        widths: d_m >= shared_dims + private_dims; default 24 (language), 16 (audio, vision, any other).
-        informativeness: b_m >= 0, the private latents' weights in the score, divided by their sum; default 0.65, 0.25, 0.10 (other: 0.25).
-        noise: sigma_m from 0.001 to 1000, standard deviation of a frame's noise in each feature; default 1.0, 1.5, 2.0 (other: 1.5).
-        shared: c, share of the score's variance that the latent common to all modalities carries, 0 to 1.
+        shortest: lengths are drawn uniformly from min(shortest, T_m) to T_m for each sample and
+            modality; None: all are T_m.
+        widths: d_m >= shared_dims + private_dims; default 24 (language), 16 (audio, vision, any
+            other).
+        informativeness: b_m >= 0, the private latents' weights in the score, divided by their sum;
+            default 0.65, 0.25, 0.10 (other: 0.25).
+        noise: sigma_m from 0.001 to 1000, standard deviation of a frame's noise in each feature;
+            default 1.0, 1.5, 2.0 (other: 1.5).
+        shared: c, share of the score's variance that the latent common to all modalities carries, 0
+            to 1.
         shared_dims, private_dims: sizes of s and of each p_m, >= 1; y uses the first of each.
         classes: K >= 2 equally likely classes.
-        natural_missing: probability that a sample lacks one modality, chosen at random, in the data itself; 0 to 1.
+        natural_missing: probability that a sample lacks one modality, chosen at random, in the data
+            itself; 0 to 1.
         person_samples: samples of one person, the group; people are independent of everything else.
         seed: >= 0, of the law and the samples.
 
@@ -96,9 +107,13 @@ class SyntheticSpec:
     def __post_init__(self) -> None:
         names = self.modalities
         if isinstance(names, str) or not all(isinstance(m, str) and m for m in names) or not names:
-            raise CorrKDError(f"synthetic data: modalities = {names!r} must be a list of one or more names")
+            raise CorrKDError(
+                f"synthetic data: modalities = {names!r} must be a list of one or more names"
+            )
         if len(set(names)) != len(names):
-            raise CorrKDError(f"synthetic data: modalities = {', '.join(names)} must differ from one another")
+            raise CorrKDError(
+                f"synthetic data: modalities = {', '.join(names)} must differ from one another"
+            )
         object.__setattr__(self, "modalities", tuple(names))  # YAML gives a list
         for name in ("train", "valid", "test", "shared_dims", "private_dims", "person_samples"):
             _whole(name, getattr(self, name), 1)
@@ -110,14 +125,21 @@ class SyntheticSpec:
         _number("natural_missing", self.natural_missing, 0.0, 1.0)
         if self.natural_missing and len(names) < 2:
             raise CorrKDError(
-                "synthetic data: natural_missing > 0 needs at least two modalities, or nothing would be left"
+                "synthetic data: natural_missing > 0 needs at least two modalities, or nothing "
+                "would be left"
             )
         laws = self.laws()
-        if self.shortest is not None and self.shortest > (most := max(law.frames for law in laws.values())):
-            raise CorrKDError(f"synthetic data: shortest = {self.shortest} is beyond the {most} frames there are")
+        if self.shortest is not None and self.shortest > (
+            most := max(law.frames for law in laws.values())
+        ):
+            raise CorrKDError(
+                f"synthetic data: shortest = {self.shortest} is beyond the {most} frames there are"
+            )
 
     def laws(self) -> dict[str, ModalityLaw]:
-        """Each modality's law, in order. Raises CorrKDError where a field of the spec is out of bounds."""
+        """Each modality's law, in order. Raises CorrKDError where a field of the spec is out of
+        bounds.
+        """
         frames = self._by_modality("frames", {}, 12)
         widths = self._by_modality("widths", WIDTHS, OTHER_WIDTH)
         weights = self._by_modality("informativeness", INFORMATIVENESS, OTHER_INFORMATIVENESS)
@@ -131,28 +153,35 @@ class SyntheticSpec:
         total = sum(weights.values())
         if total == 0 and self.shared < 1:
             raise CorrKDError(
-                "synthetic data: informativeness is 0 for every modality; give one a weight, or set shared to 1"
+                "synthetic data: informativeness is 0 for every modality; give one a weight, or "
+                "set shared to 1"
             )
         return {
-            m: ModalityLaw(frames[m], widths[m], (1 - self.shared) * weights[m] / (total or 1.0), noise[m])
+            m: ModalityLaw(
+                frames[m], widths[m], (1 - self.shared) * weights[m] / (total or 1.0), noise[m]
+            )
             for m in self.modalities
         }
 
-    def _by_modality(self, name: str, defaults: Mapping[str, Value], other: Value) -> dict[str, Value]:
+    def _by_modality(
+        self, name: str, defaults: Mapping[str, Value], other: Value
+    ) -> dict[str, Value]:
         value = getattr(self, name)
         if not isinstance(value, Mapping):
             return dict.fromkeys(self.modalities, value)
         for key in value:
             if key not in self.modalities:
                 raise CorrKDError(
-                    f"synthetic data: {name} names modality {key!r}; the modalities are {', '.join(self.modalities)}"
+                    f"synthetic data: {name} names modality {key!r}; the modalities are "
+                    f"{', '.join(self.modalities)}"
                 )
         return {m: value.get(m, defaults.get(m, other)) for m in self.modalities}
 
 
 @dataclass(frozen=True)
 class Readings:
-    """All that a modality's frames say of the score, in one split: each frame is two independent measurements.
+    """All that a modality's frames say of the score, in one split: each frame is two independent
+    measurements.
 
     Attributes:
         shared: (N, T_m) A_m's first column times the frame: s_1 plus noise of deviation sigma_m.
@@ -169,9 +198,10 @@ class Readings:
 class ExactPosterior:
     """The Bayes rule: what the visible frames say of score and class. Can be pickled.
 
-    A_m has orthonormal columns and the noise is isotropic, so the latent coordinates stay independent given the frames: with n_m visible
-    frames of modality m, s_1 has precision 1 + sum_m n_m / sigma_m^2, p_m1 has 1 + n_m / sigma_m^2, and the mean of each is the sum of its
-    readings over sigma_m^2, divided by that precision. So y given the frames is normal.
+    A_m has orthonormal columns and the noise is isotropic, so the latent coordinates stay
+    independent given the frames: with n_m visible frames of modality m, s_1 has precision 1 + sum_m
+    n_m / sigma_m^2, p_m1 has 1 + n_m / sigma_m^2, and the mean of each is the sum of its readings
+    over sigma_m^2, divided by that precision. So y given the frames is normal.
 
     Attributes:
         laws: by modality.
@@ -190,7 +220,8 @@ class ExactPosterior:
 
         Args:
             split: "train", "valid" or "test".
-            visible: by modality (N, T_m) booleans; a modality left out is invisible, and so is whatever is padding or naturally missing.
+            visible: by modality (N, T_m) booleans; a modality left out is invisible, and so is
+                whatever is padding or naturally missing.
 
         Raises:
             CorrKDError: for an unknown split or modality, or a mask of another shape.
@@ -200,20 +231,29 @@ class ExactPosterior:
         ends = np.zeros((len(mean), 1))
         return np.diff(np.concatenate([ends, below, ends + 1.0], axis=1), axis=1)
 
-    def score(self, split: str, visible: Mapping[str, BoolArray]) -> tuple[Float64Array, Float64Array]:
-        """Mean and standard deviation of y given the visible frames: (N,) each. Arguments and errors as above."""
+    def score(
+        self, split: str, visible: Mapping[str, BoolArray]
+    ) -> tuple[Float64Array, Float64Array]:
+        """Mean and standard deviation of y given the visible frames: (N,) each. Arguments and
+        errors as above.
+        """
         if split not in self.readings:
-            raise CorrKDError(f"synthetic posterior: no split {split!r}; there are {', '.join(self.readings)}")
+            raise CorrKDError(
+                f"synthetic posterior: no split {split!r}; there are {', '.join(self.readings)}"
+            )
         readings = self.readings[split]
         count = len(next(iter(readings.values())).there)
         shared_sum, shared_precision = np.zeros(count), np.ones(count)
         mean, variance = np.zeros(count), np.zeros(count)
         for m, mask in visible.items():
             if m not in readings:
-                raise CorrKDError(f"synthetic posterior: no modality {m!r}; there are {', '.join(readings)}")
+                raise CorrKDError(
+                    f"synthetic posterior: no modality {m!r}; there are {', '.join(readings)}"
+                )
             if np.shape(mask) != readings[m].there.shape:
                 raise CorrKDError(
-                    f"synthetic posterior: mask of {m} has shape {np.shape(mask)}, expected {readings[m].there.shape}"
+                    f"synthetic posterior: mask of {m} has shape {np.shape(mask)}, expected "
+                    f"{readings[m].there.shape}"
                 )
         for m, law in self.laws.items():
             seen = readings[m].there & np.asarray(visible.get(m, False), bool)
@@ -232,8 +272,8 @@ class ExactPosterior:
 def make(spec: SyntheticSpec | None = None) -> MultimodalDataset:
     """The built-in dataset, with its exact posterior.
 
-    Scores are y (float64), labels its classes by the law's own quantiles (not the sample's), groups "person", order the place within it.
-    Nothing is missing unless the spec says so.
+    Scores are y (float64), labels its classes by the law's own quantiles (not the sample's), groups
+    "person", order the place within it. Nothing is missing unless the spec says so.
     """
     spec = spec or SyntheticSpec()
     laws = spec.laws()
@@ -246,7 +286,10 @@ def make(spec: SyntheticSpec | None = None) -> MultimodalDataset:
         class_names=_class_names(spec.classes),
         layout="built-in",
         missing_rule=dict.fromkeys(
-            laws, "drawn at random with probability natural_missing" if spec.natural_missing else "nothing"
+            laws,
+            "drawn at random with probability natural_missing"
+            if spec.natural_missing
+            else "nothing",
         ),
         posterior=ExactPosterior(
             laws=laws,
@@ -268,7 +311,9 @@ def _stream(seed: int, *index: int) -> np.random.Generator:
 
 def _mixing(spec: SyntheticSpec, index: int, width: int) -> Float64Array:
     """A_m: (d_m, shared_dims + private_dims) with orthonormal columns."""
-    numbers = _stream(spec.seed, 0, index).standard_normal((width, spec.shared_dims + spec.private_dims))
+    numbers = _stream(spec.seed, 0, index).standard_normal(
+        (width, spec.shared_dims + spec.private_dims)
+    )
     columns: Float64Array = np.linalg.qr(numbers)[0]
     return columns
 
@@ -282,7 +327,8 @@ def _split(
 ) -> Split:
     count: int = getattr(spec, name)
     number = 1 + SPLITS.index(name)
-    # Rows are drawn one after another from streams of the split's own: a sample stays the same whatever the sizes.
+    # Rows are drawn one after another from streams of the split's own: a sample stays the same
+    # whatever the sizes.
     common = _stream(spec.seed, number, 0).standard_normal((count, spec.shared_dims))
     scores = math.sqrt(spec.shared) * common[:, 0]
     lacking = _lacking(spec, number, count)
@@ -293,11 +339,15 @@ def _split(
         private = _stream(spec.seed, number, 2, index).standard_normal((count, spec.private_dims))
         scores += math.sqrt(law.share) * private[:, 0]
         shortest = min(spec.shortest or law.frames, law.frames)
-        lengths[m] = _stream(spec.seed, number, 3, index).integers(shortest, law.frames, count, endpoint=True)
+        lengths[m] = _stream(spec.seed, number, 3, index).integers(
+            shortest, law.frames, count, endpoint=True
+        )
         exists = np.arange(law.frames)[None, :] < lengths[m][:, None]
         present[m] = exists & (lacking != index)[:, None]
         signal = np.concatenate([common, private], axis=1) @ mixings[m].T
-        x = _stream(spec.seed, number, 4, index).standard_normal((count, law.frames, law.width), np.float32)
+        x = _stream(spec.seed, number, 4, index).standard_normal(
+            (count, law.frames, law.width), np.float32
+        )
         x *= np.float32(law.noise)
         x += signal.astype(np.float32)[:, None, :]
         x[~present[m]] = 0.0
@@ -310,7 +360,9 @@ def _split(
         ids=np.array([f"{name}-{row}" for row in rows]),
         scores=scores,
         labels=np.digitize(scores, cuts).astype(np.int64),
-        groups={"person": np.array([f"{name}-person-{row // spec.person_samples}" for row in rows])},
+        groups={
+            "person": np.array([f"{name}-person-{row // spec.person_samples}" for row in rows])
+        },
         order=rows % spec.person_samples,
     )
 
@@ -338,7 +390,9 @@ def _class_names(count: int) -> tuple[str, ...]:
 
 def _whole(name: str, value: object, low: int, why: str = "") -> None:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < low:
-        raise CorrKDError(f"synthetic data: {name} = {value!r} must be a whole number from {low}{why} up")
+        raise CorrKDError(
+            f"synthetic data: {name} = {value!r} must be a whole number from {low}{why} up"
+        )
 
 
 def _number(name: str, value: object, low: float, high: float) -> None:

@@ -1,7 +1,9 @@
-"""What no method can beat on average, where the exact class posteriors are known (docs/synthetic.md): the ceilings of a report.
+"""What no method can beat on average, where the exact class posteriors are known
+(docs/synthetic.md): the ceilings of a report.
 
-For accuracy, the expected share of samples whose most probable class is right. For weighted F1, which is not a mean over samples, the
-expectation of the best joint decision for all of them. Labels that were drawn by luck may be met a little more often.
+For accuracy, the expected share of samples whose most probable class is right. For weighted F1,
+which is not a mean over samples, the expectation of the best joint decision for all of them. Labels
+that were drawn by luck may be met a little more often.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ GAIN = 1e-9  # less is not worth a step
 
 
 def bayes_accuracy(posteriors: npt.ArrayLike) -> float:
-    """Expected accuracy of answering the most probable class: the mean of max_k p_ik, for posteriors (N, K).
+    """Expected accuracy of answering the most probable class: the mean of max_k p_ik, for
+    posteriors (N, K).
 
     Raises:
         CorrKDError: where the posteriors are not (N, K) probabilities.
@@ -32,39 +35,47 @@ def bayes_accuracy(posteriors: npt.ArrayLike) -> float:
 
 
 def expected_weighted_f1(posteriors: npt.ArrayLike, decisions: npt.ArrayLike) -> float:
-    """Exact expectation of the weighted F1 of fixed decisions, labels drawn from the posteriors independently.
+    """Exact expectation of the weighted F1 of fixed decisions, labels drawn from the posteriors
+    independently.
 
-    With n_k samples truly of class k, m_k decided so and TP_k both, weighted F1 is (1/N) sum_k n_k 2 TP_k / (n_k + m_k). Expected:
+    With n_k samples truly of class k, m_k decided so and TP_k both, weighted F1 is (1/N) sum_k n_k
+    2 TP_k / (n_k + m_k). Expected:
 
         (2/N) sum_k sum_{i decided k} p_ik G_k(i, m_k)
         G_k(i, m) = E[n_k / (n_k + m) | y_i = k] = 1 - m E[1 / (1 + n' + m)]
         E[1 / (1 + n' + m)] = int_0^1 u^m prod_{j != i} (1 - p_jk (1 - u)) du
 
-    with n' the number of other samples of class k, whose generating function the product is. Gauss-Legendre quadrature gives the integral
-    to rounding.
+    with n' the number of other samples of class k, whose generating function the product is.
+    Gauss-Legendre quadrature gives the integral to rounding.
 
     Args:
         posteriors: (N, K) class probabilities.
         decisions: (N,) classes.
 
     Raises:
-        CorrKDError: where the posteriors are not (N, K) probabilities, or the decisions not N of the K classes.
+        CorrKDError: where the posteriors are not (N, K) probabilities, or the decisions not N of
+            the K classes.
     """
     p = _checked(posteriors)
     picked = np.asarray(decisions)
     if picked.shape != (len(p),) or picked.min() < 0 or picked.max() >= p.shape[1]:
-        raise CorrKDError(f"expected F1: decisions must be {len(p)} classes from 0 to {p.shape[1] - 1}")
+        raise CorrKDError(
+            f"expected F1: decisions must be {len(p)} classes from 0 to {p.shape[1] - 1}"
+        )
     return _Expectation.of(p).value(picked.astype(np.int64))
 
 
 def best_expected_weighted_f1(posteriors: npt.ArrayLike) -> tuple[IntArray, float]:
-    """The decisions that maximise the expected weighted F1, and that expectation (exact, see `expected_weighted_f1`).
+    """The decisions that maximise the expected weighted F1, and that expectation (exact, see
+    `expected_weighted_f1`).
 
-    Steepest ascent, deterministic, from the most probable classes and from each class for all; the best end is taken. In each step the
-    exact gain of moving any one sample to any other class is known; of the best 1, 2, 4, ... moves together the number that gains most
-    is made, until no single move gains. So the value is never below that of the most probable classes. It is a local maximum, and in
-    practice the maximum: of 14,000 random cases of up to seven samples, searched whole, it was the best of all decisions in 99.7 %, and
-    at most 0.033 below it (0.017 with three classes); at N = 800 random starts end within 1e-5 of it.
+    Steepest ascent, deterministic, from the most probable classes and from each class for all; the
+    best end is taken. In each step the exact gain of moving any one sample to any other class is
+    known; of the best 1, 2, 4, ... moves together the number that gains most is made, until no
+    single move gains. So the value is never below that of the most probable classes. It is a local
+    maximum, and in practice the maximum: of 14,000 random cases of up to seven samples, searched
+    whole, it was the best of all decisions in 99.7 %, and at most 0.033 below it (0.017 with three
+    classes); at N = 800 random starts end within 1e-5 of it.
 
     Args:
         posteriors: (N, K) class probabilities.
@@ -77,8 +88,13 @@ def best_expected_weighted_f1(posteriors: npt.ArrayLike) -> tuple[IntArray, floa
     """
     p = _checked(posteriors)
     expectation = _Expectation.of(p)
-    starts = [p.argmax(1).astype(np.int64), *(np.full(len(p), k, np.int64) for k in range(p.shape[1]))]
-    return max((_ascend(expectation, start) for start in starts), key=lambda candidate: candidate[1])
+    starts = [
+        p.argmax(1).astype(np.int64),
+        *(np.full(len(p), k, np.int64) for k in range(p.shape[1])),
+    ]
+    return max(
+        (_ascend(expectation, start) for start in starts), key=lambda candidate: candidate[1]
+    )
 
 
 def _ascend(expectation: _Expectation, decisions: IntArray) -> tuple[IntArray, float]:
@@ -125,10 +141,12 @@ class _Expectation:
 
     @staticmethod
     def of(p: Float64Array) -> _Expectation:
-        # The integrand is below exp(-a (1 - u)), a = expected n' + m: only a stretch of length TAIL / a below 1 counts.
+        # The integrand is below exp(-a (1 - u)), a = expected n' + m: only a stretch of length TAIL
+        # / a below 1 counts.
         expected = p.sum(0)
         stretch = np.minimum(1.0, TAIL / np.maximum(expected - 1.0, 1e-9))
-        # So many nodes integrate exp(-A v) over [0, 1] to rounding, A the steepest fall (m = N) over the stretch.
+        # So many nodes integrate exp(-A v) over [0, 1] to rounding, A the steepest fall (m = N)
+        # over the stretch.
         steepest = float((stretch * (expected + len(p))).max())
         node, weight = np.polynomial.legendre.leggauss(16 + math.ceil(3.0 * math.sqrt(steepest)))
         gap = stretch[:, None] * (1.0 - node)[None, :] / 2.0  # 1 - u
@@ -138,11 +156,15 @@ class _Expectation:
 
     def weights(self, k: int, decided: int) -> Float64Array:
         """G_k(i, m) for all i: (N,)."""
-        integral: Float64Array = np.exp(self.log_weight[k] + decided * self.log_node[k]) @ self.others[k]
+        integral: Float64Array = (
+            np.exp(self.log_weight[k] + decided * self.log_node[k]) @ self.others[k]
+        )
         return 1.0 - decided * integral
 
     def worth(self, decisions: IntArray) -> Float64Array:
-        """(N, K) p_ik G_k(i, m_k): what sample i adds where it is decided k, m_k as the decisions have it."""
+        """(N, K) p_ik G_k(i, m_k): what sample i adds where it is decided k, m_k as the decisions
+        have it.
+        """
         counts = np.bincount(decisions, minlength=self.p.shape[1])
         return self.p * np.stack([self.weights(k, int(m)) for k, m in enumerate(counts)], axis=1)
 
@@ -151,7 +173,9 @@ class _Expectation:
         return 2.0 * float(self.worth(decisions)[np.arange(len(self.p)), decisions].mean())
 
     def gains(self, decisions: IntArray) -> Float64Array:
-        """(N, K) how much moving sample i to class l raises the value (times N/2), all else as it is; 0 where it is there already."""
+        """(N, K) how much moving sample i to class l raises the value (times N/2), all else as it
+        is; 0 where it is there already.
+        """
         rows = np.arange(len(self.p))
         leaving = np.zeros(len(self.p))
         joining = np.zeros_like(self.p)
@@ -174,5 +198,7 @@ def _checked(posteriors: npt.ArrayLike) -> Float64Array:
     if p.ndim != 2 or 0 in p.shape:
         raise CorrKDError(f"posteriors have shape {p.shape}, expected (samples, classes)")
     if not (p >= 0).all() or not (np.abs(p.sum(1) - 1.0) <= SUM_TOLERANCE).all():
-        raise CorrKDError("posteriors must be probabilities: no negative or NaN entry, every row summing to 1")
+        raise CorrKDError(
+            "posteriors must be probabilities: no negative or NaN entry, every row summing to 1"
+        )
     return np.minimum(p, 1.0)

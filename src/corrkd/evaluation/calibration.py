@@ -1,9 +1,11 @@
 """How sure a network may be, and which answers it cannot rule out, under each missing condition.
 
-*Temperature*: one number by which logits are divided (Guo et al., On Calibration of Modern Neural Networks, ICML 2017). It changes no
-decision. *Prediction sets*: split conformal prediction for people who are new (hierarchical conformal prediction: Lee, Barber & Willett,
-Distribution-Free Inference with Hierarchical Data, 2023). Assumed is that groups (people, videos) are exchangeable, and samples within a
-group; then the set holds the true class of a sample of a new group with probability `level` at least, on average over groups.
+*Temperature*: one number by which logits are divided (Guo et al., On Calibration of Modern Neural
+Networks, ICML 2017). It changes no decision. *Prediction sets*: split conformal prediction for
+people who are new (hierarchical conformal prediction: Lee, Barber & Willett, Distribution-Free
+Inference with Hierarchical Data, 2023). Assumed is that groups (people, videos) are exchangeable,
+and samples within a group; then the set holds the true class of a sample of a new group with
+probability `level` at least, on average over groups.
 """
 
 from __future__ import annotations
@@ -25,17 +27,23 @@ from corrkd.targets.calibration import fit_temperature, log_probabilities
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is known of a condition: its temperature, and the threshold of its sets (infinite: nothing is left out; None: no sets)."""
+    """What is known of a condition: its temperature, and the threshold of its sets (infinite:
+    nothing is left out; None: no sets).
+    """
 
     temperature: float = 1.0
     threshold: float | None = None
 
 
-# ------------------------------------------------------------------------------------------------------------------ temperature
+# --------------------------------------------------------------------------------------------------
+# temperature
 
 
-def fit_temperatures(results: Sequence[Result], target: Target, truth: npt.NDArray[Any]) -> dict[str, float]:
-    """A temperature for each condition with any sample, fitted on its draws together; none for scores.
+def fit_temperatures(
+    results: Sequence[Result], target: Target, truth: npt.NDArray[Any]
+) -> dict[str, float]:
+    """A temperature for each condition with any sample, fitted on its draws together; none for
+    scores.
 
     Args:
         results: of a sweep of the validation split.
@@ -53,7 +61,8 @@ def fit_temperatures(results: Sequence[Result], target: Target, truth: npt.NDArr
     return out
 
 
-# --------------------------------------------------------------------------------------------------------------- prediction sets
+# --------------------------------------------------------------------------------------------------
+# prediction sets
 
 
 def fit_thresholds(
@@ -78,14 +87,23 @@ def fit_thresholds(
     out = {}
     for name, draws in by_condition(results).items():
         temperature = temperatures.get(name, 1.0)
-        scores = [target.nonconformity(truth[d.rows], target.calibrate(d.response, temperature)) for d in draws]
-        group_of = [np.repeat(names[d.rows], s.size // max(1, len(s))) for d, s in zip(draws, scores, strict=True)]
-        out[name] = group_quantile(np.concatenate([s.ravel() for s in scores]), np.concatenate(group_of), level)
+        scores = [
+            target.nonconformity(truth[d.rows], target.calibrate(d.response, temperature))
+            for d in draws
+        ]
+        group_of = [
+            np.repeat(names[d.rows], s.size // max(1, len(s)))
+            for d, s in zip(draws, scores, strict=True)
+        ]
+        out[name] = group_quantile(
+            np.concatenate([s.ravel() for s in scores]), np.concatenate(group_of), level
+        )
     return out
 
 
 def group_quantile(values: npt.NDArray[Any], groups: npt.NDArray[Any], level: float) -> float:
-    """The `level` quantile of values among K groups, each weighing 1/(K + 1) whatever its size, and infinity the rest.
+    """The `level` quantile of values among K groups, each weighing 1/(K + 1) whatever its size, and
+    infinity the rest.
 
     Infinite where there are too few groups: fewer than level / (1 - level).
     """
@@ -105,7 +123,8 @@ def coverage_by_group(
     groups: npt.ArrayLike,
     calibrations: Mapping[str, Calibration],
 ) -> pd.DataFrame:
-    """How many of each group's samples have their truth in the set: rows condition, group, samples, coverage, set_size.
+    """How many of each group's samples have their truth in the set: rows condition, group, samples,
+    coverage, set_size.
 
     Questions count one by one, and so do draws.
     """
@@ -119,14 +138,20 @@ def coverage_by_group(
             pd.DataFrame(
                 {
                     "group": names[d.rows],
-                    "coverage": _per_sample(target.nonconformity(truth[d.rows], r) <= calibration.threshold),
+                    "coverage": _per_sample(
+                        target.nonconformity(truth[d.rows], r) <= calibration.threshold
+                    ),
                     "set_size": _per_sample(target.set_sizes(r, calibration.threshold)),
                 }
             )
             for d, r in zip(draws, responses, strict=True)
         ]
         together = pd.concat(parts, ignore_index=True).groupby("group", sort=True)
-        frame = together.mean().assign(samples=together.size() // len(draws), condition=name).reset_index()
+        frame = (
+            together.mean()
+            .assign(samples=together.size() // len(draws), condition=name)
+            .reset_index()
+        )
         rows.append(frame)
     columns = ["condition", "group", "samples", "coverage", "set_size"]
     return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)

@@ -1,8 +1,10 @@
-"""The statistics of a comparison between methods: intervals and tests from confusion counts per group of samples.
+"""The statistics of a comparison between methods: intervals and tests from confusion counts per
+group of samples.
 
-Samples of a group (a person, a video) are not independent, groups are taken to be. The layout of counts is (..., G, Q, K, K) throughout:
-G groups, Q questions (1 where classes are predicted), rows true, columns predicted. A method's are (S, C, G, Q, K, K), with S seeds and C
-conditions; its Avg. is the mean of weighted F1 over seeds and conditions. One condition alone is `counts[:, [c]]`.
+Samples of a group (a person, a video) are not independent, groups are taken to be. The layout of
+counts is (..., G, Q, K, K) throughout: G groups, Q questions (1 where classes are predicted), rows
+true, columns predicted. A method's are (S, C, G, Q, K, K), with S seeds and C conditions; its Avg.
+is the mean of weighted F1 over seeds and conditions. One condition alone is `counts[:, [c]]`.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class Interval(NamedTuple):
 
 
 def half_width(values: FloatArray) -> float:
-    """Half-width of the Student-t 95 % interval of the mean of (S,) values; NaN for fewer than two."""
+    """Half-width of the Student-t 95 % interval of the mean of (S,) values; NaN for fewer than
+    two.
+    """
     if len(values) < 2:
         return math.nan
     quantile = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)
@@ -60,25 +64,38 @@ def confusion_counts(
     """
     true, predicted = np.asarray(truth), np.asarray(prediction)
     labels, group = np.unique(np.asarray(groups), return_inverse=True)
-    if true.ndim not in (1, 2) or predicted.shape[-true.ndim :] != true.shape or group.shape != true.shape[:1]:
+    if (
+        true.ndim not in (1, 2)
+        or predicted.shape[-true.ndim :] != true.shape
+        or group.shape != true.shape[:1]
+    ):
         raise CorrKDError(
-            f"confusion counts: truth {true.shape}, predictions {predicted.shape} and groups {group.shape} do not fit together; "
+            f"confusion counts: truth {true.shape}, predictions {predicted.shape} and groups "
+            f"{group.shape} do not fit together; "
             "expected (N,) or (N, Q), the same after any leading axes, and (N,)"
         )
     for name, side in (("truth", true), ("predictions", predicted)):
-        if side.dtype.kind not in "biu" or (side.size and not 0 <= side.min() <= side.max() < classes):
-            raise CorrKDError(f"confusion counts: {name} must be whole numbers from 0 to {classes - 1}")
+        if side.dtype.kind not in "biu" or (
+            side.size and not 0 <= side.min() <= side.max() < classes
+        ):
+            raise CorrKDError(
+                f"confusion counts: {name} must be whole numbers from 0 to {classes - 1}"
+            )
     leading = predicted.shape[: predicted.ndim - true.ndim]
     true = true.reshape(len(true), -1).astype(np.int64)
     shape = (len(labels), true.shape[1], classes, classes)
     cell = (group[:, None] * shape[1] + np.arange(shape[1])) * classes + true
     rows = predicted.reshape(-1, *cell.shape)
-    counts = [np.bincount((cell * classes + row).ravel(), minlength=math.prod(shape)).astype(np.int32) for row in rows]
+    counts = [
+        np.bincount((cell * classes + row).ravel(), minlength=math.prod(shape)).astype(np.int32)
+        for row in rows
+    ]
     return np.array(counts, np.int32).reshape(*leading, *shape)
 
 
 def weighted_f1(counts: npt.ArrayLike) -> FloatArray:
-    """Weighted F1 from confusion counts (..., Q, K, K), averaged over the questions: (...). NaN where there is no sample.
+    """Weighted F1 from confusion counts (..., Q, K, K), averaged over the questions: (...). NaN
+    where there is no sample.
 
     The same as scikit-learn's `f1_score(truth, prediction, average="weighted", zero_division=0)`.
     """
@@ -88,9 +105,10 @@ def weighted_f1(counts: npt.ArrayLike) -> FloatArray:
 def group_interval(counts: npt.ArrayLike, *, seed: int, draws: int = 10_000) -> Interval:
     """Avg. of one method and its 95 % interval over test groups and seeds: a percentile bootstrap.
 
-    Each draw takes G groups and, independently, S seeds, both with replacement; a drawn group counts in all drawn seeds (Owen, The
-    pigeonhole bootstrap, Annals of Applied Statistics 2007). With one seed it holds the chance in the groups alone. Few groups or few
-    seeds make it too narrow.
+    Each draw takes G groups and, independently, S seeds, both with replacement; a drawn group
+    counts in all drawn seeds (Owen, The pigeonhole bootstrap, Annals of Applied Statistics 2007).
+    With one seed it holds the chance in the groups alone. Few groups or few seeds make it too
+    narrow.
 
     Args:
         counts: (S, C, G, Q, K, K).
@@ -104,8 +122,11 @@ def group_interval(counts: npt.ArrayLike, *, seed: int, draws: int = 10_000) -> 
     return _interval(_estimates(methods)[0], _resampled(methods, seed, draws)[:, 0])
 
 
-def paired_group_interval(first: npt.ArrayLike, second: npt.ArrayLike, *, seed: int, draws: int = 10_000) -> Interval:
-    """Avg. of `first` minus that of `second`, with `group_interval`'s bootstrap: the same groups and seeds drawn for both.
+def paired_group_interval(
+    first: npt.ArrayLike, second: npt.ArrayLike, *, seed: int, draws: int = 10_000
+) -> Interval:
+    """Avg. of `first` minus that of `second`, with `group_interval`'s bootstrap: the same groups
+    and seeds drawn for both.
 
     Args:
         first, second: (S, C, G, Q, K, K), seed s of one paired with seed s of the other.
@@ -120,15 +141,20 @@ def paired_group_interval(first: npt.ArrayLike, second: npt.ArrayLike, *, seed: 
     return _interval(estimates[0] - estimates[1], resampled[:, 0] - resampled[:, 1])
 
 
-def sign_flip_test(first: npt.ArrayLike, second: npt.ArrayLike, *, seed: int, draws: int = 10_000) -> float:
-    """Two-sided p value of the difference of two methods' Avg., by swapping the methods within groups.
+def sign_flip_test(
+    first: npt.ArrayLike, second: npt.ArrayLike, *, seed: int, draws: int = 10_000
+) -> float:
+    """Two-sided p value of the difference of two methods' Avg., by swapping the methods within
+    groups.
 
-    Where the methods do not differ, their counts within a group are exchangeable. Each assignment swaps or keeps every group's counts, of
-    all seeds and conditions together, and recomputes the difference from the totals, F1 being no sum over groups. All 2^G assignments are
-    counted where they are no more than `draws`; else random ones, p = (1 + hits) / (1 + draws) (Phipson and Smyth 2010).
+    Where the methods do not differ, their counts within a group are exchangeable. Each assignment
+    swaps or keeps every group's counts, of all seeds and conditions together, and recomputes the
+    difference from the totals, F1 being no sum over groups. All 2^G assignments are counted where
+    they are no more than `draws`; else random ones, p = (1 + hits) / (1 + draws) (Phipson and Smyth
+    2010).
 
-    The test is about these trained networks on other groups: it does not hold the chance in training. The smallest p is 2 / 2^G, so with
-    five groups or fewer it cannot fall below 0.05.
+    The test is about these trained networks on other groups: it does not hold the chance in
+    training. The smallest p is 2 / 2^G, so with five groups or fewer it cannot fall below 0.05.
 
     Args:
         first, second: (S, C, G, Q, K, K).
@@ -143,7 +169,11 @@ def sign_flip_test(first: npt.ArrayLike, second: npt.ArrayLike, *, seed: int, dr
     groups, total, change = len(margins), margins.sum(0), margins[:, 1] - margins[:, 0]
     least = abs(np.subtract(*_estimates(methods))) - TIE
     exact = 2**groups <= draws
-    assignments = _all_swaps(groups) if exact else np.random.default_rng(seed).integers(0, 2, (draws, groups), np.int8)
+    assignments = (
+        _all_swaps(groups)
+        if exact
+        else np.random.default_rng(seed).integers(0, 2, (draws, groups), np.int8)
+    )
     hits = 0
     for start in range(0, len(assignments), _chunk(margins)):
         swaps = assignments[start : start + _chunk(margins)].astype(np.float64)
@@ -154,7 +184,8 @@ def sign_flip_test(first: npt.ArrayLike, second: npt.ArrayLike, *, seed: int, dr
 
 
 def holm(p_values: Sequence[float] | FloatArray) -> FloatArray:
-    """P values adjusted for their number (Holm, Scandinavian Journal of Statistics 1979), in the order given.
+    """P values adjusted for their number (Holm, Scandinavian Journal of Statistics 1979), in the
+    order given.
 
     Raises:
         CorrKDError: where one is not from 0 to 1.
@@ -169,7 +200,8 @@ def holm(p_values: Sequence[float] | FloatArray) -> FloatArray:
 
 
 def ranks(values: npt.ArrayLike) -> FloatArray:
-    """Mean rank (M,) of each of M methods over C conditions, from scores (M, C): 1 is the highest score, ties share their mean rank.
+    """Mean rank (M,) of each of M methods over C conditions, from scores (M, C): 1 is the highest
+    score, ties share their mean rank.
 
     A method with a NaN score has rank NaN and the others are ranked without it.
     """
@@ -181,7 +213,8 @@ def ranks(values: npt.ArrayLike) -> FloatArray:
     return out
 
 
-# ------------------------------------------------------------------------------------------------------------------- internals
+# --------------------------------------------------------------------------------------------------
+# internals
 
 
 def _methods(*counts: npt.ArrayLike) -> IntArray:
@@ -190,22 +223,31 @@ def _methods(*counts: npt.ArrayLike) -> IntArray:
     for array in arrays:
         if array.ndim != 6 or 0 in array.shape or array.shape[-1] != array.shape[-2]:
             raise CorrKDError(
-                f"comparison: counts have shape {array.shape}, expected (seeds, conditions, groups, questions, K, K)"
+                f"comparison: counts have shape {array.shape}, expected (seeds, conditions, "
+                f"groups, questions, K, K)"
             )
         if array.shape != arrays[0].shape:
             raise CorrKDError(
-                f"comparison: counts of shapes {arrays[0].shape} and {array.shape}; pair the same seeds, conditions and groups"
+                f"comparison: counts of shapes {arrays[0].shape} and {array.shape}; pair the "
+                f"same seeds, conditions and groups"
             )
         if (array.sum(-1) != arrays[0].sum(-1)).any():
-            raise CorrKDError("comparison: the methods were not tested on the same samples: their true classes differ")
+            raise CorrKDError(
+                "comparison: the methods were not tested on the same samples: their true classes "
+                "differ"
+            )
     if not arrays[0].sum((2, 4, 5)).all():
         raise CorrKDError("comparison: a condition without any sample has no score")
     return np.stack(arrays)
 
 
 def _margins(counts: IntArray) -> IntArray:
-    """(..., K, K) -> (..., 3, K): right, true and predicted samples of each class, all that F1 needs."""
-    return np.stack([np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1), counts.sum(-2)], axis=-2)
+    """(..., K, K) -> (..., 3, K): right, true and predicted samples of each class, all that F1
+    needs.
+    """
+    return np.stack(
+        [np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1), counts.sum(-2)], axis=-2
+    )
 
 
 def _f1(margins: IntArray | FloatArray) -> FloatArray:
@@ -218,7 +260,9 @@ def _f1(margins: IntArray | FloatArray) -> FloatArray:
 
 
 def _by_group(methods: IntArray) -> FloatArray:
-    """(M, S, C, G, Q, K, K) -> margins (G, M, S, C, Q, 3, K), as floats: whole numbers are exact and products fast."""
+    """(M, S, C, G, Q, K, K) -> margins (G, M, S, C, Q, 3, K), as floats: whole numbers are exact
+    and products fast.
+    """
     return np.ascontiguousarray(np.moveaxis(_margins(methods), 3, 0), np.float64)
 
 
@@ -241,20 +285,26 @@ def _resampled(methods: IntArray, seed: int, draws: int) -> FloatArray:
     out = np.empty((draws, margins.shape[1]))
     for start in range(0, draws, _chunk(margins)):
         chunk = out[start : start + _chunk(margins)]
-        group_weight = of_groups.multinomial(groups, np.full(groups, 1 / groups), len(chunk)).astype(np.float64)
+        group_weight = of_groups.multinomial(
+            groups, np.full(groups, 1 / groups), len(chunk)
+        ).astype(np.float64)
         seed_weight = of_seeds.multinomial(seeds, np.full(seeds, 1 / seeds), len(chunk)) / seeds
         scores = _f1(np.tensordot(group_weight, margins, 1)).mean(-1)
-        # A seed that tests a fold of its own has no score where none of the fold's groups was drawn: the other seeds stand for it.
+        # A seed that tests a fold of its own has no score where none of the fold's groups was
+        # drawn: the other seeds stand for it.
         scored = np.isfinite(scores).all(1)
         seed_weight = np.where(scored, seed_weight, 0.0)
         total = seed_weight.sum(1, keepdims=True)
-        seed_weight = np.divide(seed_weight, total, out=np.full_like(seed_weight, np.nan), where=total > 0)
+        seed_weight = np.divide(
+            seed_weight, total, out=np.full_like(seed_weight, np.nan), where=total > 0
+        )
         chunk[:] = np.einsum("nms,ns->nm", np.nan_to_num(scores), seed_weight)
     return out
 
 
 def _interval(estimate: float, drawn: FloatArray) -> Interval:
-    # Of seeds that test a fold each, a draw may hold no group that a drawn seed tests: it has no score.
+    # Of seeds that test a fold each, a draw may hold no group that a drawn seed tests: it has no
+    # score.
     low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(estimate), float(low), float(high))
 

@@ -1,11 +1,14 @@
-"""Which modalities and which frames carried one prediction, as numbers; corrkd.report.explanation draws them.
+"""Which modalities and which frames carried one prediction, as numbers; corrkd.report.explanation
+draws them.
 
-What is explained of a class is its log-odds log p/(1 - p), and of a score the score itself. A logit alone would not do: all logits may rise
-together and no probability changes. Nor would a probability: near 0 and 1 hardly anything moves it.
+What is explained of a class is its log-odds log p/(1 - p), and of a score the score itself. A logit
+alone would not do: all logits may rise together and no probability changes. Nor would a
+probability: near 0 and 1 hardly anything moves it.
 
-*Modalities*: each left out in turn. *Frames*: integrated gradients (Sundararajan, Taly & Yan, Axiomatic Attribution for Deep Networks,
-ICML 2017), as captum computes them. They add up to what all visible frames together change against frames that say nothing; the effects of
-the modalities add up to nothing in particular, since two may say the same.
+*Modalities*: each left out in turn. *Frames*: integrated gradients (Sundararajan, Taly & Yan,
+Axiomatic Attribution for Deep Networks, ICML 2017), as captum computes them. They add up to what
+all visible frames together change against frames that say nothing; the effects of the modalities
+add up to nothing in particular, since two may say the same.
 """
 
 from __future__ import annotations
@@ -26,16 +29,19 @@ from corrkd.networks.base import AnyNetwork
 from corrkd.networks.encoder import Encoder
 from corrkd.targets.base import Target
 
-AT_ONCE = 16  # points of the path in one pass: 64 long samples side by side would fill a small machine's memory
+# points of the path in one pass: 64 long samples side by side would fill a small machine's memory
+AT_ONCE = 16
 ByModality = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What a modality adds to a prediction: the prediction, minus the one with all frames of the modality missing.
+    """What a modality adds to a prediction: the prediction, minus the one with all frames of the
+    modality missing.
 
     Attributes:
-        value: of what is explained: log-odds, or the score. 0 of a modality that is missing already.
+        value: of what is explained: log-odds, or the score. 0 of a modality that is missing
+            already.
         probability: of the explained class, -1 to 1; None of scores.
     """
 
@@ -48,12 +54,14 @@ class Explanation:
     """What carried one prediction.
 
     Attributes:
-        quantity: what `value`, `baseline`, the effects' values and the frames' attributions are in: "log-odds" of the class, or "score".
+        quantity: what `value`, `baseline`, the effects' values and the frames' attributions are in:
+            "log-odds" of the class, or "score".
         label: the class that is explained; None of scores.
         question: the yes/no question that `label` answers; None of other targets.
         value: the prediction.
         probability: of the class, 1/(1 + exp(-value)); None of scores.
-        baseline: the prediction where every visible frame is one that says nothing: what stands for a missing frame (`fill_of`).
+        baseline: the prediction where every visible frame is one that says nothing: what stands for
+            a missing frame (`fill_of`).
         gap: sum of all attributions, minus (value - baseline): 0 but for the integral's error.
         steps: points at which the integral was evaluated.
         modalities: effect of each.
@@ -78,7 +86,9 @@ class Explanation:
     def to_json(self) -> dict[str, Any]:
         """As plain values; what the target does not have is left out."""
         values = _without_none(asdict(self))
-        values["modalities"] = {m: _without_none(effect) for m, effect in values["modalities"].items()}
+        values["modalities"] = {
+            m: _without_none(effect) for m, effect in values["modalities"].items()
+        }
         for name in ("frames", "exists", "visible"):
             values[name] = {m: list(row) for m, row in values[name].items()}
         return values
@@ -99,7 +109,8 @@ class ModalityEffects:
     modalities: dict[str, Effect]
 
 
-# ---------------------------------------------------------------------------------------------------------------------- numbers
+# --------------------------------------------------------------------------------------------------
+# numbers
 
 
 def explain(
@@ -113,21 +124,28 @@ def explain(
     temperature: float = 1.0,
     steps: int = 64,
 ) -> Explanation:
-    """What carried the prediction of one sample. The network is left as it was, and nothing is random.
+    """What carried the prediction of one sample. The network is left as it was, and nothing is
+    random.
 
     Args:
         network: in any mode; it answers in eval mode.
         inputs: of one sample.
         target: of the network.
-        lengths: canonical number of frames by modality (`Normalisation.lengths`), which a modality that is left out has.
-        output: the class to explain, 0 to K-1 (of questions 0 or 1); default: the predicted one. None for scores.
-        question: the yes/no question to explain, 0 to Q-1; needed where the target has several, None where it has none.
-        temperature: the logits are divided by it; of a prediction that is the one of its condition. Scores have none.
-        steps: points of the Gauss-Legendre quadrature along the path from the baseline to the frames, at least 1.
+        lengths: canonical number of frames by modality (`Normalisation.lengths`), which a modality
+            that is left out has.
+        output: the class to explain, 0 to K-1 (of questions 0 or 1); default: the predicted one.
+            None for scores.
+        question: the yes/no question to explain, 0 to Q-1; needed where the target has several,
+            None where it has none.
+        temperature: the logits are divided by it; of a prediction that is the one of its condition.
+            Scores have none.
+        steps: points of the Gauss-Legendre quadrature along the path from the baseline to the
+            frames, at least 1.
 
     Raises:
-        CorrKDError: where captum is not installed, there is not exactly one sample with every modality, output, question, temperature or
-            steps are out of range, the network reads conversations or ids of tokens, or its answer is not finite.
+        CorrKDError: where captum is not installed, there is not exactly one sample with every
+            modality, output, question, temperature or steps are out of range, the network reads
+            conversations or ids of tokens, or its answer is not finite.
     """
     gradients = _integrated_gradients()
     inputs = _one_sample(network, inputs)
@@ -141,19 +159,30 @@ def explain(
     with _in_eval_mode(network), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
         index, question_index = _asked(network(inputs).logits[0], target, output, question)
 
-        quantity = partial(_quantity, index=index, question=question_index, temperature=temperature, score=score)
+        quantity = partial(
+            _quantity, index=index, question=question_index, temperature=temperature, score=score
+        )
 
         def answers(frames: ByModality) -> Tensor:
-            """What is explained of N samples that differ from `inputs` in frames (N, T_m, d_m) alone: (N,)."""
+            """What is explained of N samples that differ from `inputs` in frames (N, T_m, d_m)
+            alone: (N,).
+            """
             count = max(len(x) for x in frames.values())
             parts = (frames, inputs.exists, inputs.visible)
-            spread = [{m: x.expand(count, *x.shape[1:]) for m, x in values.items()} for values in parts]
+            spread = [
+                {m: x.expand(count, *x.shape[1:]) for m, x in values.items()} for values in parts
+            ]
             return quantity(network(Inputs(*spread)).logits)
 
         value = _finite(answers(inputs.frames))
-        without = {m: _finite(quantity(x)) for m, x in _logits_without(network, inputs, lengths).items()}
+        without = {
+            m: _finite(quantity(x)) for m, x in _logits_without(network, inputs, lengths).items()
+        }
         effects = _effects(value, without, network.modalities, score=score)
-        blank = {m: torch.where(seen[m][..., None], fill_of(network, m, x), 0.0) for m, x in inputs.frames.items()}
+        blank = {
+            m: torch.where(seen[m][..., None], fill_of(network, m, x), 0.0)
+            for m, x in inputs.frames.items()
+        }
         baseline = _finite(answers(blank))
         present = [m for m in network.modalities if seen[m].any()]
 
@@ -193,9 +222,15 @@ def explain(
 
 @torch.no_grad()
 def modality_effects(
-    network: AnyNetwork, inputs: Inputs, *, target: Target, lengths: Mapping[str, int], temperature: float = 1.0
+    network: AnyNetwork,
+    inputs: Inputs,
+    *,
+    target: Target,
+    lengths: Mapping[str, int],
+    temperature: float = 1.0,
 ) -> list[ModalityEffects]:
-    """What each modality adds to the prediction of one sample: as `explain`, without frames and without captum.
+    """What each modality adds to the prediction of one sample: as `explain`, without frames and
+    without captum.
 
     Args:
         network, inputs, target, lengths, temperature: as of `explain`.
@@ -213,7 +248,9 @@ def modality_effects(
     out = []
     for question in range(len(target.questions)) if target.questions else [None]:
         index, question_index = _asked(complete[0], target, None, question)
-        quantity = partial(_quantity, index=index, question=question_index, temperature=temperature, score=score)
+        quantity = partial(
+            _quantity, index=index, question=question_index, temperature=temperature, score=score
+        )
         value = _finite(quantity(complete))
         out.append(
             ModalityEffects(
@@ -221,21 +258,28 @@ def modality_effects(
                 label=None if score else target.classes[index],
                 question=None if question_index is None else target.questions[question_index],
                 modalities=_effects(
-                    value, {m: _finite(quantity(x)) for m, x in without.items()}, network.modalities, score=score
+                    value,
+                    {m: _finite(quantity(x)) for m, x in without.items()},
+                    network.modalities,
+                    score=score,
                 ),
             )
         )
     return out
 
 
-def _quantity(logits: Tensor, *, index: int, question: int | None, temperature: float, score: bool) -> Tensor:
+def _quantity(
+    logits: Tensor, *, index: int, question: int | None, temperature: float, score: bool
+) -> Tensor:
     """Return what is explained of logits (N, ...): the score, or the log-odds of a class, (N,)."""
     if score:
         return logits[:, 0]
     return log_odds((logits if question is None else logits[:, question]) / temperature, index)
 
 
-def _logits_without(network: AnyNetwork, inputs: Inputs, lengths: Mapping[str, int]) -> dict[str, Tensor]:
+def _logits_without(
+    network: AnyNetwork, inputs: Inputs, lengths: Mapping[str, int]
+) -> dict[str, Tensor]:
     """Return the logits (1, ...) with each visible modality left out in turn."""
     return {
         m: network(inputs.without(m).with_lengths(lengths)).logits
@@ -258,13 +302,17 @@ def _effects(
 
 
 def log_odds(logits: Tensor, index: int) -> Tensor:
-    """The log-odds log p/(1 - p) of the class at `index`, (..., K) with K at least 2 -> (...), as exact near 0 and 1 as elsewhere."""
+    """The log-odds log p/(1 - p) of the class at `index`, (..., K) with K at least 2 -> (...), as
+    exact near 0 and 1 as elsewhere.
+    """
     others = torch.cat([logits[..., :index], logits[..., index + 1 :]], -1)
     return logits[..., index] - others.logsumexp(-1)
 
 
 def fill_of(network: AnyNetwork, modality: str, frames: Tensor) -> Tensor:
-    """What stands for a missing frame of a modality, (d_m,): its `Encoder`'s fill; in networks without one zeros, the usual frame."""
+    """What stands for a missing frame of a modality, (d_m,): its `Encoder`'s fill; in networks
+    without one zeros, the usual frame.
+    """
     encoders = getattr(network, "encoders", None)
     if isinstance(encoders, nn.ModuleList) and len(encoders) == len(network.modalities):
         encoder = encoders[network.modalities.index(modality)]
@@ -277,36 +325,50 @@ def _one_sample(network: AnyNetwork, inputs: Inputs) -> Inputs:
     """The inputs of one sample, checked, with zeros in place of invisible frames."""
     if network.reads_conversations:
         raise CorrKDError(
-            f"network {network.name!r} understands a sample among the others of its conversation; one alone cannot be explained"
+            f"network {network.name!r} understands a sample among the others of its "
+            f"conversation; one alone cannot be explained"
         )
     if network.reads_tokens:
         raise CorrKDError(
-            f"network {network.name!r} reads ids of tokens, along which there are no gradients; its predictions cannot be explained"
+            f"network {network.name!r} reads ids of tokens, along which there are no gradients; "
+            f"its predictions cannot be explained"
         )
     frames = {}
     for m in network.modalities:
         if not all(m in attribution for attribution in inputs):
             raise CorrKDError(
-                f"explain: no {m}; give frames, exists and visible of every modality, a missing one invisible"
+                f"explain: no {m}; give frames, exists and visible of every modality, a missing "
+                f"one invisible"
             )
         x, exists, visible = inputs.of(m)
         shape = tuple(x.shape)
-        if len(shape) != 3 or shape[0] != 1 or any(tuple(mask.shape) != shape[:2] for mask in (exists, visible)):
+        if (
+            len(shape) != 3
+            or shape[0] != 1
+            or any(tuple(mask.shape) != shape[:2] for mask in (exists, visible))
+        ):
             raise CorrKDError(
-                f"explain, {m}: frames {shape} with exists {tuple(exists.shape)} and visible {tuple(visible.shape)}; "
+                f"explain, {m}: frames {shape} with exists {tuple(exists.shape)} and visible "
+                f"{tuple(visible.shape)}; "
                 "expected one sample: (1, T, width), (1, T) and (1, T)"
             )
         frames[m] = torch.where(visible[..., None], x, 0.0)
     return inputs._replace(frames=frames)
 
 
-def _asked(logits: Tensor, target: Target, output: int | None, question: int | None) -> tuple[int, int | None]:
+def _asked(
+    logits: Tensor, target: Target, output: int | None, question: int | None
+) -> tuple[int, int | None]:
     """Which class and which question is explained, of logits (K,), (Q, 2) or (1,)."""
     if not target.questions and question is not None:
-        raise CorrKDError(f"explain: question {question}, but the model answers no questions; leave it out")
+        raise CorrKDError(
+            f"explain: question {question}, but the model answers no questions; leave it out"
+        )
     if not target.has_classes:
         if output is not None:
-            raise CorrKDError(f"explain: class {output}, but the model answers with a score; leave it out")
+            raise CorrKDError(
+                f"explain: class {output}, but the model answers with a score; leave it out"
+            )
         return 0, None
     if target.questions:
         question = 0 if question is None and len(target.questions) == 1 else question
@@ -326,7 +388,8 @@ def _finite(value: Tensor | float) -> float:
     value = float(value)
     if not math.isfinite(value):
         raise CorrKDError(
-            "explain: the network answered with NaN or infinite values; are the features of the usual size?"
+            "explain: the network answered with NaN or infinite values; are the features of the "
+            "usual size?"
         )
     return value
 

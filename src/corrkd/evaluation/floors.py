@@ -1,4 +1,6 @@
-"""What a network has to beat: predictions that look at no feature, from the training labels alone or with the samples' lengths."""
+"""What a network has to beat: predictions that look at no feature, from the training labels alone
+or with the samples' lengths.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +20,19 @@ HIDDEN = -1  # in place of the bin of a modality that is not visible
 
 
 def lengths_vary(lengths: Mapping[str, IntArray]) -> bool:
-    """Return whether the samples have different numbers of frames of any modality. `lengths`: (N,) by modality."""
+    """Return whether the samples have different numbers of frames of any modality. `lengths`: (N,)
+    by modality.
+    """
     return any(len(np.unique(x)) > 1 for x in lengths.values())
 
 
 class LengthFloor:
-    """The majority prediction among the training samples whose visible modalities are about as long.
+    """The majority prediction among the training samples whose visible modalities are about as
+    long.
 
-    It shows how much of a score the lengths alone would give. Lengths fall into bins: the distinct lengths where there are no more than
-    16, else eight bins by quantiles. Where no training sample is in the same bins, the majority of all training samples is predicted.
+    It shows how much of a score the lengths alone would give. Lengths fall into bins: the distinct
+    lengths where there are no more than 16, else eight bins by quantiles. Where no training sample
+    is in the same bins, the majority of all training samples is predicted.
 
     Args:
         target: what is predicted.
@@ -36,20 +42,28 @@ class LengthFloor:
     """
 
     def __init__(
-        self, target: Target, labels: Array, lengths: Mapping[str, IntArray], visible: Mapping[str, BoolArray]
+        self,
+        target: Target,
+        labels: Array,
+        lengths: Mapping[str, IntArray],
+        visible: Mapping[str, BoolArray],
     ) -> None:
         self.target, self.labels = target, labels
         self.edges = {m: _edges(x[visible[m]]) for m, x in lengths.items()}
         self.bins = self._bins(lengths, visible)
 
     def predict(self, lengths: Mapping[str, IntArray], visible: Mapping[str, BoolArray]) -> Array:
-        """Return a prediction for each of n samples, (n,) or (n, Q). Arguments as of the class, for these samples."""
+        """Return a prediction for each of n samples, (n,) or (n, Q). Arguments as of the class, for
+        these samples.
+        """
         patterns, inverse = np.unique(self._bins(lengths, visible), axis=0, return_inverse=True)
         predictions = []
         for pattern in patterns:
             has_length = pattern != HIDDEN
             alike = (self.bins[:, has_length] == pattern[has_length]).all(1)
-            predictions.append(self.target.majority(self.labels[alike] if alike.any() else self.labels))
+            predictions.append(
+                self.target.majority(self.labels[alike] if alike.any() else self.labels)
+            )
         return np.stack(predictions)[inverse.reshape(-1)]
 
     def _bins(self, lengths: Mapping[str, IntArray], visible: Mapping[str, BoolArray]) -> IntArray:

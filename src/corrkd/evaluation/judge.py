@@ -1,4 +1,6 @@
-"""A network's metrics under every condition, as tidy rows: the one way from predictions to results."""
+"""A network's metrics under every condition, as tidy rows: the one way from predictions to
+results.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,12 @@ from corrkd.targets.measures import F1
 
 COLUMNS = ["condition", "draw", "metric", "value"]
 
-Predictor = Callable[[Mapping[str, FloatArray], Mapping[str, BoolArray], Mapping[str, BoolArray]], npt.ArrayLike]
-"""(frames, exists, visible) of N samples, each by modality as a network's -> probabilities (N, K) or (N, Q, 2), or scores (N, 1)."""
+Predictor = Callable[
+    [Mapping[str, FloatArray], Mapping[str, BoolArray], Mapping[str, BoolArray]], npt.ArrayLike
+]
+"""(frames, exists, visible) of N samples, each by modality as a network's -> probabilities (N, K)
+or (N, Q, 2), or scores (N, 1).
+"""
 
 
 def evaluate(
@@ -54,14 +60,17 @@ def evaluate(
     batch_size: int = 256,
     on_batch: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
-    """Metrics of a trained network on a dataset, under every missing condition or under those named.
+    """Metrics of a trained network on a dataset, under every missing condition or under those
+    named.
 
     Args:
         student: from `load_student`; its own normalisation and thresholds are applied.
-        dataset: raw features, with the student's modalities: a `MultimodalDataset`, or whatever `load_dataset` takes. Where that names no
-            split, its samples are dealt as for a run, so that none is tested that the run has trained on.
+        dataset: raw features, with the student's modalities: a `MultimodalDataset`, or whatever
+            `load_dataset` takes. Where that names no split, its samples are dealt as for a run, so
+            that none is tested that the run has trained on.
         split: which samples.
-        conditions: names as in `corrkd.missing.conditions`; default: the standard ones, or the manifest's.
+        conditions: names as in `corrkd.missing.conditions`; default: the standard ones, or the
+            manifest's.
         draws: random draws of each ratio and burst.
         mask_seed: seed of the masks; the default is the one of every run.
         masks: masks to replay in place of drawn ones.
@@ -69,15 +78,24 @@ def evaluate(
         on_batch: called with the number of samples done.
 
     Returns:
-        Tidy rows: condition, draw, metric, value (a fraction of 1; NaN where a metric is undefined). "average" is the mean over the missing
-        subsets, "ratios" the area under the curve over missing ratios, "mean-lnln" and "mean-gcnet" the means of those protocols.
+        Tidy rows: condition, draw, metric, value (a fraction of 1; NaN where a metric is
+            undefined). "average" is the mean over the missing
+        subsets, "ratios" the area under the curve over missing ratios, "mean-lnln" and "mean-gcnet"
+        the means of those protocols.
 
     Raises:
-        CorrKDError: where the split, a modality or a condition is unknown, a width differs, or the manifest is of other samples.
+        CorrKDError: where the split, a modality or a condition is unknown, a width differs, or the
+            manifest is of other samples.
     """
     dataset = load_dataset(dataset)
-    samples = samples_of(student, student.fit(dataset), split, device=next(student.network.parameters()).device)
-    chosen = masks.conditions if masks and conditions is None else conditions_of(samples, conditions, draws)
+    samples = samples_of(
+        student, student.fit(dataset), split, device=next(student.network.parameters()).device
+    )
+    chosen = (
+        masks.conditions
+        if masks and conditions is None
+        else conditions_of(samples, conditions, draws)
+    )
     results = sweep(
         student.network,
         samples,
@@ -88,7 +106,11 @@ def evaluate(
         on_batch=on_batch,
     )
     return tabulate(
-        results, samples.target, samples.targets.cpu().numpy(), student.modalities, calibrations_of(student)
+        results,
+        samples.target,
+        samples.targets.cpu().numpy(),
+        student.modalities,
+        calibrations_of(student),
     )
 
 
@@ -102,7 +124,10 @@ def calibrations_of(saved: SavedNetwork) -> dict[str, Calibration]:
             return None
         return math.inf if given is None else given
 
-    return {c.name: Calibration(c.temperature, threshold(c.threshold)) for c in saved.evaluated.conditions}
+    return {
+        c.name: Calibration(c.temperature, threshold(c.threshold))
+        for c in saved.evaluated.conditions
+    }
 
 
 def judge_predictor(
@@ -119,8 +144,9 @@ def judge_predictor(
     """What `evaluate` does, for any classifier: the same conditions, masks and metrics.
 
     Args:
-        predict: is given, for a batch and by modality, frames (N, T_m, d_m) normalised as in `samples` and zero where not visible, and two
-            boolean masks (N, T_m): `exists` (not padding) and `visible` (exists, not naturally missing, not dropped). Under "noise" the
+        predict: is given, for a batch and by modality, frames (N, T_m, d_m) normalised as in
+            `samples` and zero where not visible, and two boolean masks (N, T_m): `exists` (not
+            padding) and `visible` (exists, not naturally missing, not dropped). Under "noise" the
             frames concerned hold noise and count as visible.
         samples: a split.
         conditions, draws, mask_seed, masks, on_batch: as for `evaluate`.
@@ -130,16 +156,27 @@ def judge_predictor(
         Tidy rows as from `evaluate`.
 
     Raises:
-        CorrKDError: where a condition is unknown, the manifest is of other samples, or an answer has another shape or is no probability.
+        CorrKDError: where a condition is unknown, the manifest is of other samples, or an answer
+            has another shape or is no probability.
     """
-    chosen = masks.conditions if masks and conditions is None else conditions_of(samples, conditions, draws)
+    chosen = (
+        masks.conditions
+        if masks and conditions is None
+        else conditions_of(samples, conditions, draws)
+    )
     source = masks.replay(samples) if masks else None
     seed = masks.seed if masks else mask_seed
     runs = [(condition, draw) for condition in chosen for draw in range(condition.draws)]
     answers: list[list[npt.NDArray[np.float32]]] = [[] for _ in runs]
     for batch in samples.batches(batch_size):
         for (condition, draw), out in zip(runs, answers, strict=True):
-            out.append(_answer(predict(*_given(batch, condition, draw, source, seed)), len(batch), samples.target))
+            out.append(
+                _answer(
+                    predict(*_given(batch, condition, draw, source, seed)),
+                    len(batch),
+                    samples.target,
+                )
+            )
         if on_batch:
             on_batch(len(batch))
     incomplete = samples.incomplete.cpu().numpy()
@@ -156,7 +193,9 @@ def _given(
     """What a predictor sees of a batch: nothing stands at invisible places."""
     replayed = None if source is None else source(condition, draw, batch)
     inputs = condition.apply(batch, seed=seed, draw=draw, masks=replayed)
-    hidden = {m: torch.where(inputs.visible[m][..., None], x, 0.0) for m, x in inputs.frames.items()}
+    hidden = {
+        m: torch.where(inputs.visible[m][..., None], x, 0.0) for m, x in inputs.frames.items()
+    }
     return _arrays(hidden), _arrays(inputs.exists), _arrays(inputs.visible)
 
 
@@ -169,12 +208,15 @@ def _answer(output: npt.ArrayLike, count: int, target: Target) -> npt.NDArray[np
     expected = (count, *target.response_shape)
     if answer.shape != expected:
         raise CorrKDError(
-            f"predictor: answered with shape {answer.shape}, expected {expected} for target `{target.name}`"
+            f"predictor: answered with shape {answer.shape}, expected {expected} for target "
+            f"`{target.name}`"
         )
     if not np.isfinite(answer).all():
         raise CorrKDError("predictor: answered with NaN or infinite values")
     if target.has_classes and ((answer < 0).any() or (np.abs(answer.sum(-1) - 1) > 1e-3).any()):
-        raise CorrKDError("predictor: expected probabilities, not negative and summing to 1 over the classes")
+        raise CorrKDError(
+            "predictor: expected probabilities, not negative and summing to 1 over the classes"
+        )
     return answer
 
 
@@ -199,20 +241,34 @@ def conditions_of(samples: Samples, names: Sequence[str] | None, draws: int) -> 
         chosen = named_conditions(names, samples.modalities, draws)
         if not chosen or (not incomplete and any(c.incomplete_samples_only for c in chosen)):
             raise CorrKDError(
-                "conditions: none named" if not chosen else "conditions: no sample is naturally incomplete"
+                "conditions: none named"
+                if not chosen
+                else "conditions: no sample is naturally incomplete"
             )
         return chosen
-    return standard_conditions(samples.modalities, EvaluationSettings(draws=draws), naturally_incomplete=incomplete)
+    return standard_conditions(
+        samples.modalities, EvaluationSettings(draws=draws), naturally_incomplete=incomplete
+    )
 
 
 def samples_of(
-    student: SavedNetwork, dataset: MultimodalDataset, split: str, *, device: torch.device, resident_bytes: float = 4e9
+    student: SavedNetwork,
+    dataset: MultimodalDataset,
+    split: str,
+    *,
+    device: torch.device,
+    resident_bytes: float = 4e9,
 ) -> Samples:
     """A split as the network wants it."""
     chosen = dataset.split(split)
     where = f"dataset {dataset.name}, {split}"
     samples = Samples(
-        chosen, student.target, student.normalisation, device=device, where=where, resident_bytes=resident_bytes
+        chosen,
+        student.target,
+        student.normalisation,
+        device=device,
+        where=where,
+        resident_bytes=resident_bytes,
     )
     if not len(samples):
         raise CorrKDError(f"{where}: no sample counts for target `{student.target.name}`")
@@ -228,24 +284,33 @@ def tabulate(
 ) -> pd.DataFrame:
     """Tidy rows of a sweep's metrics, with "average" and "ratios" where their conditions are there.
 
-    `calibrations`: by condition; they add `ece_calibrated`, and with thresholds `coverage` and `set_size`.
+    `calibrations`: by condition; they add `ece_calibrated`, and with thresholds `coverage` and
+    `set_size`.
     """
 
     def measure(result: Result) -> dict[str, float]:
         targets, calibration = truth[result.rows], (calibrations or {}).get(result.condition.name)
         out = target.measure(targets, result.response)
-        return out if calibration is None else {**out, **_calibrated(target, targets, result, calibration)}
+        return (
+            out
+            if calibration is None
+            else {**out, **_calibrated(target, targets, result, calibration)}
+        )
 
     return _table(results, modalities, measure)
 
 
-def _calibrated(target: Target, truth: npt.NDArray[Any], result: Result, calibration: Calibration) -> dict[str, float]:
+def _calibrated(
+    target: Target, truth: npt.NDArray[Any], result: Result, calibration: Calibration
+) -> dict[str, float]:
     """What a condition's calibration makes of a response."""
     response = target.calibrate(result.response, calibration.temperature)
     error = target.calibration_error(truth, response)
     out = {} if error is None else {"ece_calibrated": error}
     if calibration.threshold is not None:
-        out["coverage"] = float((target.nonconformity(truth, response) <= calibration.threshold).mean())
+        out["coverage"] = float(
+            (target.nonconformity(truth, response) <= calibration.threshold).mean()
+        )
         out["set_size"] = float(target.set_sizes(response, calibration.threshold).mean())
     return out
 
@@ -257,7 +322,9 @@ def tabulate_predictions(
     truth: npt.NDArray[Any],
     modalities: Sequence[str],
 ) -> pd.DataFrame:
-    """The same of predictions without probabilities, (N,) or (N, Q) of the whole split by condition and draw."""
+    """The same of predictions without probabilities, (N,) or (N, Q) of the whole split by condition
+    and draw.
+    """
 
     def measure(result: Result) -> dict[str, float]:
         values = predictions[result.condition.name, result.draw]
@@ -267,20 +334,27 @@ def tabulate_predictions(
 
 
 def tabulate_bayes(results: Sequence[Result], modalities: Sequence[str]) -> pd.DataFrame:
-    """The ceiling, from exact posteriors as responses: the Bayes accuracy, and the weighted F1 of the decision that maximises it.
+    """The ceiling, from exact posteriors as responses: the Bayes accuracy, and the weighted F1 of
+    the decision that maximises it.
 
-    Both are expectations under the exact posteriors, not values on the labels drawn: what the best possible classifier scores on average.
+    Both are expectations under the exact posteriors, not values on the labels drawn: what the best
+    possible classifier scores on average.
     """
 
     def ceiling(result: Result) -> dict[str, float]:
         posterior = result.response.astype(np.float64)
-        return {F1: best_expected_weighted_f1(posterior)[1], "accuracy": float(posterior.max(1).mean())}
+        return {
+            F1: best_expected_weighted_f1(posterior)[1],
+            "accuracy": float(posterior.max(1).mean()),
+        }
 
     return _table(results, modalities, ceiling)
 
 
 def _table(
-    results: Sequence[Result], modalities: Sequence[str], measure: Callable[[Result], dict[str, float]]
+    results: Sequence[Result],
+    modalities: Sequence[str],
+    measure: Callable[[Result], dict[str, float]],
 ) -> pd.DataFrame:
     rows = [
         (result.condition.name, result.draw, metric, value)
@@ -289,7 +363,10 @@ def _table(
     ]
     table = pd.DataFrame(rows, columns=COLUMNS)
     area = _area(table, [r.condition for r in results])
-    return pd.concat([table, _average(table, modalities), area, *protocol_means(table, modalities)], ignore_index=True)
+    return pd.concat(
+        [table, _average(table, modalities), area, *protocol_means(table, modalities)],
+        ignore_index=True,
+    )
 
 
 def _average(table: pd.DataFrame, modalities: Sequence[str]) -> pd.DataFrame:
@@ -299,11 +376,14 @@ def _average(table: pd.DataFrame, modalities: Sequence[str]) -> pd.DataFrame:
         return pd.DataFrame(columns=COLUMNS).astype(table.dtypes)
     # A metric undefined under one condition (a correlation) is undefined on average.
     means = inside.groupby("metric", sort=False)["value"].agg(_strict_mean)
-    return pd.DataFrame([(AVERAGE, 0, metric, value) for metric, value in means.items()], columns=COLUMNS)
+    return pd.DataFrame(
+        [(AVERAGE, 0, metric, value) for metric, value in means.items()], columns=COLUMNS
+    )
 
 
 def protocol_means(table: pd.DataFrame, modalities: Sequence[str]) -> list[pd.DataFrame]:
-    """Return the rows of each protocol all of whose conditions are in a table of results: draws averaged first, then the conditions.
+    """Return the rows of each protocol all of whose conditions are in a table of results: draws
+    averaged first, then the conditions.
 
     Args:
         table: tidy rows of the conditions (condition, draw, metric, value).
@@ -314,11 +394,16 @@ def protocol_means(table: pd.DataFrame, modalities: Sequence[str]) -> list[pd.Da
         names = [c.name for c in protocol.conditions(modalities)]
         if set(names) <= set(table["condition"]):
             inside = table[table["condition"].isin(names)]
-            by_condition = inside.groupby(["metric", "condition"], sort=False)["value"].agg(_strict_mean)
+            by_condition = inside.groupby(["metric", "condition"], sort=False)["value"].agg(
+                _strict_mean
+            )
             by_metric = by_condition.groupby("metric", sort=False).agg(["size", _strict_mean])
             complete = by_metric.loc[by_metric["size"] == len(names), _strict_mean.__name__]
             means.append(
-                pd.DataFrame([(protocol.row, 0, metric, value) for metric, value in complete.items()], columns=COLUMNS)
+                pd.DataFrame(
+                    [(protocol.row, 0, metric, value) for metric, value in complete.items()],
+                    columns=COLUMNS,
+                )
             )
     return means
 
@@ -329,7 +414,9 @@ def _strict_mean(values: pd.Series[float]) -> float:
 
 
 def _area(table: pd.DataFrame, conditions: Sequence[Condition]) -> pd.DataFrame:
-    ratios = {c.name: c.ratio for c in conditions if c.family is Family.RATIOS and c.ratio is not None}
+    ratios = {
+        c.name: c.ratio for c in conditions if c.family is Family.RATIOS and c.ratio is not None
+    }
     if len(ratios) < 2:
         return pd.DataFrame(columns=COLUMNS).astype(table.dtypes)
     rows = []

@@ -1,8 +1,9 @@
 """All conditions of a split in one pass over the data.
 
-In CorrKD's network a modality's encoder depends on no other modality, so its vector serves every subset that has it; and a missing modality
-has one vector for all samples. A batch of three modalities costs three encodings instead of the twenty-one of one pass per subset. Any
-other network passes once per condition.
+In CorrKD's network a modality's encoder depends on no other modality, so its vector serves every
+subset that has it; and a missing modality has one vector for all samples. A batch of three
+modalities costs three encodings instead of the twenty-one of one pass per subset. Any other network
+passes once per condition.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from corrkd.networks.together import Alone, Answering, Stacked
 from corrkd.settings import MASK_SEED
 
 MaskSource = Callable[[Condition, int, Batch], Mapping[str, Tensor] | None]
-"""(condition, draw, batch) -> per modality (N, T_m), True where dropped; None: the condition's own."""
+"""(condition, draw, batch) -> per modality (N, T_m), True where dropped; None: the condition's own.
+"""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,12 @@ class _Collected:
     representations: list[Tensor] = field(default_factory=list)
 
 
-def sweep(network: AnyNetwork, samples: Samples, conditions: Sequence[Condition], **options: Any) -> list[Result]:
-    """Return a network's answers under every condition, each condition once per draw. Options: as of `sweep_together`."""
+def sweep(
+    network: AnyNetwork, samples: Samples, conditions: Sequence[Condition], **options: Any
+) -> list[Result]:
+    """Return a network's answers under every condition, each condition once per draw. Options: as
+    of `sweep_together`.
+    """
     return sweep_together([network], samples, conditions, **options)[0]
 
 
@@ -69,16 +75,19 @@ def sweep_together(
     keep_representations: Sequence[str] = (),
     on_batch: Callable[[int], None] | None = None,
 ) -> list[list[Result]]:
-    """Return the answers of each of several networks under every condition, each condition once per draw.
+    """Return the answers of each of several networks under every condition, each condition once per
+    draw.
 
     Args:
-        networks: of one structure, in any mode; they are put into eval mode and back. Those that are stackable answer in one pass.
+        networks: of one structure, in any mode; they are put into eval mode and back. Those that
+            are stackable answer in one pass.
         samples: a split.
         conditions: what is missing.
         masks: a source of masks to replay; default: the conditions' own.
         mask_seed: of masks and noise; the default is the one of every run.
-        batch_size: samples that go through networks at once, those of all networks counted. It changes nothing but memory and, in the last
-            bits, rounding. Conversations are kept whole for a network that reads them.
+        batch_size: samples that go through networks at once, those of all networks counted. It
+            changes nothing but memory and, in the last bits, rounding. Conversations are kept whole
+            for a network that reads them.
         keep_representations: names of conditions whose H is kept (its first draw).
         on_batch: called with the number of samples done.
     """
@@ -94,8 +103,12 @@ def sweep_together(
     runs = [(condition, draw) for condition in conditions for draw in range(condition.draws)]
     collected = [_Collected() for _ in runs]
     missing: dict[str, Tensor] = {}
-    for batch in samples.batches(max(1, batch_size // len(networks)), conversations=network.reads_conversations):
-        network.check_memory({m: x.shape[1] for m, x in batch.exists.items()}, len(batch) * len(networks))
+    for batch in samples.batches(
+        max(1, batch_size // len(networks)), conversations=network.reads_conversations
+    ):
+        network.check_memory(
+            {m: x.shape[1] for m, x in batch.exists.items()}, len(batch) * len(networks)
+        )
         complete = batch.complete()
         present: dict[str, Tensor] = {}
         context = samples.context(batch.rows)
@@ -112,7 +125,9 @@ def sweep_together(
                     )
                 else:
                     inputs = inputs_of(condition, draw)
-                    representation = torch.cat([answering.encode(m, inputs) for m in network.modalities], -1)
+                    representation = torch.cat(
+                        [answering.encode(m, inputs) for m in network.modalities], -1
+                    )
                 answer = Output(representation, answering.classify(representation))
             else:
                 answer = answering.in_context(inputs_of(condition, draw), context)
@@ -130,18 +145,23 @@ def sweep_together(
 
 
 def mean_missing_f1(network: AnyNetwork, samples: Samples, *, batch_size: int = 256) -> float:
-    """The weighted F1 averaged over the missing subsets ("Avg."): what every student's epoch is chosen by."""
+    """The weighted F1 averaged over the missing subsets ("Avg."): what every student's epoch is
+    chosen by.
+    """
     return mean_f1(network, samples, missing_subsets(network.modalities), batch_size=batch_size)
 
 
-def mean_f1(network: AnyNetwork, samples: Samples, conditions: Sequence[Condition], *, batch_size: int = 256) -> float:
+def mean_f1(
+    network: AnyNetwork, samples: Samples, conditions: Sequence[Condition], *, batch_size: int = 256
+) -> float:
     """The weighted F1 averaged over conditions in which nothing is random."""
     return Validation(samples, tuple(conditions), batch_size)(network)
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What an epoch is chosen by: the main score averaged over conditions in which nothing is random.
+    """What an epoch is chosen by: the main score averaged over conditions in which nothing is
+    random.
 
     Attributes:
         samples: of the validation split.
@@ -161,7 +181,10 @@ class Validation:
         """Return the scores of networks of one structure."""
         truth, target = self.samples.targets.cpu().numpy(), self.samples.target
         swept = sweep_together(networks, self.samples, self.conditions, batch_size=self.batch_size)
-        return [float(np.mean([target.main_score(truth, result.response) for result in results])) for results in swept]
+        return [
+            float(np.mean([target.main_score(truth, result.response) for result in results]))
+            for results in swept
+        ]
 
 
 def _shared_representation(
@@ -173,10 +196,11 @@ def _shared_representation(
     present: dict[str, Tensor],
     missing: dict[str, Tensor],
 ) -> Tensor:
-    """H of a batch, whose inputs are `complete` where nothing is dropped, with these modalities kept and all others missing.
+    """H of a batch, whose inputs are `complete` where nothing is dropped, with these modalities
+    kept and all others missing.
 
-    `present` keeps the vectors of the batch's modalities, (S, N, width); `missing` those of missing modalities, (S, 1, width), for all
-    batches.
+    `present` keeps the vectors of the batch's modalities, (S, N, width); `missing` those of missing
+    modalities, (S, 1, width), for all batches.
     """
     parts = []
     for m in modalities:
@@ -199,14 +223,18 @@ def _nothing(modality: str, batch: Batch) -> Inputs:
     return Inputs({modality: frames}, {modality: exists}, {modality: ~exists})
 
 
-def _results(condition: Condition, draw: int, out: _Collected, incomplete: npt.NDArray[np.bool_]) -> list[Result]:
+def _results(
+    condition: Condition, draw: int, out: _Collected, incomplete: npt.NDArray[np.bool_]
+) -> list[Result]:
     """The result of each network."""
     order = torch.cat(out.rows).argsort()  # back to the split's
     responses = torch.cat(out.responses, 1)[:, order].cpu().numpy()
     rows = condition.tested_rows(incomplete)
     representations: Any = [None] * len(responses)
     if out.representations:
-        representations = torch.cat(out.representations, 1)[:, order].to(torch.float16).cpu().numpy()[:, rows]
+        representations = (
+            torch.cat(out.representations, 1)[:, order].to(torch.float16).cpu().numpy()[:, rows]
+        )
     return [
         Result(condition, draw, rows, response[rows].astype(np.float32), representation)
         for response, representation in zip(responses, representations, strict=True)

@@ -1,4 +1,6 @@
-"""An arm of an experiment: a method with its settings resolved, and how it is trained and chosen."""
+"""An arm of an experiment: a method with its settings resolved, and how it is trained and
+chosen.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,21 @@ TEACHER = "teacher"
 STUDENT = "student"
 WITHOUT_TEACHER = "no-distillation"
 BY_MISSING = (
-    "the epoch with the highest weighted F1 averaged over the missing subsets of the validation split, earliest on ties"
+    "the epoch with the highest weighted F1 averaged over the missing subsets of the validation "
+    "split, earliest on ties"
 )
-BY_COMPLETE = "the epoch with the highest weighted F1 on the complete validation split, earliest on ties"
+BY_COMPLETE = (
+    "the epoch with the highest weighted F1 on the complete validation split, earliest on ties"
+)
 BY_LAST = "the last epoch"
 
-# The paper's ablation (its Table 3): a loss left out, or RCD replaced by the plain divergence of the responses.
+# The paper's ablation (its Table 3): a loss left out, or RCD replaced by the plain divergence of
+# the responses.
 ABLATION = {
-    name: ArmSettings(title=title, method={"name": "corrkd", **{term: {"weight": x} for term, x in weights.items()}})
+    name: ArmSettings(
+        title=title,
+        method={"name": "corrkd", **{term: {"weight": x} for term, x in weights.items()}},
+    )
     for name, title, weights in (
         ("corrkd-without-scd", "CorrKD without SCD", {"scd": 0.0}),
         ("corrkd-without-cpd", "CorrKD without CPD", {"cpd": 0.0}),
@@ -70,7 +79,8 @@ class Arm:
         training: epochs, batch size, optimiser.
         complete: trained on complete samples, else on what modality random missing leaves.
         selection: the rule by which its epoch is chosen.
-        start: what the initial parameters follow from beside the seed: each teacher has its own, all others agree where networks agree.
+        start: what the initial parameters follow from beside the seed: each teacher has its own,
+            all others agree where networks agree.
         taught_by: name of the arm whose outputs its losses look at; None: they look at none.
     """
 
@@ -111,23 +121,26 @@ class Arm:
 
 
 def arm_names() -> tuple[str, ...]:
-    """All arms that can be asked for by name: methods, the teacher alone, the ablation, other forms of the baselines."""
+    """All arms that can be asked for by name: methods, the teacher alone, the ablation, other forms
+    of the baselines.
+    """
     return (*method_names(), TEACHER, *ABLATION, *VARIANTS)
 
 
 def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
     """Return the arm of that name within a run's settings.
 
-    A method has the options of the run's student where that is trained by the same method, else its defaults. A network has the settings of
-    the run's student's (a teacher: of the teacher's) where those are of the same kind, else its defaults. The training is the student's,
-    for a teacher the teacher's. What the arm sets lies over all of it.
+    A method has the options of the run's student where that is trained by the same method, else its
+    defaults. A network has the settings of the run's student's (a teacher: of the teacher's) where
+    those are of the same kind, else its defaults. The training is the student's, for a teacher the
+    teacher's. What the arm sets lies over all of it.
 
-    The arm `teacher` is trained by the method that the run's student names for its teacher. An arm whose method names another one is taught
-    by the arm of that name.
+    The arm `teacher` is trained by the method that the run's student names for its teacher. An arm
+    whose method names another one is taught by the arm of that name.
 
     Raises:
-        CorrKDError: for an unknown method, or a setting that it does not have; where another arm than the teacher has to teach it and the
-            teachers are from outside.
+        CorrKDError: for an unknown method, or a setting that it does not have; where another arm
+            than the teacher has to teach it and the teachers are from outside.
     """
     settings = laid_over(name, {**ABLATION, **VARIANTS}.get(name, ArmSettings()), settings)
     where = f"settings: arms.{name}"
@@ -137,11 +150,14 @@ def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
     network = _network(method, settings, whole.network, where)
     fields = TrainingSettings.model_fields
     changes = {key: value for key, value in settings.changes().items() if key in fields}
-    training = _valid(TrainingSettings, {key: getattr(whole, key) for key in fields} | changes, where)
+    training = _valid(
+        TrainingSettings, {key: getattr(whole, key) for key in fields} | changes, where
+    )
     trains_on = method.class_.trains_on if settings.trains_on == "method" else settings.trains_on
     if teacher and (method.class_.needs_teacher or settings.trains_on == "missing"):
         raise CorrKDError(
-            f"{where}: a teacher has no teacher and is trained on complete samples; name the arm otherwise"
+            f"{where}: a teacher has no teacher and is trained on complete samples; name the arm "
+            f"otherwise"
         )
     complete = teacher or trains_on == "complete"
     return Arm(
@@ -158,14 +174,18 @@ def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
 
 
 def teachers_of(arms: Iterable[Arm], run: Settings) -> list[str]:
-    """Return the names of the arms that have to be trained to teach these, each once: none with teachers from outside."""
+    """Return the names of the arms that have to be trained to teach these, each once: none with
+    teachers from outside.
+    """
     if run.teacher.outputs is not None:
         return []
     return list(dict.fromkeys(arm.taught_by for arm in arms if arm.taught_by is not None))
 
 
 def _teacher_of(method: MethodChoice, run: Settings, where: str) -> str | None:
-    """Name of the arm that teaches a method: the run's teacher, unless another method has to train it."""
+    """Name of the arm that teaches a method: the run's teacher, unless another method has to train
+    it.
+    """
     if not method.class_.needs_teacher:
         return None
     needed = method.class_.taught_by
@@ -173,19 +193,24 @@ def _teacher_of(method: MethodChoice, run: Settings, where: str) -> str | None:
         return TEACHER
     if run.teacher.outputs is not None:
         raise CorrKDError(
-            f"{where}: is taught by {needed}, and the outputs in teacher.outputs are not of that; leave the arm out, set student.method "
+            f"{where}: is taught by {needed}, and the outputs in teacher.outputs are not of "
+            f"that; leave the arm out, set student.method "
             f"to {method.name} to teach it by them, or set teacher.outputs to null"
         )
     return needed
 
 
 def selection_rule(training: TrainingSettings, *, complete: bool) -> str:
-    """Return the rule by which an epoch is chosen; `complete`: of what is trained on complete samples."""
+    """Return the rule by which an epoch is chosen; `complete`: of what is trained on complete
+    samples.
+    """
     return BY_LAST if training.keep == "last" else BY_COMPLETE if complete else BY_MISSING
 
 
 def _method(name: str, settings: ArmSettings, run: Settings, where: str) -> MethodChoice:
-    """The arm's method: that of its name, of the run's student, or the one that trains its teacher; with changes on top."""
+    """The arm's method: that of its name, of the run's student, or the one that trains its teacher;
+    with changes on top.
+    """
     trains_teacher = run.student.method.class_.taught_by or WITHOUT_TEACHER
     usual = {TEACHER: trains_teacher, STUDENT: run.student.method.name}.get(name, name)
     chosen = settings.method.get("name", usual)
@@ -195,7 +220,9 @@ def _method(name: str, settings: ArmSettings, run: Settings, where: str) -> Meth
     return _valid(MethodChoice, below.over(settings.method), f"{where}.method")
 
 
-def _network(method: MethodChoice, settings: ArmSettings, usual: NetworkChoice, where: str) -> NetworkChoice:
+def _network(
+    method: MethodChoice, settings: ArmSettings, usual: NetworkChoice, where: str
+) -> NetworkChoice:
     """The arm's network: the one that its method needs, else the run's; with changes on top."""
     below = NetworkChoice.needed_by(method.class_, usual.model_dump())
     network = _valid(NetworkChoice, over(below, settings.network), f"{where}.network")
@@ -213,11 +240,15 @@ def _title(name: str, method: MethodChoice) -> str:
 
 
 def laid_over(name: str, below: ArmSettings, above: ArmSettings) -> ArmSettings:
-    """Return the settings of the arm of that name: `above` where it sets something, else `below`."""
+    """Return the settings of the arm of that name: `above` where it sets something, else
+    `below`.
+    """
     low, high = below.changes(), above.changes()
     preset = {**ABLATION, **VARIANTS}.get(name, ArmSettings())
     usual = {"method": preset.method.get("name", name), "network": None}
-    choices = {key: over(low[key], high[key], usual[key]) for key in usual if key in low and key in high}
+    choices = {
+        key: over(low[key], high[key], usual[key]) for key in usual if key in low and key in high
+    }
     return ArmSettings.model_validate({**low, **high, **choices})
 
 

@@ -1,4 +1,6 @@
-"""How many epochs a method trains for in a comparison: the budget is doubled until the validation score gains little."""
+"""How many epochs a method trains for in a comparison: the budget is doubled until the validation
+score gains little.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,14 @@ class BudgetRule(Strict):
     """When to stop doubling a budget."""
 
     gain: float = Field(
-        0.3, ge=0.0, description="points of the validation score (0 to 100) by which a doubled budget has to be better"
+        0.3,
+        ge=0.0,
+        description="points of the validation score (0 to 100) by which a doubled budget has to "
+        "be better",
     )
-    doublings: int = Field(5, ge=1, le=20, description="at most so many: 5 end at 32 times the first budget")
+    doublings: int = Field(
+        5, ge=1, le=20, description="at most so many: 5 end at 32 times the first budget"
+    )
 
 
 class Budget(BaseModel):
@@ -51,11 +58,14 @@ def with_epochs(arm: Arm, epochs: int) -> Arm:
     return replace(arm, training=arm.training.model_copy(update={"epochs": epochs}))
 
 
-def choose_budget(arm: Arm, rule: BudgetRule, seed: int, folder: Path, train: Callable[[Arm, Path], None]) -> Budget:
+def choose_budget(
+    arm: Arm, rule: BudgetRule, seed: int, folder: Path, train: Callable[[Arm, Path], None]
+) -> Budget:
     """Choose an arm's budget with one seed, and leave the training of that budget in the folder.
 
-    The first budget is the arm's own number of epochs. It is doubled until the validation score gains less than `rule.gain` points over
-    half the budget, or fails; half is then the choice. Stopped and started again, it goes on.
+    The first budget is the arm's own number of epochs. It is doubled until the validation score
+    gains less than `rule.gain` points over half the budget, or fails; half is then the choice.
+    Stopped and started again, it goes on.
 
     Args:
         arm: as in the plan.
@@ -90,7 +100,9 @@ def choose_budget(arm: Arm, rule: BudgetRule, seed: int, folder: Path, train: Ca
 
 
 def read_budget(folder: Path) -> Budget | None:
-    """Return the budget chosen in an arm's folder; None where there is none. Raises CorrKDError where it is damaged."""
+    """Return the budget chosen in an arm's folder; None where there is none. Raises CorrKDError
+    where it is damaged.
+    """
     path = folder / FILE
     if not path.is_file():
         return None

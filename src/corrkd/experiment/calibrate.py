@@ -1,4 +1,6 @@
-"""What an arm learns about itself before it is tested: temperatures from the validation split, prediction sets from the people held out."""
+"""What an arm learns about itself before it is tested: temperatures from the validation split,
+prediction sets from the people held out.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,17 @@ from corrkd.targets.measures import METRICS
 
 
 def swept_splits(experiment: Experiment) -> tuple[str, ...]:
-    """The splits that an evaluation reads, in its order; nothing is calibrated on the split that is tested."""
+    """The splits that an evaluation reads, in its order; nothing is calibrated on the split that is
+    tested.
+    """
     tested = experiment.settings.evaluation.split
     if tested == "valid":
         return (tested,)
-    return ("valid", *(name for name in (CALIBRATION,) if name in experiment.dataset.splits), tested)
+    return (
+        "valid",
+        *(name for name in (CALIBRATION,) if name in experiment.dataset.splits),
+        tested,
+    )
 
 
 def swept_samples(experiment: Experiment) -> dict[str, Samples]:
@@ -63,11 +71,17 @@ def sweep_splits(
         )
         for name, split in samples.items()
     }
-    return [{name: results[index] for name, results in by_split.items()} for index in range(len(networks))]
+    return [
+        {name: results[index] for name, results in by_split.items()}
+        for index in range(len(networks))
+    ]
 
 
-def calibrate(swept: Swept, experiment: Experiment, samples: Mapping[str, Samples]) -> dict[str, Calibration]:
-    """Return temperature and threshold of each condition; empty where the tests are on the validation split.
+def calibrate(
+    swept: Swept, experiment: Experiment, samples: Mapping[str, Samples]
+) -> dict[str, Calibration]:
+    """Return temperature and threshold of each condition; empty where the tests are on the
+    validation split.
 
     Args:
         swept: a network's answers, from `sweep_splits`.
@@ -82,20 +96,31 @@ def calibrate(swept: Swept, experiment: Experiment, samples: Mapping[str, Sample
     thresholds: Mapping[str, float] = {}
     if CALIBRATION in samples:
         groups, truth = experiment.groups(CALIBRATION), samples[CALIBRATION].targets.cpu().numpy()
-        thresholds = fit_thresholds(swept[CALIBRATION], target, truth, groups, evaluation.coverage, temperatures)
+        thresholds = fit_thresholds(
+            swept[CALIBRATION], target, truth, groups, evaluation.coverage, temperatures
+        )
     return {
-        condition.name: Calibration(temperatures.get(condition.name, 1.0), thresholds.get(condition.name))
+        condition.name: Calibration(
+            temperatures.get(condition.name, 1.0), thresholds.get(condition.name)
+        )
         for condition in experiment.conditions()
     }
 
 
 def found_out(
-    experiment: Experiment, table: pd.DataFrame, calibrations: Mapping[str, Calibration], samples: int
+    experiment: Experiment,
+    table: pd.DataFrame,
+    calibrations: Mapping[str, Calibration],
+    samples: int,
 ) -> Evaluated:
-    """What a model's card tells of its evaluation: each condition's calibration, and its metrics averaged over draws."""
+    """What a model's card tells of its evaluation: each condition's calibration, and its metrics
+    averaged over draws.
+    """
     kept = [*METRICS, *(m for m in experiment.target.tabled_metrics if m not in METRICS)]
     inside = table[table["metric"].isin(kept)]
-    means = inside.groupby(["condition", "metric"])["value"].agg(lambda values: values.mean(skipna=False))
+    means = inside.groupby(["condition", "metric"])["value"].agg(
+        lambda values: values.mean(skipna=False)
+    )
     conditions = []
     for c in experiment.conditions():
         calibration = calibrations.get(c.name, Calibration())
@@ -113,6 +138,8 @@ def found_out(
         split=experiment.settings.evaluation.split,
         samples=samples,
         data=experiment.dataset.name,
-        level=experiment.settings.evaluation.coverage if CALIBRATION in swept_splits(experiment) else None,
+        level=experiment.settings.evaluation.coverage
+        if CALIBRATION in swept_splits(experiment)
+        else None,
         conditions=tuple(conditions),
     )

@@ -1,4 +1,6 @@
-"""What the folder of a dataset records in run.json: data, target, conditions, arms, and what was the same for all arms."""
+"""What the folder of a dataset records in run.json: data, target, conditions, arms, and what was
+the same for all arms.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from corrkd.parsing import refusing
 from corrkd.report.run_folder import FORMAT, MOST_REASONS, Card
 
 
-def run_card(experiment: Experiment, dataset_plan: DatasetPlan, arms: Sequence[Arm], search: str) -> Card:
+def run_card(
+    experiment: Experiment, dataset_plan: DatasetPlan, arms: Sequence[Arm], search: str
+) -> Card:
     """Return what run.json holds of a dataset.
 
     Args:
@@ -34,7 +38,8 @@ def run_card(experiment: Experiment, dataset_plan: DatasetPlan, arms: Sequence[A
         search: how hyper-parameters were searched, in words.
 
     Raises:
-        CorrKDError: where something is beyond what run.json may hold, as a title of 10,000 characters.
+        CorrKDError: where something is beyond what run.json may hold, as a title of 10,000
+            characters.
     """
     seed = experiment.settings.seeds[0]
     first, target = experiment.at(seed), experiment.target
@@ -49,7 +54,9 @@ def run_card(experiment: Experiment, dataset_plan: DatasetPlan, arms: Sequence[A
             "name": dataset.name,
             "layout": dataset.layout,
             "sha256": dataset.sha256,
-            "modalities": {m: {"width": w, "frames": first.frames[m]} for m, w in dataset.widths.items()},
+            "modalities": {
+                m: {"width": w, "frames": first.frames[m]} for m, w in dataset.widths.items()
+            },
             "splits": {name: len(first.targets(name)) for name in dataset.splits},
             "labels": {name: target.histogram(first.targets(name)) for name in dataset.splits},
             "missing_rule": dict(dataset.missing_rule),
@@ -84,13 +91,17 @@ def run_card(experiment: Experiment, dataset_plan: DatasetPlan, arms: Sequence[A
 
 
 def missing_frames(dataset: MultimodalDataset) -> dict[str, dict[str, Any]]:
-    """Return by modality and split how many frames there are, are missing, and why; {} of data that do not say why."""
+    """Return by modality and split how many frames there are, are missing, and why; {} of data that
+    do not say why.
+    """
     return {
         m: {
             name: {
                 "frames": int(split.lengths[m].sum()),
                 "missing": int(split.lengths[m].sum() - split.present[m].sum()),
-                "reasons": dict(counted_reasons(split.missing_reasons[m].tolist()).most_common(MOST_REASONS)),
+                "reasons": dict(
+                    counted_reasons(split.missing_reasons[m].tolist()).most_common(MOST_REASONS)
+                ),
             }
             for name, split in dataset.splits.items()
             if m in split.missing_reasons
@@ -101,7 +112,9 @@ def missing_frames(dataset: MultimodalDataset) -> dict[str, dict[str, Any]]:
 
 
 def prediction_sets(experiment: Experiment) -> dict[str, float] | None:
-    """The share of samples whose truth prediction sets are to hold, and how many groups they are made from; None: there are no sets."""
+    """The share of samples whose truth prediction sets are to hold, and how many groups they are
+    made from; None: there are no sets.
+    """
     if CALIBRATION not in experiment.dataset.splits:
         return None
     return {
@@ -111,12 +124,18 @@ def prediction_sets(experiment: Experiment) -> dict[str, float] | None:
 
 
 def sample_groups(experiment: Experiment) -> tuple[str, pd.DataFrame]:
-    """What the tested samples are clustered by, and each sample's group; those of all folds, where each seed tests its own."""
+    """What the tested samples are clustered by, and each sample's group; those of all folds, where
+    each seed tests its own.
+    """
     names = SPLITS[:2] if experiment.cross_validated else [experiment.settings.evaluation.split]
     splits = [experiment.dataset.split(name) for name in names]
-    keep = np.concatenate([experiment.target.of(s, f"dataset {experiment.dataset.name}")[1] for s in splits])
+    keep = np.concatenate(
+        [experiment.target.of(s, f"dataset {experiment.dataset.name}")[1] for s in splits]
+    )
     group, members = dependence_groups(*splits)
-    return group, pd.DataFrame({"id": np.concatenate([s.ids for s in splits])[keep], "group": members[keep]})
+    return group, pd.DataFrame(
+        {"id": np.concatenate([s.ids for s in splits])[keep], "group": members[keep]}
+    )
 
 
 def notes(experiment: Experiment, arms: Sequence[Arm]) -> list[str]:
@@ -130,10 +149,13 @@ def notes(experiment: Experiment, arms: Sequence[Arm]) -> list[str]:
         size = getattr(settings, name).batch_size
         if size > count:
             out.append(
-                f"{name}.batch_size = {size} is more than the {count} training samples; one batch holds all of them"
+                f"{name}.batch_size = {size} is more than the {count} training samples; one "
+                f"batch holds all of them"
             )
     target = experiment.target
-    of_methods = [note for arm in arms for note in arm.method.class_.notes(arm.method.options, target)]
+    of_methods = [
+        note for arm in arms for note in arm.method.class_.notes(arm.method.options, target)
+    ]
     return [*out, *dict.fromkeys(of_methods)]
 
 
@@ -144,7 +166,8 @@ def arrangement(experiment: Experiment) -> list[str]:
     group = dependence_groups(experiment.dataset.split("train"))[0]
     if resample.folds is not None:
         out.append(
-            f"Cross-validation: train and valid together fall into {resample.folds} folds by {group}; seed s validates on fold s mod "
+            f"Cross-validation: train and valid together fall into {resample.folds} folds by "
+            f"{group}; seed s validates on fold s mod "
             f"{resample.folds} and trains on the others."
         )
     if resample.train is not None:
@@ -152,39 +175,57 @@ def arrangement(experiment: Experiment) -> list[str]:
     if sets := prediction_sets(experiment):
         held_out = len(experiment.targets(CALIBRATION))
         out.append(
-            f"Prediction sets: {held_out} training samples of {sets['groups']} groups by {group} took part in no training and no choice."
+            f"Prediction sets: {held_out} training samples of {sets['groups']} groups by {group} "
+            f"took part in no training and no choice."
         )
     out += _who_teaches(teacher, group, digest=outputs_digest(settings))
     if teacher.temperature != 1.0 and experiment.target.has_classes:
-        value = "fitted to the training labels" if teacher.temperature == "fit" else f"{teacher.temperature:g}"
+        value = (
+            "fitted to the training labels"
+            if teacher.temperature == "fit"
+            else f"{teacher.temperature:g}"
+        )
         out.append(f"The teachers' temperature: {value}.")
     return out
 
 
 def outputs_digest(settings: Settings) -> str:
-    """Return the SHA-256 of the file with the outputs of a teacher from outside; "": there is none."""
+    """Return the SHA-256 of the file with the outputs of a teacher from outside; "": there is
+    none.
+    """
     return "" if settings.teacher.outputs is None else sha256_of(settings.teacher.outputs)
 
 
 def _who_teaches(teacher: TeacherSettings, group: str, *, digest: str) -> list[str]:
-    """Who teaches the students, where that is not the teacher alone. `digest`: of a file with outputs from outside."""
+    """Who teaches the students, where that is not the teacher alone. `digest`: of a file with
+    outputs from outside.
+    """
     if digest:
-        return [f"Students are taught by outputs from a file (SHA-256 {digest}); no teacher is trained for them."]
+        return [
+            f"Students are taught by outputs from a file (SHA-256 {digest}); no teacher is "
+            f"trained for them."
+        ]
     lines = teacher.committee
     number, repeats = sum(line.num_teachers for line in lines), sum(line.repeats for line in lines)
     if teacher.others:
-        networks = ["the teacher's network", *(f"network {other.network.name}" for other in teacher.others)]
+        networks = [
+            "the teacher's network",
+            *(f"network {other.network.name}" for other in teacher.others),
+        ]
         each = "; ".join(
-            f"{line.num_teachers} of {name}, {_how(line, group)}" for name, line in zip(networks, lines, strict=True)
+            f"{line.num_teachers} of {name}, {_how(line, group)}"
+            for name, line in zip(networks, lines, strict=True)
         )
         return [
-            f"Students are taught by a committee of {number} teachers a seed: {each}. Responses are averaged over {repeats}; "
+            f"Students are taught by a committee of {number} teachers a seed: {each}. Responses "
+            f"are averaged over {repeats}; "
             "representations are of the teacher's network."
         ]
     if number == 1:
         return []
     return [
-        f"Students are taught by {number} teachers a seed, {_how(lines[0], group)}; responses are averaged over {repeats}."
+        f"Students are taught by {number} teachers a seed, {_how(lines[0], group)}; responses "
+        f"are averaged over {repeats}."
     ]
 
 
@@ -192,23 +233,34 @@ def _how(line: Line, group: str) -> str:
     """How the teachers of a network are trained."""
     if line.folds is None:
         return "each trained on all training samples"
-    return f"each trained without one of {line.folds} folds by {group} and answering for that fold alone"
+    return (
+        f"each trained without one of {line.folds} folds by {group} and answering for that fold "
+        f"alone"
+    )
 
 
-def protocol(experiment: Experiment, dataset_plan: DatasetPlan, arms: Sequence[Arm], search: str) -> list[str]:
+def protocol(
+    experiment: Experiment, dataset_plan: DatasetPlan, arms: Sequence[Arm], search: str
+) -> list[str]:
     """What was the same for every arm, in sentences."""
     settings = experiment.settings
     missing = settings.missing
     students = [arm for arm in arms if not arm.is_teacher]
     lines = [
-        f"Test masks: the same for every method and training seed (mask seed {settings.evaluation.mask_seed}, "
+        f"Test masks: the same for every method and training seed (mask seed "
+        f"{settings.evaluation.mask_seed}, "
         f"{settings.evaluation.draws} draws of what is random).",
-        "Training masks: drawn anew in every epoch from seed, sample and modality, so the same for every method that trains on incomplete "
-        f"samples (a modality is lost with probability {missing.modality:g}, {missing.frames_low:g} to {missing.frames_high:g} of "
-        f"the frames, {missing.complete:g} of the samples stay complete). Trained on complete samples, as in their papers: "
+        "Training masks: drawn anew in every epoch from seed, sample and modality, so the same "
+        "for every method that trains on incomplete "
+        f"samples (a modality is lost with probability {missing.modality:g}, "
+        f"{missing.frames_low:g} to {missing.frames_high:g} of "
+        f"the frames, {missing.complete:g} of the samples stay complete). Trained on complete "
+        f"samples, as in their papers: "
         f"{', '.join(arm.title for arm in arms if arm.complete) or 'none'}.",
-        "Initialisation: networks of one structure begin with the same parameters for a seed; the teacher has its own.",
-        f"Selection: {selection_rules((arm.selection, arm.title) for arm in arms)}. Nothing is chosen on the "
+        "Initialisation: networks of one structure begin with the same parameters for a seed; "
+        "the teacher has its own.",
+        f"Selection: {selection_rules((arm.selection, arm.title) for arm in arms)}. Nothing is "
+        f"chosen on the "
         f"{settings.evaluation.split} split.",
         _epochs(arms, dataset_plan),
         f"Batch size: {_shared('batch_size', students)}; learning rate: {_shared('lr', students)}.",
@@ -230,32 +282,48 @@ def _neighbours(experiment: Experiment) -> str:
     """What a network that reads conversations sees of a sample's neighbours."""
     split = experiment.dataset.split(experiment.settings.evaluation.split)
     if split.recordings() is None:
-        return "reads a sample among the others of its conversation, but there are no neighbours: each sample is its own conversation."
-    text = "reads a sample among the others of its conversation, those after it too, all with the same part missing."
+        return (
+            "reads a sample among the others of its conversation, but there are no neighbours: "
+            "each sample is its own conversation."
+        )
+    text = (
+        "reads a sample among the others of its conversation, those after it too, all with the "
+        "same part missing."
+    )
     if all(frames.shape[1] == 1 for frames in split.frames.values()):
         return text
     if set(split.frame_ids) == set(split.frames):
         return (
-            f"{text} A share of missing frames is dropped by recording: a dropped frame is dropped in all samples that hold it. Bursts and "
+            f"{text} A share of missing frames is dropped by recording: a dropped frame is "
+            f"dropped in all samples that hold it. Bursts and "
             "late starts are each sample's own."
         )
     return (
-        f"{text} The data do not number their frames: where samples overlap, it can see a frame that one sample has lost in a "
+        f"{text} The data do not number their frames: where samples overlap, it can see a frame "
+        f"that one sample has lost in a "
         "neighbour that holds it too."
     )
 
 
 def _epochs(arms: Sequence[Arm], dataset_plan: DatasetPlan) -> str:
     """How long each arm trains, and by which rule."""
-    trained = [with_epochs(arm, dataset_plan.epochs.get(arm.name, arm.training.epochs)) for arm in arms]
+    trained = [
+        with_epochs(arm, dataset_plan.epochs.get(arm.name, arm.training.epochs)) for arm in arms
+    ]
     students = _shared("epochs", [arm for arm in trained if not arm.is_teacher])
-    names = {arm.name: "the teacher" if arm.name == TEACHER else f"the {arm.title}" for arm in trained}
-    teachers = "".join(f"; {names[arm.name]}: {arm.training.epochs}" for arm in trained if arm.is_teacher)
+    names = {
+        arm.name: "the teacher" if arm.name == TEACHER else f"the {arm.title}" for arm in trained
+    }
+    teachers = "".join(
+        f"; {names[arm.name]}: {arm.training.epochs}" for arm in trained if arm.is_teacher
+    )
     if dataset_plan.budget is None:
         return f"Epochs: {students}{teachers}."
     rule = (
-        f"Where the plan does not name them, a method's first budget is doubled, its schedule laid over the whole, until its validation "
-        f"score gains less than {dataset_plan.budget.gain:g} points (seed {dataset_plan.settings.seeds[0]} decides; at most "
+        f"Where the plan does not name them, a method's first budget is doubled, its schedule "
+        f"laid over the whole, until its validation "
+        f"score gains less than {dataset_plan.budget.gain:g} points (seed "
+        f"{dataset_plan.settings.seeds[0]} decides; at most "
         f"{dataset_plan.budget.doublings} doublings)."
     )
     if any(dataset_plan.chooses(arm.name) for arm in arms):
@@ -266,12 +334,20 @@ def _epochs(arms: Sequence[Arm], dataset_plan: DatasetPlan) -> str:
 def _shared(key: str, arms: Sequence[Arm]) -> str:
     values: list[Any] = [getattr(arm.training, key) for arm in arms]
     common = max(set(values), key=values.count) if values else None
-    others = [f"{arm.title} {value:g}" for arm, value in zip(arms, values, strict=True) if value != common]
-    return f"{common:g} for every method" + (f" but {', '.join(others)}" if others else "") if values else "none"
+    others = [
+        f"{arm.title} {value:g}" for arm, value in zip(arms, values, strict=True) if value != common
+    ]
+    return (
+        f"{common:g} for every method" + (f" but {', '.join(others)}" if others else "")
+        if values
+        else "none"
+    )
 
 
 def selection_rules(kept: Iterable[tuple[str, str]]) -> str:
-    """Return by which rule an epoch is kept, and whose rule it is, of pairs (rule, title); each rule once."""
+    """Return by which rule an epoch is kept, and whose rule it is, of pairs (rule, title); each
+    rule once.
+    """
     rules: dict[str, list[str]] = {}
     for rule, title in kept:
         rules.setdefault(rule, []).append(title)

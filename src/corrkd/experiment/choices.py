@@ -1,4 +1,6 @@
-"""Networks and methods as settings choose them: by name, with their options beside the name, `{name: corrkd, width: 80}`."""
+"""Networks and methods as settings choose them: by name, with their options beside the name,
+`{name: corrkd, width: 80}`.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class Choice(BaseModel, Generic[T]):
 
     @classmethod
     def find(cls, name: str) -> tuple[type[T], type[BaseModel]]:
-        """Return the class of that name and the class of its options. Raises CorrKDError for an unknown name."""
+        """Return the class of that name and the class of its options. Raises CorrKDError for an
+        unknown name.
+        """
         raise NotImplementedError
 
     @property
@@ -63,9 +67,15 @@ class Choice(BaseModel, Generic[T]):
         except CorrKDError as error:
             raise ValueError(str(error)) from None
         if "name" in kind.model_fields:
-            raise ValueError(f"the key `name` chooses, so {kind.__name__} cannot have one; its author has to rename it")
+            raise ValueError(
+                f"the key `name` chooses, so {kind.__name__} cannot have one; its author has to "
+                f"rename it"
+            )
         check_keys(tree, ["name", *kind.model_fields])
-        return {"name": name, "options": kind.model_validate({key: tree[key] for key in tree if key != "name"})}
+        return {
+            "name": name,
+            "options": kind.model_validate({key: tree[key] for key in tree if key != "name"}),
+        }
 
     @model_serializer
     def _flat(self, info: SerializationInfo) -> dict[str, Any]:
@@ -77,15 +87,19 @@ class NetworkChoice(Choice[AnyNetwork]):
 
     @classmethod
     def find(cls, name: str) -> tuple[type[AnyNetwork], type[BaseModel]]:
-        """Return the network of that name and the class of its settings. Raises CorrKDError for an unknown name."""
+        """Return the network of that name and the class of its settings. Raises CorrKDError for an
+        unknown name.
+        """
         network = network_class(name)
         return network, network.settings_type
 
     @staticmethod
     def needed_by(method: type[AnyMethod], usual: Tree) -> Tree:
-        """Return the tree of the network that a method trains: `usual`, or the one that the method needs.
+        """Return the tree of the network that a method trains: `usual`, or the one that the method
+        needs.
 
-        The latter has the settings of `usual` where both have settings of one class, else its defaults.
+        The latter has the settings of `usual` where both have settings of one class, else its
+        defaults.
         """
         name = usual.get("name", USUAL)
         if method.network in (None, name):
@@ -99,7 +113,9 @@ class MethodChoice(Choice[AnyMethod]):
 
     @classmethod
     def find(cls, name: str) -> tuple[type[AnyMethod], type[BaseModel]]:
-        """Return the method of that name and the class of its options. Raises CorrKDError for an unknown name."""
+        """Return the method of that name and the class of its options. Raises CorrKDError for an
+        unknown name.
+        """
         method = method_class(name)
         return method, method.options_type
 
@@ -107,17 +123,23 @@ class MethodChoice(Choice[AnyMethod]):
         """Raise ValueError where the method trains another network alone."""
         needed = self.class_.network
         if needed not in (None, network.name):
-            raise ValueError(f"network: method {self.name} trains network {needed} alone, not {network.name}")
+            raise ValueError(
+                f"network: method {self.name} trains network {needed} alone, not {network.name}"
+            )
 
 
 def tree_of(value: Any) -> Any:
-    """Return a choice as keys and values, in which a name alone and models are spelled out; anything else as it is."""
+    """Return a choice as keys and values, in which a name alone and models are spelled out;
+    anything else as it is.
+    """
     if isinstance(value, str):
         return {"name": value}
     if isinstance(value, BaseModel):
         return value.model_dump()
     if isinstance(value, Mapping):
-        return {key: each.model_dump() if _is_term(key, each) else each for key, each in value.items()}
+        return {
+            key: each.model_dump() if _is_term(key, each) else each for key, each in value.items()
+        }
     return value
 
 
@@ -128,7 +150,8 @@ def _is_term(key: str, value: Any) -> bool:
 def over(below: Tree, above: Tree, usual: str | None = USUAL) -> dict[str, Any]:
     """Return a choice's keys and values with those of `above` on top.
 
-    Nothing of `below` is kept where `above` names another, nor of a loss term where `above` names another form of it.
+    Nothing of `below` is kept where `above` names another, nor of a loss term where `above` names
+    another form of it.
 
     Args:
         below: keys and values.
@@ -156,5 +179,7 @@ def merged(below: Tree, above: Tree) -> dict[str, Any]:
     out = dict(below)
     for key, value in above.items():
         old = out.get(key)
-        out[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        out[key] = (
+            merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        )
     return out

@@ -46,7 +46,9 @@ from corrkd.training.loop import derived_seed, teacher_outputs, train
 from corrkd.training.run import Record, Trained
 
 Answers = Callable[[Sequence[str]], Any]
-"""From the ids of the training samples to logits (n, ...), or to a pair of representations (n, D) and logits; asked once."""
+"""From the ids of the training samples to logits (n, ...), or to a pair of representations (n, D)
+and logits; asked once.
+"""
 
 EXAMPLE = 4  # samples on which a module is tried
 
@@ -56,9 +58,11 @@ class Distilled:
     """What `distil` returns.
 
     Attributes:
-        student: the trained network with all that a prediction needs; `student.network.module` is the module that was given.
+        student: the trained network with all that a prediction needs; `student.network.module` is
+            the module that was given.
         history: a row per epoch: epoch, lr, the losses, the validation score.
-        evaluation: metrics on the test split under every missing condition, as of `corrkd.evaluate`; empty where not asked for.
+        evaluation: metrics on the test split under every missing condition, as of
+            `corrkd.evaluate`; empty where not asked for.
         teachers: the teachers' answers for the training samples.
         notes: losses of the preset that were left out, and why.
     """
@@ -81,13 +85,15 @@ def distil(
     settings: Mapping[str, Any] | None = None,
     reporter: Reporter | None = None,
 ) -> Distilled:
-    """Make a network robust to missing modalities: train it on incomplete samples, taught by teachers of complete ones.
+    """Make a network robust to missing modalities: train it on incomplete samples, taught by
+    teachers of complete ones.
 
     Args:
-        student: any module with a `forward` as of `corrkd.networks.wrapped.WrappedNetwork`, trained in place; or the name of a network of
-            this package.
-        teachers: untrained modules or names, each trained out of fold as the preset says, from copies; answers of teachers from elsewhere:
-            a function of the training samples' ids, asked once, or `TeacherOutputs` in their order. Their responses are averaged; the
+        student: any module with a `forward` as of `corrkd.networks.wrapped.WrappedNetwork`, trained
+            in place; or the name of a network of this package.
+        teachers: untrained modules or names, each trained out of fold as the preset says, from
+            copies; answers of teachers from elsewhere: a function of the training samples' ids,
+            asked once, or `TeacherOutputs` in their order. Their responses are averaged; the
             representations are the first one's. Default: a copy of the student.
         dataset: a `MultimodalDataset`, or whatever `load_dataset` takes.
         preset: of settings, by name; None: the defaults.
@@ -97,8 +103,8 @@ def distil(
         reporter: where progress goes; default: nowhere.
 
     Raises:
-        CorrKDError: for anything wrong with networks, settings or data; a loss asked for in `settings` needs a representation or parts that
-            the networks do not have.
+        CorrKDError: for anything wrong with networks, settings or data; a loss asked for in
+            `settings` needs a representation or parts that the networks do not have.
     """
     reporter = reporter or Reporter(quiet=True)
     settings = settings or {}
@@ -111,7 +117,16 @@ def distil(
     _method(student, placeholder, experiment, settings)
     outputs = _answers_of_all(chosen, experiment, fabric, seed, reporter, placeholder)
     method, notes = _method(student, outputs, experiment, settings)
-    trained = _train(method, samples, experiment, fabric, seed, complete=False, reporter=reporter, title="student")
+    trained = _train(
+        method,
+        samples,
+        experiment,
+        fabric,
+        seed,
+        complete=False,
+        reporter=reporter,
+        title="student",
+    )
     method.student.load_state_dict(trained.state)
     saved = SavedNetwork(
         network=method.student.cpu().float().eval(),
@@ -124,14 +139,18 @@ def distil(
     return Distilled(saved, pd.DataFrame(trained.history), table, outputs, tuple(notes))
 
 
-def _prepared(dataset: Any, preset: str | None, seed: int, changes: Mapping[str, Any]) -> Experiment:
+def _prepared(
+    dataset: Any, preset: str | None, seed: int, changes: Mapping[str, Any]
+) -> Experiment:
     tree = {**changes, "seeds": [seed]}
     if isinstance(dataset, str | Path):
         tree["data"] = {**(changes.get("data") or {}), "path": str(dataset)}
     settings = load_settings(preset=preset, **tree)
     for key in ("others", "outputs"):
         if getattr(settings.teacher, key):
-            raise CorrKDError(f"settings: teacher.{key}: is of runs; give `distil` such teachers in `teachers`")
+            raise CorrKDError(
+                f"settings: teacher.{key}: is of runs; give `distil` such teachers in `teachers`"
+            )
     if isinstance(dataset, str | Path):
         return prepare(settings)
     return prepare(settings, dataset_in_memory(dataset, settings.data))
@@ -152,7 +171,9 @@ def _made(module: nn.Module | str, experiment: Experiment, role: str, seed: int)
 
 
 def _network(module: nn.Module | str, experiment: Experiment) -> AnyNetwork:
-    """A network of this package for the experiment's samples: of that name, or around that module."""
+    """A network of this package for the experiment's samples: of that name, or around that
+    module.
+    """
     samples = experiment.samples("train")
     if isinstance(module, str):
         kind, preset = network_class(module), experiment.settings.student.network
@@ -170,7 +191,8 @@ def _network(module: nn.Module | str, experiment: Experiment) -> AnyNetwork:
     return network.to(experiment.device, experiment.dtype)
 
 
-# --- teachers ---------------------------------------------------------------------------------------------------------------
+# --- teachers
+# --------------------------------------------------------------------------------------------------
 
 
 def _placeholder(teacher: Any, experiment: Experiment, seed: int) -> TeacherOutputs:
@@ -199,19 +221,32 @@ def _answers_of_all(
     logits: list[Tensor] = []
     for index, teacher in enumerate(teachers):
         if isinstance(teacher, nn.Module | str):
-            outputs, of_repeats = _trained_answers(teacher, index, experiment, fabric, seed, reporter)
+            outputs, of_repeats = _trained_answers(
+                teacher, index, experiment, fabric, seed, reporter
+            )
         else:
-            outputs = first if index == 0 else _given_answers(teacher, samples, f"teachers[{index}]")
+            outputs = (
+                first if index == 0 else _given_answers(teacher, samples, f"teachers[{index}]")
+            )
             of_repeats = [outputs.logits]
         every.append(outputs)
         logits += of_repeats
-    return every[0]._replace(logits=ensemble(logits, experiment.settings.teacher.temperature, samples))
+    return every[0]._replace(
+        logits=ensemble(logits, experiment.settings.teacher.temperature, samples)
+    )
 
 
 def _trained_answers(
-    teacher: nn.Module | str, index: int, experiment: Experiment, fabric: Fabric, seed: int, reporter: Reporter
+    teacher: nn.Module | str,
+    index: int,
+    experiment: Experiment,
+    fabric: Fabric,
+    seed: int,
+    reporter: Reporter,
 ) -> tuple[TeacherOutputs, list[Tensor]]:
-    """The answers of a teacher's copies, trained out of fold where the settings ask for it, and the logits of each repeat."""
+    """The answers of a teacher's copies, trained out of fold where the settings ask for it, and the
+    logits of each repeat.
+    """
     settings, samples = experiment.settings.teacher, experiment.samples("train")
 
     def outputs_of(member: Member, rows: Samples) -> TeacherOutputs:
@@ -220,16 +255,29 @@ def _trained_answers(
         network = _made(module, experiment, name, seed)
         method = method_class(WITHOUT_TEACHER)(network)
         title = f"teacher {index + 1}, {member.name}"
-        # Copies of a module begin with the same parameters, so that their orders and dropout have to differ.
+        # Copies of a module begin with the same parameters, so that their orders and dropout have
+        # to differ.
         of_member = seed if isinstance(teacher, str) else derived_seed(seed, "teacher", name)
-        trained = _train(method, rows, experiment, fabric, of_member, complete=True, reporter=reporter, title=title)
+        trained = _train(
+            method,
+            rows,
+            experiment,
+            fabric,
+            of_member,
+            complete=True,
+            reporter=reporter,
+            title=title,
+        )
         network.load_state_dict(trained.state)
         return teacher_outputs(network.to(experiment.device), samples)
 
     if settings.folds is None:
         repeats = [outputs_of(member, samples) for member in members(settings)]
         return repeats[0], [outputs.logits for outputs in repeats]
-    whole, scales = outputs_of(Member(0), samples), _made(copy.deepcopy(teacher), experiment, TEACHER, seed).scales
+    whole, scales = (
+        outputs_of(Member(0), samples),
+        _made(copy.deepcopy(teacher), experiment, TEACHER, seed).scales,
+    )
     representation, fold_of = torch.empty_like(whole.representation), torch.empty_like(samples.keys)
     logits = [torch.empty_like(whole.logits) for _ in range(settings.repeats)]
     for member in members(settings):
@@ -253,17 +301,21 @@ def _given_answers(answers: Any, samples: Samples, where: str) -> TeacherOutputs
         returned = answers([str(name) for name in samples.ids])
         pair = returned if isinstance(returned, tuple) and len(returned) == 2 else (None, returned)
         logits = _tensor(pair[1], samples)
-        representation = logits.new_zeros(len(logits), 0) if pair[0] is None else _tensor(pair[0], samples)
+        representation = (
+            logits.new_zeros(len(logits), 0) if pair[0] is None else _tensor(pair[0], samples)
+        )
         answers = TeacherOutputs(representation, logits)
     answers = answers.apply(lambda x: x.to(samples.device))
     expected = (len(samples), *samples.target.response_shape)
     if tuple(answers.logits.shape) != expected:
         raise CorrKDError(
-            f"{where}: logits of shape {tuple(answers.logits.shape)}; the training samples need {expected}"
+            f"{where}: logits of shape {tuple(answers.logits.shape)}; the training samples need "
+            f"{expected}"
         )
     if answers.representation.dim() != 2 or len(answers.representation) != len(samples):
         raise CorrKDError(
-            f"{where}: representations of shape {tuple(answers.representation.shape)}; expected ({len(samples)}, D)"
+            f"{where}: representations of shape {tuple(answers.representation.shape)}; expected "
+            f"({len(samples)}, D)"
         )
     if not all(bool(x.isfinite().all()) for x in (answers.logits, answers.representation)):
         raise CorrKDError(f"{where}: not all numbers are finite")
@@ -274,13 +326,19 @@ def _tensor(values: Any, samples: Samples) -> Tensor:
     return torch.as_tensor(values, dtype=torch.float32).to(samples.device)
 
 
-# --- the student ------------------------------------------------------------------------------------------------------------
+# --- the student
+# --------------------------------------------------------------------------------------------------
 
 
 def _method(
-    module: nn.Module | str, teachers: TeacherOutputs, experiment: Experiment, asked: Mapping[str, Any]
+    module: nn.Module | str,
+    teachers: TeacherOutputs,
+    experiment: Experiment,
+    asked: Mapping[str, Any],
 ) -> tuple[AnyMethod, list[str]]:
-    """The preset's method of a student, with options that its networks can take, and notes on them."""
+    """The preset's method of a student, with options that its networks can take, and notes on
+    them.
+    """
     settings = experiment.settings
     weights = None
     if settings.student.class_weights == "balanced":
@@ -288,14 +346,18 @@ def _method(
     with _seeded(settings.seeds[0], "student"):
         student = _network(module, experiment)
         options, notes = _options(student, teachers, settings, asked)
-        method = settings.student.method.class_(student, options, teachers=teachers, class_weights=weights)
+        method = settings.student.method.class_(
+            student, options, teachers=teachers, class_weights=weights
+        )
     return method.to(experiment.device, experiment.dtype), notes
 
 
 def _options(
     student: AnyNetwork, teachers: TeacherOutputs, settings: Settings, options: Mapping[str, Any]
 ) -> tuple[BaseModel, list[str]]:
-    """The preset's options without the losses that these networks cannot take; those that `asked` names stay, and are refused."""
+    """The preset's options without the losses that these networks cannot take; those that `asked`
+    names stay, and are refused.
+    """
     choice, notes = settings.student.method, []
     tree: dict[str, Any] = choice.options.model_dump()
     named = (options.get("student") or {}).get("method") or {}
@@ -305,11 +367,20 @@ def _options(
             if tree[term]["weight"] and not represented and term not in named:
                 tree[term]["weight"] = 0.0
                 notes.append(
-                    f"{term.upper()} is left out: it compares representations, and not all networks return one"
+                    f"{term.upper()} is left out: it compares representations, and not all "
+                    f"networks return one"
                 )
-        if tree["cpd"]["weight"] and tree["cpd"].get("parts") and student.parts is None and "cpd" not in named:
+        if (
+            tree["cpd"]["weight"]
+            and tree["cpd"].get("parts")
+            and student.parts is None
+            and "cpd" not in named
+        ):
             tree["cpd"]["parts"] = False
-            notes.append("CPD is of the whole representation: the student declares no parts of it by modality")
+            notes.append(
+                "CPD is of the whole representation: the student declares no parts of it by "
+                "modality"
+            )
     return choice.class_.options_type.model_validate(tree), notes
 
 
@@ -325,7 +396,9 @@ def _train(
     title: str,
 ) -> Trained:
     """Train a teacher on complete samples, or the student on incomplete ones."""
-    settings: TrainingSettings = experiment.settings.teacher if complete else experiment.settings.student
+    settings: TrainingSettings = (
+        experiment.settings.teacher if complete else experiment.settings.student
+    )
     modalities = experiment.dataset.modalities
     conditions = [condition(COMPLETE, modalities)] if complete else missing_subsets(modalities)
     with reporter.task(title, settings.epochs) as task:

@@ -1,4 +1,6 @@
-"""`CorrKDClassifier`: for people who know scikit-learn. `fit`, `predict`, `predict_proba`, `score`; clone and cross-validation work."""
+"""`CorrKDClassifier`: for people who know scikit-learn. `fit`, `predict`, `predict_proba`, `score`;
+clone and cross-validation work.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import (
+    check_consistent_length,
+    check_is_fitted,
+    column_or_1d,
+    validate_data,
+)
 
 from corrkd.data import in_memory
 from corrkd.data.dataset import SPLITS, WHOLE, Split
@@ -51,7 +58,8 @@ class MultimodalArrays:
     """The modalities of N samples in an object that scikit-learn can divide into folds.
 
     Args:
-        modalities: by name, arrays (N, T, d) or (N, d), or lists of N arrays (T_i, d) of which some may be None.
+        modalities: by name, arrays (N, T, d) or (N, d), or lists of N arrays (T_i, d) of which some
+            may be None.
         more: the same, as keywords.
 
     Raises:
@@ -69,7 +77,9 @@ class MultimodalArrays:
         self.modalities: dict[str, Any] = {**(modalities or {}), **more}
         sizes = {name: len(values) for name, values in self.modalities.items()}
         if len(set(sizes.values())) != 1:
-            raise EstimatorError(f"modalities need one number of samples: {sizes or 'there are none'}")
+            raise EstimatorError(
+                f"modalities need one number of samples: {sizes or 'there are none'}"
+            )
         self._num_samples = next(iter(sizes.values()))
 
     @property
@@ -85,13 +95,19 @@ class MultimodalArrays:
         return self.modalities.keys()
 
     def __getitem__(self, key: Any) -> Any:
-        """Return a modality by its name, or the samples at `key`: an index array, a mask, a slice."""
+        """Return a modality by its name, or the samples at `key`: an index array, a mask, a
+        slice.
+        """
         if isinstance(key, str):
             return self.modalities[key]
         if isinstance(key, tuple):  # (rows, ...), as scikit-learn asks
             key = key[0]
-        rows = np.arange(self._num_samples)[np.atleast_1d(key) if not isinstance(key, slice) else key]
-        return MultimodalArrays({name: _rows_of(values, rows) for name, values in self.modalities.items()})
+        rows = np.arange(self._num_samples)[
+            np.atleast_1d(key) if not isinstance(key, slice) else key
+        ]
+        return MultimodalArrays(
+            {name: _rows_of(values, rows) for name, values in self.modalities.items()}
+        )
 
     def __repr__(self) -> str:
         return f"MultimodalArrays({self._num_samples} samples of {', '.join(self.modalities)})"
@@ -100,7 +116,9 @@ class MultimodalArrays:
 def _width(values: Any) -> int:
     if hasattr(values, "shape") and len(values.shape) > 1:
         return int(values.shape[-1])
-    return next((np.shape(value)[-1] for value in values if value is not None and np.ndim(value)), 1)
+    return next(
+        (np.shape(value)[-1] for value in values if value is not None and np.ndim(value)), 1
+    )
 
 
 def _rows_of(values: Any, rows: npt.NDArray[np.int64]) -> Any:
@@ -112,15 +130,16 @@ def _rows_of(values: Any, rows: npt.NDArray[np.int64]) -> Any:
 class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A classifier that stays accurate when modalities are missing, with scikit-learn's interface.
 
-    `X` may be a `MultimodalArrays` or dict of modalities, a data frame whose column prefixes are modalities, or an array: (N, d) or
-    (N, T, d) of a single modality. Missing values (NaN, None, an empty list) are missing frames or modalities.
+    `X` may be a `MultimodalArrays` or dict of modalities, a data frame whose column prefixes are
+    modalities, or an array: (N, d) or (N, T, d) of a single modality. Missing values (NaN, None, an
+    empty list) are missing frames or modalities.
 
     Args:
         preset: of settings, by name; None: the defaults.
         validation_fraction: share of the samples, by whole groups, by which training is watched.
         random_state: seed of everything random.
-        **overrides: over the preset's settings, nested (`student={"epochs": 8}`) or flat (`student__epochs=8`), as of
-            `corrkd.load_settings`.
+        **overrides: over the preset's settings, nested (`student={"epochs": 8}`) or flat
+            (`student__epochs=8`), as of `corrkd.load_settings`.
 
     Attributes:
         classes_: (K,) the classes.
@@ -134,7 +153,8 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         >>> import numpy as np
         >>> from corrkd import CorrKDClassifier
         >>> rng, y = np.random.default_rng(0), np.arange(60) % 2
-        >>> X = {"audio": rng.normal(size=(60, 4)) + y[:, None], "text": rng.normal(size=(60, 3, 2)) - y[:, None, None]}
+        >>> audio = rng.normal(size=(60, 4)) + y[:, None]
+        >>> X = {"audio": audio, "text": rng.normal(size=(60, 3, 2)) - y[:, None, None]}
         >>> quick = {"teacher": {"epochs": 2}, "student": {"epochs": 8}}
         >>> model = CorrKDClassifier(preset=None, **quick).fit(X, y)
         >>> model.predict_proba(X).shape, model.score(X, y, missing="audio") > 0.5
@@ -155,11 +175,13 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         for name, value in overrides.items():
             if not _is_setting(name):
                 raise TypeError(
-                    f"CorrKDClassifier: no parameter {name!r}; settings are {', '.join(Settings.model_fields)}"
+                    f"CorrKDClassifier: no parameter {name!r}; settings are "
+                    f"{', '.join(Settings.model_fields)}"
                 )
             setattr(self, name, value)
 
-    # ------------------------------------------------------------------------------------------------------- parameters
+    # ----------------------------------------------------------------------------------------------
+    # parameters
 
     @property
     def _overrides(self) -> dict[str, Any]:
@@ -188,7 +210,8 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags.input_tags.three_d_array = True
         return tags
 
-    # ---------------------------------------------------------------------------------------------------------- training
+    # ----------------------------------------------------------------------------------------------
+    # training
 
     def fit(self, X: Any, y: Any, groups: Any = None) -> Self:
         """Train teachers out of fold and the student.
@@ -196,8 +219,9 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Args:
             X: N samples.
             y: (N,) classes: numbers or text.
-            groups: (N,) who or what each sample belongs to; samples of one group are never on both sides of a fold. A data frame may
-                have a column `person`, `speaker`, `session` or `video` in its place.
+            groups: (N,) who or what each sample belongs to; samples of one group are never on both
+                sides of a fold. A data frame may have a column `person`, `speaker`, `session` or
+                `video` in its place.
 
         Raises:
             ValueError: for anything wrong with the arguments.
@@ -208,15 +232,24 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             seed = self._seed()
             if groups is not None:
                 check_consistent_length(codes, groups)
-                columns["person"] = np.array([str(name) for name in np.asarray(groups).tolist()], object)
+                columns["person"] = np.array(
+                    [str(name) for name in np.asarray(groups).tolist()], object
+                )
             members = _members(columns, len(codes))
             split = self._split(members, seed)
             names = _class_names(self.classes_)
-            arrays = {**columns, "labels": codes, "class_names": names, "split": split.astype(object)}
+            arrays = {
+                **columns,
+                "labels": codes,
+                "class_names": names,
+                "split": split.astype(object),
+            }
             dataset = tables.read(arrays, NAME, "arrays of an estimator", ReadOptions())
             tree = self._settings(len(np.unique(members[split == SPLITS[0]])))
             network = load_settings(preset=self.preset, **tree).student.network.name
-            made = distil(network, dataset=dataset, preset=self.preset, seed=seed, test=False, settings=tree)
+            made = distil(
+                network, dataset=dataset, preset=self.preset, seed=seed, test=False, settings=tree
+            )
         self.saved_: SavedNetwork = made.student
         self.history_ = made.history
         self.notes_ = [*dataset.notes, *made.notes]
@@ -230,11 +263,14 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
         if len(y) != count:
-            raise EstimatorError(f"X has {count} samples and y has {len(y)}: inconsistent numbers of samples")
+            raise EstimatorError(
+                f"X has {count} samples and y has {len(y)}: inconsistent numbers of samples"
+            )
         classes, codes = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise EstimatorError(
-                f"y holds one class alone, {classes[0]!r}; classifying needs samples of two classes or more"
+                f"y holds one class alone, {classes[0]!r}; classifying needs samples of two "
+                f"classes or more"
             )
         return classes, codes.astype(np.int64)
 
@@ -245,14 +281,21 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _split(self, members: npt.NDArray[np.str_], seed: int) -> npt.NDArray[np.str_]:
         if not 0 < self.validation_fraction < 1:
-            raise EstimatorError(f"validation_fraction must be between 0 and 1, but it is {self.validation_fraction}")
+            raise EstimatorError(
+                f"validation_fraction must be between 0 and 1, but it is {self.validation_fraction}"
+            )
         if len(np.unique(members)) < 2:
-            raise EstimatorError(f"n_samples={len(members)} in one group: training needs two groups of samples or more")
+            raise EstimatorError(
+                f"n_samples={len(members)} in one group: training needs two groups of samples or "
+                f"more"
+            )
         shares = {SPLITS[0]: 1 - self.validation_fraction, SPLITS[1]: self.validation_fraction}
         return dealt(members, shares, seed=seed)
 
     def _settings(self, num_groups: int) -> dict[str, Any]:
-        """The settings over the preset's: those given, and no more folds of teachers than there are groups."""
+        """The settings over the preset's: those given, and no more folds of teachers than there are
+        groups.
+        """
         tree: dict[str, Any] = {"data": {"target": "classes"}, "evaluation": {"split": SPLITS[1]}}
         for key, value in self._overrides.items():
             for section in reversed(key.split("__")[1:]):
@@ -262,7 +305,8 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tree = merged(tree, {"teacher": scaled_folds(folds, num_groups)})
         return tree
 
-    # -------------------------------------------------------------------------------------------------------- prediction
+    # ----------------------------------------------------------------------------------------------
+    # prediction
 
     def predict(self, X: Any, *, missing: str | Sequence[str] = ()) -> npt.NDArray[Any]:
         """Return the likeliest class of each sample, (N,).
@@ -277,28 +321,44 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         chosen: npt.NDArray[Any] = self.predict_proba(X, missing=missing).argmax(1)
         return self.classes_[chosen]
 
-    def predict_proba(self, X: Any, *, missing: str | Sequence[str] = ()) -> npt.NDArray[np.float64]:
-        """Return the probability of each class, (N, K), in the order of `classes_`. Arguments as of `predict`."""
+    def predict_proba(
+        self, X: Any, *, missing: str | Sequence[str] = ()
+    ) -> npt.NDArray[np.float64]:
+        """Return the probability of each class, (N, K), in the order of `classes_`. Arguments as of
+        `predict`.
+        """
         check_is_fitted(self)
         with _value_errors():
             hidden = self._hidden(missing)
             columns = self._columns(X, reset=False)
-            columns = {name: column for name, column in columns.items() if _shows_any(column)} or columns
-            dataset = tables.read(columns, NAME, "arrays of an estimator", ReadOptions(targets=False))
+            columns = {
+                name: column for name, column in columns.items() if _shows_any(column)
+            } or columns
+            dataset = tables.read(
+                columns, NAME, "arrays of an estimator", ReadOptions(targets=False)
+            )
             stray = sorted(set(dataset.modalities) - set(self.modalities_))
             if stray:
                 raise EstimatorError(
-                    f"X has a modality {stray[0]!r}, which was not there in fit; there was {self._listed()}"
+                    f"X has a modality {stray[0]!r}, which was not there in fit; there was "
+                    f"{self._listed()}"
                 )
             split = self.saved_.fit(dataset, partly=True).split(WHOLE)
             predictor = Predictor(self.saved_)
-            batches = [np.arange(start, min(start + BATCH, len(split))) for start in range(0, len(split), BATCH)]
+            batches = [
+                np.arange(start, min(start + BATCH, len(split)))
+                for start in range(0, len(split), BATCH)
+            ]
             logits = [predictor.logits(self._arrays(split.take(rows), hidden)) for rows in batches]
         return _softmax(np.concatenate(logits).astype(np.float64))
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None, *, missing: str | Sequence[str] = ()) -> float:
+    def score(
+        self, X: Any, y: Any, sample_weight: Any = None, *, missing: str | Sequence[str] = ()
+    ) -> float:
         """Return the accuracy. `missing`: modalities that are taken away first."""
-        return float(accuracy_score(y, self.predict(X, missing=missing), sample_weight=sample_weight))
+        return float(
+            accuracy_score(y, self.predict(X, missing=missing), sample_weight=sample_weight)
+        )
 
     def _hidden(self, missing: str | Sequence[str]) -> set[str]:
         names = {missing} if isinstance(missing, str) else set(missing)
@@ -340,17 +400,21 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "ensure_all_finite": "allow-nan",
                 "allow_nd": True,
             }
-            columns = in_memory.columns_of(NAME, {FEATURES: np.asarray(validate_data(self, X, **options))})
+            columns = in_memory.columns_of(
+                NAME, {FEATURES: np.asarray(validate_data(self, X, **options))}
+            )
         named, _ = tables.with_usual_names(NAME, columns, ReadOptions())
         columns = {key: column for key, column in named.items() if key not in NOT_FEATURES}
         if reset and is_mapping and by_name:
             self.n_features_in_ = MultimodalArrays(by_name).shape[1]
         return columns
 
-    # -------------------------------------------------------------------------------------------------------------- disk
+    # ----------------------------------------------------------------------------------------------
+    # disk
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write the model to a folder: that of `corrkd.Predictor.save_pretrained`, and estimator.json.
+        """Write the model to a folder: that of `corrkd.Predictor.save_pretrained`, and
+        estimator.json.
 
         Args:
             path: a new folder, or one with a model to replace.
@@ -380,13 +444,17 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     @classmethod
     def load(cls, path: str | Path) -> CorrKDClassifier:
-        """Return the classifier that `save` wrote. Raises CorrKDError where there is none, or it is damaged."""
+        """Return the classifier that `save` wrote. Raises CorrKDError where there is none, or it is
+        damaged.
+        """
         file = Path(path) / ABOUT
         about = read_json(file)
         predictor = Predictor.from_pretrained(path)
         with refusing(file, "damaged; save the model again"):
             made = cls().set_params(**about["params"])
-            if about["kind"] not in KINDS or len(about["classes"]) != len(predictor.saved.target.classes):
+            if about["kind"] not in KINDS or len(about["classes"]) != len(
+                predictor.saved.target.classes
+            ):
                 raise ValueError("its classes are not the model's")
             made.classes_ = np.array(about["classes"], object if about["kind"] == "O" else None)
             if set(about["modalities"]) != set(predictor.saved.modalities):

@@ -1,4 +1,6 @@
-"""What a run's service shows: its student, beside it teacher and control, and the samples that they were tested on."""
+"""What a run's service shows: its student, beside it teacher and control, and the samples that they
+were tested on.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +38,16 @@ def exhibit_of(
     student = Predictor.from_pretrained(model, device=device)
     predictors = {"student": student}
     if student.run is None:
-        return Exhibit(predictors), ["no run: there is nothing to compare with, and no samples to pick from"]
+        return Exhibit(predictors), [
+            "no run: there is nothing to compare with, and no samples to pick from"
+        ]
     folder = _seed_folder(Path(model).absolute(), student.run)
     control = RunFolder.open(student.run).card.control
     for role, arm in (("teacher", TEACHER), ("control", control)):
         if arm is not None and (folder / arm / f"{arm}.json").is_file():
-            predictors[role] = Predictor(load_network(folder / arm / arm), run=student.run, device=device)
+            predictors[role] = Predictor(
+                load_network(folder / arm / arm), run=student.run, device=device
+            )
     if not samples:
         return Exhibit(predictors), []
     try:
@@ -52,7 +58,9 @@ def exhibit_of(
         split = student.saved.fit(dataset).split(settings.evaluation.split)
     except CorrKDError as error:
         return Exhibit(predictors), [f"no samples to pick from: {error}"]
-    return Exhibit(predictors, split, settings.evaluation.split, truths(split, student.saved.target)), []
+    return Exhibit(
+        predictors, split, settings.evaluation.split, truths(split, student.saved.target)
+    ), []
 
 
 def _seed_folder(model: Path, run: Path) -> Path:
@@ -63,4 +71,6 @@ def _seed_folder(model: Path, run: Path) -> Path:
 def truths(split: Split, target: Target) -> list[str]:
     """What each sample's label is, in words."""
     values, counts = target.of(split, "split")
-    return [target.text(value) if counted else "" for value, counted in zip(values, counts, strict=True)]
+    return [
+        target.text(value) if counted else "" for value, counted in zip(values, counts, strict=True)
+    ]

@@ -1,4 +1,6 @@
-"""From settings to what every seed of an experiment shares: data, target, normalisation, conditions."""
+"""From settings to what every seed of an experiment shares: data, target, normalisation,
+conditions.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,13 @@ from corrkd.data.dataset import SPLITS, IntArray, MultimodalDataset
 from corrkd.data.load import load_dataset
 from corrkd.data.modalities import with_modalities
 from corrkd.data.normalise import Normalisation, fit_normalisation
-from corrkd.data.resample import dependence_groups, group_folds, resampled, seed_rows, with_calibration
+from corrkd.data.resample import (
+    dependence_groups,
+    group_folds,
+    resampled,
+    seed_rows,
+    with_calibration,
+)
 from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import Arm, teachers_of
@@ -36,7 +44,9 @@ LARGEST_SYNTHETIC = 2**31  # numbers: 8 GB
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """The data of an experiment, ready for training. Nothing here depends on a seed but what `at` gives."""
+    """The data of an experiment, ready for training. Nothing here depends on a seed but what `at`
+    gives.
+    """
 
     settings: Settings
     dataset: MultimodalDataset
@@ -50,7 +60,9 @@ class Experiment:
         return torch.float64 if self.settings.precision == "64-true" else torch.float32
 
     def samples(self, split: str) -> Samples:
-        """A split on the device, or read batch by batch where it is larger than the settings allow. Made once."""
+        """A split on the device, or read batch by batch where it is larger than the settings allow.
+        Made once.
+        """
         if split not in self._samples:
             self._samples[split] = Samples(
                 self.dataset.split(split),
@@ -75,10 +87,15 @@ class Experiment:
     @cached_property
     def frames(self) -> dict[str, int]:
         """The most frames T_m by modality over the splits."""
-        return {m: max(s.frames[m].shape[1] for s in self.dataset.splits.values()) for m in self.dataset.modalities}
+        return {
+            m: max(s.frames[m].shape[1] for s in self.dataset.splits.values())
+            for m in self.dataset.modalities
+        }
 
     def at(self, seed: int) -> Experiment:
-        """The experiment of a seed: with its own splits, where the settings ask for such; the target stays the same."""
+        """The experiment of a seed: with its own splits, where the settings ask for such; the
+        target stays the same.
+        """
         resample = self.settings.data.resample
         if resample == ResampleSettings():
             return self
@@ -91,22 +108,31 @@ class Experiment:
         return self._of_seed[seed]
 
     def teacher_folds(self, folds: int, seed: int) -> IntArray:
-        """A fold for each training sample that counts, (n,), none dividing a group: which of so many teachers was not trained on it."""
+        """A fold for each training sample that counts, (n,), none dividing a group: which of so
+        many teachers was not trained on it.
+        """
         return group_folds(self.groups("train"), folds, seed=seed, where="settings: teacher.folds")
 
     def training_ids(self) -> list[str]:
-        """Ids of all samples that some seed trains on and that count for the target, in the order of the data."""
+        """Ids of all samples that some seed trains on and that count for the target, in the order
+        of the data.
+        """
         names = SPLITS[:2] if self.settings.data.resample.folds is not None else SPLITS[:1]
         ids: list[str] = []
         for name in names:
             split = self.dataset.split(name)
-            ids += split.ids[self.target.of(split, f"dataset {self.dataset.name}, {name}")[1]].tolist()
+            ids += split.ids[
+                self.target.of(split, f"dataset {self.dataset.name}, {name}")[1]
+            ].tolist()
         return ids
 
     @property
     def cross_validated(self) -> bool:
         """Whether each seed tests other samples: its own fold."""
-        return self.settings.data.resample.folds is not None and self.settings.evaluation.split == "valid"
+        return (
+            self.settings.data.resample.folds is not None
+            and self.settings.evaluation.split == "valid"
+        )
 
     def conditions(self) -> list[Condition]:
         """What the evaluation runs."""
@@ -114,7 +140,9 @@ class Experiment:
         split = self.dataset.split(name)
         counts = self.target.of(split, f"dataset {self.dataset.name}, {name}")[1]
         incomplete = bool((split.naturally_incomplete() & counts).any())
-        return standard_conditions(self.dataset.modalities, self.settings.evaluation, naturally_incomplete=incomplete)
+        return standard_conditions(
+            self.dataset.modalities, self.settings.evaluation, naturally_incomplete=incomplete
+        )
 
     def projection(self) -> str:
         """The condition whose representations the report shows beside the complete ones."""
@@ -122,7 +150,9 @@ class Experiment:
         return condition(name, self.dataset.modalities).name
 
     def groups(self, split: str) -> npt.NDArray[np.str_]:
-        """Return the group of each sample that counts, (n,): samples that share a person or a video depend on each other."""
+        """Return the group of each sample that counts, (n,): samples that share a person or a video
+        depend on each other.
+        """
         chosen = self.dataset.split(split)
         kept = self.target.of(chosen, f"dataset {self.dataset.name}, {split}")[1]
         groups: npt.NDArray[np.str_] = dependence_groups(chosen)[1][kept]
@@ -130,7 +160,9 @@ class Experiment:
 
     def targets(self, split: str) -> Any:
         """Targets of the samples that count for the target, (n,) or (n, Q)."""
-        values, keep = self.target.of(self.dataset.split(split), f"dataset {self.dataset.name}, {split}")
+        values, keep = self.target.of(
+            self.dataset.split(split), f"dataset {self.dataset.name}, {split}"
+        )
         return values[keep]
 
 
@@ -150,15 +182,23 @@ def prepare(settings: Settings, dataset: MultimodalDataset | None = None) -> Exp
         ("questions", target.questions),
         ("modalities", dataset.modalities),
     ):
-        check_labels(names, f"dataset {dataset.name}: {what}")  # the saved model could not be read otherwise
+        check_labels(
+            names, f"dataset {dataset.name}: {what}"
+        )  # the saved model could not be read otherwise
     normalisation = _normalisation(dataset, settings.data)
     experiment = Experiment(settings, dataset, target, normalisation, pick_device(settings.device))
-    experiment.conditions(), experiment.projection()  # a wrong name is an error now, not after the training
+    (
+        experiment.conditions(),
+        experiment.projection(),
+    )  # a wrong name is an error now, not after the training
     return experiment
 
 
-def prepared_data(settings: Settings, dataset: MultimodalDataset | None = None) -> tuple[MultimodalDataset, Target]:
-    """Return the dataset with the modalities and splits that the settings ask for, and its target. Arguments as of `prepare`.
+def prepared_data(
+    settings: Settings, dataset: MultimodalDataset | None = None
+) -> tuple[MultimodalDataset, Target]:
+    """Return the dataset with the modalities and splits that the settings ask for, and its target.
+    Arguments as of `prepare`.
 
     Raises:
         CorrKDError: the data cannot be read, or lack a split, a modality or the target.
@@ -173,20 +213,26 @@ def prepared_data(settings: Settings, dataset: MultimodalDataset | None = None) 
 
 
 def _normalisation(dataset: MultimodalDataset, settings: DataSettings) -> Normalisation:
-    return fit_normalisation(dataset.split("train"), settings.normalise, settings.clip, tokens=dataset.tokens)
+    return fit_normalisation(
+        dataset.split("train"), settings.normalise, settings.clip, tokens=dataset.tokens
+    )
 
 
 def check_splits(experiment: Experiment, arms: Sequence[Arm]) -> None:
-    """Raise CorrKDError where a seed cannot have its splits or folds, or an arm would choose an epoch on the fold that it is tested on."""
+    """Raise CorrKDError where a seed cannot have its splits or folds, or an arm would choose an
+    epoch on the fold that it is tested on.
+    """
     settings, dataset = experiment.settings, experiment.dataset
     resample = settings.data.resample
     if resample != ResampleSettings() and settings.evaluation.split == "train":
         raise CorrKDError(
-            "settings: evaluation.split = train: with data.resample every seed has another; set valid or test"
+            "settings: evaluation.split = train: with data.resample every seed has another; set "
+            "valid or test"
         )
     if settings.data.calibration is not None and settings.evaluation.split != "test":
         raise CorrKDError(
-            f"settings: data.calibration makes prediction sets for the test split alone; with evaluation.split = "
+            f"settings: data.calibration makes prediction sets for the test split alone; with "
+            f"evaluation.split = "
             f"{settings.evaluation.split} set it to null"
         )
     stages = {arm.name: arm.training for arm in arms}
@@ -195,12 +241,15 @@ def check_splits(experiment: Experiment, arms: Sequence[Arm]) -> None:
     for name, stage in stages.items():
         if experiment.cross_validated and stage.keep != "last":
             raise CorrKDError(
-                f"settings: {name}: keep = {stage.keep} would choose an epoch on the fold that is judged; with data.resample.folds and "
+                f"settings: {name}: keep = {stage.keep} would choose an epoch on the fold that "
+                f"is judged; with data.resample.folds and "
                 "tests (or a search) on valid, set teacher.keep and student.keep to last"
             )
     for seed in settings.seeds:
         members = training_members(dataset, experiment.target, resample, seed)
-        for index, line in enumerate(settings.teacher.committee if settings.teacher.outputs is None else []):
+        for index, line in enumerate(
+            settings.teacher.committee if settings.teacher.outputs is None else []
+        ):
             if line.folds is not None:
                 where = "teacher.folds" if index == 0 else f"teacher.others.{index - 1}: folds"
                 group_folds(members, line.folds, seed=0, where=f"settings: {where}")
@@ -254,13 +303,18 @@ def synthetic_spec(changes: Mapping[str, Any]) -> SyntheticSpec:
     known = SyntheticSpec.__dataclass_fields__
     for key in changes:
         if key not in known:
-            raise CorrKDError(f"settings: data.synthetic.{key} is unknown; allowed there: {', '.join(known)}")
+            raise CorrKDError(
+                f"settings: data.synthetic.{key} is unknown; allowed there: {', '.join(known)}"
+            )
     try:
         spec = SyntheticSpec(**changes)
-        size = sum(law.frames * law.width for law in spec.laws().values()) * (spec.train + spec.valid + spec.test)
+        size = sum(law.frames * law.width for law in spec.laws().values()) * (
+            spec.train + spec.valid + spec.test
+        )
         if size > LARGEST_SYNTHETIC or spec.classes > MOST_CLASSES:
             raise ValueError(
-                f"asks for {size:.1e} numbers and {spec.classes} classes; at most {LARGEST_SYNTHETIC:.1e}, {MOST_CLASSES}"
+                f"asks for {size:.1e} numbers and {spec.classes} classes; at most "
+                f"{LARGEST_SYNTHETIC:.1e}, {MOST_CLASSES}"
             )
         return spec
     except (TypeError, ValueError) as error:
@@ -268,12 +322,19 @@ def synthetic_spec(changes: Mapping[str, Any]) -> SyntheticSpec:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; `auto` is a GPU where there is one. Raises CorrKDError where the machine lacks it."""
+    """The device of that name; `auto` is a GPU where there is one. Raises CorrKDError where the
+    machine lacks it.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     if not available.get(name):
         raise CorrKDError(
-            f"device {name!r} is not there; use {', '.join(n for n, there in available.items() if there)}"
+            f"device {name!r} is not there; use "
+            f"{', '.join(n for n, there in available.items() if there)}"
         )
     return torch.device(name)

@@ -1,8 +1,9 @@
 """The folder of a plan: its layout, who may write in it, and which settings and data it belongs to.
 
 OUT/plan.yaml, results.csv, failures.csv, report.html, report.md, tables/, figures/, reported.csv
-OUT/DATASET/run.json, settings.yaml, data.safetensors (of a dataset that was in memory), results.csv, costs.csv, groups.csv
-OUT/DATASET/seed-N/ARM/ARM.safetensors, ARM.json, history.csv, predictions.parquet, results.csv, ...
+OUT/DATASET/run.json, settings.yaml, data.safetensors (of a dataset that was in memory),
+results.csv, costs.csv, groups.csv OUT/DATASET/seed-N/ARM/ARM.safetensors, ARM.json, history.csv,
+predictions.parquet, results.csv, ...
 """
 
 from __future__ import annotations
@@ -28,15 +29,29 @@ from corrkd.report.run_folder import Card
 
 SETTINGS, RESULTS, COSTS, GROUPS = "settings.yaml", "results.csv", "costs.csv", "groups.csv"
 DATA = "data.safetensors"
-# What is written in a dataset's folder and beside the datasets. What says what a folder is comes first, and is removed last.
+# What is written in a dataset's folder and beside the datasets. What says what a folder is comes
+# first, and is removed last.
 IN_DATASET = (SETTINGS, RUN, DATA, RESULTS, COSTS, GROUPS, "seed-*")
-BESIDE_DATASETS = (PLAN, RESULTS, FAILURES, REPORTED, "report.html", "report.md", "figures", "tables")
+BESIDE_DATASETS = (
+    PLAN,
+    RESULTS,
+    FAILURES,
+    REPORTED,
+    "report.html",
+    "report.md",
+    "figures",
+    "tables",
+)
 OF_VERSION_01 = ("compare.yaml", RUN)
 
 
 def locked(out: Path) -> AbstractContextManager[None]:
-    """Only one process writes in a folder at a time. The lock goes with the process, however it ends."""
-    return exclusive(out, f"{out}: another process is writing this run; wait for it or choose another folder")
+    """Only one process writes in a folder at a time. The lock goes with the process, however it
+    ends.
+    """
+    return exclusive(
+        out, f"{out}: another process is writing this run; wait for it or choose another folder"
+    )
 
 
 def check(out: Path, *, overwrite: bool, continues: bool) -> None:
@@ -49,23 +64,31 @@ def check(out: Path, *, overwrite: bool, continues: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise CorrKDError(f"{out}: is a file; choose another folder")
-    inside = [p.name for p in out.iterdir() if p.name != ".lock" and p.suffix != ".part"] if out.is_dir() else []
+    inside = (
+        [p.name for p in out.iterdir() if p.name != ".lock" and p.suffix != ".part"]
+        if out.is_dir()
+        else []
+    )
     if not inside:
         return
     if PLAN not in inside:
         if any(name in inside for name in OF_VERSION_01):
             raise CorrKDError(
-                f"{out}: holds a run of corrkd 0.1, which this version cannot go on with; choose another folder"
+                f"{out}: holds a run of corrkd 0.1, which this version cannot go on with; choose "
+                f"another folder"
             )
         raise CorrKDError(f"{out}: holds other files and no run; choose another folder")
     if not (overwrite or continues):
         raise CorrKDError(
-            f"{out}: holds a run already; go on with `corrkd resume {out}`, or start anew with --overwrite"
+            f"{out}: holds a run already; go on with `corrkd resume {out}`, or start anew with "
+            f"--overwrite"
         )
 
 
 def empty(out: Path, datasets: Iterable[str]) -> None:
-    """Remove what a plan with these datasets wrote, and nothing else. Raises CorrKDError where something cannot be removed."""
+    """Remove what a plan with these datasets wrote, and nothing else. Raises CorrKDError where
+    something cannot be removed.
+    """
     datasets = list(datasets)
     refuse_links(out, datasets)
     try:
@@ -89,11 +112,14 @@ def _remove(folder: Path, patterns: tuple[str, ...]) -> None:
 
 
 def refuse_links(out: Path, datasets: Iterable[str]) -> None:
-    """Raise CorrKDError where a dataset's folder is a link: nothing outside the plan's folder is written or removed."""
+    """Raise CorrKDError where a dataset's folder is a link: nothing outside the plan's folder is
+    written or removed.
+    """
     for name in datasets:
         if (out / name).is_symlink():
             raise CorrKDError(
-                f"{out / name}: is a link to another folder; remove the link, or put the folder itself there"
+                f"{out / name}: is a link to another folder; remove the link, or put the folder "
+                f"itself there"
             )
 
 
@@ -103,7 +129,9 @@ def write_settings(folder: Path, settings: Settings) -> None:
 
 
 def with_whole_paths(settings: Settings) -> Settings:
-    """Return the settings with absolute paths of the data, so that a run resumes from any working directory."""
+    """Return the settings with absolute paths of the data, so that a run resumes from any working
+    directory.
+    """
     data = settings.data
     absolute = {name: value.resolve() for name, value in data if isinstance(value, Path)}
     path = str(Path(data.path).resolve()) if Path(data.path).exists() else data.path
@@ -117,21 +145,26 @@ def with_whole_paths(settings: Settings) -> Settings:
 
 
 def settings_of(folder: Path, *, unchanged: bool = False) -> Settings:
-    """Return the settings of a dataset's folder. Raises CorrKDError where it holds none; `unchanged`: also where they were edited."""
+    """Return the settings of a dataset's folder. Raises CorrKDError where it holds none;
+    `unchanged`: also where they were edited.
+    """
     if not (folder / SETTINGS).is_file():
         raise CorrKDError(f"{folder}: not a run folder (no {SETTINGS})")
     if unchanged:
         check_yaml_digest(
-            folder / SETTINGS, "put it back to go on, or begin another run with `corrkd run --settings` and this file"
+            folder / SETTINGS,
+            "put it back to go on, or begin another run with `corrkd run --settings` and this file",
         )
     return load_settings(folder / SETTINGS)
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Write run.json; where there is one, it must be as it was written, and data and version the same.
+    """Write run.json; where there is one, it must be as it was written, and data and version the
+    same.
 
     Raises:
-        CorrKDError: where the run began with other data, or with another version, or the file was changed.
+        CorrKDError: where the run began with other data, or with another version, or the file was
+            changed.
     """
     path = folder / RUN
     if path.is_file():
@@ -141,16 +174,19 @@ def write_card(folder: Path, card: Card) -> None:
             taught_by = str(tree.get("teacher_outputs", ""))
         if version != card.corrkd:
             raise CorrKDError(
-                f"{folder}: was begun with corrkd {version}, and this is {card.corrkd}, whose numbers may differ; choose another "
+                f"{folder}: was begun with corrkd {version}, and this is {card.corrkd}, whose "
+                f"numbers may differ; choose another "
                 "folder, or go on with that version"
             )
         if sha256 != card.dataset.sha256:
             raise CorrKDError(
-                f"{folder}: the data has changed since the run began (SHA-256 was {sha256[:12]}...); start a new run"
+                f"{folder}: the data has changed since the run began (SHA-256 was "
+                f"{sha256[:12]}...); start a new run"
             )
         if taught_by != card.teacher_outputs:
             raise CorrKDError(
-                f"{folder}: the file of teacher.outputs has changed since the run began (SHA-256 was {taught_by[:12]}...); start a new run"
+                f"{folder}: the file of teacher.outputs has changed since the run began (SHA-256 "
+                f"was {taught_by[:12]}...); start a new run"
             )
         check_digest(tree, path, "delete it to go on")
     write_text(path, json_text(with_digest(card.model_dump(mode="json"))))

@@ -1,4 +1,6 @@
-"""One run: an arm trained with one seed on one dataset, then tested. What its folder holds already is not done again."""
+"""One run: an arm trained with one seed on one dataset, then tested. What its folder holds already
+is not done again.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,8 @@ class Job:
         dataset_plan: the plan of the dataset.
         arm, seed: which.
         evaluate: whether the arm is tested, too.
-        teachers: the dataset's folder that holds the teachers, done before; default: its own, whose jobs train them.
+        teachers: the dataset's folder that holds the teachers, done before; default: its own, whose
+            jobs train them.
     """
 
     dataset: Path
@@ -79,7 +82,9 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to do: results.csv is written last of a test, the cost last of a training."""
+        """Whether nothing is left to do: results.csv is written last of a test, the cost last of a
+        training.
+        """
         return (self.folder / (RESULTS if self.evaluate else COST)).is_file()
 
     @property
@@ -90,18 +95,31 @@ class Job:
     @property
     def chooses_budget(self) -> bool:
         """Whether it chooses the number of epochs of the arm's other seeds."""
-        return self.dataset_plan.chooses(self.arm) and self.seed == self.dataset_plan.settings.seeds[0]
+        return (
+            self.dataset_plan.chooses(self.arm) and self.seed == self.dataset_plan.settings.seeds[0]
+        )
 
     @cached_property
     def needs(self) -> tuple[Key, ...]:
-        """The jobs that have to be done before: the teacher's, and the one that chooses the number of epochs."""
+        """The jobs that have to be done before: the teacher's, and the one that chooses the number
+        of epochs.
+        """
         name, dataset_plan = self.dataset.name, self.dataset_plan
         taught_by = teachers_of(
-            [resolve(self.arm, dataset_plan.arms[self.arm], dataset_plan.settings)], dataset_plan.settings
+            [resolve(self.arm, dataset_plan.arms[self.arm], dataset_plan.settings)],
+            dataset_plan.settings,
         )
-        teacher = [] if self.teachers is not None else [(name, teacher, self.seed) for teacher in taught_by]
+        teacher = (
+            []
+            if self.teachers is not None
+            else [(name, teacher, self.seed) for teacher in taught_by]
+        )
         first = dataset_plan.settings.seeds[0]
-        leading = [(name, self.arm, first)] if dataset_plan.chooses(self.arm) and self.seed != first else []
+        leading = (
+            [(name, self.arm, first)]
+            if dataset_plan.chooses(self.arm) and self.seed != first
+            else []
+        )
         return (*teacher, *leading)
 
     def trainings(self, experiment: Experiment) -> list[Training]:
@@ -143,12 +161,14 @@ def arm_folder(dataset: Path, arm: str, seed: int) -> Path:
 
 
 def attempt(job: Job, experiment: Experiment, reporter: Reporter | None = None) -> str | None:
-    """Carry out a job; return the line of its error, or None. An error of unknown cause leaves its traceback in the job's log.
+    """Carry out a job; return the line of its error, or None. An error of unknown cause leaves its
+    traceback in the job's log.
 
     Args:
         job: what is to be done.
         experiment: of the dataset.
-        reporter: where progress goes; default: a file in the job's folder, for the process that waits.
+        reporter: where progress goes; default: a file in the job's folder, for the process that
+            waits.
     """
     try:
         make_folder(job.folder)
@@ -165,7 +185,8 @@ def attempt(job: Job, experiment: Experiment, reporter: Reporter | None = None) 
 
 
 def carry_out_together(jobs: Sequence[Job], experiment: Experiment, reporter: Reporter) -> None:
-    """Do at once what is left of jobs of one arm, where the settings say so; `carry_out` then finds it done.
+    """Do at once what is left of jobs of one arm, where the settings say so; `carry_out` then finds
+    it done.
 
     What fails stops the others at once with it: then each is done alone, and fails or not.
     """
@@ -193,7 +214,8 @@ def carry_out_together(jobs: Sequence[Job], experiment: Experiment, reporter: Re
             _test(tested[first : first + count], experiment, reporter)
     except Exception as error:  # whatever a method does, each is tried alone
         reporter.say(
-            f"{left[0].arm}: not at once, but one by one: {' '.join(str(error).split()) or type(error).__name__}"
+            f"{left[0].arm}: not at once, but one by one: "
+            f"{' '.join(str(error).split()) or type(error).__name__}"
         )
 
 
@@ -209,13 +231,24 @@ def carry_out(job: Job, experiment: Experiment, reporter: Reporter) -> None:
         _test([job], experiment, reporter)
 
 
-def _train(job: Job, experiment: Experiment, fabric: Fabric, reporter: Reporter, *, resumed: bool) -> None:
-    """Train what is left of a job's arm, and record what it cost, unless it was interrupted and resumed."""
+def _train(
+    job: Job, experiment: Experiment, fabric: Fabric, reporter: Reporter, *, resumed: bool
+) -> None:
+    """Train what is left of a job's arm, and record what it cost, unless it was interrupted and
+    resumed.
+    """
     seed, folder = job.seed, job.folder
     arms = arms_of(job.dataset_plan)
     planned = next(arm for arm in arms if arm.name == job.arm)
     taught_in = job.taught_in(planned)
-    train = partial(train_arm, experiment=experiment, seed=seed, fabric=fabric, reporter=reporter, taught_in=taught_in)
+    train = partial(
+        train_arm,
+        experiment=experiment,
+        seed=seed,
+        fabric=fabric,
+        reporter=reporter,
+        taught_in=taught_in,
+    )
     train(with_epochs(planned, _epochs(job, planned, train)), folder, teaching=job.teaching(arms))
     if is_first_process() and not (folder / COST).is_file():
         write_text(folder / COST, json_text(with_digest(_cost(job, fabric.device, resumed))))
@@ -229,31 +262,45 @@ def _test(jobs: Sequence[Job], experiment: Experiment, reporter: Reporter) -> No
     arm = next(arm for arm in arms_of(first.dataset_plan) if arm.name == first.arm)
     samples = swept_samples(experiment)
     seeds = ", ".join(str(job.seed) for job in jobs)
-    with reporter.task(f"seed {seeds}  {arm.name}: evaluation", len(jobs) * sum(map(len, samples.values()))) as task:
+    with reporter.task(
+        f"seed {seeds}  {arm.name}: evaluation", len(jobs) * sum(map(len, samples.values()))
+    ) as task:
         tested = evaluate_arm(arm, experiment, samples, [job.folder for job in jobs], task.step)
         for job, of_job in zip(jobs, tested, strict=True):
             write_tested(job.folder, of_job, experiment, job.seed)
 
 
 def _epochs(job: Job, arm: Arm, train: Callable[[Arm, Path], None]) -> int:
-    """For how many epochs an arm trains: as the plan says, or as chosen here or by the job that leads."""
+    """For how many epochs an arm trains: as the plan says, or as chosen here or by the job that
+    leads.
+    """
     dataset_plan, folder = job.dataset_plan, job.folder
     if read_budget(folder) is not None or job.chooses_budget:
-        return choose_budget(arm, dataset_plan.budget or BudgetRule(), job.seed, folder, train).epochs
+        return choose_budget(
+            arm, dataset_plan.budget or BudgetRule(), job.seed, folder, train
+        ).epochs
     if not dataset_plan.chooses(arm.name):
         return dataset_plan.epochs.get(arm.name, arm.training.epochs)
     first = dataset_plan.settings.seeds[0]
     budget = read_budget(arm_folder(job.dataset, job.arm, first))
     if budget is None:
-        raise CorrKDError(f"no budget was chosen: the training with seed {first}, which chooses it, has failed")
+        raise CorrKDError(
+            f"no budget was chosen: the training with seed {first}, which chooses it, has failed"
+        )
     return budget.epochs
 
 
 def _cost(job: Job, device: torch.device, resumed: bool) -> dict[str, float | None]:
-    """What the training took. Seconds and memory of one that was stopped and resumed are not recorded whole."""
+    """What the training took. Seconds and memory of one that was stopped and resumed are not
+    recorded whole.
+    """
     path = job.folder / "timings.csv"  # absent where a kill came between the model and its timing
     with refusing(path, "damaged; delete it to go on"):
-        timings = read_csv(path).set_index("stage")["seconds"] if path.is_file() else pd.Series(dtype=float)
+        timings = (
+            read_csv(path).set_index("stage")["seconds"]
+            if path.is_file()
+            else pd.Series(dtype=float)
+        )
     saved = load_network(job.folder / job.arm)
     return {
         "parameters": sum(p.numel() for p in saved.network.parameters()),
@@ -271,7 +318,9 @@ class FileReporter(Reporter):
         self._path = path
 
     @contextmanager
-    def task(self, title: str, total: int, done: int = 0, *, remaining: bool = False) -> Iterator[Task]:
+    def task(
+        self, title: str, total: int, done: int = 0, *, remaining: bool = False
+    ) -> Iterator[Task]:
         """A piece of work whose state the file holds."""
         yield _Line(self._path, title.split()[-1], total, done)
 

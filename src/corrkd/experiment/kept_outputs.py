@@ -1,7 +1,7 @@
 """The outputs of a seed's teachers on disk, so that all its students share them.
 
-A file is taken for what it is named after only where its digest, over its tensors and all that they depend on, is the expected one.
-Else it is written anew: nothing is lost by that but time.
+A file is taken for what it is named after only where its digest, over its tensors and all that they
+depend on, is the expected one. Else it is written anew: nothing is lost by that but time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ FILE = "outputs.safetensors"
 
 
 def kept_outputs(
-    path: Path, depends_on: Mapping[str, Any], device: torch.device, compute: Callable[[], TeacherOutputs]
+    path: Path,
+    depends_on: Mapping[str, Any],
+    device: torch.device,
+    compute: Callable[[], TeacherOutputs],
 ) -> TeacherOutputs:
     """Return the outputs that a file holds, or compute them and write the file.
 
@@ -67,4 +70,6 @@ def _write(path: Path, depends_on: Mapping[str, Any], outputs: TeacherOutputs) -
 
 def _digest(tensors: Mapping[str, Tensor], depends_on: Mapping[str, Any]) -> str:
     facts = json.dumps(depends_on, sort_keys=True).encode()
-    return hashlib.sha256(b"%d\n%s%s" % (len(facts), facts, save_tensors(dict(tensors)))).hexdigest()
+    return hashlib.sha256(
+        b"%d\n%s%s" % (len(facts), facts, save_tensors(dict(tensors)))
+    ).hexdigest()

@@ -1,4 +1,6 @@
-"""A plan: arms x datasets x seeds. `corrkd run` is a plan of three arms on one dataset. Its folder keeps it as it was resolved."""
+"""A plan: arms x datasets x seeds. `corrkd run` is a plan of three arms on one dataset. Its folder
+keeps it as it was resolved.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,16 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from corrkd.errors import CorrKDError
-from corrkd.experiment.arm import GROUPS, STUDENT, TEACHER, WITHOUT_TEACHER, Arm, laid_over, resolve, teachers_of
+from corrkd.experiment.arm import (
+    GROUPS,
+    STUDENT,
+    TEACHER,
+    WITHOUT_TEACHER,
+    Arm,
+    laid_over,
+    resolve,
+    teachers_of,
+)
 from corrkd.experiment.budget import BudgetRule
 from corrkd.experiment.folder import BESIDE_DATASETS
 from corrkd.experiment.settings import ArmSettings, Settings, read_yaml, settings_of_tree
@@ -25,7 +36,10 @@ RUN_ARMS = {
     STUDENT: ArmSettings(),
     "control": ArmSettings(method={"name": WITHOUT_TEACHER}, title="No-distillation control"),
 }
-REFERENCES, CONTROLS = (STUDENT, "corrkd"), ("control", WITHOUT_TEACHER)  # by the names of their arms
+REFERENCES, CONTROLS = (
+    (STUDENT, "corrkd"),
+    ("control", WITHOUT_TEACHER),
+)  # by the names of their arms
 MOST_SEEDS = 10_000
 MOST_ARMS, MOST_DATASETS = 1_000, 1_000
 NO_SEARCH = "none: every method has its default settings"
@@ -52,7 +66,9 @@ class DatasetPlan(Strict):
         check_names(arms, "plan: arm")
         for name in _BESIDE_MODELS:
             if name in arms:
-                raise CorrKDError(f"plan: arm {name!r}: a file of that name lies beside the model; choose another")
+                raise CorrKDError(
+                    f"plan: arm {name!r}: a file of that name lies beside the model; choose another"
+                )
         return arms
 
     def chooses(self, arm: str) -> bool:
@@ -61,7 +77,9 @@ class DatasetPlan(Strict):
 
     @property
     def reference(self) -> str:
-        """The arm that the others are compared with: the student of a run, CorrKD of a comparison; else the last one."""
+        """The arm that the others are compared with: the student of a run, CorrKD of a comparison;
+        else the last one.
+        """
         return next((name for name in REFERENCES if name in self.arms), list(self.arms)[-1])
 
     @property
@@ -97,24 +115,31 @@ class Plan(Strict):
         for name, dataset_plan in self.datasets.items():
             # Only what was set: what an arm leaves open is its method's, or the ablation's.
             tree["datasets"][name]["arms"] = {
-                arm: changes.model_dump(mode="json", exclude_unset=True) for arm, changes in dataset_plan.arms.items()
+                arm: changes.model_dump(mode="json", exclude_unset=True)
+                for arm, changes in dataset_plan.arms.items()
             }
         return yaml_with_digest(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
 def arms_of(dataset_plan: DatasetPlan) -> list[Arm]:
     """Return a dataset's arms, resolved."""
-    return [resolve(name, changes, dataset_plan.settings) for name, changes in dataset_plan.arms.items()]
+    return [
+        resolve(name, changes, dataset_plan.settings) for name, changes in dataset_plan.arms.items()
+    ]
 
 
 def with_teachers(arms: Mapping[str, ArmSettings], settings: Settings) -> dict[str, ArmSettings]:
     """Return the arms with those ahead of them that teach one and are not among them."""
-    teachers = teachers_of([resolve(name, changes, settings) for name, changes in arms.items()], settings)
+    teachers = teachers_of(
+        [resolve(name, changes, settings) for name, changes in arms.items()], settings
+    )
     return {**{name: ArmSettings() for name in teachers if name not in arms}, **arms}
 
 
 def plan_of_run(settings: Settings) -> Plan:
-    """Return the plan of `corrkd run`: teacher (but for one from outside), student and control on one dataset."""
+    """Return the plan of `corrkd run`: teacher (but for one from outside), student and control on
+    one dataset.
+    """
     arms = dict(RUN_ARMS)
     if settings.teacher.outputs is not None:
         del arms[TEACHER]
@@ -123,18 +148,28 @@ def plan_of_run(settings: Settings) -> Plan:
 
 
 def dataset_name(data: DataSettings) -> str:
-    """Return what the folder of a dataset is called in a run: as the settings name it, else as its file."""
+    """Return what the folder of a dataset is called in a run: as the settings name it, else as its
+    file.
+    """
     name = _name_of(data.path) if data.name is None else file_names([data.name])[data.name]
-    return name if not any(Path(name).match(pattern) for pattern in BESIDE_DATASETS) else f"data-{name}"
+    return (
+        name
+        if not any(Path(name).match(pattern) for pattern in BESIDE_DATASETS)
+        else f"data-{name}"
+    )
 
 
 def check_dataset_names(names: Iterable[str]) -> None:
-    """Raise CorrKDError where a dataset's name is not fit for its folder, or is that of something else beside it."""
+    """Raise CorrKDError where a dataset's name is not fit for its folder, or is that of something
+    else beside it.
+    """
     names = list(names)
     check_names(names, "plan: dataset")
     for name in names:
         if any(Path(name).match(pattern) for pattern in BESIDE_DATASETS):
-            raise CorrKDError(f"plan: dataset {name!r}: the folder has another use for the name; choose another")
+            raise CorrKDError(
+                f"plan: dataset {name!r}: the folder has another use for the name; choose another"
+            )
 
 
 def load_plan(
@@ -150,8 +185,9 @@ def load_plan(
 ) -> Plan:
     """A plan from a YAML file and/or the command line, which lies over the file.
 
-    The file's keys: `datasets`, by name {settings: as of a run, arms: changes there}; `arms`, a list of names or {name: changes};
-    `seeds`, `jobs`, `search`; `budget`, "doubling" (the default), "fixed", or the rule's own keys.
+    The file's keys: `datasets`, by name {settings: as of a run, arms: changes there}; `arms`, a
+    list of names or {name: changes}; `seeds`, `jobs`, `search`; `budget`, "doubling" (the default),
+    "fixed", or the rule's own keys.
 
     Args:
         source: the file.
@@ -161,8 +197,8 @@ def load_plan(
         seeds: of every run.
         jobs: runs at once.
         overrides: `key=value` settings of every dataset.
-        budget: "doubling": an arm's number of epochs is doubled until its validation score gains little (`corrkd.experiment.budget`);
-            "fixed": it is the settings'.
+        budget: "doubling": an arm's number of epochs is doubled until its validation score gains
+            little (`corrkd.experiment.budget`); "fixed": it is the settings'.
 
     Raises:
         CorrKDError: for an unknown key, value or method, or a name that no folder can have.
@@ -171,22 +207,33 @@ def load_plan(
     unknown = set(tree) - {"datasets", "arms", "seeds", "jobs", "search", "budget"}
     if unknown:
         raise CorrKDError(
-            f"plan {source}: {quoted(min(unknown))} is unknown; allowed: datasets, arms, seeds, jobs, search, budget"
+            f"plan {source}: {quoted(min(unknown))} is unknown; allowed: datasets, arms, seeds, "
+            f"jobs, search, budget"
         )
     common_budget = tree.get("budget", "doubling")
     common = _named(tree.get("arms"), "arms")
     if arms is not None:
         common = {name: common.get(name, {}) for name in expanded(arms)}
-    from_paths = {_name_of(path): {"settings": {"preset": preset, "data": {"path": path}}} for path in data}
+    from_paths = {
+        _name_of(path): {"settings": {"preset": preset, "data": {"path": path}}} for path in data
+    }
     if len(from_paths) < len(data):
         raise CorrKDError("plan: two datasets have one name; name them in a file under `datasets`")
-    datasets = from_paths or tree.get("datasets") or {"synthetic": {"settings": {"preset": preset or "synthetic"}}}
+    datasets = (
+        from_paths
+        or tree.get("datasets")
+        or {"synthetic": {"settings": {"preset": preset or "synthetic"}}}
+    )
     if not isinstance(datasets, Mapping):
-        raise CorrKDError(f"plan {source}: datasets: expected {{name: {{settings: ..., arms: ...}}}}")
+        raise CorrKDError(
+            f"plan {source}: datasets: expected {{name: {{settings: ..., arms: ...}}}}"
+        )
     chosen_seeds = _seeds(tree.get("seeds") if seeds is None else seeds)
     shared = {} if chosen_seeds is None else {"seeds": chosen_seeds}
     plans = {
-        str(name): _dataset(str(name), dataset_plan or {}, common, shared, list(overrides), common_budget, budget)
+        str(name): _dataset(
+            str(name), dataset_plan or {}, common, shared, list(overrides), common_budget, budget
+        )
         for name, dataset_plan in datasets.items()
     }
     chosen = jobs if jobs is not None else tree.get("jobs", 1)
@@ -204,7 +251,10 @@ def _seeds(value: Any) -> list[Any] | None:
         return list(range(value))
     if isinstance(value, Sequence) and not isinstance(value, str):
         return list(value)
-    raise CorrKDError(f"plan: seeds: expected a number from 1 to {MOST_SEEDS:,} or a list (given: {quoted(value)})")
+    raise CorrKDError(
+        f"plan: seeds: expected a number from 1 to {MOST_SEEDS:,} or a list (given: "
+        f"{quoted(value)})"
+    )
 
 
 def read_plan(out: Path, *, unchanged: bool = False) -> Plan:
@@ -222,15 +272,20 @@ def read_plan(out: Path, *, unchanged: bool = False) -> Plan:
         raise CorrKDError(f"{out}: no such folder")
     if not path.is_file():
         raise CorrKDError(
-            f"{out}: holds no {PLAN}; give a folder that this version of `corrkd run` or `corrkd compare` wrote"
+            f"{out}: holds no {PLAN}; give a folder that this version of `corrkd run` or `corrkd "
+            f"compare` wrote"
         )
     if unchanged:
-        check_yaml_digest(path, "put it back, choose another folder, or start anew with --overwrite")
+        check_yaml_digest(
+            path, "put it back, choose another folder, or start anew with --overwrite"
+        )
     tree = read_yaml_file(path)
     try:
         return Plan.model_validate(tree)
     except ValidationError as error:
-        raise CorrKDError(f"{path}: damaged: {first_line(error)}; delete {out}, or choose another folder") from None
+        raise CorrKDError(
+            f"{path}: damaged: {first_line(error)}; delete {out}, or choose another folder"
+        ) from None
 
 
 def _dataset(
@@ -244,8 +299,15 @@ def _dataset(
 ) -> DatasetPlan:
     where = f"plan: datasets.{name}"
     check_dataset_names([name])
-    if not isinstance(dataset_plan, Mapping) or set(dataset_plan) - {"settings", "arms", "budget", "epochs"}:
-        raise CorrKDError(f"{where}: expected {{settings: ..., arms: ..., budget: ..., epochs: ...}}")
+    if not isinstance(dataset_plan, Mapping) or set(dataset_plan) - {
+        "settings",
+        "arms",
+        "budget",
+        "epochs",
+    }:
+        raise CorrKDError(
+            f"{where}: expected {{settings: ..., arms: ..., budget: ..., epochs: ...}}"
+        )
     rule = _budget(dataset_plan.get("budget", common_budget) if budget is None else budget, where)
     dataset_arms = _named(dataset_plan.get("arms"), f"datasets.{name}.arms")
     in_file = dataset_plan.get("settings") or {}
@@ -270,7 +332,8 @@ def _dataset(
         raise CorrKDError(f"{where}.epochs.{min(stray)}: is not among the plan's arms")
     if settings.evaluation.split == "valid" and rule is not None:
         raise CorrKDError(
-            f"{where}: tests on the validation split, by which budgets are chosen; set budget: fixed (or --budget fixed)"
+            f"{where}: tests on the validation split, by which budgets are chosen; set budget: "
+            f"fixed (or --budget fixed)"
         )
     try:
         return DatasetPlan(settings=settings, arms=arms, budget=rule, epochs=epochs)
@@ -285,7 +348,9 @@ def _budget(value: Any, where: str = "plan") -> BudgetRule | None:
     if value is None or value == "fixed":
         return None
     if not isinstance(value, Mapping):
-        raise CorrKDError(f"{where}: budget: expected doubling, fixed, or {{gain: 0.3, doublings: 5}}")
+        raise CorrKDError(
+            f"{where}: budget: expected doubling, fixed, or {{gain: 0.3, doublings: 5}}"
+        )
     try:
         return BudgetRule.model_validate(value)
     except ValidationError as error:

@@ -21,7 +21,9 @@ _LARGEST = 2**25  # the most that glibc takes for the first
 
 
 def make_fabric(settings: Settings) -> Fabric:
-    """Device, precision, and the processes that torchrun or SLURM started, where there are several."""
+    """Device, precision, and the processes that torchrun or SLURM started, where there are
+    several.
+    """
     tf32 = settings.precision == "tf32"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     return _fabric(pick_device(settings.device), "32-true" if tf32 else settings.precision)
@@ -43,7 +45,9 @@ def _fabric(device: torch.device, precision: Any) -> Fabric:
 
 
 def wait_for_all(settings: Settings) -> None:
-    """Wait until every process of one training is here; returns at once where there is a single one."""
+    """Wait until every process of one training is here; returns at once where there is a single
+    one.
+    """
     if world_size() > 1:
         make_fabric(settings).barrier()
 
@@ -59,7 +63,8 @@ def is_first_process() -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc's allocator to reuse blocks of up to 32 MiB, which it otherwise gives back to the kernel after each step.
+    """Ask glibc's allocator to reuse blocks of up to 32 MiB, which it otherwise gives back to the
+    kernel after each step.
 
     Does nothing elsewhere. Changes no result.
     """
@@ -81,13 +86,22 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Return the most bytes held since `reset_peak_memory`, of the GPU or resident in this process; None where the system does not tell."""
+    """Return the most bytes held since `reset_peak_memory`, of the GPU or resident in this process;
+    None where the system does not tell.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "linux":
         # Not getrusage: its figure begins with what the process that started this one held.
         status = Path("/proc/self/status").read_text("utf-8")
-        return next((1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), None)
+        return next(
+            (
+                1024 * int(line.split()[1])
+                for line in status.splitlines()
+                if line.startswith("VmHWM")
+            ),
+            None,
+        )
     if sys.platform != "darwin":
         return None
     import resource

@@ -43,8 +43,11 @@ class Reporter:
             yield
 
     @contextmanager
-    def task(self, title: str, total: int, done: int = 0, *, remaining: bool = False) -> Iterator[Task]:
-        """A piece of work of `total` steps: a bar, or a plain line at its start and every few seconds.
+    def task(
+        self, title: str, total: int, done: int = 0, *, remaining: bool = False
+    ) -> Iterator[Task]:
+        """A piece of work of `total` steps: a bar, or a plain line at its start and every few
+        seconds.
 
         `remaining`: plain lines say how long it will take still; bars do in any case.
         """
@@ -70,7 +73,9 @@ class Task:
 
 
 class _Plain(Task):
-    def __init__(self, reporter: Reporter, title: str, total: int, done: int, *, remaining: bool) -> None:
+    def __init__(
+        self, reporter: Reporter, title: str, total: int, done: int, *, remaining: bool
+    ) -> None:
         self._reporter, self._title, self._total, self._done = reporter, title, total, done
         self._said = self._began = time.monotonic()
         self._before, self._remaining = done, remaining

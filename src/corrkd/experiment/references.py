@@ -1,4 +1,6 @@
-"""What every table is read against, and no training changes: the floors and, where the data's law is known, the ceiling."""
+"""What every table is read against, and no training changes: the floors and, where the data's law
+is known, the ceiling.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,17 @@ Visible = Mapping[str, BoolArray]
 
 
 def references(experiment: Experiment) -> pd.DataFrame:
-    """Return the rows of the floors and the ceiling: "majority", "by-length" where lengths vary, "bayes" on the built-in dataset.
+    """Return the rows of the floors and the ceiling: "majority", "by-length" where lengths vary,
+    "bayes" on the built-in dataset.
 
     Their seed is empty, but where each seed tests a fold of its own.
     """
     if not experiment.cross_validated:
         return _references(experiment)
-    return pd.concat([_references(experiment.at(seed), seed) for seed in experiment.settings.seeds], ignore_index=True)
+    return pd.concat(
+        [_references(experiment.at(seed), seed) for seed in experiment.settings.seeds],
+        ignore_index=True,
+    )
 
 
 def _references(experiment: Experiment, seed: int | str = "") -> pd.DataFrame:
@@ -44,17 +50,25 @@ def _references(experiment: Experiment, seed: int | str = "") -> pd.DataFrame:
     results = [Result(c, draw, c.tested_rows(incomplete), nothing) for c, draw in runs]
     first = [result for result in results if result.draw == 0]
 
-    def floor(name: str, predictions: Mapping[tuple[str, int], npt.NDArray[Any]], of: list[Result]) -> pd.DataFrame:
-        return tabulate_predictions(predictions, of, target, truth, samples.modalities).assign(method=name)
+    def floor(
+        name: str, predictions: Mapping[tuple[str, int], npt.NDArray[Any]], of: list[Result]
+    ) -> pd.DataFrame:
+        return tabulate_predictions(predictions, of, target, truth, samples.modalities).assign(
+            method=name
+        )
 
     constant = np.broadcast_to(target.majority(labels), truth.shape)
     tables = [floor(MAJORITY, {(r.condition.name, 0): constant for r in first}, first)]
     lengths = {m: x[counted] for m, x in train.lengths.items()}
     if lengths_vary(lengths):
-        by_length = LengthFloor(target, labels, lengths, _shown({m: x[counted] for m, x in train.present.items()}))
+        by_length = LengthFloor(
+            target, labels, lengths, _shown({m: x[counted] for m, x in train.present.items()})
+        )
         tested = _lengths(samples)
         predictions = {
-            (c.name, draw): by_length.predict(tested, _shown(_arrays(c.visible(batch, seed=mask_seed, draw=draw))))
+            (c.name, draw): by_length.predict(
+                tested, _shown(_arrays(c.visible(batch, seed=mask_seed, draw=draw)))
+            )
             for c, draw in runs
         }
         tables.append(floor(BY_LENGTH, predictions, results))
@@ -64,10 +78,14 @@ def _references(experiment: Experiment, seed: int | str = "") -> pd.DataFrame:
         for result in results:
             # The ceiling is that of a classifier which knows the frames that noise replaces.
             dropped = result.condition.dropped(batch, seed=mask_seed, draw=result.draw)
-            response = posterior(evaluation.split, _arrays(batch.visible(dropped)))[result.rows].astype(np.float32)
+            response = posterior(evaluation.split, _arrays(batch.visible(dropped)))[
+                result.rows
+            ].astype(np.float32)
             exact.append(Result(result.condition, result.draw, result.rows, response))
         tables.append(tabulate_bayes(exact, samples.modalities).assign(method=BAYES))
-    return pd.concat(tables, ignore_index=True).assign(dataset=experiment.dataset.name, seed=str(seed))
+    return pd.concat(tables, ignore_index=True).assign(
+        dataset=experiment.dataset.name, seed=str(seed)
+    )
 
 
 def _arrays(masks: Mapping[str, Tensor]) -> Visible:

@@ -1,4 +1,6 @@
-"""From a plan to its folder: data, teachers, students, tests, results, report. `run`, `train`, `compare` and `resume` are plans alike."""
+"""From a plan to its folder: data, teachers, students, tests, results, report. `run`, `train`,
+`compare` and `resume` are plans alike.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,16 @@ from corrkd.experiment.stored_data import (
     usual_folder,
 )
 from corrkd.experiment.teachers import others_arms, outputs_from_outside, placeholder_outputs
-from corrkd.files import FAILURES, PLAN, REPORTED, file_names, make_folder, remove_parts, write_bytes, write_text
+from corrkd.files import (
+    FAILURES,
+    PLAN,
+    REPORTED,
+    file_names,
+    make_folder,
+    remove_parts,
+    write_bytes,
+    write_text,
+)
 from corrkd.methods.base import TeacherOutputs
 from corrkd.missing.conditions import AVERAGE
 from corrkd.networks.saved import seed_folders
@@ -56,8 +67,8 @@ class Run:
 
     Attributes:
         folder: with report.html and a folder for each dataset.
-        results: tidy rows: dataset (its folder's name), method, seed (empty for floor and ceiling), condition, draw, metric, value; empty
-            before an evaluation.
+        results: tidy rows: dataset (its folder's name), method, seed (empty for floor and ceiling),
+            condition, draw, metric, value; empty before an evaluation.
         failures: runs without results.
     """
 
@@ -66,8 +77,12 @@ class Run:
     failures: list[Failure]
 
     def average(self, metric: str = "weighted_f1") -> pd.Series[float]:
-        """A metric's mean over the missing subsets ("Avg."), averaged over seeds, by method; of several datasets by dataset and method."""
-        rows = self.results[(self.results["condition"] == AVERAGE) & (self.results["metric"] == metric)]
+        """A metric's mean over the missing subsets ("Avg."), averaged over seeds, by method; of
+        several datasets by dataset and method.
+        """
+        rows = self.results[
+            (self.results["condition"] == AVERAGE) & (self.results["metric"] == metric)
+        ]
         keys = ["dataset", "method"] if rows["dataset"].nunique() > 1 else "method"
         return rows.groupby(keys)["value"].mean()
 
@@ -81,20 +96,24 @@ def run(
     evaluate: bool = True,
     reporter: Reporter | None = None,
 ) -> Run:
-    """Train teacher, student and control for every seed, test them under every missing condition and write the report.
+    """Train teacher, student and control for every seed, test them under every missing condition
+    and write the report.
 
     Args:
-        settings: from `load_settings`, nested keys and values, or a preset's name; or an `Unscaled`, which is scaled to the data
-            (`corrkd.experiment.scaling`). Default: an `Unscaled` where there is a dataset, else of the preset `synthetic`.
-        dataset: in memory, in place of what `data.path` names: a `MultimodalDataset`, or whatever `load_dataset` takes. It is stored in the
-            folder.
-        out: the folder; default: runs/<dataset's name>, as `corrkd.files.file_names` makes a folder's name of it.
+        settings: from `load_settings`, nested keys and values, or a preset's name; or an
+            `Unscaled`, which is scaled to the data (`corrkd.experiment.scaling`). Default: an
+            `Unscaled` where there is a dataset, else of the preset `synthetic`.
+        dataset: in memory, in place of what `data.path` names: a `MultimodalDataset`, or whatever
+            `load_dataset` takes. It is stored in the folder.
+        out: the folder; default: runs/<dataset's name>, as `corrkd.files.file_names` makes a
+            folder's name of it.
         overwrite: replace a run that is there.
         evaluate: whether to test, too.
         reporter: where progress goes; default: nowhere.
 
     Raises:
-        CorrKDError: for anything wrong with settings, data or the folder, or where a training has failed.
+        CorrKDError: for anything wrong with settings, data or the folder, or where a training has
+            failed.
     """
     if settings is None:
         settings = SYNTHETIC if dataset is None else Unscaled()
@@ -110,7 +129,9 @@ def run(
         if dataset is not None:
             data = dataset_in_memory(dataset, settings.data)
     if settings.jobs > 1 and world_size() > 1:
-        raise CorrKDError("settings: jobs > 1 does not go with several processes of one training; set jobs to 1")
+        raise CorrKDError(
+            "settings: jobs > 1 does not go with several processes of one training; set jobs to 1"
+        )
     in_memory: InMemory = {}
     in_file: InMemory = {}
     if dataset is not None and data is not None:
@@ -119,16 +140,28 @@ def run(
         plan = plan_of_run(settings)
         in_file = {} if data is None else dict.fromkeys(plan.datasets, data)
     done = execute(
-        plan, out, in_memory=in_memory, in_file=in_file, overwrite=overwrite, evaluate=evaluate, reporter=reporter
+        plan,
+        out,
+        in_memory=in_memory,
+        in_file=in_file,
+        overwrite=overwrite,
+        evaluate=evaluate,
+        reporter=reporter,
     )
     return _without_failures(done)
 
 
-def _scaled(unscaled: Unscaled, source: Any, reporter: Reporter) -> tuple[Settings, MultimodalDataset]:
-    """Return settings scaled to the data, and the data: in memory, or (source None) as the settings name them. Says what was chosen."""
+def _scaled(
+    unscaled: Unscaled, source: Any, reporter: Reporter
+) -> tuple[Settings, MultimodalDataset]:
+    """Return settings scaled to the data, and the data: in memory, or (source None) as the settings
+    name them. Says what was chosen.
+    """
     settings = unscaled.load()
     if source is None:
-        with reporter.busy(f"reading {settings.data.path}") if is_first_process() else nullcontext():
+        with (
+            reporter.busy(f"reading {settings.data.path}") if is_first_process() else nullcontext()
+        ):
             dataset = read(settings.data)
     else:
         dataset = dataset_in_memory(source, settings.data)
@@ -154,8 +187,9 @@ def compare(
     Args:
         plan: from `load_plan`.
         out: its folder. One that holds a plan goes on with it.
-        datasets: in memory, by name, each a `MultimodalDataset` or whatever `load_dataset` takes; they stand in place of the
-            plan's datasets of these names, or of its only one. They are stored in the folder.
+        datasets: in memory, by name, each a `MultimodalDataset` or whatever `load_dataset` takes;
+            they stand in place of the plan's datasets of these names, or of its only one. They are
+            stored in the folder.
         overwrite: start anew.
         backend: as of `run_jobs`.
         address: as of `run_jobs`.
@@ -166,7 +200,8 @@ def compare(
         The results, and the runs that failed.
 
     Raises:
-        CorrKDError: for anything wrong with data, arms or the folder; where the folder's plan has other settings for an arm.
+        CorrKDError: for anything wrong with data, arms or the folder; where the folder's plan has
+            other settings for an arm.
     """
     plan, in_memory = plan_with_datasets(plan, datasets or {})
     return execute(
@@ -183,15 +218,20 @@ def compare(
 
 
 def resume(out: str | Path, *, evaluate: bool = True, reporter: Reporter | None = None) -> Run:
-    """Go on with a run or a comparison that was stopped, wherever that was, to the same bits as one never stopped.
+    """Go on with a run or a comparison that was stopped, wherever that was, to the same bits as one
+    never stopped.
 
     Raises:
         CorrKDError: where the folder holds no plan, the data has changed, or a training has failed.
     """
     plan = read_plan(Path(out), unchanged=True)
     if plan.trials is not None:
-        raise CorrKDError(f"{out}: holds a search over hyper-parameters; go on with `corrkd resume {out}`")
-    return _without_failures(execute(plan, out, continues=True, evaluate=evaluate, reporter=reporter))
+        raise CorrKDError(
+            f"{out}: holds a search over hyper-parameters; go on with `corrkd resume {out}`"
+        )
+    return _without_failures(
+        execute(plan, out, continues=True, evaluate=evaluate, reporter=reporter)
+    )
 
 
 def _without_failures(done: Run) -> Run:
@@ -218,7 +258,8 @@ def execute(
 ) -> Run:
     """Carry out a plan in its folder: what `run`, `compare` and `resume` do.
 
-    `in_memory` are stored in the folder; `in_file` have been read from what the plan names, so that they are not read again.
+    `in_memory` are stored in the folder; `in_file` have been read from what the plan names, so that
+    they are not read again.
     """
     reporter = (
         reporter if reporter and is_first_process() else Reporter(quiet=True)
@@ -230,7 +271,8 @@ def execute(
         plan, stored = stored_in(plan, in_memory, out)
         datasets |= stored
     experiments = {
-        name: prepared(name, dataset_plan, reporter, datasets.get(name)) for name, dataset_plan in plan.datasets.items()
+        name: prepared(name, dataset_plan, reporter, datasets.get(name))
+        for name, dataset_plan in plan.datasets.items()
     }
     out = _usual_folder(experiments) if out is None else Path(out)
     with folder.locked(out) if is_first_process() else nullcontext():
@@ -248,7 +290,14 @@ def execute(
             for seed in dataset_plan.settings.seeds
             for arm in dataset_plan.arms
         ]
-        failures = run_jobs(jobs, experiments, at_once=plan.jobs, reporter=reporter, backend=backend, address=address)
+        failures = run_jobs(
+            jobs,
+            experiments,
+            at_once=plan.jobs,
+            reporter=reporter,
+            backend=backend,
+            address=address,
+        )
         if not is_first_process():
             return Run(out, pd.DataFrame(), failures)
         return _collect(out, plan, jobs, experiments, failures, evaluate, reporter)
@@ -265,15 +314,22 @@ def _usual_folder(experiments: Mapping[str, Experiment]) -> Path:
 
 
 def prepared(
-    name: str, dataset_plan: DatasetPlan, reporter: Reporter, dataset: MultimodalDataset | None = None
+    name: str,
+    dataset_plan: DatasetPlan,
+    reporter: Reporter,
+    dataset: MultimodalDataset | None = None,
 ) -> Experiment:
-    """Return a dataset, read or in memory, with every method made once, so that what cannot work is an error before any training."""
+    """Return a dataset, read or in memory, with every method made once, so that what cannot work is
+    an error before any training.
+    """
     arms = arms_of(dataset_plan)
     with reporter.busy(f"reading {dataset_plan.settings.data.path}"):
         experiment = prepare(dataset_plan.settings, dataset)
     teaching, others = [], []
     for teacher_name in teachers_of(arms, dataset_plan.settings):
-        teacher = resolve(teacher_name, dataset_plan.arms.get(teacher_name, ArmSettings()), dataset_plan.settings)
+        teacher = resolve(
+            teacher_name, dataset_plan.arms.get(teacher_name, ArmSettings()), dataset_plan.settings
+        )
         teaching.append(teacher)
         others += others_arms(teacher, dataset_plan.settings.teacher)
     check_splits(experiment, [*arms, *others])
@@ -282,7 +338,9 @@ def prepared(
     if (outside := outputs_from_outside(experiment)) is not None:
         teachers[TEACHER] = outside
     for teacher in teaching:
-        teachers[teacher.name] = placeholder_outputs(make_method(teacher, experiment, 0, samples).student, samples)
+        teachers[teacher.name] = placeholder_outputs(
+            make_method(teacher, experiment, 0, samples).student, samples
+        )
     for arm in [*arms, *others]:
         try:
             make_method(arm, experiment, 0, samples, teachers.get(arm.taught_by))
@@ -296,13 +354,21 @@ def _say_notes(name: str, out: Path, reporter: Reporter) -> None:
         reporter.say(f"note: {note}")
 
 
-# ------------------------------------------------------------------------------------------------------------------ the folder
+# --------------------------------------------------------------------------------------------------
+# the folder
 
 
 def _begin(
-    out: Path, plan: Plan, experiments: Mapping[str, Experiment], in_memory: InMemory, *, overwrite: bool
+    out: Path,
+    plan: Plan,
+    experiments: Mapping[str, Experiment],
+    in_memory: InMemory,
+    *,
+    overwrite: bool,
 ) -> Plan:
-    """Write what says whose folder it is; return the plan as written. What was trained with other settings is not gone on with."""
+    """Write what says whose folder it is; return the plan as written. What was trained with other
+    settings is not gone on with.
+    """
     remove_parts(out)
     if overwrite and (out / PLAN).is_file():
         _check_data_stay(out, plan, in_memory)
@@ -315,8 +381,12 @@ def _begin(
             _check_same(out, name, before.datasets[name], dataset_plan)
             budgets = _chosen(out / name, before.datasets[name])
             chosen = {arm: epochs for arm, epochs in budgets.items() if dataset_plan.chooses(arm)}
-            dataset_plan = dataset_plan.model_copy(update={"epochs": {**dataset_plan.epochs, **chosen}})
-        datasets[name] = dataset_plan.model_copy(update={"settings": folder.with_whole_paths(dataset_plan.settings)})
+            dataset_plan = dataset_plan.model_copy(
+                update={"epochs": {**dataset_plan.epochs, **chosen}}
+            )
+        datasets[name] = dataset_plan.model_copy(
+            update={"settings": folder.with_whole_paths(dataset_plan.settings)}
+        )
     plan = plan.model_copy(update={"datasets": datasets})
     if before is None:
         write_text(out / PLAN, plan.to_yaml())  # what says that the folder is a plan's comes first
@@ -334,17 +404,29 @@ def _check_data_stay(out: Path, plan: Plan, in_memory: InMemory) -> None:
     """Raise CorrKDError where a folder that is to be emptied holds the data of its own plan."""
     for name, dataset_plan in plan.datasets.items():
         path = Path(dataset_plan.settings.data.path).resolve()
-        if name not in in_memory and path.name == folder.DATA and path.parent.parent == out.resolve():
-            raise CorrKDError(f"{out}: holds the data of its own run ({path.name}); choose another folder")
+        if (
+            name not in in_memory
+            and path.name == folder.DATA
+            and path.parent.parent == out.resolve()
+        ):
+            raise CorrKDError(
+                f"{out}: holds the data of its own run ({path.name}); choose another folder"
+            )
 
 
-def _write_facts(dataset: Path, experiment: Experiment, plan: Plan, dataset_plan: DatasetPlan) -> None:
-    folder.write_card(dataset, run_card(experiment, dataset_plan, arms_of(dataset_plan), plan.search))
+def _write_facts(
+    dataset: Path, experiment: Experiment, plan: Plan, dataset_plan: DatasetPlan
+) -> None:
+    folder.write_card(
+        dataset, run_card(experiment, dataset_plan, arms_of(dataset_plan), plan.search)
+    )
     write_csv(dataset / GROUPS, sample_groups(experiment)[1])
 
 
 def keep_reported(out: Path, reported: Path) -> None:
-    """Copy a file of papers' numbers into the folder. Raises CorrKDError where it is wrong, before anything is trained."""
+    """Copy a file of papers' numbers into the folder. Raises CorrKDError where it is wrong, before
+    anything is trained.
+    """
     read_reported(reported, open_datasets(out))
     write_bytes(out / REPORTED, reported.read_bytes())
 
@@ -359,7 +441,9 @@ def _with_budgets(out: Path, plan: Plan) -> Plan:
 
 
 def _chosen(dataset: Path, dataset_plan: DatasetPlan) -> dict[str, int]:
-    """By arm, the number of epochs that the plan names or that was chosen in the dataset's folder, with whichever seed."""
+    """By arm, the number of epochs that the plan names or that was chosen in the dataset's folder,
+    with whichever seed.
+    """
     budgets = {
         arm: budget.epochs
         for arm in dataset_plan.arms
@@ -377,16 +461,22 @@ def _check_same(out: Path, name: str, before: DatasetPlan, now: DatasetPlan) -> 
     where = f"{out}: holds a run with other settings: dataset {name}"
     advice = "choose another folder, or start anew with --overwrite"
     if changed:
-        raise CorrKDError(f"{where}, {changed[0]} was {old.get(changed[0])}, is {new.get(changed[0])}; {advice}")
+        raise CorrKDError(
+            f"{where}, {changed[0]} was {old.get(changed[0])}, is {new.get(changed[0])}; {advice}"
+        )
     chosen = before.model_copy(update={"epochs": _chosen(out / name, before)})
     for arm in arms_of(now):
         if arm.name in before.arms:
             epochs = [
-                None if dataset_plan.chooses(arm.name) else dataset_plan.epochs.get(arm.name, arm.training.epochs)
+                None
+                if dataset_plan.chooses(arm.name)
+                else dataset_plan.epochs.get(arm.name, arm.training.epochs)
                 for dataset_plan in (chosen, now)
             ]
             if None not in epochs and epochs[0] != epochs[1]:
-                raise CorrKDError(f"{where}, arm {arm.name}, epochs was {epochs[0]}, is {epochs[1]}; {advice}")
+                raise CorrKDError(
+                    f"{where}, arm {arm.name}, epochs was {epochs[0]}, is {epochs[1]}; {advice}"
+                )
             was, is_ = (
                 _flat(resolve(arm.name, before.arms[arm.name], before.settings).to_json()),
                 _flat(arm.to_json()),
@@ -394,17 +484,28 @@ def _check_same(out: Path, name: str, before: DatasetPlan, now: DatasetPlan) -> 
             changed = sorted(key for key in {*was, *is_} if was.get(key) != is_.get(key))
             if changed:
                 key = changed[0]
-                raise CorrKDError(f"{where}, arm {arm.name}, {key} was {was.get(key)}, is {is_.get(key)}; {advice}")
+                raise CorrKDError(
+                    f"{where}, arm {arm.name}, {key} was {was.get(key)}, is {is_.get(key)}; "
+                    f"{advice}"
+                )
 
 
 def _lasting(dataset_plan: DatasetPlan) -> dict[str, Any]:
     """Settings that every run of a dataset depends on; those of the arms are compared by arm."""
     tree = folder.with_whole_paths(dataset_plan.settings).model_dump(mode="json")
-    lasting = {key: tree[key] for key in ("data", "missing", "evaluation", "threads", "device", "precision")}
-    lasting["budget"] = None if dataset_plan.budget is None else dataset_plan.budget.model_dump(mode="json")
+    lasting = {
+        key: tree[key]
+        for key in ("data", "missing", "evaluation", "threads", "device", "precision")
+    }
+    lasting["budget"] = (
+        None if dataset_plan.budget is None else dataset_plan.budget.model_dump(mode="json")
+    )
     return {
         **lasting,
-        "teacher": {key: tree["teacher"][key] for key in ("folds", "repeats", "temperature", "others", "outputs")},
+        "teacher": {
+            key: tree["teacher"][key]
+            for key in ("folds", "repeats", "temperature", "others", "outputs")
+        },
     }
 
 
@@ -418,7 +519,8 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-# ----------------------------------------------------------------------------------------------------------------- the results
+# --------------------------------------------------------------------------------------------------
+# the results
 
 
 def _collect(
@@ -436,7 +538,9 @@ def _collect(
     rows = [(f.job.dataset.name, f.job.arm, f.job.seed, f.error) for f in failures]
     (out / FAILURES).unlink(missing_ok=True)
     if rows:
-        write_csv(out / FAILURES, pd.DataFrame(rows, columns=["dataset", "method", "seed", "error"]))
+        write_csv(
+            out / FAILURES, pd.DataFrame(rows, columns=["dataset", "method", "seed", "error"])
+        )
     if not evaluated:
         return Run(out, pd.DataFrame(), failures)
     tables = []
@@ -448,7 +552,10 @@ def _collect(
         parts = [read_table(job.folder / RESULTS) for job in done]
         table = pd.concat([*parts, references(experiment)], ignore_index=True)
         write_table(out / name / RESULTS, table)
-        write_csv(out / name / COSTS, pd.DataFrame([_cost(job) for job in done], columns=["method", "seed", *_COSTS]))
+        write_csv(
+            out / name / COSTS,
+            pd.DataFrame([_cost(job) for job in done], columns=["method", "seed", *_COSTS]),
+        )
         tables.append(table.assign(dataset=name))
     results = pd.concat(tables, ignore_index=True)
     write_table(out / RESULTS, results)
@@ -467,4 +574,8 @@ def _cost(job: Job) -> dict[str, Any]:
     with refusing(path, f"damaged; {advice}"):
         if cost:
             check_digest(cost, path, advice)
-        return {"method": job.arm, "seed": job.seed, **{key: cost.get(key, np.nan) for key in _COSTS}}
+        return {
+            "method": job.arm,
+            "seed": job.seed,
+            **{key: cost.get(key, np.nan) for key in _COSTS},
+        }

@@ -1,4 +1,6 @@
-"""The runner: jobs in this process or in workers, of this machine or of a Ray cluster. A job starts when what it needs is there."""
+"""The runner: jobs in this process or in workers, of this machine or of a Ray cluster. A job starts
+when what it needs is there.
+"""
 
 from __future__ import annotations
 
@@ -45,14 +47,16 @@ def run_jobs(
     backend: Backend = "joblib",
     address: str | None = None,
 ) -> list[Failure]:
-    """Do what is left of the jobs. One that fails is reported and stops no other but those that need it.
+    """Do what is left of the jobs. One that fails is reported and stops no other but those that
+    need it.
 
     Args:
         jobs: all of a plan.
         experiments: by dataset, for jobs in this process.
         at_once: how many at a time. 1 on this machine: in this process, one after the other.
         reporter: where the state goes.
-        backend: "joblib" for worker processes on this machine, or "ray" for a cluster whose machines share the folder.
+        backend: "joblib" for worker processes on this machine, or "ray" for a cluster whose
+            machines share the folder.
         address: of the cluster; None: a Ray of this machine's own.
 
     Raises:
@@ -63,18 +67,25 @@ def run_jobs(
     if backend == "joblib" and (at_once == 1 or world_size() > 1):
         return _one_by_one(jobs, experiments, reporter)
     failures: list[Failure] = []
-    with workers(work, at_once, backend=backend, address=address) as submit, watched(jobs, failures, reporter):
+    with (
+        workers(work, at_once, backend=backend, address=address) as submit,
+        watched(jobs, failures, reporter),
+    ):
         _schedule(jobs, submit, at_once, failures)
     return failures
 
 
 def ordered(jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs, each behind those that it needs: teachers first, and of each arm the one that chooses the number of epochs."""
+    """Return the jobs, each behind those that it needs: teachers first, and of each arm the one
+    that chooses the number of epochs.
+    """
     teachers = {needed[:2] for job in jobs for needed in job.needs if needed[1] != job.arm}
     return sorted(jobs, key=lambda job: (job.key[:2] not in teachers, not job.chooses_budget))
 
 
-def _one_by_one(jobs: Sequence[Job], experiments: Mapping[str, Experiment], reporter: Reporter) -> list[Failure]:
+def _one_by_one(
+    jobs: Sequence[Job], experiments: Mapping[str, Experiment], reporter: Reporter
+) -> list[Failure]:
     failures: list[Failure] = []
     begun: set[tuple[Path, str]] = set()
     for job in ordered(jobs):
@@ -82,9 +93,13 @@ def _one_by_one(jobs: Sequence[Job], experiments: Mapping[str, Experiment], repo
             continue
         if (job.dataset, job.arm) not in begun:
             begun.add((job.dataset, job.arm))
-            alike = [other for other in jobs if (other.dataset, other.arm) == (job.dataset, job.arm)]
+            alike = [
+                other for other in jobs if (other.dataset, other.arm) == (job.dataset, job.arm)
+            ]
             carry_out_together(
-                [other for other in alike if not _unmet(other, failures)], experiments[job.dataset.name], reporter
+                [other for other in alike if not _unmet(other, failures)],
+                experiments[job.dataset.name],
+                reporter,
             )
         error = _unmet(job, failures) or attempt(job, experiments[job.dataset.name], reporter)
         if error is not None:
@@ -97,11 +112,16 @@ def _unmet(job: Job, failures: Sequence[Failure]) -> str | None:
     failed = {failure.job.key: failure for failure in failures}
     for key in job.needs:
         if key in failed:
-            return f"not begun: {key[1]} with seed {key[2]}, which it needs, has failed ({failed[key].error})"
+            return (
+                f"not begun: {key[1]} with seed {key[2]}, which it needs, has failed "
+                f"({failed[key].error})"
+            )
     return None
 
 
-def _schedule(jobs: Sequence[Job], submit: Submit[Job], at_once: int, failures: list[Failure]) -> None:
+def _schedule(
+    jobs: Sequence[Job], submit: Submit[Job], at_once: int, failures: list[Failure]
+) -> None:
     """Submit each job when what it needs is done, and collect failures."""
 
     def begun(job: Job) -> Future[str | None]:
@@ -121,7 +141,9 @@ def _schedule(jobs: Sequence[Job], submit: Submit[Job], at_once: int, failures: 
 
 
 def work(job: Job) -> str | None:
-    """Do a job in a worker, whose output goes to the job's log; return the line of its error, or None."""
+    """Do a job in a worker, whose output goes to the job's log; return the line of its error, or
+    None.
+    """
     try:
         make_folder(job.folder)
         with _output_to(job.folder / LOG):
@@ -161,7 +183,11 @@ def watched(jobs: Sequence[Job], failures: Sequence[Failure], reporter: Reporter
         return
     console = Console(stderr=True)
     if console.is_terminal and not reporter.plain:
-        live = Live(console=console, get_renderable=lambda: state_table(jobs, failures), refresh_per_second=2)
+        live = Live(
+            console=console,
+            get_renderable=lambda: state_table(jobs, failures),
+            refresh_per_second=2,
+        )
         with live:
             yield
         return
@@ -179,7 +205,9 @@ def watched(jobs: Sequence[Job], failures: Sequence[Failure], reporter: Reporter
 
 def state_table(jobs: Sequence[Job], failures: Sequence[Failure] = ()) -> Table:
     """What is done, running, failed and left, a row for each dataset and arm."""
-    table = Table("dataset", "arm", "done", "running", "failed", "left", box=None, header_style="bold")
+    table = Table(
+        "dataset", "arm", "done", "running", "failed", "left", box=None, header_style="bold"
+    )
     failed = {failure.job for failure in failures}
     total = {"done": 0, "failed": 0, "left": 0}
     for dataset, arm in dict.fromkeys((job.dataset.name, job.arm) for job in jobs):
@@ -192,7 +220,14 @@ def state_table(jobs: Sequence[Job], failures: Sequence[Failure] = ()) -> Table:
         row = (str(counts["done"]), running, str(counts["failed"] or ""), str(counts["left"] or ""))
         style = "green" if counts["done"] == len(mine) else "red" if counts["failed"] else ""
         table.add_row(*(escape(terminal_text(text)) for text in (dataset, arm, *row)), style=style)
-    table.add_row("", f"all {len(jobs)}", str(total["done"]), "", str(total["failed"] or ""), str(total["left"]))
+    table.add_row(
+        "",
+        f"all {len(jobs)}",
+        str(total["done"]),
+        "",
+        str(total["failed"] or ""),
+        str(total["left"]),
+    )
     return table
 
 
@@ -209,7 +244,9 @@ def _say_ended(jobs: Sequence[Job], announced: set[Job], reporter: Reporter) -> 
     for job in jobs:
         if job not in announced and job.done:
             announced.add(job)
-            reporter.say(f"{len(announced)}/{len(jobs)}  {job.dataset.name}  {job.arm}  seed {job.seed}")
+            reporter.say(
+                f"{len(announced)}/{len(jobs)}  {job.dataset.name}  {job.arm}  seed {job.seed}"
+            )
 
 
 def _every(stop: Event, seconds: float, call: Callable[[], None]) -> None:

@@ -1,4 +1,6 @@
-"""Settings for data that come without any: the preset `corrkd-plus`, scaled to the number of training samples and of their groups."""
+"""Settings for data that come without any: the preset `corrkd-plus`, scaled to the number of
+training samples and of their groups.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +42,17 @@ class Unscaled:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self, scale: Mapping[str, Any] | None = None) -> Settings:
-        """Return the settings, with a scale between the preset and the changes. Raises CorrKDError as `load_settings`."""
-        return settings_of_tree(scale or {}, preset=PRESET, overrides=self.overrides, changes=self.changes)
+        """Return the settings, with a scale between the preset and the changes. Raises CorrKDError
+        as `load_settings`.
+        """
+        return settings_of_tree(
+            scale or {}, preset=PRESET, overrides=self.overrides, changes=self.changes
+        )
 
 
 def scaled(unscaled: Unscaled, dataset: MultimodalDataset) -> tuple[Settings, str]:
-    """Return settings scaled to a dataset, and a note on what was chosen. What the changes name stays as they say.
+    """Return settings scaled to a dataset, and a note on what was chosen. What the changes name
+    stays as they say.
 
     Raises:
         CorrKDError: for anything wrong with settings or data.
@@ -65,28 +72,35 @@ def scale_note(settings: Settings, num_samples: int, num_groups: int) -> str:
     groups = "" if num_groups == num_samples else f" of {num_groups} groups"
     by_fold = "on all samples" if teacher.folds is None else f"in {teacher.folds} folds"
     return (
-        f"neither a preset nor settings are named: {PRESET}, scaled to {num_samples} training samples{groups}; teachers of "
+        f"neither a preset nor settings are named: {PRESET}, scaled to {num_samples} training "
+        f"samples{groups}; teachers of "
         f"{teacher.epochs} epochs, trained {by_fold}; students of {student.epochs} epochs"
     )
 
 
 def training_size(settings: Settings, dataset: MultimodalDataset) -> tuple[int, int]:
-    """Return how many samples count in training and of how many groups they are: the fewest of any seed.
+    """Return how many samples count in training and of how many groups they are: the fewest of any
+    seed.
 
     Raises:
-        CorrKDError: the dataset lacks a split or the target, or cannot be divided as the settings say.
+        CorrKDError: the dataset lacks a split or the target, or cannot be divided as the settings
+            say.
     """
     dataset, target = prepared_data(settings, dataset)
-    members = [training_members(dataset, target, settings.data.resample, seed) for seed in settings.seeds]
+    members = [
+        training_members(dataset, target, settings.data.resample, seed) for seed in settings.seeds
+    ]
     return min(map(len, members)), min(len(np.unique(of_seed)) for of_seed in members)
 
 
 def scaled_epochs(num_samples: int, batch_size: int = 64) -> Epochs:
-    """Return epochs for so many training samples, so that training takes about as many steps as the preset's.
+    """Return epochs for so many training samples, so that training takes about as many steps as the
+    preset's.
 
-    The student's are the preset's, doubled or halved for each doubling of 1,300 samples, from 32 to 256, and fewer where these would
-    be more than 20,000 steps; the teacher's are a quarter of them, at least 12. For 300, 1,300 and 5,000 samples that gives 64/256, 16/64
-    and 12/32, as in benchmarks/ablation.yaml.
+    The student's are the preset's, doubled or halved for each doubling of 1,300 samples, from 32 to
+    256, and fewer where these would be more than 20,000 steps; the teacher's are a quarter of them,
+    at least 12. For 300, 1,300 and 5,000 samples that gives 64/256, 16/64 and 12/32, as in
+    benchmarks/ablation.yaml.
 
     Args:
         num_samples: that count in training.
@@ -105,15 +119,16 @@ def scaled_epochs(num_samples: int, batch_size: int = 64) -> Epochs:
 
 
 def scaled_folds(folds: int | None, num_groups: int) -> dict[str, Any]:
-    """Return what to change of the teacher's settings where there are fewer groups than folds, by key.
+    """Return what to change of the teacher's settings where there are fewer groups than folds, by
+    key.
 
     Args:
         folds: of the settings.
         num_groups: of the training samples.
 
     Returns:
-        As many folds as groups; of a single group none, and no temperature fitted, for which folds are needed. Nothing where there are
-        enough.
+        As many folds as groups; of a single group none, and no temperature fitted, for which folds
+        are needed. Nothing where there are enough.
 
     Examples:
         >>> scaled_folds(4, 3), scaled_folds(4, 1), scaled_folds(4, 9)

@@ -1,8 +1,10 @@
-"""An experiment as one file describes it whole: a YAML file, or a named preset, with changes on top.
+"""An experiment as one file describes it whole: a YAML file, or a named preset, with changes on
+top.
 
-A file holds only what differs from the defaults; `preset: NAME` in it starts from a preset instead. Networks and methods are chosen
-by name, with their options beside the name: `network: {name: corrkd, width: 80}`. Every key and value is checked, and a wrong one is
-a single line that names it and what is allowed.
+A file holds only what differs from the defaults; `preset: NAME` in it starts from a preset instead.
+Networks and methods are chosen by name, with their options beside the name: `network: {name:
+corrkd, width: 80}`. Every key and value is checked, and a wrong one is a single line that names it
+and what is allowed.
 """
 
 from __future__ import annotations
@@ -23,7 +25,15 @@ from pydantic import (
 )
 
 from corrkd.errors import CorrKDError
-from corrkd.experiment.choices import USUAL, MethodChoice, NetworkChoice, Tree, merged, over, tree_of
+from corrkd.experiment.choices import (
+    USUAL,
+    MethodChoice,
+    NetworkChoice,
+    Tree,
+    merged,
+    over,
+    tree_of,
+)
 from corrkd.parsing import parse_yaml, quoted, read_yaml_file
 from corrkd.presets import preset_text
 from corrkd.settings import (
@@ -43,17 +53,23 @@ Repeats = Annotated[int, Field(ge=1, le=1000)]
 
 
 class OtherTeachers(TrainingSettings):
-    """Teachers of another network than the teacher's. Only what is set counts; all else is as of the teacher."""
+    """Teachers of another network than the teacher's. Only what is set counts; all else is as of
+    the teacher.
+    """
 
     network: NetworkChoice = Field(description="by name, with its settings")
     folds: Folds | None = Field(None, description="as teacher.folds; default: the same")
     repeats: Repeats = Field(1, description="as teacher.repeats; default: the same")
 
     def over(self, training: TrainingSettings) -> TrainingSettings:
-        """Return the settings of a training with those that are set here on top. Raises ValidationError where they do not go together."""
+        """Return the settings of a training with those that are set here on top. Raises
+        ValidationError where they do not go together.
+        """
         fields = TrainingSettings.model_fields
         changes = {key: getattr(self, key) for key in fields if key in self.model_fields_set}
-        return TrainingSettings.model_validate({key: getattr(training, key) for key in fields} | changes)
+        return TrainingSettings.model_validate(
+            {key: getattr(training, key) for key in fields} | changes
+        )
 
     @model_serializer(mode="wrap")
     def _only_what_is_set(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -61,7 +77,9 @@ class OtherTeachers(TrainingSettings):
 
 
 class Line(NamedTuple):
-    """Teachers of one network: of how many folds (None: each is trained on all samples), and how often over."""
+    """Teachers of one network: of how many folds (None: each is trained on all samples), and how
+    often over.
+    """
 
     folds: int | None
     repeats: int
@@ -75,11 +93,15 @@ class Line(NamedTuple):
 class TeacherSettings(TrainingSettings):
     """The teacher's training, and by how many teachers the student is taught."""
 
-    network: NetworkChoice = Field(default_factory=NetworkChoice.default, description="by name, with its settings")
+    network: NetworkChoice = Field(
+        default_factory=NetworkChoice.default, description="by name, with its settings"
+    )
     folds: Folds | None = Field(
         None,
-        description="out of fold: so many teachers, each trained without one fold of the people (speakers, videos, sessions) and answering "
-        "for that fold alone; null: teachers trained on all, which answer for what they have learned by heart",
+        description="out of fold: so many teachers, each trained without one fold of the people "
+        "(speakers, videos, sessions) and answering "
+        "for that fold alone; null: teachers trained on all, which answer for what they have "
+        "learned by heart",
     )
     repeats: Repeats = Field(
         1,
@@ -87,18 +109,21 @@ class TeacherSettings(TrainingSettings):
     )
     temperature: Positive | Literal["fit"] = Field(
         1.0,
-        description="by which the teachers' logits are divided; fit: by what makes the training labels most likely (out of fold)",
+        description="by which the teachers' logits are divided; fit: by what makes the training "
+        "labels most likely (out of fold)",
     )
 
     others: Annotated[tuple[OtherTeachers, ...], Field(max_length=100)] = Field(
         (),
-        description="teachers of other networks beside it, each {network: ..., and any key of the teacher's training, folds and repeats}; "
+        description="teachers of other networks beside it, each {network: ..., and any key of "
+        "the teacher's training, folds and repeats}; "
         "responses are averaged over all, representations are the teacher's",
     )
 
     outputs: Path | None = Field(
         None,
-        description="an .npz file with `ids`, `logits` and, where there are any, `representation` of the training samples: no teacher is "
+        description="an .npz file with `ids`, `logits` and, where there are any, "
+        "`representation` of the training samples: no teacher is "
         "trained, students are taught by these (corrkd.experiment.teacher_file)",
     )
 
@@ -108,7 +133,8 @@ class TeacherSettings(TrainingSettings):
         lines = [Line(self.folds, self.repeats)]
         for other in self.others:
             folds, repeats = (
-                getattr(other if key in other.model_fields_set else self, key) for key in ("folds", "repeats")
+                getattr(other if key in other.model_fields_set else self, key)
+                for key in ("folds", "repeats")
             )
             lines.append(Line(folds, repeats))
         return lines
@@ -116,8 +142,15 @@ class TeacherSettings(TrainingSettings):
     @model_validator(mode="after")
     def _fitted_out_of_fold(self) -> TeacherSettings:
         trained = self.outputs is None
-        if trained and self.temperature == "fit" and any(line.folds is None for line in self.committee):
-            raise ValueError("temperature = fit needs folds: a teacher is sure of the labels that it was trained on")
+        if (
+            trained
+            and self.temperature == "fit"
+            and any(line.folds is None for line in self.committee)
+        ):
+            raise ValueError(
+                "temperature = fit needs folds: a teacher is sure of the labels that it was "
+                "trained on"
+            )
         return self
 
     @model_validator(mode="after")
@@ -131,13 +164,17 @@ class TeacherSettings(TrainingSettings):
 
 
 class StudentSettings(TrainingSettings):
-    """The student's network and training, which the no-distillation control shares, and the method by which it is taught."""
+    """The student's network and training, which the no-distillation control shares, and the method
+    by which it is taught.
+    """
 
     network: NetworkChoice = Field(
         default_factory=NetworkChoice.default,
         description="by name, with its settings; default: the teacher's, or what the method needs",
     )
-    method: MethodChoice = Field(default_factory=MethodChoice.default, description="by name, with its options")
+    method: MethodChoice = Field(
+        default_factory=MethodChoice.default, description="by name, with its options"
+    )
 
     @model_validator(mode="after")
     def _network_fits(self) -> StudentSettings:
@@ -146,18 +183,23 @@ class StudentSettings(TrainingSettings):
 
 
 class ArmSettings(TrainingSettings):
-    """One arm of a comparison: its method, and what differs from the student's settings. Only what is set counts."""
+    """One arm of a comparison: its method, and what differs from the student's settings. Only what
+    is set counts.
+    """
 
     method: dict[str, Any] = Field(
         default_factory=dict, description="name and options; default: the method of the arm's name"
     )
     network: dict[str, Any] = Field(
         default_factory=dict,
-        description="name and settings, laid over those of the student's network, or of the method's",
+        description="name and settings, laid over those of the student's network, or of the "
+        "method's",
     )
     title: str | None = Field(None, description="in tables; default: the method's")
     trains_on: Literal["method", "complete", "missing"] = Field(
-        "method", description="complete samples, or what modality random missing leaves; method: as its paper does"
+        "method",
+        description="complete samples, or what modality random missing leaves; method: as its "
+        "paper does",
     )
 
     @field_validator("method", "network", mode="before")
@@ -167,7 +209,11 @@ class ArmSettings(TrainingSettings):
 
     def changes(self) -> dict[str, Any]:
         """Return what is set, by key."""
-        return {key: getattr(self, key) for key in type(self).model_fields if key in self.model_fields_set}
+        return {
+            key: getattr(self, key)
+            for key in type(self).model_fields
+            if key in self.model_fields_set
+        }
 
 
 class Settings(Strict):
@@ -189,15 +235,19 @@ class Settings(Strict):
     )
     stack: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
         "auto",
-        description="trainings of one arm at once in a process, seeds and teachers of folds; changes no result but for rounding; auto: "
+        description="trainings of one arm at once in a process, seeds and teachers of folds; "
+        "changes no result but for rounding; auto: "
         "1 on a CPU; on a GPU as many as fit into its memory, up to 32",
     )
     compile: bool = Field(
         False,
-        description="training steps are compiled (torch.compile; needs a C++ compiler on a CPU), which takes a minute or so for each arm: "
+        description="training steps are compiled (torch.compile; needs a C++ compiler on a CPU), "
+        "which takes a minute or so for each arm: "
         "for long trainings; changes no result but for rounding",
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU where there is one")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="auto: a GPU where there is one"
+    )
     precision: Literal["32-true", "tf32", "bf16-mixed", "16-mixed", "64-true"] = Field(
         "32-true", description="tf32: float32 whose products a GPU multiplies in TensorFloat-32"
     )
@@ -205,7 +255,9 @@ class Settings(Strict):
     @model_validator(mode="before")
     @classmethod
     def _student_like_teacher(cls, tree: Any) -> Any:
-        """The student's network is the teacher's, or what its method needs, but for what is set of it."""
+        """The student's network is the teacher's, or what its method needs, but for what is set of
+        it.
+        """
         if not isinstance(tree, Mapping):
             return tree
         (_, usual), (student, network), (_, method) = (_choice_in(tree, *keys) for keys in CHOICES)
@@ -214,11 +266,15 @@ class Settings(Strict):
             if "network" in student.model_fields_set:
                 return tree
             return {**tree, "student": {**dict(student), "network": usual}}
-        if not isinstance(student, Mapping) or not all(isinstance(x, Mapping | None) for x in (usual, network, method)):
+        if not isinstance(student, Mapping) or not all(
+            isinstance(x, Mapping | None) for x in (usual, network, method)
+        ):
             return tree
         with suppress(CorrKDError):  # an unknown name is said where it stands
             if not (network or {}).get("name"):
-                usual = NetworkChoice.needed_by(MethodChoice.find((method or {}).get("name", USUAL))[0], usual)
+                usual = NetworkChoice.needed_by(
+                    MethodChoice.find((method or {}).get("name", USUAL))[0], usual
+                )
         return {**tree, "student": {**student, "network": over(usual, network or {})}}
 
     @field_validator("seeds", mode="after")
@@ -234,7 +290,11 @@ class Settings(Strict):
 
 
 def load_settings(
-    source: str | Path | None = None, *, preset: str | None = None, overrides: Iterable[str] = (), **changes: Any
+    source: str | Path | None = None,
+    *,
+    preset: str | None = None,
+    overrides: Iterable[str] = (),
+    **changes: Any,
 ) -> Settings:
     """Settings from a preset and/or a YAML file, with changes on top.
 
@@ -258,7 +318,8 @@ def settings_of_tree(
     overrides: Iterable[str] = (),
     changes: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """Settings from nested keys and values as a file holds them (`preset` among them), with changes on top.
+    """Settings from nested keys and values as a file holds them (`preset` among them), with changes
+    on top.
 
     Raises:
         CorrKDError: for an unknown preset, key or value; one line.
@@ -285,19 +346,26 @@ def _laid_over(below: Tree, above: Tree) -> dict[str, Any]:
     for section, key in CHOICES:
         low, high = (_choice_in(layer, section, key)[1] for layer in (below, above))
         if isinstance(low, Mapping) and isinstance(high, Mapping):
-            tree[section] = {**tree[section], key: over(_with_forms(low) if key == "method" else low, high)}
+            tree[section] = {
+                **tree[section],
+                key: over(_with_forms(low) if key == "method" else low, high),
+            }
     return tree
 
 
 def _choice_in(tree: Tree, section: str, key: str) -> tuple[Any, Any]:
-    """The settings of teacher or student in a layer, and the network or method that they choose, as keys and values."""
+    """The settings of teacher or student in a layer, and the network or method that they choose, as
+    keys and values.
+    """
     settings = tree.get(section, {})
     value = settings.get(key) if isinstance(settings, Mapping) else getattr(settings, key, None)
     return settings, tree_of(value)
 
 
 def _with_forms(method: Tree) -> Tree:
-    """A method with all its options, so that the form of each loss term is known to the layer above."""
+    """A method with all its options, so that the form of each loss term is known to the layer
+    above.
+    """
     try:
         return MethodChoice.model_validate(method).model_dump()
     except ValidationError:  # said when all layers lie on each other
@@ -305,7 +373,9 @@ def _with_forms(method: Tree) -> Tree:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Keys and values of a YAML file. Raises CorrKDError where it cannot be read or holds something else."""
+    """Keys and values of a YAML file. Raises CorrKDError where it cannot be read or holds something
+    else.
+    """
     tree = read_yaml_file(path)
     if tree is None:
         return {}

@@ -1,4 +1,6 @@
-"""The stages of a run: an arm trained with one seed, a teacher with those who teach beside it, and the test of what was trained."""
+"""The stages of a run: an arm trained with one seed, a teacher with those who teach beside it, and
+the test of what was trained.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +107,11 @@ class Training:
         if arm.taught_by is not None:
             assert self.taught_in is not None, "jobs say where an arm's teachers are"
             teachers = answers(experiment, samples, self.seed, self.taught_in, arm.taught_by)
-        rows = samples if self.member is None else trained_on(self.member, experiment, samples, self.seed)
+        rows = (
+            samples
+            if self.member is None
+            else trained_on(self.member, experiment, samples, self.seed)
+        )
         return TrainingRun(
             method=make_method(arm, experiment, self.seed, rows, teachers),
             samples=rows,
@@ -114,7 +120,9 @@ class Training:
             seed=self.seed,
             missing=None if arm.complete else experiment.settings.missing,
             checkpoint=self.folder / f"{arm.name}.ckpt",
-            on_epoch=_Watch(self.folder / "tfevents" / arm.name, task) if fabric.is_global_zero else None,
+            on_epoch=_Watch(self.folder / "tfevents" / arm.name, task)
+            if fabric.is_global_zero
+            else None,
         )
 
     def write(self, run: TrainingRun, trained: Trained, seconds: float) -> None:
@@ -130,7 +138,11 @@ class Training:
             "data": {"name": experiment.dataset.name, "sha256": experiment.dataset.sha256},
             "versions": {"corrkd": __version__, "torch": torch.__version__},
             "history": trained.history,
-            **({"extractors": dict(experiment.dataset.extractors)} if experiment.dataset.extractors else {}),
+            **(
+                {"extractors": dict(experiment.dataset.extractors)}
+                if experiment.dataset.extractors
+                else {}
+            ),
         }
         saved = SavedNetwork(
             network=run.method.student.cpu().float(),
@@ -146,14 +158,25 @@ class Training:
 
 
 def trainings(
-    arm: Arm, folder: Path, *, experiment: Experiment, seed: int, taught_in: Path | None, teaching: bool = False
+    arm: Arm,
+    folder: Path,
+    *,
+    experiment: Experiment,
+    seed: int,
+    taught_in: Path | None,
+    teaching: bool = False,
 ) -> list[Training]:
-    """Return what is trained for an arm and seed: the arm; after a teacher those who teach beside it, where `teaching`."""
+    """Return what is trained for an arm and seed: the arm; after a teacher those who teach beside
+    it, where `teaching`.
+    """
     out = [Training(arm, folder, experiment, seed, taught_in)]
     if teaching:
         settings = experiment.settings.teacher
         others = [member for member in members(settings, arm.name) if member.name != arm.name]
-        out += [Training(member.arm(arm, settings), folder, experiment, seed, taught_in, member) for member in others]
+        out += [
+            Training(member.arm(arm, settings), folder, experiment, seed, taught_in, member)
+            for member in others
+        ]
     return out
 
 
@@ -181,7 +204,9 @@ def train_arm(
         teaching: of a teacher, whether those who teach beside it are trained too.
     """
     make_folder(folder)
-    every = trainings(arm, folder, experiment=experiment, seed=seed, taught_in=taught_in, teaching=teaching)
+    every = trainings(
+        arm, folder, experiment=experiment, seed=seed, taught_in=taught_in, teaching=teaching
+    )
     train_all(every, fabric, reporter)
     if fabric.is_global_zero:
         for training in every:  # of a run that was killed between the model and this line
@@ -191,7 +216,9 @@ def train_arm(
 
 
 def train_all(trainings: Sequence[Training], fabric: Fabric, reporter: Reporter) -> None:
-    """Train those of one arm that are not done yet, several of one network at once where the settings say so."""
+    """Train those of one arm that are not done yet, several of one network at once where the
+    settings say so.
+    """
     left = [training for training in trainings if not training.done]
     while left:
         alike = [training for training in left if training.alike(left[0])]
@@ -207,13 +234,17 @@ def _train_some(some: Sequence[Training], fabric: Fabric, reporter: Reporter) ->
     seeds = ", ".join(map(str, dict.fromkeys(training.seed for training in some)))
     names = some[0].arm.name if len(some) == 1 else f"{len(some)} x {some[0].arm.name}"
     if len(some) > 1:
-        reporter.say(f"{some[0].arm.name}: {len(some)} trainings at once on {device_name(fabric.device)}")
+        reporter.say(
+            f"{some[0].arm.name}: {len(some)} trainings at once on {device_name(fabric.device)}"
+        )
     began = time.monotonic()
     epochs = sum(training.arm.training.epochs for training in some)
     with reporter.task(f"seed {seeds}  {names}", epochs) as task:
         runs = [replace(training.begin(task, fabric), together=len(some)) for training in some]
         if _one_pass(some, fabric) and all(run.method.stacks(run.batch_size) for run in runs):
-            trained = train_together(runs, fabric=fabric, compiled=some[0].experiment.settings.compile)
+            trained = train_together(
+                runs, fabric=fabric, compiled=some[0].experiment.settings.compile
+            )
         else:
             trained = [train_run(run, fabric) for run in runs]
     if fabric.is_global_zero:
@@ -225,7 +256,9 @@ def _train_some(some: Sequence[Training], fabric: Fabric, reporter: Reporter) ->
 
 
 def stack_size(training: Training, fabric: Fabric) -> int:
-    """Return how many trainings like this one are done at once: as the settings ask; "auto": as many as fit into a GPU's memory."""
+    """Return how many trainings like this one are done at once: as the settings ask; "auto": as
+    many as fit into a GPU's memory.
+    """
     requested = training.experiment.settings.stack
     if not training.stackable(fabric) or (requested == "auto" and fabric.device.type != "cuda"):
         return 1
@@ -243,23 +276,39 @@ def device_name(device: torch.device) -> str:
 
 
 def fitting(each: int, free: int | None) -> int:
-    """Return how many trainings of so many bytes each fit into what is free; at least one, and at most as many as pay."""
-    return MOST_STACKED if free is None else max(1, min(MOST_STACKED, int(MEMORY_SHARE * free) // each))
+    """Return how many trainings of so many bytes each fit into what is free; at least one, and at
+    most as many as pay.
+    """
+    return (
+        MOST_STACKED
+        if free is None
+        else max(1, min(MOST_STACKED, int(MEMORY_SHARE * free) // each))
+    )
 
 
 def _one_pass(trainings: Sequence[Training], fabric: Fabric) -> bool:
-    """Whether they go through `train_together`: several, or a single one whose steps are captured or compiled."""
+    """Whether they go through `train_together`: several, or a single one whose steps are captured
+    or compiled.
+    """
     compiled = trainings[0].experiment.settings.compile
-    return trainings[0].stackable(fabric) and (len(trainings) > 1 or compiled or fabric.device.type == "cuda")
+    return trainings[0].stackable(fabric) and (
+        len(trainings) > 1 or compiled or fabric.device.type == "cuda"
+    )
 
 
 def make_method(
-    arm: Arm, experiment: Experiment, seed: int, samples: Samples, teachers: TeacherOutputs | None = None
+    arm: Arm,
+    experiment: Experiment,
+    seed: int,
+    samples: Samples,
+    teachers: TeacherOutputs | None = None,
 ) -> AnyMethod:
-    """An arm's method. All arms but the teacher begin with the same parameters, where their networks agree.
+    """An arm's method. All arms but the teacher begin with the same parameters, where their
+    networks agree.
 
     Raises:
-        CorrKDError: it cannot be made for these modalities, or the language is ids of tokens and its network does not read them.
+        CorrKDError: it cannot be made for these modalities, or the language is ids of tokens and
+            its network does not read them.
     """
     check_tokens(experiment, arm.network.class_, f"arm {arm.name}")
     weights = None
@@ -268,20 +317,29 @@ def make_method(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "init", arm.start))
         network = build_network(
-            experiment.target, samples.widths, experiment.frames, arm.network.options, arm.network.class_
+            experiment.target,
+            samples.widths,
+            experiment.frames,
+            arm.network.options,
+            arm.network.class_,
         )
         if getattr(arm.network.options, "fill", None) == "mean":
             network.set_fill(samples.mean_frames())
-        method = arm.method.class_(network, arm.method.options, teachers=teachers, class_weights=weights, gather=gather)
+        method = arm.method.class_(
+            network, arm.method.options, teachers=teachers, class_weights=weights, gather=gather
+        )
     return method.to(experiment.dtype)
 
 
 def check_tokens(experiment: Experiment, network: type[AnyNetwork], where: str) -> None:
-    """Raise CorrKDError where a modality is ids of tokens and the network does not read them; `where` opens the line."""
+    """Raise CorrKDError where a modality is ids of tokens and the network does not read them;
+    `where` opens the line.
+    """
     tokens = [m for m in experiment.dataset.tokens if m in experiment.dataset.modalities]
     if tokens and not network.reads_tokens:
         raise CorrKDError(
-            f"{where}: modality {tokens[0]} holds ids of tokens, which network {network.name!r} would read as measurements; "
+            f"{where}: modality {tokens[0]} holds ids of tokens, which network {network.name!r} "
+            f"would read as measurements; "
             "put the network bert before it, or set data.tokens to false"
         )
 
@@ -295,8 +353,8 @@ def _validation(arm: Arm, experiment: Experiment, valid: Samples) -> Validation:
 
 @dataclass(frozen=True)
 class Tested:
-    """What the evaluation of one arm gives: metrics, every prediction, representations by "<arm>/<condition>", and how many of each
-    group's samples had their truth in the prediction set.
+    """What the evaluation of one arm gives: metrics, every prediction, representations by
+    "<arm>/<condition>", and how many of each group's samples had their truth in the prediction set.
     """
 
     table: pd.DataFrame
@@ -312,7 +370,8 @@ def evaluate_arm(
     folders: Sequence[Path],
     on_batch: Callable[[int], None],
 ) -> Iterator[Tested]:
-    """Calibrate the models of an arm, one in each folder, and test them under every condition; their cards record what was found.
+    """Calibrate the models of an arm, one in each folder, and test them under every condition;
+    their cards record what was found.
 
     Args:
         arm: of which the models are.
@@ -321,12 +380,19 @@ def evaluate_arm(
         folders: of the arm and each seed; several models answer in one pass.
         on_batch: called with the number of samples done.
     """
-    networks = [load_network(folder / arm.name).network.to(experiment.device, experiment.dtype) for folder in folders]
-    for folder, swept in zip(folders, sweep_splits(networks, experiment, samples, on_batch), strict=True):
+    networks = [
+        load_network(folder / arm.name).network.to(experiment.device, experiment.dtype)
+        for folder in folders
+    ]
+    for folder, swept in zip(
+        folders, sweep_splits(networks, experiment, samples, on_batch), strict=True
+    ):
         yield _test(arm, experiment, samples, folder, swept)
 
 
-def _test(arm: Arm, experiment: Experiment, samples: Mapping[str, Samples], folder: Path, swept: Swept) -> Tested:
+def _test(
+    arm: Arm, experiment: Experiment, samples: Mapping[str, Samples], folder: Path, swept: Swept
+) -> Tested:
     split = experiment.settings.evaluation.split
     tested, results = samples[split], swept[split]
     truth = tested.targets.cpu().numpy()
@@ -336,17 +402,31 @@ def _test(arm: Arm, experiment: Experiment, samples: Mapping[str, Samples], fold
     add_evaluated(folder / arm.name, found_out(experiment, table, calibrations, len(tested)))
     return Tested(
         table.assign(method=arm.name),
-        pd.concat([_predictions(arm.name, result, tested, truth) for result in results], ignore_index=True),
-        {f"{arm.name}/{r.condition.name}": r.representation for r in results if r.representation is not None},
+        pd.concat(
+            [_predictions(arm.name, result, tested, truth) for result in results], ignore_index=True
+        ),
+        {
+            f"{arm.name}/{r.condition.name}": r.representation
+            for r in results
+            if r.representation is not None
+        },
         coverage_by_group(results, target, truth, groups, calibrations).assign(method=arm.name),
     )
 
 
 def write_tested(folder: Path, tested: Tested, experiment: Experiment, seed: int) -> None:
-    """representations.safetensors, predictions.parquet, coverage.csv where there are prediction sets, SHA256SUMS and, last, results.csv."""
+    """representations.safetensors, predictions.parquet, coverage.csv where there are prediction
+    sets, SHA256SUMS and, last, results.csv.
+    """
     truth = np.ascontiguousarray(experiment.targets(experiment.settings.evaluation.split))
-    write_bytes(folder / "representations.safetensors", save_arrays({**tested.representations, "targets": truth}))
-    write_with(folder / "predictions.parquet", lambda path: tested.predictions.to_parquet(path, index=False))
+    write_bytes(
+        folder / "representations.safetensors",
+        save_arrays({**tested.representations, "targets": truth}),
+    )
+    write_with(
+        folder / "predictions.parquet",
+        lambda path: tested.predictions.to_parquet(path, index=False),
+    )
     if len(tested.coverage):
         write_csv(folder / "coverage.csv", tested.coverage)
     results = csv_bytes(tested.table.assign(dataset=experiment.dataset.name, seed=seed)[COLUMNS])
@@ -357,14 +437,18 @@ def write_tested(folder: Path, tested: Tested, experiment: Experiment, seed: int
 
 
 def check_tested(folder: Path) -> None:
-    """Raise CorrKDError where a file of an evaluation is not as it was written. `sha256sum -c SHA256SUMS` checks the same."""
+    """Raise CorrKDError where a file of an evaluation is not as it was written. `sha256sum -c
+    SHA256SUMS` checks the same.
+    """
     advice = f"delete {folder / RESULTS} to evaluate again"
     lines = read_text(folder / SUMS, LARGEST_YAML).splitlines() if (folder / SUMS).is_file() else []
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for name in (*SUMMED, RESULTS):
         is_file = (folder / name).is_file()
         if is_file != (name in sums) or (is_file and sha256_of(folder / name) != sums[name]):
-            raise CorrKDError(f"{folder / name}: damaged: its SHA-256 is not the one in {SUMS}; {advice}")
+            raise CorrKDError(
+                f"{folder / name}: damaged: its SHA-256 is not the one in {SUMS}; {advice}"
+            )
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -373,21 +457,31 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """What `write_table` wrote, to the last bit; seeds as text. Raises CorrKDError where it is damaged."""
+    """What `write_table` wrote, to the last bit; seeds as text. Raises CorrKDError where it is
+    damaged.
+    """
     try:
-        # As text first: a modality may be called "NA", and pandas' own reading of numbers is not exact everywhere.
+        # As text first: a modality may be called "NA", and pandas' own reading of numbers is not
+        # exact everywhere.
         table = read_csv(path, dtype=str, keep_default_na=False)
-        return table.assign(draw=table["draw"].astype(int), value=[float(text or "nan") for text in table["value"]])
+        return table.assign(
+            draw=table["draw"].astype(int), value=[float(text or "nan") for text in table["value"]]
+        )
     except (ValueError, KeyError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CorrKDError(f"{path}: damaged ({reason}); delete it to evaluate again") from None
 
 
 def _predictions(
-    role: str, result: Result, samples: Samples, truth: np.ndarray[tuple[int, ...], np.dtype[np.generic]]
+    role: str,
+    result: Result,
+    samples: Samples,
+    truth: np.ndarray[tuple[int, ...], np.dtype[np.generic]],
 ) -> pd.DataFrame:
     about = {"method": role, "condition": result.condition.name, "draw": result.draw}
-    columns = samples.target.prediction_columns(samples.ids[result.rows], truth[result.rows], result.response)
+    columns = samples.target.prediction_columns(
+        samples.ids[result.rows], truth[result.rows], result.response
+    )
     return pd.DataFrame({**about, **columns})
 
 
@@ -401,7 +495,8 @@ class _Watch:
     def __call__(self, record: Record) -> None:
         epoch = int(record["epoch"])
         if self._writer is None:
-            # A resumed training repeats the epoch it was stopped in: what was written after the last whole one is discarded.
+            # A resumed training repeats the epoch it was stopped in: what was written after the
+            # last whole one is discarded.
             self._writer = SummaryWriter(str(self._folder), purge_step=epoch)
             self._task.step(epoch - 1)
         for name, value in record.items():
@@ -419,13 +514,22 @@ def _write_history(folder: Path, arm: Arm) -> None:
     table = pd.DataFrame(recorded(folder / arm.name, "history")).assign(method=arm.name)
     table = table.assign(kept=(table["epoch"] == recorded(folder / arm.name, "epoch")).astype(int))
     losses = [str(column) for column in table if str(column).startswith("loss/")]
-    write_csv(folder / HISTORY, table[["method", "epoch", "kept", *losses, VALID, "lr"]].astype({"epoch": int}))
+    write_csv(
+        folder / HISTORY,
+        table[["method", "epoch", "kept", *losses, VALID, "lr"]].astype({"epoch": int}),
+    )
 
 
 def _write_timing(folder: Path, stage: str, seconds: float, samples: int) -> None:
     path = folder / "timings.csv"
     row = pd.DataFrame(
-        [{"stage": stage, "seconds": round(seconds, 3), "samples_per_second": round(samples / seconds, 1)}]
+        [
+            {
+                "stage": stage,
+                "seconds": round(seconds, 3),
+                "samples_per_second": round(samples / seconds, 1),
+            }
+        ]
     )
     with refusing(path, "damaged; delete it to go on"):
         before = read_csv(path) if path.is_file() else row.iloc[:0]

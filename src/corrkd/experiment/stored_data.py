@@ -1,4 +1,6 @@
-"""Datasets in memory become files of the plan's folder, so that workers, `resume` and readers of the folder have them too."""
+"""Datasets in memory become files of the plan's folder, so that workers, `resume` and readers of
+the folder have them too.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +31,18 @@ def dataset_in_memory(source: Any, settings: DataSettings) -> MultimodalDataset:
         settings: whose `path` is not looked at.
 
     Raises:
-        CorrKDError: as `load_dataset`; or the settings say how a dataset is read that has been read.
+        CorrKDError: as `load_dataset`; or the settings say how a dataset is read that has been
+            read.
     """
-    reading = {name: getattr(settings, name) for name in ReadingSettings.model_fields if getattr(settings, name)}
+    reading = {
+        name: getattr(settings, name)
+        for name in ReadingSettings.model_fields
+        if getattr(settings, name)
+    }
     if isinstance(source, MultimodalDataset) and reading:
         raise CorrKDError(
-            f"settings: data.{min(reading)} says how a file is read, but the dataset is in memory; give it to `load_dataset` instead"
+            f"settings: data.{min(reading)} says how a file is read, but the dataset is in "
+            f"memory; give it to `load_dataset` instead"
         )
     return load_dataset(source, name=settings.name, **reading)
 
@@ -50,8 +58,8 @@ def plan_with_datasets(plan: Plan, sources: Mapping[str, Any]) -> tuple[Plan, In
     """Return a plan on datasets in memory.
 
     Args:
-        plan: with a dataset of each name, which the sources replace; or with a single dataset, whose settings and arms are then
-            those of all.
+        plan: with a dataset of each name, which the sources replace; or with a single dataset,
+            whose settings and arms are then those of all.
         sources: by name, datasets or whatever `load_dataset` takes.
 
     Raises:
@@ -65,12 +73,16 @@ def plan_with_datasets(plan: Plan, sources: Mapping[str, Any]) -> tuple[Plan, In
     else:
         stray = min(set(sources) - set(plan.datasets))
         raise CorrKDError(
-            f"plan: has no dataset {stray!r}; it has {', '.join(plan.datasets)}: give those names, or a plan of a single dataset"
+            f"plan: has no dataset {stray!r}; it has {', '.join(plan.datasets)}: give those "
+            f"names, or a plan of a single dataset"
         )
     in_memory = {}
     for name, source in sources.items():
         dataset = dataset_in_memory(source, parts[name].settings.data)
-        named = isinstance(source, str | Path | MultimodalDataset) or parts[name].settings.data.name is not None
+        named = (
+            isinstance(source, str | Path | MultimodalDataset)
+            or parts[name].settings.data.name is not None
+        )
         in_memory[name] = dataset if named else replace(dataset, name=name)
     return Plan.model_validate({**dict(plan), "datasets": parts}), in_memory
 
@@ -81,8 +93,11 @@ def usual_folder(in_memory: InMemory) -> Path:
     return Path("runs") / file_names([name])[name]
 
 
-def stored_in(plan: Plan, in_memory: InMemory, out: Path) -> tuple[Plan, dict[str, MultimodalDataset]]:
-    """Return the plan as it reads the datasets from its folder, and the datasets as they will be read back.
+def stored_in(
+    plan: Plan, in_memory: InMemory, out: Path
+) -> tuple[Plan, dict[str, MultimodalDataset]]:
+    """Return the plan as it reads the datasets from its folder, and the datasets as they will be
+    read back.
 
     Raises:
         CorrKDError: a dataset cannot be stored.
@@ -93,11 +108,17 @@ def stored_in(plan: Plan, in_memory: InMemory, out: Path) -> tuple[Plan, dict[st
         settings = parts[name].settings
         changes = {**unread, "path": str((out / name / DATA).resolve()), "synthetic": {}}
         data = settings.data.model_copy(update=changes)
-        parts[name] = parts[name].model_copy(update={"settings": settings.model_copy(update={"data": data})})
-    return plan.model_copy(update={"datasets": parts}), {name: as_converted(x) for name, x in in_memory.items()}
+        parts[name] = parts[name].model_copy(
+            update={"settings": settings.model_copy(update={"data": data})}
+        )
+    return plan.model_copy(update={"datasets": parts}), {
+        name: as_converted(x) for name, x in in_memory.items()
+    }
 
 
 def store(dataset: MultimodalDataset, folder: Path) -> None:
-    """Write a dataset in memory to its folder, unless it is there: run.json has been compared with it."""
+    """Write a dataset in memory to its folder, unless it is there: run.json has been compared with
+    it.
+    """
     if not (folder / DATA).is_file():
         convert(dataset, folder / DATA)

@@ -1,4 +1,6 @@
-"""Teachers from outside: what any model says of the training samples, by sample id, in an `.npz` file that `teacher.outputs` names."""
+"""Teachers from outside: what any model says of the training samples, by sample id, in an `.npz`
+file that `teacher.outputs` names.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from corrkd.parsing import quoted, repeated
 
 Array = npt.NDArray[Any]
 AskedTeacher = Callable[[Sequence[str]], Any]
-"""From the ids of N samples to their logits, (N, *response_shape), or to a pair of representations, (N, D), and logits."""
+"""From the ids of N samples to their logits, (N, *response_shape), or to a pair of representations,
+(N, D), and logits.
+"""
 
 IDS, LOGITS, REPRESENTATION = "ids", "logits", "representation"
 MOST_NAMED = 5  # ids in an error
@@ -47,46 +51,62 @@ class TeacherFile:
     representation: Array | None
 
     def check_covers(self, ids: Sequence[str]) -> None:
-        """Raise CorrKDError where some of these ids have no outputs; the line says how many, and which come first."""
+        """Raise CorrKDError where some of these ids have no outputs; the line says how many, and
+        which come first.
+        """
         there = set(self.ids.tolist())
         missing = [name for name in map(str, ids) if name not in there]
         if missing:
-            first = ", ".join(map(quoted, missing[:MOST_NAMED])) + (", ..." if len(missing) > MOST_NAMED else "")
-            raise CorrKDError(f"{self.path}: {len(missing)} of {len(ids)} training samples have no outputs: {first}")
+            first = ", ".join(map(quoted, missing[:MOST_NAMED])) + (
+                ", ..." if len(missing) > MOST_NAMED else ""
+            )
+            raise CorrKDError(
+                f"{self.path}: {len(missing)} of {len(ids)} training samples have no outputs: "
+                f"{first}"
+            )
 
     def outputs(self, samples: Samples, dtype: torch.dtype) -> TeacherOutputs:
         """Return the outputs for samples, in their order, on their device.
 
         Raises:
-            CorrKDError: some of the samples have none, or the logits have another shape than the target's.
+            CorrKDError: some of the samples have none, or the logits have another shape than the
+                target's.
         """
         self.check_covers(samples.ids.tolist())
         shape, target = samples.target.response_shape, samples.target
         logits = self.logits[:, None] if shape == (1,) and self.logits.ndim == 1 else self.logits
         if logits.shape[1:] != shape:
             raise CorrKDError(
-                f"{self.path}: logits of one sample have the shape {list(logits.shape[1:])}, but the target {target.name} has "
+                f"{self.path}: logits of one sample have the shape {list(logits.shape[1:])}, but "
+                f"the target {target.name} has "
                 f"{list(shape)} ({', '.join(map(str, target.classes))})"[:400]
             )
         row = {name: index for index, name in enumerate(self.ids.tolist())}
         rows = [row[name] for name in samples.ids.tolist()]
-        representation = np.empty((len(self.ids), 0)) if self.representation is None else self.representation
-        taken = (torch.as_tensor(x[rows]).to(samples.device, dtype) for x in (representation, logits))
+        representation = (
+            np.empty((len(self.ids), 0)) if self.representation is None else self.representation
+        )
+        taken = (
+            torch.as_tensor(x[rows]).to(samples.device, dtype) for x in (representation, logits)
+        )
         return TeacherOutputs(*taken)
 
 
 def read_teacher_file(path: Path) -> TeacherFile:
-    """Return the outputs in an `.npz` file with the arrays `ids`, `logits` and, where there are any, `representation`.
+    """Return the outputs in an `.npz` file with the arrays `ids`, `logits` and, where there are
+    any, `representation`.
 
     Raises:
-        CorrKDError: the file cannot be read, lacks an array, or an array is of another kind or length than `TeacherFile` says.
+        CorrKDError: the file cannot be read, lacks an array, or an array is of another kind or
+            length than `TeacherFile` says.
     """
     if not path.is_file():
         raise CorrKDError(f"settings: teacher.outputs: {path}: no such file")
     arrays = read_npz(path, objects=False)
     if not {IDS, LOGITS} <= set(arrays):
         raise CorrKDError(
-            f"{path}: holds no arrays `{IDS}` and `{LOGITS}`; it has {', '.join(map(quoted, arrays))}"[:400]
+            f"{path}: holds no arrays `{IDS}` and `{LOGITS}`; it has "
+            f"{', '.join(map(quoted, arrays))}"[:400]
         )
     logits, representation = arrays[LOGITS], arrays.get(REPRESENTATION)
     ids = _text(arrays[IDS], path)
@@ -94,17 +114,22 @@ def read_teacher_file(path: Path) -> TeacherFile:
         if array is not None:
             _check_numbers(array, len(ids), f"{path}: {name}")
     if representation is not None and (representation.ndim != 2 or not representation.shape[1]):
-        raise CorrKDError(f"{path}: {REPRESENTATION}: expected (N, D), got the shape {list(representation.shape)}")
+        raise CorrKDError(
+            f"{path}: {REPRESENTATION}: expected (N, D), got the shape {list(representation.shape)}"
+        )
     return TeacherFile(path, ids, logits, representation)
 
 
-def write_teacher_file(path: Path, ids: Sequence[str], logits: Any, representation: Any = None) -> None:
+def write_teacher_file(
+    path: Path, ids: Sequence[str], logits: Any, representation: Any = None
+) -> None:
     """Write the file that `teacher.outputs` names.
 
     Args:
         path: an `.npz`.
         ids: of N samples, each once.
-        logits: (N, *response_shape), an array or a tensor; of classes in the target's order, (N, K); of a score (N,).
+        logits: (N, *response_shape), an array or a tensor; of classes in the target's order, (N,
+            K); of a score (N,).
         representation: (N, D), or None.
 
     Raises:
@@ -121,7 +146,8 @@ def write_teacher_file(path: Path, ids: Sequence[str], logits: Any, representati
 
 
 def ask_teacher(teacher: AskedTeacher, settings: Settings, path: str | Path) -> Path:
-    """Ask a model once about all training samples, and write what it says to a file for `teacher.outputs`.
+    """Ask a model once about all training samples, and write what it says to a file for
+    `teacher.outputs`.
 
     Args:
         teacher: called once, with the ids of all samples that some seed trains on.
@@ -149,7 +175,8 @@ def _array(values: Any) -> Array:
 def _text(ids: Array, path: Path) -> npt.NDArray[np.str_]:
     if ids.ndim != 1 or ids.dtype.kind not in "USiu":
         raise CorrKDError(
-            f"{path}: {IDS}: expected one text for each sample, got {ids.dtype} of the shape {list(ids.shape)}"
+            f"{path}: {IDS}: expected one text for each sample, got {ids.dtype} of the shape "
+            f"{list(ids.shape)}"
         )
     try:
         text = np.char.decode(ids, "utf-8") if ids.dtype.kind == "S" else ids.astype(np.str_)
@@ -163,7 +190,8 @@ def _text(ids: Array, path: Path) -> npt.NDArray[np.str_]:
 def _check_numbers(array: Array, count: int, where: str) -> None:
     if array.dtype.kind not in "fiu" or array.ndim < 1 or len(array) != count:
         raise CorrKDError(
-            f"{where}: expected numbers of {count} samples, as many as there are ids; got {array.dtype} of the shape {list(array.shape)}"
+            f"{where}: expected numbers of {count} samples, as many as there are ids; got "
+            f"{array.dtype} of the shape {list(array.shape)}"
         )
     if not np.isfinite(array).all():
         raise CorrKDError(f"{where}: holds numbers that are not finite")

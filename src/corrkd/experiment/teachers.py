@@ -1,4 +1,6 @@
-"""By whom the student is taught: the teacher itself, or a committee whose answers are put together (docs/corrkd-plus.md)."""
+"""By whom the student is taught: the teacher itself, or a committee whose answers are put together
+(docs/corrkd-plus.md).
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ class Member:
 
     @property
     def name(self) -> str:
-        """Of its files. The first of those of the teacher's network that are trained on all samples is the teacher itself."""
+        """Of its files. The first of those of the teacher's network that are trained on all samples
+        is the teacher itself.
+        """
         if self.network:
             numbers = (self.repeat,) if self.fold is None else (self.repeat, self.fold)
             return "-".join([self.teacher, f"other{self.network}", *map(str, numbers)])
@@ -56,15 +60,20 @@ class Member:
         return f"{self.teacher}-{self.repeat}-{self.fold}"
 
     def arm(self, teacher: Arm, settings: TeacherSettings) -> Arm:
-        """Return how it is trained: as the teacher, but for what the settings of its network set, from a start of its own.
+        """Return how it is trained: as the teacher, but for what the settings of its network set,
+        from a start of its own.
 
         Raises:
-            CorrKDError: the teacher's method does not train its network, or what is set does not go with the teacher's training.
+            CorrKDError: the teacher's method does not train its network, or what is set does not go
+                with the teacher's training.
         """
         out = replace(teacher, name=self.name, start=self.name)
         if not self.network:
             return out
-        other, where = settings.others[self.network - 1], f"settings: teacher.others.{self.network - 1}"
+        other, where = (
+            settings.others[self.network - 1],
+            f"settings: teacher.others.{self.network - 1}",
+        )
         try:
             training = other.over(teacher.training)
             teacher.method.check_trains(other.network)
@@ -73,12 +82,17 @@ class Member:
         except ValueError as error:
             raise CorrKDError(f"{where}.{error}") from None
         return replace(
-            out, network=other.network, training=training, selection=selection_rule(training, complete=teacher.complete)
+            out,
+            network=other.network,
+            training=training,
+            selection=selection_rule(training, complete=teacher.complete),
         )
 
 
 def members(settings: TeacherSettings, teacher: str = TEACHER) -> list[Member]:
-    """All that a student of that teacher is taught by: those of the teacher's network first, repeat by repeat."""
+    """All that a student of that teacher is taught by: those of the teacher's network first, repeat
+    by repeat.
+    """
     return [
         Member(repeat, fold, teacher, network)
         for network, line in enumerate(settings.committee)
@@ -87,25 +101,37 @@ def members(settings: TeacherSettings, teacher: str = TEACHER) -> list[Member]:
     ]
 
 
-def rows_of(member: Member, experiment: Experiment, samples: Samples, seed: int) -> tuple[Tensor, Tensor]:
+def rows_of(
+    member: Member, experiment: Experiment, samples: Samples, seed: int
+) -> tuple[Tensor, Tensor]:
     """Rows that a teacher out of fold is trained on, and rows that it answers for."""
     folds = experiment.settings.teacher.committee[member.network].folds
     assert folds is not None, "only teachers of folds have rows"
     purpose = ("folds", member.repeat, *([member.network] if member.network else []))
-    fold = torch.as_tensor(experiment.teacher_folds(folds, derived_seed(seed, *purpose)), device=samples.device)
+    fold = torch.as_tensor(
+        experiment.teacher_folds(folds, derived_seed(seed, *purpose)), device=samples.device
+    )
     rows = torch.arange(len(samples), device=samples.device)
     return rows[fold != member.fold], rows[fold == member.fold]
 
 
 def trained_on(member: Member, experiment: Experiment, samples: Samples, seed: int) -> Samples:
     """The training samples of one of several teachers."""
-    return samples if member.fold is None else samples.subset(rows_of(member, experiment, samples, seed)[0])
+    return (
+        samples
+        if member.fold is None
+        else samples.subset(rows_of(member, experiment, samples, seed)[0])
+    )
 
 
 def others_arms(teacher: Arm, settings: TeacherSettings) -> list[Arm]:
-    """Return how the first teacher of each other network is trained. Raises CorrKDError as `Member.arm`."""
+    """Return how the first teacher of each other network is trained. Raises CorrKDError as
+    `Member.arm`.
+    """
     firsts = [
-        member for member in members(settings, teacher.name) if member.network and not member.repeat and not member.fold
+        member
+        for member in members(settings, teacher.name)
+        if member.network and not member.repeat and not member.fold
     ]
     return [member.arm(teacher, settings) for member in firsts]
 
@@ -113,10 +139,12 @@ def others_arms(teacher: Arm, settings: TeacherSettings) -> list[Arm]:
 def answers(
     experiment: Experiment, samples: Samples, seed: int, folder: Path, teacher: str = TEACHER
 ) -> TeacherOutputs:
-    """Return the outputs of the teachers in `folder` for the training split: logits of all, representations of the first repeat.
+    """Return the outputs of the teachers in `folder` for the training split: logits of all,
+    representations of the first repeat.
 
-    They are computed once and kept beside the teachers, for all students of the seed. Out of fold, each scale of the representations is
-    rotated by itself, towards that of the teacher of all samples.
+    They are computed once and kept beside the teachers, for all students of the seed. Out of fold,
+    each scale of the representations is rotated by itself, towards that of the teacher of all
+    samples.
 
     Args:
         experiment: the seed's.
@@ -139,7 +167,8 @@ def answers(
 
 
 def outputs_from_outside(experiment: Experiment) -> TeacherOutputs | None:
-    """Return the outputs of a teacher from outside for the training split, checked for all seeds; None: teachers are trained.
+    """Return the outputs of a teacher from outside for the training split, checked for all seeds;
+    None: teachers are trained.
 
     Raises:
         CorrKDError: the file is missing, damaged, of another target, or lacks training samples.
@@ -158,22 +187,35 @@ def _from_outside(experiment: Experiment, samples: Samples) -> TeacherOutputs | 
     return outputs._replace(logits=ensemble([outputs.logits], settings.temperature, samples))
 
 
-def computed_answers(experiment: Experiment, samples: Samples, seed: int, folder: Path, teacher: str) -> TeacherOutputs:
+def computed_answers(
+    experiment: Experiment, samples: Samples, seed: int, folder: Path, teacher: str
+) -> TeacherOutputs:
     """Return what `answers` does, computed by the teachers."""
     settings = experiment.settings.teacher
     first, *others = [
         list(of_repeat)
-        for _, of_repeat in groupby(members(settings, teacher), key=lambda member: (member.network, member.repeat))
+        for _, of_repeat in groupby(
+            members(settings, teacher), key=lambda member: (member.network, member.repeat)
+        )
     ]
     output = _teacher_outputs(first, experiment, samples, seed, folder)
-    logits = [output.logits, *(_logits(of_repeat, experiment, samples, seed, folder) for of_repeat in others)]
+    logits = [
+        output.logits,
+        *(_logits(of_repeat, experiment, samples, seed, folder) for of_repeat in others),
+    ]
     return output._replace(logits=ensemble(logits, settings.temperature, samples))
 
 
-def _dependencies(experiment: Experiment, samples: Samples, seed: int, folder: Path, teacher: str) -> dict[str, Any]:
-    """All that the outputs of the teachers follow from. Where the data lie, on disk or in memory, does not matter."""
+def _dependencies(
+    experiment: Experiment, samples: Samples, seed: int, folder: Path, teacher: str
+) -> dict[str, Any]:
+    """All that the outputs of the teachers follow from. Where the data lie, on disk or in memory,
+    does not matter.
+    """
     settings = experiment.settings
-    names = dict.fromkeys([teacher, *(member.name for member in members(settings.teacher, teacher))])
+    names = dict.fromkeys(
+        [teacher, *(member.name for member in members(settings.teacher, teacher))]
+    )
     values = (samples.keys, samples.targets)
     return {
         "versions": {"corrkd": __version__, "torch": torch.__version__},
@@ -183,30 +225,41 @@ def _dependencies(experiment: Experiment, samples: Samples, seed: int, folder: P
         ),
         "samples": hashlib.sha256(b"".join(x.cpu().numpy().tobytes() for x in values)).hexdigest(),
         "seed": seed,
-        "teacher": settings.teacher.model_dump(mode="json", include={"folds", "repeats", "temperature", "others"}),
+        "teacher": settings.teacher.model_dump(
+            mode="json", include={"folds", "repeats", "temperature", "others"}
+        ),
         "computing": [samples.device.type, settings.precision, settings.threads],
         "models": {name: _model(folder / name) for name in names},
     }
 
 
 def _model(stem: Path) -> list[Any]:
-    """What a saved network is: of its card what training wrote, and the sum of its parameters as they are now."""
+    """What a saved network is: of its card what training wrote, and the sum of its parameters as
+    they are now.
+    """
     card = read_card(stem.with_name(f"{stem.name}.json"))
     parameters = stem.with_name(f"{stem.name}.safetensors")
-    facts = [card.get(key) for key in ("sha256", "architecture", "network", "modalities", "clip", "target")]
+    facts = [
+        card.get(key)
+        for key in ("sha256", "architecture", "network", "modalities", "clip", "target")
+    ]
     return [*facts, sha256_of(parameters) if parameters.is_file() else None]
 
 
 def _teacher_outputs(
     of_repeat: Sequence[Member], experiment: Experiment, samples: Samples, seed: int, folder: Path
 ) -> TeacherOutputs:
-    """Outputs of the teachers of a repeat; those of folds with representations in the space of the teacher of all samples."""
+    """Outputs of the teachers of a repeat; those of folds with representations in the space of the
+    teacher of all samples.
+    """
     network = _network(of_repeat[0].teacher, experiment, folder)
     scales, complete = network.scales, teacher_outputs(network, samples)
     if of_repeat[0].fold is None:
         return complete
     answered = TeacherOutputs(
-        torch.empty_like(complete.representation), torch.empty_like(complete.logits), torch.empty_like(samples.keys)
+        torch.empty_like(complete.representation),
+        torch.empty_like(complete.logits),
+        torch.empty_like(samples.keys),
     )
     assert answered.answered_by is not None
     for member in of_repeat:
@@ -219,20 +272,30 @@ def _teacher_outputs(
     return answered
 
 
-def _logits(of_repeat: Sequence[Member], experiment: Experiment, samples: Samples, seed: int, folder: Path) -> Tensor:
-    """Logits of the teachers of a repeat, those of folds each for the samples that it answers for."""
+def _logits(
+    of_repeat: Sequence[Member], experiment: Experiment, samples: Samples, seed: int, folder: Path
+) -> Tensor:
+    """Logits of the teachers of a repeat, those of folds each for the samples that it answers
+    for.
+    """
     first, *others = of_repeat
     logits = teacher_outputs(_network(first.name, experiment, folder), samples).logits
     for member in others:
         held_out = rows_of(member, experiment, samples, seed)[1]
-        logits[held_out] = teacher_outputs(_network(member.name, experiment, folder), samples).logits[held_out]
+        logits[held_out] = teacher_outputs(
+            _network(member.name, experiment, folder), samples
+        ).logits[held_out]
     return logits
 
 
 def placeholder_outputs(teacher: AnyNetwork, samples: Samples) -> TeacherOutputs:
-    """Return zeros in the shapes of a teacher's outputs: with them a method can be made, and refused, before anything is trained."""
+    """Return zeros in the shapes of a teacher's outputs: with them a method can be made, and
+    refused, before anything is trained.
+    """
     representation = torch.zeros(len(samples), teacher.representation_width, device=samples.device)
-    return TeacherOutputs(representation, representation.new_zeros(len(samples), *samples.target.response_shape))
+    return TeacherOutputs(
+        representation, representation.new_zeros(len(samples), *samples.target.response_shape)
+    )
 
 
 def turned_towards(target: Tensor, source: Tensor, rows: Tensor, scales: Sequence[int]) -> Tensor:
@@ -247,13 +310,17 @@ def turned_towards(target: Tensor, source: Tensor, rows: Tensor, scales: Sequenc
     if not source.shape[1]:
         return source
     parts = zip(source.split(list(scales), 1), target.split(list(scales), 1), strict=True)
-    return torch.cat([rotated @ procrustes(rotated[rows], towards[rows]) for rotated, towards in parts], 1)
+    return torch.cat(
+        [rotated @ procrustes(rotated[rows], towards[rows]) for rotated, towards in parts], 1
+    )
 
 
 def procrustes(source: Tensor, target: Tensor) -> Tensor:
-    """Return the orthogonal R that minimises ||source R - target|| (Schoenemann, Psychometrika 1966).
+    """Return the orthogonal R that minimises ||source R - target|| (Schoenemann, Psychometrika
+    1966).
 
-    Two networks have no axes in common. R brings one's representations near the other's and keeps all distances and angles.
+    Two networks have no axes in common. R brings one's representations near the other's and keeps
+    all distances and angles.
 
     Args:
         source: (N, D).
@@ -271,7 +338,8 @@ def _network(name: str, experiment: Experiment, folder: Path) -> AnyNetwork:
 
 
 def ensemble(logits: list[Tensor], temperature: float | Literal["fit"], samples: Samples) -> Tensor:
-    """Return one answer of several teachers, each tempered: the mean response as logits, or the mean score.
+    """Return one answer of several teachers, each tempered: the mean response as logits, or the
+    mean score.
 
     Args:
         logits: of each teacher, (n, ...).
@@ -282,12 +350,15 @@ def ensemble(logits: list[Tensor], temperature: float | Literal["fit"], samples:
     if len(tempered) == 1:
         return tempered[0]
     # A mean of responses is less sure than each of them: fitted anew.
-    return _tempered(samples.target.ensemble(tempered), "fit" if temperature == "fit" else 1.0, samples)
+    return _tempered(
+        samples.target.ensemble(tempered), "fit" if temperature == "fit" else 1.0, samples
+    )
 
 
 def _tempered(logits: Tensor, temperature: float | Literal["fit"], samples: Samples) -> Tensor:
     """Logits divided by the temperature that the settings ask for; a score has none."""
     target = samples.target
     return target.temper(
-        logits, target.fit_temperature(logits, samples.targets) if temperature == "fit" else temperature
+        logits,
+        target.fit_temperature(logits, samples.targets) if temperature == "fit" else temperature,
     )

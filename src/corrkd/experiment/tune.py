@@ -1,6 +1,8 @@
-"""A search over hyper-parameters: Optuna, on the validation split alone, the same number of trials for every arm.
+"""A search over hyper-parameters: Optuna, on the validation split alone, the same number of trials
+for every arm.
 
-A search is a plan too: in each round every arm has one trial, trained with all seeds in the folder `trial-N` of the dataset's.
+A search is a plan too: in each round every arm has one trial, trained with all seeds in the folder
+`trial-N` of the dataset's.
 """
 
 from __future__ import annotations
@@ -19,7 +21,14 @@ from corrkd.experiment import folder
 from corrkd.experiment.arm import Arm, laid_over, teachers_of
 from corrkd.experiment.experiment import Experiment
 from corrkd.experiment.job import Job, arm_folder
-from corrkd.experiment.plan import DatasetPlan, Plan, arms_of, dataset_name, read_plan, with_teachers
+from corrkd.experiment.plan import (
+    DatasetPlan,
+    Plan,
+    arms_of,
+    dataset_name,
+    read_plan,
+    with_teachers,
+)
 from corrkd.experiment.progress import Reporter
 from corrkd.experiment.run import prepared
 from corrkd.experiment.runner import run_jobs
@@ -45,14 +54,17 @@ class Range:
 
 @dataclass(frozen=True)
 class Search:
-    """What a search found: the changes with the best validation score by method, and every trial."""
+    """What a search found: the changes with the best validation score by method, and every
+    trial.
+    """
 
     best: dict[str, Change]
     trials: pd.DataFrame
 
 
 def space(arm: Arm) -> dict[str, Range]:
-    """Return what is searched of an arm, by dotted key: learning rate, dropout, and what its method names in `search`.
+    """Return what is searched of an arm, by dotted key: learning rate, dropout, and what its method
+    names in `search`.
 
     A weight of 0 is not searched: the arm leaves that loss out.
 
@@ -70,7 +82,9 @@ def space(arm: Arm) -> dict[str, Range]:
         for dataset_plan in key.split("."):
             value = value.get(dataset_plan) if isinstance(value, Mapping) else None
         if value is None:
-            raise CorrKDError(f"arm {arm.name}: method {arm.method.name} has no {key}, which its `search` names")
+            raise CorrKDError(
+                f"arm {arm.name}: method {arm.method.name} has no {key}, which its `search` names"
+            )
         if value:
             out[key] = Range(low, high, log=True)
     return out
@@ -87,8 +101,8 @@ def tune(
 ) -> Search:
     """Search each arm's hyper-parameters by the validation score by which its epoch is chosen.
 
-    The first trial of every arm is its defaults. The test split is not read. Stopped and started again, it goes on. A trial that fails, as
-    where the loss is no longer finite, has no score.
+    The first trial of every arm is its defaults. The test split is not read. Stopped and started
+    again, it goes on. A trial that fails, as where the loss is no longer finite, has no score.
 
     Args:
         settings: data, epochs and seeds (a trial's score is the mean over them).
@@ -99,10 +113,13 @@ def tune(
         reporter: where progress goes; default: nowhere.
 
     Raises:
-        CorrKDError: for anything wrong with settings, data or the folder; where all trials of an arm fail, or Optuna is not installed.
+        CorrKDError: for anything wrong with settings, data or the folder; where all trials of an
+            arm fail, or Optuna is not installed.
     """
     evaluation = settings.evaluation.model_copy(update={"split": "valid"})
-    settings = folder.with_whole_paths(settings.model_copy(update={"evaluation": evaluation, "jobs": 1}))
+    settings = folder.with_whole_paths(
+        settings.model_copy(update={"evaluation": evaluation, "jobs": 1})
+    )
     dataset_plan = DatasetPlan(settings=settings, arms=dict(arms))
     return carry_on(
         Plan(datasets={dataset_name(settings.data): dataset_plan}, jobs=jobs, trials=trials),
@@ -124,30 +141,43 @@ def carry_on(plan: Plan, out: Path, reporter: Reporter) -> Search:
         _begin(out, plan)
         experiment = prepared(name, dataset_plan, reporter)
         make_folder(out / name)
-        studies = {arm.name: _study(out / name, arm, dataset_plan.arms[arm.name]) for arm in arms_of(dataset_plan)}
+        studies = {
+            arm.name: _study(out / name, arm, dataset_plan.arms[arm.name])
+            for arm in arms_of(dataset_plan)
+        }
         _train_teachers(dataset_plan, out / name, experiment, plan.jobs, reporter)
         for number in range(plan.trials):
             _round(number, studies, plan, out / name, experiment, reporter)
         table = pd.DataFrame([row for study in studies.values() for row in study.rows(plan.trials)])
         best = {arm: study.best(plan.trials) for arm, study in studies.items()}
         write_csv(out / TRIALS, table)
-        text = f"{plan.trials} trials an arm by Optuna on the validation split of {experiment.dataset.name}, the first its defaults"
+        text = (
+            f"{plan.trials} trials an arm by Optuna on the validation split of "
+            f"{experiment.dataset.name}, the first its defaults"
+        )
         tree = {
             "search": text,
-            "arms": {arm: _changes(arm, dataset_plan.arms[arm], change) for arm, change in best.items()},
+            "arms": {
+                arm: _changes(arm, dataset_plan.arms[arm], change) for arm, change in best.items()
+            },
         }
         write_text(out / TUNED, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     return Search(best, table)
 
 
 def _begin(out: Path, plan: Plan) -> None:
-    """Write the plan. Raises CorrKDError where the folder holds another search, or something else."""
+    """Write the plan. Raises CorrKDError where the folder holds another search, or something
+    else.
+    """
     folder.check(out, overwrite=False, continues=True)
     remove_parts(out)
     if (out / PLAN).is_file():
         before = read_plan(out, unchanged=True)
         # As text: two arms are equal, too, where one sets what the other leaves at its default.
-        if before.model_copy(update={"jobs": plan.jobs, "trials": plan.trials}).to_yaml() != plan.to_yaml():
+        if (
+            before.model_copy(update={"jobs": plan.jobs, "trials": plan.trials}).to_yaml()
+            != plan.to_yaml()
+        ):
             raise CorrKDError(f"{out}: holds a search with other settings; choose another folder")
     write_text(out / PLAN, plan.to_yaml())
 
@@ -167,7 +197,9 @@ class _Study:
 
         if number >= len(self.optuna.trials):
             # A sampler for each trial: what it draws does not depend on where a search was stopped.
-            self.optuna.sampler = TPESampler(seed=derived_seed(self.arm, number) % 2**32, n_startup_trials=4)
+            self.optuna.sampler = TPESampler(
+                seed=derived_seed(self.arm, number) % 2**32, n_startup_trials=4
+            )
             trial = self.optuna.ask()
             for key, tried in self.ranges.items() if number else ():  # the first is the defaults
                 trial.suggest_float(key, tried.low, tried.high, log=tried.log)
@@ -192,7 +224,9 @@ class _Study:
         ]
 
     def best(self, trials: int) -> Change:
-        """The changes of the trial with the highest score. Raises CorrKDError where all have failed."""
+        """The changes of the trial with the highest score. Raises CorrKDError where all have
+        failed.
+        """
         scored = [t for t in self.optuna.trials[:trials] if t.value is not None]
         if not scored:
             raise CorrKDError(f"{self.arm}: every trial has failed")
@@ -207,36 +241,59 @@ def _study(dataset: Path, arm: Arm, fixed: ArmSettings) -> _Study:
     journal = dataset / f"{arm.name}.journal.log"
     with refusing(journal, f"damaged; delete {journal} to search again"):
         storage = JournalStorage(JournalFileBackend(str(journal)))
-        study = optuna.create_study(study_name=arm.name, storage=storage, direction="maximize", load_if_exists=True)
+        study = optuna.create_study(
+            study_name=arm.name, storage=storage, direction="maximize", load_if_exists=True
+        )
     return _Study(arm.name, fixed, space(arm), study)
 
 
 def _train_teachers(
     dataset_plan: DatasetPlan, dataset: Path, experiment: Experiment, jobs: int, reporter: Reporter
 ) -> None:
-    """Train the teachers of all seeds, where an arm needs them. Raises CorrKDError where one fails."""
+    """Train the teachers of all seeds, where an arm needs them. Raises CorrKDError where one
+    fails.
+    """
     teachers = teachers_of(arms_of(dataset_plan), dataset_plan.settings)
     if not teachers:
         return
-    taught = dataset_plan.model_copy(update={"arms": with_teachers(dataset_plan.arms, dataset_plan.settings)})
+    taught = dataset_plan.model_copy(
+        update={"arms": with_teachers(dataset_plan.arms, dataset_plan.settings)}
+    )
     trainings = [
-        Job(dataset, taught, name, seed, evaluate=False) for name in teachers for seed in dataset_plan.settings.seeds
+        Job(dataset, taught, name, seed, evaluate=False)
+        for name in teachers
+        for seed in dataset_plan.settings.seeds
     ]
     with reporter.busy("training the teachers"):
-        failures = run_jobs(trainings, {dataset.name: experiment}, at_once=jobs, reporter=Reporter(quiet=True))
+        failures = run_jobs(
+            trainings, {dataset.name: experiment}, at_once=jobs, reporter=Reporter(quiet=True)
+        )
     for failure in failures:
         raise CorrKDError(f"{failure.job.arm}, seed {failure.job.seed}: {failure.error}")
 
 
 def _round(
-    number: int, studies: Mapping[str, _Study], plan: Plan, dataset: Path, experiment: Experiment, reporter: Reporter
+    number: int,
+    studies: Mapping[str, _Study],
+    plan: Plan,
+    dataset: Path,
+    experiment: Experiment,
+    reporter: Reporter,
 ) -> None:
     """Train one trial of every arm with all seeds, and record its score."""
     dataset_plan = plan.datasets[dataset.name]
-    trials = {name: trial for name, study in studies.items() if (trial := study.trial(number)) is not None}
-    changes = {name: ArmSettings.model_validate(nested(trial.params)) for name, trial in trials.items()}
+    trials = {
+        name: trial for name, study in studies.items() if (trial := study.trial(number)) is not None
+    }
+    changes = {
+        name: ArmSettings.model_validate(nested(trial.params)) for name, trial in trials.items()
+    }
     tried = dataset_plan.model_copy(
-        update={"arms": {name: laid_over(name, dataset_plan.arms[name], c) for name, c in changes.items()}}
+        update={
+            "arms": {
+                name: laid_over(name, dataset_plan.arms[name], c) for name, c in changes.items()
+            }
+        }
     )
     folder_of_round = dataset / f"trial-{number}"
     trainings = [
@@ -245,12 +302,15 @@ def _round(
         for seed in dataset_plan.settings.seeds
     ]
     quiet = Reporter(quiet=True)
-    failures = run_jobs(trainings, {folder_of_round.name: experiment}, at_once=plan.jobs, reporter=quiet)
+    failures = run_jobs(
+        trainings, {folder_of_round.name: experiment}, at_once=plan.jobs, reporter=quiet
+    )
     for name, trial in trials.items():
         score = None
         if not any(failure.job.arm == name for failure in failures):
             each = [
-                recorded(arm_folder(folder_of_round, name, seed) / name, VALID) for seed in dataset_plan.settings.seeds
+                recorded(arm_folder(folder_of_round, name, seed) / name, VALID)
+                for seed in dataset_plan.settings.seeds
             ]
             score = sum(map(float, each)) / len(each)
         studies[name].tell(number, score)
@@ -271,7 +331,9 @@ def nested(params: Mapping[str, Any]) -> Change:
 
 
 def _changes(arm: str, fixed: ArmSettings, change: Change) -> Change:
-    return laid_over(arm, fixed, ArmSettings.model_validate(change)).model_dump(mode="json", exclude_unset=True)
+    return laid_over(arm, fixed, ArmSettings.model_validate(change)).model_dump(
+        mode="json", exclude_unset=True
+    )
 
 
 def _line(params: Mapping[str, float]) -> str:
@@ -283,7 +345,10 @@ def table_text(search: Search) -> str:
     lines = [f"{'arm':<20}{'defaults':>10}{'best':>10}  changes"]
     for method, rows in search.trials.groupby("method", sort=False):
         best = rows.sort_values("score", ascending=False, kind="stable").to_dict("records")[0]
-        lines.append(f"{method:<20}{100 * rows['score'].iloc[0]:>10.2f}{100 * best['score']:>10.2f}  {best['changes']}")
+        lines.append(
+            f"{method:<20}{100 * rows['score'].iloc[0]:>10.2f}{100 * best['score']:>10.2f}  "
+            f"{best['changes']}"
+        )
     return "\n".join(lines)
 
 

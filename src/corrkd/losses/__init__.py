@@ -1,14 +1,17 @@
 """The distillation losses, each a function and a Module. They need torch alone.
 
-- CorrKD (Li et al., CVPR 2024): SCD, CPD and RCD; `CorrKDLoss` is all three. `decoupled_divergence` can stand in RCD's place,
-  `sample_relation_distillation` in SCD's (docs/corrkd-plus.md).
-- HRLF (Li et al., NeurIPS 2024): the reconstruction of factorised representations, hierarchical mutual information, and hierarchical
-  adversarial learning.
+- CorrKD (Li et al., CVPR 2024): SCD, CPD and RCD; `CorrKDLoss` is all three. `decoupled_divergence`
+  can stand in RCD's place, `sample_relation_distillation` in SCD's (docs/corrkd-plus.md).
+- HRLF (Li et al., NeurIPS 2024): the reconstruction of factorised representations, hierarchical
+  mutual information, and hierarchical adversarial learning.
 
 None detaches the teacher: freeze it, or run it under `torch.no_grad()`.
 """
 
-from corrkd.losses.category_prototype import CategoryPrototypeDistillation, category_prototype_distillation
+from corrkd.losses.category_prototype import (
+    CategoryPrototypeDistillation,
+    category_prototype_distillation,
+)
 from corrkd.losses.critics import ConcatCritic, Critic, Discriminator
 from corrkd.losses.decoupled_divergence import DecoupledDivergence, decoupled_divergence
 from corrkd.losses.factorisation import FactorisationReconstruction, factorisation_reconstruction
@@ -19,7 +22,10 @@ from corrkd.losses.response_disentangled import (
     jensen_shannon_information,
     response_disentangled_consistency,
 )
-from corrkd.losses.sample_contrastive import SampleContrastiveDistillation, sample_contrastive_distillation
+from corrkd.losses.sample_contrastive import (
+    SampleContrastiveDistillation,
+    sample_contrastive_distillation,
+)
 from corrkd.losses.sample_relations import SampleRelationDistillation, sample_relation_distillation
 from corrkd.losses.together import CorrKDLoss
 

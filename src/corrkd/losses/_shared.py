@@ -13,7 +13,9 @@ SHORTEST = 1e-12
 
 
 def check_pair(student: Tensor, teacher: Tensor, shapes: str, ndims: Sequence[int]) -> None:
-    """Raises ValueError unless both are floating, of one shape, with an allowed number of axes and N >= 1."""
+    """Raises ValueError unless both are floating, of one shape, with an allowed number of axes and
+    N >= 1.
+    """
     if student.shape != teacher.shape or student.ndim not in ndims or student.numel() == 0:
         raise ValueError(
             f"student and teacher must both be {shapes} with N >= 1, "
@@ -21,13 +23,21 @@ def check_pair(student: Tensor, teacher: Tensor, shapes: str, ndims: Sequence[in
         )
     if not (student.is_floating_point() and teacher.is_floating_point()):
         raise ValueError(
-            f"student and teacher must be floating point, but they are {student.dtype} and {teacher.dtype}"
+            f"student and teacher must be floating point, but they are {student.dtype} and "
+            f"{teacher.dtype}"
         )
 
 
 def check_rows(student: Tensor, teacher: Tensor) -> None:
-    """Raises ValueError unless both are floating, (N, D) and (N, E) with N >= 1: of a width each, where only angles within a side count."""
-    if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher) or not student.numel() * teacher.numel():
+    """Raises ValueError unless both are floating, (N, D) and (N, E) with N >= 1: of a width each,
+    where only angles within a side count.
+    """
+    if (
+        student.ndim != 2
+        or teacher.ndim != 2
+        or len(student) != len(teacher)
+        or not student.numel() * teacher.numel()
+    ):
         raise ValueError(
             "student and teacher must be (N, D) and (N, E) with N >= 1, "
             f"but they are {tuple(student.shape)} and {tuple(teacher.shape)}"
@@ -35,11 +45,16 @@ def check_rows(student: Tensor, teacher: Tensor) -> None:
     check_pair(student, student.to(teacher.dtype), "(N, D)", [2])
 
 
-def check_scales(student: Sequence[Tensor], teacher: Sequence[Tensor], networks: int, *, same_widths: bool) -> None:
-    """Raise ValueError unless both have a tensor for each of the networks, in pairs as `check_rows`, or of one width, `check_pair`."""
+def check_scales(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], networks: int, *, same_widths: bool
+) -> None:
+    """Raise ValueError unless both have a tensor for each of the networks, in pairs as
+    `check_rows`, or of one width, `check_pair`.
+    """
     if not len(student) == len(teacher) == networks > 0:
         raise ValueError(
-            f"needs as many scales of student and teacher as there are networks, and at least one, but there are "
+            f"needs as many scales of student and teacher as there are networks, and at least "
+            f"one, but there are "
             f"{len(student)}, {len(teacher)} and {networks}"
         )
     for s, t in zip(student, teacher, strict=True):
@@ -50,10 +65,13 @@ def check_scales(student: Sequence[Tensor], teacher: Sequence[Tensor], networks:
 
 
 def check_labels(labels: Tensor, expected: tuple[int, ...]) -> None:
-    """Raises ValueError unless they are integers of that shape. Their range is not read: that awaits the device."""
+    """Raises ValueError unless they are integers of that shape. Their range is not read: that
+    awaits the device.
+    """
     if labels.shape != expected or labels.is_floating_point() or labels.is_complex():
         raise ValueError(
-            f"labels must be integers of shape {expected}, but they are {labels.dtype} of {tuple(labels.shape)}"
+            f"labels must be integers of shape {expected}, but they are {labels.dtype} of "
+            f"{tuple(labels.shape)}"
         )
 
 
@@ -64,18 +82,24 @@ def full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """No autocast on the tensor's device: the losses compute in full precision wherever they are called."""
+    """No autocast on the tensor's device: the losses compute in full precision wherever they are
+    called.
+    """
     return torch.autocast(tensor.device.type, enabled=False)
 
 
 def safe_sqrt(x: Tensor, smallest: float = 0.0) -> Tensor:
-    """Square root of x >= 0. At x <= smallest it is 0, and all its derivatives are 0, where those of the root would blow up."""
+    """Square root of x >= 0. At x <= smallest it is 0, and all its derivatives are 0, where those
+    of the root would blow up.
+    """
     small = x <= smallest
     return x.masked_fill(small, 1.0).sqrt().masked_fill(small, 0.0)
 
 
 def unit(x: Tensor) -> Tensor:
-    """Vectors along the last axis divided by their length. A zero vector stays zero, and its gradient is zero."""
+    """Vectors along the last axis divided by their length. A zero vector stays zero, and its
+    gradient is zero.
+    """
     length = safe_sqrt(x.square().sum(-1, keepdim=True), SHORTEST**2)
     short = length == 0
     return (x / length.masked_fill(short, 1.0)).masked_fill(short, 0.0)

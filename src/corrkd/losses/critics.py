@@ -1,4 +1,6 @@
-"""Small networks that are trained along with the student: critics F(Q, U) of the Jensen-Shannon estimator, and discriminators."""
+"""Small networks that are trained along with the student: critics F(Q, U) of the Jensen-Shannon
+estimator, and discriminators.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,15 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
 Critic = Callable[[Tensor, Tensor], Tensor]
-"""(teacher part (M, a), student part (M, b)) -> scores (M,), higher where the two look like the same sample's."""
+"""(teacher part (M, a), student part (M, b)) -> scores (M,), higher where the two look like the
+same sample's.
+"""
 
 
 class _Perceptron(nn.Module):
-    """One hidden layer with ReLU, and one output. Its parameters start uniform in +-1/sqrt(inputs), as those of `nn.Linear`."""
+    """One hidden layer with ReLU, and one output. Its parameters start uniform in +-1/sqrt(inputs),
+    as those of `nn.Linear`.
+    """
 
     def __init__(self, inputs: int, hidden: int, generator: torch.Generator | None) -> None:
         super().__init__()
@@ -29,13 +35,17 @@ class _Perceptron(nn.Module):
 
     def score(self, x: Tensor, *, frozen: bool = False) -> Tensor:
         """Return the outputs, (M, inputs) -> (M,); frozen: the parameters get no gradient."""
-        # The losses hand over full precision; a network kept in half, or float64 probabilities, must meet on one dtype.
-        weight, bias, output, offset = ((p.detach() if frozen else p).to(x.dtype) for p in self.layers())
+        # The losses hand over full precision; a network kept in half, or float64 probabilities,
+        # must meet on one dtype.
+        weight, bias, output, offset = (
+            (p.detach() if frozen else p).to(x.dtype) for p in self.layers()
+        )
         return linear(relu(linear(x, weight, bias)), output, offset).squeeze(-1)
 
 
 class ConcatCritic(_Perceptron):
-    """A perceptron with one hidden layer on the two parts side by side [open: the papers leave its shape out].
+    """A perceptron with one hidden layer on the two parts side by side [open: the papers leave its
+    shape out].
 
     Its parameters start uniform in +-1/sqrt(inputs), as those of `nn.Linear`.
 
@@ -48,7 +58,12 @@ class ConcatCritic(_Perceptron):
     """
 
     def __init__(
-        self, teacher_width: int, student_width: int, hidden: int = 64, *, generator: torch.Generator | None = None
+        self,
+        teacher_width: int,
+        student_width: int,
+        hidden: int = 64,
+        *,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(teacher_width + student_width, hidden, generator)
 
@@ -57,9 +72,11 @@ class ConcatCritic(_Perceptron):
         return self.score(torch.cat([teacher, student], dim=-1))
 
     def all_pairs(self, teacher: Tensor, student: Tensor) -> Tensor:
-        """Return the score of each row of one side with each of the other, (N, a) and (N, b) -> (N, N).
+        """Return the score of each row of one side with each of the other, (N, a) and (N, b) -> (N,
+        N).
 
-        The hidden layer is linear in both parts, so each part goes through its half of the weights once.
+        The hidden layer is linear in both parts, so each part goes through its half of the weights
+        once.
         """
         weight, bias, output, offset = (p.to(teacher.dtype) for p in self.layers())
         of_teacher, of_student = weight.split([teacher.shape[-1], student.shape[-1]], 1)
@@ -68,7 +85,8 @@ class ConcatCritic(_Perceptron):
 
 
 class Discriminator(_Perceptron):
-    """A perceptron with one hidden layer that tells the teacher's representations from the student's [open: HRLF leaves its shape out].
+    """A perceptron with one hidden layer that tells the teacher's representations from the
+    student's [open: HRLF leaves its shape out].
 
     Its parameters start uniform in +-1/sqrt(inputs), as those of `nn.Linear`.
 
@@ -79,14 +97,20 @@ class Discriminator(_Perceptron):
             (`torch.manual_seed`).
     """
 
-    def __init__(self, width: int, hidden: int = 64, *, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, width: int, hidden: int = 64, *, generator: torch.Generator | None = None
+    ) -> None:
         super().__init__(width, hidden, generator)
 
     def forward(self, representation: Tensor, *, frozen: bool = False) -> Tensor:
-        """Return the logit of "the teacher's", (N, D) -> (N,); frozen: the parameters get no gradient."""
+        """Return the logit of "the teacher's", (N, D) -> (N,); frozen: the parameters get no
+        gradient.
+        """
         return self.score(representation, frozen=frozen)
 
 
-def _uniform(shape: tuple[int, ...], inputs: int, generator: torch.Generator | None) -> nn.Parameter:
+def _uniform(
+    shape: tuple[int, ...], inputs: int, generator: torch.Generator | None
+) -> nn.Parameter:
     bound = 1.0 / math.sqrt(inputs)
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound, generator=generator))

@@ -1,4 +1,6 @@
-"""Reconstruction of factorised representations (HRLF's FRF): what modalities share and what each adds make up each of them again."""
+"""Reconstruction of factorised representations (HRLF's FRF): what modalities share and what each
+adds make up each of them again.
+"""
 
 from __future__ import annotations
 
@@ -19,28 +21,32 @@ def factorisation_reconstruction(
     reduction: str = "mean",
     detach: bool = True,
 ) -> Tensor:
-    r"""Loss of HRLF's fine-grained representation factorisation, of a batch (Li et al., "Toward Robust Incomplete Multimodal
-    Sentiment Analysis via Hierarchical Representation Learning", NeurIPS 2024, "Fine-grained Representation Factorization").
+    r"""Loss of HRLF's fine-grained representation factorisation, of a batch (Li et al., "Toward
+    Robust Incomplete Multimodal Sentiment Analysis via Hierarchical Representation Learning",
+    NeurIPS 2024, "Fine-grained Representation Factorization").
 
-    .. math:: L = \frac{1}{n} \sum_a \|Z_{aa} - Z_a\|^2 + \frac{1}{n^2 - n} \sum_a \sum_{b \ne a} \|Z_{ab} - Z_b\|^2
+    .. math:: L = \frac{1}{n} \sum_a \|Z_{aa} - Z_a\|^2 + \frac{1}{n^2 - n} \sum_a \sum_{b \ne a}
+    \|Z_{ab} - Z_b\|^2
         + \frac{1}{n^2} \sum_a \sum_b \|Q_{ba} - Q_a\|^2
 
-    means over samples, with Z_ab = D(Q_a, U_b) decoded from the sentiment-relevant part Q_a of modality a and the
-    modality-specific part U_b of modality b, and Q_ba the sentiment-relevant part of Z_ba. So whichever modality the sentiment is
-    taken from, the specific part turns it into modality b, and its sentiment is found again.
+    means over samples, with Z_ab = D(Q_a, U_b) decoded from the sentiment-relevant part Q_a of
+    modality a and the modality-specific part U_b of modality b, and Q_ba the sentiment-relevant
+    part of Z_ba. So whichever modality the sentiment is taken from, the specific part turns it into
+    modality b, and its sentiment is found again.
 
     Args:
         encoded: (N, n, D) vectors Z of n modalities, N >= 1.
         decoded: (N, n, n, D), Z_ab at [:, a, b].
         relevant: (N, n, E) parts Q.
         recovered: (N, n, n, E), Q_ba at [:, b, a].
-        reduction: "sum" is the formula, squared lengths; "mean" divides them by D or E [open: the sum grows with the width].
-        detach: `encoded` and `relevant`, as what is to be made again, get no gradient [open]. With one, vectors that are the same for
-            all samples are a minimum that is soon found.
+        reduction: "sum" is the formula, squared lengths; "mean" divides them by D or E [open: the
+            sum grows with the width].
+        detach: `encoded` and `relevant`, as what is to be made again, get no gradient [open]. With
+            one, vectors that are the same for all samples are a minimum that is soon found.
 
     Returns:
-        A scalar >= 0, float32 (float64 where an input is): computed in full precision also under autocast. With a single
-        modality there is no second sum.
+        A scalar >= 0, float32 (float64 where an input is): computed in full precision also under
+        autocast. With a single modality there is no second sum.
 
     Raises:
         ValueError: for shapes or dtypes that do not fit, or an unknown reduction.
@@ -49,7 +55,8 @@ def factorisation_reconstruction(
         >>> import torch
         >>> from corrkd.losses import factorisation_reconstruction
         >>> encoded, relevant = torch.ones(4, 2, 6), torch.ones(4, 2, 3)
-        >>> decoded, recovered = torch.zeros(4, 2, 2, 6), torch.ones(4, 2, 2, 3)  # nothing is decoded
+        >>> decoded = torch.zeros(4, 2, 2, 6)  # nothing is decoded
+        >>> recovered = torch.ones(4, 2, 2, 3)
         >>> factorisation_reconstruction(encoded, decoded, relevant, recovered)
         tensor(2.)
     """
@@ -64,14 +71,19 @@ def factorisation_reconstruction(
             "encoded and relevant must be (N, n, D) and (N, n, E) with N, n >= 1, "
             f"but they are {tuple(encoded.shape)} and {tuple(relevant.shape)}"
         )
-    for name, of_pair, of_modality in (("decoded", decoded, encoded), ("recovered", recovered, relevant)):
+    for name, of_pair, of_modality in (
+        ("decoded", decoded, encoded),
+        ("recovered", recovered, relevant),
+    ):
         samples, count, width = of_modality.shape
         if of_pair.shape != (expected := (samples, count, count, width)):
             raise ValueError(f"{name} must be {expected}, but it is {tuple(of_pair.shape)}")
     if not all(x.is_floating_point() for x in (encoded, decoded, relevant, recovered)):
         raise ValueError("encoded, decoded, relevant and recovered must be floating point")
     with no_autocast(encoded):
-        encoded, decoded, relevant, recovered = full_precision(encoded, decoded, relevant, recovered)
+        encoded, decoded, relevant, recovered = full_precision(
+            encoded, decoded, relevant, recovered
+        )
         if detach:
             encoded, relevant = encoded.detach(), relevant.detach()
         count = encoded.shape[1]
@@ -83,13 +95,16 @@ def factorisation_reconstruction(
 
 
 def _errors(of_pair: Tensor, of_modality: Tensor, reduction: str) -> Tensor:
-    """Squared errors of what was made of each pair of modalities from what the second one has, means over samples: (n, n)."""
+    """Squared errors of what was made of each pair of modalities from what the second one has,
+    means over samples: (n, n).
+    """
     squares = (of_pair - of_modality[:, None]).square()
     return (squares.mean(-1) if reduction == "mean" else squares.sum(-1)).mean(0)
 
 
 class FactorisationReconstruction(nn.Module):
-    """The reconstruction loss as a Module; see `factorisation_reconstruction`. It has no parameters.
+    """The reconstruction loss as a Module; see `factorisation_reconstruction`. It has no
+    parameters.
 
     Args:
         reduction: "mean" or "sum".
@@ -102,7 +117,9 @@ class FactorisationReconstruction(nn.Module):
         self.reduction = reduction
         self.detach = detach
 
-    def forward(self, encoded: Tensor, decoded: Tensor, relevant: Tensor, recovered: Tensor) -> Tensor:
+    def forward(
+        self, encoded: Tensor, decoded: Tensor, relevant: Tensor, recovered: Tensor
+    ) -> Tensor:
         """Return the loss, a scalar, of (N, n, D), (N, n, n, D), (N, n, E) and (N, n, n, E)."""
         return factorisation_reconstruction(
             encoded, decoded, relevant, recovered, reduction=self.reduction, detach=self.detach

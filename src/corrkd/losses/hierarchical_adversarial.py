@@ -1,4 +1,6 @@
-"""Hierarchical adversarial learning (HAL): at each scale, no discriminator tells the student's representations from the teacher's."""
+"""Hierarchical adversarial learning (HAL): at each scale, no discriminator tells the student's
+representations from the teacher's.
+"""
 
 from __future__ import annotations
 
@@ -19,32 +21,38 @@ def hierarchical_adversarial(
     *,
     nonsaturating: bool = False,
 ) -> Tensor:
-    r"""HAL of a batch (Li et al., "Toward Robust Incomplete Multimodal Sentiment Analysis via Hierarchical Representation
-    Learning", NeurIPS 2024, "Hierarchical Adversarial Learning").
+    r"""HAL of a batch (Li et al., "Toward Robust Incomplete Multimodal Sentiment Analysis via
+    Hierarchical Representation Learning", NeurIPS 2024, "Hierarchical Adversarial Learning").
 
-    .. math:: \min_{student} \max_{De} V, \qquad V = \sum_i E[\log(1 - De_i(E^s_i))] + E[\log De_i(E^t_i)]
+    .. math:: \min_{student} \max_{De} V, \qquad V = \sum_i E[\log(1 - De_i(E^s_i))] + E[\log
+    De_i(E^t_i)]
 
-    Both players are trained in one step of one optimiser, which minimises a single number: its value is -V, the cross-entropy
-    of the discriminators, with which they learn on detached representations of the student; the student's own term, through
-    discriminators whose parameters get no gradient, is added and its value taken off again. To minimise it is the minimax game
-    with simultaneous steps, as with a layer that reverses gradients (Ganin and Lempitsky, ICML 2015), in plain operations:
-    `torch.func.vmap` needs no rule for them, and the student's term may be another than the discriminators' with its sign
-    turned.
+    Both players are trained in one step of one optimiser, which minimises a single number: its
+    value is -V, the cross-entropy of the discriminators, with which they learn on detached
+    representations of the student; the student's own term, through discriminators whose parameters
+    get no gradient, is added and its value taken off again. To minimise it is the minimax game with
+    simultaneous steps, as with a layer that reverses gradients (Ganin and Lempitsky, ICML 2015), in
+    plain operations: `torch.func.vmap` needs no rule for them, and the student's term may be
+    another than the discriminators' with its sign turned.
 
     Args:
         student: (N, D_i) representations E^s_i of the incomplete samples at each scale, N >= 1.
-        teacher: (N, D_i) representations E^t_i of the same samples, complete. Not detached: gradients flow wherever they
-            are required, to the discriminators' side.
-        discriminators: one for each scale [open: the paper names one De], which returns the logit of De.
-        nonsaturating: the student maximises log De(E^s) instead of minimising log(1 - De(E^s)) (Goodfellow et al., NeurIPS
-            2014): the same aim, with a gradient also where the discriminator is sure [ours].
+        teacher: (N, D_i) representations E^t_i of the same samples, complete. Not detached:
+            gradients flow wherever they are required, to the discriminators' side.
+        discriminators: one for each scale [open: the paper names one De], which returns the logit
+            of De.
+        nonsaturating: the student maximises log De(E^s) instead of minimising log(1 - De(E^s))
+            (Goodfellow et al., NeurIPS 2014): the same aim, with a gradient also where the
+            discriminator is sure [ours].
 
     Returns:
-        A scalar >= 0, float32 (float64 where an input is): computed in full precision also under autocast. log 4 = 1.39
-        for each scale where the two sides cannot be told apart; 0 where they always can.
+        A scalar >= 0, float32 (float64 where an input is): computed in full precision also under
+        autocast. log 4 = 1.39 for each scale where the two sides cannot be told apart; 0 where they
+        always can.
 
     Raises:
-        ValueError: for shapes or dtypes that do not fit, or another number of scales on either side.
+        ValueError: for shapes or dtypes that do not fit, or another number of scales on either
+            side.
 
     Examples:
         >>> import torch
@@ -60,8 +68,11 @@ def hierarchical_adversarial(
     for discriminator, s, t in zip(discriminators, student, teacher, strict=True):
         with no_autocast(s):
             s, t = full_precision(s, t)
-            # log De = logsigmoid(logit) and log(1 - De) = logsigmoid(-logit), which neither overflow nor round to log 0.
-            discrimination = -(logsigmoid(-discriminator(s.detach())) + logsigmoid(discriminator(t))).mean()
+            # log De = logsigmoid(logit) and log(1 - De) = logsigmoid(-logit), which neither
+            # overflow nor round to log 0.
+            discrimination = -(
+                logsigmoid(-discriminator(s.detach())) + logsigmoid(discriminator(t))
+            ).mean()
             logit = discriminator(s, frozen=True)
             misled = (-logsigmoid(logit) if nonsaturating else logsigmoid(-logit)).mean()
             losses.append(discrimination + misled - misled.detach())
@@ -69,14 +80,15 @@ def hierarchical_adversarial(
 
 
 class HierarchicalAdversarial(nn.Module):
-    """HAL as a Module with a discriminator for each scale, trained along with the student; see `hierarchical_adversarial`.
+    """HAL as a Module with a discriminator for each scale, trained along with the student; see
+    `hierarchical_adversarial`.
 
     Args:
         widths: D_i, by scale.
         hidden: hidden units of each discriminator.
         nonsaturating: the student maximises log De.
-        generator: where the discriminators' starting values come from; None: torch's global generator, so seed that
-            (`torch.manual_seed`).
+        generator: where the discriminators' starting values come from; None: torch's global
+            generator, so seed that (`torch.manual_seed`).
 
     Raises:
         ValueError: there is no scale.
@@ -94,12 +106,16 @@ class HierarchicalAdversarial(nn.Module):
         if not widths:
             raise ValueError("needs at least one scale")
         self.nonsaturating = nonsaturating
-        self.discriminators = nn.ModuleList(Discriminator(width, hidden, generator=generator) for width in widths)
+        self.discriminators = nn.ModuleList(
+            Discriminator(width, hidden, generator=generator) for width in widths
+        )
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """Return the loss, a scalar, of representations (N, D_i) at each scale."""
         discriminators: list[Discriminator] = list(self.discriminators)  # type: ignore[arg-type]
-        return hierarchical_adversarial(student, teacher, discriminators, nonsaturating=self.nonsaturating)
+        return hierarchical_adversarial(
+            student, teacher, discriminators, nonsaturating=self.nonsaturating
+        )
 
     def extra_repr(self) -> str:
         """The options, for print()."""

@@ -1,4 +1,6 @@
-"""Response-disentangled consistency distillation (RCD): the student's responses tell all they can of the teacher's."""
+"""Response-disentangled consistency distillation (RCD): the student's responses tell all they can
+of the teacher's.
+"""
 
 from __future__ import annotations
 
@@ -11,30 +13,34 @@ from corrkd.losses.critics import ConcatCritic, Critic
 
 
 def jensen_shannon_information(critic: Critic, q: Tensor, u: Tensor) -> Tensor:
-    r"""Jensen-Shannon estimator of mutual information, up to a monotone map (Hjelm et al., "Deep InfoMax", ICLR 2019).
+    r"""Jensen-Shannon estimator of mutual information, up to a monotone map (Hjelm et al., "Deep
+    InfoMax", ICLR 2019).
 
-    .. math:: J(Q; U) = E_{joint}[-\mathrm{softplus}(-F(Q, U))] - E_{product}[\mathrm{softplus}(F(Q, U))]
+    .. math:: J(Q; U) = E_{joint}[-\mathrm{softplus}(-F(Q, U))] - E_{product}[\mathrm{softplus}(F(Q,
+    U))]
 
-    The joint are the N pairs (q_i, u_i), the product of marginals all N(N-1) pairs (q_i, u_j) with i != j [open: the
-    lowest-variance choice]. Its maximum over critics is 2 JSD(joint, product) - log 4, at
-    F = log p(q, u) / (p(q) p(u)).
+    The joint are the N pairs (q_i, u_i), the product of marginals all N(N-1) pairs (q_i, u_j) with
+    i != j [open: the lowest-variance choice]. Its maximum over critics is 2 JSD(joint, product) -
+    log 4, at F = log p(q, u) / (p(q) p(u)).
 
     Args:
-        critic: F, called once with (M, a) and (M, b), M = N^2; returns (M,). Of a `ConcatCritic` the scores of all pairs are
-            computed without N^2 (a + b) numbers.
+        critic: F, called once with (M, a) and (M, b), M = N^2; returns (M,). Of a `ConcatCritic`
+            the scores of all pairs are computed without N^2 (a + b) numbers.
         q: (N, a), N >= 1.
         u: (N, b), row i from the same sample as row i of q.
 
     Returns:
-        A scalar <= 0, float32 (float64 where an input is): computed in full precision also under autocast. At N = 1
-        there is no mismatched pair, and it is 0, with gradients of zero.
+        A scalar <= 0, float32 (float64 where an input is): computed in full precision also under
+        autocast. At N = 1 there is no mismatched pair, and it is 0, with gradients of zero.
 
     Raises:
-        ValueError: for shapes or dtypes that do not fit, of the inputs or of what the critic returns.
+        ValueError: for shapes or dtypes that do not fit, of the inputs or of what the critic
+            returns.
     """
     if q.ndim != 2 or u.ndim != 2 or len(q) != len(u) or len(q) == 0:
         raise ValueError(
-            f"q and u must be (N, a) and (N, b) with N >= 1, but they are {tuple(q.shape)} and {tuple(u.shape)}"
+            f"q and u must be (N, a) and (N, b) with N >= 1, but they are {tuple(q.shape)} and "
+            f"{tuple(u.shape)}"
         )
     if not (q.is_floating_point() and u.is_floating_point()):
         raise ValueError(f"q and u must be floating point, but they are {q.dtype} and {u.dtype}")
@@ -58,26 +64,27 @@ def response_disentangled_consistency(
 
     .. math:: L = -J(T^t; T^s) - J(NT^t; NT^s)
 
-    where J is `jensen_shannon_information`, the response R is softmax(logits), the target response T_i = R_i[y_i] is
-    one number and the non-target response NT_i the other K - 1, in the order of the classes. The mismatched pairs are
-    teacher i with student j.
+    where J is `jensen_shannon_information`, the response R is softmax(logits), the target response
+    T_i = R_i[y_i] is one number and the non-target response NT_i the other K - 1, in the order of
+    the classes. The mismatched pairs are teacher i with student j.
 
     Args:
-        student_logits: (N, K), K >= 2, N >= 1; or (N, Q, 2) for Q yes/no questions, for which the loss is the mean over
-            the questions of its form for one, all questions sharing the two critics [open].
+        student_logits: (N, K), K >= 2, N >= 1; or (N, Q, 2) for Q yes/no questions, for which the
+            loss is the mean over the questions of its form for one, all questions sharing the two
+            critics [open].
         teacher_logits: of the same shape. Not detached: gradients flow wherever they are required.
-        labels: (N,) classes y in 0 ... K - 1, or (N, Q) answers. The range is not checked here, since that would wait
-            for the device.
+        labels: (N,) classes y in 0 ... K - 1, or (N, Q) answers. The range is not checked here,
+            since that would wait for the device.
         target_critic: takes (teacher's T, student's T) of shape (M, 1) each, returns (M,).
         nontarget_critic: takes (teacher's NT, student's NT) of shape (M, K - 1) each, returns (M,).
-        renormalize: divide NT by its sum, so that it says how the rest is shared out whatever T is [open: default raw
-            probabilities]. With K = 2 nothing is left then but a constant 1; raw, NT is 1 - T, and the second term
-            repeats the first.
+        renormalize: divide NT by its sum, so that it says how the rest is shared out whatever T is
+            [open: default raw probabilities]. With K = 2 nothing is left then but a constant 1;
+            raw, NT is 1 - T, and the second term repeats the first.
 
     Returns:
-        A scalar >= 0, float32 (float64 where an input is): computed in full precision also under autocast. 2 log 4 =
-        2.77 is the value of critics that tell nothing. At N = 1 there is no mismatched pair, and it is 0, with
-        gradients of zero.
+        A scalar >= 0, float32 (float64 where an input is): computed in full precision also under
+        autocast. 2 log 4 = 2.77 is the value of critics that tell nothing. At N = 1 there is no
+        mismatched pair, and it is 0, with gradients of zero.
 
     Raises:
         ValueError: for shapes or dtypes that do not fit, of the inputs or of what a critic returns.
@@ -93,7 +100,9 @@ def response_disentangled_consistency(
     check_pair(student_logits, teacher_logits, "(N, K), or (N, Q, 2),", [2, 3])
     check_labels(labels, tuple(student_logits.shape[:-1]))
     if student_logits.shape[-1] < 2:
-        raise ValueError(f"logits must be of at least 2 classes, but they are {tuple(student_logits.shape)}")
+        raise ValueError(
+            f"logits must be of at least 2 classes, but they are {tuple(student_logits.shape)}"
+        )
     with no_autocast(student_logits):
         student_logits, teacher_logits = full_precision(student_logits, teacher_logits)
         target_s, nontarget_s = _disentangle(student_logits, labels, renormalize)
@@ -104,14 +113,18 @@ def response_disentangled_consistency(
 
 
 def _disentangle(logits: Tensor, labels: Tensor, renormalize: bool) -> tuple[Tensor, Tensor]:
-    """Logits (N, K) or (N, Q, K) -> target response (Q, N, 1), non-target (Q, N, K - 1); classes are one question."""
+    """Logits (N, K) or (N, Q, K) -> target response (Q, N, 1), non-target (Q, N, K - 1); classes
+    are one question.
+    """
     n, k = len(logits), logits.shape[-1]
     logits = logits.reshape(n, -1, k).transpose(0, 1)
     label = labels.reshape(n, -1, 1).transpose(0, 1).long()
     other = torch.arange(k - 1, device=labels.device)
     others = other + (other >= label).long()
     response = logits.softmax(-1)
-    nontarget = logits.gather(-1, others).softmax(-1) if renormalize else response.gather(-1, others)
+    nontarget = (
+        logits.gather(-1, others).softmax(-1) if renormalize else response.gather(-1, others)
+    )
     return response.gather(-1, label), nontarget
 
 
@@ -122,7 +135,9 @@ def _information(critic: Critic, q: Tensor, u: Tensor) -> Tensor:
     every_u = u.unsqueeze(1).expand(-1, n, -1, -1).reshape(g * n * n, -1)
     scores = critic(every_q, every_u)
     if scores.shape != (g * n * n,):
-        raise ValueError(f"a critic must return (M,), here ({g * n * n},), but it returned {tuple(scores.shape)}")
+        raise ValueError(
+            f"a critic must return (M,), here ({g * n * n},), but it returned {tuple(scores.shape)}"
+        )
     return _estimate(scores.view(g, n, n))
 
 
@@ -130,7 +145,8 @@ def _estimate(scores: Tensor) -> Tensor:
     """J from the scores of all pairs, averaged over groups: (G, N, N) -> scalar."""
     g, n, _ = scores.shape
     if n == 1:
-        # Still a function of the critic's parameters, which several processes expect to see used in every step.
+        # Still a function of the critic's parameters, which several processes expect to see used in
+        # every step.
         return scores.sum() * 0.0
     same = torch.eye(n, dtype=torch.bool, device=scores.device)
     # -softplus(-F) = logsigmoid(F), which neither overflows nor rounds to zero.
@@ -140,14 +156,15 @@ def _estimate(scores: Tensor) -> Tensor:
 
 
 class ResponseDisentangledConsistency(nn.Module):
-    """RCD as a Module with its two critics, trained along with the student; see `response_disentangled_consistency`.
+    """RCD as a Module with its two critics, trained along with the student; see
+    `response_disentangled_consistency`.
 
     Args:
         num_classes: K >= 2; 2 for yes/no questions.
         hidden: hidden units of each critic.
         renormalize: divide the non-target response by its sum.
-        generator: where the critics' starting values come from; None: torch's global generator, so seed that
-            (`torch.manual_seed`).
+        generator: where the critics' starting values come from; None: torch's global generator, so
+            seed that (`torch.manual_seed`).
     """
 
     def __init__(
@@ -163,7 +180,9 @@ class ResponseDisentangledConsistency(nn.Module):
             raise ValueError(f"num_classes must be at least 2, not {num_classes}")
         self.renormalize = renormalize
         self.target_critic = ConcatCritic(1, 1, hidden, generator=generator)
-        self.nontarget_critic = ConcatCritic(num_classes - 1, num_classes - 1, hidden, generator=generator)
+        self.nontarget_critic = ConcatCritic(
+            num_classes - 1, num_classes - 1, hidden, generator=generator
+        )
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
         """The loss, a scalar, of logits (N, K) and labels (N,), or (N, Q, 2) and (N, Q)."""

@@ -1,4 +1,6 @@
-"""Sample-level contrastive distillation (SCD): same sample, pull together; different samples, push apart."""
+"""Sample-level contrastive distillation (SCD): same sample, pull together; different samples, push
+apart.
+"""
 
 from __future__ import annotations
 
@@ -13,38 +15,48 @@ BLOCK = 1 << 24  # numbers in a block of the N x N x D differences: 64 MB in flo
 
 
 def sample_contrastive_distillation(
-    student: Tensor, teacher: Tensor, *, boundary: float, normalize: bool = True, reduction: str = "mean"
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    boundary: float,
+    normalize: bool = True,
+    reduction: str = "mean",
 ) -> Tensor:
     r"""SCD of a batch (Li et al., CVPR 2024, "Sample-level Contrastive Distillation").
 
     .. math:: L = \sum_i \sum_{j \ne i} D(H^s_i, H^t_i)^2 + \max(0, \eta - D(H^s_i, H^t_j))^2,
         \quad D(a, b) = \|a - b\|_2
 
-    Each student representation is pulled to the teacher's of the same sample, and pushed from the teacher's of every
-    other sample until it is at least the boundary away. Where two representations coincide the distance has no slope:
-    its gradient is taken to be zero. Twice differentiable. Memory is bounded: of more than 2^24 differences, blocks
-    are computed one after the other, and again in the backward pass.
+    Each student representation is pulled to the teacher's of the same sample, and pushed from the
+    teacher's of every other sample until it is at least the boundary away. Where two
+    representations coincide the distance has no slope: its gradient is taken to be zero. Twice
+    differentiable. Memory is bounded: of more than 2^24 differences, blocks are computed one after
+    the other, and again in the backward pass.
 
     Args:
         student: (N, D) representations H^s of the incomplete samples, N >= 1.
-        teacher: (N, D) representations H^t of the same samples, complete. Not detached: gradients flow wherever they
-            are required.
-        boundary: eta > 0, the distance beyond which different samples are left alone. Unit vectors are at most 2 apart.
-        normalize: divide each representation by its length first [open: with raw features the paper's eta of 1.0 to 1.4
-            seldom bites]. A zero vector stays zero.
-        reduction: "sum" is the formula; "mean" divides it by its N(N-1) pairs [open: the sum grows with N^2].
+        teacher: (N, D) representations H^t of the same samples, complete. Not detached: gradients
+            flow wherever they are required.
+        boundary: eta > 0, the distance beyond which different samples are left alone. Unit vectors
+            are at most 2 apart.
+        normalize: divide each representation by its length first [open: with raw features the
+            paper's eta of 1.0 to 1.4 seldom bites]. A zero vector stays zero.
+        reduction: "sum" is the formula; "mean" divides it by its N(N-1) pairs [open: the sum grows
+            with N^2].
 
     Returns:
-        A scalar >= 0, float32 (float64 where an input is): computed in full precision also under autocast. At N = 1
+        A scalar >= 0, float32 (float64 where an input is): computed in full precision also under
+        autocast. At N = 1
         there is no other sample: "mean" is the pull alone, "sum" is 0.
 
     Raises:
-        ValueError: for shapes or dtypes that do not fit, a boundary that is not positive, an unknown reduction.
+        ValueError: for shapes or dtypes that do not fit, a boundary that is not positive, an
+            unknown reduction.
 
     Examples:
         >>> import torch
         >>> from corrkd.losses import sample_contrastive_distillation
-        >>> student, teacher = torch.eye(3), torch.eye(3)  # unit vectors at right angles are 1.41 apart
+        >>> student, teacher = torch.eye(3), torch.eye(3)  # at right angles: 1.41 apart
         >>> sample_contrastive_distillation(student, teacher, boundary=1.2)
         tensor(0.)
     """
@@ -70,7 +82,9 @@ class SampleContrastiveDistillation(nn.Module):
         reduction: "mean" or "sum".
     """
 
-    def __init__(self, boundary: float = 1.2, normalize: bool = True, reduction: str = "mean") -> None:
+    def __init__(
+        self, boundary: float = 1.2, normalize: bool = True, reduction: str = "mean"
+    ) -> None:
         super().__init__()
         _check_options(boundary, reduction)
         self.boundary = boundary
@@ -80,7 +94,11 @@ class SampleContrastiveDistillation(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss, a scalar, of representations (N, D)."""
         return sample_contrastive_distillation(
-            student, teacher, boundary=self.boundary, normalize=self.normalize, reduction=self.reduction
+            student,
+            teacher,
+            boundary=self.boundary,
+            normalize=self.normalize,
+            reduction=self.reduction,
         )
 
     def extra_repr(self) -> str:
@@ -89,13 +107,17 @@ class SampleContrastiveDistillation(nn.Module):
 
 
 def _push(student: Tensor, teacher: Tensor, boundary: float) -> Tensor:
-    """The sum over i and j != i of max(0, boundary - D(student_i, teacher_j))^2, in blocks of rows."""
+    """The sum over i and j != i of max(0, boundary - D(student_i, teacher_j))^2, in blocks of
+    rows.
+    """
     rows = torch.arange(len(student), device=student.device)
     count = max(1, BLOCK // teacher.numel())
     if count >= len(student):
         return _push_of_rows(student, teacher, rows, boundary)
     blocks = zip(student.split(count), rows.split(count), strict=True)
-    sums = [checkpoint(_push_of_rows, s, teacher, r, boundary, use_reentrant=False) for s, r in blocks]
+    sums = [
+        checkpoint(_push_of_rows, s, teacher, r, boundary, use_reentrant=False) for s, r in blocks
+    ]
     return torch.stack(sums).sum()
 
 

@@ -1,1 +1,3 @@
-"""From recordings to features: decoding, extractors, alignment, and a folder of clips as one dataset file."""
+"""From recordings to features: decoding, extractors, alignment, and a folder of clips as one
+dataset file.
+"""

@@ -13,7 +13,8 @@ ROUNDING = 1e-6  # seconds by which times that are equal may differ
 
 
 def by_word(frames: Frames, words: Sequence[Word]) -> Frames:
-    """Return a frame for each word: the mean of the present frames that overlap it, missing where none is.
+    """Return a frame for each word: the mean of the present frames that overlap it, missing where
+    none is.
 
     Args:
         frames: at equal steps, in the order of time; their `times` are the middles.
@@ -34,5 +35,7 @@ def by_word(frames: Frames, words: Sequence[Word]) -> Frames:
             values[index], present[index] = frames.values[rows].mean(0), True
     times = np.array([(word.start + word.end) / 2 for word in words])
     lost = int((~present).sum())
-    reason = max(frames.missing, key=lambda name: frames.missing[name], default="nothing under the word")
+    reason = max(
+        frames.missing, key=lambda name: frames.missing[name], default="nothing under the word"
+    )
     return Frames(values, present, times, {reason: lost} if lost else {})

@@ -32,8 +32,10 @@ class Clip:
         text: what is said in it, where that is known; else a file beside it is looked for.
         limits: how large the recording may be.
         transcribe: gives the words of sound that has no transcript; None: it has no words.
-        align: gives words their times, None where it cannot; None: they are spread by their letters.
-        on_face: called with the face of each step, None where there is none, by extractors that look at faces.
+        align: gives words their times, None where it cannot; None: they are spread by their
+            letters.
+        on_face: called with the face of each step, None where there is none, by extractors that
+            look at faces.
 
     Raises:
         CorrKDError: a file cannot be read, or exceeds a limit.
@@ -50,10 +52,17 @@ class Clip:
         on_face: OnFace | None = None,
     ) -> None:
         self.transcript: Transcript = transcript_of(path, text)
-        self.recording = None if path is None or path.suffix.lower() == PLAIN else Recording(path, limits)
+        self.recording = (
+            None if path is None or path.suffix.lower() == PLAIN else Recording(path, limits)
+        )
         self._align, self.on_face = align, on_face
         recording = self._with_sound
-        if transcribe is not None and recording is not None and not text.strip() and transcript_file(path) is None:
+        if (
+            transcribe is not None
+            and recording is not None
+            and not text.strip()
+            and transcript_file(path) is None
+        ):
             words = tuple(transcribe(recording))
             self.transcript = Transcript(words, TRANSCRIBED if words else "none")
 
@@ -74,7 +83,9 @@ class Clip:
 
     @cached_property
     def timed_words(self) -> tuple[Word, ...]:
-        """The words with times: where no file gives them, as aligned, else by letters from the first to the last sound."""
+        """The words with times: where no file gives them, as aligned, else by letters from the
+        first to the last sound.
+        """
         if self.transcript.is_timed:
             return self.words
         recording = self._with_sound
@@ -96,12 +107,16 @@ class Clip:
         """(steps,) root mean square of the sound, full scale 1; 0 where there is none."""
         if self.recording is None:
             return np.zeros(1, np.float32)
-        levels = [np.where(exists, level, 0) for level, exists in map(levels_of, self.recording.sound())]
+        levels = [
+            np.where(exists, level, 0) for level, exists in map(levels_of, self.recording.sound())
+        ]
         return np.concatenate(levels).astype(np.float32)
 
 
 def audible(sound: Sound) -> tuple[BoolArray, BoolArray]:
-    """Return for each step of a block (whether it sounds, whether the stream has sound there); the last step may be shorter."""
+    """Return for each step of a block (whether it sounds, whether the stream has sound there); the
+    last step may be shorter.
+    """
     level, exists = levels_of(sound)
     return exists & (level > SILENCE), exists
 

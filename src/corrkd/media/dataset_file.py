@@ -1,4 +1,6 @@
-"""The features of many clips as one HDF5 file of named arrays, in the layout that `corrkd.load_dataset` reads (docs/data.md)."""
+"""The features of many clips as one HDF5 file of named arrays, in the layout that
+`corrkd.load_dataset` reads (docs/data.md).
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def write_dataset(
         file[EXTRACTORS] = kept.model_dump_json()
         file["ids"] = _strings([clip.id for clip in clips])
         for column in columns:
-            file[_array_name(column)] = _column(column, [clip.facts.get(column, "") for clip in clips])
+            file[_array_name(column)] = _column(
+                column, [clip.facts.get(column, "") for clip in clips]
+            )
         arrays = {m: _frame_arrays(file, m, len(clips), max(lengths[m]), made) for m in modalities}
         reasons: dict[str, list[str]] = {m: [] for m in modalities}
         for index in range(len(clips)):
@@ -64,13 +68,19 @@ def write_dataset(
 def _frame_arrays(
     file: h5py.File, m: str, count: int, longest: int, made: Description
 ) -> tuple[h5py.Dataset, h5py.Dataset]:
-    """Return the new arrays (N, T, d) and (N, T) of a modality; what is padding is never written, and packs to almost nothing."""
+    """Return the new arrays (N, T, d) and (N, T) of a modality; what is padding is never written,
+    and packs to almost nothing.
+    """
     width = len(made.modalities[m]["columns"])
     frames = min(longest, 1024)
     options = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
     return (
-        file.create_dataset(m, (count, longest, width), np.float32, chunks=(1, frames, width), **options),
-        file.create_dataset(f"{m}{PRESENT}", (count, longest), np.bool_, chunks=(1, longest), **options),
+        file.create_dataset(
+            m, (count, longest, width), np.float32, chunks=(1, frames, width), **options
+        ),
+        file.create_dataset(
+            f"{m}{PRESENT}", (count, longest), np.bool_, chunks=(1, longest), **options
+        ),
     )
 
 
@@ -85,7 +95,9 @@ def _column(name: str, values: list[str]) -> Any:
         return np.array(values, np.float64).astype(np.int64)
     if name == "split":
         return _strings([value.lower() for value in values])
-    if name not in GROUPS and all(value.removeprefix("-").isdecimal() for value in values):  # classes by number
+    if name not in GROUPS and all(
+        value.removeprefix("-").isdecimal() for value in values
+    ):  # classes by number
         return np.array(values, np.int64)
     return _strings(values)
 

@@ -1,7 +1,9 @@
-"""Reading a recording as a stream: pictures at equal steps of time and mono sound at 16 kHz, in memory that its length does not change.
+"""Reading a recording as a stream: pictures at equal steps of time and mono sound at 16 kHz, in
+memory that its length does not change.
 
-A recording may come from anybody: only usual containers are opened, nothing that they refer to is followed, sizes and durations are
-bounded, and whatever FFmpeg refuses becomes one line. FFmpeg comes with PyAV (extra `[media]`).
+A recording may come from anybody: only usual containers are opened, nothing that they refer to is
+followed, sizes and durations are bounded, and whatever FFmpeg refuses becomes one line. FFmpeg
+comes with PyAV (extra `[media]`).
 """
 
 from __future__ import annotations
@@ -37,9 +39,23 @@ LARGEST_SAMPLE = 8.0  # of float sound, whose full scale is 1
 JUMP = 0.1  # seconds between sounds that are no rounding of timestamps
 TOLERATED = 0.05  # share of packets that may be damaged
 
-VIDEO_ENDINGS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp")
+VIDEO_ENDINGS = (
+    ".mp4",
+    ".mov",
+    ".m4v",
+    ".mkv",
+    ".webm",
+    ".avi",
+    ".flv",
+    ".wmv",
+    ".mpg",
+    ".mpeg",
+    ".ts",
+    ".3gp",
+)
 AUDIO_ENDINGS = (".wav", ".mp3", ".flac", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aiff", ".amr")
-# Containers that hold their own data. Playlists and scripts of FFmpeg, which name other files or hosts, are not among them.
+# Containers that hold their own data. Playlists and scripts of FFmpeg, which name other files or
+# hosts, are not among them.
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,asf,mpeg,mpegts,mpegvideo,h264,hevc,"
     "wav,w64,mp3,flac,ogg,aac,aiff,au,amr,caf"
@@ -97,15 +113,22 @@ class Recording:
                 raise CorrKDError(f"{path.name}: holds neither video nor audio; give a recording")
             if video is not None:
                 self._check_size(video.codec_context.width, video.codec_context.height)
-            if audio is not None and not SLOWEST_RATE <= audio.codec_context.sample_rate <= FASTEST_RATE:
+            if (
+                audio is not None
+                and not SLOWEST_RATE <= audio.codec_context.sample_rate <= FASTEST_RATE
+            ):
                 raise CorrKDError(
-                    f"{path.name}: its audio declares {audio.codec_context.sample_rate} samples a second; convert it"
+                    f"{path.name}: its audio declares {audio.codec_context.sample_rate} samples "
+                    f"a second; convert it"
                 )
             self._origin = (container.start_time or 0) / 1e6
-            self.seconds = container.duration / 1e6 if container.duration else self._measured(container)
+            self.seconds = (
+                container.duration / 1e6 if container.duration else self._measured(container)
+            )
         if not 0 < self.seconds <= self.limits.seconds:
             raise CorrKDError(
-                f"{path.name}: lasts {self.seconds:,.0f} s, and {self.limits.seconds:,.0f} s are allowed; cut it into clips"
+                f"{path.name}: lasts {self.seconds:,.0f} s, and {self.limits.seconds:,.0f} s are "
+                f"allowed; cut it into clips"
                 if self.seconds > 0
                 else f"{path.name}: has no duration: empty or damaged; record or fetch it again"
             )
@@ -116,10 +139,11 @@ class Recording:
         return max(1, math.ceil(self.seconds / STEP - 1e-6))
 
     def pictures(self) -> Iterator[Picture | None]:
-        """Yield the picture shown at the middle of each step, upright and at most `LONGEST_SIDE` wide or high.
+        """Yield the picture shown at the middle of each step, upright and at most `LONGEST_SIDE`
+        wide or high.
 
-        A picture that is shown for several steps is the same object. None where the stream shows nothing: before it begins, and after it is
-        over.
+        A picture that is shown for several steps is the same object. None where the stream shows
+        nothing: before it begins, and after it is over.
 
         Raises:
             CorrKDError: the stream is damaged, or a picture exceeds the limit.
@@ -135,7 +159,11 @@ class Recording:
                 for frame in self._frames(container, stream):
                     self._check_size(frame.width, frame.height)
                     before = 0.0 if displayed is None else displayed.start
-                    start = before + usual if frame.time is None else max(before, frame.time - self._origin)
+                    start = (
+                        before + usual
+                        if frame.time is None
+                        else max(before, frame.time - self._origin)
+                    )
                     while index < self.num_steps and self._middle(index) < start:
                         yield None if displayed is None else displayed.picture()
                         index += 1
@@ -144,10 +172,15 @@ class Recording:
                     seconds = float(frame.duration * frame.time_base) if frame.duration else usual
                     displayed = _Shown(frame, start, start + seconds, aspect)
         for step in range(index, self.num_steps):
-            yield displayed.picture() if displayed is not None and self._middle(step) < displayed.end else None
+            yield (
+                displayed.picture()
+                if displayed is not None and self._middle(step) < displayed.end
+                else None
+            )
 
     def sound(self, block: int = BLOCK) -> Iterator[Sound]:
-        """Yield the sound from the first to the last second, mixed to one channel, `block` samples at a time.
+        """Yield the sound from the first to the last second, mixed to one channel, `block` samples
+        at a time.
 
         Raises:
             CorrKDError: the stream is damaged.
@@ -191,7 +224,9 @@ class Recording:
             if stream is None:
                 return
             for frame in self._frames(container, stream):
-                start = expected if frame.time is None else round((frame.time - self._origin) * RATE)
+                start = (
+                    expected if frame.time is None else round((frame.time - self._origin) * RATE)
+                )
                 kind = (frame.format.name, frame.layout.name, frame.sample_rate)
                 if resampler is None or kind != setup or abs(start - expected) > JUMP * RATE:
                     if resampler is not None:
@@ -207,7 +242,9 @@ class Recording:
                 yield max(position, 0), _samples(resampler.resample(None))
 
     def _frames(self, container: InputContainer, stream: Any) -> Iterator[Any]:
-        """Yield the frames of a stream that can be decoded; a few damaged packets are passed over."""
+        """Yield the frames of a stream that can be decoded; a few damaged packets are passed
+        over.
+        """
         import av
 
         kind, packets, damaged = stream.type, 0, 0
@@ -222,7 +259,8 @@ class Recording:
             yield from (frame for frame in frames if not frame.is_corrupt)
         if damaged > max(1, TOLERATED * packets) or (packets and damaged == packets):
             raise CorrKDError(
-                f"{self.path.name}: {damaged} of {packets} packets of its {kind} are damaged; record or fetch it again"
+                f"{self.path.name}: {damaged} of {packets} packets of its {kind} are damaged; "
+                f"record or fetch it again"
             )
 
     @contextmanager
@@ -235,12 +273,17 @@ class Recording:
         options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
         try:
             # Without "file:" a name such as "concat:a|b" would be a protocol.
-            with av.open(f"file:{self.path}", options=options, metadata_errors="replace") as container:
+            with av.open(
+                f"file:{self.path}", options=options, metadata_errors="replace"
+            ) as container:
                 yield container
         except (av.FFmpegError, OSError, ValueError, OverflowError) as error:
-            reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][:80]
+            reason = (
+                getattr(error, "strerror", None) or str(error) or type(error).__name__
+            ).splitlines()[0][:80]
             raise CorrKDError(
-                f"{self.path.name}: cannot be decoded ({reason}): damaged, or no recording; record or fetch it again"
+                f"{self.path.name}: cannot be decoded ({reason}): damaged, or no recording; "
+                f"record or fetch it again"
             ) from None
 
     def _check_file(self) -> None:
@@ -250,13 +293,15 @@ class Recording:
             raise CorrKDError(f"{self.path.name}: not a file; give a recording")
         if (size := self.path.stat().st_size) > LARGEST_FILE:
             raise CorrKDError(
-                f"{self.path.name}: {size_text(size)}; at most {size_text(LARGEST_FILE)} are read; cut it"
+                f"{self.path.name}: {size_text(size)}; at most {size_text(LARGEST_FILE)} are "
+                f"read; cut it"
             )
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > self.limits.pixels:
             raise CorrKDError(
-                f"{self.path.name}: pictures of {width} x {height} pixels, and {self.limits.pixels:,} are allowed; scale it down"
+                f"{self.path.name}: pictures of {width} x {height} pixels, and "
+                f"{self.limits.pixels:,} are allowed; scale it down"
             )
 
     def _measured(self, container: InputContainer) -> float:
@@ -265,7 +310,9 @@ class Recording:
         for packet in container.demux():
             at = packet.pts if packet.pts is not None else packet.dts
             if at is not None and packet.time_base is not None:
-                end = max(end, float((at + (packet.duration or 0)) * packet.time_base) - self._origin)
+                end = max(
+                    end, float((at + (packet.duration or 0)) * packet.time_base) - self._origin
+                )
             if end > self.limits.seconds:
                 break
         return end
@@ -284,7 +331,9 @@ class _Shown:
             width, height = self._frame.width * self._aspect, float(self._frame.height)
             scale = min(1.0, LONGEST_SIDE / max(width, height))
             size = max(2, round(width * scale)), max(2, round(height * scale))
-            turns = round((self._frame.rotation or 0) / 90)  # counterclockwise, as the display matrix has it
+            turns = round(
+                (self._frame.rotation or 0) / 90
+            )  # counterclockwise, as the display matrix has it
             pixels = self._frame.reformat(*size, format="rgb24").to_ndarray()
             self._picture = np.ascontiguousarray(np.rot90(pixels, turns))
             self._frame = None
@@ -302,7 +351,9 @@ def _video_stream(container: InputContainer) -> Any:
 
 
 def _best(container: InputContainer, kind: Any) -> Any:
-    """Return FFmpeg's choice of the streams of a kind that can be decoded; None where there is none."""
+    """Return FFmpeg's choice of the streams of a kind that can be decoded; None where there is
+    none.
+    """
     stream = container.streams.best(kind)
     return stream if stream is not None and stream.codec_context is not None else None
 

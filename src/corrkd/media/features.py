@@ -1,4 +1,6 @@
-"""The features of one clip: a function of the clip and the settings alone, which any process may call."""
+"""The features of one clip: a function of the clip and the settings alone, which any process may
+call.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,12 @@ from corrkd.media.transcripts import Word
 from corrkd.parsing import check_tree, refusing
 
 Align = Literal["none", "words"]
-HUB_LIBRARIES = ("ctranslate2", "faster-whisper", "tokenizers", "transformers")  # of the extra [hub]
+HUB_LIBRARIES = (
+    "ctranslate2",
+    "faster-whisper",
+    "tokenizers",
+    "transformers",
+)  # of the extra [hub]
 
 
 class FeatureSettings(BaseModel):
@@ -36,8 +43,10 @@ class FeatureSettings(BaseModel):
     Attributes:
         extractors: by modality, their names, as "prosody" or "speech:MODEL".
         align: "none": each stream at its own rate; "words": a frame a word in every modality.
-        transcribe: a model of faster-whisper for recordings without a transcript; "": they have no words.
-        align_model: a CTC speech model that gives words their times; "": they are spread by their letters.
+        transcribe: a model of faster-whisper for recordings without a transcript; "": they have no
+            words.
+        align_model: a CTC speech model that gives words their times; "": they are spread by their
+            letters.
         device: where models of the hub compute, as "cpu" or "cuda".
         most_pixels: width x height of a picture, beyond which a recording is refused.
         longest_seconds: duration, beyond which a recording is refused.
@@ -45,7 +54,9 @@ class FeatureSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    extractors: Annotated[dict[str, str], Field(min_length=1, max_length=20)] = dict(PRESETS["embedded"])
+    extractors: Annotated[dict[str, str], Field(min_length=1, max_length=20)] = dict(
+        PRESETS["embedded"]
+    )
     align: Align = "none"
     transcribe: Annotated[str, Field(max_length=1000)] = ""
     align_model: Annotated[str, Field(max_length=1000)] = ""
@@ -57,7 +68,8 @@ class FeatureSettings(BaseModel):
     def _aligned_by_word(self) -> FeatureSettings:
         if self.align_model and self.align != "words":
             raise ValueError(
-                "an align model gives words their times, which frames by word alone use; add --align words"
+                "an align model gives words their times, which frames by word alone use; add "
+                "--align words"
             )
         return self
 
@@ -73,7 +85,8 @@ class ClipFeatures:
 
     Attributes:
         seconds: duration; 0 of a text.
-        transcript: where the words are from: "labels", "vtt", "srt", "txt", "transcribed" or "none".
+        transcript: where the words are from: "labels", "vtt", "srt", "txt", "transcribed" or
+            "none".
         frames: by modality.
     """
 
@@ -88,7 +101,8 @@ def extract(path: Path | None, settings: FeatureSettings, text: str = "") -> Cli
     Args:
         path: a recording, or a .txt; None: there is text alone.
         settings: which extractors, and whether they are aligned.
-        text: what is said in it; where there is none, a .vtt, .srt or .txt beside the recording is read.
+        text: what is said in it; where there is none, a .vtt, .srt or .txt beside the recording is
+            read.
 
     Raises:
         CorrKDError: the clip cannot be read, or an extractor is unknown.
@@ -97,8 +111,12 @@ def extract(path: Path | None, settings: FeatureSettings, text: str = "") -> Cli
         return features_of(open_clip(path, settings, text), settings)
 
 
-def open_clip(path: Path | None, settings: FeatureSettings, text: str = "", on_face: OnFace | None = None) -> Clip:
-    """Return a clip with what the settings give its words. Arguments and errors as of `extract`, `on_face` as of `Clip`."""
+def open_clip(
+    path: Path | None, settings: FeatureSettings, text: str = "", on_face: OnFace | None = None
+) -> Clip:
+    """Return a clip with what the settings give its words. Arguments and errors as of `extract`,
+    `on_face` as of `Clip`.
+    """
     transcribe, align = _transcriber_of(settings), _aligner_of(settings)
     return Clip(path, text, settings.limits, transcribe=transcribe, align=align, on_face=on_face)
 
@@ -119,20 +137,29 @@ def features_of(clip: Clip, settings: FeatureSettings) -> ClipFeatures:
 def _check(modality: str, frames: Frames, extractor: Extractor) -> None:
     """Raise CorrKDError where an extractor, perhaps another package's, gives what is no frames."""
     count = len(frames.present)
-    if count < 1 or frames.values.shape != (count, extractor.width) or frames.times.shape != (count,):
+    if (
+        count < 1
+        or frames.values.shape != (count, extractor.width)
+        or frames.times.shape != (count,)
+    ):
         raise CorrKDError(
-            f"extractor {extractor.name!r} of {modality}: values of shape {frames.values.shape} for {count} frames; "
+            f"extractor {extractor.name!r} of {modality}: values of shape {frames.values.shape} "
+            f"for {count} frames; "
             f"expected ({count}, {extractor.width}), and one frame at least"
         )
 
 
 def extractors(settings: FeatureSettings) -> dict[str, Extractor]:
-    """Return the extractors by modality; made once in a process. Raises CorrKDError where one is unknown."""
+    """Return the extractors by modality; made once in a process. Raises CorrKDError where one is
+    unknown.
+    """
     return {m: _extractor(name, m, settings.device) for m, name in settings.extractors.items()}
 
 
 def load_models(settings: FeatureSettings) -> None:
-    """Load all models now, so that one that cannot be read is refused before the first clip. Raises CorrKDError."""
+    """Load all models now, so that one that cannot be read is refused before the first clip. Raises
+    CorrKDError.
+    """
     for used in (*extractors(settings).values(), _transcriber_of(settings), _aligner_of(settings)):
         if isinstance(used, ModelExtractor | Transcriber | Aligner):
             used.load()
@@ -176,16 +203,19 @@ def one_thread() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-# ------------------------------------------------------------------------------------------------------------------ provenance
+# --------------------------------------------------------------------------------------------------
+# provenance
 
 
 class Description(BaseModel):
-    """What made the features of a file: all that is needed to make those of another clip in the same way.
+    """What made the features of a file: all that is needed to make those of another clip in the
+    same way.
 
     Attributes:
         step: seconds of a frame of audio and vision.
         align: as in the settings.
-        modalities: by modality, what its extractor says of itself: name, version, columns, sums of its weights.
+        modalities: by modality, what its extractor says of itself: name, version, columns, sums of
+            its weights.
         libraries: versions of what the numbers may depend on.
         transcriber: what wrote words down where there was no transcript; None: nothing did.
         aligner: what gave words their times; None: their letters.
@@ -225,8 +255,11 @@ def _version(library: str) -> str:
         raise CorrKDError(f"recordings need {library}: pip install 'corrkd[{extra}]'") from None
 
 
-def settings_of(description: Mapping[str, Any], where: str, device: str = "cpu") -> tuple[FeatureSettings, list[str]]:
-    """Return settings that make features exactly as described, and notes on libraries of other versions.
+def settings_of(
+    description: Mapping[str, Any], where: str, device: str = "cpu"
+) -> tuple[FeatureSettings, list[str]]:
+    """Return settings that make features exactly as described, and notes on libraries of other
+    versions.
 
     Args:
         description: of a dataset file or a model's card.
@@ -234,7 +267,8 @@ def settings_of(description: Mapping[str, Any], where: str, device: str = "cpu")
         device: where models of the hub compute.
 
     Raises:
-        CorrKDError: it is damaged, an extractor is not installed, or is not the one described; the line names what differs.
+        CorrKDError: it is damaged, an extractor is not installed, or is not the one described; the
+            line names what differs.
     """
     with refusing(where, "its description of extractors is damaged"):
         check_tree(description)
@@ -249,14 +283,24 @@ def settings_of(description: Mapping[str, Any], where: str, device: str = "cpu")
     present = describe(settings)
     if described.step != present.step:
         raise CorrKDError(
-            f"{where}: its frames last {described.step:g} s, here {present.step:g} s; use its version of corrkd"
+            f"{where}: its frames last {described.step:g} s, here {present.step:g} s; use its "
+            f"version of corrkd"
         )
     for m, extractor in described.modalities.items():
-        _check_same(f"{where}: its {m} was made by another extractor", extractor, present.modalities[m])
-    _check_same(f"{where}: its words were written down by another model", described.transcriber, present.transcriber)
-    _check_same(f"{where}: its words got their times from another model", described.aligner, present.aligner)
+        _check_same(
+            f"{where}: its {m} was made by another extractor", extractor, present.modalities[m]
+        )
+    _check_same(
+        f"{where}: its words were written down by another model",
+        described.transcriber,
+        present.transcriber,
+    )
+    _check_same(
+        f"{where}: its words got their times from another model", described.aligner, present.aligner
+    )
     notes = [
-        f"{library} {present.libraries.get(library, 'none')} here, {version} when the model's features were made"
+        f"{library} {present.libraries.get(library, 'none')} here, {version} when the model's "
+        f"features were made"
         for library, version in described.libraries.items()
         if present.libraries.get(library) != version
     ]
@@ -265,11 +309,17 @@ def settings_of(description: Mapping[str, Any], where: str, device: str = "cpu")
 
 def _named(described: Mapping[str, Any]) -> str:
     """Return "NAME" or "NAME:MODEL@REVISION" of what an extractor says of itself."""
-    return f"{described['name']}:{spec(described)}" if "model" in described else str(described["name"])
+    return (
+        f"{described['name']}:{spec(described)}" if "model" in described else str(described["name"])
+    )
 
 
-def _check_same(what: str, stored: Mapping[str, Any] | None, present: Mapping[str, Any] | None) -> None:
-    """Raise CorrKDError where the description of a part differs from that of the one here; the line names what differs."""
+def _check_same(
+    what: str, stored: Mapping[str, Any] | None, present: Mapping[str, Any] | None
+) -> None:
+    """Raise CorrKDError where the description of a part differs from that of the one here; the line
+    names what differs.
+    """
     stored, present = stored or {}, present or {}
     different = [
         f"{name} {_short(was)} there, {_short(now)} here"
@@ -279,16 +329,23 @@ def _check_same(what: str, stored: Mapping[str, Any] | None, present: Mapping[st
     ]
     if different:
         raise CorrKDError(
-            f"{what} {stored.get('name')!r} than the one installed ({', '.join(different)}); install that one"
+            f"{what} {stored.get('name')!r} than the one installed ({', '.join(different)}); "
+            f"install that one"
         )
 
 
 def _differences(key: str, stored: Any, present: Any) -> list[tuple[str, Any, Any]]:
-    """Return (name, value there, value here) of what differs; of sums of files, each file that does."""
+    """Return (name, value there, value here) of what differs; of sums of files, each file that
+    does.
+    """
     if not (isinstance(stored, Mapping) and isinstance(present, Mapping)):
         return [(key, stored, present)]
     names = {**stored, **present}
-    return [(f"{key} of {n}", stored.get(n), present.get(n)) for n in names if stored.get(n) != present.get(n)]
+    return [
+        (f"{key} of {n}", stored.get(n), present.get(n))
+        for n in names
+        if stored.get(n) != present.get(n)
+    ]
 
 
 def _short(value: Any) -> str:

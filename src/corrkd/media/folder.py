@@ -1,7 +1,8 @@
-"""A folder of clips to one dataset file: clip by clip into files of their own, so that a run which was stopped goes on, then together.
+"""A folder of clips to one dataset file: clip by clip into files of their own, so that a run which
+was stopped goes on, then together.
 
-The files of the clips lie in a hidden folder beside the output, each under a name that recording, transcript and extractors make: other
-labels change none of them. They stay, for the next run.
+The files of the clips lie in a hidden folder beside the output, each under a name that recording,
+transcript and extractors make: other labels change none of them. They stay, for the next run.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ from corrkd.workers import KILLED, Backend, each_done, workers
 
 ENDING = ".h5"
 ABOUT = "about"
-SEEN_AFTER = 90.0  # seconds after which a file that another machine wrote is seen here; network file systems remember what was absent
+# seconds after which a file that another machine wrote is seen here; network file systems remember
+# what was absent
+SEEN_AFTER = 90.0
 OnClip = Callable[[ClipRow, str | None], None]
 """Called after each clip, with the error's line, None where there is none."""
 
@@ -140,14 +143,18 @@ class FolderExtraction:
 
         Args:
             jobs: clips at once, a process each; changes no result.
-            backend: "joblib": on this machine; "ray": on a cluster, whose machines share the clips and the output's folder.
+            backend: "joblib": on this machine; "ray": on a cluster, whose machines share the clips
+                and the output's folder.
             address: of the cluster; None: a Ray of this machine's own.
             on_clip: called as clips are done.
 
         Raises:
             CorrKDError: no clip can be read, a file cannot be written, or there is no cluster.
         """
-        with exclusive(self.cache, f"{self.out}: another process is extracting it; wait for it or choose another file"):
+        with exclusive(
+            self.cache,
+            f"{self.out}: another process is extracting it; wait for it or choose another file",
+        ):
             remove_parts(self.cache)
             waiting = self.waiting
             cached = sum(file is not None for file in self.files) - len(waiting)
@@ -157,8 +164,12 @@ class FolderExtraction:
                     errors[self.files[index]] = error
                 if on_clip is not None:
                     on_clip(self.clips.rows[index], error)
-            errors |= self._unseen([self.files[index] for index in waiting if self.files[index] not in errors])
-            for clip, file in zip(self.clips.rows, self.files, strict=True):  # several clips may have one content
+            errors |= self._unseen(
+                [self.files[index] for index in waiting if self.files[index] not in errors]
+            )
+            for clip, file in zip(
+                self.clips.rows, self.files, strict=True
+            ):  # several clips may have one content
                 if file in errors:
                     self.failures[clip.title] = errors[file]
             return self._written(cached)
@@ -166,7 +177,9 @@ class FolderExtraction:
     def _file_of(self, clip: ClipRow) -> Path | None:
         try:
             check_clip(self.folder, clip)
-            key = _key(clip, self.settings, json.dumps(self.made.model_dump(mode="json"), sort_keys=True))
+            key = _key(
+                clip, self.settings, json.dumps(self.made.model_dump(mode="json"), sort_keys=True)
+            )
         except (CorrKDError, OSError) as error:
             strerror = getattr(error, "strerror", None)
             self.failures[clip.title] = f"{clip.name}: {strerror}" if strerror else str(error)
@@ -176,7 +189,9 @@ class FolderExtraction:
     def _results(
         self, waiting: Sequence[int], jobs: int, backend: Backend, address: str | None
     ) -> Iterator[tuple[int, str | None]]:
-        """Yield the index of each clip that was to do with its error's line, None where there is none, as they are done."""
+        """Yield the index of each clip that was to do with its error's line, None where there is
+        none, as they are done.
+        """
         tasks = [self._task(index) for index in waiting]
         if not tasks or (backend == "joblib" and (jobs == 1 or len(tasks) == 1)):
             yield from ((i, _extract_to(task)) for i, task in zip(waiting, tasks, strict=True))
@@ -185,34 +200,48 @@ class FolderExtraction:
         gpus = 1 if self.settings.device.startswith("cuda") else 0
         with workers(work, jobs, backend=backend, address=address, gpus=gpus) as submit:
             for number, error in each_done(tasks, submit, jobs):
-                yield waiting[number], f"{tasks[number].clip.title}: {error}" if error == KILLED else error
+                yield (
+                    waiting[number],
+                    f"{tasks[number].clip.title}: {error}" if error == KILLED else error,
+                )
 
     def _task(self, index: int) -> ClipTask:
         clip, file = self.clips.rows[index], self.files[index]
         assert file is not None, "a clip that is waiting has a file"
-        path = None if clip.path is None else clip.path.absolute()  # a worker may run in another folder
+        path = (
+            None if clip.path is None else clip.path.absolute()
+        )  # a worker may run in another folder
         return ClipTask(replace(clip, path=path), file.absolute(), self.settings, self.made)
 
     def _unseen(self, files: Sequence[Path | None]) -> dict[Path | None, str]:
-        """Return an error's line for each file that a worker wrote and that does not appear here."""
+        """Return an error's line for each file that a worker wrote and that does not appear
+        here.
+        """
         deadline = time.monotonic() + SEEN_AFTER
-        while (unseen := [file for file in files if file and not file.exists()]) and time.monotonic() < deadline:
+        while (
+            unseen := [file for file in files if file and not file.exists()]
+        ) and time.monotonic() < deadline:
             time.sleep(1)
         clips = {self.files[index]: clip for index, clip in enumerate(self.clips.rows)}
         return {
-            file: f"{clips[file].title}: extracted, but its features are not in {self.cache}; give an --out that all machines share"
+            file: f"{clips[file].title}: extracted, but its features are not in {self.cache}; "
+            f"give an --out that all machines share"
             for file in unseen
         }
 
     def _written(self, cached: int) -> Extracted:
         """Write the file from those of the clips, and the list of failures."""
-        kept = [index for index, file in enumerate(self.files) if file is not None and file.exists()]
+        kept = [
+            index for index, file in enumerate(self.files) if file is not None and file.exists()
+        ]
         names = [clip.title for clip in self.clips.rows]
         self.failures = {name: self.failures[name] for name in names if name in self.failures}
         failed = _write_failures(self.out, self.failures)
         if not kept:
             where = f"; {failed} says why of each" if failed else ""
-            raise CorrKDError(f"{self.folder}: none of {len(self.clips.rows)} clips could be read{where}")
+            raise CorrKDError(
+                f"{self.folder}: none of {len(self.clips.rows)} clips could be read{where}"
+            )
         lengths: dict[str, list[int]] = {m: [] for m in self.settings.extractors}
         counts = {m: ModalityCounts() for m in self.settings.extractors}
         seconds = 0.0
@@ -225,7 +254,8 @@ class FolderExtraction:
         left_out = [m for m, count in counts.items() if not count.present]
         if len(left_out) == len(lengths):
             raise CorrKDError(
-                f"{self.folder}: no words, no sound and no face in any clip; nothing can be learned from it"
+                f"{self.folder}: no words, no sound and no face in any clip; nothing can be "
+                f"learned from it"
             )
         write_dataset(
             self.out,
@@ -244,14 +274,18 @@ class FolderExtraction:
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:
-    """Raise CorrKDError where the output's name is no .h5 file's, or it is there and is not to be replaced."""
+    """Raise CorrKDError where the output's name is no .h5 file's, or it is there and is not to be
+    replaced.
+    """
     if out.suffix != ENDING:
         raise CorrKDError(f"{out}: the output's name must end in {ENDING}")
     check_new(out, overwrite=overwrite)
 
 
 def _key(clip: ClipRow, settings: FeatureSettings, made: str) -> str:
-    """Return a name that whatever decides a clip's features makes: the recording, the transcript, the settings, and what extracts them."""
+    """Return a name that whatever decides a clip's features makes: the recording, the transcript,
+    the settings, and what extracts them.
+    """
     digest = hashlib.sha256(f"{made}\0{settings.limits}\0{clip.text}\0".encode())
     transcript = None if clip.text.strip() else transcript_file(clip.path)
     for path in (clip.path, transcript):
@@ -261,7 +295,9 @@ def _key(clip: ClipRow, settings: FeatureSettings, made: str) -> str:
 
 
 def _extract_on_cluster(task: ClipTask) -> str | None:
-    """Extract a clip on a machine that may have other versions than the one where the command runs."""
+    """Extract a clip on a machine that may have other versions than the one where the command
+    runs.
+    """
     where = f"{task.clip.title}: the machine {platform.node()} of the cluster"
     try:
         made = describe(task.settings)
@@ -271,7 +307,9 @@ def _extract_on_cluster(task: ClipTask) -> str | None:
         return _extract_to(task)
     here, expected = made.libraries, task.made.libraries
     different = [
-        f"{name} {here.get(name)}, not {expected[name]}" for name in expected if here.get(name) != expected[name]
+        f"{name} {here.get(name)}, not {expected[name]}"
+        for name in expected
+        if here.get(name) != expected[name]
     ]
     return f"{where} has {', '.join(different) or 'other extractors'}; install the same everywhere"
 
@@ -285,7 +323,11 @@ def _extract_to(task: ClipTask) -> str | None:
         return str(error)
     except CONTENT_ERRORS as error:  # of a library, on contents that nobody foresaw
         reason = (str(error).splitlines() or [""])[0][:120]
-        return str(CorrKDError(f"{clip.title}: cannot be read ({type(error).__name__}: {reason}); leave it out"))
+        return str(
+            CorrKDError(
+                f"{clip.title}: cannot be read ({type(error).__name__}: {reason}); leave it out"
+            )
+        )
     save_clip(task.file, features)
     return None
 
@@ -308,7 +350,9 @@ def _count(counts: ModalityCounts, frames: Frames) -> None:
 
 
 def summary(done: Extracted, made: Description) -> str:
-    """Return in lines what there is of each modality, how much is missing and why, and what was left out."""
+    """Return in lines what there is of each modality, how much is missing and why, and what was
+    left out.
+    """
     lines = [
         f"{done.clips} clips, {done.seconds:,.0f} s of recordings"
         + (f", {done.cached} clips done before" if done.cached else "")
@@ -336,7 +380,8 @@ def _why(reasons: Counter[str]) -> str:
     return f" ({', '.join(counted)})" if counted else ""
 
 
-# ------------------------------------------------------------------------------------------------------------- a clip's file
+# --------------------------------------------------------------------------------------------------
+# a clip's file
 
 
 def save_clip(path: Path, features: ClipFeatures) -> None:
@@ -348,7 +393,11 @@ def save_clip(path: Path, features: ClipFeatures) -> None:
     }
     arrays: dict[str, Any] = {ABOUT: np.array(json.dumps(about))}
     for m, frames in features.frames.items():
-        arrays |= {f"{m}.values": frames.values, f"{m}.present": frames.present, f"{m}.times": frames.times}
+        arrays |= {
+            f"{m}.values": frames.values,
+            f"{m}.present": frames.present,
+            f"{m}.times": frames.times,
+        }
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:  # given a path, NumPy would add an ending

@@ -1,4 +1,5 @@
-"""When each word of a transcript is spoken: the most probable path of its letters through what a CTC speech model hears.
+"""When each word of a transcript is spoken: the most probable path of its letters through what a
+CTC speech model hears.
 
 Connectionist temporal classification: Graves et al., ICML 2006.
 """
@@ -38,7 +39,8 @@ class Letters(NamedTuple):
 
 
 class Aligner:
-    """A CTC speech model of transformers that reads letters, as wav2vec 2 fine-tuned for recognition.
+    """A CTC speech model of transformers that reads letters, as wav2vec 2 fine-tuned for
+    recognition.
 
     Args:
         model: "MODEL" or "MODEL@REVISION", on the hub or a folder.
@@ -70,7 +72,8 @@ class Aligner:
         _ = self._tokenizer
 
     def __call__(self, recording: Recording, words: Sequence[Word]) -> tuple[Word, ...] | None:
-        """Return the words with times; None where the model has none of their letters, or they are too many for the sound.
+        """Return the words with times; None where the model has none of their letters, or they are
+        too many for the sound.
 
         Raises:
             CorrKDError: recording and transcript are too long.
@@ -85,7 +88,8 @@ class Aligner:
         scores, middles, seconds = self._heard(recording, used)
         if len(scores) * (2 * len(letters.ids) + 1) > MOST_CELLS:
             raise CorrKDError(
-                f"{recording.path.name}: {recording.seconds:,.0f} s with {len(words):,} words are too long to align; "
+                f"{recording.path.name}: {recording.seconds:,.0f} s with {len(words):,} words "
+                f"are too long to align; "
                 "cut it into clips of a few minutes"
             )
         path = best_path(scores, ids[:-1], int(ids[-1]))
@@ -94,7 +98,9 @@ class Aligner:
         return timed(words, letters, path, middles - seconds / 2, middles + seconds / 2)
 
     def _heard(self, recording: Recording, used: Integers) -> tuple[FloatArray, FloatArray, float]:
-        """Return (T, V) log-probabilities of the ids `used`, the seconds (T,) at their middles, and how long each lasts."""
+        """Return (T, V) log-probabilities of the ids `used`, the seconds (T,) at their middles, and
+        how long each lasts.
+        """
         scores, middles, seconds = [], [], 0.0
         for window, states in self._speech.states(recording, silence=True):
             assert states is not None
@@ -105,8 +111,11 @@ class Aligner:
         return np.concatenate(scores), np.concatenate(middles), seconds
 
 
-def letters_of(words: Sequence[str], vocabulary: Mapping[str, int], delimiter: int | None) -> Letters:
-    """Return the letters of words as a model has them: as written, in capitals, small, or without their accents.
+def letters_of(
+    words: Sequence[str], vocabulary: Mapping[str, int], delimiter: int | None
+) -> Letters:
+    """Return the letters of words as a model has them: as written, in capitals, small, or without
+    their accents.
 
     Args:
         words: in order.
@@ -128,7 +137,9 @@ def letters_of(words: Sequence[str], vocabulary: Mapping[str, int], delimiter: i
 def _ids_of(letter: str, vocabulary: Mapping[str, int]) -> list[int]:
     base = unicodedata.normalize("NFD", letter)[:1]
     written = (letter, letter.upper(), letter.lower(), base.upper(), base.lower())
-    return next(([vocabulary[form]] for form in written if len(form) == 1 and form in vocabulary), [])
+    return next(
+        ([vocabulary[form]] for form in written if len(form) == 1 and form in vocabulary), []
+    )
 
 
 def best_path(scores: FloatArray, ids: Integers, blank: int) -> Integers | None:
@@ -140,12 +151,14 @@ def best_path(scores: FloatArray, ids: Integers, blank: int) -> Integers | None:
         blank: column of the blank.
 
     Returns:
-        (T,) the index of the letter at each time, -1 where the blank is; None where T frames are too few for the letters.
+        (T,) the index of the letter at each time, -1 where the blank is; None where T frames are
+        too few for the letters.
     """
     frames, count = len(scores), len(ids)
     states = np.full(2 * count + 1, blank)  # a blank before, between and after the letters
     states[1::2] = ids
-    # From the letter before, over the blank: not between equal letters, which the blank keeps apart.
+    # From the letter before, over the blank: not between equal letters, which the blank keeps
+    # apart.
     skips = np.zeros(len(states), bool)
     skips[3::2] = ids[1:] != ids[:-1]
     best = np.full(len(states), -np.inf)
@@ -182,7 +195,10 @@ def timed(
         starts, ends: (T,) seconds of the frames.
     """
     word_at = np.where(path >= 0, letters.words[path], BETWEEN)
-    spans = {int(index): np.flatnonzero(word_at == index)[[0, -1]] for index in np.unique(word_at[word_at >= 0])}
+    spans = {
+        int(index): np.flatnonzero(word_at == index)[[0, -1]]
+        for index in np.unique(word_at[word_at >= 0])
+    }
     out: list[Word] = []
     without: list[Word] = []
     at = float(starts[min(rows[0] for rows in spans.values())])

@@ -1,4 +1,6 @@
-"""Which clips there are and what is known of each: a labels file, MMSA-FET's layout, or the recordings of a folder."""
+"""Which clips there are and what is known of each: a labels file, MMSA-FET's layout, or the
+recordings of a folder.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ LARGEST = 256 << 20  # bytes of a labels file
 LONGEST_CELL = 1 << 20  # characters
 RECORDINGS = (*VIDEO_ENDINGS, *AUDIO_ENDINGS)
 NAMES = ("labels.csv", "label.csv")  # that are looked for in the folder
-NUMBERS = ("score", "label_T", "label_A", "label_V")  # columns of numbers; MMSA-FET has labels of single modalities
+NUMBERS = (
+    "score",
+    "label_T",
+    "label_A",
+    "label_V",
+)  # columns of numbers; MMSA-FET has labels of single modalities
 COLUMNS = ("file", "text", "label", "split", "order", *NUMBERS, *GROUPS)
 RAW, CLIP = "Raw", "$_$"  # MMSA-FET's folder; between video and clip in an id
 
@@ -70,8 +77,9 @@ def list_clips(folder: Path, labels: Path | None = None) -> ClipList:
 
     Args:
         folder: of recordings.
-        labels: a CSV file, a row a clip: `file` and any of text, score, label, split, person, speaker, session, video, order; or MMSA-FET's
-            (video_id, clip_id, text, label, ...), whose clips lie at Raw/<video>/<clip>. Default: labels.csv or label.csv in the folder,
+        labels: a CSV file, a row a clip: `file` and any of text, score, label, split, person,
+            speaker, session, video, order; or MMSA-FET's (video_id, clip_id, text, label, ...),
+            whose clips lie at Raw/<video>/<clip>. Default: labels.csv or label.csv in the folder,
             where there is one; else every recording of the folder, without labels.
 
     Raises:
@@ -84,7 +92,9 @@ def list_clips(folder: Path, labels: Path | None = None) -> ClipList:
     if labels is None:
         clips = _unlabelled(folder)
         if not clips.rows:
-            raise CorrKDError(f"{folder}: no recordings in it (they end in {', '.join(RECORDINGS)})")
+            raise CorrKDError(
+                f"{folder}: no recordings in it (they end in {', '.join(RECORDINGS)})"
+            )
         return clips
     header, rows = _table(labels)
     if not rows:
@@ -95,9 +105,17 @@ def list_clips(folder: Path, labels: Path | None = None) -> ClipList:
 
 
 def _unlabelled(folder: Path) -> ClipList:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (*RECORDINGS, PLAIN) and path.is_file())
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in (*RECORDINGS, PLAIN) and path.is_file()
+    )
     recorded = {path.with_suffix("") for path in paths if path.suffix.lower() in RECORDINGS}
-    paths = [path for path in paths if path.suffix.lower() != PLAIN or path.with_suffix("") not in recorded]
+    paths = [
+        path
+        for path in paths
+        if path.suffix.lower() != PLAIN or path.with_suffix("") not in recorded
+    ]
     names = [path.relative_to(folder).as_posix() for path in paths if not path.name.startswith(".")]
     return _listed(folder, folder.name, ["file"], [{"file": name} for name in names])
 
@@ -118,7 +136,8 @@ def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         csv.field_size_limit(before)
     if "file" not in header and not {"video_id", "clip_id"} <= set(header):
         raise CorrKDError(
-            f"{path}: has columns {', '.join(header)[:200]}; a column `file` is needed, with each clip's name"
+            f"{path}: has columns {', '.join(header)[:200]}; a column `file` is needed, with "
+            f"each clip's name"
         )
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:
@@ -126,20 +145,27 @@ def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     for number, row in enumerate(cells, start=2):
         if len(row) != len(header):
             raise CorrKDError(
-                f"{path}: row {number} has {len(row)} cells, the header {len(header)}; quote text that holds commas"
+                f"{path}: row {number} has {len(row)} cells, the header {len(header)}; quote "
+                f"text that holds commas"
             )
     return header, [dict(zip(header, (cell.strip() for cell in row), strict=True)) for row in cells]
 
 
-def _from_mmsa(folder: Path, header: list[str], rows: list[dict[str, str]]) -> tuple[list[str], list[dict[str, str]]]:
-    """Return MMSA-FET's rows under the names used here: its `label` is a score, its `annotation` the class."""
+def _from_mmsa(
+    folder: Path, header: list[str], rows: list[dict[str, str]]
+) -> tuple[list[str], list[dict[str, str]]]:
+    """Return MMSA-FET's rows under the names used here: its `label` is a score, its `annotation`
+    the class.
+    """
     root = folder / RAW if (folder / RAW).is_dir() else folder
     renamed = {"label": "score", "annotation": "label", "mode": "split", "video_id": "video"}
     out = []
     for row in rows:
         video, clip = row["video_id"], row["clip_id"]
         made = {renamed.get(key, key): value for key, value in row.items() if key != "clip_id"}
-        out.append(made | {"file": _mmsa_file(folder, root, video, clip), "id": f"{video}{CLIP}{clip}"})
+        out.append(
+            made | {"file": _mmsa_file(folder, root, video, clip), "id": f"{video}{CLIP}{clip}"}
+        )
     return ["file", *(renamed.get(name, name) for name in header if name != "clip_id")], out
 
 
@@ -151,7 +177,9 @@ def _mmsa_file(folder: Path, root: Path, video: str, clip: str) -> str:
     return (root / video / f"{clip}.mp4").relative_to(folder).as_posix()  # reported as absent
 
 
-def _listed(folder: Path, where: str, header: Sequence[str], rows: Sequence[Mapping[str, str]]) -> ClipList:
+def _listed(
+    folder: Path, where: str, header: Sequence[str], rows: Sequence[Mapping[str, str]]
+) -> ClipList:
     used = [name for name in COLUMNS if name in header and any(row.get(name) for row in rows)]
     facts = tuple(name for name in used if name not in ("file", "text"))
     ids = _ids(rows)
@@ -167,7 +195,8 @@ def _listed(folder: Path, where: str, header: Sequence[str], rows: Sequence[Mapp
         empty = next((i for i, clip in enumerate(clips, start=2) if column not in clip.facts), None)
         if empty is not None and column not in GROUPS:
             raise CorrKDError(
-                f"{where}: row {empty} has no {column}, other rows have one; fill it in, or leave the column out"
+                f"{where}: row {empty} has no {column}, other rows have one; fill it in, or "
+                f"leave the column out"
             )
     left_out = [name for name in header if name not in COLUMNS]
     notes = (f"{where}: columns left out: {', '.join(left_out)}",) if left_out else ()
@@ -175,12 +204,20 @@ def _listed(folder: Path, where: str, header: Sequence[str], rows: Sequence[Mapp
 
 
 def _ids(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return a name for each row: its file's without the ending, the whole path where two are alike, else the row's number."""
+    """Return a name for each row: its file's without the ending, the whole path where two are
+    alike, else the row's number.
+    """
     stems = Counter(Path(row["file"]).stem for row in rows if row.get("file"))
     names = []
     for number, row in enumerate(rows):
         file = row.get("file")
-        name = f"row-{number}" if not file else Path(file).stem if stems[Path(file).stem] == 1 else file
+        name = (
+            f"row-{number}"
+            if not file
+            else Path(file).stem
+            if stems[Path(file).stem] == 1
+            else file
+        )
         names.append(row.get("id") or name)
     return names
 
@@ -190,7 +227,9 @@ def _check_facts(where: str, facts: Mapping[str, str]) -> None:
         if column in facts and not _is_number(facts[column]):
             raise CorrKDError(f"{where}: {column} {facts[column][:40]!r} is not a number")
     if "split" in facts and facts["split"].lower() not in SPLIT_NAMES:
-        raise CorrKDError(f"{where}: split {facts['split'][:40]!r}; write train, valid (dev, val) or test")
+        raise CorrKDError(
+            f"{where}: split {facts['split'][:40]!r}; write train, valid (dev, val) or test"
+        )
 
 
 def _is_number(text: str) -> bool:
@@ -203,6 +242,8 @@ def _is_number(text: str) -> bool:
 def check_clip(folder: Path, clip: ClipRow) -> None:
     """Raise CorrKDError where a clip's file is absent, or its name leads out of the folder."""
     if clip.path is not None and not clip.path.is_file():
-        raise CorrKDError(f"{clip.name}: no such file in {folder}; copy it there, or take its row out")
+        raise CorrKDError(
+            f"{clip.name}: no such file in {folder}; copy it there, or take its row out"
+        )
     if clip.path is not None and not clip.path.resolve().is_relative_to(folder.resolve()):
         raise CorrKDError(f"{clip.name}: leads out of the folder {folder}; copy or move it there")

@@ -1,4 +1,6 @@
-"""Speech models on recordings of any length: windows with a context on both sides, several at a time."""
+"""Speech models on recordings of any length: windows with a context on both sides, several at a
+time.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ class States(NamedTuple):
 
 
 def windows(recording: Recording, core: int, context: int) -> Iterator[Window]:
-    """Yield a recording in parts of `core` samples, each with up to `context` samples before and after it."""
+    """Yield a recording in parts of `core` samples, each with up to `context` samples before and
+    after it.
+    """
     before: FloatArray = np.zeros(0, np.float32)
     start = 0
     for sound, following in pairwise(chain(recording.sound(core), [None])):
@@ -92,7 +96,9 @@ class SpeechModel:
     def _prepare(self) -> Any:
         extractor = self.files.load("AutoFeatureExtractor")
         if getattr(extractor, "sampling_rate", None) != RATE:
-            raise CorrKDError(f"model {self.files.name}: reads no sound at {RATE} Hz; choose a speech model")
+            raise CorrKDError(
+                f"model {self.files.name}: reads no sound at {RATE} Hz; choose a speech model"
+            )
         return extractor
 
     @cached_property
@@ -104,7 +110,9 @@ class SpeechModel:
 
     @cached_property
     def _sizes(self) -> tuple[int, int]:
-        """Samples of a part and of its context: Whisper reads windows of a fixed length, which are filled."""
+        """Samples of a part and of its context: Whisper reads windows of a fixed length, which are
+        filled.
+        """
         fixed = getattr(self._prepare, "n_samples", None)
         if fixed is None:
             return CORE * STEP_SAMPLES, CONTEXT * STEP_SAMPLES
@@ -113,10 +121,14 @@ class SpeechModel:
         return max(1, steps - 2 * context) * STEP_SAMPLES, context * STEP_SAMPLES
 
     def load(self) -> None:
-        """Load the model and what prepares its input. Raises CorrKDError where one cannot be read."""
+        """Load the model and what prepares its input. Raises CorrKDError where one cannot be
+        read.
+        """
         _ = self._model, self._prepare
 
-    def states(self, recording: Recording, *, silence: bool) -> Iterator[tuple[Window, States | None]]:
+    def states(
+        self, recording: Recording, *, silence: bool
+    ) -> Iterator[tuple[Window, States | None]]:
         """Yield the parts of a recording with their states.
 
         Args:
@@ -142,14 +154,23 @@ class SpeechModel:
         with torch.inference_mode(), exact():
             output = self._model(**{key: inputs[key].to(self._device)})
             values = getattr(output, self._output).float().cpu().numpy()
-        read = max(len(sounds[0]), getattr(self._prepare, "n_samples", 0))  # samples, with those that fill a window
+        read = max(
+            len(sounds[0]), getattr(self._prepare, "n_samples", 0)
+        )  # samples, with those that fill a window
         per_state = read / values.shape[1]
         middle = (np.arange(values.shape[1]) + 0.5) * per_state
-        return [_inside(window, states, middle, per_state) for window, states in zip(batch, values, strict=True)]
+        return [
+            _inside(window, states, middle, per_state)
+            for window, states in zip(batch, values, strict=True)
+        ]
 
 
-def _inside(window: Window, values: FloatArray, middle: npt.NDArray[np.float64], per_state: float) -> States:
-    """Return the states of the part without its context; the nearest one where the part is shorter than any."""
+def _inside(
+    window: Window, values: FloatArray, middle: npt.NDArray[np.float64], per_state: float
+) -> States:
+    """Return the states of the part without its context; the nearest one where the part is shorter
+    than any.
+    """
     after = window.lead + len(window.sound.samples)
     inside = np.flatnonzero((middle >= window.lead) & (middle < after))
     if not len(inside):
@@ -158,7 +179,11 @@ def _inside(window: Window, values: FloatArray, middle: npt.NDArray[np.float64],
 
 
 def exact() -> Any:
-    """Return a context in which convolutions on a GPU round as those on a CPU do, and two runs are equal."""
+    """Return a context in which convolutions on a GPU round as those on a CPU do, and two runs are
+    equal.
+    """
     import torch
 
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    return torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )

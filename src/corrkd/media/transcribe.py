@@ -1,4 +1,6 @@
-"""Words of a recording that has no transcript, by faster-whisper (extra `[hub]`), with their times."""
+"""Words of a recording that has no transcript, by faster-whisper (extra `[hub]`), with their
+times.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,18 @@ from corrkd.media.decode import RATE, STEP_SAMPLES, Recording
 from corrkd.media.transcripts import Word
 
 FILES = ("config.json", "preprocessor_config.json", "model.bin", "tokenizer.json", "vocabulary.*")
-PART, MARGIN = 3000, 300  # steps that are transcribed together, and at whose end the quietest one is looked for
+PART, MARGIN = (
+    3000,
+    300,
+)  # steps that are transcribed together, and at whose end the quietest one is looked for
 
 
 class Transcriber:
     """Whisper as faster-whisper runs it.
 
     Args:
-        model: a size, as "base" or "large-v3", a name on the hub or a folder with a model for CTranslate2; perhaps "@REVISION".
+        model: a size, as "base" or "large-v3", a name on the hub or a folder with a model for
+            CTranslate2; perhaps "@REVISION".
         device: where it computes.
 
     Raises:
@@ -38,7 +44,9 @@ class Transcriber:
     def __init__(self, model: str, device: str = "cpu") -> None:
         self._library, self._device = _faster_whisper(), device
         self.files = ModelFiles(
-            parse_model(model), FILES, lambda name, revision: self._library.download_model(name, revision=revision)
+            parse_model(model),
+            FILES,
+            lambda name, revision: self._library.download_model(name, revision=revision),
         )
 
     def describe(self) -> dict[str, Any]:
@@ -49,11 +57,18 @@ class Transcriber:
     def _model(self) -> Any:
         kind, _, index = self._device.partition(":")
         # int8 everywhere, so that the words do not depend on the device's usual type.
-        options = {"device": kind, "device_index": int(index or 0), "compute_type": "int8", "cpu_threads": 1}
+        options = {
+            "device": kind,
+            "device_index": int(index or 0),
+            "compute_type": "int8",
+            "cpu_threads": 1,
+        }
         try:
             return self._library.WhisperModel(str(self.files.folder), **options)
         except Exception as error:  # of CTranslate2, on files that nobody foresaw
-            raise CorrKDError(f"transcription by {self.files.name}: cannot be read: {first_line_of(error)}") from None
+            raise CorrKDError(
+                f"transcription by {self.files.name}: cannot be read: {first_line_of(error)}"
+            ) from None
 
     def load(self) -> None:
         """Load the model. Raises CorrKDError where it cannot be read."""
@@ -65,7 +80,11 @@ class Transcriber:
         for start, samples in quiet_cuts(recording):
             # Without a temperature nothing is drawn by chance: two runs are equal.
             segments, _ = self._model.transcribe(
-                samples, word_timestamps=True, temperature=0.0, vad_filter=True, condition_on_previous_text=False
+                samples,
+                word_timestamps=True,
+                temperature=0.0,
+                vad_filter=True,
+                condition_on_previous_text=False,
             )
             for word in (word for segment in segments for word in segment.words or ()):
                 begins = float(np.clip(start + word.start, 0, recording.seconds))
@@ -74,8 +93,11 @@ class Transcriber:
         return tuple(sorted(words, key=lambda word: word.start))
 
 
-def quiet_cuts(recording: Recording, piece: int = PART, margin: int = MARGIN) -> Iterator[tuple[float, FloatArray]]:
-    """Yield (start in seconds, samples) of a recording's parts that have sound, cut where it is quietest.
+def quiet_cuts(
+    recording: Recording, piece: int = PART, margin: int = MARGIN
+) -> Iterator[tuple[float, FloatArray]]:
+    """Yield (start in seconds, samples) of a recording's parts that have sound, cut where it is
+    quietest.
 
     Args:
         recording: with sound.
@@ -86,10 +108,17 @@ def quiet_cuts(recording: Recording, piece: int = PART, margin: int = MARGIN) ->
     sounds = False
     start = 0
     for sound in recording.sound(piece * STEP_SAMPLES):
-        held, sounds = np.concatenate([held, sound.samples]), sounds or bool(audible(sound)[0].any())
+        held, sounds = (
+            np.concatenate([held, sound.samples]),
+            sounds or bool(audible(sound)[0].any()),
+        )
         while len(held) > piece * STEP_SAMPLES:
-            ending = held[(piece - margin) * STEP_SAMPLES : piece * STEP_SAMPLES].reshape(margin, STEP_SAMPLES)
-            cut = (piece - margin + int((ending**2).sum(1).argmin())) * STEP_SAMPLES + STEP_SAMPLES // 2
+            ending = held[(piece - margin) * STEP_SAMPLES : piece * STEP_SAMPLES].reshape(
+                margin, STEP_SAMPLES
+            )
+            cut = (
+                piece - margin + int((ending**2).sum(1).argmin())
+            ) * STEP_SAMPLES + STEP_SAMPLES // 2
             if sounds:
                 yield start / RATE, held[:cut]
             start, held = start + cut, held[cut:]

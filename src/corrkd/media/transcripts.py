@@ -1,4 +1,6 @@
-"""The words of a clip, with times where a subtitle file gives them: from a labels column, else from a file beside the clip."""
+"""The words of a clip, with times where a subtitle file gives them: from a labels column, else from
+a file beside the clip.
+"""
 
 from __future__ import annotations
 
@@ -56,25 +58,33 @@ def transcript_of(path: Path | None, text: str = "") -> Transcript:
     """Return the transcript of a clip.
 
     Args:
-        path: of the recording, beside which a .vtt, .srt or .txt of the same name may lie; or a .txt itself; None: there is no file.
+        path: of the recording, beside which a .vtt, .srt or .txt of the same name may lie; or a
+            .txt itself; None: there is no file.
         text: of the labels; where there is any, no file is looked for.
 
     Raises:
         CorrKDError: the file is not UTF-8, or too long.
     """
     if text.strip():
-        return _limited(Transcript(tuple(Word(word) for word in text.split()), "labels"), "the text in the labels")
+        return _limited(
+            Transcript(tuple(Word(word) for word in text.split()), "labels"),
+            "the text in the labels",
+        )
     file = transcript_file(path)
     if file is None:
         return Transcript()
     content = read_text(file, LARGEST).removeprefix("\ufeff")
     timed = file.suffix.lower() in SUBTITLES
     words = subtitle_words(content) if timed else [Word(word) for word in content.split()]
-    return _limited(Transcript(tuple(words), file.suffix.lower()[1:] if words else "none"), file.name)
+    return _limited(
+        Transcript(tuple(words), file.suffix.lower()[1:] if words else "none"), file.name
+    )
 
 
 def transcript_file(path: Path | None) -> Path | None:
-    """Return the transcript that lies beside a recording, or is the clip itself; None where there is none."""
+    """Return the transcript that lies beside a recording, or is the clip itself; None where there
+    is none.
+    """
     if path is None:
         return None
     if path.suffix.lower() == PLAIN:
@@ -84,14 +94,18 @@ def transcript_file(path: Path | None) -> Path | None:
 
 def _limited(transcript: Transcript, where: str) -> Transcript:
     if len(transcript.words) > MOST_WORDS:
-        raise CorrKDError(f"{where}: {len(transcript.words):,} words, and {MOST_WORDS:,} are allowed; cut the clip")
+        raise CorrKDError(
+            f"{where}: {len(transcript.words):,} words, and {MOST_WORDS:,} are allowed; cut the "
+            f"clip"
+        )
     return transcript
 
 
 def subtitle_words(text: str) -> list[Word]:
     """Return the words of WebVTT or SubRip subtitles, by start.
 
-    Words take the times that the file gives them; the words of a cue, or between two times within it, share it by their letters.
+    Words take the times that the file gives them; the words of a cue, or between two times within
+    it, share it by their letters.
     """
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     words: list[Word] = []
@@ -108,17 +122,23 @@ def _cue_words(text: str, start: float, end: float) -> list[Word]:
     words: list[Word] = []
     times = [start, *(_seconds(pieces[i : i + 4]) for i in range(1, len(pieces), 5)), end]
     for piece, first, last in zip(pieces[::5], times[:-1], times[1:], strict=True):
-        words += spread([Word(word) for word in _TAG.sub("", piece).split()], first, max(first, last))
+        words += spread(
+            [Word(word) for word in _TAG.sub("", piece).split()], first, max(first, last)
+        )
     return words
 
 
 def _seconds(groups: Sequence[str | None]) -> float:
     hours, minutes, seconds, fraction = (group or "0" for group in groups)
-    return 3600 * int(hours) + 60 * int(minutes) + int(seconds) + int(fraction) / 10 ** len(fraction)
+    return (
+        3600 * int(hours) + 60 * int(minutes) + int(seconds) + int(fraction) / 10 ** len(fraction)
+    )
 
 
 def spread(words: Iterable[Word], start: float, end: float) -> list[Word]:
-    """Return the words one after another from `start` to `end` (seconds), each as long as it has letters, and one for the gap."""
+    """Return the words one after another from `start` to `end` (seconds), each as long as it has
+    letters, and one for the gap.
+    """
     words = list(words)
     per_letter = (end - start) / max(1, sum(len(word.text) + 1 for word in words))
     out, at = [], start

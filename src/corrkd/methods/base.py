@@ -21,13 +21,16 @@ Gather = Callable[[Tensor], Tensor]
 """Rows of all processes, differentiably; the identity in a single process."""
 
 Losses = dict[str, tuple[float, Tensor]]
-"""Weight and value, a scalar, of each loss by name. What is minimised is the sum of weight x value."""
+"""Weight and value, a scalar, of each loss by name. What is minimised is the sum of weight x value.
+"""
 
 N = TypeVar("N", bound=AnyNetwork)
 
 
 class Options(Strict):
-    """Options of a method, an object for each loss term. A term that names no form has its default's."""
+    """Options of a method, an object for each loss term. A term that names no form has its
+    default's.
+    """
 
     @field_validator("*", mode="before")
     @classmethod
@@ -36,7 +39,11 @@ class Options(Strict):
         default = field.get_default(call_default_factory=True)
         if not isinstance(term, Mapping) or not isinstance(default, BaseModel):
             return term
-        forms = {kind.model_fields["form"].default: kind for kind in get_args(field.annotation) if _has_form(kind)}
+        forms = {
+            kind.model_fields["form"].default: kind
+            for kind in get_args(field.annotation)
+            if _has_form(kind)
+        }
         form = term.get("form", getattr(default, "form", None))
         if forms and form not in forms:
             raise ValueError(f"form {quoted(form)} is unknown; there are {', '.join(forms)}")
@@ -56,7 +63,9 @@ class NoOptions(Options):
 class WeightedLoss(Strict):
     """Options of a loss term; a subclass adds its own."""
 
-    weight: NonNegative = Field(1.0, description="by which the term is multiplied; 0: it is not computed")
+    weight: NonNegative = Field(
+        1.0, description="by which the term is multiplied; 0: it is not computed"
+    )
 
 
 class TrainingBatch(NamedTuple):
@@ -74,13 +83,16 @@ class TrainingBatch(NamedTuple):
 
 
 class TeacherOutputs(NamedTuple):
-    """Outputs of the frozen teachers for the N samples of the training split, complete. All losses see the same teachers.
+    """Outputs of the frozen teachers for the N samples of the training split, complete. All losses
+    see the same teachers.
 
     Attributes:
-        representation: (N, D); D = 0: teachers from outside gave logits alone. With out-of-fold teachers each sample's is by one that was
-            not trained on it, rotated towards the axes of the teacher of all samples (`corrkd.experiment.teachers.procrustes`).
+        representation: (N, D); D = 0: teachers from outside gave logits alone. With out-of-fold
+            teachers each sample's is by one that was not trained on it, rotated towards the axes of
+            the teacher of all samples (`corrkd.experiment.teachers.procrustes`).
         logits: (N, ...), as the network's; combined from all teachers.
-        answered_by: (N,) integers: which teacher `representation` is of; None: all rows are of a single teacher.
+        answered_by: (N,) integers: which teacher `representation` is of; None: all rows are of a
+            single teacher.
     """
 
     representation: Tensor
@@ -93,15 +105,17 @@ class TeacherOutputs(NamedTuple):
 
 
 class Method(nn.Module, Generic[N]):
-    """The losses with which a student is trained. The base class has the task loss alone; a subclass overrides `losses`.
+    """The losses with which a student is trained. The base class has the task loss alone; a
+    subclass overrides `losses`.
 
-    Every process computes its losses on the rows of all processes (`gather`), so that a loss over pairs or classes sees the whole batch
-    however it is distributed.
+    Every process computes its losses on the rows of all processes (`gather`), so that a loss over
+    pairs or classes sees the whole batch however it is distributed.
 
     Args:
         student: the network in training, and all that is kept of it.
         options: of `options_type`, for a method that has options; None: their defaults.
-        teachers: outputs for all training samples, on the device of the batches; needed where `needs_teacher`.
+        teachers: outputs for all training samples, on the device of the batches; needed where
+            `needs_teacher`.
         class_weights: (K,) weights of the classes in the task loss, or None.
         gather: see `Gather`.
 
@@ -110,17 +124,21 @@ class Method(nn.Module, Generic[N]):
         network: name of the network that the method needs; None: it trains any network.
         options_type: of the options.
         trains_on: "complete" samples, or those that modality random missing leaves ("missing").
-        search: what a search over hyper-parameters tries beside learning rate and dropout: lowest and highest value, on a log scale, by
-            a key as "method.kl.weight" or "network.reconstruction".
-        stackable: the losses are computed without differentiation of their own, sizes that follow from values and torch's own random
-            numbers, so that several students can be trained at once (`corrkd.training.stacked`), where their network is stackable too.
+        search: what a search over hyper-parameters tries beside learning rate and dropout: lowest
+            and highest value, on a log scale, by a key as "method.kl.weight" or
+            "network.reconstruction".
+        stackable: the losses are computed without differentiation of their own, sizes that follow
+            from values and torch's own random numbers, so that several students can be trained at
+            once (`corrkd.training.stacked`), where their network is stackable too.
         needs_teacher: the losses look at the outputs of teachers.
-        taught_by: name of the method that trains those teachers; None: whatever trains the run's teacher.
+        taught_by: name of the method that trains those teachers; None: whatever trains the run's
+            teacher.
         teaches: it trains teachers for another method, with the settings of the run's teacher.
         target: what the student predicts.
 
     Raises:
-        CorrKDError: the method needs teachers and has none, or its losses cannot compare this student with these teachers.
+        CorrKDError: the method needs teachers and has none, or its losses cannot compare this
+            student with these teachers.
     """
 
     title: ClassVar[str] = ""
@@ -146,12 +164,17 @@ class Method(nn.Module, Generic[N]):
     ) -> None:
         super().__init__()
         if self.needs_teacher and teachers is None:
-            raise CorrKDError(f"{self.title or type(self).__name__}: needs the outputs of teachers; give it `teachers`")
+            raise CorrKDError(
+                f"{self.title or type(self).__name__}: needs the outputs of teachers; give it "
+                f"`teachers`"
+            )
         self.student = student
         self.target: Target = student.target
         self.options: Any = options if options is not None else self.options_type()
         # Buffers, so that they move with the method; a checkpoint has no need of them.
-        for name, outputs in zip(TeacherOutputs._fields, teachers or (None, None, None), strict=True):
+        for name, outputs in zip(
+            TeacherOutputs._fields, teachers or (None, None, None), strict=True
+        ):
             self.register_buffer(f"teacher_{name}", outputs, persistent=False)
         self.gather: Gather = gather or (lambda x: x)
         self.register_buffer("class_weights", class_weights, persistent=False)
@@ -161,29 +184,40 @@ class Method(nn.Module, Generic[N]):
 
     @classmethod
     def notes(cls, options: Any, target: Target) -> list[str]:
-        """Return what a reader of the results has to know of these options for this target, in sentences."""
+        """Return what a reader of the results has to know of these options for this target, in
+        sentences.
+        """
         return []
 
     @property
     def teachers(self) -> TeacherOutputs | None:
         """Outputs of the teachers for all training samples."""
-        outputs = TeacherOutputs(*(getattr(self, f"teacher_{name}") for name in TeacherOutputs._fields))
+        outputs = TeacherOutputs(
+            *(getattr(self, f"teacher_{name}") for name in TeacherOutputs._fields)
+        )
         return None if outputs.representation is None else outputs
 
     @property
     def reads_representation(self) -> bool:
-        """Whether the losses look at the teachers' representations. A method whose losses look at logits alone overrides it."""
+        """Whether the losses look at the teachers' representations. A method whose losses look at
+        logits alone overrides it.
+        """
         return self.needs_teacher
 
     def build(self) -> None:
-        """Make what the method needs beside the student (critics, a memory). The base class needs nothing."""
+        """Make what the method needs beside the student (critics, a memory). The base class needs
+        nothing.
+        """
 
     def stacks(self, batch_size: int) -> bool:
-        """Return whether trainings with batches of this size can be done at once, of this method and its student."""
+        """Return whether trainings with batches of this size can be done at once, of this method
+        and its student.
+        """
         return self.stackable and self.student.stackable
 
     def start(self, samples: Samples) -> None:
-        """Take what the method needs of the whole training split (priors, a memory), before the first epoch; `teachers` are its outputs.
+        """Take what the method needs of the whole training split (priors, a memory), before the
+        first epoch; `teachers` are its outputs.
 
         The base class needs nothing.
         """
@@ -201,7 +235,12 @@ class Method(nn.Module, Generic[N]):
 
     def losses(self, batch: TrainingBatch) -> Losses:
         """Return weight and value of each loss by name, the same names for every batch."""
-        return {"task": (1.0, self.task_loss(self.student_output(batch).logits, self.gather(batch.targets)))}
+        return {
+            "task": (
+                1.0,
+                self.task_loss(self.student_output(batch).logits, self.gather(batch.targets)),
+            )
+        }
 
     def student_output(self, batch: TrainingBatch) -> Output:
         """Return the student's output for the rows of all processes."""
@@ -231,15 +270,21 @@ class Method(nn.Module, Generic[N]):
             CorrKDError: there is none on one side.
         """
         assert self.teachers is not None, "only methods with `needs_teacher` ask for it"
-        sides = {"student": self.student.representation_width, "teachers": self.teachers.representation.shape[1]}
+        sides = {
+            "student": self.student.representation_width,
+            "teachers": self.teachers.representation.shape[1],
+        }
         if missing := [side for side, width in sides.items() if not width]:
             raise CorrKDError(
-                f"{self.title or type(self).__name__}: {loss} compares representations, and the {' and the '.join(missing)} have none; let "
-                f"forward return (representation, logits), give a file of outputs an array `representation`, or {remedy}"
+                f"{self.title or type(self).__name__}: {loss} compares representations, and the "
+                f"{' and the '.join(missing)} have none; let "
+                f"forward return (representation, logits), give a file of outputs an array "
+                f"`representation`, or {remedy}"
             )
 
     def make_projector(self, loss: str, remedy: str) -> nn.Module:
-        """Return a projection of the student's representation to the width of the teachers', which is trained and dropped with the method.
+        """Return a projection of the student's representation to the width of the teachers', which
+        is trained and dropped with the method.
 
         Args:
             loss: as of `check_representations`.
@@ -268,7 +313,8 @@ class Method(nn.Module, Generic[N]):
         student, teachers = self.student.representation_width, self.teachers.representation.shape[1]
         if student != teachers:
             raise CorrKDError(
-                f"{self.title}: {loss} compares representations of one width, but the student's is {student} and the teachers' is "
+                f"{self.title}: {loss} compares representations of one width, but the student's "
+                f"is {student} and the teachers' is "
                 f"{teachers}; make the width of both networks equal, or {remedy}"
             )
 

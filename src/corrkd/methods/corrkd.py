@@ -32,7 +32,9 @@ class Contrast(WeightedLoss):
     """SCD as the paper has it: distances from the teacher's samples (Eqs. 5 and 6)."""
 
     form: Literal["contrast"] = "contrast"
-    boundary: Positive = Field(1.2, description="eta, the distance boundary [paper: 1.2 MOSI, 1.0 MOSEI, 1.4 IEMOCAP]")
+    boundary: Positive = Field(
+        1.2, description="eta, the distance boundary [paper: 1.2 MOSI, 1.0 MOSEI, 1.4 IEMOCAP]"
+    )
     normalize: bool = Field(True, description="on unit vectors [open]")
     reduction: Literal["mean", "sum"] = Field(
         "mean", description="the double sum as it is, or divided by N (N - 1) [open]"
@@ -67,26 +69,36 @@ class AllPrototypes(WeightedLoss):
 
     form: Literal["all"] = "all"
     center: bool = Field(True, description="on representations without their common part")
-    parts: bool = Field(False, description="each visible modality's part of H, too, beside the whole")
+    parts: bool = Field(
+        False, description="each visible modality's part of H, too, beside the whole"
+    )
 
 
 class Information(WeightedLoss):
-    """RCD as the paper has it: mutual information of both parts of the response, by critics (Eqs. 10 to 12)."""
+    """RCD as the paper has it: mutual information of both parts of the response, by critics (Eqs.
+    10 to 12).
+    """
 
     form: Literal["information"] = "information"
     critic_hidden: Width = Field(64, description="hidden width of the statistics networks [open]")
-    renormalize: bool = Field(False, description="non-target responses renormalised over the K - 1 classes [open]")
+    renormalize: bool = Field(
+        False, description="non-target responses renormalised over the K - 1 classes [open]"
+    )
 
     def make(self, num_classes: int) -> ResponseDisentangledConsistency:
         """Return the loss, with critics of its own."""
-        return ResponseDisentangledConsistency(num_classes, hidden=self.critic_hidden, renormalize=self.renormalize)
+        return ResponseDisentangledConsistency(
+            num_classes, hidden=self.critic_hidden, renormalize=self.renormalize
+        )
 
 
 class Divergence(WeightedLoss):
     """RCD by the divergence of both parts of the response, apart [ours]."""
 
     form: Literal["divergence"] = "divergence"
-    nontarget: Annotated[float, Field(ge=0.0)] = Field(1.0, description="weight of the non-target part")
+    nontarget: Annotated[float, Field(ge=0.0)] = Field(
+        1.0, description="weight of the non-target part"
+    )
 
     def make(self, num_classes: int) -> DecoupledDivergence:
         """Return the loss."""
@@ -94,9 +106,13 @@ class Divergence(WeightedLoss):
 
 
 class CorrKDOptions(Options):
-    """The loss terms of `CorrKD`: a weight each [open: the paper reports none], and the choices that the paper leaves open."""
+    """The loss terms of `CorrKD`: a weight each [open: the paper reports none], and the choices
+    that the paper leaves open.
+    """
 
-    task: WeightedLoss = Field(default=WeightedLoss(), description="cross-entropy, or as the target has it")
+    task: WeightedLoss = Field(
+        default=WeightedLoss(), description="cross-entropy, or as the target has it"
+    )
     scd: Annotated[Contrast | Relations, Field(discriminator="form")] = Field(
         default=Contrast(), description="sample-level contrastive distillation"
     )
@@ -108,16 +124,17 @@ class CorrKDOptions(Options):
     )
     kl: KL = Field(
         default=KL(weight=0.0),
-        description="plain KL divergence of the responses; with rcd.weight = 0 the paper's ablation of RCD",
+        description="plain KL divergence of the responses; with rcd.weight = 0 the paper's "
+        "ablation of RCD",
     )
 
 
 class CorrKD(Method[AnyNetwork]):
     """The student under MRM, with what the teacher knows of the complete sample.
 
-    The losses are the paper's, or the mended forms of docs/corrkd-plus.md where the options say so. A term of weight 0 is not computed.
-    For a score there are no classes: CPD takes the target's categories (sign, or tertiles), and RCD, which splits a response by class, is
-    left out.
+    The losses are the paper's, or the mended forms of docs/corrkd-plus.md where the options say so.
+    A term of weight 0 is not computed. For a score there are no classes: CPD takes the target's
+    categories (sign, or tertiles), and RCD, which splits a response by class, is left out.
     """
 
     title: ClassVar[str] = "CorrKD"
@@ -148,7 +165,8 @@ class CorrKD(Method[AnyNetwork]):
         classes = len(self.target.classes)
         if options.cpd.weight and options.cpd.parts and self.student.parts is None:
             raise CorrKDError(
-                f"method.cpd.parts: network {self.student.name!r} declares no parts of its representation by modality "
+                f"method.cpd.parts: network {self.student.name!r} declares no parts of its "
+                f"representation by modality "
                 "(Network.parts); set it to false"
             )
         self.scd = options.scd.make() if options.scd.weight else None
@@ -158,18 +176,28 @@ class CorrKD(Method[AnyNetwork]):
             self.check_representations("SCD", "set method.scd.weight to 0")
         if options.cpd.weight:
             self.check_representations("CPD", "set method.cpd.weight to 0")
-        self.cpd = CategoryPrototypeDistillation(classes, center=options.cpd.center) if options.cpd.weight else None
-        self.rcd = options.rcd.make(classes) if options.rcd.weight and self.target.has_classes else None
+        self.cpd = (
+            CategoryPrototypeDistillation(classes, center=options.cpd.center)
+            if options.cpd.weight
+            else None
+        )
+        self.rcd = (
+            options.rcd.make(classes) if options.rcd.weight and self.target.has_classes else None
+        )
 
     def stacks(self, batch_size: int) -> bool:
-        """Return whether they can: not where SCD computes its distances in blocks, which it forgets and computes again."""
+        """Return whether they can: not where SCD computes its distances in blocks, which it forgets
+        and computes again.
+        """
         in_blocks = isinstance(self.scd, SampleContrastiveDistillation) and (
             batch_size**2 * self.student.representation_width > BLOCK
         )
         return super().stacks(batch_size) and not in_blocks
 
     def start(self, samples: Samples) -> None:
-        """Take mean and prototypes of each teacher's representations, over all samples that it answers for."""
+        """Take mean and prototypes of each teacher's representations, over all samples that it
+        answers for.
+        """
         if not self.reads_representation:
             return
         assert self.teachers is not None, "checked when the method was made"
@@ -179,18 +207,29 @@ class CorrKD(Method[AnyNetwork]):
         center = self.options.cpd.center
         labels = self.target.category_tensor(samples.targets).reshape(len(fold), -1)
         member = one_hot(labels, len(self.target.classes)).to(representation.dtype)  # (n, Q, K)
-        totals = torch.einsum("nf,nqk,nd->fqkd", of_fold, member, representation - center * means[fold])
+        totals = torch.einsum(
+            "nf,nqk,nd->fqkd", of_fold, member, representation - center * means[fold]
+        )
         counts = torch.einsum("nf,nqk->fqk", of_fold, member)
-        # No prototype of a class that a teacher did not meet; nor, without the mean, of one that is all it met: that is rounding alone.
+        # No prototype of a class that a teacher did not meet; nor, without the mean, of one that is
+        # all it met: that is rounding alone.
         undefined = (counts == 0) | (center & (counts == of_fold.sum(0)[:, None, None]))
-        prototypes = (totals / counts.clamp(min=1.0)[..., None]).masked_fill(undefined[..., None], 0.0)
+        prototypes = (totals / counts.clamp(min=1.0)[..., None]).masked_fill(
+            undefined[..., None], 0.0
+        )
         for name, value in (("means", means), ("prototypes", prototypes)):
             self.register_buffer(name, value, persistent=False)
 
     def losses(self, batch: TrainingBatch) -> Losses:
-        """Return task, and scd, cpd, rcd, kl where their weight is not 0 [open: the paper reports none; 1 each]."""
+        """Return task, and scd, cpd, rcd, kl where their weight is not 0 [open: the paper reports
+        none; 1 each].
+        """
         options: CorrKDOptions = self.options
-        student, teachers, targets = self.student_output(batch), self.teacher_output(batch), self.gather(batch.targets)
+        student, teachers, targets = (
+            self.student_output(batch),
+            self.teacher_output(batch),
+            self.gather(batch.targets),
+        )
         classes = self.target.category_tensor(targets)
         losses = {"task": (options.task.weight, self.task_loss(student.logits, targets))}
         if isinstance(self.scd, SampleContrastiveDistillation):
@@ -200,9 +239,14 @@ class CorrKD(Method[AnyNetwork]):
             )
         elif self.scd is not None:
             centred = self._centred(teachers, self.scd.center)
-            losses["scd"] = (options.scd.weight, self.scd(student.representation, centred, _fold(teachers)))
+            losses["scd"] = (
+                options.scd.weight,
+                self.scd(student.representation, centred, _fold(teachers)),
+            )
         if self.cpd is not None:
-            prototypes = self._prototype_loss(self.cpd, student.representation, teachers, classes, batch.inputs)
+            prototypes = self._prototype_loss(
+                self.cpd, student.representation, teachers, classes, batch.inputs
+            )
             losses["cpd"] = (options.cpd.weight, prototypes)
         if self.rcd is not None:
             losses["rcd"] = (options.rcd.weight, self.rcd(student.logits, teachers.logits, classes))
@@ -211,7 +255,9 @@ class CorrKD(Method[AnyNetwork]):
         return losses
 
     def _centred(self, teachers: TeacherOutputs, center: bool) -> Tensor:
-        """Return the teachers' representations, without the mean of each teacher's where `center`."""
+        """Return the teachers' representations, without the mean of each teacher's where
+        `center`.
+        """
         return teachers.representation - center * self.means[_fold(teachers)]
 
     def _prototype_loss(
@@ -222,11 +268,16 @@ class CorrKD(Method[AnyNetwork]):
         classes: Tensor,
         inputs: Inputs,
     ) -> Tensor:
-        """CPD of H and, where the options ask for it, the mean over its modalities' parts, each of the samples that show the modality."""
+        """CPD of H and, where the options ask for it, the mean over its modalities' parts, each of
+        the samples that show the modality.
+        """
         form = self.options.cpd
         if isinstance(form, BatchPrototypes):
             return cpd(student, teachers.representation, classes)
-        representation, prototypes = self._centred(teachers, form.center), self.prototypes[_fold(teachers)]
+        representation, prototypes = (
+            self._centred(teachers, form.center),
+            self.prototypes[_fold(teachers)],
+        )
         loss = cpd(student, representation, classes, prototypes)
         if not form.parts:
             return loss

@@ -20,35 +20,46 @@ class DMD(Method[DMDNetwork]):
     Components of the original, and where they are:
 
     - a convolution per modality to a common width: `Decoupler.embed`;
-    - one encoder for the shared parts of all modalities, one each for the private parts: `DMDNetwork.shared_encoder`,
-      `Decoupler.private_encoder`;
-    - self-regression, L_rec: `Decoupler.decoder`, `reconstruction_loss`; L_cyc, the private part again from the decoded: `cycle_loss`;
+    - one encoder for the shared parts of all modalities, one each for the private parts:
+      `DMDNetwork.shared_encoder`, `Decoupler.private_encoder`;
+    - self-regression, L_rec: `Decoupler.decoder`, `reconstruction_loss`; L_cyc, the private part
+      again from the decoded: `cycle_loss`;
     - L_mar, a class is closer across modalities than a modality across classes: `margin_loss`;
     - L_ort, the cosine of both parts where it is above 0: `orthogonality_loss`;
     - HomoGD, a GD-Unit over the shared parts: `DMDNetwork.homogeneous`;
-    - HeteroGD, crossmodal attention between private parts, then a GD-Unit: `DMDNetwork.crossmodal`, `DMDNetwork.heterogeneous`;
-    - a GD-Unit's edges g([f(X_i), X_i], [f(X_j), X_j]), softmax over the graph, and |W x E|_1 with W the softmax plus a
-      prior, to which W is also held on average: `GraphDistillation`, `distillation_loss`;
-    - the heterogeneous graph's loss on representations, ten times that on logits: the released code minimises the cosines, where above 0,
-      between the reinforced private parts at an edge's ends: `distillation_loss`;
+    - HeteroGD, crossmodal attention between private parts, then a GD-Unit: `DMDNetwork.crossmodal`,
+      `DMDNetwork.heterogeneous`;
+    - a GD-Unit's edges g([f(X_i), X_i], [f(X_j), X_j]), softmax over the graph, and |W x E|_1 with
+      W the softmax plus a prior, to which W is also held on average: `GraphDistillation`,
+      `distillation_loss`;
+    - the heterogeneous graph's loss on representations, ten times that on logits: the released code
+      minimises the cosines, where above 0, between the reinforced private parts at an edge's ends:
+      `distillation_loss`;
     - fusion of both: `DMDNetwork.fuse`, `DMDNetwork.classify`;
-    - total: task + lambda_1 (L_rec + L_cyc + gamma (L_mar + L_ort)) + lambda_2 (HomoGD + HeteroGD): `losses`.
+    - total: task + lambda_1 (L_rec + L_cyc + gamma (L_mar + L_ort)) + lambda_2 (HomoGD + HeteroGD):
+      `losses`.
 
     Adapted:
 
-    - Features take the place of a fine-tuned text encoder. Any number of modalities from two on, of different lengths: shared parts are
-      compared by their means over visible frames, where the original compares sequences of one length.
-    - Classes of L_mar: for yes/no questions samples that agree in all answers, for scores the target's categories.
-      The released code's margin is 0.15 times the distance of two labels; classes have no distance, so it is 0.15. The mean over all
-      triples is estimated by one positive and one negative for each anchor, which costs n^2 instead of n^3.
-    - The prior of the edges is even, where the original's favours language: names of modalities are the reader's own here.
-    - A start of an edge is the teacher and gets no gradient. A discrepancy is the mean absolute difference of logits, as a regression's
-      logit differs.
-    - f is one linear layer that all vertices of a graph share, where the original has a residual MLP per modality, to keep it small.
-      It learns the task (term "unimodal"); the fused shared part has no task loss of its own beside the final one.
-    - The shared parts attend to each other across modalities, are gated and averaged, so that a missing one drops out. The original runs a
-      Transformer over time per modality, takes the last steps, and gates them concatenated.
-    - The attention between private parts has no causal mask, since a sample is known as a whole, and one layer of memory.
+    - Features take the place of a fine-tuned text encoder. Any number of modalities from two on, of
+      different lengths: shared parts are compared by their means over visible frames, where the
+      original compares sequences of one length.
+    - Classes of L_mar: for yes/no questions samples that agree in all answers, for scores the
+      target's categories. The released code's margin is 0.15 times the distance of two labels;
+      classes have no distance, so it is 0.15. The mean over all triples is estimated by one
+      positive and one negative for each anchor, which costs n^2 instead of n^3.
+    - The prior of the edges is even, where the original's favours language: names of modalities are
+      the reader's own here.
+    - A start of an edge is the teacher and gets no gradient. A discrepancy is the mean absolute
+      difference of logits, as a regression's logit differs.
+    - f is one linear layer that all vertices of a graph share, where the original has a residual
+      MLP per modality, to keep it small. It learns the task (term "unimodal"); the fused shared
+      part has no task loss of its own beside the final one.
+    - The shared parts attend to each other across modalities, are gated and averaged, so that a
+      missing one drops out. The original runs a Transformer over time per modality, takes the last
+      steps, and gates them concatenated.
+    - The attention between private parts has no causal mask, since a sample is known as a whole,
+      and one layer of memory.
     - A modality that is not visible has no edges, no attention and no loss.
     """
 
@@ -67,27 +78,43 @@ class DMD(Method[DMDNetwork]):
         )
         s = self.student.settings
         weak = s.decoupling * s.gamma
-        unimodal = [self.unimodal_loss(graph, targets, seen) for graph in (homogeneous, heterogeneous)]
+        unimodal = [
+            self.unimodal_loss(graph, targets, seen) for graph in (homogeneous, heterogeneous)
+        ]
         return {
             "task": (1.0, self.task_loss(self.gather(details.output.logits), targets)),
             "unimodal": (1.0, unimodal[0] + unimodal[1]),
-            "reconstruction": (s.decoupling, self.over_seen([reconstruction_loss(factor) for factor in parts], seen)),
+            "reconstruction": (
+                s.decoupling,
+                self.over_seen([reconstruction_loss(factor) for factor in parts], seen),
+            ),
             "cycle": (s.decoupling, self.over_seen([cycle_loss(factor) for factor in parts], seen)),
-            "orthogonality": (weak, self.over_seen([orthogonality_loss(factor) for factor in parts], seen)),
-            "margin": (weak, margin_loss(homogeneous.vectors, self.same_class(targets), seen, s.margin)),
+            "orthogonality": (
+                weak,
+                self.over_seen([orthogonality_loss(factor) for factor in parts], seen),
+            ),
+            "margin": (
+                weak,
+                margin_loss(homogeneous.vectors, self.same_class(targets), seen, s.margin),
+            ),
             "distillation": (
                 s.distillation,
-                distillation_loss(homogeneous, s.prior) + distillation_loss(heterogeneous, s.prior, s.representation),
+                distillation_loss(homogeneous, s.prior)
+                + distillation_loss(heterogeneous, s.prior, s.representation),
             ),
         }
 
     def over_seen(self, values: list[Tensor], seen: Tensor) -> Tensor:
-        """Sum over modalities of the mean over the samples that show it, from this process's values, (N,) each by modality."""
+        """Sum over modalities of the mean over the samples that show it, from this process's
+        values, (N,) each by modality.
+        """
         total = self.gather(torch.stack(values, 1)) * seen
         return (total.sum(0) / seen.sum(0).clamp(min=1)).sum()
 
     def unimodal_loss(self, graph: Graph, targets: Tensor, seen: Tensor) -> Tensor:
-        """Sum over modalities of the task loss of what f says of it by itself, where it is visible."""
+        """Sum over modalities of the task loss of what f says of it by itself, where it is
+        visible.
+        """
         logits = self.target.shape_logits(graph.logits).unbind(1)
         losses = [
             self.target.masked_task_loss(x, targets, s, self.class_weights)
@@ -118,10 +145,11 @@ def orthogonality_loss(factor: Decoupled) -> Tensor:
 
 
 def margin_loss(shared: Tensor, same_class: Tensor, seen: Tensor, margin: float) -> Tensor:
-    """L_mar: another modality of the same class is to be closer than another class of the same modality, by the margin.
+    """L_mar: another modality of the same class is to be closer than another class of the same
+    modality, by the margin.
 
-    For each anchor that has both, one of either is drawn evenly from torch's generator; 0 where no anchor has. Each of several processes
-    draws its own.
+    For each anchor that has both, one of either is drawn evenly from torch's generator; 0 where no
+    anchor has. Each of several processes draws its own.
 
     Args:
         shared: (N, M, D).
@@ -146,20 +174,26 @@ def margin_loss(shared: Tensor, same_class: Tensor, seen: Tensor, margin: float)
 def one_of(values: Tensor, choice: Tensor) -> Tensor:
     """One of each row's values, drawn evenly from where `choice` is true: two (n, n') -> (n,)."""
     draws = current_draws()
-    numbers = torch.rand(values.shape, device=values.device) if draws is None else draws.uniform(values.shape)
+    numbers = (
+        torch.rand(values.shape, device=values.device)
+        if draws is None
+        else draws.uniform(values.shape)
+    )
     drawn = numbers.masked_fill(~choice, -1.0).argmax(1)
     return values.gather(1, drawn[:, None])[:, 0]
 
 
 def distillation_loss(graph: Graph, prior: float, representation: float = 0.0) -> Tensor:
-    """Return the discrepancies along the edges, weighted by the graph plus evenly, and how uneven the mean weights are.
+    """Return the discrepancies along the edges, weighted by the graph plus evenly, and how uneven
+    the mean weights are.
 
     The start of an edge is the teacher and gets no gradient.
 
     Args:
         graph: of N samples.
         prior: weight of the squared distance of the mean weights from even ones.
-        representation: weight of the cosines, where above 0, between the representations at an edge's ends, beside the logits.
+        representation: weight of the cosines, where above 0, between the representations at an
+            edge's ends, beside the logits.
     """
     logits, vectors = graph.logits, normalize(graph.vectors, dim=-1)
     discrepancy = (logits.detach()[:, :, None] - logits[:, None]).abs().mean(-1)

@@ -20,7 +20,8 @@ class FeatureMSEOptions(Options):
 class FeatureMSE(Method[AnyNetwork]):
     """Task loss, and the squared error of H from the teacher's, mean over samples and features.
 
-    Where widths differ, a linear layer is learnt along that projects the student's H to the teacher's width, as FitNets has it.
+    Where widths differ, a linear layer is learnt along that projects the student's H to the
+    teacher's width, as FitNets has it.
     """
 
     title: ClassVar[str] = "Feature-MSE distillation"
@@ -31,7 +32,9 @@ class FeatureMSE(Method[AnyNetwork]):
 
     def build(self) -> None:
         """Make the projection, where widths differ."""
-        self.projector = self.make_projector("the squared error", "train kl, which compares responses")
+        self.projector = self.make_projector(
+            "the squared error", "train kl, which compares responses"
+        )
 
     def losses(self, batch: TrainingBatch) -> Losses:
         """Return task and mse."""

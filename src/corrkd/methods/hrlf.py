@@ -7,7 +7,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from corrkd.losses import FactorisationReconstruction, HierarchicalAdversarial, HierarchicalInformation
+from corrkd.losses import (
+    FactorisationReconstruction,
+    HierarchicalAdversarial,
+    HierarchicalInformation,
+)
 from corrkd.methods.base import Losses, Method, Options, TrainingBatch, WeightedLoss
 from corrkd.methods.response_kl import KL
 from corrkd.networks.hrlf import Details, HRLFNetwork
@@ -18,12 +22,14 @@ class FRF(WeightedLoss):
     """The reconstruction of factorised representations."""
 
     reduction: Literal["mean", "sum"] = Field(
-        "mean", description="squared errors averaged over features, or their sum as it is printed [open]"
+        "mean",
+        description="squared errors averaged over features, or their sum as it is printed [open]",
     )
 
     reach: Literal["factors", "encoders", "targets"] = Field(
         "factors",
-        description="how far its gradient reaches: the factors' encoders and the decoder; the modalities' encoders, too; and what is to be "
+        description="how far its gradient reaches: the factors' encoders and the decoder; the "
+        "modalities' encoders, too; and what is to be "
         "made again, too [open; docs/hrlf.md measures it]",
     )
 
@@ -39,22 +45,31 @@ class HMI(WeightedLoss):
 
 
 class HAL(WeightedLoss):
-    """A discriminator at each scale, which the student misleads. The weight is that of both players."""
+    """A discriminator at each scale, which the student misleads. The weight is that of both
+    players.
+    """
 
     weight: NonNegative = Field(
         0.01,
-        description="of both players [open: at 1 the student learned nothing else on the built-in data; docs/hrlf.md]",
+        description="of both players [open: at 1 the student learned nothing else on the "
+        "built-in data; docs/hrlf.md]",
     )
-    discriminator_hidden: Width = Field(64, description="hidden width of the discriminators De [open]")
+    discriminator_hidden: Width = Field(
+        64, description="hidden width of the discriminators De [open]"
+    )
     nonsaturating: bool = Field(
         False, description="the student maximises log De instead of minimising log(1 - De) [ours]"
     )
 
 
 class HRLFOptions(Options):
-    """The loss terms of `HRLF`: a weight each [open: the paper sums them without], and the choices that the paper leaves open."""
+    """The loss terms of `HRLF`: a weight each [open: the paper sums them without], and the choices
+    that the paper leaves open.
+    """
 
-    task: WeightedLoss = Field(default=WeightedLoss(), description="cross-entropy, or as the target has it")
+    task: WeightedLoss = Field(
+        default=WeightedLoss(), description="cross-entropy, or as the target has it"
+    )
     frf: FRF = Field(default=FRF(), description="fine-grained representation factorisation")
     hmi: HMI = Field(default=HMI(), description="hierarchical mutual information maximisation")
     hal: HAL = Field(default=HAL(), description="hierarchical adversarial learning")
@@ -64,9 +79,12 @@ class HRLFOptions(Options):
 class HRLFTeacherOptions(Options):
     """The loss terms of `HRLFTeacher`."""
 
-    task: WeightedLoss = Field(default=WeightedLoss(), description="cross-entropy, or as the target has it")
+    task: WeightedLoss = Field(
+        default=WeightedLoss(), description="cross-entropy, or as the target has it"
+    )
     frf: FRF = Field(
-        default=FRF(), description="fine-grained representation factorisation; 0: the task loss alone [open]"
+        default=FRF(),
+        description="fine-grained representation factorisation; 0: the task loss alone [open]",
     )
 
 
@@ -85,8 +103,13 @@ class _Factorised(Method[HRLFNetwork]):
         logits, targets = self.gather(details.output.logits), self.gather(batch.targets)
         losses = {"task": (self.options.task.weight, self.task_loss(logits, targets))}
         if self.frf is not None:
-            encoded = details.encoded.detach() if self.options.frf.reach == "factors" else details.encoded
-            losses["frf"] = (self.options.frf.weight, self.frf(*map(self.gather, self.student.factors(encoded))))
+            encoded = (
+                details.encoded.detach() if self.options.frf.reach == "factors" else details.encoded
+            )
+            losses["frf"] = (
+                self.options.frf.weight,
+                self.frf(*map(self.gather, self.student.factors(encoded))),
+            )
         return losses
 
 
@@ -99,16 +122,21 @@ class HRLFTeacher(_Factorised):
     teaches: ClassVar[bool] = True
 
     def losses(self, batch: TrainingBatch) -> Losses:
-        """Return task, and frf where its weight is not 0 [open: the paper says of the student alone what it minimises]."""
+        """Return task, and frf where its weight is not 0 [open: the paper says of the student alone
+        what it minimises].
+        """
         return self.losses_of(self.student.details(batch.inputs), batch)
 
 
 class HRLF(_Factorised):
-    """Train HRLF's student on incomplete samples (Li et al., NeurIPS 2024): what the teacher learns, and three terms that compare both.
+    """Train HRLF's student on incomplete samples (Li et al., NeurIPS 2024): what the teacher
+    learns, and three terms that compare both.
 
-    HMI and HAL compare the representations of teacher and student at the network's three scales, KL their responses. A term of weight 0 is
-    not computed. Critics and discriminators are trained along with the student by one optimiser; HAL is the minimax game with simultaneous
-    steps (`corrkd.losses.hierarchical_adversarial`). A score has no response: KL is the squared difference of the scores.
+    HMI and HAL compare the representations of teacher and student at the network's three scales, KL
+    their responses. A term of weight 0 is not computed. Critics and discriminators are trained
+    along with the student by one optimiser; HAL is the minimax game with simultaneous steps
+    (`corrkd.losses.hierarchical_adversarial`). A score has no response: KL is the squared
+    difference of the scores.
     """
 
     title: ClassVar[str] = "HRLF"
@@ -126,25 +154,33 @@ class HRLF(_Factorised):
         return bool(self.options.hmi.weight or self.options.hal.weight)
 
     def build(self) -> None:
-        """Make the losses, of which HMI and HAL have parameters. Refuse teachers whose scales are not the student's."""
+        """Make the losses, of which HMI and HAL have parameters. Refuse teachers whose scales are
+        not the student's.
+        """
         super().build()
         options: HRLFOptions = self.options
         scales = self.student.scales
         if self.reads_representation:
             self.check_widths("HMI, like HAL,", "set method.hmi.weight and method.hal.weight to 0")
         self.hmi = (
-            HierarchicalInformation(scales, scales, hidden=options.hmi.critic_hidden) if options.hmi.weight else None
+            HierarchicalInformation(scales, scales, hidden=options.hmi.critic_hidden)
+            if options.hmi.weight
+            else None
         )
         self.hal = (
             HierarchicalAdversarial(
-                scales, hidden=options.hal.discriminator_hidden, nonsaturating=options.hal.nonsaturating
+                scales,
+                hidden=options.hal.discriminator_hidden,
+                nonsaturating=options.hal.nonsaturating,
             )
             if options.hal.weight
             else None
         )
 
     def losses(self, batch: TrainingBatch) -> Losses:
-        """Return task, and frf, hmi, hal, kl where their weight is not 0 [open: the paper sums them without weights]."""
+        """Return task, and frf, hmi, hal, kl where their weight is not 0 [open: the paper sums them
+        without weights].
+        """
         options: HRLFOptions = self.options
         details, teachers = self.student.details(batch.inputs), self.teacher_output(batch)
         losses = self.losses_of(details, batch)
@@ -156,5 +192,7 @@ class HRLF(_Factorised):
         if self.hal is not None:
             losses["hal"] = (options.hal.weight, self.hal(student, teacher))
         if options.kl.weight:
-            losses["kl"] = options.kl.loss(self.target, self.gather(details.output.logits), teachers.logits)
+            losses["kl"] = options.kl.loss(
+                self.target, self.gather(details.output.logits), teachers.logits
+            )
         return losses

@@ -1,4 +1,6 @@
-"""Late fusion: each modality is judged by itself, and what is visible votes. A control without anything to distil or restore."""
+"""Late fusion: each modality is judged by itself, and what is visible votes. A control without
+anything to distil or restore.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from corrkd.networks.late_fusion import LateFusionNetwork
 class LateFusion(Method[LateFusionNetwork]):
     """The task loss of each modality by itself, over the samples that show it, summed.
 
-    No modality's classifier learns to lean on another's, so none has to be unlearned when one goes missing.
+    No modality's classifier learns to lean on another's, so none has to be unlearned when one goes
+    missing.
     """
 
     title: ClassVar[str] = "Late fusion"
@@ -25,7 +28,9 @@ class LateFusion(Method[LateFusionNetwork]):
         votes, visible = self.student.votes(batch.inputs)
         targets, visible = self.gather(batch.targets), self.gather(visible)
         losses = [
-            self.target.masked_task_loss(self.gather(vote), targets, visible[:, index], self.class_weights)
+            self.target.masked_task_loss(
+                self.gather(vote), targets, visible[:, index], self.class_weights
+            )
             for index, vote in enumerate(votes)
         ]
         return {"task": (1.0, torch.stack(losses).sum())}

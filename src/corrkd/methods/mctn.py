@@ -1,4 +1,6 @@
-"""MCTN: prediction from an embedding that cyclic translation makes joint (Pham et al., AAAI 2019)."""
+"""MCTN: prediction from an embedding that cyclic translation makes joint (Pham et al., AAAI
+2019).
+"""
 
 from __future__ import annotations
 
@@ -14,24 +16,30 @@ from corrkd.networks.mctn import MCTNNetwork, MCTNPerSourceNetwork
 
 
 class MCTN(Method[MCTNNetwork]):
-    """Multimodal Cyclic Translation Network, with its coupled objective L_p + lambda_t L_t + lambda_c L_c.
+    """Multimodal Cyclic Translation Network, with its coupled objective L_p + lambda_t L_t +
+    lambda_c L_c.
 
     Components of the original, and where they are:
 
-    - Seq2Seq translation with attention from the source to a target: `encoders`, `decoders` of the network; term `translation`,
-      squared error.
-    - Cyclic translation: the translated target goes through the same encoder and decoder back to the source; term `cycle`.
-    - Joint embedding: the states of the encoder, a bidirectional LSTM whose directions are added; the source alone is needed: `join`.
-    - Hierarchy for more than two modalities: the joint embedding is translated on to the next target by a translator of its own, forth
-      only, since an embedding has no true value to come back to; its error joins `translation`.
-    - Prediction: an LSTM over the joint embedding, softmax attention over the tanh of its states' energies, one linear layer: `predictor`,
-      `attention`, `head`; term `task`, trained together with the rest. The head's squared weights are term `l2`, weight 0.01 as released.
+    - Seq2Seq translation with attention from the source to a target: `encoders`, `decoders` of the
+      network; term `translation`, squared error.
+    - Cyclic translation: the translated target goes through the same encoder and decoder back to
+      the source; term `cycle`.
+    - Joint embedding: the states of the encoder, a bidirectional LSTM whose directions are added;
+      the source alone is needed: `join`.
+    - Hierarchy for more than two modalities: the joint embedding is translated on to the next
+      target by a translator of its own, forth only, since an embedding has no true value to come
+      back to; its error joins `translation`.
+    - Prediction: an LSTM over the joint embedding, softmax attention over the tanh of its states'
+      energies, one linear layer: `predictor`, `attention`, `head`; term `task`, trained together
+      with the rest. The head's squared weights are term `l2`, weight 0.01 as released.
 
-    Adapted: targets come in the order of the dataset's modalities. Modalities of different widths and lengths, which the original pads or
-    aligns, are embedded and projected by a linear layer each around the shared translator, and the decoder writes as many frames as the
-    target has. Classes and yes/no questions take cross-entropy in place of the score's L1. The errors are means over frames that are there
-    and visible, not sums, so that weights mean the same for every length. A frame that is missing in the source is zero. Nothing stands in
-    for a missing source.
+    Adapted: targets come in the order of the dataset's modalities. Modalities of different widths
+    and lengths, which the original pads or aligns, are embedded and projected by a linear layer
+    each around the shared translator, and the decoder writes as many frames as the target has.
+    Classes and yes/no questions take cross-entropy in place of the score's L1. The errors are means
+    over frames that are there and visible, not sums, so that weights mean the same for every
+    length. A frame that is missing in the source is zero. Nothing stands in for a missing source.
     """
 
     title: ClassVar[str] = "MCTN"
@@ -44,10 +52,12 @@ class MCTN(Method[MCTNNetwork]):
 
 
 class MCTNPerSource(Method[MCTNPerSourceNetwork]):
-    """One MCTN for each source modality, trained side by side: nothing is shared, so each learns as if it were alone.
+    """One MCTN for each source modality, trained side by side: nothing is shared, so each learns as
+    if it were alone.
 
-    The original answers from its one source, and knows nothing where that is missing. This is its fair rival under missing modalities:
-    whatever is visible is a source, and the responses of several are averaged.
+    The original answers from its one source, and knows nothing where that is missing. This is its
+    fair rival under missing modalities: whatever is visible is a source, and the responses of
+    several are averaged.
     """
 
     title: ClassVar[str] = "MCTN per source"

@@ -1,4 +1,6 @@
-"""The methods by name, with those of other packages (entry points in the group `corrkd.methods`)."""
+"""The methods by name, with those of other packages (entry points in the group
+`corrkd.methods`).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Plain distillation of the responses (Hinton et al., 2015): a control, and what takes RCD's place in the paper's ablation."""
+"""Plain distillation of the responses (Hinton et al., 2015): a control, and what takes RCD's place
+in the paper's ablation.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class ResponseKLOptions(Options):
 
 
 class ResponseKL(Method[AnyNetwork]):
-    """Task loss, and the divergence of the student's response from the teacher's: the plain form of what RCD refines."""
+    """Task loss, and the divergence of the student's response from the teacher's: the plain form of
+    what RCD refines.
+    """
 
     title: ClassVar[str] = "Plain KL distillation"
     stackable: ClassVar[bool] = True

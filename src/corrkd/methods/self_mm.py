@@ -1,4 +1,6 @@
-"""Self-MM: one task per modality beside the multimodal one, on labels the training generates (Yu et al., AAAI 2021)."""
+"""Self-MM: one task per modality beside the multimodal one, on labels the training generates (Yu et
+al., AAAI 2021).
+"""
 
 from __future__ import annotations
 
@@ -18,34 +20,43 @@ EPSILON = 1e-6
 
 
 class SelfMM(Method[SelfMMNetwork]):
-    """Self-MM (Yu et al., AAAI 2021, "Learning Modality-Specific Representations with Self-Supervised Multi-Task Learning ...").
+    """Self-MM (Yu et al., AAAI 2021, "Learning Modality-Specific Representations with
+    Self-Supervised Multi-Task Learning ...").
 
     Components of the original, and where they are:
 
-    - sLSTM encoders, shared by all tasks; a multimodal task on their concatenation, a task per modality on its own: `SelfMMNetwork`;
-    - the unimodal label generation module, `LabelGeneration`: a memory of every training sample's representations, the centres of
-      positive and negative samples in it (`centres`), relative distances alpha to them (`relative_distance`), and from those the offset
-      of a unimodal label from the multimodal one, by their ratio and their difference (`shifted_labels`);
-    - the momentum update of the labels, with weights (i - 1)/(i + 1) and 2/(i + 1) in epoch i: `LabelGeneration.update`;
+    - sLSTM encoders, shared by all tasks; a multimodal task on their concatenation, a task per
+      modality on its own: `SelfMMNetwork`;
+    - the unimodal label generation module, `LabelGeneration`: a memory of every training sample's
+      representations, the centres of positive and negative samples in it (`centres`), relative
+      distances alpha to them (`relative_distance`), and from those the offset of a unimodal label
+      from the multimodal one, by their ratio and their difference (`shifted_labels`);
+    - the momentum update of the labels, with weights (i - 1)/(i + 1) and 2/(i + 1) in epoch i:
+      `LabelGeneration.update`;
     - the weights tanh|y_s - y_m| of the unimodal losses: `unimodal_loss`.
 
     Adapted, and why:
 
     - Language has an LSTM too, in place of a BERT trained along, since datasets come as features.
-    - An LSTM's last state is F_s itself, with no linear layer after it, and each head has one hidden layer less, to keep it small.
-    - The original needs a signed score. A class target is written as signed labels, +1 for its class and -1 for each other; a yes/no
-      question as +1 or -1. A generated signed label is read as the probability (y + 1)/2, for classes divided by its sum: unimodal labels
-      are soft distributions, learned by cross-entropy. The negative centre of a class is the nearest centre of another; with two classes
-      it is the original's.
-    - Alpha is (D_n - D_p)/(D_n + D_p), a monotone function of the original's (D_n - D_p)/D_p that stays in [-1, 1]: the original's has
-      no upper bound, and where the fused classes are far apart it denies a modality's class to samples that lie close to it (on the
-      built-in dataset, labels of scores then run against the scores).
-    - Where the fused representation lies on the other side than the label, the ratio would turn the offset round: there the difference
-      alone is used.
-    - Scores are taken from a neutral point, 0 where the training scores have both signs, else their mean, and differences of alpha
-      counted in their mean size, so that their unit does not matter. Labels stay in the scores' range.
-    - A modality of which nothing is visible leaves its memory and labels as they are and has no unimodal loss; epochs are counted by
-      sample and modality. A complete-modality method: it is trained on complete samples.
+    - An LSTM's last state is F_s itself, with no linear layer after it, and each head has one
+      hidden layer less, to keep it small.
+    - The original needs a signed score. A class target is written as signed labels, +1 for its
+      class and -1 for each other; a yes/no question as +1 or -1. A generated signed label is read
+      as the probability (y + 1)/2, for classes divided by its sum: unimodal labels are soft
+      distributions, learned by cross-entropy. The negative centre of a class is the nearest centre
+      of another; with two classes it is the original's.
+    - Alpha is (D_n - D_p)/(D_n + D_p), a monotone function of the original's (D_n - D_p)/D_p that
+      stays in [-1, 1]: the original's has no upper bound, and where the fused classes are far apart
+      it denies a modality's class to samples that lie close to it (on the built-in dataset, labels
+      of scores then run against the scores).
+    - Where the fused representation lies on the other side than the label, the ratio would turn the
+      offset round: there the difference alone is used.
+    - Scores are taken from a neutral point, 0 where the training scores have both signs, else their
+      mean, and differences of alpha counted in their mean size, so that their unit does not matter.
+      Labels stay in the scores' range.
+    - A modality of which nothing is visible leaves its memory and labels as they are and has no
+      unimodal loss; epochs are counted by sample and modality. A complete-modality method: it is
+      trained on complete samples.
     """
 
     title: ClassVar[str] = "Self-MM"
@@ -60,14 +71,21 @@ class SelfMM(Method[SelfMMNetwork]):
     def start(self, samples: Samples) -> None:
         """Makes the memory: all unimodal labels start as the sample's own."""
         settings = self.student.settings
-        self.labels.start(samples.targets, [settings.unimodal] * len(self.student.modalities), settings.fusion)
+        self.labels.start(
+            samples.targets, [settings.unimodal] * len(self.student.modalities), settings.fusion
+        )
 
     def losses(self, batch: TrainingBatch) -> Losses:
-        """Return task, and unimodal: the sum over modalities. In training the memory and the labels of these samples move on."""
+        """Return task, and unimodal: the sum over modalities. In training the memory and the labels
+        of these samples move on.
+        """
         inputs, targets, context = batch
         fused, parts = self.student.tasks(inputs)
         rows = self.gather(context.rows)
-        visible = [self.gather(inputs.visible[m].any(1).to(targets.dtype)) > 0 for m in self.student.modalities]
+        visible = [
+            self.gather(inputs.visible[m].any(1).to(targets.dtype)) > 0
+            for m in self.student.modalities
+        ]
         representation = self.gather(fused.representation)
         representations = [self.gather(output.representation) for output in parts]
         unimodal = sum(
@@ -85,21 +103,28 @@ class SelfMM(Method[SelfMMNetwork]):
         }
 
     def unimodal_loss(self, index: int, logits: Tensor, rows: Tensor, visible: Tensor) -> Tensor:
-        """Distance from the generated labels, by tanh|y_s - y_m|: mean over the samples, 0 for those that do not show the modality."""
+        """Distance from the generated labels, by tanh|y_s - y_m|: mean over the samples, 0 for
+        those that do not show the modality.
+        """
         labels, truth = self.labels.of(index, rows), self.labels.truth[rows]
         weight = torch.tanh((labels - truth).abs())
         logits = logits.to(labels.dtype)
         if not self.target.has_classes:
             loss = weight[:, 0] * (logits[:, 0] - self.labels.neutral - labels[:, 0]).abs()
         elif self.target.questions:
-            loss = -(weight * (self.labels.distribution(labels) * log_softmax(logits, -1)).sum(2)).mean(1)
+            loss = -(
+                weight * (self.labels.distribution(labels) * log_softmax(logits, -1)).sum(2)
+            ).mean(1)
         else:
-            loss = -weight.amax(1) * (self.labels.distribution(labels) * log_softmax(logits, -1)).sum(1)
+            loss = -weight.amax(1) * (
+                self.labels.distribution(labels) * log_softmax(logits, -1)
+            ).sum(1)
         return (loss * visible).sum() / max(len(rows), 1)
 
 
 class LabelGeneration(nn.Module):
-    """The unimodal label generation module (ULGM), with its memory over the training split. All labels are signed, (N, C) columns.
+    """The unimodal label generation module (ULGM), with its memory over the training split. All
+    labels are signed, (N, C) columns.
 
     C is K for classes, Q for questions, 1 for a score.
 
@@ -107,7 +132,8 @@ class LabelGeneration(nn.Module):
         truth: (N, C) the multimodal labels y_m.
         unimodal: (M, N, C) the generated labels y_s.
         seen: (M, N) how often each sample showed each modality.
-        neutral, bound, unit: of scores: the neutral point, and the largest and the mean distance from it; else 0, 1, 1.
+        neutral, bound, unit: of scores: the neutral point, and the largest and the mean distance
+            from it; else 0, 1, 1.
     """
 
     truth: Tensor
@@ -124,7 +150,9 @@ class LabelGeneration(nn.Module):
         self.classes = len(target.classes)
 
     def start(self, targets: Tensor, widths: Sequence[int], fusion: int) -> None:
-        """Makes an empty memory for N samples with representations of these widths. Buffers, so that a checkpoint holds it."""
+        """Makes an empty memory for N samples with representations of these widths. Buffers, so
+        that a checkpoint holds it.
+        """
         neutral = torch.zeros((), device=targets.device)
         if self.target.questions:
             truth = 2.0 * targets - 1.0
@@ -141,10 +169,14 @@ class LabelGeneration(nn.Module):
         self.register_buffer("unit", truth.abs().mean())
         self.register_buffer("truth", truth)
         self.register_buffer("unimodal", truth.expand(modalities, -1, -1).clone())
-        self.register_buffer("seen", torch.zeros(modalities, count, dtype=torch.int64, device=targets.device))
+        self.register_buffer(
+            "seen", torch.zeros(modalities, count, dtype=torch.int64, device=targets.device)
+        )
         self.register_buffer("fused", torch.zeros(count, fusion, device=targets.device))
         for index, width in enumerate(widths):
-            self.register_buffer(f"memory_{index}", torch.zeros(count, width, device=targets.device))
+            self.register_buffer(
+                f"memory_{index}", torch.zeros(count, width, device=targets.device)
+            )
 
     def of(self, index: int, rows: Tensor) -> Tensor:
         """Generated signed labels of the modality at `place`, (n, C)."""
@@ -159,15 +191,25 @@ class LabelGeneration(nn.Module):
         return yes / yes.sum(1, keepdim=True)
 
     @torch.no_grad()
-    def update(self, rows: Tensor, fused: Tensor, representations: Sequence[Tensor], visible: Sequence[Tensor]) -> None:
-        """Labels of the samples at `rows` by momentum, from the second time a modality is seen on; then their place in the memory."""
+    def update(
+        self,
+        rows: Tensor,
+        fused: Tensor,
+        representations: Sequence[Tensor],
+        visible: Sequence[Tensor],
+    ) -> None:
+        """Labels of the samples at `rows` by momentum, from the second time a modality is seen on;
+        then their place in the memory.
+        """
         truth = self.truth[rows]
         everyone = (self.seen > 0).any(0)
         multimodal = self.alpha(fused.to(self.fused.dtype), self.fused, self.truth, everyone)
         for index, features in enumerate(representations):
             memory = self.get_buffer(f"memory_{index}")
             seen = self.seen[index]
-            alpha = self.alpha(features.to(self.fused.dtype), memory, self.unimodal[index], seen > 0)
+            alpha = self.alpha(
+                features.to(self.fused.dtype), memory, self.unimodal[index], seen > 0
+            )
             new = shifted_labels(alpha, multimodal, truth, self.bound, self.unit)
             old = self.unimodal[index, rows]
             epoch = (seen[rows] + 1)[:, None].to(old.dtype)
@@ -179,7 +221,9 @@ class LabelGeneration(nn.Module):
         self.fused[rows] = fused.to(self.fused.dtype)
 
     def alpha(self, features: Tensor, memory: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
-        """Relative distances (n, C) of features (n, d) to the positive and negative centres in a memory; see `relative_distance`."""
+        """Relative distances (n, C) of features (n, d) to the positive and negative centres in a
+        memory; see `relative_distance`.
+        """
         positive = distances(features, centres(memory, (labels > 0) & counted[:, None]))
         if self.target.has_classes and not self.target.questions:
             others = positive[:, None, :].expand(-1, self.classes, -1)
@@ -191,7 +235,9 @@ class LabelGeneration(nn.Module):
 
 
 def centres(memory: Tensor, members: Tensor) -> Tensor:
-    """Means of the representations (N, d) over the members (N, C) of each column: (C, d); infinite where there are none."""
+    """Means of the representations (N, d) over the members (N, C) of each column: (C, d); infinite
+    where there are none.
+    """
     weight = members.to(memory.dtype)
     count = weight.sum(0)[:, None]
     return torch.where(count > 0, weight.T @ memory / count.clamp(min=1.0), torch.inf)
@@ -203,14 +249,20 @@ def distances(features: Tensor, centre: Tensor) -> Tensor:
 
 
 def relative_distance(positive: Tensor, negative: Tensor) -> Tensor:
-    """Relative distance alpha = (D_n - D_p) / (D_n + D_p), in [-1, 1]; not finite where a centre is missing."""
+    """Relative distance alpha = (D_n - D_p) / (D_n + D_p), in [-1, 1]; not finite where a centre is
+    missing.
+    """
     return (negative - positive) / (positive + negative + EPSILON)
 
 
-def shifted_labels(own: Tensor, fused: Tensor, truth: Tensor, bound: Tensor, unit: Tensor) -> Tensor:
-    """y_s from alpha_s, alpha_m and y_m (n, C): the mean of y_m alpha_s / alpha_m and y_m + alpha_s - alpha_m, within the bound.
+def shifted_labels(
+    own: Tensor, fused: Tensor, truth: Tensor, bound: Tensor, unit: Tensor
+) -> Tensor:
+    """y_s from alpha_s, alpha_m and y_m (n, C): the mean of y_m alpha_s / alpha_m and y_m + alpha_s
+    - alpha_m, within the bound.
 
-    It rises with alpha_s, and is y_m where alpha_s = alpha_m or one of them is not known. The difference counts in `unit`.
+    It rises with alpha_s, and is y_m where alpha_s = alpha_m or one of them is not known. The
+    difference counts in `unit`.
     """
     difference = truth + unit * (own - fused)
     agree = truth * fused > 0

@@ -17,27 +17,33 @@ from corrkd.networks.smil import NEUTRAL, SMILNetwork, SMILOutput
 
 
 class SMIL(Method[SMILNetwork]):
-    """Severely Missing modality learning: D^m are a batch's incomplete samples, D^f its complete ones.
+    """Severely Missing modality learning: D^m are a batch's incomplete samples, D^f its complete
+    ones.
 
     Components of the original, and where they are:
 
     - Modality priors: k-means centres of the training features of each modality; `start`.
-    - Missing modality reconstruction: the missing features are a convex combination of the priors, as in the released code: softplus of
-      normally distributed weights, divided by their sum; a network gives their law from what is visible (phi_c): `reconstruction` of the
-      network. Its likelihood is term `reconstruction`.
-    - Uncertainty-guided feature regularisation: features are multiplied by softplus of a normal perturbation whose law a network gives
-      (phi_r): `regularisation`; its divergence from the prior, of the paper's variational bound (the released code has none), is term
-      `divergence`.
-    - Meta-learning: an inner gradient step on D^m (`adapted`), with reconstruction and regularisation, and an outer loss on D^f under the
-      adapted parameters, terms `inner` and `outer`; both are minimised.
+    - Missing modality reconstruction: the missing features are a convex combination of the priors,
+      as in the released code: softplus of normally distributed weights, divided by their sum; a
+      network gives their law from what is visible (phi_c): `reconstruction` of the network. Its
+      likelihood is term `reconstruction`.
+    - Uncertainty-guided feature regularisation: features are multiplied by softplus of a normal
+      perturbation whose law a network gives (phi_r): `regularisation`; its divergence from the
+      prior, of the paper's variational bound (the released code has none), is term `divergence`.
+    - Meta-learning: an inner gradient step on D^m (`adapted`), with reconstruction and
+      regularisation, and an outer loss on D^f under the adapted parameters, terms `inner` and
+      `outer`; both are minimised.
 
-    Adapted: the original's priors are of encoders' features, and it starts from pretrained networks. Here nothing is pretrained and the
-    encoders move, so the priors are of the data's features, averaged over time as sequences of different lengths have no common centres;
-    the reconstruction stands at every missing frame; hence single missing frames are filled as well, and any subset of any number of
-    modalities may be missing. The weights' mean is predicted too, as it is what reconstructs at test, where the original's fixed mean and
-    Monte-Carlo draws would give every sample the same expectation. The reconstruction is learned on all visible frames of a modality, from
-    the other modalities; the original hides a modality of D^f in the outer loss as well, and matches features there with weight 0.01. The
-    meta-gradient is of first order. A step's D^m and D^f come from one batch, and each process adapts to its own share of it.
+    Adapted: the original's priors are of encoders' features, and it starts from pretrained
+    networks. Here nothing is pretrained and the encoders move, so the priors are of the data's
+    features, averaged over time as sequences of different lengths have no common centres; the
+    reconstruction stands at every missing frame; hence single missing frames are filled as well,
+    and any subset of any number of modalities may be missing. The weights' mean is predicted too,
+    as it is what reconstructs at test, where the original's fixed mean and Monte-Carlo draws would
+    give every sample the same expectation. The reconstruction is learned on all visible frames of a
+    modality, from the other modalities; the original hides a modality of D^f in the outer loss as
+    well, and matches features there with weight 0.01. The meta-gradient is of first order. A step's
+    D^m and D^f come from one batch, and each process adapts to its own share of it.
     """
 
     title: ClassVar[str] = "SMIL"
@@ -49,13 +55,19 @@ class SMIL(Method[SMILNetwork]):
         self.student.set_priors(centres(samples, self.student.settings.priors))
 
     def losses(self, batch: TrainingBatch) -> Losses:
-        """Return inner (incomplete samples), outer (complete samples, adapted parameters), reconstruction, divergence."""
+        """Return inner (incomplete samples), outer (complete samples, adapted parameters),
+        reconstruction, divergence.
+        """
         network, (inputs, targets, _) = self.student, batch
         settings = network.settings
-        complete = torch.stack([(inputs.visible[m] | ~inputs.exists[m]).all(1) for m in network.modalities]).all(0)
+        complete = torch.stack(
+            [(inputs.visible[m] | ~inputs.exists[m]).all(1) for m in network.modalities]
+        ).all(0)
         before = network.respond(inputs)
         inner = self.target.masked_task_loss(before.logits, targets, ~complete, self.class_weights)
-        after: SMILOutput = functional_call(_Responding(network), self.adapted(inner), args=(inputs,), strict=False)
+        after: SMILOutput = functional_call(
+            _Responding(network), self.adapted(inner), args=(inputs,), strict=False
+        )
         everyone, whole = self.gather(targets), self.gather(complete)
         divergence = before.perturbation.divergence(NEUTRAL, settings.deviation)
         return {
@@ -66,25 +78,39 @@ class SMIL(Method[SMILNetwork]):
         }
 
     def masked_task_loss(self, output: SMILOutput, targets: Tensor, mask: Tensor) -> Tensor:
-        """Return the task loss of the samples in a mask, of all processes, from this process's output."""
-        return self.target.masked_task_loss(self.gather(output.logits), targets, mask, self.class_weights)
+        """Return the task loss of the samples in a mask, of all processes, from this process's
+        output.
+        """
+        return self.target.masked_task_loss(
+            self.gather(output.logits), targets, mask, self.class_weights
+        )
 
     def adapted(self, loss: Tensor) -> dict[str, Tensor]:
-        """Parameters theta - alpha d loss / d theta, by name; the gradient counts as a constant (first order)."""
+        """Parameters theta - alpha d loss / d theta, by name; the gradient counts as a constant
+        (first order).
+        """
         network = self.student
         parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        gradients = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(
+            loss, list(parameters.values()), retain_graph=True, allow_unused=True
+        )
         rate = network.settings.inner_lr
         pairs = zip(parameters.items(), gradients, strict=True)
-        return {f"network.{name}": p if g is None else p - rate * g.detach() for (name, p), g in pairs}
+        return {
+            f"network.{name}": p if g is None else p - rate * g.detach() for (name, p), g in pairs
+        }
 
     def _reconstruction(self, inputs: Inputs) -> Tensor:
         network = self.student
         visible = network.look(inputs)
         errors = []
         for m in network.modalities:
-            made = network.reconstruct(m, network.without(m, visible))[:, None].expand_as(inputs.frames[m])
-            errors.append(mean_error(self.gather(frame_errors(made, inputs.frames[m], inputs.visible[m]))))
+            made = network.reconstruct(m, network.without(m, visible))[:, None].expand_as(
+                inputs.frames[m]
+            )
+            errors.append(
+                mean_error(self.gather(frame_errors(made, inputs.frames[m], inputs.visible[m])))
+            )
         return torch.stack(errors).mean()
 
 
@@ -101,12 +127,16 @@ class _Responding(nn.Module):
 
 @torch.no_grad()
 def centres(samples: Samples, count: int) -> dict[str, Tensor]:
-    """k-means centres of the samples' features averaged over time, (up to `count`, d_m) by modality, on the CPU."""
+    """k-means centres of the samples' features averaged over time, (up to `count`, d_m) by
+    modality, on the CPU.
+    """
     sums: dict[str, list[Tensor]] = {m: [] for m in samples.modalities}
     for batch in samples.batches(1024):
         for m, rows in sums.items():
             present = batch.present[m].to(batch.frames[m].dtype)
-            mean = torch.einsum("nt,ntd->nd", present, batch.frames[m]) / present.sum(1, keepdim=True).clamp(min=1.0)
+            mean = torch.einsum("nt,ntd->nd", present, batch.frames[m]) / present.sum(
+                1, keepdim=True
+            ).clamp(min=1.0)
             rows.append(mean[batch.present[m].any(1)].cpu())
     out = {}
     for m, rows in sums.items():

@@ -1,4 +1,6 @@
-"""The task loss alone: the teacher on complete samples, and the no-distillation control on what is left of them."""
+"""The task loss alone: the teacher on complete samples, and the no-distillation control on what is
+left of them.
+"""
 
 from typing import ClassVar
 
@@ -7,7 +9,9 @@ from corrkd.networks.base import AnyNetwork
 
 
 class TaskOnly(Method[AnyNetwork]):
-    """No distillation. Trained on complete samples it is the teacher; under MRM it is the control that a distillation has to beat."""
+    """No distillation. Trained on complete samples it is the teacher; under MRM it is the control
+    that a distillation has to beat.
+    """
 
     title: ClassVar[str] = "No distillation"
     stackable: ClassVar[bool] = True

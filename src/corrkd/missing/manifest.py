@@ -1,8 +1,9 @@
-"""Masks as a file: what was missing in a test, exported once and replayed by anybody, with this code or another.
+"""Masks as a file: what was missing in a test, exported once and replayed by anybody, with this
+code or another.
 
-One safetensors file. Per random condition, draw and modality a tensor `condition/draw/modality` of (N, ceil(T / 8)) bytes: a bit is
-set where a frame is dropped, the first frame in the highest bit (numpy.packbits). In the metadata, a JSON text with ids, frames per
-modality, conditions and seed.
+One safetensors file. Per random condition, draw and modality a tensor `condition/draw/modality` of
+(N, ceil(T / 8)) bytes: a bit is set where a frame is dropped, the first frame in the highest bit
+(numpy.packbits). In the metadata, a JSON text with ids, frames per modality, conditions and seed.
 """
 
 from __future__ import annotations
@@ -43,20 +44,26 @@ class Manifest:
     masks: Mapping[tuple[str, int, str], np.ndarray[tuple[int, ...], np.dtype[np.bool_]]]
     seed: int
 
-    def replay(self, samples: Samples) -> Callable[[Condition, int, Batch], dict[str, Tensor] | None]:
-        """Return a source of masks for a sweep over `samples`. Raises CorrKDError where the manifest lacks a sample, or frames differ."""
+    def replay(
+        self, samples: Samples
+    ) -> Callable[[Condition, int, Batch], dict[str, Tensor] | None]:
+        """Return a source of masks for a sweep over `samples`. Raises CorrKDError where the
+        manifest lacks a sample, or frames differ.
+        """
         places = {name: index for index, name in enumerate(self.ids)}
         absent = [str(i) for i in samples.ids if str(i) not in places]
         if absent:
             raise CorrKDError(
-                f"masks: {len(absent)} samples are not in the manifest, as {absent[0]!r}; it was made for other samples"
+                f"masks: {len(absent)} samples are not in the manifest, as {absent[0]!r}; it was "
+                f"made for other samples"
             )
         order = np.array([places[str(i)] for i in samples.ids])
         masks = {}
         for (name, draw, m), mask in self.masks.items():
             if m not in samples.exists or mask.shape[1] != samples.exists[m].shape[1]:
                 raise CorrKDError(
-                    f"masks: modality {m} has {mask.shape[1]} frames in the manifest, but not in the data"
+                    f"masks: modality {m} has {mask.shape[1]} frames in the manifest, but not in "
+                    f"the data"
                 )
             masks[name, draw, m] = torch.as_tensor(mask[order]).to(samples.device)
 
@@ -66,7 +73,9 @@ class Manifest:
             try:
                 return {m: masks[chosen.name, draw, m][batch.rows] for m in batch.exists}
             except KeyError:
-                raise CorrKDError(f"masks: the manifest has no condition {chosen.name!r}, draw {draw}") from None
+                raise CorrKDError(
+                    f"masks: the manifest has no condition {chosen.name!r}, draw {draw}"
+                ) from None
 
         return source
 
@@ -94,7 +103,10 @@ def save_manifest(path: Path, manifest: Manifest) -> None:
         "conditions": [{"name": c.name, "draws": c.draws} for c in manifest.conditions],
         "seed": manifest.seed,
     }
-    tensors = {f"{name}/{draw}/{m}": np.packbits(mask, axis=1) for (name, draw, m), mask in manifest.masks.items()}
+    tensors = {
+        f"{name}/{draw}/{m}": np.packbits(mask, axis=1)
+        for (name, draw, m), mask in manifest.masks.items()
+    }
     write_bytes(path, save(tensors, {"masks": json.dumps(about)}))
 
 
@@ -104,9 +116,13 @@ def load_manifest(path: Path) -> Manifest:
         with safe_open(path, "numpy") as file:
             about = parse_json((file.metadata() or {})["masks"], path)
             modalities: dict[str, int] = about["modalities"]
-            if not all(isinstance(i, str) for i in about["ids"]) or len(set(about["ids"])) < len(about["ids"]):
+            if not all(isinstance(i, str) for i in about["ids"]) or len(set(about["ids"])) < len(
+                about["ids"]
+            ):
                 raise ValueError("ids")
-            conditions = tuple(condition(c["name"], tuple(modalities), c["draws"]) for c in about["conditions"])
+            conditions = tuple(
+                condition(c["name"], tuple(modalities), c["draws"]) for c in about["conditions"]
+            )
             masks = {}
             for key in file.keys():  # noqa: SIM118  (the file is not a mapping)
                 name, draw, m = key.split("/", 2)

@@ -1,7 +1,9 @@
-"""What is dropped: one uniform number per (seed, sample, modality, epoch, draw, frame), by a counter-based hash.
+"""What is dropped: one uniform number per (seed, sample, modality, epoch, draw, frame), by a
+counter-based hash.
 
-So a mask does not depend on batch size, order, workers or device, and what is dropped at a ratio of 0.3 is among what is dropped
-at 0.4. True means dropped. Padding may be marked dropped too: whoever reads a mask looks only at frames that exist.
+So a mask does not depend on batch size, order, workers or device, and what is dropped at a ratio of
+0.3 is among what is dropped at 0.4. True means dropped. Padding may be marked dropped too: whoever
+reads a mask looks only at frames that exist.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-# SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), as signed 64-bit numbers: products wrap, and shifts are made logical by a mask.
+# SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), as signed 64-bit numbers: products wrap, and shifts
+# are made logical by a mask.
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST = 0xBF58476D1CE4E5B9
 _SECOND = 0x94D049BB133111EB
@@ -38,11 +41,20 @@ def _mixed(x: Tensor) -> Tensor:
 @lru_cache(maxsize=4096)
 def _stream(seed: int, purpose: str, modality: str, epoch: int, draw: int) -> int:
     text = f"{seed}|{purpose}|{modality}|{epoch}|{draw}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+    return int.from_bytes(
+        hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True
+    )
 
 
 def uniform(
-    keys: Tensor, count: int, *, seed: int, purpose: str, modality: str = "", epoch: int = 0, draw: int = 0
+    keys: Tensor,
+    count: int,
+    *,
+    seed: int,
+    purpose: str,
+    modality: str = "",
+    epoch: int = 0,
+    draw: int = 0,
 ) -> Tensor:
     """Numbers in [0, 1), `count` for each sample: (N, count) float32, the same bits on any device.
 
@@ -72,31 +84,48 @@ def frame_numbers(
     Args:
         keys: (N,) int64 hash of each sample's id.
         count: T.
-        frame_keys: (N, T) int64 hash of each frame's recording and number. A frame then has one number in all samples that hold it, so
-            that what is dropped in one cannot be seen in its neighbour. None: each sample's frames have numbers of their own.
+        frame_keys: (N, T) int64 hash of each frame's recording and number. A frame then has one
+            number in all samples that hold it, so that what is dropped in one cannot be seen in its
+            neighbour. None: each sample's frames have numbers of their own.
         seed, modality, epoch, draw: what tells one stream of numbers from another.
     """
     if frame_keys is None:
-        return uniform(keys, count, seed=seed, purpose="frame", modality=modality, epoch=epoch, draw=draw)
-    flat = uniform(frame_keys.reshape(-1), 1, seed=seed, purpose="frame", modality=modality, epoch=epoch, draw=draw)
+        return uniform(
+            keys, count, seed=seed, purpose="frame", modality=modality, epoch=epoch, draw=draw
+        )
+    flat = uniform(
+        frame_keys.reshape(-1),
+        1,
+        seed=seed,
+        purpose="frame",
+        modality=modality,
+        epoch=epoch,
+        draw=draw,
+    )
     return flat.view(frame_keys.shape)
 
 
 def drop_frames(numbers: Tensor, ratio: float | Tensor) -> Tensor:
-    """Intra-modality missingness: each frame with probability `ratio`, a float or (N, 1). (N, T) -> (N, T) booleans."""
+    """Intra-modality missingness: each frame with probability `ratio`, a float or (N, 1). (N, T) ->
+    (N, T) booleans.
+    """
     return numbers < ratio
 
 
 def drop_modalities(exists: Mapping[str, Tensor], kept: Collection[str]) -> dict[str, Tensor]:
-    """Inter-modality missingness: all frames of the modalities that are not kept. `exists`: (N, T_m) by modality, as the result."""
+    """Inter-modality missingness: all frames of the modalities that are not kept. `exists`: (N,
+    T_m) by modality, as the result.
+    """
     return {m: torch.full_like(x, m not in kept) for m, x in exists.items()}
 
 
 def drop_burst(number: Tensor, ratio: float, lengths: Tensor, frames: int) -> Tensor:
-    """One contiguous gap of round(ratio x length) frames in each sample, at a random place; nested across ratios.
+    """One contiguous gap of round(ratio x length) frames in each sample, at a random place; nested
+    across ratios.
 
     Args:
-        number: (N, 1) uniform: where the gap lies. The gap at a larger ratio contains the one at a smaller.
+        number: (N, 1) uniform: where the gap lies. The gap at a larger ratio contains the one at a
+            smaller.
         lengths: (N,) frames that exist.
         frames: T.
     """
@@ -113,14 +142,20 @@ def drop_start(ratio: float, lengths: Tensor, frames: int) -> Tensor:
 
 
 def _gap(ratio: float, lengths: Tensor) -> Tensor:
-    # Exact halves of a decimal ratio must round alike at any ratio, or the gaps would not be nested.
+    # Exact halves of a decimal ratio must round alike at any ratio, or the gaps would not be
+    # nested.
     return torch.floor(lengths.double() * ratio + 0.5 + 1e-9).long().clamp(max=lengths)
 
 
-def noise(keys: Tensor, frames: int, width: int, *, seed: int, modality: str, draw: int = 0) -> Tensor:
-    """Noise of mean 0 and variance 1 to stand in place of frames: (N, T, d) float32, uniform, so the same bits on any device."""
+def noise(
+    keys: Tensor, frames: int, width: int, *, seed: int, modality: str, draw: int = 0
+) -> Tensor:
+    """Noise of mean 0 and variance 1 to stand in place of frames: (N, T, d) float32, uniform, so
+    the same bits on any device.
+    """
     # A few samples at a time: the hash works on 64-bit numbers.
     parts = [
-        uniform(k, frames * width, seed=seed, purpose="noise", modality=modality, draw=draw) for k in keys.split(16)
+        uniform(k, frames * width, seed=seed, purpose="noise", modality=modality, draw=draw)
+        for k in keys.split(16)
     ]
     return ((torch.cat(parts) - 0.5) * 12.0**0.5).view(len(keys), frames, width)

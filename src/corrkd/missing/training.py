@@ -16,7 +16,9 @@ from corrkd.settings import MissingSettings
 
 @dataclass(frozen=True)
 class EpochMasks:
-    """The masks of an epoch. `dropped`: (N, T_m) booleans by modality, of all samples; None: samples stay as they are."""
+    """The masks of an epoch. `dropped`: (N, T_m) booleans by modality, of all samples; None:
+    samples stay as they are.
+    """
 
     dropped: Mapping[str, Tensor] | None = None
 
@@ -29,12 +31,14 @@ class EpochMasks:
 
 @dataclass(frozen=True)
 class RandomMissing:
-    """Modality random missing: whole modalities and single frames at once, drawn per sample and epoch (method, Missingness).
+    """Modality random missing: whole modalities and single frames at once, drawn per sample and
+    epoch (method, Missingness).
 
-    Each modality is lost with probability `settings.modality`; of the others, frames are dropped at a ratio drawn uniformly between
-    `frames_low` and `frames_high` for each sample and modality; with probability `complete` a sample is left whole. At least one present
-    frame stays visible: a sample that would lose all modalities keeps the one with the largest number, and one that would lose all
-    frames keeps the frame with the largest number.
+    Each modality is lost with probability `settings.modality`; of the others, frames are dropped at
+    a ratio drawn uniformly between `frames_low` and `frames_high` for each sample and modality;
+    with probability `complete` a sample is left whole. At least one present frame stays visible: a
+    sample that would lose all modalities keeps the one with the largest number, and one that would
+    lose all frames keeps the frame with the largest number.
 
     Attributes:
         settings: the distribution.
@@ -46,7 +50,9 @@ class RandomMissing:
 
     def epoch(self, samples: Samples, epoch: int) -> EpochMasks:
         """Return the masks of an epoch. They are drawn at once: each step takes its rows."""
-        return EpochMasks(self.dropped(samples.keys, samples.present, epoch=epoch, frame_keys=samples.frame_keys))
+        return EpochMasks(
+            self.dropped(samples.keys, samples.present, epoch=epoch, frame_keys=samples.frame_keys)
+        )
 
     def dropped(
         self,
@@ -78,7 +84,9 @@ class RandomMissing:
 
         recording_keys = frame_keys or {}
         frame = {
-            m: frame_numbers(keys, present[m].shape[1], recording_keys.get(m), seed=seed, modality=m, epoch=epoch)
+            m: frame_numbers(
+                keys, present[m].shape[1], recording_keys.get(m), seed=seed, modality=m, epoch=epoch
+            )
             for m in modalities
         }
         span = settings.frames_high - settings.frames_low
@@ -91,7 +99,10 @@ class RandomMissing:
 
 
 def _keep_one_frame(
-    dropped: Mapping[str, Tensor], present: Mapping[str, Tensor], frame: Mapping[str, Tensor], lost: Tensor
+    dropped: Mapping[str, Tensor],
+    present: Mapping[str, Tensor],
+    frame: Mapping[str, Tensor],
+    lost: Tensor,
 ) -> dict[str, Tensor]:
     modalities = list(dropped)
     gone = torch.cat([dropped[m] for m in modalities], 1)
@@ -99,9 +110,13 @@ def _keep_one_frame(
     number = torch.cat([frame[m] for m in modalities], 1)
     blind = ~(candidates & ~gone).any(1, keepdim=True)
     gone &= ~(_one_hot(torch.where(candidates, number, -1.0)) & blind)
-    return dict(zip(modalities, gone.split([dropped[m].shape[1] for m in modalities], 1), strict=True))
+    return dict(
+        zip(modalities, gone.split([dropped[m].shape[1] for m in modalities], 1), strict=True)
+    )
 
 
 def _one_hot(numbers: Tensor) -> Tensor:
     """True at the largest number of each row."""
-    return torch.zeros_like(numbers, dtype=torch.bool).scatter(1, numbers.argmax(1, keepdim=True), True)
+    return torch.zeros_like(numbers, dtype=torch.bool).scatter(
+        1, numbers.argmax(1, keepdim=True), True
+    )

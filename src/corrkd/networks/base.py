@@ -1,4 +1,6 @@
-"""What every network is: built from widths and lengths by modality, it makes of N samples a representation and logits."""
+"""What every network is: built from widths and lengths by modality, it makes of N samples a
+representation and logits.
+"""
 
 from __future__ import annotations
 
@@ -34,22 +36,28 @@ class Output(NamedTuple):
 
 
 class Network(nn.Module, Generic[S]):
-    """A pure function of parameters and inputs. A subclass makes its modules in `build` and answers in `forward`.
+    """A pure function of parameters and inputs. A subclass makes its modules in `build` and answers
+    in `forward`.
 
     Args:
         widths: d_m by modality; their order is kept.
         frames: the most frames T_m by modality.
-        target: what is predicted; it says how wide the last layer is, and which shape its outputs have.
+        target: what is predicted; it says how wide the last layer is, and which shape its outputs
+            have.
         settings: the structure; default: that of `settings_type`.
 
     Attributes:
         name: by which a saved model's card knows the class.
         settings_type: of `settings`.
-        modality_wise: `encode` and `classify` are as `corrkd.networks.together.ModalityWise` says, so that many conditions share encodings.
-        stackable: a pure function of parameters and inputs, without sizes that follow from values and without torch's own random numbers,
-            so that several can be trained at once (`corrkd.training.stacked`).
-        reads_tokens: the frames of a modality have to be ids of tokens (`MultimodalDataset.tokens`), along which there are no gradients.
-        reads_conversations: a sample is understood among the others of its conversation, which therefore come in one batch, with `context`.
+        modality_wise: `encode` and `classify` are as `corrkd.networks.together.ModalityWise` says,
+            so that many conditions share encodings.
+        stackable: a pure function of parameters and inputs, without sizes that follow from values
+            and without torch's own random numbers, so that several can be trained at once
+            (`corrkd.training.stacked`).
+        reads_tokens: the frames of a modality have to be ids of tokens
+            (`MultimodalDataset.tokens`), along which there are no gradients.
+        reads_conversations: a sample is understood among the others of its conversation, which
+            therefore come in one batch, with `context`.
     """
 
     name: ClassVar[str]
@@ -86,11 +94,15 @@ class Network(nn.Module, Generic[S]):
         raise NotImplementedError
 
     def in_context(self, inputs: Inputs, context: Context) -> Output:
-        """`forward` of samples whose place in the data is known; only a network that reads conversations looks at it."""
+        """`forward` of samples whose place in the data is known; only a network that reads
+        conversations looks at it.
+        """
         out: Output = self(inputs)
         return out
 
-    def check_memory(self, frames: Mapping[str, int], samples: int, *, training: bool = False) -> None:
+    def check_memory(
+        self, frames: Mapping[str, int], samples: int, *, training: bool = False
+    ) -> None:
         """Refuse frames whose attention maps do not fit into memory.
 
         Args:
@@ -102,12 +114,17 @@ class Network(nn.Module, Generic[S]):
             CorrKDError: a line with the number of frames and the largest that fits.
         """
         heads = [layer.heads for layer in self.modules() if isinstance(layer, AttentionLayer)]
-        heads += [layer.num_heads for layer in self.modules() if isinstance(layer, nn.MultiheadAttention)]
+        heads += [
+            layer.num_heads for layer in self.modules() if isinstance(layer, nn.MultiheadAttention)
+        ]
         if not heads:
             return
         modality, longest = max(frames.items(), key=lambda item: item[1])
-        # Bytes for each pair of frames: products, softmax and its dropout of a modality's layers; or two maps of one layer.
-        unit = 4 * samples * (3 * math.ceil(sum(heads) / len(frames)) if training else 2 * max(heads))
+        # Bytes for each pair of frames: products, softmax and its dropout of a modality's layers;
+        # or two maps of one layer.
+        unit = (
+            4 * samples * (3 * math.ceil(sum(heads) / len(frames)) if training else 2 * max(heads))
+        )
         others = sum(count**2 for m, count in frames.items() if m != modality) if training else 0
         needed = unit * (longest**2 + others)
         if needed < ALWAYS_FREE:
@@ -115,21 +132,27 @@ class Network(nn.Module, Generic[S]):
         free = free_memory(next(self.parameters()).device)
         if free is not None and needed > free:
             raise CorrKDError(
-                f"modality {modality}: {longest:,} frames in a sample; attention over them needs {size_text(needed)} of memory, "
-                f"{size_text(free)} are free; at most {math.isqrt(max(0, free // unit - others)):,} frames fit with {samples} samples at "
+                f"modality {modality}: {longest:,} frames in a sample; attention over them needs "
+                f"{size_text(needed)} of memory, "
+                f"{size_text(free)} are free; at most "
+                f"{math.isqrt(max(0, free // unit - others)):,} frames fit with {samples} "
+                f"samples at "
                 "once: cut samples into windows, average frames, or make batches smaller"
             )
 
     @property
     def representation_width(self) -> int:
-        """Width D of the representation: that of its parts together; a network without parts says it itself."""
+        """Width D of the representation: that of its parts together; a network without parts says
+        it itself.
+        """
         if self.parts is None:
             raise NotImplementedError
         return sum(self.parts.values())
 
     @property
     def parts(self) -> Mapping[str, int] | None:
-        """Width of each modality's part of the representation, in the order in which it holds them, each of its own modality alone.
+        """Width of each modality's part of the representation, in the order in which it holds them,
+        each of its own modality alone.
 
         None: the representation has no such parts.
         """
@@ -137,22 +160,29 @@ class Network(nn.Module, Generic[S]):
 
     @property
     def scales(self) -> tuple[int, ...]:
-        """Widths of the representations that lie side by side in `representation`, each to be compared by itself; by default one."""
+        """Widths of the representations that lie side by side in `representation`, each to be
+        compared by itself; by default one.
+        """
         return (self.representation_width,)
 
     def set_fill(self, means: Mapping[str, Sequence[float] | Tensor]) -> None:
-        """Takes the mean frame of each modality in training, (d_m,). Here: nothing is filled with it."""
+        """Takes the mean frame of each modality in training, (d_m,). Here: nothing is filled with
+        it.
+        """
 
     def longest(self, frames: Mapping[str, int]) -> dict[str, int]:
-        """Most frames that can be read, by modality, of a network built for `frames`; a modality without a bound is left out."""
+        """Most frames that can be read, by modality, of a network built for `frames`; a modality
+        without a bound is left out.
+        """
         return {}
 
 
 class SideBySide(Network[S]):
-    """A network whose representation is one vector per modality side by side, each of its modality alone, with layers on top.
+    """A network whose representation is one vector per modality side by side, each of its modality
+    alone, with layers on top.
 
-    A subclass makes its modules in `build`, `make_classifier` last, and defines `encode`. Its settings have `width`, `classifier` and
-    `dropout`.
+    A subclass makes its modules in `build`, `make_classifier` last, and defines `encode`. Its
+    settings have `width`, `classifier` and `dropout`.
     """
 
     modality_wise = True
@@ -162,7 +192,8 @@ class SideBySide(Network[S]):
         settings: Any = self.settings
         self.dropout = Dropout(settings.dropout)
         self.classifier = fully_connected(
-            [self.representation_width, *settings.classifier, self.target.num_logits], settings.dropout
+            [self.representation_width, *settings.classifier, self.target.num_logits],
+            settings.dropout,
         )
 
     @property
@@ -177,7 +208,9 @@ class SideBySide(Network[S]):
         return Output(representation, self.classify(representation))
 
     def encode(self, modality: str, inputs: Inputs) -> Tensor:
-        """Return the modality's vector, (N, width). It depends on no other, so an evaluation computes it once for many subsets."""
+        """Return the modality's vector, (N, width). It depends on no other, so an evaluation
+        computes it once for many subsets.
+        """
         raise NotImplementedError
 
     def classify(self, representation: Tensor) -> Tensor:

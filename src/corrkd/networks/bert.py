@@ -1,7 +1,9 @@
-"""A BERT in front of any other network: it reads the ids of words, frozen or trained along (Devlin et al., NAACL 2019).
+"""A BERT in front of any other network: it reads the ids of words, frozen or trained along (Devlin
+et al., NAACL 2019).
 
-Missing words become [UNK], as in LNLN (Zhang et al., NeurIPS 2024) and TFR-Net (Yuan et al., ACM MM 2021) before it. Unlike theirs, [CLS]
-and [SEP] may go missing as well, and the network behind is told which words did.
+Missing words become [UNK], as in LNLN (Zhang et al., NeurIPS 2024) and TFR-Net (Yuan et al., ACM MM
+2021) before it. Unlike theirs, [CLS] and [SEP] may go missing as well, and the network behind is
+told which words did.
 """
 
 from __future__ import annotations
@@ -28,17 +30,27 @@ TokenId = Annotated[int, Field(ge=0, lt=int(TOKEN_SCALE))]
 
 
 class BertShape(Strict):
-    """What a BERT is built from without its files; taken from them when it is first built, and kept on a saved model's card."""
+    """What a BERT is built from without its files; taken from them when it is first built, and kept
+    on a saved model's card.
+    """
 
-    vocabulary: Annotated[int, Field(ge=1, le=int(TOKEN_SCALE))] = Field(description="how many tokens there are")
+    vocabulary: Annotated[int, Field(ge=1, le=int(TOKEN_SCALE))] = Field(
+        description="how many tokens there are"
+    )
     width: Width = Field(description="of a token's state")
     layers: Depth = Field(description="how many blocks")
     heads: Width = Field(description="attention heads of a block")
     feedforward: Width = Field(description="width of the feed-forward blocks")
-    positions: Annotated[int, Field(ge=1, le=100_000)] = Field(description="the most tokens of a sample")
-    segments: Annotated[int, Field(ge=1, le=1000)] = Field(description="how many segments have an embedding")
+    positions: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        description="the most tokens of a sample"
+    )
+    segments: Annotated[int, Field(ge=1, le=1000)] = Field(
+        description="how many segments have an embedding"
+    )
     epsilon: Annotated[float, Field(gt=0.0, le=1.0)] = Field(description="of the layer norms")
-    activation: Literal["gelu", "gelu_new", "relu"] = Field(description="of the feed-forward blocks")
+    activation: Literal["gelu", "gelu_new", "relu"] = Field(
+        description="of the feed-forward blocks"
+    )
     padding: TokenId = Field(description="id of [PAD]")
     unknown: TokenId = Field(description="id of [UNK]")
 
@@ -46,8 +58,13 @@ class BertShape(Strict):
 class LanguageEncoderSettings(Strict):
     """Which BERT, and whether it is trained."""
 
-    model: str = Field(description="a folder in Hugging Face's layout with model and tokenizer, or a name on its hub")
-    trained: bool = Field(False, description="train it along, with the learning rate of all; else it is frozen")
+    model: str = Field(
+        description="a folder in Hugging Face's layout with model and tokenizer, or a name on "
+        "its hub"
+    )
+    trained: bool = Field(
+        False, description="train it along, with the learning rate of all; else it is frozen"
+    )
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.1, description="in its embeddings and blocks, where it is trained; none in its attention"
     )
@@ -60,7 +77,9 @@ class BertSettings(Strict):
     language_encoder: LanguageEncoderSettings
     modality: str = Field("language", description="whose frames are ids of tokens (`data.tokens`)")
     network: dict[str, Any] = Field(
-        default_factory=dict, validate_default=True, description="the network behind, by name, with its settings"
+        default_factory=dict,
+        validate_default=True,
+        description="the network behind, by name, with its settings",
     )
 
     @property
@@ -75,7 +94,10 @@ class BertSettings(Strict):
         tree = {"name": tree} if isinstance(tree, str) else tree
         if not isinstance(tree, Mapping) or not isinstance(tree.get("name", INNER), str):
             raise ValueError("expected a name, or {name: ..., and settings}")
-        name, options = tree.get("name", INNER), {key: value for key, value in tree.items() if key != "name"}
+        name, options = (
+            tree.get("name", INNER),
+            {key: value for key, value in tree.items() if key != "name"},
+        )
         try:
             settings = network_class(name).settings_type.model_validate(options)
         except ValidationError as error:
@@ -86,11 +108,12 @@ class BertSettings(Strict):
 
 
 class BertNetwork(Network[BertSettings]):
-    """The states of a BERT in the place of the words' ids, then the network behind, whose outputs and parts are its own.
+    """The states of a BERT in the place of the words' ids, then the network behind, whose outputs
+    and parts are its own.
 
-    Frames of the modality are ids divided by TOKEN_SCALE, as `corrkd.data.normalise` leaves them. A missing word is [UNK] to BERT, and
-    so is a number that is no id (as under the condition noise); padding is not attended to. The network behind sees the states of visible
-    words.
+    Frames of the modality are ids divided by TOKEN_SCALE, as `corrkd.data.normalise` leaves them. A
+    missing word is [UNK] to BERT, and so is a number that is no id (as under the condition noise);
+    padding is not attended to. The network behind sees the states of visible words.
     """
 
     name = "bert"
@@ -101,18 +124,23 @@ class BertNetwork(Network[BertSettings]):
         """The modules.
 
         Raises:
-            CorrKDError: the modality does not hold ids, has more of them than BERT has positions, or the model cannot be loaded.
+            CorrKDError: the modality does not hold ids, has more of them than BERT has positions,
+                or the model cannot be loaded.
         """
         encoder, modality = self.settings.language_encoder, self.settings.modality
         if widths.get(modality) != 1:
             raise CorrKDError(
-                f"network {self.name!r}: modality {modality} holds no ids of tokens; read them with data.tokens (--tokens), or choose "
+                f"network {self.name!r}: modality {modality} holds no ids of tokens; read them "
+                f"with data.tokens (--tokens), or choose "
                 "another network"
             )
-        shape, pretrained = (encoder.shape, None) if encoder.shape is not None else pretrained_bert(encoder.model)
+        shape, pretrained = (
+            (encoder.shape, None) if encoder.shape is not None else pretrained_bert(encoder.model)
+        )
         if frames[modality] > shape.positions:
             raise CorrKDError(
-                f"network {self.name!r}: samples of up to {frames[modality]} tokens, but {encoder.model} reads {shape.positions}"
+                f"network {self.name!r}: samples of up to {frames[modality]} tokens, but "
+                f"{encoder.model} reads {shape.positions}"
             )
         self.shape = shape
         # So that a saved model is built again without the files.
@@ -122,7 +150,9 @@ class BertNetwork(Network[BertSettings]):
         kind = network_class(self.settings.network["name"])
         options = {key: value for key, value in self.settings.network.items() if key != "name"}
         settings = kind.settings_type.model_validate(options)
-        self.inner: AnyNetwork = kind({**widths, modality: shape.width}, frames, target=self.target, settings=settings)
+        self.inner: AnyNetwork = kind(
+            {**widths, modality: shape.width}, frames, target=self.target, settings=settings
+        )
         self.modality_wise = self.inner.modality_wise  # type: ignore[misc]
         self.reads_conversations = self.inner.reads_conversations  # type: ignore[misc]
         self.bert = make_bert(shape, encoder.dropout)
@@ -176,28 +206,42 @@ class BertNetwork(Network[BertSettings]):
         count = ids.shape[0]
         if (
             count == 0
-        ):  # one of several processes may have no sample, which BERT refuses: it reads one of padding, of which nothing is kept
-            ids, mask = ids.new_full((1, ids.shape[1]), self.shape.padding), mask.new_zeros(1, mask.shape[1])
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.settings.language_encoder.trained):
+            # one of several processes may have no sample, which BERT refuses: it reads one of
+            # padding, of which nothing is kept
+        ):
+            ids, mask = (
+                ids.new_full((1, ids.shape[1]), self.shape.padding),
+                mask.new_zeros(1, mask.shape[1]),
+            )
+        with torch.set_grad_enabled(
+            torch.is_grad_enabled() and self.settings.language_encoder.trained
+        ):
             states = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state[:count]
         return inputs._replace(frames={**inputs.frames, modality: states.to(frames.dtype)})
 
     def token_ids(self, numbers: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
-        """Ids of tokens from numbers (N, T) divided by TOKEN_SCALE: [UNK] where no valid id is visible, [PAD] in the padding."""
+        """Ids of tokens from numbers (N, T) divided by TOKEN_SCALE: [UNK] where no valid id is
+        visible, [PAD] in the padding.
+        """
         numbers = torch.where(visible, numbers, -1.0) * TOKEN_SCALE
         valid = (numbers == numbers.round()) & (numbers >= 0) & (numbers < self.shape.vocabulary)
         ids = torch.where(valid, numbers, float(self.shape.unknown)).long()
         return torch.where(exists, ids, self.shape.padding)
 
     def set_fill(self, means: Mapping[str, Sequence[float] | Tensor]) -> None:
-        """The mean frames of the other modalities; of ids there is none, so that zeros stand for a missing state."""
+        """The mean frames of the other modalities; of ids there is none, so that zeros stand for a
+        missing state.
+        """
         self.inner.set_fill({**means, self.settings.modality: torch.zeros(self.shape.width)})
 
     def longest(self, frames: Mapping[str, int]) -> dict[str, int]:
         """No more tokens than BERT has positions; otherwise as the network behind."""
         bounds = self.inner.longest(frames)
         modality = self.settings.modality
-        return {**bounds, modality: min(bounds.get(modality, self.shape.positions), self.shape.positions)}
+        return {
+            **bounds,
+            modality: min(bounds.get(modality, self.shape.positions), self.shape.positions),
+        }
 
 
 def make_bert(shape: BertShape, dropout: float) -> nn.Module:
@@ -208,7 +252,9 @@ def make_bert(shape: BertShape, dropout: float) -> nn.Module:
     """
     transformers = transformers_library()
     if shape.width % shape.heads:
-        raise CorrKDError(f"language encoder: heads = {shape.heads} must divide width = {shape.width}")
+        raise CorrKDError(
+            f"language encoder: heads = {shape.heads} must divide width = {shape.width}"
+        )
     config = transformers.BertConfig(
         vocab_size=shape.vocabulary,
         hidden_size=shape.width,
@@ -233,10 +279,12 @@ def make_bert(shape: BertShape, dropout: float) -> nn.Module:
 
 
 def pretrained_bert(model: str) -> tuple[BertShape, dict[str, Tensor]]:
-    """Return shape and parameters of a BERT in a folder or on Hugging Face's hub. No code of the model's is run.
+    """Return shape and parameters of a BERT in a folder or on Hugging Face's hub. No code of the
+    model's is run.
 
     Raises:
-        CorrKDError: transformers is not installed, the model cannot be read, is no BERT, or its tokenizer has no unknown token.
+        CorrKDError: transformers is not installed, the model cannot be read, is no BERT, or its
+            tokenizer has no unknown token.
     """
     transformers = transformers_library()
     where = f"language encoder {model}"
@@ -244,11 +292,17 @@ def pretrained_bert(model: str) -> tuple[BertShape, dict[str, Tensor]]:
         try:
             config = transformers.AutoConfig.from_pretrained(model)
             if config.model_type != "bert":
-                raise CorrKDError(f"{where}: a model of type {config.model_type}; only BERT is read")
-            bert = transformers.BertModel.from_pretrained(model, add_pooling_layer=False, use_safetensors=True)
+                raise CorrKDError(
+                    f"{where}: a model of type {config.model_type}; only BERT is read"
+                )
+            bert = transformers.BertModel.from_pretrained(
+                model, add_pooling_layer=False, use_safetensors=True
+            )
             unknown = transformers.AutoTokenizer.from_pretrained(model).unk_token_id
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            first = next(
+                (line for line in str(error).splitlines() if line.strip()), type(error).__name__
+            )
             raise CorrKDError(f"{where}: cannot be read: {first.strip()[:300]}") from None
     if unknown is None:
         raise CorrKDError(f"{where}: its tokenizer has no token for unknown words")

@@ -14,7 +14,9 @@ from corrkd.settings import NetworkSettings
 
 
 class CorrKDNetwork(SideBySide[NetworkSettings]):
-    """An encoder per modality, their pooled vectors side by side (H), and fully connected layers on top."""
+    """An encoder per modality, their pooled vectors side by side (H), and fully connected layers on
+    top.
+    """
 
     name = "corrkd"
     stackable = True
@@ -24,11 +26,15 @@ class CorrKDNetwork(SideBySide[NetworkSettings]):
         """The modules."""
         settings = self.settings
         # A module's name may not hold a dot; a modality's may.
-        self.encoders = nn.ModuleList(Encoder(widths[m], frames[m], settings) for m in self.modalities)
+        self.encoders = nn.ModuleList(
+            Encoder(widths[m], frames[m], settings) for m in self.modalities
+        )
         self.make_classifier()
 
     def encode(self, modality: str, inputs: Inputs) -> Tensor:
-        """E_m pooled: (N, width). It depends on no other modality, so an evaluation computes it once for many subsets."""
+        """E_m pooled: (N, width). It depends on no other modality, so an evaluation computes it
+        once for many subsets.
+        """
         out: Tensor = self.encoders[self.modalities.index(modality)](*inputs.of(modality))
         return out
 

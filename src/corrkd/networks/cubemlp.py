@@ -1,4 +1,6 @@
-"""CubeMLP's network: all modalities as one cube, mixed along its three axes by MLPs (Sun et al., ACM MM 2022)."""
+"""CubeMLP's network: all modalities as one cube, mixed along its three axes by MLPs (Sun et al.,
+ACM MM 2022).
+"""
 
 from __future__ import annotations
 
@@ -22,16 +24,20 @@ READ_OUT = 128  # a wider cube is read through a hidden layer of this width
 
 
 class CubeMLPSettings(BaseModel):
-    """CubeMLP's structure. The original's blocks on sequences of 50 or more frames with 128 channels, scaled down to short sequences."""
+    """CubeMLP's structure. The original's blocks on sequences of 50 or more frames with 128
+    channels, scaled down to short sequences.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     channels: Width = Field(32, description="D, the channels all modalities are brought to")
     hidden: Annotated[tuple[Shape, ...], Field(max_length=32)] = Field(
-        ((12, 2, 32), (6, 2, 16)), description="hidden widths of each block's units: sequence, modality, channel"
+        ((12, 2, 32), (6, 2, 16)),
+        description="hidden widths of each block's units: sequence, modality, channel",
     )
     shapes: Annotated[tuple[Shape, ...], Field(max_length=32)] = Field(
-        ((12, 3, 32), (6, 3, 16)), description="the cube each block leaves: frames, modalities, channels"
+        ((12, 3, 32), (6, 3, 16)),
+        description="the cube each block leaves: frames, modalities, channels",
     )
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.1, description="after the LSTMs, in the units and around the classifier"
@@ -39,9 +45,11 @@ class CubeMLPSettings(BaseModel):
 
 
 class CubeMLPNetwork(Network[CubeMLPSettings]):
-    """An LSTM per modality brings its frames to D channels; the cube (L, M, D) goes through the blocks and is read flat.
+    """An LSTM per modality brings its frames to D channels; the cube (L, M, D) goes through the
+    blocks and is read flat.
 
-    L is the longest T_m: shorter sequences end in zeros, as the original pads them; longer ones than in training are cut.
+    L is the longest T_m: shorter sequences end in zeros, as the original pads them; longer ones
+    than in training are cut.
     """
 
     name = "cubemlp"
@@ -52,7 +60,9 @@ class CubeMLPNetwork(Network[CubeMLPSettings]):
         """The modules."""
         settings = self.settings
         self.length = max(frames.values())
-        self.encoders = nn.ModuleList(FrameLSTM(widths[m], settings.channels) for m in self.modalities)
+        self.encoders = nn.ModuleList(
+            FrameLSTM(widths[m], settings.channels) for m in self.modalities
+        )
         self.norms = nn.ModuleList(nn.LayerNorm(settings.channels) for _ in self.modalities)
         shape = (self.length, len(self.modalities), settings.channels)
         blocks = []
@@ -63,7 +73,9 @@ class CubeMLPNetwork(Network[CubeMLPSettings]):
         self.dropout = Dropout(settings.dropout)
         self.flat = shape[0] * shape[1] * shape[2]
         between = [READ_OUT] if self.flat > READ_OUT else []
-        self.classifier = fully_connected([self.flat, *between, self.target.num_logits], settings.dropout)
+        self.classifier = fully_connected(
+            [self.flat, *between, self.target.num_logits], settings.dropout
+        )
 
     @property
     def representation_width(self) -> int:
@@ -87,12 +99,15 @@ class CubeMLPNetwork(Network[CubeMLPSettings]):
 
 
 class CubeMLPBlock(nn.Module):
-    """Three units in turn: along the sequence, the modalities and the channels of a cube (N, L, M, D)."""
+    """Three units in turn: along the sequence, the modalities and the channels of a cube (N, L, M,
+    D).
+    """
 
     def __init__(self, shape: Shape, hidden: Shape, out: Shape, dropout: float) -> None:
         super().__init__()
         self.sequence, self.modality, self.channel = (
-            MixingUnit(axis, shape[axis - 1], hidden[axis - 1], out[axis - 1], dropout) for axis in (1, 2, 3)
+            MixingUnit(axis, shape[axis - 1], hidden[axis - 1], out[axis - 1], dropout)
+            for axis in (1, 2, 3)
         )
 
     def forward(self, cube: Tensor) -> Tensor:
@@ -102,11 +117,13 @@ class CubeMLPBlock(nn.Module):
 
 
 class MixingUnit(nn.Module):
-    """A layer norm along one axis, two affine maps with GELU between, and a shortcut around all of it.
+    """A layer norm along one axis, two affine maps with GELU between, and a shortcut around all of
+    it.
 
     Args:
         axis: of (N, L, M, D) that is mixed: 1, 2 or 3.
-        size, hidden, out: that axis before, between and after the maps. The shortcut is a linear map where `out` differs from `size`.
+        size, hidden, out: that axis before, between and after the maps. The shortcut is a linear
+            map where `out` differs from `size`.
         dropout: after the second map.
     """
 

@@ -1,4 +1,6 @@
-"""DMD's network (Li et al., CVPR 2023): each modality split into what all share and what it alone has, and a graph over each part."""
+"""DMD's network (Li et al., CVPR 2023): each modality split into what all share and what it alone
+has, and a graph over each part.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,14 @@ from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.networks.base import Network, Output, fully_connected
 from corrkd.networks.draws import current_draws
-from corrkd.networks.encoder import AttentionLayer, Dropout, EncoderLayer, TemporalConvolution, pool, sinusoids_like
+from corrkd.networks.encoder import (
+    AttentionLayer,
+    Dropout,
+    EncoderLayer,
+    TemporalConvolution,
+    pool,
+    sinusoids_like,
+)
 from corrkd.settings import NetworkSettings
 
 OUT_OF_REACH = -1e4  # finite, so that a row with nothing to attend to stays finite
@@ -23,9 +32,10 @@ OUT_OF_REACH = -1e4  # finite, so that a row with nothing to attend to stays fin
 class DMDSettings(BaseModel):
     """Structure and loss weights.
 
-    The original's on MOSI: width 50 with 10 heads, 4 attention levels, kernel 5, graph width 64 over the shared parts and 32 over the
-    private ones, lambda_1 = 0.1, lambda_2 = 0.05, gamma = 0.1, energies scaled by 1/8, heterogeneous representations 10. Width and
-    levels are smaller here, for sets of some thousand samples, and both graphs have one width.
+    The original's on MOSI: width 50 with 10 heads, 4 attention levels, kernel 5, graph width 64
+    over the shared parts and 32 over the private ones, lambda_1 = 0.1, lambda_2 = 0.05, gamma =
+    0.1, energies scaled by 1/8, heterogeneous representations 10. Width and levels are smaller
+    here, for sets of some thousand samples, and both graphs have one width.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -35,23 +45,38 @@ class DMDSettings(BaseModel):
     levels: int = Field(1, ge=1, le=256, description="layers of each crossmodal attention")
     kernel: int = Field(5, ge=1, le=999, description="of the first convolution")
     graph: int = Field(
-        32, ge=1, le=16_384, description="width of the graph's view of a modality's logits and representation"
+        32,
+        ge=1,
+        le=16_384,
+        description="width of the graph's view of a modality's logits and representation",
     )
     scale: float = Field(0.125, gt=0.0, description="of the edges' energies ahead of the softmax")
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
-    decoupling: float = Field(0.1, ge=0.0, description="lambda_1: weight of reconstruction and cycle")
-    distillation: float = Field(0.05, ge=0.0, description="lambda_2: weight of the graphs' distillation")
-    gamma: float = Field(0.1, ge=0.0, description="weight of margin and orthogonality within the decoupling")
+    decoupling: float = Field(
+        0.1, ge=0.0, description="lambda_1: weight of reconstruction and cycle"
+    )
+    distillation: float = Field(
+        0.05, ge=0.0, description="lambda_2: weight of the graphs' distillation"
+    )
+    gamma: float = Field(
+        0.1, ge=0.0, description="weight of margin and orthogonality within the decoupling"
+    )
     margin: float = Field(
-        0.15, ge=0.0, description="alpha: by how much the same class is to be closer than the same modality"
+        0.15,
+        ge=0.0,
+        description="alpha: by how much the same class is to be closer than the same modality",
     )
     representation: float = Field(
         10.0,
         ge=0.0,
-        description="weight of the cosines between the representations at an edge's ends, within the heterogeneous graph's distillation",
+        description="weight of the cosines between the representations at an edge's ends, within "
+        "the heterogeneous graph's distillation",
     )
     prior: float = Field(
-        10.0, ge=0.0, description="how strongly a graph's mean weights are held to even ones, within its distillation"
+        10.0,
+        ge=0.0,
+        description="how strongly a graph's mean weights are held to even ones, within its "
+        "distillation",
     )
 
 
@@ -81,7 +106,8 @@ class Graph(NamedTuple):
     Attributes:
         vectors: (N, M, D) representations.
         logits: (N, M, O) of each modality by itself.
-        edges: (N, M, M) weight of the edge from the second to the third axis' modality; 0 on the diagonal.
+        edges: (N, M, M) weight of the edge from the second to the third axis' modality; 0 on the
+            diagonal.
     """
 
     vectors: Tensor
@@ -117,18 +143,25 @@ class DMDNetwork(Network[DMDSettings]):
         """The modules."""
         settings = self.settings
         if len(self.modalities) < 2:
-            raise CorrKDError(f"DMD: distils between modalities, but there is only {self.modalities[0]}")
+            raise CorrKDError(
+                f"DMD: distils between modalities, but there is only {self.modalities[0]}"
+            )
         width, count = settings.width, len(self.modalities)
-        self.decouplers = nn.ModuleList(Decoupler(d, width, settings.kernel) for d in widths.values())
+        self.decouplers = nn.ModuleList(
+            Decoupler(d, width, settings.kernel) for d in widths.values()
+        )
         self.shared_encoder = TemporalConvolution(width, width, 1)
         self.crossmodal = nn.ModuleList(Reinforcement(count - 1, settings) for _ in self.modalities)
         self.homogeneous = GraphDistillation(width, self.target.num_logits, settings)
-        self.heterogeneous = GraphDistillation((count - 1) * width, self.target.num_logits, settings)
+        self.heterogeneous = GraphDistillation(
+            (count - 1) * width, self.target.num_logits, settings
+        )
         self.shared_attention = EncoderLayer(_layer(width, settings))
         self.gate = nn.Linear(width, width)
         self.dropout = Dropout(settings.dropout)
         self.classifier = fully_connected(
-            [self.representation_width, self.representation_width, self.target.num_logits], settings.dropout
+            [self.representation_width, self.representation_width, self.target.num_logits],
+            settings.dropout,
         )
 
     @property
@@ -164,7 +197,9 @@ class DMDNetwork(Network[DMDSettings]):
         )
 
     def fuse(self, shared: Tensor, seen: Tensor) -> Tensor:
-        """The shared parts of the visible modalities, having attended to each other, gated and averaged: (N, M, D) -> (N, D)."""
+        """The shared parts of the visible modalities, having attended to each other, gated and
+        averaged: (N, M, D) -> (N, D).
+        """
         mixed = self.shared_attention(shared, reach(seen))
         return pool(torch.sigmoid(self.gate(mixed)) * mixed, seen)
 
@@ -191,7 +226,9 @@ class Decoupler(nn.Module):
 
 
 class Reinforcement(nn.Module):
-    """A modality's private part looks at each other one's; what it found is put side by side and pooled (Tsai et al., 2019)."""
+    """A modality's private part looks at each other one's; what it found is put side by side and
+    pooled (Tsai et al., 2019).
+    """
 
     def __init__(self, others: int, settings: DMDSettings) -> None:
         super().__init__()
@@ -224,7 +261,9 @@ class CrossmodalTransformer(nn.Module):
 
 
 class CrossmodalAttention(AttentionLayer):
-    """Queries of one modality, keys and values of another; then a feed-forward block. Pre-norm, with residuals."""
+    """Queries of one modality, keys and values of another; then a feed-forward block. Pre-norm,
+    with residuals.
+    """
 
     def __init__(self, settings: DMDSettings) -> None:
         super().__init__()
@@ -241,7 +280,9 @@ class CrossmodalAttention(AttentionLayer):
         self.dropout = Dropout(settings.dropout)
 
     def forward(self, hidden: Tensor, keys: Tensor, seen: Tensor) -> Tensor:
-        """(N, T, d), (N, T', d) and which keys may be seen (N, T') -> (N, T, d). Where none may, nothing is added."""
+        """(N, T, d), (N, T', d) and which keys may be seen (N, T') -> (N, T, d). Where none may,
+        nothing is added.
+        """
         attended = self.attend(self.norm_query(hidden), self.norm_key(keys), seen)
         hidden = hidden + self.dropout(attended) * seen.any(1)[:, None, None]
         wide = torch.relu(self.expand(self.norm_feedforward(hidden)))
@@ -281,13 +322,22 @@ class GraphDistillation(nn.Module):
         self.energy = nn.Linear(4 * settings.graph, 1)  # the paper's g
 
     def forward(self, vectors: Tensor, seen: Tensor) -> Graph:
-        """(N, M, D), (N, M) -> the graph. Its weights sum to 1 over the edges between visible modalities, and are 0 if none are."""
+        """(N, M, D), (N, M) -> the graph. Its weights sum to 1 over the edges between visible
+        modalities, and are 0 if none are.
+        """
         logits = self.predict(vectors)
         view = torch.cat([self.view_logits(logits), self.view_vectors(vectors)], -1)
         count = view.shape[1]
-        ends = torch.cat([view[:, :, None].expand(-1, -1, count, -1), view[:, None].expand(-1, count, -1, -1)], -1)
+        ends = torch.cat(
+            [view[:, :, None].expand(-1, -1, count, -1), view[:, None].expand(-1, count, -1, -1)],
+            -1,
+        )
         energies = self.scale * self.energy(ends)[..., 0]
-        open_edges = seen[:, :, None] & seen[:, None, :] & ~torch.eye(count, dtype=torch.bool, device=seen.device)
+        open_edges = (
+            seen[:, :, None]
+            & seen[:, None, :]
+            & ~torch.eye(count, dtype=torch.bool, device=seen.device)
+        )
         energies = torch.where(open_edges, energies, OUT_OF_REACH).flatten(1)
         edges = torch.softmax(energies, 1).view_as(open_edges) * open_edges
         return Graph(vectors, logits, edges)
@@ -304,4 +354,6 @@ def reach(seen: Tensor) -> Tensor:
 
 
 def _layer(width: int, settings: DMDSettings) -> NetworkSettings:
-    return NetworkSettings(width=width, heads=settings.heads, feedforward=4 * width, dropout=settings.dropout)
+    return NetworkSettings(
+        width=width, heads=settings.heads, feedforward=4 * width, dropout=settings.dropout
+    )

@@ -1,5 +1,5 @@
-"""The random numbers of a training step, by a hash of (seed, epoch, step, site): the same bits on any device, and for a run alone as for
-a run among others that are trained with it.
+"""The random numbers of a training step, by a hash of (seed, epoch, step, site): the same bits on
+any device, and for a run alone as for a run among others that are trained with it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# "lowbias32" (C. Wellons, Prospecting for Hash Functions, 2018) of a Weyl sequence, as signed numbers: products wrap.
+# "lowbias32" (C. Wellons, Prospecting for Hash Functions, 2018) of a Weyl sequence, as signed
+# numbers: products wrap.
 _FIRST, _SECOND, _WEYL = 0x7FEB352D, 0x846CA68B - (1 << 32), 0x9E3779B9 - (1 << 32)
 SITES = 256  # keys of a step; more draws than that begin again, with other keys
 
@@ -22,14 +23,18 @@ SITES = 256  # keys of a step; more draws than that begin again, with other keys
 def step_keys(seed: int, epoch: int, step: int, rank: int = 0) -> Tensor:
     """Return what the draws of a step follow from, (SITES,) int32 on the CPU."""
     text = f"{seed}|draws|{epoch}|{step}|{rank}".encode()
-    return torch.from_numpy(np.frombuffer(hashlib.shake_128(text).digest(4 * SITES), np.int32).copy())
+    return torch.from_numpy(
+        np.frombuffer(hashlib.shake_128(text).digest(4 * SITES), np.int32).copy()
+    )
 
 
 class Draws:
-    """Random numbers of one step. Each call is a site: the same calls in the same order draw the same numbers.
+    """Random numbers of one step. Each call is a site: the same calls in the same order draw the
+    same numbers.
 
     Args:
-        keys: from `step_keys`, on the device; of several runs at once, each run's own (`torch.vmap`).
+        keys: from `step_keys`, on the device; of several runs at once, each run's own
+            (`torch.vmap`).
         stacked: whether it is the step of several runs at once.
     """
 
@@ -43,7 +48,9 @@ class Draws:
     def uniform(self, shape: torch.Size) -> Tensor:
         """Return uniform numbers in [0, 1), float32."""
         words = self._words(shape.numel())
-        return ((words >> 8) & 0xFFFFFF).float().mul_(2.0**-24).view(shape)  # 24 bits fill a float32 exactly
+        return (
+            ((words >> 8) & 0xFFFFFF).float().mul_(2.0**-24).view(shape)
+        )  # 24 bits fill a float32 exactly
 
     def _words(self, count: int) -> Tensor:
         around, position = divmod(self.site, SITES)

@@ -1,4 +1,6 @@
-"""From the frames of one modality to one vector: convolution, positions, Transformer, pooling (method, Network, steps 1 to 3)."""
+"""From the frames of one modality to one vector: convolution, positions, Transformer, pooling
+(method, Network, steps 1 to 3).
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,11 @@ from corrkd.settings import NetworkSettings
 
 
 class Encoder(nn.Module):
-    """The encoder of one modality. Padding takes no part in attention or pooling; a missing frame does, as its fill.
+    """The encoder of one modality. Padding takes no part in attention or pooling; a missing frame
+    does, as its fill.
 
-    A pure function of parameters and inputs: no running statistics, nothing read back from the device.
+    A pure function of parameters and inputs: no running statistics, nothing read back from the
+    device.
 
     Args:
         inputs: d_m, the width of the modality's frames.
@@ -29,7 +33,8 @@ class Encoder(nn.Module):
         self.settings = settings
         width = settings.width
         self.embed = TemporalConvolution(inputs, width, settings.kernel)
-        # The vector that stands for a missing frame: zeros, the training mean (`CorrKDNetwork.set_fill`), or learned from zeros on.
+        # The vector that stands for a missing frame: zeros, the training mean
+        # (`CorrKDNetwork.set_fill`), or learned from zeros on.
         fill = torch.zeros(inputs)
         if settings.fill == "learned":
             self.fill = nn.Parameter(fill)
@@ -38,7 +43,11 @@ class Encoder(nn.Module):
         if settings.positions == "learned":
             self.positions = nn.Parameter(torch.randn(frames, width) * 0.02)
         else:
-            table = sinusoids(frames, width) if settings.positions == "sinusoidal" else torch.zeros(frames, width)
+            table = (
+                sinusoids(frames, width)
+                if settings.positions == "sinusoidal"
+                else torch.zeros(frames, width)
+            )
             self.register_buffer("positions", table, persistent=False)
         self.dropout = Dropout(settings.dropout)
         self.layers = nn.ModuleList(EncoderLayer(settings) for _ in range(settings.layers))
@@ -53,36 +62,50 @@ class Encoder(nn.Module):
             visible: (N, T) booleans: present in the data and not dropped; within `exists`.
 
         Returns:
-            (N, width). A sample of which nothing may be attended (all missing, `exclude_missing`) gives zeros.
+            (N, width). A sample of which nothing may be attended (all missing, `exclude_missing`)
+            gives zeros.
         """
         return pool(*self.encode(frames, exists, visible))
 
     def encode(self, frames: Tensor, exists: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-        """Return one vector per frame, (N, T, width), and which frames count, (N, T) booleans; arguments as of `forward`."""
-        frames = torch.where(visible[..., None], frames, self.fill.to(frames.dtype) * exists[..., None])
+        """Return one vector per frame, (N, T, width), and which frames count, (N, T) booleans;
+        arguments as of `forward`.
+        """
+        frames = torch.where(
+            visible[..., None], frames, self.fill.to(frames.dtype) * exists[..., None]
+        )
         attended = visible if self.settings.exclude_missing else exists
         hidden = self.embed(frames) + self.place(frames.shape[1])
         hidden = self.dropout(hidden)
         # Finite, so that a row with nothing to attend to stays finite too; zeroed by the pooling.
         lowest = torch.finfo(hidden.dtype).min / 2
-        bias = torch.zeros_like(attended, dtype=hidden.dtype).masked_fill(~attended, lowest)[:, None, None, :]
+        bias = torch.zeros_like(attended, dtype=hidden.dtype).masked_fill(~attended, lowest)[
+            :, None, None, :
+        ]
         for layer in self.layers:
             hidden = layer(hidden, bias)
         return self.norm(hidden), attended
 
     def place(self, frames: int) -> Tensor:
-        """Positions of the first `frames` frames, (frames, width). Learned ones end where training's longest sample ended."""
+        """Positions of the first `frames` frames, (frames, width). Learned ones end where
+        training's longest sample ended.
+        """
         if frames <= len(self.positions):
             return self.positions[:frames]
         if self.settings.positions == "learned":
-            raise ValueError(f"a sample of {frames} frames, but learned positions reach {len(self.positions)} frames")
+            raise ValueError(
+                f"a sample of {frames} frames, but learned positions reach {len(self.positions)} "
+                f"frames"
+            )
         if self.settings.positions == "none":
             return self.positions[:1]
         return sinusoids_like(self.positions, frames)
 
 
 class TemporalConvolution(nn.Module):
-    """Conv1d over time, zero-padded to the same length, on (N, T, d) without transposing: a product per tap, then shifted sums."""
+    """Conv1d over time, zero-padded to the same length, on (N, T, d) without transposing: a product
+    per tap, then shifted sums.
+    """
 
     def __init__(self, inputs: int, width: int, kernel: int) -> None:
         super().__init__()
@@ -94,7 +117,9 @@ class TemporalConvolution(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """(N, T, inputs) -> (N, T, width)."""
         taps, inputs, width = self.weight.shape
-        products = (frames @ self.weight.transpose(0, 1).reshape(inputs, taps * width)).unflatten(-1, (taps, width))
+        products = (frames @ self.weight.transpose(0, 1).reshape(inputs, taps * width)).unflatten(
+            -1, (taps, width)
+        )
         total = self.bias.to(products.dtype)
         for tap in range(taps):
             offset = tap - taps // 2
@@ -105,7 +130,9 @@ class TemporalConvolution(nn.Module):
 
 def shifted(x: Tensor, offset: int) -> Tensor:
     """y[:, t] = x[:, t + offset], zero where there is none. (N, T, d) -> (N, T, d)."""
-    return pad(x, (0, 0, max(-offset, 0), max(offset, 0)))[:, max(offset, 0) : x.shape[1] + max(offset, 0)]
+    return pad(x, (0, 0, max(-offset, 0), max(offset, 0)))[
+        :, max(offset, 0) : x.shape[1] + max(offset, 0)
+    ]
 
 
 class AttentionLayer(nn.Module):
@@ -115,7 +142,9 @@ class AttentionLayer(nn.Module):
 
 
 class EncoderLayer(AttentionLayer):
-    """Self-attention and a feed-forward block, each with a residual and a layer norm (Vaswani et al., 2017)."""
+    """Self-attention and a feed-forward block, each with a residual and a layer norm (Vaswani et
+    al., 2017).
+    """
 
     def __init__(self, settings: NetworkSettings) -> None:
         super().__init__()
@@ -139,10 +168,12 @@ class EncoderLayer(AttentionLayer):
         return self.norm_feedforward(hidden + self.dropout(self.feed(hidden)))
 
     def attend(self, hidden: Tensor, bias: Tensor) -> Tensor:
-        """Multi-head self-attention by two batched products: with four numbers a head they beat the fused kernels on a CPU.
+        """Multi-head self-attention by two batched products: with four numbers a head they beat the
+        fused kernels on a CPU.
 
-        Time runs along the last axis, so that all six products of a step have long rows; with the four numbers there, those with
-        values, and three of the backward pass, take four times as long.
+        Time runs along the last axis, so that all six products of a step have long rows; with the
+        four numbers there, those with values, and three of the backward pass, take four times as
+        long.
         """
         count, frames, width = hidden.shape
         batch = count * self.heads
@@ -157,7 +188,9 @@ class EncoderLayer(AttentionLayer):
             .expand(count, self.heads, 1, frames)
             .reshape(batch, frames, 1)
         )
-        weights = torch.softmax(torch.baddbmm(bias, key.transpose(1, 2), query), 1)  # (batch, keys, queries)
+        weights = torch.softmax(
+            torch.baddbmm(bias, key.transpose(1, 2), query), 1
+        )  # (batch, keys, queries)
         return self.output(torch.bmm(value, weights).view(count, width, frames).transpose(1, 2))
 
     def feed(self, hidden: Tensor) -> Tensor:
@@ -166,10 +199,12 @@ class EncoderLayer(AttentionLayer):
 
 
 class Dropout(nn.Module):
-    """Dropout by 16-bit numbers of the training's `Draws`; torch's own costs three times as much on a CPU.
+    """Dropout by 16-bit numbers of the training's `Draws`; torch's own costs three times as much on
+    a CPU.
 
-    The probability is rounded to a multiple of 2^-16, and the numbers kept are scaled by what it then is. Outside a training of this
-    package, which says where it draws from, torch's dropout and its global generator.
+    The probability is rounded to a multiple of 2^-16, and the numbers kept are scaled by what it
+    then is. Outside a training of this package, which says where it draws from, torch's dropout and
+    its global generator.
     """
 
     def __init__(self, probability: float) -> None:
@@ -187,32 +222,40 @@ class Dropout(nn.Module):
         bits, scale = draws.bits(x.numel()), 65536 / (65536 - steps)
         if draws.stacked:  # comparing in place has no batching rule
             return x * ((bits >= steps - 32768).to(x.dtype) * scale).view(x.shape)
-        # 0 or 1 by way of floats: comparing to booleans, and those to floats, would take several times as long.
+        # 0 or 1 by way of floats: comparing to booleans, and those to floats, would take several
+        # times as long.
         kept = bits.float().ge_(steps - 32768).to(x.dtype).mul_(scale)
         return x * kept.view(x.shape)
 
 
 def pool(hidden: Tensor, attended: Tensor) -> Tensor:
-    """Mean over the frames that count; zeros where none does. (N, T, d) and (N, T) booleans -> (N, d)."""
+    """Mean over the frames that count; zeros where none does. (N, T, d) and (N, T) booleans -> (N,
+    d).
+    """
     weight = attended.to(hidden.dtype)
     return torch.einsum("nt,ntd->nd", weight, hidden) / weight.sum(1, keepdim=True).clamp(min=1.0)
 
 
 def last(hidden: Tensor, attended: Tensor) -> Tensor:
-    """Return the last frame that counts; zeros where none does. (N, T, d) and (N, T) booleans -> (N, d)."""
+    """Return the last frame that counts; zeros where none does. (N, T, d) and (N, T) booleans ->
+    (N, d).
+    """
     number = torch.arange(1, attended.shape[1] + 1, device=attended.device)
     return pool(hidden, attended & (number == (attended * number).amax(1, keepdim=True)))
 
 
 def sinusoids_like(hidden: Tensor, frames: int) -> Tensor:
     """Return the positions of `frames` frames of the width, dtype and device of (..., width)."""
-    # Made on a GPU itself: steps that are captured may not copy to it. Other devices may lack float64.
+    # Made on a GPU itself: steps that are captured may not copy to it. Other devices may lack
+    # float64.
     device = hidden.device if hidden.is_cuda else None
     return sinusoids(frames, hidden.shape[-1], device).to(hidden)
 
 
 def sinusoids(frames: int, width: int, device: torch.device | None = None) -> Tensor:
-    """Sinusoidal positions (Vaswani et al., 2017): (frames, width), computed in float64 on the device; default: the CPU."""
+    """Sinusoidal positions (Vaswani et al., 2017): (frames, width), computed in float64 on the
+    device; default: the CPU.
+    """
     options: dict[str, Any] = {"dtype": torch.float64, "device": device}
     position = torch.arange(frames, **options)[:, None]
     rate = torch.exp(-math.log(10_000.0) * torch.arange(0, width, 2, **options) / width)

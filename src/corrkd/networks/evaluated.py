@@ -1,4 +1,6 @@
-"""What an evaluation found out about a model under each missing condition: it travels on the model's card."""
+"""What an evaluation found out about a model under each missing condition: it travels on the
+model's card.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,12 @@ class EvaluatedCondition(_Frozen):
 
     Attributes:
         name, kind, available, ratio: as in corrkd.missing.conditions.Condition.
-        rates_samples: whether it says how reliable predictions are: of samples that miss about `ratio` of their frames, or, where there is
-            no ratio, of samples with exactly the `available` modalities.
+        rates_samples: whether it says how reliable predictions are: of samples that miss about
+            `ratio` of their frames, or, where there is no ratio, of samples with exactly the
+            `available` modalities.
         temperature: by which logits are divided under it, fitted on the validation split.
-        threshold: of its prediction sets (corrkd.evaluation.calibration); None: nothing is left out of them.
+        threshold: of its prediction sets (corrkd.evaluation.calibration); None: nothing is left out
+            of them.
         measured: metrics on the tested split, as fractions of 1; one that is undefined is left out.
     """
 
@@ -57,7 +61,8 @@ class Evaluated(_Frozen):
         split: whose samples were tested.
         samples: how many of them.
         data: name of the dataset.
-        level: share of samples whose true class the prediction sets are to hold; None: there are no sets.
+        level: share of samples whose true class the prediction sets are to hold; None: there are no
+            sets.
         conditions: in the evaluation's order.
     """
 

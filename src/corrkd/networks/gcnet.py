@@ -1,4 +1,6 @@
-"""GCNet's network (Lian et al., TPAMI 2023): two graphs over a conversation's utterances, that complete and classify together."""
+"""GCNet's network (Lian et al., TPAMI 2023): two graphs over a conversation's utterances, that
+complete and classify together.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,11 @@ from corrkd.settings import NetworkSettings
 
 
 class GCNetSettings(BaseModel):
-    """The structure and the loss weight. The original's: hidden 200, windows of 2 both ways, dropout 0.5, loss weights 1.
+    """The structure and the loss weight. The original's: hidden 200, windows of 2 both ways,
+    dropout 0.5, loss weights 1.
 
-    Width and dropout are smaller here, for features of tens instead of a thousand numbers and encoders that are trained as well.
+    Width and dropout are smaller here, for features of tens instead of a thousand numbers and
+    encoders that are trained as well.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -32,17 +36,29 @@ class GCNetSettings(BaseModel):
         multiple_of=2,
         description="hidden width of LSTMs and graphs; even: half for each direction",
     )
-    heads: int = Field(10, ge=1, le=16_384, description="heads of the utterance encoders; divides the width")
+    heads: int = Field(
+        10, ge=1, le=16_384, description="heads of the utterance encoders; divides the width"
+    )
     layers: int = Field(1, ge=1, le=256, description="layers of the utterance encoders")
     past: int = Field(
-        2, ge=0, le=1000, description="how many utterances before it hear an utterance, as in the released code"
+        2,
+        ge=0,
+        le=1000,
+        description="how many utterances before it hear an utterance, as in the released code",
     )
-    future: int = Field(2, ge=0, le=1000, description="how many utterances after it hear an utterance")
+    future: int = Field(
+        2, ge=0, le=1000, description="how many utterances after it hear an utterance"
+    )
     speakers: int = Field(
-        2, ge=1, le=100, description="speakers of a conversation told apart; later ones count as the last"
+        2,
+        ge=1,
+        le=100,
+        description="speakers of a conversation told apart; later ones count as the last",
     )
     dropout: float = Field(0.2, ge=0.0, lt=1.0)
-    reconstruction: float = Field(1.0, ge=0.0, description="weight of the reconstruction of dropped features")
+    reconstruction: float = Field(
+        1.0, ge=0.0, description="weight of the reconstruction of dropped features"
+    )
 
 
 class Layout(NamedTuple):
@@ -71,7 +87,9 @@ class Layout(NamedTuple):
 
 
 class GCNetwork(Network[GCNetSettings]):
-    """An utterance encoder per modality, an LSTM, the speaker and the temporal branch, and from their sum the classes and the features."""
+    """An utterance encoder per modality, an LSTM, the speaker and the temporal branch, and from
+    their sum the classes and the features.
+    """
 
     name = "gcnet"
     settings_type = GCNetSettings
@@ -81,7 +99,8 @@ class GCNetwork(Network[GCNetSettings]):
         """The modules."""
         settings = self.settings
         width = settings.width
-        # Missing frames take no part, so that an absent modality is zeros among the utterance's features, as in the original.
+        # Missing frames take no part, so that an absent modality is zeros among the utterance's
+        # features, as in the original.
         encoder = NetworkSettings(
             width=width,
             heads=settings.heads,
@@ -90,7 +109,9 @@ class GCNetwork(Network[GCNetSettings]):
             dropout=settings.dropout,
             exclude_missing=True,
         )
-        self.encoders = nn.ModuleList(Encoder(widths[m], frames[m], encoder) for m in self.modalities)
+        self.encoders = nn.ModuleList(
+            Encoder(widths[m], frames[m], encoder) for m in self.modalities
+        )
         self.before = ConversationLSTM(len(self.modalities) * width, width)
         self.speaker = Branch(settings, relations=settings.speakers**2)
         self.temporal = Branch(settings, relations=3)
@@ -104,7 +125,8 @@ class GCNetwork(Network[GCNetSettings]):
         return self.settings.width
 
     def forward(self, inputs: Inputs, context: Context | None = None) -> Output:
-        """Representation (N, width) and logits; without a context every sample is its own conversation.
+        """Representation (N, width) and logits; without a context every sample is its own
+        conversation.
 
         Only what is in the batch is seen of a conversation.
         """
@@ -117,7 +139,13 @@ class GCNetwork(Network[GCNetSettings]):
 
     def utterances(self, inputs: Inputs) -> Tensor:
         """The modalities' vectors side by side, (N, M x width); zeros for what is absent."""
-        return torch.cat([encode(*inputs.of(m)) for m, encode in zip(self.modalities, self.encoders, strict=True)], 1)
+        return torch.cat(
+            [
+                encode(*inputs.of(m))
+                for m, encode in zip(self.modalities, self.encoders, strict=True)
+            ],
+            1,
+        )
 
     def complete(self, utterances: Tensor, context: Context | None = None) -> Tensor:
         """What both branches make of the conversations, summed: (N, M x width) -> (N, width)."""
@@ -133,12 +161,18 @@ class GCNetwork(Network[GCNetSettings]):
         return self.target.shape_logits(logits)
 
     def restore(self, representation: Tensor) -> dict[str, Tensor]:
-        """Each modality's utterance features, (N, d_m), in units of their deviation in training around their mean."""
-        return {m: restore(representation) for m, restore in zip(self.modalities, self.reconstructors, strict=True)}
+        """Each modality's utterance features, (N, d_m), in units of their deviation in training
+        around their mean.
+        """
+        return {
+            m: restore(representation)
+            for m, restore in zip(self.modalities, self.reconstructors, strict=True)
+        }
 
 
 class Branch(nn.Module):
-    """Speaker GNN or Temporal GNN: the graph over the conversation as it was read, and an LSTM over both.
+    """Speaker GNN or Temporal GNN: the graph over the conversation as it was read, and an LSTM over
+    both.
 
     Args:
         settings: the network's.
@@ -175,7 +209,9 @@ class ConversationLSTM(nn.Module):
 
 
 class RelationalConvolution(nn.Module):
-    """Neighbours averaged for each kind of edge, with weights of its own, and the utterance itself (Schlichtkrull et al., 2018)."""
+    """Neighbours averaged for each kind of edge, with weights of its own, and the utterance itself
+    (Schlichtkrull et al., 2018).
+    """
 
     def __init__(self, width: int, relations: int) -> None:
         super().__init__()
@@ -208,14 +244,17 @@ class GraphConvolution(nn.Module):
 def offsets(settings: GCNetSettings) -> range:
     """The W offsets from an utterance to those that it hears, itself among them.
 
-    The windows are of the edges that leave an utterance, as in the released code, so those that arrive come from `future` back.
+    The windows are of the edges that leave an utterance, as in the released code, so those that
+    arrive come from `future` back.
     """
     return range(-settings.future, settings.past + 1)
 
 
 def neighbours(grid: Tensor, settings: GCNetSettings) -> Tensor:
     """(C, L, d) -> (C, L, W, d): what stands at each offset, zeros beyond the ends."""
-    return torch.stack([shifted(grid, offset) if offset else grid for offset in offsets(settings)], 2)
+    return torch.stack(
+        [shifted(grid, offset) if offset else grid for offset in offsets(settings)], 2
+    )
 
 
 def edges(layout: Layout, settings: GCNetSettings) -> Tensor:
@@ -226,8 +265,13 @@ def edges(layout: Layout, settings: GCNetSettings) -> Tensor:
 
 def temporal_relations(layout: Layout, settings: GCNetSettings) -> Tensor:
     """(C, L, W, 3) booleans: edges from the past, the present, the future."""
-    sign = torch.tensor([1 + (offset > 0) - (offset < 0) for offset in offsets(settings)], device=layout.exists.device)
-    return edges(layout, settings)[..., None] & (sign[:, None] == torch.arange(3, device=sign.device))
+    sign = torch.tensor(
+        [1 + (offset > 0) - (offset < 0) for offset in offsets(settings)],
+        device=layout.exists.device,
+    )
+    return edges(layout, settings)[..., None] & (
+        sign[:, None] == torch.arange(3, device=sign.device)
+    )
 
 
 def speaker_relations(layout: Layout, settings: GCNetSettings) -> Tensor:
@@ -247,25 +291,31 @@ def alone(rows: Tensor) -> Context:
 
 
 def arrange(context: Context) -> Layout:
-    """The batch's conversations side by side, each in the order of its positions (of the rows, where those are unknown).
+    """The batch's conversations side by side, each in the order of its positions (of the rows,
+    where those are unknown).
 
     Sizes of conversations are read back from the device: a sequence's length shapes the tensors.
     """
     order = context.rows.argsort(stable=True)
     order = order[context.position[order].argsort(stable=True)]
     order = order[context.conversation[order].argsort(stable=True)]
-    _, number, counts = torch.unique_consecutive(context.conversation[order], return_inverse=True, return_counts=True)
+    _, number, counts = torch.unique_consecutive(
+        context.conversation[order], return_inverse=True, return_counts=True
+    )
     lengths = counts.cpu()
     longest = int(lengths.max())
     within = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[number]
     index = torch.empty_like(order).index_copy(0, order, number * longest + within)
     exists = torch.arange(longest, device=order.device) < counts[:, None]
-    speaker = torch.full((exists.numel(),), -1, device=order.device).index_copy(0, index, context.speaker)
+    speaker = torch.full((exists.numel(),), -1, device=order.device).index_copy(
+        0, index, context.speaker
+    )
     return Layout(index, lengths, exists, by_appearance(speaker.view_as(exists), exists))
 
 
 def by_appearance(speaker: Tensor, exists: Tensor) -> Tensor:
-    """Speakers of each conversation numbered as they first appear, so that the numbers mean the same in unseen conversations.
+    """Speakers of each conversation numbered as they first appear, so that the numbers mean the
+    same in unseen conversations.
 
     (C, L) any numbers -> (C, L) from 0; 0 in the padding.
     """

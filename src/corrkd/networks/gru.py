@@ -1,4 +1,6 @@
-"""A GRU per modality, fused late (Cho et al., EMNLP 2014, "Learning Phrase Representations using RNN Encoder-Decoder ...")."""
+"""A GRU per modality, fused late (Cho et al., EMNLP 2014, "Learning Phrase Representations using
+RNN Encoder-Decoder ...").
+"""
 
 from __future__ import annotations
 
@@ -21,18 +23,23 @@ class GRUSettings(Strict):
     width: Width = Field(32, description="of each modality's GRU")
     summary: Literal["last", "mean"] = Field(
         "last",
-        description="what stands for a modality: the state after its last visible frame, or the mean of those after each",
+        description="what stands for a modality: the state after its last visible frame, or the "
+        "mean of those after each",
     )
     classifier: Annotated[tuple[Width, ...], Field(max_length=32)] = Field(
         (64,), description="hidden widths of the classifier"
     )
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="before each layer of the classifier")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.1, description="before each layer of the classifier"
+    )
 
 
 class GRUNetwork(SideBySide[GRUSettings]):
-    """The states of a GRU for each modality, summarised; the vectors side by side through the classifier.
+    """The states of a GRU for each modality, summarised; the vectors side by side through the
+    classifier.
 
-    A missing frame between visible ones is read as zeros. A modality of which nothing is visible has zeros for its vector.
+    A missing frame between visible ones is read as zeros. A modality of which nothing is visible
+    has zeros for its vector.
     """
 
     name = "gru"

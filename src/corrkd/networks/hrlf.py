@@ -1,4 +1,6 @@
-"""HRLF's network (Li et al., NeurIPS 2024): each modality factorised into what tells the sentiment and what is its alone, then refined."""
+"""HRLF's network (Li et al., NeurIPS 2024): each modality factorised into what tells the sentiment
+and what is its alone, then refined.
+"""
 
 from __future__ import annotations
 
@@ -17,35 +19,46 @@ from corrkd.settings import NetworkSettings, Width
 
 
 class HRLFSettings(NetworkSettings):
-    """The structure that HRLF's teacher and student share: CorrKD's encoders, and what follows them."""
+    """The structure that HRLF's teacher and student share: CorrKD's encoders, and what follows
+    them.
+    """
 
     pooling: Literal["last", "mean"] = Field(
         "last",
-        description="a modality's vector: of its last frame that exists [paper], or the mean of all, as in CorrKD",
+        description="a modality's vector: of its last frame that exists [paper], or the mean of "
+        "all, as in CorrKD",
     )
     sentiment_encoder: Literal["modality", "shared"] = Field(
         "modality",
-        description="E^S, one for each modality or one for all [open: the text indexes it, a figure shares it]",
+        description="E^S, one for each modality or one for all [open: the text indexes it, a "
+        "figure shares it]",
     )
-    factor_hidden: Width = Field(40, description="hidden width of E^S, E^M and of the decoder [open: d]")
+    factor_hidden: Width = Field(
+        40, description="hidden width of E^S, E^M and of the decoder [open: d]"
+    )
     scales: Literal["concatenated", "summed"] = Field(
         "concatenated",
-        description="how features of one width make a scale [open: the text says concatenate, its sizes fit a sum]",
+        description="how features of one width make a scale [open: the text says concatenate, "
+        "its sizes fit a sum]",
     )
 
     @model_validator(mode="after")
     def _halves_are_whole(self) -> HRLFSettings:
         if self.width % 2:
-            raise ValueError(f"width = {self.width} must be even: each of two factors has half of it")
+            raise ValueError(
+                f"width = {self.width} must be even: each of two factors has half of it"
+            )
         return self
 
 
 class Factors(NamedTuple):
-    """Vectors of n modalities and what is made again of them, as `corrkd.losses.factorisation_reconstruction` compares them.
+    """Vectors of n modalities and what is made again of them, as
+    `corrkd.losses.factorisation_reconstruction` compares them.
 
     Attributes:
         encoded: Z, (N, n, d).
-        decoded: (N, n, n, d), at [:, a, b] from the sentiment-relevant factor of a and the specific factor of b.
+        decoded: (N, n, n, d), at [:, a, b] from the sentiment-relevant factor of a and the specific
+            factor of b.
         relevant: Q, (N, n, d / 2).
         recovered: (N, n, n, d / 2), at [:, a, b] the sentiment-relevant factor of `decoded` there.
     """
@@ -69,7 +82,8 @@ class Details(NamedTuple):
 
 
 class HRLFNetwork(Network[HRLFSettings]):
-    """Encoders, factorisation, refinement through a bottleneck, and a classifier (Li et al., NeurIPS 2024, section 3).
+    """Encoders, factorisation, refinement through a bottleneck, and a classifier (Li et al.,
+    NeurIPS 2024, section 3).
 
     The representation is the three scales side by side: `scales` has their widths.
     """
@@ -82,19 +96,29 @@ class HRLFNetwork(Network[HRLFSettings]):
         """The modules."""
         settings = self.settings
         width, half, count = settings.width, settings.width // 2, len(self.modalities)
-        self.encoders = nn.ModuleList(Encoder(widths[m], frames[m], settings) for m in self.modalities)
+        self.encoders = nn.ModuleList(
+            Encoder(widths[m], frames[m], settings) for m in self.modalities
+        )
         shared = settings.sentiment_encoder == "shared"
-        self.relevant_encoders = nn.ModuleList(self._perceptron(width, half) for _ in range(1 if shared else count))
-        self.specific_encoders = nn.ModuleList(self._perceptron(width, half) for _ in self.modalities)
+        self.relevant_encoders = nn.ModuleList(
+            self._perceptron(width, half) for _ in range(1 if shared else count)
+        )
+        self.specific_encoders = nn.ModuleList(
+            self._perceptron(width, half) for _ in self.modalities
+        )
         self.decoder = self._perceptron(width, width)
         wide, middle, narrow = self.refined_widths
         sizes = (wide, middle, narrow, middle, wide)
         self.refinement = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.dropout = Dropout(settings.dropout)
-        self.classifier = fully_connected([wide, *settings.classifier, self.target.num_logits], settings.dropout)
+        self.classifier = fully_connected(
+            [wide, *settings.classifier, self.target.num_logits], settings.dropout
+        )
 
     def _perceptron(self, inputs: int, outputs: int) -> nn.Sequential:
-        return fully_connected([inputs, self.settings.factor_hidden, outputs], self.settings.dropout)
+        return fully_connected(
+            [inputs, self.settings.factor_hidden, outputs], self.settings.dropout
+        )
 
     @property
     def refined_widths(self) -> tuple[int, int, int]:
@@ -121,9 +145,13 @@ class HRLFNetwork(Network[HRLFSettings]):
     def details(self, inputs: Inputs) -> Details:
         """Return the output with the modalities' vectors that it was made of."""
         encoded = torch.stack([self.encode(m, inputs) for m in self.modalities], 1)
-        joint = torch.cat(self.factorise(encoded), -1).flatten(1)  # H: Q and U of one modality after the other
+        joint = torch.cat(self.factorise(encoded), -1).flatten(
+            1
+        )  # H: Q and U of one modality after the other
         steps = self.refine(joint)
-        return Details(Output(torch.cat(self.at_scales(joint, steps), 1), self.classify(steps[-1])), encoded)
+        return Details(
+            Output(torch.cat(self.at_scales(joint, steps), 1), self.classify(steps[-1])), encoded
+        )
 
     def encode(self, modality: str, inputs: Inputs) -> Tensor:
         """Return a modality's vector Z, (N, d)."""
@@ -132,25 +160,40 @@ class HRLFNetwork(Network[HRLFSettings]):
         return last(hidden, attended) if self.settings.pooling == "last" else pool(hidden, attended)
 
     def relevant(self, index: int, vectors: Tensor) -> Tensor:
-        """Return the sentiment-relevant factor, E^S of the modality at `index`: (..., d) -> (..., d / 2)."""
-        encoder = self.relevant_encoders[0 if self.settings.sentiment_encoder == "shared" else index]
+        """Return the sentiment-relevant factor, E^S of the modality at `index`: (..., d) -> (..., d
+        / 2).
+        """
+        encoder = self.relevant_encoders[
+            0 if self.settings.sentiment_encoder == "shared" else index
+        ]
         out: Tensor = encoder(vectors)
         return out
 
     def factorise(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sentiment-relevant factors Q and the specific ones U: (N, n, d) -> twice (N, n, d / 2)."""
+        """Return the sentiment-relevant factors Q and the specific ones U: (N, n, d) -> twice (N,
+        n, d / 2).
+        """
         vectors = encoded.unbind(1)
         relevant = [self.relevant(index, vector) for index, vector in enumerate(vectors)]
-        specific = [encoder(vector) for encoder, vector in zip(self.specific_encoders, vectors, strict=True)]
+        specific = [
+            encoder(vector) for encoder, vector in zip(self.specific_encoders, vectors, strict=True)
+        ]
         return torch.stack(relevant, 1), torch.stack(specific, 1)
 
     def factors(self, encoded: Tensor) -> Factors:
-        """Return what the reconstruction loss compares: each modality made again from each one's sentiment-relevant factor."""
+        """Return what the reconstruction loss compares: each modality made again from each one's
+        sentiment-relevant factor.
+        """
         relevant, specific = self.factorise(encoded)
         count = encoded.shape[1]
-        pairs = [relevant[:, :, None].expand(-1, -1, count, -1), specific[:, None].expand(-1, count, -1, -1)]
+        pairs = [
+            relevant[:, :, None].expand(-1, -1, count, -1),
+            specific[:, None].expand(-1, count, -1, -1),
+        ]
         decoded = self.decoder(torch.cat(pairs, -1))
-        recovered = torch.stack([self.relevant(index, x) for index, x in enumerate(decoded.unbind(2))], 2)
+        recovered = torch.stack(
+            [self.relevant(index, x) for index, x in enumerate(decoded.unbind(2))], 2
+        )
         return Factors(encoded, decoded, relevant, recovered)
 
     def refine(self, joint: Tensor) -> list[Tensor]:
@@ -166,7 +209,10 @@ class HRLFNetwork(Network[HRLFSettings]):
         first, second, third, refined = steps
         pairs = ((joint, refined), (first, third))
         concatenated = self.settings.scales == "concatenated"
-        return [*(torch.cat(pair, 1) if concatenated else pair[0] + pair[1] for pair in pairs), second]
+        return [
+            *(torch.cat(pair, 1) if concatenated else pair[0] + pair[1] for pair in pairs),
+            second,
+        ]
 
     def classify(self, refined: Tensor) -> Tensor:
         """Logits of H~."""

@@ -1,4 +1,6 @@
-"""Late fusion's network: CorrKD's encoder with a classifier for each modality; the answer is the mean vote of those that are visible."""
+"""Late fusion's network: CorrKD's encoder with a classifier for each modality; the answer is the
+mean vote of those that are visible.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from corrkd.settings import NetworkSettings
 
 
 class LateFusionNetwork(Network[NetworkSettings]):
-    """The vote of a modality is its log-probabilities (a score: itself); votes are averaged as responses, not as logits.
+    """The vote of a modality is its log-probabilities (a score: itself); votes are averaged as
+    responses, not as logits.
 
     Where nothing at all is visible, all modalities vote on what stands for missing frames.
     """
@@ -26,10 +29,14 @@ class LateFusionNetwork(Network[NetworkSettings]):
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
         """The modules."""
         settings = self.settings
-        self.encoders = nn.ModuleList(Encoder(widths[m], frames[m], settings) for m in self.modalities)
+        self.encoders = nn.ModuleList(
+            Encoder(widths[m], frames[m], settings) for m in self.modalities
+        )
         self.dropout = Dropout(settings.dropout)
         self.classifiers = nn.ModuleList(
-            fully_connected([settings.width, *settings.classifier, self.target.num_logits], settings.dropout)
+            fully_connected(
+                [settings.width, *settings.classifier, self.target.num_logits], settings.dropout
+            )
             for _ in self.modalities
         )
 
@@ -39,20 +46,29 @@ class LateFusionNetwork(Network[NetworkSettings]):
         return dict.fromkeys(self.modalities, self.settings.width)
 
     def forward(self, inputs: Inputs) -> Output:
-        """The representation is the vectors of all modalities side by side; logits are the log of the mean response."""
+        """The representation is the vectors of all modalities side by side; logits are the log of
+        the mean response.
+        """
         vectors = self.encode(inputs)
         votes = [self.vote(index, vector) for index, vector in enumerate(vectors)]
         logits = self.target.mean_response(votes, inputs.shown(self.modalities))
         return Output(torch.cat(vectors, 1), logits)
 
     def votes(self, inputs: Inputs) -> tuple[list[Tensor], Tensor]:
-        """Logits of each modality by itself, and which modalities a sample shows, (N, M) booleans."""
+        """Logits of each modality by itself, and which modalities a sample shows, (N, M)
+        booleans.
+        """
         vectors = self.encode(inputs)
-        return [self.vote(index, x) for index, x in enumerate(vectors)], inputs.shown(self.modalities)
+        return [self.vote(index, x) for index, x in enumerate(vectors)], inputs.shown(
+            self.modalities
+        )
 
     def encode(self, inputs: Inputs) -> list[Tensor]:
         """The pooled vector of each modality, (N, width)."""
-        return [encoder(*inputs.of(m)) for m, encoder in zip(self.modalities, self.encoders, strict=True)]
+        return [
+            encoder(*inputs.of(m))
+            for m, encoder in zip(self.modalities, self.encoders, strict=True)
+        ]
 
     def vote(self, index: int, vector: Tensor) -> Tensor:
         """Logits of the modality at `place`, in the target's shape."""

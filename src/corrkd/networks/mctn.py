@@ -1,4 +1,6 @@
-"""MCTN's network: from one source modality to a joint embedding by cyclic translation (Pham et al., AAAI 2019)."""
+"""MCTN's network: from one source modality to a joint embedding by cyclic translation (Pham et al.,
+AAAI 2019).
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,12 @@ class MCTNSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    source: str | None = Field(None, description="the only modality that is needed at test; default: the first")
-    width: Width = Field(32, description="hidden size of the recurrent networks, and of a frame's embedding")
+    source: str | None = Field(
+        None, description="the only modality that is needed at test; default: the first"
+    )
+    width: Width = Field(
+        32, description="hidden size of the recurrent networks, and of a frame's embedding"
+    )
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.1, description="on embedded frames and before the answer"
     )
@@ -33,7 +39,9 @@ class MCTNSettings(BaseModel):
     cycle: Annotated[float, Field(ge=0.0)] = Field(
         0.1, description="lambda_c, weight of the translation back to the source"
     )
-    l2: Annotated[float, Field(ge=0.0)] = Field(0.01, description="weight of the head's squared weights")
+    l2: Annotated[float, Field(ge=0.0)] = Field(
+        0.01, description="weight of the head's squared weights"
+    )
 
 
 class Translations(NamedTuple):
@@ -41,7 +49,8 @@ class Translations(NamedTuple):
 
     Attributes:
         targets: frames (N, T_m, d_m) of each modality but the source, by name.
-        back: the source's frames, translated back from the first target's translation; None where there is no target.
+        back: the source's frames, translated back from the first target's translation; None where
+            there is no target.
     """
 
     targets: dict[str, Tensor]
@@ -49,7 +58,8 @@ class Translations(NamedTuple):
 
 
 class MCTNNetwork(Network[MCTNSettings]):
-    """One level per target: the first is the cyclic translation source <-> target, each further one translates the joint embedding on.
+    """One level per target: the first is the cyclic translation source <-> target, each further one
+    translates the joint embedding on.
 
     Targets come in the order of the dataset's modalities.
     `forward` looks at the source alone; `translate` is for training.
@@ -66,7 +76,9 @@ class MCTNNetwork(Network[MCTNSettings]):
         settings = self.settings
         self.source = settings.source or self.modalities[0]
         if self.source not in widths:
-            raise CorrKDError(f"MCTN: source {self.source!r} is none of the modalities {', '.join(widths)}")
+            raise CorrKDError(
+                f"MCTN: source {self.source!r} is none of the modalities {', '.join(widths)}"
+            )
         self.targets = tuple(m for m in self.modalities if m != self.source)
         width = settings.width
         self.embed = nn.ModuleList(nn.Linear(widths[m], width) for m in self.modalities)
@@ -88,7 +100,9 @@ class MCTNNetwork(Network[MCTNSettings]):
         return self.predict(self.join(inputs)[-1], inputs.exists[self.source])
 
     def predict(self, embedding: Tensor, exists: Tensor) -> Output:
-        """The predictor reads the joint embedding (N, T, width); attention over its states that exist makes them one."""
+        """The predictor reads the joint embedding (N, T, width); attention over its states that
+        exist makes them one.
+        """
         hidden, _ = self.predictor(embedding)
         energies = torch.tanh(self.attention(hidden)[..., 0]).masked_fill(
             ~exists, -1e4
@@ -99,7 +113,9 @@ class MCTNNetwork(Network[MCTNSettings]):
         return Output(representation, self.target.shape_logits(logits))
 
     def join(self, inputs: Inputs) -> list[Tensor]:
-        """The joint embedding of each level, (N, T_source, width): the last has passed through all translations."""
+        """The joint embedding of each level, (N, T_source, width): the last has passed through all
+        translations.
+        """
         frames, seen, visible = inputs.of(self.source)
         hidden = self._embedded(self.source, frames, visible)
         levels = []
@@ -109,9 +125,14 @@ class MCTNNetwork(Network[MCTNSettings]):
         return levels
 
     def translate(self, levels: list[Tensor], exists: Mapping[str, Tensor]) -> Translations:
-        """Frames of the targets from the joint embeddings of `join`, and the source's from the first target's translation."""
+        """Frames of the targets from the joint embeddings of `join`, and the source's from the
+        first target's translation.
+        """
         seen = exists[self.source]
-        made = {m: self._decoded(index, levels[index], seen, m, exists[m]) for index, m in enumerate(self.targets)}
+        made = {
+            m: self._decoded(index, levels[index], seen, m, exists[m])
+            for index, m in enumerate(self.targets)
+        }
         if not self.targets:
             return Translations(made, None)
         first = self.targets[0]
@@ -124,14 +145,19 @@ class MCTNNetwork(Network[MCTNSettings]):
         out: Tensor = self.dropout(self.embed[self.modalities.index(modality)](frames))
         return out
 
-    def _decoded(self, level: int, memory: Tensor, attended: Tensor, modality: str, exists: Tensor) -> Tensor:
+    def _decoded(
+        self, level: int, memory: Tensor, attended: Tensor, modality: str, exists: Tensor
+    ) -> Tensor:
         index = self.modalities.index(modality)
-        out: Tensor = self.decoders[level](memory, attended, exists.shape[1], self.embed[index], self.project[index])
+        out: Tensor = self.decoders[level](
+            memory, attended, exists.shape[1], self.embed[index], self.project[index]
+        )
         return out
 
 
 class MCTNPerSourceNetwork(Network[MCTNSettings]):
-    """One MCTN for each modality as its source; the mean response of those whose source is visible, of all where none is.
+    """One MCTN for each modality as its source; the mean response of those whose source is visible,
+    of all where none is.
 
     Raises:
         CorrKDError: where the settings name a source.
@@ -144,10 +170,16 @@ class MCTNPerSourceNetwork(Network[MCTNSettings]):
         """The modules."""
         if self.settings.source is not None:
             raise CorrKDError(
-                f"MCTN per source: every modality is one; leave out network.source = {self.settings.source}"
+                f"MCTN per source: every modality is one; leave out network.source = "
+                f"{self.settings.source}"
             )
         self.models = nn.ModuleList(
-            MCTNNetwork(widths, frames, target=self.target, settings=self.settings.model_copy(update={"source": m}))
+            MCTNNetwork(
+                widths,
+                frames,
+                target=self.target,
+                settings=self.settings.model_copy(update={"source": m}),
+            )
             for m in self.modalities
         )
 
@@ -157,9 +189,13 @@ class MCTNPerSourceNetwork(Network[MCTNSettings]):
         return dict.fromkeys(self.modalities, self.settings.width)
 
     def forward(self, inputs: Inputs) -> Output:
-        """The models' representations side by side, (N, M x width), and the log of their mean response."""
+        """The models' representations side by side, (N, M x width), and the log of their mean
+        response.
+        """
         outputs: list[Output] = [model(inputs) for model in self.models]
-        logits = self.target.mean_response([output.logits for output in outputs], inputs.shown(self.modalities))
+        logits = self.target.mean_response(
+            [output.logits for output in outputs], inputs.shown(self.modalities)
+        )
         return Output(torch.cat([output.representation for output in outputs], 1), logits)
 
 
@@ -174,22 +210,33 @@ class SummedLSTM(nn.Module):
         """(N, T, width) and (N, T) booleans -> (N, T, width), zero in the padding."""
         count, lengths = len(hidden), exists.sum(1).clamp(min=1).cpu()
         if not count:  # one of several processes may have no sample, which cannot be packed
-            hidden, lengths = hidden.new_zeros(1, *hidden.shape[1:]), torch.ones(1, dtype=torch.int64)
+            hidden, lengths = (
+                hidden.new_zeros(1, *hidden.shape[1:]),
+                torch.ones(1, dtype=torch.int64),
+            )
         packed = pack_padded_sequence(hidden, lengths, batch_first=True, enforce_sorted=False)
-        states, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=exists.shape[1])
+        states, _ = pad_packed_sequence(
+            self.lstm(packed)[0], batch_first=True, total_length=exists.shape[1]
+        )
         return states[:count].unflatten(-1, (2, -1)).sum(2) * exists[..., None]
 
 
 class AttentiveDecoder(nn.Module):
-    """LSTM that writes frame after frame, each from the one it wrote before and from what it attends to (Luong et al., 2015)."""
+    """LSTM that writes frame after frame, each from the one it wrote before and from what it
+    attends to (Luong et al., 2015).
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.cell = nn.LSTMCell(width, width)
         self.key = nn.Linear(width, width, bias=False)
 
-    def forward(self, memory: Tensor, attended: Tensor, frames: int, embed: nn.Module, project: nn.Module) -> Tensor:
-        """(N, T, width) and (N, T) booleans -> (N, frames, d): `project` makes a frame of state and context, `embed` reads it again."""
+    def forward(
+        self, memory: Tensor, attended: Tensor, frames: int, embed: nn.Module, project: nn.Module
+    ) -> Tensor:
+        """(N, T, width) and (N, T) booleans -> (N, frames, d): `project` makes a frame of state and
+        context, `embed` reads it again.
+        """
         bias = torch.where(attended, 0.0, -1e4).to(memory.dtype)
         keys = self.key(memory)
         state = (last(memory, attended), torch.zeros_like(memory[:, 0]))

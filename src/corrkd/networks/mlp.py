@@ -1,6 +1,8 @@
-"""A late-fusion MLP on summaries of the frames, after LF-DNN (as in Yu et al., ACL 2020, "CH-SIMS ...").
+"""A late-fusion MLP on summaries of the frames, after LF-DNN (as in Yu et al., ACL 2020, "CH-SIMS
+...").
 
-Each modality is read as a deep averaging network reads words (Iyyer et al., ACL 2015), which also drops inputs at random.
+Each modality is read as a deep averaging network reads words (Iyyer et al., ACL 2015), which also
+drops inputs at random.
 """
 
 from __future__ import annotations
@@ -30,26 +32,31 @@ class MLPSettings(Strict):
     width: Width = Field(64, description="of each modality's vector")
     summary: Annotated[tuple[Summary, ...], Field(min_length=1, max_length=3)] = Field(
         ("end", "mean", "visibility"),
-        description="what is read of the frames: their mean; the last one, zeros where it is missing; whether that one is visible, and "
+        description="what is read of the frames: their mean; the last one, zeros where it is "
+        "missing; whether that one is visible, and "
         "which share of all is",
     )
     hidden: Hidden = Field((), description="hidden widths of each modality's MLP")
     classifier: Hidden = Field(
-        (64,), description="hidden widths of the classifier; none: the modalities' evidence is added"
+        (64,),
+        description="hidden widths of the classifier; none: the modalities' evidence is added",
     )
     input_dropout: Rate = Field(
         0.5,
-        description="of the summary of the widest modality, if it has 512 features or more; that of narrower ones is smaller by the "
+        description="of the summary of the widest modality, if it has 512 features or more; that "
+        "of narrower ones is smaller by the "
         "root of the ratio",
     )
     dropout: Rate = Field(0.3, description="between the layers and before the classifier")
 
 
 class MLPNetwork(SideBySide[MLPSettings]):
-    """A summary of each modality's frames through an MLP; the vectors side by side through the classifier.
+    """A summary of each modality's frames through an MLP; the vectors side by side through the
+    classifier.
 
-    With many features and few samples it is dropping inputs that lets it generalise. Which frames of a visible modality are missing may be
-    informative (a silent speaker), so that is read as well. A modality without visible frames has a vector of zeros.
+    With many features and few samples it is dropping inputs that lets it generalise. Which frames
+    of a visible modality are missing may be informative (a silent speaker), so that is read as
+    well. A modality without visible frames has a vector of zeros.
     """
 
     name = "mlp"
@@ -65,7 +72,9 @@ class MLPNetwork(SideBySide[MLPSettings]):
             Dropout(settings.input_dropout * math.sqrt(widths[m] / widest)) for m in self.modalities
         )
         self.encoders = nn.ModuleList(
-            fully_connected([vectors * widths[m] + flags, *settings.hidden, settings.width], settings.dropout)
+            fully_connected(
+                [vectors * widths[m] + flags, *settings.hidden, settings.width], settings.dropout
+            )
             for m in self.modalities
         )
         self.make_classifier()
@@ -87,6 +96,9 @@ class MLPNetwork(SideBySide[MLPSettings]):
         if "visibility" in self.settings.summary:
             # Less 1, so that a modality whose frames are all visible adds nothing.
             share = visible.sum(1) / exists.sum(1).clamp(min=1)
-            summary.append(torch.stack([(visible & final).any(1).to(frames.dtype), share.to(frames.dtype)], 1) - 1.0)
+            summary.append(
+                torch.stack([(visible & final).any(1).to(frames.dtype), share.to(frames.dtype)], 1)
+                - 1.0
+            )
         vector = torch.relu(self.encoders[index](torch.cat(summary, 1)))
         return vector * visible.any(1, keepdim=True)

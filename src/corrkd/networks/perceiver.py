@@ -1,6 +1,8 @@
-"""A Perceiver over the frames of all modalities (Jaegle et al., ICML 2021, "Perceiver: General Perception with Iterative Attention").
+"""A Perceiver over the frames of all modalities (Jaegle et al., ICML 2021, "Perceiver: General
+Perception with Iterative Attention").
 
-One cross-attention, as in Perceiver IO (Jaegle et al., ICLR 2022); sinusoids in place of Fourier features, and pre-norm blocks.
+One cross-attention, as in Perceiver IO (Jaegle et al., ICLR 2022); sinusoids in place of Fourier
+features, and pre-norm blocks.
 """
 
 from __future__ import annotations
@@ -22,12 +24,16 @@ EMBEDDING_DEVIATION = 0.02  # of latents and modality embeddings, as in the orig
 
 
 class PerceiverSettings(Strict):
-    """Structure of the Perceiver. The original's: 512 latents of 1024 numbers, 8 rounds; scaled down to short sequences."""
+    """Structure of the Perceiver. The original's: 512 latents of 1024 numbers, 8 rounds; scaled
+    down to short sequences.
+    """
 
     width: Width = Field(32, description="of the latents, and of the frames that they attend to")
     latents: Width = Field(8, description="how many latents there are")
     heads: Width = Field(4, description="attention heads; must divide width")
-    layers: Depth = Field(2, description="self-attention blocks among the latents after the cross-attention")
+    layers: Depth = Field(
+        2, description="self-attention blocks among the latents after the cross-attention"
+    )
     feedforward: Width = Field(64, description="width of the feed-forward blocks")
     classifier: Annotated[tuple[Width, ...], Field(max_length=32)] = Field(
         (64,), description="hidden widths of the classifier"
@@ -44,10 +50,11 @@ class PerceiverSettings(Strict):
 
 
 class PerceiverNetwork(Network[PerceiverSettings]):
-    """Learned latents attend to the visible frames of all modalities at once, then to each other; their mean is the representation.
+    """Learned latents attend to the visible frames of all modalities at once, then to each other;
+    their mean is the representation.
 
-    Its cost grows with the number of frames, not with its square. A missing frame takes no part; where nothing is visible, the latents
-    alone answer.
+    Its cost grows with the number of frames, not with its square. A missing frame takes no part;
+    where nothing is visible, the latents alone answer.
     """
 
     name = "perceiver"
@@ -59,14 +66,18 @@ class PerceiverNetwork(Network[PerceiverSettings]):
         settings = self.settings
         width = settings.width
         self.projections = nn.ModuleList(nn.Linear(widths[m], width) for m in self.modalities)
-        self.modality_embeddings = nn.Parameter(torch.randn(len(self.modalities), width) * EMBEDDING_DEVIATION)
+        self.modality_embeddings = nn.Parameter(
+            torch.randn(len(self.modalities), width) * EMBEDDING_DEVIATION
+        )
         self.latents = nn.Parameter(torch.randn(settings.latents, width) * EMBEDDING_DEVIATION)
         self.norm_frames = nn.LayerNorm(width)
         self.cross = LatentBlock(settings)
         self.blocks = nn.ModuleList(LatentBlock(settings) for _ in range(settings.layers))
         self.norm = nn.LayerNorm(width)
         self.dropout = Dropout(settings.dropout)
-        self.classifier = fully_connected([width, *settings.classifier, self.target.num_logits], settings.dropout)
+        self.classifier = fully_connected(
+            [width, *settings.classifier, self.target.num_logits], settings.dropout
+        )
 
     @property
     def representation_width(self) -> int:
@@ -85,9 +96,13 @@ class PerceiverNetwork(Network[PerceiverSettings]):
         return Output(representation, self.target.shape_logits(logits))
 
     def embed(self, inputs: Inputs) -> Tensor:
-        """The frames of all modalities in a row, (N, sum of T_m, width): projected, with position and modality; invisible ones as zeros."""
+        """The frames of all modalities in a row, (N, sum of T_m, width): projected, with position
+        and modality; invisible ones as zeros.
+        """
         rows = []
-        for index, (m, projection) in enumerate(zip(self.modalities, self.projections, strict=True)):
+        for index, (m, projection) in enumerate(
+            zip(self.modalities, self.projections, strict=True)
+        ):
             frames, _, visible = inputs.of(m)
             projected = projection(torch.where(visible[..., None], frames, 0.0))
             positions = sinusoids_like(projected, frames.shape[1])
@@ -96,7 +111,8 @@ class PerceiverNetwork(Network[PerceiverSettings]):
 
 
 class LatentBlock(nn.Module):
-    """Attention from latents to frames or to the latents themselves, and a feed-forward block; each with a residual, normed before.
+    """Attention from latents to frames or to the latents themselves, and a feed-forward block; each
+    with a residual, normed before.
 
     No `AttentionLayer`: its maps have a row for each latent, not for each frame.
 
@@ -117,7 +133,9 @@ class LatentBlock(nn.Module):
         self.norm_feedforward = nn.LayerNorm(width)
         self.dropout = Dropout(settings.dropout)
 
-    def forward(self, latents: Tensor, frames: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
+    def forward(
+        self, latents: Tensor, frames: Tensor | None = None, visible: Tensor | None = None
+    ) -> Tensor:
         """Return the latents after the block.
 
         Args:
@@ -129,20 +147,30 @@ class LatentBlock(nn.Module):
             (N, L, width).
         """
         normed = self.norm_attention(latents)
-        latents = latents + self.dropout(self.attend(normed, normed if frames is None else frames, visible))
-        return latents + self.dropout(self.contract(self.dropout(gelu(self.expand(self.norm_feedforward(latents))))))
+        latents = latents + self.dropout(
+            self.attend(normed, normed if frames is None else frames, visible)
+        )
+        return latents + self.dropout(
+            self.contract(self.dropout(gelu(self.expand(self.norm_feedforward(latents)))))
+        )
 
     def attend(self, latents: Tensor, frames: Tensor, visible: Tensor | None) -> Tensor:
         """Multi-head attention, (N, L, width); where nothing is visible, of zeros."""
         head = latents.shape[2] // self.heads
         query = self.query(latents).unflatten(2, (self.heads, head)).transpose(1, 2) * head**-0.5
-        key, value = self.key_value(frames).unflatten(2, (2, self.heads, head)).permute(2, 0, 3, 1, 4).unbind(0)
+        key, value = (
+            self.key_value(frames)
+            .unflatten(2, (2, self.heads, head))
+            .permute(2, 0, 3, 1, 4)
+            .unbind(0)
+        )
         products = query @ key.transpose(2, 3)  # (N, heads, L, T)
         if visible is None:
             weights = torch.softmax(products, -1)
         else:
             attended = visible[:, None, None, :]
-            # Finite, so that a sample with nothing visible stays finite; its weights are zeroed after the softmax.
+            # Finite, so that a sample with nothing visible stays finite; its weights are zeroed
+            # after the softmax.
             lowest = torch.finfo(products.dtype).min / 2
             weights = torch.softmax(products.masked_fill(~attended, lowest), -1) * attended
         return self.output((weights @ value).transpose(1, 2).flatten(2))

@@ -1,4 +1,6 @@
-"""From the frames of one modality to the states of an LSTM or a GRU, as baselines of that time read their frames."""
+"""From the frames of one modality to the states of an LSTM or a GRU, as baselines of that time read
+their frames.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,11 @@ PARAMETERS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 
 
 class FrameRecurrence(nn.Module):
-    """A one-directional recurrent layer over the frames of one modality; invisible frames are zeros.
+    """A one-directional recurrent layer over the frames of one modality; invisible frames are
+    zeros.
 
-    It reads left to right, so that padding, which comes last, changes no state of a frame that exists.
+    It reads left to right, so that padding, which comes last, changes no state of a frame that
+    exists.
 
     Args:
         width: of the states.
@@ -34,18 +38,25 @@ class FrameRecurrence(nn.Module):
         raise NotImplementedError
 
     def forward(self, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
-        """(N, T, d_m) and two (N, T) masks, visible within exists -> states (N, T, width), zero in the padding."""
+        """(N, T, d_m) and two (N, T) masks, visible within exists -> states (N, T, width), zero in
+        the padding.
+        """
         filled = torch.where(visible[..., None], frames, 0.0)
         draws = current_draws()
-        if draws is not None and draws.stacked:  # layers of several runs at once, which torch's kernel cannot do
+        if (
+            draws is not None and draws.stacked
+        ):  # layers of several runs at once, which torch's kernel cannot do
             return self.states(filled) * exists[..., None]
-        # One of several processes may have no sample, which the kernel refuses: it reads one of zeros, of which nothing is kept.
+        # One of several processes may have no sample, which the kernel refuses: it reads one of
+        # zeros, of which nothing is kept.
         batch = filled if len(filled) else filled.new_zeros(1, *filled.shape[1:])
         states: Tensor = self.kernel(batch)[0][: len(filled)]
         return states * exists[..., None]
 
     def last(self, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
-        """The state after each sample's last frame, (N, width); zeros for a sample without frames."""
+        """The state after each sample's last frame, (N, width); zeros for a sample without
+        frames.
+        """
         return last_state(self(frames, exists, visible), exists)
 
     def parameters_in_order(self) -> list[Tensor]:
@@ -85,7 +96,8 @@ class FrameLSTM(FrameRecurrence):
 
 
 class FrameGRU(FrameRecurrence):
-    """A GRU over the frames of one modality (Cho et al., EMNLP 2014), with the reset gate after the product, as in `nn.GRU`.
+    """A GRU over the frames of one modality (Cho et al., EMNLP 2014), with the reset gate after the
+    product, as in `nn.GRU`.
 
     Args:
         inputs: d_m, the width of the frames.
@@ -118,7 +130,8 @@ class FrameGRU(FrameRecurrence):
 
 
 def last_state(states: Tensor, counted: Tensor) -> Tensor:
-    """The state after each sample's last counted frame: (N, T, width) and (N, T) booleans -> (N, width).
+    """The state after each sample's last counted frame: (N, T, width) and (N, T) booleans -> (N,
+    width).
 
     Where no frame is counted, the first state.
     """

@@ -1,4 +1,6 @@
-"""The networks by the name in their card, with those of other packages (entry points in the group `corrkd.networks`)."""
+"""The networks by the name in their card, with those of other packages (entry points in the group
+`corrkd.networks`).
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,14 @@ def network_class(name: str) -> type[AnyNetwork]:
     """Return the network of that name.
 
     Raises:
-        CorrKDError: the name is unknown, or the class has another: a saved model is loaded by the name of its network.
+        CorrKDError: the name is unknown, or the class has another: a saved model is loaded by the
+            name of its network.
     """
     kind: type[AnyNetwork] = find(name, {**BUILT_IN, **WITH_EXTRAS}, GROUP, Network, "network")
     declared = getattr(kind, "name", None)
     if declared != name:
         raise CorrKDError(
-            f"network {name!r}: its class {kind.__qualname__} has the name {declared!r}; give it the name of its entry point"
+            f"network {name!r}: its class {kind.__qualname__} has the name {declared!r}; give it "
+            f"the name of its entry point"
         )
     return kind

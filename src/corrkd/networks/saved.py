@@ -1,4 +1,5 @@
-"""A network with its card on disk: `student.safetensors` (parameters, normalisation) and `student.json` (everything else, readable).
+"""A network with its card on disk: `student.safetensors` (parameters, normalisation) and
+`student.json` (everything else, readable).
 
 Neither file can carry code. The card is written last: where it is, the model is whole.
 """
@@ -48,7 +49,9 @@ from corrkd.targets.registry import target_from_json
 WEIGHTS, CARD = "model.safetensors", "config.json"  # of a model by itself, as on the hub
 FORMAT = 1
 LARGEST = 100_000  # width or frames of a modality
-LARGEST_TABLES = 2**27  # numbers in the buffers that a network makes for itself, as tables of positions
+LARGEST_TABLES = (
+    2**27
+)  # numbers in the buffers that a network makes for itself, as tables of positions
 Size = Annotated[int, Field(ge=1, le=LARGEST)]
 
 
@@ -89,9 +92,11 @@ class SavedNetwork:
         normalisation: of the raw features, from its training split.
         target: what it predicts.
         frames: the most frames T_m by modality in the data.
-        missing: what training samples lack anyway: a share of frames, by modality, and over the modalities that a sample has, of which no
-            more is missing in 19 of 20 samples; None: not known.
-        about: plain facts: role, seed, epoch, selection rule, data's name and SHA-256, versions, history.
+        missing: what training samples lack anyway: a share of frames, by modality, and over the
+            modalities that a sample has, of which no more is missing in 19 of 20 samples; None: not
+            known.
+        about: plain facts: role, seed, epoch, selection rule, data's name and SHA-256, versions,
+            history.
         evaluated: what its evaluation found out; None before there was one.
     """
 
@@ -114,15 +119,22 @@ class SavedNetwork:
         return {m: len(self.normalisation.center[m]) for m in self.modalities}
 
     def fit(self, dataset: MultimodalDataset, *, partly: bool = False) -> MultimodalDataset:
-        """The dataset with this network's modalities and classes in its order; `partly`: those of the modalities that it has.
+        """The dataset with this network's modalities and classes in its order; `partly`: those of
+        the modalities that it has.
 
         Raises:
-            CorrKDError: where one is absent (if `partly`: all are), of another width, or longer than the network reads.
+            CorrKDError: where one is absent (if `partly`: all are), of another width, or longer
+                than the network reads.
         """
-        names = tuple(m for m in self.modalities if m in dataset.modalities) if partly else self.modalities
+        names = (
+            tuple(m for m in self.modalities if m in dataset.modalities)
+            if partly
+            else self.modalities
+        )
         if not names:
             raise CorrKDError(
-                f"dataset {dataset.name}: has none of the model's modalities {', '.join(self.modalities)}; it has "
+                f"dataset {dataset.name}: has none of the model's modalities "
+                f"{', '.join(self.modalities)}; it has "
                 f"{', '.join(dataset.modalities)}"
             )
         fitting = with_modalities(dataset, names, self.widths)
@@ -130,10 +142,13 @@ class SavedNetwork:
             for m, longest in self.network.longest(self.frames).items():
                 if m in names and split.frames[m].shape[1] > longest:
                     raise CorrKDError(
-                        f"dataset {dataset.name}: modality {m} has {split.frames[m].shape[1]} frames, but the model reads no more "
+                        f"dataset {dataset.name}: modality {m} has {split.frames[m].shape[1]} "
+                        f"frames, but the model reads no more "
                         f"than {longest}"
                     )
-        return with_classes(fitting, self.target.classes) if self.target.kind == "classes" else fitting
+        return (
+            with_classes(fitting, self.target.classes) if self.target.kind == "classes" else fitting
+        )
 
 
 def build_network(
@@ -171,17 +186,23 @@ def add_evaluated(stem: Path, evaluated: Evaluated) -> None:
 
 
 def recorded(stem: Path, fact: str) -> Any:
-    """A fact that training recorded on a model's card. Raises CorrKDError where the card is damaged or lacks it."""
+    """A fact that training recorded on a model's card. Raises CorrKDError where the card is damaged
+    or lacks it.
+    """
     path = _files(stem)[1]
     about = read_card(path)["about"]
     if fact not in about:
-        raise CorrKDError(f"{path}: the card does not record {fact!r}; delete it to train this stage again")
+        raise CorrKDError(
+            f"{path}: the card does not record {fact!r}; delete it to train this stage again"
+        )
     return about[fact]
 
 
 def packed(saved: SavedNetwork) -> tuple[bytes, dict[str, Any]]:
     """The two files' contents: tensors as safetensors, and the card."""
-    tensors = {f"network.{name}": value.contiguous() for name, value in saved.network.state_dict().items()}
+    tensors = {
+        f"network.{name}": value.contiguous() for name, value in saved.network.state_dict().items()
+    }
     for m in saved.modalities:
         tensors[f"center.{m}"] = torch.as_tensor(np.asarray(saved.normalisation.center[m]))
         tensors[f"scale.{m}"] = torch.as_tensor(np.asarray(saved.normalisation.scale[m]))
@@ -219,7 +240,8 @@ def load_network(stem: Path) -> SavedNetwork:
     """Reads what `save_network` wrote; `stem` with or without the ending.
 
     Raises:
-        CorrKDError: where a file is missing, damaged, or its tensors have other shapes than the card says.
+        CorrKDError: where a file is missing, damaged, or its tensors have other shapes than the
+            card says.
     """
     return read_network(*_files(stem))
 
@@ -233,7 +255,8 @@ def read_network(path: Path, card_path: Path) -> SavedNetwork:
         raise CorrKDError(f"{path}: {error.strerror or error}") from None
     if hashlib.sha256(data).hexdigest() != card["sha256"]:
         raise CorrKDError(
-            f"{path}: damaged: its SHA-256 is not the one in {card_path.name}; restore both files from one training"
+            f"{path}: damaged: its SHA-256 is not the one in {card_path.name}; restore both "
+            f"files from one training"
         )
     try:
         tensors = load_tensors(data)
@@ -254,8 +277,8 @@ def load_student(path: str | Path) -> SavedNetwork:
     """A trained student.
 
     Args:
-        path: a run's folder or its dataset's (the first seed's reference arm), a seed's folder, an arm's folder, the model's file, or a
-            folder of `save_pretrained`.
+        path: a run's folder or its dataset's (the first seed's reference arm), a seed's folder, an
+            arm's folder, the model's file, or a folder of `save_pretrained`.
 
     Raises:
         CorrKDError: where there is none, or it is damaged.
@@ -267,14 +290,21 @@ def load_student(path: str | Path) -> SavedNetwork:
         if _files(stem)[1].is_file():
             return load_network(stem)
     raise CorrKDError(
-        f"{path}: no trained student there; expected a run's folder, a model's two files, or a folder with {WEIGHTS} and {CARD}"
+        f"{path}: no trained student there; expected a run's folder, a model's two files, or a "
+        f"folder with {WEIGHTS} and {CARD}"
     )
 
 
 def _stems(path: Path) -> Iterator[Path]:
-    """Where a path may lead to a student: itself, an arm's folder, or the reference arm of a seed's, a dataset's or a run's folder."""
+    """Where a path may lead to a student: itself, an arm's folder, or the reference arm of a
+    seed's, a dataset's or a run's folder.
+    """
     yield path
-    inside = [file.with_suffix("") for file in path.glob("*.safetensors") if file.with_suffix(".json").is_file()]
+    inside = [
+        file.with_suffix("")
+        for file in path.glob("*.safetensors")
+        if file.with_suffix(".json").is_file()
+    ]
     yield from (stem for stem in inside if stem.name == path.name or len(inside) == 1)
     dataset = dataset_folder(path)
     if dataset is not None:
@@ -284,7 +314,8 @@ def _stems(path: Path) -> Iterator[Path]:
 
 
 def dataset_folder(path: Path) -> Path | None:
-    """Return the dataset's folder that a path lies in, or that a run's folder has alone; None where there is none.
+    """Return the dataset's folder that a path lies in, or that a run's folder has alone; None where
+    there is none.
 
     Raises:
         CorrKDError: where the run has several datasets.
@@ -294,12 +325,17 @@ def dataset_folder(path: Path) -> Path | None:
             return folder
     inside = sorted(file.parent for file in path.glob(f"*/{RUN}")) if path.is_dir() else []
     if len(inside) > 1:
-        raise CorrKDError(f"{path}: has several datasets; give the folder of one: {', '.join(f.name for f in inside)}")
+        raise CorrKDError(
+            f"{path}: has several datasets; give the folder of one: "
+            f"{', '.join(f.name for f in inside)}"
+        )
     return inside[0] if inside else None
 
 
 def reference_arm(dataset: Path) -> str:
-    """Return the arm of a dataset's folder that others are compared with. Raises CorrKDError where run.json does not name it."""
+    """Return the arm of a dataset's folder that others are compared with. Raises CorrKDError where
+    run.json does not name it.
+    """
     tree = read_json(dataset / RUN)
     name = tree.get("reference") if isinstance(tree, dict) else None
     if not isinstance(name, str) or leads_elsewhere(name):
@@ -308,7 +344,9 @@ def reference_arm(dataset: Path) -> str:
 
 
 def folder_alone(path: Path) -> Path | None:
-    """The folder of a model by itself, of which a path is the folder or a file; None of anything else."""
+    """The folder of a model by itself, of which a path is the folder or a file; None of anything
+    else.
+    """
     folder = path if path.is_dir() else path.parent
     is_model = (folder / CARD).is_file() and not (folder / RUN).exists()
     return folder if is_model and path in (folder, folder / CARD, folder / WEIGHTS) else None
@@ -323,13 +361,17 @@ def _files(stem: Path) -> tuple[Path, Path]:
 def seed_folders(run: Path) -> list[Path]:
     """`seed-N` folders of a run, by number."""
     folders = [
-        p for p in run.glob("seed-*") if p.is_dir() and re.fullmatch("0|[1-9][0-9]{0,19}", p.name.removeprefix("seed-"))
+        p
+        for p in run.glob("seed-*")
+        if p.is_dir() and re.fullmatch("0|[1-9][0-9]{0,19}", p.name.removeprefix("seed-"))
     ]
     return sorted(folders, key=lambda p: int(p.name.removeprefix("seed-")))
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """A model's card. Raises CorrKDError where it is none, lacks something, or was changed since it was written."""
+    """A model's card. Raises CorrKDError where it is none, lacks something, or was changed since it
+    was written.
+    """
     card = read_json(path)
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise CorrKDError(f"{path}: not a model card of this version (format {FORMAT})")
@@ -349,7 +391,9 @@ def _assemble(card: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> S
     lengths = {m: size.get("usual") or size["frames"] for m, size in card["modalities"].items()}
     missing = None
     if card.get("missing") is not None:
-        missing = UsualMissing({m: size["missing"] for m, size in card["modalities"].items()}, card["missing"])
+        missing = UsualMissing(
+            {m: size["missing"] for m, size in card["modalities"].items()}, card["missing"]
+        )
     evaluated = card.get("evaluated")
     kind = network_class(str(card.get("architecture", CorrKDNetwork.name)))
     settings = kind.settings_type.model_validate(card["network"])
@@ -382,12 +426,17 @@ def _assemble(card: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> S
     )
 
 
-def _statistic(tensors: Mapping[str, torch.Tensor], name: str, width: int) -> npt.NDArray[np.float32]:
+def _statistic(
+    tensors: Mapping[str, torch.Tensor], name: str, width: int
+) -> npt.NDArray[np.float32]:
     value = tensors[name]
     if (
         value.shape != (width,)
         or not torch.isfinite(value).all()
         or (name.startswith("scale.") and not (value > 0).all())
     ):
-        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {width} finite numbers, a scale above 0")
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}, expected {width} finite numbers, a scale "
+            f"above 0"
+        )
     return value.numpy()

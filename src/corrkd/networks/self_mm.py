@@ -1,4 +1,6 @@
-"""Self-MM's network: one multimodal task and one task per modality on shared encoders (Yu et al., AAAI 2021)."""
+"""Self-MM's network: one multimodal task and one task per modality on shared encoders (Yu et al.,
+AAAI 2021).
+"""
 
 from __future__ import annotations
 
@@ -17,18 +19,23 @@ from corrkd.settings import Width
 
 
 class SelfMMSettings(BaseModel):
-    """Self-MM's structure. The original's: LSTMs of 16 to 64 with outputs of 16 or 32 a modality, BERT's 768, 128 fused."""
+    """Self-MM's structure. The original's: LSTMs of 16 to 64 with outputs of 16 or 32 a modality,
+    BERT's 768, 128 fused.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     width: Width = Field(32, description="of each modality's LSTM, whose last state is F_s")
     unimodal: Width = Field(32, description="width of each modality's own representation F*_s")
     fusion: Width = Field(64, description="width of the fused representation F*_m")
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="before each projection")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.1, description="before each projection"
+    )
 
 
 class SelfMMNetwork(Network[SelfMMSettings]):
-    """Encoders F_s, shared by all tasks; a fused representation F*_m with its head, and F*_s with its head for each modality.
+    """Encoders F_s, shared by all tasks; a fused representation F*_m with its head, and F*_s with
+    its head for each modality.
 
     Only the multimodal head answers; the unimodal ones shape the encoders in training.
     """
@@ -43,7 +50,9 @@ class SelfMMNetwork(Network[SelfMMSettings]):
         self.encoders = nn.ModuleList(FrameLSTM(widths[m], settings.width) for m in self.modalities)
         self.fuse = nn.Linear(len(self.modalities) * settings.width, settings.fusion)
         self.head = nn.Linear(settings.fusion, self.target.num_logits)
-        self.projections = nn.ModuleList(nn.Linear(settings.width, settings.unimodal) for _ in self.modalities)
+        self.projections = nn.ModuleList(
+            nn.Linear(settings.width, settings.unimodal) for _ in self.modalities
+        )
         self.unimodal_heads = nn.ModuleList(
             nn.Linear(settings.unimodal, self.target.num_logits) for _ in self.modalities
         )
@@ -59,7 +68,9 @@ class SelfMMNetwork(Network[SelfMMSettings]):
         return self.fused(self.encode(inputs))
 
     def tasks(self, inputs: Inputs) -> tuple[Output, list[Output]]:
-        """All tasks of one pass: the multimodal output, and one per modality in the order of `modalities`."""
+        """All tasks of one pass: the multimodal output, and one per modality in the order of
+        `modalities`.
+        """
         encoded = self.encode(inputs)
         return self.fused(encoded), [self.unimodal(index, x) for index, x in enumerate(encoded)]
 
@@ -78,4 +89,6 @@ class SelfMMNetwork(Network[SelfMMSettings]):
     def unimodal(self, index: int, encoded: Tensor) -> Output:
         """F*_s = relu(W_s F_s + b_s) of the modality at `place`, and its answer."""
         representation = torch.relu(self.projections[index](self.dropout(encoded)))
-        return Output(representation, self.target.shape_logits(self.unimodal_heads[index](representation)))
+        return Output(
+            representation, self.target.shape_logits(self.unimodal_heads[index](representation))
+        )

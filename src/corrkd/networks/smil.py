@@ -1,4 +1,6 @@
-"""SMIL's network: reconstruction of missing modalities from priors, and features under learned perturbation (Ma et al., AAAI 2021)."""
+"""SMIL's network: reconstruction of missing modalities from priors, and features under learned
+perturbation (Ma et al., AAAI 2021).
+"""
 
 from __future__ import annotations
 
@@ -24,20 +26,33 @@ NEUTRAL = math.log(math.e - 1.0)  # softplus of it is 1: no perturbation
 
 
 class SMILSettings(BaseModel):
-    """SMIL's hyper-parameters. Sizes, rates and weights are for sets of a few thousand samples, unlike the original's."""
+    """SMIL's hyper-parameters. Sizes, rates and weights are for sets of a few thousand samples,
+    unlike the original's.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     network: NetworkSettings = Field(
-        default_factory=lambda: NetworkSettings(layers=1, exclude_missing=True), description="the encoders and the head"
+        default_factory=lambda: NetworkSettings(layers=1, exclude_missing=True),
+        description="the encoders and the head",
     )
     priors: Width = Field(10, description="K, centres of each modality")
-    inner_lr: NonNegative = Field(0.01, description="alpha, step of the adaptation to the incomplete samples")
-    deviation: Positive = Field(0.5, description="of the perturbation's prior, around the one that changes nothing")
-    inner: NonNegative = Field(1.0, description="weight of the loss on incomplete samples, before the adaptation")
+    inner_lr: NonNegative = Field(
+        0.01, description="alpha, step of the adaptation to the incomplete samples"
+    )
+    deviation: Positive = Field(
+        0.5, description="of the perturbation's prior, around the one that changes nothing"
+    )
+    inner: NonNegative = Field(
+        1.0, description="weight of the loss on incomplete samples, before the adaptation"
+    )
     outer: NonNegative = Field(1.0, description="weight of the loss on complete samples, after it")
-    reconstruction: NonNegative = Field(0.1, description="weight of the reconstruction of what is visible")
-    divergence: NonNegative = Field(0.01, description="weight of the perturbation's divergence from its prior")
+    reconstruction: NonNegative = Field(
+        0.1, description="weight of the reconstruction of what is visible"
+    )
+    divergence: NonNegative = Field(
+        0.01, description="weight of the perturbation's divergence from its prior"
+    )
 
 
 class Gaussian(NamedTuple):
@@ -57,7 +72,9 @@ class Gaussian(NamedTuple):
 
 
 class GaussianLayer(nn.Module):
-    """A linear layer whose outputs are normal: mean and deviation are both linear in the input, the latter through softplus."""
+    """A linear layer whose outputs are normal: mean and deviation are both linear in the input, the
+    latter through softplus.
+    """
 
     def __init__(self, inputs: int, outputs: int, mean: float, deviation: float) -> None:
         super().__init__()
@@ -87,7 +104,8 @@ class SMILOutput(NamedTuple):
 
 
 class SMILNetwork(Network[SMILSettings]):
-    """Encoders see frames that are visible; at the others stands a mean of the modality's priors, weighted by what all modalities show.
+    """Encoders see frames that are visible; at the others stands a mean of the modality's priors,
+    weighted by what all modalities show.
 
     `set_priors` comes before training.
     """
@@ -100,8 +118,11 @@ class SMILNetwork(Network[SMILSettings]):
         settings = self.settings
         structure = settings.network
         width = self.representation_width
-        self.encoders = nn.ModuleList(Encoder(widths[m], frames[m], structure) for m in self.modalities)
-        # Each modality's (K, d_m) under its place, since a buffer's name may not hold a dot and a modality's may.
+        self.encoders = nn.ModuleList(
+            Encoder(widths[m], frames[m], structure) for m in self.modalities
+        )
+        # Each modality's (K, d_m) under its place, since a buffer's name may not hold a dot and a
+        # modality's may.
         for index, m in enumerate(self.modalities):
             self.register_buffer(f"priors{index}", torch.zeros(settings.priors, widths[m]))
         self.reconstruction = nn.ModuleList(
@@ -109,7 +130,9 @@ class SMILNetwork(Network[SMILSettings]):
         )
         self.regularisation = GaussianLayer(width, width, NEUTRAL, settings.deviation / 5)
         self.dropout = Dropout(structure.dropout)
-        self.classifier = fully_connected([width, *structure.classifier, self.target.num_logits], structure.dropout)
+        self.classifier = fully_connected(
+            [width, *structure.classifier, self.target.num_logits], structure.dropout
+        )
 
     @property
     def representation_width(self) -> int:
@@ -139,7 +162,9 @@ class SMILNetwork(Network[SMILSettings]):
         parts = []
         for m, encoder in zip(self.modalities, self.encoders, strict=True):
             frames, exists, visible = inputs.of(m)
-            filled = torch.where(visible[..., None], frames, self.reconstruct(m, features)[:, None].to(frames.dtype))
+            filled = torch.where(
+                visible[..., None], frames, self.reconstruct(m, features)[:, None].to(frames.dtype)
+            )
             parts.append(encoder(filled, exists, exists))
         features = torch.cat(parts, 1)
         perturbation: Gaussian = self.regularisation(features)
@@ -153,13 +178,16 @@ class SMILNetwork(Network[SMILSettings]):
         return dict(frames) if self.settings.network.positions == "learned" else {}
 
     def look(self, inputs: Inputs) -> Tensor:
-        """What the visible frames alone show, (N, M x width): zeros for a modality that is wholly missing."""
+        """What the visible frames alone show, (N, M x width): zeros for a modality that is wholly
+        missing.
+        """
         both = zip(self.modalities, self.encoders, strict=True)
         parts = [encoder(*inputs.of(m)) * inputs.visible[m].any(1)[:, None] for m, encoder in both]
         return torch.cat(parts, 1)
 
     def reconstruct(self, modality: str, features: Tensor) -> Tensor:
-        """The frame that stands for the modality's missing ones, (N, d_m): a convex combination of its priors.
+        """The frame that stands for the modality's missing ones, (N, d_m): a convex combination of
+        its priors.
 
         The weights are softplus of a draw (in training) or of its mean, divided by their sum.
         """

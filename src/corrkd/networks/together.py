@@ -1,4 +1,6 @@
-"""One network, or several of one structure at once, behind one interface: their outputs have a first axis of networks, (S, ...)."""
+"""One network, or several of one structure at once, behind one interface: their outputs have a
+first axis of networks, (S, ...).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ class ModalityWise(Protocol):
     modalities: tuple[str, ...]
 
     def encode(self, modality: str, inputs: Inputs) -> Tensor:
-        """Return the modality's part of H, (N, width). It depends on no other modality of the inputs."""
+        """Return the modality's part of H, (N, width). It depends on no other modality of the
+        inputs.
+        """
 
     def classify(self, representation: Tensor) -> Tensor:
         """(N, M x width) -> logits."""
@@ -71,9 +75,9 @@ class Stacked:
 
     def encode(self, modality: str, inputs: Inputs) -> Tensor:
         """Return the modality's part of H, (S, N, width)."""
-        out: Tensor = vmap(lambda *state: functional_call(self._base, state, ("encode", modality, inputs)))(
-            *self._state
-        )
+        out: Tensor = vmap(
+            lambda *state: functional_call(self._base, state, ("encode", modality, inputs))
+        )(*self._state)
         return out
 
     def classify(self, representation: Tensor) -> Tensor:
@@ -85,7 +89,11 @@ class Stacked:
 
     def in_context(self, inputs: Inputs, context: Context) -> Output:
         """Return representations and logits, each (S, N, ...)."""
-        answer = vmap(lambda *state: tuple(functional_call(self._base, state, ("in_context", inputs, context))))
+        answer = vmap(
+            lambda *state: tuple(
+                functional_call(self._base, state, ("in_context", inputs, context))
+            )
+        )
         return Output(*answer(*self._state))
 
 

@@ -1,4 +1,6 @@
-"""TransModality's network: Transformers that translate between modalities, forth and back (Wang et al., WWW 2020)."""
+"""TransModality's network: Transformers that translate between modalities, forth and back (Wang et
+al., WWW 2020).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from torch import Tensor, nn
 from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.networks.base import Network, Output, fully_connected
-from corrkd.networks.encoder import Dropout, Encoder, EncoderLayer, TemporalConvolution, pool, sinusoids
+from corrkd.networks.encoder import (
+    Dropout,
+    Encoder,
+    EncoderLayer,
+    TemporalConvolution,
+    pool,
+    sinusoids,
+)
 from corrkd.settings import Depth, NetworkSettings
 
 
@@ -21,14 +30,25 @@ class TransMSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    centre: str | None = Field(None, description="the modality that is paired with each other one; default: the first")
-    network: NetworkSettings = Field(
-        default_factory=lambda: NetworkSettings(layers=1), description="width, heads, layers, ... of every Transformer"
+    centre: str | None = Field(
+        None, description="the modality that is paired with each other one; default: the first"
     )
-    decoder_layers: Depth | None = Field(None, description="layers of every decoder; default: as many as of an encoder")
-    unimodal: bool = Field(False, description="the classifier also reads a stream of each modality by itself")
-    forward: Annotated[float, Field(ge=0.0)] = Field(0.1, description="weight of each translation forth")
-    backward: Annotated[float, Field(ge=0.0)] = Field(0.1, description="weight of each translation back")
+    network: NetworkSettings = Field(
+        default_factory=lambda: NetworkSettings(layers=1),
+        description="width, heads, layers, ... of every Transformer",
+    )
+    decoder_layers: Depth | None = Field(
+        None, description="layers of every decoder; default: as many as of an encoder"
+    )
+    unimodal: bool = Field(
+        False, description="the classifier also reads a stream of each modality by itself"
+    )
+    forward: Annotated[float, Field(ge=0.0)] = Field(
+        0.1, description="weight of each translation forth"
+    )
+    backward: Annotated[float, Field(ge=0.0)] = Field(
+        0.1, description="weight of each translation back"
+    )
 
 
 class Translation(NamedTuple):
@@ -49,7 +69,8 @@ class Translation(NamedTuple):
 
 
 class TransMNetwork(Network[TransMSettings]):
-    """A fusion cell for each pair (centre, other); the cells' joint features, pooled, side by side; fully connected layers on top.
+    """A fusion cell for each pair (centre, other); the cells' joint features, pooled, side by side;
+    fully connected layers on top.
 
     Raises:
         CorrKDError: where there are fewer than two modalities, or the centre is none of them.
@@ -64,18 +85,27 @@ class TransMNetwork(Network[TransMSettings]):
         structure = settings.network
         self.centre = settings.centre or self.modalities[0]
         if self.centre not in widths:
-            raise CorrKDError(f"TransM: centre {self.centre!r} is none of the modalities {', '.join(widths)}")
+            raise CorrKDError(
+                f"TransM: centre {self.centre!r} is none of the modalities {', '.join(widths)}"
+            )
         if len(widths) < 2:
-            raise CorrKDError(f"TransM: translates between modalities, but there is only {self.centre}")
+            raise CorrKDError(
+                f"TransM: translates between modalities, but there is only {self.centre}"
+            )
         self.others = tuple(m for m in self.modalities if m != self.centre)
-        decoder = structure.model_copy(update={"layers": settings.decoder_layers or structure.layers})
-        self.cells = nn.ModuleList(FusionCell(widths[self.centre], widths[m], structure, decoder) for m in self.others)
+        decoder = structure.model_copy(
+            update={"layers": settings.decoder_layers or structure.layers}
+        )
+        self.cells = nn.ModuleList(
+            FusionCell(widths[self.centre], widths[m], structure, decoder) for m in self.others
+        )
         streams = self.modalities if settings.unimodal else ()
         stream = structure.model_copy(update={"layers": 1})
         self.streams = nn.ModuleList(Encoder(widths[m], frames[m], stream) for m in streams)
         self.dropout = Dropout(structure.dropout)
         self.classifier = fully_connected(
-            [self.representation_width, *structure.classifier, self.target.num_logits], structure.dropout
+            [self.representation_width, *structure.classifier, self.target.num_logits],
+            structure.dropout,
         )
 
     @property
@@ -84,7 +114,9 @@ class TransMNetwork(Network[TransMSettings]):
         return (2 * len(self.others) + len(self.streams)) * self.settings.network.width
 
     def forward(self, inputs: Inputs) -> Output:
-        """The representation is (N, 2 x cells x width), with the streams M x width more. Nothing is decoded."""
+        """The representation is (N, 2 x cells x width), with the streams M x width more. Nothing is
+        decoded.
+        """
         parts = []
         for m, cell in self.pairs():
             for way, source in enumerate((self.centre, m)):
@@ -96,8 +128,12 @@ class TransMNetwork(Network[TransMSettings]):
         return zip(self.others, (cast(FusionCell, cell) for cell in self.cells), strict=True)
 
     def unimodal(self, inputs: Inputs) -> list[Tensor]:
-        """A vector (N, width) of each modality by itself; none where the settings ask for no such streams."""
-        return [stream(*inputs.of(m)) for m, stream in zip(self.modalities, self.streams, strict=False)]
+        """A vector (N, width) of each modality by itself; none where the settings ask for no such
+        streams.
+        """
+        return [
+            stream(*inputs.of(m)) for m, stream in zip(self.modalities, self.streams, strict=False)
+        ]
 
     def predict(self, representation: Tensor) -> Output:
         """Representation and logits."""
@@ -128,9 +164,13 @@ class TransMNetwork(Network[TransMSettings]):
 
 
 class FusionCell(nn.Module):
-    """Two translators between a pair of modalities, one for each way; what one writes, the other reads back."""
+    """Two translators between a pair of modalities, one for each way; what one writes, the other
+    reads back.
+    """
 
-    def __init__(self, first: int, second: int, encoder: NetworkSettings, decoder: NetworkSettings) -> None:
+    def __init__(
+        self, first: int, second: int, encoder: NetworkSettings, decoder: NetworkSettings
+    ) -> None:
         super().__init__()
         ways = ((first, second), (second, first))
         self.encoders = nn.ModuleList(TranslationEncoder(source, encoder) for source, _ in ways)
@@ -170,14 +210,21 @@ class TranslationEncoder(nn.Module):
 
 
 class TranslationDecoder(nn.Module):
-    """A query for each frame of the target attends to its fellows and to the source, and becomes that frame."""
+    """A query for each frame of the target attends to its fellows and to the source, and becomes
+    that frame.
+    """
 
     def __init__(self, outputs: int, settings: NetworkSettings) -> None:
         super().__init__()
         width = settings.width
         self.query = nn.Parameter(torch.randn(width) * 0.02)
         layer = nn.TransformerDecoderLayer(
-            width, settings.heads, settings.feedforward, settings.dropout, batch_first=True, norm_first=True
+            width,
+            settings.heads,
+            settings.feedforward,
+            settings.dropout,
+            batch_first=True,
+            norm_first=True,
         )
         self.layers = nn.TransformerDecoder(layer, settings.layers, nn.LayerNorm(width))
         self.project = nn.Linear(width, outputs)
@@ -185,12 +232,20 @@ class TranslationDecoder(nn.Module):
     def forward(self, joint: Tensor, attended: Tensor, exists: Tensor) -> Tensor:
         """(N, T_source, width), its mask and the target's -> (N, T_target, outputs)."""
         count = len(joint)
-        if not count:  # one of several processes may have no sample, which torch's attention does not take
-            joint, attended, exists = (x.new_zeros(1, *x.shape[1:]) for x in (joint, attended, exists))
+        if (
+            not count
+        ):  # one of several processes may have no sample, which torch's attention does not take
+            joint, attended, exists = (
+                x.new_zeros(1, *x.shape[1:]) for x in (joint, attended, exists)
+            )
         positions = sinusoids(exists.shape[1], joint.shape[2]).to(joint)
         queries = (self.query + positions).expand(len(joint), -1, -1)
         # Finite, so that a sample without a frame stays finite too.
-        source, target = (torch.where(mask, 0.0, -1e4).to(joint.dtype) for mask in (attended, exists))
-        hidden = self.layers(queries, joint, tgt_key_padding_mask=target, memory_key_padding_mask=source)
+        source, target = (
+            torch.where(mask, 0.0, -1e4).to(joint.dtype) for mask in (attended, exists)
+        )
+        hidden = self.layers(
+            queries, joint, tgt_key_padding_mask=target, memory_key_padding_mask=source
+        )
         out: Tensor = self.project(hidden)[:count]
         return out

@@ -1,4 +1,6 @@
-"""Any torch module as a network of this package, by a `forward(language, audio, vision)` that returns logits."""
+"""Any torch module as a network of this package, by a `forward(language, audio, vision)` that
+returns logits.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,11 @@ class WrappedSettings(Strict):
 class WrappedNetwork(Network[WrappedSettings]):
     """A module that is not of this package, as teacher or student.
 
-    Its `forward` gets one tensor (N, T_m, d_m) per modality, zero where a frame is missing or padding: by name where its parameters are
-    named after the modalities, else one after the other in the dataset's order. It returns logits (N, K) (for a score also (N,); for Q
-    questions (N, Q, 2) or (N, 2 Q)), a pair of representation (N, D) and logits, or an object or mapping with `logits` and perhaps
-    `representation`.
+    Its `forward` gets one tensor (N, T_m, d_m) per modality, zero where a frame is missing or
+    padding: by name where its parameters are named after the modalities, else one after the other
+    in the dataset's order. It returns logits (N, K) (for a score also (N,); for Q questions (N, Q,
+    2) or (N, 2 Q)), a pair of representation (N, D) and logits, or an object or mapping with
+    `logits` and perhaps `representation`.
 
     Args:
         module: with its parameters; it is trained in place.
@@ -83,7 +86,8 @@ class WrappedNetwork(Network[WrappedSettings]):
         logits = tuple(output.logits.shape[1:])
         if logits != tuple(self.target.response_shape):
             raise CorrKDError(
-                f"{what}: returns logits (N, {', '.join(map(str, logits))}); {self.target.name} needs "
+                f"{what}: returns logits (N, {', '.join(map(str, logits))}); {self.target.name} "
+                f"needs "
                 f"{self.target.num_logits} numbers a sample"
             )
         return output.representation.shape[1]
@@ -99,9 +103,14 @@ def _parts(returned: Any) -> tuple[Tensor | None, Tensor]:
         pair = (getattr(returned, "representation", None), returned.logits)
     else:
         pair = returned if isinstance(returned, tuple | list) else ()
-    if len(pair) == 2 and isinstance(pair[1], Tensor) and (pair[0] is None or isinstance(pair[0], Tensor)):
+    if (
+        len(pair) == 2
+        and isinstance(pair[1], Tensor)
+        and (pair[0] is None or isinstance(pair[0], Tensor))
+    ):
         representation = None if pair[0] is None else pair[0].flatten(1)
         return representation, pair[1]
     raise CorrKDError(
-        f"forward returns a {type(returned).__name__}; expected logits, (representation, logits), or an object with `logits`"
+        f"forward returns a {type(returned).__name__}; expected logits, (representation, "
+        f"logits), or an object with `logits`"
     )

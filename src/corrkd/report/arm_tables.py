@@ -1,4 +1,6 @@
-"""Tables that compare arms: standings, differences, ranks, ablation, costs, and the inter-modality table with papers' numbers."""
+"""Tables that compare arms: standings, differences, ranks, ablation, costs, and the inter-modality
+table with papers' numbers.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +23,40 @@ BLOCK = "Reported elsewhere, not run here"
 ALL = "all"
 
 
-def inter_modality(run: RunFolder, metric: str, reported: Mapping[str, Mapping[str, float]]) -> Table:
-    """The paper's inter-modality table of all but the ablation's arms; below it what papers report, by row heading and condition.
+def inter_modality(
+    run: RunFolder, metric: str, reported: Mapping[str, Mapping[str, float]]
+) -> Table:
+    """The paper's inter-modality table of all but the ablation's arms; below it what papers report,
+    by row heading and condition.
 
     Of a few arms it ends in the reference minus the control; of more there is `differences_table`.
     """
     main = tables.main_methods(run)
-    table = tables.with_difference(run, metric, main) if run.has_few_arms else tables.inter_modality(run, metric, main)
-    complete = [m.title for m in tables.rows_of(run) if m.trains_on == "complete" and m.name in main]
-    caption = table.caption + (f" Trained on complete samples alone: {', '.join(complete)}." if complete else "")
+    table = (
+        tables.with_difference(run, metric, main)
+        if run.has_few_arms
+        else tables.inter_modality(run, metric, main)
+    )
+    complete = [
+        m.title for m in tables.rows_of(run) if m.trains_on == "complete" and m.name in main
+    ]
+    caption = table.caption + (
+        f" Trained on complete samples alone: {', '.join(complete)}." if complete else ""
+    )
     if not reported:
         return replace(table, caption=caption)
     headings = tables.subset_headings(run)
-    cells = {row: {headings[c]: Cell(v) for c, v in values.items()} for row, values in reported.items()}
-    frame = pd.DataFrame.from_dict(cells, orient="index", dtype=object).reindex(columns=table.columns)
+    cells = {
+        row: {headings[c]: Cell(v) for c, v in values.items()} for row, values in reported.items()
+    }
+    frame = pd.DataFrame.from_dict(cells, orient="index", dtype=object).reindex(
+        columns=table.columns
+    )
     below = {BLOCK: frame.astype(object).where(frame.notna(), None)}
-    note = " Reported rows are papers' own numbers, under their own protocols: in no statistic, never marked."
+    note = (
+        " Reported rows are papers' own numbers, under their own protocols: in no statistic, "
+        "never marked."
+    )
     return replace(table, caption=caption + note, blocks={**table.blocks, **below})
 
 
@@ -46,18 +66,28 @@ def of_dataset(reported: Reported, dataset: str, metric: str) -> Mapping[str, Ma
 
 
 def standings_table(
-    run: RunFolder, name: str, standing: Mapping[str, Standing], clusters: Clusters, ranked: Mapping[str, float]
+    run: RunFolder,
+    name: str,
+    standing: Mapping[str, Standing],
+    clusters: Clusters,
+    ranked: Mapping[str, float],
 ) -> Table:
-    """Avg. with both its intervals, the difference from the reference with its own, and p; `ranked`: a last column, where there is any."""
+    """Avg. with both its intervals, the difference from the reference with its own, and p;
+    `ranked`: a last column, where there is any.
+    """
     title = tables.reference_title(run)
     values = tables.seed_values(run, "weighted_f1")
     over = f"{clusters.name}s × seeds"
     frame = pd.DataFrame(index=list(standing), dtype=object)
     columns: dict[str, list[Any]] = {
         "Seeds": [s.seeds for s in standing.values()],
-        "Avg., t over seeds": [tables.cell(tables.of(values, m, AVERAGE), FRACTION) for m in standing],
+        "Avg., t over seeds": [
+            tables.cell(tables.of(values, m, AVERAGE), FRACTION) for m in standing
+        ],
         f"Avg., {over}": [_percentile(s.average) for s in standing.values()],
-        f"minus {title}, {over}": [_percentile(s.difference, signed=True) for s in standing.values()],
+        f"minus {title}, {over}": [
+            _percentile(s.difference, signed=True) for s in standing.values()
+        ],
         "p": [_p(s.p) for s in standing.values()],
         "p, Holm": [_p(s.adjusted) for s in standing.values()],
     }
@@ -67,12 +97,18 @@ def standings_table(
         frame[heading] = pd.Series(entries, frame.index, dtype=object)
     tested = sum(s.p is not None for s in standing.values())
     caption = (
-        f"Avg. of weighted F1 × 100 over the missing subsets, {run.card.split} split. “t over seeds”: mean ± half-width of the "
-        f"Student-t 95 % interval over seeds. “{over}”: mean and 95 % percentile bootstrap interval, {clusters.words} of the split "
-        f"crossed with seeds, {clusters.draws:,} draws. “minus {title}”: the same {clusters.name}s and seeds "
-        f"drawn for both. p: two-sided sign-flip test by {clusters.name}; adjusted by Holm for this table's {tested} tests."
+        f"Avg. of weighted F1 × 100 over the missing subsets, {run.card.split} split. “t over "
+        f"seeds”: mean ± half-width of the "
+        f"Student-t 95 % interval over seeds. “{over}”: mean and 95 % percentile bootstrap "
+        f"interval, {clusters.words} of the split "
+        f"crossed with seeds, {clusters.draws:,} draws. “minus {title}”: the same "
+        f"{clusters.name}s and seeds "
+        f"drawn for both. p: two-sided sign-flip test by {clusters.name}; adjusted by Holm for "
+        f"this table's {tested} tests."
     )
-    caption += " Mean rank: by weighted F1 over the conditions of the table of ranks." if ranked else ""
+    caption += (
+        " Mean rank: by weighted F1 over the conditions of the table of ranks." if ranked else ""
+    )
     return Table(name, caption, "Method", {"": frame.rename(index=tables.method_titles(run))})
 
 
@@ -81,17 +117,24 @@ def differences_table(run: RunFolder) -> Table:
     values, titles = tables.seed_values(run, "weighted_f1"), tables.method_titles(run)
     headings = tables.subset_headings(run)
     cells = {
-        h: {m: tables.paired(values, c, FRACTION, m, run.reference) for m in titles if m != run.reference}
+        h: {
+            m: tables.paired(values, c, FRACTION, m, run.reference)
+            for m in titles
+            if m != run.reference
+        }
         for c, h in headings.items()
     }
     frame = pd.DataFrame(cells, dtype=object).dropna(how="all")
     if frame.empty:
         raise AbsentError(f"No method shares a seed with {titles[run.reference]}.")
     caption = (
-        f"Weighted F1 × 100 minus that of {titles[run.reference]}, {run.card.split} split, paired over the seeds that both have: mean ± "
+        f"Weighted F1 × 100 minus that of {titles[run.reference]}, {run.card.split} split, "
+        f"paired over the seeds that both have: mean ± "
         f"half-width of the Student-t 95 % interval over seeds. {tables.subset_legend(run)}"
     )
-    return Table("differences", caption, "Method", {"": tables.titled(run, frame.where(frame.notna(), None))})
+    return Table(
+        "differences", caption, "Method", {"": tables.titled(run, frame.where(frame.notna(), None))}
+    )
 
 
 def _percentile(interval: Interval | None, signed: bool = False) -> Cell | None:
@@ -106,18 +149,28 @@ def _p(value: float | None) -> Cell | None:
 
 
 def ranked_conditions(run: RunFolder) -> tuple[list[str], list[str]]:
-    """Missing subsets with complete, and ratios: no condition twice, a ratio of 0 being complete."""
+    """Missing subsets with complete, and ratios: no condition twice, a ratio of 0 being
+    complete.
+    """
     subsets = dict.fromkeys([*(c.name for c in missing_subsets(run.modalities)), COMPLETE])
     ratios = [name for name, ratio in tables.ratio_headings(run).items() if float(ratio) > 0]
     return list(subsets), ratios
 
 
 def mean_ranks(run: RunFolder, conditions: Sequence[str]) -> dict[str, float]:
-    """Mean rank of all but the ablation's arms, by weighted F1 averaged over seeds; those measured under no condition are left out."""
-    values = tables.seed_values(run, "weighted_f1").groupby(["method", "condition"]).mean().unstack()
+    """Mean rank of all but the ablation's arms, by weighted F1 averaged over seeds; those measured
+    under no condition are left out.
+    """
+    values = (
+        tables.seed_values(run, "weighted_f1").groupby(["method", "condition"]).mean().unstack()
+    )
     scored = [m for m in tables.main_methods(run) if m in values.index]
     scores = values.reindex(index=scored, columns=list(conditions)).dropna(axis=1, how="all")
-    return dict(zip(scored, map(float, ranks(scores.to_numpy())), strict=True)) if scores.shape[1] else {}
+    return (
+        dict(zip(scored, map(float, ranks(scores.to_numpy())), strict=True))
+        if scores.shape[1]
+        else {}
+    )
 
 
 def ranks_table(run: RunFolder) -> Table:
@@ -131,21 +184,27 @@ def ranks_table(run: RunFolder) -> Table:
         for h, c in columns.items()
     }
     frame = pd.DataFrame(
-        cells, index=[m for m in tables.main_methods(run) if any(m in c for c in cells.values())], dtype=object
+        cells,
+        index=[m for m in tables.main_methods(run) if any(m in c for c in cells.values())],
+        dtype=object,
     )
     frame = frame.dropna(axis=1, how="all")
     if frame.empty:
         raise AbsentError("results.csv holds nothing to rank.")
     caption = (
-        f"Ranks by weighted F1, averaged over seeds, on the {run.card.split} split; 1 is the best, equals share their mean. “ratios”: "
-        f"mean rank over {len(ratios)} missing ratios above 0; “all”: over these, the subsets and complete. No interval. "
+        f"Ranks by weighted F1, averaged over seeds, on the {run.card.split} split; 1 is the "
+        f"best, equals share their mean. “ratios”: "
+        f"mean rank over {len(ratios)} missing ratios above 0; “all”: over these, the subsets "
+        f"and complete. No interval. "
         f"{tables.subset_legend(run)}"
     )
     return Table("ranks", caption, "Method", {"": frame.rename(index=tables.method_titles(run))})
 
 
 def ablation_table(run: RunFolder) -> Table:
-    """The reference, its losses left out or replaced, and no distillation, under the missing subsets."""
+    """The reference, its losses left out or replaced, and no distillation, under the missing
+    subsets.
+    """
     arms = tables.ablation_methods(run)
     if not tables.seed_counts(run, arms):
         raise AbsentError("No arm of the ablation has results.")
@@ -153,7 +212,8 @@ def ablation_table(run: RunFolder) -> Table:
     frame = tables.compared(run, "weighted_f1", tables.subset_headings(run), FRACTION, order)
     frame = frame.loc[[m for m in order if m in frame.index]]
     caption = (
-        f"Ablation: weighted F1 × 100 on the {run.card.split} split with a loss left out or replaced. {tables.subset_legend(run)} "
+        f"Ablation: weighted F1 × 100 on the {run.card.split} split with a loss left out or "
+        f"replaced. {tables.subset_legend(run)} "
         f"{tables.reading(run, order)}"
     )
     return Table("ablation", caption, "Method", {"": tables.titled(run, frame)})
@@ -174,17 +234,24 @@ def costs_table(run: RunFolder) -> Table:
     frame = pd.DataFrame(index=known, dtype=object)
     for heading, (column, scale, digits) in columns.items():
         values = {m: costs.loc[costs["method"] == m, column].dropna() * scale for m in known}
-        frame[heading] = pd.Series([_spread(values[m].to_numpy(), digits) for m in known], frame.index, dtype=object)
+        frame[heading] = pd.Series(
+            [_spread(values[m].to_numpy(), digits) for m in known], frame.index, dtype=object
+        )
     caption = (
-        "Cost of one training: mean over seeds, with the least and the most where seeds differ (no confidence interval). Peak memory is "
-        "what was allocated on the GPU where one was used, else the most resident memory of the run's own process, data and libraries "
-        "included; 1 MB is a million bytes. The teacher's seconds are of the one in the tables, not of others who teach beside it. Seconds "
+        "Cost of one training: mean over seeds, with the least and the most where seeds differ "
+        "(no confidence interval). Peak memory is "
+        "what was allocated on the GPU where one was used, else the most resident memory of the "
+        "run's own process, data and libraries "
+        "included; 1 MB is a million bytes. The teacher's seconds are of the one in the tables, "
+        "not of others who teach beside it. Seconds "
         "compare only where the runs had the machine in the same way."
     )
     return Table("costs", caption, "Method", {"": tables.titled(run, frame)})
 
 
-def _spread(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]], digits: int) -> Cell | int | None:
+def _spread(
+    values: np.ndarray[tuple[int, ...], np.dtype[np.float64]], digits: int
+) -> Cell | int | None:
     if not len(values):
         return None
     low, high = float(values.min()), float(values.max())
@@ -194,10 +261,14 @@ def _spread(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]], digits: i
 
 
 def curve_families(run: RunFolder) -> dict[str, list[str]]:
-    """The methods of each figure of curves, by its name: a few together; else the baselines with the reference, and all others with it."""
+    """The methods of each figure of curves, by its name: a few together; else the baselines with
+    the reference, and all others with it.
+    """
     kinds = {m.name: m.kind for m in tables.rows_of(run) if m.kind != "ablation"}
     families = {
-        "published methods": [m for m, kind in kinds.items() if kind == "baseline" or m == run.reference],
+        "published methods": [
+            m for m, kind in kinds.items() if kind == "baseline" or m == run.reference
+        ],
         "controls": [m for m, kind in kinds.items() if kind != "baseline"],
     }
     if any(len(methods) < 2 for methods in families.values()):

@@ -14,9 +14,15 @@ from matplotlib.ticker import MaxNLocator
 
 from corrkd.evaluation.explain import Explanation
 
-# Okabe and Ito's blue and orange: told apart by every kind of colour vision, and dark and light where there is no colour.
+# Okabe and Ito's blue and orange: told apart by every kind of colour vision, and dark and light
+# where there is no colour.
 FOR, AGAINST, INK, FAINT = "#0072B2", "#E69F00", "#444444", "#888888"
-GONE: dict[str, Any] = {"facecolor": "#EFEFEF", "edgecolor": "#BDBDBD", "hatch": "////", "linewidth": 0.0}
+GONE: dict[str, Any] = {
+    "facecolor": "#EFEFEF",
+    "edgecolor": "#BDBDBD",
+    "hatch": "////",
+    "linewidth": 0.0,
+}
 WIDTH = 8.4  # inches, as the figures of a report
 STYLE = {
     "axes.axisbelow": True,
@@ -43,21 +49,29 @@ STYLE = {
 
 
 def draw(explanation: Explanation) -> Figure:
-    """The explanation as a figure: on the left a bar for each modality, on the right a row for each with a bar for each frame.
+    """The explanation as a figure: on the left a bar for each modality, on the right a row for each
+    with a bar for each frame.
 
-    Its first axes hold the modalities, the others the frames of one modality each, which share one scale, as far up as down. What speaks
-    for the class (or raises the score) is blue and points right or up, what speaks against it orange; what is missing is hatched.
+    Its first axes hold the modalities, the others the frames of one modality each, which share one
+    scale, as far up as down. What speaks for the class (or raises the score) is blue and points
+    right or up, what speaks against it orange; what is missing is hatched.
     """
     count = len(explanation.modalities)
     height = 1.55 + 0.95 * max(count, 1.7)
-    limit = 1.12 * max((abs(a) for row in explanation.frames.values() for a in row), default=0.0) or 1.0
+    limit = (
+        1.12 * max((abs(a) for row in explanation.frames.values() for a in row), default=0.0) or 1.0
+    )
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         # Room in inches for two lines above and the legend below.
         figure.get_layout_engine().set(rect=(0.004, 0.3 / height, 0.984, 1.0 - 0.85 / height))  # type: ignore[union-attr,call-arg]
         left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.55))[0]
-        left.suptitle("What each modality adds, against leaving it out", x=0.02, ha="left", fontsize=9)
-        right.suptitle("What each frame adds, by integrated gradients", x=0.03, ha="left", fontsize=9)
+        left.suptitle(
+            "What each modality adds, against leaving it out", x=0.02, ha="left", fontsize=9
+        )
+        right.suptitle(
+            "What each frame adds, by integrated gradients", x=0.03, ha="left", fontsize=9
+        )
         _draw_modalities(left.subplots(), explanation)
         one_length = len(set(explanation.exists.values())) == 1
         rows = right.subplots(count, 1, squeeze=False, sharex=one_length, sharey=True)[:, 0]
@@ -65,12 +79,28 @@ def draw(explanation: Explanation) -> Figure:
             _draw_frames(axes, explanation, m, limit)
         right.supxlabel("frame", fontsize=8.5)
         right.supylabel(explanation.quantity, fontsize=8.5)
-        figure.text(0.012, 1.0 - 0.1 / height, _headline(explanation), va="top", fontsize=11, fontweight="bold")
-        figure.text(0.012, 1.0 - 0.34 / height, _facts(explanation), va="top", fontsize=8.5, color=INK)
+        figure.text(
+            0.012,
+            1.0 - 0.1 / height,
+            _headline(explanation),
+            va="top",
+            fontsize=11,
+            fontweight="bold",
+        )
+        figure.text(
+            0.012, 1.0 - 0.34 / height, _facts(explanation), va="top", fontsize=8.5, color=INK
+        )
         score = explanation.probability is None
         sides = ("raises it", "lowers it") if score else ("speaks for it", "speaks against it")
         patches = [Patch(color=FOR), Patch(color=AGAINST), Patch(**GONE)]
-        figure.legend(patches, [*sides, "missing"], loc="lower right", ncols=3, handlelength=1.2, borderaxespad=0.3)
+        figure.legend(
+            patches,
+            [*sides, "missing"],
+            loc="lower right",
+            ncols=3,
+            handlelength=1.2,
+            borderaxespad=0.3,
+        )
         figure.draw_without_rendering()  # ticks are made now, while the style holds
     return figure
 
@@ -105,13 +135,21 @@ def _draw_modalities(axes: Axes, explanation: Explanation) -> None:
 
 
 def _draw_frames(axes: Axes, explanation: Explanation, modality: str, limit: float) -> None:
-    """A bar for each frame of a modality; frames that are missing are hatched, padding is left out."""
+    """A bar for each frame of a modality; frames that are missing are hatched, padding is left
+    out.
+    """
     rows = explanation.frames[modality], explanation.exists[modality], explanation.visible[modality]
-    bars = [(index, value, present) for index, (value, real, present) in enumerate(zip(*rows, strict=True)) if real]
+    bars = [
+        (index, value, present)
+        for index, (value, real, present) in enumerate(zip(*rows, strict=True))
+        if real
+    ]
     lost = [index for index, _, present in bars if not present]
     axes.bar(lost, [2 * limit] * len(lost), width=1.0, bottom=-limit, **GONE)
     places, values = [index for index, _, _ in bars], [value for _, value, _ in bars]
-    axes.bar(places, values, width=min(0.8, 0.1 * len(bars)), color=[_colour(value) for value in values])
+    axes.bar(
+        places, values, width=min(0.8, 0.1 * len(bars)), color=[_colour(value) for value in values]
+    )
     axes.axhline(0.0, color=FAINT, linewidth=0.8)
     first, last = (bars[0][0], bars[-1][0]) if bars else (0, 0)
     axes.set(xlim=(first - 0.5, last + 0.5), ylim=(-limit, limit))
@@ -122,7 +160,16 @@ def _draw_frames(axes: Axes, explanation: Explanation, modality: str, limit: flo
     axes.set_yticks([-tick, 0.0, tick], [_signed(-tick, "g"), "0", _signed(tick, "+g")])
     if len(lost) == len(bars):
         box = {"facecolor": "white", "edgecolor": "none", "pad": 2.0}
-        axes.text(0.5, 0.5, "missing", transform=axes.transAxes, ha="center", va="center", color=INK, bbox=box)
+        axes.text(
+            0.5,
+            0.5,
+            "missing",
+            transform=axes.transAxes,
+            ha="center",
+            va="center",
+            color=INK,
+            bbox=box,
+        )
 
 
 def _colour(value: float) -> str:
@@ -149,7 +196,10 @@ def _headline(explanation: Explanation) -> str:
     if explanation.probability is None:
         return f"Score {_signed(explanation.value, '.2f')}"
     question = "" if explanation.question is None else f"{explanation.question}: "
-    return f"{_short(f'{question}{explanation.label}', 60)}, probability {_percent(explanation.probability)}"
+    return (
+        f"{_short(f'{question}{explanation.label}', 60)}, probability "
+        f"{_percent(explanation.probability)}"
+    )
 
 
 def _percent(share: float) -> str:
@@ -159,9 +209,14 @@ def _percent(share: float) -> str:
 
 
 def _facts(explanation: Explanation) -> str:
-    """Both ends between which the frames' attributions lie, and by how much these miss the way between."""
+    """Both ends between which the frames' attributions lie, and by how much these miss the way
+    between.
+    """
     value, baseline, gap = explanation.value, explanation.baseline, explanation.gap
-    facts = f"{explanation.quantity.capitalize()} {_signed(value)}, from {_signed(baseline)} where every frame is blank"
+    facts = (
+        f"{explanation.quantity.capitalize()} {_signed(value)}, from {_signed(baseline)} where "
+        f"every frame is blank"
+    )
     if abs(gap) > max(0.05 * abs(value - baseline), 0.005):
         facts += f"; the frames' sum is off by {_signed(gap)}, so take more steps"
     return facts

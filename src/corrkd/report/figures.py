@@ -25,7 +25,8 @@ from corrkd.missing.conditions import COMPLETE, missing_subsets
 from corrkd.report import tables
 from corrkd.report.run_folder import FEW_ARMS, TEACHER, AbsentError, RunFolder
 
-# Okabe and Ito's palette, told apart by every kind of colour vision; methods and classes differ in line or marker as well.
+# Okabe and Ito's palette, told apart by every kind of colour vision; methods and classes differ in
+# line or marker as well.
 BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, GREY = (
     "#0072B2",
     "#D55E00",
@@ -71,7 +72,9 @@ class Picture:
 
 
 def style(name: str) -> AbstractContextManager[None]:
-    """Matplotlib's defaults (whatever the user's own are), calm, with ids in the SVG that depend on `name` alone."""
+    """Matplotlib's defaults (whatever the user's own are), calm, with ids in the SVG that depend on
+    `name` alone.
+    """
     settings = {
         "axes.axisbelow": True,
         "axes.edgecolor": "#888888",
@@ -104,17 +107,29 @@ def style(name: str) -> AbstractContextManager[None]:
 def picture(name: str, caption: str, alt: str, figure: Figure) -> Picture:
     """The figure as bytes, without date or version in them."""
     svg, png = io.BytesIO(), io.BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(
+        svg, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
     figure.savefig(png, format="png", metadata={"Software": None})
     return Picture(name, caption, alt, svg.getvalue(), png.getvalue())
 
 
 def looks(run: RunFolder, methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """How each method's curve looks; methods without a look of their own take colours and markers in turn."""
-    fixed: dict[Any, dict[str, Any]] = {**LINES, run.card.control: CONTROL, run.reference: REFERENCE}
+    """How each method's curve looks; methods without a look of their own take colours and markers
+    in turn.
+    """
+    fixed: dict[Any, dict[str, Any]] = {
+        **LINES,
+        run.card.control: CONTROL,
+        run.reference: REFERENCE,
+    }
     names = list(methods)
     others = {
-        m: {"color": OTHERS[k % 8], "linestyle": ("-", "--", "-.")[k % 3], "marker": "Dv*PX^s<"[k % 8]}
+        m: {
+            "color": OTHERS[k % 8],
+            "linestyle": ("-", "--", "-.")[k % 3],
+            "marker": "Dv*PX^s<"[k % 8],
+        }
         for k, m in enumerate(m for m in names if m not in fixed)
     }
     return {m: fixed.get(m) or others[m] for m in names}
@@ -122,7 +137,9 @@ def looks(run: RunFolder, methods: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def wrapped(text: str, width: int = 22) -> str:
     """A label on lines of at most `width` characters."""
-    return "\n".join(textwrap.wrap(terminal_text(text), width)) or " "  # XML has no control characters
+    return (
+        "\n".join(textwrap.wrap(terminal_text(text), width)) or " "
+    )  # XML has no control characters
 
 
 def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], **location: Any) -> None:
@@ -132,7 +149,8 @@ def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], **loca
 
 
 def ratio_curves(run: RunFolder, methods: Sequence[str] | None = None) -> Picture:
-    """Weighted F1 against the share of missing frames with floors and ceiling: means, and 95 % bands where these can be told apart.
+    """Weighted F1 against the share of missing frames with floors and ceiling: means, and 95 %
+    bands where these can be told apart.
 
     `methods`: the trained ones to show; default: all.
     """
@@ -154,30 +172,46 @@ def ratio_curves(run: RunFolder, methods: Sequence[str] | None = None) -> Pictur
             if method in banded and (half > 0).any():
                 bands.append(titles[str(method)])
                 half, color = np.nan_to_num(half), look[str(method)]["color"]
-                axes.fill_between(ratio, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
+                axes.fill_between(
+                    ratio, mean - half, mean + half, color=color, alpha=0.15, linewidth=0
+                )
         low, high = axes.get_ylim()  # a band of two seeds may go far beyond what F1 can be
-        axes.set(xlabel="Share of frames missing from every modality", ylabel=how.title, xlim=(-0.02, 1.02))
+        axes.set(
+            xlabel="Share of frames missing from every modality",
+            ylabel=how.title,
+            xlim=(-0.02, 1.02),
+        )
         axes.set_ylim(max(low, 0.0), min(high, how.scale))
         legend(figure, list(drawn.values())[::-1], [titles[m] for m in drawn][::-1])
-        caption = f"Intra-modality missingness on the {run.card.split} split: weighted F1 against the share of missing frames."
+        caption = (
+            f"Intra-modality missingness on the {run.card.split} split: weighted F1 against the "
+            f"share of missing frames."
+        )
         if bands:
             of = (
                 ""
                 if len(bands) == len(trained)
                 else f" of {', '.join(bands)}; the others' intervals stand in the table"
             )
-            caption += f" Band{'s' if len(bands) > 1 else ''}: Student-t 95 % interval over seeds{of}."
+            caption += (
+                f" Band{'s' if len(bands) > 1 else ''}: Student-t 95 % interval over seeds{of}."
+            )
         ends = [
             f"{titles[str(m)]} from {row.iloc[0].mean:.1f} to {row.iloc[-1].mean:.1f}"
             for m, row in frame.iterrows()
             if row.iloc[0] is not None and row.iloc[-1] is not None
         ]
-        alt = f"Line chart, missing share {frame.columns[0]} to {frame.columns[-1]}: {'; '.join(ends)}."
+        alt = (
+            f"Line chart, missing share {frame.columns[0]} to {frame.columns[-1]}: "
+            f"{'; '.join(ends)}."
+        )
         return picture("missing-ratios", caption, alt, figure)
 
 
 def training(run: RunFolder) -> Picture:
-    """Loss terms and the validation score by epoch for the run's focus, the kept epoch of each seed marked."""
+    """Loss terms and the validation score by epoch for the run's focus, the kept epoch of each seed
+    marked.
+    """
     history = run.history()
     history = history[history["method"].isin(run.focus)]
     titles = {m: t for m, t in tables.method_titles(run).items() if m in set(history["method"])}
@@ -206,12 +240,18 @@ def training(run: RunFolder) -> Picture:
         grid[0, 0].yaxis.set_major_formatter("{x:g}")
         grid[1, 0].set_ylabel("Validation weighted F1 × 100")
         legend(figure, [drawn[t] for t in terms], [t.removeprefix("loss/") for t in terms])
-    kept = "; ".join(f"{titles[m]}: {', '.join(map(str, e))}" for m, e in kept_epochs(history, titles).items())
+    kept = "; ".join(
+        f"{titles[m]}: {', '.join(map(str, e))}" for m, e in kept_epochs(history, titles).items()
+    )
     caption = (
-        "Loss by term on the training split (top), and the weighted F1 on the validation split (bottom), a line a seed; the dot is the "
+        "Loss by term on the training split (top), and the weighted F1 on the validation split "
+        "(bottom), a line a seed; the dot is the "
         f"epoch whose parameters were kept. Kept epochs by seed: {kept}."
     )
-    alt = f"Line charts by epoch for {', '.join(titles.values())}: loss terms falling or not, and the validation score with a dot per seed."
+    alt = (
+        f"Line charts by epoch for {', '.join(titles.values())}: loss terms falling or not, and "
+        f"the validation score with a dot per seed."
+    )
     with style("training"):
         return picture("training", caption, alt, figure)
 
@@ -229,7 +269,12 @@ def validation(axes: Axes, history: pd.DataFrame, color: str) -> None:
         score = rows["valid/weighted_f1"] * 100
         axes.plot(rows["epoch"], score, color=color, alpha=0.55, linewidth=1)
         kept = rows["kept"] == 1
-        dots: dict[str, Any] = {"color": color, "markersize": 5, "markeredgecolor": "white", "zorder": 4}
+        dots: dict[str, Any] = {
+            "color": color,
+            "markersize": 5,
+            "markeredgecolor": "white",
+            "zorder": 4,
+        }
         axes.plot(rows["epoch"][kept], score[kept], "o", **dots)
     axes.set_xlabel("Epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -246,16 +291,27 @@ def confusion(run: RunFolder) -> Picture:
     with style("confusion"):
         figure = Figure(figsize=(min(size * shape[1] + 0.6, 12), size * shape[0] + 0.3))
         panels = figure.subplots(*shape, squeeze=False).ravel()
-        for axes, (condition, question) in zip(panels, ((c, q) for c in conditions for q in questions), strict=True):
+        for axes, (condition, question) in zip(
+            panels, ((c, q) for c in conditions for q in questions), strict=True
+        ):
             matrix(axes, matrices[condition][question])
-            axes.set_title(wrapped(f"{question}, {condition}" if question else f"Available: {condition}", 30))
+            axes.set_title(
+                wrapped(f"{question}, {condition}" if question else f"Available: {condition}", 30)
+            )
         seeds = ", ".join(str(seed) for seed, _ in run.seeds())
         caption = (
-            f"Confusion matrices of {tables.reference_title(run)} on the {run.card.split} split, summed over its seeds ({seeds}): all "
-            f"modalities available, and {conditions[-1]} alone, the single modality with the lowest weighted F1. Share of the true class, "
+            f"Confusion matrices of {tables.reference_title(run)} on the {run.card.split} split, "
+            f"summed over its seeds ({seeds}): all "
+            f"modalities available, and {conditions[-1]} alone, the single modality with the "
+            f"lowest weighted F1. Share of the true class, "
             "and samples."
         )
-        return picture("confusion", caption, "Confusion matrices; the same counts stand in the tables below.", figure)
+        return picture(
+            "confusion",
+            caption,
+            "Confusion matrices; the same counts stand in the tables below.",
+            figure,
+        )
 
 
 def matrix(axes: Axes, counts: pd.DataFrame) -> None:
@@ -263,12 +319,20 @@ def matrix(axes: Axes, counts: pd.DataFrame) -> None:
     number = counts.to_numpy(int)
     share = number / np.maximum(number.sum(1, keepdims=True), 1)
     edges = np.arange(len(share) + 1) - 0.5
-    axes.pcolormesh(edges, edges, share, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1)
+    axes.pcolormesh(
+        edges, edges, share, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1
+    )
     axes.set(aspect="equal", ylim=(edges[-1], edges[0]))
     for (row, column), value in np.ndenumerate(share):
         text = f"{100 * value:.0f} %\n{number[row, column]}"
         axes.text(
-            column, row, text, ha="center", va="center", fontsize=7.5, color="white" if value > 0.55 else "#222222"
+            column,
+            row,
+            text,
+            ha="center",
+            va="center",
+            fontsize=7.5,
+            color="white" if value > 0.55 else "#222222",
         )
     names = [wrapped(str(n), 12) for n in counts.index]
     axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 4 else 0)
@@ -280,17 +344,23 @@ def matrix(axes: Axes, counts: pd.DataFrame) -> None:
 
 
 def scores(run: RunFolder) -> Picture:
-    """Predicted against true score of the reference, for score targets: what they have in place of a confusion matrix."""
+    """Predicted against true score of the reference, for score targets: what they have in place of
+    a confusion matrix.
+    """
     conditions = tables.shown_conditions(run)
     rows = run.predictions(conditions)
     rows = rows[rows["method"] == run.reference]
     rows = rows[rows["seed"] == rows["seed"].min()]
     if rows.empty:
-        raise AbsentError(f"predictions.parquet holds nothing of {run.reference} under these conditions.")
+        raise AbsentError(
+            f"predictions.parquet holds nothing of {run.reference} under these conditions."
+        )
     with style("scores"):
         figure = Figure(figsize=(3.2 * len(conditions) + 0.4, 3.2))
         for axes, condition in zip(
-            figure.subplots(1, len(conditions), squeeze=False, sharey=True)[0], conditions, strict=True
+            figure.subplots(1, len(conditions), squeeze=False, sharey=True)[0],
+            conditions,
+            strict=True,
         ):
             own = rows[rows["condition"] == condition]
             axes.scatter(own["target"], own["prediction"], s=7, color=BLUE, alpha=0.4, linewidth=0)
@@ -299,26 +369,38 @@ def scores(run: RunFolder) -> Picture:
             axes.set(xlabel="True score", title=wrapped(f"Available: {condition}", 30))
             axes.set_ylabel("Predicted score" if condition == COMPLETE else "")
         caption = (
-            f"Predicted against true score of {tables.reference_title(run)} on the {run.card.split} split, seed {rows['seed'].min()}; the "
+            f"Predicted against true score of {tables.reference_title(run)} on the "
+            f"{run.card.split} split, seed {rows['seed'].min()}; the "
             "line is the identity."
         )
         return picture("scores", caption, "Scatter plots of predicted against true scores.", figure)
 
 
 def reliability(run: RunFolder) -> Picture:
-    """Accuracy against confidence in ten bins, at complete and at the hardest single modality, all seeds together."""
+    """Accuracy against confidence in ten bins, at complete and at the hardest single modality, all
+    seeds together.
+    """
     if not run.card.target.has_classes:
         raise AbsentError("The target is a score: there are no probabilities to calibrate.")
     conditions = tables.shown_conditions(run)
     rows = run.predictions(conditions)
-    rows = rows.assign(confidence=rows.filter(regex=r"^p_\d+$").max(axis=1), right=rows["target"] == rows["prediction"])
+    rows = rows.assign(
+        confidence=rows.filter(regex=r"^p_\d+$").max(axis=1),
+        right=rows["target"] == rows["prediction"],
+    )
     rows = rows.assign(bin=np.minimum((rows["confidence"] * 10).astype(int), 9))
-    titles = {m: t for m, t in tables.method_titles(run).items() if m in set(rows["method"]) & set(run.focus)}
+    titles = {
+        m: t
+        for m, t in tables.method_titles(run).items()
+        if m in set(rows["method"]) & set(run.focus)
+    }
     with style("reliability"):
         figure = Figure(figsize=(6.8, 3.6))
         drawn: dict[str, Any] = {}
         for axes, condition in zip(
-            figure.subplots(1, len(conditions), squeeze=False, sharey=True)[0], conditions, strict=True
+            figure.subplots(1, len(conditions), squeeze=False, sharey=True)[0],
+            conditions,
+            strict=True,
         ):
             axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
             for method, look in looks(run, titles).items():
@@ -327,10 +409,18 @@ def reliability(run: RunFolder) -> Picture:
                 share = share[share >= 0.01]
                 bins = own.groupby("bin")[["confidence", "right"]].mean().loc[share.index]
                 drawn[method] = axes.plot(
-                    bins["confidence"], bins["right"], color=look["color"], linestyle=look["linestyle"]
+                    bins["confidence"],
+                    bins["right"],
+                    color=look["color"],
+                    linestyle=look["linestyle"],
                 )[0]
                 axes.scatter(
-                    bins["confidence"], bins["right"], s=8 + 90 * share, color=look["color"], zorder=3, linewidth=0
+                    bins["confidence"],
+                    bins["right"],
+                    s=8 + 90 * share,
+                    color=look["color"],
+                    zorder=3,
+                    linewidth=0,
                 )
             axes.set(
                 xlabel="Confidence",
@@ -345,35 +435,50 @@ def reliability(run: RunFolder) -> Picture:
         legend(figure, list(drawn.values()), [titles[m] for m in drawn])
         caption = (
             f"Reliability on the {run.card.split} split, all seeds together: accuracy against the "
-            "confidence of the answers, in ten bins; a dot's area is its share of samples, at least 1 %. Below the "
+            "confidence of the answers, in ten bins; a dot's area is its share of samples, at "
+            "least 1 %. Below the "
             "diagonal, confidence is too high."
         )
         return picture(
-            "reliability", caption, "Reliability diagrams; the calibration errors stand in the table.", figure
+            "reliability",
+            caption,
+            "Reliability diagrams; the calibration errors stand in the table.",
+            figure,
         )
 
 
 def projection(run: RunFolder, condition: str | None = None) -> Picture:
-    """t-SNE of the teacher's complete representations, and of teacher, control and reference under one condition, coloured by target.
+    """t-SNE of the teacher's complete representations, and of teacher, control and reference under
+    one condition, coloured by target.
 
-    `condition`: any that the run stored; default: the one that the run was to show, else the first missing subset that it stored.
+    `condition`: any that the run stored; default: the one that the run was to show, else the first
+    missing subset that it stored.
     """
     subsets = [c.name for c in missing_subsets(run.modalities)]
-    candidates = dict.fromkeys([condition] if condition else filter(None, [run.card.projection, *subsets]))
+    candidates = dict.fromkeys(
+        [condition] if condition else filter(None, [run.card.projection, *subsets])
+    )
     methods = dict.fromkeys(m for m in (TEACHER, run.card.control, run.reference) if m is not None)
     keys = [f"{TEACHER}/{COMPLETE}", *(f"{method}/{c}" for c in candidates for method in methods)]
     seed, arrays = run.representations([*keys, "targets"])
     stored = next((c for c in candidates if f"{run.reference}/{c}" in arrays), None)
     if stored is None or "targets" not in arrays:
         raise AbsentError(
-            f"The representations hold no targets, or none of {run.reference} under {condition or 'a missing subset'}."
+            f"The representations hold no targets, or none of {run.reference} under "
+            f"{condition or 'a missing subset'}."
         )
     panels = dict.fromkeys([f"{TEACHER}/{COMPLETE}", *(f"{method}/{stored}" for method in methods)])
-    return projected(run, seed, {key: arrays[key] for key in panels if key in arrays}, arrays["targets"])
+    return projected(
+        run, seed, {key: arrays[key] for key in panels if key in arrays}, arrays["targets"]
+    )
 
 
-def projected(run: RunFolder, seed: int, panels: Mapping[str, npt.NDArray[Any]], targets: npt.NDArray[Any]) -> Picture:
-    """A panel for each of the representations (N, D) by "<method>/<condition>", coloured by target."""
+def projected(
+    run: RunFolder, seed: int, panels: Mapping[str, npt.NDArray[Any]], targets: npt.NDArray[Any]
+) -> Picture:
+    """A panel for each of the representations (N, D) by "<method>/<condition>", coloured by
+    target.
+    """
     count = len(targets)
     sample = np.unique(np.linspace(0, count - 1, min(count, POINTS)).astype(int))
     titles = tables.method_titles(run)
@@ -389,18 +494,34 @@ def projected(run: RunFolder, seed: int, panels: Mapping[str, npt.NDArray[Any]],
             axes.spines[:].set_visible(True)
             axes.set_box_aspect(1)
         if handles:
-            legend(figure, handles, labels, loc="outside lower center", ncols=min(len(labels), 5), markerscale=2)
+            legend(
+                figure,
+                handles,
+                labels,
+                loc="outside lower center",
+                ncols=min(len(labels), 5),
+                markerscale=2,
+            )
         else:
             figure.colorbar(axes.collections[0], ax=list(grid), label="True score", shrink=0.7)
         caption = (
-            f"Representations of {len(sample)} samples of the {run.card.split} split (seed {seed}) in two dimensions: PCA, "
-            "then t-SNE, each panel by itself: read what lies together within a panel, not distances across panels."
+            f"Representations of {len(sample)} samples of the {run.card.split} split (seed "
+            f"{seed}) in two dimensions: PCA, "
+            "then t-SNE, each panel by itself: read what lies together within a panel, not "
+            "distances across panels."
         )
-        return picture("projection", caption, f"Scatter plots of {', '.join(panels)}, coloured by target.", figure)
+        return picture(
+            "projection",
+            caption,
+            f"Scatter plots of {', '.join(panels)}, coloured by target.",
+            figure,
+        )
 
 
 def embedded(representations: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """(N, D) -> (N, 2) by PCA to at most 30 dimensions, then t-SNE started from PCA. One thread: the same bits each time."""
+    """(N, D) -> (N, 2) by PCA to at most 30 dimensions, then t-SNE started from PCA. One thread:
+    the same bits each time.
+    """
     values = representations.astype(np.float64)
     if len(values) < 4 or not np.ptp(values, axis=0).any():
         return np.zeros((len(values), 2))  # all in one place: nothing to tell apart
@@ -416,7 +537,9 @@ def embedded(representations: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 def coloured(
     axes: Axes, points: npt.NDArray[np.float64], targets: npt.NDArray[Any], run: RunFolder
 ) -> tuple[list[Any], list[str]]:
-    """Scatter by class, by the one question answered yes, or by score (then without handles); handles and labels for the legend."""
+    """Scatter by class, by the one question answered yes, or by score (then without handles);
+    handles and labels for the legend.
+    """
     target = run.card.target
     look: dict[str, Any] = {"s": 8, "alpha": 0.75, "linewidth": 0}
     if not target.has_classes:

@@ -11,7 +11,21 @@ from corrkd.report.standings import Analysis, Clusters, Standing, least_p
 from corrkd.report.tables import FRACTION, Cell, number
 
 LEVEL = 0.05
-WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+WORDS = (
+    "no",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+)
 BESIDE = {
     TEACHER: "the teacher, tested in the same way",
     "majority": "always answering the commonest class",
@@ -21,15 +35,18 @@ BESIDE = {
 
 
 def findings(analysis: Analysis) -> list[str]:
-    """Return what stands at the top of a report: reference against control over the missing subsets; teacher, floors and ceiling; the
-    order of many methods; which differences from the reference are significant.
+    """Return what stands at the top of a report: reference against control over the missing
+    subsets; teacher, floors and ceiling; the order of many methods; which differences from the
+    reference are significant.
     """
     run = analysis.run
     try:
         values = tables.seed_values(run, "weighted_f1")
     except AbsentError as error:
         return [f"No finding: {error}"]
-    cells = {m: tables.cell(tables.of(values, m, AVERAGE), FRACTION) for m in tables.method_titles(run)}
+    cells = {
+        m: tables.cell(tables.of(values, m, AVERAGE), FRACTION) for m in tables.method_titles(run)
+    }
     means = {m: c.mean for m, c in cells.items() if isinstance(c, Cell) and c.mean == c.mean}
     out = _against_control(run, means)
     beside = [f"{text} {number(means[m], 2)}" for m, text in BESIDE.items() if m in means]
@@ -47,7 +64,12 @@ def findings(analysis: Analysis) -> list[str]:
 
 def _against_control(run: RunFolder, means: Mapping[str, float]) -> list[str]:
     control = run.card.control
-    if control is None or control not in means or run.reference not in means or control == run.reference:
+    if (
+        control is None
+        or control not in means
+        or run.reference not in means
+        or control == run.reference
+    ):
         return []
     values = tables.seed_values(run, "weighted_f1")
     count = len(missing_subsets(run.modalities))
@@ -57,13 +79,16 @@ def _against_control(run: RunFolder, means: Mapping[str, float]) -> list[str]:
     titles = tables.method_titles(run)
     reference, other = titles[run.reference], titles[control]
     return [
-        f"Averaged over the {words} missing subsets, {reference} reaches a weighted F1 of {number(means[run.reference], 2)}, {other} "
+        f"Averaged over the {words} missing subsets, {reference} reaches a weighted F1 of "
+        f"{number(means[run.reference], 2)}, {other} "
         f"{number(means[control], 2)}: {verdict(difference, seeds, reference, other)}."
     ]
 
 
 def verdict(difference: Cell | None, seeds: int, reference: str, control: str) -> str:
-    """Return reference minus control in words: one is better only where the 95 % interval excludes zero."""
+    """Return reference minus control in words: one is better only where the 95 % interval excludes
+    zero.
+    """
     if difference is None:
         return "no seed has both"
     text = number(difference.mean, 2, signed=True)
@@ -71,10 +96,16 @@ def verdict(difference: Cell | None, seeds: int, reference: str, control: str) -
     if half is None or half != half:
         return f"no significant difference ({text}; one seed has no interval)"
     low, high = difference.mean - half, difference.mean + half
-    interval = f"{text}, 95 % interval {number(low, 2)} to {number(high, 2)}, paired over {seeds} seeds"
+    interval = (
+        f"{text}, 95 % interval {number(low, 2)} to {number(high, 2)}, paired over {seeds} seeds"
+    )
     if low > 0:
         return f"{reference} is better ({interval})"
-    return f"{control} is better ({interval})" if high < 0 else f"no significant difference ({interval})"
+    return (
+        f"{control} is better ({interval})"
+        if high < 0
+        else f"no significant difference ({interval})"
+    )
 
 
 def _complete(run: RunFolder) -> list[str]:
@@ -82,12 +113,14 @@ def _complete(run: RunFolder) -> list[str]:
         return []
     values = tables.seed_values(run, "weighted_f1")
     reference, teacher = (
-        tables.cell(tables.of(values, method, COMPLETE), FRACTION) for method in (run.reference, TEACHER)
+        tables.cell(tables.of(values, method, COMPLETE), FRACTION)
+        for method in (run.reference, TEACHER)
     )
     if reference is None or teacher is None:
         return []
     return [
-        f"With all modalities available {tables.reference_title(run)} reaches {number(reference.mean, 2)}, the teacher "
+        f"With all modalities available {tables.reference_title(run)} reaches "
+        f"{number(reference.mean, 2)}, the teacher "
         f"{number(teacher.mean, 2)}."
     ]
 
@@ -104,10 +137,13 @@ def _order(run: RunFolder, means: Mapping[str, float]) -> list[str]:
 
 
 def verdicts(
-    run: RunFolder, standing: Mapping[str, Standing] | AbsentError, clusters: Clusters, about: str = ""
+    run: RunFolder,
+    standing: Mapping[str, Standing] | AbsentError,
+    clusters: Clusters,
+    about: str = "",
 ) -> list[str]:
-    """Return which differences from the reference are significant. The test conditions on the trained networks, so the interval has to
-    agree.
+    """Return which differences from the reference are significant. The test conditions on the
+    trained networks, so the interval has to agree.
 
     Args:
         run: the dataset's folder.
@@ -118,7 +154,11 @@ def verdicts(
     reference, titles = tables.reference_title(run), tables.method_titles(run)
     if isinstance(standing, AbsentError):
         return [_sentence(f"{about}no test: {standing}")]
-    below, above, equal = "significantly below", "significantly above", "not significantly different"
+    below, above, equal = (
+        "significantly below",
+        "significantly above",
+        "not significantly different",
+    )
     groups: dict[str, list[str]] = {below: [], above: [], equal: []}
     for method, s in standing.items():
         if s.difference is not None and s.adjusted is not None:
@@ -127,17 +167,21 @@ def verdicts(
             groups[side if s.adjusted < LEVEL and excluded else equal].append(titles[method])
     tested = sum(map(len, groups.values()))
     if not tested:
-        return [_sentence(f"{about}no method shares a seed with {reference}, so nothing is tested.")]
+        return [
+            _sentence(f"{about}no method shares a seed with {reference}, so nothing is tested.")
+        ]
     tests = f"{tested} test{'' if tested == 1 else 's'}"
     sides = "; ".join(f"{side}: {', '.join(names)}" for side, names in groups.items() if names)
     out = [
-        f"{about}compared with {reference} on Avg. (sign-flip test over {clusters.words}, p\u00a0<\u00a0{LEVEL} after Holm with {tests}, "
+        f"{about}compared with {reference} on Avg. (sign-flip test over {clusters.words}, "
+        f"p\u00a0<\u00a0{LEVEL} after Holm with {tests}, "
         f"and an interval over {clusters.name}s and seeds that excludes zero), {sides}."
     ]
     least = tested * least_p(clusters.count, clusters.draws)
     if least >= LEVEL:
         out.append(
-            f"{about}with {clusters.words} and {tests} the smallest p is {min(1.0, least):.3f} after Holm, whatever the numbers: no "
+            f"{about}with {clusters.words} and {tests} the smallest p is {min(1.0, least):.3f} "
+            f"after Holm, whatever the numbers: no "
             "difference can be significant here."
         )
     return [_sentence(text) for text in out]

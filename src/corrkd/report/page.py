@@ -115,7 +115,9 @@ def html(page: Page) -> str:
     environment.tests["table"] = lambda item: isinstance(item, Table)
     environment.tests["picture"] = lambda item: isinstance(item, Picture)
     environment.filters |= {"table": tables.to_html, "svg": inline_svg, "code": code}
-    return environment.get_template("template.html.j2").render(page=page, sections=numbered(page.sections))
+    return environment.get_template("template.html.j2").render(
+        page=page, sections=numbered(page.sections)
+    )
 
 
 def code(text: str) -> Markup:
@@ -124,7 +126,9 @@ def code(text: str) -> Markup:
 
 
 def inline_svg(picture: Picture) -> Markup:
-    """The figure's <svg> for a page: named for readers, without namespaces, its ids apart from the other figures'."""
+    """The figure's <svg> for a page: named for readers, without namespaces, its ids apart from the
+    other figures'.
+    """
     svg = picture.svg.decode()
     svg = svg[svg.index("<svg") :]
     prefix = str(escape(picture.name))
@@ -133,22 +137,31 @@ def inline_svg(picture: Picture) -> Markup:
         without = re.sub(r' xmlns(:\w+)?="[^"]*"', "", tag[0])
         return re.sub(r'( id="|href="#|url\(#)', lambda start: f"{start[0]}{prefix}-", without)
 
-    svg = re.sub(r"<[^>]*>", renamed, svg)  # matplotlib writes < and > in text and attributes as entities
-    return Markup(svg.replace("<svg", str(Markup('<svg role="img" aria-label="{}"').format(picture.alt)), 1))
+    svg = re.sub(
+        r"<[^>]*>", renamed, svg
+    )  # matplotlib writes < and > in text and attributes as entities
+    return Markup(
+        svg.replace("<svg", str(Markup('<svg role="img" aria-label="{}"').format(picture.alt)), 1)
+    )
 
 
 def markdown(page: Page) -> str:
     """Return the report as Markdown, its figures linked."""
     text = tables.markdown_text
     lines = [f"# {text(page.title)}", *[text(f) for f in page.findings]]
-    lines.append("\n".join(f"- **{text(term)}**: {text(value)}" for term, value in page.head.items()))
+    lines.append(
+        "\n".join(f"- **{text(term)}**: {text(value)}" for term, value in page.head.items())
+    )
     for section, items in numbered(page.sections):
         lines.append(f"{'#' * section.level} {text(section.title)}")
         for label, item in items:
             if isinstance(item, Table):
                 lines += [f"**{label}.** {text(item.caption)}", tables.to_markdown(item).rstrip()]
             elif isinstance(item, Picture):
-                lines += [f"![{text(item.alt)}](figures/{item.name}.svg)", f"**{label}.** {text(item.caption)}"]
+                lines += [
+                    f"![{text(item.alt)}](figures/{item.name}.svg)",
+                    f"**{label}.** {text(item.caption)}",
+                ]
             else:
                 lines.append(text(item) if isinstance(item, str) else f"*{text(str(item))}*")
     lines.append("## How it was made")
@@ -157,6 +170,9 @@ def markdown(page: Page) -> str:
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", settings)), default=0))
         lines += [f"{fence}yaml\n{settings}\n{fence}"]
     lines.append(
-        "\n".join(f"- {text(name)}" + (f": {text(what)}" if what else "") for name, what in page.files.items())
+        "\n".join(
+            f"- {text(name)}" + (f": {text(what)}" if what else "")
+            for name, what in page.files.items()
+        )
     )
     return "\n\n".join(lines) + "\n"

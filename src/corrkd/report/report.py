@@ -1,4 +1,6 @@
-"""The report of a plan's folder, from that folder alone: one dataset and three arms, or many of both."""
+"""The report of a plan's folder, from that folder alone: one dataset and three arms, or many of
+both.
+"""
 
 from __future__ import annotations
 
@@ -26,32 +28,41 @@ FILES = {
     FAILURES: "runs without results: dataset, method, seed, error",
     REPORTED: "numbers of papers, shown beside ours",
     "results.csv": "every number: dataset, method, seed, condition, draw, metric, value",
-    "DATASET/run.json": "data, target, conditions, methods, versions, and what was the same for every method",
+    "DATASET/run.json": "data, target, conditions, methods, versions, and what was the same for "
+    "every method",
     "DATASET/settings.yaml": "the settings of every run on that dataset",
     "DATASET/results.csv": "the numbers of that dataset",
     "DATASET/costs.csv": "parameters, epochs, seconds and peak memory by method and seed",
     "DATASET/groups.csv": "the group of each tested sample",
     "DATASET/seed-N/ARM/ARM.safetensors": "the trained network; its card is ARM.json",
-    "DATASET/seed-N/ARM/outputs.safetensors": "of a teacher: the teachers' outputs for the training split",
-    "DATASET/seed-N/ARM/history.csv": "loss terms, validation score and learning rate by epoch, and which epoch was kept",
+    "DATASET/seed-N/ARM/outputs.safetensors": "of a teacher: the teachers' outputs for the "
+    "training split",
+    "DATASET/seed-N/ARM/history.csv": "loss terms, validation score and learning rate by epoch, "
+    "and which epoch was kept",
     "DATASET/seed-N/ARM/predictions.parquet": "every prediction with its probabilities",
-    "DATASET/seed-N/ARM/representations.safetensors": "the representations that the classifier reads",
-    "DATASET/seed-N/ARM/coverage.csv": "how often prediction sets held the truth, by condition and group",
+    "DATASET/seed-N/ARM/representations.safetensors": "the representations that the classifier "
+    "reads",
+    "DATASET/seed-N/ARM/coverage.csv": "how often prediction sets held the truth, by condition "
+    "and group",
     "DATASET/seed-N/ARM/results.csv": "the numbers of that method and seed",
     "DATASET/seed-N/ARM/cost.json": "what the training took",
-    "DATASET/seed-N/ARM/budget.json": "the validation score of each number of epochs that was tried",
+    "DATASET/seed-N/ARM/budget.json": "the validation score of each number of epochs that was "
+    "tried",
     "DATASET/seed-N/ARM/timings.csv": "seconds spent, apart from what is reproducible",
     "DATASET/seed-N/ARM/SHA256SUMS": "sums of what the evaluation wrote, for `sha256sum -c`",
 }
 
 
 def write_report(out: Path, *, condition: str | None = None, draws: int = DRAWS) -> Path:
-    """Make report.html, report.md, tables/ (CSV, LaTeX) and figures/ (SVG, PNG) in a plan's folder, from that folder alone.
+    """Make report.html, report.md, tables/ (CSV, LaTeX) and figures/ (SVG, PNG) in a plan's folder,
+    from that folder alone.
 
-    The same folder gives the same bytes. Each file appears whole or not at all. What the folder lacks is noted in the report.
+    The same folder gives the same bytes. Each file appears whole or not at all. What the folder
+    lacks is noted in the report.
 
     Args:
-        out: the folder that a plan wrote. Papers' numbers in its reported.csv are shown beside ours.
+        out: the folder that a plan wrote. Papers' numbers in its reported.csv are shown beside
+            ours.
         condition: under which the representations are projected; default: as the run was to show.
         draws: of the group bootstrap and the sign-flip test.
 
@@ -59,7 +70,8 @@ def write_report(out: Path, *, condition: str | None = None, draws: int = DRAWS)
         The path of report.html, which needs no other file.
 
     Raises:
-        CorrKDError: where it is no plan's folder, a file in it cannot be read, or the report cannot be written.
+        CorrKDError: where it is no plan's folder, a file in it cannot be read, or the report cannot
+            be written.
     """
     out = Path(out)
     runs = open_datasets(out)
@@ -69,7 +81,9 @@ def write_report(out: Path, *, condition: str | None = None, draws: int = DRAWS)
     return write_page(out, page)
 
 
-def plan_page(out: Path, runs: Mapping[str, RunFolder], reported: Reported, condition: str | None, draws: int) -> Page:
+def plan_page(
+    out: Path, runs: Mapping[str, RunFolder], reported: Reported, condition: str | None, draws: int
+) -> Page:
     """Return the report of a plan's datasets."""
     analyses = [analyse(name, run, draws) for name, run in runs.items()]
     protocols = [run.card.protocol for run in runs.values()]
@@ -102,31 +116,49 @@ def plan_page(out: Path, runs: Mapping[str, RunFolder], reported: Reported, cond
 
 
 def named_by_dataset(lines: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the lines of all datasets, each once, after the dataset's name where there are several."""
+    """Return the lines of all datasets, each once, after the dataset's name where there are
+    several.
+    """
     return list(
         dict.fromkeys(
-            f"{name}: {line}" if len(lines) > 1 else line for name, of_dataset in lines.items() for line in of_dataset
+            f"{name}: {line}" if len(lines) > 1 else line
+            for name, of_dataset in lines.items()
+            for line in of_dataset
         )
     )
 
 
 def file_list(out: Path) -> dict[str, str]:
     """Return the kinds of files that the folder has, with what is in them."""
-    patterns = {name: name.replace("DATASET", "*").replace("seed-N", "seed-*").replace("ARM", "*") for name in FILES}
+    patterns = {
+        name: name.replace("DATASET", "*").replace("seed-N", "seed-*").replace("ARM", "*")
+        for name in FILES
+    }
     return {name: FILES[name] for name, pattern in patterns.items() if any(out.glob(pattern))}
 
 
 def head(runs: Mapping[str, RunFolder]) -> dict[str, str]:
     """Return what was run, as term and description."""
     methods = {m.name: m for run in runs.values() for m in tables.rows_of(run)}
-    groups = {"Baselines": "baseline", "Controls": "control", "Methods": "method", "Ablation": "ablation"}
-    listed = {term: [m.title for m in methods.values() if m.kind == kind] for term, kind in groups.items()}
+    groups = {
+        "Baselines": "baseline",
+        "Controls": "control",
+        "Methods": "method",
+        "Ablation": "ablation",
+    }
+    listed = {
+        term: [m.title for m in methods.values() if m.kind == kind] for term, kind in groups.items()
+    }
     card = next(iter(runs.values())).card
-    hashes = {name: run.card.dataset.sha256 for name, run in runs.items() if run.card.dataset.sha256}
+    hashes = {
+        name: run.card.dataset.sha256 for name, run in runs.items() if run.card.dataset.sha256
+    }
     return {
         "Datasets" if len(runs) > 1 else "Dataset": ", ".join(runs),
         **{term: ", ".join(titles) for term, titles in listed.items() if titles},
-        "Seeds": by_dataset({name: ", ".join(map(str, run.card.seeds)) for name, run in runs.items()}),
+        "Seeds": by_dataset(
+            {name: ", ".join(map(str, run.card.seeds)) for name, run in runs.items()}
+        ),
         "Versions": f"corrkd {card.corrkd}, torch {card.torch}",
         **({"Data SHA-256": by_dataset(hashes)} if hashes else {}),
     }
@@ -140,8 +172,8 @@ def by_dataset(texts: Mapping[str, str]) -> str:
 
 
 def plain_report(out: Path) -> str:
-    """Return weighted F1 of every arm as plain text for a terminal, a table for each dataset: of a few arms under every missing subset,
-    of many on Avg. and complete.
+    """Return weighted F1 of every arm as plain text for a terminal, a table for each dataset: of a
+    few arms under every missing subset, of many on Avg. and complete.
 
     Raises:
         CorrKDError: where it is no plan's folder.
@@ -149,7 +181,9 @@ def plain_report(out: Path) -> str:
     runs = open_datasets(out)
     with refusing(out, "its files do not fit together; run what is damaged again"):
         blocks = [_plain_dataset(name, run) for name, run in runs.items()]
-    return f"{FRACTION.title}, mean ± half-width of the 95 % interval over seeds\n\n" + "\n\n".join(blocks)
+    return f"{FRACTION.title}, mean ± half-width of the 95 % interval over seeds\n\n" + "\n\n".join(
+        blocks
+    )
 
 
 def _plain_dataset(name: str, run: RunFolder) -> str:

@@ -1,4 +1,6 @@
-"""Numbers that papers report, from a CSV file of the user's: shown beside ours, never in a statistic."""
+"""Numbers that papers report, from a CSV file of the user's: shown beside ours, never in a
+statistic.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,10 @@ def read_reported(file: Path, runs: Mapping[str, RunFolder]) -> Reported:
     """Reads columns method, condition, metric, value and, where given, dataset and source.
 
     Args:
-        file: a condition is one of our names or a table's heading ("average", "Avg.", "{l,a}"); values are in the table's scale.
-        runs: the comparison's datasets by folder; `dataset` names a folder or the dataset in it, and is needed where there are several.
+        file: a condition is one of our names or a table's heading ("average", "Avg.", "{l,a}");
+            values are in the table's scale.
+        runs: the comparison's datasets by folder; `dataset` names a folder or the dataset in it,
+            and is needed where there are several.
 
     Raises:
         CorrKDError: with the row, the column and what is allowed there, for the first thing wrong.
@@ -40,7 +44,10 @@ def read_reported(file: Path, runs: Mapping[str, RunFolder]) -> Reported:
             reader = csv.DictReader(text, strict=True)
             lacking = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
             if lacking:
-                raise CorrKDError(f"{file}: no column {lacking[0]}; expected {', '.join(COLUMNS)}, and dataset, source")
+                raise CorrKDError(
+                    f"{file}: no column {lacking[0]}; expected {', '.join(COLUMNS)}, and "
+                    f"dataset, source"
+                )
             for row in reader:
                 where = f"{file}: row {reader.line_num}"
                 if None in row or None in row.values():
@@ -61,24 +68,35 @@ def _take(row: Mapping[str, str], runs: Mapping[str, RunFolder], out: Reported, 
     condition = _conditions(run).get(_spelled(row["condition"]))
     if condition is None:
         allowed = ", ".join(subset_headings(run).values())
-        raise CorrKDError(f"{where}: condition {row['condition']!r} is unknown; expected one of {allowed}")
+        raise CorrKDError(
+            f"{where}: condition {row['condition']!r} is unknown; expected one of {allowed}"
+        )
     metric = row["metric"]
     if metric not in shown_metrics(run):
-        raise CorrKDError(f"{where}: metric {metric!r} is unknown; expected {' or '.join(shown_metrics(run))}")
+        raise CorrKDError(
+            f"{where}: metric {metric!r} is unknown; expected {' or '.join(shown_metrics(run))}"
+        )
     source = f"reported: {row['source']}" if row.get("source") else "reported"
     values = out.setdefault((dataset, metric), {}).setdefault(f"{row['method']} ({source})", {})
     if condition in values:
-        raise CorrKDError(f"{where}: condition {row['condition']!r} of {row['method']} is there twice")
+        raise CorrKDError(
+            f"{where}: condition {row['condition']!r} of {row['method']} is there twice"
+        )
     values[condition] = _value(row["value"], metric, where)
 
 
 def _dataset(given: str, runs: Mapping[str, RunFolder], where: str) -> str:
-    matches = [name for name, run in runs.items() if given in (name, run.card.dataset.name) or not given]
+    matches = [
+        name for name, run in runs.items() if given in (name, run.card.dataset.name) or not given
+    ]
     if len(matches) == 1:
         return matches[0]
-    problem = f"dataset {given!r} is unknown" if given else "dataset is empty, and there are several"
+    problem = (
+        f"dataset {given!r} is unknown" if given else "dataset is empty, and there are several"
+    )
     raise CorrKDError(
-        f"{where}: {problem if not matches or not given else f'dataset {given!r} is several'}; expected {' or '.join(runs)}"
+        f"{where}: {problem if not matches or not given else f'dataset {given!r} is several'}; "
+        f"expected {' or '.join(runs)}"
     )
 
 
@@ -90,7 +108,9 @@ def _value(text: str, metric: str, where: str) -> float:
     if not math.isfinite(value):
         raise CorrKDError(f"{where}: value {text!r} is not a number")
     if metric_of(metric).scale == 100.0 and not (value == 0.0 or 1.0 < value <= 100.0):
-        raise CorrKDError(f"{where}: value {text} is not in the table's scale, {metric_of(metric).title}")
+        raise CorrKDError(
+            f"{where}: value {text} is not in the table's scale, {metric_of(metric).title}"
+        )
     return value
 
 

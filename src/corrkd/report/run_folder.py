@@ -1,6 +1,8 @@
-"""A dataset's folder in that of a plan, read and nothing else: run.json, results.csv and, for each seed and arm, history, predictions, ...
+"""A dataset's folder in that of a plan, read and nothing else: run.json, results.csv and, for each
+seed and arm, history, predictions, ...
 
-`Card` is what run.json holds. The experiment writes it and the report reads it, through the same bounds.
+`Card` is what run.json holds. The experiment writes it and the report reads it, through the same
+bounds.
 """
 
 from __future__ import annotations
@@ -42,20 +44,25 @@ T = TypeVar("T")
 
 
 class AbsentError(Exception):
-    """What a part of the report needs is not in the folder. The message is the line that stands in its place."""
+    """What a part of the report needs is not in the folder. The message is the line that stands in
+    its place.
+    """
 
 
 FORMAT = 2  # of run.json; corrkd 0.1 wrote none
 TEACHER = "teacher"  # the arm that teaches the others, in every plan that has one
 FEW_ARMS = 4  # so many have a panel each in a figure, and need no ranks
-# Bounds far above any use, so that a card of somebody else's asks for no memory or time without end.
+# Bounds far above any use, so that a card of somebody else's asks for no memory or time without
+# end.
 Label = Name  # of a modality, class or question
 Text = Annotated[str, Field(max_length=1_000)]
 Line = Annotated[str, Field(max_length=100_000)]  # a line of the protocol names all arms
 Lines = Annotated[list[Line], Field(max_length=10_000)]
 Version = Annotated[str, Field(max_length=100)]
 Digest = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
-ConditionName = Annotated[str, Field(max_length=MOST_MODALITIES * (LONGEST_LABEL + 1))]  # language+audio
+ConditionName = Annotated[
+    str, Field(max_length=MOST_MODALITIES * (LONGEST_LABEL + 1))
+]  # language+audio
 Number = Annotated[int, Field(ge=0, lt=2**63)]
 MOST_SPLITS, MOST_CONDITIONS, MOST_ARMS, MOST_SEEDS = 10, 10_000, 1_000, 10_000
 MOST_REASONS = 20  # for which frames of a modality are missing
@@ -73,27 +80,37 @@ class ModalityCard(_Bounded):
 
 
 class MissingFramesCard(_Bounded):
-    """Frames of a modality in a split: all, those that are missing in the data, and of these how many for which reason."""
+    """Frames of a modality in a split: all, those that are missing in the data, and of these how
+    many for which reason.
+    """
 
     frames: Number
     missing: Number
-    reasons: Annotated[dict[Text, Number], Field(max_length=MOST_REASONS)] = Field(default_factory=dict)
+    reasons: Annotated[dict[Text, Number], Field(max_length=MOST_REASONS)] = Field(
+        default_factory=dict
+    )
 
 
 class DatasetCard(_Bounded):
-    """What the run was trained and tested on. `labels`: per split, samples by class (or "yes" answers by question); `missing_frames`: by
-    modality and split, of data that say why frames are missing.
+    """What the run was trained and tested on. `labels`: per split, samples by class (or "yes"
+    answers by question); `missing_frames`: by modality and split, of data that say why frames are
+    missing.
     """
 
     name: Text
     layout: Text = ""
     sha256: Digest = ""
-    modalities: Annotated[dict[Label, ModalityCard], Field(min_length=1, max_length=MOST_MODALITIES)]
+    modalities: Annotated[
+        dict[Label, ModalityCard], Field(min_length=1, max_length=MOST_MODALITIES)
+    ]
     splits: Annotated[dict[Label, Number], Field(max_length=MOST_SPLITS)]
     labels: Annotated[
-        dict[Label, Annotated[dict[Label, Number], Field(max_length=MOST_CLASSES)]], Field(max_length=MOST_SPLITS)
+        dict[Label, Annotated[dict[Label, Number], Field(max_length=MOST_CLASSES)]],
+        Field(max_length=MOST_SPLITS),
     ] = Field(default_factory=dict)
-    missing_rule: Annotated[dict[Label, Text], Field(max_length=MOST_MODALITIES)] = Field(default_factory=dict)
+    missing_rule: Annotated[dict[Label, Text], Field(max_length=MOST_MODALITIES)] = Field(
+        default_factory=dict
+    )
     missing_frames: Annotated[
         dict[Label, Annotated[dict[Label, MissingFramesCard], Field(max_length=MOST_SPLITS)]],
         Field(max_length=MOST_MODALITIES),
@@ -112,13 +129,16 @@ class ConditionCard(_Bounded):
 
     name: ConditionName
     kind: Annotated[str, Field(max_length=LONGEST_LABEL)] = ""
-    available: Annotated[list[Label], Field(max_length=MOST_MODALITIES)] = Field(default_factory=list)
+    available: Annotated[list[Label], Field(max_length=MOST_MODALITIES)] = Field(
+        default_factory=list
+    )
     ratio: Share | None = None
     draws: Count = 1
 
 
 class MethodCard(_Bounded):
-    """One arm: its name in the files, its title in the report, the rule that chose its epoch, its method.
+    """One arm: its name in the files, its title in the report, the rule that chose its epoch, its
+    method.
 
     `trains_on`: "complete" or "missing" samples.
     """
@@ -139,14 +159,18 @@ class MethodCard(_Bounded):
 
 
 class GroupCard(_Bounded):
-    """Which samples are not independent of each other: those of one `name` ("person"; "sample": each stands for itself)."""
+    """Which samples are not independent of each other: those of one `name` ("person"; "sample":
+    each stands for itself).
+    """
 
     name: Label = "sample"
     count: Number = 0
 
 
 class SetsCard(_Bounded):
-    """What share of the samples prediction sets were to hold the truth of, and from how many groups they are made."""
+    """What share of the samples prediction sets were to hold the truth of, and from how many groups
+    they are made.
+    """
 
     level: Share
     groups: Count
@@ -158,7 +182,8 @@ class Card(_Bounded):
     Attributes:
         reference: the arm that others are compared with.
         control: the arm without distillation, if any.
-        teacher_outputs: SHA-256 of the file with the outputs of a teacher from outside; "": teachers are trained.
+        teacher_outputs: SHA-256 of the file with the outputs of a teacher from outside; "":
+            teachers are trained.
         projection: condition whose representations are shown.
         protocol: what was the same for every arm, a line each.
         notes: what a reader of the results has to know, a line each.
@@ -169,7 +194,9 @@ class Card(_Bounded):
     torch: Version
     python: Version = ""
     dataset: DatasetCard
-    target: Annotated[Target, PlainValidator(_target), PlainSerializer(lambda target: target.to_json())]
+    target: Annotated[
+        Target, PlainValidator(_target), PlainSerializer(lambda target: target.to_json())
+    ]
     split: Literal["train", "valid", "test"]
     conditions: Annotated[list[ConditionCard], Field(max_length=MOST_CONDITIONS)]
     methods: Annotated[list[MethodCard], Field(min_length=1, max_length=MOST_ARMS)]
@@ -209,24 +236,34 @@ class Card(_Bounded):
 
 
 def open_datasets(out: Path) -> dict[str, RunFolder]:
-    """Return the datasets' folders by name, in the plan's order. Raises CorrKDError where a folder is no plan's, or has no dataset yet."""
+    """Return the datasets' folders by name, in the plan's order. Raises CorrKDError where a folder
+    is no plan's, or has no dataset yet.
+    """
     out = Path(out)
     if not (out / PLAN).is_file():
         if (out / RUN).is_file() or (out / "compare.yaml").is_file():
-            raise CorrKDError(f"{out}: not the folder of a run of this version; give the one that holds {PLAN}")
-        raise CorrKDError(f"{out}: holds no {PLAN}; give a folder that `corrkd run` or `corrkd compare` wrote")
+            raise CorrKDError(
+                f"{out}: not the folder of a run of this version; give the one that holds {PLAN}"
+            )
+        raise CorrKDError(
+            f"{out}: holds no {PLAN}; give a folder that `corrkd run` or `corrkd compare` wrote"
+        )
     tree = read_yaml_file(out / PLAN)
     datasets = tree.get("datasets") if isinstance(tree, Mapping) else None
     names = [str(name) for name in datasets] if isinstance(datasets, Mapping) else []
     names = [name for name in names if not leads_elsewhere(name) and (out / name / RUN).is_file()]
     if not names:
-        raise CorrKDError(f"{out}: has no dataset yet (none of the plan's has a folder with run.json)")
+        raise CorrKDError(
+            f"{out}: has no dataset yet (none of the plan's has a folder with run.json)"
+        )
     return {name: RunFolder.open(out / name) for name in names}
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """An opened run folder. Attributes: its path and its run.json. The other files are read on demand and may be absent."""
+    """An opened run folder. Attributes: its path and its run.json. The other files are read on
+    demand and may be absent.
+    """
 
     path: Path
     card: Card
@@ -236,11 +273,15 @@ class RunFolder:
         """Raises CorrKDError where `path` is not a folder that a run wrote."""
         file = Path(path) / RUN
         if not file.is_file():
-            raise CorrKDError(f"{path}: not a run folder (it holds no run.json); give a folder that `corrkd run` wrote")
+            raise CorrKDError(
+                f"{path}: not a run folder (it holds no run.json); give a folder that `corrkd "
+                f"run` wrote"
+            )
         tree = read_json(file)
         if isinstance(tree, dict) and tree.get("format") != FORMAT:
             raise CorrKDError(
-                f"{file}: written by corrkd {str(tree.get('corrkd', ''))[:20]}, whose folders this version does not read"
+                f"{file}: written by corrkd {str(tree.get('corrkd', ''))[:20]}, whose folders "
+                f"this version does not read"
             )
         with refusing(file, "not written by a run"):
             return RunFolder(Path(path), Card.model_validate(tree))
@@ -257,7 +298,9 @@ class RunFolder:
 
     @property
     def focus(self) -> list[str]:
-        """The arms of figures with a panel an arm: all of a few, else teacher, control and reference."""
+        """The arms of figures with a panel an arm: all of a few, else teacher, control and
+        reference.
+        """
         names = [m.name for m in self.card.methods]
         if self.has_few_arms:
             return names
@@ -275,8 +318,17 @@ class RunFolder:
 
     @cached_property
     def results(self) -> pd.DataFrame:
-        """results.csv: dataset, method, seed (-1 where empty), condition, draw (0 where empty), metric, value (NaN: undefined)."""
-        columns = {"method": str, "condition": str, "metric": str, "value": float, "seed": float, "draw": float}
+        """results.csv: dataset, method, seed (-1 where empty), condition, draw (0 where empty),
+        metric, value (NaN: undefined).
+        """
+        columns = {
+            "method": str,
+            "condition": str,
+            "metric": str,
+            "value": float,
+            "seed": float,
+            "draw": float,
+        }
 
         def typed(file: Path) -> pd.DataFrame:
             # A class or modality may be called "NA": only numbers may be empty.
@@ -284,23 +336,33 @@ class RunFolder:
             frame = read_csv(file, dtype=columns, keep_default_na=False, na_values=empty)
             lacking = columns.keys() - set(frame)
             if lacking:
-                raise CorrKDError(f"{self.path / 'results.csv'}: no column {', '.join(sorted(lacking))}")
-            return frame.assign(seed=frame["seed"].fillna(-1).astype(int), draw=frame["draw"].fillna(0).astype(int))
+                raise CorrKDError(
+                    f"{self.path / 'results.csv'}: no column {', '.join(sorted(lacking))}"
+                )
+            return frame.assign(
+                seed=frame["seed"].fillna(-1).astype(int), draw=frame["draw"].fillna(0).astype(int)
+            )
 
         return self._read("results.csv", typed)
 
     @cached_property
     def groups(self) -> pd.Series[str]:
         """groups.csv: each tested sample's group by its id."""
-        frame = self._read("groups.csv", lambda file: read_csv(file, dtype=str, keep_default_na=False))
+        frame = self._read(
+            "groups.csv", lambda file: read_csv(file, dtype=str, keep_default_na=False)
+        )
         if not {"id", "group"} <= set(frame):
             raise CorrKDError(f"{self.path / 'groups.csv'}: the columns must be id and group")
         groups: pd.Series[str] = frame.drop_duplicates("id").set_index("id")["group"]
         return groups
 
     def costs(self) -> pd.DataFrame:
-        """costs.csv: method, seed, parameters, epochs, train_seconds, peak_memory_bytes; NaN where nothing was measured."""
-        numbers = dict.fromkeys(("parameters", "epochs", "train_seconds", "peak_memory_bytes"), float)
+        """costs.csv: method, seed, parameters, epochs, train_seconds, peak_memory_bytes; NaN where
+        nothing was measured.
+        """
+        numbers = dict.fromkeys(
+            ("parameters", "epochs", "train_seconds", "peak_memory_bytes"), float
+        )
         return self._read(
             "costs.csv",
             lambda file: read_csv(
@@ -312,14 +374,18 @@ class RunFolder:
         )
 
     def coverage(self) -> pd.DataFrame:
-        """Every seed's coverage.csv under one another: condition, group, samples, coverage, set_size, method, seed."""
+        """Every seed's coverage.csv under one another: condition, group, samples, coverage,
+        set_size, method, seed.
+        """
         files = self._seed_files("coverage.csv")
         return pd.concat(
             [
                 self._read(
                     file,
                     lambda path: read_csv(
-                        path, dtype={"condition": str, "group": str, "method": str}, keep_default_na=False
+                        path,
+                        dtype={"condition": str, "group": str, "method": str},
+                        keep_default_na=False,
                     ),
                 ).assign(seed=seed)
                 for seed, file in files
@@ -330,7 +396,10 @@ class RunFolder:
     def history(self) -> pd.DataFrame:
         """Every seed's history.csv under one another, with a column `seed`."""
         files = self._seed_files("history.csv")
-        return pd.concat([self._read(file, read_csv).assign(seed=seed) for seed, file in files], ignore_index=True)
+        return pd.concat(
+            [self._read(file, read_csv).assign(seed=seed) for seed, file in files],
+            ignore_index=True,
+        )
 
     def predictions(self, conditions: Sequence[str]) -> pd.DataFrame:
         """Every seed's predictions under these conditions, with a column `seed`."""
@@ -342,17 +411,24 @@ class RunFolder:
         """`predictions` file by file; of `columns` alone where given."""
         chosen, wanted = [("condition", "in", list(conditions))], list(columns) if columns else None
         for seed, file in self._seed_files("predictions.parquet"):
-            yield self._read(file, lambda path: pd.read_parquet(path, columns=wanted, filters=chosen)).assign(seed=seed)
+            yield self._read(
+                file, lambda path: pd.read_parquet(path, columns=wanted, filters=chosen)
+            ).assign(seed=seed)
 
     def representations(self, keys: Sequence[str]) -> tuple[int, dict[str, npt.NDArray[Any]]]:
-        """The seed that has most of them (of equals the first), and its arrays by key ("<method>/<condition>" (N, D), "targets").
+        """The seed that has most of them (of equals the first), and its arrays by key
+        ("<method>/<condition>" (N, D), "targets").
 
         Unknown keys are left out.
         """
 
         def arrays(file: Path) -> dict[str, npt.NDArray[Any]]:
             with safe_open(file, framework="numpy") as stored:
-                return {key: np.asarray(stored.get_tensor(key)) for key in keys if key in stored.keys()}  # noqa: SIM118
+                return {
+                    key: np.asarray(stored.get_tensor(key))
+                    for key in keys
+                    if key in stored.keys()  # noqa: SIM118
+                }
 
         by_seed: dict[int, dict[str, npt.NDArray[Any]]] = {}
         for seed, file in self._seed_files("representations.safetensors"):
@@ -364,10 +440,14 @@ class RunFolder:
 
     def seeds(self) -> list[tuple[int, Path]]:
         """Numbers and folders of the seeds that are there, in order."""
-        return [(int(folder.name.removeprefix("seed-")), folder) for folder in seed_folders(self.path)]
+        return [
+            (int(folder.name.removeprefix("seed-")), folder) for folder in seed_folders(self.path)
+        ]
 
     def _seed_files(self, name: str) -> list[tuple[int, str]]:
-        """Seeds and paths in the run folder of the files of that name, in the seeds' folders or the methods' folders in them."""
+        """Seeds and paths in the run folder of the files of that name, in the seeds' folders or the
+        methods' folders in them.
+        """
         files = [
             (seed, str(file.relative_to(self.path)))
             for seed, folder in self.seeds()
@@ -379,12 +459,18 @@ class RunFolder:
         return files
 
     def _read(self, name: str, reader: Callable[[Path], T]) -> T:
-        """One file of the folder. Raises AbsentError where it is not there, CorrKDError where it cannot be read."""
+        """One file of the folder. Raises AbsentError where it is not there, CorrKDError where it
+        cannot be read.
+        """
         file = self.path / name
         if not file.is_file():
             raise AbsentError(f"The run folder holds no {name}.")
         try:
             return reader(file)
-        except (*CONTENT_ERRORS, OSError, SafetensorError) as error:  # pyarrow's and pandas' errors are ValueErrors
+        except (
+            *CONTENT_ERRORS,
+            OSError,
+            SafetensorError,
+        ) as error:  # pyarrow's and pandas' errors are ValueErrors
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CorrKDError(f"{file}: cannot be read ({reason}); run the seed again") from None

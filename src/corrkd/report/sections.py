@@ -1,4 +1,6 @@
-"""The sections of a dataset in a report, in order. What the folder lacks leaves a line behind; what does not apply is left out."""
+"""The sections of a dataset in a report, in order. What the folder lacks leaves a line behind; what
+does not apply is left out.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +16,37 @@ from corrkd.report.standings import Analysis
 from corrkd.report.tables import Table
 
 READING = (
-    "Intervals are 95 % intervals of two kinds, and every table says which it shows. Student-t over seeds: how much the mean moves when "
-    "training begins from other seeds, on these very test samples. Percentile bootstrap over groups crossed with seeds: also how much it "
-    "moves with the people or samples that happen to be in the test split. Few groups or few seeds make the bootstrap too narrow.",
-    "p values are of a sign-flip test: where two methods do not differ, their answers within a group may be swapped. It is about these "
-    "trained networks on other groups, not about training them again. Each method is compared with the reference on Avg. alone and "
-    "adjusted by Holm; the ablation's arms are a family of their own. Bold and underline only order the means: they are no test.",
-    "The majority floor always predicts the commonest class of the training split; the by-length floor, shown where lengths vary, the "
-    "commonest class among training samples whose visible modalities are about as long. The Bayes ceiling, where there is one, is what "
-    "the exact law of the data allows under the same condition. None of them is trained or marked. A control without distillation is the "
-    "same network with the same initialisation and the same missingness in training, and the task loss alone. Avg. is the mean over the "
+    "Intervals are 95 % intervals of two kinds, and every table says which it shows. Student-t "
+    "over seeds: how much the mean moves when "
+    "training begins from other seeds, on these very test samples. Percentile bootstrap over "
+    "groups crossed with seeds: also how much it "
+    "moves with the people or samples that happen to be in the test split. Few groups or few "
+    "seeds make the bootstrap too narrow.",
+    "p values are of a sign-flip test: where two methods do not differ, their answers within a "
+    "group may be swapped. It is about these "
+    "trained networks on other groups, not about training them again. Each method is compared "
+    "with the reference on Avg. alone and "
+    "adjusted by Holm; the ablation's arms are a family of their own. Bold and underline only "
+    "order the means: they are no test.",
+    "The majority floor always predicts the commonest class of the training split; the by-length "
+    "floor, shown where lengths vary, the "
+    "commonest class among training samples whose visible modalities are about as long. The "
+    "Bayes ceiling, where there is one, is what "
+    "the exact law of the data allows under the same condition. None of them is trained or "
+    "marked. A control without distillation is the "
+    "same network with the same initialisation and the same missingness in training, and the "
+    "task loss alone. Avg. is the mean over the "
     "missing subsets, without complete.",
 )
 
 
 def dataset_sections(
-    analysis: Analysis, common: Sequence[str], reported: Reported, *, prefix: str | None, condition: str | None
+    analysis: Analysis,
+    common: Sequence[str],
+    reported: Reported,
+    *,
+    prefix: str | None,
+    condition: str | None,
 ) -> list[Section]:
     """Return all sections of one dataset.
 
@@ -37,17 +54,25 @@ def dataset_sections(
         analysis: its statistics.
         common: lines of the protocol that hold for all datasets.
         reported: papers' numbers.
-        prefix: opens the names of tables and figures, and a heading stands above the sections; None: the report has this dataset alone.
+        prefix: opens the names of tables and figures, and a heading stands above the sections;
+            None: the report has this dataset alone.
         condition: under which the representations are projected; default: as the run was to show.
     """
     run, name = analysis.run, analysis.name
     main = tables.main_methods(run)
-    protocol = [f"On this dataset, for every method: {line}" for line in run.card.protocol if line not in common]
+    protocol = [
+        f"On this dataset, for every method: {line}"
+        for line in run.card.protocol
+        if line not in common
+    ]
     inter = [
         part(arm_tables.inter_modality, run, metric, arm_tables.of_dataset(reported, name, metric))
         for metric in shown_metrics(run)
     ]
-    curves = [part(curves_of, run, family, methods) for family, methods in arm_tables.curve_families(run).items()]
+    curves = [
+        part(curves_of, run, family, methods)
+        for family, methods in arm_tables.curve_families(run).items()
+    ]
     others = [part(tables.others, run, "weighted_f1", main)] if tables.other_headings(run) else []
     missing = [part(tables.missing_frames, run)] if run.card.dataset.missing_frames else []
     sections = [
@@ -57,7 +82,9 @@ def dataset_sections(
         Section("Missing frames", [*curves, part(tables.by_ratio, run, main), *others]),
         Section("Metrics side by side", [part(tables.side_by_side, run, main)]),
         Section("Classes", [part(tables.per_class, run, main), *_matrices(run)]),
-        Section("Calibration", [part(tables.calibration, run, main), part(figures.reliability, run)]),
+        Section(
+            "Calibration", [part(tables.calibration, run, main), part(figures.reliability, run)]
+        ),
         *_prediction_sets(run),
         *_ablation(analysis),
         *([] if run.has_few_arms else [Section("Ranks", [part(arm_tables.ranks_table, run)])]),
@@ -67,7 +94,9 @@ def dataset_sections(
     ]
     if prefix is None:
         return sections
-    below = [replace(s, level=3, items=[prefixed(item, prefix) for item in s.items]) for s in sections]
+    below = [
+        replace(s, level=3, items=[prefixed(item, prefix) for item in s.items]) for s in sections
+    ]
     return [Section(name, []), *below]
 
 
@@ -95,13 +124,21 @@ def _matrices(run: RunFolder) -> list[Item]:
 def _prediction_sets(run: RunFolder) -> list[Section]:
     if run.card.sets is None:
         return []
-    return [Section("Prediction sets", [part(tables.prediction_sets, run), part(tables.coverage_by_group, run)])]
+    return [
+        Section(
+            "Prediction sets",
+            [part(tables.prediction_sets, run), part(tables.coverage_by_group, run)],
+        )
+    ]
 
 
 def _ablation(analysis: Analysis) -> list[Section]:
     if not tables.ablation_methods(analysis.run):
         return []
-    items = [part(arm_tables.ablation_table, analysis.run), part(standings_of, analysis, "ablation")]
+    items = [
+        part(arm_tables.ablation_table, analysis.run),
+        part(standings_of, analysis, "ablation"),
+    ]
     return [Section("Ablation", items)]
 
 
@@ -111,12 +148,16 @@ def curves_of(run: RunFolder, family: str, methods: Sequence[str]) -> Picture:
     if family == arm_tables.ALL:
         return drawn
     return replace(
-        drawn, name=f"{drawn.name}-{family.replace(' ', '-')}", caption=f"{family.capitalize()}. {drawn.caption}"
+        drawn,
+        name=f"{drawn.name}-{family.replace(' ', '-')}",
+        caption=f"{family.capitalize()}. {drawn.caption}",
     )
 
 
 def standings_of(analysis: Analysis, family: str) -> Table:
-    """Return the table of one family, "main" or "ablation"; mean ranks are of the main one, where it is large."""
+    """Return the table of one family, "main" or "ablation"; mean ranks are of the main one, where
+    it is large.
+    """
     run, is_main = analysis.run, family == "main"
     standing = analysis.main if is_main else analysis.ablation
     if isinstance(standing, AbsentError):
@@ -131,18 +172,23 @@ def standings_of(analysis: Analysis, family: str) -> Table:
 
 def prefixed(item: Item, prefix: str) -> Item:
     """Return a table or figure with the dataset's file name before its own."""
-    return replace(item, name=f"{prefix}-{item.name}") if isinstance(item, Table | Picture) else item
+    return (
+        replace(item, name=f"{prefix}-{item.name}") if isinstance(item, Table | Picture) else item
+    )
 
 
 def data_line(run: RunFolder) -> str:
     """Return what is predicted from what, in a few sentences."""
     card = run.card
-    modalities = ", ".join(f"{m} ({c.frames} × {c.width})" for m, c in card.dataset.modalities.items())
+    modalities = ", ".join(
+        f"{m} ({c.frames} × {c.width})" for m, c in card.dataset.modalities.items()
+    )
     outputs = card.target.output_names
     counts = ", ".join(f"{name} {count:,}" for name, count in card.dataset.splits.items())
     target = card.target.name + (f" ({', '.join(outputs)})" if outputs else "")
     layout = f" ({card.dataset.layout})" if card.dataset.layout else ""
     return (
-        f"{card.dataset.name}{layout}. Target: {target}. Modalities, frames × features: {modalities}. Samples: {counts}; results are on "
+        f"{card.dataset.name}{layout}. Target: {target}. Modalities, frames × features: "
+        f"{modalities}. Samples: {counts}; results are on "
         f"the {card.split} split."
     )

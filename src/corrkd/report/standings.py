@@ -1,4 +1,6 @@
-"""Where each method stands on Avg., and whether its difference from the reference is significant: from stored predictions."""
+"""Where each method stands on Avg., and whether its difference from the reference is significant:
+from stored predictions.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ from corrkd.report.run_folder import AbsentError, RunFolder
 SEED = 0  # of the resampling: the same folder gives the same numbers
 
 Counts = Mapping[str, Mapping[int, npt.NDArray[np.int32]]]
-"""By method and seed: (C, G, Q, K, K) under the missing subsets, as in corrkd.evaluation.comparison."""
+"""By method and seed: (C, G, Q, K, K) under the missing subsets, as in
+corrkd.evaluation.comparison.
+"""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Standing:
     Attributes:
         seeds: how many it has.
         average: with its interval over groups and seeds.
-        difference: from the reference, over the seeds that both have; None for the reference itself, or without such a seed.
+        difference: from the reference, over the seeds that both have; None for the reference
+            itself, or without such a seed.
         p, adjusted: of the sign-flip test of that difference, and adjusted for the family by Holm.
     """
 
@@ -66,7 +71,8 @@ class Analysis:
     """What is computed of one dataset beside its folder.
 
     Attributes:
-        name: of its folder, which opens the names of its tables and figures where there are several.
+        name: of its folder, which opens the names of its tables and figures where there are
+            several.
         run: its folder.
         main, ablation: standings of the two families on Avg., or why there are none.
         clusters: what was resampled.
@@ -95,7 +101,13 @@ def analyse(name: str, run: RunFolder, draws: int) -> Analysis:
     main = standings(counts, tables.main_methods(run), run.reference, draws)
     ablation = standings(counts, tables.ablation_methods(run), run.reference, draws)
     clusters = Clusters(run.card.groups.name, num_groups, draws)
-    return Analysis(name, run, main, ablation or AbsentError("No arm of the ablation has predictions."), clusters)
+    return Analysis(
+        name,
+        run,
+        main,
+        ablation or AbsentError("No arm of the ablation has predictions."),
+        clusters,
+    )
 
 
 def method_counts(run: RunFolder) -> Counts:
@@ -111,13 +123,17 @@ def method_counts(run: RunFolder) -> Counts:
     for part in run.prediction_parts(conditions, columns):
         for method, arm_rows in part[part["draw"] == 0].groupby("method"):
             seed = int(arm_rows["seed"].iloc[0])
-            counts.setdefault(str(method), {})[seed] = _counted(run, arm_rows, conditions, f"{method}, seed {seed}")
+            counts.setdefault(str(method), {})[seed] = _counted(
+                run, arm_rows, conditions, f"{method}, seed {seed}"
+            )
     if not counts:
         raise AbsentError("The stored predictions hold none under the missing subsets.")
     return counts
 
 
-def _counted(run: RunFolder, rows: pd.DataFrame, conditions: Sequence[str], who: str) -> npt.NDArray[np.int32]:
+def _counted(
+    run: RunFolder, rows: pd.DataFrame, conditions: Sequence[str], who: str
+) -> npt.NDArray[np.int32]:
     """One method's and seed's counts."""
     target = run.card.target
     questions = target.questions or ("",)
@@ -125,26 +141,36 @@ def _counted(run: RunFolder, rows: pd.DataFrame, conditions: Sequence[str], who:
     sides = []
     for side in ("target", "prediction"):
         try:
-            wide = rows.pivot(index="id", columns=["condition", "question"], values=side).reindex(columns=order)
+            wide = rows.pivot(index="id", columns=["condition", "question"], values=side).reindex(
+                columns=order
+            )
         except ValueError:
             raise CorrKDError(f"{run.path}: the predictions of {who} name a sample twice") from None
         found = wide.to_numpy(np.float64).reshape(len(wide), len(conditions), len(questions))
         if np.isnan(found).any():
-            raise CorrKDError(f"{run.path}: the predictions of {who} are not all there; run it again")
+            raise CorrKDError(
+                f"{run.path}: the predictions of {who} are not all there; run it again"
+            )
         sides.append(np.moveaxis(target.categories(found), 1, 0))
     groups = run.groups.reindex(wide.index)
     if groups.isna().any():
-        raise CorrKDError(f"{run.path / 'groups.csv'}: sample {groups.index[groups.isna()][0]!r} has no group")
+        raise CorrKDError(
+            f"{run.path / 'groups.csv'}: sample {groups.index[groups.isna()][0]!r} has no group"
+        )
     counts = confusion_counts(sides[0][0], sides[1], groups.to_numpy(str), len(target.classes))
-    # A fold holds some groups only; the others have counts of zero, so that seeds with other folds stack.
+    # A fold holds some groups only; the others have counts of zero, so that seeds with other folds
+    # stack.
     everyone = np.unique(run.groups.to_numpy(str))
     total = np.zeros((counts.shape[0], len(everyone), *counts.shape[2:]), counts.dtype)
     total[:, np.searchsorted(everyone, np.unique(groups.to_numpy(str)))] = counts
     return total
 
 
-def standings(counts: Counts, methods: Sequence[str], reference: str, draws: int) -> dict[str, Standing]:
-    """Of those among `methods` that have predictions; all but the reference are one family of tests.
+def standings(
+    counts: Counts, methods: Sequence[str], reference: str, draws: int
+) -> dict[str, Standing]:
+    """Of those among `methods` that have predictions; all but the reference are one family of
+    tests.
 
     Args:
         counts: from `method_counts`.
@@ -155,7 +181,9 @@ def standings(counts: Counts, methods: Sequence[str], reference: str, draws: int
     out = {m: _standing(m, counts, reference, draws) for m in methods if m in counts}
     tested = [m for m, standing in out.items() if standing.p is not None]
     adjusted = holm([out[m].p or 0.0 for m in tested])
-    return out | {m: replace(out[m], adjusted=float(p)) for m, p in zip(tested, adjusted, strict=True)}
+    return out | {
+        m: replace(out[m], adjusted=float(p)) for m, p in zip(tested, adjusted, strict=True)
+    }
 
 
 def _standing(method: str, counts: Counts, reference: str, draws: int) -> Standing:
@@ -166,7 +194,12 @@ def _standing(method: str, counts: Counts, reference: str, draws: int) -> Standi
     if method == reference or not common:
         return Standing(len(arm_counts), average)
     pair = [np.stack([side[seed] for seed in common]) for side in (arm_counts, others)]
-    return Standing(len(arm_counts), average, paired_group_interval(*pair, **chance), sign_flip_test(*pair, **chance))
+    return Standing(
+        len(arm_counts),
+        average,
+        paired_group_interval(*pair, **chance),
+        sign_flip_test(*pair, **chance),
+    )
 
 
 def least_p(groups: int, draws: int) -> float:

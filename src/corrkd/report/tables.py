@@ -1,4 +1,6 @@
-"""The tables of a report: each is made once, as frames of cells, and written as HTML, Markdown, LaTeX, CSV or plain text."""
+"""The tables of a report: each is made once, as frames of cells, and written as HTML, Markdown,
+LaTeX, CSV or plain text.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ class Cell:
 
     Attributes:
         mean: over seeds, scaled.
-        half: half-width of its 95 % interval, NaN with one seed, None where there are no seeds (floor, ceiling).
+        half: half-width of its 95 % interval, NaN with one seed, None where there are no seeds
+            (floor, ceiling).
         ends: in place of `half`, the ends of an interval that is not symmetric.
         mark: the best or second of its column.
         signed: a difference, shown with its sign.
@@ -57,8 +60,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """One table. `blocks`: frames with the same columns, one below the other, by the heading above each ("" for none). Entries are
-    `Cell`, int, text, or None where nothing was measured; the index holds the row headings, `corner` stands above it.
+    """One table. `blocks`: frames with the same columns, one below the other, by the heading above
+    each ("" for none). Entries are `Cell`, int, text, or None where nothing was measured; the index
+    holds the row headings, `corner` stands above it.
     """
 
     name: str
@@ -74,11 +78,14 @@ class Table:
         return [str(c) for c in next(iter(self.blocks.values())).columns]
 
 
-# ------------------------------------------------------------------------------------------------------------------ statistics
+# --------------------------------------------------------------------------------------------------
+# statistics
 
 
 def seed_values(run: RunFolder, metric: str) -> pd.Series[float]:
-    """One metric by (method, seed, condition), averaged over draws, unscaled. NaN where it is undefined in any draw."""
+    """One metric by (method, seed, condition), averaged over draws, unscaled. NaN where it is
+    undefined in any draw.
+    """
     rows = run.results[run.results["metric"] == metric]
     if rows.empty:
         raise AbsentError(f"results.csv holds no {metric}.")
@@ -88,42 +95,71 @@ def seed_values(run: RunFolder, metric: str) -> pd.Series[float]:
 
 def of(values: pd.Series[float], method: str, condition: str) -> pd.Series[float]:
     """The seeds' values of one method under one condition; empty where it was not measured."""
-    methods, conditions = values.index.get_level_values("method"), values.index.get_level_values("condition")
-    return values[(methods == method) & (conditions == condition)].droplevel(["method", "condition"])
+    methods, conditions = (
+        values.index.get_level_values("method"),
+        values.index.get_level_values("condition"),
+    )
+    return values[(methods == method) & (conditions == condition)].droplevel(
+        ["method", "condition"]
+    )
 
 
-def cell(values: Iterable[float], how: Metric, *, seeded: bool = True, signed: bool = False) -> Cell | None:
+def cell(
+    values: Iterable[float], how: Metric, *, seeded: bool = True, signed: bool = False
+) -> Cell | None:
     """Mean and interval of the seeds' values, scaled; None of no values."""
     array = np.asarray(list(values), np.float64) * how.scale
-    return Cell(float(array.mean()), half_width(array) if seeded else None, signed=signed) if len(array) else None
+    return (
+        Cell(float(array.mean()), half_width(array) if seeded else None, signed=signed)
+        if len(array)
+        else None
+    )
 
 
-def paired(values: pd.Series[float], condition: str, how: Metric, first: str, second: str) -> Cell | None:
-    """`first` minus `second`, with the interval of the differences within seeds; None where no seed has both."""
+def paired(
+    values: pd.Series[float], condition: str, how: Metric, first: str, second: str
+) -> Cell | None:
+    """`first` minus `second`, with the interval of the differences within seeds; None where no seed
+    has both.
+    """
     differences = (of(values, first, condition) - of(values, second, condition)).dropna()
     return cell(differences, how, signed=True)
 
 
-def marked(column: Mapping[str, Cell | None], trained: Sequence[str], how: Metric) -> dict[str, Cell | None]:
-    """The column with its best and second-best trained method marked; what reads the same is marked the same."""
+def marked(
+    column: Mapping[str, Cell | None], trained: Sequence[str], how: Metric
+) -> dict[str, Cell | None]:
+    """The column with its best and second-best trained method marked; what reads the same is marked
+    the same.
+    """
     rounded = {
-        m: how.sign * round(c.mean, how.digits) for m in trained if (c := column.get(m)) and not math.isnan(c.mean)
+        m: how.sign * round(c.mean, how.digits)
+        for m in trained
+        if (c := column.get(m)) and not math.isnan(c.mean)
     }
     levels = sorted(set(rounded.values()), reverse=True)
     marks: dict[float, Mark] = dict(zip(levels, ("best", "second"), strict=False))
     if len(rounded) < 2 or not how.sign:
         return dict(column)
-    return {m: replace(c, mark=marks.get(rounded.get(m, math.nan), "")) if c else None for m, c in column.items()}
+    return {
+        m: replace(c, mark=marks.get(rounded.get(m, math.nan), "")) if c else None
+        for m, c in column.items()
+    }
 
 
-# ---------------------------------------------------------------------------------------------------------------------- frames
+# --------------------------------------------------------------------------------------------------
+# frames
 
 
 def rows_of(run: RunFolder) -> list[MethodCard]:
-    """The trained methods in the order of the rows: baselines, teacher, controls, any other, the reference, its ablation."""
+    """The trained methods in the order of the rows: baselines, teacher, controls, any other, the
+    reference, its ablation.
+    """
     by_name = {TEACHER: 1, run.card.control: 2, run.reference: 4}
     by_kind = {"baseline": 0, "control": 2, "method": 3, "ablation": 5}
-    return sorted(run.card.methods, key=lambda method: by_name.get(method.name, by_kind[method.kind]))
+    return sorted(
+        run.card.methods, key=lambda method: by_name.get(method.name, by_kind[method.kind])
+    )
 
 
 def main_methods(run: RunFolder) -> list[str]:
@@ -150,7 +186,11 @@ def seed_counts(run: RunFolder, methods: Iterable[str] | None = None) -> dict[st
     """How many seeds of each trained method are in results.csv; those without any are left out."""
     chosen = set(methods if methods is not None else (m.name for m in run.card.methods))
     results = run.results
-    counts = results[(results["seed"] >= 0) & results["method"].isin(chosen)].groupby("method")["seed"].nunique()
+    counts = (
+        results[(results["seed"] >= 0) & results["method"].isin(chosen)]
+        .groupby("method")["seed"]
+        .nunique()
+    )
     return {str(method): int(count) for method, count in counts.items()}
 
 
@@ -162,7 +202,9 @@ def letters(run: RunFolder) -> dict[str, str]:
 
 
 def subset_headings(run: RunFolder) -> dict[str, str]:
-    """Column heading by condition, in the paper's order: the missing subsets as {l,a}, their average, complete."""
+    """Column heading by condition, in the paper's order: the missing subsets as {l,a}, their
+    average, complete.
+    """
     initials = letters(run)
     subsets = [c for c in missing_subsets(run.modalities) if c.name != COMPLETE]
     headings = {c.name: c.heading(initials) for c in subsets}
@@ -176,15 +218,22 @@ def ratio_headings(run: RunFolder) -> dict[str, str]:
 
 
 def other_headings(run: RunFolder) -> dict[str, str]:
-    """Column heading by condition of the other kinds (burst, late, noise, natural, ...), as listed in run.json."""
+    """Column heading by condition of the other kinds (burst, late, noise, natural, ...), as listed
+    in run.json.
+    """
     initials = letters(run)
     return {c.name: c.heading(initials) for c in run.conditions if c.family is Family.OTHERS}
 
 
 def compared(
-    run: RunFolder, metric: str, headings: Mapping[str, str], how: Metric, methods: Iterable[str] | None = None
+    run: RunFolder,
+    metric: str,
+    headings: Mapping[str, str],
+    how: Metric,
+    methods: Iterable[str] | None = None,
 ) -> pd.DataFrame:
-    """Methods (rows, by name) against conditions (columns, by heading): marked cells; what was not measured at all is left out.
+    """Methods (rows, by name) against conditions (columns, by heading): marked cells; what was not
+    measured at all is left out.
 
     `methods`: the trained ones to show; default: all.
     """
@@ -195,17 +244,23 @@ def compared(
     for condition, heading in headings.items():
         cells = {m: cell(of(values, m, condition), how, seeded=m in trained) for m in rows}
         columns[heading] = marked(cells, trained, how)
-    frame = pd.DataFrame(columns, index=rows, dtype=object).dropna(how="all").dropna(how="all", axis=1)
+    frame = (
+        pd.DataFrame(columns, index=rows, dtype=object).dropna(how="all").dropna(how="all", axis=1)
+    )
     if frame.empty:
         raise AbsentError(f"results.csv holds no {metric} under these conditions.")
     return frame.astype(object).where(frame.notna(), None)
 
 
 def titled(run: RunFolder, frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with the methods' titles as row headings, and with their numbers of seeds where these differ."""
+    """The frame with the methods' titles as row headings, and with their numbers of seeds where
+    these differ.
+    """
     counts = seed_counts(run, frame.index)
     if len(set(counts.values())) > 1:
-        frame = frame.assign(Seeds=pd.Series([counts.get(m) for m in frame.index], frame.index, dtype=object))
+        frame = frame.assign(
+            Seeds=pd.Series([counts.get(m) for m in frame.index], frame.index, dtype=object)
+        )
     return frame.rename(index=method_titles(run))
 
 
@@ -226,7 +281,10 @@ def conditions_table(
 def inter_modality(run: RunFolder, metric: str, methods: Iterable[str] | None = None) -> Table:
     """The paper's inter-modality table."""
     name, headings = f"inter-modality-{metric.replace('_', '-')}", subset_headings(run)
-    caption = f"{metric_of(metric).title} on the {run.card.split} split with only some modalities available. {subset_legend(run)}"
+    caption = (
+        f"{metric_of(metric).title} on the {run.card.split} split with only some modalities "
+        f"available. {subset_legend(run)}"
+    )
     return conditions_table(run, name, metric, headings, caption, methods)
 
 
@@ -248,15 +306,23 @@ def with_difference(run: RunFolder, metric: str, methods: Iterable[str] | None =
 def subset_legend(run: RunFolder) -> str:
     """What the headings' letters stand for, as a sentence."""
     stood = [
-        f"{letter}\u00a0=\u00a0{m}" for m, letter in letters(run).items() if letter != m and len(run.modalities) > 1
+        f"{letter}\u00a0=\u00a0{m}"
+        for m, letter in letters(run).items()
+        if letter != m and len(run.modalities) > 1
     ]
-    return "Braces name the modalities that are available" + (f" ({', '.join(stood)})." if stood else ".")
+    return "Braces name the modalities that are available" + (
+        f" ({', '.join(stood)})." if stood else "."
+    )
 
 
 def reading(run: RunFolder, methods: Iterable[str] | None = None) -> str:
     """How to read a cell, as sentences."""
     counts = set(seed_counts(run, methods).values())
-    seeds = f"{max(counts, default=0)} seeds" if len(counts) < 2 else "each method's seeds (their number: last column)"
+    seeds = (
+        f"{max(counts, default=0)} seeds"
+        if len(counts) < 2
+        else "each method's seeds (their number: last column)"
+    )
     interval = (
         f"Mean ± half-width of the Student-t 95 % interval over {seeds}."
         if max(counts, default=0) > 1
@@ -272,60 +338,99 @@ def by_ratio(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
         frames.append(compared(run, "auc_weighted_f1", {RATIOS: "AUC"}, FRACTION, methods))
     frame = pd.concat(frames, axis=1).astype(object)
     caption = (
-        f"Weighted F1 × 100 on the {run.card.split} split by the share of frames that every modality has lost; AUC is the area under that "
+        f"Weighted F1 × 100 on the {run.card.split} split by the share of frames that every "
+        f"modality has lost; AUC is the area under that "
         f"curve over the ratios, × 100. {reading(run, methods)}"
     )
-    return Table("missing-ratios", caption, "Method", {"": titled(run, frame.where(frame.notna(), None))})
+    return Table(
+        "missing-ratios", caption, "Method", {"": titled(run, frame.where(frame.notna(), None))}
+    )
 
 
 def others(run: RunFolder, metric: str, methods: Iterable[str] | None = None) -> Table:
-    """Bursts, late starts, noise, the samples that the data itself leaves incomplete, and what other packages test."""
-    meanings = dict.fromkeys(c.meaning or c.kind for c in run.conditions if c.family is Family.OTHERS)
-    caption = f"{metric_of(metric).title} on the {run.card.split} split under other conditions: {', '.join(meanings)}."
+    """Bursts, late starts, noise, the samples that the data itself leaves incomplete, and what
+    other packages test.
+    """
+    meanings = dict.fromkeys(
+        c.meaning or c.kind for c in run.conditions if c.family is Family.OTHERS
+    )
+    caption = (
+        f"{metric_of(metric).title} on the {run.card.split} split under other conditions: "
+        f"{', '.join(meanings)}."
+    )
     name = f"other-conditions-{metric.replace('_', '-')}"
     return conditions_table(run, name, metric, other_headings(run), caption, methods)
 
 
 def side_by_side(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
-    """The target's metrics beside each other, as published tables have them: on complete samples, and as the mean of each protocol."""
+    """The target's metrics beside each other, as published tables have them: on complete samples,
+    and as the mean of each protocol.
+    """
     protocols = {p.row: p for p in PROTOCOLS.values() if (run.results["condition"] == p.row).any()}
-    titles = {COMPLETE: "Complete samples", **{row: f"{p.title}: mean over its rates" for row, p in protocols.items()}}
+    titles = {
+        COMPLETE: "Complete samples",
+        **{row: f"{p.title}: mean over its rates" for row, p in protocols.items()},
+    }
     frames = {title: _metrics_frame(run, condition, methods) for condition, title in titles.items()}
     headings = list(dict.fromkeys(heading for frame in frames.values() for heading in frame))
     if not headings:
         raise AbsentError("results.csv holds none of the target's metrics on complete samples.")
     means = [
-        f"{p.title}: {p.meaning}, mean over the rates {', '.join(f'{c.ratio:g}' for c in p.conditions(run.modalities))}."
+        f"{p.title}: {p.meaning}, mean over the rates "
+        f"{', '.join(f'{c.ratio:g}' for c in p.conditions(run.modalities))}."
         for p in protocols.values()
     ]
     caption = " ".join(
-        [f"Metrics side by side on the {run.card.split} split, shares × 100.", *means, reading(run, methods)]
+        [
+            f"Metrics side by side on the {run.card.split} split, shares × 100.",
+            *means,
+            reading(run, methods),
+        ]
     )
-    blocks = {title: titled(run, frame.reindex(columns=headings)) for title, frame in frames.items() if len(frame)}
-    return Table("metrics", caption, "Method", {title: f.where(f.notna(), None) for title, f in blocks.items()})
+    blocks = {
+        title: titled(run, frame.reindex(columns=headings))
+        for title, frame in frames.items()
+        if len(frame)
+    }
+    return Table(
+        "metrics",
+        caption,
+        "Method",
+        {title: f.where(f.notna(), None) for title, f in blocks.items()},
+    )
 
 
 def _metrics_frame(run: RunFolder, condition: str, methods: Iterable[str] | None) -> pd.DataFrame:
-    """Methods (rows, by name) against the target's metrics (columns, by heading) under one condition; empty where none was measured."""
+    """Methods (rows, by name) against the target's metrics (columns, by heading) under one
+    condition; empty where none was measured.
+    """
     columns = []
     for metric in run.card.target.summary_metrics:
         how = metric_of(metric)
         with contextlib.suppress(AbsentError):
             column = compared(run, metric, {condition: how.heading}, how, methods)
-            columns.append(column.map(lambda c, digits=how.digits: replace(c, digits=digits) if c else None))
+            columns.append(
+                column.map(lambda c, digits=how.digits: replace(c, digits=digits) if c else None)
+            )
     together = pd.concat(columns, axis=1) if columns else pd.DataFrame(dtype=object)
     return together.reindex([m for m in method_titles(run) if m in together.index]).astype(object)
 
 
 def per_class(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
-    """F1 of each class, or weighted F1 of each yes/no question, under the inter-modality conditions."""
+    """F1 of each class, or weighted F1 of each yes/no question, under the inter-modality
+    conditions.
+    """
     questions = run.card.target.questions
     names = questions or run.card.target.classes
     blocks = {}
     for name in names:
         try:
             frame = compared(
-                run, f"{'weighted_f1' if questions else 'f1'}/{name}", subset_headings(run), FRACTION, methods
+                run,
+                f"{'weighted_f1' if questions else 'f1'}/{name}",
+                subset_headings(run),
+                FRACTION,
+                methods,
             )
         except AbsentError:
             continue
@@ -335,16 +440,25 @@ def per_class(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
     columns = next(iter(blocks.values())).columns
     what = "Weighted F1 × 100 of each question" if questions else "F1 × 100 of each class"
     caption = f"{what} on the {run.card.split} split. {subset_legend(run)} {reading(run, methods)}"
-    return Table("per-class", caption, "Method", {n: f.reindex(columns=columns) for n, f in blocks.items()})
+    return Table(
+        "per-class", caption, "Method", {n: f.reindex(columns=columns) for n, f in blocks.items()}
+    )
 
 
 def calibration(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
-    """Expected calibration error under the inter-modality conditions, before and after temperature scaling."""
+    """Expected calibration error under the inter-modality conditions, before and after temperature
+    scaling.
+    """
     caption = f"{metric_of('ece').title} on the {run.card.split} split. {subset_legend(run)}"
     table = conditions_table(run, "calibration", "ece", subset_headings(run), caption, methods)
     with contextlib.suppress(AbsentError):
-        after = titled(run, compared(run, "ece_calibrated", subset_headings(run), metric_of("ece"), methods))
-        caption = f"{table.caption} Below, each condition's logits are divided by a temperature fitted on the validation split."
+        after = titled(
+            run, compared(run, "ece_calibrated", subset_headings(run), metric_of("ece"), methods)
+        )
+        caption = (
+            f"{table.caption} Below, each condition's logits are divided by a temperature fitted "
+            f"on the validation split."
+        )
         blocks = {
             "As trained": table.blocks[""],
             "With the condition's temperature": after.reindex(columns=table.columns),
@@ -354,16 +468,22 @@ def calibration(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
 
 
 def prediction_sets(run: RunFolder) -> Table:
-    """How often the prediction sets hold the truth, and how large they are, under the inter-modality conditions."""
+    """How often the prediction sets hold the truth, and how large they are, under the
+    inter-modality conditions.
+    """
     headings = subset_headings(run)
     size = "Classes in a set" if run.card.target.has_classes else "Length of the interval"
     blocks = {}
     for title, metric in {"Share that holds the truth, %": "coverage", size: "set_size"}.items():
         frame = compared(run, metric, headings, metric_of(metric))
-        blocks[title] = titled(run, frame).map(lambda c: replace(c, mark="", digits=2) if isinstance(c, Cell) else c)
+        blocks[title] = titled(run, frame).map(
+            lambda c: replace(c, mark="", digits=2) if isinstance(c, Cell) else c
+        )
     caption = (
-        f"Prediction sets on the {run.card.split} split, made from groups that took part in no training and no choice.{_asked(run)} That "
-        "they hold the truth as often as was asked for, on average over groups, assumes that groups are exchangeable: that those tested "
+        f"Prediction sets on the {run.card.split} split, made from groups that took part in no "
+        f"training and no choice.{_asked(run)} That "
+        "they hold the truth as often as was asked for, on average over groups, assumes that "
+        "groups are exchangeable: that those tested "
         f"are such as those held out were. {subset_legend(run)} {reading(run).split(' Best')[0]}"
     )
     return Table("prediction-sets", caption, "Method", blocks)
@@ -378,11 +498,16 @@ def _asked(run: RunFolder) -> str:
     if level * (groups + 1) / groups > 1.0 + 1e-9:
         return f"{sentence} For that, {groups} groups are too few to leave anything out of a set."
     share = f"{100 * level * (groups + 1) / groups:.1f} %"
-    return f"{sentence} To be sure of that with {groups} groups, sets were made that hold it of {share} of theirs."
+    return (
+        f"{sentence} To be sure of that with {groups} groups, sets were made that hold it of "
+        f"{share} of theirs."
+    )
 
 
 def coverage_by_group(run: RunFolder) -> Table:
-    """How the reference's coverage differs between groups: over groups, each averaged over seeds."""
+    """How the reference's coverage differs between groups: over groups, each averaged over
+    seeds.
+    """
     rows = run.coverage()
     rows = rows[rows["method"] == run.reference]
     headings = subset_headings(run)
@@ -400,8 +525,10 @@ def coverage_by_group(run: RunFolder) -> Table:
         raise AbsentError(f"coverage.csv holds nothing of {run.reference}.")
     frame = pd.DataFrame.from_dict(blocks, orient="index").astype(object)
     caption = (
-        f"Share of each group's samples on the {run.card.split} split whose truth is in the prediction set of {reference_title(run)}, %, "
-        f"over groups. What was asked for is promised of the mean, where each group weighs the same, not of everyone. {subset_legend(run)}"
+        f"Share of each group's samples on the {run.card.split} split whose truth is in the "
+        f"prediction set of {reference_title(run)}, %, "
+        f"over groups. What was asked for is promised of the mean, where each group weighs the "
+        f"same, not of everyone. {subset_legend(run)}"
     )
     return Table("coverage-by-group", caption, "Available", {"": frame}, digits=1)
 
@@ -409,10 +536,18 @@ def coverage_by_group(run: RunFolder) -> Table:
 def data(run: RunFolder) -> Table:
     """Samples per split and class (or "yes" answers per question)."""
     card = run.card.dataset
-    rows = {split: {"samples": count, **card.labels.get(split, {})} for split, count in card.splits.items()}
+    rows = {
+        split: {"samples": count, **card.labels.get(split, {})}
+        for split, count in card.splits.items()
+    }
     frame = pd.DataFrame.from_dict(rows, orient="index").astype(object)
     what = "answers “yes” to each question" if run.card.target.questions else "of each class"
-    return Table("data", f"Samples in each split, and {what}.", "Split", {"": frame.where(frame.notna(), None)})
+    return Table(
+        "data",
+        f"Samples in each split, and {what}.",
+        "Split",
+        {"": frame.where(frame.notna(), None)},
+    )
 
 
 def missing_frames(run: RunFolder) -> Table:
@@ -420,12 +555,19 @@ def missing_frames(run: RunFolder) -> Table:
     rows: dict[str, dict[str, object]] = {}
     for m, splits in run.card.dataset.missing_frames.items():
         for split, count in splits.items():
-            reasons = {**count.reasons, "another reason": count.missing - sum(count.reasons.values())}
-            percent = {reason: 100 * n / max(1, count.frames) for reason, n in reasons.items() if n > 0}
+            reasons = {
+                **count.reasons,
+                "another reason": count.missing - sum(count.reasons.values()),
+            }
+            percent = {
+                reason: 100 * n / max(1, count.frames) for reason, n in reasons.items() if n > 0
+            }
             rows[f"{m}, {split}"] = {
                 "Frames": count.frames,
                 "Missing %": Cell(100 * count.missing / max(1, count.frames)),
-                "Of which, in % of all frames": ", ".join(f"{reason} {share:.1f}" for reason, share in percent.items()),
+                "Of which, in % of all frames": ", ".join(
+                    f"{reason} {share:.1f}" for reason, share in percent.items()
+                ),
             }
     caption = "Frames of the recordings that are missing before anything is dropped, and why."
     frame = pd.DataFrame.from_dict(rows, orient="index").astype(object)
@@ -433,7 +575,9 @@ def missing_frames(run: RunFolder) -> Table:
 
 
 def shown_conditions(run: RunFolder) -> list[str]:
-    """Complete, and the single modality with which the reference's mean weighted F1 is lowest (of equals the first)."""
+    """Complete, and the single modality with which the reference's mean weighted F1 is lowest (of
+    equals the first).
+    """
     values = seed_values(run, "weighted_f1")
     means = {m: of(values, run.reference, m).mean() for m in run.modalities}
     measured = [m for m, mean in means.items() if not math.isnan(mean)]
@@ -441,13 +585,17 @@ def shown_conditions(run: RunFolder) -> list[str]:
 
 
 def confusion(run: RunFolder, condition: str) -> dict[str, pd.DataFrame]:
-    """The reference's counts, true (rows) by predicted (columns) class, summed over seeds; by question, or under "" for classes."""
+    """The reference's counts, true (rows) by predicted (columns) class, summed over seeds; by
+    question, or under "" for classes.
+    """
     if not run.card.target.has_classes:
         raise AbsentError("The target is a score: there is no confusion matrix.")
     rows = run.predictions([condition])
     rows = rows[rows["method"] == run.reference]
     if rows.empty:
-        raise AbsentError(f"predictions.parquet holds nothing of {run.reference} under {condition}.")
+        raise AbsentError(
+            f"predictions.parquet holds nothing of {run.reference} under {condition}."
+        )
     names = run.card.target.classes
     out = {}
     for question in run.card.target.questions or ("",):
@@ -460,12 +608,16 @@ def confusion(run: RunFolder, condition: str) -> dict[str, pd.DataFrame]:
 
 def confusion_table(run: RunFolder, name: str, condition: str) -> Table:
     """The counts of `confusion` as a table."""
-    caption = f"{reference_title(run)}, available: {condition}. Samples by true (row) and predicted (column) class, all seeds."
+    caption = (
+        f"{reference_title(run)}, available: {condition}. Samples by true (row) and predicted "
+        f"(column) class, all seeds."
+    )
     blocks = {q: f.astype(object) for q, f in confusion(run, condition).items()}
     return Table(f"confusion-{name}", caption, "True class", blocks, folded=True)
 
 
-# --------------------------------------------------------------------------------------------------------------------- writers
+# --------------------------------------------------------------------------------------------------
+# writers
 
 
 def number(value: float, digits: int, signed: bool = False) -> str:
@@ -489,8 +641,16 @@ def parts(entry: Any, digits: int) -> tuple[str, str, Mark]:
     if math.isnan(entry.mean) or (entry.half is None and entry.ends is None):
         return text, "", entry.mark
     if entry.ends is not None:
-        return text, f"[{', '.join(number(end, digits, entry.signed) for end in entry.ends)}]", entry.mark
-    return text, "—" if math.isnan(entry.half or 0.0) else f"± {number(entry.half or 0.0, digits)}", entry.mark
+        return (
+            text,
+            f"[{', '.join(number(end, digits, entry.signed) for end in entry.ends)}]",
+            entry.mark,
+        )
+    return (
+        text,
+        "—" if math.isnan(entry.half or 0.0) else f"± {number(entry.half or 0.0, digits)}",
+        entry.mark,
+    )
 
 
 def rows(frame: pd.DataFrame) -> Iterator[tuple[str, list[Any]]]:
@@ -508,7 +668,9 @@ def to_html(table: Table) -> Markup:
         body += Markup("<tbody>")
         if title:
             span = len(table.columns) + 1
-            body += Markup('<tr class="block"><th scope="rowgroup" colspan="{}">{}</th></tr>').format(span, title)
+            body += Markup(
+                '<tr class="block"><th scope="rowgroup" colspan="{}">{}</th></tr>'
+            ).format(span, title)
         for heading, entries in rows(frame):
             body += Markup('<tr><th scope="row">{}</th>').format(heading)
             for text, half, mark in (parts(entry, table.digits) for entry in entries):
@@ -524,12 +686,23 @@ def to_html(table: Table) -> Markup:
 
 def _is_wide(table: Table) -> bool:
     """Whether intervals go below their means, so that the last columns stay on the page."""
-    entries = [parts(entry, table.digits) for frame in table.blocks.values() for entry in frame.to_numpy().ravel()]
-    longest = max((len(text) + len(interval) for text, interval, _ in entries if interval not in ("", "—")), default=0)
-    return longest * len(table.columns) > WIDEST or any(interval.startswith("[") for _, interval, _ in entries)
+    entries = [
+        parts(entry, table.digits)
+        for frame in table.blocks.values()
+        for entry in frame.to_numpy().ravel()
+    ]
+    longest = max(
+        (len(text) + len(interval) for text, interval, _ in entries if interval not in ("", "—")),
+        default=0,
+    )
+    return longest * len(table.columns) > WIDEST or any(
+        interval.startswith("[") for _, interval, _ in entries
+    )
 
 
-_MARKDOWN = str.maketrans({**{c: "\\" + c for c in "\\`*_[]|~$"}, "&": "&amp;", "<": "&lt;", ">": "&gt;"})
+_MARKDOWN = str.maketrans(
+    {**{c: "\\" + c for c in "\\`*_[]|~$"}, "&": "&amp;", "<": "&lt;", ">": "&gt;"}
+)
 
 
 def markdown_text(text: str) -> str:
@@ -546,13 +719,18 @@ def _first_escaped(start: str) -> str:
 def to_markdown(table: Table) -> str:
     """A pipe table; blocks become rows with a bold heading alone."""
     tags = {"": "{}", "best": "**{}**", "second": "<ins>{}</ins>"}
-    lines = [[markdown_text(c) for c in (table.corner, *table.columns)], ["---", *["---:"] * len(table.columns)]]
+    lines = [
+        [markdown_text(c) for c in (table.corner, *table.columns)],
+        ["---", *["---:"] * len(table.columns)],
+    ]
     for title, frame in table.blocks.items():
         if title:
             lines.append([f"*{markdown_text(title)}*", *[""] * len(table.columns)])
         for heading, entries in rows(frame):
             line = [markdown_text(heading)]
-            for entry, (text, half, mark) in ((entry, parts(entry, table.digits)) for entry in entries):
+            for entry, (text, half, mark) in (
+                (entry, parts(entry, table.digits)) for entry in entries
+            ):
                 text = markdown_text(text) if isinstance(entry, str) else text
                 line.append(tags[mark].format(text) + (f" {half}" if half else ""))
             lines.append(line)
@@ -579,7 +757,9 @@ _LATEX = str.maketrans(
 def latex_text(text: str) -> str:
     """One line of text with nothing left that LaTeX would read as a command."""
     line = terminal_text(" ".join(text.split())).translate(_LATEX)
-    return f"{{{line[0]}}}{line[1:]}" if line[:1] in ("[", "*") else line  # after \\ they would be its arguments
+    return (
+        f"{{{line[0]}}}{line[1:]}" if line[:1] in ("[", "*") else line
+    )  # after \\ they would be its arguments
 
 
 def to_latex(table: Table) -> str:
@@ -587,7 +767,11 @@ def to_latex(table: Table) -> str:
     tags = {"": "%s", "best": r"\textbf{%s}", "second": r"\underline{%s}"}
     blocks = []
     for title, frame in table.blocks.items():
-        lines = [rf"\multicolumn{{{len(table.columns) + 1}}}{{l}}{{\emph{{{latex_text(title)}}}}} \\"] if title else []
+        lines = (
+            [rf"\multicolumn{{{len(table.columns) + 1}}}{{l}}{{\emph{{{latex_text(title)}}}}} \\"]
+            if title
+            else []
+        )
         for heading, entries in rows(frame):
             cells = [latex_text(heading)]
             for text, half, mark in (parts(entry, table.digits) for entry in entries):
@@ -617,18 +801,29 @@ def to_latex(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Unrounded numbers as scaled in the table, each column with its half-width, or the ends of its interval, beside it.
+    """Unrounded numbers as scaled in the table, each column with its half-width, or the ends of its
+    interval, beside it.
 
     Undefined and unmeasured are empty.
     """
     entries = {c: [e for f in table.blocks.values() for e in f[c]] for c in table.columns}
-    asymmetric = {c: any(isinstance(e, Cell) and e.ends is not None for e in entries[c]) for c in entries}
-    headings = [h for c in table.columns for h in ((c, f"{c} low", f"{c} high") if asymmetric[c] else (c, f"{c} ±"))]
+    asymmetric = {
+        c: any(isinstance(e, Cell) and e.ends is not None for e in entries[c]) for c in entries
+    }
+    headings = [
+        h
+        for c in table.columns
+        for h in ((c, f"{c} low", f"{c} high") if asymmetric[c] else (c, f"{c} ±"))
+    ]
 
     def written(column: str, entry: Any) -> list[Any]:
         if not isinstance(entry, Cell):
             return [entry, *([None] * (1 + asymmetric[column]))]
-        return [entry.mean, *(entry.ends or (None, None))] if asymmetric[column] else [entry.mean, entry.half]
+        return (
+            [entry.mean, *(entry.ends or (None, None))]
+            if asymmetric[column]
+            else [entry.mean, entry.half]
+        )
 
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -636,13 +831,18 @@ def to_csv(table: Table) -> str:
     for title, frame in table.blocks.items():
         for heading, row in rows(frame):
             values = [v for c, e in zip(table.columns, row, strict=True) for v in written(c, e)]
-            text = ["" if v is None or pd.isna(v) else csv_text(v) if isinstance(v, str) else v for v in values]
+            text = [
+                "" if v is None or pd.isna(v) else csv_text(v) if isinstance(v, str) else v
+                for v in values
+            ]
             writer.writerow([csv_text(title), csv_text(heading), *text])
     return file.getvalue()
 
 
 def to_text(table: Table, *, transposed: bool = False) -> str:
-    """Return the first block as plain text for a terminal; `transposed`: methods as columns, conditions as rows, the average first."""
+    """Return the first block as plain text for a terminal; `transposed`: methods as columns,
+    conditions as rows, the average first.
+    """
     frame = next(iter(table.blocks.values())).map(lambda entry: _plain(entry, table.digits))
     if transposed:
         first = [c for c in ("Avg.", "complete") if c in frame]

@@ -1,1 +1,3 @@
-"""A trained student in use: predictions, export, the service. Needs neither methods nor training."""
+"""A trained student in use: predictions, export, the service. Needs neither methods nor
+training.
+"""

@@ -30,7 +30,9 @@ class Refused(Exception):  # noqa: N818
 
 
 def read_token(path: Path | None) -> str | None:
-    """The token in a file, else that of the variable CORRKD_TOKEN, else None. Raises CorrKDError where that is no token."""
+    """The token in a file, else that of the variable CORRKD_TOKEN, else None. Raises CorrKDError
+    where that is no token.
+    """
     given = os.environ.get("CORRKD_TOKEN")
     if path is None and given is None:
         return None
@@ -39,7 +41,9 @@ def read_token(path: Path | None) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         raise CorrKDError(f"{path}: the token cannot be read: {error}") from None
     if not token or not token.isascii() or len(token.split()) != 1:
-        raise CorrKDError(f"{path or 'CORRKD_TOKEN'}: expected one token of plain characters, without blanks")
+        raise CorrKDError(
+            f"{path or 'CORRKD_TOKEN'}: expected one token of plain characters, without blanks"
+        )
     return token
 
 
@@ -56,7 +60,9 @@ class Access:
         self._hosts = {"localhost", *(host.lower().rstrip(".") for host in hosts)}
 
     def check(self, path: str, headers: Mapping[bytes, bytes]) -> None:
-        """Raises Refused: 421 for another host's name, 401 without the token, 403 for a request that another site's page makes."""
+        """Raises Refused: 421 for another host's name, 401 without the token, 403 for a request
+        that another site's page makes.
+        """
         if path not in HEALTH:
             self._check_host(headers.get(b"host", b"").decode("latin-1"))
         if path not in PUBLIC and not path.startswith("/static/"):
@@ -64,14 +70,22 @@ class Access:
             _check_origin(headers)
 
     def _check_host(self, host: str) -> None:
-        """Against DNS rebinding: a page whose own name was pointed at this address sends that name, never an IP address.
+        """Against DNS rebinding: a page whose own name was pointed at this address sends that name,
+        never an IP address.
 
         HTTP/1.0 has no Host, and no browser speaks it.
         """
         name = _hostname(host)
-        if host and ANY_HOST not in self._hosts and name not in self._hosts and not _is_address(name):
+        if (
+            host
+            and ANY_HOST not in self._hosts
+            and name not in self._hosts
+            and not _is_address(name)
+        ):
             raise Refused(
-                421, f"host {host[:60]!r} is not a name of this service; if it is, start it with --allow-host"
+                421,
+                f"host {host[:60]!r} is not a name of this service; if it is, start it with "
+                f"--allow-host",
             )
 
     def _check_token(self, authorization: bytes) -> None:
@@ -81,7 +95,9 @@ class Access:
         # Always compared, in a time that does not tell where they differ.
         same = hmac.compare_digest(token.strip(), self._token)
         if scheme.lower() != b"bearer" or not same:
-            raise Refused(401, "give the service's token in the header `Authorization: Bearer TOKEN`")
+            raise Refused(
+                401, "give the service's token in the header `Authorization: Bearer TOKEN`"
+            )
 
 
 def _check_origin(headers: Mapping[bytes, bytes]) -> None:
@@ -90,7 +106,10 @@ def _check_origin(headers: Mapping[bytes, bytes]) -> None:
     if site is not None:
         allowed = site in (b"same-origin", b"none")  # none: the address was typed in
     else:
-        allowed = origin is None or origin.partition(b"://")[2].lower() == headers.get(b"host", b"").lower()
+        allowed = (
+            origin is None
+            or origin.partition(b"://")[2].lower() == headers.get(b"host", b"").lower()
+        )
     if not allowed:
         raise Refused(403, "a page of another site may not use this service")
 

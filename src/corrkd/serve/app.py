@@ -16,7 +16,13 @@ from fastapi import FastAPI, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    generate_latest,
+)
 from pydantic import BaseModel, Field
 
 from corrkd._version import __version__
@@ -48,8 +54,12 @@ from corrkd.serve.upload import is_taken
 JSON, NPZ = "application/json", "application/x-npz"
 LARGE = 1 << 16  # bytes of a body that is read in a thread, one at a time
 COST = 8 << 20  # of a request, in any case
-SLICE = 2 << 20  # cost of what goes through the network at once; a sample that costs more goes alone
-EFFECTS = "effects"  # in the place of a network: what each modality adds to the student's prediction
+SLICE = (
+    2 << 20
+)  # cost of what goes through the network at once; a sample that costs more goes alone
+EFFECTS = (
+    "effects"  # in the place of a network: what each modality adds to the student's prediction
+)
 Question = tuple[str, ReadSample]  # which network is asked, and of what
 Answer = Prediction | list[ModalityEffects]
 STATIC = {"app.js": "text/javascript", "recording.js": "text/javascript", "style.css": "text/css"}
@@ -76,12 +86,15 @@ class ModelAnswer(BaseModel):
     corrkd: str
     sha256: str
     modalities: dict[str, dict[str, int | float]] = Field(
-        description="width: features of a frame; frames: the most in the training data; usual: their median, which a missing modality "
+        description="width: features of a frame; frames: the most in the training data; usual: "
+        "their median, which a missing modality "
         "has; missing: the share of frames of which 19 of 20 training samples miss no more"
     )
     target: dict[str, Any]
     about: dict[str, Any]
-    evaluated: dict[str, Any] | None = Field(description="temperature and metrics by missing condition")
+    evaluated: dict[str, Any] | None = Field(
+        description="temperature and metrics by missing condition"
+    )
     recordings: RecordingsAnswer | None = Field(description="null where the model takes none")
 
 
@@ -125,14 +138,21 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 Missing = Annotated[
-    float, Query(ge=0.0, le=1.0, allow_inf_nan=False, description="share of frames dropped from the others")
+    float,
+    Query(
+        ge=0.0, le=1.0, allow_inf_nan=False, description="share of frames dropped from the others"
+    ),
 ]
-WithDetails = Annotated[bool, Query(description="also what a page shows: words, faces, loudness, features")]
+WithDetails = Annotated[
+    bool, Query(description="also what a page shows: words, faces, loudness, features")
+]
 Draw = Annotated[int, Query(ge=0, le=1_000_000, description="which of many ways to drop them")]
 
 
 def num_frames(given: Any) -> int:
-    """How many frames a modality of a sample has, be it a list or an array; 1 of a single vector."""
+    """How many frames a modality of a sample has, be it a list or an array; 1 of a single
+    vector.
+    """
     return len(given) if isinstance(given, list) or np.ndim(given) == 2 else 1
 
 
@@ -163,7 +183,9 @@ class Service:
     ) -> None:
         self.exhibit, self.limits = exhibit, limits or Limits()
         self.card, self.student = exhibit.student.card, next(iter(exhibit.predictors))
-        self.longest = {m: self._most_frames(m, size) for m, size in self.card["modalities"].items()}
+        self.longest = {
+            m: self._most_frames(m, size) for m, size in self.card["modalities"].items()
+        }
         self.sample = sample_type(self.card, self.longest)
         self.request = request_type(self.sample, self.limits)
         self.ready = False
@@ -198,7 +220,8 @@ class Service:
         if self.clips is not None:
             self.clips.stop(error)
 
-    # ---------------------------------------------------------------------------------------------------------------- prediction
+    # ----------------------------------------------------------------------------------------------
+    # prediction
 
     def _predict(self, questions: Sequence[Question]) -> list[Answer]:
         out: dict[int, Answer] = {}
@@ -226,27 +249,40 @@ class Service:
         try:
             return await self.batcher.ask(questions)
         except Full:
-            raise Refused(503, "more waits to be predicted than there is memory for; try again in a second") from None
+            raise Refused(
+                503, "more waits to be predicted than there is memory for; try again in a second"
+            ) from None
         except (InputError, CorrKDError) as error:
             raise Refused(422, str(error)) from None
 
     def _cost(self, frames: Mapping[str, int]) -> int:
         """Numbers of a sample's input and of its attention maps."""
-        return sum(count * (int(self.card["modalities"][m]["width"]) + count) for m, count in frames.items())
+        return sum(
+            count * (int(self.card["modalities"][m]["width"]) + count)
+            for m, count in frames.items()
+        )
 
-    def read(self, samples: Sequence[Mapping[str, Any]], where: str = "samples.{}") -> list[ReadSample]:
-        """Samples from a request. Raises Refused where one cannot be read, before anything is allocated where they cost too much."""
+    def read(
+        self, samples: Sequence[Mapping[str, Any]], where: str = "samples.{}"
+    ) -> list[ReadSample]:
+        """Samples from a request. Raises Refused where one cannot be read, before anything is
+        allocated where they cost too much.
+        """
         cost = 0
         for number, sample in enumerate(samples):
             counts = {m: num_frames(sample[m]) for m in self.longest if sample.get(m) is not None}
             for m, count in counts.items():
                 if count > self.longest[m]:
-                    raise Refused(422, f"{where.format(number)}, {m}: {count} frames, more than {self.longest[m]}")
+                    raise Refused(
+                        422,
+                        f"{where.format(number)}, {m}: {count} frames, more than {self.longest[m]}",
+                    )
             cost += self._cost(self.usual | counts)
             if cost > self.most_cost:
                 raise Refused(
                     413,
-                    f"the samples cost more than {self.most_cost:,}, the sum of frames x (width + frames); send fewer, or shorter ones",
+                    f"the samples cost more than {self.most_cost:,}, the sum of frames x (width "
+                    f"+ frames); send fewer, or shorter ones",
                 )
         out = []
         for number, sample in enumerate(samples):
@@ -258,13 +294,17 @@ class Service:
 
     async def _given(self, request: Request, *, single: bool = False) -> list[ReadSample]:
         kind = request.headers.get("content-type", "")
-        body = b"".join([part async for part in request.stream()])  # not `request.body()`, which would keep it
+        body = b"".join(
+            [part async for part in request.stream()]
+        )  # not `request.body()`, which would keep it
         if len(body) < LARGE:
             return self.read_body(body, kind, single=single)
         async with self._parsing:
             return await run_in_threadpool(self.read_body, body, kind, single=single)
 
-    def read_body(self, body: bytes, content_type: str, *, single: bool = False) -> list[ReadSample]:
+    def read_body(
+        self, body: bytes, content_type: str, *, single: bool = False
+    ) -> list[ReadSample]:
         """Samples of a body. Raises Refused with a line that says what is wrong."""
         kind = content_type.partition(";")[0].strip().lower()
         if kind in (NPZ, "application/octet-stream"):
@@ -283,13 +323,16 @@ class Service:
     def _npz(self, body: bytes) -> dict[str, Any]:
         try:
             # In float64, and the masks; the headers besides.
-            numbers = sum(int(size["width"]) * self.longest[m] for m, size in self.card["modalities"].items())
+            numbers = sum(
+                int(size["width"]) * self.longest[m] for m, size in self.card["modalities"].items()
+            )
             most = 8 * numbers + (1 << 20)
             return dict(unpacked_npz(io.BytesIO(body), "body", most=most))
         except CorrKDError as error:
             raise Refused(422, str(error)) from None
 
-    # ---------------------------------------------------------------------------------------------------------------- recordings
+    # ----------------------------------------------------------------------------------------------
+    # recordings
 
     def _clip_processes(self) -> tuple[ClipProcesses | None, str]:
         """What reads recordings, or why nothing does."""
@@ -299,7 +342,10 @@ class Service:
             return None, str(error)
         # A longer one would be read, and then refused.
         seconds = min(
-            [self.limits.clips.seconds, *(STEP * self.longest[m] for m in self.longest if m not in self._by_word())]
+            [
+                self.limits.clips.seconds,
+                *(STEP * self.longest[m] for m in self.longest if m not in self._by_word()),
+            ]
         )
         return ClipProcesses(settings, replace(self.limits.clips, seconds=seconds)), ""
 
@@ -314,16 +360,22 @@ class Service:
         kind = request.headers.get("content-type", "")
         if not is_taken(kind):
             raise Refused(
-                415, f"content type {kind[:60] or '(none)'!r}: send multipart/form-data, a video/, audio/ or text/plain"
+                415,
+                f"content type {kind[:60] or '(none)'!r}: send multipart/form-data, a video/, "
+                f"audio/ or text/plain",
             )
         return await self.clips.read(request.scope[BODY_FILE], kind, details=details)
 
-    # ------------------------------------------------------------------------------------------------------------------- metrics
+    # ----------------------------------------------------------------------------------------------
+    # metrics
 
     def _count(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "corrkd_requests", "Requests by path and status.", ["path", "status"], registry=self.registry
+            "corrkd_requests",
+            "Requests by path and status.",
+            ["path", "status"],
+            registry=self.registry,
         )
         self.seconds = Histogram(
             "corrkd_request_seconds",
@@ -349,12 +401,15 @@ class Service:
         self.requests.labels(path, str(status)).inc()
         self.seconds.labels(path).observe(seconds)
 
-    # -------------------------------------------------------------------------------------------------------------------- routes
+    # ----------------------------------------------------------------------------------------------
+    # routes
 
     def _routes(self) -> FastAPI:
         @asynccontextmanager
         async def life(_: FastAPI) -> AsyncIterator[None]:
-            self._predict([(self.student, standalone.read_sample(self._example(), self.card))])  # the first is slow
+            self._predict(
+                [(self.student, standalone.read_sample(self._example(), self.card))]
+            )  # the first is slow
             if self.clips is not None:
                 await run_in_threadpool(self.clips.start)
             self.ready = True
@@ -389,7 +444,9 @@ class Service:
         return app
 
     def _example(self) -> dict[str, Any]:
-        return {m: [[0.0] * int(size["width"])] for m, size in list(self.card["modalities"].items())[:1]}
+        return {
+            m: [[0.0] * int(size["width"])] for m, size in list(self.card["modalities"].items())[:1]
+        }
 
     def _api(self, app: FastAPI) -> None:
         @app.post(
@@ -403,8 +460,11 @@ class Service:
         async def predict(request: Request) -> Response:
             """Predictions of one or more samples, each with whatever modalities are there."""
             answers = await self._predictions(await self._given(request))
-            # Already of that form, which tests check; to validate again would cost more than the network.
-            return JSONResponse({"model": self.card["sha256"], "predictions": [a.to_json() for a in answers]})
+            # Already of that form, which tests check; to validate again would cost more than the
+            # network.
+            return JSONResponse(
+                {"model": self.card["sha256"], "predictions": [a.to_json() for a in answers]}
+            )
 
         @app.post(
             MEDIA_PATH,
@@ -423,11 +483,15 @@ class Service:
             return MediaAnswer(
                 model=self.card["sha256"],
                 prediction=PredictionAnswer(**prediction.to_json()),
-                details=await run_in_threadpool(details_of, read, self._by_word()) if details else None,
+                details=await run_in_threadpool(details_of, read, self._by_word())
+                if details
+                else None,
                 **read.result.model_dump(include={"seconds", "transcript", "frames", "missing"}),
             )
 
-        @app.get("/v1/model", response_model=ModelAnswer, responses=problems(), summary="What is served")
+        @app.get(
+            "/v1/model", response_model=ModelAnswer, responses=problems(), summary="What is served"
+        )
         async def model() -> ModelAnswer:
             """Modalities, target, and how reliable the model is under each missing condition."""
             return ModelAnswer(
@@ -439,7 +503,9 @@ class Service:
                 evaluated=self.card.get("evaluated"),
                 recordings=None
                 if self.clips is None
-                else RecordingsAnswer(bytes=self.clips.limits.body, seconds=self.clips.limits.seconds),
+                else RecordingsAnswer(
+                    bytes=self.clips.limits.body, seconds=self.clips.limits.seconds
+                ),
             )
 
         @app.get("/healthz", response_model=Status, summary="Whether the process is well")
@@ -447,7 +513,10 @@ class Service:
             return Status(status="ok")
 
         @app.get(
-            "/readyz", response_model=Status, responses={503: {"model": Problem}}, summary="Whether it takes requests"
+            "/readyz",
+            response_model=Status,
+            responses={503: {"model": Problem}},
+            summary="Whether it takes requests",
         )
         async def readyz() -> Status:
             if not self.ready or self.guard.draining:
@@ -471,7 +540,10 @@ class Service:
         for name, value in inside.items():
             text = text.replace(json.dumps({"$ref": f"#/$defs/{name}"}), json.dumps(value))
         npz = {"schema": {"type": "string", "format": "binary"}}
-        return {"required": True, "content": {JSON: {"schema": json.loads(text), "example": example}, NPZ: npz}}
+        return {
+            "required": True,
+            "content": {JSON: {"schema": json.loads(text), "example": example}, NPZ: npz},
+        }
 
     def _page(self, app: FastAPI) -> None:
         files = resources.files("corrkd.serve") / "static"
@@ -485,22 +557,33 @@ class Service:
 
         @app.get("/", include_in_schema=False)
         async def page() -> Response:
-            return Response((files / "index.html").read_bytes(), media_type="text/html", headers=PAGE_HEADERS)
+            return Response(
+                (files / "index.html").read_bytes(), media_type="text/html", headers=PAGE_HEADERS
+            )
 
         @app.get("/static/{name}", include_in_schema=False)
         async def static(name: str) -> Response:
             if name not in STATIC:
                 raise Refused(404, "no such file")
-            return Response((files / name).read_bytes(), media_type=STATIC[name], headers=PAGE_HEADERS)
+            return Response(
+                (files / name).read_bytes(), media_type=STATIC[name], headers=PAGE_HEADERS
+            )
 
-        @app.get("/v1/samples", response_model=SamplesAnswer, responses=problems(), summary="Samples to look at")
+        @app.get(
+            "/v1/samples",
+            response_model=SamplesAnswer,
+            responses=problems(),
+            summary="Samples to look at",
+        )
         async def samples(
             search: Annotated[str, Query(max_length=200)] = "",
             start: Annotated[int, Query(ge=0, le=10**9)] = 0,
             count: Annotated[int, Query(ge=1, le=200)] = 50,
         ) -> SamplesAnswer:
             total, found = self.exhibit.listed(search, start, count)
-            return SamplesAnswer(split=self.exhibit.name, total=total, samples=[Listed(**row) for row in found])
+            return SamplesAnswer(
+                split=self.exhibit.name, total=total, samples=[Listed(**row) for row in found]
+            )
 
         @app.get(
             "/v1/samples/{number}",
@@ -511,7 +594,9 @@ class Service:
         async def look(
             number: int, off: list[str] = switched_off, missing: Missing = 0.0, draw: Draw = 0
         ) -> ExploreAnswer:
-            """A sample of the split, with modalities switched off and frames dropped, as student, teacher and control see it."""
+            """A sample of the split, with modalities switched off and frames dropped, as student,
+            teacher and control see it.
+            """
             try:
                 name, truth, read = self.exhibit.sample(number)
             except IndexError:
@@ -540,12 +625,20 @@ class Service:
                 raise Refused(422, f"off: {m[:60]!r} is no modality of this model")
         shown = hidden(read, name, off=off, missing=missing, draw=draw)
         roles = [*self.exhibit.predictors, EFFECTS]
-        answers = dict(zip(roles, await self._answers([(role, shown) for role in roles]), strict=True))
+        answers = dict(
+            zip(roles, await self._answers([(role, shown) for role in roles]), strict=True)
+        )
         effects = answers.pop(EFFECTS)
         return ExploreAnswer(
             id=name,
             truth=truth,
             visible={m: there.tolist() for m, (_, there) in shown.items()},
-            answers={role: PredictionAnswer(**a.to_json()) for role, a in answers.items() if isinstance(a, Prediction)},
-            effects=[EffectsAnswer(**asdict(e)) for e in effects] if isinstance(effects, list) else [],
+            answers={
+                role: PredictionAnswer(**a.to_json())
+                for role, a in answers.items()
+                if isinstance(a, Prediction)
+            },
+            effects=[EffectsAnswer(**asdict(e)) for e in effects]
+            if isinstance(effects, list)
+            else [],
         )

@@ -1,4 +1,6 @@
-"""Requests that arrive within a few milliseconds of each other go through the network together, large ones in slices."""
+"""Requests that arrive within a few milliseconds of each other go through the network together,
+large ones in slices.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +31,14 @@ class _Caller(Generic[Q, A]):
 
 
 class Batcher(Generic[Q, A]):
-    """Gathers questions of many callers, answers them in a thread of its own, and gives each caller its answers.
+    """Gathers questions of many callers, answers them in a thread of its own, and gives each caller
+    its answers.
 
-    While one batch is answered the next gathers, so under load batches fill without waiting. A caller's questions are divided among
-    batches, and callers share the time alike, whatever they ask (self-clocked fair queueing, Golestani, 1994): each question has a tag,
-    the tag of what was begun last before its caller came, or of its caller's question before it, plus its cost; the lowest tag is next.
-    What has not begun when its caller goes away is not answered.
+    While one batch is answered the next gathers, so under load batches fill without waiting. A
+    caller's questions are divided among batches, and callers share the time alike, whatever they
+    ask (self-clocked fair queueing, Golestani, 1994): each question has a tag, the tag of what was
+    begun last before its caller came, or of its caller's question before it, plus its cost; the
+    lowest tag is next. What has not begun when its caller goes away is not answered.
 
     Args:
         answer: N questions -> N answers, in order; called in one thread.
@@ -60,7 +64,9 @@ class Batcher(Generic[Q, A]):
         self._answer, self._wait, self._most, self._on_batch = answer, wait, most, on_batch
         self._cost, self._slice_cost, self._queue_cost = cost, slice_cost, queue_cost
         self._callers: set[_Caller[Q, A]] = set()
-        self._heap: list[tuple[float, int, _Caller[Q, A]]] = []  # of callers with questions that have not begun
+        self._heap: list[
+            tuple[float, int, _Caller[Q, A]]
+        ] = []  # of callers with questions that have not begun
         self._numbers = itertools.count()  # between equal tags, first come, first served
         self._clock = 0.0  # the tag of what was begun last
         self._arrived = asyncio.Event()
@@ -73,7 +79,8 @@ class Batcher(Generic[Q, A]):
 
         Raises:
             Full: too much is waiting already.
-            Exception: what `answer` raises for them, whoever else asked, or what `stop` was called with.
+            Exception: what `answer` raises for them, whoever else asked, or what `stop` was called
+                with.
         """
         if self._stopped is not None:
             raise self._stopped
@@ -95,7 +102,9 @@ class Batcher(Generic[Q, A]):
             self._callers.discard(caller)
 
     def stop(self, error: Exception) -> None:
-        """Answers what is being answered, and tells all others this error, also those that come later."""
+        """Answers what is being answered, and tells all others this error, also those that come
+        later.
+        """
         self._stopped = error
         for caller in self._callers:
             if not caller.future.done():
@@ -131,7 +140,10 @@ class Batcher(Generic[Q, A]):
         """Waits for others until a batch is full or the time is over."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._wait):
-                while sum(len(caller.questions) - caller.begun for _, _, caller in self._heap) < self._most:
+                while (
+                    sum(len(caller.questions) - caller.begun for _, _, caller in self._heap)
+                    < self._most
+                ):
                     self._arrived.clear()
                     await self._arrived.wait()
 

@@ -1,4 +1,6 @@
-"""Recordings that clients send, each read by a process of its own that is ended when it takes too much or its client leaves."""
+"""Recordings that clients send, each read by a process of its own that is ended when it takes too
+much or its client leaves.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,13 @@ Array = npt.NDArray[np.generic]
 
 PIXELS = 4096 * 2304  # of a picture that is read: 4K
 # What is imported before a process is forked, so that it starts in milliseconds.
-PRELOAD = ("corrkd.serve.clip_worker", "av", "scipy.fft", "sklearn.feature_extraction.text", "threadpoolctl")
+PRELOAD = (
+    "corrkd.serve.clip_worker",
+    "av",
+    "scipy.fft",
+    "sklearn.feature_extraction.text",
+    "threadpoolctl",
+)
 # One server for all: it has no threads, and nothing of the service's memory.
 CONTEXT = multiprocessing.get_context("forkserver")
 
@@ -63,8 +71,13 @@ class ClipProcesses:
     """
 
     def __init__(self, settings: FeatureSettings, limits: ClipLimits) -> None:
-        seconds, pixels = min(limits.seconds, settings.longest_seconds), min(PIXELS, settings.most_pixels)
-        self._settings = settings.model_copy(update={"longest_seconds": seconds, "most_pixels": pixels})
+        seconds, pixels = (
+            min(limits.seconds, settings.longest_seconds),
+            min(PIXELS, settings.most_pixels),
+        )
+        self._settings = settings.model_copy(
+            update={"longest_seconds": seconds, "most_pixels": pixels}
+        )
         self.limits = limits
         self._turn = asyncio.Semaphore(limits.processes)
         self._waiting = 0
@@ -91,7 +104,8 @@ class ClipProcesses:
             details: whether what the page draws is wanted too.
 
         Raises:
-            Refused: it cannot be read, takes too much, too many wait already, or the service is stopping.
+            Refused: it cannot be read, takes too much, too many wait already, or the service is
+                stopping.
         """
         if self._stopped is not None:
             raise self._stopped
@@ -128,10 +142,14 @@ class ClipProcesses:
 
     async def _run(self, task: Task) -> None:
         """Let a process do a task. Raises Refused where it does not come to its end."""
-        process, seconds = CONTEXT.Process(target=work, args=(task,), daemon=True), self.limits.work_seconds
+        process, seconds = (
+            CONTEXT.Process(target=work, args=(task,), daemon=True),
+            self.limits.work_seconds,
+        )
         too_long = Refused(
             422,
-            f"the recording could not be read within {seconds:g} seconds; cut it, or start the service with more --clip-work-seconds",
+            f"the recording could not be read within {seconds:g} seconds; cut it, or start the "
+            f"service with more --clip-work-seconds",
         )
         try:
             await anyio.to_thread.run_sync(process.start)
@@ -141,7 +159,9 @@ class ClipProcesses:
                 raise too_long
             if process.exitcode != 0:
                 raise Refused(
-                    422, "the process that read the recording was ended by it; convert the recording, or cut it"
+                    422,
+                    "the process that read the recording was ended by it; convert the recording, "
+                    "or cut it",
                 )
         finally:
             with anyio.CancelScope(shield=True):
@@ -178,8 +198,12 @@ def _read_result(folder: Path) -> ReadClip:
         arrays = unpacked_npz(folder / ARRAYS, "the recording", most=LARGEST_OUTPUT)
     except (CorrKDError, ValidationError):
         raise Refused(422, "the recording cannot be read; convert it") from None
-    sample = {key.removeprefix(SAMPLE): array for key, array in arrays.items() if key.startswith(SAMPLE)}
-    return ReadClip(result, sample, {key: array for key, array in arrays.items() if _is_drawn(key, array)})
+    sample = {
+        key.removeprefix(SAMPLE): array for key, array in arrays.items() if key.startswith(SAMPLE)
+    }
+    return ReadClip(
+        result, sample, {key: array for key, array in arrays.items() if _is_drawn(key, array)}
+    )
 
 
 def _is_drawn(key: str, array: Array) -> bool:

@@ -1,6 +1,8 @@
-"""Features of one recording that somebody sent, made in a process of its own, which may end at any time and take nothing with it.
+"""Features of one recording that somebody sent, made in a process of its own, which may end at any
+time and take nothing with it.
 
-What it leaves is two files: `RESULT` as JSON, and `ARRAYS`, which its parent reads as it would read a stranger's.
+What it leaves is two files: `RESULT` as JSON, and `ARRAYS`, which its parent reads as it would read
+a stranger's.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from corrkd.serve.upload import read_upload
 from corrkd.workers import end_with_parent
 
 RESULT, ARRAYS = "result.json", "arrays.npz"
-SAMPLE = "sample_"  # how names of arrays begin that are the sample; the others are what the page draws
+SAMPLE = (
+    "sample_"  # how names of arrays begin that are the sample; the others are what the page draws
+)
 LARGEST_OUTPUT = 64_000_000  # bytes of a file that is written, where the body is not larger
 DESCRIPTORS = 256  # files that it may open
 
@@ -138,7 +142,9 @@ def _limit(task: Task) -> None:
 def _write_arrays(task: Task, path: Path) -> ClipResult:
     upload = read_upload(task.body, task.content_type)
     faces: list[Face | None] = []
-    clip = open_clip(upload.recording, task.settings, upload.text, faces.append if task.details else None)
+    clip = open_clip(
+        upload.recording, task.settings, upload.text, faces.append if task.details else None
+    )
     features = features_of(clip, task.settings)
     sample = sample_of(features, "the recording", "say what is said in it as `text`")
     arrays = {f"{SAMPLE}{key}": array for key, array in sample.items()}
@@ -152,12 +158,16 @@ def _write_arrays(task: Task, path: Path) -> ClipResult:
         frames={m: len(frames.present) for m, frames in features.frames.items()},
         missing={m: dict(frames.missing) for m, frames in features.frames.items()},
         words=_timed_words(clip) if task.details else [],
-        aspect=next((face.picture_size[1] / face.picture_size[0] for face in faces if face is not None), 0.0),
+        aspect=next(
+            (face.picture_size[1] / face.picture_size[0] for face in faces if face is not None), 0.0
+        ),
     )
 
 
 def _drawn(clip: Clip, faces: list[Face | None]) -> Mapping[str, npt.NDArray[Any]]:
-    """Return loudness (steps,) in dBFS, and where vision looks at faces their outlines (steps, points, 2) and which are there (steps,)."""
+    """Return loudness (steps,) in dBFS, and where vision looks at faces their outlines (steps,
+    points, 2) and which are there (steps,).
+    """
     arrays: dict[str, npt.NDArray[Any]] = {}
     if clip.recording is not None and clip.recording.has_audio:
         arrays["loudness"] = (20 * np.log10(np.maximum(clip.loudness, 1e-6))).astype(np.float32)
@@ -174,4 +184,6 @@ def _timed_words(clip: Clip) -> list[TimedWord]:
     if clip.recording is None:
         return [TimedWord(text=word.text) for word in clip.words]
     with one_thread():
-        return [TimedWord(text=word.text, start=word.start, end=word.end) for word in clip.timed_words]
+        return [
+            TimedWord(text=word.text, start=word.start, end=word.end) for word in clip.timed_words
+        ]

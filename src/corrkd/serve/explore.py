@@ -1,4 +1,6 @@
-"""What the page shows: a sample with modalities switched off and frames dropped, as student, teacher and control see it."""
+"""What the page shows: a sample with modalities switched off and frames dropped, as student,
+teacher and control see it.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class Exhibit:
         return next(iter(self.predictors.values()))
 
     def listed(self, search: str, start: int, count: int) -> tuple[int, list[dict[str, Any]]]:
-        """How many samples have `search` in their id or label, and `count` of them from `start` on."""
+        """How many samples have `search` in their id or label, and `count` of them from `start`
+        on.
+        """
         if self.split is None:
             return 0, []
         wanted = search.casefold()
@@ -55,35 +59,48 @@ class Exhibit:
     def _texts(self) -> list[str]:
         """What is searched, of each sample."""
         assert self.split is not None
-        return [f"{name} {truth}".casefold() for name, truth in zip(self.split.ids, self.truths, strict=True)]
+        return [
+            f"{name} {truth}".casefold()
+            for name, truth in zip(self.split.ids, self.truths, strict=True)
+        ]
 
     def sample(self, number: int) -> tuple[str, str, ReadSample]:
-        """Id, label and frames of a sample of the split. Raises IndexError where there is none of that number."""
+        """Id, label and frames of a sample of the split. Raises IndexError where there is none of
+        that number.
+        """
         if self.split is None or not 0 <= number < len(self.split):
             raise IndexError(number)
         rows = {m: slice(int(lengths[number])) for m, lengths in self.split.lengths.items()}
         read = {
-            m: (np.array(self.split.frames[m][number, rows[m]]), np.array(self.split.present[m][number, rows[m]]))
+            m: (
+                np.array(self.split.frames[m][number, rows[m]]),
+                np.array(self.split.present[m][number, rows[m]]),
+            )
             for m in self.student.saved.modalities
         }
         return str(self.split.ids[number]), self.truths[number], read
 
 
-def hidden(read: ReadSample, name: str, *, off: Sequence[str], missing: float, draw: int = 0) -> ReadSample:
+def hidden(
+    read: ReadSample, name: str, *, off: Sequence[str], missing: float, draw: int = 0
+) -> ReadSample:
     """The sample without what is missing.
 
     Args:
         read: a sample.
         name: its id, from which what is dropped follows.
         off: modalities that are lost whole.
-        missing: share of frames dropped from the others, 0 to 1; what is dropped at a share is among what is dropped at a larger.
+        missing: share of frames dropped from the others, 0 to 1; what is dropped at a share is
+            among what is dropped at a larger.
         draw: which of many ways.
     """
     key = torch.tensor([sample_key(name)])
     out = {}
     for m, (frames, there) in read.items():
         # By the evaluation's seed, so that the page drops what the evaluation dropped.
-        numbers = masks.uniform(key, len(frames), seed=MASK_SEED, purpose="frame", modality=m, draw=draw)
+        numbers = masks.uniform(
+            key, len(frames), seed=MASK_SEED, purpose="frame", modality=m, draw=draw
+        )
         dropped = masks.drop_frames(numbers, missing)[0].numpy()
         seen = there & ~dropped & (m not in off)
         out[m] = (np.where(seen[:, None], frames, np.float32(0)), seen)

@@ -1,4 +1,6 @@
-"""A trained student as one ONNX file with a card and a script to use it: no PyTorch and nothing of ours is needed there."""
+"""A trained student as one ONNX file with a card and a script to use it: no PyTorch and nothing of
+ours is needed there.
+"""
 
 from __future__ import annotations
 
@@ -51,8 +53,9 @@ class ExportReport:
 
     Attributes:
         folder: with model.onnx, card.json and predict.py.
-        differences: by condition, the largest |logit - PyTorch's| / max(1, |PyTorch's|). With "complete, one frame" and
-            "complete, N frames": samples cut to one frame, and one repeated to twice the length of training where the model reads it.
+        differences: by condition, the largest |logit - PyTorch's| / max(1, |PyTorch's|). With
+            "complete, one frame" and "complete, N frames": samples cut to one frame, and one
+            repeated to twice the length of training where the model reads it.
         samples: how many of the dataset's samples were compared.
         longest: the most frames that the model reads, by modality.
         opset: of ONNX.
@@ -80,24 +83,29 @@ def export(
     samples: int = 64,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Writes model.onnx, card.json and predict.py, once onnxruntime has given PyTorch's logits under every standard condition.
+    """Writes model.onnx, card.json and predict.py, once onnxruntime has given PyTorch's logits
+    under every standard condition.
 
-    The model takes, for modality i in its order, `frames_i` (N, T_i, d_i) raw, `exists_i` and `visible_i` (N, T_i) booleans, any N and
-    any T_i; it gives `logits` (N, K), (N, Q, 2) or (N, 1). The predictor stays as it is.
+    The model takes, for modality i in its order, `frames_i` (N, T_i, d_i) raw, `exists_i` and
+    `visible_i` (N, T_i) booleans, any N and any T_i; it gives `logits` (N, K), (N, Q, 2) or (N, 1).
+    The predictor stays as it is.
 
     Args:
         predictor: the student.
         folder: a new or an empty one.
-        dataset: raw features to compare on, with the student's modalities; targets are not looked at.
+        dataset: raw features to compare on, with the student's modalities; targets are not looked
+            at.
         split: which of its samples.
-        max_frames: the most frames of a modality that the exported model shall read; default: 1024, or four times the longest in the
-            training data, or the longest in the split, whichever is most. Learned positions end where the training's do in any case.
+        max_frames: the most frames of a modality that the exported model shall read; default: 1024,
+            or four times the longest in the training data, or the longest in the split, whichever
+            is most. Learned positions end where the training's do in any case.
         samples: how many are compared under each condition.
         overwrite: replace an exported model that is there. Other files in the folder stay.
 
     Raises:
-        CorrKDError: where a package is not installed, the folder is not empty, the dataset does not fit, the network cannot be exported, or
-            its logits are not PyTorch's. Then no part of a model is left behind, and what was there before stays.
+        CorrKDError: where a package is not installed, the folder is not empty, the dataset does not
+            fit, the network cannot be exported, or its logits are not PyTorch's. Then no part of a
+            model is left behind, and what was there before stays.
     """
     folder = Path(folder)
     _check_installed()
@@ -123,14 +131,31 @@ def export(
         name = max(differences, key=lambda name: differences[name])
         if differences[name] > TOLERANCE:
             raise CorrKDError(
-                f"{folder}: nothing written: under condition {name!r} the exported model's logits differ from PyTorch's by "
-                f"{differences[name]:.2g} (allowed: {TOLERANCE:g}); try other versions of torch, onnxscript and onnxruntime"
+                f"{folder}: nothing written: under condition {name!r} the exported model's "
+                f"logits differ from PyTorch's by "
+                f"{differences[name]:.2g} (allowed: {TOLERANCE:g}); try other versions of torch, "
+                f"onnxscript and onnxruntime"
             )
-        told = {"data": dataset.name, "split": split, "samples": count, "largest_difference": differences[name]}
-        versions = {"torch": torch.__version__, "onnxruntime": import_module("onnxruntime").__version__}
-        _write_card(aside / CARD, card | {"exported": {**facts, **told, "differences": differences, **versions}})
-        write_bytes(aside / SCRIPT, (resources.files("corrkd") / "serve" / "standalone.py").read_bytes())
-    return ExportReport(folder=folder, differences=differences, samples=count, longest=longest, opset=opset)
+        told = {
+            "data": dataset.name,
+            "split": split,
+            "samples": count,
+            "largest_difference": differences[name],
+        }
+        versions = {
+            "torch": torch.__version__,
+            "onnxruntime": import_module("onnxruntime").__version__,
+        }
+        _write_card(
+            aside / CARD,
+            card | {"exported": {**facts, **told, "differences": differences, **versions}},
+        )
+        write_bytes(
+            aside / SCRIPT, (resources.files("corrkd") / "serve" / "standalone.py").read_bytes()
+        )
+    return ExportReport(
+        folder=folder, differences=differences, samples=count, longest=longest, opset=opset
+    )
 
 
 def _check_installed() -> None:
@@ -138,28 +163,36 @@ def _check_installed() -> None:
         try:
             import_module(name)
         except ImportError as error:
-            raise CorrKDError(f"{error.name or name} is not installed; pip install 'corrkd[export]'") from None
+            raise CorrKDError(
+                f"{error.name or name} is not installed; pip install 'corrkd[export]'"
+            ) from None
 
 
-def _longest(saved: SavedNetwork, split: Split, max_frames: int | None, where: str) -> dict[str, int]:
+def _longest(
+    saved: SavedNetwork, split: Split, max_frames: int | None, where: str
+) -> dict[str, int]:
     """The most frames that the exported model reads, by modality."""
     bounds, out = saved.network.longest(saved.frames), {}
     for m in saved.modalities:
         seen, trained = int(split.lengths[m].max()), saved.frames[m]
         if max_frames is not None and max_frames < max(seen, trained):
             raise CorrKDError(
-                f"max_frames = {max_frames}: the training data or {where} has {max(seen, trained)} frames of {m}; give as many"
+                f"max_frames = {max_frames}: the training data or {where} has "
+                f"{max(seen, trained)} frames of {m}; give as many"
             )
         unbound = max(FRAMES, 4 * trained, seen) if max_frames is None else max_frames
         out[m] = min(unbound, bounds.get(m, unbound))
     return out
 
 
-# ---------------------------------------------------------------------------------------------------------------------- the graph
+# --------------------------------------------------------------------------------------------------
+# the graph
 
 
 class _Graph(nn.Module):
-    """The network with its normalisation inside, on inputs in a row: frames, exists, visible of the first modality, and so on."""
+    """The network with its normalisation inside, on inputs in a row: frames, exists, visible of the
+    first modality, and so on.
+    """
 
     def __init__(self, network: AnyNetwork, normalisation: Normalisation) -> None:
         super().__init__()
@@ -174,13 +207,17 @@ class _Graph(nn.Module):
         for place, m in enumerate(self.network.modalities):
             raw, exists[m], visible[m] = given[3 * place : 3 * place + 3]
             scaled = (raw - self.get_buffer(f"center_{place}")) / self.get_buffer(f"scale_{place}")
-            frames[m] = (scaled if self.clip is None else scaled.clamp(-self.clip, self.clip)) * exists[m][..., None]
+            frames[m] = (
+                scaled if self.clip is None else scaled.clamp(-self.clip, self.clip)
+            ) * exists[m][..., None]
         logits: Tensor = self.network(Inputs(frames, exists, visible)).logits
         return logits
 
 
 def _exported(saved: SavedNetwork, longest: Mapping[str, int]) -> tuple[bytes, int]:
-    """The ONNX file, and its opset. Raises CorrKDError where the exporter cannot read the network's code."""
+    """The ONNX file, and its opset. Raises CorrKDError where the exporter cannot read the network's
+    code.
+    """
     network = deepcopy(saved.network)
     for module in network.modules():
         if isinstance(module, Encoder):
@@ -193,13 +230,25 @@ def _exported(saved: SavedNetwork, longest: Mapping[str, int]) -> tuple[bytes, i
         # Sizes of 0 and 1, and equal ones, would be taken for constants of the graph.
         count = min(3 + place, longest[m])
         given.append(torch.zeros(2, count, saved.widths[m]))
-        given += [torch.ones(2, count, dtype=torch.bool) for _ in range(2)]  # one tensor twice would be one input
-        length = {} if longest[m] == 1 else {1: torch.export.Dim(f"length_{place}", min=1, max=longest[m])}
+        given += [
+            torch.ones(2, count, dtype=torch.bool) for _ in range(2)
+        ]  # one tensor twice would be one input
+        length = (
+            {}
+            if longest[m] == 1
+            else {1: torch.export.Dim(f"length_{place}", min=1, max=longest[m])}
+        )
         shapes += [{0: batch, **length}] * 3
-    names = [f"{part}_{place}" for place in range(len(longest)) for part in ("frames", "exists", "visible")]
+    names = [
+        f"{part}_{place}"
+        for place in range(len(longest))
+        for part in ("frames", "exists", "visible")
+    ]
     try:
         with _quiet(), torch.no_grad():
-            program = torch.export.export(graph, tuple(given), dynamic_shapes=(tuple(shapes),), strict=False)
+            program = torch.export.export(
+                graph, tuple(given), dynamic_shapes=(tuple(shapes),), strict=False
+            )
             done = torch.onnx.export(
                 program,
                 (),
@@ -215,13 +264,23 @@ def _exported(saved: SavedNetwork, longest: Mapping[str, int]) -> tuple[bytes, i
     except Exception as error:  # of many kinds: the exporter's, and those of the network's code
         raise _not_exportable(saved.network.name, error) from None
     # Where this machine keeps its code is nobody's business.
-    for described in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+    for described in (
+        model,
+        model.graph,
+        *model.graph.node,
+        *model.graph.value_info,
+        *model.graph.initializer,
+    ):
         described.ClearField("metadata_props")
-    return model.SerializeToString(), next(entry.version for entry in model.opset_import if not entry.domain)
+    return model.SerializeToString(), next(
+        entry.version for entry in model.opset_import if not entry.domain
+    )
 
 
 def _lengthen(encoder: Encoder, frames: int) -> None:
-    """Makes its table of positions long enough, for a graph cannot compute more of it; learned ones stay."""
+    """Makes its table of positions long enough, for a graph cannot compute more of it; learned ones
+    stay.
+    """
     width, kind = encoder.settings.width, encoder.settings.positions
     if kind != "learned":
         table = sinusoids(frames, width) if kind == "sinusoidal" else torch.zeros(frames, width)
@@ -234,7 +293,11 @@ def _quiet() -> Iterator[None]:
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        with (
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -242,20 +305,27 @@ def _quiet() -> Iterator[None]:
 
 
 def _not_exportable(name: str, error: Exception) -> CorrKDError:
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    first = next(
+        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+    )
     return CorrKDError(f"network {name!r} cannot be exported: {first[:200]}")
 
 
-# ----------------------------------------------------------------------------------------------------------------- the comparison
+# --------------------------------------------------------------------------------------------------
+# the comparison
 
 
 def _comparison(folder: Path, reference: Predictor) -> Compare:
-    """The largest difference between the logits of an exported folder and the reference's, on given arrays."""
+    """The largest difference between the logits of an exported folder and the reference's, on given
+    arrays.
+    """
     name = reference.saved.network.name
     try:
         exported = ExportedStudent(folder, threads=1)
     except InputError as error:
-        raise _not_exportable(name, InputError(str(error).replace(f"{folder}{os.sep}", ""))) from None
+        raise _not_exportable(
+            name, InputError(str(error).replace(f"{folder}{os.sep}", ""))
+        ) from None
 
     def compare(arrays: Mapping[str, Arrays]) -> float:
         expected = reference.logits(arrays).astype(np.float64)
@@ -281,7 +351,9 @@ def _compared(
 ) -> tuple[dict[str, float], int]:
     """The largest difference by condition, and how many samples were looked at."""
     settings, incomplete = EvaluationSettings(draws=1), split.naturally_incomplete()
-    conditions = standard_conditions(tuple(split.frames), settings, naturally_incomplete=bool(incomplete.any()))
+    conditions = standard_conditions(
+        tuple(split.frames), settings, naturally_incomplete=bool(incomplete.any())
+    )
     out: dict[str, float] = {}
     seen: set[int] = set()
     for condition in conditions:
@@ -290,7 +362,8 @@ def _compared(
         parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
         parts += list(rows[:ALONE, None])
         out[condition.name] = max(
-            compare(_arrays(split.take(part), condition, settings.mask_seed, card)) for part in parts
+            compare(_arrays(split.take(part), condition, settings.mask_seed, card))
+            for part in parts
         )
     complete = next(c for c in conditions if c.name == COMPLETE)
     rows = _spread(np.arange(len(split)), BATCH)
@@ -306,11 +379,15 @@ def _compared(
 
 def _spread(rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
     """At most `count` of the rows, evenly from first to last."""
-    chosen: npt.NDArray[np.int64] = rows[np.unique(np.linspace(0, len(rows) - 1, count).round().astype(np.int64))]
+    chosen: npt.NDArray[np.int64] = rows[
+        np.unique(np.linspace(0, len(rows) - 1, count).round().astype(np.int64))
+    ]
     return chosen
 
 
-def _arrays(part: Split, condition: Condition, seed: int, card: Mapping[str, Any]) -> dict[str, Arrays]:
+def _arrays(
+    part: Split, condition: Condition, seed: int, card: Mapping[str, Any]
+) -> dict[str, Arrays]:
     """Raw samples as a network is given them under a condition."""
     batch = for_masks(part)
     visible = {m: mask.numpy() for m, mask in condition.visible(batch, seed=seed, draw=0).items()}
@@ -318,32 +395,43 @@ def _arrays(part: Split, condition: Condition, seed: int, card: Mapping[str, Any
     def sample(row: int) -> ReadSample:
         count = {m: int(lengths[row]) for m, lengths in part.lengths.items()}
         return {
-            m: (np.asarray(x[row, : count[m]], np.float32), visible[m][row, : count[m]]) for m, x in part.frames.items()
+            m: (np.asarray(x[row, : count[m]], np.float32), visible[m][row, : count[m]])
+            for m, x in part.frames.items()
         }
 
     return collate([sample(row) for row in range(len(part))], card)
 
 
 def _resized(arrays: Arrays, samples: int, frames: int) -> Arrays:
-    """The first samples at another length, of which everything exists: frames of each are cut off or repeated."""
+    """The first samples at another length, of which everything exists: frames of each are cut off
+    or repeated.
+    """
     chosen = np.arange(frames) % arrays.frames.shape[1]
     everything = np.ones((samples, frames), bool)
     return Arrays(np.ascontiguousarray(arrays.frames[:samples, chosen]), everything, everything)
 
 
-# -------------------------------------------------------------------------------------------------------------------- the folder
+# --------------------------------------------------------------------------------------------------
+# the folder
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Raises CorrKDError where a folder holds anything; with `overwrite` where that is no exported model."""
+    """Raises CorrKDError where a folder holds anything; with `overwrite` where that is no exported
+    model.
+    """
     if folder.exists() and not folder.is_dir():
         raise CorrKDError(f"{folder}: is a file; name a folder")
     if not folder.is_dir() or all(path.name.startswith(WRITING) for path in folder.iterdir()):
         return
     if not (folder / MODEL).is_file():
-        raise CorrKDError(f"{folder}: is not empty, and holds no exported model; choose another folder")
+        raise CorrKDError(
+            f"{folder}: is not empty, and holds no exported model; choose another folder"
+        )
     if not overwrite:
-        raise CorrKDError(f"{folder}: holds an exported model; choose another folder, or replace it with --overwrite")
+        raise CorrKDError(
+            f"{folder}: holds an exported model; choose another folder, or replace it with "
+            f"--overwrite"
+        )
 
 
 def _write_card(path: Path, card: Mapping[str, Any]) -> None:

@@ -1,4 +1,6 @@
-"""What a service grants its clients: size and time of a body, requests at once, memory of all together. Plain ASGI."""
+"""What a service grants its clients: size and time of a body, requests at once, memory of all
+together. Plain ASGI.
+"""
 
 from __future__ import annotations
 
@@ -60,13 +62,17 @@ class Limits:
 
     Attributes:
         body: bytes of a request's body.
-        seconds: in which it must have arrived, and its answer been taken; half of them may pass without any of it.
+        seconds: in which it must have arrived, and its answer been taken; half of them may pass
+            without any of it.
         requests: answered at once; more are told to come again.
         samples: in one request.
-        frames: of one modality of a sample; None: 1024, or as many as the training data has, whichever is more.
-        cost: of a request: over its samples and modalities, the sum of frames x (width + frames), which are the numbers of the input and
-            of an attention map. None: 8 million, or as much as one sample of `frames` frames costs, whichever is more.
-        together: all requests at once may have so many times the bytes, and so many times the cost, of one.
+        frames: of one modality of a sample; None: 1024, or as many as the training data has,
+            whichever is more.
+        cost: of a request: over its samples and modalities, the sum of frames x (width + frames),
+            which are the numbers of the input and of an attention map. None: 8 million, or as much
+            as one sample of `frames` frames costs, whichever is more.
+        together: all requests at once may have so many times the bytes, and so many times the cost,
+            of one.
         connections: open at once.
         clips: what is granted to recordings.
     """
@@ -115,7 +121,9 @@ class _File:
         try:
             await anyio.to_thread.run_sync(self._file.write, part)
         except OSError as error:
-            raise Refused(503, f"a recording cannot be stored ({error.strerror}); try again in a second") from None
+            raise Refused(
+                503, f"a recording cannot be stored ({error.strerror}); try again in a second"
+            ) from None
 
     async def drop(self) -> None:
         await anyio.to_thread.run_sync(self._file.truncate, 0)
@@ -145,7 +153,9 @@ class _Arrival:
 
 @dataclass
 class _Bodies:
-    """The bytes of all bodies. Where they are too many, one that has not arrived whole gives way: the oldest of the address with most."""
+    """The bytes of all bodies. Where they are too many, one that has not arrived whole gives way:
+    the oldest of the address with most.
+    """
 
     most: int
     size: int = 0
@@ -153,7 +163,9 @@ class _Bodies:
 
     @contextmanager
     def arrival(self, timeout: asyncio.Timeout, address: str) -> Iterator[_Arrival]:
-        """A body that arrives within the block; its bytes count until `release`, or until it fails."""
+        """A body that arrives within the block; its bytes count until `release`, or until it
+        fails.
+        """
         arrival = _Arrival(self, timeout, address)
         self.arriving[id(arrival)] = arrival
         try:
@@ -171,7 +183,9 @@ class _Bodies:
             sizes: Counter[str] = Counter()
             for other in self.arriving.values():
                 sizes[other.address] += other.size
-            leaving = max(self.arriving.values(), key=lambda other: sizes[other.address])  # the first of them
+            leaving = max(
+                self.arriving.values(), key=lambda other: sizes[other.address]
+            )  # the first of them
             del self.arriving[id(leaving)]
             self.release(leaving)
             leaving.expelled = True
@@ -185,19 +199,21 @@ class _Bodies:
 class Guard:
     """Lets through to `app` what is within the limits.
 
-    A body is read whole before the app is called, so that what reaches it is complete and was accepted. Only then does the request
-    count as one of those answered at once. Where a client leaves, its request is cancelled.
+    A body is read whole before the app is called, so that what reaches it is complete and was
+    accepted. Only then does the request count as one of those answered at once. Where a client
+    leaves, its request is cancelled.
 
     Args:
         app: what is guarded.
         limits: what is granted.
         access: checks tokens and names.
         on_answer: called with path ("refused" for what did not come through), status and seconds.
-        takes_recordings: whether bodies of `MEDIA_PATH` are kept, each in a folder of its own that lasts as long as its request.
+        takes_recordings: whether bodies of `MEDIA_PATH` are kept, each in a folder of its own that
+            lasts as long as its request.
 
     Attributes:
-        accepted, answered, given_up: requests below /v1/ that came through whole; those of them that were answered; those whose client
-            left.
+        accepted, answered, given_up: requests below /v1/ that came through whole; those of them
+            that were answered; those whose client left.
         draining: whether the service is about to stop, and clients are told so.
     """
 
@@ -237,25 +253,37 @@ class Guard:
 
     async def _accept(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] != MEDIA_PATH:
-            memory, most = _Memory(), self.limits.body if scope["path"].startswith("/v1/") else ELSEWHERE
+            memory, most = (
+                _Memory(),
+                self.limits.body if scope["path"].startswith("/v1/") else ELSEWHERE,
+            )
             arrival = await self._arrive(scope, receive, memory, self._bodies, most)
             await self._let_in(scope, b"".join(memory.parts), arrival, receive, send)
         elif not self._takes_recordings:  # which the app is going to say
-            arrival = await self._arrive(scope, receive, _Nowhere(), self._recordings, self.limits.clips.body)
+            arrival = await self._arrive(
+                scope, receive, _Nowhere(), self._recordings, self.limits.clips.body
+            )
             await self._let_in(scope, b"", arrival, receive, send)
         else:
             with TemporaryDirectory(prefix="corrkd-clip-", ignore_cleanup_errors=True) as folder:
                 path = Path(folder) / "body"
                 with closing(_File(path)) as file:
-                    arrival = await self._arrive(scope, receive, file, self._recordings, self.limits.clips.body)
+                    arrival = await self._arrive(
+                        scope, receive, file, self._recordings, self.limits.clips.body
+                    )
                 scope = {**scope, BODY_FILE: path}
                 await self._let_in(scope, b"", arrival, receive, send)
 
-    async def _let_in(self, scope: Scope, body: bytes, arrival: _Arrival, receive: Receive, send: Send) -> None:
+    async def _let_in(
+        self, scope: Scope, body: bytes, arrival: _Arrival, receive: Receive, send: Send
+    ) -> None:
         counted = scope["path"].startswith("/v1/")
         try:
             if counted and self._busy >= self.limits.requests:
-                raise Refused(503, f"{self.limits.requests} requests are being answered; try again in a second")
+                raise Refused(
+                    503,
+                    f"{self.limits.requests} requests are being answered; try again in a second",
+                )
             self._busy += counted
             self.accepted += counted
             try:
@@ -268,7 +296,9 @@ class Guard:
             arrival.bodies.release(arrival)
 
     async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> bool:
-        """Lets the app answer, and tells how that went. Returns whether the client left before the end."""
+        """Lets the app answer, and tells how that went. Returns whether the client left before the
+        end.
+        """
         began, status, ended, left = time.perf_counter(), 500, False, False
 
         async def watched(message: Message) -> None:
@@ -276,14 +306,19 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 if self.draining:  # clients that stay connected are to go elsewhere
-                    message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
+                    message = {
+                        **message,
+                        "headers": [*message.get("headers", []), (b"connection", b"close")],
+                    }
             else:
                 ended = not message.get("more_body", False)
             await send(message)
 
         async def watch() -> None:
             nonlocal left
-            while (await receive())["type"] != "http.disconnect":  # the client is gone, or has its answer
+            while (await receive())[
+                "type"
+            ] != "http.disconnect":  # the client is gone, or has its answer
                 pass
             if not ended:
                 left = True
@@ -300,7 +335,9 @@ class Guard:
             self._on_answer(getattr(route, "path", "other"), LEFT if left else status, seconds)
         return left
 
-    async def _arrive(self, scope: Scope, receive: Receive, store: _Store, bodies: _Bodies, most: int) -> _Arrival:
+    async def _arrive(
+        self, scope: Scope, receive: Receive, store: _Store, bodies: _Bodies, most: int
+    ) -> _Arrival:
         """Store a body of `most` bytes at most, which count among `bodies`."""
         headers, loop = dict(scope["headers"]), asyncio.get_running_loop()
         declared = headers.get(b"content-length", b"0")
@@ -313,7 +350,8 @@ class Guard:
         try:
             async with asyncio.timeout_at(end) as timeout:
                 with bodies.arrival(timeout, (scope.get("client") or ("",))[0]) as arrival:
-                    # A body that is too large is read on, but not kept: a client that still sends does not hear an answer.
+                    # A body that is too large is read on, but not kept: a client that still sends
+                    # does not hear an answer.
                     while more and size <= READ_ON * most and not arrival.expelled:
                         timeout.reschedule(min(end, loop.time() + self.limits.seconds / 2))
                         message = await receive()
@@ -333,7 +371,9 @@ class Guard:
                         raise too_large
         except TimeoutError:
             if arrival.expelled:
-                raise Refused(503, "more is being sent than there is memory for; try again in a second") from None
+                raise Refused(
+                    503, "more is being sent than there is memory for; try again in a second"
+                ) from None
             raise Refused(408, f"the body did not arrive within {seconds:g} seconds") from None
         return arrival
 

@@ -19,7 +19,10 @@ MEDIA_BODY = {
         "multipart/form-data": {
             "schema": {
                 "type": "object",
-                "properties": {"file": {"type": "string", "format": "binary"}, "text": {"type": "string"}},
+                "properties": {
+                    "file": {"type": "string", "format": "binary"},
+                    "text": {"type": "string"},
+                },
             }
         },
         "video/mp4": {"schema": {"type": "string", "format": "binary"}},
@@ -42,16 +45,24 @@ class Details(BaseModel):
     """What a page shows of a recording."""
 
     words: list[Word]
-    by_word: list[str] = Field(description="modalities of which a frame is a word; of the others it is a step")
+    by_word: list[str] = Field(
+        description="modalities of which a frame is a word; of the others it is a step"
+    )
     step: float = Field(description="seconds of a frame of `loudness` and `faces`")
     loudness: list[float] = Field(description="dBFS; -120 of silence and where there is no sound")
     faces: list[list[int] | None] = Field(
         description="x, y, x, y, ... of the points of `outline`; null where there is no face"
     )
     outline: dict[str, int] = Field(description="lines of a face, and how many points each has")
-    aspect: float = Field(description="width of the picture, divided by its height; 0 without a face")
-    scale: int = Field(description="parts of the picture's width and height in which points are counted")
-    sample: str = Field(description="the features as .npz, in base64, to be sent to the other routes")
+    aspect: float = Field(
+        description="width of the picture, divided by its height; 0 without a face"
+    )
+    scale: int = Field(
+        description="parts of the picture's width and height in which points are counted"
+    )
+    sample: str = Field(
+        description="the features as .npz, in base64, to be sent to the other routes"
+    )
 
 
 class MediaAnswer(BaseModel):
@@ -60,7 +71,9 @@ class MediaAnswer(BaseModel):
     model: str = Field(description="SHA-256 of the model's parameters")
     prediction: PredictionAnswer
     seconds: float = Field(description="duration of the recording; 0 of a text")
-    transcript: str = Field(description="where the words are from: text, subtitles, transcribed or none")
+    transcript: str = Field(
+        description="where the words are from: text, subtitles, transcribed or none"
+    )
     frames: dict[str, int] = Field(description="how many there are of each modality")
     missing: dict[str, dict[str, int]] = Field(description="how many of them are missing, and why")
     details: Details | None = None
@@ -68,7 +81,10 @@ class MediaAnswer(BaseModel):
 
 def details_of(read: ReadClip, by_word: list[str]) -> Details:
     """Return what a page shows of a recording; `by_word`: modalities of which a frame is a word."""
-    faces, present = read.drawn.get("faces", np.zeros((0, 0, 2))), read.drawn.get("faces_present", np.zeros(0, bool))
+    faces, present = (
+        read.drawn.get("faces", np.zeros((0, 0, 2))),
+        read.drawn.get("faces_present", np.zeros(0, bool)),
+    )
     file = io.BytesIO()
     np.savez_compressed(file, **read.sample)  # type: ignore[arg-type]
     return Details(
@@ -76,7 +92,10 @@ def details_of(read: ReadClip, by_word: list[str]) -> Details:
         words=[Word(**word.model_dump()) for word in read.result.words],
         step=STEP,
         loudness=read.drawn.get("loudness", np.zeros(0)).round(1).tolist(),
-        faces=[face.reshape(-1).tolist() if there else None for face, there in zip(faces, present, strict=False)],
+        faces=[
+            face.reshape(-1).tolist() if there else None
+            for face, there in zip(faces, present, strict=False)
+        ],
         outline={name: len(line) for name, line in OUTLINE.items()},
         aspect=read.result.aspect,
         scale=SCALE,

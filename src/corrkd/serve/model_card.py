@@ -28,8 +28,10 @@ def model_card(saved: SavedNetwork, card: Mapping[str, Any], run: RunFolder | No
     }
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-        f"# {text(str(about.get('role', 'model')).capitalize())} for {text(data or 'multimodal sentiment')}",
-        "Sentiment from any subset of its modalities, any of whose frames may be missing. Trained with corrkd, an open implementation of "
+        f"# {text(str(about.get('role', 'model')).capitalize())} for "
+        f"{text(data or 'multimodal sentiment')}",
+        "Sentiment from any subset of its modalities, any of whose frames may be missing. "
+        "Trained with corrkd, an open implementation of "
         "CorrKD (Li et al., CVPR 2024).",
         "## Use",
         _usage(card),
@@ -44,7 +46,8 @@ def model_card(saved: SavedNetwork, card: Mapping[str, Any], run: RunFolder | No
         parts += ["## Beside its teacher and its control", *_run_tables(run)]
     parts += [
         "## Limits",
-        "It knows the people, language and recording conditions of its training data alone, and features made in the same way. How "
+        "It knows the people, language and recording conditions of its training data alone, and "
+        "features made in the same way. How "
         "reliable it is elsewhere has to be measured there: `corrkd evaluate` does.",
     ]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
@@ -57,17 +60,24 @@ def _usage(card: Mapping[str, Any]) -> str:
     return (
         "```python\nimport numpy as np\nimport corrkd\n\n"
         'predictor = corrkd.Predictor.from_pretrained("this folder, or owner/name")\n'
-        f"frames = np.zeros(({modalities[first].get('usual', 1)}, {modalities[first]['width']}))  # raw features of {json.dumps(first)}\n"
+        f"frames = np.zeros(({modalities[first].get('usual', 1)}, {modalities[first]['width']})) "
+        f" # raw features of {json.dumps(first)}\n"
         f"print(predictor.predict({{{given}}}))\n```"
     )
 
 
 def _shapes(saved: SavedNetwork) -> str:
-    rows = ["| modality | features a frame | frames in the data, at most |", "| --- | ---: | ---: |"]
+    rows = [
+        "| modality | features a frame | frames in the data, at most |",
+        "| --- | ---: | ---: |",
+    ]
     rows += [f"| {text(m)} | {saved.widths[m]} | {saved.frames[m]} |" for m in saved.modalities]
     target = saved.target
     also = ", probabilities included" if target.has_classes else ""
-    return "\n".join(rows) + f"\n\nIt answers with {text(target.description)} (target {text(target.name)}){also}."
+    return (
+        "\n".join(rows)
+        + f"\n\nIt answers with {text(target.description)} (target {text(target.name)}){also}."
+    )
 
 
 def _training(about: Mapping[str, Any]) -> str:
@@ -77,7 +87,11 @@ def _training(about: Mapping[str, Any]) -> str:
         "Epoch": about.get("epoch"),
         "Versions": about.get("versions"),
     }
-    lines = [f"- {name}: {text(_plain(value))}" for name, value in told.items() if value not in (None, {}, "")]
+    lines = [
+        f"- {name}: {text(_plain(value))}"
+        for name, value in told.items()
+        if value not in (None, {}, "")
+    ]
     if about.get("selection"):
         lines.append(f"- Kept: {text(str(about['selection']))}")
     return "\n".join(lines) or "Not recorded."
@@ -85,7 +99,9 @@ def _training(about: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{k} {v}".removeprefix("name ") for k, v in value.items() if v not in ("", None))
+        return ", ".join(
+            f"{k} {v}".removeprefix("name ") for k, v in value.items() if v not in ("", None)
+        )
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -99,13 +115,16 @@ def _tested(tested: Evaluated) -> str:
         rows.append(f"| {text(c.name)} | {' | '.join(cells)} |")
     data = f" of {text(tested.data)}" if tested.data else ""
     lines = [
-        f"This model on the {text(tested.split)} split{data} ({tested.samples} samples), in percent where not a size, score or "
-        "correlation; `ratio-R`: a share R of every modality's frames was missing, `burst-R`: a gap of that share.",
+        f"This model on the {text(tested.split)} split{data} ({tested.samples} samples), in "
+        f"percent where not a size, score or "
+        "correlation; `ratio-R`: a share R of every modality's frames was missing, `burst-R`: a "
+        "gap of that share.",
         "\n".join(rows),
     ]
     if tested.level is not None:
         lines.append(
-            f"Prediction sets were made to hold the truth in {100 * tested.level:g} % of cases for people who are new, on average "
+            f"Prediction sets were made to hold the truth in {100 * tested.level:g} % of cases "
+            f"for people who are new, on average "
             "over people; this assumes that they are such as those held out for it were."
         )
     return "\n\n".join(lines)

@@ -1,4 +1,6 @@
-"""A trained student on recordings, whose features the very extractors make that made those of its training data."""
+"""A trained student on recordings, whose features the very extractors make that made those of its
+training data.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +19,31 @@ from corrkd.serve.standalone import Prediction
 EXTRACTORS = "extractors"  # in a card's `about`
 
 
-def feature_settings(card: Mapping[str, Any], device: str = "cpu") -> tuple[FeatureSettings, list[str]]:
-    """Return settings that make features as a model's training data had them, and notes on libraries of other versions.
+def feature_settings(
+    card: Mapping[str, Any], device: str = "cpu"
+) -> tuple[FeatureSettings, list[str]]:
+    """Return settings that make features as a model's training data had them, and notes on
+    libraries of other versions.
 
     Args:
         card: of the model.
         device: where extractors with models of the hub compute.
 
     Raises:
-        CorrKDError: the model was not trained on features of recordings, or the extractors here are not the same.
+        CorrKDError: the model was not trained on features of recordings, or the extractors here are
+            not the same.
     """
     described = card["about"].get(EXTRACTORS)
     if not isinstance(described, Mapping) or not isinstance(described.get("modalities"), Mapping):
         raise CorrKDError(
-            "the model's card names no extractors: its data were not made by `corrkd features`; predict from a dataset file, with --data"
+            "the model's card names no extractors: its data were not made by `corrkd features`; "
+            "predict from a dataset file, with --data"
         )
     lacking = [m for m in card["modalities"] if m not in described["modalities"]]
     if lacking:
         raise CorrKDError(
-            f"the model's card names no extractor of {', '.join(lacking)}; predict from a dataset file, with --data"
+            f"the model's card names no extractor of {', '.join(lacking)}; predict from a "
+            f"dataset file, with --data"
         )
     used = {m: described["modalities"][m] for m in card["modalities"]}
     return settings_of({**described, "modalities": used}, "the model's card", device)
@@ -52,7 +60,11 @@ def clip_sample(path: Path, settings: FeatureSettings, text: str = "") -> dict[s
     Raises:
         CorrKDError: the recording cannot be read, or has nothing that the model knows.
     """
-    return sample_of(extract(path, settings, text), path.name, "a transcript may lie beside it as a .vtt, .srt or .txt")
+    return sample_of(
+        extract(path, settings, text),
+        path.name,
+        "a transcript may lie beside it as a .vtt, .srt or .txt",
+    )
 
 
 def sample_of(features: ClipFeatures, name: str, advice: str) -> dict[str, Any]:
@@ -75,7 +87,9 @@ def sample_of(features: ClipFeatures, name: str, advice: str) -> dict[str, Any]:
 
 
 def predict_clips(
-    predict: Callable[[Path], Prediction], clips: Sequence[Path], on_clip: Callable[[Path, str], None]
+    predict: Callable[[Path], Prediction],
+    clips: Sequence[Path],
+    on_clip: Callable[[Path, str], None],
 ) -> tuple[dict[Path, Prediction], dict[Path, str]]:
     """Return predictions and errors by clip; a clip that cannot be read does not stop the others.
 
@@ -95,9 +109,16 @@ def predict_clips(
     return predictions, errors
 
 
-def write_predictions(out: Path, predictions: Mapping[Path, Prediction], card: Mapping[str, Any]) -> None:
-    """Write the predictions of clips as a table, whole or not at all; `id` is the path as it was given."""
-    lines = [json.dumps({"id": str(clip), **p.to_json()}, ensure_ascii=False) for clip, p in predictions.items()]
+def write_predictions(
+    out: Path, predictions: Mapping[Path, Prediction], card: Mapping[str, Any]
+) -> None:
+    """Write the predictions of clips as a table, whole or not at all; `id` is the path as it was
+    given.
+    """
+    lines = [
+        json.dumps({"id": str(clip), **p.to_json()}, ensure_ascii=False)
+        for clip, p in predictions.items()
+    ]
     with TemporaryDirectory() as folder, replacing(out) as part:
         rows = Path(folder) / "rows.jsonl"
         rows.write_text("".join(f"{line}\n" for line in lines), "utf-8")
@@ -105,14 +126,23 @@ def write_predictions(out: Path, predictions: Mapping[Path, Prediction], card: M
 
 
 def prediction_text(clip: Path, prediction: Prediction) -> str:
-    """Return a prediction as a line: the clip, the answer, its probability or score, and what was used."""
+    """Return a prediction as a line: the clip, the answer, its probability or score, and what was
+    used.
+    """
     used = ", ".join(f"{m} {100 * share:.0f} %" for m, share in prediction.used.items())
     if isinstance(prediction.label, str):
-        labels = [_answer(prediction.label, (prediction.probabilities or {}).get(prediction.label), prediction.score)]
+        labels = [
+            _answer(
+                prediction.label,
+                (prediction.probabilities or {}).get(prediction.label),
+                prediction.score,
+            )
+        ]
     else:
         chances = prediction.probabilities or {}
         labels = [
-            f"{q}: {_answer(label, chances.get(q, {}).get(label), None)}" for q, label in prediction.label.items()
+            f"{q}: {_answer(label, chances.get(q, {}).get(label), None)}"
+            for q, label in prediction.label.items()
         ]
     return f"{clip}: {', '.join(labels)} (from {used})"
 

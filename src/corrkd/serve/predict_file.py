@@ -1,7 +1,9 @@
-"""A trained student over a whole dataset: batch by batch to a table on disk, and on from the last batch after any end.
+"""A trained student over a whole dataset: batch by batch to a table on disk, and on from the last
+batch after any end.
 
-While it works, batches lie as numbered files of JSON lines in a hidden folder beside the output, each written whole or not at all, with a
-note of what they belong to. At the end they become the output, and the folder goes.
+While it works, batches lie as numbered files of JSON lines in a hidden folder beside the output,
+each written whole or not at all, with a note of what they belong to. At the end they become the
+output, and the folder goes.
 """
 
 from __future__ import annotations
@@ -45,16 +47,19 @@ def predict_file(
     overwrite: bool = False,
     on_batch: Callable[[int], None] | None = None,
 ) -> int:
-    """Writes what the student says of every sample. Started again with the same arguments it does what is missing.
+    """Writes what the student says of every sample. Started again with the same arguments it does
+    what is missing.
 
     Args:
         predictor: the student.
-        dataset: raw features; it needs no targets. Modalities that it lacks are missing, those that the student does not know are not
-            looked at: `differences` says which.
+        dataset: raw features; it needs no targets. Modalities that it lacks are missing, those that
+            the student does not know are not looked at: `differences` says which.
         out: a .csv, .parquet or .jsonl file.
         split: which samples; "all": of every split.
-        condition: what is taken away on top of what is missing, as an evaluation does (its first draw).
-        batch_size: samples at once, and lost by a kill; changes memory and, in the last bits, rounding.
+        condition: what is taken away on top of what is missing, as an evaluation does (its first
+            draw).
+        batch_size: samples at once, and lost by a kill; changes memory and, in the last bits,
+            rounding.
         overwrite: replace an output that is there, and batches of other arguments.
         on_batch: called with the number of samples done; at first with those of an earlier start.
 
@@ -62,24 +67,33 @@ def predict_file(
         How many samples there are.
 
     Raises:
-        CorrKDError: where the output is there, another process writes it, batches of it belong to other arguments, or a split, modality or
-            condition does not fit.
+        CorrKDError: where the output is there, another process writes it, batches of it belong to
+            other arguments, or a split, modality or condition does not fit.
     """
     check_output(out, overwrite=overwrite)
     splits = chosen(predictor.saved.fit(dataset, partly=True), split)
     taken = None if condition is None else _condition(predictor.saved, dataset, condition)
     about = {
         "corrkd": __version__,
-        "model": _digest(predictor.card),  # with temperatures and thresholds, which the parameters' own sum leaves out
-        "data": [dataset.sha256, _digest([[name, part.ids.tolist(), _glimpse(part)] for name, part in splits.items()])],
+        "model": _digest(
+            predictor.card
+        ),  # with temperatures and thresholds, which the parameters' own sum leaves out
+        "data": [
+            dataset.sha256,
+            _digest([[name, part.ids.tolist(), _glimpse(part)] for name, part in splits.items()]),
+        ],
         "split": split,
         "condition": taken and taken.name,
         "samples at a time": batch_size,
     }
-    batches = [(name, start) for name, part in splits.items() for start in range(0, len(part), batch_size)]
+    batches = [
+        (name, start) for name, part in splits.items() for start in range(0, len(part), batch_size)
+    ]
     folder, finished = out.with_name(f".{out.name}.parts"), False
     files = [folder / PART.format(number) for number in range(len(batches))]
-    with exclusive(folder, f"{out}: another process is writing it; wait for it or choose another file"):
+    with exclusive(
+        folder, f"{out}: another process is writing it; wait for it or choose another file"
+    ):
         try:
             check_output(out, overwrite=overwrite)
             _begin(folder, out, about, overwrite=overwrite)
@@ -91,7 +105,9 @@ def predict_file(
                 if on_batch:
                     on_batch(len(rows))
             with replacing(out, aside=folder) as whole:
-                WRITERS[out.suffix](whole, files, columns(predictor.card, splits=WHOLE not in splits))
+                WRITERS[out.suffix](
+                    whole, files, columns(predictor.card, splits=WHOLE not in splits)
+                )
             finished = True
         finally:
             if finished or not _parts(folder):
@@ -100,7 +116,9 @@ def predict_file(
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:
-    """Raises CorrKDError where the output's name has no known ending, or it is there and is not to be replaced."""
+    """Raises CorrKDError where the output's name has no known ending, or it is there and is not to
+    be replaced.
+    """
     if out.suffix not in WRITERS:
         raise CorrKDError(f"{out}: the output's name must end in {', '.join(WRITERS)}")
     check_new(out, overwrite=overwrite)
@@ -125,11 +143,13 @@ def _condition(saved: SavedNetwork, dataset: MultimodalDataset, name: str) -> Co
     found = condition_of(name, saved.modalities)
     if not found.removes_frames:
         raise CorrKDError(
-            f"condition {name!r} takes nothing away; name modalities that stay, ratio-R, burst-R or late-R"
+            f"condition {name!r} takes nothing away; name modalities that stay, ratio-R, burst-R "
+            f"or late-R"
         )
     if not set(found.available) & set(dataset.modalities):
         raise CorrKDError(
-            f"condition {name!r} leaves nothing of dataset {dataset.name}, which has {', '.join(dataset.modalities)}"
+            f"condition {name!r} leaves nothing of dataset {dataset.name}, which has "
+            f"{', '.join(dataset.modalities)}"
         )
     return found
 
@@ -139,7 +159,9 @@ def _digest(values: Any) -> str:
 
 
 def _glimpse(split: Split) -> str:
-    """A sum over some samples' frames, in which data differ that have no file's sum, or other words' vectors."""
+    """A sum over some samples' frames, in which data differ that have no file's sum, or other
+    words' vectors.
+    """
     digest = hashlib.sha256()
     for row in range(0, len(split), len(split) // GLIMPSED + 1):
         for frames in split.frames.values():
@@ -148,7 +170,9 @@ def _glimpse(split: Split) -> str:
 
 
 def _begin(folder: Path, out: Path, about: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Makes the folder one of these arguments. Raises CorrKDError where it holds batches of others that are not to be replaced."""
+    """Makes the folder one of these arguments. Raises CorrKDError where it holds batches of others
+    that are not to be replaced.
+    """
     remove_parts(folder)
     try:
         before = read_json(folder / ABOUT)
@@ -160,7 +184,8 @@ def _begin(folder: Path, out: Path, about: Mapping[str, Any], *, overwrite: bool
     if _parts(folder) and not overwrite:
         changed = ", ".join(key for key in about if about[key] != before.get(key))
         raise CorrKDError(
-            f"{out}: half done, but with other {changed}; go on with the same, or start anew with --overwrite"
+            f"{out}: half done, but with other {changed}; go on with the same, or start anew "
+            f"with --overwrite"
         )
     for part in _parts(folder):
         part.unlink()
@@ -189,14 +214,19 @@ def _parts(folder: Path) -> list[Path]:
     return list(folder.glob("part-*.jsonl"))
 
 
-def _said(predictor: Predictor, part: Split, condition: Condition | None, more: Mapping[str, str]) -> str:
+def _said(
+    predictor: Predictor, part: Split, condition: Condition | None, more: Mapping[str, str]
+) -> str:
     """A line of JSON for each sample of a batch."""
     read = _read(part, condition)
     try:
         found = standalone.predicted(read, predictor.card, predictor.logits, batch_size=len(read))
     except InputError as error:
         raise CorrKDError(f"samples {part.ids[0]} to {part.ids[-1]}: {error}") from None
-    lines = [{"id": name, **more, **said.to_json()} for name, said in zip(part.ids.tolist(), found, strict=True)]
+    lines = [
+        {"id": name, **more, **said.to_json()}
+        for name, said in zip(part.ids.tolist(), found, strict=True)
+    ]
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
@@ -204,9 +234,15 @@ def _read(part: Split, condition: Condition | None) -> list[ReadSample]:
     """The samples without what is missing or taken away: zeros there, and marked."""
     seen = dict(part.present)
     if condition is not None:
-        seen = {m: x.numpy() for m, x in condition.visible(for_masks(part), seed=MASK_SEED, draw=0).items()}
+        seen = {
+            m: x.numpy()
+            for m, x in condition.visible(for_masks(part), seed=MASK_SEED, draw=0).items()
+        }
     frames = {m: np.where(seen[m][..., None], x, np.float32(0)) for m, x in part.frames.items()}
     return [
-        {m: (frames[m][row, : part.lengths[m][row]], seen[m][row, : part.lengths[m][row]]) for m in frames}
+        {
+            m: (frames[m][row, : part.lengths[m][row]], seen[m][row, : part.lengths[m][row]])
+            for m in frames
+        }
         for row in range(len(part))
     ]

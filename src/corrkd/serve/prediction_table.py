@@ -1,4 +1,6 @@
-"""From predictions as JSON lines to one table, .csv, .parquet or .jsonl, a row at a time (columns: docs/using.md)."""
+"""From predictions as JSON lines to one table, .csv, .parquet or .jsonl, a row at a time (columns:
+docs/using.md).
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,12 @@ def columns(card: Mapping[str, Any], *, splits: bool) -> pa.Schema:
     """
     text, number, target = pa.string(), pa.float64(), target_from_json(card["target"])
     out = {"id": text} | ({"split": text} if splits else {})
-    out |= ({"question": text} if target.questions else {}) | ({} if target.has_classes else {"score": number})
-    out |= {"label": text} | ({f"p_{name}": number for name in target.classes} if target.has_classes else {})
+    out |= ({"question": text} if target.questions else {}) | (
+        {} if target.has_classes else {"score": number}
+    )
+    out |= {"label": text} | (
+        {f"p_{name}": number for name in target.classes} if target.has_classes else {}
+    )
     out |= {f"used_{m}": number for m in card["modalities"]}
     out |= {"condition": text, "weighted_f1": number, "harder": pa.bool_()}
     if (card.get("evaluated") or {}).get("level") is not None:
@@ -37,11 +43,14 @@ def columns(card: Mapping[str, Any], *, splits: bool) -> pa.Schema:
     return pa.schema(list(out.items()))
 
 
-SUM_LINE = "# sha256 of what follows: "  # begins the line that a batch's file may have above its JSON lines
+# begins the line that a batch's file may have above its JSON lines
+SUM_LINE = "# sha256 of what follows: "
 
 
 def rows(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """Rows of JSON lines: one for each sample, or for each sample and question. Raises CorrKDError for a damaged line."""
+    """Rows of JSON lines: one for each sample, or for each sample and question. Raises CorrKDError
+    for a damaged line.
+    """
     for path in files:
         with path.open(encoding="utf-8") as file:
             try:
@@ -49,7 +58,9 @@ def rows(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
                     if not line.startswith(SUM_LINE):
                         yield from _rows(json.loads(line))
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise CorrKDError(f"{path}: damaged; delete it, and its samples are predicted again") from None
+                raise CorrKDError(
+                    f"{path}: damaged; delete it, and its samples are predicted again"
+                ) from None
 
 
 def _rows(said: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -70,7 +81,9 @@ def _rows(said: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _shares(probabilities: Mapping[str, float], held: Sequence[str] | None) -> dict[str, Any]:
-    return {f"p_{name}": p for name, p in probabilities.items()} | {"in_set": None if held is None else "|".join(held)}
+    return {f"p_{name}": p for name, p in probabilities.items()} | {
+        "in_set": None if held is None else "|".join(held)
+    }
 
 
 def _write_csv(out: Path, files: Sequence[Path], schema: pa.Schema) -> None:
@@ -79,7 +92,9 @@ def _write_csv(out: Path, files: Sequence[Path], schema: pa.Schema) -> None:
         writer.writerow(map(csv_text, schema.names))
         for row in rows(files):
             values = (row.get(name) for name in schema.names)
-            writer.writerow([csv_text(value) if isinstance(value, str) else value for value in values])
+            writer.writerow(
+                [csv_text(value) if isinstance(value, str) else value for value in values]
+            )
 
 
 def _write_parquet(out: Path, files: Sequence[Path], schema: pa.Schema) -> None:
@@ -101,4 +116,6 @@ WRITERS: dict[str, Callable[[Path, Sequence[Path], pa.Schema], None]] = {
     ".parquet": _write_parquet,
     ".jsonl": _write_jsonl,
 }
-"""By the ending of the output's name: writes files of JSON lines there; lines are rows of `columns`."""
+"""By the ending of the output's name: writes files of JSON lines there; lines are rows of
+`columns`.
+"""

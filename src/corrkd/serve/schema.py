@@ -1,4 +1,6 @@
-"""What the service takes and gives, as types: a sample's modalities and widths are the model's own."""
+"""What the service takes and gives, as types: a sample's modalities and widths are the model's
+own.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class _Strict(BaseModel):
 
 
 class ReliabilityAnswer(BaseModel):
-    """How good predictions were when the model was tested in a like condition, as fractions of 1."""
+    """How good predictions were when the model was tested in a like condition, as fractions of
+    1.
+    """
 
     condition: str
     harder: bool = Field(description="the sample misses more than this condition did")
@@ -36,7 +40,9 @@ class ReliabilityAnswer(BaseModel):
 class PredictionAnswer(BaseModel):
     """What the model says of one sample."""
 
-    label: str | dict[str, str] = Field(description="the likeliest class; of yes/no questions an answer each")
+    label: str | dict[str, str] = Field(
+        description="the likeliest class; of yes/no questions an answer each"
+    )
     probabilities: dict[str, float] | dict[str, dict[str, float]] | None = None
     score: float | None = None
     used: dict[str, float] = Field(description="share of each modality's frames that was there")
@@ -58,7 +64,8 @@ class EffectAnswer(BaseModel):
     """The prediction, minus the one without a modality."""
 
     value: float = Field(
-        description="in log-odds of the label, or of the score; 0 of a modality that is missing already"
+        description="in log-odds of the label, or of the score; 0 of a modality that is missing "
+        "already"
     )
     probability: float | None = Field(None, description="of the label, -1 to 1")
 
@@ -79,20 +86,29 @@ class Problem(BaseModel):
 
 
 def sample_type(card: Mapping[str, Any], longest: Mapping[str, int]) -> type[BaseModel]:
-    """The type of a sample: for each modality a list of frames, null for a frame or a modality that is missing; one at least is given."""
+    """The type of a sample: for each modality a list of frames, null for a frame or a modality that
+    is missing; one at least is given.
+    """
     fields: dict[str, Any] = {}
     for place, (m, size) in enumerate(card["modalities"].items()):
         width = int(size["width"])
         frame = Annotated[list[Feature], Field(min_length=width, max_length=width, fail_fast=True)]
-        frames = Annotated[list[frame | None], Field(min_length=1, max_length=longest[m], fail_fast=True)]
+        frames = Annotated[
+            list[frame | None], Field(min_length=1, max_length=longest[m], fail_fast=True)
+        ]
         about = f"frames of {width} raw features; null for a frame that is missing"
         # A modality may be called anything, a field may not.
         fields[f"modality_{place}"] = (frames | None, Field(None, alias=m, description=about))
     given: list[Any] = [
-        {"required": [m], "properties": {m: {"type": "array"}}}  # nothing else can say that one must not be null
+        {
+            "required": [m],
+            "properties": {m: {"type": "array"}},
+        }  # nothing else can say that one must not be null
         for m in card["modalities"]
     ]
-    example: dict[str, Any] = {m: [[0.0] * int(size["width"])] for m, size in list(card["modalities"].items())[:1]}
+    example: dict[str, Any] = {
+        m: [[0.0] * int(size["width"])] for m, size in list(card["modalities"].items())[:1]
+    }
     config = ConfigDict(extra="forbid", json_schema_extra={"anyOf": given, "examples": [example]})
     made: type[BaseModel] = create_model("Sample", __config__=config, **fields)
     return made
@@ -100,25 +116,32 @@ def sample_type(card: Mapping[str, Any], longest: Mapping[str, int]) -> type[Bas
 
 def request_type(sample: type[BaseModel], limits: Limits) -> type[BaseModel]:
     """The type of a request for predictions."""
-    samples = Annotated[list[sample], Field(min_length=1, max_length=limits.samples, fail_fast=True)]  # type: ignore[valid-type]
+    length = Field(min_length=1, max_length=limits.samples, fail_fast=True)
+    samples = Annotated[list[sample], length]  # type: ignore[valid-type]
     made: type[BaseModel] = create_model("PredictRequest", __base__=_Strict, samples=(samples, ...))
     return made
 
 
 def parsed(kind: type[BaseModel], body: bytes, modalities: Iterable[str]) -> list[dict[str, Any]]:
-    """The samples of a body of that type. Raises Refused with one line that says where it is wrong. `modalities`: of a sample."""
+    """The samples of a body of that type. Raises Refused with one line that says where it is wrong.
+    `modalities`: of a sample.
+    """
     try:
         read = kind.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(str(step) for step in first["loc"] if not str(step).startswith("function"))
-        message, in_sample = first["msg"], len(first["loc"]) == 3 or "samples" not in kind.model_fields
+        message, in_sample = (
+            first["msg"],
+            len(first["loc"]) == 3 or "samples" not in kind.model_fields,
+        )
         if first["type"] == "extra_forbidden" and in_sample:
             message = f"no modality of this model; it has {', '.join(modalities)}"
         raise Refused(422, f"{place or 'body'}: {message}") from None
     samples: list[BaseModel] = getattr(read, "samples", [read])
     _refuse_repeated_keys(
-        body, sum(len(model.model_fields_set) for model in {id(m): m for m in (read, *samples)}.values())
+        body,
+        sum(len(model.model_fields_set) for model in {id(m): m for m in (read, *samples)}.values()),
     )
     return [
         {str(info.alias): getattr(sample, name) for name, info in type(sample).model_fields.items()}
@@ -127,9 +150,12 @@ def parsed(kind: type[BaseModel], body: bytes, modalities: Iterable[str]) -> lis
 
 
 def refuse_oversized(body: bytes, *, cost: int, samples: int, modalities: int) -> None:
-    """Raises Refused where a body has more values, lists or names than any request of that cost: parsing takes up to 300 bytes of each."""
+    """Raises Refused where a body has more values, lists or names than any request of that cost:
+    parsing takes up to 300 bytes of each.
+    """
     lists = samples * modalities
-    # A request of N lists of T frames costs N T (width + T) or more, so it has no more than sqrt(N cost) frames, each a list itself.
+    # A request of N lists of T frames costs N T (width + T) or more, so it has no more than sqrt(N
+    # cost) frames, each a list itself.
     most_brackets = isqrt(lists * cost) + lists + samples + 2
     names = lists + 1
     # An escaped quote may be in a name.
@@ -138,11 +164,15 @@ def refuse_oversized(body: bytes, *, cost: int, samples: int, modalities: int) -
         or body.count(b"[") + body.count(b"{") > most_brackets
         or body.count(b'"') - body.count(rb"\"") > 2 * names
     ):
-        raise Refused(413, "the body holds more values, lists or names than a request may; send fewer samples")
+        raise Refused(
+            413, "the body holds more values, lists or names than a request may; send fewer samples"
+        )
 
 
 def _refuse_repeated_keys(body: bytes, num_keys: int) -> None:
-    """Raises Refused where a key of a body that was read is repeated: pydantic keeps the last. All its strings are keys."""
+    """Raises Refused where a key of a body that was read is repeated: pydantic keeps the last. All
+    its strings are keys.
+    """
     if len(STRING.findall(body)) > num_keys:
         json.loads(body, object_pairs_hook=_without_repeated)
 
@@ -150,5 +180,7 @@ def _refuse_repeated_keys(body: bytes, num_keys: int) -> None:
 def _without_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, count in Counter(key for key, _ in pairs).items():
         if count > 1:
-            raise Refused(422, f"body: {key[:60]!r} is given {count} times in one object; give it once")
+            raise Refused(
+                422, f"body: {key[:60]!r} is given {count} times in one object; give it once"
+            )
     return dict(pairs)

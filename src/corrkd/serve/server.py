@@ -22,18 +22,28 @@ from corrkd.serve.app import Service
 
 logger = logging.getLogger("uvicorn.error")
 SETTLE = 0.25  # seconds in which what is on its way still arrives, once no one is let in any more
-GRACE = 1.0  # seconds by which a connection may outlast its time, so that a body that is late is told so
-PROBES = 0.01, 0.25  # first and longest seconds between two looks whether a client that sends no more still listens
+# seconds by which a connection may outlast its time, so that a body that is late is told so
+GRACE = 1.0
+PROBES = (
+    0.01,
+    0.25,
+)  # first and longest seconds between two looks whether a client that sends no more still listens
 BACKLOG = 128  # connections that the system takes before the service does
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket at an address, where clients wait until `run`. Port 0: a free one. Raises CorrKDError where that is not possible."""
+    """A socket at an address, where clients wait until `run`. Port 0: a free one. Raises
+    CorrKDError where that is not possible.
+    """
     made = None
     try:
         flags = socket.AI_PASSIVE | socket.AI_ADDRCONFIG
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)[0]
-        made = socket.socket(family, kind, protocol)  # asyncio sends at once only where it sees that this is TCP
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=flags
+        )[0]
+        made = socket.socket(
+            family, kind, protocol
+        )  # asyncio sends at once only where it sees that this is TCP
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
         made.listen()  # else a second service could bind it too
@@ -41,7 +51,9 @@ def bound(host: str, port: int) -> socket.socket:
         if made is not None:
             made.close()
         reason = getattr(error, "strerror", None) or error
-        raise CorrKDError(f"cannot listen on {host}, port {port}: {reason}; choose another --host or --port") from None
+        raise CorrKDError(
+            f"cannot listen on {host}, port {port}: {reason}; choose another --host or --port"
+        ) from None
     return made
 
 
@@ -51,7 +63,8 @@ def run(service: Service, place: socket.socket, *, patience: int = 30, log: str 
     Args:
         service: what is served.
         place: from `bound`; it is closed at the end.
-        patience: most seconds between the signal and the end. A process that has not come to its end by then is killed by SIGALRM.
+        patience: most seconds between the signal and the end. A process that has not come to its
+            end by then is killed by SIGALRM.
         log: uvicorn's level.
     """
     # uvicorn ends well and then raises the signal again, which is to end nothing more.
@@ -67,7 +80,8 @@ def run(service: Service, place: socket.socket, *, patience: int = 30, log: str 
 
 def server_of(service: Service, *, patience: int = 30, log: str = "info") -> uvicorn.Server:
     """A server that is not running."""
-    # Of the descriptors, half are for connections; between the system and the count some four backlogs may be on their way.
+    # Of the descriptors, half are for connections; between the system and the count some four
+    # backlogs may be on their way.
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     config = uvicorn.Config(
         service.app,
@@ -105,7 +119,11 @@ class _Server(uvicorn.Server):
         self._closing = asyncio.create_task(self._close_idle())
         for place in sockets or []:
             host, port = place.getsockname()[:2]
-            logger.info("running on http://%s:%d (Ctrl-C ends it)", f"[{host}]" if ":" in host else host, port)
+            logger.info(
+                "running on http://%s:%d (Ctrl-C ends it)",
+                f"[{host}]" if ":" in host else host,
+                port,
+            )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Lets no one in, answers who is in as far as there is time, and tells them to go."""
@@ -120,7 +138,10 @@ class _Server(uvicorn.Server):
         logger.removeFilter(self._seldom)
         guard = self._service.guard
         counts = guard.accepted, guard.answered, guard.given_up
-        logger.info("%d requests for the model were accepted, %d answered, %d given up by their clients", *counts)
+        logger.info(
+            "%d requests for the model were accepted, %d answered, %d given up by their clients",
+            *counts,
+        )
 
     async def _close_idle(self) -> None:
         """Ends connections whose client brings no request, or does not take its answer."""
@@ -135,7 +156,8 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's, with a bound on connections, and with answers for clients that have closed their sending side.
+    """uvicorn's, with a bound on connections, and with answers for clients that have closed their
+    sending side.
 
     Attributes:
         since: since when the service waits for this client, where it does.
@@ -164,7 +186,9 @@ class _Protocol(H11Protocol):
         return cycle is None or cycle.response_complete or cycle.more_body or self.flow.write_paused
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client came. Where there are too many, one goes that keeps the service waiting: the oldest of the address with most of them."""
+        """A client came. Where there are too many, one goes that keeps the service waiting: the
+        oldest of the address with most of them.
+        """
         super().connection_made(transport)
         # Writing pauses as soon as something is left that the client does not take.
         transport.set_write_buffer_limits(high=0)
@@ -183,7 +207,9 @@ class _Protocol(H11Protocol):
             self.since = self.loop.time()
 
     def on_response_complete(self) -> None:
-        """An answer was given. After it, the next of the requests that are there already is answered."""
+        """An answer was given. After it, the next of the requests that are there already is
+        answered.
+        """
         self.since = self.loop.time()
         super().on_response_complete()
         if self.half_closed and self.cycle.response_complete:
@@ -195,7 +221,9 @@ class _Protocol(H11Protocol):
         super().pause_writing()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """The client sends no more. Where it waits for an answer it gets that, unless it turns out to be gone."""
+        """The client sends no more. Where it waits for an answer it gets that, unless it turns out
+        to be gone.
+        """
         cycle: Any = self.cycle
         self.half_closed = cycle is not None and not cycle.response_complete and not cycle.more_body
         if self.half_closed:
@@ -203,7 +231,8 @@ class _Protocol(H11Protocol):
         return self.half_closed
 
     def _probe(self, wait: float) -> None:
-        """Writes what a client skips that still listens; the system of one that is gone rejects it, which the next write notices.
+        """Writes what a client skips that still listens; the system of one that is gone rejects it,
+        which the next write notices.
 
         Until then TCP does not tell the two apart.
         """
@@ -224,7 +253,10 @@ class _Seldom(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether it is logged."""
-        seldom = record.levelno != logging.WARNING or record.created >= self._last.get(record.msg, 0.0) + 60
+        seldom = (
+            record.levelno != logging.WARNING
+            or record.created >= self._last.get(record.msg, 0.0) + 60
+        )
         if seldom:
             self._last[record.msg] = record.created
         return seldom

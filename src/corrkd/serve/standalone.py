@@ -1,9 +1,12 @@
-"""Predictions of an exported student: `python predict.py SAMPLE.json` (or .npz). It needs NumPy and onnxruntime alone.
+"""Predictions of an exported student: `python predict.py SAMPLE.json` (or .npz). It needs NumPy and
+onnxruntime alone.
 
-This file is part of corrkd (Apache-2.0) and is copied beside model.onnx and card.json, so it imports nothing of the package.
+This file is part of corrkd (Apache-2.0) and is copied beside model.onnx and card.json, so it
+imports nothing of the package.
 
-A *sample* is a mapping with, for each modality that is there, its raw features: (frames, width) numbers, or (width,) for a single vector.
-A modality that is missing is None, or left out. Single frames that are missing are None in a list of frames, or False in a boolean array
+A *sample* is a mapping with, for each modality that is there, its raw features: (frames, width)
+numbers, or (width,) for a single vector. A modality that is missing is None, or left out. Single
+frames that are missing are None in a list of frames, or False in a boolean array
 `<modality>_present`; what stands in their place is not looked at.
 """
 
@@ -27,7 +30,9 @@ ReadSample = Mapping[str, tuple[Array, Array]]
 """Frames (T, width) float32 and which of them are there (T,), for each modality that is given."""
 PRESENT = "_present"
 SQUARES = 1 << 20  # of frames, over the rows of a batch
-CLEARLY = 0.3  # by so much more of a modality than of all frames may be missing, which in a short sample chance does
+# by so much more of a modality than of all frames may be missing, which in a short sample chance
+# does
+CLEARLY = 0.3
 
 
 class InputError(ValueError):
@@ -36,7 +41,9 @@ class InputError(ValueError):
 
 @dataclass(frozen=True)
 class Arrays:
-    """N samples of one modality as a network takes them: raw frames (N, T, width), and which exist and which are visible (N, T)."""
+    """N samples of one modality as a network takes them: raw frames (N, T, width), and which exist
+    and which are visible (N, T).
+    """
 
     frames: npt.NDArray[np.float32]
     exists: npt.NDArray[np.bool_]
@@ -48,8 +55,10 @@ class Reliability:
     """How good predictions were when the model was tested in a like condition.
 
     Attributes:
-        condition: the tested condition: the modalities that were there, or "ratio-R" where a share R of all frames was missing.
-        harder: the sample misses more than this condition did, so its prediction may be less reliable than these numbers.
+        condition: the tested condition: the modalities that were there, or "ratio-R" where a share
+            R of all frames was missing.
+        harder: the sample misses more than this condition did, so its prediction may be less
+            reliable than these numbers.
         split, samples: what was tested.
         measured: weighted_f1, accuracy, ece (calibration error) and more, as fractions of 1.
     """
@@ -66,12 +75,14 @@ class Prediction:
     """What a student says of one sample.
 
     Attributes:
-        label: the likeliest class; of yes/no questions a mapping from each to its answer; of scores the category of the score.
+        label: the likeliest class; of yes/no questions a mapping from each to its answer; of scores
+            the category of the score.
         probabilities: by class, or by question and answer; None of scores.
         score: where the target is one, else None.
         used: share of each modality's frames that was there, 0 to 1.
         reliability: None where no like condition was tested.
-        prediction_set: classes that cannot be ruled out (by question, for questions); None where the model has no prediction sets.
+        prediction_set: classes that cannot be ruled out (by question, for questions); None where
+            the model has no prediction sets.
         interval: the same of a score: lowest and highest.
     """
 
@@ -94,30 +105,43 @@ Run = Callable[[Mapping[str, Arrays]], Array]
 """N samples -> logits (N, K) or (N, Q, 2), or scores (N, 1)."""
 
 
-# --------------------------------------------------------------------------------------------------------- from samples to arrays
+# --------------------------------------------------------------------------------------------------
+# from samples to arrays
 
 
 def read_sample(sample: Any, card: Mapping[str, Any], where: str = "sample") -> ReadSample:
     """Frames (T, width) float32 and which of them are there (T,), for each modality that is given.
 
     Raises:
-        InputError: where a modality is unknown, has another width, no frames, too many, or holds NaN, or nothing is given at all.
+        InputError: where a modality is unknown, has another width, no frames, too many, or holds
+            NaN, or nothing is given at all.
     """
     modalities = card["modalities"]
     if not isinstance(sample, Mapping):
-        raise InputError(f"{where}: expected a mapping from modality to frames, found {type(sample).__name__}")
+        raise InputError(
+            f"{where}: expected a mapping from modality to frames, found {type(sample).__name__}"
+        )
     for key in sample:
         if str(key).removesuffix(PRESENT) not in modalities and key not in modalities:
-            raise InputError(f"{where}: {key!r} is no modality of this model; it has {', '.join(modalities)}")
+            raise InputError(
+                f"{where}: {key!r} is no modality of this model; it has {', '.join(modalities)}"
+            )
     out = {}
     for m, size in modalities.items():
         if sample.get(m) is not None:
-            out[m] = _read_modality(sample[m], sample.get(f"{m}{PRESENT}"), int(size["width"]), f"{where}, {m}")
+            out[m] = _read_modality(
+                sample[m], sample.get(f"{m}{PRESENT}"), int(size["width"]), f"{where}, {m}"
+            )
             longest = card.get("longest", {}).get(m)
             if longest is not None and len(out[m][0]) > longest:
-                raise InputError(f"{where}, {m}: {len(out[m][0])} frames, but the model reads no more than {longest}")
+                raise InputError(
+                    f"{where}, {m}: {len(out[m][0])} frames, but the model reads no more than "
+                    f"{longest}"
+                )
         elif sample.get(f"{m}{PRESENT}") is not None:
-            raise InputError(f"{where}, {m}: {m}{PRESENT} without {m}; give the frames too, or leave out both")
+            raise InputError(
+                f"{where}, {m}: {m}{PRESENT} without {m}; give the frames too, or leave out both"
+            )
     if not out:
         raise InputError(f"{where}: nothing is given; give at least one of {', '.join(modalities)}")
     return out
@@ -125,7 +149,11 @@ def read_sample(sample: Any, card: Mapping[str, Any], where: str = "sample") -> 
 
 def _read_modality(given: Any, present: Any, width: int, where: str) -> tuple[Array, Array]:
     there = None
-    if isinstance(given, Sequence) and not isinstance(given, str) and any(frame is None for frame in given):
+    if (
+        isinstance(given, Sequence)
+        and not isinstance(given, str)
+        and any(frame is None for frame in given)
+    ):
         there = np.array([frame is not None for frame in given])
         blank = [0.0] * width
         given = [blank if frame is None else frame for frame in given]
@@ -140,7 +168,9 @@ def _read_modality(given: Any, present: Any, width: int, where: str) -> tuple[Ar
     if frames.ndim == 1 and frames.shape == (width,):
         frames = frames[None]
     if frames.size == 0:
-        raise InputError(f"{where}: no frames; where the modality is missing, give null or leave it out")
+        raise InputError(
+            f"{where}: no frames; where the modality is missing, give null or leave it out"
+        )
     if frames.ndim != 2 or frames.shape[1] != width:
         raise InputError(f"{where}: shape {frames.shape}, expected (frames, {width})")
     there = np.ones(len(frames), bool) if there is None else there
@@ -150,14 +180,17 @@ def _read_modality(given: Any, present: Any, width: int, where: str) -> tuple[Ar
         except ValueError:
             mask = np.empty(0)
         if mask.shape != (len(frames),) or not np.isin(mask, (0, 1)).all():
-            raise InputError(f"{where}: the mask must be {len(frames)} booleans, found shape {mask.shape}")
+            raise InputError(
+                f"{where}: the mask must be {len(frames)} booleans, found shape {mask.shape}"
+            )
         there &= mask.astype(bool)
     with np.errstate(over="ignore"):
         frames = frames.astype(np.float32)
     bad = ~np.isfinite(frames).all(1) & there
     if bad.any():
         raise InputError(
-            f"{where}: NaN or infinite values in frame {int(bad.argmax())}; give null for a frame that is missing"
+            f"{where}: NaN or infinite values in frame {int(bad.argmax())}; give null for a "
+            f"frame that is missing"
         )
     frames[~there] = 0.0
     return frames, there
@@ -166,13 +199,16 @@ def _read_modality(given: Any, present: Any, width: int, where: str) -> tuple[Ar
 def frames_seen(sample: ReadSample, card: Mapping[str, Any]) -> dict[str, int]:
     """How many frames of each modality the network sees of a sample from `read_sample`.
 
-    A modality without a frame that is there has as many invisible frames as a training sample usually has, however many were given.
+    A modality without a frame that is there has as many invisible frames as a training sample
+    usually has, however many were given.
     """
     out = {}
     for m, size in card["modalities"].items():
         longest = card.get("longest", {}).get(m, sys.maxsize)
         visible = m in sample and bool(sample[m][1].any())
-        out[m] = len(sample[m][0]) if visible else min(int(size.get("usual", size["frames"])), longest)
+        out[m] = (
+            len(sample[m][0]) if visible else min(int(size.get("usual", size["frames"])), longest)
+        )
     return out
 
 
@@ -192,15 +228,19 @@ def collate(samples: Sequence[ReadSample], card: Mapping[str, Any]) -> dict[str,
     return out
 
 
-# ------------------------------------------------------------------------------------------------------------------- conditions
+# --------------------------------------------------------------------------------------------------
+# conditions
 
 
-def tested_condition(card: Mapping[str, Any], used: Mapping[str, float]) -> tuple[Mapping[str, Any] | None, bool]:
+def tested_condition(
+    card: Mapping[str, Any], used: Mapping[str, float]
+) -> tuple[Mapping[str, Any] | None, bool]:
     """The tested condition that a sample is like, and whether the sample misses more than it did.
 
-    Where a modality is missing whole: the condition with the others. Where frames are missing, but no more than data as the model was
-    trained on lack anyway: the complete one, in whose test they lacked too. Where more are missing: that of the nearest share of missing
-    frames, the larger of two. None where no such was tested.
+    Where a modality is missing whole: the condition with the others. Where frames are missing, but
+    no more than data as the model was trained on lack anyway: the complete one, in whose test they
+    lacked too. Where more are missing: that of the nearest share of missing frames, the larger of
+    two. None where no such was tested.
     """
     evaluated = (card.get("evaluated") or {}).get("conditions", ())
     conditions = [c for c in evaluated if c["rates_samples"]]
@@ -221,17 +261,27 @@ def tested_condition(card: Mapping[str, Any], used: Mapping[str, float]) -> tupl
 
 
 def _lacks_no_more_than_usual(missing: Mapping[str, float], card: Mapping[str, Any]) -> bool:
-    """Whether the modalities that are there miss no more than 19 of 20 training samples did, each and together."""
+    """Whether the modalities that are there miss no more than 19 of 20 training samples did, each
+    and together.
+    """
     together = sum(missing.values()) / max(1, len(missing))
-    each = all(share <= card["modalities"][m].get("missing", 0.0) + 1e-9 for m, share in missing.items())
+    each = all(
+        share <= card["modalities"][m].get("missing", 0.0) + 1e-9 for m, share in missing.items()
+    )
     return each and together <= card.get("missing", 0.0) + 1e-9
 
 
-# ------------------------------------------------------------------------------------------------------- from logits to predictions
+# --------------------------------------------------------------------------------------------------
+# from logits to predictions
 
 
 def predictions(
-    samples: Sequence[Any], card: Mapping[str, Any], run: Run, *, batch_size: int = 256, where: str = "sample"
+    samples: Sequence[Any],
+    card: Mapping[str, Any],
+    run: Run,
+    *,
+    batch_size: int = 256,
+    where: str = "sample",
 ) -> list[Prediction]:
     """Predictions of samples of any lengths, in their order.
 
@@ -245,7 +295,10 @@ def predictions(
     Raises:
         InputError: as `read_sample`.
     """
-    read = [read_sample(s, card, where if len(samples) == 1 else f"{where} {n}") for n, s in enumerate(samples)]
+    read = [
+        read_sample(s, card, where if len(samples) == 1 else f"{where} {n}")
+        for n, s in enumerate(samples)
+    ]
     return predicted(read, card, run, batch_size=batch_size)
 
 
@@ -264,7 +317,9 @@ def predicted(
 
 
 def _cut(order: Sequence[int], lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """The rows in batches of `most`, of fewer where samples are long: attention's memory grows with rows times the longest squared."""
+    """The rows in batches of `most`, of fewer where samples are long: attention's memory grows with
+    rows times the longest squared.
+    """
     rows: list[int] = []
     for n in order:  # rising in length
         if rows and (len(rows) == most or (len(rows) + 1) * lengths[n] ** 2 > SQUARES):
@@ -275,10 +330,16 @@ def _cut(order: Sequence[int], lengths: Sequence[int], most: int) -> Iterator[li
         yield rows
 
 
-def described(arrays: Mapping[str, Arrays], logits: Array, card: Mapping[str, Any]) -> Iterator[Prediction]:
-    """What logits say, with what is known of each sample's condition. Raises InputError where they are no numbers."""
+def described(
+    arrays: Mapping[str, Arrays], logits: Array, card: Mapping[str, Any]
+) -> Iterator[Prediction]:
+    """What logits say, with what is known of each sample's condition. Raises InputError where they
+    are no numbers.
+    """
     if not np.isfinite(logits).all():
-        raise InputError("the network answered with NaN or infinite values; are the features of the usual size?")
+        raise InputError(
+            "the network answered with NaN or infinite values; are the features of the usual size?"
+        )
     counted = {m: (a.visible.sum(1), a.exists.sum(1)) for m, a in arrays.items()}
     for row, answer in enumerate(np.asarray(logits, np.float64)):
         used = {m: float(visible[row] / exists[row]) for m, (visible, exists) in counted.items()}
@@ -287,25 +348,37 @@ def described(arrays: Mapping[str, Arrays], logits: Array, card: Mapping[str, An
 
 
 def _described(
-    logits: Array, used: dict[str, float], condition: Mapping[str, Any] | None, harder: bool, card: Mapping[str, Any]
+    logits: Array,
+    used: dict[str, float],
+    condition: Mapping[str, Any] | None,
+    harder: bool,
+    card: Mapping[str, Any],
 ) -> Prediction:
     tested, target, reliability = card.get("evaluated") or {}, card["target"], None
     if condition is not None:
         measured = dict(condition["measured"])
-        reliability = Reliability(condition["name"], harder, tested["split"], tested["samples"], measured)
+        reliability = Reliability(
+            condition["name"], harder, tested["split"], tested["samples"], measured
+        )
     # Sets promise something only under a condition for which they were made.
     level = None if condition is None or harder else tested.get("level")
     threshold = None if condition is None else condition["threshold"]
     if logits.shape == (1,):  # a score: classes have two logits or more
         score = float(logits[0])
         place = int(np.digitize(score, target["cuts"], right=not target["upward"]))
-        interval = None if level is None or threshold is None else (score - threshold, score + threshold)
-        return Prediction(target["classes"][place], None, score, used, reliability, interval=interval)
+        interval = (
+            None if level is None or threshold is None else (score - threshold, score + threshold)
+        )
+        return Prediction(
+            target["classes"][place], None, score, used, reliability, interval=interval
+        )
     shares = softmax(logits / (1.0 if condition is None else condition["temperature"]))
     names = target["classes"]
 
     def chosen(row: Array) -> list[str]:
-        return [n for n, p in zip(names, row, strict=True) if threshold is None or 1.0 - p <= threshold]
+        return [
+            n for n, p in zip(names, row, strict=True) if threshold is None or 1.0 - p <= threshold
+        ]
 
     def named(row: Array) -> dict[str, float]:
         return dict(zip(names, map(float, row), strict=True))
@@ -314,9 +387,13 @@ def _described(
         rows = dict(zip(target["questions"], shares, strict=True))
         labels = {q: names[int(row.argmax())] for q, row in rows.items()}
         held = None if level is None else {q: chosen(row) for q, row in rows.items()}
-        return Prediction(labels, {q: named(row) for q, row in rows.items()}, None, used, reliability, held)
+        return Prediction(
+            labels, {q: named(row) for q, row in rows.items()}, None, used, reliability, held
+        )
     held_classes = None if level is None else chosen(shares)
-    return Prediction(names[int(shares.argmax())], named(shares), None, used, reliability, held_classes)
+    return Prediction(
+        names[int(shares.argmax())], named(shares), None, used, reliability, held_classes
+    )
 
 
 def softmax(logits: Array) -> Array:
@@ -326,7 +403,8 @@ def softmax(logits: Array) -> Array:
     return shares
 
 
-# ------------------------------------------------------------------------------------------------------------- the exported model
+# --------------------------------------------------------------------------------------------------
+# the exported model
 
 
 class ExportedStudent:
@@ -340,10 +418,14 @@ class ExportedStudent:
             self.card = json.loads((folder / "card.json").read_text("utf-8"))
             model = (folder / "model.onnx").read_bytes()
             if hashlib.sha256(model).hexdigest() != self.card["exported"]["sha256"]:
-                raise ValueError("model.onnx is damaged, or not the one that card.json is of; export it again")
+                raise ValueError(
+                    "model.onnx is damaged, or not the one that card.json is of; export it again"
+                )
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                model, options, providers=["CPUExecutionProvider"]
+            )
             # What predictions read of the card, so that a damaged one is told here.
             tested_condition(self.card, dict.fromkeys(self.card["modalities"], 1.0))
             [int(size["width"]) for size in self.card["modalities"].values()]
@@ -351,7 +433,9 @@ class ExportedStudent:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise InputError(f"{folder}: no exported model there ({error})") from None
         except Exception as error:  # onnxruntime's own kinds
-            raise InputError(f"{folder / 'model.onnx'}: cannot be read ({str(error)[:120]})") from None
+            raise InputError(
+                f"{folder / 'model.onnx'}: cannot be read ({str(error)[:120]})"
+            ) from None
 
     def run(self, arrays: Mapping[str, Arrays]) -> Array:
         """Logits of N samples."""
@@ -363,28 +447,41 @@ class ExportedStudent:
         return logits
 
     def predict(self, samples: Any, *, batch_size: int = 256) -> Any:
-        """A `Prediction` of one sample, or a list of them of a list. Raises InputError for a sample that cannot be read."""
+        """A `Prediction` of one sample, or a list of them of a list. Raises InputError for a sample
+        that cannot be read.
+        """
         if isinstance(samples, Mapping):
             return predictions([samples], self.card, self.run)[0]
         return predictions(list(samples), self.card, self.run, batch_size=batch_size)
 
 
 def load_samples(path: Path) -> Any:
-    """What a .json or .npz file holds: a sample, or in JSON a list of them. Raises InputError where it cannot be read."""
+    """What a .json or .npz file holds: a sample, or in JSON a list of them. Raises InputError where
+    it cannot be read.
+    """
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 return {key: arrays[key] for key in arrays.files}
         return json.loads(path.read_text("utf-8"))
     except Exception as error:  # whatever a file of others' makes json, zipfile and NumPy raise
-        raise InputError(f"{path}: cannot be read: {str(error)[:120] or type(error).__name__}") from None
+        raise InputError(
+            f"{path}: cannot be read: {str(error)[:120] or type(error).__name__}"
+        ) from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints a prediction for each sample, a line of JSON each."""
     parser = argparse.ArgumentParser(description="Predict with the model in this folder.")
-    parser.add_argument("files", nargs="+", type=Path, help="a sample as .json or .npz; a .json file may hold a list")
-    parser.add_argument("--model", type=Path, default=Path(__file__).parent, help="the exported folder")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        help="a sample as .json or .npz; a .json file may hold a list",
+    )
+    parser.add_argument(
+        "--model", type=Path, default=Path(__file__).parent, help="the exported folder"
+    )
     given = parser.parse_args(arguments)
     try:
         student = ExportedStudent(given.model)

@@ -1,4 +1,6 @@
-"""A recording and its transcript from the body of a request, which lies in a file: it may be anything."""
+"""A recording and its transcript from the body of a request, which lies in a file: it may be
+anything.
+"""
 
 from __future__ import annotations
 
@@ -56,9 +58,13 @@ def read_upload(body: Path, content_type: str) -> Upload:
     elif kind == TEXT:
         text = _decoded(body.read_bytes() if body.stat().st_size <= LARGEST else None)
     elif body.stat().st_size:
-        recording = body.rename(body.with_name(f"recording{_ending(mimetypes.guess_extension(kind) or '')}"))
+        recording = body.rename(
+            body.with_name(f"recording{_ending(mimetypes.guess_extension(kind) or '')}")
+        )
     if recording is None and not text.strip():
-        raise CorrKDError("nothing to predict from: send a recording as `file`, what is said as `text`, or both")
+        raise CorrKDError(
+            "nothing to predict from: send a recording as `file`, what is said as `text`, or both"
+        )
     return _with_subtitles(Upload(recording, text))
 
 
@@ -81,7 +87,10 @@ def _read_form(body: Path, content_type: str) -> tuple[Path | None, str]:
     with body.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
         for name, filename, start, end in _fields(data, boundary.encode()):
             if name not in NAMES or name in met:
-                raise CorrKDError(f"field {name[:60]!r} of the form is unknown or there twice; send `file` and `text`")
+                raise CorrKDError(
+                    f"field {name[:60]!r} of the form is unknown or there twice; send `file` and "
+                    f"`text`"
+                )
             met.add(name)
             is_text = name == "text" or PurePath(filename).suffix.lower() in (PLAIN, *SUBTITLES)
             if is_text and text.strip():
@@ -112,7 +121,9 @@ def _fields(data: mmap, boundary: bytes) -> Iterator[tuple[str, str, int, int]]:
         name = fields.get_param("name", "", "content-disposition")
         yield collapse_rfc2231_value(name or ""), fields.get_filename("") or "", head + 4, end
         at = end + 2
-    raise CorrKDError(f"the form ends early, or has more than {MOST_FIELDS} fields; send multipart/form-data")
+    raise CorrKDError(
+        f"the form ends early, or has more than {MOST_FIELDS} fields; send multipart/form-data"
+    )
 
 
 def _decoded(data: bytes | None) -> str:

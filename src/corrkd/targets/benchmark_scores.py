@@ -1,6 +1,8 @@
-"""Scores of the public sentiment benchmarks, with the metrics of their published tables (docs/metrics.md).
+"""Scores of the public sentiment benchmarks, with the metrics of their published tables
+(docs/metrics.md).
 
-The conventions are those of MMSA's evaluation (Mao et al., ACL 2022 demonstrations; github.com/thuiar/MMSA).
+The conventions are those of MMSA's evaluation (Mao et al., ACL 2022 demonstrations;
+github.com/thuiar/MMSA).
 """
 
 from __future__ import annotations
@@ -31,7 +33,12 @@ class BenchmarkScoreTarget(ScoreTarget):
 
     @classmethod
     def fit(
-        cls, train: LabelledSplit, *, where: str, class_names: Sequence[str] = (), question_names: Sequence[str] = ()
+        cls,
+        train: LabelledSplit,
+        *,
+        where: str,
+        class_names: Sequence[str] = (),
+        question_names: Sequence[str] = (),
     ) -> Self:
         """Return the target of the scores.
 
@@ -42,7 +49,8 @@ class BenchmarkScoreTarget(ScoreTarget):
         low, high = float(scores.min()), float(scores.max())
         if not -cls.bound <= low < 0 < high <= cls.bound:
             raise CorrKDError(
-                f"{where}: scores run from {low:g} to {high:g}, but target `{cls.kind}` is of scores of both signs from "
+                f"{where}: scores run from {low:g} to {high:g}, but target `{cls.kind}` is of "
+                f"scores of both signs from "
                 f"{-cls.bound:g} to {cls.bound:g}; use `score`"
             )
         return cls.signed()
@@ -71,7 +79,8 @@ class MosiScoreTarget(BenchmarkScoreTarget):
     )
 
     def measure_predictions(self, targets: Array, predictions: Array) -> dict[str, float]:
-        """Return the metrics of every score, and both binary rules, acc3, acc5 and acc7 of the rounded scores.
+        """Return the metrics of every score, and both binary rules, acc3, acc5 and acc7 of the
+        rounded scores.
 
         Args:
             targets: (N,) scores.
@@ -105,13 +114,16 @@ class SimsScoreTarget(BenchmarkScoreTarget):
         return cls(name=cls.kind, classes=("negative", "positive"), cuts=(0.0,), upward=False)
 
     def measure_predictions(self, targets: Array, predictions: Array) -> dict[str, float]:
-        """Return the metrics of every score, and acc2, acc3 and acc5 of CH-SIMS's thresholds; both sides are clipped to the scale.
+        """Return the metrics of every score, and acc2, acc3 and acc5 of CH-SIMS's thresholds; both
+        sides are clipped to the scale.
 
         Args:
             targets: (N,) scores.
             predictions: (N,) scores.
         """
-        truth, predicted = (np.clip(side, -self.bound, self.bound) for side in (targets, predictions))
+        truth, predicted = (
+            np.clip(side, -self.bound, self.bound) for side in (targets, predictions)
+        )
         return {
             **super().measure_predictions(truth, predicted),
             "acc2": _class_accuracy("sims-binary", truth, predicted),

@@ -1,7 +1,8 @@
-"""Probabilities over classes: the temperature that calibrates them, and which classes a prediction set holds.
+"""Probabilities over classes: the temperature that calibrates them, and which classes a prediction
+set holds.
 
-*Temperature*: one number by which logits are divided (Guo et al., On Calibration of Modern Neural Networks, ICML 2017). It changes no
-decision.
+*Temperature*: one number by which logits are divided (Guo et al., On Calibration of Modern Neural
+Networks, ICML 2017). It changes no decision.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ SMALLEST = 1e-30  # a probability below it says no more in float32
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
-    """Return the temperature T under which softmax(logits / T) makes the targets most likely. It changes no decision.
+    """Return the temperature T under which softmax(logits / T) makes the targets most likely. It
+    changes no decision.
 
     Args:
-        logits: (N, K), or (N, Q, 2) of yes/no questions, which share T. Of samples that the network was not trained on.
+        logits: (N, K), or (N, Q, 2) of yes/no questions, which share T. Of samples that the network
+            was not trained on.
         targets: (N,) classes or (N, Q) answers.
 
     Returns:
@@ -54,6 +57,8 @@ def log_probabilities(response: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 
 def in_set(response: npt.NDArray[Any], threshold: float) -> npt.NDArray[np.bool_]:
-    """Return which classes a prediction set holds, (..., K), of calibrated probabilities. It may hold none."""
+    """Return which classes a prediction set holds, (..., K), of calibrated probabilities. It may
+    hold none.
+    """
     held: npt.NDArray[np.bool_] = 1.0 - response <= threshold
     return held

@@ -1,4 +1,6 @@
-"""What classes and yes/no questions have in common: probabilities over exclusive classes, by softmax."""
+"""What classes and yes/no questions have in common: probabilities over exclusive classes, by
+softmax.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +22,23 @@ from corrkd.targets.calibration import fit_temperature, in_set, tempered
 
 @dataclass(frozen=True, kw_only=True)
 class CategoricalTarget(Target):
-    """Logits (..., K) of exclusive classes, the last axis of the response; their cross-entropy is the task loss."""
+    """Logits (..., K) of exclusive classes, the last axis of the response; their cross-entropy is
+    the task loss.
+    """
 
     has_classes: ClassVar[bool] = True
 
     def check_training(self, targets: Array, where: str) -> None:
         """Raise CorrKDError where a class has no sample."""
-        for column, question in zip(targets.reshape(len(targets), -1).T, self.questions or ("",), strict=True):
+        for column, question in zip(
+            targets.reshape(len(targets), -1).T, self.questions or ("",), strict=True
+        ):
             for label, name in enumerate(self.classes):
                 if not (column == label).any():
                     answers = f" to question {question}" if question else ""
                     raise CorrKDError(
-                        f"{where}: no sample of class {name!r}{answers} for target `{self.name}`; choose another target"
+                        f"{where}: no sample of class {name!r}{answers} for target "
+                        f"`{self.name}`; choose another target"
                     )
 
     def dtype(self, floating: torch.dtype) -> torch.dtype:
@@ -50,7 +57,13 @@ class CategoricalTarget(Target):
 
     def ensemble(self, logits: Tensor) -> Tensor:
         """Return the log of the mean probabilities."""
-        return self.respond(logits).mean(0).clamp(min=torch.finfo(torch.float32).tiny).log().to(logits.dtype)
+        return (
+            self.respond(logits)
+            .mean(0)
+            .clamp(min=torch.finfo(torch.float32).tiny)
+            .log()
+            .to(logits.dtype)
+        )
 
     def fit_temperature(self, logits: Tensor, targets: Tensor) -> float:
         """Return the temperature under which softmax(logits / T) makes the targets most likely."""
@@ -60,9 +73,13 @@ class CategoricalTarget(Target):
         """Return the logits divided by a temperature."""
         return logits / temperature
 
-    def task_loss(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    def task_loss(
+        self, logits: Tensor, targets: Tensor, class_weights: Tensor | None = None
+    ) -> Tensor:
         """Return the cross-entropy [paper], mean over samples and questions."""
-        return cross_entropy(at_least_float32(logits).flatten(0, -2), targets.flatten(), weight=class_weights)
+        return cross_entropy(
+            at_least_float32(logits).flatten(0, -2), targets.flatten(), weight=class_weights
+        )
 
     def masked_task_loss(
         self, logits: Tensor, targets: Tensor, mask: Tensor, class_weights: Tensor | None = None
@@ -79,7 +96,9 @@ class CategoricalTarget(Target):
         counts = torch.bincount(targets.flatten(), minlength=len(self.classes)).float()
         return counts.sum() / (len(counts) * counts.clamp(min=1.0))
 
-    def response_divergence(self, student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    def response_divergence(
+        self, student: Tensor, teacher: Tensor, temperature: float = 1.0
+    ) -> Tensor:
         """Return T² KL(teacher || student) of softmax(logits / T), mean over samples and questions.
 
         The factor T² keeps the gradient's size (Hinton et al., 2015, section 2).
@@ -87,7 +106,9 @@ class CategoricalTarget(Target):
         precise = torch.promote_types(student.dtype, torch.float32)
         logits = student.to(precise), teacher.detach().to(precise)
         log_student, log_teacher = (log_softmax(x.flatten(0, -2) / temperature, -1) for x in logits)
-        return temperature**2 * kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
+        return temperature**2 * kl_div(
+            log_student, log_teacher, log_target=True, reduction="batchmean"
+        )
 
     def category_tensor(self, targets: Tensor) -> Tensor:
         """Return the targets: they are classes."""
@@ -117,7 +138,9 @@ class CategoricalTarget(Target):
 
     def nonconformity(self, targets: Array, response: Array) -> npt.NDArray[np.float64]:
         """Return 1 minus the probability of the truth."""
-        scores: npt.NDArray[np.float64] = 1.0 - np.take_along_axis(response, targets[..., None], -1)[..., 0]
+        scores: npt.NDArray[np.float64] = (
+            1.0 - np.take_along_axis(response, targets[..., None], -1)[..., 0]
+        )
         return scores
 
     def set_sizes(self, response: Array, threshold: float) -> npt.NDArray[np.float64]:
@@ -138,7 +161,8 @@ class CategoricalTarget(Target):
 
 
 def mean_weights(stacked: Tensor, counted: Tensor) -> Tensor:
-    """Return the weight of each of M responses, (N, M, 1, ...) that sum to 1 over those counted; over all where none is.
+    """Return the weight of each of M responses, (N, M, 1, ...) that sum to 1 over those counted;
+    over all where none is.
 
     Args:
         stacked: (N, M, ...) logits.

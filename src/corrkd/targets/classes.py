@@ -1,4 +1,6 @@
-"""Exclusive classes: the data's labels, or a score's by thresholds or rounding (docs/metrics.md)."""
+"""Exclusive classes: the data's labels, or a score's by thresholds or rounding
+(docs/metrics.md).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from corrkd.targets.categorical import CategoricalTarget
 from corrkd.targets.measures import calibration_error, class_metrics, weighted_f1
 from corrkd.targets.thresholds import digitize, tertiles
 
-# name -> (thresholds, whether a score equal to a threshold belongs to the class above, names of the classes)
+# name -> (thresholds, whether a score equal to a threshold belongs to the class above, names of the
+# classes)
 THRESHOLDS: dict[str, tuple[tuple[float, ...], bool, tuple[str, ...]]] = {
     "binary-has-zero": ((0.0,), True, ("negative", "non-negative")),
     "binary-nonzero": ((0.0,), False, ("negative", "positive")),
@@ -49,16 +52,29 @@ class ClassesTarget(CategoricalTarget):
 
     @classmethod
     def fit(
-        cls, train: LabelledSplit, *, where: str, class_names: Sequence[str] = (), question_names: Sequence[str] = ()
+        cls,
+        train: LabelledSplit,
+        *,
+        where: str,
+        class_names: Sequence[str] = (),
+        question_names: Sequence[str] = (),
     ) -> Self:
         """Return the target of the data's labels."""
         labels = labels_of(train, where, cls.kind)
         if labels.ndim != 1:
-            raise CorrKDError(f"{where}: labels have shape {labels.shape}: yes/no questions; use target `questions`")
-        return cls(name=cls.kind, classes=tuple(class_names) or tuple(map(str, range(int(labels.max()) + 1))))
+            raise CorrKDError(
+                f"{where}: labels have shape {labels.shape}: yes/no questions; use target "
+                f"`questions`"
+            )
+        return cls(
+            name=cls.kind,
+            classes=tuple(class_names) or tuple(map(str, range(int(labels.max()) + 1))),
+        )
 
     def of(self, split: LabelledSplit, where: str) -> tuple[Array, npt.NDArray[np.bool_]]:
-        """Return the classes of a split, (N,), and which samples count: zeros leave "binary-nonzero", nothing leaves the others."""
+        """Return the classes of a split, (N,), and which samples count: zeros leave
+        "binary-nonzero", nothing leaves the others.
+        """
         if not self.is_of_score:
             return checked_labels(split, where, self, ()), np.ones(len(split), bool)
         scores = scores_of(split, where, self.name)
@@ -71,7 +87,9 @@ class ClassesTarget(CategoricalTarget):
         return bool(self.cuts) or self.name in ROUNDED
 
     def classes_of_scores(self, scores: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Return the class of each score, (N,) in 0..K-1. Half is rounded to even, as the field does."""
+        """Return the class of each score, (N,) in 0..K-1. Half is rounded to even, as the field
+        does.
+        """
         if self.name in ROUNDED:
             return score_classes(self.name, scores)
         return digitize(scores, self.cuts, upward=self.upward)
@@ -146,7 +164,9 @@ def rounded_classes(name: str, train: LabelledSplit, *, where: str) -> ClassesTa
 
 
 def score_classes(rule: str, scores: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Return the class of each score, (N,) in 0..K-1, by a rule of `ROUNDED` or `THRESHOLDS`; half is rounded to even."""
+    """Return the class of each score, (N,) in 0..K-1, by a rule of `ROUNDED` or `THRESHOLDS`; half
+    is rounded to even.
+    """
     if rule in ROUNDED:
         bound = ROUNDED[rule][0]
         return (np.round(np.clip(scores, -bound, bound)) + bound).astype(np.int64)

@@ -19,10 +19,14 @@ Cuts = Annotated[tuple[float, ...], Field(max_length=MOST_CLASSES)]
 
 
 def check_labels(names: Sequence[str], what: str) -> None:
-    """Raise CorrKDError where classes, questions or modalities have names that no card holds: one twice, one too long, or too many."""
+    """Raise CorrKDError where classes, questions or modalities have names that no card holds: one
+    twice, one too long, or too many.
+    """
     for name in names:
         if not 1 <= len(name) <= LONGEST_LABEL or not is_unicode(name):
-            raise CorrKDError(f"{what}: {quoted(name)} is no text of 1 to {LONGEST_LABEL} characters; rename it")
+            raise CorrKDError(
+                f"{what}: {quoted(name)} is no text of 1 to {LONGEST_LABEL} characters; rename it"
+            )
     if len(set(names)) < len(names):
         raise CorrKDError(f"{what}: {repeated(names)!r} is there twice; rename one")
     if len(names) > MOST_CLASSES:

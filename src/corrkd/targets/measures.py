@@ -28,7 +28,8 @@ class Metric:
         heading: of a column.
         scale: by which its values are multiplied.
         digits: decimals.
-        sign: -1 where less is better, 0 where nothing is known of it: then no value is marked as the best.
+        sign: -1 where less is better, 0 where nothing is known of it: then no value is marked as
+            the best.
     """
 
     title: str
@@ -45,34 +46,50 @@ class Metric:
 METRICS = {
     F1: Metric("Weighted F1 × 100", "Weighted F1"),
     "accuracy": Metric("Accuracy × 100", "Accuracy"),
-    "unweighted_accuracy": Metric("Unweighted accuracy × 100 (mean recall of the classes)", "Unweighted accuracy"),
+    "unweighted_accuracy": Metric(
+        "Unweighted accuracy × 100 (mean recall of the classes)", "Unweighted accuracy"
+    ),
     "acc2_has_zero": Metric("Acc-2 × 100, negative against non-negative", "Acc-2, has zero"),
-    "weighted_f1_has_zero": Metric("Weighted F1 × 100, negative against non-negative", "F1, has zero"),
+    "weighted_f1_has_zero": Metric(
+        "Weighted F1 × 100, negative against non-negative", "F1, has zero"
+    ),
     "acc2_nonzero": Metric("Acc-2 × 100, negative against positive", "Acc-2, non-zero"),
     "weighted_f1_nonzero": Metric("Weighted F1 × 100, negative against positive", "F1, non-zero"),
     "acc2": Metric("Acc-2 × 100", "Acc-2"),
     "acc3": Metric("Acc-3 × 100", "Acc-3"),
     "acc5": Metric("Acc-5 × 100", "Acc-5"),
     "acc7": Metric("Acc-7 × 100", "Acc-7"),
-    "ece": Metric("Expected calibration error × 100 (less is better)", "Calibration error", sign=-1),
-    "ece_calibrated": Metric(
-        "Expected calibration error × 100 after temperature scaling (less is better)", "… with temperature", sign=-1
+    "ece": Metric(
+        "Expected calibration error × 100 (less is better)", "Calibration error", sign=-1
     ),
-    "coverage": Metric("Samples whose truth is in the prediction set, %", "Sets that hold the truth", digits=1),
+    "ece_calibrated": Metric(
+        "Expected calibration error × 100 after temperature scaling (less is better)",
+        "… with temperature",
+        sign=-1,
+    ),
+    "coverage": Metric(
+        "Samples whose truth is in the prediction set, %", "Sets that hold the truth", digits=1
+    ),
     "set_size": Metric("Size of the prediction set", "Size of a set", scale=1.0),
-    "mae": Metric("Mean absolute error (less is better)", "Mean absolute error", scale=1.0, digits=3, sign=-1),
+    "mae": Metric(
+        "Mean absolute error (less is better)", "Mean absolute error", scale=1.0, digits=3, sign=-1
+    ),
     "corr": Metric("Pearson correlation", "Correlation", scale=1.0, digits=3),
 }
 """Metrics by their name in results.csv, in the order in which they are listed."""
 
 
 def metric_of(name: str) -> Metric:
-    """Return how a metric is shown; one that `METRICS` lacks, of another package's target, by its name and as it is."""
+    """Return how a metric is shown; one that `METRICS` lacks, of another package's target, by its
+    name and as it is.
+    """
     return METRICS.get(name, Metric(name, name, scale=1.0, digits=3, sign=0))
 
 
 def weighted_f1(truth: Array, prediction: Array) -> float:
-    """Return the F1 of each class weighted by its support in `truth` (the arguments are not interchangeable)."""
+    """Return the F1 of each class weighted by its support in `truth` (the arguments are not
+    interchangeable).
+    """
     labels, places = np.unique([truth, prediction], return_inverse=True)
     true, predicted = places.reshape(2, -1)
     each, support = _f1(true, predicted, len(labels))
@@ -80,7 +97,9 @@ def weighted_f1(truth: Array, prediction: Array) -> float:
 
 
 def _f1(truth: Array, prediction: Array, classes: int) -> tuple[Array, Array]:
-    """The F1 of each class (0..classes-1) as scikit-learn computes it, zero of those that are nowhere; and how many truly are of each."""
+    """The F1 of each class (0..classes-1) as scikit-learn computes it, zero of those that are
+    nowhere; and how many truly are of each.
+    """
     support = np.bincount(truth, minlength=classes)
     both = support + np.bincount(prediction, minlength=classes)
     hits = np.bincount(truth[truth == prediction], minlength=classes)
@@ -88,34 +107,46 @@ def _f1(truth: Array, prediction: Array, classes: int) -> tuple[Array, Array]:
 
 
 def accuracy(truth: Array, prediction: Array) -> float:
-    """Return the share of predictions that are right, of N >= 1: the field's *weighted* accuracy (WA), each class counting by its size."""
+    """Return the share of predictions that are right, of N >= 1: the field's *weighted* accuracy
+    (WA), each class counting by its size.
+    """
     return float((np.asarray(truth) == np.asarray(prediction)).mean())
 
 
 def unweighted_accuracy(truth: Array, prediction: Array) -> float:
-    """Return the mean recall of the classes that are in `truth`, (N,) with N >= 1: each counts the same, whatever its size (UA)."""
-    return float(np.mean([(prediction[truth == label] == label).mean() for label in np.unique(truth)]))
+    """Return the mean recall of the classes that are in `truth`, (N,) with N >= 1: each counts the
+    same, whatever its size (UA).
+    """
+    return float(
+        np.mean([(prediction[truth == label] == label).mean() for label in np.unique(truth)])
+    )
 
 
 def calibration_error(truth: Array, probabilities: Array) -> float:
-    """Return the expected calibration error: |accuracy - confidence| averaged over 15 equal bins of confidence (Guo et al., ICML 2017)."""
+    """Return the expected calibration error: |accuracy - confidence| averaged over 15 equal bins of
+    confidence (Guo et al., ICML 2017).
+    """
     confidence, prediction = torch.as_tensor(probabilities).max(-1)
     confidence, right = confidence.float(), prediction.eq(torch.as_tensor(truth)).float()
     bins = torch.bucketize(confidence, torch.linspace(0, 1, CALIBRATION_BINS + 1), right=True) - 1
     count, sure, hits = (
-        torch.bincount(bins, x, CALIBRATION_BINS + 1) for x in (torch.ones_like(right), confidence, right)
+        torch.bincount(bins, x, CALIBRATION_BINS + 1)
+        for x in (torch.ones_like(right), confidence, right)
     )
     gaps = (hits / count).nan_to_num() - (sure / count).nan_to_num()
     return float((gaps.abs() * (count / count.sum())).sum())
 
 
 def correlation(truth: Array, prediction: Array) -> float:
-    """Return Pearson's r; nan (undefined) where either side is constant, as predictions are when everything is missing."""
+    """Return Pearson's r; nan (undefined) where either side is constant, as predictions are when
+    everything is missing.
+    """
     from scipy.stats import pearsonr
 
     spread = [float(np.ptp(side)) for side in (truth, prediction)]
     if len(truth) < 2 or any(
-        s <= 1e-7 * max(1.0, float(np.abs(side).max())) for s, side in zip(spread, (truth, prediction), strict=True)
+        s <= 1e-7 * max(1.0, float(np.abs(side).max()))
+        for s, side in zip(spread, (truth, prediction), strict=True)
     ):
         return math.nan
     return float(pearsonr(truth, prediction).statistic)

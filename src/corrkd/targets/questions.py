@@ -13,7 +13,13 @@ from torch import Tensor
 from corrkd.errors import CorrKDError
 from corrkd.targets.base import Array, LabelledSplit, checked_labels, labels_of
 from corrkd.targets.categorical import CategoricalTarget
-from corrkd.targets.measures import F1, calibration_error, positive_f1, unweighted_accuracy, weighted_f1
+from corrkd.targets.measures import (
+    F1,
+    calibration_error,
+    positive_f1,
+    unweighted_accuracy,
+    weighted_f1,
+)
 
 ANSWERS = ("no", "yes")
 
@@ -27,17 +33,25 @@ class QuestionsTarget(CategoricalTarget):
     @classmethod
     def with_questions(cls, count: int) -> Self:
         """Return the target of so many questions, called question 0, question 1, ..."""
-        return cls(name=cls.kind, classes=ANSWERS, questions=tuple(f"question {q}" for q in range(count)))
+        return cls(
+            name=cls.kind, classes=ANSWERS, questions=tuple(f"question {q}" for q in range(count))
+        )
 
     @classmethod
     def fit(
-        cls, train: LabelledSplit, *, where: str, class_names: Sequence[str] = (), question_names: Sequence[str] = ()
+        cls,
+        train: LabelledSplit,
+        *,
+        where: str,
+        class_names: Sequence[str] = (),
+        question_names: Sequence[str] = (),
     ) -> Self:
         """Return the target of the data's answers."""
         labels = labels_of(train, where, cls.kind)
         if labels.ndim != 2 or labels.max() > 1:
             raise CorrKDError(
-                f"{where}: target `questions` needs yes/no labels of shape (N, questions), found {labels.shape}"
+                f"{where}: target `questions` needs yes/no labels of shape (N, questions), found "
+                f"{labels.shape}"
             )
         if question_names:
             return cls(name=cls.kind, classes=ANSWERS, questions=tuple(question_names))
@@ -67,15 +81,17 @@ class QuestionsTarget(CategoricalTarget):
         return {**scores, "ece": self.calibration_error(targets, response)}
 
     def measure_predictions(self, targets: Array, predictions: Array) -> dict[str, float]:
-        """Return weighted_f1, accuracy and unweighted_accuracy, means over the questions; weighted_f1/<question>; and f1/<question> of
-        the answer yes.
+        """Return weighted_f1, accuracy and unweighted_accuracy, means over the questions;
+        weighted_f1/<question>; and f1/<question> of the answer yes.
         """
         columns = list(zip(self.questions, targets.T, predictions.T, strict=True))
         each = {question: weighted_f1(*sides) for question, *sides in columns}
         return {
             F1: float(np.mean(list(each.values()))),
             "accuracy": float((targets == predictions).mean()),
-            "unweighted_accuracy": float(np.mean([unweighted_accuracy(*sides) for _, *sides in columns])),
+            "unweighted_accuracy": float(
+                np.mean([unweighted_accuracy(*sides) for _, *sides in columns])
+            ),
             **{f"{F1}/{question}": value for question, value in each.items()},
             **{f"f1/{question}": positive_f1(*sides) for question, *sides in columns},
         }
@@ -103,12 +119,16 @@ class QuestionsTarget(CategoricalTarget):
     def text(self, value: Any) -> str:
         """Return each question with its answer."""
         return ", ".join(
-            f"{question} {self.classes[int(answer)]}" for question, answer in zip(self.questions, value, strict=True)
+            f"{question} {self.classes[int(answer)]}"
+            for question, answer in zip(self.questions, value, strict=True)
         )
 
     def histogram(self, targets: Array) -> dict[str, int]:
         """Return the number of samples with the answer yes to each question."""
-        return {question: int(column.sum()) for question, column in zip(self.questions, targets.T, strict=True)}
+        return {
+            question: int(column.sum())
+            for question, column in zip(self.questions, targets.T, strict=True)
+        }
 
     def check(self) -> None:
         """Raise CorrKDError where there is no question, or its answers are not two."""

@@ -1,6 +1,7 @@
 """Targets by name: the kinds that a model's card names, and what the settings call `data.target`.
 
-Other packages offer kinds through entry points in the group `corrkd.targets`; the settings name such a kind itself.
+Other packages offer kinds through entry points in the group `corrkd.targets`; the settings name
+such a kind itself.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from corrkd.parsing import first_fault, quoted
 from corrkd.plugins import find
 from corrkd.settings import TARGET_GROUP
 from corrkd.targets.base import LabelledSplit, Target
-from corrkd.targets.classes import ROUNDED, THRESHOLDS, rounded_classes, tertile_classes, threshold_classes
+from corrkd.targets.classes import (
+    ROUNDED,
+    THRESHOLDS,
+    rounded_classes,
+    tertile_classes,
+    threshold_classes,
+)
 from corrkd.targets.thresholds import distinct_tertiles
 
 BUILT_IN = {
@@ -31,7 +38,9 @@ OF_SCORES: dict[str, Callable[..., Target]] = {
     **{name: partial(threshold_classes, name) for name in THRESHOLDS},
     **{name: partial(rounded_classes, name) for name in ROUNDED},
 }
-"""Classes of a score by their name in the settings: made from the training split; keyword `where` opens error lines."""
+"""Classes of a score by their name in the settings: made from the training split; keyword `where`
+opens error lines.
+"""
 
 
 class LabelledDataset(Protocol):
@@ -64,10 +73,12 @@ def target_class(kind: str) -> type[Target]:
 
 
 def make_target(name: str, dataset: LabelledDataset) -> Target:
-    """Return the target called `name` in the settings; thresholds that depend on data come from the training split alone.
+    """Return the target called `name` in the settings; thresholds that depend on data come from the
+    training split alone.
 
     Raises:
-        CorrKDError: where the dataset lacks what the target needs, or a class has no training sample.
+        CorrKDError: where the dataset lacks what the target needs, or a class has no training
+            sample.
     """
     train = dataset.split("train")
     where = f"dataset {dataset.name}, train"
@@ -75,7 +86,9 @@ def make_target(name: str, dataset: LabelledDataset) -> Target:
     targets, keep = target.of(train, where)
     for split in dataset.splits:
         if not target.of(dataset.split(split), f"dataset {dataset.name}, {split}")[1].any():
-            raise CorrKDError(f"dataset {dataset.name}, {split}: no sample is left for target `{target.name}`")
+            raise CorrKDError(
+                f"dataset {dataset.name}, {split}: no sample is left for target `{target.name}`"
+            )
     target.check_training(targets[keep], where)
     return target
 
@@ -88,7 +101,9 @@ def _fit(name: str, dataset: LabelledDataset, train: LabelledSplit, where: str) 
 
 
 def _automatic(train: LabelledSplit, where: str) -> str:
-    """The name of the target that the data has first: questions, classes, or tertiles of the score."""
+    """The name of the target that the data has first: questions, classes, or tertiles of the
+    score.
+    """
     if train.labels is not None:
         return "questions" if train.labels.ndim == 2 else "classes"
     scores = train.scores
@@ -103,13 +118,16 @@ def target_from_json(values: Any) -> Target:
         values: from `Target.to_json`.
 
     Raises:
-        CorrKDError: a kind that is unknown, or fields that are not its own, out of bounds or do not fit each other.
+        CorrKDError: a kind that is unknown, or fields that are not its own, out of bounds or do not
+            fit each other.
     """
     try:
         if not isinstance(values, Mapping) or not isinstance(values.get("kind"), str):
             raise CorrKDError(f"target: {quoted(values)} names no kind")
         return target_class(values["kind"]).from_json(values)
     except ValidationError as error:
-        raise CorrKDError(f"the card's target is not readable: target.{first_fault(error)}") from None
+        raise CorrKDError(
+            f"the card's target is not readable: target.{first_fault(error)}"
+        ) from None
     except CorrKDError as error:
         raise CorrKDError(f"the card's target is not readable: {error}") from None

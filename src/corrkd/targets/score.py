@@ -30,19 +30,32 @@ class ScoreTarget(Target):
 
     @classmethod
     def signed(cls) -> Self:
-        """Return the target of scores with both signs: the categories are below zero, and zero and above."""
+        """Return the target of scores with both signs: the categories are below zero, and zero and
+        above.
+        """
         return cls(name=cls.kind, classes=("negative", "non-negative"), cuts=(0.0,))
 
     @classmethod
     def fit(
-        cls, train: LabelledSplit, *, where: str, class_names: Sequence[str] = (), question_names: Sequence[str] = ()
+        cls,
+        train: LabelledSplit,
+        *,
+        where: str,
+        class_names: Sequence[str] = (),
+        question_names: Sequence[str] = (),
     ) -> Self:
-        """Return the target of the scores; categories are the sign, or the tertiles of scores with one sign."""
+        """Return the target of the scores; categories are the sign, or the tertiles of scores with
+        one sign.
+        """
         scores = scores_of(train, where, cls.kind)
         if scores.min() < 0 < scores.max():
             return cls.signed()
         cuts = distinct_tertiles(scores, where)
-        return cls(name=cls.kind, classes=("low", "middle", "high") if len(cuts) == 2 else ("low", "high"), cuts=cuts)
+        return cls(
+            name=cls.kind,
+            classes=("low", "middle", "high") if len(cuts) == 2 else ("low", "high"),
+            cuts=cuts,
+        )
 
     def of(self, split: LabelledSplit, where: str) -> tuple[Array, npt.NDArray[np.bool_]]:
         """Return the scores of a split, (N,); all samples count."""
@@ -83,7 +96,9 @@ class ScoreTarget(Target):
         """Return the scores as they are."""
         return logits
 
-    def task_loss(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    def task_loss(
+        self, logits: Tensor, targets: Tensor, class_weights: Tensor | None = None
+    ) -> Tensor:
         """Return the mean absolute error."""
         return l1_loss(at_least_float32(logits)[:, 0], targets)
 
@@ -91,13 +106,17 @@ class ScoreTarget(Target):
         self, logits: Tensor, targets: Tensor, mask: Tensor, class_weights: Tensor | None = None
     ) -> Tensor:
         """Return the mean absolute error over the rows of the mask."""
-        return ((at_least_float32(logits)[:, 0] - targets).abs() * mask).sum() / mask.sum().clamp(min=1)
+        return ((at_least_float32(logits)[:, 0] - targets).abs() * mask).sum() / mask.sum().clamp(
+            min=1
+        )
 
     def balanced_class_weights(self, targets: Tensor) -> None:
         """Return None: a score has no classes."""
         return
 
-    def response_divergence(self, student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    def response_divergence(
+        self, student: Tensor, teacher: Tensor, temperature: float = 1.0
+    ) -> Tensor:
         """Return the mean squared difference of the scores."""
         precise = torch.promote_types(student.dtype, torch.float32)
         return mse_loss(student.to(precise), teacher.detach().to(precise))
@@ -105,7 +124,9 @@ class ScoreTarget(Target):
     def category_tensor(self, targets: Tensor) -> Tensor:
         """Return the category of each score."""
         category = torch.zeros_like(targets, dtype=torch.int64)
-        for cut in self.cuts:  # compared one by one: a tensor of them would be copied to the device in every step
+        for cut in (
+            self.cuts
+        ):  # compared one by one: a tensor of them would be copied to the device in every step
             category = category + (targets >= cut if self.upward else targets > cut)
         return category
 
@@ -122,7 +143,9 @@ class ScoreTarget(Target):
         return np.asarray(np.median(targets))
 
     def measure(self, targets: Array, response: Array) -> dict[str, float]:
-        """Return weighted_f1, accuracy, unweighted_accuracy and f1/<class> of the categories, mae and corr."""
+        """Return weighted_f1, accuracy, unweighted_accuracy and f1/<class> of the categories, mae
+        and corr.
+        """
         return self.measure_predictions(targets, self.predictions(response))
 
     def measure_predictions(self, targets: Array, predictions: Array) -> dict[str, float]:
@@ -174,8 +197,17 @@ class ScoreTarget(Target):
 
     def prediction_columns(self, ids: Array, targets: Array, response: Array) -> dict[str, Any]:
         """Return the columns, without probabilities."""
-        return {"id": ids, "question": "", "target": targets, "prediction": self.predictions(response)}
+        return {
+            "id": ids,
+            "question": "",
+            "target": targets,
+            "prediction": self.predictions(response),
+        }
 
     def check(self) -> None:
-        """Raise CorrKDError where the cuts do not rise, or do not divide as many categories as are named."""
-        self.refuse_unless(len(self.classes) == len(self.cuts) + 1 and bool((np.diff(self.cuts) > 0).all()))
+        """Raise CorrKDError where the cuts do not rise, or do not divide as many categories as are
+        named.
+        """
+        self.refuse_unless(
+            len(self.classes) == len(self.cuts) + 1 and bool((np.diff(self.cuts) > 0).all())
+        )

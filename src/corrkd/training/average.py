@@ -11,9 +11,11 @@ from torch import nn
 
 
 class RunningAverage:
-    """A running average of a network's parameters over the steps; with decay 0 the parameters themselves.
+    """A running average of a network's parameters over the steps; with decay 0 the parameters
+    themselves.
 
-    The decay grows from 0 to its value over the first steps, so that the average forgets where the training began.
+    The decay grows from 0 to its value over the first steps, so that the average forgets where the
+    training began.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:

@@ -1,4 +1,6 @@
-"""Steps as fixed programs: recorded as a CUDA graph, or compiled. On a GPU most of a step's time lies between small kernels."""
+"""Steps as fixed programs: recorded as a CUDA graph, or compiled. On a GPU most of a step's time
+lies between small kernels.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ class CudaGraph:
     """A CUDA graph.
 
     Args:
-        pool: of memory, which graphs share that are replayed one after the other (`torch.cuda.graph_pool_handle`).
+        pool: of memory, which graphs share that are replayed one after the other
+            (`torch.cuda.graph_pool_handle`).
     """
 
     def __init__(self, pool: Any) -> None:
@@ -55,17 +58,20 @@ class CudaGraph:
 
 
 class Captured:
-    """Work on tensors, recorded once for each set of shapes, with the tensors in buffers that stay where they are.
+    """Work on tensors, recorded once for each set of shapes, with the tensors in buffers that stay
+    where they are.
 
-    The first call with some shapes does the work as it is, and so makes ready whatever is made on first use (an optimiser's state, a
-    library's workspace); the second records.
+    The first call with some shapes does the work as it is, and so makes ready whatever is made on
+    first use (an optimiser's state, a library's workspace); the second records.
 
     Args:
         work: reads nothing back from the device and draws none of torch's random numbers.
         make_graph: for each set of shapes.
     """
 
-    def __init__(self, work: Callable[[Sequence[Tensor]], Outputs], make_graph: Callable[[], Graph]) -> None:
+    def __init__(
+        self, work: Callable[[Sequence[Tensor]], Outputs], make_graph: Callable[[], Graph]
+    ) -> None:
         self._work, self._make_graph = work, make_graph
         self._recorded: dict[Any, tuple[Graph, list[Tensor], Outputs] | None] = {}
 
@@ -88,9 +94,11 @@ class Captured:
 
 
 class Compiled:
-    """A function of tensors and containers of them, compiled for the shapes of its first call; with others it runs as it is.
+    """A function of tensors and containers of them, compiled for the shapes of its first call; with
+    others it runs as it is.
 
-    It is traced down to torch's own operations first, so that the compiler need not understand the transforms around them.
+    It is traced down to torch's own operations first, so that the compiler need not understand the
+    transforms around them.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -116,5 +124,6 @@ class Compiled:
         except COMPILER_FAILED as error:
             reason = str(error).strip().splitlines()[0]
             raise CorrKDError(
-                f"compile: torch.compile failed ({reason}); install a C++ compiler (on a GPU: Triton) or set compile: false"
+                f"compile: torch.compile failed ({reason}); install a C++ compiler (on a GPU: "
+                f"Triton) or set compile: false"
             ) from None

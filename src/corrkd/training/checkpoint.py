@@ -1,4 +1,6 @@
-"""The last state of a training, to resume from: written whole or not at all, read without trusting it."""
+"""The last state of a training, to resume from: written whole or not at all, read without trusting
+it.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,13 @@ from corrkd.errors import CorrKDError
 from corrkd.files import write_bytes
 
 DIGEST = hashlib.sha256().digest_size  # bytes at the file's start: the SHA-256 of all that follows
-SHARE = 0.05  # of a training's time may go into its checkpoints, so that short epochs do not wait for the disk
+# of a training's time may go into its checkpoints, so that short epochs do not wait for the disk
+SHARE = 0.05
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a training: after each epoch, but for epochs that are much shorter than the writing.
+    """Writes the checkpoints of a training: after each epoch, but for epochs that are much shorter
+    than the writing.
 
     `share`: of the time that the writing may take.
 
@@ -66,8 +70,12 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
         raise CorrKDError(damaged)
     try:
         with warnings.catch_warnings(action="ignore"):
-            state: dict[str, Any] = torch.load(io.BytesIO(content[DIGEST:]), map_location=device, weights_only=True)
-    except Exception:  # torch raises many kinds for a damaged file, and advises to run what is in it
+            state: dict[str, Any] = torch.load(
+                io.BytesIO(content[DIGEST:]), map_location=device, weights_only=True
+            )
+    except (
+        Exception
+    ):  # torch raises many kinds for a damaged file, and advises to run what is in it
         raise CorrKDError(damaged) from None
     if not isinstance(state, dict):
         raise CorrKDError(damaged)

@@ -1,4 +1,6 @@
-"""Tensors across processes: a loss over pairs or classes sees the whole batch, however it is shared out."""
+"""Tensors across processes: a loss over pairs or classes sees the whole batch, however it is shared
+out.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,19 @@ from torch.autograd.function import once_differentiable
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """The rows of all processes, in the order of their ranks; differentiable. In a single process, the tensor itself.
+    """The rows of all processes, in the order of their ranks; differentiable. In a single process,
+    the tensor itself.
 
-    Every process must call it, the same number of times. Each then computes the *same full loss* on what it got.
-    Backward sums the gradient over the processes and cuts out one's own rows, so each process's gradient of a network's
-    parameters is the number of processes times its true contribution, and the average that DistributedDataParallel
-    takes over them is exact. Parameters that are used after the gathering (RCD's critics) get the full gradient in each
-    process, which the average leaves as it is.
+    Every process must call it, the same number of times. Each then computes the *same full loss* on
+    what it got. Backward sums the gradient over the processes and cuts out one's own rows, so each
+    process's gradient of a network's parameters is the number of processes times its true
+    contribution, and the average that DistributedDataParallel takes over them is exact. Parameters
+    that are used after the gathering (RCD's critics) get the full gradient in each process, which
+    the average leaves as it is.
 
     Args:
-        tensor: (n, ...) of any dtype; n may differ between processes and may be 0, the other sizes must agree. Integers
-            are gathered too.
+        tensor: (n, ...) of any dtype; n may differ between processes and may be 0, the other sizes
+            must agree. Integers are gathered too.
 
     Returns:
         (sum of all n, ...), on the tensor's device.

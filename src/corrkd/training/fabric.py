@@ -1,4 +1,6 @@
-"""Lightning's Fabric, loaded without torchmetrics: Lightning asks for its version alone, yet would load it, and transformers with it."""
+"""Lightning's Fabric, loaded without torchmetrics: Lightning asks for its version alone, yet would
+load it, and transformers with it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ __all__ = ["Fabric"]
 
 @contextmanager
 def _with_version_alone(name: str) -> Iterator[None]:
-    """Within it, a package that is installed and not yet loaded is an empty module with a version."""
+    """Within it, a package that is installed and not yet loaded is an empty module with a
+    version.
+    """
     if name in sys.modules:
         yield
         return

@@ -32,11 +32,12 @@ def train(
     checkpoint: Path | None = None,
     on_epoch: Callable[[Record], None] | None = None,
 ) -> Trained:
-    """Train a method's student; keep the parameters of the epoch with the highest validation score, the earliest on ties,
-    or of the last epoch, where the settings say so.
+    """Train a method's student; keep the parameters of the epoch with the highest validation score,
+    the earliest on ties, or of the last epoch, where the settings say so.
 
     Args:
-        method, samples, settings, validate, seed, missing, checkpoint, on_epoch: as of `corrkd.training.run.TrainingRun`.
+        method, samples, settings, validate, seed, missing, checkpoint, on_epoch: as of
+        `corrkd.training.run.TrainingRun`.
         fabric: device, precision and processes; launched.
 
     Raises:
@@ -57,7 +58,8 @@ def train(
 
 def train_run(run: TrainingRun, fabric: Fabric) -> Trained:
     """Train a run. Raises CorrKDError as `train`."""
-    # Half precision scales the loss, and Fabric does not clip scaled gradients for a fused optimiser.
+    # Half precision scales the loss, and Fabric does not clip scaled gradients for a fused
+    # optimiser.
     run.begin(fused=getattr(fabric.strategy.precision, "scaler", None) is None)
     method, optimizer = fabric.setup(run.method, run.optimizer)
     run.resume(fabric.device)
@@ -71,7 +73,9 @@ def train_run(run: TrainingRun, fabric: Fabric) -> Trained:
             for step, rows in enumerate(epoch.batches):
                 with drawing_from(Draws(epoch.keys[step])):
                     clip = run.settings.clip_norm
-                    losses = take_step(method, optimizer, fabric, run.samples, rows, epoch.masks, clip)
+                    losses = take_step(
+                        method, optimizer, fabric, run.samples, rows, epoch.masks, clip
+                    )
                 run.after_step(epoch, step, losses)
             with run.average.in_place():
                 score = run.validate(run.method.student)
@@ -81,8 +85,11 @@ def train_run(run: TrainingRun, fabric: Fabric) -> Trained:
 
 
 @torch.no_grad()
-def teacher_outputs(network: AnyNetwork, samples: Samples, *, batch_size: int = 256) -> TeacherOutputs:
-    """Return the frozen teacher's outputs for all samples, complete, in their order. They never change, so no step computes them again.
+def teacher_outputs(
+    network: AnyNetwork, samples: Samples, *, batch_size: int = 256
+) -> TeacherOutputs:
+    """Return the frozen teacher's outputs for all samples, complete, in their order. They never
+    change, so no step computes them again.
 
     A network that reads conversations gets whole ones.
     """
@@ -93,5 +100,6 @@ def teacher_outputs(network: AnyNetwork, samples: Samples, *, batch_size: int = 
         outputs.append(network.in_context(batch.complete(), samples.context(batch.rows)))
     order = torch.cat(rows).argsort()
     return TeacherOutputs(
-        torch.cat([x.representation for x in outputs])[order], torch.cat([x.logits for x in outputs])[order]
+        torch.cat([x.representation for x in outputs])[order],
+        torch.cat([x.logits for x in outputs])[order],
     )

@@ -11,17 +11,20 @@ from corrkd.training.run import TrainingRun
 
 # Weights, their gradient, two moments of Adam, a running average, and the best so far.
 COPIES_OF_PARAMETERS = 6
-# What a step keeps for its backward pass, and about as much again for gradients of it and what lies between.
+# What a step keeps for its backward pass, and about as much again for gradients of it and what lies
+# between.
 COPIES_OF_KEPT = 2
 # Of an epoch's masks: the masks of all frames, and the numbers that they are drawn from.
 BYTES_OF_A_FRAME = 17
 
 
 def bytes_of_run(run: TrainingRun) -> int:
-    """Return about how many bytes a training takes on its device beside the samples, which all share.
+    """Return about how many bytes a training takes on its device beside the samples, which all
+    share.
 
     Args:
-        run: whose method is on the device of its samples. The method is started, and a batch goes through its losses.
+        run: whose method is on the device of its samples. The method is started, and a batch goes
+            through its losses.
     """
     run.method.start(run.samples)
     parameters = sum(p.numel() * p.element_size() for p in run.method.parameters())

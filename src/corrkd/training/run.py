@@ -1,4 +1,6 @@
-"""One training under way: what is trained on what, its optimiser and schedule, and how far it is."""
+"""One training under way: what is trained on what, its optimiser and schedule, and how far it
+is.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ class Trained:
     """What a training leaves.
 
     Attributes:
-        state: the network's parameters after the epoch that is kept; where the settings ask for it, their average.
+        state: the network's parameters after the epoch that is kept; where the settings ask for it,
+            their average.
         epoch: that epoch, from 1.
         score: its validation score.
         history: a record per epoch: epoch, lr, loss/total, loss/<name>, valid/weighted_f1.
@@ -97,9 +100,11 @@ class TrainingRun:
         samples: the training split, or the part of it on which this student is trained.
         settings: epochs, batch size, optimiser. A batch larger than the data is the data.
         validate: the score of the network on the validation split; higher is better.
-        seed: of batch order, masks and dropout. Trainings with the same seed see the same batches and masks.
+        seed: of batch order, masks and dropout. Trainings with the same seed see the same batches
+            and masks.
         missing: modality random missing; None: samples as they are.
-        checkpoint: where the state after each epoch goes, and from where an interrupted training goes on to the same bits.
+        checkpoint: where the state after each epoch goes, and from where an interrupted training
+            goes on to the same bits.
         on_epoch: called with each epoch's record, on the first process.
         together: how many trainings go on at once, whose checkpoints share what time they may take.
     """
@@ -125,15 +130,22 @@ class TrainingRun:
             CorrKDError: the memory does not suffice.
         """
         self.captured = captured
-        student, longest = self.method.student, {m: x.shape[1] for m, x in self.samples.present.items()}
+        student, longest = (
+            self.method.student,
+            {m: x.shape[1] for m, x in self.samples.present.items()},
+        )
         student.check_memory(longest, self.batch_size, training=True)
         self.method.start(self.samples)
         self.optimizer = make_optimizer(self.method, self.settings, fused=fused, captured=captured)
 
     def resume(self, device: torch.device) -> None:
-        """Make the schedule, and load the checkpoint, where there is one. Raises CorrKDError where it does not fit."""
+        """Make the schedule, and load the checkpoint, where there is one. Raises CorrKDError where
+        it does not fit.
+        """
         steps = sum(len(self._batches(epoch)) for epoch in range(1, self.settings.epochs + 1))
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate_schedule(self.settings, steps))
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, rate_schedule(self.settings, steps)
+        )
         self.average = RunningAverage(self.method.student, self.settings.average)
         self.progress = Progress()
         state = None if self.checkpoint is None else load_checkpoint(self.checkpoint, device)
@@ -164,14 +176,21 @@ class TrainingRun:
         if self.missing is not None:
             masks = RandomMissing(self.missing, self.seed).epoch(self.samples, number)
         lr = float(self.optimizer.param_groups[0]["lr"])
-        keys = torch.stack([step_keys(self.seed, number, step, rank) for step in range(len(batches))])
-        return Epoch(number, order.split([len(rows) for rows in batches]), masks, lr, keys.to(device))
+        keys = torch.stack(
+            [step_keys(self.seed, number, step, rank) for step in range(len(batches))]
+        )
+        return Epoch(
+            number, order.split([len(rows) for rows in batches]), masks, lr, keys.to(device)
+        )
 
     def after_step(self, epoch: Epoch, step: int, losses: dict[str, Tensor]) -> None:
         """Move schedule and average on, and record the losses of a step."""
         share = len(epoch.batches[step]) / len(self.samples)
         means = torch.stack(list(losses.values())) * share
-        epoch.names, epoch.means = tuple(losses), means if epoch.means is None else epoch.means + means
+        epoch.names, epoch.means = (
+            tuple(losses),
+            means if epoch.means is None else epoch.means + means,
+        )
         self.scheduler.step()
         self.average.update()
 
@@ -188,10 +207,14 @@ class TrainingRun:
         """
         assert epoch.means is not None, "an epoch has at least one step"
         record: Record = {"epoch": epoch.number, "lr": epoch.lr}
-        record |= {f"loss/{name}": mean for name, mean in zip(epoch.names, epoch.means.tolist(), strict=True)}
+        record |= {
+            f"loss/{name}": mean
+            for name, mean in zip(epoch.names, epoch.means.tolist(), strict=True)
+        }
         if not math.isfinite(record["loss/total"]):
             raise CorrKDError(
-                f"the loss is no longer finite in epoch {epoch.number} of {self.settings.epochs}; lower lr or clip_norm"
+                f"the loss is no longer finite in epoch {epoch.number} of "
+                f"{self.settings.epochs}; lower lr or clip_norm"
             )
         record[VALID] = score
         with self.average.in_place():
@@ -210,7 +233,11 @@ class TrainingRun:
 
     @cached_property
     def _writer(self) -> CheckpointWriter | None:
-        return None if self.checkpoint is None else CheckpointWriter(self.checkpoint, SHARE / self.together)
+        return (
+            None
+            if self.checkpoint is None
+            else CheckpointWriter(self.checkpoint, SHARE / self.together)
+        )
 
     def _state(self) -> dict[str, Any]:
         parts = {name: component.state_dict() for name, component in self._parts.items()}
@@ -226,7 +253,9 @@ class TrainingRun:
         }
 
     def _batches(self, epoch: int) -> Sequence[Tensor]:
-        """Rows of each batch of an epoch. Where conversations are kept whole, their number differs between epochs."""
+        """Rows of each batch of an epoch. Where conversations are kept whole, their number differs
+        between epochs.
+        """
         shuffle = torch.Generator().manual_seed(derived_seed(self.seed, "order", epoch))
         return self.method.batches(self.samples, self.batch_size, shuffle)
 
@@ -236,14 +265,23 @@ class TrainingRun:
                 component.load_state_dict(state[name])
             progress = Progress(**state["progress"])
             assert progress.best is not None
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, AssertionError) as error:
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+            AttributeError,
+            IndexError,
+            AssertionError,
+        ) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CorrKDError(
-                f"{self.checkpoint}: the checkpoint is of another network or version ({reason}); delete it to train anew"
+                f"{self.checkpoint}: the checkpoint is of another network or version ({reason}); "
+                f"delete it to train anew"
             ) from None
-        for (
-            group
-        ) in self.optimizer.param_groups:  # the checkpoint may be of another device, where steps were captured or not
+        for group in (
+            self.optimizer.param_groups
+        ):  # the checkpoint may be of another device, where steps were captured or not
             group |= {key: self.optimizer.defaults[key] for key in ("capturable", "fused")}
             lr = float(group["lr"])
             group["lr"] = torch.tensor(lr, device=self.samples.device) if self.captured else lr

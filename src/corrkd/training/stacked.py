@@ -1,5 +1,5 @@
-"""Several trainings of one arm at once: parameters stacked, a step of all in one pass (`torch.func`). A run's numbers do not depend on the
-others but for rounding.
+"""Several trainings of one arm at once: parameters stacked, a step of all in one pass
+(`torch.func`). A run's numbers do not depend on the others but for rounding.
 """
 
 from __future__ import annotations
@@ -53,7 +53,12 @@ class StackedBatch(NamedTuple):
         """Return a batch of the same modalities with other tensors, in the order of `tensors`."""
         following = iter(tensors)
         inputs = Inputs(*({m: next(following) for m in by_modality} for by_modality in self.inputs))
-        return StackedBatch(inputs, next(following), Context(*(next(following) for _ in self.context)), next(following))
+        return StackedBatch(
+            inputs,
+            next(following),
+            Context(*(next(following) for _ in self.context)),
+            next(following),
+        )
 
     def first(self) -> StackedBatch:
         """Return the first run's batch, without the first axis."""
@@ -70,10 +75,13 @@ def train_together(
     """Train several runs at once, each as `corrkd.training.loop.train` would alone.
 
     Args:
-        runs: of one arm: methods of one class, networks of one structure, samples of one split or parts of it.
+        runs: of one arm: methods of one class, networks of one structure, samples of one split or
+            parts of it.
         fabric: device and precision, of a single process.
-        compiled: losses and gradients are compiled for the full batch of all runs (`torch.compile`), which takes up to a minute or two.
-        make_graph: for steps that are recorded and replayed; default: a CUDA graph on a GPU, none elsewhere.
+        compiled: losses and gradients are compiled for the full batch of all runs
+            (`torch.compile`), which takes up to a minute or two.
+        make_graph: for steps that are recorded and replayed; default: a CUDA graph on a GPU, none
+            elsewhere.
 
     Raises:
         CorrKDError: as `train`; or there is no compiler.
@@ -91,10 +99,13 @@ def train_together(
     while under_way := [run for run in runs if not run.ended]:
         epochs = {run: run.next_epoch(fabric.device) for run in under_way}
         for step, batches in enumerate(zip_longest(*(epoch.batches for epoch in epochs.values()))):
-            # Trainings of unequal size have batches of unequal size, and end an epoch at other steps.
+            # Trainings of unequal size have batches of unequal size, and end an epoch at other
+            # steps.
             for size in dict.fromkeys(len(rows) for rows in batches if rows is not None):
                 group = [
-                    run for run, rows in zip(epochs, batches, strict=True) if rows is not None and len(rows) == size
+                    run
+                    for run, rows in zip(epochs, batches, strict=True)
+                    if rows is not None and len(rows) == size
                 ]
                 steps.take({run: epochs[run] for run in group}, step)
         for (run, epoch), score in zip(epochs.items(), _scores(under_way), strict=True):
@@ -104,7 +115,9 @@ def train_together(
 
 
 def _scores(runs: Sequence[TrainingRun]) -> list[float]:
-    """The validation scores of the runs with their averaged parameters, in one pass where one validation serves all."""
+    """The validation scores of the runs with their averaged parameters, in one pass where one
+    validation serves all.
+    """
     with ExitStack() as averaged:
         for run in runs:
             averaged.enter_context(run.average.in_place())
@@ -115,12 +128,23 @@ def _scores(runs: Sequence[TrainingRun]) -> list[float]:
 
 
 class _Steps:
-    """The steps of runs that are trained together: losses, gradients, clipping and the optimisers' updates."""
+    """The steps of runs that are trained together: losses, gradients, clipping and the optimisers'
+    updates.
+    """
 
     def __init__(
-        self, stack: Stack, runs: Sequence[TrainingRun], fabric: Fabric, make_graph: Callable[[], Graph] | None
+        self,
+        stack: Stack,
+        runs: Sequence[TrainingRun],
+        fabric: Fabric,
+        make_graph: Callable[[], Graph] | None,
     ) -> None:
-        self._stack, self._runs, self._fabric, self._make_graph = stack, list(runs), fabric, make_graph
+        self._stack, self._runs, self._fabric, self._make_graph = (
+            stack,
+            list(runs),
+            fabric,
+            make_graph,
+        )
         self._captured: dict[tuple[int, ...], Captured] = {}
 
     def take(self, epochs: Mapping[TrainingRun, Epoch], step: int) -> None:
@@ -144,7 +168,9 @@ class _Steps:
     def forget(self, ended: Set[int]) -> None:
         """Give up the graphs of runs that have ended, and the memory that they hold."""
         self._captured = {
-            indices: captured for indices, captured in self._captured.items() if ended.isdisjoint(indices)
+            indices: captured
+            for indices, captured in self._captured.items()
+            if ended.isdisjoint(indices)
         }
 
     def _update(self, indices: Sequence[int], batch: StackedBatch) -> Mapping[str, Tensor]:
@@ -155,7 +181,9 @@ class _Steps:
             run = self._runs[index]
             if run.settings.clip_norm:
                 parameters = [p for p in run.method.parameters() if p.grad is not None]
-                nn.utils.clip_grad_norm_(parameters, run.settings.clip_norm, error_if_nonfinite=False)
+                nn.utils.clip_grad_norm_(
+                    parameters, run.settings.clip_norm, error_if_nonfinite=False
+                )
             run.optimizer.step()
             run.optimizer.zero_grad(set_to_none=True)
         return losses
@@ -165,18 +193,28 @@ def _stacked_batch(epochs: Mapping[TrainingRun, Epoch], step: int) -> StackedBat
     """The batches of several runs, (S, N, ...): taken together, from the frames that all share."""
     rows = [epoch.batches[step] for epoch in epochs.values()]
     base = next(iter(epochs)).samples.base
-    batch = base.take(torch.cat([run.samples.base_rows[r] for run, r in zip(epochs, rows, strict=True)]))
+    batch = base.take(
+        torch.cat([run.samples.base_rows[r] for run, r in zip(epochs, rows, strict=True)])
+    )
     masks = [epoch.masks.dropped for epoch in epochs.values()]
     if masks[0] is None:
         inputs = batch.complete()
     else:
-        of_run = [{m: mask[r] for m, mask in (dropped or {}).items()} for dropped, r in zip(masks, rows, strict=True)]
+        of_run = [
+            {m: mask[r] for m, mask in (dropped or {}).items()}
+            for dropped, r in zip(masks, rows, strict=True)
+        ]
         inputs = batch.inputs({m: torch.cat([dropped[m] for dropped in of_run]) for m in of_run[0]})
     contexts = [run.samples.context(r) for run, r in zip(epochs, rows, strict=True)]
     context = Context(*(torch.stack(x) for x in zip(*contexts, strict=True)))
     shape = (len(rows), len(rows[0]))
     keys = torch.stack([epoch.keys[step] for epoch in epochs.values()])
-    return StackedBatch(inputs.apply(lambda x: x.unflatten(0, shape)), batch.targets.unflatten(0, shape), context, keys)
+    return StackedBatch(
+        inputs.apply(lambda x: x.unflatten(0, shape)),
+        batch.targets.unflatten(0, shape),
+        context,
+        keys,
+    )
 
 
 class Stack:
@@ -193,7 +231,8 @@ class Stack:
             for name, _ in self.base.named_parameters()
         }
         self.buffers = {
-            name: torch.stack([m.get_buffer(name) for m in self.methods]) for name, _ in self.base.named_buffers()
+            name: torch.stack([m.get_buffer(name) for m in self.methods])
+            for name, _ in self.base.named_buffers()
         }
         self.remembered = self.buffers.keys() & self.base.state_dict().keys()
         self.used: set[str] = set()
@@ -213,15 +252,20 @@ class Stack:
             method.train()
 
     def prepare(self, indices: Sequence[int], batch: StackedBatch) -> None:
-        """Find out what a step of the methods at `indices` needs beside its tensors; done once for each choice of methods."""
+        """Find out what a step of the methods at `indices` needs beside its tensors; done once for
+        each choice of methods.
+        """
         if not self.used:
             self.used = self._used(batch.first())
         if tuple(indices) not in self.chosen:
             stacked = len(indices) == len(self.methods)
-            self.chosen[tuple(indices)] = None if stacked else torch.tensor(indices, device=batch.keys.device)
+            self.chosen[tuple(indices)] = (
+                None if stacked else torch.tensor(indices, device=batch.keys.device)
+            )
 
     def backward(self, indices: Sequence[int], batch: StackedBatch) -> dict[str, Tensor]:
-        """Compute the losses of the methods at `indices`, and put the gradients into their parameters.
+        """Compute the losses of the methods at `indices`, and put the gradients into their
+        parameters.
 
         Args:
             indices: S of the stack, prepared for.
@@ -233,20 +277,29 @@ class Stack:
         chosen = self.chosen[tuple(indices)]
 
         def chosen_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return dict(tensors) if chosen is None else {name: x[chosen] for name, x in tensors.items()}
+            return (
+                dict(tensors)
+                if chosen is None
+                else {name: x[chosen] for name, x in tensors.items()}
+            )
 
         parameters = chosen_of(self.parameters)
         trained = {name: x for name, x in parameters.items() if name in self.used}
-        frozen = {name: x for name, x in parameters.items() if name not in self.used} | chosen_of(self.buffers)
+        frozen = {name: x for name, x in parameters.items() if name not in self.used} | chosen_of(
+            self.buffers
+        )
         inputs, targets, context, keys = batch
-        gradients, (total, losses) = self.differentiate(trained, frozen, tuple(inputs), targets, tuple(context), keys)
+        gradients, (total, losses) = self.differentiate(
+            trained, frozen, tuple(inputs), targets, tuple(context), keys
+        )
         if chosen is not None:  # what a method remembers was changed in copies
             for name in self.remembered:
                 self.buffers[name].index_copy_(0, chosen, frozen[name])
         seen: set[int] = set()
         for name, gradient in gradients.items():
-            # Fused optimisers take a gradient's numbers in the order of the parameter's, whatever its strides; and what two parameters
-            # share, as the biases of an LSTM do, would be clipped twice.
+            # Fused optimisers take a gradient's numbers in the order of the parameter's, whatever
+            # its strides; and what two parameters share, as the biases of an LSTM do, would be
+            # clipped twice.
             gradient = gradient.clone() if gradient.data_ptr() in seen else gradient.contiguous()
             seen.add(gradient.data_ptr())
             for position, index in enumerate(indices):
@@ -259,15 +312,24 @@ class Stack:
         batch = TrainingBatch(Inputs(*inputs), targets, Context(*context))
         with drawing_from(Draws(keys, stacked=True)):
             losses = functional_call(self.base, {**trained, **frozen}, (batch,))
-        total = sum((weight * value for weight, value in losses.values()), torch.zeros((), device=targets.device))
+        total = sum(
+            (weight * value for weight, value in losses.values()),
+            torch.zeros((), device=targets.device),
+        )
         return total, {name: value for name, (_, value) in losses.items()}
 
     def _used(self, batch: StackedBatch) -> set[str]:
-        """Names of the parameters that the losses depend on: an optimiser leaves the others alone, weight decay included."""
+        """Names of the parameters that the losses depend on: an optimiser leaves the others alone,
+        weight decay included.
+        """
         parameters = dict(self.base.named_parameters())
         self.base.eval()  # nothing that a step leaves behind
         inputs, targets, context, keys = batch
         total, _ = self._loss({}, {}, tuple(inputs), targets, tuple(context), keys)
         self.base.train()
         gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
-        return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+        return {
+            name
+            for name, gradient in zip(parameters, gradients, strict=True)
+            if gradient is not None
+        }

@@ -39,12 +39,15 @@ def take_step(
         clip_norm: largest norm of the gradient; None: any.
 
     Returns:
-        The weighted sum of the losses as "total", and each loss by name, scalars on the device: nothing is read back.
+        The weighted sum of the losses as "total", and each loss by name, scalars on the device:
+        nothing is read back.
     """
     rows = rows[fabric.global_rank :: fabric.world_size]
     batch = samples.take(rows)
     losses = method(TrainingBatch(masks.apply(batch), batch.targets, samples.context(rows)))
-    total = sum((weight * value for weight, value in losses.values()), torch.zeros((), device=rows.device))
+    total = sum(
+        (weight * value for weight, value in losses.values()), torch.zeros((), device=rows.device)
+    )
     optimizer.zero_grad(set_to_none=True)
     fabric.backward(total)
     if clip_norm:
@@ -62,18 +65,23 @@ def make_optimizer(
         method: with the parameters.
         settings: of the training.
         fused: all parameters in one kernel instead of a dozen calls for each.
-        captured: steps are recorded and replayed: the learning rate is a tensor, whose value may change between replays.
+        captured: steps are recorded and replayed: the learning rate is a tensor, whose value may
+            change between replays.
     """
     parameters = list(method.parameters())
     device = parameters[0].device
     lr = torch.tensor(settings.lr, device=device) if captured else settings.lr
     optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
     capturable = captured and device.type == "cuda"  # elsewhere nothing is captured but in tests
-    return optimizer_class(parameters, lr=lr, weight_decay=settings.weight_decay, fused=fused, capturable=capturable)
+    return optimizer_class(
+        parameters, lr=lr, weight_decay=settings.weight_decay, fused=fused, capturable=capturable
+    )
 
 
 def rate_schedule(settings: TrainingSettings, steps: int) -> Callable[[int], float]:
-    """Return the factor of the learning rate by step: a linear warm-up, then constant, cosine or linear over the remaining steps."""
+    """Return the factor of the learning rate by step: a linear warm-up, then constant, cosine or
+    linear over the remaining steps.
+    """
     warmup = round(settings.warmup * steps)
 
     def factor(step: int) -> float:

@@ -12,8 +12,12 @@ import numpy as np
 COUNTS = {"train": 12, "valid": 4, "test": 6}
 
 
-def sequences(count: int, frames: int, width: int, seed: int, left: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """(N, T, d) padded with zeros, without a zero frame inside the length, and the lengths; some are full."""
+def sequences(
+    count: int, frames: int, width: int, seed: int, left: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N, T, d) padded with zeros, without a zero frame inside the length, and the lengths; some
+    are full.
+    """
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, frames + 1, count)
     lengths[0], lengths[-1] = frames, max(1, frames - 1)
@@ -35,7 +39,9 @@ def mmsa(aligned: bool = False) -> dict[str, dict[str, Any]]:
         part: dict[str, Any] = {
             "id": np.array([f"vid{row // 3}{split}$_${row % 3}" for row in range(n)]),
             "raw_text": np.array(["words"] * n),
-            "annotations": np.array([("Negative", "Neutral", "Positive")[int(s) + 1] for s in np.sign(score)]),
+            "annotations": np.array(
+                [("Negative", "Neutral", "Positive")[int(s) + 1] for s in np.sign(score)]
+            ),
             "text": text,
             "text_bert": bert,
             "classification_labels": np.sign(score) + 1,
@@ -72,7 +78,12 @@ def mult(left: bool = False, questions: bool = False) -> dict[str, dict[str, Any
             "audio": rng.normal(size=(n, 7, 3)).astype(np.float32) * inside[..., None],
             "vision": rng.normal(size=(n, 7, 2)).astype(np.float32) * inside[..., None],
             "labels": labels,
-            "id": np.array([[f"v{row // 3}{split}".encode(), f"{10 - row % 3}.5".encode(), b"99"] for row in range(n)]),
+            "id": np.array(
+                [
+                    [f"v{row // 3}{split}".encode(), f"{10 - row % 3}.5".encode(), b"99"]
+                    for row in range(n)
+                ]
+            ),
         }
     return data
 
@@ -81,7 +92,9 @@ WORDS = ("good", "bad", "Film", "umm", "sp")
 
 
 def mag(words: str = "strings") -> dict[str, list[Any]]:
-    """MAG's lists. `words`: "strings", "ids" (no words), "misa" (ids and raw words) or "vectors"."""
+    """MAG's lists. `words`: "strings", "ids" (no words), "misa" (ids and raw words) or
+    "vectors".
+    """
     data: dict[str, list[Any]] = {}
     for seed, (split, n) in enumerate({"train": 12, "dev": 4, "test": 6}.items()):
         rng = np.random.default_rng(seed)
@@ -98,13 +111,17 @@ def mag(words: str = "strings") -> dict[str, list[Any]]:
             inputs: tuple[Any, ...] = (language, visual, acoustic)
             if words == "misa":
                 inputs += ([WORDS[c] for c in chosen],)
-            part.append((inputs, np.array([[rng.uniform(-3, 3)]]), f"vid{row // 3}{split}[{row % 3}]"))
+            part.append(
+                (inputs, np.array([[rng.uniform(-3, 3)]]), f"vid{row // 3}{split}[{row % 3}]")
+            )
         data[split] = part
     return data
 
 
 def glove(path: Path) -> Path:
-    """Vectors of three of the five words ("Film" in lower case only), and of a token with a space."""
+    """Vectors of three of the five words ("Film" in lower case only), and of a token with a
+    space.
+    """
     path.write_text("good 1 0 0 0.5\nbad 0 1 0 0.5\nfilm 0 0 1 0.5\nat name@domain.com 9 9 9 9\n")
     return path
 

@@ -44,7 +44,9 @@ def write(path: Path, data: dict[str, np.ndarray]) -> Path:
             for key, x in data.items():
                 file[key] = x.astype(object) if x.dtype.kind == "U" else x
     else:
-        save_file({key: np.ascontiguousarray(x) for key, x in data.items() if x.dtype.kind != "U"}, path)
+        save_file(
+            {key: np.ascontiguousarray(x) for key, x in data.items() if x.dtype.kind != "U"}, path
+        )
     return path
 
 
@@ -90,7 +92,10 @@ def test_a_mask_of_its_own_decides(tmp_path: Path) -> None:
     train = dataset.split("train")
     assert dataset.missing_rule["speech"] == "array speech_present"
     assert dataset.missing_rule["gaze"] == "all-zero frames inside the length"
-    assert train.present["speech"][:2].tolist() == [[True, True, False, True, True, True], [True] * 6]
+    assert train.present["speech"][:2].tolist() == [
+        [True, True, False, True, True, True],
+        [True] * 6,
+    ]
     assert train.present["personality"].ravel().tolist() == [False] + [True] * 9
     assert not train.frames["speech"][0, 2].any()
 
@@ -112,7 +117,9 @@ def test_sequences_of_integers_are_a_modality(tmp_path: Path, kind: type, suffix
     data["codes"] = np.arange(40).reshape(20, 2).astype(kind)
     dataset = load_dataset(write(tmp_path / f"mine{suffix}", data))
     assert set(dataset.modalities) == {"speech", "gaze", "pulse", "personality", "pixels"}
-    np.testing.assert_array_equal(dataset.split("train").frames["pixels"], data["pixels"][:10].astype(np.float32))
+    np.testing.assert_array_equal(
+        dataset.split("train").frames["pixels"], data["pixels"][:10].astype(np.float32)
+    )
     assert "left out: codes" in dataset.notes
 
 
@@ -123,9 +130,13 @@ def test_one_hot_labels_are_noted(tmp_path: Path) -> None:
     assert noted.split("train").labels.shape == (10, 3)
     assert [note for note in noted.notes if "yes/no answers" in note and "labels.argmax(1)" in note]
     data["labels"][0] = 1  # real questions: two answers of one sample are yes
-    assert not any("argmax" in note for note in load_dataset(write(tmp_path / "mine.npz", data)).notes)
+    assert not any(
+        "argmax" in note for note in load_dataset(write(tmp_path / "mine.npz", data)).notes
+    )
     data["labels"] = np.eye(2, dtype=int)[np.arange(20) % 2]
-    assert not any("argmax" in note for note in load_dataset(write(tmp_path / "mine.npz", data)).notes)
+    assert not any(
+        "argmax" in note for note in load_dataset(write(tmp_path / "mine.npz", data)).notes
+    )
 
 
 def test_without_a_split_groups_stay_together(tmp_path: Path) -> None:
@@ -137,12 +148,18 @@ def test_without_a_split_groups_stay_together(tmp_path: Path) -> None:
     assert sum(map(len, people.values())) == 30
     for split, share in (("train", 0.7), ("valid", 0.15), ("test", 0.15)):
         assert abs(len(dataset.split(split)) - 60 * share) <= 2  # a person's samples
-    assert not people["train"] & people["valid"] | people["train"] & people["test"] | people["valid"] & people["test"]
+    assert (
+        not people["train"] & people["valid"]
+        | people["train"] & people["test"]
+        | people["valid"] & people["test"]
+    )
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".h5", ".safetensors"])
 def test_without_targets(tmp_path: Path, suffix: str) -> None:
-    """All samples are together where there is no `split` either; what there is besides is read as ever."""
+    """All samples are together where there is no `split` either; what there is besides is read as
+    ever.
+    """
     data = arrays()
     for key in ("labels", "scores", "split"):
         del data[key]
@@ -176,8 +193,14 @@ def test_the_number_of_samples_where_no_target_tells(tmp_path: Path) -> None:
     path = tmp_path / "mine.npz"
     speech, face = np.ones((5, 3, 2)), np.ones((4, 2))
     for data, words in (
-        ({"speech": speech, "face": face}, r"\(speech 5, face 4\); add an array `ids`, one for each sample"),
-        ({"ids": np.arange(5), "speech": speech, "lengths": np.ones(4)}, r"array lengths has shape \(4,\), expected 5"),
+        (
+            {"speech": speech, "face": face},
+            r"\(speech 5, face 4\); add an array `ids`, one for each sample",
+        ),
+        (
+            {"ids": np.arange(5), "speech": speech, "lengths": np.ones(4)},
+            r"array lengths has shape \(4,\), expected 5",
+        ),
         ({"ids": np.arange(3), "speech": speech}, "array speech has 5 rows for 3 samples"),
         ({"codes": np.arange(4)}, "no modality: no "),
         ({"labels": np.int64(3), "speech": speech}, "array labels is a single value"),
@@ -197,7 +220,10 @@ def test_clips_of_a_video_are_dealt_to_one_split(tmp_path: Path) -> None:
     dataset = load_dataset(write(tmp_path / "data.npz", arrays))
     videos = [set(split.groups["video"].tolist()) for split in dataset.splits.values()]
     assert sum(map(len, videos)) == len(set.union(*videos)) == 20
-    assert "no split is named: dealt to train/valid/test as 70/15/15 % by video, seed 0" in dataset.notes
+    assert (
+        "no split is named: dealt to train/valid/test as 70/15/15 % by video, seed 0"
+        in dataset.notes
+    )
 
 
 @pytest.mark.parametrize(
@@ -205,7 +231,10 @@ def test_clips_of_a_video_are_dealt_to_one_split(tmp_path: Path) -> None:
     [
         (lambda d: [d.pop("labels"), d.pop("scores")], "an array `scores` or `labels` is needed"),
         (lambda d: [d.pop(k) for k in ("speech", "gaze", "pulse", "personality")], "no modality"),
-        (lambda d: d.update(split=np.array(["train"] * 19 + ["later"])), "array split holds 'later'"),
+        (
+            lambda d: d.update(split=np.array(["train"] * 19 + ["later"])),
+            "array split holds 'later'",
+        ),
         (lambda d: d.update(person=np.arange(5)), r"array person has shape \(5,\)"),
         (
             lambda d: d.update(video=np.ones((20, 4, 2))),
@@ -217,13 +246,18 @@ def test_clips_of_a_video_are_dealt_to_one_split(tmp_path: Path) -> None:
         ),
         (lambda d: d.update(scores=np.full(20, np.nan)), "NaN"),
         (lambda d: d.update(class_names=np.array(["low", "high"])), "label 2 is out of range"),
-        (lambda d: d.update(speech_lengths=np.full(20, 7)), "lengths run from 7 to 7, but the array holds 6"),
+        (
+            lambda d: d.update(speech_lengths=np.full(20, 7)),
+            "lengths run from 7 to 7, but the array holds 6",
+        ),
         (lambda d: d.update(speech_present=np.ones((20, 3))), "speech_present has shape"),
         (lambda d: d.update(personality=np.ones((20, 5))), "constant"),
         (lambda d: d.update(personality=np.full((20, 5), np.nan)), "no frame of it is present"),
         (lambda d: d.update(personality=np.zeros((20, 0))), "zero width"),
         (
-            lambda d: d.update(split=np.array([0] * 20), ids=np.array(["a"] * 20), labels=np.array(-np.ones(20))),
+            lambda d: d.update(
+                split=np.array([0] * 20), ids=np.array(["a"] * 20), labels=np.array(-np.ones(20))
+            ),
             "labels must be",
         ),
     ],
@@ -264,7 +298,9 @@ def test_truncated_files_are_one_line(tmp_path: Path, suffix: str) -> None:
 
 def npy(shape: tuple[int, ...], kind: str, data: bytes) -> bytes:
     file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": kind, "fortran_order": False, "shape": shape}
+    )
     return file.getvalue() + data
 
 

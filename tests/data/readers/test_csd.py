@@ -17,7 +17,9 @@ VIDEOS = {"train": ["a", "b"], "valid": ["c"], "test": ["d"]}
 
 
 def folder(path: Path) -> tuple[Path, Path]:
-    """Four videos of two segments [0, 2) and [2, 4) seconds, four words of 1 s each, audio at 10 Hz, vision at 2 Hz."""
+    """Four videos of two segments [0, 2) and [2, 4) seconds, four words of 1 s each, audio at 10
+    Hz, vision at 2 Hz.
+    """
     data = path / "mosi"
     data.mkdir()
     rng = np.random.default_rng(0)
@@ -29,12 +31,19 @@ def folder(path: Path) -> tuple[Path, Path]:
         audio[video] = np.stack([start, rng.normal(size=40)], 1), np.stack([start, start + 0.1], 1)
         start = np.arange(8) / 2
         vision[video] = rng.normal(size=(8, 2)), np.stack([start, start + 0.5], 1)
-        labels[video] = np.array([[number - 2.0], [number - 1.0]]), np.array([[0.0, 2.0], [2.0, 4.0]])
+        labels[video] = (
+            np.array([[number - 2.0], [number - 1.0]]),
+            np.array([[0.0, 2.0], [2.0, 4.0]]),
+        )
     csd_file(data / "CMU_MOSI_TimestampedWordVectors_1.1.csd", "glove_vectors", words)
     csd_file(data / "CMU_MOSI_COVAREP.csd", "COVAREP", audio)
     csd_file(data / "CMU_MOSI_Visual_Facet_42.csd", "FACET_4.2", vision)
     csd_file(data / "CMU_MOSI_Opinion_Labels.csd", "Opinion Segment Labels", labels)
-    csd_file(data / "CMU_MOSI_TimestampedWords.csd", "words", {"a": (np.array([[b"hello"]]), np.array([[0.0, 1.0]]))})
+    csd_file(
+        data / "CMU_MOSI_TimestampedWords.csd",
+        "words",
+        {"a": (np.array([[b"hello"]]), np.array([[0.0, 1.0]]))},
+    )
     folds = path / "folds.json"
     folds.write_text(json.dumps(VIDEOS))
     return data, folds
@@ -58,9 +67,18 @@ def test_frames_are_averaged_over_the_words_of_each_segment(tmp_path: Path) -> N
         for word in range(2):
             second = 2 * clip + word
             frames = vision[2 * second : 2 * second + 2]
-            np.testing.assert_allclose(train.frames["vision"][clip, word], frames.mean(0), rtol=1e-5)
-            # Rounding may let a frame of 0.1 s touch its neighbour's second; the mean start stays within one frame.
-            assert abs(train.frames["audio"][clip, word, 0] - audio[10 * second : 10 * second + 10, 0].mean()) < 0.1
+            np.testing.assert_allclose(
+                train.frames["vision"][clip, word], frames.mean(0), rtol=1e-5
+            )
+            # Rounding may let a frame of 0.1 s touch its neighbour's second; the mean start stays
+            # within one frame.
+            assert (
+                abs(
+                    train.frames["audio"][clip, word, 0]
+                    - audio[10 * second : 10 * second + 10, 0].mean()
+                )
+                < 0.1
+            )
 
 
 def test_average_takes_the_frames_that_overlap() -> None:
@@ -68,7 +86,9 @@ def test_average_takes_the_frames_that_overlap() -> None:
     spans = np.array([[0, 1], [1, 2], [2, 3], [3, 4]], np.float64)
     sequence = csd.Sequence("x", 0, {"v": (features, spans)})
     intervals = np.array([[0, 1], [0.5, 2.5], [1, 3], [9, 10], [3.9, 99]])
-    assert csd.average(sequence, "v", intervals).ravel().tolist() == pytest.approx([1, 7 / 3, 3, 0, 8])
+    assert csd.average(sequence, "v", intervals).ravel().tolist() == pytest.approx(
+        [1, 7 / 3, 3, 0, 8]
+    )
     assert csd.average(sequence, "absent", intervals).tolist() == [[0]] * 5
 
 
@@ -101,7 +121,11 @@ def test_after_the_sdk_aligned_frames_are_taken_as_they_are(tmp_path: Path) -> N
             words[f"{video}[{clip}]"] = rng.normal(size=(n, 3)), span
             labels[f"{video}[{clip}]"] = np.array([[clip / 10, 1, 0, 0, 0, 0, 0]]), span[:1]
     csd_file(data / "glove_vectors.csd", "glove_vectors", words)
-    csd_file(data / "COAVAREP.csd", "COAVAREP", {key: (x[:, :2] + 0.5, span) for key, (x, span) in words.items()})
+    csd_file(
+        data / "COAVAREP.csd",
+        "COAVAREP",
+        {key: (x[:, :2] + 0.5, span) for key, (x, span) in words.items()},
+    )
     csd_file(data / "All Labels.csd", "All Labels", labels)
     folds = tmp_path / "folds.json"
     folds.write_text(json.dumps({"train": ["a", "b"], "dev": ["c"], "test": ["d"]}))
@@ -147,7 +171,10 @@ def test_of_nested_frames_only_those_that_overlap_are_averaged() -> None:
     features = np.array([[1.0], [2.0], [4.0]], np.float32)
     spans = np.array([[0, 9], [1, 2], [5, 6]], np.float64)
     sequence = csd.Sequence("x", 0, {"v": (features, spans)})
-    assert csd.average(sequence, "v", np.array([[4, 5.5], [1.5, 3.0]])).ravel().tolist() == [2.5, 1.5]
+    assert csd.average(sequence, "v", np.array([[4, 5.5], [1.5, 3.0]])).ravel().tolist() == [
+        2.5,
+        1.5,
+    ]
 
 
 def test_segments_take_the_frames_whose_middle_they_hold() -> None:
@@ -169,7 +196,9 @@ def test_overlapping_segments_are_counted_before_they_are_copied(
     labels = {v: (np.zeros((5000, 1)), np.tile([[0.0, 4.0]], (5000, 1))) for v in "abcd"}
     csd_file(data / "CMU_MOSI_Opinion_Labels.csd", "Opinion Segment Labels", labels)
     monkeypatch.setattr("corrkd.memory.available_memory", lambda: 1_000_000)
-    with pytest.raises(CorrKDError, match=r"the segments of video a: needs 1.9 MB of memory, 1.0 MB are free"):
+    with pytest.raises(
+        CorrKDError, match=r"the segments of video a: needs 1.9 MB of memory, 1.0 MB are free"
+    ):
         load_dataset(data, folds=folds)
 
 

@@ -62,7 +62,9 @@ def link_to_itself(file: h5py.File) -> None:
 
 
 def many_names(file: h5py.File) -> None:
-    file.create_dataset("gaze", (24, 1_000_000), "f4", chunks=(1, 10_000))  # never written: a few bytes in the file
+    file.create_dataset(
+        "gaze", (24, 1_000_000), "f4", chunks=(1, 10_000)
+    )  # never written: a few bytes in the file
     for number in range(300):
         file[f"gaze{number}"] = file["gaze"]
 
@@ -83,7 +85,9 @@ def compound(file: h5py.File) -> None:
         (compound, "only numbers, booleans and strings are read"),
     ],
 )
-def test_hdf5_that_reaches_out_or_explodes(tmp_path: Path, add: Callable[[h5py.File], object], words: str) -> None:
+def test_hdf5_that_reaches_out_or_explodes(
+    tmp_path: Path, add: Callable[[h5py.File], object], words: str
+) -> None:
     path = h5(tmp_path / "set.h5", add)
     out = tmp_path / "out.safetensors"
     with pytest.raises(CorrKDError, match=words):
@@ -92,7 +96,9 @@ def test_hdf5_that_reaches_out_or_explodes(tmp_path: Path, add: Callable[[h5py.F
 
 
 def test_strings_that_share_a_long_text_are_counted(tmp_path: Path) -> None:
-    """The file holds the text once: each string of its 24 is 16 bytes, which say where in the file it is."""
+    """The file holds the text once: each string of its 24 is 16 bytes, which say where in the file
+    it is.
+    """
     with h5py.File(tmp_path / "set.h5", "w") as file:
         file["speech"] = np.ones((3000, 3))
         ids = file.create_dataset("ids", (3000,), h5py.string_dtype())
@@ -114,7 +120,9 @@ def test_a_second_name_in_the_same_group_is_followed(tmp_path: Path) -> None:
         file["face"] = h5py.SoftLink("speech")
 
     dataset = load_dataset(h5(tmp_path / "set.h5", add))
-    np.testing.assert_array_equal(dataset.split("train").frames["face"], dataset.split("train").frames["speech"])
+    np.testing.assert_array_equal(
+        dataset.split("train").frames["face"], dataset.split("train").frames["speech"]
+    )
 
 
 @pytest.mark.parametrize("where", ["root", "video", "features"])
@@ -130,7 +138,9 @@ def test_csd_that_reaches_out(tmp_path: Path, where: str) -> None:
             file["COVAREP/data/d"] = link
         else:
             del file["COVAREP/data/a/features"]
-            file["COVAREP/data/a/features"] = h5py.ExternalLink("Labels.csd", "/Labels/data/a/features")
+            file["COVAREP/data/a/features"] = h5py.ExternalLink(
+                "Labels.csd", "/Labels/data/a/features"
+            )
     with pytest.raises(CorrKDError, match="is a link to another file"):
         load_dataset(tmp_path, targets=False)
 
@@ -138,13 +148,25 @@ def test_csd_that_reaches_out(tmp_path: Path, where: str) -> None:
 def test_csd_of_other_widths_names_file_and_video(tmp_path: Path) -> None:
     spans = np.array([[0.0, 1.0]])
     csd_file(tmp_path / "Labels.csd", "Labels", {v: (np.ones((1, 1)), spans) for v in "ab"})
-    csd_file(tmp_path / "FACET.csd", "FACET", {"a": (np.ones((1, 3)), spans), "b": (np.ones((1, 4)), spans)})
+    csd_file(
+        tmp_path / "FACET.csd",
+        "FACET",
+        {"a": (np.ones((1, 3)), spans), "b": (np.ones((1, 4)), spans)},
+    )
     with pytest.raises(
-        CorrKDError, match=r"FACET\.csd: video a has numbers of width 3, video b has numbers of width 4"
+        CorrKDError,
+        match=r"FACET\.csd: video a has numbers of width 3, video b has numbers of width 4",
     ):
         load_dataset(tmp_path, targets=False)
-    csd_file(tmp_path / "FACET.csd", "FACET", {"a": (np.ones((1, 1)), spans), "b": (np.array([[b"word"]]), spans)})
-    with pytest.raises(CorrKDError, match=r"FACET\.csd: video a has numbers of width 1, video b has words of width 1"):
+    csd_file(
+        tmp_path / "FACET.csd",
+        "FACET",
+        {"a": (np.ones((1, 1)), spans), "b": (np.array([[b"word"]]), spans)},
+    )
+    with pytest.raises(
+        CorrKDError,
+        match=r"FACET\.csd: video a has numbers of width 1, video b has words of width 1",
+    ):
         load_dataset(tmp_path, targets=False)
 
 
@@ -173,7 +195,8 @@ def test_a_vector_file_of_one_endless_line(tmp_path: Path) -> None:
 
 MEMORY = """
 import resource, sys
-resource.setrlimit(resource.RLIMIT_AS, ({limit} + int(open("/proc/self/statm").read().split()[0]) * 4096, -1))
+used = int(open("/proc/self/statm").read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, ({limit} + used, -1))
 from corrkd.data.load import load_dataset
 from corrkd.errors import CorrKDError
 try:
@@ -212,7 +235,9 @@ def empty_members(path: Path) -> Path:
     return path
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the size of a process from /proc")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="reads the size of a process from /proc"
+)
 @pytest.mark.parametrize(
     ("make", "suffix", "words"),
     [
@@ -220,14 +245,24 @@ def empty_members(path: Path) -> Path:
         (empty_members, ".npz", "refused: its list of members takes"),
     ],
 )
-def test_what_is_built_is_bounded(tmp_path: Path, make: Callable[[Path], Path], suffix: str, words: str) -> None:
+def test_what_is_built_is_bounded(
+    tmp_path: Path, make: Callable[[Path], Path], suffix: str, words: str
+) -> None:
     path = make(tmp_path / f"set{suffix}")
     assert words in reading(path, 2 << 30)
 
 
 def test_video_ids_take_linear_time() -> None:
-    """Tens of kilobytes that look like an id for long; a pattern with two greedy halves would try each pair of places."""
-    for text in ("[" * 40_000, "$_" * 40_000, "a[1" * 20_000, "[1]" * 20_000 + "x", "$_$" * 20_000 + "["):
+    """Tens of kilobytes that look like an id for long; a pattern with two greedy halves would try
+    each pair of places.
+    """
+    for text in (
+        "[" * 40_000,
+        "$_" * 40_000,
+        "a[1" * 20_000,
+        "[1]" * 20_000 + "x",
+        "$_$" * 20_000 + "[",
+    ):
         groups_from_ids([text] * 50)
     videos, clips = groups_from_ids(["a$_$b$_$3", "a[1]$_$10"]) or ((), ())
     assert (list(videos), list(clips)) == (["a$_$b", "a[1]"], [3, 10])
@@ -247,7 +282,9 @@ def test_a_long_header_is_not_parsed(tmp_path: Path) -> None:
     path = tmp_path / "set.safetensors"
     length = 20 << 20
     path.write_bytes(length.to_bytes(8, "little") + b"{" + b" " * (length - 2) + b"}")
-    with pytest.raises(CorrKDError, match=r"set.safetensors: refused: its header is longer than 17 MB"):
+    with pytest.raises(
+        CorrKDError, match=r"set.safetensors: refused: its header is longer than 17 MB"
+    ):
         load_dataset(path)
 
 
@@ -256,5 +293,7 @@ def test_numbers_that_numpy_does_not_have(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"audio": torch.zeros(4, 3, dtype=torch.bfloat16)}, tmp_path / "set.safetensors")
-    with pytest.raises(CorrKDError, match=r"set.safetensors: tensor 'audio' is BF16; save it as float32"):
+    with pytest.raises(
+        CorrKDError, match=r"set.safetensors: tensor 'audio' is BF16; save it as float32"
+    ):
         load_dataset(tmp_path / "set.safetensors")

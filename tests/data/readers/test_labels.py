@@ -58,19 +58,39 @@ def test_any_choice_is_read_or_one_line(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["emotion_labels", "EmotionLabels", "ratings", "annotation", "my_label", "utt_ids", "y", "moseiemotions"]
+    "key",
+    [
+        "emotion_labels",
+        "EmotionLabels",
+        "ratings",
+        "annotation",
+        "my_label",
+        "utt_ids",
+        "y",
+        "moseiemotions",
+    ],
 )
 def test_a_label_is_never_a_feature(tmp_path: Path, key: str) -> None:
     data = with_emotions(mmsa(), key)
-    assert load_dataset(write_pickle(tmp_path / "set.pkl", data)).modalities == ("language", "audio", "vision")
+    assert load_dataset(write_pickle(tmp_path / "set.pkl", data)).modalities == (
+        "language",
+        "audio",
+        "vision",
+    )
     for part, other in zip(mult().values(), data.values(), strict=True):
         part[key] = other[key]
-    arrays = {"speech": np.random.default_rng(0).normal(size=(20, 3)), key: np.ones((20, 6)), "scores": np.arange(20.0)}
+    arrays = {
+        "speech": np.random.default_rng(0).normal(size=(20, 3)),
+        key: np.ones((20, 6)),
+        "scores": np.arange(20.0),
+    }
     np.savez(tmp_path / "set.npz", **arrays)
     assert load_dataset(tmp_path / "set.npz").modalities == ("speech",)
 
 
-@pytest.mark.parametrize("key", ["emotion2vec", "audio_wav2vec2", "textures", "identity", "classical", "gaze"])
+@pytest.mark.parametrize(
+    "key", ["emotion2vec", "audio_wav2vec2", "textures", "identity", "classical", "gaze"]
+)
 def test_a_feature_is_no_label(key: str) -> None:
     assert not is_no_feature(key)
 
@@ -79,14 +99,18 @@ def test_emotions_merged_into_mmsa_can_be_chosen(tmp_path: Path) -> None:
     data = with_emotions(mmsa())
     path = write_pickle(tmp_path / "set.pkl", data)
     usual = load_dataset(path)
-    assert any("emotion_labels.happy" in note and "choose with --label" in note for note in usual.notes)
+    assert any(
+        "emotion_labels.happy" in note and "choose with --label" in note for note in usual.notes
+    )
     np.testing.assert_array_equal(usual.split("test").scores, data["test"]["regression_labels"])
     sad = load_dataset(path, label="sad")
     np.testing.assert_array_equal(sad.split("test").scores, data["test"]["emotion_labels"][:, 1])
     assert (sad.split("test").labels, sad.score_range, sad.class_names) == (None, None, ())
     everything = load_dataset(path, label="questions:emotion_labels")
     assert everything.question_names == tuple(EMOTIONS)
-    np.testing.assert_array_equal(everything.split("test").labels, data["test"]["emotion_labels"] > 0)
+    np.testing.assert_array_equal(
+        everything.split("test").labels, data["test"]["emotion_labels"] > 0
+    )
     with pytest.raises(CorrKDError, match=r"no label column 'joy'; it has .*emotion_labels\.happy"):
         load_dataset(path, label="joy")
     with pytest.raises(CorrKDError, match="scores are of one column"):
@@ -102,7 +126,9 @@ def test_emotions_in_mults_layout(tmp_path: Path, shape: tuple[int, ...]) -> Non
     path = write_pickle(tmp_path / "set.pkl", data)
     dataset = load_dataset(path)
     assert dataset.question_names == tuple(EMOTIONS)
-    np.testing.assert_array_equal(dataset.split("train").labels, tables["train"]["emotion_labels"] > 0)
+    np.testing.assert_array_equal(
+        dataset.split("train").labels, tables["train"]["emotion_labels"] > 0
+    )
     anger = load_dataset(path, label="anger").split("train").scores
     np.testing.assert_array_equal(anger, tables["train"]["emotion_labels"][:, 2])
 
@@ -121,20 +147,28 @@ def ratings(tmp_path: Path, **more: Any) -> Path:
 
 def test_several_ratings_have_to_be_chosen_from(tmp_path: Path) -> None:
     path = ratings(tmp_path)
-    with pytest.raises(CorrKDError, match=r"several label columns; choose with --label: scores\.0, scores\.1"):
+    with pytest.raises(
+        CorrKDError, match=r"several label columns; choose with --label: scores\.0, scores\.1"
+    ):
         load_dataset(path)
     table = np.load(path)["scores"]
-    np.testing.assert_array_equal(load_dataset(path, label="3").split("valid").scores, table[10:20, 3])
+    np.testing.assert_array_equal(
+        load_dataset(path, label="3").split("valid").scores, table[10:20, 3]
+    )
     asked = load_dataset(path, label="scores.0@4,scores.4@5")
     np.testing.assert_array_equal(asked.split("train").labels, table[:10, [0, 4]] > [4, 5])
     named = ratings(tmp_path, scores_names=np.array(["warm", "fair", "dull", "vivid", "funny"]))
-    np.testing.assert_array_equal(load_dataset(named, label="vivid").split("valid").scores, table[10:20, 3])
+    np.testing.assert_array_equal(
+        load_dataset(named, label="vivid").split("valid").scores, table[10:20, 3]
+    )
     assert load_dataset(named, targets=False).split("train").scores is None
 
 
 def test_a_column_in_two_arrays_has_to_be_named_in_full(tmp_path: Path) -> None:
     path = ratings(tmp_path, emotion=np.random.default_rng(1).random((30, 2)))
-    with pytest.raises(CorrKDError, match=r"label '1' is in several arrays: choose one of scores\.1, emotion\.1"):
+    with pytest.raises(
+        CorrKDError, match=r"label '1' is in several arrays: choose one of scores\.1, emotion\.1"
+    ):
         load_dataset(path, label="1")
     assert load_dataset(path, label="emotion.1").split("test").scores is not None
 
@@ -165,8 +199,12 @@ def test_two_values_are_two_classes(tmp_path: Path, layout: str, values: tuple[i
         path.mkdir()
         spans = np.array([[0.0, 1.0], [1.0, 2.0]])
         rng = np.random.default_rng(0)
-        csd_file(path / "COVAREP.csd", "COVAREP", {v: (rng.normal(size=(2, 3)), spans) for v in "abc"})
-        csd_file(path / "Labels.csd", "Labels", {v: (alternating(2)[:, None], spans) for v in "abc"})
+        csd_file(
+            path / "COVAREP.csd", "COVAREP", {v: (rng.normal(size=(2, 3)), spans) for v in "abc"}
+        )
+        csd_file(
+            path / "Labels.csd", "Labels", {v: (alternating(2)[:, None], spans) for v in "abc"}
+        )
         folds = tmp_path / "folds.json"
         folds.write_text('{"train": ["a"], "valid": ["b"], "test": ["c"]}')
     dataset = load_dataset(path, folds=folds)
@@ -179,12 +217,21 @@ def test_two_values_are_two_classes(tmp_path: Path, layout: str, values: tuple[i
 def test_words_are_classes_by_name(tmp_path: Path) -> None:
     words = np.array(["sad", "glad", "cross"])[np.arange(30) % 3]
     face = np.random.default_rng(0).normal(size=(30, 2))
-    np.savez(tmp_path / "set.npz", face=face, labels=words, split=np.repeat(["train", "valid", "test"], 10))
+    np.savez(
+        tmp_path / "set.npz",
+        face=face,
+        labels=words,
+        split=np.repeat(["train", "valid", "test"], 10),
+    )
     dataset = load_dataset(tmp_path / "set.npz")
     assert dataset.class_names == ("cross", "glad", "sad")
     for i, split in enumerate(("train", "valid", "test")):
-        assert [dataset.class_names[k] for k in dataset.split(split).labels] == words[10 * i : 10 * i + 10].tolist()
-    np.savez(tmp_path / "set.npz", face=face, labels=words, class_names=["sad", "glad", "cross", "calm"])
+        assert [dataset.class_names[k] for k in dataset.split(split).labels] == words[
+            10 * i : 10 * i + 10
+        ].tolist()
+    np.savez(
+        tmp_path / "set.npz", face=face, labels=words, class_names=["sad", "glad", "cross", "calm"]
+    )
     assert load_dataset(tmp_path / "set.npz").class_names == ("sad", "glad", "cross", "calm")
     np.savez(tmp_path / "set.npz", face=face, labels=np.array(["0", "2"])[np.arange(30) % 2])
     assert load_dataset(tmp_path / "set.npz").class_names == ()  # numbers in writing
@@ -210,14 +257,19 @@ def test_two_label_sequences(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     sentiment = {v: (rng.uniform(-3, 3, (2, 1)), spans) for v in "abc"}
     emotions = {v: (np.array([[0, 3, 0, 1, 0, 0], [2, 0, 1, 0, 0, 3.0]]), spans) for v in "abc"}
-    csd_file(folder / "COVAREP.csd", "COVAREP", {v: (rng.normal(size=(2, 3)), spans) for v in "abc"})
+    csd_file(
+        folder / "COVAREP.csd", "COVAREP", {v: (rng.normal(size=(2, 3)), spans) for v in "abc"}
+    )
     csd_file(folder / "CMU_MOSEI_LabelsSentiment.csd", "Sentiment Labels", sentiment)
     csd_file(folder / "CMU_MOSEI_LabelsEmotions.csd", "Emotion Labels", emotions)
     folds = tmp_path / "folds.json"
     folds.write_text('{"train": ["a"], "valid": ["b"], "test": ["c"]}')
     dataset = load_dataset(folder, folds=folds)
     np.testing.assert_allclose(dataset.split("test").scores, sentiment["c"][0][:, 0], rtol=1e-6)
-    assert any("read from CMU_MOSEI_LabelsSentiment.csd, not from CMU_MOSEI_LabelsEmotions" in n for n in dataset.notes)
+    assert any(
+        "read from CMU_MOSEI_LabelsSentiment.csd, not from CMU_MOSEI_LabelsEmotions" in n
+        for n in dataset.notes
+    )
     chosen = load_dataset(folder, folds=folds, label="happy,sad,fear")
     assert chosen.split("test").labels.tolist() == [[0, 1, 0], [1, 0, 1]]
     (folder / "CMU_MOSEI_LabelsSentiment.csd").rename(folder / "CMU_MOSEI_Labels.csd")
@@ -238,7 +290,11 @@ def test_one_hot_classes_are_not_moseis_columns(tmp_path: Path, width: int) -> N
 def test_a_csd_folder_with_emotions_alone_asks_which(tmp_path: Path) -> None:
     spans = np.array([[0.0, 1.0], [1.0, 2.0]])
     emotions = {v: (np.array([[0, 3, 0, 1, 0, 0], [2, 0, 1, 0, 0, 3.0]]), spans) for v in "abc"}
-    csd_file(tmp_path / "COVAREP.csd", "COVAREP", {v: (np.arange(6.0).reshape(2, 3), spans) for v in "abc"})
+    csd_file(
+        tmp_path / "COVAREP.csd",
+        "COVAREP",
+        {v: (np.arange(6.0).reshape(2, 3), spans) for v in "abc"},
+    )
     csd_file(tmp_path / "CMU_MOSEI_Emotions.csd", "Emotions", emotions)
     folds = tmp_path / "folds.json"
     folds.write_text('{"train": ["a"], "valid": ["b"], "test": ["c"]}')

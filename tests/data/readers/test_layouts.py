@@ -40,7 +40,11 @@ def test_a_single_clip_is_one_sample_to_be_predicted(tmp_path: Path) -> None:
     path = write_pickle(tmp_path / "clip_7.pkl", clip())
     sample = load_dataset(path, targets=False).split("all")
     assert sample.ids.tolist() == ["clip_7"]
-    assert {m: int(n[0]) for m, n in sample.lengths.items()} == {"language": 7, "audio": 30, "vision": 20}
+    assert {m: int(n[0]) for m, n in sample.lengths.items()} == {
+        "language": 7,
+        "audio": 30,
+        "vision": 20,
+    }
     np.testing.assert_array_equal(sample.frames["audio"][0], clip()["audio"].astype(np.float32))
     with pytest.raises(CorrKDError, match="a single clip without labels"):
         load_dataset(path)
@@ -91,7 +95,9 @@ def test_low_rank_fusion_by_emotion(tmp_path: Path) -> None:
 
     data = {"happy": of_emotion(), "sad": of_emotion()}
     path = write_pickle(tmp_path / "iemocap.pkl", data)
-    with pytest.raises(CorrKDError, match="a dataset for each of happy, sad; choose one with --label"):
+    with pytest.raises(
+        CorrKDError, match="a dataset for each of happy, sad; choose one with --label"
+    ):
         load_dataset(path)
     dataset = load_dataset(path, label="sad")
     assert dataset.split("test").labels.tolist() == data["sad"]["test"]["label"][:, 1].tolist()
@@ -110,7 +116,9 @@ def test_a_folder_of_three_list_files(tmp_path: Path, extra: bool) -> None:
     for split in COUNTS:
         assert dataset.split(split).ids.tolist() == expected.split(split).ids.tolist()
         for m in ("language", "audio", "vision"):
-            np.testing.assert_array_equal(dataset.split(split).frames[m], expected.split(split).frames[m])
+            np.testing.assert_array_equal(
+                dataset.split(split).frames[m], expected.split(split).frames[m]
+            )
     assert len(dataset.sha256) == 64
     write_pickle(folder / "valid.pkl", data["dev"])
     with pytest.raises(CorrKDError, match=r"dev\.pkl and valid\.pkl are both of split valid"):
@@ -120,10 +128,17 @@ def test_a_folder_of_three_list_files(tmp_path: Path, extra: bool) -> None:
 def test_a_folder_of_named_arrays(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for split, n in {"train": 12, "val": 5, "test": 6}.items():
-        arrays = {"acoustic": rng.normal(size=(n, 3)), "labels": rng.normal(size=n).astype(np.float32)}
+        arrays = {
+            "acoustic": rng.normal(size=(n, 3)),
+            "labels": rng.normal(size=n).astype(np.float32),
+        }
         write_pickle(tmp_path / f"mosei_{split}.pkl", arrays)
     dataset = load_dataset(tmp_path)
-    assert {split: len(part) for split, part in dataset.splits.items()} == {"train": 12, "valid": 5, "test": 6}
+    assert {split: len(part) for split, part in dataset.splits.items()} == {
+        "train": 12,
+        "valid": 5,
+        "test": 6,
+    }
     assert dataset.modalities == ("audio",)
     np.testing.assert_array_equal(dataset.split("test").scores, arrays["labels"])
 
@@ -131,14 +146,23 @@ def test_a_folder_of_named_arrays(tmp_path: Path) -> None:
 def test_named_arrays_in_a_pickle(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     lists = [rng.normal(size=(int(n), 3)) for n in rng.integers(1, 6, 20)]
-    data = {"acoustic": lists, "visual": rng.normal(size=(20, 4)), "scores": np.arange(20.0), "note": "made in May"}
+    data = {
+        "acoustic": lists,
+        "visual": rng.normal(size=(20, 4)),
+        "scores": np.arange(20.0),
+        "note": "made in May",
+    }
     dataset = load_dataset(write_pickle(tmp_path / "mine.pkl", data))
     assert dataset.layout == "pickled arrays"
     assert dataset.modalities == ("audio", "vision")
     assert "left out: note" in dataset.notes
     for part in dataset.splits.values():
-        for name, frames, length in zip(part.ids, part.frames["audio"], part.lengths["audio"], strict=True):
-            np.testing.assert_array_equal(frames[:length], lists[int(name.removeprefix("sample-"))].astype(np.float32))
+        for name, frames, length in zip(
+            part.ids, part.frames["audio"], part.lengths["audio"], strict=True
+        ):
+            np.testing.assert_array_equal(
+                frames[:length], lists[int(name.removeprefix("sample-"))].astype(np.float32)
+            )
 
 
 def test_words_in_csd_are_looked_up(tmp_path: Path) -> None:
@@ -148,7 +172,9 @@ def test_words_in_csd_are_looked_up(tmp_path: Path) -> None:
     spans = np.arange(4.0)[:, None] + [0.0, 1.0]
     text = np.array([[b"good"], [b"sp"], [b"Film"], [b"bad"]])
     csd_file(folder / "ModifiedTimestampedWords.csd", "words", dict.fromkeys("abc", (text, spans)))
-    csd_file(folder / "COVAREP.csd", "COVAREP", {v: (rng.normal(size=(4, 3)), spans) for v in "abc"})
+    csd_file(
+        folder / "COVAREP.csd", "COVAREP", {v: (rng.normal(size=(4, 3)), spans) for v in "abc"}
+    )
     labels = {v: (np.array([[1.0], [-2.0]]), np.array([[0.0, 2.0], [2.0, 4.0]])) for v in "abc"}
     csd_file(folder / "Opinion_Labels.csd", "Opinion Segment Labels", labels)
     folds = tmp_path / "folds.json"
@@ -167,7 +193,10 @@ def test_phones_are_no_words(tmp_path: Path) -> None:
     folder = tmp_path / "mosei"
     folder.mkdir()
     spans = np.arange(2.0)[:, None] + [0.0, 1.0]
-    for name, texts in (("TimestampedPhones", [b"AH", b"SP"]), ("TimestampedWords", [b"good", b"bad"])):
+    for name, texts in (
+        ("TimestampedPhones", [b"AH", b"SP"]),
+        ("TimestampedWords", [b"good", b"bad"]),
+    ):
         csd_file(folder / f"{name}.csd", name, {"a": (np.array(texts)[:, None], spans)})
     part = load_dataset(folder, glove=vectors, targets=False).split("all")
     assert part.frames["language"][0].tolist() == [[1, 0, 0, 0.5], [0, 1, 0, 0.5]]
@@ -178,9 +207,13 @@ def test_a_modality_that_a_fold_of_a_csd_folder_lacks(tmp_path: Path) -> None:
     folder.mkdir()
     spans = np.arange(2.0)[:, None] + [0.0, 1.0]
     rng = np.random.default_rng(0)
-    csd_file(folder / "COVAREP.csd", "COVAREP", {v: (rng.normal(size=(2, 3)), spans) for v in "abc"})
+    csd_file(
+        folder / "COVAREP.csd", "COVAREP", {v: (rng.normal(size=(2, 3)), spans) for v in "abc"}
+    )
     csd_file(folder / "FACET.csd", "FACET", {v: (rng.normal(size=(2, 4)), spans) for v in "ab"})
-    csd_file(folder / "Labels.csd", "Labels", {v: (np.array([[1.0], [-2.0]]), spans) for v in "abc"})
+    csd_file(
+        folder / "Labels.csd", "Labels", {v: (np.array([[1.0], [-2.0]]), spans) for v in "abc"}
+    )
     folds = tmp_path / "folds.json"
     folds.write_text('{"train": ["a"], "valid": ["b"], "test": ["c"]}')
     dataset = load_dataset(folder, folds=folds)
@@ -195,7 +228,9 @@ def test_files_without_labels_are_read_for_predictions(tmp_path: Path) -> None:
         del part["regression_labels"], part["classification_labels"], part["annotations"]
     for part in unlabelled["mult"].values():
         del part["labels"]
-    unlabelled["mag"] = {split: [(x, None, s) for x, _, s in part] for split, part in unlabelled["mag"].items()}
+    unlabelled["mag"] = {
+        split: [(x, None, s) for x, _, s in part] for split, part in unlabelled["mag"].items()
+    }
     labelled = {"mmsa": mmsa(), "mult": mult(), "mag": mag("vectors")}
     for name, data in unlabelled.items():
         path = write_pickle(tmp_path / f"{name}.pkl", data)
@@ -226,14 +261,18 @@ def test_token_ids_without_states_do_not_vanish(tmp_path: Path) -> None:
     data = mmsa()
     for part in data.values():
         del part["text"]
-    with pytest.raises(CorrKDError, match="holds text_bert, the ids of BERT's tokens, but no `text`"):
+    with pytest.raises(
+        CorrKDError, match="holds text_bert, the ids of BERT's tokens, but no `text`"
+    ):
         load_dataset(write_pickle(tmp_path / "set.pkl", data))
 
 
 @pytest.mark.parametrize("name", ["audio", "gaze"])
 def test_a_modality_with_a_row_too_few_is_an_error(tmp_path: Path, name: str) -> None:
     scores = np.arange(20.0)
-    np.savez(tmp_path / "set.npz", speech=np.ones((20, 3)), scores=scores, **{name: np.ones((19, 2))})
+    np.savez(
+        tmp_path / "set.npz", speech=np.ones((20, 3)), scores=scores, **{name: np.ones((19, 2))}
+    )
     with pytest.raises(CorrKDError, match=f"array {name} has 19 rows for 20 samples"):
         load_dataset(tmp_path / "set.npz")
     for data in (mmsa(), mult()):
@@ -260,7 +299,12 @@ def test_presence_of_whole_sequences(tmp_path: Path) -> None:
             part.present["speech"], np.repeat(expected[:, None], 5, 1) & part.exists("speech")
         )
         assert not part.frames["speech"][~expected].any()
-    np.savez(tmp_path / "set.npz", speech=np.ones((20, 5, 3)), speech_present=np.full(20, 0.5), scores=np.arange(20.0))
+    np.savez(
+        tmp_path / "set.npz",
+        speech=np.ones((20, 5, 3)),
+        speech_present=np.full(20, 0.5),
+        scores=np.arange(20.0),
+    )
     with pytest.raises(CorrKDError, match="speech_present holds values that are not true or false"):
         load_dataset(tmp_path / "set.npz")
 
@@ -271,7 +315,9 @@ def test_a_modality_that_a_split_lacks_is_missing_there(tmp_path: Path, left_out
     if left_out == "key":
         del data["test"]["audio"]
     else:
-        data["test"]["audio"] = np.full_like(data["test"]["audio"], 0 if left_out == "zeros" else np.nan)
+        data["test"]["audio"] = np.full_like(
+            data["test"]["audio"], 0 if left_out == "zeros" else np.nan
+        )
     full = load_dataset(write_pickle(tmp_path / "full.pkl", mmsa(aligned=True)))
     dataset = load_dataset(write_pickle(tmp_path / "set.pkl", data))
     test = dataset.split("test")

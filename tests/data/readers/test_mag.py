@@ -17,7 +17,9 @@ VECTORS = {"good": [1, 0, 0, 0.5], "bad": [0, 1, 0, 0.5], "Film": [0, 0, 1, 0.5]
 @pytest.mark.parametrize("words", ["strings", "misa"])
 def test_words_become_vectors(tmp_path: Path, words: str) -> None:
     data = mag(words)
-    dataset = load_dataset(write_pickle(tmp_path / "mosi.pkl", data), glove=glove(tmp_path / "glove.txt"))
+    dataset = load_dataset(
+        write_pickle(tmp_path / "mosi.pkl", data), glove=glove(tmp_path / "glove.txt")
+    )
     assert dataset.layout == "MAG"
     assert tuple(dataset.splits) == ("train", "valid", "test")
     assert any("no vector in glove.txt" in note for note in dataset.notes)
@@ -28,10 +30,14 @@ def test_words_become_vectors(tmp_path: Path, words: str) -> None:
             sentence = raw[0] if raw else language
             n = len(sentence)
             assert {m: x[row] for m, x in part.lengths.items()} == dict.fromkeys(part.frames, n)
-            np.testing.assert_array_equal(part.frames["language"][row, :n], [VECTORS.get(w, [0] * 4) for w in sentence])
+            np.testing.assert_array_equal(
+                part.frames["language"][row, :n], [VECTORS.get(w, [0] * 4) for w in sentence]
+            )
             assert part.present["language"][row, :n].tolist() == [w in VECTORS for w in sentence]
             np.testing.assert_array_equal(part.frames["vision"][row, :n], visual.astype(np.float32))
-            np.testing.assert_array_equal(part.frames["audio"][row, :n], acoustic.astype(np.float32))
+            np.testing.assert_array_equal(
+                part.frames["audio"][row, :n], acoustic.astype(np.float32)
+            )
             assert part.scores[row] == label[0, 0]
             assert part.ids[row] == segment
         assert part.groups["video"][0] == source[0][2].split("[")[0]
@@ -53,12 +59,17 @@ def test_words_without_glove_say_what_to_pass(tmp_path: Path, words: str) -> Non
 
 def test_word_ids_without_words(tmp_path: Path) -> None:
     with pytest.raises(CorrKDError, match=r"word ids.*--glove FILE"):
-        load_dataset(write_pickle(tmp_path / "mosi.pkl", mag("ids")), glove=glove(tmp_path / "glove.txt"))
+        load_dataset(
+            write_pickle(tmp_path / "mosi.pkl", mag("ids")), glove=glove(tmp_path / "glove.txt")
+        )
 
 
 def test_glove_reads_only_what_is_needed_and_tokens_with_spaces(tmp_path: Path) -> None:
     vectors = read_glove(glove(tmp_path / "glove.txt"), ["Film", "at name@domain.com", "unknown"])
-    assert {word: v.tolist() for word, v in vectors.items()} == {"Film": [0, 0, 1, 0.5], "at name@domain.com": [9] * 4}
+    assert {word: v.tolist() for word, v in vectors.items()} == {
+        "Film": [0, 0, 1, 0.5],
+        "at name@domain.com": [9] * 4,
+    }
 
 
 @pytest.mark.parametrize(
@@ -82,11 +93,17 @@ def test_a_bad_glove_file_is_one_line(tmp_path: Path, content: str, words: str) 
 def test_mosei_labels_of_seven_columns(tmp_path: Path) -> None:
     data = mag("vectors")
     for split, part in data.items():
-        data[split] = [(x, np.array([[y[0, 0], i % 3, 0, 0, 0, 0, i % 2]]), s) for i, (x, y, s) in enumerate(part)]
+        data[split] = [
+            (x, np.array([[y[0, 0], i % 3, 0, 0, 0, 0, i % 2]]), s)
+            for i, (x, y, s) in enumerate(part)
+        ]
     path = write_pickle(tmp_path / "mosei.pkl", data)
     dataset = load_dataset(path)
     assert dataset.split("train").scores.tolist() == [y[0, 0] for _, y, _ in data["train"]]
-    assert any("label.sentiment, label.happy" in note and "choose with --label" in note for note in dataset.notes)
+    assert any(
+        "label.sentiment, label.happy" in note and "choose with --label" in note
+        for note in dataset.notes
+    )
     happy = load_dataset(path, label="happy").split("train")
     assert (happy.scores.tolist(), happy.labels) == ([i % 3 for i in range(12)], None)
     asked = load_dataset(path, label="happy,fear")
@@ -125,8 +142,12 @@ def test_an_empty_split_is_left_out_with_a_note(tmp_path: Path) -> None:
 def test_of_several_columns_that_are_not_moseis_one_is_chosen(tmp_path: Path) -> None:
     data = mag("vectors")
     for split, part in data.items():
-        data[split] = [(features, np.array([[2.0, -1.5, 4.0]]), segment) for features, _, segment in part]
+        data[split] = [
+            (features, np.array([[2.0, -1.5, 4.0]]), segment) for features, _, segment in part
+        ]
     path = write_pickle(tmp_path / "set.pkl", data)
-    with pytest.raises(CorrKDError, match=r"several label columns; choose with --label: label.0, label.1, label.2"):
+    with pytest.raises(
+        CorrKDError, match=r"several label columns; choose with --label: label.0, label.1, label.2"
+    ):
         load_dataset(path)
     assert (load_dataset(path, label="1").split("train").scores == -1.5).all()

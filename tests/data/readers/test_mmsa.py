@@ -63,17 +63,29 @@ def test_frames_under_cls_and_sep_are_not_missing(tmp_path: Path) -> None:
     data["train"]["audio"][row, 2] = 0  # missing, in the middle
     data["train"]["vision"][row, 0] = 1  # so the audio at the first token could have been there
     other = next(r for r in range(12) if lengths[r] >= 5 and r != row)
-    data["train"]["audio"][other] = data["train"]["vision"][other] = 0  # nothing at all: missing from end to end
+    data["train"]["audio"][other] = data["train"]["vision"][other] = (
+        0  # nothing at all: missing from end to end
+    )
     dataset = load(tmp_path, data)
     train = dataset.split("train")
-    assert train.present["audio"][row].tolist()[: lengths[row]] == [False, True, False, *[True] * (lengths[row] - 3)]
+    assert train.present["audio"][row].tolist()[: lengths[row]] == [
+        False,
+        True,
+        False,
+        *[True] * (lengths[row] - 3),
+    ]
     assert not train.present["audio"][other].any()
     short = lengths < 3  # nothing but the two special tokens
-    assert train.naturally_incomplete().tolist() == [r in (row, other) or short[r] for r in range(12)]
+    assert train.naturally_incomplete().tolist() == [
+        r in (row, other) or short[r] for r in range(12)
+    ]
     assert not train.frames["audio"][~short, 0].any()
     for m in ("audio", "vision"):
         assert (train.present[m] <= train.exists(m)).all()
-        assert dataset.missing_rule[m] == "all-zero frames inside the length, but under [CLS] and [SEP]"
+        assert (
+            dataset.missing_rule[m]
+            == "all-zero frames inside the length, but under [CLS] and [SEP]"
+        )
     assert dataset.missing_rule["language"] == "all-zero frames inside the length"
     assert any(note.startswith("train: ") and "[CLS] or [SEP]" in note for note in dataset.notes)
 
@@ -97,7 +109,9 @@ def test_infinite_and_nan_become_zero_and_are_counted(tmp_path: Path) -> None:
     assert "vision: 1 nan values set to 0" in dataset.notes
     assert not dataset.split("train").present["audio"][0, 0]  # nothing of the frame is left
     assert dataset.split("test").present["vision"][0, 0]
-    assert all(np.isfinite(x).all() for part in dataset.splits.values() for x in part.frames.values())
+    assert all(
+        np.isfinite(x).all() for part in dataset.splits.values() for x in part.frames.values()
+    )
 
 
 def test_ch_sims(tmp_path: Path) -> None:
@@ -131,8 +145,12 @@ def test_left_padded_with_given_lengths_is_moved(tmp_path: Path) -> None:
     moved = load(tmp_path, data)
     assert moved.extra["padding"]["audio"] == "left"
     for split in COUNTS:
-        np.testing.assert_array_equal(moved.split(split).frames["audio"], wanted.split(split).frames["audio"])
-        np.testing.assert_array_equal(moved.split(split).present["audio"], wanted.split(split).present["audio"])
+        np.testing.assert_array_equal(
+            moved.split(split).frames["audio"], wanted.split(split).frames["audio"]
+        )
+        np.testing.assert_array_equal(
+            moved.split(split).present["audio"], wanted.split(split).present["audio"]
+        )
 
 
 def test_extra_modality_person_and_two_modalities(tmp_path: Path) -> None:
@@ -179,7 +197,10 @@ def test_classes_without_names_stay_unnamed(tmp_path: Path) -> None:
         (lambda p: p["classification_labels"].__setitem__(0, -1), "labels must be"),
         (lambda p: p["classification_labels"].__setitem__(0, 0.5), "whole numbers"),
         (lambda p: p["classification_labels"].__setitem__(0, 10**9), "out of range"),
-        (lambda p: p.update(regression_labels_T=p["regression_labels"]), "scores run from -3 to 3, beyond -1 to 1"),
+        (
+            lambda p: p.update(regression_labels_T=p["regression_labels"]),
+            "scores run from -3 to 3, beyond -1 to 1",
+        ),
         (lambda p: p["audio"].fill(np.nan), "no frame of it is present"),
         (lambda p: p["audio"].fill(3.0), "constant"),
         (lambda p: p["audio"].fill(0.0), "no frame of it is present"),
@@ -189,7 +210,10 @@ def test_classes_without_names_stay_unnamed(tmp_path: Path) -> None:
         (lambda p: p.update(audio=[[1.0]] * 12), "the array holds 1 frames"),
         (lambda p: p.update(id=p["id"][:5]), "5 ids for 12 samples"),
         (lambda p: p.pop("vision"), "another split has"),
-        (lambda p: [p.pop("regression_labels"), p.pop("classification_labels")], "neither scores nor labels"),
+        (
+            lambda p: [p.pop("regression_labels"), p.pop("classification_labels")],
+            "neither scores nor labels",
+        ),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, change, words: str) -> None:

@@ -17,7 +17,9 @@ def load(tmp_path: Path, data: object, protocol: int = 4):
 
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_either_padding_side_gives_the_same_kind_of_samples(tmp_path: Path, left: bool, protocol: int) -> None:
+def test_either_padding_side_gives_the_same_kind_of_samples(
+    tmp_path: Path, left: bool, protocol: int
+) -> None:
     data = mult(left)
     dataset = load(tmp_path, data, protocol)
     assert dataset.layout == "MulT"
@@ -59,7 +61,9 @@ def test_unaligned_lengths_are_inferred_by_modality(tmp_path: Path) -> None:
     dataset = load(tmp_path, data)
     assert dataset.split("train").frames["audio"].shape == (12, 9, 3)
     assert dataset.extra["lengths"]["audio"] == "inferred from all-zero margins of audio"
-    np.testing.assert_array_equal(dataset.split("train").lengths["audio"], dataset.split("train").lengths["vision"])
+    np.testing.assert_array_equal(
+        dataset.split("train").lengths["audio"], dataset.split("train").lengths["vision"]
+    )
 
 
 def test_iemocap_questions(tmp_path: Path) -> None:
@@ -95,7 +99,10 @@ def test_without_ids(tmp_path: Path) -> None:
         (lambda p: p.update(labels=np.ones((12, 4, 2))), "not one-hot"),
         (lambda p: p.update(labels=np.full((12, 4, 2), np.nan)), "NaN"),
         (lambda p: p.update(labels="nothing"), "not numbers"),
-        (lambda p: p.update(labels=np.zeros((12, 3))), "choose with --label: labels.0, labels.1, labels.2"),
+        (
+            lambda p: p.update(labels=np.zeros((12, 3))),
+            "choose with --label: labels.0, labels.1, labels.2",
+        ),
         (lambda p: p.update(text=np.zeros((12, 7, 9))), "another split has|no frame"),
     ],
 )

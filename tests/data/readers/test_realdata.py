@@ -48,29 +48,47 @@ def test_hazumi(hazumi_pickle: Path, real_data: Path, tmp_path: Path) -> None:
         assert part.order.tolist() == order[chosen].tolist()
         np.testing.assert_array_equal(part.scores, source["sentiment"][chosen])
     assert (
-        ~dataset.split("test").present["language"][np.arange(1476), dataset.split("test").lengths["language"] - 1]
+        ~dataset.split("test").present["language"][
+            np.arange(1476), dataset.split("test").lengths["language"] - 1
+        ]
     ).sum() == 191
-    assert not any(names for pairs in inspect(dataset).shared_groups.values() for names in pairs.values())
+    assert not any(
+        names for pairs in inspect(dataset).shared_groups.values() for names in pairs.values()
+    )
     convert(dataset, tmp_path / "hazumi.safetensors")
     again = load_dataset(tmp_path / "hazumi.safetensors")
-    np.testing.assert_array_equal(again.split("test").frames["vision"], dataset.split("test").frames["vision"])
+    np.testing.assert_array_equal(
+        again.split("test").frames["vision"], dataset.split("test").frames["vision"]
+    )
 
 
 def test_mosi(mosi_pickle: Path) -> None:
     dataset = load_dataset(mosi_pickle)
-    assert {split: len(part) for split, part in dataset.splits.items()} == {"train": 1284, "valid": 229, "test": 686}
+    assert {split: len(part) for split, part in dataset.splits.items()} == {
+        "train": 1284,
+        "valid": 229,
+        "test": 686,
+    }
     assert dataset.class_names == ("negative", "neutral", "positive")
     assert dataset.score_range == (-3.0, 3.0)
     assert dataset.widths == {"language": 384, "audio": 73}
     videos = {split: set(part.groups["video"]) for split, part in dataset.splits.items()}
-    assert {split: len(names) for split, names in videos.items()} == {"train": 52, "valid": 10, "test": 31}
+    assert {split: len(names) for split, names in videos.items()} == {
+        "train": 52,
+        "valid": 10,
+        "test": 31,
+    }
 
 
 def test_the_standard_folds_are_those_of_mosi(mosi_pickle: Path) -> None:
     from corrkd.data.readers import csd
 
     dataset = load_dataset(mosi_pickle)
-    where = {video: split for split, part in dataset.splits.items() for video in part.groups["video"].tolist()}
+    where = {
+        video: split
+        for split, part in dataset.splits.items()
+        for video in part.groups["video"].tolist()
+    }
     assert csd._folds("mosi", sorted(where), None) == where
 
 
@@ -84,10 +102,15 @@ def test_words(real_data: Path, tmp_path_factory: pytest.TempPathFactory, source
         rows = [int(name.removeprefix(source)) for name in part.groups["video"]]
         for m in dataset.modalities:
             kept = raw[f"{source}_{m}"][rows].any(2).sum(1)
-            assert part.present[m].sum(1).tolist() == kept.tolist()  # no frame is lost, none is invented
-        # Padding is what is empty in all modalities at once: the first and last frame of a sample are in one of them.
+            assert (
+                part.present[m].sum(1).tolist() == kept.tolist()
+            )  # no frame is lost, none is invented
+        # Padding is what is empty in all modalities at once: the first and last frame of a sample
+        # are in one of them.
         first = np.any([part.present[m][:, 0] for m in dataset.modalities], axis=0)
-        nothing = ~np.any([raw[f"{source}_{m}"][rows].any((1, 2)) for m in dataset.modalities], axis=0)
+        nothing = ~np.any(
+            [raw[f"{source}_{m}"][rows].any((1, 2)) for m in dataset.modalities], axis=0
+        )
         assert first.tolist() == (~nothing).tolist()
 
 
@@ -98,20 +121,31 @@ def real(real_data: Path, name: str) -> Path:
     return path
 
 
-def test_clips_of_csd_labels_are_numbered_in_the_order_of_the_file(real_data: Path, tmp_path: Path) -> None:
-    """As in GCNet's file, which numbers from 1: same labels at all 2,199 ids, 98 of them in videos whose rows are not sorted by time."""
+def test_clips_of_csd_labels_are_numbered_in_the_order_of_the_file(
+    real_data: Path, tmp_path: Path
+) -> None:
+    """As in GCNet's file, which numbers from 1: same labels at all 2,199 ids, 98 of them in videos
+    whose rows are not sorted by time.
+    """
     labels = real(real_data, "CMU_MOSI_Opinion_Labels.csd")
     ids, scores = safe_pickle.load(real(real_data, "gcnet_CMUMOSI_features_raw_2way.pkl"))[:2]
-    expected = {name: value for video in ids for name, value in zip(ids[video], scores[video], strict=True)}
+    expected = {
+        name: value for video in ids for name, value in zip(ids[video], scores[video], strict=True)
+    }
     folder = tmp_path / "mosi"
     folder.mkdir()
     (folder / labels.name).symlink_to(labels)
     sequence = read_sequence(labels)
     spans = {video: spans for video, (_, spans) in sequence.data.items()}
     csd_file(
-        folder / "COVAREP.csd", "COVAREP", {v: (np.arange(2.0 * len(s)).reshape(-1, 2), s) for v, s in spans.items()}
+        folder / "COVAREP.csd",
+        "COVAREP",
+        {v: (np.arange(2.0 * len(s)).reshape(-1, 2), s) for v, s in spans.items()},
     )
-    with_words = {video: (np.array([[b"good"], [b"bad"]])[np.arange(len(s)) % 2], s) for video, s in spans.items()}
+    with_words = {
+        video: (np.array([[b"good"], [b"bad"]])[np.arange(len(s)) % 2], s)
+        for video, s in spans.items()
+    }
     csd_file(folder / "Words.csd", "words", with_words)
     dataset = load_dataset(folder, glove=glove(tmp_path / "glove.txt"), targets=False)
     read = {}
@@ -122,7 +156,9 @@ def test_clips_of_csd_labels_are_numbered_in_the_order_of_the_file(real_data: Pa
     assert read.keys() == expected.keys()
     np.testing.assert_allclose([read[k] for k in expected], list(expected.values()), atol=1e-6)
     train = dataset.split("train")
-    video = train.groups["video"] == "VbQk4H8hgr0"  # its rows are not in the order of time, its samples' order is
+    video = (
+        train.groups["video"] == "VbQk4H8hgr0"
+    )  # its rows are not in the order of time, its samples' order is
     starts = spans["VbQk4H8hgr0"][[int(name.split("$_$")[1]) for name in train.ids[video]], 0]
     assert (np.diff(starts[np.argsort(train.order[video])]) >= 0).all()
     assert (np.diff(starts) < 0).any()
@@ -136,8 +172,14 @@ def test_words_with_times(real_data: Path, tmp_path: Path) -> None:
     vectors = tmp_path / "glove.txt"
     vectors.write_text("movie 1 0 0\nthe 0 1 0\n")
     dataset = load_dataset(folder, glove=vectors)
-    assert {split: len(part) for split, part in dataset.splits.items()} == {"train": 1284, "valid": 229, "test": 686}
-    frames = np.concatenate([part.frames["language"][part.present["language"]] for part in dataset.splits.values()])
+    assert {split: len(part) for split, part in dataset.splits.items()} == {
+        "train": 1284,
+        "valid": 229,
+        "test": 686,
+    }
+    frames = np.concatenate(
+        [part.frames["language"][part.present["language"]] for part in dataset.splits.values()]
+    )
     assert {tuple(frame) for frame in frames.tolist()} == {(1, 0, 0), (0, 1, 0)}
     with pytest.raises(CorrKDError, match="no modality"):
         load_dataset(folder)
@@ -151,7 +193,10 @@ def test_named_arrays_of_mosei(real_data: Path, tmp_path: Path) -> None:
         (folder / source.name).symlink_to(source)
     dataset = load_dataset(folder)
     assert dataset.widths == {"language": 768, "audio": 40, "vision": 35}
-    assert {split: len(part) for split, part in dataset.splits.items()} == {"valid": 264, "test": 658}
+    assert {split: len(part) for split, part in dataset.splits.items()} == {
+        "valid": 264,
+        "test": 658,
+    }
     assert dataset.extra["nonfinite"]["audio"]["inf"] == 653
     raw = safe_pickle.load(real(real_data, "mosei_named_arrays_test.pkl"))
     np.testing.assert_array_equal(dataset.split("test").scores, raw["labels"])
@@ -163,11 +208,18 @@ def test_pom(real_data: Path) -> None:
     with pytest.raises(CorrKDError, match="several label columns"):
         load_dataset(path)
     dataset = load_dataset(path, label="0")
-    assert {split: len(part) for split, part in dataset.splits.items()} == {"train": 600, "valid": 100, "test": 203}
+    assert {split: len(part) for split, part in dataset.splits.items()} == {
+        "train": 600,
+        "valid": 100,
+        "test": 203,
+    }
     found = inspect(dataset).splits["train"]
     assert found.modalities["vision"].missing_samples == pytest.approx(0.54, abs=0.005)
     assert make_target("auto", dataset).kind == "classes"
-    assert make_target("auto", load_dataset(path, label="questions:scores@3")).response_shape == (17, 2)
+    assert make_target("auto", load_dataset(path, label="questions:scores@3")).response_shape == (
+        17,
+        2,
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,7 +227,9 @@ def test_pom(real_data: Path) -> None:
     [
         ("gcnet_CMUMOSI_features_raw_2way.pkl", 1284, 686, "tertiles"),
         ("gcnet_IEMOCAP_features_raw_4way.pkl", None, 1241, "classes"),
-        pytest.param("merbench_cmumosei_label.npz", 16326, 4659, "tertiles", marks=pytest.mark.slow),
+        pytest.param(
+            "merbench_cmumosei_label.npz", 16326, 4659, "tertiles", marks=pytest.mark.slow
+        ),
         pytest.param("merbench_meld_label.npz", 9989, 2610, "classes", marks=pytest.mark.slow),
     ],
 )

@@ -1,4 +1,6 @@
-"""Tables and arrays in memory: every form gives the same dataset, and every refusal says what to write instead."""
+"""Tables and arrays in memory: every form gives the same dataset, and every refusal says what to
+write instead.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ NUM_SAMPLES = 24
 def records(seed: int = 0, *, count: int = NUM_SAMPLES) -> dict[str, Any]:
     """A dict of arrays with ragged frames, vectors, and every kind of missing value."""
     rng = np.random.default_rng(seed)
-    speech: list[Any] = [rng.normal(size=(rng.integers(1, 5), 3)).astype(np.float32) for _ in range(count)]
+    speech: list[Any] = [
+        rng.normal(size=(rng.integers(1, 5), 3)).astype(np.float32) for _ in range(count)
+    ]
     speech[1] = None
     speech[2][0] = np.nan
     form = rng.normal(size=(count, 2)).astype(np.float32)
@@ -48,12 +52,18 @@ def frame_of(data: dict[str, Any]) -> pd.DataFrame:
 
 
 def assert_same(a: MultimodalDataset, b: MultimodalDataset) -> None:
-    assert (a.modalities, a.class_names, list(a.splits)) == (b.modalities, b.class_names, list(b.splits))
+    assert (a.modalities, a.class_names, list(a.splits)) == (
+        b.modalities,
+        b.class_names,
+        list(b.splits),
+    )
     for split, expected in a.splits.items():
         other = b.splits[split]
         assert expected.ids.tolist() == other.ids.tolist()
         assert np.array_equal(expected.labels, other.labels)
-        assert {g: x.tolist() for g, x in expected.groups.items()} == {g: x.tolist() for g, x in other.groups.items()}
+        assert {g: x.tolist() for g, x in expected.groups.items()} == {
+            g: x.tolist() for g, x in other.groups.items()
+        }
         for m in a.modalities:
             assert np.allclose(expected.frames[m], other.frames[m])
             assert np.array_equal(expected.lengths[m], other.lengths[m])
@@ -65,7 +75,11 @@ def test_a_dict_of_arrays_marks_what_is_missing() -> None:
     assert (dataset.layout, dataset.name) == ("arrays in memory", "in-memory")
     assert dataset.class_names == ("calm", "happy", "sad")
     assert dataset.widths == {"speech": 3, "form": 2}
-    where = {name: (split, row) for split, part in dataset.splits.items() for row, name in enumerate(part.ids)}
+    where = {
+        name: (split, row)
+        for split, part in dataset.splits.items()
+        for row, name in enumerate(part.ids)
+    }
     split, row = where["001"]
     assert not dataset.splits[split].present["speech"][row].any()
     split, row = where["002"]
@@ -74,13 +88,16 @@ def test_a_dict_of_arrays_marks_what_is_missing() -> None:
     split, row = where["003"]
     assert not dataset.splits[split].present["form"][row].any()
     assert any(
-        note == "no split is named: dealt to train/valid/test as 70/15/15 % by person, seed 0" for note in dataset.notes
+        note == "no split is named: dealt to train/valid/test as 70/15/15 % by person, seed 0"
+        for note in dataset.notes
     )
     people = [set(part.groups["person"].tolist()) for part in dataset.splits.values()]
     assert not people[0] & people[1] | people[0] & people[2] | people[1] & people[2]
 
 
-@settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_every_form_holds_the_same_dataset(seed: int, tmp_path: Path) -> None:
     data = records(seed)
@@ -135,21 +152,29 @@ def test_what_datasets_says_of_its_classes_and_arrays(tmp_path: Path) -> None:
         dataset = load_dataset(source)
         assert dataset.class_names == ("positive", "negative")
         assert dataset.widths == {"audio": 2, "face": 3}
-        assert sum(int((~part.present["audio"]).all(1).sum()) for part in dataset.splits.values()) == 1
+        assert (
+            sum(int((~part.present["audio"]).all(1).sum()) for part in dataset.splits.values()) == 1
+        )
     chosen = made.select(range(8, -1, -1))  # an index over the rows
     assert len(load_dataset(chosen).splits) == 3
 
 
-def test_a_saved_dataset_is_read_without_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_saved_dataset_is_read_without_datasets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = pa.Table.from_pandas(frame_of(records()), preserve_index=False)
     with (
         pa.OSFile(str(tmp_path / "data-00000-of-00001.arrow"), "wb") as file,
         pa.ipc.new_stream(file, table.schema) as out,
     ):
         out.write_table(table)
-    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
+    (tmp_path / "state.json").write_text(
+        json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]})
+    )
     assert_same(load_dataset(tmp_path), load_dataset(records()))
-    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "../elsewhere.arrow"}]}))
+    (tmp_path / "state.json").write_text(
+        json.dumps({"_data_files": [{"filename": "../elsewhere.arrow"}]})
+    )
     with pytest.raises(CorrKDError, match="is no name of a file in its folder"):
         load_dataset(tmp_path)
 
@@ -160,7 +185,11 @@ def test_a_table_for_each_split_and_shards_as_on_the_hub(tmp_path: Path) -> None
     for split, part in parts.items():
         part.to_csv(tmp_path / f"{split}.csv", index=False)
     dataset = load_dataset(tmp_path)
-    assert {split: len(part) for split, part in dataset.splits.items()} == {"train": 16, "valid": 4, "test": 4}
+    assert {split: len(part) for split, part in dataset.splits.items()} == {
+        "train": 16,
+        "valid": 4,
+        "test": 4,
+    }
     assert_same(dataset, load_dataset(parts))
     hub = tmp_path / "hub" / "data"
     hub.mkdir(parents=True)
@@ -180,7 +209,9 @@ def test_a_sample_whose_frames_are_all_empty_lacks_the_modality() -> None:
 
 def test_a_modality_that_a_split_lacks_is_missing_there() -> None:
     frame = frame_of(records())
-    dataset = load_dataset({"train": frame[:14], "valid": frame[14:18], "test": frame[18:].drop(columns="speech")})
+    dataset = load_dataset(
+        {"train": frame[:14], "valid": frame[14:18], "test": frame[18:].drop(columns="speech")}
+    )
     assert not dataset.splits["test"].present["speech"].any()
     assert dataset.splits["train"].present["speech"].any()
 
@@ -190,7 +221,10 @@ def test_a_modality_that_a_split_lacks_is_missing_there() -> None:
     [
         (["audio_0", "audio_1", "text_0", "text_1"], {"language": 2, "audio": 2}),
         (["audio_pitch", "audio_mfcc_1", "AU01", "AU02"], {"audio": 2, "AU": 2}),
-        (["hubert_large_0", "hubert_large_1", "openface.AU01", "openface.AU02"], {"hubert_large": 2, "openface": 2}),
+        (
+            ["hubert_large_0", "hubert_large_1", "openface.AU01", "openface.AU02"],
+            {"hubert_large": 2, "openface": 2},
+        ),
         (["vision_gaze_x", "vision_gaze_y", "age", "Unnamed: 0"], {"vision": 2}),
         (["video_0", "video_1", "video_10", "video_2"], {"vision": 4}),
         (["egemaps[0]", "egemaps[1]", "feat12", "feat3"], {"egemaps": 2, "feat": 2}),
@@ -198,12 +232,16 @@ def test_a_modality_that_a_split_lacks_is_missing_there() -> None:
 )
 def test_a_prefix_is_a_modality(columns: list[str], modalities: dict[str, int]) -> None:
     rng = np.random.default_rng(0)
-    frame = pd.DataFrame({name: rng.normal(size=12) for name in columns} | {"label": np.arange(12) % 2})
+    frame = pd.DataFrame(
+        {name: rng.normal(size=12) for name in columns} | {"label": np.arange(12) % 2}
+    )
     assert load_dataset(frame).widths == modalities
 
 
 def test_numbered_columns_are_in_the_order_of_their_numbers() -> None:
-    frame = pd.DataFrame({f"audio_{index}": np.full(12, float(index)) + np.arange(12) for index in (10, 9, 0, 1)})
+    frame = pd.DataFrame(
+        {f"audio_{index}": np.full(12, float(index)) + np.arange(12) for index in (10, 9, 0, 1)}
+    )
     frame["y"] = np.arange(12) % 2
     dataset = load_dataset(frame)
     first = dataset.splits["train"].frames["audio"][0, 0]
@@ -235,7 +273,9 @@ def test_labels_by_any_name_and_number(
     for source in sources:
         dataset = load_dataset(source)
         assert dataset.class_names == names
-        found = np.concatenate([part.labels for part in dataset.splits.values() if part.labels is not None])
+        found = np.concatenate(
+            [part.labels for part in dataset.splits.values() if part.labels is not None]
+        )
         assert set(found.tolist()) == classes
 
 
@@ -245,7 +285,9 @@ def test_scores_questions_and_columns_to_choose() -> None:
     assert load_dataset({"audio": x, "score": scores}).splits["train"].scores is not None
     assert load_dataset({"audio": x, "y": scores}).splits["train"].scores is not None
     answers = np.stack([np.arange(12) % 2, np.arange(12) // 6], 1)
-    frame = pd.DataFrame(x, columns=["audio_0", "audio_1"]).assign(label_happy=answers[:, 0], label_sad=answers[:, 1])
+    frame = pd.DataFrame(x, columns=["audio_0", "audio_1"]).assign(
+        label_happy=answers[:, 0], label_sad=answers[:, 1]
+    )
     dataset = load_dataset(frame)
     assert dataset.question_names == ("happy", "sad")
     assert dataset.splits["train"].labels is not None
@@ -300,11 +342,17 @@ def test_mmsa_fets_label_file_names_its_clips(tmp_path: Path) -> None:
     frame.to_csv(tmp_path / "label.csv", index=False)
     dataset = load_dataset(tmp_path / "label.csv")
     assert dataset.splits["train"].ids[0] == "v0$_$0"
-    assert {split: len(part) for split, part in dataset.splits.items()} == {"train": 8, "valid": 4, "test": 4}
+    assert {split: len(part) for split, part in dataset.splits.items()} == {
+        "train": 8,
+        "valid": 4,
+        "test": 4,
+    }
 
 
 def test_a_spreadsheet_of_another_country(tmp_path: Path) -> None:
-    lines = ["\ufeffaudio_0;audio_1;label"] + [f"{row},5;{-row},25;{'ab'[row % 2]}" for row in range(12)]
+    lines = ["\ufeffaudio_0;audio_1;label"] + [
+        f"{row},5;{-row},25;{'ab'[row % 2]}" for row in range(12)
+    ]
     (tmp_path / "data.csv").write_text("\n".join(lines), encoding="utf-8")
     dataset = load_dataset(tmp_path / "data.csv")
     assert dataset.widths == {"audio": 2}
@@ -325,13 +373,22 @@ Y = np.arange(12) % 2
         ({"label": Y, "age": X[:, 0]}, "name columns of numbers by modality, as audio_0, audio_1"),
         ({"audio": X, "label": [None, *Y[1:].tolist()]}, r"1 of 12 rows have no label; .*dropna"),
         ({"audio": [[1.0, 2.0]] * 6 + [[[1.0, 2.0]]] * 6, "label": Y}, "make all lists of frames"),
-        ({"audio": [[[1.0, 2.0]]] * 6 + [[[1.0, 2.0, 3.0]]] * 6, "label": Y}, "frames are 2, 3 wide"),
+        (
+            {"audio": [[[1.0, 2.0]]] * 6 + [[[1.0, 2.0, 3.0]]] * 6, "label": Y},
+            "frames are 2, 3 wide",
+        ),
         ({"audio": ["a.wav"] * 12, "label": Y}, "no modality in audio, label"),
-        ({"audio": X[:2], "label": Y[:2]}, "2 groups or samples cannot be dealt to 3 splits; name the split"),
+        (
+            {"audio": X[:2], "label": Y[:2]},
+            "2 groups or samples cannot be dealt to 3 splits; name the split",
+        ),
         ({"audio": X, "label": Y, "split": ["train", "holdout"] * 6}, "allowed are train, valid"),
         ({"audio": 3.0, "label": Y}, "not one value for each sample"),
         ({"audio": X[:, :, None, None], "label": Y}, r"give numbers of \(samples, frames, width\)"),
-        ({"train": {"audio": X, "label": Y}, "dev": {"audio": X[:, :1], "label": Y}}, "1 or 2 wide"),
+        (
+            {"train": {"audio": X, "label": Y}, "dev": {"audio": X[:, :1], "label": Y}},
+            "1 or 2 wide",
+        ),
     ],
 )
 def test_a_refusal_says_what_to_write(source: Any, words: str) -> None:
@@ -360,14 +417,18 @@ def test_a_csv_that_is_none(text: str | bytes, words: str, tmp_path: Path) -> No
 
 def test_a_parquet_file_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
     zeros = pa.array(np.zeros(40_000_000))
-    pq.write_table(pa.table({"audio_0": zeros, "audio_1": zeros, "label": zeros}), tmp_path / "bomb.parquet")
+    pq.write_table(
+        pa.table({"audio_0": zeros, "audio_1": zeros, "label": zeros}), tmp_path / "bomb.parquet"
+    )
     with pytest.raises(CorrKDError, match="refused as a decompression bomb"):
         load_dataset(tmp_path / "bomb.parquet")
 
 
 @settings(deadline=None)
 @given(sizes=st.lists(st.integers(1, 9), min_size=3, max_size=40), seed=st.integers(0, 99))
-def test_dealing_keeps_groups_together_and_leaves_no_split_empty(sizes: list[int], seed: int) -> None:
+def test_dealing_keeps_groups_together_and_leaves_no_split_empty(
+    sizes: list[int], seed: int
+) -> None:
     members = np.repeat([f"g{index}" for index in range(len(sizes))], sizes)
     split = dealt(members, seed=seed)
     assert set(split) == {"train", "valid", "test"}

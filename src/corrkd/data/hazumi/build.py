@@ -1,4 +1,6 @@
-"""From Hazumi's dump files to a dataset: windows of exchanges, classes by tertiles, people in one split each."""
+"""From Hazumi's dump files to a dataset: windows of exchanges, classes by tertiles, people in one
+split each.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,15 @@ FloatArray = npt.NDArray[np.float32]
 # By split and corpus, the first session of each person.
 PEOPLE: Mapping[str, Mapping[str, str]] = {
     "train": {
-        "2010": ("F2002 F2003 F3001 F3003 F4001 F5001 F5003 M2003 M2004 M2005 M2006 M3001 M3002 M3005 M4003 M6001"),
+        "2010": (
+            "F2002 F2003 F3001 F3003 F4001 F5001 F5003 M2003 M2004 M2005 M2006 M3001 M3002 M3005 "
+            "M4003 M6001"
+        ),
         "2012": (
-            "F2005 F2006 F2007 F2009 F3001 F3003 F3004 F3006 F3007 F3009 F4001 F4002 F4003 F4004 F4005 "
-            "F4006 F4007 F4008 F4009 F4010 F4011 F5003 F5004 F5005 M2002 M2005 M3001 M3002 M3004 M3006 "
+            "F2005 F2006 F2007 F2009 F3001 F3003 F3004 F3006 F3007 F3009 F4001 F4002 F4003 F4004 "
+            "F4005 "
+            "F4006 F4007 F4008 F4009 F4010 F4011 F5003 F5004 F5005 M2002 M2005 M3001 M3002 M3004 "
+            "M3006 "
             "M3007 M3008 M3009 M4006 M6001"
         ),
     },
@@ -70,7 +77,10 @@ class Session:
 
 
 def read_sessions(
-    folder: Path, *, files: Sequence[SourceFile] | None = None, on_file: Callable[[], object] = lambda: None
+    folder: Path,
+    *,
+    files: Sequence[SourceFile] | None = None,
+    on_file: Callable[[], object] = lambda: None,
 ) -> list[Session]:
     """Read the sessions of the set from clones of the three repositories.
 
@@ -110,32 +120,47 @@ def _session(content: bytes, name: str, person: str, split: str) -> Session:
     expected = NUM_ANNOTATIONS + sum(WIDTHS.values())
     if table.shape[1] != expected:
         raise CorrKDError(f"session {name}: has {table.shape[1]} columns, expected {expected}")
-    annotators = [column for column in table if str(column).startswith(ANNOTATOR) and column != AVERAGE]
+    annotators = [
+        column for column in table if str(column).startswith(ANNOTATOR) and column != AVERAGE
+    ]
     values = table.iloc[:, NUM_ANNOTATIONS:].to_numpy(np.float32)
     ends = np.cumsum(list(WIDTHS.values()))[:-1]
     features = dict(zip(WIDTHS, np.split(values, ends, axis=1), strict=True))
     spoken = features["text"][:, NUM_PARTS_OF_SPEECH:].any(1, keepdims=True)
-    features["text"] = features["text"] * spoken  # where nobody spoke, the first column holds a constant artefact
-    return Session(name, person, split, features, table[annotators].mean(axis="columns").to_numpy(np.float32))
+    features["text"] = (
+        features["text"] * spoken
+    )  # where nobody spoke, the first column holds a constant artefact
+    return Session(
+        name, person, split, features, table[annotators].mean(axis="columns").to_numpy(np.float32)
+    )
 
 
 def dataset_of(sessions: Sequence[Session]) -> dict[str, dict[str, Any]]:
-    """Return the dataset in MMSA's layout, by split: a sample is an exchange with those before it, padded on the right.
+    """Return the dataset in MMSA's layout, by split: a sample is an exchange with those before it,
+    padded on the right.
 
     Raises:
         CorrKDError: no session is in a split.
     """
-    by_split = {split: [session for session in sessions if session.split == split] for split in SPLITS}
+    by_split = {
+        split: [session for session in sessions if session.split == split] for split in SPLITS
+    }
     for split, members in by_split.items():
         if not members:
             raise CorrKDError(f"no session of the split {split}")
-    scores = {split: np.concatenate([s.scores for s in members]) for split, members in by_split.items()}
+    scores = {
+        split: np.concatenate([s.scores for s in members]) for split, members in by_split.items()
+    }
     cuts = np.quantile(scores["train"], [1 / 3, 2 / 3])
     return {split: _split(members, scores[split], cuts) for split, members in by_split.items()}
 
 
-def _split(sessions: Sequence[Session], scores: FloatArray, cuts: npt.NDArray[np.floating]) -> dict[str, Any]:
-    lengths = np.concatenate([np.minimum(np.arange(1, len(s.scores) + 1), WINDOW) for s in sessions]).tolist()
+def _split(
+    sessions: Sequence[Session], scores: FloatArray, cuts: npt.NDArray[np.floating]
+) -> dict[str, Any]:
+    lengths = np.concatenate(
+        [np.minimum(np.arange(1, len(s.scores) + 1), WINDOW) for s in sessions]
+    ).tolist()
     frames = {m: np.concatenate([windows(s.features[m]) for s in sessions]) for m in WIDTHS}
     return {
         "id": np.array([f"{s.name}$_${row}" for s in sessions for row in range(len(s.scores))]),
@@ -149,7 +174,9 @@ def _split(sessions: Sequence[Session], scores: FloatArray, cuts: npt.NDArray[np
 
 
 def windows(features: FloatArray) -> FloatArray:
-    """Return for each row of (n, d) the window of rows that ends there, (n, 8, d), padded with zeros on the right."""
+    """Return for each row of (n, d) the window of rows that ends there, (n, 8, d), padded with
+    zeros on the right.
+    """
     frames = np.zeros((len(features), WINDOW, features.shape[1]), np.float32)
     for end in range(1, len(features) + 1):
         window = features[max(0, end - WINDOW) : end]
@@ -158,7 +185,8 @@ def windows(features: FloatArray) -> FloatArray:
 
 
 def write_dataset(path: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write a dataset of `dataset_of`, whole or not at all: .pkl in MMSA's layout, .h5 as named arrays.
+    """Write a dataset of `dataset_of`, whole or not at all: .pkl in MMSA's layout, .h5 as named
+    arrays.
 
     Raises:
         CorrKDError: for another ending, or where the file cannot be written.
@@ -167,7 +195,9 @@ def write_dataset(path: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
     with replacing(path) as temporary:
         if path.suffix == ".pkl":
             with temporary.open("wb") as file:
-                pickle.dump({split: dict(arrays) for split, arrays in splits.items()}, file, protocol=4)
+                pickle.dump(
+                    {split: dict(arrays) for split, arrays in splits.items()}, file, protocol=4
+                )
         else:
             _write_h5(temporary, splits)
 
@@ -180,13 +210,18 @@ def check_ending(path: Path) -> None:
 
 def _write_h5(path: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
     text = h5py.string_dtype()
-    joined = {key: np.concatenate([arrays[key] for arrays in splits.values()]) for key in next(iter(splits.values()))}
+    joined = {
+        key: np.concatenate([arrays[key] for arrays in splits.values()])
+        for key in next(iter(splits.values()))
+    }
     sizes = [len(arrays["id"]) for arrays in splits.values()]
     lengths = joined["audio_lengths"].astype(np.int64)
     exists = np.arange(WINDOW) < lengths[:, None]
     with h5py.File(path, "w", locking=False) as file:
         for m in WIDTHS:
-            file.create_dataset(m, data=joined[m], compression="gzip", compression_opts=1, shuffle=True)
+            file.create_dataset(
+                m, data=joined[m], compression="gzip", compression_opts=1, shuffle=True
+            )
         file["text_present"] = exists & joined["text"].any(-1)
         file["lengths"] = lengths
         file["ids"] = np.array(joined["id"].tolist(), text)

@@ -1,4 +1,6 @@
-"""The files that the Hazumi set is made of: where they are published, and what they hold by their SHA-256 sums."""
+"""The files that the Hazumi set is made of: where they are published, and what they hold by their
+SHA-256 sums.
+"""
 
 from __future__ import annotations
 
@@ -76,30 +78,38 @@ def download(file: SourceFile, folder: Path, *, fetch: Fetch | None = None) -> b
 
 
 def read_source(file: SourceFile, folder: Path) -> bytes:
-    """Return what a file in a folder holds. Raises CorrKDError where it is absent, or not what was published."""
+    """Return what a file in a folder holds. Raises CorrKDError where it is absent, or not what was
+    published.
+    """
     path = folder / file.name
     try:
         content = path.read_bytes()
     except OSError as error:
         raise CorrKDError(
-            f"{path}: {error.strerror}; the folder needs Hazumi2010, Hazumi2012 and Hazumi2105, as clones have them"
+            f"{path}: {error.strerror}; the folder needs Hazumi2010, Hazumi2012 and Hazumi2105, "
+            f"as clones have them"
         ) from None
     _check(content, file, str(path))
     return content
 
 
 def https(address: str, most_bytes: int) -> bytes:
-    """Return what lies at an address. Raises CorrKDError where it cannot be fetched or is larger than `most_bytes`."""
+    """Return what lies at an address. Raises CorrKDError where it cannot be fetched or is larger
+    than `most_bytes`.
+    """
     try:
         with urllib.request.urlopen(address, timeout=SECONDS) as response:
             content: bytes = response.read(most_bytes + 1)
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", error)
         raise CorrKDError(
-            f"{address}: cannot be fetched: {reason}; start the command again to go on, or give clones with --from"
+            f"{address}: cannot be fetched: {reason}; start the command again to go on, or give "
+            f"clones with --from"
         ) from None
     if len(content) > most_bytes:
-        raise CorrKDError(f"{address}: is larger than {most_bytes:,} bytes, so it is not the published file")
+        raise CorrKDError(
+            f"{address}: is larger than {most_bytes:,} bytes, so it is not the published file"
+        )
     return content
 
 
@@ -107,7 +117,8 @@ def _check(content: bytes, file: SourceFile, where: str) -> None:
     if (digest := _sha256(content)) != file.sha256:
         repository = file.name.partition("/")[0]
         raise CorrKDError(
-            f"{where}: SHA-256 is {digest[:12]}..., expected {file.sha256[:12]}...; take commit {COMMITS[repository][:12]} of {repository}"
+            f"{where}: SHA-256 is {digest[:12]}..., expected {file.sha256[:12]}...; take commit "
+            f"{COMMITS[repository][:12]} of {repository}"
         )
 
 

@@ -1,25 +1,29 @@
-"""Anyone's own data: named arrays in one `.npz`, `.h5`, `.safetensors` or pickle. N samples; the first axis of every array is N.
+"""Anyone's own data: named arrays in one `.npz`, `.h5`, `.safetensors` or pickle. N samples; the
+first axis of every array is N.
 
-    any name                      (N, T, d) or (N, d) real numbers, or (N, T, d) integers: a modality of that name, padded on
-                                  the right; `text` is language, `acoustic` audio, `visual` vision. Integers of one or two
-                                  axes may be ids or labels: left out, with a note. Names with words as label, emotion,
-                                  rating, id are never modalities
+    any name                      (N, T, d) or (N, d) real numbers, or (N, T, d) integers: a
+    modality of that name, padded on
+                                  the right; `text` is language, `acoustic` audio, `visual` vision.
+                                  Integers of one or two axes may be ids or labels: left out, with a
+                                  note. Names with words as label, emotion, rating, id are never
+                                  modalities
     <modality>_lengths, lengths   (N,) how many frames exist
-    <modality>_present            (N, T) or (N,) booleans: False where a frame, or the whole modality, is missing in the data
-    scores (score, sentiment)     (N,) real numbers
+    <modality>_present            (N, T) or (N,) booleans: False where a frame, or the whole
+    modality, is missing in the data scores (score, sentiment)     (N,) real numbers
     labels (label)                (N,) classes from 0 up, or their names, or (N, Q) yes/no answers
     emotion_labels, ratings, ...  (N,) or (N, Q) numbers: further labels, which `--label` chooses
     ids (id)                      (N,) strings, best as video$_$clip
     split                         (N,) "train", "valid" (or "dev"), "test"; or 0, 1, 2
     person, speaker, session, video   (N,) groups
     order                         (N,) position within the video or session
-    <modality>_frame_ids, frame_ids   (N, T) integers: which frame of the video or session a frame is, where samples overlap
-    <modality>_missing_reasons    (N,) strings: why frames are missing, as "no face 12, video stream over 3"
-    class_names, question_names   strings, not N of them
+    <modality>_frame_ids, frame_ids   (N, T) integers: which frame of the video or session a frame
+    is, where samples overlap <modality>_missing_reasons    (N,) strings: why frames are missing, as
+    "no face 12, video stream over 3" class_names, question_names   strings, not N of them
     <labels>_names                (Q,) names of the columns of further labels
 
-Without `split`, samples that share a group, else each sample by itself, are dealt to 70/15/15 % at random, always alike (deal.py).
-Where targets are not needed, as for predictions, a file with neither targets nor `split` is one split, "all".
+Without `split`, samples that share a group, else each sample by itself, are dealt to 70/15/15 % at
+random, always alike (deal.py). Where targets are not needed, as for predictions, a file with
+neither targets nor `split` is one split, "all".
 """
 
 from __future__ import annotations
@@ -59,9 +63,21 @@ IDS = ("ids", "id")
 PER_SAMPLE = (*IDS, *GROUPS, "split", "order")  # one value a sample
 EXTRACTORS = "extractors"  # what made the features, as JSON
 COMPANIONS = (LENGTHS, PRESENT, FRAME_IDS, MISSING_REASONS)
-RESERVED = {*SCORES, *LABELS, *PER_SAMPLE, "lengths", "frame_ids", "class_names", "question_names", EXTRACTORS}
+RESERVED = {
+    *SCORES,
+    *LABELS,
+    *PER_SAMPLE,
+    "lengths",
+    "frame_ids",
+    "class_names",
+    "question_names",
+    EXTRACTORS,
+}
 NAMES = "_names"  # follows a label array's name
-ONE_HOT = "{key}: every row has a single 1 and is read as yes/no answers, a question each; if they are classes, save {key}.argmax(1)"
+ONE_HOT = (
+    "{key}: every row has a single 1 and is read as yes/no answers, a question each; if they are "
+    "classes, save {key}.argmax(1)"
+)
 
 
 def recognises(data: Any) -> bool:
@@ -75,14 +91,23 @@ def recognises(data: Any) -> bool:
 
 def recognises_splits(data: Any) -> bool:
     """A dict of splits, each of named arrays with scores of a name that no other layout has."""
-    parts = [contents for key, contents in data.items() if key in SPLIT_NAMES] if isinstance(data, dict) else []
+    parts = (
+        [contents for key, contents in data.items() if key in SPLIT_NAMES]
+        if isinstance(data, dict)
+        else []
+    )
     return bool(parts) and all(
         isinstance(contents, dict) and any(key in contents for key in SCORES) for contents in parts
     )
 
 
 def read(
-    arrays: Mapping[str, Any], name: str, kind: str, options: ReadOptions, *, notes: Sequence[str] = ()
+    arrays: Mapping[str, Any],
+    name: str,
+    kind: str,
+    options: ReadOptions,
+    *,
+    notes: Sequence[str] = (),
 ) -> MultimodalDataset:
     """The dataset in named arrays (see the top of this file for the names).
 
@@ -97,19 +122,31 @@ def read(
         CorrKDError: no target, no modality, or arrays that do not fit one another.
     """
     together, array_notes = _raw_split(name, arrays, options)
-    ids = np.array([f"sample-{row}" for row in range(_rows(together))]) if together.ids is None else together.ids
+    ids = (
+        np.array([f"sample-{row}" for row in range(_rows(together))])
+        if together.ids is None
+        else together.ids
+    )
     together.ids = ids
     splits, split_notes = _splits(name, arrays.get("split"), together, options)
     raw = {
-        split: together.take(np.flatnonzero(splits == split)) for split in (*SPLITS, WHOLE) if (splits == split).any()
+        split: together.take(np.flatnonzero(splits == split))
+        for split in (*SPLITS, WHOLE)
+        if (splits == split).any()
     }
     return _assembled(raw, arrays, name, kind, options, [*notes, *array_notes, *split_notes])
 
 
 def read_splits(
-    parts: Mapping[str, Mapping[str, Any]], name: str, kind: str, options: ReadOptions, notes: list[str]
+    parts: Mapping[str, Mapping[str, Any]],
+    name: str,
+    kind: str,
+    options: ReadOptions,
+    notes: list[str],
 ) -> MultimodalDataset:
-    """The dataset in named arrays by split, as `read`; `class_names` and the like are looked for in the first split."""
+    """The dataset in named arrays by split, as `read`; `class_names` and the like are looked for in
+    the first split.
+    """
     raw = {}
     for split, arrays in parts.items():
         raw[split], more = _raw_split(f"{name}, {split}", arrays, options)
@@ -132,7 +169,9 @@ def _assembled(
         layout=f"{kind} arrays",
         notes=notes,
         class_names=tuple(strings(arrays.get("class_names", ()), f"{name}: class_names").tolist()),
-        question_names=tuple(strings(arrays.get("question_names", ()), f"{name}: question_names").tolist()),
+        question_names=tuple(
+            strings(arrays.get("question_names", ()), f"{name}: question_names").tolist()
+        ),
         extractors=_extractors(name, arrays.get(EXTRACTORS)),
     )
 
@@ -152,30 +191,39 @@ def _rows(raw: RawSplit) -> int:
     return len(next(iter(raw.frames.values())))
 
 
-def _raw_split(name: str, arrays: Mapping[str, Any], options: ReadOptions) -> tuple[RawSplit, list[str]]:
+def _raw_split(
+    name: str, arrays: Mapping[str, Any], options: ReadOptions
+) -> tuple[RawSplit, list[str]]:
     """Named arrays as one split, and notes."""
     arrays = with_lists_as_arrays(name, arrays)
     unreadable = sorted(key for key, x in arrays.items() if not isinstance(x, np.ndarray))
     arrays = {key: x for key, x in arrays.items() if key not in unreadable}
     count = _count(name, arrays, options)
-    names = modality_names(feature_keys(name, arrays, count, RESERVED | _companions(arrays), lenient=True))
+    names = modality_names(
+        feature_keys(name, arrays, count, RESERVED | _companions(arrays), lenient=True)
+    )
     keys = {m: key for key, m in names.items()}
     if not keys:
         raise CorrKDError(
-            f"{name}: no modality: no (N, T, d) array of numbers or (N, d) array of real ones with N = {count}; "
+            f"{name}: no modality: no (N, T, d) array of numbers or (N, d) array of real ones "
+            f"with N = {count}; "
             "save features as floats, one row a sample"
         )
     _check_lengths_of_arrays(name, arrays, list(names), count)
     columns = _label_columns(arrays, count)
     scores, labels, notes = _usual_labels(name, arrays, count)
     used = {*RESERVED, *names, *(f"{key}{what}" for key in names for what in COMPANIONS)}
-    used |= {full.partition(".")[0] for full in columns} | {key for key in arrays if key.endswith(NAMES)}
+    used |= {full.partition(".")[0] for full in columns} | {
+        key for key in arrays if key.endswith(NAMES)
+    }
     left_out = sorted(set(arrays) - used) + unreadable
     notes += [f"left out: {', '.join(left_out)}"] if left_out else []
     raw = RawSplit(
         frames={m: arrays[keys[m]] for m in in_usual_order(keys)},
         lengths=_companion(arrays, keys, LENGTHS),
-        present={m: arrays[f"{key}{PRESENT}"] for m, key in keys.items() if f"{key}{PRESENT}" in arrays},
+        present={
+            m: arrays[f"{key}{PRESENT}"] for m, key in keys.items() if f"{key}{PRESENT}" in arrays
+        },
         ids=next((strings(arrays[key], f"{name}: {key}") for key in IDS if key in arrays), None),
         scores=scores,
         labels=labels,
@@ -184,7 +232,9 @@ def _raw_split(name: str, arrays: Mapping[str, Any], options: ReadOptions) -> tu
         order=arrays.get("order"),
         frame_ids=_companion(arrays, keys, FRAME_IDS),
         missing_reasons={
-            m: arrays[f"{key}{MISSING_REASONS}"] for m, key in keys.items() if f"{key}{MISSING_REASONS}" in arrays
+            m: arrays[f"{key}{MISSING_REASONS}"]
+            for m, key in keys.items()
+            if f"{key}{MISSING_REASONS}" in arrays
         },
     )
     return raw, notes
@@ -196,45 +246,62 @@ def _companions(arrays: Mapping[str, Array]) -> set[str]:
 
 
 def _count(name: str, arrays: Mapping[str, Array], options: ReadOptions) -> int:
-    """How many samples there are. Raises CorrKDError where the arrays say nothing, or differ, or lack targets that are needed."""
+    """How many samples there are. Raises CorrKDError where the arrays say nothing, or differ, or
+    lack targets that are needed.
+    """
     target = next((key for key in (*SCORES, *LABELS) if key in arrays), None)
     if target is not None and arrays[target].ndim == 0:
         raise CorrKDError(f"{name}: array {target} is a single value; expected one for each sample")
-    sized = [key for key in (*SCORES, *LABELS, *PER_SAMPLE, "lengths") if key in arrays and arrays[key].ndim]
+    sized = [
+        key
+        for key in (*SCORES, *LABELS, *PER_SAMPLE, "lengths")
+        if key in arrays and arrays[key].ndim
+    ]
     candidates = feature_candidates(arrays, RESERVED | _companions(arrays), lenient=True)
     sizes = {key: len(arrays[key]) for key in candidates}
     if sized:
         count = len(arrays[sized[0]])
     elif not sizes:
         raise CorrKDError(
-            f"{name}: no modality: no (N, T, d) array of numbers or (N, d) array of real ones; save features as floats"
+            f"{name}: no modality: no (N, T, d) array of numbers or (N, d) array of real ones; "
+            f"save features as floats"
         )
     elif len(set(sizes.values())) > 1:
         counted = ", ".join(f"{key} {size}" for key, size in sizes.items())
         raise CorrKDError(
-            f"{name}: modalities differ in their number of samples ({counted}); add an array `ids`, one for each sample"
+            f"{name}: modalities differ in their number of samples ({counted}); add an array "
+            f"`ids`, one for each sample"
         )
     else:
         count = next(iter(sizes.values()))
     if not count:
         raise CorrKDError(f"{name}: holds no samples; give each array one row a sample")
     if target is None and options.targets and not label_keys(arrays, count, RESERVED):
-        raise CorrKDError(f"{name}: holds {', '.join(arrays) or 'no arrays'}; an array `scores` or `labels` is needed")
+        raise CorrKDError(
+            f"{name}: holds {', '.join(arrays) or 'no arrays'}; an array `scores` or `labels` is "
+            f"needed"
+        )
     return count
 
 
-def _check_lengths_of_arrays(name: str, arrays: Mapping[str, Array], features: Iterable[str], count: int) -> None:
-    """Raise CorrKDError where an array that has one value or row a sample has another number of them."""
+def _check_lengths_of_arrays(
+    name: str, arrays: Mapping[str, Array], features: Iterable[str], count: int
+) -> None:
+    """Raise CorrKDError where an array that has one value or row a sample has another number of
+    them.
+    """
     companions = [f"{key}{what}" for key in features for what in COMPANIONS]
     for key in (*SCORES, *LABELS, *PER_SAMPLE, "lengths", "frame_ids", *companions):
         if key in arrays and (arrays[key].ndim == 0 or len(arrays[key]) != count):
             raise CorrKDError(
-                f"{name}: array {key} has shape {arrays[key].shape}, expected {count} samples first; transpose it, or leave it out"
+                f"{name}: array {key} has shape {arrays[key].shape}, expected {count} samples "
+                f"first; transpose it, or leave it out"
             )
     for key in PER_SAMPLE:
         if key in arrays and arrays[key].size != count:
             raise CorrKDError(
-                f"{name}: array {key} has shape {arrays[key].shape}, but `{key}` holds one value for each sample; "
+                f"{name}: array {key} has shape {arrays[key].shape}, but `{key}` holds one value "
+                f"for each sample; "
                 "a modality needs another name, as `vision`"
             )
 
@@ -244,13 +311,19 @@ def _label_columns(arrays: Mapping[str, Array], count: int) -> Columns:
     keys = label_keys(arrays, count, {*PER_SAMPLE, "lengths", "frame_ids", *_companions(arrays)})
     columns: Columns = {}
     for key in keys:
-        names = strings(arrays.get(f"{key}{NAMES}", arrays.get("question_names", ())), f"{key}{NAMES}").tolist()
+        names = strings(
+            arrays.get(f"{key}{NAMES}", arrays.get("question_names", ())), f"{key}{NAMES}"
+        ).tolist()
         columns |= columns_of(key, arrays[key], names)
     return columns
 
 
-def _usual_labels(name: str, arrays: Mapping[str, Array], count: int) -> tuple[Array | None, Array | None, list[str]]:
-    """(scores, labels, notes) of the arrays called so; None where there is none, or it has several columns."""
+def _usual_labels(
+    name: str, arrays: Mapping[str, Array], count: int
+) -> tuple[Array | None, Array | None, list[str]]:
+    """(scores, labels, notes) of the arrays called so; None where there is none, or it has several
+    columns.
+    """
     notes: list[str] = []
     scores: Array | None = None
     labels: Array | None = None
@@ -275,7 +348,9 @@ def _fractions(values: Array) -> bool:
     return bool((np.isfinite(values) & (values != np.round(values))).any())
 
 
-def _splits(name: str, column: Any, raw: RawSplit, options: ReadOptions) -> tuple[StrArray, list[str]]:
+def _splits(
+    name: str, column: Any, raw: RawSplit, options: ReadOptions
+) -> tuple[StrArray, list[str]]:
     """The split of each sample, (N,), and a note where no array says it."""
     if column is not None:
         return _given_split(name, np.asarray(column)), []
@@ -288,7 +363,9 @@ def _splits(name: str, column: Any, raw: RawSplit, options: ReadOptions) -> tupl
 
 
 def _companion(arrays: Mapping[str, Array], keys: Mapping[str, str], what: str) -> dict[str, Any]:
-    """Lengths or frame ids by modality: a modality's own array, else the common one for sequences."""
+    """Lengths or frame ids by modality: a modality's own array, else the common one for
+    sequences.
+    """
     result: dict[str, Any] = {}
     for m, key in keys.items():
         if f"{key}{what}" in arrays:
@@ -299,7 +376,9 @@ def _companion(arrays: Mapping[str, Array], keys: Mapping[str, str], what: str) 
 
 
 def _is_one_hot(labels: Array) -> bool:
-    """Whether (N, K) labels, K > 2, hold a single 1 in every row: classes written out, more often than answers."""
+    """Whether (N, K) labels, K > 2, hold a single 1 in every row: classes written out, more often
+    than answers.
+    """
     return (
         labels.ndim == 2
         and labels.shape[1] > 2
@@ -314,6 +393,7 @@ def _given_split(name: str, values: Array) -> StrArray:
     for word in words:
         if word not in SPLIT_NAMES and word not in by_number:
             raise CorrKDError(
-                f"{name}: array split holds {word[:40]!r}; allowed are train, valid (dev, val), test, or 0, 1, 2"
+                f"{name}: array split holds {word[:40]!r}; allowed are train, valid (dev, val), "
+                f"test, or 0, 1, 2"
             )
     return np.array([SPLIT_NAMES.get(word) or by_number[word] for word in words])

@@ -1,6 +1,8 @@
-"""Parquet and Arrow files, and folders that `datasets` saved: their columns, without a Python object for each number.
+"""Parquet and Arrow files, and folders that `datasets` saved: their columns, without a Python
+object for each number.
 
-All are of others. What they declare is counted before it is read, and what is read is checked before its offsets are followed.
+All are of others. What they declare is counted before it is read, and what is read is checked
+before its offsets are followed.
 """
 
 from __future__ import annotations
@@ -30,11 +32,14 @@ INDEX = "__index_level_"  # begins the names of pandas' index columns
 LARGEST_WIDTH = 8  # bytes of a number
 
 
-# ------------------------------------------------------------------------------------------------------------------ files
+# --------------------------------------------------------------------------------------------------
+# files
 
 
 def read_parquet(path: Path) -> Columns:
-    """Return the columns of a Parquet file. Raises CorrKDError where it is damaged, or declares far more than its size."""
+    """Return the columns of a Parquet file. Raises CorrKDError where it is damaged, or declares far
+    more than its size.
+    """
     budget = Budget.of(path)
     try:
         with pq.ParquetFile(path) as file:
@@ -42,15 +47,21 @@ def read_parquet(path: Path) -> Columns:
             groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
             for group in groups:
                 for chunk in (group.column(index) for index in range(metadata.num_columns)):
-                    budget.take(path.name, max(chunk.total_uncompressed_size, LARGEST_WIDTH * chunk.num_values))
+                    budget.take(
+                        path.name,
+                        max(chunk.total_uncompressed_size, LARGEST_WIDTH * chunk.num_values),
+                    )
             schema = file.schema_arrow
             _check_names(path.name, schema.names)
             chosen = [name for name in schema.names if is_read(schema.field(name).type)]
             batches = list(_counted(path, file.iter_batches(ROWS, columns=chosen)))
-            table = pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in chosen], schema.metadata))
+            table = pa.Table.from_batches(
+                batches, pa.schema([schema.field(name) for name in chosen], schema.metadata)
+            )
     except (pa.ArrowException, OSError, OverflowError) as error:
         raise CorrKDError(
-            f"{path.name}: a damaged Parquet file ({' '.join(str(error).split())[:120]}); fetch or write it again"
+            f"{path.name}: a damaged Parquet file ({' '.join(str(error).split())[:120]}); fetch "
+            f"or write it again"
         ) from None
     return columns_of(path.name, table)
 
@@ -66,7 +77,9 @@ def recognises_folder(folder: Path) -> bool:
 
 
 def read_folder(folder: Path) -> Columns | dict[str, Columns]:
-    """Return the columns of a saved dataset, or those of each split. Raises CorrKDError where it is damaged."""
+    """Return the columns of a saved dataset, or those of each split. Raises CorrKDError where it is
+    damaged.
+    """
     if not (folder / SPLITS_FILE).is_file():
         return columns_of(folder.name, _saved_table(folder))
     with refusing(folder / SPLITS_FILE):
@@ -74,9 +87,13 @@ def read_folder(folder: Path) -> Columns | dict[str, Columns]:
     for split in splits:
         if leads_elsewhere(split):
             raise CorrKDError(
-                f"{folder / SPLITS_FILE}: split {split!r} is no name of a folder in it; save the dataset again"
+                f"{folder / SPLITS_FILE}: split {split!r} is no name of a folder in it; save the "
+                f"dataset again"
             )
-    return {split: columns_of(f"{folder.name}, {split}", _saved_table(folder / split)) for split in splits}
+    return {
+        split: columns_of(f"{folder.name}, {split}", _saved_table(folder / split))
+        for split in splits
+    }
 
 
 def files_of_folder(folder: Path) -> list[Path]:
@@ -91,11 +108,14 @@ def _saved_table(folder: Path) -> pa.Table:
         names = [str(entry["filename"]) for entry in state["_data_files"]]
         if state.get("_indices_files") or state.get("_indices_data_files"):
             raise CorrKDError(
-                f"{folder}: holds an index beside its rows; save it again after dataset.flatten_indices()"
+                f"{folder}: holds an index beside its rows; save it again after "
+                f"dataset.flatten_indices()"
             )
     for name in names:
         if leads_elsewhere(name):
-            raise CorrKDError(f"{path}: {name!r} is no name of a file in its folder; save the dataset again")
+            raise CorrKDError(
+                f"{path}: {name!r} is no name of a file in its folder; save the dataset again"
+            )
     if not names:
         raise CorrKDError(f"{folder}: holds no data; save the dataset again with save_to_disk")
     tables = [_arrow_table(folder / name) for name in names]
@@ -103,7 +123,8 @@ def _saved_table(folder: Path) -> pa.Table:
         return pa.concat_tables(tables)
     except pa.ArrowException as error:
         raise CorrKDError(
-            f"{folder}: its files differ in their columns ({str(error).splitlines()[0][:120]}); save the dataset again"
+            f"{folder}: its files differ in their columns ({str(error).splitlines()[0][:120]}); "
+            f"save the dataset again"
         ) from None
 
 
@@ -115,7 +136,9 @@ def _arrow_table(path: Path) -> pa.Table:
         with pa.memory_map(str(path)) as source:
             if start == ARROW:
                 reader = pa.ipc.open_file(source)
-                batches = _counted(path, (reader.get_batch(index) for index in range(reader.num_record_batches)))
+                batches = _counted(
+                    path, (reader.get_batch(index) for index in range(reader.num_record_batches))
+                )
             else:
                 reader = pa.ipc.open_stream(source)
                 batches = _counted(path, iter(reader))
@@ -123,7 +146,8 @@ def _arrow_table(path: Path) -> pa.Table:
             return pa.Table.from_batches(batches, reader.schema)
     except (pa.ArrowException, OSError, OverflowError) as error:
         raise CorrKDError(
-            f"{path.name}: a damaged Arrow file ({' '.join(str(error).split())[:120]}); fetch or write it again"
+            f"{path.name}: a damaged Arrow file ({' '.join(str(error).split())[:120]}); fetch or "
+            f"write it again"
         ) from None
 
 
@@ -141,11 +165,13 @@ def _check_names(where: str, names: Sequence[str]) -> None:
         raise CorrKDError(f"{where}: column {repeated(names)!r} is there twice; rename one")
 
 
-# ---------------------------------------------------------------------------------------------------------------- columns
+# --------------------------------------------------------------------------------------------------
+# columns
 
 
 def columns_of(where: str, table: pa.Table) -> Columns:
-    """Return a table's columns: numbers, text, and lists as sequences. Structs, images and the like become text columns that nobody reads.
+    """Return a table's columns: numbers, text, and lists as sequences. Structs, images and the like
+    become text columns that nobody reads.
 
     Args:
         where: opens error lines.
@@ -188,7 +214,11 @@ def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
 
 def _without_unlabelled(column: Column) -> Column:
     """Classes of -1, which `datasets` gives to samples without a label, are missing."""
-    if not isinstance(column, np.ndarray) or column.dtype.kind not in "iuf" or not (column == -1).any():
+    if (
+        not isinstance(column, np.ndarray)
+        or column.dtype.kind not in "iuf"
+        or not (column == -1).any()
+    ):
         return column
     return np.where(column == -1, np.nan, column.astype(np.float64))
 
@@ -216,7 +246,9 @@ def _column(where: str, column: pa.ChunkedArray) -> Column:
 
 
 def _sequences(where: str, column: pa.ChunkedArray) -> Sequences:
-    """The sequences of a column of lists, vectors where no list is nested and all are equally long."""
+    """The sequences of a column of lists, vectors where no list is nested and all are equally
+    long.
+    """
     nested = _is_list(_storage(_storage(column.type).value_type))
     counts: list[IntArray] = []
     widths: list[IntArray] = []
@@ -247,7 +279,9 @@ def _unnested(array: pa.Array) -> tuple[pa.Array, IntArray]:
     """The values of all lists one after the other, and (N,) how many each has: 0 of null."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
-    lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    lengths = (
+        pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    )
     values = array.flatten()
     if len(values) != lengths.sum():  # a fixed-size list whose nulls have values
         values = array.filter(array.is_valid()).flatten()
@@ -268,7 +302,9 @@ def _storage(kind: pa.DataType) -> pa.DataType:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -283,5 +319,11 @@ def _is_number(kind: pa.DataType) -> bool:
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    is_view = getattr(pa.types, "is_string_view", None)  # newer than the oldest pyarrow; polars has such
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or (is_view is not None and is_view(kind)))
+    is_view = getattr(
+        pa.types, "is_string_view", None
+    )  # newer than the oldest pyarrow; polars has such
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or (is_view is not None and is_view(kind))
+    )

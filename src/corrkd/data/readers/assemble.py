@@ -1,7 +1,7 @@
 """From raw arrays of a file to a checked `Split`: what all readers share.
 
-Three questions are settled here, once, and their answers are recorded: on which side a modality is padded, how long each
-sample is, and which frames inside the length are naturally missing.
+Three questions are settled here, once, and their answers are recorded: on which side a modality is
+padded, how long each sample is, and which frames inside the length are naturally missing.
 """
 
 from __future__ import annotations
@@ -37,11 +37,15 @@ FEWEST_FOR_LEAK = 10  # samples: a column that equals so many labels does so for
 
 
 def groups_from_ids(ids: Sequence[str]) -> tuple[StrArray, IntArray] | None:
-    """(videos, clip numbers) where ids read `video$_$clip` or `video[index]`; None where most do not. Others are of no video ("").
+    """(videos, clip numbers) where ids read `video$_$clip` or `video[index]`; None where most do
+    not. Others are of no video ("").
 
-    Clips are ordered as numbers ("10" after "9"); clips that are no numbers by their text within their video.
+    Clips are ordered as numbers ("10" after "9"); clips that are no numbers by their text within
+    their video.
     """
-    pairs = [(video, clip) if video and clip else ("", "0") for video, clip in map(_video_and_clip, ids)]
+    pairs = [
+        (video, clip) if video and clip else ("", "0") for video, clip in map(_video_and_clip, ids)
+    ]
     videos = [video for video, _ in pairs]
     if not pairs or 2 * videos.count("") > len(videos):
         return None
@@ -61,7 +65,9 @@ def _video_and_clip(name: str) -> tuple[str, str]:
 
 
 def unique_ids(names: StrArray) -> tuple[StrArray, int]:
-    """The ids with `#2`, `#3` ... after the second, third ... of the same name, and how many were changed."""
+    """The ids with `#2`, `#3` ... after the second, third ... of the same name, and how many were
+    changed.
+    """
     seen: dict[str, int] = {}
     taken = set(names.tolist())
     result = []
@@ -78,7 +84,9 @@ def unique_ids(names: StrArray) -> tuple[StrArray, int]:
 
 
 def _to_the_left(frames: Array, start: IntArray) -> Array:
-    """Rows moved so that frame `start` comes first. What wraps around is padding, and is zeroed by the caller."""
+    """Rows moved so that frame `start` comes first. What wraps around is padding, and is zeroed by
+    the caller.
+    """
     total = frames.shape[1]
     source = (np.arange(total)[None, :] + start[:, None]) % total
     source = source.reshape(source.shape + (1,) * (frames.ndim - 2))
@@ -104,13 +112,17 @@ def assemble(
 
     Args:
         name: of the dataset, in errors and reports.
-        raw: splits by "train", "valid", "test", or the single split "all"; their frames are taken out of them.
+        raw: splits by "train", "valid", "test", or the single split "all"; their frames are taken
+            out of them.
         options: which label is meant, and whether there must be one.
         layout: the reader's name for people.
-        lengths_note: where the lengths in `raw` come from, if not from arrays named for their modality.
-        special_tokens: whether the lengths in `raw` count [CLS] and [SEP], under which other modalities have no frames.
+        lengths_note: where the lengths in `raw` come from, if not from arrays named for their
+            modality.
+        special_tokens: whether the lengths in `raw` count [CLS] and [SEP], under which other
+            modalities have no frames.
         notes: the reader's own notes.
-        class_names, question_names, score_range: as in `MultimodalDataset`, of the labels that are usual in the layout.
+        class_names, question_names, score_range: as in `MultimodalDataset`, of the labels that are
+            usual in the layout.
         tokens, extractors: as in `MultimodalDataset`.
 
     Raises:
@@ -120,12 +132,16 @@ def assemble(
     parts = {split: raw[split] for split in (*SPLITS, WHOLE) if split in raw}
     if not parts:
         raise CorrKDError(f"{name}: no split found; expected some of train, valid (dev), test")
-    usual = LabelFacts(class_names=class_names, question_names=question_names, score_range=score_range)
+    usual = LabelFacts(
+        class_names=class_names, question_names=question_names, score_range=score_range
+    )
     facts = settle_labels(name, parts, options, usual)
     notes += [*facts.notes, *_fill_absent(name, parts)]
     frames, counts = _clean_all(name, parts)
     for m, by_kind in counts.items():
-        notes += [f"{m}: {count} {what} values set to 0" for what, count in by_kind.items() if count]
+        notes += [
+            f"{m}: {count} {what} values set to 0" for what, count in by_kind.items() if count
+        ]
     lengths, starts, sides, how = find_lengths(name, parts, frames, list(counts))
     if lengths_note:
         how |= {m: lengths_note for m in how if m in next(iter(parts.values())).lengths}
@@ -147,9 +163,19 @@ def assemble(
             )
             notes += [f"{split}, {m}: {note}" for note in length_notes]
         if len(spared) > 1:  # of one alone nobody can say whether its frame is missing
-            notes += [f"{split}: {note}" for note in _under_special_tokens(lengths[split], present, spared)]
-        splits[split] = _split(where, raw_split, split, frames[split], lengths[split], present, frame_ids[split], notes)
-        check_split(where, splits[split], targets=options.targets, trains=split == SPLITS[0] and options.targets)
+            notes += [
+                f"{split}: {note}"
+                for note in _under_special_tokens(lengths[split], present, spared)
+            ]
+        splits[split] = _split(
+            where, raw_split, split, frames[split], lengths[split], present, frame_ids[split], notes
+        )
+        check_split(
+            where,
+            splits[split],
+            targets=options.targets,
+            trains=split == SPLITS[0] and options.targets,
+        )
         _check_targets(where, splits[split], facts.class_names, facts.score_range)
     _refuse_leak(name, splits)
     rules = {m: f"array {m}_present" if m in masked else ZERO_RULE for m in counts}
@@ -164,26 +190,38 @@ def assemble(
         layout=layout,
         missing_rule=rules,
         notes=tuple(notes),
-        extra={"padding": {m: sides[m] for m in counts}, "lengths": {m: how[m] for m in counts}, "nonfinite": counts},
+        extra={
+            "padding": {m: sides[m] for m in counts},
+            "lengths": {m: how[m] for m in counts},
+            "nonfinite": counts,
+        },
         tokens=tokens,
         extractors=extractors or {},
     )
 
 
 def _fill_absent(name: str, parts: Mapping[str, RawSplit]) -> list[str]:
-    """Give each split all modalities; one that it lacks becomes frames that are missing. Returns notes.
+    """Give each split all modalities; one that it lacks becomes frames that are missing. Returns
+    notes.
 
     Raises:
         CorrKDError: the training split lacks one.
     """
-    modalities = in_usual_order(dict.fromkeys(m for raw_split in parts.values() for m in raw_split.frames))
+    modalities = in_usual_order(
+        dict.fromkeys(m for raw_split in parts.values() for m in raw_split.frames)
+    )
     notes = []
     for split, raw_split in parts.items():
         if not raw_split.frames:
-            raise CorrKDError(f"{name}, {split}: no modality found; add an array (N, T, d) or (N, d) of features")
+            raise CorrKDError(
+                f"{name}, {split}: no modality found; add an array (N, T, d) or (N, d) of features"
+            )
         for m in [m for m in modalities if m not in raw_split.frames]:
             if split == SPLITS[0]:
-                raise CorrKDError(f"{name}, {split}: has no {m}, another split has; add it, or leave it out everywhere")
+                raise CorrKDError(
+                    f"{name}, {split}: has no {m}, another split has; add it, or leave it out "
+                    f"everywhere"
+                )
             donor = next(other for other in parts.values() if m in other.frames)
             raw_split.frames[m] = _absent_frames(raw_split, donor, m)
             if m in donor.lengths:
@@ -194,10 +232,16 @@ def _fill_absent(name: str, parts: Mapping[str, RawSplit]) -> list[str]:
 
 
 def _absent_frames(raw_split: RawSplit, donor: RawSplit, m: str) -> FloatArray:
-    """Zeros (N, T, d) of a modality that a split lacks, as long as a modality that is as long in the donor (an aligned file)."""
+    """Zeros (N, T, d) of a modality that a split lacks, as long as a modality that is as long in
+    the donor (an aligned file).
+    """
     count = len(next(iter(raw_split.frames.values())))
     shape = np.shape(donor.frames[m])
-    alike = [n for n in raw_split.frames if shape[1:2] == np.shape(donor.frames[n])[1:2] and len(shape) == 3]
+    alike = [
+        n
+        for n in raw_split.frames
+        if shape[1:2] == np.shape(donor.frames[n])[1:2] and len(shape) == 3
+    ]
     frames = np.shape(raw_split.frames[alike[0]])[1] if alike else 1
     return np.zeros((count, frames, shape[-1]), np.float32)
 
@@ -205,38 +249,49 @@ def _absent_frames(raw_split: RawSplit, donor: RawSplit, m: str) -> FloatArray:
 def _clean_all(
     name: str, parts: Mapping[str, RawSplit]
 ) -> tuple[dict[str, dict[str, FloatArray]], dict[str, dict[str, int]]]:
-    """Clean frames by split and modality; how many NaN and infinite values each modality held. Takes the raw frames away."""
+    """Clean frames by split and modality; how many NaN and infinite values each modality held.
+    Takes the raw frames away.
+    """
     modalities = list(next(iter(parts.values())).frames)
     frames: dict[str, dict[str, FloatArray]] = {split: {} for split in parts}
     counts: dict[str, dict[str, int]] = {m: {"nan": 0, "inf": 0} for m in modalities}
     for split, raw_split in parts.items():
-        samples = {m: len(x) for m, x in raw_split.frames.items() if isinstance(x, np.ndarray) and x.ndim}
+        samples = {
+            m: len(x) for m, x in raw_split.frames.items() if isinstance(x, np.ndarray) and x.ndim
+        }
         if len(set(samples.values())) > 1:
             raise CorrKDError(
-                f"{name}, {split}: modalities differ in their number of samples: {samples}; give each one row a sample"
+                f"{name}, {split}: modalities differ in their number of samples: {samples}; give "
+                f"each one row a sample"
             )
         for m in modalities:
-            frames[split][m], nan, inf = clean(f"{name}, {split}, modality {m}", raw_split.frames.pop(m))
+            frames[split][m], nan, inf = clean(
+                f"{name}, {split}, modality {m}", raw_split.frames.pop(m)
+            )
             counts[m]["nan"] += nan
             counts[m]["inf"] += inf
     return frames, counts
 
 
 def _given_mask(where: str, raw_split: RawSplit, m: str, frames: FloatArray) -> BoolArray:
-    """(N, T) which frames are present: by the file's own mask, else those that hold anything but zeros."""
+    """(N, T) which frames are present: by the file's own mask, else those that hold anything but
+    zeros.
+    """
     if m not in raw_split.present:
         return occupied_frames(frames)
     mask = np.asarray(raw_split.present[m])
     if mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
         raise CorrKDError(
-            f"{where}: array {m}_present holds values that are not true or false (1 or 0); write 1 where a frame is there"
+            f"{where}: array {m}_present holds values that are not true or false (1 or 0); write "
+            f"1 where a frame is there"
         )
     mask = mask.astype(bool)
     if mask.shape == frames.shape[:1]:
         return np.repeat(mask[:, None], frames.shape[1], 1)
     if mask.shape != frames.shape[:2]:
         raise CorrKDError(
-            f"{where}: array {m}_present has shape {mask.shape}, expected {frames.shape[:1]} or {frames.shape[:2]}"
+            f"{where}: array {m}_present has shape {mask.shape}, expected {frames.shape[:1]} or "
+            f"{frames.shape[:2]}"
         )
     return mask
 
@@ -244,11 +299,14 @@ def _given_mask(where: str, raw_split: RawSplit, m: str, frames: FloatArray) -> 
 def _frame_ids(
     where: str, raw_split: RawSplit, m: str, frames: FloatArray, lengths: IntArray, starts: IntArray
 ) -> IntArray:
-    """(N, T) numbers of the frames in their recordings, the first frame first; -1 in the padding."""
+    """(N, T) numbers of the frames in their recordings, the first frame first; -1 in the
+    padding.
+    """
     ids = integers(where, raw_split.frame_ids[m], f"frame_ids of {m}")
     if ids.shape != frames.shape[:2]:
         raise CorrKDError(
-            f"{where}: frame_ids of {m} have shape {ids.shape}, expected {frames.shape[:2]}; number every frame"
+            f"{where}: frame_ids of {m} have shape {ids.shape}, expected {frames.shape[:2]}; "
+            f"number every frame"
         )
     ids = _to_the_left(ids, starts) if starts.any() else ids
     inside = np.arange(ids.shape[1])[None, :] < np.maximum(lengths, 1)[:, None]
@@ -258,7 +316,9 @@ def _frame_ids(
 def _in_place(
     frames: FloatArray, mask: BoolArray, lengths: IntArray, starts: IntArray
 ) -> tuple[FloatArray, IntArray, BoolArray, list[str]]:
-    """(frames, lengths, present, notes) with each sample's frames first and zeros wherever nothing is present."""
+    """(frames, lengths, present, notes) with each sample's frames first and zeros wherever nothing
+    is present.
+    """
     notes = []
     inside = np.arange(frames.shape[1])[None, :] < lengths[:, None]
     if starts.any():
@@ -276,7 +336,8 @@ def _in_place(
 def _under_special_tokens(
     lengths: Mapping[str, IntArray], present: Mapping[str, BoolArray], modalities: Sequence[str]
 ) -> list[str]:
-    """Marks first and last frames present that are empty in all of `modalities` at once: they never were there. Gives a note.
+    """Marks first and last frames present that are empty in all of `modalities` at once: they never
+    were there. Gives a note.
 
     A sample in which the modalities have no frame at all keeps them as missing.
     """
@@ -289,30 +350,48 @@ def _under_special_tokens(
         present[m][marked] = True
     count = int(marked.any(1).sum())
     names = ", ".join(modalities)
-    return [f"{count} samples have no {names} under [CLS] or [SEP]; zero vectors there, not missing"] if count else []
+    return (
+        [f"{count} samples have no {names} under [CLS] or [SEP]; zero vectors there, not missing"]
+        if count
+        else []
+    )
 
 
 def _check_targets(
     where: str, split: Split, class_names: tuple[str, ...], score_range: tuple[float, float] | None
 ) -> None:
-    """Raises CorrKDError for classes without a name where names are known, and for scores out of their range."""
-    if class_names and split.labels is not None and split.labels.ndim == 1 and split.labels.max() >= len(class_names):
+    """Raises CorrKDError for classes without a name where names are known, and for scores out of
+    their range.
+    """
+    if (
+        class_names
+        and split.labels is not None
+        and split.labels.ndim == 1
+        and split.labels.max() >= len(class_names)
+    ):
         raise CorrKDError(
-            f"{where}: label {split.labels.max()} is out of range; there are {len(class_names)} classes, from 0"
+            f"{where}: label {split.labels.max()} is out of range; there are {len(class_names)} "
+            f"classes, from 0"
         )
     if split.scores is not None and score_range is not None:
         low, high = float(split.scores.min()), float(split.scores.max())
         if low < score_range[0] or high > score_range[1]:
             raise CorrKDError(
-                f"{where}: scores run from {low:g} to {high:g}, beyond {score_range[0]:g} to {score_range[1]:g}"
+                f"{where}: scores run from {low:g} to {high:g}, beyond {score_range[0]:g} to "
+                f"{score_range[1]:g}"
             )
 
 
 def _refuse_leak(name: str, splits: Mapping[str, Split]) -> None:
-    """Raise CorrKDError where a column of a modality of one vector a sample is the label itself, in all splits."""
+    """Raise CorrKDError where a column of a modality of one vector a sample is the label itself, in
+    all splits.
+    """
     parts = list(splits.values())
     for m, first in parts[0].frames.items():
-        for labels in ([raw_split.scores for raw_split in parts], [raw_split.labels for raw_split in parts]):
+        for labels in (
+            [raw_split.scores for raw_split in parts],
+            [raw_split.labels for raw_split in parts],
+        ):
             if any(x is None or x.ndim != 1 for x in labels) or any(
                 raw_split.frames[m].shape[1] != 1 for raw_split in parts
             ):
@@ -323,7 +402,10 @@ def _refuse_leak(name: str, splits: Mapping[str, Split]) -> None:
                 equal &= (raw_split.frames[m][:, 0] == label.astype(np.float32)[:, None]).all(0)
             distinct = np.unique(np.concatenate([x for x in labels if x is not None]))
             if equal.any() and len(distinct) > 1 and sum(map(len, parts)) >= FEWEST_FOR_LEAK:
-                raise CorrKDError(f"{name}, modality {m}: column {equal.argmax()} is the label itself; leave it out")
+                raise CorrKDError(
+                    f"{name}, modality {m}: column {equal.argmax()} is the label itself; leave "
+                    f"it out"
+                )
 
 
 def _split(
@@ -343,9 +425,15 @@ def _split(
         else strings(raw_split.ids, f"{where}: ids")
     )
     if len(ids) != count:
-        raise CorrKDError(f"{where}: {len(ids)} ids for {count} samples; give one each, or leave them out")
+        raise CorrKDError(
+            f"{where}: {len(ids)} ids for {count} samples; give one each, or leave them out"
+        )
     groups = {g: strings(values, f"{where}: {g}") for g, values in raw_split.groups.items()}
-    order = None if raw_split.order is None else column(where, raw_split.order, "order", count).astype(np.int64)
+    order = (
+        None
+        if raw_split.order is None
+        else column(where, raw_split.order, "order", count).astype(np.int64)
+    )
     parsed = groups_from_ids(ids.tolist())
     if parsed:
         groups.setdefault("video", parsed[0])
@@ -353,7 +441,8 @@ def _split(
     for group, values in groups.items():
         if len(values) != count:
             raise CorrKDError(
-                f"{where}: group {group} has {len(values)} entries for {count} samples; give one each, or leave it out"
+                f"{where}: group {group} has {len(values)} entries for {count} samples; give one "
+                f"each, or leave it out"
             )
     ids, renamed = unique_ids(ids)
     if renamed:
@@ -363,11 +452,13 @@ def _split(
         labels = labels[:, 0]
     if labels is not None and (labels.ndim not in (1, 2) or len(labels) != count):
         raise CorrKDError(
-            f"{where}: labels have shape {labels.shape}, expected ({count},) or ({count}, questions); reshape them"
+            f"{where}: labels have shape {labels.shape}, expected ({count},) or ({count}, "
+            f"questions); reshape them"
         )
     if labels is not None and labels.ndim == 2 and not np.isin(labels, (0, 1)).all():
         raise CorrKDError(
-            f"{where}: labels of shape {labels.shape} are yes/no answers and must be 0 or 1; choose one column with --label"
+            f"{where}: labels of shape {labels.shape} are yes/no answers and must be 0 or 1; "
+            f"choose one column with --label"
         )
     scores = None if raw_split.scores is None else column(where, raw_split.scores, "scores", count)
     return Split(
@@ -380,23 +471,33 @@ def _split(
         groups=groups,
         order=order,
         frame_ids=frame_ids,
-        missing_reasons={m: strings(x, f"{where}: {m}{MISSING_REASONS}") for m, x in raw_split.missing_reasons.items()},
+        missing_reasons={
+            m: strings(x, f"{where}: {m}{MISSING_REASONS}")
+            for m, x in raw_split.missing_reasons.items()
+        },
     )
 
 
 def sign_class_names(splits: Mapping[str, RawSplit]) -> tuple[str, ...]:
-    """("negative", "neutral", "positive") where every class is the sign of its score plus one; else ()."""
+    """("negative", "neutral", "positive") where every class is the sign of its score plus one; else
+    ().
+    """
     for raw_split in splits.values():
         if raw_split.scores is None or raw_split.labels is None:
             return ()
-        scores, labels = np.asarray(raw_split.scores, np.float64).ravel(), np.asarray(raw_split.labels).ravel()
+        scores, labels = (
+            np.asarray(raw_split.scores, np.float64).ravel(),
+            np.asarray(raw_split.labels).ravel(),
+        )
         if scores.shape != labels.shape or not np.array_equal(np.sign(scores) + 1, labels):
             return ()
     return ("negative", "neutral", "positive")
 
 
 def likert_range(splits: Mapping[str, RawSplit]) -> tuple[float, float] | None:
-    """MOSI's and MOSEI's (-3, 3) where scores of both signs lie in it and not all in [-1, 1]; else None."""
+    """MOSI's and MOSEI's (-3, 3) where scores of both signs lie in it and not all in [-1, 1]; else
+    None.
+    """
     scores = [
         np.asarray(raw_split.scores, np.float64).ravel()
         for raw_split in splits.values()

@@ -1,4 +1,6 @@
-"""What a file from others may take: the memory of what is built from it, counted before it is built."""
+"""What a file from others may take: the memory of what is built from it, counted before it is
+built.
+"""
 
 from __future__ import annotations
 
@@ -45,11 +47,14 @@ class Budget:
         return cls(path.name, most_unpacked(path))
 
     def take(self, what: str, count: int) -> None:
-        """Count an object of so many bytes before it is built. Raises CorrKDError where that is more than what is left."""
+        """Count an object of so many bytes before it is built. Raises CorrKDError where that is
+        more than what is left.
+        """
         self.spent += count + OBJECT
         if self.spent > self.most:
             raise CorrKDError(
-                f"{what}: declares {size_text(self.spent)} of arrays where {size_text(self.most)} are allowed; "
+                f"{what}: declares {size_text(self.spent)} of arrays where "
+                f"{size_text(self.most)} are allowed; "
                 "refused as a decompression bomb"
             )
         if count > LARGE:

@@ -1,4 +1,6 @@
-"""From a file of arrays to the arrays by name: `.npz`, HDF5 and `.safetensors`, none of which may take more memory than its size allows."""
+"""From a file of arrays to the arrays by name: `.npz`, HDF5 and `.safetensors`, none of which may
+take more memory than its size allows.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,20 @@ Array = npt.NDArray[Any]
 LONGEST_DIRECTORY = 2 << 20  # bytes, of a zip file: some 30,000 members
 END, END64 = b"PK\x05\x06", b"PK\x06\x06"  # records at the end of a zip file
 END_SIZE, END64_SIZE, LONGEST_COMMENT = 22, 76, 65_535
-NUMPY_DTYPES = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}  # of .safetensors
+NUMPY_DTYPES = {
+    "F64",
+    "F32",
+    "F16",
+    "I64",
+    "I32",
+    "I16",
+    "I8",
+    "U64",
+    "U32",
+    "U16",
+    "U8",
+    "BOOL",
+}  # of .safetensors
 IN_END64 = 0xFFFFFFFF  # a size that stands in the longer record
 
 
@@ -40,7 +55,9 @@ def read_npz(path: Path, *, objects: bool = True) -> dict[str, Array]:
     return unpacked_npz(path, path.name, most=most_unpacked(path), objects=objects)
 
 
-def unpacked_npz(file: Path | BinaryIO, name: str, *, most: int, objects: bool = False) -> dict[str, Array]:
+def unpacked_npz(
+    file: Path | BinaryIO, name: str, *, most: int, objects: bool = False
+) -> dict[str, Array]:
     """Return the arrays of an `.npz` file, or of its bytes.
 
     Args:
@@ -57,19 +74,25 @@ def unpacked_npz(file: Path | BinaryIO, name: str, *, most: int, objects: bool =
         check_directory(file, name)
         with zipfile.ZipFile(file) as archive:
             members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-            if not members and any(info.filename.endswith("data.pkl") for info in archive.infolist()):
+            if not members and any(
+                info.filename.endswith("data.pkl") for info in archive.infolist()
+            ):
                 raise CorrKDError(
-                    f"{name}: a file of torch.save, not arrays; load it where it was made and save its arrays with numpy.savez"
+                    f"{name}: a file of torch.save, not arrays; load it where it was made and "
+                    f"save its arrays with numpy.savez"
                 )
             for info in members:
                 budget.take(name, info.file_size)
             for info in members:
-                arrays[info.filename.removesuffix(".npy")] = _member(archive, info, name, objects=objects)
+                arrays[info.filename.removesuffix(".npy")] = _member(
+                    archive, info, name, objects=objects
+                )
     except CorrKDError:
         raise
     except Exception as error:  # whatever a file of others' makes zipfile and NumPy raise
         raise CorrKDError(
-            f"{name}: a damaged .npz file ({str(error)[:120] or type(error).__name__}); fetch or write it again"
+            f"{name}: a damaged .npz file ({str(error)[:120] or type(error).__name__}); fetch or "
+            f"write it again"
         ) from None
     return arrays
 
@@ -79,32 +102,42 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, *, objec
     with archive.open(info) as member:
         shape, fortran, dtype = read_npy_header(member)
         if dtype.hasobject and (not objects or dtype.kind != "O"):
-            raise CorrKDError(f"{name}: array {info.filename} holds pickled objects; save plain numbers or strings")
+            raise CorrKDError(
+                f"{name}: array {info.filename} holds pickled objects; save plain numbers or "
+                f"strings"
+            )
         data = member.read(info.file_size)
     if dtype.hasobject:
         values = safe_pickle.loads(data, f"{name}, {info.filename}")
         if not isinstance(values, np.ndarray):
             raise CorrKDError(
-                f"{name}: array {info.filename} holds a {type(values).__name__}, not an array; save plain arrays"
+                f"{name}: array {info.filename} holds a {type(values).__name__}, not an array; "
+                f"save plain arrays"
             )
         return values
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return (shape, whether in Fortran's order, dtype) from the start of an `.npy`. Raises ValueError where it is none."""
+    """Return (shape, whether in Fortran's order, dtype) from the start of an `.npy`. Raises
+    ValueError where it is none.
+    """
     try:
         if np.lib.format.read_magic(file) == (1, 0):
             return np.lib.format.read_array_header_1_0(file)
         return np.lib.format.read_array_header_2_0(file)
-    except Exception as error:  # NumPy tokenizes the header as Python, and lets through what that makes of it
+    except (
+        Exception
+    ) as error:  # NumPy tokenizes the header as Python, and lets through what that makes of it
         raise ValueError(
             f"no header of an array: {str(error).splitlines()[0][:80] if str(error) else 'damaged'}"
         ) from None
 
 
 def check_directory(file: Path | BinaryIO, name: str) -> None:
-    """Raise CorrKDError where a zip file has too many members: each becomes an object, before any of them is looked at."""
+    """Raise CorrKDError where a zip file has too many members: each becomes an object, before any
+    of them is looked at.
+    """
     if isinstance(file, Path):
         with file.open("rb") as opened:
             check_directory(opened, name)
@@ -140,7 +173,10 @@ def read_h5(path: Path) -> dict[str, Array]:
                 f"{path.name}: a damaged HDF5 file ({str(error)[:120]}); fetch or write it again"
             ) from None
     if not arrays:
-        raise CorrKDError(f"{path.name}: no arrays at its root; of .csd files, give the folder that holds them all")
+        raise CorrKDError(
+            f"{path.name}: no arrays at its root; of .csd files, give the folder that holds them "
+            f"all"
+        )
     return arrays
 
 
@@ -152,10 +188,13 @@ def read_safetensors(path: Path) -> dict[str, Array]:
             for key in file.keys():  # noqa: SIM118  (not a dict)
                 dtype = file.get_slice(key).get_dtype()
                 if dtype not in NUMPY_DTYPES:
-                    raise CorrKDError(f"{path.name}: tensor {quoted(key)} is {dtype}; save it as float32")
+                    raise CorrKDError(
+                        f"{path.name}: tensor {quoted(key)} is {dtype}; save it as float32"
+                    )
                 arrays[key] = file.get_tensor(key)
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CorrKDError(
-            f"{path.name}: a damaged .safetensors file ({str(error)[:120]}); fetch or write it again"
+            f"{path.name}: a damaged .safetensors file ({str(error)[:120]}); fetch or write it "
+            f"again"
         ) from None
     return arrays

@@ -1,11 +1,13 @@
-"""corrkd's own layout: one `.safetensors` file that `corrkd data convert` writes, opened by memory map.
+"""corrkd's own layout: one `.safetensors` file that `corrkd data convert` writes, opened by memory
+map.
 
-Tensors `<split>/frames/<modality>` float32 (N, T, d), `<split>/lengths/<modality>` int64 (N,), `<split>/present/<modality>` bool (N, T),
-`<split>/frame_ids/<modality>` int64 (N, T) where frames are numbered,
-`<split>/scores` float64, `<split>/labels` int64, `<split>/order` int64, and strings as UTF-8 JSON lists in uint8:
-`<split>/ids`, `<split>/groups/<name>`, `<split>/missing_reasons/<modality>`. What concerns the whole dataset is JSON in the header's
-metadata under `corrkd`; its `sha256` is the digest of the contents, which conversion takes while it writes: opening stays cheap, and
-trusts it.
+Tensors `<split>/frames/<modality>` float32 (N, T, d), `<split>/lengths/<modality>` int64 (N,),
+`<split>/present/<modality>` bool (N, T), `<split>/frame_ids/<modality>` int64 (N, T) where frames
+are numbered, `<split>/scores` float64, `<split>/labels` int64, `<split>/order` int64, and strings
+as UTF-8 JSON lists in uint8: `<split>/ids`, `<split>/groups/<name>`,
+`<split>/missing_reasons/<modality>`. What concerns the whole dataset is JSON in the header's
+metadata under `corrkd`; its `sha256` is the digest of the contents, which conversion takes while it
+writes: opening stays cheap, and trusts it.
 """
 
 from __future__ import annotations
@@ -40,7 +42,14 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 # What each tensor is, by the part of its name after the split's.
 TYPES = {
-    **{"frames": "F32", "lengths": "I64", "present": "BOOL", "frame_ids": "I64", "scores": "F64", "labels": "I64"},
+    **{
+        "frames": "F32",
+        "lengths": "I64",
+        "present": "BOOL",
+        "frame_ids": "I64",
+        "scores": "F64",
+        "labels": "I64",
+    },
     **{"order": "I64", "ids": "U8", "groups": "U8", "missing_reasons": "U8"},
 }
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -99,7 +108,9 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         text = file.read(length)
     header = parse_json(text, f"{path.name}: a damaged .safetensors file: its header")
     if not isinstance(header, dict):
-        raise CorrKDError(f"{path.name}: a damaged .safetensors file: its header is no object; write it again")
+        raise CorrKDError(
+            f"{path.name}: a damaged .safetensors file: its header is no object; write it again"
+        )
     return header, 8 + length
 
 
@@ -116,26 +127,36 @@ def read(path: Path, *, targets: bool = True) -> MultimodalDataset:
         targets: whether it must hold scores or labels.
 
     Raises:
-        CorrKDError: the file is truncated or damaged, of another format, or lacks targets that it must hold.
+        CorrKDError: the file is truncated or damaged, of another format, or lacks targets that it
+            must hold.
     """
     header, start = _header(path)
     with refusing(path.name, "a damaged converted dataset"):
-        metadata = parse_json(_metadata(header)[KEY], f"{path.name}: a damaged converted dataset: its metadata")
+        metadata = parse_json(
+            _metadata(header)[KEY], f"{path.name}: a damaged converted dataset: its metadata"
+        )
         if metadata["format"] != FORMAT:
             raise CorrKDError(
-                f"{path.name}: written by another corrkd (format {metadata['format']}, here {FORMAT}); convert it again or upgrade"
+                f"{path.name}: written by another corrkd (format {metadata['format']}, here "
+                f"{FORMAT}); convert it again or upgrade"
             )
         about = About.model_validate(metadata)
         tensors = _map(path, header, start)
-        splits: dict[str, Split] = {name: _split(tensors, name, about.modalities) for name in about.splits}
+        splits: dict[str, Split] = {
+            name: _split(tensors, name, about.modalities) for name in about.splits
+        }
         for name, split in splits.items():
-            check_split(f"{path.name}, {name}", split, targets=targets, trains=name == SPLITS[0] and targets)
+            check_split(
+                f"{path.name}, {name}", split, targets=targets, trains=name == SPLITS[0] and targets
+            )
         return MultimodalDataset(
             name=about.name,
             splits=splits,
             class_names=tuple(about.class_names),
             question_names=tuple(about.question_names),
-            score_range=None if about.score_range is None else (about.score_range[0], about.score_range[1]),
+            score_range=None
+            if about.score_range is None
+            else (about.score_range[0], about.score_range[1]),
             layout=about.layout,
             missing_rule=about.missing_rule,
             notes=tuple(about.notes),
@@ -147,21 +168,28 @@ def read(path: Path, *, targets: bool = True) -> MultimodalDataset:
 
 
 def _map(path: Path, header: dict[str, Any], start: int) -> dict[str, Array]:
-    """Tensors by name, each a view into the file. Offsets are checked against shapes and the file's size."""
+    """Tensors by name, each a view into the file. Offsets are checked against shapes and the file's
+    size.
+    """
     size = path.stat().st_size - start
     tensors: dict[str, Array] = {}
     contents = np.memmap(path, np.uint8, mode="r")
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        dtype, shape, (begin, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+        dtype, shape, (begin, end) = (
+            DTYPES[entry["dtype"]],
+            tuple(entry["shape"]),
+            entry["data_offsets"],
+        )
         if entry["dtype"] != TYPES.get(name.split("/")[1]):
             raise ValueError(f"{name}: is {entry['dtype']}")
         if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
             raise ValueError(f"{name}: shape or offsets are no sizes")
         if end > size:
             raise CorrKDError(
-                f"{path.name}: truncated: {name} ends {end - size:,} bytes beyond the end of the file; convert or copy it again"
+                f"{path.name}: truncated: {name} ends {end - size:,} bytes beyond the end of the "
+                f"file; convert or copy it again"
             )
         if end - begin != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{name}: offsets do not fit its shape")
@@ -184,11 +212,21 @@ def _split(tensors: dict[str, Array], name: str, modalities: list[str]) -> Split
         ids=_strings(tensors[f"{name}/ids"]),
         scores=small("scores"),
         labels=small("labels"),
-        groups={key.removeprefix(prefix): _strings(x) for key, x in tensors.items() if key.startswith(prefix)},
+        groups={
+            key.removeprefix(prefix): _strings(x)
+            for key, x in tensors.items()
+            if key.startswith(prefix)
+        },
         order=small("order"),
-        frame_ids={m: np.array(tensors[key]) for m in modalities if (key := f"{name}/frame_ids/{m}") in tensors},
+        frame_ids={
+            m: np.array(tensors[key])
+            for m in modalities
+            if (key := f"{name}/frame_ids/{m}") in tensors
+        },
         missing_reasons={
-            m: _strings(tensors[key]) for m in modalities if (key := f"{name}/missing_reasons/{m}") in tensors
+            m: _strings(tensors[key])
+            for m in modalities
+            if (key := f"{name}/missing_reasons/{m}") in tensors
         },
     )
 

@@ -1,8 +1,9 @@
 """CMU-MultimodalSDK's computational sequences: a folder of `.csd` files, read with h5py alone.
 
-Each file holds one modality: `/<root>/data/<video>/features` (T, d) and `/intervals` (T, 2) in seconds; one holds the labels. Where
-the SDK has not aligned them yet, samples are the label segments, and within each the frames of every modality are averaged
-over the intervals of the words. After the SDK's align, keys read `video[i]` and the frames are taken as they are.
+Each file holds one modality: `/<root>/data/<video>/features` (T, d) and `/intervals` (T, 2) in
+seconds; one holds the labels. Where the SDK has not aligned them yet, samples are the label
+segments, and within each the frames of every modality are averaged over the intervals of the words.
+After the SDK's align, keys read `video[i]` and the frames are taken as they are.
 """
 
 from __future__ import annotations
@@ -39,14 +40,16 @@ ALIGNED_KEY = re.compile(r"([^\[\]]+)\[(\d{1,9})\]")
 DIMENSIONS = "dimension names"  # in the metadata
 PAUSE = "sp"  # the aligner's mark of a short pause, among the words
 
-# CMU-MOSI's standard folds are its 93 videos in ASCII order, cut into 52, 10 and 31. The sum is of the ordered ids, a line each.
+# CMU-MOSI's standard folds are its 93 videos in ASCII order, cut into 52, 10 and 31. The sum is of
+# the ordered ids, a line each.
 MOSI_FOLDS = (52, 10, 31)
 MOSI_VIDEOS = "f2a31ee2c33bee039f71d7d99b560ce7b5d6ccaa5eeb9db6833e8d02ac918ae7"
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """One computational sequence: per key its finite frames (T, d) and intervals (T, 2) in seconds, in the order of the file.
+    """One computational sequence: per key its finite frames (T, d) and intervals (T, 2) in seconds,
+    in the order of the file.
 
     Attributes:
         root: the sequence's name.
@@ -76,7 +79,9 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Sample:
-    """A segment: its frames by modality, its row in the label sequence and when it starts in seconds."""
+    """A segment: its frames by modality, its row in the label sequence and when it starts in
+    seconds.
+    """
 
     frames: dict[str, Array]
     labels: FloatArray
@@ -92,11 +97,12 @@ def read(folder: Path, name: str, options: ReadOptions) -> MultimodalDataset:
     """The dataset in a folder of `.csd` files.
 
     Args:
-        folder: holds the labels ("All Labels.csd", "Opinion Segment Labels.csd") and one file per modality. Without labels, where targets
-            are not needed, samples are the keys of an aligned folder, or whole videos.
+        folder: holds the labels ("All Labels.csd", "Opinion Segment Labels.csd") and one file per
+            modality. Without labels, where targets are not needed, samples are the keys of an
+            aligned folder, or whole videos.
         name: of the dataset.
-        options: `folds`, a JSON file {"train": [video, ...], "valid": [...], "test": [...]}, not needed for CMU-MOSI; `glove` for words;
-            `label` for one of several label columns.
+        options: `folds`, a JSON file {"train": [video, ...], "valid": [...], "test": [...]}, not
+            needed for CMU-MOSI; `glove` for words; `label` for one of several label columns.
 
     Raises:
         CorrKDError: a file that is no computational sequence; no labels; no folds for these videos.
@@ -110,9 +116,14 @@ def read(folder: Path, name: str, options: ReadOptions) -> MultimodalDataset:
     notes += more
     if not modalities:
         raise CorrKDError(
-            f"{folder.name}: {len(labels)} label sequences, but no modality; put the .csd files of features into the folder"
+            f"{folder.name}: {len(labels)} label sequences, but no modality; put the .csd files "
+            f"of features into the folder"
         )
-    notes += [f"{m}: {s.nonfinite} NaN or infinite values set to 0" for m, s in modalities.items() if s.nonfinite]
+    notes += [
+        f"{m}: {s.nonfinite} NaN or infinite values set to 0"
+        for m, s in modalities.items()
+        if s.nonfinite
+    ]
     samples, how = _samples(label, modalities)
     fold_of = _fold_of(folder.name, sorted({video for video, _ in samples}), options)
     outside = sum(video not in fold_of for video, _ in samples)
@@ -122,7 +133,9 @@ def read(folder: Path, name: str, options: ReadOptions) -> MultimodalDataset:
     for split in (*SPLITS, WHOLE):
         keys = sorted(key for key in samples if fold_of.get(key[0]) == split)
         if keys:
-            raw[split] = _raw_split(f"{folder.name}, {split}", {key: samples[key] for key in keys}, modalities, label)
+            raw[split] = _raw_split(
+                f"{folder.name}, {split}", {key: samples[key] for key in keys}, modalities, label
+            )
     return assemble(
         name,
         raw,
@@ -146,11 +159,20 @@ def read_sequence(path: Path) -> Sequence:
     budget = Budget.of(path)
     with hdf5.open_file(path) as file:
         try:
-            groups = [(key, item) for key, item in hdf5.members(path.name, file) if isinstance(item, h5py.Group)]
+            groups = [
+                (key, item)
+                for key, item in hdf5.members(path.name, file)
+                if isinstance(item, h5py.Group)
+            ]
             roots = [(key, dict(hdf5.members(path.name, item))) for key, item in groups]
-            roots = [(key, inside) for key, inside in roots if isinstance(inside.get("data"), h5py.Group)]
+            roots = [
+                (key, inside) for key, inside in roots if isinstance(inside.get("data"), h5py.Group)
+            ]
             if len(roots) != 1:
-                raise CorrKDError(f"{path.name}: not a computational sequence: expected one group with `data` inside")
+                raise CorrKDError(
+                    f"{path.name}: not a computational sequence: expected one group with `data` "
+                    f"inside"
+                )
             root, inside = roots[0]
             data, nonfinite = {}, 0
             for key, entry in hdf5.members(path.name, inside["data"]):
@@ -163,35 +185,60 @@ def read_sequence(path: Path) -> Sequence:
                 f"{path.name}: not a computational sequence, or a damaged one ({str(error)[:120]})"
             ) from None
     if not data:
-        raise CorrKDError(f"{path.name}: a computational sequence without any video; fetch it again")
+        raise CorrKDError(
+            f"{path.name}: a computational sequence without any video; fetch it again"
+        )
     _check_widths(path.name, data)
     return Sequence(root, nonfinite, data, names)
 
 
 def _entry(where: str, entry: h5py.Group, budget: Budget) -> tuple[Array, Seconds, int]:
-    """Frames (T, d) or words (T, 1), intervals (T, 2), and how many values were NaN or infinite, of a video."""
+    """Frames (T, d) or words (T, 1), intervals (T, 2), and how many values were NaN or infinite, of
+    a video.
+    """
     items = dict(hdf5.members(where, entry)) if isinstance(entry, h5py.Group) else {}
     if not all(isinstance(items.get(key), h5py.Dataset) for key in ("features", "intervals")):
-        raise CorrKDError(f"{where}: expected the arrays features and intervals; fetch the file again")
+        raise CorrKDError(
+            f"{where}: expected the arrays features and intervals; fetch the file again"
+        )
     frames, spans = (hdf5.array(where, items[key], budget) for key in ("features", "intervals"))
-    if frames.ndim != 2 or frames.shape[1] == 0 or spans.shape != (len(frames), 2) or spans.dtype.kind not in "fiu":
-        raise CorrKDError(f"{where}: features {frames.shape} and intervals {spans.shape} do not fit")
+    if (
+        frames.ndim != 2
+        or frames.shape[1] == 0
+        or spans.shape != (len(frames), 2)
+        or spans.dtype.kind not in "fiu"
+    ):
+        raise CorrKDError(
+            f"{where}: features {frames.shape} and intervals {spans.shape} do not fit"
+        )
     if not np.isfinite(spans).all():
         raise CorrKDError(f"{where}: intervals contain NaN or infinite values")
     if frames.dtype.kind == "O":
         return frames, np.asarray(spans, np.float64), 0
     frames = np.asarray(frames, np.float32)
     bad = int((~np.isfinite(frames)).sum())
-    return np.nan_to_num(frames, nan=0.0, posinf=0.0, neginf=0.0), np.asarray(spans, np.float64), bad
+    return (
+        np.nan_to_num(frames, nan=0.0, posinf=0.0, neginf=0.0),
+        np.asarray(spans, np.float64),
+        bad,
+    )
 
 
 def _check_widths(name: str, data: dict[str, tuple[Array, Seconds]]) -> None:
-    """Raise CorrKDError where videos have frames of different widths, or words in one and numbers in another."""
+    """Raise CorrKDError where videos have frames of different widths, or words in one and numbers
+    in another.
+    """
     first, (frames, _) = next(iter(data.items()))
     for video, (other, _) in data.items():
         if other.shape[1] != frames.shape[1] or other.dtype.kind != frames.dtype.kind:
-            kinds = [f"{'words' if x.dtype.kind == 'O' else 'numbers'} of width {x.shape[1]}" for x in (frames, other)]
-            raise CorrKDError(f"{name}: video {first} has {kinds[0]}, video {video} has {kinds[1]}; make them alike")
+            kinds = [
+                f"{'words' if x.dtype.kind == 'O' else 'numbers'} of width {x.shape[1]}"
+                for x in (frames, other)
+            ]
+            raise CorrKDError(
+                f"{name}: video {first} has {kinds[0]}, video {video} has {kinds[1]}; make them "
+                f"alike"
+            )
 
 
 def _dimension_names(name: str, metadata: Any, budget: Budget) -> tuple[str, ...]:
@@ -204,11 +251,17 @@ def _dimension_names(name: str, metadata: Any, budget: Budget) -> tuple[str, ...
         names = parse_json(text[0], name) if text and isinstance(text[0], str | bytes) else ()
     except CorrKDError:  # the SDK writes it, and others write what they like
         return ()
-    return tuple(names) if isinstance(names, list) and all(isinstance(x, str) for x in names) else ()
+    return (
+        tuple(names) if isinstance(names, list) and all(isinstance(x, str) for x in names) else ()
+    )
 
 
-def _label_sequence(name: str, labels: dict[Path, Sequence], options: ReadOptions) -> tuple[Sequence | None, list[str]]:
-    """The sequence that the label is in, and a note where there are others. Raises CorrKDError where none is, or several are meant."""
+def _label_sequence(
+    name: str, labels: dict[Path, Sequence], options: ReadOptions
+) -> tuple[Sequence | None, list[str]]:
+    """The sequence that the label is in, and a note where there are others. Raises CorrKDError
+    where none is, or several are meant.
+    """
     if not labels:
         if options.targets:
             raise CorrKDError(f"{name}: no label sequence; expected a file named '... Labels'")
@@ -217,7 +270,11 @@ def _label_sequence(name: str, labels: dict[Path, Sequence], options: ReadOption
         return next(iter(labels.values())), []
     if options.label is not None:
         wanted = parse_choice(options.label).columns[0][0]
-        every = {full: path for path, s in labels.items() for full in _columns(s, next(iter(s.data.values()))[0])}
+        every = {
+            full: path
+            for path, s in labels.items()
+            for full in _columns(s, next(iter(s.data.values()))[0])
+        }
         path = every[find_column(name, every, wanted)[0]]
     else:
         usual = [
@@ -228,7 +285,8 @@ def _label_sequence(name: str, labels: dict[Path, Sequence], options: ReadOption
         if len(usual) != 1:
             files = ", ".join(path.name for path in labels)
             raise CorrKDError(
-                f"{name}: several label sequences ({files}); choose a column with --label, or move the others away"
+                f"{name}: several label sequences ({files}); choose a column with --label, or "
+                f"move the others away"
             )
         path = usual[0]
     others = ", ".join(other.name for other in labels if other != path)
@@ -248,7 +306,9 @@ def _mosei_names(sequence: Sequence) -> tuple[str, ...]:
 def _by_modality(
     name: str, sequences: dict[Path, Sequence], options: ReadOptions
 ) -> tuple[dict[str, Sequence], list[str]]:
-    """Modality -> sequence, by the words in its name, and notes; a second sequence of the same modality keeps its file's name."""
+    """Modality -> sequence, by the words in its name, and notes; a second sequence of the same
+    modality keeps its file's name.
+    """
     notes = []
     modalities: dict[str, Sequence] = {}
     words = {path: s for path, s in sequences.items() if s.is_text}
@@ -263,20 +323,25 @@ def _by_modality(
             notes.append(f"language: {pauses} pauses ({PAUSE}) among the words are left out")
         modalities["language"], unknown = _word_vectors(name, sequence, options)
         if unknown:
-            notes.append(f"language: {unknown} words have no vector in {options.glove.name}; all-zero frames")
+            notes.append(
+                f"language: {unknown} words have no vector in {options.glove.name}; all-zero frames"
+            )
     without = "" if "language" in modalities else "; pass --glove FILE to use them as language"
     notes += [f"left out: {path.name} (words, not numbers{without})" for path in words]
     return {m: modalities[m] for m in in_usual_order(modalities)}, notes
 
 
 def _word_file(name: str, texts: dict[Path, Sequence]) -> Path:
-    """The sequence of words among those of text: MOSEI's folder has phones too. Raises CorrKDError where several may be meant."""
+    """The sequence of words among those of text: MOSEI's folder has phones too. Raises CorrKDError
+    where several may be meant.
+    """
     named = [path for path, s in texts.items() if "word" in f"{s.root} {path.stem}".lower()] or [
         path for path, s in texts.items() if "phone" not in f"{s.root} {path.stem}".lower()
     ]
     if len(named) != 1:
         raise CorrKDError(
-            f"{name}: {', '.join(path.name for path in named or texts)} hold text; leave the one with the words"
+            f"{name}: {', '.join(path.name for path in named or texts)} hold text; leave the one "
+            f"with the words"
         )
     return named[0]
 
@@ -284,7 +349,9 @@ def _word_file(name: str, texts: dict[Path, Sequence]) -> Path:
 def _without_pauses(words: Sequence) -> tuple[Sequence, int]:
     """The sequence without the marks of pauses, and how many there were."""
     keep = {key: frames[:, 0] != PAUSE for key, (frames, _) in words.data.items()}
-    data = {key: (frames[keep[key]], spans[keep[key]]) for key, (frames, spans) in words.data.items()}
+    data = {
+        key: (frames[keep[key]], spans[keep[key]]) for key, (frames, spans) in words.data.items()
+    }
     return Sequence(words.root, 0, data), sum(int((~kept).sum()) for kept in keep.values())
 
 
@@ -292,39 +359,61 @@ def _word_vectors(name: str, sequence: Sequence, options: ReadOptions) -> tuple[
     """The sequence with its words as vectors, and how many words have none."""
     text = [[str(word) for word in frames[:, 0]] for frames, _ in sequence.data.values()]
     vectors, unknown = look_up(name, text, options.glove)
-    data = {key: (frames, spans) for (key, (_, spans)), frames in zip(sequence.data.items(), vectors, strict=True)}
+    data = {
+        key: (frames, spans)
+        for (key, (_, spans)), frames in zip(sequence.data.items(), vectors, strict=True)
+    }
     return Sequence(sequence.root, 0, data), unknown
 
 
-def _samples(label: Sequence | None, modalities: dict[str, Sequence]) -> tuple[dict[Key, Sample], str]:
+def _samples(
+    label: Sequence | None, modalities: dict[str, Sequence]
+) -> tuple[dict[Key, Sample], str]:
     """The samples by video and clip, and in words how their frames were had."""
-    keys = label.data if label is not None else {key: 0 for s in modalities.values() for key in s.data}
+    keys = (
+        label.data if label is not None else {key: 0 for s in modalities.values() for key in s.data}
+    )
     if all(ALIGNED_KEY.fullmatch(key) for key in keys):
         return _aligned(label, list(keys), modalities), "aligned by the SDK"
     how = "averaged over words" if "language" in modalities else "whole segments"
     if label is None:
         spans = {key: _span(key, modalities) for key in keys}
-        entire = Sequence("", 0, {key: (np.zeros((1, 0), np.float32), span) for key, span in spans.items()})
+        entire = Sequence(
+            "", 0, {key: (np.zeros((1, 0), np.float32), span) for key, span in spans.items()}
+        )
         return _segments(entire, modalities), f"{how}, each video a sample"
     return _segments(label, modalities), how
 
 
 def _span(video: str, modalities: dict[str, Sequence]) -> Seconds:
     """(1, 2) from the first start to beyond the last end of a video's frames."""
-    spans = [s.data[video][1] for s in modalities.values() if video in s.data and len(s.data[video][1])]
+    spans = [
+        s.data[video][1] for s in modalities.values() if video in s.data and len(s.data[video][1])
+    ]
     if not spans:
         return np.zeros((1, 2))
-    return np.array([[min(x[:, 0].min() for x in spans), np.nextafter(max(x[:, 1].max() for x in spans), np.inf)]])
+    return np.array(
+        [
+            [
+                min(x[:, 0].min() for x in spans),
+                np.nextafter(max(x[:, 1].max() for x in spans), np.inf),
+            ]
+        ]
+    )
 
 
-def _aligned(label: Sequence | None, keys: list[str], modalities: dict[str, Sequence]) -> dict[Key, Sample]:
+def _aligned(
+    label: Sequence | None, keys: list[str], modalities: dict[str, Sequence]
+) -> dict[Key, Sample]:
     """Samples of sequences that the SDK has aligned: keys `video[i]`."""
     samples = {}
     for key in keys:
         match = ALIGNED_KEY.fullmatch(key)
         assert match is not None
         frames = {m: s.data[key][0] if key in s.data else _none(s) for m, s in modalities.items()}
-        rows, spans = (np.zeros((1, 0), np.float32), np.zeros((1, 2))) if label is None else label.data[key]
+        rows, spans = (
+            (np.zeros((1, 0), np.float32), np.zeros((1, 2))) if label is None else label.data[key]
+        )
         if not len(rows):
             raise CorrKDError(f"{key}: a segment without a label; leave it out")
         samples[match[1], int(match[2])] = Sample(frames, rows[0], float(spans[0, 0]))
@@ -332,26 +421,41 @@ def _aligned(label: Sequence | None, keys: list[str], modalities: dict[str, Sequ
 
 
 def _segments(label: Sequence, modalities: dict[str, Sequence]) -> dict[Key, Sample]:
-    """Each label segment, aligned to its words where there is a language sequence. Clips are numbered in the order of the file."""
+    """Each label segment, aligned to its words where there is a language sequence. Clips are
+    numbered in the order of the file.
+    """
     samples = {}
     words = modalities.get("language")
     for video, (rows, spans) in label.data.items():
-        inside = {m: Middles.of(s, video) for m, s in modalities.items() if words is None or s is words}
+        inside = {
+            m: Middles.of(s, video) for m, s in modalities.items() if words is None or s is words
+        }
         counts = {m: middles.count(spans) for m, middles in inside.items()}
-        size = sum(4 * counts.get(m, counts.get("language", 0)) * _width(s) for m, s in modalities.items())
+        size = sum(
+            4 * counts.get(m, counts.get("language", 0)) * _width(s) for m, s in modalities.items()
+        )
         check_memory(f"the segments of video {video}", size)
         for clip, (start, end) in enumerate(spans):
             frames = {m: middles.between(start, end) for m, middles in inside.items()}
             if words is not None:
-                frames, intervals = {"language": frames["language"]}, inside["language"].intervals(start, end)
-                frames |= {m: average(s, video, intervals) for m, s in modalities.items() if s is not words}
-            samples[video, clip] = Sample({m: frames[m] for m in modalities}, rows[clip], float(start))
+                frames, intervals = (
+                    {"language": frames["language"]},
+                    inside["language"].intervals(start, end),
+                )
+                frames |= {
+                    m: average(s, video, intervals) for m, s in modalities.items() if s is not words
+                }
+            samples[video, clip] = Sample(
+                {m: frames[m] for m in modalities}, rows[clip], float(start)
+            )
     return samples
 
 
 @dataclass(frozen=True)
 class Middles:
-    """The frames of a sequence in a video by the middle of their intervals, each segment's found without a look at the others."""
+    """The frames of a sequence in a video by the middle of their intervals, each segment's found
+    without a look at the others.
+    """
 
     frames: Array
     spans: Seconds
@@ -373,7 +477,10 @@ class Middles:
 
     def count(self, segments: Seconds) -> int:
         """How many frames segments (N, 2) have in all."""
-        first, last = np.searchsorted(self.middle, segments[:, 0]), np.searchsorted(self.middle, segments[:, 1])
+        first, last = (
+            np.searchsorted(self.middle, segments[:, 0]),
+            np.searchsorted(self.middle, segments[:, 1]),
+        )
         return int(np.maximum(last - first, 0).sum())
 
     def between(self, start: float, end: float) -> Array:
@@ -391,7 +498,9 @@ def _raw_split(
     """Samples as a split; their order within a video is that of time."""
     raw = RawSplit(frames={}, ids=[f"{video}$_${clip}" for video, clip in samples])
     for m in modalities:
-        raw.frames[m], raw.lengths[m] = pad(f"{where}, modality {m}", [sample.frames[m] for sample in samples.values()])
+        raw.frames[m], raw.lengths[m] = pad(
+            f"{where}, modality {m}", [sample.frames[m] for sample in samples.values()]
+        )
     videos = np.array([video for video, _ in samples])
     raw.order = ranks_within(videos, np.array([sample.start for sample in samples.values()]))
     if label is not None:
@@ -416,7 +525,8 @@ def average(sequence: Sequence, video: str, intervals: Seconds) -> FloatArray:
     if video not in sequence.data:
         return result
     features, spans = sequence.data[video]
-    # Both ends in order, so that the frames of an interval are within one slice; of nested frames some of it may end before.
+    # Both ends in order, so that the frames of an interval are within one slice; of nested frames
+    # some of it may end before.
     latest = np.maximum.accumulate(spans[:, 1])
     first = np.searchsorted(latest, intervals[:, 0], side="right")
     last = np.searchsorted(spans[:, 0], intervals[:, 1], side="left")
@@ -446,10 +556,15 @@ def _folds(name: str, videos: list[str], path: Path | None) -> dict[str, str]:
     if path is None:
         if not _is_mosi(videos):
             raise CorrKDError(
-                f'{name}: these videos have no standard folds; pass --folds FILE, JSON {{"train": [video, ...], ...}}'
+                f"{name}: these videos have no standard folds; pass --folds FILE, JSON "
+                f'{{"train": [video, ...], ...}}'
             )
         return dict(zip(videos, np.repeat(SPLITS, MOSI_FOLDS).tolist(), strict=True))
     data = read_json(path, "expected folds") if path.is_file() else None
-    if not isinstance(data, dict) or not all(s in SPLIT_NAMES and isinstance(v, list) for s, v in data.items()):
-        raise CorrKDError(f'{path}: expected {{"train": [video, ...], "valid": [...], "test": [...]}}')
+    if not isinstance(data, dict) or not all(
+        s in SPLIT_NAMES and isinstance(v, list) for s, v in data.items()
+    ):
+        raise CorrKDError(
+            f'{path}: expected {{"train": [video, ...], "valid": [...], "test": [...]}}'
+        )
     return {str(video): SPLIT_NAMES[split] for split, fold in data.items() for video in fold}

@@ -30,7 +30,9 @@ ADVICE = "write a heading of names such as audio_0, audio_1, text_0, label, and 
 
 
 def recognises(path: Path) -> bool:
-    """Whether a file is text whose first two lines have the same number of columns, more than one."""
+    """Whether a file is text whose first two lines have the same number of columns, more than
+    one.
+    """
     return _separator(_lines(path)) is not None
 
 
@@ -95,13 +97,19 @@ def _why_not(lines: list[str]) -> str:
 def _check_heading(name: str, names: list[str]) -> None:
     if len(set(names)) < len(names):
         raise CorrKDError(f"{name}: column {repeated(names)!r} is there twice; rename one")
-    numbers = [text for text in names if re.fullmatch(r"[+-]?\d*[.,]?\d+(e[+-]?\d+)?", text.strip(), re.IGNORECASE)]
+    numbers = [
+        text
+        for text in names
+        if re.fullmatch(r"[+-]?\d*[.,]?\d+(e[+-]?\d+)?", text.strip(), re.IGNORECASE)
+    ]
     if len(numbers) > len(names) / 2 and not all(text.strip().isdigit() for text in numbers):
         raise CorrKDError(f"{name}: the first line holds numbers, not names; {ADVICE}")
 
 
 def _decimal(lines: list[str], separator: str) -> str:
-    """The decimal mark: a comma where semicolons separate the columns and the first row has such numbers."""
+    """The decimal mark: a comma where semicolons separate the columns and the first row has such
+    numbers.
+    """
     return "," if separator == ";" and re.search(r"(?:^|;)-?\d+,\d+(?:;|$)", lines[1]) else "."
 
 
@@ -109,7 +117,11 @@ def _parsed(path: Path, separator: str, names: list[str], decimal: str) -> pd.Da
     from corrkd.csv_files import read_csv
 
     # What names a sample or a class stays text: an id may be 007, a class None.
-    text = {name for name in names if name.lower().strip() in {word for words in SYNONYMS.values() for word in words}}
+    text = {
+        name
+        for name in names
+        if name.lower().strip() in {word for words in SYNONYMS.values() for word in words}
+    }
     try:
         return read_csv(
             path,
@@ -125,7 +137,9 @@ def _parsed(path: Path, separator: str, names: list[str], decimal: str) -> pd.Da
     except UnicodeDecodeError:
         raise CorrKDError(f"{path.name}: not UTF-8 text; save it as `CSV UTF-8`") from None
     except ValueError as error:  # pandas' ParserError among them
-        raise CorrKDError(f"{path.name}: not a table: {' '.join(str(error).split())[:160]}; {ADVICE}") from None
+        raise CorrKDError(
+            f"{path.name}: not a table: {' '.join(str(error).split())[:160]}; {ADVICE}"
+        ) from None
 
 
 def _column(where: str, values: pd.Series[Any]) -> Column:
@@ -133,7 +147,10 @@ def _column(where: str, values: pd.Series[Any]) -> Column:
         return np.asarray(values)
     if values.dtype.kind == "f":
         return np.asarray(values, np.float64)
-    cells = [None if not isinstance(value, str) and value != value else value for value in values.astype(object)]
+    cells = [
+        None if not isinstance(value, str) and value != value else value
+        for value in values.astype(object)
+    ]
     some = [cell for cell in cells if cell is not None]
     if some and all(isinstance(cell, str) and cell.lstrip().startswith("[") for cell in some):
         return from_cells(where, [None if cell is None else _list(where, cell) for cell in cells])
@@ -142,7 +159,11 @@ def _column(where: str, values: pd.Series[Any]) -> Column:
         return np.array([None if cell is None else str(cell) for cell in cells], object)
     out = np.full(len(cells), np.nan)
     out[[cell is not None for cell in cells]] = numbers
-    return out if len(numbers) < len(cells) or (numbers != np.round(numbers)).any() else out.astype(np.int64)
+    return (
+        out
+        if len(numbers) < len(cells) or (numbers != np.round(numbers)).any()
+        else out.astype(np.int64)
+    )
 
 
 def _numbers(cells: list[Any]) -> npt.NDArray[np.float64] | None:
@@ -162,5 +183,6 @@ def _list(where: str, text: str) -> Any:
         return json.loads(re.sub(r"\b(nan|NaN|None)\b", "null", text))
     except (ValueError, RecursionError):
         raise CorrKDError(
-            f"{where}: {text[:40]!r} is no list of numbers; write [0.1, 0.2] or [[0.1, 0.2], [0.3, 0.4]], or save the table as Parquet"
+            f"{where}: {text[:40]!r} is no list of numbers; write [0.1, 0.2] or [[0.1, 0.2], "
+            f"[0.3, 0.4]], or save the table as Parquet"
         ) from None

@@ -1,4 +1,6 @@
-"""Splits for data that name none: groups are dealt out undivided, so that nobody is in two splits."""
+"""Splits for data that name none: groups are dealt out undivided, so that nobody is in two
+splits.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ VALIDATION = 0.15  # of a training split beside which no validation split stands
 
 
 def members_of(ids: StrArray, groups: Mapping[str, StrArray]) -> tuple[str, StrArray]:
-    """Return what groups the samples ("person", "video", "sample", ...), and the group of each, (N,).
+    """Return what groups the samples ("person", "video", "sample", ...), and the group of each,
+    (N,).
 
     Args:
         ids: (N,) of the samples; those that read `video$_$clip` name a video.
@@ -33,8 +36,11 @@ def dealt_note(by: str) -> str:
     return f"no split is named: dealt to train/valid/test as {shares} % by {by}, seed 0"
 
 
-def dealt(members: npt.ArrayLike, shares: Mapping[str, float] = SHARES, *, seed: int = 0) -> StrArray:
-    """Return the split of each sample, (N,): groups in random order, each to the split that is the furthest from its share.
+def dealt(
+    members: npt.ArrayLike, shares: Mapping[str, float] = SHARES, *, seed: int = 0
+) -> StrArray:
+    """Return the split of each sample, (N,): groups in random order, each to the split that is the
+    furthest from its share.
 
     Args:
         members: (N,) group of each sample.
@@ -47,7 +53,8 @@ def dealt(members: npt.ArrayLike, shares: Mapping[str, float] = SHARES, *, seed:
     names, group, sizes = np.unique(np.asarray(members), return_inverse=True, return_counts=True)
     if len(names) < len(shares):
         raise CorrKDError(
-            f"{len(names)} groups or samples cannot be dealt to {len(shares)} splits; name the split of each in `split`"
+            f"{len(names)} groups or samples cannot be dealt to {len(shares)} splits; name the "
+            f"split of each in `split`"
         )
     wanted = np.array([share * len(group) for share in shares.values()])
     counts = np.zeros(len(shares))

@@ -1,4 +1,6 @@
-"""A folder of one file a split (`train.pkl`, `dev.pkl`, `test.pkl`), as MISA, MMIM and BBFN write them, or of tables."""
+"""A folder of one file a split (`train.pkl`, `dev.pkl`, `test.pkl`), as MISA, MMIM and BBFN write
+them, or of tables.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,17 @@ Files = dict[str, list[Path]]
 
 
 def split_files(folder: Path) -> Files:
-    """Return the files of a folder, or of `data` in it, whose name ends in a split's, by split: one, or the shards of a table.
+    """Return the files of a folder, or of `data` in it, whose name ends in a split's, by split:
+    one, or the shards of a table.
 
     Raises:
         CorrKDError: two files are of the same split, and are no shards.
     """
     files: Files = {}
-    inside = [*folder.iterdir(), *((folder / "data").iterdir() if (folder / "data").is_dir() else ())]
+    inside = [
+        *folder.iterdir(),
+        *((folder / "data").iterdir() if (folder / "data").is_dir() else ()),
+    ]
     for path in sorted(inside):
         shard = SHARD.fullmatch(path.stem) if path.suffix.lower() in TABLES else None
         word = re.split(r"[^a-z]", (shard[1] if shard else path.stem).lower())[-1]
@@ -42,7 +48,8 @@ def split_files(folder: Path) -> Files:
             some = files.setdefault(SPLIT_NAMES[word], [])
             if some and not (shard and SHARD.fullmatch(some[-1].stem)):
                 raise CorrKDError(
-                    f"{folder.name}: {some[-1].name} and {path.name} are both of split {SPLIT_NAMES[word]}; move one away"
+                    f"{folder.name}: {some[-1].name} and {path.name} are both of split "
+                    f"{SPLIT_NAMES[word]}; move one away"
                 )
             some.append(path)
     return files
@@ -52,13 +59,19 @@ def are_tables(files: Files) -> bool:
     """Return whether the files are tables. Raises CorrKDError where some are and some are not."""
     endings = {path.suffix.lower() for paths in files.values() for path in paths}
     if endings & set(TABLES) and endings & set(READERS):
-        raise CorrKDError(f"splits in files of several kinds ({', '.join(sorted(endings))}); give all splits the same")
+        raise CorrKDError(
+            f"splits in files of several kinds ({', '.join(sorted(endings))}); give all splits "
+            f"the same"
+        )
     return bool(endings & set(TABLES))
 
 
 def read_tables(files: Files) -> dict[str, Columns]:
     """Return the columns of each split's tables."""
-    return {split: read_table(paths[0]) if len(paths) == 1 else read_shards(paths) for split, paths in files.items()}
+    return {
+        split: read_table(paths[0]) if len(paths) == 1 else read_shards(paths)
+        for split, paths in files.items()
+    }
 
 
 def read_table(path: Path) -> Columns:

@@ -15,28 +15,35 @@ LONGEST_LINE = 1 << 20  # characters
 WIDEST = 10_000  # a vector file of more numbers a line is none
 
 
-def look_up(where: str, sentences: Sequence[Sequence[str]], glove: Path | None) -> tuple[list[FloatArray], int]:
-    """Return the vectors (T_i, d) of each sentence, and how many words have none: theirs are zero, as of a missing frame.
+def look_up(
+    where: str, sentences: Sequence[Sequence[str]], glove: Path | None
+) -> tuple[list[FloatArray], int]:
+    """Return the vectors (T_i, d) of each sentence, and how many words have none: theirs are zero,
+    as of a missing frame.
 
     Raises:
         CorrKDError: no `glove`, or it is no vector file, or has none of the words.
     """
     if glove is None:
         raise CorrKDError(
-            f"{where}: its language is words, not vectors; pass --glove FILE, a GloVe text file such as glove.840B.300d.txt"
+            f"{where}: its language is words, not vectors; pass --glove FILE, a GloVe text file "
+            f"such as glove.840B.300d.txt"
         )
     vectors = read_glove(glove, {word for sentence in sentences for word in sentence})
     width = len(next(iter(vectors.values())))
     blank = np.zeros(width, np.float32)
     frames = [
-        np.array([vectors.get(word, blank) for word in sentence], np.float32).reshape(len(sentence), width)
+        np.array([vectors.get(word, blank) for word in sentence], np.float32).reshape(
+            len(sentence), width
+        )
         for sentence in sentences
     ]
     return frames, sum(word not in vectors for sentence in sentences for word in sentence)
 
 
 def read_glove(path: Path, needed: Iterable[str]) -> dict[str, FloatArray]:
-    """Vectors of the needed words from a text file "word number number ..."; a word not found is looked up in lower case.
+    """Vectors of the needed words from a text file "word number number ..."; a word not found is
+    looked up in lower case.
 
     The file is read line by line; a first line "count width" (word2vec's) is passed over.
 
@@ -58,7 +65,8 @@ def read_glove(path: Path, needed: Iterable[str]) -> dict[str, FloatArray]:
                 width = width or len(parts) - 1
                 if not 1 < width <= WIDEST or len(parts) <= width:
                     raise CorrKDError(
-                        f"{path}: line {number} is not a word and {width or 'some'} numbers; pass a GloVe text file"
+                        f"{path}: line {number} is not a word and {width or 'some'} numbers; "
+                        f"pass a GloVe text file"
                     )
                 word = " ".join(parts[:-width])
                 if word in wanted:
@@ -66,12 +74,16 @@ def read_glove(path: Path, needed: Iterable[str]) -> dict[str, FloatArray]:
     except OSError as error:
         raise CorrKDError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError:
-        raise CorrKDError(f"{path}: line {number} is not a word and {width} numbers; pass a GloVe text file") from None
+        raise CorrKDError(
+            f"{path}: line {number} is not a word and {width} numbers; pass a GloVe text file"
+        ) from None
     vectors = {
         word: found[word] if word in found else found[word.lower()]
         for word in needed
         if word in found or word.lower() in found
     }
     if not vectors:
-        raise CorrKDError(f"{path}: has none of the {len(needed)} words of the data; is it the right vector file?")
+        raise CorrKDError(
+            f"{path}: has none of the {len(needed)} words of the data; is it the right vector file?"
+        )
     return vectors

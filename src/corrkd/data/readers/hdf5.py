@@ -1,8 +1,8 @@
 """HDF5 files from others: links are followed by hand, and nothing outside the file is opened.
 
-An HDF5 file can name other files (external links, external storage, virtual datasets), refer to one object under any number of names, and
-declare arrays of any size. Only hard links, and soft links to a name in the same group, are followed; each reference counts for what it
-builds.
+An HDF5 file can name other files (external links, external storage, virtual datasets), refer to one
+object under any number of names, and declare arrays of any size. Only hard links, and soft links to
+a name in the same group, are followed; each reference counts for what it builds.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def array(name: str, dataset: h5py.Dataset, budget: Budget) -> Array:
     """Return a dataset's values; strings as objects.
 
     Raises:
-        CorrKDError: its values are stored elsewhere, are neither numbers nor strings, or more than the budget allows.
+        CorrKDError: its values are stored elsewhere, are neither numbers nor strings, or more than
+            the budget allows.
     """
     if dataset.external:
         raise refused(name, "its values are stored in another file")
@@ -57,7 +58,9 @@ def array(name: str, dataset: h5py.Dataset, budget: Budget) -> Array:
         raise refused(name, "it is a virtual dataset, which takes its values from elsewhere")
     text = h5py.check_string_dtype(dataset.dtype)
     if text is None and dataset.dtype.kind not in "fiub":
-        raise refused(name, f"values of type {dataset.dtype}; only numbers, booleans and strings are read")
+        raise refused(
+            name, f"values of type {dataset.dtype}; only numbers, booleans and strings are read"
+        )
     budget.take(name, dataset.nbytes)
     if text is None:
         return np.asarray(dataset)
@@ -65,7 +68,9 @@ def array(name: str, dataset: h5py.Dataset, budget: Budget) -> Array:
 
 
 def _strings(name: str, dataset: h5py.Dataset, budget: Budget) -> Array:
-    """Strings may all refer to one long text in the file, so they are counted as they are built, some rows at a time."""
+    """Strings may all refer to one long text in the file, so they are counted as they are built,
+    some rows at a time.
+    """
     if dataset.ndim == 0:
         text = dataset.asstr(errors="replace")[()]
         budget.take(name, sys.getsizeof(text))
@@ -85,4 +90,6 @@ def open_file(path: Path) -> h5py.File:
     except (OSError, RuntimeError) as error:
         if "truncated" in str(error):
             raise CorrKDError(f"{path.name}: a truncated HDF5 file; fetch it again") from None
-        raise CorrKDError(f"{path.name}: a damaged HDF5 file ({str(error)[:120]}); fetch or write it again") from None
+        raise CorrKDError(
+            f"{path.name}: a damaged HDF5 file ({str(error)[:120]}); fetch or write it again"
+        ) from None

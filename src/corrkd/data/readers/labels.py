@@ -1,9 +1,10 @@
 """Which column of a file is the label: `--label COLUMN`, classes by name, and labels of two values.
 
-A choice reads `[scores:|questions:]COLUMN[@THRESHOLD][,COLUMN...]`. One column is a score, several are yes/no questions, each yes above its
-threshold (0); of a single question, yes and no are two classes. A column is named as the file names it (`happy`,
-`emotion_labels.happy`), or by its number from 0 within an array (`labels.3`, or `3` where only one array has columns); an array's name
-stands for all of its columns.
+A choice reads `[scores:|questions:]COLUMN[@THRESHOLD][,COLUMN...]`. One column is a score, several
+are yes/no questions, each yes above its threshold (0); of a single question, yes and no are two
+classes. A column is named as the file names it (`happy`, `emotion_labels.happy`), or by its number
+from 0 within an array (`labels.3`, or `3` where only one array has columns); an array's name stands
+for all of its columns.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class LabelChoice:
 
 
 def parse_choice(text: str) -> LabelChoice:
-    """Return the choice that a text describes (see the top of this file). Raises CorrKDError where it describes none."""
+    """Return the choice that a text describes (see the top of this file). Raises CorrKDError where
+    it describes none.
+    """
     form, colon, rest = text.partition(":")
     if not colon or form not in FORMS:
         form, rest = "", text
@@ -51,19 +54,25 @@ def parse_choice(text: str) -> LabelChoice:
         try:
             columns.append((name, float(threshold)) if at else (threshold, 0.0))
         except ValueError:
-            raise CorrKDError(f"label {text[:80]!r}: {threshold[:40]!r} is not a number; write COLUMN@NUMBER") from None
+            raise CorrKDError(
+                f"label {text[:80]!r}: {threshold[:40]!r} is not a number; write COLUMN@NUMBER"
+            ) from None
     if any(not name for name, _ in columns):
-        raise CorrKDError(f"label {text[:80]!r}: expected [scores:|questions:]COLUMN[@THRESHOLD][,COLUMN...]")
+        raise CorrKDError(
+            f"label {text[:80]!r}: expected [scores:|questions:]COLUMN[@THRESHOLD][,COLUMN...]"
+        )
     return LabelChoice(form or ("scores" if len(columns) == 1 else "questions"), tuple(columns))
 
 
 def columns_of(key: str, values: Array, names: Sequence[str] = ()) -> Columns:
-    """Return the columns of a label array, {"key.name": (N,)}; {"key": (N,)} where it has a single one.
+    """Return the columns of a label array, {"key.name": (N,)}; {"key": (N,)} where it has a single
+    one.
 
     Args:
         key: the array's name.
         values: (N,), (N, Q), (N, 1) or (N, 1, Q) numbers.
-        names: of the columns, where the file gives each its own; else CMU-MOSEI's where the values fit, else numbers from 0.
+        names: of the columns, where the file gives each its own; else CMU-MOSEI's where the values
+            fit, else numbers from 0.
     """
     table = values.reshape(len(values), -1)
     if table.shape[1] == 1:
@@ -98,7 +107,9 @@ def find_column(where: str, columns: Mapping[str, Any], name: str) -> list[str]:
     if len(matches) == 1:
         return matches
     if matches:
-        raise CorrKDError(f"{where}: label {name[:60]!r} is in several arrays: choose one of {', '.join(matches)}")
+        raise CorrKDError(
+            f"{where}: label {name[:60]!r} is in several arrays: choose one of {', '.join(matches)}"
+        )
     raise CorrKDError(f"{where}: no label column {name[:60]!r}; it has {listed(columns)}")
 
 
@@ -120,8 +131,11 @@ class LabelFacts:
     notes: tuple[str, ...] = ()
 
 
-def settle_labels(name: str, parts: Mapping[str, RawSplit], options: ReadOptions, facts: LabelFacts) -> LabelFacts:
-    """Give each split the labels that are asked for, words as classes and two values as two classes.
+def settle_labels(
+    name: str, parts: Mapping[str, RawSplit], options: ReadOptions, facts: LabelFacts
+) -> LabelFacts:
+    """Give each split the labels that are asked for, words as classes and two values as two
+    classes.
 
     Args:
         name: of the dataset.
@@ -135,16 +149,21 @@ def settle_labels(name: str, parts: Mapping[str, RawSplit], options: ReadOptions
     Raises:
         CorrKDError: no such column, or several columns and none is chosen.
     """
-    columns = list(dict.fromkeys(full for raw_split in parts.values() for full in raw_split.columns))
+    columns = list(
+        dict.fromkeys(full for raw_split in parts.values() for full in raw_split.columns)
+    )
     if options.label is not None:
         facts = _choose(name, parts, parse_choice(options.label), facts)
     elif any(
-        raw_split.scores is None and raw_split.labels is None and raw_split.columns for raw_split in parts.values()
+        raw_split.scores is None and raw_split.labels is None and raw_split.columns
+        for raw_split in parts.values()
     ):
         if len(columns) == 1:
             facts = _choose(name, parts, LabelChoice("scores", ((columns[0], 0.0),)), facts)
         elif columns and options.targets:
-            raise CorrKDError(f"{name}: has several label columns; choose with --label: {listed(columns)}")
+            raise CorrKDError(
+                f"{name}: has several label columns; choose with --label: {listed(columns)}"
+            )
     if len(columns) > 1:
         note = f"label columns: {listed(columns)}; " + (
             f"read: {options.label}" if options.label else "choose with --label"
@@ -153,12 +172,16 @@ def settle_labels(name: str, parts: Mapping[str, RawSplit], options: ReadOptions
     return _two_classes(name, parts, _classes_by_name(name, parts, facts))
 
 
-def _choose(name: str, parts: Mapping[str, RawSplit], choice: LabelChoice, facts: LabelFacts) -> LabelFacts:
+def _choose(
+    name: str, parts: Mapping[str, RawSplit], choice: LabelChoice, facts: LabelFacts
+) -> LabelFacts:
     questions: tuple[str, ...] = ()
     for split, raw_split in parts.items():
         where = f"{name}, {split}"
         picked = [
-            (full, cut) for column, cut in choice.columns for full in find_column(where, raw_split.columns, column)
+            (full, cut)
+            for column, cut in choice.columns
+            for full in find_column(where, raw_split.columns, column)
         ]
         values = [raw_split.columns[full] for full, _ in picked]
         if choice.form == "questions":
@@ -169,7 +192,9 @@ def _choose(name: str, parts: Mapping[str, RawSplit], choice: LabelChoice, facts
             if len(answers) == 1:
                 raw_split.labels = raw_split.labels[:, 0]
         elif len(picked) > 1:
-            raise CorrKDError(f"{where}: scores are of one column; found {listed(full for full, _ in picked)}")
+            raise CorrKDError(
+                f"{where}: scores are of one column; found {listed(full for full, _ in picked)}"
+            )
         elif are_names(values[0]):
             raw_split.scores, raw_split.labels = None, values[0]
         else:
@@ -182,7 +207,9 @@ def _choose(name: str, parts: Mapping[str, RawSplit], choice: LabelChoice, facts
 def _finite(where: str, name: str, values: Array) -> npt.NDArray[np.float64]:
     numbers = column(where, values, f"labels {name}", len(values))
     if not np.isfinite(numbers).all():
-        raise CorrKDError(f"{where}: labels {name} contain NaN or infinite values; leave such samples out")
+        raise CorrKDError(
+            f"{where}: labels {name} contain NaN or infinite values; leave such samples out"
+        )
     return numbers
 
 
@@ -202,10 +229,15 @@ def _is_number(value: Any) -> bool:
 
 def _classes_by_name(name: str, parts: Mapping[str, RawSplit], facts: LabelFacts) -> LabelFacts:
     """Labels that are words become indices of the class names, in the file's order or sorted."""
-    labelled = {split: raw_split for split, raw_split in parts.items() if raw_split.labels is not None}
+    labelled = {
+        split: raw_split for split, raw_split in parts.items() if raw_split.labels is not None
+    }
     if not any(are_names(raw_split.labels) for raw_split in labelled.values()):
         return facts
-    words = {split: strings(raw_split.labels, f"{name}, {split}: labels") for split, raw_split in labelled.items()}
+    words = {
+        split: strings(raw_split.labels, f"{name}, {split}: labels")
+        for split, raw_split in labelled.items()
+    }
     distinct = sorted({word for column in words.values() for word in column.tolist()})
     classes = facts.class_names if set(distinct) <= set(facts.class_names) else tuple(distinct)
     index = {word: i for i, word in enumerate(classes)}
@@ -215,17 +247,25 @@ def _classes_by_name(name: str, parts: Mapping[str, RawSplit], facts: LabelFacts
 
 
 def _two_classes(name: str, parts: Mapping[str, RawSplit], facts: LabelFacts) -> LabelFacts:
-    """Scores that are 0 and 1, or -1 and 1, become classes too; labels of -1 and 1 become 0 and 1."""
+    """Scores that are 0 and 1, or -1 and 1, become classes too; labels of -1 and 1 become 0 and
+    1.
+    """
     for what in ("labels", "scores"):
         arrays = [getattr(raw_split, what) for raw_split in parts.values()]
         if any(x is None for x in arrays):
             continue
         values = [column(name, x, what, len(x)) for x in arrays if np.size(x) == len(x)]
-        distinct = tuple(np.unique(np.concatenate(values)).tolist()) if len(values) == len(arrays) else ()
+        distinct = (
+            tuple(np.unique(np.concatenate(values)).tolist()) if len(values) == len(arrays) else ()
+        )
         if distinct == (-1.0, 1.0) or (distinct == (0.0, 1.0) and what == "scores"):
             for raw_split, numbers in zip(parts.values(), values, strict=True):
                 raw_split.labels = (numbers > 0).astype(np.int64)
-            names = facts.class_names if len(facts.class_names) == 2 else tuple(f"{x:g}" for x in distinct)
+            names = (
+                facts.class_names
+                if len(facts.class_names) == 2
+                else tuple(f"{x:g}" for x in distinct)
+            )
             note = f"{what} are {distinct[0]:g} and {distinct[1]:g}: read as two classes"
             return replace(facts, class_names=names, notes=(*facts.notes, note))
         if what == "labels":

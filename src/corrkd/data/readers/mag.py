@@ -1,6 +1,8 @@
-"""MAG's layout (`mosi.pkl`, `mosei.pkl`) and MISA's: a dict of lists of `((words, visual, acoustic[, raw words]), label, segment)`.
+"""MAG's layout (`mosi.pkl`, `mosei.pkl`) and MISA's: a dict of lists of `((words, visual,
+acoustic[, raw words]), label, segment)`.
 
-MISA, MMIM and BBFN keep the lists in a folder of `train.pkl`, `dev.pkl`, `test.pkl`; MMIM's samples hold two lengths as well.
+MISA, MMIM and BBFN keep the lists in a folder of `train.pkl`, `dev.pkl`, `test.pkl`; MMIM's samples
+hold two lengths as well.
 """
 
 from __future__ import annotations
@@ -24,8 +26,12 @@ from corrkd.errors import CorrKDError
 
 
 def recognises(data: Any) -> bool:
-    """A dict in which split names stand for lists, some of them empty, of samples of three parts or more."""
-    parts = [data[split] for split in data if split in SPLIT_NAMES] if isinstance(data, dict) else []
+    """A dict in which split names stand for lists, some of them empty, of samples of three parts or
+    more.
+    """
+    parts = (
+        [data[split] for split in data if split in SPLIT_NAMES] if isinstance(data, dict) else []
+    )
     return any(len(rows) > 0 for rows in parts if isinstance(rows, list | tuple)) and all(
         isinstance(rows, list | tuple) and (not rows or _is_sample(rows[0])) for rows in parts
     )
@@ -41,15 +47,22 @@ def _is_sample(sample: Any) -> bool:
 
 
 def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> MultimodalDataset:
-    """The dataset in MAG's lists. Words become vectors by the text file `glove`; where the file has vectors already, they are used.
+    """The dataset in MAG's lists. Words become vectors by the text file `glove`; where the file has
+    vectors already, they are used.
 
     Raises:
         CorrKDError: a damaged sample; words without `glove`; word ids without their words.
     """
-    parts = {SPLIT_NAMES[split]: rows for split, rows in data.items() if split in SPLIT_NAMES and rows}
+    parts = {
+        SPLIT_NAMES[split]: rows for split, rows in data.items() if split in SPLIT_NAMES and rows
+    }
     others = [str(split) for split in data if split not in SPLIT_NAMES]
     notes = [f"left out: {', '.join(others)} (beside the splits, and none)"] if others else []
-    notes += [f"left out: {split}, an empty list" for split, rows in data.items() if split in SPLIT_NAMES and not rows]
+    notes += [
+        f"left out: {split}, an empty list"
+        for split, rows in data.items()
+        if split in SPLIT_NAMES and not rows
+    ]
     language = {split: _language(f"{name}, {split}", rows) for split, rows in parts.items()}
     sentences = {split: words for split, (words, _) in language.items() if words is not None}
     if sentences:
@@ -57,12 +70,16 @@ def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> Multimodal
         vectors, unknown = look_up(name, together, options.glove)
         if unknown:
             notes.append(
-                f"language: {unknown} words have no vector in {Path(str(options.glove)).name}; all-zero frames"
+                f"language: {unknown} words have no vector in {Path(str(options.glove)).name}; "
+                f"all-zero frames"
             )
         for split, words in sentences.items():
             language[split] = words, vectors[: len(words)]
             vectors = vectors[len(words) :]
-    raw = {split: _read_split(f"{name}, {split}", rows, language[split][1]) for split, rows in parts.items()}
+    raw = {
+        split: _read_split(f"{name}, {split}", rows, language[split][1])
+        for split, rows in parts.items()
+    }
     return assemble(
         name,
         raw,
@@ -76,7 +93,11 @@ def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> Multimodal
 
 def _read_split(where: str, rows: Sequence[Any], language: Sequence[Any]) -> RawSplit:
     raw = RawSplit(frames={}, lengths={})
-    sequences = {"language": language, "audio": [s[0][2] for s in rows], "vision": [s[0][1] for s in rows]}
+    sequences = {
+        "language": language,
+        "audio": [s[0][2] for s in rows],
+        "vision": [s[0][1] for s in rows],
+    }
     for modality, samples in sequences.items():
         raw.frames[modality], raw.lengths[modality] = pad(f"{where}, modality {modality}", samples)
     if any(len(sample) > 1 and sample[1] is not None for sample in rows):
@@ -87,7 +108,9 @@ def _read_split(where: str, rows: Sequence[Any], language: Sequence[Any]) -> Raw
 
 
 def _set_labels(where: str, raw: RawSplit, rows: Sequence[Any]) -> None:
-    """A single column is the score, and of CMU-MOSEI's seven the sentiment; of others one has to be chosen."""
+    """A single column is the score, and of CMU-MOSEI's seven the sentiment; of others one has to be
+    chosen.
+    """
     try:
         labels = [np.asarray(sample[1], np.float64).ravel() for sample in rows]
     except (ValueError, TypeError, IndexError):
@@ -96,7 +119,8 @@ def _set_labels(where: str, raw: RawSplit, rows: Sequence[Any]) -> None:
         raise CorrKDError(f"{where}: a sample has no label; leave it out")
     if len({label.size for label in labels}) > 1:
         raise CorrKDError(
-            f"{where}: labels have {sorted({label.size for label in labels})[:8]} columns; expected as many in each"
+            f"{where}: labels have {sorted({label.size for label in labels})[:8]} columns; "
+            f"expected as many in each"
         )
     table = np.stack(labels)
     raw.columns = columns_of("label", table)
@@ -108,14 +132,23 @@ def _language(where: str, rows: Sequence[Any]) -> tuple[list[list[str]] | None, 
     """(words of each sample, ()) or, where the file has vectors, (None, vectors of each sample)."""
     if not all(_is_sample(sample) for sample in rows):
         raise CorrKDError(
-            f"{where}: a sample is not ((words, visual, acoustic), label, segment); write samples so, or save named arrays"
+            f"{where}: a sample is not ((words, visual, acoustic), label, segment); write "
+            f"samples so, or save named arrays"
         )
     first = [sample[0][0] for sample in rows]
-    if all(np.ndim(np.asarray(value, object if isinstance(value, list) else None)) == 2 for value in first):
+    if all(
+        np.ndim(np.asarray(value, object if isinstance(value, list) else None)) == 2
+        for value in first
+    ):
         return None, first
     raw = [sample[0][3] if len(sample[0]) > 3 else sample[0][0] for sample in rows]
-    if any(not isinstance(word, str | bytes) for sentence in raw for word in np.ravel(np.asarray(sentence, object))):
+    if any(
+        not isinstance(word, str | bytes)
+        for sentence in raw
+        for word in np.ravel(np.asarray(sentence, object))
+    ):
         raise CorrKDError(
-            f"{where}: its language is word ids without the words; use a release with the words and pass --glove FILE"
+            f"{where}: its language is word ids without the words; use a release with the words "
+            f"and pass --glove FILE"
         )
     return [strings(sentence, f"{where}: words").tolist() for sentence in raw], ()

@@ -1,4 +1,5 @@
-"""MMSA's layout (`aligned_50.pkl`, `unaligned_50.pkl`, CH-SIMS) and MMSA-FET's: a dict of splits, each a dict of arrays.
+"""MMSA's layout (`aligned_50.pkl`, `unaligned_50.pkl`, CH-SIMS) and MMSA-FET's: a dict of splits,
+each a dict of arrays.
 
 MMSA-FET writes two: a dataset of clips in MMSA's layout, and a single clip's arrays.
 """
@@ -21,14 +22,21 @@ from corrkd.data.readers.split_dicts import feature_names, left_out, raw_split, 
 from corrkd.data.readers.values import numeric, strings
 from corrkd.errors import CorrKDError
 
-SCORES, CLASSES, WORDS, TOKENS = "regression_labels", "classification_labels", "annotations", "text_bert"
+SCORES, CLASSES, WORDS, TOKENS = (
+    "regression_labels",
+    "classification_labels",
+    "annotations",
+    "text_bert",
+)
 MODALITIES = ("text", "audio", "vision")
 MARKS = (SCORES, CLASSES, WORDS, TOKENS, "raw_text", "audio_lengths", "vision_lengths")
 OTHERS = ("id", "raw_text", WORDS, TOKENS, "order", "frame_ids", "mask")
 
 
 def recognises(data: Any) -> bool:
-    """A dict of splits in which one has an array that MMSA alone names so, and none MulT's `labels`."""
+    """A dict of splits in which one has an array that MMSA alone names so, and none MulT's
+    `labels`.
+    """
     parts = [contents for contents in data.values() if isinstance(contents, dict)]
     return any(key in contents for contents in parts for key in MARKS) and not any(
         "labels" in contents for contents in parts
@@ -36,7 +44,9 @@ def recognises(data: Any) -> bool:
 
 
 def recognises_clip(data: Any) -> bool:
-    """A flat dict of one clip's arrays, as MMSA-FET's `run_single` returns it: (T, d) by modality, `text_bert` (3, T), `config`."""
+    """A flat dict of one clip's arrays, as MMSA-FET's `run_single` returns it: (T, d) by modality,
+    `text_bert` (3, T), `config`.
+    """
     if not isinstance(data, dict) or not any(_is_table(data.get(key)) for key in MODALITIES):
         return False
     return "config" in data or (_is_table(data.get(TOKENS)) and len(data[TOKENS]) == 3)
@@ -47,45 +57,75 @@ def _is_table(values: Any) -> bool:
 
 
 def read_clip(data: Mapping[str, Any], name: str, options: ReadOptions) -> MultimodalDataset:
-    """The single sample in a clip's dict, in the split "all". Raises CorrKDError where targets are needed."""
+    """The single sample in a clip's dict, in the split "all". Raises CorrKDError where targets are
+    needed.
+    """
     if options.targets:
-        raise CorrKDError(f"{name}: a single clip without labels; it can be inspected and predicted, not trained on")
+        raise CorrKDError(
+            f"{name}: a single clip without labels; it can be inspected and predicted, not "
+            f"trained on"
+        )
     arrays = {key: x for key, x in data.items() if isinstance(x, np.ndarray) and x.ndim == 2}
     names = modality_names(key for key in arrays if key not in OTHERS and not is_no_feature(key))
     frames = {m: data[key][None] for key, m in names.items() if np.size(data[key])}
     if options.tokens:
-        frames = {"language": _token_ids(name, data.get(TOKENS), batch=False), **_without_language(frames)}
+        frames = {
+            "language": _token_ids(name, data.get(TOKENS), batch=False),
+            **_without_language(frames),
+        }
     notes = [f"{m} is empty: missing" for key, m in names.items() if not np.size(data[key])]
     raw = RawSplit(frames=frames, ids=[name])
-    return assemble(name, {WHOLE: raw}, options, layout="MMSA-FET, one clip", notes=notes, tokens=_tokens(options))
+    return assemble(
+        name,
+        {WHOLE: raw},
+        options,
+        layout="MMSA-FET, one clip",
+        notes=notes,
+        tokens=_tokens(options),
+    )
 
 
 def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> MultimodalDataset:
-    """The dataset in MMSA's dict: `text`, `audio`, `vision` and any further (N, T, d) or (N, d) float array.
+    """The dataset in MMSA's dict: `text`, `audio`, `vision` and any further (N, T, d) or (N, d)
+    float array.
 
-    Lengths are taken from `<modality>_lengths`, those of `text` also from the mask in `text_bert`; it counts [CLS] and [SEP], where
-    aligned files hold no audio and vision, and that is not counted as missing. CH-SIMS's labels of single
-    modalities (`regression_labels_T` ...) and emotions merged into the file are label columns, not features.
+    Lengths are taken from `<modality>_lengths`, those of `text` also from the mask in `text_bert`;
+    it counts [CLS] and [SEP], where aligned files hold no audio and vision, and that is not counted
+    as missing. CH-SIMS's labels of single modalities (`regression_labels_T` ...) and emotions
+    merged into the file are label columns, not features.
 
     Raises:
         CorrKDError: arrays that do not fit one another; token ids where BERT states are needed.
     """
     parts, notes = splits_of(data, name)
-    features = {split: _features(f"{name}, {split}", contents, options) for split, contents in parts.items()}
+    features = {
+        split: _features(f"{name}, {split}", contents, options) for split, contents in parts.items()
+    }
     raw = {
-        split: _read_split(f"{name}, {split}", contents, features[split], options) for split, contents in parts.items()
+        split: _read_split(f"{name}, {split}", contents, features[split], options)
+        for split, contents in parts.items()
     }
     columns = [full for contents in raw.values() for full in contents.columns]
-    notes += left_out(parts, [key for keys in features.values() for key in keys], columns, (*OTHERS, SCORES, CLASSES))
+    notes += left_out(
+        parts,
+        [key for keys in features.values() for key in keys],
+        columns,
+        (*OTHERS, SCORES, CLASSES),
+    )
     sims = any("regression_labels_T" in contents for contents in parts.values())
-    sequences = {x.shape[1] for contents in raw.values() for x in contents.frames.values() if np.ndim(x) == 3}
+    sequences = {
+        x.shape[1] for contents in raw.values() for x in contents.frames.values() if np.ndim(x) == 3
+    }
     return assemble(
         name,
         raw,
         options,
-        layout=f"MMSA {'aligned' if len(sequences) <= 1 else 'unaligned'}{', CH-SIMS' if sims else ''}",
+        layout=f"MMSA {'aligned' if len(sequences) <= 1 else 'unaligned'}"
+        f"{', CH-SIMS' if sims else ''}",
         special_tokens=options.tokens
-        or all(TOKENS in contents and f"text{LENGTHS}" not in contents for contents in parts.values()),
+        or all(
+            TOKENS in contents and f"text{LENGTHS}" not in contents for contents in parts.values()
+        ),
         notes=notes,
         class_names=_class_names(parts) or sign_class_names(raw),
         score_range=(-1.0, 1.0) if sims else likert_range(raw),
@@ -94,20 +134,25 @@ def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> Multimodal
 
 
 def _features(where: str, contents: Mapping[str, Any], options: ReadOptions) -> dict[str, str]:
-    """{key: modality}; without language where token ids are to be read. Raises CorrKDError where language is there as token ids alone."""
+    """{key: modality}; without language where token ids are to be read. Raises CorrKDError where
+    language is there as token ids alone.
+    """
     names = feature_names(where, contents, _count(where, contents), (*OTHERS, *GROUPS))
     names = {key: m for key, m in names.items() if np.size(contents[key])}
     if options.tokens:
         return {key: m for key, m in names.items() if m != "language"}
     if TOKENS in contents and "language" not in names.values():
         raise CorrKDError(
-            f"{where}: holds {TOKENS}, the ids of BERT's tokens, but no `text`; add BERT's states as `text`, read the "
+            f"{where}: holds {TOKENS}, the ids of BERT's tokens, but no `text`; add BERT's "
+            f"states as `text`, read the "
             f"ids themselves (--tokens), or leave {TOKENS} out to go on without language"
         )
     return names
 
 
-def _read_split(where: str, contents: Mapping[str, Any], features: Mapping[str, str], options: ReadOptions) -> RawSplit:
+def _read_split(
+    where: str, contents: Mapping[str, Any], features: Mapping[str, str], options: ReadOptions
+) -> RawSplit:
     raw = raw_split(contents, features)
     if options.tokens:
         raw.frames = {"language": _token_ids(where, contents.get(TOKENS)), **raw.frames}
@@ -122,17 +167,27 @@ def _read_split(where: str, contents: Mapping[str, Any], features: Mapping[str, 
 
 
 def _count(where: str, contents: Mapping[str, Any]) -> int:
-    """How many samples a split has: as many as labels, else ids, else rows of the first modality."""
+    """How many samples a split has: as many as labels, else ids, else rows of the first
+    modality.
+    """
     for key in (SCORES, CLASSES, "id", "raw_text", *MODALITIES):
         if contents.get(key) is not None and np.size(contents[key]):
             return len(np.atleast_1d(contents[key]))
-    raise CorrKDError(f"{where}: holds neither labels nor `text`, `audio` or `vision`; add regression_labels")
+    raise CorrKDError(
+        f"{where}: holds neither labels nor `text`, `audio` or `vision`; add regression_labels"
+    )
 
 
 def _lengths_of_tokens(where: str, contents: Mapping[str, Any], language: Any) -> dict[str, Any]:
-    """Lengths of the language from the mask in `text_bert` (N, 3, T) of ids, mask, segment; {} where it does not fit."""
+    """Lengths of the language from the mask in `text_bert` (N, 3, T) of ids, mask, segment; {}
+    where it does not fit.
+    """
     tokens = contents.get(TOKENS)
-    if not isinstance(tokens, np.ndarray) or not isinstance(language, np.ndarray) or language.ndim != 3:
+    if (
+        not isinstance(tokens, np.ndarray)
+        or not isinstance(language, np.ndarray)
+        or language.ndim != 3
+    ):
         return {}
     mask = tokens[:, 1:2] if tokens.ndim == 3 else tokens
     if mask.shape != (len(language), 1, language.shape[1]):
@@ -150,7 +205,8 @@ def _without_language(frames: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _token_ids(where: str, tokens: Any, *, batch: bool = True) -> Any:
-    """Ids (N, T, 1) from `text_bert` (N, 3, T) of ids, mask, segment; of a clip's (3, T) with `batch` False. 0 where the mask is 0.
+    """Ids (N, T, 1) from `text_bert` (N, 3, T) of ids, mask, segment; of a clip's (3, T) with
+    `batch` False. 0 where the mask is 0.
 
     Raises:
         CorrKDError: it is absent, of another shape, or holds what is no id.
@@ -158,7 +214,8 @@ def _token_ids(where: str, tokens: Any, *, batch: bool = True) -> Any:
     table = np.asarray(tokens) if batch or tokens is None else np.asarray(tokens)[None]
     if table.ndim != 3 or table.shape[1] != 3 or table.dtype.kind not in "biuf":
         raise CorrKDError(
-            f"{where}: no array {TOKENS} of ids, mask and segments, (samples, 3, tokens); read it without --tokens"
+            f"{where}: no array {TOKENS} of ids, mask and segments, (samples, 3, tokens); read "
+            f"it without --tokens"
         )
     ids = numeric(where, table[:, 0] * (table[:, 1] != 0), TOKENS)
     if not ((ids == np.floor(ids)) & (ids >= 0) & (ids < TOKEN_SCALE)).all():
@@ -171,7 +228,11 @@ def _class_names(parts: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
     pairs: set[tuple[int, str]] = set()
     for contents in parts.values():
         classes = np.asarray(contents.get(CLASSES, ()))
-        if WORDS not in contents or classes.dtype.kind not in "fiub" or not np.isfinite(classes).all():
+        if (
+            WORDS not in contents
+            or classes.dtype.kind not in "fiub"
+            or not np.isfinite(classes).all()
+        ):
             return ()
         words = [word.strip().lower() for word in strings(contents[WORDS], WORDS)]
         pairs |= set(zip(classes.ravel().astype(int).tolist(), words, strict=False))

@@ -1,6 +1,8 @@
-"""MulT's layout (`mosi_data.pkl`, `mosei_senti_data.pkl`, `iemocap_data.pkl`, `*_noalign.pkl`): a dict of splits with `labels`.
+"""MulT's layout (`mosi_data.pkl`, `mosei_senti_data.pkl`, `iemocap_data.pkl`, `*_noalign.pkl`): a
+dict of splits with `labels`.
 
-Low-rank Fusion's is an older relative: `label`, and `covarep`, `facet`, `glove` for the modalities; IEMOCAP's has a dict for each emotion.
+Low-rank Fusion's is an older relative: `label`, and `covarep`, `facet`, `glove` for the modalities;
+IEMOCAP's has a dict for each emotion.
 """
 
 from __future__ import annotations
@@ -30,35 +32,47 @@ IEMOCAP_QUESTIONS = ("neutral", "happy", "sad", "angry")
 def recognises(data: Any) -> bool:
     """A dict of splits in which one has an array `labels` or `label`."""
     return split_dicts.recognises(data) and any(
-        isinstance(contents, dict) and any(key in contents for key in LABELS) for contents in data.values()
+        isinstance(contents, dict) and any(key in contents for key in LABELS)
+        for contents in data.values()
     )
 
 
 def recognises_emotions(data: Any) -> bool:
     """A dict of such dicts, one for each emotion."""
     return (
-        isinstance(data, dict) and bool(data) and all(recognises(split_dicts.with_text_keys(x)) for x in data.values())
+        isinstance(data, dict)
+        and bool(data)
+        and all(recognises(split_dicts.with_text_keys(x)) for x in data.values())
     )
 
 
 def read_emotion(data: Mapping[str, Any], name: str, options: ReadOptions) -> MultimodalDataset:
-    """The dataset of the emotion that `--label` names. Raises CorrKDError where it names none of them."""
+    """The dataset of the emotion that `--label` names. Raises CorrKDError where it names none of
+    them.
+    """
     if options.label is None or options.label not in data:
-        raise CorrKDError(f"{name}: has a dataset for each of {', '.join(map(str, data))}; choose one with --label")
+        raise CorrKDError(
+            f"{name}: has a dataset for each of {', '.join(map(str, data))}; choose one with "
+            f"--label"
+        )
     chosen = ReadOptions(targets=options.targets)
     return read(split_dicts.with_text_keys(data[options.label]), f"{name} {options.label}", chosen)
 
 
 def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> MultimodalDataset:
-    """The dataset in MulT's dict: `text`, `audio`, `vision`, any further float array, `labels` and perhaps `id`.
+    """The dataset in MulT's dict: `text`, `audio`, `vision`, any further float array, `labels` and
+    perhaps `id`.
 
-    Labels of shape (N, 1, 1) are scores; (N, Q, 2) are yes/no questions, one-hot as (absent, present); with Q = 4 they are
-    IEMOCAP's neutral, happy, sad, angry; (N, 6) and (N, 1, 6) are CMU-MOSEI's emotions, each a question whether it is above 0. Padding
-    may be on either side.
+    Labels of shape (N, 1, 1) are scores; (N, Q, 2) are yes/no questions, one-hot as (absent,
+    present); with Q = 4 they are IEMOCAP's neutral, happy, sad, angry; (N, 6) and (N, 1, 6) are
+    CMU-MOSEI's emotions, each a question whether it is above 0. Padding may be on either side.
     """
     parts, notes = splits_of(data, name)
     labels = {split: _labels(f"{name}, {split}", contents) for split, contents in parts.items()}
-    features = {split: _features(f"{name}, {split}", contents, labels[split]) for split, contents in parts.items()}
+    features = {
+        split: _features(f"{name}, {split}", contents, labels[split])
+        for split, contents in parts.items()
+    }
     raw = {
         split: _read_split(f"{name}, {split}", contents, features[split], labels[split])
         for split, contents in parts.items()
@@ -72,13 +86,25 @@ def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> Multimodal
         named = tuple(full.rpartition(".")[2] for full in next(iter(raw.values())).columns)
         names = IEMOCAP_QUESTIONS if width == 4 else named if len(named) == width else ()
         names = names or tuple(f"question {q + 1}" for q in range(width))
-    return assemble(name, raw, options, layout="MulT", notes=notes, question_names=names, score_range=likert_range(raw))
+    return assemble(
+        name,
+        raw,
+        options,
+        layout="MulT",
+        notes=notes,
+        question_names=names,
+        score_range=likert_range(raw),
+    )
 
 
 def _labels(where: str, contents: Mapping[str, Any]) -> Array | None:
     key = next((key for key in LABELS if key in contents), None)
     labels = None if key is None else np.asarray(contents[key])
-    return labels if labels is None or (labels.ndim and are_names(labels)) else numeric(where, labels, "labels")
+    return (
+        labels
+        if labels is None or (labels.ndim and are_names(labels))
+        else numeric(where, labels, "labels")
+    )
 
 
 def _features(where: str, contents: Mapping[str, Any], labels: Array | None) -> dict[str, str]:
@@ -86,7 +112,9 @@ def _features(where: str, contents: Mapping[str, Any], labels: Array | None) -> 
     return feature_names(where, contents, _count(where, contents, labels), (*OTHERS, *GROUPS))
 
 
-def _read_split(where: str, contents: Mapping[str, Any], features: Mapping[str, str], labels: Array | None) -> RawSplit:
+def _read_split(
+    where: str, contents: Mapping[str, Any], features: Mapping[str, str], labels: Array | None
+) -> RawSplit:
     raw = raw_split(contents, features)
     raw.ids, groups, order = _ids(where, contents.get("id"))
     raw.groups = groups | raw.groups
@@ -105,7 +133,9 @@ def _count(where: str, contents: Mapping[str, Any], labels: Array | None) -> int
     for key in ("id", *USUAL, *ALIASES):
         if key in contents and np.ndim(contents[key]):
             return len(contents[key])
-    raise CorrKDError(f"{where}: holds neither labels nor `text`, `audio` or `vision`; add an array labels")
+    raise CorrKDError(
+        f"{where}: holds neither labels nor `text`, `audio` or `vision`; add an array labels"
+    )
 
 
 def _set_labels(where: str, raw: RawSplit, labels: Array, count: int) -> None:
@@ -116,7 +146,12 @@ def _set_labels(where: str, raw: RawSplit, labels: Array, count: int) -> None:
     if labels.ndim == 3 and labels.shape[2] == 2:
         raw.labels = _answers(where, labels)
         return
-    if labels.ndim == 2 and labels.shape[1] == 2 and np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all():
+    if (
+        labels.ndim == 2
+        and labels.shape[1] == 2
+        and np.isin(labels, (0, 1)).all()
+        and (labels.sum(1) == 1).all()
+    ):
         raw.labels = labels.argmax(1)  # one emotion, one-hot as (absent, present)
         return
     raw.columns = columns_of("labels", labels) | raw.columns
@@ -139,7 +174,8 @@ def _answers(where: str, labels: Array) -> IntArray:
         raise CorrKDError(f"{where}: labels contain NaN or infinite values; leave such samples out")
     if not (np.isin(labels, (0, 1)).all() and (labels.sum(2) == 1).all()):
         raise CorrKDError(
-            f"{where}: labels of shape {labels.shape} are not one-hot; give (N, Q, 2) with a single 1 in each pair"
+            f"{where}: labels of shape {labels.shape} are not one-hot; give (N, Q, 2) with a "
+            f"single 1 in each pair"
         )
     return labels.argmax(2).astype(np.int64)
 

@@ -24,16 +24,23 @@ def pad(where: str, samples: Sequence[Any]) -> tuple[FloatArray, IntArray]:
     for array in arrays:
         if array.ndim != 2 or array.dtype.kind not in "fiu":
             raise CorrKDError(
-                f"{where}: a sample has shape {array.shape} of {array.dtype}; expected (frames, width) numbers"
+                f"{where}: a sample has shape {array.shape} of {array.dtype}; expected (frames, "
+                f"width) numbers"
             )
-    widths = {array.shape[1] for array in arrays if len(array)} or {array.shape[1] for array in arrays}
+    widths = {array.shape[1] for array in arrays if len(array)} or {
+        array.shape[1] for array in arrays
+    }
     if len(widths) != 1:
         raise CorrKDError(
-            f"{where}: samples of different widths, or of none: {sorted(widths)[:8]}; give every frame the same features"
+            f"{where}: samples of different widths, or of none: {sorted(widths)[:8]}; give every "
+            f"frame the same features"
         )
     lengths = np.array([len(array) for array in arrays], np.int64)
     width, longest = widths.pop(), max(1, int(lengths.max()))
-    check_memory(f"{where}: {len(arrays):,} samples of up to {longest:,} frames", 4 * len(arrays) * longest * width)
+    check_memory(
+        f"{where}: {len(arrays):,} samples of up to {longest:,} frames",
+        4 * len(arrays) * longest * width,
+    )
     frames = np.zeros((len(arrays), longest, width), np.float32)
     for row, array in enumerate(arrays):
         if len(array):
@@ -42,11 +49,22 @@ def pad(where: str, samples: Sequence[Any]) -> tuple[FloatArray, IntArray]:
 
 
 def with_lists_as_arrays(where: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arrays, lists among them as arrays: of (T_i, d) sequences as a padded array `key` and its `key_lengths`."""
+    """Return the arrays, lists among them as arrays: of (T_i, d) sequences as a padded array `key`
+    and its `key_lengths`.
+    """
     result = dict(arrays)
     for key, values in arrays.items():
-        items = values.tolist() if isinstance(values, np.ndarray) and values.dtype.kind == "O" else values
-        if not is_no_feature(key) and isinstance(items, list | tuple) and items and all(map(_is_sequence, items)):
+        items = (
+            values.tolist()
+            if isinstance(values, np.ndarray) and values.dtype.kind == "O"
+            else values
+        )
+        if (
+            not is_no_feature(key)
+            and isinstance(items, list | tuple)
+            and items
+            and all(map(_is_sequence, items))
+        ):
             result[key], lengths = pad(f"{where}, {key}", items)
             result.setdefault(f"{key}{LENGTHS}", lengths)
         elif isinstance(values, list | tuple):

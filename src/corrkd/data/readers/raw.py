@@ -26,7 +26,8 @@ class RawSplit:
         scores, labels, groups, order: as in `Split`, unchecked; labels may be words.
         columns: what else the file has that can be the label, by name (readers/labels.py).
         frame_ids: per modality (N, T), only where the file numbers the frames of that modality.
-        missing_reasons: per modality (N,) strings, only where the file says why its frames are missing.
+        missing_reasons: per modality (N,) strings, only where the file says why its frames are
+            missing.
     """
 
     frames: dict[str, Array]

@@ -1,6 +1,8 @@
-"""From whatever holds the frames of one modality to one padded array, with what is missing told apart from what is padding.
+"""From whatever holds the frames of one modality to one padded array, with what is missing told
+apart from what is padding.
 
-A missing value is NaN, None, null or an empty list: of a whole sample the modality is missing, of a frame that frame is.
+A missing value is NaN, None, null or an empty list: of a whole sample the modality is missing, of a
+frame that frame is.
 """
 
 from __future__ import annotations
@@ -25,9 +27,12 @@ class Sequences:
     """One modality of N samples.
 
     Attributes:
-        frames: (N, T, d) float32, or (N, d) for a vector a sample; zero in the padding and where a frame is missing.
-        lengths: (N,) how many frames exist, 0 where the modality is missing; None: the frames say it, as in a padded array.
-        present: (N, T), or (N,) of vectors: which frames are not missing; None where nothing is marked as missing.
+        frames: (N, T, d) float32, or (N, d) for a vector a sample; zero in the padding and where a
+            frame is missing.
+        lengths: (N,) how many frames exist, 0 where the modality is missing; None: the frames say
+            it, as in a padded array.
+        present: (N, T), or (N,) of vectors: which frames are not missing; None where nothing is
+            marked as missing.
     """
 
     frames: FloatArray
@@ -51,7 +56,8 @@ def from_array(where: str, values: Array) -> Sequences:
     """
     if values.dtype.kind not in "fiub" or values.ndim not in (2, 3):
         raise CorrKDError(
-            f"{where}: {values.dtype} of shape {values.shape}; give numbers of (samples, frames, width) or (samples, width)"
+            f"{where}: {values.dtype} of shape {values.shape}; give numbers of (samples, frames, "
+            f"width) or (samples, width)"
         )
     with np.errstate(over="ignore"):
         frames = np.array(values, np.float32, order="C", copy=True)
@@ -67,9 +73,11 @@ def from_array(where: str, values: Array) -> Sequences:
 
 
 def from_cells(where: str, cells: Sequence[Any]) -> Sequences:
-    """Return the sequences in N cells: each None or NaN, a list of numbers, or a list of frames, of which some are None.
+    """Return the sequences in N cells: each None or NaN, a list of numbers, or a list of frames, of
+    which some are None.
 
-    Lists of numbers of one length are vectors; of several lengths they are sequences of frames of width 1.
+    Lists of numbers of one length are vectors; of several lengths they are sequences of frames of
+    width 1.
 
     Raises:
         CorrKDError: a cell holds something else, or frames differ in width.
@@ -78,13 +86,16 @@ def from_cells(where: str, cells: Sequence[Any]) -> Sequences:
     of_lists = {sample.ndim for sample in samples if sample is not None}
     if of_lists == {1, 2}:
         raise CorrKDError(
-            f"{where}: some cells are lists of numbers and some lists of frames; make all lists of frames"
+            f"{where}: some cells are lists of numbers and some lists of frames; make all lists "
+            f"of frames"
         )
     counts = np.array([0 if sample is None else len(sample) for sample in samples], np.int64)
     some = [sample for sample in samples if sample is not None]
     if of_lists == {1}:
         return _of_numbers(where, np.concatenate(some), counts)
-    widths = np.concatenate([np.full(len(sample), sample.shape[1]) for sample in some] or [np.zeros(0, np.int64)])
+    widths = np.concatenate(
+        [np.full(len(sample), sample.shape[1]) for sample in some] or [np.zeros(0, np.int64)]
+    )
     width = one_width(where, widths)
     return scattered(where, np.concatenate(some) if some else np.zeros((0, width)), counts)
 
@@ -98,13 +109,16 @@ def _frames_of_cell(where: str, cell: Any) -> npt.NDArray[np.float32] | None:
     if isinstance(cell, np.ndarray) and cell.dtype == object:  # frames of pandas.read_parquet
         cell = cell.tolist()
     try:
-        if isinstance(cell, list | tuple) and any(isinstance(x, list | tuple | np.ndarray) for x in cell):
+        if isinstance(cell, list | tuple) and any(
+            isinstance(x, list | tuple | np.ndarray) for x in cell
+        ):
             cell = _with_missing_frames(cell)
         with np.errstate(over="ignore"):
             values = np.asarray(cell, np.float32)
     except (ValueError, TypeError):
         raise CorrKDError(
-            f"{where}: not a list of numbers, nor a list of frames of one width; write [0.1, 0.2] or [[0.1, 0.2], [0.3, 0.4]]"
+            f"{where}: not a list of numbers, nor a list of frames of one width; write [0.1, "
+            f"0.2] or [[0.1, 0.2], [0.3, 0.4]]"
         ) from None
     if values.ndim not in (1, 2):
         raise CorrKDError(f"{where}: has {values.ndim} axes; give (frames, width) or (width,)")
@@ -114,11 +128,19 @@ def _frames_of_cell(where: str, cell: Any) -> npt.NDArray[np.float32] | None:
 def _with_missing_frames(frames: Sequence[Any]) -> list[Any]:
     """Frames in which those that are None or empty are NaN throughout; [] where all are."""
     width = next((len(frame) for frame in frames if not is_missing(frame)), 0)
-    return [] if not width else [np.full(width, np.nan, np.float32) if is_missing(frame) else frame for frame in frames]
+    return (
+        []
+        if not width
+        else [
+            np.full(width, np.nan, np.float32) if is_missing(frame) else frame for frame in frames
+        ]
+    )
 
 
 def is_missing(value: Any) -> bool:
-    """Return whether a cell holds nothing: None, a single NaN (pandas' NA too), or an empty list."""
+    """Return whether a cell holds nothing: None, a single NaN (pandas' NA too), or an empty
+    list.
+    """
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
     if isinstance(value, float | np.floating):
@@ -127,11 +149,15 @@ def is_missing(value: Any) -> bool:
 
 
 def one_width(where: str, widths: IntArray) -> int:
-    """Return the width of all frames that have any, or 1 where none has. Raises CorrKDError where they differ."""
+    """Return the width of all frames that have any, or 1 where none has. Raises CorrKDError where
+    they differ.
+    """
     distinct = np.unique(widths[widths > 0])
     if len(distinct) > 1:
         few = ", ".join(map(str, distinct[:MOST_LISTED]))
-        raise CorrKDError(f"{where}: frames are {few} wide; give every frame the same number of values")
+        raise CorrKDError(
+            f"{where}: frames are {few} wide; give every frame the same number of values"
+        )
     return int(distinct[0]) if len(distinct) else 1
 
 
@@ -156,7 +182,8 @@ def scattered(where: str, flat: Array, counts: IntArray) -> Sequences:
     """
     longest = max(1, int(counts.max(initial=0)))
     check_memory(
-        f"{where}: {len(counts):,} samples of up to {longest:,} frames", 4 * len(counts) * longest * flat.shape[1]
+        f"{where}: {len(counts):,} samples of up to {longest:,} frames",
+        4 * len(counts) * longest * flat.shape[1],
     )
     frames = np.zeros((len(counts), longest, flat.shape[1]), np.float32)
     present = np.zeros((len(counts), longest), bool)

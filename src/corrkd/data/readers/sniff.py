@@ -10,12 +10,22 @@ from corrkd.data.readers.containers import check_directory
 START = 512  # bytes that are looked at
 ARRAYS = "numpy.savez('data.npz', audio=..., scores=...)"
 UNPACK = "unpack it and give the file inside"
-EXTRACT = "make features of the folder that it lies in first: `corrkd features FOLDER --out data.h5`"
-TEXT = "text, not a dataset; give a table with a heading (audio_0, audio_1, label) and a row a sample, or arrays"
+EXTRACT = (
+    "make features of the folder that it lies in first: `corrkd features FOLDER --out data.h5`"
+)
+TEXT = (
+    "text, not a dataset; give a table with a heading (audio_0, audio_1, label) and a row a "
+    "sample, or arrays"
+)
 
 # (offset, how it begins, what it is, what to do)
 SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
-    (0, b"\x93NUMPY", "a single NumPy array without labels", f"save features and labels together: {ARRAYS}"),
+    (
+        0,
+        b"\x93NUMPY",
+        "a single NumPy array without labels",
+        f"save features and labels together: {ARRAYS}",
+    ),
     (
         0,
         b"SQLite format 3",
@@ -23,7 +33,12 @@ SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
         "save its table: pandas.read_sql(query, connection).to_parquet('data.parquet')",
     ),
     (0, b"\xd0\xcf\x11\xe0", "an old Excel or Office file", "save the sheet as `CSV UTF-8`"),
-    (0, b"MATLAB 5.0", "a MATLAB file", f"load it with scipy.io.loadmat and save its arrays: {ARRAYS}"),
+    (
+        0,
+        b"MATLAB 5.0",
+        "a MATLAB file",
+        f"load it with scipy.io.loadmat and save its arrays: {ARRAYS}",
+    ),
     (8, b"WAVE", "a recording (WAV)", EXTRACT),
     (0, b"ID3", "a recording (MP3)", EXTRACT),
     (0, b"\xff\xfb", "a recording (MP3)", EXTRACT),
@@ -46,7 +61,9 @@ SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
 
 
 def what_it_is(path: Path) -> str | None:
-    """Return what a file is and what to do with it, in a line, where that can be seen from its start; else None."""
+    """Return what a file is and what to do with it, in a line, where that can be seen from its
+    start; else None.
+    """
     with path.open("rb") as file:
         start = file.read(START)
     for offset, magic, kind, advice in SIGNATURES:
@@ -68,14 +85,19 @@ def _text(start: bytes) -> str | None:
     if text.startswith("version https://git-lfs"):
         return "a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`"
     if text[:200].lower().startswith(("<!doctype", "<html", "<head", "<?xml")):
-        return "a web page, not the file itself: a download page or a quota notice was saved in its place; fetch the file again"
+        return (
+            "a web page, not the file itself: a download page or a quota notice was saved in its "
+            "place; fetch the file again"
+        )
     if text.startswith(("{", "[")):
         return "JSON; make it a table: pandas.read_json('data.json').to_parquet('data.parquet')"
     return TEXT
 
 
 def what_zip_it_is(path: Path) -> str | None:
-    """Return what a zip file is and what to do with it, where it holds no arrays and its first names say it; else None."""
+    """Return what a zip file is and what to do with it, where it holds no arrays and its first
+    names say it; else None.
+    """
     try:
         check_directory(path, path.name)
         with zipfile.ZipFile(path) as archive:

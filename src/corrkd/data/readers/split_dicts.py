@@ -1,4 +1,6 @@
-"""A dict of splits, each a dict of arrays: what MMSA's and MulT's files and their relatives have in common."""
+"""A dict of splits, each a dict of arrays: what MMSA's and MulT's files and their relatives have in
+common.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from corrkd.data.readers.raw import RawSplit
 from corrkd.errors import CorrKDError
 
 Part = Mapping[str, Any]
-SEMI_SUPERVISED = "train_mix"  # CH-SIMS v2: labelled samples, which `mask` marks with 1, and unlabelled ones
+SEMI_SUPERVISED = (
+    "train_mix"  # CH-SIMS v2: labelled samples, which `mask` marks with 1, and unlabelled ones
+)
 MOST_NAMED = 8  # keys in a message
 
 
@@ -39,7 +43,9 @@ def with_text_keys(data: Any, depth: int = 2) -> Any:
 
 def recognises(data: Any) -> bool:
     """A dict in which split names stand for dicts."""
-    return isinstance(data, dict) and any(_is_split(name, contents) for name, contents in data.items())
+    return isinstance(data, dict) and any(
+        _is_split(name, contents) for name, contents in data.items()
+    )
 
 
 def _is_split(name: Any, contents: Any) -> bool:
@@ -56,18 +62,23 @@ def splits_of(data: Mapping[str, Any], name: str) -> tuple[dict[str, Part], list
     for key, contents in data.items():
         if key in SPLIT_NAMES and isinstance(contents, dict):
             if SPLIT_NAMES[key] in parts:
-                raise CorrKDError(f"{name}: two splits are called {SPLIT_NAMES[key]}; leave one out")
+                raise CorrKDError(
+                    f"{name}: two splits are called {SPLIT_NAMES[key]}; leave one out"
+                )
             parts[SPLIT_NAMES[key]] = with_lists_as_arrays(f"{name}, {key}", contents)
     notes = []
     mixed = data.get(SEMI_SUPERVISED)
     if isinstance(mixed, dict):
         if "train" in parts:
             notes.append(
-                f"left out: {SEMI_SUPERVISED} (labelled and unlabelled samples together; train has the labelled ones)"
+                f"left out: {SEMI_SUPERVISED} (labelled and unlabelled samples together; train "
+                f"has the labelled ones)"
             )
         else:
             parts["train"] = _labelled(f"{name}, {SEMI_SUPERVISED}", mixed)
-            notes.append(f"train: the {len(parts['train']['mask'])} labelled samples of {SEMI_SUPERVISED}")
+            notes.append(
+                f"train: the {len(parts['train']['mask'])} labelled samples of {SEMI_SUPERVISED}"
+            )
     others = [str(key) for key, contents in data.items() if not _is_split(key, contents)]
     if others:
         notes.append(f"left out: {', '.join(others[:MOST_NAMED])} (beside the splits, and none)")
@@ -75,17 +86,25 @@ def splits_of(data: Mapping[str, Any], name: str) -> tuple[dict[str, Part], list
 
 
 def feature_names(where: str, contents: Part, count: int, claimed: Iterable[str]) -> dict[str, str]:
-    """Return {key: modality} of a split's features: those of any name, and the usual modalities whatever they hold."""
+    """Return {key: modality} of a split's features: those of any name, and the usual modalities
+    whatever they hold.
+    """
     keys = feature_keys(where, contents, count, claimed)
     keys += [key for key in contents if ALIASES.get(key, key) in USUAL and key not in keys]
     return modality_names(keys)
 
 
 def raw_split(contents: Part, features: Mapping[str, str]) -> RawSplit:
-    """Return a split's features, {key: modality}, with what the file says of each, its groups and its order. No ids, no labels."""
+    """Return a split's features, {key: modality}, with what the file says of each, its groups and
+    its order. No ids, no labels.
+    """
 
     def companions(suffix: str) -> dict[str, Any]:
-        return {m: contents[f"{key}{suffix}"] for key, m in features.items() if f"{key}{suffix}" in contents}
+        return {
+            m: contents[f"{key}{suffix}"]
+            for key, m in features.items()
+            if f"{key}{suffix}" in contents
+        }
 
     common = {
         m: contents["frame_ids"]
@@ -124,9 +143,13 @@ def _labelled(where: str, contents: Part) -> dict[str, Any]:
     """The samples that `mask` marks as labelled."""
     mask = np.asarray(contents.get("mask", ())).ravel()
     if mask.dtype.kind not in "biuf" or not mask.size:
-        raise CorrKDError(f"{where}: no array `mask` says which samples are labelled; add one of 1 and 0")
+        raise CorrKDError(
+            f"{where}: no array `mask` says which samples are labelled; add one of 1 and 0"
+        )
     rows = np.flatnonzero(mask == 1)
     per_sample = {
-        key: np.asarray(x) for key, x in contents.items() if isinstance(x, np.ndarray | list) and len(x) == len(mask)
+        key: np.asarray(x)
+        for key, x in contents.items()
+        if isinstance(x, np.ndarray | list) and len(x) == len(mask)
     }
     return {key: values[rows] for key, values in per_sample.items()}

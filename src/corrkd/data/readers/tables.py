@@ -1,11 +1,12 @@
 """Tables of anyone's: a row a sample, a column prefix or a column of lists a modality.
 
-    audio_0, audio_1, audio_pitch     numbers: the modality before the first separator, where that is a usual one (language,
-                                      audio, vision and their aliases); else what stands before the number, or before the
-                                      separator of several columns
+    audio_0, audio_1, audio_pitch     numbers: the modality before the first separator, where that
+    is a usual one (language,
+                                      audio, vision and their aliases); else what stands before the
+                                      number, or before the separator of several columns
     audio                             lists of numbers (a vector), or lists of frames, of any length
-    label, labels, y, target, class   classes by number or name; or 0 and 1 in several columns label_happy, label_sad
-    score, scores, sentiment          real numbers
+    label, labels, y, target, class   classes by number or name; or 0 and 1 in several columns
+    label_happy, label_sad score, scores, sentiment          real numbers
     id, split, order, person, speaker, session, video, group, and names such as speaker_id
 
 Columns become the named arrays of readers/arrays.py.
@@ -46,7 +47,9 @@ from corrkd.memory import check_memory
 from corrkd.targets.labels import MOST_CLASSES
 
 Column = Array | Sequences
-"""(N,) numbers (NaN: missing) or objects (text; None: missing), (N, Q) numbers of several labels, or the sequences of a modality."""
+"""(N,) numbers (NaN: missing) or objects (text; None: missing), (N, Q) numbers of several labels,
+or the sequences of a modality.
+"""
 Columns = dict[str, Column]
 
 # Other names of the columns that say what a sample is, each behind the names that arrays may have.
@@ -92,7 +95,8 @@ def read(
         notes: the reader's own.
 
     Raises:
-        CorrKDError: no target, no modality, or columns that do not fit one another; the line says what to write instead.
+        CorrKDError: no target, no modality, or columns that do not fit one another; the line says
+            what to write instead.
     """
     named, more = with_usual_names(name, columns, options)
     if not named:
@@ -102,17 +106,27 @@ def read(
     labelled, of_labels = _with_labels(name, by_name, options)
     split, of_split = _with_valid(name, labelled, options)
     left_out = [f"left out: {_listed(unused)}"] if unused else []
-    dataset = arrays.read(split, name, layout, options, notes=[*notes, *more, *of_labels, *of_split, *left_out])
+    dataset = arrays.read(
+        split, name, layout, options, notes=[*notes, *more, *of_labels, *of_split, *left_out]
+    )
     marked = {
-        m: MISSING_RULE for m in dataset.modalities if dataset.missing_rule[m] != "all-zero frames inside the length"
+        m: MISSING_RULE
+        for m in dataset.modalities
+        if dataset.missing_rule[m] != "all-zero frames inside the length"
     }
     return replace(dataset, layout=layout, missing_rule={**dataset.missing_rule, **marked})
 
 
 def read_splits(
-    parts: Mapping[str, Columns], name: str, layout: str, options: ReadOptions, notes: Sequence[str] = ()
+    parts: Mapping[str, Columns],
+    name: str,
+    layout: str,
+    options: ReadOptions,
+    notes: Sequence[str] = (),
 ) -> MultimodalDataset:
-    """Return the dataset in a table for each split, as `read`; keys that name no split are left out with a note."""
+    """Return the dataset in a table for each split, as `read`; keys that name no split are left out
+    with a note.
+    """
     tables: dict[str, Columns] = {}
     others = [key for key in parts if key.lower() not in SPLIT_NAMES]
     for key, columns in parts.items():
@@ -126,7 +140,10 @@ def read_splits(
         named.pop("split", None)
         tables[split] = named
     if others:
-        notes = [*notes, f"left out: {_listed(others)} (no splits; named train, valid and test they would be)"]
+        notes = [
+            *notes,
+            f"left out: {_listed(others)} (no splits; named train, valid and test they would be)",
+        ]
     if list(tables) == [SPLITS[0]]:  # a table alone, as it is downloaded
         return read(tables[SPLITS[0]], name, layout, options, notes)
     if not tables:
@@ -137,29 +154,54 @@ def read_splits(
     return read(table, name, layout, options, notes)
 
 
-# ------------------------------------------------------------------------------------------------------------------ names
+# --------------------------------------------------------------------------------------------------
+# names
 
 
-def with_usual_names(name: str, columns: Columns, options: ReadOptions) -> tuple[Columns, list[str]]:
-    """Return the columns with the names that arrays have, whatever their case and synonym, and notes on those that changed theirs."""
+def with_usual_names(
+    name: str, columns: Columns, options: ReadOptions
+) -> tuple[Columns, list[str]]:
+    """Return the columns with the names that arrays have, whatever their case and synonym, and
+    notes on those that changed theirs.
+    """
     sizes = {key: len(column) for key, column in columns.items() if key not in NAMES}
     if len(set(sizes.values())) > 1:
         counted = ", ".join(f"{key} {size}" for key, size in list(sizes.items())[:MOST_LISTED])
-        raise CorrKDError(f"{name}: differ in their number of samples: {counted}; give each one row a sample")
+        raise CorrKDError(
+            f"{name}: differ in their number of samples: {counted}; give each one row a sample"
+        )
     lower = {key.lower().strip(): key for key in reversed(columns)}
     usual: dict[str, str] = {}
     for meant, synonyms in SYNONYMS.items():
-        key = next((lower[word] for word in synonyms if word in lower and _fits(meant, columns[lower[word]])), None)
+        key = next(
+            (
+                lower[word]
+                for word in synonyms
+                if word in lower and _fits(meant, columns[lower[word]])
+            ),
+            None,
+        )
         if key is not None:
             usual[key] = meant
     if "labels" not in usual.values() and "scores" not in usual.values():
         usual |= _only_words(columns, lower, usual, options)
-    if "ids" not in usual.values() and {"video_id", "clip_id"} <= set(lower):  # of MMSA-FET's label.csv
-        video, clip = (strings(columns[lower[key]], key).tolist() for key in ("video_id", "clip_id"))
-        columns = {**columns, "ids": np.array([f"{v}$_${c}" for v, c in zip(video, clip, strict=True)], object)}
+    if "ids" not in usual.values() and {"video_id", "clip_id"} <= set(
+        lower
+    ):  # of MMSA-FET's label.csv
+        video, clip = (
+            strings(columns[lower[key]], key).tolist() for key in ("video_id", "clip_id")
+        )
+        columns = {
+            **columns,
+            "ids": np.array([f"{v}$_${c}" for v, c in zip(video, clip, strict=True)], object),
+        }
     if "split" not in usual.values() and "mode" in lower and _is_split(columns[lower["mode"]]):
         usual[lower["mode"]] = "split"
-    changed = [f"{key} read as {meant}" for key, meant in usual.items() if key.lower() not in (meant, meant[:-1])]
+    changed = [
+        f"{key} read as {meant}"
+        for key, meant in usual.items()
+        if key.lower() not in (meant, meant[:-1])
+    ]
     return {usual.get(key, key): column for key, column in columns.items()}, changed
 
 
@@ -175,7 +217,9 @@ def _fits(meant: str, column: Column) -> bool:
 def _only_words(
     columns: Columns, lower: Mapping[str, str], usual: Mapping[str, str], options: ReadOptions
 ) -> dict[str, str]:
-    """The only column of words that are labels by their column's name, as `emotion`, where no column is called so."""
+    """The only column of words that are labels by their column's name, as `emotion`, where no
+    column is called so.
+    """
     words = [
         key
         for key in lower.values()
@@ -185,7 +229,10 @@ def _only_words(
         and not words_of(key).isdisjoint(LABEL_WORDS)
     ]
     if options.label is None and len(words) > 1 and options.targets:
-        raise CorrKDError(f"columns {_listed(words)} may each be the label; choose with label (--label {words[0]})")
+        raise CorrKDError(
+            f"columns {_listed(words)} may each be the label; choose with label (--label "
+            f"{words[0]})"
+        )
     return {words[0]: "labels"} if len(words) == 1 else {}
 
 
@@ -198,15 +245,22 @@ def _is_split(column: Column) -> bool:
 
 
 def _with_chosen_label(columns: Columns, options: ReadOptions) -> tuple[Columns, ReadOptions]:
-    """A column of words that `label` names becomes the labels; what is chosen of numbers, readers/labels.py finds."""
+    """A column of words that `label` names becomes the labels; what is chosen of numbers,
+    readers/labels.py finds.
+    """
     column = columns.get(options.label or "")
     if not isinstance(column, np.ndarray) or column.dtype.kind != "O" or not are_names(column):
         return columns, options
-    others = {key: values for key, values in columns.items() if key not in (options.label, "labels", "scores")}
+    others = {
+        key: values
+        for key, values in columns.items()
+        if key not in (options.label, "labels", "scores")
+    }
     return {**others, "labels": column}, options.model_copy(update={"label": None})
 
 
-# ----------------------------------------------------------------------------------------------------------------- arrays
+# --------------------------------------------------------------------------------------------------
+# arrays
 
 
 def is_about_samples(key: str) -> bool:
@@ -250,24 +304,33 @@ def _arrays(name: str, columns: Columns) -> tuple[dict[str, Array], list[str]]:
             continue
         if modality in by_name:
             raise CorrKDError(
-                f"{name}: has a column {modality} and columns {_listed(keys)}; rename one of the modalities"
+                f"{name}: has a column {modality} and columns {_listed(keys)}; rename one of the "
+                f"modalities"
             )
         check_memory(f"{name}, {modality}", 4 * len(keys) * len(columns[keys[0]]))
-        table = np.stack([np.asarray(columns[key], np.float32) for key in sorted(keys, key=_natural)], 1)
+        table = np.stack(
+            [np.asarray(columns[key], np.float32) for key in sorted(keys, key=_natural)], 1
+        )
         _add_vectors(modality, table, by_name)
-    if not any(x.ndim > 1 and not is_label(key) for key, x in by_name.items() if key not in reserved):
+    if not any(
+        x.ndim > 1 and not is_label(key) for key, x in by_name.items() if key not in reserved
+    ):
         raise CorrKDError(
-            f"{name}: no modality in {_listed(columns)}; name columns of numbers by modality, as audio_0, audio_1, or give columns of lists"
+            f"{name}: no modality in {_listed(columns)}; name columns of numbers by modality, as "
+            f"audio_0, audio_1, or give columns of lists"
         )
     by_name |= _question_columns(by_name)
     return by_name, unused
 
 
-def _add_sequences(name: str, key: str, column: Sequences, by_name: dict[str, Array], unused: list[str]) -> None:
+def _add_sequences(
+    name: str, key: str, column: Sequences, by_name: dict[str, Array], unused: list[str]
+) -> None:
     if key == "labels" or is_label(key):
         if column.num_frames is not None or column.present is not None:
             raise CorrKDError(
-                f"{name}: {key}: lists of unequal length or with missing values; give each sample as many labels"
+                f"{name}: {key}: lists of unequal length or with missing values; give each "
+                f"sample as many labels"
             )
         by_name[key] = column.frames.astype(np.float64)
         return
@@ -291,7 +354,9 @@ def _add_vectors(modality: str, table: Array, by_name: dict[str, Array]) -> None
 
 
 def is_label(key: str) -> bool:
-    """Return whether a column's name says that it holds labels. Coordinates y of a usual modality are features."""
+    """Return whether a column's name says that it holds labels. Coordinates y of a usual modality
+    are features.
+    """
     if not is_no_feature(key):
         return False
     words = words_of(key) - ({"y"} if _is_usual(_first_word(key)) else set())
@@ -328,23 +393,37 @@ def _question_columns(by_name: Mapping[str, Array]) -> dict[str, Array]:
     if "labels" in by_name or "scores" in by_name:
         return {}
     keys = [key for key in by_name if re.fullmatch(r"labels?[_.].+", key, re.IGNORECASE)]
-    if len(keys) < 2 or not all(by_name[key].ndim == 1 and np.isin(by_name[key], (0, 1)).all() for key in keys):
+    if len(keys) < 2 or not all(
+        by_name[key].ndim == 1 and np.isin(by_name[key], (0, 1)).all() for key in keys
+    ):
         return {}
     names = np.array([re.split(r"[_.]", key, maxsplit=1)[1] for key in keys])
-    return {"labels": np.stack([by_name[key] for key in keys], 1).astype(np.int64), "question_names": names}
+    return {
+        "labels": np.stack([by_name[key] for key in keys], 1).astype(np.int64),
+        "question_names": names,
+    }
 
 
 def _as_text(column: Array) -> Array:
-    if column.dtype.kind == "f" and np.isfinite(column).all() and (column == np.round(column)).all():
+    if (
+        column.dtype.kind == "f"
+        and np.isfinite(column).all()
+        and (column == np.round(column)).all()
+    ):
         column = column.astype(np.int64)  # ids that a missing value elsewhere made real
     return np.array(["" if is_missing(value) else str(value) for value in column.tolist()], object)
 
 
-# ----------------------------------------------------------------------------------------------------------------- labels
+# --------------------------------------------------------------------------------------------------
+# labels
 
 
-def _with_labels(name: str, by_name: dict[str, Array], options: ReadOptions) -> tuple[dict[str, Array], list[str]]:
-    """Labels and scores without missing values; classes that are not numbered from 0 by their names."""
+def _with_labels(
+    name: str, by_name: dict[str, Array], options: ReadOptions
+) -> tuple[dict[str, Array], list[str]]:
+    """Labels and scores without missing values; classes that are not numbered from 0 by their
+    names.
+    """
     by_name, notes = dict(by_name), []
     for key in ("labels", "scores"):
         if key not in by_name:
@@ -355,7 +434,8 @@ def _with_labels(name: str, by_name: dict[str, Array], options: ReadOptions) -> 
             continue
         if options.targets:
             raise CorrKDError(
-                f"{name}: {sum(empty)} of {len(values)} rows have no {key[:-1]}; leave such rows out, as with "
+                f"{name}: {sum(empty)} of {len(values)} rows have no {key[:-1]}; leave such rows "
+                f"out, as with "
                 f"frame.dropna(subset=[{key[:-1]!r}])"
             )
         del by_name[key]
@@ -369,7 +449,9 @@ def _with_labels(name: str, by_name: dict[str, Array], options: ReadOptions) -> 
 
 
 def _numbered_classes(labels: Array) -> dict[str, Array]:
-    """Whole numbers that are not 0 to K - 1 as classes of those names; text that holds numbers alone as numbers."""
+    """Whole numbers that are not 0 to K - 1 as classes of those names; text that holds numbers
+    alone as numbers.
+    """
     if labels.dtype.kind == "O":
         if are_names(labels):
             return {"labels": np.array([str(value) for value in labels.tolist()], object)}
@@ -379,15 +461,25 @@ def _numbered_classes(labels: Array) -> dict[str, Array]:
     distinct, classes = np.unique(labels, return_inverse=True)
     if len(distinct) > MOST_CLASSES or np.array_equal(distinct, np.arange(len(distinct))):
         return {"labels": labels}
-    return {"labels": classes.astype(np.int64), "class_names": np.array([f"{value:.0f}" for value in distinct])}
+    return {
+        "labels": classes.astype(np.int64),
+        "class_names": np.array([f"{value:.0f}" for value in distinct]),
+    }
 
 
-# ----------------------------------------------------------------------------------------------------------------- splits
+# --------------------------------------------------------------------------------------------------
+# splits
 
 
-def _with_valid(name: str, by_name: dict[str, Array], options: ReadOptions) -> tuple[dict[str, Array], list[str]]:
-    """The arrays with 15 % of train as valid, and a note on it, where the splits are named and that one is not."""
-    labelled = any(key in ("labels", "scores") or is_label(key) for key in by_name if key not in NAMES)
+def _with_valid(
+    name: str, by_name: dict[str, Array], options: ReadOptions
+) -> tuple[dict[str, Array], list[str]]:
+    """The arrays with 15 % of train as valid, and a note on it, where the splits are named and that
+    one is not.
+    """
+    labelled = any(
+        key in ("labels", "scores") or is_label(key) for key in by_name if key not in NAMES
+    )
     if "split" not in by_name or not labelled:
         return by_name, []
     words = [value.lower() for value in _as_text(by_name["split"]).tolist()]
@@ -411,11 +503,18 @@ def members_of_columns(by_name: Mapping[str, Column], count: int) -> tuple[str, 
     """Return what groups the samples, and the group of each, (N,), as `members_of`.
 
     Args:
-        by_name: columns by their usual names: `ids`, `person` and the like; others are not looked at.
+        by_name: columns by their usual names: `ids`, `person` and the like; others are not looked
+            at.
         count: N.
     """
-    ids = strings(by_name["ids"]) if "ids" in by_name else np.array([f"sample-{row}" for row in range(count)])
-    return members_of(ids, {kind: strings(by_name[kind], kind) for kind in GROUPS if kind in by_name})
+    ids = (
+        strings(by_name["ids"])
+        if "ids" in by_name
+        else np.array([f"sample-{row}" for row in range(count)])
+    )
+    return members_of(
+        ids, {kind: strings(by_name[kind], kind) for kind in GROUPS if kind in by_name}
+    )
 
 
 def stacked(name: str, tables: Mapping[str, Columns]) -> Columns:
@@ -440,37 +539,46 @@ def stacked(name: str, tables: Mapping[str, Columns]) -> Columns:
             table[key] = _stacked_sequences(f"{name}, {key}", parts, sizes)
         elif any(isinstance(piece, Sequences) for piece in some):
             raise CorrKDError(
-                f"{name}: column {key} holds lists in some splits and single values in others; make them alike"
+                f"{name}: column {key} holds lists in some splits and single values in others; "
+                f"make them alike"
             )
         else:
             table[key] = _stacked_columns(f"{name}, {key}", parts, sizes)
     return table
 
 
-def _stacked_columns(where: str, parts: Mapping[str, Column | None], sizes: Mapping[str, int]) -> Array:
+def _stacked_columns(
+    where: str, parts: Mapping[str, Column | None], sizes: Mapping[str, int]
+) -> Array:
     some = [piece for piece in parts.values() if isinstance(piece, np.ndarray)]
     if len({piece.shape[1:] for piece in some}) > 1:
         raise CorrKDError(
-            f"{where}: has another shape in every split: {sorted({piece.shape[1:] for piece in some})}; make them alike"
+            f"{where}: has another shape in every split: "
+            f"{sorted({piece.shape[1:] for piece in some})}; make them alike"
         )
     text = any(piece.dtype.kind == "O" for piece in some)
     pieces = []
     for split, piece in parts.items():
         if piece is None:
             piece = np.full(
-                (sizes[split], *some[0].shape[1:]), None if text else np.nan, object if text else np.float64
+                (sizes[split], *some[0].shape[1:]),
+                None if text else np.nan,
+                object if text else np.float64,
             )
         assert isinstance(piece, np.ndarray)
         pieces.append(piece.astype(object) if text else piece)
     return np.concatenate(pieces)
 
 
-def _stacked_sequences(where: str, parts: Mapping[str, Column | None], sizes: Mapping[str, int]) -> Sequences:
+def _stacked_sequences(
+    where: str, parts: Mapping[str, Column | None], sizes: Mapping[str, int]
+) -> Sequences:
     some = [piece for piece in parts.values() if isinstance(piece, Sequences)]
     widths = {piece.frames.shape[-1] for piece in some}
     if len(widths) > 1:
         raise CorrKDError(
-            f"{where}: is {' or '.join(map(str, sorted(widths)))} wide; give all splits the same features"
+            f"{where}: is {' or '.join(map(str, sorted(widths)))} wide; give all splits the same "
+            f"features"
         )
     width, vectors = widths.pop(), all(piece.num_frames is None for piece in some)
     absent = len(some) < len(parts)
@@ -494,7 +602,11 @@ def _stacked_sequences(where: str, parts: Mapping[str, Column | None], sizes: Ma
     marked = absent or any(piece.present is not None for piece in some)
     if vectors:
         return Sequences(frames[:, 0], present=present[:, 0] if marked else None)
-    stated = absent or any(piece.lengths is not None for piece in some) or len({piece.num_frames for piece in some}) > 1
+    stated = (
+        absent
+        or any(piece.lengths is not None for piece in some)
+        or len({piece.num_frames for piece in some}) > 1
+    )
     return Sequences(frames, lengths if stated else None, present if marked else None)
 
 
@@ -505,7 +617,8 @@ def _content(values: Array) -> Array:
     return np.where(occupied.any(1), last, 1 if values.shape[1] == 1 else 0)
 
 
-# --------------------------------------------------------------------------------------------------------------- messages
+# --------------------------------------------------------------------------------------------------
+# messages
 
 
 def _example() -> str:

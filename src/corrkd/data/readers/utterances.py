@@ -1,8 +1,10 @@
-"""A label file, and beside it one folder a feature set with `<utterance>.npy` for each utterance: GCNet, MERBench and successors.
+"""A label file, and beside it one folder a feature set with `<utterance>.npy` for each utterance:
+GCNet, MERBench and successors.
 
-GCNet's label file is a pickled list: utterances, labels, speakers and sentences by video, then the videos of each split. MERBench's is an
-`.npz` of pickled dicts `{utterance: {"emo": class, "val": score}}`, one for each split. The folders lie beside the label file or in
-`features/` there; an `.npy` holds (d,) or (T, d) numbers and is memory-mapped.
+GCNet's label file is a pickled list: utterances, labels, speakers and sentences by video, then the
+videos of each split. MERBench's is an `.npz` of pickled dicts `{utterance: {"emo": class, "val":
+score}}`, one for each split. The folders lie beside the label file or in `features/` there; an
+`.npy` holds (d,) or (T, d) numbers and is memory-mapped.
 """
 
 from __future__ import annotations
@@ -72,34 +74,50 @@ def recognises_gcnet(data: Any) -> bool:
 def recognises_merbench(arrays: Mapping[str, Any]) -> bool:
     """Arrays of a single pickled dict, called `train_corpus` and the like."""
     return any(
-        key.endswith(CORPUS) and isinstance(x, np.ndarray) and x.shape == () and isinstance(x.item(), dict)
+        key.endswith(CORPUS)
+        and isinstance(x, np.ndarray)
+        and x.shape == ()
+        and isinstance(x.item(), dict)
         for key, x in arrays.items()
     )
 
 
-def read_gcnet(data: Sequence[Any], path: Path, name: str, options: ReadOptions) -> MultimodalDataset:
-    """The dataset of a GCNet label file and the features beside it. Raises CorrKDError where they do not fit together."""
+def read_gcnet(
+    data: Sequence[Any], path: Path, name: str, options: ReadOptions
+) -> MultimodalDataset:
+    """The dataset of a GCNet label file and the features beside it. Raises CorrKDError where they
+    do not fit together.
+    """
     of_video, labels, speakers = data[:3]
     videos = [video for video in of_video for _ in of_video[video]]
     for what, lists in (("labels", labels), ("speakers", speakers)):
         for video, ids in of_video.items():
             if video not in lists or len(lists[video]) != len(ids):
                 raise CorrKDError(
-                    f"{name}: video {str(video)[:60]} has {len(ids)} utterances and another number of {what}"
+                    f"{name}: video {str(video)[:60]} has {len(ids)} utterances and another "
+                    f"number of {what}"
                 )
     same = len(data) == 7 and set(data[4]) == set(data[5])  # no videos of its own for validation
-    sets = {"train": data[4], "test": data[-1]} if len(data) == 6 or same else dict(zip(SPLITS, data[4:], strict=True))
+    sets = (
+        {"train": data[4], "test": data[-1]}
+        if len(data) == 6 or same
+        else dict(zip(SPLITS, data[4:], strict=True))
+    )
     split_of = {str(video): split for split, members in sets.items() for video in members}
     outside = sorted({video for video in videos if str(video) not in split_of})
     if outside:
         raise CorrKDError(f"{name}: video {str(outside[0])[:60]} is in no split")
     speaker = strings([x for video in of_video for x in speakers[video]], f"{name}: speakers")
-    rooms = np.array([match[1] if (match := IEMOCAP.match(str(video))) else str(video) for video in videos])
+    rooms = np.array(
+        [match[1] if (match := IEMOCAP.match(str(video))) else str(video) for video in videos]
+    )
     groups = {"video": strings(videos, f"{name}: videos")}
     if (rooms != groups["video"]).any():
         groups["session"] = rooms
     if (speaker != "").any():  # a speaker's name means somebody within a session alone
-        groups["speaker"] = np.array([f"{room} {who}" if who else "" for room, who in zip(rooms, speaker, strict=True)])
+        groups["speaker"] = np.array(
+            [f"{room} {who}" if who else "" for room, who in zip(rooms, speaker, strict=True)]
+        )
     utterances = Utterances(
         layout="GCNet",
         ids=strings([x for video in of_video for x in of_video[video]], f"{name}: utterances"),
@@ -111,22 +129,29 @@ def read_gcnet(data: Sequence[Any], path: Path, name: str, options: ReadOptions)
     return _read(utterances, path, name, options)
 
 
-def read_merbench(arrays: Mapping[str, Any], path: Path, name: str, options: ReadOptions) -> MultimodalDataset:
-    """The dataset of a MERBench label file and the features beside it. Raises CorrKDError where they do not fit together."""
+def read_merbench(
+    arrays: Mapping[str, Any], path: Path, name: str, options: ReadOptions
+) -> MultimodalDataset:
+    """The dataset of a MERBench label file and the features beside it. Raises CorrKDError where
+    they do not fit together.
+    """
     ids: list[Any] = []
     splits: list[str] = []
     rows: list[Mapping[str, Any]] = []
     left_out = []
     for key, values in arrays.items():
         word = key.removesuffix(CORPUS)
-        split = "test" if word == "test1" and f"test{CORPUS}" not in arrays else SPLIT_NAMES.get(word)
+        split = (
+            "test" if word == "test1" and f"test{CORPUS}" not in arrays else SPLIT_NAMES.get(word)
+        )
         if split is None or not isinstance(values.item() if values.shape == () else None, dict):
             left_out.append(key)
             continue
         for utterance, row in values.item().items():
             if not isinstance(row, dict):
                 raise CorrKDError(
-                    f"{name}, {key}: utterance {str(utterance)[:60]} has a {type(row).__name__}, expected emo and val"
+                    f"{name}, {key}: utterance {str(utterance)[:60]} has a {type(row).__name__}, "
+                    f"expected emo and val"
                 )
             ids.append(utterance)
             splits.append(split)
@@ -135,7 +160,11 @@ def read_merbench(arrays: Mapping[str, Any], path: Path, name: str, options: Rea
         raise CorrKDError(f"{name}: no utterance in any of {', '.join(arrays)}")
     columns = {key: [row.get(key) for row in rows] for key in ("emo", "val")}
     # What a corpus has no labels of holds one value throughout, as -10.
-    labels = {key: as_array(x) for key, x in columns.items() if None not in x and len(set(map(str, x))) > 1}
+    labels = {
+        key: as_array(x)
+        for key, x in columns.items()
+        if None not in x and len(set(map(str, x))) > 1
+    }
     names = strings(ids, f"{name}: utterances")
     halves = [text.rpartition("_") for text in names.tolist()]
     utterances = Utterances(
@@ -145,7 +174,11 @@ def read_merbench(arrays: Mapping[str, Any], path: Path, name: str, options: Rea
         labels=labels,
         groups={"video": np.array([video or text for (video, _, text) in halves])},
         order=np.array(
-            [int(digits[0]) if (digits := re.findall(r"\d{1,9}$", clip)) else 0 for _, _, clip in halves], np.int64
+            [
+                int(digits[0]) if (digits := re.findall(r"\d{1,9}$", clip)) else 0
+                for _, _, clip in halves
+            ],
+            np.int64,
         ),
         notes=(f"left out: {', '.join(left_out)}",) if left_out else (),
     )
@@ -163,13 +196,17 @@ def _read(utterances: Utterances, path: Path, name: str, options: ReadOptions) -
         notes.append(note)
     frames, lengths = {}, {}
     for m, folder in folders.items():
-        frames[m], lengths[m], note = _features(f"{name}, {folder.name}", folder, utterances.ids, digest)
+        frames[m], lengths[m], note = _features(
+            f"{name}, {folder.name}", folder, utterances.ids, digest
+        )
         notes.append(f"{m}: {folder.name}{note}")
     raw = {}
     for split in (*SPLITS, WHOLE):
         rows = np.flatnonzero(splits == split)
         if len(rows):
-            raw[split] = _raw_split({m: x[rows] for m, x in frames.items()}, lengths, rows, utterances)
+            raw[split] = _raw_split(
+                {m: x[rows] for m, x in frames.items()}, lengths, rows, utterances
+            )
     dataset = assemble(
         name,
         raw,
@@ -183,7 +220,10 @@ def _read(utterances: Utterances, path: Path, name: str, options: ReadOptions) -
 
 
 def _raw_split(
-    frames: dict[str, FloatArray], lengths: Mapping[str, IntArray], rows: IntArray, utterances: Utterances
+    frames: dict[str, FloatArray],
+    lengths: Mapping[str, IntArray],
+    rows: IntArray,
+    utterances: Utterances,
 ) -> RawSplit:
     raw = RawSplit(
         frames=dict(frames),
@@ -205,18 +245,24 @@ def _feature_folders(name: str, path: Path, ids: StrArray) -> dict[str, Path]:
     """The folders of features by modality; a second one of the same modality keeps its name."""
     spread = ids[:: max(1, len(ids) // LOOKED_AT)].tolist()
     places = [
-        folder for root in (path.parent, path.parent / "features") if root.is_dir() for folder in sorted(root.iterdir())
+        folder
+        for root in (path.parent, path.parent / "features")
+        if root.is_dir()
+        for folder in sorted(root.iterdir())
     ]
     folders: dict[str, Path] = {}
     for folder in places:
-        if folder.is_dir() and any(_file_of(name, folder, utterance).is_file() for utterance in spread):
+        if folder.is_dir() and any(
+            _file_of(name, folder, utterance).is_file() for utterance in spread
+        ):
             if is_no_feature(folder.name.removesuffix("-UTT").removesuffix("-FRA")):
                 continue
             modality = feature_set_modality(folder.name) or folder.name
             folders[modality if modality not in folders else folder.name] = folder
     if not folders:
         raise CorrKDError(
-            f"{path.name}: labels of {len(ids)} utterances, but no features: expected folders beside it, or in features/ there, "
+            f"{path.name}: labels of {len(ids)} utterances, but no features: expected folders "
+            f"beside it, or in features/ there, "
             f"with files such as {ids[0]}.npy"
         )
     return folders
@@ -229,16 +275,28 @@ def _file_of(name: str, folder: Path, utterance: str) -> Path:
     return folder / f"{utterance}.npy"
 
 
-def _features(where: str, folder: Path, ids: StrArray, digest: Any) -> tuple[FloatArray, IntArray, str]:
-    """(N, T, d) frames and (N,) lengths of a folder's files, and what is missing. Shapes are checked before anything is read."""
+def _features(
+    where: str, folder: Path, ids: StrArray, digest: Any
+) -> tuple[FloatArray, IntArray, str]:
+    """(N, T, d) frames and (N,) lengths of a folder's files, and what is missing. Shapes are
+    checked before anything is read.
+    """
     files = [_file_of(where, folder, utterance) for utterance in ids.tolist()]
-    headers = {row: header for row, file in enumerate(files) if (header := _header(where, file)) is not None}
+    headers = {
+        row: header
+        for row, file in enumerate(files)
+        if (header := _header(where, file)) is not None
+    }
     rows = {row: header for row, header in headers.items() if header.frames}
     widths = {header.width: row for row, header in rows.items()}
     if len(widths) != 1:
         some = ", ".join(f"{files[row].name} {width}" for width, row in islice(widths.items(), 3))
-        raise CorrKDError(f"{where}: files of different widths, or none with frames: {some or 'none'}")
-    lengths = np.array([rows[row].frames if row in rows else 0 for row in range(len(files))], np.int64)
+        raise CorrKDError(
+            f"{where}: files of different widths, or none with frames: {some or 'none'}"
+        )
+    lengths = np.array(
+        [rows[row].frames if row in rows else 0 for row in range(len(files))], np.int64
+    )
     longest = int(lengths.argmax())
     shape = (len(files), int(lengths[longest]), next(iter(widths)))
     check_memory(f"{where}, {files[longest].name} of {shape[1]:,} frames", 4 * math.prod(shape))
@@ -247,9 +305,13 @@ def _features(where: str, folder: Path, ids: StrArray, digest: Any) -> tuple[Flo
         try:  # one map at a time: each holds a file open
             with files[row].open("rb") as file:
                 size = header.frames, header.width
-                frames[row, : header.frames] = np.memmap(file, header.dtype, "r", header.offset, size, header.order)
+                frames[row, : header.frames] = np.memmap(
+                    file, header.dtype, "r", header.offset, size, header.order
+                )
         except (OSError, ValueError) as error:
-            raise CorrKDError(f"{where}, {files[row].name}: a damaged .npy file ({str(error)[:80]})") from None
+            raise CorrKDError(
+                f"{where}, {files[row].name}: a damaged .npy file ({str(error)[:80]})"
+            ) from None
         digest.update(f"{ids[row]}\n".encode())
         digest.update(frames[row, : header.frames].data)
     absent, empty = len(files) - len(headers), len(headers) - len(rows)
@@ -277,17 +339,25 @@ def _header(where: str, path: Path) -> _Header | None:
             shape, fortran, dtype = read_npy_header(file)
             offset = file.tell()
     except (OSError, ValueError, EOFError) as error:
-        raise CorrKDError(f"{where}, {path.name}: not an .npy file of numbers ({str(error)[:80]})") from None
+        raise CorrKDError(
+            f"{where}, {path.name}: not an .npy file of numbers ({str(error)[:80]})"
+        ) from None
     if dtype.kind not in "fiu" or len(shape) not in (1, 2) or not shape[-1]:
-        raise CorrKDError(f"{where}, {path.name}: shape {shape} of {dtype}; expected (width,) or (frames, width)")
+        raise CorrKDError(
+            f"{where}, {path.name}: shape {shape} of {dtype}; expected (width,) or (frames, width)"
+        )
     frames = shape[0] if len(shape) == 2 else 1
     return _Header(frames, shape[-1], dtype, "F" if fortran else "C", offset)
 
 
 def _with_valid(utterances: Utterances) -> tuple[StrArray, str]:
-    """The splits with some training groups for validation, dealt by a hash of their names, and a note."""
+    """The splits with some training groups for validation, dealt by a hash of their names, and a
+    note.
+    """
     train = utterances.splits == "train"
-    by, members = dependent_samples(utterances.ids[train], {g: x[train] for g, x in utterances.groups.items()})
+    by, members = dependent_samples(
+        utterances.ids[train], {g: x[train] for g, x in utterances.groups.items()}
+    )
     if len(set(members.tolist())) < 2:  # ids that name no video
         by, members = "utterance", utterances.ids[train]
     order = sorted(set(members.tolist()), key=lambda text: hashlib.sha256(text.encode()).digest())
@@ -296,5 +366,6 @@ def _with_valid(utterances: Utterances) -> tuple[StrArray, str]:
     splits[np.flatnonzero(train)[np.isin(members, held)]] = "valid"
     return (
         splits,
-        f"no split for validation: {len(held)} of {len(order)} groups by {by} of the training split are held out",
+        f"no split for validation: {len(held)} of {len(order)} groups by {by} of the training "
+        f"split are held out",
     )

@@ -37,7 +37,9 @@ def strings(values: Any, what: str = "names") -> StrArray:
     texts = [_text(value) for value in items]
     longest = max(map(len, texts), default=0)
     if longest > LONGEST_NAME or 4 * longest * len(texts) > MOST_TEXT:
-        raise CorrKDError(f"{what}: one of {len(texts):,} has {longest:,} characters; that is too long for a name")
+        raise CorrKDError(
+            f"{what}: one of {len(texts):,} has {longest:,} characters; that is too long for a name"
+        )
     return np.array(texts, dtype=np.str_)
 
 
@@ -48,12 +50,18 @@ def _text(value: Any) -> str:
         except UnicodeDecodeError:
             return value.decode("latin-1")
     if isinstance(value, np.ndarray):
-        return _text(value.item()) if value.size == 1 else " ".join(_text(x) for x in value.ravel().tolist())
+        return (
+            _text(value.item())
+            if value.size == 1
+            else " ".join(_text(x) for x in value.ravel().tolist())
+        )
     return str(value).encode("utf-8", "replace").decode()
 
 
 def integers(where: str, values: Any, what: str) -> IntArray:
-    """(N,) or (N, Q) integers of anything that holds whole numbers. Raises CorrKDError for NaN, fractions and text."""
+    """(N,) or (N, Q) integers of anything that holds whole numbers. Raises CorrKDError for NaN,
+    fractions and text.
+    """
     numbers = numeric(where, values, what)
     if not np.isfinite(numbers).all():
         raise CorrKDError(f"{where}: {what} contain NaN or infinite values")
@@ -61,7 +69,8 @@ def integers(where: str, values: Any, what: str) -> IntArray:
         raise CorrKDError(f"{where}: {what} are out of range")
     if (numbers != np.round(numbers)).any():
         raise CorrKDError(
-            f"{where}: {what} are not whole numbers; real-valued labels belong in an array named `scores`"
+            f"{where}: {what} are not whole numbers; real-valued labels belong in an array named "
+            f"`scores`"
         )
     return numbers.astype(np.int64)
 
@@ -78,12 +87,16 @@ def column(where: str, values: Any, what: str, count: int) -> npt.NDArray[np.flo
     """(N,) numbers of (N,), (N, 1) or (N, 1, 1)."""
     numbers = numeric(where, values, what)
     if numbers.size != count:
-        raise CorrKDError(f"{where}: {what} have shape {numbers.shape}, expected one for each of {count} samples")
+        raise CorrKDError(
+            f"{where}: {what} have shape {numbers.shape}, expected one for each of {count} samples"
+        )
     return numbers.reshape(count)
 
 
 def ranks_within(groups: StrArray, values: npt.NDArray[Any]) -> IntArray:
-    """Return (N,) the rank of each value among those of its group, from 0; equal values in their order."""
+    """Return (N,) the rank of each value among those of its group, from 0; equal values in their
+    order.
+    """
     order = np.lexsort((values, groups))
     _, first, group = np.unique(groups[order], return_index=True, return_inverse=True)
     ranks = np.empty(len(values), np.int64)
@@ -92,13 +105,19 @@ def ranks_within(groups: StrArray, values: npt.NDArray[Any]) -> IntArray:
 
 
 def clean(where: str, array: Any) -> tuple[FloatArray, int, int]:
-    """(N, T, d) finite float32 in memory of its own, and how many NaN and infinite values became zero."""
+    """(N, T, d) finite float32 in memory of its own, and how many NaN and infinite values became
+    zero.
+    """
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
         raise CorrKDError(f"{where}: not an array of numbers")
     if array.ndim not in (2, 3):
-        raise CorrKDError(f"{where}: shape {array.shape}, expected (samples, frames, width) or (samples, width)")
+        raise CorrKDError(
+            f"{where}: shape {array.shape}, expected (samples, frames, width) or (samples, width)"
+        )
     if 0 in array.shape[1:]:
-        raise CorrKDError(f"{where}: zero width or no frames (shape {array.shape}); leave the modality out")
+        raise CorrKDError(
+            f"{where}: zero width or no frames (shape {array.shape}); leave the modality out"
+        )
     with np.errstate(over="ignore"):
         frames = np.array(array, np.float32, order="C", copy=True)
     nan, inf = int(np.isnan(frames).sum()), int(np.isinf(frames).sum())

@@ -32,7 +32,8 @@ class Frames:
 
 
 class Extractor(ABC):
-    """Makes the features of one modality. A plug-in subclasses it and is named by an entry point in the group `corrkd.extractors`.
+    """Makes the features of one modality. A plug-in subclasses it and is named by an entry point in
+    the group `corrkd.extractors`.
 
     Attributes:
         name: of the entry point, and in files.
@@ -66,7 +67,9 @@ class Extractor(ABC):
         return {}
 
     def describe(self) -> dict[str, Any]:
-        """Return what identifies the extractor, as plain values: two that describe themselves alike give the same features."""
+        """Return what identifies the extractor, as plain values: two that describe themselves alike
+        give the same features.
+        """
         described = {"name": self.name, "version": self.version, "columns": list(self.columns)}
         return described | ({"weights": dict(self.weights())} if self.weights() else {})
 
@@ -78,4 +81,9 @@ def middles(count: int, step: float) -> npt.NDArray[np.float64]:
 
 def absent(width: int, reason: str, count: int = 1, step: float = np.nan) -> Frames:
     """Return frames none of which is present."""
-    return Frames(np.zeros((count, width), np.float32), np.zeros(count, bool), middles(count, step), {reason: count})
+    return Frames(
+        np.zeros((count, width), np.float32),
+        np.zeros(count, bool),
+        middles(count, step),
+        {reason: count},
+    )

@@ -1,4 +1,6 @@
-"""Vision from the embedded networks: how the parts of the face lie to one another, and where the head is and looks."""
+"""Vision from the embedded networks: how the parts of the face lie to one another, and where the
+head is and looks.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ _PAIRS = np.array(list(DISTANCES.values()))
 
 
 class FaceMesh(Extractor):
-    """Ten times a second: 34 distances in centimetres on a face of canonical size turned to the front, the head's pose, where it is."""
+    """Ten times a second: 34 distances in centimetres on a face of canonical size turned to the
+    front, the head's pose, where it is.
+    """
 
     name: ClassVar[str] = "facemesh"
     version: ClassVar[int] = 2
@@ -72,7 +76,9 @@ class FaceMesh(Extractor):
         return {WEIGHTS.name: networks().sha256}
 
     def frames(self, clip: Clip) -> Frames:
-        """Return (steps, 40); missing are steps without a face and those at which the stream shows nothing."""
+        """Return (steps, 40); missing are steps without a face and those at which the stream shows
+        nothing.
+        """
         return face_frames(clip, self.width, _rows)
 
 
@@ -98,13 +104,15 @@ def measured(face: Face) -> npt.NDArray[np.float32]:
 
 
 def laid_on_canonical(points: Points) -> tuple[Points, float, Points]:
-    """Return how a face is turned, and the face turned back and scaled to the canonical one (weighted Procrustes analysis).
+    """Return how a face is turned, and the face turned back and scaled to the canonical one
+    (weighted Procrustes analysis).
 
     Args:
         points: (468, 3) in pixels, y down, z away from the camera.
 
     Returns:
-        The rotation (3, 3) from the canonical face to the picture's, centimetres a pixel, and the points (468, 3) in centimetres.
+        The rotation (3, 3) from the canonical face to the picture's, centimetres a pixel, and the
+        points (468, 3) in centimetres.
     """
     net = networks()
     upright = points * (1, -1, -1)  # y up, z towards the camera

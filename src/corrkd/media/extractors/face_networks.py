@@ -1,7 +1,9 @@
-"""MediaPipe's two face networks in plain torch: BlazeFace (short range) finds faces, Face Mesh lays 468 points on one.
+"""MediaPipe's two face networks in plain torch: BlazeFace (short range) finds faces, Face Mesh lays
+468 points on one.
 
-The weights are converted from the npm package @mediapipe/face_mesh (Apache-2.0, see NOTICE) by scripts/convert_face_mesh.py: for each
-network a list of operations, run here one after another, and a table of float16 tensors.
+The weights are converted from the npm package @mediapipe/face_mesh (Apache-2.0, see NOTICE) by
+scripts/convert_face_mesh.py: for each network a list of operations, run here one after another, and
+a table of float16 tensors.
 """
 
 from __future__ import annotations
@@ -34,10 +36,13 @@ CERTAIN = 0.5  # score of a detection, and of the mesh that there is a face
 SAME_FACE = 0.3  # of a box: detections nearer than this are one face
 MARGIN = 1.5  # the mesh sees so much more than the box
 OUTER_EYES = [33, 263]  # points of the mesh: the corners of the right and the left eye
-# Degrees. The detector knows upright faces, and of one on its side it sees the eyes too level, by up to 15; in such a square the mesh turns
-# the face's roll by a quarter of that. So it looks again, as MediaPipe does from one picture to the next.
+# Degrees. The detector knows upright faces, and of one on its side it sees the eyes too level, by
+# up to 15; in such a square the mesh turns the face's roll by a quarter of that. So it looks again,
+# as MediaPipe does from one picture to the next.
 TILTED = 3.0
-KEPT_FACE = 2.0  # so much larger or surer another face has to be to be taken instead of the last one
+KEPT_FACE = (
+    2.0  # so much larger or surer another face has to be to be taken instead of the last one
+)
 BATCH = 8  # pictures that pass through the networks together: more of them leave a core's cache
 # What a step may write its result over: new memory of the steps before.
 OVERWRITABLE = {"add": ("convolution",), "relu": ("convolution", "add")}
@@ -45,7 +50,9 @@ LOGIT = 100.0  # beyond it the exponential overflows
 
 
 class Square(NamedTuple):
-    """A turned square in a picture: centre and half a side in pixels, and the angle in radians, clockwise as pictures show it."""
+    """A turned square in a picture: centre and half a side in pixels, and the angle in radians,
+    clockwise as pictures show it.
+    """
 
     x: float
     y: float
@@ -81,13 +88,17 @@ class ConvolutionGraph:
     def __init__(self, graph: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self._graph = graph
         self._tensors = {name: tensor.float() for name, tensor in tensors.items()}
-        last: dict[int, int] = {i: number for number, step in enumerate(graph["steps"]) for i in step["inputs"]}
+        last: dict[int, int] = {
+            i: number for number, step in enumerate(graph["steps"]) for i in step["inputs"]
+        }
         self._unused_after = {  # so that memory is reused
             number: [i for i in step["inputs"] if last[i] == number and i not in graph["outputs"]]
             for number, step in enumerate(graph["steps"])
         }
         kinds = {step["output"]: step["kind"] for step in graph["steps"]}
-        self._overwritten = {  # by a sum or a rectifier: a value that nothing else reads, and that is no other one under a second number
+        # by a sum or a rectifier: a value that nothing else reads, and that is no other one under a
+        # second number
+        self._overwritten = {
             number: index
             for number, step in enumerate(graph["steps"])
             for index in self._unused_after[number]
@@ -99,14 +110,17 @@ class ConvolutionGraph:
                 self._prepare(step)
 
     def _prepare(self, step: Mapping[str, Any]) -> None:
-        """Give a kernel the form in which it computes fastest; products with the zeros that are added to it change nothing."""
+        """Give a kernel the form in which it computes fastest; products with the zeros that are
+        added to it change nothing.
+        """
         left, right, top, bottom = step["pad"]
         name = f"{step['name']}.weight"
         weight = self._tensors[name]
         if weight.shape[2:] == (1, 1) and step["stride"] == [1, 1]:
             self._tensors[name] = weight[:, :, 0, 0].t().contiguous()
             return
-        # Unequal padding would copy the picture; a kernel that is larger by zeros pads both sides alike.
+        # Unequal padding would copy the picture; a kernel that is larger by zeros pads both sides
+        # alike.
         weight = functional.pad(weight, (right - left, 0, bottom - top, 0))
         self._padding[step["name"]] = bottom, right
         self._tensors[name] = weight.contiguous(memory_format=torch.channels_last)
@@ -117,14 +131,20 @@ class ConvolutionGraph:
         values = {self._graph["input"]: pictures.contiguous(memory_format=torch.channels_last)}
         for number, step in enumerate(self._graph["steps"]):
             output = self._apply(
-                step, [values[i] for i in step["inputs"]], values.get(self._overwritten.get(number, -1))
+                step,
+                [values[i] for i in step["inputs"]],
+                values.get(self._overwritten.get(number, -1)),
             )
-            values[step["output"]] = functional.relu_(output) if step.get("activation") == "relu" else output
+            values[step["output"]] = (
+                functional.relu_(output) if step.get("activation") == "relu" else output
+            )
             for index in self._unused_after[number]:
                 values.pop(index, None)
         return [values[index] for index in self._graph["outputs"]]
 
-    def _apply(self, step: Mapping[str, Any], inputs: list[Tensor], overwritten: Tensor | None) -> Tensor:
+    def _apply(
+        self, step: Mapping[str, Any], inputs: list[Tensor], overwritten: Tensor | None
+    ) -> Tensor:
         kind, first = step["kind"], inputs[0]
         if kind == "convolution":
             return self._convolution(step, first)
@@ -149,11 +169,15 @@ class ConvolutionGraph:
             rows = torch.addmm(bias, values.permute(0, 2, 3, 1).reshape(-1, channels), weight)
             return rows.view(count, height, width, -1).permute(0, 3, 1, 2)
         padding = self._padding[step["name"]]
-        return functional.conv2d(values, weight, bias, step["stride"], padding, groups=step["groups"])
+        return functional.conv2d(
+            values, weight, bias, step["stride"], padding, groups=step["groups"]
+        )
 
 
 def _sum(terms: list[Tensor], overwritten: Tensor | None) -> Tensor:
-    """Return the sum of (N, C, H, W) and (N, D, H, W), of which the one with fewer channels has zeros in place of the others."""
+    """Return the sum of (N, C, H, W) and (N, D, H, W), of which the one with fewer channels has
+    zeros in place of the others.
+    """
     few, many = sorted(terms, key=lambda values: values.shape[1])
     if overwritten is few and few.shape == many.shape:
         few, many = many, few
@@ -169,7 +193,8 @@ class Networks:
 
     Attributes:
         detector, mesh: the two networks.
-        vertices: (468, 3) of the canonical face in centimetres: x to its left, y up, z to the front.
+        vertices: (468, 3) of the canonical face in centimetres: x to its left, y up, z to the
+            front.
         basis: (B,) the points by which a face is laid onto the canonical one.
         weight: (B,) of each of them, summing to 1.
         sha256: of the file.
@@ -193,7 +218,11 @@ def networks() -> Networks:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
 
     def graph(name: str) -> ConvolutionGraph:
-        part = {key.partition(".")[2]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        part = {
+            key.partition(".")[2]: value
+            for key, value in tensors.items()
+            if key.startswith(f"{name}.")
+        }
         return ConvolutionGraph(json.loads(metadata[name]), part)
 
     weight = tensors["geometry.weight"].double().numpy()
@@ -208,10 +237,12 @@ def networks() -> Networks:
 
 
 def faces(pictures: Iterable[Picture | None]) -> Iterator[Face | None]:
-    """Yield the face of each picture, None where there is none; where there are several, a large and certain one, rather the last one's.
+    """Yield the face of each picture, None where there is none; where there are several, a large
+    and certain one, rather the last one's.
 
     Args:
-        pictures: in the order of time; what is the same object as the one before is not looked at again. A few are held at a time.
+        pictures: in the order of time; what is the same object as the one before is not looked at
+            again. A few are held at a time.
     """
     pictures, last = iter(pictures), None
     before: tuple[Picture | None, Face | None] = (None, None)
@@ -225,22 +256,33 @@ def faces(pictures: Iterable[Picture | None]) -> Iterator[Face | None]:
             yield None if picture is None else before[1]
 
 
-def _faces_of(pictures: list[Picture], last: Square | None) -> tuple[list[Face | None], Square | None]:
+def _faces_of(
+    pictures: list[Picture], last: Square | None
+) -> tuple[list[Face | None], Square | None]:
     """Return the face of each of several pictures, and the last square with one."""
     met: list[Face | None] = [None] * len(pictures)
     if not pictures:
         return met, last
-    raw, logits = networks().detector(torch.stack([_scaled(picture) for picture in pictures]) * 2 - 1)
+    raw, logits = networks().detector(
+        torch.stack([_scaled(picture) for picture in pictures]) * 2 - 1
+    )
     squares: dict[int, Square] = {}
     for index, picture in enumerate(pictures):
-        square = best_square(raw[index].double().numpy(), logits[index, :, 0].double().numpy(), picture.shape[:2], last)
+        square = best_square(
+            raw[index].double().numpy(),
+            logits[index, :, 0].double().numpy(),
+            picture.shape[:2],
+            last,
+        )
         if square is not None:
             squares[index] = last = square
     if not squares:
         return met, last
     looked = _looked_at(pictures, squares)
     upright = {index: upright_square(face) for index, face in looked.items()}
-    looked |= _looked_at(pictures, {i: square for i, square in upright.items() if _tilt(looked[i], square) > TILTED})
+    looked |= _looked_at(
+        pictures, {i: square for i, square in upright.items() if _tilt(looked[i], square) > TILTED}
+    )
     for index, face in looked.items():
         if face.certainty > CERTAIN:
             met[index] = face
@@ -251,7 +293,9 @@ def _looked_at(pictures: Sequence[Picture], squares: Mapping[int, Square]) -> di
     """Return what the mesh makes of a square in each picture, by the picture's index."""
     if not squares:
         return {}
-    crops = torch.stack([cropped(pictures[index], square, MESH_SIZE) for index, square in squares.items()])
+    crops = torch.stack(
+        [cropped(pictures[index], square, MESH_SIZE) for index, square in squares.items()]
+    )
     points, flags = networks().mesh(crops)
     return {
         index: Face(
@@ -292,13 +336,19 @@ def _scaled(picture: Picture) -> Tensor:
     height, width = picture.shape[:2]
     scale = DETECTOR_SIZE / max(height, width)
     size = max(1, round(height * scale)), max(1, round(width * scale))
-    small = functional.interpolate(_tensor(picture), size, mode="bilinear", align_corners=False, antialias=True)[0]
+    small = functional.interpolate(
+        _tensor(picture), size, mode="bilinear", align_corners=False, antialias=True
+    )[0]
     top, left = (DETECTOR_SIZE - size[0]) // 2, (DETECTOR_SIZE - size[1]) // 2
-    return functional.pad(small, (left, DETECTOR_SIZE - size[1] - left, top, DETECTOR_SIZE - size[0] - top))
+    return functional.pad(
+        small, (left, DETECTOR_SIZE - size[1] - left, top, DETECTOR_SIZE - size[0] - top)
+    )
 
 
 def cropped(picture: Picture, square: Square, size: int) -> Tensor:
-    """Return (3, size, size) in [0, 1]: what a square holds of a picture, upright; black beyond the picture."""
+    """Return (3, size, size) in [0, 1]: what a square holds of a picture, upright; black beyond the
+    picture.
+    """
     height, width = picture.shape[:2]
     cos, sin = math.cos(square.angle) * square.half, math.sin(square.angle) * square.half
     rows = [
@@ -306,7 +356,9 @@ def cropped(picture: Picture, square: Square, size: int) -> Tensor:
         [2 * sin / height, 2 * cos / height, 2 * square.y / height - 1],
     ]
     grid = functional.affine_grid(torch.tensor([rows]), [1, 3, size, size], align_corners=False)
-    return functional.grid_sample(_tensor(picture), grid, "bilinear", "zeros", align_corners=False)[0]
+    return functional.grid_sample(_tensor(picture), grid, "bilinear", "zeros", align_corners=False)[
+        0
+    ]
 
 
 def _in_picture(points: Points, square: Square) -> Points:
@@ -328,8 +380,11 @@ def _anchors() -> Points:
     return np.concatenate(cells)
 
 
-def best_square(raw: Points, logits: Points, size: tuple[int, int], last: Square | None) -> Square | None:
-    """Return the square round one face, turned so that its eyes are level; None where the detector sees none.
+def best_square(
+    raw: Points, logits: Points, size: tuple[int, int], last: Square | None
+) -> Square | None:
+    """Return the square round one face, turned so that its eyes are level; None where the detector
+    sees none.
 
     Args:
         raw: (896, 16): centre, size and six points of each anchor's box, in pixels of the input.
@@ -345,7 +400,10 @@ def best_square(raw: Points, logits: Points, size: tuple[int, int], last: Square
     half = max(size) / 2
 
     def in_picture(offset: Points) -> Points:
-        return ((offset / DETECTOR_SIZE + _anchors()[certain]) * 2 - 1) * half + (width / 2, height / 2)
+        return ((offset / DETECTOR_SIZE + _anchors()[certain]) * 2 - 1) * half + (
+            width / 2,
+            height / 2,
+        )
 
     boxes, score = raw[certain], score[certain]
     centres, sides = in_picture(boxes[:, :2]), boxes[:, 2:4].max(1) / DETECTOR_SIZE * 2 * half

@@ -42,7 +42,9 @@ class Preparation(NamedTuple):
 
 
 class Image(ModelExtractor):
-    """Ten times a second: what the encoder says of the face, cut out upright at the size that its preprocessor names."""
+    """Ten times a second: what the encoder says of the face, cut out upright at the size that its
+    preprocessor names.
+    """
 
     name: ClassVar[str] = "image"
     version: ClassVar[int] = 2
@@ -60,8 +62,13 @@ class Image(ModelExtractor):
     def _preparation(self) -> Preparation:
         path = self.files.folder / PREPROCESSOR
         if not path.is_file():
-            raise CorrKDError(f"model {self.files.name}: has no {PREPROCESSOR}; choose an image encoder that has one")
-        return preparation(parse_json(read_text(path, LARGEST_PREPROCESSOR), path), f"model {self.files.name}")
+            raise CorrKDError(
+                f"model {self.files.name}: has no {PREPROCESSOR}; choose an image encoder that "
+                f"has one"
+            )
+        return preparation(
+            parse_json(read_text(path, LARGEST_PREPROCESSOR), path), f"model {self.files.name}"
+        )
 
     def load(self) -> None:
         """Load the encoder."""
@@ -72,7 +79,9 @@ class Image(ModelExtractor):
         return face_frames(clip, self.width, self._rows)
 
     def _rows(self, pictures: WithFaces) -> Iterator[FloatArray | None]:
-        """Yield the features of each picture's face, None where there is none; a picture that stays is read once."""
+        """Yield the features of each picture's face, None where there is none; a picture that stays
+        is read once.
+        """
         before: tuple[Picture | None, FloatArray | None] = (None, None)
         while batch := list(islice(pictures, BATCH)):
             distinct = {id(p): (p, face) for p, face in batch if p is not None and face is not None}
@@ -106,10 +115,17 @@ def preparation(tree: Any, where: str) -> Preparation:
         size = tree.get("crop_size") or tree["size"]
         if isinstance(size, dict):
             size = size.get("height") or size["shortest_edge"]
-        colours = [torch.tensor([float(value) for value in tree[key]]) for key in ("image_mean", "image_std")]
-        sensible = 1 <= size <= LARGEST_SIDE and all(len(c) == 3 and bool(c.isfinite().all()) for c in colours)
+        colours = [
+            torch.tensor([float(value) for value in tree[key]])
+            for key in ("image_mean", "image_std")
+        ]
+        sensible = 1 <= size <= LARGEST_SIDE and all(
+            len(c) == 3 and bool(c.isfinite().all()) for c in colours
+        )
         if not sensible or not math.isfinite(float((1 / colours[1]).sum())):
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise CorrKDError(f"{where}: its {PREPROCESSOR} names no size and colours; choose an image encoder") from None
+        raise CorrKDError(
+            f"{where}: its {PREPROCESSOR} names no size and colours; choose an image encoder"
+        ) from None
     return Preparation(int(size), *(colour[:, None, None] for colour in colours))

@@ -1,4 +1,6 @@
-"""What extractors have in common that read a model of transformers, chosen by its name or folder."""
+"""What extractors have in common that read a model of transformers, chosen by its name or
+folder.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +35,14 @@ class ModelExtractor(Extractor):
 
     def _hidden_width(self) -> int:
         config = getattr(self.files.config, self.part, None) or self.files.config
-        width = getattr(config, "hidden_size", None) or (getattr(config, "hidden_sizes", None) or [None])[-1]
+        width = (
+            getattr(config, "hidden_size", None)
+            or (getattr(config, "hidden_sizes", None) or [None])[-1]
+        )
         if not isinstance(width, int) or width < 1:
             raise CorrKDError(
-                f"model {self.files.name}: a model of type {self.files.config.model_type} has no hidden states of one width; "
+                f"model {self.files.name}: a model of type {self.files.config.model_type} has no "
+                f"hidden states of one width; "
                 f"choose another for {self.name}"
             )
         return width
@@ -47,4 +53,6 @@ class ModelExtractor(Extractor):
 
     @abstractmethod
     def load(self) -> None:
-        """Load the model now, so that a wrong one is refused before the first clip. Raises CorrKDError."""
+        """Load the model now, so that a wrong one is refused before the first clip. Raises
+        CorrKDError.
+        """

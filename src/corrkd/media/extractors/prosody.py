@@ -27,25 +27,43 @@ PITCH_LOW, PITCH_HIGH = 60, 500  # Hz
 OCTAVE_COST = 0.05  # of a peak's height, for each doubling of the period
 VOICED = 0.5  # height of the autocorrelation's peak
 SEMITONES_FROM = 55.0  # Hz
-BEFORE, AFTER = HOP + PITCH_WINDOW // 2, PITCH_WINDOW // 2  # samples round a block that its windows reach
+BEFORE, AFTER = (
+    HOP + PITCH_WINDOW // 2,
+    PITCH_WINDOW // 2,
+)  # samples round a block that its windows reach
 DESCRIPTORS = (
     *(f"mfcc_{i}" for i in range(NUM_MFCC)),
-    *("log_energy", "zero_crossings", "centroid_khz", "rolloff_khz", "flux", "pitch_semitones", "voicing"),
+    *(
+        "log_energy",
+        "zero_crossings",
+        "centroid_khz",
+        "rolloff_khz",
+        "flux",
+        "pitch_semitones",
+        "voicing",
+    ),
 )
 PITCH = DESCRIPTORS.index("pitch_semitones")
 
 
 class Prosody(Extractor):
-    """Mean and standard deviation of 27 descriptors over each tenth of a second; of the pitch, over what is voiced in it."""
+    """Mean and standard deviation of 27 descriptors over each tenth of a second; of the pitch, over
+    what is voiced in it.
+    """
 
     name: ClassVar[str] = "prosody"
     version: ClassVar[int] = 1
     modality: ClassVar[str] = "audio"
-    columns: tuple[str, ...] = (*(f"{d}_mean" for d in DESCRIPTORS), *(f"{d}_std" for d in DESCRIPTORS))
+    columns: tuple[str, ...] = (
+        *(f"{d}_mean" for d in DESCRIPTORS),
+        *(f"{d}_std" for d in DESCRIPTORS),
+    )
     libraries: ClassVar[tuple[str, ...]] = ("av", "numpy", "scipy")
 
     def frames(self, clip: Clip) -> Frames:
-        """Return (steps, 54); missing are steps below -70 dBFS and those of which the stream has no sound."""
+        """Return (steps, 54); missing are steps below -70 dBFS and those of which the stream has no
+        sound.
+        """
         return sound_frames(clip, self.width, _measured)
 
 
@@ -56,11 +74,15 @@ def _measured(recording: Recording) -> Measured:
 
 
 def _in_context(blocks: Iterator[Sound]) -> Iterator[tuple[FloatArray, Sound]]:
-    """Yield each block with the samples before and after it that its windows reach; zeros beyond the ends."""
+    """Yield each block with the samples before and after it that its windows reach; zeros beyond
+    the ends.
+    """
     before: FloatArray = np.zeros(BEFORE, np.float32)
     for sound, following in pairwise(chain(blocks, [None])):
         assert sound is not None
-        whole = -(-len(sound.samples) // STEP_SAMPLES) * STEP_SAMPLES  # the last step may be shorter
+        whole = (
+            -(-len(sound.samples) // STEP_SAMPLES) * STEP_SAMPLES
+        )  # the last step may be shorter
         padded = np.pad(sound.samples, (0, whole - len(sound.samples)))
         after = np.zeros(AFTER, np.float32) if following is None else following.samples[:AFTER]
         after = np.pad(after, (0, AFTER - len(after)))
@@ -76,7 +98,9 @@ def _steps(context: FloatArray, count: int) -> FloatArray:
     voiced = d[:, :, PITCH] > 0
     number = np.maximum(voiced.sum(1), 1)
     mean[:, PITCH] = d[:, :, PITCH].sum(1) / number
-    std[:, PITCH] = np.sqrt((np.where(voiced, d[:, :, PITCH] - mean[:, PITCH, None], 0) ** 2).sum(1) / number)
+    std[:, PITCH] = np.sqrt(
+        (np.where(voiced, d[:, :, PITCH] - mean[:, PITCH, None], 0) ** 2).sum(1) / number
+    )
     return np.concatenate([mean, std], 1).astype(np.float32)
 
 
@@ -104,7 +128,9 @@ def _descriptors(context: FloatArray) -> FloatArray:
 
 
 def _windows(context: FloatArray, width: int, first: int, hop: int) -> FloatArray:
-    """Return (windows, width) of a block's context, centred at `first` and every `hop` samples up to the block's end."""
+    """Return (windows, width) of a block's context, centred at `first` and every `hop` samples up
+    to the block's end.
+    """
     count = (len(context) - AFTER - first) // hop
     start = first - width // 2
     view = np.lib.stride_tricks.sliding_window_view(context, width)
@@ -112,7 +138,9 @@ def _windows(context: FloatArray, width: int, first: int, hop: int) -> FloatArra
 
 
 def _pitch(windows: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return (semitones above 55 Hz, 0 where unvoiced; height of the autocorrelation's peak, 0 to 1)."""
+    """Return (semitones above 55 Hz, 0 where unvoiced; height of the autocorrelation's peak, 0 to
+    1).
+    """
     shape = np.hanning(PITCH_WINDOW).astype(np.float32)
     low, high = RATE // PITCH_HIGH, RATE // PITCH_LOW
     tapered = (windows - windows.mean(1, keepdims=True)) * shape
@@ -122,9 +150,13 @@ def _pitch(windows: FloatArray) -> tuple[FloatArray, FloatArray]:
     # What repeats after one period repeats after two: of peaks alike the first one is meant.
     cost = OCTAVE_COST * np.log2(np.arange(low, high) / low).astype(np.float32)
     lag = low + (correlation[:, low:high] - cost).argmax(1)
-    before, peak, after = (np.take_along_axis(correlation, (lag + i)[:, None], 1)[:, 0] for i in (-1, 0, 1))
+    before, peak, after = (
+        np.take_along_axis(correlation, (lag + i)[:, None], 1)[:, 0] for i in (-1, 0, 1)
+    )
     curve = before - 2 * peak + after
-    exact = lag + np.where(curve < 0, 0.5 * (before - after) / np.minimum(curve, -1e-6), 0).clip(-0.5, 0.5)
+    exact = lag + np.where(curve < 0, 0.5 * (before - after) / np.minimum(curve, -1e-6), 0).clip(
+        -0.5, 0.5
+    )
     semitones = np.where(peak > VOICED, 12 * np.log2(RATE / exact / SEMITONES_FROM), 0.0)
     return semitones.astype(np.float32), np.maximum(peak, 0)
 

@@ -1,4 +1,6 @@
-"""The extractors by their names, with those of other packages (entry points in the group `corrkd.extractors`)."""
+"""The extractors by their names, with those of other packages (entry points in the group
+`corrkd.extractors`).
+"""
 
 from __future__ import annotations
 
@@ -40,15 +42,19 @@ def extractor_class(name: str, modality: str) -> type[Extractor]:
     declared = getattr(kind, "name", None)
     if declared != name:
         raise CorrKDError(
-            f"extractor {name!r}: its class {kind.__qualname__} has the name {declared!r}; give it the name of its entry point"
+            f"extractor {name!r}: its class {kind.__qualname__} has the name {declared!r}; give "
+            f"it the name of its entry point"
         )
     if kind.modality != modality:
-        raise CorrKDError(f"extractor {name!r}: makes features of {kind.modality}, not of {modality}")
+        raise CorrKDError(
+            f"extractor {name!r}: makes features of {kind.modality}, not of {modality}"
+        )
     return kind
 
 
 def make_extractor(text: str, modality: str, device: str = "cpu") -> Extractor:
-    """Return the extractor of "NAME", or of "NAME:MODEL" where it reads a model of the hub or of a folder.
+    """Return the extractor of "NAME", or of "NAME:MODEL" where it reads a model of the hub or of a
+    folder.
 
     Args:
         text: NAME, NAME:MODEL or NAME:MODEL@REVISION.
@@ -56,13 +62,17 @@ def make_extractor(text: str, modality: str, device: str = "cpu") -> Extractor:
         device: where a model computes.
 
     Raises:
-        CorrKDError: as `extractor_class`, the model cannot be read, is not named, or there is to be none.
+        CorrKDError: as `extractor_class`, the model cannot be read, is not named, or there is to be
+            none.
     """
     name, colon, model = text.partition(":")
     kind = extractor_class(name, modality)
     if issubclass(kind, ModelExtractor):
         if not model:
-            raise CorrKDError(f"extractor {name!r}: name a model of the hub or a folder, as {modality}={name}:MODEL")
+            raise CorrKDError(
+                f"extractor {name!r}: name a model of the hub or a folder, as "
+                f"{modality}={name}:MODEL"
+            )
         return kind(model, device)
     if colon:
         raise CorrKDError(f"extractor {name!r}: takes no model; write {modality}={name}")
@@ -70,19 +80,23 @@ def make_extractor(text: str, modality: str, device: str = "cpu") -> Extractor:
 
 
 def with_changes(preset: str, changes: Iterable[str] = ()) -> dict[str, str]:
-    """Return the extractors of a preset by modality, with changes "modality=name"; "modality=none" leaves one out.
+    """Return the extractors of a preset by modality, with changes "modality=name"; "modality=none"
+    leaves one out.
 
     Raises:
         CorrKDError: there is no such preset, a change reads otherwise, or no modality stays.
     """
     if preset not in PRESETS:
-        raise CorrKDError(f"preset {preset!r} of extractors is unknown; there are {', '.join(PRESETS)}")
+        raise CorrKDError(
+            f"preset {preset!r} of extractors is unknown; there are {', '.join(PRESETS)}"
+        )
     extractors = dict(PRESETS[preset])
     for change in changes:
         modality, equals, name = change.partition("=")
         if not (modality and equals and name):
             raise CorrKDError(
-                f"extractor {change!r}: expected MODALITY=NAME, as audio=prosody, audio=speech:MODEL, or audio=none"
+                f"extractor {change!r}: expected MODALITY=NAME, as audio=prosody, "
+                f"audio=speech:MODEL, or audio=none"
             )
         extractors[modality] = name
     extractors = {modality: name for modality, name in extractors.items() if name != NONE}

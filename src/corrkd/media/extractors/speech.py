@@ -38,11 +38,18 @@ class Speech(ModelExtractor):
     def _measured(self, recording: Recording) -> Measured:
         for window, states in self._model.states(recording, silence=False):
             count = -(-len(window.sound.samples) // STEP_SAMPLES)
-            yield np.zeros((count, self.width), np.float32) if states is None else by_step(states, count), window.sound
+            yield (
+                np.zeros((count, self.width), np.float32)
+                if states is None
+                else by_step(states, count),
+                window.sound,
+            )
 
 
 def by_step(states: States, count: int) -> FloatArray:
-    """Return (count, d): the mean of the states in each step, the nearest one where a step has none."""
+    """Return (count, d): the mean of the states in each step, the nearest one where a step has
+    none.
+    """
     step = np.clip((states.middles / STEP).astype(np.int64), 0, count - 1)
     number = np.bincount(step, minlength=count)
     sums = np.zeros((count, states.values.shape[1]), np.float64)

@@ -1,4 +1,6 @@
-"""Frames at equal steps of the two streams, and the rules by which one is missing: the same for all extractors of sound and of faces."""
+"""Frames at equal steps of the two streams, and the rules by which one is missing: the same for all
+extractors of sound and of faces.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ WithFaces = Iterator[tuple[Picture | None, Face | None]]
 
 
 def sound_frames(clip: Clip, width: int, measure: Callable[[Recording], Measured]) -> Frames:
-    """Return (steps, width); missing are steps below -70 dBFS and those of which the stream has no sound.
+    """Return (steps, width); missing are steps below -70 dBFS and those of which the stream has no
+    sound.
 
     Args:
         clip: T steps long.
@@ -39,18 +42,25 @@ def sound_frames(clip: Clip, width: int, measure: Callable[[Recording], Measured
         present.append(sounds)
         exists.append(streamed)
     heard, streamed = np.concatenate(present), np.concatenate(exists)
-    counts = {"silence": int((streamed & ~heard).sum()), "audio stream over": int((~streamed).sum())}
+    counts = {
+        "silence": int((streamed & ~heard).sum()),
+        "audio stream over": int((~streamed).sum()),
+    }
     missing = {reason: count for reason, count in counts.items() if count}
     return Frames(np.concatenate(values), heard, middles(len(heard), STEP), missing)
 
 
-def face_frames(clip: Clip, width: int, measure: Callable[[WithFaces], Iterator[FloatArray | None]]) -> Frames:
-    """Return (steps, width); missing are steps without a face and those at which the stream shows nothing.
+def face_frames(
+    clip: Clip, width: int, measure: Callable[[WithFaces], Iterator[FloatArray | None]]
+) -> Frames:
+    """Return (steps, width); missing are steps without a face and those at which the stream shows
+    nothing.
 
     Args:
         clip: T steps long.
         width: features of a step.
-        measure: what is made of the pictures and their faces, in order; None where there is no face.
+        measure: what is made of the pictures and their faces, in order; None where there is no
+            face.
     """
     recording = clip.recording
     if recording is None or not recording.has_video:

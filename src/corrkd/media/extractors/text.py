@@ -19,7 +19,9 @@ SMALL_ID = 16  # of padding, beyond which it does not count positions
 
 
 class Text(ModelExtractor):
-    """A frame a word: the mean of the last hidden states of its pieces. Long texts are read in windows."""
+    """A frame a word: the mean of the last hidden states of its pieces. Long texts are read in
+    windows.
+    """
 
     name: ClassVar[str] = "text"
     version: ClassVar[int] = 1
@@ -32,7 +34,8 @@ class Text(ModelExtractor):
         tokenizer = self.files.load("AutoTokenizer", use_fast=True)
         if not tokenizer.is_fast:
             raise CorrKDError(
-                f"model {self.files.name}: its tokenizer names no words of pieces; choose a model with one that does"
+                f"model {self.files.name}: its tokenizer names no words of pieces; choose a "
+                f"model with one that does"
             )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -51,7 +54,9 @@ class Text(ModelExtractor):
         config = getattr(self.files.config, self.part, None) or self.files.config
         positions = getattr(config, "max_position_embeddings", None) or LONGEST
         padding = getattr(config, "pad_token_id", None) or 0
-        if padding < SMALL_ID and positions > padding + 2:  # RoBERTa counts positions from the id of padding on
+        if (
+            padding < SMALL_ID and positions > padding + 2
+        ):  # RoBERTa counts positions from the id of padding on
             positions -= padding + 1
         longest = min(LONGEST, positions, self._tokenizer.model_max_length)
         return max(1, longest - self._tokenizer.num_special_tokens_to_add())
@@ -79,7 +84,9 @@ class Text(ModelExtractor):
     def _spans(self, words: Sequence[str]) -> Iterator[tuple[int, int]]:
         """Yield (first, after the last) of neighbouring words that are read together."""
         start = pieces = 0
-        each = self._tokenizer([[word] for word in words], is_split_into_words=True, add_special_tokens=False)
+        each = self._tokenizer(
+            [[word] for word in words], is_split_into_words=True, add_special_tokens=False
+        )
         for index, ids in enumerate(each["input_ids"]):
             count = min(len(ids), self._longest)
             if index > start and pieces + count > self._longest:
@@ -88,8 +95,12 @@ class Text(ModelExtractor):
             pieces += count
         yield start, len(words)
 
-    def _add(self, texts: list[list[str]], spans: Sequence[tuple[int, int]], sums: Any, number: Any) -> None:
-        """Add the states of several windows to the sums (words, width) and numbers (words,) of their words."""
+    def _add(
+        self, texts: list[list[str]], spans: Sequence[tuple[int, int]], sums: Any, number: Any
+    ) -> None:
+        """Add the states of several windows to the sums (words, width) and numbers (words,) of
+        their words.
+        """
         import torch
 
         inputs = self._tokenizer(

@@ -1,4 +1,6 @@
-"""What is tested: both protocols of the paper, and more, as named conditions (docs/missingness.md). A kind is a class in a file."""
+"""What is tested: both protocols of the paper, and more, as named conditions (docs/missingness.md).
+A kind is a class in a file.
+"""
 
 from corrkd.missing.conditions.base import Condition, Family
 from corrkd.missing.conditions.protocols import PROTOCOLS, Protocol

@@ -11,11 +11,14 @@ from corrkd.missing.masks import uniform
 
 
 class Absent(AtRatio):
-    """A share `ratio` of the modalities that each sample has is missing entirely, drawn per sample; at least one is left.
+    """A share `ratio` of the modalities that each sample has is missing entirely, drawn per sample;
+    at least one is left.
 
-    One of the A modalities that a sample has, each with the same chance, is left; each of the others is missing with probability
-    ratio A / (A - 1), at most 1 (the distribution of GCNet's masks: Lian et al., TPAMI 2023). So a share of `ratio` is missing on average
-    up to 1 - 1 / A, and exactly one modality is left from there on. What is missing at a ratio is missing at all larger ones.
+    One of the A modalities that a sample has, each with the same chance, is left; each of the
+    others is missing with probability ratio A / (A - 1), at most 1 (the distribution of GCNet's
+    masks: Lian et al., TPAMI 2023). So a share of `ratio` is missing on average up to 1 - 1 / A,
+    and exactly one modality is left from there on. What is missing at a ratio is missing at all
+    larger ones.
     """
 
     kind = "absent"
@@ -34,17 +37,25 @@ class Absent(AtRatio):
     def dropped(self, batch: Batch, *, seed: int, draw: int) -> dict[str, Tensor]:
         """Return the masks: per modality (N, T_m) booleans, the same in all frames of a sample."""
         lost = self.lost(batch, seed=seed, draw=draw)
-        return {m: lost[:, i : i + 1].expand_as(exists) for i, (m, exists) in enumerate(batch.exists.items())}
+        return {
+            m: lost[:, i : i + 1].expand_as(exists)
+            for i, (m, exists) in enumerate(batch.exists.items())
+        }
 
     def dropped_frames(self, batch: Batch, modality: str, *, seed: int, draw: int) -> Tensor:
         """Return the mask of one modality."""
         return self.dropped(batch, seed=seed, draw=draw)[modality]
 
     def lost(self, batch: Batch, *, seed: int, draw: int) -> Tensor:
-        """Return which modalities are taken from which samples: (N, M) booleans, M in the order of `batch.exists`."""
+        """Return which modalities are taken from which samples: (N, M) booleans, M in the order of
+        `batch.exists`.
+        """
 
         def numbers(purpose: str) -> Tensor:
-            each = [uniform(batch.keys, 1, seed=seed, purpose=purpose, modality=m, draw=draw) for m in batch.exists]
+            each = [
+                uniform(batch.keys, 1, seed=seed, purpose=purpose, modality=m, draw=draw)
+                for m in batch.exists
+            ]
             return torch.cat(each, 1)
 
         # A modality that the data itself lacks cannot be the one that is left.

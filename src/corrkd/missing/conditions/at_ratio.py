@@ -17,7 +17,9 @@ from corrkd.settings import Ratios
 
 @dataclass(frozen=True, kw_only=True)
 class AtRatio(Condition):
-    """A condition KIND-R: a share R of the frames of every modality is concerned, none at 0, all at 1."""
+    """A condition KIND-R: a share R of the frames of every modality is concerned, none at 0, all at
+    1.
+    """
 
     ratio: float
 
@@ -27,7 +29,9 @@ class AtRatio(Condition):
     def at(cls, ratio: float, modalities: Sequence[str], draws: int = 1) -> Self:
         """Return the condition of this kind at a ratio."""
         number = f"{ratio:.1f}" if round(ratio, 1) == ratio else f"{ratio:.12f}".rstrip("0")
-        return cls(name=f"{cls.kind}-{number}", available=tuple(modalities), ratio=ratio, draws=draws)
+        return cls(
+            name=f"{cls.kind}-{number}", available=tuple(modalities), ratio=ratio, draws=draws
+        )
 
     @classmethod
     def claims(cls, name: str) -> bool:
@@ -42,10 +46,14 @@ class AtRatio(Condition):
             ratio = float(number)
         except ValueError:
             return None
-        return cls.at(ratio, modalities, draws) if kind == cls.kind and 0.0 <= ratio <= 1.0 else None
+        return (
+            cls.at(ratio, modalities, draws) if kind == cls.kind and 0.0 <= ratio <= 1.0 else None
+        )
 
     @classmethod
-    def from_settings(cls, value: Sequence[float], modalities: Sequence[str], draws: int) -> Sequence[Self]:
+    def from_settings(
+        cls, value: Sequence[float], modalities: Sequence[str], draws: int
+    ) -> Sequence[Self]:
         """Return a condition for each ratio, each once."""
         return [cls.at(ratio, modalities, draws) for ratio in dict.fromkeys(value)]
 
@@ -67,4 +75,6 @@ class AtRatio(Condition):
 
     @abstractmethod
     def dropped_frames(self, batch: Batch, modality: str, *, seed: int, draw: int) -> Tensor:
-        """Return the mask of one modality at a ratio between 0 and 1: (N, T_m) booleans, True where dropped."""
+        """Return the mask of one modality at a ratio between 0 and 1: (N, T_m) booleans, True where
+        dropped.
+        """

@@ -21,7 +21,8 @@ class Family(Enum):
 
     SUBSETS: by available modalities, with their average ("Avg.").
     RATIOS: by the share of missing frames, `ratio`, as a curve with the area under it.
-    OTHERS: in a table of their own. They rate no predictions: samples of users are like one of the others.
+    OTHERS: in a table of their own. They rate no predictions: samples of users are like one of the
+    others.
     """
 
     SUBSETS = 1
@@ -33,21 +34,25 @@ class Family(Enum):
 class Condition(ABC):
     """One way in which test samples are incomplete.
 
-    A kind of conditions is a subclass. `dropped` is all that it has to define; the rest has defaults for a kind with a single condition in
-    which nothing is random.
+    A kind of conditions is a subclass. `dropped` is all that it has to define; the rest has
+    defaults for a kind with a single condition in which nothing is random.
 
     Attributes:
         name: as in results, on the command line and in files.
         available: modalities of which anything can be visible.
         ratio: share of the frames concerned, 0 to 1; None for kinds that have none.
         draws: how many random draws are averaged; 1 where nothing is random.
-        kind: of the class: the first word of its conditions' names, a key of `evaluation.conditions`.
+        kind: of the class: the first word of its conditions' names, a key of
+            `evaluation.conditions`.
         meaning: of the class: what is missing, for the caption of the table of others.
         family: of the class: the results that its own belong to.
         settings_type: of the class: the type of its value in `evaluation.conditions`.
-        removes_frames: of the class: whether frames are taken away, so that raw samples can be predicted under it.
-        stores_masks: of the class: whether a manifest has to hold its masks; not where they follow from the name.
-        incomplete_samples_only: of the class: whether it is tested on those samples alone that the data itself leaves incomplete.
+        removes_frames: of the class: whether frames are taken away, so that raw samples can be
+            predicted under it.
+        stores_masks: of the class: whether a manifest has to hold its masks; not where they follow
+            from the name.
+        incomplete_samples_only: of the class: whether it is tested on those samples alone that the
+            data itself leaves incomplete.
     """
 
     name: str
@@ -70,13 +75,17 @@ class Condition(ABC):
 
     @classmethod
     def claims(cls, name: str) -> bool:
-        """Return whether a name could be taken for one of this kind, so that no modality may have it."""
+        """Return whether a name could be taken for one of this kind, so that no modality may have
+        it.
+        """
         return name == cls.kind
 
     @classmethod
     def parse(cls, name: str, modalities: Sequence[str], draws: int = 1) -> Self | None:
         """Return the condition of this kind that has that name, None where there is none."""
-        return cls(name=name, available=tuple(modalities), draws=draws) if name == cls.kind else None
+        return (
+            cls(name=name, available=tuple(modalities), draws=draws) if name == cls.kind else None
+        )
 
     @classmethod
     def from_settings(cls, value: Any, modalities: Sequence[str], draws: int) -> Sequence[Self]:
@@ -96,7 +105,8 @@ class Condition(ABC):
 
     @property
     def complete_modalities(self) -> tuple[str, ...] | None:
-        """The modalities that are complete, where all others are missing entirely, in every sample alike: encodings can then be shared.
+        """The modalities that are complete, where all others are missing entirely, in every sample
+        alike: encodings can then be shared.
 
         None where single frames are missing.
         """
@@ -104,7 +114,8 @@ class Condition(ABC):
 
     @abstractmethod
     def dropped(self, batch: Batch, *, seed: int, draw: int) -> dict[str, Tensor]:
-        """Return the masks: per modality (N, T_m) booleans, True where a frame is dropped. Padding may be marked dropped too.
+        """Return the masks: per modality (N, T_m) booleans, True where a frame is dropped. Padding
+        may be marked dropped too.
 
         Args:
             batch: the samples, with or without their frames.
@@ -113,10 +124,14 @@ class Condition(ABC):
         """
 
     def visible(self, batch: Batch, *, seed: int, draw: int) -> dict[str, Tensor]:
-        """Return which frames a network takes for present, (N, T_m) booleans by modality; arguments as of `dropped`."""
+        """Return which frames a network takes for present, (N, T_m) booleans by modality; arguments
+        as of `dropped`.
+        """
         return batch.visible(self.dropped(batch, seed=seed, draw=draw))
 
-    def apply(self, batch: Batch, *, seed: int, draw: int, masks: Mapping[str, Tensor] | None = None) -> Inputs:
+    def apply(
+        self, batch: Batch, *, seed: int, draw: int, masks: Mapping[str, Tensor] | None = None
+    ) -> Inputs:
         """Return what a network sees of a batch under this condition.
 
         Args:
@@ -128,11 +143,19 @@ class Condition(ABC):
         return batch.inputs(self.dropped(batch, seed=seed, draw=draw) if masks is None else masks)
 
     def tested_rows(self, incomplete: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-        """Return the rows of the samples that it is tested on. `incomplete`: (N,) booleans, samples that the data leaves incomplete."""
-        return np.flatnonzero(incomplete) if self.incomplete_samples_only else np.arange(len(incomplete))
+        """Return the rows of the samples that it is tested on. `incomplete`: (N,) booleans, samples
+        that the data leaves incomplete.
+        """
+        return (
+            np.flatnonzero(incomplete)
+            if self.incomplete_samples_only
+            else np.arange(len(incomplete))
+        )
 
     def heading(self, initials: Mapping[str, str]) -> str:
-        """Return the heading of its column in tables; `initials`: the abbreviation of each modality."""
+        """Return the heading of its column in tables; `initials`: the abbreviation of each
+        modality.
+        """
         return self.name if self.ratio is None else f"{self.kind} {self.ratio:g}"
 
     def to_json(self) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from corrkd.missing.masks import noise
 
 
 class Noise(AtRatio):
-    """Noise of mean 0 and variance 1 stands in the place of the frames that a `Ratio` drops: its masks say which."""
+    """Noise of mean 0 and variance 1 stands in the place of the frames that a `Ratio` drops: its
+    masks say which.
+    """
 
     kind = "noise"
     meaning = "noise in place of that share of the frames (noise)"
@@ -41,7 +43,9 @@ class Noise(AtRatio):
         """Return the frames that are present: a network takes noise for frames."""
         return dict(batch.present)
 
-    def apply(self, batch: Batch, *, seed: int, draw: int, masks: Mapping[str, Tensor] | None = None) -> Inputs:
+    def apply(
+        self, batch: Batch, *, seed: int, draw: int, masks: Mapping[str, Tensor] | None = None
+    ) -> Inputs:
         """Return the samples with noise in place of frames, as if nothing were missing."""
         replaced = self.dropped(batch, seed=seed, draw=draw) if masks is None else masks
         frames = {}

@@ -1,4 +1,6 @@
-"""Protocols of published tables: one number is the mean over several conditions (docs/metrics.md)."""
+"""Protocols of published tables: one number is the mean over several conditions
+(docs/metrics.md).
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def lnln_rates(num_modalities: int) -> tuple[float, ...]:
 
 
 def gcnet_rates(num_modalities: int) -> tuple[float, ...]:
-    """Return 0, 0.1, ..., 0.7, but no more than the first that leaves a single modality: 0.5 of two, 0 of one."""
+    """Return 0, 0.1, ..., 0.7, but no more than the first that leaves a single modality: 0.5 of
+    two, 0 of one.
+    """
     reached = -(-10 * (num_modalities - 1) // num_modalities)
     return tenths(min(7, reached))
 
@@ -58,7 +62,11 @@ PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         Protocol("lnln", "LNLN", "random frames of every modality missing", Ratio, lnln_rates),
-        Protocol("gcnet", "GCNet", "modalities missing, at least one being left", Absent, gcnet_rates),
+        Protocol(
+            "gcnet", "GCNet", "modalities missing, at least one being left", Absent, gcnet_rates
+        ),
     )
 }
-"""Protocols by name: LNLN (Zhang et al., NeurIPS 2024) and GCNet (Lian et al., TPAMI 2023), which MERBench's authors and others follow."""
+"""Protocols by name: LNLN (Zhang et al., NeurIPS 2024) and GCNet (Lian et al., TPAMI 2023), which
+MERBench's authors and others follow.
+"""

@@ -26,6 +26,10 @@ class Ratio(AtRatio):
 
 
 def random_frames(batch: Batch, modality: str, ratio: float, *, seed: int, draw: int) -> Tensor:
-    """Return which frames are concerned, each with probability `ratio`: (N, T) booleans; those at a smaller ratio are among them."""
+    """Return which frames are concerned, each with probability `ratio`: (N, T) booleans; those at a
+    smaller ratio are among them.
+    """
     keys, count = batch.frame_keys.get(modality), batch.exists[modality].shape[1]
-    return drop_frames(frame_numbers(batch.keys, count, keys, seed=seed, modality=modality, draw=draw), ratio)
+    return drop_frames(
+        frame_numbers(batch.keys, count, keys, seed=seed, modality=modality, draw=draw), ratio
+    )

@@ -1,4 +1,6 @@
-"""The conditions by name, and their kinds with those of other packages (entry points in the group `corrkd.conditions`)."""
+"""The conditions by name, and their kinds with those of other packages (entry points in the group
+`corrkd.conditions`).
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,14 @@ LONGEST_NAME = 100  # of a condition, but of a subset
 
 
 def condition_class(kind: str) -> type[Condition]:
-    """Return the class of a kind. Raises CorrKDError for an unknown one, or one that could not be read back from a condition's name."""
+    """Return the class of a kind. Raises CorrKDError for an unknown one, or one that could not be
+    read back from a condition's name.
+    """
     class_: type[Condition] = plugins.find(kind, BUILT_IN, GROUP, Condition, "condition")
     if getattr(class_, "kind", None) != kind or "-" in kind:
         raise CorrKDError(
-            f"condition {kind!r}: {class_.__name__}.kind and its entry point must be one same word without -"
+            f"condition {kind!r}: {class_.__name__}.kind and its entry point must be one same "
+            f"word without -"
         )
     return class_
 
@@ -45,20 +50,29 @@ def subsets(modalities: Sequence[str]) -> list[Condition]:
     """Return every non-empty subset of the modalities, smallest first; the last is "complete".
 
     Raises:
-        CorrKDError: where a modality has the name of a condition or of a row of results, or there are too many.
+        CorrKDError: where a modality has the name of a condition or of a row of results, or there
+            are too many.
     """
     _check_modalities(modalities)
     sizes = range(1, len(modalities) + 1)
-    return [Subset.of(kept, modalities) for size in sizes for kept in itertools.combinations(modalities, size)]
+    return [
+        Subset.of(kept, modalities)
+        for size in sizes
+        for kept in itertools.combinations(modalities, size)
+    ]
 
 
 def missing_subsets(modalities: Sequence[str]) -> list[Condition]:
-    """Return all subsets but the complete one: what "Avg." is the mean of. With one modality: that one, complete."""
+    """Return all subsets but the complete one: what "Avg." is the mean of. With one modality: that
+    one, complete.
+    """
     return subsets(modalities)[:-1] or subsets(modalities)
 
 
 def condition(name: str, modalities: Sequence[str], draws: int = 1) -> Condition:
-    """Return the condition of that name. Raises CorrKDError with what is allowed for an unknown one."""
+    """Return the condition of that name. Raises CorrKDError with what is allowed for an unknown
+    one.
+    """
     _check_modalities(modalities)
     kind = name.partition("-")[0]
     match: Condition | None = Subset.parse(name, modalities)
@@ -68,31 +82,42 @@ def condition(name: str, modalities: Sequence[str], draws: int = 1) -> Condition
         ratios = [f"{other.kind}-R" for other in _built_in() if issubclass(other, AtRatio)]
         plain = [other.kind for other in _built_in() if not issubclass(other, AtRatio)]
         raise CorrKDError(
-            f"condition {quoted(name)} is unknown; there are complete, {', '.join(modalities)} and their sums as "
-            f"{'+'.join(modalities[:2])}, {', '.join([*plain, *_other_kinds()])}, and {', '.join(ratios)} with R from 0 to 1"
+            f"condition {quoted(name)} is unknown; there are complete, {', '.join(modalities)} "
+            f"and their sums as "
+            f"{'+'.join(modalities[:2])}, {', '.join([*plain, *_other_kinds()])}, and "
+            f"{', '.join(ratios)} with R from 0 to 1"
         )
     return match
 
 
-def named_conditions(names: Iterable[str], modalities: Sequence[str], draws: int) -> list[Condition]:
-    """Return several by name, each once, in the order given; the name of a protocol's mean stands for the protocol's conditions."""
+def named_conditions(
+    names: Iterable[str], modalities: Sequence[str], draws: int
+) -> list[Condition]:
+    """Return several by name, each once, in the order given; the name of a protocol's mean stands
+    for the protocol's conditions.
+    """
     protocols = {protocol.row: protocol for protocol in PROTOCOLS.values()}
     chosen: dict[str, Condition] = {}
     for name in names:
         several = (
-            protocols[name].conditions(modalities, draws) if name in protocols else [condition(name, modalities, draws)]
+            protocols[name].conditions(modalities, draws)
+            if name in protocols
+            else [condition(name, modalities, draws)]
         )
         chosen |= {c.name: c for c in several}
     return list(chosen.values())
 
 
 def check_settings(values: Mapping[str, Any]) -> dict[type[Condition], Any]:
-    """Return the values of `evaluation.conditions` by class. Raises CorrKDError for an unknown kind, or a value that its class refuses."""
+    """Return the values of `evaluation.conditions` by class. Raises CorrKDError for an unknown
+    kind, or a value that its class refuses.
+    """
     checked = {}
     for kind, value in values.items():
         try:
             condition = condition_class(kind)
-            checked[condition] = TypeAdapter(dict[str, condition.settings_type]).validate_python({kind: value})[kind]  # type: ignore[name-defined]
+            adapter = TypeAdapter(dict[str, condition.settings_type])  # type: ignore[name-defined]
+            checked[condition] = adapter.validate_python({kind: value})[kind]
         except ValidationError as error:
             raise CorrKDError(f"settings: evaluation.conditions.{first_line(error)}") from None
         except CorrKDError as error:
@@ -115,19 +140,37 @@ def standard_conditions(
     """
     kinds = check_settings(settings.conditions)
     _check_modalities(modalities, tuple(kinds))
-    configured = [c for kind, value in kinds.items() for c in kind.from_settings(value, modalities, settings.draws)]
+    configured = [
+        c
+        for kind, value in kinds.items()
+        for c in kind.from_settings(value, modalities, settings.draws)
+    ]
     for name in settings.protocols:
-        configured += [c for c in PROTOCOLS[name].conditions(modalities, settings.draws) if c not in configured]
+        configured += [
+            c for c in PROTOCOLS[name].conditions(modalities, settings.draws) if c not in configured
+        ]
     for c in configured:
-        if condition(c.name, modalities, settings.draws) != c:  # reports and manifests know it by its name alone
-            raise CorrKDError(f"condition {c.name!r}: {type(c).__name__}.parse reads another condition from its name")
-    return subsets(modalities) + [c for c in configured if naturally_incomplete or not c.incomplete_samples_only]
+        if (
+            condition(c.name, modalities, settings.draws) != c
+        ):  # reports and manifests know it by its name alone
+            raise CorrKDError(
+                f"condition {c.name!r}: {type(c).__name__}.parse reads another condition from "
+                f"its name"
+            )
+    return subsets(modalities) + [
+        c for c in configured if naturally_incomplete or not c.incomplete_samples_only
+    ]
 
 
 def _check_modalities(modalities: Sequence[str], kinds: Sequence[type[Condition]] = ()) -> None:
-    """Raise CorrKDError where a modality could be mistaken for a condition, also of `kinds`, or there are too many."""
+    """Raise CorrKDError where a modality could be mistaken for a condition, also of `kinds`, or
+    there are too many.
+    """
     if len(modalities) > MOST_MODALITIES:
-        raise CorrKDError(f"{len(modalities)} modalities have too many subsets to test; use at most {MOST_MODALITIES}")
+        raise CorrKDError(
+            f"{len(modalities)} modalities have too many subsets to test; use at most "
+            f"{MOST_MODALITIES}"
+        )
     kinds = (*_built_in(), *kinds)
     for m in modalities:
         if (
@@ -135,7 +178,9 @@ def _check_modalities(modalities: Sequence[str], kinds: Sequence[type[Condition]
             or {"+", ","} & set(m)
             or any(kind.claims(m) for kind in kinds)
         ):
-            raise CorrKDError(f"modality {m!r}: its name means something else in the results; give it another")
+            raise CorrKDError(
+                f"modality {m!r}: its name means something else in the results; give it another"
+            )
 
 
 def _built_in() -> list[type[Condition]]:

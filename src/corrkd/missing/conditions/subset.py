@@ -15,7 +15,9 @@ COMPLETE = "complete"
 
 
 class Subset(Condition):
-    """Only the `available` modalities are there. It is named after them, joined by "+"; with all of them "complete"."""
+    """Only the `available` modalities are there. It is named after them, joined by "+"; with all of
+    them "complete".
+    """
 
     kind = "modalities"
     family = Family.SUBSETS
@@ -25,13 +27,21 @@ class Subset(Condition):
     def of(cls, available: Sequence[str], modalities: Sequence[str]) -> Self:
         """Return the condition with these of the modalities, in the modalities' order."""
         kept = tuple(m for m in modalities if m in available)
-        return cls(name=COMPLETE if len(kept) == len(modalities) else "+".join(kept), available=kept)
+        return cls(
+            name=COMPLETE if len(kept) == len(modalities) else "+".join(kept), available=kept
+        )
 
     @classmethod
     def parse(cls, name: str, modalities: Sequence[str], draws: int = 1) -> Self | None:
-        """Return the subset of that name, whose modalities may be in any order; None where there is none."""
+        """Return the subset of that name, whose modalities may be in any order; None where there is
+        none.
+        """
         names = list(modalities) if name == COMPLETE else name.split("+")
-        return cls.of(names, modalities) if set(names) <= set(modalities) and len(set(names)) == len(names) else None
+        return (
+            cls.of(names, modalities)
+            if set(names) <= set(modalities) and len(set(names)) == len(names)
+            else None
+        )
 
     @property
     def complete_modalities(self) -> tuple[str, ...]:
@@ -44,4 +54,8 @@ class Subset(Condition):
 
     def heading(self, initials: Mapping[str, str]) -> str:
         """Return the initials of the available modalities in braces, as the paper does."""
-        return COMPLETE if self.name == COMPLETE else "{" + ",".join(initials[m] for m in self.available) + "}"
+        return (
+            COMPLETE
+            if self.name == COMPLETE
+            else "{" + ",".join(initials[m] for m in self.available) + "}"
+        )
