@@ -64,7 +64,7 @@ def test_steps_are_bounded(batch_size: int) -> None:
 def test_folds_are_no_more_than_groups() -> None:
     assert scaled_folds(4, 4) == scaled_folds(None, 1) == {}
     assert scaled_folds(4, 2) == {"folds": 2}
-    assert scaled_folds(4, 1) == {"folds": None, "temperature": 1.0}
+    assert scaled_folds(4, 1) == {"folds": None, "temperature": 1.0, "weights": "equal"}
 
 
 def test_size_counts_what_every_seed_trains_on() -> None:

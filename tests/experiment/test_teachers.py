@@ -21,6 +21,7 @@ from corrkd.experiment.settings import load_settings
 from corrkd.experiment.teachers import Member, answers, members, others_arms, procrustes, rows_of
 from corrkd.networks.saved import load_network
 from corrkd.targets.calibration import fit_temperature
+from corrkd.targets.pooling import fit_log_pool, log_pool
 from corrkd.training.loop import teacher_outputs
 from tests.experiment.conftest import assert_same, contents, dataset_in, tiny, write_npz
 
@@ -252,9 +253,33 @@ def test_teachers_of_other_networks_are_averaged_in(tmp_path: Path) -> None:
         "3 folds" in note
     )
     assert (
-        "2 of network gru, each trained on all training samples. Responses are averaged over 4;"
+        "2 of network gru, each trained on all training samples. Their 4 responses are averaged;"
         in note
     )
+
+
+def test_weights_of_a_committee_are_fitted_out_of_fold(tmp_path: Path) -> None:
+    """And the students are taught by the pooled response."""
+    others = [{"network": "mlp", "epochs": 2}]
+    changes = {"epochs": 1, "folds": 3, "temperature": "fit", "weights": "fit", "others": others}
+    experiment = experiment_of(tmp_path, **changes)
+    corrkd.run(experiment.settings, tmp_path / "run", evaluate=False)
+    folder, samples = teachers_in(tmp_path / "run"), experiment.samples("train")
+    logits = torch.zeros(2, 30, 3)
+    for member in members(experiment.settings.teacher):
+        rows = rows_of(member, experiment, samples, 0)[1]
+        network = load_network(folder / member.name).network
+        logits[member.network, rows] = teacher_outputs(network, samples).logits[rows]
+    pooled = log_pool(logits, fit_log_pool(logits, samples.targets))
+    made = answers(experiment, samples, 0, folder).logits
+    torch.testing.assert_close(made.softmax(-1), pooled.softmax(-1), atol=1e-5, rtol=1e-4)
+    (note,) = [line for line in arrangement(experiment) if "committee" in line]
+    assert "Their 2 responses are weighted, with weights fitted to the training labels;" in note
+
+
+def test_fitted_weights_need_a_fitted_temperature() -> None:
+    with pytest.raises(CorrKDError, match=r"weights = fit sets the temperature too"):
+        load_settings(**tiny(teacher={"folds": 3, "weights": "fit"}))
 
 
 def test_what_is_left_open_of_others_is_the_teacher_s(tmp_path: Path) -> None:
@@ -353,7 +378,7 @@ def test_who_teaches_and_which_splits_there_are_is_said(
         "taught by 6 teachers a seed, each trained without one of 3 folds by person and "
         "answering for that" in said
     )
-    assert "responses are averaged over 2." in said
+    assert "their 2 responses are averaged." in said
     assert "The teachers' temperature: fitted to the training labels." in said
     data = {"resample": {"folds": 5, "train": 10}}
     lines = arrangement(prepare(load_settings(**tiny(data=data, teacher={"repeats": 2}))))

@@ -206,6 +206,11 @@ def _who_teaches(teacher: TeacherSettings, group: str, *, digest: str) -> list[s
             f"trained for them."
         ]
     lines = teacher.committee
+    combined = (
+        "weighted, with weights fitted to the training labels"
+        if teacher.weights == "fit"
+        else "averaged"
+    )
     number, repeats = sum(line.num_teachers for line in lines), sum(line.repeats for line in lines)
     if teacher.others:
         networks = [
@@ -217,15 +222,15 @@ def _who_teaches(teacher: TeacherSettings, group: str, *, digest: str) -> list[s
             for name, line in zip(networks, lines, strict=True)
         )
         return [
-            f"Students are taught by a committee of {number} teachers a seed: {each}. Responses "
-            f"are averaged over {repeats}; "
+            f"Students are taught by a committee of {number} teachers a seed: {each}. Their "
+            f"{repeats} responses are {combined}; "
             "representations are of the teacher's network."
         ]
     if number == 1:
         return []
     return [
-        f"Students are taught by {number} teachers a seed, {_how(lines[0], group)}; responses "
-        f"are averaged over {repeats}."
+        f"Students are taught by {number} teachers a seed, {_how(lines[0], group)}; their "
+        f"{repeats} responses are {combined}."
     ]
 
 

@@ -19,16 +19,17 @@ from corrkd.errors import CorrKDError
 from corrkd.evaluation.judge import evaluate
 from corrkd.evaluation.sweep import Validation
 from corrkd.experiment.arm import TEACHER, WITHOUT_TEACHER
+from corrkd.experiment.choices import NetworkChoice
 from corrkd.experiment.experiment import Experiment, prepare
 from corrkd.experiment.processes import make_fabric
 from corrkd.experiment.progress import Reporter, Task
-from corrkd.experiment.settings import Settings, load_settings
+from corrkd.experiment.settings import OtherTeachers, Settings, load_settings
 from corrkd.experiment.stages import check_tokens
 from corrkd.experiment.stored_data import dataset_in_memory
 from corrkd.experiment.teachers import (
     Member,
     ensemble,
-    members,
+    line_members,
     placeholder_outputs,
     rows_of,
     turned_towards,
@@ -93,8 +94,9 @@ def distil(
             in place; or the name of a network of this package.
         teachers: untrained modules or names, each trained out of fold as the preset says, from
             copies; answers of teachers from elsewhere: a function of the training samples' ids,
-            asked once, or `TeacherOutputs` in their order. Their responses are averaged; the
-            representations are the first one's. Default: a copy of the student.
+            asked once, or `TeacherOutputs` in their order. Their responses are averaged, or
+            weighted as the preset says; the representations are the first one's. Default: a copy
+            of the student, and the preset's `teacher.others`.
         dataset: a `MultimodalDataset`, or whatever `load_dataset` takes.
         preset: of settings, by name; None: the defaults.
         seed: of initial parameters of named networks, order, masks and dropout.
@@ -108,11 +110,16 @@ def distil(
     """
     reporter = reporter or Reporter(quiet=True)
     settings = settings or {}
+    if teachers and (settings.get("teacher") or {}).get("others"):
+        raise CorrKDError("settings: teacher.others: give such teachers in `teachers`, too")
     experiment = _prepared(dataset, preset, seed, settings)
     fabric = make_fabric(experiment.settings)
     samples = experiment.samples("train")
     _made(student, experiment, "student", seed)  # what is wrong with it is an error now
-    chosen = list(teachers) or [student if isinstance(student, str) else copy.deepcopy(student)]
+    chosen: list[Any] = list(teachers)
+    if not chosen:
+        copied = student if isinstance(student, str) else copy.deepcopy(student)
+        chosen = [copied, *experiment.settings.teacher.others]
     placeholder = _placeholder(chosen[0], experiment, seed)
     _method(student, placeholder, experiment, settings)
     outputs = _answers_of_all(chosen, experiment, fabric, seed, reporter, placeholder)
@@ -125,6 +132,7 @@ def distil(
         seed,
         complete=False,
         reporter=reporter,
+        training=experiment.settings.student,
         title="student",
     )
     method.student.load_state_dict(trained.state)
@@ -146,11 +154,10 @@ def _prepared(
     if isinstance(dataset, str | Path):
         tree["data"] = {**(changes.get("data") or {}), "path": str(dataset)}
     settings = load_settings(preset=preset, **tree)
-    for key in ("others", "outputs"):
-        if getattr(settings.teacher, key):
-            raise CorrKDError(
-                f"settings: teacher.{key}: is of runs; give `distil` such teachers in `teachers`"
-            )
+    if settings.teacher.outputs:
+        raise CorrKDError(
+            "settings: teacher.outputs: is of runs; give `distil` such teachers in `teachers`"
+        )
     if isinstance(dataset, str | Path):
         return prepare(settings)
     return prepare(settings, dataset_in_memory(dataset, settings.data))
@@ -164,21 +171,27 @@ def _seeded(seed: int, role: str) -> Iterator[None]:
         yield
 
 
-def _made(module: nn.Module | str, experiment: Experiment, role: str, seed: int) -> AnyNetwork:
+def _made(
+    module: nn.Module | str | NetworkChoice, experiment: Experiment, role: str, seed: int
+) -> AnyNetwork:
     """A network for the experiment's samples."""
     with _seeded(seed, role):
         return _network(module, experiment)
 
 
-def _network(module: nn.Module | str, experiment: Experiment) -> AnyNetwork:
+def _network(module: nn.Module | str | NetworkChoice, experiment: Experiment) -> AnyNetwork:
     """A network of this package for the experiment's samples: of that name, or around that
     module.
     """
     samples = experiment.samples("train")
-    if isinstance(module, str):
-        kind, preset = network_class(module), experiment.settings.student.network
-        options = preset.options if preset.name == module else kind.settings_type()
-        check_tokens(experiment, kind, module)
+    if isinstance(module, str | NetworkChoice):
+        name = module if isinstance(module, str) else module.name
+        kind, preset = network_class(name), experiment.settings.student.network
+        if isinstance(module, NetworkChoice):
+            options = module.options
+        else:
+            options = preset.options if preset.name == name else kind.settings_type()
+        check_tokens(experiment, kind, name)
         network = build_network(experiment.target, samples.widths, experiment.frames, options, kind)
         if getattr(options, "fill", None) == "mean":
             network.set_fill(samples.mean_frames())
@@ -212,7 +225,7 @@ def _answers_of_all(
     reporter: Reporter,
     first: TeacherOutputs,
 ) -> TeacherOutputs:
-    """The answers of a committee: the mean response of all, the first one's representations.
+    """The answers of a committee: the common response of all, the first one's representations.
 
     `first`: from `_placeholder`, the answers of a first teacher that is not trained here.
     """
@@ -220,7 +233,7 @@ def _answers_of_all(
     every: list[TeacherOutputs] = []
     logits: list[Tensor] = []
     for index, teacher in enumerate(teachers):
-        if isinstance(teacher, nn.Module | str):
+        if isinstance(teacher, nn.Module | str | OtherTeachers):
             outputs, of_repeats = _trained_answers(
                 teacher, index, experiment, fabric, seed, reporter
             )
@@ -231,13 +244,11 @@ def _answers_of_all(
             of_repeats = [outputs.logits]
         every.append(outputs)
         logits += of_repeats
-    return every[0]._replace(
-        logits=ensemble(logits, experiment.settings.teacher.temperature, samples)
-    )
+    return every[0]._replace(logits=ensemble(logits, experiment.settings.teacher, samples))
 
 
 def _trained_answers(
-    teacher: nn.Module | str,
+    teacher: nn.Module | str | OtherTeachers,
     index: int,
     experiment: Experiment,
     fabric: Fabric,
@@ -248,22 +259,28 @@ def _trained_answers(
     logits of each repeat.
     """
     settings, samples = experiment.settings.teacher, experiment.samples("train")
+    of_settings = isinstance(teacher, OtherTeachers)
+    line = settings.committee[index if of_settings else 0]
+    every = line_members(line, network=index if of_settings else 0)
+    training = teacher.over(settings) if isinstance(teacher, OtherTeachers) else settings
+    source = teacher.network if isinstance(teacher, OtherTeachers) else teacher
 
     def outputs_of(member: Member, rows: Samples) -> TeacherOutputs:
-        name = member.name if index == 0 else f"{member.name}/{index}"
-        module = teacher if isinstance(teacher, str) else copy.deepcopy(teacher)
-        network = _made(module, experiment, name, seed)
+        name = member.name if index == 0 or of_settings else f"{member.name}/{index}"
+        network = _made(copy.deepcopy(source), experiment, name, seed)
         method = method_class(WITHOUT_TEACHER)(network)
         title = f"teacher {index + 1}, {member.name}"
         # Copies of a module begin with the same parameters, so that their orders and dropout have
         # to differ.
-        of_member = seed if isinstance(teacher, str) else derived_seed(seed, "teacher", name)
+        copied = isinstance(teacher, nn.Module)
+        of_member = derived_seed(seed, "teacher", name) if copied else seed
         trained = _train(
             method,
             rows,
             experiment,
             fabric,
             of_member,
+            training=training,
             complete=True,
             reporter=reporter,
             title=title,
@@ -271,16 +288,14 @@ def _trained_answers(
         network.load_state_dict(trained.state)
         return teacher_outputs(network.to(experiment.device), samples)
 
-    if settings.folds is None:
-        repeats = [outputs_of(member, samples) for member in members(settings)]
+    if line.folds is None:
+        repeats = [outputs_of(member, samples) for member in every]
         return repeats[0], [outputs.logits for outputs in repeats]
-    whole, scales = (
-        outputs_of(Member(0), samples),
-        _made(copy.deepcopy(teacher), experiment, TEACHER, seed).scales,
-    )
+    whole = outputs_of(Member(0, network=every[0].network), samples)
+    scales = _made(copy.deepcopy(source), experiment, TEACHER, seed).scales
     representation, fold_of = torch.empty_like(whole.representation), torch.empty_like(samples.keys)
-    logits = [torch.empty_like(whole.logits) for _ in range(settings.repeats)]
-    for member in members(settings):
+    logits = [torch.empty_like(whole.logits) for _ in range(line.repeats)]
+    for member in every:
         rows, held_out = rows_of(member, experiment, samples, seed)
         outputs = outputs_of(member, samples.subset(rows))
         logits[member.repeat][held_out] = outputs.logits[held_out]
@@ -391,21 +406,19 @@ def _train(
     fabric: Fabric,
     seed: int,
     *,
+    training: TrainingSettings,
     complete: bool,
     reporter: Reporter,
     title: str,
 ) -> Trained:
     """Train a teacher on complete samples, or the student on incomplete ones."""
-    settings: TrainingSettings = (
-        experiment.settings.teacher if complete else experiment.settings.student
-    )
     modalities = experiment.dataset.modalities
     conditions = [condition(COMPLETE, modalities)] if complete else missing_subsets(modalities)
-    with reporter.task(title, settings.epochs) as task:
+    with reporter.task(title, training.epochs) as task:
         return train(
             method,
             samples,
-            settings=settings,
+            settings=training,
             validate=Validation(experiment.samples("valid"), tuple(conditions)),
             seed=seed,
             fabric=fabric,

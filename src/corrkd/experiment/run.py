@@ -504,7 +504,7 @@ def _lasting(dataset_plan: DatasetPlan) -> dict[str, Any]:
         **lasting,
         "teacher": {
             key: tree["teacher"][key]
-            for key in ("folds", "repeats", "temperature", "others", "outputs")
+            for key in ("folds", "repeats", "temperature", "weights", "others", "outputs")
         },
     }
 

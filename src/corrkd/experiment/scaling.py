@@ -127,13 +127,15 @@ def scaled_folds(folds: int | None, num_groups: int) -> dict[str, Any]:
         num_groups: of the training samples.
 
     Returns:
-        As many folds as groups; of a single group none, and no temperature fitted, for which folds
+        As many folds as groups; of a single group none, and nothing fitted, for which folds
         are needed. Nothing where there are enough.
 
     Examples:
         >>> scaled_folds(4, 3), scaled_folds(4, 1), scaled_folds(4, 9)
-        ({'folds': 3}, {'folds': None, 'temperature': 1.0}, {})
+        ({'folds': 3}, {'folds': None, 'temperature': 1.0, 'weights': 'equal'}, {})
     """
     if folds is None or folds <= num_groups:
         return {}
-    return {"folds": num_groups} if num_groups > 1 else {"folds": None, "temperature": 1.0}
+    if num_groups > 1:
+        return {"folds": num_groups}
+    return {"folds": None, "temperature": 1.0, "weights": "equal"}

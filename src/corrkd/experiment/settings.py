@@ -113,6 +113,12 @@ class TeacherSettings(TrainingSettings):
         "labels most likely (out of fold)",
     )
 
+    weights: Literal["equal", "fit"] = Field(
+        "equal",
+        description="of the teachers in their common response; fit: those that make the training "
+        "labels most likely, out of fold (`corrkd.targets.pooling`)",
+    )
+
     others: Annotated[tuple[OtherTeachers, ...], Field(max_length=100)] = Field(
         (),
         description="teachers of other networks beside it, each {network: ..., and any key of "
@@ -141,16 +147,14 @@ class TeacherSettings(TrainingSettings):
 
     @model_validator(mode="after")
     def _fitted_out_of_fold(self) -> TeacherSettings:
-        trained = self.outputs is None
-        if (
-            trained
-            and self.temperature == "fit"
-            and any(line.folds is None for line in self.committee)
-        ):
+        in_sample = any(line.folds is None for line in self.committee)
+        if self.outputs is None and self.temperature == "fit" and in_sample:
             raise ValueError(
                 "temperature = fit needs folds: a teacher is sure of the labels that it was "
                 "trained on"
             )
+        if self.weights == "fit" and self.temperature != "fit":
+            raise ValueError("weights = fit sets the temperature too: temperature = fit is needed")
         return self
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import TEACHER, Arm, selection_rule
 from corrkd.experiment.experiment import Experiment
 from corrkd.experiment.kept_outputs import FILE, kept_outputs
-from corrkd.experiment.settings import TeacherSettings
+from corrkd.experiment.settings import Line, TeacherSettings
 from corrkd.experiment.teacher_file import read_teacher_file
 from corrkd.methods.base import TeacherOutputs
 from corrkd.networks.base import AnyNetwork
@@ -94,10 +94,17 @@ def members(settings: TeacherSettings, teacher: str = TEACHER) -> list[Member]:
     by repeat.
     """
     return [
-        Member(repeat, fold, teacher, network)
+        member
         for network, line in enumerate(settings.committee)
-        for repeat in range(line.repeats)
-        for fold in ([None] if line.folds is None else range(line.folds))
+        for member in line_members(line, network, teacher)
+    ]
+
+
+def line_members(line: Line, network: int = 0, teacher: str = TEACHER) -> list[Member]:
+    """The teachers of one network, repeat by repeat."""
+    folds = [None] if line.folds is None else range(line.folds)
+    return [
+        Member(repeat, fold, teacher, network) for repeat in range(line.repeats) for fold in folds
     ]
 
 
@@ -184,7 +191,7 @@ def _from_outside(experiment: Experiment, samples: Samples) -> TeacherOutputs | 
     if settings.outputs is None:
         return None
     outputs = read_teacher_file(settings.outputs).outputs(samples, experiment.dtype)
-    return outputs._replace(logits=ensemble([outputs.logits], settings.temperature, samples))
+    return outputs._replace(logits=ensemble([outputs.logits], settings, samples))
 
 
 def computed_answers(
@@ -203,7 +210,7 @@ def computed_answers(
         output.logits,
         *(_logits(of_repeat, experiment, samples, seed, folder) for of_repeat in others),
     ]
-    return output._replace(logits=ensemble(logits, settings.temperature, samples))
+    return output._replace(logits=ensemble(logits, settings, samples))
 
 
 def _dependencies(
@@ -226,7 +233,7 @@ def _dependencies(
         "samples": hashlib.sha256(b"".join(x.cpu().numpy().tobytes() for x in values)).hexdigest(),
         "seed": seed,
         "teacher": settings.teacher.model_dump(
-            mode="json", include={"folds", "repeats", "temperature", "others"}
+            mode="json", include={"folds", "repeats", "temperature", "weights", "others"}
         ),
         "computing": [samples.device.type, settings.precision, settings.threads],
         "models": {name: _model(folder / name) for name in names},
@@ -337,15 +344,19 @@ def _network(name: str, experiment: Experiment, folder: Path) -> AnyNetwork:
     return load_network(folder / name).network.to(experiment.device, experiment.dtype)
 
 
-def ensemble(logits: list[Tensor], temperature: float | Literal["fit"], samples: Samples) -> Tensor:
-    """Return one answer of several teachers, each tempered: the mean response as logits, or the
-    mean score.
+def ensemble(logits: list[Tensor], settings: TeacherSettings, samples: Samples) -> Tensor:
+    """Return the common response of several teachers as logits, (n, ...): their mean, each
+    tempered, or with weights that are fitted on the samples and set the temperature too.
 
     Args:
         logits: of each teacher, (n, ...).
-        temperature: by which logits are divided; "fit": fitted on the samples.
+        settings: `weights`, and `temperature`, by which logits are divided.
         samples: the n that they are of.
     """
+    temperature = settings.temperature
+    if settings.weights == "fit" and len(logits) > 1:
+        every = torch.stack(logits)
+        return samples.target.pool(every, samples.target.fit_pool(every, samples.targets))
     tempered = torch.stack([_tempered(member, temperature, samples) for member in logits])
     if len(tempered) == 1:
         return tempered[0]

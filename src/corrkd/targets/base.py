@@ -172,6 +172,21 @@ class Target(ABC):
         """
 
     @abstractmethod
+    def fit_pool(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the weights of F networks in their common response, (F,), fitted to the targets.
+
+        Args:
+            logits: (F, N, *response_shape), of samples that the networks were not trained on.
+            targets: of the N samples.
+        """
+
+    @abstractmethod
+    def pool(self, logits: Tensor, weights: Tensor) -> Tensor:
+        """Return the common response of F networks as logits: (F, N, *response_shape), (F,) -> (N,
+        *response_shape).
+        """
+
+    @abstractmethod
     def fit_temperature(self, logits: Tensor, targets: Tensor) -> float:
         """Return the temperature under which the response makes the targets most likely; 1 where
         there is none.

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from corrkd.errors import CorrKDError
 from corrkd.targets.base import Array, Target, at_least_float32
 from corrkd.targets.calibration import fit_temperature, in_set, tempered
+from corrkd.targets.pooling import fit_log_pool, log_pool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,14 @@ class CategoricalTarget(Target):
             .log()
             .to(logits.dtype)
         )
+
+    def fit_pool(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the weights under which the pooled probabilities make the targets most likely."""
+        return fit_log_pool(logits, targets)
+
+    def pool(self, logits: Tensor, weights: Tensor) -> Tensor:
+        """Return the weighted sum of the log-probabilities."""
+        return log_pool(logits, weights)
 
     def fit_temperature(self, logits: Tensor, targets: Tensor) -> float:
         """Return the temperature under which softmax(logits / T) makes the targets most likely."""

@@ -16,6 +16,7 @@ from corrkd.targets.base import Array, LabelledSplit, Target, at_least_float32, 
 from corrkd.targets.categorical import mean_weights
 from corrkd.targets.classes import class_counts
 from corrkd.targets.measures import F1, class_metrics, correlation, weighted_f1
+from corrkd.targets.pooling import fit_weighted_mean
 from corrkd.targets.thresholds import digitize, distinct_tertiles
 
 
@@ -87,6 +88,14 @@ class ScoreTarget(Target):
     def ensemble(self, logits: Tensor) -> Tensor:
         """Return the mean score."""
         return logits.mean(0)
+
+    def fit_pool(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the weights of the mean that is closest to the targets."""
+        return fit_weighted_mean(logits, targets)
+
+    def pool(self, logits: Tensor, weights: Tensor) -> Tensor:
+        """Return the weighted mean score."""
+        return torch.einsum("f,fns->ns", weights.to(logits), logits)
 
     def fit_temperature(self, logits: Tensor, targets: Tensor) -> float:
         """Return 1: a score has no temperature."""
