@@ -97,15 +97,24 @@ def test_the_caller_and_the_clock_change_nothing() -> None:
     assert same(*results)
 
 
-def test_networks_of_the_package_come_to_what_a_run_comes_to(tmp_path: Path) -> None:
+COMMITTEE = {
+    "temperature": "fit",
+    "weights": "fit",
+    "others": [{"network": {"name": "mlp", "width": 4}, "repeats": 1, "folds": 2, "epochs": 2}],
+}
+
+
+@pytest.mark.parametrize(("teachers", "committee"), [(["corrkd"], {}), ([], COMMITTEE)])
+def test_networks_of_the_package_come_to_what_a_run_comes_to(
+    teachers: list[str], committee: dict[str, Any], tmp_path: Path
+) -> None:
     data = write_npz(tmp_path / "d.npz", {"language": 5, "audio": 3})
-    tree = tiny(
-        data={"path": str(data), "synthetic": {}}, teacher={"folds": 3, "repeats": 2}, seeds=[4]
-    )
+    teacher = {"folds": 3, "repeats": 2, **committee}
+    tree = tiny(data={"path": str(data), "synthetic": {}}, teacher=teacher, seeds=[4])
     run_unreported(tree, tmp_path / "run")
     del tree["seeds"], tree["data"]["path"]
     preset = {"preset": None, "dataset": data, "settings": tree, "seed": 4}
-    done = distil("corrkd", ["corrkd"], **preset)
+    done = distil("corrkd", teachers, **preset)
     ours = corrkd.load_student(tmp_path / "run" / "d" / "seed-4" / "student").network
     assert same(state(done.student.network), state(ours))
 
@@ -226,8 +235,8 @@ def with_cpd() -> dict[str, Any]:
         (lambda: plain(kind=Strange), {}, r"forward returns a dict; expected logits, "),
         (
             plain,
-            {"settings": {"teacher": {"others": [{"network": "mlp"}]}}},
-            r"teacher\.others: is of runs; give",
+            {"teachers": ["mlp"], "settings": {"teacher": {"others": [{"network": "mlp"}]}}},
+            r"teacher\.others: give such teachers in `teachers`, too",
         ),
         (
             plain,
