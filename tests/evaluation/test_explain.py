@@ -25,7 +25,14 @@ from torch import Tensor, nn
 
 from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
-from corrkd.evaluation.explain import Effect, Explanation, explain, fill_of, log_odds
+from corrkd.evaluation.explain import (
+    Effect,
+    Explanation,
+    explain,
+    fill_of,
+    log_odds,
+    modality_effects,
+)
 from corrkd.networks.base import AnyNetwork, Network, Output
 from corrkd.networks.registry import BUILT_IN, network_class
 from corrkd.networks.saved import build_network
@@ -597,6 +604,25 @@ def test_what_is_asked_wrongly_is_one_clear_line(
     with pytest.raises(CorrKDError, match=words) as caught:
         explained(tiny(kind), sample(), target=TARGETS[kind], **given)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", sorted(TARGETS))
+def test_effects_alone_are_those_of_an_explanation(kind: str) -> None:
+    network, target = tiny(kind), TARGETS[kind]
+    every = modality_effects(network, sample(), target=target, lengths=LENGTHS, temperature=1.7)
+    questions: list[Any] = list(range(len(target.questions))) or [None]
+    for effects, question in zip(every, questions, strict=True):
+        whole = explained(network, sample(), target=target, question=question, temperature=1.7)
+        assert (effects.quantity, effects.label) == (whole.quantity, whole.label)
+        assert effects.modalities == whole.modalities
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
+def test_effects_refuse_a_temperature_that_is_none(temperature: float) -> None:
+    with pytest.raises(CorrKDError, match=f"temperature is {temperature}; it must be above 0"):
+        modality_effects(
+            tiny(), sample(), target=TARGETS["classes"], lengths=LENGTHS, temperature=temperature
+        )
 
 
 def test_one_sample_with_every_modality() -> None:

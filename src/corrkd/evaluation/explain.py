@@ -152,8 +152,7 @@ def explain(
     seen = inputs.visible
     if steps < 1:
         raise CorrKDError(f"explain: steps is {steps}; it must be at least 1")
-    if not (math.isfinite(temperature) and temperature > 0.0):
-        raise CorrKDError(f"explain: temperature is {temperature}; it must be above 0")
+    _check_temperature(temperature)
     score = not target.has_classes
     # cuDNN would refuse the backward pass of an LSTM in eval mode.
     with _in_eval_mode(network), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
@@ -241,6 +240,7 @@ def modality_effects(
     Raises:
         CorrKDError: as `explain`, but for captum.
     """
+    _check_temperature(temperature)
     inputs, score = _one_sample(network, inputs), not target.has_classes
     with _in_eval_mode(network):
         complete = network(inputs).logits
@@ -266,6 +266,11 @@ def modality_effects(
             )
         )
     return out
+
+
+def _check_temperature(temperature: float) -> None:
+    if not (math.isfinite(temperature) and temperature > 0.0):
+        raise CorrKDError(f"explain: temperature is {temperature}; it must be above 0")
 
 
 def _quantity(
