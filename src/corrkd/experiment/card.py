@@ -78,7 +78,7 @@ def run_card(
             }
             for arm in arms
         ],
-        "reference": dataset_plan.reference,
+        "reference": dataset_plan.reference_arm,
         "control": dataset_plan.control,
         "teacher_outputs": outputs_digest(experiment.settings),
         "seeds": list(experiment.settings.seeds),

@@ -564,7 +564,7 @@ def _collect(
     return Run(out, results, failures)
 
 
-_COSTS = ["parameters", "epochs", "train_seconds", "peak_memory_bytes"]
+_COSTS = ["parameters", "epochs", "train_seconds", "peak_memory_bytes", "device"]
 
 
 def _cost(job: Job) -> dict[str, Any]:

@@ -291,6 +291,18 @@ class RunFolder:
         """The arm that others are compared with."""
         return self.card.reference
 
+    def compared_with(self, reference: str) -> RunFolder:
+        """Return the folder with another arm as the reference. Raises CorrKDError where it has no
+        such arm.
+        """
+        arms = [method.name for method in self.card.methods]
+        if reference not in arms:
+            raise CorrKDError(
+                f"{self.path}: has no arm {quoted(reference)} to compare with; expected one of "
+                f"{', '.join(arms)}"
+            )
+        return RunFolder(self.path, self.card.model_copy(update={"reference": reference}))
+
     @property
     def has_few_arms(self) -> bool:
         """Whether each arm can have a panel of its own."""
@@ -357,21 +369,24 @@ class RunFolder:
         return groups
 
     def costs(self) -> pd.DataFrame:
-        """costs.csv: method, seed, parameters, epochs, train_seconds, peak_memory_bytes; NaN where
-        nothing was measured.
+        """costs.csv: method, seed, parameters, epochs, train_seconds, peak_memory_bytes (NaN where
+        nothing was measured), device ("" where none is recorded).
         """
         numbers = dict.fromkeys(
             ("parameters", "epochs", "train_seconds", "peak_memory_bytes"), float
         )
-        return self._read(
+        costs = self._read(
             "costs.csv",
             lambda file: read_csv(
                 file,
-                dtype={"method": str, **numbers},
+                dtype={"method": str, "device": str, **numbers},
                 keep_default_na=False,
                 na_values={name: ["", "nan"] for name in numbers},
-            )[["method", "seed", *numbers]],
+            ),
         )
+        if "device" not in costs:
+            costs = costs.assign(device="")
+        return costs[["method", "seed", *numbers, "device"]]
 
     def coverage(self) -> pd.DataFrame:
         """Every seed's coverage.csv under one another: condition, group, samples, coverage,
