@@ -409,7 +409,7 @@ def test_reported_rows_are_marked_and_change_nothing(compared: Path, tmp_path: P
         (HEAD + "a,{l,a},accuracy,61,s\n", "row 2: expected 5 columns"),
         (
             HEAD + "a,average,accuracy,61,s\na,Avg.,accuracy,62,s\n",
-            "row 3: condition 'Avg.' of a is there twice",
+            "row 3: condition 'Avg.' of a appears twice",
         ),
         (
             "dataset," + HEAD + "mosi,a,average,accuracy,61,s\n",
@@ -438,7 +438,8 @@ def test_reported_needs_the_dataset_where_there_are_several(compared: Path, tmp_
     runs = {"invented": opened(compared), "other": opened(compared)}
     (tmp_path / "reported.csv").write_text(HEAD + "a,average,accuracy,61,s\n", encoding="utf-8")
     with pytest.raises(
-        CorrKDError, match="dataset is empty, and there are several; expected invented or other"
+        CorrKDError,
+        match="dataset is empty, but there are several datasets; expected invented or other",
     ):
         read_reported(tmp_path / "reported.csv", runs)
 
@@ -557,4 +558,4 @@ def test_without_predictions_the_rest_stands(out: Path) -> None:
     assert isinstance(analysis.main, AbsentError)
     assert isinstance(part(standings_of, analysis, "main"), AbsentError)
     assert isinstance(part(arm_tables.inter_modality, opened(out), "weighted_f1", {}), Table)
-    assert "No test: No seed's folder holds predictions.parquet." in " ".join(findings(analysis))
+    assert "No test: No seed's folder contains predictions.parquet." in " ".join(findings(analysis))

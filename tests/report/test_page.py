@@ -206,9 +206,11 @@ def test_missing_files_leave_a_line(tmp_path: Path, lost: list[str], kept: str) 
     words = "".join(read(folder).words)
     markdown = html.unescape((folder / "report.md").read_text(encoding="utf-8")).replace("\\", "")
     for name in lost:
-        assert re.search(f"(The run folder|No seed's folder) holds (no )?{re.escape(name)}.", words)
         assert re.search(
-            f"(The run folder|No seed's folder) holds (no )?{re.escape(name)}.", markdown
+            f"(The run folder|No seed's folder) contains (no )?{re.escape(name)}.", words
+        )
+        assert re.search(
+            f"(The run folder|No seed's folder) contains (no )?{re.escape(name)}.", markdown
         )
     assert (folder / kept).exists()
 
@@ -255,9 +257,9 @@ def test_a_folder_of_version_01_is_refused_in_one_line(tmp_path: Path, name: str
     ("changes", "fault"),
     [
         ({"later": 1}, "later: Extra inputs are not permitted"),
-        ({"reference": "kl"}, "'kl' is none of the methods"),
-        ({"control": "kl"}, "'kl' is none of the methods"),
-        ({"seeds": [0, 0]}, "seeds: 0 is there twice"),
+        ({"reference": "kl"}, "'kl' is not one of the methods"),
+        ({"control": "kl"}, "'kl' is not one of the methods"),
+        ({"seeds": [0, 0]}, "seeds: 0 appears twice"),
         ({"seeds": list(range(10_001))}, "seeds: List should have at most 10000 items"),
         ({"notes": ["x" * 100_001]}, "notes.0: String should have at most 100000 characters"),
         ({"split": "../train"}, "split: Input should be"),

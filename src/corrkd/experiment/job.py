@@ -320,9 +320,7 @@ class FileReporter(Reporter):
         self._path = path
 
     @contextmanager
-    def task(
-        self, title: str, total: int, done: int = 0, *, remaining: bool = False
-    ) -> Iterator[Task]:
+    def task(self, title: str, total: int, done: int = 0) -> Iterator[Task]:
         """A piece of work whose state the file holds."""
         yield _Line(self._path, title.split()[-1], total, done)
 

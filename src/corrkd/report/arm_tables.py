@@ -127,7 +127,7 @@ def ranking_table(run: RunFolder, standing: Mapping[str, Standing]) -> Table:
     )
     means = {m: round(c.mean, 2) for m, c in averages.items() if c and c.mean == c.mean}
     if not means:
-        raise AbsentError("results.csv holds nothing to rank.")
+        raise AbsentError("results.csv contains nothing to rank.")
     order = sorted(means, key=lambda m: -means[m])
     compared = f"Compared with {tables.reference_title(run)}"
     rows = {
@@ -230,7 +230,7 @@ def ranks_table(run: RunFolder) -> Table:
     )
     frame = frame.dropna(axis=1, how="all")
     if frame.empty:
-        raise AbsentError("results.csv holds nothing to rank.")
+        raise AbsentError("results.csv contains nothing to rank.")
     caption = (
         f"Ranks by weighted F1, averaged over seeds, on the {run.card.split} split; 1 is the "
         f"best, and equal methods share the mean of their ranks. “ratios”: mean rank over "
@@ -303,7 +303,7 @@ def _costs(run: RunFolder, columns: Mapping[str, tuple[str, float, int]]) -> pd.
     costs = run.costs()
     measured = [m for m in tables.method_titles(run) if m in set(costs["method"])]
     if not measured:
-        raise AbsentError("costs.csv holds none of the methods.")
+        raise AbsentError("costs.csv contains none of the methods.")
     frame = pd.DataFrame(index=measured, dtype=object)
     for heading, (column, scale, digits) in columns.items():
         values = {m: costs.loc[costs["method"] == m, column].dropna() * scale for m in measured}

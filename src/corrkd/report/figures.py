@@ -216,7 +216,7 @@ def training(run: RunFolder) -> Picture:
     history = history[history["method"].isin(run.focus)]
     titles = {m: t for m, t in tables.method_titles(run).items() if m in set(history["method"])}
     if not titles:
-        raise AbsentError("history.csv holds none of the run's methods.")
+        raise AbsentError("history.csv contains none of the run's methods.")
     terms = [c for c in map(str, history) if c.startswith("loss/") and history[c].notna().any()]
     with style("training"):
         figure = Figure(figsize=(WIDTH, 5.0))
@@ -352,7 +352,7 @@ def scores(run: RunFolder) -> Picture:
     rows = rows[rows["seed"] == rows["seed"].min()]
     if rows.empty:
         raise AbsentError(
-            f"predictions.parquet holds nothing of {run.reference} under these conditions."
+            f"predictions.parquet contains nothing about {run.reference} under these conditions."
         )
     with style("scores"):
         figure = Figure(figsize=(3.2 * len(conditions) + 0.4, 3.2))
@@ -461,7 +461,7 @@ def projection(run: RunFolder, condition: str | None = None) -> Picture:
     stored = next((c for c in candidates if f"{run.reference}/{c}" in arrays), None)
     if stored is None or "targets" not in arrays:
         raise AbsentError(
-            f"The representations hold no targets, or none of {run.reference} under "
+            f"The representations contain no targets, or none of {run.reference} under "
             f"{condition or 'a missing subset'}."
         )
     panels = dict.fromkeys([f"{TEACHER}/{COMPLETE}", *(f"{method}/{stored}" for method in methods)])

@@ -136,7 +136,7 @@ def seed_warnings(runs: Mapping[str, RunFolder]) -> list[str]:
     return [
         f"Too few seeds ({by_dataset(few)}): differences between methods may be due to chance, "
         "and intervals over seeds are very wide or absent. Run at least three seeds "
-        "(`--seeds 3`), preferably five."
+        "(--seeds 3), preferably five."
     ]
 
 

@@ -221,10 +221,10 @@ class Card(_Bounded):
         }
         for what, names in distinct.items():
             if len(set(names)) < len(names):
-                raise ValueError(f"{what}: {quoted(repeated(names))} is there twice")
+                raise ValueError(f"{what}: {quoted(repeated(names))} appears twice")
         for name in filter(None, (self.reference, self.control)):
             if name not in arms:
-                raise ValueError(f"{quoted(name)} is none of the methods")
+                raise ValueError(f"{quoted(name)} is not one of the methods")
         modalities = tuple(self.dataset.modalities)
         try:
             subsets(modalities)  # none with a condition's name
@@ -246,7 +246,7 @@ def open_datasets(out: Path) -> dict[str, RunFolder]:
                 f"{out}: not the folder of a run of this version; give the one that holds {PLAN}"
             )
         raise CorrKDError(
-            f"{out}: holds no {PLAN}; give a folder that `corrkd run` or `corrkd compare` wrote"
+            f"{out}: holds no {PLAN}; give a folder written by `corrkd run` or `corrkd compare`"
         )
     tree = read_yaml_file(out / PLAN)
     datasets = tree.get("datasets") if isinstance(tree, Mapping) else None
@@ -254,7 +254,7 @@ def open_datasets(out: Path) -> dict[str, RunFolder]:
     names = [name for name in names if not leads_elsewhere(name) and (out / name / RUN).is_file()]
     if not names:
         raise CorrKDError(
-            f"{out}: has no dataset yet (none of the plan's has a folder with run.json)"
+            f"{out}: has no dataset yet (no dataset of the plan has a folder with run.json)"
         )
     return {name: RunFolder.open(out / name) for name in names}
 
@@ -281,7 +281,7 @@ class RunFolder:
         if isinstance(tree, dict) and tree.get("format") != FORMAT:
             raise CorrKDError(
                 f"{file}: written by corrkd {str(tree.get('corrkd', ''))[:20]}, whose folders "
-                f"this version does not read"
+                f"this version does not read; run the experiment again"
             )
         with refusing(file, "not written by a run"):
             return RunFolder(Path(path), Card.model_validate(tree))
@@ -470,7 +470,7 @@ class RunFolder:
             if file.is_file()
         ]
         if not files:
-            raise AbsentError(f"No seed's folder holds {name}.")
+            raise AbsentError(f"No seed's folder contains {name}.")
         return files
 
     def _read(self, name: str, reader: Callable[[Path], T]) -> T:
@@ -479,7 +479,7 @@ class RunFolder:
         """
         file = self.path / name
         if not file.is_file():
-            raise AbsentError(f"The run folder holds no {name}.")
+            raise AbsentError(f"The run folder contains no {name}.")
         try:
             return reader(file)
         except (

@@ -88,7 +88,7 @@ def seed_values(run: RunFolder, metric: str) -> pd.Series[float]:
     """
     rows = run.results[run.results["metric"] == metric]
     if rows.empty:
-        raise AbsentError(f"results.csv holds no {metric}.")
+        raise AbsentError(f"results.csv contains no {metric}.")
     draws = rows.groupby(["method", "seed", "condition"], sort=False)["value"]
     return draws.mean().where(draws.count() == draws.size())
 
@@ -255,7 +255,7 @@ def compared(
         pd.DataFrame(columns, index=rows, dtype=object).dropna(how="all").dropna(how="all", axis=1)
     )
     if frame.empty:
-        raise AbsentError(f"results.csv holds no {metric} under these conditions.")
+        raise AbsentError(f"results.csv contains no {metric} under these conditions.")
     return frame.astype(object).where(frame.notna(), None)
 
 
@@ -387,7 +387,7 @@ def side_by_side(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
     frames = {title: _metrics_frame(run, condition, methods) for condition, title in titles.items()}
     headings = list(dict.fromkeys(heading for frame in frames.values() for heading in frame))
     if not headings:
-        raise AbsentError("results.csv holds none of the target's metrics on complete samples.")
+        raise AbsentError("results.csv contains none of the target's metrics on complete samples.")
     means = [
         f"{p.title}: {p.meaning}, mean over the rates "
         f"{', '.join(f'{c.ratio:g}' for c in p.conditions(run.modalities))}."
@@ -449,7 +449,7 @@ def per_class(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
             continue
         blocks[name] = titled(run, frame)
     if not blocks:
-        raise AbsentError(f"results.csv holds no F1 by {'question' if questions else 'class'}.")
+        raise AbsentError(f"results.csv contains no F1 by {'question' if questions else 'class'}.")
     columns = next(iter(blocks.values())).columns
     what = "Weighted F1 × 100 of each question" if questions else "F1 × 100 of each class"
     caption = f"{what} on the {run.card.split} split. {subset_legend(run)} {reading(run, methods)}"
@@ -541,7 +541,7 @@ def coverage_by_group(run: RunFolder) -> Table:
                 **{name: Cell(float(shares.quantile(q))) for name, q in QUANTILES.items()},
             }
     if not blocks:
-        raise AbsentError(f"coverage.csv holds nothing of {run.reference}.")
+        raise AbsentError(f"coverage.csv contains nothing about {run.reference}.")
     frame = pd.DataFrame.from_dict(blocks, orient="index").astype(object)
     caption = (
         f"How coverage varies between groups: share of a group's samples on the {run.card.split} "
@@ -617,7 +617,7 @@ def confusion(run: RunFolder, condition: str) -> dict[str, pd.DataFrame]:
     rows = rows[rows["method"] == run.reference]
     if rows.empty:
         raise AbsentError(
-            f"predictions.parquet holds nothing of {run.reference} under {condition}."
+            f"predictions.parquet contains nothing about {run.reference} under {condition}."
         )
     names = run.card.target.classes
     out = {}
