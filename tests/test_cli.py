@@ -401,7 +401,7 @@ def test_presets() -> None:
         ),
         (
             ("compare", "--data", "synthetic", "--methods", "kl", "--reference", "corrkd"),
-            ["reference: 'corrkd' is none of the arms; expected one of teacher, kl"],
+            ["reference: is not one of the arms teacher, kl (given: 'corrkd')"],
         ),
         (
             ("run", "--data", "synthetic", "--set", f"device={ABSENT}"),

@@ -241,9 +241,7 @@ def test_a_method_begun_with_other_settings_is_not_gone_on_with(
     compare(plan_of(["no-distillation"], tmp=tmp_path), out)
     before = contents(out)
     other = plan_of({"no-distillation": {"lr": 0.5}}, tmp=tmp_path)
-    with pytest.raises(
-        CorrKDError, match=r"arm no-distillation, lr was .*, is 0\.5; .*--overwrite"
-    ):
+    with pytest.raises(CorrKDError, match=r"no-distillation\.lr was .*, is 0\.5; .*--overwrite"):
         compare(other, out)
     with pytest.raises(CorrKDError, match=r"dataset built-in, missing\.modality was 0\.3, is 0\.9"):
         compare(plan_of(["no-distillation"], tmp=tmp_path, missing={"modality": 0.9}), out)
@@ -490,5 +488,5 @@ def test_the_reference_of_a_plan(tmp_path: Path) -> None:
     assert load_plan(tmp_path / "again.yaml").datasets["b"].reference_arm == "teacher"
     path.write_text(yaml.safe_dump({key: tree[key] for key in ("arms", "datasets")}))
     assert load_plan(path).datasets["a"].reference_arm == "corrkd"
-    with pytest.raises(CorrKDError, match=r"datasets\.a: reference: 'dmd' is none of the arms"):
+    with pytest.raises(CorrKDError, match=r"datasets\.a: reference: is not one of the arms"):
         load_plan(path, reference="dmd")

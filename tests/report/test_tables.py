@@ -355,7 +355,7 @@ def test_plain_report(reported: Path) -> None:
 def test_plain_report_without_results(tmp_path: Path) -> None:
     folder = write_fake_run(tmp_path / "run", samples=5)
     (folder / DATASET / "results.csv").unlink()
-    assert f"{DATASET}: The run folder holds no results.csv." in plain_report(folder)
+    assert f"{DATASET}: The run folder contains no results.csv." in plain_report(folder)
 
 
 def test_text_tables_line_up_with_wide_characters() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import (
@@ -77,14 +77,13 @@ class DatasetPlan(Strict):
         """Whether the arm's number of epochs is chosen by the rule."""
         return self.budget is not None and arm not in self.epochs
 
-    @model_validator(mode="after")
-    def _reference_is_an_arm(self) -> DatasetPlan:
-        if self.reference is not None and self.reference not in self.arms:
-            raise ValueError(
-                f"reference: {quoted(self.reference)} is none of the arms; expected one of "
-                f"{', '.join(self.arms)}"
-            )
-        return self
+    @field_validator("reference", mode="after")
+    @classmethod
+    def _reference_is_an_arm(cls, reference: str | None, info: ValidationInfo) -> str | None:
+        arms = info.data.get("arms", {})
+        if reference is not None and reference not in arms:
+            raise ValueError(f"is not one of the arms {', '.join(arms)}")
+        return reference
 
     @property
     def reference_arm(self) -> str:
