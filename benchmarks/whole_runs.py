@@ -19,14 +19,13 @@ from typing import Any
 from side_by_side import MOSI
 
 import corrkd
-from corrkd.experiment.progress import Reporter
 
 
 def seconds(settings: corrkd.Settings) -> float:
     """How long a run takes."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        corrkd.run(settings, Path(folder) / "run", reporter=Reporter(plain=True))
+        corrkd.run(settings, Path(folder) / "run", progress=True)
         return time.perf_counter() - began
 
 

@@ -8,13 +8,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 import yaml
+from typer.testing import CliRunner
 
 import corrkd as package
+from corrkd import cli
 from corrkd.presets import preset_names
 from tests.command import corrkd, sketched
 from tests.experiment.conftest import contents, finished, tiny, write_npz  # noqa: F401  (a fixture)
@@ -59,6 +63,66 @@ def test_version_and_help() -> None:
     assert "inspect" in pages["data",].out
     assert "convert" in pages["data", "--help"].out
     assert "--set" in pages["run", "--help"].out
+
+
+def every_command() -> dict[tuple[str, ...], Any]:
+    """All commands by their words."""
+    out: dict[tuple[str, ...], Any] = {}
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), typer.main.get_command(cli.app))]
+    while waiting:
+        words, found = waiting.pop()
+        out[words] = found
+        waiting += [((*words, name), c) for name, c in getattr(found, "commands", {}).items()]
+    return out
+
+
+@pytest.mark.parametrize("words", every_command(), ids=" ".join)
+def test_help_of_every_command(words: tuple[str, ...]) -> None:
+    """Square brackets too: they are no markup."""
+    short, long = (CliRunner().invoke(cli.app, [*words, flag]) for flag in ("-h", "--help"))
+    assert (short.exit_code, short.output) == (0, long.output)
+    page = "".join(long.output.split())
+    for parameter in every_command()[words].params:
+        assert "".join((getattr(parameter, "help", None) or "").split()) in page
+
+
+def test_square_brackets_stand_in_help_as_they_are() -> None:
+    app = typer.Typer(rich_markup_mode=cli.app.rich_markup_mode)
+
+    @app.command()
+    def command(key: Annotated[str, typer.Option(help="Needs corrkd[media].")] = "") -> None:
+        """Install corrkd[serve]."""
+
+    page = CliRunner().invoke(app, ["--help"]).output
+    assert "Install corrkd[serve]." in page
+    assert "Needs corrkd[media]." in page
+
+
+def test_every_command_that_computes_takes_a_device() -> None:
+    computing = ("run", "train", "compare", "tune", "evaluate", "predict", "serve", "features")
+    for name in computing:
+        options = [o for p in every_command()[name,].params for o in p.opts]
+        assert "--device" in options, name
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [
+        ("3", [0, 1, 2]),
+        ("3,", [3]),
+        ("0,3,7", [0, 3, 7]),
+        ("0, 3,", [0, 3]),
+        ("0,", [0]),
+    ],
+)
+def test_seeds(text: str, seeds: list[int]) -> None:
+    assert cli.seeds_of(text) == seeds
+
+
+@pytest.mark.parametrize("text", [",", "", "3,,4", "a", "3;4", "0"])
+def test_seeds_that_are_none(text: str) -> None:
+    with pytest.raises(package.CorrKDError, match="--seeds"):
+        cli.seeds_of(text)
 
 
 def refuse_what_is_not_used() -> None:
@@ -311,6 +375,10 @@ def test_presets() -> None:
         (("evaluate", "run", "--data", "synthetic", "--draws", "0"), ["--draws", "1"]),
         (("run", "--set", "student.lrr=1"), ["student.lrr is unknown", "lr"]),
         (("run", "--set", "student.lr"), ["expected key=value"]),
+        (
+            ("run", "--preset", "synthetic", "--set", "epochs=3"),
+            ["epochs is unknown; did you mean teacher.epochs or student.epochs?"],
+        ),
         (("run", "--preset", "synthetic", "--set", "teacher.network.heads=7"), ["heads = 7"]),
         (
             ("run", "--data", "synthetic", "--set", "data.synthetic={trian: 3}"),
@@ -323,6 +391,18 @@ def test_presets() -> None:
         (("run", "--seeds", "0"), ["--seeds '0'", "at least one"]),
         (("run", "--seeds", "1,1"), ["seeds", "each once"]),
         (("run", "--target", "octiles"), ["data.target", "tertiles"]),
+        (
+            ("run", "--data", "synthetic", "--device", ABSENT),
+            [f"device '{ABSENT}' is not there"],
+        ),
+        (
+            ("compare", "--data", "synthetic", "--device", ABSENT, "--out", "new"),
+            [f"device '{ABSENT}' is not there"],
+        ),
+        (
+            ("compare", "--data", "synthetic", "--methods", "kl", "--reference", "corrkd"),
+            ["reference: is not one of the arms teacher, kl (given: 'corrkd')"],
+        ),
         (
             ("run", "--data", "synthetic", "--set", f"device={ABSENT}"),
             [f"device '{ABSENT}' is not there"],
@@ -376,7 +456,9 @@ def test_evaluates_errors_are_one_line(finished: Path, tmp_path: Path) -> None: 
         "not a manifest of masks"
         in corrkd(*words, whole, "--masks", finished / "synthetic" / "run.json").line
     )
-    assert "give one of them" in corrkd(*words, whole, "--masks", "a", "--export-masks", "b").line
+    assert (
+        "give only one of them" in corrkd(*words, whole, "--masks", "a", "--export-masks", "b").line
+    )
     assert "device 'gpu' is not there; use " in corrkd(*words, whole, "--device", "gpu").line
     assert (
         "r.parquet: the output's name must end in .csv"
@@ -418,7 +500,7 @@ def test_compare_tells_what_failed_and_exits_with_1(tmp_path: Path, jobs: int) -
         else "seed 0  no-distillation: evaluation: "
     )
     assert line in done.err
-    assert "failed, and tried again when the command is started again:" in done.err
+    assert "failed; start the command again to retry:" in done.err
     assert "built-in, late-fusion, seed 0: the loss is no longer finite" in done.err
     assert "No distillation" in done.out
     assert "Late fusion" not in done.out
@@ -432,6 +514,8 @@ def test_compare_tells_what_failed_and_exits_with_1(tmp_path: Path, jobs: int) -
     assert b"61.25" in page
     assert corrkd("report", tmp_path / "out", first=sketched).code == 0
     assert (tmp_path / "out" / "report.html").read_bytes() == page  # the file is kept
+    unknown = corrkd("report", tmp_path / "out", "--reference", "kl")
+    assert "has no arm 'kl' to compare with; expected one of" in unknown.line
 
 
 def test_compare_and_tune_refuse_what_cannot_be(tmp_path: Path) -> None:

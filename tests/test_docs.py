@@ -289,7 +289,7 @@ def test_the_plan_of_hrlf_s_ablation_is_a_plan() -> None:
     plan = load_plan(ROOT / "benchmarks" / "ablation-hrlf.yaml")
     for part in plan.datasets.values():
         arms = {arm.name: arm for arm in arms_of(part)}
-        assert part.reference == "hrlf"
+        assert part.reference_arm == "hrlf"
         assert {arm.network.name for arm in arms.values()} == {"hrlf"}
         for term in ("frf", "hmi", "hal"):
             weights = arms[f"hrlf-without-{term}"].method.model_dump()

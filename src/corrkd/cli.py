@@ -36,85 +36,108 @@ app = typer.Typer(
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode=None,  # else square brackets in help texts would be read as markup
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 data_app = typer.Typer(
-    help="Look at a dataset file, or convert it once to a file that carries no code.",
+    help="Inspect, convert or fetch datasets.",
     invoke_without_command=True,
+    rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
 fetch_app = typer.Typer(
-    help="Make a public dataset from what its authors publish.", invoke_without_command=True
+    help="Build a public dataset from the files that its authors publish.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
 )
 data_app.add_typer(fetch_app, name="fetch")
 
 DataOption = Annotated[
     str | None,
-    typer.Option("--data", help="A dataset file or folder; `synthetic`: the built-in dataset."),
+    typer.Option("--data", help="Dataset file or folder, or `synthetic` for the built-in dataset."),
 ]
 PresetOption = Annotated[
-    str | None, typer.Option("--preset", help="A named preset; `corrkd presets` lists them.")
+    str | None, typer.Option("--preset", help="Name of a preset; `corrkd presets` lists them.")
 ]
-SettingsOption = Annotated[
-    Path | None, typer.Option("--settings", help="A YAML file with settings.")
-]
+SettingsOption = Annotated[Path | None, typer.Option("--settings", help="YAML file with settings.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A setting, as student.lr=1e-3; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a setting, e.g. student.lr=1e-3; can be repeated.",
+    ),
 ]
 SeedsOption = Annotated[
-    str | None, typer.Option("--seeds", help="How many seeds (5 means 0 to 4), or which, as 0,3,7.")
+    str | None,
+    typer.Option(
+        "--seeds",
+        help="A number of seeds (3: seeds 0, 1 and 2) or a list with commas (0,3,7; `3,` is seed 3 "
+        "alone).",
+    ),
 ]
 JobsOption = Annotated[
     int | None,
-    typer.Option("--jobs", help="Seeds trained at once, a process each; changes no result."),
+    typer.Option(
+        "--jobs",
+        help="Number of trainings in parallel, each in its own process; does not change results.",
+    ),
 ]
 TargetOption = Annotated[
     str | None,
-    typer.Option("--target", help="What is predicted, as binary-nonzero, tertiles, score."),
+    typer.Option("--target", help="What is predicted, e.g. binary-nonzero, tertiles or score."),
 ]
 OutOption = Annotated[
-    Path | None, typer.Option("--out", help="The run folder; default: runs/<preset or dataset>.")
+    Path | None, typer.Option("--out", help="Run folder; default: runs/<preset or dataset>.")
 ]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")]
 GloveOption = Annotated[
-    Path | None, typer.Option("--glove", help="GloVe text file, for layouts that hold words.")
+    Path | None, typer.Option("--glove", help="GloVe text file, for layouts with words.")
 ]
 ReportedOption = Annotated[
     Path | None,
     typer.Option(
-        "--reported", help="CSV file with a paper's numbers, shown beside ours and marked."
+        "--reported", help="CSV file with published numbers, shown beside ours and marked as such."
     ),
 ]
 BackendOption = Annotated[
-    str, typer.Option("--backend", help="joblib: this machine; ray: a cluster.")
+    str, typer.Option("--backend", help="joblib (this machine) or ray (a cluster).")
 ]
 AddressOption = Annotated[
     str | None,
-    typer.Option("--address", help="Of the Ray cluster; default: one of this machine's own."),
+    typer.Option("--address", help="Address of the Ray cluster; default: start Ray here."),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+SettingsDeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", help="auto, cpu, cuda or mps; default: the one in the settings."),
+]
+ReferenceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--reference", help="Arm that the report compares the others with; default: the plan's."
+    ),
+]
 ThreadsOption = Annotated[
-    int, typer.Option("--threads", min=1, help="CPU threads; part of what a result depends on.")
+    int, typer.Option("--threads", min=1, help="Number of CPU threads; results depend on it.")
 ]
 FoldsOption = Annotated[
     Path | None,
-    typer.Option(
-        "--folds", help="JSON file with a list of video ids for each split, for .csd folders."
-    ),
+    typer.Option("--folds", help="JSON file with the video ids of each split, for .csd folders."),
 ]
 LabelOption = Annotated[
     str | None,
     typer.Option(
         "--label",
-        help="Which label column to read, as happy, or questions:happy,sad; default: the usual "
-        "one.",
+        help="Label column, e.g. happy, or several, e.g. questions:happy,sad; default: the "
+        "layout's usual one.",
     ),
 ]
 
 
 TokensOption = Annotated[
     bool,
-    typer.Option("--tokens", help="Read the ids of BERT's tokens (`text_bert`) as the language."),
+    typer.Option("--tokens", help="Use the ids of BERT's tokens (`text_bert`) as the language."),
 ]
 
 
@@ -260,16 +283,17 @@ def run(
     options: SettingsOptions,
     reading: ReadingOptions,
     target: TargetOption = None,
+    device: SettingsDeviceOption = None,
     jobs: JobsOption = None,
     out: OutOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Train teacher, student and control, test them under every missing condition, write the
-    report.
+    """Train, test with modalities missing, and write a report.
 
-    With --data alone the settings are those of corrkd-plus, scaled to the data.
+    Teacher, student and a control without distillation are trained. With --data alone, the
+    settings are those of the preset corrkd-plus, scaled to the data.
     """
-    settings = options.load_for_data(reading, target=target, jobs=jobs)
+    settings = options.load_for_data(reading, target=target, device=device, jobs=jobs)
     _run(settings, _folder(out, options.preset), overwrite, evaluate=True)
 
 
@@ -278,20 +302,24 @@ def train(
     options: SettingsOptions,
     reading: ReadingOptions,
     target: TargetOption = None,
+    device: SettingsDeviceOption = None,
     jobs: JobsOption = None,
     out: OutOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Train only; `corrkd resume` goes on to the evaluation."""
-    settings = options.load_for_data(reading, target=target, jobs=jobs)
+    """Train without testing; `corrkd resume` continues with the tests."""
+    settings = options.load_for_data(reading, target=target, device=device, jobs=jobs)
     _run(settings, _folder(out, options.preset), overwrite, evaluate=False)
 
 
 @command(app.command)
 def resume(
-    folder: Annotated[Path, typer.Argument(help="The folder of a run or a comparison.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, a comparison or a search.")],
 ) -> None:
-    """Go on with what was stopped, to the same bits as if it had never stopped."""
+    """Continue a run, a comparison or a search that was stopped.
+
+    The results are the same as without the interruption.
+    """
     from corrkd.experiment.plan import read_plan
     from corrkd.experiment.progress import Reporter
     from corrkd.experiment.run import resume as resume_run
@@ -301,40 +329,40 @@ def resume(
     if plan.trials is not None:
         print(table_text(carry_on(plan, folder, Reporter())))
         return
-    _announce(resume_run(folder, reporter=Reporter()))
+    _announce(resume_run(folder, progress=True))
 
 
 @command(app.command)
 def evaluate(
-    model: Annotated[
-        Path, typer.Argument(help="A run folder, a seed's folder, or a model's file.")
-    ],
+    model: Annotated[Path, typer.Argument(help="Run folder, a seed's folder, or a model file.")],
     data: Annotated[
         str,
-        typer.Option("--data", help="A dataset file or folder; `synthetic`: the built-in dataset."),
+        typer.Option(
+            "--data", help="Dataset file or folder, or `synthetic` for the built-in dataset."
+        ),
     ],
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
     conditions: Annotated[
         str | None,
-        typer.Option(help="Which, as complete,language,ratio-0.3; default: the standard ones."),
+        typer.Option(
+            help="Missing conditions, e.g. complete,language,ratio-0.3; default: the standard ones."
+        ),
     ] = None,
-    draws: Annotated[int, typer.Option(min=1, help="Random draws of each ratio and burst.")] = 3,
+    draws: Annotated[int, typer.Option(min=1, help="Random draws per ratio and burst.")] = 3,
     mask_seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of the masks; default: the one of every run.")
+        int | None, typer.Option(min=0, help="Seed of the test masks; default: that of all runs.")
     ] = None,
-    masks: Annotated[Path | None, typer.Option(help="Replay the masks of this manifest.")] = None,
+    masks: Annotated[Path | None, typer.Option(help="Use the masks of this manifest.")] = None,
     export_masks: Annotated[
-        Path | None, typer.Option(help="Write the masks that are applied to this manifest.")
+        Path | None, typer.Option(help="Write the masks that were used to this manifest.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the results to this .csv file.")] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that are there.")
-    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the results to this CSV file.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     *,
     reading: ReadingOptions,
     compute: ComputeOptions,
 ) -> None:
-    """Test a trained student on a dataset under missing conditions."""
+    """Test a trained student with modalities or frames missing."""
     import torch
 
     from corrkd.csv_files import write_csv
@@ -355,7 +383,7 @@ def evaluate(
     )
     if masks is not None and export_masks is not None:
         raise CorrKDError(
-            "--masks replays a manifest and --export-masks writes one; give one of them"
+            "--masks reads a manifest and --export-masks writes one; give only one of them"
         )
     if out is not None and out.suffix != ".csv":
         raise CorrKDError(f"{out}: the output's name must end in .csv")
@@ -401,43 +429,43 @@ def predict(
     model: Annotated[
         str,
         typer.Argument(
-            help="A run folder, a seed's folder, a model's file or folder, or owner/name on the "
-            "hub."
+            help="Run folder, a seed's folder, a model's file or folder, or owner/name on the hub."
         ),
     ],
     clips: Annotated[
         list[Path] | None,
-        typer.Argument(
-            help="Recordings, for a model trained on features of `corrkd features`; else --data."
-        ),
+        typer.Argument(help="Recordings, for a model trained on features of `corrkd features`."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", help="A dataset file or folder; it needs no labels.")
+        str | None, typer.Option("--data", help="Dataset file or folder; labels are not needed.")
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="The .csv, .parquet or .jsonl file; of --data, one half done goes on."
+            "--out",
+            help="Output file (.csv, .parquet or .jsonl); with --data, an incomplete one is "
+            "continued.",
         ),
     ] = None,
-    split: Annotated[str, typer.Option(help="train, valid or test; all: every sample.")] = "all",
+    split: Annotated[str, typer.Option(help="train, valid, test or all.")] = "all",
     condition: Annotated[
         str | None,
         typer.Option(
-            help="Show the model only what is there under it, as language+audio, ratio-0.3."
+            help="Hide from the model what is missing under this condition, e.g. language+audio "
+            "or ratio-0.3."
         ),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Samples at a time; changes memory.")
+        int, typer.Option(min=1, help="Samples per batch; affects memory only.")
     ] = 256,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file that is there.")
+        bool, typer.Option("--overwrite", help="Replace an existing file.")
     ] = False,
     *,
     reading: ReadingOptions,
     compute: ComputeOptions,
 ) -> None:
-    """Write what a trained student says of every sample. Started again, it goes on."""
+    """Predict every sample of a dataset file, or recordings. Started again, it continues."""
     import torch
 
     from corrkd.experiment.experiment import dataset_of, pick_device
@@ -446,7 +474,7 @@ def predict(
     from corrkd.serve.predictor import Predictor
 
     if bool(clips) == (data is not None):
-        raise CorrKDError("predict: give recordings, or --data with a dataset file")
+        raise CorrKDError("predict: give either recordings or --data with a dataset file")
     if out is not None:
         check_output(out, overwrite=overwrite)  # before the work, not after it
     torch.set_num_threads(compute.threads)
@@ -456,7 +484,7 @@ def predict(
         _predict_clips(predictor, clips or [], out, reporter)
         return
     if out is None:
-        raise CorrKDError("predict: name the file to write with --out")
+        raise CorrKDError("predict: give the output file with --out")
     with reporter.busy(f"reading {data}"):
         dataset = dataset_of(Path(model), data, **vars(reading), targets=False)
     for note in (*dataset.notes, *differences(predictor.saved, dataset)):
@@ -481,7 +509,7 @@ def _predict_clips(predictor: Any, clips: list[Path], out: Path | None, reporter
 
     for note in predictor.media_settings[1]:
         reporter.say(f"note: {note}")
-    with reporter.task("prediction", len(clips), remaining=True) as task:
+    with reporter.task("prediction", len(clips)) as task:
 
         def on_clip(clip: Path, error: str) -> None:
             if error:
@@ -504,84 +532,90 @@ def serve(
     model: Annotated[
         str,
         typer.Argument(
-            help="A run folder, a seed's folder, a model's folder, or owner/name on the hub."
+            help="Run folder, a seed's folder, a model's folder, or owner/name on the hub."
         ),
     ],
     host: Annotated[
-        str, typer.Option(help="The address to listen on; 0.0.0.0: every one of this machine.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0: all addresses of this machine.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")
+    ] = 8000,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
-            help="A name that clients may call the service by, besides localhost, --host and IP "
-            "addresses; repeatable. `*`: any."
+            help="Host name that clients may use, besides localhost, --host and IP addresses; can "
+            "be repeated. `*`: any."
         ),
     ] = None,
     token_file: Annotated[
         Path | None,
         typer.Option(
-            help="File with the token that clients must give; else the variable CORRKD_TOKEN, "
-            "else none."
+            help="File with the token that clients must send; default: the environment variable "
+            "CORRKD_TOKEN, or no token."
         ),
     ] = None,
-    max_body: Annotated[float, typer.Option(min=0.001, help="Megabytes of a request.")] = 16.0,
+    max_body: Annotated[
+        float, typer.Option(min=0.001, help="Largest request, in megabytes.")
+    ] = 16.0,
     max_frames: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Frames of a modality; default: as many as the training's, 1024 at least."
+            min=1,
+            help="Most frames per modality; default: as many as in training, but at least 1024.",
         ),
     ] = None,
-    max_samples: Annotated[int, typer.Option(min=1, help="Samples of a request.")] = 256,
+    max_samples: Annotated[int, typer.Option(min=1, help="Most samples per request.")] = 256,
     max_cost: Annotated[
         float | None,
         typer.Option(
             min=0.001,
-            help="Millions of numbers of a request: the sum of frames x (width + frames); "
-            "default: 8, or one sample's.",
+            help="Most millions of numbers per request, counted as the sum of frames x (width + "
+            "frames); default: 8, or enough for one sample.",
         ),
     ] = None,
-    max_requests: Annotated[int, typer.Option(min=1, help="Requests answered at once.")] = 64,
+    max_requests: Annotated[int, typer.Option(min=1, help="Most requests answered at once.")] = 64,
     max_connections: Annotated[
         int,
         typer.Option(
             min=1,
-            help="Connections open at once; half as many as the system lets a process have "
-            "files, at most.",
+            help="Most open connections; never more than half of the process's limit on open "
+            "files.",
         ),
     ] = 512,
     body_seconds: Annotated[
         float,
         typer.Option(
-            min=0.1, help="Seconds for a request to arrive, and for its answer to be taken."
+            min=0.1, help="Seconds within which a request has to arrive and its answer be read."
         ),
     ] = 10.0,
-    max_clip: Annotated[float, typer.Option(min=0.001, help="Megabytes of a recording.")] = 64.0,
+    max_clip: Annotated[
+        float, typer.Option(min=0.001, help="Largest recording, in megabytes.")
+    ] = 64.0,
     max_clip_seconds: Annotated[
-        float, typer.Option(min=0.1, help="Seconds that a recording may last.")
+        float, typer.Option(min=0.1, help="Longest recording, in seconds.")
     ] = 120.0,
     max_clips: Annotated[
-        int, typer.Option(min=1, help="Recordings that are read at once, each in a process.")
+        int, typer.Option(min=1, help="Most recordings read at once, each in its own process.")
     ] = 1,
     clip_memory: Annotated[
-        float, typer.Option(min=1.0, help="Gigabytes that such a process may take.")
+        float, typer.Option(min=1.0, help="Memory limit of such a process, in gigabytes.")
     ] = 3.0,
     clip_work_seconds: Annotated[
-        float, typer.Option(min=1.0, help="Seconds that it may take.")
+        float, typer.Option(min=1.0, help="Time limit of such a process, in seconds.")
     ] = 120.0,
     wait: Annotated[
-        float, typer.Option(min=0.0, help="Milliseconds for which a request waits for others.")
+        float,
+        typer.Option(min=0.0, help="Milliseconds that a request waits to be batched with others."),
     ] = 4.0,
-    batch: Annotated[
-        int, typer.Option(min=1, help="Samples that go through the network together.")
-    ] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Most samples per batch of the network.")] = 64,
     samples: Annotated[
-        bool, typer.Option(help="Let the page show samples of the split that was tested.")
+        bool, typer.Option(help="Offer samples of the tested split on the web page.")
     ] = True,
     *,
     compute: ComputeOptions,
 ) -> None:
-    """Put a trained student behind an address, with a page to try it."""
+    """Serve a trained student over HTTP, with a web page to try it."""
     import torch
 
     from corrkd.experiment.exhibit import exhibit_of
@@ -607,7 +641,7 @@ def serve(
         reporter.say(f"note: {note}")
     if token is None and host not in ("127.0.0.1", "::1", "localhost"):
         reporter.say(
-            f"note: no token is asked for, and anybody who reaches {host} may use the service; "
+            f"note: no token is required, so anybody who can reach {host} can use the service; "
             f"see --token-file"
         )
     limits = Limits(
@@ -638,41 +672,44 @@ def export(
     model: Annotated[
         str,
         typer.Argument(
-            help="A run folder, a seed's folder, a model's folder, or owner/name on the hub."
+            help="Run folder, a seed's folder, a model's folder, or owner/name on the hub."
         ),
     ],
     folder: Annotated[
-        Path, typer.Argument(help="A new folder, for model.onnx, card.json and predict.py.")
+        Path, typer.Argument(help="New folder for model.onnx, card.json and predict.py.")
     ],
     data: Annotated[
         str,
         typer.Option(
             "--data",
-            help="Dataset file or folder to compare on; `synthetic`: the built-in dataset.",
+            help="Dataset file or folder on which the exported model is compared with PyTorch, or "
+            "`synthetic` for the built-in dataset.",
         ),
     ],
     split: Annotated[
-        str, typer.Option(help="train, valid or test; all: of a file without splits.")
+        str, typer.Option(help="train, valid or test; all for a file without splits.")
     ] = "test",
     samples: Annotated[
         int,
-        typer.Option(min=1, help="Samples compared under each condition, not the same under all."),
+        typer.Option(min=1, help="Samples compared under each condition, drawn anew for each."),
     ] = 64,
     max_frames: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Most frames of a modality; default: four times the training's, 1024 at least.",
+            help="Most frames per modality; default: four times as many as in training, but at "
+            "least 1024.",
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an exported model that is there.")
+        bool, typer.Option("--overwrite", help="Replace an existing exported model.")
     ] = False,
     *,
     reading: ReadingOptions,
 ) -> None:
-    """Write a trained student as ONNX, for use without PyTorch, once its answers have been compared
-    with PyTorch's.
+    """Export a trained student to ONNX, for use without PyTorch.
+
+    The outputs of the exported model are compared with PyTorch's.
     """
     from corrkd.experiment.experiment import dataset_of
     from corrkd.experiment.progress import Reporter
@@ -707,48 +744,52 @@ def export(
 def compare(
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", help="A dataset file or folder, or `synthetic`; repeatable."),
+        typer.Option("--data", help="Dataset file or folder, or `synthetic`; can be repeated."),
     ] = None,
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Names as corrkd,self-mm, and groups: paper, controls, ablation, all. Default: "
-            "all, or the file's."
+            help="Names, e.g. corrkd,self-mm, and groups: paper, controls, ablation, all. Default: "
+            "all, or those of the file."
         ),
     ] = None,
     preset: PresetOption = None,
     settings: Annotated[
         Path | None,
         typer.Option(
-            "--settings", help="A YAML file with datasets, methods, seeds (docs/comparing.md)."
+            "--settings", help="YAML file with datasets, arms and seeds (docs/comparing.md)."
         ),
     ] = None,
     seeds: SeedsOption = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, help="Runs at once, a process each.")
+        int | None,
+        typer.Option("--jobs", min=1, help="Number of runs in parallel, each in its own process."),
     ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
-            help="doubling: a method's epochs are doubled until its validation score gains "
-            "little; fixed: as in the settings. "
-            "Default: doubling, or the file's."
+            help="doubling: double a method's epochs until its validation score gains little; "
+            "fixed: as in the settings. Default: doubling, or that of the file."
         ),
     ] = None,
     changes: SetOption = None,
+    device: SettingsDeviceOption = None,
+    reference: ReferenceOption = None,
     out: Annotated[
-        Path, typer.Option("--out", help="The comparison's folder; one that is there goes on.")
+        Path, typer.Option("--out", help="Folder of the comparison; an existing one is continued.")
     ] = Path("runs/compare"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start anew in an existing folder.")
+    ] = False,
     reported: ReportedOption = None,
     backend: BackendOption = "joblib",
     address: AddressOption = None,
 ) -> None:
-    """Train and test methods on datasets with several seeds, under one protocol. Started again, it
-    does what is missing.
+    """Train and test methods on datasets under one protocol.
+
+    Started again with the same folder, it continues.
     """
     from corrkd.experiment.plan import load_plan
-    from corrkd.experiment.progress import Reporter
     from corrkd.experiment.run import compare as run_comparison
     from corrkd.workers import check_backend
 
@@ -765,8 +806,9 @@ def compare(
         arms=["all"] if names is None and settings is None else names,
         seeds=None if seeds is None else seeds_of(seeds),
         jobs=jobs,
-        overrides=changes or (),
+        overrides=[*(changes or ()), *([f"device={device}"] if device else [])],
         budget=budget,
+        reference=reference,
     )
     done = run_comparison(
         plan,
@@ -775,7 +817,7 @@ def compare(
         backend=check_backend(backend),
         address=address,
         reported=reported,
-        reporter=Reporter(),
+        progress=True,
     )
     _announce(done)
     if done.failures:
@@ -783,9 +825,7 @@ def compare(
             f"  {f.job.dataset.name}, {f.job.arm}, seed {f.job.seed}: {f.error}"
             for f in done.failures
         )
-        print(
-            f"failed, and tried again when the command is started again:\n{lines}", file=sys.stderr
-        )
+        print(f"failed; start the command again to retry:\n{lines}", file=sys.stderr)
         raise typer.Exit(1)
 
 
@@ -793,23 +833,25 @@ def compare(
 def tune(
     options: SettingsOptions,
     methods: Annotated[
-        str, typer.Option(help="Names as corrkd,self-mm, and groups: paper, controls, all.")
+        str, typer.Option(help="Names, e.g. corrkd,self-mm, and groups: paper, controls, all.")
     ] = "corrkd",
     trials: Annotated[
-        int, typer.Option(min=1, help="Of each method; the first is its defaults.")
+        int, typer.Option(min=1, help="Trials per method; the first has its defaults.")
     ] = 8,
     jobs: Annotated[
-        int, typer.Option("--jobs", min=1, help="Trainings at once, a process each.")
+        int,
+        typer.Option("--jobs", min=1, help="Trainings in parallel, each in its own process."),
     ] = 1,
+    device: SettingsDeviceOption = None,
     out: Annotated[
-        Path, typer.Option("--out", help="The search's folder; one that is there goes on.")
+        Path, typer.Option("--out", help="Folder of the search; an existing one is continued.")
     ] = Path("runs/tune"),
 ) -> None:
-    """Search hyper-parameters on the validation split, with equal budgets; writes a file for
-    `corrkd compare`.
+    """Search hyper-parameters on the validation split.
+
+    Each method gets the same number of trials. The result is a plan for `corrkd compare`.
     """
     from corrkd.experiment.plan import expanded
-    from corrkd.experiment.progress import Reporter
     from corrkd.experiment.tune import TUNED, named, table_text
     from corrkd.experiment.tune import tune as search
 
@@ -821,69 +863,83 @@ def tune(
     print(
         table_text(
             search(
-                options.load(), named(chosen), out, trials=trials, jobs=jobs, reporter=Reporter()
+                options.load(device=device),
+                named(chosen),
+                out,
+                trials=trials,
+                jobs=jobs,
+                progress=True,
             )
         )
     )
-    print(f"\n`corrkd compare --settings {out / TUNED} --data FILE` takes what was found")
+    print(f"\n`corrkd compare --settings {out / TUNED} --data FILE` uses the best trials")
 
 
 @command(app.command)
 def features(
-    folder: Annotated[Path, typer.Argument(help="A folder of recordings.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of recordings.")],
     out: Annotated[
-        Path, typer.Option("--out", help="The .h5 file; started again, the command goes on.")
+        Path, typer.Option("--out", help="Output file (.h5); an incomplete one is continued.")
     ],
     labels: Annotated[
         Path | None,
         typer.Option(
             "--labels",
-            help="CSV file, a row a clip; default: labels.csv or label.csv in the folder, if any.",
+            help="CSV file with one row per clip; default: labels.csv or label.csv in the folder, "
+            "if any.",
         ),
     ] = None,
     preset: Annotated[
         str,
-        typer.Option("--preset", help="Which extractors: embedded; hub: models of Hugging Face."),
+        typer.Option(
+            "--preset", help="Extractors: embedded, or hub for models of the Hugging Face hub."
+        ),
     ] = "embedded",
     extractor: Annotated[
         list[str] | None,
         typer.Option(
             metavar="MODALITY=NAME",
-            help="Another extractor, as audio=speech:MODEL, or none to leave the modality out; "
-            "repeatable.",
+            help="Extractor of a modality, e.g. audio=speech:MODEL, or none to leave the modality "
+            "out; can be repeated.",
         ),
     ] = None,
     align: Annotated[
-        str, typer.Option("--align", help="none; words: a frame a word in every modality.")
+        str, typer.Option("--align", help="none, or words for one frame per word.")
     ] = "none",
     align_model: Annotated[
         str,
         typer.Option(
             "--align-model",
-            help="With --align words: a CTC speech model that gives words their times.",
+            help="With --align words: CTC speech model that finds the times of the words.",
         ),
     ] = "",
     transcribe: Annotated[
         str,
         typer.Option(
-            "--transcribe", help="A model of faster-whisper, as base, for what has no transcript."
+            "--transcribe",
+            help="faster-whisper model, e.g. base, for recordings without a transcript.",
         ),
     ] = "",
     device: Annotated[
-        str, typer.Option("--device", help="Where models of the hub compute: auto, cpu or cuda.")
+        str, typer.Option("--device", help="Device of hub models: auto, cpu or cuda.")
     ] = "auto",
     jobs: Annotated[
-        int, typer.Option("--jobs", min=1, help="Clips at once, a process each; changes no result.")
+        int,
+        typer.Option(
+            "--jobs",
+            min=1,
+            help="Number of clips in parallel, each in its own process; does not change results.",
+        ),
     ] = 1,
     backend: BackendOption = "joblib",
     address: AddressOption = None,
-    max_seconds: Annotated[float, typer.Option(min=0.1, help="Longer recordings are refused.")] = 4
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="Longest recording, in seconds.")] = 4
     * 3600.0,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file that is there.")
+        bool, typer.Option("--overwrite", help="Replace an existing file.")
     ] = False,
 ) -> None:
-    """Make features of recordings: a dataset file for run, predict and the others."""
+    """Extract features from recordings into a dataset file."""
     from corrkd.experiment.experiment import pick_device
     from corrkd.experiment.progress import Reporter
     from corrkd.media.extractors.registry import with_changes
@@ -915,7 +971,7 @@ def features(
         *(f"left out: {e}" for e in work.failures.values()),
     ):
         reporter.say(line)
-    with reporter.task("features", total, total - waiting, remaining=True) as task:
+    with reporter.task("features", total, total - waiting) as task:
 
         def on_clip(clip: ClipRow, error: str | None) -> None:
             if error is not None:
@@ -930,10 +986,11 @@ def features(
 
 @command(app.command)
 def report(
-    folder: Annotated[Path, typer.Argument(help="The folder of a run or a comparison.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a run or a comparison.")],
     reported: ReportedOption = None,
+    reference: ReferenceOption = None,
 ) -> None:
-    """Make the report again from a folder alone."""
+    """Rebuild the report from the folder alone."""
     from corrkd.experiment.progress import Reporter
     from corrkd.experiment.run import keep_reported
     from corrkd.report.report import write_report
@@ -941,12 +998,12 @@ def report(
     if reported is not None:
         keep_reported(folder, reported)
     with Reporter().busy("writing the report"):
-        page = write_report(folder)
+        page = write_report(folder, reference=reference)
     print(page)
 
 
 @command(app.command)
-def presets(name: Annotated[str | None, typer.Argument(help="Print this one.")] = None) -> None:
+def presets(name: Annotated[str | None, typer.Argument(help="Preset to print.")] = None) -> None:
     """List the presets, or print one."""
     from corrkd.presets import preset_names, preset_text
 
@@ -962,11 +1019,11 @@ def presets(name: Annotated[str | None, typer.Argument(help="Print this one.")] 
 
 @command(data_app.command)
 def inspect(
-    file: Annotated[str, typer.Argument(help="A dataset file or folder.")],
+    file: Annotated[str, typer.Argument(help="Dataset file or folder.")],
     *,
     reading: ReadingOptions,
 ) -> None:
-    """Say what is in a dataset: layout, shapes, labels, what is missing, what is suspicious."""
+    """Describe a dataset: layout, shapes, labels, missing data and suspicious values."""
     from corrkd.data.inspect import describe
     from corrkd.data.inspect import inspect as look
     from corrkd.data.load import load_dataset
@@ -979,15 +1036,15 @@ def inspect(
 
 @command(data_app.command)
 def convert(
-    file: Annotated[str, typer.Argument(help="A dataset file or folder.")],
-    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    file: Annotated[str, typer.Argument(help="Dataset file or folder.")],
+    out: Annotated[Path, typer.Argument(help="Output file (.safetensors).")],
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file that is there.")
+        bool, typer.Option("--overwrite", help="Replace an existing file.")
     ] = False,
     *,
     reading: ReadingOptions,
 ) -> None:
-    """Write a dataset to one file that carries no code and opens by memory map."""
+    """Convert a dataset to a single file that contains no code and can be memory-mapped."""
     from corrkd.data.convert import convert as write
     from corrkd.data.load import load_dataset
     from corrkd.experiment.progress import Reporter
@@ -1001,31 +1058,31 @@ def convert(
 
 @command(fetch_app.command)
 def hazumi(
-    out: Annotated[Path, typer.Option("--out", help="The .pkl or .h5 file to write.")] = Path(
+    out: Annotated[Path, typer.Option("--out", help="Output file (.pkl or .h5).")] = Path(
         "hazumi.pkl"
     ),
     clones: Annotated[
         Path | None,
         typer.Option(
-            "--from", help="A folder with clones of the three repositories; nothing is downloaded."
+            "--from", help="Folder with clones of the three repositories, to download nothing."
         ),
     ] = None,
     cache: Annotated[
         Path,
         typer.Option(
-            "--cache", help="Where downloaded files are kept; those that are there are not fetched."
+            "--cache", help="Folder of downloaded files; existing ones are not downloaded again."
         ),
     ] = Path("hazumi-sources"),
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file that is there.")
+        bool, typer.Option("--overwrite", help="Replace an existing file.")
     ] = False,
 ) -> None:
-    """Make the Hazumi set (Osaka University's dialogue corpora) from the public ouktlab/Hazumi2010,
-    Hazumi2012 and Hazumi2105.
+    """Build the Hazumi set (Osaka University's dialogue corpora) from the public repositories
+    ouktlab/Hazumi2010, Hazumi2012 and Hazumi2105.
 
-    About 155 MB are downloaded, and each file is checked by its SHA-256. These repositories hold no
-    licence file: the features are published for research; ask the authors about any other use, and
-    cite Komatani and Okada (ACII 2021).
+    Downloads about 155 MB and checks each file's SHA-256. The repositories have no licence file:
+    the features are published for research; ask the authors about any other use, and cite Komatani
+    and Okada (ACII 2021).
     """
     from corrkd.data.hazumi.build import check_ending, dataset_of, read_sessions, write_dataset
     from corrkd.data.hazumi.sources import download, source_files
@@ -1036,11 +1093,11 @@ def hazumi(
     check_new(out, overwrite=overwrite)
     reporter, files = Reporter(), source_files()
     if clones is None:
-        with reporter.task("download", len(files), remaining=True) as task:
+        with reporter.task("download", len(files)) as task:
             for file in files:
                 download(file, cache)
                 task.step(note=file.name)
-    with reporter.task("sessions", len(files), remaining=True) as task:
+    with reporter.task("sessions", len(files)) as task:
         sessions = read_sessions(
             cache if clones is None else clones, files=files, on_file=task.step
         )
@@ -1052,15 +1109,17 @@ def hazumi(
 
 def seeds_of(text: str) -> list[int]:
     """Return the seeds that an option names. Raises CorrKDError where it names none."""
+    is_list = "," in text
     try:
-        numbers = [int(item) for item in text.split(",")]
+        numbers = [int(item) for item in text.removesuffix(",").split(",")]
     except ValueError:
         raise CorrKDError(
-            f"--seeds {text!r}: expected a number of seeds, or seeds as 0,3,7"
+            f"--seeds {text!r}: expected a number of seeds (3: seeds 0, 1 and 2) or a list with "
+            f"commas (0,3,7; `3,` is seed 3 alone)"
         ) from None
-    if len(numbers) == 1 and numbers[0] < 1:
+    if not is_list and numbers[0] < 1:
         raise CorrKDError(f"--seeds {text!r}: at least one seed is needed")
-    return list(range(numbers[0])) if len(numbers) == 1 else numbers
+    return numbers if is_list else list(range(numbers[0]))
 
 
 def _folder(out: Path | None, preset: str | None) -> Path | None:
@@ -1068,16 +1127,13 @@ def _folder(out: Path | None, preset: str | None) -> Path | None:
 
 
 def _run(settings: Any, out: Path | None, overwrite: bool, *, evaluate: bool) -> None:
-    from corrkd.experiment.progress import Reporter
     from corrkd.experiment.run import run as run_experiment
 
-    done = run_experiment(
-        settings, out, overwrite=overwrite, evaluate=evaluate, reporter=Reporter()
-    )
+    done = run_experiment(settings, out, overwrite=overwrite, evaluate=evaluate, progress=True)
     if evaluate:
         _announce(done)
     else:
-        print(f"trained: {done.folder}; `corrkd resume {done.folder}` evaluates it")
+        print(f"trained: {done.folder}; `corrkd resume {done.folder}` continues with the tests")
 
 
 def _announce(done: Any) -> None:
@@ -1119,8 +1175,8 @@ def main() -> None:
         code = 2
     if code == INTERRUPTED:
         errors.print(
-            "interrupted; `corrkd resume FOLDER` goes on with a run; features, compare, tune and "
-            "predict go on when started again"
+            "interrupted; `corrkd resume FOLDER` continues a run; compare, tune, features and "
+            "predict continue when started again"
         )
     sys.exit(code)
 

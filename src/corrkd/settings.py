@@ -87,8 +87,17 @@ class Strict(BaseModel):
     @classmethod
     def _keys_exist(cls, tree: Any) -> Any:
         if isinstance(tree, Mapping):
-            check_keys(tree, cls.model_fields)
+            check_keys(tree, cls.model_fields, groups=cls._groups())
         return tree
+
+    @classmethod
+    def _groups(cls) -> dict[str, type[BaseModel]]:
+        """Fields that are groups of settings themselves."""
+        return {
+            name: field.annotation
+            for name, field in cls.model_fields.items()
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        }
 
 
 class ResampleSettings(Strict):
@@ -324,13 +333,29 @@ class EvaluationSettings(Strict):
         return STANDARD_CONDITIONS | changes
 
 
-def check_keys(tree: Mapping[Any, Any], allowed: Iterable[str]) -> None:
-    """Raise a ValidationError that names the first key that is not allowed, and those that are."""
+def check_keys(
+    tree: Mapping[Any, Any],
+    allowed: Iterable[str],
+    groups: Mapping[str, type[BaseModel]] | None = None,
+) -> None:
+    """Raise a ValidationError that names the first key that is not allowed; and in which groups
+    there is one of that name, else the keys that are allowed.
+    """
     allowed = list(allowed)
     for key in tree:
         if key not in allowed:
-            message = "is unknown; allowed there: {allowed}"
-            unknown = PydanticCustomError(UNKNOWN_KEY, message, {"allowed": ", ".join(allowed)})
+            meant = [
+                f"{name}.{key}"
+                for name, group in (groups or {}).items()
+                if key in group.model_fields
+            ]
+            message = (
+                "is unknown; did you mean {meant}?"
+                if meant
+                else "is unknown; allowed there: {allowed}"
+            )
+            names = {"meant": " or ".join(meant), "allowed": ", ".join(allowed)}
+            unknown = PydanticCustomError(UNKNOWN_KEY, message, names)
             raise ValidationError.from_exception_data(
                 "settings", [{"type": unknown, "loc": (str(key),), "input": key}]
             )

@@ -806,12 +806,12 @@ def test_the_title_says_what_is_explained(changes: dict[str, Any], title: str, l
     assert title in found
     assert legend in found
     assert any(t.endswith("from −0.40 where every frame is blank") for t in found)
-    assert not any("take more steps" in t for t in found)
+    assert not any("use more steps" in t for t in found)
 
 
 def test_a_sum_that_misses_is_said() -> None:
     found = texts(draw(made({"a": 4}, gap=-0.2)))
-    assert any(t.endswith("the frames' sum is off by −0.20, so take more steps") for t in found)
+    assert any(t.endswith("the sum over frames deviates by −0.20: use more steps") for t in found)
 
 
 def test_the_users_own_look_is_left_alone() -> None:

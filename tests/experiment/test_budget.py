@@ -137,7 +137,7 @@ def test_all_seeds_train_for_what_the_first_chose_and_the_plan_says_it(
     stated = json.loads((out / "built-in" / "run.json").read_text())["protocol"]
     line = next(line for line in stated if line.startswith("Epochs"))
     assert line.startswith(
-        f"Epochs: {chosen['kl']} for every method; the teacher: {chosen['teacher']}. Where"
+        f"Epochs: {chosen['kl']} for all methods; the teacher: {chosen['teacher']}. Where"
     )
     assert "less than 0 points (seed 0 decides; at most 2 doublings)" in line
     # The folder's own plan chooses nothing again: one training for each run.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from safetensors.numpy import load_file
 
 import corrkd
@@ -240,9 +241,7 @@ def test_a_method_begun_with_other_settings_is_not_gone_on_with(
     compare(plan_of(["no-distillation"], tmp=tmp_path), out)
     before = contents(out)
     other = plan_of({"no-distillation": {"lr": 0.5}}, tmp=tmp_path)
-    with pytest.raises(
-        CorrKDError, match=r"arm no-distillation, lr was .*, is 0\.5; .*--overwrite"
-    ):
+    with pytest.raises(CorrKDError, match=r"no-distillation\.lr was .*, is 0\.5; .*--overwrite"):
         compare(other, out)
     with pytest.raises(CorrKDError, match=r"dataset built-in, missing\.modality was 0\.3, is 0\.9"):
         compare(plan_of(["no-distillation"], tmp=tmp_path, missing={"modality": 0.9}), out)
@@ -470,3 +469,24 @@ def test_peak_memory_is_the_job_s_own() -> None:
     )
     peak = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
     assert 1e8 < peak < 2**30
+
+
+def test_the_reference_of_a_plan(tmp_path: Path) -> None:
+    """The command line lies over a dataset's, a dataset's over the file's; it is kept."""
+    tree = {
+        "arms": ["kl", "no-distillation", "corrkd"],
+        "reference": "kl",
+        "datasets": {"a": {"settings": tiny()}, "b": {"settings": tiny(), "reference": "teacher"}},
+    }
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    plan = load_plan(path)
+    assert {n: d.reference_arm for n, d in plan.datasets.items()} == {"a": "kl", "b": "teacher"}
+    chosen = load_plan(path, reference="no-distillation")
+    assert {d.reference_arm for d in chosen.datasets.values()} == {"no-distillation"}
+    (tmp_path / "again.yaml").write_text(plan.to_yaml())
+    assert load_plan(tmp_path / "again.yaml").datasets["b"].reference_arm == "teacher"
+    path.write_text(yaml.safe_dump({key: tree[key] for key in ("arms", "datasets")}))
+    assert load_plan(path).datasets["a"].reference_arm == "corrkd"
+    with pytest.raises(CorrKDError, match=r"datasets\.a: reference: is not one of the arms"):
+        load_plan(path, reference="dmd")

@@ -221,7 +221,7 @@ def test_numbers_of_another_shape_are_refused(tmp_path: Path) -> None:
     ("change", "expected"),
     [
         ({}, "dropped by recording"),
-        ({"frame_ids": None}, "it can see a frame that one sample has lost"),
+        ({"frame_ids": None}, "it can see a frame that is missing in one sample"),
         ({"frame_ids": None, "video": None}, "there are no neighbours"),
     ],
 )

@@ -18,6 +18,7 @@ from corrkd.evaluation import comparison
 from corrkd.report import arm_tables, plain_report, write_report
 from corrkd.report.findings import findings
 from corrkd.report.page import part
+from corrkd.report.report import head
 from corrkd.report.reported import read_reported
 from corrkd.report.run_folder import AbsentError, RunFolder
 from corrkd.report.sections import standings_of
@@ -123,7 +124,7 @@ def test_inter_modality_is_what_the_file_says(compared: Path) -> None:
         best, second = sorted(means, key=lambda m: -means[m])[:2]
         marks = {title: cell.mark for title, cell in frame[column].items() if cell.mark}
         assert marks == {TITLES[best]: "best", TITLES[second]: "second"}
-    assert "Trained on complete samples alone: SELF-MM, Teacher." in table.caption
+    assert "Trained on complete samples only: SELF-MM, Teacher." in table.caption
 
 
 def test_differences_are_paired_within_seeds(out: Path) -> None:
@@ -174,7 +175,10 @@ def test_the_same_answers_cannot_be_told_apart(out: Path) -> None:
     same = analysis.main["gcnet"]
     assert same.difference == (0.0, 0.0, 0.0)
     assert (same.p, same.adjusted) == (1.0, 1.0)
-    assert re.search(r"not significantly different:[^.]*GCNET", " ".join(findings(analysis)))
+    assert re.search(r"\d (is|are) not significantly different", " ".join(findings(analysis)))
+    ranking = arm_tables.ranking_table(opened(out), analysis.main).blocks[""]
+    assert ranking.loc["GCNET", "Rank"] == ranking.loc["CorrKD", "Rank"]
+    assert ranking.loc["GCNET", "Compared with CorrKD"] == "not significantly different"
     frame = standings_of(analysis, "main").blocks[""]
     assert frame.loc["GCNET", "Mean rank"].mean == frame.loc["CorrKD", "Mean rank"].mean
 
@@ -239,8 +243,66 @@ def test_without_corrkd_nothing_is_tested(out: Path) -> None:
 def test_few_groups_are_said(tmp_path: Path) -> None:
     out = write_fake_comparison(tmp_path / "out", arms=("gcnet", "corrkd"), seeds=(0, 1), persons=4)
     sentences = " ".join(findings(analyse(DATASET, opened(out), DRAWS)))
-    assert "not significantly different: GCNET" in sentences
-    assert "the smallest p is 0.125 after Holm" in sentences  # 2 / 2^4
+    assert "Of 1 method compared with CorrKD on Avg., 1 is not significantly differ" in sentences
+    assert "the smallest possible p is 0.125 after Holm" in sentences  # 2 / 2^4
+
+
+def test_the_ranking_is_by_the_average_and_says_what_the_test_says(compared: Path) -> None:
+    analysis = analyse(DATASET, opened(compared), DRAWS)
+    assert isinstance(analysis.main, dict)
+    frame = arm_tables.ranking_table(opened(compared), analysis.main).blocks[""]
+    means = {TITLES[m]: float(np.mean(from_file(compared, m, "average"))) for m in MAIN}
+    assert list(frame.index) == sorted(means, key=lambda title: -means[title])
+    assert frame["Rank"].tolist() == [1, 2, 3, 4, 5]
+    for m in MAIN:
+        row, standing = frame.loc[TITLES[m]], analysis.main[m]
+        assert row["Avg."].mean == pytest.approx(means[TITLES[m]])
+        if m == REFERENCE:
+            assert row["Compared with CorrKD"] == "reference"
+            continue
+        differs = standing.adjusted < 0.05 and (
+            standing.difference.low > 0 or standing.difference.high < 0
+        )
+        side = "lower" if standing.difference.mean < 0 else "higher"
+        assert row["Compared with CorrKD"] == (
+            f"significantly {side}" if differs else "not significantly different"
+        )
+    assert set(frame["Compared with CorrKD"]) >= {"reference", "significantly lower"}
+
+
+def test_any_arm_can_be_the_reference(compared: Path) -> None:
+    run = opened(compared).compared_with("gcnet")
+    analysis = analyse(DATASET, run, DRAWS)
+    assert isinstance(analysis.main, dict)
+    assert analysis.main["gcnet"].difference is None
+    usual = family(opened(compared), MAIN)["gcnet"].difference
+    assert analysis.main["corrkd"].difference.mean == pytest.approx(-usual.mean)
+    assert "minus GCNET, persons × seeds" in standings_of(analysis, "main").columns
+    assert list(arm_tables.ablation_table(run).blocks[""].index) == [
+        "CorrKD",
+        "GCNET",
+        "CORRKD-WITHOUT-SCD",
+        "NO-DISTILLATION",
+    ]
+    with pytest.raises(CorrKDError, match=r"no arm 'kl' to compare with; expected one of self-mm"):
+        opened(compared).compared_with("kl")
+
+
+def test_methods_of_other_packages_are_no_controls(compared: Path, tmp_path: Path) -> None:
+    run = opened(compared)
+    plug_in = run.card.methods[0].model_copy(
+        update={"name": "plug-in", "title": "Plug-in", "kind": "method"}
+    )
+    methods = [*run.card.methods, plug_in]
+    run = RunFolder(run.path, run.card.model_copy(update={"methods": methods}))
+    families = arm_tables.curve_families(run)
+    assert families == {
+        "published methods": ["self-mm", "gcnet", "corrkd"],
+        "controls": ["teacher", "no-distillation", "corrkd"],
+        "other methods": ["plug-in", "corrkd"],
+    }
+    terms = head({DATASET: run})
+    assert (terms["Controls"], terms["Methods"]) == ("Teacher, NO-DISTILLATION", "Plug-in, CorrKD")
 
 
 def test_ranks(compared: Path) -> None:
@@ -273,18 +335,25 @@ def without_ablation(run: RunFolder) -> RunFolder:
     return RunFolder(run.path, run.card.model_copy(update={"methods": methods}))
 
 
-def test_costs(out: Path) -> None:
+def test_size_and_time(out: Path) -> None:
     costs = pd.read_csv(out / DATASET / "costs.csv").astype({"train_seconds": float})
     costs.loc[costs["method"] == "gcnet", "peak_memory_bytes"] = math.nan
     costs.to_csv(out / DATASET / "costs.csv", index=False)
-    frame = arm_tables.costs_table(opened(out)).blocks[""]
+    frame = arm_tables.size_table(opened(out)).blocks[""]
     assert frame.loc["GCNET", "Parameters"] == 2000
     assert (frame.loc["GCNET", "Epochs"].mean, frame.loc["GCNET", "Epochs"].ends) == (
         11.0,
         (10.0, 12.0),
     )
+    assert list(frame.columns) == ["Parameters", "Epochs"]
+    frame = arm_tables.time_table(opened(out)).blocks[""]
     assert frame.loc["GCNET", "Peak memory, MB"] is None
     assert frame.loc["Teacher", "Peak memory, MB"] == 300
+    assert "Device" not in frame
+    devices = np.where(costs["seed"] == 1, "a <b>GPU</b>", "cpu")
+    costs.assign(device=devices).to_csv(out / DATASET / "costs.csv", index=False)
+    frame = arm_tables.time_table(opened(out)).blocks[""]
+    assert set(frame["Device"]) == {"a <b>GPU</b>, cpu"}
 
 
 HEAD = "method,condition,metric,value,source\n"
@@ -340,7 +409,7 @@ def test_reported_rows_are_marked_and_change_nothing(compared: Path, tmp_path: P
         (HEAD + "a,{l,a},accuracy,61,s\n", "row 2: expected 5 columns"),
         (
             HEAD + "a,average,accuracy,61,s\na,Avg.,accuracy,62,s\n",
-            "row 3: condition 'Avg.' of a is there twice",
+            "row 3: condition 'Avg.' of a appears twice",
         ),
         (
             "dataset," + HEAD + "mosi,a,average,accuracy,61,s\n",
@@ -369,7 +438,8 @@ def test_reported_needs_the_dataset_where_there_are_several(compared: Path, tmp_
     runs = {"invented": opened(compared), "other": opened(compared)}
     (tmp_path / "reported.csv").write_text(HEAD + "a,average,accuracy,61,s\n", encoding="utf-8")
     with pytest.raises(
-        CorrKDError, match="dataset is empty, and there are several; expected invented or other"
+        CorrKDError,
+        match="dataset is empty, but there are several datasets; expected invented or other",
     ):
         read_reported(tmp_path / "reported.csv", runs)
 
@@ -456,7 +526,9 @@ def test_files_bear_the_dataset(written: Path) -> None:
             "per-class",
             "ablation",
             "ranks",
-            "costs",
+            "ranking",
+            "size",
+            "time",
         ):
             assert {".csv", ".tex"} == {
                 p.suffix for p in (written / "tables").glob(f"{name}-{table}.*")
@@ -486,4 +558,4 @@ def test_without_predictions_the_rest_stands(out: Path) -> None:
     assert isinstance(analysis.main, AbsentError)
     assert isinstance(part(standings_of, analysis, "main"), AbsentError)
     assert isinstance(part(arm_tables.inter_modality, opened(out), "weighted_f1", {}), Table)
-    assert "No test: No seed's folder holds predictions.parquet." in " ".join(findings(analysis))
+    assert "No test: No seed's folder contains predictions.parquet." in " ".join(findings(analysis))

@@ -13,7 +13,8 @@ import pytest
 from corrkd.errors import CorrKDError
 from corrkd.report import write_report
 from corrkd.report.findings import findings, verdict
-from corrkd.report.report import head
+from corrkd.report.report import head, seed_warnings
+from corrkd.report.run_folder import RunFolder
 from corrkd.report.standings import analyse
 from corrkd.report.tables import Cell
 from tests.report.conftest import NASTY
@@ -155,7 +156,9 @@ def test_one_seed(tmp_path: Path) -> None:
     words = "".join(read(folder).words)
     assert "One seed, hence no interval (—)" in words
     assert "no significant difference (" in words
-    assert "one seed has no interval" in words
+    assert "a single seed gives no interval" in words
+    assert words.count("Warning. Too few seeds (1 seed)") == 1
+    assert (folder / "report.md").read_text(encoding="utf-8").count("Too few seeds") == 1
     assert "±" not in words.replace(
         "mean ± half-width of the Student-t 95 % interval over seeds", ""
     )  # how to read it
@@ -173,7 +176,7 @@ def test_other_targets(tmp_path: Path, kind: str) -> None:
     assert ("Mean absolute error" in words) == (kind == "score")
     assert (folder / "figures" / "scores.svg").exists() == (kind == "score")
     assert (folder / "figures" / "confusion.svg").exists() == (kind == "questions")
-    assert "Bayes ceiling" not in re.sub("The Bayes ceiling, where there is one", "", words)
+    assert "Bayes ceiling" not in re.sub("The Bayes ceiling, available for", "", words)
 
 
 @pytest.mark.usefixtures("sketches")
@@ -203,9 +206,11 @@ def test_missing_files_leave_a_line(tmp_path: Path, lost: list[str], kept: str) 
     words = "".join(read(folder).words)
     markdown = html.unescape((folder / "report.md").read_text(encoding="utf-8")).replace("\\", "")
     for name in lost:
-        assert re.search(f"(The run folder|No seed's folder) holds (no )?{re.escape(name)}.", words)
         assert re.search(
-            f"(The run folder|No seed's folder) holds (no )?{re.escape(name)}.", markdown
+            f"(The run folder|No seed's folder) contains (no )?{re.escape(name)}.", words
+        )
+        assert re.search(
+            f"(The run folder|No seed's folder) contains (no )?{re.escape(name)}.", markdown
         )
     assert (folder / kept).exists()
 
@@ -216,7 +221,7 @@ def test_only_run_json(tmp_path: Path) -> None:
         if path.name != "run.json":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_report(folder)
-    assert "No finding" in "".join(read(folder).words)
+    assert "No findings" in "".join(read(folder).words)
 
 
 def test_not_a_plans_folder(tmp_path: Path) -> None:
@@ -252,9 +257,9 @@ def test_a_folder_of_version_01_is_refused_in_one_line(tmp_path: Path, name: str
     ("changes", "fault"),
     [
         ({"later": 1}, "later: Extra inputs are not permitted"),
-        ({"reference": "kl"}, "'kl' is none of the methods"),
-        ({"control": "kl"}, "'kl' is none of the methods"),
-        ({"seeds": [0, 0]}, "seeds: 0 is there twice"),
+        ({"reference": "kl"}, "'kl' is not one of the methods"),
+        ({"control": "kl"}, "'kl' is not one of the methods"),
+        ({"seeds": [0, 0]}, "seeds: 0 appears twice"),
         ({"seeds": list(range(10_001))}, "seeds: List should have at most 10000 items"),
         ({"notes": ["x" * 100_001]}, "notes.0: String should have at most 100000 characters"),
         ({"split": "../train"}, "split: Input should be"),
@@ -341,7 +346,7 @@ def test_findings_say_only_what_the_interval_shows(
 
 
 def test_verdict_without_pairs() -> None:
-    assert verdict(None, 0, "a", "b") == "no seed has both"
+    assert verdict(None, 0, "a", "b") == "no seed has results of both"
     assert verdict(Cell(1.0, 1.0), 5, "a", "b").startswith(
         "no significant difference"
     )  # zero at the interval's edge
@@ -360,6 +365,40 @@ def test_contents_lead_to_every_section(reported: Path) -> None:
     assert [title for _, title in links] == re.findall(r"<h2>(.*?)</h2>", text)
     for target, title in links:
         assert re.search(rf'<section id="{target}">\s*<h2>{re.escape(title)}</h2>', text)
+    markdown = (reported / "report.md").read_text(encoding="utf-8")
+    linked = re.findall(r"- \[(.*?)\]\(#([\w-]+)\)", markdown)
+    assert len(linked) == len(links)
+    for title, target in linked:
+        assert re.search(rf'<a id="{target}"></a>\n\n## {re.escape(title)}\n', markdown)
+
+
+def test_hardware_versions_and_time_are_in_the_footer_alone(reported: Path, tmp_path: Path) -> None:
+    """Everything else follows from data, settings and seeds."""
+    again = Path(shutil.copytree(reported, tmp_path / "again"))
+    costs = pd.read_csv(again / DATASET / "costs.csv")
+    costs.assign(train_seconds=1e5, peak_memory_bytes=1e11, device="ENIAC").to_csv(
+        again / DATASET / "costs.csv", index=False
+    )
+    edit_card(again, torch="9.9.9", corrkd="7.7.7", python="5.5")
+    write_report(again, draws=100)
+    for name, end in (("report.html", "<footer>"), ("report.md", "\n---\n")):
+        before, after = (
+            (folder / name).read_text(encoding="utf-8").split(end) for folder in (reported, again)
+        )
+        assert before[0] == after[0]
+        for fact in ("torch 9.9.9", "corrkd 7.7.7", "Python 5.5", "100,000", "ENIAC"):
+            assert fact in after[1]
+
+
+def test_no_warning_with_three_seeds(reported: Path) -> None:
+    assert "Too few seeds" not in (reported / "report.md").read_text(encoding="utf-8")
+    run = opened(reported)
+    few = {
+        n: RunFolder(run.path, run.card.model_copy(update={"seeds": s}))
+        for n, s in {"a": [0, 1, 2], "b": [4, 5]}.items()
+    }
+    (warning,) = seed_warnings(few)
+    assert warning.startswith("Too few seeds (2 seeds)")
 
 
 def test_the_list_of_files_is_of_those_in_the_folder(reported: Path) -> None:
@@ -388,8 +427,8 @@ def test_missing_frames_are_shown_with_their_reasons(reported: Path, tmp_path: P
     )
     assert table["Modality, split"].tolist() == ["vision, train", "vision, test"]
     assert table["Frames"].tolist() == ["2400", "480"]
-    why = table["Of which, in % of all frames"].tolist()
-    assert why == ["no <b>face</b> | none 18.8, stream over 1.2, another reason 5.0", ""]
+    why = table["Reasons, % of all frames"].tolist()
+    assert why == ["no <b>face</b> | none 18.8, stream over 1.2, other 5.0", ""]
     html, markdown = (
         (reported / f"report.{ending}").read_text("utf-8") for ending in ("html", "md")
     )

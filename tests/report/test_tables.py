@@ -199,8 +199,28 @@ def test_marks(means: list[float], sign: int) -> None:
     order = sorted(set(texts.values()), key=float, reverse=sign > 0)
     for method, text in texts.items():
         rank = order.index(text)  # equal to the reader, equal in rank
-        assert out[method].mark == (["best", "second"][rank] if rank < 2 and len(texts) > 1 else "")
+        assert out[method].mark == (["best", "second"][rank] if rank < 2 and len(order) > 1 else "")
     assert all(c.mark == "" for c in out.values() if math.isnan(c.mean))
+
+
+@pytest.mark.parametrize(
+    ("means", "marks"),
+    [
+        ([50.0, 50.001, 50.004], ["", "", ""]),  # they read the same
+        ([60.0, 60.001, 50.0], ["best", "best", "second"]),
+        ([39.0, 38.0, 20.0], ["", "", ""]),  # below the by-length floor
+        ([40.0, 41.0, 20.0], ["", "best", ""]),  # one is on it
+    ],
+)
+def test_nothing_is_marked_of_equals_or_below_a_floor(means: list[float], marks: list[str]) -> None:
+    column = {str(i): Cell(m, 1.0) for i, m in enumerate(means)}
+    floors = {"majority": Cell(30.0), "by-length": Cell(40.0)}
+    out = tables.marked(column | floors, list(column), tables.FRACTION)
+    assert [out[m].mark for m in column] == marks
+    assert {out[m].mark for m in floors} == {""}
+    errors = Metric("x", "x", sign=-1)  # of which less is better
+    out = tables.marked({"majority": Cell(1.0), "0": Cell(0.5), "1": Cell(1.5)}, ["0", "1"], errors)
+    assert [out["0"].mark, out["1"].mark] == ["best", ""]
 
 
 def test_best_of_calibration_is_the_lowest(reported: Path) -> None:
@@ -335,7 +355,7 @@ def test_plain_report(reported: Path) -> None:
 def test_plain_report_without_results(tmp_path: Path) -> None:
     folder = write_fake_run(tmp_path / "run", samples=5)
     (folder / DATASET / "results.csv").unlink()
-    assert f"{DATASET}: The run folder holds no results.csv." in plain_report(folder)
+    assert f"{DATASET}: The run folder contains no results.csv." in plain_report(folder)
 
 
 def test_text_tables_line_up_with_wide_characters() -> None:

@@ -78,7 +78,7 @@ def run_card(
             }
             for arm in arms
         ],
-        "reference": dataset_plan.reference,
+        "reference": dataset_plan.reference_arm,
         "control": dataset_plan.control,
         "teacher_outputs": outputs_digest(experiment.settings),
         "seeds": list(experiment.settings.seeds),
@@ -166,17 +166,17 @@ def arrangement(experiment: Experiment) -> list[str]:
     group = dependence_groups(experiment.dataset.split("train"))[0]
     if resample.folds is not None:
         out.append(
-            f"Cross-validation: train and valid together fall into {resample.folds} folds by "
-            f"{group}; seed s validates on fold s mod "
+            f"Cross-validation: train and valid together are divided into {resample.folds} folds "
+            f"by {group}; seed s validates on fold s mod "
             f"{resample.folds} and trains on the others."
         )
     if resample.train is not None:
-        out.append(f"Every seed draws {resample.train} training samples of its own.")
+        out.append(f"Each seed draws its own {resample.train} training samples.")
     if sets := prediction_sets(experiment):
         held_out = len(experiment.targets(CALIBRATION))
         out.append(
-            f"Prediction sets: {held_out} training samples of {sets['groups']} groups by {group} "
-            f"took part in no training and no choice."
+            f"Prediction sets: {held_out} training samples in {sets['groups']} groups by {group} "
+            f"were held out from training and selection."
         )
     out += _who_teaches(teacher, group, digest=outputs_digest(settings))
     if teacher.temperature != 1.0 and experiment.target.has_classes:
@@ -252,18 +252,17 @@ def protocol(
     missing = settings.missing
     students = [arm for arm in arms if not arm.is_teacher]
     lines = [
-        f"Test masks: the same for every method and training seed (mask seed "
-        f"{settings.evaluation.mask_seed}, "
-        f"{settings.evaluation.draws} draws of what is random).",
-        "Training masks: drawn anew in every epoch from seed, sample and modality, so the same "
-        "for every method that trains on incomplete "
-        f"samples (a modality is lost with probability {missing.modality:g}, "
-        f"{missing.frames_low:g} to {missing.frames_high:g} of "
-        f"the frames, {missing.complete:g} of the samples stay complete). Trained on complete "
-        f"samples, as in their papers: "
+        f"Test masks: the same for all methods and training seeds (mask seed "
+        f"{settings.evaluation.mask_seed}; number of draws of each random condition: "
+        f"{settings.evaluation.draws}).",
+        "Training masks: drawn in every epoch from seed, sample and modality, so the same for all "
+        "methods that train on incomplete samples (a modality is missing with probability "
+        f"{missing.modality:g}, a share of {missing.frames_low:g} to {missing.frames_high:g} of "
+        f"the frames is dropped, and a share of {missing.complete:g} of the samples stays "
+        f"complete). Trained on complete samples, as in their papers: "
         f"{', '.join(arm.title for arm in arms if arm.complete) or 'none'}.",
-        "Initialisation: networks of one structure begin with the same parameters for a seed; "
-        "the teacher has its own.",
+        "Initialisation: networks of the same structure start from the same parameters for a given "
+        "seed; the teacher has its own.",
         f"Selection: {selection_rules((arm.selection, arm.title) for arm in arms)}. Nothing is "
         f"chosen on the "
         f"{settings.evaluation.split} split.",
@@ -292,21 +291,19 @@ def _neighbours(experiment: Experiment) -> str:
             "each sample is its own conversation."
         )
     text = (
-        "reads a sample among the others of its conversation, those after it too, all with the "
-        "same part missing."
+        "reads a sample among the others of its conversation, including later ones, all with the "
+        "same modalities or frames missing."
     )
     if all(frames.shape[1] == 1 for frames in split.frames.values()):
         return text
     if set(split.frame_ids) == set(split.frames):
         return (
-            f"{text} A share of missing frames is dropped by recording: a dropped frame is "
-            f"dropped in all samples that hold it. Bursts and "
-            "late starts are each sample's own."
+            f"{text} Random frames are dropped by recording: a dropped frame is missing in all "
+            "samples that contain it. Bursts and late starts differ from sample to sample."
         )
     return (
         f"{text} The data do not number their frames: where samples overlap, it can see a frame "
-        f"that one sample has lost in a "
-        "neighbour that holds it too."
+        "that is missing in one sample in a neighbour that contains it too."
     )
 
 
@@ -325,9 +322,9 @@ def _epochs(arms: Sequence[Arm], dataset_plan: DatasetPlan) -> str:
     if dataset_plan.budget is None:
         return f"Epochs: {students}{teachers}."
     rule = (
-        f"Where the plan does not name them, a method's first budget is doubled, its schedule "
-        f"laid over the whole, until its validation "
-        f"score gains less than {dataset_plan.budget.gain:g} points (seed "
+        f"Where the plan does not set it, the number of epochs is doubled, with the schedule "
+        f"stretched accordingly, until the validation score gains less than "
+        f"{dataset_plan.budget.gain:g} points (seed "
         f"{dataset_plan.settings.seeds[0]} decides; at most "
         f"{dataset_plan.budget.doublings} doublings)."
     )
@@ -343,7 +340,7 @@ def _shared(key: str, arms: Sequence[Arm]) -> str:
         f"{arm.title} {value:g}" for arm, value in zip(arms, values, strict=True) if value != common
     ]
     return (
-        f"{common:g} for every method" + (f" but {', '.join(others)}" if others else "")
+        f"{common:g} for all methods" + (f" except {', '.join(others)}" if others else "")
         if values
         else "none"
     )

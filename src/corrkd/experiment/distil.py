@@ -22,7 +22,7 @@ from corrkd.experiment.arm import TEACHER, WITHOUT_TEACHER
 from corrkd.experiment.choices import NetworkChoice
 from corrkd.experiment.experiment import Experiment, prepare
 from corrkd.experiment.processes import make_fabric
-from corrkd.experiment.progress import Reporter, Task
+from corrkd.experiment.progress import Reporter, Task, reporter_of
 from corrkd.experiment.settings import OtherTeachers, Settings, load_settings
 from corrkd.experiment.stages import check_tokens
 from corrkd.experiment.stored_data import dataset_in_memory
@@ -84,7 +84,7 @@ def distil(
     seed: int = 0,
     test: bool = True,
     settings: Mapping[str, Any] | None = None,
-    reporter: Reporter | None = None,
+    progress: bool | None = None,
 ) -> Distilled:
     """Make a network robust to missing modalities: train it on incomplete samples, taught by
     teachers of complete ones.
@@ -102,13 +102,13 @@ def distil(
         seed: of initial parameters of named networks, order, masks and dropout.
         test: whether the student is tested on the test split.
         settings: over the preset's, nested, as of `corrkd.load_settings`.
-        reporter: where progress goes; default: nowhere.
+        progress: whether progress is shown; default: on a terminal and in a notebook alone.
 
     Raises:
         CorrKDError: for anything wrong with networks, settings or data; a loss asked for in
             `settings` needs a representation or parts that the networks do not have.
     """
-    reporter = reporter or Reporter(quiet=True)
+    reporter = reporter_of(progress)
     settings = settings or {}
     if teachers and (settings.get("teacher") or {}).get("others"):
         raise CorrKDError("settings: teacher.others: give such teachers in `teachers`, too")

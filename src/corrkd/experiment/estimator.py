@@ -248,7 +248,13 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             tree = self._settings(len(np.unique(members[split == SPLITS[0]])))
             network = load_settings(preset=self.preset, **tree).student.network.name
             made = distil(
-                network, dataset=dataset, preset=self.preset, seed=seed, test=False, settings=tree
+                network,
+                dataset=dataset,
+                preset=self.preset,
+                seed=seed,
+                test=False,
+                settings=tree,
+                progress=False,
             )
         self.saved_: SavedNetwork = made.student
         self.history_ = made.history

@@ -33,6 +33,7 @@ from corrkd.experiment.progress import Reporter, Task
 from corrkd.experiment.stages import (
     RESULTS,
     Training,
+    device_name,
     evaluate_arm,
     stack_size,
     train_all,
@@ -290,7 +291,7 @@ def _epochs(job: Job, arm: Arm, train: Callable[[Arm, Path], None]) -> int:
     return budget.epochs
 
 
-def _cost(job: Job, device: torch.device, resumed: bool) -> dict[str, float | None]:
+def _cost(job: Job, device: torch.device, resumed: bool) -> dict[str, float | str | None]:
     """What the training took. Seconds and memory of one that was stopped and resumed are not
     recorded whole.
     """
@@ -307,6 +308,7 @@ def _cost(job: Job, device: torch.device, resumed: bool) -> dict[str, float | No
         "epochs": len(recorded(job.folder / job.arm, "history")),
         "train_seconds": None if resumed or job.arm not in timings else float(timings[job.arm]),
         "peak_memory_bytes": None if resumed else peak_memory(device),
+        "device": None if resumed else device_name(device),
     }
 
 
@@ -318,9 +320,7 @@ class FileReporter(Reporter):
         self._path = path
 
     @contextmanager
-    def task(
-        self, title: str, total: int, done: int = 0, *, remaining: bool = False
-    ) -> Iterator[Task]:
+    def task(self, title: str, total: int, done: int = 0) -> Iterator[Task]:
         """A piece of work whose state the file holds."""
         yield _Line(self._path, title.split()[-1], total, done)
 

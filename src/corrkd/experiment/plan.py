@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import (
@@ -53,12 +53,14 @@ class DatasetPlan(Strict):
         arms: by name, with what differs from their defaults.
         budget: the rule by which each arm's number of epochs is chosen; None: the arms' own.
         epochs: by arm, what was chosen; such an arm's budget is not chosen again.
+        reference: the arm that the report compares the others with; None: as `reference_arm` says.
     """
 
     settings: Settings
     arms: Annotated[dict[str, ArmSettings], Field(min_length=1, max_length=MOST_ARMS)]
     budget: BudgetRule | None = None
     epochs: dict[str, Count] = Field(default_factory=dict)
+    reference: str | None = None
 
     @field_validator("arms", mode="after")
     @classmethod
@@ -75,12 +77,21 @@ class DatasetPlan(Strict):
         """Whether the arm's number of epochs is chosen by the rule."""
         return self.budget is not None and arm not in self.epochs
 
+    @field_validator("reference", mode="after")
+    @classmethod
+    def _reference_is_an_arm(cls, reference: str | None, info: ValidationInfo) -> str | None:
+        arms = info.data.get("arms", {})
+        if reference is not None and reference not in arms:
+            raise ValueError(f"is not one of the arms {', '.join(arms)}")
+        return reference
+
     @property
-    def reference(self) -> str:
-        """The arm that the others are compared with: the student of a run, CorrKD of a comparison;
-        else the last one.
+    def reference_arm(self) -> str:
+        """The arm that the others are compared with: the chosen reference; else the student of a
+        run, CorrKD of a comparison; else the last one.
         """
-        return next((name for name in REFERENCES if name in self.arms), list(self.arms)[-1])
+        usual = next((name for name in REFERENCES if name in self.arms), list(self.arms)[-1])
+        return self.reference or usual
 
     @property
     def control(self) -> str | None:
@@ -182,12 +193,14 @@ def load_plan(
     jobs: int | None = None,
     overrides: Iterable[str] = (),
     budget: str | None = None,
+    reference: str | None = None,
 ) -> Plan:
     """A plan from a YAML file and/or the command line, which lies over the file.
 
     The file's keys: `datasets`, by name {settings: as of a run, arms: changes there}; `arms`, a
-    list of names or {name: changes}; `seeds`, `jobs`, `search`; `budget`, "doubling" (the default),
-    "fixed", or the rule's own keys.
+    list of names or {name: changes}; `seeds`, `jobs`, `search`; `reference`, the arm that the
+    report compares the others with; `budget`, "doubling" (the default), "fixed", or the rule's own
+    keys.
 
     Args:
         source: the file.
@@ -199,16 +212,17 @@ def load_plan(
         overrides: `key=value` settings of every dataset.
         budget: "doubling": an arm's number of epochs is doubled until its validation score gains
             little (`corrkd.experiment.budget`); "fixed": it is the settings'.
+        reference: the arm that the report compares the others with.
 
     Raises:
         CorrKDError: for an unknown key, value or method, or a name that no folder can have.
     """
     tree = read_yaml(Path(source)) if source is not None else {}
-    unknown = set(tree) - {"datasets", "arms", "seeds", "jobs", "search", "budget"}
+    unknown = set(tree) - {"datasets", "arms", "seeds", "jobs", "search", "budget", "reference"}
     if unknown:
         raise CorrKDError(
             f"plan {source}: {quoted(min(unknown))} is unknown; allowed: datasets, arms, seeds, "
-            f"jobs, search, budget"
+            f"jobs, search, budget, reference"
         )
     common_budget = tree.get("budget", "doubling")
     common = _named(tree.get("arms"), "arms")
@@ -232,7 +246,15 @@ def load_plan(
     shared = {} if chosen_seeds is None else {"seeds": chosen_seeds}
     plans = {
         str(name): _dataset(
-            str(name), dataset_plan or {}, common, shared, list(overrides), common_budget, budget
+            str(name),
+            dataset_plan or {},
+            common,
+            shared,
+            list(overrides),
+            common_budget,
+            budget,
+            tree.get("reference"),
+            reference,
         )
         for name, dataset_plan in datasets.items()
     }
@@ -296,6 +318,8 @@ def _dataset(
     overrides: list[str],
     common_budget: Any,
     budget: str | None,
+    common_reference: Any,
+    reference: str | None,
 ) -> DatasetPlan:
     where = f"plan: datasets.{name}"
     check_dataset_names([name])
@@ -304,9 +328,11 @@ def _dataset(
         "arms",
         "budget",
         "epochs",
+        "reference",
     }:
         raise CorrKDError(
-            f"{where}: expected {{settings: ..., arms: ..., budget: ..., epochs: ...}}"
+            f"{where}: expected {{settings: ..., arms: ..., budget: ..., epochs: ..., "
+            f"reference: ...}}"
         )
     rule = _budget(dataset_plan.get("budget", common_budget) if budget is None else budget, where)
     dataset_arms = _named(dataset_plan.get("arms"), f"datasets.{name}.arms")
@@ -336,7 +362,13 @@ def _dataset(
             f"fixed (or --budget fixed)"
         )
     try:
-        return DatasetPlan(settings=settings, arms=arms, budget=rule, epochs=epochs)
+        return DatasetPlan(
+            settings=settings,
+            arms=arms,
+            budget=rule,
+            epochs=epochs,
+            reference=reference or dataset_plan.get("reference", common_reference),
+        )
     except ValidationError as error:
         raise CorrKDError(f"{where}: {first_line(error)}") from None
 

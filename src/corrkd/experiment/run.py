@@ -25,7 +25,7 @@ from corrkd.experiment.folder import COSTS, GROUPS, RESULTS
 from corrkd.experiment.job import COST, Job
 from corrkd.experiment.plan import DatasetPlan, Plan, arms_of, plan_of_run, read_plan
 from corrkd.experiment.processes import is_first_process, wait_for_all, world_size
-from corrkd.experiment.progress import Reporter
+from corrkd.experiment.progress import Reporter, reporter_of
 from corrkd.experiment.references import references
 from corrkd.experiment.runner import Failure, run_jobs
 from corrkd.experiment.scaling import Unscaled, scaled
@@ -94,7 +94,7 @@ def run(
     dataset: Any = None,
     overwrite: bool = False,
     evaluate: bool = True,
-    reporter: Reporter | None = None,
+    progress: bool | None = None,
 ) -> Run:
     """Train teacher, student and control for every seed, test them under every missing condition
     and write the report.
@@ -109,18 +109,19 @@ def run(
             folder's name of it.
         overwrite: replace a run that is there.
         evaluate: whether to test, too.
-        reporter: where progress goes; default: nowhere.
+        progress: whether progress is shown; default: on a terminal and in a notebook alone.
 
     Raises:
         CorrKDError: for anything wrong with settings, data or the folder, or where a training has
             failed.
     """
+    reporter = reporter_of(progress)
     if settings is None:
         settings = SYNTHETIC if dataset is None else Unscaled()
     data: MultimodalDataset | None = None
     if isinstance(settings, Unscaled):
         _check_folder(out, overwrite=overwrite)  # before data are read
-        settings, data = _scaled(settings, dataset, reporter or Reporter(quiet=True))
+        settings, data = _scaled(settings, dataset, reporter)
     else:
         if isinstance(settings, str):
             settings = load_settings(preset=settings)
@@ -180,7 +181,7 @@ def compare(
     backend: Backend = "joblib",
     address: str | None = None,
     reported: str | Path | None = None,
-    reporter: Reporter | None = None,
+    progress: bool | None = None,
 ) -> Run:
     """Do what is missing of a plan and write its report.
 
@@ -194,7 +195,7 @@ def compare(
         backend: as of `run_jobs`.
         address: as of `run_jobs`.
         reported: CSV file with numbers from papers, shown beside ours and marked.
-        reporter: where progress goes; default: nowhere.
+        progress: whether progress is shown; default: on a terminal and in a notebook alone.
 
     Returns:
         The results, and the runs that failed.
@@ -213,13 +214,13 @@ def compare(
         backend=backend,
         address=address,
         reported=reported,
-        reporter=reporter,
+        reporter=reporter_of(progress),
     )
 
 
-def resume(out: str | Path, *, evaluate: bool = True, reporter: Reporter | None = None) -> Run:
+def resume(out: str | Path, *, evaluate: bool = True, progress: bool | None = None) -> Run:
     """Go on with a run or a comparison that was stopped, wherever that was, to the same bits as one
-    never stopped.
+    never stopped. `progress`: as of `run`.
 
     Raises:
         CorrKDError: where the folder holds no plan, the data has changed, or a training has failed.
@@ -230,7 +231,7 @@ def resume(out: str | Path, *, evaluate: bool = True, reporter: Reporter | None 
             f"{out}: holds a search over hyper-parameters; go on with `corrkd resume {out}`"
         )
     return _without_failures(
-        execute(plan, out, continues=True, evaluate=evaluate, reporter=reporter)
+        execute(plan, out, continues=True, evaluate=evaluate, reporter=reporter_of(progress))
     )
 
 
@@ -254,16 +255,15 @@ def execute(
     backend: Backend = "joblib",
     address: str | None = None,
     reported: str | Path | None = None,
-    reporter: Reporter | None = None,
+    reporter: Reporter,
 ) -> Run:
     """Carry out a plan in its folder: what `run`, `compare` and `resume` do.
 
     `in_memory` are stored in the folder; `in_file` have been read from what the plan names, so that
     they are not read again.
     """
-    reporter = (
-        reporter if reporter and is_first_process() else Reporter(quiet=True)
-    )  # of several processes the first speaks
+    if not is_first_process():  # of several processes the first speaks
+        reporter = Reporter(quiet=True)
     _check_folder(out, overwrite=overwrite, continues=continues)  # before data are read
     in_memory, datasets = in_memory or {}, dict(in_file or {})
     if in_memory:
@@ -475,7 +475,7 @@ def _check_same(out: Path, name: str, before: DatasetPlan, now: DatasetPlan) -> 
             ]
             if None not in epochs and epochs[0] != epochs[1]:
                 raise CorrKDError(
-                    f"{where}, arm {arm.name}, epochs was {epochs[0]}, is {epochs[1]}; {advice}"
+                    f"{where}, {arm.name}.epochs was {epochs[0]}, is {epochs[1]}; {advice}"
                 )
             was, is_ = (
                 _flat(resolve(arm.name, before.arms[arm.name], before.settings).to_json()),
@@ -485,8 +485,7 @@ def _check_same(out: Path, name: str, before: DatasetPlan, now: DatasetPlan) -> 
             if changed:
                 key = changed[0]
                 raise CorrKDError(
-                    f"{where}, arm {arm.name}, {key} was {was.get(key)}, is {is_.get(key)}; "
-                    f"{advice}"
+                    f"{where}, {arm.name}.{key} was {was.get(key)}, is {is_.get(key)}; {advice}"
                 )
 
 
@@ -564,7 +563,7 @@ def _collect(
     return Run(out, results, failures)
 
 
-_COSTS = ["parameters", "epochs", "train_seconds", "peak_memory_bytes"]
+_COSTS = ["parameters", "epochs", "train_seconds", "peak_memory_bytes", "device"]
 
 
 def _cost(job: Job) -> dict[str, Any]:

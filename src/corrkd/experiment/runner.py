@@ -24,7 +24,7 @@ from corrkd.escape import terminal_text
 from corrkd.experiment.experiment import Experiment, prepare
 from corrkd.experiment.job import LOG, PROGRESS, Job, attempt, carry_out_together
 from corrkd.experiment.processes import world_size
-from corrkd.experiment.progress import Reporter
+from corrkd.experiment.progress import Countdown, Reporter
 from corrkd.experiment.settings import Settings
 from corrkd.files import make_folder, open_no_link
 from corrkd.workers import Backend, Submit, each_done, workers
@@ -88,6 +88,8 @@ def _one_by_one(
 ) -> list[Failure]:
     failures: list[Failure] = []
     begun: set[tuple[Path, str]] = set()
+    ended = sum(job.done for job in jobs)
+    countdown = Countdown(len(jobs), ended)
     for job in ordered(jobs):
         if job.done:
             continue
@@ -104,6 +106,9 @@ def _one_by_one(
         error = _unmet(job, failures) or attempt(job, experiments[job.dataset.name], reporter)
         if error is not None:
             failures.append(Failure(job, error))
+        ended = sum(other.done for other in jobs) + len(failures)
+        if left := countdown.left(ended):
+            reporter.say(f"runs: {ended}/{len(jobs)}  {left}")
     return failures
 
 
@@ -181,18 +186,18 @@ def watched(jobs: Sequence[Job], failures: Sequence[Failure], reporter: Reporter
     if reporter.quiet:
         yield
         return
-    console = Console(stderr=True)
-    if console.is_terminal and not reporter.plain:
+    announced = {job for job in jobs if job.done}
+    countdown = Countdown(len(jobs), len(announced))
+    if reporter.draws:
         live = Live(
-            console=console,
-            get_renderable=lambda: state_table(jobs, failures),
+            console=Console(stderr=True),
+            get_renderable=lambda: state_table(jobs, failures, countdown),
             refresh_per_second=2,
         )
         with live:
             yield
         return
-    announced = {job for job in jobs if job.done}
-    follow, stop = partial(_say_ended, jobs, announced, reporter), Event()
+    follow, stop = partial(_say_ended, jobs, announced, reporter, countdown), Event()
     thread = Thread(target=_every, args=(stop, 1.0, follow), daemon=True)
     thread.start()
     try:
@@ -203,8 +208,12 @@ def watched(jobs: Sequence[Job], failures: Sequence[Failure], reporter: Reporter
         follow()
 
 
-def state_table(jobs: Sequence[Job], failures: Sequence[Failure] = ()) -> Table:
-    """What is done, running, failed and left, a row for each dataset and arm."""
+def state_table(
+    jobs: Sequence[Job], failures: Sequence[Failure] = (), countdown: Countdown | None = None
+) -> Table:
+    """What is done, running, failed and left, a row for each dataset and arm; below it the time
+    left by the countdown.
+    """
     table = Table(
         "dataset", "arm", "done", "running", "failed", "left", box=None, header_style="bold"
     )
@@ -224,7 +233,7 @@ def state_table(jobs: Sequence[Job], failures: Sequence[Failure] = ()) -> Table:
         "",
         f"all {len(jobs)}",
         str(total["done"]),
-        "",
+        "" if countdown is None else countdown.left(total["done"] + total["failed"]),
         str(total["failed"] or ""),
         str(total["left"]),
     )
@@ -240,13 +249,17 @@ def _state(job: Job, failed: set[Job]) -> str:
     return f"seed {job.seed}: {progress.split()[-1]}" if progress else "left"
 
 
-def _say_ended(jobs: Sequence[Job], announced: set[Job], reporter: Reporter) -> None:
+def _say_ended(
+    jobs: Sequence[Job], announced: set[Job], reporter: Reporter, countdown: Countdown
+) -> None:
     for job in jobs:
         if job not in announced and job.done:
             announced.add(job)
-            reporter.say(
-                f"{len(announced)}/{len(jobs)}  {job.dataset.name}  {job.arm}  seed {job.seed}"
-            )
+            words = [
+                f"{len(announced)}/{len(jobs)}  {job.dataset.name}  {job.arm}  seed {job.seed}",
+                countdown.left(len(announced)),
+            ]
+            reporter.say("  ".join(filter(None, words)))
 
 
 def _every(stop: Event, seconds: float, call: Callable[[], None]) -> None:

@@ -29,7 +29,7 @@ from corrkd.experiment.plan import (
     read_plan,
     with_teachers,
 )
-from corrkd.experiment.progress import Reporter
+from corrkd.experiment.progress import Countdown, Reporter, reporter_of
 from corrkd.experiment.run import prepared
 from corrkd.experiment.runner import run_jobs
 from corrkd.experiment.settings import ArmSettings, Settings
@@ -97,7 +97,7 @@ def tune(
     *,
     trials: int = 8,
     jobs: int = 1,
-    reporter: Reporter | None = None,
+    progress: bool | None = None,
 ) -> Search:
     """Search each arm's hyper-parameters by the validation score by which its epoch is chosen.
 
@@ -110,7 +110,7 @@ def tune(
         out: folder of the search.
         trials: of each arm.
         jobs: trainings at once, a process each.
-        reporter: where progress goes; default: nowhere.
+        progress: whether progress is shown; default: on a terminal and in a notebook alone.
 
     Raises:
         CorrKDError: for anything wrong with settings, data or the folder; where all trials of an
@@ -124,7 +124,7 @@ def tune(
     return carry_on(
         Plan(datasets={dataset_name(settings.data): dataset_plan}, jobs=jobs, trials=trials),
         Path(out),
-        reporter or Reporter(quiet=True),
+        reporter_of(progress),
     )
 
 
@@ -146,8 +146,12 @@ def carry_on(plan: Plan, out: Path, reporter: Reporter) -> Search:
             for arm in arms_of(dataset_plan)
         }
         _train_teachers(dataset_plan, out / name, experiment, plan.jobs, reporter)
+        before = min(study.num_finished for study in studies.values())
+        countdown = Countdown(plan.trials, before)
         for number in range(plan.trials):
             _round(number, studies, plan, out / name, experiment, reporter)
+            if left := countdown.left(number + 1):
+                reporter.say(f"trials: {number + 1}/{plan.trials}  {left}")
         table = pd.DataFrame([row for study in studies.values() for row in study.rows(plan.trials)])
         best = {arm: study.best(plan.trials) for arm, study in studies.items()}
         write_csv(out / TRIALS, table)
@@ -190,6 +194,11 @@ class _Study:
     fixed: ArmSettings
     ranges: Mapping[str, Range]
     optuna: Any
+
+    @property
+    def num_finished(self) -> int:
+        """How many trials have ended."""
+        return sum(trial.state.is_finished() for trial in self.optuna.trials)
 
     def trial(self, number: int) -> Any:
         """Trial `number`, asked anew or begun before; None where its score is there."""
@@ -264,10 +273,7 @@ def _train_teachers(
         for name in teachers
         for seed in dataset_plan.settings.seeds
     ]
-    with reporter.busy("training the teachers"):
-        failures = run_jobs(
-            trainings, {dataset.name: experiment}, at_once=jobs, reporter=Reporter(quiet=True)
-        )
+    failures = run_jobs(trainings, {dataset.name: experiment}, at_once=jobs, reporter=reporter)
     for failure in failures:
         raise CorrKDError(f"{failure.job.arm}, seed {failure.job.seed}: {failure.error}")
 

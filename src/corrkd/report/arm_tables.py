@@ -16,11 +16,13 @@ from corrkd.missing.conditions import AVERAGE, COMPLETE, missing_subsets
 from corrkd.report import tables
 from corrkd.report.reported import Reported
 from corrkd.report.run_folder import AbsentError, RunFolder
-from corrkd.report.standings import Clusters, Standing
+from corrkd.report.standings import LEVEL, NOT_TESTED, Clusters, Standing
 from corrkd.report.tables import FRACTION, Cell, Table
 
 BLOCK = "Reported elsewhere, not run here"
 ALL = "all"
+CORRKD = "corrkd"  # the arm whose losses the ablation leaves out
+FAMILIES = {"published methods": "baseline", "controls": "control", "other methods": "method"}
 
 
 def inter_modality(
@@ -41,7 +43,7 @@ def inter_modality(
         m.title for m in tables.rows_of(run) if m.trains_on == "complete" and m.name in main
     ]
     caption = table.caption + (
-        f" Trained on complete samples alone: {', '.join(complete)}." if complete else ""
+        f" Trained on complete samples only: {', '.join(complete)}." if complete else ""
     )
     if not reported:
         return replace(table, caption=caption)
@@ -54,8 +56,8 @@ def inter_modality(
     )
     below = {BLOCK: frame.astype(object).where(frame.notna(), None)}
     note = (
-        " Reported rows are papers' own numbers, under their own protocols: in no statistic, "
-        "never marked."
+        " Reported rows are numbers from papers, measured under other protocols. They are part "
+        "of no statistic and are never marked."
     )
     return replace(table, caption=caption + note, blocks={**table.blocks, **below})
 
@@ -90,6 +92,7 @@ def standings_table(
         ],
         "p": [_p(s.p) for s in standing.values()],
         "p, Holm": [_p(s.adjusted) for s in standing.values()],
+        "Result": ["reference" if m == run.reference else s.verdict for m, s in standing.items()],
     }
     if ranked:
         columns["Mean rank"] = [Cell(ranked[m]) if m in ranked else None for m in standing]
@@ -97,19 +100,56 @@ def standings_table(
         frame[heading] = pd.Series(entries, frame.index, dtype=object)
     tested = sum(s.p is not None for s in standing.values())
     caption = (
-        f"Avg. of weighted F1 × 100 over the missing subsets, {run.card.split} split. “t over "
-        f"seeds”: mean ± half-width of the "
-        f"Student-t 95 % interval over seeds. “{over}”: mean and 95 % percentile bootstrap "
-        f"interval, {clusters.words} of the split "
-        f"crossed with seeds, {clusters.draws:,} draws. “minus {title}”: the same "
-        f"{clusters.name}s and seeds "
-        f"drawn for both. p: two-sided sign-flip test by {clusters.name}; adjusted by Holm for "
-        f"this table's {tested} tests."
+        f"Avg. of weighted F1 × 100 over the missing subsets on the {run.card.split} split. “t "
+        f"over seeds”: mean ± half-width of the Student-t 95 % interval over seeds. “{over}”: mean "
+        f"and 95 % percentile bootstrap interval over the split's {clusters.words} crossed with "
+        f"seeds, {clusters.draws:,} draws. “minus {title}”: difference, with the same "
+        f"{clusters.name}s and seeds drawn for both. p: two-sided sign-flip test over "
+        f"{clusters.name}s; “p, Holm” is adjusted for the {tested} "
+        f"test{'' if tested == 1 else 's'} of this table. Result: significant where that p is "
+        f"below {LEVEL} and the interval of the difference excludes zero."
     )
-    caption += (
-        " Mean rank: by weighted F1 over the conditions of the table of ranks." if ranked else ""
-    )
+    caption += " Mean rank: over all conditions of the section on ranks." if ranked else ""
     return Table(name, caption, "Method", {"": frame.rename(index=tables.method_titles(run))})
+
+
+def ranking_table(run: RunFolder, standing: Mapping[str, Standing]) -> Table:
+    """Trained methods but the ablation's arms, from the highest Avg. down; equal ones share a rank.
+
+    Args:
+        run: the dataset's folder.
+        standing: by method, with the test against the reference; methods that it lacks have none.
+    """
+    values = tables.seed_values(run, "weighted_f1")
+    averages, complete = (
+        {m: tables.cell(tables.of(values, m, c), FRACTION) for m in tables.main_methods(run)}
+        for c in (AVERAGE, COMPLETE)
+    )
+    means = {m: round(c.mean, 2) for m, c in averages.items() if c and c.mean == c.mean}
+    if not means:
+        raise AbsentError("results.csv contains nothing to rank.")
+    order = sorted(means, key=lambda m: -means[m])
+    compared = f"Compared with {tables.reference_title(run)}"
+    rows = {
+        m: {
+            "Rank": 1 + sum(other > means[m] for other in means.values()),
+            "Avg.": averages[m],
+            "complete": complete[m],
+            compared: "reference"
+            if m == run.reference
+            else standing[m].verdict
+            if m in standing
+            else NOT_TESTED,
+        }
+        for m in order
+    }
+    frame = pd.DataFrame.from_dict(rows, orient="index").astype(object)
+    caption = (
+        f"Methods ranked by Avg., the mean weighted F1 × 100 over the missing subsets, on the "
+        f"{run.card.split} split; equal methods share a rank. {tables.interval_text(run, order)} "
+        f"The last column is the result of the test in the table below."
+    )
+    return Table("ranking", caption, "Method", {"": tables.titled(run, frame)})
 
 
 def differences_table(run: RunFolder) -> Table:
@@ -128,8 +168,8 @@ def differences_table(run: RunFolder) -> Table:
     if frame.empty:
         raise AbsentError(f"No method shares a seed with {titles[run.reference]}.")
     caption = (
-        f"Weighted F1 × 100 minus that of {titles[run.reference]}, {run.card.split} split, "
-        f"paired over the seeds that both have: mean ± "
+        f"Weighted F1 × 100 minus that of {titles[run.reference]} on the {run.card.split} split, "
+        f"paired over the seeds of both: mean ± "
         f"half-width of the Student-t 95 % interval over seeds. {tables.subset_legend(run)}"
     )
     return Table(
@@ -190,63 +230,87 @@ def ranks_table(run: RunFolder) -> Table:
     )
     frame = frame.dropna(axis=1, how="all")
     if frame.empty:
-        raise AbsentError("results.csv holds nothing to rank.")
+        raise AbsentError("results.csv contains nothing to rank.")
     caption = (
         f"Ranks by weighted F1, averaged over seeds, on the {run.card.split} split; 1 is the "
-        f"best, equals share their mean. “ratios”: "
-        f"mean rank over {len(ratios)} missing ratios above 0; “all”: over these, the subsets "
-        f"and complete. No interval. "
+        f"best, and equal methods share the mean of their ranks. “ratios”: mean rank over "
+        f"{len(ratios)} missing ratios above 0; “all”: mean rank over these, the missing subsets "
+        f"and complete. Ranks have no interval. "
         f"{tables.subset_legend(run)}"
     )
     return Table("ranks", caption, "Method", {"": frame.rename(index=tables.method_titles(run))})
 
 
 def ablation_table(run: RunFolder) -> Table:
-    """The reference, its losses left out or replaced, and no distillation, under the missing
-    subsets.
+    """CorrKD and the reference, losses of CorrKD left out or replaced, and no distillation, under
+    the missing subsets.
     """
     arms = tables.ablation_methods(run)
     if not tables.seed_counts(run, arms):
         raise AbsentError("No arm of the ablation has results.")
-    order = [run.reference, *arms, *filter(None, [run.card.control])]
+    every = tables.main_methods(run)
+    around = [m for m in (CORRKD, run.reference) if m in every]
+    order = list(dict.fromkeys([*around, *arms, *filter(None, [run.card.control])]))
     frame = tables.compared(run, "weighted_f1", tables.subset_headings(run), FRACTION, order)
     frame = frame.loc[[m for m in order if m in frame.index]]
     caption = (
-        f"Ablation: weighted F1 × 100 on the {run.card.split} split with a loss left out or "
-        f"replaced. {tables.subset_legend(run)} "
+        f"Ablation: weighted F1 × 100 on the {run.card.split} split with a loss of CorrKD left "
+        f"out or replaced. {tables.subset_legend(run)} "
         f"{tables.reading(run, order)}"
     )
     return Table("ablation", caption, "Method", {"": tables.titled(run, frame)})
 
 
-def costs_table(run: RunFolder) -> Table:
-    """What each method took: mean over seeds with the least and most."""
-    costs = run.costs()
-    known = [m for m in tables.method_titles(run) if m in set(costs["method"])]
-    if not known:
-        raise AbsentError("costs.csv holds none of the methods.")
+def size_table(run: RunFolder) -> Table:
+    """Parameters and epochs of each method: mean over seeds with the least and most."""
+    columns = {"Parameters": ("parameters", 1.0, 0), "Epochs": ("epochs", 1.0, 1)}
+    caption = (
+        "Parameters and training epochs: mean over seeds, with the least and the most where seeds "
+        "differ (no confidence interval)."
+    )
+    return Table("size", caption, "Method", {"": tables.titled(run, _costs(run, columns))})
+
+
+def time_table(run: RunFolder) -> Table:
+    """Seconds and memory that each training took, and on which device: mean over seeds with the
+    least and most.
+    """
     columns = {
-        "Parameters": ("parameters", 1.0, 0),
-        "Epochs": ("epochs", 1.0, 1),
         "Training, seconds": ("train_seconds", 1.0, 1),
         "Peak memory, MB": ("peak_memory_bytes", 1e-6, 0),
     }
-    frame = pd.DataFrame(index=known, dtype=object)
-    for heading, (column, scale, digits) in columns.items():
-        values = {m: costs.loc[costs["method"] == m, column].dropna() * scale for m in known}
-        frame[heading] = pd.Series(
-            [_spread(values[m].to_numpy(), digits) for m in known], frame.index, dtype=object
+    frame, costs = _costs(run, columns), run.costs()
+    devices = {
+        m: sorted(set(costs.loc[costs["method"] == m, "device"]) - {""}) for m in frame.index
+    }
+    if any(devices.values()):
+        frame["Device"] = pd.Series(
+            {m: ", ".join(names) or None for m, names in devices.items()}, dtype=object
         )
     caption = (
-        "Cost of one training: mean over seeds, with the least and the most where seeds differ "
-        "(no confidence interval). Peak memory is "
-        "what was allocated on the GPU where one was used, else the most resident memory of the "
-        "run's own process, data and libraries "
-        "included; 1 MB is a million bytes. The teacher's seconds are of the one in the tables, "
-        "not of others who teach beside it. Seconds "
-        "compare only where the runs had the machine in the same way."
+        f"Time and memory of one training on {run.card.dataset.name}: mean over seeds, with the "
+        "least and the most where seeds differ (no confidence interval). Peak memory is the memory "
+        "allocated on the GPU if one was used, otherwise the peak resident memory of the process, "
+        "including data and libraries; 1 MB is a million bytes. The teacher's time is that of the "
+        "teacher in the tables, without others that teach beside it. Times are comparable only "
+        "where all trainings shared the machine in the same way."
     )
-    return Table("costs", caption, "Method", {"": tables.titled(run, frame)})
+    return Table("time", caption, "Method", {"": tables.titled(run, frame)})
+
+
+def _costs(run: RunFolder, columns: Mapping[str, tuple[str, float, int]]) -> pd.DataFrame:
+    """Methods (rows, by name) against columns of costs.csv by heading: (column, scale, digits)."""
+    costs = run.costs()
+    measured = [m for m in tables.method_titles(run) if m in set(costs["method"])]
+    if not measured:
+        raise AbsentError("costs.csv contains none of the methods.")
+    frame = pd.DataFrame(index=measured, dtype=object)
+    for heading, (column, scale, digits) in columns.items():
+        values = {m: costs.loc[costs["method"] == m, column].dropna() * scale for m in measured}
+        frame[heading] = pd.Series(
+            [_spread(values[m].to_numpy(), digits) for m in measured], frame.index, dtype=object
+        )
+    return frame
 
 
 def _spread(
@@ -261,16 +325,13 @@ def _spread(
 
 
 def curve_families(run: RunFolder) -> dict[str, list[str]]:
-    """The methods of each figure of curves, by its name: a few together; else the baselines with
-    the reference, and all others with it.
+    """The methods of each figure of curves, by its name: baselines, controls and all other methods,
+    each with the reference; all in one figure where only one of these has any.
     """
     kinds = {m.name: m.kind for m in tables.rows_of(run) if m.kind != "ablation"}
     families = {
-        "published methods": [
-            m for m, kind in kinds.items() if kind == "baseline" or m == run.reference
-        ],
-        "controls": [m for m, kind in kinds.items() if kind != "baseline"],
+        family: [m for m in kinds if kinds[m] == kind or m == run.reference]
+        for family, kind in FAMILIES.items()
+        if any(kinds[m] == kind and m != run.reference for m in kinds)
     }
-    if any(len(methods) < 2 for methods in families.values()):
-        return {ALL: list(kinds)}
-    return families
+    return families if len(families) > 1 else {ALL: list(kinds)}

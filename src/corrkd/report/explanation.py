@@ -67,7 +67,7 @@ def draw(explanation: Explanation) -> Figure:
         figure.get_layout_engine().set(rect=(0.004, 0.3 / height, 0.984, 1.0 - 0.85 / height))  # type: ignore[union-attr,call-arg]
         left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.55))[0]
         left.suptitle(
-            "What each modality adds, against leaving it out", x=0.02, ha="left", fontsize=9
+            "What each modality adds, compared with leaving it out", x=0.02, ha="left", fontsize=9
         )
         right.suptitle(
             "What each frame adds, by integrated gradients", x=0.03, ha="left", fontsize=9
@@ -218,7 +218,7 @@ def _facts(explanation: Explanation) -> str:
         f"every frame is blank"
     )
     if abs(gap) > max(0.05 * abs(value - baseline), 0.005):
-        facts += f"; the frames' sum is off by {_signed(gap)}, so take more steps"
+        facts += f"; the sum over frames deviates by {_signed(gap)}: use more steps"
     return facts
 
 

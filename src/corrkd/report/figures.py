@@ -191,7 +191,7 @@ def ratio_curves(run: RunFolder, methods: Sequence[str] | None = None) -> Pictur
             of = (
                 ""
                 if len(bands) == len(trained)
-                else f" of {', '.join(bands)}; the others' intervals stand in the table"
+                else f" of {', '.join(bands)}; the other intervals are in the table"
             )
             caption += (
                 f" Band{'s' if len(bands) > 1 else ''}: Student-t 95 % interval over seeds{of}."
@@ -216,7 +216,7 @@ def training(run: RunFolder) -> Picture:
     history = history[history["method"].isin(run.focus)]
     titles = {m: t for m, t in tables.method_titles(run).items() if m in set(history["method"])}
     if not titles:
-        raise AbsentError("history.csv holds none of the run's methods.")
+        raise AbsentError("history.csv contains none of the run's methods.")
     terms = [c for c in map(str, history) if c.startswith("loss/") and history[c].notna().any()]
     with style("training"):
         figure = Figure(figsize=(WIDTH, 5.0))
@@ -244,13 +244,13 @@ def training(run: RunFolder) -> Picture:
         f"{titles[m]}: {', '.join(map(str, e))}" for m, e in kept_epochs(history, titles).items()
     )
     caption = (
-        "Loss by term on the training split (top), and the weighted F1 on the validation split "
-        "(bottom), a line a seed; the dot is the "
-        f"epoch whose parameters were kept. Kept epochs by seed: {kept}."
+        "Loss terms on the training split (top) and weighted F1 on the validation split (bottom), "
+        "one line per seed; a dot marks the epoch whose parameters were kept. Kept epochs by seed: "
+        f"{kept}."
     )
     alt = (
-        f"Line charts by epoch for {', '.join(titles.values())}: loss terms falling or not, and "
-        f"the validation score with a dot per seed."
+        f"Line charts by epoch for {', '.join(titles.values())}: loss terms, and the validation "
+        f"score with a dot at each seed's kept epoch."
     )
     with style("training"):
         return picture("training", caption, alt, figure)
@@ -301,15 +301,14 @@ def confusion(run: RunFolder) -> Picture:
         seeds = ", ".join(str(seed) for seed, _ in run.seeds())
         caption = (
             f"Confusion matrices of {tables.reference_title(run)} on the {run.card.split} split, "
-            f"summed over its seeds ({seeds}): all "
+            f"summed over seeds ({seeds}): all "
             f"modalities available, and {conditions[-1]} alone, the single modality with the "
-            f"lowest weighted F1. Share of the true class, "
-            "and samples."
+            f"lowest weighted F1. In each cell: share of the true class, and number of samples."
         )
         return picture(
             "confusion",
             caption,
-            "Confusion matrices; the same counts stand in the tables below.",
+            "Confusion matrices; the same counts are in the tables below.",
             figure,
         )
 
@@ -353,7 +352,7 @@ def scores(run: RunFolder) -> Picture:
     rows = rows[rows["seed"] == rows["seed"].min()]
     if rows.empty:
         raise AbsentError(
-            f"predictions.parquet holds nothing of {run.reference} under these conditions."
+            f"predictions.parquet contains nothing about {run.reference} under these conditions."
         )
     with style("scores"):
         figure = Figure(figsize=(3.2 * len(conditions) + 0.4, 3.2))
@@ -370,8 +369,7 @@ def scores(run: RunFolder) -> Picture:
             axes.set_ylabel("Predicted score" if condition == COMPLETE else "")
         caption = (
             f"Predicted against true score of {tables.reference_title(run)} on the "
-            f"{run.card.split} split, seed {rows['seed'].min()}; the "
-            "line is the identity."
+            f"{run.card.split} split, seed {rows['seed'].min()}; on the line both are equal."
         )
         return picture("scores", caption, "Scatter plots of predicted against true scores.", figure)
 
@@ -434,15 +432,14 @@ def reliability(run: RunFolder) -> Picture:
             axes.set_ylabel("Accuracy" if condition == COMPLETE else "")
         legend(figure, list(drawn.values()), [titles[m] for m in drawn])
         caption = (
-            f"Reliability on the {run.card.split} split, all seeds together: accuracy against the "
-            "confidence of the answers, in ten bins; a dot's area is its share of samples, at "
-            "least 1 %. Below the "
-            "diagonal, confidence is too high."
+            f"Reliability on the {run.card.split} split, all seeds pooled: accuracy against "
+            "confidence in ten bins; the area of a dot is the share of samples in its bin, and "
+            "bins with less than 1 % are left out. Below the diagonal, confidence is too high."
         )
         return picture(
             "reliability",
             caption,
-            "Reliability diagrams; the calibration errors stand in the table.",
+            "Reliability diagrams; the calibration errors are in the table.",
             figure,
         )
 
@@ -464,7 +461,7 @@ def projection(run: RunFolder, condition: str | None = None) -> Picture:
     stored = next((c for c in candidates if f"{run.reference}/{c}" in arrays), None)
     if stored is None or "targets" not in arrays:
         raise AbsentError(
-            f"The representations hold no targets, or none of {run.reference} under "
+            f"The representations contain no targets, or none of {run.reference} under "
             f"{condition or 'a missing subset'}."
         )
     panels = dict.fromkeys([f"{TEACHER}/{COMPLETE}", *(f"{method}/{stored}" for method in methods)])
@@ -506,9 +503,8 @@ def projected(
             figure.colorbar(axes.collections[0], ax=list(grid), label="True score", shrink=0.7)
         caption = (
             f"Representations of {len(sample)} samples of the {run.card.split} split (seed "
-            f"{seed}) in two dimensions: PCA, "
-            "then t-SNE, each panel by itself: read what lies together within a panel, not "
-            "distances across panels."
+            f"{seed}) in two dimensions, by PCA followed by t-SNE for each panel separately: only "
+            "neighbourhoods within a panel are meaningful, not distances between panels."
         )
         return picture(
             "projection",

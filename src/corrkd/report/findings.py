@@ -7,10 +7,19 @@ from collections.abc import Mapping
 from corrkd.missing.conditions import AVERAGE, COMPLETE, missing_subsets
 from corrkd.report import tables
 from corrkd.report.run_folder import TEACHER, AbsentError, RunFolder
-from corrkd.report.standings import Analysis, Clusters, Standing, least_p
+from corrkd.report.standings import (
+    EQUAL,
+    HIGHER,
+    LEVEL,
+    LOWER,
+    NOT_TESTED,
+    Analysis,
+    Clusters,
+    Standing,
+    least_p,
+)
 from corrkd.report.tables import FRACTION, Cell, number
 
-LEVEL = 0.05
 WORDS = (
     "no",
     "one",
@@ -27,23 +36,22 @@ WORDS = (
     "twelve",
 )
 BESIDE = {
-    TEACHER: "the teacher, tested in the same way",
-    "majority": "always answering the commonest class",
-    "by-length": "answering by the lengths of what is visible",
-    tables.CEILING: "the Bayes ceiling",
+    TEACHER: "teacher",
+    "majority": "majority class",
+    "by-length": "most frequent class of samples of similar length",
+    tables.CEILING: "Bayes ceiling",
 }
 
 
 def findings(analysis: Analysis) -> list[str]:
-    """Return what stands at the top of a report: reference against control over the missing
-    subsets; teacher, floors and ceiling; the order of many methods; which differences from the
-    reference are significant.
+    """Return the sentences at the top of a report: reference against control over the missing
+    subsets; teacher, floors and ceiling; how many differences from the reference are significant.
     """
     run = analysis.run
     try:
         values = tables.seed_values(run, "weighted_f1")
     except AbsentError as error:
-        return [f"No finding: {error}"]
+        return [f"No findings: {error}"]
     cells = {
         m: tables.cell(tables.of(values, m, AVERAGE), FRACTION) for m in tables.method_titles(run)
     }
@@ -53,8 +61,6 @@ def findings(analysis: Analysis) -> list[str]:
     if beside:
         out.append(f"For comparison, on the same average: {'; '.join(beside)}.")
     out += _complete(run)
-    if not run.has_few_arms:
-        out += _order(run, {m: means[m] for m in tables.main_methods(run) if m in means})
     if len(run.card.methods) > 1:
         out += verdicts(run, analysis.main, analysis.clusters)
     if tables.ablation_methods(run):
@@ -90,11 +96,11 @@ def verdict(difference: Cell | None, seeds: int, reference: str, control: str) -
     zero.
     """
     if difference is None:
-        return "no seed has both"
+        return "no seed has results of both"
     text = number(difference.mean, 2, signed=True)
     half = difference.half
     if half is None or half != half:
-        return f"no significant difference ({text}; one seed has no interval)"
+        return f"no significant difference ({text}; a single seed gives no interval)"
     low, high = difference.mean - half, difference.mean + half
     interval = (
         f"{text}, 95 % interval {number(low, 2)} to {number(high, 2)}, paired over {seeds} seeds"
@@ -119,21 +125,10 @@ def _complete(run: RunFolder) -> list[str]:
     if reference is None or teacher is None:
         return []
     return [
-        f"With all modalities available {tables.reference_title(run)} reaches "
+        f"With all modalities available, {tables.reference_title(run)} reaches "
         f"{number(reference.mean, 2)}, the teacher "
         f"{number(teacher.mean, 2)}."
     ]
-
-
-def _order(run: RunFolder, means: Mapping[str, float]) -> list[str]:
-    order, titles = sorted(means, key=lambda m: -means[m]), tables.method_titles(run)
-    if len(order) < 2:
-        return ["Fewer than two methods have results."]
-    named = [f"{titles[m]} {number(means[m], 2)}" for m in order]
-    text = f"The highest Avg. of {len(order)} methods is that of {named[0]}, then {named[1]}"
-    if run.reference in order[2:]:
-        text += f"; {named[order.index(run.reference)]} is number {order.index(run.reference) + 1}"
-    return [f"{text} (weighted F1 × 100)."]
 
 
 def verdicts(
@@ -142,8 +137,7 @@ def verdicts(
     clusters: Clusters,
     about: str = "",
 ) -> list[str]:
-    """Return which differences from the reference are significant. The test conditions on the
-    trained networks, so the interval has to agree.
+    """Return how many methods differ significantly from the reference; which ones is in the tables.
 
     Args:
         run: the dataset's folder.
@@ -151,38 +145,32 @@ def verdicts(
         clusters: what was resampled.
         about: opens each sentence.
     """
-    reference, titles = tables.reference_title(run), tables.method_titles(run)
+    reference = tables.reference_title(run)
     if isinstance(standing, AbsentError):
         return [_sentence(f"{about}no test: {standing}")]
-    below, above, equal = (
-        "significantly below",
-        "significantly above",
-        "not significantly different",
-    )
-    groups: dict[str, list[str]] = {below: [], above: [], equal: []}
-    for method, s in standing.items():
-        if s.difference is not None and s.adjusted is not None:
-            side = below if s.difference.mean < 0 else above
-            excluded = s.difference.low > 0 or s.difference.high < 0
-            groups[side if s.adjusted < LEVEL and excluded else equal].append(titles[method])
-    tested = sum(map(len, groups.values()))
+    results = [s.verdict for s in standing.values() if s.verdict != NOT_TESTED]
+    tested = len(results)
     if not tested:
         return [
             _sentence(f"{about}no method shares a seed with {reference}, so nothing is tested.")
         ]
     tests = f"{tested} test{'' if tested == 1 else 's'}"
-    sides = "; ".join(f"{side}: {', '.join(names)}" for side, names in groups.items() if names)
+    counted = [
+        f"{count} {'is' if count == 1 else 'are'} {result}"
+        for result in (LOWER, HIGHER, EQUAL)
+        if (count := results.count(result))
+    ]
     out = [
-        f"{about}compared with {reference} on Avg. (sign-flip test over {clusters.words}, "
-        f"p\u00a0<\u00a0{LEVEL} after Holm with {tests}, "
-        f"and an interval over {clusters.name}s and seeds that excludes zero), {sides}."
+        f"{about}of {tested} method{'' if tested == 1 else 's'} compared with {reference} on "
+        f"Avg., {', '.join(counted)} (sign-flip test over {clusters.words}, "
+        f"p\u00a0<\u00a0{LEVEL} after Holm's correction for {tests}, and a 95 % interval over "
+        f"{clusters.name}s and seeds that excludes zero)."
     ]
     least = tested * least_p(clusters.count, clusters.draws)
     if least >= LEVEL:
         out.append(
-            f"{about}with {clusters.words} and {tests} the smallest p is {min(1.0, least):.3f} "
-            f"after Holm, whatever the numbers: no "
-            "difference can be significant here."
+            f"{about}with {clusters.words} and {tests}, the smallest possible p is "
+            f"{min(1.0, least):.3f} after Holm's correction: no difference can be significant here."
         )
     return [_sentence(text) for text in out]
 

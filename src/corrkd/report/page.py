@@ -37,25 +37,48 @@ class Page:
     Attributes:
         title: of the document.
         heading, subtitle: at its top.
-        findings: what the numbers say, a sentence each.
+        warnings: what limits every result, a sentence each; shown first.
+        findings: what the numbers show, a sentence each.
         head: what was run, as term and description.
         sections: in order.
         notes: how it was made, a line each.
         settings: text of a settings file by its heading.
         files: what is in each file of the folder.
-        origin: the first sentence of the footer.
+        footer: hardware, versions and times, which differ between repetitions of the same run.
+        origin: the last sentence of the footer.
     """
 
     title: str
     heading: str
     subtitle: str
+    warnings: list[str]
     findings: list[str]
     head: Mapping[str, str]
     sections: list[Section]
     notes: list[str]
     settings: Mapping[str, str]
     files: Mapping[str, str]
+    footer: Section
     origin: str
+
+    @property
+    def numbered(self) -> list[tuple[Section, list[tuple[str, Item]]]]:
+        """Each section with its items and their labels ("Table 1", "Figure 1", "" for the rest);
+        the footer is the last.
+        """
+        counts = {Table: 0, Picture: 0}
+        out = []
+        for section in [*self.sections, self.footer]:
+            items: list[tuple[str, Item]] = []
+            for item in section.items:
+                label = ""
+                if isinstance(item, Table | Picture):
+                    counts[type(item)] += 1
+                    kind = "Table" if isinstance(item, Table) else "Figure"
+                    label = f"{kind} {counts[type(item)]}"
+                items.append((label, item))
+            out.append((section, items))
+        return out
 
 
 def write_page(folder: Path, page: Page) -> Path:
@@ -69,7 +92,7 @@ def write_page(folder: Path, page: Page) -> Path:
 def report_files(page: Page) -> dict[str, bytes]:
     """Return every file of the report by its path in the folder; the page itself goes last."""
     files: dict[str, bytes] = {}
-    for item in (item for section in page.sections for item in section.items):
+    for item in (item for section in [*page.sections, page.footer] for item in section.items):
         if isinstance(item, Table):
             files[f"tables/{item.name}.csv"] = tables.to_csv(item).encode()
             files[f"tables/{item.name}.tex"] = tables.to_latex(item).encode()
@@ -87,22 +110,6 @@ def part(make: Callable[..., Item], *args: Any) -> Item:
         return error
 
 
-def numbered(sections: list[Section]) -> list[tuple[Section, list[tuple[str, Item]]]]:
-    """Each section with its items and their labels ("Table 1", "Figure 1", "" for the rest)."""
-    counts = {Table: 0, Picture: 0}
-    out = []
-    for section in sections:
-        items: list[tuple[str, Item]] = []
-        for item in section.items:
-            label = ""
-            if isinstance(item, Table | Picture):
-                counts[type(item)] += 1
-                label = f"{'Table' if isinstance(item, Table) else 'Figure'} {counts[type(item)]}"
-            items.append((label, item))
-        out.append((section, items))
-    return out
-
-
 def html(page: Page) -> str:
     """Return the page with its style and figures inside: no script, no address."""
     environment = jinja2.Environment(
@@ -116,7 +123,7 @@ def html(page: Page) -> str:
     environment.tests["picture"] = lambda item: isinstance(item, Picture)
     environment.filters |= {"table": tables.to_html, "svg": inline_svg, "code": code}
     return environment.get_template("template.html.j2").render(
-        page=page, sections=numbered(page.sections)
+        page=page, sections=page.numbered[:-1], footer=page.numbered[-1]
     )
 
 
@@ -148,23 +155,18 @@ def inline_svg(picture: Picture) -> Markup:
 def markdown(page: Page) -> str:
     """Return the report as Markdown, its figures linked."""
     text = tables.markdown_text
-    lines = [f"# {text(page.title)}", *[text(f) for f in page.findings]]
+    *sections, footer = page.numbered
+    lines = [f"# {text(page.title)}"]
+    lines += [f"> **Warning.** {text(warning)}" for warning in page.warnings]
+    lines += [text(finding) for finding in page.findings]
     lines.append(
         "\n".join(f"- **{text(term)}**: {text(value)}" for term, value in page.head.items())
     )
-    for section, items in numbered(page.sections):
-        lines.append(f"{'#' * section.level} {text(section.title)}")
-        for label, item in items:
-            if isinstance(item, Table):
-                lines += [f"**{label}.** {text(item.caption)}", tables.to_markdown(item).rstrip()]
-            elif isinstance(item, Picture):
-                lines += [
-                    f"![{text(item.alt)}](figures/{item.name}.svg)",
-                    f"**{label}.** {text(item.caption)}",
-                ]
-            else:
-                lines.append(text(item) if isinstance(item, str) else f"*{text(str(item))}*")
-    lines.append("## How it was made")
+    lines.append(_contents([*page.sections, page.footer]))
+    for index, (section, items) in enumerate(sections, start=1):
+        lines.append(f'<a id="section-{index}"></a>')
+        lines += _markdown_section(section, items)
+    lines += ['<a id="origin"></a>', "## How it was made"]
     lines += [f"- {text(note)}" for note in page.notes]
     for settings in map(str.rstrip, page.settings.values()):
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", settings)), default=0))
@@ -175,4 +177,31 @@ def markdown(page: Page) -> str:
             for name, what in page.files.items()
         )
     )
+    lines += ["---", f'<a id="section-{len(sections) + 1}"></a>', *_markdown_section(*footer)]
     return "\n\n".join(lines) + "\n"
+
+
+def _contents(sections: list[Section]) -> str:
+    """A list of links to the sections, of which the last is the footer."""
+    *links, last = (
+        f"{'  ' * (section.level - 2)}- [{tables.markdown_text(section.title)}](#section-{index})"
+        for index, section in enumerate(sections, start=1)
+    )
+    return "\n".join([*links, "- [How it was made](#origin)", last])
+
+
+def _markdown_section(section: Section, items: list[tuple[str, Item]]) -> list[str]:
+    """The blocks of a section, its heading first."""
+    text = tables.markdown_text
+    lines = [f"{'#' * section.level} {text(section.title)}"]
+    for label, item in items:
+        if isinstance(item, Table):
+            lines += [f"**{label}.** {text(item.caption)}", tables.to_markdown(item).rstrip()]
+        elif isinstance(item, Picture):
+            lines += [
+                f"![{text(item.alt)}](figures/{item.name}.svg)",
+                f"**{label}.** {text(item.caption)}",
+            ]
+        else:
+            lines.append(text(item) if isinstance(item, str) else f"*{text(str(item))}*")
+    return lines

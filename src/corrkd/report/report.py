@@ -13,47 +13,52 @@ from corrkd.escape import csv_original
 from corrkd.files import FAILURES, PLAN, REPORTED, file_names
 from corrkd.missing.conditions import AVERAGE, COMPLETE
 from corrkd.parsing import LARGEST_YAML, read_text, refusing
-from corrkd.report import tables
+from corrkd.report import arm_tables, tables
 from corrkd.report.findings import findings
 from corrkd.report.page import Page, Section, part, write_page
 from corrkd.report.reported import Reported, read_reported
 from corrkd.report.run_folder import RunFolder, open_datasets
-from corrkd.report.sections import READING, dataset_sections
+from corrkd.report.sections import READING, dataset_sections, prefixed
 from corrkd.report.standings import analyse
 from corrkd.report.tables import FRACTION, Table
 
 DRAWS = 10_000
+FEWEST_SEEDS = 3  # with fewer there is a warning
 FILES = {
-    PLAN: "the plan, enough to make the run again",
+    PLAN: "the plan, sufficient to repeat the run",
     FAILURES: "runs without results: dataset, method, seed, error",
-    REPORTED: "numbers of papers, shown beside ours",
-    "results.csv": "every number: dataset, method, seed, condition, draw, metric, value",
+    REPORTED: "published numbers, shown beside ours",
+    "results.csv": "all results: dataset, method, seed, condition, draw, metric, value",
     "DATASET/run.json": "data, target, conditions, methods, versions, and what was the same for "
-    "every method",
-    "DATASET/settings.yaml": "the settings of every run on that dataset",
-    "DATASET/results.csv": "the numbers of that dataset",
-    "DATASET/costs.csv": "parameters, epochs, seconds and peak memory by method and seed",
-    "DATASET/groups.csv": "the group of each tested sample",
+    "all methods",
+    "DATASET/settings.yaml": "the settings of all runs on that dataset",
+    "DATASET/results.csv": "the results on that dataset",
+    "DATASET/costs.csv": "parameters, epochs, seconds, peak memory and device by method and seed",
+    "DATASET/groups.csv": "the group of each test sample",
     "DATASET/seed-N/ARM/ARM.safetensors": "the trained network; its card is ARM.json",
-    "DATASET/seed-N/ARM/outputs.safetensors": "of a teacher: the teachers' outputs for the "
-    "training split",
+    "DATASET/seed-N/ARM/outputs.safetensors": "outputs of the teachers on the training split",
     "DATASET/seed-N/ARM/history.csv": "loss terms, validation score and learning rate by epoch, "
     "and which epoch was kept",
-    "DATASET/seed-N/ARM/predictions.parquet": "every prediction with its probabilities",
-    "DATASET/seed-N/ARM/representations.safetensors": "the representations that the classifier "
-    "reads",
-    "DATASET/seed-N/ARM/coverage.csv": "how often prediction sets held the truth, by condition "
-    "and group",
-    "DATASET/seed-N/ARM/results.csv": "the numbers of that method and seed",
-    "DATASET/seed-N/ARM/cost.json": "what the training took",
+    "DATASET/seed-N/ARM/predictions.parquet": "all predictions with their probabilities",
+    "DATASET/seed-N/ARM/representations.safetensors": "the inputs of the classifier",
+    "DATASET/seed-N/ARM/coverage.csv": "how often prediction sets contained the true class, by "
+    "condition and group",
+    "DATASET/seed-N/ARM/results.csv": "the results of that method and seed",
+    "DATASET/seed-N/ARM/cost.json": "time, memory and device of the training",
     "DATASET/seed-N/ARM/budget.json": "the validation score of each number of epochs that was "
     "tried",
-    "DATASET/seed-N/ARM/timings.csv": "seconds spent, apart from what is reproducible",
-    "DATASET/seed-N/ARM/SHA256SUMS": "sums of what the evaluation wrote, for `sha256sum -c`",
+    "DATASET/seed-N/ARM/timings.csv": "seconds spent in each stage",
+    "DATASET/seed-N/ARM/SHA256SUMS": "checksums of the evaluation's files, for `sha256sum -c`",
 }
 
 
-def write_report(out: Path, *, condition: str | None = None, draws: int = DRAWS) -> Path:
+def write_report(
+    out: Path,
+    *,
+    condition: str | None = None,
+    draws: int = DRAWS,
+    reference: str | None = None,
+) -> Path:
     """Make report.html, report.md, tables/ (CSV, LaTeX) and figures/ (SVG, PNG) in a plan's folder,
     from that folder alone.
 
@@ -65,16 +70,19 @@ def write_report(out: Path, *, condition: str | None = None, draws: int = DRAWS)
             ours.
         condition: under which the representations are projected; default: as the run was to show.
         draws: of the group bootstrap and the sign-flip test.
+        reference: the arm that the others are compared with; default: the plan's.
 
     Returns:
         The path of report.html, which needs no other file.
 
     Raises:
-        CorrKDError: where it is no plan's folder, a file in it cannot be read, or the report cannot
-            be written.
+        CorrKDError: where it is no plan's folder, a dataset lacks the reference, a file in it
+            cannot be read, or the report cannot be written.
     """
     out = Path(out)
     runs = open_datasets(out)
+    if reference is not None:
+        runs = {name: run.compared_with(reference) for name, run in runs.items()}
     reported = read_reported(out / REPORTED, runs) if (out / REPORTED).is_file() else {}
     with refusing(out, "its files do not fit together; run what is damaged again"):
         page = plan_page(out, runs, reported, condition, draws)
@@ -94,25 +102,65 @@ def plan_page(
     for analysis in analyses:
         prefix = prefixes[analysis.name] if len(runs) > 1 else None
         sections += dataset_sections(analysis, common, reported, prefix=prefix, condition=condition)
-    sections += [Section("What was the same for every method", [*common])] if common else []
+    sections += [Section("The same for all methods", [*common])] if common else []
     sections.append(Section("How to read the tables", list(READING)))
     sentences = named_by_dataset({analysis.name: findings(analysis) for analysis in analyses})
     if failures:
-        sentences.append(f"Runs that failed, and are left out: {len(failures)}.")
+        sentences.append(f"Runs that failed and are not included: {len(failures)}.")
     names = ", ".join(dict.fromkeys(run.card.dataset.name for run in runs.values()))
-    version = next(iter(runs.values())).card.corrkd
     return Page(
         title=f"{names}: missing modalities",
         heading=f"{names}: sentiment when modalities are missing",
-        subtitle="Every method trained and tested under one protocol",
+        subtitle="All methods trained and tested under one protocol",
+        warnings=seed_warnings(runs),
         findings=sentences,
         head=head(runs),
         sections=sections,
         notes=named_by_dataset({name: run.card.notes for name, run in runs.items()}),
         settings={f"The plan ({PLAN})": read_text(out / PLAN, LARGEST_YAML)},
         files=file_list(out),
-        origin=f"Made by corrkd {version} from the folder alone; `corrkd report` makes it again.",
+        footer=footer(runs, prefixes),
+        origin="`corrkd report` rebuilds this page from the folder alone.",
     )
+
+
+def seed_warnings(runs: Mapping[str, RunFolder]) -> list[str]:
+    """Return one warning where a dataset has too few seeds for its intervals to mean much."""
+    few = {
+        name: f"{len(run.card.seeds)} seed{'s' if len(run.card.seeds) > 1 else ''}"
+        for name, run in runs.items()
+        if len(run.card.seeds) < FEWEST_SEEDS
+    }
+    if not few:
+        return []
+    return [
+        f"Too few seeds ({by_dataset(few)}): differences between methods may be due to chance, "
+        "and intervals over seeds are very wide or absent. Run at least three seeds "
+        "(--seeds 3), preferably five."
+    ]
+
+
+def footer(runs: Mapping[str, RunFolder], prefixes: Mapping[str, str]) -> Section:
+    """Return hardware, versions and times: all on the page that does not follow from data,
+    settings and seeds.
+    """
+    versions = {
+        name: ", ".join(
+            f"{package} {version}"
+            for package, version in (
+                ("corrkd", run.card.corrkd),
+                ("torch", run.card.torch),
+                ("Python", run.card.python),
+            )
+            if version
+        )
+        for name, run in runs.items()
+    }
+    times = {name: part(arm_tables.time_table, run) for name, run in runs.items()}
+    items = [
+        prefixed(item, prefixes[name]) if len(runs) > 1 else item for name, item in times.items()
+    ]
+    return Section("Hardware, versions and time", [f"Versions: {by_dataset(versions)}.", *items])
 
 
 def named_by_dataset(lines: Mapping[str, Sequence[str]]) -> list[str]:
@@ -149,7 +197,6 @@ def head(runs: Mapping[str, RunFolder]) -> dict[str, str]:
     listed = {
         term: [m.title for m in methods.values() if m.kind == kind] for term, kind in groups.items()
     }
-    card = next(iter(runs.values())).card
     hashes = {
         name: run.card.dataset.sha256 for name, run in runs.items() if run.card.dataset.sha256
     }
@@ -159,7 +206,6 @@ def head(runs: Mapping[str, RunFolder]) -> dict[str, str]:
         "Seeds": by_dataset(
             {name: ", ".join(map(str, run.card.seeds)) for name, run in runs.items()}
         ),
-        "Versions": f"corrkd {card.corrkd}, torch {card.torch}",
         **({"Data SHA-256": by_dataset(hashes)} if hashes else {}),
     }
 

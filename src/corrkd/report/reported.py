@@ -80,7 +80,7 @@ def _take(row: Mapping[str, str], runs: Mapping[str, RunFolder], out: Reported, 
     values = out.setdefault((dataset, metric), {}).setdefault(f"{row['method']} ({source})", {})
     if condition in values:
         raise CorrKDError(
-            f"{where}: condition {row['condition']!r} of {row['method']} is there twice"
+            f"{where}: condition {row['condition']!r} of {row['method']} appears twice"
         )
     values[condition] = _value(row["value"], metric, where)
 
@@ -92,10 +92,12 @@ def _dataset(given: str, runs: Mapping[str, RunFolder], where: str) -> str:
     if len(matches) == 1:
         return matches[0]
     problem = (
-        f"dataset {given!r} is unknown" if given else "dataset is empty, and there are several"
+        f"dataset {given!r} is unknown"
+        if given
+        else "dataset is empty, but there are several datasets"
     )
     raise CorrKDError(
-        f"{where}: {problem if not matches or not given else f'dataset {given!r} is several'}; "
+        f"{where}: {problem if not matches or not given else f'dataset {given!r} is ambiguous'}; "
         f"expected {' or '.join(runs)}"
     )
 

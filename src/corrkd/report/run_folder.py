@@ -221,10 +221,10 @@ class Card(_Bounded):
         }
         for what, names in distinct.items():
             if len(set(names)) < len(names):
-                raise ValueError(f"{what}: {quoted(repeated(names))} is there twice")
+                raise ValueError(f"{what}: {quoted(repeated(names))} appears twice")
         for name in filter(None, (self.reference, self.control)):
             if name not in arms:
-                raise ValueError(f"{quoted(name)} is none of the methods")
+                raise ValueError(f"{quoted(name)} is not one of the methods")
         modalities = tuple(self.dataset.modalities)
         try:
             subsets(modalities)  # none with a condition's name
@@ -246,7 +246,7 @@ def open_datasets(out: Path) -> dict[str, RunFolder]:
                 f"{out}: not the folder of a run of this version; give the one that holds {PLAN}"
             )
         raise CorrKDError(
-            f"{out}: holds no {PLAN}; give a folder that `corrkd run` or `corrkd compare` wrote"
+            f"{out}: holds no {PLAN}; give a folder written by `corrkd run` or `corrkd compare`"
         )
     tree = read_yaml_file(out / PLAN)
     datasets = tree.get("datasets") if isinstance(tree, Mapping) else None
@@ -254,7 +254,7 @@ def open_datasets(out: Path) -> dict[str, RunFolder]:
     names = [name for name in names if not leads_elsewhere(name) and (out / name / RUN).is_file()]
     if not names:
         raise CorrKDError(
-            f"{out}: has no dataset yet (none of the plan's has a folder with run.json)"
+            f"{out}: has no dataset yet (no dataset of the plan has a folder with run.json)"
         )
     return {name: RunFolder.open(out / name) for name in names}
 
@@ -281,7 +281,7 @@ class RunFolder:
         if isinstance(tree, dict) and tree.get("format") != FORMAT:
             raise CorrKDError(
                 f"{file}: written by corrkd {str(tree.get('corrkd', ''))[:20]}, whose folders "
-                f"this version does not read"
+                f"this version does not read; run the experiment again"
             )
         with refusing(file, "not written by a run"):
             return RunFolder(Path(path), Card.model_validate(tree))
@@ -290,6 +290,18 @@ class RunFolder:
     def reference(self) -> str:
         """The arm that others are compared with."""
         return self.card.reference
+
+    def compared_with(self, reference: str) -> RunFolder:
+        """Return the folder with another arm as the reference. Raises CorrKDError where it has no
+        such arm.
+        """
+        arms = [method.name for method in self.card.methods]
+        if reference not in arms:
+            raise CorrKDError(
+                f"{self.path}: has no arm {quoted(reference)} to compare with; expected one of "
+                f"{', '.join(arms)}"
+            )
+        return RunFolder(self.path, self.card.model_copy(update={"reference": reference}))
 
     @property
     def has_few_arms(self) -> bool:
@@ -357,21 +369,24 @@ class RunFolder:
         return groups
 
     def costs(self) -> pd.DataFrame:
-        """costs.csv: method, seed, parameters, epochs, train_seconds, peak_memory_bytes; NaN where
-        nothing was measured.
+        """costs.csv: method, seed, parameters, epochs, train_seconds, peak_memory_bytes (NaN where
+        nothing was measured), device ("" where none is recorded).
         """
         numbers = dict.fromkeys(
             ("parameters", "epochs", "train_seconds", "peak_memory_bytes"), float
         )
-        return self._read(
+        costs = self._read(
             "costs.csv",
             lambda file: read_csv(
                 file,
-                dtype={"method": str, **numbers},
+                dtype={"method": str, "device": str, **numbers},
                 keep_default_na=False,
                 na_values={name: ["", "nan"] for name in numbers},
-            )[["method", "seed", *numbers]],
+            ),
         )
+        if "device" not in costs:
+            costs = costs.assign(device="")
+        return costs[["method", "seed", *numbers, "device"]]
 
     def coverage(self) -> pd.DataFrame:
         """Every seed's coverage.csv under one another: condition, group, samples, coverage,
@@ -455,7 +470,7 @@ class RunFolder:
             if file.is_file()
         ]
         if not files:
-            raise AbsentError(f"No seed's folder holds {name}.")
+            raise AbsentError(f"No seed's folder contains {name}.")
         return files
 
     def _read(self, name: str, reader: Callable[[Path], T]) -> T:
@@ -464,7 +479,7 @@ class RunFolder:
         """
         file = self.path / name
         if not file.is_file():
-            raise AbsentError(f"The run folder holds no {name}.")
+            raise AbsentError(f"The run folder contains no {name}.")
         try:
             return reader(file)
         except (

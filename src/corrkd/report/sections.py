@@ -1,5 +1,5 @@
-"""The sections of a dataset in a report, in order. What the folder lacks leaves a line behind; what
-does not apply is left out.
+"""The sections of a dataset in a report, in order. Where the folder lacks something, a line says
+so; what does not apply is left out.
 """
 
 from __future__ import annotations
@@ -16,27 +16,23 @@ from corrkd.report.standings import Analysis
 from corrkd.report.tables import Table
 
 READING = (
-    "Intervals are 95 % intervals of two kinds, and every table says which it shows. Student-t "
-    "over seeds: how much the mean moves when "
-    "training begins from other seeds, on these very test samples. Percentile bootstrap over "
-    "groups crossed with seeds: also how much it "
-    "moves with the people or samples that happen to be in the test split. Few groups or few "
-    "seeds make the bootstrap too narrow.",
-    "p values are of a sign-flip test: where two methods do not differ, their answers within a "
-    "group may be swapped. It is about these "
-    "trained networks on other groups, not about training them again. Each method is compared "
-    "with the reference on Avg. alone and "
-    "adjusted by Holm; the ablation's arms are a family of their own. Bold and underline only "
-    "order the means: they are no test.",
-    "The majority floor always predicts the commonest class of the training split; the by-length "
-    "floor, shown where lengths vary, the "
-    "commonest class among training samples whose visible modalities are about as long. The "
-    "Bayes ceiling, where there is one, is what "
-    "the exact law of the data allows under the same condition. None of them is trained or "
-    "marked. A control without distillation is the "
-    "same network with the same initialisation and the same missingness in training, and the "
-    "task loss alone. Avg. is the mean over the "
-    "missing subsets, without complete.",
+    "There are two kinds of 95 % intervals, and each table says which one it shows. Student-t over "
+    "seeds: how far the mean would vary if training started from other seeds, on these same test "
+    "samples. Percentile bootstrap over groups crossed with seeds: also how far it would vary with "
+    "other people or samples in the test split. With few groups or few seeds the bootstrap "
+    "intervals are too narrow.",
+    "p values come from a sign-flip test: if two methods do not differ, their predictions within a "
+    "group can be swapped. The test generalises to other groups for these trained networks, not to "
+    "training them again. Each method is compared with the reference on Avg. only, and p values "
+    "are adjusted by Holm's method; the ablation is a separate family of tests. Bold and "
+    "underlined numbers only rank the means; they do not indicate significance.",
+    "The majority floor always predicts the most frequent class of the training split. The "
+    "by-length floor, shown where lengths vary, predicts the most frequent class among training "
+    "samples whose visible modalities have a similar length. The Bayes ceiling, available for the "
+    "built-in dataset, is the best result possible under the same condition. None of them is "
+    "trained, and none is marked. A control without distillation is the same network with the "
+    "same initialisation and the same missing modalities in training, trained with the task loss "
+    "alone. Avg. is the mean over the missing subsets, without the complete samples.",
 )
 
 
@@ -61,7 +57,7 @@ def dataset_sections(
     run, name = analysis.run, analysis.name
     main = tables.main_methods(run)
     protocol = [
-        f"On this dataset, for every method: {line}"
+        f"On this dataset, for all methods: {line}"
         for line in run.card.protocol
         if line not in common
     ]
@@ -78,7 +74,7 @@ def dataset_sections(
     sections = [
         Section("Data", [data_line(run), *protocol, part(tables.data, run), *missing]),
         Section("Missing modalities", inter),
-        *_against_reference(analysis),
+        *_comparison(analysis),
         Section("Missing frames", [*curves, part(tables.by_ratio, run, main), *others]),
         Section("Metrics side by side", [part(tables.side_by_side, run, main)]),
         Section("Classes", [part(tables.per_class, run, main), *_matrices(run)]),
@@ -87,10 +83,14 @@ def dataset_sections(
         ),
         *_prediction_sets(run),
         *_ablation(analysis),
-        *([] if run.has_few_arms else [Section("Ranks", [part(arm_tables.ranks_table, run)])]),
+        *(
+            []
+            if run.has_few_arms
+            else [Section("Ranks by condition", [part(arm_tables.ranks_table, run)])]
+        ),
         Section("Training", [part(figures.training, run)]),
         Section("Representations", [part(figures.projection, run, condition)]),
-        Section("Cost", [part(arm_tables.costs_table, run)]),
+        Section("Size of the methods", [part(arm_tables.size_table, run)]),
     ]
     if prefix is None:
         return sections
@@ -100,14 +100,15 @@ def dataset_sections(
     return [Section(name, []), *below]
 
 
-def _against_reference(analysis: Analysis) -> list[Section]:
+def _comparison(analysis: Analysis) -> list[Section]:
     run = analysis.run
     if len(run.card.methods) < 2:
         return []
-    items = [part(standings_of, analysis, "main")]
+    standing = {} if isinstance(analysis.main, AbsentError) else analysis.main
+    items = [part(arm_tables.ranking_table, run, standing), part(standings_of, analysis, "main")]
     if not run.has_few_arms:
         items.append(part(arm_tables.differences_table, run))
-    return [Section(f"Against {tables.reference_title(run)} on Avg.", items)]
+    return [Section(f"Ranking and comparison with {tables.reference_title(run)}", items)]
 
 
 def _matrices(run: RunFolder) -> list[Item]:
@@ -189,6 +190,6 @@ def data_line(run: RunFolder) -> str:
     layout = f" ({card.dataset.layout})" if card.dataset.layout else ""
     return (
         f"{card.dataset.name}{layout}. Target: {target}. Modalities, frames × features: "
-        f"{modalities}. Samples: {counts}; results are on "
+        f"{modalities}. Samples: {counts}. All results are on "
         f"the {card.split} split."
     )

@@ -26,6 +26,9 @@ from corrkd.report import tables
 from corrkd.report.run_folder import AbsentError, RunFolder
 
 SEED = 0  # of the resampling: the same folder gives the same numbers
+LEVEL = 0.05  # of significance
+LOWER, HIGHER = "significantly lower", "significantly higher"
+EQUAL, NOT_TESTED = "not significantly different", "not tested"
 
 Counts = Mapping[str, Mapping[int, npt.NDArray[np.int32]]]
 """By method and seed: (C, G, Q, K, K) under the missing subsets, as in
@@ -50,6 +53,18 @@ class Standing:
     difference: Interval | None = None
     p: float | None = None
     adjusted: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """How the method compares with the reference. The test holds for the trained networks
+        alone, so the interval over groups and seeds has to exclude zero as well.
+        """
+        if self.difference is None or self.adjusted is None:
+            return NOT_TESTED
+        excludes_zero = self.difference.low > 0 or self.difference.high < 0
+        if self.adjusted >= LEVEL or not excludes_zero:
+            return EQUAL
+        return LOWER if self.difference.mean < 0 else HIGHER
 
 
 @dataclass(frozen=True)

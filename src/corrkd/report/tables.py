@@ -88,7 +88,7 @@ def seed_values(run: RunFolder, metric: str) -> pd.Series[float]:
     """
     rows = run.results[run.results["metric"] == metric]
     if rows.empty:
-        raise AbsentError(f"results.csv holds no {metric}.")
+        raise AbsentError(f"results.csv contains no {metric}.")
     draws = rows.groupby(["method", "seed", "condition"], sort=False)["value"]
     return draws.mean().where(draws.count() == draws.size())
 
@@ -130,17 +130,24 @@ def marked(
     column: Mapping[str, Cell | None], trained: Sequence[str], how: Metric
 ) -> dict[str, Cell | None]:
     """The column with its best and second-best trained method marked; what reads the same is marked
-    the same.
+    the same. Nothing is marked where all methods read the same, and no method that is not above the
+    floors.
     """
-    rounded = {
-        m: how.sign * round(c.mean, how.digits)
-        for m in trained
-        if (c := column.get(m)) and not math.isnan(c.mean)
-    }
+
+    def levels_of(methods: Iterable[str]) -> dict[str, float]:
+        return {
+            m: how.sign * round(c.mean, how.digits)
+            for m in methods
+            if (c := column.get(m)) and not math.isnan(c.mean)
+        }
+
+    rounded = levels_of(trained)
     levels = sorted(set(rounded.values()), reverse=True)
-    marks: dict[float, Mark] = dict(zip(levels, ("best", "second"), strict=False))
-    if len(rounded) < 2 or not how.sign:
+    if len(levels) < 2 or not how.sign:
         return dict(column)
+    floor = max(levels_of(FLOORS).values(), default=-math.inf)
+    marks: dict[float, Mark] = dict(zip(levels, ("best", "second"), strict=False))
+    marks = {level: mark for level, mark in marks.items() if level > floor}
     return {
         m: replace(c, mark=marks.get(rounded.get(m, math.nan), "")) if c else None
         for m, c in column.items()
@@ -248,7 +255,7 @@ def compared(
         pd.DataFrame(columns, index=rows, dtype=object).dropna(how="all").dropna(how="all", axis=1)
     )
     if frame.empty:
-        raise AbsentError(f"results.csv holds no {metric} under these conditions.")
+        raise AbsentError(f"results.csv contains no {metric} under these conditions.")
     return frame.astype(object).where(frame.notna(), None)
 
 
@@ -316,19 +323,26 @@ def subset_legend(run: RunFolder) -> str:
 
 
 def reading(run: RunFolder, methods: Iterable[str] | None = None) -> str:
-    """How to read a cell, as sentences."""
+    """How to read a cell with its mark, as sentences."""
+    return (
+        f"{interval_text(run, methods)} Bold: best trained method; underlined: second best. "
+        f"Methods that are not above the floors, or all equal, are not marked."
+    )
+
+
+def interval_text(run: RunFolder, methods: Iterable[str] | None = None) -> str:
+    """What stands behind a mean, as a sentence."""
     counts = set(seed_counts(run, methods).values())
     seeds = (
         f"{max(counts, default=0)} seeds"
         if len(counts) < 2
         else "each method's seeds (their number: last column)"
     )
-    interval = (
+    return (
         f"Mean ± half-width of the Student-t 95 % interval over {seeds}."
         if max(counts, default=0) > 1
         else "One seed, hence no interval (—)."
     )
-    return f"{interval} Best trained method in bold, second underlined."
 
 
 def by_ratio(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
@@ -338,9 +352,8 @@ def by_ratio(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
         frames.append(compared(run, "auc_weighted_f1", {RATIOS: "AUC"}, FRACTION, methods))
     frame = pd.concat(frames, axis=1).astype(object)
     caption = (
-        f"Weighted F1 × 100 on the {run.card.split} split by the share of frames that every "
-        f"modality has lost; AUC is the area under that "
-        f"curve over the ratios, × 100. {reading(run, methods)}"
+        f"Weighted F1 × 100 on the {run.card.split} split by the share of frames missing from "
+        f"every modality; AUC is the area under this curve, × 100. {reading(run, methods)}"
     )
     return Table(
         "missing-ratios", caption, "Method", {"": titled(run, frame.where(frame.notna(), None))}
@@ -355,8 +368,8 @@ def others(run: RunFolder, metric: str, methods: Iterable[str] | None = None) ->
         c.meaning or c.kind for c in run.conditions if c.family is Family.OTHERS
     )
     caption = (
-        f"{metric_of(metric).title} on the {run.card.split} split under other conditions: "
-        f"{', '.join(meanings)}."
+        f"{metric_of(metric).title} on the {run.card.split} split under other conditions, each "
+        f"with its share in the heading: {', '.join(meanings)}."
     )
     name = f"other-conditions-{metric.replace('_', '-')}"
     return conditions_table(run, name, metric, other_headings(run), caption, methods)
@@ -374,7 +387,7 @@ def side_by_side(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
     frames = {title: _metrics_frame(run, condition, methods) for condition, title in titles.items()}
     headings = list(dict.fromkeys(heading for frame in frames.values() for heading in frame))
     if not headings:
-        raise AbsentError("results.csv holds none of the target's metrics on complete samples.")
+        raise AbsentError("results.csv contains none of the target's metrics on complete samples.")
     means = [
         f"{p.title}: {p.meaning}, mean over the rates "
         f"{', '.join(f'{c.ratio:g}' for c in p.conditions(run.modalities))}."
@@ -382,7 +395,7 @@ def side_by_side(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
     ]
     caption = " ".join(
         [
-            f"Metrics side by side on the {run.card.split} split, shares × 100.",
+            f"All metrics on the {run.card.split} split; F1 and accuracies × 100.",
             *means,
             reading(run, methods),
         ]
@@ -436,7 +449,7 @@ def per_class(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
             continue
         blocks[name] = titled(run, frame)
     if not blocks:
-        raise AbsentError(f"results.csv holds no F1 by {'question' if questions else 'class'}.")
+        raise AbsentError(f"results.csv contains no F1 by {'question' if questions else 'class'}.")
     columns = next(iter(blocks.values())).columns
     what = "Weighted F1 × 100 of each question" if questions else "F1 × 100 of each class"
     caption = f"{what} on the {run.card.split} split. {subset_legend(run)} {reading(run, methods)}"
@@ -456,8 +469,8 @@ def calibration(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
             run, compared(run, "ece_calibrated", subset_headings(run), metric_of("ece"), methods)
         )
         caption = (
-            f"{table.caption} Below, each condition's logits are divided by a temperature fitted "
-            f"on the validation split."
+            f"{table.caption} Second block: logits divided by a temperature that was fitted for "
+            f"each condition on the validation split."
         )
         blocks = {
             "As trained": table.blocks[""],
@@ -474,33 +487,39 @@ def prediction_sets(run: RunFolder) -> Table:
     headings = subset_headings(run)
     size = "Classes in a set" if run.card.target.has_classes else "Length of the interval"
     blocks = {}
-    for title, metric in {"Share that holds the truth, %": "coverage", size: "set_size"}.items():
+    for title, metric in {
+        "Sets that contain the true value, %": "coverage",
+        size: "set_size",
+    }.items():
         frame = compared(run, metric, headings, metric_of(metric))
         blocks[title] = titled(run, frame).map(
             lambda c: replace(c, mark="", digits=2) if isinstance(c, Cell) else c
         )
     caption = (
-        f"Prediction sets on the {run.card.split} split, made from groups that took part in no "
-        f"training and no choice.{_asked(run)} That "
-        "they hold the truth as often as was asked for, on average over groups, assumes that "
-        "groups are exchangeable: that those tested "
-        f"are such as those held out were. {subset_legend(run)} {reading(run).split(' Best')[0]}"
+        f"Prediction sets on the {run.card.split} split, calibrated on groups held out from "
+        f"training and selection.{_requested(run)} That "
+        "they contain the true value as often as requested, on average over groups, assumes that "
+        "groups are exchangeable, that is, that the tested groups resemble the held-out ones. "
+        f"{subset_legend(run)} {interval_text(run)}"
     )
     return Table("prediction-sets", caption, "Method", blocks)
 
 
-def _asked(run: RunFolder) -> str:
-    """Which share the sets were to hold, and why they hold more."""
+def _requested(run: RunFolder) -> str:
+    """Which coverage was requested, and why the sets cover more."""
     if run.card.sets is None:
         return ""
     level, groups = run.card.sets.level, run.card.sets.groups
-    sentence = f" They were to hold the truth of {100 * level:g} % of the samples of a new group."
+    sentence = (
+        f" Requested: sets that contain the true value for {100 * level:g} % of the samples of a "
+        f"new group."
+    )
     if level * (groups + 1) / groups > 1.0 + 1e-9:
-        return f"{sentence} For that, {groups} groups are too few to leave anything out of a set."
+        return f"{sentence} {groups} groups are too few for that: every set contains everything."
     share = f"{100 * level * (groups + 1) / groups:.1f} %"
     return (
-        f"{sentence} To be sure of that with {groups} groups, sets were made that hold it of "
-        f"{share} of theirs."
+        f"{sentence} To guarantee this with {groups} groups, the sets contain it for {share} of "
+        f"the samples of these groups."
     )
 
 
@@ -522,13 +541,13 @@ def coverage_by_group(run: RunFolder) -> Table:
                 **{name: Cell(float(shares.quantile(q))) for name, q in QUANTILES.items()},
             }
     if not blocks:
-        raise AbsentError(f"coverage.csv holds nothing of {run.reference}.")
+        raise AbsentError(f"coverage.csv contains nothing about {run.reference}.")
     frame = pd.DataFrame.from_dict(blocks, orient="index").astype(object)
     caption = (
-        f"Share of each group's samples on the {run.card.split} split whose truth is in the "
-        f"prediction set of {reference_title(run)}, %, "
-        f"over groups. What was asked for is promised of the mean, where each group weighs the "
-        f"same, not of everyone. {subset_legend(run)}"
+        f"How coverage varies between groups: share of a group's samples on the {run.card.split} "
+        f"split whose true value is in the prediction set of {reference_title(run)}, %. The "
+        f"requested coverage is guaranteed for the mean over groups, not for each group. "
+        f"{subset_legend(run)}"
     )
     return Table("coverage-by-group", caption, "Available", {"": frame}, digits=1)
 
@@ -541,10 +560,14 @@ def data(run: RunFolder) -> Table:
         for split, count in card.splits.items()
     }
     frame = pd.DataFrame.from_dict(rows, orient="index").astype(object)
-    what = "answers “yes” to each question" if run.card.target.questions else "of each class"
+    what = (
+        "and of these with the answer “yes” to each question"
+        if run.card.target.questions
+        else "by class"
+    )
     return Table(
         "data",
-        f"Samples in each split, and {what}.",
+        f"Samples in each split, {what}.",
         "Split",
         {"": frame.where(frame.notna(), None)},
     )
@@ -557,7 +580,7 @@ def missing_frames(run: RunFolder) -> Table:
         for split, count in splits.items():
             reasons = {
                 **count.reasons,
-                "another reason": count.missing - sum(count.reasons.values()),
+                "other": count.missing - sum(count.reasons.values()),
             }
             percent = {
                 reason: 100 * n / max(1, count.frames) for reason, n in reasons.items() if n > 0
@@ -565,11 +588,11 @@ def missing_frames(run: RunFolder) -> Table:
             rows[f"{m}, {split}"] = {
                 "Frames": count.frames,
                 "Missing %": Cell(100 * count.missing / max(1, count.frames)),
-                "Of which, in % of all frames": ", ".join(
+                "Reasons, % of all frames": ", ".join(
                     f"{reason} {share:.1f}" for reason, share in percent.items()
                 ),
             }
-    caption = "Frames of the recordings that are missing before anything is dropped, and why."
+    caption = "Frames that are already missing in the recordings, and why."
     frame = pd.DataFrame.from_dict(rows, orient="index").astype(object)
     return Table("missing-frames", caption, "Modality, split", {"": frame}, digits=1)
 
@@ -594,7 +617,7 @@ def confusion(run: RunFolder, condition: str) -> dict[str, pd.DataFrame]:
     rows = rows[rows["method"] == run.reference]
     if rows.empty:
         raise AbsentError(
-            f"predictions.parquet holds nothing of {run.reference} under {condition}."
+            f"predictions.parquet contains nothing about {run.reference} under {condition}."
         )
     names = run.card.target.classes
     out = {}
@@ -609,8 +632,8 @@ def confusion(run: RunFolder, condition: str) -> dict[str, pd.DataFrame]:
 def confusion_table(run: RunFolder, name: str, condition: str) -> Table:
     """The counts of `confusion` as a table."""
     caption = (
-        f"{reference_title(run)}, available: {condition}. Samples by true (row) and predicted "
-        f"(column) class, all seeds."
+        f"{reference_title(run)}, available: {condition}. Number of samples by true (row) and "
+        f"predicted (column) class, summed over all seeds."
     )
     blocks = {q: f.astype(object) for q, f in confusion(run, condition).items()}
     return Table(f"confusion-{name}", caption, "True class", blocks, folded=True)
