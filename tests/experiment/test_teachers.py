@@ -382,7 +382,7 @@ def test_who_teaches_and_which_splits_there_are_is_said(
     assert "The teachers' temperature: fitted to the training labels." in said
     data = {"resample": {"folds": 5, "train": 10}}
     lines = arrangement(prepare(load_settings(**tiny(data=data, teacher={"repeats": 2}))))
-    assert "Every seed draws 10 training samples of its own." in lines
+    assert "Each seed draws its own 10 training samples." in lines
     assert any("seed s validates on fold s mod 5" in line for line in lines)
     assert any(
         "taught by 2 teachers a seed, each trained on all training samples" in line
