@@ -39,6 +39,8 @@ PROGRESS = (
     "writing ",
     "converting ",
     "evaluation: ",
+    "runs: ",
+    "trials: ",
     "prediction: ",
     "features: ",
     "left out: ",

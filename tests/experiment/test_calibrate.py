@@ -86,8 +86,7 @@ def test_the_report_shows_before_and_after_and_coverage_by_group(with_sets: Path
         "*As trained*",
         "*With the condition's temperature*",
         "## Prediction sets",
-        "They were to hold the truth of 50 % of the samples of a new group. To be sure of that "
-        "with",
+        "sets that contain the true value for 50 % of the samples of a new group. To guarantee",
         "groups are exchangeable",
     ):
         assert words in text

@@ -396,8 +396,8 @@ def test_predict_takes_recordings(clips: Path, model: Path, tmp_path: Path) -> N
     table = pd.read_csv(out)
     assert table.loc[0, "id"] == str(clips / "voice.wav")
     assert table.loc[0, ["used_language", "used_audio", "used_vision"]].tolist() == [1, 1, 0]
-    assert "give recordings, or --data" in corrkd("predict", model).line
-    assert "name the file to write" in corrkd("predict", model, "--data", "synthetic").line
+    assert "give either recordings or --data" in corrkd("predict", model).line
+    assert "give the output file with --out" in corrkd("predict", model, "--data", "synthetic").line
 
 
 def test_a_model_of_other_data_says_so(clips: Path, model: Path, tmp_path: Path) -> None:

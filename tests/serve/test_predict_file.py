@@ -542,7 +542,7 @@ def test_control_c(model: Path, data: Path, whole: Mapping[str, bytes], tmp_path
     ended = command(model, data, out, first=ends_at("os", "fsync", 4, signal.SIGINT))
     assert ended.code == 130
     assert ended.err.splitlines()[-1].startswith("interrupted; ")
-    assert "predict go on when started again" in ended.err
+    assert "predict continue when started again" in ended.err
     assert "Traceback" not in ended.err
     assert left(tmp_path / ".p.csv.parts") == [
         ".lock",
