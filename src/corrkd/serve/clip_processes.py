@@ -11,9 +11,10 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerProcess
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import anyio
 import numpy as np
@@ -40,8 +41,9 @@ PRELOAD = (
     "sklearn.feature_extraction.text",
     "threadpoolctl",
 )
-# One server for all: it has no threads, and nothing of the service's memory.
-CONTEXT = multiprocessing.get_context("forkserver")
+FORKS = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
+# One server forks them all: it has no threads, and nothing of the service's memory.
+CONTEXT: Any = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,12 @@ class ClipProcesses:
         self._stopped: Refused | None = None
 
     def start(self) -> None:
-        """Begin to import what the processes need, in the background."""
-        CONTEXT.set_forkserver_preload(list(PRELOAD))
-        forkserver.ensure_running()
+        """Begin to import what the processes need, in the background, where the system forks."""
+        if FORKS:
+            from multiprocessing import forkserver
+
+            CONTEXT.set_forkserver_preload(list(PRELOAD))
+            forkserver.ensure_running()
 
     def stop(self, error: Refused) -> None:
         """End all processes, and tell their clients, and those that come later, this error."""
@@ -155,7 +160,7 @@ class ClipProcesses:
             await anyio.to_thread.run_sync(process.start)
             with anyio.move_on_after(seconds) as time:
                 await _end_of(process)
-            if time.cancelled_caught or process.exitcode == -signal.SIGXCPU:
+            if time.cancelled_caught or _used_its_time(process):
                 raise too_long
             if process.exitcode != 0:
                 raise Refused(
@@ -168,22 +173,24 @@ class ClipProcesses:
                 await anyio.to_thread.run_sync(_end, process)
 
 
-async def _end_of(process: ForkServerProcess) -> None:
-    ended, loop = asyncio.Event(), asyncio.get_running_loop()
-    loop.add_reader(process.sentinel, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(process.sentinel)
+async def _end_of(process: BaseProcess) -> None:
+    # In a thread: the loop of Windows waits for no process.
+    await anyio.to_thread.run_sync(connection.wait, [process.sentinel], abandon_on_cancel=True)
 
 
-def _end(process: ForkServerProcess) -> None:
+def _used_its_time(process: BaseProcess) -> bool:
+    """Whether the system ended it for what it took of the processor."""
+    return hasattr(signal, "SIGXCPU") and process.exitcode == -signal.SIGXCPU
+
+
+def _end(process: BaseProcess) -> None:
     """End a process and all that it started."""
     if process.pid is None:  # it was not started
         return
     if process.is_alive():
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        if hasattr(os, "killpg"):  # not on Windows, where it starts no others
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         process.kill()
     process.join()
     process.close()

@@ -8,7 +8,6 @@ a stranger's.
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -95,7 +94,8 @@ class Task:
 
 def work(task: Task) -> None:
     """Write what the body's recording says, or why it cannot be read."""
-    os.setsid()  # what it starts is ended with it
+    if hasattr(os, "setsid"):  # not on Windows
+        os.setsid()  # what it starts is ended with it
     end_with_parent()
     _be_silent()
     _limit(task)
@@ -124,7 +124,13 @@ def _be_silent() -> None:
 
 
 def _limit(task: Task) -> None:
-    """Bound what the process may take; on Linux all of it holds."""
+    """Bound what the process may take: on Linux all of it; on macOS not its memory; on Windows
+    nothing, where its time alone is bounded, by the service.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
     largest = max(LARGEST_OUTPUT, task.body.stat().st_size)
     # Of memory, what can be written counts: CUDA maps far more.
     for limit, value in (

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
-import resource
+import os
 import signal
 import socket
+import sys
 from collections import Counter
 from functools import partial
 from types import FrameType
@@ -44,7 +46,8 @@ def bound(host: str, port: int) -> socket.socket:
         made = socket.socket(
             family, kind, protocol
         )  # asyncio sends at once only where it sees that this is TCP
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # Windows would let a second service have the same port
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
         made.listen()  # else a second service could bind it too
     except (OSError, UnicodeError) as error:
@@ -64,7 +67,7 @@ def run(service: Service, place: socket.socket, *, patience: int = 30, log: str 
         service: what is served.
         place: from `bound`; it is closed at the end.
         patience: most seconds between the signal and the end. A process that has not come to its
-            end by then is killed by SIGALRM.
+            end by then ends with status 1, after writing to stderr where each thread stands.
         log: uvicorn's level.
     """
     # uvicorn ends well and then raises the signal again, which is to end nothing more.
@@ -73,7 +76,7 @@ def run(service: Service, place: socket.socket, *, patience: int = 30, log: str 
         server_of(service, patience=patience, log=log).run([place])
         service.batcher.join()
     finally:
-        signal.alarm(0)
+        faulthandler.cancel_dump_traceback_later()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -82,7 +85,7 @@ def server_of(service: Service, *, patience: int = 30, log: str = "info") -> uvi
     """A server that is not running."""
     # Of the descriptors, half are for connections; between the system and the count some four
     # backlogs may be on their way.
-    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    descriptors = _most_descriptors()
     config = uvicorn.Config(
         service.app,
         loop="asyncio",
@@ -97,6 +100,15 @@ def server_of(service: Service, *, patience: int = 30, log: str = "info") -> uvi
     return _Server(config, service, patience)
 
 
+def _most_descriptors() -> int:
+    """How many files and connections this process may have open."""
+    try:
+        import resource
+    except ImportError:  # Windows, which sets no limit
+        return sys.maxsize
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
 def _heard(*_: object) -> None:
     """A signal that was answered already."""
 
@@ -109,7 +121,8 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal to end came."""
         if not self.should_exit:  # the first of them
-            signal.alarm(self._patience)
+            # Neither a busy loop nor the interpreter's lock can hold it up.
+            faulthandler.dump_traceback_later(self._patience, exit=True, file=2)
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
