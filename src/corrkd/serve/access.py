@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from corrkd.errors import CorrKDError
 
 HEALTH = ("/healthz", "/readyz")
-PUBLIC = ("/", *HEALTH)  # the page holds no data; with /static/ it needs no token
+PUBLIC = ("/", "/docs", *HEALTH)  # pages hold no data; with /static/ they need no token
 ANY_HOST = "*"
 
 

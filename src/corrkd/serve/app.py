@@ -62,7 +62,14 @@ EFFECTS = (
 )
 Question = tuple[str, ReadSample]  # which network is asked, and of what
 Answer = Prediction | list[ModalityEffects]
-STATIC = {"app.js": "text/javascript", "recording.js": "text/javascript", "style.css": "text/css"}
+STATIC = {
+    "app.js": "text/javascript",
+    "recording.js": "text/javascript",
+    "style.css": "text/css",
+    "docs.js": "text/javascript",
+    "swagger-ui/swagger-ui-bundle.js": "text/javascript",
+    "swagger-ui/swagger-ui.css": "text/css",
+}
 # The page loads nothing from elsewhere and may not be framed.
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data:; media-src blob:; "
@@ -423,7 +430,7 @@ class Service:
             summary="Sentiment from whatever modalities are there.",
             lifespan=life,
             redirect_slashes=False,
-            docs_url=None,  # its pages load scripts from elsewhere
+            docs_url=None,  # FastAPI's pages load scripts from other sites; ours do not
             redoc_url=None,
         )
 
@@ -555,19 +562,22 @@ class Service:
             json_schema_extra={"items": items},
         )
 
+        def file(name: str, kind: str) -> Response:
+            return Response((files / name).read_bytes(), media_type=kind, headers=PAGE_HEADERS)
+
         @app.get("/", include_in_schema=False)
         async def page() -> Response:
-            return Response(
-                (files / "index.html").read_bytes(), media_type="text/html", headers=PAGE_HEADERS
-            )
+            return file("index.html", "text/html")
 
-        @app.get("/static/{name}", include_in_schema=False)
+        @app.get("/docs", include_in_schema=False)
+        async def docs() -> Response:
+            return file("docs.html", "text/html")
+
+        @app.get("/static/{name:path}", include_in_schema=False)
         async def static(name: str) -> Response:
             if name not in STATIC:
                 raise Refused(404, "no such file")
-            return Response(
-                (files / name).read_bytes(), media_type=STATIC[name], headers=PAGE_HEADERS
-            )
+            return file(name, STATIC[name])
 
         @app.get(
             "/v1/samples",
