@@ -343,8 +343,8 @@ def test_conditions_that_take_nothing_away_or_all(tmp_path: Path) -> None:
         unlabelled(tmp_path, vision=None, vision_lengths=None), targets=False
     )
     for name, words in (
-        ("natural", "condition 'natural' takes nothing away; name modalities that stay"),
-        ("noise-0.5", "condition 'noise-0.5' takes nothing away"),
+        ("natural", "condition 'natural' removes no frames; name the modalities to keep"),
+        ("noise-0.5", "condition 'noise-0.5' removes no frames"),
         ("vision", "condition 'vision' leaves nothing of dataset new, which has language, audio"),
         ("smell", "condition 'smell' is unknown; there are complete, language"),
     ):

@@ -48,10 +48,10 @@ CONTEXT: Any = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 
 @dataclass(frozen=True)
 class ReadClip:
-    """What is known of a recording.
+    """The result of reading a recording.
 
     Attributes:
-        result: what its process says.
+        result: of its process.
         sample: raw features, as `Predictor.predict` takes them.
         drawn: arrays for the page: "loudness", "faces", "faces_present".
     """
@@ -66,7 +66,7 @@ class ClipProcesses:
 
     Args:
         settings: of the features.
-        limits: what a recording may take.
+        limits: of a recording.
 
     Attributes:
         limits: as given.
@@ -95,18 +95,18 @@ class ClipProcesses:
             forkserver.ensure_running()
 
     def stop(self, error: Refused) -> None:
-        """End all processes, and tell their clients, and those that come later, this error."""
+        """End all processes, and answer their clients and later ones with this error."""
         self._stopped = error
         for scope in self._under_way:
             scope.cancel()
 
     async def read(self, body: Path, content_type: str, *, details: bool) -> ReadClip:
-        """Return what a recording holds.
+        """Return the features of a recording.
 
         Args:
             body: the file with a request's body, alone in its folder, which is used.
             content_type: of the body.
-            details: whether what the page draws is wanted too.
+            details: whether to return what the page draws, too.
 
         Raises:
             Refused: it cannot be read, takes too much, too many wait already, or the service is
@@ -129,7 +129,7 @@ class ClipProcesses:
     async def _my_turn(self) -> AsyncIterator[None]:
         most = self.limits.waiting * self.limits.processes
         if self._turn.locked() and self._waiting >= most:
-            raise Refused(503, f"{most} recordings wait for their turn; try again in a second")
+            raise Refused(503, f"{most} recordings are waiting; try again in a second")
         self._waiting += 1
         try:
             await self._turn.acquire()
@@ -146,7 +146,7 @@ class ClipProcesses:
         return Task(body, content_type, self._settings, details, limits.memory, cpu_seconds)
 
     async def _run(self, task: Task) -> None:
-        """Let a process do a task. Raises Refused where it does not come to its end."""
+        """Run a task in a process. Raises Refused if it does not finish."""
         process, seconds = (
             CONTEXT.Process(target=work, args=(task,), daemon=True),
             self.limits.work_seconds,
@@ -165,8 +165,7 @@ class ClipProcesses:
             if process.exitcode != 0:
                 raise Refused(
                     422,
-                    "the process that read the recording was ended by it; convert the recording, "
-                    "or cut it",
+                    "reading the recording crashed the process; convert the recording, or cut it",
                 )
         finally:
             with anyio.CancelScope(shield=True):
