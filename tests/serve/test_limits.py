@@ -285,7 +285,7 @@ def test_cost_of_a_request_and_of_all_together() -> None:
         wait_until(lambda: predict(service, LONG).status_code == 503)
         response = predict(service, LONG)
         assert response.headers["retry-after"] == "1"
-        assert "more waits to be predicted than there is memory for" in response.json()["detail"]
+        assert "too many requests are waiting" in response.json()["detail"]
         service.predictor.go.set()
         assert [future.result().status_code for future in waiting] == [200, 200]
         assert predict(service, LONG, LONG).status_code == 200

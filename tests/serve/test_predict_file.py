@@ -617,7 +617,7 @@ def test_half_done_with_other_arguments(tmp_path: Path) -> None:
         with pytest.raises(CorrKDError) as caught:
             predict_file(**{"predictor": predictor, "dataset": dataset, "out": out, **other})  # type: ignore[arg-type]
         assert str(caught.value) == (
-            f"{out}: half done, but with other {what}; go on with the same, or start anew with "
+            f"{out}: half done, but with a different {what}; continue with the same one, or start again with "
             f"--overwrite"
         )
         assert left(tmp_path) == before
@@ -697,9 +697,7 @@ def test_a_network_that_answers_with_no_numbers(tmp_path: Path) -> None:
     saved = student()
     with torch.no_grad():
         next(saved.network.parameters()).fill_(torch.nan)
-    with pytest.raises(
-        CorrKDError, match=r"samples train-0 to train-15: the network answered with NaN"
-    ):
+    with pytest.raises(CorrKDError, match=r"samples train-0 to train-15: the network returned NaN"):
         predict_file(Predictor(saved), dataset_of(), tmp_path / "p.csv", batch_size=16)
     assert left(tmp_path) == []
 

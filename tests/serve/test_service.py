@@ -199,8 +199,8 @@ BAD: dict[str, tuple[bytes, str, int, str]] = {
     "a list": (b"[]", JSON, 422, "body: Input should be an object"),
     "nothing in it": (b"{}", JSON, 422, "samples: Field required"),
     "no sample": (b'{"samples": []}', JSON, 422, "samples: "),
-    "empty sample": (b'{"samples": [{}]}', JSON, 422, "samples.0: nothing is given"),
-    "all null": (b'{"samples": [{"audio": null}]}', JSON, 422, "samples.0: nothing is given"),
+    "empty sample": (b'{"samples": [{}]}', JSON, 422, "samples.0: no modality is given"),
+    "all null": (b'{"samples": [{"audio": null}]}', JSON, 422, "samples.0: no modality is given"),
     "unknown": (
         b'{"samples": [{"smell": [[1]]}]}',
         JSON,
@@ -292,7 +292,7 @@ BAD: dict[str, tuple[bytes, str, int, str]] = {
         422,
         "samples.0, audio: NaN or infinite values in frame 0",
     ),
-    "npz unknown": (npz(smell=np.zeros((4, 8))), NPZ, 422, "'smell' is no modality"),
+    "npz unknown": (npz(smell=np.zeros((4, 8))), NPZ, 422, "'smell' is not a modality"),
     "npz too long": (
         npz(audio=np.zeros((5000, 8), np.float16)),
         NPZ,
