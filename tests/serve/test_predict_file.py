@@ -617,8 +617,8 @@ def test_half_done_with_other_arguments(tmp_path: Path) -> None:
         with pytest.raises(CorrKDError) as caught:
             predict_file(**{"predictor": predictor, "dataset": dataset, "out": out, **other})  # type: ignore[arg-type]
         assert str(caught.value) == (
-            f"{out}: half done, but with a different {what}; continue with the same one, or start again with "
-            f"--overwrite"
+            f"{out}: half done, but with a different {what}; continue with the same one, or "
+            f"start again with --overwrite"
         )
         assert left(tmp_path) == before
     # The same arguments go on, whether an output may be replaced or not; others start anew.
