@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from corrkd.errors import CorrKDError
@@ -80,7 +82,7 @@ def test_the_temporary_file_may_lie_aside(tmp_path: Path) -> None:
     with replacing(tmp_path / "a.txt", aside=tmp_path / "aside") as part:
         part.write_text("whole")
         assert part.parent == tmp_path / "aside"
-        assert names(tmp_path) == sorted(["aside", part.name])
+        assert names(tmp_path) == sorted(["aside", part.name, f"{part.stem}.lock"])
     assert (tmp_path / "a.txt").read_text() == "whole"
     assert names(tmp_path) == ["a.txt", "aside"]
 
@@ -102,7 +104,7 @@ def test_a_folder_of_files_arrives_whole_or_not_at_all(tmp_path: Path, there: bo
     with replacing_all(folder, ("a", "card")) as aside:
         for name in ("a", "card"):
             (aside / name).write_text("new")
-        assert {p.name: p.read_text() for p in folder.glob("*") if p.is_file()} == before
+        assert {p.name: p.read_text() for p in folder.glob("[!.]*")} == before
     assert {p.name: p.read_text() for p in folder.glob("*")} == {
         **before,
         "a": "new",
@@ -204,13 +206,64 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
         == -9
     )
     left = [
-        p for p in tmp_path.rglob("*") if p.name.endswith(".part") or p.name.startswith(".writing-")
+        p
+        for p in tmp_path.rglob(".*")
+        if p.suffix in (".part", ".lock") or p.name.startswith(".writing-")
     ]
-    assert len(left) == 3
+    assert len(left) == 6  # each with its lock
     check_new(tmp_path / "a.txt", overwrite=False)  # what lies beside it, at its next start
-    assert [p.parent.name for p in left if p.exists()] == ["deep"]
+    assert [p.parent.name for p in left if p.exists()] == ["deep", "deep"]
     remove_parts(tmp_path)
     assert names(tmp_path) == ["deep"]
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from corrkd.files import exclusive
+with exclusive(Path(sys.argv[1]), "busy"):
+    print("inside", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_lock_of_a_folder_goes_with_its_process(tmp_path: Path) -> None:
+    """A second process is refused while the first lives, and let in once that is killed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "inside\n"
+        with pytest.raises(CorrKDError, match=r"^busy$"), exclusive(tmp_path, "busy"):
+            pass
+        first.kill()
+        first.wait()
+    with exclusive(tmp_path, "busy"):
+        pass
+
+
+def test_the_temporary_file_is_closed_and_locked_when_it_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows moves no open file; and another process may sweep the folder at any time."""
+    moves = []
+
+    def replace(source: Path, target: Path) -> None:
+        open_files = [Path(file.path) for file in psutil.Process().open_files()]
+        moves.append(source not in open_files)
+        remove_parts(tmp_path)
+        original(source, target)
+
+    original = os.replace
+    monkeypatch.setattr(os, "replace", replace)
+    write_text(tmp_path / "a.txt", "a")
+    with replacing_all(tmp_path, ("b",)) as aside:
+        (aside / "b").write_text("b")
+    assert moves == [True, True]
+    assert names(tmp_path) == ["a.txt", "b"]
 
 
 def test_parts_of_other_programs_stay(tmp_path: Path) -> None:

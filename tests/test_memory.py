@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 
 import corrkd
@@ -28,10 +30,9 @@ def test_sizes_as_people_write_them(count: float, text: str) -> None:
 
 
 def test_a_container_may_have_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corrkd.memory, "MEMINFO", tmp_path / "meminfo")
+    machine = SimpleNamespace(available=1_024_000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: machine)
     monkeypatch.setattr(corrkd.memory, "CGROUP", tmp_path)
-    assert available_memory() is None
-    (tmp_path / "meminfo").write_text("MemTotal: 2000 kB\nMemAvailable:    1000 kB\n")
     assert available_memory() == 1_024_000
     (tmp_path / "memory.max").write_text("900000\n")
     (tmp_path / "memory.current").write_text("500000\n")

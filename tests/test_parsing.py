@@ -48,7 +48,7 @@ BAD_YAML = [
     ("a: 0x" + "f" * 5_000, "an integer of 20000 bits"),
     ("a: " + ":".join(["59"] * 100), "an integer of"),
     ('a: "\\ud800"', "surrogates"),
-    ("a: 1\na: 2", "key 'a' is there twice"),
+    ("a: 1\na: 2", "key 'a' appears twice"),
     ("1: 2", "the key 1 is not text"),
     ("no: 2", "the key False is not text"),
     ("[a, b]: 2", "not YAML"),
@@ -68,7 +68,7 @@ BAD_JSON = [
     ("[-Infinity]", "-Infinity is no number"),
     ('"\\ud800"', "surrogates"),
     ('{"\\udfff": 1}', "surrogates"),
-    ('{"a": 1, "a": 2}', "key 'a' is there twice"),
+    ('{"a": 1, "a": 2}', "key 'a' appears twice"),
     (b"\xff", "utf-8"),
     ("", "Expecting value"),
 ]

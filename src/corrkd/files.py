@@ -14,16 +14,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import IO
+
+from filelock import FileLock, Timeout
 
 from corrkd.errors import CorrKDError
 
 # Of a plan's folder, which one room writes and another reads.
 PLAN, FAILURES, REPORTED, RUN = "plan.yaml", "failures.csv", "reported.csv", "run.json"
-WRITING = (
-    ".writing-"  # begins the name of the folder that `replacing_all` leaves where it is killed
-)
+PART, LOCK = ".part", ".lock"  # end the names of a file in progress, and of what locks it
+WRITING = ".writing-"  # begins the name of a folder in progress
 # bytes: what is put before and after a name still fits into the 255 that file systems allow
 LONGEST_NAME = 100
 _NAME = re.compile(r"\w[\w.-]*", re.ASCII)
@@ -131,33 +131,61 @@ def replacing(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
     Raises:
         CorrKDError: where the disk is full or the folder cannot be written, in one line.
     """
-    temporary: Path | None = None
     try:
         make_folder(path.parent)
-        temporary, held = _new_part(aside or path.parent, path.name)
-        with held:
-            yield temporary
-            with open_no_link(temporary, os.O_RDWR) as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+        with _new_name(aside or path.parent, f".{path.name}.", PART) as temporary:
+            try:
+                open_no_link(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL).close()
+                yield temporary
+                with open_no_link(temporary, os.O_RDWR) as file:
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)  # closed: Windows moves no open file
+            finally:
+                with suppress(OSError):  # it has taken its place, or was never made
+                    temporary.unlink()
     except OSError as error:
         raise CorrKDError(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        if temporary is not None:
-            with suppress(OSError):  # gone
-                temporary.unlink()
 
 
-def _new_part(folder: Path, name: str) -> tuple[Path, IO[bytes]]:
-    """A new empty file that no other process had, and its handle, which holds a lock for as long as
-    its writer lives.
+@contextmanager
+def _new_name(folder: Path, prefix: str, suffix: str = "") -> Iterator[Path]:
+    """A new name for a temporary file or folder, locked by a file beside it for as long as its
+    writer lives.
     """
     while True:
-        temporary = folder / f".{name}.{secrets.token_hex(4)}.part"
-        held = open_no_link(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        if _locked(held.fileno()) and temporary.exists():
-            return temporary, held
-        held.close()  # swept between its making and its lock
+        stem = f"{prefix}{secrets.token_hex(4)}"
+        lock = _lock(folder / f"{stem}{LOCK}")
+        if _taken(lock):
+            break
+    try:
+        yield folder / f"{stem}{suffix}"
+    finally:
+        _drop(lock)
+
+
+def _lock(path: Path) -> FileLock:
+    return FileLock(path, thread_local=False)
+
+
+def _taken(lock: FileLock) -> bool:
+    """Take a lock, which goes with this process. False where another process has it, or has just
+    removed its file.
+    """
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    if Path(lock.lock_file).exists():
+        return True
+    lock.release()
+    return False
+
+
+def _drop(lock: FileLock) -> None:
+    """Release a lock and remove its file."""
+    lock.release()
+    with suppress(OSError):  # another process has just opened it, and removes it
+        os.unlink(lock.lock_file)
 
 
 def open_no_link(path: Path, flags: int = os.O_WRONLY | os.O_CREAT | os.O_TRUNC) -> IO[bytes]:
@@ -167,22 +195,9 @@ def open_no_link(path: Path, flags: int = os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         OSError: where the path is a link, or cannot be opened.
     """
     mode = "r+b" if flags & os.O_RDWR else "wb"
-    return os.fdopen(os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666), mode)
-
-
-def _locked(descriptor: int) -> bool:
-    """Take the lock of an open file or folder, which goes with this process. False where another
-    one has it.
-    """
-    try:
-        import fcntl  # not on every system
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    # Each of the two exists on one system only; Windows would translate line ends without the last.
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(path, flags, 0o666), mode)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -220,21 +235,19 @@ def replacing_all(folder: Path, names: Sequence[str]) -> Iterator[Path]:
     make_folder(parent)
     remove_parts(parent, "")
     try:
-        private = Path(mkdtemp(prefix=WRITING, dir=parent))  # on the same disk
-        held = os.open(private, os.O_RDONLY)
-        try:
-            _locked(held)
-            aside = private / "new"  # with the permissions of a usual folder
-            make_folder(aside)
-            yield aside
-            if exists:
-                for name in names:
-                    os.replace(aside / name, folder / name)
-            else:
-                os.rename(aside, folder)
-        finally:
-            os.close(held)
-            shutil.rmtree(private, ignore_errors=True)
+        with _new_name(parent, WRITING) as private:
+            try:
+                private.mkdir(mode=0o700)
+                aside = private / "new"  # with the permissions of a usual folder
+                make_folder(aside)
+                yield aside
+                if exists:
+                    for name in names:
+                        os.replace(aside / name, folder / name)
+                else:
+                    os.rename(aside, folder)
+            finally:
+                shutil.rmtree(private, ignore_errors=True)
     except OSError as error:
         raise CorrKDError(f"{folder}: cannot be written: {error.strerror or error}") from None
 
@@ -248,21 +261,18 @@ def exclusive(folder: Path, busy: str) -> Iterator[None]:
         CorrKDError: `busy`, where another process is inside; or the folder cannot be written or
             locked.
     """
-    import fcntl  # not on every system, and needed for this alone
-
     make_folder(folder)
+    lock = _lock(folder / LOCK)
     try:
-        file = open_no_link(folder / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CorrKDError(busy) from None
     except OSError as error:
-        raise CorrKDError(f"{folder}: cannot be written: {error.strerror or error}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CorrKDError(busy) from None
-        except OSError as error:
-            raise CorrKDError(f"{folder}: cannot be locked: {error.strerror or error}") from None
+        raise CorrKDError(f"{folder}: cannot be locked: {error.strerror or error}") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def remove_parts(folder: Path, name: str | None = None) -> None:
@@ -275,27 +285,27 @@ def remove_parts(folder: Path, name: str | None = None) -> None:
             default: all in it and in the folders below.
     """
     ours = re.compile(
-        rf"\.{'.+' if name is None else re.escape(name)}\.[0-9a-f]{{8}}\.part"
-        rf"|{re.escape(WRITING)}\w{{8}}"
+        rf"(\.{'.+' if name is None else re.escape(name)}\.[0-9a-f]{{8}})({PART}|{LOCK})"
+        rf"|({re.escape(WRITING)}\w{{8}})({LOCK})?"
     )
-    for path in folder.rglob(".*") if name is None else folder.glob(".*"):
-        if ours.fullmatch(path.name) and not path.is_symlink():
+    for path in list(folder.rglob(".*") if name is None else folder.glob(".*")):
+        match = ours.fullmatch(path.name)
+        if match and not path.is_symlink():
             with suppress(OSError):
-                _remove_unlocked(path)
+                _remove_unlocked(path, path.with_name(f"{match[1] or match[3]}{LOCK}"))
 
 
-def _remove_unlocked(path: Path) -> None:
-    descriptor = os.open(
-        path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    )
+def _remove_unlocked(path: Path, lock_file: Path) -> None:
+    lock = _lock(lock_file)
+    if not _taken(lock):
+        return
     try:
-        if _locked(descriptor):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path != lock_file:
+            path.unlink()
     finally:
-        os.close(descriptor)
+        _drop(lock)
 
 
 def make_folder(path: Path) -> None:

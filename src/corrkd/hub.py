@@ -104,7 +104,7 @@ class ModelFiles:
             Exception
         ) as error:  # of huggingface_hub's own kinds, and of what it sends requests with
             raise CorrKDError(
-                f"model {self.name}: no such folder, and not had from the hub "
+                f"model {self.name}: no such folder, and could not be downloaded from the hub "
                 f"({first_line_of(error)})"
             ) from None
 

@@ -6,16 +6,14 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from corrkd.errors import CorrKDError
 
 if TYPE_CHECKING:  # slow to import, and the readers do without
     import torch
 
-MEMINFO, CGROUP, OWN_CGROUP = (
-    Path("/proc/meminfo"),
-    Path("/sys/fs/cgroup"),
-    Path("/proc/self/cgroup"),
-)
+CGROUP, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # of Linux
 UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -29,26 +27,20 @@ def size_text(count: float) -> str:
     )
 
 
-def available_memory() -> int | None:
-    """Return how many bytes of memory are free for this process, or None where the system does not
-    say.
-    """
-    try:
-        free = _number(r"^MemAvailable:\s+(\d+) kB", MEMINFO.read_text()) * 1024
-    except (OSError, ValueError):
-        return None
+def available_memory() -> int:
+    """Return how many bytes of memory are free for this process."""
+    free = psutil.virtual_memory().available
     for group in _control_groups():  # a container, or what it is in, may have less
         try:
             limit, used, facts = (
                 (group / f"memory.{what}").read_text() for what in ("max", "current", "stat")
             )
             cached = _number(r"^active_file (\d+)", facts) + _number(r"^inactive_file (\d+)", facts)
-            free = max(
-                0, min(free, int(limit) - int(used) + cached)
-            )  # what it caches of files is given back
+            # What it caches of files is given back.
+            free = max(0, min(free, int(limit) - int(used) + cached))
         except (OSError, ValueError):  # no container, or none with a limit
             continue
-    return free
+    return int(free)
 
 
 def _control_groups() -> list[Path]:
@@ -71,15 +63,14 @@ def _line(pattern: str, text: str) -> str:
     return match[1]
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Return how many bytes are free on a device, or None where nobody says."""
+def free_memory(device: torch.device) -> int:
+    """Return how many bytes are free on a device."""
     if device.type != "cuda":
         return available_memory()
     import torch
 
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
-        device
-    )  # kept by torch for what comes next
+    # Kept by torch for what comes next.
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused
 
 
@@ -88,8 +79,8 @@ def check_memory(what: str, count: int) -> None:
     opens the line.
     """
     free = available_memory()
-    if free is not None and count > free:
+    if count > free:
         raise CorrKDError(
-            f"{what}: needs {size_text(count)} of memory, {size_text(max(free, 0))} are free; "
+            f"{what}: needs {size_text(count)} of memory, {size_text(free)} are free; "
             f"shorten or split it"
         )

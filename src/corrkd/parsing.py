@@ -47,7 +47,7 @@ def quoted(value: Any) -> str:
 
 
 def repeated(values: Iterable[Any]) -> Any:
-    """Return the commonest of several values: one that is there twice, where any is."""
+    """Return the commonest of several values: one that appears twice, where any is."""
     return Counter(values).most_common(1)[0][0]
 
 
@@ -139,7 +139,7 @@ def parse_json(text: str | bytes, where: object, advice: str = "") -> Any:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) < len(pairs):
-        raise ValueError(f"key {quoted(repeated(key for key, _ in pairs))} is there twice")
+        raise ValueError(f"key {quoted(repeated(key for key, _ in pairs))} appears twice")
     return out
 
 
@@ -270,7 +270,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, str):
                 raise yaml.YAMLError(f"the key {quoted(key)} is not text; put it in quotes")
         if len(set(keys)) < len(keys):
-            raise yaml.YAMLError(f"key {quoted(repeated(keys))} is there twice")
+            raise yaml.YAMLError(f"key {quoted(repeated(keys))} appears twice")
         return super().construct_mapping(node, deep)
 
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from threading import Thread
 from typing import Any, Literal, TypeVar, get_args
 
+import psutil
+
 from corrkd.errors import CorrKDError
 
 T = TypeVar("T")
@@ -31,11 +33,13 @@ def end_with_parent() -> None:
     """Ends this process soon after the one that started it: a run that was killed writes no
     more.
     """
-    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    Thread(target=_end_with, args=(psutil.Process(os.getppid()),), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
+def _end_with(parent: psutil.Process) -> None:
+    # POSIX gives an orphan another parent, even where the dead one stays as a zombie; Windows does
+    # not, and there the number may go to a new process.
+    while os.getppid() == parent.pid and parent.is_running():
         time.sleep(0.2)
     os._exit(1)
 

@@ -188,7 +188,7 @@ def test_what_is_taught_by_another_arm_is_taught_by_a_file_as_the_student_of_a_r
             {"representation": np.zeros(30)},
             r"representation: expected \(N, D\), got the shape \[30\]",
         ),
-        ({"ids": np.array(["clip-0"] * 30)}, r"ids: 'clip-0' is there twice"),
+        ({"ids": np.array(["clip-0"] * 30)}, r"ids: 'clip-0' appears twice"),
         ({"ids": np.zeros(30)}, r"ids: expected one text for each sample, got float64"),
         ({"ids": np.array([{}] * 30)}, r"ids.npy holds pickled objects"),
     ],

@@ -227,7 +227,9 @@ def test_a_description_gives_the_same_extractors(models: Path, tmp_path: Path) -
     ):
         settings_of(described, "x")
     audio["model"] = str(models / "nowhere")
-    with pytest.raises(CorrKDError, match=r"nowhere: no such folder, and not had from the hub"):
+    with pytest.raises(
+        CorrKDError, match=r"nowhere: no such folder, and could not be downloaded from the hub"
+    ):
         settings_of(described, "x")
 
 

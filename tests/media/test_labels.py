@@ -93,9 +93,9 @@ def test_the_layout_of_mmsa_fet(tmp_path: Path) -> None:
         ("file,score\na.mp4,good\n", "row 2: score 'good' is not a number"),
         ("file,split\na.mp4,half\n", "row 2: split 'half'"),
         ("file,text\na.mp4,so, good\n", "row 2 has 3 cells, the header 2"),
-        ("file,file\na.mp4,b.mp4\n", "column 'file' is there twice"),
+        ("file,file\na.mp4,b.mp4\n", "column 'file' appears twice"),
         ("file,text,label\n,,1\n", "row 2 has neither a file nor a text"),
-        ('file,text\na.mp4,"open\n', "not CSV that can be read"),
+        ('file,text\na.mp4,"open\n', "not readable CSV"),
     ],
 )
 def test_what_is_wrong_with_labels_is_one_line(tmp_path: Path, text: str, message: str) -> None:

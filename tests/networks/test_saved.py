@@ -331,7 +331,7 @@ def test_a_card_takes_no_memory_before_its_tensors_are_looked_at(stem: Path) -> 
         ({"clip": 0}, "clip: .*greater than 0"),
         ({"clip": -1.0}, "clip"),
         ({"clip": True}, "clip"),
-        ({"target": {"kind": "classes", "classes": ["a", "b", "a"]}}, "'a' is there twice"),
+        ({"target": {"kind": "classes", "classes": ["a", "b", "a"]}}, "'a' appears twice"),
         ({"target": {"kind": "classes", "classes": "ab"}}, "target.classes"),
         (
             {"target": {"kind": "classes", "classes": [str(k) for k in range(10_000)]}},
@@ -356,7 +356,7 @@ def test_bounds_of_a_card(stem: Path, changes: dict[str, Any], words: str) -> No
 def test_a_key_that_is_there_twice(stem: Path) -> None:
     path = stem.with_suffix(".json")
     path.write_text(path.read_text().replace('"clip"', '"clip": 1.0,\n "clip"'))
-    one_line(stem, "key 'clip' is there twice")
+    one_line(stem, "key 'clip' appears twice")
 
 
 def test_every_flipped_bit_of_a_card_is_found(stem: Path) -> None:

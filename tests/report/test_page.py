@@ -270,7 +270,7 @@ def test_a_folder_of_version_01_is_refused_in_one_line(tmp_path: Path, name: str
         ),
         (
             {"target": {"name": "a", "kind": "classes", "classes": ["x", "x"]}},
-            "classes: 'x' is there twice",
+            "classes: 'x' appears twice",
         ),
         (
             {"sets": {"level": 1.5, "groups": 3}},

@@ -89,5 +89,5 @@ def test_the_token_is_needed_everywhere_but_for_the_page_and_health() -> None:
     ):
         assert status(access, path) == 401
         assert status(access, path, authorization="Bearer s3cret") == 200
-    for path in ("/", "/healthz", "/readyz", "/static/app.js"):
+    for path in ("/", "/docs", "/healthz", "/readyz", "/static/app.js"):
         assert status(access, path) == 200

@@ -554,7 +554,7 @@ def test_what_is_refused_before_any_work(
         ),
         (file, {}, "file: is a file; name a folder"),
         (file / "model", {}, "the folder cannot be made"),
-        (tmp_path / "new", {"samples": 0}, "samples = 0: at least one is needed"),
+        (tmp_path / "new", {"samples": 0}, "samples = 0: the comparison needs at least one"),
         (tmp_path / "new", {"split": "dev"}, "has no split 'dev'"),
         (
             tmp_path / "new",

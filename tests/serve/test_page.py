@@ -42,14 +42,14 @@ def test_shows_what_all_three_say(page: Page) -> None:
     for shares in found.values():
         assert sum(float(share.split()[0]) for share in shares) == pytest.approx(100, abs=0.2)
     assert page.said.startswith("test-2, labelled ")
-    assert "Tested with everything there on 18 samples: F1" in page.find("#card-student").text
+    assert "Tested with nothing missing on 18 samples: F1" in page.find("#card-student").text
     assert "Not ruled out:" in page.find("#card-student").text
 
 
 def test_switching_a_modality_off_by_mouse(page: Page) -> None:
     page.changed(lambda: page.find("#switch-0").click())
     assert page.find("#share-0").text == "0 of 4 frames"
-    assert "Tested with audio and vision alone" in page.find("#card-teacher").text
+    assert "Tested with only audio and vision" in page.find("#card-teacher").text
     assert not page.browser.find_elements(By.CSS_SELECTOR, "#strip-0 rect")
     assert "off=language" in page.browser.current_url
 
@@ -108,7 +108,7 @@ def test_a_file_of_ones_own(page: Page, tmp_path: Path) -> None:
     good.write_text(json.dumps({"audio": [[0.5] * 8, None, [1.0] * 8]}))
     page.find("#file").send_keys(str(good))
     page.wait(lambda: page.said.startswith("mine.json: the student predicts"))
-    assert page.find("#share-0").text == "not there"
+    assert page.find("#share-0").text == "missing"
     assert page.find("#share-1").text == "2 of 3 frames"
     np.savez(tmp_path / "mine.npz", vision=np.ones((2, 8)))
     page.find("#file").send_keys(str(tmp_path / "mine.npz"))
@@ -135,7 +135,14 @@ def test_an_address_brings_back_what_was_shown(page: Page, service: Running) -> 
     assert not again.find("#switch-2").is_selected()
 
 
-@pytest.mark.parametrize("width", [320, 500, 1280])
+EDGES = """
+const [bars, slider] = ["glance", "missing"].map((id) =>
+  document.getElementById(id).getBoundingClientRect());
+return [bars.top, bars.bottom, slider.top];
+"""
+
+
+@pytest.mark.parametrize("width", [320, 400, 500, 1280])
 def test_it_fits_narrow_and_wide(page: Page, width: int) -> None:
     page.browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
@@ -144,11 +151,11 @@ def test_it_fits_narrow_and_wide(page: Page, width: int) -> None:
     try:
         assert page.browser.execute_script("return document.documentElement.scrollWidth") <= width
         page.browser.execute_script("document.getElementById('missing').scrollIntoView()")
-        if width < 600:  # what is said stays in sight while one slides
-            place = page.browser.execute_script(
-                "return document.getElementById('said').getBoundingClientRect().top"
-            )
-            assert 0 <= place < 50
+        if width < 600:  # the student's bars stay in sight above the slider
+            top, bottom, slider = page.browser.execute_script(EDGES)
+            assert 0 <= top < bottom < slider < 900
+            assert page.find("#said").is_displayed()
+        assert page.find("#glance").is_displayed() == (width < 600)
     finally:
         page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
@@ -160,8 +167,31 @@ def test_it_asks_for_the_token(chromium: webdriver.Chrome, served: Path, tmp_pat
         page.find("#token").send_keys("hush", Keys.ENTER)
         page.wait(lambda: "the student predicts" in page.said)
         assert not page.find("#token-form").is_displayed()
-        page.find("#interface").click()  # a link carries no token
-        page.wait(lambda: '"title": "corrkd"' in chromium.page_source)
+        page.find("#interface").click()  # the token goes along
+        page.wait(lambda: page.texts("#api .title") != [])
+        chromium.execute_script("sessionStorage.clear()")
+        api = Page(chromium, guarded.url, "docs")
+        api.wait(lambda: "requires a token" in api.find("#problem").text)
+
+
+def test_the_api_is_documented_without_a_request_to_another_site(
+    chromium: webdriver.Chrome, service: Running
+) -> None:
+    chromium.get_log("browser")
+    page = Page(chromium, service.url, "docs")
+    page.wait(lambda: "/v1/predict" in page.texts("#api .opblock-summary-path > a > span"))
+    loaded = chromium.execute_script(
+        "return performance.getEntriesByType('resource').map((entry) => entry.name)"
+    )
+    assert f"{service.url}/openapi.json" in loaded
+    assert [url for url in loaded if not url.startswith((f"{service.url}/", "data:"))] == []
+    page.find("#operations-default-model_v1_model_get button.opblock-summary-control").click()
+    page.wait(lambda: page.texts(".try-out__btn") != [])
+    page.find(".try-out__btn").click()
+    page.wait(lambda: page.texts(".execute") != [])
+    page.find(".execute").click()
+    page.wait(lambda: any('"sha256"' in text for text in page.texts(".live-responses-table")))
+    assert chromium.get_log("browser") == []  # nothing was blocked either
 
 
 def test_nothing_goes_wrong_in_the_console(page: Page) -> None:

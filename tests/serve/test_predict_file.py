@@ -343,8 +343,8 @@ def test_conditions_that_take_nothing_away_or_all(tmp_path: Path) -> None:
         unlabelled(tmp_path, vision=None, vision_lengths=None), targets=False
     )
     for name, words in (
-        ("natural", "condition 'natural' takes nothing away; name modalities that stay"),
-        ("noise-0.5", "condition 'noise-0.5' takes nothing away"),
+        ("natural", "condition 'natural' removes no frames; name the modalities to keep"),
+        ("noise-0.5", "condition 'noise-0.5' removes no frames"),
         ("vision", "condition 'vision' leaves nothing of dataset new, which has language, audio"),
         ("smell", "condition 'smell' is unknown; there are complete, language"),
     ):
@@ -617,8 +617,8 @@ def test_half_done_with_other_arguments(tmp_path: Path) -> None:
         with pytest.raises(CorrKDError) as caught:
             predict_file(**{"predictor": predictor, "dataset": dataset, "out": out, **other})  # type: ignore[arg-type]
         assert str(caught.value) == (
-            f"{out}: half done, but with other {what}; go on with the same, or start anew with "
-            f"--overwrite"
+            f"{out}: half done, but with a different {what}; continue with the same one, or "
+            f"start again with --overwrite"
         )
         assert left(tmp_path) == before
     # The same arguments go on, whether an output may be replaced or not; others start anew.
@@ -697,9 +697,7 @@ def test_a_network_that_answers_with_no_numbers(tmp_path: Path) -> None:
     saved = student()
     with torch.no_grad():
         next(saved.network.parameters()).fill_(torch.nan)
-    with pytest.raises(
-        CorrKDError, match=r"samples train-0 to train-15: the network answered with NaN"
-    ):
+    with pytest.raises(CorrKDError, match=r"samples train-0 to train-15: the network returned NaN"):
         predict_file(Predictor(saved), dataset_of(), tmp_path / "p.csv", batch_size=16)
     assert left(tmp_path) == []
 

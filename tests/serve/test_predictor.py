@@ -96,7 +96,7 @@ def test_every_network_predicts_what_was_tested(name: str) -> None:
     saved, dataset = baseline(name), dataset_for("classes")
     if saved.network.reads_conversations:
         with pytest.raises(
-            CorrKDError, match="among the others of its conversation and cannot predict single ones"
+            CorrKDError, match="in the context of its conversation and cannot predict single"
         ):
             Predictor(saved)
         return
@@ -231,14 +231,14 @@ def test_any_lengths_any_subset(data: st.DataObject) -> None:
 
 
 BAD: list[tuple[Any, str]] = [
-    ({}, "sample: nothing is given; give at least one of language, audio, vision"),
-    ({"language": None}, "nothing is given"),
-    ({"smell": [[1.0]]}, "'smell' is no modality of this model; it has language, audio, vision"),
+    ({}, "sample: no modality is given; give at least one of language, audio, vision"),
+    ({"language": None}, "no modality is given"),
+    ({"smell": [[1.0]]}, "'smell' is not a modality of this model; it has language, audio, vision"),
     ({"language": np.zeros((2, 4))}, r"language: shape \(2, 4\), expected \(frames, 5\)"),
     ({"language": np.zeros((1, 2, 5))}, r"language: shape \(1, 2, 5\)"),
     (
         {"language": np.zeros((0, 5))},
-        "language: no frames; where the modality is missing, give null",
+        "language: no frames; if the modality is missing, give null",
     ),
     ({"language": []}, "language: no frames"),
     ({"audio": [[1.0, 2.0, math.nan]]}, "audio: NaN or infinite values in frame 0"),
@@ -363,15 +363,15 @@ def test_explains_what_it_predicts(target: str) -> None:
 
 def test_explains_nothing_that_the_model_does_not_say() -> None:
     sample = {"audio": np.zeros((2, 3))}
-    with pytest.raises(CorrKDError, match="class 'purple' is none of this model's; it has 0, 1, 2"):
+    with pytest.raises(CorrKDError, match="class 'purple' is not in this model, which has 0, 1, 2"):
         Predictor(student()).explain(sample, label="purple")
     with pytest.raises(
-        CorrKDError, match="question 'sad' is none of this model's; it has no question"
+        CorrKDError, match="question 'sad' is not in this model, which has no question"
     ):
         Predictor(student()).explain(sample, question="sad")
-    with pytest.raises(CorrKDError, match="class 'high' is none of this model's; it has no class"):
+    with pytest.raises(CorrKDError, match="class 'high' is not in this model, which has no class"):
         Predictor(student("score")).explain(sample, label="high")
-    with pytest.raises(CorrKDError, match="nothing is given"):
+    with pytest.raises(CorrKDError, match="no modality is given"):
         Predictor(student()).explain({})
 
 
@@ -513,7 +513,9 @@ def test_the_hub_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("the proxy says no\nand more")
 
     monkeypatch.setattr(predictor_module, "snapshot_download", broken)
-    with pytest.raises(CorrKDError, match=r"not had from the hub \(the proxy says no\)$"):
+    with pytest.raises(
+        CorrKDError, match=r"could not be downloaded from the hub \(the proxy says no\)$"
+    ):
         Predictor.from_pretrained("somebody/students")
 
 
@@ -589,7 +591,7 @@ def test_conversations_are_not_predicted_one_by_one() -> None:
     saved = student()
     type(saved.network).reads_conversations = True
     try:
-        with pytest.raises(CorrKDError, match="among the others of its conversation"):
+        with pytest.raises(CorrKDError, match="in the context of its conversation"):
             Predictor(saved)
     finally:
         type(saved.network).reads_conversations = False

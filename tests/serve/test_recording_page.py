@@ -111,7 +111,7 @@ def test_switching_streams_off_by_keyboard_until_it_guesses(page: Visit, clip: P
     assert page.strip(2)[0] == 0
     assert "guess" not in page.said
     page.changed(lambda: page.find("#switch-1").send_keys(Keys.SPACE))
-    assert page.find("#said .guessing").text == "Nothing is visible: this is a guess."
+    assert page.find("#said .guessing").text == "Nothing is visible, so this is a guess."
     assert not page.texts("#card-student h4")
     page.changed(lambda: page.find("#samples").send_keys(Keys.ARROW_DOWN))
     assert not page.find("#stage").is_displayed()

@@ -298,8 +298,8 @@ def predicts(service: Local) -> bool:
     [
         (hostile.hang, "could not be read within 2 seconds"),
         (hostile.burn, "could not be read within 2 seconds"),
-        (hostile.abort, "was ended by it"),
-        (hostile.write_too_much, "was ended by it"),
+        (hostile.abort, "crashed the process"),
+        (hostile.write_too_much, "crashed the process"),
         (hostile.lie, "cannot be read"),
         (hostile.send_objects, "cannot be read"),
     ],
@@ -366,7 +366,7 @@ def test_recordings_wait_for_their_turn_and_more_are_told_to_come_again(
         second = pool.submit(send, service, text=TEXT)
         wait_until(lambda: service.service.guard.accepted == 2)
         response = send(service, text=TEXT)
-        assert "1 recordings wait for their turn" in refusal(response, 503)
+        assert "1 recordings are waiting" in refusal(response, 503)
         assert response.headers["retry-after"] == "1"
         assert len(multiprocessing.active_children()) == 1
         (folder / hostile.GO).touch()

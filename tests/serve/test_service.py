@@ -199,8 +199,8 @@ BAD: dict[str, tuple[bytes, str, int, str]] = {
     "a list": (b"[]", JSON, 422, "body: Input should be an object"),
     "nothing in it": (b"{}", JSON, 422, "samples: Field required"),
     "no sample": (b'{"samples": []}', JSON, 422, "samples: "),
-    "empty sample": (b'{"samples": [{}]}', JSON, 422, "samples.0: nothing is given"),
-    "all null": (b'{"samples": [{"audio": null}]}', JSON, 422, "samples.0: nothing is given"),
+    "empty sample": (b'{"samples": [{}]}', JSON, 422, "samples.0: no modality is given"),
+    "all null": (b'{"samples": [{"audio": null}]}', JSON, 422, "samples.0: no modality is given"),
     "unknown": (
         b'{"samples": [{"smell": [[1]]}]}',
         JSON,
@@ -292,7 +292,7 @@ BAD: dict[str, tuple[bytes, str, int, str]] = {
         422,
         "samples.0, audio: NaN or infinite values in frame 0",
     ),
-    "npz unknown": (npz(smell=np.zeros((4, 8))), NPZ, 422, "'smell' is no modality"),
+    "npz unknown": (npz(smell=np.zeros((4, 8))), NPZ, 422, "'smell' is not a modality"),
     "npz too long": (
         npz(audio=np.zeros((5000, 8), np.float16)),
         NPZ,
@@ -587,7 +587,7 @@ def test_what_the_page_asks_for(service: Running, served: Path) -> None:
     bad = httpx.get(f"{service.url}/v1/samples/0", params={"off": "smell"})
     assert (bad.status_code, bad.json()) == (
         422,
-        {"detail": "off: 'smell' is no modality of this model"},
+        {"detail": "off: 'smell' is not a modality of this model"},
     )
 
 
@@ -635,7 +635,14 @@ def test_a_visitors_own_sample(service: Running) -> None:
 
 
 def test_the_page_needs_nothing_from_elsewhere(service: Running) -> None:
-    for path in ("/", "/static/app.js", "/static/recording.js", "/static/style.css"):
+    for path in (
+        "/",
+        "/docs",
+        "/static/app.js",
+        "/static/docs.js",
+        "/static/recording.js",
+        "/static/style.css",
+    ):
         response = httpx.get(f"{service.url}{path}")
         assert response.status_code == 200
         assert "default-src 'self'" in response.headers["content-security-policy"]
@@ -645,7 +652,8 @@ def test_the_page_needs_nothing_from_elsewhere(service: Running) -> None:
         "/static/app.py",
         "/static/../app.py",
         "/static/%2e%2e/app.py",
-        "/docs",
+        "/static/swagger-ui",
+        "/redoc",
         "/nowhere",
     ):
         assert httpx.get(f"{service.url}{path}").status_code == 404

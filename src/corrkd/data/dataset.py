@@ -34,9 +34,9 @@ Posterior = Callable[[str, Mapping[str, BoolArray]], npt.NDArray[np.float64]]
 class Split:
     """The samples of one split. N samples; modality m has up to T_m frames of width d_m.
 
-    Three things are told apart: *padding* (frames beyond a sample's length: they never were there),
-    *naturally missing* (inside the length, absent in the data: `present` is False) and *dropped*
-    (by us; never stored here).
+    Three things are distinguished: *padding* (frames beyond a sample's length, which never
+    existed), *naturally missing* (inside the length, absent in the data: `present` is False) and
+    *dropped* (by us; never stored here).
 
     Attributes:
         frames: per modality (N, T_m, d_m) float32, right-padded: the frames that exist come first.

@@ -22,7 +22,7 @@ def dependent_samples(ids: Names, groups: Mapping[str, Names]) -> tuple[str, Nam
 
     Samples are dependent when they share any group: an IEMOCAP session holds two speakers, a
     speaker has many videos. The groups are the connected components over all of them; an empty name
-    is nobody's.
+    belongs to nobody.
 
     Args:
         ids: (N,) of the samples.

@@ -18,7 +18,7 @@ from corrkd.data.readers.sequences import Array, Sequences, from_array, from_cel
 from corrkd.data.readers.tables import Column, Columns
 from corrkd.errors import CorrKDError
 
-NAME = "in-memory"  # of a dataset that nobody named
+NAME = "in-memory"  # of a dataset without a name
 FORMS = (
     "a path, a MultimodalDataset, a data frame, a datasets.Dataset, or a dict of arrays such as "
     "{'audio': X, 'label': y}"
@@ -67,7 +67,7 @@ def columns_of(where: str, source: Any) -> Columns:
 
 
 def _are_splits(source: Any) -> bool:
-    """Whether a mapping's values are datasets of their own: what a DatasetDict is, and dicts by the
+    """Whether a mapping's values are datasets: a DatasetDict, and dicts by the
     names of splits.
     """
     if not isinstance(source, Mapping) or not source:
@@ -118,9 +118,7 @@ def _arrow_table(where: str, source: Any) -> Any:
 def _frame_columns(where: str, frame: Any) -> Columns:
     names = [str(name) for name in frame.columns]
     if len(set(names)) < len(names):
-        raise CorrKDError(
-            f"{where}: a column is there twice; rename one (frame.columns says which)"
-        )
+        raise CorrKDError(f"{where}: a column appears twice; rename one (frame.columns says which)")
     columns = {
         name: _series(f"{where}, column {name}", frame.iloc[:, index])
         for index, name in enumerate(names)

@@ -18,7 +18,7 @@ class _Fields(NamedTuple):
 
 class Inputs(_Fields):
     """The inputs of a network, by modality. The only place where padding, missing and visible
-    frames are told apart.
+    frames are distinguished.
 
     A condition makes them in tests, `corrkd.missing.training` in training, with missing modalities
     at their canonical length.

@@ -1,4 +1,4 @@
-"""`inspect`: what is in a dataset, as plain facts; `describe`: the same as text for a terminal."""
+"""`inspect`: a dataset's contents as plain values; `describe`: the same as text for a terminal."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def load_dataset(
     if not isinstance(source, str | Path):
         return _from_memory(source, name, options)
     if str(source) == SYNTHETIC:
-        from corrkd.data import synthetic  # its law and Bayes rule are needed by nobody else
+        from corrkd.data import synthetic  # nothing else needs its distribution and Bayes rule
 
         return synthetic.make(synthetic.SyntheticSpec())
     path = Path(source)
@@ -96,7 +96,7 @@ def load_dataset(
         raise CorrKDError(
             f"{path}: neither a file nor a folder (a device or a pipe); give a dataset file"
         )
-    try:  # what the readers foresee has a line of its own
+    try:  # the readers raise a specific line for errors that they foresee
         with refusing(path.name, "damaged, or not quite in the layout that it seems to have"):
             dataset = _read(path, name, options)
     except OSError as error:

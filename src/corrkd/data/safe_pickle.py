@@ -1,6 +1,6 @@
-"""Pickles from somebody's shared drive, read without running anything that is in them.
+"""Untrusted pickles, read without running any code in them.
 
-`pickle.load` calls whatever the file names. This reader is a pickle machine of its own: the
+`pickle.load` calls whatever the file names. This reader implements the pickle machine itself: the
 standard library's `pickletools` splits the file into opcodes, and each opcode is carried out here
 on plain values. A name in the file is looked up in a short table (`CALLS`) and stays an inert
 token; no attribute of a foreign object is ever read, set or called. What the table does not hold is
@@ -45,7 +45,7 @@ ARRAY = 112  # bytes of an array object beside its data
 _OPCODES = {ord(op.code): op for op in pickletools.opcodes}
 _DTYPE = re.compile(r"b1|[iu][1248]|f[248]|[SU]\d{1,9}|O[48]?")
 
-# (module, name) in the file -> what it stands for here. Python 2, NumPy 1 and NumPy 2 spell the
+# (module, name) in the file -> its counterpart here. Python 2, NumPy 1 and NumPy 2 spell the
 # same things differently.
 CALLS: dict[tuple[str, str], str] = {
     ("numpy", "ndarray"): "ndarray",

@@ -84,7 +84,7 @@ class SyntheticSpec:
         seed: >= 0, of the law and the samples.
 
     Raises:
-        CorrKDError: one line that names the field and what is allowed.
+        CorrKDError: one line that names the field and the allowed values.
     """
 
     train: int = 1200
@@ -305,7 +305,7 @@ def make(spec: SyntheticSpec | None = None) -> MultimodalDataset:
 
 
 def _stream(seed: int, *index: int) -> np.random.Generator:
-    """A stream of random numbers of its own for each use."""
+    """A separate stream of random numbers for each use."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=index))
 
 

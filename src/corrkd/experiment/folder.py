@@ -15,7 +15,7 @@ from pathlib import Path
 
 from corrkd.errors import CorrKDError
 from corrkd.experiment.settings import Settings, load_settings
-from corrkd.files import FAILURES, PLAN, REPORTED, RUN, exclusive, write_text
+from corrkd.files import FAILURES, LOCK, PART, PLAN, REPORTED, RUN, exclusive, write_text
 from corrkd.parsing import (
     check_digest,
     check_yaml_digest,
@@ -65,9 +65,7 @@ def check(out: Path, *, overwrite: bool, continues: bool) -> None:
     if out.exists() and not out.is_dir():
         raise CorrKDError(f"{out}: is a file; choose another folder")
     inside = (
-        [p.name for p in out.iterdir() if p.name != ".lock" and p.suffix != ".part"]
-        if out.is_dir()
-        else []
+        [p.name for p in out.iterdir() if not p.name.endswith((LOCK, PART))] if out.is_dir() else []
     )
     if not inside:
         return

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from corrkd.experiment.experiment import pick_device
@@ -102,8 +103,8 @@ def peak_memory(device: torch.device) -> int | None:
             ),
             None,
         )
-    if sys.platform != "darwin":
-        return None
-    import resource
+    if sys.platform == "darwin":
+        import resource  # not on Windows
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return getattr(psutil.Process().memory_info(), "peak_wset", None)  # of Windows

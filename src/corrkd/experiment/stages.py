@@ -275,15 +275,11 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def fitting(each: int, free: int | None) -> int:
+def fitting(each: int, free: int) -> int:
     """Return how many trainings of so many bytes each fit into what is free; at least one, and at
     most as many as pay.
     """
-    return (
-        MOST_STACKED
-        if free is None
-        else max(1, min(MOST_STACKED, int(MEMORY_SHARE * free) // each))
-    )
+    return max(1, min(MOST_STACKED, int(MEMORY_SHARE * free) // each))
 
 
 def _one_pass(trainings: Sequence[Training], fabric: Fabric) -> bool:

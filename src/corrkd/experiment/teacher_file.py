@@ -183,7 +183,7 @@ def _text(ids: Array, path: Path) -> npt.NDArray[np.str_]:
     except UnicodeDecodeError:
         raise CorrKDError(f"{path}: {IDS}: not UTF-8 text") from None
     if len(set(text.tolist())) < len(text):
-        raise CorrKDError(f"{path}: {IDS}: {quoted(repeated(text.tolist()))} is there twice")
+        raise CorrKDError(f"{path}: {IDS}: {quoted(repeated(text.tolist()))} appears twice")
     return text
 
 

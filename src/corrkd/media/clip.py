@@ -29,7 +29,7 @@ class Clip:
 
     Args:
         path: a recording, or a .txt; None: there is text alone.
-        text: what is said in it, where that is known; else a file beside it is looked for.
+        text: the transcript, if known; else it is read from a file beside the recording.
         limits: how large the recording may be.
         transcribe: gives the words of sound that has no transcript; None: it has no words.
         align: gives words their times, None where it cannot; None: they are spread by their

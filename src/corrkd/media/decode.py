@@ -110,7 +110,7 @@ class Recording:
             video, audio = _video_stream(container), _best(container, "audio")
             self.has_video, self.has_audio = video is not None, audio is not None
             if video is None and audio is None:
-                raise CorrKDError(f"{path.name}: holds neither video nor audio; give a recording")
+                raise CorrKDError(f"{path.name}: has neither video nor audio; give a recording")
             if video is not None:
                 self._check_size(video.codec_context.width, video.codec_context.height)
             if (

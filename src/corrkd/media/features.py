@@ -126,7 +126,7 @@ def features_of(clip: Clip, settings: FeatureSettings) -> ClipFeatures:
     with one_thread():
         frames = {m: e.frames(clip) for m, e in extractors(settings).items()}
         if settings.align == "words":
-            # Where nothing is said, the whole clip stands in the place of one word.
+            # Without words, the entire clip takes the place of a word.
             words = clip.timed_words or (Word("", 0.0, max(clip.seconds, STEP)),)
             frames = {m: f if m == "language" else by_word(f, words) for m, f in frames.items()}
     for m, f in frames.items():

@@ -52,7 +52,7 @@ class ClipTask:
     Attributes:
         clip: with an absolute path.
         file: of its features.
-        settings: what is made of it.
+        settings: of its features.
         made: what makes it where the command runs.
     """
 
@@ -106,9 +106,9 @@ class FolderExtraction:
 
     Args:
         folder: that holds the clips.
-        clips: what is known of them.
+        clips: with their labels and facts.
         out: the .h5 file.
-        settings: what is made of each.
+        settings: of their features.
     """
 
     def __init__(self, folder: Path, clips: ClipList, out: Path, settings: FeatureSettings) -> None:
@@ -139,7 +139,7 @@ class FolderExtraction:
         address: str | None = None,
         on_clip: OnClip | None = None,
     ) -> Extracted:
-        """Extract what is still to do, and write the file.
+        """Extract the remaining clips, and write the file.
 
         Args:
             jobs: clips at once, a process each; changes no result.
@@ -254,8 +254,8 @@ class FolderExtraction:
         left_out = [m for m, count in counts.items() if not count.present]
         if len(left_out) == len(lengths):
             raise CorrKDError(
-                f"{self.folder}: no words, no sound and no face in any clip; nothing can be "
-                f"learned from it"
+                f"{self.folder}: no words, no sound and no face in any clip; there is "
+                f"nothing to learn from"
             )
         write_dataset(
             self.out,
@@ -321,7 +321,7 @@ def _extract_to(task: ClipTask) -> str | None:
         features = extract(clip.path, task.settings, clip.text)
     except CorrKDError as error:
         return str(error)
-    except CONTENT_ERRORS as error:  # of a library, on contents that nobody foresaw
+    except CONTENT_ERRORS as error:  # of a library, on unforeseen contents
         reason = (str(error).splitlines() or [""])[0][:120]
         return str(
             CorrKDError(

@@ -31,7 +31,7 @@ class Letters(NamedTuple):
 
     Attributes:
         ids: (L,) in its vocabulary.
-        words: (L,) index of the word of each; `BETWEEN` of what stands between words.
+        words: (L,) index of the word of each; `BETWEEN` for the delimiter between words.
     """
 
     ids: Integers
@@ -120,7 +120,7 @@ def letters_of(
     Args:
         words: in order.
         vocabulary: ids of single letters; longer pieces are not used.
-        delimiter: id of what stands between words; None where nothing does.
+        delimiter: id of the delimiter between words; None without one.
     """
     ids: list[int] = []
     owners: list[int] = []

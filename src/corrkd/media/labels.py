@@ -1,4 +1,4 @@
-"""Which clips there are and what is known of each: a labels file, MMSA-FET's layout, or the
+"""The clips and their labels: a labels file, MMSA-FET's layout, or the
 recordings of a folder.
 """
 
@@ -131,7 +131,7 @@ def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         header = [name.strip() for name in next(reader, [])]
         cells = [row for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:
-        raise CorrKDError(f"{path}: not CSV that can be read ({error})") from None
+        raise CorrKDError(f"{path}: not readable CSV ({error})") from None
     finally:
         csv.field_size_limit(before)
     if "file" not in header and not {"video_id", "clip_id"} <= set(header):
@@ -141,7 +141,7 @@ def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         )
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:
-        raise CorrKDError(f"{path}: column {twice[0]!r} is there twice")
+        raise CorrKDError(f"{path}: column {twice[0]!r} appears twice")
     for number, row in enumerate(cells, start=2):
         if len(row) != len(header):
             raise CorrKDError(

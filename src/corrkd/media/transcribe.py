@@ -65,7 +65,7 @@ class Transcriber:
         }
         try:
             return self._library.WhisperModel(str(self.files.folder), **options)
-        except Exception as error:  # of CTranslate2, on files that nobody foresaw
+        except Exception as error:  # of CTranslate2, on unforeseen files
             raise CorrKDError(
                 f"transcription by {self.files.name}: cannot be read: {first_line_of(error)}"
             ) from None

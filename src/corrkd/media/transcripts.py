@@ -29,7 +29,7 @@ class Word(NamedTuple):
 
     Attributes:
         text: as it is written.
-        start, end: seconds from the start of the clip; NaN where nobody says.
+        start, end: seconds from the start of the clip; NaN if unknown.
     """
 
     text: str

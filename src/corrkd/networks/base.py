@@ -130,7 +130,7 @@ class Network(nn.Module, Generic[S]):
         if needed < ALWAYS_FREE:
             return
         free = free_memory(next(self.parameters()).device)
-        if free is not None and needed > free:
+        if needed > free:
             raise CorrKDError(
                 f"modality {modality}: {longest:,} frames in a sample; attention over them needs "
                 f"{size_text(needed)} of memory, "

@@ -1,4 +1,4 @@
-"""Who may use the service: the token, the names it answers to, and the pages that may call it."""
+"""Access to the service: its token, its host names, and the sites whose pages may call it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from corrkd.errors import CorrKDError
 
 HEALTH = ("/healthz", "/readyz")
-PUBLIC = ("/", *HEALTH)  # the page holds no data; with /static/ it needs no token
+PUBLIC = ("/", "/docs", *HEALTH)  # pages hold no data; with /static/ they need no token
 ANY_HOST = "*"
 
 
@@ -25,7 +25,7 @@ class Refused(Exception):  # noqa: N818
 
     @property
     def headers(self) -> dict[str, str]:
-        """What its answer says besides."""
+        """Headers of its answer."""
         return {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": "1"}}.get(self.status, {})
 
 
@@ -33,16 +33,16 @@ def read_token(path: Path | None) -> str | None:
     """The token in a file, else that of the variable CORRKD_TOKEN, else None. Raises CorrKDError
     where that is no token.
     """
-    given = os.environ.get("CORRKD_TOKEN")
-    if path is None and given is None:
+    from_environment = os.environ.get("CORRKD_TOKEN")
+    if path is None and from_environment is None:
         return None
     try:
-        token = (path.read_text("utf-8") if path is not None else given or "").strip()
+        token = (path.read_text("utf-8") if path is not None else from_environment or "").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise CorrKDError(f"{path}: the token cannot be read: {error}") from None
     if not token or not token.isascii() or len(token.split()) != 1:
         raise CorrKDError(
-            f"{path or 'CORRKD_TOKEN'}: expected one token of plain characters, without blanks"
+            f"{path or 'CORRKD_TOKEN'}: expected one token of ASCII characters without spaces"
         )
     return token
 
@@ -51,7 +51,7 @@ class Access:
     """Refuses requests by their headers alone.
 
     Args:
-        token: of the header `Authorization: Bearer TOKEN`; None: none is asked for.
+        token: of the header `Authorization: Bearer TOKEN`; None: no token is needed.
         hosts: names that the service answers to, besides localhost and every IP address; "*": any.
     """
 
@@ -101,7 +101,7 @@ class Access:
 
 
 def _check_origin(headers: Mapping[bytes, bytes]) -> None:
-    """Browsers say which site a request comes from; other clients say nothing."""
+    """Only browsers send the site that a request comes from."""
     site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
     if site is not None:
         allowed = site in (b"same-origin", b"none")  # none: the address was typed in
@@ -111,7 +111,7 @@ def _check_origin(headers: Mapping[bytes, bytes]) -> None:
             or origin.partition(b"://")[2].lower() == headers.get(b"host", b"").lower()
         )
     if not allowed:
-        raise Refused(403, "a page of another site may not use this service")
+        raise Refused(403, "pages of other sites may not use this service")
 
 
 def _hostname(host: str) -> str:

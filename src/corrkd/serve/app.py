@@ -57,12 +57,17 @@ COST = 8 << 20  # of a request, in any case
 SLICE = (
     2 << 20
 )  # cost of what goes through the network at once; a sample that costs more goes alone
-EFFECTS = (
-    "effects"  # in the place of a network: what each modality adds to the student's prediction
-)
+EFFECTS = "effects"  # instead of a network: what each modality adds to the student's prediction
 Question = tuple[str, ReadSample]  # which network is asked, and of what
 Answer = Prediction | list[ModalityEffects]
-STATIC = {"app.js": "text/javascript", "recording.js": "text/javascript", "style.css": "text/css"}
+STATIC = {
+    "app.js": "text/javascript",
+    "recording.js": "text/javascript",
+    "style.css": "text/css",
+    "docs.js": "text/javascript",
+    "swagger-ui/swagger-ui-bundle.js": "text/javascript",
+    "swagger-ui/swagger-ui.css": "text/css",
+}
 # The page loads nothing from elsewhere and may not be framed.
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data:; media-src blob:; "
@@ -119,7 +124,7 @@ class ExploreAnswer(BaseModel):
 
     id: str
     truth: str
-    visible: dict[str, list[bool]] = Field(description="which of its frames are there")
+    visible: dict[str, list[bool]] = Field(description="which of its frames are visible")
     answers: dict[str, PredictionAnswer]
     effects: list[EffectsAnswer] = Field(
         description="what each modality adds to the student's answer, or to each of its answers"
@@ -149,20 +154,20 @@ WithDetails = Annotated[
 Draw = Annotated[int, Query(ge=0, le=1_000_000, description="which of many ways to drop them")]
 
 
-def num_frames(given: Any) -> int:
+def num_frames(modality: Any) -> int:
     """How many frames a modality of a sample has, be it a list or an array; 1 of a single
     vector.
     """
-    return len(given) if isinstance(given, list) or np.ndim(given) == 2 else 1
+    return len(modality) if isinstance(modality, list) or np.ndim(modality) == 2 else 1
 
 
 class Service:
     """A model behind an address.
 
     Args:
-        exhibit: the student, and who stands beside it on the page.
-        limits: what a client is granted.
-        token: that clients must give; None: none is asked for.
+        exhibit: the student, and the networks shown beside it on the page.
+        limits: of a client and of all clients together.
+        token: which clients must send; None: no token is needed.
         hosts: names that it answers to, besides localhost and IP addresses; "*": any.
         wait: seconds for which a request waits for others to go through the network with it.
         batch: samples that go through together.
@@ -228,13 +233,13 @@ class Service:
         for role in dict.fromkeys(role for role, _ in questions):
             rows = [row for row, question in enumerate(questions) if question[0] == role]
             samples = [questions[row][1] for row in rows]
-            found: Sequence[Answer]
+            results: Sequence[Answer]
             if role == EFFECTS:
-                found = [self.exhibit.student.modality_effects(sample) for sample in samples]
+                results = [self.exhibit.student.modality_effects(sample) for sample in samples]
             else:
                 predictor = self.exhibit.predictors[role]
-                found = standalone.predicted(samples, predictor.card, predictor.logits)
-            out |= dict(zip(rows, found, strict=True))
+                results = standalone.predicted(samples, predictor.card, predictor.logits)
+            out |= dict(zip(rows, results, strict=True))
         return [out[row] for row in range(len(questions))]
 
     async def _predictions(self, samples: Sequence[ReadSample]) -> list[Prediction]:
@@ -249,9 +254,7 @@ class Service:
         try:
             return await self.batcher.ask(questions)
         except Full:
-            raise Refused(
-                503, "more waits to be predicted than there is memory for; try again in a second"
-            ) from None
+            raise Refused(503, "too many requests are waiting; try again in a second") from None
         except (InputError, CorrKDError) as error:
             raise Refused(422, str(error)) from None
 
@@ -292,10 +295,10 @@ class Service:
                 raise Refused(422, str(error)) from None
         return out
 
-    async def _given(self, request: Request, *, single: bool = False) -> list[ReadSample]:
+    async def _samples_of(self, request: Request, *, single: bool = False) -> list[ReadSample]:
         kind = request.headers.get("content-type", "")
         body = b"".join(
-            [part async for part in request.stream()]
+            [chunk async for chunk in request.stream()]
         )  # not `request.body()`, which would keep it
         if len(body) < LARGE:
             return self.read_body(body, kind, single=single)
@@ -420,10 +423,10 @@ class Service:
         app = FastAPI(
             title="corrkd",
             version=__version__,
-            summary="Sentiment from whatever modalities are there.",
+            summary="Sentiment from whatever modalities are available.",
             lifespan=life,
             redirect_slashes=False,
-            docs_url=None,  # its pages load scripts from elsewhere
+            docs_url=None,  # FastAPI's pages load scripts from other sites; ours do not
             redoc_url=None,
         )
 
@@ -458,8 +461,8 @@ class Service:
             summary="Predict",
         )
         async def predict(request: Request) -> Response:
-            """Predictions of one or more samples, each with whatever modalities are there."""
-            answers = await self._predictions(await self._given(request))
+            """Predictions for one or more samples, each with whatever modalities it has."""
+            answers = await self._predictions(await self._samples_of(request))
             # Already of that form, which tests check; to validate again would cost more than the
             # network.
             return JSONResponse(
@@ -476,7 +479,7 @@ class Service:
             summary="Predict a recording",
         )
         async def predict_media(request: Request, details: WithDetails = False) -> MediaAnswer:
-            """The prediction of a video, of sound or of a text, and what of it is missing."""
+            """The prediction for a video, a sound file or a text, and what is missing from it."""
             read = await self._read_clip(request, details=details)
             (sample,) = self.read([read.sample], "the recording")
             (prediction,) = await self._predictions([sample])
@@ -489,9 +492,7 @@ class Service:
                 **read.result.model_dump(include={"seconds", "transcript", "frames", "missing"}),
             )
 
-        @app.get(
-            "/v1/model", response_model=ModelAnswer, responses=problems(), summary="What is served"
-        )
+        @app.get("/v1/model", response_model=ModelAnswer, responses=problems(), summary="The model")
         async def model() -> ModelAnswer:
             """Modalities, target, and how reliable the model is under each missing condition."""
             return ModelAnswer(
@@ -508,7 +509,7 @@ class Service:
                 ),
             )
 
-        @app.get("/healthz", response_model=Status, summary="Whether the process is well")
+        @app.get("/healthz", response_model=Status, summary="Health")
         async def healthz() -> Status:
             return Status(status="ok")
 
@@ -516,7 +517,7 @@ class Service:
             "/readyz",
             response_model=Status,
             responses={503: {"model": Problem}},
-            summary="Whether it takes requests",
+            summary="Readiness",
         )
         async def readyz() -> Status:
             if not self.ready or self.guard.draining:
@@ -555,34 +556,37 @@ class Service:
             json_schema_extra={"items": items},
         )
 
+        def file(name: str, kind: str) -> Response:
+            return Response((files / name).read_bytes(), media_type=kind, headers=PAGE_HEADERS)
+
         @app.get("/", include_in_schema=False)
         async def page() -> Response:
-            return Response(
-                (files / "index.html").read_bytes(), media_type="text/html", headers=PAGE_HEADERS
-            )
+            return file("index.html", "text/html")
 
-        @app.get("/static/{name}", include_in_schema=False)
+        @app.get("/docs", include_in_schema=False)
+        async def docs() -> Response:
+            return file("docs.html", "text/html")
+
+        @app.get("/static/{name:path}", include_in_schema=False)
         async def static(name: str) -> Response:
             if name not in STATIC:
                 raise Refused(404, "no such file")
-            return Response(
-                (files / name).read_bytes(), media_type=STATIC[name], headers=PAGE_HEADERS
-            )
+            return file(name, STATIC[name])
 
         @app.get(
             "/v1/samples",
             response_model=SamplesAnswer,
             responses=problems(),
-            summary="Samples to look at",
+            summary="List samples",
         )
         async def samples(
             search: Annotated[str, Query(max_length=200)] = "",
             start: Annotated[int, Query(ge=0, le=10**9)] = 0,
             count: Annotated[int, Query(ge=1, le=200)] = 50,
         ) -> SamplesAnswer:
-            total, found = self.exhibit.listed(search, start, count)
+            total, matches = self.exhibit.listed(search, start, count)
             return SamplesAnswer(
-                split=self.exhibit.name, total=total, samples=[Listed(**row) for row in found]
+                split=self.exhibit.name, total=total, samples=[Listed(**row) for row in matches]
             )
 
         @app.get(
@@ -590,12 +594,13 @@ class Service:
             response_model=ExploreAnswer,
             response_model_exclude_none=True,
             responses=problems(404),
+            summary="Predict a sample of the split",
         )
         async def look(
             number: int, off: list[str] = switched_off, missing: Missing = 0.0, draw: Draw = 0
         ) -> ExploreAnswer:
-            """A sample of the split, with modalities switched off and frames dropped, as student,
-            teacher and control see it.
+            """Student, teacher and control on a sample of the split, with modalities switched off
+            and frames dropped.
             """
             try:
                 name, truth, read = self.exhibit.sample(number)
@@ -609,12 +614,13 @@ class Service:
             response_model_exclude_none=True,
             responses=problems(415),
             openapi_extra={"requestBody": self._body(self.sample, self._example())},
+            summary="Predict a sample with modalities switched off or frames dropped",
         )
         async def explore(
             request: Request, off: list[str] = switched_off, missing: Missing = 0.0, draw: Draw = 0
         ) -> ExploreAnswer:
-            """The same of a sample of the visitor's own."""
-            (read,) = await self._given(request, single=True)
+            """Student, teacher and control on the sample in the body."""
+            (read,) = await self._samples_of(request, single=True)
             return await self._explored("yours", "", read, off, missing, draw)
 
     async def _explored(
@@ -622,17 +628,17 @@ class Service:
     ) -> ExploreAnswer:
         for m in off:
             if m not in self.card["modalities"]:
-                raise Refused(422, f"off: {m[:60]!r} is no modality of this model")
-        shown = hidden(read, name, off=off, missing=missing, draw=draw)
+                raise Refused(422, f"off: {m[:60]!r} is not a modality of this model")
+        visible = hidden(read, name, off=off, missing=missing, draw=draw)
         roles = [*self.exhibit.predictors, EFFECTS]
         answers = dict(
-            zip(roles, await self._answers([(role, shown) for role in roles]), strict=True)
+            zip(roles, await self._answers([(role, visible) for role in roles]), strict=True)
         )
         effects = answers.pop(EFFECTS)
         return ExploreAnswer(
             id=name,
             truth=truth,
-            visible={m: there.tolist() for m, (_, there) in shown.items()},
+            visible={m: mask.tolist() for m, (_, mask) in visible.items()},
             answers={
                 role: PredictionAnswer(**a.to_json())
                 for role, a in answers.items()

@@ -11,9 +11,10 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerProcess
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import anyio
 import numpy as np
@@ -40,16 +41,17 @@ PRELOAD = (
     "sklearn.feature_extraction.text",
     "threadpoolctl",
 )
-# One server for all: it has no threads, and nothing of the service's memory.
-CONTEXT = multiprocessing.get_context("forkserver")
+FORKS = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
+# One server forks them all: it has no threads, and nothing of the service's memory.
+CONTEXT: Any = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 
 
 @dataclass(frozen=True)
 class ReadClip:
-    """What is known of a recording.
+    """The result of reading a recording.
 
     Attributes:
-        result: what its process says.
+        result: of its process.
         sample: raw features, as `Predictor.predict` takes them.
         drawn: arrays for the page: "loudness", "faces", "faces_present".
     """
@@ -64,7 +66,7 @@ class ClipProcesses:
 
     Args:
         settings: of the features.
-        limits: what a recording may take.
+        limits: of a recording.
 
     Attributes:
         limits: as given.
@@ -85,23 +87,26 @@ class ClipProcesses:
         self._stopped: Refused | None = None
 
     def start(self) -> None:
-        """Begin to import what the processes need, in the background."""
-        CONTEXT.set_forkserver_preload(list(PRELOAD))
-        forkserver.ensure_running()
+        """Begin to import what the processes need, in the background, where the system forks."""
+        if FORKS:
+            from multiprocessing import forkserver
+
+            CONTEXT.set_forkserver_preload(list(PRELOAD))
+            forkserver.ensure_running()
 
     def stop(self, error: Refused) -> None:
-        """End all processes, and tell their clients, and those that come later, this error."""
+        """End all processes, and answer their clients and later ones with this error."""
         self._stopped = error
         for scope in self._under_way:
             scope.cancel()
 
     async def read(self, body: Path, content_type: str, *, details: bool) -> ReadClip:
-        """Return what a recording holds.
+        """Return the features of a recording.
 
         Args:
             body: the file with a request's body, alone in its folder, which is used.
             content_type: of the body.
-            details: whether what the page draws is wanted too.
+            details: whether to return what the page draws, too.
 
         Raises:
             Refused: it cannot be read, takes too much, too many wait already, or the service is
@@ -124,7 +129,7 @@ class ClipProcesses:
     async def _my_turn(self) -> AsyncIterator[None]:
         most = self.limits.waiting * self.limits.processes
         if self._turn.locked() and self._waiting >= most:
-            raise Refused(503, f"{most} recordings wait for their turn; try again in a second")
+            raise Refused(503, f"{most} recordings are waiting; try again in a second")
         self._waiting += 1
         try:
             await self._turn.acquire()
@@ -141,7 +146,7 @@ class ClipProcesses:
         return Task(body, content_type, self._settings, details, limits.memory, cpu_seconds)
 
     async def _run(self, task: Task) -> None:
-        """Let a process do a task. Raises Refused where it does not come to its end."""
+        """Run a task in a process. Raises Refused if it does not finish."""
         process, seconds = (
             CONTEXT.Process(target=work, args=(task,), daemon=True),
             self.limits.work_seconds,
@@ -155,35 +160,36 @@ class ClipProcesses:
             await anyio.to_thread.run_sync(process.start)
             with anyio.move_on_after(seconds) as time:
                 await _end_of(process)
-            if time.cancelled_caught or process.exitcode == -signal.SIGXCPU:
+            if time.cancelled_caught or _used_its_time(process):
                 raise too_long
             if process.exitcode != 0:
                 raise Refused(
                     422,
-                    "the process that read the recording was ended by it; convert the recording, "
-                    "or cut it",
+                    "reading the recording crashed the process; convert the recording, or cut it",
                 )
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(_end, process)
 
 
-async def _end_of(process: ForkServerProcess) -> None:
-    ended, loop = asyncio.Event(), asyncio.get_running_loop()
-    loop.add_reader(process.sentinel, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(process.sentinel)
+async def _end_of(process: BaseProcess) -> None:
+    # In a thread: the loop of Windows waits for no process.
+    await anyio.to_thread.run_sync(connection.wait, [process.sentinel], abandon_on_cancel=True)
 
 
-def _end(process: ForkServerProcess) -> None:
+def _used_its_time(process: BaseProcess) -> bool:
+    """Whether the system ended it for what it took of the processor."""
+    return hasattr(signal, "SIGXCPU") and process.exitcode == -signal.SIGXCPU
+
+
+def _end(process: BaseProcess) -> None:
     """End a process and all that it started."""
     if process.pid is None:  # it was not started
         return
     if process.is_alive():
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        if hasattr(os, "killpg"):  # not on Windows, where it starts no others
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         process.kill()
     process.join()
     process.close()

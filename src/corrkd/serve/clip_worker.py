@@ -8,7 +8,6 @@ a stranger's.
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,10 +48,10 @@ class TimedWord(BaseModel):
 
 
 class ClipResult(BaseModel):
-    """What was made of a recording.
+    """The result of a recording.
 
     Attributes:
-        error: why nothing was.
+        error: why there is none; "" if there is.
         seconds: duration; 0 of a text.
         transcript: where the words are from: "text", "subtitles", "transcribed" or "none".
         frames: how many the recording has, by modality.
@@ -74,13 +73,13 @@ class ClipResult(BaseModel):
 
 @dataclass(frozen=True)
 class Task:
-    """What a process is to do.
+    """The task of a process.
 
     Attributes:
-        body: file with a request's body, in a folder of its own.
+        body: file with a request's body, alone in its folder.
         content_type: of the body.
         settings: of the features.
-        details: whether what the page draws is wanted too.
+        details: whether to return what the page draws, too.
         memory: bytes that the process may take.
         cpu_seconds: that it may take.
     """
@@ -94,8 +93,9 @@ class Task:
 
 
 def work(task: Task) -> None:
-    """Write what the body's recording says, or why it cannot be read."""
-    os.setsid()  # what it starts is ended with it
+    """Write the features of the recording in a body, or why it cannot be read."""
+    if hasattr(os, "setsid"):  # not on Windows
+        os.setsid()  # what it starts is ended with it
     end_with_parent()
     _be_silent()
     _limit(task)
@@ -104,7 +104,7 @@ def work(task: Task) -> None:
         result = _write_arrays(task, folder / ARRAYS)
     except CorrKDError as error:
         result = ClipResult(error=str(error)[:2000])
-    except Exception as error:  # of libraries, on files that nobody foresaw
+    except Exception as error:  # of libraries, on unforeseen files
         full = isinstance(error, MemoryError) or "allocate memory" in str(error)
         what = (
             f"needs more than {size_text(task.memory)} of memory"
@@ -116,7 +116,7 @@ def work(task: Task) -> None:
 
 
 def _be_silent() -> None:
-    """No file can fill the service's log."""
+    """Discard output, so that no file can fill the service's log."""
     sys.stdout.flush()
     with open(os.devnull, "wb") as nowhere:
         for descriptor in (1, 2):
@@ -124,7 +124,13 @@ def _be_silent() -> None:
 
 
 def _limit(task: Task) -> None:
-    """Bound what the process may take; on Linux all of it holds."""
+    """Bound what the process may take: on Linux all of it; on macOS not its memory; on Windows
+    nothing, where its time alone is bounded, by the service.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
     largest = max(LARGEST_OUTPUT, task.body.stat().st_size)
     # Of memory, what can be written counts: CUDA maps far more.
     for limit, value in (
@@ -146,7 +152,7 @@ def _write_arrays(task: Task, path: Path) -> ClipResult:
         upload.recording, task.settings, upload.text, faces.append if task.details else None
     )
     features = features_of(clip, task.settings)
-    sample = sample_of(features, "the recording", "say what is said in it as `text`")
+    sample = sample_of(features, "the recording", "send its transcript as `text`")
     arrays = {f"{SAMPLE}{key}": array for key, array in sample.items()}
     if task.details:
         arrays |= _drawn(clip, faces)

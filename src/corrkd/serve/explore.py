@@ -48,12 +48,12 @@ class Exhibit:
         if self.split is None:
             return 0, []
         wanted = search.casefold()
-        found = [number for number, text in enumerate(self._texts) if wanted in text]
+        matches = [number for number, text in enumerate(self._texts) if wanted in text]
         listed = [
             {"number": number, "id": str(self.split.ids[number]), "truth": self.truths[number]}
-            for number in found[start : start + count]
+            for number in matches[start : start + count]
         ]
-        return len(found), listed
+        return len(matches), listed
 
     @cached_property
     def _texts(self) -> list[str]:
@@ -84,24 +84,24 @@ class Exhibit:
 def hidden(
     read: ReadSample, name: str, *, off: Sequence[str], missing: float, draw: int = 0
 ) -> ReadSample:
-    """The sample without what is missing.
+    """The sample without the missing frames.
 
     Args:
         read: a sample.
-        name: its id, from which what is dropped follows.
+        name: its id, which determines the dropped frames.
         off: modalities that are lost whole.
-        missing: share of frames dropped from the others, 0 to 1; what is dropped at a share is
-            among what is dropped at a larger.
+        missing: share of frames dropped from the others, 0 to 1; frames dropped at one share
+            are dropped at every larger share, too.
         draw: which of many ways.
     """
     key = torch.tensor([sample_key(name)])
     out = {}
-    for m, (frames, there) in read.items():
+    for m, (frames, present) in read.items():
         # By the evaluation's seed, so that the page drops what the evaluation dropped.
         numbers = masks.uniform(
             key, len(frames), seed=MASK_SEED, purpose="frame", modality=m, draw=draw
         )
         dropped = masks.drop_frames(numbers, missing)[0].numpy()
-        seen = there & ~dropped & (m not in off)
+        seen = present & ~dropped & (m not in off)
         out[m] = (np.where(seen[:, None], frames, np.float32(0)), seen)
     return out

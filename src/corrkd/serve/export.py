@@ -111,7 +111,7 @@ def export(
     _check_installed()
     check_folder(folder, overwrite=overwrite)
     if samples < 1:
-        raise CorrKDError(f"samples = {samples}: at least one is needed to compare")
+        raise CorrKDError(f"samples = {samples}: the comparison needs at least one")
     saved = predictor.saved
     where = f"dataset {dataset.name}, {split}"
     chosen = saved.fit(dataset).split(split)
@@ -136,7 +136,7 @@ def export(
                 f"{differences[name]:.2g} (allowed: {TOLERANCE:g}); try other versions of torch, "
                 f"onnxscript and onnxruntime"
             )
-        told = {
+        checked_on = {
             "data": dataset.name,
             "split": split,
             "samples": count,
@@ -148,7 +148,7 @@ def export(
         }
         _write_card(
             aside / CARD,
-            card | {"exported": {**facts, **told, "differences": differences, **versions}},
+            card | {"exported": {**facts, **checked_on, "differences": differences, **versions}},
         )
         write_bytes(
             aside / SCRIPT, (resources.files("corrkd") / "serve" / "standalone.py").read_bytes()
@@ -197,16 +197,16 @@ class _Graph(nn.Module):
     def __init__(self, network: AnyNetwork, normalisation: Normalisation) -> None:
         super().__init__()
         self.network, self.clip = network, normalisation.clip
-        for place, m in enumerate(network.modalities):
-            self.register_buffer(f"center_{place}", torch.tensor(normalisation.center[m]))
-            self.register_buffer(f"scale_{place}", torch.tensor(normalisation.scale[m]))
+        for index, m in enumerate(network.modalities):
+            self.register_buffer(f"center_{index}", torch.tensor(normalisation.center[m]))
+            self.register_buffer(f"scale_{index}", torch.tensor(normalisation.scale[m]))
 
-    def forward(self, *given: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         """Logits in the target's shape."""
         frames, exists, visible = {}, {}, {}
-        for place, m in enumerate(self.network.modalities):
-            raw, exists[m], visible[m] = given[3 * place : 3 * place + 3]
-            scaled = (raw - self.get_buffer(f"center_{place}")) / self.get_buffer(f"scale_{place}")
+        for index, m in enumerate(self.network.modalities):
+            raw, exists[m], visible[m] = inputs[3 * index : 3 * index + 3]
+            scaled = (raw - self.get_buffer(f"center_{index}")) / self.get_buffer(f"scale_{index}")
             frames[m] = (
                 scaled if self.clip is None else scaled.clamp(-self.clip, self.clip)
             ) * exists[m][..., None]
@@ -223,31 +223,31 @@ def _exported(saved: SavedNetwork, longest: Mapping[str, int]) -> tuple[bytes, i
         if isinstance(module, Encoder):
             _lengthen(module, max(longest.values()))
     graph = _Graph(network, saved.normalisation).eval()
-    given: list[Tensor] = []
+    inputs: list[Tensor] = []
     shapes: list[dict[int, Any]] = []
     batch = torch.export.Dim("batch", min=1)
-    for place, m in enumerate(saved.modalities):
+    for index, m in enumerate(saved.modalities):
         # Sizes of 0 and 1, and equal ones, would be taken for constants of the graph.
-        count = min(3 + place, longest[m])
-        given.append(torch.zeros(2, count, saved.widths[m]))
-        given += [
+        count = min(3 + index, longest[m])
+        inputs.append(torch.zeros(2, count, saved.widths[m]))
+        inputs += [
             torch.ones(2, count, dtype=torch.bool) for _ in range(2)
         ]  # one tensor twice would be one input
         length = (
             {}
             if longest[m] == 1
-            else {1: torch.export.Dim(f"length_{place}", min=1, max=longest[m])}
+            else {1: torch.export.Dim(f"length_{index}", min=1, max=longest[m])}
         )
         shapes += [{0: batch, **length}] * 3
     names = [
-        f"{part}_{place}"
-        for place in range(len(longest))
-        for part in ("frames", "exists", "visible")
+        f"{kind}_{index}"
+        for index in range(len(longest))
+        for kind in ("frames", "exists", "visible")
     ]
     try:
         with _quiet(), torch.no_grad():
             program = torch.export.export(
-                graph, tuple(given), dynamic_shapes=(tuple(shapes),), strict=False
+                graph, tuple(inputs), dynamic_shapes=(tuple(shapes),), strict=False
             )
             done = torch.onnx.export(
                 program,
@@ -263,7 +263,7 @@ def _exported(saved: SavedNetwork, longest: Mapping[str, int]) -> tuple[bytes, i
             model = done.model_proto
     except Exception as error:  # of many kinds: the exporter's, and those of the network's code
         raise _not_exportable(saved.network.name, error) from None
-    # Where this machine keeps its code is nobody's business.
+    # The exported file does not reveal paths of this machine.
     for described in (
         model,
         model.graph,
@@ -330,12 +330,12 @@ def _comparison(folder: Path, reference: Predictor) -> Compare:
     def compare(arrays: Mapping[str, Arrays]) -> float:
         expected = reference.logits(arrays).astype(np.float64)
         try:
-            found = exported.run(arrays)
+            actual = exported.run(arrays)
         except Exception as error:  # onnxruntime's own kinds
             raise _not_exportable(name, error) from None
-        if found.shape != expected.shape:
+        if actual.shape != expected.shape:
             return math.inf
-        gap = np.abs(found - expected) / np.maximum(1.0, np.abs(expected))
+        gap = np.abs(actual - expected) / np.maximum(1.0, np.abs(expected))
         return float(np.where(np.isnan(gap), math.inf, gap).max())
 
     return compare
@@ -359,21 +359,21 @@ def _compared(
     for condition in conditions:
         rows = _spread(condition.tested_rows(incomplete), samples)
         seen.update(rows.tolist())
-        parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
-        parts += list(rows[:ALONE, None])
+        batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+        batches += list(rows[:ALONE, None])
         out[condition.name] = max(
-            compare(_arrays(split.take(part), condition, settings.mask_seed, card))
-            for part in parts
+            compare(_arrays(split.take(batch), condition, settings.mask_seed, card))
+            for batch in batches
         )
     complete = next(c for c in conditions if c.name == COMPLETE)
     rows = _spread(np.arange(len(split)), BATCH)
-    whole = _arrays(split.take(rows), complete, settings.mask_seed, card)
+    arrays = _arrays(split.take(rows), complete, settings.mask_seed, card)
     out[f"{COMPLETE}, one frame"] = max(
-        compare({m: _resized(a, count, 1) for m, a in whole.items()}) for count in (1, len(rows))
+        compare({m: _resized(a, count, 1) for m, a in arrays.items()}) for count in (1, len(rows))
     )
-    twice = {m: min(longest[m], 2 * trained[m]) for m in whole}
+    twice = {m: min(longest[m], 2 * trained[m]) for m in arrays}
     name = f"{COMPLETE}, {' and '.join(str(count) for count in sorted(set(twice.values())))} frames"
-    out[name] = compare({m: _resized(a, 1, twice[m]) for m, a in whole.items()})
+    out[name] = compare({m: _resized(a, 1, twice[m]) for m, a in arrays.items()})
     return out, len(seen)
 
 
@@ -386,20 +386,20 @@ def _spread(rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
 
 
 def _arrays(
-    part: Split, condition: Condition, seed: int, card: Mapping[str, Any]
+    split: Split, condition: Condition, seed: int, card: Mapping[str, Any]
 ) -> dict[str, Arrays]:
     """Raw samples as a network is given them under a condition."""
-    batch = for_masks(part)
+    batch = for_masks(split)
     visible = {m: mask.numpy() for m, mask in condition.visible(batch, seed=seed, draw=0).items()}
 
     def sample(row: int) -> ReadSample:
-        count = {m: int(lengths[row]) for m, lengths in part.lengths.items()}
+        count = {m: int(lengths[row]) for m, lengths in split.lengths.items()}
         return {
             m: (np.asarray(x[row, : count[m]], np.float32), visible[m][row, : count[m]])
-            for m, x in part.frames.items()
+            for m, x in split.frames.items()
         }
 
-    return collate([sample(row) for row in range(len(part))], card)
+    return collate([sample(row) for row in range(len(split))], card)
 
 
 def _resized(arrays: Arrays, samples: int, frames: int) -> Arrays:

@@ -35,7 +35,7 @@ LEFT = 499  # the status, in metrics, of a request that its client gave up (ngin
 
 @dataclass(frozen=True, kw_only=True)
 class ClipLimits:
-    """What is granted to recordings.
+    """Limits of recordings.
 
     Attributes:
         body: bytes of a request's body.
@@ -58,13 +58,13 @@ class ClipLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What is granted.
+    """Limits of requests.
 
     Attributes:
         body: bytes of a request's body.
         seconds: in which it must have arrived, and its answer been taken; half of them may pass
             without any of it.
-        requests: answered at once; more are told to come again.
+        requests: answered at once; others get a 503.
         samples: in one request.
         frames: of one modality of a sample; None: 1024, or as many as the training data has,
             whichever is more.
@@ -74,7 +74,7 @@ class Limits:
         together: all requests at once may have so many times the bytes, and so many times the cost,
             of one.
         connections: open at once.
-        clips: what is granted to recordings.
+        clips: limits of recordings.
     """
 
     body: int = 16 << 20
@@ -95,31 +95,31 @@ class Limits:
 class _Store(Protocol):
     """Where a body is kept while it arrives."""
 
-    async def add(self, part: bytes) -> None: ...
+    async def add(self, chunk: bytes) -> None: ...
 
     async def drop(self) -> None: ...
 
 
 class _Memory:
     def __init__(self) -> None:
-        self.parts: list[bytes] = []
+        self.chunks: list[bytes] = []
 
-    async def add(self, part: bytes) -> None:
-        self.parts.append(part)
+    async def add(self, chunk: bytes) -> None:
+        self.chunks.append(chunk)
 
     async def drop(self) -> None:
-        self.parts.clear()
+        self.chunks.clear()
 
 
 class _File:
-    """Written in threads: a slow disk holds up nobody."""
+    """Written in threads, so that a slow disk blocks no other request."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb", buffering=0)
 
-    async def add(self, part: bytes) -> None:
+    async def add(self, chunk: bytes) -> None:
         try:
-            await anyio.to_thread.run_sync(self._file.write, part)
+            await anyio.to_thread.run_sync(self._file.write, chunk)
         except OSError as error:
             raise Refused(
                 503, f"a recording cannot be stored ({error.strerror}); try again in a second"
@@ -133,7 +133,7 @@ class _File:
 
 
 class _Nowhere:
-    async def add(self, part: bytes) -> None:
+    async def add(self, chunk: bytes) -> None:
         pass
 
     async def drop(self) -> None:
@@ -197,15 +197,15 @@ class _Bodies:
 
 
 class Guard:
-    """Lets through to `app` what is within the limits.
+    """Passes requests within the limits on to `app`.
 
     A body is read whole before the app is called, so that what reaches it is complete and was
     accepted. Only then does the request count as one of those answered at once. Where a client
     leaves, its request is cancelled.
 
     Args:
-        app: what is guarded.
-        limits: what is granted.
+        app: the ASGI application behind it.
+        limits: of requests.
         access: checks tokens and names.
         on_answer: called with path ("refused" for what did not come through), status and seconds.
         takes_recordings: whether bodies of `MEDIA_PATH` are kept, each in a folder of its own that
@@ -214,7 +214,7 @@ class Guard:
     Attributes:
         accepted, answered, given_up: requests below /v1/ that came through whole; those of them
             that were answered; those whose client left.
-        draining: whether the service is about to stop, and clients are told so.
+        draining: whether the service is stopping, and tells its clients to disconnect.
     """
 
     def __init__(
@@ -258,7 +258,7 @@ class Guard:
                 self.limits.body if scope["path"].startswith("/v1/") else ELSEWHERE,
             )
             arrival = await self._arrive(scope, receive, memory, self._bodies, most)
-            await self._let_in(scope, b"".join(memory.parts), arrival, receive, send)
+            await self._let_in(scope, b"".join(memory.chunks), arrival, receive, send)
         elif not self._takes_recordings:  # which the app is going to say
             arrival = await self._arrive(
                 scope, receive, _Nowhere(), self._recordings, self.limits.clips.body
@@ -287,19 +287,17 @@ class Guard:
             self._busy += counted
             self.accepted += counted
             try:
-                left = await self._answer(scope, body, receive, send)
-                self.answered += counted and not left
-                self.given_up += counted and left
+                client_left = await self._answer(scope, body, receive, send)
+                self.answered += counted and not client_left
+                self.given_up += counted and client_left
             finally:
                 self._busy -= counted
         finally:
             arrival.bodies.release(arrival)
 
     async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> bool:
-        """Lets the app answer, and tells how that went. Returns whether the client left before the
-        end.
-        """
-        began, status, ended, left = time.perf_counter(), 500, False, False
+        """Let the app answer, and report it. Returns whether the client left before the end."""
+        began, status, ended, client_left = time.perf_counter(), 500, False, False
 
         async def watched(message: Message) -> None:
             nonlocal status, ended
@@ -315,13 +313,13 @@ class Guard:
             await send(message)
 
         async def watch() -> None:
-            nonlocal left
+            nonlocal client_left
             while (await receive())[
                 "type"
             ] != "http.disconnect":  # the client is gone, or has its answer
                 pass
             if not ended:
-                left = True
+                client_left = True
                 group.cancel_scope.cancel()
 
         try:
@@ -332,8 +330,10 @@ class Guard:
         finally:
             route = scope.get("route")
             seconds = time.perf_counter() - began
-            self._on_answer(getattr(route, "path", "other"), LEFT if left else status, seconds)
-        return left
+            self._on_answer(
+                getattr(route, "path", "other"), LEFT if client_left else status, seconds
+            )
+        return client_left
 
     async def _arrive(
         self, scope: Scope, receive: Receive, store: _Store, bodies: _Bodies, most: int
@@ -357,11 +357,11 @@ class Guard:
                         message = await receive()
                         if message["type"] == "http.disconnect":
                             raise Refused(400, "the body ended early")
-                        part, more = message.get("body", b""), message.get("more_body", False)
-                        size += len(part)
+                        chunk, more = message.get("body", b""), message.get("more_body", False)
+                        size += len(chunk)
                         if size <= most:
-                            bodies.add(arrival, len(part))
-                            await store.add(part)
+                            bodies.add(arrival, len(chunk))
+                            await store.add(chunk)
                         else:
                             await store.drop()
                             bodies.release(arrival)
@@ -372,7 +372,7 @@ class Guard:
         except TimeoutError:
             if arrival.expelled:
                 raise Refused(
-                    503, "more is being sent than there is memory for; try again in a second"
+                    503, "too much data is being sent at once; try again in a second"
                 ) from None
             raise Refused(408, f"the body did not arrive within {seconds:g} seconds") from None
         return arrival
@@ -388,11 +388,11 @@ class Guard:
 
 
 def _replay(body: bytes) -> Receive:
-    parts = [body]
+    chunks = [body]
 
     async def replayed() -> Message:
-        if not parts:
-            await anyio.sleep_forever()  # the guard is who hears that a client leaves
-        return {"type": "http.request", "body": parts.pop(), "more_body": False}
+        if not chunks:
+            await anyio.sleep_forever()  # the guard itself watches for a disconnect
+        return {"type": "http.request", "body": chunks.pop(), "more_body": False}
 
     return replayed

@@ -93,8 +93,8 @@ def details_of(read: ReadClip, by_word: list[str]) -> Details:
         step=STEP,
         loudness=read.drawn.get("loudness", np.zeros(0)).round(1).tolist(),
         faces=[
-            face.reshape(-1).tolist() if there else None
-            for face, there in zip(faces, present, strict=False)
+            face.reshape(-1).tolist() if seen else None
+            for face, seen in zip(faces, present, strict=False)
         ],
         outline={name: len(line) for name, line in OUTLINE.items()},
         aspect=read.result.aspect,

@@ -26,7 +26,7 @@ def model_card(saved: SavedNetwork, card: Mapping[str, Any], run: RunFolder | No
         "tags": ["multimodal-sentiment-analysis", "missing-modalities", "knowledge-distillation"],
         "metrics": ["f1", "accuracy"],
     }
-    parts = [
+    sections = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {text(str(about.get('role', 'model')).capitalize())} for "
         f"{text(data or 'multimodal sentiment')}",
@@ -41,28 +41,30 @@ def model_card(saved: SavedNetwork, card: Mapping[str, Any], run: RunFolder | No
         _training(about),
     ]
     if saved.evaluated is not None:
-        parts += ["## How reliable it is", _tested(saved.evaluated)]
+        sections += ["## How reliable it is", _tested(saved.evaluated)]
     if run is not None:
-        parts += ["## Beside its teacher and its control", *_run_tables(run)]
-    parts += [
+        sections += ["## Beside its teacher and its control", *_run_tables(run)]
+    sections += [
         "## Limits",
         "It knows the people, language and recording conditions of its training data alone, and "
         "features made in the same way. How "
         "reliable it is elsewhere has to be measured there: `corrkd evaluate` does.",
     ]
-    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+    return "\n\n".join(section.rstrip() for section in sections) + "\n"
 
 
 def _usage(card: Mapping[str, Any]) -> str:
     modalities = card["modalities"]
-    first, *others = modalities
-    given = ", ".join([f"{json.dumps(first)}: frames", *(f"{json.dumps(m)}: None" for m in others)])
+    first, *remaining = modalities
+    sample = ", ".join(
+        [f"{json.dumps(first)}: frames", *(f"{json.dumps(m)}: None" for m in remaining)]
+    )
     return (
         "```python\nimport numpy as np\nimport corrkd\n\n"
         'predictor = corrkd.Predictor.from_pretrained("this folder, or owner/name")\n'
         f"frames = np.zeros(({modalities[first].get('usual', 1)}, {modalities[first]['width']})) "
         f" # raw features of {json.dumps(first)}\n"
-        f"print(predictor.predict({{{given}}}))\n```"
+        f"print(predictor.predict({{{sample}}}))\n```"
     )
 
 
@@ -81,7 +83,7 @@ def _shapes(saved: SavedNetwork) -> str:
 
 
 def _training(about: Mapping[str, Any]) -> str:
-    told = {
+    facts = {
         "Data": about.get("data"),
         "Seed": about.get("seed"),
         "Epoch": about.get("epoch"),
@@ -89,7 +91,7 @@ def _training(about: Mapping[str, Any]) -> str:
     }
     lines = [
         f"- {name}: {text(_plain(value))}"
-        for name, value in told.items()
+        for name, value in facts.items()
         if value not in (None, {}, "")
     ]
     if about.get("selection"):
@@ -131,8 +133,8 @@ def _tested(tested: Evaluated) -> str:
 
 
 def _run_tables(run: RunFolder) -> list[str]:
-    parts: list[str] = []
+    sections: list[str] = []
     with suppress(AbsentError):
         for table in (tables.with_difference(run, "weighted_f1"), tables.by_ratio(run)):
-            parts += [text(table.caption), tables.to_markdown(table)]
-    return parts or ["The run holds no results yet."]
+            sections += [text(table.caption), tables.to_markdown(table)]
+    return sections or ["The run holds no results yet."]

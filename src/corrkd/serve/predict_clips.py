@@ -1,4 +1,4 @@
-"""A trained student on recordings, whose features the very extractors make that made those of its
+"""A trained student on recordings, with the same extractors that made the features of its
 training data.
 """
 
@@ -55,7 +55,7 @@ def clip_sample(path: Path, settings: FeatureSettings, text: str = "") -> dict[s
     Args:
         path: the recording, or a .txt.
         settings: of `feature_settings`.
-        text: what is said in it; "": what a .vtt, .srt or .txt beside it holds.
+        text: the transcript; "": that of a .vtt, .srt or .txt beside it.
 
     Raises:
         CorrKDError: the recording cannot be read, or has nothing that the model knows.
@@ -119,10 +119,10 @@ def write_predictions(
         json.dumps({"id": str(clip), **p.to_json()}, ensure_ascii=False)
         for clip, p in predictions.items()
     ]
-    with TemporaryDirectory() as folder, replacing(out) as part:
+    with TemporaryDirectory() as folder, replacing(out) as temporary:
         rows = Path(folder) / "rows.jsonl"
         rows.write_text("".join(f"{line}\n" for line in lines), "utf-8")
-        WRITERS[out.suffix](part, [rows], columns(card, splits=False))
+        WRITERS[out.suffix](temporary, [rows], columns(card, splits=False))
 
 
 def prediction_text(clip: Path, prediction: Prediction) -> str:

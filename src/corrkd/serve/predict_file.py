@@ -80,14 +80,16 @@ def predict_file(
         ),  # with temperatures and thresholds, which the parameters' own sum leaves out
         "data": [
             dataset.sha256,
-            _digest([[name, part.ids.tolist(), _glimpse(part)] for name, part in splits.items()]),
+            _digest([[name, data.ids.tolist(), _glimpse(data)] for name, data in splits.items()]),
         ],
         "split": split,
         "condition": taken and taken.name,
         "samples at a time": batch_size,
     }
     batches = [
-        (name, start) for name, part in splits.items() for start in range(0, len(part), batch_size)
+        (name, start)
+        for name, split in splits.items()
+        for start in range(0, len(split), batch_size)
     ]
     folder, finished = out.with_name(f".{out.name}.parts"), False
     files = [folder / PART.format(number) for number in range(len(batches))]
@@ -101,16 +103,16 @@ def predict_file(
                 rows = np.arange(start, min(start + batch_size, len(splits[name])))
                 if not _is_intact(file):
                     more = {} if name == WHOLE else {"split": name}
-                    _write_batch(file, _said(predictor, splits[name].take(rows), taken, more))
+                    _write_batch(file, _json_lines(predictor, splits[name].take(rows), taken, more))
                 if on_batch:
                     on_batch(len(rows))
-            with replacing(out, aside=folder) as whole:
+            with replacing(out, aside=folder) as temporary:
                 WRITERS[out.suffix](
-                    whole, files, columns(predictor.card, splits=WHOLE not in splits)
+                    temporary, files, columns(predictor.card, splits=WHOLE not in splits)
                 )
             finished = True
         finally:
-            if finished or not _parts(folder):
+            if finished or not _finished_batches(folder):
                 shutil.rmtree(folder, ignore_errors=True)
     return sum(map(len, splits.values()))
 
@@ -140,18 +142,18 @@ def differences(saved: SavedNetwork, dataset: MultimodalDataset) -> list[str]:
 
 
 def _condition(saved: SavedNetwork, dataset: MultimodalDataset, name: str) -> Condition:
-    found = condition_of(name, saved.modalities)
-    if not found.removes_frames:
+    condition = condition_of(name, saved.modalities)
+    if not condition.removes_frames:
         raise CorrKDError(
-            f"condition {name!r} takes nothing away; name modalities that stay, ratio-R, burst-R "
+            f"condition {name!r} removes no frames; name the modalities to keep, ratio-R, burst-R "
             f"or late-R"
         )
-    if not set(found.available) & set(dataset.modalities):
+    if not set(condition.available) & set(dataset.modalities):
         raise CorrKDError(
             f"condition {name!r} leaves nothing of dataset {dataset.name}, which has "
             f"{', '.join(dataset.modalities)}"
         )
-    return found
+    return condition
 
 
 def _digest(values: Any) -> str:
@@ -181,14 +183,15 @@ def _begin(folder: Path, out: Path, about: Mapping[str, Any], *, overwrite: bool
     before = before if isinstance(before, dict) else {}
     if before == about:
         return
-    if _parts(folder) and not overwrite:
+    if _finished_batches(folder) and not overwrite:
         changed = ", ".join(key for key in about if about[key] != before.get(key))
         raise CorrKDError(
-            f"{out}: half done, but with other {changed}; go on with the same, or start anew "
+            f"{out}: half done, but with a different {changed}; continue with the same one, or "
+            f"start again "
             f"with --overwrite"
         )
-    for part in _parts(folder):
-        part.unlink()
+    for split in _finished_batches(folder):
+        split.unlink()
     write_text(folder / ABOUT, json.dumps(about, indent=1) + "\n")
 
 
@@ -210,39 +213,41 @@ def _sum(lines: bytes) -> str:
     return hashlib.sha256(lines).hexdigest()
 
 
-def _parts(folder: Path) -> list[Path]:
+def _finished_batches(folder: Path) -> list[Path]:
     return list(folder.glob("part-*.jsonl"))
 
 
-def _said(
-    predictor: Predictor, part: Split, condition: Condition | None, more: Mapping[str, str]
+def _json_lines(
+    predictor: Predictor, split: Split, condition: Condition | None, more: Mapping[str, str]
 ) -> str:
     """A line of JSON for each sample of a batch."""
-    read = _read(part, condition)
+    samples = _read(split, condition)
     try:
-        found = standalone.predicted(read, predictor.card, predictor.logits, batch_size=len(read))
+        predictions = standalone.predicted(
+            samples, predictor.card, predictor.logits, batch_size=len(samples)
+        )
     except InputError as error:
-        raise CorrKDError(f"samples {part.ids[0]} to {part.ids[-1]}: {error}") from None
+        raise CorrKDError(f"samples {split.ids[0]} to {split.ids[-1]}: {error}") from None
     lines = [
-        {"id": name, **more, **said.to_json()}
-        for name, said in zip(part.ids.tolist(), found, strict=True)
+        {"id": name, **more, **prediction.to_json()}
+        for name, prediction in zip(split.ids.tolist(), predictions, strict=True)
     ]
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def _read(part: Split, condition: Condition | None) -> list[ReadSample]:
+def _read(split: Split, condition: Condition | None) -> list[ReadSample]:
     """The samples without what is missing or taken away: zeros there, and marked."""
-    seen = dict(part.present)
+    seen = dict(split.present)
     if condition is not None:
         seen = {
             m: x.numpy()
-            for m, x in condition.visible(for_masks(part), seed=MASK_SEED, draw=0).items()
+            for m, x in condition.visible(for_masks(split), seed=MASK_SEED, draw=0).items()
         }
-    frames = {m: np.where(seen[m][..., None], x, np.float32(0)) for m, x in part.frames.items()}
+    frames = {m: np.where(seen[m][..., None], x, np.float32(0)) for m, x in split.frames.items()}
     return [
         {
-            m: (frames[m][row, : part.lengths[m][row]], seen[m][row, : part.lengths[m][row]])
+            m: (frames[m][row, : split.lengths[m][row]], seen[m][row, : split.lengths[m][row]])
             for m in frames
         }
-        for row in range(len(part))
+        for row in range(len(split))
     ]

@@ -63,20 +63,27 @@ def rows(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
                 ) from None
 
 
-def _rows(said: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    known, held = said["reliability"] or {"measured": {}}, said.get("prediction_set")
+def _rows(prediction: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    reliability, held = (
+        prediction["reliability"] or {"measured": {}},
+        prediction.get("prediction_set"),
+    )
     common = {
-        **{key: said.get(key) for key in ("id", "split", "score")},
-        **{f"used_{m}": share for m, share in said["used"].items()},
-        **{key: known.get(key) for key in ("condition", "harder")},
-        "weighted_f1": known["measured"].get("weighted_f1"),
-        **dict(zip(("low", "high"), said.get("interval", ()), strict=False)),
+        **{key: prediction.get(key) for key in ("id", "split", "score")},
+        **{f"used_{m}": share for m, share in prediction["used"].items()},
+        **{key: reliability.get(key) for key in ("condition", "harder")},
+        "weighted_f1": reliability["measured"].get("weighted_f1"),
+        **dict(zip(("low", "high"), prediction.get("interval", ()), strict=False)),
     }
-    if isinstance(said["label"], str):
-        yield {**common, "label": said["label"], **_shares(said.get("probabilities", {}), held)}
+    if isinstance(prediction["label"], str):
+        yield {
+            **common,
+            "label": prediction["label"],
+            **_shares(prediction.get("probabilities", {}), held),
+        }
         return
-    for question, label in said["label"].items():
-        shares = _shares(said["probabilities"][question], held and held[question])
+    for question, label in prediction["label"].items():
+        shares = _shares(prediction["probabilities"][question], held and held[question])
         yield {**common, "question": question, "label": label, **shares}
 
 
@@ -98,17 +105,17 @@ def _write_csv(out: Path, files: Sequence[Path], schema: pa.Schema) -> None:
 
 
 def _write_parquet(out: Path, files: Sequence[Path], schema: pa.Schema) -> None:
-    left = rows(files)
+    remaining = rows(files)
     with pq.ParquetWriter(out, schema) as writer:
-        while group := list(islice(left, GROUP)):
+        while group := list(islice(remaining, GROUP)):
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
 
 
 def _write_jsonl(out: Path, files: Sequence[Path], schema: pa.Schema) -> None:
     with out.open("wb") as file:
         for path in files:
-            with path.open("rb") as part:
-                file.writelines(line for line in part if not line.startswith(SUM_LINE.encode()))
+            with path.open("rb") as source:
+                file.writelines(line for line in source if not line.startswith(SUM_LINE.encode()))
 
 
 WRITERS: dict[str, Callable[[Path, Sequence[Path], pa.Schema], None]] = {

@@ -1,4 +1,4 @@
-"""A trained student that takes raw features of whatever is at hand: one sample or many, any
+"""A trained student that takes raw features of the available modalities: one sample or many, any
 lengths, any modalities.
 """
 
@@ -66,8 +66,8 @@ class Predictor(
     ) -> None:
         if saved.network.reads_conversations:
             raise CorrKDError(
-                f"network {saved.network.name!r} understands a sample among the others of its "
-                f"conversation and cannot predict single ones"
+                f"network {saved.network.name!r} reads a sample in the context of its "
+                f"conversation and cannot predict single samples"
             )
         self.saved = saved
         self.run = run
@@ -118,19 +118,19 @@ class Predictor(
         """
         single = isinstance(samples, Mapping)
         try:
-            given = [samples] if isinstance(samples, Mapping) else list(samples)
+            batch = [samples] if isinstance(samples, Mapping) else list(samples)
         except TypeError:
             raise CorrKDError(
                 f"samples: expected a mapping, or several, found {type(samples).__name__}"
             ) from None
         try:
-            answers = standalone.predictions(given, self.card, self.logits, batch_size=batch_size)
+            answers = standalone.predictions(batch, self.card, self.logits, batch_size=batch_size)
         except InputError as error:
             raise CorrKDError(str(error)) from None
         return answers[0] if single else answers
 
     def predict_media(self, path: str | Path, *, text: str = "") -> Prediction:
-        """What the student says of a recording, whose features are made as those of its training
+        """Predict a recording, with features made as those of its training
         data were (docs/recordings.md).
 
         Args:
@@ -220,8 +220,8 @@ class Predictor(
             self.inputs(arrays),
             target=target,
             lengths=self.saved.normalisation.lengths,
-            output=_place(label, target.classes if target.has_classes else (), "class"),
-            question=_place(question, target.questions, "question"),
+            output=_index_of(label, target.classes if target.has_classes else (), "class"),
+            question=_index_of(question, target.questions, "question"),
             temperature=1.0 if condition is None else condition["temperature"],
             steps=steps,
         )
@@ -273,7 +273,7 @@ class Predictor(
         try:
             # These files alone: nothing else of a repository is looked at, and none of them can
             # carry code.
-            found = snapshot_download(
+            folder = snapshot_download(
                 str(pretrained_model_name_or_path), allow_patterns=[WEIGHTS, CARD, README], **hub
             )
         except HFValidationError:
@@ -285,18 +285,19 @@ class Predictor(
         ) as error:  # of huggingface_hub's own kinds, and of what it sends requests with
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CorrKDError(
-                f"{path}: no such file or folder, and not had from the hub ({reason})"
+                f"{path}: no such file or folder, and could not be downloaded from the hub "
+                f"({reason})"
             ) from None
-        return cls._from_path(Path(found), device)
+        return cls._from_path(Path(folder), device)
 
     @classmethod
     def _from_path(cls, path: Path, device: torch.device | str) -> Predictor:
         path = path.absolute()
         if (folder := folder_alone(path)) is not None:
-            made = cls(load_student(path), device=device)
+            predictor = cls(load_student(path), device=device)
             if (folder / README).is_file():
-                made._readme = (folder / README).read_text("utf-8", errors="replace")
-            return made
+                predictor._readme = (folder / README).read_text("utf-8", errors="replace")
+            return predictor
         return cls(load_student(path), run=dataset_folder(path), device=device)
 
     def save_pretrained(
@@ -313,10 +314,12 @@ class Predictor(
             CorrKDError: where the folder holds a model already.
         """
         folder = Path(save_directory)
-        there = next((name for name in (WEIGHTS, CARD, README) if (folder / name).exists()), None)
-        if there and not overwrite:
+        existing = next(
+            (name for name in (WEIGHTS, CARD, README) if (folder / name).exists()), None
+        )
+        if existing and not overwrite:
             raise CorrKDError(
-                f"{folder}: holds {there} already; choose another folder, or pass overwrite=True"
+                f"{folder}: holds {existing} already; choose another folder, or pass overwrite=True"
             )
         with replacing_all(folder, (README, WEIGHTS, CARD)) as aside:
             return super().save_pretrained(aside, **{"repo_id": folder.name, **hub})
@@ -335,18 +338,18 @@ class Predictor(
 
 
 def card_of(saved: SavedNetwork) -> dict[str, Any]:
-    """What the stand-alone code needs to know of a model, as plain values."""
+    """The plain values of a model that the stand-alone code needs."""
     card: dict[str, Any] = json.loads(json.dumps(packed(saved)[1]))
     card["about"].pop("history", None)
     return card | {"longest": saved.network.longest(saved.frames)}
 
 
-def _place(name: str | None, names: Sequence[str], what: str) -> int | None:
-    """Where a class or question stands; None of None."""
+def _index_of(name: str | None, names: Sequence[str], what: str) -> int | None:
+    """Index of a class or question; None for None."""
     if name is None:
         return None
     if name not in names:
         raise CorrKDError(
-            f"{what} {name!r} is none of this model's; it has {', '.join(names) or f'no {what}'}"
+            f"{what} {name!r} is not in this model, which has {', '.join(names) or f'no {what}'}"
         )
     return names.index(name)

@@ -90,7 +90,7 @@ def sample_type(card: Mapping[str, Any], longest: Mapping[str, int]) -> type[Bas
     is missing; one at least is given.
     """
     fields: dict[str, Any] = {}
-    for place, (m, size) in enumerate(card["modalities"].items()):
+    for index, (m, size) in enumerate(card["modalities"].items()):
         width = int(size["width"])
         frame = Annotated[list[Feature], Field(min_length=width, max_length=width, fail_fast=True)]
         frames = Annotated[
@@ -98,8 +98,8 @@ def sample_type(card: Mapping[str, Any], longest: Mapping[str, int]) -> type[Bas
         ]
         about = f"frames of {width} raw features; null for a frame that is missing"
         # A modality may be called anything, a field may not.
-        fields[f"modality_{place}"] = (frames | None, Field(None, alias=m, description=about))
-    given: list[Any] = [
+        fields[f"modality_{index}"] = (frames | None, Field(None, alias=m, description=about))
+    alternatives: list[Any] = [
         {
             "required": [m],
             "properties": {m: {"type": "array"}},
@@ -109,17 +109,17 @@ def sample_type(card: Mapping[str, Any], longest: Mapping[str, int]) -> type[Bas
     example: dict[str, Any] = {
         m: [[0.0] * int(size["width"])] for m, size in list(card["modalities"].items())[:1]
     }
-    config = ConfigDict(extra="forbid", json_schema_extra={"anyOf": given, "examples": [example]})
-    made: type[BaseModel] = create_model("Sample", __config__=config, **fields)
-    return made
+    config = ConfigDict(
+        extra="forbid", json_schema_extra={"anyOf": alternatives, "examples": [example]}
+    )
+    return create_model("Sample", __config__=config, **fields)
 
 
 def request_type(sample: type[BaseModel], limits: Limits) -> type[BaseModel]:
     """The type of a request for predictions."""
     length = Field(min_length=1, max_length=limits.samples, fail_fast=True)
     samples = Annotated[list[sample], length]  # type: ignore[valid-type]
-    made: type[BaseModel] = create_model("PredictRequest", __base__=_Strict, samples=(samples, ...))
-    return made
+    return create_model("PredictRequest", __base__=_Strict, samples=(samples, ...))
 
 
 def parsed(kind: type[BaseModel], body: bytes, modalities: Iterable[str]) -> list[dict[str, Any]]:
@@ -130,14 +130,14 @@ def parsed(kind: type[BaseModel], body: bytes, modalities: Iterable[str]) -> lis
         read = kind.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(str(step) for step in first["loc"] if not str(step).startswith("function"))
+        path = ".".join(str(step) for step in first["loc"] if not str(step).startswith("function"))
         message, in_sample = (
             first["msg"],
             len(first["loc"]) == 3 or "samples" not in kind.model_fields,
         )
         if first["type"] == "extra_forbidden" and in_sample:
             message = f"no modality of this model; it has {', '.join(modalities)}"
-        raise Refused(422, f"{place or 'body'}: {message}") from None
+        raise Refused(422, f"{path or 'body'}: {message}") from None
     samples: list[BaseModel] = getattr(read, "samples", [read])
     _refuse_repeated_keys(
         body,

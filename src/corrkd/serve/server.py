@@ -1,12 +1,14 @@
-"""The service in a process of its own: a port, and an end that finishes what was accepted."""
+"""The service as a process: its port, and a shutdown that answers accepted requests first."""
 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
-import resource
+import os
 import signal
 import socket
+import sys
 from collections import Counter
 from functools import partial
 from types import FrameType
@@ -21,8 +23,10 @@ from corrkd.serve.access import Refused
 from corrkd.serve.app import Service
 
 logger = logging.getLogger("uvicorn.error")
-SETTLE = 0.25  # seconds in which what is on its way still arrives, once no one is let in any more
-# seconds by which a connection may outlast its time, so that a body that is late is told so
+SETTLE = (
+    0.25  # seconds for requests already sent to arrive, after the service stops accepting others
+)
+# seconds past its time limit that a connection stays open, so that the client gets its 408
 GRACE = 1.0
 PROBES = (
     0.01,
@@ -35,45 +39,48 @@ def bound(host: str, port: int) -> socket.socket:
     """A socket at an address, where clients wait until `run`. Port 0: a free one. Raises
     CorrKDError where that is not possible.
     """
-    made = None
+    listener = None
     try:
         flags = socket.AI_PASSIVE | socket.AI_ADDRCONFIG
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=flags
         )[0]
-        made = socket.socket(
+        listener = socket.socket(
             family, kind, protocol
         )  # asyncio sends at once only where it sees that this is TCP
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-        made.listen()  # else a second service could bind it too
+        if os.name == "posix":  # Windows would let a second service have the same port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()  # else a second service could bind it too
     except (OSError, UnicodeError) as error:
-        if made is not None:
-            made.close()
+        if listener is not None:
+            listener.close()
         reason = getattr(error, "strerror", None) or error
         raise CorrKDError(
             f"cannot listen on {host}, port {port}: {reason}; choose another --host or --port"
         ) from None
-    return made
+    return listener
 
 
-def run(service: Service, place: socket.socket, *, patience: int = 30, log: str = "info") -> None:
+def run(
+    service: Service, listener: socket.socket, *, patience: int = 30, log: str = "info"
+) -> None:
     """Serves until SIGTERM or SIGINT, then answers what was accepted and returns.
 
     Args:
-        service: what is served.
-        place: from `bound`; it is closed at the end.
+        service: to run.
+        listener: from `bound`; it is closed at the end.
         patience: most seconds between the signal and the end. A process that has not come to its
-            end by then is killed by SIGALRM.
+            end by then ends with status 1, after writing to stderr the stack of each thread.
         log: uvicorn's level.
     """
     # uvicorn ends well and then raises the signal again, which is to end nothing more.
-    before = {number: signal.signal(number, _heard) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        server_of(service, patience=patience, log=log).run([place])
+        server_of(service, patience=patience, log=log).run([listener])
         service.batcher.join()
     finally:
-        signal.alarm(0)
+        faulthandler.cancel_dump_traceback_later()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -82,7 +89,7 @@ def server_of(service: Service, *, patience: int = 30, log: str = "info") -> uvi
     """A server that is not running."""
     # Of the descriptors, half are for connections; between the system and the count some four
     # backlogs may be on their way.
-    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    descriptors = _most_descriptors()
     config = uvicorn.Config(
         service.app,
         loop="asyncio",
@@ -97,28 +104,38 @@ def server_of(service: Service, *, patience: int = 30, log: str = "info") -> uvi
     return _Server(config, service, patience)
 
 
-def _heard(*_: object) -> None:
-    """A signal that was answered already."""
+def _most_descriptors() -> int:
+    """How many files and connections this process may have open."""
+    try:
+        import resource
+    except ImportError:  # Windows, which sets no limit
+        return sys.maxsize
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def _ignore(*_: object) -> None:
+    """Ignore a signal that was already handled."""
 
 
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service, patience: int) -> None:
         super().__init__(config)
-        self._service, self._patience, self._seldom = service, patience, _Seldom()
+        self._service, self._patience, self._once_per_minute = service, patience, _OncePerMinute()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal to end came."""
+        """Handle a signal to end."""
         if not self.should_exit:  # the first of them
-            signal.alarm(self._patience)
+            # Neither a busy loop nor the interpreter's lock can hold it up.
+            faulthandler.dump_traceback_later(self._patience, exit=True, file=2)
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begins, and says where."""
+        """Start, and log the address."""
         await super().startup(sockets)
-        logger.addFilter(self._seldom)
+        logger.addFilter(self._once_per_minute)
         self._closing = asyncio.create_task(self._close_idle())
-        for place in sockets or []:
-            host, port = place.getsockname()[:2]
+        for listener in sockets or []:
+            host, port = listener.getsockname()[:2]
             logger.info(
                 "running on http://%s:%d (Ctrl-C ends it)",
                 f"[{host}]" if ":" in host else host,
@@ -126,7 +143,9 @@ class _Server(uvicorn.Server):
             )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Lets no one in, answers who is in as far as there is time, and tells them to go."""
+        """Accept no more clients, answer the others if there is time, and ask them to
+        disconnect.
+        """
         self._service.guard.draining = True
         for server in self.servers:
             server.close()
@@ -135,7 +154,7 @@ class _Server(uvicorn.Server):
         await asyncio.sleep(SETTLE)
         await super().shutdown(sockets)
         self._closing.cancel()
-        logger.removeFilter(self._seldom)
+        logger.removeFilter(self._once_per_minute)
         guard = self._service.guard
         counts = guard.accepted, guard.answered, guard.given_up
         logger.info(
@@ -144,7 +163,7 @@ class _Server(uvicorn.Server):
         )
 
     async def _close_idle(self) -> None:
-        """Ends connections whose client brings no request, or does not take its answer."""
+        """End connections whose client sends no request or does not read its answer."""
         while True:
             await asyncio.sleep(0.5)
             now, limits = asyncio.get_running_loop().time(), self._service.limits
@@ -164,8 +183,8 @@ class _Protocol(H11Protocol):
         half_closed: the client sends no more.
     """
 
-    def __init__(self, *given: Any, most: int, **named: Any) -> None:
-        super().__init__(*given, **named)
+    def __init__(self, *args: Any, most: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._most, self.since, self.half_closed = most, self.loop.time(), False
 
     @property
@@ -175,7 +194,7 @@ class _Protocol(H11Protocol):
 
     @property
     def path(self) -> str:
-        """Of the request whose body is arriving; "" where none is."""
+        """Path of the request whose body is arriving; "" without one."""
         cycle: Any = self.cycle
         return str(cycle.scope["path"]) if cycle is not None and cycle.more_body else ""
 
@@ -200,7 +219,7 @@ class _Protocol(H11Protocol):
             leaving.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Some of a request came."""
+        """Part of a request arrived."""
         before = self.cycle
         super().data_received(data)
         if self.cycle is not before:
@@ -244,19 +263,19 @@ class _Protocol(H11Protocol):
         self.loop.call_later(wait, self._probe, min(2 * wait, PROBES[1]))
 
 
-class _Seldom(logging.Filter):
-    """Lets a message through once a minute, so that clients cannot fill the log."""
+class _OncePerMinute(logging.Filter):
+    """Passes a warning at most once a minute, so that clients cannot fill the log."""
 
     def __init__(self) -> None:
         super().__init__()
         self._last: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether it is logged."""
-        seldom = (
+        """Whether to log it."""
+        logged = (
             record.levelno != logging.WARNING
             or record.created >= self._last.get(record.msg, 0.0) + 60
         )
-        if seldom:
+        if logged:
             self._last[record.msg] = record.created
-        return seldom
+        return logged

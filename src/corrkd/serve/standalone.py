@@ -7,7 +7,7 @@ imports nothing of the package.
 A *sample* is a mapping with, for each modality that is there, its raw features: (frames, width)
 numbers, or (width,) for a single vector. A modality that is missing is None, or left out. Single
 frames that are missing are None in a list of frames, or False in a boolean array
-`<modality>_present`; what stands in their place is not looked at.
+`<modality>_present`; their values are ignored.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a student says of one sample.
+    """The prediction for a sample.
 
     Attributes:
         label: the likeliest class; of yes/no questions a mapping from each to its answer; of scores
@@ -124,7 +124,7 @@ def read_sample(sample: Any, card: Mapping[str, Any], where: str = "sample") -> 
     for key in sample:
         if str(key).removesuffix(PRESENT) not in modalities and key not in modalities:
             raise InputError(
-                f"{where}: {key!r} is no modality of this model; it has {', '.join(modalities)}"
+                f"{where}: {key!r} is not a modality of this model; it has {', '.join(modalities)}"
             )
     out = {}
     for m, size in modalities.items():
@@ -143,22 +143,24 @@ def read_sample(sample: Any, card: Mapping[str, Any], where: str = "sample") -> 
                 f"{where}, {m}: {m}{PRESENT} without {m}; give the frames too, or leave out both"
             )
     if not out:
-        raise InputError(f"{where}: nothing is given; give at least one of {', '.join(modalities)}")
+        raise InputError(
+            f"{where}: no modality is given; give at least one of {', '.join(modalities)}"
+        )
     return out
 
 
-def _read_modality(given: Any, present: Any, width: int, where: str) -> tuple[Array, Array]:
-    there = None
+def _read_modality(values: Any, present: Any, width: int, where: str) -> tuple[Array, Array]:
+    exists = None
     if (
-        isinstance(given, Sequence)
-        and not isinstance(given, str)
-        and any(frame is None for frame in given)
+        isinstance(values, Sequence)
+        and not isinstance(values, str)
+        and any(frame is None for frame in values)
     ):
-        there = np.array([frame is not None for frame in given])
+        exists = np.array([frame is not None for frame in values])
         blank = [0.0] * width
-        given = [blank if frame is None else frame for frame in given]
+        values = [blank if frame is None else frame for frame in values]
     try:
-        frames = np.asarray(given)
+        frames = np.asarray(values)
         if frames.dtype.kind == "O":  # numbers too large, or None among them
             frames = frames.astype(np.float64)
         if frames.dtype.kind not in "fiub":
@@ -169,11 +171,11 @@ def _read_modality(given: Any, present: Any, width: int, where: str) -> tuple[Ar
         frames = frames[None]
     if frames.size == 0:
         raise InputError(
-            f"{where}: no frames; where the modality is missing, give null or leave it out"
+            f"{where}: no frames; if the modality is missing, give null or leave it out"
         )
     if frames.ndim != 2 or frames.shape[1] != width:
         raise InputError(f"{where}: shape {frames.shape}, expected (frames, {width})")
-    there = np.ones(len(frames), bool) if there is None else there
+    exists = np.ones(len(frames), bool) if exists is None else exists
     if present is not None:
         try:
             mask = np.asarray(present)
@@ -183,17 +185,17 @@ def _read_modality(given: Any, present: Any, width: int, where: str) -> tuple[Ar
             raise InputError(
                 f"{where}: the mask must be {len(frames)} booleans, found shape {mask.shape}"
             )
-        there &= mask.astype(bool)
+        exists &= mask.astype(bool)
     with np.errstate(over="ignore"):
         frames = frames.astype(np.float32)
-    bad = ~np.isfinite(frames).all(1) & there
+    bad = ~np.isfinite(frames).all(1) & exists
     if bad.any():
         raise InputError(
             f"{where}: NaN or infinite values in frame {int(bad.argmax())}; give null for a "
             f"frame that is missing"
         )
-    frames[~there] = 0.0
-    return frames, there
+    frames[~exists] = 0.0
+    return frames, exists
 
 
 def frames_seen(sample: ReadSample, card: Mapping[str, Any]) -> dict[str, int]:
@@ -244,12 +246,12 @@ def tested_condition(
     """
     evaluated = (card.get("evaluated") or {}).get("conditions", ())
     conditions = [c for c in evaluated if c["rates_samples"]]
-    there = {m for m, share in used.items() if share > 0}
+    available = {m for m, share in used.items() if share > 0}
     missing = 1.0 - sum(used.values()) / len(used)
-    usual = _lacks_no_more_than_usual({m: 1.0 - used[m] for m in there}, card)
-    if there and (len(there) < len(used) or usual):
+    usual = _lacks_no_more_than_usual({m: 1.0 - used[m] for m in available}, card)
+    if available and (len(available) < len(used) or usual):
         for c in conditions:
-            if c["ratio"] is None and set(c["available"]) == there:
+            if c["ratio"] is None and set(c["available"]) == available:
                 return c, not usual
         return None, False
     ratios = [c for c in conditions if c["ratio"] is not None]
@@ -338,7 +340,8 @@ def described(
     """
     if not np.isfinite(logits).all():
         raise InputError(
-            "the network answered with NaN or infinite values; are the features of the usual size?"
+            "the network returned NaN or infinite values; check that the features have the usual "
+            "magnitude"
         )
     counted = {m: (a.visible.sum(1), a.exists.sum(1)) for m, a in arrays.items()}
     for row, answer in enumerate(np.asarray(logits, np.float64)):
@@ -365,12 +368,12 @@ def _described(
     threshold = None if condition is None else condition["threshold"]
     if logits.shape == (1,):  # a score: classes have two logits or more
         score = float(logits[0])
-        place = int(np.digitize(score, target["cuts"], right=not target["upward"]))
+        index = int(np.digitize(score, target["cuts"], right=not target["upward"]))
         interval = (
             None if level is None or threshold is None else (score - threshold, score + threshold)
         )
         return Prediction(
-            target["classes"][place], None, score, used, reliability, interval=interval
+            target["classes"][index], None, score, used, reliability, interval=interval
         )
     shares = softmax(logits / (1.0 if condition is None else condition["temperature"]))
     names = target["classes"]
@@ -426,7 +429,7 @@ class ExportedStudent:
             self._session = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
             )
-            # What predictions read of the card, so that a damaged one is told here.
+            # What predictions read of the card, so that a damaged one is reported here.
             tested_condition(self.card, dict.fromkeys(self.card["modalities"], 1.0))
             [int(size["width"]) for size in self.card["modalities"].values()]
             self.card["target"]["questions"], self.card["target"]["classes"]
@@ -440,9 +443,9 @@ class ExportedStudent:
     def run(self, arrays: Mapping[str, Arrays]) -> Array:
         """Logits of N samples."""
         feed: dict[str, Array] = {}
-        for place, m in enumerate(self.card["modalities"]):
-            feed[f"frames_{place}"], feed[f"exists_{place}"] = arrays[m].frames, arrays[m].exists
-            feed[f"visible_{place}"] = arrays[m].visible
+        for index, m in enumerate(self.card["modalities"]):
+            feed[f"frames_{index}"], feed[f"exists_{index}"] = arrays[m].frames, arrays[m].exists
+            feed[f"visible_{index}"] = arrays[m].visible
         logits: Array = self._session.run(["logits"], feed)[0]
         return logits
 
@@ -464,7 +467,7 @@ def load_samples(path: Path) -> Any:
             with np.load(path, allow_pickle=False) as arrays:
                 return {key: arrays[key] for key in arrays.files}
         return json.loads(path.read_text("utf-8"))
-    except Exception as error:  # whatever a file of others' makes json, zipfile and NumPy raise
+    except Exception as error:  # whatever json, zipfile and NumPy raise on an untrusted file
         raise InputError(
             f"{path}: cannot be read: {str(error)[:120] or type(error).__name__}"
         ) from None
@@ -482,12 +485,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--model", type=Path, default=Path(__file__).parent, help="the exported folder"
     )
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        student = ExportedStudent(given.model)
-        for path in given.files:
-            found = load_samples(path)
-            for prediction in student.predict(found if isinstance(found, list) else [found]):
+        student = ExportedStudent(options.model)
+        for path in options.files:
+            samples = load_samples(path)
+            for prediction in student.predict(samples if isinstance(samples, list) else [samples]):
                 print(json.dumps(prediction.to_json(), ensure_ascii=False))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

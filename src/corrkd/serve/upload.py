@@ -29,7 +29,7 @@ class Upload(NamedTuple):
 
     Attributes:
         recording: a file; None: there is text alone.
-        text: what is said; "": nothing was sent, or a .vtt beside the recording has it.
+        text: the transcript; "": none was sent, or a .vtt beside the recording has it.
     """
 
     recording: Path | None
@@ -63,7 +63,7 @@ def read_upload(body: Path, content_type: str) -> Upload:
         )
     if recording is None and not text.strip():
         raise CorrKDError(
-            "nothing to predict from: send a recording as `file`, what is said as `text`, or both"
+            "nothing to predict from: send a recording as `file`, its transcript as `text`, or both"
         )
     return _with_subtitles(Upload(recording, text))
 
@@ -88,7 +88,7 @@ def _read_form(body: Path, content_type: str) -> tuple[Path | None, str]:
         for name, filename, start, end in _fields(data, boundary.encode()):
             if name not in NAMES or name in met:
                 raise CorrKDError(
-                    f"field {name[:60]!r} of the form is unknown or there twice; send `file` and "
+                    f"field {name[:60]!r} of the form is unknown or appears twice; send `file` and "
                     f"`text`"
                 )
             met.add(name)

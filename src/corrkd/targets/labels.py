@@ -28,6 +28,6 @@ def check_labels(names: Sequence[str], what: str) -> None:
                 f"{what}: {quoted(name)} is no text of 1 to {LONGEST_LABEL} characters; rename it"
             )
     if len(set(names)) < len(names):
-        raise CorrKDError(f"{what}: {repeated(names)!r} is there twice; rename one")
+        raise CorrKDError(f"{what}: {repeated(names)!r} appears twice; rename one")
     if len(names) > MOST_CLASSES:
         raise CorrKDError(f"{what}: {len(names)} of them, more than {MOST_CLASSES}")

@@ -401,7 +401,7 @@ def test_a_refusal_says_what_to_write(source: Any, words: str) -> None:
     ("text", "words"),
     [
         ("0.5,1.5,1\n0.25,2.5,0\n", "the first line holds numbers, not names; write a heading"),
-        ("audio_0,audio_0,label\n1,2,a\n", "column 'audio_0' is there twice"),
+        ("audio_0,audio_0,label\n1,2,a\n", "column 'audio_0' appears twice"),
         ("audio_0,label\n1,2,a\n", "the heading has 2 columns and the first row 3"),
         ("audio_0,label\n", "a single line, not a table"),
         ("audio,label\n[0.1 0.2],a\n[0.1 0.2],b\n", r"is no list of numbers; write \[0.1, 0.2\]"),

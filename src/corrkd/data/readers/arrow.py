@@ -1,7 +1,7 @@
 """Parquet and Arrow files, and folders that `datasets` saved: their columns, without a Python
 object for each number.
 
-All are of others. What they declare is counted before it is read, and what is read is checked
+None of them is trusted. What they declare is counted before it is read, and what is read is checked
 before its offsets are followed.
 """
 
@@ -162,7 +162,7 @@ def _counted(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Recor
 
 def _check_names(where: str, names: Sequence[str]) -> None:
     if len(set(names)) < len(names):
-        raise CorrKDError(f"{where}: column {repeated(names)!r} is there twice; rename one")
+        raise CorrKDError(f"{where}: column {repeated(names)!r} appears twice; rename one")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from corrkd.memory import check_memory, size_text
 EXPANSION = 300
 SLACK = 256 << 20
 OBJECT = 1 << 10  # bytes that an array or a string takes beside its values, generously
-LARGE = 64 << 20  # of smaller objects nobody asks whether they fit into memory
+LARGE = 64 << 20  # smaller objects are not checked against free memory
 
 
 def most_unpacked(path: Path) -> int:

@@ -89,7 +89,7 @@ def unpacked_npz(
                 )
     except CorrKDError:
         raise
-    except Exception as error:  # whatever a file of others' makes zipfile and NumPy raise
+    except Exception as error:  # whatever zipfile and NumPy raise on an untrusted file
         raise CorrKDError(
             f"{name}: a damaged .npz file ({str(error)[:120] or type(error).__name__}); fetch or "
             f"write it again"

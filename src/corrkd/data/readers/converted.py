@@ -80,7 +80,7 @@ class About(BaseModel):
     def _distinct(self) -> About:
         for names in (self.splits, self.modalities, self.class_names, self.question_names):
             if len(set(names)) < len(names):
-                raise ValueError("a name is there twice")
+                raise ValueError("a name appears twice")
         if self.score_range is not None and self.score_range[0] > self.score_range[1]:
             raise ValueError("score_range falls")
         return self

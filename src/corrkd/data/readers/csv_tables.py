@@ -40,7 +40,7 @@ def read(path: Path) -> Columns:
     """Return the columns of a CSV file. Cells that hold lists in brackets are vectors or frames.
 
     Raises:
-        CorrKDError: it is not UTF-8, its rows differ in length, or a column is there twice.
+        CorrKDError: it is not UTF-8, its rows differ in length, or a column appears twice.
     """
     lines = _lines(path)
     separator = _separator(lines)
@@ -96,7 +96,7 @@ def _why_not(lines: list[str]) -> str:
 
 def _check_heading(name: str, names: list[str]) -> None:
     if len(set(names)) < len(names):
-        raise CorrKDError(f"{name}: column {repeated(names)!r} is there twice; rename one")
+        raise CorrKDError(f"{name}: column {repeated(names)!r} appears twice; rename one")
     numbers = [
         text
         for text in names

@@ -15,7 +15,7 @@ from corrkd.data.readers.assemble import groups_from_ids
 from corrkd.errors import CorrKDError
 
 SHARES: Mapping[str, float] = dict(zip(SPLITS, (0.7, 0.15, 0.15), strict=True))
-VALIDATION = 0.15  # of a training split beside which no validation split stands
+VALIDATION = 0.15  # of a training split without a validation split beside it
 
 
 def members_of(ids: StrArray, groups: Mapping[str, StrArray]) -> tuple[str, StrArray]:

@@ -1,5 +1,5 @@
 """How long each sample is, and on which side it is padded: from the file where it says so, else
-from what is empty.
+from empty frames.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""From whatever holds the frames of one modality to one padded array, with what is missing told
-apart from what is padding.
+"""From whatever holds the frames of one modality to one padded array, with missing
+frames distinguished from padding.
 
 A missing value is NaN, None, null or an empty list: of a whole sample the modality is missing, of a
 frame that frame is.

@@ -241,7 +241,7 @@ def faces(pictures: Iterable[Picture | None]) -> Iterator[Face | None]:
     and certain one, rather the last one's.
 
     Args:
-        pictures: in the order of time; what is the same object as the one before is not looked at
+        pictures: in order of time; an object that is the same as the one before is not read
             again. A few are held at a time.
     """
     pictures, last = iter(pictures), None

@@ -12,7 +12,7 @@ from corrkd.media.extractors.model import ModelExtractor
 from corrkd.plugins import find
 
 GROUP = "corrkd.extractors"
-NONE = "none"  # in the place of a name
+NONE = "none"  # instead of a name
 BUILT_IN = {
     "hash-words": "corrkd.media.extractors.hash_words:HashWords",
     "prosody": "corrkd.media.extractors.prosody:Prosody",
@@ -101,5 +101,5 @@ def with_changes(preset: str, changes: Iterable[str] = ()) -> dict[str, str]:
         extractors[modality] = name
     extractors = {modality: name for modality, name in extractors.items() if name != NONE}
     if not extractors:
-        raise CorrKDError("extractors: every modality is left out; keep one at least")
+        raise CorrKDError("extractors: every modality is left out; keep at least one")
     return extractors

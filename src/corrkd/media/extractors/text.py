@@ -34,7 +34,7 @@ class Text(ModelExtractor):
         tokenizer = self.files.load("AutoTokenizer", use_fast=True)
         if not tokenizer.is_fast:
             raise CorrKDError(
-                f"model {self.files.name}: its tokenizer names no words of pieces; choose a "
+                f"model {self.files.name}: its tokenizer does not map tokens to words; choose a "
                 f"model with one that does"
             )
         if tokenizer.pad_token is None:

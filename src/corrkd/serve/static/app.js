@@ -1,7 +1,7 @@
 "use strict";
 
-// What is shown: a sample of the split by its number, or a visitor's own (name, body, kind, isRecording); what is switched off; what share of
-// frames is missing.
+// The current sample: a number in the split, or a visitor's file (name, body, kind, isRecording); the modalities that are switched off; the
+// percentage of missing frames.
 const state = { number: 0, file: null, off: new Set(), missing: 0, draw: 0 };
 const titles = { student: "Student", teacher: "Teacher", control: "Control: the student without distillation" };
 const at = (id) => document.getElementById(id);
@@ -59,17 +59,17 @@ function remember() {
 
 function recall() {
   const parts = new URLSearchParams(location.hash.slice(1));
-  const whole = (name, most) => Math.min(most, Math.max(0, parseInt(parts.get(name), 10) || 0));
-  state.number = whole("sample", 1e9);
-  state.missing = 5 * Math.round(whole("missing", 100) / 5);
-  state.draw = whole("draw", 1e6);
+  const integer = (name, most) => Math.min(most, Math.max(0, parseInt(parts.get(name), 10) || 0));
+  state.number = integer("sample", 1e9);
+  state.missing = 5 * Math.round(integer("missing", 100) / 5);
+  state.draw = integer("draw", 1e6);
   state.off = new Set(parts.getAll("off").filter((m) => modalities.includes(m)));
 }
 
 async function look() {
   if (pending) pending.abort();
-  const mine = (pending = new AbortController());
-  const options = { signal: mine.signal };
+  const request = (pending = new AbortController());
+  const options = { signal: request.signal };
   at("cards").setAttribute("aria-busy", "true");
   let path = `v1/samples/${state.number}?${query()}`;
   if (state.file) {
@@ -86,7 +86,7 @@ async function look() {
     if (error.name !== "AbortError") clear();
     fail(error);
   } finally {
-    if (pending === mine) at("cards").setAttribute("aria-busy", "false");
+    if (pending === request) at("cards").setAttribute("aria-busy", "false");
   }
 }
 
@@ -102,13 +102,14 @@ function show(found) {
     element("span", { className: "verdict" }, `the student predicts ${said(student)}`),
   );
   const seen = Object.values(found.visible).some((frames) => frames.some(Boolean));
-  if (!seen) at("said").append(element("strong", { className: "guessing" }, "Nothing is visible: this is a guess."));
+  fillBars(at("glance"), student, found.truth);
+  if (!seen) at("said").append(element("strong", { className: "guessing" }, "Nothing is visible, so this is a guess."));
   for (const [role, answer] of Object.entries(found.answers)) showAnswer(role, answer, found.truth);
   const card = at("card-student");
   if (card && seen) card.append(...found.effects.map(effectsOf));
 }
 
-// What each modality adds, as bars to the right or to the left of nothing.
+// What each modality adds, as bars to the right or left of zero.
 function effectsOf(effects) {
   const answer = [effects.question, effects.label].filter(Boolean).join(": ");
   const isScore = effects.quantity === "score";
@@ -122,14 +123,13 @@ function effectsOf(effects) {
     return element("div", { className: "group" }, element("span", { className: "name" }, m), element("div", { className: "balance" }, fill),
       element("span", { className: "number" }, `${value < 0 ? "−" : "+"}${number.replace("-", "")}`));
   });
-  return element("div", { className: "effects", title: "The answer, minus the answer without the modality" }, element("h4", {}, title), element("div", { className: "bars" }, ...bars));
+  return element("div", { className: "effects", title: "The prediction minus the prediction without the modality" }, element("h4", {}, title), element("div", { className: "bars" }, ...bars));
 }
 
-// Under an error nothing is left of what was shown before.
+// An error replaces what was shown before.
 function clear() {
   for (const m of modalities) showFrames(m, []);
-  at("said").replaceChildren();
-  at("cards").replaceChildren();
+  for (const id of ["said", "glance", "cards"]) at(id).replaceChildren();
 }
 
 function said(answer) {
@@ -143,17 +143,17 @@ function showFrames(m, visible) {
   const strip = at(`strip-${modalities.indexOf(m)}`);
   const there = visible.filter(Boolean).length;
   strip.setAttribute("viewBox", `0 0 ${Math.max(1, visible.length)} 1`);
-  const drawn = visible.flatMap((seen, place) => {
+  const drawn = visible.flatMap((seen, index) => {
     if (!seen) return [];
     const frame = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-    for (const [key, value] of Object.entries({ x: place + 0.04, y: 0, width: 0.92, height: 1 })) frame.setAttribute(key, value);
+    for (const [key, value] of Object.entries({ x: index + 0.04, y: 0, width: 0.92, height: 1 })) frame.setAttribute(key, value);
     return [frame];
   });
   strip.replaceChildren(...drawn);
-  at(`share-${modalities.indexOf(m)}`).textContent = visible.length ? `${there} of ${visible.length} frames` : "not there";
+  at(`share-${modalities.indexOf(m)}`).textContent = visible.length ? `${there} of ${visible.length} frames` : "missing";
 }
 
-// The card of one of them is made once; afterwards its bars move.
+// The card of a network is made once; afterwards its bars move.
 function showAnswer(role, answer, truth) {
   let card = at(`card-${role}`);
   if (!card) {
@@ -166,7 +166,7 @@ function showAnswer(role, answer, truth) {
   const head = element("div", { className: "head" }, element("h3", {}, titles[role] || role), verdict);
   const bars = card.querySelector(".bars") || element("div", { className: "bars" });
   fillBars(bars, answer, truth);
-  card.replaceChildren(head, bars, ...known(answer));
+  card.replaceChildren(head, bars, ...notes(answer));
 }
 
 function rows(answer) {
@@ -184,8 +184,8 @@ function fillBars(bars, answer, truth) {
       element("div", { className: "track" }, element("div", { className: "fill" })),
       element("span", { className: "number" }))));
   }
-  wanted.forEach(([name, share, chosen], place) => {
-    const group = bars.children[place];
+  wanted.forEach(([name, share, chosen], index) => {
+    const group = bars.children[index];
     group.className = `group ${chosen ? "chosen" : ""}`;
     group.querySelector(".name").textContent = name;
     group.querySelector(".name").className = `name ${name === truth ? "truth" : ""}`;
@@ -194,47 +194,47 @@ function fillBars(bars, answer, truth) {
   });
 }
 
-function known(answer) {
+function notes(answer) {
   const out = [];
-  if (answer.interval) out.push(element("p", { className: "known" }, `Not ruled out: ${answer.interval.map((x) => x.toFixed(2)).join(" to ")}.`));
-  if (Array.isArray(answer.prediction_set)) out.push(element("p", { className: "known" }, `Not ruled out: ${answer.prediction_set.join(", ") || "nothing"}.`));
+  if (answer.interval) out.push(element("p", { className: "note" }, `Not ruled out: ${answer.interval.map((x) => x.toFixed(2)).join(" to ")}.`));
+  if (Array.isArray(answer.prediction_set)) out.push(element("p", { className: "note" }, `Not ruled out: ${answer.prediction_set.join(", ") || "nothing"}.`));
   else if (answer.prediction_set) {
     const open = Object.entries(answer.prediction_set).filter(([, held]) => held.length > 1).map(([q]) => q);
-    out.push(element("p", { className: "known" }, open.length ? `Left open: ${open.join(", ")}.` : "Nothing is left open."));
+    out.push(element("p", { className: "note" }, open.length ? `Left open: ${open.join(", ")}.` : "Nothing is left open."));
   }
   const r = answer.reliability;
-  if (!r) return [...out, element("p", { className: "known" }, "No like condition was tested.")];
+  if (!r) return [...out, element("p", { className: "note" }, "No similar condition was tested.")];
   const error = r.measured.ece_calibrated ?? r.measured.ece;
-  const line = element("p", { className: "known" }, `Tested with ${conditionName(r.condition)} on ${r.samples.toLocaleString("en")} samples: F1 `,
+  const line = element("p", { className: "note" }, `Tested with ${conditionName(r.condition)} on ${r.samples.toLocaleString("en")} samples: F1 `,
     element("b", {}, (100 * r.measured.weighted_f1).toFixed(1)));
   if (error !== undefined) line.append(", calibration error ", element("b", {}, percent(error, 1)));
   if (r.measured.mae !== undefined) line.append(", mean absolute error ", element("b", {}, r.measured.mae.toFixed(3)));
-  line.append(r.harder ? ". This sample misses more than that." : ".");
+  line.append(r.harder ? "; more is missing from this sample." : ".");
   return [...out, line];
 }
 
 function conditionName(name) {
   const ratio = /^ratio-([\d.]+)$/.exec(name);
   if (ratio) return `${percent(Number(ratio[1]))} of all frames missing`;
-  return name === "complete" ? "everything there" : `${name.split("+").join(" and ")} alone`;
+  return name === "complete" ? "nothing missing" : `only ${name.split("+").join(" and ")}`;
 }
 
 // ----------------------------------------------------------------------------------------------------- controls
 
 function makeSwitches() {
-  at("modalities").replaceChildren(...modalities.map((m, place) => {
-    const box = element("input", { type: "checkbox", checked: !state.off.has(m), id: `switch-${place}` });
+  at("modalities").replaceChildren(...modalities.map((m, index) => {
+    const box = element("input", { type: "checkbox", checked: !state.off.has(m), id: `switch-${index}` });
     box.addEventListener("change", () => {
       if (box.checked) state.off.delete(m);
       else state.off.add(m);
       look();
     });
     const strip = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    strip.id = `strip-${place}`;
+    strip.id = `strip-${index}`;
     strip.setAttribute("class", "strip");
     strip.setAttribute("preserveAspectRatio", "none");
     strip.setAttribute("aria-hidden", "true");
-    const label = element("label", {}, box, element("span", {}, m), element("span", { className: "share", id: `share-${place}` }));
+    const label = element("label", {}, box, element("span", {}, m), element("span", { className: "share", id: `share-${index}` }));
     return element("div", { className: "modality" }, label, strip);
   }));
 }
@@ -266,7 +266,7 @@ function pick(number) {
   look();
 }
 
-function bring(file) {
+function openFile(file) {
   if (!file) return;
   const features = /\.(npz|json)$/i.exec(file.name);
   if (!features && recording.limits) {
@@ -274,10 +274,10 @@ function bring(file) {
     return;
   }
   leaveRecording();
-  bringSample({ name: file.name, body: file, kind: features && features[1].toLowerCase() === "npz" ? "application/x-npz" : "application/json" });
+  openSample({ name: file.name, body: file, kind: features && features[1].toLowerCase() === "npz" ? "application/x-npz" : "application/json" });
 }
 
-function bringSample(sample) {
+function openSample(sample) {
   state.file = sample;
   at("samples").value = "";
   look();
@@ -293,7 +293,7 @@ function connect() {
     pick(number);
   });
   at("file").addEventListener("change", () => {
-    bring(at("file").files[0]);
+    openFile(at("file").files[0]);
     at("file").value = "";
   });
   at("missing").addEventListener("input", () => {
@@ -317,16 +317,9 @@ function connect() {
     document.addEventListener(kind, (event) => {
       event.preventDefault();
       document.body.classList.toggle("dropping", kind === "dragover");
-      if (kind === "drop") bring(event.dataTransfer.files[0]);
+      if (kind === "drop") openFile(event.dataTransfer.files[0]);
     });
   }
-}
-
-// A link cannot carry the token.
-async function linkInterface() {
-  if (!token) return;
-  const text = JSON.stringify(await ask("openapi.json"), null, 2);
-  at("interface").href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
 }
 
 async function start() {
@@ -334,17 +327,16 @@ async function start() {
     const model = await ask("v1/model");
     modalities = Object.keys(model.modalities);
     const data = model.about.data && model.about.data.name;
-    const asked = model.target.questions.length ? model.target.questions : model.target.classes;
-    at("about").textContent = `Predicts ${asked.join(", ")} from ${modalities.join(", ")}${data ? `; trained on ${data}` : ""}`;
+    const labels = model.target.questions.length ? model.target.questions : model.target.classes;
+    at("about").textContent = `Predicts ${labels.join(", ")} from ${modalities.join(", ")}${data ? `; trained on ${data}` : ""}`;
     recall();
     at("missing").value = state.missing;
     at("share").textContent = `${state.missing} %`;
     makeSwitches();
-    takeRecordings(model.recordings);
-    await linkInterface();
+    acceptRecordings(model.recordings);
     const found = await list(Math.max(0, state.number - 3));
     if (found.total) look();
-    else at("said").textContent = "No samples are at hand; bring a file of your own.";
+    else at("said").textContent = "No samples are loaded; open a file of your own.";
   } catch (error) {
     fail(error);
   }

@@ -1,6 +1,6 @@
 "use strict";
 
-// A visitor's recording: chosen, dropped or made here; what is shown of it. `app.js` asks for its predictions.
+// A visitor's recording, opened or made here, and how the page shows it. `app.js` requests its predictions.
 const recording = {
   blob: null, // what is sent; null: the transcript alone
   name: "",
@@ -8,7 +8,7 @@ const recording = {
   answer: null, // of the service, once the recording was read
   visible: {}, // which frames the model is shown, by modality
   moment: 0, // seconds, where the browser cannot play the file
-  asking: null, // the request under way
+  request: null, // the request under way
   recorder: null,
   ticking: 0,
 };
@@ -16,7 +16,7 @@ const KINDS = ["video/webm;codecs=vp8,opus", "video/mp4", "audio/webm", "audio/m
 const SVG = "http://www.w3.org/2000/svg";
 const QUIETEST = -70; // dBFS, below which sound is missing
 
-function takeRecordings(limits) {
+function acceptRecordings(limits) {
   recording.limits = limits;
   at("recording").hidden = !limits;
   if (!limits) return;
@@ -73,7 +73,7 @@ async function toggleRecording() {
     });
   } catch (error) {
     const denied = error.name === "NotAllowedError";
-    fail(new Error(denied ? "The browser was not allowed to use camera and microphone; allow it, or choose a file." : `Camera and microphone cannot be used: ${error.message}`));
+    fail(new Error(denied ? "The browser may not use camera and microphone; allow it, or choose a file." : `Camera and microphone cannot be used: ${error.message}`));
     return;
   }
   startRecorder(stream);
@@ -125,27 +125,27 @@ function showRecording(on) {
 const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
 
 async function predictRecording() {
-  if (recording.asking) recording.asking.abort();
-  const asking = recording.asking = new AbortController();
+  if (recording.request) recording.request.abort();
+  const request = recording.request = new AbortController();
   const form = new FormData();
   if (recording.blob) form.append("file", recording.blob, recording.name);
   form.append("text", at("transcript").value);
   at("problem").hidden = true;
   clear();
-  at("said").textContent = "The recording is being read …";
+  at("said").textContent = "Reading the recording …";
   at("stage").hidden = false;
   at("cancel-recording").hidden = false;
   at("stage").setAttribute("aria-busy", "true");
   try {
-    recording.answer = await ask("v1/predict/media?details=true", { method: "POST", body: form, signal: asking.signal });
+    recording.answer = await ask("v1/predict/media?details=true", { method: "POST", body: form, signal: request.signal });
     showReadRecording();
-    bringSample({ name: recording.blob ? recording.name : "Your text", body: bytesOf(recording.answer.details.sample), kind: "application/x-npz", isRecording: true });
+    openSample({ name: recording.blob ? recording.name : "Your text", body: bytesOf(recording.answer.details.sample), kind: "application/x-npz", isRecording: true });
   } catch (error) {
-    if (asking === recording.asking) at("said").replaceChildren();
+    if (request === recording.request) at("said").replaceChildren();
     fail(error);
   } finally {
-    if (asking === recording.asking) {
-      recording.asking = null;
+    if (request === recording.request) {
+      recording.request = null;
       at("cancel-recording").hidden = true;
       at("stage").removeAttribute("aria-busy");
       if (!recording.answer && !recording.blob) at("stage").hidden = true;
@@ -157,7 +157,7 @@ function bytesOf(base64) {
   return new Blob([Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0))]);
 }
 
-// Something else is looked at.
+// Another sample is shown.
 function leaveRecording() {
   at("video").pause();
   at("stage").hidden = true;
@@ -318,7 +318,7 @@ function connectRecording() {
   at("record").addEventListener("click", toggleRecording);
   at("transcript").addEventListener("input", readyToPredict);
   at("predict-recording").addEventListener("click", predictRecording);
-  at("cancel-recording").addEventListener("click", () => recording.asking && recording.asking.abort());
+  at("cancel-recording").addEventListener("click", () => recording.request && recording.request.abort());
   at("moment").addEventListener("input", () => seek(Number(at("moment").value)));
   at("draw-face").addEventListener("change", () => moveTo(now()));
   const video = at("video");
