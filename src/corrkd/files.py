@@ -21,6 +21,8 @@ from corrkd.errors import CorrKDError
 
 # Of a plan's folder, which one room writes and another reads.
 PLAN, FAILURES, REPORTED, RUN = "plan.yaml", "failures.csv", "reported.csv", "run.json"
+# Of a model by itself, as on the hub and in a zoo.
+WEIGHTS, CARD, README = "model.safetensors", "config.json", "README.md"
 WRITING = (
     ".writing-"  # begins the name of the folder that `replacing_all` leaves where it is killed
 )
