@@ -11,6 +11,7 @@ from pathlib import Path
 import corrkd
 from corrkd.cli import app
 from corrkd.presets import preset_names
+from corrkd.zoo import students
 
 home = Path(corrkd.__file__).parent
 assert Path(sys.prefix).resolve() in home.resolve().parents, f"{home} is not the installed package"
@@ -23,6 +24,7 @@ assert {"py.typed", "template.html.j2", "app.js", "style.css", "index.html"} <= 
 assert list(resources.files("corrkd.media").joinpath("weights").iterdir()), (
     "the weights are missing"
 )
+assert all(corrkd.load_student(f"zoo:{name}") for name in students()), "a student is missing"
 licences = {
     Path(str(path)).name for path in metadata.files("corrkd") or () if "licenses" in str(path)
 }

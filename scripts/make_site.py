@@ -30,10 +30,12 @@ GUIDES = {
     "Recordings": "recordings.md",
     "Tables and arrays": "tables.md",
     "Data formats": "data.md",
+    "Obtaining data": "obtaining-data.md",
     "Running": "running.md",
     "Distilling your network": "distilling.md",
     "Comparing methods": "comparing.md",
     "Using a student": "using.md",
+    "Released students": "zoo.md",
     "Serving": "service.md",
     "Extending": "extending.md",
     "Responsible use": "responsible-use.md",
@@ -177,6 +179,7 @@ def reference() -> Iterator[tuple[str, str]]:
         "missing.conditions",
         "targets.base",
         "media.extractors.base",
+        "zoo",
     ):
         yield f"corrkd.{module}", f"# corrkd.{module}\n\n::: corrkd.{module}\n"
 

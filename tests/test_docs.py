@@ -47,6 +47,7 @@ RUNNABLE = [
     "docs/running.md",
     "docs/synthetic.md",
     "docs/tables.md",
+    "docs/zoo.md",
 ]
 FILE_ENDINGS = {"safetensors", "json", "ckpt", "yaml", "csv"}
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -8,8 +8,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from corrkd import __version__
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -55,3 +59,20 @@ def test_the_lowest_versions_are_the_bounds(requirement: Requirement) -> None:
     version = script.lowest()[name]
     assert requirement.specifier.contains(version)
     assert version in bounds
+
+
+def test_the_citation_is_of_the_latest_release() -> None:
+    """Version and date are those of the changelog's newest heading, and of the package where it is
+    a release.
+    """
+    changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    heading = r"^## (\d+\.\d+\.\d+)(?: \((\d{4}-\d\d-\d\d)\))?$"
+    version, date = re.findall(heading, changelog, re.MULTILINE)[0]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert citation["version"] == version
+    assert str(citation.get("date-released", "")) == date
+    if Version(__version__).is_devrelease:
+        assert Version(version) < Version(__version__)
+        assert "## Unreleased" in changelog
+    else:
+        assert (version, bool(date)) == (__version__, True)

@@ -1017,6 +1017,28 @@ def presets(name: Annotated[str | None, typer.Argument(help="Preset to print.")]
         print(f"{names:16}{first.lstrip('# ')}")
 
 
+@command(app.command)
+def zoo(
+    name: Annotated[str | None, typer.Argument(help="Show the card of this student.")] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--folder",
+            help="A zoo; default: the one that CORRKD_ZOO names, and the students of the package.",
+        ),
+    ] = None,
+) -> None:
+    """List the released students, or show the card of one; `zoo:NAME` stands for a student wherever
+    a model is named.
+    """
+    from corrkd.zoo import card_text, students, table_text
+
+    if name is None:
+        print(table_text(students(folder)))
+    else:
+        print(card_text(name if folder is None else f"{folder}/{name}"))
+
+
 @command(data_app.command)
 def inspect(
     file: Annotated[str, typer.Argument(help="Dataset file or folder.")],

@@ -24,6 +24,8 @@ from corrkd.errors import CorrKDError
 PLAN, FAILURES, REPORTED, RUN = "plan.yaml", "failures.csv", "reported.csv", "run.json"
 PART, LOCK = ".part", ".lock"  # end the names of a file in progress, and of what locks it
 WRITING = ".writing-"  # begins the name of a folder in progress
+# Of a model by itself, as on the hub and in a zoo.
+WEIGHTS, CARD, README = "model.safetensors", "config.json", "README.md"
 # bytes: what is put before and after a name still fits into the 255 that file systems allow
 LONGEST_NAME = 100
 _NAME = re.compile(r"\w[\w.-]*", re.ASCII)

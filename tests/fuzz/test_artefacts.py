@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from corrkd import zoo
 from corrkd.data.convert import convert
 from corrkd.data.load import load_dataset
 from corrkd.errors import CorrKDError
@@ -29,6 +30,7 @@ from corrkd.presets import preset_text
 from corrkd.report import plain_report, tables
 from corrkd.report.run_folder import AbsentError, RunFolder, open_datasets
 from corrkd.report.standings import method_counts
+from corrkd.serve.predictor import Predictor
 from corrkd.settings import EvaluationSettings
 from corrkd.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.conftest import make_dataset, make_samples
@@ -36,6 +38,7 @@ from tests.experiment.conftest import tiny
 from tests.fuzz.mutate import mutate
 from tests.networks.test_saved import saved
 from tests.report.fake_run import write_fake_comparison
+from tests.serve.conftest import student
 
 
 @dataclass(frozen=True)
@@ -186,11 +189,18 @@ def budget_target(tmp: Path) -> Target:
     return Target({"budget.json": json_text(budget).encode()}, read_budget, mended)
 
 
+def zoo_target(tmp: Path) -> Target:
+    Predictor(student()).save_pretrained(tmp / "moods")
+    zoo.add(tmp / "moods", description="A student.", data_licence="CC0", hub="owner/name")
+    return Target(folder_files(tmp, "manifest.json"), zoo.students)
+
+
 TARGETS = {
     function.__name__.removesuffix("_target"): function
     for function in (
         *(settings_target, plan_target, card_target, converted_target),
         *(run_target, checkpoint_target, manifest_target, budget_target),
+        zoo_target,
     )
 }
 

@@ -22,12 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from corrkd import zoo
 from corrkd._version import __version__
 from corrkd.data.dataset import MultimodalDataset
 from corrkd.data.modalities import UsualMissing, with_classes, with_modalities
 from corrkd.data.normalise import Normalisation
 from corrkd.errors import CorrKDError
-from corrkd.files import RUN, leads_elsewhere, write_bytes, write_text
+from corrkd.files import CARD, RUN, WEIGHTS, leads_elsewhere, write_bytes, write_text
 from corrkd.networks.base import AnyNetwork
 from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.networks.evaluated import Evaluated, Share
@@ -46,7 +47,6 @@ from corrkd.targets.base import Target
 from corrkd.targets.labels import Name
 from corrkd.targets.registry import target_from_json
 
-WEIGHTS, CARD = "model.safetensors", "config.json"  # of a model by itself, as on the hub
 FORMAT = 1
 LARGEST = 100_000  # width or frames of a modality
 LARGEST_TABLES = (
@@ -278,12 +278,13 @@ def load_student(path: str | Path) -> SavedNetwork:
 
     Args:
         path: a run's folder or its dataset's (the first seed's reference arm), a seed's folder, an
-            arm's folder, the model's file, or a folder of `save_pretrained`.
+            arm's folder, the model's file, a folder of `save_pretrained`, or a released student as
+            "zoo:NAME" (`corrkd.zoo`).
 
     Raises:
         CorrKDError: where there is none, or it is damaged.
     """
-    path = Path(path).absolute()  # "." has no name
+    path = zoo.resolve(path).absolute()  # "." has no name
     if (folder := folder_alone(path)) is not None:
         return read_network(folder / WEIGHTS, folder / CARD)
     for stem in _stems(path):

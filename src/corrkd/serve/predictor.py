@@ -16,14 +16,13 @@ import torch
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
+from corrkd import zoo
 from corrkd.data.inputs import Inputs
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.explain import Explanation, ModalityEffects, explain, modality_effects
-from corrkd.files import replacing_all, write_bytes
+from corrkd.files import CARD, README, WEIGHTS, replacing_all, write_bytes
 from corrkd.media.features import FeatureSettings
 from corrkd.networks.saved import (
-    CARD,
-    WEIGHTS,
     SavedNetwork,
     dataset_folder,
     folder_alone,
@@ -36,7 +35,6 @@ from corrkd.serve import predict_clips, standalone
 from corrkd.serve.model_card import model_card
 from corrkd.serve.standalone import Arrays, InputError, Prediction, ReadSample, Sample
 
-README = "README.md"
 FRAMES = 1024  # of a modality that are read in any case, where nothing says otherwise
 
 
@@ -256,10 +254,11 @@ class Predictor(
         **hub: Any,
     ) -> Predictor:
         """A model from a run folder (its first seed), a seed's folder, a model's file, a folder of
-        `save_pretrained`, or the hub.
+        `save_pretrained`, a zoo, or the hub.
 
         Args:
-            pretrained_model_name_or_path: a path, or "owner/name" on the Hugging Face hub.
+            pretrained_model_name_or_path: a path, "zoo:NAME" for a released student (`corrkd.zoo`),
+                or "owner/name" on the Hugging Face hub.
             device: where it computes.
             hub: revision, token, cache_dir, force_download, local_files_only, as
                 huggingface_hub.snapshot_download takes them.
@@ -267,7 +266,7 @@ class Predictor(
         Raises:
             CorrKDError: where there is no model, or it is damaged.
         """
-        path = Path(pretrained_model_name_or_path)
+        path = zoo.resolve(pretrained_model_name_or_path)
         if path.exists() or path.with_name(f"{path.name}.json").exists():
             return cls._from_path(path, device)
         try:
