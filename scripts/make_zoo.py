@@ -15,7 +15,6 @@ from typing import Any
 
 import corrkd
 from corrkd import zoo
-from corrkd.experiment.progress import Reporter
 
 ROOT = Path(__file__).parents[1]
 PRESET = "corrkd-plus"
@@ -47,9 +46,9 @@ def make_zoo(out: Path, runs: Path, changes: Sequence[str] = ()) -> None:
         )
         folder = runs / name
         if folder.exists():
-            corrkd.resume(folder, reporter=Reporter())
+            corrkd.resume(folder, progress=True)
         else:
-            corrkd.run(settings, folder, reporter=Reporter())
+            corrkd.run(settings, folder, progress=True)
         student = corrkd.Predictor.from_pretrained(folder)
         student.save_pretrained(out / name, overwrite=True)
         zoo.add(out / name, description=description, data_licence=LICENCE, preset=PRESET)
