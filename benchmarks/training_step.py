@@ -374,13 +374,11 @@ def main() -> None:
     if asked.compile:
         print(
             f"  compiled    {speeds(samples, seconds['compiled'])}   "
-            f"{times_as_fast(seconds['ours'], seconds['compiled'])}"
-            " corrkd not compiled"
+            f"{times_as_fast(seconds['ours'], seconds['compiled'])} corrkd not compiled"
         )
     print(
-        f"share of the matrix peak, {peak / 1e9:,.0f} GFLOP/s in a product of {MATRIX} x "
-        f"{MATRIX} matrices"
-        f" ({flops_of_a_sample(settings) / 1e6:.0f} MFLOP a sample)"
+        f"share of the matrix peak, {peak / 1e9:,.0f} GFLOP/s in a product of {MATRIX} x {MATRIX} "
+        f"matrices ({flops_of_a_sample(settings) / 1e6:.0f} MFLOP a sample)"
     )
     for name, title in (
         ("ours", "corrkd"),

@@ -735,8 +735,7 @@ def export(
         )
     print(
         f"{done.folder}: {done.samples} samples under {len(done.differences)} conditions; logits "
-        f"differ from PyTorch's by "
-        f"{done.largest:.1e} at most"
+        f"differ from PyTorch's by {done.largest:.1e} at most"
     )
 
 

@@ -108,8 +108,8 @@ class ResampleSettings(Strict):
     folds: Annotated[int, Field(ge=2, le=10_000)] | None = Field(
         None,
         description="cross-validation: train and valid together fall into so many folds, which "
-        "keep people (speakers, videos, sessions) "
-        "together; seed s validates on fold s mod folds and trains on the others",
+        "keep people (speakers, videos, sessions) together; seed s validates on fold s mod folds "
+        "and trains on the others",
     )
     train: Count | None = Field(
         None, description="so many training samples, drawn anew for every seed; null: all"

@@ -463,9 +463,9 @@ def test_a_method_is_chosen_by_what_it_is_trained_on(
 def test_peak_memory_is_the_job_s_own() -> None:
     """A job before it in the same process had more."""
     code = (
-        "import torch; from corrkd.experiment.processes import peak_memory, reset_peak_memory; "
-        "cpu = torch.device('cpu');"
-        "large = b'x' * 2**30; del large; reset_peak_memory(cpu); print(peak_memory(cpu))"
+        "import torch; from corrkd.experiment.processes import peak_memory, reset_peak_memory; cpu "
+        "= torch.device('cpu');large = b'x' * 2**30; del large; reset_peak_memory(cpu); "
+        "print(peak_memory(cpu))"
     )
     peak = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
     assert 1e8 < peak < 2**30

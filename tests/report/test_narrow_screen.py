@@ -32,8 +32,8 @@ def right_edge(browser: webdriver.Chrome) -> float:
     texts; 0 is white.
     """
     box: Any = browser.execute_script(
-        f"{TABLE}.scrollIntoView(); const box = {TABLE}.getBoundingClientRect();"
-        "return [box.right, box.bottom];"
+        f"{TABLE}.scrollIntoView(); const box = {TABLE}.getBoundingClientRect();return [box.right, "
+        "box.bottom];"
     )
     screen = base64.b64decode(browser.get_screenshot_as_base64())
     pixels = matplotlib.image.imread(io.BytesIO(screen), format="png")[..., :3]

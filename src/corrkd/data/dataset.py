@@ -268,7 +268,6 @@ def check_split(name: str, split: Split, *, targets: bool = True, trains: bool =
         )
     if split.labels is not None and (len(split.labels) != count or split.labels.min() < 0):
         raise CorrKDError(
-            f"{name}: labels must be {count} classes from 0 up; found {split.labels.shape}, "
-            f"lowest {split.labels.min()}; number "
-            "the classes from 0, or give their names"
+            f"{name}: labels must be {count} classes from 0 up; found {split.labels.shape}, lowest "
+            f"{split.labels.min()}; number the classes from 0, or give their names"
         )

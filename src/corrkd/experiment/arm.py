@@ -193,9 +193,9 @@ def _teacher_of(method: MethodChoice, run: Settings, where: str) -> str | None:
         return TEACHER
     if run.teacher.outputs is not None:
         raise CorrKDError(
-            f"{where}: is taught by {needed}, and the outputs in teacher.outputs are not of "
-            f"that; leave the arm out, set student.method "
-            f"to {method.name} to teach it by them, or set teacher.outputs to null"
+            f"{where}: is taught by {needed}, and the outputs in teacher.outputs are not of that; "
+            f"leave the arm out, set student.method to {method.name} to teach it by them, or set "
+            "teacher.outputs to null"
         )
     return needed
 

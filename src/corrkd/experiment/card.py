@@ -167,8 +167,7 @@ def arrangement(experiment: Experiment) -> list[str]:
     if resample.folds is not None:
         out.append(
             f"Cross-validation: train and valid together are divided into {resample.folds} folds "
-            f"by {group}; seed s validates on fold s mod "
-            f"{resample.folds} and trains on the others."
+            f"by {group}; seed s validates on fold s mod {resample.folds} and trains on the others."
         )
     if resample.train is not None:
         out.append(f"Each seed draws its own {resample.train} training samples.")
@@ -264,8 +263,7 @@ def protocol(
         "Initialisation: networks of the same structure start from the same parameters for a given "
         "seed; the teacher has its own.",
         f"Selection: {selection_rules((arm.selection, arm.title) for arm in arms)}. Nothing is "
-        f"chosen on the "
-        f"{settings.evaluation.split} split.",
+        f"chosen on the {settings.evaluation.split} split.",
         _epochs(arms, dataset_plan),
         f"Batch size: {_shared('batch_size', students)}; learning rate: {_shared('lr', students)}.",
         f"Search budget: {search}.",
@@ -322,11 +320,10 @@ def _epochs(arms: Sequence[Arm], dataset_plan: DatasetPlan) -> str:
     if dataset_plan.budget is None:
         return f"Epochs: {students}{teachers}."
     rule = (
-        f"Where the plan does not set it, the number of epochs is doubled, with the schedule "
-        f"stretched accordingly, until the validation score gains less than "
-        f"{dataset_plan.budget.gain:g} points (seed "
-        f"{dataset_plan.settings.seeds[0]} decides; at most "
-        f"{dataset_plan.budget.doublings} doublings)."
+        "Where the plan does not set it, the number of epochs is doubled, with the schedule "
+        "stretched accordingly, until the validation score gains less than "
+        f"{dataset_plan.budget.gain:g} points (seed {dataset_plan.settings.seeds[0]} decides; at "
+        f"most {dataset_plan.budget.doublings} doublings)."
     )
     if any(dataset_plan.chooses(arm.name) for arm in arms):
         return f"Epochs: not all are chosen yet. {rule}"

@@ -231,9 +231,8 @@ def check_splits(experiment: Experiment, arms: Sequence[Arm]) -> None:
         )
     if settings.data.calibration is not None and settings.evaluation.split != "test":
         raise CorrKDError(
-            f"settings: data.calibration makes prediction sets for the test split alone; with "
-            f"evaluation.split = "
-            f"{settings.evaluation.split} set it to null"
+            "settings: data.calibration makes prediction sets for the test split alone; with "
+            f"evaluation.split = {settings.evaluation.split} set it to null"
         )
     stages = {arm.name: arm.training for arm in arms}
     for name in teachers_of(arms, settings):
@@ -241,9 +240,9 @@ def check_splits(experiment: Experiment, arms: Sequence[Arm]) -> None:
     for name, stage in stages.items():
         if experiment.cross_validated and stage.keep != "last":
             raise CorrKDError(
-                f"settings: {name}: keep = {stage.keep} would choose an epoch on the fold that "
-                f"is judged; with data.resample.folds and "
-                "tests (or a search) on valid, set teacher.keep and student.keep to last"
+                f"settings: {name}: keep = {stage.keep} would choose an epoch on the fold that is "
+                "judged; with data.resample.folds and tests (or a search) on valid, set "
+                "teacher.keep and student.keep to last"
             )
     for seed in settings.seeds:
         members = training_members(dataset, experiment.target, resample, seed)

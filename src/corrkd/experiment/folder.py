@@ -173,8 +173,7 @@ def write_card(folder: Path, card: Card) -> None:
         if version != card.corrkd:
             raise CorrKDError(
                 f"{folder}: was begun with corrkd {version}, and this is {card.corrkd}, whose "
-                f"numbers may differ; choose another "
-                "folder, or go on with that version"
+                "numbers may differ; choose another folder, or go on with that version"
             )
         if sha256 != card.dataset.sha256:
             raise CorrKDError(

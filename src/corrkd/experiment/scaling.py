@@ -73,8 +73,8 @@ def scale_note(settings: Settings, num_samples: int, num_groups: int) -> str:
     by_fold = "on all samples" if teacher.folds is None else f"in {teacher.folds} folds"
     return (
         f"neither a preset nor settings are named: {PRESET}, scaled to {num_samples} training "
-        f"samples{groups}; teachers of "
-        f"{teacher.epochs} epochs, trained {by_fold}; students of {student.epochs} epochs"
+        f"samples{groups}; teachers of {teacher.epochs} epochs, trained {by_fold}; students of "
+        f"{student.epochs} epochs"
     )
 
 

@@ -99,9 +99,8 @@ class TeacherSettings(TrainingSettings):
     folds: Folds | None = Field(
         None,
         description="out of fold: so many teachers, each trained without one fold of the people "
-        "(speakers, videos, sessions) and answering "
-        "for that fold alone; null: teachers trained on all, which answer for what they have "
-        "learned by heart",
+        "(speakers, videos, sessions) and answering for that fold alone; null: teachers trained on "
+        "all, which answer for what they have learned by heart",
     )
     repeats: Repeats = Field(
         1,
@@ -129,8 +128,8 @@ class TeacherSettings(TrainingSettings):
     outputs: Path | None = Field(
         None,
         description="an .npz file with `ids`, `logits` and, where there are any, "
-        "`representation` of the training samples: no teacher is "
-        "trained, students are taught by these (corrkd.experiment.teacher_file)",
+        "`representation` of the training samples: no teacher is trained, students are taught by "
+        "these (corrkd.experiment.teacher_file)",
     )
 
     @property

@@ -78,8 +78,8 @@ class TeacherFile:
         if logits.shape[1:] != shape:
             raise CorrKDError(
                 f"{self.path}: logits of one sample have the shape {list(logits.shape[1:])}, but "
-                f"the target {target.name} has "
-                f"{list(shape)} ({', '.join(map(str, target.classes))})"[:400]
+                f"the target {target.name} has {list(shape)} "
+                f"({', '.join(map(str, target.classes))})"[:400]
             )
         row = {name: index for index, name in enumerate(self.ids.tolist())}
         rows = [row[name] for name in samples.ids.tolist()]

@@ -18,8 +18,8 @@ def check_pair(student: Tensor, teacher: Tensor, shapes: str, ndims: Sequence[in
     """
     if student.shape != teacher.shape or student.ndim not in ndims or student.numel() == 0:
         raise ValueError(
-            f"student and teacher must both be {shapes} with N >= 1, "
-            f"but they are {tuple(student.shape)} and {tuple(teacher.shape)}"
+            f"student and teacher must both be {shapes} with N >= 1, but they are "
+            f"{tuple(student.shape)} and {tuple(teacher.shape)}"
         )
     if not (student.is_floating_point() and teacher.is_floating_point()):
         raise ValueError(
@@ -39,8 +39,8 @@ def check_rows(student: Tensor, teacher: Tensor) -> None:
         or not student.numel() * teacher.numel()
     ):
         raise ValueError(
-            "student and teacher must be (N, D) and (N, E) with N >= 1, "
-            f"but they are {tuple(student.shape)} and {tuple(teacher.shape)}"
+            "student and teacher must be (N, D) and (N, E) with N >= 1, but they are "
+            f"{tuple(student.shape)} and {tuple(teacher.shape)}"
         )
     check_pair(student, student.to(teacher.dtype), "(N, D)", [2])
 
@@ -53,9 +53,8 @@ def check_scales(
     """
     if not len(student) == len(teacher) == networks > 0:
         raise ValueError(
-            f"needs as many scales of student and teacher as there are networks, and at least "
-            f"one, but there are "
-            f"{len(student)}, {len(teacher)} and {networks}"
+            "needs as many scales of student and teacher as there are networks, and at least one, "
+            f"but there are {len(student)}, {len(teacher)} and {networks}"
         )
     for s, t in zip(student, teacher, strict=True):
         if same_widths:

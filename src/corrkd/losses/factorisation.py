@@ -68,8 +68,8 @@ def factorisation_reconstruction(
         or not encoded.numel() * relevant.numel()
     ):
         raise ValueError(
-            "encoded and relevant must be (N, n, D) and (N, n, E) with N, n >= 1, "
-            f"but they are {tuple(encoded.shape)} and {tuple(relevant.shape)}"
+            "encoded and relevant must be (N, n, D) and (N, n, E) with N, n >= 1, but they are "
+            f"{tuple(encoded.shape)} and {tuple(relevant.shape)}"
         )
     for name, of_pair, of_modality in (
         ("decoded", decoded, encoded),

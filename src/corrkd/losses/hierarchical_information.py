@@ -82,9 +82,8 @@ class HierarchicalInformation(nn.Module):
         super().__init__()
         if len(student_widths) != len(teacher_widths) or not student_widths:
             raise ValueError(
-                f"needs as many scales of the student as of the teacher, but there are "
-                f"{len(student_widths)} and "
-                f"{len(teacher_widths)}"
+                "needs as many scales of the student as of the teacher, but there are "
+                f"{len(student_widths)} and {len(teacher_widths)}"
             )
         widths = zip(teacher_widths, student_widths, strict=True)
         self.critics = nn.ModuleList(

@@ -254,8 +254,8 @@ class FolderExtraction:
         left_out = [m for m, count in counts.items() if not count.present]
         if len(left_out) == len(lengths):
             raise CorrKDError(
-                f"{self.folder}: no words, no sound and no face in any clip; there is "
-                f"nothing to learn from"
+                f"{self.folder}: no words, no sound and no face in any clip; there is nothing to "
+                "learn from"
             )
         write_dataset(
             self.out,

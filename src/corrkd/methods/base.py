@@ -277,9 +277,8 @@ class Method(nn.Module, Generic[N]):
         if missing := [side for side, width in sides.items() if not width]:
             raise CorrKDError(
                 f"{self.title or type(self).__name__}: {loss} compares representations, and the "
-                f"{' and the '.join(missing)} have none; let "
-                f"forward return (representation, logits), give a file of outputs an array "
-                f"`representation`, or {remedy}"
+                f"{' and the '.join(missing)} have none; let forward return (representation, "
+                f"logits), give a file of outputs an array `representation`, or {remedy}"
             )
 
     def make_projector(self, loss: str, remedy: str) -> nn.Module:
@@ -313,9 +312,9 @@ class Method(nn.Module, Generic[N]):
         student, teachers = self.student.representation_width, self.teachers.representation.shape[1]
         if student != teachers:
             raise CorrKDError(
-                f"{self.title}: {loss} compares representations of one width, but the student's "
-                f"is {student} and the teachers' is "
-                f"{teachers}; make the width of both networks equal, or {remedy}"
+                f"{self.title}: {loss} compares representations of one width, but the student's is "
+                f"{student} and the teachers' is {teachers}; make the width of both networks "
+                f"equal, or {remedy}"
             )
 
 

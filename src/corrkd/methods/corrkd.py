@@ -166,8 +166,7 @@ class CorrKD(Method[AnyNetwork]):
         if options.cpd.weight and options.cpd.parts and self.student.parts is None:
             raise CorrKDError(
                 f"method.cpd.parts: network {self.student.name!r} declares no parts of its "
-                f"representation by modality "
-                "(Network.parts); set it to false"
+                "representation by modality (Network.parts); set it to false"
             )
         self.scd = options.scd.make() if options.scd.weight else None
         if isinstance(self.scd, SampleContrastiveDistillation):

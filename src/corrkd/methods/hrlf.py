@@ -29,8 +29,8 @@ class FRF(WeightedLoss):
     reach: Literal["factors", "encoders", "targets"] = Field(
         "factors",
         description="how far its gradient reaches: the factors' encoders and the decoder; the "
-        "modalities' encoders, too; and what is to be "
-        "made again, too [open; docs/hrlf.md measures it]",
+        "modalities' encoders, too; and what is to be made again, too [open; docs/hrlf.md measures "
+        "it]",
     )
 
     def make(self) -> FactorisationReconstruction:

@@ -133,11 +133,9 @@ class Network(nn.Module, Generic[S]):
         if needed > free:
             raise CorrKDError(
                 f"modality {modality}: {longest:,} frames in a sample; attention over them needs "
-                f"{size_text(needed)} of memory, "
-                f"{size_text(free)} are free; at most "
-                f"{math.isqrt(max(0, free // unit - others)):,} frames fit with {samples} "
-                f"samples at "
-                "once: cut samples into windows, average frames, or make batches smaller"
+                f"{size_text(needed)} of memory, {size_text(free)} are free; at most "
+                f"{math.isqrt(max(0, free // unit - others)):,} frames fit with {samples} samples "
+                "at once: cut samples into windows, average frames, or make batches smaller"
             )
 
     @property

@@ -131,8 +131,7 @@ class BertNetwork(Network[BertSettings]):
         if widths.get(modality) != 1:
             raise CorrKDError(
                 f"network {self.name!r}: modality {modality} holds no ids of tokens; read them "
-                f"with data.tokens (--tokens), or choose "
-                "another network"
+                "with data.tokens (--tokens), or choose another network"
             )
         shape, pretrained = (
             (encoder.shape, None) if encoder.shape is not None else pretrained_bert(encoder.model)

@@ -33,8 +33,7 @@ class MLPSettings(Strict):
     summary: Annotated[tuple[Summary, ...], Field(min_length=1, max_length=3)] = Field(
         ("end", "mean", "visibility"),
         description="what is read of the frames: their mean; the last one, zeros where it is "
-        "missing; whether that one is visible, and "
-        "which share of all is",
+        "missing; whether that one is visible, and which share of all is",
     )
     hidden: Hidden = Field((), description="hidden widths of each modality's MLP")
     classifier: Hidden = Field(
@@ -44,8 +43,7 @@ class MLPSettings(Strict):
     input_dropout: Rate = Field(
         0.5,
         description="of the summary of the widest modality, if it has 512 features or more; that "
-        "of narrower ones is smaller by the "
-        "root of the ratio",
+        "of narrower ones is smaller by the root of the ratio",
     )
     dropout: Rate = Field(0.3, description="between the layers and before the classifier")
 

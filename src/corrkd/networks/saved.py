@@ -134,8 +134,7 @@ class SavedNetwork:
         if not names:
             raise CorrKDError(
                 f"dataset {dataset.name}: has none of the model's modalities "
-                f"{', '.join(self.modalities)}; it has "
-                f"{', '.join(dataset.modalities)}"
+                f"{', '.join(self.modalities)}; it has {', '.join(dataset.modalities)}"
             )
         fitting = with_modalities(dataset, names, self.widths)
         for split in fitting.splits.values():
@@ -143,8 +142,7 @@ class SavedNetwork:
                 if m in names and split.frames[m].shape[1] > longest:
                     raise CorrKDError(
                         f"dataset {dataset.name}: modality {m} has {split.frames[m].shape[1]} "
-                        f"frames, but the model reads no more "
-                        f"than {longest}"
+                        f"frames, but the model reads no more than {longest}"
                     )
         return (
             with_classes(fitting, self.target.classes) if self.target.kind == "classes" else fitting

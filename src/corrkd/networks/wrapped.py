@@ -87,8 +87,7 @@ class WrappedNetwork(Network[WrappedSettings]):
         if logits != tuple(self.target.response_shape):
             raise CorrKDError(
                 f"{what}: returns logits (N, {', '.join(map(str, logits))}); {self.target.name} "
-                f"needs "
-                f"{self.target.num_logits} numbers a sample"
+                f"needs {self.target.num_logits} numbers a sample"
             )
         return output.representation.shape[1]
 

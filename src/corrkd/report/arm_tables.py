@@ -169,8 +169,8 @@ def differences_table(run: RunFolder) -> Table:
         raise AbsentError(f"No method shares a seed with {titles[run.reference]}.")
     caption = (
         f"Weighted F1 × 100 minus that of {titles[run.reference]} on the {run.card.split} split, "
-        f"paired over the seeds of both: mean ± "
-        f"half-width of the Student-t 95 % interval over seeds. {tables.subset_legend(run)}"
+        "paired over the seeds of both: mean ± half-width of the Student-t 95 % interval over "
+        f"seeds. {tables.subset_legend(run)}"
     )
     return Table(
         "differences", caption, "Method", {"": tables.titled(run, frame.where(frame.notna(), None))}
@@ -254,9 +254,8 @@ def ablation_table(run: RunFolder) -> Table:
     frame = tables.compared(run, "weighted_f1", tables.subset_headings(run), FRACTION, order)
     frame = frame.loc[[m for m in order if m in frame.index]]
     caption = (
-        f"Ablation: weighted F1 × 100 on the {run.card.split} split with a loss of CorrKD left "
-        f"out or replaced. {tables.subset_legend(run)} "
-        f"{tables.reading(run, order)}"
+        f"Ablation: weighted F1 × 100 on the {run.card.split} split with a loss of CorrKD left out "
+        f"or replaced. {tables.subset_legend(run)} {tables.reading(run, order)}"
     )
     return Table("ablation", caption, "Method", {"": tables.titled(run, frame)})
 

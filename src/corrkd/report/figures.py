@@ -301,9 +301,9 @@ def confusion(run: RunFolder) -> Picture:
         seeds = ", ".join(str(seed) for seed, _ in run.seeds())
         caption = (
             f"Confusion matrices of {tables.reference_title(run)} on the {run.card.split} split, "
-            f"summed over seeds ({seeds}): all "
-            f"modalities available, and {conditions[-1]} alone, the single modality with the "
-            f"lowest weighted F1. In each cell: share of the true class, and number of samples."
+            f"summed over seeds ({seeds}): all modalities available, and {conditions[-1]} alone, "
+            "the single modality with the lowest weighted F1. In each cell: share of the true "
+            "class, and number of samples."
         )
         return picture(
             "confusion",

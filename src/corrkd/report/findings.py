@@ -86,8 +86,8 @@ def _against_control(run: RunFolder, means: Mapping[str, float]) -> list[str]:
     reference, other = titles[run.reference], titles[control]
     return [
         f"Averaged over the {words} missing subsets, {reference} reaches a weighted F1 of "
-        f"{number(means[run.reference], 2)}, {other} "
-        f"{number(means[control], 2)}: {verdict(difference, seeds, reference, other)}."
+        f"{number(means[run.reference], 2)}, {other} {number(means[control], 2)}: "
+        f"{verdict(difference, seeds, reference, other)}."
     ]
 
 
@@ -126,8 +126,7 @@ def _complete(run: RunFolder) -> list[str]:
         return []
     return [
         f"With all modalities available, {tables.reference_title(run)} reaches "
-        f"{number(reference.mean, 2)}, the teacher "
-        f"{number(teacher.mean, 2)}."
+        f"{number(reference.mean, 2)}, the teacher {number(teacher.mean, 2)}."
     ]
 
 

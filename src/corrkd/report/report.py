@@ -134,9 +134,9 @@ def seed_warnings(runs: Mapping[str, RunFolder]) -> list[str]:
     if not few:
         return []
     return [
-        f"Too few seeds ({by_dataset(few)}): differences between methods may be due to chance, "
-        "and intervals over seeds are very wide or absent. Run at least three seeds "
-        "(--seeds 3), preferably five."
+        f"Too few seeds ({by_dataset(few)}): differences between methods may be due to chance, and "
+        "intervals over seeds are very wide or absent. Run at least three seeds (--seeds 3), "
+        "preferably five."
     ]
 
 

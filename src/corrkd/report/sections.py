@@ -190,6 +190,5 @@ def data_line(run: RunFolder) -> str:
     layout = f" ({card.dataset.layout})" if card.dataset.layout else ""
     return (
         f"{card.dataset.name}{layout}. Target: {target}. Modalities, frames × features: "
-        f"{modalities}. Samples: {counts}. All results are on "
-        f"the {card.split} split."
+        f"{modalities}. Samples: {counts}. All results are on the {card.split} split."
     )

@@ -497,10 +497,9 @@ def prediction_sets(run: RunFolder) -> Table:
         )
     caption = (
         f"Prediction sets on the {run.card.split} split, calibrated on groups held out from "
-        f"training and selection.{_requested(run)} That "
-        "they contain the true value as often as requested, on average over groups, assumes that "
-        "groups are exchangeable, that is, that the tested groups resemble the held-out ones. "
-        f"{subset_legend(run)} {interval_text(run)}"
+        f"training and selection.{_requested(run)} That they contain the true value as often as "
+        "requested, on average over groups, assumes that groups are exchangeable, that is, that "
+        f"the tested groups resemble the held-out ones. {subset_legend(run)} {interval_text(run)}"
     )
     return Table("prediction-sets", caption, "Method", blocks)
 

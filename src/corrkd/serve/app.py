@@ -92,8 +92,8 @@ class ModelAnswer(BaseModel):
     sha256: str
     modalities: dict[str, dict[str, int | float]] = Field(
         description="width: features of a frame; frames: the most in the training data; usual: "
-        "their median, which a missing modality "
-        "has; missing: the share of frames of which 19 of 20 training samples miss no more"
+        "their median, which a missing modality has; missing: the share of frames of which 19 of "
+        "20 training samples miss no more"
     )
     target: dict[str, Any]
     about: dict[str, Any]

@@ -131,10 +131,9 @@ def export(
         name = max(differences, key=lambda name: differences[name])
         if differences[name] > TOLERANCE:
             raise CorrKDError(
-                f"{folder}: nothing written: under condition {name!r} the exported model's "
-                f"logits differ from PyTorch's by "
-                f"{differences[name]:.2g} (allowed: {TOLERANCE:g}); try other versions of torch, "
-                f"onnxscript and onnxruntime"
+                f"{folder}: nothing written: under condition {name!r} the exported model's logits "
+                f"differ from PyTorch's by {differences[name]:.2g} (allowed: {TOLERANCE:g}); try "
+                "other versions of torch, onnxscript and onnxruntime"
             )
         checked_on = {
             "data": dataset.name,
@@ -177,8 +176,8 @@ def _longest(
         seen, trained = int(split.lengths[m].max()), saved.frames[m]
         if max_frames is not None and max_frames < max(seen, trained):
             raise CorrKDError(
-                f"max_frames = {max_frames}: the training data or {where} has "
-                f"{max(seen, trained)} frames of {m}; give as many"
+                f"max_frames = {max_frames}: the training data or {where} has {max(seen, trained)} "
+                f"frames of {m}; give as many"
             )
         unbound = max(FRAMES, 4 * trained, seen) if max_frames is None else max_frames
         out[m] = min(unbound, bounds.get(m, unbound))

@@ -30,9 +30,8 @@ def model_card(saved: SavedNetwork, card: Mapping[str, Any], run: RunFolder | No
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {text(str(about.get('role', 'model')).capitalize())} for "
         f"{text(data or 'multimodal sentiment')}",
-        "Sentiment from any subset of its modalities, any of whose frames may be missing. "
-        "Trained with corrkd, an open implementation of "
-        "CorrKD (Li et al., CVPR 2024).",
+        "Sentiment from any subset of its modalities, any of whose frames may be missing. Trained "
+        "with corrkd, an open implementation of CorrKD (Li et al., CVPR 2024).",
         "## Use",
         _usage(card),
         "## What it takes and gives",
@@ -47,8 +46,8 @@ def model_card(saved: SavedNetwork, card: Mapping[str, Any], run: RunFolder | No
     sections += [
         "## Limits",
         "It knows the people, language and recording conditions of its training data alone, and "
-        "features made in the same way. How "
-        "reliable it is elsewhere has to be measured there: `corrkd evaluate` does.",
+        "features made in the same way. How reliable it is elsewhere has to be measured there: "
+        "`corrkd evaluate` does.",
     ]
     return "\n\n".join(section.rstrip() for section in sections) + "\n"
 
@@ -118,16 +117,15 @@ def _tested(tested: Evaluated) -> str:
     data = f" of {text(tested.data)}" if tested.data else ""
     lines = [
         f"This model on the {text(tested.split)} split{data} ({tested.samples} samples), in "
-        f"percent where not a size, score or "
-        "correlation; `ratio-R`: a share R of every modality's frames was missing, `burst-R`: a "
-        "gap of that share.",
+        "percent where not a size, score or correlation; `ratio-R`: a share R of every modality's "
+        "frames was missing, `burst-R`: a gap of that share.",
         "\n".join(rows),
     ]
     if tested.level is not None:
         lines.append(
-            f"Prediction sets were made to hold the truth in {100 * tested.level:g} % of cases "
-            f"for people who are new, on average "
-            "over people; this assumes that they are such as those held out for it were."
+            f"Prediction sets were made to hold the truth in {100 * tested.level:g} % of cases for "
+            "people who are new, on average over people; this assumes that they are such as those "
+            "held out for it were."
         )
     return "\n\n".join(lines)
 

@@ -187,8 +187,7 @@ def _begin(folder: Path, out: Path, about: Mapping[str, Any], *, overwrite: bool
         changed = ", ".join(key for key in about if about[key] != before.get(key))
         raise CorrKDError(
             f"{out}: half done, but with a different {changed}; continue with the same one, or "
-            f"start again "
-            f"with --overwrite"
+            "start again with --overwrite"
         )
     for split in _finished_batches(folder):
         split.unlink()

@@ -50,8 +50,7 @@ class BenchmarkScoreTarget(ScoreTarget):
         if not -cls.bound <= low < 0 < high <= cls.bound:
             raise CorrKDError(
                 f"{where}: scores run from {low:g} to {high:g}, but target `{cls.kind}` is of "
-                f"scores of both signs from "
-                f"{-cls.bound:g} to {cls.bound:g}; use `score`"
+                f"scores of both signs from {-cls.bound:g} to {cls.bound:g}; use `score`"
             )
         return cls.signed()
 

@@ -143,9 +143,9 @@ def _features(where: str, contents: Mapping[str, Any], options: ReadOptions) -> 
         return {key: m for key, m in names.items() if m != "language"}
     if TOKENS in contents and "language" not in names.values():
         raise CorrKDError(
-            f"{where}: holds {TOKENS}, the ids of BERT's tokens, but no `text`; add BERT's "
-            f"states as `text`, read the "
-            f"ids themselves (--tokens), or leave {TOKENS} out to go on without language"
+            f"{where}: holds {TOKENS}, the ids of BERT's tokens, but no `text`; add BERT's states "
+            f"as `text`, read the ids themselves (--tokens), or leave {TOKENS} out to go on "
+            "without language"
         )
     return names
 

@@ -45,8 +45,7 @@ def _words(text: str) -> frozenset[str]:
 FEATURE_SETS = {
     "audio": _words(
         "audio acoustic covarep coavarep opensmile egemaps is09 is10 is13 mfcc prosody wav2vec "
-        "hubert wavlm vggish whisper "
-        "emotion2vec encodec"
+        "hubert wavlm vggish whisper emotion2vec encodec"
     ),
     "language": _words(
         "wordvectors word_vectors glove bert text language words gpt llama electra xlnet mpnet "
@@ -61,9 +60,9 @@ FEATURE_SETS = {
 # An array with one of these words in its name holds labels, ids or text: as a feature it would give
 # the answer away.
 LABEL_WORDS = _words(
-    "label labels emotion emotions emo annotation annotations annotator annotators rating "
-    "ratings score scores target targets "
-    "sentiment sentiments valence arousal dominance class classes truth gold y"
+    "label labels emotion emotions emo annotation annotations annotator annotators rating ratings "
+    "score scores target targets sentiment sentiments valence arousal dominance class classes "
+    "truth gold y"
 )
 LABEL_STEMS = (
     "label",

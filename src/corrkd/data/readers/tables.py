@@ -435,8 +435,7 @@ def _with_labels(
         if options.targets:
             raise CorrKDError(
                 f"{name}: {sum(empty)} of {len(values)} rows have no {key[:-1]}; leave such rows "
-                f"out, as with "
-                f"frame.dropna(subset=[{key[:-1]!r}])"
+                f"out, as with frame.dropna(subset=[{key[:-1]!r}])"
             )
         del by_name[key]
         notes.append(f"{key} are not read: {sum(empty)} of {len(values)} are missing")

@@ -262,8 +262,7 @@ def _feature_folders(name: str, path: Path, ids: StrArray) -> dict[str, Path]:
     if not folders:
         raise CorrKDError(
             f"{path.name}: labels of {len(ids)} utterances, but no features: expected folders "
-            f"beside it, or in features/ there, "
-            f"with files such as {ids[0]}.npy"
+            f"beside it, or in features/ there, with files such as {ids[0]}.npy"
         )
     return folders
 
