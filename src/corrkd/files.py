@@ -190,6 +190,12 @@ def _drop(lock: FileLock) -> None:
         os.unlink(lock.lock_file)
 
 
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def open_no_link(path: Path, flags: int = os.O_WRONLY | os.O_CREAT | os.O_TRUNC) -> IO[bytes]:
     """Open a file to write, never through a symbolic link, which may lead out of the folder.
 

@@ -4,7 +4,6 @@ without running any code of theirs.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from corrkd.errors import CorrKDError
+from corrkd.files import sha256_of
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 # Weights as safetensors alone, and what tokenizers and preprocessors are made of: nothing in these
@@ -117,7 +117,7 @@ class ModelFiles:
             for path in self.folder.glob(pattern)
             if path.is_file()
         }
-        return {path.name: _sha256(path) for path in sorted(paths)}
+        return {path.name: sha256_of(path) for path in sorted(paths)}
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies the model, as plain values."""
@@ -215,8 +215,3 @@ def first_line_of(error: Exception) -> str:
 def spec(described: Mapping[str, Any]) -> str:
     """Return "MODEL@REVISION" of what `ModelFiles.describe` returned."""
     return str(ModelName(str(described["model"]), str(described.get("revision", ""))))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

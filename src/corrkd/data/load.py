@@ -31,6 +31,7 @@ from corrkd.data.readers.containers import read_h5, read_npz, read_safetensors
 from corrkd.data.readers.options import ReadOptions
 from corrkd.data.readers.sniff import ARRAYS, TEXT, what_it_is, what_zip_it_is
 from corrkd.errors import CorrKDError
+from corrkd.files import sha256_of
 from corrkd.parsing import refusing
 
 SYNTHETIC = "synthetic"
@@ -285,12 +286,6 @@ def check_training(dataset: MultimodalDataset) -> None:
                 f"{dataset.name}: modality {modality} is constant in the training split; leave "
                 f"it out"
             )
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sha256_of_files(files: list[Path]) -> str:

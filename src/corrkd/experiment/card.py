@@ -14,7 +14,6 @@ import torch
 
 from corrkd._version import __version__
 from corrkd.data.dataset import SPLITS, MultimodalDataset
-from corrkd.data.load import sha256_of
 from corrkd.data.missing_reasons import counted_reasons
 from corrkd.data.resample import CALIBRATION, dependence_groups
 from corrkd.experiment.arm import TEACHER, Arm
@@ -22,6 +21,7 @@ from corrkd.experiment.budget import with_epochs
 from corrkd.experiment.experiment import SYNTHETIC, Experiment
 from corrkd.experiment.plan import DatasetPlan
 from corrkd.experiment.settings import Line, Settings, TeacherSettings
+from corrkd.files import sha256_of
 from corrkd.parsing import refusing
 from corrkd.report.run_folder import FORMAT, MOST_REASONS, Card
 

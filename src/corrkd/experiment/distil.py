@@ -185,12 +185,11 @@ def _network(module: nn.Module | str | NetworkChoice, experiment: Experiment) ->
     """
     samples = experiment.samples("train")
     if isinstance(module, str | NetworkChoice):
-        name = module if isinstance(module, str) else module.name
-        kind, preset = network_class(name), experiment.settings.student.network
-        if isinstance(module, NetworkChoice):
-            options = module.options
-        else:
-            options = preset.options if preset.name == name else kind.settings_type()
+        preset = experiment.settings.student.network
+        choice = preset if module == preset.name else module
+        name = choice if isinstance(choice, str) else choice.name
+        kind = network_class(name)
+        options = kind.settings_type() if isinstance(choice, str) else choice.options
         check_tokens(experiment, kind, name)
         network = build_network(experiment.target, samples.widths, experiment.frames, options, kind)
         if getattr(options, "fill", None) == "mean":
@@ -259,14 +258,17 @@ def _trained_answers(
     logits of each repeat.
     """
     settings, samples = experiment.settings.teacher, experiment.samples("train")
-    of_settings = isinstance(teacher, OtherTeachers)
-    line = settings.committee[index if of_settings else 0]
-    every = line_members(line, network=index if of_settings else 0)
-    training = teacher.over(settings) if isinstance(teacher, OtherTeachers) else settings
-    source = teacher.network if isinstance(teacher, OtherTeachers) else teacher
+    source: nn.Module | str | NetworkChoice
+    training: TrainingSettings
+    if isinstance(teacher, OtherTeachers):
+        network_index, source, training = index, teacher.network, teacher.over(settings)
+    else:
+        network_index, source, training = 0, teacher, settings
+    line = settings.committee[network_index]
+    every = line_members(line, network_index)
 
     def outputs_of(member: Member, rows: Samples) -> TeacherOutputs:
-        name = member.name if index == 0 or of_settings else f"{member.name}/{index}"
+        name = member.name if index == network_index else f"{member.name}/{index}"
         network = _made(copy.deepcopy(source), experiment, name, seed)
         method = method_class(WITHOUT_TEACHER)(network)
         title = f"teacher {index + 1}, {member.name}"
@@ -291,7 +293,7 @@ def _trained_answers(
     if line.folds is None:
         repeats = [outputs_of(member, samples) for member in every]
         return repeats[0], [outputs.logits for outputs in repeats]
-    whole = outputs_of(Member(0, network=every[0].network), samples)
+    whole = outputs_of(Member(0, network=network_index), samples)
     scales = _made(copy.deepcopy(source), experiment, TEACHER, seed).scales
     representation, fold_of = torch.empty_like(whole.representation), torch.empty_like(samples.keys)
     logits = [torch.empty_like(whole.logits) for _ in range(line.repeats)]

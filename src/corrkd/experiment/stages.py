@@ -22,7 +22,6 @@ from torch.utils.tensorboard import SummaryWriter
 from corrkd._version import __version__
 from corrkd.csv_files import csv_bytes, read_csv, write_csv
 from corrkd.data.batches import Samples
-from corrkd.data.load import sha256_of
 from corrkd.data.modalities import usual_missing
 from corrkd.errors import CorrKDError
 from corrkd.evaluation.calibration import coverage_by_group
@@ -33,7 +32,7 @@ from corrkd.experiment.calibrate import Swept, calibrate, found_out, sweep_split
 from corrkd.experiment.experiment import Experiment
 from corrkd.experiment.progress import Reporter, Task
 from corrkd.experiment.teachers import Member, answers, members, trained_on
-from corrkd.files import make_folder, write_bytes, write_text, write_with
+from corrkd.files import make_folder, sha256_of, write_bytes, write_text, write_with
 from corrkd.memory import free_memory
 from corrkd.methods.base import AnyMethod, TeacherOutputs
 from corrkd.missing.conditions import COMPLETE, condition, missing_subsets

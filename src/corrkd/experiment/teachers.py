@@ -17,13 +17,13 @@ from torch import Tensor
 
 from corrkd._version import __version__
 from corrkd.data.batches import Samples
-from corrkd.data.load import sha256_of
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import TEACHER, Arm, selection_rule
 from corrkd.experiment.experiment import Experiment
 from corrkd.experiment.kept_outputs import FILE, kept_outputs
 from corrkd.experiment.settings import Line, TeacherSettings
 from corrkd.experiment.teacher_file import read_teacher_file
+from corrkd.files import sha256_of
 from corrkd.methods.base import TeacherOutputs
 from corrkd.networks.base import AnyNetwork
 from corrkd.networks.saved import load_network, read_card

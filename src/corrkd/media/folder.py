@@ -23,11 +23,10 @@ import numpy as np
 import pandas as pd
 
 from corrkd.csv_files import write_csv
-from corrkd.data.load import sha256_of
 from corrkd.data.readers.bounds import most_unpacked
 from corrkd.data.readers.containers import unpacked_npz
 from corrkd.errors import CorrKDError
-from corrkd.files import check_new, exclusive, remove_parts, write_with
+from corrkd.files import check_new, exclusive, remove_parts, sha256_of, write_with
 from corrkd.media.dataset_file import write_dataset
 from corrkd.media.extractors.base import Frames
 from corrkd.media.features import ClipFeatures, Description, FeatureSettings, describe, extract

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-HIGHEST = 20.0  # as the reciprocal of the lowest temperature
+from corrkd.targets.calibration import LOWEST
+
+HIGHEST = 1 / LOWEST  # a weight is the reciprocal of a temperature
 
 
 def fit_log_pool(logits: Tensor, targets: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ are checked before a student is read, wherever its files come from.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from corrkd.errors import CorrKDError
-from corrkd.files import CARD, README, WEIGHTS, check_names, leads_elsewhere, write_text
+from corrkd.files import CARD, README, WEIGHTS, check_names, leads_elsewhere, sha256_of, write_text
 from corrkd.hub import ModelFiles, parse_model
 from corrkd.parsing import check_digest, first_fault, json_text, quoted, read_json, refusing
 
@@ -149,7 +148,7 @@ def resolve(path: str | Path) -> Path:
     text = str(path)
     if not text.startswith(PREFIX):
         return Path(path)
-    folder, name = _parts(text.removeprefix(PREFIX))
+    folder, name = _folder_and_name(text.removeprefix(PREFIX))
     zoo, student = _find(folder, name)
     beside = zoo / name
     # Where both are there, the copy beside the manifest saves a download.
@@ -234,7 +233,7 @@ def card_text(name: str) -> str:
         CorrKDError: as `resolve`.
     """
     folder = resolve(PREFIX + name)
-    student = _find(*_parts(name))[1]
+    student = _find(*_folder_and_name(name))[1]
     entry = student.model_dump(mode="json", exclude={"files"})
     readme = (folder / README).read_text("utf-8", errors="replace")
     body = readme.partition("\n---\n")[2] if readme.startswith("---\n") else readme
@@ -258,7 +257,7 @@ def _listed(folder: str | Path | None) -> Iterator[tuple[Path, str, Student]]:
             seen.add(name)
 
 
-def _parts(text: str) -> tuple[str | None, str]:
+def _folder_and_name(text: str) -> tuple[str | None, str]:
     """Folder and name of "FOLDER/NAME"; no folder of "NAME"."""
     folder, _, name = text.replace(os.sep, "/").rpartition("/")
     return folder or None, name
@@ -298,7 +297,7 @@ def _check(path: Path, released: ReleasedFile, manifest: Path) -> None:
     try:
         if (size := path.stat().st_size) != released.size:
             raise CorrKDError(f"{path}: {size} bytes, expected {released.size}: {advice}")
-        sha256 = _sha256(path)
+        sha256 = sha256_of(path)
     except OSError as error:
         raise CorrKDError(f"{path}: {error.strerror or error}; get the student again") from None
     if sha256 != released.sha256:
@@ -309,16 +308,11 @@ def _check(path: Path, released: ReleasedFile, manifest: Path) -> None:
 
 def _released(path: Path) -> dict[str, Any]:
     try:
-        return {"sha256": _sha256(path), "size": path.stat().st_size}
+        return {"sha256": sha256_of(path), "size": path.stat().st_size}
     except OSError as error:
         raise CorrKDError(
             f"{path}: {error.strerror or error}; write the folder with `save_pretrained`"
         ) from None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _facts(card: Mapping[str, Any], folder: Path) -> dict[str, Any]:
