@@ -236,44 +236,13 @@ def test_overwrite(settings: Path, tmp_path: Path) -> None:
 
 def test_target_jobs_and_preset(tmp_path: Path) -> None:
     data = write_npz(tmp_path / "d.npz", {"language": 5, "audio": 3})
-    words = [
-        "--set",
-        "teacher.epochs=1",
-        "--set",
-        "student.epochs=1",
-        "--set",
-        "teacher.network.layers=1",
-        "--set",
-        "device=cpu",
-    ]
-    done = corrkd(
-        "train",
-        "--preset",
-        "mosi",
-        "--data",
-        data,
-        "--target",
-        "five",
-        "--seeds",
-        1,
-        *words,
-        cwd=tmp_path,
-    )
+    changes = ("teacher.epochs=1", "student.epochs=1", "teacher.network.layers=1", "device=cpu")
+    words = ["train", "--preset", "mosi", "--data", data, "--seeds", 1]
+    words += [word for change in changes for word in ("--set", change)]
+    done = corrkd(*words, "--target", "five", cwd=tmp_path)
     assert done.code == 2
     assert "no sample of class '-2'" in done.line
-    done = corrkd(
-        "train",
-        "--preset",
-        "mosi",
-        "--data",
-        data,
-        "--target",
-        "score",
-        "--seeds",
-        1,
-        *words,
-        cwd=tmp_path,
-    )
+    done = corrkd(*words, "--target", "score", cwd=tmp_path)
     assert done.code == 0, done.err
     chosen = package.load_settings(tmp_path / "runs" / "mosi" / "d" / "settings.yaml")
     assert (chosen.data.target, chosen.seeds, chosen.student.epochs) == ("score", (0,), 1)
