@@ -176,7 +176,7 @@ def service(folder: Path, threads: int) -> None:
         words = [
             sys.executable,
             "-m",
-            "corrkd.cli",
+            "corrkd",
             "serve",
             str(folder / "student.json"),
             "--port",

@@ -282,7 +282,7 @@ def measure(folder: Path, *, seconds: float, clients: int, warm: float = 10.0) -
     words = [
         sys.executable,
         "-m",
-        "corrkd.cli",
+        "corrkd",
         "serve",
         str(folder / "student.json"),
         "--port",

@@ -36,7 +36,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_version_and_help() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "corrkd.cli", "--version"],
+        [sys.executable, "-m", "corrkd", "--version"],
         capture_output=True,
         text=True,
         check=True,
@@ -172,7 +172,7 @@ def test_a_terminal_gets_bars(settings: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "corrkd.cli",
+        "corrkd",
         "train",
         "--settings",
         str(settings),

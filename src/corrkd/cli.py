@@ -1200,7 +1200,3 @@ def main() -> None:
             "predict continue when started again"
         )
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

@@ -217,7 +217,7 @@ def test_several_seeds_at_once_are_stopped_together(tmp_path: Path, number: int)
     path.write_text(yaml.safe_dump(tiny(seeds=[0, 1], student={"epochs": 60})))
     corrkd("run", "--settings", path, "--out", straight)
     # Not by fork: joblib's workers are left behind by processes of multiprocessing.
-    command = [sys.executable, "-m", "corrkd.cli"]
+    command = [sys.executable, "-m", "corrkd"]
     words = [*command, "run", "--settings", path, "--jobs", "2", "--out", out]
     # What starts this test may ignore SIGINT, as a shell's background does, and its children with
     # it.

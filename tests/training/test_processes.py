@@ -29,7 +29,7 @@ def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
         "2",
     ]
     return subprocess.run(
-        [*command, "-m", "corrkd.cli", *map(str, words)],
+        [*command, "-m", "corrkd", *map(str, words)],
         capture_output=True,
         text=True,
         timeout=300,

@@ -118,7 +118,8 @@ def export(
     if not len(chosen):
         raise CorrKDError(f"{where}: no samples to compare on")
     longest = _longest(saved, chosen, max_frames, where)
-    reference = Predictor(replace(saved, network=deepcopy(saved.network)))
+    # On the CPU, wherever the predictor computes: there the graph is traced and compared.
+    reference = Predictor(replace(saved, network=deepcopy(saved.network).cpu()))
     # The card last: its checksum tells whether the model beside it is its own.
     with replacing_all(folder, (MODEL, SCRIPT, CARD)) as aside:
         model, opset = _exported(reference.saved, longest)
