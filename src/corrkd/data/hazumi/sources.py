@@ -5,7 +5,7 @@ SHA-256 sums.
 from __future__ import annotations
 
 import hashlib
-import urllib.error
+import http.client
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,8 +100,8 @@ def https(address: str, most_bytes: int) -> bytes:
     try:
         with urllib.request.urlopen(address, timeout=SECONDS) as response:
             content: bytes = response.read(most_bytes + 1)
-    except (urllib.error.URLError, OSError) as error:
-        reason = getattr(error, "reason", error)
+    except (OSError, http.client.HTTPException) as error:  # urllib's own errors are OSErrors
+        reason = str(getattr(error, "reason", error)).strip()
         raise CorrKDError(
             f"{address}: cannot be fetched: {reason}; start the command again to go on, or give "
             f"clones with --from"
