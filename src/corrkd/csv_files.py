@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pandas as pd
 
@@ -24,16 +24,14 @@ def csv_bytes(table: pd.DataFrame) -> bytes:
     return _mapped(table, csv_text).to_csv(index=False, lineterminator="\n").encode()
 
 
-def read_csv(path: Path, **options: Any) -> pd.DataFrame:
+def read_csv(file: Path | BinaryIO, **options: Any) -> pd.DataFrame:
     """Read what `write_csv` wrote, or any CSV file, its numbers to the last bit; `options` are
     those of `pandas.read_csv`.
     """
-    if tuple(map(int, pd.__version__.split(".")[:2])) < (
-        3,
-        1,
-    ):  # rounds the last bit away unless it is asked not to
+    # By default, pandas before 3.1 may round the last bit.
+    if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1):
         options["float_precision"] = "round_trip"
-    return _mapped(pd.read_csv(path, **options), csv_original)
+    return _mapped(pd.read_csv(file, **options), csv_original)
 
 
 def _mapped(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 import corrkd
+from corrkd.csv_files import read_csv
 from corrkd.data.synthetic import SyntheticSpec, make
 from corrkd.evaluation.judge import masks_of, protocol_means
 from corrkd.missing.manifest import load_manifest, save_manifest
@@ -155,7 +156,7 @@ def test_a_protocol_is_replayed_from_a_file(done: corrkd.Run, tmp_path: Path) ->
     save_manifest(tmp_path / "masks", masks_of(student, data, conditions=["mean-gcnet"], draws=2))
     replayed = corrkd.evaluate(student, data, masks=load_manifest(tmp_path / "masks"))
     assert named.equals(replayed)
-    of_run = pd.read_csv(next(done.folder.glob("*/seed-0/student/results.csv")))
+    of_run = read_csv(next(done.folder.glob("*/seed-0/student/results.csv")))
     means = [
         frame[frame["condition"] == "mean-gcnet"].set_index("metric")["value"]
         for frame in (named, of_run)

@@ -71,8 +71,13 @@ class SelfMM(Method[SelfMMNetwork]):
     def start(self, samples: Samples) -> None:
         """Makes the memory: all unimodal labels start as the sample's own."""
         settings = self.student.settings
+        # A mean over labels and memories is too coarse in half precision.
+        parameters = next(self.student.parameters()).dtype
         self.labels.start(
-            samples.targets, [settings.unimodal] * len(self.student.modalities), settings.fusion
+            samples.targets,
+            [settings.unimodal] * len(self.student.modalities),
+            settings.fusion,
+            dtype=torch.promote_types(parameters, torch.float32),
         )
 
     def losses(self, batch: TrainingBatch) -> Losses:
@@ -149,17 +154,24 @@ class LabelGeneration(nn.Module):
         self.target = target
         self.classes = len(target.classes)
 
-    def start(self, targets: Tensor, widths: Sequence[int], fusion: int) -> None:
+    def start(
+        self,
+        targets: Tensor,
+        widths: Sequence[int],
+        fusion: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         """Makes an empty memory for N samples with representations of these widths. Buffers, so
         that a checkpoint holds it.
         """
-        neutral = torch.zeros((), device=targets.device)
+        neutral = torch.zeros((), dtype=dtype, device=targets.device)
         if self.target.questions:
-            truth = 2.0 * targets - 1.0
+            truth = 2.0 * targets.to(dtype) - 1.0
         elif self.target.has_classes:
-            truth = 2.0 * one_hot(targets, self.classes) - 1.0
+            truth = 2.0 * one_hot(targets, self.classes).to(dtype) - 1.0
         else:
-            truth = targets.float()[:, None]
+            truth = targets.to(dtype)[:, None]
             both = (truth.amin() < 0) & (truth.amax() > 0)
             neutral = torch.where(both, neutral, truth.mean())
             truth = truth - neutral
@@ -172,10 +184,12 @@ class LabelGeneration(nn.Module):
         self.register_buffer(
             "seen", torch.zeros(modalities, count, dtype=torch.int64, device=targets.device)
         )
-        self.register_buffer("fused", torch.zeros(count, fusion, device=targets.device))
+        self.register_buffer(
+            "fused", torch.zeros(count, fusion, dtype=dtype, device=targets.device)
+        )
         for index, width in enumerate(widths):
             self.register_buffer(
-                f"memory_{index}", torch.zeros(count, width, device=targets.device)
+                f"memory_{index}", torch.zeros(count, width, dtype=dtype, device=targets.device)
             )
 
     def of(self, index: int, rows: Tensor) -> Tensor:

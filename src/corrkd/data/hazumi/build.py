@@ -15,8 +15,8 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
+from corrkd.csv_files import read_csv
 from corrkd.data.dataset import SPLITS
 from corrkd.data.hazumi.sources import SourceFile, read_source, source_files
 from corrkd.errors import CorrKDError
@@ -114,7 +114,7 @@ def read_sessions(
 
 
 def _session(content: bytes, name: str, person: str, split: str) -> Session:
-    table = pd.read_csv(io.BytesIO(content))
+    table = read_csv(io.BytesIO(content))
     expected = NUM_ANNOTATIONS + sum(WIDTHS.values())
     if table.shape[1] != expected:
         raise CorrKDError(f"session {name}: has {table.shape[1]} columns, expected {expected}")
