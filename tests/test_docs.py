@@ -47,6 +47,7 @@ RUNNABLE = [
     "docs/running.md",
     "docs/synthetic.md",
     "docs/tables.md",
+    "docs/using.md",
     "docs/zoo.md",
 ]
 FILE_ENDINGS = {"safetensors", "json", "ckpt", "yaml", "csv"}
