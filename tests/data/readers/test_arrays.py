@@ -221,7 +221,7 @@ def test_clips_of_a_video_are_dealt_to_one_split(tmp_path: Path) -> None:
     videos = [set(split.groups["video"].tolist()) for split in dataset.splits.values()]
     assert sum(map(len, videos)) == len(set.union(*videos)) == 20
     assert (
-        "no split is named: dealt to train/valid/test as 70/15/15 % by video, seed 0"
+        "no splits in the data: assigned at random as 70/15/15 % by video, seed 0"
         in dataset.notes
     )
 
@@ -275,7 +275,7 @@ def test_a_few_samples_with_labels_that_are_to_be_predicted(tmp_path: Path) -> N
     frames = np.random.default_rng(0).normal(size=(6, 4, 3))
     np.savez(tmp_path / "mine.npz", audio=frames, labels=np.arange(6) % 2, person=np.zeros(6))
     assert list(load_dataset(tmp_path / "mine.npz", targets=False).splits) == ["all"]
-    with pytest.raises(CorrKDError, match="1 groups or samples cannot be dealt to 3 splits"):
+    with pytest.raises(CorrKDError, match="1 groups or samples are too few for 3 splits"):
         load_dataset(tmp_path / "mine.npz")
 
 

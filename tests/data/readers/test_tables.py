@@ -88,7 +88,7 @@ def test_a_dict_of_arrays_marks_what_is_missing() -> None:
     split, row = where["003"]
     assert not dataset.splits[split].present["form"][row].any()
     assert any(
-        note == "no split is named: dealt to train/valid/test as 70/15/15 % by person, seed 0"
+        note == "no splits in the data: assigned at random as 70/15/15 % by person, seed 0"
         for note in dataset.notes
     )
     people = [set(part.groups["person"].tolist()) for part in dataset.splits.values()]
@@ -380,7 +380,7 @@ Y = np.arange(12) % 2
         ({"audio": ["a.wav"] * 12, "label": Y}, "no modality in audio, label"),
         (
             {"audio": X[:2], "label": Y[:2]},
-            "2 groups or samples cannot be dealt to 3 splits; name the split",
+            "2 groups or samples are too few for 3 splits; name the split",
         ),
         ({"audio": X, "label": Y, "split": ["train", "holdout"] * 6}, "allowed are train, valid"),
         ({"audio": 3.0, "label": Y}, "not one value for each sample"),

@@ -31,9 +31,9 @@ def members_of(ids: StrArray, groups: Mapping[str, StrArray]) -> tuple[str, StrA
 
 
 def dealt_note(by: str) -> str:
-    """Return the note on samples dealt to the three splits by group."""
+    """Return the note on samples assigned to train, valid and test by group."""
     shares = "/".join(f"{100 * share:.0f}" for share in SHARES.values())
-    return f"no split is named: dealt to train/valid/test as {shares} % by {by}, seed 0"
+    return f"no splits in the data: assigned at random as {shares} % by {by}, seed 0"
 
 
 def dealt(
@@ -53,8 +53,8 @@ def dealt(
     names, group, sizes = np.unique(np.asarray(members), return_inverse=True, return_counts=True)
     if len(names) < len(shares):
         raise CorrKDError(
-            f"{len(names)} groups or samples cannot be dealt to {len(shares)} splits; name the "
-            f"split of each in `split`"
+            f"{len(names)} groups or samples are too few for {len(shares)} splits; name the split "
+            f"of each in `split`"
         )
     wanted = np.array([share * len(group) for share in shares.values()])
     counts = np.zeros(len(shares))
