@@ -298,11 +298,12 @@ def settings_of(
     _check_same(
         f"{where}: its words got their times from another model", described.aligner, present.aligner
     )
+    # Of modalities that the model does not use, the libraries do not matter.
     notes = [
-        f"{library} {present.libraries.get(library, 'none')} here, {version} when the model's "
-        f"features were made"
-        for library, version in described.libraries.items()
-        if present.libraries.get(library) != version
+        f"{library} {version} is installed, but the features of the training data were extracted "
+        f"with {described.libraries[library]}"
+        for library, version in present.libraries.items()
+        if described.libraries.get(library, version) != version
     ]
     return settings, notes
 
