@@ -331,7 +331,8 @@ def test_another_extractor_is_refused_by_name() -> None:
     assert settings_of(described, "x") == (settings, [])
     described["libraries"]["av"] = "0.1"
     (note,) = settings_of(described, "x")[1]
-    assert note.startswith("av ") and note.endswith("extracted with 0.1")
+    assert note.startswith("av ")
+    assert note.endswith("extracted with 0.1")
     words_alone = {"language": described["modalities"]["language"]}
     assert settings_of({**described, "modalities": words_alone}, "x")[1] == []
     described["modalities"]["vision"]["weights"] = {"face_mesh.safetensors": "0" * 64}
