@@ -221,8 +221,7 @@ def test_clips_of_a_video_are_dealt_to_one_split(tmp_path: Path) -> None:
     videos = [set(split.groups["video"].tolist()) for split in dataset.splits.values()]
     assert sum(map(len, videos)) == len(set.union(*videos)) == 20
     assert (
-        "no splits in the data: assigned at random as 70/15/15 % by video, seed 0"
-        in dataset.notes
+        "no splits in the data: assigned at random as 70/15/15 % by video, seed 0" in dataset.notes
     )
 
 
