@@ -225,11 +225,11 @@ def test_files_from_the_hub(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_unknown_name_lists_the_names(lab: Path) -> None:
     for load in (Predictor.from_pretrained, load_student):
-        with pytest.raises(CorrKDError, match=r"'mods'; there are moods \(in .*lab\)$"):
+        with pytest.raises(CorrKDError, match=r"'mods'; available: moods \(in .*lab\)$"):
             load(f"zoo:{lab}/mods")
-        with pytest.raises(CorrKDError, match=r"''; there are synthetic, synthetic-language-audio"):
+        with pytest.raises(CorrKDError, match=r"''; available: synthetic, synthetic-language-audio"):
             load("zoo:")
-    with pytest.raises(CorrKDError, match=r"nowhere: no zoo, which has a manifest\.json"):
+    with pytest.raises(CorrKDError, match=r"nowhere: not a zoo: no manifest\.json"):
         zoo.resolve("zoo:nowhere/moods")
 
 
@@ -285,7 +285,7 @@ def test_a_name_in_a_manifest_leads_nowhere_else(lab: Path) -> None:
     tree = json.loads((lab / "manifest.json").read_text())
     tree["students"] = {"..": tree["students"]["moods"]}
     (lab / "manifest.json").write_text(json.dumps(tree))
-    with pytest.raises(CorrKDError, match=r"a student is named '\.\.'"):
+    with pytest.raises(CorrKDError, match=r"student '\.\.': not the name"):
         zoo.students(lab)
 
 
@@ -338,7 +338,7 @@ def test_the_command_lists_and_shows(lab: Path) -> None:
     assert "data_licence: CC0" in shown.out
     assert "## What it takes and gives" in shown.out
     assert "library_name" not in shown.out
-    assert "no student is named 'moods'; there are synthetic" in corrkd("zoo", "moods").line
+    assert "no student named 'moods'; available: synthetic" in corrkd("zoo", "moods").line
 
 
 def test_commands_take_a_released_student(tmp_path: Path) -> None:

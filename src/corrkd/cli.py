@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from corrkd.experiment.settings import Settings
 
 INTERRUPTED = 130
+MODEL_HELP = (
+    "Run folder, a seed's or a model's folder, zoo:NAME (`corrkd zoo` lists them), or owner/name "
+    "on the Hugging Face hub."
+)
 NOTHING_NAMED = (
     "nothing to train on: give --data FILE (`--data synthetic`: the built-in dataset), --preset "
-    "NAME or --settings FILE; "
-    "--help lists the options"
+    "NAME or --settings FILE; --help lists the options"
 )
 
 app = typer.Typer(
@@ -161,9 +164,7 @@ class ComputeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SettingsOptions:
-    """What the settings of a run are made of; the command line lies over a file, and a file over a
-    preset.
-    """
+    """The settings of a run. The command line overrides a file, and a file overrides a preset."""
 
     data: DataOption = None
     preset: PresetOption = None
@@ -172,8 +173,8 @@ class SettingsOptions:
     changes: SetOption = None
 
     def load(self, reading: ReadingOptions | None = None, **changes: Any) -> Settings:
-        """Return the settings, with `changes` where they are not None. Raises CorrKDError for
-        anything wrong in them.
+        """Return the settings, with those `changes` that are not None. Raises CorrKDError if they
+        are invalid.
         """
         from corrkd.experiment.settings import load_settings
 
@@ -183,11 +184,11 @@ class SettingsOptions:
         )
 
     def load_for_data(self, reading: ReadingOptions, **changes: Any) -> Settings | Unscaled:
-        """Return the settings; where neither a preset nor a file is named, those of `corrkd-plus`,
-        to be scaled to the data.
+        """Return the settings; without a preset or a settings file, those of `corrkd-plus`, to be
+        scaled to the data.
 
         Raises:
-            CorrKDError: for anything wrong in them, or where no data are named either.
+            CorrKDError: the settings are invalid, or there is no dataset either.
         """
         from corrkd.experiment.scaling import Unscaled
 
@@ -199,9 +200,7 @@ class SettingsOptions:
         return unscaled
 
     def _tree(self, reading: ReadingOptions | None, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """What the options say, as nested settings: a flag that is not there leaves them as they
-        are.
-        """
+        """Return the options as nested settings; options that were not passed are absent."""
         target = changes.get("target")
         paths = {"path": self.data, "target": target, **vars(reading or ReadingOptions())}
         data = {
@@ -220,8 +219,8 @@ class SettingsOptions:
 
 
 def command(register: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a function as a command; a parameter that is a group of options stands for each of
-    the group's.
+    """Register a function as a command; a parameter whose type is a dataclass of options is
+    replaced by its fields.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -256,7 +255,7 @@ def command(register: Callable[..., Any]) -> Callable[[Callable[..., None]], Cal
 
 
 def print(text: object, **options: Any) -> None:
-    """Print text in which names of others may stand: a terminal obeys nothing in it."""
+    """Print text with control characters escaped, since names in it may come from files."""
     builtins.print(terminal_text(str(text)), **options)
 
 
@@ -334,7 +333,9 @@ def resume(
 
 @command(app.command)
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Run folder, a seed's folder, or a model file.")],
+    model: Annotated[
+        Path, typer.Argument(help="Run folder, a seed's or a model's folder, or zoo:NAME.")
+    ],
     data: Annotated[
         str,
         typer.Option(
@@ -428,9 +429,7 @@ def evaluate(
 def predict(
     model: Annotated[
         str,
-        typer.Argument(
-            help="Run folder, a seed's folder, a model's file or folder, or owner/name on the hub."
-        ),
+        typer.Argument(help=MODEL_HELP),
     ],
     clips: Annotated[
         list[Path] | None,
@@ -451,12 +450,14 @@ def predict(
     condition: Annotated[
         str | None,
         typer.Option(
-            help="Hide from the model what is missing under this condition, e.g. language+audio "
-            "or ratio-0.3."
+            help="Also hide what is missing under this condition, e.g. language+audio or ratio-0.3."
         ),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Samples per batch; affects memory only.")
+        int,
+        typer.Option(
+            min=1, help="Samples per batch; affects memory, and rounding in the last bits."
+        ),
     ] = 256,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing file.")
@@ -465,7 +466,10 @@ def predict(
     reading: ReadingOptions,
     compute: ComputeOptions,
 ) -> None:
-    """Predict every sample of a dataset file, or recordings. Started again, it continues."""
+    """Predict recordings, or every sample of a dataset file.
+
+    If interrupted with --data, the same command continues.
+    """
     import torch
 
     from corrkd.experiment.experiment import dataset_of, pick_device
@@ -531,9 +535,7 @@ def _predict_clips(predictor: Any, clips: list[Path], out: Path | None, reporter
 def serve(
     model: Annotated[
         str,
-        typer.Argument(
-            help="Run folder, a seed's folder, a model's folder, or owner/name on the hub."
-        ),
+        typer.Argument(help=MODEL_HELP),
     ],
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0: all addresses of this machine.")
@@ -562,31 +564,37 @@ def serve(
         int | None,
         typer.Option(
             min=1,
-            help="Most frames per modality; default: as many as in training, but at least 1024.",
+            help="Maximum number of frames per modality; default: as in training, but at least "
+            "1024.",
         ),
     ] = None,
-    max_samples: Annotated[int, typer.Option(min=1, help="Most samples per request.")] = 256,
+    max_samples: Annotated[
+        int, typer.Option(min=1, help="Maximum number of samples per request.")
+    ] = 256,
     max_cost: Annotated[
         float | None,
         typer.Option(
             min=0.001,
-            help="Most millions of numbers per request, counted as the sum of frames x (width + "
-            "frames); default: 8, or enough for one sample.",
+            help="Maximum cost of a request, in millions: the sum of frames x (width + frames) "
+            "over samples and modalities; default: 8, or enough for one sample.",
         ),
     ] = None,
-    max_requests: Annotated[int, typer.Option(min=1, help="Most requests answered at once.")] = 64,
+    max_requests: Annotated[
+        int, typer.Option(min=1, help="Maximum number of requests in progress.")
+    ] = 64,
     max_connections: Annotated[
         int,
         typer.Option(
             min=1,
-            help="Most open connections; never more than half of the process's limit on open "
-            "files.",
+            help="Maximum number of open connections; never more than half of the process's limit "
+            "on open files.",
         ),
     ] = 512,
     body_seconds: Annotated[
         float,
         typer.Option(
-            min=0.1, help="Seconds within which a request has to arrive and its answer be read."
+            min=0.1,
+            help="Seconds for a request to arrive, and for the client to read the answer.",
         ),
     ] = 10.0,
     max_clip: Annotated[
@@ -596,19 +604,24 @@ def serve(
         float, typer.Option(min=0.1, help="Longest recording, in seconds.")
     ] = 120.0,
     max_clips: Annotated[
-        int, typer.Option(min=1, help="Most recordings read at once, each in its own process.")
+        int,
+        typer.Option(
+            min=1, help="Maximum number of recordings read at once, each in its own process."
+        ),
     ] = 1,
     clip_memory: Annotated[
-        float, typer.Option(min=1.0, help="Memory limit of such a process, in gigabytes.")
+        float, typer.Option(min=1.0, help="Memory limit for reading a recording, in gigabytes.")
     ] = 3.0,
     clip_work_seconds: Annotated[
-        float, typer.Option(min=1.0, help="Time limit of such a process, in seconds.")
+        float, typer.Option(min=1.0, help="Time limit for reading a recording, in seconds.")
     ] = 120.0,
     wait: Annotated[
         float,
         typer.Option(min=0.0, help="Milliseconds that a request waits to be batched with others."),
     ] = 4.0,
-    batch: Annotated[int, typer.Option(min=1, help="Most samples per batch of the network.")] = 64,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Maximum number of samples in a batch of the network.")
+    ] = 64,
     samples: Annotated[
         bool, typer.Option(help="Offer samples of the tested split on the web page.")
     ] = True,
@@ -634,7 +647,7 @@ def serve(
     torch.set_num_threads(compute.threads)
     reporter = Reporter()
     token = read_token(token_file)
-    place = bound(host, port)  # before the work, not after it
+    listener = bound(host, port)  # before the work, not after it
     with reporter.busy(f"reading {model}"):
         exhibit, notes = exhibit_of(model, samples=samples, device=pick_device(compute.device))
     for note in notes:
@@ -663,7 +676,7 @@ def serve(
     hosts = [host, *(allow_host or [])]
     run_server(
         Service(exhibit, limits=limits, token=token, hosts=hosts, wait=wait / 1000, batch=batch),
-        place,
+        listener,
     )
 
 
@@ -671,9 +684,7 @@ def serve(
 def export(
     model: Annotated[
         str,
-        typer.Argument(
-            help="Run folder, a seed's folder, a model's folder, or owner/name on the hub."
-        ),
+        typer.Argument(help=MODEL_HELP),
     ],
     folder: Annotated[
         Path, typer.Argument(help="New folder for model.onnx, card.json and predict.py.")
@@ -697,8 +708,8 @@ def export(
         int | None,
         typer.Option(
             min=1,
-            help="Most frames per modality; default: four times as many as in training, but at "
-            "least 1024.",
+            help="Maximum number of frames per modality; default: four times as many as in "
+            "training, but at least 1024.",
         ),
     ] = None,
     overwrite: Annotated[
@@ -1018,17 +1029,18 @@ def presets(name: Annotated[str | None, typer.Argument(help="Preset to print.")]
 
 @command(app.command)
 def zoo(
-    name: Annotated[str | None, typer.Argument(help="Show the card of this student.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Show the details of this student.")] = None,
     folder: Annotated[
         Path | None,
         typer.Option(
             "--folder",
-            help="A zoo; default: the one that CORRKD_ZOO names, and the students of the package.",
+            help="Folder of a zoo; default: the one in CORRKD_ZOO, and the package's.",
         ),
     ] = None,
 ) -> None:
-    """List the released students, or show the card of one; `zoo:NAME` stands for a student wherever
-    a model is named.
+    """List released students, or show one.
+
+    Other commands accept `zoo:NAME` as a model.
     """
     from corrkd.zoo import card_text, students, table_text
 
@@ -1044,7 +1056,10 @@ def inspect(
     *,
     reading: ReadingOptions,
 ) -> None:
-    """Describe a dataset: layout, shapes, labels, missing data and suspicious values."""
+    """Describe a dataset: shapes, labels, missing data.
+
+    Also prints how the layout was interpreted, and suspicious values.
+    """
     from corrkd.data.inspect import describe
     from corrkd.data.inspect import inspect as look
     from corrkd.data.load import load_dataset
@@ -1065,7 +1080,10 @@ def convert(
     *,
     reading: ReadingOptions,
 ) -> None:
-    """Convert a dataset to a single file that contains no code and can be memory-mapped."""
+    """Convert a dataset to one file without code.
+
+    The file (.safetensors) is memory-mapped when read.
+    """
     from corrkd.data.convert import convert as write
     from corrkd.data.load import load_dataset
     from corrkd.experiment.progress import Reporter
@@ -1085,25 +1103,25 @@ def hazumi(
     clones: Annotated[
         Path | None,
         typer.Option(
-            "--from", help="Folder with clones of the three repositories, to download nothing."
+            "--from", help="Folder with clones of the three repositories, instead of downloading."
         ),
     ] = None,
     cache: Annotated[
         Path,
         typer.Option(
-            "--cache", help="Folder of downloaded files; existing ones are not downloaded again."
+            "--cache", help="Folder for the downloads; existing files are not downloaded again."
         ),
     ] = Path("hazumi-sources"),
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing file.")
     ] = False,
 ) -> None:
-    """Build the Hazumi set (Osaka University's dialogue corpora) from the public repositories
-    ouktlab/Hazumi2010, Hazumi2012 and Hazumi2105.
+    """Build the Hazumi set: dialogues, as features.
 
-    Downloads about 155 MB and checks each file's SHA-256. The repositories have no licence file:
-    the features are published for research; ask the authors about any other use, and cite Komatani
-    and Okada (ACII 2021).
+    Downloads about 155 MB from the public repositories ouktlab/Hazumi2010, Hazumi2012 and
+    Hazumi2105 of Osaka University and checks each file's SHA-256. The repositories have no licence
+    file: the features are published for research; ask the authors about any other use, and cite
+    Komatani and Okada (ACII 2021).
     """
     from corrkd.data.hazumi.build import check_ending, dataset_of, read_sessions, write_dataset
     from corrkd.data.hazumi.sources import download, source_files
@@ -1129,7 +1147,7 @@ def hazumi(
 
 
 def seeds_of(text: str) -> list[int]:
-    """Return the seeds that an option names. Raises CorrKDError where it names none."""
+    """Return the seeds of --seeds. Raises CorrKDError if there are none."""
     is_list = "," in text
     try:
         numbers = [int(item) for item in text.removesuffix(",").split(",")]
@@ -1167,15 +1185,13 @@ def _announce(done: Any) -> None:
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
-    """TensorBoard writes in a thread, and raises a full disk's error again where the next line is
-    asked of it: once is enough.
-    """
+    """Ignore OSError in a thread: TensorBoard raises that of a full disk again later."""
     if not isinstance(failure.exc_value, OSError):
         threading.__excepthook__(failure)
 
 
 def main() -> None:
-    """The command line. Errors of the user's are one line and exit code 2; Ctrl-C is 130."""
+    """Run the command line. User errors are one line with exit code 2; Ctrl-C is 130."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     threading.excepthook = _thread_failed
     try:
@@ -1184,9 +1200,7 @@ def main() -> None:
         code = INTERRUPTED
     except Exception as error:
         message = str(error)
-        if hasattr(
-            error, "format_message"
-        ):  # of usage, from click, which typer carries inside or beside it
+        if hasattr(error, "format_message"):  # a usage error of click, which typer may vendor
             message = f"{error.format_message().rstrip('.')}; see `corrkd --help`"
         elif isinstance(error, OSError):  # a disk that is full where a library writes
             message = f"{error.filename or 'a file'}: {error.strerror or error}"

@@ -75,7 +75,7 @@ def test_a_model_of_no_run_and_a_run_without_its_data(on_file: Path, tmp_path: P
     Predictor.from_pretrained(on_file / "run").save_pretrained(tmp_path / "model")
     exhibit, notes = exhibit_of(tmp_path / "model")
     assert list(exhibit.predictors) == ["student"]
-    assert notes == ["no run: there is nothing to compare with, and no samples to pick from"]
+    assert notes == ["without a run folder, the page has no teacher, control or samples to show"]
     (on_file / "mine.npz").rename(on_file / "gone.npz")
     try:
         exhibit, notes = exhibit_of(on_file / "run")

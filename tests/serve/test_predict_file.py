@@ -709,7 +709,7 @@ def test_a_network_that_answers_with_no_numbers(tmp_path: Path) -> None:
 def test_errors_are_one_line(model: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
     for out, words in (
-        ("p.txt", "p.txt: the output's name must end in .csv, .parquet, .jsonl"),
+        ("p.txt", "p.txt: the output's name must end in .csv, .parquet or .jsonl"),
         ("p", "p: the output's name must end in"),
         ("folder.csv", "folder.csv: is a folder; name a file"),
     ):

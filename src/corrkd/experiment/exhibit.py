@@ -39,7 +39,7 @@ def exhibit_of(
     predictors = {"student": student}
     if student.run is None:
         return Exhibit(predictors), [
-            "no run: there is nothing to compare with, and no samples to pick from"
+            "without a run folder, the page has no teacher, control or samples to show"
         ]
     folder = _seed_folder(Path(model).absolute(), student.run)
     control = RunFolder.open(student.run).card.control

@@ -36,14 +36,14 @@ def feature_settings(
     described = card["about"].get(EXTRACTORS)
     if not isinstance(described, Mapping) or not isinstance(described.get("modalities"), Mapping):
         raise CorrKDError(
-            "the model's card names no extractors: its data were not made by `corrkd features`; "
-            "predict from a dataset file, with --data"
+            "the model's card names no extractors: its data are not from `corrkd features`; "
+            "predict from features of the same kind"
         )
     lacking = [m for m in card["modalities"] if m not in described["modalities"]]
     if lacking:
         raise CorrKDError(
-            f"the model's card names no extractor of {', '.join(lacking)}; predict from a "
-            f"dataset file, with --data"
+            f"the model's card names no extractor of {', '.join(lacking)}; predict from features "
+            f"of the same kind"
         )
     used = {m: described["modalities"][m] for m in card["modalities"]}
     return settings_of({**described, "modalities": used}, "the model's card", device)

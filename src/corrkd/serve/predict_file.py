@@ -122,7 +122,7 @@ def check_output(out: Path, *, overwrite: bool) -> None:
     be replaced.
     """
     if out.suffix not in WRITERS:
-        raise CorrKDError(f"{out}: the output's name must end in {', '.join(WRITERS)}")
+        raise CorrKDError(f"{out}: the output's name must end in .csv, .parquet or .jsonl")
     check_new(out, overwrite=overwrite)
 
 

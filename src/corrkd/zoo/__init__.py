@@ -268,7 +268,7 @@ def _find(folder: str | None, name: str) -> tuple[Path, Student]:
     if name not in listed:
         where = ", ".join(map(str, _zoos(folder)))
         raise CorrKDError(
-            f"zoo: no student is named {quoted(name)}; there are {', '.join(listed) or 'none'} "
+            f"zoo: no student named {quoted(name)}; available: {', '.join(listed) or 'none'} "
             f"(in {where})"
         )
     return listed[name]
@@ -277,13 +277,13 @@ def _find(folder: str | None, name: str) -> tuple[Path, Student]:
 def _read(zoo: Path) -> dict[str, Student]:
     path = zoo / MANIFEST
     if not path.is_file():
-        raise CorrKDError(f"{zoo}: no zoo, which has a {MANIFEST}; `corrkd.zoo.add` writes one")
+        raise CorrKDError(f"{zoo}: not a zoo: no {MANIFEST} in it; `corrkd.zoo.add` writes one")
     tree = read_json(path)
     with refusing(path, ADVICE):
         entries = _Manifest.model_validate(tree).students
     for name in entries:
         if leads_elsewhere(name):
-            raise CorrKDError(f"{path}: a student is named {quoted(name)}, which is no folder's")
+            raise CorrKDError(f"{path}: student {quoted(name)}: not the name of a folder beside it")
     return entries
 
 
