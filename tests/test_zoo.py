@@ -354,4 +354,4 @@ def test_commands_take_a_released_student(tmp_path: Path) -> None:
     )
     assert done.code == 0, done.err
     assert len(out.read_text().splitlines()) == 801
-    assert "there are synthetic, synthetic-language-audio" in corrkd("serve", "zoo:nope").line
+    assert "available: synthetic, synthetic-language-audio" in corrkd("serve", "zoo:nope").line
