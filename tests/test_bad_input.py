@@ -315,7 +315,7 @@ def test_a_full_disk_leaves_older_files_as_they_were(finished: Path, tmp_path: P
     )
     for command in into:
         assert (
-            "is there already; choose another file, or replace it with --overwrite"
+            "already exists; choose another file, or replace it with --overwrite"
             in corrkd(*command).line
         )
         assert "File too large" in corrkd(*command, "--overwrite", first=full).line

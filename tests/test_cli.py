@@ -321,7 +321,7 @@ def test_data_inspect_and_convert(tmp_path: Path) -> None:
         package.load_dataset(data).split("test").frames["gaze"],
     )
     assert "must end in .safetensors" in corrkd("data", "convert", data, tmp_path / "d.pkl").line
-    assert "is there already; choose another file" in corrkd("data", "convert", data, out).line
+    assert "already exists; choose another file" in corrkd("data", "convert", data, out).line
     assert corrkd("data", "convert", data, out, "--overwrite").code == 0
 
 

@@ -227,7 +227,9 @@ def test_an_unknown_name_lists_the_names(lab: Path) -> None:
     for load in (Predictor.from_pretrained, load_student):
         with pytest.raises(CorrKDError, match=r"'mods'; available: moods \(in .*lab\)$"):
             load(f"zoo:{lab}/mods")
-        with pytest.raises(CorrKDError, match=r"''; available: synthetic, synthetic-language-audio"):
+        with pytest.raises(
+            CorrKDError, match=r"''; available: synthetic, synthetic-language-audio"
+        ):
             load("zoo:")
     with pytest.raises(CorrKDError, match=r"nowhere: not a zoo: no manifest\.json"):
         zoo.resolve("zoo:nowhere/moods")

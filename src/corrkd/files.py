@@ -116,7 +116,7 @@ def check_new(path: Path, *, overwrite: bool) -> None:
         raise CorrKDError(f"{path}: is a folder; name a file")
     if path.exists() and not overwrite:
         raise CorrKDError(
-            f"{path}: is there already; choose another file, or replace it with --overwrite"
+            f"{path}: already exists; choose another file, or replace it with --overwrite"
         )
 
 

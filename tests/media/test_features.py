@@ -147,7 +147,7 @@ def test_runs_are_equal_and_labels_cost_nothing(
     out = tmp_path / "own.h5"
     assert features(clips, out, "--jobs", 2).code == 1
     assert digest(out) == digest(made[0])
-    assert "is there already" in features(clips, out).line
+    assert "already exists" in features(clips, out).line
     files = {file: file.stat().st_mtime_ns for file in (tmp_path / ".own.h5.clips").glob("*.npz")}
     assert len(files) == len(KEPT)
     labels = tmp_path / "other.csv"

@@ -584,7 +584,7 @@ def test_killed_with_the_output_in_place(
     first = ends_at("shutil", "rmtree", 1)
     assert command(model, data, out, first=first).code == -signal.SIGKILL
     assert out.read_bytes() == whole[".csv"]
-    assert "is there already" in command(model, data, out).line
+    assert "already exists" in command(model, data, out).line
     assert command(model, data, out, "--overwrite").code == 0
     assert out.read_bytes() == whole[".csv"]
     assert left(tmp_path) == ["p.csv"]
@@ -647,7 +647,7 @@ def test_an_output_that_is_there(tmp_path: Path) -> None:
     out.write_text("mine")
     with pytest.raises(
         CorrKDError,
-        match=r"p.csv: is there already; choose another file, or replace it with --over",
+        match=r"p.csv: already exists; choose another file, or replace it with --over",
     ):
         predict_file(predictor, dataset, out)
     with pytest.raises(KeyboardInterrupt):

@@ -237,7 +237,7 @@ class FolderExtraction:
         self.failures = {name: self.failures[name] for name in names if name in self.failures}
         failed = _write_failures(self.out, self.failures)
         if not kept:
-            where = f"; {failed} says why of each" if failed else ""
+            where = f"; {failed} lists the errors" if failed else ""
             raise CorrKDError(
                 f"{self.folder}: none of {len(self.clips.rows)} clips could be read{where}"
             )

@@ -158,7 +158,7 @@ class _Server(uvicorn.Server):
         guard = self._service.guard
         counts = guard.accepted, guard.answered, guard.given_up
         logger.info(
-            "%d requests for the model were accepted, %d answered, %d given up by their clients",
+            "%d requests for the model were accepted, %d answered, %d abandoned by their clients",
             *counts,
         )
 

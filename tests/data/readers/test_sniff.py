@@ -70,8 +70,11 @@ QUOTA = b"\n<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</tit
         (excel, "an Excel workbook; save the sheet as `CSV UTF-8`"),
         (archive, "a zip archive of 1 files; unpack it"),
         (b"SQLite format 3\0", "an SQLite database; save its table: pandas.read_sql"),
-        (wav, "a recording .WAV.; make features of the folder"),
-        (b"\x00\x00\x00\x20ftypisom" + bytes(100), "a video .MP4.; make features of the folder"),
+        (wav, "a recording .WAV.; extract features from its folder"),
+        (
+            b"\x00\x00\x00\x20ftypisom" + bytes(100),
+            "a video .MP4.; extract features from its folder",
+        ),
         (QUOTA, "a web page, not the file itself: .* quota notice .*; fetch the file again"),
         (LFS, "a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`"),
         (b"Dear all,\nthe data are on the shared drive.\n", "text, not a dataset"),

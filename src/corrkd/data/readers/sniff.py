@@ -10,9 +10,7 @@ from corrkd.data.readers.containers import check_directory
 START = 512  # bytes that are looked at
 ARRAYS = "numpy.savez('data.npz', audio=..., scores=...)"
 UNPACK = "unpack it and give the file inside"
-EXTRACT = (
-    "make features of the folder that it lies in first: `corrkd features FOLDER --out data.h5`"
-)
+EXTRACT = "extract features from its folder first: `corrkd features FOLDER --out data.h5`"
 TEXT = (
     "text, not a dataset; give a table with a heading (audio_0, audio_1, label) and a row a "
     "sample, or arrays"
