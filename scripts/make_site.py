@@ -58,7 +58,11 @@ GALLERY = {
     "Judging any classifier": "judge_any_classifier.py",
     "A method as a package": "plugin",
 }
-RESULTS = {"Results": "results.md", "The full comparison": "comparison-report.md"}
+RESULTS = {
+    "Results": "results.md",
+    "One teacher, every condition": "results-by-condition.md",
+    "The comparison in full": "comparison-report.md",
+}
 
 
 def outside_code(
