@@ -389,6 +389,8 @@ def test_presets() -> None:
         (("train",), ["nothing to train on"]),
         (("compare",), ["nothing to train on: give --data FILE"]),
         (("compare", "--methods", "kl"), ["nothing to train on"]),
+        (("tune",), ["nothing to train on"]),
+        (("tune", "--methods", "kl"), ["nothing to train on"]),
         (("resume", "nowhere"), ["nowhere: no such folder"]),
         (("report", "nowhere"), ["nowhere"]),
         (("evaluate", "nowhere", "--data", "synthetic"), ["nowhere: no trained student"]),

@@ -843,7 +843,10 @@ def compare(
 def tune(
     options: SettingsOptions,
     methods: Annotated[
-        str, typer.Option(help="Names, e.g. corrkd,self-mm, and groups: paper, controls, all.")
+        str,
+        typer.Option(
+            help="Names, e.g. corrkd,self-mm, and groups: paper, controls, ablation, all."
+        ),
     ] = "corrkd",
     trials: Annotated[
         int, typer.Option(min=1, help="Trials per method; the first has its defaults.")
@@ -865,16 +868,14 @@ def tune(
     from corrkd.experiment.tune import TUNED, named, table_text
     from corrkd.experiment.tune import tune as search
 
-    chosen = [
-        name
-        for name in expanded(dataset_plan.strip() for dataset_plan in methods.split(","))
-        if name
-    ]
+    if not (options.data or options.preset or options.settings):
+        raise CorrKDError(NOTHING_NAMED)
+    names = [name for name in expanded(name.strip() for name in methods.split(",")) if name]
     print(
         table_text(
             search(
                 options.load(device=device),
-                named(chosen),
+                named(names),
                 out,
                 trials=trials,
                 jobs=jobs,
