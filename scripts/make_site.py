@@ -57,6 +57,7 @@ GALLERY = {
     "Your own arrays": "own_arrays.py",
     "Judging any classifier": "judge_any_classifier.py",
     "A method as a package": "plugin",
+    "Extensions": "extending",
 }
 RESULTS = {
     "Results": "results.md",

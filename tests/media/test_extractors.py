@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -246,18 +245,3 @@ def test_registry() -> None:
         with_changes("embedded", ["prosody"])
     with pytest.raises(CorrKDError, match="preset 'big' of extractors is unknown"):
         with_changes("big")
-
-
-def test_the_extractor_of_the_documents(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "extending.md").read_text("utf-8")
-    source = (
-        page[page.index("## A new extractor") :].partition("```python\n")[2].partition("```")[0]
-    )
-    scope: dict[str, Any] = {}
-    exec(compile(source, "extending.md", "exec", dont_inherit=True), scope)
-    frames = scope["Loudness"]().frames(
-        Clip(write_clip(tmp_path / "a.wav", sound=np.concatenate([tone(1.0), PAUSE])))
-    )
-    assert frames.present.tolist() == [True] * 10 + [False] * 10
-    assert (frames.values[:10] > -30).all()
-    assert (frames.values[10:] < -80).all()
