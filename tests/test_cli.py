@@ -413,7 +413,7 @@ def test_evaluates_errors_are_one_line(finished: Path, tmp_path: Path) -> None: 
     assert "has no modality 'vision'; it has language, audio" in corrkd(*words, data).line
     whole = write_npz(tmp_path / "whole.npz", {"language": 8, "audio": 8, "vision": 8})
     assert (
-        "condition 'smell' is unknown; there are"
+        "condition 'smell' is unknown; available:"
         in corrkd(*words, whole, "--conditions", "smell").line
     )
     assert "has no split 'later'" in corrkd(*words, whole, "--split", "later").line
@@ -495,7 +495,7 @@ def test_compare_and_tune_refuse_what_cannot_be(tmp_path: Path) -> None:
     unknown = corrkd(
         "compare", "--data", "synthetic", "--methods", "corrkd,unheard-of", "--out", tmp_path / "a"
     )
-    assert "method 'unheard-of' is unknown; there are self-mm, " in unknown.line
+    assert "method 'unheard-of' is unknown; available: self-mm, " in unknown.line
     absent = corrkd("tune", "--data", tmp_path / "no.pkl", "--out", tmp_path / "b")
     assert "no.pkl" in absent.line
     assert not (tmp_path / "a").exists()

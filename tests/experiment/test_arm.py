@@ -148,7 +148,7 @@ def test_every_name_there_is_resolves() -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "line"),
     [
-        ("unheard-of", {}, "method 'unheard-of' is unknown; there are self-mm, "),
+        ("unheard-of", {}, "method 'unheard-of' is unknown; available: self-mm, "),
         (
             "kl",
             {"method": {"weight": 1}},

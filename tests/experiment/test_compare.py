@@ -342,7 +342,7 @@ def test_the_live_table_counts(tmp_path: Path) -> None:
             r"trains_on",
         ),
         ({"arms": 3}, "expected a list of names"),
-        ({"arms": ["klx"]}, "method 'klx' is unknown; there are self-mm, "),
+        ({"arms": ["klx"]}, "method 'klx' is unknown; available: self-mm, "),
         (
             {"arms": ["kl"], "datasets": {"a/b": {}}},
             "dataset 'a/b': a name of a folder, which must be letters",

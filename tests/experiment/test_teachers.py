@@ -249,7 +249,7 @@ def test_teachers_of_other_networks_are_averaged_in(tmp_path: Path) -> None:
     assert torch.equal(made.representation, alone.representation)
     (note,) = [line for line in arrangement(experiment) if "committee" in line]
     assert (
-        "committee of 8 teachers a seed: 3 of the teacher's network, each trained without one of "
+        "committee of 8 teachers per seed: 3 of the teacher's network, each trained without one of "
         "3 folds" in note
     )
     assert (
@@ -375,8 +375,8 @@ def test_who_teaches_and_which_splits_there_are_is_said(
     experiment, _ = taught
     said = " ".join(notes(experiment, run_arms(experiment)))
     assert (
-        "taught by 6 teachers a seed, each trained without one of 3 folds by person and "
-        "answering for that" in said
+        "taught by 6 teachers per seed, each trained without one of 3 folds by person and "
+        "used for that fold alone" in said
     )
     assert "their 2 responses are averaged." in said
     assert "The teachers' temperature: fitted to the training labels." in said
@@ -385,7 +385,7 @@ def test_who_teaches_and_which_splits_there_are_is_said(
     assert "Each seed draws its own 10 training samples." in lines
     assert any("seed s validates on fold s mod 5" in line for line in lines)
     assert any(
-        "taught by 2 teachers a seed, each trained on all training samples" in line
+        "taught by 2 teachers per seed, each trained on all training samples" in line
         for line in lines
     )
     assert not arrangement(prepare(load_settings(**tiny())))

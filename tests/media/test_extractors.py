@@ -233,7 +233,7 @@ def test_registry() -> None:
         kind = extractor_class(name, modality)
         assert len(set(kind.columns)) == len(kind.columns) == kind().width
     assert (len(Prosody.columns), len(FaceMesh.columns), len(HashWords.columns)) == (54, 40, 256)
-    with pytest.raises(CorrKDError, match="extractor 'nope' is unknown; there are hash-words"):
+    with pytest.raises(CorrKDError, match="extractor 'nope' is unknown; available: hash-words"):
         extractor_class("nope", "audio")
     with pytest.raises(CorrKDError, match="'prosody': makes features of audio, not of vision"):
         extractor_class("prosody", "vision")

@@ -346,7 +346,7 @@ def test_conditions_that_take_nothing_away_or_all(tmp_path: Path) -> None:
         ("natural", "condition 'natural' removes no frames; name the modalities to keep"),
         ("noise-0.5", "condition 'noise-0.5' removes no frames"),
         ("vision", "condition 'vision' leaves nothing of dataset new, which has language, audio"),
-        ("smell", "condition 'smell' is unknown; there are complete, language"),
+        ("smell", "condition 'smell' is unknown; available: complete, language"),
     ):
         with pytest.raises(CorrKDError, match=words):
             predict_file(predictor, dataset, out, condition=name)

@@ -221,14 +221,14 @@ def _who_teaches(teacher: TeacherSettings, group: str, *, digest: str) -> list[s
             for name, line in zip(networks, lines, strict=True)
         )
         return [
-            f"Students are taught by a committee of {number} teachers a seed: {each}. Their "
+            f"Students are taught by a committee of {number} teachers per seed: {each}. Their "
             f"{repeats} responses are {combined}; "
             "representations are of the teacher's network."
         ]
     if number == 1:
         return []
     return [
-        f"Students are taught by {number} teachers a seed, {_how(lines[0], group)}; their "
+        f"Students are taught by {number} teachers per seed, {_how(lines[0], group)}; their "
         f"{repeats} responses are {combined}."
     ]
 
@@ -237,10 +237,7 @@ def _how(line: Line, group: str) -> str:
     """How the teachers of a network are trained."""
     if line.folds is None:
         return "each trained on all training samples"
-    return (
-        f"each trained without one of {line.folds} folds by {group} and answering for that fold "
-        f"alone"
-    )
+    return f"each trained without one of {line.folds} folds by {group} and used for that fold alone"
 
 
 def protocol(

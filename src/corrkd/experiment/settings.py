@@ -99,8 +99,8 @@ class TeacherSettings(TrainingSettings):
     folds: Folds | None = Field(
         None,
         description="out of fold: so many teachers, each trained without one fold of the people "
-        "(speakers, videos, sessions) and answering for that fold alone; null: teachers trained on "
-        "all, which answer for what they have learned by heart",
+        "(speakers, videos, sessions) and used for that fold alone; null: teachers trained on all "
+        "samples, which memorise them",
     )
     repeats: Repeats = Field(
         1,

@@ -235,6 +235,8 @@ def card_text(name: str) -> str:
     folder = resolve(PREFIX + name)
     student = _find(*_folder_and_name(name))[1]
     entry = student.model_dump(mode="json", exclude={"files"})
+    for values in entry["metrics"].values():
+        values.update((condition, round(value, 4)) for condition, value in values.items())
     readme = (folder / README).read_text("utf-8", errors="replace")
     body = readme.partition("\n---\n")[2] if readme.startswith("---\n") else readme
     return f"{yaml.safe_dump(entry, sort_keys=False, allow_unicode=True)}\n{body or readme}"

@@ -82,7 +82,7 @@ def condition(name: str, modalities: Sequence[str], draws: int = 1) -> Condition
         ratios = [f"{other.kind}-R" for other in _built_in() if issubclass(other, AtRatio)]
         plain = [other.kind for other in _built_in() if not issubclass(other, AtRatio)]
         raise CorrKDError(
-            f"condition {quoted(name)} is unknown; there are complete, {', '.join(modalities)} and "
+            f"condition {quoted(name)} is unknown; available: complete, {', '.join(modalities)}, "
             f"their sums as {'+'.join(modalities[:2])}, {', '.join([*plain, *_other_kinds()])}, "
             f"and {', '.join(ratios)} with R from 0 to 1"
         )
