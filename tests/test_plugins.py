@@ -41,8 +41,8 @@ def test_an_unknown_name_is_told_what_there_is(offer: Offer) -> None:
     offer("corrkd.methods", mine=f"{__name__}:Mine")
     line = refused(method_class, "mime")
     assert line.startswith("method 'mime' is unknown")
-    assert {*BUILT_IN, "mine"} <= set(line.rpartition("there are ")[2].split(", "))
-    assert "mine" not in refused(network_class, "mime").split("there are")[1]  # another group
+    assert {*BUILT_IN, "mine"} <= set(line.rpartition("available: ")[2].split(", "))
+    assert "mine" not in refused(network_class, "mime").split("available")[1]  # another group
 
 
 def test_a_built_in_name_cannot_be_taken_over(offer: Offer) -> None:

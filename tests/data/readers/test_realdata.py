@@ -258,5 +258,5 @@ def test_label_files_with_a_file_an_utterance(
 
 @pytest.mark.parametrize("name", ["clip_101_movies.mp4", "README.md"])
 def test_what_is_no_dataset(real_data: Path, name: str) -> None:
-    with pytest.raises(CorrKDError, match=r"a video \(MP4\); make features|text, not a dataset"):
+    with pytest.raises(CorrKDError, match=r"a video \(MP4\); extract features|text, not a dataset"):
         load_dataset(real(real_data, name))
