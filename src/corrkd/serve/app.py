@@ -162,7 +162,7 @@ def num_frames(modality: Any) -> int:
 
 
 class Service:
-    """A model behind an address.
+    """Serves a student over HTTP.
 
     Args:
         exhibit: the student, and the networks shown beside it on the page.
