@@ -319,7 +319,7 @@ def measure(folder: Path, *, seconds: float, clients: int, warm: float = 10.0) -
             process.kill()
     text = log.read_text()
     counts = re.search(
-        r"(\d+) requests for the model were accepted, (\d+) answered, (\d+) given up", text
+        r"(\d+) requests for the model were accepted, (\d+) answered, (\d+) abandoned", text
     )
     accepted, answered, given_up = map(int, counts.groups()) if counts else (-1, -1, -1)
     return Figures(

@@ -18,7 +18,7 @@ from tests.command import TINY, sketch
 from tests.conftest import made_once
 
 # Seconds and dates: what two equal runs may differ in.
-APART = ("timings.csv", "tfevents", ".lock", "cost.json", "costs.", "log.txt")
+APART = ("timings.csv", "tfevents", ".lock", "cost.json", "costs.", "tables/time.", "log.txt")
 
 
 def tiny(**changes: Any) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def test_an_error_in_several_processes_ends_them_all(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("mine")
     done = torchrun(
-        "run", "--preset", "synthetic", "--set", "device=cpu", "--out", tmp_path / "run"
+        "run", "--preset=synthetic", "--set=device=cpu", "--set=jobs=1", "--out", tmp_path / "run"
     )
     assert done.returncode != 0
     assert "holds other files and no run" in done.stderr

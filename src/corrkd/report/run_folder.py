@@ -7,7 +7,7 @@ bounds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -342,29 +342,17 @@ class RunFolder:
             "draw": float,
         }
 
-        def typed(file: Path) -> pd.DataFrame:
-            # A class or modality may be called "NA": only numbers may be empty.
-            empty = {"seed": [""], "draw": [""], "value": ["", "nan"]}
-            frame = read_csv(file, dtype=columns, keep_default_na=False, na_values=empty)
-            lacking = columns.keys() - set(frame)
-            if lacking:
-                raise CorrKDError(
-                    f"{self.path / 'results.csv'}: no column {', '.join(sorted(lacking))}"
-                )
-            return frame.assign(
-                seed=frame["seed"].fillna(-1).astype(int), draw=frame["draw"].fillna(0).astype(int)
-            )
-
-        return self._read("results.csv", typed)
+        # A class or modality may be called "NA": only numbers may be empty.
+        empty = {"seed": [""], "draw": [""], "value": ["", "nan"]}
+        frame = self._table("results.csv", columns, dtype=columns, na_values=empty)
+        return frame.assign(
+            seed=frame["seed"].fillna(-1).astype(int), draw=frame["draw"].fillna(0).astype(int)
+        )
 
     @cached_property
     def groups(self) -> pd.Series[str]:
         """groups.csv: each tested sample's group by its id."""
-        frame = self._read(
-            "groups.csv", lambda file: read_csv(file, dtype=str, keep_default_na=False)
-        )
-        if not {"id", "group"} <= set(frame):
-            raise CorrKDError(f"{self.path / 'groups.csv'}: the columns must be id and group")
+        frame = self._table("groups.csv", ("id", "group"), dtype=str)
         groups: pd.Series[str] = frame.drop_duplicates("id").set_index("id")["group"]
         return groups
 
@@ -375,14 +363,11 @@ class RunFolder:
         numbers = dict.fromkeys(
             ("parameters", "epochs", "train_seconds", "peak_memory_bytes"), float
         )
-        costs = self._read(
+        costs = self._table(
             "costs.csv",
-            lambda file: read_csv(
-                file,
-                dtype={"method": str, "device": str, **numbers},
-                keep_default_na=False,
-                na_values={name: ["", "nan"] for name in numbers},
-            ),
+            ("method", "seed", *numbers),
+            dtype={"method": str, "device": str, **numbers},
+            na_values={name: ["", "nan"] for name in numbers},
         )
         if "device" not in costs:
             costs = costs.assign(device="")
@@ -392,27 +377,24 @@ class RunFolder:
         """Every seed's coverage.csv under one another: condition, group, samples, coverage,
         set_size, method, seed.
         """
-        files = self._seed_files("coverage.csv")
+        names = dict.fromkeys(("condition", "group", "method"), str)
+        columns = (*names, "samples", "coverage", "set_size")
         return pd.concat(
             [
-                self._read(
-                    file,
-                    lambda path: read_csv(
-                        path,
-                        dtype={"condition": str, "group": str, "method": str},
-                        keep_default_na=False,
-                    ),
-                ).assign(seed=seed)
-                for seed, file in files
+                self._table(file, columns, dtype=names).assign(seed=seed)
+                for seed, file in self._seed_files("coverage.csv")
             ],
             ignore_index=True,
         )
 
     def history(self) -> pd.DataFrame:
         """Every seed's history.csv under one another, with a column `seed`."""
-        files = self._seed_files("history.csv")
+        columns = ("method", "epoch", "kept", "valid/weighted_f1")
         return pd.concat(
-            [self._read(file, read_csv).assign(seed=seed) for seed, file in files],
+            [
+                self._table(file, columns, keep_default_na=True).assign(seed=seed)
+                for seed, file in self._seed_files("history.csv")
+            ],
             ignore_index=True,
         )
 
@@ -472,6 +454,14 @@ class RunFolder:
         if not files:
             raise AbsentError(f"No seed's folder contains {name}.")
         return files
+
+    def _table(self, name: str, columns: Iterable[str], **options: Any) -> pd.DataFrame:
+        """A CSV file of the folder. Raises CorrKDError if it lacks one of these columns."""
+        options = {"keep_default_na": False, **options}
+        frame = self._read(name, lambda file: read_csv(file, **options))
+        if lacking := [column for column in columns if column not in frame]:
+            raise CorrKDError(f"{self.path / name}: no column {', '.join(lacking)}")
+        return frame
 
     def _read(self, name: str, reader: Callable[[Path], T]) -> T:
         """One file of the folder. Raises AbsentError where it is not there, CorrKDError where it
