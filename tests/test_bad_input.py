@@ -345,7 +345,7 @@ def test_a_folder_with_other_files(tmp_path: Path) -> None:
     (out / "thesis.tex").write_text("mine")
     for words in ((), ("--overwrite",)):
         assert (
-            "holds other files and no run"
+            "contains other files and no run"
             in corrkd("run", "--settings", settings, "--out", out, *words).line
         )
     assert [p.name for p in out.iterdir()] == ["thesis.tex"]

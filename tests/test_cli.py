@@ -229,7 +229,7 @@ def test_train_then_resume(settings: Path, tmp_path: Path) -> None:
 def test_overwrite(settings: Path, tmp_path: Path) -> None:
     words = ("train", "--settings", settings, "--out", tmp_path / "run")
     assert corrkd(*words).code == 0
-    assert "holds a run already; go on with `corrkd resume" in corrkd(*words).line
+    assert "already contains a run; continue it with `corrkd resume" in corrkd(*words).line
     assert corrkd(*words, "--overwrite", "--seeds", "5").code == 0
     assert (tmp_path / "run" / "synthetic" / "seed-4").exists()
 
@@ -486,7 +486,7 @@ def test_compare_tells_what_failed_and_exits_with_1(tmp_path: Path, jobs: int) -
     assert corrkd("report", tmp_path / "out", first=sketched).code == 0
     assert (tmp_path / "out" / "report.html").read_bytes() == page  # the file is kept
     unknown = corrkd("report", tmp_path / "out", "--reference", "kl")
-    assert "has no arm 'kl' to compare with; expected one of" in unknown.line
+    assert "has no arm 'kl' to compare with; available:" in unknown.line
 
 
 def test_compare_and_tune_refuse_what_cannot_be(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ GloveOption = Annotated[
 ReportedOption = Annotated[
     Path | None,
     typer.Option(
-        "--reported", help="CSV file with published numbers, shown beside ours and marked as such."
+        "--reported", help="CSV file with published numbers, shown beside yours and marked."
     ),
 ]
 BackendOption = Annotated[
@@ -118,7 +118,8 @@ SettingsDeviceOption = Annotated[
 ReferenceOption = Annotated[
     str | None,
     typer.Option(
-        "--reference", help="Arm that the report compares the others with; default: the plan's."
+        "--reference",
+        help="Arm that the report compares the others with; default: the one in the plan.",
     ),
 ]
 ThreadsOption = Annotated[
@@ -349,13 +350,13 @@ def evaluate(
             help="Missing conditions, e.g. complete,language,ratio-0.3; default: the standard ones."
         ),
     ] = None,
-    draws: Annotated[int, typer.Option(min=1, help="Random draws per ratio and burst.")] = 3,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of each random condition.")] = 3,
     mask_seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of the test masks; default: that of all runs.")
+        int | None, typer.Option(min=0, help="Seed of the test masks; default: 2024, as in runs.")
     ] = None,
-    masks: Annotated[Path | None, typer.Option(help="Use the masks of this manifest.")] = None,
+    masks: Annotated[Path | None, typer.Option(help="Use the masks in this file.")] = None,
     export_masks: Annotated[
-        Path | None, typer.Option(help="Write the masks that were used to this manifest.")
+        Path | None, typer.Option(help="Write the masks to this file, for --masks.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the results to this CSV file.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
@@ -760,7 +761,7 @@ def compare(
         str | None,
         typer.Option(
             help="Names, e.g. corrkd,self-mm, and groups: paper, controls, ablation, all. Default: "
-            "all, or those of the file."
+            "all, or those in the file."
         ),
     ] = None,
     preset: PresetOption = None,
@@ -779,7 +780,7 @@ def compare(
         str | None,
         typer.Option(
             help="doubling: double a method's epochs until its validation score gains little; "
-            "fixed: as in the settings. Default: doubling, or that of the file."
+            "fixed: the epochs in the settings. Default: doubling, or as in the file."
         ),
     ] = None,
     changes: SetOption = None,
@@ -789,7 +790,7 @@ def compare(
         Path, typer.Option("--out", help="Folder of the comparison; an existing one is continued.")
     ] = Path("runs/compare"),
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start anew in an existing folder.")
+        bool, typer.Option("--overwrite", help="Replace an existing comparison.")
     ] = False,
     reported: ReportedOption = None,
     backend: BackendOption = "joblib",
@@ -797,7 +798,7 @@ def compare(
 ) -> None:
     """Train and test methods on datasets under one protocol.
 
-    Started again with the same folder, it continues.
+    If it was stopped, the same command continues it.
     """
     from corrkd.experiment.plan import load_plan
     from corrkd.experiment.run import compare as run_comparison
@@ -862,7 +863,8 @@ def tune(
 ) -> None:
     """Search hyper-parameters on the validation split.
 
-    Each method gets the same number of trials. The result is a plan for `corrkd compare`.
+    Each method gets the same number of trials. The result is a plan for `corrkd compare`. Requires
+    `pip install 'corrkd[tune]'`.
     """
     from corrkd.experiment.plan import expanded
     from corrkd.experiment.tune import TUNED, named, table_text
@@ -1001,7 +1003,7 @@ def report(
     reported: ReportedOption = None,
     reference: ReferenceOption = None,
 ) -> None:
-    """Rebuild the report from the folder alone."""
+    """Rebuild the report of a run or a comparison."""
     from corrkd.experiment.progress import Reporter
     from corrkd.experiment.run import keep_reported
     from corrkd.report.report import write_report

@@ -255,7 +255,7 @@ def test_a_folder_of_others_is_left_alone(jobs_run: list[Job], tmp_path: Path) -
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(CorrKDError, match="holds other files and no run"):
+        with pytest.raises(CorrKDError, match="contains other files and no run"):
             compare(plan_of(tmp=tmp_path), tmp_path / "out", overwrite=overwrite)
     assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
     assert jobs_run == []

@@ -107,7 +107,7 @@ def test_killed_at_its_very_first_write(settings: Path, tmp_path: Path) -> None:
         corrkd("train", "--settings", settings, "--out", out, first=ends_at(*WRITE, 1)).code
         == -signal.SIGKILL
     )
-    assert "holds no plan.yaml" in corrkd("resume", out).line
+    assert "contains no plan.yaml" in corrkd("resume", out).line
     assert corrkd("train", "--settings", settings, "--out", out).code == 0
     assert not leftovers(out)
 

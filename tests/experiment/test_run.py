@@ -422,7 +422,7 @@ def test_the_folder_of_a_run(tmp_path: Path) -> None:
     out = tmp_path / "run"
     corrkd.run(settings, out, evaluate=False)
     before = contents(out)
-    with pytest.raises(CorrKDError, match="holds a run already"):
+    with pytest.raises(CorrKDError, match="already contains a run"):
         corrkd.run(settings, out)
     assert contents(out) == before
     (out / "my notes.txt").write_text("mine")
@@ -433,7 +433,7 @@ def test_the_folder_of_a_run(tmp_path: Path) -> None:
     (other / "figures").mkdir(parents=True)
     (other / "settings.yaml").write_text("seeds: [0]\n")
     (other / "thesis.tex").write_text("mine")
-    with pytest.raises(CorrKDError, match="holds other files and no run"):
+    with pytest.raises(CorrKDError, match="contains other files and no run"):
         corrkd.run(settings, other, overwrite=True)
     assert {p.name for p in other.iterdir()} == {"figures", "settings.yaml", "thesis.tex"}
 

@@ -98,7 +98,7 @@ def test_a_run_on_data_alone_stores_what_was_chosen(tmp_path: Path) -> None:
     stored = corrkd.load_settings(done.folder / "people" / "settings.yaml")
     assert stored.teacher.folds == 3
     assert stored.student.network.name == "mlp"
-    with pytest.raises(CorrKDError, match="holds a run already"):
+    with pytest.raises(CorrKDError, match="already contains a run"):
         corrkd.run(quick, tmp_path / "run", dataset=dataset())
 
 

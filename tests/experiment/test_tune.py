@@ -82,9 +82,9 @@ def test_the_test_split_is_never_taken(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_other_settings_need_another_folder(searched: Path) -> None:
-    with pytest.raises(CorrKDError, match="holds a search with other settings"):
+    with pytest.raises(CorrKDError, match="contains a search with other settings"):
         tune(settings(missing={"modality": 0.9}), KL, searched, trials=3)
-    with pytest.raises(CorrKDError, match="holds a search with other settings"):
+    with pytest.raises(CorrKDError, match="contains a search with other settings"):
         tune(settings(), {"kl": ArmSettings(epochs=1, lr=ArmSettings().lr)}, searched, trials=3)
 
 
@@ -133,6 +133,6 @@ def test_a_trial_that_fails_has_no_score(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_folder_of_others_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(CorrKDError, match="holds other files and no run"):
+    with pytest.raises(CorrKDError, match="contains other files and no run"):
         tune(settings(), KL, tmp_path, trials=1)
     assert [p.name for p in tmp_path.iterdir() if p.name != ".lock"] == ["thesis.txt"]

@@ -226,7 +226,7 @@ def test_only_run_json(tmp_path: Path) -> None:
 
 def test_not_a_plans_folder(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(CorrKDError, match=r"holds no plan\.yaml") as caught:
+        with pytest.raises(CorrKDError, match=r"contains no plan\.yaml") as caught:
             write_report(folder)
         assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []

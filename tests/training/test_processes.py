@@ -90,5 +90,5 @@ def test_an_error_in_several_processes_ends_them_all(tmp_path: Path) -> None:
         "run", "--preset=synthetic", "--set=device=cpu", "--set=jobs=1", "--out", tmp_path / "run"
     )
     assert done.returncode != 0
-    assert "holds other files and no run" in done.stderr
+    assert "contains other files and no run" in done.stderr
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["mine.txt"]

@@ -72,14 +72,14 @@ def check(out: Path, *, overwrite: bool, continues: bool) -> None:
     if PLAN not in inside:
         if any(name in inside for name in OF_VERSION_01):
             raise CorrKDError(
-                f"{out}: holds a run of corrkd 0.1, which this version cannot go on with; choose "
+                f"{out}: contains a run of corrkd 0.1, which this version cannot continue; choose "
                 f"another folder"
             )
-        raise CorrKDError(f"{out}: holds other files and no run; choose another folder")
+        raise CorrKDError(f"{out}: contains other files and no run; choose another folder")
     if not (overwrite or continues):
         raise CorrKDError(
-            f"{out}: holds a run already; go on with `corrkd resume {out}`, or start anew with "
-            f"--overwrite"
+            f"{out}: already contains a run; continue it with `corrkd resume {out}`, or replace it "
+            f"with --overwrite"
         )
 
 
@@ -173,7 +173,7 @@ def write_card(folder: Path, card: Card) -> None:
         if version != card.corrkd:
             raise CorrKDError(
                 f"{folder}: was begun with corrkd {version}, and this is {card.corrkd}, whose "
-                "numbers may differ; choose another folder, or go on with that version"
+                "numbers may differ; choose another folder, or continue with that version"
             )
         if sha256 != card.dataset.sha256:
             raise CorrKDError(

@@ -294,12 +294,12 @@ def read_plan(out: Path, *, unchanged: bool = False) -> Plan:
         raise CorrKDError(f"{out}: no such folder")
     if not path.is_file():
         raise CorrKDError(
-            f"{out}: holds no {PLAN}; give a folder that this version of `corrkd run` or `corrkd "
-            f"compare` wrote"
+            f"{out}: contains no {PLAN}; give a folder that this version of `corrkd run` or "
+            f"`corrkd compare` wrote"
         )
     if unchanged:
         check_yaml_digest(
-            path, "put it back, choose another folder, or start anew with --overwrite"
+            path, "put it back, choose another folder, or replace the run with --overwrite"
         )
     tree = read_yaml_file(path)
     try:

@@ -228,7 +228,8 @@ def resume(out: str | Path, *, evaluate: bool = True, progress: bool | None = No
     plan = read_plan(Path(out), unchanged=True)
     if plan.trials is not None:
         raise CorrKDError(
-            f"{out}: holds a search over hyper-parameters; go on with `corrkd resume {out}`"
+            f"{out}: contains a search over hyper-parameters; continue it with "
+            f"`corrkd resume {out}`"
         )
     return _without_failures(
         execute(plan, out, continues=True, evaluate=evaluate, reporter=reporter_of(progress))
@@ -458,8 +459,8 @@ def _check_same(out: Path, name: str, before: DatasetPlan, now: DatasetPlan) -> 
     """Raise CorrKDError where a dataset was begun with other settings than the plan's."""
     old, new = (_flat(_lasting(dataset_plan)) for dataset_plan in (before, now))
     changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-    where = f"{out}: holds a run with other settings: dataset {name}"
-    advice = "choose another folder, or start anew with --overwrite"
+    where = f"{out}: contains a run with other settings: dataset {name}"
+    advice = "choose another folder, or replace the run with --overwrite"
     if changed:
         raise CorrKDError(
             f"{where}, {changed[0]} was {old.get(changed[0])}, is {new.get(changed[0])}; {advice}"

@@ -182,7 +182,9 @@ def _begin(out: Path, plan: Plan) -> None:
             before.model_copy(update={"jobs": plan.jobs, "trials": plan.trials}).to_yaml()
             != plan.to_yaml()
         ):
-            raise CorrKDError(f"{out}: holds a search with other settings; choose another folder")
+            raise CorrKDError(
+                f"{out}: contains a search with other settings; choose another folder"
+            )
     write_text(out / PLAN, plan.to_yaml())
 
 

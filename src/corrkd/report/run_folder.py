@@ -246,7 +246,7 @@ def open_datasets(out: Path) -> dict[str, RunFolder]:
                 f"{out}: not the folder of a run of this version; give the one that holds {PLAN}"
             )
         raise CorrKDError(
-            f"{out}: holds no {PLAN}; give a folder written by `corrkd run` or `corrkd compare`"
+            f"{out}: contains no {PLAN}; give a folder written by `corrkd run` or `corrkd compare`"
         )
     tree = read_yaml_file(out / PLAN)
     datasets = tree.get("datasets") if isinstance(tree, Mapping) else None
@@ -274,7 +274,7 @@ class RunFolder:
         file = Path(path) / RUN
         if not file.is_file():
             raise CorrKDError(
-                f"{path}: not a run folder (it holds no run.json); give a folder that `corrkd "
+                f"{path}: not a run folder (it contains no run.json); give a folder that `corrkd "
                 f"run` wrote"
             )
         tree = read_json(file)
@@ -298,7 +298,7 @@ class RunFolder:
         arms = [method.name for method in self.card.methods]
         if reference not in arms:
             raise CorrKDError(
-                f"{self.path}: has no arm {quoted(reference)} to compare with; expected one of "
+                f"{self.path}: has no arm {quoted(reference)} to compare with; available: "
                 f"{', '.join(arms)}"
             )
         return RunFolder(self.path, self.card.model_copy(update={"reference": reference}))
