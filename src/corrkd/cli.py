@@ -175,14 +175,17 @@ class SettingsOptions:
 
     def load(self, reading: ReadingOptions | None = None, **changes: Any) -> Settings:
         """Return the settings, with those `changes` that are not None. Raises CorrKDError if they
-        are invalid.
+        are invalid, or there is no preset, no settings file and no dataset.
         """
         from corrkd.experiment.settings import load_settings
 
         tree = self._tree(reading, changes)
-        return load_settings(
+        settings = load_settings(
             self.settings, preset=self.preset, overrides=self.changes or (), **tree
         )
+        if self.preset is None and self.settings is None:
+            _check_data_named(settings)
+        return settings
 
     def load_for_data(self, reading: ReadingOptions, **changes: Any) -> Settings | Unscaled:
         """Return the settings; without a preset or a settings file, those of `corrkd-plus`, to be
@@ -196,8 +199,7 @@ class SettingsOptions:
         if self.preset is not None or self.settings is not None:
             return self.load(reading, **changes)
         unscaled = Unscaled(tuple(self.changes or ()), self._tree(reading, changes))
-        if "path" not in unscaled.load().data.model_fields_set:
-            raise CorrKDError(NOTHING_NAMED)
+        _check_data_named(unscaled.load())
         return unscaled
 
     def _tree(self, reading: ReadingOptions | None, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,6 +219,11 @@ class SettingsOptions:
         if self.seeds is not None:
             tree["seeds"] = seeds_of(self.seeds)
         return tree
+
+
+def _check_data_named(settings: Settings) -> None:
+    if "path" not in settings.data.model_fields_set:
+        raise CorrKDError(NOTHING_NAMED)
 
 
 def command(register: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -870,8 +877,6 @@ def tune(
     from corrkd.experiment.tune import TUNED, named, table_text
     from corrkd.experiment.tune import tune as search
 
-    if not (options.data or options.preset or options.settings):
-        raise CorrKDError(NOTHING_NAMED)
     names = [name for name in expanded(name.strip() for name in methods.split(",")) if name]
     print(
         table_text(
