@@ -425,12 +425,18 @@ def test_what_is_no_ids(change: Any, tmp_path: Path) -> None:
         load_dataset(path, tokens=True)
 
 
-def test_the_flag_lies_over_the_settings_only_where_it_is_given() -> None:
-    for tokens, expected in ((False, True), (True, True)):
-        options = SettingsOptions(changes=["data.tokens=true"])
-        assert options.load(ReadingOptions(tokens=tokens)).data.tokens == expected
-    assert SettingsOptions().load(ReadingOptions(tokens=True)).data.tokens
-    assert not SettingsOptions().load(ReadingOptions()).data.tokens
+def test_the_flag_overrides_the_settings_only_where_it_is_given() -> None:
+    def tokens_of(flag: bool, **options: Any) -> bool:
+        return (
+            SettingsOptions(data="synthetic", **options)
+            .load(ReadingOptions(tokens=flag))
+            .data.tokens
+        )
+
+    assert tokens_of(True)
+    assert not tokens_of(False)
+    for flag in (False, True):
+        assert tokens_of(flag, changes=["data.tokens=true"])
 
 
 @pytest.mark.slow
