@@ -946,9 +946,19 @@ def features(
         typer.Option(
             "--jobs",
             min=1,
-            help="Number of clips in parallel, each in its own process; does not change results.",
+            help="Number of worker processes; does not change results.",
         ),
     ] = 1,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch",
+            min=1,
+            max=1000,
+            help="Clips that pass through hub models together; changes results by rounding alone. "
+            "Default: 16 on a GPU, 1 on a CPU.",
+        ),
+    ] = None,
     backend: BackendOption = "joblib",
     address: AddressOption = None,
     max_seconds: Annotated[float, typer.Option(min=0.1, help="Longest recording, in seconds.")] = 4
@@ -996,7 +1006,13 @@ def features(
                 reporter.say(f"left out: {error}")
             task.step(note=clip.title)
 
-        done = work.run(jobs=jobs, backend=check_backend(backend), address=address, on_clip=on_clip)
+        done = work.run(
+            jobs=jobs,
+            batch=batch,
+            backend=check_backend(backend),
+            address=address,
+            on_clip=on_clip,
+        )
     print(f"{out}: {summary(done, work.made)}")
     if done.failures:
         raise typer.Exit(1)

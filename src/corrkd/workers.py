@@ -15,15 +15,20 @@ import psutil
 from corrkd.errors import CorrKDError
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 Backend = Literal["joblib", "ray"]
-Work = Callable[[T], str | None]
-"""A function at the top of a module: does a task, which can be pickled, and returns an error's
-line, None where there is none.
-"""
-Submit = Callable[[T], "Future[str | None]"]
+Work = Callable[[T], R]
+"""A function at the top of a module: does a task and returns its result; both can be pickled."""
+Submit = Callable[[T], "Future[R]"]
 
 KILLED = "its process was killed; it may have run out of memory"
+
+
+class Lost(str):
+    """The line of why a task has no result."""
+
+
 # after which a worker without a task ends, and with it the dataset or the models that it holds
 IDLE_SECONDS = 600
 RETRIES = 1  # of a task of a cluster whose worker was lost: machines come and go
@@ -46,13 +51,13 @@ def _end_with(parent: psutil.Process) -> None:
 
 @contextmanager
 def workers(
-    work: Work[T],
+    work: Work[T, R],
     num_workers: int,
     *,
     backend: Backend = "joblib",
     address: str | None = None,
     gpus: float = 0,
-) -> Iterator[Submit[T]]:
+) -> Iterator[Submit[T, R]]:
     """A function that hands a task to a worker.
 
     Args:
@@ -84,7 +89,7 @@ def workers(
 
 
 @contextmanager
-def _ray(work: Work[T], address: str | None, gpus: float) -> Iterator[Submit[T]]:
+def _ray(work: Work[T, R], address: str | None, gpus: float) -> Iterator[Submit[T, R]]:
     try:
         import ray
     except ImportError:
@@ -112,16 +117,16 @@ def check_backend(name: str) -> Backend:
 
 def each_done(
     tasks: Sequence[T],
-    submit: Submit[T],
+    submit: Submit[T, R],
     num_workers: int,
     can_begin: Callable[[T, Sequence[T]], bool] = lambda task, undone: True,
-) -> Iterator[tuple[int, str | None]]:
-    """Hand tasks to workers, and yield the index of each with its error's line, None where there is
-    none, as they end.
+) -> Iterator[tuple[int, R | Lost]]:
+    """Hand tasks to workers, and yield the index of each with its result, or why there is none, as
+    they end.
 
     When a worker of this machine is killed, nobody can tell by which of the tasks under way: each
-    of them is tried again alone, before all others, and yields `KILLED` where that kills a worker
-    too.
+    of them is tried again alone, before all others, and is lost as `KILLED` where that kills a
+    worker too.
 
     Args:
         tasks: in the order in which they begin.
@@ -130,7 +135,7 @@ def each_done(
         can_begin: whether a task can, given all those that are not done.
     """
     waiting, suspects = list(range(len(tasks))), list[int]()
-    running: dict[Future[str | None], int] = {}
+    running: dict[Future[R], int] = {}
     alone = False
     while waiting or suspects or running:
         alone = bool(suspects) or (alone and bool(running))
@@ -146,19 +151,20 @@ def each_done(
             future for future in running if future in ended
         ]:  # in the order of their start
             index = running.pop(future)
+            result: R | Lost
             try:
-                error = future.result()
+                result = future.result()
             except BrokenExecutor:
                 broken.append(index)
                 continue
             except Exception as failure:  # of the cluster, or a result that cannot be sent
-                error = _line_of(failure)
-            yield index, error
+                result = Lost(_line_of(failure))
+            yield index, result
         if broken:
             broken += running.values()
             running.clear()
             if len(broken) == 1:
-                yield broken[0], KILLED
+                yield broken[0], Lost(KILLED)
             else:
                 suspects += broken
 

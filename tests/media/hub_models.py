@@ -52,18 +52,21 @@ CONVOLUTIONS: dict[str, Any] = {
 }
 
 
-def wav2vec(folder: Path, kind: str = "Wav2Vec2", *, letters: bool = False) -> Path:
+def wav2vec(
+    folder: Path, kind: str = "Wav2Vec2", *, letters: bool = False, large: bool = False
+) -> Path:
     """Save a wav2vec 2, HuBERT or WavLM of 50 states a second; with letters: one for recognition
-    and its tokenizer.
+    and its tokenizer; large: normalised by layer, as the large models, so that it can mask padding.
     """
     torch.manual_seed(0)
+    by_layer = {"feat_extract_norm": "layer", "do_stable_layer_norm": True} if large else {}
     config = getattr(transformers, f"{kind}Config")(
-        **CONVOLUTIONS, vocab_size=len(CTC_VOCABULARY), pad_token_id=0
+        **CONVOLUTIONS, vocab_size=len(CTC_VOCABULARY), pad_token_id=0, **by_layer
     )
     getattr(transformers, f"{kind}{'ForCTC' if letters else 'Model'}")(config).save_pretrained(
         folder
     )
-    transformers.Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(return_attention_mask=large).save_pretrained(folder)
     if letters:
         (folder / "vocab.json").write_text(json.dumps(CTC_VOCABULARY), "utf-8")
         transformers.Wav2Vec2CTCTokenizer(str(folder / "vocab.json")).save_pretrained(folder)

@@ -214,11 +214,32 @@ def test_a_ray_cluster_gives_the_same_and_leaves_a_killing_clip_out_alone(
     assert extracted.clips == len(KEPT) - 1
 
 
+def test_a_killing_clip_takes_no_other_of_its_batch_with_it(
+    clips: Path, made: tuple[Path, Ended], tmp_path: Path
+) -> None:
+    listed = list_clips(clips)
+    first, *others = listed.rows
+    killing = KillingClip(first.id, first.name, first.path, first.text, first.facts)
+    listed = replace(listed, rows=(killing, *others))
+    work = FolderExtraction(clips, listed, tmp_path / "own.h5", FeatureSettings())
+    extracted = work.run(jobs=2, batch=4)
+    assert extracted.failures["face.mp4"] == f"face.mp4: {KILLED}"
+    assert extracted.clips == len(KEPT) - 1
+    everything = rows_of(made[0])
+    for name, (split, row) in rows_of(tmp_path / "own.h5").items():
+        other, other_row = everything[name]
+        for m, lengths in split.lengths.items():
+            np.testing.assert_array_equal(
+                split.frames[m][row, : lengths[row]],
+                other.frames[m][other_row, : lengths[row]],
+            )
+
+
 def test_a_machine_of_a_cluster_with_other_versions_is_named(clips: Path, tmp_path: Path) -> None:
     work = FolderExtraction(clips, list_clips(clips), tmp_path / "own.h5", FeatureSettings())
     task = work._task(0)
     made = task.made.model_copy(update={"libraries": {**task.made.libraries, "av": "0.1"}})
-    error = _extract_on_cluster(replace(task, made=made))
+    (error,) = _extract_on_cluster([replace(task, made=made)])
     assert error is not None
     assert re.fullmatch(
         r"face.mp4: the machine .* of the cluster has av [\d.]+, not 0.1; install the same .*",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from corrkd import load_dataset
 from corrkd.errors import CorrKDError
 from corrkd.hub import ModelFiles, ModelName, parse_model
 from corrkd.media import sound_windows
@@ -21,8 +23,16 @@ from corrkd.media.extractors.prosody import Prosody
 from corrkd.media.extractors.registry import PRESETS, make_extractor, with_changes
 from corrkd.media.extractors.speech import Speech, by_step
 from corrkd.media.extractors.text import Text
-from corrkd.media.features import FeatureSettings, describe, extract, settings_of
+from corrkd.media.features import (
+    FeatureSettings,
+    describe,
+    extract,
+    extract_together,
+    extractors,
+    settings_of,
+)
 from corrkd.media.sound_windows import States
+from tests.command import corrkd
 from tests.media.clips import plain, tone, with_face, write_clip
 from tests.media.hub_models import image_encoder, text_encoder, wav2vec, whisper
 
@@ -36,6 +46,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for kind in ("Wav2Vec2", "Hubert", "WavLM"):
         wav2vec(folder / kind.lower(), kind)
+        wav2vec(folder / f"{kind.lower()}-large", kind, large=True)
     whisper(folder / "whisper")
     for kind in ("clip", "dinov2", "vit"):
         image_encoder(folder / kind, kind)
@@ -94,12 +105,14 @@ def test_windows_cover_a_long_recording_once(
     ]
     np.testing.assert_array_equal(np.concatenate(own), next(recording.sound()).samples)
     assert [len(window.samples) for window in parts] == [20_800, *[25_600] * 3, 24_480, 8_480]
-    assert [len(batch) for batch in sound_windows.alike(iter(parts), most)][1] == most
+    assert [len(batch) for batch in sound_windows.together(iter(parts), most, any_length=False)][
+        1
+    ] == most
     speech = sound_windows.SpeechModel(
         ModelFiles(ModelName(str(models / "wavlm"))), "AutoModel", "last_hidden_state", "cpu"
     )
     middles = np.concatenate(
-        [w.start / 16_000 + s.middles for w, s in speech.states(recording, silence=True) if s]
+        [w.start / 16_000 + s.middles for w, s in speech.states([recording], silence=True) if s]
     )
     assert (np.diff(middles) > 0).all()
     np.testing.assert_allclose(np.diff(middles), 0.02, atol=0.012)
@@ -195,6 +208,97 @@ def test_a_word_without_a_piece_is_missing(models: Path) -> None:
     frames = Text(str(models / "bert")).frames(Clip(None, "good \u200b film"))
     assert frames.present.tolist() == [True, False, True]
     assert dict(frames.missing) == {"no piece of the word": 1}
+
+
+# --------------------------------------------------------------------------------------------------
+# several clips together
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Clips of unequal lengths; one is without sound, one silent, one without a face, one a text,
+    one longer than a window of the tiny Whisper.
+    """
+    folder = tmp_path_factory.mktemp("clips")
+    moving = [with_face(0.4 + 0.02 * i) for i in range(8)]
+    paths = [
+        write_clip(folder / "face.mkv", moving, tone(0.8)),
+        write_clip(folder / "mute.mkv", [*moving[:3], plain(100)]),
+        write_clip(folder / "silent.mkv", [plain(100)] * 4, np.zeros(6_400, np.float32)),
+        write_clip(folder / "long.wav", sound=np.concatenate([tone(4.0, 110), PAUSE, tone(1.03)])),
+        folder / "note.txt",
+        write_clip(folder / "voice.wav", sound=tone(0.87, 330)),
+        write_clip(folder / "again.wav", sound=tone(0.87, 440)),
+    ]
+    texts = ["good film", "", "unlikely", "very good " * 9, "good", "film", ""]
+    for path, text in zip(paths, texts, strict=True):
+        path.with_suffix(".txt").write_text(text, "utf-8")
+    return paths
+
+
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # of transformers
+@pytest.mark.parametrize(
+    ("extractor", "num_calls"),
+    [
+        ("language=text:bert", 1),
+        ("language=text:xlm-r", 1),
+        ("vision=image:clip", 1),
+        ("vision=image:dinov2", 1),
+        ("audio=speech:whisper", 1),
+        ("audio=speech:wav2vec2-large", 1),
+        ("audio=speech:hubert-large", 1),
+        ("audio=speech:wavlm-large", 1),
+        ("audio=speech:wav2vec2", 3),  # padding would change it: equal lengths alone
+        ("audio=speech:wavlm", 3),
+    ],
+)
+def test_clips_read_together_are_as_each_alone(
+    models: Path, clips: list[Path], extractor: str, num_calls: int
+) -> None:
+    modality, _, name = extractor.partition("=")
+    kind, _, model = name.partition(":")
+    settings = FeatureSettings(extractors={modality: f"{kind}:{models / model}"})
+    alone = [extract(path, settings).frames[modality] for path in clips]
+    used = extractors(settings)[modality]
+    network = used._model._model if kind == "speech" else used._model  # type: ignore[attr-defined]
+    calls: list[object] = []
+    hook = network.register_forward_hook(lambda *_: calls.append(None))
+    together = extract_together([(path, "") for path in clips], settings)
+    hook.remove()
+    assert len(calls) == num_calls
+    for one, several in zip(alone, together, strict=True):
+        frames = several.frames[modality]
+        np.testing.assert_array_equal(frames.present, one.present)
+        np.testing.assert_array_equal(frames.times, one.times)
+        assert frames.missing == one.missing
+        np.testing.assert_allclose(frames.values, one.values, atol=2e-5)
+    assert sum(one.present.any() for one in alone) >= 2
+
+
+def test_a_folder_is_read_in_batches(models: Path, clips: list[Path], tmp_path: Path) -> None:
+    """A clip that cannot be read takes no other of its batch with it."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for path in clips:
+        shutil.copy(path, folder)
+        shutil.copy(path.with_suffix(".txt"), folder)
+    (folder / "corrupt.mkv").write_bytes(bytes(3000))
+    words = [
+        *("--extractor", f"audio=speech:{models / 'wavlm-large'}"),
+        *("--extractor", f"language=text:{models / 'bert'}", "--extractor", "vision=none"),
+    ]
+    splits = []
+    for batch, jobs in ((1, 1), (3, 1), (3, 2)):
+        out = tmp_path / f"{batch}-{jobs}.h5"
+        done = corrkd("features", folder, "--out", out, *words, "--batch", batch, "--jobs", jobs)
+        assert done.code == 1, done.err
+        assert "left out: corrupt.mkv: " in done.err
+        (split,) = load_dataset(out, targets=False).splits.values()
+        assert sorted(split.ids) == sorted(path.stem for path in clips)
+        splits.append(split)
+    for m in ("audio", "language"):
+        np.testing.assert_array_equal(splits[1].frames[m], splits[2].frames[m])
+        np.testing.assert_allclose(splits[0].frames[m], splits[1].frames[m], atol=2e-5)
 
 
 # -----------------------------------------------------------------------------------------------

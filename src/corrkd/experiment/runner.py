@@ -125,7 +125,7 @@ def _unmet(job: Job, failures: Sequence[Failure]) -> str | None:
 
 
 def _schedule(
-    jobs: Sequence[Job], submit: Submit[Job], at_once: int, failures: list[Failure]
+    jobs: Sequence[Job], submit: Submit[Job, str | None], at_once: int, failures: list[Failure]
 ) -> None:
     """Submit each job when what it needs is done, and collect failures."""
 

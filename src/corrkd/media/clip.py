@@ -56,7 +56,7 @@ class Clip:
             None if path is None or path.suffix.lower() == PLAIN else Recording(path, limits)
         )
         self._align, self.on_face = align, on_face
-        recording = self._with_sound
+        recording = self.with_sound
         if (
             transcribe is not None
             and recording is not None
@@ -88,7 +88,7 @@ class Clip:
         """
         if self.transcript.is_timed:
             return self.words
-        recording = self._with_sound
+        recording = self.with_sound
         if self._align is not None and recording is not None:
             aligned = self._align(recording, self.words)
             if aligned is not None:
@@ -98,8 +98,8 @@ class Clip:
         return tuple(spread(self.words, float(first) * STEP, min(float(last) * STEP, self.seconds)))
 
     @property
-    def _with_sound(self) -> Recording | None:
-        """The recording, where it has sound."""
+    def with_sound(self) -> Recording | None:
+        """The recording; None where there is none, or it has no sound."""
         return self.recording if self.recording is not None and self.recording.has_audio else None
 
     @cached_property

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -107,8 +107,17 @@ def extract(path: Path | None, settings: FeatureSettings, text: str = "") -> Cli
     Raises:
         CorrKDError: the clip cannot be read, or an extractor is unknown.
     """
+    return extract_together([(path, text)], settings)[0]
+
+
+def extract_together(
+    clips: Sequence[tuple[Path | None, str]], settings: FeatureSettings
+) -> list[ClipFeatures]:
+    """Return the features of several clips, which pass through models together: as of each alone,
+    to rounding. Arguments and errors as of `extract`.
+    """
     with one_thread():
-        return features_of(open_clip(path, settings, text), settings)
+        return features_of([open_clip(path, settings, text) for path, text in clips], settings)
 
 
 def open_clip(
@@ -121,14 +130,21 @@ def open_clip(
     return Clip(path, text, settings.limits, transcribe=transcribe, align=align, on_face=on_face)
 
 
-def features_of(clip: Clip, settings: FeatureSettings) -> ClipFeatures:
-    """Return the features of an open clip. Raises as `extract`."""
+def features_of(clips: Sequence[Clip], settings: FeatureSettings) -> list[ClipFeatures]:
+    """Return the features of open clips. Raises as `extract`."""
     with one_thread():
-        frames = {m: e.frames(clip) for m, e in extractors(settings).items()}
-        if settings.align == "words":
-            # Without words, the entire clip takes the place of a word.
-            words = clip.timed_words or (Word("", 0.0, max(clip.seconds, STEP)),)
-            frames = {m: f if m == "language" else by_word(f, words) for m, f in frames.items()}
+        streams = {m: e.batch(clips) for m, e in extractors(settings).items()}
+        return [
+            _of_clip(clip, {m: frames[index] for m, frames in streams.items()}, settings)
+            for index, clip in enumerate(clips)
+        ]
+
+
+def _of_clip(clip: Clip, frames: Mapping[str, Frames], settings: FeatureSettings) -> ClipFeatures:
+    if settings.align == "words":
+        # Without words, the entire clip takes the place of a word.
+        words = clip.timed_words or (Word("", 0.0, max(clip.seconds, STEP)),)
+        frames = {m: f if m == "language" else by_word(f, words) for m, f in frames.items()}
     for m, f in frames.items():
         _check(m, f, extractors(settings)[m])
     return ClipFeatures(clip.seconds, clip.transcript.source, frames)

@@ -29,14 +29,22 @@ from corrkd.errors import CorrKDError
 from corrkd.files import check_new, exclusive, remove_parts, sha256_of, write_with
 from corrkd.media.dataset_file import write_dataset
 from corrkd.media.extractors.base import Frames
-from corrkd.media.features import ClipFeatures, Description, FeatureSettings, describe, extract
+from corrkd.media.features import (
+    ClipFeatures,
+    Description,
+    FeatureSettings,
+    describe,
+    extract,
+    extract_together,
+)
 from corrkd.media.labels import ClipList, ClipRow, check_clip
 from corrkd.media.transcripts import transcript_file
 from corrkd.parsing import CONTENT_ERRORS, parse_json
-from corrkd.workers import KILLED, Backend, each_done, workers
+from corrkd.workers import Backend, Lost, each_done, workers
 
 ENDING = ".h5"
 ABOUT = "about"
+CLIPS_ON_GPU = 16  # that pass through models together
 # seconds after which a file that another machine wrote is seen here; network file systems remember
 # what was absent
 SEEN_AFTER = 90.0
@@ -134,6 +142,7 @@ class FolderExtraction:
         self,
         *,
         jobs: int = 1,
+        batch: int | None = None,
         backend: Backend = "joblib",
         address: str | None = None,
         on_clip: OnClip | None = None,
@@ -141,7 +150,9 @@ class FolderExtraction:
         """Extract the remaining clips, and write the file.
 
         Args:
-            jobs: clips at once, a process each; changes no result.
+            jobs: processes; changes no result.
+            batch: clips that pass through models together, which changes results by rounding
+                alone; None: 1 on a CPU, 16 on a GPU.
             backend: "joblib": on this machine; "ray": on a cluster, whose machines share the clips
                 and the output's folder.
             address: of the cluster; None: a Ray of this machine's own.
@@ -158,7 +169,9 @@ class FolderExtraction:
             waiting = self.waiting
             cached = sum(file is not None for file in self.files) - len(waiting)
             errors: dict[Path | None, str] = {}
-            for index, error in self._results(waiting, jobs, backend, address):
+            for index, error in self._results(
+                waiting, jobs, batch or self._usual_batch, backend, address
+            ):
                 if error is not None:
                     errors[self.files[index]] = error
                 if on_clip is not None:
@@ -185,24 +198,41 @@ class FolderExtraction:
             return None
         return self.cache / f"{key}.npz"
 
+    @property
+    def _usual_batch(self) -> int:
+        return 1 if self.settings.device == "cpu" else CLIPS_ON_GPU
+
     def _results(
-        self, waiting: Sequence[int], jobs: int, backend: Backend, address: str | None
+        self, waiting: Sequence[int], jobs: int, batch: int, backend: Backend, address: str | None
     ) -> Iterator[tuple[int, str | None]]:
         """Yield the index of each clip that was to do with its error's line, None where there is
         none, as they are done.
         """
-        tasks = [self._task(index) for index in waiting]
-        if not tasks or (backend == "joblib" and (jobs == 1 or len(tasks) == 1)):
-            yield from ((i, _extract_to(task)) for i, task in zip(waiting, tasks, strict=True))
+        batches = [waiting[at : at + batch] for at in range(0, len(waiting), batch)]
+        if backend == "joblib" and (jobs == 1 or len(waiting) <= 1):
+            for indices in batches:
+                yield from zip(indices, _extract(self._tasks(indices)), strict=True)
             return
-        work = _extract_to if backend == "joblib" else _extract_on_cluster
+        work = _extract if backend == "joblib" else _extract_on_cluster
         gpus = 1 if self.settings.device.startswith("cuda") else 0
         with workers(work, jobs, backend=backend, address=address, gpus=gpus) as submit:
-            for number, error in each_done(tasks, submit, jobs):
-                yield (
-                    waiting[number],
-                    f"{tasks[number].clip.title}: {error}" if error == KILLED else error,
-                )
+            while batches:
+                lost: list[
+                    int
+                ] = []  # clips of a batch that was lost: one of them did it, so each goes alone
+                tasks = [self._tasks(indices) for indices in batches]
+                for number, errors in each_done(tasks, submit, jobs):
+                    indices = batches[number]
+                    if not isinstance(errors, Lost):
+                        yield from zip(indices, errors, strict=True)
+                    elif len(indices) > 1:
+                        lost += indices
+                    else:
+                        yield indices[0], f"{self.clips.rows[indices[0]].title}: {errors}"
+                batches = [[index] for index in lost]
+
+    def _tasks(self, indices: Sequence[int]) -> list[ClipTask]:
+        return [self._task(index) for index in indices]
 
     def _task(self, index: int) -> ClipTask:
         clip, file = self.clips.rows[index], self.files[index]
@@ -293,28 +323,47 @@ def _key(clip: ClipRow, settings: FeatureSettings, made: str) -> str:
     return digest.hexdigest()[:40]
 
 
-def _extract_on_cluster(task: ClipTask) -> str | None:
-    """Extract a clip on a machine that may have other versions than the one where the command
-    runs.
+def _extract_on_cluster(tasks: Sequence[ClipTask]) -> list[str | None]:
+    """Extract clips on a machine that may have other versions than the one where the command runs.
+    Returns as `_extract`.
     """
-    where = f"{task.clip.title}: the machine {platform.node()} of the cluster"
     try:
-        made = describe(task.settings)
+        made = describe(tasks[0].settings)
     except CorrKDError as error:
-        return f"{where}: {error}"
-    if made == task.made:
-        return _extract_to(task)
-    here, expected = made.libraries, task.made.libraries
-    different = [
-        f"{name} {here.get(name)}, not {expected[name]}"
-        for name in expected
-        if here.get(name) != expected[name]
+        problem = f": {error}"
+    else:
+        if made == tasks[0].made:
+            return _extract(tasks)
+        here, expected = made.libraries, tasks[0].made.libraries
+        different = [
+            f"{name} {here.get(name)}, not {expected[name]}"
+            for name in expected
+            if here.get(name) != expected[name]
+        ]
+        problem = f" has {', '.join(different) or 'other extractors'}; install the same everywhere"
+    return [
+        f"{task.clip.title}: the machine {platform.node()} of the cluster{problem}"
+        for task in tasks
     ]
-    return f"{where} has {', '.join(different) or 'other extractors'}; install the same everywhere"
 
 
-def _extract_to(task: ClipTask) -> str | None:
-    """Extract a clip into its file. Returns an error's line, None where there is none."""
+def _extract(tasks: Sequence[ClipTask]) -> list[str | None]:
+    """Extract clips into their files. Returns an error's line for each, None where there is
+    none.
+    """
+    if len(tasks) > 1:
+        clips = [(task.clip.path, task.clip.text) for task in tasks]
+        # Where a clip of several cannot be read, each is read alone, and that one is named.
+        with suppress(CorrKDError, *CONTENT_ERRORS):
+            for task, features in zip(
+                tasks, extract_together(clips, tasks[0].settings), strict=True
+            ):
+                save_clip(task.file, features)
+            return [None] * len(tasks)
+    return [_extract_alone(task) for task in tasks]
+
+
+def _extract_alone(task: ClipTask) -> str | None:
     clip = task.clip
     try:
         features = extract(clip.path, task.settings, clip.text)

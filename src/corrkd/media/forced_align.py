@@ -102,7 +102,7 @@ class Aligner:
         how long each lasts.
         """
         scores, middles, seconds = [], [], 0.0
-        for window, states in self._speech.states(recording, silence=True):
+        for window, states in self._speech.states([recording], silence=True):
             assert states is not None
             logits = states.values - states.values.max(1, keepdims=True)
             scores.append((logits - np.log(np.exp(logits).sum(1, keepdims=True)))[:, used])

@@ -4,9 +4,9 @@ time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import chain, compress, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,19 +20,21 @@ from corrkd.media.decode import RATE, STEP_SAMPLES, Recording, Sound
 
 CORE, CONTEXT = 100, 10  # steps of a window, and of what it hears before and after
 SHORTEST = 2 * STEP_SAMPLES  # samples that convolutions need
-WINDOWS_ON_GPU = 8  # that pass through the model together; one on a CPU, where more are no faster
+WINDOWS_TOGETHER = 8  # of several recordings or on a GPU; of one on a CPU, more are no faster
 
 
 class Window(NamedTuple):
     """A part of a recording.
 
     Attributes:
+        recording: its index.
         samples: (n,) with the context.
         lead: how many of them are context before the part.
         start: sample of the recording at which the part begins.
         sound: the part itself.
     """
 
+    recording: int
     samples: FloatArray
     lead: int
     start: int
@@ -53,25 +55,27 @@ class States(NamedTuple):
     seconds: float
 
 
-def windows(recording: Recording, core: int, context: int) -> Iterator[Window]:
+def windows(recording: Recording, core: int, context: int, index: int = 0) -> Iterator[Window]:
     """Yield a recording in parts of `core` samples, each with up to `context` samples before and
-    after it.
+    after it; `index` is the recording's.
     """
     before: FloatArray = np.zeros(0, np.float32)
     start = 0
     for sound, following in pairwise(chain(recording.sound(core), [None])):
         assert sound is not None
         after = before[:0] if following is None else following.samples[:context]
-        yield Window(np.concatenate([before, sound.samples, after]), len(before), start, sound)
+        samples = np.concatenate([before, sound.samples, after])
+        yield Window(index, samples, len(before), start, sound)
         before = sound.samples[-context:]
         start += len(sound.samples)
 
 
-def alike(parts: Iterator[Window], most: int) -> Iterator[list[Window]]:
-    """Yield neighbours of one length together, so that none has to be padded; `most` at a time."""
+def together(parts: Iterator[Window], most: int, *, any_length: bool) -> Iterator[list[Window]]:
+    """Yield at most `most` neighbours together; without `any_length`, neighbours of one length."""
     batch: list[Window] = []
     for window in parts:
-        if batch and (len(batch) == most or len(window.samples) != len(batch[0].samples)):
+        fits = any_length or not batch or len(window.samples) == len(batch[0].samples)
+        if len(batch) == most or not fits:
             yield batch
             batch = []
         batch.append(window)
@@ -109,14 +113,16 @@ class SpeechModel:
         return model.to(self._device)
 
     @cached_property
+    def _fills(self) -> int:
+        """Samples to which every window is filled: Whisper's have a fixed length; else 0."""
+        return getattr(self._prepare, "n_samples", 0)
+
+    @cached_property
     def _sizes(self) -> tuple[int, int]:
-        """Samples of a part and of its context: Whisper reads windows of a fixed length, which are
-        filled.
-        """
-        fixed = getattr(self._prepare, "n_samples", None)
-        if fixed is None:
+        """Samples of a part and of its context."""
+        if not self._fills:
             return CORE * STEP_SAMPLES, CONTEXT * STEP_SAMPLES
-        steps = fixed // STEP_SAMPLES
+        steps = self._fills // STEP_SAMPLES
         context = min(CONTEXT, steps // 4)
         return max(1, steps - 2 * context) * STEP_SAMPLES, context * STEP_SAMPLES
 
@@ -126,51 +132,70 @@ class SpeechModel:
         """
         _ = self._model, self._prepare
 
+    @cached_property
+    def _masks_padding(self) -> bool:
+        """Whether the model ignores padding. Those that normalise over time (the base models of
+        wav2vec 2 and its kin) do not, and their preparation says so.
+        """
+        return bool(getattr(self._prepare, "return_attention_mask", False))
+
     def states(
-        self, recording: Recording, *, silence: bool
+        self, recordings: Sequence[Recording], *, silence: bool
     ) -> Iterator[tuple[Window, States | None]]:
-        """Yield the parts of a recording with their states.
+        """Yield the parts of recordings, one recording after the other, with their states.
 
         Args:
-            recording: with sound.
+            recordings: with sound; their parts are read together where the model allows it.
             silence: read parts without any sound too; else None stands for their states.
         """
-        most = 1 if self._device == "cpu" else WINDOWS_ON_GPU
-        for batch in alike(windows(recording, *self._sizes), most):
-            heard = [window for window in batch if silence or audible(window.sound)[0].any()]
-            read = iter(self._read(heard) if heard else ())
-            sounding = {window.start for window in heard}
-            for window in batch:
-                yield window, next(read) if window.start in sounding else None
+        alone = self._device == "cpu" and len(recordings) == 1
+        parts = chain.from_iterable(
+            windows(recording, *self._sizes, index) for index, recording in enumerate(recordings)
+        )
+        for batch in together(
+            parts,
+            1 if alone else WINDOWS_TOGETHER,
+            any_length=self._fills > 0 or self._masks_padding,
+        ):
+            heard = [silence or bool(audible(window.sound)[0].any()) for window in batch]
+            read = iter(self._read(list(compress(batch, heard))))
+            for window, sounds in zip(batch, heard, strict=True):
+                yield window, next(read) if sounds else None
 
     def _read(self, batch: list[Window]) -> list[States]:
-        """Return the states of windows of one length."""
+        """Return the states of windows; without `_fills` and `_masks_padding`, of one length."""
         import torch
 
-        length = len(batch[0].samples)
-        sounds = [np.pad(window.samples, (0, max(0, SHORTEST - length))) for window in batch]
-        inputs = self._prepare(sounds, sampling_rate=RATE, return_tensors="pt")
-        key = "input_values" if "input_values" in inputs else "input_features"
+        if not batch:
+            return []
+        sounds = [
+            np.pad(window.samples, (0, max(0, SHORTEST - len(window.samples)))) for window in batch
+        ]
+        lengths = [len(sound) for sound in sounds]
+        padded = not self._fills and len(set(lengths)) > 1
+        options = {"padding": True, "return_attention_mask": True} if padded else {}
+        inputs = self._prepare(sounds, sampling_rate=RATE, return_tensors="pt", **options)
+        keys = ["input_values" if "input_values" in inputs else "input_features"]
+        keys += ["attention_mask"] if padded else []
         with torch.inference_mode(), exact():
-            output = self._model(**{key: inputs[key].to(self._device)})
+            output = self._model(**{key: inputs[key].to(self._device) for key in keys})
             values = getattr(output, self._output).float().cpu().numpy()
-        read = max(
-            len(sounds[0]), getattr(self._prepare, "n_samples", 0)
-        )  # samples, with those that fill a window
-        per_state = read / values.shape[1]
-        middle = (np.arange(values.shape[1]) + 0.5) * per_state
+        counts = [values.shape[1]] * len(batch)
+        if padded:
+            counts = self._model._get_feat_extract_output_lengths(torch.tensor(lengths)).tolist()
         return [
-            _inside(window, states, middle, per_state)
-            for window, states in zip(batch, values, strict=True)
+            # a model that fills its windows reads the filling too
+            _inside(window, states[:count], max(length, self._fills))
+            for window, states, count, length in zip(batch, values, counts, lengths, strict=True)
         ]
 
 
-def _inside(
-    window: Window, values: FloatArray, middle: npt.NDArray[np.float64], per_state: float
-) -> States:
+def _inside(window: Window, values: FloatArray, num_samples: int) -> States:
     """Return the states of the part without its context; the nearest one where the part is shorter
-    than any.
+    than any. `num_samples` are those that the values (T, d) cover.
     """
+    per_state = num_samples / len(values)
+    middle = (np.arange(len(values)) + 0.5) * per_state
     after = window.lead + len(window.sound.samples)
     inside = np.flatnonzero((middle >= window.lead) & (middle < after))
     if not len(inside):

@@ -151,7 +151,7 @@ def _write_arrays(task: Task, path: Path) -> ClipResult:
     clip = open_clip(
         upload.recording, task.settings, upload.text, faces.append if task.details else None
     )
-    features = features_of(clip, task.settings)
+    features = features_of([clip], task.settings)[0]
     sample = sample_of(features, "the recording", "send its transcript as `text`")
     arrays = {f"{SAMPLE}{key}": array for key, array in sample.items()}
     if task.details:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -61,6 +61,12 @@ class Extractor(ABC):
         Raises:
             CorrKDError: the clip cannot be read.
         """
+
+    def batch(self, clips: Sequence[Clip]) -> list[Frames]:
+        """Return the features of several clips, each as `frames` gives them, to rounding. One by
+        one, unless the extractor can read them together. Raises as `frames`.
+        """
+        return [self.frames(clip) for clip in clips]
 
     def weights(self) -> Mapping[str, str]:
         """Return the SHA-256 sum of each file of weights, by its name."""

@@ -79,7 +79,7 @@ class FaceMesh(Extractor):
         """Return (steps, 40); missing are steps without a face and those at which the stream shows
         nothing.
         """
-        return face_frames(clip, self.width, _rows)
+        return face_frames([clip], self.width, _rows)[0]
 
 
 def _rows(pictures: WithFaces) -> Iterator[FloatArray | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import Any, ClassVar, NamedTuple
@@ -74,9 +74,9 @@ class Image(ModelExtractor):
         """Load the encoder."""
         _ = self._model, self._preparation
 
-    def frames(self, clip: Clip) -> Frames:
-        """Return (steps, width); missing as of the embedded extractor."""
-        return face_frames(clip, self.width, self._rows)
+    def batch(self, clips: Sequence[Clip]) -> list[Frames]:
+        """Return (steps, width) of each; missing as of the embedded extractor."""
+        return face_frames(clips, self.width, self._rows)
 
     def _rows(self, pictures: WithFaces) -> Iterator[FloatArray | None]:
         """Yield the features of each picture's face, None where there is none; a picture that stays

@@ -5,11 +5,13 @@ folder.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from corrkd.errors import CorrKDError
 from corrkd.hub import ModelFiles, parse_model
-from corrkd.media.extractors.base import Extractor
+from corrkd.media.clip import Clip
+from corrkd.media.extractors.base import Extractor, Frames
 
 
 class ModelExtractor(Extractor):
@@ -50,6 +52,18 @@ class ModelExtractor(Extractor):
     def describe(self) -> dict[str, Any]:
         """Return what identifies the extractor and its model."""
         return super().describe() | self.files.describe()
+
+    def frames(self, clip: Clip) -> Frames:
+        """Return the features of a clip. Raises as `batch`."""
+        return self.batch([clip])[0]
+
+    @abstractmethod
+    def batch(self, clips: Sequence[Clip]) -> list[Frames]:
+        """Return the features of several clips, which pass through the model together.
+
+        Raises:
+            CorrKDError: a clip cannot be read.
+        """
 
     @abstractmethod
     def load(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
+from itertools import groupby
 from typing import ClassVar
 
 import numpy as np
@@ -31,19 +33,23 @@ class Speech(ModelExtractor):
         """Load the encoder."""
         self._model.load()
 
-    def frames(self, clip: Clip) -> Frames:
-        """Return (steps, width); missing as of the embedded extractor."""
-        return sound_frames(clip, self.width, self._measured)
+    def batch(self, clips: Sequence[Clip]) -> list[Frames]:
+        """Return (steps, width) of each; missing as of the embedded extractor."""
+        recordings = [clip.with_sound for clip in clips if clip.with_sound is not None]
+        read = self._model.states(recordings, silence=False)
+        by_recording = groupby(read, key=lambda part: part[0].recording)
 
-    def _measured(self, recording: Recording) -> Measured:
-        for window, states in self._model.states(recording, silence=False):
-            count = -(-len(window.sound.samples) // STEP_SAMPLES)
-            yield (
-                np.zeros((count, self.width), np.float32)
-                if states is None
-                else by_step(states, count),
-                window.sound,
-            )
+        def measured(_: Recording) -> Measured:  # they are asked for in the order of `recordings`
+            for window, states in next(by_recording)[1]:
+                count = -(-len(window.sound.samples) // STEP_SAMPLES)
+                yield (
+                    np.zeros((count, self.width), np.float32)
+                    if states is None
+                    else by_step(states, count),
+                    window.sound,
+                )
+
+        return [sound_frames(clip, self.width, measured) for clip in clips]
 
 
 def by_step(states: States, count: int) -> FloatArray:

@@ -4,8 +4,8 @@ extractors of sound and of faces.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import tee
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, tee
 
 import numpy as np
 
@@ -30,9 +30,9 @@ def sound_frames(clip: Clip, width: int, measure: Callable[[Recording], Measured
         width: features of a step.
         measure: what is made of the sound, in order.
     """
-    recording = clip.recording
-    if recording is None or not recording.has_audio:
-        reason = "no recording" if recording is None else "no audio stream"
+    recording = clip.with_sound
+    if recording is None:
+        reason = "no recording" if clip.recording is None else "no audio stream"
         return absent(width, reason, clip.num_steps, STEP)
     values, present, exists = [], [], []
     for steps, sound in measure(recording):
@@ -51,40 +51,59 @@ def sound_frames(clip: Clip, width: int, measure: Callable[[Recording], Measured
 
 
 def face_frames(
-    clip: Clip, width: int, measure: Callable[[WithFaces], Iterator[FloatArray | None]]
-) -> Frames:
-    """Return (steps, width); missing are steps without a face and those at which the stream shows
-    nothing.
+    clips: Sequence[Clip], width: int, measure: Callable[[WithFaces], Iterator[FloatArray | None]]
+) -> list[Frames]:
+    """Return (steps, width) of each clip; missing are steps without a face and those at which the
+    stream shows nothing.
 
     Args:
-        clip: T steps long.
+        clips: one after the other.
         width: features of a step.
         measure: what is made of the pictures and their faces, in order; None where there is no
             face.
     """
-    recording = clip.recording
-    if recording is None or not recording.has_video:
-        reason = "no recording" if recording is None else "no video stream"
-        return absent(width, reason, clip.num_steps, STEP)
-    values = np.zeros((clip.num_steps, width), np.float32)
-    present = np.zeros(clip.num_steps, bool)
-    shows = np.zeros(clip.num_steps, bool)
+    watched = [_Watched(clip, width) for clip in clips]
+    steps = ((seen, step) for seen in watched for step in range(seen.num_pictures))
+    rows = measure(chain.from_iterable(seen.with_faces() for seen in watched))
+    for (seen, step), row in zip(steps, rows, strict=True):
+        if row is not None:
+            seen.values[step], seen.present[step] = row, True
+    return [seen.frames() for seen in watched]
 
-    def watched() -> Iterator[Picture | None]:
-        for index, picture in enumerate(recording.pictures()):
-            shows[index] = picture is not None
-            yield picture
 
-    def with_faces() -> WithFaces:
-        pictures, looked_at = tee(watched())  # `faces` looks ahead by a few pictures
+class _Watched:
+    """The steps of a clip while its pictures are looked at."""
+
+    def __init__(self, clip: Clip, width: int) -> None:
+        recording = clip.recording
+        self._clip, self._recording = clip, recording
+        self.num_pictures = 0 if recording is None or not recording.has_video else clip.num_steps
+        self.values = np.zeros((clip.num_steps, width), np.float32)
+        self.present, self._shows = np.zeros((2, clip.num_steps), bool)
+
+    def with_faces(self) -> WithFaces:
+        """Yield the pictures with their faces."""
+        if not self.num_pictures or self._recording is None:
+            return
+        pictures, looked_at = tee(self._pictures(self._recording))  # `faces` looks ahead a little
         for picture, face in zip(pictures, faces(looked_at), strict=True):
-            if clip.on_face is not None:
-                clip.on_face(face)
+            if self._clip.on_face is not None:
+                self._clip.on_face(face)
             yield picture, face
 
-    for index, row in enumerate(measure(with_faces())):
-        if row is not None:
-            values[index], present[index] = row, True
-    counts = {"no face": int((shows & ~present).sum()), "video stream over": int((~shows).sum())}
-    missing = {reason: count for reason, count in counts.items() if count}
-    return Frames(values, present, middles(len(present), STEP), missing)
+    def _pictures(self, recording: Recording) -> Iterator[Picture | None]:
+        for step, picture in enumerate(recording.pictures()):
+            self._shows[step] = picture is not None
+            yield picture
+
+    def frames(self) -> Frames:
+        """Return what was measured."""
+        if not self.num_pictures:
+            reason = "no recording" if self._recording is None else "no video stream"
+            return absent(self.values.shape[1], reason, len(self.present), STEP)
+        counts = {
+            "no face": int((self._shows & ~self.present).sum()),
+            "video stream over": int((~self._shows).sum()),
+        }
+        missing = {reason: count for reason, count in counts.items() if count}
+        return Frames(self.values, self.present, middles(len(self.present), STEP), missing)

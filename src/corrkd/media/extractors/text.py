@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from corrkd.data.dataset import BoolArray, FloatArray
 from corrkd.errors import CorrKDError
 from corrkd.media.clip import Clip
 from corrkd.media.extractors.base import Frames, absent
@@ -65,24 +66,34 @@ class Text(ModelExtractor):
         """Load the encoder."""
         _ = self._model, self._tokenizer
 
-    def frames(self, clip: Clip) -> Frames:
-        """Return (words, width); a single missing frame where there are no words."""
+    def batch(self, clips: Sequence[Clip]) -> list[Frames]:
+        """Return (words, width) of each; a single missing frame where there are no words."""
+        words = [word.text for clip in clips for word in clip.words]
+        sums, number = np.zeros((len(words), self.width)), np.zeros(len(words))
+        spans, first = [], 0
+        for clip in clips:
+            texts = [word.text for word in clip.words]
+            spans += [(first + a, first + b) for a, b in self._spans(texts)]
+            first += len(texts)
+        for at in range(0, len(spans), BATCH):
+            self._add(words, spans[at : at + BATCH], sums, number)
+        values = (sums / np.maximum(number, 1)[:, None]).astype(np.float32)
+        ends = np.cumsum([len(clip.words) for clip in clips])[:-1]
+        each = zip(clips, np.split(values, ends), np.split(number > 0, ends), strict=True)
+        return [self._frames_of(clip, rows, present) for clip, rows, present in each]
+
+    def _frames_of(self, clip: Clip, values: FloatArray, present: BoolArray) -> Frames:
         words = clip.words
         if not words:
             return absent(self.width, "no words")
-        sums, number = np.zeros((len(words), self.width)), np.zeros(len(words))
-        spans = list(self._spans([word.text for word in words]))
-        for at in range(0, len(spans), BATCH):
-            batch = spans[at : at + BATCH]
-            self._add([[word.text for word in words[a:b]] for a, b in batch], batch, sums, number)
-        present = number > 0
-        values = (sums / np.maximum(number, 1)[:, None]).astype(np.float32)
         times = np.array([(word.start + word.end) / 2 for word in words])
         lost = int((~present).sum())
         return Frames(values, present, times, {"no piece of the word": lost} if lost else {})
 
     def _spans(self, words: Sequence[str]) -> Iterator[tuple[int, int]]:
         """Yield (first, after the last) of neighbouring words that are read together."""
+        if not words:
+            return
         start = pieces = 0
         each = self._tokenizer(
             [[word] for word in words], is_split_into_words=True, add_special_tokens=False
@@ -96,7 +107,7 @@ class Text(ModelExtractor):
         yield start, len(words)
 
     def _add(
-        self, texts: list[list[str]], spans: Sequence[tuple[int, int]], sums: Any, number: Any
+        self, words: Sequence[str], spans: Sequence[tuple[int, int]], sums: Any, number: Any
     ) -> None:
         """Add the states of several windows to the sums (words, width) and numbers (words,) of
         their words.
@@ -104,7 +115,7 @@ class Text(ModelExtractor):
         import torch
 
         inputs = self._tokenizer(
-            texts,
+            [list(words[start:end]) for start, end in spans],
             is_split_into_words=True,
             padding=True,
             truncation=True,
