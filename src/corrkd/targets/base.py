@@ -59,7 +59,8 @@ class Target(ABC):
         kind: on a model's card; the name under which the class is registered.
         has_classes: the response is probabilities: softmax of the logits over the last axis. Else
             it has no confidence to calibrate.
-        tabled_metrics: those of `measure` that reports show for every missing subset.
+        tabled_metrics: those of `measure` that reports show for every missing subset, and `corrkd
+            evaluate` and a model's card beside those of `corrkd.targets.measures.METRICS`.
         summary_metrics: those that reports show side by side, as published tables do.
         name: as in the settings ("binary-nonzero", "tertiles", "classes", "questions", "score",
             ...).
@@ -264,7 +265,7 @@ class Target(ABC):
 
     @abstractmethod
     def measure_predictions(self, targets: Array, predictions: Array) -> dict[str, float]:
-        """Return the metrics of `measure` that need no probabilities."""
+        """Return the metrics of `measure` that need no probabilities, which floors have, too."""
 
     @abstractmethod
     def main_score(self, targets: Array, response: Array) -> float:

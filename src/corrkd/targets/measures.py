@@ -1,4 +1,5 @@
-"""Metrics by the field's conventions (docs/metrics.md).
+"""Metrics by the field's conventions (docs/metrics.md), as fractions of 1 where possible and NaN
+where undefined.
 
 SciPy is imported where it is called: a network needs its target, but no metrics.
 """

@@ -36,7 +36,7 @@ class Extractor(ABC):
     the group `corrkd.extractors`.
 
     Attributes:
-        name: of the entry point, and in files.
+        name: of the entry point, for `--extractor MODALITY=NAME`, and in files.
         version: raised whenever the same clip would get other numbers.
         modality: "language", "audio", "vision" or another name.
         columns: what each feature is, in order.
@@ -64,7 +64,7 @@ class Extractor(ABC):
 
     def batch(self, clips: Sequence[Clip]) -> list[Frames]:
         """Return the features of several clips, each as `frames` gives them, to rounding. One by
-        one, unless the extractor can read them together. Raises as `frames`.
+        one, unless the extractor can read them together, as on a GPU. Raises as `frames`.
         """
         return [self.frames(clip) for clip in clips]
 
