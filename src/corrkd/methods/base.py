@@ -122,8 +122,8 @@ class Method(nn.Module, Generic[N]):
 
     Attributes:
         title: in tables.
-        network: name of the network that the method needs, whose class `student` then has; None: it
-            trains any network.
+        network: name of the network that the method needs, the class of `student`; None: it trains
+            any network.
         options_type: of the options, a subclass of `corrkd.settings.Strict`, with a `WeightedLoss`
             for each loss term.
         trains_on: "complete" samples, or those that modality random missing leaves ("missing").
@@ -203,7 +203,7 @@ class Method(nn.Module, Generic[N]):
     @property
     def reads_representation(self) -> bool:
         """Whether the losses look at the teachers' representations, which teachers from outside may
-        lack. A method whose losses look at logits alone overrides it.
+        lack. A method with losses on logits alone overrides it.
         """
         return self.needs_teacher
 
