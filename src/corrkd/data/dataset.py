@@ -20,6 +20,7 @@ IntArray = npt.NDArray[np.int64]
 StrArray = npt.NDArray[np.str_]
 
 SPLITS = ("train", "valid", "test")
+ROWS_AT_A_TIME = 256  # of frames that may be memory-mapped
 # Ids of tokens are divided by it: a power of two, so exactly, and far below any bound on features.
 TOKEN_SCALE = 2.0**24
 WHOLE = "all"  # the one split of data that has neither splits nor targets
@@ -185,10 +186,48 @@ class MultimodalDataset:
 
 
 def split_shape(split: Split) -> dict[str, int]:
-    """Feature width by modality: what all splits of a dataset must agree on (lengths may
-    differ).
+    """Feature width by modality: what all splits of a dataset must agree on (lengths may differ).
+    Raises CorrKDError where an array is not (samples, frames, features).
     """
+    for modality, frames in split.frames.items():
+        if frames.ndim != 3:
+            raise CorrKDError(
+                f"modality {modality}: shape {frames.shape}, expected (samples, frames, features)"
+            )
     return {m: int(x.shape[2]) for m, x in split.frames.items()}
+
+
+def check_values(name: str, split: Split) -> None:
+    """Check what `Split` promises of its values, where another program made it; readers of files
+    see to it themselves.
+
+    Args:
+        name: says where, as in "dataset mine, train".
+        split: whose shapes are right (`check_split`).
+
+    Raises:
+        CorrKDError: a frame is not finite, or not zero in the padding; or a frame is present where
+            none exists.
+    """
+    for modality, frames in split.frames.items():
+        where = f"{name}, modality {modality}"
+        exists = split.exists(modality)
+        if (split.present[modality] & ~exists).any():
+            raise CorrKDError(
+                f"{where}: `present` is True beyond the length of a sample; set it to False there"
+            )
+        for start in range(0, len(split), ROWS_AT_A_TIME):
+            rows = slice(start, start + ROWS_AT_A_TIME)
+            values = np.asarray(frames[rows])
+            if not np.isfinite(values).all():
+                raise CorrKDError(
+                    f"{where}: NaN or infinite values; set them to 0, and `present` to False where "
+                    f"an entire frame is missing"
+                )
+            if values[~exists[rows]].any():
+                raise CorrKDError(
+                    f"{where}: values other than 0 beyond the length of a sample; set them to 0"
+                )
 
 
 def check_split(name: str, split: Split, *, targets: bool = True, trains: bool = False) -> None:
@@ -209,6 +248,12 @@ def check_split(name: str, split: Split, *, targets: bool = True, trains: bool =
         raise CorrKDError(f"{name}: no modality found")
     if len(np.unique(split.ids)) != count:
         raise CorrKDError(f"{name}: sample ids are not unique")
+    for what in ("lengths", "present"):
+        if set(getattr(split, what)) != set(split.frames):
+            raise CorrKDError(
+                f"{name}: `{what}` has {', '.join(sorted(getattr(split, what))) or 'no modality'}, "
+                f"`frames` has {', '.join(sorted(split.frames))}; give one of each modality"
+            )
     for modality, frames in split.frames.items():
         where = f"{name}, modality {modality}"
         if frames.ndim != 3 or len(frames) != count:

@@ -67,8 +67,10 @@ class LabelledDataset(Protocol):
 
 
 def target_class(kind: str) -> type[Target]:
-    """Return the class of a kind. Raises CorrKDError for an unknown one."""
-    class_: type[Target] = find(kind, BUILT_IN, TARGET_GROUP, Target, "target")
+    """Return the class of a kind. Raises CorrKDError for an unknown one, or a class whose `kind` is
+    another.
+    """
+    class_: type[Target] = find(kind, BUILT_IN, TARGET_GROUP, Target, "target", attribute="kind")
     return class_
 
 

@@ -38,13 +38,7 @@ def extractor_class(name: str, modality: str) -> type[Extractor]:
     Raises:
         CorrKDError: the name is unknown, its class has another, or it is of another modality.
     """
-    kind: type[Extractor] = find(name, BUILT_IN, GROUP, Extractor, "extractor")
-    declared = getattr(kind, "name", None)
-    if declared != name:
-        raise CorrKDError(
-            f"extractor {name!r}: its class {kind.__qualname__} has the name {declared!r}; give "
-            f"it the name of its entry point"
-        )
+    kind: type[Extractor] = find(name, BUILT_IN, GROUP, Extractor, "extractor", attribute="name")
     if kind.modality != modality:
         raise CorrKDError(
             f"extractor {name!r}: makes features of {kind.modality}, not of {modality}"
