@@ -300,7 +300,7 @@ def test_what_is_left_open_of_others_is_the_teacher_s(tmp_path: Path) -> None:
     [
         ({"others": [{"epochs": 2}]}, r"teacher\.others\.0\.network: field required"),
         ({"others": [{"network": "nope"}]}, r"teacher\.others\.0\.network: .*nope"),
-        ({"others": [{"network": "mlp", "eta": 2}]}, r"teacher\.others\.0\.eta is unknown"),
+        ({"others": [{"network": "mlp", "eta": 2}]}, r"teacher\.others\.0\.eta: unknown key"),
         (
             {"keep": "last", "others": [{"network": "mlp", "patience": 2}]},
             r"others\.0: patience stops by",

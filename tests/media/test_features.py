@@ -269,8 +269,8 @@ def test_modalities_can_be_left_out_and_absent_ones_are(clips: Path, tmp_path: P
     ("words", "message"),
     [
         (("--out", "own.npz"), "must end in .h5"),
-        (("--out", "own.h5", "--preset", "big"), "preset 'big' of extractors is unknown"),
-        (("--out", "own.h5", "--extractor", "audio=nope"), "extractor 'nope' is unknown"),
+        (("--out", "own.h5", "--preset", "big"), "unknown preset of extractors 'big'"),
+        (("--out", "own.h5", "--extractor", "audio=nope"), "unknown extractor 'nope'"),
         (("--out", "own.h5", "--align", "letters"), "settings of features"),
         (("--out", "own.h5", "--labels", "absent.csv"), "absent.csv: No such file"),
         (("--out", "own.h5", "--backend", "dask"), "--backend 'dask': expected joblib or ray"),

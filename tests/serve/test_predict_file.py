@@ -346,7 +346,7 @@ def test_conditions_that_take_nothing_away_or_all(tmp_path: Path) -> None:
         ("natural", "condition 'natural' removes no frames; name the modalities to keep"),
         ("noise-0.5", "condition 'noise-0.5' removes no frames"),
         ("vision", "condition 'vision' leaves nothing of dataset new, which has language, audio"),
-        ("smell", "condition 'smell' is unknown; there are complete, language"),
+        ("smell", "unknown condition 'smell'; available: complete, language"),
     ):
         with pytest.raises(CorrKDError, match=words):
             predict_file(predictor, dataset, out, condition=name)
@@ -726,7 +726,7 @@ def test_errors_are_one_line(model: Path, data: Path, tmp_path: Path) -> None:
         in command(tmp_path / "nowhere", data, tmp_path / "p.csv").line
     )
     assert (
-        "'smell' is unknown"
+        "unknown condition 'smell'"
         in command(model, data, tmp_path / "p.csv", "--condition", "smell").line
     )
     assert (

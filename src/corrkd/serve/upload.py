@@ -88,8 +88,8 @@ def _read_form(body: Path, content_type: str) -> tuple[Path | None, str]:
         for name, filename, start, end in _fields(data, boundary.encode()):
             if name not in NAMES or name in met:
                 raise CorrKDError(
-                    f"field {name[:60]!r} of the form is unknown or appears twice; send `file` and "
-                    f"`text`"
+                    f"the form has an unknown or repeated field {name[:60]!r}; send `file` "
+                    f"and `text`"
                 )
             met.add(name)
             is_text = name == "text" or PurePath(filename).suffix.lower() in (PLAIN, *SUBTITLES)

@@ -88,7 +88,7 @@ def with_changes(preset: str, changes: Iterable[str] = ()) -> dict[str, str]:
     """
     if preset not in PRESETS:
         raise CorrKDError(
-            f"preset {preset!r} of extractors is unknown; there are {', '.join(PRESETS)}"
+            f"unknown preset of extractors {preset!r}; available: {', '.join(PRESETS)}"
         )
     extractors = dict(PRESETS[preset])
     for change in changes:
