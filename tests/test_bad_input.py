@@ -240,7 +240,7 @@ def test_a_damaged_run(finished: Path, tmp_path: Path) -> None:  # noqa: F811
     assert not (out / STUDENT / "results.csv").exists()
     (out / "synthetic" / "run.json").write_text("{")
     line = corrkd("resume", out, report=False).line
-    assert "run.json: not JSON" in line
+    assert "run.json: invalid JSON" in line
     assert "delete it to go on" in line
     (out / "plan.yaml").write_text("a: [")
     assert "plan.yaml: changed since it was written" in corrkd("resume", out, report=False).line

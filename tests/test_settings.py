@@ -298,7 +298,7 @@ def test_a_yaml_file_cannot_run_anything(tmp_path: Path) -> None:
     (tmp_path / "evil.yaml").write_text(
         "data: !!python/object/apply:os.mkdir [" + str(tmp_path / "canary") + "]\n"
     )
-    with pytest.raises(CorrKDError, match="not YAML"):
+    with pytest.raises(CorrKDError, match="invalid YAML"):
         load_settings(tmp_path / "evil.yaml")
     assert not (tmp_path / "canary").exists()
 

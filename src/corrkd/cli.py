@@ -989,7 +989,7 @@ def features(
             task.step(note=clip.title)
 
         done = work.run(jobs=jobs, backend=check_backend(backend), address=address, on_clip=on_clip)
-    print(f"{out}: {summary(done, work.made)}")
+    print(f"{out}: {summary(done, work.description)}")
     if done.failures:
         raise typer.Exit(1)
 

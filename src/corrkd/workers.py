@@ -1,4 +1,4 @@
-"""Tasks in worker processes: of this machine, which are reused, or of a Ray cluster."""
+"""Running tasks in worker processes: reused ones on this machine, or those of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -18,27 +18,23 @@ T = TypeVar("T")
 
 Backend = Literal["joblib", "ray"]
 Work = Callable[[T], str | None]
-"""A function at the top of a module: does a task, which can be pickled, and returns an error's
-line, None where there is none.
-"""
+"""Module-level function that does a task, which can be pickled. Returns an error line, or None."""
 Submit = Callable[[T], "Future[str | None]"]
 
 KILLED = "its process was killed; it may have run out of memory"
-# after which a worker without a task ends, and with it the dataset or the models that it holds
+# An idle worker then ends and frees the dataset or models that it holds.
 IDLE_SECONDS = 600
-RETRIES = 1  # of a task of a cluster whose worker was lost: machines come and go
+RETRIES = 1  # of a task whose worker on the cluster was lost: machines come and go
 
 
 def end_with_parent() -> None:
-    """Ends this process soon after the one that started it: a run that was killed writes no
-    more.
-    """
+    """End this process soon after its parent, so that a killed run stops writing."""
     Thread(target=_end_with, args=(psutil.Process(os.getppid()),), daemon=True).start()
 
 
 def _end_with(parent: psutil.Process) -> None:
-    # POSIX gives an orphan another parent, even where the dead one stays as a zombie; Windows does
-    # not, and there the number may go to a new process.
+    # On POSIX an orphan gets another parent, even if the old one is a zombie. On Windows it keeps
+    # the parent's number, which a new process may reuse.
     while os.getppid() == parent.pid and parent.is_running():
         time.sleep(0.2)
     os._exit(1)
@@ -53,18 +49,20 @@ def workers(
     address: str | None = None,
     gpus: float = 0,
 ) -> Iterator[Submit[T]]:
-    """A function that hands a task to a worker.
+    """Yield a function that submits a task to a worker and returns its future.
 
     Args:
-        work: what is done.
-        num_workers: of this machine; of a cluster, Ray starts as many as tasks are handed to it.
+        work: function that does a task.
+        num_workers: processes on this machine; on a cluster, Ray starts one for each submitted
+            task.
         backend: "joblib": processes on this machine; "ray": a cluster, whose machines share the
             folders that the tasks name.
-        address: of the cluster; None: a Ray of this machine's own.
-        gpus: that a task of a cluster needs.
+        address: of the cluster; None: a local Ray on this machine.
+        gpus: GPUs that a task on a cluster needs.
 
     Raises:
-        CorrKDError: where Ray is asked for and not installed, or cannot be reached.
+        CorrKDError: if the backend is Ray, and Ray is not installed or the cluster cannot be
+            reached.
     """
     if backend == "ray":
         with _ray(work, address, gpus) as submit:
@@ -103,7 +101,7 @@ def _ray(work: Work[T], address: str | None, gpus: float) -> Iterator[Submit[T]]
 
 
 def check_backend(name: str) -> Backend:
-    """Return a backend by its name. Raises CorrKDError where it is unknown."""
+    """Return the backend of that name. Raises CorrKDError for an unknown name."""
     for backend in get_args(Backend):
         if name == backend:
             return backend
@@ -116,18 +114,16 @@ def each_done(
     num_workers: int,
     can_begin: Callable[[T, Sequence[T]], bool] = lambda task, undone: True,
 ) -> Iterator[tuple[int, str | None]]:
-    """Hand tasks to workers, and yield the index of each with its error's line, None where there is
-    none, as they end.
+    """Submit tasks to workers and yield (index, error line or None) of each task as it ends.
 
-    When a worker of this machine is killed, nobody can tell by which of the tasks under way: each
-    of them is tried again alone, before all others, and yields `KILLED` where that kills a worker
-    too.
+    When a worker on this machine is killed, the task to blame is unknown. So each running task is
+    run again alone, before all others, and yields `KILLED` if its worker is killed again.
 
     Args:
-        tasks: in the order in which they begin.
-        submit: hands one to a worker.
-        num_workers: how many tasks at a time.
-        can_begin: whether a task can, given all those that are not done.
+        tasks: in the order in which they start.
+        submit: from `workers`.
+        num_workers: number of tasks that run at a time.
+        can_begin: (task, all tasks that are not done) -> whether the task can start.
     """
     waiting, suspects = list(range(len(tasks))), list[int]()
     running: dict[Future[str | None], int] = {}
@@ -142,16 +138,14 @@ def each_done(
             running[submit(tasks[index])] = index
         broken = []
         ended = wait(running, return_when=FIRST_COMPLETED).done
-        for future in [
-            future for future in running if future in ended
-        ]:  # in the order of their start
+        for future in [f for f in running if f in ended]:  # in the order in which they started
             index = running.pop(future)
             try:
                 error = future.result()
             except BrokenExecutor:
                 broken.append(index)
                 continue
-            except Exception as failure:  # of the cluster, or a result that cannot be sent
+            except Exception as failure:  # from the cluster, or a result that cannot be pickled
                 error = _line_of(failure)
             yield index, error
         if broken:
@@ -164,8 +158,8 @@ def each_done(
 
 
 def _line_of(failure: Exception) -> str:
-    """Return the line of what went wrong between a task and its worker; a cluster says itself which
-    worker was lost.
+    """Return the error line of a failure outside the task. A cluster itself reports which worker
+    was lost.
     """
     kind = type(failure)
     if kind.__module__.startswith("ray.") and kind.__name__ in (

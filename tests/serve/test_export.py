@@ -553,7 +553,7 @@ def test_what_is_refused_before_any_work(
             "--overwrite",
         ),
         (file, {}, "file: is a file; name a folder"),
-        (file / "model", {}, "the folder cannot be made"),
+        (file / "model", {}, "cannot create the folder"),
         (tmp_path / "new", {"samples": 0}, "samples = 0: the comparison needs at least one"),
         (tmp_path / "new", {"split": "dev"}, "has no split 'dev'"),
         (

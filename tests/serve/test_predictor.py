@@ -503,7 +503,7 @@ def test_damaged_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tex
     (tmp_path / "config.json").write_bytes(text)
     monkeypatch.setattr(predictor_module, "snapshot_download", lambda *_, **__: str(tmp_path))
     with pytest.raises(
-        CorrKDError, match=r"config\.json: (not JSON|not UTF-8|not a model card|the card lacks)"
+        CorrKDError, match=r"config\.json: (invalid JSON|not UTF-8|not a model card|the card lacks)"
     ):
         Predictor.from_pretrained("somebody/students")
 

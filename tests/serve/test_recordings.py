@@ -175,7 +175,7 @@ def test_a_model_of_another_extractor_names_it(recordings_run: Path) -> None:
     other.card["about"]["extractors"]["modalities"]["audio"]["version"] = 0
     with local(student=other) as service:
         assert (
-            "another extractor 'prosody' than the one installed (version 0 there, 1 here)"
+            "another extractor 'prosody' than the one installed (version 0, installed 1)"
             in refusal(send(service, text=TEXT))
         )
 

@@ -1,5 +1,5 @@
-"""Speech models on recordings of any length: windows with a context on both sides, several at a
-time.
+"""Running speech models on recordings of any length: in batches of windows with context on both
+sides.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from corrkd.hub import ModelFiles
 from corrkd.media.clip import audible
 from corrkd.media.decode import RATE, STEP_SAMPLES, Recording, Sound
 
-CORE, CONTEXT = 100, 10  # steps of a window, and of what it hears before and after
-SHORTEST = 2 * STEP_SAMPLES  # samples that convolutions need
-WINDOWS_ON_GPU = 8  # that pass through the model together; one on a CPU, where more are no faster
+CORE, CONTEXT = 100, 10  # in steps: a window, and its context before and after
+SHORTEST = 2 * STEP_SAMPLES  # samples that the convolutions need
+WINDOWS_ON_GPU = 8  # windows per batch; one on a CPU, where more are no faster
 
 
 class Window(NamedTuple):
-    """A part of a recording.
+    """A segment of a recording with its context.
 
     Attributes:
         samples: (n,) with the context.
-        lead: how many of them are context before the part.
-        start: sample of the recording at which the part begins.
-        sound: the part itself.
+        lead: how many of them are context before the segment.
+        start: position of the segment in the recording, in samples.
+        sound: the segment without context.
     """
 
     samples: FloatArray
@@ -40,12 +40,12 @@ class Window(NamedTuple):
 
 
 class States(NamedTuple):
-    """What a model makes of a window's part.
+    """The hidden states of the segment of a window.
 
     Attributes:
         values: (T, d) float32.
-        middles: (T,) seconds after the part's beginning at the middle of each.
-        seconds: that each lasts.
+        middles: (T,) centre of each state, in seconds from the start of the segment.
+        seconds: duration of each state, in seconds.
     """
 
     values: FloatArray
@@ -54,7 +54,7 @@ class States(NamedTuple):
 
 
 def windows(recording: Recording, core: int, context: int) -> Iterator[Window]:
-    """Yield a recording in parts of `core` samples, each with up to `context` samples before and
+    """Yield a recording in segments of `core` samples, each with up to `context` samples before and
     after it.
     """
     before: FloatArray = np.zeros(0, np.float32)
@@ -67,10 +67,10 @@ def windows(recording: Recording, core: int, context: int) -> Iterator[Window]:
         start += len(sound.samples)
 
 
-def alike(parts: Iterator[Window], most: int) -> Iterator[list[Window]]:
-    """Yield neighbours of one length together, so that none has to be padded; `most` at a time."""
+def alike(windows: Iterator[Window], most: int) -> Iterator[list[Window]]:
+    """Yield batches of at most `most` consecutive windows of equal length, so that none is padded."""
     batch: list[Window] = []
-    for window in parts:
+    for window in windows:
         if batch and (len(batch) == most or len(window.samples) != len(batch[0].samples)):
             yield batch
             batch = []
@@ -83,10 +83,10 @@ class SpeechModel:
     """A speech model of transformers that reads samples or a spectrogram.
 
     Args:
-        files: of the model.
-        kind: its Auto class, as "AutoModel".
-        output: attribute of what it returns.
-        device: where it computes.
+        files: files of the model.
+        kind: its Auto class in transformers, as "AutoModel".
+        output: attribute of its result that is used.
+        device: device of the model, as "cpu" or "cuda".
     """
 
     def __init__(self, files: ModelFiles, kind: str, output: str, device: str) -> None:
@@ -104,14 +104,14 @@ class SpeechModel:
     @cached_property
     def _model(self) -> Any:
         model = self.files.load_model(self._kind)
-        if model.config.is_encoder_decoder:  # of Whisper the encoder alone
+        if model.config.is_encoder_decoder:  # for Whisper, only the encoder
             model = model.get_encoder()
         return model.to(self._device)
 
     @cached_property
     def _sizes(self) -> tuple[int, int]:
-        """Samples of a part and of its context: Whisper reads windows of a fixed length, which are
-        filled.
+        """Samples of a segment and of its context. Whisper reads windows of a fixed length, which
+        are padded.
         """
         fixed = getattr(self._prepare, "n_samples", None)
         if fixed is None:
@@ -121,19 +121,18 @@ class SpeechModel:
         return max(1, steps - 2 * context) * STEP_SAMPLES, context * STEP_SAMPLES
 
     def load(self) -> None:
-        """Load the model and what prepares its input. Raises CorrKDError where one cannot be
-        read.
-        """
+        """Load the model and its preprocessor. Raises CorrKDError if one cannot be read."""
         _ = self._model, self._prepare
 
     def states(
         self, recording: Recording, *, silence: bool
     ) -> Iterator[tuple[Window, States | None]]:
-        """Yield the parts of a recording with their states.
+        """Yield the windows of a recording with their states.
 
         Args:
             recording: with sound.
-            silence: read parts without any sound too; else None stands for their states.
+            silence: whether to run the model on segments without sound too; else their states are
+                None.
         """
         most = 1 if self._device == "cpu" else WINDOWS_ON_GPU
         for batch in alike(windows(recording, *self._sizes), most):
@@ -144,7 +143,7 @@ class SpeechModel:
                 yield window, next(read) if window.start in sounding else None
 
     def _read(self, batch: list[Window]) -> list[States]:
-        """Return the states of windows of one length."""
+        """Return the states of windows of equal length."""
         import torch
 
         length = len(batch[0].samples)
@@ -154,9 +153,7 @@ class SpeechModel:
         with torch.inference_mode(), exact():
             output = self._model(**{key: inputs[key].to(self._device)})
             values = getattr(output, self._output).float().cpu().numpy()
-        read = max(
-            len(sounds[0]), getattr(self._prepare, "n_samples", 0)
-        )  # samples, with those that fill a window
+        read = max(len(sounds[0]), getattr(self._prepare, "n_samples", 0))  # samples, with padding
         per_state = read / values.shape[1]
         middle = (np.arange(values.shape[1]) + 0.5) * per_state
         return [
@@ -168,8 +165,8 @@ class SpeechModel:
 def _inside(
     window: Window, values: FloatArray, middle: npt.NDArray[np.float64], per_state: float
 ) -> States:
-    """Return the states of the part without its context; the nearest one where the part is shorter
-    than any.
+    """Return the states of the segment without its context; the nearest state if the segment is
+    shorter than one.
     """
     after = window.lead + len(window.sound.samples)
     inside = np.flatnonzero((middle >= window.lead) & (middle < after))
@@ -179,8 +176,8 @@ def _inside(
 
 
 def exact() -> Any:
-    """Return a context in which convolutions on a GPU round as those on a CPU do, and two runs are
-    equal.
+    """Return a context in which convolutions on a GPU use full float32 precision and are
+    deterministic.
     """
     import torch
 

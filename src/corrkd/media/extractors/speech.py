@@ -17,7 +17,7 @@ from corrkd.media.sound_windows import SpeechModel, States
 
 
 class Speech(ModelExtractor):
-    """Ten times a second: the mean of the encoder's last hidden states."""
+    """10 frames per second: the mean of the encoder's last hidden states."""
 
     name: ClassVar[str] = "speech"
     version: ClassVar[int] = 1
@@ -32,7 +32,7 @@ class Speech(ModelExtractor):
         self._model.load()
 
     def frames(self, clip: Clip) -> Frames:
-        """Return (steps, width); missing as of the embedded extractor."""
+        """Return (steps, width). Steps below -70 dBFS or without sound are missing."""
         return sound_frames(clip, self.width, self._measured)
 
     def _measured(self, recording: Recording) -> Measured:
@@ -47,7 +47,7 @@ class Speech(ModelExtractor):
 
 
 def by_step(states: States, count: int) -> FloatArray:
-    """Return (count, d): the mean of the states in each step, the nearest one where a step has
+    """Return (count, d): the mean of the states in each step, or the nearest state if a step has
     none.
     """
     step = np.clip((states.middles / STEP).astype(np.int64), 0, count - 1)

@@ -13,14 +13,14 @@ from corrkd.media.clip import Clip
 from corrkd.media.extractors.base import Frames, absent
 from corrkd.media.extractors.model import ModelExtractor
 
-LONGEST = 512  # pieces that are read together
-BATCH = 8  # windows of words that pass through the encoder together
-SMALL_ID = 16  # of padding, beyond which it does not count positions
+LONGEST = 512  # tokens in a window
+BATCH = 8  # windows per batch
+SMALL_ID = 16  # positions are offset by the id of padding only below it
 
 
 class Text(ModelExtractor):
-    """A frame a word: the mean of the last hidden states of its pieces. Long texts are read in
-    windows.
+    """One frame per word: the mean of the last hidden states of its tokens. Long texts are
+    processed in windows.
     """
 
     name: ClassVar[str] = "text"
@@ -50,13 +50,12 @@ class Text(ModelExtractor):
 
     @cached_property
     def _longest(self) -> int:
-        """Pieces of a window, without those that mark its ends."""
+        """Tokens of a window, without the special tokens at its ends."""
         config = getattr(self.files.config, self.part, None) or self.files.config
         positions = getattr(config, "max_position_embeddings", None) or LONGEST
         padding = getattr(config, "pad_token_id", None) or 0
-        if (
-            padding < SMALL_ID and positions > padding + 2
-        ):  # RoBERTa counts positions from the id of padding on
+        # RoBERTa counts positions from the id of padding.
+        if padding < SMALL_ID and positions > padding + 2:
             positions -= padding + 1
         longest = min(LONGEST, positions, self._tokenizer.model_max_length)
         return max(1, longest - self._tokenizer.num_special_tokens_to_add())
@@ -66,7 +65,7 @@ class Text(ModelExtractor):
         _ = self._model, self._tokenizer
 
     def frames(self, clip: Clip) -> Frames:
-        """Return (words, width); a single missing frame where there are no words."""
+        """Return (words, width); a single missing frame if there are no words."""
         words = clip.words
         if not words:
             return absent(self.width, "no words")
@@ -79,10 +78,10 @@ class Text(ModelExtractor):
         values = (sums / np.maximum(number, 1)[:, None]).astype(np.float32)
         times = np.array([(word.start + word.end) / 2 for word in words])
         lost = int((~present).sum())
-        return Frames(values, present, times, {"no piece of the word": lost} if lost else {})
+        return Frames(values, present, times, {"no token of the word": lost} if lost else {})
 
     def _spans(self, words: Sequence[str]) -> Iterator[tuple[int, int]]:
-        """Yield (first, after the last) of neighbouring words that are read together."""
+        """Yield (start, end) of the words of each window."""
         start = pieces = 0
         each = self._tokenizer(
             [[word] for word in words], is_split_into_words=True, add_special_tokens=False
@@ -98,8 +97,8 @@ class Text(ModelExtractor):
     def _add(
         self, texts: list[list[str]], spans: Sequence[tuple[int, int]], sums: Any, number: Any
     ) -> None:
-        """Add the states of several windows to the sums (words, width) and numbers (words,) of
-        their words.
+        """Add the states of several windows to the sums (words, width) and the token counts
+        (words,).
         """
         import torch
 
