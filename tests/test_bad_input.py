@@ -331,9 +331,13 @@ def test_folders_that_cannot_be(finished: Path, tmp_path: Path) -> None:  # noqa
         assert str(out) in corrkd("run", "--settings", settings, "--out", out).line
         assert str(out) in corrkd("run", "--settings", settings, "--out", out, "--overwrite").line
     words = ("evaluate", finished, "--data", data, "--conditions", "complete,ratio-0.5")
-    assert "cannot be made" in corrkd(*words, "--out", file / "r.csv").line
-    assert "cannot be made" in corrkd(*words, "--export-masks", file / "m.safetensors").line
-    assert "cannot be made" in corrkd("data", "convert", data, file / "d.safetensors").line
+    assert "cannot create the folder" in corrkd(*words, "--out", file / "r.csv").line
+    assert (
+        "cannot create the folder" in corrkd(*words, "--export-masks", file / "m.safetensors").line
+    )
+    assert (
+        "cannot create the folder" in corrkd("data", "convert", data, file / "d.safetensors").line
+    )
     assert file.read_text() == "mine"
     assert {p.name for p in tmp_path.iterdir()} == {"file", "settings.yaml", "d.npz"}
 

@@ -68,7 +68,9 @@ def windows(recording: Recording, core: int, context: int) -> Iterator[Window]:
 
 
 def alike(windows: Iterator[Window], most: int) -> Iterator[list[Window]]:
-    """Yield batches of at most `most` consecutive windows of equal length, so that none is padded."""
+    """Yield batches of at most `most` consecutive windows of equal length, so that none is
+    padded.
+    """
     batch: list[Window] = []
     for window in windows:
         if batch and (len(batch) == most or len(window.samples) != len(batch[0].samples)):

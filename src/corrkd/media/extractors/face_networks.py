@@ -289,7 +289,9 @@ def _faces_of(
 
 
 def _looked_at(pictures: Sequence[Picture], squares: Mapping[int, Square]) -> dict[int, Face]:
-    """Return the face that the mesh locates in the square of each picture, by index of the picture."""
+    """Return the face that the mesh locates in the square of each picture, by index of the
+    picture.
+    """
     if not squares:
         return {}
     crops = torch.stack(

@@ -1,4 +1,6 @@
-"""Audio without weights: descriptors of timbre, loudness and pitch, computed with NumPy and SciPy."""
+"""Audio without weights: descriptors of timbre, loudness and pitch, computed with NumPy and
+SciPy.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Extractors by name, with those of other packages (entry points in the group `corrkd.extractors`)."""
+"""Extractors by name, with those of other packages (entry points in the group
+`corrkd.extractors`).
+"""
 
 from __future__ import annotations
 
