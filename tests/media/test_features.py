@@ -411,7 +411,7 @@ def test_a_model_of_other_data_says_so(clips: Path, model: Path, tmp_path: Path)
     with pytest.raises(CorrKDError, match="names no extractors"):
         predictor.predict_media(clips / "face.mp4")
     (tmp_path / "empty.txt").write_text(" ", "utf-8")
-    with pytest.raises(CorrKDError, match=r"empty.txt: nothing of language, audio, vision in it"):
+    with pytest.raises(CorrKDError, match=r"empty.txt: has no language and no audio and no vision"):
         package.Predictor.from_pretrained(model).predict_media(tmp_path / "empty.txt")
 
 

@@ -674,7 +674,7 @@ def test_half_of_another_export_is_noticed(
     assert moves[0] == "model.onnx"
     assert {p.name for p in tmp_path.iterdir()} == FILES
     with pytest.raises(
-        InputError, match=r"no exported model there \(model.onnx is damaged, or not the one"
+        InputError, match=r"not an exported model \(model.onnx is damaged or does not belong"
     ):
         ExportedStudent(tmp_path)
 
@@ -682,11 +682,11 @@ def test_half_of_another_export_is_noticed(
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("card.json", None, "no exported model there"),
-        ("card.json", b"{", "no exported model there"),
-        ("card.json", b"[]", "no exported model there"),
-        ("card.json", b"{}", "no exported model there"),
-        ("model.onnx", None, "no exported model there"),
+        ("card.json", None, "not an exported model"),
+        ("card.json", b"{", "not an exported model"),
+        ("card.json", b"[]", "not an exported model"),
+        ("card.json", b"{}", "not an exported model"),
+        ("model.onnx", None, "not an exported model"),
         ("model.onnx", b"", "damaged"),
     ],
 )

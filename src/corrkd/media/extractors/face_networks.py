@@ -36,8 +36,8 @@ CERTAIN = 0.5  # score of a detection, and of the mesh that there is a face
 SAME_FACE = 0.3  # of a box: closer detections are the same face
 MARGIN = 1.5  # factor by which the input of the mesh is larger than the box
 OUTER_EYES = [33, 263]  # points of the mesh: the corners of the right and the left eye
-# Degrees. The detector is trained on upright faces: it estimates the roll of a face on its side up to
-# 15 degrees too small, and a quarter of that error remains in the mesh. Such faces are therefore run
+# Degrees. The detector is trained on upright faces: its roll of a face on its side is up to 15
+# degrees too small, and a quarter of that error remains in the mesh. Such faces therefore pass
 # through the mesh again, as MediaPipe does from one picture to the next.
 TILTED = 3.0
 # factor in size or score by which another face must exceed the last one to replace it
