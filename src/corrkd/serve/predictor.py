@@ -274,7 +274,8 @@ class Predictor(
             )
         except HFValidationError:
             raise CorrKDError(
-                f"{path}: no such file or folder, and not the name of a model on the hub (owner/name)"
+                f"{path}: no such file or folder, and not the name of a model on the hub "
+                f"(owner/name)"
             ) from None
         except Exception as error:  # exception types of huggingface_hub and of its HTTP library
             reason = (str(error).splitlines() or [type(error).__name__])[0]
