@@ -231,7 +231,7 @@ def test_an_unknown_name_lists_the_names(lab: Path) -> None:
             CorrKDError, match=r"''; available: synthetic, synthetic-language-audio"
         ):
             load("zoo:")
-    with pytest.raises(CorrKDError, match=r"nowhere: not a zoo: no manifest\.json"):
+    with pytest.raises(CorrKDError, match=r"nowhere: not a zoo: it has no manifest\.json"):
         zoo.resolve("zoo:nowhere/moods")
 
 

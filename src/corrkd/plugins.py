@@ -38,7 +38,7 @@ def find(name: str, built_in: Mapping[str, str], group: str, base: type[Any], wh
     points = list(metadata.entry_points(group=group, name=name))
     if not points:
         raise CorrKDError(
-            f"{what} {name!r} is unknown; available: {', '.join(names(built_in, group))}"
+            f"unknown {what} {name!r}; available: {', '.join(names(built_in, group))}"
         )
     check_names([name], f"{what}")  # it names folders of a comparison
     where = f"{what} {name!r} (entry point {points[0].value})"

@@ -355,7 +355,7 @@ def test_without_transformers(model: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("bert", "language_encoder: field required"),
         (
             {"name": "bert", "language_encoder": {"model": "x"}, "network": "nope"},
-            "network 'nope' is unknown",
+            "unknown network 'nope'",
         ),
         ({"name": "bert", "language_encoder": {"model": "x"}, "network": {"widht": 8}}, "widht"),
         ({"name": "bert", "language_encoder": {"model": "x", "lr": 1}}, "lr"),

@@ -238,7 +238,7 @@ BAD: list[tuple[Any, str]] = [
     ({"language": np.zeros((1, 2, 5))}, r"language: shape \(1, 2, 5\)"),
     (
         {"language": np.zeros((0, 5))},
-        "language: no frames; if the modality is missing, give null",
+        "language: no frames; for a missing modality use null",
     ),
     ({"language": []}, "language: no frames"),
     ({"audio": [[1.0, 2.0, math.nan]]}, "audio: NaN or infinite values in frame 0"),
@@ -503,7 +503,7 @@ def test_damaged_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tex
     (tmp_path / "config.json").write_bytes(text)
     monkeypatch.setattr(predictor_module, "snapshot_download", lambda *_, **__: str(tmp_path))
     with pytest.raises(
-        CorrKDError, match=r"config\.json: (not JSON|not UTF-8|not a model card|the card lacks)"
+        CorrKDError, match=r"config\.json: (invalid JSON|not UTF-8|not a model card|the card lacks)"
     ):
         Predictor.from_pretrained("somebody/students")
 
@@ -566,7 +566,9 @@ def test_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_model_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(CorrKDError, match="no such file or folder, and no model's name on the hub"):
+    with pytest.raises(
+        CorrKDError, match="no such file or folder, and not the name of a model on the hub"
+    ):
         Predictor.from_pretrained(tmp_path / "nowhere" / "else")
     with pytest.raises(CorrKDError, match="no trained student there"):
         Predictor.from_pretrained(tmp_path)

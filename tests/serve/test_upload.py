@@ -70,7 +70,7 @@ def test_a_body_is_the_recording(tmp_path: Path, kind: str, name: str) -> None:
     [
         ({"text": (None, " ")}, "nothing to predict from"),
         ({"file": ("a.mp4", b"")}, "nothing to predict from"),
-        ({"clip": ("a.mp4", b"x")}, "field 'clip' of the form is unknown"),
+        ({"clip": ("a.mp4", b"x")}, "unknown or repeated field 'clip'"),
         ({"text": (None, b"\xff")}, "not UTF-8"),
         ({"file": ("a.txt", b"one"), "text": (None, "two")}, "two transcripts"),
         ({"text": (None, b"x" * (LARGEST + 1))}, "has more than"),

@@ -157,7 +157,7 @@ def test_it_is_unknown_where_its_package_is_not_installed() -> None:
             metadata, "entry_points", lambda **which: metadata.EntryPoints([]).select(**which)
         )
         with pytest.raises(
-            CorrKDError, match="target 'ordinal' is unknown; available: classes, questions, score"
+            CorrKDError, match="unknown target 'ordinal'; available: classes, questions, score"
         ):
             target_from_json(card)
         with pytest.raises(

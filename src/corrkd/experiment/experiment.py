@@ -303,7 +303,7 @@ def synthetic_spec(changes: Mapping[str, Any]) -> SyntheticSpec:
     for key in changes:
         if key not in known:
             raise CorrKDError(
-                f"settings: data.synthetic.{key} is unknown; allowed there: {', '.join(known)}"
+                f"settings: data.synthetic.{key}: unknown key; allowed: {', '.join(known)}"
             )
     try:
         spec = SyntheticSpec(**changes)

@@ -18,7 +18,7 @@ from corrkd.targets.measures import METRICS, metric_of
 
 
 def model_card(saved: SavedNetwork, card: Mapping[str, Any], run: RunFolder | None) -> str:
-    """The text of README.md, with the run's own tables where a run is given."""
+    """Return the text of README.md, with the tables of `run` if given."""
     about = saved.about
     data = about.get("data", {}).get("name", "") if isinstance(about.get("data"), Mapping) else ""
     head = {
