@@ -85,12 +85,16 @@ def set_rows(key: str, split: str, value: Any) -> Callable[[Arrays], None]:
         (
             lambda a: a.update(audio=np.full((60, 4, 3), np.nan)),
             "classes",
-            "no frame of it is present",
+            "no frame is present",
         ),
         (lambda a: a.update(audio=np.zeros((60, 4, 0))), "classes", "zero width"),
         (lambda a: a.update(audio=np.zeros((60, 4, 3))), "classes", "audio"),
         (lambda a: a.update(audio_lengths=np.arange(59)), "classes", "lengths"),
-        (lambda a: [a.pop("labels"), a.pop("scores")], "classes", "`scores` or `labels` is needed"),
+        (
+            lambda a: [a.pop("labels"), a.pop("scores")],
+            "classes",
+            "`scores` or `labels` is required",
+        ),
         (lambda a: a.pop("labels"), "classes", "needs labels"),
         (lambda a: a.pop("scores"), "tertiles", "needs scores"),
         (lambda a: a.pop("scores"), "questions", "yes/no labels"),

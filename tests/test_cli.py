@@ -362,11 +362,11 @@ def test_presets() -> None:
         (("run", "--target", "octiles"), ["data.target", "tertiles"]),
         (
             ("run", "--data", "synthetic", "--device", ABSENT),
-            [f"device '{ABSENT}' is not there"],
+            [f"device '{ABSENT}' is not available"],
         ),
         (
             ("compare", "--data", "synthetic", "--device", ABSENT, "--out", "new"),
-            [f"device '{ABSENT}' is not there"],
+            [f"device '{ABSENT}' is not available"],
         ),
         (
             ("compare", "--data", "synthetic", "--methods", "kl", "--reference", "corrkd"),
@@ -374,7 +374,7 @@ def test_presets() -> None:
         ),
         (
             ("run", "--data", "synthetic", "--set", f"device={ABSENT}"),
-            [f"device '{ABSENT}' is not there"],
+            [f"device '{ABSENT}' is not available"],
         ),
         (
             ("run", "--data", "synthetic", "--set", "evaluation.projection=smell"),
@@ -396,7 +396,10 @@ def test_presets() -> None:
         (("evaluate", "nowhere", "--data", "synthetic"), ["nowhere: no trained student"]),
         (("data", "inspect", "nowhere"), ["nowhere: no such file"]),
         (("data", "fetch", "hazumi", "--out", "h.csv"), ["h.csv", "must end in .pkl or .h5"]),
-        (("data", "fetch", "hazumi", "--from", "nowhere"), ["the folder needs Hazumi2010"]),
+        (
+            ("data", "fetch", "hazumi", "--from", "nowhere"),
+            ["the folder needs clones of Hazumi2010"],
+        ),
     ],
 )
 def test_errors_are_one_line(words: tuple[str, ...], parts: list[str], tmp_path: Path) -> None:
@@ -430,7 +433,7 @@ def test_evaluates_errors_are_one_line(finished: Path, tmp_path: Path) -> None: 
     assert (
         "give only one of them" in corrkd(*words, whole, "--masks", "a", "--export-masks", "b").line
     )
-    assert "device 'gpu' is not there; use " in corrkd(*words, whole, "--device", "gpu").line
+    assert "device 'gpu' is not available; use " in corrkd(*words, whole, "--device", "gpu").line
     assert (
         "r.parquet: the output's name must end in .csv"
         in corrkd(*words, whole, "--out", tmp_path / "r.parquet").line

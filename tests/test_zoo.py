@@ -338,7 +338,7 @@ def test_the_command_lists_and_shows(lab: Path) -> None:
     shown = corrkd("zoo", "moods", "--folder", lab)
     assert shown.code == 0, shown.err
     assert "data_licence: CC0" in shown.out
-    assert "## What it takes and gives" in shown.out
+    assert "## Inputs and outputs" in shown.out
     assert "library_name" not in shown.out
     assert "no student named 'moods'; available: synthetic" in corrkd("zoo", "moods").line
 

@@ -29,9 +29,8 @@ WEIGHTS, CARD, README = "model.safetensors", "config.json", "README.md"
 # In bytes: leaves space for prefixes and suffixes within the 255 that file systems allow.
 LONGEST_NAME = 100
 _NAME = re.compile(r"\w[\w.-]*", re.ASCII)
-_DEVICES = re.compile(
-    r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE
-)  # device names on Windows, with any suffix
+# device names on Windows, with any suffix
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 def name_fault(name: str) -> str | None:

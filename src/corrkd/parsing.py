@@ -210,7 +210,7 @@ def check_digest(
 
 
 def _digest_of(tree: Mapping[str, Any]) -> str:
-    """SHA-256 of an object, independent of indentation and key order."""
+    """Return the SHA-256 of an object, independent of indentation and key order."""
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 

@@ -360,11 +360,13 @@ def test_another_extractor_is_refused_by_name() -> None:
     assert settings_of({**described, "modalities": words_alone}, "x")[1] == []
     described["modalities"]["vision"]["weights"] = {"face_mesh.safetensors": "0" * 64}
     with pytest.raises(
-        CorrKDError, match=r"its vision comes from another extractor 'facemesh' .*weights"
+        CorrKDError, match=r"its vision was extracted by 'facemesh', which differs.*weights"
     ):
         settings_of(described, "x")
     described["modalities"]["audio"]["version"] = 0
-    with pytest.raises(CorrKDError, match=r"another extractor 'prosody' .*version 0, installed 1"):
+    with pytest.raises(
+        CorrKDError, match=r"extracted by 'prosody', which differs .*version 0, installed 1"
+    ):
         settings_of(described, "x")
     with pytest.raises(CorrKDError, match="x: the description of its extractors is damaged"):
         settings_of({"modalities": 3}, "x")
@@ -429,7 +431,7 @@ def test_predict_takes_recordings(clips: Path, model: Path, tmp_path: Path) -> N
 def test_a_model_of_other_data_says_so(clips: Path, model: Path, tmp_path: Path) -> None:
     predictor = package.Predictor.from_pretrained(model)
     predictor.card["about"] = {}
-    with pytest.raises(CorrKDError, match="names no extractors"):
+    with pytest.raises(CorrKDError, match="lists no extractors"):
         predictor.predict_media(clips / "face.mp4")
     (tmp_path / "empty.txt").write_text(" ", "utf-8")
     with pytest.raises(CorrKDError, match=r"empty.txt: has none of language, audio, vision"):

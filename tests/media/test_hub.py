@@ -327,7 +327,7 @@ def test_a_description_gives_the_same_extractors(models: Path, tmp_path: Path) -
     audio["weights"]["model.safetensors"] = "0" * 64
     with pytest.raises(
         CorrKDError,
-        match=r"its audio comes from another extractor 'speech' .*weights of model.safetensors",
+        match=r"its audio was extracted by 'speech', which differs .*weights of model.safetensors",
     ):
         settings_of(described, "x")
     audio["model"] = str(models / "nowhere")

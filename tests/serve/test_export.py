@@ -540,16 +540,16 @@ def test_what_is_refused_before_any_work(
     unlike = make_dataset({"language": 5, "audio": 3, "vision": 9})
     longer = make_dataset(frames=50)
     for folder, options, words in (
-        (full, {}, "full: is not empty, and holds no exported model; choose another folder"),
+        (full, {}, "full: is not empty and has no exported model; choose another folder"),
         (
             full,
             {"overwrite": True},
-            "full: is not empty, and holds no exported model; choose another folder",
+            "full: is not empty and has no exported model; choose another folder",
         ),
         (
             before,
             {},
-            "before: holds an exported model; choose another folder, or replace it with "
+            "before: contains an exported model; choose another folder, or replace it with "
             "--overwrite",
         ),
         (file, {}, "file: is a file; name a folder"),

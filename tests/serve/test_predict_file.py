@@ -345,7 +345,10 @@ def test_conditions_that_take_nothing_away_or_all(tmp_path: Path) -> None:
     for name, words in (
         ("natural", "condition 'natural' removes no frames; name the modalities to keep"),
         ("noise-0.5", "condition 'noise-0.5' removes no frames"),
-        ("vision", "condition 'vision' leaves nothing of dataset new, which has language, audio"),
+        (
+            "vision",
+            "condition 'vision' keeps no modality of dataset new, which has language, audio",
+        ),
         ("smell", "unknown condition 'smell'; available: complete, language"),
     ):
         with pytest.raises(CorrKDError, match=words):
@@ -730,7 +733,7 @@ def test_errors_are_one_line(model: Path, data: Path, tmp_path: Path) -> None:
         in command(model, data, tmp_path / "p.csv", "--condition", "smell").line
     )
     assert (
-        "device 'gpu' is not there; use "
+        "device 'gpu' is not available; use "
         in command(model, data, tmp_path / "p.csv", "--device", "gpu").line
     )
     assert "--batch-size" in command(model, data, tmp_path / "p.csv", "--batch-size", 0).line
@@ -755,10 +758,11 @@ def test_of_new_recordings(model: Path, served: Path, tmp_path: Path) -> None:
     assert command(model, tmp_path / "new.safetensors", tmp_path / "p.parquet").code == 0
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny()))
     train = ("train", "--settings", tmp_path / "tiny.yaml", "--out", tmp_path / "run", "--data")
-    assert "an array `scores` or `labels` is needed" in corrkd(*train, path).line
+    assert "an array `scores` or `labels` is required" in corrkd(*train, path).line
     assert "neither scores nor labels" in corrkd(*train, tmp_path / "new.safetensors").line
     assert (
-        "an array `scores` or `labels` is needed" in corrkd("evaluate", served, "--data", path).line
+        "an array `scores` or `labels` is required"
+        in corrkd("evaluate", served, "--data", path).line
     )
     assert not (tmp_path / "run").exists()
 

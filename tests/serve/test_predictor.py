@@ -415,7 +415,7 @@ def test_saving_loses_nothing_that_was_saved(
     other = Predictor(student("score"))
     with pytest.raises(
         CorrKDError,
-        match=r"holds model\.safetensors already; choose another folder, or pass overwrite=True",
+        match=r"already contains model\.safetensors; choose another folder, or pass overwrite=True",
     ):
         other.save_pretrained(tmp_path / "model")
     with monkeypatch.context() as patch:
@@ -429,7 +429,7 @@ def test_saving_loses_nothing_that_was_saved(
     assert {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()} == files
     other.save_pretrained(tmp_path / "model", overwrite=True)
     assert Predictor.from_pretrained(tmp_path / "model").card["target"]["kind"] == "score"
-    assert "answers with a score" in (tmp_path / "model" / "README.md").read_text()
+    assert "output is a score" in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_from_a_run_with_its_own_tables(served: Path, tmp_path: Path) -> None:
@@ -478,7 +478,7 @@ def test_a_model_of_no_run(tmp_path: Path) -> None:
     predictor = Predictor.from_pretrained(tmp_path / "student.safetensors")
     assert predictor.run is None
     predictor.save_pretrained(tmp_path / "model")
-    assert "Beside its teacher" not in (tmp_path / "model" / "README.md").read_text()
+    assert "Comparison with its teacher" not in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -534,7 +534,7 @@ def test_a_model_saved_inside_a_run_is_not_that_runs(served: Path, tmp_path: Pat
 
 def test_a_readme_that_is_there_is_kept(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("mine")
-    with pytest.raises(CorrKDError, match=r"holds README\.md already; choose another folder"):
+    with pytest.raises(CorrKDError, match=r"already contains README\.md; choose another folder"):
         Predictor(student()).save_pretrained(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["README.md"]
 

@@ -333,7 +333,7 @@ def pick_device(name: str) -> torch.device:
     }
     if not available.get(name):
         raise CorrKDError(
-            f"device {name!r} is not there; use "
+            f"device {name!r} is not available; use "
             f"{', '.join(n for n, there in available.items() if there)}"
         )
     return torch.device(name)

@@ -95,7 +95,7 @@ class TeacherSettings(TrainingSettings):
     )
     folds: Folds | None = Field(
         None,
-        description="out of fold: so many teachers, each trained without one fold of the people "
+        description="number of out-of-fold teachers, each trained without one fold of the people "
         "(speakers, videos, sessions) and used only for that fold; null: teachers trained on all "
         "samples, whose responses to them are overfitted",
     )

@@ -26,9 +26,8 @@ def by_word(frames: Frames, words: Sequence[Word]) -> Frames:
     present = np.zeros(len(words), bool)
     for index, word in enumerate(words):
         first = int(np.searchsorted(ends, word.start + ROUNDING, "right"))
-        after = max(
-            first + 1, int(np.searchsorted(starts, word.end - ROUNDING, "left"))
-        )  # a word of zero duration overlaps one frame too
+        # a word of zero duration overlaps one frame too
+        after = max(first + 1, int(np.searchsorted(starts, word.end - ROUNDING, "left")))
         rows = np.arange(first, min(after, len(starts)))
         rows = rows[frames.present[rows]]
         if len(rows):

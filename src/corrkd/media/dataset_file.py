@@ -100,9 +100,8 @@ def _column(name: str, values: list[str]) -> Any:
         return np.array(values, np.float64).astype(np.int64)
     if name == "split":
         return _strings([value.lower() for value in values])
-    if name not in GROUPS and all(
-        value.removeprefix("-").isdecimal() for value in values
-    ):  # classes by number
+    # classes by number
+    if name not in GROUPS and all(value.removeprefix("-").isdecimal() for value in values):
         return np.array(values, np.int64)
     return _strings(values)
 

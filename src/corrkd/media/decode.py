@@ -328,9 +328,8 @@ class _Shown:
             width, height = self._frame.width * self._aspect, float(self._frame.height)
             scale = min(1.0, LONGEST_SIDE / max(width, height))
             size = max(2, round(width * scale)), max(2, round(height * scale))
-            turns = round(
-                (self._frame.rotation or 0) / 90
-            )  # counterclockwise, as the display matrix has it
+            # counterclockwise, as the display matrix has it
+            turns = round((self._frame.rotation or 0) / 90)
             pixels = self._frame.reformat(*size, format="rgb24").to_ndarray()
             self._picture = np.ascontiguousarray(np.rot90(pixels, turns))
             self._frame = None

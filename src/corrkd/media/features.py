@@ -298,17 +298,13 @@ def settings_of(
             f"extracts frames of {present.step:g} s; use the version that made it"
         )
     for m, extractor in described.modalities.items():
-        _check_same(
-            f"{where}: its {m} comes from another extractor", extractor, present.modalities[m]
-        )
+        _check_same(f"{where}: its {m} was extracted by", extractor, present.modalities[m])
     _check_same(
-        f"{where}: its words were transcribed by another model",
+        f"{where}: its words were transcribed by",
         described.transcriber,
         present.transcriber,
     )
-    _check_same(
-        f"{where}: its words got their times from another model", described.aligner, present.aligner
-    )
+    _check_same(f"{where}: its words got their times from", described.aligner, present.aligner)
     # The libraries of modalities that the model does not use do not matter.
     notes = [
         f"{library} {version} is installed, but the features of the training data were extracted "
@@ -341,8 +337,8 @@ def _check_same(
     ]
     if different:
         raise CorrKDError(
-            f"{what} {stored.get('name')!r} than the one installed ({', '.join(different)}); "
-            f"install that one"
+            f"{what} {stored.get('name')!r}, which differs from the installed one "
+            f"({', '.join(different)}); install the same version"
         )
 
 

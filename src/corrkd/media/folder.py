@@ -411,7 +411,7 @@ def summary(done: Extracted, description: Description) -> str:
             f"{100 * missing / max(1, counts.frames):.1f} % missing{_why(counts.reasons)}",
         ]
         if counts.clips_without:
-            parts.append(f"nothing of it in {counts.clips_without} clips")
+            parts.append(f"missing entirely in {counts.clips_without} clips")
         if m in done.left_out:
             parts.append("so it is left out of the file")
         lines.append(", ".join(parts))

@@ -23,12 +23,8 @@ LARGEST = 256 << 20  # bytes of a labels file
 LONGEST_CELL = 1 << 20  # characters
 RECORDINGS = (*VIDEO_ENDINGS, *AUDIO_ENDINGS)
 NAMES = ("labels.csv", "label.csv")  # default labels files
-NUMBERS = (
-    "score",
-    "label_T",
-    "label_A",
-    "label_V",
-)  # columns of numbers; MMSA-FET has labels of single modalities
+# columns of numbers; MMSA-FET has labels of single modalities
+NUMBERS = ("score", "label_T", "label_A", "label_V")
 COLUMNS = ("file", "text", "label", "split", "order", *NUMBERS, *GROUPS)
 RAW, CLIP = "Raw", "$_$"  # MMSA-FET's folder; between video and clip in an id
 

@@ -17,10 +17,8 @@ from corrkd.media.decode import RATE, STEP_SAMPLES, Recording
 from corrkd.media.transcripts import Word
 
 FILES = ("config.json", "preprocessor_config.json", "model.bin", "tokenizer.json", "vocabulary.*")
-PART, MARGIN = (
-    3000,
-    300,
-)  # in steps: the longest segment, and the range at its end in which the quietest step is sought
+# in steps: the longest segment, and the range at its end in which the quietest step is sought
+PART, MARGIN = 3000, 300
 
 
 class Transcriber:

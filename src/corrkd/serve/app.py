@@ -89,9 +89,9 @@ class ModelAnswer(BaseModel):
     corrkd: str
     sha256: str
     modalities: dict[str, dict[str, int | float]] = Field(
-        description="width: features of a frame; frames: the most in the training data; usual: "
-        "their median, which a missing modality has; missing: the share of frames of which 19 of "
-        "20 training samples miss no more"
+        description="width: features per frame; frames: their largest number in the training data; "
+        "usual: their median number, also for a missing modality; missing: share of missing frames "
+        "that 19 of 20 training samples do not exceed"
     )
     target: dict[str, Any]
     about: dict[str, Any]
@@ -136,7 +136,7 @@ class Status(BaseModel):
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Error responses of a route, for OpenAPI."""
+    """Return the error responses of a route, for OpenAPI."""
     return {status: {"model": Problem} for status in (401, 403, 408, 413, 421, 422, 503, *statuses)}
 
 
@@ -196,9 +196,8 @@ class Service:
         self.usual = standalone.frames_seen({}, self.card)  # of modalities that are missing
         longest_sample = {m: max(self.longest[m], self.usual[m]) for m in self.longest}
         self.most_cost = self.limits.cost or max(COST, self._cost(longest_sample))
-        self._parsing = asyncio.Semaphore(
-            1
-        )  # a large body takes several times its size when parsed
+        # a large body takes several times its size when parsed
+        self._parsing = asyncio.Semaphore(1)
         self._count()
         self.clips, self.no_clips = self._clip_processes()
         self.batcher: Batcher[Question, Answer] = Batcher(
@@ -260,7 +259,7 @@ class Service:
             raise Refused(422, str(error)) from None
 
     def _cost(self, frames: Mapping[str, int]) -> int:
-        """Cost of a sample: the number of values of its input and its attention maps."""
+        """Return the cost of a sample: the number of values of its input and its attention maps."""
         return sum(
             count * (int(self.card["modalities"][m]["width"]) + count)
             for m, count in frames.items()
@@ -298,9 +297,8 @@ class Service:
 
     async def _samples_of(self, request: Request, *, single: bool = False) -> list[ReadSample]:
         kind = request.headers.get("content-type", "")
-        body = b"".join(
-            [chunk async for chunk in request.stream()]
-        )  # not `request.body()`, which would keep a copy
+        # not `request.body()`, which would keep a copy
+        body = b"".join([chunk async for chunk in request.stream()])
         if len(body) < LARGE:
             return self.read_body(body, kind, single=single)
         async with self._parsing:
@@ -356,7 +354,7 @@ class Service:
         return ClipProcesses(settings, replace(self.limits.clips, seconds=seconds)), ""
 
     def _by_word(self) -> list[str]:
-        """Modalities with one frame per word."""
+        """Return the modalities with one frame per word."""
         aligned = self.exhibit.student.media_settings[0].align == "words"
         return list(self.card["modalities"]) if aligned else ["language"]
 
@@ -413,9 +411,8 @@ class Service:
     def _routes(self) -> FastAPI:
         @asynccontextmanager
         async def life(_: FastAPI) -> AsyncIterator[None]:
-            self._predict(
-                [(self.student, standalone.read_sample(self._example(), self.card))]
-            )  # the first prediction is slow
+            # the first prediction is slow
+            self._predict([(self.student, standalone.read_sample(self._example(), self.card))])
             if self.clips is not None:
                 await run_in_threadpool(self.clips.start)
             self.ready = True
@@ -466,7 +463,7 @@ class Service:
         async def predict(request: Request) -> Response:
             """Predictions for one or more samples, each with any subset of the modalities."""
             answers = await self._predictions(await self._samples_of(request))
-            # Already of that form, which tests check; to validate again would cost more than the
+            # Already in that form, which tests check; validating it again would cost more than the
             # network.
             return JSONResponse(
                 {"model": self.card["sha256"], "predictions": [a.to_json() for a in answers]}
@@ -541,7 +538,7 @@ class Service:
             return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
 
     def _body(self, kind: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
-        """The schema of a request body for OpenAPI, with nested types inlined."""
+        """Return the schema of a request body for OpenAPI, with nested types inlined."""
         schema = kind.model_json_schema()
         inside = schema.pop("$defs", {})
         text = json.dumps(schema)

@@ -65,9 +65,8 @@ class Batcher(Generic[Q, A]):
         self._answer, self._wait, self._most, self._on_batch = answer, wait, most, on_batch
         self._cost, self._slice_cost, self._queue_cost = cost, slice_cost, queue_cost
         self._callers: set[_Caller[Q, A]] = set()
-        self._heap: list[
-            tuple[float, int, _Caller[Q, A]]
-        ] = []  # callers with questions that have not started
+        # callers with questions that have not started
+        self._heap: list[tuple[float, int, _Caller[Q, A]]] = []
         self._numbers = itertools.count()  # between equal tags, first come, first served
         self._clock = 0.0  # tag of the question that was started last
         self._arrived = asyncio.Event()

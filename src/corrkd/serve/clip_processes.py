@@ -104,7 +104,7 @@ class ClipProcesses:
         """Return the features of a recording.
 
         Args:
-            body: file with the body of a request, in a folder of its own, where other files are
+            body: file with the body of a request, in a separate folder, where other files are
                 written.
             content_type: content type of the body.
             details: whether to return also what the page draws.
@@ -179,7 +179,7 @@ async def _end_of(process: BaseProcess) -> None:
 
 
 def _used_its_time(process: BaseProcess) -> bool:
-    """Whether the system ended the process because it exceeded its CPU time."""
+    """Return whether the system ended the process because it exceeded its CPU time."""
     return hasattr(signal, "SIGXCPU") and process.exitcode == -signal.SIGXCPU
 
 

@@ -74,7 +74,7 @@ class Task:
     """The task of one process.
 
     Attributes:
-        body: file with the body of a request, in a folder of its own.
+        body: file with the body of a request, in a separate folder.
         content_type: content type of the body.
         settings: which features to extract.
         details: whether to return also what the page draws.

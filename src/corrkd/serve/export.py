@@ -230,9 +230,8 @@ def _exported(saved: SavedNetwork, longest: Mapping[str, int]) -> tuple[bytes, i
         # Sizes of 0 or 1, and equal sizes, would become constants of the graph.
         count = min(3 + index, longest[m])
         inputs.append(torch.zeros(2, count, saved.widths[m]))
-        inputs += [
-            torch.ones(2, count, dtype=torch.bool) for _ in range(2)
-        ]  # the same tensor twice would become one input
+        # the same tensor twice would become one input
+        inputs += [torch.ones(2, count, dtype=torch.bool) for _ in range(2)]
         length = (
             {}
             if longest[m] == 1
@@ -331,7 +330,7 @@ def _comparison(folder: Path, reference: Predictor) -> Compare:
         expected = reference.logits(arrays).astype(np.float64)
         try:
             actual = exported.run(arrays)
-        except Exception as error:  # onnxruntime's own exception types
+        except Exception as error:  # exception types of onnxruntime
             raise _not_exportable(name, error) from None
         if actual.shape != expected.shape:
             return math.inf
@@ -414,7 +413,7 @@ def _resized(arrays: Arrays, samples: int, frames: int) -> Arrays:
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Raise CorrKDError if a folder is not empty; with `overwrite`, if it holds something other
+    """Raise CorrKDError if a folder is not empty; with `overwrite`, if it contains anything other
     than an exported model.
     """
     if folder.exists() and not folder.is_dir():
@@ -423,11 +422,11 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
         return
     if not (folder / MODEL).is_file():
         raise CorrKDError(
-            f"{folder}: is not empty, and holds no exported model; choose another folder"
+            f"{folder}: is not empty and has no exported model; choose another folder"
         )
     if not overwrite:
         raise CorrKDError(
-            f"{folder}: holds an exported model; choose another folder, or replace it with "
+            f"{folder}: contains an exported model; choose another folder, or replace it with "
             f"--overwrite"
         )
 

@@ -182,9 +182,8 @@ class _Bodies:
             sizes: Counter[str] = Counter()
             for other in self.arriving.values():
                 sizes[other.address] += other.size
-            leaving = max(
-                self.arriving.values(), key=lambda other: sizes[other.address]
-            )  # the first of them
+            # the oldest of equal ones
+            leaving = max(self.arriving.values(), key=lambda other: sizes[other.address])
             del self.arriving[id(leaving)]
             self.release(leaving)
             leaving.expelled = True
@@ -207,7 +206,7 @@ class Guard:
         access: checks tokens and host names.
         on_answer: called with the path ("refused" for requests that did not reach the app), status
             and seconds.
-        takes_recordings: whether bodies of `MEDIA_PATH` are stored, each in its own folder, which
+        takes_recordings: whether bodies of `MEDIA_PATH` are stored, each in a separate folder that
             is removed after its request.
 
     Attributes:
@@ -240,7 +239,7 @@ class Guard:
         return self._bodies.size
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Handle a connection, as ASGI defines."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -258,7 +257,7 @@ class Guard:
             )
             arrival = await self._arrive(scope, receive, memory, self._bodies, most)
             await self._let_in(scope, b"".join(memory.chunks), arrival, receive, send)
-        elif not self._takes_recordings:  # which the app is going to say
+        elif not self._takes_recordings:  # the app will say so
             arrival = await self._arrive(
                 scope, receive, _Nowhere(), self._recordings, self.limits.clips.body
             )
@@ -351,8 +350,8 @@ class Guard:
         try:
             async with asyncio.timeout_at(end) as timeout:
                 with bodies.arrival(timeout, (scope.get("client") or ("",))[0]) as arrival:
-                    # A body that is too large is read on, but not kept: a client that still sends
-                    # does not hear an answer.
+                    # A body that is too large is read on, but not kept: a client that is still
+                    # sending does not receive a response.
                     while more and size <= READ_ON * most and not arrival.expelled:
                         timeout.reschedule(min(end, loop.time() + self.limits.seconds / 2))
                         message = await receive()

@@ -34,17 +34,17 @@ def feature_settings(
     described = card["about"].get(EXTRACTORS)
     if not isinstance(described, Mapping) or not isinstance(described.get("modalities"), Mapping):
         raise CorrKDError(
-            "the model card names no extractors: its data does not come from `corrkd features`; "
+            "the model card lists no extractors: its data does not come from `corrkd features`; "
             "predict from features of the same kind"
         )
     lacking = [m for m in card["modalities"] if m not in described["modalities"]]
     if lacking:
         raise CorrKDError(
-            f"the model card names no extractor of {', '.join(lacking)}; predict from features "
+            f"the model card lists no extractor of {', '.join(lacking)}; predict from features "
             f"of the same kind"
         )
     used = {m: described["modalities"][m] for m in card["modalities"]}
-    return settings_of({**described, "modalities": used}, "the model's card", device)
+    return settings_of({**described, "modalities": used}, "the model card", device)
 
 
 def clip_sample(path: Path, settings: FeatureSettings, text: str = "") -> dict[str, Any]:

@@ -75,9 +75,8 @@ def predict_file(
     taken = None if condition is None else _condition(predictor.saved, dataset, condition)
     about = {
         "corrkd": __version__,
-        "model": _digest(
-            predictor.card
-        ),  # includes temperatures and thresholds, unlike the digest of the parameters
+        # includes temperatures and thresholds, unlike the digest of the parameters
+        "model": _digest(predictor.card),
         "data": [
             dataset.sha256,
             _digest(
@@ -152,7 +151,7 @@ def _condition(saved: SavedNetwork, dataset: MultimodalDataset, name: str) -> Co
         )
     if not set(condition.available) & set(dataset.modalities):
         raise CorrKDError(
-            f"condition {name!r} leaves nothing of dataset {dataset.name}, which has "
+            f"condition {name!r} keeps no modality of dataset {dataset.name}, which has "
             f"{', '.join(dataset.modalities)}"
         )
     return condition
@@ -174,7 +173,7 @@ def _data_digest(split: Split) -> str:
 
 
 def _begin(folder: Path, out: Path, about: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Prepare the folder for these arguments. Raises CorrKDError if it holds batches of other
+    """Prepare the folder for these arguments. Raises CorrKDError if it contains batches of other
     arguments that must not be replaced.
     """
     remove_parts(folder)

@@ -48,7 +48,7 @@ class Predictor(
     Args:
         saved: the network with its normalisation and target, as loaded from disk.
         run: the run folder that it comes from; the model card shows its tables.
-        device: where it computes.
+        device: device of the network, as "cpu" or "cuda".
 
     Raises:
         CorrKDError: if the network cannot predict single samples or the device is not available.
@@ -74,10 +74,8 @@ class Predictor(
         try:
             self.device = torch.device(device)
             saved.network.to(self.device).eval()
-        except (
-            RuntimeError,
-            AssertionError,
-        ) as error:  # unknown, not present, or not supported by this build of torch
+        # unknown, not present, or not supported by this build of torch
+        except (RuntimeError, AssertionError) as error:
             raise CorrKDError(
                 f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}"
             ) from None
@@ -256,7 +254,7 @@ class Predictor(
         Args:
             pretrained_model_name_or_path: a path, "zoo:NAME" for a released student (`corrkd.zoo`),
                 or "owner/name" on the Hugging Face hub.
-            device: where it computes.
+            device: device of the network, as "cpu" or "cuda".
             hub: revision, token, cache_dir, force_download, local_files_only; passed to
                 `huggingface_hub.snapshot_download`.
 
@@ -267,8 +265,7 @@ class Predictor(
         if path.exists() or path.with_name(f"{path.name}.json").exists():
             return cls._from_path(path, device)
         try:
-            # Only these files of a repository are downloaded, and none can
-            # carry code.
+            # Only these files of a repository are downloaded; none can contain code.
             folder = snapshot_download(
                 str(pretrained_model_name_or_path), allow_patterns=[WEIGHTS, CARD, README], **hub
             )
@@ -306,7 +303,7 @@ class Predictor(
             hub: repo_id, push_to_hub and others, as in the mixin of huggingface_hub.
 
         Raises:
-            CorrKDError: if the folder already holds a model.
+            CorrKDError: if the folder already contains a model.
         """
         folder = Path(save_directory)
         existing = next(
@@ -314,7 +311,8 @@ class Predictor(
         )
         if existing and not overwrite:
             raise CorrKDError(
-                f"{folder}: holds {existing} already; choose another folder, or pass overwrite=True"
+                f"{folder}: already contains {existing}; choose another folder, or pass "
+                f"overwrite=True"
             )
         with replacing_all(folder, (README, WEIGHTS, CARD)) as aside:
             return super().save_pretrained(aside, **{"repo_id": folder.name, **hub})

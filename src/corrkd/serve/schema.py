@@ -64,10 +64,10 @@ class EffectAnswer(BaseModel):
     """The prediction, minus the one without a modality."""
 
     value: float = Field(
-        description="in log-odds of the label, or of the score; 0 of a modality that is missing "
-        "already"
+        description="in log-odds of the label, or in units of the score; 0 for a modality that is "
+        "already missing"
     )
-    probability: float | None = Field(None, description="of the label, -1 to 1")
+    probability: float | None = Field(None, description="in probability of the label, -1 to 1")
 
 
 class EffectsAnswer(BaseModel):
@@ -100,10 +100,8 @@ def sample_type(card: Mapping[str, Any], longest: Mapping[str, int]) -> type[Bas
         # Any name is valid for a modality, but not for a field.
         fields[f"modality_{index}"] = (frames | None, Field(None, alias=m, description=about))
     alternatives: list[Any] = [
-        {
-            "required": [m],
-            "properties": {m: {"type": "array"}},
-        }  # nothing else can say that one must not be null
+        # the only way to require that one is not null
+        {"required": [m], "properties": {m: {"type": "array"}}}
         for m in card["modalities"]
     ]
     example: dict[str, Any] = {
@@ -165,7 +163,7 @@ def refuse_oversized(body: bytes, *, cost: int, samples: int, modalities: int) -
         or body.count(b'"') - body.count(rb"\"") > 2 * names
     ):
         raise Refused(
-            413, "the body holds more values, lists or names than a request may; send fewer samples"
+            413, "the body has more values, lists or names than a request may; send fewer samples"
         )
 
 

@@ -28,10 +28,8 @@ SETTLE = (
 )
 # seconds past its time limit that a connection stays open, so that the client gets its 408
 GRACE = 1.0
-PROBES = (
-    0.01,
-    0.25,
-)  # seconds, first and longest, between checks of whether a client that sends no more is connected
+# seconds, first and longest, between checks of whether a client that sends no more is connected
+PROBES = 0.01, 0.25
 BACKLOG = 128  # connections that wait until the service accepts them
 
 
@@ -45,9 +43,8 @@ def bound(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=flags
         )[0]
-        listener = socket.socket(
-            family, kind, protocol
-        )  # asyncio sends at once only where it sees that this is TCP
+        # With the protocol: asyncio sends at once only if it recognises TCP.
+        listener = socket.socket(family, kind, protocol)
         if os.name == "posix":  # otherwise a second service could use the same port on Windows
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -87,8 +84,8 @@ def run(
 
 def server_of(service: Service, *, patience: int = 30, log: str = "info") -> uvicorn.Server:
     """Return a server that is not started yet."""
-    # Of the descriptors, half are for connections; between the system and the count some four
-    # backlogs may be on their way.
+    # Half of the descriptors are for connections: up to four backlogs of connections may be open
+    # before they are counted.
     descriptors = _most_descriptors()
     config = uvicorn.Config(
         service.app,
@@ -179,7 +176,7 @@ class _Protocol(H11Protocol):
     closed their sending side.
 
     Attributes:
-        since: since when the service waits for this client, where it does.
+        since: time since which the service has waited for the client, if it does.
         half_closed: whether the client has closed its sending side.
     """
 

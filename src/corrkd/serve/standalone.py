@@ -26,11 +26,11 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Sample = Mapping[str, Any]
 ReadSample = Mapping[str, tuple[Array, Array]]
-"""Frames (T, width) float32 and which of them are there (T,), for each modality that is given."""
+"""Frames (T, width) float32 and a mask of those present (T,), for each modality given."""
 PRESENT = "_present"
 SQUARES = 1 << 20  # of frames, over the rows of a batch
-# by so much more of a modality than of all frames may be missing, which in a short sample chance
-# does
+# tolerated excess of a modality's share of missing frames over that of all frames: in short samples
+# it arises by chance
 CLEARLY = 0.3
 
 
@@ -109,7 +109,7 @@ Run = Callable[[Mapping[str, Arrays]], Array]
 
 
 def read_sample(sample: Any, card: Mapping[str, Any], where: str = "sample") -> ReadSample:
-    """Frames (T, width) float32 and which of them are there (T,), for each modality that is given.
+    """Return frames (T, width) float32 and a mask of those present (T,), for each modality given.
 
     Raises:
         InputError: if a modality is unknown, has another width, no frames, too many frames or NaN,
@@ -436,7 +436,7 @@ class ExportedStudent:
             self.card["target"]["questions"], self.card["target"]["classes"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise InputError(f"{folder}: not an exported model ({error})") from None
-        except Exception as error:  # onnxruntime's own exception types
+        except Exception as error:  # exception types of onnxruntime
             raise InputError(
                 f"{folder / 'model.onnx'}: cannot be read ({str(error)[:120]})"
             ) from None

@@ -81,7 +81,7 @@ def _with_subtitles(upload: Upload) -> Upload:
 def _read_form(body: Path, content_type: str) -> tuple[Path | None, str]:
     boundary = _message(content_type).get_boundary()
     if not boundary or not body.stat().st_size:
-        raise CorrKDError("the form names no boundary, or is empty; send multipart/form-data")
+        raise CorrKDError("the form has no boundary, or is empty; send multipart/form-data")
     recording, text, met = None, "", set()
     with body.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
         for name, filename, start, end in _fields(data, boundary.encode()):

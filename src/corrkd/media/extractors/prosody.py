@@ -29,10 +29,8 @@ PITCH_LOW, PITCH_HIGH = 60, 500  # Hz
 OCTAVE_COST = 0.05  # of a peak's height, for each doubling of the period
 VOICED = 0.5  # height of the autocorrelation's peak
 SEMITONES_FROM = 55.0  # Hz
-BEFORE, AFTER = (
-    HOP + PITCH_WINDOW // 2,
-    PITCH_WINDOW // 2,
-)  # samples around a block that its windows reach
+# samples around a block that its windows reach
+BEFORE, AFTER = HOP + PITCH_WINDOW // 2, PITCH_WINDOW // 2
 DESCRIPTORS = (
     *(f"mfcc_{i}" for i in range(NUM_MFCC)),
     *(
@@ -80,9 +78,8 @@ def _in_context(blocks: Iterator[Sound]) -> Iterator[tuple[FloatArray, Sound]]:
     before: FloatArray = np.zeros(BEFORE, np.float32)
     for sound, following in pairwise(chain(blocks, [None])):
         assert sound is not None
-        whole = (
-            -(-len(sound.samples) // STEP_SAMPLES) * STEP_SAMPLES
-        )  # the last step may be shorter
+        # the last step may be shorter
+        whole = -(-len(sound.samples) // STEP_SAMPLES) * STEP_SAMPLES
         padded = np.pad(sound.samples, (0, whole - len(sound.samples)))
         after = np.zeros(AFTER, np.float32) if following is None else following.samples[:AFTER]
         after = np.pad(after, (0, AFTER - len(after)))

@@ -39,7 +39,7 @@ class Speech(ModelExtractor):
         read = self._model.states(recordings, silence=False)
         by_recording = groupby(read, key=lambda part: part[0].recording)
 
-        def measured(_: Recording) -> Measured:  # they are asked for in the order of `recordings`
+        def measured(_: Recording) -> Measured:  # called in the order of `recordings`
             for window, states in next(by_recording)[1]:
                 count = -(-len(window.sound.samples) // STEP_SAMPLES)
                 yield (
