@@ -9,12 +9,16 @@ import pytest
 from corrkd.errors import CorrKDError
 from corrkd.experiment.arm import resolve
 from corrkd.experiment.settings import ArmSettings, Settings
+from corrkd.media.extractors.prosody import Prosody
+from corrkd.media.extractors.registry import extractor_class
 from corrkd.methods.base import Method
 from corrkd.methods.corrkd import CorrKD
 from corrkd.methods.registry import BUILT_IN, method_class, method_names
 from corrkd.networks.corrkd import CorrKDNetwork
 from corrkd.networks.late_fusion import LateFusionNetwork
 from corrkd.networks.registry import network_class
+from corrkd.targets.classes import ClassesTarget
+from corrkd.targets.registry import target_class
 from tests.conftest import Offer
 
 
@@ -109,9 +113,25 @@ def test_a_network_without_a_name_of_its_own_is_refused_before_training(offer: O
     offer("corrkd.methods", mine=f"{__name__}:WithUnnamed")
     offer("corrkd.networks", unnamed=f"{__name__}:Unnamed")
     with pytest.raises(
-        CorrKDError, match="network 'unnamed': its class Unnamed has the name 'corrkd'; give it"
+        CorrKDError, match=r"network 'unnamed' .*: Unnamed\.name is 'corrkd'; it must be the name"
     ):
         resolve("mine", ArmSettings(), Settings())
+
+
+class Graded(ClassesTarget):
+    """Its kind is that of the built-in classes, by which a card would load them instead."""
+
+
+class Steps(Prosody):
+    """Its name is that of the built-in extractor."""
+
+
+def test_a_class_whose_stored_name_leads_to_another_is_refused(offer: Offer) -> None:
+    offer("corrkd.targets", graded=f"{__name__}:Graded")
+    offer("corrkd.extractors", steps=f"{__name__}:Steps")
+    assert "Graded.kind is 'classes'; it must be the name of" in refused(target_class, "graded")
+    with pytest.raises(CorrKDError, match=r"Steps\.name is 'prosody'; it must be the name of"):
+        extractor_class("steps", "audio")
 
 
 def test_an_error_of_several_lines_becomes_one(

@@ -24,10 +24,7 @@ class Halved(Condition):
 
     def dropped(self, batch: Batch, *, seed: int, draw: int) -> dict[str, Tensor]:
         """Return True for the frames to drop, (N, T) by modality."""
-        return {
-            m: (torch.arange(x.shape[1], device=x.device) % 2 == 1).expand_as(x)
-            for m, x in batch.exists.items()
-        }
+        return {m: (x.cumsum(1) % 2 == 0) & x for m, x in batch.exists.items()}
 
 
 if __name__ == "__main__":

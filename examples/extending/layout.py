@@ -1,16 +1,19 @@
 """A reader of a layout: pickled lists with a dict for each sample.
 
-python examples/extending/layout.py     reads such a list
+python examples/extending/layout.py     reads such a list and writes calls.safetensors
+corrkd run --data calls.safetensors
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import corrkd
+from corrkd.data.convert import convert
 from corrkd.data.readers.assemble import assemble
 from corrkd.data.readers.names import SPLIT_NAMES, modality_of
 from corrkd.data.readers.options import ReadOptions
@@ -58,13 +61,13 @@ def read(
     )
 
 
-def make_calls(count: int = 40) -> list[dict[str, Any]]:
+def make_calls(count: int = 50) -> list[dict[str, Any]]:
     """Samples with 2 to 6 frames each, four from each call."""
     rng = np.random.default_rng(0)
     return [
         {
             "id": f"call{row // 4}$_${row % 4}",
-            "split": "train" if row < 30 else "test",
+            "split": "train" if row < 30 else "valid" if row < 40 else "test",
             "label": ("calm", "tense")[row % 2],
             "acoustic": rng.normal(size=(row % 5 + 2, 8)),
         }
@@ -74,4 +77,6 @@ def make_calls(count: int = 40) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     calls = make_calls()
-    print(recognises(calls), read(calls, "calls", ReadOptions()).split("train").lengths["audio"])
+    dataset = read(calls, "calls", ReadOptions())
+    convert(dataset, Path("calls.safetensors"))
+    print(recognises(calls), dataset.split("train").lengths["audio"])

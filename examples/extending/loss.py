@@ -1,4 +1,4 @@
-"""A loss, and a form of RCD in the settings that uses it: {rcd: {form: distance}}.
+"""A loss, and a method that uses it as a form of RCD: {rcd: {form: distance}}.
 
 python examples/extending/loss.py     computes it
 """
@@ -47,6 +47,7 @@ class MoreOptions(CorrKDOptions):
 class MoreCorrKD(CorrKD):
     """CorrKD with that form."""
 
+    title = "CorrKD by distance"
     options_type = MoreOptions
 
 

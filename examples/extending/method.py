@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from dataset_from_code import make_dataset
 from torch.nn.functional import cosine_similarity
 
 import corrkd
@@ -84,6 +83,8 @@ def train_direction(settings: corrkd.Settings, run: corrkd.Run, seed: int = 0) -
 
 
 if __name__ == "__main__":
+    from dataset_from_code import make_dataset
+
     dataset = make_dataset()
     convert(dataset, Path("calls.safetensors"))
     settings = corrkd.load_settings(

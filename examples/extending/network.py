@@ -37,13 +37,8 @@ class MeanNetwork(Network[MeanSettings]):
         self.classifier = nn.Linear(self.representation_width, self.target.num_logits)
 
     @property
-    def representation_width(self) -> int:
-        """Width of the representation."""
-        return len(self.modalities) * self.settings.width
-
-    @property
     def parts(self) -> dict[str, int]:
-        """Width of each modality's segment of it."""
+        """Width of each modality's segment of the representation."""
         return dict.fromkeys(self.modalities, self.settings.width)
 
     def forward(self, inputs: Inputs) -> Output:

@@ -28,7 +28,7 @@ class OrdinalTarget(ClassesTarget):
     """Classes in an order, compared by cumulative probabilities; measured by error in ranks too."""
 
     kind: ClassVar[str] = "ordinal"
-    tabled_metrics: ClassVar[tuple[str, ...]] = ("weighted_f1", "accuracy", "mae")
+    tabled_metrics: ClassVar[tuple[str, ...]] = ("weighted_f1", "accuracy", "mae", "kappa")
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Squared differences of the cumulative probabilities, (N,)."""

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from dataset_from_code import make_dataset
 
 import corrkd
 from corrkd.data.convert import convert
@@ -24,6 +23,8 @@ def judge(ids: Sequence[str]) -> npt.NDArray[np.float64]:
 
 
 if __name__ == "__main__":
+    from dataset_from_code import make_dataset
+
     convert(make_dataset(), Path("calls.safetensors"))
     common = {
         "data": {"path": "calls.safetensors"},

@@ -18,7 +18,14 @@ def names(built_in: Mapping[str, str], group: str) -> tuple[str, ...]:
     return (*built_in, *others)
 
 
-def find(name: str, built_in: Mapping[str, str], group: str, base: type[Any], what: str) -> Any:
+def find(
+    name: str,
+    built_in: Mapping[str, str],
+    group: str,
+    base: type[Any],
+    what: str,
+    attribute: str | None = None,
+) -> Any:
     """The class of that name, a subclass of `base`.
 
     Args:
@@ -27,10 +34,11 @@ def find(name: str, built_in: Mapping[str, str], group: str, base: type[Any], wh
         group: of the entry points.
         base: what it has to be.
         what: a word for it in errors.
+        attribute: of the class, which must be its name too: files store that one.
 
     Raises:
-        CorrKDError: where the name is unknown, or an entry point cannot be loaded or is no such
-            class.
+        CorrKDError: where the name is unknown, an entry point cannot be loaded or is no such class,
+            or the class has another name.
     """
     if name in built_in:
         module, _, attribute = built_in[name].partition(":")
@@ -54,4 +62,10 @@ def find(name: str, built_in: Mapping[str, str], group: str, base: type[Any], wh
         ) from None
     if not (isinstance(class_, type) and issubclass(class_, base)):
         raise CorrKDError(f"{where}: is no subclass of {base.__module__}.{base.__name__}")
+    declared = name if attribute is None else getattr(class_, attribute, None)
+    if declared != name:
+        raise CorrKDError(
+            f"{where}: {class_.__qualname__}.{attribute} is {declared!r}; it must be the name of "
+            f"the entry point"
+        )
     return class_

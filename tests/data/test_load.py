@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from corrkd.data import load
-from corrkd.data.dataset import MultimodalDataset
+from corrkd.data.dataset import MultimodalDataset, Split
 from corrkd.data.inspect import describe, inspect
 from corrkd.data.known_files import KnownFile
 from corrkd.data.load import check_training, load_dataset
@@ -177,3 +179,50 @@ def test_whatever_stands_in_a_file_ends_in_a_dataset_or_one_line(
         message = describe(inspect(dataset)).splitlines()[0]
     assert "odd" in message
     assert "\n" not in message
+
+
+def small_split(**changes: Any) -> Split:
+    """Two samples of 2 and 1 frames."""
+    parts: dict[str, Any] = {
+        "frames": {"audio": np.array([[[1.0], [2.0]], [[3.0], [0.0]]], np.float32)},
+        "lengths": {"audio": np.array([2, 1])},
+        "present": {"audio": np.array([[True, True], [True, False]])},
+        "ids": np.array(["a", "b"]),
+        "labels": np.array([0, 1]),
+    }
+    return Split(**parts | changes)
+
+
+def with_value(sample: int, frame: int, value: float) -> Split:
+    frames = small_split().frames["audio"].copy()
+    frames[sample, frame] = value
+    return small_split(frames={"audio": frames})
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        (with_value(0, 1, np.nan), "audio: NaN or infinite values"),
+        (with_value(1, 0, -np.inf), "audio: NaN or infinite values"),
+        (with_value(1, 1, 7.0), "audio: values other than 0 beyond the length of a sample"),
+        (
+            small_split(present={"audio": np.ones((2, 2), bool)}),
+            "audio: `present` is True beyond the length of a sample",
+        ),
+        (small_split(lengths={"audio": np.array([3, 1])}), "audio: lengths run from 1 to 3"),
+        (small_split(lengths={}), "`lengths` has no modality, `frames` has audio"),
+        (small_split(labels=None), "neither scores nor labels"),
+    ],
+)
+def test_a_dataset_made_in_python_is_checked_before_it_is_used(split: Split, message: str) -> None:
+    load_dataset(MultimodalDataset(name="mine", splits={"train": small_split()}))
+    dataset = MultimodalDataset(name="mine", splits={"train": small_split(), "valid": split})
+    with pytest.raises(CorrKDError, match=f"^dataset mine, valid.*{re.escape(message)}"):
+        load_dataset(dataset)
+
+
+def test_frames_of_two_dimensions_are_refused() -> None:
+    with pytest.raises(CorrKDError, match=r"modality audio: shape \(2, 2\), expected \(samples"):
+        MultimodalDataset(
+            name="mine", splits={"train": small_split(frames={"audio": np.ones((2, 2))})}
+        )

@@ -202,18 +202,29 @@ def test_a_wrong_setting_is_one_line_that_names_it(values: dict[str, object], li
 
 
 class Blur(Condition):
-    """Of a kind that its own package calls otherwise."""
+    """Its entry point has another name."""
 
     kind = "haze"
 
 
-@pytest.mark.parametrize("name", ["blur", "haze-blur"])
-def test_a_kind_that_no_name_leads_back_to_is_refused(offer: Offer, name: str) -> None:
-    offer("corrkd.conditions", **{name: f"{__name__}:Blur"})
-    with pytest.raises(
-        CorrKDError,
-        match=rf"condition '{name}': Blur\.kind and its entry point must be one same word",
-    ):
+class HazeBlur(Condition):
+    """Its kind would not be read back from a condition's name."""
+
+    kind = "haze-blur"
+
+
+@pytest.mark.parametrize(
+    ("name", "class_", "message"),
+    [
+        ("blur", "Blur", r"Blur\.kind is 'haze'; it must be the name of the entry point"),
+        ("haze-blur", "HazeBlur", "'haze-blur': the name of a kind of condition must have no -"),
+    ],
+)
+def test_a_kind_that_no_name_leads_back_to_is_refused(
+    offer: Offer, name: str, class_: str, message: str
+) -> None:
+    offer("corrkd.conditions", **{name: f"{__name__}:{class_}"})
+    with pytest.raises(CorrKDError, match=message):
         condition_class(name)
 
 

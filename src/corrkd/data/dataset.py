@@ -20,6 +20,7 @@ IntArray = npt.NDArray[np.int64]
 StrArray = npt.NDArray[np.str_]
 
 SPLITS = ("train", "valid", "test")
+ROWS_AT_A_TIME = 256  # of frames that may be memory-mapped
 # Token ids are divided by it: exact, as a power of two, and far below any bound on features.
 TOKEN_SCALE = 2.0**24
 WHOLE = "all"  # the single split of data with neither splits nor targets
@@ -185,9 +186,47 @@ class MultimodalDataset:
 
 def split_shape(split: Split) -> dict[str, int]:
     """Return the feature width by modality, on which all splits of a dataset must agree (lengths
-    may differ).
+    may differ). Raises CorrKDError if an array is not (samples, frames, features).
     """
+    for modality, frames in split.frames.items():
+        if frames.ndim != 3:
+            raise CorrKDError(
+                f"modality {modality}: shape {frames.shape}, expected (samples, frames, features)"
+            )
     return {m: int(x.shape[2]) for m, x in split.frames.items()}
+
+
+def check_values(name: str, split: Split) -> None:
+    """Check the values of a split that another program made. Readers of files guarantee them
+    themselves.
+
+    Args:
+        name: where the split comes from, as "dataset mine, train".
+        split: a split with valid shapes (`check_split`).
+
+    Raises:
+        CorrKDError: if a frame is not finite, is not zero in the padding, or is present but does
+            not exist.
+    """
+    for modality, frames in split.frames.items():
+        where = f"{name}, modality {modality}"
+        exists = split.exists(modality)
+        if (split.present[modality] & ~exists).any():
+            raise CorrKDError(
+                f"{where}: `present` is True beyond the length of a sample; set it to False there"
+            )
+        for start in range(0, len(split), ROWS_AT_A_TIME):
+            rows = slice(start, start + ROWS_AT_A_TIME)
+            values = np.asarray(frames[rows])
+            if not np.isfinite(values).all():
+                raise CorrKDError(
+                    f"{where}: NaN or infinite values; set them to 0, and `present` to False where "
+                    f"an entire frame is missing"
+                )
+            if values[~exists[rows]].any():
+                raise CorrKDError(
+                    f"{where}: values other than 0 beyond the length of a sample; set them to 0"
+                )
 
 
 def check_split(name: str, split: Split, *, targets: bool = True, trains: bool = False) -> None:
@@ -207,6 +246,12 @@ def check_split(name: str, split: Split, *, targets: bool = True, trains: bool =
         raise CorrKDError(f"{name}: no modality found")
     if len(np.unique(split.ids)) != count:
         raise CorrKDError(f"{name}: sample ids are not unique")
+    for what in ("lengths", "present"):
+        if set(getattr(split, what)) != set(split.frames):
+            raise CorrKDError(
+                f"{name}: `{what}` has {', '.join(sorted(getattr(split, what))) or 'no modality'}, "
+                f"`frames` has {', '.join(sorted(split.frames))}; give one of each modality"
+            )
     for modality, frames in split.frames.items():
         where = f"{name}, modality {modality}"
         if frames.ndim != 3 or len(frames) != count:

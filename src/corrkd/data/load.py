@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from corrkd.data import in_memory, safe_pickle
-from corrkd.data.dataset import SPLITS, MultimodalDataset
+from corrkd.data.dataset import SPLITS, MultimodalDataset, check_split, check_values
 from corrkd.data.known_files import KNOWN_FILES
 from corrkd.data.readers import (
     arrays,
@@ -123,7 +123,14 @@ def _from_memory(source: Any, name: str | None, options: ReadOptions) -> Multimo
                 f"dataset {source.name}: its label is already chosen; choose it when the dataset "
                 f"is loaded, with load_dataset(label=...)"
             )
-        return source if name is None else replace(source, name=name)
+        dataset = source if name is None else replace(source, name=name)
+        for split_name, split in dataset.splits.items():
+            where = f"dataset {dataset.name}, {split_name}"
+            trains = split_name == SPLITS[0] and options.targets
+            check_split(where, split, targets=options.targets, trains=trains)
+            check_values(where, split)
+        check_training(dataset)
+        return dataset
     with refusing(name or in_memory.NAME, f"expected {in_memory.FORMS}"):
         dataset = in_memory.read(source, name, options)
     check_training(dataset)

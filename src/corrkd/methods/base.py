@@ -21,7 +21,8 @@ Gather = Callable[[Tensor], Tensor]
 """Rows of all processes, differentiably; the identity in a single process."""
 
 Losses = dict[str, tuple[float, Tensor]]
-"""Weight and value, a scalar, of each loss by name. What is minimised is the sum of weight x value.
+"""Weight and value, a scalar, of each loss by name. What is minimised is the sum of weight x value;
+each value is a column of history.csv.
 """
 
 N = TypeVar("N", bound=AnyNetwork)
@@ -121,18 +122,20 @@ class Method(nn.Module, Generic[N]):
 
     Attributes:
         title: in tables.
-        network: name of the network that the method needs; None: it trains any network.
-        options_type: of the options.
+        network: name of the network that the method needs, the class of `student`; None: it trains
+            any network.
+        options_type: of the options, a subclass of `corrkd.settings.Strict`, with a `WeightedLoss`
+            for each loss term.
         trains_on: "complete" samples, or those that modality random missing leaves ("missing").
         search: what a search over hyper-parameters tries beside learning rate and dropout: lowest
             and highest value, on a log scale, by a key as "method.kl.weight" or
             "network.reconstruction".
-        stackable: the losses are computed without differentiation of their own, sizes that follow
-            from values and torch's own random numbers, so that several students can be trained at
-            once (`corrkd.training.stacked`), where their network is stackable too.
+        stackable: the losses differentiate nothing themselves, and use no sizes that follow from
+            values and no random numbers of torch, so that several students can be trained at once
+            (`corrkd.training.stacked`), where their network is stackable too.
         needs_teacher: the losses look at the outputs of teachers.
-        taught_by: name of the method that trains those teachers; None: whatever trains the run's
-            teacher.
+        taught_by: name of the method that trains those teachers, as an arm that is added to the
+            plan; None: whatever trains the run's teacher.
         teaches: it trains teachers for another method, with the settings of the run's teacher.
         target: what the student predicts.
 
@@ -199,8 +202,8 @@ class Method(nn.Module, Generic[N]):
 
     @property
     def reads_representation(self) -> bool:
-        """Whether the losses look at the teachers' representations. A method whose losses look at
-        logits alone overrides it.
+        """Whether the losses look at the teachers' representations, which teachers from outside may
+        lack. A method with losses on logits alone overrides it.
         """
         return self.needs_teacher
 
@@ -234,7 +237,9 @@ class Method(nn.Module, Generic[N]):
         return self.losses(batch)
 
     def losses(self, batch: TrainingBatch) -> Losses:
-        """Return weight and value of each loss by name, the same names for every batch."""
+        """Return weight and value of each loss by name, the same names for every batch. A sum that
+        is not finite ends the training.
+        """
         return {
             "task": (
                 1.0,

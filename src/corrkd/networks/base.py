@@ -47,17 +47,20 @@ class Network(nn.Module, Generic[S]):
         settings: the structure; default: that of `settings_type`.
 
     Attributes:
-        name: by which a saved model's card knows the class.
-        settings_type: of `settings`.
+        name: that of the entry point, by which a saved model finds its class; a subclass of another
+            network needs a new one.
+        settings_type: of `settings`, a subclass of `corrkd.settings.Strict`, which refuses unknown
+            keys.
         modality_wise: `encode` and `classify` are as `corrkd.networks.together.ModalityWise` says,
-            so that many conditions share encodings.
+            so that an evaluation encodes each modality once for many conditions.
         stackable: a pure function of parameters and inputs, without sizes that follow from values
-            and without torch's own random numbers, so that several can be trained at once
-            (`corrkd.training.stacked`).
-        reads_tokens: the frames of a modality have to be ids of tokens
-            (`MultimodalDataset.tokens`), along which there are no gradients.
-        reads_conversations: a sample is understood among the others of its conversation, which
-            therefore come in one batch, with `context`.
+            and without random numbers except from `corrkd.networks.encoder.Dropout`, so that
+            several can be trained at once (`corrkd.training.stacked`).
+        reads_tokens: the frames of a modality have to be ids of tokens (`data.tokens`,
+            `MultimodalDataset.tokens`), which other networks refuse. They have no gradients, so
+            that predictions cannot be explained.
+        reads_conversations: a sample is read in the context of its conversation: a batch holds
+            entire conversations, and `in_context` gets their order and speakers.
     """
 
     name: ClassVar[str]
@@ -140,8 +143,8 @@ class Network(nn.Module, Generic[S]):
 
     @property
     def representation_width(self) -> int:
-        """Width D of the representation: that of its parts together; a network without parts says
-        it itself.
+        """Width D of the representation, which distillation compares: that of its parts together; a
+        network without parts defines it.
         """
         if self.parts is None:
             raise NotImplementedError

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from corrkd.errors import CorrKDError
 from corrkd.networks.base import AnyNetwork, Network
 from corrkd.plugins import find
 
@@ -36,11 +35,6 @@ def network_class(name: str) -> type[AnyNetwork]:
         CorrKDError: the name is unknown, or the class has another: a saved model is loaded by the
             name of its network.
     """
-    kind: type[AnyNetwork] = find(name, {**BUILT_IN, **WITH_EXTRAS}, GROUP, Network, "network")
-    declared = getattr(kind, "name", None)
-    if declared != name:
-        raise CorrKDError(
-            f"network {name!r}: its class {kind.__qualname__} has the name {declared!r}; give it "
-            f"the name of its entry point"
-        )
+    built_in = {**BUILT_IN, **WITH_EXTRAS}
+    kind: type[AnyNetwork] = find(name, built_in, GROUP, Network, "network", attribute="name")
     return kind

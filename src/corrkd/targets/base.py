@@ -59,7 +59,9 @@ class Target(ABC):
         kind: name of the kind: on model cards, and in the registry.
         has_classes: whether the response is probabilities: softmax of the logits over the last
             axis. Otherwise it has no confidence to calibrate.
-        tabled_metrics: metrics of `measure` that reports list for every missing subset.
+        tabled_metrics: metrics of `measure` that reports show for every missing subset, and that
+            `corrkd evaluate` and model cards show besides those of
+            `corrkd.targets.measures.METRICS`.
         summary_metrics: metrics that reports show side by side, as in published tables.
         name: as in the settings ("binary-nonzero", "tertiles", "classes", "questions", "score",
             ...).
@@ -265,7 +267,7 @@ class Target(ABC):
 
     @abstractmethod
     def measure_predictions(self, targets: Array, predictions: Array) -> dict[str, float]:
-        """Return the metrics of `measure` that do not need probabilities."""
+        """Return the metrics of `measure` that do not need probabilities; floors have these too."""
 
     @abstractmethod
     def main_score(self, targets: Array, response: Array) -> float:

@@ -1,4 +1,5 @@
-"""Metrics by the conventions of the field (docs/metrics.md).
+"""Metrics by the conventions of the field (docs/metrics.md): fractions from 0 to 1 if possible, NaN
+if undefined.
 
 SciPy is imported where it is called: networks need targets, but not metrics.
 """

@@ -67,8 +67,10 @@ class LabelledDataset(Protocol):
 
 
 def target_class(kind: str) -> type[Target]:
-    """Return the class of a kind. Raises CorrKDError for an unknown kind."""
-    class_: type[Target] = find(kind, BUILT_IN, TARGET_GROUP, Target, "target")
+    """Return the class of a kind. Raises CorrKDError for an unknown kind, or a class with another
+    `kind`.
+    """
+    class_: type[Target] = find(kind, BUILT_IN, TARGET_GROUP, Target, "target", attribute="kind")
     return class_
 
 

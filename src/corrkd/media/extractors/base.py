@@ -36,7 +36,7 @@ class Extractor(ABC):
     point in the group `corrkd.extractors`.
 
     Attributes:
-        name: name of the entry point, also stored in files.
+        name: name of the entry point, for `--extractor MODALITY=NAME` and in files.
         version: increased whenever the features of the same clip change.
         modality: "language", "audio", "vision" or another name.
         columns: names of the features, in order.
@@ -65,7 +65,7 @@ class Extractor(ABC):
 
     def batch(self, clips: Sequence[Clip]) -> list[Frames]:
         """Return the features of several clips, each as `frames` gives them, to rounding. One by
-        one, unless the extractor can read them together. Raises as `frames`.
+        one, unless the extractor can read them together, as on a GPU. Raises as `frames`.
         """
         return [self.frames(clip) for clip in clips]
 

@@ -39,13 +39,7 @@ def extractor_class(name: str, modality: str) -> type[Extractor]:
         CorrKDError: if the name is unknown, the class has another name, or it is for another
             modality.
     """
-    kind: type[Extractor] = find(name, BUILT_IN, GROUP, Extractor, "extractor")
-    declared = getattr(kind, "name", None)
-    if declared != name:
-        raise CorrKDError(
-            f"extractor {name!r}: its class {kind.__qualname__} has the name {declared!r}; "
-            f"give it the name of its entry point"
-        )
+    kind: type[Extractor] = find(name, BUILT_IN, GROUP, Extractor, "extractor", attribute="name")
     if kind.modality != modality:
         raise CorrKDError(
             f"extractor {name!r}: makes features of {kind.modality}, not of {modality}"

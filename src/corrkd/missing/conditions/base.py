@@ -34,17 +34,19 @@ class Family(Enum):
 class Condition(ABC):
     """One way in which test samples are incomplete.
 
-    A kind of conditions is a subclass. `dropped` is all that it has to define; the rest has
-    defaults for a kind with a single condition in which nothing is random.
+    A kind of conditions is a subclass. `kind` and `dropped` are all that it has to define; the rest
+    has defaults for a kind with a single condition in which nothing is random. `parse` must recover
+    a condition from its name, all that reports, manifests and the command line store.
 
     Attributes:
         name: as in results, on the command line and in files.
         available: modalities of which anything can be visible.
         ratio: share of the frames concerned, 0 to 1; None for kinds that have none.
         draws: how many random draws are averaged; 1 where nothing is random.
-        kind: of the class: the first word of its conditions' names, a key of
-            `evaluation.conditions`.
-        meaning: of the class: what is missing, for the caption of the table of others.
+        kind: of the class: the name of the entry point, the first word of its conditions' names and
+            a key of `evaluation.conditions`; without "-".
+        meaning: of the class: what is missing, for the caption of the table of others; "": the
+            kind.
         family: of the class: the results that its own belong to.
         settings_type: of the class: the type of its value in `evaluation.conditions`.
         removes_frames: of the class: whether frames are taken away, so that raw samples can be
@@ -100,7 +102,7 @@ class Condition(ABC):
 
     @property
     def is_random(self) -> bool:
-        """Whether draws differ."""
+        """Whether draws differ, so that `evaluation.draws` of them are averaged."""
         return False
 
     @property
@@ -115,7 +117,8 @@ class Condition(ABC):
     @abstractmethod
     def dropped(self, batch: Batch, *, seed: int, draw: int) -> dict[str, Tensor]:
         """Return the masks: per modality (N, T_m) booleans, True where a frame is dropped. Padding
-        may be marked dropped too.
+        may be marked dropped too. Random numbers come from `corrkd.missing.masks.uniform` with a
+        purpose that no other kind has, so that masks are the same for all batch sizes and devices.
 
         Args:
             batch: the samples, with or without their frames.

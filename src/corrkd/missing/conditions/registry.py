@@ -37,12 +37,11 @@ def condition_class(kind: str) -> type[Condition]:
     """Return the class of a kind. Raises CorrKDError for an unknown one, or one that could not be
     read back from a condition's name.
     """
-    class_: type[Condition] = plugins.find(kind, BUILT_IN, GROUP, Condition, "condition")
-    if getattr(class_, "kind", None) != kind or "-" in kind:
-        raise CorrKDError(
-            f"condition {kind!r}: {class_.__name__}.kind and its entry point must be one same "
-            f"word without -"
-        )
+    class_: type[Condition] = plugins.find(
+        kind, BUILT_IN, GROUP, Condition, "condition", attribute="kind"
+    )
+    if "-" in kind:
+        raise CorrKDError(f"condition {kind!r}: the name of a kind of condition must have no -")
     return class_
 
 
