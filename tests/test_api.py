@@ -102,9 +102,9 @@ def test_run_takes_settings_a_mapping_or_a_preset(
     )
     again = corrkd.run(fast, "elsewhere")
     pd.testing.assert_frame_equal(again.results, done.results, check_exact=True)
-    with pytest.raises(corrkd.CorrKDError, match="preset 'nope' is unknown"):
+    with pytest.raises(corrkd.CorrKDError, match="unknown preset 'nope'"):
         corrkd.run("nope")
-    with pytest.raises(corrkd.CorrKDError, match=r"student\.lrr is unknown"):
+    with pytest.raises(corrkd.CorrKDError, match=r"student\.lrr: unknown key"):
         corrkd.run({"student": {"lrr": 1}})
 
 

@@ -342,19 +342,19 @@ def test_presets() -> None:
         (("resume",), ["Missing argument"]),
         (("evaluate", "run"), ["Missing option '--data'"]),
         (("evaluate", "run", "--data", "synthetic", "--draws", "0"), ["--draws", "1"]),
-        (("run", "--set", "student.lrr=1"), ["student.lrr is unknown", "lr"]),
+        (("run", "--set", "student.lrr=1"), ["student.lrr: unknown key", "lr"]),
         (("run", "--set", "student.lr"), ["expected key=value"]),
         (
             ("run", "--preset", "synthetic", "--set", "epochs=3"),
-            ["epochs is unknown; did you mean teacher.epochs or student.epochs?"],
+            ["epochs: unknown key; did you mean teacher.epochs or student.epochs?"],
         ),
         (("run", "--preset", "synthetic", "--set", "teacher.network.heads=7"), ["heads = 7"]),
         (
             ("run", "--data", "synthetic", "--set", "data.synthetic={trian: 3}"),
-            ["data.synthetic.trian is unknown", "train"],
+            ["data.synthetic.trian: unknown key", "train"],
         ),
-        (("run", "--preset", "nope"), ["preset 'nope' is unknown", "paper-mosi"]),
-        (("presets", "nope"), ["preset 'nope' is unknown"]),
+        (("run", "--preset", "nope"), ["unknown preset 'nope'", "paper-mosi"]),
+        (("presets", "nope"), ["unknown preset 'nope'"]),
         (("run", "--settings", "absent.yaml"), ["absent.yaml", "No such file"]),
         (("run", "--seeds", "x"), ["--seeds 'x'"]),
         (("run", "--seeds", "0"), ["--seeds '0'", "at least one"]),
@@ -362,11 +362,11 @@ def test_presets() -> None:
         (("run", "--target", "octiles"), ["data.target", "tertiles"]),
         (
             ("run", "--data", "synthetic", "--device", ABSENT),
-            [f"device '{ABSENT}' is not there"],
+            [f"device '{ABSENT}' is not available"],
         ),
         (
             ("compare", "--data", "synthetic", "--device", ABSENT, "--out", "new"),
-            [f"device '{ABSENT}' is not there"],
+            [f"device '{ABSENT}' is not available"],
         ),
         (
             ("compare", "--data", "synthetic", "--methods", "kl", "--reference", "corrkd"),
@@ -374,11 +374,11 @@ def test_presets() -> None:
         ),
         (
             ("run", "--data", "synthetic", "--set", f"device={ABSENT}"),
-            [f"device '{ABSENT}' is not there"],
+            [f"device '{ABSENT}' is not available"],
         ),
         (
             ("run", "--data", "synthetic", "--set", "evaluation.projection=smell"),
-            ["condition 'smell' is unknown"],
+            ["unknown condition 'smell'"],
         ),
         (
             ("run", "--data", "synthetic", "--set", "data.modalities=[smell]"),
@@ -396,7 +396,10 @@ def test_presets() -> None:
         (("evaluate", "nowhere", "--data", "synthetic"), ["nowhere: no trained student"]),
         (("data", "inspect", "nowhere"), ["nowhere: no such file"]),
         (("data", "fetch", "hazumi", "--out", "h.csv"), ["h.csv", "must end in .pkl or .h5"]),
-        (("data", "fetch", "hazumi", "--from", "nowhere"), ["the folder needs Hazumi2010"]),
+        (
+            ("data", "fetch", "hazumi", "--from", "nowhere"),
+            ["the folder needs clones of Hazumi2010"],
+        ),
     ],
 )
 def test_errors_are_one_line(words: tuple[str, ...], parts: list[str], tmp_path: Path) -> None:
@@ -413,7 +416,7 @@ def test_evaluates_errors_are_one_line(finished: Path, tmp_path: Path) -> None: 
     assert "has no modality 'vision'; it has language, audio" in corrkd(*words, data).line
     whole = write_npz(tmp_path / "whole.npz", {"language": 8, "audio": 8, "vision": 8})
     assert (
-        "condition 'smell' is unknown; available:"
+        "unknown condition 'smell'; available:"
         in corrkd(*words, whole, "--conditions", "smell").line
     )
     assert "has no split 'later'" in corrkd(*words, whole, "--split", "later").line
@@ -430,7 +433,7 @@ def test_evaluates_errors_are_one_line(finished: Path, tmp_path: Path) -> None: 
     assert (
         "give only one of them" in corrkd(*words, whole, "--masks", "a", "--export-masks", "b").line
     )
-    assert "device 'gpu' is not there; use " in corrkd(*words, whole, "--device", "gpu").line
+    assert "device 'gpu' is not available; use " in corrkd(*words, whole, "--device", "gpu").line
     assert (
         "r.parquet: the output's name must end in .csv"
         in corrkd(*words, whole, "--out", tmp_path / "r.parquet").line
@@ -495,7 +498,7 @@ def test_compare_and_tune_refuse_what_cannot_be(tmp_path: Path) -> None:
     unknown = corrkd(
         "compare", "--data", "synthetic", "--methods", "corrkd,unheard-of", "--out", tmp_path / "a"
     )
-    assert "method 'unheard-of' is unknown; available: self-mm, " in unknown.line
+    assert "unknown method 'unheard-of'; available: self-mm, " in unknown.line
     absent = corrkd("tune", "--data", tmp_path / "no.pkl", "--out", tmp_path / "b")
     assert "no.pkl" in absent.line
     assert not (tmp_path / "a").exists()

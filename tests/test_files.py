@@ -54,12 +54,12 @@ def test_an_interrupted_write_leaves_the_old_file_alone(
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "file" / "a.txt", tmp_path / "file" / "deep" / "a.txt"):
-        with pytest.raises(CorrKDError, match="the folder cannot be made"):
+        with pytest.raises(CorrKDError, match="cannot create the folder"):
             write_text(path, "x")
     (tmp_path / "folder").mkdir()
     with pytest.raises(CorrKDError, match="cannot be written: Is a directory"):
         write_text(tmp_path / "folder", "x")
-    with pytest.raises(CorrKDError, match="cannot be made"):
+    with pytest.raises(CorrKDError, match="cannot create the folder"):
         make_folder(tmp_path / "file")
     with pytest.raises(CorrKDError, match="cannot be written: File name too long"):
         write_text(tmp_path / ("x" * 300), "x")
@@ -118,7 +118,7 @@ def test_a_folder_of_files_arrives_whole_or_not_at_all(tmp_path: Path, there: bo
         raise OSError(28, "no room")
     (tmp_path / "file").write_text("x")
     with (
-        pytest.raises(CorrKDError, match="the folder cannot be made"),
+        pytest.raises(CorrKDError, match="cannot create the folder"),
         replacing_all(tmp_path / "file" / "x", ("a",)),
     ):
         pass
@@ -137,7 +137,7 @@ def test_one_at_a_time(tmp_path: Path) -> None:
         pass
     (tmp_path / "file").write_text("x")
     with (
-        pytest.raises(CorrKDError, match="the folder cannot be made"),
+        pytest.raises(CorrKDError, match="cannot create the folder"),
         exclusive(tmp_path / "file" / "x", "busy"),
     ):
         pass

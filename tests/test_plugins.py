@@ -44,9 +44,9 @@ def test_a_method_of_another_package_is_found_after_the_built_in_ones(offer: Off
 def test_an_unknown_name_is_told_what_there_is(offer: Offer) -> None:
     offer("corrkd.methods", mine=f"{__name__}:Mine")
     line = refused(method_class, "mime")
-    assert line.startswith("method 'mime' is unknown")
+    assert line.startswith("unknown method 'mime'")
     assert {*BUILT_IN, "mine"} <= set(line.rpartition("available: ")[2].split(", "))
-    assert "mine" not in refused(network_class, "mime").split("available")[1]  # another group
+    assert "mine" not in refused(network_class, "mime").split("available: ")[1]  # another group
 
 
 def test_a_built_in_name_cannot_be_taken_over(offer: Offer) -> None:

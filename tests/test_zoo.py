@@ -231,7 +231,7 @@ def test_an_unknown_name_lists_the_names(lab: Path) -> None:
             CorrKDError, match=r"''; available: synthetic, synthetic-language-audio"
         ):
             load("zoo:")
-    with pytest.raises(CorrKDError, match=r"nowhere: not a zoo: no manifest\.json"):
+    with pytest.raises(CorrKDError, match=r"nowhere: not a zoo: it has no manifest\.json"):
         zoo.resolve("zoo:nowhere/moods")
 
 
@@ -338,7 +338,7 @@ def test_the_command_lists_and_shows(lab: Path) -> None:
     shown = corrkd("zoo", "moods", "--folder", lab)
     assert shown.code == 0, shown.err
     assert "data_licence: CC0" in shown.out
-    assert "## What it takes and gives" in shown.out
+    assert "## Inputs and outputs" in shown.out
     assert "library_name" not in shown.out
     assert "no student named 'moods'; available: synthetic" in corrkd("zoo", "moods").line
 

@@ -1013,7 +1013,7 @@ def features(
             address=address,
             on_clip=on_clip,
         )
-    print(f"{out}: {summary(done, work.made)}")
+    print(f"{out}: {summary(done, work.description)}")
     if done.failures:
         raise typer.Exit(1)
 

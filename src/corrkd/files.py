@@ -1,5 +1,5 @@
-"""Which names files may have, and writing them so that a reader finds the old one or the new one,
-never half of either.
+"""Valid file names, and atomic writing: a reader finds the old file or the new one, never a partial
+one.
 """
 
 from __future__ import annotations
@@ -20,27 +20,25 @@ from filelock import FileLock, Timeout
 
 from corrkd.errors import CorrKDError
 
-# Of a plan's folder, which one room writes and another reads.
+# Files of a plan's folder that one package writes and another reads.
 PLAN, FAILURES, REPORTED, RUN = "plan.yaml", "failures.csv", "reported.csv", "run.json"
-PART, LOCK = ".part", ".lock"  # end the names of a file in progress, and of what locks it
-WRITING = ".writing-"  # begins the name of a folder in progress
-# Of a model by itself, as on the hub and in a zoo.
+PART, LOCK = ".part", ".lock"  # suffixes of a temporary file and of its lock
+WRITING = ".writing-"  # prefix of a temporary folder
+# Files of a saved model, as on the hub and in a zoo.
 WEIGHTS, CARD, README = "model.safetensors", "config.json", "README.md"
-# bytes: what is put before and after a name still fits into the 255 that file systems allow
+# In bytes: leaves space for prefixes and suffixes within the 255 that file systems allow.
 LONGEST_NAME = 100
 _NAME = re.compile(r"\w[\w.-]*", re.ASCII)
-_DEVICES = re.compile(
-    r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE
-)  # of Windows, with any ending
+# device names on Windows, with any suffix
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 def name_fault(name: str) -> str | None:
-    """Return why a name is not fit to be a file's on every system; None where it is.
+    """Return why a name is not a valid file name on every operating system; None if it is.
 
-    The one place where this is decided. A name that somebody chooses (dataset, method) and that is
-    not fit is refused, by `check_name`, so that the folder is called what its maker calls it. A
-    name that data bring is mapped to a fit one, by `file_names`: whoever has the data did not
-    choose it, and cannot change it.
+    This is the only place that decides. `check_names` refuses invalid names that users choose
+    (dataset, method), so that folders keep the names they chose. `file_names` maps names that come
+    from data to valid ones, since users cannot change those.
     """
     if not name:
         return "is empty"
@@ -52,26 +50,26 @@ def name_fault(name: str) -> str | None:
     if name.endswith("."):
         return "must not end in a dot"
     if _DEVICES.fullmatch(name):
-        return "is a device's on Windows"
+        return "is the name of a device on Windows"
     return None
 
 
 def leads_elsewhere(name: str) -> bool:
-    """Return whether a name, as the last part of a path that is read, could lead out of its folder.
+    """Return whether a name, as the last component of a path to read, could lead out of its folder.
 
-    Less is asked than of a file that is written: other people's files have names as
-    "-3g5yACwYnA_1".
+    The check is weaker than for files to write: names such as "-3g5yACwYnA_1" are common in
+    datasets.
     """
     return name in ("", ".", "..") or bool(re.search(r"[/\\\0]", name))
 
 
 def check_names(names: Iterable[str], what: str) -> None:
-    """Raise CorrKDError where a name that somebody chose is not fit to be a file's, or two are one
-    where case does not count.
+    """Raise CorrKDError if a name that a user chose is not a valid file name, or if two names
+    differ only in case.
 
     Args:
         names: of files or folders side by side.
-        what: opens the error, as "comparison: dataset".
+        what: begins the error message, as "comparison: dataset".
     """
     taken: dict[str, str] = {}
     for name in names:
@@ -81,17 +79,17 @@ def check_names(names: Iterable[str], what: str) -> None:
         other = taken.setdefault(name.casefold(), name)
         if other != name:
             raise CorrKDError(
-                f"{what}s {other!r} and {name!r} are one folder where case does not count; "
+                f"{what}s {other!r} and {name!r} are the same folder on systems that ignore case; "
                 f"rename one"
             )
 
 
 def file_names(names: Iterable[str]) -> dict[str, str]:
-    """Return a file name for each name that data bring: the name itself where it is fit and no
-    other differs in case alone.
+    """Return a file name for each name that comes from data: the name itself if it is valid and no
+    other differs from it only in case.
 
-    Any other becomes what is legible of it, a + and the start of its SHA-256. No fit name holds a
-    +, so that two names never share a file.
+    Any other name becomes its letters and digits, a + and the start of its SHA-256. Valid names
+    have no +, so two names never share a file.
     """
     names = list(dict.fromkeys(names))
     counts = Counter(name.casefold() for name in names)
@@ -106,10 +104,9 @@ def _coded(name: str) -> str:
 
 
 def check_new(path: Path, *, overwrite: bool) -> None:
-    """Raises CorrKDError where a file to write is there already and is not to be replaced, or is a
-    folder.
+    """Raise CorrKDError if the output file exists and must not be overwritten, or is a folder.
 
-    What killed processes left half-written of it goes.
+    Temporary files of it that killed processes left are removed.
     """
     remove_parts(path.parent, path.name)
     if path.is_dir():
@@ -122,16 +119,16 @@ def check_new(path: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def replacing(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its place when the block ends well and vanishes
-    when it does not.
+    """Yield a temporary path that replaces `path` when the block succeeds and is removed when it
+    fails.
 
     Args:
         path: the file.
-        aside: a folder on the same disk for the temporary file, from which somebody removes what a
-            killed process leaves.
+        aside: folder on the same disk for the temporary file; the caller cleans up there after
+            killed processes. Default: the folder of `path`.
 
     Raises:
-        CorrKDError: where the disk is full or the folder cannot be written, in one line.
+        CorrKDError: if the disk is full or the folder cannot be written.
     """
     try:
         make_folder(path.parent)
@@ -141,9 +138,9 @@ def replacing(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
                 yield temporary
                 with open_no_link(temporary, os.O_RDWR) as file:
                     os.fsync(file.fileno())
-                os.replace(temporary, path)  # closed: Windows moves no open file
+                os.replace(temporary, path)  # closed: Windows cannot move an open file
             finally:
-                with suppress(OSError):  # it has taken its place, or was never made
+                with suppress(OSError):  # already moved, or never created
                     temporary.unlink()
     except OSError as error:
         raise CorrKDError(f"{path}: cannot be written: {error.strerror or error}") from None
@@ -151,8 +148,8 @@ def replacing(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def _new_name(folder: Path, prefix: str, suffix: str = "") -> Iterator[Path]:
-    """A new name for a temporary file or folder, locked by a file beside it for as long as its
-    writer lives.
+    """Yield a new name for a temporary file or folder. A lock file beside it exists as long as its
+    writer runs.
     """
     while True:
         stem = f"{prefix}{secrets.token_hex(4)}"
@@ -170,8 +167,8 @@ def _lock(path: Path) -> FileLock:
 
 
 def _taken(lock: FileLock) -> bool:
-    """Take a lock, which goes with this process. False where another process has it, or has just
-    removed its file.
+    """Try to take a lock, which ends with this process. False if another process holds it or has
+    just removed its file.
     """
     try:
         lock.acquire(timeout=0)
@@ -186,57 +183,57 @@ def _taken(lock: FileLock) -> bool:
 def _drop(lock: FileLock) -> None:
     """Release a lock and remove its file."""
     lock.release()
-    with suppress(OSError):  # another process has just opened it, and removes it
+    with suppress(OSError):  # another process has just opened it and will remove it
         os.unlink(lock.lock_file)
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_no_link(path: Path, flags: int = os.O_WRONLY | os.O_CREAT | os.O_TRUNC) -> IO[bytes]:
-    """Open a file to write, never through a symbolic link, which may lead out of the folder.
+    """Open a file for writing, but not through a symbolic link, which could lead out of the folder.
 
     Raises:
-        OSError: where the path is a link, or cannot be opened.
+        OSError: if the path is a link or cannot be opened.
     """
     mode = "r+b" if flags & os.O_RDWR else "wb"
-    # Each of the two exists on one system only; Windows would translate line ends without the last.
+    # Each flag exists on one system only; without O_BINARY, Windows would translate line endings.
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     return os.fdopen(os.open(path, flags, 0o666), mode)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all."""
+    """Write a file atomically. Raises CorrKDError as `replacing`."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all, as UTF-8."""
+    """Write a text file atomically, as UTF-8. Raises CorrKDError as `replacing`."""
     write_bytes(path, text.encode())
 
 
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets a library write to a path of its own, whole or not at all."""
+    """Write a file atomically with a function that takes its path. Raises as `replacing`."""
     with replacing(path) as temporary:
         write(temporary)
 
 
 @contextmanager
 def replacing_all(folder: Path, names: Sequence[str]) -> Iterator[Path]:
-    """A temporary folder, whose files take their places in `folder` when the block ends well, and
-    vanish when it does not.
+    """Yield a temporary folder whose files move to `folder` when the block succeeds and are removed
+    when it fails.
 
     Args:
-        folder: new or not; other files in it stay.
-        names: the files, in the order in which they are moved where the folder is there: last the
-            one by which a reader knows the others.
+        folder: may exist; its other files stay.
+        names: the files, in the order in which they move into an existing folder; last the one that
+            readers look for first.
 
     Raises:
-        CorrKDError: where the disk is full or the folder cannot be written, in one line.
+        CorrKDError: if the disk is full or the folder cannot be written.
     """
     exists = folder.is_dir()
     parent = folder if exists else folder.parent
@@ -246,7 +243,7 @@ def replacing_all(folder: Path, names: Sequence[str]) -> Iterator[Path]:
         with _new_name(parent, WRITING) as private:
             try:
                 private.mkdir(mode=0o700)
-                aside = private / "new"  # with the permissions of a usual folder
+                aside = private / "new"  # with the default permissions of a folder
                 make_folder(aside)
                 yield aside
                 if exists:
@@ -262,12 +259,12 @@ def replacing_all(folder: Path, names: Sequence[str]) -> Iterator[Path]:
 
 @contextmanager
 def exclusive(folder: Path, busy: str) -> Iterator[None]:
-    """Only one process at a time is inside for a folder, which is made. The lock goes with the
-    process, however it ends.
+    """Let only one process at a time into the block for a folder, which is created. The lock ends
+    with the process, however that ends.
 
     Raises:
-        CorrKDError: `busy`, where another process is inside; or the folder cannot be written or
-            locked.
+        CorrKDError: with the message `busy` if another process is in the block, or if the folder
+            cannot be written or locked.
     """
     make_folder(folder)
     lock = _lock(folder / LOCK)
@@ -284,20 +281,20 @@ def exclusive(folder: Path, busy: str) -> Iterator[None]:
 
 
 def remove_parts(folder: Path, name: str | None = None) -> None:
-    """Removes what processes that are gone left half-written: their files and folders are no longer
-    locked.
+    """Remove temporary files and folders that processes left when they ended: those that are no
+    longer locked.
 
     Args:
         folder: where to look.
-        name: of the file whose parts go, with folders of `replacing_all`, in `folder` alone;
-            default: all in it and in the folders below.
+        name: file whose temporary files to remove, with the temporary folders of `replacing_all`,
+            in `folder` only; default: all, in `folder` and its subfolders.
     """
-    ours = re.compile(
+    temporary = re.compile(
         rf"(\.{'.+' if name is None else re.escape(name)}\.[0-9a-f]{{8}})({PART}|{LOCK})"
         rf"|({re.escape(WRITING)}\w{{8}})({LOCK})?"
     )
     for path in list(folder.rglob(".*") if name is None else folder.glob(".*")):
-        match = ours.fullmatch(path.name)
+        match = temporary.fullmatch(path.name)
         if match and not path.is_symlink():
             with suppress(OSError):
                 _remove_unlocked(path, path.with_name(f"{match[1] or match[3]}{LOCK}"))
@@ -317,10 +314,10 @@ def _remove_unlocked(path: Path, lock_file: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and its parents. Raises CorrKDError where a parent is a file or may not be
+    """Create a folder and its parents. Raises CorrKDError if a parent is a file or cannot be
     written.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CorrKDError(f"{path}: the folder cannot be made: {error.strerror or error}") from None
+        raise CorrKDError(f"{path}: cannot create the folder: {error.strerror or error}") from None

@@ -1,5 +1,5 @@
-"""JSON and YAML from files that somebody else may have made: bounded in size, depth and numbers,
-each key once.
+"""Reading JSON and YAML from untrusted files: size, depth and numbers are bounded, and repeated
+keys are refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LARGEST_YAML = 2**20
 DEEPEST = 40  # levels of nesting
 MOST_NODES = 200_000  # of a YAML document, aliases counted as often as they are used
 LARGEST_INTEGER = 2**64
-DIGEST = "digest"  # key of a JSON object's own sum
+DIGEST = "digest"  # key of the digest in a JSON object
 _YAML_DIGEST = "# sha256 of what follows: "
 
 _short = reprlib.Repr()
@@ -36,7 +36,7 @@ CONTENT_ERRORS = (
     *(ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, ArithmeticError),
     *(MemoryError, RecursionError, AssertionError, EOFError, NotImplementedError, RuntimeError),
 )
-"""What code raises on a file whose contents are not what it was written for."""
+"""Exceptions that reading a file with unexpected contents may raise."""
 
 
 def quoted(value: Any) -> str:
@@ -47,17 +47,17 @@ def quoted(value: Any) -> str:
 
 
 def repeated(values: Iterable[Any]) -> Any:
-    """Return the commonest of several values: one that appears twice, where any is."""
+    """Return the most frequent value: a repeated one if there is any."""
     return Counter(values).most_common(1)[0][0]
 
 
 @contextmanager
 def refusing(where: object, advice: str = "damaged") -> Iterator[None]:
-    """Turn what goes wrong on contents nobody foresaw into one line.
+    """Turn any exception on unexpected contents into a CorrKDError of one line.
 
     Args:
         where: the file.
-        advice: what it is, and what to do.
+        advice: what is wrong with the file, and what to do.
     """
     try:
         yield
@@ -70,17 +70,17 @@ def refusing(where: object, advice: str = "damaged") -> Iterator[None]:
 
 
 def first_fault(error: ValidationError) -> str:
-    """Return a validation's first error: where, what is wrong, and the value."""
+    """Return the first error of a validation as "where: what is wrong (given: value)"."""
     first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(map(str, first["loc"]))[:120] or "the file"
-    given = first["input"]
-    value = "" if isinstance(given, Mapping | BaseModel) else f" (given: {quoted(given)})"
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}{value}"
+    value = first["input"]
+    shown = "" if isinstance(value, Mapping | BaseModel) else f" (given: {quoted(value)})"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}{shown}"
 
 
 def read_text(path: Path, largest: int) -> str:
-    """Return a file's text. Raises CorrKDError where it cannot be read, is too large or not
-    UTF-8.
+    """Return the text of a file of at most `largest` bytes. Raises CorrKDError if the file cannot
+    be read, is larger, or is not UTF-8.
     """
     try:
         with path.open("rb") as file:
@@ -88,7 +88,7 @@ def read_text(path: Path, largest: int) -> str:
     except OSError as error:
         raise CorrKDError(f"{path}: {error.strerror or error}") from None
     if len(data) > largest:
-        raise CorrKDError(f"{path}: more than {largest:,} bytes, which no such file has")
+        raise CorrKDError(f"{path}: larger than the {largest:,} bytes allowed")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -109,18 +109,18 @@ def parse_json(text: str | bytes, where: object, advice: str = "") -> Any:
 
     Args:
         text: the text; bytes are UTF-8.
-        where: opens the error.
-        advice: ends it.
+        where: begins the error message.
+        advice: ends the error message.
 
     Raises:
-        CorrKDError: where it is not JSON, nests too deep, has a key twice, a number beyond 64 bits
-            or not finite, or text that is no text.
+        CorrKDError: if the text is not JSON, is nested too deep, repeats a key, or holds an integer
+            above 2**64, a number that is not finite or a lone surrogate.
     """
     try:
         value = json.loads(
             text,
-            object_pairs_hook=_once,
-            parse_constant=_no_number,
+            object_pairs_hook=_unique_keys,
+            parse_constant=_not_finite,
             parse_int=_integer,
             parse_float=_float,
         )
@@ -131,20 +131,18 @@ def parse_json(text: str | bytes, where: object, advice: str = "") -> Any:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     else:
         return value
-    raise CorrKDError(
-        "; ".join(filter(None, (f"{where}: not JSON that can be read: {reason[:160]}", advice)))
-    )
+    raise CorrKDError("; ".join(filter(None, (f"{where}: invalid JSON: {reason[:160]}", advice))))
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) < len(pairs):
         raise ValueError(f"key {quoted(repeated(key for key, _ in pairs))} appears twice")
     return out
 
 
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number")
+def _not_finite(text: str) -> float:
+    raise ValueError(f"{text} is not a number")
 
 
 def _integer(text: str) -> int:
@@ -156,13 +154,13 @@ def _integer(text: str) -> int:
 def _float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is beyond any number")
+        raise ValueError(f"{text[:20]} is too large")
     return value
 
 
 def check_tree(tree: Any, *, deepest: int = DEEPEST) -> None:
-    """Raise ValueError where nested values are too deep, or hold other than text and numbers of 64
-    bits. Never recurses.
+    """Raise ValueError if values are nested deeper than `deepest` levels or are not text, numbers,
+    booleans or None, or if an integer exceeds 2**64. Does not recurse.
     """
     level, depth = [tree], 0
     while level:
@@ -181,40 +179,38 @@ def check_tree(tree: Any, *, deepest: int = DEEPEST) -> None:
             elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
                 raise ValueError(quoted(value))
             elif value is not None and not isinstance(value, int | float):
-                raise ValueError(f"a value of kind {type(value).__name__}")
+                raise ValueError(f"a value of type {type(value).__name__}")
         level, depth = below, depth + 1
 
 
 def json_text(tree: Any) -> str:
-    """Return a value as readable JSON, as the files of a run have it."""
+    """Return a value as indented JSON, as in the files of a run."""
     return json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
 
 
 def with_digest(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a JSON object with a sum over all else that it holds, under `digest`."""
+    """Return a JSON object with the SHA-256 of its other keys under `digest`."""
     rest = {key: value for key, value in tree.items() if key != DIGEST}
-    return {**rest, DIGEST: _sum(rest)}
+    return {**rest, DIGEST: _digest_of(rest)}
 
 
 def check_digest(
     tree: Mapping[str, Any], where: object, advice: str, *, needed: bool = True
 ) -> None:
-    """Raise CorrKDError where an object's sum is not its own; `needed`: also where it has none.
-    `advice` ends the line.
+    """Raise CorrKDError if the digest does not match the object, or if it is missing and `needed`.
+    `advice` ends the message.
     """
     if DIGEST not in tree and not needed:
         return
-    if tree.get(DIGEST) != _sum({key: value for key, value in tree.items() if key != DIGEST}):
+    if tree.get(DIGEST) != _digest_of({key: value for key, value in tree.items() if key != DIGEST}):
         raise CorrKDError(
-            f"{where}: changed since it was written: its digest is not that of its contents; "
+            f"{where}: changed since it was written: its digest does not match its contents; "
             f"{advice}"
         )
 
 
-def _sum(tree: Mapping[str, Any]) -> str:
-    """SHA-256 of an object in one spelling, so that neither indentation nor the order of keys
-    counts.
-    """
+def _digest_of(tree: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of an object, independent of indentation and key order."""
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
@@ -223,8 +219,8 @@ def _sum(tree: Mapping[str, Any]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, bounded: depth, nodes with aliases written out, each key once and text.
-    Dates stay text.
+    """PyYAML's safe loader with limits on depth and on the number of nodes, aliases expanded. Keys
+    are text and unique. Dates stay text.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012  (as in PyYAML)
@@ -237,10 +233,10 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self._depth, self._nodes = 0, 0
-        self._sizes: dict[int, int] = {}  # nodes below an anchor, by the node's identity
+        self._sizes: dict[int, int] = {}  # number of nodes below an anchor, by id of the node
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Count while composing, so that nothing is built that is too large."""
+        """Count nodes while composing, so that nothing too large is built."""
         is_alias = self.check_event(yaml.AliasEvent)
         before = self._nodes
         self._depth += 1
@@ -250,17 +246,17 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         if is_alias:
             if id(node) not in self._sizes:
-                raise yaml.YAMLError("an alias within what it stands for")
+                raise yaml.YAMLError("an alias inside the value that it refers to")
             self._nodes += self._sizes[id(node)]
         else:
             self._nodes += 1
             self._sizes[id(node)] = self._nodes - before
         if self._nodes > MOST_NODES:
-            raise yaml.YAMLError(f"more than {MOST_NODES:,} values, its aliases written out")
+            raise yaml.YAMLError(f"more than {MOST_NODES:,} values, aliases expanded")
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Refuse a key that stands twice in one mapping; a merged one (<<) may be replaced."""
+        """Refuse a repeated key in a mapping; a merged key (<<) may be overridden."""
         keys = [
             self.construct_object(key, deep=True)
             for key, _ in node.value
@@ -280,11 +276,11 @@ def read_yaml_file(path: Path) -> Any:
 
 
 def parse_yaml(text: str, where: object) -> Any:
-    """Return the value of a YAML text: keys and values of plain kinds. Dates stay text.
+    """Return the value of a YAML text. Keys are text; values have plain types. Dates stay text.
 
     Raises:
-        CorrKDError: where it is not YAML, nests too deep, is too large with its aliases written
-            out, has a key twice, or holds what is no text or number.
+        CorrKDError: if the text is not YAML, is nested too deep, is too large with aliases
+            expanded, repeats a key, or holds a value of another type. `where` begins the message.
     """
     try:
         tree = yaml.load(text, _Loader)  # a SafeLoader
@@ -293,25 +289,25 @@ def parse_yaml(text: str, where: object) -> Any:
         mark = error.problem_mark
         line = "" if mark is None else f" in line {mark.line + 1}"
         raise CorrKDError(
-            f"{where}: not YAML{line}: {str(error.problem or error.context)[:160]}"
+            f"{where}: invalid YAML{line}: {str(error.problem or error.context)[:160]}"
         ) from None
     except (yaml.YAMLError, *CONTENT_ERRORS) as error:
-        raise CorrKDError(f"{where}: not YAML: {' '.join(str(error)[:300].split())}") from None
+        raise CorrKDError(f"{where}: invalid YAML: {' '.join(str(error)[:300].split())}") from None
     return tree
 
 
 def yaml_with_digest(text: str) -> str:
-    """Return a YAML text below a comment with its SHA-256."""
+    """Return a YAML text preceded by a comment with its SHA-256."""
     return f"{_YAML_DIGEST}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
 
 
 def check_yaml_digest(path: Path, advice: str) -> None:
-    """Raise CorrKDError where a YAML file is not as `yaml_with_digest` made it. `advice` ends the
-    line.
+    """Raise CorrKDError if a YAML file does not match the digest in its first line
+    (`yaml_with_digest`). `advice` ends the message.
     """
     first, _, text = read_text(path, LARGEST_YAML).partition("\n")
     if first != f"{_YAML_DIGEST}{hashlib.sha256(text.encode()).hexdigest()}":
         raise CorrKDError(
-            f"{path}: changed since it was written: its digest is not that of its contents; "
+            f"{path}: changed since it was written: its digest does not match its contents; "
             f"{advice}"
         )

@@ -46,7 +46,7 @@ def find(
     points = list(metadata.entry_points(group=group, name=name))
     if not points:
         raise CorrKDError(
-            f"{what} {name!r} is unknown; available: {', '.join(names(built_in, group))}"
+            f"unknown {what} {name!r}; available: {', '.join(names(built_in, group))}"
         )
     check_names([name], f"{what}")  # it names folders of a comparison
     where = f"{what} {name!r} (entry point {points[0].value})"

@@ -350,9 +350,7 @@ def check_keys(
                 if key in group.model_fields
             ]
             message = (
-                "is unknown; did you mean {meant}?"
-                if meant
-                else "is unknown; allowed there: {allowed}"
+                "unknown key; did you mean {meant}?" if meant else "unknown key; allowed: {allowed}"
             )
             names = {"meant": " or ".join(meant), "allowed": ", ".join(allowed)}
             unknown = PydanticCustomError(UNKNOWN_KEY, message, names)
@@ -370,7 +368,7 @@ def first_line(error: ValidationError, prefix: str = "") -> str:
     where = ".".join(filter(None, (prefix, path))) or "the whole"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == UNKNOWN_KEY:
-        return f"{where} {message}"
+        return f"{where}: {message}"
     value = first["input"]
     text = "" if isinstance(value, Mapping | BaseModel) else f" (given: {quoted(value)})"
     more = f"; and {error.error_count() - 1} more" if error.error_count() > 1 else ""

@@ -1,4 +1,4 @@
-"""Tasks in worker processes: of this machine, which are reused, or of a Ray cluster."""
+"""Running tasks in worker processes: reused ones on this machine, or those of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -19,31 +19,29 @@ R = TypeVar("R")
 
 Backend = Literal["joblib", "ray"]
 Work = Callable[[T], R]
-"""A function at the top of a module: does a task and returns its result; both can be pickled."""
+"""Module-level function that does a task and returns its result; both can be pickled."""
 Submit = Callable[[T], "Future[R]"]
 
 KILLED = "its process was killed; it may have run out of memory"
 
 
 class Lost(str):
-    """The line of why a task has no result."""
+    """The error line of a task without a result."""
 
 
-# after which a worker without a task ends, and with it the dataset or the models that it holds
+# An idle worker then ends and frees the dataset or models that it holds.
 IDLE_SECONDS = 600
-RETRIES = 1  # of a task of a cluster whose worker was lost: machines come and go
+RETRIES = 1  # of a task whose worker on the cluster was lost: machines come and go
 
 
 def end_with_parent() -> None:
-    """Ends this process soon after the one that started it: a run that was killed writes no
-    more.
-    """
+    """End this process soon after its parent, so that a killed run stops writing."""
     Thread(target=_end_with, args=(psutil.Process(os.getppid()),), daemon=True).start()
 
 
 def _end_with(parent: psutil.Process) -> None:
-    # POSIX gives an orphan another parent, even where the dead one stays as a zombie; Windows does
-    # not, and there the number may go to a new process.
+    # On POSIX an orphan gets another parent, even if the old one is a zombie. On Windows it keeps
+    # the parent's number, which a new process may reuse.
     while os.getppid() == parent.pid and parent.is_running():
         time.sleep(0.2)
     os._exit(1)
@@ -58,18 +56,20 @@ def workers(
     address: str | None = None,
     gpus: float = 0,
 ) -> Iterator[Submit[T, R]]:
-    """A function that hands a task to a worker.
+    """Yield a function that submits a task to a worker and returns its future.
 
     Args:
-        work: what is done.
-        num_workers: of this machine; of a cluster, Ray starts as many as tasks are handed to it.
+        work: function that does a task.
+        num_workers: processes on this machine; on a cluster, Ray starts one for each submitted
+            task.
         backend: "joblib": processes on this machine; "ray": a cluster, whose machines share the
             folders that the tasks name.
-        address: of the cluster; None: a Ray of this machine's own.
-        gpus: that a task of a cluster needs.
+        address: of the cluster; None: a local Ray on this machine.
+        gpus: GPUs that a task on a cluster needs.
 
     Raises:
-        CorrKDError: where Ray is asked for and not installed, or cannot be reached.
+        CorrKDError: if the backend is Ray, and Ray is not installed or the cluster cannot be
+            reached.
     """
     if backend == "ray":
         with _ray(work, address, gpus) as submit:
@@ -108,7 +108,7 @@ def _ray(work: Work[T, R], address: str | None, gpus: float) -> Iterator[Submit[
 
 
 def check_backend(name: str) -> Backend:
-    """Return a backend by its name. Raises CorrKDError where it is unknown."""
+    """Return the backend of that name. Raises CorrKDError for an unknown name."""
     for backend in get_args(Backend):
         if name == backend:
             return backend
@@ -121,18 +121,17 @@ def each_done(
     num_workers: int,
     can_begin: Callable[[T, Sequence[T]], bool] = lambda task, undone: True,
 ) -> Iterator[tuple[int, R | Lost]]:
-    """Hand tasks to workers, and yield the index of each with its result, or why there is none, as
-    they end.
+    """Submit tasks to workers and yield (index, result) of each task as it ends; a `Lost` error
+    line if it has no result.
 
-    When a worker of this machine is killed, nobody can tell by which of the tasks under way: each
-    of them is tried again alone, before all others, and is lost as `KILLED` where that kills a
-    worker too.
+    When a worker on this machine is killed, the task to blame is unknown. So each running task is
+    run again alone, before all others, and is lost as `KILLED` if its worker is killed again.
 
     Args:
-        tasks: in the order in which they begin.
-        submit: hands one to a worker.
-        num_workers: how many tasks at a time.
-        can_begin: whether a task can, given all those that are not done.
+        tasks: in the order in which they start.
+        submit: from `workers`.
+        num_workers: number of tasks that run at a time.
+        can_begin: (task, all tasks that are not done) -> whether the task can start.
     """
     waiting, suspects = list(range(len(tasks))), list[int]()
     running: dict[Future[R], int] = {}
@@ -147,9 +146,7 @@ def each_done(
             running[submit(tasks[index])] = index
         broken = []
         ended = wait(running, return_when=FIRST_COMPLETED).done
-        for future in [
-            future for future in running if future in ended
-        ]:  # in the order of their start
+        for future in [f for f in running if f in ended]:  # in the order in which they started
             index = running.pop(future)
             result: R | Lost
             try:
@@ -157,7 +154,7 @@ def each_done(
             except BrokenExecutor:
                 broken.append(index)
                 continue
-            except Exception as failure:  # of the cluster, or a result that cannot be sent
+            except Exception as failure:  # from the cluster, or a result that cannot be pickled
                 result = Lost(_line_of(failure))
             yield index, result
         if broken:
@@ -170,8 +167,8 @@ def each_done(
 
 
 def _line_of(failure: Exception) -> str:
-    """Return the line of what went wrong between a task and its worker; a cluster says itself which
-    worker was lost.
+    """Return the error line of a failure outside the task. A cluster itself reports which worker
+    was lost.
     """
     kind = type(failure)
     if kind.__module__.startswith("ray.") and kind.__name__ in (

@@ -150,9 +150,9 @@ def test_a_wrong_or_absent_file_is_refused(
 ) -> None:
     folder, files = clones
     (folder / files[1].name).write_text("another version")
-    with pytest.raises(CorrKDError, match="take commit"):
+    with pytest.raises(CorrKDError, match="use commit"):
         read_source(files[1], folder)
-    with pytest.raises(CorrKDError, match="the folder needs Hazumi2010"):
+    with pytest.raises(CorrKDError, match="the folder needs clones of Hazumi2010"):
         read_sessions(tmp_path / "nowhere", files=files)
     with pytest.raises(CorrKDError, match=r"must end in \.pkl or \.h5"):
         check_ending(tmp_path / "set.csv")

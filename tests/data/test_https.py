@@ -68,9 +68,9 @@ def test_a_file_comes_whole_or_not_at_all(authority: trustme.CA) -> None:
         with pytest.raises(CorrKDError, match="is larger than 10,239 bytes"):
             https(f"{address}/file", len(CONTENT) - 1)
         for path, reason in (("absent", "Not Found"), ("garbage", "not HTTP at all")):
-            with pytest.raises(CorrKDError, match=f"/{path}: cannot be fetched: {reason}"):
+            with pytest.raises(CorrKDError, match=f"/{path}: cannot be downloaded: {reason}"):
                 https(f"{address}/{path}", len(CONTENT))
-    with pytest.raises(CorrKDError, match=r"cannot be fetched: .*refused"):
+    with pytest.raises(CorrKDError, match=r"cannot be downloaded: .*refused"):
         https(f"{address}/file", len(CONTENT))
 
 

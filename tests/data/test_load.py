@@ -56,7 +56,7 @@ def test_a_known_file_brings_its_name_and_range(
     known = load_dataset(path)
     assert (known.name, known.score_range) == ("MOSI", (-3.0, 3.0))
     assert known.class_names == ("negative", "neutral", "positive")
-    assert "known file: MOSI unaligned_50.pkl" in known.layout
+    assert "public file: MOSI unaligned_50.pkl" in known.layout
 
 
 @pytest.mark.parametrize(

@@ -363,7 +363,7 @@ def test_learnable_from_the_default_training_split_but_not_beyond_the_ceiling():
         ),
         ({"widths": {"audio": 7}}, "widths of audio = 7 must be a whole number from 8"),
         ({"frames": {"audio": 0}}, "frames of audio = 0"),
-        ({"shortest": 13}, "shortest = 13 is beyond the 12 frames"),
+        ({"shortest": 13}, "shortest = 13 exceeds the 12 frames"),
         ({"noise": 0.0}, "noise of language = 0.0 must be a number from 0.001"),
         ({"noise": float("nan")}, "noise of language = nan"),
         ({"informativeness": 0}, "informativeness is 0 for every modality"),

@@ -148,11 +148,11 @@ def test_every_name_there_is_resolves() -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "line"),
     [
-        ("unheard-of", {}, "method 'unheard-of' is unknown; available: self-mm, "),
+        ("unheard-of", {}, "unknown method 'unheard-of'; available: self-mm, "),
         (
             "kl",
             {"method": {"weight": 1}},
-            r"settings: arms\.kl\.method\.weight is unknown; allowed there: name, kl",
+            r"settings: arms\.kl\.method\.weight: unknown key; allowed: name, kl",
         ),
         (
             "gcnet",
@@ -167,7 +167,7 @@ def test_every_name_there_is_resolves() -> None:
         (
             "kl",
             {"network": {"name": "unheard-of"}},
-            r"settings: arms\.kl\.network: network 'unheard-of' is unknown",
+            r"settings: arms\.kl\.network: unknown network 'unheard-of'",
         ),
     ],
 )

@@ -256,7 +256,7 @@ def test_epochs_of_no_arm_are_refused(tmp_path: Path) -> None:
     [
         ({"budget": "half"}, "expected doubling, fixed, or"),
         ({"budget": {"gain": -1}}, "budget: gain"),
-        ({"budget": {"points": 1}}, "points is unknown; allowed there: gain, doublings"),
+        ({"budget": {"points": 1}}, "points: unknown key; allowed: gain, doublings"),
     ],
 )
 def test_a_wrong_rule_is_one_line(tmp_path: Path, more: dict[str, Any], message: str) -> None:

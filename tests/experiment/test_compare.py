@@ -335,14 +335,14 @@ def test_the_live_table_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tree", "line"),
     [
-        ({"method": ["kl"]}, "'method' is unknown; allowed: datasets, arms, seeds, jobs, search"),
+        ({"method": ["kl"]}, "unknown key 'method'; allowed: datasets, arms, seeds, jobs, search"),
         (
             {"arms": {"kl": {"lrr": 1}}},
-            r"arms\.kl\.lrr is unknown; allowed there: epochs, .*, method, network, title, "
+            r"arms\.kl\.lrr: unknown key; allowed: epochs, .*, method, network, title, "
             r"trains_on",
         ),
         ({"arms": 3}, "expected a list of names"),
-        ({"arms": ["klx"]}, "method 'klx' is unknown; available: self-mm, "),
+        ({"arms": ["klx"]}, "unknown method 'klx'; available: self-mm, "),
         (
             {"arms": ["kl"], "datasets": {"a/b": {}}},
             "dataset 'a/b': a name of a folder, which must be letters",

@@ -82,7 +82,7 @@ def test_a_model_of_no_run_and_a_run_without_its_data(on_file: Path, tmp_path: P
         assert list(exhibit.predictors) == ["student", "teacher", "control"]
         assert exhibit.listed("", 0, 9) == (0, [])
         assert len(notes) == 1
-        assert notes[0].startswith("no samples to pick from: ")
+        assert notes[0].startswith("no samples to choose from: ")
         assert "no such file" in notes[0]
     finally:
         (on_file / "gone.npz").rename(on_file / "mine.npz")

@@ -142,6 +142,6 @@ def test_a_report_without_the_package_is_one_line(
     monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: ())
     with pytest.raises(
         corrkd.CorrKDError,
-        match=r"run\.json: .*condition 'every-1' is unknown; available: complete, language",
+        match=r"run\.json: .*unknown condition 'every-1'; available: complete, language",
     ):
         write_report(done.folder)

@@ -146,7 +146,7 @@ def test_names_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
     tree["datasets"] = {name: {"settings": tiny(), "arms": {"kl": {}}} for name in ("mosi", "MOSI")}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(tree))
     with pytest.raises(
-        CorrKDError, match="'MOSI' and 'mosi' are one folder where case does not count"
+        CorrKDError, match="'MOSI' and 'mosi' are the same folder on systems that ignore case"
     ):
         load_plan(tmp_path / "plan.yaml")
 

@@ -249,12 +249,12 @@ def test_teachers_of_other_networks_are_averaged_in(tmp_path: Path) -> None:
     assert torch.equal(made.representation, alone.representation)
     (note,) = [line for line in arrangement(experiment) if "committee" in line]
     assert (
-        "committee of 8 teachers per seed: 3 of the teacher's network, each trained without one of "
-        "3 folds" in note
+        "committee of 8 teachers per seed: 3 with the teacher's network, each trained on all but "
+        "one of 3 folds" in note
     )
     assert (
-        "2 of network gru, each trained on all training samples. Their 4 responses are averaged;"
-        in note
+        "2 with network gru, each trained on all training samples. The 4 responses to each sample "
+        "are averaged;" in note
     )
 
 
@@ -274,7 +274,10 @@ def test_weights_of_a_committee_are_fitted_out_of_fold(tmp_path: Path) -> None:
     made = answers(experiment, samples, 0, folder).logits
     torch.testing.assert_close(made.softmax(-1), pooled.softmax(-1), atol=1e-5, rtol=1e-4)
     (note,) = [line for line in arrangement(experiment) if "committee" in line]
-    assert "Their 2 responses are weighted, with weights fitted to the training labels;" in note
+    assert (
+        "The 2 responses to each sample are weighted, with weights fitted to the training labels;"
+        in note
+    )
 
 
 def test_fitted_weights_need_a_fitted_temperature() -> None:
@@ -300,7 +303,7 @@ def test_what_is_left_open_of_others_is_the_teacher_s(tmp_path: Path) -> None:
     [
         ({"others": [{"epochs": 2}]}, r"teacher\.others\.0\.network: field required"),
         ({"others": [{"network": "nope"}]}, r"teacher\.others\.0\.network: .*nope"),
-        ({"others": [{"network": "mlp", "eta": 2}]}, r"teacher\.others\.0\.eta is unknown"),
+        ({"others": [{"network": "mlp", "eta": 2}]}, r"teacher\.others\.0\.eta: unknown key"),
         (
             {"keep": "last", "others": [{"network": "mlp", "patience": 2}]},
             r"others\.0: patience stops by",
@@ -375,17 +378,17 @@ def test_who_teaches_and_which_splits_there_are_is_said(
     experiment, _ = taught
     said = " ".join(notes(experiment, run_arms(experiment)))
     assert (
-        "taught by 6 teachers per seed, each trained without one of 3 folds by person and "
-        "used for that fold alone" in said
+        "learn from 6 teachers per seed, each trained on all but one of 3 folds by person and "
+        "used only for the samples of the fold left out" in said
     )
-    assert "their 2 responses are averaged." in said
+    assert "The 2 responses to each sample are averaged." in said
     assert "The teachers' temperature: fitted to the training labels." in said
     data = {"resample": {"folds": 5, "train": 10}}
     lines = arrangement(prepare(load_settings(**tiny(data=data, teacher={"repeats": 2}))))
     assert "Each seed draws its own 10 training samples." in lines
     assert any("seed s validates on fold s mod 5" in line for line in lines)
     assert any(
-        "taught by 2 teachers per seed, each trained on all training samples" in line
+        "learn from 2 teachers per seed, each trained on all training samples" in line
         for line in lines
     )
     assert not arrangement(prepare(load_settings(**tiny())))

@@ -109,7 +109,10 @@ def test_without_weights_nothing_is_left_but_the_graph() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"num_classes": 3, "weights": {"scf": 1.0}}, "'scf' is unknown; available: scd, cpd, rcd"),
+        (
+            {"num_classes": 3, "weights": {"scf": 1.0}},
+            "unknown loss 'scf'; available: scd, cpd, rcd",
+        ),
         ({"num_classes": 3, "weights": {"scd": -1.0}}, "scd must be a number from 0 up"),
         ({"num_classes": 3, "weights": {"cpd": float("nan")}}, "cpd must be a number from 0 up"),
         ({"num_classes": 1}, "num_classes must be at least 2"),

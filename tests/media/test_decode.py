@@ -129,7 +129,7 @@ def test_what_is_no_recording_is_one_line(tmp_path: Path, name: str, content: by
     write_clip(tmp_path / "secret.mp4", [plain(9)])
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(CorrKDError, match=f"{name}: cannot be decoded .*fetch it again"):
+    with pytest.raises(CorrKDError, match=f"{name}: cannot be decoded .*download it again"):
         Recording(path)
 
 

@@ -233,7 +233,7 @@ def test_registry() -> None:
         kind = extractor_class(name, modality)
         assert len(set(kind.columns)) == len(kind.columns) == kind().width
     assert (len(Prosody.columns), len(FaceMesh.columns), len(HashWords.columns)) == (54, 40, 256)
-    with pytest.raises(CorrKDError, match="extractor 'nope' is unknown; available: hash-words"):
+    with pytest.raises(CorrKDError, match="unknown extractor 'nope'; available: hash-words"):
         extractor_class("nope", "audio")
     with pytest.raises(CorrKDError, match="'prosody': makes features of audio, not of vision"):
         extractor_class("prosody", "vision")
@@ -243,5 +243,5 @@ def test_registry() -> None:
     }
     with pytest.raises(CorrKDError, match="expected MODALITY=NAME"):
         with_changes("embedded", ["prosody"])
-    with pytest.raises(CorrKDError, match="preset 'big' of extractors is unknown"):
+    with pytest.raises(CorrKDError, match="unknown preset of extractors 'big'"):
         with_changes("big")

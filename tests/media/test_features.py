@@ -175,7 +175,7 @@ def test_a_killed_run_goes_on(clips: Path, made: tuple[Path, Ended], tmp_path: P
     damaged = next((tmp_path / ".own.h5.clips").glob("*.npz"))
     damaged.write_bytes(damaged.read_bytes()[:100])
     assert (
-        "damaged; delete it, and its clip is extracted again"
+        "damaged; delete it, so that its clip is extracted again"
         in features(clips, out, "--overwrite").line
     )
 
@@ -238,8 +238,10 @@ def test_a_killing_clip_takes_no_other_of_its_batch_with_it(
 def test_a_machine_of_a_cluster_with_other_versions_is_named(clips: Path, tmp_path: Path) -> None:
     work = FolderExtraction(clips, list_clips(clips), tmp_path / "own.h5", FeatureSettings())
     task = work._task(0)
-    made = task.made.model_copy(update={"libraries": {**task.made.libraries, "av": "0.1"}})
-    (error,) = _extract_on_cluster([replace(task, made=made)])
+    description = task.description.model_copy(
+        update={"libraries": {**task.description.libraries, "av": "0.1"}}
+    )
+    (error,) = _extract_on_cluster([replace(task, description=description)])
     assert error is not None
     assert re.fullmatch(
         r"face.mp4: the machine .* of the cluster has av [\d.]+, not 0.1; install the same .*",
@@ -251,7 +253,7 @@ def test_a_machine_of_a_cluster_with_other_versions_is_named(clips: Path, tmp_pa
 def test_features_that_another_machine_wrote_elsewhere_are_a_failure(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder_module, "SEEN_AFTER", 0.0)
+    monkeypatch.setattr(folder_module, "FILE_WAIT_SECONDS", 0.0)
     monkeypatch.setattr(folder_module, "save_clip", lambda path, features: None)
     (tmp_path / "in").mkdir()
     shutil.copy(clips / "note.txt", tmp_path / "in")
@@ -290,10 +292,10 @@ def test_modalities_can_be_left_out_and_absent_ones_are(clips: Path, tmp_path: P
     ("words", "message"),
     [
         (("--out", "own.npz"), "must end in .h5"),
-        (("--out", "own.h5", "--preset", "big"), "preset 'big' of extractors is unknown"),
-        (("--out", "own.h5", "--extractor", "audio=nope"), "extractor 'nope' is unknown"),
+        (("--out", "own.h5", "--preset", "big"), "unknown preset of extractors 'big'"),
+        (("--out", "own.h5", "--extractor", "audio=nope"), "unknown extractor 'nope'"),
         (("--out", "own.h5", "--align", "letters"), "settings of features"),
-        (("--out", "own.h5", "--labels", "absent.csv"), "absent.csv: No such file"),
+        (("--out", "own.h5", "--labels", "absent.csv"), "absent.csv: no such labels file"),
         (("--out", "own.h5", "--backend", "dask"), "--backend 'dask': expected joblib or ray"),
     ],
 )
@@ -358,13 +360,15 @@ def test_another_extractor_is_refused_by_name() -> None:
     assert settings_of({**described, "modalities": words_alone}, "x")[1] == []
     described["modalities"]["vision"]["weights"] = {"face_mesh.safetensors": "0" * 64}
     with pytest.raises(
-        CorrKDError, match=r"its vision was made by another extractor 'facemesh' .*weights"
+        CorrKDError, match=r"its vision was extracted by 'facemesh', which differs.*weights"
     ):
         settings_of(described, "x")
     described["modalities"]["audio"]["version"] = 0
-    with pytest.raises(CorrKDError, match=r"another extractor 'prosody' .*version 0 there, 1 here"):
+    with pytest.raises(
+        CorrKDError, match=r"extracted by 'prosody', which differs .*version 0, installed 1"
+    ):
         settings_of(described, "x")
-    with pytest.raises(CorrKDError, match="x: its description of extractors is damaged"):
+    with pytest.raises(CorrKDError, match="x: the description of its extractors is damaged"):
         settings_of({"modalities": 3}, "x")
 
 
@@ -427,10 +431,10 @@ def test_predict_takes_recordings(clips: Path, model: Path, tmp_path: Path) -> N
 def test_a_model_of_other_data_says_so(clips: Path, model: Path, tmp_path: Path) -> None:
     predictor = package.Predictor.from_pretrained(model)
     predictor.card["about"] = {}
-    with pytest.raises(CorrKDError, match="names no extractors"):
+    with pytest.raises(CorrKDError, match="lists no extractors"):
         predictor.predict_media(clips / "face.mp4")
     (tmp_path / "empty.txt").write_text(" ", "utf-8")
-    with pytest.raises(CorrKDError, match=r"empty.txt: nothing of language, audio, vision in it"):
+    with pytest.raises(CorrKDError, match=r"empty.txt: has none of language, audio, vision"):
         package.Predictor.from_pretrained(model).predict_media(tmp_path / "empty.txt")
 
 

@@ -170,7 +170,7 @@ def test_a_picture_that_stays_is_read_once(
     "tree", [[], {}, {"size": 10**9, "image_mean": [0] * 3, "image_std": [1] * 3}, {"size": "x"}]
 )
 def test_a_preprocessor_that_says_nothing(tree: Any) -> None:
-    with pytest.raises(CorrKDError, match="names no size and colours"):
+    with pytest.raises(CorrKDError, match="has no valid size and colours"):
         preparation(tree, "x")
 
 
@@ -207,7 +207,7 @@ def test_a_long_text_is_read_in_windows(models: Path, kind: str) -> None:
 def test_a_word_without_a_piece_is_missing(models: Path) -> None:
     frames = Text(str(models / "bert")).frames(Clip(None, "good \u200b film"))
     assert frames.present.tolist() == [True, False, True]
-    assert dict(frames.missing) == {"no piece of the word": 1}
+    assert dict(frames.missing) == {"no token of the word": 1}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -327,7 +327,7 @@ def test_a_description_gives_the_same_extractors(models: Path, tmp_path: Path) -
     audio["weights"]["model.safetensors"] = "0" * 64
     with pytest.raises(
         CorrKDError,
-        match=r"its audio was made by another extractor 'speech' .*weights of model.safetensors",
+        match=r"its audio was extracted by 'speech', which differs .*weights of model.safetensors",
     ):
         settings_of(described, "x")
     audio["model"] = str(models / "nowhere")
@@ -368,7 +368,7 @@ def test_names_of_models() -> None:
     }
     with pytest.raises(
         CorrKDError,
-        match="extractor 'speech': name a model of the hub or a folder, as audio=speech:MODEL",
+        match="extractor 'speech': add a model on the hub or a folder, as audio=speech:MODEL",
     ):
         make_extractor("speech", "audio")
     with pytest.raises(CorrKDError, match="extractor 'prosody': takes no model"):

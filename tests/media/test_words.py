@@ -147,7 +147,7 @@ def test_an_align_model_is_described(reader: Path, tmp_path: Path) -> None:
     described["aligner"]["weights"]["vocab.json"] = "0" * 64
     with pytest.raises(
         CorrKDError,
-        match=r"its words got their times from another model 'ctc' .*weights of vocab.json",
+        match=r"its words got their times from 'ctc', which differs .*weights of vocab.json",
     ):
         settings_of(described, "x")
     with (

@@ -261,7 +261,7 @@ def test_questions_and_scores() -> None:
     [
         (
             {"cpd": {"form": "batch", "parts": True}},
-            r"method\.cpd\.parts is unknown; allowed there: weight, form",
+            r"method\.cpd\.parts: unknown key; allowed: weight, form",
         ),
         (
             {"rcd": {"form": "divergence", "nontarget": -1}},
@@ -269,9 +269,9 @@ def test_questions_and_scores() -> None:
         ),
         (
             {"scd": {"form": "relations", "boundary": 1.0}},
-            "boundary is unknown; allowed there: weight, form, center",
+            "boundary: unknown key; allowed: weight, form, center",
         ),
-        ({"scd": {"form": "contrasts"}}, r"student\.method\.scd: form 'contrasts' is unknown"),
+        ({"scd": {"form": "contrasts"}}, r"student\.method\.scd: unknown form 'contrasts'"),
         ({"scd": 0.5}, r"student\.method\.scd: "),
     ],
 )

@@ -65,7 +65,9 @@ def test_names_are_read_back() -> None:
     ["", "speech", "ratio-1.5", "ratio-x", "ratio-nan", "language+speech", "burst", "blur-0.5"],
 )
 def test_an_unknown_name_says_what_is_allowed(name: str) -> None:
-    with pytest.raises(CorrKDError, match="unknown; available: complete, language, audio, vision"):
+    with pytest.raises(
+        CorrKDError, match=r"unknown condition .*; available: complete, language, audio, vision"
+    ):
         condition(name, NAMES)
 
 
@@ -188,7 +190,7 @@ def test_settings_change_one_kind_and_leave_the_others() -> None:
         ),
         (
             {"blur": [0.5]},
-            "settings: evaluation.conditions: condition 'blur' is unknown; available: ratio, "
+            "settings: evaluation.conditions: unknown condition 'blur'; available: ratio, "
             "burst, late, noise, natural",
         ),
     ],

@@ -126,7 +126,7 @@ def test_a_network_that_is_not_there_is_said(tmp_path: Path) -> None:
     del card["digest"]
     (tmp_path / "one.json").write_text(json.dumps(card | {"architecture": "unheard-of"}))
     with pytest.raises(
-        CorrKDError, match=r"one\.json: network 'unheard-of' is unknown; available: corrkd, "
+        CorrKDError, match=r"one\.json: unknown network 'unheard-of'; available: corrkd, "
     ):
         load_network(tmp_path / "one")
 

@@ -290,7 +290,7 @@ def test_gradients_explain_no_ids(model: Path) -> None:
 
 def test_features_are_no_ids(model: Path) -> None:
     with pytest.raises(
-        CorrKDError, match=r"modality language holds no ids of tokens; read them with data.tokens"
+        CorrKDError, match=r"modality language has no token ids; read them with data.tokens"
     ):
         BertNetwork(
             {"language": 5, "audio": 3},
@@ -355,7 +355,7 @@ def test_without_transformers(model: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("bert", "language_encoder: field required"),
         (
             {"name": "bert", "language_encoder": {"model": "x"}, "network": "nope"},
-            "network 'nope' is unknown",
+            "unknown network 'nope'",
         ),
         ({"name": "bert", "language_encoder": {"model": "x"}, "network": {"widht": 8}}, "widht"),
         ({"name": "bert", "language_encoder": {"model": "x", "lr": 1}}, "lr"),
@@ -409,7 +409,7 @@ def test_ids_are_read_and_converted(tmp_path: Path) -> None:
         assert np.array_equal(split.lengths["language"], source[:, 1].sum(1))
         assert np.array_equal(split.present["language"], source[:, 1] > 0)
     convert(make_dataset(), tmp_path / "without.safetensors")
-    with pytest.raises(CorrKDError, match="holds no ids of BERT's tokens"):
+    with pytest.raises(CorrKDError, match="has no token ids of BERT"):
         load_dataset(tmp_path / "without.safetensors", tokens=True)
 
 

@@ -139,9 +139,9 @@ def test_damaged_parameters(stem: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "not JSON"),
-        ("{", "not JSON"),
-        ("[" * 100_000, "not JSON"),
+        ("", "invalid JSON"),
+        ("{", "invalid JSON"),
+        ("[" * 100_000, "invalid JSON"),
         ("[]", "not a model card"),
         ('{"format": 99}', "not a model card"),
         ('{"format": 1}', "the card lacks about"),

@@ -397,10 +397,10 @@ def test_reported_rows_are_marked_and_change_nothing(compared: Path, tmp_path: P
         ("", "no column method"),
         (
             HEAD + "a,average,weighted_f1,50,s\nb,{l,weighted_f1,50,s\n",
-            "row 3: condition '{l' is unknown",
+            "row 3: unknown condition '{l'",
         ),
-        (HEAD + "a,average,f2,50,s\n", "row 2: metric 'f2' is unknown"),
-        (HEAD + "a,average,mae,0.7,s\n", "row 2: metric 'mae' is unknown"),
+        (HEAD + "a,average,f2,50,s\n", "row 2: unknown metric 'f2'"),
+        (HEAD + "a,average,mae,0.7,s\n", "row 2: unknown metric 'mae'"),
         (HEAD + "a,average,accuracy,many,s\n", "row 2: value 'many' is not a number"),
         (HEAD + "a,average,accuracy,nan,s\n", "row 2: value 'nan' is not a number"),
         (HEAD + "a,average,accuracy,0.61,s\n", "row 2: value 0.61 is not in the table's scale"),
@@ -413,7 +413,7 @@ def test_reported_rows_are_marked_and_change_nothing(compared: Path, tmp_path: P
         ),
         (
             "dataset," + HEAD + "mosi,a,average,accuracy,61,s\n",
-            "row 2: dataset 'mosi' is unknown; expected invented",
+            "row 2: unknown dataset 'mosi'; expected invented",
         ),
     ],
 )

@@ -235,7 +235,7 @@ def test_not_a_plans_folder(tmp_path: Path) -> None:
         write_report(tmp_path)
     (tmp_path / "a").mkdir()
     for content, what in (
-        ("{", "not JSON"),
+        ("{", "invalid JSON"),
         ("{}", "does not read"),
         ('{"format": 2}', "corrkd"),
         ("[]", "the file"),

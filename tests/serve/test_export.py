@@ -540,20 +540,20 @@ def test_what_is_refused_before_any_work(
     unlike = make_dataset({"language": 5, "audio": 3, "vision": 9})
     longer = make_dataset(frames=50)
     for folder, options, words in (
-        (full, {}, "full: is not empty, and holds no exported model; choose another folder"),
+        (full, {}, "full: is not empty and has no exported model; choose another folder"),
         (
             full,
             {"overwrite": True},
-            "full: is not empty, and holds no exported model; choose another folder",
+            "full: is not empty and has no exported model; choose another folder",
         ),
         (
             before,
             {},
-            "before: holds an exported model; choose another folder, or replace it with "
+            "before: contains an exported model; choose another folder, or replace it with "
             "--overwrite",
         ),
         (file, {}, "file: is a file; name a folder"),
-        (file / "model", {}, "the folder cannot be made"),
+        (file / "model", {}, "cannot create the folder"),
         (tmp_path / "new", {"samples": 0}, "samples = 0: the comparison needs at least one"),
         (tmp_path / "new", {"split": "dev"}, "has no split 'dev'"),
         (
@@ -674,7 +674,7 @@ def test_half_of_another_export_is_noticed(
     assert moves[0] == "model.onnx"
     assert {p.name for p in tmp_path.iterdir()} == FILES
     with pytest.raises(
-        InputError, match=r"no exported model there \(model.onnx is damaged, or not the one"
+        InputError, match=r"not an exported model \(model.onnx is damaged or does not belong"
     ):
         ExportedStudent(tmp_path)
 
@@ -682,11 +682,11 @@ def test_half_of_another_export_is_noticed(
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("card.json", None, "no exported model there"),
-        ("card.json", b"{", "no exported model there"),
-        ("card.json", b"[]", "no exported model there"),
-        ("card.json", b"{}", "no exported model there"),
-        ("model.onnx", None, "no exported model there"),
+        ("card.json", None, "not an exported model"),
+        ("card.json", b"{", "not an exported model"),
+        ("card.json", b"[]", "not an exported model"),
+        ("card.json", b"{}", "not an exported model"),
+        ("model.onnx", None, "not an exported model"),
         ("model.onnx", b"", "damaged"),
     ],
 )

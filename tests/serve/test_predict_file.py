@@ -277,7 +277,7 @@ def test_other_modalities(tmp_path: Path) -> None:
     dataset = package.load_dataset(path, targets=False)
     assert differences(predictor.saved, dataset) == [
         "the data has no vision: it is missing in every sample",
-        "the model does not know gaze: left out",
+        "the model does not use gaze: ignored",
     ]
     predict_file(predictor, dataset, out)
     samples = [
@@ -345,8 +345,11 @@ def test_conditions_that_take_nothing_away_or_all(tmp_path: Path) -> None:
     for name, words in (
         ("natural", "condition 'natural' removes no frames; name the modalities to keep"),
         ("noise-0.5", "condition 'noise-0.5' removes no frames"),
-        ("vision", "condition 'vision' leaves nothing of dataset new, which has language, audio"),
-        ("smell", "condition 'smell' is unknown; available: complete, language"),
+        (
+            "vision",
+            "condition 'vision' keeps no modality of dataset new, which has language, audio",
+        ),
+        ("smell", "unknown condition 'smell'; available: complete, language"),
     ):
         with pytest.raises(CorrKDError, match=words):
             predict_file(predictor, dataset, out, condition=name)
@@ -417,7 +420,7 @@ def test_rows_are_read_when_they_are_written(tmp_path: Path) -> None:
     assert [next(rows)["id"] for _ in range(3)] == ["a"] * 3
     files[1].write_text("{\n")  # not looked at before
     with pytest.raises(
-        CorrKDError, match=r"1.jsonl: damaged; delete it, and its samples are predicted again"
+        CorrKDError, match=r"1.jsonl: damaged; delete it, so that its samples are predicted again"
     ):
         next(rows)
 
@@ -726,11 +729,11 @@ def test_errors_are_one_line(model: Path, data: Path, tmp_path: Path) -> None:
         in command(tmp_path / "nowhere", data, tmp_path / "p.csv").line
     )
     assert (
-        "'smell' is unknown"
+        "unknown condition 'smell'"
         in command(model, data, tmp_path / "p.csv", "--condition", "smell").line
     )
     assert (
-        "device 'gpu' is not there; use "
+        "device 'gpu' is not available; use "
         in command(model, data, tmp_path / "p.csv", "--device", "gpu").line
     )
     assert "--batch-size" in command(model, data, tmp_path / "p.csv", "--batch-size", 0).line
@@ -747,7 +750,7 @@ def test_of_new_recordings(model: Path, served: Path, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     assert "note: gaze: 1 nan values set to 0\n" in done.err
     assert "note: the data has no vision: it is missing in every sample\n" in done.err
-    assert "note: the model does not know gaze: left out\n" in done.err
+    assert "note: the model does not use gaze: ignored\n" in done.err
     assert pd.read_csv(tmp_path / "new" / "p.csv").groupby("id").size().tolist() == [2] * 20
     shutil.rmtree(tmp_path / "new")
     # They open by memory map once they are converted, and train nothing.
@@ -755,10 +758,11 @@ def test_of_new_recordings(model: Path, served: Path, tmp_path: Path) -> None:
     assert command(model, tmp_path / "new.safetensors", tmp_path / "p.parquet").code == 0
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny()))
     train = ("train", "--settings", tmp_path / "tiny.yaml", "--out", tmp_path / "run", "--data")
-    assert "an array `scores` or `labels` is needed" in corrkd(*train, path).line
+    assert "an array `scores` or `labels` is required" in corrkd(*train, path).line
     assert "neither scores nor labels" in corrkd(*train, tmp_path / "new.safetensors").line
     assert (
-        "an array `scores` or `labels` is needed" in corrkd("evaluate", served, "--data", path).line
+        "an array `scores` or `labels` is required"
+        in corrkd("evaluate", served, "--data", path).line
     )
     assert not (tmp_path / "run").exists()
 

@@ -238,7 +238,7 @@ BAD: list[tuple[Any, str]] = [
     ({"language": np.zeros((1, 2, 5))}, r"language: shape \(1, 2, 5\)"),
     (
         {"language": np.zeros((0, 5))},
-        "language: no frames; if the modality is missing, give null",
+        "language: no frames; for a missing modality use null",
     ),
     ({"language": []}, "language: no frames"),
     ({"audio": [[1.0, 2.0, math.nan]]}, "audio: NaN or infinite values in frame 0"),
@@ -415,7 +415,7 @@ def test_saving_loses_nothing_that_was_saved(
     other = Predictor(student("score"))
     with pytest.raises(
         CorrKDError,
-        match=r"holds model\.safetensors already; choose another folder, or pass overwrite=True",
+        match=r"already contains model\.safetensors; choose another folder, or pass overwrite=True",
     ):
         other.save_pretrained(tmp_path / "model")
     with monkeypatch.context() as patch:
@@ -429,7 +429,7 @@ def test_saving_loses_nothing_that_was_saved(
     assert {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()} == files
     other.save_pretrained(tmp_path / "model", overwrite=True)
     assert Predictor.from_pretrained(tmp_path / "model").card["target"]["kind"] == "score"
-    assert "answers with a score" in (tmp_path / "model" / "README.md").read_text()
+    assert "output is a score" in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_from_a_run_with_its_own_tables(served: Path, tmp_path: Path) -> None:
@@ -478,7 +478,7 @@ def test_a_model_of_no_run(tmp_path: Path) -> None:
     predictor = Predictor.from_pretrained(tmp_path / "student.safetensors")
     assert predictor.run is None
     predictor.save_pretrained(tmp_path / "model")
-    assert "Beside its teacher" not in (tmp_path / "model" / "README.md").read_text()
+    assert "Comparison with its teacher" not in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -503,7 +503,7 @@ def test_damaged_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tex
     (tmp_path / "config.json").write_bytes(text)
     monkeypatch.setattr(predictor_module, "snapshot_download", lambda *_, **__: str(tmp_path))
     with pytest.raises(
-        CorrKDError, match=r"config\.json: (not JSON|not UTF-8|not a model card|the card lacks)"
+        CorrKDError, match=r"config\.json: (invalid JSON|not UTF-8|not a model card|the card lacks)"
     ):
         Predictor.from_pretrained("somebody/students")
 
@@ -534,7 +534,7 @@ def test_a_model_saved_inside_a_run_is_not_that_runs(served: Path, tmp_path: Pat
 
 def test_a_readme_that_is_there_is_kept(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("mine")
-    with pytest.raises(CorrKDError, match=r"holds README\.md already; choose another folder"):
+    with pytest.raises(CorrKDError, match=r"already contains README\.md; choose another folder"):
         Predictor(student()).save_pretrained(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["README.md"]
 
@@ -566,7 +566,9 @@ def test_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_model_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(CorrKDError, match="no such file or folder, and no model's name on the hub"):
+    with pytest.raises(
+        CorrKDError, match="no such file or folder, and not the name of a model on the hub"
+    ):
         Predictor.from_pretrained(tmp_path / "nowhere" / "else")
     with pytest.raises(CorrKDError, match="no trained student there"):
         Predictor.from_pretrained(tmp_path)

@@ -161,9 +161,7 @@ def test_the_page_is_told_what_a_recording_may_be(service: Local) -> None:
 def test_a_model_that_was_not_trained_on_recordings_says_so(clip: Path, folder: Path) -> None:
     with local(clips=ClipLimits(body=1_000)) as service:
         line = refusal(send(service, text=TEXT))
-        assert line.startswith(
-            "this model takes no recordings: the model's card names no extractors"
-        )
+        assert line.startswith("this model takes no recordings: the model card lists no extractors")
         assert "corrkd features" in line
         assert httpx.get(f"{service.url}/v1/model").json()["recordings"] is None
         assert MEDIA_PATH not in httpx.get(f"{service.url}/openapi.json").json()["paths"]
@@ -175,8 +173,8 @@ def test_a_model_of_another_extractor_names_it(recordings_run: Path) -> None:
     other.card["about"]["extractors"]["modalities"]["audio"]["version"] = 0
     with local(student=other) as service:
         assert (
-            "another extractor 'prosody' than the one installed (version 0 there, 1 here)"
-            in refusal(send(service, text=TEXT))
+            "its audio was extracted by 'prosody', which differs from the installed one "
+            "(version 0, installed 1)" in refusal(send(service, text=TEXT))
         )
 
 
@@ -234,7 +232,7 @@ BAD: dict[str, tuple[str, Callable[[Path], Path], str]] = {
     "silence": (
         "a.wav",
         lambda path: write_clip(path, sound=tone(0.5) * 0),
-        "nothing of language, audio, vision",
+        "has none of language, audio, vision",
     ),
 }
 

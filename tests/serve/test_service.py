@@ -205,7 +205,7 @@ BAD: dict[str, tuple[bytes, str, int, str]] = {
         b'{"samples": [{"smell": [[1]]}]}',
         JSON,
         422,
-        "samples.0.smell: no modality of this model; it has lang",
+        "samples.0.smell: not a modality of this model; it has lang",
     ),
     "width": (
         b'{"samples": [{"audio": [[1, 2]]}]}',
@@ -242,13 +242,13 @@ BAD: dict[str, tuple[bytes, str, int, str]] = {
         GOOD[:-1] + b', "samples": ' + GOOD[12:],
         JSON,
         422,
-        "body: 'samples' is given 2 times in one object",
+        "body: 'samples' appears 2 times in one object",
     ),
     "modality twice": (
         rb'{"samples": [{"audio": null, "a\u0075dio": [[0,0,0,0,0,0,0,0]]}]}',
         JSON,
         422,
-        "body: 'audio' is given 2 times in one object",
+        "body: 'audio' appears 2 times in one object",
     ),
     "names": (
         b"{" + b",".join(b'"%d":0' % n for n in range(9000)) + b"}",

@@ -110,7 +110,7 @@ def test_the_settings_name_them_and_cards_hold_them(
     assert set(target.summary_metrics) <= set(
         target.measure(np.array(scores), np.array(scores)[:, None])
     )
-    with pytest.raises(CorrKDError, match="the card's target is not readable"):
+    with pytest.raises(CorrKDError, match="the target on the card is invalid"):
         target_from_json({**target.to_json(), "cuts": [0.5]})
 
 
@@ -120,6 +120,6 @@ def test_the_settings_name_them_and_cards_hold_them(
 )
 def test_scores_of_another_scale_are_refused(name: str, scores: list[float]) -> None:
     with pytest.raises(
-        CorrKDError, match=rf"d, train: scores run .* target `{name}` is of scores of both signs"
+        CorrKDError, match=rf"d, train: scores run .* target `{name}` is for scores of both signs"
     ):
         make_target(name, dataset_of(scores))

@@ -126,7 +126,7 @@ def test_a_metric_that_only_it_knows_is_shown_by_its_name(run: corrkd.Run) -> No
     saved = corrkd.load_student(folder)
     text = model_card(saved, json.loads((folder / "student.json").read_text("utf-8")), None)
     assert re.search(
-        r"\| what was there \| Weighted F1 \| .* Mean absolute error \| levels\\?_off \|", text
+        r"\| condition \| Weighted F1 \| .* Mean absolute error \| levels\\?_off \|", text
     )
 
 
@@ -157,7 +157,7 @@ def test_it_is_unknown_where_its_package_is_not_installed() -> None:
             metadata, "entry_points", lambda **which: metadata.EntryPoints([]).select(**which)
         )
         with pytest.raises(
-            CorrKDError, match="target 'ordinal' is unknown; available: classes, questions, score"
+            CorrKDError, match="unknown target 'ordinal'; available: classes, questions, score"
         ):
             target_from_json(card)
         with pytest.raises(

@@ -163,7 +163,7 @@ def test_a_card_whose_target_does_not_fit_itself(changes: dict[str, Any]) -> Non
         "upward": True,
     }
     assert target_from_json(good).cuts == (0.0,)
-    with pytest.raises(CorrKDError, match="the card's target is not readable"):
+    with pytest.raises(CorrKDError, match="the target on the card is invalid"):
         target_from_json({**good, **changes})
 
 
@@ -224,5 +224,5 @@ def test_equal_scores_teach_nothing() -> None:
         name: replace(part, scores=np.ones(len(part)), labels=None)
         for name, part in dataset.splits.items()
     }
-    with pytest.raises(CorrKDError, match="all scores are 1; nothing is to be learned"):
+    with pytest.raises(CorrKDError, match="all scores are 1; nothing can be learned"):
         make_target("score", replace(dataset, splits=splits, class_names=()))

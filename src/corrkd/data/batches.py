@@ -1,5 +1,5 @@
-"""A split as tensors: on the device whole where it fits, else read batch by batch. The only way
-from a dataset to a network.
+"""Tensors of a split: on the device if it fits there, else read batch by batch. The only path from
+a dataset to a network.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Batch:
         present: per modality (N, T_m) booleans: exists and is not naturally missing.
         targets: (N,) int64 classes, (N, Q) int64 yes/no answers, or (N,) float scores.
         keys: (N,) int64 hash of each sample's id, from which its masks are drawn.
-        rows: (N,) int64 position of each sample in its source.
-        frame_keys: per modality (N, T_m) int64 hash of each frame's recording and number, of
-            modalities whose frames the data number.
-        lengths: canonical number of frames by modality, of `corrkd.data.normalise.Normalisation`.
+        rows: (N,) int64 index of each sample in its source.
+        frame_keys: per modality (N, T_m) int64 hash of each frame's recording and index, for
+            modalities with numbered frames.
+        lengths: canonical number of frames by modality, from `corrkd.data.normalise.Normalisation`.
     """
 
     frames: Mapping[str, Tensor]
@@ -55,8 +55,8 @@ class Batch:
         return {m: present & ~dropped[m] for m, present in self.present.items()}
 
     def inputs(self, dropped: Mapping[str, Tensor]) -> Inputs:
-        """Return what a network sees of these samples: a modality without a visible frame has its
-        canonical length.
+        """Return the inputs of a network for these samples. A modality without a visible frame has
+        its canonical length.
 
         Args:
             dropped: (N, T_m) booleans by modality, True where a frame is dropped.
@@ -64,20 +64,20 @@ class Batch:
         return Inputs(self.frames, self.exists, self.visible(dropped)).with_lengths(self.lengths)
 
     def complete(self) -> Inputs:
-        """Return what a network sees of these samples where nothing is dropped."""
+        """Return the inputs of a network for these samples with nothing dropped."""
         return Inputs(self.frames, self.exists, self.present).with_lengths(self.lengths)
 
 
 def sample_key(sample_id: str) -> int:
-    """A sample's id as a signed 64-bit number, the same everywhere."""
+    """Return the hash of a sample's id as a signed 64-bit number, the same on every machine."""
     return int.from_bytes(
         hashlib.blake2b(sample_id.encode(), digest_size=8).digest(), "little", signed=True
     )
 
 
 def frame_keys(split: Split) -> dict[str, Tensor]:
-    """Return a hash of each frame's recording and number, (N, T_m) int64, of modalities whose
-    frames the data number.
+    """Return a hash of each frame's recording and index, (N, T_m) int64, for modalities with
+    numbered frames.
     """
     if not split.frame_ids:
         return {}
@@ -92,8 +92,8 @@ def frame_keys(split: Split) -> dict[str, Tensor]:
 
 
 def for_masks(split: Split) -> Batch:
-    """A raw split as one batch on the CPU without frames and targets: all that masks are drawn
-    from.
+    """Return a raw split as one batch on the CPU without frames and targets: all that drawing masks
+    needs.
     """
     keys = torch.tensor([sample_key(str(name)) for name in split.ids], dtype=torch.int64)
     return Batch(
@@ -109,14 +109,15 @@ def for_masks(split: Split) -> Batch:
 
 
 class Context(NamedTuple):
-    """Where the samples of a batch stand in the data, for methods that look beyond a single sample.
+    """The conversations and speakers of the samples of a batch, for methods that look beyond a
+    single sample.
 
     Attributes:
-        rows: (N,) position of each sample in its source.
-        conversation: (N,) number of the sample's video or session; each sample its own where the
-            data names none.
-        position: (N,) order within the conversation; 0 where unknown.
-        speaker: (N,) number of the sample's speaker or person; 0 for all where the data names none.
+        rows: (N,) index of each sample in its source.
+        conversation: (N,) index of the sample's video or session; if the data has neither, each
+            sample is a conversation.
+        position: (N,) position within the conversation; 0 if unknown.
+        speaker: (N,) index of the sample's speaker or person; 0 for all if the data has neither.
     """
 
     rows: Tensor
@@ -126,16 +127,16 @@ class Context(NamedTuple):
 
 
 class Samples:
-    """The samples of a split that count for a target, ready to be taken in batches.
+    """The samples of a split that count for a target, to be taken in batches.
 
     Args:
         split: the raw samples.
-        target: what is predicted; samples that do not count for it are left out.
+        target: what to predict; samples that do not count for it are left out.
         normalisation: fitted on the training split.
-        device: where batches are wanted.
-        resident_bytes: up to this size the normalised split is held on the device, so that a batch
-            costs no copy.
-        where: opens error lines.
+        device: device of the batches.
+        resident_bytes: a normalised split up to this size is kept on the device, so that batches
+            are not copied.
+        where: begins error messages.
         dtype: of frames and scores.
     """
 
@@ -188,8 +189,8 @@ class Samples:
         return len(self.kept)
 
     def subset(self, rows: Tensor) -> Samples:
-        """The samples at `rows` alone, in that order, normalised as these are. Frames are held
-        once: `base` has them, at `base_rows`.
+        """Return the samples at `rows`, in that order, with the same normalisation. Frames are
+        stored once: in `base`, at `base_rows`.
         """
         subset = copy(self)
         subset.kept, subset.ids = self.kept[rows.cpu().numpy()], self.ids[rows.cpu().numpy()]
@@ -210,12 +211,12 @@ class Samples:
         ).any(0)
 
     def context(self, rows: Tensor) -> Context:
-        """Where the samples at `rows` stand in the data."""
+        """Return the context of the samples at `rows`."""
         return Context(*(x[rows] for x in self._context))
 
     def mean_frames(self) -> dict[str, Tensor]:
-        """Mean of the normalised present frames, (d_m,) by modality, on the CPU: what `fill: mean`
-        shows for a missing frame.
+        """Return the mean of the normalised present frames, (d_m,) by modality, on the CPU; `fill:
+        mean` uses it for missing frames.
         """
         totals = {m: torch.zeros(width, dtype=torch.float64) for m, width in self.widths.items()}
         for batch in self.batches(1024):
@@ -224,8 +225,8 @@ class Samples:
         return {m: total / self.present[m].sum().clamp(min=1).cpu() for m, total in totals.items()}
 
     def take(self, rows: Tensor) -> Batch:
-        """The samples at `rows` (int64 on the device). Without copies between host and device where
-        the split is resident.
+        """Return the samples at `rows` (int64 on the device). Nothing is copied between host and
+        device if the split is resident.
         """
         if self.resident:
             frames = {m: x[self.base_rows[rows]] for m, x in self._frames.items()}
@@ -244,8 +245,8 @@ class Samples:
         )
 
     def without_frames(self) -> Batch:
-        """All samples as one batch without their frames: all that masks need, however large the
-        split is.
+        """Return all samples as one batch without their frames: all that masks need, for a split of
+        any size.
         """
         rows = torch.arange(len(self), device=self.device)
         return Batch(
@@ -260,8 +261,8 @@ class Samples:
         )
 
     def batches(self, size: int, *, conversations: bool = False) -> Iterator[Batch]:
-        """All samples, `size` at a time, in order; `conversations`: whole conversations together,
-        one after the other.
+        """Yield all samples in order, `size` at a time; with `conversations`, whole conversations
+        together, one after the other.
         """
         order = torch.arange(len(self)).split(size)
         for rows in (
@@ -272,7 +273,7 @@ class Samples:
     def shuffled(
         self, size: int, generator: torch.Generator, *, conversations: bool = False
     ) -> Sequence[Tensor]:
-        """Rows of each batch of an epoch, on the CPU."""
+        """Return the rows of each batch of an epoch, on the CPU."""
         if conversations:
             return whole_conversations(self._context.conversation, size, generator)
         return torch.randperm(len(self), generator=generator).split(size)
@@ -307,15 +308,15 @@ def _context(split: Split, kept: IntArray, device: torch.device) -> Context:
 def whole_conversations(
     conversation: Tensor, size: int, generator: torch.Generator | None = None
 ) -> Sequence[Tensor]:
-    """Rows in batches of whole conversations, on the CPU.
+    """Return rows in batches of whole conversations, on the CPU.
 
-    One after the other they are cut where `size` rows are reached, so a batch is longer by up to a
-    conversation.
+    Conversations follow one another, and a batch ends with the one that reaches `size` rows, so it
+    is longer by less than a conversation.
 
     Args:
-        conversation: (N,) number of each row's conversation.
-        size: from how many rows on a batch is full.
-        generator: shuffles the conversations; None: by their numbers.
+        conversation: (N,) index of each row's conversation.
+        size: number of rows from which a batch is full.
+        generator: shuffles the conversations; None: in the order of their indices.
     """
     numbers = conversation.cpu()
     rows = numbers.argsort(stable=True)

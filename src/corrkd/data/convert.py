@@ -1,5 +1,5 @@
-"""`convert`: a dataset to one file that carries no code and opens by memory map. Its layout is
-described in readers/converted.py.
+"""`convert`: writing a dataset to one file that contains no code and is opened by memory map.
+readers/converted.py describes its layout.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Tensor:
 
     @property
     def heading(self) -> bytes:
-        """Name, type and shape, as the digest has them."""
+        """Name, type and shape, as they enter the digest."""
         return f"{self.name} {self.dtype} {self.values.shape}\n".encode()
 
     def contents(self) -> Iterator[memoryview]:
@@ -46,15 +46,15 @@ class _Tensor:
 
 
 def convert(dataset: MultimodalDataset, path: str | Path) -> None:
-    """Writes a dataset to `path` (`.safetensors`), whole or not at all, a few samples at a time.
+    """Write a dataset to `path` (`.safetensors`) atomically, a few samples at a time.
 
     The file's `sha256` is a digest of its contents: of the tensors' names, types, shapes and bytes,
-    and of what the targets depend on (class and question names, score range). The source's own sum
-    stays in `extra` and in a note. The exact posterior of the built-in dataset is a function and is
-    not written; a note in the file says so.
+    and of what the targets depend on (class and question names, score range). The digest of the
+    source stays in `extra` and in a note. The exact posterior of the built-in dataset is a function
+    and is not written; a note in the file says so.
 
     Raises:
-        CorrKDError: `path` has another ending, or cannot be written.
+        CorrKDError: if `path` has another ending or cannot be written.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -63,9 +63,7 @@ def convert(dataset: MultimodalDataset, path: str | Path) -> None:
     make_folder(path.parent)
     remove_parts(path.parent, path.name)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(
-            _header(dataset, tensors, "0" * 64)
-        )  # room for the digest, known when all is written
+        file.write(_header(dataset, tensors, "0" * 64))  # the digest is filled in at the end
         digest = hashlib.sha256(_facts(dataset).encode())
         for tensor in tensors:
             digest.update(tensor.heading)
@@ -77,11 +75,11 @@ def convert(dataset: MultimodalDataset, path: str | Path) -> None:
 
 
 def as_converted(dataset: MultimodalDataset) -> MultimodalDataset:
-    """Return the dataset as it is read back from the file that `convert` writes of it, without
-    writing one.
+    """Return the dataset as `convert` would write it and a reader would return it, without writing
+    a file.
 
     Raises:
-        CorrKDError: it cannot be converted.
+        CorrKDError: if the dataset cannot be converted.
     """
     digest = hashlib.sha256(_facts(dataset).encode())
     for tensor in _checked_tensors(dataset):
@@ -100,22 +98,22 @@ def as_converted(dataset: MultimodalDataset) -> MultimodalDataset:
 
 
 def _checked_tensors(dataset: MultimodalDataset) -> list[_Tensor]:
-    """What a file of the dataset holds, in its order. Raises CorrKDError where it could not be
-    opened again.
+    """Return the tensors of the dataset's file, in order. Raises CorrKDError if the file could not
+    be opened again.
     """
     where = f"dataset {dataset.name}: cannot be converted"
-    with refusing(where, "not what a converted file holds"):
+    with refusing(where, "a converted file cannot contain it"):
         tensors = [
             tensor for name, split in dataset.splits.items() for tensor in _tensors(name, split)
         ]
         About.model_validate(parse_json(_about(dataset, "0" * 64), f"{where}: its metadata"))
-    # So that each starts at a multiple of its item size.
+    # Sorted so that each starts at a multiple of its item size.
     return sorted(tensors, key=lambda tensor: -DTYPES[tensor.dtype].itemsize)
 
 
 def _facts(dataset: MultimodalDataset) -> str:
-    """What the targets depend on beside the tensors. Names, notes and the layout may differ between
-    equal contents.
+    """Return what the targets depend on besides the tensors. Names, notes and the layout may differ
+    between equal contents.
     """
     tokens = [list(dataset.tokens)] if dataset.tokens else []
     return (
@@ -155,8 +153,8 @@ def _json_bytes(names: StrArray) -> Array:
 
 
 def _header(dataset: MultimodalDataset, tensors: list[_Tensor], digest: str) -> bytes:
-    """Eight bytes of length, then JSON padded with spaces to a multiple of eight, as the
-    safetensors format has it.
+    """Return eight bytes with the length, then JSON padded with spaces to a multiple of eight, as
+    the safetensors format requires.
     """
     header: dict[str, object] = {"__metadata__": {KEY: _about(dataset, digest)}}
     end = 0
@@ -173,11 +171,12 @@ def _header(dataset: MultimodalDataset, tensors: list[_Tensor], digest: str) -> 
 
 
 def _about(dataset: MultimodalDataset, digest: str) -> str:
-    """What concerns the dataset as a whole, as JSON."""
+    """Return the metadata of the dataset as JSON."""
     notes, extra = list(dataset.notes), dict(dataset.extra)
     if dataset.posterior:
         notes.append("the exact posterior is not part of a converted file")
-    if dataset.sha256 and SOURCE not in extra:  # a file converted again keeps its first source
+    # a file that is converted again keeps its first source
+    if dataset.sha256 and SOURCE not in extra:
         extra[SOURCE] = dataset.sha256
         notes.append(f"converted from a file or folder with sha256 {dataset.sha256}")
     about = {

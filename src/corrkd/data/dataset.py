@@ -1,5 +1,5 @@
-"""The one shape in which samples travel: every reader makes a `MultimodalDataset`, everything else
-takes one.
+"""The data structure that all parts share: every reader returns a `MultimodalDataset`, and
+everything else takes one.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ StrArray = npt.NDArray[np.str_]
 
 SPLITS = ("train", "valid", "test")
 ROWS_AT_A_TIME = 256  # of frames that may be memory-mapped
-# Ids of tokens are divided by it: a power of two, so exactly, and far below any bound on features.
+# Token ids are divided by it: exact, as a power of two, and far below any bound on features.
 TOKEN_SCALE = 2.0**24
-WHOLE = "all"  # the one split of data that has neither splits nor targets
+WHOLE = "all"  # the single split of data with neither splits nor targets
 
 Posterior = Callable[[str, Mapping[str, BoolArray]], npt.NDArray[np.float64]]
 """(split name, which frames are visible per modality, each (N, T_m)) -> exact class probabilities
@@ -35,31 +35,29 @@ Posterior = Callable[[str, Mapping[str, BoolArray]], npt.NDArray[np.float64]]
 class Split:
     """The samples of one split. N samples; modality m has up to T_m frames of width d_m.
 
-    Three things are distinguished: *padding* (frames beyond a sample's length, which never
-    existed), *naturally missing* (inside the length, absent in the data: `present` is False) and
-    *dropped* (by us; never stored here).
+    Three cases are distinguished: *padding* (frames beyond a sample's length, which never existed),
+    *naturally missing* (within the length, but missing in the data: `present` is False) and
+    *dropped* (by a condition or in training; never stored here).
 
     Attributes:
         frames: per modality (N, T_m, d_m) float32, right-padded: the frames that exist come first.
             Finite everywhere, zero in the padding. May be memory-mapped, so take rows, not the
-            whole. One vector per sample is T_m = 1.
-        lengths: per modality (N,) how many frames exist, 1 <= length <= T_m.
+            whole array. One vector per sample is T_m = 1.
+        lengths: per modality (N,) number of frames that exist, 1 <= length <= T_m.
         present: per modality (N, T_m), True where a frame exists and is not naturally missing.
         ids: (N,) one string per sample, unique within the split. Two splits may share ids;
-            `inspect` counts those that do.
-        scores: (N,) float64 sentiment scores, or None where the data has classes only, or no
-            targets.
-        labels: (N,) integer classes as given, or (N, Q) yes/no answers in {0, 1}, or None where the
-            data has scores only, or no targets.
-        groups: who or what the sample belongs to, by name ("video", "session", "person",
-            "speaker"): (N,) strings each.
-        order: (N,) position within the sample's video or session, or None where unknown.
-        frame_ids: per modality (N, T_m) integers: which frame of its recording (its video, else its
-            session) a frame is, so that the same frame in overlapping samples is known to be one.
-            -1 in the padding. Modalities whose frames the data do not number are left out.
+            `inspect` counts those.
+        scores: (N,) float64 sentiment scores; None if the data has only classes, or no targets.
+        labels: (N,) integer classes as given, or (N, Q) yes/no answers in {0, 1}; None if the data
+            has only scores, or no targets.
+        groups: by kind ("video", "session", "person", "speaker"), the group of each sample: (N,)
+            strings.
+        order: (N,) position within the sample's video or session; None if unknown.
+        frame_ids: per modality (N, T_m) integers: index of each frame in its recording (its video,
+            else its session), by which the frames that overlapping samples share are recognised. -1
+            in the padding. Only modalities with numbered frames.
         missing_reasons: per modality (N,) strings: why frames of the sample are missing, as "no
-            face 12, video stream over 3", "" where none is. Modalities of which the data do not say
-            are left out.
+            face 12, video stream over 3"; "" if none is. Only modalities with reasons in the data.
     """
 
     frames: Mapping[str, FloatArray]
@@ -77,11 +75,11 @@ class Split:
         return len(self.ids)
 
     def exists(self, modality: str) -> BoolArray:
-        """Which frames are not padding: (N, T_m)."""
+        """Return which frames are not padding, (N, T_m)."""
         return np.arange(self.frames[modality].shape[1])[None, :] < self.lengths[modality][:, None]
 
     def recordings(self) -> StrArray | None:
-        """Return the video, else the session, of each sample, (N,); None where the data name
+        """Return the video, else the session, of each sample, (N,); None if the data has
         neither.
         """
         return next(
@@ -89,14 +87,16 @@ class Split:
         )
 
     def naturally_incomplete(self) -> BoolArray:
-        """Which samples the data itself leaves incomplete: (N,), True where an existing frame of
-        any modality is absent.
+        """Return which samples the data itself leaves incomplete, (N,): those with a naturally
+        missing frame in any modality.
         """
         missing = [(self.exists(m) & ~self.present[m]).any(1) for m in self.frames]
         return np.any(missing, axis=0)
 
     def take(self, rows: IntArray | BoolArray) -> Split:
-        """The samples at `rows` (indices or a mask), in that order. Copies the frames taken."""
+        """Return the samples at `rows` (indices or a mask), in that order. Their frames are
+        copied.
+        """
         return Split(
             frames={m: np.asarray(x[rows]) for m, x in self.frames.items()},
             lengths={m: x[rows] for m, x in self.lengths.items()},
@@ -116,26 +116,25 @@ class MultimodalDataset:
     """Named splits of samples with the same modalities.
 
     Attributes:
-        name: what reports call it.
-        splits: from "train", "valid", "test"; a dataset may lack some. One without targets may have
-            the single split "all".
-        class_names: names of the classes in `labels`, where the data names them: K of them, or ()
-            where it does not.
+        name: name in reports.
+        splits: from "train", "valid", "test"; a dataset may lack some. A dataset without targets
+            may have the single split "all".
+        class_names: names of the K classes in `labels`; () if the data does not name them.
         question_names: names of the yes/no questions, for labels of shape (N, Q); else ().
-        score_range: (lowest, highest) score that annotators could give, where known (MOSI: (-3,
-            3)); else None.
-        layout: the reader that made it, for people ("MMSA aligned", "npz arrays", ...).
-        missing_rule: how naturally missing frames were found, in words, by modality.
-        notes: what a reader repaired or assumed, in words, a line each.
-        sha256: of the source file; "" for data made in memory. For a folder: of its files' sums.
-            For a converted file: of its contents, as they were written.
-        posterior: the exact class posterior given what is visible, for data whose law is known (the
-            built-in one); else None.
-        extra: small JSON-able facts a reader wants to hand on to `inspect`.
-        tokens: modalities whose frames are ids of tokens, of width 1: numbers that name and do not
-            measure, so they are not normalised.
-        extractors: what made the features of recordings, as plain values
-            (`corrkd.media.features.Description`); {} where nobody says.
+        score_range: (lowest, highest) score on the annotators' scale, as (-3, 3) for MOSI; None if
+            unknown.
+        layout: how the reader describes the source ("MMSA aligned", "npz arrays", ...).
+        missing_rule: how naturally missing frames were recognised, as text, by modality.
+        notes: what a reader repaired or assumed, one line each.
+        sha256: digest of the source file; for a folder, of the digests of its files; for a
+            converted file, of its contents; "" for data in memory.
+        posterior: the exact class posterior given the visible frames, for the built-in dataset;
+            else None.
+        extra: small JSON-able facts that a reader passes to `inspect`.
+        tokens: modalities of token ids, with width 1. Ids are names, not quantities, so they are
+            not normalised.
+        extractors: how the features of recordings were extracted, as plain values
+            (`corrkd.media.features.Description`); {} if unknown.
     """
 
     name: str
@@ -168,7 +167,7 @@ class MultimodalDataset:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Names of the modalities, in the dataset's own order."""
+        """Names of the modalities, in the order of the dataset."""
         return tuple(next(iter(self.splits.values())).frames)
 
     @property
@@ -177,7 +176,7 @@ class MultimodalDataset:
         return {m: int(x.shape[2]) for m, x in next(iter(self.splits.values())).frames.items()}
 
     def split(self, name: str) -> Split:
-        """One split by name. Raises CorrKDError where the dataset has no such split."""
+        """Return a split by name. Raises CorrKDError if the dataset has no such split."""
         if name not in self.splits:
             raise CorrKDError(
                 f"dataset {self.name}: has no split {name!r}; it has {', '.join(self.splits)}"
@@ -186,8 +185,8 @@ class MultimodalDataset:
 
 
 def split_shape(split: Split) -> dict[str, int]:
-    """Feature width by modality: what all splits of a dataset must agree on (lengths may differ).
-    Raises CorrKDError where an array is not (samples, frames, features).
+    """Return the feature width by modality, on which all splits of a dataset must agree (lengths
+    may differ). Raises CorrKDError if an array is not (samples, frames, features).
     """
     for modality, frames in split.frames.items():
         if frames.ndim != 3:
@@ -198,16 +197,16 @@ def split_shape(split: Split) -> dict[str, int]:
 
 
 def check_values(name: str, split: Split) -> None:
-    """Check what `Split` promises of its values, where another program made it; readers of files
-    see to it themselves.
+    """Check the values of a split that another program made. Readers of files guarantee them
+    themselves.
 
     Args:
-        name: says where, as in "dataset mine, train".
-        split: whose shapes are right (`check_split`).
+        name: where the split comes from, as "dataset mine, train".
+        split: a split with valid shapes (`check_split`).
 
     Raises:
-        CorrKDError: a frame is not finite, or not zero in the padding; or a frame is present where
-            none exists.
+        CorrKDError: if a frame is not finite, is not zero in the padding, or is present but does
+            not exist.
     """
     for modality, frames in split.frames.items():
         where = f"{name}, modality {modality}"
@@ -231,13 +230,12 @@ def check_values(name: str, split: Split) -> None:
 
 
 def check_split(name: str, split: Split, *, targets: bool = True, trains: bool = False) -> None:
-    """What every reader's result must satisfy. Raises CorrKDError with one line.
+    """Check a split that a reader returns. Raises CorrKDError if it is invalid.
 
     Args:
-        name: says where, as in "mosi.pkl, train".
-        split: what is checked.
-        targets: whether there must be scores or labels; those that are there are checked in any
-            case.
+        name: where the split comes from, as "mosi.pkl, train".
+        split: the split.
+        targets: whether scores or labels are required; if present, they are always checked.
         trains: whether a network is trained on it: a modality that is missing in all samples cannot
             be learned.
     """
@@ -282,13 +280,11 @@ def check_split(name: str, split: Split, *, targets: bool = True, trains: bool =
         reasons = split.missing_reasons.get(modality)
         if reasons is not None and reasons.shape != (count,):
             raise CorrKDError(
-                f"{where}: {len(reasons)} texts of missing_reasons for {count} samples; give one "
-                f"each"
+                f"{where}: missing_reasons has {len(reasons)} entries for {count} samples; give "
+                f"one per sample"
             )
         if trains and not split.present[modality].any():
-            raise CorrKDError(
-                f"{where}: no frame of it is present in any sample; leave the modality out"
-            )
+            raise CorrKDError(f"{where}: no frame is present in any sample; leave the modality out")
     if targets and split.scores is None and split.labels is None:
         raise CorrKDError(
             f"{name}: neither scores nor labels; add an array or column `label` or `score`"

@@ -1,5 +1,5 @@
-"""Which samples depend on one another: those that share a person, a speaker, a session or a video,
-directly or through others.
+"""Groups of dependent samples: those that share a person, a speaker, a session or a video, directly
+or through others.
 """
 
 from __future__ import annotations
@@ -12,28 +12,27 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 GROUPS = ("person", "speaker", "session", "video")
-SAMPLE = "sample"  # where nothing groups the samples
+SAMPLE = "sample"  # if nothing groups the samples
 
 Names = npt.NDArray[np.str_]
 
 
 def dependent_samples(ids: Names, groups: Mapping[str, Names]) -> tuple[str, Names]:
-    """Return what groups the samples and the group of each.
+    """Return the kind of the groups and the group of each sample.
 
-    Samples are dependent when they share any group: an IEMOCAP session holds two speakers, a
-    speaker has many videos. The groups are the connected components over all of them; an empty name
-    belongs to nobody.
+    Samples are dependent when they share any group: an IEMOCAP session has two speakers, and a
+    speaker has many videos. The groups are the connected components over all kinds; an empty name
+    belongs to no group.
 
     Args:
-        ids: (N,) of the samples.
+        ids: (N,) ids of the samples.
         groups: by kind ("person", "speaker", "session", "video"), (N,) names each; other kinds are
-            not looked at.
+            ignored.
 
     Returns:
-        The kind, for people: "person" where the components are those of persons, "person and
-            session" where both connect samples, "sample"
-        where nothing does. And (N,) names: of the kind's groups where one kind explains them, else
-            of each component's first group.
+        The kind as text: "person" if the components are those of persons, "person and session" if
+        both connect samples, "sample" if nothing does. And (N,) names: of the kind's groups if one
+        kind explains them, else of each component's first group.
     """
     kinds = [kind for kind in GROUPS if kind in groups and (groups[kind] != "").any()]
     if not kinds or not len(ids):
@@ -51,7 +50,7 @@ def dependent_samples(ids: Names, groups: Mapping[str, Names]) -> tuple[str, Nam
 
 
 def _named(values: Names, ids: Names) -> Names:
-    """Group names, with the sample's own id where there is none."""
+    """Return the group names, with the sample's id for empty names."""
     return (
         np.where(values == "", np.char.add("alone: ", ids), values)
         if (values == "").any()
@@ -60,14 +59,14 @@ def _named(values: Names, ids: Names) -> Names:
 
 
 def _components(names: list[Names]) -> npt.NDArray[np.int64]:
-    """(N,) the connected component of each sample, where equal names connect."""
+    """Return the connected component of each sample, (N,); equal names connect samples."""
     count, start, rows, columns = len(names[0]), 0, [], []
     for values in names:
         distinct, group = np.unique(values, return_inverse=True)
         rows.append(np.arange(count))
         columns.append(count + start + group)
         start += len(distinct)
-    # SciPy's search before 1.15 takes indices of 32 bits alone.
+    # SciPy's search before 1.15 takes only 32-bit indices.
     edges = np.concatenate(rows).astype(np.int32), np.concatenate(columns).astype(np.int32)
     size = count + start
     graph = coo_array((np.ones(len(edges[0]), bool), edges), shape=(size, size))

@@ -1,5 +1,5 @@
-"""From what people hold in memory (data frames, Hugging Face datasets, Arrow tables, dicts of
-arrays) to a `MultimodalDataset`.
+"""Reading objects in memory (data frames, Hugging Face datasets, Arrow tables, dicts of arrays) as
+a `MultimodalDataset`.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ FORMS = (
 
 
 def read(source: Any, name: str | None, options: ReadOptions) -> MultimodalDataset:
-    """Return the dataset in an object that holds one.
+    """Return the dataset in an object in memory.
 
     Args:
         source: a data frame, a Hugging Face dataset, an Arrow table, a dict of arrays by name, a
-            dict of splits of such, or a list of a dict for each sample.
-        name: of the dataset.
-        options: `label` and `targets` matter.
+            dict of splits of such, or a list with a dict for each sample.
+        name: name of the dataset.
+        options: only `label` and `targets` are used.
 
     Raises:
-        CorrKDError: it is none of these, or holds what cannot be learned from.
+        CorrKDError: if the object is none of these, or cannot be learned from.
     """
     name = name or NAME
     if _are_splits(source):
@@ -47,7 +47,7 @@ def read(source: Any, name: str | None, options: ReadOptions) -> MultimodalDatas
 
 
 def columns_of(where: str, source: Any) -> Columns:
-    """Return the columns of an object in memory. Raises CorrKDError where it has none."""
+    """Return the columns of an object in memory. Raises CorrKDError if it has none."""
     if _is_frame(source):
         return _frame_columns(where, source)
     if _is_arrow(source):
@@ -63,13 +63,11 @@ def columns_of(where: str, source: Any) -> Columns:
     ):
         keys = dict.fromkeys(str(key) for row in source for key in row)
         return {key: _cells(f"{where}, {key}", [row.get(key) for row in source]) for key in keys}
-    raise CorrKDError(f"{where}: a {type(source).__name__} is no dataset; give {FORMS}")
+    raise CorrKDError(f"{where}: a {type(source).__name__} is not a dataset; give {FORMS}")
 
 
 def _are_splits(source: Any) -> bool:
-    """Whether a mapping's values are datasets: a DatasetDict, and dicts by the
-    names of splits.
-    """
+    """Return whether a mapping's values are datasets: a DatasetDict, or a dict by split."""
     if not isinstance(source, Mapping) or not source:
         return False
     values = list(source.values())
@@ -86,7 +84,7 @@ def _is_rows(value: Any) -> bool:
 
 
 def _is_frame(value: Any) -> bool:
-    pandas = sys.modules.get("pandas")  # whoever holds a frame has imported it
+    pandas = sys.modules.get("pandas")  # imported if the object is a data frame
     return pandas is not None and isinstance(value, pandas.DataFrame)
 
 
@@ -137,13 +135,13 @@ def _series(where: str, series: Any) -> Column:
     kind = series.dtype.kind
     if kind in "iub" and not series.isna().any():
         return np.asarray(series.to_numpy())
-    if kind in "iubf":  # pandas' own types, which have NA, too
+    if kind in "iubf":  # also the pandas types with NA
         return np.asarray(series.to_numpy(dtype=np.float64, na_value=np.nan))
     return _cells(where, series.astype(object).tolist())
 
 
 def _column(where: str, values: Any) -> Column:
-    """The column that an entry of a dict is."""
+    """Return the column in an entry of a dict."""
     if isinstance(values, Sequences):
         return values
     if hasattr(values, "detach"):  # a tensor
@@ -175,17 +173,17 @@ def _labels_or_sequences(where: str, cells: Sequence[Any]) -> Column:
         try:
             return np.asarray(list(cells), np.float64)
         except (ValueError, TypeError):
-            raise CorrKDError(f"{where}: give as many labels for each sample") from None
+            raise CorrKDError(f"{where}: give the same number of labels for each sample") from None
     return from_cells(where, cells)
 
 
 def _holds_labels(where: str) -> bool:
-    """Whether an entry holds several labels for each sample, by its name."""
+    """Return whether an entry holds several labels per sample, judging by its name."""
     return tables.is_label(where.rpartition(", ")[2])
 
 
 def _cells(where: str, cells: list[Any]) -> Column:
-    """A column of single values, or of lists."""
+    """Return a column of single values, or of lists."""
     some = [cell for cell in cells if not is_missing(cell)]
     if some and all(not isinstance(cell, str | bytes) and np.ndim(cell) for cell in some[:1]):
         return from_cells(where, cells)

@@ -1,4 +1,4 @@
-"""What a network sees of N samples: frames, which of them exist, and which of those are visible."""
+"""The inputs of a network: frames, which of them exist, and which of those are visible."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class _Fields(NamedTuple):
 
 
 class Inputs(_Fields):
-    """The inputs of a network, by modality. The only place where padding, missing and visible
-    frames are distinguished.
+    """The inputs of a network, by modality. Only here are padding, missing and visible frames
+    distinguished.
 
-    A condition makes them in tests, `corrkd.missing.training` in training, with missing modalities
-    at their canonical length.
+    A condition creates them in tests, `corrkd.missing.training` in training. Missing modalities
+    have their canonical length.
 
     Args:
-        frames: (N, T_m, d_m), normalised. The values of invisible frames do not matter.
+        frames: (N, T_m, d_m), normalised. The values of invisible frames are ignored.
         exists: (N, T_m) booleans: not padding.
         visible: (N, T_m) booleans: present in the data and not dropped. Padding is made invisible
-            here, so that `visible` is within `exists` wherever inputs are read.
+            here, so `visible` implies `exists`.
     """
 
     __slots__ = ()
@@ -38,7 +38,7 @@ class Inputs(_Fields):
         exists: Mapping[str, Tensor],
         visible: Mapping[str, Tensor],
     ) -> Inputs:
-        """Makes the inputs, with `visible` restricted to `exists`."""
+        """Create the inputs, with `visible` restricted to `exists`."""
         return super().__new__(
             cls, frames, exists, {m: mask & exists[m] for m, mask in visible.items()}
         )
@@ -48,7 +48,7 @@ class Inputs(_Fields):
         return cls(*iterable)
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> Inputs:
-        """Return the same with each tensor changed: rows taken, or gathered."""
+        """Return the inputs with a function applied to each tensor, as to take rows."""
         return Inputs(*({m: change(x) for m, x in by_modality.items()} for by_modality in self))
 
     def of(self, modality: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,7 +56,7 @@ class Inputs(_Fields):
         return self.frames[modality], self.exists[modality], self.visible[modality]
 
     def without(self, modality: str) -> Inputs:
-        """Return the inputs with no frame of a modality visible, and zeros in their place."""
+        """Return the inputs with all frames of a modality invisible and zero."""
         frames = {**self.frames, modality: torch.zeros_like(self.frames[modality])}
         return Inputs(
             frames,
@@ -65,10 +65,10 @@ class Inputs(_Fields):
         )
 
     def with_lengths(self, lengths: Mapping[str, int]) -> Inputs:
-        """Return the inputs with each modality that shows no frame at its canonical length.
+        """Return the inputs with each modality that has no visible frame at its canonical length.
 
-        What is missing takes its length with it: how many frames a missing modality would have had
-        says something about the sample. Where the canonical length exceeds T_m, the modality is
+        The length is missing too: the number of frames that a missing modality would have had
+        reveals something about the sample. If the canonical length exceeds T_m, the modality is
         padded to it.
 
         Args:
@@ -84,7 +84,5 @@ class Inputs(_Fields):
         return Inputs(frames, exists, visible)
 
     def shown(self, modalities: Sequence[str]) -> Tensor:
-        """Return which of the modalities show at least one frame: (N, M) booleans, in their
-        order.
-        """
+        """Return which of the modalities have a visible frame: (N, M) booleans, in their order."""
         return torch.stack([self.visible[m].any(1) for m in modalities], 1)

@@ -1,4 +1,6 @@
-"""`inspect`: a dataset's contents as plain values; `describe`: the same as text for a terminal."""
+"""`inspect` returns the contents of a dataset as plain values; `describe` formats them as text for
+a terminal.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +14,20 @@ import numpy as np
 
 from corrkd.data.dataset import MultimodalDataset, Split
 
-MOST_BARS = 30  # scores that are counted one by one
+MOST_BARS = 30  # distinct scores that are counted one by one
 ROWS = 256  # samples read at a time: the dataset may be a memory map larger than memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModalityFacts:
-    """One modality in one split.
+    """Facts about one modality in one split.
 
     Attributes:
         shape: (N, T, d).
         lengths: lowest, median and highest number of frames.
         missing_frames: share of the existing frames that are naturally missing, 0 to 1.
         missing_samples: share of the samples in which no frame is present, 0 to 1.
-        constant_columns: how many of the d columns have one value in all present frames.
+        constant_columns: number of columns, of d, with the same value in all present frames.
     """
 
     shape: tuple[int, int, int]
@@ -37,18 +39,18 @@ class ModalityFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFacts:
-    """One split.
+    """Facts about one split.
 
     Attributes:
         samples: N.
         modalities: by name.
-        histogram: samples per class (by its name, or number); for yes/no questions the number of
-            yes by question; for scores without classes the number below, at and above zero, or,
-            where none is negative, per score rounded to a whole number, or below, at and above the
-            median. Empty where there are neither labels nor scores.
+        histogram: number of samples by class (its name or number); for yes/no questions, number of
+            yes answers by question; for scores without classes, number below, at and above zero,
+            or, if none is negative, by score rounded to a whole number, or below, at and above the
+            median. Empty without labels and scores.
         majority: share of the most frequent answer, 0 to 1; for questions the mean over questions;
-            None where there are none.
-        scores: lowest, mean and highest score, or None.
+            None without answers.
+        scores: lowest, mean and highest score; None without scores.
         incomplete: share of samples that the data leaves incomplete, 0 to 1.
     """
 
@@ -62,17 +64,19 @@ class SplitFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What is in a dataset.
+    """Facts about a dataset.
 
     Attributes:
         name, layout, sha256, score_range, missing_rule, notes: as in `MultimodalDataset`.
-        padding: side by modality, as found in the file.
-        lengths_rule: where the lengths come from, by modality.
-        nonfinite: NaN and infinite values that the file held, by modality ({"nan": 3, "inf": 0}).
+        padding: side of the padding by modality, as found in the file.
+        lengths_rule: source of the lengths, by modality.
+        nonfinite: number of NaN and infinite values in the file, by modality ({"nan": 3, "inf":
+            0}).
         splits: facts by split.
-        same_frames: per pair of splits, samples of the second whose frames are also in the first.
-        same_ids: per pair of splits, ids in both.
-        shared_groups: by group name and pair of splits, the groups in both.
+        same_frames: by pair of splits, number of samples of the second with frames that are also in
+            the first.
+        same_ids: by pair of splits, number of ids in both.
+        shared_groups: by kind of group and pair of splits, the groups in both.
     """
 
     name: str
@@ -91,7 +95,7 @@ class Inspection:
 
 
 def inspect(dataset: MultimodalDataset) -> Inspection:
-    """The facts of a dataset, read a few samples at a time."""
+    """Return the facts about a dataset, which is read a few samples at a time."""
     digests = {name: _digests(split) for name, split in dataset.splits.items()}
     pairs = list(combinations(dataset.splits, 2))
     groups = sorted({group for split in dataset.splits.values() for group in split.groups})
@@ -132,8 +136,8 @@ def _shared(a: Split, b: Split, group: str) -> tuple[str, ...]:
 
 
 def _digests(split: Split) -> list[bytes]:
-    """A hash of each sample's present frames in all modalities. Samples without any are left out:
-    they are all alike.
+    """Return a hash of each sample's present frames in all modalities, without samples that have
+    none: they are all equal.
     """
     hashes = [hashlib.blake2b(digest_size=16) for _ in range(len(split))]
     for m, frames in split.frames.items():
@@ -183,7 +187,7 @@ def _modality_facts(split: Split, m: str) -> ModalityFacts:
 
 
 def _histogram(dataset: MultimodalDataset, split: Split) -> tuple[dict[str, int], float | None]:
-    """Counts by answer, and the share of the most frequent one."""
+    """Return the counts by answer, and the share of the most frequent one."""
     if split.labels is not None and split.labels.ndim == 2:
         yes = split.labels.mean(0)
         names = dataset.question_names or tuple(f"question {q + 1}" for q in range(len(yes)))
@@ -200,7 +204,7 @@ def _histogram(dataset: MultimodalDataset, split: Split) -> tuple[dict[str, int]
             f"{score:g}": n for score, n in sorted(Counter(np.round(split.scores).tolist()).items())
         }
     else:
-        # Of scores that are never negative those around their median say more than their signs.
+        # Scores that are never negative are counted around their median, not around zero.
         middle = 0.0 if split.scores.min() < 0 else float(np.median(split.scores))
         sign = np.sign(split.scores - middle)
         counts = {
@@ -211,17 +215,17 @@ def _histogram(dataset: MultimodalDataset, split: Split) -> tuple[dict[str, int]
 
 
 def describe(inspection: Inspection) -> str:
-    """An inspection as text in aligned columns."""
+    """Return an inspection as text in aligned columns."""
     lines = _table(
         [
             ["dataset", inspection.name],
             ["layout", inspection.layout],
-            ["SHA-256", inspection.sha256 or "(made in memory)"],
+            ["SHA-256", inspection.sha256 or "(in memory)"],
             [
                 "score range",
                 "{:g} to {:g}".format(*inspection.score_range)
                 if inspection.score_range
-                else "not known",
+                else "unknown",
             ],
         ]
     )
@@ -293,7 +297,7 @@ def _percent(share: float) -> str:
 
 
 def _table(rows: list[list[str]]) -> list[str]:
-    """Rows as lines, each column as wide as its widest cell."""
+    """Return rows as lines with aligned columns."""
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

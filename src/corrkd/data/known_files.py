@@ -1,4 +1,4 @@
-"""Public files that can be told by their SHA-256 sum, as their publishers print it."""
+"""Public files that are recognised by their published SHA-256 digest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class KnownFile:
-    """What a published sum says about a file."""
+    """The name and labels of a public file."""
 
     name: str
     file: str

@@ -1,5 +1,5 @@
-"""`load_dataset`: from a path, or an object in memory, to a `MultimodalDataset`, whatever the
-layout.
+"""`load_dataset`: reading a path or an object in memory, in any layout, as a
+`MultimodalDataset`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from corrkd.files import sha256_of
 from corrkd.parsing import refusing
 
 SYNTHETIC = "synthetic"
-ZIP, HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"  # how such files begin, whole or truncated
+ZIP, HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"  # first bytes of such files, complete or truncated
 PARQUET, ARROW = b"PAR1", b"ARROW1"
 FOLDER = (
     "a folder of .csd files, of train.csv, dev.csv and test.csv (.parquet, .pkl, ...), or one "
@@ -54,8 +54,8 @@ def load_dataset(
     name: str | None = None,
     targets: bool = True,
 ) -> MultimodalDataset:
-    """Return the dataset in a file, a folder or an object; its layout is recognised from what is in
-    it, not from its name.
+    """Return the dataset in a file, a folder or an object. Its layout is recognised by its
+    contents, not by its name.
 
     Args:
         source: a path or an object in memory. A path: a pickle in MMSA's, MulT's, MAG's or GCNet's
@@ -65,26 +65,26 @@ def load_dataset(
             "synthetic" for the built-in dataset. An object: a data frame, a `datasets.Dataset` or
             `DatasetDict`, an Arrow table, a dict of arrays ({"audio": X, "label": y}), or a dict of
             splits of such. A `MultimodalDataset` is returned as it is.
-        glove: a GloVe text file, for layouts that hold words instead of vectors.
+        glove: a GloVe text file, for layouts that contain words instead of vectors.
         folds: a JSON file {split: [video, ...]}, for `.csd` folders other than CMU-MOSI's.
-        label: which label column to read, `[scores:|questions:]COLUMN[@THRESHOLD][,COLUMN...]`
-            (docs/data.md); default: the layout's usual.
-        tokens: read the ids of BERT's tokens as the language (MMSA's `text_bert`), for a network
-            that embeds them (`bert`).
-        name: of the dataset, in reports; else the published name of a known file, else the file's
-            name, else "in-memory".
-        targets: whether scores or labels are needed. If not, data may lack them, as recordings to
-            be predicted do. Arrays that lack `split` as well are then the single split "all".
+        label: label column to read, `[scores:|questions:]COLUMN[@THRESHOLD][,COLUMN...]`
+            (docs/data.md); default: the usual one of the layout.
+        tokens: whether to read the token ids of BERT as the language (MMSA's `text_bert`), for a
+            network that embeds them (`bert`).
+        name: name of the dataset in reports; default: the published name of a public file, else the
+            name of the file, else "in-memory".
+        targets: whether scores or labels are required. If not, data may lack them, as recordings to
+            predict do; arrays that also lack `split` are then the single split "all".
 
     Raises:
-        CorrKDError: the source is missing, truncated, of an unknown layout, or holds what cannot be
-            learned from; one line says which.
+        CorrKDError: if the source does not exist, is truncated, has an unknown layout, or cannot be
+            learned from.
     """
     options = ReadOptions(glove=glove, folds=folds, label=label, tokens=tokens, targets=targets)
     if not isinstance(source, str | Path):
         return _from_memory(source, name, options)
     if str(source) == SYNTHETIC:
-        from corrkd.data import synthetic  # nothing else needs its distribution and Bayes rule
+        from corrkd.data import synthetic  # needed only here
 
         return synthetic.make(synthetic.SyntheticSpec())
     path = Path(source)
@@ -97,21 +97,21 @@ def load_dataset(
         raise CorrKDError(
             f"{path}: neither a file nor a folder (a device or a pipe); give a dataset file"
         )
-    try:  # the readers raise a specific line for errors that they foresee
-        with refusing(path.name, "damaged, or not quite in the layout that it seems to have"):
+    try:  # the readers raise specific errors for the cases that they expect
+        with refusing(path.name, "damaged, or not quite in the layout that it appears to have"):
             dataset = _read(path, name, options)
     except OSError as error:
         raise CorrKDError(f"{path}: cannot be read: {error.strerror or error}") from None
     if tokens and not dataset.tokens:
         raise CorrKDError(
-            f"{path.name}: {dataset.layout}: holds no ids of BERT's tokens (`text_bert`); read "
-            f"it without tokens"
+            f"{path.name}: {dataset.layout}: has no token ids of BERT (`text_bert`); read it "
+            f"without tokens"
         )
     return dataset
 
 
 def _from_memory(source: Any, name: str | None, options: ReadOptions) -> MultimodalDataset:
-    """The dataset in an object."""
+    """Return the dataset in an object."""
     for what in ("glove", "folds", "tokens"):
         if getattr(options, what):
             raise CorrKDError(
@@ -120,8 +120,8 @@ def _from_memory(source: Any, name: str | None, options: ReadOptions) -> Multimo
     if isinstance(source, MultimodalDataset):
         if options.label is not None:
             raise CorrKDError(
-                f"dataset {source.name}: has its label already; choose it where the dataset is "
-                f"made, with load_dataset(label=...)"
+                f"dataset {source.name}: its label is already chosen; choose it when the dataset "
+                f"is loaded, with load_dataset(label=...)"
             )
         dataset = source if name is None else replace(source, name=name)
         for split_name, split in dataset.splits.items():
@@ -131,18 +131,18 @@ def _from_memory(source: Any, name: str | None, options: ReadOptions) -> Multimo
             check_values(where, split)
         check_training(dataset)
         return dataset
-    with refusing(name or in_memory.NAME, f"not quite {in_memory.FORMS}"):
+    with refusing(name or in_memory.NAME, f"expected {in_memory.FORMS}"):
         dataset = in_memory.read(source, name, options)
     check_training(dataset)
     return dataset
 
 
 def _read(path: Path, name: str | None, options: ReadOptions) -> MultimodalDataset:
-    """The dataset in a file or folder."""
+    """Return the dataset in a file or folder."""
     if not path.is_dir() and converted.recognises(path):  # checked when it was converted
         if options.label is not None:
             raise CorrKDError(
-                f"{path.name}: a converted file holds one label; choose it with `corrkd data "
+                f"{path.name}: a converted file has a single label; choose it with `corrkd data "
                 f"convert --label`"
             )
         dataset = converted.read(path, targets=options.targets)
@@ -180,8 +180,8 @@ def _read_folder(path: Path, title: str, options: ReadOptions) -> MultimodalData
 
 
 def _read_saved(path: Path, title: str, options: ReadOptions) -> MultimodalDataset | None:
-    """The dataset in a folder that `datasets` saved; None where it is another."""
-    from corrkd.data.readers import arrow  # slow to import, and needed by few
+    """Return the dataset in a folder that `datasets` saved; None for another folder."""
+    from corrkd.data.readers import arrow  # slow to import and rarely needed
 
     if not arrow.recognises_folder(path):
         return None
@@ -194,13 +194,13 @@ def _read_saved(path: Path, title: str, options: ReadOptions) -> MultimodalDatas
 
 
 def _read_known(path: Path, name: str | None, options: ReadOptions) -> MultimodalDataset:
-    """A file, and what its publisher says of it where its sum is known."""
+    """Return the dataset in a file, with its published name and labels if it is a public one."""
     digest = sha256_of(path)
     known_file = KNOWN_FILES.get(digest)
     dataset = _read_file(path, name or (known_file.name if known_file else path.stem), options)
     if known_file and options.label is None:
         names = dataset.class_names or known_file.class_names
-        layout = f"{dataset.layout} (known file: {known_file.name} {known_file.file})"
+        layout = f"{dataset.layout} (public file: {known_file.name} {known_file.file})"
         dataset = replace(
             dataset, score_range=known_file.score_range, class_names=names, layout=layout
         )
@@ -237,7 +237,7 @@ def _read_file(path: Path, title: str, options: ReadOptions) -> MultimodalDatase
 
 
 def _read_data(data: Any, path: Path, title: str, options: ReadOptions) -> MultimodalDataset:
-    """The dataset in what a pickle holds."""
+    """Return the dataset in the contents of a pickle."""
     data = split_dicts.with_text_keys(data)
     if mag.recognises(data):
         return mag.read(data, title, options)
@@ -261,16 +261,16 @@ def _read_data(data: Any, path: Path, title: str, options: ReadOptions) -> Multi
         else f"a {type(data).__name__}"
     )
     raise CorrKDError(
-        f"{path.name}: {shape}, in no layout that is known here ({LAYOUTS}); save its arrays: "
+        f"{path.name}: {shape}, in an unknown layout (supported: {LAYOUTS}); save its arrays: "
         f"{ARRAYS}"
     )
 
 
 def check_training(dataset: MultimodalDataset) -> None:
-    """Raises CorrKDError where a modality is the same in every present frame of the training split:
-    nothing is to be learned.
+    """Raise CorrKDError if a modality is constant over the present frames of the training split, so
+    that nothing can be learned from it.
 
-    A split without targets trains nothing and is let through.
+    A split without targets is not trained on, so it is accepted.
     """
     if SPLITS[0] not in dataset.splits:
         return
@@ -278,9 +278,7 @@ def check_training(dataset: MultimodalDataset) -> None:
     if train.scores is None and train.labels is None:
         return
     for modality, frames in train.frames.items():
-        present = train.present[
-            modality
-        ]  # a missing frame is stored as zeros and says nothing about the others
+        present = train.present[modality]  # missing frames are stored as zeros and do not count
         if present.sum() < 2:
             continue
         sample, frame = np.unravel_index(present.argmax(), present.shape)
@@ -296,8 +294,8 @@ def check_training(dataset: MultimodalDataset) -> None:
 
 
 def _sha256_of_files(files: list[Path]) -> str:
-    """SHA-256 of the files' sums and names, a line each, as `sha256sum *.csd | sha256sum` prints
-    it.
+    """Return the SHA-256 of the digests and names of files, one per line, as `sha256sum *.csd |
+    sha256sum` prints it.
     """
     lines = [f"{sha256_of(path)}  {path.name}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

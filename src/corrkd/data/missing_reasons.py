@@ -1,6 +1,4 @@
-"""Why frames of a sample are missing, as one text for each sample: "no face 12, video stream over
-3".
-"""
+"""Reasons for missing frames, as one text per sample: "no face 12, video stream over 3"."""
 
 from __future__ import annotations
 
@@ -14,8 +12,7 @@ def reasons_text(counts: Mapping[str, int]) -> str:
     """Return the text of a sample.
 
     Args:
-        counts: how many frames are missing, by reason; a reason of another package may hold
-            anything.
+        counts: number of missing frames by reason; reasons of other packages may contain anything.
     """
     return ", ".join(
         f"{' '.join(reason.replace(',', ' ').split())} {n}" for reason, n in counts.items() if n
@@ -23,8 +20,8 @@ def reasons_text(counts: Mapping[str, int]) -> str:
 
 
 def counted_reasons(texts: Iterable[str]) -> Counter[str]:
-    """Return how many frames are missing in several samples, by reason; what is no count is passed
-    over.
+    """Return the number of missing frames in several samples, by reason. Invalid entries are
+    skipped.
     """
     total: Counter[str] = Counter()
     for text in texts:

@@ -1,4 +1,4 @@
-"""Which modalities and classes of a dataset are used, and how much is missing as a rule."""
+"""Selecting the modalities and classes of a dataset, and how much is usually missing."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def with_modalities(
     """Return the dataset with these modalities only, in this order.
 
     Args:
-        dataset: with these modalities and perhaps others.
-        modalities: names.
-        widths: that their features have to have; None: any.
+        dataset: has these modalities and perhaps others.
+        modalities: names of the modalities.
+        widths: widths that their features must have; None: any.
 
     Raises:
-        CorrKDError: where there is none, one is named twice, is unknown, or of another width than
-            `widths` says.
+        CorrKDError: if there is none, or one is repeated, is unknown, or has another width than in
+            `widths`.
     """
     if not modalities or len(set(modalities)) < len(modalities):
         raise CorrKDError(
@@ -60,7 +60,7 @@ def with_modalities(
             name: {m: getattr(split, name)[m] for m in modalities}
             for name in ("frames", "lengths", "present")
         }
-        for name in ("frame_ids", "missing_reasons"):  # which not all modalities have
+        for name in ("frame_ids", "missing_reasons"):  # only some modalities have them
             parts[name] = {
                 m: values for m, values in getattr(split, name).items() if m in modalities
             }
@@ -75,11 +75,11 @@ def with_modalities(
 
 
 def with_classes(dataset: MultimodalDataset, classes: Sequence[str]) -> MultimodalDataset:
-    """Return the dataset with its labels numbered as a model numbers its classes, where the model
-    has all of them by name.
+    """Return the dataset with its labels numbered as in a model, if the model has all of its
+    classes by name.
 
-    Classes by name are numbered from 0 in each dataset: one that lacks some of the model's numbers
-    the others differently.
+    Named classes are numbered from 0 in each dataset, so a dataset that lacks some of the model's
+    classes numbers the others differently.
     """
     names = dataset.class_names
     if not names or names == tuple(classes) or not set(names) <= set(classes):
@@ -98,16 +98,16 @@ def with_classes(dataset: MultimodalDataset, classes: Sequence[str]) -> Multimod
 
 
 def usual_missing(split: Split) -> UsualMissing:
-    """Return the 95th percentile of the share of missing frames, of a split's samples that show any
-    of a modality.
+    """Return the 95th percentile of the share of missing frames, over the samples of a split that
+    show the modality.
 
     Args:
-        split: of training.
+        split: the training split.
     """
     lost = np.stack(
         [1.0 - split.present[m].sum(1) / split.exists(m).sum(1) for m in split.frames], 1
     )
-    shares = np.where(lost < 1.0, lost, np.nan)  # of a modality that is there
+    shares = np.where(lost < 1.0, lost, np.nan)  # of samples that show the modality
 
     def percentile(values: npt.NDArray[np.float64]) -> float:
         measured = values[~np.isnan(values)]

@@ -1,5 +1,5 @@
-"""What the training split alone says about features: their scale, and how long a modality usually
-is. Stored with the model.
+"""Statistics of the training split, stored with the model: the scale of features and the usual
+length of a modality.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import torch
 from corrkd.data.dataset import TOKEN_SCALE, FloatArray, Split
 
 Method = Literal["robust", "standard", "scale", "none"]
-# quantiles of so many frames are those of all, and a memory-mapped set is not read whole
+# enough frames for accurate quantiles; a memory-mapped split is not read in full
 MOST_FRAMES = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Normalisation:
-    """`(x - center) / scale`, bounded by +-clip, for each feature of each modality; and the
-    modalities' canonical lengths.
+    """`(x - center) / scale`, clipped to +-clip, for each feature of each modality; and the
+    canonical lengths of the modalities.
 
     Attributes:
         center, scale: per modality (d_m,) float32; scale > 0.
-        lengths: canonical number of frames by modality, at least 1: what a modality without a
-            visible frame has (`corrkd.data.inputs.Inputs.with_lengths`).
-        clip: the bound, in units of scale, or None.
+        lengths: canonical number of frames by modality, at least 1: the length of a modality
+            without a visible frame (`corrkd.data.inputs.Inputs.with_lengths`).
+        clip: the bound, in units of scale; None: no bound.
     """
 
     center: Mapping[str, FloatArray]
@@ -36,7 +36,7 @@ class Normalisation:
     clip: float | None
 
     def apply(self, modality: str, frames: torch.Tensor) -> torch.Tensor:
-        """Normalised frames, of shape (..., d_m) and dtype as given."""
+        """Return normalised frames, with the shape (..., d_m) and dtype of `frames`."""
         center = torch.as_tensor(self.center[modality], dtype=frames.dtype, device=frames.device)
         scale = torch.as_tensor(self.scale[modality], dtype=frames.dtype, device=frames.device)
         out = (frames - center).div_(scale)
@@ -50,14 +50,15 @@ def fit_normalisation(
     *,
     tokens: Collection[str] = (),
 ) -> Normalisation:
-    """Statistics of the training split; padding and naturally missing frames do not count.
+    """Return the statistics of the training split. Padding and naturally missing frames do not
+    count.
 
     "robust" centres on the median and divides by the interquartile range over 1.349 (which
-    estimates the deviation of a normal law), so that a few values of 5e4 do not set the scale;
-    where more than half the values are equal it takes the deviation instead. "scale" divides
-    likewise but does not centre: a zero stays a zero. A constant feature is only centred. Ids of
-    tokens (the modalities in `tokens`) are divided by TOKEN_SCALE whatever the method, from which a
-    network has them back exactly.
+    estimates the standard deviation of a normal distribution), so that a few values of 5e4 do not
+    set the scale; if more than half the values are equal, it uses the standard deviation. "scale"
+    divides in the same way but does not centre: a zero stays a zero. A constant feature is only
+    centred. Token ids (the modalities in `tokens`) are divided by TOKEN_SCALE with every method,
+    and a network recovers them exactly.
     """
     center: dict[str, FloatArray] = {}
     scale: dict[str, FloatArray] = {}
@@ -79,8 +80,8 @@ def fit_normalisation(
 
 
 def canonical_lengths(train: Split) -> dict[str, int]:
-    """Return the median number of frames over the training samples that show a modality, at least
-    1, by modality.
+    """Return, by modality, the median number of frames over the training samples that show it, at
+    least 1.
     """
     out = {}
     for m, lengths in train.lengths.items():

@@ -1,5 +1,5 @@
-"""Folds that keep groups together, and splits of its own for every seed: cross-validation and draws
-of the training samples.
+"""Folds that keep groups together, and separate splits for each seed: cross-validation and draws of
+training samples.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from corrkd.data.groups import SAMPLE, dependent_samples
 from corrkd.errors import CorrKDError
 from corrkd.settings import ResampleSettings
 
-CALIBRATION = "calibration"  # the split of those who are held out from training and every choice
+CALIBRATION = "calibration"  # the split that is held out from training and from every choice
 S = TypeVar("S", bound=np.generic)
 
 
 def dependence_groups(*splits: Split) -> tuple[str, npt.NDArray[np.str_]]:
-    """Return what groups the samples of the splits, and the group of each, (N,), one split after
-    the other (`dependent_samples`).
+    """Return the kind of the groups of the splits' samples, and the group of each sample, (N,), one
+    split after the other (`dependent_samples`).
     """
     kinds = {kind for split in splits for kind in split.groups}
     nobody = [np.full(len(split), "") for split in splits]
@@ -35,24 +35,24 @@ def dependence_groups(*splits: Split) -> tuple[str, npt.NDArray[np.str_]]:
 
 
 def group_folds(members: npt.ArrayLike, folds: int, *, seed: int, where: str) -> IntArray:
-    """A fold for each sample, none dividing a group: groups are dealt out in random order, each to
-    the fold that is smallest then.
+    """Return a fold for each sample. Groups are not divided: in random order, each is assigned to
+    the fold that is smallest at that point.
 
     Args:
         members: (N,) group of each sample.
-        folds: how many.
-        seed: of the order.
-        where: the setting that asks for them; opens the error line.
+        folds: number of folds.
+        seed: seed of the order.
+        where: the setting that requests the folds; begins the error message.
 
     Returns:
         (N,) numbers 0 to folds - 1, each taken by at least one group.
 
     Raises:
-        CorrKDError: where there are fewer groups than folds.
+        CorrKDError: if there are fewer groups than folds.
     """
     names, group, counts = np.unique(np.asarray(members), return_inverse=True, return_counts=True)
     if len(names) < folds:
-        advice = f"set it to at most {len(names)}" if len(names) > 1 else "do without it (null)"
+        advice = f"set it to at most {len(names)}" if len(names) > 1 else "set it to null"
         raise CorrKDError(
             f"{where} = {folds}: there are {len(names)} groups of samples to divide; {advice}"
         )
@@ -65,14 +65,15 @@ def group_folds(members: npt.ArrayLike, folds: int, *, seed: int, where: str) ->
 
 
 def with_calibration(dataset: MultimodalDataset, share: float) -> MultimodalDataset:
-    """The dataset with a split `calibration`: groups drawn from train until they have about this
-    share of its samples.
+    """Return the dataset with a split `calibration`: groups drawn from train until they have about
+    this share of its samples.
 
-    Always the same groups, so that no seed trains on them; and none that stands in another split
-    too, where it would help to choose.
+    The groups are always the same, so that no seed trains on them. Groups that are also in another
+    split are not drawn, since they would influence choices.
 
     Raises:
-        CorrKDError: where the training split has a single group, or none of its own.
+        CorrKDError: if the training split has a single group, or every group is also in another
+            split.
     """
     train, others = (
         dataset.split("train"),
@@ -80,7 +81,7 @@ def with_calibration(dataset: MultimodalDataset, share: float) -> MultimodalData
     )
     by, members = dependence_groups(train, *others)
     names, group, counts = np.unique(members[: len(train)], return_inverse=True, return_counts=True)
-    # Ids may repeat over splits where they are mere row numbers.
+    # Ids that are row numbers repeat over splits.
     free = (
         np.arange(len(names))
         if by == SAMPLE
@@ -98,7 +99,7 @@ def with_calibration(dataset: MultimodalDataset, share: float) -> MultimodalData
         )
     order = np.random.default_rng(0).permutation(free)
     reached = counts[order].cumsum()
-    # As near to the share as whole groups come, at least one of them on either side.
+    # As close to the share as whole groups allow, with at least one group on either side.
     number = int(np.clip(np.abs(reached - share * len(train)).argmin() + 1, 1, len(names) - 1))
     held = np.isin(group, order[:number])
     splits = {**dataset.splits, "train": train.take(~held), CALIBRATION: train.take(held)}
@@ -108,16 +109,16 @@ def with_calibration(dataset: MultimodalDataset, share: float) -> MultimodalData
 def seed_rows(
     dataset: MultimodalDataset, settings: ResampleSettings, seed: int
 ) -> tuple[IntArray, IntArray]:
-    """Which samples a seed trains on and validates on: rows of train and valid, valid's counted on
-    from train's. Reads no frames.
+    """Return the samples that a seed trains on and validates on: rows of train and valid, where
+    valid's are counted on from train's. Reads no frames.
 
-    With `folds`, train and valid together fall into folds that divide no group, the same for every
-    seed; the fold `seed` mod `folds` is validated on and the rest trained on. With `train`, so many
-    training samples are then drawn, by seed.
+    With `folds`, train and valid together are divided into folds without dividing a group, the same
+    for every seed; fold `seed` mod `folds` is for validation and the rest for training. With
+    `train`, that many training samples are then drawn, by seed.
 
     Raises:
-        CorrKDError: where there are fewer groups than folds, fewer training samples than asked for,
-            or ids in both splits.
+        CorrKDError: if there are fewer groups than folds, fewer training samples than requested, or
+            ids in both splits.
     """
     train, valid = dataset.split("train"), dataset.split("valid")
     index, num_train = np.arange(len(train) + len(valid)), len(train)
@@ -151,11 +152,11 @@ def seed_rows(
 def resampled(
     dataset: MultimodalDataset, settings: ResampleSettings, seed: int
 ) -> MultimodalDataset:
-    """The dataset with the splits of a seed (`seed_rows`), whose frames are copied; the test split
-    is never touched.
+    """Return the dataset with the splits of a seed (`seed_rows`), with copied frames. The test
+    split stays the same.
 
     Raises:
-        CorrKDError: as `seed_rows`.
+        CorrKDError: as in `seed_rows`.
     """
     trained, validated = seed_rows(dataset, settings, seed)
     splits = {**dataset.splits, "train": _taken(dataset, trained)}
@@ -165,14 +166,16 @@ def resampled(
 
 
 def _taken(dataset: MultimodalDataset, rows: IntArray) -> Split:
-    """Samples of train and, counted on, of valid."""
+    """Return samples of train and valid, where valid's rows are counted on from train's."""
     train, valid = dataset.split("train"), dataset.split("valid")
     first, second = rows[rows < len(train)], rows[rows >= len(train)] - len(train)
     return _joined(train.take(first), valid.take(second)) if len(second) else train.take(first)
 
 
 def _joined(first: Split, other: Split) -> Split:
-    """Both splits' samples, the first's first; frames are padded to the longer."""
+    """Return the samples of both splits, those of `first` first, with frames padded to the longer
+    length.
+    """
 
     def padded(m: str) -> tuple[npt.NDArray[np.float32], BoolArray]:
         longest = max(s.frames[m].shape[1] for s in (first, other))

@@ -1,14 +1,14 @@
-"""Untrusted pickles, read without running any code in them.
+"""Reading untrusted pickles without running any code in them.
 
 `pickle.load` calls whatever the file names. This reader implements the pickle machine itself: the
 standard library's `pickletools` splits the file into opcodes, and each opcode is carried out here
 on plain values. A name in the file is looked up in a short table (`CALLS`) and stays an inert
-token; no attribute of a foreign object is ever read, set or called. What the table does not hold is
+token; no attribute of a foreign object is ever read, set or called. Everything outside the table is
 refused by name: functions, classes, extension codes, persistent ids, out-of-band buffers.
 
-Bombs: an array's bytes have to be in the file; the real size of containers, what calls copy and
-what memo references expand to is bounded by the file's size; dictionary keys are strings and small
-integers, so hashing takes no time; nesting is bounded.
+Memory bombs: an array's bytes have to be in the file; the real size of containers, of what calls
+copy and of expanded memo references is bounded by the file's size; dictionary keys are strings and
+small integers, so hashing is fast; nesting is bounded.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ MAX_OPCODES = 30_000_000  # MOSEI in MAG's layout, the busiest public one, has a
 MAX_DEPTH = 64  # containers inside containers
 MAX_INTEGER_BITS = 128
 MAX_DIMENSIONS = 8
-MESSAGE = 80  # characters of the file's own text in an error
-EXPANSION = 8  # what is built may weigh this many times the file ...
+MESSAGE = 80  # characters of the file's text in an error
+EXPANSION = 8  # objects may take this many times the size of the file ...
 SLACK = 64 << 20  # ... plus this many bytes
 MARK = object()
-UNSET = object()  # a place of the memo that was skipped
-EMPTY: tuple[()] = ()  # one object, however often it is made
-ARRAY = 112  # bytes of an array object beside its data
+UNSET = object()  # an index of the memo that was skipped
+EMPTY: tuple[()] = ()  # one shared object
+ARRAY = 112  # bytes of an array object besides its data
 
 _OPCODES = {ord(op.code): op for op in pickletools.opcodes}
 _DTYPE = re.compile(r"b1|[iu][1248]|f[248]|[SU]\d{1,9}|O[48]?")
 
-# (module, name) in the file -> its counterpart here. Python 2, NumPy 1 and NumPy 2 spell the
-# same things differently.
+# (module, name) in the file -> its meaning here. Python 2, NumPy 1 and NumPy 2 use different
+# names.
 CALLS: dict[tuple[str, str], str] = {
     ("numpy", "ndarray"): "ndarray",
     ("numpy", "dtype"): "dtype",
@@ -76,11 +76,11 @@ for _builtin in ("builtins", "__builtin__"):
 
 
 class _Refused(Exception):  # noqa: N818  (never leaves this file)
-    """The file asks for something that this reader does not do."""
+    """The file requires something that this reader does not do."""
 
 
 class _Token:
-    """An allowed name of the file: nothing but its meaning in `CALLS`."""
+    """An allowed name in the file: only its meaning in `CALLS`."""
 
     __slots__ = ("meaning",)
 
@@ -89,7 +89,7 @@ class _Token:
 
 
 class _DType:
-    """A NumPy dtype under construction: its code now, its byte order when BUILD brings it."""
+    """A NumPy dtype under construction: first its code, then its byte order from BUILD."""
 
     __slots__ = ("code", "order")
 
@@ -97,7 +97,7 @@ class _DType:
         self.code, self.order = code, "="
 
     def numpy(self) -> np.dtype[Any]:
-        """The dtype, made from a code that `_DTYPE` has checked."""
+        """Return the dtype of a code that `_DTYPE` has checked."""
         return (
             np.dtype("O")
             if self.code.startswith("O")
@@ -106,14 +106,14 @@ class _DType:
 
 
 def load(path: str | Path) -> Any:
-    """The object in a pickle file, of any protocol and either Python, as arrays, numbers, strings
-    and containers.
+    """Return the object in a pickle file, of any protocol and Python version, as arrays, numbers,
+    strings and containers.
 
-    OrderedDict and defaultdict come back as plain dictionaries, Python 2 strings as latin-1 text.
+    OrderedDict and defaultdict become plain dictionaries, Python 2 strings latin-1 text.
 
     Raises:
-        CorrKDError: the file is missing, no pickle, truncated, or asks for anything else; the line
-            names what it asks for.
+        CorrKDError: if the file does not exist, is not a pickle, is truncated, or requires anything
+            else; the message names it.
     """
     path = Path(path)
     try:
@@ -126,12 +126,12 @@ def load(path: str | Path) -> Any:
 
 
 def loads(data: bytes, name: str) -> Any:
-    """Return the object in a pickle's bytes, as `load` does. `name` opens error lines."""
+    """Return the object in a pickle's bytes, as `load` does. `name` begins error messages."""
     return _run(_Bytes(data), name)
 
 
 class _Bytes(io.BytesIO):
-    """Bytes that are read like a memory map."""
+    """Bytes with the interface of a memory map."""
 
     def size(self) -> int:
         return self.getbuffer().nbytes
@@ -147,7 +147,7 @@ def _run(view: mmap.mmap | _Bytes, name: str) -> Any:
         ) from None
     except EOFError:
         raise CorrKDError(
-            f"{name}: truncated pickle: the file ends before its end mark; fetch it again"
+            f"{name}: truncated pickle: the file ends before its end mark; download it again"
         ) from None
     except (
         ValueError,
@@ -161,11 +161,11 @@ def _run(view: mmap.mmap | _Bytes, name: str) -> Any:
     ) as error:
         raise CorrKDError(f"{name}: not a pickle, or a damaged one ({_short(error)})") from None
     except MemoryError:
-        raise CorrKDError(f"{name}: the pickle needs more memory than there is") from None
+        raise CorrKDError(f"{name}: the pickle needs more memory than is available") from None
 
 
 def _kind(value: Any) -> str:
-    """A value's type as the file's author would call it."""
+    """Return the type of a value as the author of the file would call it."""
     inner = {_Token: "name", _DType: "dtype", object: "mark"}
     return inner.get(type(value), type(value).__name__)
 
@@ -179,9 +179,8 @@ class _Machine:
         self.limit = EXPANSION * self.size + SLACK
         self.spent = 0
         self.stack: list[Any] = []
-        self.memo: list[
-            Any
-        ] = []  # a list, because a dictionary would take 80 bytes for a MEMOIZE of one
+        # A list, because a dictionary would take 80 bytes for each one-byte MEMOIZE.
+        self.memo: list[Any] = []
         self.unbuilt: dict[int, Any] = {}  # arrays that wait for their one BUILD, by identity
 
     def run(self) -> Any:
@@ -205,7 +204,7 @@ class _Machine:
             raise EOFError
         opcode = _OPCODES.get(code[0])
         if opcode is None:
-            raise ValueError(f"byte 0x{code[0]:02x} is no opcode")
+            raise ValueError(f"byte 0x{code[0]:02x} is not an opcode")
         if opcode.name == "STRING":
             return opcode.name, self.python2_string()
         if opcode.arg is None:
@@ -219,8 +218,8 @@ class _Machine:
             raise
 
     def python2_string(self) -> str:
-        """A quoted line of protocol 0; pickletools decodes it as ASCII, but Python 2 put arrays'
-        bytes into it.
+        """Return a quoted line of protocol 0. pickletools decodes it as ASCII, but Python 2 wrote
+        the bytes of arrays in it.
         """
         line = self.view.readline()
         if not line.endswith(b"\n"):
@@ -231,8 +230,8 @@ class _Machine:
         return codecs.escape_decode(line[1:-1])[0].decode("latin-1")
 
     def charge(self, count: int) -> None:
-        """Every container and every copy counts: a byte of file makes a set of 216, ten bytes copy
-        a large string again.
+        """Count the bytes of a container or copy: one byte of a file creates a set of 216 bytes,
+        and ten bytes copy a large string again.
         """
         self.spent += count
         if self.spent > self.limit:
@@ -252,7 +251,7 @@ class _Machine:
         self.stack.append(_Token(CALLS[module, name]))
 
     def push(self, made: Any) -> None:
-        """What the file has made, charged with its real size."""
+        """Push an object that the file creates, counted with its real size."""
         if made is not EMPTY:
             self.charge(sys.getsizeof(made))
         self.stack.append(made)
@@ -319,8 +318,8 @@ class _Machine:
         self.push(self.result(function.meaning, arguments))
 
     def result(self, meaning: str, arguments: tuple[Any, ...]) -> Any:
-        """What the file's call of an allowed name gives. Only the forms that pickling itself writes
-        are known.
+        """Return the result of the file's call of an allowed name. Only the forms that pickling
+        itself writes are supported.
         """
         match meaning, arguments:
             case ("array", (_Token(meaning="ndarray"), _, _)):
@@ -381,8 +380,8 @@ class _Machine:
         raise _Refused(f"calls {meaning} in an unknown way")
 
     def build(self, target: Any, state: Any) -> None:
-        """BUILD: the byte order of a dtype, or the contents of an array that still waits for them.
-        Nothing else has a state.
+        """Carry out BUILD: set the byte order of a dtype, or the contents of an array that has none
+        yet. Nothing else has a state.
         """
         match target, state:
             case (_DType(), (int(), "<" | ">" | "|" | "=" as order, None, None, None, *_)):
@@ -401,8 +400,8 @@ class _Machine:
     def checked(
         self, dtype: _DType, shape: tuple[Any, ...], raw: Any
     ) -> tuple[np.dtype[Any], bytes | list[Any]]:
-        """An array's dtype and contents: bytes, or a list of objects; exactly as many as the shape
-        needs.
+        """Return the dtype and contents of an array: bytes, or a list of objects; exactly as many
+        as the shape requires.
         """
         if len(shape) > MAX_DIMENSIONS or any(
             type(n) is not int or not 0 <= n <= self.size for n in shape
@@ -431,8 +430,8 @@ class _Machine:
 
 
 def _key(value: Any) -> Any:
-    """A dictionary key or set member. Strings and small integers only: others can be made to hash
-    slowly or alike.
+    """Return a dictionary key or set member. Only strings and small integers are allowed: others
+    can be made to hash slowly or to collide.
     """
     if (
         isinstance(value, str | bytes)
@@ -480,7 +479,7 @@ def _set_one(machine: _Machine) -> None:
 
 def _protocol(_: _Machine, version: int) -> None:
     if version > pickle.HIGHEST_PROTOCOL:
-        raise _Refused(f"is of protocol {version}, unknown here")
+        raise _Refused(f"uses protocol {version}, which is not supported")
 
 
 _NOTHING: Callable[[_Machine, Any], None] = lambda m, a: None  # noqa: E731
@@ -488,8 +487,8 @@ _VALUE: Callable[[_Machine, Any], None] = lambda m, a: m.stack.append(a)  # noqa
 _GET: Callable[[_Machine, Any], None] = lambda m, a: m.get(a)  # noqa: E731
 _PUT: Callable[[_Machine, Any], None] = lambda m, a: m.put(a)  # noqa: E731
 
-# What each opcode does. Those that are not here are refused: extension codes, persistent ids,
-# out-of-band buffers, NEWOBJ_EX.
+# What each opcode does. All others are refused: extension codes, persistent ids, out-of-band
+# buffers, NEWOBJ_EX.
 _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "PROTO": _protocol,
     "FRAME": _NOTHING,
@@ -536,11 +535,11 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
 
 
 def _weigh(value: Any, seen: dict[int, tuple[int, int]], depth: int, limit: int) -> tuple[int, int]:
-    """(bytes, nesting) of a value if every shared part were written out: memo references can make a
-    small file explode later.
+    """Return (bytes, nesting) of a value with every shared object expanded: memo references can
+    make a small file explode later.
 
-    Containers weigh their real size, as they were charged; it holds the eight bytes that each of
-    their items takes.
+    Containers count with their real size, as when they were created, which includes eight bytes for
+    each item.
     """
     if isinstance(value, str | bytes):
         return len(value), 0
@@ -549,7 +548,7 @@ def _weigh(value: Any, seen: dict[int, tuple[int, int]], depth: int, limit: int)
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         return ARRAY + value.nbytes, 0
     if not isinstance(value, list | tuple | dict | set | frozenset | np.ndarray):
-        raise _Refused("holds a bare name or mark in place of a value")
+        raise _Refused("holds a bare name or mark instead of a value")
     if id(value) not in seen:
         if depth > MAX_DEPTH:
             raise _Refused(f"nests containers more than {MAX_DEPTH} deep, or in themselves")
@@ -574,7 +573,7 @@ def _weigh(value: Any, seen: dict[int, tuple[int, int]], depth: int, limit: int)
 
 
 def _short(value: Any) -> str:
-    """A value in a message: never long, never deep."""
+    """Return a short text of a value for a message."""
     if (
         type(value) is tuple
         and len(value) <= 2 * MAX_DIMENSIONS

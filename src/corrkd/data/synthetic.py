@@ -1,15 +1,15 @@
-"""`synthetic`, the built-in dataset: Gaussian latents whose exact posterior is known under any set
-of visible frames (docs/synthetic.md).
+"""`synthetic`, the built-in dataset: Gaussian latents with an exact posterior for any set of
+visible frames (docs/synthetic.md).
 
-A sample has a latent s that every modality shows and a latent p_m that modality m alone shows, all
+A sample has a latent s that every modality shows and a latent p_m that only modality m shows, all
 standard normal and constant over time:
 
-    score   y       = sqrt(c) s_1 + sum_m sqrt((1 - c) b_m) p_m1          variance 1; the class is
-    its exact quantile frame   x_{m,t} = A_m [s; p_m] + sigma_m e_{m,t}                      A_m'
-    A_m = I, e iid standard normal
+    score   y       = sqrt(c) s_1 + sum_m sqrt((1 - c) b_m) p_m1
+    frame   x_{m,t} = A_m [s; p_m] + sigma_m e_{m,t}
 
-with c = `shared`, b_m = `informativeness` divided by its sum, sigma_m = `noise`. Latents that y
-does not use are clutter.
+y has variance 1, and the class is its exact quantile; A_m' A_m = I, and e is iid standard normal;
+c = `shared`, b_m = `informativeness` divided by its sum, sigma_m = `noise`. Latents that y does not
+use are clutter.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from corrkd.errors import CorrKDError
 Float64Array = npt.NDArray[np.float64]
 Value = TypeVar("Value", int, float)
 
-# What a modality is where the spec does not say; any other name takes OTHER.
+# Defaults by modality; other names use OTHER.
 WIDTHS = {"language": 24, "audio": 16, "vision": 16}
 INFORMATIVENESS = {"language": 0.65, "audio": 0.25, "vision": 0.10}
 NOISE = {"language": 1.0, "audio": 1.5, "vision": 2.0}
@@ -39,12 +39,12 @@ OTHER_WIDTH, OTHER_INFORMATIVENESS, OTHER_NOISE = 16, 0.25, 1.5
 
 @dataclass(frozen=True)
 class ModalityLaw:
-    """A modality as the spec leaves it, all defaults filled in.
+    """The parameters of a modality, with all defaults filled in.
 
     Attributes:
         frames: T_m.
         width: d_m.
-        share: of y's variance that its private latent carries, (1 - c) b_m.
+        share: share of y's variance from its private latent, (1 - c) b_m.
         noise: sigma_m, standard deviation of a frame's noise in each feature.
     """
 
@@ -56,14 +56,14 @@ class ModalityLaw:
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticSpec:
-    """What the built-in dataset looks like. The same spec gives the same samples.
+    """The parameters of the built-in dataset. The same spec gives the same samples.
 
     `frames`, `widths`, `informativeness` and `noise` are one number for all modalities, or a number
-    by name; a modality not named keeps its default.
+    by name; other modalities keep their defaults.
 
     Attributes:
-        train, valid, test: number of samples, >= 1. A sample depends on no split's size, its own
-            included.
+        train, valid, test: number of samples, >= 1. A sample does not depend on the sizes of the
+            splits.
         modalities: any names, one or more.
         frames: T_m >= 1; default 12.
         shortest: lengths are drawn uniformly from min(shortest, T_m) to T_m for each sample and
@@ -74,17 +74,18 @@ class SyntheticSpec:
             default 0.65, 0.25, 0.10 (other: 0.25).
         noise: sigma_m from 0.001 to 1000, standard deviation of a frame's noise in each feature;
             default 1.0, 1.5, 2.0 (other: 1.5).
-        shared: c, share of the score's variance that the latent common to all modalities carries, 0
-            to 1.
+        shared: c, share of the score's variance from the latent that all modalities have in common,
+            0 to 1.
         shared_dims, private_dims: sizes of s and of each p_m, >= 1; y uses the first of each.
         classes: K >= 2 equally likely classes.
         natural_missing: probability that a sample lacks one modality, chosen at random, in the data
             itself; 0 to 1.
-        person_samples: samples of one person, the group; people are independent of everything else.
-        seed: >= 0, of the law and the samples.
+        person_samples: number of samples of a person, the group; people are independent of
+            everything else.
+        seed: >= 0, of the distribution and the samples.
 
     Raises:
-        CorrKDError: one line that names the field and the allowed values.
+        CorrKDError: if a field is invalid; the message names the field and the allowed values.
     """
 
     train: int = 1200
@@ -133,12 +134,12 @@ class SyntheticSpec:
             most := max(law.frames for law in laws.values())
         ):
             raise CorrKDError(
-                f"synthetic data: shortest = {self.shortest} is beyond the {most} frames there are"
+                f"synthetic data: shortest = {self.shortest} exceeds the {most} frames of a sample"
             )
 
     def laws(self) -> dict[str, ModalityLaw]:
-        """Each modality's law, in order. Raises CorrKDError where a field of the spec is out of
-        bounds.
+        """Return the parameters of each modality, in order. Raises CorrKDError if a field of the
+        spec is out of bounds.
         """
         frames = self._by_modality("frames", {}, 12)
         widths = self._by_modality("widths", WIDTHS, OTHER_WIDTH)
@@ -180,8 +181,8 @@ class SyntheticSpec:
 
 @dataclass(frozen=True)
 class Readings:
-    """All that a modality's frames say of the score, in one split: each frame is two independent
-    measurements.
+    """What the frames of a modality reveal about the score, in one split: each frame is two
+    independent measurements.
 
     Attributes:
         shared: (N, T_m) A_m's first column times the frame: s_1 plus noise of deviation sigma_m.
@@ -196,7 +197,7 @@ class Readings:
 
 @dataclass(frozen=True)
 class ExactPosterior:
-    """The Bayes rule: what the visible frames say of score and class. Can be pickled.
+    """The posterior of score and class given the visible frames, by Bayes' rule. Can be pickled.
 
     A_m has orthonormal columns and the noise is isotropic, so the latent coordinates stay
     independent given the frames: with n_m visible frames of modality m, s_1 has precision 1 + sum_m
@@ -216,12 +217,12 @@ class ExactPosterior:
     readings: Mapping[str, Mapping[str, Readings]]
 
     def __call__(self, split: str, visible: Mapping[str, BoolArray]) -> Float64Array:
-        """Exact class probabilities given the visible frames: (N, K), rows sum to 1.
+        """Return the exact class probabilities given the visible frames: (N, K), rows sum to 1.
 
         Args:
             split: "train", "valid" or "test".
-            visible: by modality (N, T_m) booleans; a modality left out is invisible, and so is
-                whatever is padding or naturally missing.
+            visible: by modality (N, T_m) booleans; modalities left out, padding and naturally
+                missing frames are invisible.
 
         Raises:
             CorrKDError: for an unknown split or modality, or a mask of another shape.
@@ -234,8 +235,8 @@ class ExactPosterior:
     def score(
         self, split: str, visible: Mapping[str, BoolArray]
     ) -> tuple[Float64Array, Float64Array]:
-        """Mean and standard deviation of y given the visible frames: (N,) each. Arguments and
-        errors as above.
+        """Return the mean and standard deviation of y given the visible frames, (N,) each.
+        Arguments and errors as above.
         """
         if split not in self.readings:
             raise CorrKDError(
@@ -270,10 +271,11 @@ class ExactPosterior:
 
 
 def make(spec: SyntheticSpec | None = None) -> MultimodalDataset:
-    """The built-in dataset, with its exact posterior.
+    """Return the built-in dataset, with its exact posterior.
 
-    Scores are y (float64), labels its classes by the law's own quantiles (not the sample's), groups
-    "person", order the place within it. Nothing is missing unless the spec says so.
+    Scores are y (float64), labels its classes by the exact quantiles of the distribution (not of
+    the sample), groups "person", and order the position within it. Nothing is missing unless the
+    spec says so.
     """
     spec = spec or SyntheticSpec()
     laws = spec.laws()
@@ -305,12 +307,12 @@ def make(spec: SyntheticSpec | None = None) -> MultimodalDataset:
 
 
 def _stream(seed: int, *index: int) -> np.random.Generator:
-    """A separate stream of random numbers for each use."""
+    """Return a separate stream of random numbers for each use."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=index))
 
 
 def _mixing(spec: SyntheticSpec, index: int, width: int) -> Float64Array:
-    """A_m: (d_m, shared_dims + private_dims) with orthonormal columns."""
+    """Return A_m, (d_m, shared_dims + private_dims), with orthonormal columns."""
     numbers = _stream(spec.seed, 0, index).standard_normal(
         (width, spec.shared_dims + spec.private_dims)
     )
@@ -327,8 +329,8 @@ def _split(
 ) -> Split:
     count: int = getattr(spec, name)
     number = 1 + SPLITS.index(name)
-    # Rows are drawn one after another from streams of the split's own: a sample stays the same
-    # whatever the sizes.
+    # Rows are drawn one after another from separate streams for each split, so that a sample does
+    # not depend on the sizes.
     common = _stream(spec.seed, number, 0).standard_normal((count, spec.shared_dims))
     scores = math.sqrt(spec.shared) * common[:, 0]
     lacking = _lacking(spec, number, count)
@@ -368,7 +370,7 @@ def _split(
 
 
 def _lacking(spec: SyntheticSpec, number: int, count: int) -> IntArray:
-    """Place of the modality that each sample lacks in the data itself, or -1: (N,)."""
+    """Return the index of the modality that each sample lacks in the data itself, or -1, (N,)."""
     draws = _stream(spec.seed, number, 1).random((count, 2))
     which = (draws[:, 1] * len(spec.modalities)).astype(np.int64)
     return np.where(draws[:, 0] < spec.natural_missing, which, -1)

@@ -1,5 +1,5 @@
-"""What the folder of a dataset records in run.json: data, target, conditions, arms, and what was
-the same for all arms.
+"""The contents of run.json in the folder of a dataset: data, target, conditions, arms, and what all
+arms have in common.
 """
 
 from __future__ import annotations
@@ -29,17 +29,16 @@ from corrkd.report.run_folder import FORMAT, MOST_REASONS, Card
 def run_card(
     experiment: Experiment, dataset_plan: DatasetPlan, arms: Sequence[Arm], search: str
 ) -> Card:
-    """Return what run.json holds of a dataset.
+    """Return the contents of run.json for a dataset.
 
     Args:
-        experiment: of the dataset.
-        dataset_plan: of the run.
+        experiment: experiment on the dataset.
+        dataset_plan: plan of the dataset.
         arms: in the order of the tables.
-        search: how hyper-parameters were searched, in words.
+        search: description of the search over hyper-parameters.
 
     Raises:
-        CorrKDError: where something is beyond what run.json may hold, as a title of 10,000
-            characters.
+        CorrKDError: if a value exceeds a limit of run.json, as a title of 10,000 characters.
     """
     seed = experiment.settings.seeds[0]
     first, target = experiment.at(seed), experiment.target
@@ -91,8 +90,8 @@ def run_card(
 
 
 def missing_frames(dataset: MultimodalDataset) -> dict[str, dict[str, Any]]:
-    """Return by modality and split how many frames there are, are missing, and why; {} of data that
-    do not say why.
+    """Return, by modality and split, the number of frames, of missing frames, and of those by
+    reason; {} for data without reasons.
     """
     return {
         m: {
@@ -112,8 +111,8 @@ def missing_frames(dataset: MultimodalDataset) -> dict[str, dict[str, Any]]:
 
 
 def prediction_sets(experiment: Experiment) -> dict[str, float] | None:
-    """The share of samples whose truth prediction sets are to hold, and how many groups they are
-    made from; None: there are no sets.
+    """Return the target coverage of the prediction sets and the number of groups they are
+    calibrated on; None without prediction sets.
     """
     if CALIBRATION not in experiment.dataset.splits:
         return None
@@ -124,8 +123,8 @@ def prediction_sets(experiment: Experiment) -> dict[str, float] | None:
 
 
 def sample_groups(experiment: Experiment) -> tuple[str, pd.DataFrame]:
-    """What the tested samples are clustered by, and each sample's group; those of all folds, where
-    each seed tests its own.
+    """Return the name of the grouping of the tested samples, and each sample's group; of all folds
+    if each seed tests its own.
     """
     names = SPLITS[:2] if experiment.cross_validated else [experiment.settings.evaluation.split]
     splits = [experiment.dataset.split(name) for name in names]
@@ -139,7 +138,7 @@ def sample_groups(experiment: Experiment) -> tuple[str, pd.DataFrame]:
 
 
 def notes(experiment: Experiment, arms: Sequence[Arm]) -> list[str]:
-    """What a reader of the results has to know."""
+    """Return notes for readers of the results."""
     settings = experiment.settings
     out = [*experiment.dataset.notes, *arrangement(experiment)]
     if settings.data.synthetic and settings.data.path != SYNTHETIC:
@@ -160,7 +159,9 @@ def notes(experiment: Experiment, arms: Sequence[Arm]) -> list[str]:
 
 
 def arrangement(experiment: Experiment) -> list[str]:
-    """Which splits a seed has, and who teaches, in sentences, where that is not the plain way."""
+    """Return sentences on the splits of a seed and on its teachers, as far as they are not the
+    default.
+    """
     out, settings = [], experiment.settings
     resample, teacher = settings.data.resample, settings.teacher
     group = dependence_groups(experiment.dataset.split("train"))[0]
@@ -189,15 +190,13 @@ def arrangement(experiment: Experiment) -> list[str]:
 
 
 def outputs_digest(settings: Settings) -> str:
-    """Return the SHA-256 of the file with the outputs of a teacher from outside; "": there is
-    none.
-    """
+    """Return the SHA-256 of the file of `teacher.outputs`; "" without one."""
     return "" if settings.teacher.outputs is None else sha256_of(settings.teacher.outputs)
 
 
 def _who_teaches(teacher: TeacherSettings, group: str, *, digest: str) -> list[str]:
-    """Who teaches the students, where that is not the teacher alone. `digest`: of a file with
-    outputs from outside.
+    """Return a sentence on the teachers, unless it is a single one. `digest`: of the file of
+    `teacher.outputs`.
     """
     if digest:
         return [
@@ -217,33 +216,36 @@ def _who_teaches(teacher: TeacherSettings, group: str, *, digest: str) -> list[s
             *(f"network {other.network.name}" for other in teacher.others),
         ]
         each = "; ".join(
-            f"{line.num_teachers} of {name}, {_how(line, group)}"
+            f"{line.num_teachers} with {name}, {_how(line, group)}"
             for name, line in zip(networks, lines, strict=True)
         )
         return [
-            f"Students are taught by a committee of {number} teachers per seed: {each}. Their "
-            f"{repeats} responses are {combined}; "
-            "representations are of the teacher's network."
+            f"Students learn from a committee of {number} teachers per seed: {each}. The {repeats} "
+            f"responses to each sample are {combined}; representations come from the teacher's "
+            "network."
         ]
     if number == 1:
         return []
     return [
-        f"Students are taught by {number} teachers per seed, {_how(lines[0], group)}; their "
-        f"{repeats} responses are {combined}."
+        f"Students learn from {number} teachers per seed, {_how(lines[0], group)}."
+        + (f" The {repeats} responses to each sample are {combined}." if repeats > 1 else "")
     ]
 
 
 def _how(line: Line, group: str) -> str:
-    """How the teachers of a network are trained."""
+    """Return how the teachers of a network are trained."""
     if line.folds is None:
         return "each trained on all training samples"
-    return f"each trained without one of {line.folds} folds by {group} and used for that fold alone"
+    return (
+        f"each trained on all but one of {line.folds} folds by {group} and used only for the "
+        "samples of the fold left out"
+    )
 
 
 def protocol(
     experiment: Experiment, dataset_plan: DatasetPlan, arms: Sequence[Arm], search: str
 ) -> list[str]:
-    """What was the same for every arm, in sentences."""
+    """Return sentences on what all arms have in common."""
     settings = experiment.settings
     missing = settings.missing
     students = [arm for arm in arms if not arm.is_teacher]
@@ -278,7 +280,7 @@ def protocol(
 
 
 def _neighbours(experiment: Experiment) -> str:
-    """What a network that reads conversations sees of a sample's neighbours."""
+    """Return how a network that reads conversations uses the other samples of a conversation."""
     split = experiment.dataset.split(experiment.settings.evaluation.split)
     if split.recordings() is None:
         return (
@@ -303,7 +305,7 @@ def _neighbours(experiment: Experiment) -> str:
 
 
 def _epochs(arms: Sequence[Arm], dataset_plan: DatasetPlan) -> str:
-    """How long each arm trains, and by which rule."""
+    """Return the number of epochs of each arm, and the rule that set it."""
     trained = [
         with_epochs(arm, dataset_plan.epochs.get(arm.name, arm.training.epochs)) for arm in arms
     ]
@@ -341,8 +343,8 @@ def _shared(key: str, arms: Sequence[Arm]) -> str:
 
 
 def selection_rules(kept: Iterable[tuple[str, str]]) -> str:
-    """Return by which rule an epoch is kept, and whose rule it is, of pairs (rule, title); each
-    rule once.
+    """Return the rules by which an epoch is selected, each with the titles of its arms, from pairs
+    (rule, title).
     """
     rules: dict[str, list[str]] = {}
     for rule, title in kept:

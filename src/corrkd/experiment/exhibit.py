@@ -1,5 +1,5 @@
-"""What a run's service shows: its student, beside it teacher and control, and the samples that they
-were tested on.
+"""Loading what the page of the service shows: the student of a run with its teacher, its control
+and the tested samples.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from corrkd.targets.base import Target
 def exhibit_of(
     model: str | Path, *, samples: bool = True, device: torch.device | str = "cpu"
 ) -> tuple[Exhibit, list[str]]:
-    """What can be looked at of a model, and what cannot, in sentences.
+    """Return the networks and samples that the page can show for a model, and notes on what is not
+    available.
 
     Args:
-        model: as for `Predictor.from_pretrained`. Teacher, control and samples are a run's.
-        samples: whether those of the tested split may be looked at.
-        device: where the networks compute.
+        model: as in `Predictor.from_pretrained`. Only a run has teacher, control and samples.
+        samples: whether to show the samples of the tested split.
+        device: device of the networks, as "cpu" or "cuda".
 
     Raises:
-        CorrKDError: where there is no model.
+        CorrKDError: if there is no model or it is damaged.
     """
     student = Predictor.from_pretrained(model, device=device)
     predictors = {"student": student}
@@ -53,11 +54,11 @@ def exhibit_of(
     try:
         settings = settings_of(student.run)
         with refusing(folder, "its card records no seed"):
-            seed = int(student.saved.about["seed"])  # which may have splits of its own
+            seed = int(student.saved.about["seed"])  # a seed may have its own splits
         dataset = resampled(read(settings.data), settings.data.resample, seed)
         split = student.saved.fit(dataset).split(settings.evaluation.split)
     except CorrKDError as error:
-        return Exhibit(predictors), [f"no samples to pick from: {error}"]
+        return Exhibit(predictors), [f"no samples to choose from: {error}"]
     return Exhibit(
         predictors, split, settings.evaluation.split, truths(split, student.saved.target)
     ), []
@@ -69,7 +70,7 @@ def _seed_folder(model: Path, run: Path) -> Path:
 
 
 def truths(split: Split, target: Target) -> list[str]:
-    """What each sample's label is, in words."""
+    """Return the label of each sample as text; "" if the target does not count it."""
     values, counts = target.of(split, "split")
     return [
         target.text(value) if counted else "" for value, counted in zip(values, counts, strict=True)

@@ -303,7 +303,7 @@ def synthetic_spec(changes: Mapping[str, Any]) -> SyntheticSpec:
     for key in changes:
         if key not in known:
             raise CorrKDError(
-                f"settings: data.synthetic.{key} is unknown; allowed there: {', '.join(known)}"
+                f"settings: data.synthetic.{key}: unknown key; allowed: {', '.join(known)}"
             )
     try:
         spec = SyntheticSpec(**changes)
@@ -333,7 +333,7 @@ def pick_device(name: str) -> torch.device:
     }
     if not available.get(name):
         raise CorrKDError(
-            f"device {name!r} is not there; use "
+            f"device {name!r} is not available; use "
             f"{', '.join(n for n, there in available.items() if there)}"
         )
     return torch.device(name)

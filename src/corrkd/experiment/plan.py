@@ -221,7 +221,7 @@ def load_plan(
     unknown = set(tree) - {"datasets", "arms", "seeds", "jobs", "search", "budget", "reference"}
     if unknown:
         raise CorrKDError(
-            f"plan {source}: {quoted(min(unknown))} is unknown; allowed: datasets, arms, seeds, "
+            f"plan {source}: unknown key {quoted(min(unknown))}; allowed: datasets, arms, seeds, "
             f"jobs, search, budget, reference"
         )
     common_budget = tree.get("budget", "doubling")

@@ -1,5 +1,5 @@
-"""From a plan to its folder: data, teachers, students, tests, results, report. `run`, `train`,
-`compare` and `resume` are plans alike.
+"""Carrying out a plan in its folder: data, teachers, students, tests, results and report. `run`,
+`train`, `compare` and `resume` all do so.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ from corrkd.workers import Backend
 
 @dataclass(frozen=True)
 class Run:
-    """What a plan left.
+    """The results of a plan.
 
     Attributes:
-        folder: with report.html and a folder for each dataset.
+        folder: folder with report.html and a folder for each dataset.
         results: tidy rows: dataset (its folder's name), method, seed (empty for floor and ceiling),
             condition, draw, metric, value; empty before an evaluation.
-        failures: runs without results.
+        failures: runs that failed.
     """
 
     folder: Path
@@ -77,8 +77,8 @@ class Run:
     failures: list[Failure]
 
     def average(self, metric: str = "weighted_f1") -> pd.Series[float]:
-        """A metric's mean over the missing subsets ("Avg."), averaged over seeds, by method; of
-        several datasets by dataset and method.
+        """Return the mean of a metric over the missing subsets ("Avg.") and seeds, by method; with
+        several datasets, by dataset and method.
         """
         rows = self.results[
             (self.results["condition"] == AVERAGE) & (self.results["metric"] == metric)
@@ -103,24 +103,23 @@ def run(
         settings: from `load_settings`, nested keys and values, or a preset's name; or an
             `Unscaled`, which is scaled to the data (`corrkd.experiment.scaling`). Default: an
             `Unscaled` where there is a dataset, else of the preset `synthetic`.
-        dataset: in memory, in place of what `data.path` names: a `MultimodalDataset`, or whatever
-            `load_dataset` takes. It is stored in the folder.
-        out: the folder; default: runs/<dataset's name>, as `corrkd.files.file_names` makes a
-            folder's name of it.
-        overwrite: replace a run that is there.
-        evaluate: whether to test, too.
+        dataset: used instead of `data.path`: a `MultimodalDataset`, or any input of `load_dataset`.
+            It is stored in the folder.
+        out: the output folder; default: runs/<name of the dataset>, made valid by
+            `corrkd.files.file_names`.
+        overwrite: replace an existing run.
+        evaluate: whether to test the trained networks.
         progress: whether progress is shown; default: on a terminal and in a notebook alone.
 
     Raises:
-        CorrKDError: for anything wrong with settings, data or the folder, or where a training has
-            failed.
+        CorrKDError: if settings, data or the folder are invalid, or a training failed.
     """
     reporter = reporter_of(progress)
     if settings is None:
         settings = SYNTHETIC if dataset is None else Unscaled()
     data: MultimodalDataset | None = None
     if isinstance(settings, Unscaled):
-        _check_folder(out, overwrite=overwrite)  # before data are read
+        _check_folder(out, overwrite=overwrite)  # before the data is read
         settings, data = _scaled(settings, dataset, reporter)
     else:
         if isinstance(settings, str):
@@ -131,7 +130,8 @@ def run(
             data = dataset_in_memory(dataset, settings.data)
     if settings.jobs > 1 and world_size() > 1:
         raise CorrKDError(
-            "settings: jobs > 1 does not go with several processes of one training; set jobs to 1"
+            "settings: jobs > 1 cannot be combined with several processes per training; "
+            "set jobs to 1"
         )
     in_memory: InMemory = {}
     in_file: InMemory = {}
@@ -155,8 +155,8 @@ def run(
 def _scaled(
     unscaled: Unscaled, source: Any, reporter: Reporter
 ) -> tuple[Settings, MultimodalDataset]:
-    """Return settings scaled to the data, and the data: in memory, or (source None) as the settings
-    name them. Says what was chosen.
+    """Return settings scaled to the data, and the data: from `source`, or from the settings if it
+    is None. Reports the settings that were chosen.
     """
     settings = unscaled.load()
     if source is None:
@@ -183,26 +183,25 @@ def compare(
     reported: str | Path | None = None,
     progress: bool | None = None,
 ) -> Run:
-    """Do what is missing of a plan and write its report.
+    """Carry out the rest of a plan and write its report.
 
     Args:
         plan: from `load_plan`.
-        out: its folder. One that holds a plan goes on with it.
-        datasets: in memory, by name, each a `MultimodalDataset` or whatever `load_dataset` takes;
-            they stand in place of the plan's datasets of these names, or of its only one. They are
-            stored in the folder.
-        overwrite: start anew.
-        backend: as of `run_jobs`.
-        address: as of `run_jobs`.
-        reported: CSV file with numbers from papers, shown beside ours and marked.
+        out: its folder. If it holds this plan, the plan is continued.
+        datasets: by name, each a `MultimodalDataset` or any input of `load_dataset`. They replace
+            the plan's datasets of these names, or its only one, and are stored in the folder.
+        overwrite: start again from the beginning.
+        backend: as in `run_jobs`.
+        address: as in `run_jobs`.
+        reported: CSV file with results from papers, shown beside the measured ones and marked.
         progress: whether progress is shown; default: on a terminal and in a notebook alone.
 
     Returns:
         The results, and the runs that failed.
 
     Raises:
-        CorrKDError: for anything wrong with data, arms or the folder; where the folder's plan has
-            other settings for an arm.
+        CorrKDError: if data, arms or the folder are invalid, or the plan in the folder has other
+            settings.
     """
     plan, in_memory = plan_with_datasets(plan, datasets or {})
     return execute(
@@ -219,11 +218,11 @@ def compare(
 
 
 def resume(out: str | Path, *, evaluate: bool = True, progress: bool | None = None) -> Run:
-    """Go on with a run or a comparison that was stopped, wherever that was, to the same bits as one
-    never stopped. `progress`: as of `run`.
+    """Continue a run or a comparison that was interrupted. The results are bit-identical to those
+    of an uninterrupted run. `progress`: as in `run`.
 
     Raises:
-        CorrKDError: where the folder holds no plan, the data has changed, or a training has failed.
+        CorrKDError: if the folder holds no plan, the data has changed, or a training failed.
     """
     plan = read_plan(Path(out), unchanged=True)
     if plan.trials is not None:
@@ -258,14 +257,14 @@ def execute(
     reported: str | Path | None = None,
     reporter: Reporter,
 ) -> Run:
-    """Carry out a plan in its folder: what `run`, `compare` and `resume` do.
+    """Carry out a plan in its folder, for `run`, `compare` and `resume`.
 
-    `in_memory` are stored in the folder; `in_file` have been read from what the plan names, so that
-    they are not read again.
+    `in_memory` are datasets to store in the folder; `in_file` are datasets that were already read
+    from the paths of the plan.
     """
-    if not is_first_process():  # of several processes the first speaks
+    if not is_first_process():  # of several processes, only the first reports
         reporter = Reporter(quiet=True)
-    _check_folder(out, overwrite=overwrite, continues=continues)  # before data are read
+    _check_folder(out, overwrite=overwrite, continues=continues)  # before the data is read
     in_memory, datasets = in_memory or {}, dict(in_file or {})
     if in_memory:
         out = usual_folder(in_memory) if out is None else Path(out)
@@ -305,7 +304,7 @@ def execute(
 
 
 def _check_folder(out: str | Path | None, *, overwrite: bool, continues: bool = False) -> None:
-    if out is not None and is_first_process():  # the others find what it has made
+    if out is not None and is_first_process():  # the other processes find what it has written
         folder.check(Path(out), overwrite=overwrite, continues=continues)
 
 
@@ -320,8 +319,8 @@ def prepared(
     reporter: Reporter,
     dataset: MultimodalDataset | None = None,
 ) -> Experiment:
-    """Return a dataset, read or in memory, with every method made once, so that what cannot work is
-    an error before any training.
+    """Return the experiment on a dataset. Every method is created once, so that errors appear
+    before any training.
     """
     arms = arms_of(dataset_plan)
     with reporter.busy(f"reading {dataset_plan.settings.data.path}"):
@@ -367,8 +366,8 @@ def _begin(
     *,
     overwrite: bool,
 ) -> Plan:
-    """Write what says whose folder it is; return the plan as written. What was trained with other
-    settings is not gone on with.
+    """Write the plan and settings to the folder, and return the plan as written. Raises CorrKDError
+    if the folder was begun with other settings.
     """
     remove_parts(out)
     if overwrite and (out / PLAN).is_file():
@@ -390,7 +389,7 @@ def _begin(
         )
     plan = plan.model_copy(update={"datasets": datasets})
     if before is None:
-        write_text(out / PLAN, plan.to_yaml())  # what says that the folder is a plan's comes first
+        write_text(out / PLAN, plan.to_yaml())  # first the file that marks the folder as a plan's
     for name, experiment in experiments.items():
         make_folder(out / name)
         _write_facts(out / name, experiment, plan, plan.datasets[name])
@@ -402,7 +401,7 @@ def _begin(
 
 
 def _check_data_stay(out: Path, plan: Plan, in_memory: InMemory) -> None:
-    """Raise CorrKDError where a folder that is to be emptied holds the data of its own plan."""
+    """Raise CorrKDError if a folder to be emptied holds the data that its plan names."""
     for name, dataset_plan in plan.datasets.items():
         path = Path(dataset_plan.settings.data.path).resolve()
         if (
@@ -425,15 +424,15 @@ def _write_facts(
 
 
 def keep_reported(out: Path, reported: Path) -> None:
-    """Copy a file of papers' numbers into the folder. Raises CorrKDError where it is wrong, before
-    anything is trained.
+    """Copy a file with results from papers to the folder. Raises CorrKDError if it is invalid,
+    before anything is trained.
     """
     read_reported(reported, open_datasets(out))
     write_bytes(out / REPORTED, reported.read_bytes())
 
 
 def _with_budgets(out: Path, plan: Plan) -> Plan:
-    """The plan with the numbers of epochs that were chosen."""
+    """Return the plan with the numbers of epochs chosen so far."""
     datasets = {
         name: dataset_plan.model_copy(update={"epochs": _chosen(out / name, dataset_plan)})
         for name, dataset_plan in plan.datasets.items()
@@ -442,8 +441,8 @@ def _with_budgets(out: Path, plan: Plan) -> Plan:
 
 
 def _chosen(dataset: Path, dataset_plan: DatasetPlan) -> dict[str, int]:
-    """By arm, the number of epochs that the plan names or that was chosen in the dataset's folder,
-    with whichever seed.
+    """Return, by arm, the number of epochs from the plan or, with any seed, chosen in the dataset's
+    folder.
     """
     budgets = {
         arm: budget.epochs
@@ -456,7 +455,7 @@ def _chosen(dataset: Path, dataset_plan: DatasetPlan) -> dict[str, int]:
 
 
 def _check_same(out: Path, name: str, before: DatasetPlan, now: DatasetPlan) -> None:
-    """Raise CorrKDError where a dataset was begun with other settings than the plan's."""
+    """Raise CorrKDError if a dataset was begun with other settings than the plan's."""
     old, new = (_flat(_lasting(dataset_plan)) for dataset_plan in (before, now))
     changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
     where = f"{out}: contains a run with other settings: dataset {name}"
@@ -491,7 +490,9 @@ def _check_same(out: Path, name: str, before: DatasetPlan, now: DatasetPlan) -> 
 
 
 def _lasting(dataset_plan: DatasetPlan) -> dict[str, Any]:
-    """Settings that every run of a dataset depends on; those of the arms are compared by arm."""
+    """Return the settings that all runs of a dataset depend on; those of arms are compared
+    separately.
+    """
     tree = folder.with_whole_paths(dataset_plan.settings).model_dump(mode="json")
     lasting = {
         key: tree[key]
@@ -532,7 +533,7 @@ def _collect(
     evaluated: bool,
     reporter: Reporter,
 ) -> Run:
-    """Results and costs of all that is done, the failures, and the report."""
+    """Collect results, costs and failures of the finished jobs, and write the report."""
     plan = _with_budgets(out, plan)
     write_text(out / PLAN, plan.to_yaml())
     rows = [(f.job.dataset.name, f.job.arm, f.job.seed, f.error) for f in failures]
@@ -569,7 +570,7 @@ _COSTS = ["parameters", "epochs", "train_seconds", "peak_memory_bytes", "device"
 
 def _cost(job: Job) -> dict[str, Any]:
     path = job.folder / COST
-    advice = "delete it, and the run's cost is left out"
+    advice = "delete it to leave out the cost of the run"
     cost: dict[str, Any] = read_json(path, advice) if path.is_file() else {}
     with refusing(path, f"damaged; {advice}"):
         if cost:

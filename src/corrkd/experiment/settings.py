@@ -1,10 +1,9 @@
-"""An experiment as one file describes it whole: a YAML file, or a named preset, with changes on
-top.
+"""The settings of an experiment: a YAML file or a named preset, with overrides.
 
-A file holds only what differs from the defaults; `preset: NAME` in it starts from a preset instead.
-Networks and methods are chosen by name, with their options beside the name: `network: {name:
-corrkd, width: 80}`. Every key and value is checked, and a wrong one is a single line that names it
-and what is allowed.
+A file contains only what differs from the defaults, or from the preset that `preset: NAME` in it
+selects. Networks and methods are selected by name, with their options beside the name:
+`network: {name: corrkd, width: 80}`. Every key and value is checked; an error is one line with the
+key and the valid values.
 """
 
 from __future__ import annotations
@@ -53,17 +52,15 @@ Repeats = Annotated[int, Field(ge=1, le=1000)]
 
 
 class OtherTeachers(TrainingSettings):
-    """Teachers of another network than the teacher's. Only what is set counts; all else is as of
-    the teacher.
-    """
+    """Teachers with another network. Settings that are not set are the teacher's."""
 
     network: NetworkChoice = Field(description="by name, with its settings")
     folds: Folds | None = Field(None, description="as teacher.folds; default: the same")
     repeats: Repeats = Field(1, description="as teacher.repeats; default: the same")
 
     def over(self, training: TrainingSettings) -> TrainingSettings:
-        """Return the settings of a training with those that are set here on top. Raises
-        ValidationError where they do not go together.
+        """Return training settings overridden by those that are set here. Raises ValidationError if
+        they conflict.
         """
         fields = TrainingSettings.model_fields
         changes = {key: getattr(self, key) for key in fields if key in self.model_fields_set}
@@ -77,8 +74,8 @@ class OtherTeachers(TrainingSettings):
 
 
 class Line(NamedTuple):
-    """Teachers of one network: of how many folds (None: each is trained on all samples), and how
-    often over.
+    """The teachers with one network: number of folds (None: each is trained on all samples) and of
+    repeats.
     """
 
     folds: int | None
@@ -86,25 +83,26 @@ class Line(NamedTuple):
 
     @property
     def num_teachers(self) -> int:
-        """How many there are."""
+        """Number of teachers."""
         return self.repeats * (self.folds or 1)
 
 
 class TeacherSettings(TrainingSettings):
-    """The teacher's training, and by how many teachers the student is taught."""
+    """The training of the teacher, and the teachers that the student learns from."""
 
     network: NetworkChoice = Field(
         default_factory=NetworkChoice.default, description="by name, with its settings"
     )
     folds: Folds | None = Field(
         None,
-        description="out of fold: so many teachers, each trained without one fold of the people "
-        "(speakers, videos, sessions) and used for that fold alone; null: teachers trained on all "
-        "samples, which memorise them",
+        description="number of out-of-fold teachers, each trained without one fold of the people "
+        "(speakers, videos, sessions) and used only for that fold; null: teachers trained on all "
+        "samples, whose responses to them are overfitted",
     )
     repeats: Repeats = Field(
         1,
-        description="how often over, from other starts and folds; responses are averaged",
+        description="number of repeats with other initial parameters and folds; responses are "
+        "averaged",
     )
     temperature: Positive | Literal["fit"] = Field(
         1.0,
@@ -134,7 +132,7 @@ class TeacherSettings(TrainingSettings):
 
     @property
     def committee(self) -> list[Line]:
-        """The teachers of each network: the teacher's, then the others' in their order."""
+        """The teachers by network: the teacher's network, then those of `others` in order."""
         lines = [Line(self.folds, self.repeats)]
         for other in self.others:
             folds, repeats = (
@@ -167,8 +165,8 @@ class TeacherSettings(TrainingSettings):
 
 
 class StudentSettings(TrainingSettings):
-    """The student's network and training, which the no-distillation control shares, and the method
-    by which it is taught.
+    """The network and training of the student, which the control without distillation shares, and
+    its method.
     """
 
     network: NetworkChoice = Field(
@@ -186,9 +184,7 @@ class StudentSettings(TrainingSettings):
 
 
 class ArmSettings(TrainingSettings):
-    """One arm of a comparison: its method, and what differs from the student's settings. Only what
-    is set counts.
-    """
+    """One arm of a comparison: its method, and what differs from the student's settings."""
 
     method: dict[str, Any] = Field(
         default_factory=dict, description="name and options; default: the method of the arm's name"
@@ -211,7 +207,7 @@ class ArmSettings(TrainingSettings):
         return tree_of(value)
 
     def changes(self) -> dict[str, Any]:
-        """Return what is set, by key."""
+        """Return the settings that are set, by key."""
         return {
             key: getattr(self, key)
             for key in type(self).model_fields
@@ -234,7 +230,7 @@ class Settings(Strict):
         1, description="CPU threads of each process; part of what a result depends on"
     )
     jobs: Annotated[int, Field(ge=1, le=4096)] = Field(
-        1, description="seeds trained at once, a process each; changes no result"
+        1, description="seeds trained at a time, one process each; does not change results"
     )
     stack: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
         "auto",
@@ -258,8 +254,8 @@ class Settings(Strict):
     @model_validator(mode="before")
     @classmethod
     def _student_like_teacher(cls, tree: Any) -> Any:
-        """The student's network is the teacher's, or what its method needs, but for what is set of
-        it.
+        """Fill the student's network: the teacher's, or the one that its method needs, overridden
+        by what is set.
         """
         if not isinstance(tree, Mapping):
             return tree
@@ -273,7 +269,7 @@ class Settings(Strict):
             isinstance(x, Mapping | None) for x in (usual, network, method)
         ):
             return tree
-        with suppress(CorrKDError):  # an unknown name is said where it stands
+        with suppress(CorrKDError):  # an unknown name is reported later, with its key
             if not (network or {}).get("name"):
                 usual = NetworkChoice.needed_by(
                     MethodChoice.find((method or {}).get("name", USUAL))[0], usual
@@ -288,7 +284,7 @@ class Settings(Strict):
         return seeds
 
     def to_yaml(self) -> str:
-        """The settings whole, as a file that runs the same experiment again."""
+        """Return all settings as a YAML file that repeats the experiment."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -299,13 +295,13 @@ def load_settings(
     overrides: Iterable[str] = (),
     **changes: Any,
 ) -> Settings:
-    """Settings from a preset and/or a YAML file, with changes on top.
+    """Return settings from a preset, a YAML file or both, with overrides.
 
     Args:
         source: a YAML file.
-        preset: a preset's name; where a file is given too, the file is laid over the preset.
-        overrides: `key.sub=value` lines as on the command line; values are read as YAML.
-        **changes: the same from Python, as nested mappings: `data={"path": "mosi.pkl"}`.
+        preset: name of a preset; a file overrides it.
+        overrides: `key.sub=value` texts as on the command line; values are YAML.
+        **changes: further overrides, as nested mappings: `data={"path": "mosi.pkl"}`.
 
     Raises:
         CorrKDError: for an unknown preset, key or value, or a file that is not YAML; one line each.
@@ -321,8 +317,7 @@ def settings_of_tree(
     overrides: Iterable[str] = (),
     changes: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """Settings from nested keys and values as a file holds them (`preset` among them), with changes
-    on top.
+    """Return settings from nested keys and values as in a file, including `preset`, with overrides.
 
     Raises:
         CorrKDError: for an unknown preset, key or value; one line.
@@ -344,7 +339,7 @@ def settings_of_tree(
 
 
 def _laid_over(below: Tree, above: Tree) -> dict[str, Any]:
-    """Two layers of settings as one."""
+    """Merge two layers of settings; `above` overrides `below`."""
     tree = merged(below, above)
     for section, key in CHOICES:
         low, high = (_choice_in(layer, section, key)[1] for layer in (below, above))
@@ -357,8 +352,8 @@ def _laid_over(below: Tree, above: Tree) -> dict[str, Any]:
 
 
 def _choice_in(tree: Tree, section: str, key: str) -> tuple[Any, Any]:
-    """The settings of teacher or student in a layer, and the network or method that they choose, as
-    keys and values.
+    """Return the settings of teacher or student in a layer, and their network or method, as keys
+    and values.
     """
     settings = tree.get(section, {})
     value = settings.get(key) if isinstance(settings, Mapping) else getattr(settings, key, None)
@@ -366,18 +361,18 @@ def _choice_in(tree: Tree, section: str, key: str) -> tuple[Any, Any]:
 
 
 def _with_forms(method: Tree) -> Tree:
-    """A method with all its options, so that the form of each loss term is known to the layer
-    above.
+    """Return a method with all its options, so that the layer above can compare the form of each
+    loss term.
     """
     try:
         return MethodChoice.model_validate(method).model_dump()
-    except ValidationError:  # said when all layers lie on each other
+    except ValidationError:  # reported when all layers are merged
         return method
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Keys and values of a YAML file. Raises CorrKDError where it cannot be read or holds something
-    else.
+    """Return the keys and values of a YAML file. Raises CorrKDError if it cannot be read or is not
+    a mapping.
     """
     tree = read_yaml_file(path)
     if tree is None:
@@ -403,7 +398,7 @@ def _override(line: str) -> dict[str, Any]:
 
 
 def _number(text: str) -> str | float:
-    # YAML 1.1 reads 1e-3 as text; people mean the number.
+    # YAML 1.1 reads 1e-3 as text, but the number is meant.
     try:
         return float(text)
     except ValueError:

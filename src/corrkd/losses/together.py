@@ -58,7 +58,7 @@ class CorrKDLoss(nn.Module):
         weights = weights or {}
         for name, weight in weights.items():
             if name not in TERMS:
-                raise ValueError(f"weights: {name!r} is unknown; available: {', '.join(TERMS)}")
+                raise ValueError(f"weights: unknown loss {name!r}; available: {', '.join(TERMS)}")
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"weights: {name} must be a number from 0 up, but it is {weight}")
         self.weights = {name: float(weights.get(name, 1.0)) for name in TERMS}

@@ -1,3 +1,3 @@
-"""From recordings to features: decoding, extractors, alignment, and a folder of clips as one
-dataset file.
+"""Extracting features from recordings: decoding, extractors, alignment, and the dataset file of a
+folder of clips.
 """

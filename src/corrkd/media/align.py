@@ -1,4 +1,4 @@
-"""From frames at equal steps to a frame a word."""
+"""Averaging frames at equal steps to one frame per word."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from corrkd.media.extractors.base import Frames
 from corrkd.media.transcripts import Word
 
-ROUNDING = 1e-6  # seconds by which times that are equal may differ
+ROUNDING = 1e-6  # seconds: rounding error of times
 
 
 def by_word(frames: Frames, words: Sequence[Word]) -> Frames:
-    """Return a frame for each word: the mean of the present frames that overlap it, missing where
-    none is.
+    """Return one frame per word: the mean of the present frames that overlap it, or a missing
+    frame.
 
     Args:
-        frames: at equal steps, in the order of time; their `times` are the middles.
-        words: with times.
+        frames: at equal steps, in temporal order; `times` are their centres.
+        words: W words with times.
     """
     half = (frames.times[1] - frames.times[0]) / 2 if len(frames.times) > 1 else np.inf
     starts, ends = frames.times - half, frames.times + half
@@ -26,9 +26,8 @@ def by_word(frames: Frames, words: Sequence[Word]) -> Frames:
     present = np.zeros(len(words), bool)
     for index, word in enumerate(words):
         first = int(np.searchsorted(ends, word.start + ROUNDING, "right"))
-        after = max(
-            first + 1, int(np.searchsorted(starts, word.end - ROUNDING, "left"))
-        )  # a word without a length has a frame too
+        # a word of zero duration overlaps one frame too
+        after = max(first + 1, int(np.searchsorted(starts, word.end - ROUNDING, "left")))
         rows = np.arange(first, min(after, len(starts)))
         rows = rows[frames.present[rows]]
         if len(rows):

@@ -1,4 +1,4 @@
-"""What an extractor is given: a recording, its words, and when it sounds."""
+"""The input of extractors: a recording, its words, and when it has sound."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Transcribe = Callable[[Recording], Sequence[Word]]
 AlignWords = Callable[[Recording, Sequence[Word]], tuple[Word, ...] | None]
 OnFace = Callable[["Face | None"], None]
 
-TRANSCRIBED = "transcribed"  # source of words that no file gives
-SILENCE = 10 ** (-70 / 20)  # root mean square of a step that holds no signal at all: -70 dBFS
+TRANSCRIBED = "transcribed"  # source of words that come from a model
+SILENCE = 10 ** (-70 / 20)  # root mean square below which a step is silent: -70 dBFS
 
 
 class Clip:
@@ -29,13 +29,12 @@ class Clip:
 
     Args:
         path: a recording, or a .txt; None: there is text alone.
-        text: the transcript, if known; else it is read from a file beside the recording.
+        text: the transcript; "": it is read from a file beside the recording, if there is one.
         limits: how large the recording may be.
-        transcribe: gives the words of sound that has no transcript; None: it has no words.
-        align: gives words their times, None where it cannot; None: they are spread by their
-            letters.
-        on_face: called with the face of each step, None where there is none, by extractors that
-            look at faces.
+        transcribe: returns the words of a recording without a transcript; None: there are none.
+        align: returns words with times, or None if it cannot; None: times are estimated from the
+            lengths of the words.
+        on_face: called by vision extractors with the face of each step, or None.
 
     Raises:
         CorrKDError: a file cannot be read, or exceeds a limit.
@@ -68,23 +67,23 @@ class Clip:
 
     @property
     def words(self) -> tuple[Word, ...]:
-        """The words, with times where a subtitle file gives them."""
+        """The words, with times if they come from a subtitle file."""
         return self.transcript.words
 
     @property
     def seconds(self) -> float:
-        """Duration; 0 of a text."""
+        """Duration in seconds; 0 for a text."""
         return 0.0 if self.recording is None else self.recording.seconds
 
     @property
     def num_steps(self) -> int:
-        """How many frames of `STEP` seconds the clip has; one of a text."""
+        """Number of frames of `STEP` seconds; 1 for a text."""
         return 1 if self.recording is None else self.recording.num_steps
 
     @cached_property
     def timed_words(self) -> tuple[Word, ...]:
-        """The words with times: where no file gives them, as aligned, else by letters from the
-        first to the last sound.
+        """The words with times: from the file, else aligned, else estimated from the lengths of the
+        words between the first and the last sound.
         """
         if self.transcript.is_timed:
             return self.words
@@ -99,12 +98,12 @@ class Clip:
 
     @property
     def with_sound(self) -> Recording | None:
-        """The recording; None where there is none, or it has no sound."""
+        """The recording if it has sound, else None."""
         return self.recording if self.recording is not None and self.recording.has_audio else None
 
     @cached_property
     def loudness(self) -> FloatArray:
-        """(steps,) root mean square of the sound, full scale 1; 0 where there is none."""
+        """(steps,) root mean square of the sound, 0 to 1 (full scale); 0 without sound."""
         if self.recording is None:
             return np.zeros(1, np.float32)
         levels = [
@@ -114,15 +113,15 @@ class Clip:
 
 
 def audible(sound: Sound) -> tuple[BoolArray, BoolArray]:
-    """Return for each step of a block (whether it sounds, whether the stream has sound there); the
-    last step may be shorter.
+    """Return, for each step of a block, (whether it is above the silence level, whether the stream
+    has sound there). The last step may be shorter.
     """
     level, exists = levels_of(sound)
     return exists & (level > SILENCE), exists
 
 
 def levels_of(sound: Sound) -> tuple[FloatArray, BoolArray]:
-    """Return for each step of a block (root mean square, whether the stream has sound there)."""
+    """Return, for each step of a block, (root mean square, whether the stream has sound there)."""
     starts = np.arange(0, len(sound.samples), STEP_SAMPLES)
     counts = np.diff(np.append(starts, len(sound.samples)))
     power = np.add.reduceat(sound.samples.astype(np.float64) ** 2, starts) / counts

@@ -1,4 +1,4 @@
-"""The features of many clips as one HDF5 file of named arrays, in the layout that
+"""Writing the features of many clips to one HDF5 file of named arrays, in the layout that
 `corrkd.load_dataset` reads (docs/data.md).
 """
 
@@ -30,28 +30,33 @@ def write_dataset(
     columns: Sequence[str],
     lengths: dict[str, list[int]],
     load: Load,
-    made: Description,
+    description: Description,
 ) -> None:
-    """Write the features of N clips, whole or not at all, a clip at a time.
+    """Write the features of N clips to a file, atomically and one clip at a time.
 
     Args:
         path: the file.
-        clips: N, in order.
-        columns: of the labels, which every clip has (groups: may have).
-        lengths: how many frames each clip has, by modality; the others are left out.
-        load: gives a clip's frames.
-        made: of which the modalities that are written are kept.
+        clips: N clips, in the order of the file.
+        columns: columns of the labels to write; every clip has a value, except in columns of
+            groups.
+        lengths: number of frames of each clip, by modality; other modalities are left out.
+        load: returns the frames of the clip with an index, by modality.
+        description: description of the extractors; the file keeps the part about its modalities.
     """
     modalities = in_usual_order(lengths)
-    kept = made.model_copy(update={"modalities": {m: made.modalities[m] for m in modalities}})
+    written = description.model_copy(
+        update={"modalities": {m: description.modalities[m] for m in modalities}}
+    )
     with replacing(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
-        file[EXTRACTORS] = kept.model_dump_json()
+        file[EXTRACTORS] = written.model_dump_json()
         file["ids"] = _strings([clip.id for clip in clips])
         for column in columns:
             file[_array_name(column)] = _column(
                 column, [clip.facts.get(column, "") for clip in clips]
             )
-        arrays = {m: _frame_arrays(file, m, len(clips), max(lengths[m]), made) for m in modalities}
+        arrays = {
+            m: _frame_arrays(file, m, len(clips), max(lengths[m]), description) for m in modalities
+        }
         reasons: dict[str, list[str]] = {m: [] for m in modalities}
         for index in range(len(clips)):
             frames = load(index)
@@ -66,12 +71,12 @@ def write_dataset(
 
 
 def _frame_arrays(
-    file: h5py.File, m: str, count: int, longest: int, made: Description
+    file: h5py.File, m: str, count: int, longest: int, description: Description
 ) -> tuple[h5py.Dataset, h5py.Dataset]:
-    """Return the new arrays (N, T, d) and (N, T) of a modality; what is padding is never written,
-    and packs to almost nothing.
+    """Create the arrays (N, T, d) and (N, T) of a modality. Padding is not written and takes almost
+    no space.
     """
-    width = len(made.modalities[m]["columns"])
+    width = len(description.modalities[m]["columns"])
     frames = min(longest, 1024)
     options = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
     return (
@@ -95,9 +100,8 @@ def _column(name: str, values: list[str]) -> Any:
         return np.array(values, np.float64).astype(np.int64)
     if name == "split":
         return _strings([value.lower() for value in values])
-    if name not in GROUPS and all(
-        value.removeprefix("-").isdecimal() for value in values
-    ):  # classes by number
+    # classes by number
+    if name not in GROUPS and all(value.removeprefix("-").isdecimal() for value in values):
         return np.array(values, np.int64)
     return _strings(values)
 

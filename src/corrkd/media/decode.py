@@ -1,9 +1,9 @@
-"""Reading a recording as a stream: pictures at equal steps of time and mono sound at 16 kHz, in
-memory that its length does not change.
+"""Reading a recording as a stream: pictures at equal time steps and mono sound at 16 kHz. Memory
+does not grow with its length.
 
-A recording may come from anybody: only usual containers are opened, nothing that they refer to is
-followed, sizes and durations are bounded, and whatever FFmpeg refuses becomes one line. FFmpeg
-comes with PyAV (extra `[media]`).
+Recordings are untrusted: only common containers are opened, references in them are not followed,
+sizes and durations are bounded, and errors of FFmpeg become one line. FFmpeg comes with PyAV (extra
+`[media]`).
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 Picture = npt.NDArray[np.uint8]
 """(height, width, 3) RGB."""
 
-RATE = 16_000  # samples of sound a second
+RATE = 16_000  # samples of sound per second
 STEP = 0.1  # seconds of a frame of audio or vision
 STEP_SAMPLES = round(STEP * RATE)
-BLOCK = 100 * STEP_SAMPLES  # samples of sound that are looked at together
-LONGEST_SIDE = 640  # pixels to which pictures are scaled down
+BLOCK = 100 * STEP_SAMPLES  # samples of sound in a block
+LONGEST_SIDE = 640  # pixels; larger pictures are scaled down
 LARGEST_FILE = 64 << 30  # bytes
-SLOWEST_RATE, FASTEST_RATE = 1_000, 1_000_000  # samples a second that a file may declare
-LARGEST_SAMPLE = 8.0  # of float sound, whose full scale is 1
-JUMP = 0.1  # seconds between sounds that are no rounding of timestamps
-TOLERATED = 0.05  # share of packets that may be damaged
+SLOWEST_RATE, FASTEST_RATE = 1_000, 1_000_000  # samples per second that a file may declare
+LARGEST_SAMPLE = 8.0  # of float samples; full scale is 1
+JUMP = 0.1  # seconds: larger gaps are not rounding errors of timestamps
+TOLERATED = 0.05  # fraction of packets that may be damaged
 
 VIDEO_ENDINGS = (
     ".mp4",
@@ -54,8 +54,8 @@ VIDEO_ENDINGS = (
     ".3gp",
 )
 AUDIO_ENDINGS = (".wav", ".mp3", ".flac", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aiff", ".amr")
-# Containers that hold their own data. Playlists and scripts of FFmpeg, which name other files or
-# hosts, are not among them.
+# Containers that hold their own data; not the playlists and scripts of FFmpeg, which refer to other
+# files or hosts.
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,asf,mpeg,mpegts,mpegvideo,h264,hevc,"
     "wav,w64,mp3,flac,ogg,aac,aiff,au,amr,caf"
@@ -67,7 +67,7 @@ class Limits:
     """How large a recording may be.
 
     Attributes:
-        pixels: width x height of a picture; the default holds 8K.
+        pixels: width x height of a picture; the default allows 8K.
         seconds: duration.
     """
 
@@ -79,8 +79,8 @@ class Sound(NamedTuple):
     """A block of sound.
 
     Attributes:
-        samples: (n,) float32 at 16 kHz, full scale 1; zeros where there is none.
-        exists: (n,) whether the stream has sound there.
+        samples: (n,) float32 at 16 kHz, -1 to 1 at full scale; 0 where the stream has no sound.
+        exists: (n,) whether the stream has sound at each sample.
     """
 
     samples: FloatArray
@@ -88,19 +88,19 @@ class Sound(NamedTuple):
 
 
 class Recording:
-    """A file with video, audio or both, read anew by each iteration.
+    """A file with video, audio or both. Each iteration reads it again.
 
     Args:
         path: the file.
         limits: how large it may be.
 
     Raises:
-        CorrKDError: it is no recording, is damaged, or exceeds a limit.
+        CorrKDError: if the file is not a recording, is damaged, or exceeds a limit.
 
     Attributes:
-        seconds: duration of the container.
-        has_video: whether there is a stream of pictures; a cover picture is none.
-        has_audio: whether there is a stream of sound.
+        seconds: duration of the container, in seconds.
+        has_video: whether there is a video stream; a cover picture does not count.
+        has_audio: whether there is an audio stream.
     """
 
     def __init__(self, path: Path, limits: Limits | None = None) -> None:
@@ -130,23 +130,23 @@ class Recording:
                 f"{path.name}: lasts {self.seconds:,.0f} s, and {self.limits.seconds:,.0f} s are "
                 f"allowed; cut it into clips"
                 if self.seconds > 0
-                else f"{path.name}: has no duration: empty or damaged; record or fetch it again"
+                else f"{path.name}: has no duration: empty or damaged; record or download it again"
             )
 
     @property
     def num_steps(self) -> int:
-        """How many frames of `STEP` seconds cover the recording."""
+        """Number of frames of `STEP` seconds that cover the recording."""
         return max(1, math.ceil(self.seconds / STEP - 1e-6))
 
     def pictures(self) -> Iterator[Picture | None]:
         """Yield the picture shown at the middle of each step, upright and at most `LONGEST_SIDE`
         wide or high.
 
-        A picture that is shown for several steps is the same object. None where the stream shows
-        nothing: before it begins, and after it is over.
+        A picture that is shown for several steps is the same object. None before the stream begins
+        and after it ends.
 
         Raises:
-            CorrKDError: the stream is damaged, or a picture exceeds the limit.
+            CorrKDError: if the stream is damaged or a picture exceeds the limit.
         """
         displayed: _Shown | None = None
         index = 0
@@ -179,16 +179,15 @@ class Recording:
             )
 
     def sound(self, block: int = BLOCK) -> Iterator[Sound]:
-        """Yield the sound from the first to the last second, mixed to one channel, `block` samples
-        at a time.
+        """Yield the sound of the whole recording, mixed to one channel, `block` samples at a time.
 
         Raises:
-            CorrKDError: the stream is damaged.
+            CorrKDError: if the stream is damaged.
         """
         total, start = round(self.seconds * RATE), 0
         sound = _silence(min(block, total))
         for position, samples in self._pieces():
-            samples = samples[max(0, start - position) :]  # what comes twice is heard once
+            samples = samples[max(0, start - position) :]  # overlapping sound is used once
             position = max(position, start)
             while len(samples) and position < total:
                 if position >= start + len(sound.samples):
@@ -209,7 +208,7 @@ class Recording:
             sound = _silence(min(block, total - start))
 
     def _middle(self, index: int) -> float:
-        """Return the second at the middle of a step, the last of which may be shorter."""
+        """Return the centre of a step in seconds. The last step may be shorter."""
         return (index * STEP + min((index + 1) * STEP, self.seconds)) / 2
 
     def _pieces(self) -> Iterator[tuple[int, FloatArray]]:
@@ -242,9 +241,7 @@ class Recording:
                 yield max(position, 0), _samples(resampler.resample(None))
 
     def _frames(self, container: InputContainer, stream: Any) -> Iterator[Any]:
-        """Yield the frames of a stream that can be decoded; a few damaged packets are passed
-        over.
-        """
+        """Yield the decoded frames of a stream. A few damaged packets are skipped."""
         import av
 
         kind, packets, damaged = stream.type, 0, 0
@@ -260,7 +257,7 @@ class Recording:
         if damaged > max(1, TOLERATED * packets) or (packets and damaged == packets):
             raise CorrKDError(
                 f"{self.path.name}: {damaged} of {packets} packets of its {kind} are damaged; "
-                f"record or fetch it again"
+                f"record or download it again"
             )
 
     @contextmanager
@@ -283,7 +280,7 @@ class Recording:
             ).splitlines()[0][:80]
             raise CorrKDError(
                 f"{self.path.name}: cannot be decoded ({reason}): damaged, or no recording; "
-                f"record or fetch it again"
+                f"record or download it again"
             ) from None
 
     def _check_file(self) -> None:
@@ -305,7 +302,7 @@ class Recording:
             )
 
     def _measured(self, container: InputContainer) -> float:
-        """Return the end of the last packet, where the container does not say how long it is."""
+        """Return the end of the last packet in seconds, for containers without a duration."""
         end = 0.0
         for packet in container.demux():
             at = packet.pts if packet.pts is not None else packet.dts
@@ -319,7 +316,7 @@ class Recording:
 
 
 class _Shown:
-    """A decoded frame from its start to its end, made a picture when first asked for."""
+    """A decoded frame with its start and end; converted to a picture on first use."""
 
     def __init__(self, frame: Any, start: float, end: float, aspect: float) -> None:
         self.start, self.end = start, end
@@ -331,9 +328,8 @@ class _Shown:
             width, height = self._frame.width * self._aspect, float(self._frame.height)
             scale = min(1.0, LONGEST_SIDE / max(width, height))
             size = max(2, round(width * scale)), max(2, round(height * scale))
-            turns = round(
-                (self._frame.rotation or 0) / 90
-            )  # counterclockwise, as the display matrix has it
+            # counterclockwise, as the display matrix has it
+            turns = round((self._frame.rotation or 0) / 90)
             pixels = self._frame.reformat(*size, format="rgb24").to_ndarray()
             self._picture = np.ascontiguousarray(np.rot90(pixels, turns))
             self._frame = None
@@ -341,7 +337,7 @@ class _Shown:
 
 
 def _video_stream(container: InputContainer) -> Any:
-    """Return the best stream of moving pictures; None where there is none."""
+    """Return the best video stream that is not a cover picture, or None."""
     import av
 
     best = _best(container, "video")
@@ -351,9 +347,7 @@ def _video_stream(container: InputContainer) -> Any:
 
 
 def _best(container: InputContainer, kind: Any) -> Any:
-    """Return FFmpeg's choice of the streams of a kind that can be decoded; None where there is
-    none.
-    """
+    """Return FFmpeg's best stream of a kind among those that can be decoded, or None."""
     stream = container.streams.best(kind)
     return stream if stream is not None and stream.codec_context is not None else None
 
@@ -364,6 +358,6 @@ def _silence(count: int) -> Sound:
 
 def _samples(frames: list[Any]) -> FloatArray:
     """Return (n,) finite samples of resampled frames."""
-    parts = [frame.to_ndarray().reshape(-1) for frame in frames]
-    samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    arrays = [frame.to_ndarray().reshape(-1) for frame in frames]
+    samples = np.concatenate(arrays) if arrays else np.zeros(0, np.float32)
     return np.clip(np.nan_to_num(samples), -LARGEST_SAMPLE, LARGEST_SAMPLE)

@@ -1,4 +1,4 @@
-"""Which of the 468 points of a face are drawn, and how they are joined."""
+"""The outline of a face: which of its 468 points are drawn, and in which order."""
 
 from __future__ import annotations
 
@@ -104,15 +104,15 @@ OUTLINE: dict[str, tuple[int, ...]] = {
     "nose": (168, 6, 197, 195, 5, 4, 1, 19, 94, 2),
     "nostrils": (98, 97, 2, 326, 327),
 }
-SCALE = 10_000  # points are in so many parts of the picture's width and height
+SCALE = 10_000  # units per width and height of the picture
 NUM_OUTLINE_POINTS = sum(map(len, OUTLINE.values()))
 _POINTS = np.array([point for line in OUTLINE.values() for point in line])
 
 
 def outline(face: Face) -> npt.NDArray[np.int16]:
-    """Return (lines' points, 2): x and y of a face's outline, in parts of the picture; lines one
-    after another.
+    """Return (NUM_OUTLINE_POINTS, 2) x and y of a face's outline, line after line; `SCALE` units
+    are the width or height of the picture.
     """
     height, width = face.picture_size
-    shares = face.points[_POINTS, :2] / (width, height) * SCALE
-    return np.clip(np.nan_to_num(np.round(shares)), -SCALE, 2 * SCALE).astype(np.int16)
+    scaled = face.points[_POINTS, :2] / (width, height) * SCALE
+    return np.clip(np.nan_to_num(np.round(scaled)), -SCALE, 2 * SCALE).astype(np.int16)

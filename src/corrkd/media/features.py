@@ -1,5 +1,5 @@
-"""The features of one clip: a function of the clip and the settings alone, which any process may
-call.
+"""Extracting the features of one clip. They depend only on the clip and the settings, not on the
+process.
 """
 
 from __future__ import annotations
@@ -29,27 +29,23 @@ from corrkd.media.transcripts import Word
 from corrkd.parsing import check_tree, refusing
 
 Align = Literal["none", "words"]
-HUB_LIBRARIES = (
-    "ctranslate2",
-    "faster-whisper",
-    "tokenizers",
-    "transformers",
-)  # of the extra [hub]
+# from the extra [hub]
+HUB_LIBRARIES = ("ctranslate2", "faster-whisper", "tokenizers", "transformers")
 
 
 class FeatureSettings(BaseModel):
-    """What is made of each clip.
+    """Which features are extracted from each clip, and how.
 
     Attributes:
-        extractors: by modality, their names, as "prosody" or "speech:MODEL".
-        align: "none": each stream at its own rate; "words": a frame a word in every modality.
-        transcribe: a model of faster-whisper for recordings without a transcript; "": they have no
+        extractors: name of the extractor of each modality, as "prosody" or "speech:MODEL".
+        align: "none": each stream at its own rate; "words": one frame per word in every modality.
+        transcribe: faster-whisper model for recordings without a transcript; "": they have no
             words.
-        align_model: a CTC speech model that gives words their times; "": they are spread by their
-            letters.
-        device: where models of the hub compute, as "cpu" or "cuda".
-        most_pixels: width x height of a picture, beyond which a recording is refused.
-        longest_seconds: duration, beyond which a recording is refused.
+        align_model: CTC speech model that gives words their times; "": times are estimated from the
+            lengths of the words.
+        device: device of the models from the hub, as "cpu" or "cuda".
+        most_pixels: largest width x height of a picture; larger recordings are refused.
+        longest_seconds: longest duration in seconds; longer recordings are refused.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,18 +71,17 @@ class FeatureSettings(BaseModel):
 
     @property
     def limits(self) -> Limits:
-        """What a recording may be."""
+        """Limits on the size of a recording."""
         return Limits(self.most_pixels, self.longest_seconds)
 
 
 @dataclass(frozen=True)
 class ClipFeatures:
-    """What was made of one clip.
+    """The features of one clip.
 
     Attributes:
-        seconds: duration; 0 of a text.
-        transcript: where the words are from: "labels", "vtt", "srt", "txt", "transcribed" or
-            "none".
+        seconds: duration in seconds; 0 for a text.
+        transcript: source of the words: "labels", "vtt", "srt", "txt", "transcribed" or "none".
         frames: by modality.
     """
 
@@ -99,13 +94,13 @@ def extract(path: Path | None, settings: FeatureSettings, text: str = "") -> Cli
     """Return the features of a clip.
 
     Args:
-        path: a recording, or a .txt; None: there is text alone.
-        settings: which extractors, and whether they are aligned.
-        text: what is said in it; where there is none, a .vtt, .srt or .txt beside the recording is
-            read.
+        path: a recording or a .txt file; None: the clip is `text` only.
+        settings: extractors, alignment and limits.
+        text: transcript; "": a .vtt, .srt or .txt file beside the recording is read if there is
+            one.
 
     Raises:
-        CorrKDError: the clip cannot be read, or an extractor is unknown.
+        CorrKDError: if the clip cannot be read or an extractor is unknown.
     """
     return extract_together([(path, text)], settings)[0]
 
@@ -123,8 +118,8 @@ def extract_together(
 def open_clip(
     path: Path | None, settings: FeatureSettings, text: str = "", on_face: OnFace | None = None
 ) -> Clip:
-    """Return a clip with what the settings give its words. Arguments and errors as of `extract`,
-    `on_face` as of `Clip`.
+    """Return a clip that transcribes and aligns as set. Arguments and errors as in `extract`,
+    `on_face` as in `Clip`.
     """
     transcribe, align = _transcriber_of(settings), _aligner_of(settings)
     return Clip(path, text, settings.limits, transcribe=transcribe, align=align, on_face=on_face)
@@ -142,7 +137,7 @@ def features_of(clips: Sequence[Clip], settings: FeatureSettings) -> list[ClipFe
 
 def _of_clip(clip: Clip, frames: Mapping[str, Frames], settings: FeatureSettings) -> ClipFeatures:
     if settings.align == "words":
-        # Without words, the entire clip takes the place of a word.
+        # A clip without words becomes a single frame.
         words = clip.timed_words or (Word("", 0.0, max(clip.seconds, STEP)),)
         frames = {m: f if m == "language" else by_word(f, words) for m, f in frames.items()}
     for m, f in frames.items():
@@ -151,7 +146,7 @@ def _of_clip(clip: Clip, frames: Mapping[str, Frames], settings: FeatureSettings
 
 
 def _check(modality: str, frames: Frames, extractor: Extractor) -> None:
-    """Raise CorrKDError where an extractor, perhaps another package's, gives what is no frames."""
+    """Raise CorrKDError if an extractor, perhaps of another package, returns invalid frames."""
     count = len(frames.present)
     if (
         count < 1
@@ -161,24 +156,24 @@ def _check(modality: str, frames: Frames, extractor: Extractor) -> None:
         raise CorrKDError(
             f"extractor {extractor.name!r} of {modality}: values of shape {frames.values.shape} "
             f"for {count} frames; "
-            f"expected ({count}, {extractor.width}), and one frame at least"
+            f"expected ({count}, {extractor.width}) and at least one frame"
         )
 
 
 def extractors(settings: FeatureSettings) -> dict[str, Extractor]:
-    """Return the extractors by modality; made once in a process. Raises CorrKDError where one is
+    """Return the extractors by modality, created once per process. Raises CorrKDError if one is
     unknown.
     """
     return {m: _extractor(name, m, settings.device) for m, name in settings.extractors.items()}
 
 
 def load_models(settings: FeatureSettings) -> None:
-    """Load all models now, so that one that cannot be read is refused before the first clip. Raises
-    CorrKDError.
+    """Load all models, so that errors appear before the first clip. Raises CorrKDError if one
+    cannot be read.
     """
-    for used in (*extractors(settings).values(), _transcriber_of(settings), _aligner_of(settings)):
-        if isinstance(used, ModelExtractor | Transcriber | Aligner):
-            used.load()
+    for model in (*extractors(settings).values(), _transcriber_of(settings), _aligner_of(settings)):
+        if isinstance(model, ModelExtractor | Transcriber | Aligner):
+            model.load()
 
 
 @cache
@@ -206,7 +201,7 @@ def _aligner(model: str, device: str) -> Aligner:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute by a single thread, so that sums are taken in the same order whatever the machine."""
+    """Compute in a single thread, so that sums have the same order on every machine."""
     import torch
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -224,17 +219,17 @@ def one_thread() -> Iterator[None]:
 
 
 class Description(BaseModel):
-    """What made the features of a file: all that is needed to make those of another clip in the
-    same way.
+    """How the features of a file were extracted: all that is needed to extract those of another
+    clip in the same way.
 
     Attributes:
-        step: seconds of a frame of audio and vision.
+        step: duration of a frame of audio and vision, in seconds.
         align: as in the settings.
-        modalities: by modality, what its extractor says of itself: name, version, columns, sums of
-            its weights.
-        libraries: versions of what the numbers may depend on.
-        transcriber: what wrote words down where there was no transcript; None: nothing did.
-        aligner: what gave words their times; None: their letters.
+        modalities: by modality, `Extractor.describe()`: name, version, columns, SHA-256 of the
+            weights.
+        libraries: versions of the libraries that the features may depend on.
+        transcriber: model that transcribed recordings without a transcript; None: there was none.
+        aligner: model that gave words their times; None: they were estimated.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -249,14 +244,14 @@ class Description(BaseModel):
 
 
 def describe(settings: FeatureSettings) -> Description:
-    """Return what these settings make features with, here and now."""
-    used = extractors(settings)
+    """Return how these settings extract features with the installed versions."""
+    by_modality = extractors(settings)
     transcriber, aligner = _transcriber_of(settings), _aligner_of(settings)
-    parts = [piece for piece in (*used.values(), transcriber, aligner) if piece is not None]
-    libraries = sorted({library for piece in parts for library in piece.libraries})
+    steps = [step for step in (*by_modality.values(), transcriber, aligner) if step is not None]
+    libraries = sorted({library for step in steps for library in step.libraries})
     return Description(
         align=settings.align,
-        modalities={m: extractor.describe() for m, extractor in used.items()},
+        modalities={m: extractor.describe() for m, extractor in by_modality.items()},
         libraries={library: _version(library) for library in libraries},
         transcriber=None if transcriber is None else transcriber.describe(),
         aligner=None if aligner is None else aligner.describe(),
@@ -274,19 +269,19 @@ def _version(library: str) -> str:
 def settings_of(
     description: Mapping[str, Any], where: str, device: str = "cpu"
 ) -> tuple[FeatureSettings, list[str]]:
-    """Return settings that make features exactly as described, and notes on libraries of other
-    versions.
+    """Return settings that extract features exactly as described, and notes on libraries whose
+    version differs.
 
     Args:
-        description: of a dataset file or a model's card.
-        where: opens the error.
-        device: where models of the hub compute.
+        description: from a dataset file or a model card.
+        where: begins the error message.
+        device: device of the models from the hub, as "cpu" or "cuda".
 
     Raises:
-        CorrKDError: it is damaged, an extractor is not installed, or is not the one described; the
-            line names what differs.
+        CorrKDError: if the description is damaged, or an extractor is not installed or differs from
+            the one described; the message says how.
     """
-    with refusing(where, "its description of extractors is damaged"):
+    with refusing(where, "the description of its extractors is damaged"):
         check_tree(description)
         described = Description.model_validate(description)
         settings = FeatureSettings(
@@ -299,22 +294,18 @@ def settings_of(
     present = describe(settings)
     if described.step != present.step:
         raise CorrKDError(
-            f"{where}: its frames last {described.step:g} s, here {present.step:g} s; use its "
-            f"version of corrkd"
+            f"{where}: its frames last {described.step:g} s, but this version of corrkd "
+            f"extracts frames of {present.step:g} s; use the version that made it"
         )
     for m, extractor in described.modalities.items():
-        _check_same(
-            f"{where}: its {m} was made by another extractor", extractor, present.modalities[m]
-        )
+        _check_same(f"{where}: its {m} was extracted by", extractor, present.modalities[m])
     _check_same(
-        f"{where}: its words were written down by another model",
+        f"{where}: its words were transcribed by",
         described.transcriber,
         present.transcriber,
     )
-    _check_same(
-        f"{where}: its words got their times from another model", described.aligner, present.aligner
-    )
-    # Of modalities that the model does not use, the libraries do not matter.
+    _check_same(f"{where}: its words got their times from", described.aligner, present.aligner)
+    # The libraries of modalities that the model does not use do not matter.
     notes = [
         f"{library} {version} is installed, but the features of the training data were extracted "
         f"with {described.libraries[library]}"
@@ -325,7 +316,7 @@ def settings_of(
 
 
 def _named(described: Mapping[str, Any]) -> str:
-    """Return "NAME" or "NAME:MODEL@REVISION" of what an extractor says of itself."""
+    """Return "NAME" or "NAME:MODEL@REVISION" of an extractor's description."""
     return (
         f"{described['name']}:{spec(described)}" if "model" in described else str(described["name"])
     )
@@ -334,27 +325,25 @@ def _named(described: Mapping[str, Any]) -> str:
 def _check_same(
     what: str, stored: Mapping[str, Any] | None, present: Mapping[str, Any] | None
 ) -> None:
-    """Raise CorrKDError where the description of a part differs from that of the one here; the line
-    names what differs.
+    """Raise CorrKDError if the stored description of an extractor or model differs from the present
+    one; the message lists the differences.
     """
     stored, present = stored or {}, present or {}
     different = [
-        f"{name} {_short(was)} there, {_short(now)} here"
+        f"{name} {_short(before)}, installed {_short(now)}"
         for key in {**stored, **present}
         if stored.get(key) != present.get(key)
-        for name, was, now in _differences(key, stored.get(key), present.get(key))
+        for name, before, now in _differences(key, stored.get(key), present.get(key))
     ]
     if different:
         raise CorrKDError(
-            f"{what} {stored.get('name')!r} than the one installed ({', '.join(different)}); "
-            f"install that one"
+            f"{what} {stored.get('name')!r}, which differs from the installed one "
+            f"({', '.join(different)}); install the same version"
         )
 
 
 def _differences(key: str, stored: Any, present: Any) -> list[tuple[str, Any, Any]]:
-    """Return (name, value there, value here) of what differs; of sums of files, each file that
-    does.
-    """
+    """Return (name, stored value, present value) of each difference; for mappings, one per key."""
     if not (isinstance(stored, Mapping) and isinstance(present, Mapping)):
         return [(key, stored, present)]
     names = {**stored, **present}

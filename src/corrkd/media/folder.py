@@ -1,8 +1,9 @@
-"""A folder of clips to one dataset file: clip by clip into files of their own, so that a run which
-was stopped goes on, then together.
+"""Extracting a folder of clips to one dataset file. Each clip is first written to its own file, so
+that an interrupted run can continue; then all are joined.
 
-The files of the clips lie in a hidden folder beside the output, each under a name that recording,
-transcript and extractors make: other labels change none of them. They stay, for the next run.
+The files of the clips are in a hidden folder beside the output and stay there for the next run.
+Their names are hashes of recording, transcript and extractors: a clip whose other labels change is
+not extracted again.
 """
 
 from __future__ import annotations
@@ -44,39 +45,38 @@ from corrkd.workers import Backend, Lost, each_done, workers
 
 ENDING = ".h5"
 ABOUT = "about"
-CLIPS_ON_GPU = 16  # that pass through models together
-# seconds after which a file that another machine wrote is seen here; network file systems remember
-# what was absent
-SEEN_AFTER = 90.0
+CLIPS_ON_GPU = 16  # clips per batch
+# seconds to wait for a file that another machine wrote: network file systems cache its absence
+FILE_WAIT_SECONDS = 90.0
 OnClip = Callable[[ClipRow, str | None], None]
-"""Called after each clip, with the error's line, None where there is none."""
+"""Called after each clip with its error line, or None."""
 
 
 @dataclass(frozen=True)
 class ClipTask:
-    """A clip to be extracted, by any process or machine that sees its files.
+    """A clip to extract, in any process or on any machine that can read its files.
 
     Attributes:
         clip: with an absolute path.
-        file: of its features.
-        settings: of its features.
-        made: what makes it where the command runs.
+        file: output file for its features.
+        settings: which features to extract.
+        description: of the extractors on the machine where the command runs.
     """
 
     clip: ClipRow
     file: Path
     settings: FeatureSettings
-    made: Description
+    description: Description
 
 
 @dataclass
 class ModalityCounts:
-    """How much of a modality there is.
+    """Counts of the frames of a modality.
 
     Attributes:
-        frames, present: in all clips together.
-        reasons: how many frames are missing, by reason.
-        clips_without: how many clips have no frame of it that is present.
+        frames, present: number of frames, and of those that are present, in all clips together.
+        reasons: number of missing frames, by reason.
+        clips_without: number of clips without a present frame.
     """
 
     frames: int = 0
@@ -87,16 +87,16 @@ class ModalityCounts:
 
 @dataclass
 class Extracted:
-    """What came of a folder.
+    """The result of extracting a folder.
 
     Attributes:
-        clips: that are in the file.
-        seconds: of recordings in all.
-        modalities: by name.
-        left_out: modalities of which no clip has a frame, which the file therefore lacks.
-        failures: by the clip's name, the error's line.
-        failures_file: where they are listed; None where there are none.
-        cached: clips that an earlier run had done.
+        clips: number of clips in the file.
+        seconds: total duration of the recordings, in seconds.
+        modalities: counts by modality.
+        left_out: modalities without a present frame in any clip; the file does not have them.
+        failures: error lines by title of the clip.
+        failures_file: file that lists them; None if there are none.
+        cached: number of clips that an earlier run had extracted.
     """
 
     clips: int
@@ -109,29 +109,31 @@ class Extracted:
 
 
 class FolderExtraction:
-    """The work on a folder of clips.
+    """The extraction of a folder of clips.
 
     Args:
-        folder: that holds the clips.
-        clips: with their labels and facts.
-        out: the .h5 file.
-        settings: of their features.
+        folder: folder with the clips.
+        clips: its clips, with their labels.
+        out: the output file (.h5).
+        settings: which features to extract.
     """
 
     def __init__(self, folder: Path, clips: ClipList, out: Path, settings: FeatureSettings) -> None:
         self.folder, self.clips, self.out, self.settings = folder, clips, out, settings
-        self.made = describe(settings)
+        self.description = describe(settings)
         self.cache = out.with_name(f".{out.name}.clips")
         self.failures: dict[str, str] = {}
 
     @cached_property
     def files(self) -> list[Path | None]:
-        """The file of each clip's features; None of a clip that cannot be read."""
+        """The file for each clip's features; None for a clip that cannot be read."""
         return [self._file_of(clip) for clip in self.clips.rows]
 
     @property
     def waiting(self) -> list[int]:
-        """Indices of the clips that are still to do; those of one content once."""
+        """Indices of the clips that are not extracted yet; of clips with equal content, only the
+        first.
+        """
         first: dict[Path, int] = {}
         for index, file in enumerate(self.files):
             if file is not None and not file.exists():
@@ -150,16 +152,17 @@ class FolderExtraction:
         """Extract the remaining clips, and write the file.
 
         Args:
-            jobs: processes; changes no result.
-            batch: clips that pass through models together, which changes results by rounding
-                alone; None: 1 on a CPU, 16 on a GPU.
-            backend: "joblib": on this machine; "ray": on a cluster, whose machines share the clips
-                and the output's folder.
-            address: of the cluster; None: a Ray of this machine's own.
-            on_clip: called as clips are done.
+            jobs: number of processes; does not change the results.
+            batch: number of clips that pass through the models together, which changes results
+                only by rounding; None: 1 on a CPU, 16 on a GPU.
+            backend: "joblib": this machine; "ray": a cluster whose machines share the folders of
+                the clips and the output.
+            address: of the cluster; None: a local Ray on this machine.
+            on_clip: called after each clip with its error line, or None.
 
         Raises:
-            CorrKDError: no clip can be read, a file cannot be written, or there is no cluster.
+            CorrKDError: if no clip can be read, a file cannot be written, or the cluster cannot be
+                reached.
         """
         with exclusive(
             self.cache,
@@ -176,21 +179,21 @@ class FolderExtraction:
                     errors[self.files[index]] = error
                 if on_clip is not None:
                     on_clip(self.clips.rows[index], error)
-            errors |= self._unseen(
+            errors |= self._not_found(
                 [self.files[index] for index in waiting if self.files[index] not in errors]
             )
-            for clip, file in zip(
-                self.clips.rows, self.files, strict=True
-            ):  # several clips may have one content
-                if file in errors:
+            for clip, file in zip(self.clips.rows, self.files, strict=True):
+                if file in errors:  # several clips may have the same content
                     self.failures[clip.title] = errors[file]
-            return self._written(cached)
+            return self._join(cached)
 
     def _file_of(self, clip: ClipRow) -> Path | None:
         try:
             check_clip(self.folder, clip)
             key = _key(
-                clip, self.settings, json.dumps(self.made.model_dump(mode="json"), sort_keys=True)
+                clip,
+                self.settings,
+                json.dumps(self.description.model_dump(mode="json"), sort_keys=True),
             )
         except (CorrKDError, OSError) as error:
             strerror = getattr(error, "strerror", None)
@@ -205,9 +208,7 @@ class FolderExtraction:
     def _results(
         self, waiting: Sequence[int], jobs: int, batch: int, backend: Backend, address: str | None
     ) -> Iterator[tuple[int, str | None]]:
-        """Yield the index of each clip that was to do with its error's line, None where there is
-        none, as they are done.
-        """
+        """Extract clips, and yield (index, error line or None) of each as it ends."""
         batches = [waiting[at : at + batch] for at in range(0, len(waiting), batch)]
         if backend == "joblib" and (jobs == 1 or len(waiting) <= 1):
             for indices in batches:
@@ -217,9 +218,7 @@ class FolderExtraction:
         gpus = 1 if self.settings.device.startswith("cuda") else 0
         with workers(work, jobs, backend=backend, address=address, gpus=gpus) as submit:
             while batches:
-                lost: list[
-                    int
-                ] = []  # clips of a batch that was lost: one of them did it, so each goes alone
+                lost: list[int] = []  # clips of lost batches; they are run again, each alone
                 tasks = [self._tasks(indices) for indices in batches]
                 for number, errors in each_done(tasks, submit, jobs):
                     indices = batches[number]
@@ -237,36 +236,33 @@ class FolderExtraction:
     def _task(self, index: int) -> ClipTask:
         clip, file = self.clips.rows[index], self.files[index]
         assert file is not None, "a clip that is waiting has a file"
-        path = (
-            None if clip.path is None else clip.path.absolute()
-        )  # a worker may run in another folder
-        return ClipTask(replace(clip, path=path), file.absolute(), self.settings, self.made)
+        # A worker may run in another folder.
+        path = None if clip.path is None else clip.path.absolute()
+        return ClipTask(replace(clip, path=path), file.absolute(), self.settings, self.description)
 
-    def _unseen(self, files: Sequence[Path | None]) -> dict[Path | None, str]:
-        """Return an error's line for each file that a worker wrote and that does not appear
-        here.
-        """
-        deadline = time.monotonic() + SEEN_AFTER
+    def _not_found(self, files: Sequence[Path | None]) -> dict[Path | None, str]:
+        """Return an error line for each file that a worker wrote but that cannot be found here."""
+        deadline = time.monotonic() + FILE_WAIT_SECONDS
         while (
-            unseen := [file for file in files if file and not file.exists()]
+            absent := [file for file in files if file and not file.exists()]
         ) and time.monotonic() < deadline:
             time.sleep(1)
         clips = {self.files[index]: clip for index, clip in enumerate(self.clips.rows)}
         return {
             file: f"{clips[file].title}: extracted, but its features are not in {self.cache}; "
             f"give an --out that all machines share"
-            for file in unseen
+            for file in absent
         }
 
-    def _written(self, cached: int) -> Extracted:
-        """Write the file from those of the clips, and the list of failures."""
-        kept = [
+    def _join(self, cached: int) -> Extracted:
+        """Join the files of the clips to the output, and write the list of failures."""
+        readable = [
             index for index, file in enumerate(self.files) if file is not None and file.exists()
         ]
         names = [clip.title for clip in self.clips.rows]
         self.failures = {name: self.failures[name] for name in names if name in self.failures}
         failed = _write_failures(self.out, self.failures)
-        if not kept:
+        if not readable:
             where = f"; {failed} lists the errors" if failed else ""
             raise CorrKDError(
                 f"{self.folder}: none of {len(self.clips.rows)} clips could be read{where}"
@@ -274,7 +270,7 @@ class FolderExtraction:
         lengths: dict[str, list[int]] = {m: [] for m in self.settings.extractors}
         counts = {m: ModalityCounts() for m in self.settings.extractors}
         seconds = 0.0
-        for index in kept:
+        for index in readable:
             features = self._load(index)
             seconds += features.seconds
             for m, frames in features.frames.items():
@@ -283,18 +279,20 @@ class FolderExtraction:
         left_out = [m for m, count in counts.items() if not count.present]
         if len(left_out) == len(lengths):
             raise CorrKDError(
-                f"{self.folder}: no words, no sound and no face in any clip; there is nothing to "
-                "learn from"
+                f"{self.folder}: no words, no sound and no face in any clip; there are no features "
+                "to write"
             )
         write_dataset(
             self.out,
-            [self.clips.rows[index] for index in kept],
+            [self.clips.rows[index] for index in readable],
             self.clips.columns,
             {m: length for m, length in lengths.items() if m not in left_out},
-            lambda number: dict(self._load(kept[number]).frames),
-            self.made,
+            lambda number: dict(self._load(readable[number]).frames),
+            self.description,
         )
-        return Extracted(len(kept), seconds, counts, left_out, dict(self.failures), failed, cached)
+        return Extracted(
+            len(readable), seconds, counts, left_out, dict(self.failures), failed, cached
+        )
 
     def _load(self, index: int) -> ClipFeatures:
         file = self.files[index]
@@ -303,19 +301,19 @@ class FolderExtraction:
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:
-    """Raise CorrKDError where the output's name is no .h5 file's, or it is there and is not to be
-    replaced.
+    """Raise CorrKDError if the output's name does not end in .h5, or if it exists and must not be
+    overwritten.
     """
     if out.suffix != ENDING:
         raise CorrKDError(f"{out}: the output's name must end in {ENDING}")
     check_new(out, overwrite=overwrite)
 
 
-def _key(clip: ClipRow, settings: FeatureSettings, made: str) -> str:
-    """Return a name that whatever decides a clip's features makes: the recording, the transcript,
-    the settings, and what extracts them.
+def _key(clip: ClipRow, settings: FeatureSettings, description: str) -> str:
+    """Return a hash of all that decides a clip's features: the recording, the transcript, the
+    settings and the description of the extractors.
     """
-    digest = hashlib.sha256(f"{made}\0{settings.limits}\0{clip.text}\0".encode())
+    digest = hashlib.sha256(f"{description}\0{settings.limits}\0{clip.text}\0".encode())
     transcript = None if clip.text.strip() else transcript_file(clip.path)
     for path in (clip.path, transcript):
         if path is not None:
@@ -324,17 +322,17 @@ def _key(clip: ClipRow, settings: FeatureSettings, made: str) -> str:
 
 
 def _extract_on_cluster(tasks: Sequence[ClipTask]) -> list[str | None]:
-    """Extract clips on a machine that may have other versions than the one where the command runs.
-    Returns as `_extract`.
+    """Extract clips on a machine of a cluster. Returns error lines if its versions differ from
+    those of the machine where the command runs.
     """
     try:
-        made = describe(tasks[0].settings)
+        description = describe(tasks[0].settings)
     except CorrKDError as error:
         problem = f": {error}"
     else:
-        if made == tasks[0].made:
+        if description == tasks[0].description:
             return _extract(tasks)
-        here, expected = made.libraries, tasks[0].made.libraries
+        here, expected = description.libraries, tasks[0].description.libraries
         different = [
             f"{name} {here.get(name)}, not {expected[name]}"
             for name in expected
@@ -348,12 +346,10 @@ def _extract_on_cluster(tasks: Sequence[ClipTask]) -> list[str | None]:
 
 
 def _extract(tasks: Sequence[ClipTask]) -> list[str | None]:
-    """Extract clips into their files. Returns an error's line for each, None where there is
-    none.
-    """
+    """Extract clips to their files. Returns an error line or None for each."""
     if len(tasks) > 1:
         clips = [(task.clip.path, task.clip.text) for task in tasks]
-        # Where a clip of several cannot be read, each is read alone, and that one is named.
+        # If one of the clips cannot be read, each is read alone, which finds the one.
         with suppress(CorrKDError, *CONTENT_ERRORS):
             for task, features in zip(
                 tasks, extract_together(clips, tasks[0].settings), strict=True
@@ -364,12 +360,13 @@ def _extract(tasks: Sequence[ClipTask]) -> list[str | None]:
 
 
 def _extract_alone(task: ClipTask) -> str | None:
+    """Extract a clip to its file. Returns an error line, or None."""
     clip = task.clip
     try:
         features = extract(clip.path, task.settings, clip.text)
     except CorrKDError as error:
         return str(error)
-    except CONTENT_ERRORS as error:  # of a library, on unforeseen contents
+    except CONTENT_ERRORS as error:  # from a library, on unexpected contents
         reason = (str(error).splitlines() or [""])[0][:120]
         return str(
             CorrKDError(
@@ -397,16 +394,16 @@ def _count(counts: ModalityCounts, frames: Frames) -> None:
     counts.clips_without += not frames.present.any()
 
 
-def summary(done: Extracted, made: Description) -> str:
-    """Return in lines what there is of each modality, how much is missing and why, and what was
-    left out.
+def summary(done: Extracted, description: Description) -> str:
+    """Return a summary of several lines: extractor, missing frames and reasons of each modality,
+    and the clips that were left out.
     """
     lines = [
         f"{done.clips} clips, {done.seconds:,.0f} s of recordings"
         + (f", {done.cached} clips done before" if done.cached else "")
     ]
     for m, counts in done.modalities.items():
-        extractor = made.modalities[m]
+        extractor = description.modalities[m]
         missing = counts.frames - counts.present
         parts = [
             f"  {m}: {extractor['name']} {extractor['version']}, {len(extractor['columns'])} wide",
@@ -414,7 +411,7 @@ def summary(done: Extracted, made: Description) -> str:
             f"{100 * missing / max(1, counts.frames):.1f} % missing{_why(counts.reasons)}",
         ]
         if counts.clips_without:
-            parts.append(f"nothing of it in {counts.clips_without} clips")
+            parts.append(f"missing entirely in {counts.clips_without} clips")
         if m in done.left_out:
             parts.append("so it is left out of the file")
         lines.append(", ".join(parts))
@@ -433,7 +430,7 @@ def _why(reasons: Counter[str]) -> str:
 
 
 def save_clip(path: Path, features: ClipFeatures) -> None:
-    """Write a clip's features, whole or not at all."""
+    """Write a clip's features atomically."""
     about = {
         "seconds": features.seconds,
         "transcript": features.transcript,
@@ -448,15 +445,15 @@ def save_clip(path: Path, features: ClipFeatures) -> None:
         }
 
     def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # given a path, NumPy would add an ending
+        with temporary.open("wb") as file:  # given a path, NumPy would add a suffix
             np.savez_compressed(file, **arrays)
 
     write_with(path, write)
 
 
 def load_clip(path: Path) -> ClipFeatures:
-    """Return what `save_clip` wrote. Raises CorrKDError where the file is damaged."""
-    advice = f"{path}: damaged; delete it, and its clip is extracted again"
+    """Return the features that `save_clip` wrote. Raises CorrKDError if the file is damaged."""
+    advice = f"{path}: damaged; delete it, so that its clip is extracted again"
     try:
         arrays = unpacked_npz(path, path.name, most=most_unpacked(path))
         about = parse_json(str(arrays[ABOUT][()]), path)

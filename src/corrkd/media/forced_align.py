@@ -1,7 +1,7 @@
-"""When each word of a transcript is spoken: the most probable path of its letters through what a
-CTC speech model hears.
+"""Forced alignment: when each word of a transcript is spoken, from the most probable path of its
+letters through the output of a CTC speech model.
 
-Connectionist temporal classification: Graves et al., ICML 2006.
+Source: connectionist temporal classification (CTC), Graves et al., ICML 2006.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from corrkd.media.sound_windows import SpeechModel
 from corrkd.media.transcripts import Word, spread
 
 Integers = npt.NDArray[np.int64]
-MOST_CELLS = 2**28  # states of the path x frames, a byte each
-BETWEEN = -1  # in the place of a word's index: no letter of a word
+MOST_CELLS = 2**28  # states of the path x frames, one byte each
+BETWEEN = -1  # instead of a word's index: a delimiter
 
 
 class Letters(NamedTuple):
-    """The letters of a transcript that a model has.
+    """The letters of a transcript that are in a model's vocabulary.
 
     Attributes:
-        ids: (L,) in its vocabulary.
-        words: (L,) index of the word of each; `BETWEEN` for the delimiter between words.
+        ids: (L,) ids in the vocabulary.
+        words: (L,) index of the word of each letter; `BETWEEN` for the delimiter between words.
     """
 
     ids: Integers
@@ -39,15 +39,15 @@ class Letters(NamedTuple):
 
 
 class Aligner:
-    """A CTC speech model of transformers that reads letters, as wav2vec 2 fine-tuned for
-    recognition.
+    """Aligns words with a CTC speech model of transformers whose tokens are letters, such as a
+    wav2vec 2 fine-tuned for recognition.
 
     Args:
-        model: "MODEL" or "MODEL@REVISION", on the hub or a folder.
-        device: where it computes.
+        model: "MODEL" or "MODEL@REVISION"; MODEL is a name on the hub or a folder.
+        device: device of the model, as "cpu" or "cuda".
 
     Raises:
-        CorrKDError: transformers is not installed, or the model cannot be read.
+        CorrKDError: if transformers is not installed or the model cannot be read.
     """
 
     name: ClassVar[str] = "ctc"
@@ -59,7 +59,7 @@ class Aligner:
         self._speech = SpeechModel(self.files, "AutoModelForCTC", "logits", device)
 
     def describe(self) -> dict[str, Any]:
-        """Return what identifies it: two that describe themselves alike give the same times."""
+        """Return what identifies the model: equal descriptions give equal times."""
         return {"name": self.name, "version": self.version} | self.files.describe()
 
     @cached_property
@@ -67,16 +67,16 @@ class Aligner:
         return self.files.load("AutoTokenizer")
 
     def load(self) -> None:
-        """Load the model. Raises CorrKDError where it cannot be read."""
+        """Load the model. Raises CorrKDError if it cannot be read."""
         self._speech.load()
         _ = self._tokenizer
 
     def __call__(self, recording: Recording, words: Sequence[Word]) -> tuple[Word, ...] | None:
-        """Return the words with times; None where the model has none of their letters, or they are
-        too many for the sound.
+        """Return the words with times in seconds; None if the model has none of their letters, or
+        there are too many letters for the sound.
 
         Raises:
-            CorrKDError: recording and transcript are too long.
+            CorrKDError: if recording and transcript are too long to align.
         """
         vocabulary = self._tokenizer.get_vocab()
         delimiter = vocabulary.get(getattr(self._tokenizer, "word_delimiter_token", None))
@@ -98,8 +98,8 @@ class Aligner:
         return timed(words, letters, path, middles - seconds / 2, middles + seconds / 2)
 
     def _heard(self, recording: Recording, used: Integers) -> tuple[FloatArray, FloatArray, float]:
-        """Return (T, V) log-probabilities of the ids `used`, the seconds (T,) at their middles, and
-        how long each lasts.
+        """Return (T, V) log-probabilities of the ids `used`, their centres (T,) in seconds, and the
+        duration of each in seconds.
         """
         scores, middles, seconds = [], [], 0.0
         for window, states in self._speech.states([recording], silence=True):
@@ -114,13 +114,13 @@ class Aligner:
 def letters_of(
     words: Sequence[str], vocabulary: Mapping[str, int], delimiter: int | None
 ) -> Letters:
-    """Return the letters of words as a model has them: as written, in capitals, small, or without
-    their accents.
+    """Return the letters of words that are in a vocabulary: as written, in upper case, in lower
+    case, or without accents.
 
     Args:
         words: in order.
-        vocabulary: ids of single letters; longer pieces are not used.
-        delimiter: id of the delimiter between words; None without one.
+        vocabulary: id by token; tokens of several letters are not used.
+        delimiter: id of the delimiter between words, or None.
     """
     ids: list[int] = []
     owners: list[int] = []
@@ -143,7 +143,7 @@ def _ids_of(letter: str, vocabulary: Mapping[str, int]) -> list[int]:
 
 
 def best_path(scores: FloatArray, ids: Integers, blank: int) -> Integers | None:
-    """Return the most probable path of CTC (Viterbi's algorithm).
+    """Return the most probable CTC path (Viterbi algorithm).
 
     Args:
         scores: (T, V) log-probabilities.
@@ -151,13 +151,13 @@ def best_path(scores: FloatArray, ids: Integers, blank: int) -> Integers | None:
         blank: column of the blank.
 
     Returns:
-        (T,) the index of the letter at each time, -1 where the blank is; None where T frames are
-        too few for the letters.
+        (T,) index of the letter at each time, -1 for the blank; None if T is too small for the
+        letters.
     """
     frames, count = len(scores), len(ids)
     states = np.full(2 * count + 1, blank)  # a blank before, between and after the letters
     states[1::2] = ids
-    # From the letter before, over the blank: not between equal letters, which the blank keeps
+    # From the previous letter, skipping the blank; not between equal letters, which the blank keeps
     # apart.
     skips = np.zeros(len(states), bool)
     skips[3::2] = ids[1:] != ids[:-1]
@@ -190,9 +190,9 @@ def timed(
 
     Args:
         words: in order.
-        letters: of them.
+        letters: their letters, from `letters_of`.
         path: (T,) as `best_path` returns it.
-        starts, ends: (T,) seconds of the frames.
+        starts, ends: (T,) start and end of each frame in seconds.
     """
     word_at = np.where(path >= 0, letters.words[path], BETWEEN)
     spans = {

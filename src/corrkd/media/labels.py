@@ -1,5 +1,5 @@
-"""The clips and their labels: a labels file, MMSA-FET's layout, or the
-recordings of a folder.
+"""Listing clips and their labels: from a labels file, MMSA-FET's layout, or the recordings of a
+folder.
 """
 
 from __future__ import annotations
@@ -22,13 +22,9 @@ from corrkd.parsing import read_text
 LARGEST = 256 << 20  # bytes of a labels file
 LONGEST_CELL = 1 << 20  # characters
 RECORDINGS = (*VIDEO_ENDINGS, *AUDIO_ENDINGS)
-NAMES = ("labels.csv", "label.csv")  # that are looked for in the folder
-NUMBERS = (
-    "score",
-    "label_T",
-    "label_A",
-    "label_V",
-)  # columns of numbers; MMSA-FET has labels of single modalities
+NAMES = ("labels.csv", "label.csv")  # default labels files
+# columns of numbers; MMSA-FET has labels of single modalities
+NUMBERS = ("score", "label_T", "label_A", "label_V")
 COLUMNS = ("file", "text", "label", "split", "order", *NUMBERS, *GROUPS)
 RAW, CLIP = "Raw", "$_$"  # MMSA-FET's folder; between video and clip in an id
 
@@ -39,10 +35,10 @@ class ClipRow:
 
     Attributes:
         id: unique in the folder.
-        name: the file as the labels have it; "" of a row of text.
-        path: of the file; None of a row of text.
-        text: its transcript, "" where the labels have none.
-        facts: what else is known, by column: text that is not empty.
+        name: the file as the labels name it; "" for a sample with text only.
+        path: of the file; None for a sample with text only.
+        text: its transcript; "" if the labels have none.
+        facts: other values of the labels that are not empty, by column.
     """
 
     id: str
@@ -53,7 +49,7 @@ class ClipRow:
 
     @property
     def title(self) -> str:
-        """What lines about the clip call it."""
+        """Name of the clip in messages."""
         return self.name or self.id
 
 
@@ -63,7 +59,7 @@ class ClipList:
 
     Attributes:
         rows: in the order of the labels.
-        columns: the columns of facts that have a value in some row.
+        columns: columns of `facts` with at least one value.
         notes: what was left out or assumed.
     """
 
@@ -76,14 +72,15 @@ def list_clips(folder: Path, labels: Path | None = None) -> ClipList:
     """Return the clips of a folder.
 
     Args:
-        folder: of recordings.
-        labels: a CSV file, a row a clip: `file` and any of text, score, label, split, person,
-            speaker, session, video, order; or MMSA-FET's (video_id, clip_id, text, label, ...),
-            whose clips lie at Raw/<video>/<clip>. Default: labels.csv or label.csv in the folder,
-            where there is one; else every recording of the folder, without labels.
+        folder: folder with recordings.
+        labels: a CSV file with one row per clip: `file` and any of text, score, label, split,
+            person, speaker, session, video, order; or MMSA-FET's (video_id, clip_id, text, label,
+            ...), with the clips at Raw/<video>/<clip>. Default: labels.csv or label.csv in the
+            folder if there is one; else every recording of the folder, without labels.
 
     Raises:
-        CorrKDError: there is no clip, or the labels are damaged or say what cannot be.
+        CorrKDError: if the folder or the labels file does not exist, there is no clip, or the
+            labels are damaged or invalid.
     """
     if not folder.is_dir():
         raise CorrKDError(f"{folder}: no such folder; give a folder of recordings")
@@ -96,6 +93,8 @@ def list_clips(folder: Path, labels: Path | None = None) -> ClipList:
                 f"{folder}: no recordings in it (they end in {', '.join(RECORDINGS)})"
             )
         return clips
+    if not labels.is_file():
+        raise CorrKDError(f"{labels}: no such labels file; give a CSV file with one row per clip")
     header, rows = _table(labels)
     if not rows:
         raise CorrKDError(f"{labels}: no rows; write one for each clip")
@@ -121,7 +120,9 @@ def _unlabelled(folder: Path) -> ClipList:
 
 
 def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the header and the rows of a CSV file, whose separator its header shows."""
+    """Return the header and the rows of a CSV file. The separator is the most frequent one in its
+    header.
+    """
     text = read_text(path, LARGEST).removeprefix("\ufeff")
     first = text.partition("\n")[0]
     separator = max(",;\t", key=first.count)
@@ -154,17 +155,17 @@ def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 def _from_mmsa(
     folder: Path, header: list[str], rows: list[dict[str, str]]
 ) -> tuple[list[str], list[dict[str, str]]]:
-    """Return MMSA-FET's rows under the names used here: its `label` is a score, its `annotation`
-    the class.
+    """Return MMSA-FET's header and rows with the column names used here: its `label` is a score,
+    its `annotation` the class.
     """
     root = folder / RAW if (folder / RAW).is_dir() else folder
     renamed = {"label": "score", "annotation": "label", "mode": "split", "video_id": "video"}
     out = []
     for row in rows:
         video, clip = row["video_id"], row["clip_id"]
-        made = {renamed.get(key, key): value for key, value in row.items() if key != "clip_id"}
+        values = {renamed.get(key, key): value for key, value in row.items() if key != "clip_id"}
         out.append(
-            made | {"file": _mmsa_file(folder, root, video, clip), "id": f"{video}{CLIP}{clip}"}
+            values | {"file": _mmsa_file(folder, root, video, clip), "id": f"{video}{CLIP}{clip}"}
         )
     return ["file", *(renamed.get(name, name) for name in header if name != "clip_id")], out
 
@@ -204,8 +205,8 @@ def _listed(
 
 
 def _ids(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return a name for each row: its file's without the ending, the whole path where two are
-    alike, else the row's number.
+    """Return an id for each row: its `id`; else the stem of its file, or the path if two stems are
+    equal; else the row's number.
     """
     stems = Counter(Path(row["file"]).stem for row in rows if row.get("file"))
     names = []
@@ -240,10 +241,10 @@ def _is_number(text: str) -> bool:
 
 
 def check_clip(folder: Path, clip: ClipRow) -> None:
-    """Raise CorrKDError where a clip's file is absent, or its name leads out of the folder."""
+    """Raise CorrKDError if a clip's file does not exist, or its name leads out of the folder."""
     if clip.path is not None and not clip.path.is_file():
         raise CorrKDError(
-            f"{clip.name}: no such file in {folder}; copy it there, or take its row out"
+            f"{clip.name}: no such file in {folder}; copy it there, or remove its row"
         )
     if clip.path is not None and not clip.path.resolve().is_relative_to(folder.resolve()):
         raise CorrKDError(f"{clip.name}: leads out of the folder {folder}; copy or move it there")

@@ -1,5 +1,5 @@
-"""Speech models on recordings of any length: windows with a context on both sides, several at a
-time.
+"""Running speech models on recordings of any length: in batches of windows with context on both
+sides.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from corrkd.hub import ModelFiles
 from corrkd.media.clip import audible
 from corrkd.media.decode import RATE, STEP_SAMPLES, Recording, Sound
 
-CORE, CONTEXT = 100, 10  # steps of a window, and of what it hears before and after
-SHORTEST = 2 * STEP_SAMPLES  # samples that convolutions need
-WINDOWS_TOGETHER = 8  # of several recordings or on a GPU; of one on a CPU, more are no faster
+CORE, CONTEXT = 100, 10  # in steps: a window, and its context before and after
+SHORTEST = 2 * STEP_SAMPLES  # samples that the convolutions need
+WINDOWS_TOGETHER = 8  # windows per batch; one for a single recording on a CPU, no slower there
 
 
 class Window(NamedTuple):
-    """A part of a recording.
+    """A segment of a recording with its context.
 
     Attributes:
         recording: its index.
         samples: (n,) with the context.
-        lead: how many of them are context before the part.
-        start: sample of the recording at which the part begins.
-        sound: the part itself.
+        lead: how many of them are context before the segment.
+        start: position of the segment in the recording, in samples.
+        sound: the segment without context.
     """
 
     recording: int
@@ -42,12 +42,12 @@ class Window(NamedTuple):
 
 
 class States(NamedTuple):
-    """What a model makes of a window's part.
+    """The hidden states of the segment of a window.
 
     Attributes:
         values: (T, d) float32.
-        middles: (T,) seconds after the part's beginning at the middle of each.
-        seconds: that each lasts.
+        middles: (T,) centre of each state, in seconds from the start of the segment.
+        seconds: duration of each state, in seconds.
     """
 
     values: FloatArray
@@ -56,8 +56,8 @@ class States(NamedTuple):
 
 
 def windows(recording: Recording, core: int, context: int, index: int = 0) -> Iterator[Window]:
-    """Yield a recording in parts of `core` samples, each with up to `context` samples before and
-    after it; `index` is the recording's.
+    """Yield a recording in segments of `core` samples, each with up to `context` samples before and
+    after it. `index` is the index of the recording.
     """
     before: FloatArray = np.zeros(0, np.float32)
     start = 0
@@ -71,7 +71,7 @@ def windows(recording: Recording, core: int, context: int, index: int = 0) -> It
 
 
 def together(parts: Iterator[Window], most: int, *, any_length: bool) -> Iterator[list[Window]]:
-    """Yield at most `most` neighbours together; without `any_length`, neighbours of one length."""
+    """Yield batches of at most `most` consecutive windows, of equal length unless `any_length`."""
     batch: list[Window] = []
     for window in parts:
         fits = any_length or not batch or len(window.samples) == len(batch[0].samples)
@@ -87,10 +87,10 @@ class SpeechModel:
     """A speech model of transformers that reads samples or a spectrogram.
 
     Args:
-        files: of the model.
-        kind: its Auto class, as "AutoModel".
-        output: attribute of what it returns.
-        device: where it computes.
+        files: files of the model.
+        kind: its Auto class in transformers, as "AutoModel".
+        output: attribute of its result that is used.
+        device: device of the model, as "cpu" or "cuda".
     """
 
     def __init__(self, files: ModelFiles, kind: str, output: str, device: str) -> None:
@@ -108,7 +108,7 @@ class SpeechModel:
     @cached_property
     def _model(self) -> Any:
         model = self.files.load_model(self._kind)
-        if model.config.is_encoder_decoder:  # of Whisper the encoder alone
+        if model.config.is_encoder_decoder:  # for Whisper, only the encoder
             model = model.get_encoder()
         return model.to(self._device)
 
@@ -119,7 +119,7 @@ class SpeechModel:
 
     @cached_property
     def _sizes(self) -> tuple[int, int]:
-        """Samples of a part and of its context."""
+        """Samples of a segment and of its context."""
         if not self._fills:
             return CORE * STEP_SAMPLES, CONTEXT * STEP_SAMPLES
         steps = self._fills // STEP_SAMPLES
@@ -127,9 +127,7 @@ class SpeechModel:
         return max(1, steps - 2 * context) * STEP_SAMPLES, context * STEP_SAMPLES
 
     def load(self) -> None:
-        """Load the model and what prepares its input. Raises CorrKDError where one cannot be
-        read.
-        """
+        """Load the model and its preprocessor. Raises CorrKDError if one cannot be read."""
         _ = self._model, self._prepare
 
     @cached_property
@@ -142,11 +140,12 @@ class SpeechModel:
     def states(
         self, recordings: Sequence[Recording], *, silence: bool
     ) -> Iterator[tuple[Window, States | None]]:
-        """Yield the parts of recordings, one recording after the other, with their states.
+        """Yield the windows of recordings, one recording after the other, with their states.
 
         Args:
-            recordings: with sound; their parts are read together where the model allows it.
-            silence: read parts without any sound too; else None stands for their states.
+            recordings: with sound; their windows are batched if the model allows it.
+            silence: whether to run the model on segments without sound too; else their states are
+                None.
         """
         alone = self._device == "cpu" and len(recordings) == 1
         parts = chain.from_iterable(
@@ -163,7 +162,7 @@ class SpeechModel:
                 yield window, next(read) if sounds else None
 
     def _read(self, batch: list[Window]) -> list[States]:
-        """Return the states of windows; without `_fills` and `_masks_padding`, of one length."""
+        """Return the states of windows, of equal length unless `_fills` or `_masks_padding`."""
         import torch
 
         if not batch:
@@ -191,8 +190,8 @@ class SpeechModel:
 
 
 def _inside(window: Window, values: FloatArray, num_samples: int) -> States:
-    """Return the states of the part without its context; the nearest one where the part is shorter
-    than any. `num_samples` are those that the values (T, d) cover.
+    """Return the states of the segment without its context; the nearest state if the segment is
+    shorter than one. The values (T, d) cover `num_samples`.
     """
     per_state = num_samples / len(values)
     middle = (np.arange(len(values)) + 0.5) * per_state
@@ -204,8 +203,8 @@ def _inside(window: Window, values: FloatArray, num_samples: int) -> States:
 
 
 def exact() -> Any:
-    """Return a context in which convolutions on a GPU round as those on a CPU do, and two runs are
-    equal.
+    """Return a context in which convolutions on a GPU use full float32 precision and are
+    deterministic.
     """
     import torch
 

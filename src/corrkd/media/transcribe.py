@@ -1,6 +1,4 @@
-"""Words of a recording that has no transcript, by faster-whisper (extra `[hub]`), with their
-times.
-"""
+"""Transcribing recordings with faster-whisper (extra `[hub]`): words with times."""
 
 from __future__ import annotations
 
@@ -19,22 +17,20 @@ from corrkd.media.decode import RATE, STEP_SAMPLES, Recording
 from corrkd.media.transcripts import Word
 
 FILES = ("config.json", "preprocessor_config.json", "model.bin", "tokenizer.json", "vocabulary.*")
-PART, MARGIN = (
-    3000,
-    300,
-)  # steps that are transcribed together, and at whose end the quietest one is looked for
+# in steps: the longest segment, and the range at its end in which the quietest step is sought
+PART, MARGIN = 3000, 300
 
 
 class Transcriber:
-    """Whisper as faster-whisper runs it.
+    """Whisper, run by faster-whisper.
 
     Args:
-        model: a size, as "base" or "large-v3", a name on the hub or a folder with a model for
-            CTranslate2; perhaps "@REVISION".
-        device: where it computes.
+        model: a size, as "base" or "large-v3", a name on the hub, or a folder with a model for
+            CTranslate2; optionally with "@REVISION".
+        device: device of the model, as "cpu" or "cuda".
 
     Raises:
-        CorrKDError: faster-whisper is not installed, or the model cannot be had.
+        CorrKDError: if faster-whisper is not installed or the model cannot be loaded.
     """
 
     name: ClassVar[str] = "faster-whisper"
@@ -50,13 +46,13 @@ class Transcriber:
         )
 
     def describe(self) -> dict[str, Any]:
-        """Return what identifies it: two that describe themselves alike write the same words."""
+        """Return what identifies the model: equal descriptions give equal words."""
         return {"name": self.name, "version": self.version} | self.files.describe()
 
     @cached_property
     def _model(self) -> Any:
         kind, _, index = self._device.partition(":")
-        # int8 everywhere, so that the words do not depend on the device's usual type.
+        # int8 everywhere, so that the words do not depend on the default type of the device.
         options = {
             "device": kind,
             "device_index": int(index or 0),
@@ -65,20 +61,20 @@ class Transcriber:
         }
         try:
             return self._library.WhisperModel(str(self.files.folder), **options)
-        except Exception as error:  # of CTranslate2, on unforeseen files
+        except Exception as error:  # from CTranslate2, on unexpected files
             raise CorrKDError(
-                f"transcription by {self.files.name}: cannot be read: {first_line_of(error)}"
+                f"transcription model {self.files.name}: cannot be read: {first_line_of(error)}"
             ) from None
 
     def load(self) -> None:
-        """Load the model. Raises CorrKDError where it cannot be read."""
+        """Load the model. Raises CorrKDError if it cannot be read."""
         _ = self._model
 
     def __call__(self, recording: Recording) -> tuple[Word, ...]:
-        """Return the words of a recording, by start; none where nobody speaks."""
+        """Return the words of a recording by start time; empty if nobody speaks."""
         words: list[Word] = []
         for start, samples in quiet_cuts(recording):
-            # Without a temperature nothing is drawn by chance: two runs are equal.
+            # At temperature 0 nothing is sampled, so two runs are equal.
             segments, _ = self._model.transcribe(
                 samples,
                 word_timestamps=True,
@@ -96,13 +92,13 @@ class Transcriber:
 def quiet_cuts(
     recording: Recording, piece: int = PART, margin: int = MARGIN
 ) -> Iterator[tuple[float, FloatArray]]:
-    """Yield (start in seconds, samples) of a recording's parts that have sound, cut where it is
-    quietest.
+    """Yield (start in seconds, samples) of the segments of a recording that have sound, cut at the
+    quietest step.
 
     Args:
         recording: with sound.
-        piece: most steps of a piece.
-        margin: steps at a part's end among which the quietest is looked for.
+        piece: longest segment, in steps.
+        margin: steps at the end of a segment among which the quietest is sought.
     """
     held: FloatArray = np.zeros(0, np.float32)
     sounds = False

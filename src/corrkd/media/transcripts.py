@@ -1,5 +1,5 @@
-"""The words of a clip, with times where a subtitle file gives them: from a labels column, else from
-a file beside the clip.
+"""The words of a clip: from the labels, else from a text or subtitle file beside the clip.
+Subtitles give times.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import NamedTuple
 from corrkd.errors import CorrKDError
 from corrkd.parsing import read_text
 
-LARGEST = 4 << 20  # bytes of a transcript
+LARGEST = 4 << 20  # bytes of a transcript file
 MOST_WORDS = 100_000
 SUBTITLES, PLAIN = (".vtt", ".srt"), ".txt"
-ENDINGS = (*SUBTITLES, PLAIN)  # in the order in which they are looked for
+ENDINGS = (*SUBTITLES, PLAIN)  # in order of preference
 
 _TIME = r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})[.,](\d{1,6})"
 _CUE = re.compile(rf"{_TIME}\s*-->\s*{_TIME}[^\n]*")
-_INSIDE = re.compile(rf"<{_TIME}>")  # WebVTT's time of a word
+_INSIDE = re.compile(rf"<{_TIME}>")  # a timestamp within a cue of WebVTT
 _TAG = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")
 
 
 class Word(NamedTuple):
-    """A word and when it is spoken.
+    """A word and its time.
 
     Attributes:
-        text: as it is written.
+        text: the word as written.
         start, end: seconds from the start of the clip; NaN if unknown.
     """
 
@@ -38,10 +38,10 @@ class Word(NamedTuple):
 
 
 class Transcript(NamedTuple):
-    """The words of a clip and where they are from.
+    """The words of a clip and their source.
 
     Attributes:
-        words: in their order.
+        words: in order.
         source: "labels", "vtt", "srt", "txt", "transcribed", or "none".
     """
 
@@ -50,7 +50,7 @@ class Transcript(NamedTuple):
 
     @property
     def is_timed(self) -> bool:
-        """Whether each word has its time."""
+        """Whether each word has a time."""
         return not any(math.isnan(word.start) for word in self.words)
 
 
@@ -58,12 +58,12 @@ def transcript_of(path: Path | None, text: str = "") -> Transcript:
     """Return the transcript of a clip.
 
     Args:
-        path: of the recording, beside which a .vtt, .srt or .txt of the same name may lie; or a
-            .txt itself; None: there is no file.
-        text: of the labels; where there is any, no file is looked for.
+        path: the recording, which may have a .vtt, .srt or .txt file of the same name beside it; or
+            a .txt file; None: there is no file.
+        text: from the labels; unless empty, it is used instead of a file.
 
     Raises:
-        CorrKDError: the file is not UTF-8, or too long.
+        CorrKDError: if the file is not UTF-8 or is too long.
     """
     if text.strip():
         return _limited(
@@ -82,7 +82,7 @@ def transcript_of(path: Path | None, text: str = "") -> Transcript:
 
 
 def transcript_file(path: Path | None) -> Path | None:
-    """Return the transcript that lies beside a recording, or is the clip itself; None where there
+    """Return the transcript file beside a recording, or the clip itself if it is one; None if there
     is none.
     """
     if path is None:
@@ -102,10 +102,10 @@ def _limited(transcript: Transcript, where: str) -> Transcript:
 
 
 def subtitle_words(text: str) -> list[Word]:
-    """Return the words of WebVTT or SubRip subtitles, by start.
+    """Return the words of WebVTT or SubRip subtitles by start time.
 
-    Words take the times that the file gives them; the words of a cue, or between two times within
-    it, share it by their letters.
+    The words of a cue, or between two timestamps within it, divide its time in proportion to their
+    lengths.
     """
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     words: list[Word] = []
@@ -118,7 +118,7 @@ def subtitle_words(text: str) -> list[Word]:
 
 
 def _cue_words(text: str, start: float, end: float) -> list[Word]:
-    pieces = _INSIDE.split(text)  # text, then four groups of a time and the text after it
+    pieces = _INSIDE.split(text)  # text, then four groups of a timestamp and the text after it
     words: list[Word] = []
     times = [start, *(_seconds(pieces[i : i + 4]) for i in range(1, len(pieces), 5)), end]
     for piece, first, last in zip(pieces[::5], times[:-1], times[1:], strict=True):
@@ -136,8 +136,8 @@ def _seconds(groups: Sequence[str | None]) -> float:
 
 
 def spread(words: Iterable[Word], start: float, end: float) -> list[Word]:
-    """Return the words one after another from `start` to `end` (seconds), each as long as it has
-    letters, and one for the gap.
+    """Return the words one after another from `start` to `end` (seconds), with durations in
+    proportion to their number of letters plus one for the gap.
     """
     words = list(words)
     per_letter = (end - start) / max(1, sum(len(word.text) + 1 for word in words))

@@ -47,7 +47,7 @@ class Options(Strict):
         }
         form = term.get("form", getattr(default, "form", None))
         if forms and form not in forms:
-            raise ValueError(f"form {quoted(form)} is unknown; available: {', '.join(forms)}")
+            raise ValueError(f"unknown form {quoted(form)}; available: {', '.join(forms)}")
         if form == getattr(default, "form", None):
             return type(default).model_validate({**default.model_dump(), **term})
         return forms[form].model_validate(term)

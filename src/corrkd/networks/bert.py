@@ -130,8 +130,8 @@ class BertNetwork(Network[BertSettings]):
         encoder, modality = self.settings.language_encoder, self.settings.modality
         if widths.get(modality) != 1:
             raise CorrKDError(
-                f"network {self.name!r}: modality {modality} holds no ids of tokens; read them "
-                "with data.tokens (--tokens), or choose another network"
+                f"network {self.name!r}: modality {modality} has no token ids; read them with "
+                "data.tokens (--tokens), or choose another network"
             )
         shape, pretrained = (
             (encoder.shape, None) if encoder.shape is not None else pretrained_bert(encoder.model)

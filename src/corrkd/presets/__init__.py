@@ -21,7 +21,5 @@ def preset_names() -> tuple[str, ...]:
 def preset_text(name: str) -> str:
     """Return a preset's YAML as it is written. Raises CorrKDError for an unknown name."""
     if name not in preset_names():
-        raise CorrKDError(
-            f"preset {quoted(name)} is unknown; available: {', '.join(preset_names())}"
-        )
+        raise CorrKDError(f"unknown preset {quoted(name)}; available: {', '.join(preset_names())}")
     return (resources.files(__name__) / f"{name}.yaml").read_text("utf-8")

@@ -68,13 +68,11 @@ def _take(row: Mapping[str, str], runs: Mapping[str, RunFolder], out: Reported, 
     condition = _conditions(run).get(_spelled(row["condition"]))
     if condition is None:
         allowed = ", ".join(subset_headings(run).values())
-        raise CorrKDError(
-            f"{where}: condition {row['condition']!r} is unknown; expected one of {allowed}"
-        )
+        raise CorrKDError(f"{where}: unknown condition {row['condition']!r}; available: {allowed}")
     metric = row["metric"]
     if metric not in shown_metrics(run):
         raise CorrKDError(
-            f"{where}: metric {metric!r} is unknown; expected {' or '.join(shown_metrics(run))}"
+            f"{where}: unknown metric {metric!r}; available: {', '.join(shown_metrics(run))}"
         )
     source = f"reported: {row['source']}" if row.get("source") else "reported"
     values = out.setdefault((dataset, metric), {}).setdefault(f"{row['method']} ({source})", {})
@@ -92,7 +90,7 @@ def _dataset(given: str, runs: Mapping[str, RunFolder], where: str) -> str:
     if len(matches) == 1:
         return matches[0]
     problem = (
-        f"dataset {given!r} is unknown"
+        f"unknown dataset {given!r}"
         if given
         else "dataset is empty, but there are several datasets"
     )

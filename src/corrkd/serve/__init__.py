@@ -1,3 +1,3 @@
-"""A trained student in use: predictions, export, the service. Needs neither methods nor
+"""Using a trained student: predictions, export and the service. Imports neither methods nor
 training.
 """

@@ -12,12 +12,12 @@ from urllib.parse import urlsplit
 from corrkd.errors import CorrKDError
 
 HEALTH = ("/healthz", "/readyz")
-PUBLIC = ("/", "/docs", *HEALTH)  # pages hold no data; with /static/ they need no token
+PUBLIC = ("/", "/docs", *HEALTH)  # pages hold no data, so they and /static/ need no token
 ANY_HOST = "*"
 
 
 class Refused(Exception):  # noqa: N818
-    """A request that gets no more than an error: its status and one line."""
+    """Raised for a refused request, with the HTTP status and a message of one line."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
@@ -25,13 +25,13 @@ class Refused(Exception):  # noqa: N818
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers of its answer."""
+        """Headers of the response."""
         return {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": "1"}}.get(self.status, {})
 
 
 def read_token(path: Path | None) -> str | None:
-    """The token in a file, else that of the variable CORRKD_TOKEN, else None. Raises CorrKDError
-    where that is no token.
+    """Return the token in a file, else in the variable CORRKD_TOKEN, else None. Raises CorrKDError
+    if the file cannot be read or the token is invalid.
     """
     from_environment = os.environ.get("CORRKD_TOKEN")
     if path is None and from_environment is None:
@@ -51,8 +51,8 @@ class Access:
     """Refuses requests by their headers alone.
 
     Args:
-        token: of the header `Authorization: Bearer TOKEN`; None: no token is needed.
-        hosts: names that the service answers to, besides localhost and every IP address; "*": any.
+        token: required in the header `Authorization: Bearer TOKEN`; None: no token is needed.
+        hosts: host names that the service accepts, besides localhost and IP addresses; "*": any.
     """
 
     def __init__(self, *, token: str | None = None, hosts: Iterable[str] = ()) -> None:
@@ -60,8 +60,8 @@ class Access:
         self._hosts = {"localhost", *(host.lower().rstrip(".") for host in hosts)}
 
     def check(self, path: str, headers: Mapping[bytes, bytes]) -> None:
-        """Raises Refused: 421 for another host's name, 401 without the token, 403 for a request
-        that another site's page makes.
+        """Raise Refused with status 421 for an unknown host name, 401 without the token, or 403 for
+        a request from a page of another site.
         """
         if path not in HEALTH:
             self._check_host(headers.get(b"host", b"").decode("latin-1"))
@@ -70,10 +70,10 @@ class Access:
             _check_origin(headers)
 
     def _check_host(self, host: str) -> None:
-        """Against DNS rebinding: a page whose own name was pointed at this address sends that name,
-        never an IP address.
+        """Prevent DNS rebinding: a page whose host name was made to resolve to this address sends
+        that name, never an IP address.
 
-        HTTP/1.0 has no Host, and no browser speaks it.
+        HTTP/1.0 has no Host header, but browsers do not use it.
         """
         name = _hostname(host)
         if (
@@ -84,15 +84,15 @@ class Access:
         ):
             raise Refused(
                 421,
-                f"host {host[:60]!r} is not a name of this service; if it is, start it with "
-                f"--allow-host",
+                f"host {host[:60]!r} is not a name of this service; to allow it, start the "
+                f"service with --allow-host",
             )
 
     def _check_token(self, authorization: bytes) -> None:
         if self._token is None:
             return
         scheme, _, token = authorization.partition(b" ")
-        # Always compared, in a time that does not tell where they differ.
+        # Compared in constant time.
         same = hmac.compare_digest(token.strip(), self._token)
         if scheme.lower() != b"bearer" or not same:
             raise Refused(
@@ -101,7 +101,7 @@ class Access:
 
 
 def _check_origin(headers: Mapping[bytes, bytes]) -> None:
-    """Only browsers send the site that a request comes from."""
+    """Refuse requests from pages of other sites. Only browsers send the Origin header."""
     site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
     if site is not None:
         allowed = site in (b"same-origin", b"none")  # none: the address was typed in
@@ -117,7 +117,7 @@ def _check_origin(headers: Mapping[bytes, bytes]) -> None:
 def _hostname(host: str) -> str:
     try:
         return (urlsplit(f"//{host}").hostname or "").rstrip(".")
-    except ValueError:  # brackets that do not fit
+    except ValueError:  # unbalanced brackets
         return ""
 
 

@@ -1,4 +1,4 @@
-"""The service over HTTP: predictions, what the model is, health, metrics, and the page."""
+"""The HTTP service: predictions, model information, health, metrics, and the web page."""
 
 from __future__ import annotations
 
@@ -52,13 +52,11 @@ from corrkd.serve.standalone import InputError, Prediction, ReadSample
 from corrkd.serve.upload import is_taken
 
 JSON, NPZ = "application/json", "application/x-npz"
-LARGE = 1 << 16  # bytes of a body that is read in a thread, one at a time
+LARGE = 1 << 16  # bytes: larger bodies are parsed in a thread, one at a time
 COST = 8 << 20  # of a request, in any case
-SLICE = (
-    2 << 20
-)  # cost of what goes through the network at once; a sample that costs more goes alone
-EFFECTS = "effects"  # instead of a network: what each modality adds to the student's prediction
-Question = tuple[str, ReadSample]  # which network is asked, and of what
+SLICE = 2 << 20  # largest cost of a batch; a sample that costs more is a batch by itself
+EFFECTS = "effects"  # instead of a role: the effect of each modality on the student's prediction
+Question = tuple[str, ReadSample]  # role of the network, and the sample
 Answer = Prediction | list[ModalityEffects]
 STATIC = {
     "app.js": "text/javascript",
@@ -68,7 +66,7 @@ STATIC = {
     "swagger-ui/swagger-ui-bundle.js": "text/javascript",
     "swagger-ui/swagger-ui.css": "text/css",
 }
-# The page loads nothing from elsewhere and may not be framed.
+# The page loads nothing from other sites and may not be framed.
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data:; media-src blob:; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -79,28 +77,28 @@ PAGE_HEADERS = {
 
 
 class RecordingsAnswer(BaseModel):
-    """What a recording may be."""
+    """Limits of recordings."""
 
     bytes: int
     seconds: float
 
 
 class ModelAnswer(BaseModel):
-    """What is served."""
+    """The model that is served."""
 
     corrkd: str
     sha256: str
     modalities: dict[str, dict[str, int | float]] = Field(
-        description="width: features of a frame; frames: the most in the training data; usual: "
-        "their median, which a missing modality has; missing: the share of frames of which 19 of "
-        "20 training samples miss no more"
+        description="width: features per frame; frames: their largest number in the training data; "
+        "usual: their median number, also for a missing modality; missing: share of missing frames "
+        "that 19 of 20 training samples do not exceed"
     )
     target: dict[str, Any]
     about: dict[str, Any]
     evaluated: dict[str, Any] | None = Field(
         description="temperature and metrics by missing condition"
     )
-    recordings: RecordingsAnswer | None = Field(description="null where the model takes none")
+    recordings: RecordingsAnswer | None = Field(description="null if the model takes none")
 
 
 class Listed(BaseModel):
@@ -112,7 +110,7 @@ class Listed(BaseModel):
 
 
 class SamplesAnswer(BaseModel):
-    """Samples to look at."""
+    """Samples of the split."""
 
     split: str
     total: int
@@ -120,44 +118,45 @@ class SamplesAnswer(BaseModel):
 
 
 class ExploreAnswer(BaseModel):
-    """A sample as student, teacher and control see it."""
+    """The predictions of student, teacher and control for a sample."""
 
     id: str
     truth: str
     visible: dict[str, list[bool]] = Field(description="which of its frames are visible")
     answers: dict[str, PredictionAnswer]
     effects: list[EffectsAnswer] = Field(
-        description="what each modality adds to the student's answer, or to each of its answers"
+        description="effect of each modality on the student's prediction, or on each of its answers"
     )
 
 
 class Status(BaseModel):
-    """Whether it is well."""
+    """Health of the service."""
 
     status: str
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What a route answers when it cannot do as asked, for OpenAPI."""
+    """Return the error responses of a route, for OpenAPI."""
     return {status: {"model": Problem} for status in (401, 403, 408, 413, 421, 422, 503, *statuses)}
 
 
 Missing = Annotated[
     float,
     Query(
-        ge=0.0, le=1.0, allow_inf_nan=False, description="share of frames dropped from the others"
+        ge=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="fraction of frames dropped from the other modalities",
     ),
 ]
 WithDetails = Annotated[
-    bool, Query(description="also what a page shows: words, faces, loudness, features")
+    bool, Query(description="also return what the page shows: words, faces, loudness, features")
 ]
-Draw = Annotated[int, Query(ge=0, le=1_000_000, description="which of many ways to drop them")]
+Draw = Annotated[int, Query(ge=0, le=1_000_000, description="seed of the dropped frames")]
 
 
 def num_frames(modality: Any) -> int:
-    """How many frames a modality of a sample has, be it a list or an array; 1 of a single
-    vector.
-    """
+    """Return the number of frames of a modality, a list or an array; 1 for a single vector."""
     return len(modality) if isinstance(modality, list) or np.ndim(modality) == 2 else 1
 
 
@@ -165,12 +164,12 @@ class Service:
     """Serves a student over HTTP.
 
     Args:
-        exhibit: the student, and the networks shown beside it on the page.
-        limits: of a client and of all clients together.
-        token: which clients must send; None: no token is needed.
-        hosts: names that it answers to, besides localhost and IP addresses; "*": any.
-        wait: seconds for which a request waits for others to go through the network with it.
-        batch: samples that go through together.
+        exhibit: the student, and the networks and samples shown on the page.
+        limits: limits of one request and of all requests together.
+        token: that clients must send; None: no token is needed.
+        hosts: host names that it accepts, besides localhost and IP addresses; "*": any.
+        wait: seconds that a request waits for others to share its batch.
+        batch: largest number of samples in a batch.
 
     Attributes:
         app: the ASGI application.
@@ -197,7 +196,8 @@ class Service:
         self.usual = standalone.frames_seen({}, self.card)  # of modalities that are missing
         longest_sample = {m: max(self.longest[m], self.usual[m]) for m in self.longest}
         self.most_cost = self.limits.cost or max(COST, self._cost(longest_sample))
-        self._parsing = asyncio.Semaphore(1)  # a large body becomes several times its size
+        # a large body takes several times its size when parsed
+        self._parsing = asyncio.Semaphore(1)
         self._count()
         self.clips, self.no_clips = self._clip_processes()
         self.batcher: Batcher[Question, Answer] = Batcher(
@@ -220,7 +220,7 @@ class Service:
         self.app = self.guard
 
     def stop(self, error: Refused) -> None:
-        """Answer what has begun in the network, and tell all others this error."""
+        """Answer the requests that are being computed, and refuse all others with this error."""
         self.batcher.stop(error)
         if self.clips is not None:
             self.clips.stop(error)
@@ -259,7 +259,7 @@ class Service:
             raise Refused(422, str(error)) from None
 
     def _cost(self, frames: Mapping[str, int]) -> int:
-        """Numbers of a sample's input and of its attention maps."""
+        """Return the cost of a sample: the number of values of its input and its attention maps."""
         return sum(
             count * (int(self.card["modalities"][m]["width"]) + count)
             for m, count in frames.items()
@@ -268,8 +268,8 @@ class Service:
     def read(
         self, samples: Sequence[Mapping[str, Any]], where: str = "samples.{}"
     ) -> list[ReadSample]:
-        """Samples from a request. Raises Refused where one cannot be read, before anything is
-        allocated where they cost too much.
+        """Return the samples of a request. Raises Refused if one is invalid, or, before anything is
+        allocated, if they cost too much.
         """
         cost = 0
         for number, sample in enumerate(samples):
@@ -297,9 +297,8 @@ class Service:
 
     async def _samples_of(self, request: Request, *, single: bool = False) -> list[ReadSample]:
         kind = request.headers.get("content-type", "")
-        body = b"".join(
-            [chunk async for chunk in request.stream()]
-        )  # not `request.body()`, which would keep it
+        # not `request.body()`, which would keep a copy
+        body = b"".join([chunk async for chunk in request.stream()])
         if len(body) < LARGE:
             return self.read_body(body, kind, single=single)
         async with self._parsing:
@@ -308,7 +307,9 @@ class Service:
     def read_body(
         self, body: bytes, content_type: str, *, single: bool = False
     ) -> list[ReadSample]:
-        """Samples of a body. Raises Refused with a line that says what is wrong."""
+        """Return the samples of a body. Raises Refused with a message of one line if it is
+        invalid.
+        """
         kind = content_type.partition(";")[0].strip().lower()
         if kind in (NPZ, "application/octet-stream"):
             return self.read([self._npz(body)])
@@ -325,7 +326,7 @@ class Service:
 
     def _npz(self, body: bytes) -> dict[str, Any]:
         try:
-            # In float64, and the masks; the headers besides.
+            # Values in float64, masks and headers.
             numbers = sum(
                 int(size["width"]) * self.longest[m] for m, size in self.card["modalities"].items()
             )
@@ -338,12 +339,12 @@ class Service:
     # recordings
 
     def _clip_processes(self) -> tuple[ClipProcesses | None, str]:
-        """What reads recordings, or why nothing does."""
+        """Return the processes that read recordings, or None and the reason."""
         try:
             settings, _ = self.exhibit.student.media_settings
         except CorrKDError as error:
             return None, str(error)
-        # A longer one would be read, and then refused.
+        # A longer recording would be refused only after it is read.
         seconds = min(
             [
                 self.limits.clips.seconds,
@@ -353,7 +354,7 @@ class Service:
         return ClipProcesses(settings, replace(self.limits.clips, seconds=seconds)), ""
 
     def _by_word(self) -> list[str]:
-        """Modalities whose frames are words."""
+        """Return the modalities with one frame per word."""
         aligned = self.exhibit.student.media_settings[0].align == "words"
         return list(self.card["modalities"]) if aligned else ["language"]
 
@@ -382,20 +383,20 @@ class Service:
         )
         self.seconds = Histogram(
             "corrkd_request_seconds",
-            "Seconds from a request's whole body to its answer.",
+            "Seconds from the complete body of a request to its response.",
             ["path"],
             registry=self.registry,
             buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
         )
         self.batches = Histogram(
             "corrkd_batch_samples",
-            "Samples that went through the network together.",
+            "Samples per batch.",
             registry=self.registry,
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
         )
         self.conditions = Counter(
             "corrkd_predictions",
-            "Predictions by the tested condition they are like.",
+            "Predictions by the most similar tested condition.",
             ["condition"],
             registry=self.registry,
         )
@@ -410,9 +411,8 @@ class Service:
     def _routes(self) -> FastAPI:
         @asynccontextmanager
         async def life(_: FastAPI) -> AsyncIterator[None]:
-            self._predict(
-                [(self.student, standalone.read_sample(self._example(), self.card))]
-            )  # the first is slow
+            # the first prediction is slow
+            self._predict([(self.student, standalone.read_sample(self._example(), self.card))])
             if self.clips is not None:
                 await run_in_threadpool(self.clips.start)
             self.ready = True
@@ -423,10 +423,10 @@ class Service:
         app = FastAPI(
             title="corrkd",
             version=__version__,
-            summary="Sentiment from whatever modalities are available.",
+            summary="Sentiment from the available modalities.",
             lifespan=life,
             redirect_slashes=False,
-            docs_url=None,  # FastAPI's pages load scripts from other sites; ours do not
+            docs_url=None,  # FastAPI's documentation pages load scripts from other sites
             redoc_url=None,
         )
 
@@ -461,9 +461,9 @@ class Service:
             summary="Predict",
         )
         async def predict(request: Request) -> Response:
-            """Predictions for one or more samples, each with whatever modalities it has."""
+            """Predictions for one or more samples, each with any subset of the modalities."""
             answers = await self._predictions(await self._samples_of(request))
-            # Already of that form, which tests check; to validate again would cost more than the
+            # Already in that form, which tests check; validating it again would cost more than the
             # network.
             return JSONResponse(
                 {"model": self.card["sha256"], "predictions": [a.to_json() for a in answers]}
@@ -479,7 +479,9 @@ class Service:
             summary="Predict a recording",
         )
         async def predict_media(request: Request, details: WithDetails = False) -> MediaAnswer:
-            """The prediction for a video, a sound file or a text, and what is missing from it."""
+            """The prediction for a video, a sound file or a text, and which of its frames are
+            missing.
+            """
             read = await self._read_clip(request, details=details)
             (sample,) = self.read([read.sample], "the recording")
             (prediction,) = await self._predictions([sample])
@@ -494,7 +496,9 @@ class Service:
 
         @app.get("/v1/model", response_model=ModelAnswer, responses=problems(), summary="The model")
         async def model() -> ModelAnswer:
-            """Modalities, target, and how reliable the model is under each missing condition."""
+            """Modalities, target, and the test results of the model under each missing
+            condition.
+            """
             return ModelAnswer(
                 corrkd=__version__,
                 sha256=self.card["sha256"],
@@ -534,7 +538,7 @@ class Service:
             return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
 
     def _body(self, kind: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
-        """A request's body for OpenAPI, which wants nested types in place."""
+        """Return the schema of a request body for OpenAPI, with nested types inlined."""
         schema = kind.model_json_schema()
         inside = schema.pop("$defs", {})
         text = json.dumps(schema)
@@ -599,8 +603,8 @@ class Service:
         async def look(
             number: int, off: list[str] = switched_off, missing: Missing = 0.0, draw: Draw = 0
         ) -> ExploreAnswer:
-            """Student, teacher and control on a sample of the split, with modalities switched off
-            and frames dropped.
+            """Predictions of student, teacher and control for a sample of the split, with
+            modalities switched off or frames dropped.
             """
             try:
                 name, truth, read = self.exhibit.sample(number)
@@ -619,7 +623,7 @@ class Service:
         async def explore(
             request: Request, off: list[str] = switched_off, missing: Missing = 0.0, draw: Draw = 0
         ) -> ExploreAnswer:
-            """Student, teacher and control on the sample in the body."""
+            """Predictions of student, teacher and control for the sample in the body."""
             (read,) = await self._samples_of(request, single=True)
             return await self._explored("yours", "", read, off, missing, draw)
 

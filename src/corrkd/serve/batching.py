@@ -1,5 +1,5 @@
-"""Requests that arrive within a few milliseconds of each other go through the network together,
-large ones in slices.
+"""Batching requests that arrive within a few milliseconds of each other. Large requests are
+split.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ A = TypeVar("A")
 
 
 class Full(Exception):  # noqa: N818
-    """More is waiting already than may."""
+    """Raised when the queue is full."""
 
 
 @dataclass(eq=False)
@@ -26,27 +26,28 @@ class _Caller(Generic[Q, A]):
     questions: Sequence[Q]
     costs: Sequence[float]
     future: asyncio.Future[list[A]]
-    begun: int = 0  # questions that are, or were, in a batch
+    begun: int = 0  # number of questions that have been put into a batch
     answers: list[A] = field(default_factory=list)
 
 
 class Batcher(Generic[Q, A]):
-    """Gathers questions of many callers, answers them in a thread of its own, and gives each caller
-    its answers.
+    """Collects the questions of many callers, answers them in batches in a separate thread, and
+    returns the answers to each caller.
 
-    While one batch is answered the next gathers, so under load batches fill without waiting. A
-    caller's questions are divided among batches, and callers share the time alike, whatever they
-    ask (self-clocked fair queueing, Golestani, 1994): each question has a tag, the tag of what was
-    begun last before its caller came, or of its caller's question before it, plus its cost; the
-    lowest tag is next. What has not begun when its caller goes away is not answered.
+    While one batch is answered the next one fills, so under load batches are full without waiting.
+    The questions of a caller may be divided among batches, and all callers get an equal share of
+    the time (self-clocked fair queueing, Golestani, 1994). Each question has a tag: its cost plus
+    the tag of the caller's previous question, or, for the first question, the tag of the question
+    that was started last. The question with the lowest tag is next. Questions that have not started
+    when their caller leaves are dropped.
 
     Args:
-        answer: N questions -> N answers, in order; called in one thread.
-        wait: seconds for which a question waits for others.
-        most: questions in a batch.
-        cost: of a question; by default all cost 1.
-        slice_cost: most of a batch, or of its only question.
-        queue_cost: most of all questions that wait or are being answered.
+        answer: N questions -> N answers, in order; always called in the same thread.
+        wait: seconds that a question waits for others.
+        most: largest number of questions in a batch.
+        cost: returns the cost of a question; default: 1 for each.
+        slice_cost: largest cost of a batch with more than one question.
+        queue_cost: largest cost of all questions that wait or are being answered.
         on_batch: called with the size of each batch.
     """
 
@@ -64,23 +65,21 @@ class Batcher(Generic[Q, A]):
         self._answer, self._wait, self._most, self._on_batch = answer, wait, most, on_batch
         self._cost, self._slice_cost, self._queue_cost = cost, slice_cost, queue_cost
         self._callers: set[_Caller[Q, A]] = set()
-        self._heap: list[
-            tuple[float, int, _Caller[Q, A]]
-        ] = []  # of callers with questions that have not begun
+        # callers with questions that have not started
+        self._heap: list[tuple[float, int, _Caller[Q, A]]] = []
         self._numbers = itertools.count()  # between equal tags, first come, first served
-        self._clock = 0.0  # the tag of what was begun last
+        self._clock = 0.0  # tag of the question that was started last
         self._arrived = asyncio.Event()
         self._stopped: Exception | None = None
         self._thread = ThreadPoolExecutor(1, "batcher")
         self._worker: asyncio.Task[None] | None = None
 
     async def ask(self, questions: Sequence[Q]) -> Sequence[A]:
-        """The answers to one caller's questions.
+        """Return the answers to a caller's questions, in order.
 
         Raises:
-            Full: too much is waiting already.
-            Exception: what `answer` raises for them, whoever else asked, or what `stop` was called
-                with.
+            Full: if the queue is full.
+            Exception: what `answer` raises for these questions, or what `stop` was called with.
         """
         if self._stopped is not None:
             raise self._stopped
@@ -102,8 +101,8 @@ class Batcher(Generic[Q, A]):
             self._callers.discard(caller)
 
     def stop(self, error: Exception) -> None:
-        """Answers what is being answered, and tells all others this error, also those that come
-        later.
+        """Finish the current batch, and raise this error for all other callers, present and
+        future.
         """
         self._stopped = error
         for caller in self._callers:
@@ -111,7 +110,7 @@ class Batcher(Generic[Q, A]):
                 caller.future.set_exception(error)
 
     async def close(self, patience: float = 30.0) -> None:
-        """Answers what was asked, as far as that takes no more than so many seconds, and ends."""
+        """Answer the waiting questions for at most `patience` seconds, then end."""
         if self._callers:
             await asyncio.wait([caller.future for caller in self._callers], timeout=patience)
         if self._worker is not None:
@@ -121,7 +120,7 @@ class Batcher(Generic[Q, A]):
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def join(self) -> None:
-        """Waits, once closed, for what is still being answered."""
+        """Wait for the current batch, after `close`."""
         self._thread.shutdown(wait=True)
 
     def _push(self, caller: _Caller[Q, A], tag: float) -> None:
@@ -137,7 +136,7 @@ class Batcher(Generic[Q, A]):
                 await self._serve(batch)
 
     async def _gather(self) -> None:
-        """Waits for others until a batch is full or the time is over."""
+        """Wait until a batch is full or `wait` seconds have passed."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._wait):
                 while (
@@ -172,13 +171,13 @@ class Batcher(Generic[Q, A]):
             answers = await loop.run_in_executor(self._thread, self._answer, questions)
         except Exception as error:
             callers = list(dict.fromkeys(caller for caller, _ in batch))
-            if len(callers) > 1:  # one caller's trouble is not the others'
+            if len(callers) > 1:  # an error of one caller does not affect the others
                 for caller in callers:
                     await self._serve([pair for pair in batch if pair[0] is caller])
             elif not callers[0].future.done():
                 callers[0].future.set_exception(error)
             return
         for (caller, _), answer in zip(batch, answers, strict=True):
-            caller.answers.append(answer)  # batches follow each other, so these are in order
+            caller.answers.append(answer)  # batches are answered in order, so these are too
             if len(caller.answers) == len(caller.questions) and not caller.future.done():
                 caller.future.set_result(caller.answers)

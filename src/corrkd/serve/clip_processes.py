@@ -1,5 +1,5 @@
-"""Recordings that clients send, each read by a process of its own that is ended when it takes too
-much or its client leaves.
+"""Reading recordings of clients. Each is read in a separate process, which is ended if it exceeds
+its limits or the client leaves.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from corrkd.serve.limits import ClipLimits
 
 Array = npt.NDArray[np.generic]
 
-PIXELS = 4096 * 2304  # of a picture that is read: 4K
-# What is imported before a process is forked, so that it starts in milliseconds.
+PIXELS = 4096 * 2304  # largest picture, in pixels: 4K
+# Imported before processes are forked, so that they start in milliseconds.
 PRELOAD = (
     "corrkd.serve.clip_worker",
     "av",
@@ -42,7 +42,7 @@ PRELOAD = (
     "threadpoolctl",
 )
 FORKS = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
-# One server forks them all: it has no threads, and nothing of the service's memory.
+# A fork server starts them: it has no threads and none of the service's memory.
 CONTEXT: Any = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 
 
@@ -51,8 +51,8 @@ class ReadClip:
     """The result of reading a recording.
 
     Attributes:
-        result: of its process.
-        sample: raw features, as `Predictor.predict` takes them.
+        result: result of the process.
+        sample: raw features, as input of `Predictor.predict`.
         drawn: arrays for the page: "loudness", "faces", "faces_present".
     """
 
@@ -62,11 +62,11 @@ class ReadClip:
 
 
 class ClipProcesses:
-    """Processes that make features of recordings.
+    """Processes that extract features of recordings.
 
     Args:
-        settings: of the features.
-        limits: of a recording.
+        settings: which features to extract.
+        limits: limits of recordings.
 
     Attributes:
         limits: as given.
@@ -87,7 +87,7 @@ class ClipProcesses:
         self._stopped: Refused | None = None
 
     def start(self) -> None:
-        """Begin to import what the processes need, in the background, where the system forks."""
+        """Start to import what the processes need, in the background, on systems with fork."""
         if FORKS:
             from multiprocessing import forkserver
 
@@ -95,7 +95,7 @@ class ClipProcesses:
             forkserver.ensure_running()
 
     def stop(self, error: Refused) -> None:
-        """End all processes, and answer their clients and later ones with this error."""
+        """End all processes, and raise this error for their clients and later ones."""
         self._stopped = error
         for scope in self._under_way:
             scope.cancel()
@@ -104,13 +104,14 @@ class ClipProcesses:
         """Return the features of a recording.
 
         Args:
-            body: the file with a request's body, alone in its folder, which is used.
-            content_type: of the body.
-            details: whether to return what the page draws, too.
+            body: file with the body of a request, in a separate folder, where other files are
+                written.
+            content_type: content type of the body.
+            details: whether to return also what the page draws.
 
         Raises:
-            Refused: it cannot be read, takes too much, too many wait already, or the service is
-                stopping.
+            Refused: if the recording cannot be read or exceeds a limit, too many are waiting, or
+                the service is stopping.
         """
         if self._stopped is not None:
             raise self._stopped
@@ -122,7 +123,7 @@ class ClipProcesses:
                     return await anyio.to_thread.run_sync(_read_result, body.parent)
             finally:
                 self._under_way.discard(scope)
-        assert self._stopped is not None  # else nobody cancels the scope
+        assert self._stopped is not None  # else nothing cancels the scope
         raise self._stopped
 
     @contextlib.asynccontextmanager
@@ -173,21 +174,21 @@ class ClipProcesses:
 
 
 async def _end_of(process: BaseProcess) -> None:
-    # In a thread: the loop of Windows waits for no process.
+    # In a thread: the event loop on Windows cannot wait for a process.
     await anyio.to_thread.run_sync(connection.wait, [process.sentinel], abandon_on_cancel=True)
 
 
 def _used_its_time(process: BaseProcess) -> bool:
-    """Whether the system ended it for what it took of the processor."""
+    """Return whether the system ended the process because it exceeded its CPU time."""
     return hasattr(signal, "SIGXCPU") and process.exitcode == -signal.SIGXCPU
 
 
 def _end(process: BaseProcess) -> None:
-    """End a process and all that it started."""
+    """End a process and its child processes."""
     if process.pid is None:  # it was not started
         return
     if process.is_alive():
-        if hasattr(os, "killpg"):  # not on Windows, where it starts no others
+        if hasattr(os, "killpg"):  # not on Windows, where it has no child processes
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         process.kill()
@@ -196,7 +197,9 @@ def _end(process: BaseProcess) -> None:
 
 
 def _read_result(folder: Path) -> ReadClip:
-    """Return what a process left; a hostile file may have made it write anything."""
+    """Return the result of a process. It is untrusted: a malicious file may have taken over the
+    process.
+    """
     try:
         result = ClipResult.model_validate_json(read_text(folder / RESULT, LARGEST_OUTPUT))
         if result.error:

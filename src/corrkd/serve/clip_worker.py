@@ -1,8 +1,8 @@
-"""Features of one recording that somebody sent, made in a process of its own, which may end at any
-time and take nothing with it.
+"""Extracting the features of one untrusted recording in a separate process, which may crash without
+affecting the service.
 
-What it leaves is two files: `RESULT` as JSON, and `ARRAYS`, which its parent reads as it would read
-a stranger's.
+The process writes two files, `RESULT` as JSON and `ARRAYS`. The service reads them as untrusted
+files.
 """
 
 from __future__ import annotations
@@ -30,15 +30,13 @@ from corrkd.serve.upload import read_upload
 from corrkd.workers import end_with_parent
 
 RESULT, ARRAYS = "result.json", "arrays.npz"
-SAMPLE = (
-    "sample_"  # how names of arrays begin that are the sample; the others are what the page draws
-)
-LARGEST_OUTPUT = 64_000_000  # bytes of a file that is written, where the body is not larger
-DESCRIPTORS = 256  # files that it may open
+SAMPLE = "sample_"  # prefix of the arrays of the sample; the others are for the page
+LARGEST_OUTPUT = 64_000_000  # bytes: limit of written files, unless the body is larger
+DESCRIPTORS = 256  # limit of open files
 
 
 class TimedWord(BaseModel):
-    """A word and when it is spoken, in seconds."""
+    """A word with start and end in seconds."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -51,13 +49,13 @@ class ClipResult(BaseModel):
     """The result of a recording.
 
     Attributes:
-        error: why there is none; "" if there is.
-        seconds: duration; 0 of a text.
-        transcript: where the words are from: "text", "subtitles", "transcribed" or "none".
-        frames: how many the recording has, by modality.
-        missing: how many of them are missing, by modality and reason.
-        words: with times where there is a recording.
-        aspect: width of a picture with a face, divided by its height; 0 where there is none.
+        error: why it cannot be read; "" if it can.
+        seconds: duration in seconds; 0 for a text.
+        transcript: source of the words: "text", "subtitles", "transcribed" or "none".
+        frames: number of frames, by modality.
+        missing: number of missing frames, by modality and reason.
+        words: the words, with times if there is a recording.
+        aspect: width divided by height of a picture with a face; 0 if there is none.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -73,15 +71,15 @@ class ClipResult(BaseModel):
 
 @dataclass(frozen=True)
 class Task:
-    """The task of a process.
+    """The task of one process.
 
     Attributes:
-        body: file with a request's body, alone in its folder.
-        content_type: of the body.
-        settings: of the features.
-        details: whether to return what the page draws, too.
-        memory: bytes that the process may take.
-        cpu_seconds: that it may take.
+        body: file with the body of a request, in a separate folder.
+        content_type: content type of the body.
+        settings: which features to extract.
+        details: whether to return also what the page draws.
+        memory: limit of memory, in bytes.
+        cpu_seconds: limit of CPU time, in seconds.
     """
 
     body: Path
@@ -93,9 +91,9 @@ class Task:
 
 
 def work(task: Task) -> None:
-    """Write the features of the recording in a body, or why it cannot be read."""
+    """Extract the features of the recording in a body, and write them or the error."""
     if hasattr(os, "setsid"):  # not on Windows
-        os.setsid()  # what it starts is ended with it
+        os.setsid()  # its child processes end with it
     end_with_parent()
     _be_silent()
     _limit(task)
@@ -104,19 +102,19 @@ def work(task: Task) -> None:
         result = _write_arrays(task, folder / ARRAYS)
     except CorrKDError as error:
         result = ClipResult(error=str(error)[:2000])
-    except Exception as error:  # of libraries, on unforeseen files
+    except Exception as error:  # from libraries, on unexpected files
         full = isinstance(error, MemoryError) or "allocate memory" in str(error)
-        what = (
+        problem = (
             f"needs more than {size_text(task.memory)} of memory"
             if full
             else f"cannot be read ({type(error).__name__})"
         )
-        result = ClipResult(error=f"the recording {what}; convert it, or cut it")
+        result = ClipResult(error=f"the recording {problem}; convert it, or cut it")
     write_text(folder / RESULT, result.model_dump_json())
 
 
 def _be_silent() -> None:
-    """Discard output, so that no file can fill the service's log."""
+    """Discard output, so that a file cannot fill the log of the service."""
     sys.stdout.flush()
     with open(os.devnull, "wb") as nowhere:
         for descriptor in (1, 2):
@@ -124,15 +122,15 @@ def _be_silent() -> None:
 
 
 def _limit(task: Task) -> None:
-    """Bound what the process may take: on Linux all of it; on macOS not its memory; on Windows
-    nothing, where its time alone is bounded, by the service.
+    """Limit the resources of the process: on Linux all of them, on macOS all except memory, on
+    Windows none. There the service limits its time only.
     """
     try:
         import resource
     except ImportError:  # Windows
         return
     largest = max(LARGEST_OUTPUT, task.body.stat().st_size)
-    # Of memory, what can be written counts: CUDA maps far more.
+    # Only writable memory counts: CUDA maps far more.
     for limit, value in (
         (resource.RLIMIT_DATA, task.memory),
         (resource.RLIMIT_CPU, task.cpu_seconds),
@@ -171,8 +169,8 @@ def _write_arrays(task: Task, path: Path) -> ClipResult:
 
 
 def _drawn(clip: Clip, faces: list[Face | None]) -> Mapping[str, npt.NDArray[Any]]:
-    """Return loudness (steps,) in dBFS, and where vision looks at faces their outlines (steps,
-    points, 2) and which are there (steps,).
+    """Return the loudness (steps,) in dBFS and, if the vision extractor uses faces, their outlines
+    (steps, points, 2) and which steps have one (steps,).
     """
     arrays: dict[str, npt.NDArray[Any]] = {}
     if clip.recording is not None and clip.recording.has_audio:

@@ -1,5 +1,5 @@
-"""What the page shows: a sample with modalities switched off and frames dropped, as student,
-teacher and control see it.
+"""The samples that the page shows, with modalities switched off and frames dropped, for student,
+teacher and control.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from corrkd.settings import MASK_SEED
 
 @dataclass(frozen=True)
 class Exhibit:
-    """What can be looked at.
+    """The networks and samples that the page shows.
 
     Attributes:
         predictors: by role, the student first.
-        split: samples to pick from; None: only what a visitor brings.
-        name: of the split.
-        truths: what each sample's label is, in words.
+        split: samples to choose from; None: only samples that a visitor sends.
+        name: name of the split.
+        truths: label of each sample, as text.
     """
 
     predictors: Mapping[str, Predictor]
@@ -38,12 +38,12 @@ class Exhibit:
 
     @property
     def student(self) -> Predictor:
-        """The one that is served."""
+        """The student, which the service predicts with."""
         return next(iter(self.predictors.values()))
 
     def listed(self, search: str, start: int, count: int) -> tuple[int, list[dict[str, Any]]]:
-        """How many samples have `search` in their id or label, and `count` of them from `start`
-        on.
+        """Return how many samples have `search` in their id or label, and `count` of them from
+        index `start`.
         """
         if self.split is None:
             return 0, []
@@ -57,7 +57,7 @@ class Exhibit:
 
     @cached_property
     def _texts(self) -> list[str]:
-        """What is searched, of each sample."""
+        """Text of each sample that is searched."""
         assert self.split is not None
         return [
             f"{name} {truth}".casefold()
@@ -65,8 +65,8 @@ class Exhibit:
         ]
 
     def sample(self, number: int) -> tuple[str, str, ReadSample]:
-        """Id, label and frames of a sample of the split. Raises IndexError where there is none of
-        that number.
+        """Return the id, label and frames of a sample of the split. Raises IndexError if `number`
+        is out of range.
         """
         if self.split is None or not 0 <= number < len(self.split):
             raise IndexError(number)
@@ -84,20 +84,20 @@ class Exhibit:
 def hidden(
     read: ReadSample, name: str, *, off: Sequence[str], missing: float, draw: int = 0
 ) -> ReadSample:
-    """The sample without the missing frames.
+    """Return the sample with modalities switched off and frames dropped.
 
     Args:
         read: a sample.
         name: its id, which determines the dropped frames.
-        off: modalities that are lost whole.
-        missing: share of frames dropped from the others, 0 to 1; frames dropped at one share
-            are dropped at every larger share, too.
-        draw: which of many ways.
+        off: modalities that are missing entirely.
+        missing: fraction of frames dropped from the other modalities, 0 to 1. Frames dropped at one
+            fraction are also dropped at every larger one.
+        draw: index of the random draw.
     """
     key = torch.tensor([sample_key(name)])
     out = {}
     for m, (frames, present) in read.items():
-        # By the evaluation's seed, so that the page drops what the evaluation dropped.
+        # With the evaluation's seed, so that the page drops the same frames as the evaluation.
         numbers = masks.uniform(
             key, len(frames), seed=MASK_SEED, purpose="frame", modality=m, draw=draw
         )

@@ -1,5 +1,5 @@
-"""A trained student as one ONNX file with a card and a script to use it: no PyTorch and nothing of
-ours is needed there.
+"""Exporting a trained student to ONNX, with a card and a script that uses it without PyTorch and
+corrkd.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ from corrkd.settings import EvaluationSettings
 
 MODEL, CARD, SCRIPT = "model.onnx", "card.json", "predict.py"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
-OPSET = 18  # what the exporter writes without converting, and what onnxruntime 1.18 reads
+OPSET = 18  # written by the exporter without conversion, and supported by onnxruntime 1.18
 TOLERANCE = 1e-4
-BATCH, ALONE = 32, 4  # samples compared side by side, and how many of them once more one by one
+BATCH, ALONE = 32, 4  # samples compared in a batch, and how many of them again one by one
 
 Compare = Callable[[Mapping[str, Arrays]], float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """What was exported, and how near it is to PyTorch.
+    """An exported model, and how much its logits differ from those of PyTorch.
 
     Attributes:
-        folder: with model.onnx, card.json and predict.py.
-        differences: by condition, the largest |logit - PyTorch's| / max(1, |PyTorch's|). With
-            "complete, one frame" and "complete, N frames": samples cut to one frame, and one
-            repeated to twice the length of training where the model reads it.
-        samples: how many of the dataset's samples were compared.
-        longest: the most frames that the model reads, by modality.
-        opset: of ONNX.
+        folder: folder with model.onnx, card.json and predict.py.
+        differences: largest |logit - PyTorch's| / max(1, |PyTorch's|), by condition. Also
+            "complete, one frame": samples cut to one frame; and "complete, N frames": a sample
+            repeated to twice the longest length in training, if the model supports it.
+        samples: number of samples that were compared.
+        longest: largest number of frames that the model supports, by modality.
+        opset: version of the ONNX operator set.
     """
 
     folder: Path
@@ -69,7 +69,7 @@ class ExportReport:
 
     @property
     def largest(self) -> float:
-        """The largest difference under any condition."""
+        """Largest difference under any condition."""
         return max(self.differences.values())
 
 
@@ -83,29 +83,29 @@ def export(
     samples: int = 64,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Writes model.onnx, card.json and predict.py, once onnxruntime has given PyTorch's logits
-    under every standard condition.
+    """Export a student to model.onnx, card.json and predict.py. They are written only if
+    onnxruntime and PyTorch give the same logits under every standard condition, within `TOLERANCE`.
 
-    The model takes, for modality i in its order, `frames_i` (N, T_i, d_i) raw, `exists_i` and
-    `visible_i` (N, T_i) booleans, any N and any T_i; it gives `logits` (N, K), (N, Q, 2) or (N, 1).
-    The predictor stays as it is.
+    The inputs of the model are, for its i-th modality, `frames_i` (N, T_i, d_i) raw features,
+    `exists_i` and `visible_i` (N, T_i) booleans, for any N and T_i. Its output is `logits` (N, K),
+    (N, Q, 2) or (N, 1). The predictor is not changed.
 
     Args:
         predictor: the student.
-        folder: a new or an empty one.
-        dataset: raw features to compare on, with the student's modalities; targets are not looked
-            at.
-        split: which of its samples.
-        max_frames: the most frames of a modality that the exported model shall read; default: 1024,
-            or four times the longest in the training data, or the longest in the split, whichever
-            is most. Learned positions end where the training's do in any case.
-        samples: how many are compared under each condition.
-        overwrite: replace an exported model that is there. Other files in the folder stay.
+        folder: output folder, new or empty.
+        dataset: raw features to compare on, with the student's modalities; its targets are not
+            used.
+        split: split to compare on.
+        max_frames: largest number of frames of a modality that the exported model supports;
+            default: the largest of 1024, four times the longest in the training data, and the
+            longest in the split. With learned positions never more than in training.
+        samples: number of samples to compare under each condition.
+        overwrite: replace an existing exported model. Other files in the folder stay.
 
     Raises:
-        CorrKDError: where a package is not installed, the folder is not empty, the dataset does not
-            fit, the network cannot be exported, or its logits are not PyTorch's. Then no part of a
-            model is left behind, and what was there before stays.
+        CorrKDError: if a package is not installed, the folder is not empty, the dataset does not
+            fit, the network cannot be exported, or its logits differ from PyTorch's. The folder is
+            then unchanged.
     """
     folder = Path(folder)
     _check_installed()
@@ -118,9 +118,9 @@ def export(
     if not len(chosen):
         raise CorrKDError(f"{where}: no samples to compare on")
     longest = _longest(saved, chosen, max_frames, where)
-    # On the CPU, wherever the predictor computes: there the graph is traced and compared.
+    # The graph is traced and compared on the CPU, whatever the predictor's device.
     reference = Predictor(replace(saved, network=deepcopy(saved.network).cpu()))
-    # The card last: its checksum tells whether the model beside it is its own.
+    # The card last: its checksum identifies the model beside it.
     with replacing_all(folder, (MODEL, SCRIPT, CARD)) as aside:
         model, opset = _exported(reference.saved, longest)
         facts = {"sha256": hashlib.sha256(model).hexdigest(), "opset": opset}
@@ -171,7 +171,7 @@ def _check_installed() -> None:
 def _longest(
     saved: SavedNetwork, split: Split, max_frames: int | None, where: str
 ) -> dict[str, int]:
-    """The most frames that the exported model reads, by modality."""
+    """Return the largest number of frames that the exported model supports, by modality."""
     bounds, out = saved.network.longest(saved.frames), {}
     for m in saved.modalities:
         seen, trained = int(split.lengths[m].max()), saved.frames[m]
@@ -190,8 +190,8 @@ def _longest(
 
 
 class _Graph(nn.Module):
-    """The network with its normalisation inside, on inputs in a row: frames, exists, visible of the
-    first modality, and so on.
+    """The network with its normalisation, as a function of a flat list of inputs: frames, exists
+    and visible of the first modality, and so on.
     """
 
     def __init__(self, network: AnyNetwork, normalisation: Normalisation) -> None:
@@ -202,7 +202,7 @@ class _Graph(nn.Module):
             self.register_buffer(f"scale_{index}", torch.tensor(normalisation.scale[m]))
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Logits in the target's shape."""
+        """Return the logits in the target's shape."""
         frames, exists, visible = {}, {}, {}
         for index, m in enumerate(self.network.modalities):
             raw, exists[m], visible[m] = inputs[3 * index : 3 * index + 3]
@@ -215,8 +215,8 @@ class _Graph(nn.Module):
 
 
 def _exported(saved: SavedNetwork, longest: Mapping[str, int]) -> tuple[bytes, int]:
-    """The ONNX file, and its opset. Raises CorrKDError where the exporter cannot read the network's
-    code.
+    """Return the ONNX file and its opset. Raises CorrKDError if the exporter does not support the
+    network's code.
     """
     network = deepcopy(saved.network)
     for module in network.modules():
@@ -227,12 +227,11 @@ def _exported(saved: SavedNetwork, longest: Mapping[str, int]) -> tuple[bytes, i
     shapes: list[dict[int, Any]] = []
     batch = torch.export.Dim("batch", min=1)
     for index, m in enumerate(saved.modalities):
-        # Sizes of 0 and 1, and equal ones, would be taken for constants of the graph.
+        # Sizes of 0 or 1, and equal sizes, would become constants of the graph.
         count = min(3 + index, longest[m])
         inputs.append(torch.zeros(2, count, saved.widths[m]))
-        inputs += [
-            torch.ones(2, count, dtype=torch.bool) for _ in range(2)
-        ]  # one tensor twice would be one input
+        # the same tensor twice would become one input
+        inputs += [torch.ones(2, count, dtype=torch.bool) for _ in range(2)]
         length = (
             {}
             if longest[m] == 1
@@ -261,7 +260,7 @@ def _exported(saved: SavedNetwork, longest: Mapping[str, int]) -> tuple[bytes, i
             )
             assert done is not None
             model = done.model_proto
-    except Exception as error:  # of many kinds: the exporter's, and those of the network's code
+    except Exception as error:  # of many types: from the exporter and the network's code
         raise _not_exportable(saved.network.name, error) from None
     # The exported file does not reveal paths of this machine.
     for described in (
@@ -278,8 +277,8 @@ def _exported(saved: SavedNetwork, longest: Mapping[str, int]) -> tuple[bytes, i
 
 
 def _lengthen(encoder: Encoder, frames: int) -> None:
-    """Makes its table of positions long enough, for a graph cannot compute more of it; learned ones
-    stay.
+    """Extend the table of positions, which a graph cannot do when it runs. Learned positions are
+    not changed.
     """
     width, kind = encoder.settings.width, encoder.settings.positions
     if kind != "learned":
@@ -289,7 +288,7 @@ def _lengthen(encoder: Encoder, frames: int) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing that a library says inside is shown."""
+    """Suppress the output and warnings of libraries in the block."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -316,8 +315,8 @@ def _not_exportable(name: str, error: Exception) -> CorrKDError:
 
 
 def _comparison(folder: Path, reference: Predictor) -> Compare:
-    """The largest difference between the logits of an exported folder and the reference's, on given
-    arrays.
+    """Return a function that compares the logits of an exported folder with the reference's on
+    arrays and returns the largest difference.
     """
     name = reference.saved.network.name
     try:
@@ -331,7 +330,7 @@ def _comparison(folder: Path, reference: Predictor) -> Compare:
         expected = reference.logits(arrays).astype(np.float64)
         try:
             actual = exported.run(arrays)
-        except Exception as error:  # onnxruntime's own kinds
+        except Exception as error:  # exception types of onnxruntime
             raise _not_exportable(name, error) from None
         if actual.shape != expected.shape:
             return math.inf
@@ -349,7 +348,7 @@ def _compared(
     trained: Mapping[str, int],
     samples: int,
 ) -> tuple[dict[str, float], int]:
-    """The largest difference by condition, and how many samples were looked at."""
+    """Return the largest difference by condition, and the number of samples compared."""
     settings, incomplete = EvaluationSettings(draws=1), split.naturally_incomplete()
     conditions = standard_conditions(
         tuple(split.frames), settings, naturally_incomplete=bool(incomplete.any())
@@ -378,7 +377,7 @@ def _compared(
 
 
 def _spread(rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """At most `count` of the rows, evenly from first to last."""
+    """Return at most `count` of the indices, evenly spaced from first to last."""
     chosen: npt.NDArray[np.int64] = rows[
         np.unique(np.linspace(0, len(rows) - 1, count).round().astype(np.int64))
     ]
@@ -388,7 +387,7 @@ def _spread(rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
 def _arrays(
     split: Split, condition: Condition, seed: int, card: Mapping[str, Any]
 ) -> dict[str, Arrays]:
-    """Raw samples as a network is given them under a condition."""
+    """Return raw samples as input arrays of a network under a condition."""
     batch = for_masks(split)
     visible = {m: mask.numpy() for m, mask in condition.visible(batch, seed=seed, draw=0).items()}
 
@@ -403,9 +402,7 @@ def _arrays(
 
 
 def _resized(arrays: Arrays, samples: int, frames: int) -> Arrays:
-    """The first samples at another length, of which everything exists: frames of each are cut off
-    or repeated.
-    """
+    """Return the first samples with `frames` existing frames each, cut or repeated."""
     chosen = np.arange(frames) % arrays.frames.shape[1]
     everything = np.ones((samples, frames), bool)
     return Arrays(np.ascontiguousarray(arrays.frames[:samples, chosen]), everything, everything)
@@ -416,8 +413,8 @@ def _resized(arrays: Arrays, samples: int, frames: int) -> Arrays:
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Raises CorrKDError where a folder holds anything; with `overwrite` where that is no exported
-    model.
+    """Raise CorrKDError if a folder is not empty; with `overwrite`, if it contains anything other
+    than an exported model.
     """
     if folder.exists() and not folder.is_dir():
         raise CorrKDError(f"{folder}: is a file; name a folder")
@@ -425,11 +422,11 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
         return
     if not (folder / MODEL).is_file():
         raise CorrKDError(
-            f"{folder}: is not empty, and holds no exported model; choose another folder"
+            f"{folder}: is not empty and has no exported model; choose another folder"
         )
     if not overwrite:
         raise CorrKDError(
-            f"{folder}: holds an exported model; choose another folder, or replace it with "
+            f"{folder}: contains an exported model; choose another folder, or replace it with "
             f"--overwrite"
         )
 
@@ -439,7 +436,7 @@ def _write_card(path: Path, card: Mapping[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """The value with null for numbers that are not finite, which JSON does not know."""
+    """Replace numbers that are not finite by None, since JSON cannot represent them."""
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,5 +1,5 @@
-"""What a service grants its clients: size and time of a body, requests at once, memory of all
-together. Plain ASGI.
+"""Limits on the requests of a service: size and duration of a body, concurrent requests, and total
+memory. Plain ASGI.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-ELSEWHERE = 1 << 16  # bytes of a body where none is wanted
-READ_ON = 4  # a body is read up to so many times its limit before the connection is closed
-MEDIA_PATH = "/v1/predict/media"  # whose bodies are recordings, which go to files
-BODY_FILE = "corrkd.body_file"  # key of a scope: where the body of a recording lies
-LEFT = 499  # the status, in metrics, of a request that its client gave up (nginx's number)
+ELSEWHERE = 1 << 16  # bytes: limit of a body for routes that need none
+READ_ON = 4  # a body is read up to this many times its limit before the connection is closed
+MEDIA_PATH = "/v1/predict/media"  # its bodies are recordings, which are stored in files
+BODY_FILE = "corrkd.body_file"  # key of an ASGI scope: path of the file with a recording
+LEFT = 499  # status in the metrics of a request whose client left (as in nginx)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +39,12 @@ class ClipLimits:
 
     Attributes:
         body: bytes of a request's body.
-        upload_seconds: in which it must have arrived.
-        seconds: duration of a recording.
-        work_seconds: in which its features must be made.
-        memory: bytes that the process may take that makes them.
-        processes: such processes at once.
-        waiting: requests for each of them that may wait for their turn.
+        upload_seconds: time in which it must arrive, in seconds.
+        seconds: longest duration of a recording, in seconds.
+        work_seconds: time in which its features must be extracted, in seconds.
+        memory: memory of the process that extracts them, in bytes.
+        processes: number of such processes that run at a time.
+        waiting: number of requests per process that may wait.
     """
 
     body: int = 64_000_000
@@ -62,18 +62,17 @@ class Limits:
 
     Attributes:
         body: bytes of a request's body.
-        seconds: in which it must have arrived, and its answer been taken; half of them may pass
-            without any of it.
-        requests: answered at once; others get a 503.
-        samples: in one request.
-        frames: of one modality of a sample; None: 1024, or as many as the training data has,
-            whichever is more.
-        cost: of a request: over its samples and modalities, the sum of frames x (width + frames),
-            which are the numbers of the input and of an attention map. None: 8 million, or as much
-            as one sample of `frames` frames costs, whichever is more.
-        together: all requests at once may have so many times the bytes, and so many times the cost,
-            of one.
-        connections: open at once.
+        seconds: time in which it must arrive, and in which its response must be received; half of
+            it may pass without progress.
+        requests: number of requests answered at a time; others get a 503.
+        samples: number of samples in a request.
+        frames: number of frames of a modality of a sample; None: 1024, or the longest in the
+            training data if that is more.
+        cost: cost of a request: the sum over samples and modalities of frames x (width + frames),
+            the number of values of the input and of an attention map. None: 8 million, or the cost
+            of one sample of `frames` frames if that is more.
+        together: all concurrent requests may have this many times the bytes and the cost of one.
+        connections: number of open connections.
         clips: limits of recordings.
     """
 
@@ -88,12 +87,12 @@ class Limits:
     clips: ClipLimits = field(default_factory=ClipLimits)
 
     def seconds_of(self, path: str) -> float:
-        """Return the seconds in which a body for a path must have arrived."""
+        """Return the time in seconds in which a body for a path must arrive."""
         return max(self.seconds, self.clips.upload_seconds) if path == MEDIA_PATH else self.seconds
 
 
 class _Store(Protocol):
-    """Where a body is kept while it arrives."""
+    """Storage of a body while it arrives."""
 
     async def add(self, chunk: bytes) -> None: ...
 
@@ -112,7 +111,7 @@ class _Memory:
 
 
 class _File:
-    """Written in threads, so that a slow disk blocks no other request."""
+    """A file that is written in threads, so that a slow disk does not block other requests."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb", buffering=0)
@@ -142,7 +141,7 @@ class _Nowhere:
 
 @dataclass
 class _Arrival:
-    """A body that has not arrived whole."""
+    """A body that has not arrived completely."""
 
     bodies: _Bodies
     timeout: asyncio.Timeout
@@ -153,8 +152,8 @@ class _Arrival:
 
 @dataclass
 class _Bodies:
-    """The bytes of all bodies. Where they are too many, one that has not arrived whole gives way:
-    the oldest of the address with most.
+    """The total size of all bodies. When it exceeds the limit, an incomplete body is dropped: the
+    oldest of the address with the most bytes.
     """
 
     most: int
@@ -163,7 +162,7 @@ class _Bodies:
 
     @contextmanager
     def arrival(self, timeout: asyncio.Timeout, address: str) -> Iterator[_Arrival]:
-        """A body that arrives within the block; its bytes count until `release`, or until it
+        """Yield a body that arrives within the block. Its bytes count until `release`, or until it
         fails.
         """
         arrival = _Arrival(self, timeout, address)
@@ -183,9 +182,8 @@ class _Bodies:
             sizes: Counter[str] = Counter()
             for other in self.arriving.values():
                 sizes[other.address] += other.size
-            leaving = max(
-                self.arriving.values(), key=lambda other: sizes[other.address]
-            )  # the first of them
+            # the oldest of equal ones
+            leaving = max(self.arriving.values(), key=lambda other: sizes[other.address])
             del self.arriving[id(leaving)]
             self.release(leaving)
             leaving.expelled = True
@@ -197,24 +195,24 @@ class _Bodies:
 
 
 class Guard:
-    """Passes requests within the limits on to `app`.
+    """ASGI middleware that passes requests within the limits to `app`.
 
-    A body is read whole before the app is called, so that what reaches it is complete and was
-    accepted. Only then does the request count as one of those answered at once. Where a client
-    leaves, its request is cancelled.
+    A body is read completely before the app is called. Only then does the request count as one that
+    is being answered. When a client leaves, its request is cancelled.
 
     Args:
-        app: the ASGI application behind it.
-        limits: of requests.
-        access: checks tokens and names.
-        on_answer: called with path ("refused" for what did not come through), status and seconds.
-        takes_recordings: whether bodies of `MEDIA_PATH` are kept, each in a folder of its own that
-            lasts as long as its request.
+        app: the ASGI application.
+        limits: limits of requests.
+        access: checks tokens and host names.
+        on_answer: called with the path ("refused" for requests that did not reach the app), status
+            and seconds.
+        takes_recordings: whether bodies of `MEDIA_PATH` are stored, each in a separate folder that
+            is removed after its request.
 
     Attributes:
-        accepted, answered, given_up: requests below /v1/ that came through whole; those of them
-            that were answered; those whose client left.
-        draining: whether the service is stopping, and tells its clients to disconnect.
+        accepted, answered, given_up: number of requests below /v1/ that arrived completely; of
+            these, those that were answered, and those whose client left.
+        draining: whether the service is stopping and tells its clients to disconnect.
     """
 
     def __init__(
@@ -237,11 +235,11 @@ class Guard:
 
     @property
     def held(self) -> int:
-        """Bytes of all bodies."""
+        """Total size of all bodies in bytes."""
         return self._bodies.size
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Handle a connection, as ASGI defines."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -259,7 +257,7 @@ class Guard:
             )
             arrival = await self._arrive(scope, receive, memory, self._bodies, most)
             await self._let_in(scope, b"".join(memory.chunks), arrival, receive, send)
-        elif not self._takes_recordings:  # which the app is going to say
+        elif not self._takes_recordings:  # the app will say so
             arrival = await self._arrive(
                 scope, receive, _Nowhere(), self._recordings, self.limits.clips.body
             )
@@ -296,14 +294,16 @@ class Guard:
             arrival.bodies.release(arrival)
 
     async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> bool:
-        """Let the app answer, and report it. Returns whether the client left before the end."""
+        """Let the app answer, and call `on_answer`. Returns whether the client left before the
+        end.
+        """
         began, status, ended, client_left = time.perf_counter(), 500, False, False
 
         async def watched(message: Message) -> None:
             nonlocal status, ended
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if self.draining:  # clients that stay connected are to go elsewhere
+                if self.draining:  # tells clients to open a new connection
                     message = {
                         **message,
                         "headers": [*message.get("headers", []), (b"connection", b"close")],
@@ -316,7 +316,7 @@ class Guard:
             nonlocal client_left
             while (await receive())[
                 "type"
-            ] != "http.disconnect":  # the client is gone, or has its answer
+            ] != "http.disconnect":  # the client left, or has its answer
                 pass
             if not ended:
                 client_left = True
@@ -338,20 +338,20 @@ class Guard:
     async def _arrive(
         self, scope: Scope, receive: Receive, store: _Store, bodies: _Bodies, most: int
     ) -> _Arrival:
-        """Store a body of `most` bytes at most, which count among `bodies`."""
+        """Store a body of at most `most` bytes, and count them in `bodies`."""
         headers, loop = dict(scope["headers"]), asyncio.get_running_loop()
         declared = headers.get(b"content-length", b"0")
         advice = "send a shorter recording" if bodies is self._recordings else "send fewer samples"
         too_large = Refused(413, f"the body is larger than {most:,} bytes; {advice}")
         seconds = self.limits.seconds_of(scope["path"])
         if declared.isdigit() and int(declared) > most and b"expect" in headers:
-            raise too_large  # this client waits to be told before it sends
+            raise too_large  # this client waits for the response before it sends
         size, more, end = 0, True, loop.time() + seconds
         try:
             async with asyncio.timeout_at(end) as timeout:
                 with bodies.arrival(timeout, (scope.get("client") or ("",))[0]) as arrival:
-                    # A body that is too large is read on, but not kept: a client that still sends
-                    # does not hear an answer.
+                    # A body that is too large is read on, but not kept: a client that is still
+                    # sending does not receive a response.
                     while more and size <= READ_ON * most and not arrival.expelled:
                         timeout.reschedule(min(end, loop.time() + self.limits.seconds / 2))
                         message = await receive()
@@ -392,7 +392,7 @@ def _replay(body: bytes) -> Receive:
 
     async def replayed() -> Message:
         if not chunks:
-            await anyio.sleep_forever()  # the guard itself watches for a disconnect
+            await anyio.sleep_forever()  # the guard itself waits for a disconnect
         return {"type": "http.request", "body": chunks.pop(), "more_body": False}
 
     return replayed

@@ -1,4 +1,4 @@
-"""What the service answers of a recording."""
+"""The response of the service for a recording."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MEDIA_BODY = {
 
 
 class Word(BaseModel):
-    """A word, and the seconds when it is spoken."""
+    """A word with start and end in seconds."""
 
     text: str
     start: float | None = None
@@ -42,45 +42,43 @@ class Word(BaseModel):
 
 
 class Details(BaseModel):
-    """What a page shows of a recording."""
+    """Details of a recording for the page."""
 
     words: list[Word]
     by_word: list[str] = Field(
-        description="modalities of which a frame is a word; of the others it is a step"
+        description="modalities with one frame per word; the others have one per step"
     )
-    step: float = Field(description="seconds of a frame of `loudness` and `faces`")
-    loudness: list[float] = Field(description="dBFS; -120 of silence and where there is no sound")
+    step: float = Field(description="seconds per frame of `loudness` and `faces`")
+    loudness: list[float] = Field(description="dBFS; -120 for silence and without sound")
     faces: list[list[int] | None] = Field(
-        description="x, y, x, y, ... of the points of `outline`; null where there is no face"
+        description="x, y, x, y, ... of the points of `outline`; null without a face"
     )
-    outline: dict[str, int] = Field(description="lines of a face, and how many points each has")
+    outline: dict[str, int] = Field(description="lines of a face, and the number of points of each")
     aspect: float = Field(
         description="width of the picture, divided by its height; 0 without a face"
     )
-    scale: int = Field(
-        description="parts of the picture's width and height in which points are counted"
-    )
-    sample: str = Field(
-        description="the features as .npz, in base64, to be sent to the other routes"
-    )
+    scale: int = Field(description="units of the points per width and height of the picture")
+    sample: str = Field(description="the features as .npz in base64, which the other routes accept")
 
 
 class MediaAnswer(BaseModel):
-    """What the model says of a recording."""
+    """The prediction for a recording."""
 
     model: str = Field(description="SHA-256 of the model's parameters")
     prediction: PredictionAnswer
-    seconds: float = Field(description="duration of the recording; 0 of a text")
-    transcript: str = Field(
-        description="where the words are from: text, subtitles, transcribed or none"
+    seconds: float = Field(description="duration of the recording in seconds; 0 for a text")
+    transcript: str = Field(description="source of the words: text, subtitles, transcribed or none")
+    frames: dict[str, int] = Field(description="number of frames of each modality")
+    missing: dict[str, dict[str, int]] = Field(
+        description="number of missing frames of each modality, by reason"
     )
-    frames: dict[str, int] = Field(description="how many there are of each modality")
-    missing: dict[str, dict[str, int]] = Field(description="how many of them are missing, and why")
     details: Details | None = None
 
 
 def details_of(read: ReadClip, by_word: list[str]) -> Details:
-    """Return what a page shows of a recording; `by_word`: modalities of which a frame is a word."""
+    """Return the details of a recording for the page. `by_word`: modalities with one frame per
+    word.
+    """
     faces, present = (
         read.drawn.get("faces", np.zeros((0, 0, 2))),
         read.drawn.get("faces_present", np.zeros(0, bool)),

@@ -18,7 +18,7 @@ from corrkd.targets.measures import METRICS, metric_of
 
 
 def model_card(saved: SavedNetwork, card: Mapping[str, Any], run: RunFolder | None) -> str:
-    """The text of README.md, with the run's own tables where a run is given."""
+    """Return the text of README.md, with the tables of `run` if given."""
     about = saved.about
     data = about.get("data", {}).get("name", "") if isinstance(about.get("data"), Mapping) else ""
     head = {
@@ -34,20 +34,20 @@ def model_card(saved: SavedNetwork, card: Mapping[str, Any], run: RunFolder | No
         "with corrkd, an open implementation of CorrKD (Li et al., CVPR 2024).",
         "## Use",
         _usage(card),
-        "## What it takes and gives",
+        "## Inputs and outputs",
         _shapes(saved),
-        "## How it was trained",
+        "## Training",
         _training(about),
     ]
     if saved.evaluated is not None:
-        sections += ["## How reliable it is", _tested(saved.evaluated)]
+        sections += ["## Evaluation", _tested(saved.evaluated)]
     if run is not None:
-        sections += ["## Beside its teacher and its control", *_run_tables(run)]
+        sections += ["## Comparison with its teacher and control", *_run_tables(run)]
     sections += [
         "## Limits",
-        "It knows the people, language and recording conditions of its training data alone, and "
-        "features made in the same way. How reliable it is elsewhere has to be measured there: "
-        "`corrkd evaluate` does.",
+        "The model was trained only on the people, language and recording conditions of its data, "
+        "and on features extracted in the same way. On other data, measure its metrics with "
+        "`corrkd evaluate`.",
     ]
     return "\n\n".join(section.rstrip() for section in sections) + "\n"
 
@@ -68,16 +68,13 @@ def _usage(card: Mapping[str, Any]) -> str:
 
 
 def _shapes(saved: SavedNetwork) -> str:
-    rows = [
-        "| modality | features a frame | frames in the data, at most |",
-        "| --- | ---: | ---: |",
-    ]
+    rows = ["| modality | features per frame | most frames in the data |", "| --- | ---: | ---: |"]
     rows += [f"| {text(m)} | {saved.widths[m]} | {saved.frames[m]} |" for m in saved.modalities]
     target = saved.target
     also = ", probabilities included" if target.has_classes else ""
     return (
         "\n".join(rows)
-        + f"\n\nIt answers with {text(target.description)} (target {text(target.name)}){also}."
+        + f"\n\nIts output is {text(target.description)} (target {text(target.name)}){also}."
     )
 
 
@@ -110,22 +107,22 @@ def _tested(tested: Evaluated) -> str:
     measured = dict.fromkeys(m for c in tested.conditions for m in c.measured)
     names = [*(m for m in METRICS if m in measured), *(m for m in measured if m not in METRICS)]
     headings = " | ".join(text(metric_of(m).heading) for m in names)
-    rows = [f"| what was there | {headings} |", f"| --- |{' ---: |' * len(names)}"]
+    rows = [f"| condition | {headings} |", f"| --- |{' ---: |' * len(names)}"]
     for c in tested.conditions:
         cells = [metric_of(m).format(c.measured[m]) if m in c.measured else "undef." for m in names]
         rows.append(f"| {text(c.name)} | {' | '.join(cells)} |")
     data = f" of {text(tested.data)}" if tested.data else ""
     lines = [
         f"This model on the {text(tested.split)} split{data} ({tested.samples} samples), in "
-        "percent where not a size, score or correlation; `ratio-R`: a share R of every modality's "
+        "percent except sizes, scores and correlations; `ratio-R`: a share R of every modality's "
         "frames was missing, `burst-R`: a gap of that share.",
         "\n".join(rows),
     ]
     if tested.level is not None:
         lines.append(
-            f"Prediction sets were made to hold the truth in {100 * tested.level:g} % of cases for "
-            "people who are new, on average over people; this assumes that they are such as those "
-            "held out for it were."
+            f"Prediction sets are calibrated to contain the true value in {100 * tested.level:g} % "
+            "of cases for new people, on average over people; this assumes that new people "
+            "resemble those held out for calibration."
         )
     return "\n\n".join(lines)
 
@@ -135,4 +132,4 @@ def _run_tables(run: RunFolder) -> list[str]:
     with suppress(AbsentError):
         for table in (tables.with_difference(run, "weighted_f1"), tables.by_ratio(run)):
             sections += [text(table.caption), tables.to_markdown(table)]
-    return sections or ["The run holds no results yet."]
+    return sections or ["The run has no results yet."]

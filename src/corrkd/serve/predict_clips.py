@@ -1,6 +1,4 @@
-"""A trained student on recordings, with the same extractors that made the features of its
-training data.
-"""
+"""Predicting recordings with the extractors that made the features of the training data."""
 
 from __future__ import annotations
 
@@ -22,67 +20,68 @@ EXTRACTORS = "extractors"  # in a card's `about`
 def feature_settings(
     card: Mapping[str, Any], device: str = "cpu"
 ) -> tuple[FeatureSettings, list[str]]:
-    """Return settings that make features as a model's training data had them, and notes on
-    libraries of other versions.
+    """Return settings that extract features as in a model's training data, and notes on libraries
+    whose version differs.
 
     Args:
-        card: of the model.
-        device: where extractors with models of the hub compute.
+        card: card of the model.
+        device: device of extractors with models from the hub, as "cpu" or "cuda".
 
     Raises:
-        CorrKDError: the model was not trained on features of recordings, or the extractors here are
-            not the same.
+        CorrKDError: if the model was not trained on features of recordings, or the installed
+            extractors differ.
     """
     described = card["about"].get(EXTRACTORS)
     if not isinstance(described, Mapping) or not isinstance(described.get("modalities"), Mapping):
         raise CorrKDError(
-            "the model's card names no extractors: its data are not from `corrkd features`; "
+            "the model card lists no extractors: its data does not come from `corrkd features`; "
             "predict from features of the same kind"
         )
     lacking = [m for m in card["modalities"] if m not in described["modalities"]]
     if lacking:
         raise CorrKDError(
-            f"the model's card names no extractor of {', '.join(lacking)}; predict from features "
+            f"the model card lists no extractor of {', '.join(lacking)}; predict from features "
             f"of the same kind"
         )
     used = {m: described["modalities"][m] for m in card["modalities"]}
-    return settings_of({**described, "modalities": used}, "the model's card", device)
+    return settings_of({**described, "modalities": used}, "the model card", device)
 
 
 def clip_sample(path: Path, settings: FeatureSettings, text: str = "") -> dict[str, Any]:
-    """Return a recording as a sample, without the modalities of which it has no frame.
+    """Return the features of a recording as a sample, without the modalities that have no present
+    frame.
 
     Args:
-        path: the recording, or a .txt.
-        settings: of `feature_settings`.
-        text: the transcript; "": that of a .vtt, .srt or .txt beside it.
+        path: a recording or a .txt file.
+        settings: from `feature_settings`.
+        text: the transcript; "": that of a .vtt, .srt or .txt file beside it.
 
     Raises:
-        CorrKDError: the recording cannot be read, or has nothing that the model knows.
+        CorrKDError: if the recording cannot be read or has none of the model's modalities.
     """
     return sample_of(
         extract(path, settings, text),
         path.name,
-        "a transcript may lie beside it as a .vtt, .srt or .txt",
+        "put a transcript beside it as a .vtt, .srt or .txt file",
     )
 
 
 def sample_of(features: ClipFeatures, name: str, advice: str) -> dict[str, Any]:
-    """Return features as a sample, without the modalities of which there is no frame.
+    """Return features as a sample, without the modalities that have no present frame.
 
     Args:
-        features: of a recording.
-        name, advice: of the recording and what to do, for the error.
+        features: features of a recording.
+        name, advice: name of the recording, and what to do, for the error message.
 
     Raises:
-        CorrKDError: there is no frame at all.
+        CorrKDError: if no modality has a present frame.
     """
     sample: dict[str, Any] = {}
     for m, frames in features.frames.items():
         if frames.present.any():
             sample |= {m: frames.values, f"{m}_present": frames.present}
     if not sample:
-        raise CorrKDError(f"{name}: nothing of {', '.join(features.frames)} in it; {advice}")
+        raise CorrKDError(f"{name}: has none of {', '.join(features.frames)}; {advice}")
     return sample
 
 
@@ -91,12 +90,13 @@ def predict_clips(
     clips: Sequence[Path],
     on_clip: Callable[[Path, str], None],
 ) -> tuple[dict[Path, Prediction], dict[Path, str]]:
-    """Return predictions and errors by clip; a clip that cannot be read does not stop the others.
+    """Return predictions and error lines by clip. A clip that cannot be read does not stop the
+    others.
 
     Args:
-        predict: of one clip.
+        predict: predicts one clip.
         clips: paths.
-        on_clip: called after each, with the error's line or "".
+        on_clip: called after each clip with its error line or "".
     """
     predictions: dict[Path, Prediction] = {}
     errors: dict[Path, str] = {}
@@ -112,8 +112,8 @@ def predict_clips(
 def write_predictions(
     out: Path, predictions: Mapping[Path, Prediction], card: Mapping[str, Any]
 ) -> None:
-    """Write the predictions of clips as a table, whole or not at all; `id` is the path as it was
-    given.
+    """Write the predictions of clips as a table, atomically. Column `id` is the path as in
+    `predictions`.
     """
     lines = [
         json.dumps({"id": str(clip), **p.to_json()}, ensure_ascii=False)
@@ -126,8 +126,8 @@ def write_predictions(
 
 
 def prediction_text(clip: Path, prediction: Prediction) -> str:
-    """Return a prediction as a line: the clip, the answer, its probability or score, and what was
-    used.
+    """Return a prediction as one line: clip, label, probability or score, and the fraction of
+    frames used.
     """
     used = ", ".join(f"{m} {100 * share:.0f} %" for m, share in prediction.used.items())
     if isinstance(prediction.label, str):

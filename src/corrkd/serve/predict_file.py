@@ -1,9 +1,9 @@
-"""A trained student over a whole dataset: batch by batch to a table on disk, and on from the last
-batch after any end.
+"""Predicting a whole dataset, batch by batch, to a table on disk. An interrupted prediction
+continues from the last batch.
 
-While it works, batches lie as numbered files of JSON lines in a hidden folder beside the output,
-each written whole or not at all, with a note of what they belong to. At the end they become the
-output, and the folder goes.
+Batches are first written atomically, as numbered files of JSON lines, to a hidden folder beside the
+output, with a description of the arguments. At the end they are joined to the output and the folder
+is removed.
 """
 
 from __future__ import annotations
@@ -47,27 +47,27 @@ def predict_file(
     overwrite: bool = False,
     on_batch: Callable[[int], None] | None = None,
 ) -> int:
-    """Writes what the student says of every sample. Started again with the same arguments it does
-    what is missing.
+    """Write the prediction for every sample. When it is started again with the same arguments, it
+    continues.
 
     Args:
         predictor: the student.
-        dataset: raw features; it needs no targets. Modalities that it lacks are missing, those that
-            the student does not know are not looked at: `differences` says which.
-        out: a .csv, .parquet or .jsonl file.
-        split: which samples; "all": of every split.
-        condition: what is taken away on top of what is missing, as an evaluation does (its first
-            draw).
-        batch_size: samples at once, and lost by a kill; changes memory and, in the last bits,
-            rounding.
-        overwrite: replace an output that is there, and batches of other arguments.
-        on_batch: called with the number of samples done; at first with those of an earlier start.
+        dataset: raw features; targets are not needed. Modalities that it lacks are missing, and
+            those that the student does not use are ignored: see `differences`.
+        out: output file (.csv, .parquet or .jsonl).
+        split: split to predict; "all": every split.
+        condition: missing condition to apply in addition, as in an evaluation (its first draw).
+        batch_size: samples per batch. It affects memory, rounding, and how much an interruption
+            loses.
+        overwrite: replace an existing output, and batches of other arguments.
+        on_batch: called with the number of samples that are done; first with those of an earlier
+            start.
 
     Returns:
-        How many samples there are.
+        The number of samples.
 
     Raises:
-        CorrKDError: where the output is there, another process writes it, batches of it belong to
+        CorrKDError: if the output exists, another process is writing it, its batches belong to
             other arguments, or a split, modality or condition does not fit.
     """
     check_output(out, overwrite=overwrite)
@@ -75,12 +75,13 @@ def predict_file(
     taken = None if condition is None else _condition(predictor.saved, dataset, condition)
     about = {
         "corrkd": __version__,
-        "model": _digest(
-            predictor.card
-        ),  # with temperatures and thresholds, which the parameters' own sum leaves out
+        # includes temperatures and thresholds, unlike the digest of the parameters
+        "model": _digest(predictor.card),
         "data": [
             dataset.sha256,
-            _digest([[name, data.ids.tolist(), _glimpse(data)] for name, data in splits.items()]),
+            _digest(
+                [[name, data.ids.tolist(), _data_digest(data)] for name, data in splits.items()]
+            ),
         ],
         "split": split,
         "condition": taken and taken.name,
@@ -118,8 +119,8 @@ def predict_file(
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:
-    """Raises CorrKDError where the output's name has no known ending, or it is there and is not to
-    be replaced.
+    """Raise CorrKDError if the output's name has another suffix than .csv, .parquet and .jsonl, or
+    if it exists and must not be overwritten.
     """
     if out.suffix not in WRITERS:
         raise CorrKDError(f"{out}: the output's name must end in .csv, .parquet or .jsonl")
@@ -127,17 +128,17 @@ def check_output(out: Path, *, overwrite: bool) -> None:
 
 
 def chosen(dataset: MultimodalDataset, split: str) -> dict[str, Split]:
-    """The splits that are meant, by name. Raises CorrKDError where there is none of that name."""
+    """Return the splits to predict by name. Raises CorrKDError if there is no such split."""
     return dict(dataset.splits) if split == WHOLE else {split: dataset.split(split)}
 
 
 def differences(saved: SavedNetwork, dataset: MultimodalDataset) -> list[str]:
-    """In which modalities a dataset differs from a model's, in sentences."""
+    """Return messages about modalities in which a dataset differs from a model."""
     lacking = [m for m in saved.modalities if m not in dataset.modalities]
     unknown = [m for m in dataset.modalities if m not in saved.modalities]
     return [
         *(f"the data has no {m}: it is missing in every sample" for m in lacking),
-        *(f"the model does not know {m}: left out" for m in unknown),
+        *(f"the model does not use {m}: ignored" for m in unknown),
     ]
 
 
@@ -150,7 +151,7 @@ def _condition(saved: SavedNetwork, dataset: MultimodalDataset, name: str) -> Co
         )
     if not set(condition.available) & set(dataset.modalities):
         raise CorrKDError(
-            f"condition {name!r} leaves nothing of dataset {dataset.name}, which has "
+            f"condition {name!r} keeps no modality of dataset {dataset.name}, which has "
             f"{', '.join(dataset.modalities)}"
         )
     return condition
@@ -160,9 +161,9 @@ def _digest(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _glimpse(split: Split) -> str:
-    """A sum over some samples' frames, in which data differ that have no file's sum, or other
-    words' vectors.
+def _data_digest(split: Split) -> str:
+    """Return a digest of some samples' frames, for data without a digest of its file, or with other
+    word vectors.
     """
     digest = hashlib.sha256()
     for row in range(0, len(split), len(split) // GLIMPSED + 1):
@@ -172,8 +173,8 @@ def _glimpse(split: Split) -> str:
 
 
 def _begin(folder: Path, out: Path, about: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Makes the folder one of these arguments. Raises CorrKDError where it holds batches of others
-    that are not to be replaced.
+    """Prepare the folder for these arguments. Raises CorrKDError if it contains batches of other
+    arguments that must not be replaced.
     """
     remove_parts(folder)
     try:
@@ -195,20 +196,20 @@ def _begin(folder: Path, out: Path, about: Mapping[str, Any], *, overwrite: bool
 
 
 def _write_batch(file: Path, lines: str) -> None:
-    """Write a batch under its sum, by which it is taken for done at the next start."""
-    write_text(file, f"{SUM_LINE}{_sum(lines.encode())}\n{lines}")
+    """Write a batch below its digest, which marks it as complete at the next start."""
+    write_text(file, f"{SUM_LINE}{_digest_of(lines.encode())}\n{lines}")
 
 
 def _is_intact(file: Path) -> bool:
-    """Return whether a batch is there as it was written; one that is not is predicted again."""
+    """Return whether a batch is complete and unchanged; otherwise it is predicted again."""
     try:
         first, _, lines = file.read_bytes().partition(b"\n")
     except OSError:
         return False
-    return first == f"{SUM_LINE}{_sum(lines)}".encode()
+    return first == f"{SUM_LINE}{_digest_of(lines)}".encode()
 
 
-def _sum(lines: bytes) -> str:
+def _digest_of(lines: bytes) -> str:
     return hashlib.sha256(lines).hexdigest()
 
 
@@ -219,7 +220,7 @@ def _finished_batches(folder: Path) -> list[Path]:
 def _json_lines(
     predictor: Predictor, split: Split, condition: Condition | None, more: Mapping[str, str]
 ) -> str:
-    """A line of JSON for each sample of a batch."""
+    """Return one line of JSON per sample of a batch."""
     samples = _read(split, condition)
     try:
         predictions = standalone.predicted(
@@ -235,7 +236,7 @@ def _json_lines(
 
 
 def _read(split: Split, condition: Condition | None) -> list[ReadSample]:
-    """The samples without what is missing or taken away: zeros there, and marked."""
+    """Return the samples with missing and dropped frames set to 0 and marked."""
     seen = dict(split.present)
     if condition is not None:
         seen = {

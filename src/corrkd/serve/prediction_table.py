@@ -1,4 +1,4 @@
-"""From predictions as JSON lines to one table, .csv, .parquet or .jsonl, a row at a time (columns:
+"""Writing predictions from JSON lines to one table (.csv, .parquet or .jsonl), row by row (columns:
 docs/using.md).
 """
 
@@ -18,15 +18,15 @@ from corrkd.errors import CorrKDError
 from corrkd.escape import csv_text
 from corrkd.targets.registry import target_from_json
 
-GROUP = 8192  # rows of a Parquet row group, however many lines a file has
+GROUP = 8192  # rows of a Parquet row group
 
 
 def columns(card: Mapping[str, Any], *, splits: bool) -> pa.Schema:
-    """Columns with their types, in order.
+    """Return the columns with their types, in order.
 
     Args:
         card: of the model.
-        splits: whether lines name a split.
+        splits: whether the lines have a split.
     """
     text, number, target = pa.string(), pa.float64(), target_from_json(card["target"])
     out = {"id": text} | ({"split": text} if splits else {})
@@ -43,13 +43,13 @@ def columns(card: Mapping[str, Any], *, splits: bool) -> pa.Schema:
     return pa.schema(list(out.items()))
 
 
-# begins the line that a batch's file may have above its JSON lines
+# prefix of the optional first line of a batch's file
 SUM_LINE = "# sha256 of what follows: "
 
 
 def rows(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """Rows of JSON lines: one for each sample, or for each sample and question. Raises CorrKDError
-    for a damaged line.
+    """Yield the rows of files of JSON lines: one per sample, or one per sample and question. Raises
+    CorrKDError if a line is damaged.
     """
     for path in files:
         with path.open(encoding="utf-8") as file:
@@ -59,7 +59,7 @@ def rows(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
                         yield from _rows(json.loads(line))
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise CorrKDError(
-                    f"{path}: damaged; delete it, and its samples are predicted again"
+                    f"{path}: damaged; delete it, so that its samples are predicted again"
                 ) from None
 
 
@@ -123,6 +123,4 @@ WRITERS: dict[str, Callable[[Path, Sequence[Path], pa.Schema], None]] = {
     ".parquet": _write_parquet,
     ".jsonl": _write_jsonl,
 }
-"""By the ending of the output's name: writes files of JSON lines there; lines are rows of
-`columns`.
-"""
+"""Functions by suffix of the output; each writes files of JSON lines to a table with `columns`."""

@@ -1,5 +1,5 @@
-"""A trained student that takes raw features of the available modalities: one sample or many, any
-lengths, any modalities.
+"""Predicting with a trained student from raw features: one sample or many, of any length, with any
+subset of the modalities.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from corrkd.serve import predict_clips, standalone
 from corrkd.serve.model_card import model_card
 from corrkd.serve.standalone import Arrays, InputError, Prediction, ReadSample, Sample
 
-FRAMES = 1024  # of a modality that are read in any case, where nothing says otherwise
+FRAMES = 1024  # frames of a modality that are always supported
 
 
 class Predictor(
@@ -46,15 +46,15 @@ class Predictor(
     """Predictions of a trained network (docs/using.md).
 
     Args:
-        saved: the network with its normalisation and target.
-        run: the run folder it is from, whose tables a model card shows.
-        device: where it computes.
+        saved: the network with its normalisation and target, as loaded from disk.
+        run: the run folder that it comes from; the model card shows its tables.
+        device: device of the network, as "cpu" or "cuda".
 
     Raises:
-        CorrKDError: where the network cannot be used so, or the device is not there.
+        CorrKDError: if the network cannot predict single samples or the device is not available.
 
     Attributes:
-        card: what the model knows of itself, as plain values.
+        card: the model card, as values that JSON can hold.
     """
 
     _hub_mixin_config: dict[str, Any] = {}  # noqa: RUF012  (the mixin's; set, so that it does not copy the network)
@@ -74,10 +74,8 @@ class Predictor(
         try:
             self.device = torch.device(device)
             saved.network.to(self.device).eval()
-        except (
-            RuntimeError,
-            AssertionError,
-        ) as error:  # no such kind, none here, or torch built without it
+        # unknown, not present, or not supported by this build of torch
+        except (RuntimeError, AssertionError) as error:
             raise CorrKDError(
                 f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}"
             ) from None
@@ -94,25 +92,23 @@ class Predictor(
     def predict(
         self, samples: Sample | Sequence[Sample], *, batch_size: int = 256
     ) -> Prediction | list[Prediction]:
-        """What the student says of raw features.
+        """Predict one or more samples.
 
         Args:
-            samples: a sample, or several. A sample is a mapping with, for each modality that is
-                there, an array of (frames, width) raw features, or (width,) for a single vector. A
-                modality that is missing is None or left out. Single frames that are missing are
-                None in a list of frames, or False in an array `<modality>_present` of (frames,)
-                booleans.
-            batch_size: samples at once; changes memory and, in the last bits, rounding.
+            samples: a sample or a sequence of samples. A sample is a mapping from modality to an
+                array of raw features of shape (frames, width), or (width,) for a single vector. A
+                missing modality is None or left out. Missing frames are None in a list of frames,
+                or False in a boolean array `<modality>_present` of shape (frames,).
+            batch_size: samples per batch; affects memory, and results only by rounding.
 
         Returns:
-            For one sample a `Prediction`: classes, probabilities (with the temperature of the
-                sample's condition), which modalities and
-            what share of their frames were used, and how reliable predictions under that condition
-            were when the model was tested.
+            A `Prediction` for one sample, a list of them for several. It has the label, the
+            probabilities (calibrated for the sample's missing condition), the fraction of frames
+            used by modality, and the test results under that condition.
 
         Raises:
-            CorrKDError: where samples are none, a modality is unknown or has another width, a value
-                is NaN or infinite, or nothing is given.
+            CorrKDError: if a sample is not a mapping, a modality is unknown or has another width, a
+                value is NaN or infinite, or a sample has no modality.
         """
         single = isinstance(samples, Mapping)
         try:
@@ -128,32 +124,31 @@ class Predictor(
         return answers[0] if single else answers
 
     def predict_media(self, path: str | Path, *, text: str = "") -> Prediction:
-        """Predict a recording, with features made as those of its training
-        data were (docs/recordings.md).
+        """Predict a recording, with the extractors of the training data (docs/recordings.md).
 
         Args:
-            path: a recording, or a .txt.
-            text: what is said in it; "": what a .vtt, .srt or .txt of the same name beside it
-                holds, if any.
+            path: a recording or a .txt file.
+            text: its transcript; "": that of a .vtt, .srt or .txt file of the same name beside it,
+                if there is one.
 
         Raises:
-            CorrKDError: the recording cannot be read, the model was not trained on features of
-                recordings, or the extractors here differ from those of its training data; the line
-                names what differs.
+            CorrKDError: if the recording cannot be read, the model was not trained on features of
+                recordings, or the installed extractors differ from those of its training data; the
+                message lists the differences.
         """
         return self.predict(predict_clips.clip_sample(Path(path), self.media_settings[0], text))
 
     @cached_property
     def media_settings(self) -> tuple[FeatureSettings, list[str]]:
-        """What makes features of recordings for this model, and notes on libraries of other
-        versions. Raises as `predict_media`.
+        """The settings that extract features for this model, and notes on libraries whose version
+        differs. Raises as `predict_media`.
         """
         return predict_clips.feature_settings(self.card, str(self.device))
 
     @torch.no_grad()
     def logits(self, arrays: Mapping[str, Arrays]) -> npt.NDArray[np.float32]:
-        """Logits (N, K) or (N, Q, 2), or scores (N, 1), of raw frames. Raises CorrKDError where a
-        sample is too long for the model.
+        """Return logits (N, K) or (N, Q, 2), or scores (N, 1), for raw frames. Raises CorrKDError
+        if a sample is too long for the model.
         """
         frames = {m: a.exists.shape[1] for m, a in arrays.items()}
         self.saved.network.check_memory(frames, len(next(iter(arrays.values())).exists))
@@ -163,8 +158,8 @@ class Predictor(
         return out
 
     def inputs(self, arrays: Mapping[str, Arrays]) -> Inputs:
-        """Return what the network sees of raw frames, on the device. Raises CorrKDError where a
-        sample is too long for the model.
+        """Return the network's normalised inputs for raw frames, on the device. Raises CorrKDError
+        if a sample is too long for the model.
         """
         for m, longest in self.card["longest"].items():
             if (count := arrays[m].frames.shape[1]) > longest:
@@ -188,22 +183,22 @@ class Predictor(
         question: str | None = None,
         steps: int = 64,
     ) -> Explanation:
-        """Which modalities and which frames carried the prediction of one sample
-        (corrkd.evaluation.explain).
+        """Explain the prediction for one sample: the contributions of modalities and frames
+        (`corrkd.evaluation.explain`).
 
         Args:
             sample: as for `predict`.
             label: the class to explain; default: the predicted one. None for scores.
-            question: the yes/no question to explain; needed where the model answers several.
-            steps: points at which integrated gradients are evaluated; more make the frames' sum
-                more exact, and take as much longer.
+            question: the yes/no question to explain; required if the model has several.
+            steps: number of points of the integrated gradients. More points are more accurate and
+                take proportionally longer.
 
         Returns:
-            An `Explanation`: of the probability that `predict` gives (the same temperature), in
-                log-odds, or of the score.
+            An `Explanation` of the probability that `predict` returns, in log-odds, or of the
+            score.
 
         Raises:
-            CorrKDError: as `predict`, where class or question is unknown, or where captum is not
+            CorrKDError: as `predict`; or if the class or question is unknown, or captum is not
                 installed.
         """
         try:
@@ -225,11 +220,11 @@ class Predictor(
         )
 
     def modality_effects(self, read: ReadSample) -> list[ModalityEffects]:
-        """What each modality adds to the prediction of one sample: one entry, or one for each
-        yes/no question. Raises as `explain`.
+        """Return the effect of each modality on the prediction for one sample: one entry, or one
+        per yes/no question. Raises as `explain`.
 
         Args:
-            read: from `standalone.read_sample`.
+            read: sample from `standalone.read_sample`.
         """
         arrays = standalone.collate([read], self.card)
         used = {m: float(a.visible.sum() / a.exists.sum()) for m, a in arrays.items()}
@@ -253,35 +248,33 @@ class Predictor(
         device: torch.device | str = "cpu",
         **hub: Any,
     ) -> Predictor:
-        """A model from a run folder (its first seed), a seed's folder, a model's file, a folder of
-        `save_pretrained`, a zoo, or the hub.
+        """Load a model from a run folder (its first seed), a seed's folder, a model file, a folder
+        of `save_pretrained`, a zoo, or the Hugging Face hub.
 
         Args:
             pretrained_model_name_or_path: a path, "zoo:NAME" for a released student (`corrkd.zoo`),
                 or "owner/name" on the Hugging Face hub.
-            device: where it computes.
-            hub: revision, token, cache_dir, force_download, local_files_only, as
-                huggingface_hub.snapshot_download takes them.
+            device: device of the network, as "cpu" or "cuda".
+            hub: revision, token, cache_dir, force_download, local_files_only; passed to
+                `huggingface_hub.snapshot_download`.
 
         Raises:
-            CorrKDError: where there is no model, or it is damaged.
+            CorrKDError: if there is no model or it is damaged.
         """
         path = zoo.resolve(pretrained_model_name_or_path)
         if path.exists() or path.with_name(f"{path.name}.json").exists():
             return cls._from_path(path, device)
         try:
-            # These files alone: nothing else of a repository is looked at, and none of them can
-            # carry code.
+            # Only these files of a repository are downloaded; none can contain code.
             folder = snapshot_download(
                 str(pretrained_model_name_or_path), allow_patterns=[WEIGHTS, CARD, README], **hub
             )
         except HFValidationError:
             raise CorrKDError(
-                f"{path}: no such file or folder, and no model's name on the hub (owner/name)"
+                f"{path}: no such file or folder, and not the name of a model on the hub "
+                f"(owner/name)"
             ) from None
-        except (
-            Exception
-        ) as error:  # of huggingface_hub's own kinds, and of what it sends requests with
+        except Exception as error:  # exception types of huggingface_hub and of its HTTP library
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CorrKDError(
                 f"{path}: no such file or folder, and could not be downloaded from the hub "
@@ -302,15 +295,15 @@ class Predictor(
     def save_pretrained(
         self, save_directory: str | Path, *, overwrite: bool = False, **hub: Any
     ) -> str | None:
-        """Writes model.safetensors, config.json and a model card README.md.
+        """Write model.safetensors, config.json and the model card README.md to a folder.
 
         Args:
-            save_directory: a new folder, or one with a model to replace.
-            overwrite: replace a model that is there.
-            hub: repo_id, push_to_hub and more, as huggingface_hub's mixin takes them.
+            save_directory: the folder; it may exist.
+            overwrite: replace an existing model.
+            hub: repo_id, push_to_hub and others, as in the mixin of huggingface_hub.
 
         Raises:
-            CorrKDError: where the folder holds a model already.
+            CorrKDError: if the folder already contains a model.
         """
         folder = Path(save_directory)
         existing = next(
@@ -318,7 +311,8 @@ class Predictor(
         )
         if existing and not overwrite:
             raise CorrKDError(
-                f"{folder}: holds {existing} already; choose another folder, or pass overwrite=True"
+                f"{folder}: already contains {existing}; choose another folder, or pass "
+                f"overwrite=True"
             )
         with replacing_all(folder, (README, WEIGHTS, CARD)) as aside:
             return super().save_pretrained(aside, **{"repo_id": folder.name, **hub})
@@ -329,7 +323,9 @@ class Predictor(
         write_card(save_directory / CARD, card)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The model card: what it predicts, how it was tested, with the run's own tables."""
+        """Return the model card: inputs and outputs, training, and test results, with the tables of
+        the run.
+        """
         if self._readme is not None and self.run is None:
             return ModelCard(self._readme)
         run = None if self.run is None else RunFolder.open(self.run)
@@ -337,14 +333,14 @@ class Predictor(
 
 
 def card_of(saved: SavedNetwork) -> dict[str, Any]:
-    """The plain values of a model that the stand-alone code needs."""
+    """Return the model card with the values that the stand-alone code needs."""
     card: dict[str, Any] = json.loads(json.dumps(packed(saved)[1]))
     card["about"].pop("history", None)
     return card | {"longest": saved.network.longest(saved.frames)}
 
 
 def _index_of(name: str | None, names: Sequence[str], what: str) -> int | None:
-    """Index of a class or question; None for None."""
+    """Return the index of a class or question; None for None."""
     if name is None:
         return None
     if name not in names:

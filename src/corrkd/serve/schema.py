@@ -1,5 +1,5 @@
-"""What the service takes and gives, as types: a sample's modalities and widths are the model's
-own.
+"""Types of requests and responses. The type of a sample depends on the model's modalities and
+widths.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from corrkd.serve.access import Refused
 from corrkd.serve.limits import Limits
 
-# Beyond float32's reach a feature would be infinite.
+# Larger features would be infinite in float32.
 Feature = Annotated[float, Field(ge=-1e30, le=1e30, allow_inf_nan=False, strict=True)]
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
@@ -26,26 +26,26 @@ class _Strict(BaseModel):
 
 
 class ReliabilityAnswer(BaseModel):
-    """How good predictions were when the model was tested in a like condition, as fractions of
-    1.
-    """
+    """Test results under the most similar condition, as fractions of 1."""
 
     condition: str
-    harder: bool = Field(description="the sample misses more than this condition did")
+    harder: bool = Field(description="the sample has more missing frames than this condition")
     split: str
     samples: int
     measured: dict[str, float]
 
 
 class PredictionAnswer(BaseModel):
-    """What the model says of one sample."""
+    """The prediction for one sample."""
 
     label: str | dict[str, str] = Field(
-        description="the likeliest class; of yes/no questions an answer each"
+        description="the most probable class; for yes/no questions, the answer to each"
     )
     probabilities: dict[str, float] | dict[str, dict[str, float]] | None = None
     score: float | None = None
-    used: dict[str, float] = Field(description="share of each modality's frames that was there")
+    used: dict[str, float] = Field(
+        description="fraction of each modality's frames that was present"
+    )
     reliability: ReliabilityAnswer | None = None
     prediction_set: list[str] | dict[str, list[str]] | None = Field(
         None, description="classes that cannot be ruled out"
@@ -64,14 +64,14 @@ class EffectAnswer(BaseModel):
     """The prediction, minus the one without a modality."""
 
     value: float = Field(
-        description="in log-odds of the label, or of the score; 0 of a modality that is missing "
-        "already"
+        description="in log-odds of the label, or in units of the score; 0 for a modality that is "
+        "already missing"
     )
-    probability: float | None = Field(None, description="of the label, -1 to 1")
+    probability: float | None = Field(None, description="in probability of the label, -1 to 1")
 
 
 class EffectsAnswer(BaseModel):
-    """What each modality adds to an answer."""
+    """The effect of each modality on an answer."""
 
     quantity: str = Field(description="log-odds, or score")
     label: str | None = None
@@ -80,14 +80,14 @@ class EffectsAnswer(BaseModel):
 
 
 class Problem(BaseModel):
-    """What is wrong with a request, in one line."""
+    """The error of a request, in one line."""
 
     detail: str
 
 
 def sample_type(card: Mapping[str, Any], longest: Mapping[str, int]) -> type[BaseModel]:
-    """The type of a sample: for each modality a list of frames, null for a frame or a modality that
-    is missing; one at least is given.
+    """Return the type of a sample: for each modality a list of frames, with null for missing frames
+    and modalities. At least one modality is required.
     """
     fields: dict[str, Any] = {}
     for index, (m, size) in enumerate(card["modalities"].items()):
@@ -96,14 +96,12 @@ def sample_type(card: Mapping[str, Any], longest: Mapping[str, int]) -> type[Bas
         frames = Annotated[
             list[frame | None], Field(min_length=1, max_length=longest[m], fail_fast=True)
         ]
-        about = f"frames of {width} raw features; null for a frame that is missing"
-        # A modality may be called anything, a field may not.
+        about = f"frames of {width} raw features; null for a missing frame"
+        # Any name is valid for a modality, but not for a field.
         fields[f"modality_{index}"] = (frames | None, Field(None, alias=m, description=about))
     alternatives: list[Any] = [
-        {
-            "required": [m],
-            "properties": {m: {"type": "array"}},
-        }  # nothing else can say that one must not be null
+        # the only way to require that one is not null
+        {"required": [m], "properties": {m: {"type": "array"}}}
         for m in card["modalities"]
     ]
     example: dict[str, Any] = {
@@ -116,15 +114,15 @@ def sample_type(card: Mapping[str, Any], longest: Mapping[str, int]) -> type[Bas
 
 
 def request_type(sample: type[BaseModel], limits: Limits) -> type[BaseModel]:
-    """The type of a request for predictions."""
+    """Return the type of a request for predictions."""
     length = Field(min_length=1, max_length=limits.samples, fail_fast=True)
     samples = Annotated[list[sample], length]  # type: ignore[valid-type]
     return create_model("PredictRequest", __base__=_Strict, samples=(samples, ...))
 
 
 def parsed(kind: type[BaseModel], body: bytes, modalities: Iterable[str]) -> list[dict[str, Any]]:
-    """The samples of a body of that type. Raises Refused with one line that says where it is wrong.
-    `modalities`: of a sample.
+    """Return the samples of a body of that type. Raises Refused with a line that locates the error.
+    `modalities`: names that a sample may have.
     """
     try:
         read = kind.model_validate_json(body)
@@ -136,7 +134,7 @@ def parsed(kind: type[BaseModel], body: bytes, modalities: Iterable[str]) -> lis
             len(first["loc"]) == 3 or "samples" not in kind.model_fields,
         )
         if first["type"] == "extra_forbidden" and in_sample:
-            message = f"no modality of this model; it has {', '.join(modalities)}"
+            message = f"not a modality of this model; it has {', '.join(modalities)}"
         raise Refused(422, f"{path or 'body'}: {message}") from None
     samples: list[BaseModel] = getattr(read, "samples", [read])
     _refuse_repeated_keys(
@@ -150,28 +148,28 @@ def parsed(kind: type[BaseModel], body: bytes, modalities: Iterable[str]) -> lis
 
 
 def refuse_oversized(body: bytes, *, cost: int, samples: int, modalities: int) -> None:
-    """Raises Refused where a body has more values, lists or names than any request of that cost:
-    parsing takes up to 300 bytes of each.
+    """Raise Refused if a body has more values, lists or names than any request of that cost.
+    Parsing takes up to 300 bytes for each.
     """
     lists = samples * modalities
     # A request of N lists of T frames costs N T (width + T) or more, so it has no more than sqrt(N
     # cost) frames, each a list itself.
     most_brackets = isqrt(lists * cost) + lists + samples + 2
     names = lists + 1
-    # An escaped quote may be in a name.
+    # A name may contain an escaped quote.
     if (
         body.count(b",") > cost
         or body.count(b"[") + body.count(b"{") > most_brackets
         or body.count(b'"') - body.count(rb"\"") > 2 * names
     ):
         raise Refused(
-            413, "the body holds more values, lists or names than a request may; send fewer samples"
+            413, "the body has more values, lists or names than a request may; send fewer samples"
         )
 
 
 def _refuse_repeated_keys(body: bytes, num_keys: int) -> None:
-    """Raises Refused where a key of a body that was read is repeated: pydantic keeps the last. All
-    its strings are keys.
+    """Raise Refused if a key of a parsed body is repeated, since pydantic keeps only the last. All
+    strings of the body are keys.
     """
     if len(STRING.findall(body)) > num_keys:
         json.loads(body, object_pairs_hook=_without_repeated)
@@ -181,6 +179,6 @@ def _without_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, count in Counter(key for key, _ in pairs).items():
         if count > 1:
             raise Refused(
-                422, f"body: {key[:60]!r} is given {count} times in one object; give it once"
+                422, f"body: {key[:60]!r} appears {count} times in one object; write it once"
             )
     return dict(pairs)

@@ -1,4 +1,4 @@
-"""The service as a process: its port, and a shutdown that answers accepted requests first."""
+"""Running the service: its port, and a shutdown that first answers accepted requests."""
 
 from __future__ import annotations
 
@@ -28,16 +28,14 @@ SETTLE = (
 )
 # seconds past its time limit that a connection stays open, so that the client gets its 408
 GRACE = 1.0
-PROBES = (
-    0.01,
-    0.25,
-)  # first and longest seconds between two looks whether a client that sends no more still listens
-BACKLOG = 128  # connections that the system takes before the service does
+# seconds, first and longest, between checks of whether a client that sends no more is connected
+PROBES = 0.01, 0.25
+BACKLOG = 128  # connections that wait until the service accepts them
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket at an address, where clients wait until `run`. Port 0: a free one. Raises
-    CorrKDError where that is not possible.
+    """Return a listening socket, on which clients wait until `run`. Port 0 selects a free port.
+    Raises CorrKDError if the address cannot be used.
     """
     listener = None
     try:
@@ -45,10 +43,9 @@ def bound(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=flags
         )[0]
-        listener = socket.socket(
-            family, kind, protocol
-        )  # asyncio sends at once only where it sees that this is TCP
-        if os.name == "posix":  # Windows would let a second service have the same port
+        # With the protocol: asyncio sends at once only if it recognises TCP.
+        listener = socket.socket(family, kind, protocol)
+        if os.name == "posix":  # otherwise a second service could use the same port on Windows
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen()  # else a second service could bind it too
@@ -65,16 +62,16 @@ def bound(host: str, port: int) -> socket.socket:
 def run(
     service: Service, listener: socket.socket, *, patience: int = 30, log: str = "info"
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then answers what was accepted and returns.
+    """Serve until SIGTERM or SIGINT, then answer the accepted requests and return.
 
     Args:
-        service: to run.
-        listener: from `bound`; it is closed at the end.
-        patience: most seconds between the signal and the end. A process that has not come to its
-            end by then ends with status 1, after writing to stderr the stack of each thread.
-        log: uvicorn's level.
+        service: the service to run.
+        listener: socket from `bound`; it is closed at the end.
+        patience: most seconds between the signal and the end. After that the process writes the
+            stack of each thread to stderr and exits with status 1.
+        log: log level of uvicorn.
     """
-    # uvicorn ends well and then raises the signal again, which is to end nothing more.
+    # uvicorn shuts down and then raises the signal again, which must have no effect.
     before = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         server_of(service, patience=patience, log=log).run([listener])
@@ -86,9 +83,9 @@ def run(
 
 
 def server_of(service: Service, *, patience: int = 30, log: str = "info") -> uvicorn.Server:
-    """A server that is not running."""
-    # Of the descriptors, half are for connections; between the system and the count some four
-    # backlogs may be on their way.
+    """Return a server that is not started yet."""
+    # Half of the descriptors are for connections: up to four backlogs of connections may be open
+    # before they are counted.
     descriptors = _most_descriptors()
     config = uvicorn.Config(
         service.app,
@@ -105,7 +102,7 @@ def server_of(service: Service, *, patience: int = 30, log: str = "info") -> uvi
 
 
 def _most_descriptors() -> int:
-    """How many files and connections this process may have open."""
+    """Return how many files and connections this process may open."""
     try:
         import resource
     except ImportError:  # Windows, which sets no limit
@@ -125,7 +122,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle a signal to end."""
         if not self.should_exit:  # the first of them
-            # Neither a busy loop nor the interpreter's lock can hold it up.
+            # Works even if the event loop is busy or the GIL is held.
             faulthandler.dump_traceback_later(self._patience, exit=True, file=2)
         super().handle_exit(sig, frame)
 
@@ -175,12 +172,12 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's, with a bound on connections, and with answers for clients that have closed their
-    sending side.
+    """The protocol of uvicorn, with a limit on connections, and with responses to clients that have
+    closed their sending side.
 
     Attributes:
-        since: since when the service waits for this client, where it does.
-        half_closed: the client sends no more.
+        since: time since which the service has waited for the client, if it does.
+        half_closed: whether the client has closed its sending side.
     """
 
     def __init__(self, *args: Any, most: int, **kwargs: Any) -> None:
@@ -189,7 +186,7 @@ class _Protocol(H11Protocol):
 
     @property
     def address(self) -> str:
-        """Of the client."""
+        """Address of the client."""
         return self.client[0] if self.client else ""
 
     @property
@@ -200,16 +197,16 @@ class _Protocol(H11Protocol):
 
     @property
     def waits(self) -> bool:
-        """Whether the service waits for the client, not the client for the service."""
+        """Whether the service waits for the client, rather than the client for the service."""
         cycle: Any = self.cycle
         return cycle is None or cycle.response_complete or cycle.more_body or self.flow.write_paused
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client came. Where there are too many, one goes that keeps the service waiting: the
-        oldest of the address with most of them.
+        """Called on a new connection. If there are too many, one for which the service waits is
+        closed: the oldest of the address with the most of them.
         """
         super().connection_made(transport)
-        # Writing pauses as soon as something is left that the client does not take.
+        # Writing pauses as soon as the client leaves data unread.
         transport.set_write_buffer_limits(high=0)
         if len(self.connections) > self._most:
             waiting = [c for c in self.connections if isinstance(c, _Protocol) and c.waits]
@@ -219,29 +216,27 @@ class _Protocol(H11Protocol):
             leaving.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Part of a request arrived."""
+        """Called when part of a request arrives."""
         before = self.cycle
         super().data_received(data)
         if self.cycle is not before:
             self.since = self.loop.time()
 
     def on_response_complete(self) -> None:
-        """An answer was given. After it, the next of the requests that are there already is
-        answered.
-        """
+        """Called when a response is complete. The next pipelined request is then answered."""
         self.since = self.loop.time()
         super().on_response_complete()
         if self.half_closed and self.cycle.response_complete:
             self.transport.close()
 
     def pause_writing(self) -> None:
-        """The client does not take its answer."""
+        """Called when the client does not read its response."""
         self.since = self.loop.time()
         super().pause_writing()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """The client sends no more. Where it waits for an answer it gets that, unless it turns out
-        to be gone.
+        """Called when the client closes its sending side. A pending response is still sent, unless
+        the client has left.
         """
         cycle: Any = self.cycle
         self.half_closed = cycle is not None and not cycle.response_complete and not cycle.more_body
@@ -250,10 +245,10 @@ class _Protocol(H11Protocol):
         return self.half_closed
 
     def _probe(self, wait: float) -> None:
-        """Writes what a client skips that still listens; the system of one that is gone rejects it,
-        which the next write notices.
+        """Write data that a connected client ignores. If the client has left, its system rejects
+        the data, and the next write fails.
 
-        Until then TCP does not tell the two apart.
+        Without this, TCP cannot distinguish the two.
         """
         if self.transport.is_closing() or self.cycle.response_complete:
             return
@@ -264,14 +259,16 @@ class _Protocol(H11Protocol):
 
 
 class _OncePerMinute(logging.Filter):
-    """Passes a warning at most once a minute, so that clients cannot fill the log."""
+    """Log filter that passes a warning at most once a minute, so that clients cannot fill the
+    log.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._last: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether to log it."""
+        """Return whether to log the record."""
         logged = (
             record.levelno != logging.WARNING
             or record.created >= self._last.get(record.msg, 0.0) + 60

@@ -1,13 +1,12 @@
-"""Predictions of an exported student: `python predict.py SAMPLE.json` (or .npz). It needs NumPy and
-onnxruntime alone.
+"""Predicting with an exported student: `python predict.py SAMPLE.json` (or .npz). It needs only
+NumPy and onnxruntime.
 
 This file is part of corrkd (Apache-2.0) and is copied beside model.onnx and card.json, so it
 imports nothing of the package.
 
-A *sample* is a mapping with, for each modality that is there, its raw features: (frames, width)
-numbers, or (width,) for a single vector. A modality that is missing is None, or left out. Single
-frames that are missing are None in a list of frames, or False in a boolean array
-`<modality>_present`; their values are ignored.
+A *sample* is a mapping from modality to raw features of shape (frames, width), or (width,) for a
+single vector. A missing modality is None or left out. Missing frames are None in a list of frames,
+or False in a boolean array `<modality>_present`; their values are ignored.
 """
 
 from __future__ import annotations
@@ -27,22 +26,22 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Sample = Mapping[str, Any]
 ReadSample = Mapping[str, tuple[Array, Array]]
-"""Frames (T, width) float32 and which of them are there (T,), for each modality that is given."""
+"""Frames (T, width) float32 and a mask of those present (T,), for each modality given."""
 PRESENT = "_present"
 SQUARES = 1 << 20  # of frames, over the rows of a batch
-# by so much more of a modality than of all frames may be missing, which in a short sample chance
-# does
+# tolerated excess of a modality's share of missing frames over that of all frames: in short samples
+# it arises by chance
 CLEARLY = 0.3
 
 
 class InputError(ValueError):
-    """A sample that cannot be read: what is wrong, where, and what to do."""
+    """Raised for an invalid sample: where, what is wrong, and what to do."""
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """N samples of one modality as a network takes them: raw frames (N, T, width), and which exist
-    and which are visible (N, T).
+    """N samples of one modality as input of a network: raw frames (N, T, width), and masks (N, T)
+    of those that exist and those that are visible.
     """
 
     frames: npt.NDArray[np.float32]
@@ -52,15 +51,15 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Reliability:
-    """How good predictions were when the model was tested in a like condition.
+    """Test results of the model under the most similar condition.
 
     Attributes:
-        condition: the tested condition: the modalities that were there, or "ratio-R" where a share
-            R of all frames was missing.
-        harder: the sample misses more than this condition did, so its prediction may be less
-            reliable than these numbers.
-        split, samples: what was tested.
-        measured: weighted_f1, accuracy, ece (calibration error) and more, as fractions of 1.
+        condition: the tested condition: the modalities that were present, or "ratio-R" if a
+            fraction R of all frames was missing.
+        harder: whether the sample has more missing frames than this condition, so that its
+            prediction may be less reliable than these numbers.
+        split, samples: name of the tested split, and its number of samples.
+        measured: weighted_f1, accuracy, ece (calibration error) and others, as fractions of 1.
     """
 
     condition: str
@@ -75,15 +74,15 @@ class Prediction:
     """The prediction for a sample.
 
     Attributes:
-        label: the likeliest class; of yes/no questions a mapping from each to its answer; of scores
-            the category of the score.
-        probabilities: by class, or by question and answer; None of scores.
-        score: where the target is one, else None.
-        used: share of each modality's frames that was there, 0 to 1.
-        reliability: None where no like condition was tested.
-        prediction_set: classes that cannot be ruled out (by question, for questions); None where
-            the model has no prediction sets.
-        interval: the same of a score: lowest and highest.
+        label: the most probable class; for yes/no questions a mapping from question to answer; for
+            a score its category.
+        probabilities: by class, or by question and answer, 0 to 1; None for a score.
+        score: the predicted score; None for other targets.
+        used: fraction of each modality's frames that was present, 0 to 1.
+        reliability: test results; None if no similar condition was tested.
+        prediction_set: classes that cannot be ruled out (by question, for questions); None if the
+            model has no prediction sets.
+        interval: lowest and highest score that cannot be ruled out; None as above.
     """
 
     label: str | dict[str, str]
@@ -95,7 +94,7 @@ class Prediction:
     interval: tuple[float, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; what the target does not have is left out."""
+        """Return the prediction as values that JSON can hold, without the fields that are None."""
         optional = ("probabilities", "score", "prediction_set", "interval")
         values = asdict(self)
         return {k: v for k, v in values.items() if v is not None or k not in optional}
@@ -106,15 +105,15 @@ Run = Callable[[Mapping[str, Arrays]], Array]
 
 
 # --------------------------------------------------------------------------------------------------
-# from samples to arrays
+# samples to arrays
 
 
 def read_sample(sample: Any, card: Mapping[str, Any], where: str = "sample") -> ReadSample:
-    """Frames (T, width) float32 and which of them are there (T,), for each modality that is given.
+    """Return frames (T, width) float32 and a mask of those present (T,), for each modality given.
 
     Raises:
-        InputError: where a modality is unknown, has another width, no frames, too many, or holds
-            NaN, or nothing is given at all.
+        InputError: if a modality is unknown, has another width, no frames, too many frames or NaN,
+            or if no modality is given.
     """
     modalities = card["modalities"]
     if not isinstance(sample, Mapping):
@@ -170,9 +169,7 @@ def _read_modality(values: Any, present: Any, width: int, where: str) -> tuple[A
     if frames.ndim == 1 and frames.shape == (width,):
         frames = frames[None]
     if frames.size == 0:
-        raise InputError(
-            f"{where}: no frames; if the modality is missing, give null or leave it out"
-        )
+        raise InputError(f"{where}: no frames; for a missing modality use null or leave it out")
     if frames.ndim != 2 or frames.shape[1] != width:
         raise InputError(f"{where}: shape {frames.shape}, expected (frames, {width})")
     exists = np.ones(len(frames), bool) if exists is None else exists
@@ -199,10 +196,11 @@ def _read_modality(values: Any, present: Any, width: int, where: str) -> tuple[A
 
 
 def frames_seen(sample: ReadSample, card: Mapping[str, Any]) -> dict[str, int]:
-    """How many frames of each modality the network sees of a sample from `read_sample`.
+    """Return the number of frames of each modality that the network reads, for a sample from
+    `read_sample`.
 
-    A modality without a frame that is there has as many invisible frames as a training sample
-    usually has, however many were given.
+    A modality without a present frame has the usual (median) number of frames of the training
+    samples, all invisible.
     """
     out = {}
     for m, size in card["modalities"].items():
@@ -215,7 +213,7 @@ def frames_seen(sample: ReadSample, card: Mapping[str, Any]) -> dict[str, int]:
 
 
 def collate(samples: Sequence[ReadSample], card: Mapping[str, Any]) -> dict[str, Arrays]:
-    """Samples from `read_sample` side by side, padded on the right."""
+    """Return samples from `read_sample` as one batch, padded on the right."""
     seen = [frames_seen(sample, card) for sample in samples]
     out = {}
     for m, size in card["modalities"].items():
@@ -237,12 +235,13 @@ def collate(samples: Sequence[ReadSample], card: Mapping[str, Any]) -> dict[str,
 def tested_condition(
     card: Mapping[str, Any], used: Mapping[str, float]
 ) -> tuple[Mapping[str, Any] | None, bool]:
-    """The tested condition that a sample is like, and whether the sample misses more than it did.
+    """Return the tested condition that is most similar to a sample, or None, and whether the sample
+    has more missing frames.
 
-    Where a modality is missing whole: the condition with the others. Where frames are missing, but
-    no more than data as the model was trained on lack anyway: the complete one, in whose test they
-    lacked too. Where more are missing: that of the nearest share of missing frames, the larger of
-    two. None where no such was tested.
+    If a modality is missing, it is the condition with the others. If no more frames are missing
+    than usual in the training data, it is the complete condition, since its test has such missing
+    frames too. Otherwise it is the one with the nearest fraction of missing frames, the larger of
+    two. None if no such condition was tested.
     """
     evaluated = (card.get("evaluated") or {}).get("conditions", ())
     conditions = [c for c in evaluated if c["rates_samples"]]
@@ -263,8 +262,8 @@ def tested_condition(
 
 
 def _lacks_no_more_than_usual(missing: Mapping[str, float], card: Mapping[str, Any]) -> bool:
-    """Whether the modalities that are there miss no more than 19 of 20 training samples did, each
-    and together.
+    """Return whether the present modalities, each and together, have no more missing frames than 19
+    of 20 training samples.
     """
     together = sum(missing.values()) / max(1, len(missing))
     each = all(
@@ -274,7 +273,7 @@ def _lacks_no_more_than_usual(missing: Mapping[str, float], card: Mapping[str, A
 
 
 # --------------------------------------------------------------------------------------------------
-# from logits to predictions
+# logits to predictions
 
 
 def predictions(
@@ -285,14 +284,14 @@ def predictions(
     batch_size: int = 256,
     where: str = "sample",
 ) -> list[Prediction]:
-    """Predictions of samples of any lengths, in their order.
+    """Return the predictions for samples of any length, in order.
 
     Args:
-        samples: as at the top of this file.
+        samples: samples as described at the top of this file.
         card: of the model.
-        run: the network.
-        batch_size: samples at once; those of like length go together.
-        where: opens error lines; with several samples, their number follows.
+        run: the network, from arrays to logits.
+        batch_size: samples per batch; samples of similar length share one.
+        where: begins error messages; if there are several samples, the index follows.
 
     Raises:
         InputError: as `read_sample`.
@@ -307,7 +306,7 @@ def predictions(
 def predicted(
     read: Sequence[ReadSample], card: Mapping[str, Any], run: Run, *, batch_size: int = 256
 ) -> list[Prediction]:
-    """Predictions of samples from `read_sample`, in their order."""
+    """Return the predictions for samples from `read_sample`, in order."""
     lengths = [max(frames_seen(sample, card).values()) for sample in read]
     order = sorted(range(len(read)), key=lengths.__getitem__)
     out: list[Prediction | None] = [None] * len(read)
@@ -319,8 +318,8 @@ def predicted(
 
 
 def _cut(order: Sequence[int], lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """The rows in batches of `most`, of fewer where samples are long: attention's memory grows with
-    rows times the longest squared.
+    """Yield indices in batches of at most `most`, fewer if samples are long: the memory of
+    attention grows with the number of samples times the square of the longest.
     """
     rows: list[int] = []
     for n in order:  # rising in length
@@ -335,8 +334,8 @@ def _cut(order: Sequence[int], lengths: Sequence[int], most: int) -> Iterator[li
 def described(
     arrays: Mapping[str, Arrays], logits: Array, card: Mapping[str, Any]
 ) -> Iterator[Prediction]:
-    """What logits say, with what is known of each sample's condition. Raises InputError where they
-    are no numbers.
+    """Yield the predictions for logits, with the test results for each sample's condition. Raises
+    InputError if a logit is not finite.
     """
     if not np.isfinite(logits).all():
         raise InputError(
@@ -363,7 +362,7 @@ def _described(
         reliability = Reliability(
             condition["name"], harder, tested["split"], tested["samples"], measured
         )
-    # Sets promise something only under a condition for which they were made.
+    # Prediction sets are valid only under the condition that they were calibrated for.
     level = None if condition is None or harder else tested.get("level")
     threshold = None if condition is None else condition["threshold"]
     if logits.shape == (1,):  # a score: classes have two logits or more
@@ -400,7 +399,7 @@ def _described(
 
 
 def softmax(logits: Array) -> Array:
-    """Probabilities over the last axis."""
+    """Return the softmax over the last axis."""
     raised = np.exp(logits - logits.max(-1, keepdims=True))
     shares: Array = raised / raised.sum(-1, keepdims=True)
     return shares
@@ -411,7 +410,9 @@ def softmax(logits: Array) -> Array:
 
 
 class ExportedStudent:
-    """A folder that `corrkd export` wrote. Raises InputError where it is not one."""
+    """A model that `corrkd export` wrote to a folder. Raises InputError if it is missing or
+    damaged.
+    """
 
     def __init__(self, folder: str | Path, *, threads: int = 0) -> None:
         import onnxruntime
@@ -422,26 +423,26 @@ class ExportedStudent:
             model = (folder / "model.onnx").read_bytes()
             if hashlib.sha256(model).hexdigest() != self.card["exported"]["sha256"]:
                 raise ValueError(
-                    "model.onnx is damaged, or not the one that card.json is of; export it again"
+                    "model.onnx is damaged or does not belong to card.json; export it again"
                 )
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
             self._session = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
             )
-            # What predictions read of the card, so that a damaged one is reported here.
+            # Read all that predictions need, so that a damaged card is reported here.
             tested_condition(self.card, dict.fromkeys(self.card["modalities"], 1.0))
             [int(size["width"]) for size in self.card["modalities"].values()]
             self.card["target"]["questions"], self.card["target"]["classes"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise InputError(f"{folder}: no exported model there ({error})") from None
-        except Exception as error:  # onnxruntime's own kinds
+            raise InputError(f"{folder}: not an exported model ({error})") from None
+        except Exception as error:  # exception types of onnxruntime
             raise InputError(
                 f"{folder / 'model.onnx'}: cannot be read ({str(error)[:120]})"
             ) from None
 
     def run(self, arrays: Mapping[str, Arrays]) -> Array:
-        """Logits of N samples."""
+        """Return the logits of N samples."""
         feed: dict[str, Array] = {}
         for index, m in enumerate(self.card["modalities"]):
             feed[f"frames_{index}"], feed[f"exists_{index}"] = arrays[m].frames, arrays[m].exists
@@ -450,8 +451,8 @@ class ExportedStudent:
         return logits
 
     def predict(self, samples: Any, *, batch_size: int = 256) -> Any:
-        """A `Prediction` of one sample, or a list of them of a list. Raises InputError for a sample
-        that cannot be read.
+        """Return a `Prediction` for a sample, or a list of them for a list of samples. Raises
+        InputError for an invalid sample.
         """
         if isinstance(samples, Mapping):
             return predictions([samples], self.card, self.run)[0]
@@ -459,8 +460,8 @@ class ExportedStudent:
 
 
 def load_samples(path: Path) -> Any:
-    """What a .json or .npz file holds: a sample, or in JSON a list of them. Raises InputError where
-    it cannot be read.
+    """Return the sample in a .json or .npz file, or the list of samples in a .json file. Raises
+    InputError if the file cannot be read.
     """
     try:
         if path.suffix == ".npz":
@@ -474,7 +475,7 @@ def load_samples(path: Path) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints a prediction for each sample, a line of JSON each."""
+    """Print one line of JSON per sample, with its prediction. Returns the exit code."""
     parser = argparse.ArgumentParser(description="Predict with the model in this folder.")
     parser.add_argument(
         "files",

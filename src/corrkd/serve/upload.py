@@ -1,6 +1,4 @@
-"""A recording and its transcript from the body of a request, which lies in a file: it may be
-anything.
-"""
+"""Reading a recording and its transcript from the body of a request, an untrusted file."""
 
 from __future__ import annotations
 
@@ -25,11 +23,11 @@ CHUNK = 1 << 20
 
 
 class Upload(NamedTuple):
-    """What was sent.
+    """The recording and transcript that a client sent.
 
     Attributes:
-        recording: a file; None: there is text alone.
-        text: the transcript; "": none was sent, or a .vtt beside the recording has it.
+        recording: file with the recording; None: there is only text.
+        text: the transcript; "": there is none, or it is in a .vtt file beside the recording.
     """
 
     recording: Path | None
@@ -37,20 +35,21 @@ class Upload(NamedTuple):
 
 
 def is_taken(content_type: str) -> bool:
-    """Return whether bodies of a content type are read."""
+    """Return whether bodies of a content type are supported."""
     kind = _kind(content_type)
     return kind in (FORM, TEXT, BYTES) or kind.startswith(("video/", "audio/"))
 
 
 def read_upload(body: Path, content_type: str) -> Upload:
-    """Return what a body holds; the recording lies beside it afterwards.
+    """Return the contents of a body. The recording is written beside it.
 
     Args:
-        body: the file.
-        content_type: a form with the fields `file` and `text`, a recording, or text.
+        body: file with the body of a request.
+        content_type: type of the body: a form with the fields `file` and `text`, a recording, or
+            text.
 
     Raises:
-        CorrKDError: it is no such body, or holds nothing.
+        CorrKDError: if the body has another type, is damaged, or is empty.
     """
     kind, recording, text = _kind(content_type), None, ""
     if kind == FORM:
@@ -69,7 +68,7 @@ def read_upload(body: Path, content_type: str) -> Upload:
 
 
 def _with_subtitles(upload: Upload) -> Upload:
-    """Return the upload with subtitles where an extractor looks for them: beside the recording."""
+    """Move subtitles to a file beside the recording, where extractors look for them."""
     words = subtitle_words(upload.text) if "-->" in upload.text else []
     if not words:
         return upload
@@ -82,14 +81,14 @@ def _with_subtitles(upload: Upload) -> Upload:
 def _read_form(body: Path, content_type: str) -> tuple[Path | None, str]:
     boundary = _message(content_type).get_boundary()
     if not boundary or not body.stat().st_size:
-        raise CorrKDError("the form names no boundary, or is empty; send multipart/form-data")
+        raise CorrKDError("the form has no boundary, or is empty; send multipart/form-data")
     recording, text, met = None, "", set()
     with body.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
         for name, filename, start, end in _fields(data, boundary.encode()):
             if name not in NAMES or name in met:
                 raise CorrKDError(
-                    f"field {name[:60]!r} of the form is unknown or appears twice; send `file` and "
-                    f"`text`"
+                    f"the form has an unknown or repeated field {name[:60]!r}; send `file` "
+                    f"and `text`"
                 )
             met.add(name)
             is_text = name == "text" or PurePath(filename).suffix.lower() in (PLAIN, *SUBTITLES)
@@ -136,7 +135,7 @@ def _decoded(data: bytes | None) -> str:
 
 
 def _ending(ending: str) -> str:
-    """Return an ending that is passed on, since FFmpeg looks at it; "" of any other."""
+    """Return a suffix that is kept because FFmpeg uses it; "" for any other."""
     return ending.lower() if ending.lower() in VIDEO_ENDINGS + AUDIO_ENDINGS else ""
 
 

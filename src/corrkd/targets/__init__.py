@@ -1,3 +1,1 @@
-"""What is predicted: each kind of target is an object with its loss, response, metrics and
-display.
-"""
+"""Targets of prediction: each kind is a class with its loss, response, metrics and display."""

@@ -1,5 +1,5 @@
-"""What every target is: the one object that knows what the numbers of a network, of a split and of
-a prediction mean.
+"""The base class of targets, which alone defines the meaning of a network's outputs, of labels and
+of predictions.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ class LabelledSplit(Protocol):
 
     @property
     def scores(self) -> npt.NDArray[np.float64] | None:
-        """(N,) scores, where there are any."""
+        """(N,) scores; None without scores."""
 
     @property
     def labels(self) -> npt.NDArray[np.int64] | None:
-        """(N,) classes or (N, Q) answers in {0, 1}, where there are any."""
+        """(N,) classes or (N, Q) answers in {0, 1}; None without labels."""
 
     def __len__(self) -> int:
-        """N."""
+        """Return N."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target(ABC):
-    """What is predicted, with the thresholds fixed on the training split.
+    """A target of prediction, with thresholds from the training split.
 
-    A subclass is one kind of target. It is registered by `kind` (entry points of other packages:
-    group `corrkd.targets`), and what it adds as fields is on a model's card, checked against the
+    A subclass is one kind of target. It is registered under `kind` (other packages: entry points in
+    the group `corrkd.targets`). The fields that it adds are on the model card, validated by their
     annotations.
 
-    In what follows a *response* is what a network says in the target's terms, and *targets* are
-    what is true:
+    Below, a *response* is the output of a network in the target's terms, and *targets* are the true
+    values:
 
     | kind | logits | response | targets |
     |---|---|---|---|
@@ -56,18 +56,19 @@ class Target(ABC):
     | score | (N, 1) | the score itself, (N, 1) | (N,) floating |
 
     Attributes:
-        kind: on a model's card; the name under which the class is registered.
-        has_classes: the response is probabilities: softmax of the logits over the last axis. Else
-            it has no confidence to calibrate.
-        tabled_metrics: those of `measure` that reports show for every missing subset, and `corrkd
-            evaluate` and a model's card beside those of `corrkd.targets.measures.METRICS`.
-        summary_metrics: those that reports show side by side, as published tables do.
+        kind: name of the kind: on model cards, and in the registry.
+        has_classes: whether the response is probabilities: softmax of the logits over the last
+            axis. Otherwise it has no confidence to calibrate.
+        tabled_metrics: metrics of `measure` that reports show for every missing subset, and that
+            `corrkd evaluate` and model cards show besides those of
+            `corrkd.targets.measures.METRICS`.
+        summary_metrics: metrics that reports show side by side, as in published tables.
         name: as in the settings ("binary-nonzero", "tertiles", "classes", "questions", "score",
             ...).
         classes: K names; for questions ("no", "yes"); for scores the names of the categories.
         questions: Q names, else ().
-        cuts: thresholds between classes, where the rule has any; for scores: of the categories that
-            F1 and the prototypes use.
+        cuts: thresholds between classes, if the rule has any; for scores: of the categories used by
+            F1 and the prototypes.
         upward: whether a score equal to a threshold belongs to the class above it.
     """
 
@@ -99,16 +100,16 @@ class Target(ABC):
         class_names: Sequence[str] = (),
         question_names: Sequence[str] = (),
     ) -> Target:
-        """Return the target of this kind that the training split has.
+        """Return the target of this kind, fitted to the training split.
 
         Args:
             train: labels of the training split.
-            where: opens error lines.
-            class_names: as the dataset names them, or ().
-            question_names: likewise.
+            where: begins error messages.
+            class_names: names of the classes in the dataset, or ().
+            question_names: names of the questions in the dataset, or ().
 
         Raises:
-            CorrKDError: the split lacks what the target needs.
+            CorrKDError: if the split lacks what the target requires.
         """
 
     @abstractmethod
@@ -117,24 +118,25 @@ class Target(ABC):
 
         Args:
             split: N samples.
-            where: opens error lines.
+            where: begins error messages.
 
         Returns:
-            targets of all N samples (a sample that does not count has an arbitrary class), and (N,)
+            The targets of all N samples (arbitrary for samples that do not count), and (N,)
             booleans.
 
         Raises:
-            CorrKDError: the split lacks what the target needs, or a label is outside the classes.
+            CorrKDError: if the split lacks what the target requires, or a label is outside the
+                classes.
         """
 
     def check_training(self, targets: Array, where: str) -> None:  # noqa: B027  (a subclass may leave it out)
-        """Raise CorrKDError where nothing can be learned from these targets of the training split.
-        `where` opens the line.
+        """Raise CorrKDError if nothing can be learned from these targets of the training split.
+        `where` begins the message.
         """
 
     @abstractmethod
     def dtype(self, floating: torch.dtype) -> torch.dtype:
-        """Return the type of targets as tensors; `floating`: of whatever is not an integer."""
+        """Return the dtype of targets as tensors; `floating` if they are not integers."""
 
     # ----------------------------------------------------------------------------------------------
     # in networks
@@ -150,7 +152,7 @@ class Target(ABC):
         """Shape of the logits, and of the response, of one sample."""
 
     def shape_logits(self, logits: Tensor) -> Tensor:
-        """Return a last layer's outputs (..., num_logits) as logits (..., *response_shape)."""
+        """Return the outputs of a last layer (..., num_logits) as logits (..., *response_shape)."""
         return logits
 
     @abstractmethod
@@ -163,7 +165,7 @@ class Target(ABC):
 
         Args:
             logits: M logits, each (N, *response_shape).
-            counted: (N, M) booleans: which responses count; where none does, all do.
+            counted: (N, M) booleans: which responses count; if none does for a sample, all do.
         """
 
     @abstractmethod
@@ -174,28 +176,28 @@ class Target(ABC):
 
     @abstractmethod
     def fit_pool(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the weights of F networks in their common response, (F,), fitted to the targets.
+        """Return the weights of F networks in their combined response, (F,), fitted to the targets.
 
         Args:
-            logits: (F, N, *response_shape), of samples that the networks were not trained on.
+            logits: (F, N, *response_shape), for samples that the networks were not trained on.
             targets: of the N samples.
         """
 
     @abstractmethod
     def pool(self, logits: Tensor, weights: Tensor) -> Tensor:
-        """Return the common response of F networks as logits: (F, N, *response_shape), (F,) -> (N,
-        *response_shape).
+        """Return the combined response of F networks as logits: (F, N, *response_shape), (F,) ->
+        (N, *response_shape).
         """
 
     @abstractmethod
     def fit_temperature(self, logits: Tensor, targets: Tensor) -> float:
-        """Return the temperature under which the response makes the targets most likely; 1 where
-        there is none.
+        """Return the temperature that maximises the likelihood of the targets; 1 if the response
+        has none.
         """
 
     @abstractmethod
     def temper(self, logits: Tensor, temperature: float) -> Tensor:
-        """Return the logits divided by a temperature, where the response has one."""
+        """Return the logits divided by a temperature, if the response has one."""
 
     # ----------------------------------------------------------------------------------------------
     # in training
@@ -205,90 +207,90 @@ class Target(ABC):
         self, logits: Tensor, targets: Tensor, class_weights: Tensor | None = None
     ) -> Tensor:
         """Return the loss of logits (N, *response_shape) against targets, a scalar;
-        `class_weights`: of `balanced_class_weights`.
+        `class_weights`: from `balanced_class_weights`.
         """
 
     @abstractmethod
     def masked_task_loss(
         self, logits: Tensor, targets: Tensor, mask: Tensor, class_weights: Tensor | None = None
     ) -> Tensor:
-        """Return `task_loss` over the rows of a mask alone, (N,) booleans; 0 where there is none.
-        Nothing is read back from the device.
+        """Return `task_loss` over the rows of a mask, (N,) booleans; 0 if it has none. Nothing is
+        copied from the device.
         """
 
     @abstractmethod
     def balanced_class_weights(self, targets: Tensor) -> Tensor | None:
-        """Return weights inverse to the classes' frequency, of mean 1 over the samples, (K,); None:
-        there are no classes.
+        """Return weights inverse to the class frequencies, with mean 1 over the samples, (K,); None
+        without classes.
         """
 
     @abstractmethod
     def response_divergence(
         self, student: Tensor, teacher: Tensor, temperature: float = 1.0
     ) -> Tensor:
-        """Return how far the student's response is from the teacher's, a scalar.
+        """Return the divergence of the student's response from the teacher's, a scalar.
 
         Args:
             student: logits (N, *response_shape).
-            teacher: the same of the teacher; gets no gradient.
-            temperature: T, by which both sides' logits are divided.
+            teacher: the teacher's logits, likewise; without gradient.
+            temperature: T, by which the logits of both are divided.
         """
 
     @abstractmethod
     def category_tensor(self, targets: Tensor) -> Tensor:
-        """Return the class of each target, as `categories`."""
+        """Return the class of each target, as in `categories`."""
 
     # ----------------------------------------------------------------------------------------------
     # in evaluation
 
     @abstractmethod
     def categories(self, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Return the class of each target or prediction: itself, or by the thresholds of a
-        score.
+        """Return the class of each target or prediction: the value itself, or by the thresholds of
+        a score.
         """
 
     @abstractmethod
     def predictions(self, response: Array) -> Array:
-        """Return what a response decides for, in the shape of targets."""
+        """Return the predictions of a response, in the shape of targets."""
 
     @abstractmethod
     def majority(self, targets: Array) -> Array:
-        """Return the prediction that is most often right for N >= 1 targets: without their first
-        axis.
+        """Return the constant prediction that is right most often for N >= 1 targets, in their
+        shape without the first axis.
         """
 
     @abstractmethod
     def measure(self, targets: Array, response: Array) -> dict[str, float]:
-        """Return all metrics of a response by name, as fractions of 1; nan where one is undefined.
+        """Return all metrics of a response by name, as fractions from 0 to 1; nan if undefined.
         `weighted_f1` is among them.
         """
 
     @abstractmethod
     def measure_predictions(self, targets: Array, predictions: Array) -> dict[str, float]:
-        """Return the metrics of `measure` that need no probabilities, which floors have, too."""
+        """Return the metrics of `measure` that do not need probabilities; floors have these too."""
 
     @abstractmethod
     def main_score(self, targets: Array, response: Array) -> float:
-        """Return the weighted F1 alone: what an epoch is chosen by."""
+        """Return only the weighted F1, by which epochs are selected."""
 
     @abstractmethod
     def calibration_error(self, targets: Array, response: Array) -> float | None:
-        """Return the expected calibration error of a response; None where it has no confidence."""
+        """Return the expected calibration error of a response; None if it has no confidence."""
 
     @abstractmethod
     def calibrate(self, response: Array, temperature: float) -> npt.NDArray[np.float64]:
-        """Return a response with a temperature applied, where it has one."""
+        """Return a response with a temperature applied, if it has one."""
 
     @abstractmethod
     def nonconformity(self, targets: Array, response: Array) -> npt.NDArray[np.float64]:
-        """Return the nonconformity score of the truth under a calibrated response, in the shape of
-        targets.
+        """Return the nonconformity score of the true value under a calibrated response, in the
+        shape of targets.
         """
 
     @abstractmethod
     def set_sizes(self, response: Array, threshold: float) -> npt.NDArray[np.float64]:
-        """Return the size of the prediction set of each target: of what is no more nonconforming
-        than the threshold.
+        """Return the size of the prediction set of each target: the values with a nonconformity of
+        at most the threshold.
         """
 
     # ----------------------------------------------------------------------------------------------
@@ -297,20 +299,20 @@ class Target(ABC):
     @property
     @abstractmethod
     def output_names(self) -> tuple[str, ...]:
-        """Names of the outputs, as a report lists them; () where they have none."""
+        """Names of the outputs, in the order of a report; () without names."""
 
     @property
     @abstractmethod
     def description(self) -> str:
-        """What a model with this target answers with, as in "a score"."""
+        """Description of the output of a model with this target, as "a score"."""
 
     @abstractmethod
     def text(self, value: Any) -> str:
-        """Return one sample's target in words."""
+        """Return one sample's target as text."""
 
     @abstractmethod
     def histogram(self, targets: Array) -> dict[str, int]:
-        """Return how many samples there are by class, or how many answers "yes" by question."""
+        """Return the number of samples by class, or the number of "yes" answers by question."""
 
     @abstractmethod
     def prediction_columns(self, ids: Array, targets: Array, response: Array) -> dict[str, Any]:
@@ -318,20 +320,20 @@ class Target(ABC):
         predictions.
 
         Args:
-            ids: (n,) names of the samples.
-            targets: of these samples.
-            response: to these samples.
+            ids: (n,) ids of the samples.
+            targets: targets of the samples.
+            response: response to the samples.
 
         Returns:
-            A row for each sample, or for each sample and question. A column that is the same
-            everywhere may be a scalar.
+            A row for each sample, or for each sample and question. A constant column may be a
+            scalar.
         """
 
     # ----------------------------------------------------------------------------------------------
     # on cards
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values, for a model's card."""
+        """Return plain values for a model card."""
         values = {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in asdict(self).items()
@@ -340,13 +342,13 @@ class Target(ABC):
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return what `to_json` made, of a target of this kind;
-        `corrkd.targets.registry.target_from_json` takes any kind.
+        """Return the target of this kind in the values of `to_json`;
+        `corrkd.targets.registry.target_from_json` accepts any kind.
 
         Raises:
-            ValidationError: a key is unknown or lacking, or a value is not of its field's type or
-                bounds.
-            CorrKDError: the fields do not fit each other.
+            ValidationError: if a key is unknown or missing, or a value has the wrong type or is out
+                of bounds.
+            CorrKDError: if the fields do not fit each other.
         """
         fields = {key: value for key, value in values.items() if key != "kind"}
         target = TypeAdapter(cls).validate_json(json.dumps(fields))
@@ -357,10 +359,10 @@ class Target(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Raise CorrKDError where the fields do not fit each other."""
+        """Raise CorrKDError if the fields do not fit each other."""
 
     def refuse_unless(self, fits: bool) -> None:
-        """Raise CorrKDError where a card's classes, questions or cuts are not those of this
+        """Raise CorrKDError if the classes, questions or cuts of a card are not those of this
         kind.
         """
         if not fits:
@@ -368,20 +370,20 @@ class Target(ABC):
 
 
 def labels_of(split: LabelledSplit, where: str, name: str) -> npt.NDArray[np.int64]:
-    """Return a split's labels. Raises CorrKDError where it has none; `name` is the target's."""
+    """Return a split's labels. Raises CorrKDError if it has none; `name` is that of the target."""
     if split.labels is None:
         raise CorrKDError(
-            f"{where}: target `{name}` needs labels, but the data has scores only; use a target "
-            f"made from scores"
+            f"{where}: target `{name}` needs labels, but the data has only scores; use a target "
+            f"derived from scores"
         )
     return split.labels
 
 
 def scores_of(split: LabelledSplit, where: str, name: str) -> npt.NDArray[np.float64]:
-    """Return a split's scores. Raises CorrKDError where it has none; `name` is the target's."""
+    """Return a split's scores. Raises CorrKDError if it has none; `name` is that of the target."""
     if split.scores is None:
         raise CorrKDError(
-            f"{where}: target `{name}` needs scores, but the data has labels only; use `classes` "
+            f"{where}: target `{name}` needs scores, but the data has only labels; use `classes` "
             f"or `questions`"
         )
     return split.scores
@@ -390,8 +392,8 @@ def scores_of(split: LabelledSplit, where: str, name: str) -> npt.NDArray[np.flo
 def checked_labels(
     split: LabelledSplit, where: str, target: Target, columns: tuple[int, ...]
 ) -> Array:
-    """Return a split's labels, (N, *columns) int64. Raises CorrKDError where they have another
-    shape, or are outside the classes.
+    """Return a split's labels, (N, *columns) int64. Raises CorrKDError if they have another shape
+    or are outside the classes.
     """
     labels = labels_of(split, where, target.name)
     expected = (len(split), *columns)
@@ -410,7 +412,7 @@ def checked_labels(
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
-    """Return logits in float32, or in float64 where they are: half precision is not enough for a
+    """Return logits in float32, or in float64 if they are; half precision is not enough for a
     loss.
     """
     return logits if logits.dtype == torch.float64 else logits.float()

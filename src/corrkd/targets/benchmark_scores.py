@@ -23,10 +23,10 @@ from corrkd.targets.score import ScoreTarget
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkScoreTarget(ScoreTarget):
-    """A score with both signs on a scale from -bound to bound.
+    """A score with both signs, on a scale from -bound to bound.
 
     Attributes:
-        bound: of the class: the ends of the annotators' scale.
+        bound: end of the annotators' scale; an attribute of the class.
     """
 
     bound: ClassVar[float]
@@ -43,19 +43,20 @@ class BenchmarkScoreTarget(ScoreTarget):
         """Return the target of the scores.
 
         Raises:
-            CorrKDError: the split has no scores, or scores of one sign alone or beyond the scale.
+            CorrKDError: if the split has no scores, only scores of one sign, or scores beyond the
+                scale.
         """
         scores = scores_of(train, where, cls.kind)
         low, high = float(scores.min()), float(scores.max())
         if not -cls.bound <= low < 0 < high <= cls.bound:
             raise CorrKDError(
-                f"{where}: scores run from {low:g} to {high:g}, but target `{cls.kind}` is of "
+                f"{where}: scores run from {low:g} to {high:g}, but target `{cls.kind}` is for "
                 f"scores of both signs from {-cls.bound:g} to {cls.bound:g}; use `score`"
             )
         return cls.signed()
 
     def check(self) -> None:
-        """Raise CorrKDError where the categories are not those of the signs."""
+        """Raise CorrKDError if the categories are not those of the signs."""
         self.refuse_unless(self.to_json() == type(self).signed().to_json())
 
 
@@ -78,7 +79,7 @@ class MosiScoreTarget(BenchmarkScoreTarget):
     )
 
     def measure_predictions(self, targets: Array, predictions: Array) -> dict[str, float]:
-        """Return the metrics of every score, and both binary rules, acc3, acc5 and acc7 of the
+        """Return the metrics of any score, and both binary rules, acc3, acc5 and acc7 of the
         rounded scores.
 
         Args:
@@ -86,7 +87,8 @@ class MosiScoreTarget(BenchmarkScoreTarget):
             predictions: (N,) scores.
 
         Returns:
-            Fractions of 1, but for mae and corr. The non-zero rule is nan where all targets are 0.
+            Fractions from 0 to 1, except mae and corr. The non-zero rule is nan if all targets are
+            0.
         """
         nonzero = targets != 0
         return {
@@ -109,12 +111,12 @@ class SimsScoreTarget(BenchmarkScoreTarget):
 
     @classmethod
     def signed(cls) -> Self:
-        """Return the target: the categories are zero and below, and above zero."""
+        """Return the target with the categories zero and below, and above zero."""
         return cls(name=cls.kind, classes=("negative", "positive"), cuts=(0.0,), upward=False)
 
     def measure_predictions(self, targets: Array, predictions: Array) -> dict[str, float]:
-        """Return the metrics of every score, and acc2, acc3 and acc5 of CH-SIMS's thresholds; both
-        sides are clipped to the scale.
+        """Return the metrics of any score, and acc2, acc3 and acc5 with CH-SIMS's thresholds.
+        Targets and predictions are clipped to the scale.
 
         Args:
             targets: (N,) scores.

@@ -1,8 +1,7 @@
-"""Probabilities over classes: the temperature that calibrates them, and which classes a prediction
-set holds.
+"""Calibrating probabilities over classes by a temperature, and prediction sets.
 
-*Temperature*: one number by which logits are divided (Guo et al., On Calibration of Modern Neural
-Networks, ICML 2017). It changes no decision.
+*Temperature*: a number by which logits are divided (Guo et al., On Calibration of Modern Neural
+Networks, ICML 2017). It changes no prediction.
 """
 
 from __future__ import annotations
@@ -16,22 +15,22 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 LOWEST, HIGHEST = 0.05, 20.0
-SMALLEST = 1e-30  # a probability below it says no more in float32
+SMALLEST = 1e-30  # smaller probabilities are meaningless in float32
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
-    """Return the temperature T under which softmax(logits / T) makes the targets most likely. It
-    changes no decision.
+    """Return the temperature T that maximises the likelihood of the targets under softmax(logits /
+    T). It changes no prediction.
 
     Args:
-        logits: (N, K), or (N, Q, 2) of yes/no questions, which share T. Of samples that the network
-            was not trained on.
+        logits: (N, K), or (N, Q, 2) for yes/no questions, which share T; for samples that the
+            network was not trained on.
         targets: (N,) classes or (N, Q) answers.
 
     Returns:
         T between 0.05 and 20.
     """
-    from scipy.optimize import minimize_scalar  # here, since a network needs its target, but no fit
+    from scipy.optimize import minimize_scalar  # imported here: networks need targets, but not fits
 
     scores, labels = logits.detach().flatten(0, -2).cpu().double(), targets.flatten().cpu()
 
@@ -57,8 +56,8 @@ def log_probabilities(response: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 
 def in_set(response: npt.NDArray[Any], threshold: float) -> npt.NDArray[np.bool_]:
-    """Return which classes a prediction set holds, (..., K), of calibrated probabilities. It may
-    hold none.
+    """Return which classes are in the prediction set, (..., K), from calibrated probabilities. The
+    set may be empty.
     """
     held: npt.NDArray[np.bool_] = 1.0 - response <= threshold
     return held

@@ -1,4 +1,4 @@
-"""What classes and yes/no questions have in common: probabilities over exclusive classes, by
+"""The common part of classes and yes/no questions: probabilities over exclusive classes, by
 softmax.
 """
 
@@ -23,14 +23,14 @@ from corrkd.targets.pooling import fit_log_pool, log_pool
 
 @dataclass(frozen=True, kw_only=True)
 class CategoricalTarget(Target):
-    """Logits (..., K) of exclusive classes, the last axis of the response; their cross-entropy is
+    """A target with logits (..., K) of exclusive classes on the last axis; their cross-entropy is
     the task loss.
     """
 
     has_classes: ClassVar[bool] = True
 
     def check_training(self, targets: Array, where: str) -> None:
-        """Raise CorrKDError where a class has no sample."""
+        """Raise CorrKDError if a class has no sample."""
         for column, question in zip(
             targets.reshape(len(targets), -1).T, self.questions or ("",), strict=True
         ):
@@ -43,7 +43,7 @@ class CategoricalTarget(Target):
                     )
 
     def dtype(self, floating: torch.dtype) -> torch.dtype:
-        """int64."""
+        """Return int64."""
         return torch.int64
 
     def respond(self, logits: Tensor) -> Tensor:
@@ -67,7 +67,9 @@ class CategoricalTarget(Target):
         )
 
     def fit_pool(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the weights under which the pooled probabilities make the targets most likely."""
+        """Return the weights that maximise the likelihood of the targets under the pooled
+        probabilities.
+        """
         return fit_log_pool(logits, targets)
 
     def pool(self, logits: Tensor, weights: Tensor) -> Tensor:
@@ -75,7 +77,9 @@ class CategoricalTarget(Target):
         return log_pool(logits, weights)
 
     def fit_temperature(self, logits: Tensor, targets: Tensor) -> float:
-        """Return the temperature under which softmax(logits / T) makes the targets most likely."""
+        """Return the temperature that maximises the likelihood of the targets under softmax(logits
+        / T).
+        """
         return fit_temperature(logits, targets)
 
     def temper(self, logits: Tensor, temperature: float) -> Tensor:
@@ -101,7 +105,7 @@ class CategoricalTarget(Target):
         return (each * rows).sum() / torch.where(rows.any(), weight.sum(), 1.0)
 
     def balanced_class_weights(self, targets: Tensor) -> Tensor:
-        """Return weights inverse to the classes' frequency, of mean 1 over the samples, (K,)."""
+        """Return weights inverse to the class frequencies, with mean 1 over the samples, (K,)."""
         counts = torch.bincount(targets.flatten(), minlength=len(self.classes)).float()
         return counts.sum() / (len(counts) * counts.clamp(min=1.0))
 
@@ -110,7 +114,7 @@ class CategoricalTarget(Target):
     ) -> Tensor:
         """Return T² KL(teacher || student) of softmax(logits / T), mean over samples and questions.
 
-        The factor T² keeps the gradient's size (Hinton et al., 2015, section 2).
+        The factor T² keeps the size of the gradient (Hinton et al., 2015, section 2).
         """
         precise = torch.promote_types(student.dtype, torch.float32)
         logits = student.to(precise), teacher.detach().to(precise)
@@ -128,11 +132,11 @@ class CategoricalTarget(Target):
         return np.asarray(values).astype(np.int64)
 
     def predictions(self, response: Array) -> Array:
-        """Return the likeliest class."""
+        """Return the most probable class."""
         return np.asarray(response.argmax(-1))
 
     def majority(self, targets: Array) -> Array:
-        """Return the most frequent class, of each question."""
+        """Return the most frequent class, for each question."""
         columns = targets.reshape(len(targets), -1)
         most = [np.bincount(column, minlength=len(self.classes)).argmax() for column in columns.T]
         return np.asarray(most).reshape(targets.shape[1:])
@@ -146,7 +150,7 @@ class CategoricalTarget(Target):
         return tempered(response, temperature)
 
     def nonconformity(self, targets: Array, response: Array) -> npt.NDArray[np.float64]:
-        """Return 1 minus the probability of the truth."""
+        """Return 1 minus the probability of the true class."""
         scores: npt.NDArray[np.float64] = (
             1.0 - np.take_along_axis(response, targets[..., None], -1)[..., 0]
         )
@@ -157,7 +161,7 @@ class CategoricalTarget(Target):
         return in_set(response, threshold).sum(-1).astype(np.float64)
 
     def prediction_columns(self, ids: Array, targets: Array, response: Array) -> dict[str, Any]:
-        """Return the columns, with a probability for each class."""
+        """Return the columns, with one probability for each class."""
         questions = self.questions or ("",)
         probabilities = response.reshape(len(response) * len(questions), len(self.classes))
         return {
@@ -170,8 +174,8 @@ class CategoricalTarget(Target):
 
 
 def mean_weights(stacked: Tensor, counted: Tensor) -> Tensor:
-    """Return the weight of each of M responses, (N, M, 1, ...) that sum to 1 over those counted;
-    over all where none is.
+    """Return the weights of M responses, (N, M, 1, ...), which sum to 1 over those counted, or over
+    all if none is.
 
     Args:
         stacked: (N, M, ...) logits.

@@ -1,4 +1,4 @@
-"""Exclusive classes: the data's labels, or a score's by thresholds or rounding
+"""Exclusive classes: the data's labels, or classes of a score by thresholds or rounding
 (docs/metrics.md).
 """
 
@@ -47,7 +47,7 @@ class ClassesTarget(CategoricalTarget):
 
     @classmethod
     def with_classes(cls, count: int) -> Self:
-        """Return the target of so many classes, called 0, 1, ..., that are the data's labels."""
+        """Return the target of `count` classes named 0, 1, ..., which are the data's labels."""
         return cls(name=cls.kind, classes=tuple(map(str, range(count))))
 
     @classmethod
@@ -72,8 +72,8 @@ class ClassesTarget(CategoricalTarget):
         )
 
     def of(self, split: LabelledSplit, where: str) -> tuple[Array, npt.NDArray[np.bool_]]:
-        """Return the classes of a split, (N,), and which samples count: zeros leave
-        "binary-nonzero", nothing leaves the others.
+        """Return the classes of a split, (N,), and which samples count: all, except those with
+        score 0 for "binary-nonzero".
         """
         if not self.is_of_score:
             return checked_labels(split, where, self, ()), np.ones(len(split), bool)
@@ -83,12 +83,12 @@ class ClassesTarget(CategoricalTarget):
 
     @property
     def is_of_score(self) -> bool:
-        """Whether the classes are those of a score, in place of the data's labels."""
+        """Whether the classes are derived from a score instead of the data's labels."""
         return bool(self.cuts) or self.name in ROUNDED
 
     def classes_of_scores(self, scores: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Return the class of each score, (N,) in 0..K-1. Half is rounded to even, as the field
-        does.
+        """Return the class of each score, (N,) in 0..K-1. Halves are rounded to even, as is usual
+        in the field.
         """
         if self.name in ROUNDED:
             return score_classes(self.name, scores)
@@ -140,32 +140,32 @@ class ClassesTarget(CategoricalTarget):
         return class_counts(self.classes, targets)
 
     def check(self) -> None:
-        """Raise CorrKDError where there are fewer than two classes."""
+        """Raise CorrKDError if there are fewer than two classes."""
         self.refuse_unless(len(self.classes) >= 2)
 
 
 def tertile_classes(train: LabelledSplit, *, where: str) -> ClassesTarget:
-    """Return the target of the thirds of the training scores."""
+    """Return the target with the tertiles of the training scores as classes."""
     cuts = tertiles(scores_of(train, where, "tertiles"))
     return ClassesTarget(name="tertiles", classes=("low", "middle", "high"), cuts=cuts)
 
 
 def threshold_classes(name: str, train: LabelledSplit, *, where: str) -> ClassesTarget:
-    """Return the target whose thresholds are the field's, of that name in `THRESHOLDS`."""
+    """Return the target with the usual thresholds of that name in `THRESHOLDS`."""
     scores_of(train, where, name)
     cuts, upward, classes = THRESHOLDS[name]
     return ClassesTarget(name=name, classes=classes, cuts=cuts, upward=upward)
 
 
 def rounded_classes(name: str, train: LabelledSplit, *, where: str) -> ClassesTarget:
-    """Return the target of rounded scores, of that name in `ROUNDED`."""
+    """Return the target with the rounded scores of that name in `ROUNDED`."""
     scores_of(train, where, name)
     return ClassesTarget(name=name, classes=ROUNDED[name][1])
 
 
 def score_classes(rule: str, scores: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Return the class of each score, (N,) in 0..K-1, by a rule of `ROUNDED` or `THRESHOLDS`; half
-    is rounded to even.
+    """Return the class of each score, (N,) in 0..K-1, by a rule of `ROUNDED` or `THRESHOLDS`.
+    Halves are rounded to even.
     """
     if rule in ROUNDED:
         bound = ROUNDED[rule][0]

@@ -1,4 +1,4 @@
-"""Names of classes, questions and modalities, with bounds: a model's card has to hold them."""
+"""Names of classes, questions and modalities, with the limits of model cards."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Cuts = Annotated[tuple[float, ...], Field(max_length=MOST_CLASSES)]
 
 
 def check_labels(names: Sequence[str], what: str) -> None:
-    """Raise CorrKDError where classes, questions or modalities have names that no card holds: one
-    twice, one too long, or too many.
+    """Raise CorrKDError if names of classes, questions or modalities do not fit on a model card:
+    repeated, too long or too many.
     """
     for name in names:
         if not 1 <= len(name) <= LONGEST_LABEL or not is_unicode(name):
             raise CorrKDError(
-                f"{what}: {quoted(name)} is no text of 1 to {LONGEST_LABEL} characters; rename it"
+                f"{what}: {quoted(name)} must have 1 to {LONGEST_LABEL} valid characters; rename it"
             )
     if len(set(names)) < len(names):
         raise CorrKDError(f"{what}: {repeated(names)!r} appears twice; rename one")
     if len(names) > MOST_CLASSES:
-        raise CorrKDError(f"{what}: {len(names)} of them, more than {MOST_CLASSES}")
+        raise CorrKDError(f"{what}: {len(names)} names, more than the {MOST_CLASSES} allowed")

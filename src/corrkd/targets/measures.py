@@ -1,7 +1,7 @@
-"""Metrics by the field's conventions (docs/metrics.md), as fractions of 1 where possible and NaN
-where undefined.
+"""Metrics by the conventions of the field (docs/metrics.md): fractions from 0 to 1 if possible, NaN
+if undefined.
 
-SciPy is imported where it is called: a network needs its target, but no metrics.
+SciPy is imported where it is called: networks need targets, but not metrics.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ CALIBRATION_BINS = 15
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is shown in reports, on models' cards and in terminals.
+    """How a metric is shown in reports, on model cards and in terminals.
 
     Attributes:
-        title: of a table.
-        heading: of a column.
-        scale: by which its values are multiplied.
-        digits: decimals.
-        sign: -1 where less is better, 0 where nothing is known of it: then no value is marked as
-            the best.
+        title: title of a table.
+        heading: heading of a column.
+        scale: factor by which values are multiplied.
+        digits: number of decimals.
+        sign: -1 if less is better, 0 if unspecified: then no value is marked as the best.
     """
 
     title: str
@@ -81,14 +80,14 @@ METRICS = {
 
 
 def metric_of(name: str) -> Metric:
-    """Return how a metric is shown; one that `METRICS` lacks, of another package's target, by its
-    name and as it is.
+    """Return how a metric is shown; a metric that is not in `METRICS`, from another package's
+    target, with its name and unscaled value.
     """
     return METRICS.get(name, Metric(name, name, scale=1.0, digits=3, sign=0))
 
 
 def weighted_f1(truth: Array, prediction: Array) -> float:
-    """Return the F1 of each class weighted by its support in `truth` (the arguments are not
+    """Return the F1 of the classes weighted by their support in `truth` (so the arguments are not
     interchangeable).
     """
     labels, places = np.unique([truth, prediction], return_inverse=True)
@@ -98,8 +97,8 @@ def weighted_f1(truth: Array, prediction: Array) -> float:
 
 
 def _f1(truth: Array, prediction: Array, classes: int) -> tuple[Array, Array]:
-    """The F1 of each class (0..classes-1) as scikit-learn computes it, zero of those that are
-    nowhere; and how many truly are of each.
+    """Return the F1 of each class (0..classes-1) as in scikit-learn, zero for absent classes; and
+    the support of each.
     """
     support = np.bincount(truth, minlength=classes)
     both = support + np.bincount(prediction, minlength=classes)
@@ -108,15 +107,15 @@ def _f1(truth: Array, prediction: Array, classes: int) -> tuple[Array, Array]:
 
 
 def accuracy(truth: Array, prediction: Array) -> float:
-    """Return the share of predictions that are right, of N >= 1: the field's *weighted* accuracy
-    (WA), each class counting by its size.
+    """Return the share of correct predictions, of N >= 1: the *weighted* accuracy (WA) of the
+    field, in which each class counts by its size.
     """
     return float((np.asarray(truth) == np.asarray(prediction)).mean())
 
 
 def unweighted_accuracy(truth: Array, prediction: Array) -> float:
-    """Return the mean recall of the classes that are in `truth`, (N,) with N >= 1: each counts the
-    same, whatever its size (UA).
+    """Return the mean recall of the classes in `truth`, (N,) with N >= 1, in which each class
+    counts equally (UA).
     """
     return float(
         np.mean([(prediction[truth == label] == label).mean() for label in np.unique(truth)])
@@ -139,7 +138,7 @@ def calibration_error(truth: Array, probabilities: Array) -> float:
 
 
 def correlation(truth: Array, prediction: Array) -> float:
-    """Return Pearson's r; nan (undefined) where either side is constant, as predictions are when
+    """Return Pearson's r; nan (undefined) if either side is constant, as predictions are when
     everything is missing.
     """
     from scipy.stats import pearsonr
@@ -165,5 +164,5 @@ def class_metrics(names: Sequence[str], truth: Array, prediction: Array) -> dict
 
 
 def positive_f1(truth: Array, prediction: Array) -> float:
-    """Return the F1 of the answer yes, of answers (N,) in {0, 1}."""
+    """Return the F1 of the answer yes, for answers (N,) in {0, 1}."""
     return float(_f1(truth, prediction, 2)[0][1])

@@ -1,8 +1,9 @@
-"""Weights of several networks in one response, fitted on samples that none of them was trained on.
+"""Weights for combining the responses of several networks, fitted on samples that none of them was
+trained on.
 
 *Probabilities*: a logarithmic opinion pool, softmax(sum of w_f log p_f) with w_f >= 0 (Heskes,
 Selecting Weighting Factors in Logarithmic Opinion Pools, NIPS 1997). The weights need not sum to 1,
-so that they set the temperature too. *Scores*: a weighted mean. Fitted out of fold this is stacking
+so they set the temperature too. *Scores*: a weighted mean. Fitted out of fold, this is stacking
 (Wolpert, Neural Networks 1992; with weights >= 0: Breiman, Machine Learning 1996).
 """
 
@@ -19,16 +20,17 @@ HIGHEST = 1 / LOWEST  # a weight is the reciprocal of a temperature
 
 
 def fit_log_pool(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the weights under which softmax(sum of w_f log p_f) makes the targets most likely.
+    """Return the weights that maximise the likelihood of the targets under softmax(sum of w_f log
+    p_f).
 
     Args:
-        logits: (F, N, K), or (F, N, Q, 2) of yes/no questions, which share the weights.
+        logits: (F, N, K), or (F, N, Q, 2) for yes/no questions, which share the weights.
         targets: (N,) classes or (N, Q) answers.
 
     Returns:
         (F,), each between 0 and 20. The loss is convex in them.
     """
-    from scipy.optimize import minimize  # here, since a network needs its target, but no fit
+    from scipy.optimize import minimize  # imported here: networks need targets, but not fits
 
     flat = logits.detach().cpu().double().log_softmax(-1).flatten(1, -2)
     labels = targets.flatten().cpu()
@@ -51,14 +53,15 @@ def log_pool(logits: Tensor, weights: Tensor) -> Tensor:
 
 
 def fit_weighted_mean(scores: Tensor, targets: Tensor) -> Tensor:
-    """Return the weights of the mean of scores that is closest to the targets (least squares).
+    """Return the weights of the weighted mean of scores that is closest to the targets (least
+    squares).
 
     Args:
         scores: (F, N, 1).
         targets: (N,).
 
     Returns:
-        (F,), each at least 0, of sum 1.
+        (F,), each at least 0, with sum 1.
     """
     from scipy.optimize import minimize
 

@@ -1,4 +1,4 @@
-"""Yes/no questions: several answers to each sample, each with probabilities of its own."""
+"""Yes/no questions: several answers per sample, each with separate probabilities."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class QuestionsTarget(CategoricalTarget):
 
     @classmethod
     def with_questions(cls, count: int) -> Self:
-        """Return the target of so many questions, called question 0, question 1, ..."""
+        """Return the target of `count` questions, named question 0, question 1, ..."""
         return cls(
             name=cls.kind, classes=ANSWERS, questions=tuple(f"question {q}" for q in range(count))
         )
@@ -76,13 +76,13 @@ class QuestionsTarget(CategoricalTarget):
         return logits.unflatten(-1, (-1, 2))
 
     def measure(self, targets: Array, response: Array) -> dict[str, float]:
-        """Return the metrics of `measure_predictions`, and ece, mean over the questions."""
+        """Return the metrics of `measure_predictions`, and ece, averaged over the questions."""
         scores = self.measure_predictions(targets, self.predictions(response))
         return {**scores, "ece": self.calibration_error(targets, response)}
 
     def measure_predictions(self, targets: Array, predictions: Array) -> dict[str, float]:
-        """Return weighted_f1, accuracy and unweighted_accuracy, means over the questions;
-        weighted_f1/<question>; and f1/<question> of the answer yes.
+        """Return weighted_f1, accuracy and unweighted_accuracy, averaged over the questions;
+        weighted_f1/<question>; and f1/<question> for the answer yes.
         """
         columns = list(zip(self.questions, targets.T, predictions.T, strict=True))
         each = {question: weighted_f1(*sides) for question, *sides in columns}
@@ -97,12 +97,12 @@ class QuestionsTarget(CategoricalTarget):
         }
 
     def main_score(self, targets: Array, response: Array) -> float:
-        """Return the weighted F1, mean over the questions."""
+        """Return the weighted F1, averaged over the questions."""
         columns = zip(targets.T, self.predictions(response).T, strict=True)
         return float(np.mean([weighted_f1(*sides) for sides in columns]))
 
     def calibration_error(self, targets: Array, response: Array) -> float:
-        """Return the expected calibration error, mean over the questions."""
+        """Return the expected calibration error, averaged over the questions."""
         columns = zip(targets.T, np.moveaxis(response, 1, 0), strict=True)
         return float(np.mean([calibration_error(*sides) for sides in columns]))
 
@@ -131,5 +131,5 @@ class QuestionsTarget(CategoricalTarget):
         }
 
     def check(self) -> None:
-        """Raise CorrKDError where there is no question, or its answers are not two."""
+        """Raise CorrKDError if there is no question, or there are not two answers."""
         self.refuse_unless(len(self.classes) == 2 and len(self.questions) >= 1)

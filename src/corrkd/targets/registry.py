@@ -1,7 +1,7 @@
-"""Targets by name: the kinds that a model's card names, and what the settings call `data.target`.
+"""Targets by name: the kinds on model cards, and the values of `data.target` in the settings.
 
-Other packages offer kinds through entry points in the group `corrkd.targets`; the settings name
-such a kind itself.
+Other packages offer kinds through entry points in the group `corrkd.targets`; the settings use the
+name of such a kind.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ OF_SCORES: dict[str, Callable[..., Target]] = {
     **{name: partial(threshold_classes, name) for name in THRESHOLDS},
     **{name: partial(rounded_classes, name) for name in ROUNDED},
 }
-"""Classes of a score by their name in the settings: made from the training split; keyword `where`
-opens error lines.
+"""Classes of a score by name in the settings: functions of the training split, with the keyword
+`where`, which begins error messages.
 """
 
 
@@ -48,11 +48,11 @@ class LabelledDataset(Protocol):
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """Name in error messages."""
 
     @property
     def splits(self) -> Mapping[str, LabelledSplit]:
-        """By name."""
+        """Splits by name."""
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -63,23 +63,23 @@ class LabelledDataset(Protocol):
         """Names of the questions, or ()."""
 
     def split(self, name: str) -> LabelledSplit:
-        """Return a split. Raises CorrKDError where there is none of that name."""
+        """Return a split. Raises CorrKDError if there is none of that name."""
 
 
 def target_class(kind: str) -> type[Target]:
-    """Return the class of a kind. Raises CorrKDError for an unknown one, or a class whose `kind` is
-    another.
+    """Return the class of a kind. Raises CorrKDError for an unknown kind, or a class with another
+    `kind`.
     """
     class_: type[Target] = find(kind, BUILT_IN, TARGET_GROUP, Target, "target", attribute="kind")
     return class_
 
 
 def make_target(name: str, dataset: LabelledDataset) -> Target:
-    """Return the target called `name` in the settings; thresholds that depend on data come from the
-    training split alone.
+    """Return the target of that name in the settings. Thresholds that depend on data are fitted to
+    the training split.
 
     Raises:
-        CorrKDError: where the dataset lacks what the target needs, or a class has no training
+        CorrKDError: if the dataset lacks what the target requires, or a class has no training
             sample.
     """
     train = dataset.split("train")
@@ -103,33 +103,33 @@ def _fit(name: str, dataset: LabelledDataset, train: LabelledSplit, where: str) 
 
 
 def _automatic(train: LabelledSplit, where: str) -> str:
-    """The name of the target that the data has first: questions, classes, or tertiles of the
-    score.
+    """Return the name of the first target that the data allows: questions, classes, or tertiles of
+    the score.
     """
     if train.labels is not None:
         return "questions" if train.labels.ndim == 2 else "classes"
     scores = train.scores
-    # Where more than a third of the scores are equal at an end, a tertile is empty.
+    # If more than a third of the scores are equal at an end, a tertile is empty.
     return "tertiles" if scores is None or len(distinct_tertiles(scores, where)) == 2 else "score"
 
 
 def target_from_json(values: Any) -> Target:
-    """Return the target that a card describes, which may be a stranger's.
+    """Return the target on a model card, which is untrusted.
 
     Args:
         values: from `Target.to_json`.
 
     Raises:
-        CorrKDError: a kind that is unknown, or fields that are not its own, out of bounds or do not
-            fit each other.
+        CorrKDError: if the kind is unknown, or fields do not belong to it, are out of bounds or do
+            not fit each other.
     """
     try:
         if not isinstance(values, Mapping) or not isinstance(values.get("kind"), str):
-            raise CorrKDError(f"target: {quoted(values)} names no kind")
+            raise CorrKDError(f"target: {quoted(values)} has no kind")
         return target_class(values["kind"]).from_json(values)
     except ValidationError as error:
         raise CorrKDError(
-            f"the card's target is not readable: target.{first_fault(error)}"
+            f"the target on the card is invalid: target.{first_fault(error)}"
         ) from None
     except CorrKDError as error:
-        raise CorrKDError(f"the card's target is not readable: {error}") from None
+        raise CorrKDError(f"the target on the card is invalid: {error}") from None

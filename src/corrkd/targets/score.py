@@ -1,4 +1,4 @@
-"""A score itself, with categories by thresholds for F1 and the prototypes."""
+"""A score, with categories by thresholds for F1 and the prototypes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from corrkd.targets.thresholds import digitize, distinct_tertiles
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTarget(Target):
-    """A number, its own response. It has no probabilities, hence no temperature."""
+    """A number, which is also its response. It has no probabilities, hence no temperature."""
 
     kind: ClassVar[str] = "score"
     has_classes: ClassVar[bool] = False
@@ -31,7 +31,7 @@ class ScoreTarget(Target):
 
     @classmethod
     def signed(cls) -> Self:
-        """Return the target of scores with both signs: the categories are below zero, and zero and
+        """Return the target of scores with both signs, with the categories below zero, and zero and
         above.
         """
         return cls(name=cls.kind, classes=("negative", "non-negative"), cuts=(0.0,))
@@ -45,8 +45,8 @@ class ScoreTarget(Target):
         class_names: Sequence[str] = (),
         question_names: Sequence[str] = (),
     ) -> Self:
-        """Return the target of the scores; categories are the sign, or the tertiles of scores with
-        one sign.
+        """Return the target of the scores. Categories are the signs, or the tertiles if all scores
+        have one sign.
         """
         scores = scores_of(train, where, cls.kind)
         if scores.min() < 0 < scores.max():
@@ -63,7 +63,7 @@ class ScoreTarget(Target):
         return scores_of(split, where, self.name), np.ones(len(split), bool)
 
     def dtype(self, floating: torch.dtype) -> torch.dtype:
-        """As given."""
+        """Return `floating`."""
         return floating
 
     @property
@@ -90,7 +90,7 @@ class ScoreTarget(Target):
         return logits.mean(0)
 
     def fit_pool(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the weights of the mean that is closest to the targets."""
+        """Return the weights of the weighted mean that is closest to the targets."""
         return fit_weighted_mean(logits, targets)
 
     def pool(self, logits: Tensor, weights: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class ScoreTarget(Target):
         return 1.0
 
     def temper(self, logits: Tensor, temperature: float) -> Tensor:
-        """Return the scores as they are."""
+        """Return the scores unchanged."""
         return logits
 
     def task_loss(
@@ -133,9 +133,8 @@ class ScoreTarget(Target):
     def category_tensor(self, targets: Tensor) -> Tensor:
         """Return the category of each score."""
         category = torch.zeros_like(targets, dtype=torch.int64)
-        for cut in (
-            self.cuts
-        ):  # compared one by one: a tensor of them would be copied to the device in every step
+        # one by one: a tensor of cuts would be copied to the device in every step
+        for cut in self.cuts:
             category = category + (targets >= cut if self.upward else targets > cut)
         return category
 
@@ -174,21 +173,21 @@ class ScoreTarget(Target):
         return
 
     def calibrate(self, response: Array, temperature: float) -> npt.NDArray[np.float64]:
-        """Return the scores as they are."""
+        """Return the scores unchanged."""
         return response.astype(np.float64)
 
     def nonconformity(self, targets: Array, response: Array) -> npt.NDArray[np.float64]:
-        """Return the distance of the score from the truth."""
+        """Return the distance of the score from the true value."""
         distances: npt.NDArray[np.float64] = np.abs(response[:, 0] - targets)
         return distances
 
     def set_sizes(self, response: Array, threshold: float) -> npt.NDArray[np.float64]:
-        """Return the length of the interval, the same for all."""
+        """Return the length of the interval, which is the same for all."""
         return np.full(len(response), 2.0 * threshold)
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """()."""
+        """(): a score has no names."""
         return ()
 
     @property
@@ -214,9 +213,7 @@ class ScoreTarget(Target):
         }
 
     def check(self) -> None:
-        """Raise CorrKDError where the cuts do not rise, or do not divide as many categories as are
-        named.
-        """
+        """Raise CorrKDError if the cuts do not rise, or do not match the number of categories."""
         self.refuse_unless(
             len(self.classes) == len(self.cuts) + 1 and bool((np.diff(self.cuts) > 0).all())
         )

@@ -16,29 +16,27 @@ def digitize(
     """Return the class of each score, 0 to the number of cuts; `upward`: a score equal to a cut
     belongs to the class above it.
     """
-    # float32 predictions are compared in float64: a threshold means the same for truth and
+    # float32 predictions are compared in float64, so that a threshold is the same for truth and
     # prediction.
     return np.digitize(np.asarray(scores, np.float64), cuts, right=not upward).astype(np.int64)
 
 
 def tertiles(scores: npt.NDArray[np.float64]) -> tuple[float, ...]:
-    """Return the two cuts that divide the scores into thirds; they are equal where many scores
-    are.
-    """
+    """Return the two cuts that divide the scores into thirds; they are equal if many scores are."""
     return tuple(float(cut) for cut in np.quantile(scores, [1 / 3, 2 / 3]))
 
 
 def distinct_tertiles(scores: npt.NDArray[np.float64], where: str) -> tuple[float, ...]:
-    """Return the tertiles, or, where so many scores are equal that a class would be empty, one cut:
+    """Return the tertiles, or, if so many scores are equal that a class would be empty, one cut
     above the lowest score.
 
     Raises:
-        CorrKDError: all scores are equal. `where` opens the line.
+        CorrKDError: if all scores are equal. `where` begins the message.
     """
     values = np.unique(scores)
     if len(values) == 1:
         raise CorrKDError(
-            f"{where}: all scores are {values[0]:g}; nothing is to be learned from them"
+            f"{where}: all scores are {values[0]:g}; nothing can be learned from them"
         )
     cuts = tuple(cut for cut in sorted(set(tertiles(scores))) if cut > values[0])
     return cuts or (float(values[1]),)

@@ -1,8 +1,8 @@
 """Released students, loaded by name (docs/zoo.md).
 
 A zoo is a folder with `manifest.json` and, for each student, a folder that
-`Predictor.save_pretrained` wrote. The manifest gives the SHA-256 and the size of every file; they
-are checked before a student is read, wherever its files come from.
+`Predictor.save_pretrained` wrote. The manifest gives the SHA-256 and the size of every file. Both
+are checked before a student is loaded, also from the hub.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class ReleasedFile(_Strict):
 
 
 class Features(_Strict):
-    """What a released student reads of a modality.
+    """The input of a released student in one modality.
 
     Attributes:
-        width: numbers in a frame.
-        extractor: name of the extractor of `corrkd features`; "": the data came as features.
+        width: number of features of a frame.
+        extractor: name of the extractor of `corrkd features`; "": the dataset holds features.
     """
 
     width: Annotated[int, Field(ge=1)]
@@ -67,11 +67,11 @@ class Features(_Strict):
 
 
 class Metric(_Strict):
-    """A metric on the tested split, from the model's card: a fraction of 1 where it is a share.
+    """A metric on the test split, from the model's card. Rates are fractions from 0 to 1.
 
     Attributes:
         complete: with all modalities.
-        average: mean over the subsets of modalities with something missing.
+        average: mean over the conditions with a modality missing.
     """
 
     complete: Fraction
@@ -91,12 +91,12 @@ class Student(_Strict):
         description: what it is, in a sentence.
         data: name of the dataset that it was trained on.
         data_licence: licence of that dataset, or the agreement under which it may be used.
-        modalities: what it reads of each.
-        target: what it predicts.
+        modalities: its inputs, by modality.
+        target: name of the target that it predicts.
         classes: names of the classes or questions; empty for a score.
-        preset: the settings of its training; "": none of the package's.
+        preset: preset that it was trained with; "": none of the package's.
         seed: of its training.
-        metrics: by name.
+        metrics: by name; at least one.
         corrkd: version that trained it.
         hub: repository that holds the files, as "owner/name@revision"; "": they lie beside the
             manifest.
@@ -127,23 +127,23 @@ def students(folder: str | Path | None = None) -> dict[str, Student]:
 
     Args:
         folder: a zoo; default: the zoo that the variable CORRKD_ZOO names, if any, and the students
-            that come with the package. Of equal names the former's counts.
+            that come with the package. The former takes precedence.
 
     Raises:
-        CorrKDError: where a folder is no zoo, or its manifest is damaged.
+        CorrKDError: if a folder is not a zoo or its manifest is damaged.
     """
     return {name: student for _, name, student in _listed(folder)}
 
 
 def resolve(path: str | Path) -> Path:
-    """Return the folder of a student that is named as "zoo:NAME" or "zoo:FOLDER/NAME"; any other
-    path as it is.
+    """Return the folder of the student "zoo:NAME" or "zoo:FOLDER/NAME"; any other path unchanged.
 
     Args:
         path: NAME is looked up as in `students`; FOLDER is a zoo.
 
     Raises:
-        CorrKDError: where there is no such student, or a file is missing or not the one released.
+        CorrKDError: if there is no such student, or a file is missing or differs from the released
+            one.
     """
     text = str(path)
     if not text.startswith(PREFIX):
@@ -151,7 +151,7 @@ def resolve(path: str | Path) -> Path:
     folder, name = _folder_and_name(text.removeprefix(PREFIX))
     zoo, student = _find(folder, name)
     beside = zoo / name
-    # Where both are there, the copy beside the manifest saves a download.
+    # A copy beside the manifest saves the download.
     at = beside if beside.is_dir() or not student.hub else _fetched(student.hub)
     for file, released in student.files.items():
         _check(at / file, released, zoo / MANIFEST)
@@ -166,23 +166,23 @@ def add(
     preset: str = "",
     hub: str = "",
 ) -> Student:
-    """Enter a student into the manifest of the zoo in which its folder lies. An entry of the same
-    name is replaced.
+    """Add a student to the manifest of the zoo that contains its folder. An entry of the same name
+    is replaced.
 
     Args:
-        folder: written by `Predictor.save_pretrained`; its name becomes the student's, the folder
-            above it is the zoo.
+        folder: written by `Predictor.save_pretrained`; its name becomes the student's, its parent
+            is the zoo.
         description: what it is, in a sentence.
-        data_licence: licence of the training data, or the agreement under which they may be used.
+        data_licence: licence of the training data, or the agreement under which it may be used.
         preset: name of the preset that it was trained with.
-        hub: repository on the Hugging Face hub that holds the same files, as
-            "owner/name@revision"; then the folder itself need not be passed on.
+        hub: repository on the Hugging Face hub that holds the same files, as "owner/name@revision";
+            the folder then need not be distributed.
 
     Returns:
-        The entry, all other facts of which are taken from the model's card.
+        The entry. Its other fields come from the model's card.
 
     Raises:
-        CorrKDError: where there is no model, it was never evaluated, or a text is empty.
+        CorrKDError: if the folder holds no model, the model was not evaluated, or a text is empty.
     """
     folder = Path(folder).absolute()
     check_names([folder.name], "zoo: student")
@@ -207,10 +207,11 @@ def add(
 
 
 def table_text(listed: Mapping[str, Student]) -> str:
-    """Return a line for each student: its name, data, modalities, target, its first metric with all
-    modalities and averaged over the missing subsets, and the licence of its data.
+    """Return a table with one line per student: name, data, modalities, target, first metric
+    (complete, and averaged over the conditions with a modality missing), and licence of the data.
     """
-    from corrkd.targets.measures import metric_of  # loads torch, which finding a student does not
+    # imported here: it loads torch, which finding a student does not need
+    from corrkd.targets.measures import metric_of
 
     rows = [("name", "data", "modalities", "target", "metric", "complete", "average", "licence")]
     for name, student in listed.items():
@@ -224,7 +225,8 @@ def table_text(listed: Mapping[str, Student]) -> str:
 
 
 def card_text(name: str) -> str:
-    """Return a student's entry in the manifest, but for its files, and its model card.
+    """Return a student's entry in the manifest without its files, then its model card. Metrics are
+    rounded to 4 decimals.
 
     Args:
         name: as for `resolve`, without "zoo:".
@@ -245,22 +247,22 @@ def card_text(name: str) -> str:
 def _zoos(folder: str | Path | None) -> list[Path]:
     if folder is not None:
         return [Path(folder).expanduser()]
-    named = os.environ.get(VARIABLE, "")
-    return [*([Path(named).expanduser()] if named else []), SHIPPED]
+    variable = os.environ.get(VARIABLE, "")
+    return [*([Path(variable).expanduser()] if variable else []), SHIPPED]
 
 
 def _listed(folder: str | Path | None) -> Iterator[tuple[Path, str, Student]]:
-    """Zoo, name and entry of each student, the first of equal names."""
-    seen: set[str] = set()
+    """Yield the zoo, name and entry of each student; of equal names only the first."""
+    names: set[str] = set()
     for zoo in _zoos(folder):
         for name, student in _read(zoo).items():
-            if name not in seen:
+            if name not in names:
                 yield zoo, name, student
-            seen.add(name)
+            names.add(name)
 
 
 def _folder_and_name(text: str) -> tuple[str | None, str]:
-    """Folder and name of "FOLDER/NAME"; no folder of "NAME"."""
+    """Split "FOLDER/NAME"; the folder of "NAME" is None."""
     folder, _, name = text.replace(os.sep, "/").rpartition("/")
     return folder or None, name
 
@@ -279,7 +281,7 @@ def _find(folder: str | None, name: str) -> tuple[Path, Student]:
 def _read(zoo: Path) -> dict[str, Student]:
     path = zoo / MANIFEST
     if not path.is_file():
-        raise CorrKDError(f"{zoo}: not a zoo: no {MANIFEST} in it; `corrkd.zoo.add` writes one")
+        raise CorrKDError(f"{zoo}: not a zoo: it has no {MANIFEST}; `corrkd.zoo.add` writes one")
     tree = read_json(path)
     with refusing(path, ADVICE):
         entries = _Manifest.model_validate(tree).students
@@ -294,7 +296,7 @@ def _fetched(hub: str) -> Path:
 
 
 def _check(path: Path, released: ReleasedFile, manifest: Path) -> None:
-    """Raise CorrKDError where a file is not the one released. One of another size is not opened."""
+    """Raise CorrKDError if a file differs from the released one. The size is checked first."""
     advice = f"not the file that {manifest} lists; get the student again"
     try:
         if (size := path.stat().st_size) != released.size:
@@ -318,7 +320,7 @@ def _released(path: Path) -> dict[str, Any]:
 
 
 def _facts(card: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """What a model's card says of itself."""
+    """Return the fields of an entry that come from a model's card."""
     if not card.get("evaluated"):
         raise CorrKDError(f"{folder}: the student was not evaluated; finish its run first")
     about, target = card["about"], card["target"]
@@ -339,13 +341,15 @@ def _facts(card: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _metrics(conditions: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Each metric with all modalities, and its mean over the missing subsets."""
-    from corrkd.missing.conditions import COMPLETE  # loads torch, as above
+    """Return each metric in the complete condition, and its mean over those with a modality
+    missing.
+    """
+    from corrkd.missing.conditions import COMPLETE  # imported here: it loads torch
     from corrkd.missing.conditions.subset import Subset
 
     subsets = {c["name"]: c["measured"] for c in conditions if c["kind"] == Subset.kind}
     complete = subsets.pop(COMPLETE)
-    missing = list(subsets.values()) or [complete]  # of a single modality, as in results
+    missing = list(subsets.values()) or [complete]  # a single modality: as in results
     return {
         metric: {
             "complete": value,

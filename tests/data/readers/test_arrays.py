@@ -163,7 +163,7 @@ def test_without_targets(tmp_path: Path, suffix: str) -> None:
     data = arrays()
     for key in ("labels", "scores", "split"):
         del data[key]
-    with pytest.raises(CorrKDError, match="an array `scores` or `labels` is needed"):
+    with pytest.raises(CorrKDError, match="an array `scores` or `labels` is required"):
         load_dataset(write(tmp_path / f"mine{suffix}", data))
     dataset = load_dataset(tmp_path / f"mine{suffix}", targets=False)
     (whole,) = (dataset.split("all"),)
@@ -228,7 +228,7 @@ def test_clips_of_a_video_are_dealt_to_one_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda d: [d.pop("labels"), d.pop("scores")], "an array `scores` or `labels` is needed"),
+        (lambda d: [d.pop("labels"), d.pop("scores")], "an array `scores` or `labels` is required"),
         (lambda d: [d.pop(k) for k in ("speech", "gaze", "pulse", "personality")], "no modality"),
         (
             lambda d: d.update(split=np.array(["train"] * 19 + ["later"])),
@@ -237,7 +237,7 @@ def test_clips_of_a_video_are_dealt_to_one_split(tmp_path: Path) -> None:
         (lambda d: d.update(person=np.arange(5)), r"array person has shape \(5,\)"),
         (
             lambda d: d.update(video=np.ones((20, 4, 2))),
-            r"array video has shape \(20, 4, 2\), but `video` holds one value",
+            r"array video has shape \(20, 4, 2\), but `video` has one value",
         ),
         (
             lambda d: [d.pop("scores"), d.update(labels=np.full((20, 2), 2))],
@@ -251,7 +251,7 @@ def test_clips_of_a_video_are_dealt_to_one_split(tmp_path: Path) -> None:
         ),
         (lambda d: d.update(speech_present=np.ones((20, 3))), "speech_present has shape"),
         (lambda d: d.update(personality=np.ones((20, 5))), "constant"),
-        (lambda d: d.update(personality=np.full((20, 5), np.nan)), "no frame of it is present"),
+        (lambda d: d.update(personality=np.full((20, 5), np.nan)), "no frame is present"),
         (lambda d: d.update(personality=np.zeros((20, 0))), "zero width"),
         (
             lambda d: d.update(
@@ -280,7 +280,7 @@ def test_a_few_samples_with_labels_that_are_to_be_predicted(tmp_path: Path) -> N
 
 def test_no_samples(tmp_path: Path) -> None:
     np.savez(tmp_path / "mine.npz", audio=np.zeros((0, 4, 3)))
-    with pytest.raises(CorrKDError, match="mine: holds no samples"):
+    with pytest.raises(CorrKDError, match="mine: no samples"):
         load_dataset(tmp_path / "mine.npz", targets=False)
 
 

@@ -121,7 +121,7 @@ def test_a_folder_of_three_list_files(tmp_path: Path, extra: bool) -> None:
             )
     assert len(dataset.sha256) == 64
     write_pickle(folder / "valid.pkl", data["dev"])
-    with pytest.raises(CorrKDError, match=r"dev\.pkl and valid\.pkl are both of split valid"):
+    with pytest.raises(CorrKDError, match=r"dev\.pkl and valid\.pkl are both for split valid"):
         load_dataset(folder)
 
 
@@ -261,9 +261,7 @@ def test_token_ids_without_states_do_not_vanish(tmp_path: Path) -> None:
     data = mmsa()
     for part in data.values():
         del part["text"]
-    with pytest.raises(
-        CorrKDError, match="holds text_bert, the ids of BERT's tokens, but no `text`"
-    ):
+    with pytest.raises(CorrKDError, match="has text_bert, the token ids of BERT, but no `text`"):
         load_dataset(write_pickle(tmp_path / "set.pkl", data))
 
 
@@ -305,7 +303,7 @@ def test_presence_of_whole_sequences(tmp_path: Path) -> None:
         speech_present=np.full(20, 0.5),
         scores=np.arange(20.0),
     )
-    with pytest.raises(CorrKDError, match="speech_present holds values that are not true or false"):
+    with pytest.raises(CorrKDError, match="speech_present has values that are not true or false"):
         load_dataset(tmp_path / "set.npz")
 
 

@@ -75,8 +75,8 @@ QUOTA = b"\n<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</tit
             b"\x00\x00\x00\x20ftypisom" + bytes(100),
             "a video .MP4.; extract features from its folder",
         ),
-        (QUOTA, "a web page, not the file itself: .* quota notice .*; fetch the file again"),
-        (LFS, "a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`"),
+        (QUOTA, "a web page, not the file itself: .* quota notice .*; download the file again"),
+        (LFS, "a Git LFS pointer, not the file itself; get the file with `git lfs pull`"),
         (b"Dear all,\nthe data are on the shared drive.\n", "text, not a dataset"),
         ("Grüße, alles da\nund mehr".encode()[:6], "text, not a dataset"),
         (b'{"train": []}', "JSON; make it a table: pandas.read_json"),
@@ -85,7 +85,7 @@ QUOTA = b"\n<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</tit
         (checkpoint, "a file of torch.save, not arrays; load it where it was made"),
         (docx, "an Office document, not a dataset"),
         (b"", "empty file"),
-        (bytes(64), "not a pickle, or a damaged one .byte 0x00 is no opcode."),
+        (bytes(64), "not a pickle, or a damaged one .byte 0x00 is not an opcode."),
     ],
 )
 def test_a_line_says_what_it_is_and_what_to_do(tmp_path: Path, content: object, words: str) -> None:

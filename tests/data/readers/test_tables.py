@@ -175,7 +175,7 @@ def test_a_saved_dataset_is_read_without_datasets(
     (tmp_path / "state.json").write_text(
         json.dumps({"_data_files": [{"filename": "../elsewhere.arrow"}]})
     )
-    with pytest.raises(CorrKDError, match="is no name of a file in its folder"):
+    with pytest.raises(CorrKDError, match="is not the name of a file in its folder"):
         load_dataset(tmp_path)
 
 
@@ -298,7 +298,7 @@ def test_scores_questions_and_columns_to_choose() -> None:
     )
     assert load_dataset(words, label="annotation").class_names == ("c", "d", "e")
     assert load_dataset(words.drop(columns="annotation")).class_names == ("a", "b")
-    with pytest.raises(CorrKDError, match="may each be the label; choose with label"):
+    with pytest.raises(CorrKDError, match="may be the label; choose one with label"):
         load_dataset(words)
 
 
@@ -366,9 +366,9 @@ Y = np.arange(12) % 2
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (42, "a int is no dataset; give a path, a MultimodalDataset, a data frame"),
+        (42, "a int is not a dataset; give a path, a MultimodalDataset, a data frame"),
         ({}, "a table without columns; write columns such as"),
-        ({"audio": X}, "an array `scores` or `labels` is needed"),
+        ({"audio": X}, "an array `scores` or `labels` is required"),
         ({"audio": X, "label": Y[:5]}, "differ in their number of samples: audio 12, label 5"),
         ({"label": Y, "age": X[:, 0]}, "name columns of numbers by modality, as audio_0, audio_1"),
         ({"audio": X, "label": [None, *Y[1:].tolist()]}, r"1 of 12 rows have no label; .*dropna"),
@@ -384,7 +384,10 @@ Y = np.arange(12) % 2
         ),
         ({"audio": X, "label": Y, "split": ["train", "holdout"] * 6}, "allowed are train, valid"),
         ({"audio": 3.0, "label": Y}, "not one value for each sample"),
-        ({"audio": X[:, :, None, None], "label": Y}, r"give numbers of \(samples, frames, width\)"),
+        (
+            {"audio": X[:, :, None, None], "label": Y},
+            r"give numbers of shape \(samples, frames, width\)",
+        ),
         (
             {"train": {"audio": X, "label": Y}, "dev": {"audio": X[:, :1], "label": Y}},
             "1 or 2 wide",
@@ -404,7 +407,10 @@ def test_a_refusal_says_what_to_write(source: Any, words: str) -> None:
         ("audio_0,audio_0,label\n1,2,a\n", "column 'audio_0' appears twice"),
         ("audio_0,label\n1,2,a\n", "the heading has 2 columns and the first row 3"),
         ("audio_0,label\n", "a single line, not a table"),
-        ("audio,label\n[0.1 0.2],a\n[0.1 0.2],b\n", r"is no list of numbers; write \[0.1, 0.2\]"),
+        (
+            "audio,label\n[0.1 0.2],a\n[0.1 0.2],b\n",
+            r"is not a list of numbers; write \[0.1, 0.2\]",
+        ),
         ("audio_0,label\n1,a\n2,b,3,4\n", "not a table: .*; write a heading"),
         (b"audio_0,label\n1,\xe4\n", "not UTF-8 text; save it as `CSV UTF-8`"),
     ],

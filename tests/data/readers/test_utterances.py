@@ -67,9 +67,7 @@ def test_gcnet(tmp_path: Path) -> None:
     # Nobody is held out for validation, so one of the two training sessions is, whole.
     train, valid = dataset.split("train"), dataset.split("valid")
     assert not set(train.groups["session"]) & set(valid.groups["session"])
-    assert any(
-        "no split for validation: 1 of 2 groups by session" in note for note in dataset.notes
-    )
+    assert any("no validation split: 1 of 2 groups by session" in note for note in dataset.notes)
     kind, members = dependent_samples(train.ids, train.groups)
     assert (kind, set(members)) == ("session", set(train.groups["session"]))
 
@@ -93,7 +91,7 @@ def test_an_utterance_without_a_file_is_missing(tmp_path: Path) -> None:
         file.unlink()
     dataset = load_dataset(path)
     assert dataset.split("test").present["vision"].any(1).tolist() == [False, True, False, True]
-    assert "vision: manet_UTT; 2 utterances have no file there: missing" in dataset.notes
+    assert "vision: manet_UTT; 2 utterances have no file: missing" in dataset.notes
 
 
 def test_the_sum_is_of_labels_and_features(tmp_path: Path) -> None:
@@ -133,7 +131,7 @@ def test_an_utterance_is_no_path(tmp_path: Path) -> None:
     np.save(tmp_path / "secret.npy", np.ones(2, np.float32))
     data[0]["Ses05M_impro01"][0] = "../../../secret"
     with pytest.raises(
-        CorrKDError, match=r"utterance '\.\./\.\./\.\./secret' cannot be a file's name"
+        CorrKDError, match=r"utterance '\.\./\.\./\.\./secret' cannot be the name of a file"
     ):
         load_dataset(write_pickle(path, data))
 

@@ -1,5 +1,5 @@
-"""From Hazumi's dump files to a dataset: windows of exchanges, classes by tertiles, people in one
-split each.
+"""Building the Hazumi dataset from its dump files: windows of exchanges, classes by tertiles, each
+person in a single split.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from corrkd.files import replacing
 WINDOW = 8  # exchanges
 ENDINGS = (".pkl", ".h5")
 CORRESPONDENCE = "correspondence.csv"
-NUM_ANNOTATIONS = 17  # columns ahead of the features
+NUM_ANNOTATIONS = 17  # columns before the features
 WIDTHS = {"audio": 384, "vision": 66, "text": 785}  # in the order of the columns
-NUM_PARTS_OF_SPEECH = 17  # columns of text ahead of the sentence embedding
+NUM_PARTS_OF_SPEECH = 17  # text columns before the sentence embedding
 ANNOTATOR, AVERAGE = "UI_", "UI_Aver"
 FloatArray = npt.NDArray[np.float32]
 
@@ -60,11 +60,11 @@ class Session:
     """The exchanges of one dialogue.
 
     Attributes:
-        name: of the session.
-        person: the first session of whoever speaks.
-        split: that the person is in.
+        name: name of the session.
+        person: the first session of the person who speaks.
+        split: split of the person.
         features: (n, d) by modality.
-        scores: (n,) means of the annotators.
+        scores: (n,) means over the annotators.
     """
 
     name: str
@@ -84,11 +84,11 @@ def read_sessions(
 
     Args:
         folder: with Hazumi2010, Hazumi2012 and Hazumi2105.
-        files: what is read; default: all that the set needs.
-        on_file: called after each.
+        files: files to read; default: all that the set needs.
+        on_file: called after each file.
 
     Raises:
-        CorrKDError: a file is absent, or not what was published.
+        CorrKDError: if a file does not exist or differs from the published one.
     """
     split_of = {
         corpus + name: split
@@ -125,20 +125,19 @@ def _session(content: bytes, name: str, person: str, split: str) -> Session:
     ends = np.cumsum(list(WIDTHS.values()))[:-1]
     features = dict(zip(WIDTHS, np.split(values, ends, axis=1), strict=True))
     spoken = features["text"][:, NUM_PARTS_OF_SPEECH:].any(1, keepdims=True)
-    features["text"] = (
-        features["text"] * spoken
-    )  # where nobody spoke, the first column holds a constant artefact
+    # where nobody spoke, the first column holds a constant artefact
+    features["text"] = features["text"] * spoken
     return Session(
         name, person, split, features, table[annotators].mean(axis="columns").to_numpy(np.float32)
     )
 
 
 def dataset_of(sessions: Sequence[Session]) -> dict[str, dict[str, Any]]:
-    """Return the dataset in MMSA's layout, by split: a sample is an exchange with those before it,
+    """Return the dataset in MMSA's layout, by split. A sample is an exchange with those before it,
     padded on the right.
 
     Raises:
-        CorrKDError: no session is in a split.
+        CorrKDError: if a split has no session.
     """
     by_split = {
         split: [session for session in sessions if session.split == split] for split in SPLITS
@@ -172,7 +171,7 @@ def _split(
 
 
 def windows(features: FloatArray) -> FloatArray:
-    """Return for each row of (n, d) the window of rows that ends there, (n, 8, d), padded with
+    """Return, for each row of (n, d), the window of rows that ends there: (n, 8, d), padded with
     zeros on the right.
     """
     frames = np.zeros((len(features), WINDOW, features.shape[1]), np.float32)
@@ -183,11 +182,10 @@ def windows(features: FloatArray) -> FloatArray:
 
 
 def write_dataset(path: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write a dataset of `dataset_of`, whole or not at all: .pkl in MMSA's layout, .h5 as named
-    arrays.
+    """Write a dataset of `dataset_of` atomically: .pkl in MMSA's layout, .h5 as named arrays.
 
     Raises:
-        CorrKDError: for another ending, or where the file cannot be written.
+        CorrKDError: if the name has another ending or the file cannot be written.
     """
     check_ending(path)
     with replacing(path) as temporary:
@@ -201,7 +199,7 @@ def write_dataset(path: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def check_ending(path: Path) -> None:
-    """Raise CorrKDError where a file to write has an ending of no layout."""
+    """Raise CorrKDError if the name of an output file has another ending."""
     if path.suffix not in ENDINGS:
         raise CorrKDError(f"{path}: the output's name must end in {' or '.join(ENDINGS)}")
 

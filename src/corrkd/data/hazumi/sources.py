@@ -1,5 +1,5 @@
-"""The files that the Hazumi set is made of: where they are published, and what they hold by their
-SHA-256 sums.
+"""The files of the Hazumi set: where they are published, and the SHA-256 digests of their
+contents.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ COMMITS = {
 }
 ADDRESS = "https://raw.githubusercontent.com/ouktlab/{repository}/{commit}/{path}"
 MOST_BYTES = 4_000_000  # the largest file has 2.2 MB
-SECONDS = 60.0  # without an answer
+SECONDS = 60.0  # without a response
 
 Fetch = Callable[[str, int], bytes]
-"""From an address and the most bytes to what lies there."""
+"""(address, largest number of bytes) -> contents of the address."""
 
 
 @dataclass(frozen=True)
@@ -42,30 +42,30 @@ class SourceFile:
 
     @property
     def address(self) -> str:
-        """Where it is published, at a commit that does not change."""
+        """Address of the file, at a commit that does not change."""
         repository, _, path = self.name.partition("/")
         return ADDRESS.format(repository=repository, commit=COMMITS[repository], path=path)
 
 
 def source_files() -> list[SourceFile]:
-    """Return the files that the set needs, in order."""
+    """Return the files of the set, in order."""
     lines = (resources.files(__package__) / "files.sha256").read_text("utf-8").splitlines()
     return [SourceFile(name, sha256) for sha256, name in (line.split(maxsplit=1) for line in lines)]
 
 
 def download(file: SourceFile, folder: Path, *, fetch: Fetch | None = None) -> bool:
-    """Fetch a file into a folder, whole or not at all, unless it is there.
+    """Download a file to a folder atomically, unless it exists.
 
     Args:
-        file: which.
-        folder: gets it as "<repository>/<path>".
-        fetch: the way to it; default: HTTPS.
+        file: file to download.
+        folder: the file is written to "<repository>/<path>" in it.
+        fetch: function that downloads; default: over HTTPS.
 
     Returns:
-        Whether it was fetched.
+        Whether it was downloaded.
 
     Raises:
-        CorrKDError: it cannot be fetched or written, or is not what was published.
+        CorrKDError: if the file cannot be downloaded or written, or differs from the published one.
     """
     path = folder / file.name
     if path.is_file() and _sha256(path.read_bytes()) == file.sha256:
@@ -78,33 +78,33 @@ def download(file: SourceFile, folder: Path, *, fetch: Fetch | None = None) -> b
 
 
 def read_source(file: SourceFile, folder: Path) -> bytes:
-    """Return what a file in a folder holds. Raises CorrKDError where it is absent, or not what was
-    published.
+    """Return the contents of a file in a folder. Raises CorrKDError if the file does not exist or
+    differs from the published one.
     """
     path = folder / file.name
     try:
         content = path.read_bytes()
     except OSError as error:
         raise CorrKDError(
-            f"{path}: {error.strerror}; the folder needs Hazumi2010, Hazumi2012 and Hazumi2105, "
-            f"as clones have them"
+            f"{path}: {error.strerror}; the folder needs clones of Hazumi2010, Hazumi2012 and "
+            f"Hazumi2105"
         ) from None
     _check(content, file, str(path))
     return content
 
 
 def https(address: str, most_bytes: int) -> bytes:
-    """Return what lies at an address. Raises CorrKDError where it cannot be fetched or is larger
-    than `most_bytes`.
+    """Return the contents of an address. Raises CorrKDError if they cannot be downloaded or are
+    larger than `most_bytes`.
     """
     try:
         with urllib.request.urlopen(address, timeout=SECONDS) as response:
             content: bytes = response.read(most_bytes + 1)
-    except (OSError, http.client.HTTPException) as error:  # urllib's own errors are OSErrors
+    except (OSError, http.client.HTTPException) as error:  # errors of urllib are OSErrors
         reason = str(getattr(error, "reason", error)).strip()
         raise CorrKDError(
-            f"{address}: cannot be fetched: {reason}; start the command again to go on, or give "
-            f"clones with --from"
+            f"{address}: cannot be downloaded: {reason}; run the command again to continue, or "
+            f"give clones with --from"
         ) from None
     if len(content) > most_bytes:
         raise CorrKDError(
@@ -117,7 +117,7 @@ def _check(content: bytes, file: SourceFile, where: str) -> None:
     if (digest := _sha256(content)) != file.sha256:
         repository = file.name.partition("/")[0]
         raise CorrKDError(
-            f"{where}: SHA-256 is {digest[:12]}..., expected {file.sha256[:12]}...; take commit "
+            f"{where}: SHA-256 is {digest[:12]}..., expected {file.sha256[:12]}...; use commit "
             f"{COMMITS[repository][:12]} of {repository}"
         )
 

@@ -1,29 +1,33 @@
-"""Anyone's own data: named arrays in one `.npz`, `.h5`, `.safetensors` or pickle. N samples; the
-first axis of every array is N.
+"""Named arrays in one `.npz`, `.h5`, `.safetensors` or pickle: the layout for users' data. N
+samples; the first axis of every array is N.
 
     any name                      (N, T, d) or (N, d) real numbers, or (N, T, d) integers: a
-    modality of that name, padded on
-                                  the right; `text` is language, `acoustic` audio, `visual` vision.
-                                  Integers of one or two axes may be ids or labels: left out, with a
-                                  note. Names with words as label, emotion, rating, id are never
-                                  modalities
-    <modality>_lengths, lengths   (N,) how many frames exist
-    <modality>_present            (N, T) or (N,) booleans: False where a frame, or the whole
-    modality, is missing in the data scores (score, sentiment)     (N,) real numbers
+                                  modality of that name, padded on the right; `text` is language,
+                                  `acoustic` audio, `visual` vision. Integers of one or two axes may
+                                  be ids or labels: left out, with a note. Names with words such as
+                                  label, emotion, rating, id are never modalities
+    <modality>_lengths, lengths   (N,) number of frames that exist
+    <modality>_present            (N, T) or (N,) booleans: False if a frame, or the whole modality,
+                                  is missing in the data
+    scores (score, sentiment)     (N,) real numbers
     labels (label)                (N,) classes from 0 up, or their names, or (N, Q) yes/no answers
-    emotion_labels, ratings, ...  (N,) or (N, Q) numbers: further labels, which `--label` chooses
-    ids (id)                      (N,) strings, best as video$_$clip
+    emotion_labels, ratings, ...  (N,) or (N, Q) numbers: further labels for `--label`
+    ids (id)                      (N,) strings, preferably video$_$clip
     split                         (N,) "train", "valid" (or "dev"), "test"; or 0, 1, 2
-    person, speaker, session, video   (N,) groups
+    person, speaker, session,
+    video                         (N,) groups
     order                         (N,) position within the video or session
-    <modality>_frame_ids, frame_ids   (N, T) integers: which frame of the video or session a frame
-    is, where samples overlap <modality>_missing_reasons    (N,) strings: why frames are missing, as
-    "no face 12, video stream over 3" class_names, question_names   strings, not N of them
+    <modality>_frame_ids,
+    frame_ids                     (N, T) integers: index of each frame in the video or session, if
+                                  samples overlap
+    <modality>_missing_reasons    (N,) strings: why frames are missing, as "no face 12, video stream
+                                  over 3"
+    class_names, question_names   strings, one per class or question
     <labels>_names                (Q,) names of the columns of further labels
 
-Without `split`, samples that share a group, else each sample by itself, are dealt to 70/15/15 % at
-random, always alike (deal.py). Where targets are not needed, as for predictions, a file with
-neither targets nor `split` is one split, "all".
+Without `split`, groups (else single samples) are assigned to 70/15/15 % at random, always in the
+same way (deal.py). If targets are not required, as for predictions, a file with neither targets nor
+`split` is one split, "all".
 """
 
 from __future__ import annotations
@@ -60,8 +64,8 @@ from corrkd.parsing import parse_json
 SCORES = ("scores", "score", "sentiment")
 LABELS = ("labels", "label")
 IDS = ("ids", "id")
-PER_SAMPLE = (*IDS, *GROUPS, "split", "order")  # one value a sample
-EXTRACTORS = "extractors"  # what made the features, as JSON
+PER_SAMPLE = (*IDS, *GROUPS, "split", "order")  # one value per sample
+EXTRACTORS = "extractors"  # how the features were extracted, as JSON
 COMPANIONS = (LENGTHS, PRESENT, FRAME_IDS, MISSING_REASONS)
 RESERVED = {
     *SCORES,
@@ -75,13 +79,15 @@ RESERVED = {
 }
 NAMES = "_names"  # follows a label array's name
 ONE_HOT = (
-    "{key}: every row has a single 1 and is read as yes/no answers, a question each; if they are "
-    "classes, save {key}.argmax(1)"
+    "{key}: every row has a single 1 and is read as yes/no answers, one question per column; if "
+    "they are classes, save {key}.argmax(1)"
 )
 
 
 def recognises(data: Any) -> bool:
-    """A dict of arrays, among them one of two or three axes: named arrays that were pickled."""
+    """Return whether data is a dict of arrays, at least one of two or three axes: pickled named
+    arrays.
+    """
     return (
         isinstance(data, dict)
         and all(isinstance(key, str) for key in data)
@@ -90,7 +96,9 @@ def recognises(data: Any) -> bool:
 
 
 def recognises_splits(data: Any) -> bool:
-    """A dict of splits, each of named arrays with scores of a name that no other layout has."""
+    """Return whether data is a dict of splits of named arrays, with scores under a name that no
+    other layout uses.
+    """
     parts = (
         [contents for key, contents in data.items() if key in SPLIT_NAMES]
         if isinstance(data, dict)
@@ -109,17 +117,17 @@ def read(
     *,
     notes: Sequence[str] = (),
 ) -> MultimodalDataset:
-    """The dataset in named arrays (see the top of this file for the names).
+    """Return the dataset in named arrays (see the top of this file for the names).
 
     Args:
         arrays: by name.
-        name: of the dataset.
-        kind: "npz", "h5", "safetensors" or "pickled", for people.
-        options: `label` and `targets` matter.
-        notes: of whoever made the arrays.
+        name: name of the dataset.
+        kind: "npz", "h5", "safetensors" or "pickled", for display.
+        options: only `label` and `targets` are used.
+        notes: notes of the caller.
 
     Raises:
-        CorrKDError: no target, no modality, or arrays that do not fit one another.
+        CorrKDError: if there is no target or no modality, or arrays do not fit one another.
     """
     together, array_notes = _raw_split(name, arrays, options)
     ids = (
@@ -144,8 +152,8 @@ def read_splits(
     options: ReadOptions,
     notes: list[str],
 ) -> MultimodalDataset:
-    """The dataset in named arrays by split, as `read`; `class_names` and the like are looked for in
-    the first split.
+    """Return the dataset in named arrays by split, as `read`; `class_names` and the like are read
+    from the first split.
     """
     raw = {}
     for split, arrays in parts.items():
@@ -177,13 +185,15 @@ def _assembled(
 
 
 def _extractors(name: str, value: Any) -> dict[str, Any]:
-    """What made the features, as `corrkd features` writes it; {} where the file does not say."""
+    """Return how the features were extracted, as `corrkd features` writes it; {} if the file does
+    not say.
+    """
     if value is None:
         return {}
     text = np.asarray(value, object)
     described = parse_json(str(text.item()), f"{name}: {EXTRACTORS}") if text.size == 1 else None
     if not isinstance(described, dict):
-        raise CorrKDError(f"{name}: array {EXTRACTORS} is no JSON object; leave it out")
+        raise CorrKDError(f"{name}: array {EXTRACTORS} is not a JSON object; leave it out")
     return described
 
 
@@ -194,7 +204,7 @@ def _rows(raw: RawSplit) -> int:
 def _raw_split(
     name: str, arrays: Mapping[str, Any], options: ReadOptions
 ) -> tuple[RawSplit, list[str]]:
-    """Named arrays as one split, and notes."""
+    """Return named arrays as one split, and notes."""
     arrays = with_lists_as_arrays(name, arrays)
     unreadable = sorted(key for key, x in arrays.items() if not isinstance(x, np.ndarray))
     arrays = {key: x for key, x in arrays.items() if key not in unreadable}
@@ -207,7 +217,7 @@ def _raw_split(
         raise CorrKDError(
             f"{name}: no modality: no (N, T, d) array of numbers or (N, d) array of real ones "
             f"with N = {count}; "
-            "save features as floats, one row a sample"
+            "save features as floats, one row per sample"
         )
     _check_lengths_of_arrays(name, arrays, list(names), count)
     columns = _label_columns(arrays, count)
@@ -241,13 +251,13 @@ def _raw_split(
 
 
 def _companions(arrays: Mapping[str, Array]) -> set[str]:
-    """Names that say something of another array."""
+    """Return the names of arrays that describe another array."""
     return {key for key in arrays if key.endswith((*COMPANIONS, NAMES))}
 
 
 def _count(name: str, arrays: Mapping[str, Array], options: ReadOptions) -> int:
-    """How many samples there are. Raises CorrKDError where the arrays say nothing, or differ, or
-    lack targets that are needed.
+    """Return the number of samples. Raises CorrKDError if the arrays do not determine it, disagree,
+    or lack required targets.
     """
     target = next((key for key in (*SCORES, *LABELS) if key in arrays), None)
     if target is not None and arrays[target].ndim == 0:
@@ -275,11 +285,11 @@ def _count(name: str, arrays: Mapping[str, Array], options: ReadOptions) -> int:
     else:
         count = next(iter(sizes.values()))
     if not count:
-        raise CorrKDError(f"{name}: holds no samples; give each array one row a sample")
+        raise CorrKDError(f"{name}: no samples; give each array one row per sample")
     if target is None and options.targets and not label_keys(arrays, count, RESERVED):
         raise CorrKDError(
-            f"{name}: holds {', '.join(arrays) or 'no arrays'}; an array `scores` or `labels` is "
-            f"needed"
+            f"{name}: has {', '.join(arrays) or 'no arrays'}; an array `scores` or `labels` is "
+            f"required"
         )
     return count
 
@@ -287,9 +297,7 @@ def _count(name: str, arrays: Mapping[str, Array], options: ReadOptions) -> int:
 def _check_lengths_of_arrays(
     name: str, arrays: Mapping[str, Array], features: Iterable[str], count: int
 ) -> None:
-    """Raise CorrKDError where an array that has one value or row a sample has another number of
-    them.
-    """
+    """Raise CorrKDError if an array with one value or row per sample has another number of them."""
     companions = [f"{key}{what}" for key in features for what in COMPANIONS]
     for key in (*SCORES, *LABELS, *PER_SAMPLE, "lengths", "frame_ids", *companions):
         if key in arrays and (arrays[key].ndim == 0 or len(arrays[key]) != count):
@@ -300,14 +308,13 @@ def _check_lengths_of_arrays(
     for key in PER_SAMPLE:
         if key in arrays and arrays[key].size != count:
             raise CorrKDError(
-                f"{name}: array {key} has shape {arrays[key].shape}, but `{key}` holds one value "
-                f"for each sample; "
-                "a modality needs another name, as `vision`"
+                f"{name}: array {key} has shape {arrays[key].shape}, but `{key}` has one value "
+                f"per sample; rename the modality, as `vision`"
             )
 
 
 def _label_columns(arrays: Mapping[str, Array], count: int) -> Columns:
-    """Every column that can be the label, by name."""
+    """Return every column that can be the label, by name."""
     keys = label_keys(arrays, count, {*PER_SAMPLE, "lengths", "frame_ids", *_companions(arrays)})
     columns: Columns = {}
     for key in keys:
@@ -321,8 +328,8 @@ def _label_columns(arrays: Mapping[str, Array], count: int) -> Columns:
 def _usual_labels(
     name: str, arrays: Mapping[str, Array], count: int
 ) -> tuple[Array | None, Array | None, list[str]]:
-    """(scores, labels, notes) of the arrays called so; None where there is none, or it has several
-    columns.
+    """Return (scores, labels, notes) from the arrays of these names; None if there is none or it
+    has several columns.
     """
     notes: list[str] = []
     scores: Array | None = None
@@ -334,7 +341,7 @@ def _usual_labels(
     if key is not None:
         values = arrays[key]
         if values.size > count and values.dtype.kind in "fiu" and not np.isin(values, (0, 1)).all():
-            pass  # several columns that are no answers: one of them has to be chosen
+            pass  # several columns that are not answers: one of them has to be chosen
         elif values.dtype.kind == "f" and _fractions(values):
             scores = column(name, values, key, count) if scores is None else scores
             notes.append(f"{key} are not whole numbers: read as scores")
@@ -351,7 +358,7 @@ def _fractions(values: Array) -> bool:
 def _splits(
     name: str, column: Any, raw: RawSplit, options: ReadOptions
 ) -> tuple[StrArray, list[str]]:
-    """The split of each sample, (N,), and a note where no array says it."""
+    """Return the split of each sample, (N,), and a note if no array gives it."""
     if column is not None:
         return _given_split(name, np.asarray(column)), []
     labelled = raw.scores is not None or raw.labels is not None or bool(raw.columns)
@@ -363,8 +370,8 @@ def _splits(
 
 
 def _companion(arrays: Mapping[str, Array], keys: Mapping[str, str], what: str) -> dict[str, Any]:
-    """Lengths or frame ids by modality: a modality's own array, else the common one for
-    sequences.
+    """Return lengths or frame ids by modality: from a modality's array, else, for sequences, from
+    the common one.
     """
     result: dict[str, Any] = {}
     for m, key in keys.items():
@@ -376,7 +383,7 @@ def _companion(arrays: Mapping[str, Array], keys: Mapping[str, str], what: str) 
 
 
 def _is_one_hot(labels: Array) -> bool:
-    """Whether (N, K) labels, K > 2, hold a single 1 in every row: classes written out, more often
+    """Return whether (N, K) labels, K > 2, have a single 1 in every row: more often one-hot classes
     than answers.
     """
     return (

@@ -1,8 +1,8 @@
-"""Parquet and Arrow files, and folders that `datasets` saved: their columns, without a Python
-object for each number.
+"""Reading Parquet and Arrow files, and folders that `datasets` saved, without a Python object for
+each number.
 
-None of them is trusted. What they declare is counted before it is read, and what is read is checked
-before its offsets are followed.
+The files are untrusted: the declared sizes are counted before anything is read, and offsets are
+checked before they are followed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from corrkd.files import leads_elsewhere
 from corrkd.parsing import read_json, refusing, repeated
 
 PARQUET, ARROW = b"PAR1", b"ARROW1"
-ROWS = 1024  # read at a time
+ROWS = 1024  # rows read at a time
 STATE, SPLITS_FILE = "state.json", "dataset_dict.json"  # of `datasets`
 LONGEST_SCHEMA = 1 << 20  # bytes of `datasets`' description of the columns
 INDEX = "__index_level_"  # begins the names of pandas' index columns
@@ -37,7 +37,7 @@ LARGEST_WIDTH = 8  # bytes of a number
 
 
 def read_parquet(path: Path) -> Columns:
-    """Return the columns of a Parquet file. Raises CorrKDError where it is damaged, or declares far
+    """Return the columns of a Parquet file. Raises CorrKDError if it is damaged or declares far
     more than its size.
     """
     budget = Budget.of(path)
@@ -60,24 +60,26 @@ def read_parquet(path: Path) -> Columns:
             )
     except (pa.ArrowException, OSError, OverflowError) as error:
         raise CorrKDError(
-            f"{path.name}: a damaged Parquet file ({' '.join(str(error).split())[:120]}); fetch "
+            f"{path.name}: a damaged Parquet file ({' '.join(str(error).split())[:120]}); download "
             f"or write it again"
         ) from None
     return columns_of(path.name, table)
 
 
 def read_arrow(path: Path) -> Columns:
-    """Return the columns of an Arrow file (Feather). Raises CorrKDError where it is damaged."""
+    """Return the columns of an Arrow file (Feather). Raises CorrKDError if it is damaged."""
     return columns_of(path.name, _arrow_table(path))
 
 
 def recognises_folder(folder: Path) -> bool:
-    """Whether `datasets.Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote a folder."""
+    """Return whether `datasets.Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote a
+    folder.
+    """
     return (folder / STATE).is_file() or (folder / SPLITS_FILE).is_file()
 
 
 def read_folder(folder: Path) -> Columns | dict[str, Columns]:
-    """Return the columns of a saved dataset, or those of each split. Raises CorrKDError where it is
+    """Return the columns of a saved dataset, or those of each split. Raises CorrKDError if it is
     damaged.
     """
     if not (folder / SPLITS_FILE).is_file():
@@ -87,8 +89,8 @@ def read_folder(folder: Path) -> Columns | dict[str, Columns]:
     for split in splits:
         if leads_elsewhere(split):
             raise CorrKDError(
-                f"{folder / SPLITS_FILE}: split {split!r} is no name of a folder in it; save the "
-                f"dataset again"
+                f"{folder / SPLITS_FILE}: split {split!r} is not the name of a folder in it; save "
+                f"the dataset again"
             )
     return {
         split: columns_of(f"{folder.name}, {split}", _saved_table(folder / split))
@@ -97,7 +99,7 @@ def read_folder(folder: Path) -> Columns | dict[str, Columns]:
 
 
 def files_of_folder(folder: Path) -> list[Path]:
-    """Return the files that hold the data of a saved dataset."""
+    """Return the data files of a saved dataset."""
     return sorted([*folder.glob("*.arrow"), *folder.glob("*/*.arrow")])
 
 
@@ -108,16 +110,16 @@ def _saved_table(folder: Path) -> pa.Table:
         names = [str(entry["filename"]) for entry in state["_data_files"]]
         if state.get("_indices_files") or state.get("_indices_data_files"):
             raise CorrKDError(
-                f"{folder}: holds an index beside its rows; save it again after "
+                f"{folder}: has an index besides its rows; save it again after "
                 f"dataset.flatten_indices()"
             )
     for name in names:
         if leads_elsewhere(name):
             raise CorrKDError(
-                f"{path}: {name!r} is no name of a file in its folder; save the dataset again"
+                f"{path}: {name!r} is not the name of a file in its folder; save the dataset again"
             )
     if not names:
-        raise CorrKDError(f"{folder}: holds no data; save the dataset again with save_to_disk")
+        raise CorrKDError(f"{folder}: no data; save the dataset again with save_to_disk")
     tables = [_arrow_table(folder / name) for name in names]
     try:
         return pa.concat_tables(tables)
@@ -129,7 +131,7 @@ def _saved_table(folder: Path) -> pa.Table:
 
 
 def _arrow_table(path: Path) -> pa.Table:
-    """The table in an Arrow file or stream, each batch counted and checked."""
+    """Return the table in an Arrow file or stream; each batch is counted and checked."""
     try:
         with path.open("rb") as file:
             start = file.read(len(ARROW))
@@ -146,13 +148,13 @@ def _arrow_table(path: Path) -> pa.Table:
             return pa.Table.from_batches(batches, reader.schema)
     except (pa.ArrowException, OSError, OverflowError) as error:
         raise CorrKDError(
-            f"{path.name}: a damaged Arrow file ({' '.join(str(error).split())[:120]}); fetch or "
-            f"write it again"
+            f"{path.name}: a damaged Arrow file ({' '.join(str(error).split())[:120]}); download "
+            f"or write it again"
         ) from None
 
 
 def _counted(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The batches, each within what the file may take, and with offsets that lead nowhere else."""
+    """Yield the batches, each within the limits of the file and with valid offsets."""
     budget = Budget.of(path)
     for batch in batches:
         batch.validate(full=True)
@@ -171,14 +173,14 @@ def _check_names(where: str, names: Sequence[str]) -> None:
 
 def columns_of(where: str, table: pa.Table) -> Columns:
     """Return a table's columns: numbers, text, and lists as sequences. Structs, images and the like
-    become text columns that nobody reads.
+    become text columns that are not used.
 
     Args:
-        where: opens error lines.
-        table: checked; what `datasets` says of its classes stands in the schema.
+        where: begins error messages.
+        table: a checked table; its schema contains the description of the classes by `datasets`.
 
     Raises:
-        CorrKDError: frames of a column differ in width.
+        CorrKDError: if frames of a column differ in width.
     """
     class_names = _class_names(table.schema.metadata)
     columns: Columns = {}
@@ -197,7 +199,7 @@ def columns_of(where: str, table: pa.Table) -> Columns:
 
 
 def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
-    """Names of the classes by column, of `datasets`' ClassLabel."""
+    """Return the names of the classes by column, from the ClassLabel of `datasets`."""
     text = (metadata or {}).get(b"huggingface", b"")
     if not text or len(text) > LONGEST_SCHEMA:
         return {}
@@ -213,7 +215,9 @@ def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
 
 
 def _without_unlabelled(column: Column) -> Column:
-    """Classes of -1, which `datasets` gives to samples without a label, are missing."""
+    """Return a column of classes in which -1, which `datasets` gives to samples without a label, is
+    missing.
+    """
     if (
         not isinstance(column, np.ndarray)
         or column.dtype.kind not in "iuf"
@@ -246,8 +250,8 @@ def _column(where: str, column: pa.ChunkedArray) -> Column:
 
 
 def _sequences(where: str, column: pa.ChunkedArray) -> Sequences:
-    """The sequences of a column of lists, vectors where no list is nested and all are equally
-    long.
+    """Return the sequences of a column of lists; vectors if no list is nested and all have the same
+    length.
     """
     nested = _is_list(_storage(_storage(column.type).value_type))
     counts: list[IntArray] = []
@@ -276,7 +280,9 @@ def _sequences(where: str, column: pa.ChunkedArray) -> Sequences:
 
 
 def _unnested(array: pa.Array) -> tuple[pa.Array, IntArray]:
-    """The values of all lists one after the other, and (N,) how many each has: 0 of null."""
+    """Return the values of all lists one after the other, and the length of each, (N,); 0 for
+    null.
+    """
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     lengths = (
@@ -289,7 +295,7 @@ def _unnested(array: pa.Array) -> tuple[pa.Array, IntArray]:
 
 
 def _numbers(array: pa.Array) -> Array:
-    """Numbers, NaN where they are null."""
+    """Return the numbers, NaN for null."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     if array.null_count or not (pa.types.is_integer(array.type) or pa.types.is_boolean(array.type)):
@@ -319,9 +325,8 @@ def _is_number(kind: pa.DataType) -> bool:
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    is_view = getattr(
-        pa.types, "is_string_view", None
-    )  # newer than the oldest pyarrow; polars has such
+    # string views, as polars writes; the oldest supported pyarrow has none
+    is_view = getattr(pa.types, "is_string_view", None)
     return bool(
         pa.types.is_string(kind)
         or pa.types.is_large_string(kind)

@@ -1,7 +1,7 @@
-"""From raw arrays of a file to a checked `Split`: what all readers share.
+"""Turning the raw arrays of a file into a checked `Split`: what all readers share.
 
-Three questions are settled here, once, and their answers are recorded: on which side a modality is
-padded, how long each sample is, and which frames inside the length are naturally missing.
+Three questions are answered here and the answers recorded: on which side a modality is padded, how
+long each sample is, and which frames within the length are naturally missing.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ FEWEST_FOR_LEAK = 10  # samples: a column that equals so many labels does so for
 
 
 def groups_from_ids(ids: Sequence[str]) -> tuple[StrArray, IntArray] | None:
-    """(videos, clip numbers) where ids read `video$_$clip` or `video[index]`; None where most do
-    not. Others are of no video ("").
+    """Return (videos, clip numbers) of ids of the form `video$_$clip` or `video[index]`; None if
+    most ids have another form. Those have no video ("").
 
-    Clips are ordered as numbers ("10" after "9"); clips that are no numbers by their text within
-    their video.
+    Clips are ordered as numbers ("10" after "9"); clips that are not numbers, by their text within
+    the video.
     """
     pairs = [
         (video, clip) if video and clip else ("", "0") for video, clip in map(_video_and_clip, ids)
@@ -56,7 +56,7 @@ def groups_from_ids(ids: Sequence[str]) -> tuple[StrArray, IntArray] | None:
 
 
 def _video_and_clip(name: str) -> tuple[str, str]:
-    """The two halves of an id; the second is empty where there is none."""
+    """Return the two halves of an id; the second is empty if there is none."""
     video, separator, clip = name.rpartition(CLIP)
     if separator:
         return video, clip
@@ -65,8 +65,8 @@ def _video_and_clip(name: str) -> tuple[str, str]:
 
 
 def unique_ids(names: StrArray) -> tuple[StrArray, int]:
-    """The ids with `#2`, `#3` ... after the second, third ... of the same name, and how many were
-    changed.
+    """Return the ids, with `#2`, `#3` ... appended to repeated ones, and the number of changed
+    ids.
     """
     seen: dict[str, int] = {}
     taken = set(names.tolist())
@@ -84,8 +84,8 @@ def unique_ids(names: StrArray) -> tuple[StrArray, int]:
 
 
 def _to_the_left(frames: Array, start: IntArray) -> Array:
-    """Rows moved so that frame `start` comes first. What wraps around is padding, and is zeroed by
-    the caller.
+    """Return the rows shifted so that frame `start` comes first. What wraps around is padding,
+    which the caller zeroes.
     """
     total = frames.shape[1]
     source = (np.arange(total)[None, :] + start[:, None]) % total
@@ -108,25 +108,24 @@ def assemble(
     tokens: tuple[str, ...] = (),
     extractors: Mapping[str, Any] | None = None,
 ) -> MultimodalDataset:
-    """A checked dataset of raw splits.
+    """Return the checked dataset of raw splits.
 
     Args:
-        name: of the dataset, in errors and reports.
-        raw: splits by "train", "valid", "test", or the single split "all"; their frames are taken
-            out of them.
-        options: which label is meant, and whether there must be one.
-        layout: the reader's name for people.
-        lengths_note: where the lengths in `raw` come from, if not from arrays named for their
-            modality.
-        special_tokens: whether the lengths in `raw` count [CLS] and [SEP], under which other
+        name: name of the dataset, in errors and reports.
+        raw: splits by "train", "valid", "test", or the single split "all"; their frames are removed
+            from them.
+        options: which label is chosen, and whether one is required.
+        layout: the reader's name for the layout, for display.
+        lengths_note: source of the lengths in `raw`, if not arrays named for their modality.
+        special_tokens: whether the lengths in `raw` include [CLS] and [SEP], at which other
             modalities have no frames.
-        notes: the reader's own notes.
-        class_names, question_names, score_range: as in `MultimodalDataset`, of the labels that are
-            usual in the layout.
+        notes: notes of the reader.
+        class_names, question_names, score_range: as in `MultimodalDataset`, for the usual labels of
+            the layout.
         tokens, extractors: as in `MultimodalDataset`.
 
     Raises:
-        CorrKDError: a line that names the split and modality and what is wrong with it.
+        CorrKDError: if a split is invalid; the message names the split and modality.
     """
     notes = list(notes)
     parts = {split: raw[split] for split in (*SPLITS, WHOLE) if split in raw}
@@ -162,7 +161,7 @@ def assemble(
                 frames[split][m], mask, lengths[split][m], starts[split][m]
             )
             notes += [f"{split}, {m}: {note}" for note in length_notes]
-        if len(spared) > 1:  # of one alone nobody can say whether its frame is missing
+        if len(spared) > 1:  # with only one, it cannot be decided whether its frame is missing
             notes += [
                 f"{split}: {note}"
                 for note in _under_special_tokens(lengths[split], present, spared)
@@ -201,11 +200,10 @@ def assemble(
 
 
 def _fill_absent(name: str, parts: Mapping[str, RawSplit]) -> list[str]:
-    """Give each split all modalities; one that it lacks becomes frames that are missing. Returns
-    notes.
+    """Add missing modalities to each split, as missing frames. Returns notes.
 
     Raises:
-        CorrKDError: the training split lacks one.
+        CorrKDError: if the training split lacks one.
     """
     modalities = in_usual_order(
         dict.fromkeys(m for raw_split in parts.values() for m in raw_split.frames)
@@ -219,7 +217,7 @@ def _fill_absent(name: str, parts: Mapping[str, RawSplit]) -> list[str]:
         for m in [m for m in modalities if m not in raw_split.frames]:
             if split == SPLITS[0]:
                 raise CorrKDError(
-                    f"{name}, {split}: has no {m}, another split has; add it, or leave it out "
+                    f"{name}, {split}: has no {m}, but another split has; add it, or leave it out "
                     f"everywhere"
                 )
             donor = next(other for other in parts.values() if m in other.frames)
@@ -232,8 +230,8 @@ def _fill_absent(name: str, parts: Mapping[str, RawSplit]) -> list[str]:
 
 
 def _absent_frames(raw_split: RawSplit, donor: RawSplit, m: str) -> FloatArray:
-    """Zeros (N, T, d) of a modality that a split lacks, as long as a modality that is as long in
-    the donor (an aligned file).
+    """Return zeros (N, T, d) for a modality that a split lacks, with as many frames as a modality
+    that is equally long in the donor (an aligned file).
     """
     count = len(next(iter(raw_split.frames.values())))
     shape = np.shape(donor.frames[m])
@@ -249,8 +247,8 @@ def _absent_frames(raw_split: RawSplit, donor: RawSplit, m: str) -> FloatArray:
 def _clean_all(
     name: str, parts: Mapping[str, RawSplit]
 ) -> tuple[dict[str, dict[str, FloatArray]], dict[str, dict[str, int]]]:
-    """Clean frames by split and modality; how many NaN and infinite values each modality held.
-    Takes the raw frames away.
+    """Return clean frames by split and modality, and the number of NaN and infinite values of each
+    modality. Removes the raw frames.
     """
     modalities = list(next(iter(parts.values())).frames)
     frames: dict[str, dict[str, FloatArray]] = {split: {} for split in parts}
@@ -262,7 +260,7 @@ def _clean_all(
         if len(set(samples.values())) > 1:
             raise CorrKDError(
                 f"{name}, {split}: modalities differ in their number of samples: {samples}; give "
-                f"each one row a sample"
+                f"each one row per sample"
             )
         for m in modalities:
             frames[split][m], nan, inf = clean(
@@ -274,16 +272,16 @@ def _clean_all(
 
 
 def _given_mask(where: str, raw_split: RawSplit, m: str, frames: FloatArray) -> BoolArray:
-    """(N, T) which frames are present: by the file's own mask, else those that hold anything but
-    zeros.
+    """Return which frames are present, (N, T): by the file's mask, else those that are not all
+    zero.
     """
     if m not in raw_split.present:
         return occupied_frames(frames)
     mask = np.asarray(raw_split.present[m])
     if mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
         raise CorrKDError(
-            f"{where}: array {m}_present holds values that are not true or false (1 or 0); write "
-            f"1 where a frame is there"
+            f"{where}: array {m}_present has values that are not true or false (1 or 0); write "
+            f"1 for frames that are present"
         )
     mask = mask.astype(bool)
     if mask.shape == frames.shape[:1]:
@@ -299,7 +297,7 @@ def _given_mask(where: str, raw_split: RawSplit, m: str, frames: FloatArray) -> 
 def _frame_ids(
     where: str, raw_split: RawSplit, m: str, frames: FloatArray, lengths: IntArray, starts: IntArray
 ) -> IntArray:
-    """(N, T) numbers of the frames in their recordings, the first frame first; -1 in the
+    """Return the index of each frame in its recording, (N, T), the first frame first; -1 in the
     padding.
     """
     ids = integers(where, raw_split.frame_ids[m], f"frame_ids of {m}")
@@ -316,8 +314,8 @@ def _frame_ids(
 def _in_place(
     frames: FloatArray, mask: BoolArray, lengths: IntArray, starts: IntArray
 ) -> tuple[FloatArray, IntArray, BoolArray, list[str]]:
-    """(frames, lengths, present, notes) with each sample's frames first and zeros wherever nothing
-    is present.
+    """Return (frames, lengths, present, notes), with each sample's frames first and zeros where
+    nothing is present.
     """
     notes = []
     inside = np.arange(frames.shape[1])[None, :] < lengths[:, None]
@@ -327,7 +325,7 @@ def _in_place(
     if beyond:
         notes.append(f"{beyond} frames beyond the lengths were not zero; set to 0")
     if (lengths == 0).any():
-        notes.append(f"{int((lengths == 0).sum())} samples of length 0 became one absent frame")
+        notes.append(f"{int((lengths == 0).sum())} samples of length 0 became one missing frame")
     present = mask & inside
     frames[~present] = 0
     return frames, np.maximum(lengths, 1), present, notes
@@ -336,10 +334,10 @@ def _in_place(
 def _under_special_tokens(
     lengths: Mapping[str, IntArray], present: Mapping[str, BoolArray], modalities: Sequence[str]
 ) -> list[str]:
-    """Marks first and last frames present that are empty in all of `modalities` at once: they never
-    were there. Gives a note.
+    """Mark first and last frames as present if they are empty in all of `modalities` at once: they
+    never existed. Returns a note.
 
-    A sample in which the modalities have no frame at all keeps them as missing.
+    If a sample has no frames at all in the modalities, they stay missing.
     """
     together = np.logical_or.reduce([present[m] for m in modalities])
     rows = np.flatnonzero(together.any(1))
@@ -351,7 +349,10 @@ def _under_special_tokens(
     count = int(marked.any(1).sum())
     names = ", ".join(modalities)
     return (
-        [f"{count} samples have no {names} under [CLS] or [SEP]; zero vectors there, not missing"]
+        [
+            f"{count} samples have no {names} under [CLS] or [SEP]; zero vectors there do not "
+            f"count as missing"
+        ]
         if count
         else []
     )
@@ -360,9 +361,7 @@ def _under_special_tokens(
 def _check_targets(
     where: str, split: Split, class_names: tuple[str, ...], score_range: tuple[float, float] | None
 ) -> None:
-    """Raises CorrKDError for classes without a name where names are known, and for scores out of
-    their range.
-    """
+    """Raise CorrKDError for classes outside the named ones and for scores out of their range."""
     if (
         class_names
         and split.labels is not None
@@ -383,8 +382,8 @@ def _check_targets(
 
 
 def _refuse_leak(name: str, splits: Mapping[str, Split]) -> None:
-    """Raise CorrKDError where a column of a modality of one vector a sample is the label itself, in
-    all splits.
+    """Raise CorrKDError if a column of a modality with one vector per sample is the label itself,
+    in all splits.
     """
     parts = list(splits.values())
     for m, first in parts[0].frames.items():
@@ -426,7 +425,7 @@ def _split(
     )
     if len(ids) != count:
         raise CorrKDError(
-            f"{where}: {len(ids)} ids for {count} samples; give one each, or leave them out"
+            f"{where}: {len(ids)} ids for {count} samples; give one per sample, or none"
         )
     groups = {g: strings(values, f"{where}: {g}") for g, values in raw_split.groups.items()}
     order = (
@@ -442,11 +441,11 @@ def _split(
         if len(values) != count:
             raise CorrKDError(
                 f"{where}: group {group} has {len(values)} entries for {count} samples; give one "
-                f"each, or leave it out"
+                f"per sample, or leave it out"
             )
     ids, renamed = unique_ids(ids)
     if renamed:
-        notes.append(f"{split}: {renamed} ids were used before; numbered with #2, #3, ...")
+        notes.append(f"{split}: {renamed} repeated ids; numbered with #2, #3, ...")
     labels = None if raw_split.labels is None else integers(where, raw_split.labels, "labels")
     if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
@@ -479,8 +478,8 @@ def _split(
 
 
 def sign_class_names(splits: Mapping[str, RawSplit]) -> tuple[str, ...]:
-    """("negative", "neutral", "positive") where every class is the sign of its score plus one; else
-    ().
+    """Return ("negative", "neutral", "positive") if every class is the sign of its score plus one;
+    else ().
     """
     for raw_split in splits.values():
         if raw_split.scores is None or raw_split.labels is None:
@@ -495,8 +494,8 @@ def sign_class_names(splits: Mapping[str, RawSplit]) -> tuple[str, ...]:
 
 
 def likert_range(splits: Mapping[str, RawSplit]) -> tuple[float, float] | None:
-    """MOSI's and MOSEI's (-3, 3) where scores of both signs lie in it and not all in [-1, 1]; else
-    None.
+    """Return (-3, 3), the range of MOSI and MOSEI, if scores of both signs lie in it and not all in
+    [-1, 1]; else None.
     """
     scores = [
         np.asarray(raw_split.scores, np.float64).ravel()

@@ -1,4 +1,4 @@
-"""What a file from others may take: the memory of what is built from it, counted before it is
+"""Limits on the memory that an untrusted file may take, which is counted before anything is
 built.
 """
 
@@ -10,20 +10,20 @@ from pathlib import Path
 from corrkd.errors import CorrKDError
 from corrkd.memory import check_memory, size_text
 
-# Deflate packs at most 1032:1 and padding packs well; beyond this the file is a bomb.
+# Deflate compresses at most 1032:1, and padding compresses well; beyond this the file is a bomb.
 EXPANSION = 300
 SLACK = 256 << 20
-OBJECT = 1 << 10  # bytes that an array or a string takes beside its values, generously
+OBJECT = 1 << 10  # bytes of an array or a string besides its values; an upper bound
 LARGE = 64 << 20  # smaller objects are not checked against free memory
 
 
 def most_unpacked(path: Path) -> int:
-    """Return how many bytes may be built from a file of its size."""
+    """Return the number of bytes that may be built from a file, by its size."""
     return EXPANSION * path.stat().st_size + SLACK
 
 
 def refused(name: str, reason: str) -> CorrKDError:
-    """Return the error for a file that asks for what no reader does."""
+    """Return the error for a file that requires what no reader does."""
     return CorrKDError(f"{name}: refused: {reason}")
 
 
@@ -32,8 +32,8 @@ class Budget:
     """Bytes that may still be built from one file.
 
     Attributes:
-        name: of the file, in messages.
-        most: bytes in all.
+        name: name of the file, in messages.
+        most: total number of bytes.
         spent: bytes taken so far.
     """
 
@@ -43,17 +43,17 @@ class Budget:
 
     @classmethod
     def of(cls, path: Path) -> Budget:
-        """Return the budget of a file of its size."""
+        """Return the budget of a file, by its size."""
         return cls(path.name, most_unpacked(path))
 
     def take(self, what: str, count: int) -> None:
-        """Count an object of so many bytes before it is built. Raises CorrKDError where that is
-        more than what is left.
+        """Count an object's bytes before it is built. Raises CorrKDError if they exceed the rest of
+        the budget.
         """
         self.spent += count + OBJECT
         if self.spent > self.most:
             raise CorrKDError(
-                f"{what}: declares {size_text(self.spent)} of arrays where "
+                f"{what}: declares {size_text(self.spent)} of arrays, but "
                 f"{size_text(self.most)} are allowed; "
                 "refused as a decompression bomb"
             )

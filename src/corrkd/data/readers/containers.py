@@ -1,5 +1,5 @@
-"""From a file of arrays to the arrays by name: `.npz`, HDF5 and `.safetensors`, none of which may
-take more memory than its size allows.
+"""Reading a file of arrays by name (`.npz`, HDF5 or `.safetensors`), with memory bounded by its
+size.
 """
 
 from __future__ import annotations
@@ -25,21 +25,9 @@ Array = npt.NDArray[Any]
 LONGEST_DIRECTORY = 2 << 20  # bytes, of a zip file: some 30,000 members
 END, END64 = b"PK\x05\x06", b"PK\x06\x06"  # records at the end of a zip file
 END_SIZE, END64_SIZE, LONGEST_COMMENT = 22, 76, 65_535
-NUMPY_DTYPES = {
-    "F64",
-    "F32",
-    "F16",
-    "I64",
-    "I32",
-    "I16",
-    "I8",
-    "U64",
-    "U32",
-    "U16",
-    "U8",
-    "BOOL",
-}  # of .safetensors
-IN_END64 = 0xFFFFFFFF  # a size that stands in the longer record
+# of .safetensors
+NUMPY_DTYPES = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
+IN_END64 = 0xFFFFFFFF  # a size that is given in the longer record
 
 
 def read_npz(path: Path, *, objects: bool = True) -> dict[str, Array]:
@@ -47,10 +35,10 @@ def read_npz(path: Path, *, objects: bool = True) -> dict[str, Array]:
 
     Args:
         path: the file.
-        objects: whether arrays of objects are read, by the reader of pickles that runs nothing.
+        objects: whether to read arrays of objects, with the pickle reader that runs no code.
 
     Raises:
-        CorrKDError: it is damaged, or unpacks to far more than its size.
+        CorrKDError: if the file is damaged, or unpacks to far more than its size.
     """
     return unpacked_npz(path, path.name, most=most_unpacked(path), objects=objects)
 
@@ -62,12 +50,13 @@ def unpacked_npz(
 
     Args:
         file: a path, or an open file.
-        name: opens error lines.
-        most: bytes that the arrays may have.
-        objects: whether arrays of objects are read, by the reader of pickles that runs nothing.
+        name: begins error messages.
+        most: largest number of bytes of the arrays.
+        objects: whether to read arrays of objects, with the pickle reader that runs no code.
 
     Raises:
-        CorrKDError: it is damaged, holds objects where they are not read, or declares more bytes.
+        CorrKDError: if the file is damaged, has objects although `objects` is False, or declares
+            more bytes.
     """
     budget, arrays = Budget(name, most), {}
     try:
@@ -89,16 +78,16 @@ def unpacked_npz(
                 )
     except CorrKDError:
         raise
-    except Exception as error:  # whatever zipfile and NumPy raise on an untrusted file
+    except Exception as error:  # anything that zipfile and NumPy raise on an untrusted file
         raise CorrKDError(
-            f"{name}: a damaged .npz file ({str(error)[:120] or type(error).__name__}); fetch or "
-            f"write it again"
+            f"{name}: a damaged .npz file ({str(error)[:120] or type(error).__name__}); download "
+            f"or write it again"
         ) from None
     return arrays
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, *, objects: bool) -> Array:
-    """One array. Its shape is checked against its size before NumPy allocates for it."""
+    """Return one array. Its shape is checked against its size before NumPy allocates it."""
     with archive.open(info) as member:
         shape, fortran, dtype = read_npy_header(member)
         if dtype.hasobject and (not objects or dtype.kind != "O"):
@@ -119,24 +108,22 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, *, objec
 
 
 def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return (shape, whether in Fortran's order, dtype) from the start of an `.npy`. Raises
-    ValueError where it is none.
+    """Return (shape, whether in Fortran order, dtype) from the start of an `.npy`. Raises
+    ValueError if it is not one.
     """
     try:
         if np.lib.format.read_magic(file) == (1, 0):
             return np.lib.format.read_array_header_1_0(file)
         return np.lib.format.read_array_header_2_0(file)
-    except (
-        Exception
-    ) as error:  # NumPy tokenizes the header as Python, and lets through what that makes of it
+    except Exception as error:  # NumPy tokenizes the header as Python, which may raise anything
         raise ValueError(
             f"no header of an array: {str(error).splitlines()[0][:80] if str(error) else 'damaged'}"
         ) from None
 
 
 def check_directory(file: Path | BinaryIO, name: str) -> None:
-    """Raise CorrKDError where a zip file has too many members: each becomes an object, before any
-    of them is looked at.
+    """Raise CorrKDError if a zip file has too many members: each becomes an object before any of
+    them is read.
     """
     if isinstance(file, Path):
         with file.open("rb") as opened:
@@ -160,7 +147,8 @@ def read_h5(path: Path) -> dict[str, Array]:
     """Return the arrays at the root of an HDF5 file.
 
     Raises:
-        CorrKDError: it is damaged, refers to other files, or unpacks to far more than its size.
+        CorrKDError: if the file is damaged, refers to other files, or unpacks to far more than its
+            size.
     """
     budget, arrays = Budget.of(path), {}
     with hdf5.open_file(path) as file:
@@ -170,18 +158,18 @@ def read_h5(path: Path) -> dict[str, Array]:
                     arrays[key] = hdf5.array(f"{path.name}, {key}", item, budget)
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
             raise CorrKDError(
-                f"{path.name}: a damaged HDF5 file ({str(error)[:120]}); fetch or write it again"
+                f"{path.name}: a damaged HDF5 file ({str(error)[:120]}); download or write it again"
             ) from None
     if not arrays:
         raise CorrKDError(
-            f"{path.name}: no arrays at its root; of .csd files, give the folder that holds them "
-            f"all"
+            f"{path.name}: no arrays at its root; for .csd files, give the folder that contains "
+            f"them all"
         )
     return arrays
 
 
 def read_safetensors(path: Path) -> dict[str, Array]:
-    """Return the tensors of a `.safetensors` file. Raises CorrKDError where it is damaged."""
+    """Return the tensors of a `.safetensors` file. Raises CorrKDError if it is damaged."""
     arrays = {}
     try:
         with safe_open(path, framework="numpy") as file:
@@ -194,7 +182,7 @@ def read_safetensors(path: Path) -> dict[str, Array]:
                 arrays[key] = file.get_tensor(key)
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CorrKDError(
-            f"{path.name}: a damaged .safetensors file ({str(error)[:120]}); fetch or write it "
-            f"again"
+            f"{path.name}: a damaged .safetensors file ({str(error)[:120]}); download or "
+            f"write it again"
         ) from None
     return arrays

@@ -1,13 +1,13 @@
-"""corrkd's own layout: one `.safetensors` file that `corrkd data convert` writes, opened by memory
+"""The layout of corrkd: one `.safetensors` file that `corrkd data convert` writes, opened by memory
 map.
 
 Tensors `<split>/frames/<modality>` float32 (N, T, d), `<split>/lengths/<modality>` int64 (N,),
-`<split>/present/<modality>` bool (N, T), `<split>/frame_ids/<modality>` int64 (N, T) where frames
-are numbered, `<split>/scores` float64, `<split>/labels` int64, `<split>/order` int64, and strings
-as UTF-8 JSON lists in uint8: `<split>/ids`, `<split>/groups/<name>`,
-`<split>/missing_reasons/<modality>`. What concerns the whole dataset is JSON in the header's
-metadata under `corrkd`; its `sha256` is the digest of the contents, which conversion takes while it
-writes: opening stays cheap, and trusts it.
+`<split>/present/<modality>` bool (N, T), `<split>/frame_ids/<modality>` int64 (N, T) if frames are
+numbered, `<split>/scores` float64, `<split>/labels` int64, `<split>/order` int64, and strings as
+UTF-8 JSON lists in uint8: `<split>/ids`, `<split>/groups/<name>`,
+`<split>/missing_reasons/<modality>`. Metadata of the dataset is JSON in the header's metadata under
+`corrkd`; its `sha256` is the digest of the contents, computed while the file is written. It is not
+checked when the file is opened, which stays cheap.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from corrkd.memory import size_text
 from corrkd.parsing import parse_json, quoted, refusing
 
 FORMAT = 2
-SOURCE = "source_sha256"  # in `extra`: the sum of the file that was converted
+SOURCE = "source_sha256"  # in `extra`: digest of the file that was converted
 KEY = "corrkd"
-LONGEST_HEADER = 16 << 20  # bytes; what Python makes of JSON is ten times its size
-FORMATS_LONGEST_HEADER = 100_000_000  # the bound of the safetensors format
-LONGEST_ID = 1000  # characters: NumPy gives every string of an array the room of the longest
+LONGEST_HEADER = 16 << 20  # bytes; parsed JSON takes ten times as much in Python
+FORMATS_LONGEST_HEADER = 100_000_000  # the limit of the safetensors format
+LONGEST_ID = 1000  # characters: in a NumPy array, all strings take as much memory as the longest
 DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
@@ -40,7 +40,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
     "U8": np.dtype("u1"),
 }
-# What each tensor is, by the part of its name after the split's.
+# Type of each tensor, by the part of its name after the split.
 TYPES = {
     **{
         "frames": "F32",
@@ -57,7 +57,7 @@ Names = Annotated[list[Name], Field(max_length=1000)]
 
 
 class About(BaseModel):
-    """The metadata, with everything that it may hold."""
+    """The metadata, with all allowed keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -87,7 +87,7 @@ class About(BaseModel):
 
 
 def is_safetensors(path: Path) -> bool:
-    """Eight bytes of header length, then the start of a JSON object."""
+    """Return whether a file starts with eight bytes of header length and then a JSON object."""
     with path.open("rb") as file:
         head = file.read(9)
     length = int.from_bytes(head[:8], "little")
@@ -95,12 +95,14 @@ def is_safetensors(path: Path) -> bool:
 
 
 def recognises(path: Path) -> bool:
-    """A `.safetensors` file with corrkd's metadata."""
+    """Return whether a file is a `.safetensors` file with corrkd's metadata."""
     return is_safetensors(path) and KEY in _metadata(_header(path)[0])
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header as JSON, and where the tensors start. Raises CorrKDError where it is damaged."""
+    """Return the header as JSON, and the offset of the tensors. Raises CorrKDError if it is
+    damaged.
+    """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > LONGEST_HEADER:
@@ -109,7 +111,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     header = parse_json(text, f"{path.name}: a damaged .safetensors file: its header")
     if not isinstance(header, dict):
         raise CorrKDError(
-            f"{path.name}: a damaged .safetensors file: its header is no object; write it again"
+            f"{path.name}: a damaged .safetensors file: its header is not an object; write it again"
         )
     return header, 8 + length
 
@@ -120,15 +122,16 @@ def _metadata(header: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(path: Path, *, targets: bool = True) -> MultimodalDataset:
-    """The dataset in a converted file. Frames are memory-mapped: rows are read when they are taken.
+    """Return the dataset in a converted file. Frames are memory-mapped: rows are read when they are
+    taken.
 
     Args:
         path: the file.
-        targets: whether it must hold scores or labels.
+        targets: whether scores or labels are required.
 
     Raises:
-        CorrKDError: the file is truncated or damaged, of another format, or lacks targets that it
-            must hold.
+        CorrKDError: if the file is truncated or damaged, has another format, or lacks required
+            targets.
     """
     header, start = _header(path)
     with refusing(path.name, "a damaged converted dataset"):
@@ -137,8 +140,8 @@ def read(path: Path, *, targets: bool = True) -> MultimodalDataset:
         )
         if metadata["format"] != FORMAT:
             raise CorrKDError(
-                f"{path.name}: written by another corrkd (format {metadata['format']}, here "
-                f"{FORMAT}); convert it again or upgrade"
+                f"{path.name}: written by another version of corrkd (format "
+                f"{metadata['format']}, expected {FORMAT}); convert it again or upgrade"
             )
         about = About.model_validate(metadata)
         tensors = _map(path, header, start)
@@ -168,8 +171,8 @@ def read(path: Path, *, targets: bool = True) -> MultimodalDataset:
 
 
 def _map(path: Path, header: dict[str, Any], start: int) -> dict[str, Array]:
-    """Tensors by name, each a view into the file. Offsets are checked against shapes and the file's
-    size.
+    """Return the tensors by name, as views into the file. Offsets are checked against shapes and
+    the size of the file.
     """
     size = path.stat().st_size - start
     tensors: dict[str, Array] = {}
@@ -185,7 +188,7 @@ def _map(path: Path, header: dict[str, Any], start: int) -> dict[str, Array]:
         if entry["dtype"] != TYPES.get(name.split("/")[1]):
             raise ValueError(f"{name}: is {entry['dtype']}")
         if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
-            raise ValueError(f"{name}: shape or offsets are no sizes")
+            raise ValueError(f"{name}: shape or offsets are not sizes")
         if end > size:
             raise CorrKDError(
                 f"{path.name}: truncated: {name} ends {end - size:,} bytes beyond the end of the "
@@ -204,7 +207,7 @@ def _split(tensors: dict[str, Array], name: str, modalities: list[str]) -> Split
     prefix = f"{name}/groups/"
     for m in modalities:
         if tensors[f"{name}/present/{m}"].view(np.uint8).max(initial=0) > 1:
-            raise ValueError(f"{name}/present/{m}: holds more than 0 and 1")
+            raise ValueError(f"{name}/present/{m}: has values other than 0 and 1")
     return Split(
         frames={m: tensors[f"{name}/frames/{m}"] for m in modalities},
         lengths={m: np.array(tensors[f"{name}/lengths/{m}"]) for m in modalities},
@@ -234,13 +237,13 @@ def _split(tensors: dict[str, Array], name: str, modalities: list[str]) -> Split
 def _strings(tensor: Array) -> StrArray:
     names = parse_json(tensor.tobytes(), "its strings")
     if not isinstance(names, list):
-        raise ValueError("its strings are no list")
+        raise ValueError("its strings are not a list")
     check_strings(names)
     return np.array(names, dtype=np.str_)
 
 
 def check_strings(names: list[Any]) -> None:
-    """Raise ValueError where ids or groups are not what a converted file holds."""
+    """Raise ValueError if ids or groups are not valid in a converted file."""
     for name in names:
         if not isinstance(name, str) or len(name) > LONGEST_ID or not is_unicode(name):
-            raise ValueError(f"{quoted(name)} is no text of up to {LONGEST_ID} characters")
+            raise ValueError(f"{quoted(name)} is not a text of up to {LONGEST_ID} characters")

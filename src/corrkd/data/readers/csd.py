@@ -1,9 +1,9 @@
 """CMU-MultimodalSDK's computational sequences: a folder of `.csd` files, read with h5py alone.
 
-Each file holds one modality: `/<root>/data/<video>/features` (T, d) and `/intervals` (T, 2) in
-seconds; one holds the labels. Where the SDK has not aligned them yet, samples are the label
-segments, and within each the frames of every modality are averaged over the intervals of the words.
-After the SDK's align, keys read `video[i]` and the frames are taken as they are.
+Each file contains one modality: `/<root>/data/<video>/features` (T, d) and `/intervals` (T, 2) in
+seconds; one contains the labels. If the SDK has not aligned them, samples are the label segments,
+and within each the frames of every modality are averaged over the intervals of the words. After the
+SDK's align, keys are `video[i]` and the frames are used as they are.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ Key = tuple[str, int]  # a video, and a clip in it
 
 ALIGNED_KEY = re.compile(r"([^\[\]]+)\[(\d{1,9})\]")
 DIMENSIONS = "dimension names"  # in the metadata
-PAUSE = "sp"  # the aligner's mark of a short pause, among the words
+PAUSE = "sp"  # mark of a short pause among the words, from the aligner
 
-# CMU-MOSI's standard folds are its 93 videos in ASCII order, cut into 52, 10 and 31. The sum is of
-# the ordered ids, a line each.
+# CMU-MOSI's standard folds are its 93 videos in ASCII order, cut into 52, 10 and 31. The digest is
+# of the ordered ids, one per line.
 MOSI_FOLDS = (52, 10, 31)
 MOSI_VIDEOS = "f2a31ee2c33bee039f71d7d99b560ce7b5d6ccaa5eeb9db6833e8d02ac918ae7"
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """One computational sequence: per key its finite frames (T, d) and intervals (T, 2) in seconds,
-    in the order of the file.
+    """One computational sequence: for each key, the finite frames (T, d) and their intervals (T, 2)
+    in seconds, in the order of the file.
 
     Attributes:
-        root: the sequence's name.
-        nonfinite: values that were NaN or infinite and became 0.
+        root: name of the sequence.
+        nonfinite: number of NaN and infinite values, which became 0.
         data: by key; frames of words are strings.
-        names: of the columns, where the metadata have them.
+        names: of the columns, if the metadata has them.
     """
 
     root: str
@@ -69,7 +69,7 @@ class Sequence:
         return next(iter(self.data.values()))[0].dtype.kind == "O"
 
     def in_order_of_time(self) -> Sequence:
-        """Return the sequence with the frames of each key sorted by their start."""
+        """Return the sequence with the frames of each key sorted by start time."""
         data = {}
         for key, (frames, spans) in self.data.items():
             order = np.argsort(spans[:, 0], kind="stable")
@@ -79,7 +79,7 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Sample:
-    """A segment: its frames by modality, its row in the label sequence and when it starts in
+    """A segment: its frames by modality, its row in the label sequence, and its start in
     seconds.
     """
 
@@ -89,23 +89,24 @@ class Sample:
 
 
 def recognises(path: Path) -> bool:
-    """A folder with `.csd` files."""
+    """Return whether a path is a folder with `.csd` files."""
     return path.is_dir() and any(path.glob("*.csd"))
 
 
 def read(folder: Path, name: str, options: ReadOptions) -> MultimodalDataset:
-    """The dataset in a folder of `.csd` files.
+    """Return the dataset in a folder of `.csd` files.
 
     Args:
-        folder: holds the labels ("All Labels.csd", "Opinion Segment Labels.csd") and one file per
-            modality. Without labels, where targets are not needed, samples are the keys of an
+        folder: contains the labels ("All Labels.csd", "Opinion Segment Labels.csd") and one file
+            per modality. Without labels, if targets are not required, samples are the keys of an
             aligned folder, or whole videos.
-        name: of the dataset.
+        name: name of the dataset.
         options: `folds`, a JSON file {"train": [video, ...], "valid": [...], "test": [...]}, not
             needed for CMU-MOSI; `glove` for words; `label` for one of several label columns.
 
     Raises:
-        CorrKDError: a file that is no computational sequence; no labels; no folds for these videos.
+        CorrKDError: if a file is not a computational sequence, or there are no labels, or no folds
+            for these videos.
     """
     files = sorted(folder.glob("*.csd"))
     sequences = {path: read_sequence(path) for path in files}
@@ -117,7 +118,7 @@ def read(folder: Path, name: str, options: ReadOptions) -> MultimodalDataset:
     if not modalities:
         raise CorrKDError(
             f"{folder.name}: {len(labels)} label sequences, but no modality; put the .csd files "
-            f"of features into the folder"
+            f"of features in the folder"
         )
     notes += [
         f"{m}: {s.nonfinite} NaN or infinite values set to 0"
@@ -153,7 +154,9 @@ def _holds_labels(name: str) -> bool:
 
 
 def read_sequence(path: Path) -> Sequence:
-    """One `.csd` file. Raises CorrKDError where it is none, or asks for more than it holds."""
+    """Return the sequence in a `.csd` file. Raises CorrKDError if it has none, or declares more
+    than it contains.
+    """
     if not path.is_file():
         raise CorrKDError(f"{path.name}: not a regular file")
     budget = Budget.of(path)
@@ -186,20 +189,20 @@ def read_sequence(path: Path) -> Sequence:
             ) from None
     if not data:
         raise CorrKDError(
-            f"{path.name}: a computational sequence without any video; fetch it again"
+            f"{path.name}: a computational sequence without videos; download it again"
         )
     _check_widths(path.name, data)
     return Sequence(root, nonfinite, data, names)
 
 
 def _entry(where: str, entry: h5py.Group, budget: Budget) -> tuple[Array, Seconds, int]:
-    """Frames (T, d) or words (T, 1), intervals (T, 2), and how many values were NaN or infinite, of
-    a video.
+    """Return a video's frames (T, d) or words (T, 1), intervals (T, 2), and number of NaN and
+    infinite values.
     """
     items = dict(hdf5.members(where, entry)) if isinstance(entry, h5py.Group) else {}
     if not all(isinstance(items.get(key), h5py.Dataset) for key in ("features", "intervals")):
         raise CorrKDError(
-            f"{where}: expected the arrays features and intervals; fetch the file again"
+            f"{where}: expected the arrays features and intervals; download the file again"
         )
     frames, spans = (hdf5.array(where, items[key], budget) for key in ("features", "intervals"))
     if (
@@ -225,8 +228,8 @@ def _entry(where: str, entry: h5py.Group, budget: Budget) -> tuple[Array, Second
 
 
 def _check_widths(name: str, data: dict[str, tuple[Array, Seconds]]) -> None:
-    """Raise CorrKDError where videos have frames of different widths, or words in one and numbers
-    in another.
+    """Raise CorrKDError if videos have frames of different widths, or words in one and numbers in
+    another.
     """
     first, (frames, _) = next(iter(data.items()))
     for video, (other, _) in data.items():
@@ -237,19 +240,21 @@ def _check_widths(name: str, data: dict[str, tuple[Array, Seconds]]) -> None:
             ]
             raise CorrKDError(
                 f"{name}: video {first} has {kinds[0]}, video {video} has {kinds[1]}; make them "
-                f"alike"
+                f"the same"
             )
 
 
 def _dimension_names(name: str, metadata: Any, budget: Budget) -> tuple[str, ...]:
-    """The columns' names in a sequence's metadata, a JSON list; () where there is none."""
+    """Return the names of the columns in a sequence's metadata, a JSON list; () if there are
+    none.
+    """
     items = dict(hdf5.members(name, metadata)) if isinstance(metadata, h5py.Group) else {}
     if not isinstance(items.get(DIMENSIONS), h5py.Dataset):
         return ()
     text = hdf5.array(name, items[DIMENSIONS], budget).ravel().tolist()
     try:
         names = parse_json(text[0], name) if text and isinstance(text[0], str | bytes) else ()
-    except CorrKDError:  # the SDK writes it, and others write what they like
+    except CorrKDError:  # not written by the SDK, so it may be anything
         return ()
     return (
         tuple(names) if isinstance(names, list) and all(isinstance(x, str) for x in names) else ()
@@ -259,8 +264,8 @@ def _dimension_names(name: str, metadata: Any, budget: Budget) -> tuple[str, ...
 def _label_sequence(
     name: str, labels: dict[Path, Sequence], options: ReadOptions
 ) -> tuple[Sequence | None, list[str]]:
-    """The sequence that the label is in, and a note where there are others. Raises CorrKDError
-    where none is, or several are meant.
+    """Return the sequence with the label, and a note if there are others. Raises CorrKDError if
+    there is none, or the choice is ambiguous.
     """
     if not labels:
         if options.targets:
@@ -294,7 +299,7 @@ def _label_sequence(
 
 
 def _columns(sequence: Sequence, table: Array) -> Columns:
-    """The columns of a label table, named as the sequence's metadata or CMU-MOSEI have them."""
+    """Return the columns of a label table, named as in the sequence's metadata or in CMU-MOSEI."""
     names = sequence.names if len(sequence.names) == table.shape[1] else ()
     return columns_of(sequence.root.replace(".", "_"), table, names or _mosei_names(sequence))
 
@@ -306,8 +311,8 @@ def _mosei_names(sequence: Sequence) -> tuple[str, ...]:
 def _by_modality(
     name: str, sequences: dict[Path, Sequence], options: ReadOptions
 ) -> tuple[dict[str, Sequence], list[str]]:
-    """Modality -> sequence, by the words in its name, and notes; a second sequence of the same
-    modality keeps its file's name.
+    """Return the sequence of each modality, by the words in its name, and notes; a second sequence
+    of a modality keeps the name of its file.
     """
     notes = []
     modalities: dict[str, Sequence] = {}
@@ -332,22 +337,22 @@ def _by_modality(
 
 
 def _word_file(name: str, texts: dict[Path, Sequence]) -> Path:
-    """The sequence of words among those of text: MOSEI's folder has phones too. Raises CorrKDError
-    where several may be meant.
+    """Return the file of words among those of text: MOSEI's folder has phones too. Raises
+    CorrKDError if the choice is ambiguous.
     """
     named = [path for path, s in texts.items() if "word" in f"{s.root} {path.stem}".lower()] or [
         path for path, s in texts.items() if "phone" not in f"{s.root} {path.stem}".lower()
     ]
     if len(named) != 1:
         raise CorrKDError(
-            f"{name}: {', '.join(path.name for path in named or texts)} hold text; leave the one "
-            f"with the words"
+            f"{name}: {', '.join(path.name for path in named or texts)} contain text; keep only "
+            f"the one with the words"
         )
     return named[0]
 
 
 def _without_pauses(words: Sequence) -> tuple[Sequence, int]:
-    """The sequence without the marks of pauses, and how many there were."""
+    """Return the sequence without the marks of pauses, and the number of marks."""
     keep = {key: frames[:, 0] != PAUSE for key, (frames, _) in words.data.items()}
     data = {
         key: (frames[keep[key]], spans[keep[key]]) for key, (frames, spans) in words.data.items()
@@ -356,7 +361,7 @@ def _without_pauses(words: Sequence) -> tuple[Sequence, int]:
 
 
 def _word_vectors(name: str, sequence: Sequence, options: ReadOptions) -> tuple[Sequence, int]:
-    """The sequence with its words as vectors, and how many words have none."""
+    """Return the sequence with its words as vectors, and the number of words without one."""
     text = [[str(word) for word in frames[:, 0]] for frames, _ in sequence.data.values()]
     vectors, unknown = look_up(name, text, options.glove)
     data = {
@@ -369,7 +374,7 @@ def _word_vectors(name: str, sequence: Sequence, options: ReadOptions) -> tuple[
 def _samples(
     label: Sequence | None, modalities: dict[str, Sequence]
 ) -> tuple[dict[Key, Sample], str]:
-    """The samples by video and clip, and in words how their frames were had."""
+    """Return the samples by video and clip, and a text on how their frames were obtained."""
     keys = (
         label.data if label is not None else {key: 0 for s in modalities.values() for key in s.data}
     )
@@ -386,7 +391,7 @@ def _samples(
 
 
 def _span(video: str, modalities: dict[str, Sequence]) -> Seconds:
-    """(1, 2) from the first start to beyond the last end of a video's frames."""
+    """Return (1, 2): the first start, and a time beyond the last end, of a video's frames."""
     spans = [
         s.data[video][1] for s in modalities.values() if video in s.data and len(s.data[video][1])
     ]
@@ -405,7 +410,7 @@ def _span(video: str, modalities: dict[str, Sequence]) -> Seconds:
 def _aligned(
     label: Sequence | None, keys: list[str], modalities: dict[str, Sequence]
 ) -> dict[Key, Sample]:
-    """Samples of sequences that the SDK has aligned: keys `video[i]`."""
+    """Return the samples of sequences that the SDK has aligned: keys `video[i]`."""
     samples = {}
     for key in keys:
         match = ALIGNED_KEY.fullmatch(key)
@@ -421,7 +426,7 @@ def _aligned(
 
 
 def _segments(label: Sequence, modalities: dict[str, Sequence]) -> dict[Key, Sample]:
-    """Each label segment, aligned to its words where there is a language sequence. Clips are
+    """Return each label segment, aligned to its words if there is a language sequence. Clips are
     numbered in the order of the file.
     """
     samples = {}
@@ -453,8 +458,8 @@ def _segments(label: Sequence, modalities: dict[str, Sequence]) -> dict[Key, Sam
 
 @dataclass(frozen=True)
 class Middles:
-    """The frames of a sequence in a video by the middle of their intervals, each segment's found
-    without a look at the others.
+    """The frames of a sequence in a video, sorted by the centre of their intervals, so that each
+    segment's are found quickly.
     """
 
     frames: Array
@@ -464,19 +469,21 @@ class Middles:
 
     @classmethod
     def of(cls, sequence: Sequence, video: str) -> Middles:
-        """Of a video that the sequence may lack."""
+        """Return the frames of a video, which the sequence may lack."""
         frames, spans = sequence.data.get(video, (_none(sequence), np.zeros((0, 2))))
         middle = spans.mean(1)
         order = np.argsort(middle, kind="stable")
         return cls(frames, spans, order, middle[order])
 
     def _rows(self, start: float, end: float) -> npt.NDArray[np.int64]:
-        """Rows of the frames whose middle lies in [start, end), in the order of their starts."""
+        """Return the rows of the frames with a centre in [start, end), in the order of their
+        starts.
+        """
         first, last = np.searchsorted(self.middle, (start, end))
         return np.sort(self.order[first:last])
 
     def count(self, segments: Seconds) -> int:
-        """How many frames segments (N, 2) have in all."""
+        """Return the total number of frames of segments (N, 2)."""
         first, last = (
             np.searchsorted(self.middle, segments[:, 0]),
             np.searchsorted(self.middle, segments[:, 1]),
@@ -484,18 +491,18 @@ class Middles:
         return int(np.maximum(last - first, 0).sum())
 
     def between(self, start: float, end: float) -> Array:
-        """(T, d) frames of a segment."""
+        """Return the frames of a segment, (T, d)."""
         return self.frames[self._rows(start, end)]
 
     def intervals(self, start: float, end: float) -> Seconds:
-        """(T, 2) their intervals."""
+        """Return the intervals of a segment's frames, (T, 2)."""
         return self.spans[self._rows(start, end)]
 
 
 def _raw_split(
     where: str, samples: dict[Key, Sample], modalities: dict[str, Sequence], label: Sequence | None
 ) -> RawSplit:
-    """Samples as a split; their order within a video is that of time."""
+    """Return samples as a split, ordered by time within a video."""
     raw = RawSplit(frames={}, ids=[f"{video}$_${clip}" for video, clip in samples])
     for m in modalities:
         raw.frames[m], raw.lengths[m] = pad(
@@ -520,13 +527,13 @@ def _none(sequence: Sequence) -> FloatArray:
 
 
 def average(sequence: Sequence, video: str, intervals: Seconds) -> FloatArray:
-    """(W, d) mean of the frames that overlap each interval; zeros where none does."""
+    """Return the mean of the frames that overlap each interval, (W, d); zeros if none does."""
     result = np.zeros((len(intervals), _width(sequence)), np.float32)
     if video not in sequence.data:
         return result
     features, spans = sequence.data[video]
-    # Both ends in order, so that the frames of an interval are within one slice; of nested frames
-    # some of it may end before.
+    # Both ends are sorted, so that the frames of an interval are within one slice; some frames of
+    # the slice may end before the interval if frames are nested.
     latest = np.maximum.accumulate(spans[:, 1])
     first = np.searchsorted(latest, intervals[:, 0], side="right")
     last = np.searchsorted(spans[:, 0], intervals[:, 1], side="left")
@@ -541,7 +548,9 @@ def average(sequence: Sequence, video: str, intervals: Seconds) -> FloatArray:
 
 
 def _fold_of(name: str, videos: list[str], options: ReadOptions) -> dict[str, str]:
-    """Video -> split; all in one where folds are neither given, nor standard, nor needed."""
+    """Return the split of each video; a single one if folds are neither given nor standard nor
+    required.
+    """
     if options.folds is None and not options.targets and not _is_mosi(videos):
         return dict.fromkeys(videos, WHOLE)
     return _folds(name, videos, options.folds)
@@ -552,7 +561,9 @@ def _is_mosi(videos: list[str]) -> bool:
 
 
 def _folds(name: str, videos: list[str], path: Path | None) -> dict[str, str]:
-    """Video -> split, from the JSON file or, for CMU-MOSI's videos, the standard folds."""
+    """Return the split of each video, from the JSON file or, for CMU-MOSI's videos, the standard
+    folds.
+    """
     if path is None:
         if not _is_mosi(videos):
             raise CorrKDError(

@@ -1,4 +1,4 @@
-"""CSV files of features and labels: which separator they have, and their columns."""
+"""Reading CSV files of features and labels: their separator and their columns."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from corrkd.parsing import repeated
 if TYPE_CHECKING:
     import pandas as pd
 
-START = 1 << 20  # bytes in which a table's heading and first row stand
+START = 1 << 20  # bytes within which a table's heading and first row must be
 SEPARATORS = (",", "\t", ";", "|")
 ENDINGS = (".csv", ".tsv")
-EXPANSION = 40  # bytes of memory for a byte of text, at most: short text in columns of words
+EXPANSION = 40  # bytes of memory per byte of text, at most: for short words
 EMPTY = ["", "NA", "N/A", "n/a", "NaN", "nan", "-nan", "NULL", "null", "None", "<NA>", "#N/A"]
-ADVICE = "write a heading of names such as audio_0, audio_1, text_0, label, and a row a sample"
+ADVICE = "write a heading of names such as audio_0, audio_1, text_0, label, and one row per sample"
 
 
 def recognises(path: Path) -> bool:
-    """Whether a file is text whose first two lines have the same number of columns, more than
-    one.
+    """Return whether a file is text with two or more columns, the same number in its first two
+    lines.
     """
     return _separator(_lines(path)) is not None
 
 
 def read(path: Path) -> Columns:
-    """Return the columns of a CSV file. Cells that hold lists in brackets are vectors or frames.
+    """Return the columns of a CSV file. Cells with lists in brackets are vectors or frames.
 
     Raises:
-        CorrKDError: it is not UTF-8, its rows differ in length, or a column appears twice.
+        CorrKDError: if the file is not UTF-8, its rows differ in length, or a column appears twice.
     """
     lines = _lines(path)
     separator = _separator(lines)
@@ -54,7 +54,7 @@ def read(path: Path) -> Columns:
 
 
 def _lines(path: Path) -> list[str]:
-    """The first two lines that hold anything; [] where the file is not text."""
+    """Return the first two lines that are not empty; [] if the file is not text."""
     with path.open("rb") as file:
         start = file.read(START)
     ends = start.rfind(b"\n")
@@ -68,7 +68,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _separator(lines: list[str]) -> str | None:
-    """What separates the columns of a heading and a first row; None where nothing does so."""
+    """Return the separator of the columns of a heading and a first row; None if there is none."""
     if len(lines) < 2:
         return None
     for separator in SEPARATORS:
@@ -81,7 +81,7 @@ def _separator(lines: list[str]) -> str | None:
 def _num_columns(line: str, separator: str) -> int:
     try:
         return len(next(csv.reader([line], delimiter=separator)))
-    except csv.Error:  # a cell beyond its bound, or a quote that does not end in this line
+    except csv.Error:  # a cell that is too long, or a quote that does not end in this line
         return 0
 
 
@@ -107,8 +107,8 @@ def _check_heading(name: str, names: list[str]) -> None:
 
 
 def _decimal(lines: list[str], separator: str) -> str:
-    """The decimal mark: a comma where semicolons separate the columns and the first row has such
-    numbers.
+    """Return the decimal mark: a comma if semicolons separate the columns and the first row has
+    such numbers.
     """
     return "," if separator == ";" and re.search(r"(?:^|;)-?\d+,\d+(?:;|$)", lines[1]) else "."
 
@@ -116,7 +116,7 @@ def _decimal(lines: list[str], separator: str) -> str:
 def _parsed(path: Path, separator: str, names: list[str], decimal: str) -> pd.DataFrame:
     from corrkd.csv_files import read_csv
 
-    # What names a sample or a class stays text: an id may be 007, a class None.
+    # Ids and names of classes stay text: an id may be 007, a class None.
     text = {
         name
         for name in names
@@ -136,7 +136,7 @@ def _parsed(path: Path, separator: str, names: list[str], decimal: str) -> pd.Da
         )
     except UnicodeDecodeError:
         raise CorrKDError(f"{path.name}: not UTF-8 text; save it as `CSV UTF-8`") from None
-    except ValueError as error:  # pandas' ParserError among them
+    except ValueError as error:  # includes the ParserError of pandas
         raise CorrKDError(
             f"{path.name}: not a table: {' '.join(str(error).split())[:160]}; {ADVICE}"
         ) from None
@@ -167,7 +167,7 @@ def _column(where: str, values: pd.Series[Any]) -> Column:
 
 
 def _numbers(cells: list[Any]) -> npt.NDArray[np.float64] | None:
-    """Numbers of cells that are all finite numbers, none with leading zeros; else None."""
+    """Return the numbers in cells if all are finite numbers without leading zeros; else None."""
     try:
         numbers = [float(cell) for cell in cells]
     except (ValueError, TypeError):
@@ -178,11 +178,11 @@ def _numbers(cells: list[Any]) -> npt.NDArray[np.float64] | None:
 
 
 def _list(where: str, text: str) -> Any:
-    """The list that a cell holds, as Python or JSON write it."""
+    """Return the list in a cell, as Python or JSON write it."""
     try:
         return json.loads(re.sub(r"\b(nan|NaN|None)\b", "null", text))
     except (ValueError, RecursionError):
         raise CorrKDError(
-            f"{where}: {text[:40]!r} is no list of numbers; write [0.1, 0.2] or [[0.1, 0.2], "
+            f"{where}: {text[:40]!r} is not a list of numbers; write [0.1, 0.2] or [[0.1, 0.2], "
             f"[0.3, 0.4]], or save the table as Parquet"
         ) from None

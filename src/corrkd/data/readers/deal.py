@@ -1,6 +1,4 @@
-"""Splits for data that name none: groups are dealt out undivided, so that nobody is in two
-splits.
-"""
+"""Assigning splits to data without splits: by whole groups, so that nobody is in two splits."""
 
 from __future__ import annotations
 
@@ -15,15 +13,15 @@ from corrkd.data.readers.assemble import groups_from_ids
 from corrkd.errors import CorrKDError
 
 SHARES: Mapping[str, float] = dict(zip(SPLITS, (0.7, 0.15, 0.15), strict=True))
-VALIDATION = 0.15  # of a training split without a validation split beside it
+VALIDATION = 0.15  # of the training split, if there is no validation split
 
 
 def members_of(ids: StrArray, groups: Mapping[str, StrArray]) -> tuple[str, StrArray]:
-    """Return what groups the samples ("person", "video", "sample", ...), and the group of each,
-    (N,).
+    """Return the kind of the groups ("person", "video", "sample", ...), and the group of each
+    sample, (N,).
 
     Args:
-        ids: (N,) of the samples; those that read `video$_$clip` name a video.
+        ids: (N,) ids of the samples; those of the form `video$_$clip` name a video.
         groups: (N,) names by kind; see `dependent_samples`.
     """
     parsed = groups_from_ids(ids.tolist())
@@ -39,16 +37,16 @@ def dealt_note(by: str) -> str:
 def dealt(
     members: npt.ArrayLike, shares: Mapping[str, float] = SHARES, *, seed: int = 0
 ) -> StrArray:
-    """Return the split of each sample, (N,): groups in random order, each to the split that is the
-    furthest from its share.
+    """Return the split of each sample, (N,): groups in random order, each assigned to the split
+    that is furthest from its share.
 
     Args:
         members: (N,) group of each sample.
-        shares: of the samples, by split.
-        seed: of the order; the order of the samples plays no part.
+        shares: share of the samples by split.
+        seed: seed of the random order, which does not depend on the order of the samples.
 
     Raises:
-        CorrKDError: there are fewer groups than splits.
+        CorrKDError: if there are fewer groups than splits.
     """
     names, group, sizes = np.unique(np.asarray(members), return_inverse=True, return_counts=True)
     if len(names) < len(shares):

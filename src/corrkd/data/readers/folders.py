@@ -1,5 +1,5 @@
-"""A folder of one file a split (`train.pkl`, `dev.pkl`, `test.pkl`), as MISA, MMIM and BBFN write
-them, or of tables.
+"""Reading a folder with one file per split: `train.pkl`, `dev.pkl`, `test.pkl`, as MISA, MMIM and
+BBFN write them, or tables.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ READERS: Mapping[str, Callable[[Path], Any]] = {
     ".safetensors": read_safetensors,
 }
 TABLES = (*csv_tables.ENDINGS, ".parquet", ".arrow", ".feather")
-SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")  # of a split, as the Hugging Face hub has them
+SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")  # of a split, as on the Hugging Face hub
 Files = dict[str, list[Path]]
 
 
 def split_files(folder: Path) -> Files:
-    """Return the files of a folder, or of `data` in it, whose name ends in a split's, by split:
-    one, or the shards of a table.
+    """Return, by split, the files of a folder or of its subfolder `data` with names that end in
+    that of a split: one, or the shards of a table.
 
     Raises:
-        CorrKDError: two files are of the same split, and are no shards.
+        CorrKDError: if two files are for the same split and are not shards.
     """
     files: Files = {}
     inside = [
@@ -48,7 +48,7 @@ def split_files(folder: Path) -> Files:
             some = files.setdefault(SPLIT_NAMES[word], [])
             if some and not (shard and SHARD.fullmatch(some[-1].stem)):
                 raise CorrKDError(
-                    f"{folder.name}: {some[-1].name} and {path.name} are both of split "
+                    f"{folder.name}: {some[-1].name} and {path.name} are both for split "
                     f"{SPLIT_NAMES[word]}; move one away"
                 )
             some.append(path)
@@ -56,12 +56,12 @@ def split_files(folder: Path) -> Files:
 
 
 def are_tables(files: Files) -> bool:
-    """Return whether the files are tables. Raises CorrKDError where some are and some are not."""
+    """Return whether the files are tables. Raises CorrKDError if some are and some are not."""
     endings = {path.suffix.lower() for paths in files.values() for path in paths}
     if endings & set(TABLES) and endings & set(READERS):
         raise CorrKDError(
-            f"splits in files of several kinds ({', '.join(sorted(endings))}); give all splits "
-            f"the same"
+            f"splits in files of several kinds ({', '.join(sorted(endings))}); use the same "
+            f"kind for all"
         )
     return bool(endings & set(TABLES))
 
@@ -76,7 +76,7 @@ def read_tables(files: Files) -> dict[str, Columns]:
 
 def read_table(path: Path) -> Columns:
     """Return the columns of a table: Parquet, Arrow or CSV."""
-    from corrkd.data.readers import arrow  # slow to import, and needed by few
+    from corrkd.data.readers import arrow  # slow to import and rarely needed
 
     with path.open("rb") as file:
         start = file.read(8)
@@ -91,5 +91,5 @@ def read_shards(paths: Sequence[Path]) -> Columns:
 
 
 def read_data(files: Files) -> dict[str, Any]:
-    """Return what is in the files, by split, as a file of all splits would hold it."""
+    """Return the contents of the files by split, as in a file of all splits."""
     return {split: READERS[path.suffix.lower()](path) for split, (path,) in files.items()}

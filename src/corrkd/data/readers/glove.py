@@ -1,4 +1,4 @@
-"""Words to vectors: a GloVe text file, of which only the words that are needed are kept."""
+"""Looking up words in a GloVe text file, of which only the required words are kept."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from corrkd.data.dataset import FloatArray
 from corrkd.errors import CorrKDError
 
 LONGEST_LINE = 1 << 20  # characters
-WIDEST = 10_000  # a vector file of more numbers a line is none
+WIDEST = 10_000  # numbers per line; more cannot be a vector file
 
 
 def look_up(
     where: str, sentences: Sequence[Sequence[str]], glove: Path | None
 ) -> tuple[list[FloatArray], int]:
-    """Return the vectors (T_i, d) of each sentence, and how many words have none: theirs are zero,
-    as of a missing frame.
+    """Return the vectors (T_i, d) of each sentence, and the number of words without one, which get
+    zeros, as missing frames do.
 
     Raises:
-        CorrKDError: no `glove`, or it is no vector file, or has none of the words.
+        CorrKDError: if `glove` is None or not a vector file, or has none of the words.
     """
     if glove is None:
         raise CorrKDError(
@@ -42,13 +42,13 @@ def look_up(
 
 
 def read_glove(path: Path, needed: Iterable[str]) -> dict[str, FloatArray]:
-    """Vectors of the needed words from a text file "word number number ..."; a word not found is
-    looked up in lower case.
+    """Return the vectors of the needed words from a text file "word number number ...". A word that
+    is not found is looked up in lower case.
 
-    The file is read line by line; a first line "count width" (word2vec's) is passed over.
+    The file is read line by line; a first line "count width" (of word2vec) is skipped.
 
     Raises:
-        CorrKDError: no such file, or a line that is no word and vector.
+        CorrKDError: if the file does not exist, or a line is not a word and a vector.
     """
     needed = set(needed)
     wanted = needed | {word.lower() for word in needed}

@@ -1,8 +1,9 @@
-"""HDF5 files from others: links are followed by hand, and nothing outside the file is opened.
+"""Reading untrusted HDF5 files: links are checked before they are followed, and no other file is
+opened.
 
-An HDF5 file can name other files (external links, external storage, virtual datasets), refer to one
+An HDF5 file can refer to other files (external links, external storage, virtual datasets), list one
 object under any number of names, and declare arrays of any size. Only hard links, and soft links to
-a name in the same group, are followed; each reference counts for what it builds.
+a name in the same group, are followed; each reference counts with its full size.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from corrkd.data.readers.bounds import Budget, refused
 from corrkd.errors import CorrKDError
 
 Array = npt.NDArray[Any]
-ROWS = 16  # strings read at a time: their lengths are seen only afterwards
+ROWS = 16  # strings read at a time: their lengths are unknown before
 
 
 def members(name: str, group: h5py.Group) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:
     """Yield (name, object) for each link of a group.
 
     Args:
-        name: of the file, opens error lines.
-        group: of an open file.
+        name: name of the file, which begins error messages.
+        group: group of an open file.
 
     Raises:
-        CorrKDError: a link leaves the file or its group.
+        CorrKDError: if a link leaves the file or its group.
     """
     for key in group:
         link = group.get(key, getlink=True)
@@ -49,13 +50,13 @@ def array(name: str, dataset: h5py.Dataset, budget: Budget) -> Array:
     """Return a dataset's values; strings as objects.
 
     Raises:
-        CorrKDError: its values are stored elsewhere, are neither numbers nor strings, or more than
-            the budget allows.
+        CorrKDError: if its values are stored elsewhere, are neither numbers nor strings, or exceed
+            the budget.
     """
     if dataset.external:
         raise refused(name, "its values are stored in another file")
     if dataset.is_virtual:
-        raise refused(name, "it is a virtual dataset, which takes its values from elsewhere")
+        raise refused(name, "it is a virtual dataset, with values stored elsewhere")
     text = h5py.check_string_dtype(dataset.dtype)
     if text is None and dataset.dtype.kind not in "fiub":
         raise refused(
@@ -68,8 +69,8 @@ def array(name: str, dataset: h5py.Dataset, budget: Budget) -> Array:
 
 
 def _strings(name: str, dataset: h5py.Dataset, budget: Budget) -> Array:
-    """Strings may all refer to one long text in the file, so they are counted as they are built,
-    some rows at a time.
+    """Return the strings of a dataset. They may all refer to one long text in the file, so they are
+    counted as they are read, some rows at a time.
     """
     if dataset.ndim == 0:
         text = dataset.asstr(errors="replace")[()]
@@ -84,12 +85,12 @@ def _strings(name: str, dataset: h5py.Dataset, budget: Budget) -> Array:
 
 
 def open_file(path: Path) -> h5py.File:
-    """Open an HDF5 file for reading. Raises CorrKDError where it is none."""
+    """Open an HDF5 file for reading. Raises CorrKDError if it is not one."""
     try:
         return h5py.File(path, "r")
     except (OSError, RuntimeError) as error:
         if "truncated" in str(error):
-            raise CorrKDError(f"{path.name}: a truncated HDF5 file; fetch it again") from None
+            raise CorrKDError(f"{path.name}: a truncated HDF5 file; download it again") from None
         raise CorrKDError(
-            f"{path.name}: a damaged HDF5 file ({str(error)[:120]}); fetch or write it again"
+            f"{path.name}: a damaged HDF5 file ({str(error)[:120]}); download or write it again"
         ) from None

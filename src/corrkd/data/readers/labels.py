@@ -1,10 +1,11 @@
-"""Which column of a file is the label: `--label COLUMN`, classes by name, and labels of two values.
+"""Choosing the label columns of a file: `--label COLUMN`, classes by name, and labels of two
+values.
 
-A choice reads `[scores:|questions:]COLUMN[@THRESHOLD][,COLUMN...]`. One column is a score, several
-are yes/no questions, each yes above its threshold (0); of a single question, yes and no are two
-classes. A column is named as the file names it (`happy`, `emotion_labels.happy`), or by its number
-from 0 within an array (`labels.3`, or `3` where only one array has columns); an array's name stands
-for all of its columns.
+A choice has the form `[scores:|questions:]COLUMN[@THRESHOLD][,COLUMN...]`. One column is a score;
+several are yes/no questions, each yes above its threshold (0); for a single question, yes and no
+are two classes. A column is named as in the file (`happy`, `emotion_labels.happy`), or by its index
+within an array (`labels.3`, or `3` if only one array has columns); the name of an array selects all
+of its columns.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ MOST_LISTED = 20  # columns in a message
 
 @dataclass(frozen=True)
 class LabelChoice:
-    """What `--label` asks for.
+    """The choice of `--label`.
 
     Attributes:
         form: "scores" or "questions".
-        columns: (name, threshold) of each column; a score has no use for its threshold.
+        columns: (name, threshold) of each column; a score does not use its threshold.
     """
 
     form: str
@@ -42,8 +43,8 @@ class LabelChoice:
 
 
 def parse_choice(text: str) -> LabelChoice:
-    """Return the choice that a text describes (see the top of this file). Raises CorrKDError where
-    it describes none.
+    """Return the choice in a text (see the top of this file). Raises CorrKDError if it is
+    invalid.
     """
     form, colon, rest = text.partition(":")
     if not colon or form not in FORMS:
@@ -65,25 +66,25 @@ def parse_choice(text: str) -> LabelChoice:
 
 
 def columns_of(key: str, values: Array, names: Sequence[str] = ()) -> Columns:
-    """Return the columns of a label array, {"key.name": (N,)}; {"key": (N,)} where it has a single
+    """Return the columns of a label array, {"key.name": (N,)}; {"key": (N,)} if it has a single
     one.
 
     Args:
-        key: the array's name.
+        key: name of the array.
         values: (N,), (N, Q), (N, 1) or (N, 1, Q) numbers.
-        names: of the columns, where the file gives each its own; else CMU-MOSEI's where the values
-            fit, else numbers from 0.
+        names: names of the columns, if the file gives one for each; else CMU-MOSEI's if the values
+            fit, else indices.
     """
     table = values.reshape(len(values), -1)
     if table.shape[1] == 1:
         return {key: table[:, 0]}
-    if len(set(names)) != table.shape[1]:  # none, or not one each
+    if len(set(names)) != table.shape[1]:  # none, or not one per column
         names = mosei_names(table) or [str(i) for i in range(table.shape[1])]
     return {f"{key}.{name}": table[:, i] for i, name in enumerate(names)}
 
 
 def mosei_names(table: Array) -> tuple[str, ...]:
-    """Return CMU-MOSEI's column names where a label table of 6 or 7 columns can be its, else ()."""
+    """Return CMU-MOSEI's column names if a label table of 6 or 7 columns can be its, else ()."""
     if table.shape[1] not in (6, 7):
         return ()
     if np.isin(table, (0, 1)).all() and (table.sum(1) == 1).all():
@@ -94,10 +95,10 @@ def mosei_names(table: Array) -> tuple[str, ...]:
 
 
 def find_column(where: str, columns: Mapping[str, Any], name: str) -> list[str]:
-    """Return the full names of the columns that `name` stands for: one, or all of an array's.
+    """Return the full names of the columns that `name` refers to: one, or all of an array's.
 
     Raises:
-        CorrKDError: no column of that name, or several arrays have one.
+        CorrKDError: if there is no column of that name, or several arrays have one.
     """
     if name in columns:
         return [name]
@@ -114,7 +115,7 @@ def find_column(where: str, columns: Mapping[str, Any], name: str) -> list[str]:
 
 
 def listed(columns: Iterable[str]) -> str:
-    """Return the columns' names for a message."""
+    """Return the names of columns as text for a message."""
     names = list(columns)
     return ", ".join(names[:MOST_LISTED]) + (
         f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
@@ -123,7 +124,7 @@ def listed(columns: Iterable[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFacts:
-    """What a dataset says of its labels beside their values: as in `MultimodalDataset`."""
+    """The facts about a dataset's labels besides their values, as in `MultimodalDataset`."""
 
     class_names: tuple[str, ...] = ()
     question_names: tuple[str, ...] = ()
@@ -134,20 +135,19 @@ class LabelFacts:
 def settle_labels(
     name: str, parts: Mapping[str, RawSplit], options: ReadOptions, facts: LabelFacts
 ) -> LabelFacts:
-    """Give each split the labels that are asked for, words as classes and two values as two
-    classes.
+    """Give each split the chosen labels, with words as classes and two values as two classes.
 
     Args:
-        name: of the dataset.
+        name: name of the dataset.
         parts: splits; their scores and labels are replaced.
-        options: `label` and `targets`.
-        facts: of the layout's usual labels.
+        options: only `label` and `targets` are used.
+        facts: facts about the usual labels of the layout.
 
     Returns:
-        The facts of the labels that the splits have now.
+        The facts about the new labels.
 
     Raises:
-        CorrKDError: no such column, or several columns and none is chosen.
+        CorrKDError: if a column does not exist, or there are several and none is chosen.
     """
     columns = list(
         dict.fromkeys(full for raw_split in parts.values() for full in raw_split.columns)
@@ -214,7 +214,7 @@ def _finite(where: str, name: str, values: Array) -> npt.NDArray[np.float64]:
 
 
 def are_names(values: Any) -> bool:
-    """Return whether labels are words: text that is not a number in any writing."""
+    """Return whether labels are words: text that is not a number in any notation."""
     items = np.asarray(values, object).ravel().tolist()
     return any(isinstance(x, str | bytes) for x in items) and not all(map(_is_number, items))
 
@@ -228,7 +228,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _classes_by_name(name: str, parts: Mapping[str, RawSplit], facts: LabelFacts) -> LabelFacts:
-    """Labels that are words become indices of the class names, in the file's order or sorted."""
+    """Replace labels that are words by indices of the class names, in the order of the file or
+    sorted.
+    """
     labelled = {
         split: raw_split for split, raw_split in parts.items() if raw_split.labels is not None
     }
@@ -247,7 +249,7 @@ def _classes_by_name(name: str, parts: Mapping[str, RawSplit], facts: LabelFacts
 
 
 def _two_classes(name: str, parts: Mapping[str, RawSplit], facts: LabelFacts) -> LabelFacts:
-    """Scores that are 0 and 1, or -1 and 1, become classes too; labels of -1 and 1 become 0 and
+    """Turn scores that are 0 and 1, or -1 and 1, into classes too; labels of -1 and 1 become 0 and
     1.
     """
     for what in ("labels", "scores"):

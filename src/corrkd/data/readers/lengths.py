@@ -1,5 +1,5 @@
-"""How long each sample is, and on which side it is padded: from the file where it says so, else
-from empty frames.
+"""Finding the length and the padded side of each sample: as given in the file, else from empty
+frames.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from corrkd.data.readers.raw import RawSplit
 from corrkd.data.readers.values import integers
 from corrkd.errors import CorrKDError
 
-ALIGNED = "(aligned)"  # ends the rule of lengths that another modality lends
+ALIGNED = "(aligned)"  # ends the rule if the lengths come from another modality
 
 
 def find_lengths(
@@ -25,13 +25,13 @@ def find_lengths(
 ) -> tuple[
     dict[str, dict[str, IntArray]], dict[str, dict[str, IntArray]], dict[str, str], dict[str, str]
 ]:
-    """(lengths, first frames) by split and modality; (padding side, the rule the lengths came from)
-    by modality.
+    """Return (lengths, first frames) by split and modality, and (padding side, source of the
+    lengths) by modality.
 
-    A modality's own lengths come first; then, where all sequences have the same number of frames
-    (an aligned file), those of the others; then the empty margins, jointly over aligned modalities:
-    a frame is padding where all of them are empty. Some public files pad a few samples on the other
-    side, so the margins are judged sample by sample.
+    A modality's lengths from the file come first; then, if all sequences have the same number of
+    frames (an aligned file), those of other modalities; then the empty margins, jointly over
+    aligned modalities: a frame is padding if all of them are empty. Some public files pad a few
+    samples on the other side, so the margins are judged for each sample.
     """
     stored = {m for m in modalities if all(m in raw_split.lengths for raw_split in parts.values())}
     sequences = [m for m in modalities if any(frames[split][m].shape[1] > 1 for split in parts)]
@@ -98,7 +98,9 @@ def _own_lengths(where: str, values: Any, occupied: BoolArray) -> IntArray:
     count, longest = occupied.shape
     lengths = integers(where, values, "lengths").reshape(-1)
     if len(lengths) != count:
-        raise CorrKDError(f"{where}: {len(lengths)} lengths for {count} samples; give one each")
+        raise CorrKDError(
+            f"{where}: {len(lengths)} lengths for {count} samples; give one per sample"
+        )
     if count and (lengths.min() < 0 or lengths.max() > longest):
         raise CorrKDError(
             f"{where}: lengths run from {lengths.min()} to {lengths.max()}, but the array holds "
@@ -108,9 +110,7 @@ def _own_lengths(where: str, values: Any, occupied: BoolArray) -> IntArray:
 
 
 def _side_of_given(pairs: Sequence[tuple[BoolArray, IntArray]]) -> str:
-    """Left where given lengths fit content at the end of the array and do not fit content at its
-    start.
-    """
+    """Return left if given lengths fit the content at the end of the array and not at its start."""
     index = [np.arange(occupied.shape[1])[None, :] for occupied, _ in pairs]
     outside_right = sum(
         int((o & (p >= n[:, None])).sum()) for p, (o, n) in zip(index, pairs, strict=True)
@@ -125,7 +125,7 @@ def _side_of_given(pairs: Sequence[tuple[BoolArray, IntArray]]) -> str:
 
 
 def occupied_frames(frames: FloatArray) -> BoolArray:
-    """(N, T) frames that hold anything but zeros, taken a few samples at a time."""
+    """Return which frames are not all zero, (N, T), read a few samples at a time."""
     return np.concatenate(
         [frames[start : start + 256].any(2) for start in range(0, len(frames), 256)]
         or [np.zeros((0, 0), bool)]
@@ -133,8 +133,8 @@ def occupied_frames(frames: FloatArray) -> BoolArray:
 
 
 def _margins(occupied: BoolArray) -> tuple[IntArray, IntArray]:
-    """(N,) empty frames before the first and after the last occupied one; an empty sample has T of
-    both.
+    """Return the number of empty frames before the first and after the last occupied one, (N,)
+    each; T and T for an empty sample.
     """
     frames = occupied.shape[1]
     some = occupied.any(1)
@@ -144,8 +144,8 @@ def _margins(occupied: BoolArray) -> tuple[IntArray, IntArray]:
 
 
 def _side(margins: Iterable[tuple[IntArray, IntArray]]) -> str:
-    """Where the empty margins lie: "left", "right", "none", or "mixed" with the number of samples
-    of each.
+    """Return the side of the empty margins: "left", "right", "none", or "mixed" with the number of
+    samples of each.
     """
     left = right = 0
     for before, after in margins:

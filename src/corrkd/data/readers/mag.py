@@ -1,8 +1,8 @@
 """MAG's layout (`mosi.pkl`, `mosei.pkl`) and MISA's: a dict of lists of `((words, visual,
 acoustic[, raw words]), label, segment)`.
 
-MISA, MMIM and BBFN keep the lists in a folder of `train.pkl`, `dev.pkl`, `test.pkl`; MMIM's samples
-hold two lengths as well.
+MISA, MMIM and BBFN store the lists in a folder of `train.pkl`, `dev.pkl`, `test.pkl`; MMIM's
+samples contain two lengths as well.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from corrkd.errors import CorrKDError
 
 
 def recognises(data: Any) -> bool:
-    """A dict in which split names stand for lists, some of them empty, of samples of three parts or
-    more.
+    """Return whether data is a dict of lists by split, some of them empty, of samples with at least
+    three parts.
     """
     parts = (
         [data[split] for split in data if split in SPLIT_NAMES] if isinstance(data, dict) else []
@@ -47,17 +47,18 @@ def _is_sample(sample: Any) -> bool:
 
 
 def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> MultimodalDataset:
-    """The dataset in MAG's lists. Words become vectors by the text file `glove`; where the file has
-    vectors already, they are used.
+    """Return the dataset in MAG's lists. Words become vectors through the text file `glove`, unless
+    the file has vectors already.
 
     Raises:
-        CorrKDError: a damaged sample; words without `glove`; word ids without their words.
+        CorrKDError: if a sample is damaged, there are words without `glove`, or word ids without
+            their words.
     """
     parts = {
         SPLIT_NAMES[split]: rows for split, rows in data.items() if split in SPLIT_NAMES and rows
     }
     others = [str(split) for split in data if split not in SPLIT_NAMES]
-    notes = [f"left out: {', '.join(others)} (beside the splits, and none)"] if others else []
+    notes = [f"left out: {', '.join(others)} (not a split)"] if others else []
     notes += [
         f"left out: {split}, an empty list"
         for split, rows in data.items()
@@ -108,8 +109,8 @@ def _read_split(where: str, rows: Sequence[Any], language: Sequence[Any]) -> Raw
 
 
 def _set_labels(where: str, raw: RawSplit, rows: Sequence[Any]) -> None:
-    """A single column is the score, and of CMU-MOSEI's seven the sentiment; of others one has to be
-    chosen.
+    """Set the labels: a single column is the score, and of CMU-MOSEI's seven the sentiment; of
+    others one has to be chosen.
     """
     try:
         labels = [np.asarray(sample[1], np.float64).ravel() for sample in rows]
@@ -120,7 +121,7 @@ def _set_labels(where: str, raw: RawSplit, rows: Sequence[Any]) -> None:
     if len({label.size for label in labels}) > 1:
         raise CorrKDError(
             f"{where}: labels have {sorted({label.size for label in labels})[:8]} columns; "
-            f"expected as many in each"
+            f"expected the same number in each"
         )
     table = np.stack(labels)
     raw.columns = columns_of("label", table)
@@ -129,11 +130,13 @@ def _set_labels(where: str, raw: RawSplit, rows: Sequence[Any]) -> None:
 
 
 def _language(where: str, rows: Sequence[Any]) -> tuple[list[list[str]] | None, Sequence[Any]]:
-    """(words of each sample, ()) or, where the file has vectors, (None, vectors of each sample)."""
+    """Return (words of each sample, ()) or, if the file has vectors, (None, vectors of each
+    sample).
+    """
     if not all(_is_sample(sample) for sample in rows):
         raise CorrKDError(
-            f"{where}: a sample is not ((words, visual, acoustic), label, segment); write "
-            f"samples so, or save named arrays"
+            f"{where}: a sample is not ((words, visual, acoustic), label, segment); save "
+            f"samples in this form, or named arrays"
         )
     first = [sample[0][0] for sample in rows]
     if all(

@@ -34,8 +34,8 @@ OTHERS = ("id", "raw_text", WORDS, TOKENS, "order", "frame_ids", "mask")
 
 
 def recognises(data: Any) -> bool:
-    """A dict of splits in which one has an array that MMSA alone names so, and none MulT's
-    `labels`.
+    """Return whether data is a dict of splits, one of which has an array with a name that only MMSA
+    uses and none has `labels`, as in MulT's layout.
     """
     parts = [contents for contents in data.values() if isinstance(contents, dict)]
     return any(key in contents for contents in parts for key in MARKS) and not any(
@@ -44,8 +44,8 @@ def recognises(data: Any) -> bool:
 
 
 def recognises_clip(data: Any) -> bool:
-    """A flat dict of one clip's arrays, as MMSA-FET's `run_single` returns it: (T, d) by modality,
-    `text_bert` (3, T), `config`.
+    """Return whether data is a flat dict of one clip's arrays, as MMSA-FET's `run_single` returns
+    it: (T, d) by modality, `text_bert` (3, T), `config`.
     """
     if not isinstance(data, dict) or not any(_is_table(data.get(key)) for key in MODALITIES):
         return False
@@ -57,13 +57,13 @@ def _is_table(values: Any) -> bool:
 
 
 def read_clip(data: Mapping[str, Any], name: str, options: ReadOptions) -> MultimodalDataset:
-    """The single sample in a clip's dict, in the split "all". Raises CorrKDError where targets are
-    needed.
+    """Return the dataset of the single sample in a clip's dict, with the split "all". Raises
+    CorrKDError if targets are required.
     """
     if options.targets:
         raise CorrKDError(
-            f"{name}: a single clip without labels; it can be inspected and predicted, not "
-            f"trained on"
+            f"{name}: a single clip without labels; it can be inspected and predicted, but "
+            f"not trained on"
         )
     arrays = {key: x for key, x in data.items() if isinstance(x, np.ndarray) and x.ndim == 2}
     names = modality_names(key for key in arrays if key not in OTHERS and not is_no_feature(key))
@@ -86,16 +86,17 @@ def read_clip(data: Mapping[str, Any], name: str, options: ReadOptions) -> Multi
 
 
 def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> MultimodalDataset:
-    """The dataset in MMSA's dict: `text`, `audio`, `vision` and any further (N, T, d) or (N, d)
-    float array.
+    """Return the dataset in MMSA's dict: `text`, `audio`, `vision` and any further (N, T, d) or (N,
+    d) float array.
 
-    Lengths are taken from `<modality>_lengths`, those of `text` also from the mask in `text_bert`;
-    it counts [CLS] and [SEP], where aligned files hold no audio and vision, and that is not counted
+    Lengths come from `<modality>_lengths`; for `text` also from the mask in `text_bert`, which
+    counts [CLS] and [SEP]. At these, aligned files have no audio and vision, which does not count
     as missing. CH-SIMS's labels of single modalities (`regression_labels_T` ...) and emotions
     merged into the file are label columns, not features.
 
     Raises:
-        CorrKDError: arrays that do not fit one another; token ids where BERT states are needed.
+        CorrKDError: if arrays do not fit one another, or there are token ids where BERT states are
+            required.
     """
     parts, notes = splits_of(data, name)
     features = {
@@ -134,8 +135,8 @@ def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> Multimodal
 
 
 def _features(where: str, contents: Mapping[str, Any], options: ReadOptions) -> dict[str, str]:
-    """{key: modality}; without language where token ids are to be read. Raises CorrKDError where
-    language is there as token ids alone.
+    """Return {key: modality}, without language if token ids are read. Raises CorrKDError if the
+    language consists of token ids only.
     """
     names = feature_names(where, contents, _count(where, contents), (*OTHERS, *GROUPS))
     names = {key: m for key, m in names.items() if np.size(contents[key])}
@@ -143,9 +144,9 @@ def _features(where: str, contents: Mapping[str, Any], options: ReadOptions) -> 
         return {key: m for key, m in names.items() if m != "language"}
     if TOKENS in contents and "language" not in names.values():
         raise CorrKDError(
-            f"{where}: holds {TOKENS}, the ids of BERT's tokens, but no `text`; add BERT's states "
-            f"as `text`, read the ids themselves (--tokens), or leave {TOKENS} out to go on "
-            "without language"
+            f"{where}: has {TOKENS}, the token ids of BERT, but no `text`; add BERT's states as "
+            f"`text`, read the ids themselves (--tokens), or leave {TOKENS} out to "
+            "continue without language"
         )
     return names
 
@@ -167,20 +168,20 @@ def _read_split(
 
 
 def _count(where: str, contents: Mapping[str, Any]) -> int:
-    """How many samples a split has: as many as labels, else ids, else rows of the first
-    modality.
+    """Return the number of samples of a split: that of the labels, else the ids, else the rows of
+    the first modality.
     """
     for key in (SCORES, CLASSES, "id", "raw_text", *MODALITIES):
         if contents.get(key) is not None and np.size(contents[key]):
             return len(np.atleast_1d(contents[key]))
     raise CorrKDError(
-        f"{where}: holds neither labels nor `text`, `audio` or `vision`; add regression_labels"
+        f"{where}: has neither labels nor `text`, `audio` or `vision`; add regression_labels"
     )
 
 
 def _lengths_of_tokens(where: str, contents: Mapping[str, Any], language: Any) -> dict[str, Any]:
-    """Lengths of the language from the mask in `text_bert` (N, 3, T) of ids, mask, segment; {}
-    where it does not fit.
+    """Return the lengths of the language from the mask in `text_bert` (N, 3, T) of ids, mask,
+    segment; {} if it does not fit.
     """
     tokens = contents.get(TOKENS)
     if (
@@ -196,7 +197,7 @@ def _lengths_of_tokens(where: str, contents: Mapping[str, Any], language: Any) -
 
 
 def _tokens(options: ReadOptions) -> tuple[str, ...]:
-    """The modalities of token ids."""
+    """Return the modalities of token ids."""
     return ("language",) if options.tokens else ()
 
 
@@ -205,11 +206,12 @@ def _without_language(frames: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _token_ids(where: str, tokens: Any, *, batch: bool = True) -> Any:
-    """Ids (N, T, 1) from `text_bert` (N, 3, T) of ids, mask, segment; of a clip's (3, T) with
-    `batch` False. 0 where the mask is 0.
+    """Return the ids (N, T, 1) from `text_bert` (N, 3, T) of ids, mask, segment; for a clip, from
+    (3, T) with `batch` False. 0 where the mask is 0.
 
     Raises:
-        CorrKDError: it is absent, of another shape, or holds what is no id.
+        CorrKDError: if the array does not exist, has another shape, or contains values that are not
+            ids.
     """
     table = np.asarray(tokens) if batch or tokens is None else np.asarray(tokens)[None]
     if table.ndim != 3 or table.shape[1] != 3 or table.dtype.kind not in "biuf":
@@ -219,12 +221,12 @@ def _token_ids(where: str, tokens: Any, *, batch: bool = True) -> Any:
         )
     ids = numeric(where, table[:, 0] * (table[:, 1] != 0), TOKENS)
     if not ((ids == np.floor(ids)) & (ids >= 0) & (ids < TOKEN_SCALE)).all():
-        raise CorrKDError(f"{where}: {TOKENS} holds values that are no ids of tokens")
+        raise CorrKDError(f"{where}: {TOKENS} has values that are not token ids")
     return ids[..., None]
 
 
 def _class_names(parts: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    """Names from `annotations` ("Negative" ...) where each class goes with one of them; else ()."""
+    """Return the names in `annotations` ("Negative" ...) if each class has exactly one; else ()."""
     pairs: set[tuple[int, str]] = set()
     for contents in parts.values():
         classes = np.asarray(contents.get(CLASSES, ()))

@@ -1,8 +1,8 @@
 """MulT's layout (`mosi_data.pkl`, `mosei_senti_data.pkl`, `iemocap_data.pkl`, `*_noalign.pkl`): a
 dict of splits with `labels`.
 
-Low-rank Fusion's is an older relative: `label`, and `covarep`, `facet`, `glove` for the modalities;
-IEMOCAP's has a dict for each emotion.
+Low-rank Fusion uses an older variant: `label`, and `covarep`, `facet`, `glove` for the modalities;
+for IEMOCAP it has a dict for each emotion.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ IEMOCAP_QUESTIONS = ("neutral", "happy", "sad", "angry")
 
 
 def recognises(data: Any) -> bool:
-    """A dict of splits in which one has an array `labels` or `label`."""
+    """Return whether data is a dict of splits, one of which has an array `labels` or `label`."""
     return split_dicts.recognises(data) and any(
         isinstance(contents, dict) and any(key in contents for key in LABELS)
         for contents in data.values()
@@ -38,7 +38,7 @@ def recognises(data: Any) -> bool:
 
 
 def recognises_emotions(data: Any) -> bool:
-    """A dict of such dicts, one for each emotion."""
+    """Return whether data is a dict of such dicts, one for each emotion."""
     return (
         isinstance(data, dict)
         and bool(data)
@@ -47,8 +47,8 @@ def recognises_emotions(data: Any) -> bool:
 
 
 def read_emotion(data: Mapping[str, Any], name: str, options: ReadOptions) -> MultimodalDataset:
-    """The dataset of the emotion that `--label` names. Raises CorrKDError where it names none of
-    them.
+    """Return the dataset of the emotion that `--label` names. Raises CorrKDError if it names none
+    of them.
     """
     if options.label is None or options.label not in data:
         raise CorrKDError(
@@ -60,12 +60,12 @@ def read_emotion(data: Mapping[str, Any], name: str, options: ReadOptions) -> Mu
 
 
 def read(data: Mapping[str, Any], name: str, options: ReadOptions) -> MultimodalDataset:
-    """The dataset in MulT's dict: `text`, `audio`, `vision`, any further float array, `labels` and
-    perhaps `id`.
+    """Return the dataset in MulT's dict: `text`, `audio`, `vision`, any further float array,
+    `labels` and optionally `id`.
 
     Labels of shape (N, 1, 1) are scores; (N, Q, 2) are yes/no questions, one-hot as (absent,
     present); with Q = 4 they are IEMOCAP's neutral, happy, sad, angry; (N, 6) and (N, 1, 6) are
-    CMU-MOSEI's emotions, each a question whether it is above 0. Padding may be on either side.
+    CMU-MOSEI's emotions, each a question of whether it is above 0. Padding may be on either side.
     """
     parts, notes = splits_of(data, name)
     labels = {split: _labels(f"{name}, {split}", contents) for split, contents in parts.items()}
@@ -108,7 +108,7 @@ def _labels(where: str, contents: Mapping[str, Any]) -> Array | None:
 
 
 def _features(where: str, contents: Mapping[str, Any], labels: Array | None) -> dict[str, str]:
-    """{key: modality}."""
+    """Return {key: modality}."""
     return feature_names(where, contents, _count(where, contents, labels), (*OTHERS, *GROUPS))
 
 
@@ -134,12 +134,12 @@ def _count(where: str, contents: Mapping[str, Any], labels: Array | None) -> int
         if key in contents and np.ndim(contents[key]):
             return len(contents[key])
     raise CorrKDError(
-        f"{where}: holds neither labels nor `text`, `audio` or `vision`; add an array labels"
+        f"{where}: has neither labels nor `text`, `audio` or `vision`; add an array labels"
     )
 
 
 def _set_labels(where: str, raw: RawSplit, labels: Array, count: int) -> None:
-    """Scores, classes or yes/no answers, by the shape of the labels."""
+    """Set scores, classes or yes/no answers, by the shape of the labels."""
     if labels.dtype.kind in "SUO":
         raw.labels = labels
         return
@@ -169,7 +169,7 @@ def _set_labels(where: str, raw: RawSplit, labels: Array, count: int) -> None:
 
 
 def _answers(where: str, labels: Array) -> IntArray:
-    """(N, Q) yes/no of one-hot (N, Q, 2)."""
+    """Return yes/no answers (N, Q) from one-hot (N, Q, 2)."""
     if not np.isfinite(labels).all():
         raise CorrKDError(f"{where}: labels contain NaN or infinite values; leave such samples out")
     if not (np.isin(labels, (0, 1)).all() and (labels.sum(2) == 1).all()):
@@ -181,7 +181,9 @@ def _answers(where: str, labels: Array) -> IntArray:
 
 
 def _ids(where: str, values: Any) -> tuple[StrArray | None, dict[str, Any], IntArray | None]:
-    """(ids, groups, order) of (N, 3) fields video, start, end; of plain ids, themselves."""
+    """Return (ids, groups, order) from (N, 3) fields video, start, end; plain ids are returned as
+    they are.
+    """
     if values is None:
         return None, {}, None
     table = np.asarray(values, object)

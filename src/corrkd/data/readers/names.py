@@ -1,6 +1,4 @@
-"""What the names in other people's files mean: modalities under their aliases, and arrays that are
-no features.
-"""
+"""The meaning of names in public files: aliases of modalities, and arrays that are not features."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ SPLIT_NAMES = {
     "val": "valid",
     "test": "test",
 }
-LENGTHS, PRESENT, FRAME_IDS = "_lengths", "_present", "_frame_ids"  # what follows a modality's name
+LENGTHS, PRESENT, FRAME_IDS = "_lengths", "_present", "_frame_ids"  # suffixes of a modality's name
 MISSING_REASONS = "_missing_reasons"
 
 WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z][a-z0-9]*")
@@ -57,20 +55,15 @@ FEATURE_SETS = {
     ),
 }
 
-# An array with one of these words in its name holds labels, ids or text: as a feature it would give
-# the answer away.
+# An array with one of these words in its name contains labels, ids or text: as a feature it would
+# leak the label.
 LABEL_WORDS = _words(
     "label labels emotion emotions emo annotation annotations annotator annotators rating ratings "
     "score scores target targets sentiment sentiments valence arousal dominance class classes "
     "truth gold y"
 )
-LABEL_STEMS = (
-    "label",
-    "emotion",
-    "sentiment",
-    "annotation",
-    "rating",
-)  # wherever they stand: `moseiemotions`
+# anywhere in a name: `moseiemotions`
+LABEL_STEMS = ("label", "emotion", "sentiment", "annotation", "rating")
 OTHER_WORDS = _words(
     "id ids uid uids index indices idx length lengths len lens mask masks split splits fold folds "
     "transcript transcripts sentence sentences raw tokens"
@@ -78,15 +71,15 @@ OTHER_WORDS = _words(
 
 
 def modality_of(key: str) -> str:
-    """Return the modality that an array's name stands for: `text` is language, `acoustic` audio,
+    """Return the modality that an array's name refers to: `text` is language, `acoustic` audio,
     `visual` vision.
     """
     return ALIASES.get(key.lower(), key.lower() if key.lower() in USUAL else key)
 
 
 def modality_names(keys: Iterable[str]) -> dict[str, str]:
-    """Return each array's modality, {key: modality}. Where two keys stand for the same one, aliases
-    keep their names.
+    """Return each array's modality, {key: modality}. If two keys mean the same one, aliases keep
+    their names.
     """
     keys = list(keys)
     meant = [modality_of(key) for key in keys]
@@ -104,7 +97,7 @@ def feature_set_modality(name: str) -> str | None:
 
 
 def in_usual_order(modalities: Iterable[str]) -> list[str]:
-    """Return the modalities with language, audio and vision first, the others in their own
+    """Return the modalities with language, audio and vision first, the others in the given
     order.
     """
     modalities = list(modalities)
@@ -119,7 +112,7 @@ def words_of(key: str) -> set[str]:
 
 
 def is_no_feature(key: str) -> bool:
-    """Return whether an array's name says that it holds labels, ids or text."""
+    """Return whether an array's name shows that it contains labels, ids or text."""
     text = key.lower().replace("emotion2vec", "")
     return any(stem in text for stem in LABEL_STEMS) or not words_of(key).isdisjoint(
         LABEL_WORDS | OTHER_WORDS
@@ -136,26 +129,26 @@ def feature_keys(
 ) -> list[str]:
     """Return the keys of the arrays that are features of `count` samples.
 
-    Features are real numbers, (N, T, d) or (N, d). Arrays whose name says label, id or text never
-    are.
+    Features are real numbers, (N, T, d) or (N, d). Arrays with words for labels, ids or text in
+    their names are never features.
 
     Args:
-        where: opens the error line.
+        where: begins the error message.
         arrays: by name.
         count: N.
-        claimed: names that have another meaning in the layout.
+        claimed: names with another meaning in the layout.
         lenient: whether (N, T, d) integers and (N, 1) columns are features too.
 
     Raises:
-        CorrKDError: where an array looks like features but has another number of rows.
+        CorrKDError: if an array looks like features but has another number of rows.
     """
     keys = feature_candidates(arrays, claimed, lenient=lenient)
     for key in keys:
         rows = len(arrays[key])
         if rows != count and _can_only_be_features(key, arrays, count):
             raise CorrKDError(
-                f"{where}: array {key} has {rows} rows for {count} samples; give it one row a "
-                f"sample, or leave it out"
+                f"{where}: array {key} has {rows} rows for {count} samples; give it one row "
+                f"per sample, or leave it out"
             )
     return [key for key in keys if len(arrays[key]) == count]
 
@@ -163,8 +156,8 @@ def feature_keys(
 def feature_candidates(
     arrays: Mapping[str, Any], claimed: Iterable[str], *, lenient: bool = False
 ) -> list[str]:
-    """Return the keys of the arrays that can be features by name, type and number of axes, whatever
-    their number of rows.
+    """Return the keys of the arrays that can be features by name, type and number of axes, with any
+    number of rows.
     """
     claimed = set(claimed)
     return [
@@ -177,8 +170,8 @@ def feature_candidates(
 
 
 def label_keys(arrays: Mapping[str, Any], count: int, claimed: Iterable[str] = ()) -> list[str]:
-    """Return the keys of the arrays that hold labels of `count` samples by their names: (N,), (N,
-    Q) or (N, 1, Q) numbers.
+    """Return the keys of the arrays that contain labels of `count` samples, by their names: (N,),
+    (N, Q) or (N, 1, Q) numbers.
     """
     claimed = set(claimed)
     return [
@@ -207,8 +200,8 @@ def _looks_like_features(values: Any, *, lenient: bool) -> bool:
 
 
 def _can_only_be_features(key: str, arrays: Mapping[str, Any], count: int) -> bool:
-    """Return whether an array of another number of rows is damaged features, not some table: a
-    table is left out with a note.
+    """Return whether an array with another number of rows is damaged features rather than a table:
+    a table is left out with a note.
     """
     companions = any(f"{key}{suffix}" in arrays for suffix in (LENGTHS, PRESENT, FRAME_IDS))
     close = abs(len(arrays[key]) - count) <= max(1, count // 10)

@@ -1,4 +1,4 @@
-"""What a caller asks of every reader alike."""
+"""Options of all readers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from corrkd.settings import ReadingSettings
 
 
 class ReadOptions(ReadingSettings):
-    """How a dataset file is to be read, and for what."""
+    """How to read a dataset, and for what purpose."""
 
-    targets: bool = Field(True, description="whether scores or labels are needed")
+    targets: bool = Field(True, description="whether scores or labels are required")

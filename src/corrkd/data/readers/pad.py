@@ -1,4 +1,4 @@
-"""From lists of sequences of unequal length to one padded array."""
+"""Padding lists of sequences of unequal length to one array."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def pad(where: str, samples: Sequence[Any]) -> tuple[FloatArray, IntArray]:
     """Return (N, longest, d) right-padded frames of N sequences (T_i, d), and their lengths (N,).
 
     Raises:
-        CorrKDError: a sequence is no table of numbers, or widths differ.
+        CorrKDError: if a sequence is not a table of numbers, or widths differ.
     """
     arrays = [np.asarray(sample) for sample in samples]
     for array in arrays:
@@ -32,7 +32,7 @@ def pad(where: str, samples: Sequence[Any]) -> tuple[FloatArray, IntArray]:
     }
     if len(widths) != 1:
         raise CorrKDError(
-            f"{where}: samples of different widths, or of none: {sorted(widths)[:8]}; give every "
+            f"{where}: samples of different widths, or none: {sorted(widths)[:8]}; give every "
             f"frame the same features"
         )
     lengths = np.array([len(array) for array in arrays], np.int64)
@@ -49,8 +49,8 @@ def pad(where: str, samples: Sequence[Any]) -> tuple[FloatArray, IntArray]:
 
 
 def with_lists_as_arrays(where: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arrays, lists among them as arrays: of (T_i, d) sequences as a padded array `key`
-    and its `key_lengths`.
+    """Return the arrays, with lists converted: (T_i, d) sequences become a padded array `key` and
+    its `key_lengths`.
     """
     result = dict(arrays)
     for key, values in arrays.items():

@@ -1,4 +1,4 @@
-"""A split as a file has it: what every reader makes, and `assemble` repairs."""
+"""A split as it is in a file: every reader returns it, and `assemble` repairs it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Columns = dict[str, Array]
 
 @dataclass(kw_only=True)
 class RawSplit:
-    """One split as a file has it, before repair. N samples; whatever a layout lacks is left empty.
+    """One split as it is in a file, before repair. N samples; whatever a layout lacks is empty.
 
     Attributes:
         frames: per modality (N, T, d) padded on either side, or (N, d).
-        lengths: per modality (N,), only where the file carries lengths of that modality.
-        present: per modality (N, T) or (N,), only where the file carries a mask of that modality.
+        lengths: per modality (N,), only if the file has lengths of that modality.
+        present: per modality (N, T) or (N,), only if the file has a mask of that modality.
         ids: (N,) strings, or None.
         scores, labels, groups, order: as in `Split`, unchecked; labels may be words.
-        columns: what else the file has that can be the label, by name (readers/labels.py).
-        frame_ids: per modality (N, T), only where the file numbers the frames of that modality.
-        missing_reasons: per modality (N,) strings, only where the file says why its frames are
+        columns: other columns of the file that can be the label, by name (readers/labels.py).
+        frame_ids: per modality (N, T), only if the file numbers the frames of that modality.
+        missing_reasons: per modality (N,) strings, only if the file says why its frames are
             missing.
     """
 

@@ -1,8 +1,8 @@
-"""From whatever holds the frames of one modality to one padded array, with missing
-frames distinguished from padding.
+"""Converting the frames of one modality, in any form, to one padded array that distinguishes
+missing frames from padding.
 
-A missing value is NaN, None, null or an empty list: of a whole sample the modality is missing, of a
-frame that frame is.
+A missing value is NaN, None, null or an empty list: for a whole sample, the modality is missing;
+for a frame, that frame.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Sequences:
     """One modality of N samples.
 
     Attributes:
-        frames: (N, T, d) float32, or (N, d) for a vector a sample; zero in the padding and where a
-            frame is missing.
-        lengths: (N,) how many frames exist, 0 where the modality is missing; None: the frames say
-            it, as in a padded array.
-        present: (N, T), or (N,) of vectors: which frames are not missing; None where nothing is
-            marked as missing.
+        frames: (N, T, d) float32, or (N, d) for one vector per sample; zero in the padding and in
+            missing frames.
+        lengths: (N,) number of frames that exist, 0 if the modality is missing; None: to be found
+            from the frames, as in a padded array.
+        present: (N, T), or (N,) for vectors: which frames are not missing; None if none is marked
+            as missing.
     """
 
     frames: FloatArray
@@ -44,20 +44,20 @@ class Sequences:
 
     @property
     def num_frames(self) -> int | None:
-        """T; None of vectors."""
+        """T; None for vectors."""
         return None if self.frames.ndim == 2 else self.frames.shape[1]
 
 
 def from_array(where: str, values: Array) -> Sequences:
-    """Return the sequences in an array (N, T, d) or (N, d), whose frames of NaN alone are missing.
+    """Return the sequences in an array (N, T, d) or (N, d); frames that are all NaN are missing.
 
     Raises:
-        CorrKDError: it holds other than real numbers, or has other axes.
+        CorrKDError: if the values are not real numbers, or the array has other axes.
     """
     if values.dtype.kind not in "fiub" or values.ndim not in (2, 3):
         raise CorrKDError(
-            f"{where}: {values.dtype} of shape {values.shape}; give numbers of (samples, frames, "
-            f"width) or (samples, width)"
+            f"{where}: {values.dtype} of shape {values.shape}; give numbers of shape (samples, "
+            f"frames, width) or (samples, width)"
         )
     with np.errstate(over="ignore"):
         frames = np.array(values, np.float32, order="C", copy=True)
@@ -73,14 +73,13 @@ def from_array(where: str, values: Array) -> Sequences:
 
 
 def from_cells(where: str, cells: Sequence[Any]) -> Sequences:
-    """Return the sequences in N cells: each None or NaN, a list of numbers, or a list of frames, of
-    which some are None.
+    """Return the sequences in N cells: each None or NaN, a list of numbers, or a list of frames,
+    some of which may be None.
 
-    Lists of numbers of one length are vectors; of several lengths they are sequences of frames of
-    width 1.
+    Lists of numbers are vectors if they have the same length, else sequences of frames of width 1.
 
     Raises:
-        CorrKDError: a cell holds something else, or frames differ in width.
+        CorrKDError: if a cell contains anything else, or frames differ in width.
     """
     samples = [_frames_of_cell(f"{where}, row {row}", cell) for row, cell in enumerate(cells)]
     of_lists = {sample.ndim for sample in samples if sample is not None}
@@ -101,12 +100,12 @@ def from_cells(where: str, cells: Sequence[Any]) -> Sequences:
 
 
 def _frames_of_cell(where: str, cell: Any) -> npt.NDArray[np.float32] | None:
-    """Numbers (d,) or frames (T, d) of a cell; None where it is empty."""
+    """Return the numbers (d,) or frames (T, d) of a cell; None if it is empty."""
     if is_missing(cell):
         return None
     if hasattr(cell, "detach"):  # a tensor
         cell = cell.detach().cpu()
-    if isinstance(cell, np.ndarray) and cell.dtype == object:  # frames of pandas.read_parquet
+    if isinstance(cell, np.ndarray) and cell.dtype == object:  # frames from pandas.read_parquet
         cell = cell.tolist()
     try:
         if isinstance(cell, list | tuple) and any(
@@ -126,7 +125,7 @@ def _frames_of_cell(where: str, cell: Any) -> npt.NDArray[np.float32] | None:
 
 
 def _with_missing_frames(frames: Sequence[Any]) -> list[Any]:
-    """Frames in which those that are None or empty are NaN throughout; [] where all are."""
+    """Return frames in which those that are None or empty are all NaN; [] if all are."""
     width = next((len(frame) for frame in frames if not is_missing(frame)), 0)
     return (
         []
@@ -138,7 +137,7 @@ def _with_missing_frames(frames: Sequence[Any]) -> list[Any]:
 
 
 def is_missing(value: Any) -> bool:
-    """Return whether a cell holds nothing: None, a single NaN (pandas' NA too), or an empty
+    """Return whether a cell is empty: None, a single NaN (including the NA of pandas), or an empty
     list.
     """
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
@@ -149,8 +148,8 @@ def is_missing(value: Any) -> bool:
 
 
 def one_width(where: str, widths: IntArray) -> int:
-    """Return the width of all frames that have any, or 1 where none has. Raises CorrKDError where
-    they differ.
+    """Return the width of all frames that have any, or 1 if none has. Raises CorrKDError if they
+    differ.
     """
     distinct = np.unique(widths[widths > 0])
     if len(distinct) > 1:
@@ -162,7 +161,9 @@ def one_width(where: str, widths: IntArray) -> int:
 
 
 def _of_numbers(where: str, numbers: npt.NDArray[np.float32], counts: IntArray) -> Sequences:
-    """Sequences of lists of numbers, one after the other: vectors where they are equally long."""
+    """Return the sequences of concatenated lists of numbers: vectors if they have the same
+    length.
+    """
     if len(np.unique(counts[counts > 0])) > 1:
         return scattered(where, numbers[:, None], counts)
     width = one_width(where, counts)
@@ -173,12 +174,12 @@ def _of_numbers(where: str, numbers: npt.NDArray[np.float32], counts: IntArray) 
 
 
 def scattered(where: str, flat: Array, counts: IntArray) -> Sequences:
-    """Return the sequences of frames that stand one after the other.
+    """Return the sequences of concatenated frames.
 
     Args:
-        where: opens error lines.
-        flat: (F, d) the frames of all samples; those of NaN alone are missing.
-        counts: (N,) how many frames each sample has, F in all.
+        where: begins error messages.
+        flat: (F, d) the frames of all samples; those that are all NaN are missing.
+        counts: (N,) number of frames of each sample, F in total.
     """
     longest = max(1, int(counts.max(initial=0)))
     check_memory(

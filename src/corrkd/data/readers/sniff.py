@@ -1,4 +1,4 @@
-"""What a file is that holds no dataset, and what to do with it."""
+"""Recognising files that are not datasets, and what to do with them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 
 from corrkd.data.readers.containers import check_directory
 
-START = 512  # bytes that are looked at
+START = 512  # bytes that are examined
 ARRAYS = "numpy.savez('data.npz', audio=..., scores=...)"
 UNPACK = "unpack it and give the file inside"
 EXTRACT = "extract features from its folder first: `corrkd features FOLDER --out data.h5`"
 TEXT = (
-    "text, not a dataset; give a table with a heading (audio_0, audio_1, label) and a row a "
-    "sample, or arrays"
+    "text, not a dataset; give a table with a heading (audio_0, audio_1, label) and one row "
+    "per sample, or arrays"
 )
 
-# (offset, how it begins, what it is, what to do)
+# (offset, first bytes, what it is, what to do)
 SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
     (
         0,
@@ -59,8 +59,8 @@ SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
 
 
 def what_it_is(path: Path) -> str | None:
-    """Return what a file is and what to do with it, in a line, where that can be seen from its
-    start; else None.
+    """Return what a file is and what to do with it, in one line, if its first bytes show it; else
+    None.
     """
     with path.open("rb") as file:
         start = file.read(START)
@@ -71,7 +71,7 @@ def what_it_is(path: Path) -> str | None:
 
 
 def _text(start: bytes) -> str | None:
-    """What a text file is; None where it is none."""
+    """Return what a text file is; None if it is not text."""
     try:
         text = start.decode().lstrip("\ufeff \t\r\n")
     except UnicodeDecodeError as error:
@@ -81,11 +81,11 @@ def _text(start: bytes) -> str | None:
     if not all(c.isprintable() or c in "\t\r\n" for c in text):
         return None
     if text.startswith("version https://git-lfs"):
-        return "a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`"
+        return "a Git LFS pointer, not the file itself; get the file with `git lfs pull`"
     if text[:200].lower().startswith(("<!doctype", "<html", "<head", "<?xml")):
         return (
-            "a web page, not the file itself: a download page or a quota notice was saved in its "
-            "place; fetch the file again"
+            "a web page, not the file itself: a download page or a quota notice was saved "
+            "instead; download the file again"
         )
     if text.startswith(("{", "[")):
         return "JSON; make it a table: pandas.read_json('data.json').to_parquet('data.parquet')"
@@ -93,8 +93,8 @@ def _text(start: bytes) -> str | None:
 
 
 def what_zip_it_is(path: Path) -> str | None:
-    """Return what a zip file is and what to do with it, where it holds no arrays and its first
-    names say it; else None.
+    """Return what a zip file is and what to do with it, if it has no arrays and its first names
+    show it; else None.
     """
     try:
         check_directory(path, path.name)

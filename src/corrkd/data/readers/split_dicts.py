@@ -1,5 +1,5 @@
-"""A dict of splits, each a dict of arrays: what MMSA's and MulT's files and their relatives have in
-common.
+"""Reading a dict of splits, each a dict of arrays: what the layouts of MMSA and MulT and their
+variants have in common.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from corrkd.data.readers.raw import RawSplit
 from corrkd.errors import CorrKDError
 
 Part = Mapping[str, Any]
-SEMI_SUPERVISED = (
-    "train_mix"  # CH-SIMS v2: labelled samples, which `mask` marks with 1, and unlabelled ones
-)
+SEMI_SUPERVISED = "train_mix"  # CH-SIMS v2: labelled (`mask` 1) and unlabelled samples
 MOST_NAMED = 8  # keys in a message
 
 
 def with_text_keys(data: Any, depth: int = 2) -> Any:
-    """Return dicts with their bytes keys as text, as Python 2 pickled them, so many levels deep."""
+    """Return dicts with bytes keys, as Python 2 pickles them, converted to text, down to `depth`
+    levels.
+    """
     if not isinstance(data, dict) or not depth:
         return data
     return {
@@ -42,7 +42,7 @@ def with_text_keys(data: Any, depth: int = 2) -> Any:
 
 
 def recognises(data: Any) -> bool:
-    """A dict in which split names stand for dicts."""
+    """Return whether data is a dict of dicts by split."""
     return isinstance(data, dict) and any(
         _is_split(name, contents) for name, contents in data.items()
     )
@@ -53,10 +53,10 @@ def _is_split(name: Any, contents: Any) -> bool:
 
 
 def splits_of(data: Mapping[str, Any], name: str) -> tuple[dict[str, Part], list[str]]:
-    """Return the splits by their usual names, and notes on what is no split.
+    """Return the splits by their usual names, and notes on other entries.
 
     Raises:
-        CorrKDError: two keys stand for the same split.
+        CorrKDError: if two keys mean the same split.
     """
     parts: dict[str, Part] = {}
     for key, contents in data.items():
@@ -81,13 +81,13 @@ def splits_of(data: Mapping[str, Any], name: str) -> tuple[dict[str, Part], list
             )
     others = [str(key) for key, contents in data.items() if not _is_split(key, contents)]
     if others:
-        notes.append(f"left out: {', '.join(others[:MOST_NAMED])} (beside the splits, and none)")
+        notes.append(f"left out: {', '.join(others[:MOST_NAMED])} (not a split)")
     return parts, notes
 
 
 def feature_names(where: str, contents: Part, count: int, claimed: Iterable[str]) -> dict[str, str]:
     """Return {key: modality} of a split's features: those of any name, and the usual modalities
-    whatever they hold.
+    with any contents.
     """
     keys = feature_keys(where, contents, count, claimed)
     keys += [key for key in contents if ALIASES.get(key, key) in USUAL and key not in keys]
@@ -95,8 +95,8 @@ def feature_names(where: str, contents: Part, count: int, claimed: Iterable[str]
 
 
 def raw_split(contents: Part, features: Mapping[str, str]) -> RawSplit:
-    """Return a split's features, {key: modality}, with what the file says of each, its groups and
-    its order. No ids, no labels.
+    """Return a split's features, {key: modality}, with their lengths and masks, its groups and its
+    order. Without ids and labels.
     """
 
     def companions(suffix: str) -> dict[str, Any]:
@@ -124,13 +124,13 @@ def raw_split(contents: Part, features: Mapping[str, str]) -> RawSplit:
 def left_out(
     parts: Mapping[str, Part], features: Iterable[str], columns: Iterable[str], used: Iterable[str]
 ) -> list[str]:
-    """Return a note on the arrays that nobody reads, in a list; [] where there is none.
+    """Return a note on the arrays that are not used, in a list; [] if there are none.
 
     Args:
         parts: by split.
-        features: keys that are modalities.
-        columns: of labels, by their full names.
-        used: further names that the layout reads.
+        features: keys of the modalities.
+        columns: full names of the label columns.
+        used: further names that the layout uses.
     """
     features = set(features)
     companions = {f"{key}{suffix}" for key in features for suffix in (LENGTHS, PRESENT, FRAME_IDS)}
@@ -140,7 +140,7 @@ def left_out(
 
 
 def _labelled(where: str, contents: Part) -> dict[str, Any]:
-    """The samples that `mask` marks as labelled."""
+    """Return the samples that `mask` marks as labelled."""
     mask = np.asarray(contents.get("mask", ())).ravel()
     if mask.dtype.kind not in "biuf" or not mask.size:
         raise CorrKDError(

@@ -1,12 +1,13 @@
-"""Tables of anyone's: a row a sample, a column prefix or a column of lists a modality.
+"""Reading tables with one row per sample. A modality is a prefix of columns, or a column of lists.
 
-    audio_0, audio_1, audio_pitch     numbers: the modality before the first separator, where that
-    is a usual one (language,
-                                      audio, vision and their aliases); else what stands before the
-                                      number, or before the separator of several columns
+    audio_0, audio_1, audio_pitch     numbers: the modality is the text before the first separator
+                                      if that is a usual one (language, audio, vision and their
+                                      aliases), else the text before the number, or before the
+                                      separator of several columns
     audio                             lists of numbers (a vector), or lists of frames, of any length
     label, labels, y, target, class   classes by number or name; or 0 and 1 in several columns
-    label_happy, label_sad score, scores, sentiment          real numbers
+                                      label_happy, label_sad
+    score, scores, sentiment          real numbers
     id, split, order, person, speaker, session, video, group, and names such as speaker_id
 
 Columns become the named arrays of readers/arrays.py.
@@ -52,7 +53,7 @@ or the sequences of a modality.
 """
 Columns = dict[str, Column]
 
-# Other names of the columns that say what a sample is, each behind the names that arrays may have.
+# Further names of the columns that describe a sample, each after the names that arrays may have.
 SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "ids": ("ids", "id", "sample_id", "utterance_id", "segment_id"),
     "split": ("split", "splits", "partition", "subset"),
@@ -74,8 +75,8 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "labels": ("labels", "label", "y", "target", "targets", "class", "classes"),
     "scores": ("scores", "score", "sentiment"),
 }
-NAMES = ("class_names", "question_names")  # beside the columns, K and Q of them
-TEXT = ("ids", "split", *GROUPS)  # read as text, whatever they hold
+NAMES = ("class_names", "question_names")  # besides the columns, K and Q of them
+TEXT = ("ids", "split", *GROUPS)  # read as text, with any contents
 SEPARATORS = "_.:/- "
 NUMBERED = re.compile(r"(\D.*?)([_.:/\- (\[]*)(\d+)[)\]]?")
 MOST_LISTED = 8
@@ -88,15 +89,15 @@ def read(
     """Return the dataset in the columns of a table.
 
     Args:
-        columns: by name, all of N rows.
-        name: of the dataset.
-        layout: what it is, for people: "CSV table".
-        options: `label` and `targets` matter.
-        notes: the reader's own.
+        columns: by name, all with N rows.
+        name: name of the dataset.
+        layout: text for display, as "CSV table".
+        options: only `label` and `targets` are used.
+        notes: notes of the reader.
 
     Raises:
-        CorrKDError: no target, no modality, or columns that do not fit one another; the line says
-            what to write instead.
+        CorrKDError: if there is no target or no modality, or columns do not fit one another; the
+            message says what to write instead.
     """
     named, more = with_usual_names(name, columns, options)
     if not named:
@@ -124,8 +125,8 @@ def read_splits(
     options: ReadOptions,
     notes: Sequence[str] = (),
 ) -> MultimodalDataset:
-    """Return the dataset in a table for each split, as `read`; keys that name no split are left out
-    with a note.
+    """Return the dataset in a table for each split, as `read`; other keys are left out with a
+    note.
     """
     tables: dict[str, Columns] = {}
     others = [key for key in parts if key.lower() not in SPLIT_NAMES]
@@ -142,9 +143,9 @@ def read_splits(
     if others:
         notes = [
             *notes,
-            f"left out: {_listed(others)} (no splits; named train, valid and test they would be)",
+            f"left out: {_listed(others)} (not splits, which are named train, valid and test)",
         ]
-    if list(tables) == [SPLITS[0]]:  # a table alone, as it is downloaded
+    if list(tables) == [SPLITS[0]]:  # a single table, as downloaded
         return read(tables[SPLITS[0]], name, layout, options, notes)
     if not tables:
         raise CorrKDError(f"{name}: no split; name them train, valid and test")
@@ -161,14 +162,14 @@ def read_splits(
 def with_usual_names(
     name: str, columns: Columns, options: ReadOptions
 ) -> tuple[Columns, list[str]]:
-    """Return the columns with the names that arrays have, whatever their case and synonym, and
-    notes on those that changed theirs.
+    """Return the columns under the usual names of arrays, in any case and for any synonym, and
+    notes on those that were renamed.
     """
     sizes = {key: len(column) for key, column in columns.items() if key not in NAMES}
     if len(set(sizes.values())) > 1:
         counted = ", ".join(f"{key} {size}" for key, size in list(sizes.items())[:MOST_LISTED])
         raise CorrKDError(
-            f"{name}: differ in their number of samples: {counted}; give each one row a sample"
+            f"{name}: differ in their number of samples: {counted}; give each one row per sample"
         )
     lower = {key.lower().strip(): key for key in reversed(columns)}
     usual: dict[str, str] = {}
@@ -185,9 +186,8 @@ def with_usual_names(
             usual[key] = meant
     if "labels" not in usual.values() and "scores" not in usual.values():
         usual |= _only_words(columns, lower, usual, options)
-    if "ids" not in usual.values() and {"video_id", "clip_id"} <= set(
-        lower
-    ):  # of MMSA-FET's label.csv
+    # of MMSA-FET's label.csv
+    if "ids" not in usual.values() and {"video_id", "clip_id"} <= set(lower):
         video, clip = (
             strings(columns[lower[key]], key).tolist() for key in ("video_id", "clip_id")
         )
@@ -206,7 +206,9 @@ def with_usual_names(
 
 
 def _fits(meant: str, column: Column) -> bool:
-    """Whether a column can be what its name says: `video` may hold frames, `sentiment` words."""
+    """Return whether a column can have the meaning of its name: `video` may contain frames,
+    `sentiment` words.
+    """
     if isinstance(column, Sequences):
         return meant == "labels"
     if meant == "labels":
@@ -217,8 +219,8 @@ def _fits(meant: str, column: Column) -> bool:
 def _only_words(
     columns: Columns, lower: Mapping[str, str], usual: Mapping[str, str], options: ReadOptions
 ) -> dict[str, str]:
-    """The only column of words that are labels by their column's name, as `emotion`, where no
-    column is called so.
+    """Return the only column of words that are labels by its name, as `emotion`, if no column is
+    named label.
     """
     words = [
         key
@@ -230,8 +232,8 @@ def _only_words(
     ]
     if options.label is None and len(words) > 1 and options.targets:
         raise CorrKDError(
-            f"columns {_listed(words)} may each be the label; choose with label (--label "
-            f"{words[0]})"
+            f"each of the columns {_listed(words)} may be the label; choose one with label "
+            f"(--label {words[0]})"
         )
     return {words[0]: "labels"} if len(words) == 1 else {}
 
@@ -245,8 +247,8 @@ def _is_split(column: Column) -> bool:
 
 
 def _with_chosen_label(columns: Columns, options: ReadOptions) -> tuple[Columns, ReadOptions]:
-    """A column of words that `label` names becomes the labels; what is chosen of numbers,
-    readers/labels.py finds.
+    """Return the columns with the column of words that `label` names as the labels;
+    readers/labels.py finds chosen columns of numbers.
     """
     column = columns.get(options.label or "")
     if not isinstance(column, np.ndarray) or column.dtype.kind != "O" or not are_names(column):
@@ -264,12 +266,12 @@ def _with_chosen_label(columns: Columns, options: ReadOptions) -> tuple[Columns,
 
 
 def is_about_samples(key: str) -> bool:
-    """Return whether a column's name says that it holds ids, splits, groups or labels."""
+    """Return whether a column's name shows that it contains ids, splits, groups or labels."""
     return any(key.lower().strip() in synonyms for synonyms in SYNONYMS.values())
 
 
 def has_modalities(columns: Columns) -> bool:
-    """Return whether the names of columns, or their lists, say of which modality they are."""
+    """Return whether the names of columns, or lists in them, show their modality."""
     named = {key: column for key, column in columns.items() if not is_about_samples(key)}
     try:
         _arrays("columns", named)
@@ -279,7 +281,7 @@ def has_modalities(columns: Columns) -> bool:
 
 
 def _arrays(name: str, columns: Columns) -> tuple[dict[str, Array], list[str]]:
-    """Named arrays, as readers/arrays.py reads them, and the names of the columns that are none."""
+    """Return named arrays, as readers/arrays.py reads them, and the names of the other columns."""
     reserved = {*SYNONYMS, *NAMES}
     by_name: dict[str, Array] = {}
     families: dict[str, list[str]] = {}
@@ -330,7 +332,7 @@ def _add_sequences(
         if column.num_frames is not None or column.present is not None:
             raise CorrKDError(
                 f"{name}: {key}: lists of unequal length or with missing values; give each "
-                f"sample as many labels"
+                f"sample the same number of labels"
             )
         by_name[key] = column.frames.astype(np.float64)
         return
@@ -346,7 +348,7 @@ def _add_sequences(
 
 
 def _add_vectors(modality: str, table: Array, by_name: dict[str, Array]) -> None:
-    """A vector a sample; samples in which all of it is NaN lack the modality."""
+    """Add one vector per sample; samples in which it is all NaN lack the modality."""
     missing: Array = np.all(np.isnan(table), axis=1)
     by_name[modality] = np.where(missing[:, None], np.float32(0), table)
     if missing.any():
@@ -354,8 +356,8 @@ def _add_vectors(modality: str, table: Array, by_name: dict[str, Array]) -> None
 
 
 def is_label(key: str) -> bool:
-    """Return whether a column's name says that it holds labels. Coordinates y of a usual modality
-    are features.
+    """Return whether a column's name shows that it contains labels. Coordinates y of a usual
+    modality are features.
     """
     if not is_no_feature(key):
         return False
@@ -368,7 +370,7 @@ def _is_usual(word: str) -> bool:
 
 
 def _family(key: str) -> str:
-    """The modality that a column of numbers is of; "" where its name has no prefix."""
+    """Return the modality of a column of numbers; "" if its name has no prefix."""
     first = _first_word(key)
     if _is_usual(first):
         return first
@@ -384,12 +386,12 @@ def _first_word(key: str) -> str:
 
 
 def _natural(key: str) -> list[tuple[int, str]]:
-    """A key by which audio_10 comes after audio_9."""
+    """Return a sort key that places audio_10 after audio_9."""
     return [(int(digits or -1), text) for text, digits in re.findall(r"(\D*)(\d{0,18})", key)]
 
 
 def _question_columns(by_name: Mapping[str, Array]) -> dict[str, Array]:
-    """Columns label_<name> of 0 and 1 as yes/no questions, where nothing else is the label."""
+    """Return columns label_<name> of 0 and 1 as yes/no questions, if nothing else is the label."""
     if "labels" in by_name or "scores" in by_name:
         return {}
     keys = [key for key in by_name if re.fullmatch(r"labels?[_.].+", key, re.IGNORECASE)]
@@ -410,7 +412,8 @@ def _as_text(column: Array) -> Array:
         and np.isfinite(column).all()
         and (column == np.round(column)).all()
     ):
-        column = column.astype(np.int64)  # ids that a missing value elsewhere made real
+        # ids that became real numbers through a missing value elsewhere
+        column = column.astype(np.int64)
     return np.array(["" if is_missing(value) else str(value) for value in column.tolist()], object)
 
 
@@ -421,7 +424,7 @@ def _as_text(column: Array) -> Array:
 def _with_labels(
     name: str, by_name: dict[str, Array], options: ReadOptions
 ) -> tuple[dict[str, Array], list[str]]:
-    """Labels and scores without missing values; classes that are not numbered from 0 by their
+    """Return labels and scores without missing values; classes that are not numbered from 0 get
     names.
     """
     by_name, notes = dict(by_name), []
@@ -435,10 +438,10 @@ def _with_labels(
         if options.targets:
             raise CorrKDError(
                 f"{name}: {sum(empty)} of {len(values)} rows have no {key[:-1]}; leave such rows "
-                f"out, as with frame.dropna(subset=[{key[:-1]!r}])"
+                f"out, for example with frame.dropna(subset=[{key[:-1]!r}])"
             )
         del by_name[key]
-        notes.append(f"{key} are not read: {sum(empty)} of {len(values)} are missing")
+        notes.append(f"{key} are ignored: {sum(empty)} of {len(values)} are missing")
     if "labels" in by_name and by_name["labels"].ndim == 1 and "class_names" not in by_name:
         more = _numbered_classes(by_name["labels"])
         by_name |= more
@@ -448,8 +451,8 @@ def _with_labels(
 
 
 def _numbered_classes(labels: Array) -> dict[str, Array]:
-    """Whole numbers that are not 0 to K - 1 as classes of those names; text that holds numbers
-    alone as numbers.
+    """Return whole numbers that are not 0 to K - 1 as classes of those names; text that contains
+    only numbers, as numbers.
     """
     if labels.dtype.kind == "O":
         if are_names(labels):
@@ -473,8 +476,8 @@ def _numbered_classes(labels: Array) -> dict[str, Array]:
 def _with_valid(
     name: str, by_name: dict[str, Array], options: ReadOptions
 ) -> tuple[dict[str, Array], list[str]]:
-    """The arrays with 15 % of train as valid, and a note on it, where the splits are named and that
-    one is not.
+    """Return the arrays with 15 % of train as valid, and a note on it, if splits are named but
+    valid is not.
     """
     labelled = any(
         key in ("labels", "scores") or is_label(key) for key in by_name if key not in NAMES
@@ -499,11 +502,10 @@ def _with_valid(
 
 
 def members_of_columns(by_name: Mapping[str, Column], count: int) -> tuple[str, StrArray]:
-    """Return what groups the samples, and the group of each, (N,), as `members_of`.
+    """Return the kind of the groups, and the group of each sample, (N,), as `members_of`.
 
     Args:
-        by_name: columns by their usual names: `ids`, `person` and the like; others are not looked
-            at.
+        by_name: columns by their usual names: `ids`, `person` and the like; others are ignored.
         count: N.
     """
     ids = (
@@ -517,14 +519,14 @@ def members_of_columns(by_name: Mapping[str, Column], count: int) -> tuple[str, 
 
 
 def stacked(name: str, tables: Mapping[str, Columns]) -> Columns:
-    """Return several tables one below the other. A column that one lacks is missing there.
+    """Return several tables one below the other. A column that a table lacks is missing there.
 
     Args:
-        name: opens error lines.
+        name: begins error messages.
         tables: by a name of each, as that of its split.
 
     Raises:
-        CorrKDError: a modality has another width, or a column another form, in one of them.
+        CorrKDError: if a modality has another width, or a column another form, in one of them.
     """
     sizes = {split: len(next(iter(columns.values()), ())) for split, columns in tables.items()}
     keys = list(dict.fromkeys(chain.from_iterable(tables.values())))
@@ -538,8 +540,8 @@ def stacked(name: str, tables: Mapping[str, Columns]) -> Columns:
             table[key] = _stacked_sequences(f"{name}, {key}", parts, sizes)
         elif any(isinstance(piece, Sequences) for piece in some):
             raise CorrKDError(
-                f"{name}: column {key} holds lists in some splits and single values in others; "
-                f"make them alike"
+                f"{name}: column {key} has lists in some splits and single values in others; "
+                f"use one form"
             )
         else:
             table[key] = _stacked_columns(f"{name}, {key}", parts, sizes)
@@ -552,8 +554,8 @@ def _stacked_columns(
     some = [piece for piece in parts.values() if isinstance(piece, np.ndarray)]
     if len({piece.shape[1:] for piece in some}) > 1:
         raise CorrKDError(
-            f"{where}: has another shape in every split: "
-            f"{sorted({piece.shape[1:] for piece in some})}; make them alike"
+            f"{where}: differs in shape between splits: "
+            f"{sorted({piece.shape[1:] for piece in some})}; use one shape"
         )
     text = any(piece.dtype.kind == "O" for piece in some)
     pieces = []
@@ -610,7 +612,7 @@ def _stacked_sequences(
 
 
 def _content(values: Array) -> Array:
-    """(N,) frames up to the last that is not all zero; 1 of vectors."""
+    """Return the number of frames up to the last that is not all zero, (N,); 1 for vectors."""
     occupied: Array = np.any(values, axis=-1)
     last = occupied.shape[1] - occupied[:, ::-1].argmax(1)
     return np.where(occupied.any(1), last, 1 if values.shape[1] == 1 else 0)

@@ -1,10 +1,10 @@
-"""A label file, and beside it one folder a feature set with `<utterance>.npy` for each utterance:
-GCNet, MERBench and successors.
+"""Reading a label file with one folder per feature set beside it, which contains `<utterance>.npy`
+for each utterance: GCNet, MERBench and successors.
 
 GCNet's label file is a pickled list: utterances, labels, speakers and sentences by video, then the
 videos of each split. MERBench's is an `.npz` of pickled dicts `{utterance: {"emo": class, "val":
-score}}`, one for each split. The folders lie beside the label file or in `features/` there; an
-`.npy` holds (d,) or (T, d) numbers and is memory-mapped.
+score}}`, one for each split. The folders are beside the label file or in `features/` there; an
+`.npy` contains (d,) or (T, d) numbers and is memory-mapped.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from corrkd.errors import CorrKDError
 from corrkd.files import leads_elsewhere
 from corrkd.memory import check_memory
 
-CORPUS = "_corpus"  # follows a split's name in MERBench
-VALID_SHARE = 0.1  # of the training groups, where no split is for validation
-LOOKED_AT = 50  # utterances by which a folder of features is recognised
+CORPUS = "_corpus"  # suffix of a split's name in MERBench
+VALID_SHARE = 0.1  # of the training groups, if there is no validation split
+LOOKED_AT = 50  # utterances that are checked to recognise a folder of features
 IEMOCAP = re.compile(r"(Ses\d\d)[FM]_")
 
 
 @dataclass(frozen=True)
 class Utterances:
-    """What a label file says of its utterances, (N,) each.
+    """The contents of a label file, (N,) for each field.
 
     Attributes:
-        layout: for people.
-        ids: names; a feature file is called so.
+        layout: text for display.
+        ids: names of the utterances and of their feature files.
         splits: "train", "valid" or "test".
-        labels: columns by name.
+        labels: label columns by name.
         groups: as in `Split`.
         order: position within the video.
-        notes: on what is left out.
+        notes: notes on what is left out.
     """
 
     layout: str
@@ -62,7 +62,7 @@ class Utterances:
 
 
 def recognises_gcnet(data: Any) -> bool:
-    """Four dicts by video, then two or three sets of videos."""
+    """Return whether data is four dicts by video, then two or three sets of videos."""
     return (
         isinstance(data, list | tuple)
         and len(data) in (6, 7)
@@ -72,7 +72,7 @@ def recognises_gcnet(data: Any) -> bool:
 
 
 def recognises_merbench(arrays: Mapping[str, Any]) -> bool:
-    """Arrays of a single pickled dict, called `train_corpus` and the like."""
+    """Return whether arrays are single pickled dicts, named `train_corpus` and the like."""
     return any(
         key.endswith(CORPUS)
         and isinstance(x, np.ndarray)
@@ -85,8 +85,8 @@ def recognises_merbench(arrays: Mapping[str, Any]) -> bool:
 def read_gcnet(
     data: Sequence[Any], path: Path, name: str, options: ReadOptions
 ) -> MultimodalDataset:
-    """The dataset of a GCNet label file and the features beside it. Raises CorrKDError where they
-    do not fit together.
+    """Return the dataset of a GCNet label file and the features beside it. Raises CorrKDError if
+    they do not fit together.
     """
     of_video, labels, speakers = data[:3]
     videos = [video for video in of_video for _ in of_video[video]]
@@ -97,7 +97,7 @@ def read_gcnet(
                     f"{name}: video {str(video)[:60]} has {len(ids)} utterances and another "
                     f"number of {what}"
                 )
-    same = len(data) == 7 and set(data[4]) == set(data[5])  # no videos of its own for validation
+    same = len(data) == 7 and set(data[4]) == set(data[5])  # no separate videos for validation
     sets = (
         {"train": data[4], "test": data[-1]}
         if len(data) == 6 or same
@@ -114,7 +114,7 @@ def read_gcnet(
     groups = {"video": strings(videos, f"{name}: videos")}
     if (rooms != groups["video"]).any():
         groups["session"] = rooms
-    if (speaker != "").any():  # a speaker's name means somebody within a session alone
+    if (speaker != "").any():  # speakers are named within a session only
         groups["speaker"] = np.array(
             [f"{room} {who}" if who else "" for room, who in zip(rooms, speaker, strict=True)]
         )
@@ -132,7 +132,7 @@ def read_gcnet(
 def read_merbench(
     arrays: Mapping[str, Any], path: Path, name: str, options: ReadOptions
 ) -> MultimodalDataset:
-    """The dataset of a MERBench label file and the features beside it. Raises CorrKDError where
+    """Return the dataset of a MERBench label file and the features beside it. Raises CorrKDError if
     they do not fit together.
     """
     ids: list[Any] = []
@@ -159,7 +159,7 @@ def read_merbench(
     if not rows:
         raise CorrKDError(f"{name}: no utterance in any of {', '.join(arrays)}")
     columns = {key: [row.get(key) for row in rows] for key in ("emo", "val")}
-    # What a corpus has no labels of holds one value throughout, as -10.
+    # A column without labels has a single value, as -10.
     labels = {
         key: as_array(x)
         for key, x in columns.items()
@@ -211,7 +211,7 @@ def _read(utterances: Utterances, path: Path, name: str, options: ReadOptions) -
         name,
         raw,
         options,
-        layout=f"{utterances.layout}, a file an utterance",
+        layout=f"{utterances.layout}, one file per utterance",
         lengths_note="number of frames in each file",
         notes=notes,
         score_range=likert_range(raw),
@@ -242,7 +242,9 @@ def _raw_split(
 
 
 def _feature_folders(name: str, path: Path, ids: StrArray) -> dict[str, Path]:
-    """The folders of features by modality; a second one of the same modality keeps its name."""
+    """Return the folders of features by modality; a second one of the same modality keeps its
+    name.
+    """
     spread = ids[:: max(1, len(ids) // LOOKED_AT)].tolist()
     places = [
         folder
@@ -262,23 +264,25 @@ def _feature_folders(name: str, path: Path, ids: StrArray) -> dict[str, Path]:
     if not folders:
         raise CorrKDError(
             f"{path.name}: labels of {len(ids)} utterances, but no features: expected folders "
-            f"beside it, or in features/ there, with files such as {ids[0]}.npy"
+            f"beside it, or in features/, with files such as {ids[0]}.npy"
         )
     return folders
 
 
 def _file_of(name: str, folder: Path, utterance: str) -> Path:
-    """The feature file of an utterance. Raises CorrKDError where its name would lead elsewhere."""
+    """Return the feature file of an utterance. Raises CorrKDError if its name would lead
+    elsewhere.
+    """
     if leads_elsewhere(utterance):
-        raise CorrKDError(f"{name}: utterance {utterance[:60]!r} cannot be a file's name")
+        raise CorrKDError(f"{name}: utterance {utterance[:60]!r} cannot be the name of a file")
     return folder / f"{utterance}.npy"
 
 
 def _features(
     where: str, folder: Path, ids: StrArray, digest: Any
 ) -> tuple[FloatArray, IntArray, str]:
-    """(N, T, d) frames and (N,) lengths of a folder's files, and what is missing. Shapes are
-    checked before anything is read.
+    """Return (N, T, d) frames and (N,) lengths of a folder's files, and a note on what is missing.
+    Shapes are checked before anything is read.
     """
     files = [_file_of(where, folder, utterance) for utterance in ids.tolist()]
     headers = {
@@ -301,7 +305,7 @@ def _features(
     check_memory(f"{where}, {files[longest].name} of {shape[1]:,} frames", 4 * math.prod(shape))
     frames = np.zeros(shape, np.float32)
     for row, header in rows.items():
-        try:  # one map at a time: each holds a file open
+        try:  # one map at a time: each keeps a file open
             with files[row].open("rb") as file:
                 size = header.frames, header.width
                 frames[row, : header.frames] = np.memmap(
@@ -314,13 +318,13 @@ def _features(
         digest.update(f"{ids[row]}\n".encode())
         digest.update(frames[row, : header.frames].data)
     absent, empty = len(files) - len(headers), len(headers) - len(rows)
-    note = f"; {absent} utterances have no file there: missing" if absent else ""
+    note = f"; {absent} utterances have no file: missing" if absent else ""
     return frames, lengths, note + (f"; {empty} files have no frame: missing" if empty else "")
 
 
 @dataclass(frozen=True)
 class _Header:
-    """What an `.npy` file of (T, d) numbers, or of (d,), says of itself."""
+    """The header of an `.npy` file of (T, d) or (d,) numbers."""
 
     frames: int
     width: int
@@ -330,7 +334,7 @@ class _Header:
 
 
 def _header(where: str, path: Path) -> _Header | None:
-    """A feature file's header; None where there is no such file."""
+    """Return the header of a feature file; None if the file does not exist."""
     if not path.is_file():
         return None
     try:
@@ -350,14 +354,14 @@ def _header(where: str, path: Path) -> _Header | None:
 
 
 def _with_valid(utterances: Utterances) -> tuple[StrArray, str]:
-    """The splits with some training groups for validation, dealt by a hash of their names, and a
-    note.
+    """Return the splits with some training groups as validation, chosen by a hash of their names,
+    and a note.
     """
     train = utterances.splits == "train"
     by, members = dependent_samples(
         utterances.ids[train], {g: x[train] for g, x in utterances.groups.items()}
     )
-    if len(set(members.tolist())) < 2:  # ids that name no video
+    if len(set(members.tolist())) < 2:  # ids without a video
         by, members = "utterance", utterances.ids[train]
     order = sorted(set(members.tolist()), key=lambda text: hashlib.sha256(text.encode()).digest())
     held = order[: max(1, round(VALID_SHARE * len(order)))]
@@ -365,6 +369,6 @@ def _with_valid(utterances: Utterances) -> tuple[StrArray, str]:
     splits[np.flatnonzero(train)[np.isin(members, held)]] = "valid"
     return (
         splits,
-        f"no split for validation: {len(held)} of {len(order)} groups by {by} of the training "
+        f"no validation split: {len(held)} of {len(order)} groups by {by} of the training "
         f"split are held out",
     )

@@ -1,4 +1,6 @@
-"""From whatever a file holds to arrays of text or numbers, or one line that says why not."""
+"""Converting any values of a file to arrays of text or numbers, or raising one line that says why
+not.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ MOST_TEXT = 1 << 30  # bytes of an array of names
 
 
 def as_array(values: Any) -> npt.NDArray[Any]:
-    """Return a list as an array; of text as objects, which take as much memory as they are long."""
+    """Return a list as an array; text as objects, which take only as much memory as each string
+    needs.
+    """
     if isinstance(values, np.ndarray):
         return values
     rows = [row if isinstance(row, list | tuple) else (row,) for row in values]
@@ -24,14 +28,14 @@ def as_array(values: Any) -> npt.NDArray[Any]:
 
 
 def strings(values: Any, what: str = "names") -> StrArray:
-    """Return (N,) text of strings, bytes (UTF-8, else latin-1) or numbers.
+    """Return text (N,) from strings, bytes (UTF-8, else latin-1) or numbers.
 
     Args:
-        values: N of them.
-        what: they are, as "mosi, train: ids"; opens the error line.
+        values: N values.
+        what: the values, as "mosi, train: ids"; begins the error message.
 
     Raises:
-        CorrKDError: one of them is too long: in an array all take as much memory as the longest.
+        CorrKDError: if a text is too long: in an array, all take as much memory as the longest.
     """
     items = values if isinstance(values, list) else np.asarray(values, object).ravel()
     texts = [_text(value) for value in items]
@@ -59,7 +63,7 @@ def _text(value: Any) -> str:
 
 
 def integers(where: str, values: Any, what: str) -> IntArray:
-    """(N,) or (N, Q) integers of anything that holds whole numbers. Raises CorrKDError for NaN,
+    """Return (N,) or (N, Q) integers from whole numbers of any type. Raises CorrKDError for NaN,
     fractions and text.
     """
     numbers = numeric(where, values, what)
@@ -76,7 +80,9 @@ def integers(where: str, values: Any, what: str) -> IntArray:
 
 
 def numeric(where: str, values: Any, what: str) -> npt.NDArray[np.float64]:
-    """A float64 array of anything that holds numbers. Raises CorrKDError where it does not."""
+    """Return a float64 array from numbers of any type. Raises CorrKDError if there are other
+    values.
+    """
     try:
         return np.asarray(values, np.float64)
     except (ValueError, TypeError):
@@ -84,7 +90,7 @@ def numeric(where: str, values: Any, what: str) -> npt.NDArray[np.float64]:
 
 
 def column(where: str, values: Any, what: str, count: int) -> npt.NDArray[np.float64]:
-    """(N,) numbers of (N,), (N, 1) or (N, 1, 1)."""
+    """Return (N,) numbers from (N,), (N, 1) or (N, 1, 1)."""
     numbers = numeric(where, values, what)
     if numbers.size != count:
         raise CorrKDError(
@@ -94,9 +100,7 @@ def column(where: str, values: Any, what: str, count: int) -> npt.NDArray[np.flo
 
 
 def ranks_within(groups: StrArray, values: npt.NDArray[Any]) -> IntArray:
-    """Return (N,) the rank of each value among those of its group, from 0; equal values in their
-    order.
-    """
+    """Return the rank of each value within its group, (N,) from 0; equal values in their order."""
     order = np.lexsort((values, groups))
     _, first, group = np.unique(groups[order], return_index=True, return_inverse=True)
     ranks = np.empty(len(values), np.int64)
@@ -105,8 +109,8 @@ def ranks_within(groups: StrArray, values: npt.NDArray[Any]) -> IntArray:
 
 
 def clean(where: str, array: Any) -> tuple[FloatArray, int, int]:
-    """(N, T, d) finite float32 in memory of its own, and how many NaN and infinite values became
-    zero.
+    """Return (N, T, d) finite float32 in new memory, and the numbers of NaN and infinite values,
+    which became zero.
     """
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
         raise CorrKDError(f"{where}: not an array of numbers")

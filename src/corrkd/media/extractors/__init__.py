@@ -1,1 +1,1 @@
-"""What makes features of a clip: one class an extractor."""
+"""Feature extractors, one class each."""

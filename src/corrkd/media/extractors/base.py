@@ -1,4 +1,4 @@
-"""What every extractor is, and what it gives."""
+"""The base class of extractors, and the frames that they return."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from corrkd.media.clip import Clip
 
 @dataclass(frozen=True)
 class Frames:
-    """The features of one modality of a clip. T frames of width d, T >= 1.
+    """The features of one modality of a clip: T >= 1 frames with d features.
 
     Attributes:
-        values: (T, d) float32; zeros where nothing is present.
-        present: (T,) whether the modality is there; where it is not, the values mean nothing.
-        times: (T,) seconds at the middle of each frame; NaN where they are not known.
-        missing: how many frames are missing, by reason, as {"no face": 12}.
+        values: (T, d) float32; 0 in missing frames.
+        present: (T,) bool; the values of the other frames are ignored.
+        times: (T,) centre of each frame in seconds; NaN if unknown.
+        missing: number of missing frames by reason, as {"no face": 12}.
     """
 
     values: FloatArray
@@ -32,15 +32,15 @@ class Frames:
 
 
 class Extractor(ABC):
-    """Makes the features of one modality. A plug-in subclasses it and is named by an entry point in
-    the group `corrkd.extractors`.
+    """Extracts the features of one modality. A plug-in subclasses it and is registered by an entry
+    point in the group `corrkd.extractors`.
 
     Attributes:
-        name: of the entry point, for `--extractor MODALITY=NAME`, and in files.
-        version: raised whenever the same clip would get other numbers.
+        name: name of the entry point, for `--extractor MODALITY=NAME` and in files.
+        version: increased whenever the features of the same clip change.
         modality: "language", "audio", "vision" or another name.
-        columns: what each feature is, in order.
-        libraries: distributions whose version the numbers may depend on.
+        columns: names of the features, in order.
+        libraries: distributions whose versions the features may depend on.
     """
 
     name: ClassVar[str]
@@ -51,15 +51,16 @@ class Extractor(ABC):
 
     @property
     def width(self) -> int:
-        """How many features a frame has."""
+        """Number of features of a frame."""
         return len(self.columns)
 
     @abstractmethod
     def frames(self, clip: Clip) -> Frames:
-        """Return the features of a clip; the same for the same clip, in whatever process and order.
+        """Return the features of a clip. They must depend on the clip only, not on the process or
+        the order of clips.
 
         Raises:
-            CorrKDError: the clip cannot be read.
+            CorrKDError: if the clip cannot be read.
         """
 
     def batch(self, clips: Sequence[Clip]) -> list[Frames]:
@@ -69,24 +70,24 @@ class Extractor(ABC):
         return [self.frames(clip) for clip in clips]
 
     def weights(self) -> Mapping[str, str]:
-        """Return the SHA-256 sum of each file of weights, by its name."""
+        """Return the SHA-256 of each file of weights by name."""
         return {}
 
     def describe(self) -> dict[str, Any]:
-        """Return what identifies the extractor, as plain values: two that describe themselves alike
-        give the same features.
+        """Return what identifies the extractor, as values that JSON can hold: equal descriptions
+        give equal features.
         """
         described = {"name": self.name, "version": self.version, "columns": list(self.columns)}
         return described | ({"weights": dict(self.weights())} if self.weights() else {})
 
 
 def middles(count: int, step: float) -> npt.NDArray[np.float64]:
-    """Return (count,) seconds at the middle of frames of equal length."""
+    """Return (count,) centres in seconds of consecutive frames of `step` seconds."""
     return np.asarray((np.arange(count) + 0.5) * step, np.float64)
 
 
 def absent(width: int, reason: str, count: int = 1, step: float = np.nan) -> Frames:
-    """Return frames none of which is present."""
+    """Return `count` missing frames."""
     return Frames(
         np.zeros((count, width), np.float32),
         np.zeros(count, bool),

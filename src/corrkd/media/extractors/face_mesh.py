@@ -1,5 +1,5 @@
-"""Vision from the embedded networks: how the parts of the face lie to one another, and where the
-head is and looks.
+"""Vision from the embedded networks: distances between points of the face, and the pose and
+position of the head.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from corrkd.media.extractors.base import Extractor, Frames
 from corrkd.media.extractors.face_networks import WEIGHTS, Face, Points, networks
 from corrkd.media.extractors.steps import WithFaces, face_frames
 
-# Pairs of points of the mesh whose distance muscles of the face change; `right` is the person's.
+# Pairs of points of the mesh whose distance facial muscles change; `right` is the person's right.
 DISTANCES = {
     "brow_inner_right": (107, 133),
     "brow_middle_right": (105, 159),
@@ -55,14 +55,14 @@ DISTANCES = {
     "mouth_open_left": (311, 402),
 }
 POSE = ("yaw", "pitch", "roll")  # radians
-POSITION = ("size", "x", "y")  # of the head, in heights of the picture; of the middle, -1 to 1
-FACE_HEIGHT = 15.0  # centimetres of the canonical face, in which `size` counts a head as one
+POSITION = ("size", "x", "y")  # size in heights of the picture; x and y of the centre, -1 to 1
+FACE_HEIGHT = 15.0  # centimetres: height of the canonical face, for `size`
 _PAIRS = np.array(list(DISTANCES.values()))
 
 
 class FaceMesh(Extractor):
-    """Ten times a second: 34 distances in centimetres on a face of canonical size turned to the
-    front, the head's pose, where it is.
+    """40 features at 10 frames per second: 34 distances in centimetres on the face scaled to
+    canonical size and turned to the front, and the head's pose and position.
     """
 
     name: ClassVar[str] = "facemesh"
@@ -72,24 +72,22 @@ class FaceMesh(Extractor):
     libraries: ClassVar[tuple[str, ...]] = ("av", "numpy", "torch")
 
     def weights(self) -> Mapping[str, str]:
-        """Return the sum of the file of weights."""
+        """Return the SHA-256 of the file of weights."""
         return {WEIGHTS.name: networks().sha256}
 
     def frames(self, clip: Clip) -> Frames:
-        """Return (steps, 40); missing are steps without a face and those at which the stream shows
-        nothing.
-        """
+        """Return (steps, 40). Steps without a face or without a picture are missing."""
         return face_frames([clip], self.width, _rows)[0]
 
 
 def _rows(pictures: WithFaces) -> Iterator[FloatArray | None]:
-    """Yield the features of each picture's face, None where there is none."""
+    """Yield the features of the face in each picture, or None."""
     for _, face in pictures:
         yield None if face is None else measured(face)
 
 
 def measured(face: Face) -> npt.NDArray[np.float32]:
-    """Return the 40 features of a face."""
+    """Return the (40,) features of a face."""
     height, width = face.picture_size
     rotation, scale, canonical = laid_on_canonical(face.points)
     distances = np.linalg.norm(canonical[_PAIRS[:, 0]] - canonical[_PAIRS[:, 1]], axis=1)
@@ -104,15 +102,14 @@ def measured(face: Face) -> npt.NDArray[np.float32]:
 
 
 def laid_on_canonical(points: Points) -> tuple[Points, float, Points]:
-    """Return how a face is turned, and the face turned back and scaled to the canonical one
-    (weighted Procrustes analysis).
+    """Align a face to the canonical one (weighted Procrustes analysis).
 
     Args:
         points: (468, 3) in pixels, y down, z away from the camera.
 
     Returns:
-        The rotation (3, 3) from the canonical face to the picture's, centimetres a pixel, and the
-        points (468, 3) in centimetres.
+        The rotation (3, 3) from the canonical face to the picture's, the scale in centimetres per
+        pixel, and the aligned points (468, 3) in centimetres.
     """
     net = networks()
     upright = points * (1, -1, -1)  # y up, z towards the camera

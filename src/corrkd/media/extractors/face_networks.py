@@ -1,9 +1,9 @@
-"""MediaPipe's two face networks in plain torch: BlazeFace (short range) finds faces, Face Mesh lays
-468 points on one.
+"""MediaPipe's two face networks in plain torch: BlazeFace (short range) detects faces, Face Mesh
+locates 468 points of one.
 
-The weights are converted from the npm package @mediapipe/face_mesh (Apache-2.0, see NOTICE) by
-scripts/convert_face_mesh.py: for each network a list of operations, run here one after another, and
-a table of float16 tensors.
+scripts/convert_face_mesh.py converts the weights from the npm package @mediapipe/face_mesh
+(Apache-2.0, see NOTICE). Each network is a list of operations, run in order, with a table of
+float16 tensors.
 """
 
 from __future__ import annotations
@@ -31,28 +31,27 @@ Points = npt.NDArray[np.float64]
 WEIGHTS = Path(__file__).parents[1] / "weights" / "face_mesh.safetensors"
 NUM_POINTS = 468
 DETECTOR_SIZE, MESH_SIZE = 128, 192  # pixels of the networks' inputs
-GRIDS = ((16, 2), (8, 6))  # of the detector: cells a side, anchors a cell
+GRIDS = ((16, 2), (8, 6))  # of the detector: cells per side, anchors per cell
 CERTAIN = 0.5  # score of a detection, and of the mesh that there is a face
-SAME_FACE = 0.3  # of a box: detections nearer than this are one face
-MARGIN = 1.5  # the mesh sees so much more than the box
+SAME_FACE = 0.3  # of a box: closer detections are the same face
+MARGIN = 1.5  # factor by which the input of the mesh is larger than the box
 OUTER_EYES = [33, 263]  # points of the mesh: the corners of the right and the left eye
-# Degrees. The detector knows upright faces, and of one on its side it sees the eyes too level, by
-# up to 15; in such a square the mesh turns the face's roll by a quarter of that. So it looks again,
-# as MediaPipe does from one picture to the next.
+# Degrees. The detector is trained on upright faces: its roll of a face on its side is up to 15
+# degrees too small, and a quarter of that error remains in the mesh. Such faces therefore pass
+# through the mesh again, as MediaPipe does from one picture to the next.
 TILTED = 3.0
-KEPT_FACE = (
-    2.0  # so much larger or surer another face has to be to be taken instead of the last one
-)
-KEPT_MEMORY = 31 << 20  # bytes; glibc counts blocks of less than 32 MiB
-BATCH = 8  # pictures that pass through the networks together: more of them leave a core's cache
-# What a step may write its result over: new memory of the steps before.
+# factor in size or score by which another face must exceed the last one to replace it
+KEPT_FACE = 2.0
+KEPT_MEMORY = 31 << 20  # bytes: glibc counts blocks below 32 MiB
+BATCH = 8  # pictures per batch: more of them do not fit into a core's cache
+# Operations whose result may be overwritten in place, by operation that overwrites it.
 OVERWRITABLE = {"add": ("convolution",), "relu": ("convolution", "add")}
 LOGIT = 100.0  # beyond it the exponential overflows
 
 
 class Square(NamedTuple):
-    """A turned square in a picture: centre and half a side in pixels, and the angle in radians,
-    clockwise as pictures show it.
+    """A rotated square in a picture: centre and half the side in pixels, and the angle in radians,
+    clockwise on screen.
     """
 
     x: float
@@ -67,9 +66,9 @@ class Face:
 
     Attributes:
         points: (468, 3) in pixels: x to the right, y down, z away from the camera.
-        certainty: of the mesh that there is a face, 0 to 1.
-        square: what the mesh saw of the picture.
-        picture_size: height and width.
+        certainty: probability of a face according to the mesh, 0 to 1.
+        square: area of the picture that the mesh has read.
+        picture_size: height and width in pixels.
     """
 
     points: Points
@@ -79,10 +78,10 @@ class Face:
 
 
 class ConvolutionGraph:
-    """A network as a list of operations, on values whose channels lie last in memory.
+    """A network as a list of operations, in channels-last memory format.
 
     Args:
-        graph: input, outputs and steps; values are numbered.
+        graph: input, outputs and steps; they refer to values by number.
         tensors: by "step.weight", "step.bias" and "step.slope".
     """
 
@@ -111,8 +110,8 @@ class ConvolutionGraph:
                 self._prepare(step)
 
     def _prepare(self, step: Mapping[str, Any]) -> None:
-        """Give a kernel the form in which it computes fastest; products with the zeros that are
-        added to it change nothing.
+        """Convert a kernel to the layout that computes fastest. The zeros added to it change no
+        result.
         """
         left, right, top, bottom = step["pad"]
         name = f"{step['name']}.weight"
@@ -190,15 +189,15 @@ def _sum(terms: list[Tensor], overwritten: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Networks:
-    """What the file of weights holds.
+    """The contents of the file of weights.
 
     Attributes:
         detector, mesh: the two networks.
         vertices: (468, 3) of the canonical face in centimetres: x to its left, y up, z to the
             front.
-        basis: (B,) the points by which a face is laid onto the canonical one.
-        weight: (B,) of each of them, summing to 1.
-        sha256: of the file.
+        basis: (B,) indices of the points used to align a face to the canonical one.
+        weight: (B,) their weights, summing to 1.
+        sha256: SHA-256 of the file.
     """
 
     detector: ConvolutionGraph
@@ -211,7 +210,7 @@ class Networks:
 
 @cache
 def networks() -> Networks:
-    """Return the two networks and the canonical face; read once in a process."""
+    """Return the two networks and the canonical face, loaded once per process."""
     from safetensors import safe_open
 
     with safe_open(WEIGHTS, framework="pt") as file:
@@ -241,12 +240,12 @@ def networks() -> Networks:
 
 
 def faces(pictures: Iterable[Picture | None]) -> Iterator[Face | None]:
-    """Yield the face of each picture, None where there is none; where there are several, a large
-    and certain one, rather the last one's.
+    """Yield the face in each picture, or None. Of several faces, a large and certain one, with a
+    preference for the last one.
 
     Args:
-        pictures: in order of time; an object that is the same as the one before is not read
-            again. A few are held at a time.
+        pictures: in temporal order; an object identical to the previous one is not processed again.
+            A few are held in memory at a time.
     """
     pictures, last = iter(pictures), None
     before: tuple[Picture | None, Face | None] = (None, None)
@@ -263,7 +262,7 @@ def faces(pictures: Iterable[Picture | None]) -> Iterator[Face | None]:
 def _faces_of(
     pictures: list[Picture], last: Square | None
 ) -> tuple[list[Face | None], Square | None]:
-    """Return the face of each of several pictures, and the last square with one."""
+    """Return the face in each picture, and the square of the last one."""
     met: list[Face | None] = [None] * len(pictures)
     if not pictures:
         return met, last
@@ -294,7 +293,9 @@ def _faces_of(
 
 
 def _looked_at(pictures: Sequence[Picture], squares: Mapping[int, Square]) -> dict[int, Face]:
-    """Return what the mesh makes of a square in each picture, by the picture's index."""
+    """Return the face that the mesh locates in the square of each picture, by index of the
+    picture.
+    """
     if not squares:
         return {}
     crops = torch.stack(
@@ -313,7 +314,7 @@ def _looked_at(pictures: Sequence[Picture], squares: Mapping[int, Square]) -> di
 
 
 def upright_square(face: Face) -> Square:
-    """Return the square round the points of a face, turned so that its eyes are level."""
+    """Return the square around the points of a face, rotated so that the eyes are level."""
     (x, y), (to_x, to_y) = face.points[OUTER_EYES, :2]
     angle = math.atan2(to_y - y, to_x - x)
     cos, sin = math.cos(angle), math.sin(angle)
@@ -325,7 +326,7 @@ def upright_square(face: Face) -> Square:
 
 
 def _tilt(face: Face, upright: Square) -> float:
-    """Return by how many degrees what the mesh saw of a face was not upright."""
+    """Return the angle in degrees between the square that the mesh has read and the upright one."""
     turn = math.degrees(upright.angle - face.square.angle)
     return abs((turn + 180) % 360 - 180)
 
@@ -336,7 +337,7 @@ def _tensor(picture: Picture) -> Tensor:
 
 
 def _scaled(picture: Picture) -> Tensor:
-    """Return (3, 128, 128): the picture in the middle, black where it does not reach."""
+    """Return (3, 128, 128): the picture centred and padded with black."""
     height, width = picture.shape[:2]
     scale = DETECTOR_SIZE / max(height, width)
     size = max(1, round(height * scale)), max(1, round(width * scale))
@@ -350,7 +351,7 @@ def _scaled(picture: Picture) -> Tensor:
 
 
 def cropped(picture: Picture, square: Square, size: int) -> Tensor:
-    """Return (3, size, size) in [0, 1]: what a square holds of a picture, upright; black beyond the
+    """Return (3, size, size) in [0, 1]: the content of a square, upright; black outside the
     picture.
     """
     height, width = picture.shape[:2]
@@ -366,7 +367,7 @@ def cropped(picture: Picture, square: Square, size: int) -> Tensor:
 
 
 def _in_picture(points: Points, square: Square) -> Points:
-    """Return the mesh's points (468, 3), in pixels of its input, as pixels of the picture."""
+    """Convert the mesh's points (468, 3) from pixels of its input to pixels of the picture."""
     flat = (points[:, :2] / MESH_SIZE * 2 - 1) * square.half
     cos, sin = math.cos(square.angle), math.sin(square.angle)
     turned = flat @ np.array([[cos, sin], [-sin, cos]]) + (square.x, square.y)
@@ -375,7 +376,7 @@ def _in_picture(points: Points, square: Square) -> Points:
 
 @cache
 def _anchors() -> Points:
-    """Return (896, 2): the centres of the detector's anchors, as shares of its input."""
+    """Return the centres (896, 2) of the detector's anchors, as fractions of its input size."""
     cells = []
     for side, number in GRIDS:
         middle = (np.arange(side) + 0.5) / side
@@ -387,14 +388,14 @@ def _anchors() -> Points:
 def best_square(
     raw: Points, logits: Points, size: tuple[int, int], last: Square | None
 ) -> Square | None:
-    """Return the square round one face, turned so that its eyes are level; None where the detector
-    sees none.
+    """Return the square around one face, rotated so that the eyes are level; None if the detector
+    finds no face.
 
     Args:
         raw: (896, 16): centre, size and six points of each anchor's box, in pixels of the input.
-        logits: (896,) of a face in it.
-        size: height and width of the picture.
-        last: of the picture before.
+        logits: (896,) logits of a face in each box.
+        size: height and width of the picture in pixels.
+        last: square of the previous picture, or None.
     """
     score = _probability(logits)
     certain = np.flatnonzero(score > CERTAIN)

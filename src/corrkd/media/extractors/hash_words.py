@@ -1,4 +1,4 @@
-"""Language without weights: the letters of each word, hashed."""
+"""Language without weights: hashed character n-grams of each word."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from corrkd.media.clip import Clip
 from corrkd.media.extractors.base import Extractor, Frames, absent
 
 WIDTH = 256
-NGRAMS = (2, 4)  # letters: the shortest and the longest piece of a word
+NGRAMS = (2, 4)  # shortest and longest n-gram, in characters
 
 
 class HashWords(Extractor):
-    """A frame a word: its pieces of two to four letters, hashed into 256 columns, of length 1; for
-    languages that have spaces.
+    """One frame per word: its character n-grams of two to four, hashed into 256 features and scaled
+    to unit norm. For languages with spaces between words.
     """
 
     name: ClassVar[str] = "hash-words"
@@ -34,7 +34,7 @@ class HashWords(Extractor):
         )
 
     def frames(self, clip: Clip) -> Frames:
-        """Return (words, 256); a single missing frame where there are no words."""
+        """Return (words, 256); a single missing frame if there are no words."""
         words = clip.words
         if not words:
             return absent(WIDTH, "no words")

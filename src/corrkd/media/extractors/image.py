@@ -23,17 +23,17 @@ from corrkd.media.extractors.steps import WithFaces, face_frames
 from corrkd.media.sound_windows import exact
 from corrkd.parsing import parse_json, read_text
 
-BATCH = 16  # crops that pass through the encoder together
+BATCH = 16  # crops per batch
 LARGEST_SIDE = 2048  # pixels of a crop
 LARGEST_PREPROCESSOR = 1 << 20  # bytes
 
 
 class Preparation(NamedTuple):
-    """How an encoder's pictures are prepared.
+    """The preprocessing of an image encoder.
 
     Attributes:
-        size: pixels of a side.
-        mean, deviation: (3, 1, 1) of its colours, which are 0 to 1.
+        size: side of its input in pixels.
+        mean, deviation: (3, 1, 1) by which colours from 0 to 1 are normalised.
     """
 
     size: int
@@ -42,8 +42,8 @@ class Preparation(NamedTuple):
 
 
 class Image(ModelExtractor):
-    """Ten times a second: what the encoder says of the face, cut out upright at the size that its
-    preprocessor names.
+    """10 frames per second: the output of the encoder on the upright crop of the face, at the size
+    that its preprocessor names.
     """
 
     name: ClassVar[str] = "image"
@@ -75,12 +75,14 @@ class Image(ModelExtractor):
         _ = self._model, self._preparation
 
     def batch(self, clips: Sequence[Clip]) -> list[Frames]:
-        """Return (steps, width) of each; missing as of the embedded extractor."""
+        """Return (steps, width) of each clip. Steps without a face or without a picture are
+        missing.
+        """
         return face_frames(clips, self.width, self._rows)
 
     def _rows(self, pictures: WithFaces) -> Iterator[FloatArray | None]:
-        """Yield the features of each picture's face, None where there is none; a picture that stays
-        is read once.
+        """Yield the features of the face in each picture, or None. A repeated picture is processed
+        once.
         """
         before: tuple[Picture | None, FloatArray | None] = (None, None)
         while batch := list(islice(pictures, BATCH)):
@@ -93,7 +95,7 @@ class Image(ModelExtractor):
                 yield None if picture is None else before[1]
 
     def _read(self, batch: list[tuple[Picture, Face]]) -> list[FloatArray]:
-        """Return (width,) of each face."""
+        """Return the features (width,) of each face."""
         if not batch:
             return []
         size, mean, deviation = self._preparation
@@ -106,10 +108,10 @@ class Image(ModelExtractor):
 
 
 def preparation(tree: Any, where: str) -> Preparation:
-    """Return how pictures are prepared, from what a preprocessor's file says.
+    """Return the preprocessing from the contents of a preprocessor's file.
 
     Raises:
-        CorrKDError: it names no size, or no three colours.
+        CorrKDError: if it has no size or not three colours.
     """
     try:
         size = tree.get("crop_size") or tree["size"]
@@ -126,6 +128,6 @@ def preparation(tree: Any, where: str) -> Preparation:
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError):
         raise CorrKDError(
-            f"{where}: its {PREPROCESSOR} names no size and colours; choose an image encoder"
+            f"{where}: its {PREPROCESSOR} has no valid size and colours; choose an image encoder"
         ) from None
     return Preparation(int(size), *(colour[:, None, None] for colour in colours))

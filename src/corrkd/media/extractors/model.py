@@ -1,6 +1,4 @@
-"""What extractors have in common that read a model of transformers, chosen by its name or
-folder.
-"""
+"""Base class of extractors that use a model of transformers, given by its name or folder."""
 
 from __future__ import annotations
 
@@ -15,17 +13,17 @@ from corrkd.media.extractors.base import Extractor, Frames
 
 
 class ModelExtractor(Extractor):
-    """An extractor that is named with a model, as "speech:openai/whisper-base" or "speech:FOLDER".
+    """An extractor with a model, as "speech:openai/whisper-base" or "speech:FOLDER".
 
     Args:
         model: "MODEL" or "MODEL@REVISION".
-        device: where it computes.
+        device: device of the model, as "cpu" or "cuda".
 
     Raises:
-        CorrKDError: the model cannot be read.
+        CorrKDError: if the model cannot be read.
 
     Attributes:
-        part: of a model of two, the part of its configuration that is used.
+        part: section of the configuration that is used, for a model with two encoders.
     """
 
     libraries: ClassVar[tuple[str, ...]] = ("av", "numpy", "torch", "transformers")
@@ -67,6 +65,6 @@ class ModelExtractor(Extractor):
 
     @abstractmethod
     def load(self) -> None:
-        """Load the model now, so that a wrong one is refused before the first clip. Raises
-        CorrKDError.
+        """Load the model, so that errors appear before the first clip. Raises CorrKDError if it
+        cannot be read.
         """

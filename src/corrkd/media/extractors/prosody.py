@@ -1,4 +1,6 @@
-"""Audio without weights: descriptors of timbre, loudness and pitch, by NumPy and SciPy alone."""
+"""Audio without weights: descriptors of timbre, loudness and pitch, computed with NumPy and
+SciPy.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +24,13 @@ WINDOW, PITCH_WINDOW = 400, 640  # samples: 25 and 40 ms
 FFT, PITCH_FFT = 512, 2048
 BANDS, LOWEST, HIGHEST = 40, 50.0, 7600.0  # of the mel scale; Hz
 NUM_MFCC = 20
-ROLLOFF = 0.85  # share of the power below it
+ROLLOFF = 0.85  # fraction of the power below the roll-off frequency
 PITCH_LOW, PITCH_HIGH = 60, 500  # Hz
 OCTAVE_COST = 0.05  # of a peak's height, for each doubling of the period
 VOICED = 0.5  # height of the autocorrelation's peak
 SEMITONES_FROM = 55.0  # Hz
-BEFORE, AFTER = (
-    HOP + PITCH_WINDOW // 2,
-    PITCH_WINDOW // 2,
-)  # samples round a block that its windows reach
+# samples around a block that its windows reach
+BEFORE, AFTER = HOP + PITCH_WINDOW // 2, PITCH_WINDOW // 2
 DESCRIPTORS = (
     *(f"mfcc_{i}" for i in range(NUM_MFCC)),
     *(
@@ -47,8 +47,8 @@ PITCH = DESCRIPTORS.index("pitch_semitones")
 
 
 class Prosody(Extractor):
-    """Mean and standard deviation of 27 descriptors over each tenth of a second; of the pitch, over
-    what is voiced in it.
+    """Mean and standard deviation of 27 descriptors over each tenth of a second; for pitch, over
+    its voiced windows.
     """
 
     name: ClassVar[str] = "prosody"
@@ -61,9 +61,7 @@ class Prosody(Extractor):
     libraries: ClassVar[tuple[str, ...]] = ("av", "numpy", "scipy")
 
     def frames(self, clip: Clip) -> Frames:
-        """Return (steps, 54); missing are steps below -70 dBFS and those of which the stream has no
-        sound.
-        """
+        """Return (steps, 54). Steps below -70 dBFS or without sound are missing."""
         return sound_frames(clip, self.width, _measured)
 
 
@@ -80,9 +78,8 @@ def _in_context(blocks: Iterator[Sound]) -> Iterator[tuple[FloatArray, Sound]]:
     before: FloatArray = np.zeros(BEFORE, np.float32)
     for sound, following in pairwise(chain(blocks, [None])):
         assert sound is not None
-        whole = (
-            -(-len(sound.samples) // STEP_SAMPLES) * STEP_SAMPLES
-        )  # the last step may be shorter
+        # the last step may be shorter
+        whole = -(-len(sound.samples) // STEP_SAMPLES) * STEP_SAMPLES
         padded = np.pad(sound.samples, (0, whole - len(sound.samples)))
         after = np.zeros(AFTER, np.float32) if following is None else following.samples[:AFTER]
         after = np.pad(after, (0, AFTER - len(after)))
@@ -147,7 +144,7 @@ def _pitch(windows: FloatArray) -> tuple[FloatArray, FloatArray]:
     products = fft.irfft(np.abs(fft.rfft(tapered, PITCH_FFT)) ** 2)[:, : high + 1]
     of_shape = fft.irfft(np.abs(fft.rfft(shape, PITCH_FFT)) ** 2)[: high + 1]
     correlation = np.clip(products / (products[:, :1] + 1e-7) / (of_shape / of_shape[0]), -1, 1)
-    # What repeats after one period repeats after two: of peaks alike the first one is meant.
+    # A period of the signal also repeats at its multiples: of similar peaks the first one counts.
     cost = OCTAVE_COST * np.log2(np.arange(low, high) / low).astype(np.float32)
     lag = low + (correlation[:, low:high] - cost).argmax(1)
     before, peak, after = (

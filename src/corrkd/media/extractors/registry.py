@@ -1,4 +1,4 @@
-"""The extractors by their names, with those of other packages (entry points in the group
+"""Extractors by name, with those of other packages (entry points in the group
 `corrkd.extractors`).
 """
 
@@ -29,14 +29,15 @@ PRESETS = {
         "vision": "image:facebook/dinov2-small",
     },
 }
-"""Extractors by modality, by the name of the preset."""
+"""Extractors by modality, for each preset."""
 
 
 def extractor_class(name: str, modality: str) -> type[Extractor]:
     """Return the extractor of that name.
 
     Raises:
-        CorrKDError: the name is unknown, its class has another, or it is of another modality.
+        CorrKDError: if the name is unknown, the class has another name, or it is for another
+            modality.
     """
     kind: type[Extractor] = find(name, BUILT_IN, GROUP, Extractor, "extractor", attribute="name")
     if kind.modality != modality:
@@ -47,24 +48,23 @@ def extractor_class(name: str, modality: str) -> type[Extractor]:
 
 
 def make_extractor(text: str, modality: str, device: str = "cpu") -> Extractor:
-    """Return the extractor of "NAME", or of "NAME:MODEL" where it reads a model of the hub or of a
-    folder.
+    """Return the extractor "NAME", or "NAME:MODEL" with a model on the hub or in a folder.
 
     Args:
         text: NAME, NAME:MODEL or NAME:MODEL@REVISION.
-        modality: of which it makes features.
-        device: where a model computes.
+        modality: modality of its features.
+        device: device of the model, as "cpu" or "cuda".
 
     Raises:
-        CorrKDError: as `extractor_class`, the model cannot be read, is not named, or there is to be
-            none.
+        CorrKDError: as `extractor_class`; or if the model cannot be read, is missing, or is given
+            to an extractor without one.
     """
     name, colon, model = text.partition(":")
     kind = extractor_class(name, modality)
     if issubclass(kind, ModelExtractor):
         if not model:
             raise CorrKDError(
-                f"extractor {name!r}: name a model of the hub or a folder, as "
+                f"extractor {name!r}: add a model on the hub or a folder, as "
                 f"{modality}={name}:MODEL"
             )
         return kind(model, device)
@@ -78,11 +78,12 @@ def with_changes(preset: str, changes: Iterable[str] = ()) -> dict[str, str]:
     leaves one out.
 
     Raises:
-        CorrKDError: there is no such preset, a change reads otherwise, or no modality stays.
+        CorrKDError: if the preset is unknown, a change has another form, or every modality is left
+            out.
     """
     if preset not in PRESETS:
         raise CorrKDError(
-            f"preset {preset!r} of extractors is unknown; available: {', '.join(PRESETS)}"
+            f"unknown preset of extractors {preset!r}; available: {', '.join(PRESETS)}"
         )
     extractors = dict(PRESETS[preset])
     for change in changes:

@@ -19,7 +19,7 @@ from corrkd.media.sound_windows import SpeechModel, States
 
 
 class Speech(ModelExtractor):
-    """Ten times a second: the mean of the encoder's last hidden states."""
+    """10 frames per second: the mean of the encoder's last hidden states."""
 
     name: ClassVar[str] = "speech"
     version: ClassVar[int] = 1
@@ -34,12 +34,12 @@ class Speech(ModelExtractor):
         self._model.load()
 
     def batch(self, clips: Sequence[Clip]) -> list[Frames]:
-        """Return (steps, width) of each; missing as of the embedded extractor."""
+        """Return (steps, width) of each clip. Steps below -70 dBFS or without sound are missing."""
         recordings = [clip.with_sound for clip in clips if clip.with_sound is not None]
         read = self._model.states(recordings, silence=False)
         by_recording = groupby(read, key=lambda part: part[0].recording)
 
-        def measured(_: Recording) -> Measured:  # they are asked for in the order of `recordings`
+        def measured(_: Recording) -> Measured:  # called in the order of `recordings`
             for window, states in next(by_recording)[1]:
                 count = -(-len(window.sound.samples) // STEP_SAMPLES)
                 yield (
@@ -53,7 +53,7 @@ class Speech(ModelExtractor):
 
 
 def by_step(states: States, count: int) -> FloatArray:
-    """Return (count, d): the mean of the states in each step, the nearest one where a step has
+    """Return (count, d): the mean of the states in each step, or the nearest state if a step has
     none.
     """
     step = np.clip((states.middles / STEP).astype(np.int64), 0, count - 1)

@@ -1,5 +1,5 @@
-"""Frames at equal steps of the two streams, and the rules by which one is missing: the same for all
-extractors of sound and of faces.
+"""Frames at equal steps, and the rules by which they are missing, shared by all extractors of sound
+and of faces.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ WithFaces = Iterator[tuple[Picture | None, Face | None]]
 
 
 def sound_frames(clip: Clip, width: int, measure: Callable[[Recording], Measured]) -> Frames:
-    """Return (steps, width); missing are steps below -70 dBFS and those of which the stream has no
-    sound.
+    """Return (T, width). Steps below -70 dBFS or without sound are missing.
 
     Args:
         clip: T steps long.
-        width: features of a step.
-        measure: what is made of the sound, in order.
+        width: number of features.
+        measure: yields the blocks of a recording with the features of their steps.
     """
     recording = clip.with_sound
     if recording is None:
@@ -53,14 +52,12 @@ def sound_frames(clip: Clip, width: int, measure: Callable[[Recording], Measured
 def face_frames(
     clips: Sequence[Clip], width: int, measure: Callable[[WithFaces], Iterator[FloatArray | None]]
 ) -> list[Frames]:
-    """Return (steps, width) of each clip; missing are steps without a face and those at which the
-    stream shows nothing.
+    """Return (steps, width) of each clip. Steps without a face or without a picture are missing.
 
     Args:
-        clips: one after the other.
-        width: features of a step.
-        measure: what is made of the pictures and their faces, in order; None where there is no
-            face.
+        clips: whose pictures are measured one clip after the other.
+        width: number of features.
+        measure: yields the features of the face in each picture, or None.
     """
     watched = [_Watched(clip, width) for clip in clips]
     steps = ((seen, step) for seen in watched for step in range(seen.num_pictures))

@@ -14,14 +14,14 @@ from corrkd.media.clip import Clip
 from corrkd.media.extractors.base import Frames, absent
 from corrkd.media.extractors.model import ModelExtractor
 
-LONGEST = 512  # pieces that are read together
-BATCH = 8  # windows of words that pass through the encoder together
-SMALL_ID = 16  # of padding, beyond which it does not count positions
+LONGEST = 512  # tokens in a window
+BATCH = 8  # windows per batch
+SMALL_ID = 16  # positions are offset by the id of padding only below it
 
 
 class Text(ModelExtractor):
-    """A frame a word: the mean of the last hidden states of its pieces. Long texts are read in
-    windows.
+    """One frame per word: the mean of the last hidden states of its tokens. Long texts are
+    processed in windows.
     """
 
     name: ClassVar[str] = "text"
@@ -51,13 +51,12 @@ class Text(ModelExtractor):
 
     @cached_property
     def _longest(self) -> int:
-        """Pieces of a window, without those that mark its ends."""
+        """Tokens of a window, without the special tokens at its ends."""
         config = getattr(self.files.config, self.part, None) or self.files.config
         positions = getattr(config, "max_position_embeddings", None) or LONGEST
         padding = getattr(config, "pad_token_id", None) or 0
-        if (
-            padding < SMALL_ID and positions > padding + 2
-        ):  # RoBERTa counts positions from the id of padding on
+        # RoBERTa counts positions from the id of padding.
+        if padding < SMALL_ID and positions > padding + 2:
             positions -= padding + 1
         longest = min(LONGEST, positions, self._tokenizer.model_max_length)
         return max(1, longest - self._tokenizer.num_special_tokens_to_add())
@@ -67,7 +66,7 @@ class Text(ModelExtractor):
         _ = self._model, self._tokenizer
 
     def batch(self, clips: Sequence[Clip]) -> list[Frames]:
-        """Return (words, width) of each; a single missing frame where there are no words."""
+        """Return (words, width) of each clip; a single missing frame if it has no words."""
         words = [word.text for clip in clips for word in clip.words]
         sums, number = np.zeros((len(words), self.width)), np.zeros(len(words))
         spans, first = [], 0
@@ -88,10 +87,10 @@ class Text(ModelExtractor):
             return absent(self.width, "no words")
         times = np.array([(word.start + word.end) / 2 for word in words])
         lost = int((~present).sum())
-        return Frames(values, present, times, {"no piece of the word": lost} if lost else {})
+        return Frames(values, present, times, {"no token of the word": lost} if lost else {})
 
     def _spans(self, words: Sequence[str]) -> Iterator[tuple[int, int]]:
-        """Yield (first, after the last) of neighbouring words that are read together."""
+        """Yield (start, end) of the words of each window."""
         if not words:
             return
         start = pieces = 0
@@ -109,8 +108,8 @@ class Text(ModelExtractor):
     def _add(
         self, words: Sequence[str], spans: Sequence[tuple[int, int]], sums: Any, number: Any
     ) -> None:
-        """Add the states of several windows to the sums (words, width) and numbers (words,) of
-        their words.
+        """Add the states of several windows to the sums (words, width) and the token counts
+        (words,).
         """
         import torch
 

@@ -69,7 +69,7 @@ def missing_subsets(modalities: Sequence[str]) -> list[Condition]:
 
 
 def condition(name: str, modalities: Sequence[str], draws: int = 1) -> Condition:
-    """Return the condition of that name. Raises CorrKDError with what is allowed for an unknown
+    """Return the condition of that name. Raises CorrKDError, with the valid names, for an unknown
     one.
     """
     _check_modalities(modalities)
@@ -81,8 +81,8 @@ def condition(name: str, modalities: Sequence[str], draws: int = 1) -> Condition
         ratios = [f"{other.kind}-R" for other in _built_in() if issubclass(other, AtRatio)]
         plain = [other.kind for other in _built_in() if not issubclass(other, AtRatio)]
         raise CorrKDError(
-            f"condition {quoted(name)} is unknown; available: complete, {', '.join(modalities)}, "
-            f"their sums as {'+'.join(modalities[:2])}, {', '.join([*plain, *_other_kinds()])}, "
+            f"unknown condition {quoted(name)}; available: complete, {', '.join(modalities)}, "
+            f"sums such as {'+'.join(modalities[:2])}, {', '.join([*plain, *_other_kinds()])} "
             f"and {', '.join(ratios)} with R from 0 to 1"
         )
     return match
