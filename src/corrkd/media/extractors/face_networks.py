@@ -226,7 +226,7 @@ def networks() -> Networks:
         return ConvolutionGraph(json.loads(metadata[name]), part)
 
     # glibc keeps freed memory up to twice the largest block ever freed: without this one it gives
-    # that of each layer back to the system, and clearing the next costs a third of the time.
+    # that of each layer back to the system, and clearing the next costs a quarter of the time.
     torch.empty(KEPT_MEMORY, dtype=torch.uint8)
     weight = tensors["geometry.weight"].double().numpy()
     return Networks(
