@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from corrkd.media.features import FeatureSettings, describe
-from corrkd.media.folder import ClipTask, _extract_to, load_clip
+from corrkd.media.folder import ClipTask, _extract, load_clip
 from corrkd.media.labels import ClipRow
 from tests.command import _processes
 from tests.media.clips import tone, with_face, write_clip
@@ -72,14 +72,9 @@ def extract_damaged(number: int, folder: Path) -> str | None:
     recording.write_bytes(data)
     settings = FeatureSettings(longest_seconds=60.0)
     tempfile.tempdir = str(folder / "temp")
-    return _extract_to(
-        ClipTask(
-            ClipRow(str(number), recording.name, recording, "", {}),
-            file,
-            settings,
-            describe(settings),
-        )
-    )
+    clip = ClipRow(str(number), recording.name, recording, "", {})
+    (error,) = _extract([ClipTask(clip, file, settings, describe(settings))])
+    return error
 
 
 def check_damaged(numbers: range, folder: Path) -> dict[int, str | None]:
@@ -120,7 +115,7 @@ def test_recordings_that_are_not_damaged_have_features(tmp_path: Path) -> None:
         recording.write_bytes(data)
         settings = FeatureSettings()
         clip = ClipRow("clip", recording.name, recording, "", {})
-        assert _extract_to(ClipTask(clip, file, settings, describe(settings))) is None
+        assert _extract([ClipTask(clip, file, settings, describe(settings))]) == [None]
         frames = load_clip(file).frames
         assert frames["audio"].present.any()
         assert frames["vision"].present.any() == (ending in ENDINGS[:4])
