@@ -13,7 +13,7 @@ from corrkd.files import check_names
 
 
 def names(built_in: Mapping[str, str], group: str) -> tuple[str, ...]:
-    """All names there are, the package's own first."""
+    """Return all names, the built-in ones first."""
     others = sorted({point.name for point in metadata.entry_points(group=group)} - set(built_in))
     return (*built_in, *others)
 
@@ -29,7 +29,7 @@ def find(
     """The class of that name, a subclass of `base`.
 
     Args:
-        name: the package's own names come first, so none can be taken over.
+        name: built-in names come first, so none can be taken over.
         built_in: "module:Class" by name.
         group: of the entry points.
         base: what it has to be.

@@ -101,8 +101,8 @@ class Strict(BaseModel):
 
 
 class ResampleSettings(Strict):
-    """Splits of its own for every seed, made of the data's train and valid; the test split stays as
-    it is.
+    """Separate splits for each seed, made of the data's train and valid; the test split stays as it
+    is.
     """
 
     folds: Annotated[int, Field(ge=2, le=10_000)] | None = Field(
@@ -229,7 +229,8 @@ class MissingSettings(Strict):
     """
 
     modality: Probability = Field(
-        0.3, description="probability that a modality is lost whole, each on its own [open]"
+        0.3,
+        description="probability that a modality is missing entirely, each by itself [open]",
     )
     frames_low: Probability = Field(
         0.0, description="lowest ratio of dropped frames, drawn per sample and modality [open]"
@@ -310,8 +311,7 @@ class EvaluationSettings(Strict):
     )
     coverage: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.9,
-        description="share of samples whose true class the prediction sets are to hold "
-        "(data.calibration)",
+        description="target coverage of the prediction sets, a share of samples (data.calibration)",
     )
     batch_size: Count = 256
     projection: str | None = Field(

@@ -69,7 +69,7 @@ def test_a_run_on_a_dataset_in_memory_is_the_run_on_its_converted_file(
     (tmp_path / "memory" / "tiny" / "seed-0" / "student" / "results.csv").unlink()
     corrkd.resume(tmp_path / "memory")
     assert_same(contents(tmp_path / "memory"), before)
-    with pytest.raises(CorrKDError, match="holds the data of its own run"):
+    with pytest.raises(CorrKDError, match="contains the data of this run"):
         corrkd.run(settings, tmp_path / "memory", overwrite=True)
     again = corrkd.run(small(), tmp_path / "memory", dataset=dataset, overwrite=True)
     pd.testing.assert_frame_equal(again.results, made.results)

@@ -27,8 +27,8 @@ from corrkd.targets.calibration import fit_temperature, log_probabilities
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is known of a condition: its temperature, and the threshold of its sets (infinite:
-    nothing is left out; None: no sets).
+    """Calibration of a condition: its temperature, and the threshold of its sets (infinite: nothing
+    is left out; None: no sets).
     """
 
     temperature: float = 1.0
@@ -73,14 +73,15 @@ def fit_thresholds(
     level: float,
     temperatures: Mapping[str, float],
 ) -> dict[str, float]:
-    """A threshold for each condition: what is no more nonconforming than that is in the set.
+    """Return the threshold of each condition: the set contains the classes with a nonconformity
+    score up to it.
 
     Args:
         results: of a sweep of samples whose groups took part in no training and no choice.
         target: what is predicted.
         truth: (N,) classes, (N, Q) answers or (N,) scores of the samples.
-        groups: (N,) whose each sample is.
-        level: share of samples whose truth the sets are to hold.
+        groups: (N,) the group of each sample.
+        level: target coverage, a share of samples.
         temperatures: by condition, fitted on other samples.
     """
     names = np.asarray(groups)

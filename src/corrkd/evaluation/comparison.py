@@ -290,7 +290,7 @@ def _resampled(methods: IntArray, seed: int, draws: int) -> FloatArray:
         ).astype(np.float64)
         seed_weight = of_seeds.multinomial(seeds, np.full(seeds, 1 / seeds), len(chunk)) / seeds
         scores = _f1(np.tensordot(group_weight, margins, 1)).mean(-1)
-        # A seed that tests a fold of its own has no score where none of the fold's groups was
+        # A seed with a separate test fold has no score where none of the fold's groups was
         # drawn: the other seeds stand for it.
         scored = np.isfinite(scores).all(1)
         seed_weight = np.where(scored, seed_weight, 0.0)

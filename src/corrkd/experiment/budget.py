@@ -43,7 +43,7 @@ class Budget(BaseModel):
     Attributes:
         epochs: the choice.
         scores: validation score, 0 to 1, by budget tried, rising.
-        seed: whose training decided.
+        seed: of the training that decided.
     """
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
@@ -72,7 +72,7 @@ def choose_budget(
         rule: when to stop.
         seed: of the trainings.
         folder: of the arm and seed.
-        train: trains an arm in a folder of its own, unless it is there already.
+        train: trains an arm in a separate folder, unless that is done already.
     """
     budget = read_budget(folder)
     if budget is None:

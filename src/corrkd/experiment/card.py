@@ -285,7 +285,7 @@ def _neighbours(experiment: Experiment) -> str:
     if split.recordings() is None:
         return (
             "reads a sample among the others of its conversation, but there are no neighbours: "
-            "each sample is its own conversation."
+            "each sample is a conversation by itself."
         )
     text = (
         "reads a sample among the others of its conversation, including later ones, all with the "

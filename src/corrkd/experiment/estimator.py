@@ -485,7 +485,7 @@ def _num_rows(columns: Columns) -> int:
 
 
 def _shows_any(column: Column) -> bool:
-    """Whether a column holds anything: one that does not has no width of its own."""
+    """Whether a column has a value; one without any does not determine a width."""
     if isinstance(column, Sequences):
         return column.present is None or bool(column.present.any())
     return column.dtype.kind != "f" or not bool(np.isnan(column).all())

@@ -271,7 +271,7 @@ def training_members(
 
 def read(settings: DataSettings) -> MultimodalDataset:
     """The dataset that the settings name, with the modalities they ask for."""
-    spec = synthetic_spec(settings.synthetic)  # a wrong key is said wherever it stands
+    spec = synthetic_spec(settings.synthetic)  # refuses a wrong key, wherever it is
     if settings.path == SYNTHETIC:
         made = make(spec)
         dataset = replace(made, name=settings.name or made.name)
@@ -286,9 +286,9 @@ def _with_modalities(dataset: MultimodalDataset, settings: DataSettings) -> Mult
 
 
 def dataset_of(model: Path, data: str, **reading: Any) -> MultimodalDataset:
-    """The dataset to use a model on, as from `load_dataset`, whose keywords `reading` are.
+    """Return the dataset to use a model on, as from `load_dataset` with the keywords `reading`.
 
-    `synthetic` is the one of the run that the model lies in, where that had one of its own.
+    `synthetic` is that of the run in which the model lies, if the run changed it.
     """
     if data == SYNTHETIC:
         folder = dataset_folder(model.absolute())
@@ -299,11 +299,11 @@ def dataset_of(model: Path, data: str, **reading: Any) -> MultimodalDataset:
 
 def synthetic_spec(changes: Mapping[str, Any]) -> SyntheticSpec:
     """The built-in dataset's law with changes. Raises CorrKDError for an unknown key."""
-    known = SyntheticSpec.__dataclass_fields__
+    fields = SyntheticSpec.__dataclass_fields__
     for key in changes:
-        if key not in known:
+        if key not in fields:
             raise CorrKDError(
-                f"settings: data.synthetic.{key}: unknown key; allowed: {', '.join(known)}"
+                f"settings: data.synthetic.{key}: unknown key; allowed: {', '.join(fields)}"
             )
     try:
         spec = SyntheticSpec(**changes)

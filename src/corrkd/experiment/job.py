@@ -60,8 +60,8 @@ class Job:
         dataset_plan: the plan of the dataset.
         arm, seed: which.
         evaluate: whether the arm is tested, too.
-        teachers: the dataset's folder that holds the teachers, done before; default: its own, whose
-            jobs train them.
+        teachers: the dataset's folder with the teachers of an earlier run; default: that of this
+            run, whose jobs train them.
     """
 
     dataset: Path

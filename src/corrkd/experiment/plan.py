@@ -51,7 +51,7 @@ class DatasetPlan(Strict):
     Attributes:
         settings: of its runs.
         arms: by name, with what differs from their defaults.
-        budget: the rule by which each arm's number of epochs is chosen; None: the arms' own.
+        budget: the rule by which each arm's number of epochs is chosen; None: the arms' numbers.
         epochs: by arm, what was chosen; such an arm's budget is not chosen again.
         reference: the arm that the report compares the others with; None: as `reference_arm` says.
     """

@@ -1,5 +1,5 @@
-"""What every table is read against, and no training changes: the floors and, where the data's law
-is known, the ceiling.
+"""What every table is compared with, independent of training: the floors and, for data of a known
+distribution, the ceiling.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def references(experiment: Experiment) -> pd.DataFrame:
     """Return the rows of the floors and the ceiling: "majority", "by-length" where lengths vary,
     "bayes" on the built-in dataset.
 
-    Their seed is empty, but where each seed tests a fold of its own.
+    Their seed is empty, unless each seed has a separate test fold.
     """
     if not experiment.cross_validated:
         return _references(experiment)

@@ -410,7 +410,7 @@ def _check_data_stay(out: Path, plan: Plan, in_memory: InMemory) -> None:
             and path.parent.parent == out.resolve()
         ):
             raise CorrKDError(
-                f"{out}: holds the data of its own run ({path.name}); choose another folder"
+                f"{out}: contains the data of this run ({path.name}); choose another folder"
             )
 
 

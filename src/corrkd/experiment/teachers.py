@@ -1,4 +1,4 @@
-"""By whom the student is taught: the teacher itself, or a committee whose answers are put together
+"""The student's teachers: a single one, or a committee whose outputs are combined
 (docs/corrkd-plus.md).
 """
 
@@ -61,7 +61,7 @@ class Member:
 
     def arm(self, teacher: Arm, settings: TeacherSettings) -> Arm:
         """Return how it is trained: as the teacher, but for what the settings of its network set,
-        from a start of its own.
+        with another initialisation.
 
         Raises:
             CorrKDError: the teacher's method does not train its network, or what is set does not go

@@ -47,8 +47,8 @@ def hierarchical_adversarial(
 
     Returns:
         A scalar >= 0, float32 (float64 where an input is): computed in full precision also under
-        autocast. log 4 = 1.39 for each scale where the two sides cannot be told apart; 0 where they
-        always can.
+        autocast. log 4 = 1.39 for each scale where the two sides cannot be distinguished; 0
+        where they always can.
 
     Raises:
         ValueError: for shapes or dtypes that do not fit, or another number of scales on either

@@ -29,7 +29,7 @@ def sample_relation_distillation(
         answered_by: (N,) integers, which of several teachers made a row; None: one made all.
         center: subtract the student's mean over the batch first: pooled, normed representations
             have one large part in common, and their cosines are all near 1. Center the teacher's
-            before, by the mean of whoever made them, over all that is known of it.
+            before, by the mean of the teacher that made them over all its samples.
 
     Returns:
         A scalar in [0, 4], float32 (float64 where an input is): computed in full precision also

@@ -86,7 +86,7 @@ class Information(WeightedLoss):
     )
 
     def make(self, num_classes: int) -> ResponseDisentangledConsistency:
-        """Return the loss, with critics of its own."""
+        """Return the loss, with new critics."""
         return ResponseDisentangledConsistency(
             num_classes, hidden=self.critic_hidden, renormalize=self.renormalize
         )

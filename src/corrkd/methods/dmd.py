@@ -54,12 +54,12 @@ class DMD(Method[DMDNetwork]):
       difference of logits, as a regression's logit differs.
     - f is one linear layer that all vertices of a graph share, where the original has a residual
       MLP per modality, to keep it small. It learns the task (term "unimodal"); the fused shared
-      part has no task loss of its own beside the final one.
+      part has no task loss beside the final one.
     - The shared parts attend to each other across modalities, are gated and averaged, so that a
       missing one drops out. The original runs a Transformer over time per modality, takes the last
       steps, and gates them concatenated.
-    - The attention between private parts has no causal mask, since a sample is known as a whole,
-      and one layer of memory.
+    - The attention between private parts has no causal mask, since the whole sample is
+      available, and one layer of memory.
     - A modality that is not visible has no edges, no attention and no loss.
     """
 

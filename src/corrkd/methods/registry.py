@@ -28,7 +28,7 @@ BUILT_IN = {
 
 
 def method_names() -> tuple[str, ...]:
-    """Of all methods there are, the package's own first, in the order of the tables."""
+    """Return the names of all methods, the built-in ones first, in the order of the tables."""
     return plugins.names(BUILT_IN, GROUP)
 
 

@@ -270,17 +270,17 @@ def relative_distance(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def shifted_labels(
-    own: Tensor, fused: Tensor, truth: Tensor, bound: Tensor, unit: Tensor
+    unimodal: Tensor, fused: Tensor, truth: Tensor, bound: Tensor, unit: Tensor
 ) -> Tensor:
     """y_s from alpha_s, alpha_m and y_m (n, C): the mean of y_m alpha_s / alpha_m and y_m + alpha_s
     - alpha_m, within the bound.
 
-    It rises with alpha_s, and is y_m where alpha_s = alpha_m or one of them is not known. The
+    It rises with alpha_s, and is y_m where alpha_s = alpha_m or one of them is missing. The
     difference counts in `unit`.
     """
-    difference = truth + unit * (own - fused)
+    difference = truth + unit * (unimodal - fused)
     agree = truth * fused > 0
-    ratio = truth * own / torch.where(agree, fused, 1.0)
+    ratio = truth * unimodal / torch.where(agree, fused, 1.0)
     labels = torch.where(agree, (ratio + difference) / 2.0, difference)
     labels = torch.maximum(torch.minimum(labels, bound), -bound)
-    return torch.where(own.isfinite() & fused.isfinite(), labels, truth)
+    return torch.where(unimodal.isfinite() & fused.isfinite(), labels, truth)

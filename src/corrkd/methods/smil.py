@@ -28,7 +28,7 @@ class SMIL(Method[SMILNetwork]):
       network gives their law from what is visible (phi_c): `reconstruction` of the network. Its
       likelihood is term `reconstruction`.
     - Uncertainty-guided feature regularisation: features are multiplied by softplus of a normal
-      perturbation whose law a network gives (phi_r): `regularisation`; its divergence from the
+      perturbation, predicted by a network (phi_r): `regularisation`; its divergence from the
       prior, of the paper's variational bound (the released code has none), is term `divergence`.
     - Meta-learning: an inner gradient step on D^m (`adapted`), with reconstruction and
       regularisation, and an outer loss on D^f under the adapted parameters, terms `inner` and

@@ -39,7 +39,7 @@ class TransM(Method[TransMNetwork]):
     encoder each in place of a bidirectional GRU. Errors are absolute. Both ways of a pair start
     from real frames, where the original starts at text alone. The original translates the sequence
     of a video's utterances, a vector each, of one length in all modalities. Here a sequence is a
-    sample's frames, of a length of its own in each modality, and a joint feature is the mean over
+    sample's frames, of a different length in each modality, and a joint feature is the mean over
     them. The decoder writes all frames at once from learned queries with positions, since reading
     the target's true frames, as in translating words, would let a continuous target be copied from
     the frame before it. Text becomes the first modality, or the one that is set as the centre.

@@ -86,7 +86,7 @@ def frame_numbers(
         count: T.
         frame_keys: (N, T) int64 hash of each frame's recording and number. A frame then has one
             number in all samples that hold it, so that what is dropped in one cannot be seen in its
-            neighbour. None: each sample's frames have numbers of their own.
+            neighbour. None: each sample's frames are numbered separately.
         seed, modality, epoch, draw: what tells one stream of numbers from another.
     """
     if frame_keys is None:

@@ -67,7 +67,7 @@ class RandomMissing:
         Args:
             keys: (N,) int64 hash of each sample's id.
             present: per modality (N, T_m) booleans: exists and is not naturally missing.
-            epoch: each has masks of its own.
+            epoch: masks differ from epoch to epoch.
             frame_keys: as of `frame_numbers`, by modality; None: the data number no frames.
         """
         modalities, settings, seed = list(present), self.settings, self.seed

@@ -97,8 +97,8 @@ class Network(nn.Module, Generic[S]):
         raise NotImplementedError
 
     def in_context(self, inputs: Inputs, context: Context) -> Output:
-        """`forward` of samples whose place in the data is known; only a network that reads
-        conversations looks at it.
+        """`forward` of samples with their position in the data; only a network that reads
+        conversations uses it.
         """
         out: Output = self(inputs)
         return out

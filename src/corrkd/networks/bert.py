@@ -2,8 +2,8 @@
 et al., NAACL 2019).
 
 Missing words become [UNK], as in LNLN (Zhang et al., NeurIPS 2024) and TFR-Net (Yuan et al., ACM MM
-2021) before it. Unlike theirs, [CLS] and [SEP] may go missing as well, and the network behind is
-told which words did.
+2021) before it. Unlike theirs, [CLS] and [SEP] may go missing as well, and the network behind
+sees which words did.
 """
 
 from __future__ import annotations

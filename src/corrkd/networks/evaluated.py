@@ -43,7 +43,7 @@ class EvaluatedCondition(_Frozen):
 
     @classmethod
     def of(cls, condition: Condition, **values: Any) -> EvaluatedCondition:
-        """Return what is told of a condition; `values`: temperature, threshold, measured."""
+        """Return the card entry of a condition; `values`: temperature, threshold, measured."""
         return cls(
             name=condition.name,
             kind=condition.kind,
@@ -61,8 +61,7 @@ class Evaluated(_Frozen):
         split: whose samples were tested.
         samples: how many of them.
         data: name of the dataset.
-        level: share of samples whose true class the prediction sets are to hold; None: there are no
-            sets.
+        level: target coverage of the prediction sets, a share of samples; None: no sets.
         conditions: in the evaluation's order.
     """
 

@@ -209,7 +209,7 @@ class ConversationLSTM(nn.Module):
 
 
 class RelationalConvolution(nn.Module):
-    """Neighbours averaged for each kind of edge, with weights of its own, and the utterance itself
+    """Neighbours averaged for each kind of edge, with separate weights, and the utterance itself
     (Schlichtkrull et al., 2018).
     """
 
@@ -284,7 +284,7 @@ def speaker_relations(layout: Layout, settings: GCNetSettings) -> Tensor:
 
 
 def alone(rows: Tensor) -> Context:
-    """The context of samples of which nothing is known: each its own conversation, one speaker."""
+    """Return the context of samples without metadata: each a conversation of one speaker."""
     number = torch.arange(len(rows), device=rows.device)
     zero = torch.zeros_like(number)
     return Context(rows=number, conversation=number, position=zero, speaker=zero)

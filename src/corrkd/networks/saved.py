@@ -67,7 +67,7 @@ class _ModalityCard(_Strict):
 
 
 class _Card(_Strict):
-    """What a model's card may hold; `network`, `target` and `evaluated` have types of their own."""
+    """The content of a model's card; `network`, `target` and `evaluated` have further types."""
 
     format: Literal[1]
     corrkd: str = ""
@@ -93,8 +93,7 @@ class SavedNetwork:
         target: what it predicts.
         frames: the most frames T_m by modality in the data.
         missing: what training samples lack anyway: a share of frames, by modality, and over the
-            modalities that a sample has, of which no more is missing in 19 of 20 samples; None: not
-            known.
+            modalities that a sample has, the 95th percentile over samples; None: not recorded.
         about: plain facts: role, seed, epoch, selection rule, data's name and SHA-256, versions,
             history.
         evaluated: what its evaluation found out; None before there was one.

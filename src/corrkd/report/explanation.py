@@ -14,8 +14,8 @@ from matplotlib.ticker import MaxNLocator
 
 from corrkd.evaluation.explain import Explanation
 
-# Okabe and Ito's blue and orange: told apart by every kind of colour vision, and dark and light
-# where there is no colour.
+# Okabe and Ito's blue and orange: distinguishable with every kind of colour vision, and dark and
+# light where there is no colour.
 FOR, AGAINST, INK, FAINT = "#0072B2", "#E69F00", "#444444", "#888888"
 GONE: dict[str, Any] = {
     "facecolor": "#EFEFEF",

@@ -25,8 +25,8 @@ from corrkd.missing.conditions import COMPLETE, missing_subsets
 from corrkd.report import tables
 from corrkd.report.run_folder import FEW_ARMS, TEACHER, AbsentError, RunFolder
 
-# Okabe and Ito's palette, told apart by every kind of colour vision; methods and classes differ in
-# line or marker as well.
+# Okabe and Ito's palette, distinguishable with every kind of colour vision; methods and classes
+# differ in line or marker as well.
 BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, GREY = (
     "#0072B2",
     "#D55E00",
@@ -55,7 +55,7 @@ OTHERS = (
     "#999933",
     GREEN,
     VERMILION,
-)  # of methods without a look of their own
+)  # of methods without a fixed style
 WIDTH = 8.4  # inches, of the figures that span the page
 POINTS = 600  # of a projection: enough to see the clusters, few enough for t-SNE to take a second
 
@@ -115,7 +115,7 @@ def picture(name: str, caption: str, alt: str, figure: Figure) -> Picture:
 
 
 def looks(run: RunFolder, methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """How each method's curve looks; methods without a look of their own take colours and markers
+    """How each method's curve looks; methods without a fixed style take colours and markers
     in turn.
     """
     fixed: dict[Any, dict[str, Any]] = {
@@ -150,7 +150,7 @@ def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], **loca
 
 def ratio_curves(run: RunFolder, methods: Sequence[str] | None = None) -> Picture:
     """Weighted F1 against the share of missing frames with floors and ceiling: means, and 95 %
-    bands where these can be told apart.
+    bands where these can be distinguished.
 
     `methods`: the trained ones to show; default: all.
     """
@@ -361,8 +361,10 @@ def scores(run: RunFolder) -> Picture:
             conditions,
             strict=True,
         ):
-            own = rows[rows["condition"] == condition]
-            axes.scatter(own["target"], own["prediction"], s=7, color=BLUE, alpha=0.4, linewidth=0)
+            selected = rows[rows["condition"] == condition]
+            axes.scatter(
+                selected["target"], selected["prediction"], s=7, color=BLUE, alpha=0.4, linewidth=0
+            )
             low, high = rows["target"].min(), rows["target"].max()
             axes.plot([low, high], [low, high], color=GREY, linewidth=0.8)
             axes.set(xlabel="True score", title=wrapped(f"Available: {condition}", 30))
@@ -402,10 +404,10 @@ def reliability(run: RunFolder) -> Picture:
         ):
             axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
             for method, look in looks(run, titles).items():
-                own = rows[(rows["method"] == method) & (rows["condition"] == condition)]
-                share = own.groupby("bin").size() / max(len(own), 1)
+                selected = rows[(rows["method"] == method) & (rows["condition"] == condition)]
+                share = selected.groupby("bin").size() / max(len(selected), 1)
                 share = share[share >= 0.01]
-                bins = own.groupby("bin")[["confidence", "right"]].mean().loc[share.index]
+                bins = selected.groupby("bin")[["confidence", "right"]].mean().loc[share.index]
                 drawn[method] = axes.plot(
                     bins["confidence"],
                     bins["right"],

@@ -305,7 +305,7 @@ class RunFolder:
 
     @property
     def has_few_arms(self) -> bool:
-        """Whether each arm can have a panel of its own."""
+        """Whether there are few enough arms for a panel each."""
         return len(self.card.methods) <= FEW_ARMS
 
     @property

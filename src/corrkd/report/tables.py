@@ -531,9 +531,9 @@ def coverage_by_group(run: RunFolder) -> Table:
     headings = subset_headings(run)
     blocks = {}
     for condition, heading in headings.items():
-        own = rows[rows["condition"] == condition]
-        if len(own):
-            shares = 100 * own.groupby("group")["coverage"].mean()
+        of_condition = rows[rows["condition"] == condition]
+        if len(of_condition):
+            shares = 100 * of_condition.groupby("group")["coverage"].mean()
             blocks[heading] = {
                 "Groups": len(shares),
                 "Mean": Cell(float(shares.mean())),

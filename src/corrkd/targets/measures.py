@@ -68,7 +68,7 @@ METRICS = {
         sign=-1,
     ),
     "coverage": Metric(
-        "Samples whose truth is in the prediction set, %", "Sets that hold the truth", digits=1
+        "Samples whose truth is in the prediction set, %", "Coverage of the sets", digits=1
     ),
     "set_size": Metric("Size of the prediction set", "Size of a set", scale=1.0),
     "mae": Metric(

@@ -21,7 +21,7 @@ class Family(Enum):
 
     SUBSETS: by available modalities, with their average ("Avg.").
     RATIOS: by the share of missing frames, `ratio`, as a curve with the area under it.
-    OTHERS: in a table of their own. They rate no predictions: samples of users are like one of the
+    OTHERS: in a separate table. They rate no predictions: samples of users are like one of the
     others.
     """
 

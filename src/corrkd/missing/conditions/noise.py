@@ -1,4 +1,4 @@
-"""Noise: frames are replaced, and the network is not told."""
+"""Noise: frames are replaced and still count as visible."""
 
 from __future__ import annotations
 
