@@ -59,17 +59,19 @@ def face_frames(
         width: number of features.
         measure: yields the features of the face in each picture, or None.
     """
-    watched = [_Watched(clip, width) for clip in clips]
-    steps = ((seen, step) for seen in watched for step in range(seen.num_pictures))
-    rows = measure(chain.from_iterable(seen.with_faces() for seen in watched))
-    for (seen, step), row in zip(steps, rows, strict=True):
+    collectors = [_FaceFrames(clip, width) for clip in clips]
+    steps = (
+        (collector, step) for collector in collectors for step in range(collector.num_pictures)
+    )
+    rows = measure(chain.from_iterable(collector.with_faces() for collector in collectors))
+    for (collector, step), row in zip(steps, rows, strict=True):
         if row is not None:
-            seen.values[step], seen.present[step] = row, True
-    return [seen.frames() for seen in watched]
+            collector.values[step], collector.present[step] = row, True
+    return [collector.frames() for collector in collectors]
 
 
-class _Watched:
-    """The steps of a clip while its pictures are looked at."""
+class _FaceFrames:
+    """Collects the features of the faces of a clip."""
 
     def __init__(self, clip: Clip, width: int) -> None:
         recording = clip.recording
