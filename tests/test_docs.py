@@ -302,8 +302,8 @@ def test_the_plans_of_our_results_are_plans() -> None:
     assert set(built_in.arms) == set(GROUPS["all"])
     real = load_plan(ROOT / "benchmarks" / "comparison-real.yaml").datasets
     assert set(real) == {"hazumi-small", "mosi", "pom"}
-    for part in real.values():
-        assert set(part.arms) == {*GROUPS["paper"], *GROUPS["controls"], "hrlf-teacher"}
+    for dataset in real.values():
+        assert set(dataset.arms) == {*GROUPS["paper"], *GROUPS["controls"], "hrlf-teacher"}
 
 
 @pages

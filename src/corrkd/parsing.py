@@ -74,8 +74,8 @@ def first_fault(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(map(str, first["loc"]))[:120] or "the file"
     value = first["input"]
-    shown = "" if isinstance(value, Mapping | BaseModel) else f" (given: {quoted(value)})"
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}{shown}"
+    suffix = "" if isinstance(value, Mapping | BaseModel) else f" (given: {quoted(value)})"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}{suffix}"
 
 
 def read_text(path: Path, largest: int) -> str:

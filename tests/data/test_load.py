@@ -183,14 +183,14 @@ def test_whatever_stands_in_a_file_ends_in_a_dataset_or_one_line(
 
 def small_split(**changes: Any) -> Split:
     """Two samples of 2 and 1 frames."""
-    parts: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "frames": {"audio": np.array([[[1.0], [2.0]], [[3.0], [0.0]]], np.float32)},
         "lengths": {"audio": np.array([2, 1])},
         "present": {"audio": np.array([[True, True], [True, False]])},
         "ids": np.array(["a", "b"]),
         "labels": np.array([0, 1]),
     }
-    return Split(**parts | changes)
+    return Split(**fields | changes)
 
 
 def with_value(sample: int, frame: int, value: float) -> Split:

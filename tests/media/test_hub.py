@@ -266,13 +266,13 @@ def test_clips_read_together_are_as_each_alone(
     together = extract_together([(path, "") for path in clips], settings)
     hook.remove()
     assert len(calls) == num_calls
-    for one, several in zip(alone, together, strict=True):
-        frames = several.frames[modality]
-        np.testing.assert_array_equal(frames.present, one.present)
-        np.testing.assert_array_equal(frames.times, one.times)
-        assert frames.missing == one.missing
-        np.testing.assert_allclose(frames.values, one.values, atol=2e-5)
-    assert sum(one.present.any() for one in alone) >= 2
+    for expected, features in zip(alone, together, strict=True):
+        frames = features.frames[modality]
+        np.testing.assert_array_equal(frames.present, expected.present)
+        np.testing.assert_array_equal(frames.times, expected.times)
+        assert frames.missing == expected.missing
+        np.testing.assert_allclose(frames.values, expected.values, atol=2e-5)
+    assert sum(frames.present.any() for frames in alone) >= 2
 
 
 def test_a_folder_is_read_in_batches(models: Path, clips: list[Path], tmp_path: Path) -> None:

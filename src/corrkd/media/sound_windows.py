@@ -70,10 +70,10 @@ def windows(recording: Recording, core: int, context: int, index: int = 0) -> It
         start += len(sound.samples)
 
 
-def together(parts: Iterator[Window], most: int, *, any_length: bool) -> Iterator[list[Window]]:
+def together(in_order: Iterator[Window], most: int, *, any_length: bool) -> Iterator[list[Window]]:
     """Yield batches of at most `most` consecutive windows, of equal length unless `any_length`."""
     batch: list[Window] = []
-    for window in parts:
+    for window in in_order:
         fits = any_length or not batch or len(window.samples) == len(batch[0].samples)
         if len(batch) == most or not fits:
             yield batch
@@ -148,11 +148,11 @@ class SpeechModel:
                 None.
         """
         alone = self._device == "cpu" and len(recordings) == 1
-        parts = chain.from_iterable(
+        in_order = chain.from_iterable(
             windows(recording, *self._sizes, index) for index, recording in enumerate(recordings)
         )
         for batch in together(
-            parts,
+            in_order,
             1 if alone else WINDOWS_TOGETHER,
             any_length=self._fills > 0 or self._masks_padding,
         ):
@@ -182,8 +182,8 @@ class SpeechModel:
         counts = [values.shape[1]] * len(batch)
         if padded:
             counts = self._model._get_feat_extract_output_lengths(torch.tensor(lengths)).tolist()
+        # The states of a model that fills its windows cover the filling too.
         return [
-            # a model that fills its windows reads the filling too
             _inside(window, states[:count], max(length, self._fills))
             for window, states, count, length in zip(batch, values, counts, lengths, strict=True)
         ]

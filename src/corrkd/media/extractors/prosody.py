@@ -79,8 +79,8 @@ def _in_context(blocks: Iterator[Sound]) -> Iterator[tuple[FloatArray, Sound]]:
     for sound, following in pairwise(chain(blocks, [None])):
         assert sound is not None
         # the last step may be shorter
-        whole = -(-len(sound.samples) // STEP_SAMPLES) * STEP_SAMPLES
-        padded = np.pad(sound.samples, (0, whole - len(sound.samples)))
+        num_samples = -(-len(sound.samples) // STEP_SAMPLES) * STEP_SAMPLES
+        padded = np.pad(sound.samples, (0, num_samples - len(sound.samples)))
         after = np.zeros(AFTER, np.float32) if following is None else following.samples[:AFTER]
         after = np.pad(after, (0, AFTER - len(after)))
         yield np.concatenate([before, padded, after]), sound
