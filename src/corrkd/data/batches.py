@@ -183,16 +183,24 @@ class Samples:
             if self.resident
             else {}
         )
-        self.base, self.base_rows = self, torch.arange(len(self.kept), device=device)
+        # None for itself: a reference to itself would keep a split in memory after its last use.
+        self._base: Samples | None = None
+        self.base_rows = torch.arange(len(self.kept), device=device)
 
     def __len__(self) -> int:
         return len(self.kept)
+
+    @property
+    def base(self) -> Samples:
+        """The samples that a subset was taken from, which store its frames; else themselves."""
+        return self if self._base is None else self._base
 
     def subset(self, rows: Tensor) -> Samples:
         """Return the samples at `rows`, in that order, with the same normalisation. Frames are
         stored once: in `base`, at `base_rows`.
         """
         subset = copy(self)
+        subset._base = self.base
         subset.kept, subset.ids = self.kept[rows.cpu().numpy()], self.ids[rows.cpu().numpy()]
         subset.targets, subset.keys = self.targets[rows], self.keys[rows]
         subset.exists = {m: x[rows] for m, x in self.exists.items()}
