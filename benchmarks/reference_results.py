@@ -89,8 +89,7 @@ def make(folder: Path, data: str | None, only: str | None) -> None:
     for name, command in commands(folder, data).items():
         if only in (None, name):
             subprocess.run(
-                [sys.executable, "-m", "corrkd", *command, "--out", str(folder / name)],
-                check=True,
+                [sys.executable, "-m", "corrkd", *command, "--out", str(folder / name)], check=True
             )
 
 

@@ -82,11 +82,7 @@ def set_rows(key: str, split: str, value: Any) -> Callable[[Arrays], None]:
         (set_rows("scores", "train", 1.0), "binary-nonzero", "no sample of class 'negative'"),
         (set_rows("scores", "train", 0.0), "binary-nonzero", "no sample is left"),
         (set_rows("audio", "train", 2.0), "classes", "modality audio is constant"),
-        (
-            lambda a: a.update(audio=np.full((60, 4, 3), np.nan)),
-            "classes",
-            "no frame is present",
-        ),
+        (lambda a: a.update(audio=np.full((60, 4, 3), np.nan)), "classes", "no frame is present"),
         (lambda a: a.update(audio=np.zeros((60, 4, 0))), "classes", "zero width"),
         (lambda a: a.update(audio=np.zeros((60, 4, 3))), "classes", "audio"),
         (lambda a: a.update(audio_lengths=np.arange(59)), "classes", "lengths"),
@@ -198,12 +194,7 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
 
     strange = tmp_path / "strange.ckpt"
     torch.save({"method": {}, "progress": {}, "optimizer": {}, "scheduler": {}}, strange)
-    for content in (
-        b"",
-        whole[: len(whole) // 2],
-        pickle.dumps(os.system),
-        strange.read_bytes(),
-    ):
+    for content in (b"", whole[: len(whole) // 2], pickle.dumps(os.system), strange.read_bytes()):
         path.write_bytes(content)
         line = corrkd("resume", out, report=False).line
         assert "student.ckpt" in line

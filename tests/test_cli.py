@@ -36,10 +36,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_version_and_help() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "corrkd", "--version"],
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-m", "corrkd", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout == f"corrkd {package.__version__}\n"
     assert done.stderr == ""
@@ -107,13 +104,7 @@ def test_every_command_that_computes_takes_a_device() -> None:
 
 @pytest.mark.parametrize(
     ("text", "seeds"),
-    [
-        ("3", [0, 1, 2]),
-        ("3,", [3]),
-        ("0,3,7", [0, 3, 7]),
-        ("0, 3,", [0, 3]),
-        ("0,", [0]),
-    ],
+    [("3", [0, 1, 2]), ("3,", [3]), ("0,3,7", [0, 3, 7]), ("0, 3,", [0, 3]), ("0,", [0])],
 )
 def test_seeds(text: str, seeds: list[int]) -> None:
     assert cli.seeds_of(text) == seeds

@@ -53,11 +53,7 @@ def read(
             padded, lengths = pad(where, [sample[key] for sample in samples])
             raw[split].frames[modality], raw[split].lengths[modality] = padded, lengths
     return assemble(
-        name,
-        raw,
-        options,
-        layout="list of samples",
-        lengths_note="number of frames of each sample",
+        name, raw, options, layout="list of samples", lengths_note="number of frames of each sample"
     )
 
 

@@ -58,10 +58,7 @@ def train_direction(settings: corrkd.Settings, run: corrkd.Run, seed: int = 0) -
     teacher = load_network(folder).network.to(experiment.device)
     torch.manual_seed(derived_seed(seed, "init", "student"))  # as student and control began
     network = build_network(
-        experiment.target,
-        samples.widths,
-        experiment.frames,
-        settings.student.network.options,
+        experiment.target, samples.widths, experiment.frames, settings.student.network.options
     )
     trained = train(
         Direction(network, teachers=teacher_outputs(teacher, samples)),

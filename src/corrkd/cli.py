@@ -43,9 +43,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 data_app = typer.Typer(
-    help="Inspect, convert or fetch datasets.",
-    invoke_without_command=True,
-    rich_markup_mode=None,
+    help="Inspect, convert or fetch datasets.", invoke_without_command=True, rich_markup_mode=None
 )
 app.add_typer(data_app, name="data")
 fetch_app = typer.Typer(
@@ -435,10 +433,7 @@ def evaluate(
 
 @command(app.command)
 def predict(
-    model: Annotated[
-        str,
-        typer.Argument(help=MODEL_HELP),
-    ],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     clips: Annotated[
         list[Path] | None,
         typer.Argument(help="Recordings, for a model trained on features of `corrkd features`."),
@@ -541,10 +536,7 @@ def _predict_clips(predictor: Any, clips: list[Path], out: Path | None, reporter
 
 @command(app.command)
 def serve(
-    model: Annotated[
-        str,
-        typer.Argument(help=MODEL_HELP),
-    ],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0: all addresses of this machine.")
     ] = "127.0.0.1",
@@ -601,8 +593,7 @@ def serve(
     body_seconds: Annotated[
         float,
         typer.Option(
-            min=0.1,
-            help="Seconds for a request to arrive, and for the client to read the answer.",
+            min=0.1, help="Seconds for a request to arrive, and for the client to read the answer."
         ),
     ] = 10.0,
     max_clip: Annotated[
@@ -690,10 +681,7 @@ def serve(
 
 @command(app.command)
 def export(
-    model: Annotated[
-        str,
-        typer.Argument(help=MODEL_HELP),
-    ],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     folder: Annotated[
         Path, typer.Argument(help="New folder for model.onnx, card.json and predict.py.")
     ],
@@ -709,8 +697,7 @@ def export(
         str, typer.Option(help="train, valid or test; all for a file without splits.")
     ] = "test",
     samples: Annotated[
-        int,
-        typer.Option(min=1, help="Samples compared under each condition, drawn anew for each."),
+        int, typer.Option(min=1, help="Samples compared under each condition, drawn anew for each.")
     ] = 64,
     max_frames: Annotated[
         int | None,
@@ -860,8 +847,7 @@ def tune(
         int, typer.Option(min=1, help="Trials per method; the first has its defaults.")
     ] = 8,
     jobs: Annotated[
-        int,
-        typer.Option("--jobs", min=1, help="Trainings in parallel, each in its own process."),
+        int, typer.Option("--jobs", min=1, help="Trainings in parallel, each in its own process.")
     ] = 1,
     device: SettingsDeviceOption = None,
     out: Annotated[
@@ -943,11 +929,7 @@ def features(
     ] = "auto",
     jobs: Annotated[
         int,
-        typer.Option(
-            "--jobs",
-            min=1,
-            help="Number of worker processes; does not change results.",
-        ),
+        typer.Option("--jobs", min=1, help="Number of worker processes; does not change results."),
     ] = 1,
     batch: Annotated[
         int | None,
@@ -1007,11 +989,7 @@ def features(
             task.step(note=clip.title)
 
         done = work.run(
-            jobs=jobs,
-            batch=batch,
-            backend=check_backend(backend),
-            address=address,
-            on_clip=on_clip,
+            jobs=jobs, batch=batch, backend=check_backend(backend), address=address, on_clip=on_clip
         )
     print(f"{out}: {summary(done, work.description)}")
     if done.failures:
@@ -1057,8 +1035,7 @@ def zoo(
     folder: Annotated[
         Path | None,
         typer.Option(
-            "--folder",
-            help="Folder of a zoo; default: the one in CORRKD_ZOO, and the package's.",
+            "--folder", help="Folder of a zoo; default: the one in CORRKD_ZOO, and the package's."
         ),
     ] = None,
 ) -> None:
@@ -1076,9 +1053,7 @@ def zoo(
 
 @command(data_app.command)
 def inspect(
-    file: Annotated[str, typer.Argument(help="Dataset file or folder.")],
-    *,
-    reading: ReadingOptions,
+    file: Annotated[str, typer.Argument(help="Dataset file or folder.")], *, reading: ReadingOptions
 ) -> None:
     """Describe a dataset: shapes, labels, missing data.
 

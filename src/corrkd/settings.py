@@ -229,8 +229,7 @@ class MissingSettings(Strict):
     """
 
     modality: Probability = Field(
-        0.3,
-        description="probability that a modality is missing entirely, each by itself [open]",
+        0.3, description="probability that a modality is missing entirely, each by itself [open]"
     )
     frames_low: Probability = Field(
         0.0, description="lowest ratio of dropped frames, drawn per sample and modality [open]"

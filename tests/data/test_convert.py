@@ -22,14 +22,7 @@ from .readers.samples import mmsa, mult, write_pickle
 
 
 def assert_same(a: MultimodalDataset, b: MultimodalDataset) -> None:
-    for field in (
-        "name",
-        "class_names",
-        "question_names",
-        "score_range",
-        "layout",
-        "missing_rule",
-    ):
+    for field in ("name", "class_names", "question_names", "score_range", "layout", "missing_rule"):
         assert getattr(a, field) == getattr(b, field), field
     assert a.modalities == b.modalities
     assert list(a.splits) == list(b.splits)

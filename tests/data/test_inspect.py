@@ -79,11 +79,7 @@ def test_scores_alone() -> None:
     likert = replace(signed, scores=np.array([1.0, 2.2, 3, 3] * 12))
     assert inspect(MultimodalDataset(name="x", splits={"train": likert})).splits[
         "train"
-    ].histogram == {
-        "1": 12,
-        "2": 12,
-        "3": 24,
-    }
+    ].histogram == {"1": 12, "2": 12, "3": 24}
 
 
 def test_neither_labels_nor_scores(tmp_path: Path) -> None:

@@ -107,10 +107,7 @@ def test_bytearrays_come_back_as_bytes(tmp_path: Path) -> None:
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         assert safe_pickle.load(
             write(tmp_path, pickle.dumps([bytearray(b"\xffa"), bytearray()], protocol))
-        ) == [
-            b"\xffa",
-            b"",
-        ]
+        ) == [b"\xffa", b""]
 
 
 def test_shared_parts_stay_shared(tmp_path: Path) -> None:

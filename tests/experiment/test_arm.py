@@ -89,13 +89,7 @@ def test_an_arm_is_taught_by_the_teacher_or_by_the_arm_that_its_method_names() -
     assert [
         resolve(name, ArmSettings(), RUN).taught_by
         for name in ("corrkd", "kl", "hrlf", "gcnet", "teacher")
-    ] == [
-        "teacher",
-        "teacher",
-        "hrlf-teacher",
-        None,
-        None,
-    ]
+    ] == ["teacher", "teacher", "hrlf-teacher", None, None]
     # Where the run's student is HRLF's, its teacher is the run's; others are taught by that one,
     # too.
     assert (

@@ -114,12 +114,7 @@ def test_a_notebook_has_one_line_for_each_task(
 
 @pytest.mark.parametrize(
     ("terminal", "asked", "quiet"),
-    [
-        (False, None, True),
-        (False, True, False),
-        (True, None, False),
-        (True, False, True),
-    ],
+    [(False, None, True), (False, True, False), (True, None, False), (True, False, True)],
 )
 def test_who_is_told(
     terminal: bool, asked: bool | None, quiet: bool, monkeypatch: pytest.MonkeyPatch

@@ -230,8 +230,7 @@ def test_a_killing_clip_takes_no_other_of_its_batch_with_it(
         other, other_row = everything[name]
         for m, lengths in split.lengths.items():
             np.testing.assert_array_equal(
-                split.frames[m][row, : lengths[row]],
-                other.frames[m][other_row, : lengths[row]],
+                split.frames[m][row, : lengths[row]], other.frames[m][other_row, : lengths[row]]
             )
 
 

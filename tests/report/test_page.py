@@ -285,7 +285,7 @@ def test_a_folder_of_version_01_is_refused_in_one_line(tmp_path: Path, name: str
                         "method": "kl",
                         "kind": "method",
                         "trains_on": "complete",
-                    },
+                    }
                 ]
             },
             "methods.0.name: a name of a folder, which",

@@ -649,8 +649,7 @@ def test_an_output_that_is_there(tmp_path: Path) -> None:
     predictor, dataset, out = Predictor(student()), dataset_of(), tmp_path / "p.csv"
     out.write_text("mine")
     with pytest.raises(
-        CorrKDError,
-        match=r"p.csv: already exists; choose another file, or replace it with --over",
+        CorrKDError, match=r"p.csv: already exists; choose another file, or replace it with --over"
     ):
         predict_file(predictor, dataset, out)
     with pytest.raises(KeyboardInterrupt):

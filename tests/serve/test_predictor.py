@@ -236,10 +236,7 @@ BAD: list[tuple[Any, str]] = [
     ({"smell": [[1.0]]}, "'smell' is not a modality of this model; it has language, audio, vision"),
     ({"language": np.zeros((2, 4))}, r"language: shape \(2, 4\), expected \(frames, 5\)"),
     ({"language": np.zeros((1, 2, 5))}, r"language: shape \(1, 2, 5\)"),
-    (
-        {"language": np.zeros((0, 5))},
-        "language: no frames; for a missing modality use null",
-    ),
+    ({"language": np.zeros((0, 5))}, "language: no frames; for a missing modality use null"),
     ({"language": []}, "language: no frames"),
     ({"audio": [[1.0, 2.0, math.nan]]}, "audio: NaN or infinite values in frame 0"),
     ({"audio": [[0.0, 0.0, 0.0], [1e300, 0.0, 0.0]]}, "audio: NaN or infinite values in frame 1"),

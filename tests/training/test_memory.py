@@ -59,8 +59,7 @@ def test_measuring_changes_nothing_of_the_training() -> None:
 
 
 @pytest.mark.parametrize(
-    ("each", "free", "count"),
-    [(10, 1000, MOST_STACKED), (100, 1000, 8), (1000, 1000, 1)],
+    ("each", "free", "count"), [(10, 1000, MOST_STACKED), (100, 1000, 8), (1000, 1000, 1)]
 )
 def test_as_many_as_fit(each: int, free: int, count: int) -> None:
     assert fitting(each, free) == count

@@ -54,7 +54,7 @@ VARIANTS = {
             "forward": 10.0,
             "backward": 10.0,
         },
-    ),
+    )
 }
 BASELINES = ("self-mm", "cubemlp", "dmd", "mctn", "transm", "smil", "gcnet")
 CONTROLS = ("late-fusion", TEACHER, WITHOUT_TEACHER, "kl", "feature-mse")

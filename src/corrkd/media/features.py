@@ -300,9 +300,7 @@ def settings_of(
     for m, extractor in described.modalities.items():
         _check_same(f"{where}: its {m} was extracted by", extractor, present.modalities[m])
     _check_same(
-        f"{where}: its words were transcribed by",
-        described.transcriber,
-        present.transcriber,
+        f"{where}: its words were transcribed by", described.transcriber, present.transcriber
     )
     _check_same(f"{where}: its words got their times from", described.aligner, present.aligner)
     # The libraries of modalities that the model does not use do not matter.

@@ -53,11 +53,7 @@ FILES = {
 
 
 def write_report(
-    out: Path,
-    *,
-    condition: str | None = None,
-    draws: int = DRAWS,
-    reference: str | None = None,
+    out: Path, *, condition: str | None = None, draws: int = DRAWS, reference: str | None = None
 ) -> Path:
     """Make report.html, report.md, tables/ (CSV, LaTeX) and figures/ (SVG, PNG) in a plan's folder,
     from that folder alone.

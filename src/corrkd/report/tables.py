@@ -565,10 +565,7 @@ def data(run: RunFolder) -> Table:
         else "by class"
     )
     return Table(
-        "data",
-        f"Samples in each split, {what}.",
-        "Split",
-        {"": frame.where(frame.notna(), None)},
+        "data", f"Samples in each split, {what}.", "Split", {"": frame.where(frame.notna(), None)}
     )
 
 
@@ -577,10 +574,7 @@ def missing_frames(run: RunFolder) -> Table:
     rows: dict[str, dict[str, object]] = {}
     for m, splits in run.card.dataset.missing_frames.items():
         for split, count in splits.items():
-            reasons = {
-                **count.reasons,
-                "other": count.missing - sum(count.reasons.values()),
-            }
+            reasons = {**count.reasons, "other": count.missing - sum(count.reasons.values())}
             percent = {
                 reason: 100 * n / max(1, count.frames) for reason, n in reasons.items() if n > 0
             }

@@ -159,12 +159,7 @@ def resolve(path: str | Path) -> Path:
 
 
 def add(
-    folder: str | Path,
-    *,
-    description: str,
-    data_licence: str,
-    preset: str = "",
-    hub: str = "",
+    folder: str | Path, *, description: str, data_licence: str, preset: str = "", hub: str = ""
 ) -> Student:
     """Add a student to the manifest of the zoo that contains its folder. An entry of the same name
     is replaced.
