@@ -74,6 +74,13 @@ class Split:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __repr__(self) -> str:
+        frames = ", ".join(f"{m} {x.shape[1]} × {x.shape[2]}" for m, x in self.frames.items())
+        targets = [name for name in ("scores", "labels") if getattr(self, name) is not None]
+        groups = [f"{len(np.unique(x))} {name}s" for name, x in self.groups.items()]
+        listed = "; ".join(", ".join(names) for names in (targets, groups) if names)
+        return f"Split({len(self)} samples; {frames}; {listed or 'no targets'})"
+
     def exists(self, modality: str) -> BoolArray:
         """Return which frames are not padding, (N, T_m)."""
         return np.arange(self.frames[modality].shape[1])[None, :] < self.lengths[modality][:, None]
@@ -164,6 +171,10 @@ class MultimodalDataset:
                     f"dataset {self.name}: split {name} has modalities {shape}, another split "
                     f"has {first}"
                 )
+
+    def __repr__(self) -> str:
+        splits = "".join(f"\n  {name}: {split!r}" for name, split in self.splits.items())
+        return f"MultimodalDataset {self.name} ({self.layout}){splits}"
 
     @property
     def modalities(self) -> tuple[str, ...]:

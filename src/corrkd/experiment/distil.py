@@ -74,6 +74,10 @@ class Distilled:
     teachers: TeacherOutputs
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        notes = "".join(f"; {note}" for note in self.notes)
+        return f"Distilled({self.student!r}; {len(self.history)} epochs{notes})"
+
 
 def distil(
     student: nn.Module | str,

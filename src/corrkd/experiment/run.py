@@ -76,6 +76,11 @@ class Run:
     results: pd.DataFrame
     failures: list[Failure]
 
+    def __repr__(self) -> str:
+        methods = ", ".join(self.results["method"].drop_duplicates())
+        failures = f"; failed: {len(self.failures)}" if self.failures else ""
+        return f"Run({self.folder}: {methods or 'not evaluated'}{failures})"
+
     def average(self, metric: str = "weighted_f1") -> pd.Series[float]:
         """Return the mean of a metric over the missing subsets ("Avg.") and seeds, by method; with
         several datasets, by dataset and method.

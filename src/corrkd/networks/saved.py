@@ -107,6 +107,15 @@ class SavedNetwork:
     about: Mapping[str, Any] = field(default_factory=dict)
     evaluated: Evaluated | None = None
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{m} {self.frames[m]} × {d}" for m, d in self.widths.items())
+        parameters = sum(p.numel() for p in self.network.parameters())
+        facts = ", ".join(f"{k} {self.about[k]}" for k in ("role", "seed") if k in self.about)
+        return (
+            f"SavedNetwork({self.network.name}, {parameters:,} parameters; {sizes}; "
+            f"{', '.join(self.target.output_names)}{facts and '; ' + facts})"
+        )
+
     @property
     def modalities(self) -> tuple[str, ...]:
         """Names of the modalities, in the order of H."""

@@ -80,6 +80,9 @@ class Predictor(
                 f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}"
             ) from None
 
+    def __repr__(self) -> str:
+        return f"Predictor({self.saved!r}, device={str(self.device)!r})"
+
     # ----------------------------------------------------------------------------------------------
     # prediction
 
