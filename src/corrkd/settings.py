@@ -42,6 +42,7 @@ STANDARD_CONDITIONS = {
     "late": [],
     "noise": [],
     "natural": True,
+    "intact": True,
     "absent": [],
 }
 

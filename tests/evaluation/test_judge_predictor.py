@@ -31,6 +31,7 @@ CONDITIONS = [
     "late-0.5",
     "noise-0.4",
     "natural",
+    "intact",
 ]
 SMALL = NetworkSettings(width=8, heads=2, layers=1, feedforward=8)
 Arrays = Mapping[str, np.ndarray]

@@ -108,18 +108,20 @@ def test_batch_size_changes_only_rounding_and_mode_is_kept() -> None:
     assert network.training
 
 
-def test_natural_takes_only_the_samples_that_the_data_leaves_incomplete() -> None:
+def test_natural_and_intact_divide_the_samples_by_what_the_data_lacks() -> None:
     dataset = make_dataset()
     present = dataset.splits["test"].present["audio"]
     present[[3, 8], 0] = False
     samples = make_samples(dataset, "test")
     network = fresh(samples)
-    natural, complete = sweep(
+    natural, intact, complete = sweep(
         network,
         samples,
-        [condition("natural", samples.modalities), condition("complete", samples.modalities)],
+        [condition(name, samples.modalities) for name in ("natural", "intact", "complete")],
     )
     assert natural.rows.tolist() == [3, 8]
+    assert intact.rows.tolist() == [row for row in range(len(samples)) if row not in (3, 8)]
+    np.testing.assert_array_equal(intact.response, complete.response[intact.rows])
     np.testing.assert_array_equal(natural.response, complete.response[[3, 8]])
 
 

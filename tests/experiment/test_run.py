@@ -91,7 +91,7 @@ def test_results_are_tidy_and_complete(finished: Path) -> None:
     assert not table.duplicated(COLUMNS[:-1]).any()
     experiment = prepare(corrkd.load_settings(dataset_in(finished) / "settings.yaml"))
     expected = {(c.name, draw) for c in experiment.conditions() for draw in range(c.draws)}
-    assert ("natural", 0) in expected
+    assert {("natural", 0), ("intact", 0)} <= expected
     assert ("ratio-0.5", 1) in expected
     metrics = {f"f1/{name}" for name in ("negative", "neutral", "positive")}
     metrics |= {"weighted_f1", "accuracy", "unweighted_accuracy", "ece", "ece_calibrated"}
@@ -114,7 +114,7 @@ def test_results_are_those_of_the_predictions(finished: Path) -> None:
     results = read(finished).set_index(["method", "seed", "condition", "draw", "metric"])["value"]
     predictions = predictions_of(finished, 1)
     groups = predictions.groupby(["method", "condition", "draw"])
-    assert len(groups) == 3 * 14
+    assert len(groups) == 3 * 15
     for (method, condition, draw), rows in groups:
         key = (method, "1", condition, draw)
         expected = f1_score(rows["target"], rows["prediction"], average="weighted", zero_division=0)
@@ -127,13 +127,18 @@ def test_results_are_those_of_the_predictions(finished: Path) -> None:
     assert results["student", "1", "average", 0, "weighted_f1"] == pytest.approx(mean, abs=1e-12)
 
 
-def test_natural_is_the_samples_that_the_data_leaves_incomplete(finished: Path) -> None:
+def test_natural_and_intact_are_the_samples_incomplete_and_complete_in_the_data(
+    finished: Path,
+) -> None:
     dataset = prepare(corrkd.load_settings(dataset_in(finished) / "settings.yaml")).dataset
     test = dataset.split("test")
     incomplete = set(test.ids[test.naturally_incomplete()])
     assert 0 < len(incomplete) < len(test)
     predictions = predictions_of(finished, 0)
     assert set(predictions[predictions["condition"] == "natural"]["id"]) == incomplete
+    assert (
+        set(predictions[predictions["condition"] == "intact"]["id"]) == set(test.ids) - incomplete
+    )
     assert set(predictions[predictions["condition"] == "complete"]["id"]) == set(test.ids)
 
 

@@ -91,6 +91,19 @@ def test_nothing_random_is_drawn_once() -> None:
     assert "natural" not in chosen
 
 
+@pytest.mark.parametrize(
+    ("incomplete", "intact", "expected"),
+    [(True, True, {"natural", "intact"}), (True, False, {"natural"}), (False, True, set())],
+)
+def test_samples_are_divided_only_where_some_are_incomplete(
+    incomplete: bool, intact: bool, expected: set[str]
+) -> None:
+    conditions = standard_conditions(
+        NAMES, EvaluationSettings(), naturally_incomplete=incomplete, intact=intact
+    )
+    assert {c.name for c in conditions} & {"natural", "intact"} == expected
+
+
 def test_all_is_dropped_at_one_and_nothing_at_zero() -> None:
     samples = make_samples(make_dataset())
     batch = samples.take(torch.arange(len(samples)))

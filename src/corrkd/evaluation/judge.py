@@ -236,18 +236,21 @@ def masks_of(
 
 def conditions_of(samples: Samples, names: Sequence[str] | None, draws: int) -> Sequence[Condition]:
     """The conditions of those names, or the standard ones."""
-    incomplete = bool(samples.incomplete.any())
+    incomplete = samples.incomplete.cpu().numpy()
     if names is not None:
         chosen = named_conditions(names, samples.modalities, draws)
-        if not chosen or (not incomplete and any(c.incomplete_samples_only for c in chosen)):
-            raise CorrKDError(
-                "conditions: none named"
-                if not chosen
-                else "conditions: no sample is naturally incomplete"
-            )
+        if not chosen:
+            raise CorrKDError("conditions: none named")
+        for c in chosen:
+            if not len(c.tested_rows(incomplete)):
+                what = "incomplete" if c.incomplete_samples_only else "complete"
+                raise CorrKDError(f"conditions: {c.name}: no sample is naturally {what}")
         return chosen
     return standard_conditions(
-        samples.modalities, EvaluationSettings(draws=draws), naturally_incomplete=incomplete
+        samples.modalities,
+        EvaluationSettings(draws=draws),
+        naturally_incomplete=bool(incomplete.any()),
+        intact=not incomplete.all(),
     )
 
 

@@ -139,9 +139,12 @@ class Experiment:
         name = self.settings.evaluation.split
         split = self.dataset.split(name)
         counts = self.target.of(split, f"dataset {self.dataset.name}, {name}")[1]
-        incomplete = bool((split.naturally_incomplete() & counts).any())
+        incomplete = split.naturally_incomplete()[counts]
         return standard_conditions(
-            self.dataset.modalities, self.settings.evaluation, naturally_incomplete=incomplete
+            self.dataset.modalities,
+            self.settings.evaluation,
+            naturally_incomplete=bool(incomplete.any()),
+            intact=not incomplete.all(),
         )
 
     def projection(self) -> str:

@@ -351,7 +351,10 @@ def _compared(
     """Return the largest difference by condition, and the number of samples compared."""
     settings, incomplete = EvaluationSettings(draws=1), split.naturally_incomplete()
     conditions = standard_conditions(
-        tuple(split.frames), settings, naturally_incomplete=bool(incomplete.any())
+        tuple(split.frames),
+        settings,
+        naturally_incomplete=bool(incomplete.any()),
+        intact=not incomplete.all(),
     )
     out: dict[str, float] = {}
     seen: set[int] = set()

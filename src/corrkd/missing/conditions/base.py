@@ -55,6 +55,7 @@ class Condition(ABC):
             from the name.
         incomplete_samples_only: of the class: whether it is tested on those samples alone that the
             data itself leaves incomplete.
+        intact_samples_only: of the class: whether it is tested on the other samples alone.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Condition(ABC):
     removes_frames: ClassVar[bool] = True
     stores_masks: ClassVar[bool] = True
     incomplete_samples_only: ClassVar[bool] = False
+    intact_samples_only: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Make a single draw of a condition in which nothing is random."""
@@ -149,11 +151,11 @@ class Condition(ABC):
         """Return the rows of the samples that it is tested on. `incomplete`: (N,) booleans, samples
         that the data leaves incomplete.
         """
-        return (
-            np.flatnonzero(incomplete)
-            if self.incomplete_samples_only
-            else np.arange(len(incomplete))
-        )
+        if self.incomplete_samples_only:
+            return np.flatnonzero(incomplete)
+        if self.intact_samples_only:
+            return np.flatnonzero(~incomplete)
+        return np.arange(len(incomplete))
 
     def heading(self, initials: Mapping[str, str]) -> str:
         """Return the heading of its column in tables; `initials`: the abbreviation of each

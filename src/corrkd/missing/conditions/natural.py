@@ -1,4 +1,4 @@
-"""Natural missingness: what the data itself lacks."""
+"""Natural missingness: samples that the data itself leaves incomplete, and the others."""
 
 from __future__ import annotations
 
@@ -28,3 +28,12 @@ class Natural(Condition):
     def dropped(self, batch: Batch, *, seed: int, draw: int) -> dict[str, Tensor]:
         """Return the masks, which drop nothing."""
         return drop_modalities(batch.exists, self.available)
+
+
+class Intact(Natural):
+    """Nothing is dropped; only the samples that the data itself leaves complete are tested."""
+
+    kind = "intact"
+    meaning = "the samples alone that the data itself leaves complete (intact)"
+    incomplete_samples_only: ClassVar[bool] = False
+    intact_samples_only: ClassVar[bool] = True

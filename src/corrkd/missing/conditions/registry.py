@@ -26,6 +26,7 @@ BUILT_IN = {
     "late": "corrkd.missing.conditions.late:Late",
     "noise": "corrkd.missing.conditions.noise:Noise",
     "natural": "corrkd.missing.conditions.natural:Natural",
+    "intact": "corrkd.missing.conditions.natural:Intact",
     "absent": "corrkd.missing.conditions.absent:Absent",
 }
 AVERAGE, RATIOS = "average", "ratios"  # rows of results beside the conditions'
@@ -124,7 +125,11 @@ def check_settings(values: Mapping[str, Any]) -> dict[type[Condition], Any]:
 
 
 def standard_conditions(
-    modalities: Sequence[str], settings: EvaluationSettings, *, naturally_incomplete: bool
+    modalities: Sequence[str],
+    settings: EvaluationSettings,
+    *,
+    naturally_incomplete: bool,
+    intact: bool = True,
 ) -> list[Condition]:
     """Return what an evaluation runs: every subset, then what the settings ask for.
 
@@ -132,6 +137,7 @@ def standard_conditions(
         modalities: names of the dataset's modalities.
         settings: of the evaluation.
         naturally_incomplete: whether the data itself leaves any tested sample incomplete.
+        intact: whether it leaves any complete.
 
     Raises:
         CorrKDError: where a modality has the name of a condition, or the settings are wrong.
@@ -156,7 +162,11 @@ def standard_conditions(
                 f"its name"
             )
     return subsets(modalities) + [
-        c for c in configured if naturally_incomplete or not c.incomplete_samples_only
+        c
+        for c in configured
+        # Of data without natural missingness, the intact samples are all samples.
+        if (naturally_incomplete or not (c.incomplete_samples_only or c.intact_samples_only))
+        and (intact or not c.intact_samples_only)
     ]
 
 
