@@ -1,4 +1,4 @@
-"""Natural missingness: what the data itself lacks."""
+"""Natural missingness: what is missing in the data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from corrkd.missing.masks import drop_modalities
 
 
 class Natural(Condition):
-    """Nothing is dropped; only the samples that the data itself leaves incomplete are tested."""
+    """Nothing is dropped; only the samples that are incomplete in the data are tested."""
 
     kind = "natural"
     meaning = "the samples alone that the data itself leaves incomplete (natural)"
@@ -22,7 +22,7 @@ class Natural(Condition):
 
     @property
     def complete_modalities(self) -> tuple[str, ...]:
-        """All of them."""
+        """All modalities, because nothing is dropped."""
         return self.available
 
     def dropped(self, batch: Batch, *, seed: int, draw: int) -> dict[str, Tensor]:
