@@ -48,8 +48,8 @@ def check_rows(student: Tensor, teacher: Tensor) -> None:
 def check_scales(
     student: Sequence[Tensor], teacher: Sequence[Tensor], networks: int, *, same_widths: bool
 ) -> None:
-    """Raise ValueError unless student and teacher each have one tensor per network, and at least
-    one. Each pair has to pass `check_pair` if `same_widths`, otherwise `check_rows`.
+    """Raise ValueError unless student and teacher have one tensor for each of at least one network.
+    Each pair has to pass `check_pair` if `same_widths`, otherwise `check_rows`.
     """
     if not len(student) == len(teacher) == networks > 0:
         raise ValueError(

@@ -130,7 +130,7 @@ class CorrKDOptions(Options):
 
 
 class CorrKD(Method[AnyNetwork]):
-    """A student under MRM, distilled from a teacher that sees the samples complete.
+    """A student under MRM, distilled from a teacher that sees complete samples.
 
     The losses are the paper's, or the alternatives of docs/corrkd-plus.md if the options say so. A
     term of weight 0 is not computed. A score has no classes: CPD uses the target's categories

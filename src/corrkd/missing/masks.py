@@ -15,7 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-# SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) in signed 64 bits: masks make shifts logical.
+# SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) in int64: products wrap, masks make shifts logical.
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST = 0xBF58476D1CE4E5B9
 _SECOND = 0x94D049BB133111EB
@@ -124,8 +124,8 @@ def drop_burst(number: Tensor, ratio: float, lengths: Tensor, frames: int) -> Te
     (N, T) booleans.
 
     Args:
-        number: (N, 1) uniform numbers: where the gap is. The gap at a larger ratio contains the one
-            at a smaller ratio.
+        number: (N, 1) uniform numbers, from which the position follows. The gap at a larger ratio
+            contains the one at a smaller ratio.
         lengths: (N,) number of frames that exist.
         frames: T.
     """

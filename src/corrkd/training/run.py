@@ -96,7 +96,7 @@ class TrainingRun:
     Args:
         method: a student and its losses.
         samples: the training split, or the part of it on which this student is trained.
-        settings: epochs, batch size, optimiser. The batch size is limited by the number of samples.
+        settings: epochs, batch size, optimiser. The batch size is at most the number of samples.
         validate: returns the network's score on the validation split; higher is better.
         seed: seed of batch order, masks and dropout. Trainings with the same seed see the same
             batches and masks.
