@@ -34,10 +34,10 @@ class Family(Enum):
 class Condition(ABC):
     """One way in which test samples are incomplete.
 
-    Each kind of condition is a subclass that has to define only `kind` and `dropped`; the other
-    defaults suit a kind with a single condition and no randomness. `parse` must recover a condition
-    from its name, because reports, manifests and the command line store only names. The attributes
-    from `kind` on are class variables.
+    Each kind of condition is a subclass that has to define only `kind` and `dropped`. The defaults
+    suit a kind with a single condition and no randomness. `parse` must recover a condition from its
+    name, because reports, manifests and the command line store only names. The attributes from
+    `kind` on are class variables.
 
     Attributes:
         name: as in results, on the command line and in files.
