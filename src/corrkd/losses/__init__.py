@@ -1,11 +1,12 @@
-"""The distillation losses, each a function and a Module. They need torch alone.
+"""The distillation losses, each as a function and as a Module. They depend only on torch.
 
-- CorrKD (Li et al., CVPR 2024): SCD, CPD and RCD; `CorrKDLoss` is all three. `decoupled_divergence`
-  can stand in RCD's place, `sample_relation_distillation` in SCD's (docs/corrkd-plus.md).
-- HRLF (Li et al., NeurIPS 2024): the reconstruction of factorised representations, hierarchical
-  mutual information, and hierarchical adversarial learning.
+- CorrKD (Li et al., CVPR 2024): SCD, CPD and RCD; `CorrKDLoss` combines the three.
+  `decoupled_divergence` can replace RCD, and `sample_relation_distillation` can replace SCD
+  (docs/corrkd-plus.md).
+- HRLF (Li et al., NeurIPS 2024): reconstruction of factorised representations, hierarchical mutual
+  information and hierarchical adversarial learning.
 
-None detaches the teacher: freeze it, or run it under `torch.no_grad()`.
+No loss detaches the teacher: freeze it, or run it under `torch.no_grad()`.
 """
 
 from corrkd.losses.category_prototype import (

@@ -1,4 +1,4 @@
-"""What all losses need: checks of shapes, full precision, the direction of a vector."""
+"""Helpers of the losses: checks of shapes and dtypes, full precision, unit vectors."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-# A vector shorter than this has no direction: dividing by its length would blow its gradient up.
+# Shorter vectors have no direction: dividing by their length would blow up the gradient.
 SHORTEST = 1e-12
 
 
 def check_pair(student: Tensor, teacher: Tensor, shapes: str, ndims: Sequence[int]) -> None:
-    """Raises ValueError unless both are floating, of one shape, with an allowed number of axes and
-    N >= 1.
+    """Raise ValueError unless both are floating point, of one shape with an allowed number of axes
+    and N >= 1.
     """
     if student.shape != teacher.shape or student.ndim not in ndims or student.numel() == 0:
         raise ValueError(
@@ -29,8 +29,8 @@ def check_pair(student: Tensor, teacher: Tensor, shapes: str, ndims: Sequence[in
 
 
 def check_rows(student: Tensor, teacher: Tensor) -> None:
-    """Raises ValueError unless both are floating, (N, D) and (N, E) with N >= 1: of a width each,
-    where only angles within a side count.
+    """Raise ValueError unless both are floating point, (N, D) and (N, E) with N >= 1. D and E may
+    differ.
     """
     if (
         student.ndim != 2
@@ -48,8 +48,8 @@ def check_rows(student: Tensor, teacher: Tensor) -> None:
 def check_scales(
     student: Sequence[Tensor], teacher: Sequence[Tensor], networks: int, *, same_widths: bool
 ) -> None:
-    """Raise ValueError unless both have a tensor for each of the networks, in pairs as
-    `check_rows`, or of one width, `check_pair`.
+    """Raise ValueError unless student and teacher have one tensor for each of at least one network.
+    Each pair has to pass `check_pair` if `same_widths`, otherwise `check_rows`.
     """
     if not len(student) == len(teacher) == networks > 0:
         raise ValueError(
@@ -64,8 +64,8 @@ def check_scales(
 
 
 def check_labels(labels: Tensor, expected: tuple[int, ...]) -> None:
-    """Raises ValueError unless they are integers of that shape. Their range is not read: that
-    awaits the device.
+    """Raise ValueError unless the labels are integers of the expected shape. Their range is not
+    checked (that would wait for the device).
     """
     if labels.shape != expected or labels.is_floating_point() or labels.is_complex():
         raise ValueError(
@@ -75,29 +75,29 @@ def check_labels(labels: Tensor, expected: tuple[int, ...]) -> None:
 
 
 def full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in one dtype: float32, or float64 where any of them is float64."""
+    """Return the tensors in one dtype: float64 if any of them is float64, otherwise float32."""
     wide = any(x.dtype == torch.float64 for x in tensors)
     return tuple(x.to(torch.float64 if wide else torch.float32) for x in tensors)
 
 
 def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """No autocast on the tensor's device: the losses compute in full precision wherever they are
-    called.
+    """Return a context without autocast on the tensor's device, so that losses compute in full
+    precision.
     """
     return torch.autocast(tensor.device.type, enabled=False)
 
 
 def safe_sqrt(x: Tensor, smallest: float = 0.0) -> Tensor:
-    """Square root of x >= 0. At x <= smallest it is 0, and all its derivatives are 0, where those
-    of the root would blow up.
+    """Return the square root of x >= 0. For x <= `smallest`, return 0 with zero instead of
+    exploding derivatives.
     """
     small = x <= smallest
     return x.masked_fill(small, 1.0).sqrt().masked_fill(small, 0.0)
 
 
 def unit(x: Tensor) -> Tensor:
-    """Vectors along the last axis divided by their length. A zero vector stays zero, and its
-    gradient is zero.
+    """Return the vectors along the last axis divided by their length. Vectors of length up to
+    `SHORTEST` become zero, with zero gradient.
     """
     length = safe_sqrt(x.square().sum(-1, keepdim=True), SHORTEST**2)
     short = length == 0

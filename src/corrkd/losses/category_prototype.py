@@ -1,5 +1,5 @@
-"""Category-guided prototype distillation (CPD): the student's samples are as similar to each class
-as the teacher's.
+"""Category-guided prototype distillation (CPD): the student's similarities between samples and
+classes should match the teacher's.
 """
 
 from __future__ import annotations
@@ -20,42 +20,40 @@ def category_prototype_distillation(
     teacher_prototypes: Tensor | None = None,
     counted: Tensor | None = None,
 ) -> Tensor:
-    r"""CPD of a batch (Li et al., CVPR 2024, "Category-guided Prototype Distillation").
+    r"""Return the CPD loss (Li et al., CVPR 2024, "Category-guided Prototype Distillation").
 
     .. math:: L = \frac{1}{N K} \sum_i \sum_k (M^s_k(i) - M^t_k(i))^2, \quad M_k(i) = \cos(H_i, c_k)
 
-    where the prototype c_k is the mean of H over the batch's samples of class k, the student's from
-    H^s and the teacher's from H^t. Gradients flow through the student's prototypes too. Only angles
-    count: rotating or scaling either side's representations changes nothing.
+    where the prototype c_k is the mean of H over the batch's samples of class k, computed from H^s
+    for the student and from H^t for the teacher. Gradients flow through the student's prototypes
+    too. Only angles count: rotating or scaling either side's representations changes nothing.
 
     Args:
         student: (N, D) representations H^s of the incomplete samples, N >= 1.
         teacher: (N, E) representations H^t of the same samples, complete. Not detached: gradients
-            flow wherever they are required.
-        labels: (N,) classes in 0 ... num_classes - 1, or (N, Q) answers to Q questions, for which
-            the loss is the mean over the questions of its form for one. The range is not checked,
-            since that would wait for the device: a sample whose label lies outside is in no
-            prototype, but is compared with all; if all lie outside, it is NaN.
+            flow to it if it requires them.
+        labels: (N,) classes in 0 ... num_classes - 1, or (N, Q) answers to Q questions, over which
+            the loss is averaged. The range is not checked (that would wait for the device): a
+            sample with a label out of range is in no prototype, but is compared with all of them.
+            If all labels are out of range, the loss is NaN, or 0 with `counted`.
         num_classes: K >= 1; 2 for yes/no questions.
-        center: subtract each side's mean over the batch first [ours: pooled, normed representations
-            have one large part in common, and their cosines are all near 1].
+        center: subtract each side's mean over the batch first [ours: pooled, normalised
+            representations share one large component, so that all their cosines are near 1].
         teacher_prototypes: (N, Q, K, E), Q = 1 for classes: the teacher's prototypes from
-            elsewhere, as from the whole training split, each row those of the teacher that made its
-            representation [ours: those of a batch are noisy]. They and `teacher` are then taken as
-            they are, so center both by one mean before. A prototype of zeros is none: it is
-            compared with nothing.
-        counted: (N,) booleans: samples that take part; the others are in no mean and compared with
-            nothing. None: all.
+            elsewhere, such as the training split; row i is from the teacher that produced
+            representation i [ours: prototypes of a batch are noisy]. They and `teacher` are used
+            unchanged, so subtract one mean from both beforehand to center them. A prototype of
+            zeros counts as absent: it is compared with nothing.
+        counted: (N,) booleans: samples that count. The others are excluded from means and
+            comparisons. None: all count.
 
     Returns:
-        A scalar in [0, 4], float32 (float64 where an input is): computed in full precision also
-            under autocast. A class
-        that is absent from the batch has no prototype: it is left out, and K counts the classes
-            present [open]. The
-        cosine of a zero vector is 0.
+        A scalar in [0, 4], float32 (float64 if an input is), computed in full precision even under
+        autocast. A class that is absent from the batch has no prototype: it is left out, and K
+        counts the classes present [open]. The cosine of a zero vector is 0.
 
     Raises:
-        ValueError: for shapes or dtypes that do not fit.
+        ValueError: if a shape or dtype is wrong, or num_classes < 1.
 
     Examples:
         >>> import torch
@@ -88,8 +86,7 @@ def category_prototype_distillation(
     with no_autocast(student):
         student, teacher = full_precision(student, teacher)
         weights = student.new_ones(len(student)) if counted is None else counted.to(student.dtype)
-        # (N, Q, K); classes are one question. Comparing, unlike one_hot, needs no look at the
-        # largest label.
+        # (N, Q, K), Q = 1 for classes. Unlike one_hot, comparing does not read the largest label.
         member = labels.reshape(len(labels), -1, 1) == torch.arange(
             num_classes, device=labels.device
         )
@@ -115,21 +112,20 @@ def category_prototype_distillation(
 
 
 def _similarity(h: Tensor, member: Tensor, weights: Tensor, center: bool) -> Tensor:
-    """Cosine of every sample with every prototype: (N, D), membership (N, Q, K) and who takes part
-    (N,) -> (N, Q, K).
+    """Return the cosine of each sample with each prototype: representations (N, D), class
+    membership (N, Q, K) and sample weights (N,) -> (N, Q, K).
     """
     of_class = member.flatten(1).to(h.dtype)
     if center:
         h = h - weights @ h / weights.sum().clamp(min=1.0)
-        # The mean of a class that holds the whole batch is zero but for rounding, which has no
-        # direction.
+        # The centred mean of a class with all samples is zero up to rounding: no direction.
         of_class = of_class * (of_class.sum(0) < weights.sum())
     prototypes = of_class.T @ h / of_class.sum(0).clamp(min=1.0).unsqueeze(-1)
     return (unit(h) @ unit(prototypes).T).view(member.shape)
 
 
 class CategoryPrototypeDistillation(nn.Module):
-    """CPD as a Module; see `category_prototype_distillation`. It has no parameters.
+    """CPD as a Module without parameters; see `category_prototype_distillation`.
 
     Args:
         num_classes: K; 2 for yes/no questions.
@@ -149,8 +145,8 @@ class CategoryPrototypeDistillation(nn.Module):
         teacher_prototypes: Tensor | None = None,
         counted: Tensor | None = None,
     ) -> Tensor:
-        """The loss, a scalar, of representations (N, D) and (N, E), labels (N,) or (N, Q),
-        prototypes from elsewhere, and who counts.
+        """Return the loss, a scalar, of representations (N, D) and (N, E) and labels (N,) or
+        (N, Q). The other arguments are as in `category_prototype_distillation`.
         """
         return category_prototype_distillation(
             student,
@@ -163,5 +159,5 @@ class CategoryPrototypeDistillation(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """The options, for print()."""
+        """Return the options, for print()."""
         return f"num_classes={self.num_classes}, center={self.center}"

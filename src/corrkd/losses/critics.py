@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
 Critic = Callable[[Tensor, Tensor], Tensor]
-"""(teacher part (M, a), student part (M, b)) -> scores (M,), higher where the two look like the
-same sample's.
+"""(teacher part (M, a), student part (M, b)) -> scores (M,), higher if both look like parts of the
+same sample.
 """
 
 
 class _Perceptron(nn.Module):
-    """One hidden layer with ReLU, and one output. Its parameters start uniform in +-1/sqrt(inputs),
-    as those of `nn.Linear`.
+    """A perceptron with one ReLU hidden layer and one output. Its parameters are initialised
+    uniformly in +-1/sqrt(inputs), as in `nn.Linear`.
     """
 
     def __init__(self, inputs: int, hidden: int, generator: torch.Generator | None) -> None:
@@ -30,13 +30,12 @@ class _Perceptron(nn.Module):
         self.output_bias = _uniform((1,), hidden, generator)
 
     def layers(self) -> tuple[Tensor, ...]:
-        """Return weight and bias of the hidden layer, then of the output."""
+        """Return weight and bias of the hidden layer, then of the output layer."""
         return self.hidden_weight, self.hidden_bias, self.output_weight, self.output_bias
 
     def score(self, x: Tensor, *, frozen: bool = False) -> Tensor:
-        """Return the outputs, (M, inputs) -> (M,); frozen: the parameters get no gradient."""
-        # The losses hand over full precision; a network kept in half, or float64 probabilities,
-        # must meet on one dtype.
+        """Return the outputs, (M, inputs) -> (M,). If `frozen`, the parameters get no gradient."""
+        # Inputs are in full precision, parameters may be in half precision.
         weight, bias, output, offset = (
             (p.detach() if frozen else p).to(x.dtype) for p in self.layers()
         )
@@ -44,17 +43,16 @@ class _Perceptron(nn.Module):
 
 
 class ConcatCritic(_Perceptron):
-    """A perceptron with one hidden layer on the two parts side by side [open: the papers leave its
-    shape out].
+    """A critic, a perceptron with one hidden layer on the concatenated parts [open: the papers do
+    not give its shape].
 
-    Its parameters start uniform in +-1/sqrt(inputs), as those of `nn.Linear`.
+    Its parameters are initialised uniformly in +-1/sqrt(inputs), as in `nn.Linear`.
 
     Args:
         teacher_width: a, width of the teacher's part.
         student_width: b, width of the student's part.
-        hidden: units of the hidden layer.
-        generator: where the starting values come from; None: torch's global generator, so seed that
-            (`torch.manual_seed`).
+        hidden: number of hidden units.
+        generator: draws the initial parameters; None: torch's global one (`torch.manual_seed`).
     """
 
     def __init__(
@@ -68,15 +66,14 @@ class ConcatCritic(_Perceptron):
         super().__init__(teacher_width + student_width, hidden, generator)
 
     def forward(self, teacher: Tensor, student: Tensor) -> Tensor:
-        """(M, a) and (M, b) -> (M,)."""
+        """Return the scores of M pairs, (M, a) and (M, b) -> (M,)."""
         return self.score(torch.cat([teacher, student], dim=-1))
 
     def all_pairs(self, teacher: Tensor, student: Tensor) -> Tensor:
-        """Return the score of each row of one side with each of the other, (N, a) and (N, b) -> (N,
-        N).
+        """Return the score of each teacher row with each student row, (N, a) and (N, b) -> (N, N).
 
-        The hidden layer is linear in both parts, so each part goes through its half of the weights
-        once.
+        The hidden layer is linear in both parts, so each part passes through its half of the
+        weights once.
         """
         weight, bias, output, offset = (p.to(teacher.dtype) for p in self.layers())
         of_teacher, of_student = weight.split([teacher.shape[-1], student.shape[-1]], 1)
@@ -85,16 +82,15 @@ class ConcatCritic(_Perceptron):
 
 
 class Discriminator(_Perceptron):
-    """A perceptron with one hidden layer that tells the teacher's representations from the
-    student's [open: HRLF leaves its shape out].
+    """A perceptron with one hidden layer that distinguishes the teacher's representations from the
+    student's [open: HRLF does not give its shape].
 
-    Its parameters start uniform in +-1/sqrt(inputs), as those of `nn.Linear`.
+    Its parameters are initialised uniformly in +-1/sqrt(inputs), as in `nn.Linear`.
 
     Args:
         width: D of the representations.
-        hidden: units of the hidden layer.
-        generator: where the starting values come from; None: torch's global generator, so seed that
-            (`torch.manual_seed`).
+        hidden: number of hidden units.
+        generator: draws the initial parameters; None: torch's global one (`torch.manual_seed`).
     """
 
     def __init__(
@@ -103,8 +99,8 @@ class Discriminator(_Perceptron):
         super().__init__(width, hidden, generator)
 
     def forward(self, representation: Tensor, *, frozen: bool = False) -> Tensor:
-        """Return the logit of "the teacher's", (N, D) -> (N,); frozen: the parameters get no
-        gradient.
+        """Return the logit of "from the teacher", (N, D) -> (N,). If `frozen`, the parameters get
+        no gradient.
         """
         return self.score(representation, frozen=frozen)
 

@@ -1,5 +1,5 @@
-"""Decoupled divergence of responses: RCD's two parts, the target response and the others, each
-drawn to the teacher's by a divergence.
+"""Decoupled divergence of responses: target and non-target response, split as in RCD, should each
+match the teacher's.
 """
 
 from __future__ import annotations
@@ -13,31 +13,32 @@ from corrkd.losses._shared import check_labels, check_pair, full_precision, no_a
 def decoupled_divergence(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, nontarget: float = 1.0
 ) -> Tensor:
-    r"""Divergence of the student's response from the teacher's, target and non-targets apart (Zhao
-    et al., "Decoupled Knowledge Distillation", CVPR 2022).
+    r"""Return the divergence of the student's response from the teacher's, separately for target
+    and non-targets (Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022).
 
     .. math:: L = \frac{1}{N} \sum_i KL(b^t_i \,\|\, b^s_i) + w\, KL(n^t_i \,\|\, n^s_i)
 
-    With the response R = softmax(logits) and the label y_i, b = (R[y], 1 - R[y]) says how sure one
-    is of the label and n, the other K - 1 responses divided by their sum, how the rest is shared
-    out. The plain divergence is the same with w = 1 - R^t[y_i]: where the teacher is sure, it hears
-    nothing of the non-targets. CorrKD's RCD splits the response in the same way and maximises
-    mutual information instead, which ties the student's numbers to no value.
+    For the response R = softmax(logits) and the label y_i, b = (R[y], 1 - R[y]) is the confidence
+    in the label, and n, the other K - 1 responses divided by their sum, is the distribution over
+    the non-targets. The plain divergence is the case w = 1 - R^t[y_i]: a confident teacher then
+    teaches nothing about the non-targets. CorrKD's RCD splits the response in the same way, but
+    maximises mutual information, which does not tie the student's responses to the teacher's
+    values.
 
     Args:
-        student_logits: (N, K), K >= 2, N >= 1; or (N, Q, 2) of Q yes/no questions, for which the
-            loss is the mean over the questions.
-        teacher_logits: of the same shape. Not detached: gradients flow wherever they are required.
-        labels: (N,) classes in 0 ... K - 1, or (N, Q) answers. The range is not checked, since that
-            would wait for the device.
-        nontarget: w >= 0. With K = 2 nothing is left to share out, and the second divergence is 0.
+        student_logits: (N, K), K >= 2, N >= 1; or (N, Q, 2) for Q yes/no questions, over which the
+            loss is averaged.
+        teacher_logits: the same shape. Not detached: gradients flow to it if it requires them.
+        labels: (N,) classes in 0 ... K - 1, or (N, Q) answers. The range is not checked (that would
+            wait for the device).
+        nontarget: w >= 0. With K = 2 there is only one non-target, and the second divergence is 0.
 
     Returns:
-        A scalar >= 0, float32 (float64 where an input is): computed in full precision also under
-        autocast. 0 where both respond alike.
+        A scalar >= 0, float32 (float64 if an input is), computed in full precision even under
+        autocast; 0 if both responses are equal.
 
     Raises:
-        ValueError: for shapes or dtypes that do not fit, or a negative weight.
+        ValueError: if a shape or dtype is wrong, or the weight is negative.
 
     Examples:
         >>> import torch
@@ -66,8 +67,8 @@ def decoupled_divergence(
 
 
 def _parts(logits: Tensor, label: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Logarithms of (R[y], 1 - R[y]) and of the other responses divided by their sum: (..., 2) and
-    (..., K - 1).
+    """Return the logarithms of (R[y], 1 - R[y]), (..., 2), and of the other responses divided by
+    their sum, (..., K - 1).
     """
     rest = logits.gather(-1, others)
     both = torch.cat([logits.gather(-1, label), rest.logsumexp(-1, keepdim=True)], -1)
@@ -75,15 +76,18 @@ def _parts(logits: Tensor, label: Tensor, others: Tensor) -> tuple[Tensor, Tenso
 
 
 def _divergence(of: Tensor, other: Tensor) -> Tensor:
-    """KL from log-probabilities, over the last axis."""
+    """Return KL(of || other) over the last axis, from log-probabilities."""
     return (of.exp() * (of - other)).sum(-1)
 
 
 class DecoupledDivergence(nn.Module):
-    """The decoupled divergence as a Module; see `decoupled_divergence`. It has no parameters.
+    """The decoupled divergence as a Module without parameters; see `decoupled_divergence`.
 
     Args:
         nontarget: w, the weight of the non-target part.
+
+    Raises:
+        ValueError: if the weight is negative.
     """
 
     def __init__(self, nontarget: float = 1.0) -> None:
@@ -92,13 +96,13 @@ class DecoupledDivergence(nn.Module):
         self.nontarget = nontarget
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss, a scalar, of logits (N, K) and labels (N,), or (N, Q, 2) and (N, Q)."""
+        """Return the loss, a scalar, of logits (N, K) and labels (N,), or (N, Q, 2) and (N, Q)."""
         return decoupled_divergence(
             student_logits, teacher_logits, labels, nontarget=self.nontarget
         )
 
     def extra_repr(self) -> str:
-        """The options, for print()."""
+        """Return the options, for print()."""
         return f"nontarget={self.nontarget}"
 
 

@@ -1,5 +1,5 @@
-"""Reconstruction of factorised representations (HRLF's FRF): what modalities share and what each
-adds make up each of them again.
+"""Reconstruction of factorised representations (HRLF's FRF): each modality should be decodable from
+shared and modality-specific parts.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ def factorisation_reconstruction(
     reduction: str = "mean",
     detach: bool = True,
 ) -> Tensor:
-    r"""Loss of HRLF's fine-grained representation factorisation, of a batch (Li et al., "Toward
-    Robust Incomplete Multimodal Sentiment Analysis via Hierarchical Representation Learning",
-    NeurIPS 2024, "Fine-grained Representation Factorization").
+    r"""Return the loss of HRLF's fine-grained representation factorisation for a batch (Li et al.,
+    "Toward Robust Incomplete Multimodal Sentiment Analysis via Hierarchical Representation
+    Learning", NeurIPS 2024, "Fine-grained Representation Factorization").
 
-    .. math:: L = \frac{1}{n} \sum_a \|Z_{aa} - Z_a\|^2 + \frac{1}{n^2 - n} \sum_a \sum_{b \ne a}
-    \|Z_{ab} - Z_b\|^2
+    .. math:: L = \frac{1}{n} \sum_a \|Z_{aa} - Z_a\|^2
+        + \frac{1}{n^2 - n} \sum_a \sum_{b \ne a} \|Z_{ab} - Z_b\|^2
         + \frac{1}{n^2} \sum_a \sum_b \|Q_{ba} - Q_a\|^2
 
-    means over samples, with Z_ab = D(Q_a, U_b) decoded from the sentiment-relevant part Q_a of
-    modality a and the modality-specific part U_b of modality b, and Q_ba the sentiment-relevant
-    part of Z_ba. So whichever modality the sentiment is taken from, the specific part turns it into
-    modality b, and its sentiment is found again.
+    averaged over samples, where Z_ab = D(Q_a, U_b) is decoded from the sentiment-relevant part Q_a
+    of modality a and the modality-specific part U_b of modality b, and Q_ba is the
+    sentiment-relevant part of Z_ba. So each modality can be decoded from its specific part and the
+    sentiment of any modality, and the sentiment can be recovered from the decoded vector.
 
     Args:
         encoded: (N, n, D) vectors Z of n modalities, N >= 1.
         decoded: (N, n, n, D), Z_ab at [:, a, b].
         relevant: (N, n, E) parts Q.
         recovered: (N, n, n, E), Q_ba at [:, b, a].
-        reduction: "sum" is the formula, squared lengths; "mean" divides them by D or E [open: the
-            sum grows with the width].
-        detach: `encoded` and `relevant`, as what is to be made again, get no gradient [open]. With
-            one, vectors that are the same for all samples are a minimum that is soon found.
+        reduction: "sum" is the formula, with squared lengths; "mean" divides them by D or E [open:
+            the sum grows with the width].
+        detach: the targets, `encoded` and `relevant`, get no gradient [open]. Otherwise training
+            soon finds a trivial minimum: equal vectors for all samples.
 
     Returns:
-        A scalar >= 0, float32 (float64 where an input is): computed in full precision also under
-        autocast. With a single modality there is no second sum.
+        A scalar >= 0, float32 (float64 if an input is), computed in full precision even under
+        autocast. With a single modality the second sum is left out.
 
     Raises:
-        ValueError: for shapes or dtypes that do not fit, or an unknown reduction.
+        ValueError: if a shape or dtype is wrong, or the reduction is unknown.
 
     Examples:
         >>> import torch
@@ -95,20 +95,22 @@ def factorisation_reconstruction(
 
 
 def _errors(of_pair: Tensor, of_modality: Tensor, reduction: str) -> Tensor:
-    """Squared errors of what was made of each pair of modalities from what the second one has,
-    means over samples: (n, n).
+    """Return the squared errors of each pair of modalities against the vectors of its second
+    modality, averaged over samples: (N, n, n, D) and (N, n, D) -> (n, n).
     """
     squares = (of_pair - of_modality[:, None]).square()
     return (squares.mean(-1) if reduction == "mean" else squares.sum(-1)).mean(0)
 
 
 class FactorisationReconstruction(nn.Module):
-    """The reconstruction loss as a Module; see `factorisation_reconstruction`. It has no
-    parameters.
+    """The reconstruction loss as a Module without parameters; see `factorisation_reconstruction`.
 
     Args:
         reduction: "mean" or "sum".
-        detach: what is to be made again gets no gradient.
+        detach: the targets get no gradient.
+
+    Raises:
+        ValueError: if the reduction is unknown.
     """
 
     def __init__(self, reduction: str = "mean", *, detach: bool = True) -> None:
@@ -126,7 +128,7 @@ class FactorisationReconstruction(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """The options, for print()."""
+        """Return the options, for print()."""
         return f"reduction={self.reduction!r}, detach={self.detach}"
 
 

@@ -1,4 +1,4 @@
-"""How far restored or translated frames are from the true ones."""
+"""Errors of restored or translated frames."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 def frame_errors(
     made: Tensor, frames: Tensor, counted: Tensor, *, absolute: bool = False
 ) -> Tensor:
-    """Errors of each sample, so that processes can add theirs up before dividing.
+    """Return the errors of each sample, so that processes can sum theirs before dividing.
 
     Args:
-        made, frames: (N, T, d); what stands in `frames` at places that do not count does not
-            matter.
-        counted: (N, T) booleans.
-        absolute: absolute errors, not squared ones.
+        made, frames: (N, T, d), predicted and true frames. True frames that do not count are
+            ignored.
+        counted: (N, T) booleans: frames that count.
+        absolute: absolute instead of squared errors.
 
     Returns:
         (N, 2): the sum over the counted frames of the error's mean over features, and the number of
-            counted frames.
+        counted frames.
     """
     differences = made - torch.where(counted[..., None], frames, made.detach())
     errors = (differences.abs() if absolute else differences.square()).mean(-1)
@@ -27,8 +27,8 @@ def frame_errors(
 
 
 def mean_error(errors: Tensor) -> Tensor:
-    """Mean over the counted frames of all samples, from (N, 2) of `frame_errors`; 0 where none
-    counts.
+    """Return the mean error over the counted frames of all samples, from the output (N, 2) of
+    `frame_errors`; 0 if no frame counts.
     """
     total, count = errors.sum(0).unbind(0)
     return total / count.clamp(min=1.0)

@@ -1,5 +1,5 @@
-"""Hierarchical adversarial learning (HAL): at each scale, no discriminator tells the student's
-representations from the teacher's.
+"""Hierarchical adversarial learning (HAL): at each scale, a discriminator should not be able to
+distinguish the student's representations from the teacher's.
 """
 
 from __future__ import annotations
@@ -21,38 +21,39 @@ def hierarchical_adversarial(
     *,
     nonsaturating: bool = False,
 ) -> Tensor:
-    r"""HAL of a batch (Li et al., "Toward Robust Incomplete Multimodal Sentiment Analysis via
-    Hierarchical Representation Learning", NeurIPS 2024, "Hierarchical Adversarial Learning").
+    r"""Return the HAL loss of a batch (Li et al., "Toward Robust Incomplete Multimodal Sentiment
+    Analysis via Hierarchical Representation Learning", NeurIPS 2024, "Hierarchical Adversarial
+    Learning").
 
-    .. math:: \min_{student} \max_{De} V, \qquad V = \sum_i E[\log(1 - De_i(E^s_i))] + E[\log
-    De_i(E^t_i)]
+    .. math:: \min_{student} \max_{De} V,
+        \qquad V = \sum_i E[\log(1 - De_i(E^s_i))] + E[\log De_i(E^t_i)]
 
-    Both players are trained in one step of one optimiser, which minimises a single number: its
-    value is -V, the cross-entropy of the discriminators, with which they learn on detached
-    representations of the student; the student's own term, through discriminators whose parameters
-    get no gradient, is added and its value taken off again. To minimise it is the minimax game with
-    simultaneous steps, as with a layer that reverses gradients (Ganin and Lempitsky, ICML 2015), in
-    plain operations: `torch.func.vmap` needs no rule for them, and the student's term may be
-    another than the discriminators' with its sign turned.
+    Both players are trained in one step by one optimiser, which minimises a single number. Its
+    value is -V, the cross-entropy of the discriminators, which learn on detached representations of
+    the student. The student's term, computed by discriminators without parameter gradients, is
+    added and its value subtracted again. Minimising this is the minimax game with simultaneous
+    steps, as with a gradient reversal layer (Ganin and Lempitsky, ICML 2015). It uses only plain
+    operations, so `torch.func.vmap` needs no rule for them, and the student's term need not be the
+    negated loss of the discriminators.
 
     Args:
         student: (N, D_i) representations E^s_i of the incomplete samples at each scale, N >= 1.
         teacher: (N, D_i) representations E^t_i of the same samples, complete. Not detached:
-            gradients flow wherever they are required, to the discriminators' side.
-        discriminators: one for each scale [open: the paper names one De], which returns the logit
-            of De.
+            gradients of the discriminators' loss flow to it if it requires them.
+        discriminators: one per scale, each returning the logit of De [open: the paper names a
+            single De].
         nonsaturating: the student maximises log De(E^s) instead of minimising log(1 - De(E^s))
-            (Goodfellow et al., NeurIPS 2014): the same aim, with a gradient also where the
-            discriminator is sure [ours].
+            (Goodfellow et al., NeurIPS 2014): the same aim, with a gradient even if the
+            discriminator is certain [ours].
 
     Returns:
-        A scalar >= 0, float32 (float64 where an input is): computed in full precision also under
-        autocast. log 4 = 1.39 for each scale where the two sides cannot be distinguished; 0
-        where they always can.
+        A scalar >= 0, float32 (float64 if an input is), computed in full precision even under
+        autocast. Each scale adds log 4 = 1.39 if the two sides cannot be distinguished, 0 if they
+        always can.
 
     Raises:
-        ValueError: for shapes or dtypes that do not fit, or another number of scales on either
-            side.
+        ValueError: if a shape or dtype is wrong, or the numbers of scales and discriminators differ
+            or are 0.
 
     Examples:
         >>> import torch
@@ -68,8 +69,7 @@ def hierarchical_adversarial(
     for discriminator, s, t in zip(discriminators, student, teacher, strict=True):
         with no_autocast(s):
             s, t = full_precision(s, t)
-            # log De = logsigmoid(logit) and log(1 - De) = logsigmoid(-logit), which neither
-            # overflow nor round to log 0.
+            # log De = logsigmoid(logit) and log(1 - De) = logsigmoid(-logit), but never log 0.
             discrimination = -(
                 logsigmoid(-discriminator(s.detach())) + logsigmoid(discriminator(t))
             ).mean()
@@ -80,18 +80,17 @@ def hierarchical_adversarial(
 
 
 class HierarchicalAdversarial(nn.Module):
-    """HAL as a Module with a discriminator for each scale, trained along with the student; see
+    """HAL as a Module with one discriminator per scale, trained along with the student; see
     `hierarchical_adversarial`.
 
     Args:
         widths: D_i, by scale.
         hidden: hidden units of each discriminator.
         nonsaturating: the student maximises log De.
-        generator: where the discriminators' starting values come from; None: torch's global
-            generator, so seed that (`torch.manual_seed`).
+        generator: draws the initial parameters; None: torch's global one (`torch.manual_seed`).
 
     Raises:
-        ValueError: there is no scale.
+        ValueError: if there is no scale.
     """
 
     def __init__(
@@ -118,5 +117,5 @@ class HierarchicalAdversarial(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """The options, for print()."""
+        """Return the options, for print()."""
         return f"nonsaturating={self.nonsaturating}"

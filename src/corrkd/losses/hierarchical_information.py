@@ -1,5 +1,5 @@
-"""Hierarchical mutual information (HMI): at each scale, the student's representations tell all they
-can of the teacher's.
+"""Hierarchical mutual information (HMI): at each scale, the student's representations should share
+as much information as possible with the teacher's.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from corrkd.losses.response_disentangled import jensen_shannon_information
 def hierarchical_information(
     student: Sequence[Tensor], teacher: Sequence[Tensor], critics: Sequence[Critic]
 ) -> Tensor:
-    r"""HMI of a batch (Li et al., "Toward Robust Incomplete Multimodal Sentiment Analysis via
-    Hierarchical Representation Learning", NeurIPS 2024, "Hierarchical Mutual Information
-    Maximization").
+    r"""Return the HMI loss of a batch (Li et al., "Toward Robust Incomplete Multimodal Sentiment
+    Analysis via Hierarchical Representation Learning", NeurIPS 2024, "Hierarchical Mutual
+    Information Maximization").
 
     .. math:: L = - \sum_i J(E^t_i; E^s_i)
 
@@ -29,18 +29,18 @@ def hierarchical_information(
     Args:
         student: (N, D_i) representations E^s_i of the incomplete samples at each scale, N >= 1.
         teacher: (N, B_i) representations E^t_i of the same samples, complete. Not detached:
-            gradients flow wherever they are required.
-        critics: one for each scale, which takes (teacher's, student's) of shape (M, B_i) and (M,
-            D_i) and returns (M,).
+            gradients flow to it if it requires them.
+        critics: one per scale, called with the teacher's (M, B_i) and the student's (M, D_i);
+            returns (M,).
 
     Returns:
-        A scalar >= 0, float32 (float64 where an input is): computed in full precision also under
-        autocast. log 4 = 1.39 for each scale is the value of critics that tell nothing. At N = 1
-        there is no mismatched pair, and it is 0, with gradients of zero.
+        A scalar >= 0, float32 (float64 if an input is), computed in full precision even under
+        autocast. Uninformative critics give log 4 = 1.39 per scale. At N = 1 there is no mismatched
+        pair, and the loss and its gradients are 0.
 
     Raises:
-        ValueError: for shapes or dtypes that do not fit, or another number of scales on either
-            side.
+        ValueError: if a shape or dtype is wrong, or the numbers of scales and critics differ or are
+            0.
 
     Examples:
         >>> import torch
@@ -57,18 +57,17 @@ def hierarchical_information(
 
 
 class HierarchicalInformation(nn.Module):
-    """HMI as a Module with a critic for each scale, trained along with the student; see
+    """HMI as a Module with one critic per scale, trained along with the student; see
     `hierarchical_information`.
 
     Args:
         student_widths: D_i, by scale.
         teacher_widths: B_i, by scale.
         hidden: hidden units of each critic.
-        generator: where the critics' starting values come from; None: torch's global generator, so
-            seed that (`torch.manual_seed`).
+        generator: draws the initial parameters; None: torch's global one (`torch.manual_seed`).
 
     Raises:
-        ValueError: there is no scale, or another number of them on either side.
+        ValueError: if there is no scale, or the numbers of scales differ.
     """
 
     def __init__(

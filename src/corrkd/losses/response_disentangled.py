@@ -1,5 +1,5 @@
-"""Response-disentangled consistency distillation (RCD): the student's responses tell all they can
-of the teacher's.
+"""Response-disentangled consistency distillation (RCD): target and non-target response should each
+share as much information as possible with the teacher's.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from corrkd.losses.critics import ConcatCritic, Critic
 
 
 def jensen_shannon_information(critic: Critic, q: Tensor, u: Tensor) -> Tensor:
-    r"""Jensen-Shannon estimator of mutual information, up to a monotone map (Hjelm et al., "Deep
-    InfoMax", ICLR 2019).
+    r"""Return the Jensen-Shannon estimate of mutual information, up to a monotone map (Hjelm et
+    al., "Deep InfoMax", ICLR 2019).
 
-    .. math:: J(Q; U) = E_{joint}[-\mathrm{softplus}(-F(Q, U))] - E_{product}[\mathrm{softplus}(F(Q,
-    U))]
+    .. math:: J(Q; U) = E_{joint}[-\mathrm{softplus}(-F(Q, U))]
+        - E_{product}[\mathrm{softplus}(F(Q, U))]
 
-    The joint are the N pairs (q_i, u_i), the product of marginals all N(N-1) pairs (q_i, u_j) with
-    i != j [open: the lowest-variance choice]. Its maximum over critics is 2 JSD(joint, product) -
-    log 4, at F = log p(q, u) / (p(q) p(u)).
+    The joint distribution is estimated from the N pairs (q_i, u_i), the product of marginals from
+    all N(N-1) pairs (q_i, u_j) with i != j [open: the choice with the lowest variance]. The maximum
+    over critics is 2 JSD(joint, product) - log 4, at F = log p(q, u) / (p(q) p(u)).
 
     Args:
-        critic: F, called once with (M, a) and (M, b), M = N^2; returns (M,). Of a `ConcatCritic`
-            the scores of all pairs are computed without N^2 (a + b) numbers.
+        critic: F, called once with (M, a) and (M, b), M = N^2; returns (M,). A `ConcatCritic`
+            scores all pairs without storing N^2 (a + b) numbers.
         q: (N, a), N >= 1.
         u: (N, b), row i from the same sample as row i of q.
 
     Returns:
-        A scalar <= 0, float32 (float64 where an input is): computed in full precision also under
-        autocast. At N = 1 there is no mismatched pair, and it is 0, with gradients of zero.
+        A scalar <= 0, float32 (float64 if an input is), computed in full precision even under
+        autocast. At N = 1 there is no mismatched pair, and the estimate and its gradients are 0.
 
     Raises:
-        ValueError: for shapes or dtypes that do not fit, of the inputs or of what the critic
-            returns.
+        ValueError: if a shape or dtype of the inputs, or the shape of the critic's output, is
+            wrong.
     """
     if q.ndim != 2 or u.ndim != 2 or len(q) != len(u) or len(q) == 0:
         raise ValueError(
@@ -60,34 +60,34 @@ def response_disentangled_consistency(
     *,
     renormalize: bool = False,
 ) -> Tensor:
-    r"""RCD of a batch (Li et al., CVPR 2024, "Response-disentangled Consistency Distillation").
+    """Return the RCD loss (Li et al., CVPR 2024, "Response-disentangled Consistency Distillation").
 
     .. math:: L = -J(T^t; T^s) - J(NT^t; NT^s)
 
-    where J is `jensen_shannon_information`, the response R is softmax(logits), the target response
-    T_i = R_i[y_i] is one number and the non-target response NT_i the other K - 1, in the order of
-    the classes. The mismatched pairs are teacher i with student j.
+    where J is `jensen_shannon_information`. The response R is softmax(logits), the target response
+    T_i = R_i[y_i] is one number, and the non-target response NT_i is the other K - 1 in the order
+    of the classes. Mismatched pairs are teacher i with student j.
 
     Args:
-        student_logits: (N, K), K >= 2, N >= 1; or (N, Q, 2) for Q yes/no questions, for which the
-            loss is the mean over the questions of its form for one, all questions sharing the two
-            critics [open].
-        teacher_logits: of the same shape. Not detached: gradients flow wherever they are required.
-        labels: (N,) classes y in 0 ... K - 1, or (N, Q) answers. The range is not checked here,
-            since that would wait for the device.
-        target_critic: takes (teacher's T, student's T) of shape (M, 1) each, returns (M,).
-        nontarget_critic: takes (teacher's NT, student's NT) of shape (M, K - 1) each, returns (M,).
-        renormalize: divide NT by its sum, so that it says how the rest is shared out whatever T is
-            [open: default raw probabilities]. With K = 2 nothing is left then but a constant 1;
-            raw, NT is 1 - T, and the second term repeats the first.
+        student_logits: (N, K), K >= 2, N >= 1; or (N, Q, 2) for Q yes/no questions, over which the
+            loss is averaged and which share the two critics [open].
+        teacher_logits: the same shape. Not detached: gradients flow to it if it requires them.
+        labels: (N,) classes y in 0 ... K - 1, or (N, Q) answers. The range is not checked (that
+            would wait for the device).
+        target_critic: called with the teacher's and the student's T, (M, 1) each; returns (M,).
+        nontarget_critic: called with the teacher's and the student's NT, (M, K - 1) each; returns
+            (M,).
+        renormalize: divide NT by its sum, so that it is the distribution over the non-targets,
+            independent of T [open: raw probabilities by default]. With K = 2, a renormalised NT is
+            the constant 1; a raw NT is 1 - T, and the second term repeats the first.
 
     Returns:
-        A scalar >= 0, float32 (float64 where an input is): computed in full precision also under
-        autocast. 2 log 4 = 2.77 is the value of critics that tell nothing. At N = 1 there is no
-        mismatched pair, and it is 0, with gradients of zero.
+        A scalar >= 0, float32 (float64 if an input is), computed in full precision even under
+        autocast. Uninformative critics give 2 log 4 = 2.77. At N = 1 there is no mismatched pair,
+        and the loss and its gradients are 0.
 
     Raises:
-        ValueError: for shapes or dtypes that do not fit, of the inputs or of what a critic returns.
+        ValueError: if a shape or dtype of the inputs, or the shape of a critic's output, is wrong.
 
     Examples:
         >>> import torch
@@ -113,8 +113,8 @@ def response_disentangled_consistency(
 
 
 def _disentangle(logits: Tensor, labels: Tensor, renormalize: bool) -> tuple[Tensor, Tensor]:
-    """Logits (N, K) or (N, Q, K) -> target response (Q, N, 1), non-target (Q, N, K - 1); classes
-    are one question.
+    """Return target response (Q, N, 1) and non-target response (Q, N, K - 1) of logits (N, K) or
+    (N, Q, K); Q = 1 for classes.
     """
     n, k = len(logits), logits.shape[-1]
     logits = logits.reshape(n, -1, k).transpose(0, 1)
@@ -129,7 +129,7 @@ def _disentangle(logits: Tensor, labels: Tensor, renormalize: bool) -> tuple[Ten
 
 
 def _information(critic: Critic, q: Tensor, u: Tensor) -> Tensor:
-    """J, averaged over G groups of N samples: (G, N, a) and (G, N, b) -> scalar."""
+    """Return J, averaged over G groups of N samples: (G, N, a) and (G, N, b) -> scalar."""
     g, n, _ = q.shape
     every_q = q.unsqueeze(2).expand(-1, -1, n, -1).reshape(g * n * n, -1)
     every_u = u.unsqueeze(1).expand(-1, n, -1, -1).reshape(g * n * n, -1)
@@ -142,11 +142,10 @@ def _information(critic: Critic, q: Tensor, u: Tensor) -> Tensor:
 
 
 def _estimate(scores: Tensor) -> Tensor:
-    """J from the scores of all pairs, averaged over groups: (G, N, N) -> scalar."""
+    """Return J from the scores of all pairs, averaged over groups: (G, N, N) -> scalar."""
     g, n, _ = scores.shape
     if n == 1:
-        # Still a function of the critic's parameters, which several processes expect to see used in
-        # every step.
+        # Still a function of the critic's parameters: with several processes, all must be used.
         return scores.sum() * 0.0
     same = torch.eye(n, dtype=torch.bool, device=scores.device)
     # -softplus(-F) = logsigmoid(F), which neither overflows nor rounds to zero.
@@ -163,8 +162,10 @@ class ResponseDisentangledConsistency(nn.Module):
         num_classes: K >= 2; 2 for yes/no questions.
         hidden: hidden units of each critic.
         renormalize: divide the non-target response by its sum.
-        generator: where the critics' starting values come from; None: torch's global generator, so
-            seed that (`torch.manual_seed`).
+        generator: draws the initial parameters; None: torch's global one (`torch.manual_seed`).
+
+    Raises:
+        ValueError: if num_classes < 2.
     """
 
     def __init__(
@@ -185,7 +186,7 @@ class ResponseDisentangledConsistency(nn.Module):
         )
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss, a scalar, of logits (N, K) and labels (N,), or (N, Q, 2) and (N, Q)."""
+        """Return the loss, a scalar, of logits (N, K) and labels (N,), or (N, Q, 2) and (N, Q)."""
         return response_disentangled_consistency(
             student_logits,
             teacher_logits,
@@ -196,5 +197,5 @@ class ResponseDisentangledConsistency(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """The options, for print()."""
+        """Return the options, for print()."""
         return f"renormalize={self.renormalize}"

@@ -1,5 +1,5 @@
-"""Sample-level contrastive distillation (SCD): same sample, pull together; different samples, push
-apart.
+"""Sample-level contrastive distillation (SCD): pull student and teacher together for the same
+sample, push them apart for different samples.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from corrkd.losses._shared import check_pair, full_precision, no_autocast, safe_sqrt, unit
 
 REDUCTIONS = ("mean", "sum")
-BLOCK = 1 << 24  # numbers in a block of the N x N x D differences: 64 MB in float32
+BLOCK = 1 << 24  # N x N x D differences per block: 64 MB in float32
 
 
 def sample_contrastive_distillation(
@@ -22,36 +22,35 @@ def sample_contrastive_distillation(
     normalize: bool = True,
     reduction: str = "mean",
 ) -> Tensor:
-    r"""SCD of a batch (Li et al., CVPR 2024, "Sample-level Contrastive Distillation").
+    r"""Return the SCD loss (Li et al., CVPR 2024, "Sample-level Contrastive Distillation").
 
     .. math:: L = \sum_i \sum_{j \ne i} D(H^s_i, H^t_i)^2 + \max(0, \eta - D(H^s_i, H^t_j))^2,
         \quad D(a, b) = \|a - b\|_2
 
-    Each student representation is pulled to the teacher's of the same sample, and pushed from the
-    teacher's of every other sample until it is at least the boundary away. Where two
-    representations coincide the distance has no slope: its gradient is taken to be zero. Twice
-    differentiable. Memory is bounded: of more than 2^24 differences, blocks are computed one after
-    the other, and again in the backward pass.
+    Each student representation is pulled towards the teacher's of the same sample, and pushed at
+    least the boundary away from the teacher's of every other sample. If two representations
+    coincide, their distance has no gradient; it is taken to be zero. The loss is twice
+    differentiable. Its memory is bounded: more than 2^24 differences are computed in blocks, and
+    again in the backward pass.
 
     Args:
         student: (N, D) representations H^s of the incomplete samples, N >= 1.
         teacher: (N, D) representations H^t of the same samples, complete. Not detached: gradients
-            flow wherever they are required.
-        boundary: eta > 0, the distance beyond which different samples are left alone. Unit vectors
-            are at most 2 apart.
-        normalize: divide each representation by its length first [open: with raw features the
-            paper's eta of 1.0 to 1.4 seldom bites]. A zero vector stays zero.
+            flow to it if it requires them.
+        boundary: eta > 0, the distance beyond which different samples are not pushed apart. Unit
+            vectors are at most 2 apart.
+        normalize: divide each representation by its length first [open: with raw representations,
+            the paper's eta of 1.0 to 1.4 rarely matters]. A zero vector stays zero.
         reduction: "sum" is the formula; "mean" divides it by its N(N-1) pairs [open: the sum grows
             with N^2].
 
     Returns:
-        A scalar >= 0, float32 (float64 where an input is): computed in full precision also under
-        autocast. At N = 1
-        there is no other sample: "mean" is the pull alone, "sum" is 0.
+        A scalar >= 0, float32 (float64 if an input is), computed in full precision even under
+        autocast. At N = 1 there is no other sample: "mean" is the pull alone, "sum" is 0.
 
     Raises:
-        ValueError: for shapes or dtypes that do not fit, a boundary that is not positive, an
-            unknown reduction.
+        ValueError: if a shape or dtype is wrong, the boundary is not positive, or the reduction is
+            unknown.
 
     Examples:
         >>> import torch
@@ -74,12 +73,15 @@ def sample_contrastive_distillation(
 
 
 class SampleContrastiveDistillation(nn.Module):
-    """SCD as a Module; see `sample_contrastive_distillation`. It has no parameters.
+    """SCD as a Module without parameters; see `sample_contrastive_distillation`.
 
     Args:
         boundary: eta [paper: 1.2 on MOSI, 1.0 on MOSEI, 1.4 on IEMOCAP].
         normalize: use unit vectors.
         reduction: "mean" or "sum".
+
+    Raises:
+        ValueError: if the boundary is not positive, or the reduction is unknown.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class SampleContrastiveDistillation(nn.Module):
         self.reduction = reduction
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The loss, a scalar, of representations (N, D)."""
+        """Return the loss, a scalar, of representations (N, D)."""
         return sample_contrastive_distillation(
             student,
             teacher,
@@ -102,13 +104,13 @@ class SampleContrastiveDistillation(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """The options, for print()."""
+        """Return the options, for print()."""
         return f"boundary={self.boundary}, normalize={self.normalize}, reduction={self.reduction!r}"
 
 
 def _push(student: Tensor, teacher: Tensor, boundary: float) -> Tensor:
-    """The sum over i and j != i of max(0, boundary - D(student_i, teacher_j))^2, in blocks of
-    rows.
+    """Return the sum over i and j != i of max(0, boundary - D(student_i, teacher_j))^2, in blocks
+    of rows.
     """
     rows = torch.arange(len(student), device=student.device)
     count = max(1, BLOCK // teacher.numel())
@@ -122,7 +124,7 @@ def _push(student: Tensor, teacher: Tensor, boundary: float) -> Tensor:
 
 
 def _push_of_rows(student: Tensor, teacher: Tensor, rows: Tensor, boundary: float) -> Tensor:
-    # Without the product form a^2 - 2ab + b^2, whose cancellation would spoil short distances.
+    # Not as a^2 - 2ab + b^2: cancellation would spoil short distances.
     distance = safe_sqrt((student[:, None] - teacher).square().sum(-1))
     same = rows[:, None] == torch.arange(len(teacher), device=rows.device)
     return (boundary - distance).relu().square().masked_fill(same, 0.0).sum()

@@ -1,5 +1,5 @@
-"""Sample relations: SCD's correlations across samples as cosines within each side, which need no
-common axes of student and teacher.
+"""Sample relations: SCD's correlations across samples as cosines within each side, so that student
+and teacher need no common axes.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from corrkd.losses._shared import check_labels, check_rows, full_precision, no_a
 def sample_relation_distillation(
     student: Tensor, teacher: Tensor, answered_by: Tensor | None = None, *, center: bool = True
 ) -> Tensor:
-    r"""The student's samples are to each other as the teacher's are (as in Peng et al.,
-    "Correlation Congruence for Knowledge Distillation", ICCV 2019, with cosines).
+    r"""Return the mean squared difference between student and teacher in the cosines of pairs of
+    samples (after Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019).
 
     .. math:: L = \frac{1}{|P|} \sum_{(i, j) \in P} (\cos(H^s_i, H^s_j) - \cos(H^t_i, H^t_j))^2
 
-    over the pairs P of different samples of which one teacher made both representations. CorrKD's
-    SCD compares the student's samples with the teacher's in one space and pushes all others away,
-    those of the same class too; here each side is compared with itself.
+    over the pairs P of different samples with representations from the same teacher. CorrKD's SCD
+    compares the student's samples with the teacher's in one space and pushes all different samples
+    apart, even within a class; here each side is compared only with itself.
 
     Args:
         student: (N, D) representations of the incomplete samples, N >= 1.
         teacher: (N, E) representations of the same samples, complete. Not detached: gradients flow
-            wherever they are required.
-        answered_by: (N,) integers, which of several teachers made a row; None: one made all.
-        center: subtract the student's mean over the batch first: pooled, normed representations
-            have one large part in common, and their cosines are all near 1. Center the teacher's
-            before, by the mean of the teacher that made them over all its samples.
+            to it if it requires them.
+        answered_by: (N,) integers, index of the teacher that produced each row; None: one teacher
+            for all.
+        center: subtract the student's mean over the batch first: pooled, normalised representations
+            share one large component, so that all their cosines are near 1. Center the teacher's
+            representations beforehand, by each teacher's mean over all of its samples.
 
     Returns:
-        A scalar in [0, 4], float32 (float64 where an input is): computed in full precision also
-            under autocast. 0 where there is no pair.
-        The cosine of a zero vector is 0.
+        A scalar in [0, 4], float32 (float64 if an input is), computed in full precision even under
+        autocast; 0 if there is no pair. The cosine of a zero vector is 0.
 
     Raises:
-        ValueError: for shapes or dtypes that do not fit.
+        ValueError: if a shape or dtype is wrong.
 
     Examples:
         >>> import torch
@@ -66,7 +66,7 @@ def sample_relation_distillation(
 
 
 class SampleRelationDistillation(nn.Module):
-    """Sample relations as a Module; see `sample_relation_distillation`. It has no parameters.
+    """Sample relations as a Module without parameters; see `sample_relation_distillation`.
 
     Args:
         center: subtract the student's mean first.
@@ -79,9 +79,9 @@ class SampleRelationDistillation(nn.Module):
     def forward(
         self, student: Tensor, teacher: Tensor, answered_by: Tensor | None = None
     ) -> Tensor:
-        """The loss, a scalar, of representations (N, D) and (N, E)."""
+        """Return the loss, a scalar, of representations (N, D) and (N, E)."""
         return sample_relation_distillation(student, teacher, answered_by, center=self.center)
 
     def extra_repr(self) -> str:
-        """The options, for print()."""
+        """Return the options, for print()."""
         return f"center={self.center}"

@@ -15,25 +15,25 @@ TERMS = ("scd", "cpd", "rcd")
 
 
 class CorrKDLoss(nn.Module):
-    r"""The distillation losses of CorrKD, weighted and added (Li et al., CVPR 2024).
+    """The weighted sum of CorrKD's distillation losses (Li et al., CVPR 2024).
 
     .. math:: L = w_{scd} L_{SCD} + w_{cpd} L_{CPD} + w_{rcd} L_{RCD}
 
-    The task loss is not among them: add your own, as the cross-entropy of the student's logits. RCD
-    has two critics with parameters, so hand `parameters()` to the optimizer with the student's. A
-    loss of weight 0 is not computed.
+    The task loss is not included: add one, such as the cross-entropy of the student's logits. RCD's
+    two critics have parameters, so pass `parameters()` to the optimizer along with the student's. A
+    loss with weight 0 is not computed.
 
     Args:
-        num_classes: K >= 2; 2 for yes/no questions.
+        num_classes: K >= 2 (K >= 1 without RCD); 2 for yes/no questions.
         weights: by "scd", "cpd", "rcd", each >= 0; a missing one is 1 [open: the paper reports
             none].
         boundary: eta of SCD [paper: 1.2 on MOSI, 1.0 on MOSEI, 1.4 on IEMOCAP].
         critic_hidden: hidden units of each critic of RCD.
-        generator: where the critics' starting values come from; None: torch's global generator.
+        generator: draws the critics' initial parameters; None: torch's global one.
 
     Raises:
-        ValueError: for an unknown weight, a negative one, or a number of classes or a boundary that
-            the losses refuse.
+        ValueError: if a weight is unknown, negative or not finite, or a loss refuses the number of
+            classes or the boundary.
 
     Examples:
         >>> import torch
@@ -81,23 +81,23 @@ class CorrKDLoss(nn.Module):
         """Return the weighted sum, a scalar, and each loss without its weight.
 
         The teacher is not detached: run it under `torch.no_grad()`. All samples of a batch are
-        compared with one another, so where a batch is divided among processes, gather the arguments
-        first (with gradients for the student's).
+        compared with one another, so if a batch is split over processes, gather the arguments first
+        (with gradients for the student's).
 
         Args:
             student_representation: (N, D) of the incomplete samples, N >= 1.
-            student_logits: (N, K), or (N, Q, 2) of Q yes/no questions.
-            teacher_representation: (N, D) of the same samples, complete; (N, E) where SCD has
-                weight 0.
-            teacher_logits: as the student's.
+            student_logits: (N, K), or (N, Q, 2) for Q yes/no questions.
+            teacher_representation: (N, D) of the same samples, complete; (N, E) if SCD has weight
+                0.
+            teacher_logits: the same shape as the student's.
             labels: (N,) classes in 0 ... K - 1, or (N, Q) answers.
 
         Returns:
-            The sum and {"scd": ..., "cpd": ..., "rcd": ...}, float32 scalars (float64 where an
-            input is); detached; those of weight 0 are left out.
+            The sum, and {"scd": ..., "cpd": ..., "rcd": ...}, detached, without losses of weight 0:
+            float32 scalars (float64 if an input is).
 
         Raises:
-            ValueError: for shapes or dtypes that do not fit.
+            ValueError: if a shape or dtype is wrong.
         """
         parts: dict[str, Tensor] = {}
         if self.scd is not None:
@@ -111,5 +111,5 @@ class CorrKDLoss(nn.Module):
         return total, {name: value.detach() for name, value in parts.items()}
 
     def extra_repr(self) -> str:
-        """The weights, for print()."""
+        """Return the weights, for print()."""
         return f"weights={self.weights}"

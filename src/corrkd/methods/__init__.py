@@ -1,1 +1,1 @@
-"""corrkd.methods."""
+"""Methods that train a student."""

@@ -1,4 +1,4 @@
-"""What every method is: a student, the outputs of its teachers, and losses by name."""
+"""The base class of methods: a student, the outputs of its teachers, and losses by name."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from corrkd.settings import NonNegative, Strict
 from corrkd.targets.base import Target
 
 Gather = Callable[[Tensor], Tensor]
-"""Rows of all processes, differentiably; the identity in a single process."""
+"""Differentiable gathering of the rows of all processes; the identity in a single process."""
 
 Losses = dict[str, tuple[float, Tensor]]
-"""Weight and value, a scalar, of each loss by name. What is minimised is the sum of weight x value;
+"""Weight and value, a scalar, of each loss by name. Training minimises the sum of weight x value;
 each value is a column of history.csv.
 """
 
@@ -29,8 +29,8 @@ N = TypeVar("N", bound=AnyNetwork)
 
 
 class Options(Strict):
-    """Options of a method, an object for each loss term. A term that names no form has its
-    default's.
+    """Options of a method, one object per loss term. A term that names no form has the form of its
+    default.
     """
 
     @field_validator("*", mode="before")
@@ -58,11 +58,11 @@ def _has_form(kind: Any) -> bool:
 
 
 class NoOptions(Options):
-    """Of a method that has none beside its network's settings."""
+    """Options of a method that has none besides the settings of its network."""
 
 
 class WeightedLoss(Strict):
-    """Options of a loss term; a subclass adds its own."""
+    """Options of a loss term; subclasses add more."""
 
     weight: NonNegative = Field(
         1.0, description="by which the term is multiplied; 0: it is not computed"
@@ -70,12 +70,12 @@ class WeightedLoss(Strict):
 
 
 class TrainingBatch(NamedTuple):
-    """N training samples, as a step hands them to a method.
+    """N training samples, as passed to a method in each step.
 
     Attributes:
-        inputs: what the student sees of them.
+        inputs: the student's inputs.
         targets: (N,) or (N, Q), see `corrkd.targets.base.Target`.
-        context: their position in the training split and in their conversations.
+        context: position of each sample in the training split and in its conversation.
     """
 
     inputs: Inputs
@@ -85,15 +85,16 @@ class TrainingBatch(NamedTuple):
 
 class TeacherOutputs(NamedTuple):
     """Outputs of the frozen teachers for the N samples of the training split, complete. All losses
-    see the same teachers.
+    use the same teachers.
 
     Attributes:
-        representation: (N, D); D = 0: teachers from outside gave logits alone. With out-of-fold
-            teachers each sample's is by one that was not trained on it, rotated towards the axes of
-            the teacher of all samples (`corrkd.experiment.teachers.procrustes`).
-        logits: (N, ...), as the network's; combined from all teachers.
-        answered_by: (N,) integers: which teacher `representation` is of; None: all rows are of a
-            single teacher.
+        representation: (N, D); D = 0 if external teachers gave only logits. With out-of-fold
+            teachers, each row is from a teacher that was not trained on that sample, rotated
+            towards the axes of the teacher of all samples
+            (`corrkd.experiment.teachers.procrustes`).
+        logits: (N, ...), shaped as the network's; combined from all teachers.
+        answered_by: (N,) integers, index of the teacher that produced each row of `representation`;
+            None: one teacher for all rows.
     """
 
     representation: Tensor
@@ -101,46 +102,47 @@ class TeacherOutputs(NamedTuple):
     answered_by: Tensor | None = None
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> TeacherOutputs:
-        """Return the same with each tensor changed: rows taken, or gathered."""
+        """Return the outputs with a function applied to each tensor, as to take or gather rows."""
         return TeacherOutputs(*(None if x is None else change(x) for x in self))  # type: ignore[arg-type]
 
 
 class Method(nn.Module, Generic[N]):
-    """The losses with which a student is trained. The base class has the task loss alone; a
-    subclass overrides `losses`.
+    """The losses that train a student. The base class has only the task loss; subclasses override
+    `losses`.
 
-    Every process computes its losses on the rows of all processes (`gather`), so that a loss over
+    Each process computes its losses on the rows of all processes (`gather`), so that a loss over
     pairs or classes sees the whole batch however it is distributed.
 
     Args:
-        student: the network in training, and all that is kept of it.
-        options: of `options_type`, for a method that has options; None: their defaults.
-        teachers: outputs for all training samples, on the device of the batches; needed where
+        student: the network in training; only this is kept afterwards.
+        options: an `options_type`; None: its defaults.
+        teachers: outputs for all training samples, on the device of the batches; required if
             `needs_teacher`.
         class_weights: (K,) weights of the classes in the task loss, or None.
-        gather: see `Gather`.
+        gather: see `Gather`; None: a single process.
 
     Attributes:
-        title: in tables.
-        network: name of the network that the method needs, the class of `student`; None: it trains
-            any network.
-        options_type: of the options, a subclass of `corrkd.settings.Strict`, with a `WeightedLoss`
-            for each loss term.
-        trains_on: "complete" samples, or those that modality random missing leaves ("missing").
-        search: what a search over hyper-parameters tries beside learning rate and dropout: lowest
-            and highest value, on a log scale, by a key as "method.kl.weight" or
+        title: name in tables.
+        network: name of the network that the method needs, the class of `student`; None: any
+            network.
+        options_type: type of the options, a subclass of `corrkd.settings.Strict` with a
+            `WeightedLoss` for each loss term.
+        trains_on: "complete" samples, or samples under modality random missing ("missing").
+        search: range of each hyper-parameter that a search tries besides learning rate and dropout,
+            lowest and highest value on a log scale, by keys such as "method.kl.weight" or
             "network.reconstruction".
-        stackable: the losses differentiate nothing themselves, and use no sizes that follow from
-            values and no random numbers of torch, so that several students can be trained at once
-            (`corrkd.training.stacked`), where their network is stackable too.
-        needs_teacher: the losses look at the outputs of teachers.
-        taught_by: name of the method that trains those teachers, as an arm that is added to the
-            plan; None: whatever trains the run's teacher.
-        teaches: it trains teachers for another method, with the settings of the run's teacher.
+        stackable: whether several students can be trained at once (`corrkd.training.stacked`) if
+            their network is stackable too: the losses differentiate nothing themselves, and use no
+            sizes that follow from values and no random numbers from torch.
+        needs_teacher: whether the losses use the outputs of teachers.
+        taught_by: name of the method that trains these teachers, as an arm that is added to the
+            plan; None: the method of the run's teacher.
+        teaches: whether it trains teachers for another method, with the settings of the run's
+            teacher.
         target: what the student predicts.
 
     Raises:
-        CorrKDError: the method needs teachers and has none, or its losses cannot compare this
+        CorrKDError: if the method needs teachers and has none, or its losses cannot compare this
             student with these teachers.
     """
 
@@ -174,7 +176,7 @@ class Method(nn.Module, Generic[N]):
         self.student = student
         self.target: Target = student.target
         self.options: Any = options if options is not None else self.options_type()
-        # Buffers, so that they move with the method; a checkpoint has no need of them.
+        # Buffers move with the method; checkpoints do not need them.
         for name, outputs in zip(
             TeacherOutputs._fields, teachers or (None, None, None), strict=True
         ):
@@ -182,19 +184,19 @@ class Method(nn.Module, Generic[N]):
         self.gather: Gather = gather or (lambda x: x)
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.build()
-        if self.reads_representation:  # where `build` names no loss
+        if self.reads_representation:  # for methods that do not check in `build`
             self.check_representations("a loss", "train kl, which compares responses")
 
     @classmethod
     def notes(cls, options: Any, target: Target) -> list[str]:
-        """Return what a reader of the results has to know of these options for this target, in
+        """Return what readers of the results need to know about these options for this target, in
         sentences.
         """
         return []
 
     @property
     def teachers(self) -> TeacherOutputs | None:
-        """Outputs of the teachers for all training samples."""
+        """Outputs of the teachers for all training samples; None without teachers."""
         outputs = TeacherOutputs(
             *(getattr(self, f"teacher_{name}") for name in TeacherOutputs._fields)
         )
@@ -202,43 +204,42 @@ class Method(nn.Module, Generic[N]):
 
     @property
     def reads_representation(self) -> bool:
-        """Whether the losses look at the teachers' representations, which teachers from outside may
-        lack. A method with losses on logits alone overrides it.
+        """Whether the losses use the teachers' representations, which external teachers may lack.
+        Methods with losses on logits only override it.
         """
         return self.needs_teacher
 
     def build(self) -> None:
-        """Make what the method needs beside the student (critics, a memory). The base class needs
-        nothing.
+        """Create what the method needs besides the student (critics, a memory). The base class
+        needs nothing.
         """
 
     def stacks(self, batch_size: int) -> bool:
-        """Return whether trainings with batches of this size can be done at once, of this method
-        and its student.
+        """Return whether several trainings of this method and its student, with batches of this
+        size, can run at once.
         """
         return self.stackable and self.student.stackable
 
     def start(self, samples: Samples) -> None:
-        """Take what the method needs of the whole training split (priors, a memory), before the
-        first epoch; `teachers` are its outputs.
+        """Prepare what the method needs from the training split (priors, a memory) before the first
+        epoch. `teachers` has the outputs for these samples.
 
         The base class needs nothing.
         """
 
     def batches(self, samples: Samples, size: int, generator: torch.Generator) -> Sequence[Tensor]:
-        """Return the rows of each batch of an epoch, on the CPU.
-
-        All samples, shuffled; in whole conversations where the student reads them.
+        """Return the rows of each batch of an epoch, on the CPU: all samples, shuffled, in whole
+        conversations if the student reads them.
         """
         return samples.shuffled(size, generator, conversations=self.student.reads_conversations)
 
     def forward(self, batch: TrainingBatch) -> Losses:
-        """Return `losses(batch)`: what a wrapper for several processes calls."""
+        """Return `losses(batch)`; wrappers for several processes call this."""
         return self.losses(batch)
 
     def losses(self, batch: TrainingBatch) -> Losses:
-        """Return weight and value of each loss by name, the same names for every batch. A sum that
-        is not finite ends the training.
+        """Return weight and value of each loss by name, with the same names for every batch.
+        Training fails if their sum is not finite.
         """
         return {
             "task": (
@@ -249,7 +250,7 @@ class Method(nn.Module, Generic[N]):
 
     def student_output(self, batch: TrainingBatch) -> Output:
         """Return the student's output for the rows of all processes."""
-        if self.student.reads_conversations:  # of which each process may hold a part
+        if self.student.reads_conversations:  # a conversation may be split over processes
             context = Context(*map(self.gather, batch.context))
             return self.student.in_context(batch.inputs.apply(self.gather), context)
         output = self.student.in_context(batch.inputs, batch.context)
@@ -261,18 +262,18 @@ class Method(nn.Module, Generic[N]):
         return self.teachers.apply(lambda x: self.gather(x[batch.context.rows]))
 
     def task_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the target's loss, a scalar, with the class weights."""
+        """Return the target's loss with the class weights, a scalar."""
         return self.target.task_loss(logits, targets, self.class_weights)
 
     def check_representations(self, loss: str, remedy: str) -> None:
-        """Refuse a student or teachers without a representation.
+        """Check that the student and the teachers have representations.
 
         Args:
-            loss: the loss that looks at representations, as the user knows it.
-            remedy: what the user can do instead of returning them.
+            loss: name of the loss that compares representations, for the error message.
+            remedy: what the user can do instead of returning them, for the error message.
 
         Raises:
-            CorrKDError: there is none on one side.
+            CorrKDError: if either side has no representation.
         """
         assert self.teachers is not None, "only methods with `needs_teacher` ask for it"
         sides = {
@@ -288,14 +289,13 @@ class Method(nn.Module, Generic[N]):
 
     def make_projector(self, loss: str, remedy: str) -> nn.Module:
         """Return a projection of the student's representation to the width of the teachers', which
-        is trained and dropped with the method.
+        is trained with the method and discarded with it.
 
         Args:
-            loss: as of `check_representations`.
-            remedy: as of `check_representations`.
+            loss, remedy: see `check_representations`.
 
         Raises:
-            CorrKDError: as `check_representations`.
+            CorrKDError: if either side has no representation.
         """
         self.check_representations(loss, remedy)
         assert self.teachers is not None, "checked"
@@ -303,14 +303,14 @@ class Method(nn.Module, Generic[N]):
         return nn.Identity() if student == teachers else nn.Linear(student, teachers, bias=False)
 
     def check_widths(self, loss: str, remedy: str) -> None:
-        """Refuse teachers whose representations are not as wide as the student's.
+        """Check that the student's and the teachers' representations have the same width.
 
         Args:
-            loss: the loss that compares them, as the user knows it.
-            remedy: what the user can do instead of making the widths equal.
+            loss: name of the loss that compares them, for the error message.
+            remedy: what the user can do instead of making the widths equal, for the error message.
 
         Raises:
-            CorrKDError: the widths differ, or as `check_representations`.
+            CorrKDError: if the widths differ, or either side has no representation.
         """
         self.check_representations(loss, remedy)
         assert self.teachers is not None, "only methods with `needs_teacher` ask for it"

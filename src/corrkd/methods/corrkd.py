@@ -1,4 +1,4 @@
-"""CorrKD: task loss, SCD, CPD and RCD (method, Objective)."""
+"""CorrKD: task loss, SCD, CPD and RCD (docs/method.md, Objective)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from corrkd.targets.base import Target
 
 
 class Contrast(WeightedLoss):
-    """SCD as the paper has it: distances from the teacher's samples (Eqs. 5 and 6)."""
+    """SCD as in the paper: distances from the teacher's samples (Eqs. 5 and 6)."""
 
     form: Literal["contrast"] = "contrast"
     boundary: Positive = Field(
@@ -46,7 +46,7 @@ class Contrast(WeightedLoss):
 
 
 class Relations(WeightedLoss):
-    """SCD by the cosines between samples, within each side [ours]."""
+    """SCD by the cosines between samples within each side [ours]."""
 
     form: Literal["relations"] = "relations"
     center: bool = Field(True, description="on representations without their common part")
@@ -57,7 +57,7 @@ class Relations(WeightedLoss):
 
 
 class BatchPrototypes(WeightedLoss):
-    """CPD as the paper has it: the teacher's prototypes are those of the batch (Eqs. 7 to 9)."""
+    """CPD as in the paper: the teacher's prototypes are computed per batch (Eqs. 7 to 9)."""
 
     form: Literal["batch"] = "batch"
     center: ClassVar[bool] = False
@@ -65,7 +65,7 @@ class BatchPrototypes(WeightedLoss):
 
 
 class AllPrototypes(WeightedLoss):
-    """CPD with the teacher's prototypes of the whole training split [ours]."""
+    """CPD with teacher prototypes from the whole training split [ours]."""
 
     form: Literal["all"] = "all"
     center: bool = Field(True, description="on representations without their common part")
@@ -75,8 +75,8 @@ class AllPrototypes(WeightedLoss):
 
 
 class Information(WeightedLoss):
-    """RCD as the paper has it: mutual information of both parts of the response, by critics (Eqs.
-    10 to 12).
+    """RCD as in the paper: mutual information of both parts of the response, by critics (Eqs. 10 to
+    12).
     """
 
     form: Literal["information"] = "information"
@@ -86,14 +86,14 @@ class Information(WeightedLoss):
     )
 
     def make(self, num_classes: int) -> ResponseDisentangledConsistency:
-        """Return the loss, with new critics."""
+        """Return the loss with new critics."""
         return ResponseDisentangledConsistency(
             num_classes, hidden=self.critic_hidden, renormalize=self.renormalize
         )
 
 
 class Divergence(WeightedLoss):
-    """RCD by the divergence of both parts of the response, apart [ours]."""
+    """RCD by separate divergences of both parts of the response [ours]."""
 
     form: Literal["divergence"] = "divergence"
     nontarget: Annotated[float, Field(ge=0.0)] = Field(
@@ -106,8 +106,8 @@ class Divergence(WeightedLoss):
 
 
 class CorrKDOptions(Options):
-    """The loss terms of `CorrKD`: a weight each [open: the paper reports none], and the choices
-    that the paper leaves open.
+    """The loss terms of `CorrKD`, each with a weight [open: the paper reports none], and the
+    choices that the paper leaves open.
     """
 
     task: WeightedLoss = Field(
@@ -130,11 +130,11 @@ class CorrKDOptions(Options):
 
 
 class CorrKD(Method[AnyNetwork]):
-    """The student under MRM, with what the teacher knows of the complete sample.
+    """A student under MRM, distilled from a teacher that sees complete samples.
 
-    The losses are the paper's, or the mended forms of docs/corrkd-plus.md where the options say so.
-    A term of weight 0 is not computed. For a score there are no classes: CPD takes the target's
-    categories (sign, or tertiles), and RCD, which splits a response by class, is left out.
+    The losses are the paper's, or the alternatives of docs/corrkd-plus.md if the options say so. A
+    term of weight 0 is not computed. A score has no classes: CPD uses the target's categories
+    (sign, or tertiles), and RCD, which splits a response by class, is left out.
     """
 
     title: ClassVar[str] = "CorrKD"
@@ -144,12 +144,12 @@ class CorrKD(Method[AnyNetwork]):
     search: ClassVar[Mapping[str, tuple[float, float]]] = {
         f"method.{term}.weight": (0.1, 4.0) for term in ("scd", "cpd", "rcd")
     }
-    means: Tensor  # (F, D) of the F teachers' representations
-    prototypes: Tensor  # (F, Q, K, D) of those, less their mean where CPD is centred
+    means: Tensor  # (F, D), of the F teachers' representations
+    prototypes: Tensor  # (F, Q, K, D), minus the mean if CPD is centred
 
     @classmethod
     def notes(cls, options: CorrKDOptions, target: Target) -> list[str]:
-        """Say where RCD is left out."""
+        """Return a note if RCD is left out."""
         if target.has_classes or not options.rcd.weight:
             return []
         return [f"RCD splits a response by class and is left out for the target `{target.name}`"]
@@ -160,7 +160,7 @@ class CorrKD(Method[AnyNetwork]):
         return bool(self.options.scd.weight or self.options.cpd.weight)
 
     def build(self) -> None:
-        """Make the losses, of which RCD has parameters."""
+        """Create the losses; SCD's projection and RCD's critics have parameters."""
         options: CorrKDOptions = self.options
         classes = len(self.target.classes)
         if options.cpd.weight and options.cpd.parts and self.student.parts is None:
@@ -185,8 +185,8 @@ class CorrKD(Method[AnyNetwork]):
         )
 
     def stacks(self, batch_size: int) -> bool:
-        """Return whether they can: not where SCD computes its distances in blocks, which it forgets
-        and computes again.
+        """Return whether several trainings can run at once: not if SCD computes distances in blocks
+        and recomputes them in the backward pass.
         """
         in_blocks = isinstance(self.scd, SampleContrastiveDistillation) and (
             batch_size**2 * self.student.representation_width > BLOCK
@@ -194,8 +194,8 @@ class CorrKD(Method[AnyNetwork]):
         return super().stacks(batch_size) and not in_blocks
 
     def start(self, samples: Samples) -> None:
-        """Take mean and prototypes of each teacher's representations, over all samples that it
-        answers for.
+        """Compute mean and prototypes of each teacher's representations, over the samples it is
+        used for.
         """
         if not self.reads_representation:
             return
@@ -210,8 +210,7 @@ class CorrKD(Method[AnyNetwork]):
             "nf,nqk,nd->fqkd", of_fold, member, representation - center * means[fold]
         )
         counts = torch.einsum("nf,nqk->fqk", of_fold, member)
-        # No prototype of a class that a teacher did not meet; nor, without the mean, of one that is
-        # all it met: that is rounding alone.
+        # Undefined for a class without samples and, if centred, for the only class (just rounding).
         undefined = (counts == 0) | (center & (counts == of_fold.sum(0)[:, None, None]))
         prototypes = (totals / counts.clamp(min=1.0)[..., None]).masked_fill(
             undefined[..., None], 0.0
@@ -220,8 +219,8 @@ class CorrKD(Method[AnyNetwork]):
             self.register_buffer(name, value, persistent=False)
 
     def losses(self, batch: TrainingBatch) -> Losses:
-        """Return task, and scd, cpd, rcd, kl where their weight is not 0 [open: the paper reports
-        none; 1 each].
+        """Return task, and scd, cpd, rcd and kl unless their weight is 0 [open: the paper reports
+        no weights; 1 each].
         """
         options: CorrKDOptions = self.options
         student, teachers, targets = (
@@ -254,9 +253,7 @@ class CorrKD(Method[AnyNetwork]):
         return losses
 
     def _centred(self, teachers: TeacherOutputs, center: bool) -> Tensor:
-        """Return the teachers' representations, without the mean of each teacher's where
-        `center`.
-        """
+        """Return the teachers' representations, minus the mean of each teacher's if `center`."""
         return teachers.representation - center * self.means[_fold(teachers)]
 
     def _prototype_loss(
@@ -267,8 +264,8 @@ class CorrKD(Method[AnyNetwork]):
         classes: Tensor,
         inputs: Inputs,
     ) -> Tensor:
-        """CPD of H and, where the options ask for it, the mean over its modalities' parts, each of
-        the samples that show the modality.
+        """Return the CPD loss of H. If the options ask for it, add its mean over the modalities'
+        parts of H, each on the samples that show the modality.
         """
         form = self.options.cpd
         if isinstance(form, BatchPrototypes):
@@ -291,7 +288,7 @@ class CorrKD(Method[AnyNetwork]):
 
 
 def _fold(teachers: TeacherOutputs) -> Tensor:
-    """Which teacher each row is of, (N,), for losses that compare within a teacher."""
+    """Return the index of each row's teacher, (N,), for losses that compare within a teacher."""
     if teachers.answered_by is None:
         return torch.zeros_like(teachers.logits.flatten(1)[:, 0], dtype=torch.int64)
     return teachers.answered_by

@@ -1,4 +1,4 @@
-"""Plain distillation of the representations (FitNets, Romero et al., ICLR 2015): a control."""
+"""Plain distillation of representations (FitNets, Romero et al., ICLR 2015): a control."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class FeatureMSEOptions(Options):
 
 
 class FeatureMSE(Method[AnyNetwork]):
-    """Task loss, and the squared error of H from the teacher's, mean over samples and features.
+    """Task loss, and the mean squared error between the student's and the teacher's H.
 
-    Where widths differ, a linear layer is learnt along that projects the student's H to the
-    teacher's width, as FitNets has it.
+    If the widths differ, a linear layer that projects the student's H to the teacher's width is
+    trained along, as in FitNets.
     """
 
     title: ClassVar[str] = "Feature-MSE distillation"
@@ -31,7 +31,7 @@ class FeatureMSE(Method[AnyNetwork]):
     search: ClassVar[Mapping[str, tuple[float, float]]] = {"method.mse.weight": (0.1, 4.0)}
 
     def build(self) -> None:
-        """Make the projection, where widths differ."""
+        """Create the projection to the teachers' width."""
         self.projector = self.make_projector(
             "the squared error", "train kl, which compares responses"
         )

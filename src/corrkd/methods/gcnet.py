@@ -1,4 +1,4 @@
-"""GCNet (Lian et al., TPAMI 2023): completion and classification of a conversation, together."""
+"""GCNet (Lian et al., TPAMI 2023): joint completion and classification of a conversation."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from corrkd.networks.gcnet import GCNetwork
 
 
 class GCNet(Method[GCNetwork]):
-    """Trained under missing modalities to classify each utterance and to restore what was dropped
-    of it.
+    """GCNet, trained under missing modalities to classify each utterance and to restore its dropped
+    features.
 
     Components of the original, and where they are:
 
-    - utterance features, missing ones zero: `GCNetwork.utterances`;
-    - bidirectional LSTM over the conversation ahead of both graphs: `GCNetwork.before`;
+    - utterance features, zero if missing: `GCNetwork.utterances`;
+    - bidirectional LSTM over the conversation before both graphs: `GCNetwork.before`;
     - Speaker GNN, edges by the pair of speakers: `GCNetwork.speaker` with `speaker_relations`;
     - Temporal GNN, edges from past, present and future: `GCNetwork.temporal` with
       `temporal_relations`;
     - both graphs within a window, a relational convolution and a graph convolution:
       `Branch.relational`, `Branch.convolution`;
-    - bidirectional LSTM over read and aggregated utterances: `Branch.after`; the branches' sum:
-      `GCNetwork.complete`;
+    - bidirectional LSTM over the utterances before and after aggregation: `Branch.after`; the sum
+      of the branches: `GCNetwork.complete`;
     - classification: `GCNetwork.classifier`; reconstruction of each modality:
       `GCNetwork.reconstructors`;
-    - squared error on missing features alone, by the number of utterances, and whole conversations
-      in a batch: `restoration_loss`, `GCNet.batches`.
+    - squared error on missing features alone, divided by the number of utterances, and whole
+      conversations in a batch: `restoration_loss`, `GCNet.batches`.
 
     Adapted:
 
     - The original's utterance vectors come from pretrained extractors. Here a modality is a
-      sequence of features, so this package's encoder makes the vector, trained with the rest; what
-      is restored is the mean of the modality's frames, since the encoder's own vector would be a
-      moving target that a constant satisfies. It is standardised over training, so that every
-      feature counts alike.
-    - The original drops whole modalities. A modality of which only some frames are dropped counts
-      by their share.
-    - Frames that the data itself lacks have no truth, and are not asked for.
-    - Speakers are numbered by appearance in the conversation: their names would say nothing of
-      unseen ones. Where they are unknown, there is one; where no conversation is known, each sample
-      is one, and the graph has its "present" edge alone.
+      sequence of features, so this package's encoder computes the vector and is trained with the
+      rest. The mean of the modality's frames is restored, because the encoder's output would be a
+      moving target that a constant satisfies. It is standardised over the training split, so that
+      every feature counts equally.
+    - The original drops whole modalities. A modality with only some frames dropped counts by their
+      share.
+    - Frames that are missing in the data have no true values, so they are not restored.
+    - Speakers are numbered by appearance in the conversation, because names would say nothing about
+      unseen speakers. Without speakers, all utterances have the same one. Without conversations,
+      each sample is one, and the graph has only its "present" edge.
     - A batch is filled with whole conversations up to the batch size in utterances; the original
       takes 32 conversations.
-    - LSTMs have one layer instead of two, and after the last no attention over the conversation and
-      no further layer, to keep it small.
-    - Classes, yes/no questions and scores have this package's task loss: a score's is the absolute
-      error, the original's the squared one.
+    - LSTMs have one layer instead of two, and neither attention over the conversation nor a further
+      layer follows the last one, to keep the network small.
+    - Classes, yes/no questions and scores have this package's task loss: the absolute error for a
+      score, whereas the original uses the squared one.
     """
 
     title: ClassVar[str] = "GCNet"
@@ -60,13 +60,13 @@ class GCNet(Method[GCNetwork]):
     trains_on: ClassVar[Literal["complete", "missing"]] = "missing"
 
     def build(self) -> None:
-        """What `start` fills."""
+        """Create the attributes that `start` fills."""
         self._truth: dict[str, Tensor] = {}
         self._present: dict[str, Tensor] = {}
 
     def start(self, samples: Samples) -> None:
-        """Takes every training utterance's features, to be restored. They follow from the data, so
-        a checkpoint has no need of them.
+        """Compute the features of every training utterance, the targets of the restoration. They
+        follow from the data, so checkpoints do not need them.
         """
         self._present = dict(samples.present)
         parts: dict[str, list[Tensor]] = {m: [] for m in samples.modalities}
@@ -79,8 +79,8 @@ class GCNet(Method[GCNetwork]):
         }
 
     def losses(self, batch: TrainingBatch) -> Losses:
-        """Return task and reconstruction. The graphs span the rows of all processes, over which a
-        conversation may be distributed.
+        """Return task and reconstruction. The graphs span the rows of all processes, because a
+        conversation may be split over them.
         """
         assert self._truth, "start() comes before training"
         network, (inputs, targets, context) = self.student, batch
@@ -103,8 +103,8 @@ class GCNet(Method[GCNetwork]):
 def utterance_means(
     frames: Mapping[str, Tensor], present: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Features of whole utterances: the mean of their present frames, (N, d_m) by modality; zeros
-    where there is none.
+    """Return the features of whole utterances, the mean of their present frames, (N, d_m) by
+    modality; zeros if no frame is present.
     """
     return {
         m: pool(x.masked_fill(~present[m][..., None], 0.0), present[m]) for m, x in frames.items()
@@ -112,8 +112,8 @@ def utterance_means(
 
 
 def standardised(means: Tensor, exists: Tensor) -> Tensor:
-    """(N, d) with mean 0 and deviation 1 over the rows that are there; a feature that never varies
-    is 0, as are the other rows.
+    """Return the features (N, d) with mean 0 and deviation 1 over the rows that exist. Constant
+    features and all other rows become 0.
     """
     if not bool(exists.any()):
         return torch.zeros_like(means)
@@ -123,8 +123,8 @@ def standardised(means: Tensor, exists: Tensor) -> Tensor:
 
 
 def dropped_share(present: Tensor, visible: Tensor) -> Tensor:
-    """Share of the present frames that were dropped, (N,); 0 where none was present. Two (N, T)
-    booleans.
+    """Return the share of the present frames that were dropped, two (N, T) booleans -> (N,); 0 if
+    no frame is present.
     """
     return (present & ~visible).sum(1) / present.sum(1).clamp(min=1)
 
@@ -132,13 +132,12 @@ def dropped_share(present: Tensor, visible: Tensor) -> Tensor:
 def restoration_loss(
     restored: Mapping[str, Tensor], truth: Mapping[str, Tensor], dropped: Mapping[str, Tensor]
 ) -> Tensor:
-    """Squared error of the dropped features, summed over modalities, mean over all samples; 0 where
-    nothing was dropped.
+    """Return the squared error of the dropped features: mean over features, sum over modalities,
+    mean over all samples; 0 if nothing was dropped.
 
     Args:
-        restored: (N, d_m) by modality.
-        truth: (N, d_m) by modality.
-        dropped: (N,) by modality, weights from 0 (all seen) to 1 (absent).
+        restored, truth: (N, d_m) by modality.
+        dropped: (N,) by modality, weights from 0 (all visible) to 1 (all dropped).
     """
     errors = torch.stack([(restored[m] - truth[m]).square().mean(1) for m in restored])
     weights = torch.stack([dropped[m] for m in restored]).to(errors.dtype)

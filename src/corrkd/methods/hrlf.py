@@ -19,7 +19,7 @@ from corrkd.settings import NonNegative, Width
 
 
 class FRF(WeightedLoss):
-    """The reconstruction of factorised representations."""
+    """Reconstruction of factorised representations."""
 
     reduction: Literal["mean", "sum"] = Field(
         "mean",
@@ -45,7 +45,7 @@ class HMI(WeightedLoss):
 
 
 class HAL(WeightedLoss):
-    """A discriminator at each scale, which the student misleads. The weight is that of both
+    """One discriminator per scale, which the student tries to fool. The weight applies to both
     players.
     """
 
@@ -63,8 +63,8 @@ class HAL(WeightedLoss):
 
 
 class HRLFOptions(Options):
-    """The loss terms of `HRLF`: a weight each [open: the paper sums them without], and the choices
-    that the paper leaves open.
+    """The loss terms of `HRLF`, each with a weight [open: the paper sums them without], and the
+    choices that the paper leaves open.
     """
 
     task: WeightedLoss = Field(
@@ -89,17 +89,17 @@ class HRLFTeacherOptions(Options):
 
 
 class _Factorised(Method[HRLFNetwork]):
-    """What both stages train: the task loss and FRF."""
+    """The common part of both stages: the task loss and FRF."""
 
     network = "hrlf"
     stackable: ClassVar[bool] = True
 
     def build(self) -> None:
-        """Make the reconstruction loss."""
+        """Create the reconstruction loss."""
         self.frf = self.options.frf.make() if self.options.frf.weight else None
 
     def losses_of(self, details: Details, batch: TrainingBatch) -> Losses:
-        """Return task, and frf where its weight is not 0, of the rows of all processes."""
+        """Return task, and frf unless its weight is 0, for the rows of all processes."""
         logits, targets = self.gather(details.output.logits), self.gather(batch.targets)
         losses = {"task": (self.options.task.weight, self.task_loss(logits, targets))}
         if self.frf is not None:
@@ -114,7 +114,7 @@ class _Factorised(Method[HRLFNetwork]):
 
 
 class HRLFTeacher(_Factorised):
-    """Train HRLF's teacher: task loss and FRF on complete samples."""
+    """HRLF's teacher: task loss and FRF on complete samples."""
 
     title: ClassVar[str] = "HRLF teacher"
     options_type = HRLFTeacherOptions
@@ -122,20 +122,20 @@ class HRLFTeacher(_Factorised):
     teaches: ClassVar[bool] = True
 
     def losses(self, batch: TrainingBatch) -> Losses:
-        """Return task, and frf where its weight is not 0 [open: the paper says of the student alone
-        what it minimises].
+        """Return task, and frf unless its weight is 0 [open: the paper gives the objective of the
+        student only].
         """
         return self.losses_of(self.student.details(batch.inputs), batch)
 
 
 class HRLF(_Factorised):
-    """Train HRLF's student on incomplete samples (Li et al., NeurIPS 2024): what the teacher
-    learns, and three terms that compare both.
+    """HRLF's student on incomplete samples (Li et al., NeurIPS 2024): the teacher's losses, and
+    three terms that compare teacher and student.
 
     HMI and HAL compare the representations of teacher and student at the network's three scales, KL
     their responses. A term of weight 0 is not computed. Critics and discriminators are trained
     along with the student by one optimiser; HAL is the minimax game with simultaneous steps
-    (`corrkd.losses.hierarchical_adversarial`). A score has no response: KL is the squared
+    (`corrkd.losses.hierarchical_adversarial`). A score has no response, so KL is the squared
     difference of the scores.
     """
 
@@ -154,8 +154,8 @@ class HRLF(_Factorised):
         return bool(self.options.hmi.weight or self.options.hal.weight)
 
     def build(self) -> None:
-        """Make the losses, of which HMI and HAL have parameters. Refuse teachers whose scales are
-        not the student's.
+        """Create the losses, of which HMI and HAL have parameters. Raises CorrKDError if they are
+        used and the teachers' scales differ from the student's.
         """
         super().build()
         options: HRLFOptions = self.options
@@ -178,7 +178,7 @@ class HRLF(_Factorised):
         )
 
     def losses(self, batch: TrainingBatch) -> Losses:
-        """Return task, and frf, hmi, hal, kl where their weight is not 0 [open: the paper sums them
+        """Return task, and frf, hmi, hal and kl unless their weight is 0 [open: the paper sums them
         without weights].
         """
         options: HRLFOptions = self.options

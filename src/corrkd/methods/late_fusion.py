@@ -1,5 +1,5 @@
-"""Late fusion: each modality is judged by itself, and what is visible votes. A control without
-anything to distil or restore.
+"""Late fusion: each modality is classified by itself, and the visible ones vote. A control that
+neither distils nor restores.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from corrkd.networks.late_fusion import LateFusionNetwork
 
 
 class LateFusion(Method[LateFusionNetwork]):
-    """The task loss of each modality by itself, over the samples that show it, summed.
+    """The sum of separate task losses, one per modality over the samples that show it.
 
-    No modality's classifier learns to lean on another's, so none has to be unlearned when one goes
+    No modality's classifier can rely on another modality, so none is affected when another is
     missing.
     """
 

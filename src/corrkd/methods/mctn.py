@@ -1,5 +1,5 @@
-"""MCTN: prediction from an embedding that cyclic translation makes joint (Pham et al., AAAI
-2019).
+"""MCTN: prediction from a joint embedding that is learned by cyclic translation
+(Pham et al., AAAI 2019).
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ class MCTN(Method[MCTNNetwork]):
 
     - Seq2Seq translation with attention from the source to a target: `encoders`, `decoders` of the
       network; term `translation`, squared error.
-    - Cyclic translation: the translated target goes through the same encoder and decoder back to
+    - Cyclic translation: the translated target passes through the same encoder and decoder back to
       the source; term `cycle`.
-    - Joint embedding: the states of the encoder, a bidirectional LSTM whose directions are added;
-      the source alone is needed: `join`.
-    - Hierarchy for more than two modalities: the joint embedding is translated on to the next
-      target by a translator of its own, forth only, since an embedding has no true value to come
-      back to; its error joins `translation`.
+    - Joint embedding: the states of the encoder, a bidirectional LSTM with its directions added,
+      which needs only the source: `join`.
+    - Hierarchy for more than two modalities: another translator maps the joint embedding to the
+      next target, forwards only, because an embedding has no true value to translate back to; its
+      error is added to `translation`.
     - Prediction: an LSTM over the joint embedding, softmax attention over the tanh of its states'
       energies, one linear layer: `predictor`, `attention`, `head`; term `task`, trained together
-      with the rest. The head's squared weights are term `l2`, weight 0.01 as released.
+      with the rest. The head's squared weights are term `l2`, weight 0.01 as in the released code.
 
-    Adapted: targets come in the order of the dataset's modalities. Modalities of different widths
+    Adapted: targets are in the order of the dataset's modalities. Modalities of different widths
     and lengths, which the original pads or aligns, are embedded and projected by a linear layer
     each around the shared translator, and the decoder writes as many frames as the target has.
-    Classes and yes/no questions take cross-entropy in place of the score's L1. The errors are means
-    over frames that are there and visible, not sums, so that weights mean the same for every
-    length. A frame that is missing in the source is zero. Nothing stands in for a missing source.
+    Classes and yes/no questions use cross-entropy instead of the score's L1. Errors are means over
+    visible frames, not sums, so that weights mean the same at every length. A missing frame of the
+    source is zero. Nothing replaces a missing source.
     """
 
     title: ClassVar[str] = "MCTN"
@@ -47,17 +47,17 @@ class MCTN(Method[MCTNNetwork]):
     trains_on: ClassVar[Literal["complete", "missing"]] = "complete"
 
     def losses(self, batch: TrainingBatch) -> Losses:
-        """Return task, l2, and translation and cycle where there is more than one modality."""
+        """Return task and l2, and with more than one modality also translation and cycle."""
         return mctn_losses(self, self.student, batch)
 
 
 class MCTNPerSource(Method[MCTNPerSourceNetwork]):
-    """One MCTN for each source modality, trained side by side: nothing is shared, so each learns as
-    if it were alone.
+    """One MCTN per source modality, trained side by side: nothing is shared, so each learns as if
+    it were alone.
 
-    The original answers from its one source, and knows nothing where that is missing. This is its
-    fair rival under missing modalities: whatever is visible is a source, and the responses of
-    several are averaged.
+    The original predicts from its single source, so it has no information if that is missing. For a
+    fair comparison under missing modalities, here every visible modality is a source, and the
+    responses of several are averaged.
     """
 
     title: ClassVar[str] = "MCTN per source"
@@ -75,7 +75,7 @@ class MCTNPerSource(Method[MCTNPerSourceNetwork]):
 
 
 def mctn_losses(method: Method[Any], network: MCTNNetwork, batch: TrainingBatch) -> Losses:
-    """Return MCTN's losses by name, of the rows of all processes."""
+    """Return MCTN's losses by name, for the rows of all processes."""
     settings, inputs = network.settings, batch.inputs
     levels = network.join(inputs)
     logits = network.predict(levels[-1], inputs.exists[network.source]).logits

@@ -1,4 +1,4 @@
-"""The methods by name, with those of other packages (entry points in the group
+"""The methods by name, including those of other packages (entry points in the group
 `corrkd.methods`).
 """
 
@@ -33,6 +33,6 @@ def method_names() -> tuple[str, ...]:
 
 
 def method_class(name: str) -> type[AnyMethod]:
-    """The method of that name. Raises CorrKDError for an unknown one."""
+    """Return a method by name. Raises CorrKDError if it is unknown or cannot be loaded."""
     class_: type[AnyMethod] = plugins.find(name, BUILT_IN, GROUP, Method, "method")
     return class_

@@ -1,5 +1,5 @@
-"""Plain distillation of the responses (Hinton et al., 2015): a control, and what takes RCD's place
-in the paper's ablation.
+"""Plain distillation of responses (Hinton et al., 2015): a control, and the replacement of RCD in
+the paper's ablation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class KL(WeightedLoss):
     temperature: Positive = Field(1.0, description="T, by which both sides' logits are divided")
 
     def loss(self, target: Target, student: Tensor, teacher: Tensor) -> tuple[float, Tensor]:
-        """Return weight and value, from logits of N samples."""
+        """Return weight and value, from the logits of N samples."""
         return self.weight, target.response_divergence(student, teacher, self.temperature)
 
 
@@ -33,8 +33,8 @@ class ResponseKLOptions(Options):
 
 
 class ResponseKL(Method[AnyNetwork]):
-    """Task loss, and the divergence of the student's response from the teacher's: the plain form of
-    what RCD refines.
+    """Task loss, and the divergence of the student's response from the teacher's, which RCD
+    refines.
     """
 
     title: ClassVar[str] = "Plain KL distillation"
@@ -45,7 +45,7 @@ class ResponseKL(Method[AnyNetwork]):
 
     @property
     def reads_representation(self) -> bool:
-        """False: the loss compares responses."""
+        """Always False: the loss compares responses."""
         return False
 
     def losses(self, batch: TrainingBatch) -> Losses:

@@ -1,5 +1,5 @@
-"""Self-MM: one task per modality beside the multimodal one, on labels the training generates (Yu et
-al., AAAI 2021).
+"""Self-MM: one task per modality besides the multimodal one, with labels generated in training
+(Yu et al., AAAI 2021).
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ class SelfMM(Method[SelfMMNetwork]):
 
     Components of the original, and where they are:
 
-    - sLSTM encoders, shared by all tasks; a multimodal task on their concatenation, a task per
-      modality on its own: `SelfMMNetwork`;
+    - sLSTM encoders shared by all tasks, a multimodal task on their concatenation, and a task per
+      modality: `SelfMMNetwork`;
     - the unimodal label generation module, `LabelGeneration`: a memory of every training sample's
       representations, the centres of positive and negative samples in it (`centres`), relative
-      distances alpha to them (`relative_distance`), and from those the offset of a unimodal label
-      from the multimodal one, by their ratio and their difference (`shifted_labels`);
+      distances alpha to them (`relative_distance`), and from those, by ratio and difference, the
+      offset of a unimodal label from the multimodal one (`shifted_labels`);
     - the momentum update of the labels, with weights (i - 1)/(i + 1) and 2/(i + 1) in epoch i:
       `LabelGeneration.update`;
     - the weights tanh|y_s - y_m| of the unimodal losses: `unimodal_loss`.
 
     Adapted, and why:
 
-    - Language has an LSTM too, in place of a BERT trained along, since datasets come as features.
-    - An LSTM's last state is F_s itself, with no linear layer after it, and each head has one
-      hidden layer less, to keep it small.
-    - The original needs a signed score. A class target is written as signed labels, +1 for its
-      class and -1 for each other; a yes/no question as +1 or -1. A generated signed label is read
-      as the probability (y + 1)/2, for classes divided by its sum: unimodal labels are soft
-      distributions, learned by cross-entropy. The negative centre of a class is the nearest centre
-      of another; with two classes it is the original's.
+    - Language has an LSTM too, instead of a fine-tuned BERT, because datasets come as features.
+    - F_s is an LSTM's last state, with no linear layer after it, and each head has one hidden layer
+      less, to keep the network small.
+    - The original needs a signed score. A class is written as signed labels, +1 for the class and
+      -1 for all others; a yes/no answer as +1 or -1. A generated signed label y is read as the
+      probability (y + 1)/2, for classes divided by the sum: unimodal labels are soft distributions,
+      learned by cross-entropy. The negative centre of a class is the nearest centre of another;
+      with two classes it is the original's.
     - Alpha is (D_n - D_p)/(D_n + D_p), a monotone function of the original's (D_n - D_p)/D_p that
-      stays in [-1, 1]: the original's has no upper bound, and where the fused classes are far apart
-      it denies a modality's class to samples that lie close to it (on the built-in dataset, labels
-      of scores then run against the scores).
-    - Where the fused representation lies on the other side than the label, the ratio would turn the
-      offset round: there the difference alone is used.
-    - Scores are taken from a neutral point, 0 where the training scores have both signs, else their
-      mean, and differences of alpha counted in their mean size, so that their unit does not matter.
-      Labels stay in the scores' range.
-    - A modality of which nothing is visible leaves its memory and labels as they are and has no
-      unimodal loss; epochs are counted by sample and modality. A complete-modality method: it is
-      trained on complete samples.
+      stays in [-1, 1]. The original's has no upper bound: if the fused classes are far apart, even
+      samples close to a modality's class are labelled as outside it (on the built-in dataset,
+      generated labels of scores then run against the scores).
+    - If fused representation and label are on opposite sides, the ratio would reverse the offset,
+      so only the difference is used.
+    - Scores are measured from a neutral point: 0 if the training scores have both signs, otherwise
+      their mean. Differences of alpha are scaled by the mean size of the scores, so that their unit
+      does not matter. Labels stay in the scores' range.
+    - A modality without visible frames keeps its memory and labels and has no unimodal loss; epochs
+      are counted by sample and modality. A complete-modality method: it is trained on complete
+      samples.
     """
 
     title: ClassVar[str] = "Self-MM"
@@ -65,13 +65,13 @@ class SelfMM(Method[SelfMMNetwork]):
     trains_on: ClassVar[Literal["complete", "missing"]] = "complete"
 
     def build(self) -> None:
-        """The labels."""
+        """Create the label generation."""
         self.labels = LabelGeneration(self.target)
 
     def start(self, samples: Samples) -> None:
-        """Makes the memory: all unimodal labels start as the sample's own."""
+        """Create the memory. All unimodal labels start as the sample's label."""
         settings = self.student.settings
-        # A mean over labels and memories is too coarse in half precision.
+        # Half precision is too coarse for means over labels and memories.
         parameters = next(self.student.parameters()).dtype
         self.labels.start(
             samples.targets,
@@ -81,8 +81,8 @@ class SelfMM(Method[SelfMMNetwork]):
         )
 
     def losses(self, batch: TrainingBatch) -> Losses:
-        """Return task, and unimodal: the sum over modalities. In training the memory and the labels
-        of these samples move on.
+        """Return task, and unimodal, the sum over modalities. In training, update memory and labels
+        of these samples.
         """
         inputs, targets, context = batch
         fused, parts = self.student.tasks(inputs)
@@ -108,8 +108,8 @@ class SelfMM(Method[SelfMMNetwork]):
         }
 
     def unimodal_loss(self, index: int, logits: Tensor, rows: Tensor, visible: Tensor) -> Tensor:
-        """Distance from the generated labels, by tanh|y_s - y_m|: mean over the samples, 0 for
-        those that do not show the modality.
+        """Return the distance from the generated labels, weighted by tanh|y_s - y_m|: the mean over
+        samples, counting 0 for those that do not show the modality.
         """
         labels, truth = self.labels.of(index, rows), self.labels.truth[rows]
         weight = torch.tanh((labels - truth).abs())
@@ -128,17 +128,18 @@ class SelfMM(Method[SelfMMNetwork]):
 
 
 class LabelGeneration(nn.Module):
-    """The unimodal label generation module (ULGM), with its memory over the training split. All
-    labels are signed, (N, C) columns.
+    """The unimodal label generation module (ULGM), with its memory of the training split. All
+    labels are signed, (N, C).
 
     C is K for classes, Q for questions, 1 for a score.
 
     Attributes:
-        truth: (N, C) the multimodal labels y_m.
-        unimodal: (M, N, C) the generated labels y_s.
+        truth: (N, C) multimodal labels y_m.
+        unimodal: (M, N, C) generated labels y_s.
         seen: (M, N) how often each sample showed each modality.
-        neutral, bound, unit: of scores: the neutral point, and the largest and the mean distance
-            from it; else 0, 1, 1.
+        neutral, bound, unit: for scores, the neutral point and the largest and mean distance from
+            it; otherwise 0, 1, 1.
+        fused: (N, fusion) memory of the fused representations.
     """
 
     truth: Tensor
@@ -162,8 +163,8 @@ class LabelGeneration(nn.Module):
         *,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Makes an empty memory for N samples with representations of these widths. Buffers, so
-        that a checkpoint holds it.
+        """Create an empty memory for N samples with representations of these widths, as buffers, so
+        that checkpoints include it.
         """
         neutral = torch.zeros((), dtype=dtype, device=targets.device)
         if self.target.questions:
@@ -193,11 +194,11 @@ class LabelGeneration(nn.Module):
             )
 
     def of(self, index: int, rows: Tensor) -> Tensor:
-        """Generated signed labels of the modality at `place`, (n, C)."""
+        """Return the generated signed labels of the modality at `index`, (n, C)."""
         return self.unimodal[index, rows]
 
     def distribution(self, labels: Tensor) -> Tensor:
-        """Signed labels as probabilities: (n, K) of classes, or (n, Q, 2) of no and yes."""
+        """Return signed labels as probabilities: (n, K) for classes, (n, Q, 2) for no and yes."""
         yes = (labels + 1.0) / 2.0
         if self.target.questions:
             return torch.stack([1.0 - yes, yes], -1)
@@ -212,8 +213,8 @@ class LabelGeneration(nn.Module):
         representations: Sequence[Tensor],
         visible: Sequence[Tensor],
     ) -> None:
-        """Labels of the samples at `rows` by momentum, from the second time a modality is seen on;
-        then their place in the memory.
+        """Update the labels of the samples at `rows` by momentum, from the second time on that they
+        show a modality; then update their memory.
         """
         truth = self.truth[rows]
         everyone = (self.seen > 0).any(0)
@@ -235,8 +236,8 @@ class LabelGeneration(nn.Module):
         self.fused[rows] = fused.to(self.fused.dtype)
 
     def alpha(self, features: Tensor, memory: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
-        """Relative distances (n, C) of features (n, d) to the positive and negative centres in a
-        memory; see `relative_distance`.
+        """Return relative distances (n, C) of features (n, d) to the positive and negative centres
+        in a memory; see `relative_distance`.
         """
         positive = distances(features, centres(memory, (labels > 0) & counted[:, None]))
         if self.target.has_classes and not self.target.questions:
@@ -249,8 +250,8 @@ class LabelGeneration(nn.Module):
 
 
 def centres(memory: Tensor, members: Tensor) -> Tensor:
-    """Means of the representations (N, d) over the members (N, C) of each column: (C, d); infinite
-    where there are none.
+    """Return the means of the representations (N, d) over the members (N, C) of each column,
+    (C, d); infinite for a column without members.
     """
     weight = members.to(memory.dtype)
     count = weight.sum(0)[:, None]
@@ -258,13 +259,13 @@ def centres(memory: Tensor, members: Tensor) -> Tensor:
 
 
 def distances(features: Tensor, centre: Tensor) -> Tensor:
-    """D = |F - C|^2 / sqrt(d): (n, d) and (C, d) -> (n, C)."""
+    """Return D = |F - C|^2 / sqrt(d): (n, d) and (C, d) -> (n, C)."""
     return (features[:, None] - centre).square().sum(2) / features.shape[1] ** 0.5
 
 
 def relative_distance(positive: Tensor, negative: Tensor) -> Tensor:
-    """Relative distance alpha = (D_n - D_p) / (D_n + D_p), in [-1, 1]; not finite where a centre is
-    missing.
+    """Return the relative distance alpha = (D_n - D_p) / (D_n + D_p), in [-1, 1]; not finite if a
+    centre is missing.
     """
     return (negative - positive) / (positive + negative + EPSILON)
 
@@ -272,11 +273,11 @@ def relative_distance(positive: Tensor, negative: Tensor) -> Tensor:
 def shifted_labels(
     unimodal: Tensor, fused: Tensor, truth: Tensor, bound: Tensor, unit: Tensor
 ) -> Tensor:
-    """y_s from alpha_s, alpha_m and y_m (n, C): the mean of y_m alpha_s / alpha_m and y_m + alpha_s
-    - alpha_m, within the bound.
+    """Return y_s from alpha_s, alpha_m and y_m (n, C): the mean of y_m alpha_s / alpha_m and y_m +
+    alpha_s - alpha_m, within the bound.
 
-    It rises with alpha_s, and is y_m where alpha_s = alpha_m or one of them is missing. The
-    difference counts in `unit`.
+    It increases with alpha_s, and is y_m if alpha_s = alpha_m or one of them is missing. The
+    difference is multiplied by `unit`; it is used alone if y_m and alpha_m differ in sign.
     """
     difference = truth + unit * (unimodal - fused)
     agree = truth * fused > 0

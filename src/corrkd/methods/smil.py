@@ -1,4 +1,4 @@
-"""SMIL: Bayesian meta-learning for severely missing modalities (Ma et al., AAAI 2021)."""
+"""SMIL: Bayesian meta-learning with severely missing modalities (Ma et al., AAAI 2021)."""
 
 from __future__ import annotations
 
@@ -17,33 +17,32 @@ from corrkd.networks.smil import NEUTRAL, SMILNetwork, SMILOutput
 
 
 class SMIL(Method[SMILNetwork]):
-    """Severely Missing modality learning: D^m are a batch's incomplete samples, D^f its complete
-    ones.
+    """SMIL. D^m are the incomplete samples of a batch, D^f its complete ones.
 
     Components of the original, and where they are:
 
     - Modality priors: k-means centres of the training features of each modality; `start`.
-    - Missing modality reconstruction: the missing features are a convex combination of the priors,
-      as in the released code: softplus of normally distributed weights, divided by their sum; a
-      network gives their law from what is visible (phi_c): `reconstruction` of the network. Its
-      likelihood is term `reconstruction`.
+    - Missing modality reconstruction: missing features are a convex combination of the priors, as
+      in the released code, with weights that are softplus of normal variables, divided by their
+      sum. A network predicts their distribution from what is visible (phi_c): `reconstruction` of
+      the network. Its likelihood is term `reconstruction`.
     - Uncertainty-guided feature regularisation: features are multiplied by softplus of a normal
-      perturbation, predicted by a network (phi_r): `regularisation`; its divergence from the
-      prior, of the paper's variational bound (the released code has none), is term `divergence`.
+      perturbation, predicted by a network (phi_r): `regularisation`. Its divergence from the prior,
+      part of the paper's variational bound but not of the released code, is term `divergence`.
     - Meta-learning: an inner gradient step on D^m (`adapted`), with reconstruction and
       regularisation, and an outer loss on D^f under the adapted parameters, terms `inner` and
       `outer`; both are minimised.
 
-    Adapted: the original's priors are of encoders' features, and it starts from pretrained
-    networks. Here nothing is pretrained and the encoders move, so the priors are of the data's
-    features, averaged over time as sequences of different lengths have no common centres; the
-    reconstruction stands at every missing frame; hence single missing frames are filled as well,
-    and any subset of any number of modalities may be missing. The weights' mean is predicted too,
-    as it is what reconstructs at test, where the original's fixed mean and Monte-Carlo draws would
-    give every sample the same expectation. The reconstruction is learned on all visible frames of a
-    modality, from the other modalities; the original hides a modality of D^f in the outer loss as
-    well, and matches features there with weight 0.01. The meta-gradient is of first order. A step's
-    D^m and D^f come from one batch, and each process adapts to its own share of it.
+    Adapted: the original computes its priors from encoder features and starts from pretrained
+    networks. Here nothing is pretrained and the encoders change, so the priors are of the data's
+    features, averaged over time because sequences of different lengths have no common centres. The
+    reconstruction replaces every missing frame, so single missing frames are filled as well, and
+    any subset of any number of modalities may be missing. The mean of the weights is predicted too,
+    because tests reconstruct from it; the original's fixed mean and Monte-Carlo draws would give
+    every sample the same expectation. The reconstruction is learned on all visible frames of a
+    modality, from the other modalities; the original also hides a modality of D^f in the outer
+    loss, and matches features there with weight 0.01. The meta-gradient is first-order. A step's
+    D^m and D^f come from one batch, and each process adapts to its share of it.
     """
 
     title: ClassVar[str] = "SMIL"
@@ -51,12 +50,12 @@ class SMIL(Method[SMILNetwork]):
     trains_on: ClassVar[Literal["complete", "missing"]] = "missing"
 
     def start(self, samples: Samples) -> None:
-        """Sets the priors. Samples in which a modality is wholly missing do not count for it."""
+        """Set the priors of each modality from the samples in which it is not entirely missing."""
         self.student.set_priors(centres(samples, self.student.settings.priors))
 
     def losses(self, batch: TrainingBatch) -> Losses:
         """Return inner (incomplete samples), outer (complete samples, adapted parameters),
-        reconstruction, divergence.
+        reconstruction and divergence.
         """
         network, (inputs, targets, _) = self.student, batch
         settings = network.settings
@@ -78,7 +77,7 @@ class SMIL(Method[SMILNetwork]):
         }
 
     def masked_task_loss(self, output: SMILOutput, targets: Tensor, mask: Tensor) -> Tensor:
-        """Return the task loss of the samples in a mask, of all processes, from this process's
+        """Return the task loss over the samples of a mask on all processes, from this process's
         output.
         """
         return self.target.masked_task_loss(
@@ -86,8 +85,8 @@ class SMIL(Method[SMILNetwork]):
         )
 
     def adapted(self, loss: Tensor) -> dict[str, Tensor]:
-        """Parameters theta - alpha d loss / d theta, by name; the gradient counts as a constant
-        (first order).
+        """Return the parameters theta - alpha d loss / d theta, by name; the gradient is treated as
+        a constant (first order).
         """
         network = self.student
         parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
@@ -115,7 +114,7 @@ class SMIL(Method[SMILNetwork]):
 
 
 class _Responding(nn.Module):
-    """`respond` as a forward pass, which is what `functional_call` calls."""
+    """A module with `respond` as its forward pass, for `functional_call`."""
 
     def __init__(self, network: SMILNetwork) -> None:
         super().__init__()
@@ -127,7 +126,7 @@ class _Responding(nn.Module):
 
 @torch.no_grad()
 def centres(samples: Samples, count: int) -> dict[str, Tensor]:
-    """k-means centres of the samples' features averaged over time, (up to `count`, d_m) by
+    """Return k-means centres of the samples' features averaged over time, (up to `count`, d_m) by
     modality, on the CPU.
     """
     sums: dict[str, list[Tensor]] = {m: [] for m in samples.modalities}

@@ -1,5 +1,5 @@
-"""The task loss alone: the teacher on complete samples, and the no-distillation control on what is
-left of them.
+"""The task loss alone: the teacher on complete samples, and the no-distillation control on
+incomplete ones.
 """
 
 from typing import ClassVar
@@ -9,8 +9,8 @@ from corrkd.networks.base import AnyNetwork
 
 
 class TaskOnly(Method[AnyNetwork]):
-    """No distillation. Trained on complete samples it is the teacher; under MRM it is the control
-    that a distillation has to beat.
+    """Training without distillation. On complete samples it gives the teacher; under MRM it is the
+    control that distillation has to beat.
     """
 
     title: ClassVar[str] = "No distillation"

@@ -1,1 +1,1 @@
-"""corrkd.missing."""
+"""Missing modalities and frames: masks, their distribution in training, and test conditions."""

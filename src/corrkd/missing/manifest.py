@@ -1,9 +1,10 @@
-"""Masks as a file: what was missing in a test, exported once and replayed by anybody, with this
-code or another.
+"""Masks as a file: what was missing in a test, exported once and replayable with this or other
+code.
 
-One safetensors file. Per random condition, draw and modality a tensor `condition/draw/modality` of
-(N, ceil(T / 8)) bytes: a bit is set where a frame is dropped, the first frame in the highest bit
-(numpy.packbits). In the metadata, a JSON text with ids, frames per modality, conditions and seed.
+One safetensors file. It has a tensor `condition/draw/modality` for each condition that stores
+masks, each draw and each modality, of (N, ceil(T / 8)) bytes: a bit is set if a frame is dropped,
+the first frame in the highest bit (numpy.packbits). The metadata has a JSON text with ids, frames
+per modality, conditions and seed.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from corrkd.parsing import CONTENT_ERRORS, parse_json
 
 @dataclass(frozen=True)
 class Manifest:
-    """Masks of some samples under some conditions.
+    """Masks of samples under several conditions.
 
     Attributes:
-        ids: (N,) the samples, in the masks' order.
-        frames: T_m by modality, all of the samples' modalities in their order.
-        conditions: what is missing; of those in which nothing is random there is no mask to keep.
-        masks: (condition's name, draw, modality) -> (N, T_m) booleans, True where dropped.
-        seed: the masks' seed.
+        ids: (N,) ids of the samples, in the order of the masks.
+        frames: T_m of all modalities, in the order of the samples' modalities.
+        conditions: what is missing, including conditions that store no masks.
+        masks: (condition's name, draw, modality) -> (N, T_m) booleans, True if a frame is dropped.
+        seed: seed of the masks.
     """
 
     ids: tuple[str, ...]
@@ -47,8 +48,8 @@ class Manifest:
     def replay(
         self, samples: Samples
     ) -> Callable[[Condition, int, Batch], dict[str, Tensor] | None]:
-        """Return a source of masks for a sweep over `samples`. Raises CorrKDError where the
-        manifest lacks a sample, or frames differ.
+        """Return a source of masks for a sweep over `samples`. Raises CorrKDError if the manifest
+        lacks a sample, or modalities or frames differ.
         """
         places = {name: index for index, name in enumerate(self.ids)}
         absent = [str(i) for i in samples.ids if str(i) not in places]
@@ -81,7 +82,7 @@ class Manifest:
 
 
 def make_manifest(samples: Samples, conditions: Sequence[Condition], *, seed: int) -> Manifest:
-    """The masks that a sweep with this seed applies to these samples."""
+    """Return the masks that a sweep with this seed applies to these samples."""
     everything = samples.without_frames()
     masks = {
         (c.name, draw, m): mask.cpu().numpy()
@@ -95,7 +96,7 @@ def make_manifest(samples: Samples, conditions: Sequence[Condition], *, seed: in
 
 
 def save_manifest(path: Path, manifest: Manifest) -> None:
-    """Writes the manifest whole or not at all."""
+    """Write the manifest completely or not at all."""
     about = {
         "corrkd_masks": 1,
         "ids": manifest.ids,
@@ -111,7 +112,7 @@ def save_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def load_manifest(path: Path) -> Manifest:
-    """Reads a manifest. Raises CorrKDError where it is missing, damaged or something else."""
+    """Read a manifest. Raises CorrKDError if it is missing, damaged or not a manifest."""
     try:
         with safe_open(path, "numpy") as file:
             about = parse_json((file.metadata() or {})["masks"], path)

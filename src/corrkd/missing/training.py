@@ -1,4 +1,4 @@
-"""What is missing in training: modality random missing (MRM), drawn anew for each epoch."""
+"""Missingness in training: modality random missing (MRM), redrawn in each epoch."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from corrkd.settings import MissingSettings
 
 @dataclass(frozen=True)
 class EpochMasks:
-    """The masks of an epoch. `dropped`: (N, T_m) booleans by modality, of all samples; None:
-    samples stay as they are.
+    """The masks of an epoch. `dropped`: (N, T_m) booleans by modality, for all samples; None:
+    nothing is dropped.
     """
 
     dropped: Mapping[str, Tensor] | None = None
 
     def apply(self, batch: Batch) -> Inputs:
-        """Return what a network in training sees of a batch."""
+        """Return the inputs of a network in training for a batch."""
         if self.dropped is None:
             return batch.complete()
         return batch.inputs({m: mask[batch.rows] for m, mask in self.dropped.items()})
@@ -32,24 +32,24 @@ class EpochMasks:
 @dataclass(frozen=True)
 class RandomMissing:
     """Modality random missing: whole modalities and single frames at once, drawn per sample and
-    epoch (method, Missingness).
+    epoch (docs/missingness.md).
 
-    Each modality is lost with probability `settings.modality`; of the others, frames are dropped at
-    a ratio drawn uniformly between `frames_low` and `frames_high` for each sample and modality;
-    with probability `complete` a sample is left whole. At least one present frame stays visible: a
-    sample that would lose all modalities keeps the one with the largest number, and one that would
-    lose all frames keeps the frame with the largest number.
+    Each modality is removed with probability `settings.modality`. In the others, frames are dropped
+    at a ratio drawn uniformly between `frames_low` and `frames_high` for each sample and modality.
+    With probability `complete` a sample stays complete. At least one present frame stays visible: a
+    sample that would lose all modalities keeps the one with the largest number, and a sample that
+    would lose all frames keeps the frame with the largest number.
 
     Attributes:
         settings: the distribution.
-        seed: the training's seed.
+        seed: seed of the training.
     """
 
     settings: MissingSettings
     seed: int
 
     def epoch(self, samples: Samples, epoch: int) -> EpochMasks:
-        """Return the masks of an epoch. They are drawn at once: each step takes its rows."""
+        """Return the masks of an epoch for all samples, from which each step takes its rows."""
         return EpochMasks(
             self.dropped(samples.keys, samples.present, epoch=epoch, frame_keys=samples.frame_keys)
         )
@@ -62,20 +62,20 @@ class RandomMissing:
         epoch: int,
         frame_keys: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Return what is dropped in an epoch: per modality (N, T_m) booleans, True where dropped.
+        """Return what is dropped in an epoch, (N, T_m) booleans by modality.
 
         Args:
             keys: (N,) int64 hash of each sample's id.
-            present: per modality (N, T_m) booleans: exists and is not naturally missing.
-            epoch: masks differ from epoch to epoch.
-            frame_keys: as of `frame_numbers`, by modality; None: the data number no frames.
+            present: (N, T_m) booleans by modality: exists and is not naturally missing.
+            epoch: number of the epoch, by which masks differ.
+            frame_keys: as in `frame_numbers`, by modality; None: the data does not number frames.
         """
         modalities, settings, seed = list(present), self.settings, self.seed
 
         def numbers(purpose: str, modality: str) -> Tensor:
             return uniform(keys, 1, seed=seed, purpose=purpose, modality=modality, epoch=epoch)
 
-        # A modality that is naturally absent altogether cannot be the one that is kept.
+        # A modality that is missing in the data cannot be the one that is kept.
         available = torch.stack([present[m].any(1) for m in modalities], 1)
         number = torch.cat([numbers("modality", m) for m in modalities], 1)
         lost = drop_frames(number, settings.modality) | ~available
@@ -116,7 +116,7 @@ def _keep_one_frame(
 
 
 def _one_hot(numbers: Tensor) -> Tensor:
-    """True at the largest number of each row."""
+    """Return booleans that are True at the largest number of each row."""
     return torch.zeros_like(numbers, dtype=torch.bool).scatter(
         1, numbers.argmax(1, keepdim=True), True
     )

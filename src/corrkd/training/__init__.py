@@ -1,1 +1,1 @@
-"""corrkd.training."""
+"""Training of a method's student."""

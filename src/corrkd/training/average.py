@@ -11,11 +11,11 @@ from torch import nn
 
 
 class RunningAverage:
-    """A running average of a network's parameters over the steps; with decay 0 the parameters
+    """A running average of a network's parameters over the steps; with decay 0, the parameters
     themselves.
 
-    The decay grows from 0 to its value over the first steps, so that the average forgets where the
-    training began.
+    The decay rises from 0 to its final value over the first steps, so that the average forgets the
+    initial parameters.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -25,7 +25,7 @@ class RunningAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes in the parameters after a step."""
+        """Update the average after a step."""
         if self.values:
             self.step += 1
             decay = min(self.decay, self.step / (self.step + 9))
@@ -33,7 +33,7 @@ class RunningAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The network with the averaged parameters, for as long as it lasts."""
+        """Exchange the network's parameters for their average within the context."""
         self._exchange()
         try:
             yield
@@ -48,11 +48,11 @@ class RunningAverage:
             value.copy_(held)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs."""
+        """Return the state for a checkpoint."""
         return {"step": self.step, "values": self.values}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self.step = state["step"]
         for value, saved in zip(self.values, state["values"], strict=True):
             value.copy_(saved)

@@ -1,5 +1,5 @@
-"""Steps as fixed programs: recorded as a CUDA graph, or compiled. On a GPU most of a step's time
-lies between small kernels.
+"""Steps as fixed programs, recorded as a CUDA graph or compiled, because on a GPU most of a step's
+time is spent between small kernels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from corrkd.errors import CorrKDError
 Outputs = Mapping[str, Tensor]
 COMPILER_FAILED = (
     torch._dynamo.exc.BackendCompilerFailed,
-    torch._dynamo.exc.ShortenTraceback,  # of a missing Triton, or a GPU that is too old for it
+    torch._dynamo.exc.ShortenTraceback,  # if Triton is missing, or the GPU is too old for it
 )
 
 
@@ -25,17 +25,17 @@ class Graph(Protocol):
     """Work that is recorded once and replayed on the same memory."""
 
     def record(self, work: Callable[[], Outputs]) -> Outputs:
-        """Record the work without doing it; return the tensors that a replay fills."""
+        """Record the work without running it, and return the tensors that a replay fills."""
 
     def replay(self) -> None:
-        """Do the work again."""
+        """Run the work again."""
 
 
 class CudaGraph:
     """A CUDA graph.
 
     Args:
-        pool: of memory, which graphs share that are replayed one after the other
+        pool: memory pool, shared by graphs that are replayed one after the other
             (`torch.cuda.graph_pool_handle`).
     """
 
@@ -44,7 +44,7 @@ class CudaGraph:
 
     def record(self, work: Callable[[], Outputs]) -> Outputs:
         """Record the work's kernels."""
-        gc.collect()  # destroying an older graph in the midst of a capture would break it
+        gc.collect()  # destroying an older graph during the capture would break it
         gc.disable()
         try:
             with torch.cuda.graph(self._graph, pool=self._pool):
@@ -53,20 +53,20 @@ class CudaGraph:
             gc.enable()
 
     def replay(self) -> None:
-        """Launch them all at once."""
+        """Launch all recorded kernels at once."""
         self._graph.replay()
 
 
 class Captured:
-    """Work on tensors, recorded once for each set of shapes, with the tensors in buffers that stay
-    where they are.
+    """Work on tensors, recorded once per set of shapes, with its tensors in fixed buffers.
 
-    The first call with some shapes does the work as it is, and so makes ready whatever is made on
-    first use (an optimiser's state, a library's workspace); the second records.
+    The first call with a set of shapes runs the work directly, so that everything created on first
+    use exists (an optimiser's state, a library's workspace); the second call records it.
 
     Args:
-        work: reads nothing back from the device and draws none of torch's random numbers.
-        make_graph: for each set of shapes.
+        work: function of tensors that reads nothing back from the device and draws no random
+            numbers from torch.
+        make_graph: creates the graph for a set of shapes.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Captured:
         self._recorded: dict[Any, tuple[Graph, list[Tensor], Outputs] | None] = {}
 
     def __call__(self, arguments: Sequence[Tensor]) -> Outputs:
-        """Do the work. What is returned is overwritten by the next call."""
+        """Run the work. Its outputs are overwritten by the next call."""
         shapes = tuple(x.shape for x in arguments)
         if shapes not in self._recorded:
             self._recorded[shapes] = None
@@ -94,10 +94,10 @@ class Captured:
 
 
 class Compiled:
-    """A function of tensors and containers of them, compiled for the shapes of its first call; with
-    others it runs as it is.
+    """A function of tensors and containers of tensors, compiled for the shapes of its first call;
+    with other shapes it runs uncompiled.
 
-    It is traced down to torch's own operations first, so that the compiler need not understand the
+    It is first traced down to torch's operations, so that the compiler need not support the
     transforms around them.
     """
 
@@ -107,10 +107,10 @@ class Compiled:
         self._compiled: Callable[..., Any] | None = None
 
     def __call__(self, *arguments: Any) -> Any:
-        """Return what the function returns.
+        """Return the output of the function.
 
         Raises:
-            CorrKDError: there is no working compiler.
+            CorrKDError: if there is no working compiler.
         """
         shapes = [x.shape for x in torch.utils._pytree.tree_leaves(arguments)]
         if self._compiled is None:

@@ -1,5 +1,5 @@
-"""The last state of a training, to resume from: written whole or not at all, read without trusting
-it.
+"""Checkpoints: the last state of a training, written completely or not at all, and read as
+untrusted data.
 """
 
 from __future__ import annotations
@@ -17,18 +17,16 @@ import torch
 from corrkd.errors import CorrKDError
 from corrkd.files import write_bytes
 
-DIGEST = hashlib.sha256().digest_size  # bytes at the file's start: the SHA-256 of all that follows
-# of a training's time may go into its checkpoints, so that short epochs do not wait for the disk
+DIGEST = hashlib.sha256().digest_size  # bytes at the start of the file: SHA-256 of the rest
+# Share of a training's time for its checkpoints, so that short epochs do not wait for the disk.
 SHARE = 0.05
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a training: after each epoch, but for epochs that are much shorter
-    than the writing.
+    """A writer of a training's checkpoints: after each epoch, unless epochs are much shorter than
+    writing. `share`: largest share of the time that writing may take.
 
-    `share`: of the time that the writing may take.
-
-    An epoch that is not written is trained again after a stop, and comes to the same numbers.
+    An epoch without a checkpoint is trained again after an interruption, with identical results.
     """
 
     def __init__(self, path: Path, share: float = SHARE) -> None:
@@ -36,7 +34,7 @@ class CheckpointWriter:
         self._next = 0.0
 
     def write(self, state: Callable[[], dict[str, Any]]) -> None:
-        """Write the state, unless the last writing is too short a while ago."""
+        """Write the state, unless the last checkpoint is too recent."""
         began = time.monotonic()
         if began < self._next:
             return
@@ -46,7 +44,7 @@ class CheckpointWriter:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Writes tensors, numbers, strings and containers of them, below their SHA-256."""
+    """Write tensors, numbers, strings and containers of them, preceded by their SHA-256."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getvalue()
@@ -54,10 +52,11 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
-    """The state, or None where there is no file.
+    """Return the state in a checkpoint; None if the file does not exist.
 
     Raises:
-        CorrKDError: where the file is damaged, or holds more than tensors and plain values.
+        CorrKDError: if the file cannot be read, is damaged, or contains more than tensors and plain
+            values.
     """
     if not path.exists():
         return None
@@ -73,9 +72,7 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
             state: dict[str, Any] = torch.load(
                 io.BytesIO(content[DIGEST:]), map_location=device, weights_only=True
             )
-    except (
-        Exception
-    ):  # torch raises many kinds for a damaged file, and advises to run what is in it
+    except Exception:  # torch raises many types, and advises to execute the file's content
         raise CorrKDError(damaged) from None
     if not isinstance(state, dict):
         raise CorrKDError(damaged)

@@ -1,5 +1,5 @@
-"""Tensors across processes: a loss over pairs or classes sees the whole batch, however it is shared
-out.
+"""Tensors across processes: a loss over pairs or classes sees the whole batch, however it is
+distributed.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from torch.autograd.function import once_differentiable
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """The rows of all processes, in the order of their ranks; differentiable. In a single process,
-    the tensor itself.
+    """Return the rows of all processes, in the order of their ranks, differentiably. In a single
+    process, return the tensor itself.
 
-    Every process must call it, the same number of times. Each then computes the *same full loss* on
-    what it got. Backward sums the gradient over the processes and cuts out one's own rows, so each
+    Every process must call it equally often, and then computes the *same full loss* on the result.
+    The backward pass sums the gradient over the processes and returns this process's rows. So each
     process's gradient of a network's parameters is the number of processes times its true
-    contribution, and the average that DistributedDataParallel takes over them is exact. Parameters
-    that are used after the gathering (RCD's critics) get the full gradient in each process, which
-    the average leaves as it is.
+    contribution, and DistributedDataParallel's average over processes is exact. Parameters that are
+    used after gathering (RCD's critics) get the full gradient in each process, which the average
+    leaves unchanged.
 
     Args:
-        tensor: (n, ...) of any dtype; n may differ between processes and may be 0, the other sizes
-            must agree. Integers are gathered too.
+        tensor: (n, ...) of any dtype, integers included; n may differ between processes and may be
+            0, the other sizes must agree.
 
     Returns:
         (sum of all n, ...), on the tensor's device.
@@ -60,7 +60,7 @@ class _Gather(torch.autograd.Function):
 
 
 def _counts(tensor: Tensor) -> list[int]:
-    """How many rows each process has."""
+    """Return the number of rows of each process."""
     count = torch.tensor([len(tensor)], device=tensor.device)
     counts = [torch.empty_like(count) for _ in range(dist.get_world_size())]
     dist.all_gather(counts, count)

@@ -1,5 +1,5 @@
-"""Lightning's Fabric, loaded without torchmetrics: Lightning asks for its version alone, yet would
-load it, and transformers with it.
+"""Lightning's Fabric, imported without torchmetrics: Lightning needs only its version, but would
+import it, and transformers with it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ __all__ = ["Fabric"]
 
 @contextmanager
 def _with_version_alone(name: str) -> Iterator[None]:
-    """Within it, a package that is installed and not yet loaded is an empty module with a
-    version.
+    """Replace a package that is installed but not imported by an empty module with a version,
+    within the context.
     """
     if name in sys.modules:
         yield

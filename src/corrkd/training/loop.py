@@ -1,4 +1,4 @@
-"""One loop for every stage of every method. It is never given the test split."""
+"""One training loop for every stage of every method. It never gets the test split."""
 
 from __future__ import annotations
 
@@ -32,16 +32,17 @@ def train(
     checkpoint: Path | None = None,
     on_epoch: Callable[[Record], None] | None = None,
 ) -> Trained:
-    """Train a method's student; keep the parameters of the epoch with the highest validation score,
-    the earliest on ties, or of the last epoch, where the settings say so.
+    """Train a method's student. Keep the parameters of the epoch with the highest validation score,
+    the earliest on ties, or of the last epoch if the settings say so.
 
     Args:
-        method, samples, settings, validate, seed, missing, checkpoint, on_epoch: as of
-        `corrkd.training.run.TrainingRun`.
-        fabric: device, precision and processes; launched.
+        method, samples, settings, validate, seed, missing, checkpoint, on_epoch: see
+            `corrkd.training.run.TrainingRun`.
+        fabric: device, precision and processes; already launched.
 
     Raises:
-        CorrKDError: where the loss is no longer finite, or the checkpoint does not fit.
+        CorrKDError: if memory does not suffice, the loss is no longer finite, or the checkpoint
+            does not fit.
     """
     run = TrainingRun(
         method=method,
@@ -57,9 +58,8 @@ def train(
 
 
 def train_run(run: TrainingRun, fabric: Fabric) -> Trained:
-    """Train a run. Raises CorrKDError as `train`."""
-    # Half precision scales the loss, and Fabric does not clip scaled gradients for a fused
-    # optimiser.
+    """Train a run. Raises CorrKDError as `train` does."""
+    # Half precision scales the loss; Fabric does not clip scaled gradients of a fused optimiser.
     run.begin(fused=getattr(fabric.strategy.precision, "scaler", None) is None)
     method, optimizer = fabric.setup(run.method, run.optimizer)
     run.resume(fabric.device)
@@ -67,7 +67,7 @@ def train_run(run: TrainingRun, fabric: Fabric) -> Trained:
     with torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []):
         while not run.ended:
             epoch = run.next_epoch(fabric.device, rank)
-            # For what draws from torch's generator all the same, as networks of other packages do.
+            # For whatever draws from torch's generator, such as networks of other packages.
             torch.manual_seed(derived_seed(run.seed, "dropout", epoch.number, rank))
             method.train()
             for step, rows in enumerate(epoch.batches):
@@ -88,8 +88,8 @@ def train_run(run: TrainingRun, fabric: Fabric) -> Trained:
 def teacher_outputs(
     network: AnyNetwork, samples: Samples, *, batch_size: int = 256
 ) -> TeacherOutputs:
-    """Return the frozen teacher's outputs for all samples, complete, in their order. They never
-    change, so no step computes them again.
+    """Return a frozen teacher's outputs for all samples, complete and in order. They never change,
+    so no step computes them again.
 
     A network that reads conversations gets whole ones.
     """

@@ -1,4 +1,4 @@
-"""How much memory a training takes, so that as many are trained at once as fit."""
+"""The memory that a training takes, so that as many are trained at once as fit."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from corrkd.methods.base import TrainingBatch
 from corrkd.networks.draws import Draws, drawing_from, step_keys
 from corrkd.training.run import TrainingRun
 
-# Weights, their gradient, two moments of Adam, a running average, and the best so far.
+# Parameters, gradients, two moments of Adam, a running average, and the best so far.
 COPIES_OF_PARAMETERS = 6
-# What a step keeps for its backward pass, and about as much again for gradients of it and what lies
-# between.
+# What a step keeps for its backward pass, and about as much again for gradients and temporaries.
 COPIES_OF_KEPT = 2
-# Of an epoch's masks: the masks of all frames, and the numbers that they are drawn from.
+# An epoch's masks of all frames, and the random numbers from which they are drawn.
 BYTES_OF_A_FRAME = 17
 
 
 def bytes_of_run(run: TrainingRun) -> int:
-    """Return about how many bytes a training takes on its device beside the samples, which all
-    share.
+    """Return about how many bytes a training takes on its device, without the samples, which all
+    trainings share.
 
     Args:
-        run: whose method is on the device of its samples. The method is started, and a batch goes
+        run: has its method on the device of its samples. The method is started, and a batch passes
             through its losses.
     """
     run.method.start(run.samples)
@@ -35,7 +34,7 @@ def bytes_of_run(run: TrainingRun) -> int:
 
 
 def _kept_for_backward(run: TrainingRun) -> int:
-    """Bytes that the losses of a full batch keep until the gradients are computed."""
+    """Return how many bytes the losses of a full batch keep for the backward pass."""
     kept: dict[int, int] = {p.untyped_storage().data_ptr(): 0 for p in run.method.parameters()}
 
     def keep(x: Tensor) -> Tensor:
@@ -48,7 +47,7 @@ def _kept_for_backward(run: TrainingRun) -> int:
     batch = samples.take(rows)
     training = TrainingBatch(batch.complete(), batch.targets, samples.context(rows))
     mode = run.method.training
-    run.method.eval()  # nothing that a step leaves behind
+    run.method.eval()  # without a step's changes to buffers
     draws = Draws(step_keys(run.seed, 0, 0).to(samples.device))
     with drawing_from(draws), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         losses = run.method(training)

@@ -1,6 +1,4 @@
-"""One training under way: what is trained on what, its optimiser and schedule, and how far it
-is.
-"""
+"""One training in progress: method, data, optimiser, schedule and progress."""
 
 from __future__ import annotations
 
@@ -32,13 +30,13 @@ Record = dict[str, float]
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training leaves.
+    """The result of a training.
 
     Attributes:
-        state: the network's parameters after the epoch that is kept; where the settings ask for it,
-            their average.
-        epoch: that epoch, from 1.
-        score: its validation score.
+        state: parameters of the network after the epoch that is kept, averaged if the settings say
+            so.
+        epoch: number of that epoch, from 1.
+        score: validation score of that epoch.
         history: a record per epoch: epoch, lr, loss/total, loss/<name>, valid/weighted_f1.
     """
 
@@ -50,7 +48,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is, and the best network so far."""
+    """The progress of a training, and the best network so far."""
 
     epoch: int = 0
     best: dict[str, Tensor] | None = None
@@ -59,7 +57,7 @@ class Progress:
     history: Sequence[Record] = ()
 
     def after(self, record: Record, network: nn.Module, keep: str) -> Progress:
-        """Return the progress after an epoch."""
+        """Return the progress after another epoch."""
         epoch, score = int(record["epoch"]), record[VALID]
         history = [*self.history, record]
         if keep == "best" and self.best is not None and not score > self.best_score:
@@ -73,13 +71,13 @@ class Epoch:
     """An epoch of a training.
 
     Attributes:
-        number: from 1.
+        number: number of the epoch, from 1.
         batches: rows of each batch, on the device.
         masks: what is missing.
-        lr: the learning rate at its beginning.
-        keys: what the draws of each step follow from, (steps, SITES), on the device.
-        names: of the losses.
-        means: of the losses so far, (len(names),).
+        lr: learning rate at the beginning of the epoch.
+        keys: (steps, SITES), keys of each step's random draws, on the device.
+        names: names of the losses.
+        means: (len(names),), means of the losses so far.
     """
 
     number: int
@@ -93,20 +91,20 @@ class Epoch:
 
 @dataclass(eq=False, kw_only=True)
 class TrainingRun:
-    """A method's student in training.
+    """The training of a method's student.
 
     Args:
         method: a student and its losses.
         samples: the training split, or the part of it on which this student is trained.
-        settings: epochs, batch size, optimiser. A batch larger than the data is the data.
-        validate: the score of the network on the validation split; higher is better.
-        seed: of batch order, masks and dropout. Trainings with the same seed see the same batches
-            and masks.
+        settings: epochs, batch size, optimiser. The batch size is at most the number of samples.
+        validate: returns the network's score on the validation split; higher is better.
+        seed: seed of batch order, masks and dropout. Trainings with the same seed see the same
+            batches and masks.
         missing: modality random missing; None: samples as they are.
-        checkpoint: where the state after each epoch goes, and from where an interrupted training
-            goes on to the same bits.
+        checkpoint: file for the state after each epoch, from which an interrupted training resumes
+            with identical results.
         on_epoch: called with each epoch's record, on the first process.
-        together: how many trainings go on at once, whose checkpoints share what time they may take.
+        together: number of simultaneous trainings, which share the time for checkpoints.
     """
 
     method: AnyMethod
@@ -120,14 +118,14 @@ class TrainingRun:
     together: int = 1
 
     def begin(self, *, fused: bool = True, captured: bool = False) -> None:
-        """Make the method ready, and its optimiser.
+        """Prepare the method, and create its optimiser.
 
         Args:
-            fused: all parameters are updated by one kernel.
-            captured: steps are recorded and replayed, so that the learning rate has to be a tensor.
+            fused: whether one kernel updates all parameters.
+            captured: whether steps are recorded and replayed; the learning rate then is a tensor.
 
         Raises:
-            CorrKDError: the memory does not suffice.
+            CorrKDError: if memory does not suffice.
         """
         self.captured = captured
         student, longest = (
@@ -139,8 +137,8 @@ class TrainingRun:
         self.optimizer = make_optimizer(self.method, self.settings, fused=fused, captured=captured)
 
     def resume(self, device: torch.device) -> None:
-        """Make the schedule, and load the checkpoint, where there is one. Raises CorrKDError where
-        it does not fit.
+        """Create the schedule, and load the checkpoint if it exists. Raises CorrKDError if the
+        checkpoint does not fit.
         """
         steps = sum(len(self._batches(epoch)) for epoch in range(1, self.settings.epochs + 1))
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -159,19 +157,19 @@ class TrainingRun:
 
     @property
     def ended(self) -> bool:
-        """Whether no epoch is left, or the validation score has not risen for too long."""
+        """Whether no epoch is left, or the validation score has not improved for too long."""
         epoch, patience = self.progress.epoch + 1, self.settings.patience
         late = bool(patience) and epoch - max(self.progress.best_epoch, 1) > int(patience or 0)
         return epoch > self.settings.epochs or late
 
     def next_epoch(self, device: torch.device, rank: int = 0) -> Epoch:
-        """Return what the next epoch trains on, in the process of that rank.
+        """Return the next epoch, for the process with this rank.
 
-        It follows from seed and epoch alone, so that a resumed training repeats it exactly.
+        It depends only on seed and epoch, so that a resumed training repeats it exactly.
         """
         number = self.progress.epoch + 1
         batches = self._batches(number)
-        order = torch.cat(list(batches)).to(device)  # one copy an epoch
+        order = torch.cat(list(batches)).to(device)  # one copy per epoch
         masks = EpochMasks()
         if self.missing is not None:
             masks = RandomMissing(self.missing, self.seed).epoch(self.samples, number)
@@ -184,7 +182,7 @@ class TrainingRun:
         )
 
     def after_step(self, epoch: Epoch, step: int, losses: dict[str, Tensor]) -> None:
-        """Move schedule and average on, and record the losses of a step."""
+        """Advance schedule and average, and record the losses of a step."""
         share = len(epoch.batches[step]) / len(self.samples)
         means = torch.stack(list(losses.values())) * share
         epoch.names, epoch.means = (
@@ -195,15 +193,15 @@ class TrainingRun:
         self.average.update()
 
     def end_epoch(self, epoch: Epoch, score: float, *, first: bool = True) -> None:
-        """Record and store an epoch.
+        """Record an epoch and write a checkpoint.
 
         Args:
-            epoch: with all its steps done.
-            score: of the network that is validated, with its averaged parameters.
-            first: of several processes, whether this is the one that writes.
+            epoch: the epoch, with all steps done.
+            score: validation score of the network with its averaged parameters.
+            first: whether this is the process that writes.
 
         Raises:
-            CorrKDError: the loss is no longer finite.
+            CorrKDError: if the loss is no longer finite.
         """
         assert epoch.means is not None, "an epoch has at least one step"
         record: Record = {"epoch": epoch.number, "lr": epoch.lr}
@@ -225,7 +223,7 @@ class TrainingRun:
             self._writer.write(self._state)
 
     def trained(self) -> Trained:
-        """Return what the training leaves."""
+        """Return the result of the training."""
         progress = self.progress
         assert progress.best is not None
         state = {name: value.cpu() for name, value in progress.best.items()}
@@ -253,7 +251,7 @@ class TrainingRun:
         }
 
     def _batches(self, epoch: int) -> Sequence[Tensor]:
-        """Rows of each batch of an epoch. Where conversations are kept whole, their number differs
+        """Return the rows of each batch of an epoch. With whole conversations, their number differs
         between epochs.
         """
         shuffle = torch.Generator().manual_seed(derived_seed(self.seed, "order", epoch))
@@ -279,9 +277,8 @@ class TrainingRun:
                 f"{self.checkpoint}: the checkpoint is of another network or version ({reason}); "
                 f"delete it to train anew"
             ) from None
-        for group in (
-            self.optimizer.param_groups
-        ):  # the checkpoint may be of another device, where steps were captured or not
+        # The checkpoint may be from another device, with or without captured steps.
+        for group in self.optimizer.param_groups:
             group |= {key: self.optimizer.defaults[key] for key in ("capturable", "fused")}
             lr = float(group["lr"])
             group["lr"] = torch.tensor(lr, device=self.samples.device) if self.captured else lr

@@ -1,4 +1,4 @@
-"""Seeds of what a training draws."""
+"""Seeds for what a training draws."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import hashlib
 
 
 def derived_seed(*parts: object) -> int:
-    """Return a seed for each purpose: 63 bits from the parts' text."""
+    """Return a seed for a purpose: 63 bits from the text of the parts."""
     digest = hashlib.blake2b("|".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -1,5 +1,5 @@
-"""Several trainings of one arm at once: parameters stacked, a step of all in one pass
-(`torch.func`). A run's numbers do not depend on the others but for rounding.
+"""Several trainings of one arm at once, with stacked parameters and each step in one pass
+(`torch.func`). A run's results do not depend on the other runs except for rounding.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from corrkd.training.step import TOTAL
 
 
 class StackedBatch(NamedTuple):
-    """The batches of S runs, of N samples each.
+    """The batches of S runs, with N samples each.
 
     Attributes:
         inputs: (S, N, ...).
         targets: (S, N, ...).
         context: (S, N).
-        keys: (S, SITES), of `corrkd.networks.draws.step_keys`.
+        keys: (S, SITES), from `corrkd.networks.draws.step_keys`.
     """
 
     inputs: Inputs
@@ -50,7 +50,7 @@ class StackedBatch(NamedTuple):
         ]
 
     def of(self, tensors: Sequence[Tensor]) -> StackedBatch:
-        """Return a batch of the same modalities with other tensors, in the order of `tensors`."""
+        """Return a batch of the same modalities from other tensors, in the order of `tensors`."""
         following = iter(tensors)
         inputs = Inputs(*({m: next(following) for m in by_modality} for by_modality in self.inputs))
         return StackedBatch(
@@ -75,16 +75,16 @@ def train_together(
     """Train several runs at once, each as `corrkd.training.loop.train` would alone.
 
     Args:
-        runs: of one arm: methods of one class, networks of one structure, samples of one split or
-            parts of it.
-        fabric: device and precision, of a single process.
-        compiled: losses and gradients are compiled for the full batch of all runs
-            (`torch.compile`), which takes up to a minute or two.
-        make_graph: for steps that are recorded and replayed; default: a CUDA graph on a GPU, none
-            elsewhere.
+        runs: runs of one arm: methods of one class, networks of one structure, samples of one split
+            or parts of it.
+        fabric: device and precision, in a single process.
+        compiled: compile losses and gradients for the full batch of all runs (`torch.compile`),
+            which takes up to two minutes.
+        make_graph: creates the graphs that record and replay steps; default: CUDA graphs on a GPU,
+            none elsewhere.
 
     Raises:
-        CorrKDError: as `train`; or there is no compiler.
+        CorrKDError: as in `train`, or if there is no compiler.
     """
     if make_graph is None and fabric.device.type == "cuda":
         pool = torch.cuda.graph_pool_handle()
@@ -99,8 +99,7 @@ def train_together(
     while under_way := [run for run in runs if not run.ended]:
         epochs = {run: run.next_epoch(fabric.device) for run in under_way}
         for step, batches in enumerate(zip_longest(*(epoch.batches for epoch in epochs.values()))):
-            # Trainings of unequal size have batches of unequal size, and end an epoch at other
-            # steps.
+            # Runs of unequal size differ in the size and number of their batches.
             for size in dict.fromkeys(len(rows) for rows in batches if rows is not None):
                 group = [
                     run
@@ -115,8 +114,8 @@ def train_together(
 
 
 def _scores(runs: Sequence[TrainingRun]) -> list[float]:
-    """The validation scores of the runs with their averaged parameters, in one pass where one
-    validation serves all.
+    """Return the validation scores of the runs with their averaged parameters, in one pass if all
+    runs have the same validation.
     """
     with ExitStack() as averaged:
         for run in runs:
@@ -128,8 +127,8 @@ def _scores(runs: Sequence[TrainingRun]) -> list[float]:
 
 
 class _Steps:
-    """The steps of runs that are trained together: losses, gradients, clipping and the optimisers'
-    updates.
+    """The steps of runs that are trained together: losses, gradients, clipping and updates of the
+    parameters.
     """
 
     def __init__(
@@ -148,7 +147,7 @@ class _Steps:
         self._captured: dict[tuple[int, ...], Captured] = {}
 
     def take(self, epochs: Mapping[TrainingRun, Epoch], step: int) -> None:
-        """Take one step of those runs, whose batches are of one size."""
+        """Take one step of the runs in `epochs`, which have batches of equal size."""
         batch = _stacked_batch(epochs, step)
         indices = tuple(self._runs.index(run) for run in epochs)
         self._stack.train()
@@ -166,7 +165,7 @@ class _Steps:
             run.after_step(epoch, step, {name: values[position] for name, values in losses.items()})
 
     def forget(self, ended: Set[int]) -> None:
-        """Give up the graphs of runs that have ended, and the memory that they hold."""
+        """Free the graphs of runs that have ended, with the memory that they occupy."""
         self._captured = {
             indices: captured
             for indices, captured in self._captured.items()
@@ -174,7 +173,7 @@ class _Steps:
         }
 
     def _update(self, indices: Sequence[int], batch: StackedBatch) -> Mapping[str, Tensor]:
-        """Nothing but work on tensors: it may be recorded."""
+        """Take one step by tensor operations alone, so that it can be recorded."""
         with self._fabric.autocast():
             losses = self._stack.backward(indices, batch)
         for index in indices:
@@ -190,7 +189,9 @@ class _Steps:
 
 
 def _stacked_batch(epochs: Mapping[TrainingRun, Epoch], step: int) -> StackedBatch:
-    """The batches of several runs, (S, N, ...): taken together, from the frames that all share."""
+    """Return the batches of several runs, (S, N, ...), taken at once from the frames that all runs
+    share.
+    """
     rows = [epoch.batches[step] for epoch in epochs.values()]
     base = next(iter(epochs)).samples.base
     batch = base.take(
@@ -218,9 +219,9 @@ def _stacked_batch(epochs: Mapping[TrainingRun, Epoch], step: int) -> StackedBat
 
 
 class Stack:
-    """Methods whose parameters and buffers are views of stacked tensors, (S, ...).
+    """Methods with parameters and buffers that are views of stacked tensors, (S, ...).
 
-    What is done to one method, by its optimiser or a checkpoint, is done in the stack.
+    Changes to one method, by its optimiser or a checkpoint, change the stack.
     """
 
     def __init__(self, methods: Sequence[nn.Module], *, compiled: bool = False) -> None:
@@ -247,12 +248,12 @@ class Stack:
                 method.get_submodule(owner)._buffers[buffer] = stacked[index]
 
     def train(self) -> None:
-        """Set the methods into training mode."""
+        """Set the methods to training mode."""
         for method in self.methods:
             method.train()
 
     def prepare(self, indices: Sequence[int], batch: StackedBatch) -> None:
-        """Find out what a step of the methods at `indices` needs beside its tensors; done once for
+        """Determine what a step of the methods at `indices` needs besides its tensors, once for
         each choice of methods.
         """
         if not self.used:
@@ -268,11 +269,11 @@ class Stack:
         parameters.
 
         Args:
-            indices: S of the stack, prepared for.
-            batch: of these S.
+            indices: S indices into the stack, passed to `prepare` before.
+            batch: batches of these S methods.
 
         Returns:
-            The weighted sum of the losses as "total", and each by name, (S,).
+            The weighted sum of the losses as "total", and each loss by name, (S,).
         """
         chosen = self.chosen[tuple(indices)]
 
@@ -292,14 +293,12 @@ class Stack:
         gradients, (total, losses) = self.differentiate(
             trained, frozen, tuple(inputs), targets, tuple(context), keys
         )
-        if chosen is not None:  # what a method remembers was changed in copies
+        if chosen is not None:  # buffers were changed in copies
             for name in self.remembered:
                 self.buffers[name].index_copy_(0, chosen, frozen[name])
         seen: set[int] = set()
         for name, gradient in gradients.items():
-            # Fused optimisers take a gradient's numbers in the order of the parameter's, whatever
-            # its strides; and what two parameters share, as the biases of an LSTM do, would be
-            # clipped twice.
+            # Fused optimisers ignore strides, and shared gradients (LSTM biases) are clipped twice.
             gradient = gradient.clone() if gradient.data_ptr() in seen else gradient.contiguous()
             seen.add(gradient.data_ptr())
             for position, index in enumerate(indices):
@@ -319,11 +318,11 @@ class Stack:
         return total, {name: value for name, (_, value) in losses.items()}
 
     def _used(self, batch: StackedBatch) -> set[str]:
-        """Names of the parameters that the losses depend on: an optimiser leaves the others alone,
-        weight decay included.
+        """Return the names of the parameters that the losses depend on. An optimiser leaves the
+        others unchanged, even by weight decay.
         """
         parameters = dict(self.base.named_parameters())
-        self.base.eval()  # nothing that a step leaves behind
+        self.base.eval()  # without a step's changes to buffers
         inputs, targets, context, keys = batch
         total, _ = self._loss({}, {}, tuple(inputs), targets, tuple(context), keys)
         self.base.train()

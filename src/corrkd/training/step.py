@@ -1,4 +1,4 @@
-"""One step of the optimiser, and what decides how large it is."""
+"""One step of the optimiser, and the schedule of its learning rate."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def take_step(
     """Take one step on this process's share of a batch.
 
     Args:
-        method: as Fabric wrapped it.
-        optimizer: as Fabric wrapped it.
+        method: as wrapped by Fabric.
+        optimizer: as wrapped by Fabric.
         fabric: device, precision and processes.
         samples: the training split.
-        rows: (N,) of the batch, the same on all processes, on the device.
-        masks: of the epoch.
-        clip_norm: largest norm of the gradient; None: any.
+        rows: (N,) rows of the batch, the same on all processes, on the device.
+        masks: masks of the epoch.
+        clip_norm: largest norm of the gradient; None: no clipping.
 
     Returns:
-        The weighted sum of the losses as "total", and each loss by name, scalars on the device:
-        nothing is read back.
+        The weighted sum of the losses as "total", and each loss by name: scalars that stay on the
+        device.
     """
     rows = rows[fabric.global_rank :: fabric.world_size]
     batch = samples.take(rows)
@@ -62,25 +62,25 @@ def make_optimizer(
     """Return Adam [paper] or AdamW.
 
     Args:
-        method: with the parameters.
-        settings: of the training.
-        fused: all parameters in one kernel instead of a dozen calls for each.
-        captured: steps are recorded and replayed: the learning rate is a tensor, whose value may
-            change between replays.
+        method: the method with the parameters.
+        settings: settings of the training.
+        fused: update all parameters in one kernel instead of a dozen calls for each.
+        captured: steps are recorded and replayed: the learning rate is a tensor, so that its value
+            can change between replays.
     """
     parameters = list(method.parameters())
     device = parameters[0].device
     lr = torch.tensor(settings.lr, device=device) if captured else settings.lr
     optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
-    capturable = captured and device.type == "cuda"  # elsewhere nothing is captured but in tests
+    capturable = captured and device.type == "cuda"  # other devices capture only in tests
     return optimizer_class(
         parameters, lr=lr, weight_decay=settings.weight_decay, fused=fused, capturable=capturable
     )
 
 
 def rate_schedule(settings: TrainingSettings, steps: int) -> Callable[[int], float]:
-    """Return the factor of the learning rate by step: a linear warm-up, then constant, cosine or
-    linear over the remaining steps.
+    """Return the factor of the learning rate by step: linear warm-up, then constant, cosine or
+    linear decay over the remaining steps.
     """
     warmup = round(settings.warmup * steps)
 

@@ -1,5 +1,5 @@
-"""What is tested: both protocols of the paper, and more, as named conditions (docs/missingness.md).
-A kind is a class in a file.
+"""Named test conditions: both protocols of the paper, and more (docs/missingness.md). Each kind is
+a class in a file.
 """
 
 from corrkd.missing.conditions.base import Condition, Family

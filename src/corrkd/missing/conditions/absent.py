@@ -1,4 +1,4 @@
-"""Absent modalities: each sample lacks some, drawn at a rate, and keeps at least one."""
+"""Absent modalities: each sample lacks some at random, and keeps at least one."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from corrkd.missing.masks import uniform
 
 class Absent(AtRatio):
     """A share `ratio` of the modalities that each sample has is missing entirely, drawn per sample;
-    at least one is left.
+    at least one is kept.
 
-    One of the A modalities that a sample has, each with the same chance, is left; each of the
-    others is missing with probability ratio A / (A - 1), at most 1 (the distribution of GCNet's
-    masks: Lian et al., TPAMI 2023). So a share of `ratio` is missing on average up to 1 - 1 / A,
-    and exactly one modality is left from there on. What is missing at a ratio is missing at all
-    larger ones.
+    One of the A modalities of a sample is kept, chosen uniformly; each of the others is missing
+    with probability ratio A / (A - 1), at most 1 (the distribution of GCNet's masks: Lian et al.,
+    TPAMI 2023). So a share `ratio` is missing on average, up to 1 - 1 / A, beyond which exactly one
+    modality is kept. What is missing at a ratio is also missing at all larger ones.
     """
 
     kind = "absent"
@@ -26,16 +25,16 @@ class Absent(AtRatio):
 
     @property
     def is_random(self) -> bool:
-        """Whether anything is missing: even at a ratio of 1, which modality is left is drawn."""
+        """Whether anything is missing: even at a ratio of 1 the kept modality is random."""
         return self.ratio > 0.0
 
     @property
     def complete_modalities(self) -> tuple[str, ...] | None:
-        """All modalities at a ratio of 0; None above it, where samples differ."""
+        """All modalities at a ratio of 0; None above it, because samples differ."""
         return self.available if self.ratio == 0.0 else None
 
     def dropped(self, batch: Batch, *, seed: int, draw: int) -> dict[str, Tensor]:
-        """Return the masks: per modality (N, T_m) booleans, the same in all frames of a sample."""
+        """Return the masks, (N, T_m) booleans by modality, the same in all frames of a sample."""
         lost = self.lost(batch, seed=seed, draw=draw)
         return {
             m: lost[:, i : i + 1].expand_as(exists)
@@ -43,11 +42,11 @@ class Absent(AtRatio):
         }
 
     def dropped_frames(self, batch: Batch, modality: str, *, seed: int, draw: int) -> Tensor:
-        """Return the mask of one modality."""
+        """Return the mask of one modality, (N, T) booleans."""
         return self.dropped(batch, seed=seed, draw=draw)[modality]
 
     def lost(self, batch: Batch, *, seed: int, draw: int) -> Tensor:
-        """Return which modalities are taken from which samples: (N, M) booleans, M in the order of
+        """Return which modalities of which samples are missing: (N, M) booleans, M in the order of
         `batch.exists`.
         """
 
@@ -58,7 +57,7 @@ class Absent(AtRatio):
             ]
             return torch.cat(each, 1)
 
-        # A modality that the data itself lacks cannot be the one that is left.
+        # A modality that is missing in the data cannot be the one that is kept.
         has = torch.stack([batch.present[m].any(1) for m in batch.exists], 1)
         left = torch.where(has, numbers("left"), -1.0).argmax(1, keepdim=True)
         count = has.sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""What conditions have in common that concern a share of the frames."""
+"""The base class of conditions that affect a share of the frames."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from corrkd.settings import Ratios
 
 @dataclass(frozen=True, kw_only=True)
 class AtRatio(Condition):
-    """A condition KIND-R: a share R of the frames of every modality is concerned, none at 0, all at
-    1.
+    """A condition `kind`-R that affects a share R of the frames of every modality: none at 0, all
+    at 1.
     """
 
     ratio: float
@@ -35,12 +35,12 @@ class AtRatio(Condition):
 
     @classmethod
     def claims(cls, name: str) -> bool:
-        """Return whether a name begins as those of this kind do."""
+        """Return whether a name begins like the names of this kind."""
         return name.startswith(f"{cls.kind}-")
 
     @classmethod
     def parse(cls, name: str, modalities: Sequence[str], draws: int = 1) -> Self | None:
-        """Return the condition of this kind that has that name, None where there is none."""
+        """Return the condition of this kind with the given name; None if the name is not valid."""
         kind, _, number = name.rpartition("-")
         try:
             ratio = float(number)
@@ -54,27 +54,27 @@ class AtRatio(Condition):
     def from_settings(
         cls, value: Sequence[float], modalities: Sequence[str], draws: int
     ) -> Sequence[Self]:
-        """Return a condition for each ratio, each once."""
+        """Return a condition for each ratio, without duplicates."""
         return [cls.at(ratio, modalities, draws) for ratio in dict.fromkeys(value)]
 
     @property
     def is_random(self) -> bool:
-        """Whether draws differ: not where nothing or everything is concerned."""
+        """Whether draws differ: not if no frame or every frame is affected."""
         return 0.0 < self.ratio < 1.0
 
     @property
     def complete_modalities(self) -> tuple[str, ...] | None:
-        """All modalities at a ratio of 0, none at 1; None between."""
+        """All modalities at a ratio of 0, () at 1; None between, because samples differ."""
         return {0.0: self.available, 1.0: ()}.get(self.ratio)
 
     def dropped(self, batch: Batch, *, seed: int, draw: int) -> dict[str, Tensor]:
-        """Return the masks: per modality (N, T_m) booleans, True where dropped."""
+        """Return the masks, (N, T_m) booleans by modality, True if a frame is dropped."""
         if self.complete_modalities is not None:
             return drop_modalities(batch.exists, self.complete_modalities)
         return {m: self.dropped_frames(batch, m, seed=seed, draw=draw) for m in batch.exists}
 
     @abstractmethod
     def dropped_frames(self, batch: Batch, modality: str, *, seed: int, draw: int) -> Tensor:
-        """Return the mask of one modality at a ratio between 0 and 1: (N, T_m) booleans, True where
-        dropped.
+        """Return the mask of one modality at a ratio between 0 and 1: (N, T_m) booleans, True if a
+        frame is dropped.
         """

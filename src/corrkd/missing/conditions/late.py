@@ -10,17 +10,17 @@ from corrkd.missing.masks import drop_start
 
 
 class Late(AtRatio):
-    """The first frames, a share `ratio` of each modality's length."""
+    """Late start: the first frames are missing, a share `ratio` of each modality's length."""
 
     kind = "late"
     meaning = "that share of the first frames lost (late)"
 
     @property
     def is_random(self) -> bool:
-        """Nothing is."""
+        """Always False: the masks follow from the ratio."""
         return False
 
     def dropped_frames(self, batch: Batch, modality: str, *, seed: int, draw: int) -> Tensor:
-        """Return the mask of one modality."""
+        """Return the mask of one modality, (N, T) booleans."""
         exists = batch.exists[modality]
         return drop_start(self.ratio, exists.sum(1), exists.shape[1])

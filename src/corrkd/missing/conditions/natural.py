@@ -1,4 +1,4 @@
-"""Natural missingness: samples that the data itself leaves incomplete, and the others."""
+"""Natural missingness: samples that are incomplete in the data, and the others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from corrkd.missing.masks import drop_modalities
 
 
 class Natural(Condition):
-    """Nothing is dropped; only the samples that the data itself leaves incomplete are tested."""
+    """Nothing is dropped; only the samples that are incomplete in the data are tested."""
 
     kind = "natural"
     meaning = "the samples alone that the data itself leaves incomplete (natural)"
@@ -22,7 +22,7 @@ class Natural(Condition):
 
     @property
     def complete_modalities(self) -> tuple[str, ...]:
-        """All of them."""
+        """All modalities, because nothing is dropped."""
         return self.available
 
     def dropped(self, batch: Batch, *, seed: int, draw: int) -> dict[str, Tensor]:
@@ -31,7 +31,7 @@ class Natural(Condition):
 
 
 class Intact(Natural):
-    """Nothing is dropped; only the samples that the data itself leaves complete are tested."""
+    """Nothing is dropped; only samples that are complete in the data are tested."""
 
     kind = "intact"
     meaning = "the samples alone that the data itself leaves complete (intact)"

@@ -1,4 +1,4 @@
-"""Noise: frames are replaced and still count as visible."""
+"""Noise: frames are replaced but still count as visible."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from corrkd.missing.masks import noise
 
 
 class Noise(AtRatio):
-    """Noise of mean 0 and variance 1 stands in the place of the frames that a `Ratio` drops: its
-    masks say which.
+    """Noise of mean 0 and variance 1 replaces the frames that a `Ratio` drops; the masks mark
+    them.
     """
 
     kind = "noise"
@@ -32,21 +32,21 @@ class Noise(AtRatio):
 
     @property
     def complete_modalities(self) -> None:
-        """None: even where all frames are noise, samples differ."""
+        """Always None: even if all frames are noise, samples differ."""
         return
 
     def dropped_frames(self, batch: Batch, modality: str, *, seed: int, draw: int) -> Tensor:
-        """Return the frames of one modality that are replaced."""
+        """Return which frames of one modality are replaced, (N, T) booleans."""
         return random_frames(batch, modality, self.ratio, seed=seed, draw=draw)
 
     def visible(self, batch: Batch, *, seed: int, draw: int) -> dict[str, Tensor]:
-        """Return the frames that are present: a network takes noise for frames."""
+        """Return the frames that are present, because a network takes noise for frames."""
         return dict(batch.present)
 
     def apply(
         self, batch: Batch, *, seed: int, draw: int, masks: Mapping[str, Tensor] | None = None
     ) -> Inputs:
-        """Return the samples with noise in place of frames, as if nothing were missing."""
+        """Return the samples with noise in the replaced frames, as if nothing were missing."""
         replaced = self.dropped(batch, seed=seed, draw=draw) if masks is None else masks
         frames = {}
         for m, x in batch.frames.items():

@@ -1,4 +1,4 @@
-"""Protocols of published tables: one number is the mean over several conditions
+"""Protocols of published tables, in which one number is the mean over several conditions
 (docs/metrics.md).
 """
 
@@ -14,14 +14,14 @@ from corrkd.missing.conditions.ratio import Ratio
 
 @dataclass(frozen=True)
 class Protocol:
-    """Conditions of one kind at several rates, whose mean is reported.
+    """Conditions of one kind at several rates, of which the mean is reported.
 
     Attributes:
-        name: a value of `evaluation.protocols`.
-        title: in reports.
+        name: value in `evaluation.protocols`.
+        title: name in reports.
         meaning: what is missing at a rate, for captions.
         condition: the kind.
-        rates: by number of modalities.
+        rates: rates by number of modalities.
     """
 
     name: str
@@ -32,27 +32,27 @@ class Protocol:
 
     @property
     def row(self) -> str:
-        """Return the name of its mean in results, beside the conditions'."""
+        """Name of the mean in results, next to the conditions' names."""
         return f"mean-{self.name}"
 
     def conditions(self, modalities: Sequence[str], draws: int = 1) -> list[AtRatio]:
-        """Return its conditions, by rising rate, averaged over so many random draws."""
+        """Return the conditions by rising rate, each averaged over `draws` random draws."""
         return [self.condition.at(rate, modalities, draws) for rate in self.rates(len(modalities))]
 
 
 def tenths(last: int) -> tuple[float, ...]:
-    """Return 0, 0.1, ... up to so many tenths."""
+    """Return 0, 0.1, ... up to `last` tenths."""
     return tuple(k / 10 for k in range(last + 1))
 
 
 def lnln_rates(num_modalities: int) -> tuple[float, ...]:
-    """Return 0, 0.1, ..., 0.9, whatever the number of modalities."""
+    """Return 0, 0.1, ..., 0.9, for any number of modalities."""
     return tenths(9)
 
 
 def gcnet_rates(num_modalities: int) -> tuple[float, ...]:
-    """Return 0, 0.1, ..., 0.7, but no more than the first that leaves a single modality: 0.5 of
-    two, 0 of one.
+    """Return 0, 0.1, ..., 0.7, but no more than the first rate that leaves a single modality: 0.5
+    for two modalities, 0 for one.
     """
     reached = -(-10 * (num_modalities - 1) // num_modalities)
     return tenths(min(7, reached))
@@ -68,5 +68,5 @@ PROTOCOLS = {
     )
 }
 """Protocols by name: LNLN (Zhang et al., NeurIPS 2024) and GCNet (Lian et al., TPAMI 2023), which
-MERBench's authors and others follow.
+the authors of MERBench and others follow.
 """

@@ -17,17 +17,17 @@ class Ratio(AtRatio):
     family = Family.RATIOS
 
     def dropped_frames(self, batch: Batch, modality: str, *, seed: int, draw: int) -> Tensor:
-        """Return the mask of one modality."""
+        """Return the mask of one modality, (N, T) booleans."""
         return random_frames(batch, modality, self.ratio, seed=seed, draw=draw)
 
     def heading(self, initials: object) -> str:
-        """Return the ratio itself."""
+        """Return the ratio as text."""
         return f"{self.ratio:g}"
 
 
 def random_frames(batch: Batch, modality: str, ratio: float, *, seed: int, draw: int) -> Tensor:
-    """Return which frames are concerned, each with probability `ratio`: (N, T) booleans; those at a
-    smaller ratio are among them.
+    """Return which frames are affected, each with probability `ratio`: (N, T) booleans, including
+    the frames affected at smaller ratios.
     """
     keys, count = batch.frame_keys.get(modality), batch.exists[modality].shape[1]
     return drop_frames(

@@ -1,5 +1,5 @@
-"""The conditions by name, and their kinds with those of other packages (entry points in the group
-`corrkd.conditions`).
+"""The conditions by name, and their kinds, including those of other packages (entry points in the
+group `corrkd.conditions`).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ BUILT_IN = {
     "intact": "corrkd.missing.conditions.natural:Intact",
     "absent": "corrkd.missing.conditions.absent:Absent",
 }
-AVERAGE, RATIOS = "average", "ratios"  # rows of results beside the conditions'
+AVERAGE, RATIOS = "average", "ratios"  # rows of results besides the conditions
 MOST_MODALITIES = 10  # with 1,023 subsets
-LONGEST_NAME = 100  # of a condition, but of a subset
+LONGEST_NAME = 100  # of a condition other than a subset
 
 
 def condition_class(kind: str) -> type[Condition]:
-    """Return the class of a kind. Raises CorrKDError for an unknown one, or one that could not be
-    read back from a condition's name.
+    """Return the class of a kind. Raises CorrKDError if the kind is unknown, or its name contains
+    "-" and could not be parsed.
     """
     class_: type[Condition] = plugins.find(
         kind, BUILT_IN, GROUP, Condition, "condition", attribute="kind"
@@ -50,8 +50,8 @@ def subsets(modalities: Sequence[str]) -> list[Condition]:
     """Return every non-empty subset of the modalities, smallest first; the last is "complete".
 
     Raises:
-        CorrKDError: where a modality has the name of a condition or of a row of results, or there
-            are too many.
+        CorrKDError: if a modality has the name of a condition or of a row of results, or there are
+            too many modalities.
     """
     _check_modalities(modalities)
     sizes = range(1, len(modalities) + 1)
@@ -63,16 +63,14 @@ def subsets(modalities: Sequence[str]) -> list[Condition]:
 
 
 def missing_subsets(modalities: Sequence[str]) -> list[Condition]:
-    """Return all subsets but the complete one: what "Avg." is the mean of. With one modality: that
-    one, complete.
+    """Return all subsets except the complete one, over which "Avg." is the mean. With one modality,
+    return the complete one.
     """
     return subsets(modalities)[:-1] or subsets(modalities)
 
 
 def condition(name: str, modalities: Sequence[str], draws: int = 1) -> Condition:
-    """Return the condition of that name. Raises CorrKDError, with the valid names, for an unknown
-    one.
-    """
+    """Return a condition by name. Raises CorrKDError with the valid names if it is unknown."""
     _check_modalities(modalities)
     kind = name.partition("-")[0]
     match: Condition | None = Subset.parse(name, modalities)
@@ -92,8 +90,8 @@ def condition(name: str, modalities: Sequence[str], draws: int = 1) -> Condition
 def named_conditions(
     names: Iterable[str], modalities: Sequence[str], draws: int
 ) -> list[Condition]:
-    """Return several by name, each once, in the order given; the name of a protocol's mean stands
-    for the protocol's conditions.
+    """Return several conditions by name, without duplicates, in the given order. The name of a
+    protocol's mean selects the protocol's conditions.
     """
     protocols = {protocol.row: protocol for protocol in PROTOCOLS.values()}
     chosen: dict[str, Condition] = {}
@@ -108,8 +106,8 @@ def named_conditions(
 
 
 def check_settings(values: Mapping[str, Any]) -> dict[type[Condition], Any]:
-    """Return the values of `evaluation.conditions` by class. Raises CorrKDError for an unknown
-    kind, or a value that its class refuses.
+    """Return the values of `evaluation.conditions` by class. Raises CorrKDError if a kind is
+    unknown or its class refuses the value.
     """
     checked = {}
     for kind, value in values.items():
@@ -131,16 +129,16 @@ def standard_conditions(
     naturally_incomplete: bool,
     intact: bool = True,
 ) -> list[Condition]:
-    """Return what an evaluation runs: every subset, then what the settings ask for.
+    """Return the conditions of an evaluation: every subset, then those that the settings ask for.
 
     Args:
         modalities: names of the dataset's modalities.
-        settings: of the evaluation.
-        naturally_incomplete: whether the data itself leaves any tested sample incomplete.
-        intact: whether it leaves any complete.
+        settings: settings of the evaluation.
+        naturally_incomplete: whether any tested sample is incomplete in the data.
+        intact: whether any tested sample is complete in the data.
 
     Raises:
-        CorrKDError: where a modality has the name of a condition, or the settings are wrong.
+        CorrKDError: if a modality has the name of a condition, or the settings are wrong.
     """
     kinds = check_settings(settings.conditions)
     _check_modalities(modalities, tuple(kinds))
@@ -154,9 +152,8 @@ def standard_conditions(
             c for c in PROTOCOLS[name].conditions(modalities, settings.draws) if c not in configured
         ]
     for c in configured:
-        if (
-            condition(c.name, modalities, settings.draws) != c
-        ):  # reports and manifests know it by its name alone
+        # Reports and manifests store only the name.
+        if condition(c.name, modalities, settings.draws) != c:
             raise CorrKDError(
                 f"condition {c.name!r}: {type(c).__name__}.parse reads another condition from "
                 f"its name"
@@ -171,8 +168,8 @@ def standard_conditions(
 
 
 def _check_modalities(modalities: Sequence[str], kinds: Sequence[type[Condition]] = ()) -> None:
-    """Raise CorrKDError where a modality could be mistaken for a condition, also of `kinds`, or
-    there are too many.
+    """Raise CorrKDError if a modality could be mistaken for a condition, also of `kinds`, or there
+    are too many modalities.
     """
     if len(modalities) > MOST_MODALITIES:
         raise CorrKDError(

@@ -1,4 +1,4 @@
-"""Inter-modality missingness: some modalities are available, the others missing entirely."""
+"""Inter-modality missingness: some modalities are available, the others are missing entirely."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ COMPLETE = "complete"
 
 
 class Subset(Condition):
-    """Only the `available` modalities are there. It is named after them, joined by "+"; with all of
-    them "complete".
+    """Only the `available` modalities. The name joins them by "+"; with all modalities it is
+    "complete".
     """
 
     kind = "modalities"
@@ -25,7 +25,7 @@ class Subset(Condition):
 
     @classmethod
     def of(cls, available: Sequence[str], modalities: Sequence[str]) -> Self:
-        """Return the condition with these of the modalities, in the modalities' order."""
+        """Return the condition with these modalities available, in the order of `modalities`."""
         kept = tuple(m for m in modalities if m in available)
         return cls(
             name=COMPLETE if len(kept) == len(modalities) else "+".join(kept), available=kept
@@ -33,8 +33,8 @@ class Subset(Condition):
 
     @classmethod
     def parse(cls, name: str, modalities: Sequence[str], draws: int = 1) -> Self | None:
-        """Return the subset of that name, whose modalities may be in any order; None where there is
-        none.
+        """Return the subset with the given name, with its modalities in any order; None if the name
+        is not valid.
         """
         names = list(modalities) if name == COMPLETE else name.split("+")
         return (
@@ -49,11 +49,11 @@ class Subset(Condition):
         return self.available
 
     def dropped(self, batch: Batch, *, seed: int, draw: int) -> dict[str, Tensor]:
-        """Return the masks: all frames of the missing modalities."""
+        """Return the masks, (N, T_m) booleans by modality: all frames of the missing modalities."""
         return drop_modalities(batch.exists, self.available)
 
     def heading(self, initials: Mapping[str, str]) -> str:
-        """Return the initials of the available modalities in braces, as the paper does."""
+        """Return the initials of the available modalities in braces, as in the paper."""
         return (
             COMPLETE
             if self.name == COMPLETE
