@@ -113,7 +113,7 @@ def group_interval(counts: npt.ArrayLike, *, seed: int, draws: int = 10_000) -> 
 
     Args:
         counts: (S, C, G, Q, K, K).
-        seed: of the resampling.
+        seed: seed of the resampling.
         draws: number of resamples.
 
     Raises:
@@ -131,7 +131,7 @@ def paired_group_interval(
 
     Args:
         first, second: (S, C, G, Q, K, K), with the same seeds in the same order.
-        seed: of the resampling.
+        seed: seed of the resampling.
         draws: number of resamples.
 
     Raises:
@@ -159,7 +159,7 @@ def sign_flip_test(
 
     Args:
         first, second: (S, C, G, Q, K, K).
-        seed: of the random assignments.
+        seed: seed of the random assignments.
         draws: largest number of assignments.
 
     Raises:

@@ -51,7 +51,7 @@ class LengthFloor:
         self.bins = self._bins(lengths, visible)
 
     def predict(self, lengths: Mapping[str, IntArray], visible: Mapping[str, BoolArray]) -> Array:
-        """Return a prediction for each of n samples, (n,) or (n, Q). Arguments as of the class, for
+        """Return a prediction for each of n samples, (n,) or (n, Q). Arguments as for the class, of
         these samples.
         """
         patterns, inverse = np.unique(self._bins(lengths, visible), axis=0, return_inverse=True)

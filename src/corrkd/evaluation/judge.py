@@ -58,7 +58,7 @@ def evaluate(
     batch_size: int = 256,
     on_batch: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
-    """Return the metrics of a trained network on a dataset, under all standard or the named
+    """Return the metrics of a trained network on a dataset, under the standard or the named
     conditions.
 
     Args:
