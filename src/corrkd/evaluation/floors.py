@@ -13,7 +13,7 @@ from corrkd.targets.base import Target
 
 Array = npt.NDArray[Any]
 NUM_BINS = 8  # of lengths, by their quantiles
-MAX_DISTINCT = 16  # up to this many distinct lengths, each is a bin
+MAX_DISTINCT = 16  # with at most this many distinct lengths, each is a bin
 HIDDEN = -1  # in place of the bin of a modality that is not visible
 
 
@@ -51,8 +51,8 @@ class LengthFloor:
         self.bins = self._bins(lengths, visible)
 
     def predict(self, lengths: Mapping[str, IntArray], visible: Mapping[str, BoolArray]) -> Array:
-        """Return a prediction for each of n samples, (n,) or (n, Q). Arguments as for the class, of
-        these samples.
+        """Return predictions for n samples, (n,) or (n, Q). The arguments are as for the class, but
+        for these samples.
         """
         patterns, inverse = np.unique(self._bins(lengths, visible), axis=0, return_inverse=True)
         predictions = []
